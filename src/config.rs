@@ -1,0 +1,174 @@
+//! `proxy.toml`, read once into what was written and then turned into what is meant. After that nobody checks again.
+//!
+//! Every limit of the proxy has its name here. Durations and sizes carry a unit; an unknown key is refused with the
+//! nearest known one; `PGLOBBY_` environment variables override.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use crate::data_path::tenant::{PoolMode, TlsMode};
+
+/// What is meant. Checked: whoever holds one need not check again.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where clients connect: `listen_addr` (several, comma separated; `*` for all) and `listen_port` (6432).
+    pub listen: Vec<SocketAddr>,
+    /// Folder of a Unix socket `.s.PGSQL.<listen_port>` for clients; none by default.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Port in the Unix socket's name.
+    pub listen_port: u16,
+    /// Worker threads, each a `current_thread` runtime; default: the machine's cores.
+    pub worker_threads: usize,
+    /// Suffixes under which a TLS server name's first label names the tenant.
+    pub tenant_host_suffixes: Vec<String>,
+    /// Pools, where the tenant's row says nothing else.
+    pub pool: PoolConfig,
+    /// What is too much.
+    pub limits: Limits,
+    /// How long is too long.
+    pub timeouts: Timeouts,
+    /// TLS towards clients.
+    pub client_tls: ClientTls,
+    /// TLS towards servers, where the host's row says nothing else.
+    pub server_tls: ServerTls,
+    /// The central database.
+    pub central: Central,
+    /// The key ring's file; `PGLOBBY_KEYS` holds the ring itself instead.
+    pub keys_file: Option<PathBuf>,
+    /// Metrics, health, management; `None`: no HTTP.
+    pub http_listen: Option<SocketAddr>,
+    /// Logs.
+    pub log: Log,
+    /// Where administrators of the console may come from; default: loopback and Unix socket.
+    pub admin_allow_from: Vec<ipnet::IpNet>,
+    /// The file this came from, for reload.
+    pub path: Option<PathBuf>,
+}
+
+/// Defaults of pools; a tenant's row overrides them.
+#[derive(Debug, Clone)]
+pub struct PoolConfig {
+    /// `pool_mode`, default `transaction`.
+    pub pool_mode: PoolMode,
+    /// `default_pool_size`, server connections per (tenant, access); default 20.
+    pub default_pool_size: u32,
+    /// `min_pool_size`, default 0.
+    pub min_pool_size: u32,
+    /// `max_prepared_statements` each server keeps for clients; default 200.
+    pub max_prepared_statements: usize,
+}
+
+/// What is too much. Each is refused in clear words, none is a hang.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// `max_client_conn`, default 10000.
+    pub max_client_conn: usize,
+    /// `max_db_client_connections`: sessions per tenant, default 0 (no limit).
+    pub max_db_client_connections: usize,
+    /// `max_unauthenticated_conn`: connections that have not logged in, default 1000.
+    pub max_unauthenticated_conn: usize,
+    /// `max_unauthenticated_per_address`, default 200.
+    pub max_unauthenticated_per_address: usize,
+    /// `statement_inspect_max`: SQL longer than this is passed on unread and pins the session; default 1 MiB.
+    pub statement_inspect_bytes_max: usize,
+    /// `max_client_prepared_statements`: statements one session may have, default 10000.
+    pub client_prepared_statements_max: usize,
+    /// `max_tracked_parameters`: parameters one session may have SET, default 256.
+    pub tracked_parameters_max: usize,
+    /// `max_connecting_servers`: server connections being opened at a time per host, default 16.
+    pub connecting_servers_max: usize,
+    /// `max_cancels`: cancel requests under way at a time, default 64.
+    pub cancels_max: usize,
+    /// `directory_cache_max`: logins and tenants kept in memory, each; default 100000.
+    pub directory_cache_max: u64,
+    /// `max_central_connections`: connections to the central database, default 4.
+    pub central_connections_max: usize,
+}
+
+/// How long is too long. `None`: no limit.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// `client_login_timeout`, default 10 s.
+    pub client_login: Duration,
+    /// `server_connect_timeout`, default 5 s.
+    pub server_connect: Duration,
+    /// `query_wait_timeout`: for a server to become free, default 15 s.
+    pub query_wait: Duration,
+    /// `query_timeout`, default off.
+    pub query: Option<Duration>,
+    /// `transaction_timeout`, default off.
+    pub transaction: Option<Duration>,
+    /// `idle_transaction_timeout`, default off.
+    pub idle_transaction: Option<Duration>,
+    /// `client_idle_timeout`, default off.
+    pub client_idle: Option<Duration>,
+    /// `server_idle_timeout`: an idle server is closed, default 10 min.
+    pub server_idle: Duration,
+    /// `server_lifetime`: a server is closed at its next idle moment, default 1 h.
+    pub server_lifetime: Duration,
+    /// `server_check_delay`: a server idle for longer is looked at before it is lent, default 30 s.
+    pub server_check_delay: Duration,
+    /// `pool_idle_timeout`: a pool nobody uses is dropped, default 10 min.
+    pub pool_idle: Duration,
+    /// `shutdown_timeout`: grace for running transactions on TERM, default 30 s.
+    pub shutdown: Duration,
+    /// `cancel_timeout`: a cancel that has not settled is dropped, default 10 s.
+    pub cancel: Duration,
+    /// `directory_fresh`: how long a looked-up login or tenant is used without asking again, default 60 s.
+    pub directory_fresh: Duration,
+    /// `directory_stale`: how long it is used while the central database is down, default 10 min.
+    pub directory_stale: Duration,
+    /// `central_timeout`: for one answer of the central database, default 5 s.
+    pub central: Duration,
+    /// `tcp_keepidle`, default 30 s; three probes 10 s apart follow.
+    pub tcp_keepidle: Duration,
+    /// `tcp_user_timeout`: unacknowledged bytes, default 20 s.
+    pub tcp_user_timeout: Duration,
+}
+
+/// `client_tls_sslmode` and its files.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    /// `disable`, `allow`/`prefer` (offered) or `require`; `verify-*` ask for client certificates signed by `ca_file`.
+    pub mode: TlsMode,
+    /// `client_tls_key_file`.
+    pub key_file: Option<PathBuf>,
+    /// `client_tls_cert_file`.
+    pub cert_file: Option<PathBuf>,
+    /// `client_tls_ca_file`.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `server_tls_*`.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    /// `server_tls_sslmode`, for hosts registered without one.
+    pub mode: TlsMode,
+    /// `server_tls_ca_file`.
+    pub ca_file: Option<PathBuf>,
+    /// `server_tls_cert_file`: a client certificate towards servers.
+    pub cert_file: Option<PathBuf>,
+    /// `server_tls_key_file`.
+    pub key_file: Option<PathBuf>,
+}
+
+/// `[central]`.
+#[derive(Debug, Clone)]
+pub struct Central {
+    /// `url` without its password.
+    pub url: String,
+    /// From the URL, `PGLOBBY_CENTRAL_PASSWORD`, `PGPASSWORD` or a passfile.
+    pub password: Option<SecretString>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// `format = "text" | "json"`.
+    pub json: bool,
+    /// `level`, a `tracing` filter; default `info`.
+    pub filter: String,
+    /// `connections`: a line for each login and end, default true.
+    pub connections: bool,
+}

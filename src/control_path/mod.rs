@@ -1,0 +1,1 @@
+//! Everything a running query never waits for.

@@ -1,0 +1,3 @@
+//! One client connection, in the order things happen to it.
+
+pub mod tenant;

@@ -1,0 +1,131 @@
+//! What we tell a client when we will not, or cannot, do what it asks: a SQLSTATE and a sentence that helps.
+//!
+//! The operator's half (the cause, the tenant, the side that failed) is logged where it happens and never sent.
+
+use std::time::Duration;
+
+/// An ErrorResponse of our own. `Display` is the message a client reads; it never carries a name that the client
+/// did not itself send.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Worded alike for an unknown login, an unknown tenant and a wrong password, so that names cannot be probed.
+    #[error("password authentication failed for user \"{user}\"")]
+    LoginFailed {
+        /// As the client sent it.
+        user: String,
+    },
+    /// Hints that name different tenants.
+    #[error("the connection names more than one tenant: {first} and {second}")]
+    ContradictingTenants {
+        /// The hint that speaks first.
+        first: String,
+        /// The one that disagrees.
+        second: String,
+    },
+    /// A service login that named no tenant.
+    #[error("no tenant given; name one as the database, or with options=-c pglobby.tenant=NAME")]
+    NoTenant,
+    /// An operator closed the tenant.
+    #[error("tenant \"{tenant}\" is suspended{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
+    Suspended {
+        /// The tenant the proven login asked for.
+        tenant: String,
+        /// The operator's words.
+        reason: Option<String>,
+    },
+    /// A tombstone.
+    #[error("database \"{tenant}\" does not exist (it was dropped)")]
+    Dropped {
+        /// The tenant the proven login asked for.
+        tenant: String,
+    },
+    /// Being made or removed.
+    #[error("tenant \"{tenant}\" is not ready yet; please try again")]
+    NotReady {
+        /// The tenant the proven login asked for.
+        tenant: String,
+    },
+    /// The central database did not answer and nothing was cached.
+    #[error("pglobby cannot look up logins at the moment; please try again")]
+    DirectoryUnavailable,
+    /// `max_client_conn`, or descriptors ran out.
+    #[error("sorry, too many clients already")]
+    TooManyClients,
+    /// The tenant's own limit.
+    #[error("too many connections for database \"{tenant}\"")]
+    TooManyClientsOfTenant {
+        /// The tenant the proven login asked for.
+        tenant: String,
+    },
+    /// Every server of this pool stayed busy for the whole wait.
+    #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
+    PoolBusy {
+        /// `query_wait_timeout`.
+        waited: Duration,
+    },
+    /// The server could not be reached or refused us; `reason` has no host, role or password in it.
+    #[error("could not connect to the tenant's database: {reason}")]
+    ServerUnreachable {
+        /// The SQLSTATE the server gave, if it gave one.
+        sqlstate: Option<[u8; 5]>,
+        /// The real reason, fit for a client.
+        reason: String,
+    },
+    /// The server's connection broke while it worked for this client.
+    #[error("server closed the connection unexpectedly")]
+    ServerLost,
+    /// Bytes that are not PostgreSQL's protocol.
+    #[error("{0}")]
+    ProtocolViolation(String),
+    /// Something PostgreSQL has and we do not.
+    #[error("{0}")]
+    NotSupported(String),
+    /// TERM, drain, restart.
+    #[error("terminating connection due to administrator command")]
+    AdminShutdown,
+    /// SUSPEND, DROP, KILL, revoked login.
+    #[error("terminating connection due to administrator command: {0}")]
+    Ended(String),
+    /// The login took too long.
+    #[error("canceling authentication due to timeout")]
+    LoginTimeout,
+    /// `client_idle_timeout`, `idle_transaction_timeout`, `query_timeout`, `transaction_timeout`.
+    #[error("terminating connection due to {setting}")]
+    TimedOut {
+        /// The setting's name.
+        setting: &'static str,
+        /// Which SQLSTATE PostgreSQL gives for the like.
+        sqlstate: &'static str,
+    },
+    /// A cancel request came while the client waited for a server.
+    #[error("canceling statement due to user request")]
+    Cancelled,
+    /// A defect of ours; the operator's log has the story.
+    #[error("internal error in pglobby")]
+    Internal,
+}
+
+impl Refusal {
+    /// The SQLSTATE (PostgreSQL documentation, appendix A).
+    pub fn sqlstate(&self) -> &str {
+        match self {
+            Self::LoginFailed { .. } => "28P01",
+            Self::ContradictingTenants { .. } | Self::NoTenant => "28000",
+            Self::Suspended { .. } => "57P03",
+            Self::Dropped { .. } => "3D000",
+            Self::NotReady { .. } | Self::DirectoryUnavailable => "57P03",
+            Self::TooManyClients | Self::TooManyClientsOfTenant { .. } => "53300",
+            Self::PoolBusy { .. } | Self::Cancelled => "57014",
+            Self::ServerUnreachable { sqlstate, .. } => {
+                sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok()).unwrap_or("08006")
+            }
+            Self::ServerLost => "08006",
+            Self::ProtocolViolation(_) => "08P01",
+            Self::NotSupported(_) => "0A000",
+            Self::AdminShutdown | Self::Ended(_) => "57P01",
+            Self::LoginTimeout => "57014",
+            Self::TimedOut { sqlstate, .. } => sqlstate,
+            Self::Internal => "XX000",
+        }
+    }
+}

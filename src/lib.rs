@@ -1,0 +1,36 @@
+//! pglobby: one PostgreSQL endpoint in front of a database per tenant.
+//!
+//! Two paths and the protocol they share:
+//!
+//! - [`data_path`]: one client connection, in the order things happen to it. Start reading at
+//!   [`data_path::serve_client`].
+//! - [`control_path`]: everything a running query never waits for: central database, onboarding, reload,
+//!   admin console, metrics.
+//! - [`wire`]: PostgreSQL's messages and streams. It has never heard of tenants or pools.
+//!
+//! Allowed use is `control_path -> data_path -> wire`; only `data_path/tenant.rs` and
+//! `data_path/authentication.rs` ask the directory in `control_path`, on a cache miss.
+//!
+//! What holds everywhere:
+//!
+//! 1. After login no query waits for the central database.
+//! 2. A server connection belongs to one tenant and one role for life, proved when it is opened
+//!    (`current_database`, `current_user` as reported by the server equal the tenant's row), and has one holder
+//!    at a time.
+//! 3. An employee session belongs to one tenant for life. Only a service login may change tenant, only outside
+//!    a transaction, only to a tenant it is granted.
+//! 4. A server goes back to its pool only when replies owed are zero, status is idle, no cancel is in flight
+//!    and every trace of the session is undone. Every doubt closes it instead.
+//! 5. After startup only the relay moves bytes; bodies it need not read are passed on unread and uncopied.
+//! 6. Every queue, map, cache, buffer and wait has a limit with a name in `config.rs`.
+//! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.
+//! 8. What arrives from a network, from either side, never panics and never grows memory without bound.
+
+pub mod cli;
+pub mod config;
+pub mod control_path;
+pub mod data_path;
+pub mod error;
+pub mod metrics;
+pub mod shutdown;
+pub mod wire;

@@ -1,0 +1,73 @@
+//! The few messages we write ourselves, appended to a buffer.
+//!
+//! Source: PostgreSQL documentation, "Message Formats". Every length is computed from what was written; strings that
+//! hold a NUL are cut there, so that one field can never become two.
+
+/// Severity of an ErrorResponse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The statement failed.
+    Error,
+    /// The connection ends.
+    Fatal,
+}
+
+/// Appends a message: `tag`, a length, and the body that `body` writes.
+pub fn append(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    body(out);
+    let length = u32::try_from(out.len() - at).unwrap_or(u32::MAX);
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Appends a string and its NUL; what follows a NUL inside it is left out.
+pub fn append_cstr(out: &mut Vec<u8>, text: &[u8]) {
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    out.extend_from_slice(&text[..end]);
+    out.push(0);
+}
+
+/// ErrorResponse, with the fields every client looks at (`S`, `V`, `C`, `M`).
+pub fn error_response(out: &mut Vec<u8>, severity: Severity, sqlstate: &str, message: &str) {
+    let severity: &[u8] = match severity {
+        Severity::Error => b"ERROR",
+        Severity::Fatal => b"FATAL",
+    };
+    append(out, b'E', |out| {
+        for (field, value) in
+            [(b'S', severity), (b'V', severity), (b'C', sqlstate.as_bytes()), (b'M', message.as_bytes())]
+        {
+            out.push(field);
+            append_cstr(out, value);
+        }
+        out.push(0);
+    });
+}
+
+/// ReadyForQuery with a transaction status of `I`, `T` or `E`.
+pub fn ready_for_query(out: &mut Vec<u8>, status: u8) {
+    append(out, b'Z', |out| out.push(status));
+}
+
+/// ParameterStatus.
+pub fn parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    append(out, b'S', |out| {
+        append_cstr(out, name);
+        append_cstr(out, value);
+    });
+}
+
+/// BackendKeyData; the secret has 4 bytes in protocol 3.0 and up to 256 in 3.2.
+pub fn backend_key_data(out: &mut Vec<u8>, process_id: i32, secret: &[u8]) {
+    append(out, b'K', |out| {
+        out.extend_from_slice(&process_id.to_be_bytes());
+        out.extend_from_slice(secret);
+    });
+}
+
+/// AuthenticationOk.
+pub fn authentication_ok(out: &mut Vec<u8>) {
+    append(out, b'R', |out| out.extend_from_slice(&0u32.to_be_bytes()));
+}

@@ -1,0 +1,196 @@
+//! A connection, plain or TLS, TCP or Unix, that can move from one thread's reactor to another's.
+//!
+//! A login may run on any worker; the session then moves once to its tenant's worker. tokio's sockets belong to the
+//! reactor they were registered with, so [`Stream::detach`] takes the socket out and [`Stream::attach`], called on
+//! the other runtime, registers it again (about 2 µs). TLS state moves along untouched.
+
+use std::{
+    io::{self, IoSlice},
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+
+/// The socket below TLS.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP, registered with this thread's reactor.
+    Tcp(TcpStream),
+    /// Unix, registered with this thread's reactor.
+    Unix(UnixStream),
+    /// Between two reactors.
+    DetachedTcp(std::net::TcpStream),
+    /// Between two reactors.
+    DetachedUnix(std::os::unix::net::UnixStream),
+    /// What is left while ownership changes hands, and after a failed move.
+    Gone,
+}
+
+/// A connection as everybody above sees it.
+#[derive(Debug)]
+pub enum Stream {
+    /// In clear.
+    Plain(Socket),
+    /// Either end of TLS; boxed, because its state is some kilobytes and most clients have none.
+    Tls(Box<tokio_rustls::TlsStream<Socket>>),
+}
+
+impl From<TcpStream> for Stream {
+    fn from(socket: TcpStream) -> Self {
+        Self::Plain(Socket::Tcp(socket))
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(socket: UnixStream) -> Self {
+        Self::Plain(Socket::Unix(socket))
+    }
+}
+
+impl Stream {
+    /// Whether bytes are encrypted on their way.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// The other end's address; `None` for a Unix socket.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        match self.socket() {
+            Socket::Tcp(socket) => socket.peer_addr().ok().map(|address| address.ip().to_canonical()),
+            Socket::DetachedTcp(socket) => socket.peer_addr().ok().map(|address| address.ip().to_canonical()),
+            Socket::Unix(_) | Socket::DetachedUnix(_) | Socket::Gone => None,
+        }
+    }
+
+    /// The socket below, whatever lies over it.
+    pub fn socket(&self) -> &Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.get_mut().0,
+        }
+    }
+
+    /// Takes the socket out of this thread's reactor. Nothing may be read or written until [`Self::attach`].
+    ///
+    /// # Errors
+    /// Whatever the operating system says; the stream is unusable then.
+    pub fn detach(&mut self) -> io::Result<()> {
+        let socket = self.socket_mut();
+        *socket = match std::mem::replace(socket, Socket::Gone) {
+            Socket::Tcp(tcp) => Socket::DetachedTcp(tcp.into_std()?),
+            Socket::Unix(unix) => Socket::DetachedUnix(unix.into_std()?),
+            other => other,
+        };
+        Ok(())
+    }
+
+    /// Registers the socket with the reactor of the runtime this is called on.
+    ///
+    /// # Errors
+    /// Whatever the operating system says; the stream is unusable then.
+    pub fn attach(&mut self) -> io::Result<()> {
+        let socket = self.socket_mut();
+        *socket = match std::mem::replace(socket, Socket::Gone) {
+            Socket::DetachedTcp(tcp) => Socket::Tcp(TcpStream::from_std(tcp)?),
+            Socket::DetachedUnix(unix) => Socket::Unix(UnixStream::from_std(unix)?),
+            other => other,
+        };
+        Ok(())
+    }
+}
+
+fn detached() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the connection is between two reactors")
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+            _ => Poll::Ready(Err(detached())),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
+            _ => Poll::Ready(Err(detached())),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            _ => Poll::Ready(Err(detached())),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            _ => Poll::Ready(Err(detached())),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
