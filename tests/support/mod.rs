@@ -15,8 +15,10 @@ pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod ports;
+pub mod proxy;
 pub mod wire;
 
 pub use client::Client;
 pub use cluster::Cluster;
+pub use proxy::Proxy;
 pub use wire::Wire;
