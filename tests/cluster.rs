@@ -16,7 +16,11 @@ use pglobby::control_path::{
     postgres_binaries::PostgresBinaries,
 };
 use secrecy::SecretString;
-use support::{Client, Cluster};
+use support::{
+    Client, Cluster, Wire,
+    cluster::{MASTER, MASTER_PASSWORD},
+    wire::{PROTOCOL_3_2, rows, tags},
+};
 use tempfile::TempDir;
 
 #[tokio::test]
@@ -185,4 +189,19 @@ fn tls_md5_and_trust_clusters_start() {
             assert_eq!(cluster.client("postgres").await.ask("SELECT 1").await, "1");
         });
     }
+}
+
+/// What `scripts/test` installs for the newer protocol: 3.2 is spoken, and its cancel keys are long.
+#[tokio::test]
+async fn postgresql_18_speaks_protocol_3_2() {
+    let cluster = Cluster::postgres_18().start();
+    let mut wire = Wire::open(cluster.port()).await;
+    wire.startup(PROTOCOL_3_2, &[("user", MASTER), ("database", "postgres")]).await;
+    wire.authenticate(MASTER_PASSWORD).await.unwrap();
+
+    assert!(wire.parameters["server_version"].starts_with("18"));
+    assert_eq!(wire.key.as_ref().unwrap().1.len(), 32);
+    let answers = wire.query("SELECT 'a', NULL").await;
+    assert_eq!(tags(&answers), "TDCZ");
+    assert_eq!(rows(&answers), [[Some("a".to_owned()), None]]);
 }

