@@ -7,7 +7,7 @@
 //! writing = "k20260131-x7q2"
 //!
 //! [keys]
-//! k20260131-x7q2 = "<32 bytes in base64>"
+//! "k20260131-x7q2" = "<32 bytes in base64>"
 //! ```
 
 use std::{
@@ -198,7 +198,7 @@ impl Keyring {
         let _ = writeln!(text, "writing = \"{}\"\n\n[keys]", self.writing);
         for (id, key) in &self.keys {
             let encoded = Zeroizing::new(STANDARD.encode(key.as_slice()));
-            let _ = writeln!(text, "{id} = \"{}\"", *encoded);
+            let _ = writeln!(text, "\"{id}\" = \"{}\"", *encoded);
         }
         text
     }

@@ -3,5 +3,7 @@
 pub mod central;
 pub mod central_tls;
 pub mod keyring;
+pub mod migrations;
+pub mod notifications;
 pub mod seal;
 pub mod verifier;
