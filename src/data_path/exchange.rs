@@ -63,6 +63,13 @@ pub struct Rules {
     pub statements_max: usize,
 }
 
+impl Rules {
+    /// For replies that nobody wants any more.
+    pub fn nobody(table: &Arc<StatementTable>) -> Self {
+        Self { follow: false, table: table.clone(), inspect_bytes_max: 0, statements_max: 0 }
+    }
+}
+
 /// What lives with a server: its side, and the lease of whoever holds it.
 #[derive(Debug)]
 pub struct ServerSide {
@@ -335,7 +342,7 @@ impl Context<'_, '_> {
             return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
         }
         let statement = self.rules.table.intern(body, || aftermath(lexing));
-        self.server.statements.make_room_for(&statement, &mut self.server.lease, self.out);
+        self.server.statements.make_room_for(&statement, &mut self.server.lease, self.out.build());
         let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
         if self.server.lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Client) {
             self.server.statements.queued(&statement, self.server.lease.batch());
@@ -605,8 +612,8 @@ impl ServerSide {
         let mut body = bytes.get(HEADER_BYTES..)?;
         let (name, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
         let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-        match self.reported.iter_mut().find(|(known, _)| **known == *name) {
-            Some(known) => known.1 = value.into(),
+        match self.reported.iter().position(|(known, _)| **known == *name) {
+            Some(at) => self.reported[at].1 = value.into(),
             // A server reports some fifteen; one that reports a thousand is not PostgreSQL.
             None if self.reported.len() < 1000 => self.reported.push((name.clone().into(), value.into())),
             None => {}

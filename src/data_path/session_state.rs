@@ -200,15 +200,15 @@ impl Aftermath {
         if !statement.effects.contains(Effects::SET_CONFIG) {
             return Pins::default();
         }
-        let mut calls = statement.set_configs();
-        for call in calls.by_ref() {
-            match (call.name, call.is_local) {
+        for call in statement.set_configs() {
+            match (call.name, call.local) {
+                (_, Argument::Boolean(true)) => {}
                 (_, Argument::Text(local)) if is_true(&local) => {}
-                (Argument::Text(name), _) => names.push(String::from_utf8_lossy(&name).to_ascii_lowercase().into()),
+                (Argument::Text(name), _) => names.push(String::from_utf8_lossy(&name).into()),
                 _ => return Pins::SETTINGS,
             }
         }
-        if calls.is_all() { Pins::default() } else { Pins::SETTINGS }
+        if statement.effects.contains(Effects::HIDDEN) { Pins::SETTINGS } else { Pins::default() }
     }
 }
 

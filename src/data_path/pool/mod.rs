@@ -193,6 +193,11 @@ impl Pool {
         self.servers.try_remove().ok()
     }
 
+    /// How its servers are reached.
+    pub fn dial_options(&self) -> &DialOptions {
+        &self.dial
+    }
+
     /// Servers open or being opened.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Acquire)
