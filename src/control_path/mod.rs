@@ -1,5 +1,12 @@
 //! Everything a running query never waits for.
 
+pub mod central;
+pub mod central_tls;
 pub mod cluster_owner;
+pub mod keyring;
 pub mod local_cluster;
+pub mod migrations;
+pub mod notifications;
 pub mod postgres_binaries;
+pub mod seal;
+pub mod verifier;
