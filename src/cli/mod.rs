@@ -1,1 +1,4 @@
 //! The command line.
+
+pub mod dev;
+pub mod running_dev;
