@@ -10,6 +10,8 @@ pub mod relay;
 pub mod server;
 pub mod session;
 pub mod session_state;
+pub mod startup;
+pub mod startup_options;
 pub mod statement;
 pub mod tenant;
 pub mod worker;
