@@ -1,6 +1,8 @@
 //! One client connection, in the order things happen to it.
 
+pub mod authentication;
 pub mod cancel;
+pub mod destination;
 pub mod exchange;
 pub mod farewell;
 pub mod lease;

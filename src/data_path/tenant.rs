@@ -217,3 +217,6 @@ pub enum Change {
 pub fn allowed_from(list: &[IpNet], address: Option<IpAddr>) -> bool {
     list.is_empty() || address.is_some_and(|address| list.iter().any(|net| net.contains(&address)))
 }
+
+/// The one line of exception to `control_path -> data_path -> wire`: on a cache miss a login asks the directory.
+pub use crate::control_path::directory::{Directory, DirectoryError};
