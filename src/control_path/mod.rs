@@ -3,6 +3,7 @@
 pub mod central;
 pub mod central_tls;
 pub mod cluster_owner;
+pub mod directory;
 pub mod keyring;
 pub mod local_cluster;
 pub mod migrations;
