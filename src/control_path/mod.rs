@@ -2,7 +2,10 @@
 
 pub mod central;
 pub mod central_tls;
+pub mod check;
 pub mod cluster_owner;
+pub mod directory;
+pub mod init;
 pub mod keyring;
 pub mod local_cluster;
 pub mod migrations;
