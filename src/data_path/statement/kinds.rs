@@ -44,15 +44,7 @@ pub(super) fn read(text: &[u8], scan: Scan, lexing: Lexing) -> Statement<'_> {
     let first = Token { end: scan.first.end - scan.start, start: 0, ..scan.first };
     let plain = scan.calls.is_empty() && !scan.into_temp && !scan.names_settings && !scan.runs_text;
     if plain && is_query(text, first) {
-        return Statement {
-            kind: Kind::Query,
-            text,
-            start: scan.start,
-            effects: Effects::empty(),
-            deferred: Effects::empty(),
-            prepared: None,
-            lexing,
-        };
+        return Statement::plain(text, scan.start, lexing);
     }
     read_closely(text, first, scan, lexing)
 }

@@ -143,7 +143,7 @@ impl Scan {
 }
 
 /// Functions that run what a string argument says.
-fn runs_text(name: &[u8]) -> bool {
+pub(super) fn runs_text(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 10] = [
         b"query_to_xml",
         b"query_to_xmlschema",
