@@ -20,6 +20,8 @@ mod lexer;
 mod names;
 mod objects;
 mod plain;
+#[cfg(test)]
+mod properties;
 mod reader;
 mod scan;
 mod set;
