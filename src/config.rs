@@ -9,6 +9,8 @@ use secrecy::SecretString;
 
 use crate::data_path::tenant::{PoolMode, TlsMode};
 
+mod central_url;
+
 /// What is meant. Checked: whoever holds one need not check again.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -34,8 +36,10 @@ pub struct Config {
     pub server_tls: ServerTls,
     /// The central database.
     pub central: Central,
-    /// The key ring's file; `PGLOBBY_KEYS` holds the ring itself instead.
+    /// The key ring's file.
     pub keys_file: Option<PathBuf>,
+    /// `PGLOBBY_KEYS`: the ring itself; the file is not looked at then.
+    pub keys_text: Option<SecretString>,
     /// Metrics, health, management; `None`: no HTTP.
     pub http_listen: Option<SocketAddr>,
     /// Logs.
@@ -160,6 +164,19 @@ pub struct Central {
     pub url: String,
     /// From the URL, `PGLOBBY_CENTRAL_PASSWORD`, `PGPASSWORD` or a passfile.
     pub password: Option<SecretString>,
+    /// The URL taken apart, without its password; `sslmode` and its files are in `tls`.
+    pub connection: tokio_postgres::Config,
+    /// How to encrypt, with libpq's meaning; never over a Unix socket.
+    pub tls: CentralTls,
+}
+
+/// `sslmode` and `sslrootcert` of the central URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CentralTls {
+    /// `sslmode`, default `prefer`; `allow` is taken as `prefer`.
+    pub mode: TlsMode,
+    /// `sslrootcert`: a PEM file of certificate authorities; `None`, or the word `system`: the system's.
+    pub root_ca: Option<PathBuf>,
 }
 
 /// `[log]`.
