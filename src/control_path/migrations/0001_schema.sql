@@ -47,6 +47,8 @@ CREATE TABLE pglobby.tenants (
 );
 -- A name is unique among the living; tombstones keep theirs until it is taken again.
 CREATE UNIQUE INDEX tenants_name ON pglobby.tenants (name) WHERE status <> 'dropped';
+-- Two tenants never share a database.
+CREATE UNIQUE INDEX tenants_database ON pglobby.tenants (host, database) WHERE status <> 'dropped';
 CREATE INDEX tenants_by_name ON pglobby.tenants (name, id);
 CREATE INDEX tenants_by_host ON pglobby.tenants (host);
 
@@ -92,7 +94,7 @@ CREATE TABLE pglobby.api_keys (
 CREATE TABLE pglobby.operations (
     id                     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind                   text NOT NULL,
-    tenant_id              bigint REFERENCES pglobby.tenants (id),
+    tenant_id              bigint REFERENCES pglobby.tenants (id) ON DELETE SET NULL,  -- null: undone
     arguments              jsonb NOT NULL DEFAULT '{}',
     step                   text NOT NULL DEFAULT 'begun',
     status                 text NOT NULL DEFAULT 'running' CHECK (status IN ('running', 'done', 'failed', 'undone')),

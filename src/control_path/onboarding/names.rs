@@ -14,8 +14,7 @@ const ROLE_STEM_BYTES_MAX: usize = NAME_BYTES_MAX - "_rw".len() - "_99".len();
 pub const ROLE_CANDIDATES_MAX: u32 = 99;
 
 /// Databases that are PostgreSQL's own, or that clients reach the admin console by.
-const RESERVED: [&str; 6] =
-    ["pglobby", "pgbouncer", "postgres", "template0", "template1", "all"];
+const RESERVED: [&str; 6] = ["pglobby", "pgbouncer", "postgres", "template0", "template1", "all"];
 
 /// Why a name cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +54,9 @@ pub enum NameError {
         name: String,
     },
     /// `alice@acme` means login alice of tenant acme.
-    #[error("tenant name {name:?} holds '@', which separates login and tenant in a user name; choose a name without it")]
+    #[error(
+        "tenant name {name:?} holds '@', which separates login and tenant in a user name; choose a name without it"
+    )]
     AtSign {
         /// As given.
         name: String,
@@ -178,7 +179,9 @@ mod tests {
 
     #[test]
     fn ordinary_and_odd_names_are_tenants_names() {
-        for name in ["acme", "Acme", "a", "o'neil", "say \"hi\"", "a.b", "müller", "日本", "x; DROP DATABASE y", "-x"] {
+        for name in
+            ["acme", "Acme", "a", "o'neil", "say \"hi\"", "a.b", "müller", "日本", "x; DROP DATABASE y", "-x"]
+        {
             assert_eq!(check_tenant_name(name, "central"), Ok(()), "{name}");
         }
         assert_eq!(check_tenant_name(&"x".repeat(63), "central"), Ok(()));
