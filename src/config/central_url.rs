@@ -259,3 +259,82 @@ fn passfile_fields(line: &str) -> Option<[Zeroizing<String>; 5]> {
 fn cause(error: &tokio_postgres::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn parse_with(url: &str, variables: &[(&str, &str)]) -> Result<Central, String> {
+        parse(url, &|name| {
+            variables.iter().find_map(|(key, value)| (*key == name).then(|| (*value).to_owned()))
+        })
+    }
+
+    #[test]
+    fn both_spellings_mean_the_same() {
+        let url = "postgres://boss:p%40ss%27w@db.example.com:5433/hub?sslmode=verify-full&sslrootcert=%2Fetc%2Fca.pem";
+        let pairs = r"host=db.example.com port = 5433 user=boss dbname=hub password='p@ss\'w' sslmode=verify-full sslrootcert=/etc/ca.pem";
+        for text in [url, pairs] {
+            let central = parse_with(text, &[]).unwrap();
+            assert_eq!(central.url, "postgres://boss@db.example.com:5433/hub");
+            assert_eq!(central.password.unwrap().expose_secret(), "p@ss'w");
+            let tls = CentralTls { mode: TlsMode::VerifyFull, root_ca: Some("/etc/ca.pem".into()) };
+            assert_eq!(central.tls, tls);
+            assert_eq!(central.connection.get_ssl_mode(), SslMode::Require);
+            assert!(central.connection.get_password().is_none_or(<[u8]>::is_empty));
+        }
+    }
+
+    #[test]
+    fn a_unix_socket_is_never_encrypted() {
+        for text in ["postgres://boss@/hub?host=/run/pg&sslmode=require", "host=/run/pg user=boss dbname=hub"]
+        {
+            let central = parse_with(text, &[]).unwrap();
+            assert_eq!(central.tls.mode, TlsMode::Disable);
+            assert!(central.url.starts_with("postgres://boss@/hub?host=/run/pg&port="), "{}", central.url);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_said() {
+        for (text, part) in [
+            ("postgres://db.example.com/hub", "names no user"),
+            ("user=boss", "names no host"),
+            ("postgres://boss@db/hub?sslmode=maybe", "unknown sslmode"),
+            ("postgres://boss@db/hub?speed=high", "unknown option `speed`"),
+            ("host='db user=boss", "quotation that does not end"),
+            ("nonsense", "neither"),
+        ] {
+            let error = parse_with(text, &[]).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_password_comes_from_the_first_place_that_has_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pgpass");
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        writeln!(file, "# ours\nother:*:*:*:wrong\ndb:5432:hub:boss:from\\:the file").unwrap();
+        let passfile = ("PGPASSFILE", path.to_str().unwrap());
+        let found = |url: &str, variables: &[(&str, &str)]| {
+            parse_with(url, variables).unwrap().password.map(|password| password.expose_secret().to_owned())
+        };
+
+        let all = [passfile, ("PGPASSWORD", "from libpq's"), ("PGLOBBY_CENTRAL_PASSWORD", "from ours")];
+        assert_eq!(found("postgres://boss:url@db/hub", &all).unwrap(), "url");
+        assert_eq!(found("postgres://boss@db/hub", &all).unwrap(), "from ours");
+        assert_eq!(found("postgres://boss@db/hub", &all[..2]).unwrap(), "from libpq's");
+        assert_eq!(found("postgres://boss@db/hub", &all[..1]).unwrap(), "from:the file");
+        assert_eq!(found("postgres://boss@db/elsewhere", &all[..1]), None);
+
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&path, open).unwrap();
+        assert!(parse_with("postgres://boss@db/hub", &all[..1]).unwrap_err().contains("chmod 600"));
+    }
+}

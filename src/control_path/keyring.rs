@@ -7,7 +7,7 @@
 //! writing = "k20260131-x7q2"
 //!
 //! [keys]
-//! k20260131-x7q2 = "<32 bytes in base64>"
+//! "k20260131-x7q2" = "<32 bytes in base64>"
 //! ```
 
 use std::{
@@ -198,7 +198,7 @@ impl Keyring {
         let _ = writeln!(text, "writing = \"{}\"\n\n[keys]", self.writing);
         for (id, key) in &self.keys {
             let encoded = Zeroizing::new(STANDARD.encode(key.as_slice()));
-            let _ = writeln!(text, "{id} = \"{}\"", *encoded);
+            let _ = writeln!(text, "\"{id}\" = \"{}\"", *encoded);
         }
         text
     }
@@ -282,4 +282,95 @@ pub(super) fn is_key_id(id: &str) -> bool {
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(ring: &Keyring) -> Vec<&str> {
+        ring.key_ids().collect()
+    }
+
+    #[test]
+    fn a_ring_read_back_is_the_ring_that_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyring.toml");
+        let mut ring = Keyring::generate();
+        ring.create_file(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+
+        let first = ring.writing_key().to_owned();
+        let second = ring.add_key();
+        ring.replace_file(&path).unwrap();
+        let read = Keyring::read_file(&path).unwrap();
+
+        assert_eq!(read.writing_key(), second);
+        assert_eq!(ids(&read), ids(&ring));
+        assert_eq!(read.key(&first), ring.key(&first));
+        let names: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["keyring.toml"], "drafts are removed");
+    }
+
+    #[test]
+    fn a_ring_is_never_overwritten_by_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyring.toml");
+        let ring = Keyring::generate();
+        ring.create_file(&path).unwrap();
+
+        let error = Keyring::generate().create_file(&path).unwrap_err();
+
+        assert!(matches!(error, KeyringError::Exists { .. }), "{error}");
+        assert_eq!(Keyring::read_file(&path).unwrap().writing_key(), ring.writing_key());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_ring_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyring.toml");
+        Keyring::generate().create_file(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+
+        let error = Keyring::read_file(&path).unwrap_err().to_string();
+
+        assert!(error.contains("has mode 0640; run: chmod 600"), "{error}");
+        let missing = Keyring::read_file(&folder.path().join("none")).unwrap_err();
+        assert!(matches!(missing, KeyringError::Missing { .. }), "{missing}");
+    }
+
+    #[test]
+    fn errors_and_debug_never_show_a_key() {
+        let ring = Keyring::generate();
+        let text = ring.to_secret_text();
+        let encoded = STANDARD.encode(ring.key(ring.writing_key()).unwrap());
+        assert!(text.expose_secret().contains(&encoded));
+        assert!(!format!("{ring:?}").contains(&encoded));
+
+        for broken in [
+            format!("writing = {encoded}"),
+            format!("writing = \"a\"\nkeys = \"{encoded}\""),
+            format!("writing = \"a\"\n[keys]\na = \"{}\"", &encoded[..40]),
+            format!("writing = \"b\"\n[keys]\na = \"{encoded}\""),
+            format!("writing = \"a b\"\n[keys]\n\"a b\" = \"{encoded}\""),
+        ] {
+            let error = Keyring::parse(&broken, "PGLOBBY_KEYS").unwrap_err().to_string();
+            assert!(
+                error.starts_with("PGLOBBY_KEYS is not a key ring") && !error.contains(&encoded[..20]),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_writing_key_cannot_be_forgotten() {
+        let mut ring = Keyring::generate();
+        let first = ring.writing_key().to_owned();
+        assert!(!ring.remove_key(&first));
+        let second = ring.add_key();
+        assert!(ring.remove_key(&first));
+        assert_eq!(ids(&ring), [second.as_str()]);
+    }
 }

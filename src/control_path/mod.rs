@@ -2,9 +2,14 @@
 
 pub mod central;
 pub mod central_tls;
+pub mod cluster_owner;
 pub mod host_session;
 pub mod keyring;
+pub mod local_cluster;
+pub mod migrations;
+pub mod notifications;
 pub mod onboarding;
 pub mod operator;
+pub mod postgres_binaries;
 pub mod seal;
 pub mod verifier;
