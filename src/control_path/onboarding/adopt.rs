@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::{
-    NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
+    Made, NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
     names::{check_database_name, check_identifier, check_tenant_name},
     new_passwords,
     operation::{Passwords, TenantLock},
@@ -47,7 +47,7 @@ pub async fn adopt(operator: &Operator, wanted: &AdoptTenant) -> Result<NewTenan
     let row = NewRow { host: &admin.name.clone(), database, adopted: true };
     let passwords = new_passwords();
     let arguments = json!({ "owner": wanted.owner });
-    let operation = begin_new(operator, &mut lock, "adopt", &row, arguments, &passwords).await?;
+    let operation = begin_new(operator, &mut lock, "adopt", &row, arguments).await?;
 
     let entered = enter_host(&admin, operation.tenant_id).await;
     let (session, rights) = match entered {
@@ -56,7 +56,7 @@ pub async fn adopt(operator: &Operator, wanted: &AdoptTenant) -> Result<NewTenan
     };
     let mut work = Work { operator, lock, operation, admin, session, rights };
     match take_in(&mut work, wanted, database, &passwords).await {
-        Ok(roles) => work.open_tenant(&roles, &row).await,
+        Ok(made) => work.open_tenant(&made, &row).await,
         Err(error) => {
             let Work { mut lock, operation, session, .. } = work;
             drop(session); // and with it the lock on the host, which undoing takes
@@ -70,7 +70,7 @@ async fn take_in(
     wanted: &AdoptTenant,
     database: &str,
     passwords: &Passwords,
-) -> Result<Roles, OperatorError> {
+) -> Result<Made, OperatorError> {
     let taken = look_at(work, database).await?;
     grants::refuse_out_of_reach(&work.admin.connect_to(database).await?).await?;
     if let Some(owner) = &wanted.owner {
@@ -87,7 +87,8 @@ async fn take_in(
     work.record("closed").await?;
     work.verify_logins(database, &roles, passwords).await?;
     work.record("verified").await?;
-    Ok(roles)
+    let sealed = passwords.seal(work.operator, work.operation.tenant_id)?;
+    Ok(Made { roles, sealed })
 }
 
 /// Whether the database can be a tenant's; answers what PUBLIC may do with it now.

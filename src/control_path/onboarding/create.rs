@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 use super::{
-    NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
+    Made, NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
     names::{check_database_name, check_identifier, check_tenant_name, ident},
     new_passwords,
     operation::{Passwords, TenantLock},
@@ -58,7 +58,7 @@ pub async fn create(operator: &Operator, wanted: &CreateTenant) -> Result<NewTen
     let row = NewRow { host: &admin.name.clone(), database, adopted: false };
     let passwords = new_passwords();
     let arguments = json!({ "template": wanted.template });
-    let operation = begin_new(operator, &mut lock, "create", &row, arguments, &passwords).await?;
+    let operation = begin_new(operator, &mut lock, "create", &row, arguments).await?;
 
     let entered = enter_host(&admin, operation.tenant_id).await;
     let (session, rights) = match entered {
@@ -67,7 +67,7 @@ pub async fn create(operator: &Operator, wanted: &CreateTenant) -> Result<NewTen
     };
     let mut work = Work { operator, lock, operation, admin, session, rights };
     match build(&mut work, wanted, database, &passwords).await {
-        Ok(roles) => work.open_tenant(&roles, &row).await,
+        Ok(made) => work.open_tenant(&made, &row).await,
         Err(error) => {
             let Work { mut lock, operation, session, .. } = work;
             drop(session); // and with it the lock on the host, which undoing takes
@@ -81,7 +81,7 @@ async fn build(
     wanted: &CreateTenant,
     database: &str,
     passwords: &Passwords,
-) -> Result<Roles, OperatorError> {
+) -> Result<Made, OperatorError> {
     refuse_taken(work, database).await?;
     let roles = work.make_roles(passwords).await?;
     work.record("roles").await?;
@@ -114,7 +114,8 @@ async fn build(
     }
     work.verify_logins(database, &roles, passwords).await?;
     work.record("verified").await?;
-    Ok(roles)
+    let sealed = passwords.seal(work.operator, work.operation.tenant_id)?;
+    Ok(Made { roles, sealed })
 }
 
 async fn refuse_taken(work: &Work<'_>, database: &str) -> Result<(), OperatorError> {

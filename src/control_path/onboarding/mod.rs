@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::{GenericClient, error::SqlState};
 
-use self::operation::{Operation, Passwords, TenantLock, seal_passwords};
+use self::operation::{Operation, Passwords, SealedPasswords, TenantLock};
 use super::{
     host_session::{HostAdmin, HostSession, Rights},
     operator::{Operator, OperatorError},
@@ -59,6 +59,12 @@ struct Work<'a> {
     admin: HostAdmin,
     session: HostSession,
     rights: Rights,
+}
+
+/// What the row of a finished tenant holds.
+struct Made {
+    roles: roles::Roles,
+    sealed: SealedPasswords,
 }
 
 /// The row that a new tenant begins with.
@@ -109,22 +115,26 @@ impl Work<'_> {
     }
 
     /// Opens the tenant: the row becomes active and the operation done, in one transaction.
-    async fn open_tenant(
-        mut self,
-        roles: &roles::Roles,
-        row: &NewRow<'_>,
-    ) -> Result<NewTenant, OperatorError> {
+    async fn open_tenant(mut self, made: &Made, row: &NewRow<'_>) -> Result<NewTenant, OperatorError> {
         let transaction = self.lock.client.transaction().await?;
         transaction
             .execute(
-                "UPDATE pglobby.tenants SET status = 'active', username = $2, ro_username = $3, grants_pending = $4
+                "UPDATE pglobby.tenants SET status = 'active', username = $2, ro_username = $3, grants_pending = $4,
+                    sealed_password = $5, sealed_ro_password = $6
                  WHERE id = $1 AND status = 'provisioning'",
-                &[&self.operation.tenant_id, &roles.read_write, &roles.read_only, &row.adopted],
+                &[
+                    &self.operation.tenant_id,
+                    &made.roles.read_write,
+                    &made.roles.read_only,
+                    &row.adopted,
+                    &made.sealed.read_write,
+                    &made.sealed.read_only,
+                ],
             )
             .await?;
         self.operation.close(&transaction, "done", &self.lock.name).await?;
         let detail = serde_json::json!({
-            "host": row.host, "database": row.database, "username": roles.read_write, "operation": self.operation.id,
+            "host": row.host, "database": row.database, "username": made.roles.read_write, "operation": self.operation.id,
         });
         let action = format!("tenant.{}", self.operation.kind);
         self.operator.audit(&transaction, &action, Some(&self.lock.name), &detail).await?;
@@ -135,19 +145,18 @@ impl Work<'_> {
             status: "active".to_owned(),
             host: row.host.to_owned(),
             database: row.database.to_owned(),
-            username: roles.read_write.clone(),
+            username: made.roles.read_write.clone(),
         })
     }
 }
 
-/// Begins work on a tenant that is not there yet: its row (provisioning), passwords sealed, and the operation.
+/// Begins work on a tenant that is not there yet: its row (provisioning) and the operation.
 async fn begin_new(
     operator: &Operator,
     lock: &mut TenantLock,
     kind: &str,
     row: &NewRow<'_>,
     mut arguments: Value,
-    passwords: &Passwords,
 ) -> Result<Operation, OperatorError> {
     arguments["name"] = lock.name.clone().into();
     arguments["host"] = row.host.into();
@@ -157,9 +166,10 @@ async fn begin_new(
     let transaction = lock.client.transaction().await?;
     let inserted = transaction
         .query_one(
-            "INSERT INTO pglobby.tenants (name, host, database, username, adopted) VALUES ($1, $2, $3, '', $4)
+            "INSERT INTO pglobby.tenants (name, host, database, username, adopted) VALUES ($1, $2, $3, $4, $5)
              RETURNING id",
-            &[&name, &row.host, &row.database, &row.adopted],
+            // The role is named when it is made; until then something that is nobody else's.
+            &[&name, &row.host, &row.database, &arguments["mark"].as_str(), &row.adopted],
         )
         .await;
     let tenant_id: i64 = match inserted {
@@ -173,7 +183,6 @@ async fn begin_new(
         }
         Err(error) => return Err(error.into()),
     };
-    seal_passwords(&transaction, operator, tenant_id, passwords).await?;
     let operation = Operation::begin(&transaction, operator, kind, tenant_id, arguments).await?;
     transaction.commit().await?;
     operator.report(&name, "begun").await;

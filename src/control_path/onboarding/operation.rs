@@ -185,30 +185,6 @@ impl Operation {
     }
 }
 
-/// Seals both of a tenant's passwords into its row.
-///
-/// # Errors
-/// Sealing, or the central database.
-pub async fn seal_passwords(
-    transaction: &Transaction<'_>,
-    operator: &Operator,
-    tenant_id: i64,
-    passwords: &Passwords,
-) -> Result<(), OperatorError> {
-    let row = tenant_id.to_string();
-    let seal =
-        |column, password| operator.keyring.seal(&Place { table: "tenants", row: &row, column }, password);
-    let read_write = seal("sealed_password", &passwords.read_write)?;
-    let read_only = seal("sealed_ro_password", &passwords.read_only)?;
-    transaction
-        .execute(
-            "UPDATE pglobby.tenants SET sealed_password = $2, sealed_ro_password = $3 WHERE id = $1",
-            &[&tenant_id, &read_write, &read_only],
-        )
-        .await?;
-    Ok(())
-}
-
 /// What a tenant's two roles log in with.
 #[derive(Debug)]
 pub struct Passwords {
@@ -216,4 +192,28 @@ pub struct Passwords {
     pub read_write: SecretString,
     /// Of the role that cannot write.
     pub read_only: SecretString,
+}
+
+/// The same, sealed for the tenant's row.
+#[derive(Debug)]
+pub struct SealedPasswords {
+    /// `sealed_password`.
+    pub read_write: Vec<u8>,
+    /// `sealed_ro_password`.
+    pub read_only: Vec<u8>,
+}
+
+impl Passwords {
+    /// Seals both for the row `tenant_id`.
+    ///
+    /// # Errors
+    /// [`OperatorError::Seal`].
+    pub fn seal(&self, operator: &Operator, tenant_id: i64) -> Result<SealedPasswords, OperatorError> {
+        let row = tenant_id.to_string();
+        let place = |column| Place { table: "tenants", row: &row, column };
+        Ok(SealedPasswords {
+            read_write: operator.keyring.seal(&place("sealed_password"), &self.read_write)?,
+            read_only: operator.keyring.seal(&place("sealed_ro_password"), &self.read_only)?,
+        })
+    }
 }
