@@ -17,7 +17,7 @@ use crate::data_path::tenant::{PoolMode, TlsMode};
 
 mod central_url;
 mod meaning;
-mod units;
+pub mod units;
 mod written;
 
 /// What is meant. Checked: whoever holds one need not check again.
