@@ -4,8 +4,17 @@
 //! a line in [`Command`]. Exit status: 0 done, 1 refused or failed, 2 usage.
 
 mod check;
+pub mod dev;
+mod host;
 mod init;
+mod login;
+mod operating;
 pub mod output;
+pub mod running_dev;
+mod secrets;
+mod serve;
+mod table;
+mod tenant;
 
 use std::{
     fmt,
@@ -36,6 +45,10 @@ pub struct Cli {
 enum Command {
     Init(init::Init),
     Check(check::Check),
+    Serve(serve::Serve),
+    Host(host::HostCommand),
+    Tenant(tenant::TenantCommand),
+    Login(login::LoginCommand),
 }
 
 /// What every command may be told.
@@ -61,6 +74,10 @@ pub fn main() -> ExitCode {
             match command {
                 Command::Init(command) => command.run(&globals).await,
                 Command::Check(command) => command.run(&globals).await,
+                Command::Serve(command) => command.run(&globals).await,
+                Command::Host(command) => command.run(&globals).await,
+                Command::Tenant(command) => command.run(&globals).await,
+                Command::Login(command) => command.run(&globals).await,
             }
         })
     });

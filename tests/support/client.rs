@@ -1,6 +1,10 @@
 //! An ordinary client: tokio-postgres, with the few words that tests say most often.
 
-use std::{ops::Deref, path::Path, time::Duration};
+use std::{
+    ops::{Deref, DerefMut},
+    path::Path,
+    time::Duration,
+};
 
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_postgres::{AsyncMessage, Config, Error, NoTls, Notification, SimpleQueryMessage};
@@ -117,6 +121,12 @@ impl Deref for Client {
 
     fn deref(&self) -> &Self::Target {
         &self.client
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.client
     }
 }
 
