@@ -16,6 +16,12 @@ pub enum Refusal {
         /// As the client sent it.
         user: String,
     },
+    /// A startup packet without a user.
+    #[error("no PostgreSQL user name specified in startup packet")]
+    NoUser,
+    /// `client_tls_sslmode = "require"`.
+    #[error("this endpoint requires an encrypted connection (sslmode=require)")]
+    EncryptionRequired,
     /// Hints that name different tenants.
     #[error("the connection names more than one tenant: {first} and {second}")]
     ContradictingTenants {
@@ -126,6 +132,7 @@ impl Refusal {
     pub fn sqlstate(&self) -> &str {
         match self {
             Self::LoginFailed { .. } => "28P01",
+            Self::NoUser | Self::EncryptionRequired => "28000",
             Self::ContradictingTenants { .. } | Self::NoTenant => "28000",
             Self::Suspended { .. } => "57P03",
             Self::Dropped { .. } => "3D000",

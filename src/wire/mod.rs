@@ -4,4 +4,5 @@ pub mod frame;
 pub mod message;
 pub mod outgoing;
 pub mod stream;
+pub mod tls_client_side;
 pub mod unsent;

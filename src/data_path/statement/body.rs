@@ -82,6 +82,8 @@ fn effects_of_word(lexer: &Lexer<'_>, previous: Token, token: Token) -> Effects 
     let follows = |words: &[&[u8]]| words.iter().any(|word| is_word(lexer, previous, word));
     let starts = match previous.kind {
         TokenKind::End | TokenKind::Symbol(b';' | b'>' | b':') => true,
+        // A doubled quote opens a string within the string.
+        kind if inner_text(kind) => true,
         _ => follows(&[b"begin", b"then", b"else", b"loop", b"execute"]),
     };
     let is = |keyword: &[u8]| word.eq_ignore_ascii_case(keyword);
@@ -103,8 +105,13 @@ fn effects_of_word(lexer: &Lexer<'_>, previous: Token, token: Token) -> Effects 
     if !starts {
         return Effects::empty();
     }
-    const STARTS: [(&[u8], Effects); 12] = [
-        (b"set", Effects::SETTING),
+    if is(b"set") {
+        let next = { *lexer }.next();
+        let local =
+            [&b"local"[..], b"transaction", b"constraints"].iter().any(|word| is_word(lexer, next, word));
+        return if local { Effects::SETTING_LOCAL } else { Effects::SETTING };
+    }
+    const STARTS: [(&[u8], Effects); 13] = [
         (b"reset", Effects::SETTING),
         (b"listen", Effects::LISTEN),
         (b"unlisten", Effects::LISTEN),
@@ -113,7 +120,9 @@ fn effects_of_word(lexer: &Lexer<'_>, previous: Token, token: Token) -> Effects 
         (b"discard", Effects::DISCARD),
         (b"prepare", Effects::PREPARED),
         (b"deallocate", Effects::PREPARED),
-        (b"drop", Effects::DROP),
+        (b"create", Effects::DDL),
+        (b"alter", Effects::DDL),
+        (b"drop", Effects::DDL.union(Effects::DROP)),
         (b"commit", Effects::TRANSACTION),
         (b"rollback", Effects::TRANSACTION),
     ];

@@ -56,6 +56,8 @@ bitflags::bitflags! {
         const DYNAMIC = 1 << 23;
         /// Some of the above was found in a text within the text, where it cannot be followed exactly.
         const HIDDEN = 1 << 24;
+        /// What the session keeps is looked at: pg_prepared_statements, pg_cursors, pg_listening_channels().
+        const INSPECTION = 1 << 25;
         /// Not understood.
         const UNKNOWN = 1 << 31;
     }
@@ -69,7 +71,7 @@ impl Effects {
         // All of them are 7 bytes or longer but setval; most functions that are called are not.
         if name.len() < 6
             || name.len() > 40
-            || !matches!(name[0] | 0x20, b's' | b'n' | b'c' | b'l' | b'p' | b'd' | b'q' | b't')
+            || !matches!(name[0] | 0x20, b's' | b'n' | b'c' | b'l' | b'p' | b'd')
         {
             return Self::empty();
         }
@@ -83,6 +85,7 @@ impl Effects {
             b"nextval" | b"setval" => Self::SEQUENCE_WRITE,
             b"currval" | b"lastval" => Self::SEQUENCE_READ,
             b"setseed" => Self::SEED,
+            b"pg_listening_channels" | b"pg_prepared_statement" | b"pg_cursor" => Self::INSPECTION,
             b"pg_notify" => Self::NOTIFY,
             b"pg_advisory_lock"
             | b"pg_advisory_lock_shared"

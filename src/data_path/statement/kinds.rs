@@ -44,15 +44,7 @@ pub(super) fn read(text: &[u8], scan: Scan, lexing: Lexing) -> Statement<'_> {
     let first = Token { end: scan.first.end - scan.start, start: 0, ..scan.first };
     let plain = scan.calls.is_empty() && !scan.into_temp && !scan.names_settings && !scan.runs_text;
     if plain && is_query(text, first) {
-        return Statement {
-            kind: Kind::Query,
-            text,
-            start: scan.start,
-            effects: Effects::empty(),
-            deferred: Effects::empty(),
-            prepared: None,
-            lexing,
-        };
+        return Statement::plain(text, scan.start, lexing);
     }
     read_closely(text, first, scan, lexing)
 }
@@ -239,7 +231,8 @@ fn prepare<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
         return None;
     }
     let body = reader.rest();
-    let deferred = inner_effects(reader.text(body.clone()), lexing);
+    let inner = inner_statement(reader, lexing)?;
+    let deferred = inner.effects | inner.deferred;
     Some(Reading {
         deferred,
         prepared: Some(name),
@@ -300,7 +293,7 @@ fn explain<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
         analyze
     };
     let inner = reader.rest();
-    let statement = statements(reader.text(inner.clone()), lexing).next()?;
+    let statement = inner_statement(reader, lexing)?;
     let prepared = statement
         .prepared
         .map(|name| Name { range: name.range.start + inner.start..name.range.end + inner.start, ..name });
@@ -343,11 +336,13 @@ fn asks_to_analyze(mut options: Reader<'_>) -> bool {
     analyze
 }
 
-/// What a statement within the statement may do when it runs.
-fn inner_effects(text: &[u8], lexing: Lexing) -> Effects {
-    statements(text, lexing)
-        .next()
-        .map_or(Effects::empty(), |statement| statement.effects | statement.deferred)
+/// The statement that EXPLAIN or PREPARE is about. Neither can be about an EXPLAIN or a PREPARE, which keeps this from
+/// recursing as deep as a client likes.
+fn inner_statement<'a>(reader: &Reader<'a>, lexing: Lexing) -> Option<Statement<'a>> {
+    if reader.is(b"explain") || reader.is(b"prepare") {
+        return None;
+    }
+    statements(reader.text(reader.rest()), lexing).next()
 }
 
 /// Whether `UPDATE [ONLY] [schema.]pg_settings` stands anywhere in it.

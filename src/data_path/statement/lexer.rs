@@ -68,6 +68,16 @@ impl<'a> Lexer<'a> {
         self.sql
     }
 
+    /// Whether nothing has been read yet.
+    pub fn at_start(&self) -> bool {
+        self.at == 0
+    }
+
+    /// Leaves nothing to read.
+    pub fn skip_to_end(&mut self) {
+        self.at = self.sql.len();
+    }
+
     /// A token's bytes, quotes included.
     pub fn bytes(&self, token: Token) -> &'a [u8] {
         self.sql.get(token.start..token.end).unwrap_or_default()

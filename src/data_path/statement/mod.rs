@@ -19,6 +19,9 @@ mod kinds;
 mod lexer;
 mod names;
 mod objects;
+mod plain;
+#[cfg(test)]
+mod properties;
 mod reader;
 mod scan;
 mod set;
@@ -77,6 +80,13 @@ impl<'a> Iterator for Statements<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Statement<'a>> {
+        if self.lexer.at_start()
+            && let Some(place) = plain::query(self.lexer.sql(), self.lexing)
+        {
+            self.lexer.skip_to_end();
+            let text = self.lexer.sql().get(place.clone()).unwrap_or_default();
+            return Some(Statement::plain(text, place.start, self.lexing));
+        }
         let scan = scan::next(&mut self.lexer)?;
         let text = self.lexer.sql().get(scan.start..scan.end).unwrap_or_default();
         Some(kinds::read(text, scan, self.lexing))
@@ -104,6 +114,13 @@ pub struct Statement<'a> {
 }
 
 impl<'a> Statement<'a> {
+    /// A query that does nothing to the session.
+    #[inline]
+    fn plain(text: &'a [u8], start: usize, lexing: Lexing) -> Self {
+        let (effects, deferred) = (Effects::empty(), Effects::empty());
+        Self { kind: Kind::Query, text, start, effects, deferred, prepared: None, lexing }
+    }
+
     /// Every call of set_config in it, with its arguments where they are literals or parameters. Whether a call is
     /// reached, and how often, is not known unless [`SetConfigs::is_all`].
     pub fn set_configs(&self) -> SetConfigs<'a> {

@@ -105,12 +105,7 @@ impl Scan {
     fn note_word(&mut self, lexer: &Lexer<'_>, previous: Token, token: Token) {
         let word = lexer.bytes(token);
         match (word.first().map(|first| first | 0x20), word.len()) {
-            (Some(b'p'), 7..) => {
-                self.names_settings |= word.eq_ignore_ascii_case(b"pg_settings");
-                if word[..7].eq_ignore_ascii_case(b"pg_temp") && dot_follows(*lexer) {
-                    self.calls |= Effects::TEMPORARY;
-                }
-            }
+            (Some(b'p'), 7..) => self.note_system_name(lexer, &names::folded(word)),
             (Some(b'i'), 4) if word.eq_ignore_ascii_case(b"into") => {
                 let inserts = is_word(lexer, previous, b"insert") || is_word(lexer, previous, b"merge");
                 self.into_temp |= !inserts && temp_follows(*lexer);
@@ -133,17 +128,24 @@ impl Scan {
             return;
         }
         match names::of_token(lexer, token) {
-            Some(name) if name.starts_with(b"pg_temp") && dot_follows(*lexer) => {
-                self.calls |= Effects::TEMPORARY
-            }
-            Some(name) => self.names_settings |= *name == *b"pg_settings",
+            Some(name) => self.note_system_name(lexer, &name),
             None => self.calls |= Effects::UNKNOWN,
+        }
+    }
+
+    /// Schemas and views that are about the session.
+    fn note_system_name(&mut self, lexer: &Lexer<'_>, name: &[u8]) {
+        match name {
+            b"pg_settings" => self.names_settings = true,
+            b"pg_prepared_statements" | b"pg_cursors" => self.calls |= Effects::INSPECTION,
+            _ if name.starts_with(b"pg_temp") && dot_follows(*lexer) => self.calls |= Effects::TEMPORARY,
+            _ => {}
         }
     }
 }
 
 /// Functions that run what a string argument says.
-fn runs_text(name: &[u8]) -> bool {
+pub(super) fn runs_text(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 10] = [
         b"query_to_xml",
         b"query_to_xmlschema",
