@@ -144,6 +144,8 @@ pub struct Limits {
     pub cancels_max: usize,
     /// `directory_cache_max`: logins and tenants kept in memory, each; default 100000.
     pub directory_cache_max: u64,
+    /// `max_directory_look_ups`: look-ups of logins and tenants under way at a time, default 50.
+    pub directory_look_ups_max: usize,
     /// `max_central_connections`: connections to the central database, default 4.
     pub central_connections_max: usize,
 }

@@ -115,6 +115,7 @@ fn limits(w: &mut Written<'_>) -> Limits {
         connecting_servers_max: w.count("max_connecting_servers", 16, 1),
         cancels_max: w.count("max_cancels", 64, 1),
         directory_cache_max: w.count("directory_cache_max", 100_000, 1),
+        directory_look_ups_max: w.count("max_directory_look_ups", 50, 1),
         central_connections_max: w.count("max_central_connections", 4, 1),
     }
 }

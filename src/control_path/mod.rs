@@ -2,9 +2,12 @@
 
 pub mod central;
 pub mod central_tls;
+pub mod check;
 pub mod cluster_owner;
+pub mod directory;
 pub mod host_session;
 pub mod hosts;
+pub mod init;
 pub mod keyring;
 pub mod local_cluster;
 pub mod logins;

@@ -200,7 +200,7 @@ pub struct Grant {
 }
 
 /// What changed in the central database, as told by `NOTIFY pglobby_changed`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
     /// A tenant's row, by id.
     Tenant(i64),
