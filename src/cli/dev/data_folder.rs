@@ -45,6 +45,9 @@ pub enum DevError {
     /// Another dev has the folder.
     #[error("another pglobby dev runs on {0:?}; stop it, or choose another --data-dir")]
     InUse(PathBuf),
+    /// Something else lies there.
+    #[error("{0:?} is not empty and was not made by pglobby dev; choose a new folder with --data-dir")]
+    NotADevFolder(PathBuf),
     /// Somebody listens where the proxy would.
     #[error("{address} is taken ({source}); choose another with --listen")]
     ListenTaken {
@@ -114,13 +117,19 @@ impl DataFolder {
     pub fn take(path: &Path) -> Result<Self, DevError> {
         let path = std::path::absolute(path).map_err(|source| io_error(path, source))?;
         let owner = ClusterOwner::current()?;
-        fs::create_dir_all(&path).map_err(|source| io_error(&path, source))?;
-        // PostgreSQL's user passes through, and sees only what is its own.
-        let mode = if owner == ClusterOwner::Ourselves { 0o700 } else { 0o711 };
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-            .map_err(|source| io_error(&path, source))?;
-        owner.may_enter(&path)?;
-        let lock_path = path.join("lock");
+        let there_already = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        owner.may_enter(there_already)?;
+        if there_already == path {
+            refuse_a_strangers_folder(&path)?;
+        } else {
+            // PostgreSQL's user passes through, and sees only what is its own.
+            let mode = if owner == ClusterOwner::Ourselves { 0o700 } else { 0o711 };
+            fs::create_dir_all(&path)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+                .map_err(|source| io_error(&path, source))?;
+            owner.may_enter(&path)?;
+        }
+        let lock_path = path.join(LOCK);
         let lock = File::create(&lock_path).map_err(|source| io_error(&lock_path, source))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, _lock: lock }),
@@ -237,6 +246,15 @@ pub fn must_be_free(address: SocketAddr) -> Result<(), DevError> {
     TcpListener::bind(address).map(drop).map_err(|source| DevError::ListenTaken { address, source })
 }
 
+/// Our lock, or nothing at all: another folder's proxy.toml is not ours to rewrite.
+fn refuse_a_strangers_folder(path: &Path) -> Result<(), DevError> {
+    let mut entries = fs::read_dir(path).map_err(|source| io_error(path, source))?;
+    match path.join(LOCK).exists() || entries.next().is_none() {
+        true => Ok(()),
+        false => Err(DevError::NotADevFolder(path.to_path_buf())),
+    }
+}
+
 fn first_config(listen: SocketAddr, postgres_port: u16, password: &SecretString) -> SecretString {
     let password = password.expose_secret();
     SecretString::from(format!(
@@ -295,6 +313,7 @@ fn io_error(path: &Path, source: io::Error) -> DevError {
     DevError::Io { path: path.to_path_buf(), source }
 }
 
+const LOCK: &str = "lock";
 const MASTER: &str = "master";
 const CENTRAL_DATABASE: &str = "central";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6432);
@@ -339,6 +358,16 @@ mod tests {
         assert!(matches!(DataFolder::take(&path), Err(DevError::InUse(_))));
         drop(first);
         DataFolder::take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_folder_with_other_things_in_it_is_left_alone() {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("proxy.toml"), "precious").unwrap();
+        assert!(matches!(DataFolder::take(folder.path()), Err(DevError::NotADevFolder(_))));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]

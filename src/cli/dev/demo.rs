@@ -46,7 +46,11 @@ pub async fn make(operator: &Operator) -> Result<Vec<DemoLogin>, OperatorError> 
         };
         if database != CONSOLE {
             if same_name.peek().is_none() {
-                create::create(operator, &CreateTenant { name: database.to_owned(), ..CreateTenant::default() }).await?;
+                create::create(
+                    operator,
+                    &CreateTenant { name: database.to_owned(), ..CreateTenant::default() },
+                )
+                .await?;
             } else if same_name.all(|tenant| tenant.status != "active") {
                 continue;
             }
@@ -60,7 +64,11 @@ pub async fn make(operator: &Operator) -> Result<Vec<DemoLogin>, OperatorError> 
     Ok(made)
 }
 
-async fn make_login(operator: &Operator, name: &str, kind: NewLoginKind) -> Result<SecretString, OperatorError> {
+async fn make_login(
+    operator: &Operator,
+    name: &str,
+    kind: NewLoginKind,
+) -> Result<SecretString, OperatorError> {
     let password = generate_password();
     let login = NewLogin {
         name: name.to_owned(),
@@ -81,7 +89,9 @@ pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> 
     for DemoLogin { name, database, password } in logins {
         lines.push(match password {
             // Generated passwords have letters and digits only.
-            Some(password) => format!("  psql 'postgres://{name}:{}@{at}/{database}'", password.expose_secret()),
+            Some(password) => {
+                format!("  psql 'postgres://{name}:{}@{at}/{database}'", password.expose_secret())
+            }
             None => format!("  psql 'postgres://{name}@{at}/{database}'"),
         });
     }
@@ -89,7 +99,9 @@ pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> 
     if logins.iter().any(|login| login.password.is_some()) {
         lines.push("Passwords are shown this once; they are not stored. For a new one:".to_owned());
     } else {
-        lines.push("Passwords were shown when the logins were made; they are not stored. For a new one:".to_owned());
+        lines.push(
+            "Passwords were shown when the logins were made; they are not stored. For a new one:".to_owned(),
+        );
     }
     lines.push("  pglobby login set-password alice --generate".to_owned());
     lines.push(String::new());
@@ -119,7 +131,8 @@ mod tests {
 
     #[test]
     fn the_password_is_in_the_line_to_paste_only_in_the_run_that_made_it() {
-        let mut logins = [DemoLogin { name: "alice", database: "acme", password: Some(SecretString::from("s3cret")) }];
+        let mut logins =
+            [DemoLogin { name: "alice", database: "acme", password: Some(SecretString::from("s3cret")) }];
         let listen = "0.0.0.0:6432".parse().unwrap();
         let first = instructions(&logins, listen, Path::new("/d"));
         assert!(first.contains("psql 'postgres://alice:s3cret@127.0.0.1:6432/acme'"), "{first}");
