@@ -1,0 +1,11 @@
+//! Connections to servers: dialled, encrypted, logged in to, and proved to be the tenant's (invariant 2).
+
+pub mod dial;
+pub mod dial_error;
+mod login;
+mod scram;
+#[cfg(test)]
+mod tests;
+
+pub use dial::{DialOptions, Opened, Target, open, send_cancel};
+pub use dial_error::DialError;
