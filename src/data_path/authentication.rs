@@ -159,7 +159,7 @@ enum Proof {
 
 /// The SASL exchange. It takes the same course whether the secret is a login's or a mock.
 async fn exchange(stream: &mut Stream, hello: &mut Hello, secret: ScramSecret) -> Result<Proof, StartupError> {
-    let offered = hello.tls.as_ref().map(|tls| &tls.scram).filter(|scram| scram.supports_channel_binding());
+    let offered = hello.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
     let plus = offered.is_some();
     let scram = offered.cloned().unwrap_or_else(ScramServerAuth::new);
     let mut request = std::mem::take(&mut hello.unsent);

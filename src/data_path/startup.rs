@@ -6,7 +6,7 @@
 //! Source: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Message Formats"; `ProcessStartupPacket` in
 //! its source for the words of errors.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -17,7 +17,7 @@ use crate::{
         frame::cstr,
         message::{append, append_cstr},
         stream::{Socket, Stream},
-        tls_client_side::{TlsDoor, TlsFacts},
+        tls::towards_clients::{ClientTlsAcceptor, TlsSnapshot},
     },
 };
 
@@ -38,7 +38,7 @@ const REQUESTS_MAX: usize = 3;
 #[derive(Debug, Clone, Copy)]
 pub struct TlsRules<'a> {
     /// The certificate; `None`: no TLS.
-    pub door: Option<&'a TlsDoor>,
+    pub door: Option<&'a ClientTlsAcceptor>,
     /// In clear only over a Unix socket.
     pub required: bool,
 }
@@ -80,6 +80,15 @@ pub struct Hello {
     pub peer: Option<IpAddr>,
     /// To be sent with the next write: NegotiateProtocolVersion.
     pub unsent: Vec<u8>,
+}
+
+/// What a TLS handshake found out.
+#[derive(Debug)]
+pub struct TlsFacts {
+    /// The server name that the client asked for.
+    pub server_name: Option<String>,
+    /// The certificate of this connection, with its channel binding.
+    pub snapshot: Arc<TlsSnapshot>,
 }
 
 /// How a startup fails.
@@ -142,13 +151,17 @@ async fn starts_with_tls(stream: &Stream) -> std::io::Result<bool> {
     Ok(tcp.peek(&mut first).await? == 1 && first == [0x16])
 }
 
-async fn encrypt(stream: &mut Stream, door: &TlsDoor, direct: bool) -> std::io::Result<TlsFacts> {
+async fn encrypt(stream: &mut Stream, door: &ClientTlsAcceptor, direct: bool) -> std::io::Result<TlsFacts> {
     let Stream::Plain(socket) = std::mem::replace(stream, Stream::Plain(Socket::Gone)) else {
         return Err(std::io::ErrorKind::InvalidData.into());
     };
-    let (encrypted, facts) = door.shake_hands(socket, direct).await?;
-    *stream = encrypted;
-    Ok(facts)
+    let accepted = Box::pin(door.accept(socket)).await?;
+    if direct && !accepted.alpn {
+        let words = "direct TLS without the application protocol \"postgresql\" (ALPN)";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, words));
+    }
+    *stream = accepted.stream;
+    Ok(TlsFacts { server_name: accepted.server_name, snapshot: accepted.snapshot })
 }
 
 /// The next packet without a type byte: its code and what follows. What comes behind it stays in `buffer`. `None` at the
