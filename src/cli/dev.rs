@@ -8,16 +8,20 @@ mod demo;
 use std::{net::SocketAddr, path::PathBuf, process::ChildStdout, sync::Arc};
 
 use clap::Args;
+use tokio::signal::unix::SignalKind;
 
 use self::data_folder::{DataFolder, must_be_free};
 use super::{
-    Failure, output,
+    Failure, logging, output,
     running_dev::{self, Announcement, DevNote},
-    serve,
+    serve::Signals,
 };
 use crate::{
     config::Config,
-    control_path::{central::Central, init::init, keyring::Keyring, local_cluster::Stop, operator::Operator},
+    control_path::{
+        central::Central, init::init, keyring::Keyring, local_cluster::Stop, operator::Operator, serving::Serving,
+    },
+    shutdown::Ending,
 };
 
 /// Run everything on this machine: PostgreSQL, the central database, two demo tenants, the proxy
@@ -53,21 +57,36 @@ impl Dev {
         init(&config).await?;
         let logins = demo::make(&operator(&config)?).await?;
 
+        logging::start(&config.log)?;
+        let mut signals = Signals::catch()?;
+        let serving = Serving::start(config.clone()).await?;
         let _note = announce(&folder);
-        let ready = || {
-            if let Some(listen) = config.listen.first() {
-                output::line(format!("pglobby and PostgreSQL {major} run.\n"));
-                output::line(demo::instructions(&logins, *listen, folder.path()));
-            }
-        };
+        if let Some(listen) = config.listen.first() {
+            output::line(format!("pglobby and PostgreSQL {major} run.\n"));
+            output::line(demo::instructions(&logins, *listen, folder.path()));
+        }
         tokio::select! {
-            served = serve::until_stopped(config.clone(), ready) => served?,
+            () = until_told_to_stop(&mut signals, &serving, &folder) => {}
             () = postgres_ended => {
                 let log = folder.path().join("postgres.log");
                 return Err(Failure::new(format!("PostgreSQL ended by itself; see {}", log.display())));
             }
         }
+        serving.end(Ending::Now).await;
         Ok(postgres.stop(Stop::Fast)?)
+    }
+}
+
+/// HUP reads `proxy.toml` again, as it does for `serve`; every other signal is the end.
+async fn until_told_to_stop(signals: &mut Signals, serving: &Serving, folder: &DataFolder) {
+    while signals.next().await == SignalKind::hangup() {
+        let reloaded = match folder.config(None) {
+            Ok(config) => serving.reload(config).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = reloaded {
+            output::complain(format!("the configuration was not reloaded: {error}"));
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! Source: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Message Formats"; `ProcessStartupPacket` in
 //! its source for the words of errors.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -17,7 +17,7 @@ use crate::{
         frame::cstr,
         message::{append, append_cstr},
         stream::{Socket, Stream},
-        tls_client_side::{TlsDoor, TlsFacts},
+        tls::towards_clients::{ClientTlsAcceptor, TlsSnapshot},
     },
 };
 
@@ -38,7 +38,7 @@ const REQUESTS_MAX: usize = 3;
 #[derive(Debug, Clone, Copy)]
 pub struct TlsRules<'a> {
     /// The certificate; `None`: no TLS.
-    pub door: Option<&'a TlsDoor>,
+    pub door: Option<&'a ClientTlsAcceptor>,
     /// In clear only over a Unix socket.
     pub required: bool,
 }
@@ -80,6 +80,15 @@ pub struct Hello {
     pub peer: Option<IpAddr>,
     /// To be sent with the next write: NegotiateProtocolVersion.
     pub unsent: Vec<u8>,
+}
+
+/// What a TLS handshake found out.
+#[derive(Debug)]
+pub struct TlsFacts {
+    /// The server name that the client asked for.
+    pub server_name: Option<String>,
+    /// The certificate of this connection, with its channel binding.
+    pub snapshot: Arc<TlsSnapshot>,
 }
 
 /// How a startup fails.
@@ -142,13 +151,17 @@ async fn starts_with_tls(stream: &Stream) -> std::io::Result<bool> {
     Ok(tcp.peek(&mut first).await? == 1 && first == [0x16])
 }
 
-async fn encrypt(stream: &mut Stream, door: &TlsDoor, direct: bool) -> std::io::Result<TlsFacts> {
+async fn encrypt(stream: &mut Stream, door: &ClientTlsAcceptor, direct: bool) -> std::io::Result<TlsFacts> {
     let Stream::Plain(socket) = std::mem::replace(stream, Stream::Plain(Socket::Gone)) else {
         return Err(std::io::ErrorKind::InvalidData.into());
     };
-    let (encrypted, facts) = door.shake_hands(socket, direct).await?;
-    *stream = encrypted;
-    Ok(facts)
+    let accepted = Box::pin(door.accept(socket)).await?;
+    if direct && !accepted.alpn {
+        let words = "direct TLS without the application protocol \"postgresql\" (ALPN)";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, words));
+    }
+    *stream = accepted.stream;
+    Ok(TlsFacts { server_name: accepted.server_name, snapshot: accepted.snapshot })
 }
 
 /// The next packet without a type byte: its code and what follows. What comes behind it stays in `buffer`. `None` at the
@@ -203,7 +216,9 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Re
             b"database" => hello.database = Some(text(value)?).filter(|name| !name.is_empty()),
             b"options" => options = Some(text(value)?),
             b"replication" if !matches!(value, b"false" | b"off" | b"no" | b"0") => {
-                return Err(Refusal::NotSupported("replication connections are not supported by pglobby".into()));
+                return Err(Refusal::NotSupported(
+                    "replication connections are not supported by pglobby".into(),
+                ));
             }
             b"replication" => {}
             name if name.starts_with(b"_pq_.") => unknown.push(name.to_vec()),
@@ -235,7 +250,9 @@ fn layout() -> Refusal {
 
 /// A name read lossily would be another name.
 fn text(bytes: &[u8]) -> Result<String, Refusal> {
-    let invalid = |_| Refusal::ProtocolViolation("invalid byte sequence for encoding \"UTF8\" in startup packet".into());
+    let invalid = |_| {
+        Refusal::ProtocolViolation("invalid byte sequence for encoding \"UTF8\" in startup packet".into())
+    };
     std::str::from_utf8(bytes).map(str::to_owned).map_err(invalid)
 }
 
@@ -302,7 +319,12 @@ mod tests {
     fn a_startup_packet_says_who_where_and_how() {
         let mut bytes = packet_of(
             3 << 16,
-            &[("user", "alice"), ("database", "acme"), ("options", "-c a=1 --pglobby.tenant=acme"), ("datestyle", "ISO")],
+            &[
+                ("user", "alice"),
+                ("database", "acme"),
+                ("options", "-c a=1 --pglobby.tenant=acme"),
+                ("datestyle", "ISO"),
+            ],
         );
         bytes.extend_from_slice(b"behind");
         let hello = hello(&bytes);
@@ -323,8 +345,16 @@ mod tests {
 
     #[test]
     fn what_is_no_startup_packet_is_refused_on_its_header_alone() {
-        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 7, 0, 3, 0, 0], &[0xff; 8], &[0, 0, 0x27, 0x11, 0, 3, 0, 0]] {
-            assert!(matches!(arrive(bytes, &[]), Err(StartupError::Refused(Refusal::ProtocolViolation(_)))), "{bytes:?}");
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[0, 0, 0, 7, 0, 3, 0, 0],
+            &[0xff; 8],
+            &[0, 0, 0x27, 0x11, 0, 3, 0, 0],
+        ] {
+            assert!(
+                matches!(arrive(bytes, &[]), Err(StartupError::Refused(Refusal::ProtocolViolation(_)))),
+                "{bytes:?}"
+            );
         }
         assert!(matches!(
             arrive(&packet_of(2 << 16, &[]), &[]),
@@ -339,7 +369,9 @@ mod tests {
             bytes.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
             bytes.extend_from_slice(&7i32.to_be_bytes());
             bytes.extend(vec![9; length]);
-            assert!(matches!(arrive(&bytes, &[]), Ok(Arrival::Cancel { process_id: 7, secret }) if secret == vec![9; length]));
+            assert!(
+                matches!(arrive(&bytes, &[]), Ok(Arrival::Cancel { process_id: 7, secret }) if secret == vec![9; length])
+            );
         }
     }
 

@@ -2,7 +2,8 @@
 
 pub mod frame;
 pub mod message;
+pub mod message_reader;
 pub mod outgoing;
 pub mod stream;
-pub mod tls_client_side;
+pub mod tls;
 pub mod unsent;

@@ -1,4 +1,10 @@
-//! Server connections: opening one, and what we hold.
+//! Connections to servers: dialled, encrypted, logged in to, and proved to be the tenant's (invariant 2).
 
 pub mod connection;
 pub mod dial;
+pub mod dial_error;
+mod login;
+mod scram;
+
+pub use dial::{DialOptions, Opened, Target, open, send_cancel};
+pub use dial_error::DialError;
