@@ -42,7 +42,8 @@ impl Home {
         for name in ["here", "elsewhere"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
-        Self { folder, port: ReservedPort::take() }
+        // HTTP listens 3000 ports above: that too is nobody else's.
+        Self { folder, port: ReservedPort::take_from(13_000, 1000) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -55,6 +56,11 @@ impl Home {
 
     fn listen(&self) -> String {
         format!("127.0.0.1:{}", self.port.number)
+    }
+
+    fn postgres_port(&self) -> u16 {
+        let config = fs::read_to_string(self.data().join("proxy.toml")).unwrap();
+        config.split_once("@127.0.0.1:").unwrap().1.split_once('/').unwrap().0.parse().unwrap()
     }
 
     /// `pglobby` typed in the folder `place`.
@@ -131,7 +137,11 @@ async fn a_tenant_made_in_another_terminal_serves_at_once_and_is_found_again_aft
 
     // Typed as the story has it, in the folder where dev was started and in any other.
     succeeded(home.command("here").args(["tenant", "create", "initech"]).output().unwrap());
-    let peter = home.command("elsewhere").args(["login", "create", "peter", "--tenant", "initech", "--json"]).output().unwrap();
+    let peter = home
+        .command("elsewhere")
+        .args(["login", "create", "peter", "--tenant", "initech", "--json"])
+        .output()
+        .unwrap();
     let peter: serde_json::Value = serde_json::from_str(&succeeded(peter)).unwrap();
     let password = peter["password"].as_str().unwrap();
     let peters = format!("postgres://peter:{password}@{}/initech", home.listen());
@@ -141,8 +151,12 @@ async fn a_tenant_made_in_another_terminal_serves_at_once_and_is_found_again_aft
     dev.stop(Signal::INT);
     assert!(!home.data().join("postgres/postmaster.pid").exists(), "PostgreSQL has stopped");
 
+    // Its PostgreSQL's port is somebody else's by now: it moves, and the tenants with it.
+    let port = home.postgres_port();
+    let _taken = TcpListener::bind(("127.0.0.1", port));
     let begun = Instant::now();
     let again = home.dev();
+    assert_ne!(home.postgres_port(), port);
     assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
     assert!(!again.printed.contains("postgres://alice:"), "a password was printed twice:\n{}", again.printed);
     assert_eq!(client(&alices).await.ask("SELECT x FROM kept").await, "7");

@@ -19,7 +19,13 @@ use super::{
 use crate::{
     config::Config,
     control_path::{
-        central::Central, init::init, keyring::Keyring, local_cluster::Stop, operator::Operator, serving::Serving,
+        central::Central,
+        hosts,
+        init::{DEFAULT_HOST, init},
+        keyring::Keyring,
+        local_cluster::Stop,
+        operator::Operator,
+        serving::Serving,
     },
     shutdown::Ending,
 };
@@ -52,17 +58,19 @@ impl Dev {
         let config = folder.config(self.listen)?;
         config.listen.iter().copied().chain(config.http_listen).try_for_each(must_be_free)?;
 
-        let (mut postgres, major) = folder.start_postgres(&config, self.postgres_bin.as_deref())?;
+        let (mut postgres, config) = folder.start_postgres(config, self.postgres_bin.as_deref())?;
         let postgres_ended = ended(postgres.end_signal());
         init(&config).await?;
-        let logins = demo::make(&operator(&config)?).await?;
+        let operator = operator(&config)?;
+        follow_postgres(&operator, folder.central(&config)?.0).await?;
+        let logins = demo::make(&operator).await?;
 
         logging::start(&config.log)?;
         let mut signals = Signals::catch()?;
         let serving = Serving::start(config.clone()).await?;
         let _note = announce(&folder);
         if let Some(listen) = config.listen.first() {
-            output::line(format!("pglobby and PostgreSQL {major} run.\n"));
+            output::line("pglobby and its PostgreSQL run.\n");
             output::line(demo::instructions(&logins, *listen, folder.path()));
         }
         tokio::select! {
@@ -93,6 +101,15 @@ async fn until_told_to_stop(signals: &mut Signals, serving: &Serving, folder: &D
 fn operator(config: &Config) -> Result<Operator, Failure> {
     let keyring = Keyring::load(config)?;
     Ok(Operator::new(Central::open(config)?, Arc::new(keyring), "pglobby dev"))
+}
+
+/// The tenants' host is the PostgreSQL that was just started, wherever it listens now.
+async fn follow_postgres(operator: &Operator, port: u16) -> Result<(), Failure> {
+    let hosts = hosts::list(operator).await?;
+    if hosts.iter().any(|host| host.name == DEFAULT_HOST && host.port != i32::from(port)) {
+        hosts::set(operator, DEFAULT_HOST, &[("port".to_owned(), port.to_string())], None).await?;
+    }
+    Ok(())
 }
 
 /// Commands typed elsewhere work without it, by `--config`; so a home that cannot be written is no failure.

@@ -56,16 +56,6 @@ pub enum DevError {
         /// What the system said.
         source: io::Error,
     },
-    /// Somebody listens where this folder's PostgreSQL was told to.
-    #[error(
-        "127.0.0.1:{port}, where the PostgreSQL of {folder:?} listens, is taken; stop what uses it (lsof -i :{port})"
-    )]
-    PostgresPortTaken {
-        /// The port.
-        port: u16,
-        /// The data folder.
-        folder: PathBuf,
-    },
     /// The cluster is there and its password is not.
     #[error(
         "{0:?} has a PostgreSQL but no proxy.toml, which held its password; put it back, or remove the folder to begin anew"
@@ -175,38 +165,60 @@ impl DataFolder {
         Ok(Config::read(&text, Some(&path), &|_| None)?)
     }
 
-    /// Starts this folder's PostgreSQL, made at the first run; returns it and its major version. Blocks.
+    /// Starts this folder's PostgreSQL, made at the first run. Where its port was taken meanwhile it moves to another,
+    /// and so does the configuration that is returned with it. Blocks.
     pub fn start_postgres(
         &self,
-        config: &Config,
+        mut config: Config,
         binaries: Option<&Path>,
-    ) -> Result<(RunningCluster, u32), DevError> {
+    ) -> Result<(RunningCluster, Config), DevError> {
         let data = self.postgres_data();
-        let (port, password) = self.central(config)?;
         let binaries = match LocalCluster::made_by(&data)? {
             Some(major) => PostgresBinaries::find_major(binaries, major)?,
             None => PostgresBinaries::find(binaries)?,
         };
-        let major = binaries.major();
         let cluster = LocalCluster::new(binaries, &data)?;
         if !data.exists() {
-            cluster.init(MASTER, password, &[])?;
+            cluster.init(MASTER, self.central(&config)?.1, &[])?;
         }
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-            .map_err(|_| DevError::PostgresPortTaken { port, folder: self.path.clone() })?;
-        let running = cluster.start(&[
-            ("listen_addresses", "127.0.0.1"),
-            ("port", &port.to_string()),
-            // By TCP alone: a socket's path may be too long here, and passwords are asked for everywhere.
-            ("unix_socket_directories", ""),
-            ("max_connections", "200"),
-            ("shared_buffers", "64MB"),
-        ])?;
-        Ok((running, major))
+        loop {
+            let (port, _) = self.central(&config)?;
+            let port = port.to_string();
+            let started = cluster.start(&[
+                ("listen_addresses", "127.0.0.1"),
+                ("port", &port),
+                // By TCP alone: a socket's path may be too long here, and passwords are asked for everywhere.
+                ("unix_socket_directories", ""),
+                ("max_connections", "200"),
+                ("shared_buffers", "64MB"),
+            ]);
+            match started {
+                Err(ClusterError::DidNotStart { reason, .. })
+                    if reason.contains("Address already in use") =>
+                {
+                    // Ends when no port is left; each round is a port that somebody else has.
+                    config = self.move_postgres(&config)?;
+                }
+                started => return Ok((started?, config)),
+            }
+        }
+    }
+
+    fn move_postgres(&self, config: &Config) -> Result<Config, DevError> {
+        let (old, _) = self.central(config)?;
+        let new = free_port()?;
+        let path = self.config_path();
+        let text = fs::read_to_string(&path).map_err(|source| io_error(&path, source))?;
+        let moved = text.replace(&format!("@127.0.0.1:{old}/"), &format!("@127.0.0.1:{new}/"));
+        self.write_config(&SecretString::from(moved))?;
+        self.config(None)
     }
 
     /// Port and master password of this folder's own PostgreSQL.
-    fn central<'a>(&self, config: &'a Config) -> Result<(u16, &'a SecretString), DevError> {
+    ///
+    /// # Errors
+    /// [`DevError::NotOurs`].
+    pub fn central<'a>(&self, config: &'a Config) -> Result<(u16, &'a SecretString), DevError> {
         let central = &config.central;
         let local = matches!(central.connection.get_hosts(), [Host::Tcp(name)] if name == "127.0.0.1");
         match (central.connection.get_ports(), &central.password) {
