@@ -171,7 +171,10 @@ async fn errors_of_the_central_database_say_what_and_why_without_the_password() 
     let client = central.client().await.unwrap();
     let error = client.query_one("SELECT pglobby.missing()", &[]).await.unwrap_err();
     let error = CentralError::from(error).to_string();
-    assert!(error.contains("function pglobby.missing() does not exist"), "{error}");
+    assert!(
+        error.starts_with("central database: ERROR: function pglobby.missing() does not exist; HINT: "),
+        "{error}"
+    );
     drop(client);
 
     lobby.cluster.stop();

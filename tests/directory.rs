@@ -228,6 +228,23 @@ async fn while_the_central_database_is_slow_known_names_do_not_wait_for_it() {
 }
 
 #[tokio::test]
+async fn no_look_up_fails_because_its_pooled_connection_died() {
+    let lobby = Lobby::initialised().await;
+    let acme = lobby.add_tenant("acme").await;
+    let alice = lobby.add_login("alice", acme).await;
+    let (directory, _) = lobby.directory(&lobby.config(""));
+    let killer = lobby.central().await;
+    for _ in 0..30 {
+        assert!(directory.login("alice").await.unwrap().is_some());
+        directory.forget(&Change::Login(alice));
+        let kill =
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pglobby'";
+        let (_, login) = tokio::join!(killer.ask_all(kill), directory.login("alice"));
+        assert!(login.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
 async fn a_stale_row_is_asked_for_again_before_it_is_used() {
     let lobby = Lobby::initialised().await;
     let acme = lobby.add_tenant("acme").await;
