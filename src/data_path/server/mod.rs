@@ -2,10 +2,10 @@
 
 pub mod dial;
 pub mod dial_error;
+#[cfg(test)]
+mod hostile_servers;
 mod login;
 mod scram;
-#[cfg(test)]
-mod tests;
 
 pub use dial::{DialOptions, Opened, Target, open, send_cancel};
 pub use dial_error::DialError;
