@@ -135,6 +135,8 @@ async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_sock
         ("sslmode=disable".to_owned(), "f"),
         ("sslmode=prefer".to_owned(), "t"),
         ("sslmode=require".to_owned(), "t"),
+        // SCRAM-SHA-256-PLUS or nothing.
+        ("sslmode=require&channel_binding=require".to_owned(), "t"),
         (format!("sslmode=verify-ca&sslrootcert={}", ca.display()), "t"),
         (format!("sslmode=verify-full&sslrootcert={}", ca.display()), "t"),
         (format!("host={}&port={port}&sslmode=require", lobby.cluster.socket_folder().display()), "f"),
