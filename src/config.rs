@@ -3,11 +3,22 @@
 //! Every limit of the proxy has its name here. Durations and sizes carry a unit; an unknown key is refused with the
 //! nearest known one; `PGLOBBY_` environment variables override.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use secrecy::SecretString;
+use zeroize::Zeroizing;
 
 use crate::data_path::tenant::{PoolMode, TlsMode};
+
+mod central_url;
+mod meaning;
+pub mod units;
+mod written;
 
 /// What is meant. Checked: whoever holds one need not check again.
 #[derive(Debug, Clone)]
@@ -18,9 +29,10 @@ pub struct Config {
     pub unix_socket_dir: Option<PathBuf>,
     /// Port in the Unix socket's name.
     pub listen_port: u16,
-    /// Worker threads, each a `current_thread` runtime; default: the machine's cores.
+    /// `worker_threads`, each a `current_thread` runtime; default 0, which means as many as the machine has cores.
     pub worker_threads: usize,
-    /// Suffixes under which a TLS server name's first label names the tenant.
+    /// `tenant_host_suffixes`, under which a TLS server name's first label names the tenant; lower case, no dots
+    /// around them.
     pub tenant_host_suffixes: Vec<String>,
     /// Pools, where the tenant's row says nothing else.
     pub pool: PoolConfig,
@@ -34,16 +46,66 @@ pub struct Config {
     pub server_tls: ServerTls,
     /// The central database.
     pub central: Central,
-    /// The key ring's file; `PGLOBBY_KEYS` holds the ring itself instead.
+    /// The key ring's file.
     pub keys_file: Option<PathBuf>,
-    /// Metrics, health, management; `None`: no HTTP.
+    /// `PGLOBBY_KEYS`: the ring itself; the file is not looked at then.
+    pub keys_text: Option<SecretString>,
+    /// `[http] listen`: metrics, health, management; default `127.0.0.1:9432`, `None` (`off`): no HTTP.
     pub http_listen: Option<SocketAddr>,
     /// Logs.
     pub log: Log,
-    /// Where administrators of the console may come from; default: loopback and Unix socket.
+    /// `admin_allow_from`: where administrators of the console may come from besides a Unix socket; default: loopback.
     pub admin_allow_from: Vec<ipnet::IpNet>,
     /// The file this came from, for reload.
     pub path: Option<PathBuf>,
+}
+
+/// Everything that is wrong with a configuration, said at once. Quotes no password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// The file; `None` where there is only the environment.
+    pub path: Option<PathBuf>,
+    /// One sentence each, with its line or variable.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{}: ", path.display())?,
+            None => write!(f, "configuration: ")?,
+        }
+        write!(f, "{}", self.problems.join("; "))
+    }
+}
+
+impl Config {
+    /// Reads `path` (without one: nothing but defaults), lets `PGLOBBY_` variables override, and checks everything.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let failed =
+            |problem: String| ConfigError { path: path.map(Path::to_owned), problems: vec![problem] };
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?,
+            None => String::new(),
+        };
+        Self::read(&Zeroizing::new(text), path, &|name| std::env::var(name).ok())
+    }
+
+    /// The same from text and an environment of the caller's choice.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn read(
+        text: &str,
+        path: Option<&Path>,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        meaning::read(text, path, environment)
+            .map_err(|problems| ConfigError { path: path.map(Path::to_owned), problems })
+    }
 }
 
 /// Defaults of pools; a tenant's row overrides them.
@@ -82,6 +144,8 @@ pub struct Limits {
     pub cancels_max: usize,
     /// `directory_cache_max`: logins and tenants kept in memory, each; default 100000.
     pub directory_cache_max: u64,
+    /// `max_directory_look_ups`: look-ups of logins and tenants under way at a time, default 50.
+    pub directory_look_ups_max: usize,
     /// `max_central_connections`: connections to the central database, default 4.
     pub central_connections_max: usize,
 }
@@ -130,7 +194,8 @@ pub struct Timeouts {
 /// `client_tls_sslmode` and its files.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
-    /// `disable`, `allow`/`prefer` (offered) or `require`; `verify-*` ask for client certificates signed by `ca_file`.
+    /// Default `prefer` where there is a certificate, else `disable`. `disable`, `allow`/`prefer` (offered) or
+    /// `require`; `verify-*` ask for client certificates signed by `ca_file`.
     pub mode: TlsMode,
     /// `client_tls_key_file`.
     pub key_file: Option<PathBuf>,
@@ -143,7 +208,7 @@ pub struct ClientTls {
 /// `server_tls_*`.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
-    /// `server_tls_sslmode`, for hosts registered without one.
+    /// `server_tls_sslmode`, default `prefer`, for hosts registered without one.
     pub mode: TlsMode,
     /// `server_tls_ca_file`.
     pub ca_file: Option<PathBuf>,
@@ -160,6 +225,19 @@ pub struct Central {
     pub url: String,
     /// From the URL, `PGLOBBY_CENTRAL_PASSWORD`, `PGPASSWORD` or a passfile.
     pub password: Option<SecretString>,
+    /// The URL taken apart, without its password; `sslmode` and its files are in `tls`.
+    pub connection: tokio_postgres::Config,
+    /// How to encrypt, with libpq's meaning; never over a Unix socket.
+    pub tls: CentralTls,
+}
+
+/// `sslmode` and `sslrootcert` of the central URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CentralTls {
+    /// `sslmode`, default `prefer`; `allow` is taken as `prefer`.
+    pub mode: TlsMode,
+    /// `sslrootcert`: a PEM file of certificate authorities; `None`, or the word `system`: the system's.
+    pub root_ca: Option<PathBuf>,
 }
 
 /// `[log]`.

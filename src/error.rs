@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::wire::message::{Severity, error_response};
+
 /// An ErrorResponse of our own. `Display` is the message a client reads; it never carries a name that the client
 /// did not itself send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,6 +16,12 @@ pub enum Refusal {
         /// As the client sent it.
         user: String,
     },
+    /// A startup packet without a user.
+    #[error("no PostgreSQL user name specified in startup packet")]
+    NoUser,
+    /// `client_tls_sslmode = "require"`.
+    #[error("this endpoint requires an encrypted connection (sslmode=require)")]
+    EncryptionRequired,
     /// Hints that name different tenants.
     #[error("the connection names more than one tenant: {first} and {second}")]
     ContradictingTenants {
@@ -57,6 +65,12 @@ pub enum Refusal {
         /// The tenant the proven login asked for.
         tenant: String,
     },
+    /// `client_prepared_statements_max`.
+    #[error("a session may have at most {limit} prepared statements (max_client_prepared_statements)")]
+    TooManyStatements {
+        /// The limit.
+        limit: usize,
+    },
     /// Every server of this pool stayed busy for the whole wait.
     #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
     PoolBusy {
@@ -70,6 +84,14 @@ pub enum Refusal {
         sqlstate: Option<[u8; 5]>,
         /// The real reason, fit for a client.
         reason: String,
+    },
+    /// The server's own error, at login.
+    #[error("{message}")]
+    Server {
+        /// Its SQLSTATE.
+        sqlstate: String,
+        /// Its message.
+        message: String,
     },
     /// The server's connection broke while it worked for this client.
     #[error("server closed the connection unexpectedly")]
@@ -110,15 +132,19 @@ impl Refusal {
     pub fn sqlstate(&self) -> &str {
         match self {
             Self::LoginFailed { .. } => "28P01",
+            Self::NoUser | Self::EncryptionRequired => "28000",
             Self::ContradictingTenants { .. } | Self::NoTenant => "28000",
             Self::Suspended { .. } => "57P03",
             Self::Dropped { .. } => "3D000",
             Self::NotReady { .. } | Self::DirectoryUnavailable => "57P03",
             Self::TooManyClients | Self::TooManyClientsOfTenant { .. } => "53300",
+            Self::TooManyStatements { .. } => "53400",
             Self::PoolBusy { .. } | Self::Cancelled => "57014",
             Self::ServerUnreachable { sqlstate, .. } => {
                 sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok()).unwrap_or("08006")
             }
+            Self::Server { sqlstate, .. } if sqlstate.len() == 5 => sqlstate,
+            Self::Server { .. } => "XX000",
             Self::ServerLost => "08006",
             Self::ProtocolViolation(_) => "08P01",
             Self::NotSupported(_) => "0A000",
@@ -127,5 +153,10 @@ impl Refusal {
             Self::TimedOut { sqlstate, .. } => sqlstate,
             Self::Internal => "XX000",
         }
+    }
+
+    /// Appends the ErrorResponse that a client gets.
+    pub fn write(&self, severity: Severity, out: &mut Vec<u8>) {
+        error_response(out, severity, self.sqlstate(), &self.to_string());
     }
 }

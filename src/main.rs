@@ -1,3 +1,5 @@
-//! The thin binary: see `pglobby::cli`.
+//! The thin binary: see [`pglobby::cli`].
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    pglobby::cli::main()
+}

@@ -1,1 +1,161 @@
-//! The command line.
+//! The command line: one file per command.
+//!
+//! A command is an `Args` (or a `Subcommand` of several) with `async fn run(self, &Globals) -> Result<(), Failure>` and
+//! a line in [`Command`]. Exit status: 0 done, 1 refused or failed, 2 usage.
+
+mod check;
+pub mod dev;
+mod host;
+mod init;
+mod login;
+mod operating;
+pub mod output;
+pub mod running_dev;
+mod secrets;
+mod serve;
+mod table;
+mod tenant;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    config::{Config, ConfigError},
+    control_path::central::causes,
+};
+
+const DEFAULT_CONFIG: &str = "proxy.toml";
+
+/// One PostgreSQL endpoint in front of a database per tenant.
+#[derive(Debug, Parser)]
+#[command(name = "pglobby", version, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Init),
+    Check(check::Check),
+    Serve(serve::Serve),
+    Host(host::HostCommand),
+    Tenant(tenant::TenantCommand),
+    Login(login::LoginCommand),
+}
+
+/// What every command may be told.
+#[derive(Debug, Clone, Args)]
+pub struct Globals {
+    /// The configuration file. Without one, PGLOBBY_ variables may say everything
+    #[arg(long, short, global = true, value_name = "FILE", env = "PGLOBBY_CONFIG", default_value = DEFAULT_CONFIG)]
+    pub config: PathBuf,
+}
+
+/// Why a command did not do what it was asked: one line on stderr, exit status 1.
+///
+/// Made from any error by `?`. It is no `Error` itself, because then it could not be.
+#[derive(Debug)]
+pub struct Failure(String);
+
+/// Runs what `argv` says. Usage errors end the process with status 2.
+pub fn main() -> ExitCode {
+    let Cli { globals, command } = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.map_err(Failure::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match command {
+                Command::Init(command) => command.run(&globals).await,
+                Command::Check(command) => command.run(&globals).await,
+                Command::Serve(command) => command.run(&globals).await,
+                Command::Host(command) => command.run(&globals).await,
+                Command::Tenant(command) => command.run(&globals).await,
+                Command::Login(command) => command.run(&globals).await,
+            }
+        })
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::complain(&failure);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Globals {
+    /// Reads and checks the configuration. Where nobody named a file and there is none, the environment is asked alone.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load_config(&self) -> Result<Config, Failure> {
+        let unnamed = self.config == Path::new(DEFAULT_CONFIG) && !self.config.exists();
+        let path = (!unnamed).then_some(self.config.as_path());
+        Config::load(path).map_err(|error: ConfigError| match unnamed {
+            true => Failure(format!(
+                "there is no {DEFAULT_CONFIG} here (name one with --config), and the environment alone does not do: {error}"
+            )),
+            false => error.into(),
+        })
+    }
+}
+
+impl Failure {
+    /// A sentence that says what is wrong and what to do.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
+impl<E: std::error::Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(causes(&error))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // One line, whatever a server put into its message.
+        f.write_str(&self.0.replace('\n', " "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
+        let mut whole = Cli::command();
+        whole.build();
+        whole.clone().debug_assert();
+        for command in whole.get_subcommands().filter(|command| command.get_name() != "help") {
+            let examples = leaves(command)
+                .all(|leaf| leaf.get_after_help().is_some_and(|text| text.to_string().contains("pglobby ")));
+            assert!(examples, "{} has no example", command.get_name());
+        }
+    }
+
+    /// A command, or its subcommands where it has some.
+    fn leaves(command: &clap::Command) -> Box<dyn Iterator<Item = &clap::Command> + '_> {
+        match command.has_subcommands() {
+            true => Box::new(command.get_subcommands().filter(|sub| sub.get_name() != "help")),
+            false => Box::new(std::iter::once(command)),
+        }
+    }
+
+    #[test]
+    fn a_failure_is_one_line() {
+        let failure = Failure::new("refused\nDETAIL: because");
+        assert_eq!(failure.to_string(), "refused DETAIL: because");
+    }
+}

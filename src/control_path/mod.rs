@@ -1,1 +1,21 @@
 //! Everything a running query never waits for.
+
+pub mod central;
+pub mod central_tls;
+pub mod check;
+pub mod cluster_owner;
+pub mod directory;
+pub mod host_session;
+pub mod hosts;
+pub mod init;
+pub mod keyring;
+pub mod local_cluster;
+pub mod logins;
+pub mod migrations;
+pub mod notifications;
+pub mod onboarding;
+pub mod operator;
+pub mod postgres_binaries;
+pub mod seal;
+pub mod tenants;
+pub mod verifier;

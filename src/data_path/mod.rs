@@ -1,4 +1,96 @@
-//! One client connection, in the order things happen to it.
+//! One client connection, in the order things happen to it. Start reading at [`serve_client`].
 
+pub mod authentication;
+pub mod cancel;
+pub mod destination;
+pub mod exchange;
+pub mod farewell;
+pub mod lease;
+pub mod listener;
+pub mod pool;
+pub mod prepared;
+pub mod proxy;
+pub mod relay;
 pub mod server;
+pub mod session;
+pub mod session_state;
+pub mod startup;
+pub mod startup_options;
+pub mod statement;
 pub mod tenant;
+pub mod welcome;
+pub mod worker;
+
+use std::sync::Arc;
+
+use self::{
+    authentication::{Gate, Proven, prove},
+    destination::Destination,
+    proxy::{ConsoleVisit, Proxy, Visitor},
+    startup::{Arrival, StartupError, TlsRules},
+};
+use crate::{
+    config::Config,
+    data_path::tenant::TlsMode,
+    error::Refusal,
+    wire::{message::Severity, stream::Stream, unsent::Unsent},
+};
+
+/// One client, from its first byte to its last. Whatever goes wrong on the way is told to the client, if there is a way.
+pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy>) {
+    let config = proxy.config.load_full();
+    let login = log_in(&mut stream, &visitor, &proxy, &config);
+    let login = tokio::time::timeout(config.timeouts.client_login, Box::pin(login))
+        .await
+        .unwrap_or(Err(Refusal::LoginTimeout.into()));
+    match login {
+        Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
+            Destination::Tenant { tenant, access } => {
+                welcome::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent).await;
+            }
+            Destination::Console { read_only } => {
+                let console = proxy.console.clone();
+                console(ConsoleVisit { stream, hello, login, read_only, unsent, proxy, visitor }).await;
+            }
+        },
+        Ok(None) => {}
+        Err(StartupError::Io(error)) => tracing::debug!(peer = ?stream.peer_ip(), %error, "a client left before login"),
+        Err(StartupError::Refused(refusal)) => refuse(stream, &refusal).await,
+    }
+}
+
+/// Startup and proof; `None` where there is nobody to serve: a cancel request, or somebody who left.
+async fn log_in(
+    stream: &mut Stream,
+    visitor: &Visitor,
+    proxy: &Proxy,
+    config: &Config,
+) -> Result<Option<(startup::Hello, Proven)>, StartupError> {
+    let door = proxy.tls.load_full();
+    let required = !matches!(config.client_tls.mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
+    let mut hello = match startup::receive(stream, TlsRules { door: door.as_deref(), required }).await? {
+        Arrival::Client(hello) => hello,
+        Arrival::Cancel { process_id, secret } => {
+            proxy.cancel(process_id, &secret).await;
+            return Ok(None);
+        }
+        Arrival::Gone => return Ok(None),
+    };
+    visitor.admitted()?;
+    let gate = Gate {
+        directory: &proxy.directory,
+        tenant_host_suffixes: &config.tenant_host_suffixes,
+        admin_allow_from: &config.admin_allow_from,
+    };
+    let proven = prove(stream, &mut hello, gate).await?;
+    Ok(Some((hello, proven)))
+}
+
+/// Tells a client that has no session why, and closes.
+pub async fn refuse(stream: Stream, refusal: &Refusal) {
+    let mut words = Vec::new();
+    refusal.write(Severity::Fatal, &mut words);
+    let mut unsent = Unsent::default();
+    unsent.push(&words);
+    farewell::say_goodbye(stream, unsent).await;
+}

@@ -200,7 +200,7 @@ pub struct Grant {
 }
 
 /// What changed in the central database, as told by `NOTIFY pglobby_changed`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
     /// A tenant's row, by id.
     Tenant(i64),
@@ -217,3 +217,6 @@ pub enum Change {
 pub fn allowed_from(list: &[IpNet], address: Option<IpAddr>) -> bool {
     list.is_empty() || address.is_some_and(|address| list.iter().any(|net| net.contains(&address)))
 }
+
+/// The one line of exception to `control_path -> data_path -> wire`: on a cache miss a login asks the directory.
+pub use crate::control_path::directory::{Directory, DirectoryError};

@@ -1,6 +1,9 @@
 //! PostgreSQL's messages and streams. Knows no tenant and no pool.
 
+pub mod frame;
 pub mod message;
 pub mod message_reader;
+pub mod outgoing;
 pub mod stream;
 pub mod tls;
+pub mod unsent;

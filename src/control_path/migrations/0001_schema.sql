@@ -1,11 +1,11 @@
--- The central database's schema. Applied by `pglobby init`, once, in a transaction.
+-- The central database's schema. Applied by `pglobby init`, once, in a transaction; the schema itself exists by then.
+-- The session's search_path is pg_catalog: every name of ours is qualified.
 
-CREATE SCHEMA IF NOT EXISTS pglobby;
 REVOKE ALL ON SCHEMA pglobby FROM PUBLIC;
 
 -- Clusters that tenant databases live on.
 CREATE TABLE pglobby.hosts (
-    name                   text PRIMARY KEY CHECK (name <> ''),
+    name                   text PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
     address                text NOT NULL,                 -- DNS name, address, or the folder of a Unix socket
     port                   integer NOT NULL DEFAULT 5432 CHECK (port BETWEEN 1 AND 65535),
     tls_mode               text NOT NULL DEFAULT 'prefer'
@@ -27,7 +27,7 @@ CREATE TABLE pglobby.tenants (
     host                   text NOT NULL REFERENCES pglobby.hosts (name),
     database               text NOT NULL,
     username               text NOT NULL,
-    sealed_password        bytea,                         -- null only while provisioning or dropped
+    sealed_password        bytea,                         -- null only before active, and after
     ro_username            text,
     sealed_ro_password     bytea,
     status                 text NOT NULL DEFAULT 'provisioning'
@@ -37,16 +37,23 @@ CREATE TABLE pglobby.tenants (
     pool_size              integer CHECK (pool_size > 0),
     min_pool_size          integer CHECK (min_pool_size >= 0),
     max_clients            integer CHECK (max_clients > 0),
-    statement_timeout      interval,
+    statement_timeout      interval                       -- PostgreSQL counts it in milliseconds, in 31 bits
+                           CHECK (statement_timeout BETWEEN interval '0' AND interval '24 days'),
     allow_from             cidr[] NOT NULL DEFAULT '{}',
     adopted                boolean NOT NULL DEFAULT false, -- existed before us
     grants_pending         boolean NOT NULL DEFAULT false, -- grant access to its tables when its first pool is made
     generation             bigint NOT NULL DEFAULT 1,      -- bumped when host, database or credentials change
     created_at             timestamptz NOT NULL DEFAULT now(),
-    updated_at             timestamptz NOT NULL DEFAULT now()
+    updated_at             timestamptz NOT NULL DEFAULT now(),
+    CHECK (sealed_password IS NOT NULL OR status IN ('provisioning', 'dropping', 'dropped')),
+    CHECK (sealed_ro_password IS NULL OR ro_username IS NOT NULL),
+    CHECK (ro_username IS DISTINCT FROM username)
 );
 -- A name is unique among the living; tombstones keep theirs until it is taken again.
 CREATE UNIQUE INDEX tenants_name ON pglobby.tenants (name) WHERE status <> 'dropped';
+-- No two living tenants share a database or a role, whatever they were renamed to.
+CREATE UNIQUE INDEX tenants_database ON pglobby.tenants (host, database) WHERE status <> 'dropped';
+CREATE UNIQUE INDEX tenants_username ON pglobby.tenants (host, username) WHERE status <> 'dropped';
 CREATE INDEX tenants_by_name ON pglobby.tenants (name, id);
 CREATE INDEX tenants_by_host ON pglobby.tenants (host);
 
@@ -92,7 +99,7 @@ CREATE TABLE pglobby.api_keys (
 CREATE TABLE pglobby.operations (
     id                     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind                   text NOT NULL,
-    tenant_id              bigint REFERENCES pglobby.tenants (id),
+    tenant_id              bigint REFERENCES pglobby.tenants (id) ON DELETE SET NULL,
     arguments              jsonb NOT NULL DEFAULT '{}',
     step                   text NOT NULL DEFAULT 'begun',
     status                 text NOT NULL DEFAULT 'running' CHECK (status IN ('running', 'done', 'failed', 'undone')),
@@ -114,18 +121,32 @@ CREATE TABLE pglobby.audit_log (
 CREATE INDEX audit_log_by_tenant ON pglobby.audit_log (tenant, at);
 
 -- Whatever changes a row, plain SQL included, every node hears of it. The payload is a kind and a key, nothing more.
+-- IF and not CASE: plpgsql looks up a record's fields when it reaches the statement, and not every table has each.
 CREATE FUNCTION pglobby.tell_changed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     changed record;
 BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM pg_catalog.pg_notify('pglobby_changed', 'everything');
+        RETURN NULL;
+    END IF;
     IF TG_OP = 'DELETE' THEN changed := OLD; ELSE changed := NEW; END IF;
-    PERFORM pg_catalog.pg_notify('pglobby_changed', CASE TG_TABLE_NAME
-        WHEN 'tenants' THEN 'tenant ' || changed.id
-        WHEN 'logins' THEN 'login ' || changed.id
-        WHEN 'login_tenants' THEN 'login ' || changed.login_id
-        WHEN 'hosts' THEN 'host ' || changed.name
-    END);
+    IF TG_TABLE_NAME = 'tenants' THEN
+        PERFORM pg_catalog.pg_notify('pglobby_changed', 'tenant ' || changed.id);
+    ELSIF TG_TABLE_NAME = 'logins' THEN
+        PERFORM pg_catalog.pg_notify('pglobby_changed', 'login ' || changed.id);
+    ELSIF TG_TABLE_NAME = 'login_tenants' THEN
+        PERFORM pg_catalog.pg_notify('pglobby_changed', 'login ' || changed.login_id);
+        IF TG_OP = 'UPDATE' AND OLD.login_id <> NEW.login_id THEN
+            PERFORM pg_catalog.pg_notify('pglobby_changed', 'login ' || OLD.login_id);
+        END IF;
+    ELSIF TG_TABLE_NAME = 'hosts' THEN
+        PERFORM pg_catalog.pg_notify('pglobby_changed', 'host ' || changed.name);
+        IF TG_OP = 'UPDATE' AND OLD.name <> NEW.name THEN
+            PERFORM pg_catalog.pg_notify('pglobby_changed', 'host ' || OLD.name);
+        END IF;
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -156,3 +177,7 @@ CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE ON pglobby.logins
     FOR EACH ROW EXECUTE FUNCTION pglobby.tell_changed();
 CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE ON pglobby.login_tenants
     FOR EACH ROW EXECUTE FUNCTION pglobby.tell_changed();
+CREATE TRIGGER tell_truncated AFTER TRUNCATE ON pglobby.hosts EXECUTE FUNCTION pglobby.tell_changed();
+CREATE TRIGGER tell_truncated AFTER TRUNCATE ON pglobby.tenants EXECUTE FUNCTION pglobby.tell_changed();
+CREATE TRIGGER tell_truncated AFTER TRUNCATE ON pglobby.logins EXECUTE FUNCTION pglobby.tell_changed();
+CREATE TRIGGER tell_truncated AFTER TRUNCATE ON pglobby.login_tenants EXECUTE FUNCTION pglobby.tell_changed();

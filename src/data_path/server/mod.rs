@@ -1,5 +1,6 @@
 //! Connections to servers: dialled, encrypted, logged in to, and proved to be the tenant's (invariant 2).
 
+pub mod connection;
 pub mod dial;
 pub mod dial_error;
 #[cfg(test)]

@@ -1,0 +1,3 @@
+//! `pglobby dev`: everything on this machine, from nothing.
+
+pub mod data_folder;

@@ -1,0 +1,282 @@
+//! `pglobby login`: who may log in, and where to.
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+use secrecy::ExposeSecret as _;
+use time::OffsetDateTime;
+
+use super::{
+    Failure, Globals,
+    operating::operator,
+    output, table,
+    secrets::{Given, PasswordSource},
+};
+use crate::control_path::logins::{self, LoginSummary, NewLogin, NewLoginKind};
+
+/// Make, list, change and drop logins
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby login create alice --tenant acme\n  pglobby login create billing --service --all-tenants --read-only")]
+pub struct LoginCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Create(Create),
+    List(List),
+    /// Everything about one login
+    Show(Named),
+    SetPassword(SetPassword),
+    /// Let a service login enter tenants
+    Grant(Tenants),
+    /// Take tenants from a service login
+    Revoke(Tenants),
+    /// Refuse a login from now on; its sessions end
+    Disable(Named),
+    /// Refuse it no longer
+    Enable(Named),
+    /// Remove a login; its sessions end
+    Drop(Named),
+}
+
+/// Make a login: of one tenant, of a service, or of an administrator
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("kind").required(true).args(["tenant", "service", "admin"]),
+    after_help = "Example:\n  pglobby login create alice --tenant acme --valid-until 2027-01-31\n  \
+                  pglobby login create api --service --tenants acme,globex\n  pglobby login create root --admin"
+)]
+struct Create {
+    /// Unique over all tenants; may be an e-mail address
+    name: String,
+    /// An employee's tenant
+    #[arg(long)]
+    tenant: Option<String>,
+    /// May enter several tenants
+    #[arg(long)]
+    service: bool,
+    /// Which ones
+    #[arg(long, requires = "service", value_delimiter = ',', value_name = "A,B")]
+    tenants: Vec<String>,
+    /// Every one, also those to come
+    #[arg(long, requires = "service", conflicts_with = "tenants")]
+    all_tenants: bool,
+    /// For the admin console
+    #[arg(long)]
+    admin: bool,
+    /// May not write; an administrator may only SHOW
+    #[arg(long)]
+    read_only: bool,
+    /// Refused from then on: 2027-01-31, 2027-01-31 18:00 (UTC), or RFC 3339
+    #[arg(long, value_name = "TS", value_parser = logins::parse_moment)]
+    valid_until: Option<OffsetDateTime>,
+    /// Networks it may come from
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
+    allow_from: Vec<String>,
+    #[command(flatten)]
+    password: PasswordSource,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// List logins
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby login list --tenant acme --json")]
+struct List {
+    /// Only those that may enter this tenant by name
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby login show alice --json")]
+struct Named {
+    /// The login
+    name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Give a login another password
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby login set-password alice --generate")]
+struct SetPassword {
+    /// The login
+    name: String,
+    #[command(flatten)]
+    password: PasswordSource,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("which").required(true).args(["tenants", "all_tenants"]),
+    after_help = "Example:\n  pglobby login grant api --tenants acme,globex --read-only\n  pglobby login revoke api --tenants acme"
+)]
+struct Tenants {
+    /// The service login
+    name: String,
+    /// Which ones
+    #[arg(long, alias = "tenant", value_delimiter = ',', value_name = "A,B")]
+    tenants: Vec<String>,
+    /// The right to every one
+    #[arg(long)]
+    all_tenants: bool,
+    /// (grant) without writing
+    #[arg(long)]
+    read_only: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `create` and `set-password` answer.
+#[derive(Debug, Serialize)]
+struct Made<'a> {
+    name: &'a str,
+    tenant: Option<&'a str>,
+    kind: &'a str,
+    access: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<&'a str>,
+}
+
+impl LoginCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// [`Failure`], in one line.
+    pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
+        match self.action {
+            Action::Create(command) => command.run(globals).await,
+            Action::List(command) => command.run(globals).await,
+            Action::Show(Named { name, json }) => {
+                shown(&logins::show(&operator(globals).await?, &name).await?, json)
+            }
+            Action::SetPassword(command) => command.run(globals).await,
+            Action::Grant(Tenants { name, tenants, all_tenants, read_only, json }) => {
+                let operator = operator(globals).await?;
+                shown(&logins::grant(&operator, &name, &tenants, all_tenants, read_only).await?, json)
+            }
+            Action::Revoke(Tenants { name, tenants, all_tenants, json, .. }) => {
+                shown(&logins::revoke(&operator(globals).await?, &name, &tenants, all_tenants).await?, json)
+            }
+            Action::Disable(Named { name, json }) => {
+                shown(&logins::set_disabled(&operator(globals).await?, &name, true).await?, json)
+            }
+            Action::Enable(Named { name, json }) => {
+                shown(&logins::set_disabled(&operator(globals).await?, &name, false).await?, json)
+            }
+            Action::Drop(Named { name, json }) => {
+                logins::drop_login(&operator(globals).await?, &name).await?;
+                if json {
+                    return Ok(output::json(&json!({ "name": name, "status": "dropped" })));
+                }
+                Ok(output::line(&format!("login {name} is gone")))
+            }
+        }
+    }
+}
+
+impl Create {
+    async fn run(self, globals: &Globals) -> Result<(), Failure> {
+        let operator = operator(globals).await?;
+        let given = self.password.obtain(&self.name)?;
+        let kind = match self.tenant {
+            Some(tenant) => NewLoginKind::Employee { tenant },
+            None if self.admin => NewLoginKind::Admin,
+            None => NewLoginKind::Service { tenants: self.tenants, all_tenants: self.all_tenants },
+        };
+        let login = NewLogin {
+            name: self.name,
+            kind,
+            read_only: self.read_only,
+            password: given.password.clone(),
+            valid_until: self.valid_until,
+            allow_from: self.allow_from,
+        };
+        made(&logins::create(&operator, &login).await?, &given, self.json)
+    }
+}
+
+impl SetPassword {
+    async fn run(self, globals: &Globals) -> Result<(), Failure> {
+        let operator = operator(globals).await?;
+        logins::show(&operator, &self.name).await?; // before anybody types a password for nobody
+        let given = self.password.obtain(&self.name)?;
+        made(&logins::set_password(&operator, &self.name, &given.password).await?, &given, self.json)
+    }
+}
+
+fn made(login: &LoginSummary, given: &Given, json: bool) -> Result<(), Failure> {
+    let password = given.generated.then(|| given.password.expose_secret());
+    let LoginSummary { name, tenant, kind, access, .. } = login;
+    if json {
+        return Ok(output::json(&Made { name, tenant: tenant.as_deref(), kind, access, password }));
+    }
+    let place = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
+    let mut text = format!("{kind} login {name}{place} may log in ({access})");
+    if let Some(password) = password {
+        text += &format!("\npassword (shown once): {password}");
+    }
+    Ok(output::line(&text))
+}
+
+impl List {
+    async fn run(self, globals: &Globals) -> Result<(), Failure> {
+        let logins = logins::list(&operator(globals).await?, self.tenant.as_deref()).await?;
+        if self.json {
+            return Ok(output::json(&logins));
+        }
+        let rows: Vec<Vec<String>> = logins
+            .iter()
+            .map(|login| {
+                vec![
+                    login.name.clone(),
+                    login.kind.clone(),
+                    entrances(login),
+                    login.access.clone(),
+                    table::or_dash(login.valid_until),
+                    if login.disabled_at.is_some() { "disabled" } else { "enabled" }.to_owned(),
+                ]
+            })
+            .collect();
+        let headings = ["NAME", "KIND", "TENANTS", "ACCESS", "VALID UNTIL", "STATE"];
+        Ok(table::table("no logins; make one with: pglobby login create NAME --tenant T", &headings, &rows))
+    }
+}
+
+fn entrances(login: &LoginSummary) -> String {
+    let granted = login.tenants.iter().map(|grant| match grant.access.as_str() {
+        "read_only" => format!("{} (read_only)", grant.tenant),
+        _ => grant.tenant.clone(),
+    });
+    let all = login.all_tenants.then(|| "all".to_owned());
+    let names: Vec<String> = login.tenant.clone().into_iter().chain(all).chain(granted).collect();
+    if names.is_empty() { "-".to_owned() } else { names.join(", ") }
+}
+
+fn shown(login: &LoginSummary, json: bool) -> Result<(), Failure> {
+    if json {
+        return Ok(output::json(login));
+    }
+    Ok(table::fields(&[
+        ("name", login.name.clone()),
+        ("kind", login.kind.clone()),
+        ("tenants", entrances(login)),
+        ("access", login.access.clone()),
+        ("valid_until", table::or_dash(login.valid_until)),
+        ("disabled_at", table::or_dash(login.disabled_at)),
+        ("allow_from", if login.allow_from.is_empty() { "all".to_owned() } else { login.allow_from.join(", ") }),
+        ("created_at", login.created_at.to_string()),
+    ]))
+}

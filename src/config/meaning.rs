@@ -1,0 +1,425 @@
+//! From what was written to what is meant: every key once, with its default, then what must agree.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    num::NonZero,
+    path::Path,
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use secrecy::SecretString;
+
+use super::{
+    Central, CentralTls, ClientTls, Config, Limits, Log, PoolConfig, ServerTls, Timeouts, central_url,
+    written::{Environment, Written},
+};
+use crate::data_path::tenant::{PoolMode, TlsMode};
+
+/// `sun_path` has 108 bytes, one of them for the NUL.
+const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
+
+const TLS_MODES: &[(&str, TlsMode)] = &[
+    ("disable", TlsMode::Disable),
+    ("allow", TlsMode::Allow),
+    ("prefer", TlsMode::Prefer),
+    ("require", TlsMode::Require),
+    ("verify-ca", TlsMode::VerifyCa),
+    ("verify-full", TlsMode::VerifyFull),
+];
+
+/// Reads the whole configuration.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read(text: &str, path: Option<&Path>, environment: Environment<'_>) -> Result<Config, Vec<String>> {
+    let mut written = Written::parse(text, path.and_then(Path::parent), environment);
+    let config = everything(&mut written, path, environment);
+    if let Some(config) = &config {
+        check_agreement(&mut written, config);
+    }
+    let (_, problems) = written.finish();
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems),
+    }
+}
+
+/// `None` where there is no central database to speak of; everything else has a default to go on with.
+fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment<'_>) -> Option<Config> {
+    let listen_port = w.count("listen_port", 6432_u16, 0);
+    let listen = w.text("listen_addr", |text| listen_addresses(text, listen_port));
+    let listen_default = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, listen_port))];
+    let worker_threads = match w.count("worker_threads", 0_usize, 0) {
+        0 => available_parallelism().map_or(1, NonZero::get),
+        threads => threads,
+    };
+    let suffixes = w.list("tenant_host_suffixes").unwrap_or_default();
+    let config = Config {
+        listen: listen.unwrap_or(listen_default),
+        unix_socket_dir: w.path("unix_socket_dir"),
+        listen_port,
+        worker_threads,
+        tenant_host_suffixes: suffixes
+            .iter()
+            .map(|name| name.trim_matches('.').to_ascii_lowercase())
+            .collect(),
+        pool: pool(w),
+        limits: limits(w),
+        timeouts: timeouts(w),
+        client_tls: client_tls(w),
+        server_tls: server_tls(w),
+        admin_allow_from: w.networks("admin_allow_from").unwrap_or_else(loopback),
+        central: Central {
+            url: String::new(),
+            password: None,
+            connection: tokio_postgres::Config::new(),
+            tls: CentralTls { mode: TlsMode::Disable, root_ca: None },
+        },
+        keys_file: w.path("keys.file"),
+        keys_text: environment("PGLOBBY_KEYS").filter(|text| !text.trim().is_empty()).map(SecretString::from),
+        http_listen: http_listen(w),
+        log: log(w),
+        path: path.map(Path::to_owned),
+    };
+    let mut given = false;
+    let central = w.text("central.url", |url| {
+        given = true;
+        central_url::parse(url, environment)
+    });
+    if !given {
+        w.problem("central.url is missing: where the central database is, as postgres://master@127.0.0.1:5432/central");
+    }
+    central.map(|central| Config { central, ..config })
+}
+
+fn pool(w: &mut Written<'_>) -> PoolConfig {
+    let modes = [("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
+    PoolConfig {
+        pool_mode: w.choice("pool_mode", &modes).unwrap_or(PoolMode::Transaction),
+        default_pool_size: w.count("default_pool_size", 20, 1),
+        min_pool_size: w.count("min_pool_size", 0, 0),
+        max_prepared_statements: w.count("max_prepared_statements", 200, 1),
+    }
+}
+
+fn limits(w: &mut Written<'_>) -> Limits {
+    Limits {
+        max_client_conn: w.count("max_client_conn", 10_000, 1),
+        max_db_client_connections: w.count("max_db_client_connections", 0, 0),
+        max_unauthenticated_conn: w.count("max_unauthenticated_conn", 1_000, 1),
+        max_unauthenticated_per_address: w.count("max_unauthenticated_per_address", 200, 1),
+        statement_inspect_bytes_max: w.bytes("statement_inspect_max", 1 << 20),
+        client_prepared_statements_max: w.count("max_client_prepared_statements", 10_000, 1),
+        tracked_parameters_max: w.count("max_tracked_parameters", 256, 1),
+        connecting_servers_max: w.count("max_connecting_servers", 16, 1),
+        cancels_max: w.count("max_cancels", 64, 1),
+        directory_cache_max: w.count("directory_cache_max", 100_000, 1),
+        directory_look_ups_max: w.count("max_directory_look_ups", 50, 1),
+        central_connections_max: w.count("max_central_connections", 4, 1),
+    }
+}
+
+fn timeouts(w: &mut Written<'_>) -> Timeouts {
+    let seconds = Duration::from_secs;
+    Timeouts {
+        client_login: w.duration("client_login_timeout", seconds(10)),
+        server_connect: w.duration("server_connect_timeout", seconds(5)),
+        query_wait: w.duration("query_wait_timeout", seconds(15)),
+        query: w.duration_or_off("query_timeout"),
+        transaction: w.duration_or_off("transaction_timeout"),
+        idle_transaction: w.duration_or_off("idle_transaction_timeout"),
+        client_idle: w.duration_or_off("client_idle_timeout"),
+        server_idle: w.duration("server_idle_timeout", seconds(600)),
+        server_lifetime: w.duration("server_lifetime", seconds(3600)),
+        server_check_delay: w.duration("server_check_delay", seconds(30)),
+        pool_idle: w.duration("pool_idle_timeout", seconds(600)),
+        shutdown: w.duration("shutdown_timeout", seconds(30)),
+        cancel: w.duration("cancel_timeout", seconds(10)),
+        directory_fresh: w.duration("directory_fresh", seconds(60)),
+        directory_stale: w.duration("directory_stale", seconds(600)),
+        central: w.duration("central_timeout", seconds(5)),
+        tcp_keepidle: w.duration("tcp_keepidle", seconds(30)),
+        tcp_user_timeout: w.duration("tcp_user_timeout", seconds(20)),
+    }
+}
+
+fn client_tls(w: &mut Written<'_>) -> ClientTls {
+    let (key_file, cert_file) = (w.path("client_tls_key_file"), w.path("client_tls_cert_file"));
+    // Whoever gives a certificate wants it used.
+    let default = if cert_file.is_some() { TlsMode::Prefer } else { TlsMode::Disable };
+    ClientTls {
+        mode: w.choice("client_tls_sslmode", TLS_MODES).unwrap_or(default),
+        key_file,
+        cert_file,
+        ca_file: w.path("client_tls_ca_file"),
+    }
+}
+
+fn server_tls(w: &mut Written<'_>) -> ServerTls {
+    ServerTls {
+        mode: w.choice("server_tls_sslmode", TLS_MODES).unwrap_or_default(),
+        ca_file: w.path("server_tls_ca_file"),
+        cert_file: w.path("server_tls_cert_file"),
+        key_file: w.path("server_tls_key_file"),
+    }
+}
+
+fn http_listen(w: &mut Written<'_>) -> Option<SocketAddr> {
+    let read = |text: &str| match text {
+        "off" => Ok(None),
+        address => address.parse().map(Some).map_err(|_| "must be ADDRESS:PORT, or off".to_owned()),
+    };
+    w.text("http.listen", read).unwrap_or(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9432))))
+}
+
+fn log(w: &mut Written<'_>) -> Log {
+    let filter = w.text("log.level", |text| {
+        let valid = tracing_subscriber::EnvFilter::try_new(text);
+        valid.map(|_| text.to_owned()).map_err(|error| format!("is not a level or a filter: {error}"))
+    });
+    Log {
+        json: w.choice("log.format", &[("text", false), ("json", true)]).unwrap_or(false),
+        filter: filter.unwrap_or_else(|| "info".to_owned()),
+        connections: w.truth("log.connections", true),
+    }
+}
+
+fn loopback() -> Vec<ipnet::IpNet> {
+    vec![
+        ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
+        ipnet::Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128).into(),
+    ]
+}
+
+/// `*`, or names and addresses with commas between them; `none` for no TCP at all.
+fn listen_addresses(text: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    let mut addresses = Vec::new();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none") {
+        if name == "*" {
+            addresses.push((Ipv6Addr::UNSPECIFIED, port).into());
+            addresses.push((Ipv4Addr::UNSPECIFIED, port).into());
+        } else {
+            let bare = name.trim_start_matches('[').trim_end_matches(']');
+            let found =
+                (bare, port).to_socket_addrs().map_err(|error| format!("holds \"{name}\": {error}"))?;
+            addresses.extend(found);
+        }
+    }
+    // In order, since the first is the one that is shown.
+    let mut seen = std::collections::HashSet::new();
+    addresses.retain(|address| seen.insert(*address));
+    Ok(addresses)
+}
+
+/// What no key can see alone.
+fn check_agreement(w: &mut Written<'_>, config: &Config) {
+    if config.listen.is_empty() && config.unix_socket_dir.is_none() {
+        w.problem("nobody could connect: listen_addr is none and there is no unix_socket_dir");
+    }
+    if let Some(folder) = &config.unix_socket_dir {
+        let bytes = folder.join(format!(".s.PGSQL.{}", config.listen_port)).as_os_str().len();
+        if bytes > UNIX_SOCKET_PATH_BYTES_MAX {
+            w.problem(format!(
+                "unix_socket_dir is too long: the socket's path has {bytes} bytes of {UNIX_SOCKET_PATH_BYTES_MAX}"
+            ));
+        }
+    }
+    if config.http_listen.is_some_and(|http| http.port() != 0 && config.listen.contains(&http)) {
+        w.problem("http.listen and listen_addr are the same address and port");
+    }
+    if config.pool.min_pool_size > config.pool.default_pool_size {
+        w.problem("min_pool_size is larger than default_pool_size");
+    }
+    if config.timeouts.directory_stale < config.timeouts.directory_fresh {
+        w.problem("directory_stale is shorter than directory_fresh");
+    }
+    check_tls(w, config);
+}
+
+fn check_tls(w: &mut Written<'_>, config: &Config) {
+    let ClientTls { mode, key_file, cert_file, ca_file } = &config.client_tls;
+    match (cert_file, key_file) {
+        (Some(_), None) => w.problem("client_tls_cert_file is given without client_tls_key_file"),
+        (None, Some(_)) => w.problem("client_tls_key_file is given without client_tls_cert_file"),
+        (None, None) if *mode != TlsMode::Disable => {
+            w.problem("client_tls_sslmode needs client_tls_cert_file and client_tls_key_file");
+        }
+        _ => {}
+    }
+    if matches!(mode, TlsMode::VerifyCa | TlsMode::VerifyFull) && ca_file.is_none() {
+        w.problem("client_tls_sslmode asks for client certificates, and there is no client_tls_ca_file to verify them");
+    }
+    match (&config.server_tls.cert_file, &config.server_tls.key_file) {
+        (Some(_), None) => w.problem("server_tls_cert_file is given without server_tls_key_file"),
+        (None, Some(_)) => w.problem("server_tls_key_file is given without server_tls_cert_file"),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    const CENTRAL: &str = "[central]\nurl = \"postgres://master@127.0.0.1/central\"\n";
+    const SHIPPED: &str = include_str!("../../proxy.toml");
+
+    fn read_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+        let environment = |name: &str| {
+            variables.iter().find_map(|(key, value)| (*key == name).then(|| (*value).to_owned()))
+        };
+        read(text, Some(Path::new("/etc/pglobby/proxy.toml")), &environment)
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        read_with(text, &[]).unwrap_err()
+    }
+
+    #[test]
+    fn the_smallest_file_has_every_default() {
+        let config = read_with(CENTRAL, &[]).unwrap();
+        assert_eq!(config.listen, ["127.0.0.1:6432".parse().unwrap()]);
+        assert_eq!(config.pool.default_pool_size, 20);
+        assert_eq!(config.timeouts.query, None);
+        assert!(config.worker_threads >= 1);
+        assert_eq!(config.central.url, "postgres://master@127.0.0.1:5432/central");
+    }
+
+    #[test]
+    fn every_problem_is_said_at_once_with_its_line() {
+        let text = format!(
+            "query_wait_timeout = 30\nstatement_inspect_max = 256\nlisten_prot = 6432\ndefault_pool_size = 0\n\
+             pool_mode = \"statement\"\nquery_timeout = true\nclient_tls_cert_file = \"a.pem\"\n{CENTRAL}"
+        );
+        assert_eq!(
+            problems(&text),
+            [
+                "line 5: pool_mode must be one of transaction, session",
+                "line 4: default_pool_size must be 1 or more",
+                "line 2: statement_inspect_max needs a unit: 256B, 256kB, 256MB or 256GB",
+                "line 1: query_wait_timeout needs a unit: 30ms, 30s, 30min, 30h or 30d",
+                "line 6: query_timeout must be a duration, as \"30s\", not true or false",
+                "client_tls_cert_file is given without client_tls_key_file",
+                "line 3: listen_prot is not a known key; did you mean listen_port?",
+            ]
+        );
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (text, part) in [
+            ("client_tls_sslmode = \"require\"", "needs client_tls_cert_file"),
+            ("client_tls_key_file = \"k\"", "without client_tls_cert_file"),
+            ("server_tls_key_file = \"k\"", "without server_tls_cert_file"),
+            ("min_pool_size = 21", "larger than default_pool_size"),
+            ("directory_fresh = \"1h\"", "directory_stale is shorter"),
+            ("listen_addr = \"none\"", "nobody could connect"),
+            ("listen_port = 9432", "the same address and port"),
+            ("listen_port = 65536", "is too large"),
+            ("listen_addr = \"not an address\"", "not an address"),
+            ("admin_allow_from = \"everywhere\"", "not a network"),
+        ] {
+            let said = problems(&format!("{text}\n{CENTRAL}"));
+            assert!(said.len() == 1 && said[0].contains(part), "{text}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn a_section_misspelt_is_found_too_and_a_missing_central_database_is_named() {
+        let said = problems("[centrl]\nurl = \"postgres://a@b/c\"\n");
+        assert!(said[0].starts_with("central.url is missing"), "{said:?}");
+        assert_eq!(said[1], "line 2: centrl.url is not a known key; did you mean central.url?");
+    }
+
+    #[test]
+    fn variables_override_the_file_and_are_named_when_wrong() {
+        let variables = [
+            ("PGLOBBY_LISTEN_PORT", "0"),
+            ("PGLOBBY_CENTRAL_URL", "host=/run/pg user=boss dbname=hub password='it''s'"),
+            ("PGLOBBY_LOG_CONNECTIONS", "off"),
+            ("PGLOBBY_TENANT_HOST_SUFFIXES", ".DB.example.com, db.example.org"),
+            ("PGLOBBY_KEYS", "ring"),
+        ];
+        let config = read_with(&format!("listen_port = 7000\n{CENTRAL}"), &variables[..1]).unwrap();
+        assert_eq!(config.listen_port, 0);
+        let said = read_with(CENTRAL, &[("PGLOBBY_QUERY_TIMEOUT", "5")]).unwrap_err();
+        assert!(said[0].starts_with("PGLOBBY_QUERY_TIMEOUT needs a unit"), "{said:?}");
+
+        let config = read_with(CENTRAL, &variables[2..]).unwrap();
+        assert!(!config.log.connections);
+        assert_eq!(config.tenant_host_suffixes, ["db.example.com", "db.example.org"]);
+        assert_eq!(config.keys_text.unwrap().expose_secret(), "ring");
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file_they_are_written_in() {
+        let text = format!("{CENTRAL}[keys]\nfile = \"keyring.toml\"\n");
+        let config = read_with(&text, &[]).unwrap();
+        assert_eq!(config.keys_file, Some(PathBuf::from("/etc/pglobby/keyring.toml")));
+        let config = read_with(&text, &[("PGLOBBY_KEYS_FILE", "ring.toml")]).unwrap();
+        assert_eq!(config.keys_file, Some(PathBuf::from("ring.toml")));
+    }
+
+    #[test]
+    fn zero_and_off_disable_a_timeout() {
+        for off in ["\"off\"", "0", "\"0\"", "false", "\"0s\""] {
+            let config = read_with(&format!("query_timeout = {off}\n{CENTRAL}"), &[]).unwrap();
+            assert_eq!(config.timeouts.query, None, "{off}");
+        }
+    }
+
+    #[test]
+    fn no_problem_quotes_a_password() {
+        for text in [
+            "central = \"postgres://a:hunter2@b/c\"",
+            "[central]\nurl = postgres://a:hunter2@b/c",
+            "[central]\nurl = \"postgres://a:hunter2@b:notaport/c\"",
+            "[central]\nurl = \"user=a password='hunter2\"",
+            "[central]\nurl = \"host=b password=hunter2\"",
+        ] {
+            let said = problems(text);
+            assert!(!said.is_empty() && !said.concat().contains("hunter2"), "{said:?}");
+        }
+        let config = read_with("[central]\nurl = \"postgres://a:hunter2@b/c\"", &[]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert_eq!(config.central.password.unwrap().expose_secret(), "hunter2");
+    }
+
+    /// `#key = value`, without a space, is a default; `# text` is prose.
+    fn with_defaults_uncommented() -> String {
+        let is_default = |line: &str| {
+            line.strip_prefix('#')
+                .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()))
+        };
+        let uncomment = |line: &'static str| if is_default(line) { &line[1..] } else { line };
+        SHIPPED.lines().map(uncomment).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_shipped_file_says_every_key_and_its_commented_defaults_are_the_real_ones() {
+        let shipped = read_with(SHIPPED, &[]).unwrap();
+        let uncommented = read_with(&with_defaults_uncommented(), &[]).unwrap();
+        assert_eq!(format!("{shipped:?}"), format!("{uncommented:?}"));
+
+        let mut written = Written::parse("", None, &|_| None);
+        everything(&mut written, None, &|_| None);
+        let (known, _) = written.finish();
+        assert!(known.len() > 50, "{known:?}");
+        let mut section = String::new();
+        let mut said = std::collections::HashSet::new();
+        for line in SHIPPED.lines() {
+            if let Some(name) = line.strip_prefix('[') {
+                section = format!("{}.", name.trim_end_matches(']'));
+            } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ") {
+                said.insert(format!("{section}{key}"));
+            }
+        }
+        for key in known {
+            assert!(said.contains(key), "proxy.toml does not say {key}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Whether everything is there that serving needs: looks, and changes nothing.
+
+use std::path::Path;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize as _, Serialize, de::IntoDeserializer as _};
+use tokio_postgres::{Client, Row, config::SslMode};
+
+use super::{
+    central::{Central, CentralError, causes},
+    central_tls::CentralTlsConnector,
+    init::{keyring_origin, open_to_public},
+    keyring::Keyring,
+    migrations,
+    seal::Place,
+};
+use crate::{
+    config::{CentralTls, Config},
+    data_path::tenant::TlsMode,
+};
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What: `configuration`, `key ring`, `host default`, …
+    pub check: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found, and what to do about it.
+    pub detail: String,
+}
+
+impl Check {
+    /// As it should be.
+    pub fn passed(check: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { check: check.into(), ok: true, detail: detail.into() }
+    }
+
+    /// Not as it should be.
+    pub fn failed(check: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { check: check.into(), ok: false, detail: detail.into() }
+    }
+
+    fn of<E: std::fmt::Display>(check: impl Into<String>, outcome: Result<String, E>) -> Self {
+        match outcome {
+            Ok(detail) => Self::passed(check, detail),
+            Err(error) => Self::failed(check, error.to_string()),
+        }
+    }
+}
+
+/// Looks at everything; goes on after a failure wherever that makes sense.
+pub async fn check(config: &Config) -> Vec<Check> {
+    let origin = config.path.as_ref().map_or("the environment".to_owned(), |path| path.display().to_string());
+    let mut checks = vec![Check::passed("configuration", origin)];
+    checks.extend(certificate_files(config));
+
+    let keyring = Keyring::load(config);
+    checks.push(Check::of(
+        "key ring",
+        keyring.as_ref().map(|ring| {
+            let keys = ring.key_ids().count();
+            format!("{}: {keys} key(s), seals with {}", keyring_origin(config), ring.writing_key())
+        }),
+    ));
+
+    let client = match enter(config).await {
+        Ok(client) => client,
+        Err(detail) => {
+            checks.push(Check::failed("central database", detail));
+            return checks;
+        }
+    };
+    let version = migrations::latest();
+    checks
+        .push(Check::passed("central database", format!("{}, schema version {version}", config.central.url)));
+    checks.push(match open_to_public(&client).await {
+        Ok(false) => Check::passed("central database's doors", "only granted roles may connect"),
+        Ok(true) => {
+            Check::failed("central database's doors", "every role may connect; `pglobby init` closes it")
+        }
+        Err(error) => Check::failed("central database's doors", error.to_string()),
+    });
+    if let Ok(keyring) = &keyring {
+        checks.push(
+            tenants_open(&client, keyring)
+                .await
+                .unwrap_or_else(|error| Check::failed("tenants' credentials", error.to_string())),
+        );
+        match hosts(&client, keyring, config).await {
+            Ok(found) => checks.extend(found),
+            Err(error) => checks.push(Check::failed("hosts", error.to_string())),
+        }
+    }
+    checks
+}
+
+async fn enter(config: &Config) -> Result<Client, String> {
+    let central = Central::open(config).map_err(|error| error.to_string())?;
+    let client = central.connect_to(central.database()).await.map_err(|error| error.to_string())?;
+    migrations::require_current(&client).await.map_err(|error| error.to_string())?;
+    Ok(client)
+}
+
+fn certificate_files(config: &Config) -> Vec<Check> {
+    let (client, server) = (&config.client_tls, &config.server_tls);
+    let files = [
+        ("client_tls_cert_file", &client.cert_file),
+        ("client_tls_key_file", &client.key_file),
+        ("client_tls_ca_file", &client.ca_file),
+        ("server_tls_cert_file", &server.cert_file),
+        ("server_tls_key_file", &server.key_file),
+        ("server_tls_ca_file", &server.ca_file),
+    ];
+    let readable = |path: &Path| match std::fs::File::open(path) {
+        Ok(_) => Ok(path.display().to_string()),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    };
+    files.iter().filter_map(|(key, file)| Some(Check::of(*key, readable(file.as_ref()?)))).collect()
+}
+
+/// Opens every sealed password of the living tenants, and names those that do not open.
+async fn tenants_open(client: &Client, keyring: &Keyring) -> Result<Check, CentralError> {
+    let sql = "SELECT id, name, sealed_password, sealed_ro_password FROM pglobby.tenants
+        WHERE status <> 'dropped' ORDER BY name";
+    let rows = client.query(sql, &[]).await?;
+    let (mut opened, mut problems) = (0, Vec::new());
+    for row in &rows {
+        let (id, name): (i64, &str) = (row.try_get("id")?, row.try_get("name")?);
+        for column in ["sealed_password", "sealed_ro_password"] {
+            let Some(blob) = row.try_get::<_, Option<&[u8]>>(column)? else { continue };
+            match keyring.open(&Place { table: "tenants", row: &id.to_string(), column }, blob) {
+                Ok(_) => opened += 1,
+                Err(error) => problems.push(format!("tenant {name:?}: {error}")),
+            }
+        }
+    }
+    Ok(match problems.is_empty() {
+        true => Check::passed("tenants' credentials", format!("{opened} open, of {} tenant(s)", rows.len())),
+        false => Check::failed("tenants' credentials", problems.join("; ")),
+    })
+}
+
+async fn hosts(client: &Client, keyring: &Keyring, config: &Config) -> Result<Vec<Check>, CentralError> {
+    let sql =
+        "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
+        FROM pglobby.hosts ORDER BY name";
+    let mut checks = Vec::new();
+    for row in client.query(sql, &[]).await? {
+        let name: String = row.try_get("name")?;
+        checks.push(Check::of(format!("host {name}"), reach_host(&name, &row, keyring, config).await));
+    }
+    Ok(checks)
+}
+
+/// Logs in as the host's administrator.
+async fn reach_host(name: &str, row: &Row, keyring: &Keyring, config: &Config) -> Result<String, String> {
+    let unreadable = |error: tokio_postgres::Error| causes(&error);
+    let text = |column: &str| row.try_get::<_, String>(column).map_err(unreadable);
+    let (address, port) = (text("address")?, row.try_get::<_, i32>("port").map_err(unreadable)?);
+    let mode = text("tls_mode")?;
+    let mode = TlsMode::deserialize(mode.as_str().into_deserializer())
+        .map_err(|error: serde::de::value::Error| error.to_string())?;
+    let root_ca = row.try_get::<_, Option<String>>("tls_root_ca").map_err(unreadable)?.map(Into::into);
+    let over_unix = address.starts_with('/');
+    let tls = CentralTlsConnector::new(&CentralTls { mode, root_ca }).map_err(|error| error.to_string())?;
+
+    let mut connection = tokio_postgres::Config::new();
+    connection
+        .host(&address)
+        .port(u16::try_from(port).unwrap_or(0))
+        .user(text("admin_user")?)
+        .dbname(text("admin_database")?)
+        .application_name("pglobby check")
+        .ssl_mode(match mode {
+            TlsMode::Disable => SslMode::Disable,
+            _ if over_unix => SslMode::Disable,
+            TlsMode::Allow | TlsMode::Prefer => SslMode::Prefer,
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
+        });
+    if let Some(blob) = row.try_get::<_, Option<&[u8]>>("sealed_admin_password").map_err(unreadable)? {
+        let place = Place { table: "hosts", row: name, column: "sealed_admin_password" };
+        let password: SecretString = keyring.open(&place, blob).map_err(|error| error.to_string())?;
+        connection.password(password.expose_secret());
+    }
+    let limit = config.timeouts.server_connect;
+    let version = async {
+        let (client, driver) = connection.connect(tls).await?;
+        let driven = tokio::spawn(driver);
+        let version = client.query_one("SELECT pg_catalog.current_setting('server_version')", &[]).await;
+        driven.abort();
+        version?.try_get::<_, String>(0)
+    };
+    match tokio::time::timeout(limit, version).await {
+        Ok(Ok(version)) => Ok(format!("{address}:{port}, PostgreSQL {version}")),
+        Ok(Err(error)) => Err(format!("{address}:{port}: {}", causes(&error))),
+        Err(_) => Err(format!("{address}:{port} did not answer within {limit:?} (server_connect_timeout)")),
+    }
+}

@@ -1,0 +1,132 @@
+//! Who PostgreSQL's processes run as, and whether that user can reach the data folder.
+//!
+//! PostgreSQL refuses root. Where we are root, a user without rights takes it over: `postgres`, which packages
+//! create, else `nobody`.
+
+use std::{
+    fs, io,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// The user a cluster belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClusterOwner {
+    /// Whoever we are.
+    Ourselves,
+    /// We are root and become this user for PostgreSQL's programs.
+    Other {
+        /// The user's name.
+        name: String,
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+    },
+}
+
+/// Nobody to run PostgreSQL as, or a folder closed to them.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// Neither `postgres` nor `nobody` is known.
+    #[error(
+        "PostgreSQL does not run as root, and there is no user postgres to run it as; create one (useradd --system postgres)"
+    )]
+    NoUser,
+    /// A parent folder lacks the right to pass.
+    #[error(
+        "user {user} may not pass through {closed:?} on the way to {folder:?}; choose a --data-dir outside it"
+    )]
+    ClosedParent {
+        /// The user.
+        user: String,
+        /// The first folder on the way that refuses.
+        closed: PathBuf,
+        /// Where we wanted to go.
+        folder: PathBuf,
+    },
+    /// The system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was attempted, and on which path.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ClusterOwner {
+    /// Ourselves, unless we are root.
+    pub fn current() -> Result<Self, OwnerError> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self::Ourselves);
+        }
+        ["postgres", "nobody"]
+            .into_iter()
+            .find_map(|name| {
+                Some(Self::Other { name: name.into(), uid: ask_id("-u", name)?, gid: ask_id("-g", name)? })
+            })
+            .ok_or(OwnerError::NoUser)
+    }
+
+    /// Makes `command` run as this user.
+    pub fn run_as<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        match self {
+            Self::Ourselves => command,
+            Self::Other { uid, gid, .. } => command.uid(*uid).gid(*gid),
+        }
+    }
+
+    /// Makes `folder`, for this user alone.
+    pub fn make_folder(&self, folder: &Path) -> Result<(), OwnerError> {
+        fs::create_dir_all(folder).map_err(|source| io_error("making", folder, source))?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+            .map_err(|source| io_error("closing to others", folder, source))?;
+        self.give(folder)
+    }
+
+    /// Gives one file or folder to this user.
+    pub fn give(&self, path: &Path) -> Result<(), OwnerError> {
+        match self {
+            Self::Ourselves => Ok(()),
+            Self::Other { uid, gid, .. } => chown(path, Some(*uid), Some(*gid))
+                .map_err(|source| io_error("giving to postgres", path, source)),
+        }
+    }
+
+    /// That this user may pass through `folder` and all that is above it. Asked of the system, as this user:
+    /// access lists and read-only mounts know more than the mode does.
+    pub fn may_enter(&self, folder: &Path) -> Result<(), OwnerError> {
+        let Self::Other { name, .. } = self else { return Ok(()) };
+        let mut way: Vec<&Path> = folder.ancestors().collect();
+        way.reverse();
+        match way.into_iter().find(|step| !self.passes(step)) {
+            None => Ok(()),
+            Some(closed) => Err(OwnerError::ClosedParent {
+                user: name.clone(),
+                closed: closed.to_path_buf(),
+                folder: folder.to_path_buf(),
+            }),
+        }
+    }
+
+    fn passes(&self, folder: &Path) -> bool {
+        let mut command = Command::new("test");
+        command.arg("-x").arg(folder).current_dir("/").stdin(Stdio::null());
+        self.run_as(&mut command).status().is_ok_and(|status| status.success())
+    }
+}
+
+/// The system's answer knows users that no file lists.
+fn ask_id(flag: &str, user: &str) -> Option<u32> {
+    let output = Command::new("id").args([flag, user]).stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().parse().ok()).flatten()
+}
+
+fn io_error(what: &str, path: &Path, source: io::Error) -> OwnerError {
+    OwnerError::Io { what: format!("{what} {}", path.display()), source }
+}

@@ -1,0 +1,181 @@
+//! Who may log in and which tenants there are: the central database's rows, remembered.
+//!
+//! Asked once per session, on a miss; no running query waits here. Names come from clients that have not proved
+//! anything yet, so they travel as bound parameters of prepared statements, and what is too long to be a name is not
+//! looked up at all.
+
+mod gate;
+mod ledger;
+mod memory;
+mod rows;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio_postgres::{Row, types::ToSql};
+
+use self::{
+    gate::Gate,
+    ledger::Ledger,
+    memory::{Answer, Limits, Memory},
+};
+use super::{
+    central::{Central, CentralError},
+    keyring::Keyring,
+};
+use crate::{
+    config::Config,
+    data_path::tenant::{Change, Login, Tenant},
+};
+
+/// `logins.name` and `tenants.name` are no longer than this, says the schema.
+const LOGIN_NAME_BYTES_MAX: usize = 255;
+const TENANT_NAME_BYTES_MAX: usize = 63;
+
+/// Why a name could not be looked up. `Display` is for the operator; a client gets `Refusal::DirectoryUnavailable`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DirectoryError {
+    /// The central database did not answer and nothing usable was remembered.
+    #[error("{0}")]
+    Unavailable(Arc<str>),
+    /// The row is there and makes no sense: a sealed password that does not open, for one. Others are not affected.
+    #[error("{0}")]
+    Broken(Arc<str>),
+}
+
+/// The directory. One per process, shared by all workers.
+pub struct Directory {
+    source: Source,
+    ledger: Arc<Ledger>,
+    logins: Memory<String, Login>,
+    tenants_by_name: Memory<String, Tenant>,
+    tenants_by_id: Memory<i64, Tenant>,
+}
+
+impl Directory {
+    /// An empty directory; asks nobody yet.
+    pub fn new(central: Central, keyring: Arc<ArcSwap<Keyring>>, config: &Config) -> Arc<Self> {
+        let limits = Limits {
+            entries: config.limits.directory_cache_max,
+            fresh: config.timeouts.directory_fresh,
+            stale: config.timeouts.directory_stale,
+            answer: config.timeouts.central,
+        };
+        let ledger = Arc::new(Ledger::new(config.limits.directory_cache_max));
+        let gate = Arc::new(Gate::new(config.limits.directory_look_ups_max));
+        Arc::new(Self {
+            logins: Memory::new(limits, ledger.clone(), gate.clone()),
+            tenants_by_name: Memory::new(limits, ledger.clone(), gate.clone()),
+            tenants_by_id: Memory::new(limits, ledger.clone(), gate),
+            source: Source { central, keyring },
+            ledger,
+        })
+    }
+
+    /// The login of that name, of any kind, disabled and expired ones too: the caller judges.
+    ///
+    /// # Errors
+    /// [`DirectoryError`], after `central_timeout` at most.
+    pub async fn login(&self, name: &str) -> Result<Option<Arc<Login>>, DirectoryError> {
+        if !may_be_name(name, LOGIN_NAME_BYTES_MAX) {
+            return Ok(None);
+        }
+        let (source, name) = (self.source.clone(), name.to_owned());
+        let key = name.clone();
+        self.logins.recall(key, move || source.clone().login(name.clone())).await
+    }
+
+    /// The tenant of that name; where none is living, the newest tombstone.
+    ///
+    /// # Errors
+    /// [`DirectoryError`], after `central_timeout` at most.
+    pub async fn tenant(&self, name: &str) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        if !may_be_name(name, TENANT_NAME_BYTES_MAX) {
+            return Ok(None);
+        }
+        let (source, name) = (self.source.clone(), name.to_owned());
+        let key = name.clone();
+        self.tenants_by_name.recall(key, move || source.clone().tenant_by_name(name.clone())).await
+    }
+
+    /// The tenant with that id, tombstones included.
+    ///
+    /// # Errors
+    /// [`DirectoryError`], after `central_timeout` at most.
+    pub async fn tenant_by_id(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        let source = self.source.clone();
+        self.tenants_by_id.recall(id, move || source.clone().tenant_by_id(id)).await
+    }
+
+    /// Hears of a change. What it names is looked up anew before it is used again, also where a look-up is under way;
+    /// [`Change::Everything`] makes all remembered rows stale: asked for again, and used only while nobody answers.
+    pub fn forget(&self, change: &Change) {
+        self.ledger.note(change);
+    }
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Directory").field("central", &self.source.central).finish_non_exhaustive()
+    }
+}
+
+/// PostgreSQL's text knows no NUL, so no row has such a name.
+fn may_be_name(name: &str, bytes_max: usize) -> bool {
+    !name.is_empty() && name.len() <= bytes_max && !name.contains('\0')
+}
+
+/// Where rows come from.
+#[derive(Debug, Clone)]
+struct Source {
+    central: Central,
+    keyring: Arc<ArcSwap<Keyring>>,
+}
+
+impl Source {
+    async fn login(self, name: String) -> Result<Answer<Login>, CentralError> {
+        let row = self.row(rows::LOGIN_BY_NAME, &[&name]).await?;
+        Ok(answer(row, rows::login, || format!("login {name:?}")))
+    }
+
+    async fn tenant_by_name(self, name: String) -> Result<Answer<Tenant>, CentralError> {
+        let row = self.row(rows::TENANT_BY_NAME, &[&name]).await?;
+        Ok(answer(row, |row| rows::tenant(row, &self.keyring.load()), || format!("tenant {name:?}")))
+    }
+
+    async fn tenant_by_id(self, id: i64) -> Result<Answer<Tenant>, CentralError> {
+        let row = self.row(rows::TENANT_BY_ID, &[&id]).await?;
+        Ok(answer(row, |row| rows::tenant(row, &self.keyring.load()), || format!("tenant {id}")))
+    }
+
+    /// A pooled connection may have died unnoticed, so a broken one is replaced once.
+    async fn row(&self, sql: &str, key: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, CentralError> {
+        let mut tried = false;
+        loop {
+            let client = self.central.client().await?;
+            let asked = async { client.query_opt(&client.prepare_cached(sql).await?, key).await };
+            match asked.await {
+                Ok(row) => return Ok(row),
+                Err(error) if error.code().is_none() && client.is_closed() && !tried => tried = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// A row that makes no sense is the operator's business, and that row's only.
+fn answer<V>(
+    row: Option<Row>,
+    read: impl FnOnce(&Row) -> Result<V, String>,
+    whose: impl FnOnce() -> String,
+) -> Answer<V> {
+    match row.as_ref().map(read) {
+        None => Answer::Absent,
+        Some(Ok(value)) => Answer::Found(Arc::new(value)),
+        Some(Err(cause)) => {
+            let whose = whose();
+            tracing::error!(row = whose, cause, "this row of the central database cannot be used");
+            Answer::Broken(format!("{whose}: {cause}").into())
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! From rows of the central database to the records that sessions hold, sealed passwords opened.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+use serde::{Deserialize, de::IntoDeserializer};
+use tokio_postgres::{Row, types::FromSql};
+
+use crate::{
+    control_path::{central::causes, keyring::Keyring, seal::Place},
+    data_path::tenant::{
+        Access, Credential, Grant, Host, HostAddress, Login, LoginKind, Tenant, TenantStatus,
+    },
+};
+
+/// A macro, because the two queries differ in their last lines only and `concat!` takes literals.
+macro_rules! tenant_query {
+    ($ending:literal) => {
+        concat!(
+            "SELECT t.id, t.name, t.database, t.username, t.sealed_password, t.ro_username, t.sealed_ro_password,
+                t.status, t.status_reason, t.pool_mode, t.pool_size, t.min_pool_size, t.max_clients,
+                (pg_catalog.date_part('epoch', t.statement_timeout) * 1000)::bigint AS statement_timeout_ms,
+                t.allow_from::text[] AS allow_from, t.grants_pending, t.generation,
+                h.name AS host, h.address, h.port, h.tls_mode, h.tls_root_ca, h.max_connections
+            FROM pglobby.tenants t JOIN pglobby.hosts h ON h.name = t.host ",
+            $ending
+        )
+    };
+}
+
+/// The living tenant of a name, or else the newest tombstone.
+pub const TENANT_BY_NAME: &str =
+    tenant_query!("WHERE t.name = $1 ORDER BY (t.status = 'dropped'), t.id DESC LIMIT 1");
+
+/// By id.
+pub const TENANT_BY_ID: &str = tenant_query!("WHERE t.id = $1");
+
+/// A login with its grants, in one row. 'infinity' has no place in a `SystemTime`.
+pub const LOGIN_BY_NAME: &str = "
+    SELECT l.id, l.name, l.kind, l.tenant_id, t.name AS tenant_name, l.access, l.all_tenants, l.verifier,
+        CASE WHEN l.valid_until < 'infinity'
+            THEN pg_catalog.date_part('epoch', greatest(l.valid_until, '1970-01-01 UTC')) END AS valid_until_epoch,
+        l.disabled_at IS NOT NULL AS disabled, l.allow_from::text[] AS allow_from,
+        g.ids, g.names, g.accesses
+    FROM pglobby.logins l
+    LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id
+    CROSS JOIN LATERAL (
+        SELECT pg_catalog.array_agg(gt.id ORDER BY gt.id) AS ids,
+            pg_catalog.array_agg(gt.name ORDER BY gt.id) AS names,
+            pg_catalog.array_agg(lt.access ORDER BY gt.id) AS accesses
+        FROM pglobby.login_tenants lt JOIN pglobby.tenants gt ON gt.id = lt.tenant_id
+        WHERE lt.login_id = l.id
+    ) g
+    WHERE l.name = $1";
+
+/// Reads a row of [`TENANT_BY_NAME`] or [`TENANT_BY_ID`].
+///
+/// # Errors
+/// What is wrong with it, for the operator.
+pub fn tenant(row: &Row, keyring: &Keyring) -> Result<Tenant, String> {
+    let id: i64 = get(row, "id")?;
+    let status = tenant_status(get(row, "status")?)?;
+    let read_only = match get::<Option<String>>(row, "ro_username")? {
+        Some(username) if get::<Option<&[u8]>>(row, "sealed_ro_password")?.is_some() => {
+            Some(Credential { username, password: open(row, keyring, id, "sealed_ro_password")? })
+        }
+        _ => None,
+    };
+    Ok(Tenant {
+        id,
+        name: get(row, "name")?,
+        host: Arc::new(host(row)?),
+        database: get(row, "database")?,
+        read_write: Credential {
+            username: get(row, "username")?,
+            password: open(row, keyring, id, "sealed_password")?,
+        },
+        read_only,
+        status,
+        status_reason: get(row, "status_reason")?,
+        pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(word).transpose()?,
+        pool_size: count(row, "pool_size")?,
+        min_pool_size: count(row, "min_pool_size")?,
+        max_clients: count(row, "max_clients")?,
+        statement_timeout: get::<Option<i64>>(row, "statement_timeout_ms")?
+            .and_then(|millis| u64::try_from(millis).ok())
+            .map(Duration::from_millis),
+        allow_from: networks(row)?,
+        grants_pending: get(row, "grants_pending")?,
+        generation: get(row, "generation")?,
+    })
+}
+
+/// The schema lets a password be missing only where nobody may enter, so an empty one stands for it.
+fn open(row: &Row, keyring: &Keyring, id: i64, column: &'static str) -> Result<SecretString, String> {
+    match get::<Option<&[u8]>>(row, column)? {
+        None => Ok(SecretString::default()),
+        Some(blob) => {
+            let place = Place { table: "tenants", row: &id.to_string(), column };
+            keyring.open(&place, blob).map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn tenant_status(text: &str) -> Result<TenantStatus, String> {
+    Ok(match text {
+        "provisioning" => TenantStatus::Provisioning,
+        "active" => TenantStatus::Active,
+        "suspended" => TenantStatus::Suspended,
+        "dropping" => TenantStatus::Dropping,
+        "dropped" => TenantStatus::Dropped,
+        _ => return Err(format!("unknown status {text:?}")),
+    })
+}
+
+fn host(row: &Row) -> Result<Host, String> {
+    let address: String = get(row, "address")?;
+    let port = u16::try_from(get::<i32>(row, "port")?).map_err(|_| "a port beyond 65535")?;
+    Ok(Host {
+        name: get(row, "host")?,
+        address: match address.starts_with('/') {
+            true => HostAddress::Unix { directory: address.into(), port },
+            false => HostAddress::Tcp { name: address, port },
+        },
+        tls_mode: word(get(row, "tls_mode")?)?,
+        tls_root_ca: get::<Option<String>>(row, "tls_root_ca")?.map(Into::into),
+        max_connections: count(row, "max_connections")?,
+    })
+}
+
+/// Reads a row of [`LOGIN_BY_NAME`].
+///
+/// # Errors
+/// What is wrong with it, for the operator.
+pub fn login(row: &Row) -> Result<Login, String> {
+    let access = access(get(row, "access")?)?;
+    let kind = match get(row, "kind")? {
+        "employee" => LoginKind::Employee {
+            tenant_id: get(row, "tenant_id")?,
+            tenant_name: get(row, "tenant_name")?,
+            access,
+        },
+        "service" => LoginKind::Service {
+            all_tenants: get::<bool>(row, "all_tenants")?.then_some(access),
+            granted: grants(row)?,
+        },
+        "admin" => LoginKind::Admin { read_only: access == Access::ReadOnly },
+        other => return Err(format!("unknown kind {other:?}")),
+    };
+    Ok(Login {
+        id: get(row, "id")?,
+        name: get(row, "name")?,
+        kind,
+        verifier: SecretString::from(get::<&str>(row, "verifier")?),
+        valid_until: get::<Option<f64>>(row, "valid_until_epoch")?.and_then(time_of_epoch),
+        disabled: get(row, "disabled")?,
+        allow_from: networks(row)?,
+    })
+}
+
+fn grants(row: &Row) -> Result<Vec<Grant>, String> {
+    let ids: Vec<i64> = get::<Option<_>>(row, "ids")?.unwrap_or_default();
+    let names: Vec<String> = get::<Option<_>>(row, "names")?.unwrap_or_default();
+    let accesses: Vec<&str> = get::<Option<_>>(row, "accesses")?.unwrap_or_default();
+    let grant =
+        |((tenant_id, tenant_name), word)| Ok(Grant { tenant_id, tenant_name, access: access(word)? });
+    ids.into_iter().zip(names).zip(accesses).map(grant).collect()
+}
+
+fn access(text: &str) -> Result<Access, String> {
+    match text {
+        "read_write" => Ok(Access::ReadWrite),
+        "read_only" => Ok(Access::ReadOnly),
+        _ => Err(format!("unknown access {text:?}")),
+    }
+}
+
+/// `None`: so far away that it means never.
+fn time_of_epoch(seconds: f64) -> Option<SystemTime> {
+    let since = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+fn networks(row: &Row) -> Result<Vec<IpNet>, String> {
+    let texts: Vec<&str> = get(row, "allow_from")?;
+    texts.into_iter().map(|text| text.parse().map_err(|_| format!("unreadable network {text:?}"))).collect()
+}
+
+fn count(row: &Row, column: &str) -> Result<Option<u32>, String> {
+    get::<Option<i32>>(row, column)?
+        .map(|number| u32::try_from(number).map_err(|_| format!("{column} is negative")))
+        .transpose()
+}
+
+/// A word that the configuration spells the same way.
+fn word<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    T::deserialize(text.into_deserializer()).map_err(|error: serde::de::value::Error| error.to_string())
+}
+
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, String> {
+    row.try_get(column).map_err(|error| causes(&error))
+}

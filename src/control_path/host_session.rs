@@ -1,0 +1,288 @@
+//! Connections to the clusters that tenant databases live on, for onboarding and nothing else.
+//!
+//! As the host's administrator, or as a tenant's role where what runs is not ours (schema files). Client input never
+//! comes here (invariant 7).
+
+use std::{fmt::Display, path::PathBuf, time::Duration};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, types::ToSql};
+
+use super::{
+    central_tls::CentralTlsConnector,
+    operator::{Operator, OperatorError},
+    seal::Place,
+};
+use crate::{config::CentralTls, data_path::tenant::TlsMode};
+
+/// How long a host may take to let us in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// PostgreSQL 16 changed what CREATEROLE may do, and how membership is granted.
+const MEMBERSHIP_OPTIONS_SINCE: i32 = 160_000;
+
+/// A host with its administrator's credential opened.
+#[derive(Debug, Clone)]
+pub struct HostAdmin {
+    /// `hosts.name`.
+    pub name: String,
+    /// DNS name, address, or the folder of a Unix socket.
+    pub address: String,
+    /// TCP port, or the part of the socket's name.
+    pub port: u16,
+    /// libpq's meaning.
+    pub tls_mode: TlsMode,
+    /// PEM file of authorities; `None`: the system's.
+    pub tls_root_ca: Option<PathBuf>,
+    /// May create databases and roles.
+    pub user: String,
+    /// Where it does so from.
+    pub database: String,
+    /// `None`: none needed.
+    pub password: Option<SecretString>,
+}
+
+/// A connection to one database of a host. Errors say what was being done.
+pub struct HostSession {
+    client: Client,
+    host: String,
+}
+
+/// What the administrator may do on its host.
+#[derive(Debug, Clone, Copy)]
+pub struct Rights {
+    /// `server_version_num`.
+    pub server_version: i32,
+    /// Everything.
+    pub superuser: bool,
+    /// May create databases.
+    pub create_databases: bool,
+    /// May create roles.
+    pub create_roles: bool,
+}
+
+impl HostAdmin {
+    /// The host called `name`, its password opened.
+    ///
+    /// # Errors
+    /// No such host, the central database, or a password that does not open.
+    pub async fn load(
+        operator: &Operator,
+        client: &impl GenericClient,
+        name: &str,
+    ) -> Result<Self, OperatorError> {
+        let row = client
+            .query_opt(
+                "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
+                 FROM pglobby.hosts WHERE name = $1",
+                &[&name],
+            )
+            .await?;
+        let Some(row) = row else {
+            return Err(operator.not_found(client, "host", name, "SELECT name FROM pglobby.hosts").await);
+        };
+        let place = Place { table: "hosts", row: name, column: "sealed_admin_password" };
+        let sealed: Option<Vec<u8>> = row.get("sealed_admin_password");
+        let password = sealed.map(|blob| operator.keyring.open(&place, &blob)).transpose()?;
+        Ok(Self {
+            name: name.to_owned(),
+            address: row.get("address"),
+            port: u16::try_from(row.get::<_, i32>("port")).unwrap_or_default(),
+            tls_mode: parse_tls_mode(row.get("tls_mode"))?,
+            tls_root_ca: row.get::<_, Option<String>>("tls_root_ca").map(PathBuf::from),
+            user: row.get("admin_user"),
+            database: row.get("admin_database"),
+            password,
+        })
+    }
+
+    /// A session of the administrator in its own database.
+    ///
+    /// # Errors
+    /// [`OperatorError::Connect`].
+    pub async fn connect(&self) -> Result<HostSession, OperatorError> {
+        self.connect_to(&self.database).await
+    }
+
+    /// A session of the administrator in `database`.
+    ///
+    /// # Errors
+    /// [`OperatorError::Connect`].
+    pub async fn connect_to(&self, database: &str) -> Result<HostSession, OperatorError> {
+        // What a tenant may have SET for its database must not steer the administrator.
+        let options = "-c search_path=pg_catalog -c client_min_messages=warning -c statement_timeout=0 \
+                       -c default_transaction_read_only=off -c standard_conforming_strings=on";
+        self.connect_as(&self.user, self.password.as_ref(), database, options).await
+    }
+
+    /// A session of `user` in `database`, with `options` as in a startup message.
+    ///
+    /// # Errors
+    /// [`OperatorError::Connect`].
+    pub async fn connect_as(
+        &self,
+        user: &str,
+        password: Option<&SecretString>,
+        database: &str,
+        options: &str,
+    ) -> Result<HostSession, OperatorError> {
+        let tls = CentralTls { mode: self.tls_mode, root_ca: self.tls_root_ca.clone() };
+        let tls = CentralTlsConnector::new(&tls).map_err(|error| {
+            OperatorError::Invalid(format!("host {:?}: {error}; see `pglobby host set`", self.name))
+        })?;
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&self.address)
+            .port(self.port)
+            .user(user)
+            .dbname(database)
+            .options(options)
+            .application_name("pglobby")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(Duration::from_secs(30))
+            .ssl_mode(ssl_mode(self.tls_mode));
+        if let Some(password) = password {
+            config.password(password.expose_secret());
+        }
+        let place = format!("{}:{}, database {database:?}, role {user:?}", self.address, self.port);
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(tls)).await;
+        let (client, driver) = connected
+            .map_err(|_| {
+                OperatorError::Refused(format!(
+                    "host {:?} ({place}) did not answer within {CONNECT_TIMEOUT:?}; see `pglobby host list`",
+                    self.name
+                ))
+            })?
+            .map_err(|cause| OperatorError::Connect { host: self.name.clone(), place, cause })?;
+        // Ends when the client is dropped; what goes wrong on the way is told by the query that met it.
+        tokio::spawn(driver);
+        Ok(HostSession { client, host: self.name.clone() })
+    }
+}
+
+fn parse_tls_mode(text: &str) -> Result<TlsMode, OperatorError> {
+    serde_json::from_value(serde_json::Value::from(text))
+        .map_err(|_| OperatorError::Invalid(format!("{text:?} is no TLS mode")))
+}
+
+/// tokio-postgres knows three modes; the verifying ones are the connector's business.
+fn ssl_mode(mode: TlsMode) -> tokio_postgres::config::SslMode {
+    use tokio_postgres::config::SslMode;
+    match mode {
+        TlsMode::Disable => SslMode::Disable,
+        TlsMode::Allow | TlsMode::Prefer => SslMode::Prefer,
+        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
+    }
+}
+
+impl HostSession {
+    /// Runs `sql`, one or several statements, without results.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn run(&self, doing: impl Display, sql: &str) -> Result<(), OperatorError> {
+        self.client.batch_execute(sql).await.map_err(|cause| self.refused(doing, cause))
+    }
+
+    /// Rows of one statement.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn query(
+        &self,
+        doing: impl Display,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, OperatorError> {
+        self.client.query(sql, parameters).await.map_err(|cause| self.refused(doing, cause))
+    }
+
+    /// The first column of all rows, as text that `sql` made.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn texts(
+        &self,
+        doing: impl Display,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<String>, OperatorError> {
+        Ok(self.query(doing, sql, parameters).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// What the administrator may do here.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`].
+    pub async fn rights(&self) -> Result<Rights, OperatorError> {
+        let rows = self
+            .query(
+                "asking for the administrator's rights",
+                "SELECT pg_catalog.current_setting('server_version_num')::int4, rolsuper, rolcreatedb, rolcreaterole
+                 FROM pg_catalog.pg_roles WHERE rolname = current_user",
+                &[],
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Err(OperatorError::Refused(format!("host {:?} does not know its own user", self.host)));
+        };
+        Ok(Rights {
+            server_version: row.get(0),
+            superuser: row.get(1),
+            create_databases: row.get(2),
+            create_roles: row.get(3),
+        })
+    }
+
+    /// Runs text that is not ours, statement by statement as the server splits it.
+    ///
+    /// # Errors
+    /// The server's own, for whoever knows the text.
+    pub async fn run_text(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute(sql).await
+    }
+
+    /// `current_database` and `current_user`, by the server's word.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`].
+    pub async fn identity(&self) -> Result<(String, String), OperatorError> {
+        let said = self
+            .client
+            .simple_query("SELECT pg_catalog.current_database(), CURRENT_USER")
+            .await
+            .map_err(|cause| self.refused("asking who we are", cause))?;
+        let row = said.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let column = |index| row.and_then(|row| row.get(index)).unwrap_or_default().to_owned();
+        Ok((column(0), column(1)))
+    }
+
+    fn refused(&self, doing: impl Display, cause: tokio_postgres::Error) -> OperatorError {
+        OperatorError::Host { host: self.host.clone(), doing: doing.to_string(), cause }
+    }
+}
+
+impl Rights {
+    /// What is missing for onboarding, in words; `None`: nothing.
+    pub fn missing(&self) -> Option<&'static str> {
+        match (self.superuser, self.create_databases, self.create_roles) {
+            (true, _, _) | (_, true, true) => None,
+            (_, false, true) => Some("CREATEDB"),
+            (_, true, false) => Some("CREATEROLE"),
+            (_, false, false) => Some("CREATEDB and CREATEROLE"),
+        }
+    }
+
+    /// How the administrator joins a role it has made, so that it may give it a database and act on its objects.
+    pub fn join(&self, quoted_role: &str) -> String {
+        if self.superuser {
+            String::new()
+        } else if self.server_version >= MEMBERSHIP_OPTIONS_SINCE {
+            format!("GRANT {quoted_role} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;\n")
+        } else {
+            format!("GRANT {quoted_role} TO CURRENT_USER;\n")
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! From an empty cluster, or an older version of ourselves, to a central database that can be served from.
+//!
+//! Every step looks first whether it is needed, so that all of it can be repeated at any time.
+
+use secrecy::SecretString;
+use serde::Serialize;
+use tokio_postgres::{Client, config::Host, error::SqlState};
+
+use super::{
+    central::{Central, CentralError, causes},
+    keyring::{Keyring, KeyringError},
+    migrations::{self, MigrationError},
+    seal::{Place, SealError},
+};
+use crate::{config::Config, data_path::tenant::TlsMode};
+
+/// Where a cluster is asked to create another database.
+const MAINTENANCE_DATABASE: &str = "postgres";
+/// The name under which the central cluster is registered.
+pub const DEFAULT_HOST: &str = "default";
+
+/// What was found or done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct InitReport {
+    /// Where the central database is, without a password.
+    pub central: String,
+    /// It was missing.
+    pub database_created: bool,
+    /// PUBLIC could connect to it.
+    pub closed_to_public: bool,
+    /// The schema's version now.
+    pub schema_version: i32,
+    /// Names of the steps that were missing.
+    pub migrations_applied: Vec<&'static str>,
+    /// The key ring's file, or `PGLOBBY_KEYS`.
+    pub keyring: String,
+    /// There was none.
+    pub keyring_created: bool,
+    /// [`DEFAULT_HOST`].
+    pub host: &'static str,
+    /// It was not registered.
+    pub host_registered: bool,
+}
+
+/// Why `init` stopped. What was done before stays done.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// The central database.
+    #[error(transparent)]
+    Central(#[from] CentralError),
+    /// Its schema.
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
+    /// The key ring.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// Sealing the master's password.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The master login may not do its work.
+    #[error("the master login \"{user}\" lacks {missing}; run as a superuser: ALTER ROLE {role} {missing}")]
+    Rights {
+        /// Its name.
+        user: String,
+        /// The same, quoted for SQL.
+        role: String,
+        /// `CREATEDB`, `CREATEROLE` or both.
+        missing: String,
+    },
+    /// `CREATE DATABASE` was refused.
+    #[error("could not create the central database \"{database}\": {}", causes(cause))]
+    CreateDatabase {
+        /// Its name.
+        database: String,
+        /// Why.
+        cause: tokio_postgres::Error,
+    },
+    /// Only its owner may close it.
+    #[error(
+        "PUBLIC may connect to the central database and \"{user}\" cannot change that; run as its owner: \
+         REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC"
+    )]
+    OpenToPublic {
+        /// The master login.
+        user: String,
+        /// The database, quoted for SQL.
+        database: String,
+    },
+    /// The ring is missing while something is sealed with it.
+    #[error(
+        "there is no key ring {path}, but stored passwords are sealed with key {key}; put the ring back \
+         (a new one could not open them)"
+    )]
+    KeyringLost {
+        /// `[keys] file`.
+        path: String,
+        /// A key that is needed.
+        key: String,
+    },
+}
+
+/// Makes everything that `serve` and `tenant create` need.
+///
+/// # Errors
+/// [`InitError`], saying what to do.
+pub async fn init(config: &Config) -> Result<InitReport, InitError> {
+    let central = Central::open(config)?;
+    let (mut client, database_created) = enter_or_create_database(&central).await?;
+    require_rights(&client).await?;
+    let applied = migrations::apply(&mut client).await?;
+    let closed_to_public = close_to_public(&client, central.user()).await?;
+    let (keyring, keyring_created) = load_or_create_keyring(config, &client).await?;
+    let host_registered = register_host(config, &client, &keyring).await?;
+    Ok(InitReport {
+        central: central.url().to_owned(),
+        database_created,
+        closed_to_public,
+        schema_version: migrations::latest(),
+        migrations_applied: applied.iter().map(|migration| migration.name).collect(),
+        keyring: keyring_origin(config),
+        keyring_created,
+        host: DEFAULT_HOST,
+        host_registered,
+    })
+}
+
+async fn enter_or_create_database(central: &Central) -> Result<(Client, bool), InitError> {
+    match central.connect_to(central.database()).await {
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_DATABASE) => {}
+        entered => return Ok((entered?, false)),
+    }
+    let maintenance = central.connect_to(MAINTENANCE_DATABASE).await?;
+    require_rights(&maintenance).await?;
+    let database = quote_identifier(central.database());
+    // template0: nobody is connected to it, and nothing local is in it.
+    let created = maintenance.batch_execute(&format!("CREATE DATABASE {database} TEMPLATE template0")).await;
+    if let Err(cause) = created {
+        // Another `init` was faster; at the very same time it is the catalogue's index that says so.
+        let duplicate = [Some(&SqlState::DUPLICATE_DATABASE), Some(&SqlState::UNIQUE_VIOLATION)];
+        if !duplicate.contains(&cause.code()) {
+            return Err(InitError::CreateDatabase { database: central.database().to_owned(), cause });
+        }
+        return Ok((central.connect_to(central.database()).await?, false));
+    }
+    Ok((central.connect_to(central.database()).await?, true))
+}
+
+/// The master makes a database and roles for every tenant; better said now than at the first `tenant create`.
+async fn require_rights(client: &Client) -> Result<(), InitError> {
+    let sql = "SELECT rolname::text, rolsuper OR rolcreatedb, rolsuper OR rolcreaterole
+        FROM pg_catalog.pg_roles WHERE rolname = current_user";
+    let row = client.query_one(sql, &[]).await.map_err(CentralError::from)?;
+    let user: String = row.try_get(0).map_err(CentralError::from)?;
+    let mut missing = Vec::new();
+    for (column, right) in [(1, "CREATEDB"), (2, "CREATEROLE")] {
+        if !row.try_get::<_, bool>(column).map_err(CentralError::from)? {
+            missing.push(right);
+        }
+    }
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(InitError::Rights { role: quote_identifier(&user), user, missing: missing.join(" ") }),
+    }
+}
+
+/// Tenants' roles live on the same cluster, and by default every role may enter every database.
+async fn close_to_public(client: &Client, user: &str) -> Result<bool, InitError> {
+    if !open_to_public(client).await? {
+        return Ok(false);
+    }
+    let sql = "SELECT pg_catalog.quote_ident(pg_catalog.current_database())";
+    let row = client.query_one(sql, &[]).await.map_err(CentralError::from)?;
+    let database: String = row.try_get(0).map_err(CentralError::from)?;
+    // Somebody who is not the owner gets a warning or an error; what counts is the outcome.
+    let _ =
+        client.batch_execute(&format!("REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC")).await;
+    match open_to_public(client).await? {
+        false => Ok(true),
+        true => Err(InitError::OpenToPublic { user: user.to_owned(), database }),
+    }
+}
+
+/// Whether any role may connect to the central database.
+///
+/// # Errors
+/// What the central database says.
+pub async fn open_to_public(client: &Client) -> Result<bool, CentralError> {
+    let sql = "SELECT pg_catalog.has_database_privilege('public', pg_catalog.current_database(), 'CONNECT')
+        OR pg_catalog.has_database_privilege('public', pg_catalog.current_database(), 'TEMPORARY')";
+    Ok(client.query_one(sql, &[]).await?.try_get(0)?)
+}
+
+/// The key ring's file, or `PGLOBBY_KEYS`.
+pub fn keyring_origin(config: &Config) -> String {
+    match (&config.keys_text, &config.keys_file) {
+        (None, Some(path)) => path.display().to_string(),
+        _ => "PGLOBBY_KEYS".to_owned(),
+    }
+}
+
+async fn load_or_create_keyring(config: &Config, client: &Client) -> Result<(Keyring, bool), InitError> {
+    let path = match Keyring::load(config) {
+        Err(KeyringError::Missing { path }) => path,
+        loaded => return Ok((loaded?, false)),
+    };
+    if let Some(key) = a_key_in_use(client).await? {
+        return Err(InitError::KeyringLost { path: path.display().to_string(), key });
+    }
+    let keyring = Keyring::generate();
+    match keyring.create_file(&path) {
+        // Another `init` was faster.
+        Err(KeyringError::Exists { .. }) => Ok((Keyring::load(config)?, false)),
+        created => created.map(|()| (keyring, true)).map_err(InitError::from),
+    }
+}
+
+async fn a_key_in_use(client: &Client) -> Result<Option<String>, CentralError> {
+    let sql = "SELECT sealed_admin_password FROM pglobby.hosts WHERE sealed_admin_password IS NOT NULL
+        UNION ALL SELECT sealed_password FROM pglobby.tenants
+            WHERE sealed_password IS NOT NULL AND status <> 'dropped'
+        LIMIT 1";
+    let Some(row) = client.query_opt(sql, &[]).await? else { return Ok(None) };
+    let blob: &[u8] = row.try_get(0)?;
+    Ok(Some(Keyring::key_of(blob).unwrap_or("(unreadable)").to_owned()))
+}
+
+async fn register_host(config: &Config, client: &Client, keyring: &Keyring) -> Result<bool, InitError> {
+    let connection = &config.central.connection;
+    let address = match (connection.get_hosts().first(), connection.get_hostaddrs().first()) {
+        (Some(Host::Tcp(name)), _) => name.clone(),
+        (Some(Host::Unix(folder)), _) => folder.display().to_string(),
+        (None, address) => address.map(ToString::to_string).unwrap_or_default(),
+    };
+    let port = i32::from(connection.get_ports().first().copied().unwrap_or(5432));
+    let user = connection.get_user().unwrap_or_default();
+    let root_ca = config.central.tls.root_ca.as_ref().map(|path| path.display().to_string());
+    let sealed =
+        config.central.password.as_ref().map(|password| seal_for_host(keyring, password)).transpose()?;
+    let sql = "INSERT INTO pglobby.hosts
+            (name, address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name) DO NOTHING";
+    let inserted = client
+        .execute(
+            sql,
+            &[
+                &DEFAULT_HOST,
+                &address,
+                &port,
+                &tls_mode_name(config.central.tls.mode),
+                &root_ca,
+                &user,
+                &MAINTENANCE_DATABASE,
+                &sealed,
+            ],
+        )
+        .await
+        .map_err(CentralError::from)?;
+    Ok(inserted == 1)
+}
+
+fn seal_for_host(keyring: &Keyring, password: &SecretString) -> Result<Vec<u8>, SealError> {
+    let place = Place { table: "hosts", row: DEFAULT_HOST, column: "sealed_admin_password" };
+    keyring.seal(&place, password)
+}
+
+fn tls_mode_name(mode: TlsMode) -> &'static str {
+    match mode {
+        TlsMode::Disable => "disable",
+        TlsMode::Allow => "allow",
+        TlsMode::Prefer => "prefer",
+        TlsMode::Require => "require",
+        TlsMode::VerifyCa => "verify-ca",
+        TlsMode::VerifyFull => "verify-full",
+    }
+}
+
+/// For the few statements that take no parameters. The names come from the configuration.
+fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

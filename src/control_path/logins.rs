@@ -1,0 +1,431 @@
+//! Who may log in: employees of one tenant, services that may enter several, administrators of the console.
+//!
+//! Passwords arrive here, are turned into verifiers, and are forgotten.
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde_json::json;
+use time::{Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339, macros::format_description};
+use tokio_postgres::{Client, GenericClient, Row, error::SqlState};
+
+use super::{
+    onboarding::names::check_text,
+    operator::{Operator, OperatorError},
+    tenants::{id_of, parse_networks},
+    verifier::scram_verifier,
+};
+
+/// As long as the schema allows; e-mail addresses fit.
+pub const LOGIN_NAME_BYTES_MAX: usize = 255;
+/// PostgreSQL's own limit on what a client may send as a password.
+pub const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// Where a new login may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewLoginKind {
+    /// One tenant.
+    Employee {
+        /// Its name.
+        tenant: String,
+    },
+    /// Several tenants, or every one.
+    Service {
+        /// By name.
+        tenants: Vec<String>,
+        /// Every one, also those to come.
+        all_tenants: bool,
+    },
+    /// The admin console.
+    Admin,
+}
+
+/// A login to make.
+#[derive(Debug, Clone)]
+pub struct NewLogin {
+    /// Unique over all logins; may be an e-mail address.
+    pub name: String,
+    /// Where it may go.
+    pub kind: NewLoginKind,
+    /// May not write (or, an administrator: may only SHOW).
+    pub read_only: bool,
+    /// What it proves itself with.
+    pub password: SecretString,
+    /// Refused from then on.
+    pub valid_until: Option<OffsetDateTime>,
+    /// Networks it may come from; empty: all.
+    pub allow_from: Vec<String>,
+}
+
+/// One row of `pglobby.logins`, without its verifier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LoginSummary {
+    /// `logins.name`.
+    pub name: String,
+    /// An employee's tenant.
+    pub tenant: Option<String>,
+    /// `employee`, `service` or `admin`.
+    pub kind: String,
+    /// `read_write` or `read_only`.
+    pub access: String,
+    /// A service that may enter every tenant.
+    pub all_tenants: bool,
+    /// Tenants granted to a service, each with its access.
+    pub tenants: Vec<GrantSummary>,
+    /// Refused from then on.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub valid_until: Option<OffsetDateTime>,
+    /// Refused since.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub disabled_at: Option<OffsetDateTime>,
+    /// Networks it may come from; empty: all.
+    pub allow_from: Vec<String>,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// One tenant granted to a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct GrantSummary {
+    /// Its name.
+    pub tenant: String,
+    /// `read_write` or `read_only`.
+    pub access: String,
+}
+
+const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.all_tenants,
+    coalesce((SELECT jsonb_agg(jsonb_build_object('tenant', g.name, 'access', lt.access) ORDER BY g.name)
+              FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
+              WHERE lt.login_id = l.id), '[]') AS tenants,
+    l.valid_until, l.disabled_at, l.allow_from::text[] AS allow_from, l.created_at
+    FROM pglobby.logins l LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id";
+
+/// All logins by name; or those of one tenant, services granted it one by one included.
+///
+/// # Errors
+/// The central database.
+pub async fn list(operator: &Operator, tenant: Option<&str>) -> Result<Vec<LoginSummary>, OperatorError> {
+    let client = operator.central.client().await?;
+    let sql = format!(
+        "{SUMMARY} WHERE $1::text IS NULL OR t.name = $1 OR EXISTS (
+            SELECT FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
+            WHERE lt.login_id = l.id AND g.name = $1)
+         ORDER BY l.name"
+    );
+    Ok(client.query(&sql, &[&tenant]).await?.iter().map(summary).collect())
+}
+
+/// One login.
+///
+/// # Errors
+/// [`OperatorError::NotFound`].
+pub async fn show(operator: &Operator, name: &str) -> Result<LoginSummary, OperatorError> {
+    let client = operator.central.client().await?;
+    match client.query_opt(&format!("{SUMMARY} WHERE l.name = $1"), &[&name]).await? {
+        Some(row) => Ok(summary(&row)),
+        None => Err(missing(operator, &**client, name).await),
+    }
+}
+
+fn summary(row: &Row) -> LoginSummary {
+    LoginSummary {
+        name: row.get("name"),
+        tenant: row.get("tenant"),
+        kind: row.get("kind"),
+        access: row.get("access"),
+        all_tenants: row.get("all_tenants"),
+        tenants: serde_json::from_value(row.get("tenants")).unwrap_or_default(),
+        valid_until: row.get("valid_until"),
+        disabled_at: row.get("disabled_at"),
+        allow_from: row.get("allow_from"),
+        created_at: row.get("created_at"),
+    }
+}
+
+/// Makes a login.
+///
+/// # Errors
+/// The name is taken or cannot be, the password cannot be, or there is no such tenant.
+pub async fn create(operator: &Operator, login: &NewLogin) -> Result<LoginSummary, OperatorError> {
+    check_text("login", &login.name, LOGIN_NAME_BYTES_MAX)?;
+    let verifier = verifier_of(&login.password)?;
+    let networks = parse_networks(login.allow_from.iter().map(String::as_str))?;
+    let (kind, all_tenants) = match &login.kind {
+        NewLoginKind::Employee { .. } => ("employee", false),
+        NewLoginKind::Service { all_tenants, .. } => ("service", *all_tenants),
+        NewLoginKind::Admin => ("admin", false),
+    };
+
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let tenant_id = match &login.kind {
+        NewLoginKind::Employee { tenant } => Some(id_of(operator, &transaction, tenant).await?),
+        _ => None,
+    };
+    let inserted = transaction
+        .query_one(
+            "INSERT INTO pglobby.logins (name, kind, tenant_id, access, all_tenants, verifier, valid_until, allow_from)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text[]::cidr[]) RETURNING id",
+            &[
+                &login.name,
+                &kind,
+                &tenant_id,
+                &access(login.read_only),
+                &all_tenants,
+                &verifier.expose_secret(),
+                &login.valid_until,
+                &networks,
+            ],
+        )
+        .await;
+    let login_id: i64 = match inserted {
+        Ok(row) => row.get(0),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            return Err(OperatorError::Exists(format!(
+                "login {:?} exists already; names are unique over all tenants (try an e-mail address, or `pglobby login \
+                 set-password`)",
+                login.name
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let NewLoginKind::Service { tenants, .. } = &login.kind {
+        grant_each(operator, &transaction, login_id, tenants, login.read_only).await?;
+    }
+    let tenant = match &login.kind {
+        NewLoginKind::Employee { tenant } => Some(tenant.as_str()),
+        _ => None,
+    };
+    let detail = json!({ "login": login.name, "kind": kind, "access": access(login.read_only) });
+    operator.audit(&transaction, "login.create", tenant, &detail).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, &login.name).await
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "read_only" } else { "read_write" }
+}
+
+fn verifier_of(password: &SecretString) -> Result<SecretString, OperatorError> {
+    let text = password.expose_secret();
+    if text.is_empty() {
+        return Err(OperatorError::Invalid(
+            "an empty password lets nobody in; give one, or --generate".to_owned(),
+        ));
+    }
+    if text.len() > PASSWORD_BYTES_MAX || text.contains('\0') {
+        return Err(OperatorError::Invalid(format!(
+            "a password has at most {PASSWORD_BYTES_MAX} bytes, and no NUL among them"
+        )));
+    }
+    Ok(scram_verifier(password))
+}
+
+/// Gives a login another password.
+///
+/// # Errors
+/// No such login, or the password cannot be.
+pub async fn set_password(
+    operator: &Operator,
+    name: &str,
+    password: &SecretString,
+) -> Result<LoginSummary, OperatorError> {
+    let verifier = verifier_of(password)?;
+    let sql = "UPDATE pglobby.logins SET verifier = $2 WHERE name = $1";
+    change(operator, name, "login.set_password", sql, &verifier.expose_secret()).await
+}
+
+/// Refuses a login from now on, or no longer.
+///
+/// # Errors
+/// No such login.
+pub async fn set_disabled(
+    operator: &Operator,
+    name: &str,
+    disabled: bool,
+) -> Result<LoginSummary, OperatorError> {
+    let action = if disabled { "login.disable" } else { "login.enable" };
+    // Disabled twice, it stays disabled since the first time.
+    let sql = "UPDATE pglobby.logins SET disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, now()) END WHERE name = $1";
+    change(operator, name, action, sql, &disabled).await
+}
+
+async fn change<T>(
+    operator: &Operator,
+    name: &str,
+    action: &str,
+    sql: &str,
+    value: &T,
+) -> Result<LoginSummary, OperatorError>
+where
+    T: tokio_postgres::types::ToSql + Sync,
+{
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    if transaction.execute(sql, &[&name, value]).await? == 0 {
+        return Err(missing(operator, &transaction, name).await);
+    }
+    operator.audit(&transaction, action, None, &json!({ "login": name })).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+/// Removes a login and its grants.
+///
+/// # Errors
+/// No such login.
+pub async fn drop_login(operator: &Operator, name: &str) -> Result<(), OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    if transaction.execute("DELETE FROM pglobby.logins WHERE name = $1", &[&name]).await? == 0 {
+        return Err(missing(operator, &transaction, name).await);
+    }
+    operator.audit(&transaction, "login.drop", None, &json!({ "login": name })).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Lets a service login enter `tenants` (again, to change the access), or every tenant.
+///
+/// # Errors
+/// No such login or tenant, or it is no service.
+pub async fn grant(
+    operator: &Operator,
+    name: &str,
+    tenants: &[String],
+    all_tenants: bool,
+    read_only: bool,
+) -> Result<LoginSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let login_id = service_id(operator, &transaction, name).await?;
+    grant_each(operator, &transaction, login_id, tenants, read_only).await?;
+    if all_tenants {
+        let sql = "UPDATE pglobby.logins SET all_tenants = true, access = $2 WHERE id = $1";
+        transaction.execute(sql, &[&login_id, &access(read_only)]).await?;
+    }
+    let detail = json!({
+        "login": name, "tenants": tenants, "all_tenants": all_tenants, "access": access(read_only),
+    });
+    operator.audit(&transaction, "login.grant", None, &detail).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+/// Takes `tenants` from a service login, or its right to every tenant (those granted one by one stay).
+///
+/// # Errors
+/// No such login or tenant, or it is no service.
+pub async fn revoke(
+    operator: &Operator,
+    name: &str,
+    tenants: &[String],
+    all_tenants: bool,
+) -> Result<LoginSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let login_id = service_id(operator, &transaction, name).await?;
+    for tenant in tenants {
+        let tenant_id = id_of(operator, &transaction, tenant).await?;
+        let sql = "DELETE FROM pglobby.login_tenants WHERE login_id = $1 AND tenant_id = $2";
+        transaction.execute(sql, &[&login_id, &tenant_id]).await?;
+    }
+    if all_tenants {
+        let sql = "UPDATE pglobby.logins SET all_tenants = false WHERE id = $1";
+        transaction.execute(sql, &[&login_id]).await?;
+    }
+    let detail = json!({ "login": name, "tenants": tenants, "all_tenants": all_tenants });
+    operator.audit(&transaction, "login.revoke", None, &detail).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+async fn grant_each(
+    operator: &Operator,
+    client: &impl GenericClient,
+    login_id: i64,
+    tenants: &[String],
+    read_only: bool,
+) -> Result<(), OperatorError> {
+    for tenant in tenants {
+        let tenant_id = id_of(operator, client, tenant).await?;
+        client
+            .execute(
+                "INSERT INTO pglobby.login_tenants (login_id, tenant_id, access) VALUES ($1, $2, $3)
+                 ON CONFLICT (login_id, tenant_id) DO UPDATE SET access = excluded.access",
+                &[&login_id, &tenant_id, &access(read_only)],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+async fn service_id(
+    operator: &Operator,
+    client: &impl GenericClient,
+    name: &str,
+) -> Result<i64, OperatorError> {
+    let sql = "SELECT id, kind FROM pglobby.logins WHERE name = $1 FOR UPDATE";
+    let Some(row) = client.query_opt(sql, &[&name]).await? else {
+        return Err(missing(operator, client, name).await);
+    };
+    let kind: String = row.get(1);
+    if kind != "service" {
+        return Err(OperatorError::Refused(format!(
+            "login {name:?} is an {kind} login; only a service login may be granted tenants (make one with `pglobby login \
+             create … --service`)"
+        )));
+    }
+    Ok(row.get(0))
+}
+
+async fn missing(operator: &Operator, client: &impl GenericClient, name: &str) -> OperatorError {
+    operator.not_found(client, "login", name, "SELECT name FROM pglobby.logins").await
+}
+
+/// A moment as people write it: `2027-01-31`, `2027-01-31 18:00`, both UTC, or RFC 3339 with any offset.
+///
+/// # Errors
+/// A sentence to follow the option's name.
+pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
+    let text = text.trim();
+    let date = format_description!("[year]-[month]-[day]");
+    let minute = format_description!("[year]-[month]-[day] [hour]:[minute]");
+    let second = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+    if let Ok(moment) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(moment);
+    }
+    if let Ok(date) = Date::parse(text, date) {
+        return Ok(date.midnight().assume_utc());
+    }
+    PrimitiveDateTime::parse(text, second)
+        .or_else(|_| PrimitiveDateTime::parse(text, minute))
+        .map(PrimitiveDateTime::assume_utc)
+        .map_err(|_| format!("{text:?} is no moment; write 2027-01-31, 2027-01-31 18:00 or 2027-01-31T18:00:00+01:00"))
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn moments_are_read_as_people_write_them() {
+        for (text, moment) in [
+            ("2027-01-31", datetime!(2027-01-31 00:00 UTC)),
+            ("2027-01-31 18:00", datetime!(2027-01-31 18:00 UTC)),
+            ("2027-01-31 18:00:01", datetime!(2027-01-31 18:00:01 UTC)),
+            ("2027-01-31T18:00:00+01:00", datetime!(2027-01-31 17:00 UTC)),
+        ] {
+            assert_eq!(parse_moment(text), Ok(moment), "{text}");
+        }
+        for text in ["", "tomorrow", "2027-02-30", "2027-01-31 25:00"] {
+            assert!(parse_moment(text).is_err(), "{text}");
+        }
+    }
+}

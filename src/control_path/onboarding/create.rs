@@ -1,0 +1,157 @@
+//! `tenant create`: a tenant with a new database of its own.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+
+use super::{
+    Made, NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
+    names::{check_database_name, check_identifier, check_tenant_name, ident},
+    new_passwords,
+    operation::{Passwords, TenantLock},
+    reown,
+    roles::Roles,
+    schema_files::{self, SchemaFile},
+    undo::{undo_after, undo_remains},
+};
+use crate::control_path::operator::{Operator, OperatorError};
+
+/// A template that others are connected to cannot be copied; the server itself waits 5 s at each try.
+const TEMPLATE_WAIT: Duration = Duration::from_secs(60);
+const TEMPLATE_PAUSE: Duration = Duration::from_millis(250);
+
+/// What to make.
+#[derive(Debug, Clone, Default)]
+pub struct CreateTenant {
+    /// What clients will ask for.
+    pub name: String,
+    /// `None`: the accepting host with the fewest tenants.
+    pub host: Option<String>,
+    /// `None`: as the tenant, so that `current_database()` is what the client asked for.
+    pub database: Option<String>,
+    /// The database to copy; `None`: the server's `template1`.
+    pub template: Option<String>,
+    /// Run in the new database as the tenant's role, in this order.
+    pub schema: Vec<SchemaFile>,
+}
+
+/// Makes a tenant, or nothing. What a dead run left of it is undone first.
+///
+/// # Errors
+/// [`OperatorError`]; all that was made is undone again.
+pub async fn create(operator: &Operator, wanted: &CreateTenant) -> Result<NewTenant, OperatorError> {
+    let database = wanted.database.as_deref().unwrap_or(&wanted.name);
+    check_tenant_name(&wanted.name, operator.central.database())?;
+    check_database_name(database, operator.central.database())?;
+    if let Some(template) = &wanted.template {
+        check_identifier("template database", template)?;
+        if template == operator.central.database() {
+            return Err(OperatorError::Invalid("the central database cannot be a template".to_owned()));
+        }
+    }
+
+    let mut lock = TenantLock::take(operator, &wanted.name).await?;
+    undo_remains(operator, &mut lock).await?;
+    let admin = choose_host(operator, &lock.client, wanted.host.as_deref()).await?;
+    let row = NewRow { host: &admin.name.clone(), database, adopted: false };
+    let passwords = new_passwords();
+    let arguments = json!({ "template": wanted.template });
+    let operation = begin_new(operator, &mut lock, "create", &row, arguments).await?;
+
+    let entered = enter_host(&admin, operation.tenant_id).await;
+    let (session, rights) = match entered {
+        Ok(entered) => entered,
+        Err(error) => return Err(undo_after(operator, &mut lock, &operation, error).await),
+    };
+    let mut work = Work { operator, lock, operation, admin, session, rights };
+    match build(&mut work, wanted, database, &passwords).await {
+        Ok(made) => work.open_tenant(&made, &row).await,
+        Err(error) => {
+            let Work { mut lock, operation, session, .. } = work;
+            drop(session); // and with it the lock on the host, which undoing takes
+            Err(undo_after(operator, &mut lock, &operation, error).await)
+        }
+    }
+}
+
+async fn build(
+    work: &mut Work<'_>,
+    wanted: &CreateTenant,
+    database: &str,
+    passwords: &Passwords,
+) -> Result<Made, OperatorError> {
+    refuse_taken(work, database).await?;
+    let roles = work.make_roles(passwords).await?;
+    work.record("roles").await?;
+
+    create_database(work, database, wanted.template.as_deref(), &roles).await?;
+    work.record("database").await?;
+
+    let open = format!(
+        "{};\nALTER DATABASE {} ALLOW_CONNECTIONS true",
+        grants::close_database(database, &roles),
+        ident(database)
+    );
+    for statement in open.split(";\n") {
+        work.session.run("closing the database to everybody else", statement).await?;
+    }
+    work.record("closed").await?;
+
+    let inside = work.admin.connect_to(database).await?;
+    reown::reown(&inside, &roles.read_write).await?;
+    work.record("owned").await?;
+    grants::grant_inside(&inside, &roles).await?;
+    drop(inside);
+    work.record("granted").await?;
+
+    for (index, file) in wanted.schema.iter().enumerate() {
+        let tenant =
+            work.admin.connect_as(&roles.read_write, Some(&passwords.read_write), database, "").await?;
+        schema_files::load(&tenant, file).await?;
+        work.record(&format!("schema {}", index + 1)).await?;
+    }
+    work.verify_logins(database, &roles, passwords).await?;
+    work.record("verified").await?;
+    let sealed = passwords.seal(work.operator, work.operation.tenant_id)?;
+    Ok(Made { roles, sealed })
+}
+
+async fn refuse_taken(work: &Work<'_>, database: &str) -> Result<(), OperatorError> {
+    let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
+    if work.session.query("looking for the database", sql, &[&database]).await?.is_empty() {
+        return Ok(());
+    }
+    let (name, host) = (&work.lock.name, &work.admin.name);
+    Err(OperatorError::Exists(format!(
+        "database {database:?} exists already on host {host:?}; take it in with `pglobby tenant adopt {name}`, or give \
+         --database another name"
+    )))
+}
+
+/// Owned by the tenant's role from its first moment, which is how a dead run's database is known for ours; and
+/// without connections until it is closed to PUBLIC.
+async fn create_database(
+    work: &Work<'_>,
+    database: &str,
+    template: Option<&str>,
+    roles: &Roles,
+) -> Result<(), OperatorError> {
+    let template = template.map(|template| format!(" TEMPLATE {}", ident(template))).unwrap_or_default();
+    let sql = format!(
+        "CREATE DATABASE {} OWNER {}{template} ALLOW_CONNECTIONS false",
+        ident(database),
+        ident(&roles.read_write)
+    );
+    let give_up = Instant::now() + TEMPLATE_WAIT;
+    loop {
+        match work.session.run("creating the database", &sql).await {
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) && Instant::now() < give_up => {
+                tracing::info!(database, "the template is in use; trying again");
+                tokio::time::sleep(TEMPLATE_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}

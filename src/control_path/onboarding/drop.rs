@@ -1,0 +1,185 @@
+//! `tenant drop`: clients are refused first, then servers end, then the database goes, then the roles; a tombstone
+//! stays, so that a late client gets a clear error at once.
+
+use serde_json::{Value, json};
+
+use super::{
+    enter_host,
+    names::ident,
+    operation::{Operation, TenantLock},
+    roles, undo_remains,
+};
+use crate::control_path::{
+    host_session::{HostAdmin, HostSession},
+    operator::{Operator, OperatorError},
+};
+
+/// What to do with the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropDatabase {
+    /// It goes if we made it, and stays if it was adopted.
+    IfOurs,
+    /// It goes.
+    Always,
+}
+
+/// What became of the database.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Dropped {
+    /// The tenant's name.
+    pub name: String,
+    /// `dropped`.
+    pub status: String,
+    /// Its database.
+    pub database: String,
+    /// Whether that is gone, too.
+    pub database_dropped: bool,
+}
+
+/// Drops a tenant; or goes on with a drop that died; or undoes a tenant that was never finished.
+///
+/// # Errors
+/// [`OperatorError`]; once begun the tenant stays closed, and the same call goes on.
+pub async fn drop_tenant(
+    operator: &Operator,
+    name: &str,
+    database: DropDatabase,
+) -> Result<Dropped, OperatorError> {
+    let mut lock = TenantLock::take(operator, name).await?;
+    let row = lock
+        .client
+        .query_opt(
+            "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
+             WHERE name = $1 AND status <> 'dropped'",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else {
+        let living = "SELECT name FROM pglobby.tenants WHERE status <> 'dropped'";
+        return Err(operator.not_found(&lock.client, "tenant", name, living).await);
+    };
+    let mut dropped = Dropped {
+        name: name.to_owned(),
+        status: "dropped".to_owned(),
+        database: row.get("database"),
+        database_dropped: database == DropDatabase::Always || !row.get::<_, bool>("adopted"),
+    };
+    if row.get::<_, String>("status") == "provisioning" {
+        undo_remains(operator, &mut lock).await?;
+        return Ok(dropped);
+    }
+    let roles = [Some(row.get::<_, String>("username")), row.get::<_, Option<String>>("ro_username")];
+    let roles: Vec<String> = roles.into_iter().flatten().collect();
+
+    let mut operation = fence(operator, &mut lock, row.get("id"), &dropped).await?;
+    // As the first run was told, whatever this one was.
+    dropped.database_dropped =
+        operation.arguments["drop_database"].as_bool().unwrap_or(dropped.database_dropped);
+    match remove(operator, &lock, &mut operation, row.get("host"), &dropped, &roles).await {
+        Ok(()) => {
+            bury(operator, &mut lock, &operation, &dropped).await?;
+            Ok(dropped)
+        }
+        Err(error) => {
+            operation.note_failure(&lock, &error).await?;
+            Err(OperatorError::Refused(format!(
+                "{error}. The tenant is closed; run `pglobby tenant drop {name}` again to finish"
+            )))
+        }
+    }
+}
+
+/// Refuses clients from now on, on every node, and records what will be done.
+async fn fence(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    tenant_id: i64,
+    dropped: &Dropped,
+) -> Result<Operation, OperatorError> {
+    if let Some(operation) = Operation::left_running(lock).await? {
+        return Ok(operation);
+    }
+    let name = lock.name.clone();
+    let transaction = lock.client.transaction().await?;
+    let sql = "UPDATE pglobby.tenants SET status = 'dropping' WHERE id = $1";
+    transaction.execute(sql, &[&tenant_id]).await?;
+    let arguments =
+        json!({ "name": name, "database": dropped.database, "drop_database": dropped.database_dropped });
+    let operation = Operation::begin(&transaction, operator, "drop", tenant_id, arguments).await?;
+    let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
+    operator.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;
+    transaction.commit().await?;
+    operator.report(&name, "fenced").await;
+    Ok(operation)
+}
+
+async fn remove(
+    operator: &Operator,
+    lock: &TenantLock,
+    operation: &mut Operation,
+    host: &str,
+    dropped: &Dropped,
+    roles: &[String],
+) -> Result<(), OperatorError> {
+    let admin = HostAdmin::load(operator, &lock.client, host).await?;
+    let (session, _) = enter_host(&admin, operation.tenant_id).await?;
+    for role in roles {
+        roles::shut_out(&session, role).await?;
+    }
+    operation.record(operator, lock, "ended").await?;
+    if dropped.database_dropped {
+        drop_database(operator, lock, operation, &session).await?;
+    }
+    operation.record(operator, lock, "database").await?;
+    for role in roles {
+        roles::release(&admin, &session, role).await?;
+    }
+    operation.record(operator, lock, "roles").await
+}
+
+/// Drops the database that the tenant had when the drop began: by its oid, so that one made by that name since is
+/// left alone.
+async fn drop_database(
+    operator: &Operator,
+    lock: &TenantLock,
+    operation: &mut Operation,
+    session: &HostSession,
+) -> Result<(), OperatorError> {
+    let sql = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
+    let rows = session.query("looking for the database", sql, &[&operation.argument("database")]).await?;
+    let found: Option<u32> = rows.first().map(|row| row.get(0));
+    if operation.arguments.get("oid").is_none() {
+        operation.arguments["oid"] = found.into();
+        operation.record(operator, lock, "found").await?;
+    }
+    if found.is_none() || operation.arguments["oid"] != Value::from(found) {
+        return Ok(());
+    }
+    let database = ident(operation.argument("database"));
+    session.run("dropping the database", &format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await
+}
+
+/// The tombstone: no credentials, no logins, and the name free to be taken again.
+async fn bury(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+    dropped: &Dropped,
+) -> Result<(), OperatorError> {
+    let transaction = lock.client.transaction().await?;
+    let id = operation.tenant_id;
+    for sql in [
+        "UPDATE pglobby.tenants SET status = 'dropped', sealed_password = NULL, sealed_ro_password = NULL,
+                grants_pending = false WHERE id = $1",
+        "DELETE FROM pglobby.logins WHERE tenant_id = $1",
+        "DELETE FROM pglobby.login_tenants WHERE tenant_id = $1",
+    ] {
+        transaction.execute(sql, &[&id]).await?;
+    }
+    operation.close(&transaction, "done", &dropped.name).await?;
+    let detail = json!({ "operation": operation.id });
+    operator.audit(&transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;
+    transaction.commit().await?;
+    operator.report(&dropped.name, "dropped").await;
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! Who may do what in a tenant's database: the statements, and the order they go in.
+//!
+//! The read-only role may CONNECT, use every schema, and SELECT from every table and sequence, present and future. It
+//! may not create anything, temporary tables included: those are writes to the database's catalogs and disk.
+
+use super::{
+    names::{ident, literal},
+    roles::Roles,
+};
+use crate::control_path::{host_session::HostSession, operator::OperatorError};
+
+/// Closes the database to everybody but its tenant, from outside: nobody need enter it.
+pub fn close_database(database: &str, roles: &Roles) -> String {
+    let (database, rw, ro) = (ident(database), ident(&roles.read_write), ident(&roles.read_only));
+    format!(
+        "REVOKE ALL ON DATABASE {database} FROM PUBLIC;\n\
+         GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {database} TO {rw};\n\
+         GRANT CONNECT ON DATABASE {database} TO {ro}"
+    )
+}
+
+/// Relations in schemas that are not the system's, of one kind, that the administrator may grant on; one line a schema.
+const RELATIONS_BY_SCHEMA: &str = r"
+SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', n.nspname, c.relname), ', ')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
+  AND (c.relkind = 'S') = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+  AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+GROUP BY n.nspname";
+
+const SCHEMAS: &str = r"
+SELECT pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_namespace
+WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema' AND pg_catalog.pg_has_role(nspowner, 'USAGE')";
+
+/// Tables that belong to somebody the administrator cannot act for, an extension's members aside.
+const OUT_OF_REACH: &str = r"
+SELECT pg_catalog.format('%I.%I of %I', n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner))
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
+  AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+LIMIT 3";
+
+/// Roles whose future tables the tenant should reach: who owns tables or schemas here now, and the database's owner.
+const OWNERS: &str = r"
+SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_roles r
+WHERE pg_catalog.pg_has_role(r.oid, 'USAGE') AND r.rolname NOT LIKE 'pg\_%' AND (
+      r.oid IN (SELECT datdba FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+   OR r.oid IN (SELECT nspowner FROM pg_catalog.pg_namespace WHERE oid >= 16384)
+   OR r.oid IN (SELECT relowner FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')))";
+
+/// Gives the roles of a tenant that *owns* its database what they need inside it, present and future.
+///
+/// # Errors
+/// The host; or the read-only role could write after all.
+pub async fn grant_inside(session: &HostSession, roles: &Roles) -> Result<(), OperatorError> {
+    let mut sql = String::from("BEGIN;\n");
+    sql += &own_public_schema(session, roles).await?;
+    sql += &read_everything(session, &roles.read_only).await?;
+    sql += &future_of(&ident(&roles.read_write), None, &ident(&roles.read_only));
+    // Whatever the administrator adds later (a migration run by hand) is the tenant's to use, too.
+    sql += &future_of("CURRENT_USER", Some(&ident(&roles.read_write)), &ident(&roles.read_only));
+    sql += "COMMIT";
+    session.run("granting the tenant's roles access to what is in its database", &sql).await?;
+    refuse_writable_schemas(session, &roles.read_only).await
+}
+
+/// Gives the roles of an *adopted* tenant access to everything in its database, present and future, while it stays
+/// its owners'. `owner`: one more role whose future tables count.
+///
+/// # Errors
+/// The host; or tables that the administrator has no right to grant.
+pub async fn grant_adopted(
+    session: &HostSession,
+    roles: &Roles,
+    owner: Option<&str>,
+) -> Result<(), OperatorError> {
+    refuse_out_of_reach(session).await?;
+    let (rw, ro) = (ident(&roles.read_write), ident(&roles.read_only));
+    let mut owners = session.texts("listing owners of tables", OWNERS, &[]).await?;
+    owners.extend(owner.map(str::to_owned));
+    owners.sort();
+    owners.dedup();
+    owners.retain(|owner| *owner != roles.read_write);
+
+    let mut sql = String::from("BEGIN;\n");
+    for schema in session.texts("listing schemas", SCHEMAS, &[]).await? {
+        sql += &format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {rw};\n");
+    }
+    for (sequences, kind) in [(false, "TABLE"), (true, "SEQUENCE")] {
+        for relations in session.texts("listing tables", RELATIONS_BY_SCHEMA, &[&sequences]).await? {
+            sql += &format!("GRANT ALL ON {kind} {relations} TO {rw};\n");
+        }
+    }
+    sql += &read_everything(session, &roles.read_only).await?;
+    for owner in owners {
+        sql += &future_of(&ident(&owner), Some(&rw), &ro);
+    }
+    sql += &future_of(&rw, None, &ro);
+    sql += "COMMIT";
+    session.run("granting the tenant's roles access to its tables", &sql).await
+}
+
+/// Refuses an adoption whose grants would fail later, in front of clients.
+///
+/// # Errors
+/// [`OperatorError::Refused`] with examples and the way out.
+pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), OperatorError> {
+    let examples = session.texts("looking for tables of others", OUT_OF_REACH, &[]).await?;
+    if examples.is_empty() {
+        return Ok(());
+    }
+    Err(OperatorError::Refused(format!(
+        "the host's administrator may not grant access to {}, …; make it a member of their owners (GRANT owner TO \
+         administrator) or register a superuser with `pglobby host set`",
+        examples.join(", ")
+    )))
+}
+
+/// Before PostgreSQL 15 `public` is the superuser's, and everybody may create in it.
+async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<String, OperatorError> {
+    let rows = session
+        .query(
+            "looking at schema public",
+            "SELECT pg_catalog.pg_get_userbyid(nspowner)::text = ANY (ARRAY['pg_database_owner', $1::text]),
+                    pg_catalog.pg_has_role(nspowner, 'USAGE')
+             FROM pg_catalog.pg_namespace WHERE nspname = 'public'",
+            &[&roles.read_write],
+        )
+        .await?;
+    let Some(row) = rows.first() else { return Ok(String::new()) };
+    let (owned, reachable): (bool, bool) = (row.get(0), row.get(1));
+    let mut sql = String::new();
+    if owned || reachable {
+        if !owned {
+            sql += &format!("ALTER SCHEMA public OWNER TO {};\n", ident(&roles.read_write));
+        }
+        sql += "REVOKE CREATE ON SCHEMA public FROM PUBLIC;\n";
+    }
+    Ok(sql)
+}
+
+/// SELECT on all that is there, for one role.
+async fn read_everything(session: &HostSession, role: &str) -> Result<String, OperatorError> {
+    let role = ident(role);
+    let mut sql = String::new();
+    for schema in session.texts("listing schemas", SCHEMAS, &[]).await? {
+        sql += &format!("GRANT USAGE ON SCHEMA {schema} TO {role};\n");
+    }
+    for (sequences, kind) in [(false, "TABLE"), (true, "SEQUENCE")] {
+        for relations in session.texts("listing tables", RELATIONS_BY_SCHEMA, &[&sequences]).await? {
+            sql += &format!("GRANT SELECT ON {kind} {relations} TO {role};\n");
+        }
+    }
+    Ok(sql)
+}
+
+/// Access to what `owner` will make in this database. All names quoted.
+fn future_of(owner: &str, user: Option<&str>, reader: &str) -> String {
+    let default = format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT");
+    let mut sql = format!(
+        "{default} USAGE ON SCHEMAS TO {reader};\n\
+         {default} SELECT ON TABLES TO {reader};\n\
+         {default} SELECT ON SEQUENCES TO {reader};\n"
+    );
+    if let Some(user) = user {
+        sql += &format!(
+            "{default} USAGE, CREATE ON SCHEMAS TO {user};\n\
+             {default} ALL ON TABLES TO {user};\n\
+             {default} ALL ON SEQUENCES TO {user};\n"
+        );
+    }
+    sql
+}
+
+/// The promise of the read-only role, checked where it can be broken: schemas in which everybody may create.
+///
+/// # Errors
+/// [`OperatorError::Refused`] with the way out.
+async fn refuse_writable_schemas(session: &HostSession, role: &str) -> Result<(), OperatorError> {
+    let sql = format!(
+        r"SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname NOT LIKE 'pg\_%'
+          AND pg_catalog.has_schema_privilege({}, oid, 'CREATE')",
+        literal(role)
+    );
+    match session.texts("checking the read-only role", &sql, &[]).await?.first() {
+        None => Ok(()),
+        Some(schema) => Err(OperatorError::Refused(format!(
+            "everybody may create tables in schema {schema:?} of the template, a read-only role too; as a superuser, \
+             in the template database: REVOKE CREATE ON SCHEMA {0} FROM PUBLIC; ALTER SCHEMA {0} OWNER TO the host's \
+             administrator",
+            ident(schema)
+        ))),
+    }
+}

@@ -1,0 +1,238 @@
+//! A tenant's beginning and end: role, database, privileges, credentials; all or nothing, whatever dies on the way.
+//!
+//! Each piece of work is a recorded [`operation`] under a lock on the tenant:
+//! - [`create`](create::create): roles, database, closed to others, owned, schema files, proved by logging in, active;
+//! - [`adopt`](adopt::adopt): the same around a database that exists; its tables are granted when its first pool is
+//!   made ([`adopt::complete_grants`]);
+//! - [`drop`](drop::drop_tenant): fenced, ended, dropped, a tombstone kept.
+//!
+//! A run that died while creating or adopting is undone by the next one, which then starts afresh: one road back
+//! instead of one road on from every step. Dropping only ever goes on.
+
+pub mod adopt;
+pub mod create;
+pub mod drop;
+pub mod grants;
+pub mod names;
+pub mod operation;
+pub mod reown;
+pub mod roles;
+pub mod schema_files;
+mod undo;
+
+use serde::Serialize;
+use serde_json::Value;
+use tokio_postgres::{GenericClient, error::SqlState};
+
+use self::operation::{Operation, Passwords, SealedPasswords, TenantLock};
+use super::{
+    host_session::{HostAdmin, HostSession, Rights},
+    operator::{Operator, OperatorError},
+    verifier::generate_password,
+};
+
+pub use undo::undo_remains;
+
+/// How long work on a host waits for the server to end what a dead run of ours still had going there.
+const HOST_LOCK_WAIT_MS: u32 = 60_000;
+
+/// What `tenant create` and `tenant adopt` answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NewTenant {
+    /// `tenants.name`.
+    pub name: String,
+    /// `active`.
+    pub status: String,
+    /// Where it lives.
+    pub host: String,
+    /// Its database there.
+    pub database: String,
+    /// Its own role there.
+    pub username: String,
+}
+
+/// One piece of work under way: the lock, the record, and the host it happens on.
+struct Work<'a> {
+    operator: &'a Operator,
+    lock: TenantLock,
+    operation: Operation,
+    admin: HostAdmin,
+    session: HostSession,
+    rights: Rights,
+}
+
+/// What the row of a finished tenant holds.
+struct Made {
+    roles: roles::Roles,
+    sealed: SealedPasswords,
+}
+
+/// The row that a new tenant begins with.
+struct NewRow<'a> {
+    host: &'a str,
+    database: &'a str,
+    adopted: bool,
+}
+
+impl Work<'_> {
+    async fn record(&mut self, step: &str) -> Result<(), OperatorError> {
+        self.operation.record(self.operator, &self.lock, step).await
+    }
+
+    /// The tenant's two roles, made and marked; tried again under another name if somebody was faster.
+    async fn make_roles(&self, passwords: &Passwords) -> Result<roles::Roles, OperatorError> {
+        loop {
+            let chosen = roles::choose(&self.session, &self.lock.name).await?;
+            let mark = self.operation.argument("mark");
+            match roles::create(&self.session, &self.rights, &chosen, passwords, mark).await {
+                // Ends: every turn means one more role that exists, and `choose` gives up.
+                Err(OperatorError::Exists(_)) => {}
+                made => return made.map(|()| chosen),
+            }
+        }
+    }
+
+    /// Logs in as both roles, as pools will do.
+    async fn verify_logins(
+        &self,
+        database: &str,
+        roles: &roles::Roles,
+        passwords: &Passwords,
+    ) -> Result<(), OperatorError> {
+        for (role, password) in
+            [(&roles.read_write, &passwords.read_write), (&roles.read_only, &passwords.read_only)]
+        {
+            let session = self.admin.connect_as(role, Some(password), database, "").await?;
+            let found = session.identity().await?;
+            if found != (database.to_owned(), role.clone()) {
+                return Err(OperatorError::Refused(format!(
+                    "host {:?} lets role {role:?} into database {database:?} as {:?} in {:?}; is a pooler in between?",
+                    self.admin.name, found.1, found.0
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the tenant: the row becomes active and the operation done, in one transaction.
+    async fn open_tenant(mut self, made: &Made, row: &NewRow<'_>) -> Result<NewTenant, OperatorError> {
+        let transaction = self.lock.client.transaction().await?;
+        transaction
+            .execute(
+                "UPDATE pglobby.tenants SET status = 'active', username = $2, ro_username = $3, grants_pending = $4,
+                    sealed_password = $5, sealed_ro_password = $6
+                 WHERE id = $1 AND status = 'provisioning'",
+                &[
+                    &self.operation.tenant_id,
+                    &made.roles.read_write,
+                    &made.roles.read_only,
+                    &row.adopted,
+                    &made.sealed.read_write,
+                    &made.sealed.read_only,
+                ],
+            )
+            .await?;
+        self.operation.close(&transaction, "done", &self.lock.name).await?;
+        let detail = serde_json::json!({
+            "host": row.host, "database": row.database, "username": made.roles.read_write, "operation": self.operation.id,
+        });
+        let action = format!("tenant.{}", self.operation.kind);
+        self.operator.audit(&transaction, &action, Some(&self.lock.name), &detail).await?;
+        transaction.commit().await?;
+        self.operator.report(&self.lock.name, "active").await;
+        Ok(NewTenant {
+            name: self.lock.name.clone(),
+            status: "active".to_owned(),
+            host: row.host.to_owned(),
+            database: row.database.to_owned(),
+            username: made.roles.read_write.clone(),
+        })
+    }
+}
+
+/// Begins work on a tenant that is not there yet: its row (provisioning) and the operation.
+async fn begin_new(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    kind: &str,
+    row: &NewRow<'_>,
+    mut arguments: Value,
+) -> Result<Operation, OperatorError> {
+    arguments["name"] = lock.name.clone().into();
+    arguments["host"] = row.host.into();
+    arguments["database"] = row.database.into();
+    arguments["mark"] = roles::new_mark(kind, &lock.name).into();
+    let name = lock.name.clone();
+    let transaction = lock.client.transaction().await?;
+    let inserted = transaction
+        .query_one(
+            "INSERT INTO pglobby.tenants (name, host, database, username, adopted) VALUES ($1, $2, $3, $4, $5)
+             RETURNING id",
+            // The role is named when it is made; until then something that is nobody else's.
+            &[&name, &row.host, &row.database, &arguments["mark"].as_str(), &row.adopted],
+        )
+        .await;
+    let tenant_id: i64 = match inserted {
+        Ok(inserted) => inserted.get(0),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            return Err(OperatorError::Exists(format!(
+                "tenant {name:?} exists already, or database {:?} on host {:?} is another tenant's; see `pglobby \
+                 tenant list`",
+                row.database, row.host
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let operation = Operation::begin(&transaction, operator, kind, tenant_id, arguments).await?;
+    transaction.commit().await?;
+    operator.report(&name, "begun").await;
+    Ok(operation)
+}
+
+/// The administrator's session on the host, locked against what a dead run of ours may still have going there: a
+/// server ends a running CREATE DATABASE whether or not its client is alive.
+async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, Rights), OperatorError> {
+    let session = admin.connect().await?;
+    let key = format!("'pglobby tenant {tenant_id}'");
+    let lock = format!(
+        "SET lock_timeout = {HOST_LOCK_WAIT_MS};
+         SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended({key}, 0));
+         SET lock_timeout = 0"
+    );
+    session.run("waiting for what an earlier run left going", &lock).await?;
+    let rights = session.rights().await?;
+    match rights.missing() {
+        None => Ok((session, rights)),
+        Some(missing) => Err(OperatorError::Refused(format!(
+            "role {:?} on host {:?} lacks {missing}; grant it (ALTER ROLE … {missing}), or register another with \
+             `pglobby host set {} admin_user=…`",
+            admin.user, admin.name, admin.name
+        ))),
+    }
+}
+
+/// The host a new tenant goes to: the one asked for, or, of those that accept tenants, the one with the fewest.
+async fn choose_host(
+    operator: &Operator,
+    client: &impl GenericClient,
+    wanted: Option<&str>,
+) -> Result<HostAdmin, OperatorError> {
+    let fewest = "SELECT name FROM pglobby.hosts h WHERE accepts_tenants ORDER BY
+        (SELECT count(*) FROM pglobby.tenants t WHERE t.host = h.name AND t.status <> 'dropped'), name LIMIT 1";
+    let name: String = match wanted {
+        Some(name) => name.to_owned(),
+        None => match client.query_opt(fewest, &[]).await? {
+            Some(row) => row.get(0),
+            None => {
+                return Err(OperatorError::Refused(
+                    "no host accepts tenants; add one with `pglobby host add`".to_owned(),
+                ));
+            }
+        },
+    };
+    HostAdmin::load(operator, client, &name).await
+}
+
+fn new_passwords() -> Passwords {
+    Passwords { read_write: generate_password(), read_only: generate_password() }
+}

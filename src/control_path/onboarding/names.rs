@@ -1,0 +1,249 @@
+//! Names of tenants, databases and roles: what is allowed, what is derived, and how they are quoted.
+//!
+//! Utility statements (`CREATE ROLE`, `GRANT`, …) take no parameters, so names enter them as text. They do so through
+//! [`ident`] and [`literal`] only, and only after [`check_tenant_name`] or [`check_identifier`].
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use sha2::{Digest as _, Sha256};
+
+/// PostgreSQL's NAMEDATALEN - 1: longer names would be cut without a word.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Room for `_` and a number of two digits where a derived role name is taken.
+const ROLE_STEM_BYTES_MAX: usize = NAME_BYTES_MAX - "_rw".len() - "_99".len();
+/// As many names as are tried for a role before giving up; each one taken is a role somebody else made.
+pub const ROLE_CANDIDATES_MAX: u32 = 99;
+
+/// Databases that are PostgreSQL's own, or that clients reach the admin console by.
+const RESERVED: [&str; 6] = ["pglobby", "pgbouncer", "postgres", "template0", "template1", "all"];
+
+/// Why a name cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing there.
+    #[error("a {what} needs a name")]
+    Empty {
+        /// tenant, database, role, login, …
+        what: &'static str,
+    },
+    /// Would be cut by PostgreSQL.
+    #[error("{what} name {name:?} has {bytes} bytes; PostgreSQL allows {max}")]
+    TooLong {
+        /// tenant, database, …
+        what: &'static str,
+        /// As given.
+        name: String,
+        /// Its length in UTF-8.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// NUL, line ends and the like.
+    #[error("{what} name {name:?} holds a control character; choose a name without it")]
+    ControlCharacter {
+        /// tenant, database, …
+        what: &'static str,
+        /// As given.
+        name: String,
+    },
+    /// Looks like another name to everybody but a computer.
+    #[error("{what} name {name:?} begins or ends with a space; choose a name without it")]
+    SurroundingSpace {
+        /// tenant, database, …
+        what: &'static str,
+        /// As given.
+        name: String,
+    },
+    /// `alice@acme` means login alice of tenant acme.
+    #[error(
+        "tenant name {name:?} holds '@', which separates login and tenant in a user name; choose a name without it"
+    )]
+    AtSign {
+        /// As given.
+        name: String,
+    },
+    /// PostgreSQL's, the console's, or the central database.
+    #[error("{what} name {name:?} is reserved ({why}); choose another name")]
+    Reserved {
+        /// tenant, database, …
+        what: &'static str,
+        /// As given.
+        name: String,
+        /// For whom.
+        why: &'static str,
+    },
+}
+
+/// Whether a tenant may be called so. `central_database` is the central database's own name.
+///
+/// # Errors
+/// [`NameError`], in words for the operator.
+pub fn check_tenant_name(name: &str, central_database: &str) -> Result<(), NameError> {
+    check_identifier("tenant", name)?;
+    if name.contains('@') {
+        return Err(NameError::AtSign { name: name.to_owned() });
+    }
+    check_not_reserved("tenant", name, central_database)
+}
+
+/// Whether a tenant's database may be called so.
+///
+/// # Errors
+/// [`NameError`].
+pub fn check_database_name(name: &str, central_database: &str) -> Result<(), NameError> {
+    check_identifier("database", name)?;
+    check_not_reserved("database", name, central_database)
+}
+
+/// Whether PostgreSQL takes `name` for an identifier without changing it, and people can tell it from others.
+///
+/// # Errors
+/// [`NameError`].
+pub fn check_identifier(what: &'static str, name: &str) -> Result<(), NameError> {
+    check_text(what, name, NAME_BYTES_MAX)
+}
+
+/// Whether `name` is a name at all, of at most `max` bytes.
+///
+/// # Errors
+/// [`NameError`].
+pub fn check_text(what: &'static str, name: &str, max: usize) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty { what });
+    }
+    if name.len() > max {
+        return Err(NameError::TooLong { what, name: name.to_owned(), bytes: name.len(), max });
+    }
+    if name.chars().any(char::is_control) {
+        return Err(NameError::ControlCharacter { what, name: name.to_owned() });
+    }
+    if name.trim() != name {
+        return Err(NameError::SurroundingSpace { what, name: name.to_owned() });
+    }
+    Ok(())
+}
+
+fn check_not_reserved(what: &'static str, name: &str, central_database: &str) -> Result<(), NameError> {
+    let why = if name == central_database {
+        "it is the central database"
+    } else if matches!(name, "pglobby" | "pgbouncer") {
+        "clients reach the admin console by it"
+    } else if name == "all" {
+        "it stands for every tenant on the command line"
+    } else if RESERVED.contains(&name) {
+        "it is PostgreSQL's own"
+    } else {
+        return Ok(());
+    };
+    Err(NameError::Reserved { what, name: name.to_owned(), why })
+}
+
+/// The names of a tenant's two roles, as the `attempt`-th try (from 1): `acme_rw` and `acme_ro`, then `acme_2_rw`, ….
+///
+/// Names too long to carry the ending are cut and told apart by a hash of the whole; `pg_` in front is PostgreSQL's.
+pub fn role_names(tenant: &str, attempt: u32) -> (String, String) {
+    let mut stem = tenant.to_owned();
+    if stem.starts_with("pg_") {
+        stem.insert_str(0, "t_");
+    }
+    if stem.len() > ROLE_STEM_BYTES_MAX {
+        let hash = Sha256::digest(tenant.as_bytes());
+        let hash: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let mut end = ROLE_STEM_BYTES_MAX - hash.len() - 1;
+        while !stem.is_char_boundary(end) {
+            end -= 1;
+        }
+        stem.truncate(end);
+        stem = format!("{stem}_{hash}");
+    }
+    if attempt > 1 {
+        stem = format!("{stem}_{attempt}");
+    }
+    (format!("{stem}_rw"), format!("{stem}_ro"))
+}
+
+/// `name` as a quoted SQL identifier.
+pub fn ident(name: &str) -> String {
+    escape_identifier(name)
+}
+
+/// `text` as a quoted SQL literal, whatever `standard_conforming_strings` says.
+pub fn literal(text: &str) -> String {
+    escape_literal(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ordinary_and_odd_names_are_tenants_names() {
+        for name in
+            ["acme", "Acme", "a", "o'neil", "say \"hi\"", "a.b", "müller", "日本", "x; DROP DATABASE y", "-x"]
+        {
+            assert_eq!(check_tenant_name(name, "central"), Ok(()), "{name}");
+        }
+        assert_eq!(check_tenant_name(&"x".repeat(63), "central"), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_be_a_tenants_name_says_why() {
+        for (name, words) in [
+            ("", "needs a name"),
+            ("pglobby", "admin console"),
+            ("pgbouncer", "admin console"),
+            ("postgres", "PostgreSQL's own"),
+            ("template0", "PostgreSQL's own"),
+            ("template1", "PostgreSQL's own"),
+            ("central", "central database"),
+            ("all", "every tenant"),
+            ("alice@acme", "'@'"),
+            (" acme", "space"),
+            ("acme\u{a0}", "space"),
+            ("ac\0me", "control"),
+            ("ac\nme", "control"),
+        ] {
+            let error = check_tenant_name(name, "central").expect_err(name).to_string();
+            assert!(error.contains(words), "{name:?}: {error}");
+        }
+        let long = check_tenant_name(&"ü".repeat(32), "central").expect_err("64 bytes").to_string();
+        assert!(long.contains("64 bytes"), "{long}");
+    }
+
+    #[test]
+    fn roles_are_named_after_the_tenant() {
+        assert_eq!(role_names("acme", 1), ("acme_rw".to_owned(), "acme_ro".to_owned()));
+        assert_eq!(role_names("acme", 2).0, "acme_2_rw");
+        assert_eq!(role_names("pg_x", 1).0, "t_pg_x_rw");
+    }
+
+    #[test]
+    fn quotes_inside_are_doubled() {
+        assert_eq!(ident(r#"a"b.c"#), r#""a""b.c""#);
+        assert_eq!(literal("o'neil"), "'o''neil'");
+        assert_eq!(literal(r"back\slash"), r" E'back\\slash'");
+    }
+
+    proptest! {
+        #[test]
+        fn role_names_fit_and_tell_long_tenants_apart(a in "\\PC{1,63}", b in "\\PC{1,63}", attempt in 1..=ROLE_CANDIDATES_MAX) {
+            prop_assume!(a.len() <= 63 && b.len() <= 63 && a != b);
+            let (rw, ro) = role_names(&a, attempt);
+            prop_assert!(rw.len() <= NAME_BYTES_MAX && ro.len() <= NAME_BYTES_MAX);
+            prop_assert!(!rw.starts_with("pg_"));
+            prop_assert_ne!(&rw, &ro);
+            if a.len() > ROLE_STEM_BYTES_MAX && b.len() > ROLE_STEM_BYTES_MAX {
+                prop_assert_ne!(rw, role_names(&b, attempt).0);
+            }
+        }
+
+        #[test]
+        fn a_quoted_name_ends_where_it_should(name in "\\PC*") {
+            let quoted = ident(&name);
+            let inside = &quoted[1..quoted.len() - 1];
+            prop_assert!(!inside.replace("\"\"", "").contains('"'));
+            prop_assert_eq!(inside.replace("\"\"", "\""), name);
+        }
+    }
+}

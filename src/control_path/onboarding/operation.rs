@@ -1,0 +1,219 @@
+//! Recorded operations: long work on one tenant, by one operator at a time, whose steps outlive the process.
+//!
+//! ```text
+//! running ──every step recorded──▶ done
+//!    ├── a step failed, what was made is undone ──▶ undone (or failed, where even that failed)
+//!    └── the process died: the lock is free, the row still says running;
+//!        whoever locks the tenant next undoes it (create, adopt) or goes on with it (drop)
+//! ```
+//!
+//! The lock and the records share one connection. If it breaks, the next record fails, so nobody works on without
+//! the lock.
+
+use secrecy::SecretString;
+use serde_json::Value;
+use tokio_postgres::{Client, Transaction, error::SqlState};
+
+use crate::control_path::{
+    operator::{Operator, OperatorError},
+    seal::Place,
+};
+
+/// How long a second operator waits for the first.
+const LOCK_WAIT_MS: u32 = 60_000;
+
+/// The right to work on the tenant called `name`: a lock in the central database that ends with this value, or with
+/// the process.
+pub struct TenantLock {
+    /// The tenant's name.
+    pub name: String,
+    /// The locking connection; all records go through it. Dropping it gives the lock back.
+    pub client: Client,
+}
+
+impl TenantLock {
+    /// Waits for whoever works on `name` now, up to a minute.
+    ///
+    /// # Errors
+    /// [`OperatorError::Busy`], or the central database.
+    pub async fn take(operator: &Operator, name: &str) -> Result<Self, OperatorError> {
+        let client = operator.central.connect_to(operator.central.database()).await?;
+        client.batch_execute(&format!("SET lock_timeout = {LOCK_WAIT_MS}")).await?;
+        let lock =
+            "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('pglobby tenant ' || $1, 0))";
+        match client.execute(lock, &[&name]).await {
+            Ok(_) => {}
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                return Err(OperatorError::Busy { tenant: name.to_owned() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+        client.batch_execute("SET lock_timeout = 0").await?;
+        Ok(Self { name: name.to_owned(), client })
+    }
+}
+
+/// One row of `pglobby.operations` that is running.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// `operations.id`.
+    pub id: i64,
+    /// `create`, `adopt`, `drop`.
+    pub kind: String,
+    /// The tenant's row.
+    pub tenant_id: i64,
+    /// What to go on, or back, with.
+    pub arguments: Value,
+    /// The last step that was recorded.
+    pub step: String,
+}
+
+impl Operation {
+    /// Begins one, in the transaction that makes or changes the tenant's row.
+    ///
+    /// # Errors
+    /// [`OperatorError::Central`].
+    pub async fn begin(
+        transaction: &Transaction<'_>,
+        operator: &Operator,
+        kind: &str,
+        tenant_id: i64,
+        arguments: Value,
+    ) -> Result<Self, OperatorError> {
+        let row = transaction
+            .query_one(
+                "INSERT INTO pglobby.operations (kind, tenant_id, arguments, actor)
+                 VALUES ($1, $2, $3, $4) RETURNING id, step",
+                &[&kind, &tenant_id, &arguments, &operator.actor],
+            )
+            .await?;
+        Ok(Self { id: row.get(0), kind: kind.to_owned(), tenant_id, arguments, step: row.get(1) })
+    }
+
+    /// The operation that died while it worked on the locked tenant, if there is one.
+    ///
+    /// # Errors
+    /// [`OperatorError::Central`].
+    pub async fn left_running(lock: &TenantLock) -> Result<Option<Self>, OperatorError> {
+        let row = lock
+            .client
+            .query_opt(
+                "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
+                 FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
+                 WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed')
+                   AND t.status IN ('provisioning', 'dropping')
+                 ORDER BY o.id DESC LIMIT 1",
+                &[&lock.name],
+            )
+            .await?;
+        Ok(row.map(|row| Self {
+            id: row.get(0),
+            kind: row.get(1),
+            tenant_id: row.get(2),
+            arguments: row.get(3),
+            step: row.get(4),
+        }))
+    }
+
+    /// A text among the arguments; empty where there is none.
+    pub fn argument(&self, key: &str) -> &str {
+        self.arguments.get(key).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Records that `step` is done, and tells whoever wants to know.
+    ///
+    /// # Errors
+    /// [`OperatorError::Busy`] if somebody else has taken over.
+    pub async fn record(
+        &mut self,
+        operator: &Operator,
+        lock: &TenantLock,
+        step: &str,
+    ) -> Result<(), OperatorError> {
+        let recorded = lock
+            .client
+            .execute(
+                "UPDATE pglobby.operations SET step = $2, arguments = $3, updated_at = now()
+                 WHERE id = $1 AND status IN ('running', 'failed')",
+                &[&self.id, &step, &self.arguments],
+            )
+            .await?;
+        if recorded == 0 {
+            return Err(OperatorError::Busy { tenant: lock.name.clone() });
+        }
+        step.clone_into(&mut self.step);
+        operator.report(&lock.name, step).await;
+        Ok(())
+    }
+
+    /// Closes the row as `done` or `undone`, in the transaction that makes it so.
+    ///
+    /// # Errors
+    /// [`OperatorError::Busy`] if somebody else has closed it.
+    pub async fn close(
+        &self,
+        transaction: &Transaction<'_>,
+        status: &str,
+        tenant: &str,
+    ) -> Result<(), OperatorError> {
+        let closed = transaction
+            .execute(
+                "UPDATE pglobby.operations SET status = $2, updated_at = now()
+                 WHERE id = $1 AND status IN ('running', 'failed')",
+                &[&self.id, &status],
+            )
+            .await?;
+        if closed == 0 {
+            return Err(OperatorError::Busy { tenant: tenant.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Notes why it stopped; the next run takes it from here.
+    ///
+    /// # Errors
+    /// [`OperatorError::Central`].
+    pub async fn note_failure(&self, lock: &TenantLock, error: &OperatorError) -> Result<(), OperatorError> {
+        lock.client
+            .execute(
+                "UPDATE pglobby.operations SET status = 'failed', error = $2, updated_at = now()
+                 WHERE id = $1 AND status = 'running'",
+                &[&self.id, &error.to_string()],
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+/// What a tenant's two roles log in with.
+#[derive(Debug)]
+pub struct Passwords {
+    /// Of the role that owns everything.
+    pub read_write: SecretString,
+    /// Of the role that cannot write.
+    pub read_only: SecretString,
+}
+
+/// The same, sealed for the tenant's row.
+#[derive(Debug)]
+pub struct SealedPasswords {
+    /// `sealed_password`.
+    pub read_write: Vec<u8>,
+    /// `sealed_ro_password`.
+    pub read_only: Vec<u8>,
+}
+
+impl Passwords {
+    /// Seals both for the row `tenant_id`.
+    ///
+    /// # Errors
+    /// [`OperatorError::Seal`].
+    pub fn seal(&self, operator: &Operator, tenant_id: i64) -> Result<SealedPasswords, OperatorError> {
+        let row = tenant_id.to_string();
+        let place = |column| Place { table: "tenants", row: &row, column };
+        Ok(SealedPasswords {
+            read_write: operator.keyring.seal(&place("sealed_password"), &self.read_write)?,
+            read_only: operator.keyring.seal(&place("sealed_ro_password"), &self.read_only)?,
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! Everything in a cloned database becomes its tenant's.
+//!
+//! `REASSIGN OWNED` cannot do it: it would take the old owner's *databases* along. So every object is named, by
+//! PostgreSQL's own words for it (`pg_identify_object`), and altered.
+
+use super::names::ident;
+use crate::control_path::{host_session::HostSession, operator::OperatorError};
+
+/// Objects with an owner that are neither the system's, nor an extension's, nor part of another object (which follow
+/// their table), and are not `$1`'s yet. One `ALTER … OWNER TO` each, schemas first: the new owner needs them.
+const STATEMENTS: &str = r"
+WITH new_owner AS (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = $1),
+own_schemas AS (
+    SELECT oid FROM pg_catalog.pg_namespace
+    WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema'
+),
+owned (classid, objid, owner) AS (
+    SELECT 'pg_namespace'::regclass, oid, nspowner FROM pg_catalog.pg_namespace
+    WHERE oid IN (SELECT oid FROM own_schemas)
+      -- From PostgreSQL 15 on public belongs to whoever owns the database, which is what we want.
+      AND pg_catalog.pg_get_userbyid(nspowner) <> 'pg_database_owner'
+    UNION ALL
+    SELECT 'pg_class'::regclass, oid, relowner FROM pg_catalog.pg_class
+    WHERE relnamespace IN (SELECT oid FROM own_schemas) AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+    UNION ALL
+    SELECT 'pg_proc'::regclass, oid, proowner FROM pg_catalog.pg_proc
+    WHERE pronamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_type'::regclass, t.oid, typowner FROM pg_catalog.pg_type t
+    WHERE typnamespace IN (SELECT oid FROM own_schemas) AND typtype IN ('b', 'c', 'd', 'e', 'r')
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = t.oid)
+      AND (typrelid = 0 OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = typrelid AND c.relkind = 'c'))
+    UNION ALL
+    SELECT 'pg_operator'::regclass, oid, oprowner FROM pg_catalog.pg_operator
+    WHERE oprnamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_opclass'::regclass, oid, opcowner FROM pg_catalog.pg_opclass
+    WHERE opcnamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_opfamily'::regclass, oid, opfowner FROM pg_catalog.pg_opfamily
+    WHERE opfnamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_collation'::regclass, oid, collowner FROM pg_catalog.pg_collation
+    WHERE collnamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_conversion'::regclass, oid, conowner FROM pg_catalog.pg_conversion
+    WHERE connamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_ts_dict'::regclass, oid, dictowner FROM pg_catalog.pg_ts_dict
+    WHERE dictnamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_ts_config'::regclass, oid, cfgowner FROM pg_catalog.pg_ts_config
+    WHERE cfgnamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_statistic_ext'::regclass, oid, stxowner FROM pg_catalog.pg_statistic_ext
+    WHERE stxnamespace IN (SELECT oid FROM own_schemas)
+    UNION ALL
+    SELECT 'pg_foreign_server'::regclass, oid, srvowner FROM pg_catalog.pg_foreign_server
+    UNION ALL
+    SELECT 'pg_publication'::regclass, oid, pubowner FROM pg_catalog.pg_publication
+    UNION ALL
+    SELECT 'pg_largeobject'::regclass, oid, lomowner FROM pg_catalog.pg_largeobject_metadata
+)
+SELECT pg_catalog.format('ALTER %s %s OWNER TO %s',
+           CASE thing.type WHEN 'statistics object' THEN 'statistics' WHEN 'composite type' THEN 'type'
+                           ELSE thing.type END,
+           thing.identity, $2::text)
+FROM owned, pg_catalog.pg_identify_object(owned.classid, owned.objid, 0) AS thing
+WHERE owned.owner <> (SELECT oid FROM new_owner)
+  AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_depend d
+    WHERE d.classid = owned.classid AND d.objid = owned.objid AND d.objsubid = 0
+      -- Of an extension, or (a serial column's sequence, a type made with another) of its parent.
+      AND (d.deptype IN ('e', 'i') OR (d.deptype = 'a' AND owned.classid = 'pg_class'::regclass
+                                       AND d.refclassid = 'pg_class'::regclass)))
+ORDER BY owned.classid <> 'pg_namespace'::regclass, owned.classid, owned.objid";
+
+/// Makes `owner` the owner of everything in the database that `session` is in.
+///
+/// # Errors
+/// The host, naming the objects that are not the administrator's to give.
+pub async fn reown(session: &HostSession, owner: &str) -> Result<(), OperatorError> {
+    let statements = session
+        .texts("listing what the template brought along", STATEMENTS, &[&owner, &ident(owner)])
+        .await?;
+    if statements.is_empty() {
+        return Ok(());
+    }
+    let sql = format!("BEGIN;\n{};\nCOMMIT", statements.join(";\n"));
+    session.run("making the tenant's role the owner of what the template brought along", &sql).await
+}

@@ -1,0 +1,191 @@
+//! A tenant's two roles: made, found again by their mark, and let go of.
+//!
+//! Each role carries the mark of the operation that made it, as its comment, from the transaction that creates it.
+//! What a dead operation left is found by that mark, so nothing that was there before is ever taken for ours.
+
+use rand::Rng as _;
+use tokio_postgres::error::SqlState;
+
+use super::{
+    names::{ROLE_CANDIDATES_MAX, ident, literal, role_names},
+    operation::Passwords,
+};
+use crate::control_path::{
+    host_session::{HostAdmin, HostSession, Rights},
+    operator::OperatorError,
+    verifier::scram_verifier,
+};
+use secrecy::ExposeSecret as _;
+
+/// Begins the comment of every role we made.
+pub const MARK: &str = "pglobby: ";
+
+/// The roles of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roles {
+    /// Owns the database and what is in it (or, adopted, may use all of it).
+    pub read_write: String,
+    /// Reads.
+    pub read_only: String,
+}
+
+/// A mark nobody else has.
+pub fn new_mark(kind: &str, tenant: &str) -> String {
+    let token: u128 = rand::rng().random();
+    format!("{MARK}{kind} {tenant} {token:032x}")
+}
+
+/// Role names for `tenant` that are free on this host at the moment.
+///
+/// # Errors
+/// The host, or no free name.
+pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, OperatorError> {
+    for attempt in 1..=ROLE_CANDIDATES_MAX {
+        let (read_write, read_only) = role_names(tenant, attempt);
+        let sql = "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = ANY ($1)";
+        let taken = session.query("looking for role names", sql, &[&vec![&read_write, &read_only]]).await?;
+        if taken.is_empty() {
+            return Ok(Roles { read_write, read_only });
+        }
+    }
+    Err(OperatorError::Refused(format!(
+        "{ROLE_CANDIDATES_MAX} role names for tenant {tenant:?} are taken; drop what is not needed"
+    )))
+}
+
+/// Makes both roles, marked, all or nothing. The server sees verifiers, never a password: statements may be logged.
+///
+/// # Errors
+/// The host; [`OperatorError::Exists`] where somebody was faster.
+pub async fn create(
+    session: &HostSession,
+    rights: &Rights,
+    roles: &Roles,
+    passwords: &Passwords,
+    mark: &str,
+) -> Result<(), OperatorError> {
+    let mut sql = String::from("BEGIN;\n");
+    for (role, password) in
+        [(&roles.read_write, &passwords.read_write), (&roles.read_only, &passwords.read_only)]
+    {
+        let verifier = scram_verifier(password);
+        let (name, verifier, mark) = (ident(role), literal(verifier.expose_secret()), literal(mark));
+        sql += &format!(
+            "CREATE ROLE {name} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS \
+             PASSWORD {verifier};\nCOMMENT ON ROLE {name} IS {mark};\n"
+        );
+        sql += &rights.join(&name);
+    }
+    // Not what keeps it from writing (it may be SET off), but functions of the tenant's that write with their
+    // owner's rights are refused by default, and the refusal says why.
+    sql += &format!("ALTER ROLE {} SET default_transaction_read_only = on;\n", ident(&roles.read_only));
+    sql += "COMMIT";
+    let made = session.run("creating the tenant's roles", &sql).await;
+    match &made {
+        Err(error)
+            if matches!(error.code(), Some(&SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION)) =>
+        {
+            session.run("giving up on a role name", "ROLLBACK").await?;
+            Err(OperatorError::Exists(format!(
+                "role {:?} was made by somebody else just now",
+                roles.read_write
+            )))
+        }
+        _ => made,
+    }
+}
+
+/// The roles that carry `mark`.
+///
+/// # Errors
+/// The host.
+pub async fn marked(session: &HostSession, mark: &str) -> Result<Vec<String>, OperatorError> {
+    session
+        .texts(
+            "looking for the roles of an operation",
+            "SELECT rolname::text FROM pg_catalog.pg_roles
+             WHERE pg_catalog.shobj_description(oid, 'pg_authid') = $1",
+            &[&mark],
+        )
+        .await
+}
+
+/// The databases that a role carrying `mark` owns: made by the operation, since nobody else knew the role.
+///
+/// # Errors
+/// The host.
+pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<String>, OperatorError> {
+    session
+        .texts(
+            "looking for the database of an operation",
+            "SELECT d.datname::text FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
+             WHERE pg_catalog.shobj_description(r.oid, 'pg_authid') = $1",
+            &[&mark],
+        )
+        .await
+}
+
+/// Keeps both roles out and ends their sessions.
+///
+/// # Errors
+/// The host.
+pub async fn shut_out(session: &HostSession, role: &str) -> Result<(), OperatorError> {
+    if !ours(session, role).await? {
+        return Ok(());
+    }
+    session.run(format!("locking role {role:?}"), &format!("ALTER ROLE {} NOLOGIN", ident(role))).await?;
+    let sql =
+        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = $1";
+    session.query(format!("ending sessions of role {role:?}"), sql, &[&role]).await?;
+    Ok(())
+}
+
+/// Drops a role that we made, if it is there. What it owns in any database of the host passes to that database's
+/// owner (or to the administrator, who may not act for the owner); what it was granted is taken back.
+///
+/// # Errors
+/// The host.
+pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), OperatorError> {
+    if !ours(session, role).await? {
+        return Ok(());
+    }
+    let name = ident(role);
+    let databases = session
+        .texts(
+            format!("looking for what role {role:?} holds"),
+            "SELECT DISTINCT d.datname::text FROM pg_catalog.pg_shdepend s
+               JOIN pg_catalog.pg_database d ON d.oid = s.dbid
+               JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
+             WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND r.rolname = $1 AND d.datallowconn",
+            &[&role],
+        )
+        .await?;
+    for database in databases {
+        let there = admin.connect_to(&database).await?;
+        let heir = there
+            .texts(
+                "looking for the database's owner",
+                "SELECT CASE WHEN pg_catalog.pg_has_role(datdba, 'MEMBER') AND datdba <> $1::text::regrole
+                             THEN pg_catalog.pg_get_userbyid(datdba)::text ELSE current_user::text END
+                 FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+                &[&name],
+            )
+            .await?;
+        let heir = heir.first().map_or_else(|| "CURRENT_USER".to_owned(), |owner| ident(owner));
+        let sql = format!("BEGIN; REASSIGN OWNED BY {name} TO {heir}; DROP OWNED BY {name}; COMMIT");
+        there.run(format!("releasing what role {role:?} holds in database {database:?}"), &sql).await?;
+    }
+    // What is granted on databases themselves counts in every database.
+    let sql = format!("BEGIN; DROP OWNED BY {name}; DROP ROLE {name}; COMMIT");
+    session.run(format!("dropping role {role:?}"), &sql).await
+}
+
+/// Whether the role is there and was made by us. A row of the central database edited by hand must not cost somebody
+/// else's role.
+async fn ours(session: &HostSession, role: &str) -> Result<bool, OperatorError> {
+    let sql =
+        "SELECT pg_catalog.shobj_description(oid, 'pg_authid') FROM pg_catalog.pg_roles WHERE rolname = $1";
+    let rows = session.query(format!("looking at role {role:?}"), sql, &[&role]).await?;
+    let comment = rows.first().and_then(|row| row.get::<_, Option<String>>(0));
+    Ok(comment.is_some_and(|comment| comment.starts_with(MARK)))
+}

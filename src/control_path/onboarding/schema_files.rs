@@ -1,0 +1,100 @@
+//! SQL files that a new tenant's database starts with.
+//!
+//! They run as the tenant's own role, over a login of its own: whatever a file does, it does with the tenant's rights.
+//! Each file is one simple query, hence one transaction unless it says otherwise; psql's commands and data behind
+//! `COPY … FROM stdin` are not understood.
+
+use std::path::{Path, PathBuf};
+
+use tokio_postgres::error::ErrorPosition;
+
+use crate::control_path::{
+    host_session::HostSession,
+    operator::{OperatorError, server_words},
+};
+
+/// PostgreSQL takes messages of up to 1 GiB; a schema of this size is a mistake.
+pub const SCHEMA_FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// A file and its text.
+#[derive(Debug, Clone)]
+pub struct SchemaFile {
+    /// As given.
+    pub path: PathBuf,
+    /// What is in it.
+    pub sql: String,
+}
+
+/// Reads all files, before anything is made.
+///
+/// # Errors
+/// [`OperatorError::Invalid`]: not there, not UTF-8, too large.
+pub fn read(paths: &[PathBuf]) -> Result<Vec<SchemaFile>, OperatorError> {
+    paths.iter().map(|path| read_one(path)).collect()
+}
+
+fn read_one(path: &Path) -> Result<SchemaFile, OperatorError> {
+    let wrong = |what: String| OperatorError::Invalid(format!("schema file {}: {what}", path.display()));
+    let length = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if length > SCHEMA_FILE_BYTES_MAX {
+        return Err(wrong(format!("{length} bytes are more than {SCHEMA_FILE_BYTES_MAX}")));
+    }
+    let sql = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    if sql.contains('\0') {
+        return Err(wrong("holds a NUL character".to_owned()));
+    }
+    // Editors on some systems put a byte order mark in front, which SQL does not know.
+    let sql = sql.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(sql);
+    Ok(SchemaFile { path: path.to_owned(), sql })
+}
+
+/// Runs one file over a session of the tenant's role.
+///
+/// # Errors
+/// [`OperatorError::Invalid`] with file, line, column and the server's words.
+pub async fn load(session: &HostSession, file: &SchemaFile) -> Result<(), OperatorError> {
+    session.run_text(&file.sql).await.map_err(|error| {
+        let place = match error.as_db_error().and_then(|said| said.position()) {
+            Some(ErrorPosition::Original(position)) => {
+                let (line, column) = line_and_column(&file.sql, *position);
+                format!("{}:{line}:{column}", file.path.display())
+            }
+            _ => file.path.display().to_string(),
+        };
+        OperatorError::Invalid(format!("schema file {place}: {}{}", server_words(&error), hint(&error)))
+    })
+}
+
+fn hint(error: &tokio_postgres::Error) -> &'static str {
+    match error.as_db_error() {
+        Some(said) if said.message().contains(r#"at or near "\"#) => {
+            "; psql's own commands (\\…) are not understood here, leave them out"
+        }
+        // The server waits for data that no SQL file can send.
+        None => "; data behind COPY … FROM stdin cannot be loaded this way, use INSERT (pg_dump --inserts)",
+        Some(_) => "",
+    }
+}
+
+/// Line and column, both from 1, of a position that counts characters from 1.
+fn line_and_column(sql: &str, position: u32) -> (usize, usize) {
+    let before = sql.chars().take((position as usize).saturating_sub(1));
+    before.fold(
+        (1, 1),
+        |(line, column), letter| if letter == '\n' { (line + 1, 1) } else { (line, column + 1) },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_told_as_line_and_column() {
+        let sql = "SELECT 1;\n-- ä\nSELEC 2;";
+        assert_eq!(line_and_column(sql, 1), (1, 1));
+        let position = sql.chars().position(|letter| letter == '2').expect("there") as u32 + 1;
+        assert_eq!(line_and_column(sql, position), (3, 7));
+        assert_eq!(line_and_column(sql, 1000), (3, 9));
+    }
+}

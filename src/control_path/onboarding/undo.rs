@@ -1,0 +1,95 @@
+//! The road back: everything a create or adopt has made, and nothing else, is removed.
+
+use super::{
+    enter_host,
+    names::ident,
+    operation::{Operation, TenantLock},
+    roles,
+};
+use crate::control_path::{
+    host_session::HostAdmin,
+    operator::{Operator, OperatorError},
+};
+
+/// Undoes what a dead run left of the locked tenant. A drop that died is the next drop's business.
+///
+/// # Errors
+/// The host or the central database; then it is still there for the next try.
+pub async fn undo_remains(operator: &Operator, lock: &mut TenantLock) -> Result<(), OperatorError> {
+    match Operation::left_running(lock).await? {
+        Some(operation) if operation.kind == "drop" => Err(OperatorError::Refused(format!(
+            "tenant {name:?} is being dropped; finish that first with `pglobby tenant drop {name}`",
+            name = lock.name
+        ))),
+        Some(operation) => {
+            tracing::info!(
+                tenant = lock.name,
+                operation = operation.id,
+                step = operation.step,
+                "undoing what a dead run left"
+            );
+            undo(operator, lock, &operation).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// After `error`: undoes, and tells of both if that fails too.
+pub(super) async fn undo_after(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+    error: OperatorError,
+) -> OperatorError {
+    if matches!(error, OperatorError::Busy { .. }) {
+        return error; // no longer ours to undo
+    }
+    let Err(second) = undo(operator, lock, operation).await else { return error };
+    if let Err(third) = operation.note_failure(lock, &error).await {
+        tracing::warn!(cause = %third, "the failure could not be recorded");
+    }
+    OperatorError::Refused(format!(
+        "{error}. Undoing that failed as well ({second}); mend it and run the same command again, or `pglobby tenant \
+         drop {}`",
+        lock.name
+    ))
+}
+
+async fn undo(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+) -> Result<(), OperatorError> {
+    let admin = HostAdmin::load(operator, &lock.client, operation.argument("host")).await?;
+    let (session, _) = enter_host(&admin, operation.tenant_id).await?;
+    let mark = operation.argument("mark");
+
+    for database in roles::marked_databases(&session, mark).await? {
+        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(&database));
+        session.run(format!("dropping the unfinished database {database:?}"), &sql).await?;
+    }
+    for privilege in ["CONNECT", "TEMPORARY"] {
+        if operation.arguments["taken_from_public"]
+            .as_array()
+            .is_some_and(|taken| taken.contains(&privilege.into()))
+        {
+            let database = ident(operation.argument("database"));
+            let sql = format!("GRANT {privilege} ON DATABASE {database} TO PUBLIC");
+            session.run("giving PUBLIC back what was taken", &sql).await?;
+        }
+    }
+    for role in roles::marked(&session, mark).await? {
+        roles::release(&admin, &session, &role).await?;
+    }
+
+    let name = lock.name.clone();
+    let transaction = lock.client.transaction().await?;
+    operation.close(&transaction, "undone", &name).await?;
+    let sql = "DELETE FROM pglobby.tenants WHERE id = $1 AND status = 'provisioning'";
+    transaction.execute(sql, &[&operation.tenant_id]).await?;
+    let detail = serde_json::json!({ "operation": operation.id, "step": operation.step });
+    operator.audit(&transaction, &format!("tenant.{}.undone", operation.kind), Some(&name), &detail).await?;
+    transaction.commit().await?;
+    operator.report(&name, "undone").await;
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! Who does something to tenants, logins and hosts, and how it is told when it went wrong.
+//!
+//! The command line, the console and the HTTP API all act through an [`Operator`]; what it does is in `tenants.rs`,
+//! `logins.rs`, `hosts.rs` and `onboarding/`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use tokio_postgres::{GenericClient, error::SqlState};
+
+use super::{
+    central::{Central, CentralError, causes},
+    keyring::Keyring,
+    onboarding::names::NameError,
+    seal::SealError,
+};
+
+/// One operator at work. Cheap to clone.
+#[derive(Clone)]
+pub struct Operator {
+    /// Where everything is recorded.
+    pub central: Central,
+    /// What credentials are sealed with.
+    pub keyring: Arc<Keyring>,
+    /// For `audit_log` and `operations`: `os:peter`, `login:admin`, `key:deploy`.
+    pub actor: String,
+    /// Told of each step of long work, if anybody wants to know.
+    pub progress: Option<Arc<dyn Progress>>,
+}
+
+/// Hears of the steps of long work, after each is recorded. The work goes on when `step` returns.
+#[async_trait]
+pub trait Progress: Send + Sync {
+    /// `step` of the work on `tenant` is done and recorded.
+    async fn step(&self, tenant: &str, step: &str);
+}
+
+/// Why an operator's wish was not fulfilled. One sentence each that says what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// The central database.
+    #[error(transparent)]
+    Central(#[from] CentralError),
+    /// A credential does not open, or was not sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A name that cannot be used.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A value that cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such thing.
+    #[error("there is no {what} {name:?}{}", nearest.as_ref().map(|near| format!("; did you mean {near:?}?")).unwrap_or_default())]
+    NotFound {
+        /// tenant, login, host.
+        what: &'static str,
+        /// As asked for.
+        name: String,
+        /// The nearest name there is.
+        nearest: Option<String>,
+    },
+    /// It is there already.
+    #[error("{0}")]
+    Exists(String),
+    /// Its state does not allow it.
+    #[error("{0}")]
+    Refused(String),
+    /// Somebody else is at it.
+    #[error("another operator is working on tenant {tenant:?}; try again when that is done")]
+    Busy {
+        /// Its name.
+        tenant: String,
+    },
+    /// A host could not be reached.
+    #[error("cannot connect to host {host:?} ({place}): {}; see `pglobby host list`", causes(cause))]
+    Connect {
+        /// `hosts.name`.
+        host: String,
+        /// Address, database and role.
+        place: String,
+        /// Why.
+        cause: tokio_postgres::Error,
+    },
+    /// A host said no.
+    #[error("host {host:?}, {doing}: {}", server_words(cause))]
+    Host {
+        /// `hosts.name`.
+        host: String,
+        /// What we were about.
+        doing: String,
+        /// What it said.
+        cause: tokio_postgres::Error,
+    },
+}
+
+impl From<tokio_postgres::Error> for OperatorError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Central(CentralError::Query(error))
+    }
+}
+
+impl OperatorError {
+    /// The SQLSTATE that a host or the central database gave, if one did.
+    pub fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Central(error) => error.code(),
+            Self::Connect { cause, .. } | Self::Host { cause, .. } => cause.code(),
+            _ => None,
+        }
+    }
+}
+
+/// A server's message with its detail and hint, on one line.
+pub(crate) fn server_words(error: &tokio_postgres::Error) -> String {
+    let Some(said) = error.as_db_error() else { return causes(error) };
+    let mut words = said.message().to_owned();
+    for more in [said.detail(), said.hint()].into_iter().flatten() {
+        words.push_str(": ");
+        words.push_str(&more.replace('\n', "; "));
+    }
+    format!("{words} (SQLSTATE {})", said.code().code())
+}
+
+impl Operator {
+    /// Somebody called `actor`, who wants no progress.
+    pub fn new(central: Central, keyring: Arc<Keyring>, actor: impl Into<String>) -> Self {
+        Self { central, keyring, actor: actor.into(), progress: None }
+    }
+
+    /// Records what was done, on the connection (or in the transaction) that did it. `detail` holds no secrets.
+    ///
+    /// # Errors
+    /// [`OperatorError::Central`].
+    pub async fn audit(
+        &self,
+        client: &impl GenericClient,
+        action: &str,
+        tenant: Option<&str>,
+        detail: &Value,
+    ) -> Result<(), OperatorError> {
+        client
+            .execute(
+                "INSERT INTO pglobby.audit_log (actor, action, tenant, detail) VALUES ($1, $2, $3, $4)",
+                &[&self.actor, &action, &tenant, detail],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Tells whoever wants to know.
+    pub(crate) async fn report(&self, tenant: &str, step: &str) {
+        tracing::debug!(tenant, step, actor = self.actor, "step done");
+        if let Some(progress) = &self.progress {
+            progress.step(tenant, step).await;
+        }
+    }
+
+    /// [`OperatorError::NotFound`] with the nearest of the names that `all_names` selects.
+    pub(crate) async fn not_found(
+        &self,
+        client: &impl GenericClient,
+        what: &'static str,
+        name: &str,
+        all_names: &str,
+    ) -> OperatorError {
+        let names: Vec<String> = match client.query(all_names, &[]).await {
+            Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
+            Err(error) => return error.into(),
+        };
+        let nearest = nearest(name, names.iter().map(String::as_str)).map(str::to_owned);
+        OperatorError::NotFound { what, name: name.to_owned(), nearest }
+    }
+}
+
+/// The candidate that `word` was probably meant to be, if one is near enough.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance * 3 <= candidate.chars().count().max(3))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+impl std::fmt::Debug for Operator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Operator").field("actor", &self.actor).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_one_that_could_have_been_meant() {
+        let names = ["acme", "globex", "initech"];
+        assert_eq!(nearest("acne", names.into_iter()), Some("acme"));
+        assert_eq!(nearest("gloebx", names.into_iter()), Some("globex"));
+        assert_eq!(nearest("umbrella", names.into_iter()), None);
+    }
+}

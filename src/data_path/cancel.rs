@@ -1,0 +1,55 @@
+//! Cancel requests: from a client's second connection to the server that its session holds at that moment, if any.
+//!
+//! Only the session's own task knows what it holds, so it is the one that sends the cancel on; while the cancel is under
+//! way the server serves nobody else, and the client's cancel connection stays open, as PostgreSQL's own does.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use super::{
+    pool::Pool,
+    relay::Relay,
+    server::{connection::Server, dial},
+    session::Sessions,
+};
+
+impl Relay {
+    /// Cancels what the session's server runs. Where nothing runs, nothing happens. `waiting` are dropped when it has
+    /// settled.
+    pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
+        let Some(server) = self.server.as_ref().filter(|server| server.side.lease.is_working()) else {
+            return;
+        };
+        let (settled, cancelling) = oneshot::channel();
+        let before = self.cancelling.replace(cancelling);
+        let key = (server.process_id, server.secret.clone());
+        let pool = self.pool.clone();
+        tokio::spawn(async move {
+            let _settled = (settled, waiting);
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            send_key(&pool, key.0, &key.1).await;
+        });
+    }
+}
+
+/// Cancels what a server runs, and waits until it has settled.
+pub async fn send(pool: &Pool, server: &Server) {
+    send_key(pool, server.process_id, &server.secret).await;
+}
+
+async fn send_key(pool: &Pool, process_id: i32, secret: &[u8]) {
+    if let Err(error) = dial::send_cancel(&pool.tenant.host, process_id, secret, pool.dial_options()).await {
+        debug!(tenant = pool.tenant.name, side = "server", %error, "a cancel did not settle");
+    }
+}
+
+/// Serves a cancel request. Returns when it has settled, whoever asked; an unknown key is not told apart.
+pub async fn serve(sessions: &Arc<Sessions>, process_id: i32, secret: &[u8]) {
+    if let Some(handle) = sessions.find(process_id, secret) {
+        let _ = handle.cancel().await;
+    }
+}

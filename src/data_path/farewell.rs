@@ -1,0 +1,152 @@
+//! How a session ends, and what becomes of the server it held: nobody else may ever see the remains.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing::{debug, info};
+
+use super::{
+    cancel,
+    exchange::ClientSide,
+    pool::Pool,
+    relay::Relay,
+    server::connection::Server,
+};
+use crate::{
+    error::Refusal,
+    wire::{message::Severity, outgoing::Outgoing, stream::Stream, unsent::Unsent},
+};
+
+/// How long a client may take to read our last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Why a session ends.
+#[derive(Debug)]
+pub enum End {
+    /// The client said Terminate.
+    Terminated,
+    /// The client's connection ended or broke.
+    ClientGone,
+    /// The server's connection ended or broke, without a word.
+    ServerLost,
+    /// The server's own FATAL has gone to the client.
+    ServerSaidGoodbye,
+    /// We end it.
+    Refused(Refusal),
+}
+
+impl Relay {
+    /// Tells the client, closes its connection, and sees to the server.
+    pub(super) async fn end(mut self, end: End) {
+        let last_words = match &end {
+            End::Refused(refusal) => Some(refusal.clone()),
+            End::ServerLost => Some(Refusal::ServerLost),
+            End::Terminated | End::ClientGone | End::ServerSaidGoodbye => None,
+        };
+        info!(
+            tenant = self.pool.tenant.name, login = self.handle.login.name, connection = self.handle.process_id,
+            end = ?end, "session ended"
+        );
+        if let Some(server) = self.server.take() {
+            match end {
+                End::ServerLost | End::ServerSaidGoodbye => drop(server),
+                End::Terminated => self.leave_behind(server, self.is_working(), false),
+                End::ClientGone | End::Refused(_) => self.leave_behind(server, false, true),
+            }
+        }
+        let mut bytes = Vec::new();
+        if let Some(refusal) = last_words {
+            refusal.write(Severity::Fatal, &mut bytes);
+        }
+        if !matches!(end, End::ClientGone | End::Terminated) {
+            self.unsent.push(&bytes);
+            say_goodbye(self.client, self.unsent).await;
+        }
+    }
+
+    fn is_working(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.side.lease.is_working())
+    }
+
+    /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run
+    /// to its end; what runs for one that is gone is cancelled.
+    fn leave_behind(&mut self, server: Box<Server>, finish: bool, cancel: bool) {
+        let pool = self.pool.clone();
+        let cancelling = self.cancelling.take();
+        tokio::spawn(async move {
+            if let Some(cancelling) = cancelling {
+                let _ = cancelling.await;
+            }
+            let mut server = server;
+            if finish && !run_to_end(&mut server, &pool).await {
+                return;
+            }
+            if cancel && server.side.lease.is_working() {
+                cancel::send(&pool, &server).await;
+                terminate(server).await;
+                return;
+            }
+            make_reusable(server, &pool).await;
+        });
+    }
+}
+
+/// Gives the server back, clean; or closes it.
+async fn make_reusable(mut server: Box<Server>, pool: &Pool) {
+    if server.unsent.is_empty() && server.side.at_boundary() {
+        let clean = server.is_reusable() && pool.rules.mode == super::tenant::PoolMode::Transaction;
+        match if clean { Ok(()) } else { server.clean().await } {
+            Ok(()) => return pool.give_back(server),
+            Err(error) => debug!(tenant = pool.tenant.name, %error, "a server could not be cleaned"),
+        }
+    }
+    terminate(server).await;
+}
+
+/// Closes a server as PostgreSQL likes it: with Terminate.
+async fn terminate(mut server: Box<Server>) {
+    let _ = tokio::time::timeout(LAST_WORDS, server.stream.write_all(&[b'X', 0, 0, 0, 4])).await;
+}
+
+/// Reads the replies that a client no longer wants; `false` if the server is lost.
+async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
+    let mut nobody = ClientSide::new(
+        super::exchange::Rules::nobody(&pool.statements),
+        server.side.applied.clone(),
+        0,
+    );
+    let (mut chunk, mut scratch) = (vec![0; 16 * 1024], Vec::new());
+    while !server.unsent.is_empty() || server.side.lease.is_working() {
+        let drained = std::future::poll_fn(|cx| match server.unsent.drain(&mut server.stream, cx) {
+            Ok(true) => std::task::Poll::Ready(true),
+            Ok(false) => std::task::Poll::Pending,
+            Err(_) => std::task::Poll::Ready(false),
+        });
+        if !drained.await {
+            return false;
+        }
+        let Ok(read @ 1..) = server.stream.read(&mut chunk).await else { return false };
+        let mut out = Outgoing::new(chunk.get(..read).unwrap_or_default(), &mut scratch);
+        if server.side.take(chunk.get(..read).unwrap_or_default(), &mut nobody, &mut out).is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Writes what is left and closes, so that the client reads it all: a socket closed with unread input would reset the
+/// connection and might take our last words with it.
+pub async fn say_goodbye(mut client: Stream, mut unsent: Unsent) {
+    let goodbye = async {
+        std::future::poll_fn(|cx| match unsent.drain(&mut client, cx) {
+            Ok(false) => std::task::Poll::Pending,
+            Ok(true) | Err(_) => std::task::Poll::Ready(()),
+        })
+        .await;
+        client.shutdown().await?;
+        let mut ignored = [0; 1024];
+        while client.read(&mut ignored).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, goodbye).await;
+}

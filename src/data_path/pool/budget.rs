@@ -1,0 +1,157 @@
+//! How many server connections a host may hold over all its tenants, and who gets the next one.
+//!
+//! Every open server holds a [`Permit`]; dropping the server frees it. A pool that finds the budget spent leaves a wish,
+//! once, and is asked again when a permit comes free. Before that an idle server of the pool that was used least
+//! recently is closed for it, and while wishes stand, a pool that has held a server for [`HOLD`] gives it up instead of
+//! keeping it: without that pause the pools would thrash (a connect for every query).
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use super::Pool;
+
+/// How long a server serves its pool although another pool wishes for it. Measured with 1 ms queries and 3 ms connects:
+/// 0 ms gives 1 016 queries a second, 20 ms 2 138, 100 ms 822 (with longer waits).
+pub const HOLD: Duration = Duration::from_millis(20);
+
+/// One host's budget.
+#[derive(Debug)]
+pub struct Budget {
+    /// `hosts.max_connections`; `usize::MAX` where there is no limit.
+    limit: AtomicUsize,
+    live: AtomicUsize,
+    /// How many wishes stand; read without the lock on every give-back.
+    wishing: AtomicUsize,
+    wishes: Mutex<VecDeque<Weak<Pool>>>,
+    pools: Mutex<Vec<Weak<Pool>>>,
+}
+
+/// One server's share of the host's budget and of its pool. Dropping it frees both, and whoever wants a server is asked
+/// again: its own pool if sessions wait there, and the oldest wish.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Arc<Budget>,
+    pool: Weak<Pool>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.live.fetch_sub(1, Ordering::AcqRel);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.live.fetch_sub(1, Ordering::AcqRel);
+            if pool.waiting() > 0 {
+                pool.ask_again();
+            }
+        }
+        if let Some(pool) = self.budget.next_wish() {
+            pool.ask_again();
+        }
+    }
+}
+
+impl Budget {
+    /// A budget of `limit` server connections; `None`: no limit.
+    pub fn new(limit: Option<u32>) -> Arc<Self> {
+        let budget = Self {
+            limit: AtomicUsize::new(usize::MAX),
+            live: AtomicUsize::new(0),
+            wishing: AtomicUsize::new(0),
+            wishes: Mutex::default(),
+            pools: Mutex::default(),
+        };
+        budget.set_limit(limit);
+        Arc::new(budget)
+    }
+
+    /// The host's row has changed. A smaller limit takes effect as servers are closed.
+    pub fn set_limit(&self, limit: Option<u32>) {
+        self.limit.store(limit.map_or(usize::MAX, |limit| limit as usize), Ordering::Release);
+    }
+
+    /// A pool of this host, from which idle servers may be taken.
+    pub fn register(&self, pool: &Arc<Pool>) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|known| known.strong_count() > 0);
+        pools.push(Arc::downgrade(pool));
+    }
+
+    /// Whether some pool waits for a permit.
+    #[inline]
+    pub fn has_wishes(&self) -> bool {
+        self.wishing.load(Ordering::Relaxed) > 0
+    }
+
+    /// Live server connections.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// A permit for `pool`, taken from an idle server of another pool if need be. `None`: the wish is noted, and
+    /// [`Pool::ask_again`] is called when a permit is free.
+    pub fn acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
+        if let Some(permit) = self.try_acquire(pool) {
+            return Some(permit);
+        }
+        // The wish comes first: a permit freed from here on finds it.
+        self.wish(pool);
+        self.close_one_idle(pool);
+        let permit = self.try_acquire(pool)?;
+        self.withdraw(pool);
+        Some(permit)
+    }
+
+    fn try_acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
+        let limit = self.limit.load(Ordering::Acquire);
+        self.live
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |live| (live < limit).then_some(live + 1))
+            .ok()?;
+        pool.live.fetch_add(1, Ordering::AcqRel);
+        Some(Permit { budget: self.clone(), pool: Arc::downgrade(pool) })
+    }
+
+    fn wish(&self, pool: &Arc<Pool>) {
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !wishes.iter().any(|wish| wish.as_ptr() == Arc::as_ptr(pool)) {
+            wishes.push_back(Arc::downgrade(pool));
+        }
+        self.wishing.store(wishes.len(), Ordering::Release);
+    }
+
+    fn withdraw(&self, pool: &Arc<Pool>) {
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        wishes.retain(|wish| wish.as_ptr() != Arc::as_ptr(pool));
+        self.wishing.store(wishes.len(), Ordering::Release);
+    }
+
+    fn next_wish(&self) -> Option<Arc<Pool>> {
+        if !self.has_wishes() {
+            return None;
+        }
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = None;
+        while next.is_none() {
+            let Some(wish) = wishes.pop_front() else { break };
+            next = wish.upgrade();
+        }
+        self.wishing.store(wishes.len(), Ordering::Release);
+        next
+    }
+
+    /// Closes an idle server of the pool used least recently, other than `wisher`. The server is dropped without a lock
+    /// held: its permit's drop takes the locks again.
+    fn close_one_idle(&self, wisher: &Arc<Pool>) {
+        let mut others: Vec<Arc<Pool>> = {
+            let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+            pools.iter().filter_map(Weak::upgrade).filter(|pool| !Arc::ptr_eq(pool, wisher)).collect()
+        };
+        others.sort_by_key(|pool| pool.last_used());
+        let taken = others.iter().find_map(|pool| pool.take_idle());
+        drop(taken);
+    }
+}

@@ -1,0 +1,108 @@
+//! Opens servers for a pool, and closes those it no longer needs.
+//!
+//! Sessions only ever wait in the pool's queue; servers are opened by tasks of their own. So a server that comes back
+//! early serves whoever waited longest, a client that leaves cancels no connect, and a connect that fails is told to all.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use deadpool::unmanaged::Object;
+use tracing::{debug, warn};
+
+use super::{Counted, Pool, budget::Permit};
+use crate::data_path::{
+    server::{
+        connection::Server,
+        dial::{self, DialError, Target},
+    },
+    tenant::{Access, Credential},
+};
+
+impl Pool {
+    /// Opens servers for sessions that wait, as far as pool and budget allow. Runs on the pool's worker.
+    pub(super) fn open_wanted(self: &Arc<Self>) {
+        while self.opening() < self.waiting().min(self.rules.connecting_max) && self.open_one_more() {}
+    }
+
+    /// [`Self::open_wanted`], from any thread.
+    pub(super) fn ask_again(self: &Arc<Self>) {
+        let pool = self.clone();
+        self.worker.spawn(async move { pool.open_wanted() });
+    }
+
+    /// Starts opening a server; `false` if pool or budget have no room.
+    fn open_one_more(self: &Arc<Self>) -> bool {
+        if self.is_retired() || self.live() >= self.rules.size {
+            return false;
+        }
+        let Some(permit) = self.budget.acquire(self) else {
+            return false;
+        };
+        let pool = self.clone();
+        let opening = Counted::new(self, |pool| &pool.opening);
+        self.worker.spawn(async move {
+            pool.open(permit).await;
+            drop(opening);
+        });
+        true
+    }
+
+    async fn open(self: &Arc<Self>, permit: Permit) {
+        match self.connect().await {
+            Ok(opened) => {
+                let owner = (self.tenant.id, self.access);
+                let now = self.worker.clock.now();
+                let server = Server::new(opened, owner, permit, self.rules.prepared_max, now);
+                debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
+                self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
+                if self.live() == 1 {
+                    // Perhaps the host was restarted, as another version even.
+                    self.greetings.forget();
+                }
+                drop(self.servers.try_add(Box::new(server)));
+            }
+            Err(error) => {
+                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+                self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
+                drop(permit);
+                self.failure.send_replace(Some(error.to_refusal()));
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<dial::Opened, DialError> {
+        let Some(credential) = self.credential() else {
+            return Err(DialError::NoRole);
+        };
+        let target = Target { host: &self.tenant.host, database: &self.tenant.database, credential };
+        dial::open(&target, &self.dial).await
+    }
+
+    fn credential(&self) -> Option<&Credential> {
+        match self.access {
+            Access::ReadWrite => Some(&self.tenant.read_write),
+            Access::ReadOnly => self.tenant.read_only.as_ref(),
+        }
+    }
+
+    /// Looks after the idle servers; called now and then on the pool's worker. Nothing here yields, so nobody finds the
+    /// pool empty meanwhile.
+    pub fn keep_house(self: &Arc<Self>) {
+        let now = self.worker.clock.now();
+        let mut idle = Vec::new();
+        while let Ok(object) = self.servers.try_get() {
+            idle.push(object);
+        }
+        let mut spare = self.live().saturating_sub(self.rules.min_size);
+        // Popped newest first: the oldest go first, and the newest are put back last, to be lent first.
+        while let Some(mut object) = idle.pop() {
+            let unused = now.saturating_sub(object.idle_since) >= self.rules.server_idle && spare > 0;
+            let aged = now.saturating_sub(object.opened_at) >= self.rules.server_lifetime;
+            if unused || aged || !object.is_quiet() {
+                spare = spare.saturating_sub(1);
+                drop(Object::take(object));
+            }
+        }
+        self.open_wanted();
+        while self.live() < self.rules.min_size && self.opening() < self.rules.connecting_max && self.open_one_more() {}
+    }
+}

@@ -1,0 +1,117 @@
+//! What a client is told when it has logged in: every parameter the server reports, as a server with this client's
+//! startup parameters reports them.
+//!
+//! Startup parameters take effect as PostgreSQL would have it, so a real server must have seen them once; a bad one is
+//! refused with the server's own error. The answer is kept, because the clients of one application ask for the same.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::Pool;
+use crate::{
+    data_path::{
+        server::connection::{AskError, Server},
+        session_state::Settings,
+    },
+    error::Refusal,
+    wire::message::parameter_status,
+};
+
+/// Greetings kept per pool. Applications have one set of startup parameters, rarely a handful.
+const KEPT_MAX: usize = 64;
+
+/// What a client with certain startup parameters is told.
+#[derive(Debug, Clone)]
+pub struct Greeting {
+    /// What the session has set, as the server spells it.
+    pub settings: Arc<Settings>,
+    /// ParameterStatus messages, ready to send.
+    pub messages: Arc<[u8]>,
+}
+
+/// The greetings of a pool, by what was asked for; the latest used first.
+#[derive(Debug, Default)]
+pub struct Greetings(Mutex<VecDeque<(Settings, Greeting)>>);
+
+impl Greetings {
+    fn get(&self, asked: &Settings) -> Option<Greeting> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().position(|(known, _)| known == asked)?;
+        let found = kept.remove(at)?;
+        let greeting = found.1.clone();
+        kept.push_front(found);
+        Some(greeting)
+    }
+
+    fn keep(&self, asked: Settings, greeting: Greeting) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.truncate(KEPT_MAX - 1);
+        kept.push_front((asked, greeting));
+    }
+
+    /// Servers may report something else from now on.
+    pub fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Pool {
+    /// What a client that asks for these parameters is told. Needs a server only where nobody asked for the same before.
+    ///
+    /// # Errors
+    /// As [`Pool::borrow`]; [`Refusal::Server`] with the server's own words for a parameter it refuses.
+    pub async fn greet(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Greeting, Refusal> {
+        if let Some(greeting) = self.greetings.get(&asked) {
+            return Ok(greeting);
+        }
+        let mut server = match self.try_borrow() {
+            Some(server) => server,
+            None => self.borrow(wait).await?,
+        };
+        match apply(&mut server, &asked).await {
+            Ok(settings) => {
+                let mut messages = Vec::new();
+                for (name, value) in &server.side.reported {
+                    parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
+                }
+                self.give_back(server);
+                let greeting = Greeting { settings, messages: messages.into() };
+                self.greetings.keep(asked, greeting.clone());
+                Ok(greeting)
+            }
+            Err(AskError::Refused(error)) => {
+                if server.clean().await.is_ok() {
+                    self.give_back(server);
+                }
+                Err(Refusal::Server { sqlstate: error.sqlstate, message: error.message })
+            }
+            Err(AskError::Lost(_)) => Err(Refusal::ServerLost),
+        }
+    }
+}
+
+/// Makes the server as a session with these parameters finds it; hands back how the server spells them.
+async fn apply(server: &mut Server, asked: &Settings) -> Result<Arc<Settings>, AskError> {
+    if !server.side.applied.is_empty() {
+        server.run("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await?;
+        server.side.applied = Arc::default();
+    }
+    if asked.is_empty() {
+        return Ok(Arc::default());
+    }
+    let calls: Vec<String> = (0..asked.len())
+        .map(|at| format!("pg_catalog.set_config(${}, ${}, false)", 2 * at + 1, 2 * at + 2))
+        .collect();
+    let parameters: Vec<&str> = asked.iter().flat_map(|(name, value)| [name, value]).collect();
+    let rows = server.ask(&format!("SELECT {}", calls.join(", ")), &parameters).await?;
+    let mut settings = Settings::default();
+    for ((name, value), spelled) in asked.iter().zip(rows.into_iter().flatten()) {
+        let spelled = spelled.and_then(|bytes| String::from_utf8(bytes).ok());
+        settings.set(name, Some(spelled.as_deref().unwrap_or(value)));
+    }
+    server.side.applied = Arc::new(settings);
+    Ok(server.side.applied.clone())
+}

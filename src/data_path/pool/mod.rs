@@ -1,0 +1,259 @@
+//! Server connections of one (tenant, access): lent to sessions, given back, kept, closed.
+//!
+//! A deadpool `unmanaged` pool holds the idle ones and queues who waits, first come first served. Filling it is the
+//! business of `coordinator.rs`, within the host's `budget.rs`. A pool lives on its tenant's worker: every server in it
+//! is registered with that worker's reactor.
+
+pub mod budget;
+mod coordinator;
+pub mod greeting;
+pub mod stats;
+mod tenant_pools;
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use deadpool::unmanaged::{self, Object, PoolError};
+use tokio::sync::watch;
+
+use self::{budget::Budget, greeting::Greetings, stats::PoolStats};
+pub use self::tenant_pools::{PoolMaking, TenantPools};
+use super::{
+    prepared::StatementTable,
+    server::{connection::Server, dial::DialOptions},
+    tenant::{Access, PoolMode, Tenant},
+    worker::Worker,
+};
+use crate::{config::Config, error::Refusal};
+
+/// What a pool is made with; a change of these makes a new pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolRules {
+    /// How long a session keeps a server.
+    pub mode: PoolMode,
+    /// Servers at most.
+    pub size: usize,
+    /// Servers kept open.
+    pub min_size: usize,
+    /// Statements a server keeps prepared.
+    pub prepared_max: usize,
+    /// Servers being opened at a time.
+    pub connecting_max: usize,
+    /// An idle server is closed after this.
+    pub server_idle: Duration,
+    /// A server is closed when idle after this.
+    pub server_lifetime: Duration,
+}
+
+impl PoolRules {
+    /// What the tenant's row says, else the configuration.
+    pub fn of(tenant: &Tenant, config: &Config) -> Self {
+        let size = tenant.pool_size.unwrap_or(config.pool.default_pool_size).max(1) as usize;
+        Self {
+            mode: tenant.pool_mode.unwrap_or(config.pool.pool_mode),
+            size,
+            min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
+            prepared_max: config.pool.max_prepared_statements,
+            connecting_max: config.limits.connecting_servers_max.max(1),
+            server_idle: config.timeouts.server_idle,
+            server_lifetime: config.timeouts.server_lifetime,
+        }
+    }
+}
+
+/// One pool.
+#[derive(Debug)]
+pub struct Pool {
+    /// Whose.
+    pub tenant: Arc<Tenant>,
+    /// With what rights its servers were opened.
+    pub access: Access,
+    /// What it was made with.
+    pub rules: PoolRules,
+    /// Where it lives.
+    pub worker: Arc<Worker>,
+    /// Statements its clients have prepared.
+    pub statements: Arc<StatementTable>,
+    /// What it has done.
+    pub stats: Arc<PoolStats>,
+    greetings: Greetings,
+    servers: unmanaged::Pool<Box<Server>>,
+    budget: Arc<Budget>,
+    dial: Arc<DialOptions>,
+    /// Servers open or being opened. Counted up where a permit is got, down by the permit's drop.
+    live: AtomicUsize,
+    opening: AtomicUsize,
+    waiting: AtomicUsize,
+    sessions: AtomicUsize,
+    last_used_ms: AtomicU64,
+    retired: AtomicBool,
+    /// Who serves this tenant instead, once retired.
+    successor: OnceLock<Arc<Pool>>,
+    /// The last time that no server could be opened, and why: waiters listen.
+    failure: watch::Sender<Option<Refusal>>,
+}
+
+/// Counts something for as long as it lives.
+#[derive(Debug)]
+pub struct Counted<F: Fn(&Pool) -> &AtomicUsize>(Arc<Pool>, F);
+
+impl<F: Fn(&Pool) -> &AtomicUsize> Counted<F> {
+    fn new(pool: &Arc<Pool>, counter: F) -> Self {
+        counter(pool).fetch_add(1, Ordering::AcqRel);
+        Self(pool.clone(), counter)
+    }
+}
+
+impl<F: Fn(&Pool) -> &AtomicUsize> Drop for Counted<F> {
+    fn drop(&mut self) {
+        self.1(&self.0).fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Pool {
+    /// A server that is idle now, if there is one and nobody waits for it. It is out of the pool then: dropping it closes
+    /// it, and only [`Pool::give_back`] returns it.
+    #[inline]
+    pub fn try_borrow(&self) -> Option<Box<Server>> {
+        while let Ok(object) = self.servers.try_get() {
+            if let Some(server) = self.vet(Object::take(object)) {
+                return Some(server);
+            }
+        }
+        None
+    }
+
+    /// Returns a clean server. One that is not reusable, has lived its time or is wished for by another pool is closed.
+    #[inline]
+    pub fn give_back(&self, mut server: Box<Server>) {
+        let now = self.worker.clock.now();
+        let age = now.saturating_sub(server.opened_at);
+        let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= budget::HOLD;
+        if wished || age >= self.rules.server_lifetime || !server.is_reusable() {
+            return;
+        }
+        server.idle_since = now;
+        self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        // A retired pool is closed and hands the server back to be dropped.
+        drop(self.servers.try_add(server));
+    }
+
+    /// A server, opened if need be; waits in line for at most `wait`.
+    ///
+    /// # Errors
+    /// [`Refusal::PoolBusy`] when the wait was in vain, [`Refusal::ServerUnreachable`] when none could be opened,
+    /// [`Refusal::AdminShutdown`] when the pool was retired meanwhile.
+    pub async fn borrow(self: &Arc<Self>, wait: Duration) -> Result<Box<Server>, Refusal> {
+        let _waiting = Counted::new(self, |pool| &pool.waiting);
+        let mut failure = self.failure.subscribe();
+        failure.mark_unchanged();
+        let deadline = tokio::time::sleep(wait);
+        tokio::pin!(deadline);
+        loop {
+            self.open_wanted();
+            let got = self.servers.get();
+            tokio::pin!(got);
+            let object = loop {
+                tokio::select! {
+                    biased;
+                    got = &mut got => break got,
+                    _ = failure.changed() => {
+                        let refusal = failure.borrow_and_update().clone();
+                        if let (0, Some(refusal)) = (self.live(), refusal) {
+                            return Err(refusal);
+                        }
+                    }
+                    () = &mut deadline => return Err(Refusal::PoolBusy { waited: wait }),
+                }
+            };
+            match object.map(|object| self.vet(Object::take(object))) {
+                Ok(Some(server)) => return Ok(server),
+                Ok(None) => {}
+                Err(PoolError::Closed | PoolError::Timeout | PoolError::NoRuntimeSpecified) => {
+                    return Err(Refusal::AdminShutdown);
+                }
+            }
+        }
+    }
+
+    /// Lets an idle server pass that is this pool's own and has nothing to say; any other is closed.
+    #[inline]
+    fn vet(&self, mut server: Box<Server>) -> Option<Box<Server>> {
+        let ours = server.owner == (self.tenant.id, self.access);
+        (ours && server.is_reusable() && server.is_quiet()).then_some(server)
+    }
+
+    /// Takes an idle server out for good, for the budget of another pool.
+    pub fn take_idle(&self) -> Option<Box<Server>> {
+        self.servers.try_remove().ok()
+    }
+
+    /// How its servers are reached.
+    pub fn dial_options(&self) -> &DialOptions {
+        &self.dial
+    }
+
+    /// Servers open or being opened.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Servers idle now.
+    pub fn idle(&self) -> usize {
+        self.servers.status().available
+    }
+
+    /// Servers being opened.
+    pub fn opening(&self) -> usize {
+        self.opening.load(Ordering::Acquire)
+    }
+
+    /// Sessions that wait for a server.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Sessions of this pool.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Acquire)
+    }
+
+    /// Counts a session for as long as the result lives.
+    pub fn enter(self: &Arc<Self>) -> Counted<impl Fn(&Pool) -> &AtomicUsize + use<>> {
+        Counted::new(self, |pool: &Pool| &pool.sessions)
+    }
+
+    /// When a server was last given back, on the worker's coarse clock (milliseconds).
+    pub fn last_used(&self) -> u64 {
+        self.last_used_ms.load(Ordering::Relaxed)
+    }
+
+    /// The pool to use from now on: this one, or what replaced it; `None` if the tenant is closed.
+    pub fn current(self: &Arc<Self>) -> Option<Arc<Self>> {
+        let mut pool = self;
+        while pool.retired.load(Ordering::Acquire) {
+            pool = pool.successor.get()?;
+        }
+        Some(pool.clone())
+    }
+
+    /// Whether it lends nothing any more.
+    #[inline]
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Lends nothing any more: idle servers are closed now, lent ones when they come back.
+    pub fn retire(&self, successor: Option<Arc<Self>>) {
+        if let Some(successor) = successor {
+            let _ = self.successor.set(successor);
+        }
+        self.retired.store(true, Ordering::Release);
+        self.servers.close();
+    }
+}

@@ -1,0 +1,69 @@
+//! What a pool has done, for SHOW STATS and `/metrics`. Written by one worker, read by anybody.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// Counters of one (tenant, access); they outlive a pool that is replaced.
+#[derive(Debug, Default)]
+pub struct PoolStats {
+    /// Transactions finished.
+    pub transactions: AtomicU64,
+    /// Queries (simple, or batches up to Sync) finished.
+    pub queries: AtomicU64,
+    /// Bytes from clients.
+    pub bytes_received: AtomicU64,
+    /// Bytes to clients.
+    pub bytes_sent: AtomicU64,
+    /// ErrorResponses of servers that clients got.
+    pub errors: AtomicU64,
+    /// Servers opened.
+    pub servers_opened: AtomicU64,
+    /// Servers that could not be opened.
+    pub connect_failures: AtomicU64,
+    /// Servers closed because they were out of step; more than none is a defect.
+    pub desyncs: AtomicU64,
+    /// Leases that outlasted their transaction.
+    pub pinned: AtomicU64,
+    /// Time transactions held a server.
+    pub transaction_time: Histogram,
+    /// Time from a request to its ReadyForQuery.
+    pub query_time: Histogram,
+    /// Time spent waiting for a server; those that found one idle count as zero and are not in here.
+    pub wait_time: Histogram,
+}
+
+/// Upper bounds in microseconds, each about the triple of the one below.
+pub const BUCKET_BOUNDS_US: [u64; 14] =
+    [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000, u64::MAX];
+
+/// A histogram with fixed buckets: two relaxed additions to count, no lock.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKET_BOUNDS_US.len()],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one.
+    #[inline]
+    pub fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BUCKET_BOUNDS_US.partition_point(|bound| *bound < us);
+        if let Some(bucket) = self.buckets.get(bucket) {
+            bucket.fetch_add(1, Relaxed);
+        }
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+
+    /// How many were counted, per bucket.
+    pub fn counts(&self) -> [u64; BUCKET_BOUNDS_US.len()] {
+        std::array::from_fn(|at| self.buckets.get(at).map_or(0, |bucket| bucket.load(Relaxed)))
+    }
+
+    /// All of them together.
+    pub fn sum(&self) -> Duration {
+        Duration::from_micros(self.sum_us.load(Relaxed))
+    }
+}

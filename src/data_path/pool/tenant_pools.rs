@@ -1,0 +1,169 @@
+//! (tenant, access) → pool: made on first use by exactly one maker while others wait for it, replaced when the tenant's
+//! row changes, dropped when nobody uses it.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use deadpool::unmanaged;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{Pool, PoolRules, budget::Budget, greeting::Greetings, stats::PoolStats};
+use crate::{
+    config::Config,
+    data_path::{
+        server::dial::DialOptions,
+        tenant::{Access, Host, Tenant, TenantStatus},
+        worker::{Worker, Workers},
+    },
+    error::Refusal,
+};
+
+/// What the control path does before a tenant's first pool is made: access to an adopted database's tables. An error is
+/// logged, and the pool is made all the same.
+pub type PoolMaking =
+    Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+
+/// Every pool of this process.
+pub struct TenantPools {
+    pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
+    budgets: Mutex<HashMap<String, Arc<Budget>>>,
+    workers: Vec<Arc<Worker>>,
+    config: Arc<ArcSwap<Config>>,
+    dial: Arc<ArcSwap<DialOptions>>,
+    before_first: PoolMaking,
+}
+
+impl TenantPools {
+    /// No pools yet. The configuration and dial options are looked at anew for each pool.
+    pub fn new(
+        workers: Vec<Arc<Worker>>,
+        config: Arc<ArcSwap<Config>>,
+        dial: Arc<ArcSwap<DialOptions>>,
+        before_first: PoolMaking,
+    ) -> Arc<Self> {
+        let pools = moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
+        Arc::new(Self { pools, budgets: Mutex::default(), workers, config, dial, before_first })
+    }
+
+    /// The tenant's pool. Opens no server.
+    ///
+    /// # Errors
+    /// [`Refusal::Internal`] if there is no worker.
+    pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, Refusal> {
+        let pool = self
+            .pools
+            .try_get_with((tenant.id, access), async {
+                if tenant.grants_pending && let Err(error) = (self.before_first)(tenant.clone()).await {
+                    warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
+                }
+                self.make(tenant.clone(), access, None).ok_or(Refusal::Internal)
+            })
+            .await
+            .map_err(|refusal| (*refusal).clone())?;
+        // A row that changed while it was looked up.
+        if pool.tenant.generation < tenant.generation {
+            self.refresh(tenant).await;
+        }
+        pool.current().ok_or(Refusal::AdminShutdown)
+    }
+
+    fn make(&self, tenant: Arc<Tenant>, access: Access, old: Option<&Pool>) -> Option<Arc<Pool>> {
+        let rules = PoolRules::of(&tenant, &self.config.load());
+        let budget = self.budget_of(&tenant.host);
+        let pool = Arc::new(Pool {
+            worker: Workers::of(&self.workers, tenant.id)?.clone(),
+            statements: Arc::default(),
+            stats: old.map_or_else(|| Arc::new(PoolStats::default()), |old| old.stats.clone()),
+            greetings: Greetings::default(),
+            servers: unmanaged::Pool::new(rules.size),
+            dial: self.dial.load_full(),
+            live: AtomicUsize::new(0),
+            opening: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+            last_used_ms: AtomicU64::new(0),
+            retired: AtomicBool::new(false),
+            successor: OnceLock::new(),
+            failure: watch::Sender::new(None),
+            tenant,
+            access,
+            rules,
+            budget: budget.clone(),
+        });
+        budget.register(&pool);
+        Some(pool)
+    }
+
+    fn budget_of(&self, host: &Host) -> Arc<Budget> {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let budget = budgets.entry(host.name.clone()).or_insert_with(|| Budget::new(host.max_connections));
+        budget.set_limit(host.max_connections);
+        budget.clone()
+    }
+
+    /// The tenant's row is like this now. Pools that were made with something else are replaced: idle servers are closed,
+    /// lent ones when they come back; a tenant that is closed gets no new pool.
+    pub async fn refresh(&self, tenant: &Arc<Tenant>) {
+        for access in [Access::ReadWrite, Access::ReadOnly] {
+            let key = (tenant.id, access);
+            let Some(old) = self.pools.get(&key).await else { continue };
+            if tenant.status != TenantStatus::Active {
+                self.pools.invalidate(&key).await;
+                old.retire(None);
+                info!(tenant = tenant.name, "pool closed");
+            } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant) {
+                let Some(new) = self.make(tenant.clone(), access, Some(&old)) else { continue };
+                self.pools.insert(key, new.clone()).await;
+                old.retire(Some(new));
+                info!(tenant = tenant.name, "pool replaced");
+            }
+        }
+        self.budget_of(&tenant.host);
+    }
+
+    /// Every pool there is now.
+    pub fn all(&self) -> Vec<Arc<Pool>> {
+        self.pools.iter().map(|(_, pool)| pool).collect()
+    }
+
+    /// Looks after every pool: on its own worker, now and then.
+    pub async fn keep_house(&self) {
+        let idle = self.config.load().timeouts.pool_idle;
+        for pool in self.all() {
+            let unused = pool.worker.clock.now().saturating_sub(Duration::from_millis(pool.last_used()));
+            if pool.sessions() == 0 && pool.waiting() == 0 && pool.rules.min_size == 0 && unused >= idle {
+                self.pools.invalidate(&(pool.tenant.id, pool.access)).await;
+                pool.retire(None);
+            } else {
+                let worker = pool.worker.clone();
+                worker.spawn(async move { pool.keep_house() });
+            }
+        }
+        self.pools.run_pending_tasks().await;
+    }
+}
+
+/// Whether server connections opened for one serve the other.
+fn is_same(old: &Tenant, new: &Tenant) -> bool {
+    old.generation == new.generation
+        && old.host.address == new.host.address
+        && old.host.tls_mode == new.host.tls_mode
+        && old.host.tls_root_ca == new.host.tls_root_ca
+        && old.statement_timeout == new.statement_timeout
+}
+
+impl std::fmt::Debug for TenantPools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TenantPools").field("pools", &self.pools.entry_count()).finish_non_exhaustive()
+    }
+}

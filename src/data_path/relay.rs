@@ -1,0 +1,495 @@
+//! The loop: take messages from the client, borrow a server, pass them on, give it back.
+//!
+//! What the bytes mean is decided in `exchange.rs` and `lease.rs`; here they are moved. A session that idles owns no
+//! buffer: every worker has one, used within a single poll. One read is followed by one write; what the other side does
+//! not take waits in `Unsent`, and until it is gone nothing more is read for that side.
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    sync::oneshot,
+};
+use tracing::warn;
+
+use super::{
+    exchange::{Broken, ClientSide, Flow, need_of_client},
+    farewell::End,
+    pool::Pool,
+    server::connection::Server,
+    session::{Doing, Registered},
+    session_state::prelude,
+};
+use crate::{
+    error::Refusal,
+    wire::{
+        frame::{Need, header},
+        outgoing::Outgoing,
+        stream::Stream,
+        unsent::Unsent,
+    },
+};
+
+/// Bytes read at a time. Larger than what a socket holds by default, so that a read empties it (a read that fills the
+/// buffer is followed by one more, only to find nothing).
+const READ_BYTES: usize = 256 * 1024;
+
+/// A client's first message is waited for, without a server, up to this much; of a longer one the rest is passed on as it
+/// comes. So a client that sends slowly holds no server.
+const FIRST_MESSAGE_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    /// Shared by all sessions of a worker: nothing is left in it from one poll to the next.
+    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; READ_BYTES], scratch: Vec::new() });
+}
+
+struct Buffers {
+    read: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+/// One session at work.
+#[derive(Debug)]
+pub struct Relay {
+    pub(super) client: Stream,
+    /// What the client was slow to take.
+    pub(super) unsent: Unsent,
+    side: ClientSide,
+    /// What the client sent that no server has got yet.
+    inbox: Vec<u8>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) server: Option<Box<Server>>,
+    pub(super) handle: Registered,
+    /// A cancel that the server has not settled yet: it serves nobody else until then.
+    pub(super) cancelling: Option<oneshot::Receiver<()>>,
+    query_wait: Duration,
+    /// When the lease began.
+    leased_at: Option<Instant>,
+}
+
+/// What cannot be done within a poll.
+#[derive(Debug)]
+enum Step {
+    /// The inbox holds a request, and no server is idle.
+    Borrow,
+    /// The transaction is over and has left something uncertain.
+    Settle,
+    /// The session ends.
+    End(End),
+}
+
+impl Relay {
+    /// A session that has been greeted. `early` is what it sent already.
+    pub fn new(
+        client: Stream,
+        side: ClientSide,
+        pool: Arc<Pool>,
+        handle: Registered,
+        early: Vec<u8>,
+        query_wait: Duration,
+    ) -> Self {
+        Self {
+            client,
+            unsent: Unsent::default(),
+            side,
+            inbox: early,
+            pool,
+            server: None,
+            handle,
+            cancelling: None,
+            query_wait,
+            leased_at: None,
+        }
+    }
+
+    /// Serves the client to its end. `greeting` goes out first.
+    pub async fn run(mut self, greeting: Vec<u8>) {
+        self.unsent.push(&greeting);
+        poll_fn(|cx| {
+            self.handle.wake_with(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
+        let end = loop {
+            match poll_fn(|cx| BUFFERS.with_borrow_mut(|buffers| self.poll(buffers, cx))).await {
+                Step::Borrow => {
+                    if let Err(end) = Box::pin(self.borrow()).await {
+                        break end;
+                    }
+                }
+                Step::Settle => {
+                    if let Err(end) = Box::pin(self.settle()).await {
+                        break end;
+                    }
+                }
+                Step::End(end) => break end,
+            }
+        };
+        Box::pin(self.end(end)).await;
+    }
+
+    /// Moves bytes as long as any can be moved.
+    fn poll(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Poll<Step> {
+        if (self.handle.is_signalled() || self.cancelling.is_some())
+            && let Some(step) = self.attend(cx)
+        {
+            return Poll::Ready(step);
+        }
+        if !self.inbox.is_empty() && self.server.is_none()
+            && let Some(step) = self.serve_inbox(buffers, cx)
+        {
+            return Poll::Ready(step);
+        }
+        loop {
+            let mut moved = false;
+            if !self.unsent.is_empty() {
+                match self.unsent.drain(&mut self.client, cx) {
+                    Ok(emptied) => moved |= emptied,
+                    Err(_) => return Poll::Ready(Step::End(End::ClientGone)),
+                }
+            }
+            match self.poll_server(buffers, cx) {
+                Ok(Poll::Ready(())) => moved = true,
+                Ok(Poll::Pending) => {}
+                Err(step) => return Poll::Ready(step),
+            }
+            match self.poll_client(buffers, cx) {
+                Ok(Poll::Ready(())) => moved = true,
+                Ok(Poll::Pending) => {}
+                Err(step) => return Poll::Ready(step),
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Server to client.
+    #[inline]
+    fn poll_server(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
+        let Some(server) = self.server.as_mut() else {
+            return Ok(Poll::Pending);
+        };
+        // A server that takes no more bytes says why when it is read from.
+        let drained = !server.unsent.is_empty() && server.unsent.drain(&mut server.stream, cx).unwrap_or(false);
+        if !self.unsent.is_empty() {
+            return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
+        }
+        let mut read = ReadBuf::new(&mut buffers.read);
+        match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
+            Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(_) => return Err(Step::End(End::ServerLost)),
+        }
+        let chunk = read.filled();
+        let mut out = Outgoing::new(chunk, &mut buffers.scratch);
+        let heard = match server.side.take(chunk, &mut self.side, &mut out) {
+            Ok(heard) => heard,
+            Err(broken) => return Err(self.broken(broken)),
+        };
+        let bytes = out.finish();
+        let stats = &self.pool.stats;
+        stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if self.unsent.send(&mut self.client, cx, bytes).is_err() {
+            return Err(Step::End(End::ClientGone));
+        }
+        if heard.fatal {
+            return Err(Step::End(End::ServerSaidGoodbye));
+        }
+        if heard.errors > 0 {
+            server.failed = true;
+            stats.errors.fetch_add(heard.errors.into(), Ordering::Relaxed);
+        }
+        if heard.ready > 0 {
+            stats.queries.fetch_add(heard.ready.into(), Ordering::Relaxed);
+            if let Some(step) = self.after_reply() {
+                return Err(step);
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Client to server.
+    #[inline]
+    fn poll_client(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
+        if self.server.as_ref().is_some_and(|server| !server.unsent.is_empty()) {
+            return Ok(Poll::Pending);
+        }
+        let mut read = ReadBuf::new(&mut buffers.read);
+        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+            Poll::Pending => return Ok(Poll::Pending),
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(_) => return Err(Step::End(End::ClientGone)),
+        }
+        let chunk = read.filled();
+        self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        if self.server.is_none() && (!self.inbox.is_empty() || !self.link(chunk)?) {
+            self.inbox.extend_from_slice(chunk);
+            return match self.serve_inbox(buffers, cx) {
+                Some(step) => Err(step),
+                None => Ok(Poll::Ready(())),
+            };
+        }
+        self.forward(chunk, &mut buffers.scratch, cx)?;
+        Ok(Poll::Ready(()))
+    }
+
+    /// What the client sent goes to the server that it holds.
+    #[inline]
+    fn forward(&mut self, chunk: &[u8], scratch: &mut Vec<u8>, cx: &mut Context<'_>) -> Result<(), Step> {
+        let Some(server) = self.server.as_mut() else {
+            return Ok(());
+        };
+        let mut out = Outgoing::new(chunk, scratch);
+        if !Arc::ptr_eq(&server.side.applied, &self.side.wanted) {
+            let side = &mut server.side;
+            prelude(&side.applied, &self.side.wanted, &mut side.has_setter, &mut side.lease, out.build());
+            side.applied = self.side.wanted.clone();
+        }
+        let flow = self.side.take(chunk, &mut server.side, &mut out);
+        // What a server does not take any more is told by what it sends, or by its end.
+        let _ = server.unsent.send(&mut server.stream, cx, out.finish());
+        match flow {
+            Ok(Flow::Goes) => Ok(()),
+            Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
+            Err(refusal) => Err(Step::End(End::Refused(refusal))),
+        }
+    }
+
+    /// Borrows an idle server for what the client has begun to send; `false` if that is not enough of a message yet, or
+    /// if none is idle.
+    #[inline]
+    fn link(&mut self, request: &[u8]) -> Result<bool, Step> {
+        if !is_enough(request, &self.side).map_err(Step::End)? || self.side.is_refusing() {
+            return Ok(false);
+        }
+        if self.pool.is_retired() {
+            match self.pool.current() {
+                Some(pool) => self.pool = pool,
+                None => return Err(Step::End(End::Refused(Refusal::AdminShutdown))),
+            }
+        }
+        match self.pool.try_borrow() {
+            Some(server) => {
+                self.hold(server);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn hold(&mut self, server: Box<Server>) {
+        self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
+        self.handle.set_doing(Doing::Active, self.pool.worker.clock.now_ms());
+        self.leased_at = Some(Instant::now());
+        self.server = Some(server);
+    }
+
+    /// Goes on with what waits for a server: serves it if one is idle.
+    #[cold]
+    fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        if self.side.is_refusing() {
+            let mut replies = Vec::new();
+            match self.side.refuse(&inbox, &mut replies) {
+                Ok(rest) => inbox = rest.to_vec(),
+                Err(refusal) => return Some(Step::End(End::Refused(refusal))),
+            }
+            self.unsent.push(&replies);
+            if inbox.is_empty() {
+                return None;
+            }
+        }
+        match self.link(&inbox) {
+            Err(step) => return Some(step),
+            Ok(true) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
+            Ok(false) => self.inbox = inbox,
+        }
+        match is_enough(&self.inbox, &self.side) {
+            Ok(true) => Some(Step::Borrow),
+            Ok(false) => None,
+            Err(end) => Some(Step::End(end)),
+        }
+    }
+
+    /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
+    /// not the session's end.
+    async fn borrow(&mut self) -> Result<(), End> {
+        let began = Instant::now();
+        self.handle.set_doing(Doing::Waiting, self.pool.worker.clock.now_ms());
+        let pool = self.pool.clone();
+        let borrowed = tokio::select! {
+            borrowed = pool.borrow(self.query_wait) => borrowed,
+            interrupted = self.interrupted() => Err(interrupted?),
+        };
+        self.pool.stats.wait_time.record(began.elapsed());
+        match borrowed {
+            Ok(server) => {
+                self.hold(server);
+                let inbox = std::mem::take(&mut self.inbox);
+                let step = poll_fn(|cx| {
+                    BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
+                });
+                match step.await {
+                    Err(Step::End(end)) => Err(end),
+                    _ => Ok(()),
+                }
+            }
+            Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => Err(End::Refused(refusal)),
+            Err(_) if self.pool.is_retired() => Ok(()),
+            Err(refusal) => {
+                self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+                self.side.begin_refusing();
+                let mut replies = Vec::new();
+                refusal.write(crate::wire::message::Severity::Error, &mut replies);
+                self.unsent.push(&replies);
+                Ok(())
+            }
+        }
+    }
+
+    /// Resolves when the client leaves, or a signal comes, while it waits for a server. What the client sends meanwhile
+    /// is taken in as long as the inbox is small.
+    async fn interrupted(&mut self) -> Result<Refusal, End> {
+        poll_fn(|cx| {
+            if self.handle.is_signalled() {
+                let signals = self.handle.take_signals();
+                return Poll::Ready(match signals.end {
+                    Some(reason) => Err(End::Refused(reason)),
+                    None => Ok(Refusal::Cancelled),
+                });
+            }
+            while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
+                let mut bytes = [0; 4096];
+                let mut read = ReadBuf::new(&mut bytes);
+                match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(())) if !read.filled().is_empty() => self.inbox.extend_from_slice(read.filled()),
+                    Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// A ReadyForQuery has gone to the client, or a cancel has settled: the one door through which a server goes back.
+    #[inline]
+    fn after_reply(&mut self) -> Option<Step> {
+        let server = self.server.as_mut()?;
+        if !server.side.lease.is_over() || !server.unsent.is_empty() || self.side.mid_message() || self.cancelling.is_some() {
+            if !server.side.lease.is_working() {
+                self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
+            }
+            return None;
+        }
+        if !server.side.uncertain.is_empty() {
+            return Some(Step::Settle);
+        }
+        if let Some(leased_at) = self.leased_at.take() {
+            let stats = &self.pool.stats;
+            stats.transactions.fetch_add(1, Ordering::Relaxed);
+            stats.transaction_time.record(leased_at.elapsed());
+        }
+        if !server.side.lease.pins.is_empty() || !self.side.follows() {
+            self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
+            return None;
+        }
+        self.give_back();
+        None
+    }
+
+    fn give_back(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        self.handle.server_process_id.store(0, Ordering::Relaxed);
+        self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+        // The beginning of the client's next message waits here, where the next server will get it from.
+        self.side.take_held(&mut self.inbox);
+        self.pool.give_back(server);
+    }
+
+    /// Asks the server what the transaction has left behind, and takes it down. Nothing is read from the client meanwhile.
+    async fn settle(&mut self) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let uncertain = std::mem::take(&mut server.side.uncertain);
+        let failed = std::mem::take(&mut server.failed);
+        let mut pins = server.side.lease.pins;
+        pins.insert(uncertain.pins(failed));
+        if self.side.follows() && uncertain.has_doubts() {
+            let (sql, names) = uncertain.question(&self.side.wanted);
+            match server.ask(&sql, &[&names]).await {
+                Ok(rows) => {
+                    let settings = uncertain.answered(&rows, &self.side.wanted, &mut pins);
+                    if settings != *self.side.wanted {
+                        self.side.wanted = Arc::new(settings);
+                    }
+                    server.side.applied = self.side.wanted.clone();
+                }
+                Err(error) => {
+                    warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
+                    pins.insert(super::lease::Pins::SETTINGS);
+                    if matches!(error, super::server::connection::AskError::Lost(_)) {
+                        return Err(End::ServerLost);
+                    }
+                }
+            }
+        }
+        if server.side.lease.pins.is_empty() && !pins.is_empty() {
+            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
+        }
+        server.side.lease.pins = pins;
+        self.handle.set_pins(pins);
+        let _ = self.after_reply();
+        Ok(())
+    }
+
+    /// Attends to signals and to a cancel that is under way.
+    #[cold]
+    fn attend(&mut self, cx: &mut Context<'_>) -> Option<Step> {
+        if let Some(cancelling) = self.cancelling.as_mut()
+            && Pin::new(cancelling).poll(cx).is_ready()
+        {
+            self.cancelling = None;
+            if let Some(step) = self.after_reply() {
+                return Some(step);
+            }
+        }
+        if self.handle.is_signalled() {
+            let signals = self.handle.take_signals();
+            if let Some(reason) = signals.end {
+                return Some(Step::End(End::Refused(reason)));
+            }
+            self.cancel(signals.cancels);
+            if let Some(cancelling) = self.cancelling.as_mut() {
+                let _ = Pin::new(cancelling).poll(cx);
+            }
+        }
+        None
+    }
+
+    fn broken(&self, broken: Broken) -> Step {
+        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, side = "server", %broken, "closing both connections");
+        self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);
+        Step::End(End::ServerLost)
+    }
+}
+
+/// Whether a request has come far enough to borrow a server for it.
+fn is_enough(request: &[u8], side: &ClientSide) -> Result<bool, End> {
+    let violation = |error| End::Refused(super::exchange::violation(error));
+    let Some((tag, length)) = header(request).map_err(violation)? else {
+        return Ok(false);
+    };
+    let _: Need = need_of_client(tag, length, side.rules()).map_err(violation)?;
+    if tag == b'X' {
+        return Err(End::Terminated);
+    }
+    Ok(request.len() > length || request.len() >= FIRST_MESSAGE_BYTES)
+}

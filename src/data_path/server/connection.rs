@@ -1,0 +1,234 @@
+//! A server connection that we hold: what it is, what it knows, and how we talk to it on our own account.
+//!
+//! The relay moves the client's bytes; the questions here are ours and are asked only while nobody else is being
+//! served, with every earlier reply in.
+
+use std::{
+    io,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::dial::Opened;
+use crate::{
+    data_path::{
+        exchange::{ServerError, ServerSide},
+        lease::Pins,
+        pool::budget::Permit,
+        tenant::Access,
+    },
+    wire::{
+        frame::{HEADER_BYTES, header},
+        message::{append, append_cstr},
+        stream::Stream,
+        unsent::Unsent,
+    },
+};
+
+/// The longest answer to a question of ours.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a question of ours may take before the server is given up.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// One server connection. Dropping it closes it.
+#[derive(Debug)]
+pub struct Server {
+    /// The connection.
+    pub stream: Stream,
+    /// What it was slow to take.
+    pub unsent: Unsent,
+    /// Protocol state: who waits for what, what it has prepared and set.
+    pub side: ServerSide,
+    /// The server's own process.
+    pub process_id: i32,
+    /// The server's cancel key.
+    pub secret: Box<[u8]>,
+    /// Whom it belongs to, for life: tenant and access. Compared whenever it is lent (invariant 2).
+    pub owner: (i64, Access),
+    /// A client got an error from it since it was last asked what a transaction left behind.
+    pub failed: bool,
+    /// When it was opened, on the worker's coarse clock.
+    pub opened_at: Duration,
+    /// When it was last given back, on the worker's coarse clock.
+    pub idle_since: Duration,
+    /// Its share of the host's budget; given back by drop.
+    pub permit: Permit,
+}
+
+/// A row of an answer: text, or NULL.
+pub type Row = Vec<Option<Vec<u8>>>;
+
+/// Why a question of ours was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The server's own ErrorResponse; the connection is in order.
+    #[error("{0}")]
+    Refused(ServerError),
+    /// The connection is lost or out of step.
+    #[error("{0}")]
+    Lost(#[from] io::Error),
+}
+
+impl Server {
+    /// A connection that has just been opened.
+    pub fn new(opened: Opened, owner: (i64, Access), permit: Permit, prepared_max: usize, now: Duration) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
+        let reported = opened.parameters.iter().map(|(name, value)| (text(name), text(value))).collect();
+        Self {
+            stream: opened.stream,
+            unsent: Unsent::default(),
+            side: ServerSide::new(reported, prepared_max),
+            process_id: opened.process_id,
+            secret: opened.secret.into(),
+            owner,
+            failed: false,
+            opened_at: now,
+            idle_since: now,
+            permit,
+        }
+    }
+
+    /// Whether it may be lent again: the one check, whose default is to close (pitfalls: "Staying in step").
+    pub fn is_reusable(&self) -> bool {
+        self.side.lease.is_over()
+            && self.side.lease.pins.is_empty()
+            && self.side.uncertain.is_empty()
+            && self.side.at_boundary()
+            && self.unsent.is_empty()
+    }
+
+    /// Whether an idle server has nothing to say. One that does has ended, or is about to. Costs no system call as long
+    /// as the reactor has reported nothing.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut buffer = tokio::io::ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        let read = tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer);
+        matches!(read, Poll::Pending)
+    }
+
+    /// Asks one statement with text parameters, and hands back its rows.
+    ///
+    /// # Errors
+    /// [`AskError`]; after `Lost` the server must be closed.
+    pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
+        let mut request = Vec::new();
+        append(&mut request, b'P', |out| {
+            append_cstr(out, b"");
+            append_cstr(out, sql.as_bytes());
+            out.extend_from_slice(&[0, 0]);
+        });
+        append(&mut request, b'B', |out| {
+            out.extend_from_slice(&[0, 0, 0, 0]); // unnamed portal, unnamed statement, all parameters are text
+            out.extend_from_slice(&u16::try_from(parameters.len()).unwrap_or(u16::MAX).to_be_bytes());
+            for text in parameters {
+                out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+                out.extend_from_slice(text.as_bytes());
+            }
+            out.extend_from_slice(&[0, 0]);
+        });
+        append(&mut request, b'E', |out| out.extend_from_slice(&[0; 5]));
+        append(&mut request, b'S', |_| {});
+        self.side.statements.set_unnamed(0);
+        self.converse(&request).await
+    }
+
+    /// Runs a simple query of ours.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn run(&mut self, sql: &str) -> Result<Vec<Row>, AskError> {
+        let mut request = Vec::new();
+        append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));
+        self.side.statements.set_unnamed(0);
+        self.converse(&request).await
+    }
+
+    /// Undoes what a session left behind: an open transaction, and everything DISCARD ALL knows of.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; then, and if something cannot be undone, the server must be closed.
+    pub async fn clean(&mut self) -> Result<(), AskError> {
+        let keeps = Pins::from_bits(Pins::LOAD.bits() | Pins::FUNCTION_STATE.bits());
+        let lease = &self.side.lease;
+        if lease.is_working() || lease.is_unsynced() || !lease.pins.without(keeps).eq(&lease.pins) {
+            return Err(io::Error::other("the session left something that cannot be undone").into());
+        }
+        if lease.status() != b'I' {
+            self.run("ROLLBACK").await?;
+            self.side.lease = Default::default();
+        }
+        self.run("DISCARD ALL").await?;
+        self.side.discarded();
+        Ok(())
+    }
+
+    async fn converse(&mut self, request: &[u8]) -> Result<Vec<Row>, AskError> {
+        let conversation = async {
+            self.stream.write_all(request).await?;
+            self.stream.flush().await?;
+            self.answer().await
+        };
+        tokio::time::timeout(ANSWER_TIME_MAX, conversation)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a question of ours"))?
+    }
+
+    async fn answer(&mut self) -> Result<Vec<Row>, AskError> {
+        let mut buffer = Vec::new();
+        let (mut rows, mut refused) = (Vec::new(), None);
+        let mut at = 0;
+        loop {
+            while let Some(message) = next_message(&buffer, at)? {
+                at += message.len();
+                match message.first() {
+                    Some(b'D') => rows.push(row(message).ok_or_else(out_of_step)?),
+                    Some(b'E') => refused = Some(ServerError::read(message)),
+                    Some(b'S') => drop(self.side.note_parameter(message)),
+                    Some(b'Z') if at == buffer.len() => return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error))),
+                    Some(b'Z') => return Err(out_of_step().into()),
+                    _ => {}
+                }
+            }
+            if buffer.len() > ANSWER_BYTES_MAX {
+                return Err(out_of_step().into());
+            }
+            if self.stream.read_buf(&mut buffer).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+}
+
+fn out_of_step() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "an unexpected answer to a question of ours")
+}
+
+/// The message that starts at `at`, if it is there whole.
+fn next_message(buffer: &[u8], at: usize) -> io::Result<Option<&[u8]>> {
+    let rest = buffer.get(at..).unwrap_or_default();
+    let header = header(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(header.and_then(|(_, length)| rest.get(..length + 1)))
+}
+
+/// The columns of a DataRow.
+fn row(message: &[u8]) -> Option<Row> {
+    let (count, mut rest) = message.get(HEADER_BYTES..)?.split_first_chunk::<2>()?;
+    let mut row = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, behind) = rest.split_first_chunk::<4>()?;
+        rest = behind;
+        match u32::from_be_bytes(*length) {
+            u32::MAX => row.push(None),
+            length => {
+                let (value, behind) = rest.split_at_checked(length as usize)?;
+                row.push(Some(value.to_vec()));
+                rest = behind;
+            }
+        }
+    }
+    Some(row)
+}

@@ -1,0 +1,317 @@
+//! The sessions there are, and how somebody else reaches one: to cancel its query, to end it, to show it.
+//!
+//! Nobody touches a session's connections but its own task. Others leave a signal and wake it.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering},
+    },
+    task::Waker,
+    time::{Instant, SystemTime},
+};
+
+use subtle::ConstantTimeEq;
+use tokio::sync::oneshot;
+
+use super::{
+    lease::Pins,
+    tenant::{Access, Login, Tenant},
+};
+use crate::error::Refusal;
+
+/// A cancel key: four bytes for protocol 3.0, 32 for 3.2.
+pub type Secret = Box<[u8]>;
+
+/// What a session is doing, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Doing {
+    /// Between transactions, without a server.
+    Idle = 0,
+    /// Waits for a server.
+    Waiting = 1,
+    /// A server works for it.
+    Active = 2,
+    /// Holds a server in a transaction, or pinned, that nobody works on.
+    IdleWithServer = 3,
+}
+
+const CANCEL: u8 = 1;
+const END: u8 = 2;
+
+/// What others see of a session.
+#[derive(Debug)]
+pub struct SessionHandle {
+    /// What the client was told as its process number; unique in this process.
+    pub process_id: i32,
+    secret: Secret,
+    /// Who logged in.
+    pub login: Arc<Login>,
+    /// Where.
+    pub tenant: Arc<Tenant>,
+    /// With what rights.
+    pub access: Access,
+    /// From where; `None`: a Unix socket.
+    pub peer: Option<IpAddr>,
+    /// Over TLS.
+    pub tls: bool,
+    /// `application_name` at startup.
+    pub application_name: Box<str>,
+    /// Wall clock, for operators.
+    pub connected_at: SystemTime,
+    /// Its server's process number; 0: none.
+    pub server_process_id: AtomicU32,
+    doing: AtomicU8,
+    /// When `doing` changed, in ticks of its worker's coarse clock.
+    since_ms: AtomicU32,
+    pins: AtomicU16,
+    signals: AtomicU8,
+    /// The task to wake, what to tell the client, and who waits for cancels. Locked only for signals.
+    mailbox: Mutex<Mailbox>,
+}
+
+#[derive(Debug, Default)]
+struct Mailbox {
+    waker: Option<Waker>,
+    end: Option<Refusal>,
+    cancels: Vec<oneshot::Sender<()>>,
+}
+
+/// What a session's own task finds in its mailbox.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// End the session with these words.
+    pub end: Option<Refusal>,
+    /// Cancel what runs; each is dropped when the cancel has settled.
+    pub cancels: Vec<oneshot::Sender<()>>,
+}
+
+impl SessionHandle {
+    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session's task tells whom to wake. Once, since a task's waker stays the same.
+    pub fn wake_with(&self, waker: &Waker) {
+        self.mailbox().waker = Some(waker.clone());
+    }
+
+    /// Whether a signal waits. Costs one load.
+    #[inline]
+    pub fn is_signalled(&self) -> bool {
+        self.signals.load(Ordering::Acquire) != 0
+    }
+
+    /// Takes what waits.
+    pub fn take_signals(&self) -> Signals {
+        let mut mailbox = self.mailbox();
+        self.signals.store(0, Ordering::Release);
+        Signals { end: mailbox.end.take(), cancels: std::mem::take(&mut mailbox.cancels) }
+    }
+
+    /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.
+    pub fn end(&self, reason: Refusal) {
+        let waker = {
+            let mut mailbox = self.mailbox();
+            mailbox.end.get_or_insert(reason);
+            self.signals.fetch_or(END, Ordering::AcqRel);
+            mailbox.waker.clone()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Asks the session's task to cancel what its server runs. The receiver resolves (with an error: the sender is
+    /// dropped) when the cancel has settled, or there was nothing to cancel.
+    pub fn cancel(&self) -> oneshot::Receiver<()> {
+        let (settled, receiver) = oneshot::channel();
+        let waker = {
+            let mut mailbox = self.mailbox();
+            mailbox.cancels.push(settled);
+            self.signals.fetch_or(CANCEL, Ordering::AcqRel);
+            mailbox.waker.clone()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        receiver
+    }
+
+    /// Whether `secret` is the key this session's client was given. In constant time.
+    pub fn has_secret(&self, secret: &[u8]) -> bool {
+        self.secret.ct_eq(secret).into()
+    }
+
+    /// Takes down what the session is doing now.
+    #[inline]
+    pub fn set_doing(&self, doing: Doing, now_ms: u32) {
+        self.doing.store(doing as u8, Ordering::Relaxed);
+        self.since_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// What the session is doing, and since when by its worker's coarse clock (milliseconds).
+    pub fn doing(&self) -> (Doing, u32) {
+        let doing = match self.doing.load(Ordering::Relaxed) {
+            1 => Doing::Waiting,
+            2 => Doing::Active,
+            3 => Doing::IdleWithServer,
+            _ => Doing::Idle,
+        };
+        (doing, self.since_ms.load(Ordering::Relaxed))
+    }
+
+    /// Why it keeps its server.
+    pub fn pins(&self) -> Pins {
+        Pins::from_bits(self.pins.load(Ordering::Relaxed))
+    }
+
+    /// Takes down why it keeps its server.
+    pub fn set_pins(&self, pins: Pins) {
+        self.pins.store(pins.bits(), Ordering::Relaxed);
+    }
+}
+
+/// What is known of a session when it begins.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Who.
+    pub login: Arc<Login>,
+    /// Where.
+    pub tenant: Arc<Tenant>,
+    /// With what rights.
+    pub access: Access,
+    /// From where.
+    pub peer: Option<IpAddr>,
+    /// Over TLS.
+    pub tls: bool,
+    /// `application_name` at startup.
+    pub application_name: Box<str>,
+    /// Bytes of its cancel key.
+    pub secret_bytes: usize,
+}
+
+/// Every session of this process, by process number.
+#[derive(Debug)]
+pub struct Sessions {
+    by_process_id: Mutex<HashMap<i32, Arc<SessionHandle>>>,
+    next: AtomicU32,
+    /// Keeps the numbers of several pglobby processes apart, so that a cancel that reaches the wrong one is known as
+    /// such: the upper bits of every process number.
+    node: u32,
+    /// When this process started.
+    pub started: Instant,
+}
+
+/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays positive).
+const NODE_SHIFT: u32 = 20;
+
+/// A session's place among the sessions. Dropping it takes the session out: its cancel key is forgotten.
+#[derive(Debug)]
+pub struct Registered {
+    sessions: Arc<Sessions>,
+    handle: Arc<SessionHandle>,
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Arc<SessionHandle>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.handle
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.sessions.locked().remove(&self.handle.process_id);
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            by_process_id: Mutex::default(),
+            next: AtomicU32::new(1),
+            node: rand::random_range(0..1 << (31 - NODE_SHIFT)),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Sessions {
+    fn locked(&self) -> MutexGuard<'_, HashMap<i32, Arc<SessionHandle>>> {
+        self.by_process_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a session in, under a process number and a secret of its own.
+    pub fn register(self: &Arc<Self>, arrival: Arrival) -> (Registered, Secret) {
+        let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
+        rand::fill(&mut secret[..]);
+        let mut by_process_id = self.locked();
+        let process_id = loop {
+            let count = self.next.fetch_add(1, Ordering::Relaxed) & ((1 << NODE_SHIFT) - 1);
+            let number = i32::try_from(self.node << NODE_SHIFT | count).unwrap_or(i32::MAX);
+            if number != 0 && !by_process_id.contains_key(&number) {
+                break number;
+            }
+        };
+        let handle = Arc::new(SessionHandle {
+            process_id,
+            secret: secret.clone(),
+            login: arrival.login,
+            tenant: arrival.tenant,
+            access: arrival.access,
+            peer: arrival.peer,
+            tls: arrival.tls,
+            application_name: arrival.application_name,
+            connected_at: SystemTime::now(),
+            server_process_id: AtomicU32::new(0),
+            doing: AtomicU8::new(Doing::Idle as u8),
+            since_ms: AtomicU32::new(0),
+            pins: AtomicU16::new(0),
+            signals: AtomicU8::new(0),
+            mailbox: Mutex::default(),
+        });
+        by_process_id.insert(process_id, handle.clone());
+        drop(by_process_id);
+        (Registered { sessions: self.clone(), handle }, secret)
+    }
+
+    /// Whether a process number was given out by this node.
+    pub fn is_ours(&self, process_id: i32) -> bool {
+        u32::try_from(process_id).is_ok_and(|number| number >> NODE_SHIFT == self.node)
+    }
+
+    /// The session that a cancel key names.
+    pub fn find(&self, process_id: i32, secret: &[u8]) -> Option<Arc<SessionHandle>> {
+        let handle = self.locked().get(&process_id).cloned()?;
+        handle.has_secret(secret).then_some(handle)
+    }
+
+    /// Every session there is now.
+    pub fn all(&self) -> Vec<Arc<SessionHandle>> {
+        self.locked().values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.locked().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.locked().is_empty()
+    }
+
+    /// Ends those that `which` picks; how many there were.
+    pub fn end(&self, reason: &Refusal, which: impl Fn(&SessionHandle) -> bool) -> usize {
+        let ended: Vec<_> = self.all().into_iter().filter(|handle| which(handle)).collect();
+        for handle in &ended {
+            handle.end(reason.clone());
+        }
+        ended.len()
+    }
+}

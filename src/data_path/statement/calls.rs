@@ -1,0 +1,160 @@
+//! The calls of set_config in a statement, with their arguments where the text tells them.
+
+use std::borrow::Cow;
+
+use super::{Effects, Lexing, lexer::TokenKind, names, reader::Reader, set};
+
+/// One call of set_config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetConfig<'a> {
+    /// The parameter: a literal is in lower case.
+    pub name: Argument<'a>,
+    /// Its value; NULL resets it.
+    pub value: Argument<'a>,
+    /// Whether for this transaction only: `true`, `false` and `NULL` (which is false) come as [`Argument::Boolean`].
+    pub local: Argument<'a>,
+}
+
+/// An argument of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument<'a> {
+    /// A string literal.
+    Text(Cow<'a, [u8]>),
+    /// TRUE or FALSE.
+    Boolean(bool),
+    /// NULL.
+    Null,
+    /// `$1`, which Bind says.
+    Parameter(u16),
+    /// Anything else.
+    Opaque,
+}
+
+/// See [`super::Statement::set_configs`].
+#[derive(Debug, Clone)]
+pub struct SetConfigs<'a> {
+    reader: Reader<'a>,
+    whole: Reader<'a>,
+}
+
+impl<'a> SetConfigs<'a> {
+    pub(super) fn new(text: &'a [u8], lexing: Lexing) -> Self {
+        let reader = Reader::new(text, lexing);
+        Self { reader, whole: reader }
+    }
+
+    /// Whether the statement is `SELECT set_config(…) [AS name], …` and nothing else: then each call happens once,
+    /// in this order, when the statement succeeds; and its row has the new values.
+    pub fn is_all(&self) -> bool {
+        let mut reader = self.whole;
+        if !reader.eat(b"select") {
+            return false;
+        }
+        loop {
+            let mut schema = reader;
+            if schema.eat(b"pg_catalog") && schema.eat_symbol(b'.') {
+                reader = schema;
+            }
+            if call(&mut reader).is_none() {
+                return false;
+            }
+            if reader.eat(b"as") && reader.name().is_none() {
+                return false;
+            }
+            if reader.at_end() {
+                return true;
+            }
+            if !reader.eat_symbol(b',') {
+                return false;
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for SetConfigs<'a> {
+    type Item = SetConfig<'a>;
+
+    fn next(&mut self) -> Option<SetConfig<'a>> {
+        while !self.reader.at_end() {
+            let mut ahead = self.reader;
+            if let Some(found) = call(&mut ahead) {
+                // Another may be among its arguments: go on behind its name only.
+                self.reader.advance();
+                return Some(found);
+            }
+            self.reader.advance();
+        }
+        None
+    }
+}
+
+/// `set_config(a, b, c)`, and steps over it.
+fn call<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
+    let name = reader.name()?;
+    if !Effects::of_call(&name).contains(Effects::SET_CONFIG) || !reader.eat_symbol(b'(') {
+        return None;
+    }
+    let opaque = SetConfig { name: Argument::Opaque, value: Argument::Opaque, local: Argument::Opaque };
+    if *name != *b"set_config" {
+        return Some(opaque);
+    }
+    let mut ahead = *reader;
+    let found = arguments(&mut ahead);
+    match found {
+        Some(found) => {
+            *reader = ahead;
+            Some(found)
+        }
+        None => Some(opaque),
+    }
+}
+
+/// Three arguments and the `)`. `None` if one of them is more than a literal or a parameter.
+fn arguments<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
+    let name = match argument(reader)? {
+        Argument::Text(name) => Argument::Text(set::canonical(name)),
+        other => other,
+    };
+    let value = reader.eat_symbol(b',').then(|| argument(reader))??;
+    let local = match reader.eat_symbol(b',').then(|| argument(reader))?? {
+        Argument::Null => Argument::Boolean(false),
+        Argument::Text(text) => boolean(&text).map_or(Argument::Opaque, Argument::Boolean),
+        other => other,
+    };
+    reader.eat_symbol(b')').then_some(SetConfig { name, value, local })
+}
+
+/// A literal or a parameter, cast to a type of one word perhaps.
+fn argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
+    let found = if reader.eat(b"null") {
+        Argument::Null
+    } else if reader.eat(b"true") {
+        Argument::Boolean(true)
+    } else if reader.eat(b"false") {
+        Argument::Boolean(false)
+    } else if reader.token().kind == TokenKind::Parameter {
+        let digits = std::str::from_utf8(reader.bytes().get(1..)?).ok()?;
+        reader.advance();
+        Argument::Parameter(digits.parse().ok()?)
+    } else {
+        Argument::Text(reader.literal()?)
+    };
+    if reader.eat_symbol(b':') {
+        let harmless = reader.eat_symbol(b':') && reader.eat_any(&[b"text", b"varchar", b"bool", b"boolean"]);
+        return harmless.then_some(found);
+    }
+    Some(found)
+}
+
+/// What boolin makes of a string.
+fn boolean(text: &[u8]) -> Option<bool> {
+    let text = names::folded(text.trim_ascii());
+    let starts = |whole: &[u8]| !text.is_empty() && whole.starts_with(&text);
+    match &*text {
+        b"1" | b"on" => Some(true),
+        b"0" | b"of" | b"off" => Some(false),
+        _ if starts(b"true") || starts(b"yes") => Some(true),
+        _ if starts(b"false") || starts(b"no") => Some(false),
+        _ => None,
+    }
+}

@@ -1,0 +1,76 @@
+//! Bytes that the other side was not ready to take. While there are any, nothing more is read for that side.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::AsyncWrite;
+
+use super::stream::Stream;
+
+/// What waits to be written to one stream; owns no memory while nothing waits.
+#[derive(Debug, Default)]
+pub struct Unsent {
+    bytes: Vec<u8>,
+    /// How much of `bytes` is written.
+    written: usize,
+    /// TLS has taken bytes that it has not written to the socket yet.
+    unflushed: bool,
+}
+
+impl Unsent {
+    /// Whether everything has been written.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && !self.unflushed
+    }
+
+    /// Puts bytes behind what waits, without trying to write.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Writes as much as the stream takes, behind what waits already, and keeps the rest.
+    ///
+    /// # Errors
+    /// Whatever the stream says.
+    #[inline]
+    pub fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
+        if self.is_empty() {
+            while !bytes.is_empty() {
+                match Pin::new(&mut *stream).poll_write(cx, bytes)? {
+                    Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                    Poll::Pending => break,
+                }
+            }
+            if stream.is_tls() {
+                self.unflushed = Pin::new(&mut *stream).poll_flush(cx)?.is_pending();
+            }
+        }
+        if !bytes.is_empty() {
+            self.bytes.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// Goes on writing what waits; `true` once nothing does.
+    ///
+    /// # Errors
+    /// Whatever the stream says.
+    pub fn drain(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
+        while let Some(rest) = self.bytes.get(self.written..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut *stream).poll_write(cx, rest)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => self.written += written,
+                Poll::Pending => return Ok(false),
+            }
+        }
+        self.bytes = Vec::new();
+        self.written = 0;
+        self.unflushed = stream.is_tls() && Pin::new(stream).poll_flush(cx)?.is_pending();
+        Ok(!self.unflushed)
+    }
+}
