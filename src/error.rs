@@ -47,6 +47,9 @@ pub enum Refusal {
         /// The tenant the proven login asked for.
         tenant: String,
     },
+    /// A read_only login of a tenant that has no read-only role.
+    #[error("there is no read-only role for this database yet")]
+    NoReadOnlyRole,
     /// Being made or removed.
     #[error("tenant \"{tenant}\" is not ready yet; please try again")]
     NotReady {
@@ -136,6 +139,7 @@ impl Refusal {
             Self::ContradictingTenants { .. } | Self::NoTenant => "28000",
             Self::Suspended { .. } => "57P03",
             Self::Dropped { .. } => "3D000",
+            Self::NoReadOnlyRole => "0LP01",
             Self::NotReady { .. } | Self::DirectoryUnavailable => "57P03",
             Self::TooManyClients | Self::TooManyClientsOfTenant { .. } => "53300",
             Self::TooManyStatements { .. } => "53400",

@@ -9,8 +9,8 @@ use serde_json::json;
 use super::{
     Failure, Globals,
     operating::operator,
-    output, table,
-    secrets,
+    output, secrets,
+    table::{self, answer},
     tenant::key_and_value,
 };
 use crate::control_path::hosts::{self, HostReport, NewHost};
@@ -39,7 +39,9 @@ enum Action {
 ///
 /// Password: from the terminal, --password-stdin or PGLOBBY_HOST_PASSWORD.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby host add west --address db-west.internal --tls-mode verify-full --max-connections 400")]
+#[command(
+    after_help = "Example:\n  pglobby host add west --address db-west.internal --tls-mode verify-full --max-connections 400"
+)]
 struct Add {
     /// What it is called here
     name: String,
@@ -88,9 +90,11 @@ struct List {
 
 /// Change a host; it is reached as it will be before anything is kept
 #[derive(Debug, Args)]
-#[command(after_help = "Keys: address, port, tls_mode, tls_root_ca, admin_user, admin_database, max_connections, \
+#[command(
+    after_help = "Keys: address, port, tls_mode, tls_root_ca, admin_user, admin_database, max_connections, \
                         accepts_tenants\n\nExample:\n  pglobby host set west address=10.0.0.7 max_connections=400\n  \
-                        pglobby host set west --password")]
+                        pglobby host set west --password"
+)]
 struct Set {
     /// The host
     name: String,
@@ -134,10 +138,10 @@ impl HostCommand {
             Action::Set(command) => command.run(globals).await,
             Action::Remove(Remove { name, json }) => {
                 hosts::remove(&operator(globals).await?, &name).await?;
-                if json {
-                    return Ok(output::json(&json!({ "name": name, "status": "removed" })));
-                }
-                Ok(output::line(&format!("host {name} is forgotten")))
+                answer(json, &json!({ "name": name, "status": "removed" }), || {
+                    output::line(format!("host {name} is forgotten"));
+                });
+                Ok(())
             }
         }
     }
@@ -146,7 +150,7 @@ impl HostCommand {
 impl Add {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let operator = operator(globals).await?;
-        let admin_password = password(&self.admin_user, self.password_stdin, true)?;
+        let admin_password = password(&self.admin_user, self.password_stdin)?;
         let host = NewHost {
             name: self.name.clone(),
             address: self.address,
@@ -171,7 +175,7 @@ impl Set {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let operator = operator(globals).await?;
         let asked = self.password || self.password_stdin;
-        let password = if asked { password(&self.name, self.password_stdin, true)? } else { None };
+        let password = if asked { password(&self.name, self.password_stdin)? } else { None };
         let mut report = hosts::set(&operator, &self.name, &self.settings, password.as_ref()).await?;
         if self.close_public {
             close(&operator, &mut report).await?;
@@ -180,7 +184,10 @@ impl Set {
     }
 }
 
-async fn close(operator: &crate::control_path::operator::Operator, report: &mut HostReport) -> Result<(), Failure> {
+async fn close(
+    operator: &crate::control_path::operator::Operator,
+    report: &mut HostReport,
+) -> Result<(), Failure> {
     let ours = ["postgres".to_owned(), "template1".to_owned()];
     let closed = hosts::close_to_public(operator, &report.name, &ours).await?;
     report.open_to_public.retain(|database| !closed.contains(database));
@@ -188,12 +195,12 @@ async fn close(operator: &crate::control_path::operator::Operator, report: &mut 
 }
 
 /// `None`: none is needed (peer, trust, certificate).
-fn password(whose: &str, from_stdin: bool, ask: bool) -> std::io::Result<Option<SecretString>> {
+fn password(whose: &str, from_stdin: bool) -> std::io::Result<Option<SecretString>> {
     let password = if from_stdin {
         secrets::first_line()?
     } else if let Ok(password) = std::env::var(PASSWORD_VARIABLE) {
         SecretString::from(password)
-    } else if ask && std::io::stdin().is_terminal() {
+    } else if std::io::stdin().is_terminal() {
         secrets::prompt(&format!("Password of {whose} (empty: none needed): "))?
     } else {
         return Ok(None);
@@ -202,29 +209,25 @@ fn password(whose: &str, from_stdin: bool, ask: bool) -> std::io::Result<Option<
 }
 
 fn tell(report: &HostReport, json: bool) -> Result<(), Failure> {
-    if json {
-        return Ok(output::json(report));
-    }
-    let (major, rank) =
-        (report.server_version / 10_000, if report.superuser { "a superuser" } else { "CREATEDB and CREATEROLE" });
-    let mut text = format!("host {} is PostgreSQL {major}; its administrator is {rank}", report.name);
-    if !report.open_to_public.is_empty() {
-        text += &format!(
-            "\nnote: every role of that cluster, tenants' roles included, may connect to {} (PostgreSQL's default for \
-             PUBLIC); where that is not wanted: pglobby host set {} --close-public, or REVOKE CONNECT ON DATABASE … FROM \
-             PUBLIC",
-            report.open_to_public.join(", "),
-            report.name
-        );
-    }
-    Ok(output::line(&text))
+    let major = report.server_version / 10_000;
+    let rank = if report.superuser { "a superuser" } else { "CREATEDB and CREATEROLE" };
+    answer(json, report, || {
+        output::line(format!("host {} is PostgreSQL {major}; its administrator is {rank}", report.name));
+        if !report.open_to_public.is_empty() {
+            output::line(format!(
+                "note: every role of that cluster, tenants' roles included, may connect to {} (PostgreSQL's default \
+                 for PUBLIC); where that is not wanted: pglobby host set {} --close-public, or REVOKE CONNECT ON \
+                 DATABASE … FROM PUBLIC",
+                report.open_to_public.join(", "),
+                report.name
+            ));
+        }
+    });
+    Ok(())
 }
 
 async fn list(globals: &Globals, json: bool) -> Result<(), Failure> {
     let hosts = hosts::list(&operator(globals).await?).await?;
-    if json {
-        return Ok(output::json(&hosts));
-    }
     let rows: Vec<Vec<String>> = hosts
         .iter()
         .map(|host| {
@@ -240,5 +243,6 @@ async fn list(globals: &Globals, json: bool) -> Result<(), Failure> {
         })
         .collect();
     let headings = ["NAME", "ADDRESS", "TLS", "ADMIN", "MAX CONNECTIONS", "ACCEPTS", "TENANTS"];
-    Ok(table::table("no hosts; `pglobby init` registers the first", &headings, &rows))
+    answer(json, &hosts, || table::table("no hosts; `pglobby init` registers the first", &headings, &rows));
+    Ok(())
 }

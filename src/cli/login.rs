@@ -1,22 +1,25 @@
 //! `pglobby login`: who may log in, and where to.
 
 use clap::{Args, Subcommand};
+use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use serde_json::json;
-use secrecy::ExposeSecret as _;
 use time::OffsetDateTime;
 
 use super::{
     Failure, Globals,
     operating::operator,
-    output, table,
+    output,
     secrets::{Given, PasswordSource},
+    table::{self, answer},
 };
 use crate::control_path::logins::{self, LoginSummary, NewLogin, NewLoginKind};
 
 /// Make, list, change and drop logins
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby login create alice --tenant acme\n  pglobby login create billing --service --all-tenants --read-only")]
+#[command(
+    after_help = "Example:\n  pglobby login create alice --tenant acme\n  pglobby login create billing --service --all-tenants --read-only"
+)]
 pub struct LoginCommand {
     #[command(subcommand)]
     action: Action,
@@ -178,10 +181,10 @@ impl LoginCommand {
             }
             Action::Drop(Named { name, json }) => {
                 logins::drop_login(&operator(globals).await?, &name).await?;
-                if json {
-                    return Ok(output::json(&json!({ "name": name, "status": "dropped" })));
-                }
-                Ok(output::line(&format!("login {name} is gone")))
+                answer(json, &json!({ "name": name, "status": "dropped" }), || {
+                    output::line(format!("login {name} is gone"));
+                });
+                Ok(())
             }
         }
     }
@@ -220,23 +223,20 @@ impl SetPassword {
 fn made(login: &LoginSummary, given: &Given, json: bool) -> Result<(), Failure> {
     let password = given.generated.then(|| given.password.expose_secret());
     let LoginSummary { name, tenant, kind, access, .. } = login;
-    if json {
-        return Ok(output::json(&Made { name, tenant: tenant.as_deref(), kind, access, password }));
-    }
-    let place = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
-    let mut text = format!("{kind} login {name}{place} may log in ({access})");
-    if let Some(password) = password {
-        text += &format!("\npassword (shown once): {password}");
-    }
-    Ok(output::line(&text))
+    let made = Made { name, tenant: tenant.as_deref(), kind, access, password };
+    answer(json, &made, || {
+        let place = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
+        output::line(format!("{kind} login {name}{place} may log in ({access})"));
+        if let Some(password) = password {
+            output::line(format!("password (shown once): {password}"));
+        }
+    });
+    Ok(())
 }
 
 impl List {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let logins = logins::list(&operator(globals).await?, self.tenant.as_deref()).await?;
-        if self.json {
-            return Ok(output::json(&logins));
-        }
         let rows: Vec<Vec<String>> = logins
             .iter()
             .map(|login| {
@@ -251,7 +251,10 @@ impl List {
             })
             .collect();
         let headings = ["NAME", "KIND", "TENANTS", "ACCESS", "VALID UNTIL", "STATE"];
-        Ok(table::table("no logins; make one with: pglobby login create NAME --tenant T", &headings, &rows))
+        answer(self.json, &logins, || {
+            table::table("no logins; make one with: pglobby login create NAME --tenant T", &headings, &rows)
+        });
+        Ok(())
     }
 }
 
@@ -266,17 +269,18 @@ fn entrances(login: &LoginSummary) -> String {
 }
 
 fn shown(login: &LoginSummary, json: bool) -> Result<(), Failure> {
-    if json {
-        return Ok(output::json(login));
-    }
-    Ok(table::fields(&[
-        ("name", login.name.clone()),
-        ("kind", login.kind.clone()),
-        ("tenants", entrances(login)),
-        ("access", login.access.clone()),
-        ("valid_until", table::or_dash(login.valid_until)),
-        ("disabled_at", table::or_dash(login.disabled_at)),
-        ("allow_from", if login.allow_from.is_empty() { "all".to_owned() } else { login.allow_from.join(", ") }),
-        ("created_at", login.created_at.to_string()),
-    ]))
+    let networks = if login.allow_from.is_empty() { "all".to_owned() } else { login.allow_from.join(", ") };
+    answer(json, login, || {
+        table::fields(&[
+            ("name", login.name.clone()),
+            ("kind", login.kind.clone()),
+            ("tenants", entrances(login)),
+            ("access", login.access.clone()),
+            ("valid_until", table::or_dash(login.valid_until)),
+            ("disabled_at", table::or_dash(login.disabled_at)),
+            ("allow_from", networks),
+            ("created_at", login.created_at.to_string()),
+        ]);
+    });
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod check;
 pub mod dev;
 mod host;
 mod init;
+mod logging;
 mod login;
 mod operating;
 pub mod output;

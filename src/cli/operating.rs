@@ -1,10 +1,6 @@
 //! What the operators' commands have in common: who acts, and a sign of life while it takes long.
 
-use std::{
-    io::IsTerminal as _,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::IsTerminal as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use indicatif::ProgressBar;
@@ -22,7 +18,7 @@ use crate::control_path::{
 /// # Errors
 /// Configuration, keys, or the central database's schema.
 pub async fn operator(globals: &Globals) -> Result<Operator, Failure> {
-    let config = globals.config()?;
+    let config = globals.load_config()?;
     let keyring = Keyring::load(&config)?;
     let central = Central::open(&config)?;
     migrations::require_current(&**central.client().await?).await?;

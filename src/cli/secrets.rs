@@ -44,7 +44,10 @@ impl PasswordSource {
         }
         let again = prompt("The same again: ")?;
         if again.expose_secret() != password.expose_secret() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the passwords differ; nothing was changed"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the passwords differ; nothing was changed",
+            ));
         }
         Ok(Given { password, generated: false })
     }

@@ -1,6 +1,13 @@
-//! Tables and fields for people; scripts read `--json`.
+//! Answers: tables and fields for people, JSON for scripts.
 
-use super::output::line;
+use serde::Serialize;
+
+use super::output::{json, line};
+
+/// `value` for scripts, or the same in words for people.
+pub fn answer(as_json: bool, value: &impl Serialize, words: impl FnOnce()) {
+    if as_json { json(value) } else { words() }
+}
 
 /// A table, or that there is nothing.
 pub fn table(nothing: &str, headings: &[&str], rows: &[Vec<String>]) {

@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use super::{
     Failure, Globals,
     operating::operator,
-    output, table,
+    output,
+    table::{self, answer},
 };
 use crate::control_path::{
     onboarding::{
@@ -23,7 +24,9 @@ use crate::control_path::{
 
 /// Make, adopt, list, change, suspend and drop tenants
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant create acme --schema schema.sql\n  pglobby tenant set acme pool_size=40")]
+#[command(
+    after_help = "Example:\n  pglobby tenant create acme --schema schema.sql\n  pglobby tenant set acme pool_size=40"
+)]
 pub struct TenantCommand {
     #[command(subcommand)]
     action: Action,
@@ -34,9 +37,11 @@ enum Action {
     Create(Create),
     Adopt(Adopt),
     List(List),
+    /// Everything about one tenant
     Show(Named),
     Set(Set),
     Suspend(Suspend),
+    /// Open a suspended tenant again
     Resume(Named),
     Drop(Drop),
 }
@@ -46,7 +51,9 @@ enum Action {
 /// The database belongs to the tenant's role and is closed to everybody else. A second role can read all of it, now
 /// and later, and write nothing, temporary tables included. A run that died is undone by running it again.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant create acme --template app_template --schema schema.sql --json")]
+#[command(
+    after_help = "Example:\n  pglobby tenant create acme --template app_template --schema schema.sql --json"
+)]
 struct Create {
     /// What clients will ask for
     name: String,
@@ -102,7 +109,6 @@ struct List {
     json: bool,
 }
 
-/// (show: everything about one tenant; resume: open it again)
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant show acme\n  pglobby tenant resume acme")]
 struct Named {
@@ -115,8 +121,10 @@ struct Named {
 
 /// Change settings of a tenant; `KEY=` takes the configuration's default again
 #[derive(Debug, Args)]
-#[command(after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, statement_timeout, allow_from\n\n\
-                        Example:\n  pglobby tenant set acme pool_mode=session statement_timeout=30s allow_from=10.0.0.0/8")]
+#[command(
+    after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, statement_timeout, allow_from\n\n\
+                        Example:\n  pglobby tenant set acme pool_mode=session statement_timeout=30s allow_from=10.0.0.0/8"
+)]
 struct Set {
     /// The tenant
     name: String,
@@ -177,30 +185,32 @@ impl TenantCommand {
             Action::List(command) => command.run(globals).await,
             Action::Show(command) => {
                 let tenant = tenants::show(&operator(globals).await?, &command.name).await?;
-                if command.json { Ok(output::json(&tenant)) } else { Ok(table::fields(&fields(&tenant))) }
+                answer(command.json, &tenant, || table::fields(&fields(&tenant)));
+                Ok(())
             }
             Action::Set(command) => {
-                let tenant = tenants::set(&operator(globals).await?, &command.name, &command.settings).await?;
-                if command.json { Ok(output::json(&tenant)) } else { Ok(table::fields(&fields(&tenant))) }
+                let operator = operator(globals).await?;
+                let tenant = tenants::set(&operator, &command.name, &command.settings).await?;
+                answer(command.json, &tenant, || table::fields(&fields(&tenant)));
+                Ok(())
             }
             Action::Suspend(command) => {
                 let operator = operator(globals).await?;
                 let tenant = tenants::suspend(&operator, &command.name, command.reason.as_deref()).await?;
-                changed(&tenant, command.json)
+                changed(&tenant, command.json);
+                Ok(())
             }
             Action::Resume(command) => {
-                changed(&tenants::resume(&operator(globals).await?, &command.name).await?, command.json)
+                changed(&tenants::resume(&operator(globals).await?, &command.name).await?, command.json);
+                Ok(())
             }
             Action::Drop(command) => command.run(globals).await,
         }
     }
 }
 
-fn changed(tenant: &TenantSummary, json: bool) -> Result<(), Failure> {
-    if json {
-        return Ok(output::json(tenant));
-    }
-    Ok(output::line(&format!("tenant {} is {}", tenant.name, tenant.status)))
+fn changed(tenant: &TenantSummary, json: bool) {
+    answer(json, tenant, || output::line(format!("tenant {} is {}", tenant.name, tenant.status)));
 }
 
 impl Create {
@@ -213,34 +223,33 @@ impl Create {
             template: self.template,
             schema,
         };
-        made(&create(&operator(globals).await?, &wanted).await?, self.json)
+        made(&create(&operator(globals).await?, &wanted).await?, self.json);
+        Ok(())
     }
 }
 
 impl Adopt {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let wanted = AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
-        made(&adopt(&operator(globals).await?, &wanted).await?, self.json)
+        let wanted =
+            AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
+        made(&adopt(&operator(globals).await?, &wanted).await?, self.json);
+        Ok(())
     }
 }
 
-fn made(tenant: &NewTenant, json: bool) -> Result<(), Failure> {
-    if json {
-        return Ok(output::json(tenant));
-    }
+fn made(tenant: &NewTenant, json: bool) {
     let NewTenant { name, status, host, database, username } = tenant;
-    Ok(output::line(&format!(
-        "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
-         next: pglobby login create NAME --tenant {name}"
-    )))
+    answer(json, tenant, || {
+        output::line(format!(
+            "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
+             next: pglobby login create NAME --tenant {name}"
+        ));
+    });
 }
 
 impl List {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let tenants = tenants::list(&operator(globals).await?, self.all).await?;
-        if self.json {
-            return Ok(output::json(&tenants));
-        }
         let rows: Vec<Vec<String>> = tenants
             .iter()
             .map(|tenant| {
@@ -257,7 +266,10 @@ impl List {
             })
             .collect();
         let headings = ["NAME", "STATUS", "HOST", "DATABASE", "USERNAME", "POOL MODE", "POOL SIZE", "LOGINS"];
-        Ok(table::table("no tenants yet; make one with: pglobby tenant create NAME", &headings, &rows))
+        answer(self.json, &tenants, || {
+            table::table("no tenants yet; make one with: pglobby tenant create NAME", &headings, &rows)
+        });
+        Ok(())
     }
 }
 
@@ -275,7 +287,10 @@ fn fields(tenant: &TenantSummary) -> Vec<(&'static str, String)> {
         ("min_pool_size", table::or_dash(tenant.min_pool_size)),
         ("max_clients", table::or_dash(tenant.max_clients)),
         ("statement_timeout", table::or_dash(tenant.statement_timeout.as_ref())),
-        ("allow_from", if tenant.allow_from.is_empty() { "all".to_owned() } else { tenant.allow_from.join(", ") }),
+        (
+            "allow_from",
+            if tenant.allow_from.is_empty() { "all".to_owned() } else { tenant.allow_from.join(", ") },
+        ),
         ("adopted", if tenant.adopted { "yes" } else { "no" }.to_owned()),
         ("logins", tenant.logins.to_string()),
         ("created_at", tenant.created_at.to_string()),
@@ -291,12 +306,13 @@ impl Drop {
         }
         let database = if self.with_database { DropDatabase::Always } else { DropDatabase::IfOurs };
         let dropped = drop_tenant(&operator, &self.name, database).await?;
-        if self.json {
-            return Ok(output::json(&dropped));
-        }
-        let fate = if dropped.database_dropped { "and its database are" } else { "is" };
-        let kept = if dropped.database_dropped { String::new() } else { format!("; database {} stays", dropped.database) };
-        Ok(output::line(&format!("tenant {} {fate} gone{kept}", dropped.name)))
+        answer(self.json, &dropped, || {
+            output::line(match dropped.database_dropped {
+                true => format!("tenant {} and its database are gone", dropped.name),
+                false => format!("tenant {} is gone; database {} stays", dropped.name, dropped.database),
+            });
+        });
+        Ok(())
     }
 
     /// Typing the name is what makes one look at it.
@@ -307,15 +323,19 @@ impl Drop {
                 self.name
             )));
         }
-        let fate = if tenant.adopted && !self.with_database { "stays" } else { "is deleted with all its data" };
+        let fate =
+            if tenant.adopted && !self.with_database { "stays" } else { "is deleted with all its data" };
         let refused = |why: &str| OperatorError::Refused(format!("{why}; nothing was dropped"));
-        say(&format!(
+        output::line(format!(
             "Tenant {} goes, with {} logins. Its database {} on host {} {fate}.\nType the tenant's name to drop it:",
             tenant.name, tenant.logins, tenant.database, tenant.host
-        ))
-        .map_err(|error| refused(&error.to_string()))?;
+        ));
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map_err(|error| refused(&error.to_string()))?;
-        if answer.trim_end_matches(['\r', '\n']) == self.name { Ok(()) } else { Err(refused("that is another name")) }
+        if answer.trim_end_matches(['\r', '\n']) == self.name {
+            Ok(())
+        } else {
+            Err(refused("that is another name"))
+        }
     }
 }

@@ -5,7 +5,10 @@
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::json;
-use time::{Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339, macros::format_description};
+use time::{
+    Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339,
+    macros::format_description,
+};
 use tokio_postgres::{Client, GenericClient, Row, error::SqlState};
 
 use super::{
@@ -405,7 +408,9 @@ pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
     PrimitiveDateTime::parse(text, second)
         .or_else(|_| PrimitiveDateTime::parse(text, minute))
         .map(PrimitiveDateTime::assume_utc)
-        .map_err(|_| format!("{text:?} is no moment; write 2027-01-31, 2027-01-31 18:00 or 2027-01-31T18:00:00+01:00"))
+        .map_err(|_| {
+            format!("{text:?} is no moment; write 2027-01-31, 2027-01-31 18:00 or 2027-01-31T18:00:00+01:00")
+        })
 }
 
 #[cfg(test)]

@@ -198,7 +198,7 @@ async fn set_one(
 
 fn parse_timeout(text: &str) -> Result<i64, OperatorError> {
     /// PostgreSQL counts it in milliseconds, in 31 bits.
-    const LONGEST: Duration = Duration::from_hours(24 * 24);
+    const LONGEST: Duration = Duration::from_secs(24 * 86_400);
     let wrong = |why: &str| OperatorError::Invalid(format!("statement_timeout={text:?} {why}"));
     let duration = units::duration(text).map_err(|why| wrong(&why))?;
     if duration > LONGEST {

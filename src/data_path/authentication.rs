@@ -158,8 +158,13 @@ enum Proof {
 }
 
 /// The SASL exchange. It takes the same course whether the secret is a login's or a mock.
-async fn exchange(stream: &mut Stream, hello: &mut Hello, secret: ScramSecret) -> Result<Proof, StartupError> {
-    let offered = hello.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
+async fn exchange(
+    stream: &mut Stream,
+    hello: &mut Hello,
+    secret: ScramSecret,
+) -> Result<Proof, StartupError> {
+    let offered =
+        hello.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
     let plus = offered.is_some();
     let scram = offered.cloned().unwrap_or_else(ScramServerAuth::new);
     let mut request = std::mem::take(&mut hello.unsent);
@@ -250,7 +255,12 @@ fn read_verifier(verifier: &str) -> Option<ScramSecret> {
     if stored_key.len() != 32 || server_key.len() != 32 {
         return None;
     }
-    Some(ScramSecret::Verifier { salt: decode(salt)?, iterations: iterations.parse().ok()?, stored_key, server_key })
+    Some(ScramSecret::Verifier {
+        salt: decode(salt)?,
+        iterations: iterations.parse().ok()?,
+        stored_key,
+        server_key,
+    })
 }
 
 /// What an unknown login is asked: always the same salt for the same name, as a real one would have, and keys that nobody
@@ -306,7 +316,11 @@ mod tests {
             (PLUS, "p=tls-server-end-point,,n=,r=x", false, false),
             ("PLAIN", "n,,n=,r=x", true, false),
         ] {
-            assert_eq!(client_first(&message(mechanism, first), plus).is_ok(), good, "{mechanism} {first} {plus}");
+            assert_eq!(
+                client_first(&message(mechanism, first), plus).is_ok(),
+                good,
+                "{mechanism} {first} {plus}"
+            );
         }
         for broken in [&b""[..], b"SCRAM-SHA-256", b"SCRAM-SHA-256\0\0\0", b"SCRAM-SHA-256\0\0\0\0\x09n,,"] {
             assert!(client_first(broken, true).is_err());

@@ -11,7 +11,7 @@ use tracing::debug;
 use super::{
     pool::Pool,
     relay::Relay,
-    server::{connection::Server, dial},
+    server::{self, connection::Server},
     session::Sessions,
 };
 
@@ -42,7 +42,8 @@ pub async fn send(pool: &Pool, server: &Server) {
 }
 
 async fn send_key(pool: &Pool, process_id: i32, secret: &[u8]) {
-    if let Err(error) = dial::send_cancel(&pool.tenant.host, process_id, secret, pool.dial_options()).await {
+    if let Err(error) = server::send_cancel(&pool.tenant.host, process_id, secret, pool.dial_options()).await
+    {
         debug!(tenant = pool.tenant.name, side = "server", %error, "a cancel did not settle");
     }
 }

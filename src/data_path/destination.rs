@@ -65,7 +65,8 @@ impl Hints {
     /// # Errors
     /// [`Refusal::ContradictingTenants`].
     pub fn tenant(&self, split: bool, exists: impl Fn(&str) -> bool) -> Result<Option<String>, Refusal> {
-        let login = if split { self.split_user().map_or(&*self.user, |(login, _)| login) } else { &self.user };
+        let login =
+            if split { self.split_user().map_or(&*self.user, |(login, _)| login) } else { &self.user };
         // Drivers send the user name where no database was given.
         let unsaid = |name: &str| (name == self.user || name == login) && !exists(name);
         let hints = [
@@ -232,7 +233,12 @@ mod tests {
 
     fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        Hints { option: some(option), database: some(database), user: user.into(), server_name: some(server_name) }
+        Hints {
+            option: some(option),
+            database: some(database),
+            user: user.into(),
+            server_name: some(server_name),
+        }
     }
 
     fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, Refusal> {
@@ -288,7 +294,10 @@ mod tests {
 
     #[test]
     fn a_user_name_is_split_at_its_last_at() {
-        assert_eq!(hints("", "", "bob@mail.example@acme", "").split_user(), Some(("bob@mail.example", "acme")));
+        assert_eq!(
+            hints("", "", "bob@mail.example@acme", "").split_user(),
+            Some(("bob@mail.example", "acme"))
+        );
         assert_eq!(hints("", "", "@acme", "").split_user(), None);
         assert_eq!(hints("", "", "bob@", "").split_user(), None);
     }

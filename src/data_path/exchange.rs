@@ -211,7 +211,12 @@ impl ClientSide {
     ///
     /// # Errors
     /// The client broke the protocol or a limit; the session ends.
-    pub fn take(&mut self, mut chunk: &[u8], server: &mut ServerSide, out: &mut Outgoing<'_>) -> Result<Flow, Refusal> {
+    pub fn take(
+        &mut self,
+        mut chunk: &[u8],
+        server: &mut ServerSide,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Flow, Refusal> {
         let Self { framer, statements, rules, unnamed_serial, .. } = self;
         let mut context = Context { statements, rules, unnamed_serial, server, out };
         loop {
@@ -219,7 +224,9 @@ impl ClientSide {
             match piece.map_err(violation)? {
                 None => return Ok(Flow::Goes),
                 Some(Piece::Rest { bytes, .. }) => context.out.pass(bytes),
-                Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => return Ok(Flow::Terminated),
+                Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => {
+                    return Ok(Flow::Terminated);
+                }
                 Some(Piece::Whole { tag, bytes }) => context.message(tag, bytes, true)?,
                 Some(Piece::First { tag, bytes }) => context.message(tag, bytes, false)?,
             }
@@ -307,7 +314,9 @@ impl Context<'_, '_> {
             _ => Aftermath::unread(),
         };
         self.server.uncertain.note(&aftermath);
-        if aftermath.names_statements && let Some(rewritten) = self.with_server_names(bytes) {
+        if aftermath.names_statements
+            && let Some(rewritten) = self.with_server_names(bytes)
+        {
             self.ask(Asked::Query);
             self.out.build().extend_from_slice(&rewritten);
             return Ok(());
@@ -407,7 +416,8 @@ impl Context<'_, '_> {
         let (kind, name) = kind_and_name(bytes)?;
         let statement = self.statements.get(name).filter(|_| kind == b'S').cloned();
         let unnamed = kind == b'S' && name.is_empty();
-        let naming = statement.map(|statement| Box::new(Naming { client_name: Some(name.into()), statement }));
+        let naming =
+            statement.map(|statement| Box::new(Naming { client_name: Some(name.into()), statement }));
         if self.server.lease.ask(Asked::Close(naming), Whose::Client) && kind == b'S' {
             self.statements.remove(name);
             if unnamed {
@@ -427,7 +437,14 @@ impl Context<'_, '_> {
     }
 
     #[inline]
-    fn with_statement(&mut self, asked: Asked, bytes: &[u8], at: usize, length: usize, statement: &Arc<Statement>) {
+    fn with_statement(
+        &mut self,
+        asked: Asked,
+        bytes: &[u8],
+        at: usize,
+        length: usize,
+        statement: &Arc<Statement>,
+    ) {
         self.server.statements.ensure(statement, &mut self.server.lease, self.out);
         self.ask(asked);
         rename(bytes, at, length, statement.server_name(), self.out.build());
@@ -440,7 +457,9 @@ impl Context<'_, '_> {
         let mut rewritten = Vec::new();
         let mut copied = 0;
         for found in super::statement::statements(sql, self.server.lexing()) {
-            let Some(name) = found.prepared.filter(|_| !matches!(found.kind, Kind::Prepare { .. })) else { continue };
+            let Some(name) = found.prepared.filter(|_| !matches!(found.kind, Kind::Prepare { .. })) else {
+                continue;
+            };
             let Some(statement) = self.statements.get(&name.value).cloned() else { continue };
             let range = found.start + name.range.start..found.start + name.range.end;
             self.server.statements.ensure(&statement, &mut self.server.lease, self.out);
@@ -512,7 +531,12 @@ impl ServerSide {
     ///
     /// # Errors
     /// [`Broken`]: the server and its client must both be closed.
-    pub fn take(&mut self, mut chunk: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) -> Result<Heard, Broken> {
+    pub fn take(
+        &mut self,
+        mut chunk: &[u8],
+        client: &mut ClientSide,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Heard, Broken> {
         let mut heard = Heard::default();
         // Taken out for the loop, so that a piece may borrow it while the rest of `self` is at work.
         let mut framer = std::mem::take(&mut self.framer);
@@ -543,7 +567,13 @@ impl ServerSide {
     }
 
     #[inline]
-    fn message(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide, heard: &mut Heard) -> Result<bool, Broken> {
+    fn message(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        client: &mut ClientSide,
+        heard: &mut Heard,
+    ) -> Result<bool, Broken> {
         match tag {
             b'Z' => {
                 let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
@@ -692,7 +722,8 @@ pub struct ServerError {
 impl ServerError {
     /// Reads an ErrorResponse; every field is optional.
     pub fn read(bytes: &[u8]) -> Self {
-        let field = |name| error_field(bytes, name).map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+        let field =
+            |name| error_field(bytes, name).map(String::from_utf8_lossy).unwrap_or_default().into_owned();
         Self { sqlstate: field(b'C'), message: field(b'M') }
     }
 }

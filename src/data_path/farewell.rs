@@ -5,13 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, info};
 
-use super::{
-    cancel,
-    exchange::ClientSide,
-    pool::Pool,
-    relay::Relay,
-    server::connection::Server,
-};
+use super::{cancel, exchange::ClientSide, pool::Pool, relay::Relay, server::connection::Server};
 use crate::{
     error::Refusal,
     wire::{message::Severity, outgoing::Outgoing, stream::Stream, unsent::Unsent},
@@ -110,11 +104,8 @@ async fn terminate(mut server: Box<Server>) {
 
 /// Reads the replies that a client no longer wants; `false` if the server is lost.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
-    let mut nobody = ClientSide::new(
-        super::exchange::Rules::nobody(&pool.statements),
-        server.side.applied.clone(),
-        0,
-    );
+    let mut nobody =
+        ClientSide::new(super::exchange::Rules::nobody(&pool.statements), server.side.applied.clone(), 0);
     let (mut chunk, mut scratch) = (vec![0; 16 * 1024], Vec::new());
     while !server.unsent.is_empty() || server.side.lease.is_working() {
         let drained = std::future::poll_fn(|cx| match server.unsent.drain(&mut server.stream, cx) {

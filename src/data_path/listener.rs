@@ -35,13 +35,16 @@ impl Listeners {
     /// # Errors
     /// The address and why.
     pub fn bind(config: &Config) -> Result<Self, String> {
-        let tcp = config.listen.iter().map(|address| bind_tcp(*address).map_err(|error| format!("cannot listen on {address}: {error}")));
+        let tcp = config.listen.iter().map(|address| {
+            bind_tcp(*address).map_err(|error| format!("cannot listen on {address}: {error}"))
+        });
         let tcp = tcp.collect::<Result<_, _>>()?;
         let unix = match &config.unix_socket_dir {
             None => None,
             Some(folder) => {
                 let path = folder.join(format!(".s.PGSQL.{}", config.listen_port));
-                let listener = bind_unix(&path).map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+                let listener = bind_unix(&path)
+                    .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
                 Some((listener, path))
             }
         };

@@ -54,7 +54,9 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
             }
         },
         Ok(None) => {}
-        Err(StartupError::Io(error)) => tracing::debug!(peer = ?stream.peer_ip(), %error, "a client left before login"),
+        Err(StartupError::Io(error)) => {
+            tracing::debug!(peer = ?stream.peer_ip(), %error, "a client left before login")
+        }
         Err(StartupError::Refused(refusal)) => refuse(stream, &refusal).await,
     }
 }

@@ -216,7 +216,8 @@ impl ServerStatements {
             close(statement, lease, out);
         }
         while self.known.len() >= self.capacity {
-            let Some(oldest) = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id) else {
+            let Some(oldest) = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id)
+            else {
                 return;
             };
             if let Some(known) = self.known.remove(&oldest) {
@@ -257,7 +258,8 @@ impl ServerStatements {
         self.clock += 1;
         if let Some(known) = self.known.get_mut(&statement.id) {
             known.used = self.clock;
-            if known.certainty == Certainty::Confirmed || known.certainty == Certainty::Within(lease.batch()) {
+            if known.certainty == Certainty::Confirmed || known.certainty == Certainty::Within(lease.batch())
+            {
                 return;
             }
         }
@@ -276,12 +278,7 @@ impl ServerStatements {
 
     /// Makes the server's unnamed statement the client's own: nobody may ever bind another client's.
     #[inline]
-    pub fn ensure_unnamed(
-        &mut self,
-        client: &ClientStatements,
-        lease: &mut Lease,
-        out: &mut Outgoing<'_>,
-    ) {
+    pub fn ensure_unnamed(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
         if self.unnamed == client.unnamed.serial {
             return;
         }

@@ -113,7 +113,8 @@ impl Door {
         let clients = self.clients.fetch_add(1, Ordering::AcqRel);
         let surplus = clients >= limits.max_client_conn;
         let visitor = Visitor { door: self.clone(), peer, unproven: AtomicBool::new(true), surplus };
-        let crowded = unproven >= limits.max_unauthenticated_conn || of_address > limits.max_unauthenticated_per_address;
+        let crowded = unproven >= limits.max_unauthenticated_conn
+            || of_address > limits.max_unauthenticated_per_address;
         (!crowded).then_some(visitor)
     }
 
@@ -208,7 +209,9 @@ impl Proxy {
         let tenant = match self.directory.tenant_by_id(id).await {
             Ok(tenant) => tenant,
             // Sessions go on; the next notice, or the reconnect, tells again.
-            Err(error) => return warn!(tenant = id, side = "central", %error, "cannot look up a changed tenant"),
+            Err(error) => {
+                return warn!(tenant = id, side = "central", %error, "cannot look up a changed tenant");
+            }
         };
         let refusal = match &tenant {
             Some(tenant) => {

@@ -72,6 +72,8 @@ pub struct Relay {
     query_wait: Duration,
     /// When the lease began.
     leased_at: Option<Instant>,
+    /// What the client is told when it is between two transactions next.
+    leaving: Option<Refusal>,
 }
 
 /// What cannot be done within a poll.
@@ -106,6 +108,7 @@ impl Relay {
             cancelling: None,
             query_wait,
             leased_at: None,
+            leaving: None,
         }
     }
 
@@ -142,7 +145,8 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
-        if !self.inbox.is_empty() && self.server.is_none()
+        if !self.inbox.is_empty()
+            && self.server.is_none()
             && let Some(step) = self.serve_inbox(buffers, cx)
         {
             return Poll::Ready(step);
@@ -178,7 +182,8 @@ impl Relay {
             return Ok(Poll::Pending);
         };
         // A server that takes no more bytes says why when it is read from.
-        let drained = !server.unsent.is_empty() && server.unsent.drain(&mut server.stream, cx).unwrap_or(false);
+        let drained =
+            !server.unsent.is_empty() && server.unsent.drain(&mut server.stream, cx).unwrap_or(false);
         if !self.unsent.is_empty() {
             return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
         }
@@ -335,14 +340,18 @@ impl Relay {
                 self.hold(server);
                 let inbox = std::mem::take(&mut self.inbox);
                 let step = poll_fn(|cx| {
-                    BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
+                    BUFFERS.with_borrow_mut(|buffers| {
+                        Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx))
+                    })
                 });
                 match step.await {
                     Err(Step::End(end)) => Err(end),
                     _ => Ok(()),
                 }
             }
-            Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => Err(End::Refused(refusal)),
+            Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => {
+                Err(End::Refused(refusal))
+            }
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(refusal) => {
                 self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
@@ -361,17 +370,21 @@ impl Relay {
         poll_fn(|cx| {
             if self.handle.is_signalled() {
                 let signals = self.handle.take_signals();
-                return Poll::Ready(match signals.end {
-                    Some(reason) => Err(End::Refused(reason)),
-                    None => Ok(Refusal::Cancelled),
-                });
+                self.leaving = self.leaving.take().or(signals.end_when_free);
+                match signals.end {
+                    Some(reason) => return Poll::Ready(Err(End::Refused(reason))),
+                    None if !signals.cancels.is_empty() => return Poll::Ready(Ok(Refusal::Cancelled)),
+                    None => {}
+                }
             }
             while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
                 let mut bytes = [0; 4096];
                 let mut read = ReadBuf::new(&mut bytes);
                 match Pin::new(&mut self.client).poll_read(cx, &mut read) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(())) if !read.filled().is_empty() => self.inbox.extend_from_slice(read.filled()),
+                    Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                        self.inbox.extend_from_slice(read.filled())
+                    }
                     Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
                 }
             }
@@ -384,7 +397,11 @@ impl Relay {
     #[inline]
     fn after_reply(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
-        if !server.side.lease.is_over() || !server.unsent.is_empty() || self.side.mid_message() || self.cancelling.is_some() {
+        if !server.side.lease.is_over()
+            || !server.unsent.is_empty()
+            || self.side.mid_message()
+            || self.cancelling.is_some()
+        {
             if !server.side.lease.is_working() {
                 self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
             }
@@ -400,10 +417,10 @@ impl Relay {
         }
         if !server.side.lease.pins.is_empty() || !self.side.follows() {
             self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
-            return None;
+        } else {
+            self.give_back();
         }
-        self.give_back();
-        None
+        self.leaving.take().map(|reason| Step::End(End::Refused(reason)))
     }
 
     fn give_back(&mut self) {
@@ -446,8 +463,10 @@ impl Relay {
         }
         server.side.lease.pins = pins;
         self.handle.set_pins(pins);
-        let _ = self.after_reply();
-        Ok(())
+        match self.after_reply() {
+            Some(Step::End(end)) => Err(end),
+            _ => Ok(()),
+        }
     }
 
     /// Attends to signals and to a cancel that is under way.
@@ -465,6 +484,13 @@ impl Relay {
             let signals = self.handle.take_signals();
             if let Some(reason) = signals.end {
                 return Some(Step::End(End::Refused(reason)));
+            }
+            if let Some(reason) = signals.end_when_free {
+                let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
+                if free && self.inbox.is_empty() {
+                    return Some(Step::End(End::Refused(reason)));
+                }
+                self.leaving = Some(reason);
             }
             self.cancel(signals.cancels);
             if let Some(cancelling) = self.cancelling.as_mut() {

@@ -77,6 +77,7 @@ pub struct SessionHandle {
 struct Mailbox {
     waker: Option<Waker>,
     end: Option<Refusal>,
+    end_when_free: Option<Refusal>,
     cancels: Vec<oneshot::Sender<()>>,
 }
 
@@ -85,6 +86,8 @@ struct Mailbox {
 pub struct Signals {
     /// End the session with these words.
     pub end: Option<Refusal>,
+    /// The same, once it is between two transactions.
+    pub end_when_free: Option<Refusal>,
     /// Cancel what runs; each is dropped when the cancel has settled.
     pub cancels: Vec<oneshot::Sender<()>>,
 }
@@ -109,7 +112,8 @@ impl SessionHandle {
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
         self.signals.store(0, Ordering::Release);
-        Signals { end: mailbox.end.take(), cancels: std::mem::take(&mut mailbox.cancels) }
+        let (end, end_when_free) = (mailbox.end.take(), mailbox.end_when_free.take());
+        Signals { end, end_when_free, cancels: std::mem::take(&mut mailbox.cancels) }
     }
 
     /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.
@@ -117,6 +121,19 @@ impl SessionHandle {
         let waker = {
             let mut mailbox = self.mailbox();
             mailbox.end.get_or_insert(reason);
+            self.signals.fetch_or(END, Ordering::AcqRel);
+            mailbox.waker.clone()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends the session as soon as it is between two transactions.
+    pub fn end_when_free(&self, reason: Refusal) {
+        let waker = {
+            let mut mailbox = self.mailbox();
+            mailbox.end_when_free.get_or_insert(reason);
             self.signals.fetch_or(END, Ordering::AcqRel);
             mailbox.waker.clone()
         };

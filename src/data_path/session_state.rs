@@ -120,7 +120,11 @@ impl Doubts {
         ),
         (Self::CURSORS, Pins::HOLD_CURSOR, "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"),
         (Self::LISTEN, Pins::LISTEN, "EXISTS (SELECT pg_catalog.pg_listening_channels())"),
-        (Self::PREPARED, Pins::PREPARE, "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)"),
+        (
+            Self::PREPARED,
+            Pins::PREPARE,
+            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
+        ),
     ];
 }
 
@@ -163,7 +167,8 @@ impl Aftermath {
         let mut names: Vec<Box<str>> = Vec::new();
         let mut names_statements = false;
         for statement in statement::statements(sql, lexing) {
-            names_statements |= statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
+            names_statements |=
+                statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
             if !HARMLESS.contains(statement.deferred) {
                 pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
             }
@@ -327,7 +332,8 @@ impl Uncertain {
 
     /// Takes in the answer: what the session's settings are now, and the pins that hold.
     pub fn answered(&self, rows: &[Vec<Option<Vec<u8>>>], carried: &Settings, pins: &mut Pins) -> Settings {
-        let mut settings = if self.doubts.contains(Doubts::ANY_SETTING) { Settings::default() } else { carried.clone() };
+        let mut settings =
+            if self.doubts.contains(Doubts::ANY_SETTING) { Settings::default() } else { carried.clone() };
         for (doubt, pin, _) in Doubts::PINS {
             if self.doubts.contains(doubt) {
                 pins.remove(pin);
@@ -350,8 +356,13 @@ impl Uncertain {
 }
 
 /// They end with their transaction, or cannot be set again from what they show.
-const UNASKABLE: [&str; 5] =
-    ["transaction_isolation", "transaction_read_only", "transaction_deferrable", "seed", "session_authorization"];
+const UNASKABLE: [&str; 5] = [
+    "transaction_isolation",
+    "transaction_read_only",
+    "transaction_deferrable",
+    "seed",
+    "session_authorization",
+];
 
 fn array_literal(names: &[&str]) -> String {
     let quoted: Vec<String> =
@@ -384,7 +395,8 @@ pub fn prelude(
     }
     let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
     // A role may set less than the login: it comes last.
-    let ordered = missing().filter(|(name, _)| *name != "role").chain(missing().filter(|(name, _)| *name == "role"));
+    let ordered =
+        missing().filter(|(name, _)| *name != "role").chain(missing().filter(|(name, _)| *name == "role"));
     let mut any = false;
     for (name, value) in ordered {
         if !std::mem::replace(has_setter, true) {

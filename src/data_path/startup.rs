@@ -216,7 +216,9 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Re
             b"database" => hello.database = Some(text(value)?).filter(|name| !name.is_empty()),
             b"options" => options = Some(text(value)?),
             b"replication" if !matches!(value, b"false" | b"off" | b"no" | b"0") => {
-                return Err(Refusal::NotSupported("replication connections are not supported by pglobby".into()));
+                return Err(Refusal::NotSupported(
+                    "replication connections are not supported by pglobby".into(),
+                ));
             }
             b"replication" => {}
             name if name.starts_with(b"_pq_.") => unknown.push(name.to_vec()),
@@ -248,7 +250,9 @@ fn layout() -> Refusal {
 
 /// A name read lossily would be another name.
 fn text(bytes: &[u8]) -> Result<String, Refusal> {
-    let invalid = |_| Refusal::ProtocolViolation("invalid byte sequence for encoding \"UTF8\" in startup packet".into());
+    let invalid = |_| {
+        Refusal::ProtocolViolation("invalid byte sequence for encoding \"UTF8\" in startup packet".into())
+    };
     std::str::from_utf8(bytes).map(str::to_owned).map_err(invalid)
 }
 
@@ -315,7 +319,12 @@ mod tests {
     fn a_startup_packet_says_who_where_and_how() {
         let mut bytes = packet_of(
             3 << 16,
-            &[("user", "alice"), ("database", "acme"), ("options", "-c a=1 --pglobby.tenant=acme"), ("datestyle", "ISO")],
+            &[
+                ("user", "alice"),
+                ("database", "acme"),
+                ("options", "-c a=1 --pglobby.tenant=acme"),
+                ("datestyle", "ISO"),
+            ],
         );
         bytes.extend_from_slice(b"behind");
         let hello = hello(&bytes);
@@ -336,8 +345,16 @@ mod tests {
 
     #[test]
     fn what_is_no_startup_packet_is_refused_on_its_header_alone() {
-        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 7, 0, 3, 0, 0], &[0xff; 8], &[0, 0, 0x27, 0x11, 0, 3, 0, 0]] {
-            assert!(matches!(arrive(bytes, &[]), Err(StartupError::Refused(Refusal::ProtocolViolation(_)))), "{bytes:?}");
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[0, 0, 0, 7, 0, 3, 0, 0],
+            &[0xff; 8],
+            &[0, 0, 0x27, 0x11, 0, 3, 0, 0],
+        ] {
+            assert!(
+                matches!(arrive(bytes, &[]), Err(StartupError::Refused(Refusal::ProtocolViolation(_)))),
+                "{bytes:?}"
+            );
         }
         assert!(matches!(
             arrive(&packet_of(2 << 16, &[]), &[]),
@@ -352,7 +369,9 @@ mod tests {
             bytes.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
             bytes.extend_from_slice(&7i32.to_be_bytes());
             bytes.extend(vec![9; length]);
-            assert!(matches!(arrive(&bytes, &[]), Ok(Arrival::Cancel { process_id: 7, secret }) if secret == vec![9; length]));
+            assert!(
+                matches!(arrive(&bytes, &[]), Ok(Arrival::Cancel { process_id: 7, secret }) if secret == vec![9; length])
+            );
         }
     }
 

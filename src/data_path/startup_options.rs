@@ -28,11 +28,17 @@ pub fn settings_of_options(options: &str) -> Result<OptionSettings, Refusal> {
         } else {
             match shorthand(&word, &mut words) {
                 Some(setting) => setting,
-                None => return Err(invalid(&format!("invalid command-line argument for server process: {word}"))),
+                None => {
+                    return Err(invalid(&format!("invalid command-line argument for server process: {word}")));
+                }
             }
         };
         let (name, value) = setting.split_once('=').ok_or_else(|| {
-            invalid(&if word.starts_with("--") { format!("--{setting} requires a value") } else { format!("-c {setting} requires a value") })
+            invalid(&if word.starts_with("--") {
+                format!("--{setting} requires a value")
+            } else {
+                format!("-c {setting} requires a value")
+            })
         })?;
         // Dashes in a parameter's name stand for underscores.
         let name = name.replace('-', "_");
@@ -102,9 +108,18 @@ mod tests {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         assert_eq!(
             settings(r"-c a=1 -cb=2 --c-d=3  --search_path=x,\ y -c e=a\\b"),
-            [pair("a", "1"), pair("b", "2"), pair("c_d", "3"), pair("search_path", "x, y"), pair("e", r"a\b")]
+            [
+                pair("a", "1"),
+                pair("b", "2"),
+                pair("c_d", "3"),
+                pair("search_path", "x, y"),
+                pair("e", r"a\b")
+            ]
         );
-        assert_eq!(settings("-e -S 64 -fs"), [pair("datestyle", "euro"), pair("work_mem", "64"), pair("enable_seqscan", "off")]);
+        assert_eq!(
+            settings("-e -S 64 -fs"),
+            [pair("datestyle", "euro"), pair("work_mem", "64"), pair("enable_seqscan", "off")]
+        );
         assert_eq!(settings(""), []);
     }
 

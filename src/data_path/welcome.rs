@@ -24,7 +24,10 @@ use crate::{
 };
 
 /// Takes the client to its tenant's worker, where a task of its own serves it from now on.
-#[expect(clippy::too_many_arguments, reason = "everything a login has brought together is handed on here, once")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "everything a login has brought together is handed on here, once"
+)]
 pub async fn open_session(
     mut stream: Stream,
     visitor: Visitor,

@@ -92,7 +92,11 @@ impl Workers {
         for index in 0..count.max(1) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let clock = Arc::new(Clock::default());
-            all.workers.push(Arc::new(Worker { index, handle: runtime.handle().clone(), clock: clock.clone() }));
+            all.workers.push(Arc::new(Worker {
+                index,
+                handle: runtime.handle().clone(),
+                clock: clock.clone(),
+            }));
             let (stop, stopped) = oneshot::channel::<()>();
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 runtime.block_on(async move {

@@ -9,13 +9,7 @@ use deadpool::unmanaged::Object;
 use tracing::{debug, warn};
 
 use super::{Counted, Pool, budget::Permit};
-use crate::data_path::{
-    server::{
-        connection::Server,
-        dial::{self, DialError, Target},
-    },
-    tenant::{Access, Credential},
-};
+use crate::data_path::server::{self, DialError, Opened, Target, connection::Server};
 
 impl Pool {
     /// Opens servers for sessions that wait, as far as pool and budget allow. Runs on the pool's worker.
@@ -69,19 +63,10 @@ impl Pool {
         }
     }
 
-    async fn connect(&self) -> Result<dial::Opened, DialError> {
-        let Some(credential) = self.credential() else {
-            return Err(DialError::NoRole);
-        };
-        let target = Target { host: &self.tenant.host, database: &self.tenant.database, credential };
-        dial::open(&target, &self.dial).await
-    }
-
-    fn credential(&self) -> Option<&Credential> {
-        match self.access {
-            Access::ReadWrite => Some(&self.tenant.read_write),
-            Access::ReadOnly => self.tenant.read_only.as_ref(),
-        }
+    async fn connect(&self) -> Result<Opened, DialError> {
+        let target =
+            Target { host: &self.tenant.host, database: &self.tenant.database, credential: &self.credential };
+        server::open(&target, &self.dial).await
     }
 
     /// Looks after the idle servers; called now and then on the pool's worker. Nothing here yields, so nobody finds the
@@ -103,6 +88,9 @@ impl Pool {
             }
         }
         self.open_wanted();
-        while self.live() < self.rules.min_size && self.opening() < self.rules.connecting_max && self.open_one_more() {}
+        while self.live() < self.rules.min_size
+            && self.opening() < self.rules.connecting_max
+            && self.open_one_more()
+        {}
     }
 }

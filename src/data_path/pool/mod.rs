@@ -21,12 +21,12 @@ use std::{
 use deadpool::unmanaged::{self, Object, PoolError};
 use tokio::sync::watch;
 
-use self::{budget::Budget, greeting::Greetings, stats::PoolStats};
 pub use self::tenant_pools::{PoolMaking, TenantPools};
+use self::{budget::Budget, greeting::Greetings, stats::PoolStats};
 use super::{
     prepared::StatementTable,
-    server::{connection::Server, dial::DialOptions},
-    tenant::{Access, PoolMode, Tenant},
+    server::{DialOptions, connection::Server},
+    tenant::{Access, Credential, PoolMode, Tenant},
     worker::Worker,
 };
 use crate::{config::Config, error::Refusal};
@@ -81,6 +81,8 @@ pub struct Pool {
     pub statements: Arc<StatementTable>,
     /// What it has done.
     pub stats: Arc<PoolStats>,
+    /// What its servers were logged in with.
+    credential: Credential,
     greetings: Greetings,
     servers: unmanaged::Pool<Box<Server>>,
     budget: Arc<Budget>,

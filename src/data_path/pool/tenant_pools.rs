@@ -21,7 +21,7 @@ use super::{Pool, PoolRules, budget::Budget, greeting::Greetings, stats::PoolSta
 use crate::{
     config::Config,
     data_path::{
-        server::dial::DialOptions,
+        server::DialOptions,
         tenant::{Access, Host, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },
@@ -51,14 +51,15 @@ impl TenantPools {
         dial: Arc<ArcSwap<DialOptions>>,
         before_first: PoolMaking,
     ) -> Arc<Self> {
-        let pools = moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
+        let pools =
+            moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
         Arc::new(Self { pools, budgets: Mutex::default(), workers, config, dial, before_first })
     }
 
     /// The tenant's pool. Opens no server.
     ///
     /// # Errors
-    /// [`Refusal::Internal`] if there is no worker.
+    /// [`Refusal::NoReadOnlyRole`] if the tenant has no role for that access.
     pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, Refusal> {
         let pool = self
             .pools
@@ -66,7 +67,7 @@ impl TenantPools {
                 if tenant.grants_pending && let Err(error) = (self.before_first)(tenant.clone()).await {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
-                self.make(tenant.clone(), access, None).ok_or(Refusal::Internal)
+                self.make(tenant.clone(), access, None).ok_or(Refusal::NoReadOnlyRole)
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
@@ -77,13 +78,19 @@ impl TenantPools {
         pool.current().ok_or(Refusal::AdminShutdown)
     }
 
+    /// A pool without servers; `None` if the tenant has no role for that access.
     fn make(&self, tenant: Arc<Tenant>, access: Access, old: Option<&Pool>) -> Option<Arc<Pool>> {
+        let credential = match access {
+            Access::ReadWrite => tenant.read_write.clone(),
+            Access::ReadOnly => tenant.read_only.clone()?,
+        };
         let rules = PoolRules::of(&tenant, &self.config.load());
         let budget = self.budget_of(&tenant.host);
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements: Arc::default(),
             stats: old.map_or_else(|| Arc::new(PoolStats::default()), |old| old.stats.clone()),
+            credential,
             greetings: Greetings::default(),
             servers: unmanaged::Pool::new(rules.size),
             dial: self.dial.load_full(),
@@ -121,7 +128,8 @@ impl TenantPools {
                 self.pools.invalidate(&key).await;
                 old.retire(None);
                 info!(tenant = tenant.name, "pool closed");
-            } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant) {
+            } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant)
+            {
                 let Some(new) = self.make(tenant.clone(), access, Some(&old)) else { continue };
                 self.pools.insert(key, new.clone()).await;
                 old.retire(Some(new));

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::dial::Opened;
+use super::Opened;
 use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
@@ -74,7 +74,13 @@ pub enum AskError {
 
 impl Server {
     /// A connection that has just been opened.
-    pub fn new(opened: Opened, owner: (i64, Access), permit: Permit, prepared_max: usize, now: Duration) -> Self {
+    pub fn new(
+        opened: Opened,
+        owner: (i64, Access),
+        permit: Permit,
+        prepared_max: usize,
+        now: Duration,
+    ) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
         let reported = opened.parameters.iter().map(|(name, value)| (text(name), text(value))).collect();
         Self {
@@ -106,7 +112,8 @@ impl Server {
         let mut byte = [0; 1];
         let mut buffer = tokio::io::ReadBuf::new(&mut byte);
         let mut cx = Context::from_waker(Waker::noop());
-        let read = tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer);
+        let read =
+            tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer);
         matches!(read, Poll::Pending)
     }
 
@@ -188,7 +195,9 @@ impl Server {
                     Some(b'D') => rows.push(row(message).ok_or_else(out_of_step)?),
                     Some(b'E') => refused = Some(ServerError::read(message)),
                     Some(b'S') => drop(self.side.note_parameter(message)),
-                    Some(b'Z') if at == buffer.len() => return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error))),
+                    Some(b'Z') if at == buffer.len() => {
+                        return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error)));
+                    }
                     Some(b'Z') => return Err(out_of_step().into()),
                     _ => {}
                 }

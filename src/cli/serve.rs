@@ -1,0 +1,91 @@
+//! `pglobby serve`.
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info};
+
+use super::{Failure, Globals, logging};
+use crate::{control_path::serving::Serving, shutdown::Ending};
+
+/// Run the proxy
+///
+/// HUP reloads the configuration, TERM drains (a second TERM ends at once), INT waits for transactions, QUIT ends at once.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby serve --config proxy.toml")]
+pub struct Serve {}
+
+impl Serve {
+    /// Serves until a signal ends it.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting.
+    pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
+        let config = globals.load_config()?;
+        logging::start(&config.log)?;
+        let mut signals = Signals::catch()?;
+        let grace = config.timeouts.shutdown;
+        let serving = Serving::start(config).await?;
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        let ending = loop {
+            match signals.next().await {
+                kind if kind == SignalKind::hangup() => reload(globals, &serving).await,
+                kind if kind == SignalKind::terminate() => break Ending::Drain { at_most: Some(grace) },
+                kind if kind == SignalKind::interrupt() => break Ending::Drain { at_most: None },
+                _ => break Ending::Now,
+            }
+        };
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+        info!(?ending, "stopping");
+        tokio::select! {
+            () = serving.end(ending) => {}
+            () = signals.impatience() => info!("stopping now"),
+        }
+        Ok(())
+    }
+}
+
+async fn reload(globals: &Globals, serving: &Serving) {
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
+    match globals.load_config() {
+        Ok(config) => {
+            if let Err(error) = serving.reload(config).await {
+                error!(%error, "the configuration was not reloaded");
+            }
+        }
+        Err(failure) => error!(%failure, "the configuration was not reloaded"),
+    }
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+}
+
+/// The signals that mean something to us.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.hangup.recv() => SignalKind::hangup(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.quit.recv() => SignalKind::quit(),
+        }
+    }
+
+    /// Another signal to end, while ending.
+    async fn impatience(&mut self) {
+        while self.next().await == SignalKind::hangup() {}
+    }
+}

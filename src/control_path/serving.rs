@@ -1,0 +1,187 @@
+//! A node at work: everything that `pglobby serve` (and `pglobby dev`) runs, put together.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tracing::{info, warn};
+
+use super::{
+    central::{Central, causes},
+    directory::Directory,
+    keyring::Keyring,
+    migrations, notifications,
+    onboarding::adopt::complete_grants,
+    operator::Operator,
+};
+use crate::{
+    config::Config,
+    data_path::{
+        listener::{Accepting, Listeners},
+        pool::{PoolMaking, TenantPools},
+        proxy::Proxy,
+        server::DialOptions,
+        session::Sessions,
+        tenant::{Change, TlsMode},
+        worker::Workers,
+    },
+    shutdown::{Ending, end_sessions},
+    wire::tls::towards_clients::{CertificateFiles, ClientTlsAcceptor},
+};
+
+/// How often idle servers and pools are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// A node that serves clients. Ends with [`Serving::end`]; dropping it ends everything at once.
+#[derive(Debug)]
+pub struct Serving {
+    /// What the clients share.
+    pub proxy: Arc<Proxy>,
+    keyring: Arc<ArcSwap<Keyring>>,
+    dial: Arc<ArcSwap<DialOptions>>,
+    listeners: Listeners,
+    accepting: Option<Accepting>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Last: with the workers every session ends.
+    _workers: Workers,
+}
+
+/// Why a node does not start, or does not take over a new configuration: a sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ServeError(String);
+
+fn refused(error: impl std::error::Error + 'static) -> ServeError {
+    ServeError(causes(&error))
+}
+
+impl Serving {
+    /// Checks everything, binds, and serves.
+    ///
+    /// # Errors
+    /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served then.
+    pub async fn start(config: Config) -> Result<Self, ServeError> {
+        let keyring = Arc::new(ArcSwap::from_pointee(Keyring::load(&config).map_err(refused)?));
+        let central = Central::open(&config).map_err(refused)?;
+        let client = central.client().await.map_err(refused)?;
+        migrations::require_current(&**client).await.map_err(refused)?;
+        drop(client);
+        let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
+        let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
+        let listeners = Listeners::bind(&config).map_err(ServeError)?;
+        let workers = Workers::start(config.worker_threads).map_err(refused)?;
+
+        let directory = Directory::new(central.clone(), keyring.clone(), &config);
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let before_first = grants(&central, &keyring);
+        let pools = TenantPools::new(workers.all().to_vec(), config.clone(), dial.clone(), before_first);
+        let proxy = Arc::new(Proxy {
+            config,
+            tls,
+            directory,
+            pools,
+            sessions: Arc::new(Sessions::default()),
+            workers: workers.all().to_vec(),
+            console: super::console::door(),
+            foreign_cancel: Arc::new(|_, _| {}),
+            door: Arc::default(),
+        });
+        let tasks =
+            vec![tokio::spawn(follow(central, proxy.clone())), tokio::spawn(keep_house(proxy.clone()))];
+        let accepting = listeners.serve(&proxy).map_err(refused)?;
+        for address in listeners.addresses() {
+            info!(%address, "accepting clients");
+        }
+        Ok(Self { proxy, keyring, dial, listeners, accepting: Some(accepting), tasks, _workers: workers })
+    }
+
+    /// Where TCP clients can connect.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.addresses()
+    }
+
+    /// Takes over a new configuration: limits, timeouts, TLS files, keys. What is wrong leaves everything as it was.
+    /// Addresses, workers and the central database stay as they were at the start.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn reload(&self, config: Config) -> Result<(), ServeError> {
+        let keyring = Keyring::load(&config).map_err(refused)?;
+        let tls = client_tls(&config)?;
+        let dial = DialOptions::new(&config).map_err(refused)?;
+        self.proxy.tls.store(tls.map(Arc::new));
+        self.keyring.store(Arc::new(keyring));
+        self.dial.store(Arc::new(dial));
+        self.proxy.config.store(Arc::new(config));
+        self.proxy.apply(Change::Everything).await;
+        info!("configuration reloaded");
+        Ok(())
+    }
+
+    /// Stops accepting and ends every session.
+    pub async fn end(mut self, ending: Ending) {
+        self.accepting = None;
+        end_sessions(&self.proxy, ending).await;
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// The certificate for clients, if there is to be one.
+fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, ServeError> {
+    let tls = &config.client_tls;
+    let (
+        TlsMode::Allow | TlsMode::Prefer | TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull,
+        Some(certificate),
+        Some(key),
+    ) = (tls.mode, &tls.cert_file, &tls.key_file)
+    else {
+        return Ok(None);
+    };
+    let client_authorities =
+        tls.ca_file.as_deref().filter(|_| matches!(tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull));
+    ClientTlsAcceptor::load(CertificateFiles { certificate, key, client_authorities })
+        .map(Some)
+        .map_err(refused)
+}
+
+/// Access to an adopted database's tables, granted when its first pool is made.
+fn grants(central: &Central, keyring: &Arc<ArcSwap<Keyring>>) -> PoolMaking {
+    let (central, keyring) = (central.clone(), keyring.clone());
+    Arc::new(move |tenant| {
+        let operator = Operator {
+            central: central.clone(),
+            keyring: keyring.load_full(),
+            actor: "pglobby".into(),
+            progress: None,
+        };
+        Box::pin(async move { complete_grants(&operator, tenant.id).await.map_err(|error| causes(&error)) })
+    })
+}
+
+/// Carries changes of the central database to pools and sessions, in order.
+async fn follow(central: Central, proxy: Arc<Proxy>) {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let listening = notifications::follow(central, move |change| drop(tell.send(change)));
+    let applying = async {
+        while let Some(change) = told.recv().await {
+            proxy.apply(change).await;
+        }
+    };
+    tokio::join!(listening, applying);
+    warn!(side = "central", "no longer following changes");
+}
+
+async fn keep_house(proxy: Arc<Proxy>) {
+    let mut interval = tokio::time::interval(HOUSEKEEPING);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        proxy.pools.keep_house().await;
+    }
+}
