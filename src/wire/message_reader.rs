@@ -182,7 +182,7 @@ mod tests {
             header.extend_from_slice(&length.to_be_bytes());
             let (_, end) = run(read_all(vec![header], 100));
             match end {
-                ReadError::Length { tag: b'R', announced } => assert!(!ok && announced == length),
+                ReadError::Length { tag, announced } => assert!(!ok && (tag, announced) == (b'R', length)),
                 ReadError::Closed { within } => assert!(ok && within == (length > 4)),
                 ReadError::Io(error) => panic!("{error}"),
             }

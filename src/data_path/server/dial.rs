@@ -112,6 +112,22 @@ impl DialOptions {
     }
 }
 
+#[cfg(test)]
+impl DialOptions {
+    /// Every wait as long as `patience`.
+    pub(super) fn for_tests(patience: Duration) -> Self {
+        Self {
+            connect_timeout: patience,
+            cancel_timeout: patience,
+            tcp_keepidle: Duration::from_secs(30),
+            tcp_user_timeout: Duration::from_secs(20),
+            tls: ServerTlsConfigs::new(None, None).unwrap(),
+            salted_passwords: SaltedPasswords::new(100),
+            last_addresses: Cache::new(10),
+        }
+    }
+}
+
 /// Opens a connection for `target`; takes `server_connect_timeout` at most, name service and login included.
 ///
 /// # Errors

@@ -3,6 +3,8 @@
 pub mod connection;
 pub mod dial;
 pub mod dial_error;
+#[cfg(test)]
+mod hostile_servers;
 mod login;
 mod scram;
 

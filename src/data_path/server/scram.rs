@@ -239,8 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exchange_agrees_with_postgres_protocols() {
-        // What pgwire says to postgres-protocol's client it must say to ours; here our server side is pgwire.
+    fn our_half_of_an_exchange_fits_pgwires() {
         use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
         let password = SecretString::from("p\u{ad}ass\u{2168}");
         let exchange = Exchange::begin(Binding::Unable);
@@ -295,7 +294,7 @@ mod tests {
         let (a, b) = tokio::join!(passwords.get(&one, &challenge), passwords.get(&one, &challenge));
         assert!(Arc::ptr_eq(&a.unwrap(), &b.unwrap()));
         let c = passwords.get(&other, &challenge).await.unwrap();
-        assert_eq!(*c, Arc::new(salted(&other, &challenge.salt, 4096)));
+        assert_eq!(*c, salted(&other, &challenge.salt, 4096));
     }
 
     proptest! {
