@@ -126,7 +126,7 @@ impl DialOptions {
             cancel_timeout: patience,
             tcp_keepidle: Duration::from_secs(30),
             tcp_user_timeout: Duration::from_secs(20),
-            tls: ServerTlsConfigs::new(None, None).unwrap(),
+            tls: Arc::new(ServerTlsConfigs::new(None, None).unwrap()),
             salted_passwords: SaltedPasswords::new(100),
             last_addresses: Cache::new(10),
         }
