@@ -11,6 +11,7 @@ mod logging;
 mod login;
 mod operating;
 pub mod output;
+mod process;
 pub mod running_dev;
 mod secrets;
 mod serve;

@@ -6,6 +6,7 @@ pub mod check;
 pub mod cluster_owner;
 pub mod console;
 pub mod directory;
+pub mod fleet;
 pub mod host_session;
 pub mod hosts;
 pub mod init;
