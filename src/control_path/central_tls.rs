@@ -1,6 +1,7 @@
 //! TLS towards the central database: rustls for tokio-postgres, with libpq's meaning of `sslmode`.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     pin::Pin,
@@ -16,7 +17,7 @@ use rustls::{
     },
     crypto::{CryptoProvider, ring},
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime, pem::PemObject as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 
@@ -195,10 +196,11 @@ impl ServerCertVerifier for Anybody {
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for CentralTlsConnector {
     type Stream = CentralTlsStream<S>;
     type TlsConnect = NamedConnector;
-    type Error = rustls_pki_types::InvalidDnsNameError;
+    type Error = Infallible;
 
-    fn make_tls_connect(&mut self, domain: &str) -> Result<NamedConnector, Self::Error> {
-        let name = ServerName::try_from(domain)?.to_owned();
+    fn make_tls_connect(&mut self, domain: &str) -> Result<NamedConnector, Infallible> {
+        // Asked for every connection, with an empty name for a Unix socket: what is no name matters only to TLS.
+        let name = ServerName::try_from(domain).map(|name| name.to_owned());
         Ok(NamedConnector { config: self.config.clone(), name })
     }
 }
@@ -206,7 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for C
 /// One connection to be made to one name.
 pub struct NamedConnector {
     config: Arc<ClientConfig>,
-    name: ServerName<'static>,
+    name: Result<ServerName<'static>, InvalidDnsNameError>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for NamedConnector {
@@ -216,7 +218,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Named
 
     fn connect(self, stream: S) -> Self::Future {
         let connector = tokio_rustls::TlsConnector::from(self.config);
-        Box::pin(async move { connector.connect(self.name, stream).await.map(CentralTlsStream) })
+        Box::pin(async move {
+            let name = self.name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            connector.connect(name, stream).await.map(CentralTlsStream)
+        })
     }
 }
 

@@ -134,11 +134,13 @@ async fn enter_or_create_database(central: &Central) -> Result<(Client, bool), I
     let database = quote_identifier(central.database());
     // template0: nobody is connected to it, and nothing local is in it.
     let created = maintenance.batch_execute(&format!("CREATE DATABASE {database} TEMPLATE template0")).await;
-    match created {
-        Err(cause) if cause.code() != Some(&SqlState::DUPLICATE_DATABASE) => {
+    if let Err(cause) = created {
+        // Another `init` was faster; at the very same time it is the catalogue's index that says so.
+        let duplicate = [Some(&SqlState::DUPLICATE_DATABASE), Some(&SqlState::UNIQUE_VIOLATION)];
+        if !duplicate.contains(&cause.code()) {
             return Err(InitError::CreateDatabase { database: central.database().to_owned(), cause });
         }
-        _ => {}
+        return Ok((central.connect_to(central.database()).await?, false));
     }
     Ok((central.connect_to(central.database()).await?, true))
 }

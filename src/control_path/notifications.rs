@@ -46,7 +46,8 @@ pub async fn follow(central: Central, mut on_change: impl FnMut(Change)) {
             tracing::warn!(cause = %ended, "not hearing of changes in the central database; trying again");
         }
         lost_before = true;
-        tokio::time::sleep(rand::rng().random_range(retry / 2..retry)).await;
+        let pause = rand::rng().random_range(retry / 2..retry);
+        tokio::time::sleep(pause).await;
         retry = (retry * 2).min(RETRY_LONGEST);
     }
 }

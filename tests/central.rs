@@ -1,0 +1,364 @@
+//! The central database: made by `pglobby init`, looked at by `pglobby check`, and what its schema promises.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::{fs, process::Output};
+
+use pglobby::{
+    control_path::{
+        central::{Central, CentralError},
+        check::{self, Check},
+        init::{InitError, InitReport, init},
+        keyring::Keyring,
+        migrations::{self, MigrationError, SchemaState},
+        seal::Place,
+    },
+    data_path::tenant::{Change, TenantStatus},
+};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use support::{Client, Cluster, Lobby, cluster::MASTER_PASSWORD};
+
+#[tokio::test]
+async fn init_makes_everything_once_and_then_changes_nothing() {
+    let lobby = Lobby::new();
+    let config = lobby.config("");
+
+    let first = init(&config).await.unwrap();
+    let ring = fs::read_to_string(lobby.folder.path().join("keyring.toml")).unwrap();
+    let second = init(&config).await.unwrap();
+
+    assert!(
+        first.database_created && first.closed_to_public && first.keyring_created && first.host_registered
+    );
+    assert_eq!(first.migrations_applied, migrations::ALL.iter().map(|step| step.name).collect::<Vec<_>>());
+    let unchanged = InitReport {
+        database_created: false,
+        closed_to_public: false,
+        migrations_applied: vec![],
+        keyring_created: false,
+        host_registered: false,
+        ..first
+    };
+    assert_eq!(second, unchanged);
+    assert_eq!(fs::read_to_string(lobby.folder.path().join("keyring.toml")).unwrap(), ring);
+
+    let client = lobby.central().await;
+    let place = Place { table: "hosts", row: "default", column: "sealed_admin_password" };
+    let row =
+        client.query_one("SELECT sealed_admin_password, admin_user FROM pglobby.hosts", &[]).await.unwrap();
+    let opened = Keyring::load(&config).unwrap().open(&place, row.get(0)).unwrap();
+    assert_eq!(opened.expose_secret(), MASTER_PASSWORD);
+    assert_eq!(row.get::<_, &str>(1), "master");
+}
+
+#[tokio::test]
+async fn after_init_no_other_role_may_enter_the_central_database() {
+    let lobby = Lobby::initialised().await;
+    lobby.cluster.create_database("elsewhere", "tenant_role", "secret").await;
+
+    let mut config = lobby.cluster.config("central");
+    config.user("tenant_role").password("secret");
+    let refused = Client::connect(&config).await.err().expect("CONNECT is revoked");
+
+    assert_eq!(support::client::sqlstate(&refused), "42501");
+}
+
+#[tokio::test]
+async fn two_inits_at_a_time_do_the_work_once() {
+    let lobby = Lobby::new();
+    let config = lobby.config("");
+
+    let (one, other) = tokio::join!(init(&config), init(&config));
+
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!(one.migrations_applied.len() + other.migrations_applied.len(), migrations::ALL.len());
+    assert!(one.keyring_created ^ other.keyring_created);
+    assert!(one.host_registered ^ other.host_registered);
+}
+
+#[tokio::test]
+async fn a_master_that_may_not_create_databases_or_roles_is_refused_in_words() {
+    let lobby = Lobby::new();
+    let master = lobby.cluster.client("postgres").await;
+    master.run("CREATE ROLE weak LOGIN CREATEDB PASSWORD 'weak'").await;
+    let url = format!("postgres://weak:weak@127.0.0.1:{}/central", lobby.cluster.port());
+    let config = lobby.config_with_url("", &url);
+
+    let error = init(&config).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the master login \"weak\" lacks CREATEROLE; run as a superuser: ALTER ROLE \"weak\" CREATEROLE"
+    );
+    assert_eq!(master.ask("SELECT count(*) FROM pg_database WHERE datname = 'central'").await, "0");
+
+    master.run("ALTER ROLE weak CREATEROLE").await;
+    assert!(init(&config).await.unwrap().database_created, "no superuser is needed");
+}
+
+#[tokio::test]
+async fn a_schema_newer_than_the_binary_is_refused_and_left_alone() {
+    let lobby = Lobby::initialised().await;
+    let config = lobby.config("");
+    lobby.central().await.run("INSERT INTO pglobby.migrations VALUES (999, 'future')").await;
+
+    let error = init(&config).await.unwrap_err();
+    assert!(matches!(error, InitError::Migration(MigrationError::Newer { found: 999 })), "{error}");
+
+    let client = Central::open(&config).unwrap().connect_to("central").await.unwrap();
+    assert_eq!(migrations::state(&client).await.unwrap(), SchemaState::Newer { found: 999 });
+    assert!(migrations::require_current(&client).await.is_err());
+}
+
+#[tokio::test]
+async fn a_lost_key_ring_is_not_replaced_by_one_that_opens_nothing() {
+    let lobby = Lobby::initialised().await;
+    fs::remove_file(lobby.folder.path().join("keyring.toml")).unwrap();
+
+    let error = init(&lobby.config("")).await.unwrap_err();
+
+    assert!(matches!(error, InitError::KeyringLost { .. }), "{error}");
+    assert!(!lobby.folder.path().join("keyring.toml").exists());
+}
+
+#[tokio::test]
+async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_socket() {
+    let lobby = Lobby::on(Cluster::build().tls().start());
+    let ca = lobby.cluster.data().join("ca.crt");
+    let (url, port) = (lobby.cluster.url("central"), lobby.cluster.port());
+    init(&lobby.config_with_url("", &format!("{url}?sslmode=verify-full&sslrootcert={}", ca.display())))
+        .await
+        .unwrap();
+
+    for (options, encrypted) in [
+        ("sslmode=disable".to_owned(), "f"),
+        ("sslmode=prefer".to_owned(), "t"),
+        ("sslmode=require".to_owned(), "t"),
+        (format!("sslmode=verify-ca&sslrootcert={}", ca.display()), "t"),
+        (format!("sslmode=verify-full&sslrootcert={}", ca.display()), "t"),
+        (format!("host={}&port={port}&sslmode=require", lobby.cluster.socket_folder().display()), "f"),
+    ] {
+        let url = match options.starts_with("host") {
+            true => format!("postgres://master:{}@/central?{options}", MASTER_PASSWORD.replace(' ', "%20")),
+            false => format!("{url}?{options}"),
+        };
+        let central = Central::open(&lobby.config_with_url("", &url)).unwrap();
+        let client = central.client().await.unwrap();
+        let sql = "SELECT ssl::text, pg_catalog.current_setting('search_path') FROM pg_catalog.pg_stat_ssl
+            WHERE pid = pg_catalog.pg_backend_pid()";
+        let row = client.query_one(sql, &[]).await.unwrap();
+        assert!(row.get::<_, &str>(0).starts_with(encrypted), "{options}");
+        assert_eq!(row.get::<_, &str>(1), "pg_catalog");
+    }
+
+    // Signed by nobody this machine knows.
+    let stranger = support::certificates::Authority::new();
+    let folder = tempfile::tempdir().unwrap();
+    stranger.write_server_files(folder.path(), &["localhost"]);
+    let ca = folder.path().join("ca.crt");
+    let url = format!("{url}?sslmode=verify-full&sslrootcert={}", ca.display());
+    let error = Central::open(&lobby.config_with_url("", &url)).unwrap().client().await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+}
+
+#[tokio::test]
+async fn errors_of_the_central_database_say_what_and_why_without_the_password() {
+    let mut lobby = Lobby::initialised().await;
+    let config = lobby.config("");
+    let central = Central::open(&config).unwrap();
+
+    let client = central.client().await.unwrap();
+    let error = client.query_one("SELECT pglobby.missing()", &[]).await.unwrap_err();
+    let error = CentralError::from(error).to_string();
+    assert!(
+        error.starts_with("central database: ERROR: function pglobby.missing() does not exist; HINT: "),
+        "{error}"
+    );
+    drop(client);
+
+    lobby.cluster.stop();
+    let error = Central::open(&config).unwrap().client().await.unwrap_err().to_string();
+    assert!(error.contains("Connection refused") && error.contains("127.0.0.1"), "{error}");
+    assert!(!error.contains("master of the lobby") && !error.contains("master%20of"), "{error}");
+}
+
+// ---- the program ----------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn the_commands_print_json_and_exit_as_promised() {
+    let lobby = Lobby::new();
+    lobby.config("");
+
+    let before = lobby.run(&["check", "--json"]);
+    assert_eq!(before.status.code(), Some(1));
+    assert_eq!(json(&before)["ok"], false);
+    assert_eq!(stderr(&before).lines().count(), 1, "{}", stderr(&before));
+
+    let made = lobby.run(&["init", "--json"]);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    assert_eq!((&json(&made)["database_created"], &json(&made)["host"]), (&true.into(), &"default".into()));
+    let again = lobby.run(&["init"]);
+    assert!(String::from_utf8_lossy(&again.stdout).contains("host \"default\" is registered"));
+
+    let after = lobby.run(&["check", "--json"]);
+    assert_eq!((after.status.code(), &json(&after)["ok"]), (Some(0), &true.into()), "{after:?}");
+
+    assert_eq!(lobby.run(&["check", "--nonsense"]).status.code(), Some(2));
+    assert_eq!(lobby.run(&["init", "nonsense"]).status.code(), Some(2));
+    fs::write(lobby.file(), "listen_prot = 1\n").unwrap();
+    let refused = lobby.run(&["init"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("did you mean listen_port?"), "{}", stderr(&refused));
+    assert_eq!(stderr(&refused).lines().count(), 1);
+}
+
+#[tokio::test]
+async fn check_names_everything_that_is_wrong_at_once() {
+    let lobby = Lobby::initialised().await;
+    let good = lobby.add_tenant("good").await;
+    lobby.add_tenant("bad").await;
+    let client = lobby.central().await;
+    // A blob from another tenant's row, and a host where nobody listens.
+    client
+        .run(&format!(
+            "UPDATE pglobby.tenants SET sealed_password = (SELECT sealed_password FROM pglobby.tenants WHERE id = {good})
+             WHERE name = 'bad';
+             INSERT INTO pglobby.hosts (name, address, port, admin_user) VALUES ('gone', '127.0.0.1', 1, 'x');
+             GRANT CONNECT ON DATABASE central TO PUBLIC"
+        ))
+        .await;
+
+    let checks =
+        check::check(&lobby.config("client_tls_cert_file = \"no.pem\"\nclient_tls_key_file = \"no.key\""))
+            .await;
+
+    let failed: Vec<&Check> = checks.iter().filter(|check| !check.ok).collect();
+    let names: Vec<&str> = failed.iter().map(|check| check.check.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "client_tls_cert_file",
+            "client_tls_key_file",
+            "central database's doors",
+            "tenants' credentials",
+            "host gone"
+        ]
+    );
+    assert!(failed[3].detail.contains("tenant \"bad\"") && !failed[3].detail.contains("good"), "{failed:?}");
+    assert!(failed[4].detail.contains("Connection refused"), "{failed:?}");
+    assert!(checks.iter().any(|check| check.ok && check.check == "host default"), "{checks:?}");
+}
+
+// ---- schema ---------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn every_change_of_every_table_is_told_plain_sql_included() {
+    let lobby = Lobby::initialised().await;
+    let client = lobby.central().await;
+    let mut listener = lobby.central().await;
+    listener.run("LISTEN pglobby_changed").await;
+
+    for (sql, expected) in [
+        (
+            "INSERT INTO pglobby.hosts (name, address, admin_user) VALUES ('my host', 'h', 'a')",
+            &["host my host"][..],
+        ),
+        ("UPDATE pglobby.hosts SET name = 'other' WHERE name = 'my host'", &["host other", "host my host"]),
+        ("DELETE FROM pglobby.hosts WHERE name = 'other'", &["host other"]),
+        (
+            "INSERT INTO pglobby.tenants (name, host, database, username) VALUES ('a', 'default', 'a', 'a')",
+            &["tenant 1"],
+        ),
+        (
+            "INSERT INTO pglobby.tenants (name, host, database, username) VALUES ('b', 'default', 'b', 'b')",
+            &["tenant 2"],
+        ),
+        ("UPDATE pglobby.tenants SET status = 'dropping' WHERE name = 'a'", &["tenant 1"]),
+        (
+            "INSERT INTO pglobby.logins (name, kind, verifier) VALUES ('s', 'service', 'SCRAM-SHA-256$x')",
+            &["login 1"],
+        ),
+        (
+            "INSERT INTO pglobby.logins (name, kind, verifier, tenant_id) VALUES ('e', 'employee', 'SCRAM-SHA-256$x', 1)",
+            &["login 2"],
+        ),
+        (
+            "INSERT INTO pglobby.logins (name, kind, verifier) VALUES ('s2', 'service', 'SCRAM-SHA-256$x')",
+            &["login 3"],
+        ),
+        ("UPDATE pglobby.logins SET disabled_at = now() WHERE id = 2", &["login 2"]),
+        ("INSERT INTO pglobby.login_tenants VALUES (1, 2)", &["login 1"]),
+        ("UPDATE pglobby.login_tenants SET access = 'read_only'", &["login 1"]),
+        ("UPDATE pglobby.login_tenants SET login_id = 3", &["login 3", "login 1"]),
+        ("DELETE FROM pglobby.login_tenants", &["login 3"]),
+        ("DELETE FROM pglobby.tenants WHERE id = 1", &["tenant 1", "login 2"]),
+        ("TRUNCATE pglobby.login_tenants", &["everything"]),
+    ] {
+        client.run(sql).await;
+        for payload in expected {
+            assert_eq!(listener.notification().await.payload(), *payload, "{sql}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_generation_counts_changes_of_what_servers_depend_on_and_no_others() {
+    let lobby = Lobby::initialised().await;
+    lobby.add_tenant("acme").await;
+    let client = lobby.central().await;
+    let generation = || client.ask("SELECT generation FROM pglobby.tenants");
+
+    let before: i64 = generation().await.parse().unwrap();
+    client.run("UPDATE pglobby.tenants SET pool_size = 3, status = 'suspended', name = 'acme2'").await;
+    assert_eq!(generation().await.parse::<i64>().unwrap(), before);
+    for (at, change) in ["database = 'x'", "username = 'x'", "ro_username = 'y'", "sealed_password = '\\x00'"]
+        .iter()
+        .enumerate()
+    {
+        client.run(&format!("UPDATE pglobby.tenants SET {change}")).await;
+        assert_eq!(generation().await.parse::<i64>().unwrap(), before + 1 + at as i64, "{change}");
+    }
+    assert_eq!(client.ask("SELECT updated_at > created_at FROM pglobby.tenants").await, "t");
+}
+
+#[tokio::test]
+async fn a_dropped_tenants_name_can_be_taken_again_and_a_living_ones_database_cannot() {
+    let lobby = Lobby::initialised().await;
+    let client = lobby.central().await;
+    let old = lobby.add_tenant("acme").await;
+    let insert = "INSERT INTO pglobby.tenants (name, host, database, username) VALUES";
+    assert_eq!(client.refusal_of(&format!("{insert} ('acme', 'default', 'x', 'x')")).await, "23505");
+    assert_eq!(client.refusal_of(&format!("{insert} ('other', 'default', 'acme', 'x')")).await, "23505");
+    assert_eq!(
+        client.refusal_of(&format!("{insert} ('other', 'default', 'x', 'acme_owner')")).await,
+        "23505"
+    );
+    let active_without_password =
+        format!("UPDATE pglobby.tenants SET sealed_password = NULL WHERE id = {old}");
+    assert_eq!(client.refusal_of(&active_without_password).await, "23514");
+    let config = lobby.config("");
+    let (directory, _) = lobby.directory(&config);
+
+    client
+        .run(&format!(
+            "UPDATE pglobby.tenants SET status = 'dropped', sealed_password = NULL WHERE id = {old}"
+        ))
+        .await;
+    let tombstone = directory.tenant("acme").await.unwrap().unwrap();
+    assert_eq!((tombstone.id, tombstone.status), (old, TenantStatus::Dropped));
+
+    let new = lobby.add_tenant("acme").await;
+    directory.forget(&Change::Tenant(old));
+    let living = directory.tenant("acme").await.unwrap().unwrap();
+    assert_eq!((living.id, living.status), (new, TenantStatus::Active));
+    assert_eq!(directory.tenant_by_id(old).await.unwrap().unwrap().status, TenantStatus::Dropped);
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
