@@ -82,6 +82,15 @@ async fn undo(
         roles::release(&admin, &session, &role).await?;
     }
 
+    forget(operator, lock, operation).await
+}
+
+/// Closes an operation that has left nothing (any more) on its host, and takes the tenant's row away.
+pub(super) async fn forget(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+) -> Result<(), OperatorError> {
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
     operation.close(&transaction, "undone", &name).await?;
