@@ -18,7 +18,7 @@ use pglobby::{
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;
-use support::{Client, Cluster, Lobby, cluster::MASTER_PASSWORD};
+use support::{Client, Cluster, Lobby, certificates::Authority, cluster::MASTER_PASSWORD};
 
 #[tokio::test]
 async fn init_makes_everything_once_and_then_changes_nothing() {
@@ -135,6 +135,8 @@ async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_sock
         ("sslmode=disable".to_owned(), "f"),
         ("sslmode=prefer".to_owned(), "t"),
         ("sslmode=require".to_owned(), "t"),
+        // SCRAM-SHA-256-PLUS or nothing.
+        ("sslmode=require&channel_binding=require".to_owned(), "t"),
         (format!("sslmode=verify-ca&sslrootcert={}", ca.display()), "t"),
         (format!("sslmode=verify-full&sslrootcert={}", ca.display()), "t"),
         (format!("host={}&port={port}&sslmode=require", lobby.cluster.socket_folder().display()), "f"),
@@ -153,7 +155,7 @@ async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_sock
     }
 
     // Signed by nobody this machine knows.
-    let stranger = support::certificates::Authority::new();
+    let stranger = Authority::new();
     let folder = tempfile::tempdir().unwrap();
     stranger.write_server_files(folder.path(), &["localhost"]);
     let ca = folder.path().join("ca.crt");
@@ -229,24 +231,22 @@ async fn check_names_everything_that_is_wrong_at_once() {
         ))
         .await;
 
-    let checks =
-        check::check(&lobby.config("client_tls_cert_file = \"no.pem\"\nclient_tls_key_file = \"no.key\""))
-            .await;
+    // A certificate with another one's key.
+    let authority = Authority::new();
+    authority.write_server_files(lobby.folder.path(), &["localhost"]);
+    fs::write(lobby.folder.path().join("other.key"), authority.certify(&["localhost"]).1).unwrap();
+
+    let keys = "client_tls_cert_file = \"server.crt\"\nclient_tls_key_file = \"other.key\"";
+    let checks = check::check(&lobby.config(keys)).await;
 
     let failed: Vec<&Check> = checks.iter().filter(|check| !check.ok).collect();
     let names: Vec<&str> = failed.iter().map(|check| check.check.as_str()).collect();
     assert_eq!(
         names,
-        [
-            "client_tls_cert_file",
-            "client_tls_key_file",
-            "central database's doors",
-            "tenants' credentials",
-            "host gone"
-        ]
+        ["TLS towards clients", "central database's doors", "tenants' credentials", "host gone"]
     );
-    assert!(failed[3].detail.contains("tenant \"bad\"") && !failed[3].detail.contains("good"), "{failed:?}");
-    assert!(failed[4].detail.contains("Connection refused"), "{failed:?}");
+    assert!(failed[2].detail.contains("tenant \"bad\"") && !failed[2].detail.contains("good"), "{failed:?}");
+    assert!(failed[3].detail.contains("Connection refused"), "{failed:?}");
     assert!(checks.iter().any(|check| check.ok && check.check == "host default"), "{checks:?}");
 }
 

@@ -10,8 +10,8 @@ use deadpool_postgres::{
 use secrecy::ExposeSecret as _;
 use tokio_postgres::{Client, Connection, Socket};
 
-use super::central_tls::{CentralTlsConnector, CentralTlsStream, TlsSetupError};
-use crate::config::Config;
+use super::central_tls::{CentralTlsConnector, CentralTlsStream};
+use crate::{config::Config, wire::tls::TlsError};
 
 /// The central database. Cheap to clone; connects when first asked.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ struct Shared {
 pub enum CentralError {
     /// Certificates.
     #[error("central database: {0}")]
-    Tls(#[from] TlsSetupError),
+    Tls(#[from] TlsError),
     /// The pool could not be made.
     #[error("central database: {0}")]
     Setup(String),

@@ -1,0 +1,260 @@
+//! Why a server connection did not come to be, for two readers: the operator gets everything, a client what concerns
+//! it and no name that it did not send.
+
+use std::{fmt, io, time::Duration};
+
+use super::Target;
+use crate::{
+    data_path::tenant::{Host, HostAddress},
+    error::Refusal,
+    wire::message_reader::ReadError,
+};
+
+/// `Display` is the operator's line: it names hosts and roles, never a password.
+#[derive(Debug)]
+pub struct DialError {
+    /// The host, the database and the role that were meant.
+    place: String,
+    /// What a client must not read.
+    hidden: Vec<String>,
+    /// What went wrong.
+    pub cause: DialCause,
+}
+
+/// Which side of the story went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum DialCause {
+    /// Nobody answers, or the connection broke.
+    #[error("{0}")]
+    Unreachable(io::Error),
+    /// The host's name has no address.
+    #[error("its name could not be resolved: {0}")]
+    Unresolved(io::Error),
+    /// `server_connect_timeout` passed.
+    #[error("no session within {0:?} (server_connect_timeout)")]
+    TimedOut(Duration),
+    /// The server's own ErrorResponse.
+    #[error("the server refused: {0}")]
+    Refused(ServerError),
+    /// No TLS where TLS is demanded, a certificate that is not believed, files that cannot be read.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// Bytes that PostgreSQL would not send, or a demand that must not be met.
+    #[error("protocol: {0}")]
+    Protocol(String),
+    /// The server says that this is another database or another role (invariant 2).
+    #[error("wrong identity: the server says database {database:?}, role {role:?}")]
+    WrongIdentity {
+        /// `current_database()`.
+        database: String,
+        /// `current_user`.
+        role: String,
+    },
+}
+
+/// An ErrorResponse; every field is optional, because the server is untrusted input.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerError {
+    /// `C`, where it has the five letters and digits of a SQLSTATE.
+    pub sqlstate: Option<[u8; 5]>,
+    /// `M`.
+    pub message: Option<String>,
+    /// `D`.
+    pub detail: Option<String>,
+}
+
+impl ServerError {
+    /// Reads the body of an ErrorResponse, as far as it goes: a field cut short ends it.
+    pub fn parse(mut body: &[u8]) -> Self {
+        let mut error = Self::default();
+        while let Some((&field, rest)) = body.split_first()
+            && field != 0
+        {
+            let Some(end) = rest.iter().position(|byte| *byte == 0) else { break };
+            let (value, behind) = rest.split_at(end);
+            match field {
+                b'C' => {
+                    let code = <[u8; 5]>::try_from(value).ok();
+                    error.sqlstate = code.filter(|code| code.iter().all(u8::is_ascii_alphanumeric));
+                }
+                b'M' => error.message = Some(String::from_utf8_lossy(value).into_owned()),
+                b'D' => error.detail = Some(String::from_utf8_lossy(value).into_owned()),
+                _ => {}
+            }
+            body = behind.get(1..).unwrap_or_default();
+        }
+        error
+    }
+
+    /// The SQLSTATE, if there is one.
+    pub fn code(&self) -> Option<&str> {
+        self.sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok())
+    }
+
+    /// The server's own words where they name nothing hidden, and else what they amount to.
+    fn for_client(&self, hidden: &[String]) -> String {
+        let code = self.code().unwrap_or_default();
+        let own = self.message.as_deref().filter(|message| {
+            // Class 28 names roles, hosts and our own address in every sentence.
+            !code.starts_with("28") && !hidden.iter().any(|name| message.contains(name.as_str()))
+        });
+        let amounts_to = match code {
+            "53300" => "too many connections",
+            "3D000" => "the database does not exist",
+            "42501" => "permission denied for the database",
+            _ if code.starts_with("28") => "the server does not accept the tenant's credentials",
+            _ if code.starts_with("57P") => "the server does not accept connections at the moment",
+            _ => "the server refused the connection",
+        };
+        own.unwrap_or(amounts_to).to_owned()
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message.as_deref().unwrap_or("(no message)"))?;
+        if let Some(detail) = &self.detail {
+            write!(f, " ({detail})")?;
+        }
+        write!(f, " [SQLSTATE {}]", self.code().unwrap_or("missing"))
+    }
+}
+
+impl DialError {
+    pub(super) fn new(target: &Target<'_>, cause: DialCause) -> Self {
+        let mut hidden = vec![
+            target.database.to_owned(),
+            target.credential.username.clone(),
+            target.host.name.clone(),
+            address(target.host),
+        ];
+        if let HostAddress::Tcp { name, .. } = &target.host.address {
+            hidden.push(name.clone());
+        }
+        hidden.retain(|name| !name.is_empty());
+        let place = format!(
+            "host {} ({}), database {:?}, role {:?}",
+            target.host.name,
+            address(target.host),
+            target.database,
+            target.credential.username
+        );
+        Self { place, hidden, cause }
+    }
+
+    /// What the client that waited for this server is told.
+    pub fn to_refusal(&self) -> Refusal {
+        let mut sqlstate = None;
+        let reason = match &self.cause {
+            DialCause::Unreachable(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+                io::ErrorKind::NotFound => "there is no server at its address".to_owned(),
+                io::ErrorKind::TimedOut => "the server does not answer".to_owned(),
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe => "the server closed the connection".to_owned(),
+                _ => "the server cannot be reached".to_owned(),
+            },
+            DialCause::Unresolved(_) => "the server's name could not be resolved".to_owned(),
+            DialCause::TimedOut(waited) => format!("no answer within {waited:?} (server_connect_timeout)"),
+            DialCause::Refused(error) => {
+                sqlstate = error.sqlstate;
+                error.for_client(&self.hidden)
+            }
+            DialCause::Tls(_) => "no trusted TLS connection to the server".to_owned(),
+            DialCause::Protocol(_) => {
+                "the server does not speak PostgreSQL's protocol as expected".to_owned()
+            }
+            DialCause::WrongIdentity { .. } => {
+                "the server is not the one that is registered for this tenant".to_owned()
+            }
+        };
+        Refusal::ServerUnreachable { sqlstate, reason }
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.cause)
+    }
+}
+
+impl std::error::Error for DialError {}
+
+impl From<io::Error> for DialCause {
+    fn from(error: io::Error) -> Self {
+        Self::Unreachable(error)
+    }
+}
+
+impl From<ReadError> for DialCause {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => Self::Unreachable(error),
+            ReadError::Closed { .. } => {
+                Self::Unreachable(io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()))
+            }
+            ReadError::Length { .. } => Self::Protocol(error.to_string()),
+        }
+    }
+}
+
+/// Where a host listens, as an operator would write it.
+fn address(host: &Host) -> String {
+    match &host.address {
+        HostAddress::Tcp { name, port } => format!("{name}:{port}"),
+        HostAddress::Unix { directory, port } => format!("{}/.s.PGSQL.{port}", directory.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn error(fields: &[(u8, &str)]) -> ServerError {
+        let mut body = Vec::new();
+        for (field, value) in fields {
+            body.push(*field);
+            crate::wire::message::append_cstr(&mut body, value.as_bytes());
+        }
+        body.push(0);
+        ServerError::parse(&body)
+    }
+
+    #[test]
+    fn a_client_reads_the_servers_words_unless_they_name_something() {
+        let hidden = ["t_acme_rw".to_owned(), "db7.internal".to_owned()];
+        for (code, message, read) in [
+            ("53300", "sorry, too many clients already", "sorry, too many clients already"),
+            ("57P03", "the database system is starting up", "the database system is starting up"),
+            ("53300", "too many connections for role \"t_acme_rw\"", "too many connections"),
+            ("3D000", "database \"acme\" does not exist", "database \"acme\" does not exist"),
+            ("3D000", "database \"t_acme_rw\" does not exist", "the database does not exist"),
+            ("28P01", "Passwort falsch", "the server does not accept the tenant's credentials"),
+            ("XX000", "db7.internal is sad", "the server refused the connection"),
+        ] {
+            assert_eq!(error(&[(b'C', code), (b'M', message)]).for_client(&hidden), read);
+        }
+    }
+
+    #[test]
+    fn every_field_may_be_missing() {
+        assert_eq!(ServerError::parse(b""), ServerError::default());
+        assert_eq!(ServerError::parse(b"\0"), ServerError::default());
+        assert_eq!(ServerError::parse(b"Mcut"), ServerError::default());
+        assert_eq!(error(&[(b'C', "toolong"), (b'M', "m")]).code(), None);
+        assert_eq!(error(&[(b'C', "00\u{7f}\u{1}0")]).code(), None);
+        assert_eq!(error(&[]).to_string(), "(no message) [SQLSTATE missing]");
+    }
+
+    proptest! {
+        #[test]
+        fn no_error_response_makes_the_parser_panic(body in prop::collection::vec(any::<u8>(), 0..80)) {
+            let error = ServerError::parse(&body);
+            let _ = (error.to_string(), error.for_client(&["a".to_owned()]));
+        }
+    }
+}

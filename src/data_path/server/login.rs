@@ -1,0 +1,320 @@
+//! Logging in to a server and proving whose connection it is, over a stream that is as encrypted as it will be.
+//!
+//! The server is untrusted input: every length is bounded, every field optional, every order that PostgreSQL would
+//! not keep an error.
+
+use bytes::BytesMut;
+use postgres_protocol::{authentication::md5_hash, message::frontend};
+use secrecy::ExposeSecret as _;
+use tokio::io::AsyncWriteExt as _;
+use zeroize::Zeroize as _;
+
+use super::{
+    Opened, Target,
+    dial_error::{DialCause, ServerError},
+    scram::{Binding, Exchange, SaltedPasswords},
+};
+use crate::wire::{
+    message_reader::{Message, MessageReader},
+    stream::{Socket, Stream},
+    tls::towards_servers::server_end_point,
+};
+
+/// libpq's own limit for messages before a session exists.
+const MESSAGE_BYTES_MAX: u32 = 30_000;
+
+/// All messages of one login together. PostgreSQL sends about 500 bytes; login triggers may add notices.
+const LOGIN_BYTES_MAX: usize = 256 * 1024;
+
+/// PostgreSQL 18 reports 15 parameters; extensions may add some.
+const PARAMETERS_MAX: usize = 256;
+
+/// The newest minor version of protocol 3 that we speak.
+const MINOR: u16 = 2;
+
+/// Invariant 2 is proved by the server's own words. Qualified, so that nothing a role's settings put in the way answers
+/// instead.
+const IDENTITY_QUERY: &str = "SELECT pg_catalog.current_database(), CURRENT_USER";
+
+/// From the startup packet to the proved, idle session.
+pub(super) async fn log_in(
+    stream: Stream,
+    target: &Target<'_>,
+    salted_passwords: &SaltedPasswords,
+) -> Result<Opened, DialCause> {
+    let mut login = Login {
+        stream,
+        target,
+        reader: MessageReader::default(),
+        bytes_received: 0,
+        minor: MINOR,
+        key: None,
+        parameters: Vec::new(),
+        notices: Vec::new(),
+    };
+    login.start_up().await?;
+    login.authenticate(salted_passwords).await?;
+    login.become_ready().await?;
+    login.prove_identity().await?;
+    if !login.reader.is_empty() {
+        return Err(unexpected("bytes behind ReadyForQuery"));
+    }
+    let (process_id, secret) = login.key.unwrap_or_default();
+    let Login { stream, parameters, notices, minor, .. } = login;
+    Ok(Opened { stream, process_id, secret, parameters, notices, minor })
+}
+
+struct Login<'a> {
+    stream: Stream,
+    target: &'a Target<'a>,
+    reader: MessageReader,
+    bytes_received: usize,
+    minor: u16,
+    key: Option<(i32, Vec<u8>)>,
+    parameters: Vec<(Vec<u8>, Vec<u8>)>,
+    notices: Vec<Vec<u8>>,
+}
+
+/// What a server may demand, or grant.
+enum Authentication {
+    Ok,
+    CleartextPassword,
+    Md5Password([u8; 4]),
+    Sasl(Vec<u8>),
+}
+
+impl Login<'_> {
+    async fn start_up(&mut self) -> Result<(), DialCause> {
+        let parameters =
+            [("user", self.target.credential.username.as_str()), ("database", self.target.database)];
+        let mut packet = BytesMut::new();
+        frontend::startup_message(parameters, &mut packet)?;
+        // The builder knows 3.0 only; the minor version is in bytes 6 and 7.
+        if let Some(minor) = packet.get_mut(6..8) {
+            minor.copy_from_slice(&MINOR.to_be_bytes());
+        }
+        self.send(&packet).await
+    }
+
+    async fn authenticate(&mut self, salted_passwords: &SaltedPasswords) -> Result<(), DialCause> {
+        let credential = self.target.credential;
+        match self.demanded().await? {
+            Authentication::Ok => return Ok(()),
+            Authentication::CleartextPassword => {
+                if matches!(self.stream, Stream::Plain(Socket::Tcp(_))) {
+                    return Err(unexpected(
+                        "the server wants the password in clear, over a network without TLS",
+                    ));
+                }
+                self.send_password(credential.password.expose_secret().as_bytes()).await?;
+            }
+            Authentication::Md5Password(salt) => {
+                let password = credential.password.expose_secret().as_bytes();
+                let mut hash = md5_hash(credential.username.as_bytes(), password, salt);
+                let sent = self.send_password(hash.as_bytes()).await;
+                hash.zeroize();
+                sent?;
+            }
+            Authentication::Sasl(mechanisms) => self.scram(&mechanisms, salted_passwords).await?,
+        }
+        match self.next().await? {
+            message if message.tag() == b'R' && message.body() == 0i32.to_be_bytes() => Ok(()),
+            message => Err(unexpected_message(&message, "after the password")),
+        }
+    }
+
+    /// The first AuthenticationRequest, with a NegotiateProtocolVersion before it where the server is older than we.
+    async fn demanded(&mut self) -> Result<Authentication, DialCause> {
+        let mut message = self.next().await?;
+        if message.tag() == b'v' {
+            self.minor = negotiated(message.body()).ok_or_else(|| unexpected("NegotiateProtocolVersion"))?;
+            message = self.next().await?;
+        }
+        let (b'R', Some((code, rest))) = (message.tag(), message.body().split_first_chunk::<4>()) else {
+            return Err(unexpected_message(&message, "where authentication begins"));
+        };
+        match (i32::from_be_bytes(*code), rest) {
+            (0, []) => Ok(Authentication::Ok),
+            (3, []) => Ok(Authentication::CleartextPassword),
+            (5, &[a, b, c, d]) => Ok(Authentication::Md5Password([a, b, c, d])),
+            (10, mechanisms) => Ok(Authentication::Sasl(mechanisms.to_vec())),
+            (code, _) => Err(unexpected(&format!("the server wants authentication method {code}"))),
+        }
+    }
+
+    async fn scram(&mut self, mechanisms: &[u8], passwords: &SaltedPasswords) -> Result<(), DialCause> {
+        let exchange = Exchange::begin(self.binding(mechanisms)?);
+        let mut message = BytesMut::new();
+        frontend::sasl_initial_response(
+            exchange.mechanism(),
+            exchange.first_message().as_bytes(),
+            &mut message,
+        )?;
+        self.send(&message).await?;
+
+        let challenge = exchange.challenged(&self.sasl_data(11).await?)?;
+        let salted = passwords.get(&self.target.credential.password, &challenge).await?;
+        let answer = exchange.answer(&challenge, &salted);
+        message.clear();
+        frontend::sasl_response(answer.message.as_bytes(), &mut message)?;
+        self.send(&message).await?;
+
+        answer.verify(&self.sasl_data(12).await?)
+    }
+
+    /// Which mechanism, out of a list in which unknown ones are skipped.
+    fn binding(&self, mechanisms: &[u8]) -> Result<Binding, DialCause> {
+        let offered = |name: &[u8]| mechanisms.split(|byte| *byte == 0).any(|mechanism| mechanism == name);
+        let end_point = match &self.stream {
+            Stream::Tls(tls) => {
+                let certificates = tls.get_ref().1.peer_certificates();
+                certificates.and_then(|chain| server_end_point(chain.first()?))
+            }
+            Stream::Plain(_) => None,
+        };
+        match (offered(b"SCRAM-SHA-256-PLUS"), end_point) {
+            (true, _) if !self.stream.is_tls() => {
+                Err(unexpected("the server offers channel binding without a channel to bind to"))
+            }
+            (true, Some(end_point)) => Ok(Binding::ServerEndPoint(end_point)),
+            _ if !offered(b"SCRAM-SHA-256") => Err(unexpected("the server offers no SCRAM-SHA-256")),
+            (false, Some(_)) => Ok(Binding::NotOffered),
+            (_, None) => Ok(Binding::Unable),
+        }
+    }
+
+    async fn sasl_data(&mut self, step: i32) -> Result<Vec<u8>, DialCause> {
+        let message = self.next().await?;
+        match (message.tag(), message.body().strip_prefix(&step.to_be_bytes())) {
+            (b'R', Some(data)) => Ok(data.to_vec()),
+            _ => Err(unexpected_message(&message, "within SCRAM")),
+        }
+    }
+
+    async fn become_ready(&mut self) -> Result<(), DialCause> {
+        loop {
+            let message = self.next().await?;
+            match (message.tag(), message.body()) {
+                (b'K', body) if self.key.is_none() => {
+                    let key = body.split_first_chunk::<4>();
+                    // 3.0 has four bytes, and 3.2 up to 256 (PostgreSQL documentation, BackendKeyData).
+                    let fits = |secret: &[u8]| {
+                        secret.len() == 4 || (self.minor >= 2 && (4..=256).contains(&secret.len()))
+                    };
+                    let Some((process_id, secret)) = key.filter(|(_, secret)| fits(secret)) else {
+                        return Err(unexpected("BackendKeyData"));
+                    };
+                    self.key = Some((i32::from_be_bytes(*process_id), secret.to_vec()));
+                }
+                (b'Z', b"I") => return Ok(()),
+                _ => return Err(unexpected_message(&message, "after authentication")),
+            }
+        }
+    }
+
+    async fn prove_identity(&mut self) -> Result<(), DialCause> {
+        let mut query = BytesMut::new();
+        frontend::query(IDENTITY_QUERY, &mut query)?;
+        self.send(&query).await?;
+
+        self.expect(b'T').await?;
+        let row = self.expect(b'D').await?;
+        let Some([database, role]) = two_columns(row.body()) else {
+            return Err(unexpected("the identity's DataRow"));
+        };
+        self.expect(b'C').await?;
+        if self.expect(b'Z').await?.body() != b"I" {
+            return Err(unexpected("a transaction behind the identity query"));
+        }
+        let Target { database: meant, credential, .. } = self.target;
+        if (database, role) != (meant.as_bytes(), credential.username.as_bytes()) {
+            let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+            return Err(DialCause::WrongIdentity { database: text(database), role: text(role) });
+        }
+        Ok(())
+    }
+
+    async fn expect(&mut self, tag: u8) -> Result<Message, DialCause> {
+        match self.next().await? {
+            message if message.tag() == tag => Ok(message),
+            message => Err(unexpected_message(&message, "in answer to the identity query")),
+        }
+    }
+
+    /// The next message that is not kept or fatal by itself.
+    async fn next(&mut self) -> Result<Message, DialCause> {
+        loop {
+            let message = self.reader.next(&mut self.stream, MESSAGE_BYTES_MAX).await?;
+            self.bytes_received += message.bytes.len();
+            if self.bytes_received > LOGIN_BYTES_MAX {
+                return Err(unexpected("more bytes than a login has"));
+            }
+            match message.tag() {
+                b'N' => self.notices.push(message.bytes.to_vec()),
+                b'S' => self.keep_parameter(message.body())?,
+                b'E' => return Err(DialCause::Refused(ServerError::parse(message.body()))),
+                _ => return Ok(message),
+            }
+        }
+    }
+
+    fn keep_parameter(&mut self, body: &[u8]) -> Result<(), DialCause> {
+        let mut parts = body.split(|byte| *byte == 0);
+        let (Some(name), Some(value), Some([]), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(unexpected("ParameterStatus"));
+        };
+        if let Some((_, known)) = self.parameters.iter_mut().find(|(known, _)| known == name) {
+            *known = value.to_vec();
+        } else if self.parameters.len() < PARAMETERS_MAX {
+            self.parameters.push((name.to_vec(), value.to_vec()));
+        } else {
+            return Err(unexpected("too many ParameterStatus"));
+        }
+        Ok(())
+    }
+
+    async fn send_password(&mut self, password: &[u8]) -> Result<(), DialCause> {
+        let mut message = BytesMut::new();
+        frontend::password_message(password, &mut message)?;
+        let sent = self.send(&message).await;
+        message.as_mut().zeroize();
+        sent
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), DialCause> {
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
+    }
+}
+
+/// The minor version in a NegotiateProtocolVersion: servers send the whole version, the documentation speaks of the
+/// minor one. Options we did not send cannot be refused.
+fn negotiated(body: &[u8]) -> Option<u16> {
+    let (version, rest) = body.split_first_chunk::<4>()?;
+    let &[0, 0 | 3, high, low] = version else { return None };
+    let minor = u16::from_be_bytes([high, low]);
+    (rest == [0; 4] && minor <= MINOR).then_some(minor)
+}
+
+/// The two values of a DataRow with exactly two columns, neither of them null.
+fn two_columns(body: &[u8]) -> Option<[&[u8]; 2]> {
+    let (database, rest) = column(body.strip_prefix(&2u16.to_be_bytes())?)?;
+    let (role, rest) = column(rest)?;
+    rest.is_empty().then_some([database, role])
+}
+
+/// A value and what follows it; a null has a negative length and is none.
+fn column(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(usize::try_from(i32::from_be_bytes(*length)).ok()?)
+}
+
+fn unexpected(what: &str) -> DialCause {
+    DialCause::Protocol(what.to_owned())
+}
+
+fn unexpected_message(message: &Message, when: &str) -> DialCause {
+    DialCause::Protocol(format!("unexpected message of type {:?} {when}", char::from(message.tag())))
+}

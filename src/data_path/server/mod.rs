@@ -1,0 +1,11 @@
+//! Connections to servers: dialled, encrypted, logged in to, and proved to be the tenant's (invariant 2).
+
+pub mod dial;
+pub mod dial_error;
+#[cfg(test)]
+mod hostile_servers;
+mod login;
+mod scram;
+
+pub use dial::{DialOptions, Opened, Target, open, send_cancel};
+pub use dial_error::DialError;

@@ -1,0 +1,259 @@
+//! TLS as the one who is called: one certificate at a time, exchanged while connections live on.
+
+use std::{io, path::Path, sync::Arc};
+
+use arc_swap::ArcSwap;
+use pgwire::api::auth::sasl::scram::ScramServerAuth;
+use rustls::{
+    ServerConfig,
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::CertifiedKey,
+};
+
+use super::{ALPN, TlsError, authorities, certificates, private_key, provider};
+use crate::wire::stream::{Socket, Stream};
+
+/// The PEM files of one certificate, and of the authorities that sign clients' certificates where those are asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct CertificateFiles<'a> {
+    /// The certificate, and the intermediates behind it.
+    pub certificate: &'a Path,
+    /// Its key.
+    pub key: &'a Path,
+    /// Who signs clients' certificates. `None`: none is asked for.
+    pub client_authorities: Option<&'a Path>,
+}
+
+/// What one handshake needs and what its SCRAM exchange needs afterwards. Taken together, once per handshake: with the
+/// hash of another certificate than the one shown, channel binding would fail while a certificate is being renewed.
+#[derive(Debug)]
+pub struct TlsSnapshot {
+    config: Arc<ServerConfig>,
+    /// Knows the certificate's hash where its signature has one; then SCRAM-SHA-256-PLUS can be offered.
+    pub scram: ScramServerAuth,
+}
+
+/// Answers TLS handshakes of clients.
+#[derive(Debug)]
+pub struct ClientTlsAcceptor {
+    current: ArcSwap<TlsSnapshot>,
+}
+
+/// A client behind TLS.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The encrypted stream; its buffers begin empty.
+    pub stream: Stream,
+    /// The name the client meant to reach (SNI).
+    pub server_name: Option<String>,
+    /// Whether the client and we agreed that this is PostgreSQL's protocol.
+    pub alpn: bool,
+    /// What the handshake was made with.
+    pub snapshot: Arc<TlsSnapshot>,
+}
+
+impl ClientTlsAcceptor {
+    /// # Errors
+    /// [`TlsError`] where a file cannot be used, or certificate and key do not belong together.
+    pub fn load(files: CertificateFiles<'_>) -> Result<Self, TlsError> {
+        Ok(Self { current: ArcSwap::from_pointee(TlsSnapshot::load(files)?) })
+    }
+
+    /// Serves the files' new content from the next handshake on. Connections that are open keep what they have.
+    ///
+    /// # Errors
+    /// [`TlsError`]; what was served is served still.
+    pub fn reload(&self, files: CertificateFiles<'_>) -> Result<(), TlsError> {
+        self.current.store(Arc::new(TlsSnapshot::load(files)?));
+        Ok(())
+    }
+
+    /// One handshake.
+    ///
+    /// # Errors
+    /// The socket's, and rustls's under [`io::ErrorKind::InvalidData`]; the client has been sent the alert.
+    pub async fn accept(&self, socket: Socket) -> io::Result<Accepted> {
+        let snapshot = self.current.load_full();
+        let tls = tokio_rustls::TlsAcceptor::from(snapshot.config.clone()).accept(socket).await?;
+        let session = tls.get_ref().1;
+        let server_name = session.server_name().map(str::to_owned);
+        let alpn = session.alpn_protocol() == Some(ALPN);
+        let stream = Stream::Tls(Box::new(tls.into()));
+        Ok(Accepted { stream, server_name, alpn, snapshot })
+    }
+}
+
+impl TlsSnapshot {
+    fn load(files: CertificateFiles<'_>) -> Result<Self, TlsError> {
+        let provider = provider();
+        let chain = certificates(files.certificate)?;
+        let key = private_key(files.key)?;
+        let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider)
+            .map_err(|error| TlsError::file(files.key, error))?;
+        certified.keys_match().map_err(|error| TlsError::file(files.key, error))?;
+
+        let verifier: Arc<dyn ClientCertVerifier> = match files.client_authorities {
+            Some(path) => {
+                let roots = Arc::new(authorities(path)?);
+                WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+                    .build()
+                    .map_err(|error| TlsError::file(path, error))?
+            }
+            None => WebPkiClientVerifier::no_client_auth(),
+        };
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // Sessions last; resuming one gained nothing where it was measured, and tickets are bytes nobody asked for.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+
+        let mut scram = ScramServerAuth::new();
+        let pem =
+            std::fs::read(files.certificate).map_err(|error| TlsError::file(files.certificate, error))?;
+        if let Err(error) = scram.configure_certificate(&pem) {
+            tracing::info!(
+                file = %files.certificate.display(), %error,
+                "no channel binding (SCRAM-SHA-256-PLUS) with this certificate"
+            );
+        }
+        Ok(Self { config: Arc::new(config), scram })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls_pki_types::ServerName;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::wire::tls::towards_servers::{ServerTlsConfigs, Trust};
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        /// A self-signed certificate for `name`, and its key.
+        fn write(&self, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let certificate =
+                CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
+            std::fs::write(self.path("cert.pem"), certificate.pem()).unwrap();
+            std::fs::write(self.path("key.pem"), key.serialize_pem()).unwrap();
+        }
+
+        fn acceptor(&self) -> Result<ClientTlsAcceptor, TlsError> {
+            let (certificate, key) = (self.path("cert.pem"), self.path("key.pem"));
+            let files = CertificateFiles { certificate: &certificate, key: &key, client_authorities: None };
+            ClientTlsAcceptor::load(files)
+        }
+
+        fn reload(&self, acceptor: &ClientTlsAcceptor) -> Result<(), TlsError> {
+            let (certificate, key) = (self.path("cert.pem"), self.path("key.pem"));
+            acceptor.reload(CertificateFiles {
+                certificate: &certificate,
+                key: &key,
+                client_authorities: None,
+            })
+        }
+    }
+
+    /// Connects with `trust` in the folder's own certificate.
+    async fn handshake(
+        acceptor: &ClientTlsAcceptor,
+        folder: &Folder,
+        trust: Trust,
+        name: &'static str,
+    ) -> io::Result<Accepted> {
+        let configs = ServerTlsConfigs::new(Some(folder.path("cert.pem")), None).unwrap();
+        let connector = tokio_rustls::TlsConnector::from(configs.get(trust, None).unwrap());
+        let (near, far) = UnixStream::pair().unwrap();
+        let connect = connector.connect(ServerName::try_from(name).unwrap(), far);
+        let (accepted, connected) = tokio::join!(acceptor.accept(Socket::Unix(near)), connect);
+        connected?;
+        accepted
+    }
+
+    #[tokio::test]
+    async fn a_handshake_tells_the_name_and_the_protocol() {
+        let folder = Folder::new();
+        folder.write("acme.db.test", &rcgen::PKCS_ECDSA_P256_SHA256);
+        let acceptor = folder.acceptor().unwrap();
+        let accepted = handshake(&acceptor, &folder, Trust::AuthorityAndName, "acme.db.test").await.unwrap();
+        assert_eq!(accepted.server_name.as_deref(), Some("acme.db.test"));
+        assert!(accepted.alpn && accepted.snapshot.scram.supports_channel_binding());
+    }
+
+    #[tokio::test]
+    async fn verify_full_minds_the_name_and_verify_ca_does_not() {
+        let folder = Folder::new();
+        folder.write("acme.db.test", &rcgen::PKCS_ECDSA_P256_SHA256);
+        let acceptor = folder.acceptor().unwrap();
+        assert!(handshake(&acceptor, &folder, Trust::AuthorityAndName, "other.test").await.is_err());
+        assert!(handshake(&acceptor, &folder, Trust::Authority, "other.test").await.is_ok());
+
+        // Another authority altogether.
+        let stranger = Folder::new();
+        stranger.write("acme.db.test", &rcgen::PKCS_ECDSA_P256_SHA256);
+        assert!(handshake(&acceptor, &stranger, Trust::Authority, "acme.db.test").await.is_err());
+        assert!(handshake(&acceptor, &stranger, Trust::Anybody, "acme.db.test").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_self_signed_authority_may_be_the_server_itself() {
+        let folder = Folder::new();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["db.test".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        std::fs::write(folder.path("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(folder.path("key.pem"), key.serialize_pem()).unwrap();
+        let acceptor = folder.acceptor().unwrap();
+        assert!(handshake(&acceptor, &folder, Trust::AuthorityAndName, "db.test").await.is_ok());
+        assert!(handshake(&acceptor, &folder, Trust::AuthorityAndName, "other.test").await.is_err());
+        assert!(handshake(&acceptor, &folder, Trust::Authority, "other.test").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_served_and_a_broken_one_is_not() {
+        let folder = Folder::new();
+        folder.write("old.test", &rcgen::PKCS_ECDSA_P256_SHA256);
+        let acceptor = folder.acceptor().unwrap();
+
+        folder.write("new.test", &rcgen::PKCS_ECDSA_P256_SHA256);
+        assert!(handshake(&acceptor, &folder, Trust::AuthorityAndName, "new.test").await.is_err());
+        folder.reload(&acceptor).unwrap();
+        assert!(handshake(&acceptor, &folder, Trust::AuthorityAndName, "new.test").await.is_ok());
+
+        // A key of another certificate, a file cut short, no file: refused by name, and the old one stays.
+        let good = std::fs::read(folder.path("cert.pem")).unwrap();
+        std::fs::write(folder.path("key.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert!(folder.reload(&acceptor).unwrap_err().to_string().contains("key.pem"));
+        std::fs::write(folder.path("cert.pem"), &good[..good.len() / 2]).unwrap();
+        assert!(folder.reload(&acceptor).unwrap_err().to_string().contains("cert.pem"));
+        std::fs::remove_file(folder.path("cert.pem")).unwrap();
+        assert!(folder.reload(&acceptor).unwrap_err().to_string().contains("cert.pem"));
+
+        std::fs::write(folder.path("cert.pem"), good).unwrap();
+        assert!(handshake(&acceptor, &folder, Trust::AuthorityAndName, "new.test").await.is_ok());
+    }
+
+    #[test]
+    fn a_certificate_without_a_hash_of_its_own_is_served_without_channel_binding() {
+        let folder = Folder::new();
+        folder.write("db.test", &rcgen::PKCS_ED25519);
+        let acceptor = folder.acceptor().unwrap();
+        assert!(!acceptor.current.load().scram.supports_channel_binding());
+    }
+}

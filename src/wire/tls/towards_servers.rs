@@ -1,0 +1,315 @@
+//! TLS as the one who calls: how much of a server's certificate is believed, and the hash of it that SCRAM binds to.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    crypto::CryptoProvider,
+    server::ParsedCertificate,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
+
+use super::{ALPN, TlsError, authorities, certificates, private_key, provider};
+
+/// Configurations kept. There is one per (trust, file of authorities), so a handful; beyond this the map starts anew.
+const CONFIGS_MAX: usize = 256;
+
+/// How much of a server's certificate is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// Nothing: encrypted, whoever answers (`prefer`, `require` without authorities).
+    Anybody,
+    /// Signed by a known authority, whatever name is on it (`verify-ca`).
+    Authority,
+    /// The same, and a subject alternative name matches (`verify-full`). libpq's look at the common name of a
+    /// certificate without such names has no counterpart here.
+    AuthorityAndName,
+}
+
+/// Makes and keeps the configurations towards servers. Files are read at the first use of each; a reload makes a new
+/// one of these.
+#[derive(Debug)]
+pub struct ServerTlsConfigs {
+    default_authorities: Option<PathBuf>,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    made: Mutex<Made>,
+}
+
+type Made = HashMap<(Trust, Option<PathBuf>), Arc<ClientConfig>>;
+
+impl ServerTlsConfigs {
+    /// `default_authorities` serves hosts that name no file of their own; `identity` is the certificate and key
+    /// presented to servers that ask for one.
+    ///
+    /// # Errors
+    /// [`TlsError`] where the certificate or its key cannot be used.
+    pub fn new(
+        default_authorities: Option<PathBuf>,
+        identity: Option<(&Path, &Path)>,
+    ) -> Result<Self, TlsError> {
+        let identity = match identity {
+            Some((certificate, key)) => Some((certificates(certificate)?, private_key(key)?)),
+            None => None,
+        };
+        let configs = Self { default_authorities, identity, made: Mutex::default() };
+        // A key that does not belong to its certificate is found here and not at the first connection.
+        configs.get(Trust::Anybody, None)?;
+        Ok(configs)
+    }
+
+    /// Whether a file of authorities is named for a host: libpq's `require` then means `verify-ca`.
+    pub fn names_authorities(&self, host_authorities: Option<&Path>) -> bool {
+        host_authorities.is_some() || self.default_authorities.is_some()
+    }
+
+    /// The configuration for a host; `None`: the default authorities, or else the system's.
+    ///
+    /// # Errors
+    /// [`TlsError`] where authorities are needed and cannot be read.
+    pub fn get(&self, trust: Trust, host_authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+        let authorities = match trust {
+            Trust::Anybody => None,
+            _ => host_authorities.or(self.default_authorities.as_deref()).map(Path::to_owned),
+        };
+        let key = (trust, authorities);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = made.get(&key) {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(self.make(trust, key.1.as_deref())?);
+        if made.len() >= CONFIGS_MAX {
+            made.clear();
+        }
+        made.insert(key, config.clone());
+        Ok(config)
+    }
+
+    fn make(&self, trust: Trust, authorities: Option<&Path>) -> Result<ClientConfig, TlsError> {
+        let provider = provider();
+        let verifier: Arc<dyn ServerCertVerifier> = match trust {
+            Trust::Anybody => Arc::new(Anybody { provider: provider.clone() }),
+            Trust::Authority => Arc::new(ByAuthority::new(authorities, &provider, false)?),
+            Trust::AuthorityAndName => Arc::new(ByAuthority::new(authorities, &provider, true)?),
+        };
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match &self.identity {
+            Some((chain, key)) => config.with_client_auth_cert(chain.clone(), key.clone_key())?,
+            None => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(config)
+    }
+}
+
+/// `verify-ca` and `verify-full`.
+#[derive(Debug)]
+struct ByAuthority {
+    web_pki: Arc<WebPkiServerVerifier>,
+    /// The authorities' own certificates: a server may present one of them itself.
+    pinned: Vec<CertificateDer<'static>>,
+    name_matters: bool,
+}
+
+impl ByAuthority {
+    fn new(
+        path: Option<&Path>,
+        provider: &Arc<CryptoProvider>,
+        name_matters: bool,
+    ) -> Result<Self, TlsError> {
+        let (roots, pinned) = match path {
+            Some(path) => (authorities(path)?, certificates(path)?),
+            None => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                (roots, Vec::new())
+            }
+        };
+        if roots.is_empty() {
+            return Err(TlsError::NoSystemRoots);
+        }
+        let web_pki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        Ok(Self { web_pki, pinned, name_matters })
+    }
+}
+
+impl ServerCertVerifier for ByAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use rustls::Error::InvalidCertificate;
+        match self.web_pki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // The name is looked at last, after the chain.
+            Err(InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.name_matters => Ok(ServerCertVerified::assertion()),
+            // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web PKI
+            // refuses at the end of a chain. Whoever names that very certificate as the authority means it, and
+            // libpq takes it.
+            Err(InvalidCertificate(CertificateError::Other(_)))
+                if self.pinned.iter().any(|pinned| pinned == end_entity) =>
+            {
+                if self.name_matters {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.web_pki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.web_pki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.web_pki.supported_verify_schemes()
+    }
+}
+
+/// `allow`, `prefer` and `require`: encrypted, whoever answers.
+#[derive(Debug)]
+struct Anybody {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The `tls-server-end-point` channel binding of a certificate (RFC 5929, section 4.1): its hash, by the hash its
+/// signature uses, and SHA-256 instead of MD5 and SHA-1. `None` where the signature names no single hash (Ed25519,
+/// RSA-PSS): nothing can be bound then.
+pub fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+    // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OBJECT IDENTIFIER, … }, … }
+    let (0x30, fields, _) = der_element(certificate)? else { return None };
+    let (0x30, _, behind_tbs) = der_element(fields)? else { return None };
+    let (0x30, algorithm, _) = der_element(behind_tbs)? else { return None };
+    let (0x06, oid, _) = der_element(algorithm)? else { return None };
+    const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
+    const ECDSA: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04];
+    match (oid.strip_prefix(RSA), oid.strip_prefix(ECDSA)) {
+        (Some([4 | 5 | 11]), _) | (_, Some([1] | [3, 2])) => Some(Sha256::digest(certificate).to_vec()),
+        (Some([12]), _) | (_, Some([3, 3])) => Some(Sha384::digest(certificate).to_vec()),
+        (Some([13]), _) | (_, Some([3, 4])) => Some(Sha512::digest(certificate).to_vec()),
+        _ => None,
+    }
+}
+
+/// A DER element: its tag, its content, and what follows it.
+fn der_element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, first], rest) = bytes.split_first_chunk::<2>()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
+        }
+        _ => return None,
+    };
+    let (content, behind) = rest.split_at_checked(length)?;
+    Some((tag, content, behind))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+
+    use super::*;
+
+    fn certificate(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        CertificateParams::new(vec!["db.test".to_owned()]).unwrap().self_signed(&key).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn a_certificate_is_hashed_as_its_signature_is() {
+        let p256 = certificate(&PKCS_ECDSA_P256_SHA256);
+        assert_eq!(server_end_point(&p256), Some(Sha256::digest(&p256).to_vec()));
+        let p384 = certificate(&PKCS_ECDSA_P384_SHA384);
+        assert_eq!(server_end_point(&p384), Some(Sha384::digest(&p384).to_vec()));
+        assert_eq!(server_end_point(&certificate(&PKCS_ED25519)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_certificate_makes_the_hash_panic(
+            at in 0usize..400, byte: u8, length in 0usize..400, noise in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut bytes = certificate(&PKCS_ECDSA_P256_SHA256);
+            bytes.truncate(length.max(at + 1));
+            if let Some(there) = bytes.get_mut(at) {
+                *there = byte;
+            }
+            let _ = server_end_point(&bytes);
+            let _ = server_end_point(&noise);
+        }
+    }
+}
