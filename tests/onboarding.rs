@@ -262,6 +262,22 @@ async fn dropping_ends_sessions_and_spares_a_database_made_by_that_name_since() 
     desk.superuser("acme").await.run("SELECT 1").await;
 }
 
+/// DROP DATABASE WITH (FORCE) refuses where it may not end a session, instead of waiting a moment for it to leave.
+#[tokio::test]
+async fn a_lesser_master_waits_for_a_superusers_session_to_leave() {
+    let desk = Desk::on(Cluster::build(), Master::Modest).await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let monitoring = desk.superuser("acme").await;
+    let (operator, observer) = (desk.another_operator(), desk.superuser("postgres").await);
+    let dropping = tokio::spawn(async move { drop_tenant(&operator, "acme", DropDatabase::IfOurs).await });
+    let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query = 'DROP DATABASE \"acme\"' AND state = 'active'";
+    while observer.ask(waiting).await == "f" {}
+
+    drop(monitoring);
+
+    assert!(dropping.await.unwrap().unwrap().database_dropped);
+}
+
 #[tokio::test]
 async fn of_two_operators_at_once_one_makes_the_tenant_and_the_other_hears_of_it() {
     let desk = Desk::new().await;

@@ -6,6 +6,7 @@
 mod check;
 mod host;
 mod init;
+mod key;
 mod login;
 mod operating;
 pub mod output;
@@ -45,6 +46,7 @@ enum Command {
     Host(host::HostCommand),
     Tenant(tenant::TenantCommand),
     Login(login::LoginCommand),
+    Key(key::KeyCommand),
 }
 
 /// What every command may be told.
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
                 Command::Host(command) => command.run(&globals).await,
                 Command::Tenant(command) => command.run(&globals).await,
                 Command::Login(command) => command.run(&globals).await,
+                Command::Key(command) => command.run(&globals).await,
             }
         })
     });

@@ -8,6 +8,7 @@ pub mod directory;
 pub mod host_session;
 pub mod hosts;
 pub mod init;
+pub mod key_rotation;
 pub mod keyring;
 pub mod local_cluster;
 pub mod logins;
