@@ -222,7 +222,7 @@ async fn tenants_on_another_host_by_commands() {
     assert!(words(&refused).contains("CREATEDB and CREATEROLE"), "{}", words(&refused));
     assert_eq!(run_with(&lobby, &add("west", "onboarder"), "wrong\n").status.code(), Some(1));
     let added = run_with(&lobby, &add("west", "onboarder"), "west secret\n");
-    let report: Value = serde_json::from_slice(&added.stdout).expect(&words(&added));
+    let report: Value = serde_json::from_slice(&added.stdout).unwrap_or_else(|_| panic!("{}", words(&added)));
     assert_eq!(
         (&report["superuser"], &report["open_to_public"]),
         (&json!(false), &json!(["postgres", "template1"]))
