@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod host_session;
 pub mod hosts;
 pub mod init;
+pub mod key_rotation;
 pub mod keyring;
 pub mod local_cluster;
 pub mod logins;
