@@ -1,131 +1,24 @@
-//! The central database: made by `pglobby init`, looked at by `pglobby check`, asked by the directory, heard by
-//! notifications. Everything against a real PostgreSQL.
+//! The central database: made by `pglobby init`, looked at by `pglobby check`, and what its schema promises.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Output,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fs, process::Output};
 
-use arc_swap::ArcSwap;
 use pglobby::{
-    config::Config,
     control_path::{
-        central::Central,
+        central::{Central, CentralError},
         check::{self, Check},
-        directory::{Directory, DirectoryError},
         init::{InitError, InitReport, init},
         keyring::Keyring,
         migrations::{self, MigrationError, SchemaState},
-        notifications,
         seal::Place,
     },
-    data_path::tenant::{Access, Change, HostAddress, LoginKind, PoolMode, TenantStatus},
+    data_path::tenant::{Change, TenantStatus},
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::Value;
-use support::{
-    Client, Cluster,
-    client::{PATIENCE, in_time},
-    cluster::MASTER_PASSWORD,
-    proxy::pglobby,
-};
-use tempfile::TempDir;
-use tokio::sync::mpsc;
-
-const VERIFIER: &str = "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy";
-
-/// A cluster and a configuration that points at it.
-struct Lobby {
-    cluster: Cluster,
-    folder: TempDir,
-}
-
-impl Lobby {
-    fn new() -> Self {
-        Self::on(Cluster::start())
-    }
-
-    fn on(cluster: Cluster) -> Self {
-        Self { cluster, folder: tempfile::tempdir().unwrap() }
-    }
-
-    async fn initialised() -> Self {
-        let lobby = Self::new();
-        init(&lobby.config("")).await.unwrap();
-        lobby
-    }
-
-    /// `keys` are lines of TOML before the sections.
-    fn config(&self, keys: &str) -> Config {
-        self.config_with_url(keys, &self.cluster.url("central"))
-    }
-
-    fn config_with_url(&self, keys: &str, url: &str) -> Config {
-        let text = format!("{keys}\n[central]\nurl = {url:?}\n[keys]\nfile = \"keyring.toml\"\n");
-        fs::write(self.file(), &text).unwrap();
-        Config::read(&text, Some(&self.file()), &|_| None).unwrap()
-    }
-
-    fn file(&self) -> PathBuf {
-        self.folder.path().join("proxy.toml")
-    }
-
-    async fn central(&self) -> Client {
-        self.cluster.client("central").await
-    }
-
-    fn directory(&self, config: &Config) -> (Arc<Directory>, Central) {
-        let central = Central::open(config).unwrap();
-        let keyring = Arc::new(ArcSwap::from_pointee(Keyring::load(config).unwrap()));
-        (Directory::new(central.clone(), keyring, config), central)
-    }
-
-    /// A row as onboarding makes it; returns the tenant's id.
-    async fn add_tenant(&self, name: &str) -> i64 {
-        let client = self.central().await;
-        let insert = format!(
-            "INSERT INTO pglobby.tenants (name, host, database, username) VALUES ('{name}', 'default', '{name}', '{name}_owner')
-             RETURNING id"
-        );
-        let id = client.ask(&insert).await;
-        let keyring = Keyring::load(&self.config("")).unwrap();
-        let place = Place { table: "tenants", row: &id, column: "sealed_password" };
-        let blob = keyring.seal(&place, &SecretString::from(format!("{name}'s password"))).unwrap();
-        let update = "UPDATE pglobby.tenants SET sealed_password = $1, status = 'active' WHERE id = $2";
-        let id: i64 = id.parse().unwrap();
-        client.execute(update, &[&blob, &id]).await.unwrap();
-        id
-    }
-
-    async fn add_login(&self, name: &str, tenant_id: i64) -> i64 {
-        let insert = format!(
-            "INSERT INTO pglobby.logins (name, kind, tenant_id, verifier) VALUES ('{name}', 'employee', {tenant_id}, '{VERIFIER}')
-             RETURNING id"
-        );
-        self.central().await.ask(&insert).await.parse().unwrap()
-    }
-
-    /// The real program.
-    fn run(&self, arguments: &[&str]) -> Output {
-        pglobby().args(arguments).arg("--config").arg(self.file()).output().unwrap()
-    }
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-// ---- init -----------------------------------------------------------------------------------------------------------
+use support::{Client, Cluster, Lobby, certificates::Authority, cluster::MASTER_PASSWORD};
 
 #[tokio::test]
 async fn init_makes_everything_once_and_then_changes_nothing() {
@@ -242,6 +135,8 @@ async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_sock
         ("sslmode=disable".to_owned(), "f"),
         ("sslmode=prefer".to_owned(), "t"),
         ("sslmode=require".to_owned(), "t"),
+        // SCRAM-SHA-256-PLUS or nothing.
+        ("sslmode=require&channel_binding=require".to_owned(), "t"),
         (format!("sslmode=verify-ca&sslrootcert={}", ca.display()), "t"),
         (format!("sslmode=verify-full&sslrootcert={}", ca.display()), "t"),
         (format!("host={}&port={port}&sslmode=require", lobby.cluster.socket_folder().display()), "f"),
@@ -260,7 +155,7 @@ async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_sock
     }
 
     // Signed by nobody this machine knows.
-    let stranger = support::certificates::Authority::new();
+    let stranger = Authority::new();
     let folder = tempfile::tempdir().unwrap();
     stranger.write_server_files(folder.path(), &["localhost"]);
     let ca = folder.path().join("ca.crt");
@@ -277,8 +172,11 @@ async fn errors_of_the_central_database_say_what_and_why_without_the_password() 
 
     let client = central.client().await.unwrap();
     let error = client.query_one("SELECT pglobby.missing()", &[]).await.unwrap_err();
-    let error = pglobby::control_path::central::CentralError::from(error).to_string();
-    assert!(error.contains("function pglobby.missing() does not exist"), "{error}");
+    let error = CentralError::from(error).to_string();
+    assert!(
+        error.starts_with("central database: ERROR: function pglobby.missing() does not exist; HINT: "),
+        "{error}"
+    );
     drop(client);
 
     lobby.cluster.stop();
@@ -333,24 +231,22 @@ async fn check_names_everything_that_is_wrong_at_once() {
         ))
         .await;
 
-    let checks =
-        check::check(&lobby.config("client_tls_cert_file = \"no.pem\"\nclient_tls_key_file = \"no.key\""))
-            .await;
+    // A certificate with another one's key.
+    let authority = Authority::new();
+    authority.write_server_files(lobby.folder.path(), &["localhost"]);
+    fs::write(lobby.folder.path().join("other.key"), authority.certify(&["localhost"]).1).unwrap();
+
+    let keys = "client_tls_cert_file = \"server.crt\"\nclient_tls_key_file = \"other.key\"";
+    let checks = check::check(&lobby.config(keys)).await;
 
     let failed: Vec<&Check> = checks.iter().filter(|check| !check.ok).collect();
     let names: Vec<&str> = failed.iter().map(|check| check.check.as_str()).collect();
     assert_eq!(
         names,
-        [
-            "client_tls_cert_file",
-            "client_tls_key_file",
-            "central database's doors",
-            "tenants' credentials",
-            "host gone"
-        ]
+        ["TLS towards clients", "central database's doors", "tenants' credentials", "host gone"]
     );
-    assert!(failed[3].detail.contains("tenant \"bad\"") && !failed[3].detail.contains("good"), "{failed:?}");
-    assert!(failed[4].detail.contains("Connection refused"), "{failed:?}");
+    assert!(failed[2].detail.contains("tenant \"bad\"") && !failed[2].detail.contains("good"), "{failed:?}");
+    assert!(failed[3].detail.contains("Connection refused"), "{failed:?}");
     assert!(checks.iter().any(|check| check.ok && check.check == "host default"), "{checks:?}");
 }
 
@@ -459,295 +355,10 @@ async fn a_dropped_tenants_name_can_be_taken_again_and_a_living_ones_database_ca
     assert_eq!(directory.tenant_by_id(old).await.unwrap().unwrap().status, TenantStatus::Dropped);
 }
 
-// ---- directory ------------------------------------------------------------------------------------------------------
-
-#[tokio::test]
-async fn a_tenant_is_read_whole_with_its_credentials_opened() {
-    let lobby = Lobby::initialised().await;
-    let id = lobby.add_tenant("acme").await;
-    let config = lobby.config("");
-    let keyring = Keyring::load(&config).unwrap();
-    let place = Place { table: "tenants", row: &id.to_string(), column: "sealed_ro_password" };
-    let sealed = keyring.seal(&place, &SecretString::from("reader's")).unwrap();
-    let client = lobby.central().await;
-    let update = "UPDATE pglobby.tenants SET ro_username = 'acme_ro', sealed_ro_password = $1, pool_mode = 'session',
-        pool_size = 7, statement_timeout = '1 min 500 ms', allow_from = '{10.0.0.0/8, ::1/128}', max_clients = 9";
-    client.execute(update, &[&sealed]).await.unwrap();
-    client
-        .run("UPDATE pglobby.hosts SET max_connections = 50, tls_mode = 'verify-ca', tls_root_ca = '/ca.pem'")
-        .await;
-
-    let (directory, _) = lobby.directory(&config);
-    let tenant = directory.tenant("acme").await.unwrap().unwrap();
-
-    assert_eq!((tenant.id, tenant.name.as_str(), tenant.database.as_str()), (id, "acme", "acme"));
-    assert_eq!(tenant.read_write.username, "acme_owner");
-    assert_eq!(tenant.read_write.password.expose_secret(), "acme's password");
-    let read_only = tenant.read_only.as_ref().unwrap();
-    assert_eq!((read_only.username.as_str(), read_only.password.expose_secret()), ("acme_ro", "reader's"));
-    assert_eq!(
-        (tenant.pool_mode, tenant.pool_size, tenant.max_clients),
-        (Some(PoolMode::Session), Some(7), Some(9))
-    );
-    assert_eq!(tenant.statement_timeout, Some(Duration::from_millis(60_500)));
-    assert_eq!(tenant.allow_from, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
-    let address = HostAddress::Tcp { name: "127.0.0.1".into(), port: lobby.cluster.port() };
-    assert_eq!((&tenant.host.address, tenant.host.max_connections), (&address, Some(50)));
-    assert_eq!(tenant.host.tls_root_ca.as_deref(), Some(Path::new("/ca.pem")));
-    assert!(!format!("{tenant:?}").contains("password\""), "{tenant:?}");
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-#[tokio::test]
-async fn logins_of_every_kind_are_read_with_their_grants() {
-    let lobby = Lobby::initialised().await;
-    let (acme, beta) = (lobby.add_tenant("acme").await, lobby.add_tenant("beta").await);
-    lobby.add_login("alice@acme", acme).await;
-    let client = lobby.central().await;
-    let insert = "INSERT INTO pglobby.logins (name, kind, verifier, access, all_tenants, valid_until, disabled_at) VALUES";
-    client
-        .run(&format!(
-            "{insert} ('etl', 'service', '{VERIFIER}', 'read_only', false, '2030-01-02 03:04:05 UTC', NULL),
-                ('boss', 'service', '{VERIFIER}', 'read_only', true, 'infinity', NULL),
-                ('root', 'admin', '{VERIFIER}', 'read_only', false, '-infinity', now());
-             INSERT INTO pglobby.login_tenants SELECT id, {acme}, 'read_write' FROM pglobby.logins WHERE name = 'etl';
-             INSERT INTO pglobby.login_tenants SELECT id, {beta}, 'read_only' FROM pglobby.logins WHERE name = 'etl'"
-        ))
-        .await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
-    let login = |name: &'static str| {
-        let directory = directory.clone();
-        async move { directory.login(name).await.unwrap().unwrap() }
-    };
-
-    let alice = login("alice@acme").await;
-    let LoginKind::Employee { tenant_id, tenant_name, access } = &alice.kind else { panic!("{alice:?}") };
-    assert_eq!((*tenant_id, tenant_name.as_str(), *access), (acme, "acme", Access::ReadWrite));
-    assert_eq!((alice.verifier.expose_secret(), alice.valid_until, alice.disabled), (VERIFIER, None, false));
-
-    let etl = login("etl").await;
-    let LoginKind::Service { all_tenants: None, granted } = &etl.kind else { panic!("{etl:?}") };
-    let granted: Vec<_> = granted.iter().map(|grant| (grant.tenant_name.as_str(), grant.access)).collect();
-    assert_eq!(granted, [("acme", Access::ReadWrite), ("beta", Access::ReadOnly)]);
-    let until = etl.valid_until.unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
-    assert_eq!(until.as_secs(), 1_893_553_445);
-
-    let boss = login("boss").await;
-    assert_eq!(boss.kind, LoginKind::Service { all_tenants: Some(Access::ReadOnly), granted: vec![] });
-    assert_eq!(boss.valid_until, None);
-    let root = login("root").await;
-    assert_eq!((&root.kind, root.disabled), (&LoginKind::Admin { read_only: true }, true));
-    assert_eq!(root.valid_until, Some(std::time::UNIX_EPOCH), "long expired");
-}
-
-#[tokio::test]
-async fn names_of_strangers_find_nothing_and_break_nothing() {
-    let lobby = Lobby::initialised().await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
-    let long = "x".repeat(100_000);
-    for name in ["", "nobody", "' OR true --", "a\0b", "Ünïcode", "%", long.as_str()] {
-        assert!(directory.login(name).await.unwrap().is_none(), "{name}");
-        assert!(directory.tenant(name).await.unwrap().is_none(), "{name}");
-    }
-    assert!(directory.tenant_by_id(-1).await.unwrap().is_none());
-}
-
-#[tokio::test]
-async fn a_hundred_clients_of_one_name_are_one_look_up() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
-    let blocker = lobby.central().await;
-    blocker.run("BEGIN; LOCK TABLE pglobby.logins IN ACCESS EXCLUSIVE MODE").await;
-
-    let waiting: Vec<_> = (0..100)
-        .map(|_| {
-            let directory = directory.clone();
-            tokio::spawn(async move { directory.login("alice").await.unwrap().unwrap() })
-        })
-        .collect();
-    // The one that asks is there once it waits for the lock; by then all the others have had their turn as well.
-    let asking = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby' AND wait_event_type = 'Lock'";
-    let observer = lobby.central().await;
-    in_time("a look-up", async { while observer.ask(asking).await == "0" {} }).await;
-    assert_eq!(observer.ask(asking).await, "1");
-    let connected = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby'";
-    assert_eq!(observer.ask(connected).await, "1");
-    blocker.run("COMMIT").await;
-
-    let mut logins = Vec::new();
-    for task in waiting {
-        logins.push(task.await.unwrap());
-    }
-    assert!(logins.iter().all(|login| Arc::ptr_eq(login, &logins[0])));
-}
-
-#[tokio::test]
-async fn a_row_whose_seal_does_not_open_takes_nobody_else_down() {
-    let lobby = Lobby::initialised().await;
-    let (good, bad) = (lobby.add_tenant("good").await, lobby.add_tenant("bad").await);
-    let client = lobby.central().await;
-    client
-        .run(&format!(
-            "UPDATE pglobby.tenants SET sealed_password =
-                (SELECT sealed_password FROM pglobby.tenants WHERE id = {good}) WHERE id = {bad}"
-        ))
-        .await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
-
-    let error = directory.tenant("bad").await.unwrap_err();
-    assert!(matches!(&error, DirectoryError::Broken(cause) if cause.contains("does not open")), "{error}");
-    assert!(directory.tenant_by_id(bad).await.is_err());
-    assert!(directory.tenant("good").await.unwrap().is_some());
-}
-
-#[tokio::test]
-async fn while_the_central_database_is_down_known_names_work_and_unknown_ones_fail_at_once() {
-    let mut lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let (directory, _) = lobby.directory(&lobby.config("directory_fresh = \"1ms\""));
-    assert!(directory.login("alice").await.unwrap().is_some());
-    assert!(directory.tenant("acme").await.unwrap().is_some());
-
-    lobby.cluster.stop();
-    directory.forget(&Change::Everything);
-    for _ in 0..50 {
-        let asked = Instant::now();
-        assert!(directory.login("alice").await.unwrap().is_some());
-        assert!(directory.tenant("acme").await.unwrap().is_some());
-        let error = directory.login("stranger").await.unwrap_err();
-        assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
-        assert!(asked.elapsed() < Duration::from_secs(2));
-    }
-    // What is known to have changed is not used, whatever else there is.
-    directory.forget(&Change::Tenant(acme));
-    assert!(directory.tenant("acme").await.is_err());
-
-    lobby.cluster.start_again();
-    let up = Instant::now();
-    while directory.login("stranger").await.is_err() {
-        assert!(up.elapsed() < Duration::from_secs(2), "two seconds after its return");
-        tokio::task::yield_now().await;
-    }
-    assert!(directory.tenant("acme").await.unwrap().is_some());
-}
-
-#[tokio::test]
-async fn while_the_central_database_is_slow_known_names_do_not_wait_for_it() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    lobby.add_login("bob", acme).await;
-    let (directory, _) =
-        lobby.directory(&lobby.config("directory_fresh = \"1ms\"\ncentral_timeout = \"1s\""));
-    assert!(directory.login("alice").await.unwrap().is_some());
-    let blocker = lobby.central().await;
-    blocker.run("BEGIN; LOCK TABLE pglobby.logins IN ACCESS EXCLUSIVE MODE").await;
-    directory.forget(&Change::Everything);
-
-    let asked = Instant::now();
-    assert!(directory.login("alice").await.unwrap().is_some());
-    assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
-
-    let asked = Instant::now();
-    let error = directory.login("bob").await.unwrap_err();
-    assert!(matches!(error, DirectoryError::Unavailable(_)), "{error}");
-    assert!(
-        (Duration::from_millis(900)..Duration::from_secs(3)).contains(&asked.elapsed()),
-        "{:?}",
-        asked.elapsed()
-    );
-}
-
-#[tokio::test]
-async fn a_stale_row_is_asked_for_again_before_it_is_used() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let (directory, _) = lobby.directory(&lobby.config("directory_fresh = \"1ms\""));
-    assert!(!directory.login("alice").await.unwrap().unwrap().disabled);
-
-    lobby.central().await.run("UPDATE pglobby.logins SET disabled_at = now()").await;
-
-    let begun = Instant::now();
-    while !directory.login("alice").await.unwrap().unwrap().disabled {
-        assert!(begun.elapsed() < PATIENCE);
-    }
-}
-
-// ---- notifications --------------------------------------------------------------------------------------------------
-
-/// Follows in a task; its changes arrive in the channel.
-fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::UnboundedReceiver<Change> {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::spawn(notifications::follow(central, move |change| {
-        if let Some(directory) = &directory {
-            directory.forget(&change);
-        }
-        let _ = sender.send(change);
-    }));
-    receiver
-}
-
-async fn next(changes: &mut mpsc::UnboundedReceiver<Change>) -> Change {
-    in_time("a change", changes.recv()).await.unwrap()
-}
-
-#[tokio::test]
-async fn changes_are_heard_and_after_a_loss_everything_may_have_changed() {
-    let mut lobby = Lobby::initialised().await;
-    let mut changes = follow(Central::open(&lobby.config("")).unwrap(), None);
-    assert_eq!(next(&mut changes).await, Change::Everything);
-
-    let acme = lobby.add_tenant("acme").await;
-    assert_eq!(next(&mut changes).await, Change::Tenant(acme));
-    assert_eq!(next(&mut changes).await, Change::Tenant(acme));
-
-    // A backend killed alone, then the whole server.
-    let client = lobby.central().await;
-    client.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").await;
-    assert_eq!(next(&mut changes).await, Change::Everything);
-    lobby.cluster.restart();
-    assert_eq!(next(&mut changes).await, Change::Everything);
-
-    let login = lobby.add_login("alice", acme).await;
-    assert_eq!(next(&mut changes).await, Change::Login(login));
-}
-
-#[tokio::test]
-async fn what_plain_sql_changes_is_known_to_the_directory_once_it_is_heard() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    let alice = lobby.add_login("alice", acme).await;
-    let (directory, central) = lobby.directory(&lobby.config("directory_fresh = \"10min\""));
-    let mut changes = follow(central, Some(directory.clone()));
-    assert_eq!(next(&mut changes).await, Change::Everything);
-    assert!(!directory.login("alice").await.unwrap().unwrap().disabled);
-    assert!(directory.tenant("acme").await.unwrap().unwrap().pool_size.is_none());
-    assert!(directory.login("bob").await.unwrap().is_none());
-    let client = lobby.central().await;
-
-    client.run("UPDATE pglobby.logins SET disabled_at = now()").await;
-    assert_eq!(next(&mut changes).await, Change::Login(alice));
-    assert!(directory.login("alice").await.unwrap().unwrap().disabled);
-
-    client.run("UPDATE pglobby.hosts SET max_connections = 5").await;
-    assert_eq!(next(&mut changes).await, Change::Host("default".to_owned()));
-    assert_eq!(directory.tenant("acme").await.unwrap().unwrap().host.max_connections, Some(5));
-
-    // A renamed tenant: the login that names it, and both names.
-    client.run("UPDATE pglobby.tenants SET name = 'acme2'").await;
-    assert_eq!(next(&mut changes).await, Change::Tenant(acme));
-    let login = directory.login("alice").await.unwrap().unwrap();
-    assert!(
-        matches!(&login.kind, LoginKind::Employee { tenant_name, .. } if tenant_name == "acme2"),
-        "{login:?}"
-    );
-    assert!(directory.tenant("acme").await.unwrap().is_none());
-
-    // A name that was asked for before it existed.
-    let bob = lobby.add_login("bob", acme).await;
-    assert_eq!(next(&mut changes).await, Change::Login(bob));
-    assert!(directory.login("bob").await.unwrap().is_some());
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
 }

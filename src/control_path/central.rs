@@ -10,8 +10,8 @@ use deadpool_postgres::{
 use secrecy::ExposeSecret as _;
 use tokio_postgres::{Client, Connection, Socket};
 
-use super::central_tls::{CentralTlsConnector, CentralTlsStream, TlsSetupError};
-use crate::config::Config;
+use super::central_tls::{CentralTlsConnector, CentralTlsStream};
+use crate::{config::Config, wire::tls::TlsError};
 
 /// The central database. Cheap to clone; connects when first asked.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ struct Shared {
 pub enum CentralError {
     /// Certificates.
     #[error("central database: {0}")]
-    Tls(#[from] TlsSetupError),
+    Tls(#[from] TlsError),
     /// The pool could not be made.
     #[error("central database: {0}")]
     Setup(String),
@@ -205,15 +205,17 @@ fn session_settings(config: &Config) -> tokio_postgres::Config {
 
 /// An error with all its causes; tokio-postgres leaves them out of its own words.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
+    let mut text = String::new();
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        let words = error.to_string();
+        // tokio-postgres says "db error" and then, one deeper, what the server said.
+        if words != "db error" && !text.contains(&words) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
             text.push_str(&words);
         }
-        source = cause.source();
+        next = error.source();
     }
-    text
+    // DETAIL and HINT come on lines of their own; a log has one for each event.
+    text.replace('\n', "; ")
 }

@@ -1,4 +1,4 @@
-//! TLS towards the central database: rustls for tokio-postgres, with libpq's meaning of `sslmode`.
+//! TLS towards the central database and for onboarding: `wire::tls` in the clothes tokio-postgres wants.
 
 use std::{
     convert::Infallible,
@@ -9,19 +9,19 @@ use std::{
     task::{Context, Poll},
 };
 
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, ring},
-};
-use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime, pem::PemObject as _};
+use rustls::ClientConfig;
+use rustls_pki_types::{InvalidDnsNameError, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 
-use crate::{config::CentralTls, data_path::tenant::TlsMode};
+use crate::{
+    config::CentralTls,
+    data_path::tenant::TlsMode,
+    wire::tls::{
+        TlsError,
+        towards_servers::{ServerTlsConfigs, Trust, server_end_point},
+    },
+};
 
 /// Makes TLS connections; cheap to clone.
 #[derive(Clone)]
@@ -29,167 +29,20 @@ pub struct CentralTlsConnector {
     config: Arc<ClientConfig>,
 }
 
-/// Why no TLS connection can be made, whatever the server says.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsSetupError {
-    /// The authorities' file.
-    #[error("sslrootcert {}: {cause}", path.display())]
-    RootCa {
-        /// `sslrootcert`.
-        path: std::path::PathBuf,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// The system has no certificate authorities, and the mode needs some.
-    #[error("the system has no certificate authorities; give sslrootcert, or install ca-certificates")]
-    NoSystemRoots,
-    /// rustls said no.
-    #[error("TLS: {0}")]
-    Rustls(String),
-}
-
 impl CentralTlsConnector {
-    /// Reads the authorities and decides how much of a certificate is verified.
+    /// Reads the authorities and decides how much of a certificate is verified, with libpq's meaning of `sslmode`.
     ///
     /// # Errors
-    /// [`TlsSetupError`].
-    pub fn new(tls: &CentralTls) -> Result<Self, TlsSetupError> {
-        let provider = Arc::new(ring::default_provider());
-        let verifier: Arc<dyn ServerCertVerifier> = match (tls.mode, &tls.root_ca) {
-            (TlsMode::VerifyFull, _) => web_pki(tls, &provider)?,
+    /// [`TlsError`] where authorities are needed and cannot be read.
+    pub fn new(tls: &CentralTls) -> Result<Self, TlsError> {
+        let trust = match (tls.mode, &tls.root_ca) {
+            (TlsMode::VerifyFull, _) => Trust::AuthorityAndName,
             // As libpq: `require` with authorities at hand means `verify-ca`.
-            (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => {
-                Arc::new(AnyName { inner: web_pki(tls, &provider)? })
-            }
-            _ => Arc::new(Anybody { provider: provider.clone() }),
+            (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => Trust::Authority,
+            _ => Trust::Anybody,
         };
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| TlsSetupError::Rustls(error.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        Ok(Self { config: Arc::new(config) })
-    }
-}
-
-fn web_pki(
-    tls: &CentralTls,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Arc<WebPkiServerVerifier>, TlsSetupError> {
-    let mut roots = RootCertStore::empty();
-    match &tls.root_ca {
-        Some(path) => {
-            let wrong = |cause: String| TlsSetupError::RootCa { path: path.clone(), cause };
-            for certificate in
-                CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?
-            {
-                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong("there is no certificate in it".to_owned()));
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(TlsSetupError::NoSystemRoots);
-            }
-        }
-    }
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .map_err(|error| TlsSetupError::Rustls(error.to_string()))
-}
-
-/// `verify-ca`: signed by a known authority, whatever name is on it.
-#[derive(Debug)]
-struct AnyName {
-    inner: Arc<WebPkiServerVerifier>,
-}
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at last, after the chain.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            verdict => verdict,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// `prefer` and `require`: encrypted, whoever answers.
-#[derive(Debug)]
-struct Anybody {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        let config = ServerTlsConfigs::new(None, None)?.get(trust, tls.root_ca.as_deref())?;
+        Ok(Self { config })
     }
 }
 
@@ -230,7 +83,11 @@ pub struct CentralTlsStream<S>(tokio_rustls::client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for CentralTlsStream<S> {
     fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
+        let certificate = self.0.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        match certificate.and_then(|certificate| server_end_point(certificate)) {
+            Some(end_point) => ChannelBinding::tls_server_end_point(end_point),
+            None => ChannelBinding::none(),
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Whether everything is there that serving needs: looks, and changes nothing.
 
-use std::path::Path;
-
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize as _, Serialize, de::IntoDeserializer as _};
 use tokio_postgres::{Client, Row, config::SslMode};
@@ -17,6 +15,10 @@ use super::{
 use crate::{
     config::{CentralTls, Config},
     data_path::tenant::TlsMode,
+    wire::tls::{
+        towards_clients::{CertificateFiles, ClientTlsAcceptor},
+        towards_servers::{ServerTlsConfigs, Trust},
+    },
 };
 
 /// One thing that was looked at.
@@ -53,7 +55,7 @@ impl Check {
 pub async fn check(config: &Config) -> Vec<Check> {
     let origin = config.path.as_ref().map_or("the environment".to_owned(), |path| path.display().to_string());
     let mut checks = vec![Check::passed("configuration", origin)];
-    checks.extend(certificate_files(config));
+    checks.extend(certificates(config));
 
     let keyring = Keyring::load(config);
     checks.push(Check::of(
@@ -102,21 +104,27 @@ async fn enter(config: &Config) -> Result<Client, String> {
     Ok(client)
 }
 
-fn certificate_files(config: &Config) -> Vec<Check> {
+/// Loads what serving would load: a file that is there may still hold another key's certificate.
+fn certificates(config: &Config) -> Vec<Check> {
     let (client, server) = (&config.client_tls, &config.server_tls);
-    let files = [
-        ("client_tls_cert_file", &client.cert_file),
-        ("client_tls_key_file", &client.key_file),
-        ("client_tls_ca_file", &client.ca_file),
-        ("server_tls_cert_file", &server.cert_file),
-        ("server_tls_key_file", &server.key_file),
-        ("server_tls_ca_file", &server.ca_file),
-    ];
-    let readable = |path: &Path| match std::fs::File::open(path) {
-        Ok(_) => Ok(path.display().to_string()),
-        Err(error) => Err(format!("{}: {error}", path.display())),
-    };
-    files.iter().filter_map(|(key, file)| Some(Check::of(*key, readable(file.as_ref()?)))).collect()
+    let mut checks = Vec::new();
+    if let (Some(certificate), Some(key)) = (&client.cert_file, &client.key_file) {
+        let asks_clients = matches!(client.mode, TlsMode::VerifyCa | TlsMode::VerifyFull);
+        let client_authorities = client.ca_file.as_deref().filter(|_| asks_clients);
+        let files = CertificateFiles { certificate, key, client_authorities };
+        let loaded = ClientTlsAcceptor::load(files).map(|_| certificate.display().to_string());
+        checks.push(Check::of("TLS towards clients", loaded));
+    }
+    let identity = server.cert_file.as_deref().zip(server.key_file.as_deref());
+    if identity.is_some() || server.ca_file.is_some() {
+        // The system's authorities may be missing where nobody asks for them.
+        let trust = if server.ca_file.is_some() { Trust::Authority } else { Trust::Anybody };
+        let loaded = ServerTlsConfigs::new(server.ca_file.clone(), identity).and_then(|configs| {
+            configs.get(trust, None).map(|_| "certificates and authorities can be used".to_owned())
+        });
+        checks.push(Check::of("TLS towards servers", loaded));
+    }
+    checks
 }
 
 /// Opens every sealed password of the living tenants, and names those that do not open.

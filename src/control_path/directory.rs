@@ -9,10 +9,11 @@ mod ledger;
 mod memory;
 mod rows;
 
-use std::sync::Arc;
+use std::{error::Error as _, sync::Arc};
 
 use arc_swap::ArcSwap;
-use tokio_postgres::{Row, types::ToSql};
+use deadpool_postgres::Object;
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
 use self::{
     gate::Gate,
@@ -148,7 +149,7 @@ impl Source {
         Ok(answer(row, |row| rows::tenant(row, &self.keyring.load()), || format!("tenant {id}")))
     }
 
-    /// A pooled connection may have died unnoticed, so a broken one is replaced once.
+    /// A pooled connection may have died unnoticed, and looking up twice does no harm: a lost one is replaced once.
     async fn row(&self, sql: &str, key: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, CentralError> {
         let mut tried = false;
         loop {
@@ -156,10 +157,22 @@ impl Source {
             let asked = async { client.query_opt(&client.prepare_cached(sql).await?, key).await };
             match asked.await {
                 Ok(row) => return Ok(row),
-                Err(error) if error.code().is_none() && client.is_closed() && !tried => tried = true,
+                Err(error) if is_lost(&error) && !tried => {
+                    // Out of the pool, which may not have noticed yet.
+                    drop(Object::take(client));
+                    tried = true;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Whether the connection broke, or its server said that it would.
+fn is_lost(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN].contains(code),
+        None => error.is_closed() || error.source().is_some_and(|cause| cause.is::<std::io::Error>()),
     }
 }
 

@@ -153,7 +153,7 @@ async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
             }
             Err(error) => {
                 let turned_away = spare.with(|| listener.poll_accept_now());
-                recover(error, turned_away.map(|socket| Stream::from(socket))).await;
+                recover(error, turned_away.map(Stream::from)).await;
             }
         }
     }
@@ -165,7 +165,7 @@ async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
             Ok((socket, _)) => receive(socket.into(), &proxy),
             Err(error) => {
                 let turned_away = spare.with(|| listener.poll_accept_now());
-                recover(error, turned_away.map(|socket| Stream::from(socket))).await;
+                recover(error, turned_away.map(Stream::from)).await;
             }
         }
     }

@@ -29,7 +29,9 @@ pub fn settings_of_options(options: &str) -> Result<OptionSettings, Refusal> {
             match shorthand(&word, &mut words) {
                 Some(setting) => setting,
                 None => {
-                    return Err(invalid(&format!("invalid command-line argument for server process: {word}")));
+                    return Err(invalid(&format!(
+                        "invalid command-line argument for server process: {word}"
+                    )));
                 }
             }
         };

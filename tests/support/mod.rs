@@ -14,11 +14,13 @@
 pub mod certificates;
 pub mod client;
 pub mod cluster;
+pub mod lobby;
 pub mod ports;
 pub mod proxy;
 pub mod wire;
 
 pub use client::Client;
 pub use cluster::Cluster;
+pub use lobby::Lobby;
 pub use proxy::Proxy;
 pub use wire::Wire;

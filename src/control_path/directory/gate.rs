@@ -1,5 +1,5 @@
-//! Who may ask the central database now: a bounded number of look-ups at a time, and while it is down one try every
-//! tenth of a second or so, whose failure answers everybody else at once.
+//! Who may ask the central database now: a bounded number of look-ups at a time, and while it is down a few tries a
+//! second, whose failure answers everybody else at once.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,8 +9,9 @@ use std::{
 use rand::Rng as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// After a failure nobody asks for as long as this, less up to half of it: five to ten tries a second at most.
-const PAUSE: Duration = Duration::from_millis(200);
+/// After a failure nobody asks for as long as this, less up to half of it: five tries a second at most, which leaves
+/// room for those of `notifications.rs` below ten.
+const PAUSE: Duration = Duration::from_millis(400);
 /// A try that has not ended after this (its client may have left) no longer keeps others from trying.
 const TRY: Duration = Duration::from_millis(500);
 

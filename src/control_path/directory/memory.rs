@@ -279,3 +279,112 @@ impl<K, V> Expiry<K, Arc<Entry<V>>> for AsLongAsUsable {
         Some(entry.usable_until.saturating_duration_since(now))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::data_path::tenant::Change;
+
+    #[derive(Debug, PartialEq)]
+    struct Row(&'static str);
+
+    impl DependsOn for Row {
+        fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
+            changed(&Change::Tenant(1))
+        }
+    }
+
+    fn memory() -> (Memory<&'static str, Row>, Arc<Ledger>) {
+        let second = Duration::from_secs(1);
+        let limits = Limits { entries: 10, fresh: 60 * second, stale: 600 * second, answer: 10 * second };
+        let ledger = Arc::new(Ledger::new(10));
+        (Memory::new(limits, ledger.clone(), Arc::new(Gate::new(10))), ledger)
+    }
+
+    fn found(text: &'static str) -> Answer<Row> {
+        Answer::Found(Arc::new(Row(text)))
+    }
+
+    /// A look-up that says when it has begun and answers when told to.
+    fn slow_look_up(
+        begun: oneshot::Sender<()>,
+        answer: oneshot::Receiver<&'static str>,
+    ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<Answer<Row>, CentralError>> {
+        let once = std::sync::Mutex::new(Some((begun, answer)));
+        move || {
+            let (begun, answer) = once.lock().unwrap().take().expect("asked once");
+            Box::pin(async move {
+                begun.send(()).unwrap();
+                Ok(found(answer.await.unwrap()))
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_after_a_change_does_not_get_an_answer_begun_before_it() {
+        let (memory, ledger) = memory();
+        let ((begun, has_begun), (reply, answer)) = (oneshot::channel(), oneshot::channel());
+        let first = tokio::spawn({
+            let memory = memory.clone();
+            async move { memory.recall("acme", slow_look_up(begun, answer)).await }
+        });
+        has_begun.await.unwrap();
+        ledger.note(&Change::Tenant(1));
+
+        let second = tokio::spawn({
+            let memory = memory.clone();
+            async move { memory.recall("acme", || async { Ok(found("new")) }).await }
+        });
+        tokio::task::yield_now().await;
+        reply.send("old").unwrap();
+
+        assert_eq!(*second.await.unwrap().unwrap().unwrap(), Row("new"));
+        // Who asked before the change may get either.
+        first.await.unwrap().unwrap().unwrap();
+        let kept = memory.recall("acme", || async { panic!("it is remembered") }).await;
+        assert_eq!(*kept.unwrap().unwrap(), Row("new"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_while_its_look_up_runs_leaves_no_trace() {
+        let (memory, _) = memory();
+        let ((begun, has_begun), (_reply, answer)) = (oneshot::channel(), oneshot::channel());
+        let leaver = tokio::spawn({
+            let memory = memory.clone();
+            async move { memory.recall("acme", slow_look_up(begun, answer)).await }
+        });
+        has_begun.await.unwrap();
+        leaver.abort();
+
+        let other = memory.recall("acme", || async { Ok(found("acme")) }).await;
+
+        assert_eq!(*other.unwrap().unwrap(), Row("acme"));
+    }
+
+    #[tokio::test]
+    async fn an_absent_name_is_asked_for_once_until_anything_changes() {
+        let (memory, ledger) = memory();
+        let asked = Arc::new(AtomicU32::new(0));
+        let look_up = {
+            let asked = asked.clone();
+            move || {
+                asked.fetch_add(1, Ordering::Relaxed);
+                async { Ok(Answer::Absent) }
+            }
+        };
+        for _ in 0..10 {
+            assert!(memory.recall("acme", &look_up).await.unwrap().is_none());
+        }
+        let before = asked.swap(0, Ordering::Relaxed);
+        ledger.note(&Change::Login(77));
+        assert!(memory.recall("acme", &look_up).await.unwrap().is_none());
+
+        // Once for each second that a busy machine may have taken.
+        assert!((1..=9).contains(&before), "{before}");
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,93 @@
+//! A cluster with a central database, and what onboarding would put into it, for tests of what reads it.
+
+use std::{fs, path::PathBuf, process::Output, sync::Arc};
+
+use arc_swap::ArcSwap;
+use pglobby::{
+    config::Config,
+    control_path::{central::Central, directory::Directory, init::init, keyring::Keyring, seal::Place},
+};
+use secrecy::SecretString;
+use tempfile::TempDir;
+
+use super::{Client, Cluster, proxy::pglobby};
+
+/// Of no password.
+pub const VERIFIER: &str = "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy";
+
+/// A cluster and a configuration that points at it.
+pub struct Lobby {
+    pub cluster: Cluster,
+    pub folder: TempDir,
+}
+
+impl Lobby {
+    pub fn new() -> Self {
+        Self::on(Cluster::start())
+    }
+
+    pub fn on(cluster: Cluster) -> Self {
+        Self { cluster, folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub async fn initialised() -> Self {
+        let lobby = Self::new();
+        init(&lobby.config("")).await.unwrap();
+        lobby
+    }
+
+    /// `keys` are lines of TOML before the sections.
+    pub fn config(&self, keys: &str) -> Config {
+        self.config_with_url(keys, &self.cluster.url("central"))
+    }
+
+    pub fn config_with_url(&self, keys: &str, url: &str) -> Config {
+        let text = format!("{keys}\n[central]\nurl = {url:?}\n[keys]\nfile = \"keyring.toml\"\n");
+        fs::write(self.file(), &text).unwrap();
+        Config::read(&text, Some(&self.file()), &|_| None).unwrap()
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("proxy.toml")
+    }
+
+    pub async fn central(&self) -> Client {
+        self.cluster.client("central").await
+    }
+
+    pub fn directory(&self, config: &Config) -> (Arc<Directory>, Central) {
+        let central = Central::open(config).unwrap();
+        let keyring = Arc::new(ArcSwap::from_pointee(Keyring::load(config).unwrap()));
+        (Directory::new(central.clone(), keyring, config), central)
+    }
+
+    /// A row as onboarding makes it; returns the tenant's id.
+    pub async fn add_tenant(&self, name: &str) -> i64 {
+        let client = self.central().await;
+        let insert = format!(
+            "INSERT INTO pglobby.tenants (name, host, database, username) VALUES ('{name}', 'default', '{name}', '{name}_owner')
+             RETURNING id"
+        );
+        let id = client.ask(&insert).await;
+        let keyring = Keyring::load(&self.config("")).unwrap();
+        let place = Place { table: "tenants", row: &id, column: "sealed_password" };
+        let blob = keyring.seal(&place, &SecretString::from(format!("{name}'s password"))).unwrap();
+        let update = "UPDATE pglobby.tenants SET sealed_password = $1, status = 'active' WHERE id = $2";
+        let id: i64 = id.parse().unwrap();
+        client.execute(update, &[&blob, &id]).await.unwrap();
+        id
+    }
+
+    pub async fn add_login(&self, name: &str, tenant_id: i64) -> i64 {
+        let insert = format!(
+            "INSERT INTO pglobby.logins (name, kind, tenant_id, verifier) VALUES ('{name}', 'employee', {tenant_id}, '{VERIFIER}')
+             RETURNING id"
+        );
+        self.central().await.ask(&insert).await.parse().unwrap()
+    }
+
+    /// The real program.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        pglobby().args(arguments).arg("--config").arg(self.file()).output().unwrap()
+    }
+}
