@@ -10,6 +10,7 @@ pub mod lease;
 pub mod listener;
 pub mod pool;
 pub mod prepared;
+mod proof;
 pub mod proxy;
 pub mod relay;
 pub mod server;
