@@ -187,6 +187,10 @@ impl Relay {
         // A server that takes no more bytes says why when it is read from.
         let drained =
             !server.unsent.is_empty() && server.unsent.drain(&mut server.stream, cx).unwrap_or(false);
+        if drained && server.side.lease.is_over() {
+            // What held it was the rest of a message that nobody answers.
+            return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
+        }
         if !self.unsent.is_empty() {
             return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
         }
@@ -280,7 +284,10 @@ impl Relay {
         let flow = self.side.take(chunk, &mut server.side, &mut out);
         // What a server does not take any more is told by what it sends, or by its end.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
+        let asked_nothing = server.side.lease.is_over();
         match flow {
+            // COPY data behind the COPY's failure: nobody answers, so nothing else would give the server back.
+            Ok(Flow::Goes) if asked_nothing => self.after_reply(Instant::now()).map_or(Ok(()), Err),
             Ok(Flow::Goes) => Ok(()),
             Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
             Err(refusal) => Err(Step::End(End::Refused(refusal))),
