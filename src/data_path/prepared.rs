@@ -17,8 +17,8 @@ use std::{
 };
 
 use super::{
+    aftermath::Aftermath,
     lease::{Asked, Lease, Naming, Whose},
-    session_state::Aftermath,
 };
 use crate::wire::{
     frame::HEADER_BYTES,
