@@ -15,7 +15,7 @@ use pglobby::{
         central::Central,
         directory::{Directory, DirectoryError},
         keyring::Keyring,
-        notifications,
+        notifications::{self, Notice},
         seal::Place,
     },
     data_path::tenant::{Access, Change, HostAddress, LoginKind, PoolMode},
@@ -265,7 +265,8 @@ async fn a_stale_row_is_asked_for_again_before_it_is_used() {
 /// Follows in a task; its changes arrive in the channel.
 fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::UnboundedReceiver<Change> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::spawn(notifications::follow(central, move |change| {
+    tokio::spawn(notifications::follow(central, move |notice| {
+        let Notice::Changed(change) = notice else { return };
         if let Some(directory) = &directory {
             directory.forget(&change);
         }

@@ -8,14 +8,17 @@ use tracing::{info, warn};
 use super::{
     central::{Central, causes},
     directory::Directory,
+    fleet,
     keyring::Keyring,
-    migrations, notifications,
+    migrations,
+    notifications::{self, Notice},
     onboarding::adopt::complete_grants,
     operator::Operator,
 };
 use crate::{
     config::Config,
     data_path::{
+        deadlines,
         listener::{Accepting, Listeners},
         pool::{PoolMaking, TenantPools},
         proxy::Proxy,
@@ -71,6 +74,7 @@ impl Serving {
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
         let directory = Directory::new(central.clone(), keyring.clone(), &config);
+        let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
         let before_first = grants(&central, &keyring);
         let pools = TenantPools::new(workers.all().to_vec(), config.clone(), dial.clone(), before_first);
@@ -82,11 +86,14 @@ impl Serving {
             sessions: Arc::new(Sessions::default()),
             workers: workers.all().to_vec(),
             console: super::console::door(),
-            foreign_cancel: Arc::new(|_, _| {}),
+            foreign_cancel: fleet::messenger(central.clone(), cancels_max),
             door: Arc::default(),
         });
-        let tasks =
-            vec![tokio::spawn(follow(central, proxy.clone())), tokio::spawn(keep_house(proxy.clone()))];
+        let tasks = vec![
+            tokio::spawn(follow(central, proxy.clone())),
+            tokio::spawn(keep_house(proxy.clone())),
+            tokio::spawn(deadlines::watch(proxy.clone())),
+        ];
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
             info!(%address, "accepting clients");
@@ -167,10 +174,16 @@ fn grants(central: &Central, keyring: &Arc<ArcSwap<Keyring>>) -> PoolMaking {
 /// Carries changes of the central database to pools and sessions, in order.
 async fn follow(central: Central, proxy: Arc<Proxy>) {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let listening = notifications::follow(central, move |change| drop(tell.send(change)));
+    let listening = notifications::follow(central, move |notice| drop(tell.send(notice)));
     let applying = async {
-        while let Some(change) = told.recv().await {
-            proxy.apply(change).await;
+        while let Some(notice) = told.recv().await {
+            match notice {
+                Notice::Changed(change) => proxy.apply(change).await,
+                // Told without waiting for it to settle: the client that asked is another node's.
+                Notice::Cancel(key) => {
+                    drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))
+                }
+            }
         }
     };
     tokio::join!(listening, applying);

@@ -27,6 +27,7 @@ impl Relay {
         let key = (server.process_id, server.secret.clone());
         let pool = self.pool.clone();
         tokio::spawn(async move {
+            let _under_way = pool.cancel_under_way();
             let _settled = (settled, waiting);
             if let Some(before) = before {
                 let _ = before.await;

@@ -2,6 +2,7 @@
 
 pub mod authentication;
 pub mod cancel;
+pub mod deadlines;
 pub mod destination;
 pub mod exchange;
 pub mod farewell;

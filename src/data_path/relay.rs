@@ -70,8 +70,10 @@ pub struct Relay {
     /// A cancel that the server has not settled yet: it serves nobody else until then.
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     query_wait: Duration,
-    /// When the lease began.
+    /// When the transaction began.
     leased_at: Option<Instant>,
+    /// When the request came that the server works on.
+    asked_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
     leaving: Option<Refusal>,
 }
@@ -108,6 +110,7 @@ impl Relay {
             cancelling: None,
             query_wait,
             leased_at: None,
+            asked_at: None,
             leaving: None,
         }
     }
@@ -214,7 +217,13 @@ impl Relay {
         }
         if heard.ready > 0 {
             stats.queries.fetch_add(heard.ready.into(), Ordering::Relaxed);
-            if let Some(step) = self.after_reply() {
+            let working = server.side.lease.is_working();
+            let now = Instant::now();
+            if let Some(asked_at) = self.asked_at.take() {
+                stats.query_time.record(now - asked_at);
+            }
+            self.asked_at = working.then_some(now);
+            if let Some(step) = self.after_reply(now) {
                 return Err(step);
             }
         }
@@ -252,6 +261,16 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Ok(());
         };
+        if self.asked_at.is_none() {
+            let now = Instant::now();
+            let now_ms = self.pool.worker.clock.now_ms();
+            self.asked_at = Some(now);
+            if self.leased_at.is_none() {
+                self.leased_at = Some(now);
+                self.handle.set_began(now_ms);
+            }
+            self.handle.set_asked(now_ms);
+        }
         let mut out = Outgoing::new(chunk, scratch);
         if !Arc::ptr_eq(&server.side.applied, &self.side.wanted) {
             let side = &mut server.side;
@@ -292,8 +311,8 @@ impl Relay {
 
     fn hold(&mut self, server: Box<Server>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
-        self.handle.set_doing(Doing::Active, self.pool.worker.clock.now_ms());
-        self.leased_at = Some(Instant::now());
+        server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
+        self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
     }
 
@@ -395,7 +414,7 @@ impl Relay {
 
     /// A ReadyForQuery has gone to the client, or a cancel has settled: the one door through which a server goes back.
     #[inline]
-    fn after_reply(&mut self) -> Option<Step> {
+    fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;
         if !server.side.lease.is_over()
             || !server.unsent.is_empty()
@@ -403,7 +422,7 @@ impl Relay {
             || self.cancelling.is_some()
         {
             if !server.side.lease.is_working() {
-                self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
+                self.handle.set_doing(Doing::InTransaction, self.pool.worker.clock.now_ms());
             }
             return None;
         }
@@ -413,10 +432,10 @@ impl Relay {
         if let Some(leased_at) = self.leased_at.take() {
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
-            stats.transaction_time.record(leased_at.elapsed());
+            stats.transaction_time.record(now.saturating_duration_since(leased_at));
         }
         if !server.side.lease.pins.is_empty() || !self.side.follows() {
-            self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
+            self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
         } else {
             self.give_back();
         }
@@ -427,6 +446,7 @@ impl Relay {
         let Some(server) = self.server.take() else { return };
         self.handle.server_process_id.store(0, Ordering::Relaxed);
         self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+        self.handle.set_prepared(self.side.statements.len());
         // The beginning of the client's next message waits here, where the next server will get it from.
         self.side.take_held(&mut self.inbox);
         self.pool.give_back(server);
@@ -445,6 +465,8 @@ impl Relay {
                 Ok(rows) => {
                     let settings = uncertain.answered(&rows, &self.side.wanted, &mut pins);
                     if settings != *self.side.wanted {
+                        self.handle
+                            .set_application_name(settings.get("application_name").unwrap_or_default());
                         self.side.wanted = Arc::new(settings);
                     }
                     server.side.applied = self.side.wanted.clone();
@@ -463,7 +485,7 @@ impl Relay {
         }
         server.side.lease.pins = pins;
         self.handle.set_pins(pins);
-        match self.after_reply() {
+        match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
         }
@@ -476,7 +498,7 @@ impl Relay {
             && Pin::new(cancelling).poll(cx).is_ready()
         {
             self.cancelling = None;
-            if let Some(step) = self.after_reply() {
+            if let Some(step) = self.after_reply(Instant::now()) {
                 return Some(step);
             }
         }

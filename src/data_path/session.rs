@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering},
@@ -35,8 +35,10 @@ pub enum Doing {
     Waiting = 1,
     /// A server works for it.
     Active = 2,
-    /// Holds a server in a transaction, or pinned, that nobody works on.
-    IdleWithServer = 3,
+    /// Holds a server in a transaction, and the server waits for it.
+    InTransaction = 3,
+    /// Between transactions, and the server is pinned to it.
+    Pinned = 4,
 }
 
 const CANCEL: u8 = 1;
@@ -56,10 +58,12 @@ pub struct SessionHandle {
     pub access: Access,
     /// From where; `None`: a Unix socket.
     pub peer: Option<IpAddr>,
+    /// Our end and the client's; `None`: a Unix socket.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
     /// Over TLS.
     pub tls: bool,
-    /// `application_name` at startup.
-    pub application_name: Box<str>,
+    /// As the client has set it; locked where that changes.
+    application_name: Mutex<Box<str>>,
     /// Wall clock, for operators.
     pub connected_at: SystemTime,
     /// Its server's process number; 0: none.
@@ -67,6 +71,11 @@ pub struct SessionHandle {
     doing: AtomicU8,
     /// When `doing` changed, in ticks of its worker's coarse clock.
     since_ms: AtomicU32,
+    /// When its latest request came, on the same clock.
+    asked_ms: AtomicU32,
+    /// When its latest transaction began, on the same clock.
+    began_ms: AtomicU32,
+    prepared: AtomicU32,
     pins: AtomicU16,
     signals: AtomicU8,
     /// The task to wake, what to tell the client, and who waits for cancels. Locked only for signals.
@@ -170,12 +179,57 @@ impl SessionHandle {
         self.since_ms.store(now_ms, Ordering::Relaxed);
     }
 
+    /// Takes down that the client has asked for something.
+    #[inline]
+    pub fn set_asked(&self, now_ms: u32) {
+        self.set_doing(Doing::Active, now_ms);
+        self.asked_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was none.
+    pub fn asked_ms(&self) -> u32 {
+        self.asked_ms.load(Ordering::Relaxed)
+    }
+
+    /// Takes down that a transaction begins.
+    #[inline]
+    pub fn set_began(&self, now_ms: u32) {
+        self.began_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When its latest transaction began, by its worker's coarse clock (milliseconds).
+    pub fn began_ms(&self) -> u32 {
+        self.began_ms.load(Ordering::Relaxed)
+    }
+
+    /// `application_name` now.
+    pub fn application_name(&self) -> Box<str> {
+        self.application_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The client has changed its `application_name`.
+    pub fn set_application_name(&self, name: &str) {
+        *self.application_name.lock().unwrap_or_else(PoisonError::into_inner) = name.into();
+    }
+
+    /// Takes down how many statements it has prepared.
+    #[inline]
+    pub fn set_prepared(&self, statements: usize) {
+        self.prepared.store(u32::try_from(statements).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Statements it had prepared at the end of its last transaction.
+    pub fn prepared(&self) -> u32 {
+        self.prepared.load(Ordering::Relaxed)
+    }
+
     /// What the session is doing, and since when by its worker's coarse clock (milliseconds).
     pub fn doing(&self) -> (Doing, u32) {
         let doing = match self.doing.load(Ordering::Relaxed) {
             1 => Doing::Waiting,
             2 => Doing::Active,
-            3 => Doing::IdleWithServer,
+            3 => Doing::InTransaction,
+            4 => Doing::Pinned,
             _ => Doing::Idle,
         };
         (doing, self.since_ms.load(Ordering::Relaxed))
@@ -203,6 +257,10 @@ pub struct Arrival {
     pub access: Access,
     /// From where.
     pub peer: Option<IpAddr>,
+    /// Our end and the client's.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
+    /// Its worker's coarse clock.
+    pub now_ms: u32,
     /// Over TLS.
     pub tls: bool,
     /// `application_name` at startup.
@@ -282,12 +340,16 @@ impl Sessions {
             tenant: arrival.tenant,
             access: arrival.access,
             peer: arrival.peer,
+            addresses: arrival.addresses,
             tls: arrival.tls,
-            application_name: arrival.application_name,
+            application_name: Mutex::new(arrival.application_name),
             connected_at: SystemTime::now(),
             server_process_id: AtomicU32::new(0),
             doing: AtomicU8::new(Doing::Idle as u8),
-            since_ms: AtomicU32::new(0),
+            since_ms: AtomicU32::new(arrival.now_ms),
+            asked_ms: AtomicU32::new(arrival.now_ms),
+            began_ms: AtomicU32::new(arrival.now_ms),
+            prepared: AtomicU32::new(0),
             pins: AtomicU16::new(0),
             signals: AtomicU8::new(0),
             mailbox: Mutex::default(),

@@ -1,6 +1,6 @@
 //! A proven client becomes a session: it moves to its tenant's worker, once, is greeted there and served.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tracing::{info, warn};
 
@@ -89,6 +89,7 @@ async fn greet(
     unsent: Vec<u8>,
 ) -> Option<(Relay, Vec<u8>)> {
     let config = proxy.config.load_full();
+    let addresses = stream.addresses();
     let asked = Settings::new(hello.settings);
     let application_name = asked.get("application_name").unwrap_or_default().into();
     let greeting = match pool.greet(asked, config.timeouts.query_wait).await {
@@ -104,11 +105,14 @@ async fn greet(
         tenant: pool.tenant.clone(),
         access,
         peer: hello.peer,
+        addresses,
+        now_ms: pool.worker.clock.now_ms(),
         tls: hello.tls.is_some(),
         application_name,
         secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
     };
     let (handle, secret) = proxy.sessions.register(arrival);
+    pool.stats.logins.fetch_add(1, Relaxed);
     if config.log.connections {
         info!(
             tenant = pool.tenant.name, login = handle.login.name, connection = handle.process_id,

@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, IoSlice},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -65,6 +65,17 @@ impl Stream {
             Socket::DetachedTcp(socket) => socket.peer_addr().ok().map(|address| address.ip().to_canonical()),
             Socket::Unix(_) | Socket::DetachedUnix(_) | Socket::Gone => None,
         }
+    }
+
+    /// Our end's address and the other's; `None` for a Unix socket, or if it is gone.
+    pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let (ours, theirs) = match self.socket() {
+            Socket::Tcp(socket) => (socket.local_addr(), socket.peer_addr()),
+            Socket::DetachedTcp(socket) => (socket.local_addr(), socket.peer_addr()),
+            Socket::Unix(_) | Socket::DetachedUnix(_) | Socket::Gone => return None,
+        };
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Some((canonical(ours.ok()?), canonical(theirs.ok()?)))
     }
 
     /// The socket below, whatever lies over it.

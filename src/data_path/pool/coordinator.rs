@@ -45,7 +45,7 @@ impl Pool {
             Ok(opened) => {
                 let owner = (self.tenant.id, self.access);
                 let now = self.worker.clock.now();
-                let server = Server::new(opened, owner, permit, self.rules.prepared_max, now);
+                let server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
                 debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
                 self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
                 if self.live() == 1 {

@@ -7,6 +7,7 @@
 pub mod budget;
 mod coordinator;
 pub mod greeting;
+pub mod roster;
 pub mod stats;
 mod tenant_pools;
 
@@ -21,8 +22,8 @@ use std::{
 use deadpool::unmanaged::{self, Object, PoolError};
 use tokio::sync::watch;
 
-pub use self::tenant_pools::{PoolMaking, TenantPools};
-use self::{budget::Budget, greeting::Greetings, stats::PoolStats};
+pub use self::tenant_pools::{Done, PoolMaking, TenantPools};
+use self::{budget::Budget, greeting::Greetings, roster::Roster, stats::PoolStats};
 use super::{
     prepared::StatementTable,
     server::{DialOptions, connection::Server},
@@ -81,6 +82,8 @@ pub struct Pool {
     pub statements: Arc<StatementTable>,
     /// What it has done.
     pub stats: Arc<PoolStats>,
+    /// Its servers, for operators.
+    pub roster: Arc<Roster>,
     /// What its servers were logged in with.
     credential: Credential,
     greetings: Greetings,
@@ -91,6 +94,7 @@ pub struct Pool {
     live: AtomicUsize,
     opening: AtomicUsize,
     waiting: AtomicUsize,
+    cancelling: AtomicUsize,
     sessions: AtomicUsize,
     last_used_ms: AtomicU64,
     retired: AtomicBool,
@@ -133,6 +137,7 @@ impl Pool {
     /// Returns a clean server. One that is not reusable, has lived its time or is wished for by another pool is closed.
     #[inline]
     pub fn give_back(&self, mut server: Box<Server>) {
+        server.entry.came_back(server.side.statements.len());
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
         let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= budget::HOLD;
@@ -218,6 +223,16 @@ impl Pool {
     /// Sessions that wait for a server.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Cancel requests on their way to its servers.
+    pub fn cancelling(&self) -> usize {
+        self.cancelling.load(Ordering::Acquire)
+    }
+
+    /// Counts a cancel request for as long as the result lives.
+    pub fn cancel_under_way(self: &Arc<Self>) -> Counted<impl Fn(&Pool) -> &AtomicUsize + use<>> {
+        Counted::new(self, |pool: &Pool| &pool.cancelling)
     }
 
     /// Sessions of this pool.

@@ -8,6 +8,10 @@ use std::{
 /// Counters of one (tenant, access); they outlive a pool that is replaced.
 #[derive(Debug, Default)]
 pub struct PoolStats {
+    /// Logins that led to a session.
+    pub logins: AtomicU64,
+    /// Times a server was lent to a session.
+    pub assignments: AtomicU64,
     /// Transactions finished.
     pub transactions: AtomicU64,
     /// Queries (simple, or batches up to Sync) finished.
@@ -28,7 +32,7 @@ pub struct PoolStats {
     pub pinned: AtomicU64,
     /// Time transactions held a server.
     pub transaction_time: Histogram,
-    /// Time from a request to its ReadyForQuery.
+    /// Time from a request to its ReadyForQuery; requests sent in one go count as one.
     pub query_time: Histogram,
     /// Time spent waiting for a server; those that found one idle count as zero and are not in here.
     pub wait_time: Histogram,

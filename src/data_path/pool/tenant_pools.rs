@@ -6,7 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize},
     },
     time::Duration,
@@ -41,6 +41,23 @@ pub struct TenantPools {
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
     before_first: PoolMaking,
+    /// What each has done since the process started, whether it has a pool now or not.
+    done: Mutex<HashMap<(i64, Access), Done>>,
+    /// Pools that were replaced or closed, as long as somebody still holds one of their servers.
+    retired: Mutex<Vec<Weak<Pool>>>,
+}
+
+/// What the pools of one (tenant, access) have done since the process started.
+#[derive(Debug, Clone)]
+pub struct Done {
+    /// Its id.
+    pub tenant_id: i64,
+    /// Its name when its last pool was made.
+    pub tenant: String,
+    /// With what rights.
+    pub access: Access,
+    /// The counters.
+    pub stats: Arc<PoolStats>,
 }
 
 impl TenantPools {
@@ -53,7 +70,16 @@ impl TenantPools {
     ) -> Arc<Self> {
         let pools =
             moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
-        Arc::new(Self { pools, budgets: Mutex::default(), workers, config, dial, before_first })
+        Arc::new(Self {
+            pools,
+            budgets: Mutex::default(),
+            workers,
+            config,
+            dial,
+            before_first,
+            done: Mutex::default(),
+            retired: Mutex::default(),
+        })
     }
 
     /// The tenant's pool. Opens no server.
@@ -67,7 +93,7 @@ impl TenantPools {
                 if tenant.grants_pending && let Err(error) = (self.before_first)(tenant.clone()).await {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
-                self.make(tenant.clone(), access, None).ok_or(Refusal::NoReadOnlyRole)
+                self.make(tenant.clone(), access).ok_or(Refusal::NoReadOnlyRole)
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
@@ -79,7 +105,7 @@ impl TenantPools {
     }
 
     /// A pool without servers; `None` if the tenant has no role for that access.
-    fn make(&self, tenant: Arc<Tenant>, access: Access, old: Option<&Pool>) -> Option<Arc<Pool>> {
+    fn make(&self, tenant: Arc<Tenant>, access: Access) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
             Access::ReadOnly => tenant.read_only.clone()?,
@@ -89,7 +115,8 @@ impl TenantPools {
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements: Arc::default(),
-            stats: old.map_or_else(|| Arc::new(PoolStats::default()), |old| old.stats.clone()),
+            stats: self.stats_of(&tenant, access),
+            roster: Arc::default(),
             credential,
             greetings: Greetings::default(),
             servers: unmanaged::Pool::new(rules.size),
@@ -97,6 +124,7 @@ impl TenantPools {
             live: AtomicUsize::new(0),
             opening: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            cancelling: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             last_used_ms: AtomicU64::new(0),
             retired: AtomicBool::new(false),
@@ -112,7 +140,7 @@ impl TenantPools {
     }
 
     fn budget_of(&self, host: &Host) -> Arc<Budget> {
-        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut budgets = locked(&self.budgets);
         let budget = budgets.entry(host.name.clone()).or_insert_with(|| Budget::new(host.max_connections));
         budget.set_limit(host.max_connections);
         budget.clone()
@@ -126,17 +154,53 @@ impl TenantPools {
             let Some(old) = self.pools.get(&key).await else { continue };
             if tenant.status != TenantStatus::Active {
                 self.pools.invalidate(&key).await;
-                old.retire(None);
+                self.retire(&old, None);
                 info!(tenant = tenant.name, "pool closed");
             } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant)
             {
-                let Some(new) = self.make(tenant.clone(), access, Some(&old)) else { continue };
+                let Some(new) = self.make(tenant.clone(), access) else { continue };
                 self.pools.insert(key, new.clone()).await;
-                old.retire(Some(new));
+                self.retire(&old, Some(new));
                 info!(tenant = tenant.name, "pool replaced");
             }
         }
         self.budget_of(&tenant.host);
+    }
+
+    /// The counters of a (tenant, access), which outlive its pools.
+    fn stats_of(&self, tenant: &Tenant, access: Access) -> Arc<PoolStats> {
+        let mut all = locked(&self.done);
+        let limit = usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX);
+        if all.len() >= limit {
+            all.retain(|_, done| Arc::strong_count(&done.stats) > 1);
+        }
+        let known = all.entry((tenant.id, access)).or_insert_with(|| Done {
+            tenant_id: tenant.id,
+            tenant: String::new(),
+            access,
+            stats: Arc::default(),
+        });
+        known.tenant.clone_from(&tenant.name);
+        known.stats.clone()
+    }
+
+    /// What everybody has done since the process started, those too that have no pool now.
+    pub fn done(&self) -> Vec<Done> {
+        locked(&self.done).values().cloned().collect()
+    }
+
+    /// Takes a pool out of use; `successor` serves its sessions from now on.
+    fn retire(&self, pool: &Arc<Pool>, successor: Option<Arc<Pool>>) {
+        pool.retire(successor);
+        let mut retired = locked(&self.retired);
+        retired.retain(|pool| pool.strong_count() > 0);
+        retired.push(Arc::downgrade(pool));
+    }
+
+    /// Pools that serve nobody new and still have servers on loan.
+    pub fn retired(&self) -> Vec<Arc<Pool>> {
+        let retired = locked(&self.retired);
+        retired.iter().filter_map(Weak::upgrade).filter(|pool| pool.live() > 0).collect()
     }
 
     /// Every pool there is now.
@@ -151,7 +215,7 @@ impl TenantPools {
             let unused = pool.worker.clock.now().saturating_sub(Duration::from_millis(pool.last_used()));
             if pool.sessions() == 0 && pool.waiting() == 0 && pool.rules.min_size == 0 && unused >= idle {
                 self.pools.invalidate(&(pool.tenant.id, pool.access)).await;
-                pool.retire(None);
+                self.retire(&pool, None);
             } else {
                 let worker = pool.worker.clone();
                 worker.spawn(async move { pool.keep_house() });
@@ -159,6 +223,10 @@ impl TenantPools {
         }
         self.pools.run_pending_tasks().await;
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether server connections opened for one serve the other.

@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -16,7 +17,10 @@ use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
         lease::Pins,
-        pool::budget::Permit,
+        pool::{
+            budget::Permit,
+            roster::{OnRoster, Roster},
+        },
         tenant::Access,
     },
     wire::{
@@ -56,6 +60,8 @@ pub struct Server {
     pub idle_since: Duration,
     /// Its share of the host's budget; given back by drop.
     pub permit: Permit,
+    /// What operators see of it.
+    pub entry: OnRoster,
 }
 
 /// A row of an answer: text, or NULL.
@@ -80,9 +86,12 @@ impl Server {
         permit: Permit,
         prepared_max: usize,
         now: Duration,
+        roster: &Arc<Roster>,
     ) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
         let reported = opened.parameters.iter().map(|(name, value)| (text(name), text(value))).collect();
+        let now_ms = now.as_millis() as u32;
+        let entry = roster.enter(&opened.stream, opened.process_id, now_ms);
         Self {
             stream: opened.stream,
             unsent: Unsent::default(),
@@ -94,6 +103,7 @@ impl Server {
             opened_at: now,
             idle_since: now,
             permit,
+            entry,
         }
     }
 

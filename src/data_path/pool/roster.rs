@@ -1,0 +1,117 @@
+//! The servers that a pool has open, for an operator to look at. Nothing is decided by what is written here.
+//!
+//! The list is locked where a server is opened or closed; what changes with every lease is a relaxed store.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
+
+use crate::wire::stream::Stream;
+
+/// What others see of a server connection.
+#[derive(Debug)]
+pub struct ServerEntry {
+    /// Unique in this process.
+    pub id: u64,
+    /// The server's own process.
+    pub process_id: i32,
+    /// Wall clock.
+    pub opened_at: SystemTime,
+    /// Over TLS.
+    pub tls: bool,
+    /// Our end and the server's; `None`: a Unix socket.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
+    borrower: AtomicI32,
+    /// When it was lent last, on the worker's coarse clock.
+    lent_ms: AtomicU32,
+    prepared: AtomicU32,
+}
+
+impl ServerEntry {
+    /// A session has it now.
+    #[inline]
+    pub fn lent_to(&self, session: i32, now_ms: u32) {
+        self.borrower.store(session, Relaxed);
+        self.lent_ms.store(now_ms, Relaxed);
+    }
+
+    /// Nobody has it any more; it keeps `prepared` statements.
+    #[inline]
+    pub fn came_back(&self, prepared: usize) {
+        self.borrower.store(0, Relaxed);
+        self.prepared.store(u32::try_from(prepared).unwrap_or(u32::MAX), Relaxed);
+    }
+
+    /// The process number of the session that has it, or had it and left it to be cleaned.
+    pub fn borrower(&self) -> Option<i32> {
+        Some(self.borrower.load(Relaxed)).filter(|session| *session != 0)
+    }
+
+    /// When it was lent last, on the worker's coarse clock (milliseconds).
+    pub fn lent_ms(&self) -> u32 {
+        self.lent_ms.load(Relaxed)
+    }
+
+    /// Statements it had prepared when it was given back last.
+    pub fn prepared(&self) -> u32 {
+        self.prepared.load(Relaxed)
+    }
+}
+
+/// One pool's servers.
+#[derive(Debug, Default)]
+pub struct Roster(Mutex<Vec<Arc<ServerEntry>>>);
+
+/// A server's place on the roster, given up by drop.
+#[derive(Debug)]
+pub struct OnRoster {
+    roster: Arc<Roster>,
+    entry: Arc<ServerEntry>,
+}
+
+impl Roster {
+    fn locked(&self) -> MutexGuard<'_, Vec<Arc<ServerEntry>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a server that has just been opened.
+    pub fn enter(self: &Arc<Self>, stream: &Stream, process_id: i32, now_ms: u32) -> OnRoster {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let entry = Arc::new(ServerEntry {
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            process_id,
+            opened_at: SystemTime::now(),
+            tls: stream.is_tls(),
+            addresses: stream.addresses(),
+            borrower: AtomicI32::new(0),
+            lent_ms: AtomicU32::new(now_ms),
+            prepared: AtomicU32::new(0),
+        });
+        self.locked().push(entry.clone());
+        OnRoster { roster: self.clone(), entry }
+    }
+
+    /// Every server there is now.
+    pub fn all(&self) -> Vec<Arc<ServerEntry>> {
+        self.locked().clone()
+    }
+}
+
+impl std::ops::Deref for OnRoster {
+    type Target = ServerEntry;
+
+    fn deref(&self) -> &ServerEntry {
+        &self.entry
+    }
+}
+
+impl Drop for OnRoster {
+    fn drop(&mut self) {
+        self.roster.locked().retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+    }
+}
