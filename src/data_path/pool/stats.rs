@@ -12,6 +12,12 @@ pub struct PoolStats {
     pub logins: AtomicU64,
     /// Times a server was lent to a session.
     pub assignments: AtomicU64,
+    /// Named statements that clients prepared.
+    pub client_parses: AtomicU64,
+    /// Named statements that were prepared on servers.
+    pub server_parses: AtomicU64,
+    /// Named statements that clients bound.
+    pub binds: AtomicU64,
     /// Transactions finished.
     pub transactions: AtomicU64,
     /// Queries (simple, or batches up to Sync) finished.
