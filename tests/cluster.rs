@@ -60,7 +60,7 @@ async fn a_stale_postmaster_pid_with_a_number_that_is_in_use_does_not_matter() {
     // A living process of PostgreSQL's user that is no PostgreSQL: its own postmaster would refuse to start.
     let pid_file = cluster.data().join("postmaster.pid");
     let mut stranger =
-        ClusterOwner::current().unwrap().run_as(Command::new("sleep").arg("600")).spawn().unwrap();
+        ClusterOwner::current().unwrap().run_as(Command::new("sleep").arg("60")).spawn().unwrap();
     let text = fs::read_to_string(&pid_file).unwrap();
     let rest = text.split_once('\n').unwrap().1;
     fs::write(&pid_file, format!("{}\n{rest}", stranger.id())).unwrap();

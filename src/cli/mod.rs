@@ -30,8 +30,6 @@ use crate::{
     control_path::central::causes,
 };
 
-const DEFAULT_CONFIG: &str = "proxy.toml";
-
 /// One PostgreSQL endpoint in front of a database per tenant.
 #[derive(Debug, Parser)]
 #[command(name = "pglobby", version, arg_required_else_help = true, max_term_width = 110)]
@@ -46,6 +44,7 @@ pub struct Cli {
 enum Command {
     Init(init::Init),
     Check(check::Check),
+    Dev(dev::Dev),
     Serve(serve::Serve),
     Host(host::HostCommand),
     Tenant(tenant::TenantCommand),
@@ -55,9 +54,10 @@ enum Command {
 /// What every command may be told.
 #[derive(Debug, Clone, Args)]
 pub struct Globals {
-    /// The configuration file. Without one, PGLOBBY_ variables may say everything
-    #[arg(long, short, global = true, value_name = "FILE", env = "PGLOBBY_CONFIG", default_value = DEFAULT_CONFIG)]
-    pub config: PathBuf,
+    /// The configuration file. Without one: that of a `pglobby dev` started in this folder, ./proxy.toml, that of any
+    /// `pglobby dev` of this user; PGLOBBY_ variables may say everything
+    #[arg(long, short, global = true, value_name = "FILE", env = "PGLOBBY_CONFIG")]
+    pub config: Option<PathBuf>,
 }
 
 /// Why a command did not do what it was asked: one line on stderr, exit status 1.
@@ -75,6 +75,7 @@ pub fn main() -> ExitCode {
             match command {
                 Command::Init(command) => command.run(&globals).await,
                 Command::Check(command) => command.run(&globals).await,
+                Command::Dev(command) => command.run().await,
                 Command::Serve(command) => command.run(&globals).await,
                 Command::Host(command) => command.run(&globals).await,
                 Command::Tenant(command) => command.run(&globals).await,
@@ -92,18 +93,31 @@ pub fn main() -> ExitCode {
 }
 
 impl Globals {
-    /// Reads and checks the configuration. Where nobody named a file and there is none, the environment is asked alone.
+    /// Reads and checks the configuration that is meant; see [`running_dev`] for the order in which it is looked for.
+    /// Where there is none, the environment is asked alone.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load_config(&self) -> Result<Config, Failure> {
-        let unnamed = self.config == Path::new(DEFAULT_CONFIG) && !self.config.exists();
-        let path = (!unnamed).then_some(self.config.as_path());
-        Config::load(path).map_err(|error: ConfigError| match unnamed {
-            true => Failure(format!(
-                "there is no {DEFAULT_CONFIG} here (name one with --config), and the environment alone does not do: {error}"
+        self.load(running_dev::notes_folder().as_deref())
+    }
+
+    /// The same for a command that serves: never the configuration of a dev, which serves it already.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load_own_config(&self) -> Result<Config, Failure> {
+        self.load(None)
+    }
+
+    fn load(&self, dev_notes: Option<&Path>) -> Result<Config, Failure> {
+        let found = || running_dev::find_config(&std::env::current_dir().ok()?, dev_notes);
+        let path = self.config.clone().or_else(found);
+        Config::load(path.as_deref()).map_err(|error: ConfigError| match path {
+            Some(_) => error.into(),
+            None => Failure(format!(
+                "there is no proxy.toml here (name one with --config), and the environment alone does not do: {error}"
             )),
-            false => error.into(),
         })
     }
 }

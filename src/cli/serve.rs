@@ -20,7 +20,7 @@ impl Serve {
     /// # Errors
     /// Whatever keeps it from starting.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let config = globals.load_config()?;
+        let config = globals.load_own_config()?;
         logging::start(&config.log)?;
         let mut signals = Signals::catch()?;
         let grace = config.timeouts.shutdown;
@@ -46,7 +46,7 @@ impl Serve {
 
 async fn reload(globals: &Globals, serving: &Serving) {
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
-    match globals.load_config() {
+    match globals.load_own_config() {
         Ok(config) => {
             if let Err(error) = serving.reload(config).await {
                 error!(%error, "the configuration was not reloaded");
@@ -58,7 +58,7 @@ async fn reload(globals: &Globals, serving: &Serving) {
 }
 
 /// The signals that mean something to us.
-struct Signals {
+pub(super) struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -66,7 +66,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn catch() -> std::io::Result<Self> {
+    pub(super) fn catch() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
@@ -75,7 +75,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> SignalKind {
+    pub(super) async fn next(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.hangup.recv() => SignalKind::hangup(),
             _ = self.terminate.recv() => SignalKind::terminate(),

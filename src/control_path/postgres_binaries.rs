@@ -35,7 +35,7 @@ pub enum NoBinaries {
     },
     /// A data folder needs a version that is not installed.
     #[error(
-        "PostgreSQL {wanted} is not on this machine (found: {found}); install it, or name its folder with {ENVIRONMENT}"
+        "the data was made by PostgreSQL {wanted}, which is not there (found: {found}); install it, or choose another data folder"
     )]
     NoSuchVersion {
         /// The major version asked for.
@@ -66,6 +66,7 @@ impl PostgresBinaries {
         let folders = named(explicit).map_or_else(candidates, |folder| vec![folder]);
         let found: Vec<Self> = folders.iter().filter_map(|folder| Self::in_folder(folder)).collect();
         let versions = found.iter().map(|binaries| binaries.major.to_string()).collect::<Vec<_>>().join(", ");
+        let versions = if versions.is_empty() { "none".to_owned() } else { versions };
         found
             .into_iter()
             .find(|binaries| binaries.major == wanted)

@@ -1,6 +1,6 @@
 //! A real PostgreSQL for one test, running within a third of a second.
 //!
-//! `initdb` runs once per version and set of options into a template under the target folder; a test copies it.
+//! `initdb` runs once per version and user into a template under the target folder; a test copies it.
 //! Durability is off: nothing here outlives the test.
 
 use std::{
@@ -248,11 +248,12 @@ impl Builder {
     }
 }
 
-/// What `initdb` makes, once per version; a file lock lets the first of many test processes make it.
+/// What `initdb` makes, once per version and user; a file lock lets the first of many test processes make it.
 fn copy_template(binaries: &PostgresBinaries, data: &Path) {
     let folder = template_folder();
     fs::create_dir_all(&folder).unwrap();
-    let template = folder.join(format!("cluster-{}-{TEMPLATE_FORMAT}", binaries.major()));
+    let user = rustix::process::geteuid().as_raw();
+    let template = folder.join(format!("cluster-{}-{TEMPLATE_FORMAT}-{user}", binaries.major()));
     let lock = File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
     if !template.exists() {

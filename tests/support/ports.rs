@@ -17,19 +17,25 @@ pub struct ReservedPort {
 
 impl ReservedPort {
     pub fn take() -> Self {
-        let folder = std::env::temp_dir().join("pglobby-test-ports");
+        Self::take_from(FIRST, COUNT)
+    }
+
+    /// One of the `count` ports from `first` on.
+    pub fn take_from(first: u16, count: u32) -> Self {
+        let user = rustix::process::geteuid().as_raw();
+        let folder = std::env::temp_dir().join(format!("pglobby-test-ports-{user}"));
         std::fs::create_dir_all(&folder).unwrap();
         // Starting where other processes do not: they search from their own number.
-        let start = std::process::id().wrapping_mul(7919) % COUNT;
-        (0..COUNT)
-            .map(|step| FIRST + u16::try_from((start + step) % COUNT).unwrap())
+        let start = std::process::id().wrapping_mul(7919) % count;
+        (0..count)
+            .map(|step| first + u16::try_from((start + step) % count).unwrap())
             .find_map(|number| {
                 let lock = File::create(folder.join(number.to_string())).ok()?;
                 lock.try_lock().ok()?;
                 TcpListener::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
                 Some(Self { number, _lock: lock })
             })
-            .expect("a free port between 20000 and 29999")
+            .expect("a free port")
     }
 }
 

@@ -45,6 +45,9 @@ pub enum DevError {
     /// Another dev has the folder.
     #[error("another pglobby dev runs on {0:?}; stop it, or choose another --data-dir")]
     InUse(PathBuf),
+    /// Something else lies there.
+    #[error("{0:?} is not empty and was not made by pglobby dev; choose a new folder with --data-dir")]
+    NotADevFolder(PathBuf),
     /// Somebody listens where the proxy would.
     #[error("{address} is taken ({source}); choose another with --listen")]
     ListenTaken {
@@ -52,16 +55,6 @@ pub enum DevError {
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
-    },
-    /// Somebody listens where this folder's PostgreSQL was told to.
-    #[error(
-        "127.0.0.1:{port}, where the PostgreSQL of {folder:?} listens, is taken; stop what uses it (lsof -i :{port})"
-    )]
-    PostgresPortTaken {
-        /// The port.
-        port: u16,
-        /// The data folder.
-        folder: PathBuf,
     },
     /// The cluster is there and its password is not.
     #[error(
@@ -114,13 +107,19 @@ impl DataFolder {
     pub fn take(path: &Path) -> Result<Self, DevError> {
         let path = std::path::absolute(path).map_err(|source| io_error(path, source))?;
         let owner = ClusterOwner::current()?;
-        fs::create_dir_all(&path).map_err(|source| io_error(&path, source))?;
-        // PostgreSQL's user passes through, and sees only what is its own.
-        let mode = if owner == ClusterOwner::Ourselves { 0o700 } else { 0o711 };
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-            .map_err(|source| io_error(&path, source))?;
-        owner.may_enter(&path)?;
-        let lock_path = path.join("lock");
+        let there_already = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        owner.may_enter(there_already)?;
+        if there_already == path {
+            refuse_a_strangers_folder(&path)?;
+        } else {
+            // PostgreSQL's user passes through, and sees only what is its own.
+            let mode = if owner == ClusterOwner::Ourselves { 0o700 } else { 0o711 };
+            fs::create_dir_all(&path)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+                .map_err(|source| io_error(&path, source))?;
+            owner.may_enter(&path)?;
+        }
+        let lock_path = path.join(LOCK);
         let lock = File::create(&lock_path).map_err(|source| io_error(&lock_path, source))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, _lock: lock }),
@@ -166,38 +165,60 @@ impl DataFolder {
         Ok(Config::read(&text, Some(&path), &|_| None)?)
     }
 
-    /// Starts this folder's PostgreSQL, made at the first run; returns it and its major version. Blocks.
+    /// Starts this folder's PostgreSQL, made at the first run. Where its port was taken meanwhile it moves to another,
+    /// and so does the configuration that is returned with it. Blocks.
     pub fn start_postgres(
         &self,
-        config: &Config,
+        mut config: Config,
         binaries: Option<&Path>,
-    ) -> Result<(RunningCluster, u32), DevError> {
+    ) -> Result<(RunningCluster, Config), DevError> {
         let data = self.postgres_data();
-        let (port, password) = self.central(config)?;
         let binaries = match LocalCluster::made_by(&data)? {
             Some(major) => PostgresBinaries::find_major(binaries, major)?,
             None => PostgresBinaries::find(binaries)?,
         };
-        let major = binaries.major();
         let cluster = LocalCluster::new(binaries, &data)?;
         if !data.exists() {
-            cluster.init(MASTER, password, &[])?;
+            cluster.init(MASTER, self.central(&config)?.1, &[])?;
         }
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-            .map_err(|_| DevError::PostgresPortTaken { port, folder: self.path.clone() })?;
-        let running = cluster.start(&[
-            ("listen_addresses", "127.0.0.1"),
-            ("port", &port.to_string()),
-            // By TCP alone: a socket's path may be too long here, and passwords are asked for everywhere.
-            ("unix_socket_directories", ""),
-            ("max_connections", "200"),
-            ("shared_buffers", "64MB"),
-        ])?;
-        Ok((running, major))
+        loop {
+            let (port, _) = self.central(&config)?;
+            let port = port.to_string();
+            let started = cluster.start(&[
+                ("listen_addresses", "127.0.0.1"),
+                ("port", &port),
+                // By TCP alone: a socket's path may be too long here, and passwords are asked for everywhere.
+                ("unix_socket_directories", ""),
+                ("max_connections", "200"),
+                ("shared_buffers", "64MB"),
+            ]);
+            match started {
+                Err(ClusterError::DidNotStart { reason, .. })
+                    if reason.contains("Address already in use") =>
+                {
+                    // Ends when no port is left; each round is a port that somebody else has.
+                    config = self.move_postgres(&config)?;
+                }
+                started => return Ok((started?, config)),
+            }
+        }
+    }
+
+    fn move_postgres(&self, config: &Config) -> Result<Config, DevError> {
+        let (old, _) = self.central(config)?;
+        let new = free_port()?;
+        let path = self.config_path();
+        let text = fs::read_to_string(&path).map_err(|source| io_error(&path, source))?;
+        let moved = text.replace(&format!("@127.0.0.1:{old}/"), &format!("@127.0.0.1:{new}/"));
+        self.write_config(&SecretString::from(moved))?;
+        self.config(None)
     }
 
     /// Port and master password of this folder's own PostgreSQL.
-    fn central<'a>(&self, config: &'a Config) -> Result<(u16, &'a SecretString), DevError> {
+    ///
+    /// # Errors
+    /// [`DevError::NotOurs`].
+    pub fn central<'a>(&self, config: &'a Config) -> Result<(u16, &'a SecretString), DevError> {
         let central = &config.central;
         let local = matches!(central.connection.get_hosts(), [Host::Tcp(name)] if name == "127.0.0.1");
         match (central.connection.get_ports(), &central.password) {
@@ -235,6 +256,15 @@ impl DataFolder {
 pub fn must_be_free(address: SocketAddr) -> Result<(), DevError> {
     // Bound as an ordinary program binds: with SO_REUSEPORT we would join another pglobby unnoticed.
     TcpListener::bind(address).map(drop).map_err(|source| DevError::ListenTaken { address, source })
+}
+
+/// Our lock, or nothing at all: another folder's proxy.toml is not ours to rewrite.
+fn refuse_a_strangers_folder(path: &Path) -> Result<(), DevError> {
+    let mut entries = fs::read_dir(path).map_err(|source| io_error(path, source))?;
+    match path.join(LOCK).exists() || entries.next().is_none() {
+        true => Ok(()),
+        false => Err(DevError::NotADevFolder(path.to_path_buf())),
+    }
 }
 
 fn first_config(listen: SocketAddr, postgres_port: u16, password: &SecretString) -> SecretString {
@@ -295,6 +325,7 @@ fn io_error(path: &Path, source: io::Error) -> DevError {
     DevError::Io { path: path.to_path_buf(), source }
 }
 
+const LOCK: &str = "lock";
 const MASTER: &str = "master";
 const CENTRAL_DATABASE: &str = "central";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6432);
@@ -339,6 +370,16 @@ mod tests {
         assert!(matches!(DataFolder::take(&path), Err(DevError::InUse(_))));
         drop(first);
         DataFolder::take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_folder_with_other_things_in_it_is_left_alone() {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("proxy.toml"), "precious").unwrap();
+        assert!(matches!(DataFolder::take(folder.path()), Err(DevError::NotADevFolder(_))));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]

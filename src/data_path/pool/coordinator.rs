@@ -64,8 +64,12 @@ impl Pool {
     }
 
     async fn connect(&self) -> Result<Opened, DialError> {
-        let target =
-            Target { host: &self.tenant.host, database: &self.tenant.database, credential: &self.credential };
+        let target = Target {
+            host: &self.tenant.host,
+            database: &self.tenant.database,
+            credential: &self.credential,
+            statement_timeout: self.tenant.statement_timeout,
+        };
         server::open(&target, &self.dial).await
     }
 

@@ -4,12 +4,15 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use moka::future::Cache;
 use postgres_protocol::message::frontend;
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -58,6 +61,8 @@ pub struct Target<'a> {
     pub database: &'a str,
     /// The role to log in as.
     pub credential: &'a Credential,
+    /// What `statement_timeout` is in its sessions until they set it; `None`: as server, database and role have it.
+    pub statement_timeout: Option<Duration>,
 }
 
 /// How connections are opened; made once from the configuration and shared. A reload makes a new one, which reads the
@@ -68,7 +73,7 @@ pub struct DialOptions {
     cancel_timeout: Duration,
     tcp_keepidle: Duration,
     tcp_user_timeout: Duration,
-    tls: ServerTlsConfigs,
+    tls: Arc<ServerTlsConfigs>,
     pub(super) salted_passwords: SaltedPasswords,
     last_addresses: Cache<(String, u16), Vec<SocketAddr>>,
 }
@@ -102,7 +107,7 @@ impl DialOptions {
             cancel_timeout: config.timeouts.cancel,
             tcp_keepidle: config.timeouts.tcp_keepidle,
             tcp_user_timeout: config.timeouts.tcp_user_timeout,
-            tls: ServerTlsConfigs::new(tls.ca_file.clone(), identity)?,
+            tls: Arc::new(ServerTlsConfigs::new(tls.ca_file.clone(), identity)?),
             salted_passwords: SaltedPasswords::new(config.limits.directory_cache_max),
             last_addresses: Cache::builder()
                 .max_capacity(LAST_ADDRESSES_MAX)
@@ -121,7 +126,7 @@ impl DialOptions {
             cancel_timeout: patience,
             tcp_keepidle: Duration::from_secs(30),
             tcp_user_timeout: Duration::from_secs(20),
-            tls: ServerTlsConfigs::new(None, None).unwrap(),
+            tls: Arc::new(ServerTlsConfigs::new(None, None).unwrap()),
             salted_passwords: SaltedPasswords::new(100),
             last_addresses: Cache::new(10),
         }
@@ -224,9 +229,12 @@ async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, D
         Err(cause) => Err(cause),
     };
     match (outcome, fallback) {
-        (Err(cause), Some(fallback)) if worth_another_try(&cause, encrypted, fallback) => {
-            let stream = connect(target.host, fallback, options).await?;
-            login::log_in(stream, target, &options.salted_passwords).await
+        (Err(first), Some(fallback)) if worth_another_try(&first, encrypted, fallback) => {
+            let again = async {
+                let stream = connect(target.host, fallback, options).await?;
+                login::log_in(stream, target, &options.salted_passwords).await
+            };
+            again.await.map_err(|then| DialCause::BothWays { first: Box::new(first), then: Box::new(then) })
         }
         (outcome, _) => outcome,
     }
@@ -331,12 +339,31 @@ async fn encrypt(
         }
     }
     let failed = |error: &dyn std::fmt::Display| DialCause::Tls(error.to_string());
-    let authorities = host.tls_root_ca.as_deref();
-    let config = options.tls.get(trust(host, options), authorities).map_err(|error| failed(&error))?;
-    let name = ServerName::try_from(name.to_owned()).map_err(|error| failed(&error))?;
+    let trust = trust(host, options);
+    let name = match ServerName::try_from(name.to_owned()) {
+        Ok(name) => name,
+        // What no certificate can bear (an address with a zone) matters only where names are compared.
+        Err(_) if trust != Trust::AuthorityAndName => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
+        Err(error) => return Err(failed(&error)),
+    };
+    let config = tls_config(&options.tls, trust, host.tls_root_ca.clone()).await?;
     let connector = tokio_rustls::TlsConnector::from(config);
     let tls = connector.connect(name, Socket::Tcp(socket)).await.map_err(|error| failed(&error))?;
     Ok(Stream::Tls(Box::new(tls.into())))
+}
+
+/// Off the reactor: at its first use it reads files, the system's authorities among them.
+async fn tls_config(
+    configs: &Arc<ServerTlsConfigs>,
+    trust: Trust,
+    authorities: Option<PathBuf>,
+) -> Result<Arc<ClientConfig>, DialCause> {
+    let configs = configs.clone();
+    let failed = |error: &dyn std::fmt::Display| DialCause::Tls(error.to_string());
+    tokio::task::spawn_blocking(move || configs.get(trust, authorities.as_deref()))
+        .await
+        .map_err(|error| failed(&error))?
+        .map_err(|error| failed(&error))
 }
 
 /// As libpq: `require` with authorities named means `verify-ca`.

@@ -10,6 +10,9 @@ use crate::{
     wire::message_reader::ReadError,
 };
 
+/// A server's own words longer than this are kept from clients; PostgreSQL's sentences are far shorter.
+const TOLD_BYTES_MAX: usize = 300;
+
 /// `Display` is the operator's line: it names hosts and roles, never a password.
 #[derive(Debug)]
 pub struct DialError {
@@ -49,6 +52,14 @@ pub enum DialCause {
         database: String,
         /// `current_user`.
         role: String,
+    },
+    /// Neither with TLS nor without, in the order that `prefer` and `allow` have.
+    #[error("{first}; the other way: {then}")]
+    BothWays {
+        /// The preferred way.
+        first: Box<DialCause>,
+        /// The other one.
+        then: Box<DialCause>,
     },
 }
 
@@ -94,9 +105,14 @@ impl ServerError {
     /// The server's own words where they name nothing hidden, and else what they amount to.
     fn for_client(&self, hidden: &[String]) -> String {
         let code = self.code().unwrap_or_default();
+        // Resources, shutdowns and missing databases. Elsewhere sentences name roles, hosts and our own address, and an
+        // extension or a login trigger says whatever it likes.
+        let tellable = ["53", "57", "3D"].iter().any(|class| code.starts_with(class));
         let own = self.message.as_deref().filter(|message| {
-            // Class 28 names roles, hosts and our own address in every sentence.
-            !code.starts_with("28") && !hidden.iter().any(|name| message.contains(name.as_str()))
+            tellable
+                && message.len() <= TOLD_BYTES_MAX
+                && !message.contains(char::is_control)
+                && !hidden.iter().any(|name| message.contains(name.as_str()))
         });
         let amounts_to = match code {
             "53300" => "too many connections",
@@ -107,6 +123,11 @@ impl ServerError {
             _ => "the server refused the connection",
         };
         own.unwrap_or(amounts_to).to_owned()
+    }
+
+    /// The SQLSTATE for a client. One that speaks of passwords and roles would have it doubt its own, which are in order.
+    fn sqlstate_for_client(&self) -> Option<[u8; 5]> {
+        self.sqlstate.filter(|code| !code.starts_with(b"28") && !code.starts_with(b"00"))
     }
 }
 
@@ -144,9 +165,16 @@ impl DialError {
 
     /// What the client that waited for this server is told.
     pub fn to_refusal(&self) -> Refusal {
-        let mut sqlstate = None;
-        let reason = match &self.cause {
-            DialCause::Unreachable(error) => match error.kind() {
+        let (sqlstate, reason) = self.cause.for_client(&self.hidden);
+        Refusal::ServerUnreachable { sqlstate, reason }
+    }
+}
+
+impl DialCause {
+    /// SQLSTATE and reason; without a SQLSTATE the client gets 08006.
+    fn for_client(&self, hidden: &[String]) -> (Option<[u8; 5]>, String) {
+        let reason = match self {
+            Self::Unreachable(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
                 io::ErrorKind::NotFound => "there is no server at its address".to_owned(),
                 io::ErrorKind::TimedOut => "the server does not answer".to_owned(),
@@ -156,21 +184,17 @@ impl DialError {
                 | io::ErrorKind::BrokenPipe => "the server closed the connection".to_owned(),
                 _ => "the server cannot be reached".to_owned(),
             },
-            DialCause::Unresolved(_) => "the server's name could not be resolved".to_owned(),
-            DialCause::TimedOut(waited) => format!("no answer within {waited:?} (server_connect_timeout)"),
-            DialCause::Refused(error) => {
-                sqlstate = error.sqlstate;
-                error.for_client(&self.hidden)
-            }
-            DialCause::Tls(_) => "no trusted TLS connection to the server".to_owned(),
-            DialCause::Protocol(_) => {
-                "the server does not speak PostgreSQL's protocol as expected".to_owned()
-            }
-            DialCause::WrongIdentity { .. } => {
+            Self::Unresolved(_) => "the server's name could not be resolved".to_owned(),
+            Self::TimedOut(waited) => format!("no answer within {waited:?} (server_connect_timeout)"),
+            Self::Refused(error) => return (error.sqlstate_for_client(), error.for_client(hidden)),
+            Self::BothWays { then, .. } => return then.for_client(hidden),
+            Self::Tls(_) => "no trusted TLS connection to the server".to_owned(),
+            Self::Protocol(_) => "the server does not speak PostgreSQL's protocol as expected".to_owned(),
+            Self::WrongIdentity { .. } => {
                 "the server is not the one that is registered for this tenant".to_owned()
             }
         };
-        Refusal::ServerUnreachable { sqlstate, reason }
+        (None, reason)
     }
 }
 
@@ -235,6 +259,8 @@ mod tests {
             ("3D000", "database \"t_acme_rw\" does not exist", "the database does not exist"),
             ("28P01", "Passwort falsch", "the server does not accept the tenant's credentials"),
             ("XX000", "db7.internal is sad", "the server refused the connection"),
+            ("P0001", "not on Sundays, bob", "the server refused the connection"),
+            ("57P03", "two\nlines", "the server does not accept connections at the moment"),
         ] {
             assert_eq!(error(&[(b'C', code), (b'M', message)]).for_client(&hidden), read);
         }

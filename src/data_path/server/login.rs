@@ -3,6 +3,8 @@
 //! The server is untrusted input: every length is bounded, every field optional, every order that PostgreSQL would
 //! not keep an error.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use postgres_protocol::{authentication::md5_hash, message::frontend};
 use secrecy::ExposeSecret as _;
@@ -85,8 +87,11 @@ enum Authentication {
 
 impl Login<'_> {
     async fn start_up(&mut self) -> Result<(), DialCause> {
-        let parameters =
-            [("user", self.target.credential.username.as_str()), ("database", self.target.database)];
+        let timeout = self.target.statement_timeout.map(milliseconds);
+        let mut parameters =
+            vec![("user", self.target.credential.username.as_str()), ("database", self.target.database)];
+        // As a startup parameter it is what RESET and DISCARD ALL go back to.
+        parameters.extend(timeout.as_deref().map(|timeout| ("statement_timeout", timeout)));
         let mut packet = BytesMut::new();
         frontend::startup_message(parameters, &mut packet)?;
         // The builder knows 3.0 only; the minor version is in bytes 6 and 7.
@@ -289,6 +294,12 @@ impl Login<'_> {
     }
 }
 
+/// A number without a unit is milliseconds to PostgreSQL, and 0 is no limit: what is shorter than one becomes one.
+fn milliseconds(timeout: Duration) -> String {
+    let whole = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    if timeout.is_zero() { whole } else { whole.max(1) }.to_string()
+}
+
 /// The minor version in a NegotiateProtocolVersion: servers send the whole version, the documentation speaks of the
 /// minor one. Options we did not send cannot be refused.
 fn negotiated(body: &[u8]) -> Option<u16> {
@@ -317,4 +328,21 @@ fn unexpected(what: &str) -> DialCause {
 
 fn unexpected_message(message: &Message, when: &str) -> DialCause {
     DialCause::Protocol(format!("unexpected message of type {:?} {when}", char::from(message.tag())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_timeout_does_not_become_none() {
+        for (timeout, told) in [
+            (Duration::ZERO, "0"),
+            (Duration::from_micros(3), "1"),
+            (Duration::from_millis(1500), "1500"),
+            (Duration::MAX, "2147483647"),
+        ] {
+            assert_eq!(milliseconds(timeout), told);
+        }
+    }
 }

@@ -1,0 +1,145 @@
+//! The two tenants that `pglobby dev` begins with, and the lines to paste.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::control_path::{
+    logins::{self, NewLogin, NewLoginKind},
+    onboarding::create::{self, CreateTenant},
+    operator::{Operator, OperatorError},
+    tenants,
+    verifier::generate_password,
+};
+
+/// A login to try, and where it goes.
+#[derive(Debug)]
+pub struct DemoLogin {
+    /// Its name.
+    pub name: &'static str,
+    /// What it connects to: a tenant, or the console.
+    pub database: &'static str,
+    /// Known only in the run that made it: what is stored is a verifier.
+    pub password: Option<SecretString>,
+}
+
+/// (login, database); the last one is the administrator's, for the console.
+const DEMO: [(&str, &str); 3] = [("alice", "acme"), ("bob", "globex"), ("admin", CONSOLE)];
+const CONSOLE: &str = "pglobby";
+
+/// Makes what is missing of the demo. A tenant that was dropped stays dropped, and so do its logins.
+///
+/// # Errors
+/// [`OperatorError`].
+pub async fn make(operator: &Operator) -> Result<Vec<DemoLogin>, OperatorError> {
+    let tenants = tenants::list(operator, true).await?;
+    let logins = logins::list(operator, None).await?;
+    let mut made = Vec::new();
+    for (name, database) in DEMO {
+        let mut same_name = tenants.iter().filter(|tenant| tenant.name == database).peekable();
+        let kind = match database {
+            CONSOLE => NewLoginKind::Admin,
+            _ => NewLoginKind::Employee { tenant: database.to_owned() },
+        };
+        if database != CONSOLE {
+            if same_name.peek().is_none() {
+                create::create(
+                    operator,
+                    &CreateTenant { name: database.to_owned(), ..CreateTenant::default() },
+                )
+                .await?;
+            } else if same_name.all(|tenant| tenant.status != "active") {
+                continue;
+            }
+        }
+        let password = match logins.iter().any(|login| login.name == name) {
+            true => None,
+            false => Some(make_login(operator, name, kind).await?),
+        };
+        made.push(DemoLogin { name, database, password });
+    }
+    Ok(made)
+}
+
+async fn make_login(
+    operator: &Operator,
+    name: &str,
+    kind: NewLoginKind,
+) -> Result<SecretString, OperatorError> {
+    let password = generate_password();
+    let login = NewLogin {
+        name: name.to_owned(),
+        kind,
+        read_only: false,
+        password: password.clone(),
+        valid_until: None,
+        allow_from: Vec::new(),
+    };
+    logins::create(operator, &login).await?;
+    Ok(password)
+}
+
+/// What is printed when everything runs.
+pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> String {
+    let at = reachable(listen);
+    let mut lines = vec!["Connect:".to_owned()];
+    for DemoLogin { name, database, password } in logins {
+        lines.push(match password {
+            // Generated passwords have letters and digits only.
+            Some(password) => {
+                format!("  psql 'postgres://{name}:{}@{at}/{database}'", password.expose_secret())
+            }
+            None => format!("  psql 'postgres://{name}@{at}/{database}'"),
+        });
+    }
+    lines.push(String::new());
+    if logins.iter().any(|login| login.password.is_some()) {
+        lines.push("Passwords are shown this once; they are not stored. For a new one:".to_owned());
+    } else {
+        lines.push(
+            "Passwords were shown when the logins were made; they are not stored. For a new one:".to_owned(),
+        );
+    }
+    lines.push("  pglobby login set-password alice --generate".to_owned());
+    lines.push(String::new());
+    lines.push("A tenant of your own, in another terminal:".to_owned());
+    lines.push("  pglobby tenant create initech && pglobby login create peter --tenant initech".to_owned());
+    lines.push(format!(
+        "Where a proxy.toml of another installation lies, name this one: --config {}",
+        folder.join("proxy.toml").display()
+    ));
+    lines.push(String::new());
+    lines.push(format!("Ctrl-C stops everything; {} keeps the data.", folder.display()));
+    lines.join("\n")
+}
+
+/// An address to connect to: "any" is one to listen on only.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    match listen {
+        SocketAddr::V4(it) if it.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, it.port()).into(),
+        SocketAddr::V6(it) if it.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, it.port()).into(),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_is_in_the_line_to_paste_only_in_the_run_that_made_it() {
+        let mut logins =
+            [DemoLogin { name: "alice", database: "acme", password: Some(SecretString::from("s3cret")) }];
+        let listen = "0.0.0.0:6432".parse().unwrap();
+        let first = instructions(&logins, listen, Path::new("/d"));
+        assert!(first.contains("psql 'postgres://alice:s3cret@127.0.0.1:6432/acme'"), "{first}");
+
+        logins[0].password = None;
+        let later = instructions(&logins, listen, Path::new("/d"));
+        assert!(later.contains("psql 'postgres://alice@127.0.0.1:6432/acme'"), "{later}");
+        assert!(later.contains("pglobby login set-password alice --generate"), "{later}");
+    }
+}
