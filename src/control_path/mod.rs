@@ -8,6 +8,7 @@ pub mod console;
 pub mod directory;
 pub mod host_session;
 pub mod hosts;
+pub mod http;
 pub mod init;
 pub mod keyring;
 pub mod local_cluster;

@@ -22,8 +22,8 @@ const RETRY_SHORTEST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
 
 /// Listens for ever, and calls `on_change` for each change in the order they were committed. After every (re)connect
-/// it says [`Change::Everything`]. Ends only by being dropped.
-pub async fn follow(central: Central, mut on_change: impl FnMut(Change)) {
+/// it says [`Change::Everything`]. `on_state` hears whether it listens now. Ends only by being dropped.
+pub async fn follow(central: Central, mut on_change: impl FnMut(Change), on_state: impl Fn(bool)) {
     let mut retry = RETRY_SHORTEST;
     let mut lost_before = false;
     loop {
@@ -31,6 +31,7 @@ pub async fn follow(central: Central, mut on_change: impl FnMut(Change)) {
         let ended = listen(&central, |change| {
             if !listening {
                 listening = true;
+                on_state(true);
                 if lost_before {
                     tracing::info!("hearing of changes in the central database again");
                 }
@@ -38,6 +39,7 @@ pub async fn follow(central: Central, mut on_change: impl FnMut(Change)) {
             on_change(change);
         })
         .await;
+        on_state(false);
         if listening {
             retry = RETRY_SHORTEST;
         }

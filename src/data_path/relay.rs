@@ -429,6 +429,7 @@ impl Relay {
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
             stats.transaction_time.record(now.saturating_duration_since(leased_at));
+            stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
         if !server.side.lease.pins.is_empty() || !self.side.follows() {
             self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
@@ -461,7 +462,8 @@ impl Relay {
                 Ok(rows) => {
                     let settings = uncertain.answered(&rows, &self.side.wanted, &mut pins);
                     if settings != *self.side.wanted {
-                        self.handle.set_application_name(settings.get("application_name").unwrap_or_default());
+                        self.handle
+                            .set_application_name(settings.get("application_name").unwrap_or_default());
                         self.side.wanted = Arc::new(settings);
                     }
                     server.side.applied = self.side.wanted.clone();

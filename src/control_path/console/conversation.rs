@@ -5,7 +5,6 @@
 
 use bytes::BytesMut;
 use pgwire::messages::{
-    Message as _,
     response::{CommandComplete, EmptyQueryResponse, ReadyForQuery, TransactionStatus},
     startup::{BackendKeyData, ParameterStatus, SecretKey},
 };

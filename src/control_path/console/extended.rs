@@ -92,9 +92,9 @@ impl Extended {
     }
 
     fn statement(&self, name: &str) -> Result<&Option<Command>, Complaint> {
-        self.statements.get(name).ok_or_else(|| {
-            Complaint::new("26000", format!("prepared statement \"{name}\" does not exist"))
-        })
+        self.statements
+            .get(name)
+            .ok_or_else(|| Complaint::new("26000", format!("prepared statement \"{name}\" does not exist")))
     }
 
     fn portal(&mut self, name: &str) -> Result<&mut Portal, Complaint> {

@@ -107,9 +107,7 @@ fn command(statement: &[Token]) -> Result<Command, Complaint> {
         })
         .collect();
     Ok(match verb.as_str() {
-        "show" if words.len() == rest.len() => {
-            Command::Show(words.into_iter().map(str::to_owned).collect())
-        }
+        "show" if words.len() == rest.len() => Command::Show(words.into_iter().map(str::to_owned).collect()),
         "select" => Command::Select(rest.iter().map(Token::written).collect()),
         "set" => match words.iter().find(|word| !matches!(**word, "session" | "local")) {
             Some(name) if HARMLESS_SETTINGS.contains(name) => Command::Accepted("SET"),
@@ -276,7 +274,9 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused_with_a_hint() {
-        for text in ["SELEKT 1", "KILL a b", "DISABLE", "KILL_CLIENT x", "1", "'x'", "INSERT INTO t VALUES (1)"] {
+        for text in
+            ["SELEKT 1", "KILL a b", "DISABLE", "KILL_CLIENT x", "1", "'x'", "INSERT INTO t VALUES (1)"]
+        {
             let complaint = read(text).unwrap_err();
             assert_eq!(complaint.sqlstate, "42601", "{text}");
             assert!(complaint.hint.is_some(), "{text}");
