@@ -12,37 +12,9 @@ use rustix::process::Signal;
 use support::{
     Client, Proxy,
     client::{PATIENCE, sqlstate},
+    console::{Row, show, shown},
     proxy::{login_of, password_of},
 };
-
-/// The rows of a SHOW, each as `column -> value`.
-async fn show(console: &Client, what: &str) -> Vec<std::collections::HashMap<String, String>> {
-    let messages = console.simple_query(&format!("SHOW {what}")).await.unwrap();
-    let rows = messages.iter().filter_map(|message| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    rows.map(|row| {
-        let columns = row.columns().iter().enumerate();
-        columns
-            .map(|(at, column)| (column.name().to_owned(), row.get(at).unwrap_or_default().to_owned()))
-            .collect()
-    })
-    .collect()
-}
-
-/// Asks until what SHOW says is so: counters follow what happens without holding it up.
-async fn shown(console: &Client, what: &str, column: &str, value: &str) {
-    let begun = Instant::now();
-    loop {
-        let rows = show(console, what).await;
-        if rows.iter().any(|row| row.get(column).map(String::as_str) == Some(value)) {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "SHOW {what} never had {column} {value}: {rows:?}");
-        tokio::task::yield_now().await;
-    }
-}
 
 async fn columns_of(console: &Client, what: &str) -> Vec<String> {
     let statement = console.prepare(&format!("SHOW {what}")).await.unwrap();
@@ -251,9 +223,7 @@ async fn the_central_database_is_shown() {
     let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
     let console = proxy.console().await;
     let _present = proxy.client("acme").connect().await;
-    let names = |rows: Vec<std::collections::HashMap<String, String>>| -> Vec<String> {
-        rows.iter().map(|row| row["name"].clone()).collect()
-    };
+    let names = |rows: Vec<Row>| -> Vec<String> { rows.iter().map(|row| row["name"].clone()).collect() };
     assert_eq!(names(show(&console, "TENANTS").await), ["acme", "globex"]);
     assert_eq!(names(show(&console, "LOGINS").await), ["acme_user", "console_admin", "globex_user"]);
     assert_eq!(names(show(&console, "USERS").await), ["acme_user", "console_admin", "globex_user"]);
@@ -347,121 +317,6 @@ async fn others_do_not_enter_the_console() {
     assert_eq!(refusal, "28P01");
 }
 
-#[tokio::test]
-async fn a_client_is_killed_by_its_id() {
-    let proxy = Proxy::with_tenant("acme").start().await;
-    let console = proxy.console().await;
-    let mut victim = proxy.client("acme").connect().await;
-    victim.run("BEGIN").await;
-    let id = show(&console, "CLIENTS").await[0]["id"].clone();
-    console.run(&format!("KILL_CLIENT {id}")).await;
-    victim.closed().await;
-    assert_eq!(console.refusal_of(&format!("KILL_CLIENT {id}")).await, "42704");
-}
-
-#[tokio::test]
-async fn a_paused_tenant_has_no_server_until_it_is_resumed() {
-    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
-    let console = proxy.console().await;
-    let client = proxy.client("acme").connect().await;
-    client.run("SELECT 1").await;
-    console.run("PAUSE acme").await;
-    assert_eq!(proxy.behind("acme").await.ask("SELECT count(*) FROM pg_stat_activity WHERE usename = (SELECT rolname FROM pg_roles r JOIN pg_database d ON d.datdba = r.oid WHERE d.datname = current_database())").await, "0");
-    assert!(show(&console, "SERVERS").await.is_empty());
-    let databases = show(&console, "DATABASES").await;
-    assert_eq!((databases[0]["paused"].as_str(), databases[1]["paused"].as_str()), ("1", "0"));
-    assert_eq!(proxy.client("globex").ask("SELECT 1").await, "1", "others are served");
-
-    let (answer, ()) = tokio::join!(client.ask("SELECT 2"), async {
-        shown(&console, "POOLS", "cl_waiting", "1").await;
-        console.run("RESUME acme").await;
-    });
-    assert_eq!(answer, "2");
-}
-
-#[tokio::test]
-async fn a_pause_waits_for_the_transaction_that_runs() {
-    let proxy = Proxy::with_tenant("acme").start().await;
-    let (console, other) = (proxy.console().await, proxy.console().await);
-    let client = proxy.client("acme").connect().await;
-    client.run("BEGIN").await;
-    tokio::join!(console.run("PAUSE"), async {
-        shown(&other, "STATE", "value", "yes").await;
-        shown(&other, "SERVERS", "close_needed", "1").await;
-        client.run("COMMIT").await;
-    });
-    assert!(show(&console, "SERVERS").await.is_empty());
-    console.run("RESUME").await;
-    client.run("SELECT 1").await;
-}
-
-#[tokio::test]
-async fn a_disabled_tenant_takes_in_nobody_new() {
-    let proxy = Proxy::with_tenant("acme").start().await;
-    let console = proxy.console().await;
-    let early = proxy.client("acme").connect().await;
-    console.run("DISABLE acme").await;
-    assert_eq!(proxy.client("acme").refusal().await, "57P03");
-    early.run("SELECT 1").await;
-    console.run("ENABLE acme").await;
-    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
-    assert_eq!(console.refusal_of("DISABLE nobody").await, "3D000");
-}
-
-#[tokio::test]
-async fn after_reconnect_every_transaction_has_a_new_server() {
-    let proxy = Proxy::with_tenant("acme").start().await;
-    let (console, other) = (proxy.console().await, proxy.console().await);
-    let (idle, busy) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
-    let before = idle.server_pid().await;
-    busy.run("BEGIN").await;
-    console.run("RECONNECT acme").await;
-    assert_ne!(idle.server_pid().await, before);
-    tokio::join!(console.run("WAIT_CLOSE acme"), async {
-        shown(&other, "SERVERS", "close_needed", "1").await;
-        busy.run("COMMIT").await;
-    });
-    assert!(show(&console, "SERVERS").await.iter().all(|server| server["close_needed"] == "0"));
-}
-
-#[tokio::test]
-async fn killing_a_tenant_ends_its_sessions_and_no_others() {
-    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
-    let console = proxy.console().await;
-    let (mut acme, globex) = (proxy.client("acme").connect().await, proxy.client("globex").connect().await);
-    console.run("KILL acme").await;
-    acme.closed().await;
-    globex.run("SELECT 1").await;
-    console.run("RESUME acme").await;
-    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
-}
-
-#[tokio::test]
-async fn reload_takes_over_the_file_or_says_what_is_wrong_with_it() {
-    let proxy = Proxy::with_tenant("acme").start().await;
-    let console = proxy.console().await;
-    let size = async || {
-        let config = show(&console, "CONFIG").await;
-        config.iter().find(|row| row["key"] == "default_pool_size").unwrap()["value"].clone()
-    };
-    assert_eq!(size().await, "20");
-    proxy.set_config("default_pool_size", "7");
-    // The file's sections are dotted keys, so a key may be appended.
-    console.run("RELOAD").await;
-    assert_eq!(size().await, "7");
-    proxy.set_config("default_pool_size", "0");
-    assert_eq!(console.refusal_of("RELOAD").await, "F0000");
-    assert_eq!(size().await, "7");
-}
-
-#[tokio::test]
-async fn shutdown_ends_the_process() {
-    let mut proxy = Proxy::with_tenant("acme").start().await;
-    let console = proxy.console().await;
-    console.run("SHUTDOWN WAIT_FOR_SERVERS").await;
-    assert!(proxy.ended().await.success());
-}
-
 /// What a broken or hostile administrator's program sends ends its own connection at most.
 #[tokio::test]
 async fn malformed_messages_are_refused_and_the_console_goes_on() {
@@ -482,7 +337,7 @@ async fn malformed_messages_are_refused_and_the_console_goes_on() {
         let mut wire = support::Wire::login(proxy.port(), "boss", "secret", "pglobby").await;
         wire.send(tag, body).await;
         wire.send(b'S', b"").await;
-        let answer = wire.read_until_ready().await;
+        let answer = wire.until_ready().await;
         assert!(answer.iter().any(|message| message.tag == b'E'), "{} {body:?}: {answer:?}", tag as char);
     }
     assert!(words(&psql(&proxy, "boss", "secret", &["-c", "SELECT 1"]).stdout) == "1");

@@ -90,6 +90,23 @@ impl Conversation {
         Ok(self.reader.next(&mut self.stream, MESSAGE_BYTES_MAX).await?)
     }
 
+    /// Does what takes a while; no longer than the administrator is there to hear of it.
+    ///
+    /// # Errors
+    /// Those of `work`, and that nobody is there.
+    pub async fn unless_gone<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Complaint>>,
+    ) -> Result<T, Complaint> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.reader.end_of(&mut self.stream, MESSAGE_BYTES_MAX as usize) => {
+                Err(Complaint::new("57P01", "the administrator has left"))
+            }
+        }
+    }
+
     /// Sends what was said.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ struct Portal {
 }
 
 impl Extended {
-    /// Portals end with their transaction, which is the batch.
+    /// Portals end with their transaction, which is the batch where nobody said BEGIN.
     pub fn forget_portals(&mut self) {
         self.portals.clear();
     }
@@ -175,7 +175,7 @@ impl Session {
             return Ok(());
         };
         if portal.result.is_none() {
-            match self.run(&command).await? {
+            match conversation.unless_gone(self.run(&command)).await? {
                 Answer::Done(tag) => {
                     conversation.complete(tag);
                     return Ok(());

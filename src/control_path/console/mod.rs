@@ -152,7 +152,9 @@ impl Session {
                 b'X' => return Ok(()),
                 b'S' => {
                     skipping = false;
-                    self.extended.forget_portals();
+                    if !self.in_transaction {
+                        self.extended.forget_portals();
+                    }
                     conversation.ready(self.in_transaction);
                 }
                 _ if skipping => {}
@@ -188,7 +190,7 @@ impl Session {
             conversation.nothing_asked();
         }
         for command in &commands {
-            match self.run(command).await {
+            match conversation.unless_gone(self.run(command)).await {
                 Ok(answer) => conversation.answer(&answer, &Formats::default()),
                 Err(complaint) => return conversation.say(&complaint.to_message("ERROR")),
             }
@@ -206,6 +208,7 @@ impl Session {
             }
             Command::End(tag) => {
                 self.in_transaction = false;
+                self.extended.forget_portals();
                 Answer::Done(tag)
             }
             Command::Act(_) if self.read_only => {
