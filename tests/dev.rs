@@ -79,18 +79,19 @@ impl Home {
     /// Starts a dev and waits until it says that it runs.
     fn dev(&self) -> Dev {
         let errors = fs::File::create(self.path("stderr")).unwrap();
-        let mut process = self.dev_command().stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let mut printed = String::new();
+        let process = self.dev_command().stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
+        let mut dev = Dev { process, printed: String::new() };
+        let mut lines = BufReader::new(dev.process.stdout.take().unwrap()).lines();
         for line in lines.by_ref() {
             let line = line.unwrap();
-            printed = printed + &line + "\n";
+            dev.printed += &format!("{line}\n");
             if line.starts_with("Ctrl-C stops everything") {
                 // The rest is read, so that nothing is ever written to a closed pipe.
                 std::thread::spawn(move || lines.for_each(drop));
-                return Dev { process, printed };
+                return dev;
             }
         }
+        let printed = &dev.printed;
         panic!("dev ended:\n{printed}{}", fs::read_to_string(self.path("stderr")).unwrap());
     }
 

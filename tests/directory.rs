@@ -15,7 +15,7 @@ use pglobby::{
         central::Central,
         directory::{Directory, DirectoryError},
         keyring::Keyring,
-        notifications,
+        notifications::{self, Notice},
         seal::Place,
     },
     data_path::tenant::{Access, Change, HostAddress, LoginKind, PoolMode},
@@ -267,7 +267,8 @@ fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::Unbounde
     let (sender, receiver) = mpsc::unbounded_channel();
     tokio::spawn(notifications::follow(
         central,
-        move |change| {
+        move |notice| {
+            let Notice::Changed(change) = notice else { return };
             if let Some(directory) = &directory {
                 directory.forget(&change);
             }

@@ -44,7 +44,7 @@ async fn metrics_count_what_a_tenant_does() {
     let client = proxy.client("acme").connect().await;
     client.run("BEGIN").await;
     assert_eq!(proxy.metric(r#"pglobby_servers{tenant="acme",state="used"}"#).await, 1.0);
-    has_value(&proxy, r#"pglobby_sessions{tenant="acme",state="idle_with_server"}"#, 1.0).await;
+    has_value(&proxy, r#"pglobby_sessions{tenant="acme",state="in_transaction"}"#, 1.0).await;
     client.run("SELECT pg_sleep(0.002)").await;
     client.run("COMMIT").await;
     has_value(&proxy, r#"pglobby_transactions_total{tenant="acme"}"#, 1.0).await;

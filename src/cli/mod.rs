@@ -7,10 +7,12 @@ mod check;
 pub mod dev;
 mod host;
 mod init;
+mod key;
 mod logging;
 mod login;
 mod operating;
 pub mod output;
+mod process;
 pub mod running_dev;
 mod secrets;
 mod serve;
@@ -49,6 +51,7 @@ enum Command {
     Host(host::HostCommand),
     Tenant(tenant::TenantCommand),
     Login(login::LoginCommand),
+    Key(key::KeyCommand),
 }
 
 /// What every command may be told.
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
                 Command::Host(command) => command.run(&globals).await,
                 Command::Tenant(command) => command.run(&globals).await,
                 Command::Login(command) => command.run(&globals).await,
+                Command::Key(command) => command.run(&globals).await,
             }
         })
     });

@@ -4,7 +4,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
-use super::{Failure, Globals, logging};
+use super::{Failure, Globals, logging, process};
 use crate::{
     control_path::{console::Request, serving::Serving},
     shutdown::Ending,
@@ -25,6 +25,7 @@ impl Serve {
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let config = globals.load_own_config()?;
         logging::start(&config.log)?;
+        process::prepare(&config);
         let mut signals = Signals::catch()?;
         let grace = config.timeouts.shutdown;
         let serving = Serving::start(config).await?;

@@ -1,4 +1,5 @@
-//! What changed in the central database, heard over a connection of its own that LISTENs.
+//! What changed in the central database, and which sessions other nodes are asked to cancel: heard over a connection of
+//! its own that LISTENs.
 //!
 //! Notices are not replayed: after every connect, also the first, everything may have changed. A network that swallows
 //! packets says nothing, so the connection is asked something once in a while.
@@ -11,6 +12,7 @@ use tokio_postgres::{AsyncMessage, Connection, Socket};
 use super::{
     central::{Central, causes},
     central_tls::CentralTlsStream,
+    fleet::{CANCEL_CHANNEL, CancelKey},
 };
 use crate::data_path::tenant::Change;
 
@@ -21,14 +23,23 @@ const PROBE_EVERY: Duration = Duration::from_secs(10);
 const RETRY_SHORTEST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
 
-/// Listens for ever, and calls `on_change` for each change in the order they were committed. After every (re)connect
+/// What is heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A row changed.
+    Changed(Change),
+    /// A client asked some node to cancel a session that is not its own.
+    Cancel(CancelKey),
+}
+
+/// Listens for ever, and calls `on_notice` for each notice in the order they were committed. After every (re)connect
 /// it says [`Change::Everything`]. `on_state` hears whether it listens now. Ends only by being dropped.
-pub async fn follow(central: Central, mut on_change: impl FnMut(Change), on_state: impl Fn(bool)) {
+pub async fn follow(central: Central, mut on_notice: impl FnMut(Notice), on_state: impl Fn(bool)) {
     let mut retry = RETRY_SHORTEST;
     let mut lost_before = false;
     loop {
         let mut listening = false;
-        let ended = listen(&central, |change| {
+        let ended = listen(&central, |notice| {
             if !listening {
                 listening = true;
                 on_state(true);
@@ -36,7 +47,7 @@ pub async fn follow(central: Central, mut on_change: impl FnMut(Change), on_stat
                     tracing::info!("hearing of changes in the central database again");
                 }
             }
-            on_change(change);
+            on_notice(notice);
         })
         .await;
         on_state(false);
@@ -55,8 +66,8 @@ pub async fn follow(central: Central, mut on_change: impl FnMut(Change), on_stat
 }
 
 /// One connection, from LISTEN to its end; returns why it ended.
-async fn listen(central: &Central, mut on_change: impl FnMut(Change)) -> String {
-    match listen_until_lost(central, &mut on_change).await {
+async fn listen(central: &Central, mut on_notice: impl FnMut(Notice)) -> String {
+    match listen_until_lost(central, &mut on_notice).await {
         Ok(never) => match never {},
         Err(why) => why,
     }
@@ -64,16 +75,16 @@ async fn listen(central: &Central, mut on_change: impl FnMut(Change)) -> String 
 
 async fn listen_until_lost(
     central: &Central,
-    on_change: &mut impl FnMut(Change),
+    on_notice: &mut impl FnMut(Notice),
 ) -> Result<Infallible, String> {
     let (client, mut connection) = central.connect_undriven().await.map_err(|error| error.to_string())?;
-    let subscribe = answered(central, client.batch_execute("LISTEN pglobby_changed"));
+    let subscribe = answered(central, client.batch_execute("LISTEN pglobby_changed; LISTEN pglobby_cancel"));
     // Whatever arrives meanwhile is covered by what is said next.
     hear_while(&mut connection, subscribe, &mut |_| {}).await??;
-    on_change(Change::Everything);
+    on_notice(Notice::Changed(Change::Everything));
     loop {
-        hear_while(&mut connection, tokio::time::sleep(PROBE_EVERY), on_change).await?;
-        hear_while(&mut connection, answered(central, client.batch_execute("SELECT 1")), on_change).await??;
+        hear_while(&mut connection, tokio::time::sleep(PROBE_EVERY), on_notice).await?;
+        hear_while(&mut connection, answered(central, client.batch_execute("SELECT 1")), on_notice).await??;
     }
 }
 
@@ -92,14 +103,21 @@ async fn answered(
 async fn hear_while<T>(
     connection: &mut Connection<Socket, CentralTlsStream<Socket>>,
     work: impl Future<Output = T>,
-    on_change: &mut impl FnMut(Change),
+    on_notice: &mut impl FnMut(Notice),
 ) -> Result<T, String> {
     let mut work = pin!(work);
     loop {
         tokio::select! {
             done = &mut work => return Ok(done),
             message = poll_fn(|cx| connection.poll_message(cx)) => match message {
-                Some(Ok(AsyncMessage::Notification(notice))) => on_change(parse(notice.payload())),
+                Some(Ok(AsyncMessage::Notification(notice))) if notice.channel() == CANCEL_CHANNEL => {
+                    if let Some(key) = CancelKey::parse(notice.payload()) {
+                        on_notice(Notice::Cancel(key));
+                    }
+                }
+                Some(Ok(AsyncMessage::Notification(notice))) => {
+                    on_notice(Notice::Changed(parse(notice.payload())));
+                }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(causes(&error)),
                 None => return Err("the connection was closed".to_owned()),

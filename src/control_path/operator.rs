@@ -11,7 +11,7 @@ use tokio_postgres::{GenericClient, error::SqlState};
 
 use super::{
     central::{Central, CentralError, causes},
-    keyring::Keyring,
+    keyring::{Keyring, KeyringError},
     onboarding::names::NameError,
     seal::SealError,
 };
@@ -45,6 +45,9 @@ pub enum OperatorError {
     /// A credential does not open, or was not sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// The key ring.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
     /// A name that cannot be used.
     #[error(transparent)]
     Name(#[from] NameError),

@@ -10,15 +10,17 @@ use super::{
     central::{Central, causes},
     console::{self, Backstage, Period, Request},
     directory::Directory,
-    http,
+    fleet, http,
     keyring::Keyring,
-    migrations, notifications,
+    migrations,
+    notifications::{self, Notice},
     onboarding::adopt::complete_grants,
     operator::Operator,
 };
 use crate::{
     config::Config,
     data_path::{
+        deadlines,
         listener::{Accepting, Listeners},
         pool::{PoolMaking, TenantPools},
         proxy::Proxy,
@@ -80,6 +82,7 @@ impl Serving {
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
         let directory = Directory::new(central.clone(), keyring.clone(), &config);
+        let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
         let before_first = grants(&central, &keyring);
         let pools = TenantPools::new(workers.all().to_vec(), config.clone(), dial.clone(), before_first);
@@ -99,13 +102,14 @@ impl Serving {
             sessions: Arc::new(Sessions::default()),
             workers: workers.all().to_vec(),
             console: console::door(backstage),
-            foreign_cancel: Arc::new(|_, _| {}),
+            foreign_cancel: fleet::messenger(central.clone(), cancels_max),
             door: Arc::default(),
             metrics: Arc::default(),
         });
         let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone())),
             tokio::spawn(keep_house(proxy.clone(), period)),
+            tokio::spawn(deadlines::watch(proxy.clone())),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
@@ -218,12 +222,18 @@ async fn follow(central: Central, proxy: Arc<Proxy>) {
     let metrics = proxy.metrics.clone();
     let listening = notifications::follow(
         central,
-        move |change| drop(tell.send(change)),
+        move |notice| drop(tell.send(notice)),
         move |listening| metrics.set_central_reachable(listening),
     );
     let applying = async {
-        while let Some(change) = told.recv().await {
-            proxy.apply(change).await;
+        while let Some(notice) = told.recv().await {
+            match notice {
+                Notice::Changed(change) => proxy.apply(change).await,
+                // Told without waiting for it to settle: the client that asked is another node's.
+                Notice::Cancel(key) => {
+                    drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))
+                }
+            }
         }
     };
     tokio::join!(listening, applying);

@@ -5,23 +5,18 @@
 //!
 //! Source: RFC 5802, RFC 7677; PostgreSQL documentation, "SASL Authentication".
 
-use std::{
-    sync::{Arc, LazyLock},
-    time::SystemTime,
-};
+use std::{sync::Arc, time::SystemTime};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use hmac::{Hmac, Mac as _};
-use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
+use pgwire::api::auth::sasl::scram::ScramServerAuth;
 use secrecy::ExposeSecret as _;
-use sha2::Sha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{info, warn};
 
 use super::{
-    destination::{Case, Denial, Destination, Hints, Verdict, only_tenant},
+    destination::{Case, Denial, Destination, Goal, Hints, Known, Verdict, is_tenant},
+    proof::Verifier,
     startup::{Hello, STARTUP_BYTES_MAX, StartupError},
-    tenant::{Directory, DirectoryError, Login, Tenant},
+    tenant::{Directory, DirectoryError, Login},
 };
 use crate::{
     error::Refusal,
@@ -62,93 +57,106 @@ pub struct Gate<'a> {
 /// # Errors
 /// [`StartupError`]; the operator's log has the real reason.
 pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Result<Proven, StartupError> {
+    let server_name = hello.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
     let hints = Hints {
         option: hello.tenant_hint.clone(),
         database: hello.database.clone(),
         user: hello.user.clone(),
-        server_name: hello
-            .tls
-            .as_ref()
-            .and_then(|tls| tls.server_name.as_deref())
+        server_name: server_name
             .and_then(|name| Hints::tenant_of_server_name(name, gate.tenant_host_suffixes)),
     };
     let found = look_up(&hints, gate.directory).await.map_err(|error| {
         warn!(user = hello.user, side = "central", %error, "cannot look up a login");
         Refusal::DirectoryUnavailable
     })?;
-    let verdict = match &found.login {
-        None => Err(Verdict::Denied(Denial::UnknownLogin)),
-        Some(login) => found.tenant.clone().map_err(Verdict::Refused).and_then(|tenant| {
+    let stored = found.login.as_ref().map(|login| Verifier::read(login.verifier.expose_secret()));
+    let broken = matches!(stored, Some(None));
+    let verifier = stored.flatten().unwrap_or_else(|| Verifier::mock(&hello.user));
+
+    // Until here nothing but the client's own words has decided what was asked of whom; and only a right proof gets
+    // to know more than that it failed.
+    let proof = exchange(stream, hello, &verifier).await?;
+    let verdict = match (&found.login, proof) {
+        (None, _) => Err(Verdict::Denied(Denial::UnknownLogin)),
+        (Some(_), Proof::Wrong) if broken => Err(Verdict::Denied(Denial::BrokenVerifier)),
+        (Some(_), Proof::Wrong) => Err(Verdict::Denied(Denial::WrongPassword)),
+        (Some(login), Proof::Right(server_final)) => {
             let case = Case {
                 login,
-                tenant,
-                console: hints.wants_console(),
+                hints: &hints,
+                split: found.split,
+                tenants: &found.tenants,
                 peer: hello.peer,
                 now: SystemTime::now(),
                 admin_allow_from: gate.admin_allow_from,
             };
-            case.judge()
-        }),
+            settle(&case, gate.directory).await.map(|destination| (login, destination, server_final))
+        }
     };
-    let secret = found.login.as_ref().and_then(|login| read_verifier(login.verifier.expose_secret()));
-    let proof = exchange(stream, hello, secret.unwrap_or_else(|| mock(&hello.user))).await?;
-    let denial = match (proof, found.login, verdict) {
-        (Proof::Right(server_final), Some(login), Ok(destination)) => {
-            let mut unsent = std::mem::take(&mut hello.unsent);
+    match verdict {
+        Ok((login, destination, server_final)) => {
+            let mut unsent = Vec::new();
             sasl(&mut unsent, 12, server_final.as_bytes());
             authentication_ok(&mut unsent);
-            return Ok(Proven { login, destination, unsent });
+            Ok(Proven { login: login.clone(), destination, unsent })
         }
-        (Proof::Right(_), _, Err(Verdict::Refused(refusal))) => {
-            info!(user = hello.user, peer = ?hello.peer, reason = %refusal, "login refused");
-            return Err(refusal.into());
+        Err(verdict) => {
+            let reason = verdict.to_string();
+            info!(user = hello.user, database = hello.database, peer = ?hello.peer, reason, "login refused");
+            Err(verdict.into_refusal(&hello.user).into())
         }
-        (Proof::Wrong, Some(_), Ok(_) | Err(Verdict::Refused(_))) => Denial::WrongPassword,
-        (_, _, Err(Verdict::Denied(denial))) => denial,
-        (_, None, _) => Denial::UnknownLogin,
+    }
+}
+
+/// Where a login that has proved itself goes.
+async fn settle(case: &Case<'_>, directory: &Directory) -> Result<Destination, Verdict> {
+    let tenant = match case.goal()? {
+        Goal::Console { read_only } => return Ok(Destination::Console { read_only }),
+        Goal::Named(tenant) => Some(tenant),
+        Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
+            warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");
+            Verdict::Refused(Refusal::DirectoryUnavailable)
+        })?,
     };
-    info!(user = hello.user, database = hello.database, peer = ?hello.peer, reason = %denial, "login refused");
-    Err(Refusal::LoginFailed { user: hello.user.clone() }.into())
+    case.enter(tenant)
 }
 
 /// What the directory knows of a client's names.
 struct Found {
     login: Option<Arc<Login>>,
-    /// The tenant named, as [`Case::tenant`] has it.
-    tenant: Result<Option<Option<Arc<Tenant>>>, Refusal>,
+    /// The user name is this login's, `@`, and a tenant's.
+    split: bool,
+    /// Every name that may be a tenant's.
+    tenants: Vec<(String, Known)>,
 }
 
+/// Asks for every name, whatever the answer to an earlier one: what is asked depends on what the client says and on
+/// nothing that it may want to find out.
 async fn look_up(hints: &Hints, directory: &Directory) -> Result<Found, DirectoryError> {
-    let mut login = directory.login(&hints.user).await?;
-    let mut suffix = None;
-    // Asked for in any case, so that a known login answers no faster than an unknown one.
-    if let Some((name, tenant)) = hints.split_user() {
-        let (half, tenant) = (directory.login(name).await?, directory.tenant(tenant).await?);
-        if login.is_none() && tenant.is_some() {
-            (login, suffix) = (half, tenant);
-        }
+    let whole = directory.login(&hints.user).await?;
+    let half = match hints.split_user() {
+        Some((name, _)) => directory.login(name).await,
+        None => Ok(None),
+    };
+    let mut tenants = Vec::new();
+    for name in hints.names() {
+        let known = match directory.tenant(name).await {
+            Ok(Some(tenant)) => Known::Tenant(tenant),
+            Ok(None) => Known::Nobody,
+            Err(error) => {
+                warn!(tenant = name, side = "central", %error, "cannot look up a tenant");
+                Known::Unavailable
+            }
+        };
+        tenants.push((name.to_owned(), known));
     }
-    let split = suffix.is_some();
-    let database = match hints.database.as_deref() {
-        Some(name) if !hints.wants_console() => directory.tenant(name).await?,
-        _ => None,
-    };
-    let exists = |name: &str| {
-        [&suffix, &database].into_iter().flatten().any(|tenant: &Arc<Tenant>| tenant.name == name)
-    };
-    let named = match hints.tenant(split, exists) {
-        Ok(named) => named,
-        Err(refusal) => return Ok(Found { login, tenant: Err(refusal) }),
-    };
-    let only = || login.as_deref().and_then(|login| only_tenant(&login.kind)).map(str::to_owned);
-    let tenant = match named.or_else(only) {
-        None => None,
-        Some(name) => Some(match database.filter(|tenant| tenant.name == name) {
-            Some(tenant) => Some(tenant),
-            None => directory.tenant(&name).await?,
-        }),
-    };
-    Ok(Found { login, tenant: Ok(tenant) })
+    if whole.is_some() {
+        return Ok(Found { login: whole, split: false, tenants });
+    }
+    let login = half?.filter(|login| {
+        hints.split_user().is_some_and(|(_, suffix)| is_tenant(&tenants, suffix, &login.kind))
+    });
+    Ok(Found { split: login.is_some(), login, tenants })
 }
 
 enum Proof {
@@ -161,7 +169,7 @@ enum Proof {
 async fn exchange(
     stream: &mut Stream,
     hello: &mut Hello,
-    secret: ScramSecret,
+    verifier: &Verifier,
 ) -> Result<Proof, StartupError> {
     let offered =
         hello.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
@@ -181,7 +189,7 @@ async fn exchange(
     let initial = sasl_message(stream, &mut hello.leftover).await?;
     let first = client_first(&initial, plus)?;
     let (server_first, waiting) = scram
-        .on_client_first_message_with_secret(first, secret)
+        .on_client_first_message_with_secret(first, verifier.secret())
         .map_err(|_| Refusal::ProtocolViolation("malformed SCRAM message".into()))?;
     let mut challenge = Vec::new();
     sasl(&mut challenge, 11, server_first.as_bytes());
@@ -189,6 +197,11 @@ async fn exchange(
     stream.flush().await?;
 
     let last = sasl_message(stream, &mut hello.leftover).await?;
+    without_nul(&last)?;
+    if !verifier.is_proved(first, &server_first, &last) {
+        return Ok(Proof::Wrong);
+    }
+    // Nonce, channel binding, and the proof once more.
     Ok(waiting.on_client_final_message(&last).map_or(Proof::Wrong, Proof::Right))
 }
 
@@ -202,6 +215,7 @@ fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], Refusal> {
     if u32::from_be_bytes(*length) as usize != first.len() {
         return Err(violation("malformed SASL message"));
     }
+    without_nul(first)?;
     let binds = first.starts_with(b"p=");
     match mechanism {
         b"SCRAM-SHA-256-PLUS" if plus && binds => Ok(first),
@@ -211,6 +225,14 @@ fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], Refusal> {
         }
         _ => Err(violation("client selected an invalid SASL authentication mechanism")),
     }
+}
+
+/// SCRAM is text; PostgreSQL's words for what is not.
+fn without_nul(message: &[u8]) -> Result<(), Refusal> {
+    if message.is_empty() || message.contains(&0) {
+        return Err(Refusal::ProtocolViolation("malformed SCRAM message".into()));
+    }
+    Ok(())
 }
 
 /// An AuthenticationSASL… message.
@@ -245,58 +267,9 @@ async fn sasl_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Vec<u
     }
 }
 
-/// Reads a verifier as PostgreSQL spells it: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
-fn read_verifier(verifier: &str) -> Option<ScramSecret> {
-    let (iterations, rest) = verifier.strip_prefix("SCRAM-SHA-256$")?.split_once(':')?;
-    let (salt, keys) = rest.split_once('$')?;
-    let (stored_key, server_key) = keys.split_once(':')?;
-    let decode = |text: &str| BASE64_STANDARD.decode(text).ok();
-    let (stored_key, server_key) = (decode(stored_key)?, decode(server_key)?);
-    if stored_key.len() != 32 || server_key.len() != 32 {
-        return None;
-    }
-    Some(ScramSecret::Verifier {
-        salt: decode(salt)?,
-        iterations: iterations.parse().ok()?,
-        stored_key,
-        server_key,
-    })
-}
-
-/// What an unknown login is asked: always the same salt for the same name, as a real one would have, and keys that nobody
-/// knows.
-fn mock(user: &str) -> ScramSecret {
-    static SECRET: LazyLock<[u8; 32]> = LazyLock::new(rand::random);
-    let salt = Hmac::<Sha256>::new_from_slice(&*SECRET)
-        .map(|mac| mac.chain_update(user).finalize().into_bytes().iter().take(16).copied().collect())
-        .unwrap_or_default();
-    let key = || rand::random::<[u8; 32]>().to_vec();
-    ScramSecret::Verifier { salt, iterations: 4096, stored_key: key(), server_key: key() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn postgresqls_own_verifier_is_read_and_a_broken_one_is_not() {
-        let verifier = crate::control_path::verifier::scram_verifier(&"secret".into());
-        assert!(read_verifier(verifier.expose_secret()).is_some());
-        for broken in ["", "md5abc", "SCRAM-SHA-256$4096:c2FsdA==$AAAA:AAAA", "SCRAM-SHA-256$x:y$z"] {
-            assert!(read_verifier(broken).is_none(), "{broken}");
-        }
-    }
-
-    #[test]
-    fn a_mock_asks_the_same_name_with_the_same_salt() {
-        let salt = |user| match mock(user) {
-            ScramSecret::Verifier { salt, .. } => salt,
-            _ => panic!("no verifier"),
-        };
-        assert_eq!(salt("nobody"), salt("nobody"));
-        assert_ne!(salt("nobody"), salt("somebody"));
-        assert_eq!(salt("nobody").len(), 16);
-    }
 
     #[test]
     fn mechanism_and_channel_binding_flag_must_agree() {
@@ -322,7 +295,14 @@ mod tests {
                 "{mechanism} {first} {plus}"
             );
         }
-        for broken in [&b""[..], b"SCRAM-SHA-256", b"SCRAM-SHA-256\0\0\0", b"SCRAM-SHA-256\0\0\0\0\x09n,,"] {
+        for broken in [
+            &b""[..],
+            b"SCRAM-SHA-256\0\xff\xff\xff\xff",
+            b"SCRAM-SHA-256\0\0\0\0\x04n,\0,",
+            b"SCRAM-SHA-256",
+            b"SCRAM-SHA-256\0\0\0",
+            b"SCRAM-SHA-256\0\0\0\0\x09n,,",
+        ] {
             assert!(client_first(broken, true).is_err());
         }
     }

@@ -54,6 +54,21 @@ impl Hints {
         self.user.rsplit_once('@').filter(|(login, tenant)| !login.is_empty() && !tenant.is_empty())
     }
 
+    /// Every name in it that may be a tenant's, each once.
+    pub fn names(&self) -> Vec<&str> {
+        let database = self.database.as_deref().filter(|_| !self.wants_console());
+        let suffix = self.split_user().map(|(_, tenant)| tenant);
+        let mut names: Vec<&str> = Vec::new();
+        for name in
+            [self.option.as_deref(), database, suffix, self.server_name.as_deref()].into_iter().flatten()
+        {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
     /// Whether the client wants the console.
     pub fn wants_console(&self) -> bool {
         self.database.as_deref().is_some_and(|name| CONSOLE_DATABASES.contains(&name))
@@ -98,6 +113,9 @@ pub enum Denial {
     /// The proof was wrong.
     #[error("wrong password")]
     WrongPassword,
+    /// The stored verifier is none; nobody can log in.
+    #[error("the login's verifier cannot be read; set a new password")]
+    BrokenVerifier,
     /// `disabled_at`.
     #[error("the login is disabled")]
     Disabled,
@@ -119,23 +137,62 @@ pub enum Denial {
 }
 
 /// A verdict that is not good.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Verdict {
     /// The client hears of a wrong password.
+    #[error("{0}")]
     Denied(Denial),
     /// A client whose proof is right hears this.
+    #[error("{0}")]
     Refused(Refusal),
 }
 
-/// Everything a login is judged by, looked up.
+impl Verdict {
+    /// What a client that proved to be `user`, or failed to, is told.
+    pub fn into_refusal(self, user: &str) -> Refusal {
+        match self {
+            Self::Denied(_) => Refusal::LoginFailed { user: user.to_owned() },
+            Self::Refused(refusal) => refusal,
+        }
+    }
+}
+
+/// What the directory knows of a name.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// A tenant's, or a tombstone's.
+    Tenant(Arc<Tenant>),
+    /// Nobody's.
+    Nobody,
+    /// The central database does not say.
+    Unavailable,
+}
+
+/// Where a login wants to go.
+#[derive(Debug)]
+pub enum Goal {
+    /// To the console, where it may go.
+    Console {
+        /// May only SHOW.
+        read_only: bool,
+    },
+    /// To the tenant that a hint names.
+    Named(Arc<Tenant>),
+    /// To its only tenant, by id.
+    Only(i64),
+}
+
+/// A login that has proved itself, and everything it is judged by.
 #[derive(Debug)]
 pub struct Case<'a> {
     /// The login.
     pub login: &'a Login,
-    /// The tenant's name, if one was named or is the login's only one; and its row, if there is one.
-    pub tenant: Option<Option<Arc<Tenant>>>,
-    /// The client wants the console.
-    pub console: bool,
+    /// What the client says.
+    pub hints: &'a Hints,
+    /// The user name is this login's, `@`, and a tenant's.
+    pub split: bool,
+    /// What is known of [`Hints::names`].
+    pub tenants: &'a [(String, Known)],
     /// Where the client is.
     pub peer: Option<IpAddr>,
     /// Now.
@@ -145,46 +202,80 @@ pub struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Where the session goes if the proof is right.
+    /// Where the login wants to go, if it may be used at all.
     ///
     /// # Errors
     /// [`Verdict`].
-    pub fn judge(&self) -> Result<Destination, Verdict> {
-        let login = self.login;
+    pub fn goal(&self) -> Result<Goal, Verdict> {
         let denied = |denial| Err(Verdict::Denied(denial));
-        if login.disabled {
+        if self.login.disabled {
             return denied(Denial::Disabled);
         }
-        if login.valid_until.is_some_and(|until| until <= self.now) {
+        if self.login.valid_until.is_some_and(|until| until <= self.now) {
             return denied(Denial::Expired);
         }
-        if !allowed_from(&login.allow_from, self.peer) {
+        if !allowed_from(&self.login.allow_from, self.peer) {
             return denied(Denial::Address);
         }
-        match (&login.kind, self.console) {
-            (LoginKind::Admin { read_only }, true) => {
-                // A Unix socket is this machine.
-                if self.peer.is_some() && !allowed_from(self.admin_allow_from, self.peer) {
-                    return denied(Denial::Address);
-                }
-                return Ok(Destination::Console { read_only: *read_only });
+        match (&self.login.kind, self.hints.wants_console()) {
+            // A Unix socket is this machine.
+            (LoginKind::Admin { .. }, true)
+                if self.peer.is_some() && !allowed_from(self.admin_allow_from, self.peer) =>
+            {
+                denied(Denial::Address)
             }
-            (LoginKind::Admin { .. }, false) | (_, true) => return denied(Denial::Console),
-            _ => {}
+            (LoginKind::Admin { read_only }, true) => Ok(Goal::Console { read_only: *read_only }),
+            (LoginKind::Admin { .. }, false) | (_, true) => denied(Denial::Console),
+            (kind, false) => self.tenant_of(kind),
         }
-        let tenant = match &self.tenant {
-            None => return Err(Verdict::Refused(Refusal::NoTenant)),
-            Some(None) => return denied(Denial::UnknownTenant),
-            Some(Some(tenant)) => tenant,
-        };
-        let Some(access) = access_to(&login.kind, tenant.id) else {
-            return denied(Denial::NotGranted);
-        };
+    }
+
+    fn tenant_of(&self, kind: &LoginKind) -> Result<Goal, Verdict> {
+        let exists = |name: &str| is_tenant(self.tenants, name, kind);
+        match self.hints.tenant(self.split, exists).map_err(Verdict::Refused)? {
+            Some(name) => match known(self.tenants, &name) {
+                Known::Tenant(tenant) => Ok(Goal::Named(tenant.clone())),
+                Known::Nobody => Err(Verdict::Denied(Denial::UnknownTenant)),
+                Known::Unavailable => Err(Verdict::Refused(Refusal::DirectoryUnavailable)),
+            },
+            None => {
+                // A database equal to the user name may be a tenant all the same. An employee has one tenant in any case.
+                let unsure = self.hints.database.as_deref().map(|name| known(self.tenants, name));
+                if matches!((unsure, kind), (Some(Known::Unavailable), LoginKind::Service { .. })) {
+                    return Err(Verdict::Refused(Refusal::DirectoryUnavailable));
+                }
+                only_tenant(kind).map(Goal::Only).ok_or(Verdict::Refused(Refusal::NoTenant))
+            }
+        }
+    }
+
+    /// Whether the login may enter a tenant. `None`: there is no row of it.
+    ///
+    /// # Errors
+    /// [`Verdict`].
+    pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Destination, Verdict> {
+        let tenant = tenant.ok_or(Verdict::Denied(Denial::UnknownTenant))?;
+        let access = access_to(&self.login.kind, tenant.id).ok_or(Verdict::Denied(Denial::NotGranted))?;
         if !allowed_from(&tenant.allow_from, self.peer) {
-            return denied(Denial::Address);
+            return Err(Verdict::Denied(Denial::Address));
         }
-        admit(tenant).map_err(Verdict::Refused)?;
-        Ok(Destination::Tenant { tenant: tenant.clone(), access })
+        admit(&tenant).map_err(Verdict::Refused)?;
+        Ok(Destination::Tenant { tenant, access })
+    }
+}
+
+fn known<'a>(tenants: &'a [(String, Known)], name: &str) -> &'a Known {
+    tenants.iter().find(|(asked, _)| asked == name).map_or(&Known::Nobody, |(_, known)| known)
+}
+
+/// Whether a name is a tenant's, as far as can be said: where the directory is silent, a login knows its own.
+pub fn is_tenant(tenants: &[(String, Known)], name: &str, kind: &LoginKind) -> bool {
+    match known(tenants, name) {
+        Known::Tenant(_) => true,
+        Known::Nobody => false,
+        Known::Unavailable => {
+            matches!(kind, LoginKind::Employee { tenant_name, .. } if tenant_name == name)
+        }
     }
 }
 
@@ -199,12 +290,12 @@ pub fn access_to(kind: &LoginKind, tenant: i64) -> Option<Access> {
     }
 }
 
-/// The tenant that a login alone names.
-pub fn only_tenant(kind: &LoginKind) -> Option<&str> {
+/// The tenant that a login alone names, by id: its name may have been taken again since.
+fn only_tenant(kind: &LoginKind) -> Option<i64> {
     match kind {
-        LoginKind::Employee { tenant_name, .. } => Some(tenant_name),
-        LoginKind::Service { all_tenants: None, granted } => match &**granted {
-            [only] => Some(&only.tenant_name),
+        LoginKind::Employee { tenant_id, .. } => Some(*tenant_id),
+        LoginKind::Service { all_tenants: None, granted } => match granted.as_slice() {
+            [only] => Some(only.tenant_id),
             _ => None,
         },
         LoginKind::Service { .. } | LoginKind::Admin { .. } => None,
@@ -228,77 +319,4 @@ pub fn admit(tenant: &Tenant) -> Result<(), Refusal> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
-        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        Hints {
-            option: some(option),
-            database: some(database),
-            user: user.into(),
-            server_name: some(server_name),
-        }
-    }
-
-    fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, Refusal> {
-        hints.tenant(split, |name| name == "acme" || name == "globex")
-    }
-
-    #[test]
-    fn the_first_hint_that_speaks_names_the_tenant() {
-        let some = |name: &str| Ok(Some(name.to_owned()));
-        assert_eq!(tenant(&hints("acme", "", "alice", ""), false), some("acme"));
-        assert_eq!(tenant(&hints("", "acme", "alice", ""), false), some("acme"));
-        assert_eq!(tenant(&hints("", "", "alice@acme", ""), true), some("acme"));
-        assert_eq!(tenant(&hints("", "", "alice", "acme"), false), some("acme"));
-        assert_eq!(tenant(&hints("", "", "alice", ""), false), Ok(None));
-        assert_eq!(tenant(&hints("acme", "acme", "alice@acme", "acme"), true), some("acme"));
-    }
-
-    #[test]
-    fn a_database_equal_to_the_user_name_says_nothing_unless_it_is_a_tenant() {
-        assert_eq!(tenant(&hints("acme", "alice", "alice", ""), false), Ok(Some("acme".into())));
-        assert_eq!(tenant(&hints("", "acme", "acme", ""), false), Ok(Some("acme".into())));
-        assert_eq!(tenant(&hints("", "alice@acme", "alice@acme", ""), true), Ok(Some("acme".into())));
-        assert_eq!(tenant(&hints("globex", "acme", "acme", ""), false).unwrap_err().sqlstate(), "28000");
-    }
-
-    #[test]
-    fn an_email_address_is_a_login_and_no_hint() {
-        assert_eq!(tenant(&hints("", "acme", "bob@globex", ""), false), Ok(Some("acme".into())));
-        assert!(tenant(&hints("", "acme", "bob@globex", ""), true).is_err());
-    }
-
-    #[test]
-    fn hints_that_contradict_each_other_are_refused() {
-        for hints in [
-            hints("acme", "globex", "alice", ""),
-            hints("", "acme", "alice", "globex"),
-            hints("", "nowhere", "alice", "acme"),
-        ] {
-            assert!(matches!(tenant(&hints, false), Err(Refusal::ContradictingTenants { .. })), "{hints:?}");
-        }
-    }
-
-    #[test]
-    fn a_server_name_counts_under_a_suffix_of_ours_only() {
-        let suffixes = ["db.example.com".to_owned()];
-        let of = |name: &str| Hints::tenant_of_server_name(name, &suffixes);
-        assert_eq!(of("acme.db.example.com").as_deref(), Some("acme"));
-        assert_eq!(of("acme.DB.example.com").as_deref(), Some("acme"));
-        for name in ["db.example.com", "a.b.db.example.com", "acme.example.com", ".db.example.com", "acme"] {
-            assert_eq!(of(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_user_name_is_split_at_its_last_at() {
-        assert_eq!(
-            hints("", "", "bob@mail.example@acme", "").split_user(),
-            Some(("bob@mail.example", "acme"))
-        );
-        assert_eq!(hints("", "", "@acme", "").split_user(), None);
-        assert_eq!(hints("", "", "bob@", "").split_user(), None);
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 pub mod authentication;
 pub mod cancel;
+pub mod deadlines;
 pub mod destination;
 pub mod exchange;
 pub mod farewell;
@@ -9,6 +10,7 @@ pub mod lease;
 pub mod listener;
 pub mod pool;
 pub mod prepared;
+mod proof;
 pub mod proxy;
 pub mod relay;
 pub mod server;

@@ -263,9 +263,13 @@ impl Relay {
         };
         if self.asked_at.is_none() {
             let now = Instant::now();
+            let now_ms = self.pool.worker.clock.now_ms();
             self.asked_at = Some(now);
-            self.leased_at.get_or_insert(now);
-            self.handle.set_asked(self.pool.worker.clock.now_ms());
+            if self.leased_at.is_none() {
+                self.leased_at = Some(now);
+                self.handle.set_began(now_ms);
+            }
+            self.handle.set_asked(now_ms);
         }
         let mut out = Outgoing::new(chunk, scratch);
         if !Arc::ptr_eq(&server.side.applied, &self.side.wanted) {
@@ -418,7 +422,7 @@ impl Relay {
             || self.cancelling.is_some()
         {
             if !server.side.lease.is_working() {
-                self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
+                self.handle.set_doing(Doing::InTransaction, self.pool.worker.clock.now_ms());
             }
             return None;
         }
@@ -432,7 +436,7 @@ impl Relay {
             stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
         if !server.side.lease.pins.is_empty() || !self.side.follows() {
-            self.handle.set_doing(Doing::IdleWithServer, self.pool.worker.clock.now_ms());
+            self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
         } else {
             self.give_back();
         }

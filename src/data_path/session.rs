@@ -35,8 +35,10 @@ pub enum Doing {
     Waiting = 1,
     /// A server works for it.
     Active = 2,
-    /// Holds a server in a transaction, or pinned, that nobody works on.
-    IdleWithServer = 3,
+    /// Holds a server in a transaction, and the server waits for it.
+    InTransaction = 3,
+    /// Between transactions, and the server is pinned to it.
+    Pinned = 4,
 }
 
 const CANCEL: u8 = 1;
@@ -71,6 +73,8 @@ pub struct SessionHandle {
     since_ms: AtomicU32,
     /// When its latest request came, on the same clock.
     asked_ms: AtomicU32,
+    /// When its latest transaction began, on the same clock.
+    began_ms: AtomicU32,
     prepared: AtomicU32,
     pins: AtomicU16,
     signals: AtomicU8,
@@ -187,6 +191,17 @@ impl SessionHandle {
         self.asked_ms.load(Ordering::Relaxed)
     }
 
+    /// Takes down that a transaction begins.
+    #[inline]
+    pub fn set_began(&self, now_ms: u32) {
+        self.began_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When its latest transaction began, by its worker's coarse clock (milliseconds).
+    pub fn began_ms(&self) -> u32 {
+        self.began_ms.load(Ordering::Relaxed)
+    }
+
     /// `application_name` now.
     pub fn application_name(&self) -> Box<str> {
         self.application_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -213,7 +228,8 @@ impl SessionHandle {
         let doing = match self.doing.load(Ordering::Relaxed) {
             1 => Doing::Waiting,
             2 => Doing::Active,
-            3 => Doing::IdleWithServer,
+            3 => Doing::InTransaction,
+            4 => Doing::Pinned,
             _ => Doing::Idle,
         };
         (doing, self.since_ms.load(Ordering::Relaxed))
@@ -332,6 +348,7 @@ impl Sessions {
             doing: AtomicU8::new(Doing::Idle as u8),
             since_ms: AtomicU32::new(arrival.now_ms),
             asked_ms: AtomicU32::new(arrival.now_ms),
+            began_ms: AtomicU32::new(arrival.now_ms),
             prepared: AtomicU32::new(0),
             pins: AtomicU16::new(0),
             signals: AtomicU8::new(0),

@@ -10,7 +10,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::startup_options::settings_of_options;
+use super::startup_options::{names_tenant, settings_of_options};
 use crate::{
     error::Refusal,
     wire::{
@@ -168,16 +168,16 @@ async fn encrypt(stream: &mut Stream, door: &ClientTlsAcceptor, direct: bool) ->
 /// end of the connection.
 async fn packet(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Option<(u32, Vec<u8>)>, StartupError> {
     loop {
-        if let Some((header, _)) = buffer.split_first_chunk::<8>() {
-            let [a, b, c, d, code @ ..] = *header;
-            let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if let Some((length, _)) = buffer.split_first_chunk::<4>() {
+            let length = u32::from_be_bytes(*length) as usize;
             if !(8..=STARTUP_BYTES_MAX).contains(&length) {
                 return Err(Refusal::ProtocolViolation("invalid length of startup packet".into()).into());
             }
             if buffer.len() >= length {
                 let rest = buffer.split_off(length);
                 let packet = std::mem::replace(buffer, rest);
-                return Ok(Some((u32::from_be_bytes(code), packet.get(8..).unwrap_or_default().to_vec())));
+                let code = packet.get(4..).and_then(|bytes| bytes.split_first_chunk::<4>());
+                return Ok(code.map(|(code, body)| (u32::from_be_bytes(*code), body.to_vec())));
             }
         }
         if stream.read_buf(buffer).await? == 0 {
@@ -234,10 +234,15 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Re
         hello.settings.splice(0..0, settings);
         hello.tenant_hint = tenant;
     }
-    if let Some(at) = hello.settings.iter().rposition(|(name, _)| name == "pglobby.tenant") {
-        hello.tenant_hint = Some(hello.settings[at].1.clone());
-        hello.settings.retain(|(name, _)| name != "pglobby.tenant");
-    }
+    // Drivers may also give it as a parameter of its own; the last one counts, as with every parameter.
+    hello.settings.retain(|(name, value)| {
+        let is_hint = names_tenant(name);
+        if is_hint {
+            hello.tenant_hint = Some(value.clone());
+        }
+        !is_hint
+    });
+    hello.tenant_hint.take_if(|name| name.is_empty());
     if minor > MINOR_NEWEST || !unknown.is_empty() {
         negotiate(hello.minor, &unknown, &mut hello.unsent);
     }
@@ -345,12 +350,9 @@ mod tests {
 
     #[test]
     fn what_is_no_startup_packet_is_refused_on_its_header_alone() {
-        for bytes in [
-            &b"GET / HTTP/1.1\r\n\r\n"[..],
-            &[0, 0, 0, 7, 0, 3, 0, 0],
-            &[0xff; 8],
-            &[0, 0, 0x27, 0x11, 0, 3, 0, 0],
-        ] {
+        // All but the first have a length and no more.
+        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"GET ", &[0, 0, 0, 7], &[0xff; 4], &[0, 0, 0x27, 0x11]]
+        {
             assert!(
                 matches!(arrive(bytes, &[]), Err(StartupError::Refused(Refusal::ProtocolViolation(_)))),
                 "{bytes:?}"

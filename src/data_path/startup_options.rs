@@ -44,12 +44,18 @@ pub fn settings_of_options(options: &str) -> Result<OptionSettings, Refusal> {
         })?;
         // Dashes in a parameter's name stand for underscores.
         let name = name.replace('-', "_");
-        match name.as_str() {
-            "pglobby.tenant" => tenant = Some(value.to_owned()),
-            _ => settings.push((name, value.to_owned())),
+        if names_tenant(&name) {
+            tenant = Some(value.to_owned());
+        } else {
+            settings.push((name, value.to_owned()));
         }
     }
     Ok((settings, tenant))
+}
+
+/// Whether a parameter is the one that says which tenant; parameters' names know no case.
+pub fn names_tenant(parameter: &str) -> bool {
+    parameter.eq_ignore_ascii_case("pglobby.tenant")
 }
 
 fn invalid(words: &str) -> Refusal {
@@ -126,8 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_is_named_in_three_ways() {
-        for options in ["-c pglobby.tenant=acme", "--pglobby.tenant=acme", "tenant=acme"] {
+    fn a_tenant_is_named_in_every_spelling() {
+        for options in
+            ["-c pglobby.tenant=acme", "-cpglobby.Tenant=acme", "--pglobby.tenant=acme", "tenant=acme"]
+        {
             assert_eq!(settings_of_options(options).unwrap(), (vec![], Some("acme".into())));
         }
     }

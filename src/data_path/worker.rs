@@ -19,17 +19,13 @@ use tokio::{runtime::Handle, sync::oneshot};
 /// How coarse the clock is, and how often deadlines are walked.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// Time since the process started, read for the price of a load; behind by up to [`TICK`].
-#[derive(Debug)]
-pub struct Clock {
-    started: Instant,
-    now_ms: AtomicU64,
-}
+/// The most by which the clock moves on at once.
+const STEP_MAX: Duration = Duration::from_secs(1);
 
-impl Default for Clock {
-    fn default() -> Self {
-        Self { started: Instant::now(), now_ms: AtomicU64::new(0) }
-    }
+/// Time that the process has run, read for the price of a load; behind by up to [`TICK`].
+#[derive(Debug, Default)]
+pub struct Clock {
+    now_ms: AtomicU64,
 }
 
 impl Clock {
@@ -45,11 +41,11 @@ impl Clock {
         self.now_ms.load(Ordering::Relaxed) as u32
     }
 
-    /// Sets the clock. A process that was stopped for a while moves on by one tick only, so that timers do not all fire
-    /// at once when it goes on.
-    pub fn tick(&self) {
-        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.now_ms.store(elapsed, Ordering::Relaxed);
+    /// Moves the clock on by what has passed since `last`, but no further than [`STEP_MAX`]: when a process that was
+    /// stopped for a while goes on, its timers do not all fire at once.
+    fn tick(&self, last: &mut Instant) {
+        let passed = std::mem::replace(last, Instant::now()).elapsed().min(STEP_MAX);
+        self.now_ms.fetch_add(u64::try_from(passed.as_millis()).unwrap_or(0), Ordering::Relaxed);
     }
 }
 
@@ -59,7 +55,7 @@ pub struct Worker {
     /// From 0.
     pub index: usize,
     handle: Handle,
-    /// Set by the worker itself.
+    /// The same for all; the first worker keeps it.
     pub clock: Arc<Clock>,
 }
 
@@ -89,21 +85,20 @@ impl Workers {
     /// The operating system's, if a thread or a reactor cannot be had.
     pub fn start(count: usize) -> io::Result<Self> {
         let mut all = Self { workers: Vec::new(), threads: Vec::new() };
+        let clock = Arc::new(Clock::default());
         for index in 0..count.max(1) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let clock = Arc::new(Clock::default());
             all.workers.push(Arc::new(Worker {
                 index,
                 handle: runtime.handle().clone(),
                 clock: clock.clone(),
             }));
             let (stop, stopped) = oneshot::channel::<()>();
+            if index == 0 {
+                runtime.spawn(keep_time(clock.clone()));
+            }
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                runtime.block_on(async move {
-                    let ticking = tokio::spawn(keep_time(clock));
-                    let _ = stopped.await;
-                    ticking.abort();
-                });
+                runtime.block_on(async move { drop(stopped.await) });
                 runtime.shutdown_background();
             })?;
             all.threads.push((stop, thread));
@@ -136,8 +131,9 @@ impl Drop for Workers {
 async fn keep_time(clock: Arc<Clock>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut last = Instant::now();
     loop {
         interval.tick().await;
-        clock.tick();
+        clock.tick(&mut last);
     }
 }

@@ -277,7 +277,7 @@ fn template_folder() -> PathBuf {
 
 /// `folder`, or a copy of it where PostgreSQL's user cannot go.
 fn reachable_copy(folder: &Path) -> PathBuf {
-    if ClusterOwner::current().unwrap().may_enter(folder).is_ok() {
+    if !folder.exists() || ClusterOwner::current().unwrap().may_enter(folder).is_ok() {
         return folder.to_path_buf();
     }
     let copy = std::env::temp_dir().join("pglobby-postgres-18");

@@ -117,7 +117,7 @@ pub async fn users(operator: &Operator, sessions: &Sessions) -> Result<Table, Co
     for session in sessions.all() {
         let (clients, servers) = present.entry(session.login.name.clone()).or_default();
         *clients += 1;
-        *servers += i32::from(matches!(session.doing().0, Doing::Active | Doing::IdleWithServer));
+        *servers += i32::from(!matches!(session.doing().0, Doing::Idle | Doing::Waiting));
     }
     let mut table = Table::new(USERS);
     for login in logins::list(operator, None).await? {

@@ -191,7 +191,7 @@ pub fn clients(proxy: &Proxy) -> Table {
         let state = match session.doing().0 {
             Doing::Idle => "idle",
             Doing::Waiting => "waiting",
-            Doing::Active | Doing::IdleWithServer => "active",
+            Doing::Active | Doing::InTransaction | Doing::Pinned => "active",
         };
         let server_pid = session.server_process_id.load(std::sync::atomic::Ordering::Relaxed);
         let socket = Socket {

@@ -112,7 +112,7 @@ const HISTOGRAMS: [TimeMeasure; 3] = [
     }),
 ];
 
-const SESSION_STATES: [&str; 4] = ["idle", "waiting", "active", "idle_with_server"];
+const SESSION_STATES: [&str; 5] = ["idle", "waiting", "active", "in_transaction", "pinned"];
 const SERVER_STATES: [&str; 3] = ["used", "idle", "opening"];
 
 impl prometheus_client::collector::Collector for Collector {
@@ -228,7 +228,8 @@ impl Sum {
             Doing::Idle => 0,
             Doing::Waiting => 1,
             Doing::Active => 2,
-            Doing::IdleWithServer => 3,
+            Doing::InTransaction => 3,
+            Doing::Pinned => 4,
         };
         if let Some(count) = self.sessions.get_mut(state) {
             *count += 1;

@@ -9,7 +9,7 @@ use super::{
     new_passwords,
     operation::{Passwords, TenantLock},
     roles::Roles,
-    undo::{undo_after, undo_remains},
+    undo::{forget, undo_after, undo_remains},
 };
 use crate::control_path::{
     host_session::HostAdmin,
@@ -49,10 +49,12 @@ pub async fn adopt(operator: &Operator, wanted: &AdoptTenant) -> Result<NewTenan
     let arguments = json!({ "owner": wanted.owner });
     let operation = begin_new(operator, &mut lock, "adopt", &row, arguments).await?;
 
-    let entered = enter_host(&admin, operation.tenant_id).await;
-    let (session, rights) = match entered {
+    let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
         Ok(entered) => entered,
-        Err(error) => return Err(undo_after(operator, &mut lock, &operation, error).await),
+        Err(error) => {
+            forget(operator, &mut lock, &operation).await?;
+            return Err(error);
+        }
     };
     let mut work = Work { operator, lock, operation, admin, session, rights };
     match take_in(&mut work, wanted, database, &passwords).await {

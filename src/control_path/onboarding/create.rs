@@ -14,7 +14,7 @@ use super::{
     reown,
     roles::Roles,
     schema_files::{self, SchemaFile},
-    undo::{undo_after, undo_remains},
+    undo::{forget, undo_after, undo_remains},
 };
 use crate::control_path::operator::{Operator, OperatorError};
 
@@ -60,10 +60,12 @@ pub async fn create(operator: &Operator, wanted: &CreateTenant) -> Result<NewTen
     let arguments = json!({ "template": wanted.template });
     let operation = begin_new(operator, &mut lock, "create", &row, arguments).await?;
 
-    let entered = enter_host(&admin, operation.tenant_id).await;
-    let (session, rights) = match entered {
+    let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
         Ok(entered) => entered,
-        Err(error) => return Err(undo_after(operator, &mut lock, &operation, error).await),
+        Err(error) => {
+            forget(operator, &mut lock, &operation).await?;
+            return Err(error);
+        }
     };
     let mut work = Work { operator, lock, operation, admin, session, rights };
     match build(&mut work, wanted, database, &passwords).await {

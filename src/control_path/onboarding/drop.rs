@@ -5,9 +5,8 @@ use serde_json::{Value, json};
 
 use super::{
     enter_host,
-    names::ident,
     operation::{Operation, TenantLock},
-    roles, undo_remains,
+    roles, undo, undo_remains,
 };
 use crate::control_path::{
     host_session::{HostAdmin, HostSession},
@@ -155,8 +154,7 @@ async fn drop_database(
     if found.is_none() || operation.arguments["oid"] != Value::from(found) {
         return Ok(());
     }
-    let database = ident(operation.argument("database"));
-    session.run("dropping the database", &format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await
+    undo::drop_database(session, operation.argument("database")).await
 }
 
 /// The tombstone: no credentials, no logins, and the name free to be taken again.

@@ -175,11 +175,14 @@ async fn begin_new(
     let tenant_id: i64 = match inserted {
         Ok(inserted) => inserted.get(0),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-            return Err(OperatorError::Exists(format!(
-                "tenant {name:?} exists already, or database {:?} on host {:?} is another tenant's; see `pglobby \
-                 tenant list`",
-                row.database, row.host
-            )));
+            let of_name = error.as_db_error().and_then(|said| said.constraint()) == Some("tenants_name");
+            return Err(OperatorError::Exists(match of_name {
+                true => format!("tenant {name:?} exists already; see `pglobby tenant show {name}`"),
+                false => format!(
+                    "database {:?} on host {:?} is another tenant's already; see `pglobby tenant list`",
+                    row.database, row.host
+                ),
+            }));
         }
         Err(error) => return Err(error.into()),
     };

@@ -3,6 +3,8 @@
 //! `REASSIGN OWNED` cannot do it: it would take the old owner's *databases* along. So every object is named, by
 //! PostgreSQL's own words for it (`pg_identify_object`), and altered.
 
+use tokio_postgres::types::ToSql;
+
 use super::names::ident;
 use crate::control_path::{host_session::HostSession, operator::OperatorError};
 
@@ -17,8 +19,8 @@ own_schemas AS (
 owned (classid, objid, owner) AS (
     SELECT 'pg_namespace'::regclass, oid, nspowner FROM pg_catalog.pg_namespace
     WHERE oid IN (SELECT oid FROM own_schemas)
-      -- From PostgreSQL 15 on public belongs to whoever owns the database, which is what we want.
-      AND pg_catalog.pg_get_userbyid(nspowner) <> 'pg_database_owner'
+      -- Which is what `grants` sees to: whose it is depends on the version.
+      AND nspname <> 'public'
     UNION ALL
     SELECT 'pg_class'::regclass, oid, relowner FROM pg_catalog.pg_class
     WHERE relnamespace IN (SELECT oid FROM own_schemas) AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
@@ -27,7 +29,7 @@ owned (classid, objid, owner) AS (
     WHERE pronamespace IN (SELECT oid FROM own_schemas)
     UNION ALL
     SELECT 'pg_type'::regclass, t.oid, typowner FROM pg_catalog.pg_type t
-    WHERE typnamespace IN (SELECT oid FROM own_schemas) AND typtype IN ('b', 'c', 'd', 'e', 'r')
+    WHERE typnamespace IN (SELECT oid FROM own_schemas) AND (typtype = 'm') = $3 AND typtype IN ('b', 'c', 'd', 'e', 'r', 'm')
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = t.oid)
       AND (typrelid = 0 OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = typrelid AND c.relkind = 'c'))
     UNION ALL
@@ -70,9 +72,11 @@ WHERE owned.owner <> (SELECT oid FROM new_owner)
   AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_depend d
     WHERE d.classid = owned.classid AND d.objid = owned.objid AND d.objsubid = 0
-      -- Of an extension, or (a serial column's sequence, a type made with another) of its parent.
-      AND (d.deptype IN ('e', 'i') OR (d.deptype = 'a' AND owned.classid = 'pg_class'::regclass
-                                       AND d.refclassid = 'pg_class'::regclass)))
+      -- An extension's; a range type's own functions; a column's sequence, which follows its table. (A partition
+      -- depends on its parent much like that, but follows nobody.)
+      AND (d.deptype = 'e'
+           OR (d.deptype = 'i' AND owned.classid = 'pg_proc'::regclass)
+           OR (d.deptype IN ('a', 'i') AND owned.classid = 'pg_class'::regclass AND d.refobjsubid > 0)))
 ORDER BY owned.classid <> 'pg_namespace'::regclass, owned.classid, owned.objid";
 
 /// Makes `owner` the owner of everything in the database that `session` is in.
@@ -80,12 +84,18 @@ ORDER BY owned.classid <> 'pg_namespace'::regclass, owned.classid, owned.objid";
 /// # Errors
 /// The host, naming the objects that are not the administrator's to give.
 pub async fn reown(session: &HostSession, owner: &str) -> Result<(), OperatorError> {
-    let statements = session
-        .texts("listing what the template brought along", STATEMENTS, &[&owner, &ident(owner)])
-        .await?;
-    if statements.is_empty() {
-        return Ok(());
+    // Multirange types follow their range types in newer versions, and must not be altered there; in older ones they
+    // do not, and must.
+    for multiranges in [false, true] {
+        let parameters: [&(dyn ToSql + Sync); 3] = [&owner, &ident(owner), &multiranges];
+        let statements =
+            session.texts("listing what the template brought along", STATEMENTS, &parameters).await?;
+        if !statements.is_empty() {
+            let sql = format!("BEGIN;\n{};\nCOMMIT", statements.join(";\n"));
+            session
+                .run("making the tenant's role the owner of what the template brought along", &sql)
+                .await?;
+        }
     }
-    let sql = format!("BEGIN;\n{};\nCOMMIT", statements.join(";\n"));
-    session.run("making the tenant's role the owner of what the template brought along", &sql).await
+    Ok(())
 }

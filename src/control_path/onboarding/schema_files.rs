@@ -61,18 +61,25 @@ pub async fn load(session: &HostSession, file: &SchemaFile) -> Result<(), Operat
             }
             _ => file.path.display().to_string(),
         };
-        OperatorError::Invalid(format!("schema file {place}: {}{}", server_words(&error), hint(&error)))
+        OperatorError::Invalid(format!(
+            "schema file {place}: {}{}",
+            server_words(&error),
+            hint(&error, &file.sql)
+        ))
     })
 }
 
-fn hint(error: &tokio_postgres::Error) -> &'static str {
-    match error.as_db_error() {
-        Some(said) if said.message().contains(r#"at or near "\"#) => {
-            "; psql's own commands (\\…) are not understood here, leave them out"
-        }
-        // The server waits for data that no SQL file can send.
-        None => "; data behind COPY … FROM stdin cannot be loaded this way, use INSERT (pg_dump --inserts)",
-        Some(_) => "",
+fn hint(error: &tokio_postgres::Error, sql: &str) -> &'static str {
+    let said = error.as_db_error().map(tokio_postgres::error::DbError::message);
+    // The data is in the same message as the statement, so it is read as SQL; or, alone, waited for.
+    if said.is_none_or(|said| said.contains("syntax error"))
+        && sql.to_ascii_lowercase().contains("from stdin")
+    {
+        "; data behind COPY … FROM stdin cannot be loaded this way, use INSERT (pg_dump --inserts)"
+    } else if said.is_some_and(|said| said.contains(r#"at or near "\"#)) {
+        "; psql's own commands (\\…) are not understood here, leave them out"
+    } else {
+        ""
     }
 }
 

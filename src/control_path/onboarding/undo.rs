@@ -1,5 +1,7 @@
 //! The road back: everything a create or adopt has made, and nothing else, is removed.
 
+use tokio_postgres::error::SqlState;
+
 use super::{
     enter_host,
     names::ident,
@@ -7,7 +9,7 @@ use super::{
     roles,
 };
 use crate::control_path::{
-    host_session::HostAdmin,
+    host_session::{HostAdmin, HostSession},
     operator::{Operator, OperatorError},
 };
 
@@ -65,8 +67,7 @@ async fn undo(
     let mark = operation.argument("mark");
 
     for database in roles::marked_databases(&session, mark).await? {
-        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(&database));
-        session.run(format!("dropping the unfinished database {database:?}"), &sql).await?;
+        drop_database(&session, &database).await?;
     }
     for privilege in ["CONNECT", "TEMPORARY"] {
         if operation.arguments["taken_from_public"]
@@ -82,6 +83,15 @@ async fn undo(
         roles::release(&admin, &session, &role).await?;
     }
 
+    forget(operator, lock, operation).await
+}
+
+/// Closes an operation that has left nothing (any more) on its host, and takes the tenant's row away.
+pub(super) async fn forget(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+) -> Result<(), OperatorError> {
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
     operation.close(&transaction, "undone", &name).await?;
@@ -92,4 +102,21 @@ async fn undo(
     transaction.commit().await?;
     operator.report(&name, "undone").await;
     Ok(())
+}
+
+/// Drops a database that is there, with whoever is in it.
+///
+/// # Errors
+/// The host; or a superuser's session that a lesser administrator cannot end, after 5 s of waiting for it to leave.
+pub(super) async fn drop_database(session: &HostSession, database: &str) -> Result<(), OperatorError> {
+    let name = ident(database);
+    let doing = format!("dropping database {database:?}");
+    session.run(&doing, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await?;
+    match session.run(&doing, &format!("DROP DATABASE {name} WITH (FORCE)")).await {
+        // Who cannot end a superuser's session (autovacuum's is one) can still wait for it; the server does.
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            session.run(&doing, &format!("DROP DATABASE {name}")).await
+        }
+        dropped => dropped,
+    }
 }

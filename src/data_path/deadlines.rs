@@ -1,0 +1,121 @@
+//! Sessions that take too long: queries, transactions, idleness inside and outside of transactions.
+//!
+//! Nothing is armed per message. Every session notes what it is doing and since when, on the coarse clock; one task walks
+//! them now and then, and only where a limit is set.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    proxy::Proxy,
+    session::{Doing, SessionHandle},
+};
+use crate::{config::Timeouts, error::Refusal};
+
+/// How often the sessions are walked: a limit is kept to within this and the clock's own coarseness.
+const WALK_EVERY: Duration = Duration::from_millis(250);
+
+/// Ends sessions that are over a limit, for ever.
+pub async fn watch(proxy: Arc<Proxy>) {
+    let mut interval = tokio::time::interval(WALK_EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let config = proxy.config.load();
+        let limits = &config.timeouts;
+        let any = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];
+        let (Some(worker), true) = (proxy.workers.first(), any.iter().any(Option::is_some)) else { continue };
+        let now_ms = worker.clock.now_ms();
+        for session in proxy.sessions.all() {
+            if let Some(refusal) = overdue(&Standing::of(&session), now_ms, limits) {
+                session.end(refusal);
+            }
+        }
+    }
+}
+
+/// What a session is doing, and since when, in milliseconds of the coarse clock.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    doing: Doing,
+    since_ms: u32,
+    asked_ms: u32,
+    began_ms: u32,
+}
+
+impl Standing {
+    fn of(session: &SessionHandle) -> Self {
+        let (doing, since_ms) = session.doing();
+        Self { doing, since_ms, asked_ms: session.asked_ms(), began_ms: session.began_ms() }
+    }
+}
+
+/// The limit that a session is over, if any.
+fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<Refusal> {
+    let over = |since_ms: u32, limit: Option<Duration>| {
+        // The clock wraps; what lies ahead of it was noted since it was read.
+        let passed = now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned();
+        limit.is_some_and(|limit| Duration::from_millis(passed.into()) >= limit)
+    };
+    let refusal = |setting, sqlstate| Some(Refusal::TimedOut { setting, sqlstate });
+    match session.doing {
+        Doing::Idle | Doing::Pinned if over(session.since_ms, limits.client_idle) => {
+            refusal("client_idle_timeout", "57P05")
+        }
+        Doing::Active if over(session.asked_ms, limits.query) => refusal("query_timeout", "57014"),
+        Doing::InTransaction if over(session.since_ms, limits.idle_transaction) => {
+            refusal("idle_transaction_timeout", "25P03")
+        }
+        Doing::Active | Doing::InTransaction if over(session.began_ms, limits.transaction) => {
+            refusal("transaction_timeout", "25P04")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting(
+        doing: Doing,
+        since_ms: u32,
+        asked_ms: u32,
+        began_ms: u32,
+        now_ms: u32,
+    ) -> Option<&'static str> {
+        let mut limits =
+            crate::config::Config::read("[central]\nurl = \"postgres://m@h/c\"", None, &|_| None)
+                .unwrap()
+                .timeouts;
+        limits.query = Some(Duration::from_millis(10));
+        limits.transaction = Some(Duration::from_millis(40));
+        limits.idle_transaction = Some(Duration::from_millis(20));
+        limits.client_idle = Some(Duration::from_millis(30));
+        match overdue(&Standing { doing, since_ms, asked_ms, began_ms }, now_ms, &limits) {
+            Some(Refusal::TimedOut { setting, .. }) => Some(setting),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_limit_is_kept_for_what_it_limits() {
+        assert_eq!(setting(Doing::Active, 0, 90, 90, 99), None);
+        assert_eq!(setting(Doing::Active, 0, 90, 90, 100), Some("query_timeout"));
+        assert_eq!(setting(Doing::Active, 0, 95, 60, 100), Some("transaction_timeout"));
+        assert_eq!(setting(Doing::InTransaction, 81, 0, 61, 100), None);
+        assert_eq!(setting(Doing::InTransaction, 80, 0, 61, 100), Some("idle_transaction_timeout"));
+        assert_eq!(setting(Doing::InTransaction, 99, 0, 60, 100), Some("transaction_timeout"));
+        assert_eq!(setting(Doing::Idle, 71, 0, 0, 100), None);
+        assert_eq!(setting(Doing::Idle, 70, 0, 0, 100), Some("client_idle_timeout"));
+        assert_eq!(setting(Doing::Pinned, 70, 0, 0, 100), Some("client_idle_timeout"));
+        assert_eq!(setting(Doing::Waiting, 0, 0, 0, 1000), None);
+    }
+
+    #[test]
+    fn a_clock_that_wraps_or_was_read_too_early_ends_nobody() {
+        assert_eq!(setting(Doing::Active, 0, u32::MAX - 2, u32::MAX - 2, 3), None);
+        assert_eq!(setting(Doing::Active, 0, 105, 105, 100), None);
+        assert_eq!(setting(Doing::Active, 0, u32::MAX - 8, u32::MAX - 8, 3), Some("query_timeout"));
+    }
+}

@@ -1,0 +1,257 @@
+//! Hints, and where a proven login may go.
+
+use std::time::Duration;
+
+use super::*;
+use crate::data_path::tenant::{Credential, Grant, Host, HostAddress, TlsMode};
+
+fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Hints {
+        option: some(option),
+        database: some(database),
+        user: user.into(),
+        server_name: some(server_name),
+    }
+}
+
+fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, Refusal> {
+    hints.tenant(split, |name| name == "acme" || name == "globex")
+}
+
+#[test]
+fn the_first_hint_that_speaks_names_the_tenant() {
+    let some = |name: &str| Ok(Some(name.to_owned()));
+    assert_eq!(tenant(&hints("acme", "", "alice", ""), false), some("acme"));
+    assert_eq!(tenant(&hints("", "acme", "alice", ""), false), some("acme"));
+    assert_eq!(tenant(&hints("", "", "alice@acme", ""), true), some("acme"));
+    assert_eq!(tenant(&hints("", "", "alice", "acme"), false), some("acme"));
+    assert_eq!(tenant(&hints("", "", "alice", ""), false), Ok(None));
+    assert_eq!(tenant(&hints("acme", "acme", "alice@acme", "acme"), true), some("acme"));
+}
+
+#[test]
+fn a_database_equal_to_the_user_name_says_nothing_unless_it_is_a_tenant() {
+    assert_eq!(tenant(&hints("acme", "alice", "alice", ""), false), Ok(Some("acme".into())));
+    assert_eq!(tenant(&hints("", "acme", "acme", ""), false), Ok(Some("acme".into())));
+    assert_eq!(tenant(&hints("", "alice@acme", "alice@acme", ""), true), Ok(Some("acme".into())));
+    assert_eq!(tenant(&hints("globex", "acme", "acme", ""), false).unwrap_err().sqlstate(), "28000");
+}
+
+#[test]
+fn an_email_address_is_a_login_and_no_hint() {
+    assert_eq!(tenant(&hints("", "acme", "bob@globex", ""), false), Ok(Some("acme".into())));
+    assert!(tenant(&hints("", "acme", "bob@globex", ""), true).is_err());
+}
+
+#[test]
+fn hints_that_contradict_each_other_are_refused() {
+    for hints in [
+        hints("acme", "globex", "alice", ""),
+        hints("", "acme", "alice", "globex"),
+        hints("", "nowhere", "alice", "acme"),
+    ] {
+        assert!(matches!(tenant(&hints, false), Err(Refusal::ContradictingTenants { .. })), "{hints:?}");
+    }
+}
+
+#[test]
+fn a_server_name_counts_under_a_suffix_of_ours_only() {
+    let suffixes = ["db.example.com".to_owned()];
+    let of = |name: &str| Hints::tenant_of_server_name(name, &suffixes);
+    assert_eq!(of("acme.db.example.com").as_deref(), Some("acme"));
+    assert_eq!(of("acme.DB.example.com").as_deref(), Some("acme"));
+    for name in ["db.example.com", "a.b.db.example.com", "acme.example.com", ".db.example.com", "acme"] {
+        assert_eq!(of(name), None, "{name}");
+    }
+}
+
+#[test]
+fn a_user_name_is_split_at_its_last_at() {
+    assert_eq!(hints("", "", "bob@mail.example@acme", "").split_user(), Some(("bob@mail.example", "acme")));
+    assert_eq!(hints("", "", "@acme", "").split_user(), None);
+    assert_eq!(hints("", "", "bob@", "").split_user(), None);
+}
+
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().unwrap()
+}
+
+fn a_tenant(id: i64, name: &str) -> Tenant {
+    let credential = || Credential { username: format!("{name}_rw"), password: "secret".to_owned().into() };
+    Tenant {
+        id,
+        name: name.to_owned(),
+        host: Arc::new(Host {
+            name: "default".to_owned(),
+            address: HostAddress::Tcp { name: "db".to_owned(), port: 5432 },
+            tls_mode: TlsMode::Prefer,
+            tls_root_ca: None,
+            max_connections: None,
+        }),
+        database: name.to_owned(),
+        read_write: credential(),
+        read_only: Some(credential()),
+        status: TenantStatus::Active,
+        status_reason: None,
+        pool_mode: None,
+        pool_size: None,
+        min_pool_size: None,
+        max_clients: None,
+        statement_timeout: None,
+        allow_from: Vec::new(),
+        grants_pending: false,
+        generation: 1,
+    }
+}
+
+fn login(kind: LoginKind) -> Login {
+    let (id, name, verifier) = (1, "alice".to_owned(), String::new().into());
+    Login { id, name, kind, verifier, valid_until: None, disabled: false, allow_from: Vec::new() }
+}
+
+fn employee() -> LoginKind {
+    LoginKind::Employee { tenant_id: 1, tenant_name: "acme".to_owned(), access: Access::ReadWrite }
+}
+
+fn service(all_tenants: Option<Access>, granted: &[i64]) -> LoginKind {
+    let grant = |id: &i64| Grant { tenant_id: *id, tenant_name: String::new(), access: Access::ReadOnly };
+    LoginKind::Service { all_tenants, granted: granted.iter().map(grant).collect() }
+}
+
+/// Judges `login` at a directory with the tenants acme (1) and globex (2), and what `change` makes of acme. The
+/// answer in one word: a tenant and its access, the console, or what the operator reads.
+fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut Tenant)) -> String {
+    let mut acme = a_tenant(1, "acme");
+    change(&mut acme);
+    let (acme, globex) = (Arc::new(acme), Arc::new(a_tenant(2, "globex")));
+    let known = |name: &&str| {
+        let known = match *name {
+            "acme" => Known::Tenant(acme.clone()),
+            "globex" => Known::Tenant(globex.clone()),
+            "silence" => Known::Unavailable,
+            _ => Known::Nobody,
+        };
+        ((*name).to_owned(), known)
+    };
+    let tenants: Vec<_> = hints.names().iter().map(known).collect();
+    let case = Case {
+        login,
+        hints,
+        split: false,
+        tenants: &tenants,
+        peer: peer.map(|peer| peer.parse().unwrap()),
+        now: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
+        admin_allow_from: &[net("127.0.0.0/8")],
+    };
+    let destination = case.goal().and_then(|goal| match goal {
+        Goal::Console { read_only } => Ok(Destination::Console { read_only }),
+        Goal::Named(tenant) => case.enter(Some(tenant)),
+        Goal::Only(id) => case.enter([&acme, &globex].into_iter().find(|it| it.id == id).cloned()),
+    });
+    match destination {
+        Ok(Destination::Tenant { tenant, access }) => format!("{} {access:?}", tenant.name),
+        Ok(Destination::Console { read_only }) => format!("console, read only: {read_only}"),
+        Err(Verdict::Denied(denial)) => format!("denied: {denial:?}"),
+        Err(Verdict::Refused(refusal)) => refusal.sqlstate().to_owned(),
+    }
+}
+
+#[test]
+fn a_login_goes_where_it_belongs_and_nowhere_else() {
+    let at = |database: &str| hints("", database, "alice", "");
+    for (kind, database, verdict) in [
+        (employee(), "acme", "acme ReadWrite"),
+        (employee(), "", "acme ReadWrite"),
+        (employee(), "alice", "acme ReadWrite"),
+        (employee(), "globex", "denied: NotGranted"),
+        (employee(), "nowhere", "denied: UnknownTenant"),
+        (employee(), "silence", "57P03"),
+        (employee(), "pglobby", "denied: Console"),
+        (service(None, &[2]), "globex", "globex ReadOnly"),
+        (service(None, &[2]), "", "globex ReadOnly"),
+        (service(None, &[2]), "acme", "denied: NotGranted"),
+        (service(None, &[1, 2]), "", "28000"),
+        (service(Some(Access::ReadWrite), &[]), "acme", "acme ReadWrite"),
+        (service(Some(Access::ReadWrite), &[2]), "globex", "globex ReadOnly"),
+        (service(Some(Access::ReadWrite), &[2]), "", "28000"),
+        (service(Some(Access::ReadWrite), &[]), "pgbouncer", "denied: Console"),
+        (LoginKind::Admin { read_only: true }, "pgbouncer", "console, read only: true"),
+        (LoginKind::Admin { read_only: false }, "pglobby", "console, read only: false"),
+        (LoginKind::Admin { read_only: false }, "acme", "denied: Console"),
+        (LoginKind::Admin { read_only: false }, "", "denied: Console"),
+    ] {
+        let login = login(kind);
+        let judged = judged(&login, &at(database), Some("127.0.0.1"), |_| {});
+        assert_eq!(judged, verdict, "{:?} at {database:?}", login.kind);
+    }
+}
+
+#[test]
+fn while_the_directory_is_silent_an_employee_still_has_its_only_tenant() {
+    // Its driver sent the user name as the database, and nobody can say whether that is a tenant.
+    let silent = hints("", "silence", "silence", "");
+    let judged = |kind| judged(&login(kind), &silent, None, |_| {});
+    assert_eq!(judged(employee()), "acme ReadWrite");
+    assert_eq!(judged(service(None, &[2])), "57P03");
+}
+
+#[test]
+fn every_reason_to_refuse_a_login_comes_before_what_only_a_good_one_may_know() {
+    let contradiction = hints("globex", "acme", "alice", "");
+    let bad = [
+        ("denied: Disabled", Login { disabled: true, ..login(employee()) }),
+        (
+            "denied: Expired",
+            Login {
+                valid_until: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)),
+                ..login(employee())
+            },
+        ),
+        ("denied: Address", Login { allow_from: vec![net("10.0.0.0/8")], ..login(employee()) }),
+    ];
+    for (verdict, login) in &bad {
+        assert_eq!(judged(login, &contradiction, Some("127.0.0.1"), |_| {}), *verdict);
+    }
+    let stays = Login {
+        valid_until: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1001)),
+        allow_from: vec![net("10.0.0.0/8")],
+        ..login(employee())
+    };
+    assert_eq!(judged(&stays, &contradiction, Some("10.1.2.3"), |_| {}), "28000");
+    // The tenant's own list comes before its state.
+    let suspended = |tenant: &mut Tenant| {
+        tenant.status = TenantStatus::Suspended;
+        tenant.allow_from = vec![net("10.0.0.0/8")];
+    };
+    let here = hints("", "acme", "alice", "");
+    assert_eq!(judged(&login(employee()), &here, Some("127.0.0.1"), suspended), "denied: Address");
+    assert_eq!(judged(&login(employee()), &here, Some("10.1.2.3"), suspended), "57P03");
+    assert_eq!(judged(&login(service(None, &[2])), &here, Some("10.1.2.3"), suspended), "denied: NotGranted");
+}
+
+#[test]
+fn an_administrator_comes_from_this_machine_unless_others_are_named() {
+    let admin = login(LoginKind::Admin { read_only: false });
+    let console = hints("", "pglobby", "alice", "");
+    for (peer, verdict) in [
+        (Some("127.0.0.1"), "console, read only: false"),
+        (Some("192.0.2.1"), "denied: Address"),
+        (None, "console, read only: false"),
+    ] {
+        assert_eq!(judged(&admin, &console, peer, |_| {}), verdict, "{peer:?}");
+    }
+}
+
+#[test]
+fn a_closed_tenant_says_why_to_those_who_belong_to_it() {
+    let here = hints("", "acme", "alice", "");
+    for (status, sqlstate) in [
+        (TenantStatus::Suspended, "57P03"),
+        (TenantStatus::Provisioning, "57P03"),
+        (TenantStatus::Dropping, "3D000"),
+        (TenantStatus::Dropped, "3D000"),
+    ] {
+        assert_eq!(judged(&login(employee()), &here, None, |tenant| tenant.status = status), sqlstate);
+    }
+}
