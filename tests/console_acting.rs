@@ -86,6 +86,7 @@ async fn a_disabled_tenant_takes_in_nobody_new() {
     console.run("DISABLE acme").await;
     assert_eq!(proxy.client("acme").refusal().await, "57P03");
     early.run("SELECT 1").await;
+    shown(&console, "DATABASES", "disabled", "1").await;
     console.run("ENABLE acme").await;
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
     assert_eq!(console.refusal_of("DISABLE nobody").await, "3D000");
@@ -111,6 +112,10 @@ async fn after_reconnect_every_transaction_has_a_new_server() {
 async fn killing_a_tenant_ends_its_sessions_and_no_others() {
     let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
     let console = proxy.console().await;
+    // Nobody has been served there yet.
+    console.run("PAUSE globex").await;
+    shown(&console, "DATABASES", "paused", "1").await;
+    console.run("RESUME globex").await;
     let (mut acme, globex) = (proxy.client("acme").connect().await, proxy.client("globex").connect().await);
     console.run("KILL acme").await;
     acme.closed().await;

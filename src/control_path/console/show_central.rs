@@ -72,10 +72,10 @@ pub async fn databases(operator: &Operator, proxy: &Proxy) -> Result<Table, Comp
     let config = proxy.config.load();
     let hosts: HashMap<String, hosts::HostSummary> =
         hosts::list(operator).await?.into_iter().map(|host| (host.name.clone(), host)).collect();
-    let (mut servers, mut sessions, mut ids) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let (mut servers, mut sessions) = (HashMap::new(), HashMap::new());
+    let ids = halted(operator, &proxy.pools).await?;
     for pool in proxy.pools.all().into_iter().chain(proxy.pools.retired()) {
         *servers.entry(pool.tenant.name.clone()).or_insert(0) += pool.live();
-        ids.insert(pool.tenant.name.clone(), pool.tenant.id);
     }
     for session in proxy.sessions.all() {
         *sessions.entry(session.tenant.name.clone()).or_insert(0) += 1;
@@ -109,6 +109,18 @@ pub async fn databases(operator: &Operator, proxy: &Proxy) -> Result<Table, Comp
         ]);
     }
     Ok(table)
+}
+
+/// Ids of the tenants that were paused or disabled by name.
+async fn halted(operator: &Operator, pools: &TenantPools) -> Result<HashMap<String, i64>, Complaint> {
+    let named = pools.halts.named();
+    if named.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let client = operator.central.client().await.map_err(OperatorError::from)?;
+    let sql = "SELECT name, id FROM pglobby.tenants WHERE id = ANY ($1)";
+    let rows = client.query(sql, &[&named]).await.map_err(OperatorError::from)?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// SHOW USERS.

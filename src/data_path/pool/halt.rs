@@ -43,6 +43,12 @@ impl Halts {
         self.locked().disabled.contains(&tenant)
     }
 
+    /// Tenants, by id, that were stopped by name.
+    pub fn named(&self) -> Vec<i64> {
+        let halted = self.locked();
+        halted.paused.union(&halted.disabled).copied().collect()
+    }
+
     /// Lets no new session in, or again.
     pub fn set_disabled(&self, tenant: i64, disabled: bool) {
         let mut halted = self.locked();
