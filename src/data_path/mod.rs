@@ -62,7 +62,10 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
         Err(StartupError::Io(error)) => {
             tracing::debug!(peer = ?stream.peer_ip(), %error, "a client left before login")
         }
-        Err(StartupError::Refused(refusal)) => refuse(stream, &refusal).await,
+        Err(StartupError::Refused(refusal)) => {
+            proxy.metrics.login_refused(&refusal);
+            refuse(stream, &refusal).await;
+        }
     }
 }
 

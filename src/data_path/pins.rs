@@ -80,6 +80,11 @@ impl Pins {
         Self(bits)
     }
 
+    /// Every reason there is, with its name.
+    pub fn all() -> impl Iterator<Item = (Self, &'static str)> {
+        Self::NAMES.into_iter()
+    }
+
     /// The reasons' names, for operators.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter().filter(move |(pin, _)| self.contains(*pin)).map(|(_, name)| name)

@@ -437,6 +437,7 @@ impl Relay {
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
             stats.transaction_time.record(now.saturating_duration_since(leased_at));
+            stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
         if !server.side.lease.pins.is_empty() || !self.side.follows() {
             self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());

@@ -119,6 +119,7 @@ impl Requests<'_, '_> {
         let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
         if self.server.lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Client) {
             self.server.statements.queued(&statement, self.server.lease.batch());
+            self.server.statements.tally.client_parses += 1;
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
@@ -155,6 +156,7 @@ impl Requests<'_, '_> {
             self.out.pass(bytes);
             return Ok(());
         };
+        self.server.statements.tally.binds += 1;
         self.server.uncertain.note(&statement.aftermath, false);
         self.with_statement(Asked::Bind, bytes, HEADER_BYTES + portal.len() + 1, name.len(), &statement);
         Ok(())
