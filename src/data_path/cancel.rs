@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{
+    lease::Whose,
     pool::Pool,
     relay::Relay,
     server::{self, connection::Server},
@@ -16,10 +17,13 @@ use super::{
 };
 
 impl Relay {
-    /// Cancels what the session's server runs. Where nothing runs, nothing happens. `waiting` are dropped when it has
-    /// settled.
+    /// Cancels what the session's server runs for it. Where nothing runs, or what runs is our own bookkeeping, whose failure
+    /// would end the session, nothing happens: as if the cancel had come before the query. `waiting` are dropped when it
+    /// has settled.
     pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
-        let Some(server) = self.server.as_ref().filter(|server| server.side.lease.is_working()) else {
+        let clients =
+            |server: &&Box<Server>| server.side.lease.whose().is_some_and(|whose| whose != Whose::Ours);
+        let Some(server) = self.server.as_ref().filter(clients) else {
             return;
         };
         let (settled, cancelling) = oneshot::channel();

@@ -201,6 +201,9 @@ impl Uncertain {
     }
 
     fn name(&mut self, name: &str) {
+        if name == "session_authorization" {
+            self.pins.insert(Pins::SETTINGS);
+        }
         self.doubts.insert(Doubts::NAMED_SETTINGS);
         if !self.names.iter().any(|known| **known == *name) {
             self.names.push(name.into());
@@ -288,13 +291,18 @@ impl Uncertain {
     }
 }
 
-/// They end with their transaction, or cannot be set again from what they show.
-const UNASKABLE: [&str; 5] = [
+/// They end with their transaction, cannot be set again from what they show, or are reported but nobody's to set.
+const UNASKABLE: [&str; 10] = [
     "transaction_isolation",
     "transaction_read_only",
     "transaction_deferrable",
     "seed",
     "session_authorization",
+    "is_superuser",
+    "in_hot_standby",
+    "server_version",
+    "server_encoding",
+    "integer_datetimes",
 ];
 
 fn array_literal(names: &[&str]) -> String {
