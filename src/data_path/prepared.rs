@@ -17,8 +17,8 @@ use std::{
 };
 
 use super::{
+    aftermath::Aftermath,
     lease::{Asked, Lease, Naming, Whose},
-    session_state::Aftermath,
 };
 use crate::wire::{
     frame::HEADER_BYTES,
@@ -166,6 +166,19 @@ pub struct ServerStatements {
     capacity: usize,
     /// Counts uses, to find the least recent.
     clock: u64,
+    /// What has been done since it was last taken down.
+    pub tally: Tally,
+}
+
+/// How often named statements were prepared and used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Prepared by clients.
+    pub client_parses: u32,
+    /// Prepared on the server, for whichever reason.
+    pub server_parses: u32,
+    /// Bound by clients.
+    pub binds: u32,
 }
 
 #[derive(Debug)]
@@ -186,7 +199,13 @@ enum Certainty {
 impl ServerStatements {
     /// A server that has just been opened.
     pub fn new(capacity: usize) -> Self {
-        Self { known: HashMap::new(), unnamed: 0, capacity: capacity.max(1), clock: 0 }
+        Self {
+            known: HashMap::new(),
+            unnamed: 0,
+            capacity: capacity.max(1),
+            clock: 0,
+            tally: Tally::default(),
+        }
     }
 
     /// How many it has.
@@ -228,6 +247,7 @@ impl ServerStatements {
 
     /// A Parse of `statement` is queued.
     pub fn queued(&mut self, statement: &Arc<Statement>, batch: u32) {
+        self.tally.server_parses += 1;
         self.clock += 1;
         let known =
             Known { statement: statement.clone(), certainty: Certainty::Within(batch), used: self.clock };

@@ -61,7 +61,7 @@ pub struct Relay {
     pub(super) client: Stream,
     /// What the client was slow to take.
     pub(super) unsent: Unsent,
-    side: ClientSide,
+    pub(super) side: ClientSide,
     /// What the client sent that no server has got yet.
     inbox: Vec<u8>,
     pub(super) pool: Arc<Pool>,
@@ -80,7 +80,7 @@ pub struct Relay {
 
 /// What cannot be done within a poll.
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     /// The inbox holds a request, and no server is idle.
     Borrow,
     /// The transaction is over and has left something uncertain.
@@ -230,6 +230,11 @@ impl Relay {
             if let Some(step) = self.after_reply(now) {
                 return Err(step);
             }
+        } else if server.side.lease.is_over()
+            && let Some(step) = self.after_reply(Instant::now())
+        {
+            // Only our own bookkeeping was answered, put in for what nobody answers.
+            return Err(step);
         }
         Ok(Poll::Ready(()))
     }
@@ -284,10 +289,11 @@ impl Relay {
         let flow = self.side.take(chunk, &mut server.side, &mut out);
         // What a server does not take any more is told by what it sends, or by its end.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
-        let asked_nothing = server.side.lease.is_over();
         match flow {
-            // COPY data behind the COPY's failure: nobody answers, so nothing else would give the server back.
-            Ok(Flow::Goes) if asked_nothing => self.after_reply(Instant::now()).map_or(Ok(()), Err),
+            // Nothing was asked: the end of a message that the server had given up on, or what needs no reply.
+            Ok(Flow::Goes) if server.side.lease.is_over() => {
+                self.after_reply(Instant::now()).map_or(Ok(()), Err)
+            }
             Ok(Flow::Goes) => Ok(()),
             Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
             Err(refusal) => Err(Step::End(End::Refused(refusal))),
@@ -421,7 +427,7 @@ impl Relay {
 
     /// A ReadyForQuery has gone to the client, or a cancel has settled: the one door through which a server goes back.
     #[inline]
-    fn after_reply(&mut self, now: Instant) -> Option<Step> {
+    pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;
         if !server.side.lease.is_over()
             || !server.unsent.is_empty()
@@ -440,6 +446,7 @@ impl Relay {
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
             stats.transaction_time.record(now.saturating_duration_since(leased_at));
+            stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
         if !server.side.lease.pins.is_empty() || !self.side.follows() {
             self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
@@ -457,45 +464,6 @@ impl Relay {
         // The beginning of the client's next message waits here, where the next server will get it from.
         self.side.take_held(&mut self.inbox);
         self.pool.give_back(server);
-    }
-
-    /// Asks the server what the transaction has left behind, and takes it down. Nothing is read from the client meanwhile.
-    async fn settle(&mut self) -> Result<(), End> {
-        let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let uncertain = std::mem::take(&mut server.side.uncertain);
-        let failed = std::mem::take(&mut server.failed);
-        let mut pins = server.side.lease.pins;
-        pins.insert(uncertain.pins(failed));
-        if self.side.follows() && uncertain.has_doubts() {
-            let (sql, names) = uncertain.question(&self.side.wanted);
-            match server.ask(&sql, &[&names]).await {
-                Ok(rows) => {
-                    let settings = uncertain.answered(&rows, &self.side.wanted, &mut pins);
-                    if settings != *self.side.wanted {
-                        self.handle
-                            .set_application_name(settings.get("application_name").unwrap_or_default());
-                        self.side.wanted = Arc::new(settings);
-                    }
-                    server.side.applied = self.side.wanted.clone();
-                }
-                Err(error) => {
-                    warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
-                    pins.insert(super::lease::Pins::SETTINGS);
-                    if matches!(error, super::server::connection::AskError::Lost(_)) {
-                        return Err(End::ServerLost);
-                    }
-                }
-            }
-        }
-        if server.side.lease.pins.is_empty() && !pins.is_empty() {
-            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
-        }
-        server.side.lease.pins = pins;
-        self.handle.set_pins(pins);
-        match self.after_reply(Instant::now()) {
-            Some(Step::End(end)) => Err(end),
-            _ => Ok(()),
-        }
     }
 
     /// Attends to signals and to a cancel that is under way.
