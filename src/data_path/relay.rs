@@ -187,6 +187,10 @@ impl Relay {
         // A server that takes no more bytes says why when it is read from.
         let drained =
             !server.unsent.is_empty() && server.unsent.drain(&mut server.stream, cx).unwrap_or(false);
+        if drained && server.side.lease.is_over() {
+            // What held it was the rest of a message that nobody answers.
+            return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
+        }
         if !self.unsent.is_empty() {
             return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
         }
@@ -226,6 +230,11 @@ impl Relay {
             if let Some(step) = self.after_reply(now) {
                 return Err(step);
             }
+        } else if server.side.lease.is_over()
+            && let Some(step) = self.after_reply(Instant::now())
+        {
+            // Only our own bookkeeping was answered, put in for what nobody answers.
+            return Err(step);
         }
         Ok(Poll::Ready(()))
     }
