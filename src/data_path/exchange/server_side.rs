@@ -203,8 +203,10 @@ impl ServerSide {
             },
             _ => {}
         })?;
-        if whose == Whose::Ours {
-            return Err(Broken::Bookkeeping(ServerError::read(bytes)));
+        match whose {
+            Whose::Ours => return Err(Broken::Bookkeeping(ServerError::read(bytes))),
+            Whose::Attempt => return Ok(false),
+            Whose::Client | Whose::Follow => {}
         }
         heard.errors += 1;
         Ok(true)
