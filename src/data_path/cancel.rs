@@ -21,9 +21,8 @@ impl Relay {
     /// would end the session, nothing happens: as if the cancel had come before the query. `waiting` are dropped when it
     /// has settled.
     pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
-        let clients =
-            |server: &&Box<Server>| server.side.lease.whose().is_some_and(|whose| whose != Whose::Ours);
-        let Some(server) = self.server.as_ref().filter(clients) else {
+        let clients = |server: &&Server| server.side.lease.whose().is_some_and(|whose| whose != Whose::Ours);
+        let Some(server) = self.server.as_deref().filter(clients) else {
             return;
         };
         let (settled, cancelling) = oneshot::channel();
