@@ -31,3 +31,26 @@ async fn a_drain_lets_a_running_query_finish_and_cancels_nothing() {
     assert_eq!(farewell.last().map(|message| message.sqlstate()).as_deref(), Some("57P01"));
     assert!(proxy.ended().await.success());
 }
+
+/// With SO_REUSEPORT the kernel hands clients to every socket that listens: one that nobody accepts from any more swallowed
+/// them until the drain was over.
+#[tokio::test]
+async fn a_node_that_drains_no_longer_listens() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    let mut client = proxy.wire("acme").await;
+    client.query("BEGIN").await;
+    let mut idle = proxy.wire("acme").await;
+
+    proxy.signal(Signal::TERM);
+    idle.until_end().await;
+
+    let refused = async {
+        while tokio::net::TcpStream::connect(("127.0.0.1", proxy.port())).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    in_time("connections are refused", refused).await;
+    client.query("COMMIT").await;
+    client.until_end().await;
+    assert!(proxy.ended().await.success());
+}
