@@ -1,5 +1,6 @@
 //! The structure that `src/lib.rs` promises, held to: who may use whom, how long a file may be, and what may not be in
 //! one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
     collections::BTreeSet,

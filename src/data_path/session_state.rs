@@ -278,6 +278,11 @@ impl Uncertain {
                     applied.set(name, Some(value));
                     kept.push(name);
                 }
+                (Some("s"), Some(name), None) if matches!(row.get(2), Some(Some(_))) => {
+                    // Text in another encoding than UTF-8, which is not kept: its server has it and stays.
+                    applied.set(name, None);
+                    pins.insert(Pins::SETTINGS);
+                }
                 (Some("s"), Some(name), _) => applied.set(name, None),
                 _ => {}
             }
@@ -335,9 +340,13 @@ pub fn prelude(
         from = &none;
     }
     let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
-    // A role may set less than the login: it comes last.
-    let ordered =
-        missing().filter(|(name, _)| *name != "role").chain(missing().filter(|(name, _)| *name == "role"));
+    // The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
+    let place = |name: &str| match name {
+        "client_encoding" => 0,
+        "role" => 2,
+        _ => 1,
+    };
+    let ordered = (0..3).flat_map(|at| missing().filter(move |(name, _)| place(name) == at));
     let mut any = false;
     for (name, value) in ordered {
         if !std::mem::replace(has_setter, true) {
