@@ -151,10 +151,9 @@ impl ClientStatements {
         self.unnamed.serial = 0;
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL.
+    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.named.clear();
-        self.forget_unnamed();
     }
 
     /// The name means this statement from now on.
@@ -176,7 +175,7 @@ impl ClientStatements {
 #[derive(Debug)]
 pub struct ServerStatements {
     known: HashMap<u64, Known>,
-    /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none.
+    /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
     unnamed: u64,
     /// `max_prepared_statements`.
     capacity: usize,
@@ -234,10 +233,14 @@ impl ServerStatements {
         self.known.is_empty()
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL.
+    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.known.clear();
-        self.unnamed = 0;
+    }
+
+    /// The server may have an unnamed statement that is no client's, or not the one it was given last.
+    pub fn doubt_unnamed(&mut self) {
+        self.unnamed = u64::MAX;
     }
 
     /// The server's unnamed statement is gone, or is the one with this serial.

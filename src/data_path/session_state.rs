@@ -281,6 +281,7 @@ impl Uncertain {
                 (Some("s"), Some(name), None) if matches!(row.get(2), Some(Some(_))) => {
                     // Text in another encoding than UTF-8, which is not kept: its server has it and stays.
                     applied.set(name, None);
+                    kept.push(name);
                     pins.insert(Pins::SETTINGS);
                 }
                 (Some("s"), Some(name), _) => applied.set(name, None),
@@ -320,23 +321,27 @@ fn array_literal(names: &[&str]) -> String {
 const SETTER: &[u8] = b"pglobby_set";
 
 /// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
-/// `has_setter` tells whether the server knows our statement already.
+/// `has_setter` tells whether the server knows our statement already. `true` if a simple query is among it, which ends
+/// the server's unnamed statement.
+#[must_use = "the server's unnamed statement may be gone"]
 pub fn prelude(
     applied: &Arc<Settings>,
     wanted: &Arc<Settings>,
     has_setter: &mut bool,
     lease: &mut Lease,
     out: &mut Vec<u8>,
-) {
+) -> bool {
     if Arc::ptr_eq(applied, wanted) || applied == wanted {
-        return;
+        return false;
     }
+    let mut queried = false;
     let none = Settings::default();
     let mut from: &Settings = applied;
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
         // Neither role nor session authorisation is touched by RESET ALL.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
         let _ = lease.ask(Asked::Query, Whose::Ours);
+        queried = true;
         from = &none;
     }
     let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
@@ -367,6 +372,7 @@ pub fn prelude(
         append(out, b'S', |_| {});
         let _ = lease.ask(Asked::Sync, Whose::Ours);
     }
+    queried
 }
 
 /// Bind of the unnamed portal to [`SETTER`] with two text parameters.
