@@ -37,7 +37,7 @@ use clap::Parser;
 
 use report::Report;
 use scenarios::{SCENARIOS, Scenario};
-use stand::Stand;
+use stand::{Pooler, Stand};
 
 /// pglobby, PgBouncer and a direct connection, measured beside each other
 #[derive(Parser)]
@@ -106,18 +106,18 @@ async fn main() {
         stand.become_like(scenario.layout).await;
         eprintln!("{}: {}", scenario.name, scenario.title);
         let mut rounds = Vec::new();
-        for round in 0..plan.rounds {
-            for target in stand.targets() {
-                let outcome = scenario.load.run(&mut stand, &target, &plan, round).await;
-                eprintln!("  {:10} {}", target.name, sample::in_words(&outcome));
-                rounds.push((target.name, outcome));
+        for round in 0..plan.rounds.min(scenario.load.rounds_max()) {
+            for pooler in Pooler::ALL {
+                let outcome = scenario.load.run(&mut stand, pooler, &plan, round).await;
+                eprintln!("  {:10} {}", pooler.name(), sample::in_words(&outcome));
+                rounds.push((pooler, outcome));
             }
         }
-        report.add(scenario, rounds);
+        report.add(scenario, &rounds);
         // After each, so that an interrupted run has told what it knew.
         report.write(&arguments.output);
     }
-    println!("{}", report.table());
+    println!("{}", report.markdown());
     println!("written to {}: results.json, results.md and plots", arguments.output.display());
 }
 
