@@ -95,6 +95,9 @@ pub struct Stand {
     layout: Layout,
     /// One for each database.
     tenants: Vec<String>,
+    /// Of every role and of the line in PgBouncer's user list: PgBouncer 1.18 logs in to servers with the keys that its
+    /// client has proved, which fit no other salt.
+    verifier: String,
     _folder: TempDir,
 }
 
@@ -134,6 +137,7 @@ impl Stand {
             certificate,
             layout: Layout::Usual,
             tenants: Vec::new(),
+            verifier: scram_verifier(&SecretString::from(PASSWORD)).expose_secret().to_owned(),
             _folder: folder,
         };
         let central = stand.proxy.cluster.client("central").await;
@@ -186,8 +190,7 @@ impl Stand {
     async fn add_tenant(&mut self, name: &str) {
         let (owner, password) = (owner_of(name), SecretString::from(PASSWORD));
         let postgres = self.proxy.cluster.client("postgres").await;
-        let verifier = scram_verifier(&password);
-        let verifier = verifier.expose_secret();
+        let verifier = &self.verifier;
         postgres.run(&format!("CREATE ROLE {owner} LOGIN PASSWORD '{verifier}'")).await;
         postgres.run(&format!("CREATE DATABASE {name} OWNER {owner}")).await;
         let central = self.proxy.cluster.client("central").await;
@@ -261,8 +264,7 @@ impl Stand {
                 "{name} = host={address} port={port} dbname={name} user={owner} password={PASSWORD}"
             );
         }
-        let verifier = scram_verifier(&SecretString::from(PASSWORD));
-        let users = format!("\"{LOGIN}\" \"{}\"\n", verifier.expose_secret());
+        let users = format!("\"{LOGIN}\" \"{}\"\n", self.verifier);
         let idle = if self.layout == Layout::ShortPools { 1 } else { 600 };
         let settings = format!(
             "pool_mode = transaction\ndefault_pool_size = 20\nmax_client_conn = 20000\n\
