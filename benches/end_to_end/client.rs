@@ -69,7 +69,7 @@ impl Client {
         }
         let length = u32::try_from(hello.len()).unwrap();
         hello[..4].copy_from_slice(&length.to_be_bytes());
-        self.stream.write_all(&hello).await?;
+        self.send(&hello).await?;
 
         let nonce = STANDARD.encode(rand::random::<[u8; 18]>());
         let first = format!("n=,r={nonce}");
@@ -93,16 +93,22 @@ impl Client {
                 _ => {}
             }
             if !answer.is_empty() {
-                self.stream.write_all(&answer).await?;
+                self.send(&answer).await?;
             }
         }
+    }
+
+    /// TLS keeps what is not flushed.
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
     }
 
     /// A simple query, its reply read and dropped.
     pub async fn query(&mut self, sql: &str) -> io::Result<Reply> {
         let mut message = Vec::new();
         append(&mut message, b'Q', |out| append_cstr(out, sql.as_bytes()));
-        self.stream.write_all(&message).await?;
+        self.send(&message).await?;
         self.read_until(b'Z').await
     }
 
@@ -110,19 +116,19 @@ impl Client {
     pub async fn copy_in(&mut self, sql: &str, rows: &[u8], count: usize) -> io::Result<Reply> {
         let mut message = Vec::new();
         append(&mut message, b'Q', |out| append_cstr(out, sql.as_bytes()));
-        self.stream.write_all(&message).await?;
+        self.send(&message).await?;
         self.read_until(b'G').await?;
         let mut data = Vec::new();
         append(&mut data, b'd', |out| out.extend_from_slice(rows));
         for _ in 0..count {
-            self.stream.write_all(&data).await?;
+            self.send(&data).await?;
         }
-        self.stream.write_all(&[b'c', 0, 0, 0, 4]).await?;
+        self.send(&[b'c', 0, 0, 0, 4]).await?;
         self.read_until(b'Z').await
     }
 
     pub async fn leave(mut self) -> io::Result<()> {
-        self.stream.write_all(&[b'X', 0, 0, 0, 4]).await
+        self.send(&[b'X', 0, 0, 0, 4]).await
     }
 
     async fn read_until(&mut self, last: u8) -> io::Result<Reply> {
@@ -158,7 +164,11 @@ fn prove(password: &str, first: &str, theirs: &str) -> String {
     let salted = SALTED.with_borrow_mut(|known| {
         let derive = || {
             let rounds = field("i=").parse().unwrap();
-            pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(password.as_bytes(), &STANDARD.decode(salt).unwrap(), rounds)
+            pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(
+                password.as_bytes(),
+                &STANDARD.decode(salt).unwrap(),
+                rounds,
+            )
         };
         *known.entry((password.to_owned(), salt.to_owned())).or_insert_with(derive)
     });

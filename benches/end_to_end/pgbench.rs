@@ -7,7 +7,7 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tempfile::TempDir;
@@ -19,9 +19,10 @@ use crate::{
     stand::{Stand, Target},
 };
 
-/// Clients log in and pools fill before the window.
-const WARM_UP: Duration = Duration::from_millis(800);
-const AFTERWARDS: Duration = Duration::from_millis(300);
+/// Clients have logged in by pgbench's first line of progress, which comes after this long, and pools are full.
+const WARM_UP: Duration = Duration::from_secs(1);
+const AFTERWARDS: Duration = Duration::from_millis(500);
+const LOGINS_MAX: Duration = Duration::from_secs(60);
 
 /// What pgbench is told beside where to connect.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +59,8 @@ impl Pgbench {
     };
 
     pub async fn run(&self, stand: &Stand, target: &Target, plan: &Plan) -> Outcome {
-        let mut running = self.start(stand, target, plan)?;
-        tokio::time::sleep(WARM_UP).await;
+        let mut running = self.start(stand, target, plan.window)?;
+        running.warmed_up().await;
         let (before, from) = (Cpu::of(target.pid), SystemTime::now());
         tokio::time::sleep(plan.window).await;
         let (after, until) = (Cpu::of(target.pid), SystemTime::now());
@@ -69,10 +70,10 @@ impl Pgbench {
         of_requests(running.latencies(from, until), seconds, cpu)
     }
 
-    /// Runs until the window is over.
-    pub fn start(&self, stand: &Stand, target: &Target, plan: &Plan) -> Result<Running, String> {
+    /// Runs until a window of this length after the warm-up is over.
+    pub fn start(&self, stand: &Stand, target: &Target, window: Duration) -> Result<Running, String> {
         let folder = tempfile::tempdir().unwrap();
-        let seconds = (WARM_UP + plan.window + AFTERWARDS).as_secs_f64().ceil();
+        let seconds = (WARM_UP + window + AFTERWARDS).as_secs_f64().ceil();
         // With fewer threads than clients a PREPARE makes the thread wait, and others in it with open transactions
         // hold the servers it waits for: one thread for each client where that can happen.
         let threads = match self.script {
@@ -80,7 +81,7 @@ impl Pgbench {
             _ => self.clients.min(2),
         };
         let mut command = Command::new(stand.program("pgbench"));
-        command.args(["--no-vacuum", "--log", "--protocol", self.mode]);
+        command.args(["--no-vacuum", "--log", "--progress", "1", "--protocol", self.mode]);
         command.args(["--client", &self.clients.to_string(), "--jobs", &threads.to_string()]);
         command.args(["--time", &seconds.to_string()]);
         command.arg("--log-prefix").arg(folder.path().join("log"));
@@ -121,11 +122,27 @@ pub struct Running {
 }
 
 impl Running {
+    /// Returns when it reports progress, or has ended.
+    pub async fn warmed_up(&mut self) {
+        let begun = Instant::now();
+        while self.is_running() && !self.words().contains("progress:") && begun.elapsed() < LOGINS_MAX {
+            tokio::time::sleep(Duration::from_millis(10)).await; // A file does not wake its reader.
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    fn words(&self) -> String {
+        fs::read_to_string(self.folder.path().join("words")).unwrap_or_default()
+    }
+
     pub fn finish(&mut self) -> Result<(), String> {
         if self.child.wait().unwrap().success() {
             return Ok(());
         }
-        let words = fs::read_to_string(self.folder.path().join("words")).unwrap_or_default();
+        let words = self.words();
         let error = words.lines().find(|line| line.contains("ERROR") || line.contains("error:"));
         Err(error.unwrap_or("pgbench failed").to_owned())
     }

@@ -45,9 +45,12 @@ impl PgBouncer {
             at = at.display(),
         );
         let owner = ClusterOwner::current().unwrap();
-        for (name, text) in
-            [("ini", &ini), ("users", &users.to_owned()), ("server.crt", &certificate.0), ("server.key", &certificate.1)]
-        {
+        for (name, text) in [
+            ("ini", &ini),
+            ("users", &users.to_owned()),
+            ("server.crt", &certificate.0),
+            ("server.key", &certificate.1),
+        ] {
             fs::write(at.join(name), text).unwrap();
             owner.give(&at.join(name)).unwrap();
         }

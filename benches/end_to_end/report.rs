@@ -100,7 +100,9 @@ impl Report {
                 }
             }
         }
-        text.push_str("\nMedians; in brackets the lowest and the highest run. Ratio: pglobby to PgBouncer.\n");
+        text.push_str(
+            "\nMedians; in brackets the lowest and the highest run. Ratio: pglobby to PgBouncer.\n",
+        );
         for results in &self.results {
             for (pooler, reason) in results.failures.iter().filter(|(_, reason)| *reason != "no pooler") {
                 let _ = writeln!(text, "- {}, {}: {reason}", results.name, pooler.name());
@@ -112,11 +114,13 @@ impl Report {
     fn row(&self, results: &Results, metric: Metric) -> Option<String> {
         results.values.keys().find(|(_, measured)| *measured == metric)?;
         let cell = |pooler| results.cell(pooler, metric);
-        let ratio = match (results.median(Pooler::Pglobby, metric), results.median(Pooler::PgBouncer, metric)) {
+        let ratio = match (results.median(Pooler::Pglobby, metric), results.median(Pooler::PgBouncer, metric))
+        {
             (Some(ours), Some(theirs)) if theirs > 0.0 => format!("{:.2}", ours / theirs),
             _ => String::new(),
         };
-        let bars: Vec<String> = results.bars.iter().filter_map(|bar| self.judge(results, metric, *bar)).collect();
+        let bars: Vec<String> =
+            results.bars.iter().filter_map(|bar| self.judge(results, metric, *bar)).collect();
         let (direct, pgbouncer, pglobby) =
             (cell(Pooler::Direct), cell(Pooler::PgBouncer), cell(Pooler::Pglobby));
         Some(format!(

@@ -18,8 +18,7 @@ pub enum Metric {
 }
 
 impl Metric {
-    pub const ALL: [Self; 6] =
-        [Self::Cpu, Self::Throughput, Self::P50, Self::P99, Self::Memory, Self::Peak];
+    pub const ALL: [Self; 6] = [Self::Cpu, Self::Throughput, Self::P50, Self::P99, Self::Memory, Self::Peak];
 
     pub fn name(self) -> &'static str {
         match self {

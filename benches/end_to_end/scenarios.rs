@@ -1,5 +1,7 @@
 //! What is measured, and the bar for it.
 
+use std::time::Duration;
+
 use crate::{
     Plan, cold,
     fleet::{self, Fleet},
@@ -229,11 +231,18 @@ impl Load {
     }
 }
 
+/// The quiet tenant's run begins and ends within the noise.
+const NOISE_AROUND: Duration = Duration::from_secs(20);
+
 async fn neighbour(noise: &Pgbench, stand: &Stand, pooler: Pooler, plan: &Plan) -> Outcome {
     let target = stand.target(pooler);
-    let mut noise = noise.start(stand, &target.at("noisy"), plan)?;
+    let mut noise = noise.start(stand, &target.at("noisy"), plan.window + NOISE_AROUND)?;
+    noise.warmed_up().await;
     let quiet = Pgbench { clients: 1, script: SELECT_1, rate: Some(500), ..Pgbench::SIMPLE };
     let outcome = quiet.run(stand, &target.at("quiet"), plan).await;
-    noise.finish()?;
+    if !noise.is_running() {
+        noise.finish()?;
+        return Err("the noise ended too early".to_owned());
+    }
     Ok(outcome?.into_iter().filter(|(metric, _)| matches!(metric, P50 | P99)).collect())
 }

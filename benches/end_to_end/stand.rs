@@ -103,7 +103,8 @@ pub struct Stand {
 
 impl Stand {
     pub async fn start() -> Self {
-        let binaries = PostgresBinaries::find(None).expect("run scripts/bench, which installs what is needed");
+        let binaries =
+            PostgresBinaries::find(None).expect("run scripts/bench, which installs what is needed");
         let authority = Authority::new();
         let certificate = authority.certify(&["localhost", "127.0.0.1"]);
         let folder = tempfile::tempdir().unwrap();
@@ -117,6 +118,7 @@ impl Stand {
             .setting("shared_buffers", "256MB")
             .setting("max_wal_size", "8GB")
             .setting("checkpoint_timeout", "1h")
+            .tls()
             .start();
         let proxy = Proxy::build()
             .cluster(cluster)
@@ -219,7 +221,9 @@ impl Stand {
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let owner = owner_of(DATABASE);
         let bench = self.proxy.cluster.client(DATABASE).await;
-        bench.run(&format!("CREATE UNLOGGED TABLE sink (line text); ALTER TABLE sink OWNER TO {owner}")).await;
+        bench
+            .run(&format!("CREATE UNLOGGED TABLE sink (line text); ALTER TABLE sink OWNER TO {owner}"))
+            .await;
     }
 
     /// Sets the poolers up in another way, if they are not.

@@ -37,7 +37,9 @@ impl Stream {
         let (before, begun) = (Cpu::of(target.pid), Instant::now());
         let reply = match self {
             Self::Result => client.query(&format!("SELECT repeat('x', 1000) {rows}")).await?,
-            Self::CopyOut => client.query(&format!("COPY (SELECT repeat('x', 1000) {rows}) TO STDOUT")).await?,
+            Self::CopyOut => {
+                client.query(&format!("COPY (SELECT repeat('x', 1000) {rows}) TO STDOUT")).await?
+            }
             Self::CopyIn => {
                 let rows = format!("{}\n", "x".repeat(99)).repeat(ROWS);
                 client.query("BEGIN").await?;
