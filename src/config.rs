@@ -146,6 +146,8 @@ pub struct Limits {
     pub directory_cache_max: u64,
     /// `max_directory_look_ups`: look-ups of logins and tenants under way at a time, default 50.
     pub directory_look_ups_max: usize,
+    /// `metrics_tenants_max`: tenants that metrics name, the rest is summed up as `other`; default 100.
+    pub metrics_tenants_max: usize,
     /// `max_central_connections`: connections to the central database, default 4.
     pub central_connections_max: usize,
 }

@@ -1,1 +1,95 @@
-//! (skeleton)
+//! Counters of the process that belong to no pool.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use crate::error::Refusal;
+
+/// Why a client was refused before it had a session, as a metric's label has it.
+pub const REASONS: [&str; 9] = [
+    "password",
+    "tenant_closed",
+    "too_many_clients",
+    "directory_unavailable",
+    "server_unreachable",
+    "pool_busy",
+    "timeout",
+    "shutdown",
+    "other",
+];
+
+/// Counted since the process started.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    refused: [AtomicU64; REASONS.len()],
+    central_reachable: AtomicBool,
+}
+
+impl Metrics {
+    /// A client was told that it gets no session.
+    pub fn login_refused(&self, refusal: &Refusal) {
+        let reason = reason(refusal);
+        let at = REASONS.iter().position(|known| *known == reason);
+        if let Some(counter) = at.and_then(|at| self.refused.get(at)) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// How many clients were refused, for each of [`REASONS`].
+    pub fn logins_refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        REASONS.into_iter().zip(self.refused.iter().map(|counter| counter.load(Relaxed)))
+    }
+
+    /// The connection on which the central database tells of changes has been made, or lost.
+    pub fn set_central_reachable(&self, reachable: bool) {
+        self.central_reachable.store(reachable, Relaxed);
+    }
+
+    /// Whether the central database tells of changes now.
+    pub fn central_reachable(&self) -> bool {
+        self.central_reachable.load(Relaxed)
+    }
+}
+
+fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::LoginFailed { .. } => "password",
+        Refusal::Suspended { .. }
+        | Refusal::Dropped { .. }
+        | Refusal::NotReady { .. }
+        | Refusal::NoReadOnlyRole => "tenant_closed",
+        Refusal::TooManyClients | Refusal::TooManyClientsOfTenant { .. } => "too_many_clients",
+        Refusal::DirectoryUnavailable => "directory_unavailable",
+        Refusal::ServerUnreachable { .. } | Refusal::Server { .. } | Refusal::ServerLost => {
+            "server_unreachable"
+        }
+        Refusal::PoolBusy { .. } => "pool_busy",
+        Refusal::LoginTimeout => "timeout",
+        Refusal::AdminShutdown => "shutdown",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_a_reason_that_is_listed() {
+        let metrics = Metrics::default();
+        let refusals = [
+            Refusal::LoginFailed { user: "alice".into() },
+            Refusal::NoTenant,
+            Refusal::TooManyClients,
+            Refusal::LoginTimeout,
+            Refusal::AdminShutdown,
+            Refusal::ServerLost,
+            Refusal::DirectoryUnavailable,
+            Refusal::NoReadOnlyRole,
+            Refusal::PoolBusy { waited: std::time::Duration::ZERO },
+        ];
+        for refusal in &refusals {
+            metrics.login_refused(refusal);
+        }
+        assert!(metrics.logins_refused().all(|(_, count)| count == 1));
+    }
+}

@@ -265,13 +265,17 @@ async fn a_stale_row_is_asked_for_again_before_it_is_used() {
 /// Follows in a task; its changes arrive in the channel.
 fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::UnboundedReceiver<Change> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::spawn(notifications::follow(central, move |notice| {
-        let Notice::Changed(change) = notice else { return };
-        if let Some(directory) = &directory {
-            directory.forget(&change);
-        }
-        let _ = sender.send(change);
-    }));
+    tokio::spawn(notifications::follow(
+        central,
+        move |notice| {
+            let Notice::Changed(change) = notice else { return };
+            if let Some(directory) = &directory {
+                directory.forget(&change);
+            }
+            let _ = sender.send(change);
+        },
+        |_| {},
+    ));
     receiver
 }
 

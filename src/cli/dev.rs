@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     control_path::{
         central::Central,
+        console::Request,
         hosts,
         init::{DEFAULT_HOST, init},
         keyring::Keyring,
@@ -85,15 +86,28 @@ impl Dev {
     }
 }
 
-/// HUP reads `proxy.toml` again, as it does for `serve`; every other signal is the end.
+/// HUP and RELOAD read `proxy.toml` again, as they do for `serve`; every other signal, and SHUTDOWN, is the end.
 async fn until_told_to_stop(signals: &mut Signals, serving: &Serving, folder: &DataFolder) {
-    while signals.next().await == SignalKind::hangup() {
+    loop {
+        let tell = tokio::select! {
+            kind = signals.next() => match kind == SignalKind::hangup() {
+                true => None,
+                false => return,
+            },
+            request = serving.requested() => match request {
+                Request::Reload(tell) => Some(tell),
+                Request::Shutdown(_) => return,
+            },
+        };
         let reloaded = match folder.config(None) {
             Ok(config) => serving.reload(config).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
-        if let Err(error) = reloaded {
+        if let Err(error) = &reloaded {
             output::complain(format!("the configuration was not reloaded: {error}"));
+        }
+        if let Some(tell) = tell {
+            let _ = tell.send(reloaded);
         }
     }
 }

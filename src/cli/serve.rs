@@ -5,7 +5,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
 use super::{Failure, Globals, logging, process};
-use crate::{control_path::serving::Serving, shutdown::Ending};
+use crate::{
+    control_path::{console::Request, serving::Serving},
+    shutdown::Ending,
+};
 
 /// Run the proxy
 ///
@@ -28,11 +31,17 @@ impl Serve {
         let serving = Serving::start(config).await?;
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let ending = loop {
-            match signals.next().await {
-                kind if kind == SignalKind::hangup() => reload(globals, &serving).await,
-                kind if kind == SignalKind::terminate() => break Ending::Drain { at_most: Some(grace) },
-                kind if kind == SignalKind::interrupt() => break Ending::Drain { at_most: None },
-                _ => break Ending::Now,
+            tokio::select! {
+                kind = signals.next() => match kind {
+                    kind if kind == SignalKind::hangup() => drop(reload(globals, &serving).await),
+                    kind if kind == SignalKind::terminate() => break Ending::Drain { at_most: Some(grace) },
+                    kind if kind == SignalKind::interrupt() => break Ending::Drain { at_most: None },
+                    _ => break Ending::Now,
+                },
+                request = serving.requested() => match request {
+                    Request::Reload(tell) => drop(tell.send(reload(globals, &serving).await)),
+                    Request::Shutdown(ending) => break ending,
+                },
             }
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
@@ -45,17 +54,17 @@ impl Serve {
     }
 }
 
-async fn reload(globals: &Globals, serving: &Serving) {
+async fn reload(globals: &Globals, serving: &Serving) -> Result<(), String> {
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
-    match globals.load_own_config() {
-        Ok(config) => {
-            if let Err(error) = serving.reload(config).await {
-                error!(%error, "the configuration was not reloaded");
-            }
-        }
-        Err(failure) => error!(%failure, "the configuration was not reloaded"),
+    let reloaded = match globals.load_own_config() {
+        Ok(config) => serving.reload(config).await.map_err(|error| error.to_string()),
+        Err(failure) => Err(failure.to_string()),
+    };
+    if let Err(error) = &reloaded {
+        error!(%error, "the configuration was not reloaded");
     }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    reloaded
 }
 
 /// The signals that mean something to us.

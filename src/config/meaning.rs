@@ -117,6 +117,7 @@ fn limits(w: &mut Written<'_>) -> Limits {
         directory_cache_max: w.count("directory_cache_max", 100_000, 1),
         directory_look_ups_max: w.count("max_directory_look_ups", 50, 1),
         central_connections_max: w.count("max_central_connections", 4, 1),
+        metrics_tenants_max: w.count("metrics_tenants_max", 100, 0),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod directory;
 pub mod fleet;
 pub mod host_session;
 pub mod hosts;
+pub mod http;
 pub mod init;
 pub mod key_rotation;
 pub mod keyring;

@@ -33,8 +33,8 @@ pub enum Notice {
 }
 
 /// Listens for ever, and calls `on_notice` for each notice in the order they were committed. After every (re)connect
-/// it says [`Change::Everything`]. Ends only by being dropped.
-pub async fn follow(central: Central, mut on_notice: impl FnMut(Notice)) {
+/// it says [`Change::Everything`]. `on_state` hears whether it listens now. Ends only by being dropped.
+pub async fn follow(central: Central, mut on_notice: impl FnMut(Notice), on_state: impl Fn(bool)) {
     let mut retry = RETRY_SHORTEST;
     let mut lost_before = false;
     loop {
@@ -42,6 +42,7 @@ pub async fn follow(central: Central, mut on_notice: impl FnMut(Notice)) {
         let ended = listen(&central, |notice| {
             if !listening {
                 listening = true;
+                on_state(true);
                 if lost_before {
                     tracing::info!("hearing of changes in the central database again");
                 }
@@ -49,6 +50,7 @@ pub async fn follow(central: Central, mut on_notice: impl FnMut(Notice)) {
             on_notice(notice);
         })
         .await;
+        on_state(false);
         if listening {
             retry = RETRY_SHORTEST;
         }

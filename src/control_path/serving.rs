@@ -3,12 +3,14 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
     central::{Central, causes},
+    console::{self, Backstage, Period, Request},
     directory::Directory,
-    fleet,
+    fleet, http,
     keyring::Keyring,
     migrations,
     notifications::{self, Notice},
@@ -31,6 +33,9 @@ use crate::{
     wire::tls::towards_clients::{CertificateFiles, ClientTlsAcceptor},
 };
 
+/// Administrators' requests that wait to be heard; RELOAD and SHUTDOWN come one by one.
+const REQUESTS_MAX: usize = 8;
+
 /// How often idle servers and pools are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -42,6 +47,8 @@ pub struct Serving {
     keyring: Arc<ArcSwap<Keyring>>,
     dial: Arc<ArcSwap<DialOptions>>,
     listeners: Listeners,
+    http: Option<SocketAddr>,
+    requests: tokio::sync::Mutex<mpsc::Receiver<Request>>,
     accepting: Option<Accepting>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     /// Last: with the workers every session ends.
@@ -70,6 +77,7 @@ impl Serving {
         drop(client);
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
+        let http = config.http_listen.map(http::bind).transpose().map_err(ServeError)?;
         let listeners = Listeners::bind(&config).map_err(ServeError)?;
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
@@ -78,6 +86,14 @@ impl Serving {
         let config = Arc::new(ArcSwap::from_pointee(config));
         let before_first = grants(&central, &keyring);
         let pools = TenantPools::new(workers.all().to_vec(), config.clone(), dial.clone(), before_first);
+        let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+        let period = Arc::new(Period::default());
+        let backstage = Backstage {
+            central: central.clone(),
+            keyring: keyring.clone(),
+            period: period.clone(),
+            requests,
+        };
         let proxy = Arc::new(Proxy {
             config,
             tls,
@@ -85,25 +101,54 @@ impl Serving {
             pools,
             sessions: Arc::new(Sessions::default()),
             workers: workers.all().to_vec(),
-            console: super::console::door(),
+            console: console::door(backstage),
             foreign_cancel: fleet::messenger(central.clone(), cancels_max),
             door: Arc::default(),
+            metrics: Arc::default(),
         });
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone())),
-            tokio::spawn(keep_house(proxy.clone())),
+            tokio::spawn(keep_house(proxy.clone(), period)),
             tokio::spawn(deadlines::watch(proxy.clone())),
         ];
+        let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
+        if let Some(listener) = http {
+            tasks.push(tokio::spawn(http::serve(listener, proxy.clone())));
+        }
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
             info!(%address, "accepting clients");
         }
-        Ok(Self { proxy, keyring, dial, listeners, accepting: Some(accepting), tasks, _workers: workers })
+        Ok(Self {
+            proxy,
+            keyring,
+            dial,
+            listeners,
+            http: http_address,
+            requests: tokio::sync::Mutex::new(asked),
+            accepting: Some(accepting),
+            tasks,
+            _workers: workers,
+        })
     }
 
     /// Where TCP clients can connect.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.addresses()
+    }
+
+    /// Where metrics and health are served, if they are.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// What an administrator wants from the owner of this process. Cancel-safe.
+    pub async fn requested(&self) -> Request {
+        match self.requests.lock().await.recv().await {
+            Some(request) => request,
+            // The console lives as long as the proxy does.
+            None => std::future::pending().await,
+        }
     }
 
     /// Takes over a new configuration: limits, timeouts, TLS files, keys. What is wrong leaves everything as it was.
@@ -174,7 +219,12 @@ fn grants(central: &Central, keyring: &Arc<ArcSwap<Keyring>>) -> PoolMaking {
 /// Carries changes of the central database to pools and sessions, in order.
 async fn follow(central: Central, proxy: Arc<Proxy>) {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let listening = notifications::follow(central, move |notice| drop(tell.send(notice)));
+    let metrics = proxy.metrics.clone();
+    let listening = notifications::follow(
+        central,
+        move |notice| drop(tell.send(notice)),
+        move |listening| metrics.set_central_reachable(listening),
+    );
     let applying = async {
         while let Some(notice) = told.recv().await {
             match notice {
@@ -190,11 +240,12 @@ async fn follow(central: Central, proxy: Arc<Proxy>) {
     warn!(side = "central", "no longer following changes");
 }
 
-async fn keep_house(proxy: Arc<Proxy>) {
+async fn keep_house(proxy: Arc<Proxy>, period: Arc<Period>) {
     let mut interval = tokio::time::interval(HOUSEKEEPING);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         proxy.pools.keep_house().await;
+        period.keep(&proxy.pools);
     }
 }

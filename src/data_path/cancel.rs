@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{
+    lease::Whose,
     pool::Pool,
     relay::Relay,
     server::{self, connection::Server},
@@ -16,12 +17,14 @@ use super::{
 };
 
 impl Relay {
-    /// Cancels what the session's server runs. Where nothing runs, nothing happens. `waiting` are dropped when it has
-    /// settled.
+    /// Cancels what the session's server runs for it. Where nothing runs, or what runs is our own bookkeeping, whose failure
+    /// would end the session, nothing happens: as if the cancel had come before the query. `waiting` are dropped when it
+    /// has settled.
     pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
-        let Some(server) = self.server.as_ref().filter(|server| server.side.lease.is_working()) else {
+        let Some(server) = self.server.as_ref() else { return };
+        if server.side.lease.whose().is_none_or(|whose| whose == Whose::Ours) {
             return;
-        };
+        }
         let (settled, cancelling) = oneshot::channel();
         let before = self.cancelling.replace(cancelling);
         let key = (server.process_id, server.secret.clone());

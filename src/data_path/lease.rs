@@ -16,6 +16,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+pub use super::pins::Pins;
 use super::prepared::Statement;
 
 /// On whose behalf a request went to the server.
@@ -48,6 +49,9 @@ pub enum Asked {
     Query,
     /// FunctionCall.
     FunctionCall,
+    /// CopyDone or CopyFail sent before the server has said that it takes data. Gets no reply: it marks which Syncs the
+    /// server takes for part of the data.
+    CopyEnd,
 }
 
 /// A statement that got, or lost, its name by a request that may yet be skipped.
@@ -80,92 +84,6 @@ enum CopyIn {
     None,
     /// The server takes data, and ignores Sync and Flush until the client says it is done.
     Taking,
-}
-
-/// Why a server stays with its client between transactions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pins(u16);
-
-impl Pins {
-    /// No reason.
-    pub const NONE: Self = Self(0);
-    /// `pool_mode = "session"`.
-    pub const SESSION_MODE: Self = Self(1);
-    /// Temporary tables and other temporary objects.
-    pub const TEMPORARY: Self = Self(1 << 1);
-    /// Session-level advisory locks.
-    pub const ADVISORY_LOCK: Self = Self(1 << 2);
-    /// Cursors WITH HOLD.
-    pub const HOLD_CURSOR: Self = Self(1 << 3);
-    /// LISTEN.
-    pub const LISTEN: Self = Self(1 << 4);
-    /// SQL-level PREPARE.
-    pub const PREPARE: Self = Self(1 << 5);
-    /// LOAD, and libraries that keep state of their own.
-    pub const LOAD: Self = Self(1 << 6);
-    /// currval, lastval.
-    pub const SEQUENCE: Self = Self(1 << 7);
-    /// A text too long to read, or a statement nobody understood.
-    pub const UNREAD: Self = Self(1 << 8);
-    /// Settings that cannot be asked for by name.
-    pub const SETTINGS: Self = Self(1 << 9);
-    /// A function keeps something in the session that only itself can undo (dblink, setseed).
-    pub const FUNCTION_STATE: Self = Self(1 << 10);
-
-    const NAMES: [(Self, &'static str); 11] = [
-        (Self::SESSION_MODE, "session_mode"),
-        (Self::TEMPORARY, "temporary_object"),
-        (Self::ADVISORY_LOCK, "advisory_lock"),
-        (Self::HOLD_CURSOR, "hold_cursor"),
-        (Self::LISTEN, "listen"),
-        (Self::PREPARE, "prepare"),
-        (Self::LOAD, "load"),
-        (Self::SEQUENCE, "sequence"),
-        (Self::UNREAD, "unread_statement"),
-        (Self::SETTINGS, "untracked_setting"),
-        (Self::FUNCTION_STATE, "function_state"),
-    ];
-
-    /// No reason at all.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Whether `other`'s reasons are all here.
-    pub fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Adds reasons.
-    pub fn insert(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-
-    /// Takes reasons away.
-    pub fn remove(&mut self, other: Self) {
-        self.0 &= !other.0;
-    }
-
-    /// These reasons but for `other`'s.
-    pub fn without(mut self, other: Self) -> Self {
-        self.remove(other);
-        self
-    }
-
-    /// The reasons as bits, for an atomic that other threads read.
-    pub fn bits(self) -> u16 {
-        self.0
-    }
-
-    /// From [`Self::bits`].
-    pub fn from_bits(bits: u16) -> Self {
-        Self(bits)
-    }
-
-    /// The reasons' names, for operators.
-    pub fn names(self) -> impl Iterator<Item = &'static str> {
-        Self::NAMES.into_iter().filter(move |(pin, _)| self.contains(*pin)).map(|(_, name)| name)
-    }
 }
 
 /// What became of a reply.
@@ -228,9 +146,30 @@ impl Lease {
         true
     }
 
-    /// The client's COPY data ends: CopyDone or CopyFail goes to the server.
+    /// The client's COPY data ends: CopyDone or CopyFail goes to the server. Perhaps before the server has said that it
+    /// takes data.
     pub fn copy_done(&mut self) {
+        let marked = matches!(self.owed.back(), None | Some(Owed { asked: Asked::CopyEnd, .. }));
+        if self.copy_in == CopyIn::None && !marked {
+            self.owed.push_back(Owed { asked: Asked::CopyEnd, whose: Whose::Client });
+        }
         self.copy_in = CopyIn::None;
+    }
+
+    /// The oldest reply is in.
+    #[inline]
+    fn settle_front(&mut self) -> Option<Owed> {
+        let settled = self.owed.pop_front();
+        self.skip_copy_end();
+        settled
+    }
+
+    /// No COPY was waiting for this end.
+    #[inline]
+    fn skip_copy_end(&mut self) {
+        while let Some(Owed { asked: Asked::CopyEnd, .. }) = self.owed.front() {
+            self.owed.pop_front();
+        }
     }
 
     /// For whom the message that comes now is; `None` when nothing is owed.
@@ -262,18 +201,22 @@ impl Lease {
             _ => return Err(Desync(tag)),
         };
         let pass = self.whose() == Some(Whose::Client);
-        let done = if completes { self.owed.pop_front().map(|owed| owed.asked) } else { None };
+        let done = if completes { self.settle_front().map(|owed| owed.asked) } else { None };
         Ok(Settled { pass, done })
     }
 
-    /// The server takes COPY data now: it ignores every Sync that was sent before it hears that the data has ended.
+    /// The server takes COPY data now: it ignores every Sync that comes before it hears that the data has ended.
     fn start_copy_in(&mut self) {
-        self.copy_in = CopyIn::Taking;
-        if matches!(self.owed.front(), Some(Owed { asked: Asked::Execute, .. })) {
-            let before = self.owed.len();
-            self.owed.retain(|owed| !matches!(owed, Owed { asked: Asked::Sync, whose: Whose::Client }));
-            self.unsynced |= self.owed.len() < before;
+        let end = self.owed.iter().position(|owed| matches!(owed.asked, Asked::CopyEnd));
+        let behind = end.map(|end| self.owed.split_off(end + 1));
+        let before = self.owed.len();
+        self.owed.retain(|owed| !matches!(owed.asked, Asked::Sync | Asked::CopyEnd));
+        let ignored_syncs = before - self.owed.len() > usize::from(end.is_some());
+        match behind {
+            Some(mut behind) => self.owed.append(&mut behind),
+            None => self.copy_in = CopyIn::Taking,
         }
+        self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.asked, Asked::Sync));
     }
 
     /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that the server will now
@@ -296,6 +239,7 @@ impl Lease {
         for owed in self.owed.drain(..end).rev() {
             skipped(owed.asked);
         }
+        self.skip_copy_end();
         Ok(whose)
     }
 
@@ -308,7 +252,7 @@ impl Lease {
         if !matches!(status, b'I' | b'T' | b'E') {
             return Err(Desync(b'Z'));
         }
-        match self.owed.pop_front() {
+        match self.settle_front() {
             Some(Owed { asked: Asked::Sync | Asked::Query | Asked::FunctionCall, whose }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
@@ -454,6 +398,32 @@ mod tests {
         assert!(lease.is_over());
     }
 
+    /// The whole COPY in one write: the Sync behind CopyDone is answered, the one before it is not.
+    #[test]
+    fn a_copy_that_is_sent_at_once_ends_with_the_sync_behind_its_data() {
+        let mut lease = Lease::default();
+        asked(&mut lease, "PBES");
+        lease.copy_done();
+        asked(&mut lease, "SQ");
+        replies(&mut lease, "12GCZ").unwrap();
+        assert!(!lease.is_over());
+        replies(&mut lease, "TCZ").unwrap();
+        assert!(lease.is_over());
+    }
+
+    #[test]
+    fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
+        let mut lease = Lease::default();
+        lease.copy_done();
+        assert!(lease.is_over());
+        asked(&mut lease, "Q");
+        lease.copy_done();
+        asked(&mut lease, "PBES");
+        lease.copy_done();
+        replies(&mut lease, "EZ12CZ").unwrap();
+        assert!(lease.is_over());
+    }
+
     #[test]
     fn copy_data_that_fails_half_way_ends_with_the_sync_behind_it() {
         let mut lease = Lease::default();
@@ -494,14 +464,5 @@ mod tests {
         asked(&mut lease, "BES");
         assert_eq!(lease.error(|_| {}), Ok(Whose::Follow));
         assert!(lease.ready(b'I').unwrap());
-    }
-
-    #[test]
-    fn pins_name_themselves() {
-        let mut pins = Pins::TEMPORARY;
-        pins.insert(Pins::LISTEN);
-        assert_eq!(pins.names().collect::<Vec<_>>(), ["temporary_object", "listen"]);
-        pins.remove(Pins::TEMPORARY);
-        assert!(!pins.is_empty() && !pins.contains(Pins::TEMPORARY));
     }
 }

@@ -176,7 +176,10 @@ fn receive(stream: Stream, proxy: &Arc<Proxy>) {
     let config = proxy.config.load();
     match proxy.door.enter(stream.peer_ip(), &config.limits) {
         Some(visitor) => drop(tokio::spawn(serve_client(stream, visitor, proxy.clone()))),
-        None => drop(tokio::spawn(async move { refuse(stream, &Refusal::TooManyClients).await })),
+        None => {
+            proxy.metrics.login_refused(&Refusal::TooManyClients);
+            drop(tokio::spawn(async move { refuse(stream, &Refusal::TooManyClients).await }));
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One client connection, in the order things happen to it. Start reading at [`serve_client`].
 
+pub mod aftermath;
 pub mod authentication;
 pub mod cancel;
 pub mod deadlines;
@@ -8,6 +9,7 @@ pub mod exchange;
 pub mod farewell;
 pub mod lease;
 pub mod listener;
+pub mod pins;
 pub mod pool;
 pub mod prepared;
 mod proof;
@@ -16,10 +18,12 @@ pub mod relay;
 pub mod server;
 pub mod session;
 pub mod session_state;
+pub mod settle;
 pub mod startup;
 pub mod startup_options;
 pub mod statement;
 pub mod tenant;
+pub mod waiting;
 pub mod welcome;
 pub mod worker;
 
@@ -59,7 +63,10 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
         Err(StartupError::Io(error)) => {
             tracing::debug!(peer = ?stream.peer_ip(), %error, "a client left before login")
         }
-        Err(StartupError::Refused(refusal)) => refuse(stream, &refusal).await,
+        Err(StartupError::Refused(refusal)) => {
+            proxy.metrics.login_refused(&refusal);
+            refuse(stream, &refusal).await;
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     config::{Config, Limits},
     error::Refusal,
+    metrics::Metrics,
     wire::{stream::Stream, tls::towards_clients::ClientTlsAcceptor},
 };
 
@@ -73,6 +74,8 @@ pub struct Proxy {
     pub foreign_cancel: ForeignCancel,
     /// Who is at the door.
     pub door: Arc<Door>,
+    /// Counters that belong to no pool.
+    pub metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Proxy {
@@ -121,6 +124,11 @@ impl Door {
     /// Nobody is let in from now on; those who say hello are told.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether nobody is let in any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Clients here, logged in or not.

@@ -9,8 +9,8 @@
 use std::sync::Arc;
 
 use super::{
+    aftermath::{Aftermath, Tidying},
     lease::{Asked, Lease, Pins, Whose},
-    statement::{self, Argument, Effects, Kind, Lexing, Statement},
 };
 use crate::wire::message::{append, append_cstr};
 
@@ -128,134 +128,23 @@ impl Doubts {
     ];
 }
 
-/// What a text may leave behind in the session that runs it; read once.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Aftermath {
-    /// What to ask the server when the transaction is over.
-    doubts: Doubts,
-    /// The parameters it names, in lower case.
-    names: Option<Box<[Box<str>]>>,
-    /// What the server cannot be asked about, and pins.
-    pins: Pins,
-    /// EXECUTE or DEALLOCATE in SQL, which may name a statement prepared at protocol level.
-    pub names_statements: bool,
-}
-
-impl Aftermath {
-    /// A text nobody reads: everything is doubtful, and it pins.
-    pub fn unread() -> Self {
-        Self { doubts: Doubts::EVERYTHING, pins: Pins::UNREAD, ..Self::default() }
-    }
-
-    /// Reads a text.
-    #[inline]
-    pub fn read(sql: &[u8], lexing: Lexing) -> Self {
-        let effects = statement::effects(sql, lexing);
-        if HARMLESS.contains(effects) { Self::default() } else { Self::of(effects, sql, lexing) }
-    }
-
-    #[cold]
-    fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
-        let mut doubts = Doubts::default();
-        let mut pins = Pins::default();
-        for (effect, doubt, pin) in CONSEQUENCES {
-            if effects.intersects(effect) {
-                doubts.insert(doubt);
-                pins.insert(pin);
-            }
-        }
-        let mut names: Vec<Box<str>> = Vec::new();
-        let mut names_statements = false;
-        for statement in statement::statements(sql, lexing) {
-            names_statements |=
-                statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
-            if !HARMLESS.contains(statement.deferred) {
-                pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
-            }
-            if !Self::parameters(&statement, &mut names) {
-                doubts.insert(Doubts::ANY_SETTING);
-            }
-            pins.insert(Self::set_configs(&statement, &mut names));
-        }
-        if !names.is_empty() {
-            doubts.insert(Doubts::NAMED_SETTINGS);
-        }
-        Self { doubts, names: (!names.is_empty()).then(|| names.into()), pins, names_statements }
-    }
-
-    /// The parameters that a SET or RESET names; `false` if it may change others as well.
-    fn parameters(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> bool {
-        let mut add = |name: &[u8]| names.push(String::from_utf8_lossy(name).into());
-        match &statement.kind {
-            Kind::Set { local: false, name, .. } | Kind::Reset(name) => add(name),
-            Kind::SetRole { local: false, .. } => add(b"role"),
-            Kind::SetSessionCharacteristics { local: false, .. } => {
-                add(b"default_transaction_isolation");
-                add(b"default_transaction_read_only");
-                add(b"default_transaction_deferrable");
-            }
-            _ => return !statement.effects.contains(Effects::SETTING),
-        }
-        true
-    }
-
-    /// The parameters that calls of set_config name. One that cannot be told may be of a kind that PostgreSQL does not
-    /// list: that pins.
-    fn set_configs(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> Pins {
-        if !statement.effects.contains(Effects::SET_CONFIG) {
-            return Pins::default();
-        }
-        for call in statement.set_configs() {
-            match (call.name, call.local) {
-                (_, Argument::Boolean(true)) => {}
-                (_, Argument::Text(local)) if is_true(&local) => {}
-                (Argument::Text(name), _) => names.push(String::from_utf8_lossy(&name).into()),
-                _ => return Pins::SETTINGS,
-            }
-        }
-        if statement.effects.contains(Effects::HIDDEN) { Pins::SETTINGS } else { Pins::default() }
-    }
-}
-
-/// How PostgreSQL reads a boolean, as far as drivers write one.
-fn is_true(text: &[u8]) -> bool {
-    [&b"true"[..], b"t", b"on", b"yes", b"1"].iter().any(|word| text.eq_ignore_ascii_case(word))
-}
-
-/// Leaves nothing behind that the next transaction could miss on another server.
-const HARMLESS: Effects = Effects::TRANSACTION
-    .union(Effects::SETTING_LOCAL)
-    .union(Effects::NOTIFY)
-    .union(Effects::COPY)
-    .union(Effects::DDL)
-    .union(Effects::OUTSIDE_TRANSACTION)
-    .union(Effects::SEQUENCE_WRITE)
-    .union(Effects::CODE)
-    .union(Effects::HIDDEN);
-
-/// What each effect makes doubtful, and what it pins.
-const CONSEQUENCES: [(Effects, Doubts, Pins); 13] = [
-    (Effects::PREPARED, Doubts::PREPARED, Pins::NONE),
-    (Effects::LISTEN, Doubts::LISTEN, Pins::NONE),
-    (Effects::CURSOR.union(Effects::CURSOR_HOLD), Doubts::CURSORS, Pins::NONE),
-    (Effects::TEMPORARY.union(Effects::DROP), Doubts::TEMPORARY, Pins::NONE),
-    (Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK), Doubts::LOCKS, Pins::NONE),
-    (Effects::SET_CONFIG, Doubts::ANY_SETTING, Pins::NONE),
-    (Effects::LOAD, Doubts::ANY_SETTING, Pins::LOAD),
-    (Effects::SEQUENCE_READ, Doubts::NONE, Pins::SEQUENCE),
-    (Effects::SEED, Doubts::NONE, Pins::FUNCTION_STATE),
-    (Effects::FUNCTION_STATE, Doubts::NONE, Pins::FUNCTION_STATE),
-    (Effects::DISCARD, Doubts::EVERYTHING, Pins::NONE),
-    (Effects::DYNAMIC, Doubts::EVERYTHING, Pins::NONE),
-    (Effects::UNKNOWN, Doubts::EVERYTHING, Pins::UNREAD),
-];
-
 /// What the transactions of a lease have left uncertain so far.
 #[derive(Debug, Default)]
 pub struct Uncertain {
     doubts: Doubts,
     pins: Pins,
     names: Vec<Box<str>>,
+    /// One text, and nothing else, made all of it uncertain, outside a transaction block: and it only tidies up.
+    tidied: Option<Tidying>,
+}
+
+/// What the session's and the server's settings are, now that nothing is uncertain.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// What the session wants from now on.
+    pub wanted: Settings,
+    /// What the server has. Less than wanted where the client has reset what it asked for at startup.
+    pub applied: Settings,
 }
 
 impl Uncertain {
@@ -265,9 +154,12 @@ impl Uncertain {
         self.doubts.is_empty() && self.pins.is_empty()
     }
 
-    /// A text with this aftermath goes to the server.
+    /// A text with this aftermath goes to the server. `alone`: in a transaction of its own, as far as that can be told.
     #[inline]
-    pub fn note(&mut self, aftermath: &Aftermath) {
+    pub fn note(&mut self, aftermath: &Aftermath, alone: bool) {
+        if !aftermath.doubts.is_empty() {
+            self.tidied = aftermath.tidies.filter(|_| alone && self.is_empty());
+        }
         self.pins.insert(aftermath.pins);
         self.doubts.insert(aftermath.doubts);
         for name in aftermath.names.iter().flatten() {
@@ -289,8 +181,29 @@ impl Uncertain {
         !self.doubts.is_empty()
     }
 
-    /// That parameter may have changed.
-    pub fn name(&mut self, name: &str) {
+    /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
+    pub fn tidied(&self, wanted: &Settings, startup: &Settings) -> Option<Settled> {
+        match self.tidied? {
+            Tidying::KeepsSettings => Some(Settled { wanted: wanted.clone(), applied: wanted.clone() }),
+            // RESET ALL leaves the role.
+            Tidying::ResetsSettings if wanted.get("role").is_some() => None,
+            Tidying::ResetsSettings | Tidying::DiscardsAll => {
+                Some(Settled { wanted: startup.clone(), applied: Settings::default() })
+            }
+        }
+    }
+
+    /// That parameter is reported to have changed.
+    pub fn reported(&mut self, name: &str) {
+        if self.tidied.is_none() {
+            self.name(name);
+        }
+    }
+
+    fn name(&mut self, name: &str) {
+        if name == "session_authorization" {
+            self.pins.insert(Pins::SETTINGS);
+        }
         self.doubts.insert(Doubts::NAMED_SETTINGS);
         if !self.names.iter().any(|known| **known == *name) {
             self.names.push(name.into());
@@ -304,64 +217,98 @@ impl Uncertain {
 
     /// The question to ask, and its one parameter, a PostgreSQL array of names.
     ///
-    /// Rows: `('s', name, value)` for settings, `('p', pin, '')` for each pin that holds. `carried` are the settings of
-    /// which the session knows already: those that PostgreSQL does not list are asked for by name.
-    pub fn question(&self, carried: &Settings) -> (String, String) {
+    /// Rows: `('s', name, value, whether the session has set it)`, and `('p', pin, '', true)` for each pin that holds.
+    /// `carried` are the settings of which the session knows already: those that PostgreSQL does not list are asked for by
+    /// name. Whether a parameter was set or reset matters only for those given at `startup`.
+    pub fn question(&self, carried: &Settings, startup: &Settings) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
         if self.doubts.contains(Doubts::ANY_SETTING) {
             parts.push(
-                "SELECT 's', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings WHERE source = 'session'"
+                "SELECT 's', pg_catalog.lower(name), pg_catalog.current_setting(name), true \
+                 FROM pg_catalog.pg_settings WHERE source = 'session'"
                     .to_owned(),
             );
             names.extend(carried.iter().map(|(name, _)| name).filter(|name| name.contains('.')));
             names.push("role");
         }
-        parts.push(
-            "SELECT 's', name, pg_catalog.current_setting(name, true) FROM pg_catalog.unnest($1::text[]) AS name"
-                .to_owned(),
-        );
+        names.retain(|name| !UNASKABLE.contains(name));
+        let is_set = match names.iter().any(|name| startup.get(name).is_some()) {
+            true => {
+                "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n AND source = 'session')"
+            }
+            false => "true",
+        };
+        parts.push(format!(
+            "SELECT 's', n, pg_catalog.current_setting(n, true), {is_set} FROM pg_catalog.unnest($1::text[]) AS n"
+        ));
         for (doubt, pin, holds) in Doubts::PINS {
             if self.doubts.contains(doubt) {
-                parts.push(format!("SELECT 'p', '{}', '' WHERE {holds}", pin.bits()));
+                parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
-        names.retain(|name| !UNASKABLE.contains(name));
         (parts.join(" UNION ALL "), array_literal(&names))
     }
 
-    /// Takes in the answer: what the session's settings are now, and the pins that hold.
-    pub fn answered(&self, rows: &[Vec<Option<Vec<u8>>>], carried: &Settings, pins: &mut Pins) -> Settings {
-        let mut settings =
-            if self.doubts.contains(Doubts::ANY_SETTING) { Settings::default() } else { carried.clone() };
+    /// Takes in the answer: what the settings are now, and the pins that hold. What the client has reset is again as it
+    /// asked for at `startup`.
+    pub fn answered(
+        &self,
+        rows: &[Vec<Option<Vec<u8>>>],
+        carried: &Settings,
+        startup: &Settings,
+        pins: &mut Pins,
+    ) -> Settled {
+        let any = self.doubts.contains(Doubts::ANY_SETTING);
+        let mut applied = if any { Settings::default() } else { carried.clone() };
         for (doubt, pin, _) in Doubts::PINS {
             if self.doubts.contains(doubt) {
                 pins.remove(pin);
             }
         }
+        let mut kept: Vec<&str> = Vec::new();
         for row in rows {
             let text = |at: usize| {
                 row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
             };
             match (text(0), text(1), text(2)) {
                 (Some("p"), Some(bits), _) => pins.insert(Pins::from_bits(bits.parse().unwrap_or(0))),
-                (Some("s"), Some("role"), Some("none")) => settings.set("role", None),
-                (Some("s"), Some(name), Some(value)) => settings.set(name, Some(value)),
-                (Some("s"), Some(name), None) => settings.set(name, None),
+                (Some("s"), Some("role"), Some("none")) => applied.set("role", None),
+                (Some("s"), Some(name), Some(value)) if text(3) == Some("t") || name == "role" => {
+                    applied.set(name, Some(value));
+                    kept.push(name);
+                }
+                (Some("s"), Some(name), None) if matches!(row.get(2), Some(Some(_))) => {
+                    // Text in another encoding than UTF-8, which is not kept: its server has it and stays.
+                    applied.set(name, None);
+                    kept.push(name);
+                    pins.insert(Pins::SETTINGS);
+                }
+                (Some("s"), Some(name), _) => applied.set(name, None),
                 _ => {}
             }
         }
-        settings
+        let mut wanted = applied.clone();
+        let may_be_reset = |name: &str| any || self.names.iter().any(|known| **known == *name);
+        for (name, value) in startup.iter().filter(|(name, _)| may_be_reset(name) && !kept.contains(name)) {
+            wanted.set(name, Some(value));
+        }
+        Settled { wanted, applied }
     }
 }
 
-/// They end with their transaction, or cannot be set again from what they show.
-const UNASKABLE: [&str; 5] = [
+/// They end with their transaction, cannot be set again from what they show, or are reported but nobody's to set.
+const UNASKABLE: [&str; 10] = [
     "transaction_isolation",
     "transaction_read_only",
     "transaction_deferrable",
     "seed",
     "session_authorization",
+    "is_superuser",
+    "in_hot_standby",
+    "server_version",
+    "server_encoding",
+    "integer_datetimes",
 ];
 
 fn array_literal(names: &[&str]) -> String {
@@ -374,29 +321,37 @@ fn array_literal(names: &[&str]) -> String {
 const SETTER: &[u8] = b"pglobby_set";
 
 /// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
-/// `has_setter` tells whether the server knows our statement already.
+/// `has_setter` tells whether the server knows our statement already. `true` if a simple query is among it, which ends
+/// the server's unnamed statement.
+#[must_use = "the server's unnamed statement may be gone"]
 pub fn prelude(
     applied: &Arc<Settings>,
     wanted: &Arc<Settings>,
     has_setter: &mut bool,
     lease: &mut Lease,
     out: &mut Vec<u8>,
-) {
+) -> bool {
     if Arc::ptr_eq(applied, wanted) || applied == wanted {
-        return;
+        return false;
     }
+    let mut queried = false;
     let none = Settings::default();
     let mut from: &Settings = applied;
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
         // Neither role nor session authorisation is touched by RESET ALL.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
         let _ = lease.ask(Asked::Query, Whose::Ours);
+        queried = true;
         from = &none;
     }
     let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
-    // A role may set less than the login: it comes last.
-    let ordered =
-        missing().filter(|(name, _)| *name != "role").chain(missing().filter(|(name, _)| *name == "role"));
+    // The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
+    let place = |name: &str| match name {
+        "client_encoding" => 0,
+        "role" => 2,
+        _ => 1,
+    };
+    let ordered = (0..3).flat_map(|at| missing().filter(move |(name, _)| place(name) == at));
     let mut any = false;
     for (name, value) in ordered {
         if !std::mem::replace(has_setter, true) {
@@ -417,6 +372,7 @@ pub fn prelude(
         append(out, b'S', |_| {});
         let _ = lease.ask(Asked::Sync, Whose::Ours);
     }
+    queried
 }
 
 /// Bind of the unnamed portal to [`SETTER`] with two text parameters.

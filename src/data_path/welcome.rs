@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::{
     exchange::{ClientSide, Rules},
-    pool::Pool,
+    pool::{Pool, Present},
     proxy::{Proxy, Visitor},
     refuse,
     relay::Relay,
@@ -38,9 +38,12 @@ pub async fn open_session(
     access: Access,
     unsent: Vec<u8>,
 ) {
-    let pool = match enter(&proxy, &tenant, access).await {
-        Ok(pool) => pool,
-        Err(refusal) => return refuse_proven(stream, unsent, &refusal).await,
+    let (pool, present) = match enter(&proxy, &tenant, access).await {
+        Ok(entered) => entered,
+        Err(refusal) => {
+            proxy.metrics.login_refused(&refusal);
+            return refuse_proven(stream, unsent, &refusal).await;
+        }
     };
     if let Err(error) = stream.detach() {
         return warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
@@ -54,21 +57,21 @@ pub async fn open_session(
         let Some((relay, greeting)) = session else { return };
         visitor.logged_in();
         relay.run(greeting).await;
-        drop(visitor);
+        drop((visitor, present));
     });
 }
 
-/// The tenant's pool, if there is room for one more session.
-async fn enter(proxy: &Proxy, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, Refusal> {
+/// The tenant's pool and a place in it, if there is room for one more session.
+async fn enter(proxy: &Proxy, tenant: &Arc<Tenant>, access: Access) -> Result<(Arc<Pool>, Present), Refusal> {
     let pool = proxy.pools.of(tenant, access).await?;
     let limit = match tenant.max_clients {
         Some(limit) => limit as usize,
         None => proxy.config.load().limits.max_db_client_connections,
     };
-    if limit > 0 && pool.sessions() >= limit {
-        return Err(Refusal::TooManyClientsOfTenant { tenant: tenant.name.clone() });
+    match pool.enter(limit) {
+        Some(present) => Ok((pool, present)),
+        None => Err(Refusal::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
     }
-    Ok(pool)
 }
 
 async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &Refusal) {
@@ -96,6 +99,7 @@ async fn greet(
         Ok(greeting) => greeting,
         Err(refusal) => {
             info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
+            proxy.metrics.login_refused(&refusal);
             refuse_proven(stream, unsent, &refusal).await;
             return None;
         }

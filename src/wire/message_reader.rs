@@ -92,6 +92,19 @@ impl MessageReader {
         }
     }
 
+    /// Resolves when the other side has closed. What it sends before is kept for later, up to `bytes_max`; beyond that
+    /// nothing is read, and the end is not seen. Nothing is lost where this is cancelled.
+    pub async fn end_of<S: AsyncRead + Unpin>(&mut self, stream: &mut S, bytes_max: usize) {
+        while self.buffer.len() < bytes_max {
+            self.buffer.reserve(READ_BYTES);
+            let mut room = (&mut self.buffer).limit(READ_BYTES);
+            if !matches!(stream.read_buf(&mut room).await, Ok(1..)) {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Whether the other side has sent more than was asked for.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()

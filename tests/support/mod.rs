@@ -14,6 +14,7 @@
 pub mod certificates;
 pub mod client;
 pub mod cluster;
+pub mod console;
 pub mod desk;
 pub mod lobby;
 pub mod ports;

@@ -25,7 +25,7 @@ impl Pool {
 
     /// Starts opening a server; `false` if pool or budget have no room.
     fn open_one_more(self: &Arc<Self>) -> bool {
-        if self.is_retired() || self.live() >= self.rules.size {
+        if self.is_retired() || self.is_paused() || self.live() >= self.rules.size {
             return false;
         }
         let Some(permit) = self.budget.acquire(self) else {
@@ -52,7 +52,10 @@ impl Pool {
                     // Perhaps the host was restarted, as another version even.
                     self.greetings.forget();
                 }
-                drop(self.servers.try_add(Box::new(server)));
+                // Opened for a pool that was paused meanwhile: nobody is to have it.
+                if !self.is_paused() {
+                    drop(self.servers.try_add(Box::new(server)));
+                }
             }
             Err(error) => {
                 warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");

@@ -7,6 +7,7 @@
 pub mod budget;
 mod coordinator;
 pub mod greeting;
+pub mod halt;
 pub mod roster;
 pub mod stats;
 mod tenant_pools;
@@ -95,13 +96,24 @@ pub struct Pool {
     opening: AtomicUsize,
     waiting: AtomicUsize,
     cancelling: AtomicUsize,
-    sessions: AtomicUsize,
     last_used_ms: AtomicU64,
+    /// Lends nothing for now; see `halt.rs`.
+    paused: AtomicBool,
     retired: AtomicBool,
     /// Who serves this tenant instead, once retired.
     successor: OnceLock<Arc<Pool>>,
     /// The last time that no server could be opened, and why: waiters listen.
     failure: watch::Sender<Option<Refusal>>,
+}
+
+/// A session of a pool, counted as long as this lives.
+#[derive(Debug)]
+pub struct Present(Arc<PoolStats>);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Counts something for as long as it lives.
@@ -126,7 +138,9 @@ impl Pool {
     /// it, and only [`Pool::give_back`] returns it.
     #[inline]
     pub fn try_borrow(&self) -> Option<Box<Server>> {
-        while let Ok(object) = self.servers.try_get() {
+        while !self.is_paused()
+            && let Ok(object) = self.servers.try_get()
+        {
             if let Some(server) = self.vet(Object::take(object)) {
                 return Some(server);
             }
@@ -141,7 +155,7 @@ impl Pool {
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
         let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= budget::HOLD;
-        if wished || age >= self.rules.server_lifetime || !server.is_reusable() {
+        if wished || self.is_paused() || age >= self.rules.server_lifetime || !server.is_reusable() {
             return;
         }
         server.idle_since = now;
@@ -235,14 +249,18 @@ impl Pool {
         Counted::new(self, |pool: &Pool| &pool.cancelling)
     }
 
-    /// Sessions of this pool.
+    /// Sessions of this pool, and of those it replaced.
     pub fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Acquire)
+        self.stats.sessions.load(Ordering::Acquire)
     }
 
-    /// Counts a session for as long as the result lives.
-    pub fn enter(self: &Arc<Self>) -> Counted<impl Fn(&Pool) -> &AtomicUsize + use<>> {
-        Counted::new(self, |pool: &Pool| &pool.sessions)
+    /// Counts a session for as long as the result lives, also when this pool is replaced meanwhile; `None` if there are
+    /// `limit` already (0: no limit).
+    pub fn enter(&self, limit: usize) -> Option<Present> {
+        let counted = self.stats.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
+            (limit == 0 || sessions < limit).then_some(sessions + 1)
+        });
+        counted.is_ok().then(|| Present(self.stats.clone()))
     }
 
     /// When a server was last given back, on the worker's coarse clock (milliseconds).
@@ -257,6 +275,12 @@ impl Pool {
             pool = pool.successor.get()?;
         }
         Some(pool.clone())
+    }
+
+    /// Whether it lends nothing for now.
+    #[inline]
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     /// Whether it lends nothing any more.

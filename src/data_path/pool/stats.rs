@@ -1,17 +1,27 @@
 //! What a pool has done, for SHOW STATS and `/metrics`. Written by one worker, read by anybody.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
+
+use crate::data_path::prepared::Tally;
 
 /// Counters of one (tenant, access); they outlive a pool that is replaced.
 #[derive(Debug, Default)]
 pub struct PoolStats {
+    /// Sessions now.
+    pub sessions: AtomicUsize,
     /// Logins that led to a session.
     pub logins: AtomicU64,
     /// Times a server was lent to a session.
     pub assignments: AtomicU64,
+    /// Named statements that clients prepared.
+    pub client_parses: AtomicU64,
+    /// Named statements that were prepared on servers.
+    pub server_parses: AtomicU64,
+    /// Named statements that clients bound.
+    pub binds: AtomicU64,
     /// Transactions finished.
     pub transactions: AtomicU64,
     /// Queries (simple, or batches up to Sync) finished.
@@ -36,6 +46,18 @@ pub struct PoolStats {
     pub query_time: Histogram,
     /// Time spent waiting for a server; those that found one idle count as zero and are not in here.
     pub wait_time: Histogram,
+}
+
+impl PoolStats {
+    /// Adds what a transaction did with named statements; most do nothing.
+    #[inline]
+    pub fn count_statements(&self, tally: Tally) {
+        if tally != Tally::default() {
+            self.client_parses.fetch_add(tally.client_parses.into(), Relaxed);
+            self.server_parses.fetch_add(tally.server_parses.into(), Relaxed);
+            self.binds.fetch_add(tally.binds.into(), Relaxed);
+        }
+    }
 }
 
 /// Upper bounds in microseconds, each about the triple of the one below.

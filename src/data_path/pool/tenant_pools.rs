@@ -17,7 +17,7 @@ use deadpool::unmanaged;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Pool, PoolRules, budget::Budget, greeting::Greetings, stats::PoolStats};
+use super::{Pool, PoolRules, budget::Budget, greeting::Greetings, halt::Halts, stats::PoolStats};
 use crate::{
     config::Config,
     data_path::{
@@ -45,6 +45,8 @@ pub struct TenantPools {
     done: Mutex<HashMap<(i64, Access), Done>>,
     /// Pools that were replaced or closed, as long as somebody still holds one of their servers.
     retired: Mutex<Vec<Weak<Pool>>>,
+    /// What administrators have stopped.
+    pub halts: Halts,
 }
 
 /// What the pools of one (tenant, access) have done since the process started.
@@ -79,14 +81,20 @@ impl TenantPools {
             before_first,
             done: Mutex::default(),
             retired: Mutex::default(),
+            halts: Halts::default(),
         })
     }
 
     /// The tenant's pool. Opens no server.
     ///
     /// # Errors
-    /// [`Refusal::NoReadOnlyRole`] if the tenant has no role for that access.
+    /// [`Refusal::NoReadOnlyRole`] if the tenant has no role for that access, [`Refusal::Suspended`] if an administrator
+    /// has disabled it on this node.
     pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, Refusal> {
+        if self.halts.is_disabled(tenant.id) {
+            let reason = Some("disabled by an administrator".to_owned());
+            return Err(Refusal::Suspended { tenant: tenant.name.clone(), reason });
+        }
         let pool = self
             .pools
             .try_get_with((tenant.id, access), async {
@@ -125,8 +133,8 @@ impl TenantPools {
             opening: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             cancelling: AtomicUsize::new(0),
-            sessions: AtomicUsize::new(0),
             last_used_ms: AtomicU64::new(0),
+            paused: AtomicBool::new(self.halts.is_paused(tenant.id)),
             retired: AtomicBool::new(false),
             successor: OnceLock::new(),
             failure: watch::Sender::new(None),
@@ -158,9 +166,7 @@ impl TenantPools {
                 info!(tenant = tenant.name, "pool closed");
             } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant)
             {
-                let Some(new) = self.make(tenant.clone(), access) else { continue };
-                self.pools.insert(key, new.clone()).await;
-                self.retire(&old, Some(new));
+                self.replace(&old, tenant.clone()).await;
                 info!(tenant = tenant.name, "pool replaced");
             }
         }
@@ -182,6 +188,18 @@ impl TenantPools {
         });
         known.tenant.clone_from(&tenant.name);
         known.stats.clone()
+    }
+
+    /// Puts a new pool, made for the tenant as it is now, in the place of `old`.
+    pub(super) async fn replace(&self, old: &Arc<Pool>, tenant: Arc<Tenant>) {
+        let Some(new) = self.make(tenant, old.access) else { return };
+        self.pools.insert((new.tenant.id, new.access), new.clone()).await;
+        self.retire(old, Some(new));
+    }
+
+    /// Server connections to a host, over all tenants.
+    pub fn live_on(&self, host: &str) -> usize {
+        locked(&self.budgets).get(host).map_or(0, |budget| budget.live())
     }
 
     /// What everybody has done since the process started, those too that have no pool now.

@@ -1,0 +1,187 @@
+//! SHOW CONFIG: every key as `proxy.toml` spells it, with what holds now and its default.
+
+use std::{fmt::Display, time::Duration};
+
+use super::table::{Cell, Kind, Table};
+use crate::{
+    config::Config,
+    data_path::tenant::{PoolMode, TlsMode},
+};
+
+/// Takes effect with a RELOAD, or only with a restart.
+const CHANGEABLE: bool = true;
+const AT_START: bool = false;
+
+/// SHOW CONFIG. No value is a secret.
+pub fn show(config: &Config) -> Table {
+    let mut table = Table::new(&[
+        ("key", Kind::Text),
+        ("value", Kind::Text),
+        ("default", Kind::Text),
+        ("changeable", Kind::Text),
+    ]);
+    let default = Config::read("[central]\nurl = \"postgres://master@127.0.0.1/central\"", None, &|_| None);
+    let defaults = default.as_ref().map(entries).unwrap_or_default();
+    for (at, (key, value, changeable)) in entries(config).into_iter().enumerate() {
+        let default = defaults.get(at).map_or(Cell::Null, |(_, value, _)| value.clone().into());
+        table.rows.push(vec![
+            key.into(),
+            value.into(),
+            default,
+            if changeable { "yes" } else { "no" }.into(),
+        ]);
+    }
+    table
+}
+
+type Entry = (&'static str, String, bool);
+
+fn entries(config: &Config) -> Vec<Entry> {
+    let mut entries = places(config);
+    entries.extend(limits(config));
+    entries.extend(timeouts(config));
+    entries
+}
+
+fn places(config: &Config) -> Vec<Entry> {
+    let path = |path: &Option<std::path::PathBuf>| {
+        path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+    };
+    let listen: Vec<String> = config.listen.iter().map(|address| address.ip().to_string()).collect();
+    let http = config.http_listen.map_or("off".to_owned(), |address| address.to_string());
+    vec![
+        ("listen_addr", listen.join(","), AT_START),
+        ("listen_port", config.listen_port.to_string(), AT_START),
+        ("unix_socket_dir", path(&config.unix_socket_dir), AT_START),
+        ("worker_threads", config.worker_threads.to_string(), AT_START),
+        ("tenant_host_suffixes", config.tenant_host_suffixes.join(","), CHANGEABLE),
+        ("admin_allow_from", join(&config.admin_allow_from), CHANGEABLE),
+        ("pool_mode", mode(config.pool.pool_mode).into(), CHANGEABLE),
+        ("client_tls_sslmode", tls(config.client_tls.mode).into(), CHANGEABLE),
+        ("client_tls_key_file", path(&config.client_tls.key_file), CHANGEABLE),
+        ("client_tls_cert_file", path(&config.client_tls.cert_file), CHANGEABLE),
+        ("client_tls_ca_file", path(&config.client_tls.ca_file), CHANGEABLE),
+        ("server_tls_sslmode", tls(config.server_tls.mode).into(), CHANGEABLE),
+        ("server_tls_ca_file", path(&config.server_tls.ca_file), CHANGEABLE),
+        ("server_tls_cert_file", path(&config.server_tls.cert_file), CHANGEABLE),
+        ("server_tls_key_file", path(&config.server_tls.key_file), CHANGEABLE),
+        ("central.url", config.central.url.clone(), AT_START),
+        ("keys.file", path(&config.keys_file), CHANGEABLE),
+        ("http.listen", http, AT_START),
+        ("log.level", config.log.filter.clone(), AT_START),
+        ("log.format", if config.log.json { "json" } else { "text" }.into(), AT_START),
+        ("log.connections", config.log.connections.to_string(), CHANGEABLE),
+    ]
+}
+
+fn limits(config: &Config) -> Vec<Entry> {
+    let (pool, limits) = (&config.pool, &config.limits);
+    let entry = |key, value: &dyn Display| (key, value.to_string(), CHANGEABLE);
+    let fixed = |key, value: &dyn Display| (key, value.to_string(), AT_START);
+    vec![
+        entry("default_pool_size", &pool.default_pool_size),
+        entry("min_pool_size", &pool.min_pool_size),
+        entry("max_prepared_statements", &pool.max_prepared_statements),
+        entry("max_client_conn", &limits.max_client_conn),
+        entry("max_db_client_connections", &limits.max_db_client_connections),
+        entry("max_unauthenticated_conn", &limits.max_unauthenticated_conn),
+        entry("max_unauthenticated_per_address", &limits.max_unauthenticated_per_address),
+        entry("statement_inspect_max", &limits.statement_inspect_bytes_max),
+        entry("max_client_prepared_statements", &limits.client_prepared_statements_max),
+        entry("max_tracked_parameters", &limits.tracked_parameters_max),
+        entry("max_connecting_servers", &limits.connecting_servers_max),
+        entry("max_cancels", &limits.cancels_max),
+        fixed("directory_cache_max", &limits.directory_cache_max),
+        fixed("max_directory_look_ups", &limits.directory_look_ups_max),
+        fixed("max_central_connections", &limits.central_connections_max),
+        entry("metrics_tenants_max", &limits.metrics_tenants_max),
+    ]
+}
+
+fn timeouts(config: &Config) -> Vec<Entry> {
+    let timeouts = &config.timeouts;
+    let entry = |key, value: Duration| (key, seconds(value), CHANGEABLE);
+    let or_off = |key, value: Option<Duration>| (key, value.map_or("0".into(), seconds), CHANGEABLE);
+    let fixed = |key, value: Duration| (key, seconds(value), AT_START);
+    vec![
+        entry("client_login_timeout", timeouts.client_login),
+        entry("server_connect_timeout", timeouts.server_connect),
+        entry("query_wait_timeout", timeouts.query_wait),
+        or_off("query_timeout", timeouts.query),
+        or_off("transaction_timeout", timeouts.transaction),
+        or_off("idle_transaction_timeout", timeouts.idle_transaction),
+        or_off("client_idle_timeout", timeouts.client_idle),
+        entry("server_idle_timeout", timeouts.server_idle),
+        entry("server_lifetime", timeouts.server_lifetime),
+        entry("server_check_delay", timeouts.server_check_delay),
+        entry("pool_idle_timeout", timeouts.pool_idle),
+        entry("shutdown_timeout", timeouts.shutdown),
+        entry("cancel_timeout", timeouts.cancel),
+        fixed("directory_fresh", timeouts.directory_fresh),
+        fixed("directory_stale", timeouts.directory_stale),
+        fixed("central_timeout", timeouts.central),
+        entry("tcp_keepidle", timeouts.tcp_keepidle),
+        entry("tcp_user_timeout", timeouts.tcp_user_timeout),
+    ]
+}
+
+/// PgBouncer shows seconds as a bare number.
+fn seconds(duration: Duration) -> String {
+    duration.as_secs_f64().to_string()
+}
+
+fn join<T: Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn mode(mode: PoolMode) -> &'static str {
+    match mode {
+        PoolMode::Transaction => "transaction",
+        PoolMode::Session => "session",
+    }
+}
+
+fn tls(mode: TlsMode) -> &'static str {
+    match mode {
+        TlsMode::Disable => "disable",
+        TlsMode::Allow => "allow",
+        TlsMode::Prefer => "prefer",
+        TlsMode::Require => "require",
+        TlsMode::VerifyCa => "verify-ca",
+        TlsMode::VerifyFull => "verify-full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str = include_str!("../../../proxy.toml");
+
+    /// Keys of the shipped file, sections before their keys' names.
+    fn shipped_keys() -> Vec<String> {
+        let mut section = String::new();
+        let mut keys = Vec::new();
+        for line in SHIPPED.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                section = format!("{name}.");
+            } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
+                && key.chars().all(|character| character.is_ascii_lowercase() || character == '_')
+            {
+                keys.push(format!("{section}{key}"));
+            }
+        }
+        keys
+    }
+
+    #[test]
+    fn every_key_of_the_shipped_file_is_shown() {
+        let config = Config::read(SHIPPED, None, &|_| None).unwrap();
+        let shown: Vec<_> = entries(&config).into_iter().map(|(key, ..)| key).collect();
+        let keys = shipped_keys();
+        assert!(keys.len() > 40, "{keys:?}");
+        for key in keys {
+            assert!(shown.contains(&key.as_str()), "{key} is missing from SHOW CONFIG");
+        }
+    }
+}

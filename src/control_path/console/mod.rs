@@ -1,0 +1,241 @@
+//! The admin console: what `psql -U admin pglobby` talks to. SHOW with PgBouncer's commands, columns and order, ours
+//! appended, so that its exporters and dashboards work; and what an operator does to a running node.
+//!
+//! It lives on the control path's own threads: a long list made here delays no query.
+
+mod act;
+mod config_table;
+mod conversation;
+mod counts;
+mod extended;
+mod period;
+mod show;
+mod show_central;
+mod show_traffic;
+mod statement;
+mod table;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use pgwire::{error::ErrorInfo, messages::response::ErrorResponse};
+use tokio::{runtime::Handle, sync::mpsc};
+use tracing::{debug, info};
+
+pub use self::period::Period;
+use self::{
+    conversation::{Conversation, Lost},
+    extended::Extended,
+    statement::{Command, Wait},
+    table::{Formats, Table},
+};
+use super::{central::Central, keyring::Keyring, operator::Operator};
+use crate::{
+    data_path::{
+        proxy::{Console, ConsoleVisit, Proxy, Visitor},
+        tenant::Login,
+    },
+    shutdown::Ending,
+};
+
+/// What the console needs beside the proxy itself.
+#[derive(Clone)]
+pub struct Backstage {
+    /// Tenants, logins and hosts.
+    pub central: Central,
+    /// For [`Operator`].
+    pub keyring: Arc<ArcSwap<Keyring>>,
+    /// Averages of the last period.
+    pub period: Arc<Period>,
+    /// What only the owner of the process can do.
+    pub requests: mpsc::Sender<Request>,
+}
+
+/// What an administrator wants from whoever runs the process.
+#[derive(Debug)]
+pub enum Request {
+    /// Read the configuration again, and say how that went.
+    Reload(tokio::sync::oneshot::Sender<Result<(), String>>),
+    /// End the process.
+    Shutdown(Ending),
+}
+
+/// An error that the administrator reads; the connection goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Complaint {
+    sqlstate: &'static str,
+    message: String,
+    hint: Option<&'static str>,
+}
+
+impl Complaint {
+    fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
+        Self { sqlstate, message: message.into(), hint: None }
+    }
+
+    fn hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
+    fn to_message(&self, severity: &str) -> ErrorResponse {
+        let mut info = ErrorInfo::new(severity.to_owned(), self.sqlstate.to_owned(), self.message.clone());
+        info.severity_nonlocalized = Some(severity.to_owned());
+        info.hint = self.hint.map(str::to_owned);
+        info.into()
+    }
+}
+
+/// What a statement brought.
+#[derive(Debug)]
+enum Answer {
+    Rows { table: Table, tag: &'static str },
+    Done(&'static str),
+}
+
+/// What the data path calls for an administrator. Must be made on the runtime that is to serve them.
+pub fn door(backstage: Backstage) -> Console {
+    let here = Handle::current();
+    Arc::new(move |mut visit| {
+        let (here, backstage) = (here.clone(), backstage.clone());
+        Box::pin(async move {
+            if let Err(error) = visit.stream.detach() {
+                return debug!(%error, "an administrator's connection broke");
+            }
+            here.spawn(receive(visit, backstage));
+        })
+    })
+}
+
+async fn receive(visit: ConsoleVisit, backstage: Backstage) {
+    let ConsoleVisit { mut stream, hello, login, read_only, unsent, proxy, visitor } = visit;
+    if let Err(error) = stream.attach() {
+        return debug!(%error, "an administrator's connection broke");
+    }
+    visitor.logged_in();
+    info!(login = login.name, peer = ?hello.peer, read_only, "console opened");
+    let conversation = Conversation::new(stream, &hello.leftover, unsent);
+    let name = login.name.clone();
+    let session = Session {
+        proxy,
+        backstage,
+        login,
+        read_only,
+        in_transaction: false,
+        extended: Extended::default(),
+        _visitor: visitor,
+    };
+    let end = session.serve(conversation).await;
+    info!(login = name, end = ?end.err(), "console closed");
+}
+
+/// One administrator's connection.
+struct Session {
+    proxy: Arc<Proxy>,
+    backstage: Backstage,
+    login: Arc<Login>,
+    read_only: bool,
+    /// Drivers that said BEGIN look whether they are believed.
+    in_transaction: bool,
+    extended: Extended,
+    _visitor: Visitor,
+}
+
+impl Session {
+    /// Until the administrator leaves.
+    async fn serve(mut self, mut conversation: Conversation) -> Result<(), Lost> {
+        conversation.greet();
+        // After an error in a batch, everything up to its Sync is left out.
+        let mut skipping = false;
+        loop {
+            let message = conversation.next().await?;
+            match message.tag() {
+                b'X' => return Ok(()),
+                b'S' => {
+                    skipping = false;
+                    if !self.in_transaction {
+                        self.extended.forget_portals();
+                    }
+                    conversation.ready(self.in_transaction);
+                }
+                _ if skipping => {}
+                b'Q' => {
+                    self.simple_query(message.body(), &mut conversation).await;
+                    conversation.ready(self.in_transaction);
+                }
+                b'P' | b'B' | b'D' | b'E' | b'C' => {
+                    if let Err(complaint) = self.extended_query(&message, &mut conversation).await {
+                        conversation.say(&complaint.to_message("ERROR"));
+                        skipping = true;
+                    }
+                }
+                b'H' => conversation.flush().await?,
+                // Data for a COPY that is not there is ignored, as PostgreSQL does.
+                b'd' | b'c' | b'f' => {}
+                tag => {
+                    let words = format!("invalid frontend message type {tag}");
+                    conversation.say(&Complaint::new("08P01", words).to_message("FATAL"));
+                    return conversation.flush().await;
+                }
+            }
+        }
+    }
+
+    /// Statements up to the first that fails.
+    async fn simple_query(&mut self, body: &[u8], conversation: &mut Conversation) {
+        let commands = match conversation::text(&mut { body }).and_then(statement::read) {
+            Ok(commands) => commands,
+            Err(complaint) => return conversation.say(&complaint.to_message("ERROR")),
+        };
+        if commands.is_empty() {
+            conversation.nothing_asked();
+        }
+        for command in &commands {
+            match conversation.unless_gone(self.run(command)).await {
+                Ok(answer) => conversation.answer(&answer, &Formats::default()),
+                Err(complaint) => return conversation.say(&complaint.to_message("ERROR")),
+            }
+        }
+    }
+
+    async fn run(&mut self, command: &Command) -> Result<Answer, Complaint> {
+        Ok(match command {
+            Command::Show(words) => Answer::Rows { table: self.show(words).await?, tag: "SHOW" },
+            Command::Select(what) => Answer::Rows { table: self.select(what)?, tag: "SELECT 1" },
+            Command::Accepted(tag) => Answer::Done(tag),
+            Command::Begin => {
+                self.in_transaction = true;
+                Answer::Done("BEGIN")
+            }
+            Command::End(tag) => {
+                self.in_transaction = false;
+                self.extended.forget_portals();
+                Answer::Done(tag)
+            }
+            Command::Act(_) if self.read_only => {
+                return Err(Complaint::new("42501", "this administrator may only SHOW"));
+            }
+            Command::Act(action) => {
+                info!(login = self.login.name, ?action, "an administrator acts");
+                Answer::Done(self.act(action).await?)
+            }
+        })
+    }
+
+    fn operator(&self) -> Operator {
+        Operator::new(
+            self.backstage.central.clone(),
+            self.backstage.keyring.load_full(),
+            self.login.name.clone(),
+        )
+    }
+}
+
+impl From<Wait> for Ending {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::No => Self::Now,
+            // Idle sessions end at once in both, others with their transaction.
+            Wait::ForServers | Wait::ForClients => Self::Drain { at_most: None },
+        }
+    }
+}

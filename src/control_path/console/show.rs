@@ -1,0 +1,142 @@
+//! SHOW, by its first word; and the few things drivers ask before they trust a server.
+
+use super::{
+    Complaint, Session, config_table,
+    conversation::{PARAMETERS, SERVER_VERSION},
+    show_central, show_traffic,
+    table::{Cell, Kind, Table},
+};
+
+/// The PgBouncer whose SHOW commands, columns and order these are; its exporters look at the first number they see.
+const VERSION: &str = concat!("PgBouncer 1.25.0 compatible console, pglobby ", env!("CARGO_PKG_VERSION"));
+
+/// What SHOW HELP says.
+const HELP: [(&str, &str); 32] = [
+    ("SHOW HELP", "this list"),
+    ("SHOW VERSION", "who this is"),
+    ("SHOW POOLS", "each tenant's pools: clients, servers, who waits"),
+    ("SHOW CLIENTS", "sessions"),
+    ("SHOW SERVERS", "server connections"),
+    ("SHOW PINS", "sessions that keep a server between transactions, and why"),
+    ("SHOW STATS", "what each tenant has done: totals, and averages of the last minute"),
+    ("SHOW STATS_TOTALS", "the totals of SHOW STATS"),
+    ("SHOW STATS_AVERAGES", "the averages of SHOW STATS"),
+    ("SHOW TOTALS", "SHOW STATS over all tenants"),
+    ("SHOW DATABASES", "tenants, with PgBouncer's columns"),
+    ("SHOW USERS", "logins, with PgBouncer's columns"),
+    ("SHOW TENANTS", "tenants"),
+    ("SHOW LOGINS", "logins"),
+    ("SHOW HOSTS", "PostgreSQL clusters and their budgets"),
+    ("SHOW LISTS", "how many there are of everything"),
+    ("SHOW CONFIG", "configuration"),
+    ("SHOW STATE", "whether everything is paused"),
+    ("RELOAD", "read the configuration again"),
+    ("PAUSE [tenant]", "close servers as they come back, and lend none until RESUME"),
+    ("RESUME [tenant]", "lend servers again"),
+    ("DISABLE tenant", "let no new session in on this node"),
+    ("ENABLE tenant", "let sessions in again"),
+    ("RECONNECT [tenant]", "open new servers instead of those there are"),
+    ("WAIT_CLOSE [tenant]", "return when the servers replaced by RECONNECT or RELOAD are closed"),
+    ("KILL [tenant]", "end sessions now, and let nobody work until RESUME"),
+    ("KILL_CLIENT id", "end the session with that id of SHOW CLIENTS"),
+    ("SHUTDOWN", "end now"),
+    ("SHUTDOWN WAIT_FOR_SERVERS", "end when transactions have ended"),
+    ("SHUTDOWN WAIT_FOR_CLIENTS", "the same: idle sessions end at once, others with their transaction"),
+    ("SET, RESET, DISCARD, BEGIN, COMMIT, ROLLBACK", "accepted for the sake of drivers; nothing happens"),
+    ("SELECT 1, SELECT version()", "answered for the sake of drivers"),
+];
+
+impl Session {
+    /// SHOW.
+    pub(super) async fn show(&self, words: &[String]) -> Result<Table, Complaint> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let (pools, sessions) = (&self.proxy.pools, &self.proxy.sessions);
+        Ok(match words.as_slice() {
+            [] | ["help"] => help(),
+            ["version"] => Table::of_text("version", VERSION),
+            ["pools"] => show_traffic::pools(&self.proxy),
+            ["clients"] => show_traffic::clients(&self.proxy),
+            ["servers"] => show_traffic::servers(&self.proxy),
+            ["pins"] => show_traffic::pins(&self.proxy),
+            ["stats"] => show_traffic::stats(pools, &self.backstage.period),
+            ["stats_totals"] => show_traffic::stats_totals(pools),
+            ["stats_averages"] => show_traffic::stats_averages(pools, &self.backstage.period),
+            ["totals"] => show_traffic::totals(pools, &self.backstage.period),
+            ["databases"] => show_central::databases(&self.operator(), &self.proxy).await?,
+            ["users"] => show_central::users(&self.operator(), sessions).await?,
+            ["tenants"] => show_central::tenants(&self.operator()).await?,
+            ["logins"] => show_central::logins(&self.operator()).await?,
+            ["hosts"] => show_central::hosts(&self.operator(), pools).await?,
+            ["lists"] => show_central::lists(&self.operator(), &self.proxy).await?,
+            ["config"] => config_table::show(&self.proxy.config.load()),
+            ["state"] => show_traffic::state(pools),
+            parameter => driver_parameter(parameter)?,
+        })
+    }
+
+    /// SELECT of one thing that drivers select.
+    pub(super) fn select(&self, what: &str) -> Result<Table, Complaint> {
+        let text = |column, text: &str| Ok(Table::of_text(column, text));
+        match what.trim_start_matches("pg_catalog.") {
+            "version()" => text("version", &format!("PostgreSQL {SERVER_VERSION}")),
+            "current_user" | "current_role" => text("current_user", &self.login.name),
+            "session_user" | "user" => text("session_user", &self.login.name),
+            "current_database()" => text("current_database", "pglobby"),
+            "current_schema()" => text("current_schema", "public"),
+            digits if !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()) => {
+                let number: i32 = digits
+                    .parse()
+                    .map_err(|_| Complaint::new("22003", format!("{digits} is out of range")))?;
+                let mut table = Table::new(&[("?column?", Kind::Int)]);
+                table.rows.push(vec![Cell::from(number)]);
+                Ok(table)
+            }
+            _ => Err(Complaint::new("0A000", "the console has no tables to SELECT from")
+                .hint("SHOW HELP lists what there is to see.")),
+        }
+    }
+}
+
+fn help() -> Table {
+    let mut table = Table::new(&[("command", Kind::Text), ("meaning", Kind::Text)]);
+    table.rows = HELP.iter().map(|(command, meaning)| vec![(*command).into(), (*meaning).into()]).collect();
+    table
+}
+
+/// `SHOW client_encoding` and the like.
+fn driver_parameter(words: &[&str]) -> Result<Table, Complaint> {
+    let reported = |word: &str| PARAMETERS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
+    match words {
+        [word] if reported(word).is_some() => {
+            let (name, value) = reported(word).copied().unwrap_or_default();
+            Ok(Table::of_text(name, value))
+        }
+        ["time", "zone"] => Ok(Table::of_text("TimeZone", "UTC")),
+        ["transaction", "isolation", "level"]
+        | ["transaction_isolation" | "default_transaction_isolation"] => {
+            Ok(Table::of_text("transaction_isolation", "read committed"))
+        }
+        ["transaction_read_only" | "default_transaction_read_only" | "in_hot_standby"] => {
+            Ok(Table::of_text("transaction_read_only", "off"))
+        }
+        ["search_path"] => Ok(Table::of_text("search_path", "public")),
+        ["application_name"] => Ok(Table::of_text("application_name", "")),
+        ["max_identifier_length"] => Ok(Table::of_text("max_identifier_length", "63")),
+        _ => Err(Complaint::new("42601", format!("there is no SHOW {}", words.join(" ").to_uppercase()))
+            .hint("SHOW HELP lists what there is.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_find_what_they_ask_for() {
+        let value = |words: &[&str]| driver_parameter(words).unwrap().rows[0][0].clone();
+        assert_eq!(value(&["datestyle"]), Cell::from("ISO, MDY"));
+        assert_eq!(value(&["transaction", "isolation", "level"]), Cell::from("read committed"));
+        let complaint = driver_parameter(&["poools"]).unwrap_err();
+        assert_eq!(complaint.message, "there is no SHOW POOOLS");
+    }
+}

@@ -1,0 +1,493 @@
+//! SHOW of what moves: pools, clients, servers, and what they have done.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use time::OffsetDateTime;
+
+use super::{
+    counts::{self, ALL, Counts, SHARED},
+    period::Period,
+    table::{Cell, Column, Kind, Table},
+};
+use crate::data_path::{
+    pool::{Pool, TenantPools, roster::ServerEntry},
+    proxy::Proxy,
+    session::{Doing, SessionHandle},
+    tenant::{Access, PoolMode, Tenant},
+    worker::Workers,
+};
+
+const POOLS: &[Column] = &[
+    ("database", Kind::Text),
+    ("user", Kind::Text),
+    ("cl_active", Kind::Int),
+    ("cl_waiting", Kind::Int),
+    ("cl_active_cancel_req", Kind::Int),
+    ("cl_waiting_cancel_req", Kind::Int),
+    ("sv_active", Kind::Int),
+    ("sv_active_cancel", Kind::Int),
+    ("sv_being_canceled", Kind::Int),
+    ("sv_idle", Kind::Int),
+    ("sv_used", Kind::Int),
+    ("sv_tested", Kind::Int),
+    ("sv_login", Kind::Int),
+    ("maxwait", Kind::Int),
+    ("maxwait_us", Kind::Int),
+    ("pool_mode", Kind::Text),
+    ("load_balance_hosts", Kind::Text),
+    ("access", Kind::Text),
+    ("host", Kind::Text),
+    ("pool_size", Kind::Int),
+    ("cl_pinned", Kind::Int),
+];
+
+/// PgBouncer's columns of clients and servers alike.
+const SOCKET: [Column; 21] = [
+    ("type", Kind::Text),
+    ("user", Kind::Text),
+    ("database", Kind::Text),
+    ("replication", Kind::Text),
+    ("state", Kind::Text),
+    ("addr", Kind::Text),
+    ("port", Kind::Int),
+    ("local_addr", Kind::Text),
+    ("local_port", Kind::Int),
+    ("connect_time", Kind::Text),
+    ("request_time", Kind::Text),
+    ("wait", Kind::Int),
+    ("wait_us", Kind::Int),
+    ("close_needed", Kind::Int),
+    ("ptr", Kind::Text),
+    ("link", Kind::Text),
+    ("remote_pid", Kind::Int),
+    ("tls", Kind::Text),
+    ("application_name", Kind::Text),
+    ("prepared_statements", Kind::Int),
+    ("id", Kind::BigInt),
+];
+
+const STATS_TOTALS: [&str; SHARED] = [
+    "server_assignment_count",
+    "xact_count",
+    "query_count",
+    "bytes_received",
+    "bytes_sent",
+    "xact_time",
+    "query_time",
+    "wait_time",
+    "client_parse_count",
+    "server_parse_count",
+    "bind_count",
+    "client_login_count",
+];
+
+const TOTALS: [&str; SHARED] = [
+    "total_server_assignment_count",
+    "total_xact_count",
+    "total_query_count",
+    "total_received",
+    "total_sent",
+    "total_xact_time",
+    "total_query_time",
+    "total_wait_time",
+    "total_client_parse_count",
+    "total_server_parse_count",
+    "total_bind_count",
+    "total_client_login_count",
+];
+
+const AVERAGES: [&str; SHARED] = [
+    "avg_server_assignment_count",
+    "avg_xact_count",
+    "avg_query_count",
+    "avg_recv",
+    "avg_sent",
+    "avg_xact_time",
+    "avg_query_time",
+    "avg_wait_time",
+    "avg_client_parse_count",
+    "avg_server_parse_count",
+    "avg_bind_count",
+    "avg_client_login_count",
+];
+
+/// Ours, behind PgBouncer's.
+const OWN_TOTALS: [&str; ALL - SHARED] = [
+    "total_error_count",
+    "total_server_opened_count",
+    "total_server_failed_count",
+    "total_pinned_count",
+    "total_desync_count",
+];
+
+/// SHOW POOLS.
+pub fn pools(proxy: &Proxy) -> Table {
+    let mut table = Table::new(POOLS);
+    let mut sessions: HashMap<(i64, Access), Vec<Arc<SessionHandle>>> = HashMap::new();
+    for session in proxy.sessions.all() {
+        sessions.entry((session.tenant.id, session.access)).or_default().push(session);
+    }
+    let mut pools = proxy.pools.all();
+    pools.sort_by_key(|pool| (pool.tenant.name.clone(), pool.access == Access::ReadOnly));
+    for pool in pools {
+        let sessions = sessions.remove(&(pool.tenant.id, pool.access)).unwrap_or_default();
+        table.rows.push(pool_row(&pool, &sessions));
+    }
+    table
+}
+
+fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
+    let (live, idle, opening) = (pool.live(), pool.idle(), pool.opening());
+    let waits = sessions.iter().filter_map(|session| waits(session, pool.worker.clock.now_ms()));
+    let longest = waits.max().unwrap_or_default();
+    // A session may wait for its greeting too, before it is one.
+    let waiting = pool.waiting();
+    let in_line = sessions.iter().filter(|session| session.doing().0 == Doing::Waiting).count();
+    let pinned = sessions.iter().filter(|session| !session.pins().is_empty()).count();
+    let cancelling = pool.cancelling();
+    vec![
+        pool.tenant.name.as_str().into(),
+        role(&pool.tenant, pool.access).into(),
+        (sessions.len() - in_line).into(),
+        waiting.into(),
+        cancelling.into(),
+        0.into(),
+        live.saturating_sub(idle + opening).into(),
+        cancelling.into(),
+        0.into(),
+        idle.into(),
+        0.into(),
+        0.into(),
+        opening.into(),
+        longest.as_secs().into(),
+        longest.subsec_micros().into(),
+        mode(pool.rules.mode).into(),
+        Cell::Null,
+        access(pool.access).into(),
+        pool.tenant.host.name.as_str().into(),
+        pool.rules.size.into(),
+        pinned.into(),
+    ]
+}
+
+/// SHOW CLIENTS.
+pub fn clients(proxy: &Proxy) -> Table {
+    let mut columns = SOCKET.to_vec();
+    columns.extend([("access", Kind::Text), ("server_pid", Kind::Int), ("pins", Kind::Text)]);
+    let mut table = Table { columns, rows: Vec::new() };
+    let servers = proxy.pools.all().into_iter().chain(proxy.pools.retired());
+    let links: HashMap<i32, u64> = servers
+        .flat_map(|pool| pool.roster.all())
+        .filter_map(|server| Some((server.borrower()?, server.id)))
+        .collect();
+    for session in by_id(proxy.sessions.all()) {
+        let now_ms = clock_of(proxy, &session.tenant);
+        let wait = waits(&session, now_ms).unwrap_or_default();
+        let state = match session.doing().0 {
+            Doing::Idle => "idle",
+            Doing::Waiting => "waiting",
+            Doing::Active | Doing::InTransaction | Doing::Pinned => "active",
+        };
+        let server_pid = session.server_process_id.load(std::sync::atomic::Ordering::Relaxed);
+        let socket = Socket {
+            kind: "C",
+            user: &session.login.name,
+            database: &session.tenant.name,
+            state,
+            remote: session.addresses.map(|(_, theirs)| theirs),
+            local: session.addresses.map(|(ours, _)| ours),
+            connected: session.connected_at,
+            asked: ago(now_ms, session.asked_ms()),
+            wait,
+            close_needed: false,
+            ptr: format!("{:#x}", session.process_id),
+            link: links.get(&session.process_id).map(|id| format!("{id:#x}")).unwrap_or_default(),
+            remote_pid: 0,
+            tls: session.tls,
+            application_name: session.application_name(),
+            prepared: session.prepared(),
+            id: session.process_id.into(),
+        };
+        let mut row = socket.row();
+        row.extend([
+            access(session.access).into(),
+            server_pid.into(),
+            session.pins().names().collect::<Vec<_>>().join(",").into(),
+        ]);
+        table.rows.push(row);
+    }
+    table
+}
+
+/// SHOW SERVERS.
+pub fn servers(proxy: &Proxy) -> Table {
+    let mut columns = SOCKET.to_vec();
+    columns.extend([("access", Kind::Text), ("host", Kind::Text)]);
+    let mut table = Table { columns, rows: Vec::new() };
+    let sessions: HashMap<i32, Arc<SessionHandle>> =
+        proxy.sessions.all().into_iter().map(|session| (session.process_id, session)).collect();
+    let current = proxy.pools.all().into_iter().map(|pool| (pool, false));
+    let retired = proxy.pools.retired().into_iter().map(|pool| (pool, true));
+    for (pool, retired) in current.chain(retired) {
+        for server in pool.roster.all() {
+            let session = server.borrower().and_then(|borrower| sessions.get(&borrower));
+            table.rows.push(server_row(&pool, retired, &server, session));
+        }
+    }
+    table
+}
+
+fn server_row(
+    pool: &Pool,
+    retired: bool,
+    server: &ServerEntry,
+    session: Option<&Arc<SessionHandle>>,
+) -> Vec<Cell> {
+    let state = match (server.borrower(), session) {
+        (None, _) => "idle",
+        (Some(_), Some(_)) => "active",
+        // Its session has ended, and it is being cleaned.
+        (Some(_), None) => "tested",
+    };
+    let socket = Socket {
+        kind: "S",
+        user: role(&pool.tenant, pool.access),
+        database: &pool.tenant.name,
+        state,
+        remote: server.addresses.map(|(_, theirs)| theirs),
+        local: server.addresses.map(|(ours, _)| ours),
+        connected: server.opened_at,
+        asked: ago(pool.worker.clock.now_ms(), server.lent_ms()),
+        wait: Duration::ZERO,
+        close_needed: retired || pool.is_paused(),
+        ptr: format!("{:#x}", server.id),
+        link: session.map(|session| format!("{:#x}", session.process_id)).unwrap_or_default(),
+        remote_pid: server.process_id,
+        tls: server.tls,
+        application_name: session.map(|session| session.application_name()).unwrap_or_default(),
+        prepared: server.prepared(),
+        id: i64::try_from(server.id).unwrap_or(i64::MAX),
+    };
+    let mut row = socket.row();
+    row.extend([access(pool.access).into(), pool.tenant.host.name.as_str().into()]);
+    row
+}
+
+/// SHOW PINS.
+pub fn pins(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[
+        ("id", Kind::BigInt),
+        ("database", Kind::Text),
+        ("user", Kind::Text),
+        ("access", Kind::Text),
+        ("application_name", Kind::Text),
+        ("server_pid", Kind::Int),
+        ("reasons", Kind::Text),
+        ("state", Kind::Text),
+        ("request_time", Kind::Text),
+    ]);
+    for session in by_id(proxy.sessions.all()) {
+        let server_pid = session.server_process_id.load(std::sync::atomic::Ordering::Relaxed);
+        if session.pins().is_empty() || server_pid == 0 {
+            continue;
+        }
+        let state = if session.doing().0 == Doing::Active { "active" } else { "idle" };
+        table.rows.push(vec![
+            session.process_id.into(),
+            session.tenant.name.as_str().into(),
+            session.login.name.as_str().into(),
+            access(session.access).into(),
+            String::from(session.application_name()).into(),
+            server_pid.into(),
+            session.pins().names().collect::<Vec<_>>().join(",").into(),
+            state.into(),
+            moment(ago(clock_of(proxy, &session.tenant), session.asked_ms())).into(),
+        ]);
+    }
+    table
+}
+
+/// SHOW STATS.
+pub fn stats(pools: &TenantPools, period: &Period) -> Table {
+    let names = TOTALS.iter().chain(&AVERAGES).chain(&OWN_TOTALS);
+    per_tenant(names, pools, |tenant, totals| {
+        let averages = period.averages_of(tenant);
+        [&totals[..SHARED], &averages[..SHARED], &totals[SHARED..]].concat()
+    })
+}
+
+/// SHOW STATS_TOTALS.
+pub fn stats_totals(pools: &TenantPools) -> Table {
+    per_tenant(STATS_TOTALS.iter().chain(&OWN_TOTALS), pools, |_, totals| totals.to_vec())
+}
+
+/// SHOW STATS_AVERAGES.
+pub fn stats_averages(pools: &TenantPools, period: &Period) -> Table {
+    let names = STATS_TOTALS[..8].iter().chain(&AVERAGES[8..]);
+    per_tenant(names, pools, |tenant, _| period.averages_of(tenant)[..SHARED].to_vec())
+}
+
+fn per_tenant<'a>(
+    names: impl Iterator<Item = &'a &'static str>,
+    pools: &TenantPools,
+    values: impl Fn(i64, &Counts) -> Vec<u64>,
+) -> Table {
+    let mut columns = vec![("database", Kind::Text)];
+    columns.extend(names.map(|name| (*name, Kind::BigInt)));
+    let mut tenants: Vec<_> = counts::by_tenant(pools).into_iter().collect();
+    tenants.sort_by(|(_, (one, _)), (_, (other, _))| one.cmp(other));
+    let rows = tenants.into_iter().map(|(id, (name, totals))| {
+        let mut row = vec![Cell::from(name)];
+        row.extend(values(id, &totals).into_iter().map(Cell::from));
+        row
+    });
+    Table { columns, rows: rows.collect() }
+}
+
+/// SHOW TOTALS.
+pub fn totals(pools: &TenantPools, period: &Period) -> Table {
+    let mut totals = [0; ALL];
+    for (_, counts) in counts::by_tenant(pools).values() {
+        counts::add(&mut totals, counts);
+    }
+    let averages = period.average_of_all();
+    let shared = TOTALS.iter().zip(&totals).chain(AVERAGES.iter().zip(&averages));
+    let own = OWN_TOTALS.iter().zip(&totals[SHARED..]);
+    let mut table = Table::new(&[("name", Kind::Text), ("value", Kind::BigInt)]);
+    table.rows = shared.chain(own).map(|(name, value)| vec![(*name).into(), (*value).into()]).collect();
+    table
+}
+
+/// SHOW STATE.
+pub fn state(pools: &TenantPools) -> Table {
+    let paused = pools.halts.all_paused();
+    let word = |truth| Cell::from(if truth { "yes" } else { "no" });
+    let mut table = Table::new(&[("key", Kind::Text), ("value", Kind::Text)]);
+    table.rows = vec![
+        vec!["active".into(), word(!paused)],
+        vec!["paused".into(), word(paused)],
+        vec!["suspended".into(), word(false)],
+    ];
+    table
+}
+
+/// A client or server connection, as PgBouncer shows both.
+struct Socket<'a> {
+    kind: &'a str,
+    user: &'a str,
+    database: &'a str,
+    state: &'a str,
+    remote: Option<SocketAddr>,
+    local: Option<SocketAddr>,
+    connected: SystemTime,
+    asked: SystemTime,
+    wait: Duration,
+    close_needed: bool,
+    ptr: String,
+    link: String,
+    remote_pid: i32,
+    tls: bool,
+    application_name: Box<str>,
+    prepared: u32,
+    id: i64,
+}
+
+impl Socket<'_> {
+    fn row(self) -> Vec<Cell> {
+        let address = |address: Option<SocketAddr>| -> Cell {
+            address.map_or("unix".to_owned(), |address| address.ip().to_string()).into()
+        };
+        let port = |address: Option<SocketAddr>| -> Cell {
+            address.map_or(0, |address| i32::from(address.port())).into()
+        };
+        vec![
+            self.kind.into(),
+            self.user.into(),
+            self.database.into(),
+            "none".into(),
+            self.state.into(),
+            address(self.remote),
+            port(self.remote),
+            address(self.local),
+            port(self.local),
+            moment(self.connected).into(),
+            moment(self.asked).into(),
+            self.wait.as_secs().into(),
+            self.wait.subsec_micros().into(),
+            i32::from(self.close_needed).into(),
+            self.ptr.into(),
+            self.link.into(),
+            self.remote_pid.into(),
+            if self.tls { "TLS" } else { "" }.into(),
+            String::from(self.application_name).into(),
+            self.prepared.into(),
+            self.id.into(),
+        ]
+    }
+}
+
+fn by_id(mut sessions: Vec<Arc<SessionHandle>>) -> Vec<Arc<SessionHandle>> {
+    sessions.sort_by_key(|session| session.process_id);
+    sessions
+}
+
+/// How long a session has waited for a server, if it does.
+fn waits(session: &SessionHandle, now_ms: u32) -> Option<Duration> {
+    let (doing, since) = session.doing();
+    (doing == Doing::Waiting).then(|| Duration::from_millis(now_ms.wrapping_sub(since).into()))
+}
+
+/// The coarse clock of the worker that serves a tenant.
+fn clock_of(proxy: &Proxy, tenant: &Tenant) -> u32 {
+    Workers::of(&proxy.workers, tenant.id).map_or(0, |worker| worker.clock.now_ms())
+}
+
+/// Wall clock of a moment on a coarse clock.
+fn ago(now_ms: u32, then_ms: u32) -> SystemTime {
+    SystemTime::now() - Duration::from_millis(now_ms.wrapping_sub(then_ms).into())
+}
+
+/// As PgBouncer writes it.
+pub fn moment(at: SystemTime) -> String {
+    let at = OffsetDateTime::from(at);
+    let (hour, minute, second) = at.to_hms();
+    format!("{} {hour:02}:{minute:02}:{second:02} UTC", at.date())
+}
+
+/// The role that a pool's servers log in as.
+fn role(tenant: &Tenant, access: Access) -> &str {
+    match (access, &tenant.read_only) {
+        (Access::ReadOnly, Some(credential)) => &credential.username,
+        _ => &tenant.read_write.username,
+    }
+}
+
+fn access(access: Access) -> &'static str {
+    match access {
+        Access::ReadWrite => "read_write",
+        Access::ReadOnly => "read_only",
+    }
+}
+
+fn mode(mode: PoolMode) -> &'static str {
+    match mode {
+        PoolMode::Transaction => "transaction",
+        PoolMode::Session => "session",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_as_pgbouncer_does() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 + 3_661);
+        assert_eq!(moment(at), "1970-01-02 01:01:01 UTC");
+    }
+}

@@ -1,0 +1,226 @@
+//! What a text may leave behind in the session that runs it. Pure; a text is read once, when it is parsed or first seen.
+//!
+//! `statement/` says what a text may do; here is decided what follows from it for a session that goes from server to
+//! server: what to ask the server when the transaction is over, and what pins at once because nobody can be asked.
+
+use super::{
+    lease::Pins,
+    session_state::Doubts,
+    statement::{self, Argument, Discard, Effects, Kind, Lexing, Statement},
+};
+
+/// What a text may leave behind in the session that runs it; read once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Aftermath {
+    /// What to ask the server when the transaction is over.
+    pub doubts: Doubts,
+    /// The parameters it names, in lower case.
+    pub names: Option<Box<[Box<str>]>>,
+    /// What the server cannot be asked about, and pins.
+    pub pins: Pins,
+    /// It only tidies up, as drivers' pools do between two users of a connection.
+    pub tidies: Option<Tidying>,
+    /// EXECUTE or DEALLOCATE in SQL, which may name a statement prepared at protocol level.
+    pub names_statements: bool,
+}
+
+/// What a text that only tidies up leaves of the session's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tidying {
+    /// All of them.
+    KeepsSettings,
+    /// None but the role: RESET ALL.
+    ResetsSettings,
+    /// None: DISCARD ALL.
+    DiscardsAll,
+}
+
+impl Tidying {
+    /// What a text of nothing but such statements does; `None` if another one is among them.
+    fn read(sql: &[u8], lexing: Lexing) -> Option<Self> {
+        let mut all = Self::KeepsSettings;
+        for statement in statement::statements(sql, lexing) {
+            match statement.kind {
+                Kind::Discard(Discard::All) => all = Self::DiscardsAll,
+                Kind::ResetAll if all == Self::KeepsSettings => all = Self::ResetsSettings,
+                Kind::ResetAll | Kind::Unlisten(None) | Kind::CloseCursor(None) | Kind::Discard(_) => {}
+                Kind::Query if is_unlock_all(&statement) => {}
+                _ => return None,
+            }
+        }
+        Some(all)
+    }
+}
+
+/// `SELECT pg_advisory_unlock_all()` as drivers write it.
+fn is_unlock_all(statement: &Statement<'_>) -> bool {
+    let text = statement.text.to_ascii_lowercase();
+    let call = text.strip_prefix(b"select").map(<[u8]>::trim_ascii);
+    let call = call.map(|call| call.strip_prefix(b"pg_catalog.").unwrap_or(call));
+    call == Some(b"pg_advisory_unlock_all()")
+}
+
+impl Aftermath {
+    /// A text nobody reads: everything is doubtful, and it pins.
+    pub fn unread() -> Self {
+        Self { doubts: Doubts::EVERYTHING, pins: Pins::UNREAD, ..Self::default() }
+    }
+
+    /// Reads a text.
+    #[inline]
+    pub fn read(sql: &[u8], lexing: Lexing) -> Self {
+        let effects = statement::effects(sql, lexing);
+        if HARMLESS.contains(effects) { Self::default() } else { Self::of(effects, sql, lexing) }
+    }
+
+    #[cold]
+    fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
+        let mut doubts = Doubts::default();
+        let mut pins = Pins::default();
+        for (effect, doubt, pin) in CONSEQUENCES {
+            if effects.intersects(effect) {
+                doubts.insert(doubt);
+                pins.insert(pin);
+            }
+        }
+        let mut names: Vec<Box<str>> = Vec::new();
+        let mut names_statements = false;
+        for statement in statement::statements(sql, lexing) {
+            names_statements |=
+                statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
+            if !HARMLESS.contains(statement.deferred) {
+                pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
+            }
+            if !Self::parameters(&statement, &mut names) {
+                doubts.insert(Doubts::ANY_SETTING);
+            }
+            let opaque = Self::set_configs(&statement, &mut names);
+            if !opaque.is_empty() {
+                doubts.insert(Doubts::ANY_SETTING);
+                pins.insert(opaque);
+            }
+        }
+        if !names.is_empty() {
+            doubts.insert(Doubts::NAMED_SETTINGS);
+        }
+        let names = (!names.is_empty()).then(|| names.into());
+        Self { doubts, names, pins, tidies: Tidying::read(sql, lexing), names_statements }
+    }
+
+    /// The parameters that a SET or RESET names; `false` if it may change others as well.
+    fn parameters(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> bool {
+        let mut add = |name: &[u8]| names.push(String::from_utf8_lossy(name).into());
+        match &statement.kind {
+            Kind::Set { local: false, name, .. } | Kind::Reset(name) => add(name),
+            Kind::SetRole { local: false, .. } => add(b"role"),
+            Kind::SetSessionCharacteristics { local: false, .. } => {
+                add(b"default_transaction_isolation");
+                add(b"default_transaction_read_only");
+                add(b"default_transaction_deferrable");
+            }
+            _ => return !statement.effects.contains(Effects::SETTING),
+        }
+        true
+    }
+
+    /// The parameters that calls of set_config name. One that cannot be told may be of a kind that PostgreSQL does not
+    /// list: that pins.
+    fn set_configs(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> Pins {
+        if !statement.effects.contains(Effects::SET_CONFIG) {
+            return Pins::default();
+        }
+        for call in statement.set_configs() {
+            match (call.name, call.local) {
+                (_, Argument::Boolean(true)) => {}
+                (_, Argument::Text(local)) if is_true(&local) => {}
+                (Argument::Text(name), _) => names.push(String::from_utf8_lossy(&name).into()),
+                _ => return Pins::SETTINGS,
+            }
+        }
+        if statement.effects.contains(Effects::HIDDEN) { Pins::SETTINGS } else { Pins::default() }
+    }
+}
+
+/// How PostgreSQL reads a boolean, as far as drivers write one.
+fn is_true(text: &[u8]) -> bool {
+    [&b"true"[..], b"t", b"on", b"yes", b"1"].iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
+/// Leaves nothing behind that the next transaction could miss on another server.
+const HARMLESS: Effects = Effects::TRANSACTION
+    .union(Effects::SETTING_LOCAL)
+    .union(Effects::NOTIFY)
+    .union(Effects::COPY)
+    .union(Effects::DDL)
+    .union(Effects::OUTSIDE_TRANSACTION)
+    .union(Effects::SEQUENCE_WRITE)
+    .union(Effects::CODE)
+    .union(Effects::HIDDEN);
+
+/// What each effect makes doubtful, and what it pins.
+const CONSEQUENCES: [(Effects, Doubts, Pins); 12] = [
+    (Effects::PREPARED, Doubts::PREPARED, Pins::NONE),
+    (Effects::LISTEN, Doubts::LISTEN, Pins::NONE),
+    (Effects::CURSOR.union(Effects::CURSOR_HOLD), Doubts::CURSORS, Pins::NONE),
+    (Effects::TEMPORARY.union(Effects::DROP), Doubts::TEMPORARY, Pins::NONE),
+    (Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK), Doubts::LOCKS, Pins::NONE),
+    (Effects::LOAD, Doubts::ANY_SETTING, Pins::LOAD),
+    (Effects::SEQUENCE_READ, Doubts::NONE, Pins::SEQUENCE),
+    (Effects::SEED, Doubts::NONE, Pins::FUNCTION_STATE),
+    (Effects::FUNCTION_STATE, Doubts::NONE, Pins::FUNCTION_STATE),
+    (Effects::DISCARD, Doubts::EVERYTHING, Pins::NONE),
+    (Effects::DYNAMIC, Doubts::EVERYTHING, Pins::NONE),
+    (Effects::UNKNOWN, Doubts::EVERYTHING, Pins::UNREAD),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(sql: &str) -> Aftermath {
+        Aftermath::read(sql.as_bytes(), Lexing::default())
+    }
+
+    #[test]
+    fn an_ordinary_transaction_leaves_nothing_behind() {
+        for sql in [
+            "SELECT 1",
+            "BEGIN; SET LOCAL search_path = a; INSERT INTO t VALUES (1); COMMIT",
+            "SELECT set_config('app.user', 'a', true)",
+            "SELECT pg_advisory_xact_lock(1)",
+            "CREATE TABLE t (i int); NOTIFY x",
+        ] {
+            assert_eq!(read(sql), Aftermath::default(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_names_a_parameter_is_asked_about_by_name() {
+        let names = |sql: &str| read(sql).names.map(|names| names.join(" "));
+        assert_eq!(names("SET Search_Path = a; RESET work_mem").as_deref(), Some("search_path work_mem"));
+        assert_eq!(names("SELECT set_config('my.id', $1, false)").as_deref(), Some("my.id"));
+        assert_eq!(names("SET ROLE x").as_deref(), Some("role"));
+    }
+
+    #[test]
+    fn what_nobody_can_be_asked_about_pins() {
+        assert_eq!(read("SELECT set_config($1, $2, false)").pins, Pins::SETTINGS);
+        assert_eq!(read("LOAD 'x'").pins, Pins::LOAD);
+        assert_eq!(read("SELECT lastval()").pins, Pins::SEQUENCE);
+        assert_eq!(read("FROBNICATE").pins, Pins::UNREAD);
+    }
+
+    #[test]
+    fn the_resets_of_drivers_are_known_for_what_they_are() {
+        let asyncpg = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
+        assert_eq!(read(asyncpg).tidies, Some(Tidying::ResetsSettings));
+        assert_eq!(read("DISCARD ALL").tidies, Some(Tidying::DiscardsAll));
+        let npgsql = "CLOSE ALL;UNLISTEN *;SELECT pg_advisory_unlock_all();DISCARD SEQUENCES;DISCARD TEMP";
+        assert_eq!(read(npgsql).tidies, Some(Tidying::KeepsSettings));
+        for other in
+            ["RESET ALL; SET a = 1", "ROLLBACK; RESET ALL", "SELECT pg_advisory_unlock_all(), f()", "RESET x"]
+        {
+            assert_eq!(read(other).tidies, None, "{other}");
+        }
+    }
+}

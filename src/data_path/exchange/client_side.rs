@@ -1,0 +1,206 @@
+//! The client's side of an exchange: what outlives a lease.
+
+use std::sync::Arc;
+
+use super::{requests::Requests, server_side::ServerSide};
+use crate::{
+    data_path::{
+        prepared::{ClientStatements, StatementTable},
+        session_state::Settings,
+    },
+    error::Refusal,
+    wire::{
+        frame::{FrameError, Framer, NAMES_BYTES_MAX, Need, Piece},
+        message::ready_for_query,
+        outgoing::Outgoing,
+    },
+};
+
+/// What outlives a lease: the client's side.
+#[derive(Debug)]
+pub struct ClientSide {
+    framer: Framer,
+    /// What it has prepared.
+    pub statements: ClientStatements,
+    /// What it asked for at startup: where RESET leads to.
+    pub startup: Arc<Settings>,
+    /// What it has SET.
+    pub wanted: Arc<Settings>,
+    rules: Rules,
+    /// Of the last unnamed statement; unique over the process.
+    unnamed_serial: u64,
+    refusing: Refusing,
+}
+
+/// How far a request that was refused goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusing {
+    No,
+    /// Its first message is yet to be looked at.
+    Begun,
+    /// A simple query, of which more is to come.
+    ThisMessage,
+    /// A batch.
+    UntilSync,
+}
+
+/// What holds for a session from its first to its last byte.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Statements and settings follow the client from server to server: `pool_mode = "transaction"`.
+    pub follow: bool,
+    /// The pool's statements.
+    pub table: Arc<StatementTable>,
+    /// `statement_inspect_bytes_max`.
+    pub inspect_bytes_max: usize,
+    /// `client_prepared_statements_max`.
+    pub statements_max: usize,
+}
+
+impl Rules {
+    /// For replies that nobody wants any more.
+    pub fn nobody(table: &Arc<StatementTable>) -> Self {
+        Self { follow: false, table: table.clone(), inspect_bytes_max: 0, statements_max: 0 }
+    }
+}
+
+/// Whether the client goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// It does.
+    Goes,
+    /// It said Terminate.
+    Terminated,
+}
+
+impl ClientSide {
+    /// A session that has just logged in. `first_serial` is unique over the process, with 32 bits of room above it.
+    pub fn new(rules: Rules, wanted: Arc<Settings>, first_serial: u64) -> Self {
+        Self {
+            framer: Framer::default(),
+            statements: ClientStatements::default(),
+            startup: wanted.clone(),
+            wanted,
+            rules,
+            unnamed_serial: first_serial,
+            refusing: Refusing::No,
+        }
+    }
+
+    /// What holds for the session.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Statements and settings follow the client from server to server.
+    pub fn follows(&self) -> bool {
+        self.rules.follow
+    }
+
+    /// A message has gone to the server in part; the rest must reach the same server.
+    #[inline]
+    pub fn mid_message(&self) -> bool {
+        self.framer.mid_message()
+    }
+
+    /// Moves the beginning of a message that no server has got to the end of `inbox`.
+    #[inline]
+    pub fn take_held(&mut self, inbox: &mut Vec<u8>) {
+        self.framer.take_held(inbox);
+    }
+
+    /// Whether what the client sends is being left out up to the end of a request that was refused.
+    #[inline]
+    pub fn is_refusing(&self) -> bool {
+        self.refusing != Refusing::No
+    }
+
+    /// The request that comes next was answered with an error of ours: it is left out.
+    pub fn begin_refusing(&mut self) {
+        self.refusing = Refusing::Begun;
+    }
+
+    /// Leaves out the refused request, a simple query or a batch up to its Sync, and answers its end with ReadyForQuery.
+    /// What is behind it is handed back. Called only while the session holds no server.
+    ///
+    /// # Errors
+    /// The client broke the protocol.
+    pub fn refuse<'c>(&mut self, mut chunk: &'c [u8], replies: &mut Vec<u8>) -> Result<&'c [u8], Refusal> {
+        while self.is_refusing() {
+            let before = chunk;
+            let piece = self.framer.next(&mut chunk, |_, _| Ok(Need::Header)).map_err(violation)?;
+            let (tag, ended) = match piece {
+                None => break,
+                Some(Piece::Whole { tag, .. }) => (tag, true),
+                Some(Piece::First { tag, .. }) => (tag, false),
+                Some(Piece::Rest { last, .. }) => (b'r', last),
+            };
+            self.refusing = match (self.refusing, tag) {
+                (_, b'X') => {
+                    self.refusing = Refusing::No;
+                    return Ok(before);
+                }
+                (_, b'S') => Refusing::No,
+                (Refusing::Begun, b'Q' | b'F') if ended => Refusing::No,
+                (Refusing::Begun, b'Q' | b'F') => Refusing::ThisMessage,
+                (Refusing::ThisMessage, b'r') if ended => Refusing::No,
+                (Refusing::Begun, b'P' | b'B' | b'D' | b'C' | b'E') => Refusing::UntilSync,
+                (going_on, _) => going_on,
+            };
+            if !self.is_refusing() {
+                ready_for_query(replies, b'I');
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// Takes what the client sent; `out` gets what goes to the server.
+    ///
+    /// # Errors
+    /// The client broke the protocol or a limit; the session ends.
+    pub fn take(
+        &mut self,
+        mut chunk: &[u8],
+        server: &mut ServerSide,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Flow, Refusal> {
+        let Self { framer, statements, rules, unnamed_serial, .. } = self;
+        let mut requests = Requests { statements, rules, unnamed_serial, server, out };
+        loop {
+            let piece = framer.next(&mut chunk, |tag, length| need_of_client(tag, length, requests.rules));
+            match piece.map_err(violation)? {
+                None => return Ok(Flow::Goes),
+                Some(Piece::Rest { bytes, .. }) => requests.out.pass(bytes),
+                Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => {
+                    return Ok(Flow::Terminated);
+                }
+                Some(Piece::Whole { tag, bytes }) => requests.message(tag, bytes, true)?,
+                Some(Piece::First { tag, bytes }) => requests.message(tag, bytes, false)?,
+            }
+        }
+    }
+}
+
+/// What a client that broke the protocol is told.
+pub fn violation(error: FrameError) -> Refusal {
+    Refusal::ProtocolViolation(match error {
+        FrameError::Type(tag) => format!("invalid frontend message type {tag}"),
+        other => other.to_string(),
+    })
+}
+
+/// How much of a client's message must be seen; also where a first header is judged before a server is borrowed.
+#[inline]
+pub fn need_of_client(tag: u8, length: usize, rules: &Rules) -> Result<Need, FrameError> {
+    Ok(match tag {
+        b'Q' if rules.follow && length <= rules.inspect_bytes_max => Need::Whole,
+        b'P' if rules.follow && length <= rules.inspect_bytes_max => Need::Whole,
+        b'P' => Need::Strings(1),
+        b'B' => Need::Strings(2),
+        b'D' | b'C' if length <= NAMES_BYTES_MAX => Need::Whole,
+        b'D' | b'C' => return Err(FrameError::Strings),
+        b'S' | b'H' | b'c' | b'X' if length > 10_000 => return Err(FrameError::Length),
+        b'Q' | b'E' | b'S' | b'H' | b'F' | b'd' | b'c' | b'f' | b'X' => Need::Header,
+        other => return Err(FrameError::Type(other)),
+    })
+}

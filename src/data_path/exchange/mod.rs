@@ -1,0 +1,13 @@
+//! What passes between one client and the server it borrowed: bytes in, bytes out. Pure; the engine is `relay.rs`.
+//!
+//! Messages are looked at by their five-byte headers; of a few (names in Parse, Bind, Describe and Close, the text of a
+//! query, the status in ReadyForQuery) more is read. Everything else goes from one buffer to the other side unread.
+//!
+//! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
+
+mod client_side;
+mod requests;
+mod server_side;
+
+pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};
+pub use server_side::{Broken, Heard, ServerError, ServerSide};

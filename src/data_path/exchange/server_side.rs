@@ -1,0 +1,311 @@
+//! The server's side of an exchange: what lives with a server, and what its messages mean for client and lease.
+
+use std::sync::Arc;
+
+use super::client_side::ClientSide;
+use crate::{
+    data_path::{
+        lease::{Asked, Desync, Lease, Pins, Whose},
+        prepared::ServerStatements,
+        session_state::{Settings, Uncertain},
+        statement::{Characters, Lexing},
+    },
+    wire::{
+        frame::{FrameError, Framer, HEADER_BYTES, Need, Piece, cstr},
+        outgoing::Outgoing,
+    },
+};
+
+/// The longest ErrorResponse or ParameterStatus that is read whole; PostgreSQL itself stays below 30 000 bytes.
+const REPORT_BYTES_MAX: usize = 64 * 1024;
+
+/// What lives with a server: its side, and the lease of whoever holds it.
+#[derive(Debug)]
+pub struct ServerSide {
+    framer: Framer,
+    /// The rest of the message that is coming in is left out.
+    hiding: bool,
+    /// Who waits for what.
+    pub lease: Lease,
+    /// What it has prepared.
+    pub statements: ServerStatements,
+    /// What it has SET, as far as we know.
+    pub applied: Arc<Settings>,
+    /// What may have changed since.
+    pub uncertain: Uncertain,
+    /// Our own statement is prepared (see `session_state::prelude`).
+    pub has_setter: bool,
+    /// Every reported parameter, as last reported.
+    pub reported: Vec<(Box<str>, Box<str>)>,
+    lexing: Lexing,
+}
+
+/// What a chunk of the server's brought, beside bytes to pass on.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// ReadyForQuery messages that the client gets.
+    pub ready: u32,
+    /// The last of them ended a transaction.
+    pub transaction_ended: bool,
+    /// The server says that it closes the connection.
+    pub fatal: bool,
+    /// Errors that the client gets.
+    pub errors: u32,
+}
+
+/// Why a server cannot be used, nor its client be served, any longer.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// Bytes that are not the protocol.
+    #[error("the server broke the protocol: {0}")]
+    Frame(#[from] FrameError),
+    /// A reply to nothing.
+    #[error(transparent)]
+    Desync(#[from] Desync),
+    /// What had to be put in did not work.
+    #[error("the server refused our own bookkeeping: {0}")]
+    Bookkeeping(ServerError),
+}
+
+impl ServerSide {
+    /// A server that has just been opened, with what it reported.
+    pub fn new(reported: Vec<(Box<str>, Box<str>)>, prepared_max: usize) -> Self {
+        Self {
+            framer: Framer::default(),
+            hiding: false,
+            lease: Lease::default(),
+            statements: ServerStatements::new(prepared_max),
+            applied: Arc::default(),
+            uncertain: Uncertain::default(),
+            has_setter: false,
+            lexing: lexing(&reported),
+            reported,
+        }
+    }
+
+    /// Nothing of a message is missing or left over.
+    pub fn at_boundary(&self) -> bool {
+        self.framer.at_boundary()
+    }
+
+    /// A message has come in part: nothing of our own can be put behind it.
+    pub fn mid_message(&self) -> bool {
+        self.framer.mid_message()
+    }
+
+    /// How this server reads string literals now.
+    #[inline]
+    pub fn lexing(&self) -> Lexing {
+        self.lexing
+    }
+
+    /// Everything prepared and set is gone: DISCARD ALL has succeeded.
+    pub fn discarded(&mut self) {
+        self.statements.forget_all();
+        self.has_setter = false;
+        self.applied = Arc::default();
+        self.uncertain.clear();
+        self.lease.pins = Pins::default();
+    }
+
+    /// Takes what the server sent; `out` gets what goes to the client.
+    ///
+    /// # Errors
+    /// [`Broken`]: the server and its client must both be closed.
+    pub fn take(
+        &mut self,
+        mut chunk: &[u8],
+        client: &mut ClientSide,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Heard, Broken> {
+        let mut heard = Heard::default();
+        // Taken out for the loop, so that a piece may borrow it while the rest of `self` is at work.
+        let mut framer = std::mem::take(&mut self.framer);
+        let result = loop {
+            match framer.next(&mut chunk, need_of_server) {
+                Ok(None) => break Ok(heard),
+                Ok(Some(Piece::Rest { bytes, .. })) => {
+                    if !self.hiding {
+                        out.pass(bytes);
+                    }
+                }
+                Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
+                    match self.message(tag, bytes, client, &mut heard) {
+                        Ok(pass) => {
+                            self.hiding = !pass;
+                            if pass {
+                                out.pass(bytes);
+                            }
+                        }
+                        Err(broken) => break Err(broken),
+                    }
+                }
+                Err(error) => break Err(error.into()),
+            }
+        };
+        self.framer = framer;
+        result
+    }
+
+    #[inline]
+    fn message(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        client: &mut ClientSide,
+        heard: &mut Heard,
+    ) -> Result<bool, Broken> {
+        match tag {
+            b'Z' => {
+                let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
+                let pass = self.lease.ready(status)?;
+                heard.ready += u32::from(pass);
+                heard.transaction_ended = status == b'I';
+                Ok(pass)
+            }
+            b'E' => self.error(bytes, client, heard),
+            b'S' => Ok(self.parameter_status(bytes)),
+            b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
+            b'A' => Ok(true),
+            _ => {
+                let settled = self.lease.reply(tag)?;
+                match settled.done {
+                    Some(Asked::Parse(Some(naming))) => self.statements.confirmed(&naming.statement),
+                    _ if tag == b'C' => self.command_complete(bytes, client),
+                    _ => {}
+                }
+                Ok(settled.pass)
+            }
+        }
+    }
+
+    fn error(&mut self, bytes: &[u8], client: &mut ClientSide, heard: &mut Heard) -> Result<bool, Broken> {
+        if is_fatal(bytes) {
+            heard.fatal = true;
+            return Ok(true);
+        }
+        let Self { lease, statements, .. } = self;
+        let whose = lease.error(|asked| match asked {
+            Asked::Parse(Some(naming)) => {
+                statements.unqueued(&naming.statement);
+                if let Some(name) = &naming.client_name {
+                    client.statements.remove(name);
+                }
+            }
+            Asked::Parse(None) => {
+                // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
+                statements.doubt_unnamed();
+                client.statements.forget_unnamed();
+            }
+            Asked::Close(Some(naming)) => match &naming.client_name {
+                Some(name) => client.statements.insert(name, naming.statement.clone()),
+                None => statements.not_closed(&naming.statement),
+            },
+            _ => {}
+        })?;
+        if whose == Whose::Ours {
+            return Err(Broken::Bookkeeping(ServerError::read(bytes)));
+        }
+        heard.errors += 1;
+        Ok(true)
+    }
+
+    /// ParameterStatus; `true` if the client gets it. What the client's own statements changed is to be asked about.
+    fn parameter_status(&mut self, bytes: &[u8]) -> bool {
+        let ours = self.lease.whose() == Some(Whose::Ours);
+        if let (Some(name), false) = (self.note_parameter(bytes), ours) {
+            self.uncertain.reported(&name);
+        }
+        !ours
+    }
+
+    /// Takes down what the server reports; the parameter's name in lower case.
+    pub fn note_parameter(&mut self, bytes: &[u8]) -> Option<String> {
+        let mut body = bytes.get(HEADER_BYTES..)?;
+        let (name, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
+        let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
+        match self.reported.iter().position(|(known, _)| **known == *name) {
+            Some(at) => self.reported[at].1 = value.into(),
+            // A server reports some fifteen; one that reports a thousand is not PostgreSQL.
+            None if self.reported.len() < 1000 => self.reported.push((name.clone().into(), value.into())),
+            None => {}
+        }
+        self.lexing = lexing(&self.reported);
+        Some(name.to_ascii_lowercase())
+    }
+
+    #[inline]
+    fn command_complete(&mut self, bytes: &[u8], client: &mut ClientSide) {
+        let tag = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
+            self.statements.forget_all();
+            client.statements.forget_all();
+            self.has_setter = false;
+            if tag.starts_with(b"DISCARD") {
+                // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
+                self.lease.pins.remove(Pins::SEQUENCE);
+                self.lease.pins.remove(Pins::UNREAD);
+            }
+        }
+    }
+}
+
+fn lexing(reported: &[(Box<str>, Box<str>)]) -> Lexing {
+    let value = |wanted: &str| reported.iter().find(|(name, _)| **name == *wanted).map(|(_, value)| &**value);
+    Lexing {
+        standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
+        characters: Characters::of_client_encoding(value("client_encoding").unwrap_or_default().as_bytes()),
+    }
+}
+
+fn need_of_server(tag: u8, length: usize) -> Result<Need, FrameError> {
+    Ok(match tag {
+        b'D' | b'd' | b'T' => Need::Header,
+        b'Z' if length == 5 => Need::Whole,
+        b'Z' => return Err(FrameError::Length),
+        b'E' | b'S' | b'C' if length <= REPORT_BYTES_MAX => Need::Whole,
+        _ => Need::Header,
+    })
+}
+
+/// The value of a field of an ErrorResponse or NoticeResponse.
+pub fn error_field(bytes: &[u8], wanted: u8) -> Option<&[u8]> {
+    let mut body = bytes.get(HEADER_BYTES..)?;
+    while let Some((field, rest)) = body.split_first() {
+        body = rest;
+        if *field == 0 {
+            return None;
+        }
+        let value = cstr(&mut body).ok()?;
+        if *field == wanted {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Whether the server closes the connection after this ErrorResponse. `V` is never translated, but older than 9.6
+/// servers lack it.
+fn is_fatal(bytes: &[u8]) -> bool {
+    let severity = error_field(bytes, b'V').or_else(|| error_field(bytes, b'S'));
+    matches!(severity, Some(b"FATAL" | b"PANIC"))
+}
+
+/// What a server's ErrorResponse says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{sqlstate} {message}")]
+pub struct ServerError {
+    /// Field `C`; empty if the server gave none.
+    pub sqlstate: String,
+    /// Field `M`.
+    pub message: String,
+}
+
+impl ServerError {
+    /// Reads an ErrorResponse; every field is optional.
+    pub fn read(bytes: &[u8]) -> Self {
+        let field =
+            |name| error_field(bytes, name).map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+        Self { sqlstate: field(b'C'), message: field(b'M') }
+    }
+}

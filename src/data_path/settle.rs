@@ -1,0 +1,117 @@
+//! What a transaction has left behind in its session: asked of the server, once, before the server may go back.
+//!
+//! The client has its reply by then; nothing more is read from it until the answer is in.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use tracing::warn;
+
+use super::{
+    farewell::End,
+    lease::Pins,
+    relay::{Relay, Step},
+    server::connection::{AskError, Server},
+    session_state::{Settings, Settled, Uncertain},
+};
+use crate::wire::message::parameter_status;
+
+impl Relay {
+    /// Settles what is uncertain, and gives the server back if nothing pins it.
+    pub(super) async fn settle(&mut self) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let uncertain = std::mem::take(&mut server.side.uncertain);
+        let failed = std::mem::take(&mut server.failed);
+        let before = server.side.lease.pins;
+        let mut pins = before;
+        pins.insert(uncertain.pins(failed));
+        if self.side.follows() && uncertain.has_doubts() {
+            let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
+            match tidied.filter(|_| !failed && pins.is_empty()) {
+                Some(settled) => self.take_down(settled).await?,
+                None => match self.ask(&uncertain, &mut pins).await {
+                    Ok(settled) => self.take_down(settled).await?,
+                    Err(AskError::Lost(_)) => return Err(End::ServerLost),
+                    Err(error) => {
+                        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
+                        pins.insert(Pins::SETTINGS);
+                    }
+                },
+            }
+        }
+        if before.is_empty() && !pins.is_empty() {
+            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(server) = self.server.as_mut() {
+            server.side.lease.pins = pins;
+        }
+        self.handle.set_pins(pins);
+        match self.after_reply(Instant::now()) {
+            Some(Step::End(end)) => Err(end),
+            _ => Ok(()),
+        }
+    }
+
+    async fn ask(&mut self, uncertain: &Uncertain, pins: &mut Pins) -> Result<Settled, AskError> {
+        let (wanted, startup) = (&self.side.wanted, &self.side.startup);
+        let Some(server) = self.server.as_mut() else {
+            return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
+        };
+        let (sql, names) = uncertain.question(wanted, startup);
+        let rows = server.ask(&sql, &[&names]).await?;
+        Ok(uncertain.answered(&rows, wanted, startup, pins))
+    }
+
+    /// Takes the settings down. A parameter that the client has reset, and that servers report, is at once what it asked for
+    /// at startup again, and the client is told, as PostgreSQL would tell it.
+    async fn take_down(&mut self, settled: Settled) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let Settled { wanted, mut applied } = settled;
+        let mut told = Vec::new();
+        if wanted != applied && restore(server, &wanted, &mut applied, &mut told).await.is_err() {
+            return Err(End::ServerLost);
+        }
+        self.unsent.push(&told);
+        if wanted != *self.side.wanted {
+            self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());
+            self.side.wanted = Arc::new(wanted);
+        }
+        server.side.applied =
+            if applied == *self.side.wanted { self.side.wanted.clone() } else { Arc::new(applied) };
+        Ok(())
+    }
+}
+
+/// Sets the reported ones of the parameters that are wanted and not applied; `told` gets their ParameterStatus. The others
+/// are set together with the client's next request.
+async fn restore(
+    server: &mut Server,
+    wanted: &Settings,
+    applied: &mut Settings,
+    told: &mut Vec<u8>,
+) -> Result<(), AskError> {
+    let mut missing: Vec<(&str, &str)> = Vec::new();
+    for (name, value) in wanted.iter().filter(|(name, value)| applied.get(name) != Some(value)) {
+        match server.side.reported.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+            Some((_, now)) if **now == *value => {}
+            Some(_) => missing.push((name, value)),
+            None => continue,
+        }
+    }
+    for (name, value) in &missing {
+        server.ask("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]).await?;
+        if let Some((known, now)) =
+            server.side.reported.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))
+        {
+            parameter_status(told, known.as_bytes(), now.as_bytes());
+        }
+    }
+    let is_reported =
+        |name: &str| server.side.reported.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
+    for (name, value) in wanted.iter().filter(|(name, _)| is_reported(name)) {
+        applied.set(name, Some(value));
+    }
+    Ok(())
+}

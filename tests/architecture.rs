@@ -1,0 +1,283 @@
+//! The structure that `src/lib.rs` promises, held to: who may use whom, how long a file may be, and what may not be in
+//! one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+/// What each part of the crate may use besides itself. `cli` and `main` put everything together and may use all of it.
+const ALLOWED: [(&str, &[&str]); 7] = [
+    ("wire", &[]),
+    ("data_path", &["wire", "config", "error", "metrics"]),
+    ("control_path", &["data_path", "wire", "config", "error", "metrics", "shutdown"]),
+    ("config", &["data_path"]),
+    ("error", &["wire"]),
+    ("metrics", &["error"]),
+    ("shutdown", &["data_path", "error"]),
+];
+
+/// The stated exceptions, each with what it may name. One that is no longer needed fails the test, too.
+const EXCEPTIONS: [(&str, &str); 2] = [
+    // On a cache miss a login asks the directory.
+    ("data_path/tenant.rs", "control_path::directory"),
+    // Its test makes a verifier the way the command line does.
+    ("data_path/proof.rs", "control_path::verifier"),
+];
+
+/// Longer than this, and a file has more than one subject.
+const LINES_MAX: usize = 500;
+
+/// Files that decide: bytes and time come in, decisions go out. Nothing here may wait, look at a clock or touch a socket.
+const PURE: [&str; 13] = [
+    "wire/frame.rs",
+    "wire/message.rs",
+    "wire/outgoing.rs",
+    "data_path/destination.rs",
+    "data_path/aftermath.rs",
+    "data_path/exchange/client_side.rs",
+    "data_path/exchange/requests.rs",
+    "data_path/exchange/server_side.rs",
+    "data_path/lease.rs",
+    "data_path/pins.rs",
+    "data_path/prepared.rs",
+    "data_path/session_state.rs",
+    "data_path/startup_options.rs",
+];
+
+struct Source {
+    /// Relative to `src`.
+    path: String,
+    text: String,
+    /// `text` without comments and without what is between quotes.
+    code: String,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sources() -> Vec<Source> {
+    let src = root().join("src");
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let path = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        Source { path, code: code_only(&text), text }
+    };
+    rust_files(&src).into_iter().map(read).collect()
+}
+
+/// The text with line comments and the contents of string literals taken out; enough for code that rustfmt has been at.
+fn code_only(text: &str) -> String {
+    let mut code = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        if rest.starts_with("//") {
+            rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
+        } else if let Some(raw) =
+            ["r\"", "r#\"", "br\"", "br#\""].iter().find(|start| rest.starts_with(**start))
+        {
+            let end = if raw.contains('#') { "\"#" } else { "\"" };
+            let body = &rest[raw.len()..];
+            rest = &body[body.find(end).map_or(body.len(), |at| at + end.len())..];
+            code.push_str("\"\"");
+        } else if rest.starts_with("'\"'") || rest.starts_with("'\\\"'") {
+            rest = &rest[rest[1..].find('\'').unwrap() + 2..];
+        } else if first == '"' {
+            let mut escaped = false;
+            let end = rest[1..].find(|character| {
+                let ends = character == '"' && !escaped;
+                escaped = character == '\\' && !escaped;
+                ends
+            });
+            rest = &rest[end.map_or(rest.len(), |at| at + 2)..];
+            code.push_str("\"\"");
+        } else {
+            code.push(first);
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    code
+}
+
+/// The module that a file is: `data_path/pool/mod.rs` is `["data_path", "pool"]`.
+fn module_of(path: &str) -> Vec<&str> {
+    let mut module: Vec<&str> = path.trim_end_matches(".rs").split('/').collect();
+    if matches!(module.last(), Some(&"mod" | &"lib" | &"main")) {
+        module.pop();
+    }
+    module
+}
+
+/// Every path in `code` that starts at the crate's root, also by way of `super`, with groups taken apart.
+fn paths_from_root(module: &[&str], code: &str) -> BTreeSet<Vec<String>> {
+    let mut paths = BTreeSet::new();
+    for (start, anchor) in code.match_indices("crate::").chain(code.match_indices("super::")) {
+        let before = code[..start].chars().next_back();
+        if before.is_some_and(|before| before.is_alphanumeric() || before == '_' || before == ':') {
+            continue;
+        }
+        let mut base: Vec<String> = Vec::new();
+        let mut rest = &code[start..];
+        if anchor == "super::" {
+            base = module.iter().map(|part| (*part).to_owned()).collect();
+            while let Some(behind) = rest.strip_prefix("super::") {
+                base.pop();
+                rest = behind;
+            }
+        } else {
+            rest = &rest[anchor.len()..];
+        }
+        expand(&base, rest, &mut paths);
+    }
+    paths
+}
+
+/// Reads `a::b`, or `{a::b, c::{d, e}}`, behind `base`; hands back what follows.
+fn expand<'c>(base: &[String], mut rest: &'c str, paths: &mut BTreeSet<Vec<String>>) -> &'c str {
+    rest = rest.trim_start();
+    if let Some(mut group) = rest.strip_prefix('{') {
+        loop {
+            group = group.trim_start();
+            if let Some(behind) = group.strip_prefix('}') {
+                return behind;
+            }
+            let before = group.len();
+            group = expand(base, group, paths).trim_start();
+            group = group.strip_prefix(',').unwrap_or(group);
+            assert!(group.len() < before, "cannot read a use: {group:.80}");
+        }
+    }
+    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+    let (name, mut behind) = rest.split_at(end);
+    let mut path = base.to_vec();
+    if name.is_empty() {
+        behind = behind.strip_prefix('*').unwrap_or(behind);
+    } else {
+        path.push(name.to_owned());
+    }
+    if let Some(deeper) = behind.strip_prefix("::").filter(|_| !name.is_empty()) {
+        return expand(&path, deeper, paths);
+    }
+    paths.insert(path);
+    let behind = behind.trim_start();
+    match behind.strip_prefix("as ") {
+        Some(alias) => alias.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_'),
+        None => behind,
+    }
+}
+
+#[test]
+fn paths_are_read_however_they_are_written() {
+    let code = "use crate::{config::Config, data_path::{pool::{Pool, stats::*}, lease as hold}};\n\
+                fn f() { super::super::wire::frame::cstr(); let x = crate::error::Refusal::NoUser; }";
+    let paths = paths_from_root(&["data_path", "pool"], code);
+    let joined: Vec<String> = paths.iter().map(|path| path.join("::")).collect();
+    assert_eq!(
+        joined,
+        [
+            "config::Config",
+            "data_path::lease",
+            "data_path::pool::Pool",
+            "data_path::pool::stats",
+            "error::Refusal::NoUser",
+            "wire::frame::cstr"
+        ]
+    );
+    assert_eq!(code_only("a // crate::b\n\"crate::c\\\"\" r#\"\"d\"# e '\"' f"), "a \n\"\" \"\" e  f");
+}
+
+#[test]
+fn use_goes_from_the_control_path_to_the_data_path_to_the_wire_and_never_back() {
+    let mut wrong = Vec::new();
+    let mut excused = BTreeSet::new();
+    for source in sources() {
+        let module = module_of(&source.path);
+        let Some((own, allowed)) = ALLOWED.iter().find(|(part, _)| module.first() == Some(part)) else {
+            assert!(
+                matches!(module.first(), None | Some(&"cli")),
+                "{}: a new part of the crate; say in ALLOWED what it may use",
+                source.path
+            );
+            continue;
+        };
+        for path in paths_from_root(&module, &source.code) {
+            let used = path.first().map_or("", String::as_str);
+            let known = used == "cli" || ALLOWED.iter().any(|(part, _)| *part == used);
+            if !known || used == *own || allowed.contains(&used) {
+                continue;
+            }
+            let path = path.join("::");
+            match EXCEPTIONS.iter().find(|(file, may)| *file == source.path && path.starts_with(may)) {
+                Some(exception) => drop(excused.insert(*exception)),
+                None => wrong.push(format!("{} uses {path}", source.path)),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "against the direction of use:\n{}", wrong.join("\n"));
+    assert_eq!(excused, BTreeSet::from(EXCEPTIONS), "an exception that nobody needs");
+}
+
+#[test]
+fn no_file_has_more_than_500_lines() {
+    for source in sources() {
+        let lines = source.text.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines, more than {LINES_MAX}", source.path);
+    }
+}
+
+#[test]
+fn no_file_is_called_after_nothing_in_particular() {
+    for source in sources() {
+        let nothing = ["util", "utils", "common", "helper", "helpers", "misc"];
+        let named = module_of(&source.path).into_iter().find(|part| nothing.contains(part));
+        assert_eq!(named, None, "{}: its content has a better home", source.path);
+    }
+}
+
+#[test]
+fn what_decides_neither_waits_nor_looks_at_a_clock() {
+    let sources = sources();
+    for path in PURE {
+        let source =
+            sources.iter().find(|source| source.path == path).unwrap_or_else(|| panic!("{path} is gone"));
+        for waits in
+            ["tokio", "std::fs", "TcpStream", "Instant::now", "SystemTime::now", "async fn", ".await"]
+        {
+            assert!(!source.code.contains(waits), "{path} says it decides only, and has {waits}");
+        }
+    }
+    let statements = sources.iter().filter(|source| source.path.starts_with("data_path/statement/"));
+    assert!(statements.clone().count() > 5);
+    for source in statements {
+        assert!(!source.code.contains("tokio"), "{}", source.path);
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let left = [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("#[", "ignore")];
+    for folder in ["src", "tests", "benches"] {
+        for path in rust_files(&root().join(folder)) {
+            let code = code_only(&std::fs::read_to_string(&path).unwrap());
+            for mark in left {
+                assert!(!code.contains(mark), "{} has {mark}", path.display());
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Cancel requests: they stop the query they are meant for, and nothing else, ever.
+//!
+//! pgbouncer#717, pgdog#1505, supavisor#1148: a cancel that came late hit whoever had the server by then.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use futures_util::future::join_all;
+use support::{
+    Proxy, Wire,
+    client::{PATIENCE, in_time},
+    proxy::{login_of, password_of},
+    wire::{self, Message, PROTOCOL_3_2, tags},
+};
+
+/// Sends a cancel request on a connection of its own and waits until the proxy closes it, as libpq does.
+async fn cancel(port: u16, request: &[u8]) {
+    let mut wire = Wire::open(port).await;
+    wire.send_bytes(request).await;
+    assert_eq!(wire.until_end().await, [], "a cancel connection is answered by its end");
+}
+
+fn sqlstate(answers: &[Message]) -> Option<String> {
+    answers.iter().find(|message| message.tag == b'E').map(Message::sqlstate)
+}
+
+/// Returns when a server runs `marker`, seen from behind the proxy.
+async fn runs(proxy: &Proxy, marker: &str) {
+    let behind = proxy.behind("acme").await;
+    let question = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%{marker}%' AND pid <> pg_backend_pid()"
+    );
+    in_time(marker, async {
+        while behind.ask(&question).await == "0" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_stops_the_running_query_and_the_session_lives_on() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = proxy.wire("acme").await;
+    client.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+    runs(&proxy, "AS long").await;
+
+    cancel(proxy.port(), &client.cancel_request()).await;
+
+    assert_eq!(sqlstate(&client.until_ready().await).as_deref(), Some("57014"));
+    assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ");
+}
+
+/// PostgreSQL leaves the transaction failed, not gone.
+#[tokio::test]
+async fn a_cancel_in_a_transaction_leaves_it_failed() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = proxy.wire("acme").await;
+    client.query("BEGIN").await;
+    client.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+    runs(&proxy, "AS long").await;
+
+    cancel(proxy.port(), &client.cancel_request()).await;
+
+    assert_eq!(client.until_ready().await.last().unwrap().body, b"E");
+    assert_eq!(client.query("ROLLBACK").await.last().unwrap().body, b"I");
+}
+
+/// A cancel for somebody who runs nothing does nothing: not now, not to the next query, not to the next client.
+#[tokio::test]
+async fn a_cancel_for_an_idle_session_does_nothing() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut idle, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    idle.query("SELECT 1").await;
+    for _ in 0..50 {
+        cancel(proxy.port(), &idle.cancel_request()).await;
+        assert_eq!(tags(&other.query("SELECT pg_sleep(0.001)").await), "TDCZ");
+        assert_eq!(tags(&idle.query("SELECT 1").await), "TDCZ");
+    }
+    idle.query("BEGIN").await;
+    cancel(proxy.port(), &idle.cancel_request()).await;
+    assert_eq!(tags(&idle.query("SELECT 1").await), "TDCZ");
+}
+
+/// While everybody's transactions end and begin, half of the clients are cancelled without pause, and the other half
+/// never: these must not see a single error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_never_hits_another_session() {
+    let proxy = Arc::new(Proxy::with_tenant("acme").pool_size(3).start().await);
+    let over = Arc::new(AtomicBool::new(false));
+    let hits = Arc::new(AtomicUsize::new(0));
+    let (mut victims, mut bystanders, mut cancellers) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..6 {
+        let mut client = proxy.wire("acme").await;
+        // Settings of its own, so that most leases begin with bookkeeping, which no cancel may hit (pgbouncer#298).
+        client.query(&format!("SET work_mem = '{}kB'", 1000 + number)).await;
+        for setting in 0..50 {
+            client.query(&format!("SET my.s{setting} = '{number}'")).await;
+        }
+        let (request, port, done, hit) = (client.cancel_request(), proxy.port(), over.clone(), hits.clone());
+        cancellers.push(tokio::spawn(async move {
+            while !done.load(Ordering::Relaxed) {
+                cancel(port, &request).await;
+            }
+        }));
+        let done = over.clone();
+        victims.push(tokio::spawn(async move {
+            while !done.load(Ordering::Relaxed) {
+                let answers = client.query("SELECT pg_sleep(0), current_setting('work_mem')").await;
+                match sqlstate(&answers).as_deref() {
+                    None => {
+                        let row = &wire::rows(&answers)[0];
+                        assert_eq!(row[1].as_deref(), Some(format!("{}kB", 1000 + number).as_str()));
+                    }
+                    Some("57014") => drop(hit.fetch_add(1, Ordering::Relaxed)),
+                    Some(other) => panic!("{other}: {answers:?}"),
+                }
+            }
+        }));
+    }
+    for number in 0..6 {
+        let mut client = proxy.wire("acme").await;
+        bystanders.push(async move {
+            for round in 0..300 {
+                let answers = client.query(&format!("SELECT {number}, {round}, pg_sleep(0.0005)")).await;
+                let row = wire::rows(&answers).first().cloned().unwrap_or_else(|| panic!("{answers:?}"));
+                assert_eq!(row[..2], [Some(number.to_string()), Some(round.to_string())]);
+            }
+        });
+    }
+    join_all(bystanders).await;
+    over.store(true, Ordering::Relaxed);
+    for task in victims.into_iter().chain(cancellers) {
+        in_time("the end", task).await.unwrap();
+    }
+    assert!(hits.load(Ordering::Relaxed) > 0, "no cancel arrived in time: the test proved nothing");
+    assert!(!proxy.log().contains("closing both connections"), "{}", proxy.log());
+}
+
+/// The wait for a server is what the client wants to be rid of; the session goes on.
+#[tokio::test]
+async fn a_cancel_ends_the_wait_for_a_server() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut holder, mut waiter) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    holder.query("BEGIN").await;
+    waiter.send(b'Q', b"SELECT 'waited'\0").await;
+    in_time("a waiter", async {
+        while !cancelled_before(&proxy, &mut waiter).await {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    holder.query("COMMIT").await;
+    assert_eq!(tags(&waiter.query("SELECT 1").await), "TDCZ");
+    assert_eq!(tags(&holder.query("SELECT 1").await), "TDCZ");
+}
+
+/// Whether a cancel sent now found the client waiting. One that comes before the query has arrived does nothing.
+async fn cancelled_before(proxy: &Proxy, waiter: &mut Wire) -> bool {
+    cancel(proxy.port(), &waiter.cancel_request()).await;
+    let patience = std::time::Duration::from_millis(100);
+    let Ok(answers) = tokio::time::timeout(patience, waiter.until_ready()).await else { return false };
+    assert_eq!(sqlstate(&answers).as_deref(), Some("57014"));
+    true
+}
+
+/// Guessing is answered like knowing: by silence and the end.
+#[tokio::test]
+async fn a_cancel_with_a_wrong_key_does_nothing() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = proxy.wire("acme").await;
+    let right = client.cancel_request();
+    client.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+    runs(&proxy, "AS long").await;
+
+    let mut wrong_secret = right.clone();
+    *wrong_secret.last_mut().unwrap() ^= 1;
+    let mut wrong_process = right.clone();
+    wrong_process[11] ^= 1;
+    for request in [&wrong_secret, &wrong_process] {
+        cancel(proxy.port(), request).await;
+    }
+    // Too short, too long, and with no key at all: closed, whatever they are.
+    for length in [8, 12, 15, 17, 300] {
+        let mut bytes = right.clone();
+        bytes.resize(length, 0);
+        bytes[..4].copy_from_slice(&u32::try_from(length).unwrap().to_be_bytes());
+        let mut wire = Wire::open(proxy.port()).await;
+        wire.send_bytes(&bytes).await;
+        wire.until_end().await;
+    }
+    let behind = proxy.behind("acme").await;
+    assert_eq!(
+        behind
+            .ask("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%AS long' AND state = 'active'")
+            .await,
+        "1"
+    );
+    cancel(proxy.port(), &right).await;
+    assert_eq!(sqlstate(&client.until_ready().await).as_deref(), Some("57014"));
+}
+
+/// The key is forgotten with its session: pgbouncer's slots above the limit, and whoever gets the number next.
+#[tokio::test]
+async fn the_key_of_a_session_that_left_cancels_nobody() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut gone = proxy.wire("acme").await;
+    gone.query("SELECT 1").await;
+    let key = gone.cancel_request();
+    gone.send(b'X', b"").await.until_end().await;
+    let mut next = proxy.wire("acme").await;
+    next.send(b'Q', b"SELECT pg_sleep(0.2) AS brief\0").await;
+    runs(&proxy, "AS brief").await;
+
+    cancel(proxy.port(), &key).await;
+
+    assert_eq!(tags(&next.until_ready().await), "TDCZ");
+}
+
+/// PostgreSQL 18: protocol 3.2 has keys of up to 256 bytes. Ours are longer than 4 where the client can take it.
+#[tokio::test]
+async fn a_client_of_protocol_3_2_has_a_long_key_that_cancels() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = Wire::open(proxy.port()).await;
+    let user = login_of("acme");
+    client.startup(PROTOCOL_3_2, &[("user", &user), ("database", "acme")]).await;
+    let greeting = client.authenticate(&password_of("acme")).await.unwrap();
+    assert!(!greeting.iter().any(|message| message.tag == b'v'), "3.2 is spoken, not negotiated down");
+    assert_eq!(client.key.as_ref().unwrap().1.len(), 32);
+    client.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+    runs(&proxy, "AS long").await;
+
+    let mut wrong = client.cancel_request();
+    *wrong.last_mut().unwrap() ^= 1;
+    cancel(proxy.port(), &wrong).await;
+    let mut short = client.cancel_request()[..16].to_vec();
+    short[..4].copy_from_slice(&16u32.to_be_bytes());
+    cancel(proxy.port(), &short).await;
+    cancel(proxy.port(), &client.cancel_request()).await;
+
+    let answers = client.until_ready().await;
+    assert_eq!(tags(&answers).matches('E').count(), 1);
+    assert_eq!(sqlstate(&answers).as_deref(), Some("57014"));
+}
+
+/// odyssey#84: a crash under many cancels. Here a thousand at once, for one query.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_cancels_is_survived() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = proxy.wire("acme").await;
+    client.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+    runs(&proxy, "AS long").await;
+    let request = client.cancel_request();
+    let flood = (0..300).map(|_| async {
+        let mut wire = Wire::open(proxy.port()).await;
+        wire.send_bytes(&request).await;
+        wire.until_end().await;
+    });
+    tokio::time::timeout(PATIENCE, join_all(flood)).await.expect("every cancel connection ends");
+    assert_eq!(sqlstate(&client.until_ready().await).as_deref(), Some("57014"));
+    assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ");
+}

@@ -1,0 +1,118 @@
+//! Metrics and health, as Prometheus and a load balancer ask for them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::time::Instant;
+
+use rustix::process::Signal;
+use support::{Client, Proxy, client::PATIENCE};
+
+/// Asks until a metric has this value: counters follow what happens without holding it up.
+async fn has_value(proxy: &Proxy, metric: &str, value: f64) {
+    let begun = Instant::now();
+    while proxy.metric(metric).await != value {
+        assert!(begun.elapsed() < PATIENCE, "{metric} is {}, not {value}", proxy.metric(metric).await);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_serves_is_alive_and_ready() {
+    let proxy = Proxy::build().start().await;
+    assert_eq!(proxy.http_get("/healthz").await, (200, "alive\n".to_owned()));
+    assert_eq!(proxy.http_get("/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(proxy.http_get("/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_node_that_drains_is_alive_and_not_ready() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    let client = proxy.client("acme").connect().await;
+    client.run("BEGIN").await;
+    proxy.signal(Signal::TERM);
+    proxy.logged("draining").await;
+    assert_eq!(proxy.http_get("/readyz").await, (503, "draining\n".to_owned()));
+    assert_eq!(proxy.http_get("/healthz").await.0, 200);
+    assert_eq!(proxy.metric("pglobby_draining").await, 1.0);
+    client.run("COMMIT").await;
+    assert!(proxy.ended().await.success());
+}
+
+#[tokio::test]
+async fn metrics_count_what_a_tenant_does() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let client = proxy.client("acme").connect().await;
+    client.run("BEGIN").await;
+    assert_eq!(proxy.metric(r#"pglobby_servers{tenant="acme",state="used"}"#).await, 1.0);
+    has_value(&proxy, r#"pglobby_sessions{tenant="acme",state="in_transaction"}"#, 1.0).await;
+    client.run("SELECT pg_sleep(0.002)").await;
+    client.run("COMMIT").await;
+    has_value(&proxy, r#"pglobby_transactions_total{tenant="acme"}"#, 1.0).await;
+    has_value(&proxy, r#"pglobby_queries_total{tenant="acme"}"#, 3.0).await;
+    has_value(&proxy, r#"pglobby_query_seconds_count{tenant="acme"}"#, 3.0).await;
+    has_value(&proxy, r#"pglobby_sessions{tenant="acme",state="idle"}"#, 1.0).await;
+    has_value(&proxy, r#"pglobby_servers{tenant="acme",state="idle"}"#, 1.0).await;
+    assert_eq!(proxy.metric(r#"pglobby_logins_total{tenant="acme"}"#).await, 1.0);
+    assert_eq!(proxy.metric(r#"pglobby_transaction_seconds_bucket{le="+Inf",tenant="acme"}"#).await, 1.0);
+    assert!(proxy.metric(r#"pglobby_query_seconds_sum{tenant="acme"}"#).await >= 0.002);
+    assert_eq!(proxy.metric("pglobby_clients").await, 1.0);
+    assert!(proxy.metric("process_open_fds").await > 5.0);
+    assert!(proxy.metric("process_resident_memory_bytes").await > 1e6);
+    assert_eq!(proxy.metric(r#"pglobby_desyncs_total{tenant="acme"}"#).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_pin_is_counted_under_its_reason() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let client = proxy.client("acme").connect().await;
+    client.run("LISTEN news").await;
+    has_value(&proxy, r#"pglobby_pins{reason="listen"}"#, 1.0).await;
+    assert_eq!(proxy.metric(r#"pglobby_pins{reason="temporary_object"}"#).await, 0.0);
+}
+
+#[tokio::test]
+async fn refused_logins_are_counted_by_reason() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    assert_eq!(proxy.caller("nobody", "x", "acme").refusal().await, "28P01");
+    assert_eq!(proxy.metric(r#"pglobby_logins_refused_total{reason="password"}"#).await, 1.0);
+    assert_eq!(proxy.metric(r#"pglobby_logins_refused_total{reason="pool_busy"}"#).await, 0.0);
+}
+
+#[tokio::test]
+async fn tenants_beyond_the_limit_are_summed_up() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").and_tenant("initech");
+    let proxy = proxy.config("metrics_tenants_max", "1").start().await;
+    let sessions: [Client; 3] = [
+        proxy.client("globex").connect().await,
+        proxy.client("acme").connect().await,
+        proxy.client("initech").connect().await,
+    ];
+    has_value(&proxy, r#"pglobby_logins_total{tenant="acme"}"#, 1.0).await;
+    has_value(&proxy, r#"pglobby_logins_total{tenant="other"}"#, 2.0).await;
+    let (_, text) = proxy.http_get("/metrics").await;
+    assert!(!text.contains("initech") && !text.contains("globex"), "{text}");
+    for session in sessions {
+        session.leave().await;
+    }
+}
+
+#[tokio::test]
+async fn losing_the_central_database_is_seen_and_leaves_the_node_ready() {
+    let mut proxy = Proxy::build().start().await;
+    has_value(&proxy, "pglobby_central_reachable", 1.0).await;
+    proxy.cluster.stop();
+    has_value(&proxy, "pglobby_central_reachable", 0.0).await;
+    assert_eq!(proxy.http_get("/readyz").await.0, 200);
+}
+
+#[tokio::test]
+async fn http_can_be_switched_off_and_an_address_in_use_is_said() {
+    let mut proxy = Proxy::build().config("http.listen", "\"off\"").start().await;
+    assert!(proxy.stop_with(Signal::TERM).await.success());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    proxy.set_config("http.listen", &format!("\"{}\"", taken.local_addr().unwrap()));
+    let output = proxy.command_with(&["serve"], "");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words.contains("for HTTP") && words.contains("in use"), "{words}");
+}

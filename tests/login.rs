@@ -1,0 +1,388 @@
+//! From an accepted socket to a proven session, through the proxy as an operator runs it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::{path::PathBuf, process::Command, sync::Arc};
+
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use support::{
+    Proxy, Wire,
+    certificates::Authority,
+    client::in_time,
+    wire::{Message, PROTOCOL_3_0, PROTOCOL_3_2, message, rows, ssl_request, startup_message},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const PASSWORD: &str = "open, sesame";
+
+/// What somebody sees who tries to log in: the tag and length of each message, and the last message.
+async fn approach(proxy: &Proxy, user: &str, password: &str, database: &str) -> (Vec<(u8, usize)>, Message) {
+    let mut wire = Wire::open(proxy.port()).await;
+    wire.startup(PROTOCOL_3_0, &[("user", user), ("database", database)]).await;
+    let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+    let mut seen = Vec::new();
+    loop {
+        let received = wire.receive().await;
+        // An error names the user.
+        let named = if received.tag == b'E' { user.len() } else { 0 };
+        seen.push((received.tag, received.body.len() - named));
+        match received.body.first_chunk::<4>() {
+            Some([0, 0, 0, 10]) if received.tag == b'R' => {
+                let mut body = b"SCRAM-SHA-256\0".to_vec();
+                body.extend(u32::try_from(scram.message().len()).unwrap().to_be_bytes());
+                body.extend_from_slice(scram.message());
+                wire.send(b'p', &body).await;
+            }
+            Some([0, 0, 0, 11]) if received.tag == b'R' => {
+                scram.update(&received.body[4..]).unwrap();
+                wire.send(b'p', scram.message()).await;
+            }
+            _ => return (seen, received),
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_may_not_enter_sees_what_a_stranger_sees() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let acme = ["--tenant", "acme"];
+    let with = |more: [&'static str; 2]| [acme[0], acme[1], more[0], more[1]];
+    proxy.create_login("alice", PASSWORD, &acme);
+    proxy.create_login("off", PASSWORD, &acme);
+    proxy.command(&["login", "disable", "off"]);
+    proxy.create_login("late", PASSWORD, &with(["--valid-until", "2020-01-01"]));
+    proxy.create_login("far", PASSWORD, &with(["--allow-from", "192.0.2.0/24"]));
+    proxy.create_login("api", PASSWORD, &["--service", "--tenants", "globex"]);
+    proxy.create_login("root", PASSWORD, &["--admin"]);
+
+    let (stranger, error) = approach(&proxy, "nobody", PASSWORD, "acme").await;
+    assert_eq!(error.sqlstate(), "28P01");
+    assert_eq!(error.field(b'S').unwrap(), "FATAL");
+    assert_eq!(error.field(b'M').unwrap(), "password authentication failed for user \"nobody\"");
+    for (user, password, database) in [
+        ("alice", "wrong", "acme"),
+        ("alice", PASSWORD, "globex"),
+        ("alice", PASSWORD, "no_such_tenant"),
+        ("alice", PASSWORD, "pglobby"),
+        ("alice", PASSWORD, "pgbouncer"),
+        ("nobody", PASSWORD, "no_such_tenant"),
+        ("nobody@acme", PASSWORD, "acme"),
+        ("alice@globex", PASSWORD, "globex"),
+        ("off", PASSWORD, "acme"),
+        ("late", PASSWORD, "acme"),
+        ("far", PASSWORD, "acme"),
+        ("api", PASSWORD, "acme"),
+        ("root", PASSWORD, "acme"),
+        ("root", "wrong", "pglobby"),
+    ] {
+        let (seen, error) = approach(&proxy, user, password, database).await;
+        assert_eq!(seen, stranger, "{user} at {database}");
+        let words = format!("password authentication failed for user \"{user}\"");
+        assert_eq!((error.sqlstate(), error.field(b'M').unwrap()), ("28P01".to_owned(), words));
+    }
+    // And those who may, may.
+    for (user, database) in [("alice", "acme"), ("alice@acme", "acme"), ("api", "globex")] {
+        let (_, last) = approach(&proxy, user, PASSWORD, database).await;
+        assert_eq!(last.tag, b'R', "{user} at {database}: {last:?}");
+    }
+    for reason in
+        ["wrong password", "no such login", "not granted", "disabled", "expired", "address", "console"]
+    {
+        proxy.logged(reason).await;
+    }
+    assert!(!proxy.log().contains(PASSWORD));
+}
+
+#[tokio::test]
+async fn a_tenant_is_named_in_many_ways() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    proxy.create_login("bob@mail.example", PASSWORD, &["--tenant", "globex"]);
+    proxy.create_login("api", PASSWORD, &["--service", "--all-tenants"]);
+    for (user, password, parameters, tenant) in [
+        ("acme_user", "acme-secret", &[("database", "acme")][..], "acme"),
+        ("acme_user", "acme-secret", &[], "acme"),
+        ("acme_user", "acme-secret", &[("database", "acme_user")], "acme"),
+        ("bob@mail.example", PASSWORD, &[("database", "bob@mail.example")], "globex"),
+        ("bob@mail.example@globex", PASSWORD, &[], "globex"),
+        ("api", PASSWORD, &[("options", "-c pglobby.tenant=globex")], "globex"),
+        ("api", PASSWORD, &[("options", "--pglobby.tenant=acme"), ("database", "api")], "acme"),
+        ("api", PASSWORD, &[("options", "tenant=acme")], "acme"),
+        ("api@globex", PASSWORD, &[("database", "globex"), ("options", "tenant=globex")], "globex"),
+    ] {
+        let mut wire = Wire::open(proxy.port()).await;
+        let all: Vec<_> = [("user", user)].iter().chain(parameters).copied().collect();
+        wire.startup(PROTOCOL_3_0, &all).await;
+        wire.authenticate(password).await.unwrap_or_else(|error| panic!("{user} {parameters:?}: {error:?}"));
+        let database = rows(&wire.query("SELECT current_database()").await)[0][0].clone().unwrap();
+        let expected = proxy.json(&["tenant", "show", tenant, "--json"])["database"].clone();
+        assert_eq!(database, expected.as_str().unwrap(), "{user} {parameters:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_proven_hears_what_is_wrong() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").and_tenant("gone").start().await;
+    proxy.create_login("api", PASSWORD, &["--service", "--all-tenants"]);
+    proxy.command(&["tenant", "suspend", "globex", "--reason", "unpaid bill"]);
+    proxy.command(&["tenant", "drop", "gone", "--yes"]);
+    for (database, options, sqlstate, words) in [
+        ("api", "", "28000", "no tenant given"),
+        ("acme", "tenant=globex", "28000", "more than one tenant: globex and acme"),
+        ("globex", "", "57P03", "unpaid bill"),
+        ("gone", "", "3D000", "dropped"),
+    ] {
+        let parameters = [("user", "api"), ("database", database), ("options", options)];
+        for (password, sqlstate, words) in
+            [(PASSWORD, sqlstate, words), ("wrong", "28P01", "password authentication failed")]
+        {
+            let mut wire = Wire::open(proxy.port()).await;
+            wire.startup(PROTOCOL_3_0, &parameters).await;
+            let error = wire.authenticate(password).await.expect_err("refused");
+            let said = error.field(b'M').unwrap();
+            assert!(error.sqlstate() == sqlstate && said.contains(words), "{database}: {said}");
+            assert!(wire.until_end().await.is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_postgresql_client_is_told_so_and_leaves_no_trace() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let packet = |version: u32, parameters: &[(&str, &str)]| startup_message(version, parameters);
+    let gss = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
+    let twice = [ssl_request(), ssl_request()].concat();
+    for (what, bytes, sqlstate, words) in [
+        ("HTTP", b"GET / HTTP/1.1\r\nHost: lobby\r\n\r\n".to_vec(), "08P01", "invalid length"),
+        ("a length and no more", vec![0, 0, 0x27, 0x11], "08P01", "invalid length"),
+        ("a version of old", packet(2 << 16, &[]), "0A000", "unsupported frontend protocol 2.0"),
+        ("a version to come", packet(4 << 16, &[]), "0A000", "unsupported frontend protocol 4.0"),
+        ("nobody", packet(PROTOCOL_3_0, &[("database", "acme")]), "28000", "no PostgreSQL user name"),
+        (
+            "a replica",
+            packet(PROTOCOL_3_0, &[("user", "a"), ("replication", "database")]),
+            "0A000",
+            "replication",
+        ),
+        (
+            "a switch",
+            packet(PROTOCOL_3_0, &[("user", "a"), ("options", "-D /")]),
+            "42601",
+            "invalid command-line argument",
+        ),
+        ("no terminator", vec![0, 0, 0, 12, 0, 3, 0, 0, b'u', b's', b'e', b'r'], "08P01", "terminator"),
+        ("bytes behind SSLRequest", twice, "08P01", "unencrypted data after SSL request"),
+        ("bytes behind GSSENCRequest", [&gss[..], b"x"].concat(), "08P01", "unencrypted data after"),
+    ] {
+        let mut wire = Wire::open(proxy.port()).await;
+        wire.send_bytes(&bytes).await;
+        let error = wire.receive().await;
+        let said = error.field(b'M').unwrap();
+        assert!(error.sqlstate() == sqlstate && said.contains(words), "{what}: {} {said}", error.sqlstate());
+        assert!(wire.until_end().await.is_empty(), "{what}");
+    }
+    // Requests for encryption in any order, refused one by one, and then an ordinary login.
+    let mut wire = Wire::open(proxy.port()).await;
+    for request in [&gss[..], &ssl_request()] {
+        wire.send_bytes(request).await;
+        assert_eq!(wire.receive_byte().await, b'N');
+    }
+    wire.startup(PROTOCOL_3_2, &[("user", "acme_user"), ("database", "acme")]).await;
+    wire.authenticate("acme-secret").await.unwrap();
+}
+
+#[tokio::test]
+async fn messages_before_the_proof_must_be_what_was_asked_for() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let initial = |mechanism: &str, first: &[u8]| {
+        let mut body = [mechanism.as_bytes(), b"\0"].concat();
+        body.extend(u32::try_from(first.len()).unwrap().to_be_bytes());
+        body.extend_from_slice(first);
+        message(b'p', &body)
+    };
+    let first = b"n,,n=,r=abcdefghijklmnop";
+    for (what, bytes) in [
+        ("a query", message(b'Q', b"SELECT 1\0")),
+        ("a length of three", vec![b'p', 0, 0, 0, 3]),
+        ("a length of 10 001", vec![b'p', 0, 0, 0x27, 0x11]),
+        ("a length of two gigabytes", vec![b'p', 0x7f, 0xff, 0xff, 0xff]),
+        ("a password in clear", message(b'p', b"acme-secret\0")),
+        ("an unknown mechanism", initial("PLAIN", first)),
+        (
+            "channel binding that was not offered",
+            initial("SCRAM-SHA-256-PLUS", b"p=tls-server-end-point,,n=,r=abcd"),
+        ),
+        ("no client-first-message", initial("SCRAM-SHA-256", b"")),
+        ("half of one", initial("SCRAM-SHA-256", b"n,,n=")),
+        ("a NUL", initial("SCRAM-SHA-256", b"n,,n=,r=ab\0cd")),
+        ("what is no UTF-8", initial("SCRAM-SHA-256", b"n,,n=,r=\xff\xff")),
+    ] {
+        let mut wire = Wire::open(proxy.port()).await;
+        wire.startup(PROTOCOL_3_0, &[("user", "acme_user"), ("database", "acme")]).await;
+        assert_eq!(wire.receive().await.tag, b'R');
+        wire.send_bytes(&bytes).await;
+        let error = wire.receive().await;
+        assert_eq!((error.tag, error.sqlstate()), (b'E', "08P01".to_owned()), "{what}");
+        assert!(wire.until_end().await.is_empty(), "{what}");
+    }
+}
+
+/// A proxy with a certificate for `localhost`, and who signed it.
+struct Encrypted {
+    proxy: Proxy,
+    folder: TempDir,
+}
+
+impl Encrypted {
+    async fn start(mode: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Authority::new().write_server_files(folder.path(), &["localhost", "acme.lobby.test", "127.0.0.1"]);
+        let file = |name: &str| format!("{:?}", folder.path().join(name));
+        let proxy = Proxy::with_tenant("acme")
+            .config("client_tls_sslmode", &format!("{mode:?}"))
+            .config("client_tls_cert_file", &file("server.crt"))
+            .config("client_tls_key_file", &file("server.key"))
+            .config("tenant_host_suffixes", "[\"lobby.test\"]")
+            .start()
+            .await;
+        Self { proxy, folder }
+    }
+
+    fn authority(&self) -> PathBuf {
+        self.folder.path().join("ca.crt")
+    }
+
+    /// What psql prints for `SELECT 'in'`, and its errors. Later words of `more` win.
+    fn psql(&self, more: &str) -> (String, String) {
+        let (port, authority) = (self.proxy.port(), self.authority());
+        let whole = format!(
+            "host=localhost hostaddr=127.0.0.1 port={port} user=acme_user dbname=acme sslrootcert={} {more}",
+            authority.display()
+        );
+        let output = Command::new("psql")
+            .args(["-X", "-A", "-t", "-c", "SELECT 'in'", &whole])
+            .env("PGPASSWORD", "acme-secret")
+            .output();
+        let output = output.expect("psql runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (text(&output.stdout), text(&output.stderr))
+    }
+
+    /// A TLS connection to the server name, with application protocols.
+    async fn tls(&self, socket: TcpStream, name: &'static str, alpn: &[&[u8]]) -> std::io::Result<Tls> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.authority()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        connector.connect(ServerName::try_from(name).unwrap(), socket).await
+    }
+}
+
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+
+#[tokio::test]
+async fn libpq_logs_in_over_tls_bound_to_the_channel() {
+    let lobby = Encrypted::start("require").await;
+    for more in ["sslmode=verify-full channel_binding=require", "sslmode=require channel_binding=disable"] {
+        assert_eq!(lobby.psql(more), ("in".to_owned(), String::new()), "{more}");
+    }
+    let (_, said) = lobby.psql("sslmode=disable");
+    assert!(said.contains("requires an encrypted connection"), "{said}");
+}
+
+#[tokio::test]
+async fn the_tls_server_name_names_the_tenant() {
+    let lobby = Encrypted::start("prefer").await;
+    lobby.proxy.create_login("api", "acme-secret", &["--service", "--all-tenants"]);
+    let api = "user=api dbname=api sslmode=verify-full";
+    assert_eq!(lobby.psql(&format!("{api} host=acme.lobby.test")), ("in".to_owned(), String::new()));
+    let (_, said) = lobby.psql(&format!("{api} host=localhost"));
+    assert!(said.contains("no tenant given"), "{said}");
+}
+
+#[tokio::test]
+async fn libpq_logs_in_after_the_certificate_was_renewed() {
+    let lobby = Encrypted::start("prefer").await;
+    Authority::new().write_server_files(lobby.folder.path(), &["localhost"]);
+    assert!(lobby.psql("sslmode=verify-full").0.is_empty(), "the new one is not served yet");
+    lobby.proxy.signal(rustix::process::Signal::HUP);
+    let bound = "sslmode=verify-full channel_binding=require";
+    in_time("the new certificate", async {
+        while lobby.psql(bound).0.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// Sends a startup packet and reads the tag of the answer.
+async fn first_answer(tls: &mut Tls) -> std::io::Result<u8> {
+    tls.write_all(&startup_message(PROTOCOL_3_0, &[("user", "acme_user")])).await?;
+    tls.flush().await?;
+    in_time("an answer", tls.read_u8()).await
+}
+
+#[tokio::test]
+async fn tls_may_come_at_once_where_it_says_that_it_is_postgresql() {
+    let lobby = Encrypted::start("prefer").await;
+    let socket = || async { TcpStream::connect(("127.0.0.1", lobby.proxy.port())).await.unwrap() };
+    let mut direct = lobby.tls(socket().await, "localhost", &[b"postgresql"]).await.unwrap();
+    assert_eq!(first_answer(&mut direct).await.unwrap(), b'R');
+
+    // Somebody's browser, and somebody who says nothing.
+    assert!(lobby.tls(socket().await, "localhost", &[b"h2"]).await.is_err());
+    if let Ok(mut silent) = lobby.tls(socket().await, "localhost", &[]).await {
+        assert!(first_answer(&mut silent).await.is_err());
+    }
+
+    // Behind SSLRequest nothing need be said.
+    let mut asked = socket().await;
+    asked.write_all(&ssl_request()).await.unwrap();
+    assert_eq!(asked.read_u8().await.unwrap(), b'S');
+    let mut asked = lobby.tls(asked, "localhost", &[]).await.unwrap();
+    assert_eq!(first_answer(&mut asked).await.unwrap(), b'R');
+}
+
+#[tokio::test]
+async fn bytes_in_clear_do_not_get_into_tls() {
+    let lobby = Encrypted::start("prefer").await;
+    let mut wire = Wire::open(lobby.proxy.port()).await;
+    let injected = startup_message(PROTOCOL_3_0, &[("user", "mallory")]);
+    wire.send_bytes(&[ssl_request(), injected].concat()).await;
+    let error = wire.receive().await;
+    assert_eq!((error.tag, error.sqlstate()), (b'E', "08P01".to_owned()));
+    assert!(wire.until_end().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_cancel_request_is_taken_inside_tls() {
+    let lobby = Encrypted::start("prefer").await;
+    let mut wire = lobby.proxy.wire("acme").await;
+    let query = b"SELECT pg_sleep(3600) /* to be cancelled */\0";
+    wire.send(b'Q', query).await;
+    let master = lobby.proxy.cluster.client("postgres").await;
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%to be cancelled%' AND wait_event = 'PgSleep'";
+    in_time("the query", async { while master.ask(running).await != "1" {} }).await;
+
+    let socket = TcpStream::connect(("127.0.0.1", lobby.proxy.port())).await.unwrap();
+    let mut tls = lobby.tls(socket, "localhost", &[b"postgresql"]).await.unwrap();
+    tls.write_all(&wire.cancel_request()).await.unwrap();
+    tls.flush().await.unwrap();
+    let answers = wire.until_ready().await;
+    let error = answers.iter().find(|answer| answer.tag == b'E').expect("an error");
+    assert_eq!(error.sqlstate(), "57014");
+    let mut rest = Vec::new();
+    let _ = in_time("the cancel's end", tls.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty());
+}
