@@ -84,10 +84,9 @@ async fn nothing_of_a_client_that_stays_is_seen_by_others_but_by_itself() {
 /// somebody else. It cannot be set again from what it shows, so it pins.
 #[tokio::test]
 async fn a_session_authorization_stays_with_its_client() {
-    let proxy = lobby("transaction", 2).await;
-    let role = proxy.client("acme").ask("SELECT current_user").await;
-    proxy.behind("acme").await.run(&format!("ALTER ROLE \"{role}\" SUPERUSER")).await;
-    proxy.behind("acme").await.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()").await;
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let role = proxy.json(&["tenant", "show", "acme", "--json"])["username"].as_str().unwrap().to_owned();
+    proxy.behind("acme").await.run(&format!("ALTER ROLE \"{role}\" SUPERUSER; CREATE ROLE visitor")).await;
     let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
 
     one.run("SET SESSION AUTHORIZATION visitor").await;
@@ -99,18 +98,15 @@ async fn a_session_authorization_stays_with_its_client() {
     assert_eq!(other.ask("SELECT session_user").await, role);
 }
 
-/// The random numbers and sequence values of one session are nobody else's business.
+/// The sequence values of one session are nobody else's business.
 #[tokio::test]
-async fn seeds_and_last_sequence_values_stay_with_their_session() {
-    for mode in ["transaction", "session"] {
-        let proxy = lobby(mode, 1).await;
-        let acme = proxy.client("acme");
-        acme.run("CREATE SEQUENCE counter").then_leave().await;
-        acme.run("SELECT nextval('counter')").then_leave().await;
-        let next = acme.connect().await;
-        assert_eq!(next.refusal_of("SELECT lastval()").await, "55000", "{mode}");
-        next.leave().await;
-    }
+async fn last_sequence_values_leave_with_their_session_in_session_mode() {
+    let proxy = lobby("session", 1).await;
+    let acme = proxy.client("acme");
+    acme.run("CREATE SEQUENCE counter").then_leave().await;
+    acme.run("SELECT nextval('counter')").then_leave().await;
+    let next = acme.connect().await;
+    assert_eq!(next.refusal_of("SELECT lastval()").await, "55000");
 }
 
 /// pgbouncer before 1.20: `SET search_path` stayed with the server, and the client found itself elsewhere.
@@ -168,17 +164,25 @@ async fn set_local_rollback_and_reset_mean_what_they_mean_without_a_proxy() {
     assert_eq!(one.ask("SHOW work_mem").await, "5MB");
 }
 
-/// The values of one client are read in its own encoding, whatever the client before it used.
+/// Settings and statements are read in their client's own encoding, whatever the client before it used.
 #[tokio::test]
-async fn an_encoding_of_one_client_does_not_garble_the_settings_of_another() {
-    let proxy = lobby("transaction", 1).await;
-    let (one, mut latin) = (proxy.client("acme").connect().await, proxy.wire("acme").await);
-    one.run("SET my.note = 'déjà vu'").await;
+async fn an_encoding_of_one_client_does_not_garble_what_another_one_said() {
+    let proxy = lobby("transaction", 2).await;
+    let (one, mut latin, mut pinned) =
+        (proxy.client("acme").connect().await, proxy.wire("acme").await, proxy.wire("acme").await);
+    one.run("SET a.note = 'déjà vu'").await;
     latin.query("SET client_encoding = 'LATIN1'").await;
-    latin.send(b'Q', b"SET my.note = 'caf\xe9'\0").await.until_ready().await;
-    for _ in 0..2 {
-        assert_eq!(one.ask("SELECT current_setting('my.note')").await, "déjà vu");
-        let answer = latin.query("SELECT current_setting('my.note')").await;
+    pinned.query("SET client_encoding = 'LATIN1'").await;
+    pinned.send(b'Q', b"SET my.note = 'caf\xe9'\0").await.until_ready().await;
+    let question = "SELECT length('é')"; // two letters, if these two bytes are LATIN1
+    let mine = in_time("preparing", one.prepare(question)).await.unwrap();
+    latin.send_bytes(&[wire::parse("s", question), wire::sync()].concat()).await.until_ready().await;
+    for _ in 0..3 {
+        assert_eq!(one.ask("SELECT current_setting('a.note')").await, "déjà vu");
+        assert_eq!(in_time("one", one.query_one(&mine, &[])).await.unwrap().get::<_, i32>(0), 1);
+        latin.send_bytes(&[wire::bind("", "s", &[]), wire::execute("", 0), wire::sync()].concat()).await;
+        assert_eq!(wire::rows(&latin.until_ready().await)[0][0].as_deref(), Some("2"));
+        let answer = pinned.query("SELECT current_setting('my.note')").await;
         let row = answer.iter().find(|message| message.tag == b'D').expect("a row");
         assert!(row.body.ends_with(b"caf\xe9"), "{:?}", String::from_utf8_lossy(&row.body));
     }

@@ -159,6 +159,29 @@ impl HostAdmin {
     }
 }
 
+impl HostAdmin {
+    /// Logs in as `role`, as pools will do, and makes sure that the server sees it so.
+    ///
+    /// # Errors
+    /// [`OperatorError::Connect`], or [`OperatorError::Refused`] where it is somebody else or elsewhere.
+    pub async fn prove_login(
+        &self,
+        role: &str,
+        password: &SecretString,
+        database: &str,
+    ) -> Result<HostSession, OperatorError> {
+        let session = self.connect_as(role, Some(password), database, "").await?;
+        let found = session.identity().await?;
+        if found != (database.to_owned(), role.to_owned()) {
+            return Err(OperatorError::Refused(format!(
+                "host {:?} lets role {role:?} into database {database:?} as {:?} in {:?}; is a pooler in between?",
+                self.name, found.1, found.0
+            )));
+        }
+        Ok(session)
+    }
+}
+
 fn parse_tls_mode(text: &str) -> Result<TlsMode, OperatorError> {
     serde_json::from_value(serde_json::Value::from(text))
         .map_err(|_| OperatorError::Invalid(format!("{text:?} is no TLS mode")))

@@ -288,7 +288,9 @@ impl Relay {
         let mut out = Outgoing::new(chunk, scratch);
         if !Arc::ptr_eq(&server.side.applied, &self.side.wanted) {
             let side = &mut server.side;
-            prelude(&side.applied, &self.side.wanted, &mut side.has_setter, &mut side.lease, out.build());
+            if prelude(&side.applied, &self.side.wanted, &mut side.has_setter, &mut side.lease, out.build()) {
+                side.statements.set_unnamed(0);
+            }
             side.applied = self.side.wanted.clone();
         }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
