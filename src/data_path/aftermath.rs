@@ -94,7 +94,11 @@ impl Aftermath {
             if !Self::parameters(&statement, &mut names) {
                 doubts.insert(Doubts::ANY_SETTING);
             }
-            pins.insert(Self::set_configs(&statement, &mut names));
+            let opaque = Self::set_configs(&statement, &mut names);
+            if !opaque.is_empty() {
+                doubts.insert(Doubts::ANY_SETTING);
+                pins.insert(opaque);
+            }
         }
         if !names.is_empty() {
             doubts.insert(Doubts::NAMED_SETTINGS);
@@ -154,13 +158,12 @@ const HARMLESS: Effects = Effects::TRANSACTION
     .union(Effects::HIDDEN);
 
 /// What each effect makes doubtful, and what it pins.
-const CONSEQUENCES: [(Effects, Doubts, Pins); 13] = [
+const CONSEQUENCES: [(Effects, Doubts, Pins); 12] = [
     (Effects::PREPARED, Doubts::PREPARED, Pins::NONE),
     (Effects::LISTEN, Doubts::LISTEN, Pins::NONE),
     (Effects::CURSOR.union(Effects::CURSOR_HOLD), Doubts::CURSORS, Pins::NONE),
     (Effects::TEMPORARY.union(Effects::DROP), Doubts::TEMPORARY, Pins::NONE),
     (Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK), Doubts::LOCKS, Pins::NONE),
-    (Effects::SET_CONFIG, Doubts::ANY_SETTING, Pins::NONE),
     (Effects::LOAD, Doubts::ANY_SETTING, Pins::LOAD),
     (Effects::SEQUENCE_READ, Doubts::NONE, Pins::SEQUENCE),
     (Effects::SEED, Doubts::NONE, Pins::FUNCTION_STATE),

@@ -49,6 +49,9 @@ pub enum Asked {
     Query,
     /// FunctionCall.
     FunctionCall,
+    /// CopyDone or CopyFail sent before the server has said that it takes data. Gets no reply: it marks which Syncs the
+    /// server takes for part of the data.
+    CopyEnd,
 }
 
 /// A statement that got, or lost, its name by a request that may yet be skipped.
@@ -143,9 +146,30 @@ impl Lease {
         true
     }
 
-    /// The client's COPY data ends: CopyDone or CopyFail goes to the server.
+    /// The client's COPY data ends: CopyDone or CopyFail goes to the server. Perhaps before the server has said that it
+    /// takes data.
     pub fn copy_done(&mut self) {
+        let marked = matches!(self.owed.back(), None | Some(Owed { asked: Asked::CopyEnd, .. }));
+        if self.copy_in == CopyIn::None && !marked {
+            self.owed.push_back(Owed { asked: Asked::CopyEnd, whose: Whose::Client });
+        }
         self.copy_in = CopyIn::None;
+    }
+
+    /// The oldest reply is in.
+    #[inline]
+    fn settle_front(&mut self) -> Option<Owed> {
+        let settled = self.owed.pop_front();
+        self.skip_copy_end();
+        settled
+    }
+
+    /// No COPY was waiting for this end.
+    #[inline]
+    fn skip_copy_end(&mut self) {
+        while let Some(Owed { asked: Asked::CopyEnd, .. }) = self.owed.front() {
+            self.owed.pop_front();
+        }
     }
 
     /// For whom the message that comes now is; `None` when nothing is owed.
@@ -177,18 +201,22 @@ impl Lease {
             _ => return Err(Desync(tag)),
         };
         let pass = self.whose() == Some(Whose::Client);
-        let done = if completes { self.owed.pop_front().map(|owed| owed.asked) } else { None };
+        let done = if completes { self.settle_front().map(|owed| owed.asked) } else { None };
         Ok(Settled { pass, done })
     }
 
-    /// The server takes COPY data now: it ignores every Sync that was sent before it hears that the data has ended.
+    /// The server takes COPY data now: it ignores every Sync that comes before it hears that the data has ended.
     fn start_copy_in(&mut self) {
-        self.copy_in = CopyIn::Taking;
-        if matches!(self.owed.front(), Some(Owed { asked: Asked::Execute, .. })) {
-            let before = self.owed.len();
-            self.owed.retain(|owed| !matches!(owed, Owed { asked: Asked::Sync, whose: Whose::Client }));
-            self.unsynced |= self.owed.len() < before;
+        let end = self.owed.iter().position(|owed| matches!(owed.asked, Asked::CopyEnd));
+        let behind = end.map(|end| self.owed.split_off(end + 1));
+        let before = self.owed.len();
+        self.owed.retain(|owed| !matches!(owed.asked, Asked::Sync | Asked::CopyEnd));
+        let ignored_syncs = before - self.owed.len() > usize::from(end.is_some());
+        match behind {
+            Some(mut behind) => self.owed.append(&mut behind),
+            None => self.copy_in = CopyIn::Taking,
         }
+        self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.asked, Asked::Sync));
     }
 
     /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that the server will now
@@ -211,6 +239,7 @@ impl Lease {
         for owed in self.owed.drain(..end).rev() {
             skipped(owed.asked);
         }
+        self.skip_copy_end();
         Ok(whose)
     }
 
@@ -223,7 +252,7 @@ impl Lease {
         if !matches!(status, b'I' | b'T' | b'E') {
             return Err(Desync(b'Z'));
         }
-        match self.owed.pop_front() {
+        match self.settle_front() {
             Some(Owed { asked: Asked::Sync | Asked::Query | Asked::FunctionCall, whose }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
@@ -366,6 +395,32 @@ mod tests {
         lease.copy_done();
         asked(&mut lease, "S");
         replies(&mut lease, "CZ").unwrap();
+        assert!(lease.is_over());
+    }
+
+    /// The whole COPY in one write: the Sync behind CopyDone is answered, the one before it is not.
+    #[test]
+    fn a_copy_that_is_sent_at_once_ends_with_the_sync_behind_its_data() {
+        let mut lease = Lease::default();
+        asked(&mut lease, "PBES");
+        lease.copy_done();
+        asked(&mut lease, "SQ");
+        replies(&mut lease, "12GCZ").unwrap();
+        assert!(!lease.is_over());
+        replies(&mut lease, "TCZ").unwrap();
+        assert!(lease.is_over());
+    }
+
+    #[test]
+    fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
+        let mut lease = Lease::default();
+        lease.copy_done();
+        assert!(lease.is_over());
+        asked(&mut lease, "Q");
+        lease.copy_done();
+        asked(&mut lease, "PBES");
+        lease.copy_done();
+        replies(&mut lease, "EZ12CZ").unwrap();
         assert!(lease.is_over());
     }
 

@@ -23,6 +23,7 @@ pub mod startup;
 pub mod startup_options;
 pub mod statement;
 pub mod tenant;
+pub mod waiting;
 pub mod welcome;
 pub mod worker;
 

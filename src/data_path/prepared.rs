@@ -19,6 +19,7 @@ use std::{
 use super::{
     aftermath::Aftermath,
     lease::{Asked, Lease, Naming, Whose},
+    session_state::Settings,
 };
 use crate::wire::{
     frame::HEADER_BYTES,
@@ -50,15 +51,30 @@ impl Statement {
 #[derive(Debug, Default)]
 pub struct StatementTable {
     /// Weak: a statement lives as long as a client or a server has it.
-    by_body: Mutex<HashMap<Box<[u8]>, Weak<Statement>>>,
+    by_meaning: Mutex<HashMap<Vec<u8>, Weak<Statement>>>,
     last_id: AtomicU64,
 }
 
+/// With other values of these the same bytes are another statement: `SELECT * FROM t` finds another table, and a server
+/// that had both as one would say "cached plan must not change result type" (0A000) to one of the clients.
+const MEANING: [&str; 4] = ["client_encoding", "role", "search_path", "standard_conforming_strings"];
+
 impl StatementTable {
-    /// The statement with this Parse body; `aftermath` is called where it is new.
-    pub fn intern(&self, body: &[u8], aftermath: impl FnOnce() -> Aftermath) -> Arc<Statement> {
-        let mut table = self.by_body.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = table.get(body).and_then(Weak::upgrade) {
+    /// The statement with this Parse body in a session with these settings; `aftermath` is called where it is new.
+    pub fn intern(
+        &self,
+        body: &[u8],
+        settings: &Settings,
+        aftermath: impl FnOnce() -> Aftermath,
+    ) -> Arc<Statement> {
+        // A body says itself where it ends, and no setting holds a zero.
+        let mut meaning = body.to_vec();
+        for (name, value) in MEANING.iter().filter_map(|name| Some((name, settings.get(name)?))) {
+            append_cstr(&mut meaning, name.as_bytes());
+            append_cstr(&mut meaning, value.as_bytes());
+        }
+        let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(statement) = table.get(&meaning).and_then(Weak::upgrade) {
             return statement;
         }
         // The dead are swept when the table would have to grow: amortised, and it never holds more than twice the living.
@@ -72,7 +88,7 @@ impl StatementTable {
             body: body.into(),
             aftermath: aftermath(),
         });
-        table.insert(body.into(), Arc::downgrade(&statement));
+        table.insert(meaning, Arc::downgrade(&statement));
         statement
     }
 }
@@ -135,10 +151,9 @@ impl ClientStatements {
         self.unnamed.serial = 0;
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL.
+    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.named.clear();
-        self.forget_unnamed();
     }
 
     /// The name means this statement from now on.
@@ -160,7 +175,7 @@ impl ClientStatements {
 #[derive(Debug)]
 pub struct ServerStatements {
     known: HashMap<u64, Known>,
-    /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none.
+    /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
     unnamed: u64,
     /// `max_prepared_statements`.
     capacity: usize,
@@ -218,10 +233,14 @@ impl ServerStatements {
         self.known.is_empty()
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL.
+    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.known.clear();
-        self.unnamed = 0;
+    }
+
+    /// The server may have an unnamed statement that is no client's, or not the one it was given last.
+    pub fn doubt_unnamed(&mut self) {
+        self.unnamed = u64::MAX;
     }
 
     /// The server's unnamed statement is gone, or is the one with this serial.

@@ -43,16 +43,16 @@ const READ_BYTES: usize = 256 * 1024;
 
 /// A client's first message is waited for, without a server, up to this much; of a longer one the rest is passed on as it
 /// comes. So a client that sends slowly holds no server.
-const FIRST_MESSAGE_BYTES: usize = 16 * 1024;
+pub(super) const FIRST_MESSAGE_BYTES: usize = 16 * 1024;
 
 thread_local! {
     /// Shared by all sessions of a worker: nothing is left in it from one poll to the next.
-    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; READ_BYTES], scratch: Vec::new() });
+    pub(super) static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; READ_BYTES], scratch: Vec::new() });
 }
 
-struct Buffers {
+pub(super) struct Buffers {
     read: Vec<u8>,
-    scratch: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
 }
 
 /// One session at work.
@@ -63,19 +63,19 @@ pub struct Relay {
     pub(super) unsent: Unsent,
     pub(super) side: ClientSide,
     /// What the client sent that no server has got yet.
-    inbox: Vec<u8>,
+    pub(super) inbox: Vec<u8>,
     pub(super) pool: Arc<Pool>,
     pub(super) server: Option<Box<Server>>,
     pub(super) handle: Registered,
     /// A cancel that the server has not settled yet: it serves nobody else until then.
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
-    query_wait: Duration,
+    pub(super) query_wait: Duration,
     /// When the transaction began.
     leased_at: Option<Instant>,
     /// When the request came that the server works on.
     asked_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
-    leaving: Option<Refusal>,
+    pub(super) leaving: Option<Refusal>,
 }
 
 /// What cannot be done within a poll.
@@ -187,6 +187,10 @@ impl Relay {
         // A server that takes no more bytes says why when it is read from.
         let drained =
             !server.unsent.is_empty() && server.unsent.drain(&mut server.stream, cx).unwrap_or(false);
+        if drained && server.side.lease.is_over() {
+            // What held it was the rest of a message that nobody answers.
+            return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
+        }
         if !self.unsent.is_empty() {
             return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
         }
@@ -226,6 +230,11 @@ impl Relay {
             if let Some(step) = self.after_reply(now) {
                 return Err(step);
             }
+        } else if server.side.lease.is_over()
+            && let Some(step) = self.after_reply(Instant::now())
+        {
+            // Only our own bookkeeping was answered, put in for what nobody answers.
+            return Err(step);
         }
         Ok(Poll::Ready(()))
     }
@@ -257,7 +266,12 @@ impl Relay {
 
     /// What the client sent goes to the server that it holds.
     #[inline]
-    fn forward(&mut self, chunk: &[u8], scratch: &mut Vec<u8>, cx: &mut Context<'_>) -> Result<(), Step> {
+    pub(super) fn forward(
+        &mut self,
+        chunk: &[u8],
+        scratch: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Step> {
         let Some(server) = self.server.as_mut() else {
             return Ok(());
         };
@@ -274,7 +288,9 @@ impl Relay {
         let mut out = Outgoing::new(chunk, scratch);
         if !Arc::ptr_eq(&server.side.applied, &self.side.wanted) {
             let side = &mut server.side;
-            prelude(&side.applied, &self.side.wanted, &mut side.has_setter, &mut side.lease, out.build());
+            if prelude(&side.applied, &self.side.wanted, &mut side.has_setter, &mut side.lease, out.build()) {
+                side.statements.set_unnamed(0);
+            }
             side.applied = self.side.wanted.clone();
         }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
@@ -313,7 +329,7 @@ impl Relay {
         }
     }
 
-    fn hold(&mut self, server: Box<Server>) {
+    pub(super) fn hold(&mut self, server: Box<Server>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
@@ -345,75 +361,6 @@ impl Relay {
             Ok(false) => None,
             Err(end) => Some(Step::End(end)),
         }
-    }
-
-    /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
-    /// not the session's end.
-    async fn borrow(&mut self) -> Result<(), End> {
-        let began = Instant::now();
-        self.handle.set_doing(Doing::Waiting, self.pool.worker.clock.now_ms());
-        let pool = self.pool.clone();
-        let borrowed = tokio::select! {
-            borrowed = pool.borrow(self.query_wait) => borrowed,
-            interrupted = self.interrupted() => Err(interrupted?),
-        };
-        self.pool.stats.wait_time.record(began.elapsed());
-        match borrowed {
-            Ok(server) => {
-                self.hold(server);
-                let inbox = std::mem::take(&mut self.inbox);
-                let step = poll_fn(|cx| {
-                    BUFFERS.with_borrow_mut(|buffers| {
-                        Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx))
-                    })
-                });
-                match step.await {
-                    Err(Step::End(end)) => Err(end),
-                    _ => Ok(()),
-                }
-            }
-            Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(End::Refused(refusal))
-            }
-            Err(_) if self.pool.is_retired() => Ok(()),
-            Err(refusal) => {
-                self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
-                self.side.begin_refusing();
-                let mut replies = Vec::new();
-                refusal.write(crate::wire::message::Severity::Error, &mut replies);
-                self.unsent.push(&replies);
-                Ok(())
-            }
-        }
-    }
-
-    /// Resolves when the client leaves, or a signal comes, while it waits for a server. What the client sends meanwhile
-    /// is taken in as long as the inbox is small.
-    async fn interrupted(&mut self) -> Result<Refusal, End> {
-        poll_fn(|cx| {
-            if self.handle.is_signalled() {
-                let signals = self.handle.take_signals();
-                self.leaving = self.leaving.take().or(signals.end_when_free);
-                match signals.end {
-                    Some(reason) => return Poll::Ready(Err(End::Refused(reason))),
-                    None if !signals.cancels.is_empty() => return Poll::Ready(Ok(Refusal::Cancelled)),
-                    None => {}
-                }
-            }
-            while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
-                let mut bytes = [0; 4096];
-                let mut read = ReadBuf::new(&mut bytes);
-                match Pin::new(&mut self.client).poll_read(cx, &mut read) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                        self.inbox.extend_from_slice(read.filled())
-                    }
-                    Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
-                }
-            }
-            Poll::Pending
-        })
-        .await
     }
 
     /// A ReadyForQuery has gone to the client, or a cancel has settled: the one door through which a server goes back.
@@ -480,7 +427,10 @@ impl Relay {
                 }
                 self.leaving = Some(reason);
             }
-            self.cancel(signals.cancels);
+            // Other signals come this way as well: what runs when a drain begins must not be cancelled.
+            if !signals.cancels.is_empty() {
+                self.cancel(signals.cancels);
+            }
             if let Some(cancelling) = self.cancelling.as_mut() {
                 let _ = Pin::new(cancelling).poll(cx);
             }

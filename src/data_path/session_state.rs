@@ -278,6 +278,12 @@ impl Uncertain {
                     applied.set(name, Some(value));
                     kept.push(name);
                 }
+                (Some("s"), Some(name), None) if matches!(row.get(2), Some(Some(_))) => {
+                    // Text in another encoding than UTF-8, which is not kept: its server has it and stays.
+                    applied.set(name, None);
+                    kept.push(name);
+                    pins.insert(Pins::SETTINGS);
+                }
                 (Some("s"), Some(name), _) => applied.set(name, None),
                 _ => {}
             }
@@ -315,29 +321,37 @@ fn array_literal(names: &[&str]) -> String {
 const SETTER: &[u8] = b"pglobby_set";
 
 /// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
-/// `has_setter` tells whether the server knows our statement already.
+/// `has_setter` tells whether the server knows our statement already. `true` if a simple query is among it, which ends
+/// the server's unnamed statement.
+#[must_use = "the server's unnamed statement may be gone"]
 pub fn prelude(
     applied: &Arc<Settings>,
     wanted: &Arc<Settings>,
     has_setter: &mut bool,
     lease: &mut Lease,
     out: &mut Vec<u8>,
-) {
+) -> bool {
     if Arc::ptr_eq(applied, wanted) || applied == wanted {
-        return;
+        return false;
     }
+    let mut queried = false;
     let none = Settings::default();
     let mut from: &Settings = applied;
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
         // Neither role nor session authorisation is touched by RESET ALL.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
         let _ = lease.ask(Asked::Query, Whose::Ours);
+        queried = true;
         from = &none;
     }
     let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
-    // A role may set less than the login: it comes last.
-    let ordered =
-        missing().filter(|(name, _)| *name != "role").chain(missing().filter(|(name, _)| *name == "role"));
+    // The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
+    let place = |name: &str| match name {
+        "client_encoding" => 0,
+        "role" => 2,
+        _ => 1,
+    };
+    let ordered = (0..3).flat_map(|at| missing().filter(move |(name, _)| place(name) == at));
     let mut any = false;
     for (name, value) in ordered {
         if !std::mem::replace(has_setter, true) {
@@ -358,6 +372,7 @@ pub fn prelude(
         append(out, b'S', |_| {});
         let _ = lease.ask(Asked::Sync, Whose::Ours);
     }
+    queried
 }
 
 /// Bind of the unnamed portal to [`SETTER`] with two text parameters.

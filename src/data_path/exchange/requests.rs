@@ -114,7 +114,7 @@ impl Requests<'_, '_> {
         if self.statements.len() >= self.rules.statements_max {
             return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
         }
-        let statement = self.rules.table.intern(body, || aftermath(lexing));
+        let statement = self.rules.table.intern(body, &self.server.applied, || aftermath(lexing));
         self.server.statements.make_room_for(&statement, &mut self.server.lease, self.out.build());
         let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
         if self.server.lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Client) {

@@ -193,7 +193,8 @@ impl ServerSide {
                 }
             }
             Asked::Parse(None) => {
-                statements.set_unnamed(0);
+                // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
+                statements.doubt_unnamed();
                 client.statements.forget_unnamed();
             }
             Asked::Close(Some(naming)) => match &naming.client_name {

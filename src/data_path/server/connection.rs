@@ -149,7 +149,7 @@ impl Server {
         });
         append(&mut request, b'E', |out| out.extend_from_slice(&[0; 5]));
         append(&mut request, b'S', |_| {});
-        self.side.statements.set_unnamed(0);
+        self.side.statements.doubt_unnamed();
         self.converse(&request).await
     }
 

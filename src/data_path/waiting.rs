@@ -1,0 +1,83 @@
+//! A session that waits in line for a server: until it gets one, its client leaves, or somebody ends or cancels it.
+
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Instant};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::{
+    farewell::End,
+    relay::{BUFFERS, FIRST_MESSAGE_BYTES, Relay, Step},
+    session::Doing,
+};
+use crate::{error::Refusal, wire::message::Severity};
+
+impl Relay {
+    /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
+    /// not the session's end.
+    pub(super) async fn borrow(&mut self) -> Result<(), End> {
+        let began = Instant::now();
+        self.handle.set_doing(Doing::Waiting, self.pool.worker.clock.now_ms());
+        let pool = self.pool.clone();
+        let borrowed = tokio::select! {
+            borrowed = pool.borrow(self.query_wait) => borrowed,
+            interrupted = self.interrupted() => Err(interrupted?),
+        };
+        self.pool.stats.wait_time.record(began.elapsed());
+        match borrowed {
+            Ok(server) => {
+                self.hold(server);
+                let inbox = std::mem::take(&mut self.inbox);
+                let step = poll_fn(|cx| {
+                    BUFFERS.with_borrow_mut(|buffers| {
+                        Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx))
+                    })
+                });
+                match step.await {
+                    Err(Step::End(end)) => Err(end),
+                    _ => Ok(()),
+                }
+            }
+            Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => {
+                Err(End::Refused(refusal))
+            }
+            Err(_) if self.pool.is_retired() => Ok(()),
+            Err(refusal) => {
+                self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+                self.side.begin_refusing();
+                let mut replies = Vec::new();
+                refusal.write(Severity::Error, &mut replies);
+                self.unsent.push(&replies);
+                Ok(())
+            }
+        }
+    }
+
+    /// Resolves when the client leaves, or a signal comes, while it waits for a server. What the client sends meanwhile
+    /// is taken in as long as the inbox is small.
+    async fn interrupted(&mut self) -> Result<Refusal, End> {
+        poll_fn(|cx| {
+            if self.handle.is_signalled() {
+                let signals = self.handle.take_signals();
+                self.leaving = self.leaving.take().or(signals.end_when_free);
+                match signals.end {
+                    Some(reason) => return Poll::Ready(Err(End::Refused(reason))),
+                    None if !signals.cancels.is_empty() => return Poll::Ready(Ok(Refusal::Cancelled)),
+                    None => {}
+                }
+            }
+            while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
+                let mut bytes = [0; 4096];
+                let mut read = ReadBuf::new(&mut bytes);
+                match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                        self.inbox.extend_from_slice(read.filled())
+                    }
+                    Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}

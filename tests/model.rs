@@ -1,0 +1,181 @@
+//! Transparency, at random: several clients do what comes to their minds through the proxy, and the same on private
+//! direct connections. Every answer must be the same.
+//!
+//! A seed that fails fails always: it is in the message, with everything that was done until then.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use support::{
+    Proxy, Wire,
+    proxy::{login_of, password_of},
+    wire::{Message, bind, c_string, close, describe, execute, message, parse, sync},
+};
+
+const CLIENTS: usize = 4;
+const STEPS: usize = 150;
+
+/// What is said as a simple query. `#` becomes a number from 1 to 3.
+const TEXTS: [&str; 62] = [
+    "SET work_mem = '#MB'",
+    "SET LOCAL work_mem = '#MB'",
+    "RESET work_mem",
+    "SET work_mem TO DEFAULT",
+    "SET search_path = s#, public",
+    "SET LOCAL search_path = s#",
+    "RESET search_path",
+    "SET my.note = 'n#'",
+    "SET LOCAL my.note = 'n#'",
+    "SELECT set_config('my.note', 'c#', false)",
+    "SELECT set_config('my.' || 'note', 'd#', false)",
+    "SELECT set_config('work_mem', '1#MB', true)",
+    "DO $$ BEGIN PERFORM set_config('work_mem', '2#MB', false); END $$",
+    "SET ROLE visitor",
+    "SET LOCAL ROLE visitor",
+    "RESET ROLE",
+    "SET ROLE NONE",
+    "RESET ALL",
+    "DISCARD ALL",
+    "DISCARD TEMP",
+    "DISCARD PLANS",
+    "SET TIME ZONE 'Etc/GMT+#'",
+    "SET DateStyle = 'German'",
+    "RESET DateStyle",
+    "SET application_name = 'app #'",
+    "RESET application_name",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    "SET default_transaction_isolation TO DEFAULT",
+    "SET work_mem = 'nonsense'",
+    "SET work_mem = '3#MB'; SELECT 1/0",
+    "BEGIN; SET work_mem = '4#MB'; COMMIT",
+    "SET no_such_parameter = 1",
+    "BEGIN",
+    "BEGIN ISOLATION LEVEL REPEATABLE READ",
+    "COMMIT",
+    "COMMIT",
+    "ROLLBACK",
+    "SAVEPOINT a",
+    "ROLLBACK TO a",
+    "RELEASE a",
+    "SELECT 1/0",
+    "SELECT 'one'; SELECT 'two'",
+    "",
+    "CREATE TEMP TABLE t# (x int)",
+    "DROP TABLE IF EXISTS t#",
+    "INSERT INTO t# VALUES (#)",
+    "SELECT pg_try_advisory_lock(#)",
+    "SELECT pg_advisory_unlock(#)",
+    "SELECT pg_advisory_unlock_all()",
+    "PREPARE q# AS SELECT 'q#', current_setting('work_mem')",
+    "EXECUTE q#",
+    "DEALLOCATE q#",
+    "DEALLOCATE ALL",
+    "DECLARE c# CURSOR WITH HOLD FOR VALUES (1), (2), (3)",
+    "FETCH c#",
+    "CLOSE c#",
+    "CLOSE ALL",
+    "LISTEN channel#",
+    "UNLISTEN channel#",
+    "UNLISTEN *",
+    "SELECT nonsense",
+    "EXECUTE p#",
+];
+
+/// Everything a session can see of itself. (A custom parameter that was never set is NULL, one that was reset is empty, in
+/// PostgreSQL as well: whether a server has ever known it is nothing a session can rely on.)
+const PROBE: &str =
+    "SELECT current_user = 'visitor', current_setting('work_mem'), current_setting('search_path'),
+    coalesce(current_setting('my.note', true), ''), current_setting('TimeZone'), current_setting('DateStyle'),
+    current_setting('application_name'), current_setting('default_transaction_isolation'),
+    ARRAY(SELECT pg_listening_channels() ORDER BY 1),
+    ARRAY(SELECT name FROM pg_cursors WHERE is_holdable ORDER BY 1),
+    ARRAY(SELECT name FROM pg_prepared_statements WHERE from_sql ORDER BY 1),
+    ARRAY(SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema() ORDER BY 1),
+    ARRAY(SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() ORDER BY 1)";
+
+const PREPARED: [&str; 4] = [
+    "SELECT 'p', current_setting('work_mem')",
+    "SELECT set_config('work_mem', '5MB', false)",
+    "SELECT 'p', coalesce(current_setting('my.note', true), '')",
+    "SELECT 1/0",
+];
+
+/// One thing to do: bytes to send, and how many ReadyForQuery they bring.
+fn step(random: &mut StdRng) -> (String, Vec<u8>, usize) {
+    let number = random.random_range(1..=3).to_string();
+    let name = if random.random_bool(0.3) { String::new() } else { format!("p{number}") };
+    let text = PREPARED.choose(random).unwrap();
+    let run = |name: &str| [bind("", name, &[]), describe(b'P', ""), execute("", 0)].concat();
+    let (what, bytes) = match random.random_range(0..20) {
+        0 | 1 => (
+            format!("Close, Parse {name:?} {text}"),
+            [close(b'S', &name), parse(&name, text), sync()].concat(),
+        ),
+        2..=4 => (format!("Bind, Execute {name:?}"), [run(&name), sync()].concat()),
+        5 => (format!("Close {name:?}"), [close(b'S', &name), sync()].concat()),
+        6 => (format!("Describe {name:?}"), [describe(b'S', &name), sync()].concat()),
+        7 => (
+            format!("Close, Parse {name:?} {text}, run twice"),
+            [close(b'S', &name), parse(&name, text), run(&name), run(&name), sync()].concat(),
+        ),
+        8..=10 => ("probe".to_owned(), message(b'Q', &c_string(PROBE))),
+        11 => {
+            let sql = TEXTS.choose(random).unwrap().replace('#', &number);
+            (format!("by Parse: {sql}"), [parse("", &sql), run(""), sync()].concat())
+        }
+        _ => {
+            let sql = TEXTS.choose(random).unwrap().replace('#', &number);
+            (sql.clone(), message(b'Q', &c_string(&sql)))
+        }
+    };
+    (what, bytes, 1)
+}
+
+/// What is compared of an answer: everything but object numbers in row descriptions and the place in the source.
+fn seen(answers: &[Message]) -> Vec<String> {
+    let told = answers.iter().map(|message| match message.tag {
+        b'T' => format!("T {} columns", message.body[1]),
+        b'E' | b'N' => {
+            format!("{} {} {}", message.tag as char, message.sqlstate(), message.field(b'M').unwrap())
+        }
+        tag => format!("{} {}", tag as char, String::from_utf8_lossy(&message.body).replace('\0', "·")),
+    });
+    told.collect()
+}
+
+#[tokio::test]
+async fn whatever_clients_do_at_random_is_answered_as_without_a_proxy() {
+    let proxy = Proxy::with_tenant("acme").pool_size(u32::try_from(CLIENTS).unwrap()).start().await;
+    let behind = proxy.behind("acme").await;
+    let owner = proxy.client("acme").ask("SELECT current_user").await;
+    proxy.cluster.create_database("twin", "twin", "twin secret").await;
+    behind.run(&format!("CREATE ROLE visitor; GRANT visitor TO \"{owner}\", twin")).await;
+    let acme = behind.ask("SELECT current_database()").await;
+    for database in [acme.as_str(), "twin"] {
+        behind.run(&format!("GRANT ALL ON DATABASE \"{database}\" TO visitor")).await;
+    }
+    for seed in 0..12 {
+        same_answers(&proxy, seed).await;
+    }
+}
+
+async fn same_answers(proxy: &Proxy, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut pairs = Vec::new();
+    for _ in 0..CLIENTS {
+        let through = Wire::login(proxy.port(), &login_of("acme"), &password_of("acme"), "acme").await;
+        let direct = Wire::login(proxy.cluster.port(), "twin", "twin secret", "twin").await;
+        pairs.push((through, direct));
+    }
+    let mut done = Vec::new();
+    for _ in 0..STEPS {
+        let client = random.random_range(0..CLIENTS);
+        let (what, bytes, _) = step(&mut random);
+        done.push(format!("{client}: {what}"));
+        let (through, direct) = &mut pairs[client];
+        let proxied = seen(&through.send_bytes(&bytes).await.until_ready().await);
+        let private = seen(&direct.send_bytes(&bytes).await.until_ready().await);
+        assert_eq!(proxied, private, "(left: through the proxy) seed {seed}, done:\n{}", done.join("\n"));
+    }
+}
