@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{
-    lease::Whose,
     pool::Pool,
     relay::Relay,
     server::{self, connection::Server},
@@ -21,10 +20,10 @@ impl Relay {
     /// would end the session, nothing happens: as if the cancel had come before the query. `waiting` are dropped when it
     /// has settled.
     pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
-        let clients = |server: &&Box<Server>| server.side.lease.whose().is_some_and(Whose::is_for_client);
-        let Some(server) = self.server.as_ref().filter(clients) else {
+        let Some(server) = self.server.as_ref() else { return };
+        if server.side.lease.whose().is_none_or(|whose| !whose.is_for_client()) {
             return;
-        };
+        }
         let (settled, cancelling) = oneshot::channel();
         let before = self.cancelling.replace(cancelling);
         let key = (server.process_id, server.secret.clone());

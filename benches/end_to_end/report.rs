@@ -1,0 +1,237 @@
+//! Medians, spread and ratios; as a table, as JSON, as plots.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::{
+    Plan,
+    accounting::load_average,
+    pgbouncer::PgBouncer,
+    plot,
+    sample::{Metric, Outcome, median},
+    scenarios::{Bar, Scenario},
+    stand::{Pooler, Stand},
+};
+
+pub struct Report {
+    machine: Vec<(&'static str, String)>,
+    results: Vec<Results>,
+}
+
+/// Of one scenario.
+struct Results {
+    name: &'static str,
+    title: &'static str,
+    bars: &'static [Bar],
+    values: BTreeMap<(Pooler, Metric), Vec<f64>>,
+    failures: BTreeMap<Pooler, String>,
+    load_average: String,
+}
+
+impl Report {
+    pub fn new(stand: &Stand, plan: &Plan) -> Self {
+        let words = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let cpu = words("/proc/cpuinfo");
+        let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown");
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let machine = vec![
+            ("machine", format!("{cores} cores, {model}, Linux {}", words("/proc/sys/kernel/osrelease"))),
+            ("PostgreSQL", stand.postgres_major().to_string()),
+            ("PgBouncer", PgBouncer::version()),
+            ("pglobby", format!("{} ({})", env!("CARGO_PKG_VERSION"), commit())),
+            ("rounds", format!("{} of {:.1} s", plan.rounds, plan.window.as_secs_f64())),
+            ("load average before", load_average()),
+        ];
+        Self { machine, results: Vec::new() }
+    }
+
+    pub fn add(&mut self, scenario: &Scenario, rounds: &[(Pooler, Outcome)]) {
+        let mut results = Results {
+            name: scenario.name,
+            title: scenario.title,
+            bars: scenario.bars,
+            values: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            load_average: load_average(),
+        };
+        for (pooler, outcome) in rounds {
+            match outcome {
+                Ok(sample) => {
+                    for (metric, value) in sample {
+                        results.values.entry((*pooler, *metric)).or_default().push(*value);
+                    }
+                }
+                Err(reason) => drop(results.failures.insert(*pooler, reason.clone())),
+            }
+        }
+        self.results.push(results);
+    }
+
+    pub fn write(&self, folder: &Path) {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("results.json"), format!("{:#}\n", self.json())).unwrap();
+        fs::write(folder.join("results.md"), self.markdown()).unwrap();
+        for (metric, file, title) in [
+            (Metric::Cpu, "cpu.svg", "CPU of the pooler (less is better)"),
+            (Metric::Throughput, "throughput.svg", "Throughput (more is better)"),
+            (Metric::P99, "p99.svg", "99th percentile of latency (less is better)"),
+            (Metric::Memory, "memory.svg", "Memory (less is better)"),
+        ] {
+            let rows: Vec<plot::Row> = self.results.iter().filter_map(|it| it.plot_row(metric)).collect();
+            if !rows.is_empty() {
+                fs::write(folder.join(file), plot::ratios(title, metric.name(), &rows)).unwrap();
+            }
+        }
+    }
+
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        for (what, value) in &self.machine {
+            let _ = writeln!(text, "- {what}: {value}");
+        }
+        text.push_str(
+            "\n| scenario | quantity | direct | PgBouncer | pglobby | ratio | bar |\n|---|---|--:|--:|--:|--:|---|\n",
+        );
+        for results in &self.results {
+            for metric in Metric::ALL {
+                if let Some(row) = self.row(results, metric) {
+                    text.push_str(&row);
+                }
+            }
+        }
+        text.push_str(
+            "\nMedians; in brackets the lowest and the highest run. Ratio: pglobby to PgBouncer.\n",
+        );
+        for results in &self.results {
+            for (pooler, reason) in results.failures.iter().filter(|(_, reason)| *reason != "no pooler") {
+                let _ = writeln!(text, "- {}, {}: {reason}", results.name, pooler.name());
+            }
+        }
+        text
+    }
+
+    fn row(&self, results: &Results, metric: Metric) -> Option<String> {
+        results.values.keys().find(|(_, measured)| *measured == metric)?;
+        let cell = |pooler| results.cell(pooler, metric);
+        let ratio = match (results.median(Pooler::Pglobby, metric), results.median(Pooler::PgBouncer, metric))
+        {
+            (Some(ours), Some(theirs)) if theirs > 0.0 => format!("{:.2}", ours / theirs),
+            _ => String::new(),
+        };
+        let bars: Vec<String> =
+            results.bars.iter().filter_map(|bar| self.judge(results, metric, *bar)).collect();
+        let (direct, pgbouncer, pglobby) =
+            (cell(Pooler::Direct), cell(Pooler::PgBouncer), cell(Pooler::Pglobby));
+        Some(format!(
+            "| {} | {} | {direct} | {pgbouncer} | {pglobby} | {ratio} | {} |\n",
+            results.name,
+            metric.name(),
+            bars.join("; ")
+        ))
+    }
+
+    /// The bar in words and what was reached; `None` if it is for another quantity or something is missing.
+    fn judge(&self, results: &Results, metric: Metric, bar: Bar) -> Option<String> {
+        let of = |name: &str, pooler| self.results.iter().find(|it| it.name == name)?.median(pooler, metric);
+        let ours = results.median(Pooler::Pglobby, metric)?;
+        let (about, reached, limit, words, at_least) = match bar {
+            Bar::AtMost(about, limit) => {
+                (about, ours / results.median(Pooler::PgBouncer, metric)?, limit, String::new(), false)
+            }
+            Bar::AtLeast(about, limit) => {
+                (about, ours / results.median(Pooler::PgBouncer, metric)?, limit, String::new(), true)
+            }
+            Bar::AtMostOf(about, limit, other) => {
+                let words = format!(" of PgBouncer's {other}");
+                (about, ours / of(other, Pooler::PgBouncer)?, limit, words, false)
+            }
+            Bar::AtMostOfOwn(about, limit, other) => {
+                (about, ours / of(other, Pooler::Pglobby)?, limit, format!(" of our {other}"), false)
+            }
+            Bar::Below(about, limit) => (about, ours, limit, " as it stands".to_owned(), false),
+            Bar::BeyondDirect(about, limit) => {
+                let beyond = ours - results.median(Pooler::Direct, metric)?;
+                (about, beyond, limit, " beyond direct".to_owned(), false)
+            }
+        };
+        let (sign, holds) = if at_least { ("≥", reached >= limit) } else { ("≤", reached <= limit) };
+        (about == metric).then(|| {
+            format!("{sign} {limit}{words}: {reached:.2}, {}", if holds { "reached" } else { "**missed**" })
+        })
+    }
+
+    fn json(&self) -> Value {
+        let machine: serde_json::Map<String, Value> =
+            self.machine.iter().map(|(what, value)| ((*what).to_owned(), json!(value))).collect();
+        let scenarios: Vec<Value> = self.results.iter().map(Results::json).collect();
+        json!({ "machine": machine, "scenarios": scenarios })
+    }
+}
+
+impl Results {
+    fn median(&self, pooler: Pooler, metric: Metric) -> Option<f64> {
+        self.values.get(&(pooler, metric)).map(|values| median(values.clone()))
+    }
+
+    fn cell(&self, pooler: Pooler, metric: Metric) -> String {
+        let Some(values) = self.values.get(&(pooler, metric)) else {
+            let fails = self.failures.get(&pooler).is_some_and(|reason| reason != "no pooler");
+            return if fails { "fails" } else { "" }.to_owned();
+        };
+        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        format!("{} ({}–{})", figure(median(values.clone())), figure(low), figure(high))
+    }
+
+    fn plot_row(&self, metric: Metric) -> Option<plot::Row> {
+        Some(plot::Row {
+            label: self.name,
+            pgbouncer: self.median(Pooler::PgBouncer, metric)?,
+            pglobby: self.median(Pooler::Pglobby, metric)?,
+        })
+    }
+
+    fn json(&self) -> Value {
+        let of = |pooler: Pooler| {
+            let quantities: serde_json::Map<String, Value> = self
+                .values
+                .iter()
+                .filter(|((measured, _), _)| *measured == pooler)
+                .map(|((_, metric), values)| {
+                    let summary = json!({ "median": median(values.clone()), "rounds": values });
+                    (metric.name().to_owned(), summary)
+                })
+                .collect();
+            json!({ "quantities": quantities, "failure": self.failures.get(&pooler) })
+        };
+        let poolers: serde_json::Map<String, Value> =
+            Pooler::ALL.map(|pooler| (pooler.name().to_owned(), of(pooler))).into_iter().collect();
+        json!({ "name": self.name, "title": self.title, "load_average": self.load_average, "measured": poolers })
+    }
+}
+
+/// Three digits are what such a measurement is good for.
+pub fn figure(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => {
+            let digits = format!("{value:.0}");
+            let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |rest| ("-", rest));
+            let mut grouped = String::new();
+            for (at, digit) in digits.chars().enumerate() {
+                if at > 0 && (digits.len() - at).is_multiple_of(3) {
+                    grouped.push(',');
+                }
+                grouped.push(digit);
+            }
+            format!("{sign}{grouped}")
+        }
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    output.map_or_else(|_| "?".to_owned(), |it| String::from_utf8_lossy(&it.stdout).trim().to_owned())
+}

@@ -1,0 +1,248 @@
+//! What is measured, and the bar for it.
+
+use std::time::Duration;
+
+use crate::{
+    Plan, cold,
+    fleet::{self, Fleet},
+    pgbench::{Pgbench, SELECT_1, Script},
+    sample::{Metric, Outcome},
+    stand::{Layout, Pooler, Stand},
+    streams::Stream,
+};
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub layout: Layout,
+    pub load: Load,
+    pub bars: &'static [Bar],
+}
+
+pub enum Load {
+    Pgbench(Pgbench),
+    Stream(Stream),
+    Fleet(Fleet),
+    /// This much is asked of one tenant by many, while another asks now and then: its latencies.
+    Neighbour(Pgbench),
+    /// A tenant's first query. `known`: it was used before, its pool is gone.
+    Cold {
+        known: bool,
+    },
+    /// What a tenant leaves behind in memory when its pool is gone.
+    Used,
+}
+
+/// What pglobby should reach.
+#[derive(Debug, Clone, Copy)]
+pub enum Bar {
+    /// Times PgBouncer's, in the same scenario.
+    AtMost(Metric, f64),
+    /// Times PgBouncer's.
+    AtLeast(Metric, f64),
+    /// Times PgBouncer's in another scenario.
+    AtMostOf(Metric, f64, &'static str),
+    /// Times pglobby's own in another scenario.
+    AtMostOfOwn(Metric, f64, &'static str),
+    /// As a number.
+    Below(Metric, f64),
+    /// Beyond the direct connection's.
+    BeyondDirect(Metric, f64),
+}
+
+use Metric::{Cpu, Memory, P50, P99, Throughput};
+
+const MUCH: &[Bar] = &[Bar::AtMost(Cpu, 1.0), Bar::AtLeast(Throughput, 1.0)];
+const MANY_CLIENTS: &[Bar] = &[Bar::AtMost(Cpu, 0.9), Bar::AtLeast(Throughput, 1.0)];
+const BULK: &[Bar] = &[Bar::AtLeast(Throughput, 1.0), Bar::Below(Metric::Peak, 1024.0)];
+
+const fn pgbench(name: &'static str, title: &'static str, load: Pgbench, bars: &'static [Bar]) -> Scenario {
+    Scenario { name, title, layout: Layout::Usual, load: Load::Pgbench(load), bars }
+}
+
+const fn fleet(name: &'static str, title: &'static str, fleet: Fleet, bars: &'static [Bar]) -> Scenario {
+    Scenario { name, title, layout: Layout::Usual, load: Load::Fleet(fleet), bars }
+}
+
+const fn stream(name: &'static str, title: &'static str, stream: Stream) -> Scenario {
+    Scenario { name, title, layout: Layout::Usual, load: Load::Stream(stream), bars: BULK }
+}
+
+const fn cold(name: &'static str, title: &'static str, load: Load, bars: &'static [Bar]) -> Scenario {
+    Scenario { name, title, layout: Layout::ShortPools, load, bars }
+}
+
+const SIMPLE: Pgbench = Pgbench::SIMPLE;
+const EXTENDED: Pgbench = Pgbench { mode: "extended", ..SIMPLE };
+const PREPARED: Pgbench = Pgbench { mode: "prepared", ..SIMPLE };
+
+/// In this order.
+pub const SCENARIOS: &[Scenario] = &[
+    pgbench("simple_16", "pgbench -S -M simple, 16 clients", SIMPLE, MUCH),
+    pgbench("extended_16", "pgbench -S -M extended, 16 clients", EXTENDED, MUCH),
+    pgbench(
+        "prepared_16",
+        "pgbench -S -M prepared, 16 clients",
+        PREPARED,
+        &[Bar::AtMostOf(Cpu, 1.1, "simple_16"), Bar::AtLeast(Throughput, 1.0)],
+    ),
+    pgbench("select_1_16", "SELECT 1, simple, 16 clients", Pgbench { script: SELECT_1, ..SIMPLE }, MUCH),
+    pgbench("simple_1", "pgbench -S -M simple, 1 client", Pgbench { clients: 1, ..SIMPLE }, &[]),
+    pgbench("extended_1", "pgbench -S -M extended, 1 client", Pgbench { clients: 1, ..EXTENDED }, &[]),
+    pgbench("prepared_1", "pgbench -S -M prepared, 1 client", Pgbench { clients: 1, ..PREPARED }, &[]),
+    pgbench("simple_64", "pgbench -S -M simple, 64 clients", Pgbench { clients: 64, ..SIMPLE }, MANY_CLIENTS),
+    pgbench(
+        "extended_64",
+        "pgbench -S -M extended, 64 clients",
+        Pgbench { clients: 64, ..EXTENDED },
+        MANY_CLIENTS,
+    ),
+    pgbench(
+        "prepared_64",
+        "pgbench -S -M prepared, 64 clients",
+        Pgbench { clients: 64, ..PREPARED },
+        &[Bar::AtMostOf(Cpu, 1.1, "simple_64"), Bar::AtLeast(Throughput, 1.0)],
+    ),
+    pgbench(
+        "simple_256",
+        "pgbench -S -M simple, 256 clients",
+        Pgbench { clients: 256, ..SIMPLE },
+        MANY_CLIENTS,
+    ),
+    pgbench(
+        "extended_256",
+        "pgbench -S -M extended, 256 clients",
+        Pgbench { clients: 256, ..EXTENDED },
+        MANY_CLIENTS,
+    ),
+    pgbench(
+        "prepared_256",
+        "pgbench -S -M prepared, 256 clients",
+        Pgbench { clients: 256, ..PREPARED },
+        &[Bar::AtMostOf(Cpu, 1.1, "simple_256"), Bar::AtLeast(Throughput, 1.0)],
+    ),
+    pgbench(
+        "tpcb_16",
+        "pgbench TPC-B-like, simple, 16 clients",
+        Pgbench { script: Script::TpcB, ..SIMPLE },
+        MUCH,
+    ),
+    pgbench(
+        "connect_16",
+        "pgbench -S -C: a login for each transaction, 16 clients",
+        Pgbench { connect: true, ..SIMPLE },
+        &[Bar::AtLeast(Throughput, 1.0)],
+    ),
+    pgbench(
+        "result_1mb",
+        "a result of 1 MB, 16 clients",
+        Pgbench { script: Script::Sql("SELECT repeat('x', 1048576);\n"), ..SIMPLE },
+        &[Bar::AtMost(Cpu, 0.35), Bar::AtLeast(Throughput, 1.0)],
+    ),
+    stream("result_200mb", "a result of 200 MB, for each MB", Stream::Result),
+    stream("copy_out", "COPY TO STDOUT of 200 MB, for each MB", Stream::CopyOut),
+    stream("copy_in", "COPY FROM STDIN of 200 MB, for each MB", Stream::CopyIn),
+    fleet(
+        "login",
+        "SCRAM login and one query, 16 at a time",
+        Fleet::Logins,
+        &[Bar::AtMost(Cpu, 1.2), Bar::AtLeast(Throughput, 1.0)],
+    ),
+    fleet("idle", "10,000 idle clients, for each", Fleet::Idle { tls: false }, &[Bar::Below(Memory, 2.0)]),
+    fleet(
+        "idle_tls",
+        "10,000 idle clients with TLS, for each",
+        Fleet::Idle { tls: true },
+        &[Bar::Below(Memory, 24.0)],
+    ),
+    fleet("tenants_1", "SELECT 1 of 1 tenant, 16 at a time", Fleet::Tenants(1), MUCH),
+    fleet("tenants_100", "SELECT 1 of 100 tenants in turn, 16 at a time", Fleet::Tenants(100), MUCH),
+    fleet(
+        "tenants_1000",
+        "SELECT 1 of 1,000 tenants in turn, 16 at a time",
+        Fleet::Tenants(1000),
+        &[Bar::AtMostOfOwn(Cpu, 1.1, "tenants_1"), Bar::AtLeast(Throughput, 1.0)],
+    ),
+    Scenario {
+        name: "neighbour_waiting",
+        title: "a quiet tenant; 64 clients of another hold its 20 servers with pg_sleep",
+        layout: Layout::Usual,
+        load: Load::Neighbour(Pgbench {
+            clients: 64,
+            script: Script::Sql("SELECT pg_sleep(0.005);\n"),
+            ..SIMPLE
+        }),
+        bars: &[Bar::AtMost(P99, 1.0)],
+    },
+    Scenario {
+        name: "neighbour_busy",
+        title: "a quiet tenant; 64 clients of another ask as fast as they can",
+        layout: Layout::Usual,
+        load: Load::Neighbour(Pgbench { clients: 64, script: SELECT_1, ..SIMPLE }),
+        bars: &[Bar::AtMost(P99, 1.0)],
+    },
+    pgbench(
+        "tls_16",
+        "pgbench -S -M simple, 16 clients with TLS",
+        Pgbench { tls: true, ..SIMPLE },
+        &[Bar::AtLeast(Throughput, 1.0)],
+    ),
+    Scenario {
+        name: "unix_16",
+        title: "pgbench -S -M simple, 16 clients, servers behind a Unix socket",
+        layout: Layout::UnixSocket,
+        load: Load::Pgbench(SIMPLE),
+        bars: MUCH,
+    },
+    cold(
+        "cold_known",
+        "connect and first query of a tenant whose pool is gone",
+        Load::Cold { known: true },
+        &[Bar::BeyondDirect(P50, 1000.0)],
+    ),
+    cold("cold_unknown", "connect and first query of a tenant never seen", Load::Cold { known: false }, &[]),
+    cold(
+        "used_tenants",
+        "memory for each tenant used once, its pool gone",
+        Load::Used,
+        &[Bar::Below(Memory, 4.0)],
+    ),
+];
+
+impl Load {
+    pub async fn run(&self, stand: &mut Stand, pooler: Pooler, plan: &Plan, round: usize) -> Outcome {
+        match self {
+            Self::Pgbench(load) => load.run(stand, &stand.target(pooler), plan).await,
+            Self::Stream(stream) => stream.run(&stand.target(pooler), plan).await,
+            Self::Fleet(fleet) => fleet.run(stand, pooler, plan).await,
+            Self::Neighbour(noise) => neighbour(noise, stand, pooler, plan).await,
+            Self::Cold { known } => cold::first_query(stand, pooler, *known, plan, round).await,
+            Self::Used => fleet::used_tenants(stand, pooler, plan).await,
+        }
+    }
+
+    /// Memory varies little and takes long.
+    pub fn rounds_max(&self) -> usize {
+        match self {
+            Self::Fleet(Fleet::Idle { .. }) | Self::Used => 2,
+            Self::Fleet(Fleet::Tenants(_)) | Self::Cold { .. } => 3,
+            _ => usize::MAX,
+        }
+    }
+}
+
+/// The quiet tenant's run begins and ends within the noise.
+const NOISE_AROUND: Duration = Duration::from_secs(20);
+
+async fn neighbour(noise: &Pgbench, stand: &Stand, pooler: Pooler, plan: &Plan) -> Outcome {
+    let target = stand.target(pooler);
+    let mut noise = noise.start(stand, &target.at("noisy"), plan.window + NOISE_AROUND)?;
+    noise.warmed_up().await;
+    let quiet = Pgbench { clients: 1, script: SELECT_1, rate: Some(500), ..Pgbench::SIMPLE };
+    let outcome = quiet.run(stand, &target.at("quiet"), plan).await;
+    if !noise.is_running() {
+        noise.finish()?;
+        return Err("the noise ended too early".to_owned());
+    }
+    Ok(outcome?.into_iter().filter(|(metric, _)| matches!(metric, P50 | P99)).collect())
+}
