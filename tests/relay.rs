@@ -20,10 +20,6 @@ fn one(value: impl ToString) -> Vec<Vec<Option<String>>> {
     vec![vec![Some(value.to_string())]]
 }
 
-fn batch(sql: &str) -> Vec<u8> {
-    [parse("", sql), bind("", "", &[]), execute("", 0), sync()].concat()
-}
-
 fn error(answers: &[Message]) -> String {
     let found = answers.iter().find(|message| message.tag == b'E');
     found.unwrap_or_else(|| panic!("no error in {answers:?}")).sqlstate()
