@@ -7,7 +7,8 @@ use support::{
     Proxy, Wire,
     client::in_time,
     wire::{
-        self, Message, bind, c_string, close, describe, execute, flush, message, parse, rows, sync, tags,
+        self, Message, batch, bind, c_string, close, describe, execute, flush, message, parse, rows, sync,
+        tags,
     },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
