@@ -63,8 +63,10 @@ async fn idle_sessions_do_not_notice_that_idle_servers_end() {
     clients[0].run("SET my.note = 'kept'").await;
     for _ in 0..10 {
         clients[1].run("SELECT 1").await;
-        behind.run(KILL).await;
-        assert_eq!(behind.ask(SERVERS).await, "0");
+        // Again, if one was still being opened when the others were ended.
+        while behind.ask(SERVERS).await != "0" {
+            behind.run(KILL).await;
+        }
         assert_eq!(clients[0].ask("SELECT current_setting('my.note')").await, "kept");
     }
 }
