@@ -15,12 +15,13 @@ use crate::control_path::{
         NewTenant,
         adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
-        drop::{DropDatabase, drop_tenant},
+        drop::{DropDatabase, drop_tenant_keeping},
+        rename::rename,
         rotate::rotate,
         schema_files,
     },
     operator::OperatorError,
-    tenants::{self, TenantSummary},
+    tenants::{self, Sessions, TenantSummary},
 };
 
 /// Make, adopt, list, change, suspend and drop tenants
@@ -45,6 +46,7 @@ enum Action {
     /// Open a suspended tenant again
     Resume(Named),
     Rotate(Rotate),
+    Rename(Rename),
     Drop(Drop),
 }
 
@@ -138,15 +140,22 @@ struct Set {
     json: bool,
 }
 
-/// Close a tenant to clients
+/// Close a tenant to clients; its sessions end at once, or after their transaction
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant suspend acme --reason \"unpaid; call 555-0199\"")]
+#[command(after_help = "Example:\n  pglobby tenant suspend acme --reason \"unpaid; call 555-0199\"\n  \
+                        pglobby tenant suspend acme --after-transaction")]
 struct Suspend {
     /// The tenant
     name: String,
     /// Clients read this
     #[arg(long)]
     reason: Option<String>,
+    /// Sessions end at once, with whatever they are doing (the default)
+    #[arg(long, conflicts_with = "after_transaction")]
+    now: bool,
+    /// Sessions end after the transaction they are in; suspend again with --now to end the rest
+    #[arg(long)]
+    after_transaction: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -166,9 +175,24 @@ struct Rotate {
     json: bool,
 }
 
+/// Call a tenant something else; its sessions go on, its database and roles keep their names
+///
+/// From then on clients ask for the new name. Those who ask for the old one are refused, so change both together.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby tenant rename acme acme-gmbh")]
+struct Rename {
+    /// The tenant
+    name: String,
+    /// What clients will ask for
+    new_name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Drop a tenant, its roles, its logins and its database (an adopted one stays)
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant drop acme --yes")]
+#[command(after_help = "Example:\n  pglobby tenant drop acme --final-dump acme.dump")]
 struct Drop {
     /// The tenant
     name: String,
@@ -178,6 +202,9 @@ struct Drop {
     /// The database of an adopted tenant, too
     #[arg(long)]
     with_database: bool,
+    /// Keep a copy in this new file, made by pg_dump when all sessions have ended; pg_restore reads it
+    #[arg(long, value_name = "FILE")]
+    final_dump: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -212,7 +239,12 @@ impl TenantCommand {
             }
             Action::Suspend(command) => {
                 let operator = operator(globals).await?;
-                let tenant = tenants::suspend(&operator, &command.name, command.reason.as_deref()).await?;
+                let sessions = match command.after_transaction {
+                    true => Sessions::EndAfterTransaction,
+                    false => Sessions::EndNow,
+                };
+                let tenant =
+                    tenants::suspend(&operator, &command.name, command.reason.as_deref(), sessions).await?;
                 changed(&tenant, command.json);
                 Ok(())
             }
@@ -228,6 +260,13 @@ impl TenantCommand {
                         done.name,
                         done.roles.join(" and ")
                     ));
+                });
+                Ok(())
+            }
+            Action::Rename(command) => {
+                let tenant = rename(&operator(globals).await?, &command.name, &command.new_name).await?;
+                answer(command.json, &tenant, || {
+                    output::line(format!("tenant {} is now called {}", command.name, tenant.name));
                 });
                 Ok(())
             }
@@ -332,7 +371,8 @@ impl Drop {
             self.ask(&tenants::show(&operator, &self.name).await?)?;
         }
         let database = if self.with_database { DropDatabase::Always } else { DropDatabase::IfOurs };
-        let dropped = drop_tenant(&operator, &self.name, database).await?;
+        let dropped =
+            drop_tenant_keeping(&operator, &self.name, database, self.final_dump.as_deref()).await?;
         answer(self.json, &dropped, || {
             output::line(match dropped.database_dropped {
                 true => format!("tenant {} and its database are gone", dropped.name),

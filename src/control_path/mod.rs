@@ -5,6 +5,7 @@ pub mod central_tls;
 pub mod check;
 pub mod cluster_owner;
 pub mod console;
+pub mod database_copies;
 pub mod directory;
 pub mod doctor;
 pub mod fan_out;

@@ -16,6 +16,7 @@ pub mod drop;
 pub mod grants;
 pub mod names;
 pub mod operation;
+pub mod rename;
 pub mod reown;
 pub mod roles;
 pub mod rotate;

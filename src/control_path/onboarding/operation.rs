@@ -115,6 +115,22 @@ impl Operation {
         }))
     }
 
+    /// Refuses work on a tenant that other work, now dead, has left half done.
+    ///
+    /// # Errors
+    /// [`OperatorError::Refused`] with the command that finishes it.
+    pub async fn refuse_unfinished(lock: &TenantLock) -> Result<(), OperatorError> {
+        let sql = "SELECT o.kind FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
+                   WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed') LIMIT 1";
+        match lock.client.query_opt(sql, &[&lock.name]).await?.map(|row| row.get::<_, String>(0)) {
+            None => Ok(()),
+            Some(kind) => Err(OperatorError::Refused(format!(
+                "tenant {name:?}: an earlier `pglobby tenant {kind} {name}` has not finished; run that again first",
+                name = lock.name
+            ))),
+        }
+    }
+
     /// Closes what dead runs of these kinds left unfinished, because what begins now does all of it again, or makes it
     /// pointless.
     ///
