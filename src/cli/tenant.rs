@@ -1,6 +1,6 @@
 //! `pglobby tenant`: customers, each with a database of its own.
 
-use std::{io::IsTerminal as _, path::PathBuf};
+use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
@@ -10,12 +10,14 @@ use super::{
     output,
     table::{self, answer},
 };
+use crate::config::units;
 use crate::control_path::{
     onboarding::{
         NewTenant,
         adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant_keeping},
+        moving::{MoveTenant, move_tenant},
         rename::rename,
         rotate::rotate,
         schema_files,
@@ -46,6 +48,7 @@ enum Action {
     /// Open a suspended tenant again
     Resume(Named),
     Rotate(Rotate),
+    Move(Move),
     Rename(Rename),
     Drop(Drop),
 }
@@ -175,6 +178,30 @@ struct Rotate {
     json: bool,
 }
 
+/// Move a tenant to another host; its sessions stay and wait meanwhile
+///
+/// The database is copied with pg_dump and pg_restore while every node holds the tenant's sessions still between two
+/// transactions; they wait as they do for a busy pool, up to query_wait_timeout. Until the new host serves, whatever fails
+/// is undone; a run that died is undone or finished by the next. Adopted databases are not moved.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby tenant move acme --host west --patience 2min")]
+struct Move {
+    /// The tenant
+    name: String,
+    /// The host to move to
+    #[arg(long)]
+    host: String,
+    /// How long transactions under way may take before the move is given up
+    #[arg(long, default_value = "30s", value_parser = units::duration)]
+    patience: Duration,
+    /// Leave the old database where it is, closed
+    #[arg(long)]
+    keep_source: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Call a tenant something else; its sessions go on, its database and roles keep their names
 ///
 /// From then on clients ask for the new name. Those who ask for the old one are refused, so change both together.
@@ -259,6 +286,22 @@ impl TenantCommand {
                         "tenant {}: new passwords for {}",
                         done.name,
                         done.roles.join(" and ")
+                    ));
+                });
+                Ok(())
+            }
+            Action::Move(command) => {
+                let wanted = MoveTenant {
+                    host: command.host,
+                    patience: command.patience,
+                    keep_source: command.keep_source,
+                };
+                let moved = move_tenant(&operator(globals).await?, &command.name, &wanted).await?;
+                answer(command.json, &moved, || {
+                    let rest = if moved.source_dropped { "is gone" } else { "is kept there, closed" };
+                    output::line(format!(
+                        "tenant {} is on host {}; its old database on {} {rest}",
+                        moved.name, moved.host, moved.from
                     ));
                 });
                 Ok(())

@@ -9,6 +9,7 @@ pub mod database_copies;
 pub mod directory;
 pub mod doctor;
 pub mod fan_out;
+pub mod fences;
 pub mod fleet;
 pub mod host_session;
 pub mod hosts;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{
-    enter_host,
+    enter_host, moving,
     operation::{Operation, TenantLock},
     roles, undo, undo_remains,
 };
@@ -62,6 +62,7 @@ pub async fn drop_tenant_keeping(
     final_dump: Option<&Path>,
 ) -> Result<Dropped, OperatorError> {
     let mut lock = TenantLock::take(operator, name).await?;
+    moving::settle(operator, &mut lock).await?;
     let row = lock
         .client
         .query_opt(
