@@ -1,5 +1,6 @@
 //! Everything a running query never waits for.
 
+pub mod api_keys;
 pub mod central;
 pub mod central_tls;
 pub mod check;
