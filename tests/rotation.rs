@@ -125,7 +125,7 @@ async fn who_has_no_passwords_or_foreign_roles_is_not_rotated() {
     let desk = Desk::new().await;
     assert!(rotate(&desk.operator, "acme").await.expect_err("nobody").to_string().contains("no tenant"));
     create(&desk.operator, &tenant("acme")).await.unwrap();
-    tenants::suspend(&desk.operator, "acme", None).await.unwrap();
+    tenants::suspend(&desk.operator, "acme", None, tenants::Sessions::EndNow).await.unwrap();
     assert_eq!(rotate(&desk.operator, "acme").await.unwrap().status, "suspended");
     let before = verifiers(&desk).await;
     desk.superuser("postgres").await.run("COMMENT ON ROLE acme_ro IS 'mine'").await;

@@ -3,6 +3,7 @@
 //! A command is an `Args` (or a `Subcommand` of several) with `async fn run(self, &Globals) -> Result<(), Failure>` and
 //! a line in [`Command`]. Exit status: 0 done, 1 refused or failed, 2 usage.
 
+mod api_key;
 mod check;
 pub mod dev;
 mod doctor;
@@ -55,6 +56,7 @@ enum Command {
     Tenant(tenant::TenantCommand),
     Login(login::LoginCommand),
     Key(key::KeyCommand),
+    ApiKey(api_key::ApiKeyCommand),
     Run(run::Run),
 }
 
@@ -89,6 +91,7 @@ pub fn main() -> ExitCode {
                 Command::Tenant(command) => command.run(&globals).await,
                 Command::Login(command) => command.run(&globals).await,
                 Command::Key(command) => command.run(&globals).await,
+                Command::ApiKey(command) => command.run(&globals).await,
                 Command::Run(command) => command.run(&globals).await,
             }
         })

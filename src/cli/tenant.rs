@@ -1,6 +1,6 @@
 //! `pglobby tenant`: customers, each with a database of its own.
 
-use std::{io::IsTerminal as _, path::PathBuf};
+use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
@@ -10,17 +10,20 @@ use super::{
     output,
     table::{self, answer},
 };
+use crate::config::units;
 use crate::control_path::{
     onboarding::{
         NewTenant,
         adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
-        drop::{DropDatabase, drop_tenant},
+        drop::{DropDatabase, drop_tenant_keeping},
+        moving::{MoveTenant, move_tenant},
+        rename::rename,
         rotate::rotate,
         schema_files,
     },
     operator::OperatorError,
-    tenants::{self, TenantSummary},
+    tenants::{self, Sessions, TenantSummary},
 };
 
 /// Make, adopt, list, change, suspend and drop tenants
@@ -45,6 +48,8 @@ enum Action {
     /// Open a suspended tenant again
     Resume(Named),
     Rotate(Rotate),
+    Move(Move),
+    Rename(Rename),
     Drop(Drop),
 }
 
@@ -138,15 +143,22 @@ struct Set {
     json: bool,
 }
 
-/// Close a tenant to clients
+/// Close a tenant to clients; its sessions end at once, or after their transaction
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant suspend acme --reason \"unpaid; call 555-0199\"")]
+#[command(after_help = "Example:\n  pglobby tenant suspend acme --reason \"unpaid; call 555-0199\"\n  \
+                        pglobby tenant suspend acme --after-transaction")]
 struct Suspend {
     /// The tenant
     name: String,
     /// Clients read this
     #[arg(long)]
     reason: Option<String>,
+    /// Sessions end at once, with whatever they are doing (the default)
+    #[arg(long, conflicts_with = "after_transaction")]
+    now: bool,
+    /// Sessions end after the transaction they are in; suspend again with --now to end the rest
+    #[arg(long)]
+    after_transaction: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -166,9 +178,48 @@ struct Rotate {
     json: bool,
 }
 
+/// Move a tenant to another host; its sessions stay and wait meanwhile
+///
+/// The database is copied with pg_dump and pg_restore while every node holds the tenant's sessions still between two
+/// transactions; they wait as they do for a busy pool, up to query_wait_timeout. Until the new host serves, whatever fails
+/// is undone; a run that died is undone or finished by the next. Adopted databases are not moved.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby tenant move acme --host west --patience 2min")]
+struct Move {
+    /// The tenant
+    name: String,
+    /// The host to move to
+    #[arg(long)]
+    host: String,
+    /// How long transactions under way may take before the move is given up
+    #[arg(long, default_value = "30s", value_parser = units::duration)]
+    patience: Duration,
+    /// Leave the old database where it is, closed
+    #[arg(long)]
+    keep_source: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Call a tenant something else; its sessions go on, its database and roles keep their names
+///
+/// From then on clients ask for the new name. Those who ask for the old one are refused, so change both together.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby tenant rename acme acme-gmbh")]
+struct Rename {
+    /// The tenant
+    name: String,
+    /// What clients will ask for
+    new_name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Drop a tenant, its roles, its logins and its database (an adopted one stays)
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant drop acme --yes")]
+#[command(after_help = "Example:\n  pglobby tenant drop acme --final-dump acme.dump")]
 struct Drop {
     /// The tenant
     name: String,
@@ -178,6 +229,9 @@ struct Drop {
     /// The database of an adopted tenant, too
     #[arg(long)]
     with_database: bool,
+    /// Keep a copy in this new file, made by pg_dump when all sessions have ended; pg_restore reads it
+    #[arg(long, value_name = "FILE")]
+    final_dump: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -212,7 +266,12 @@ impl TenantCommand {
             }
             Action::Suspend(command) => {
                 let operator = operator(globals).await?;
-                let tenant = tenants::suspend(&operator, &command.name, command.reason.as_deref()).await?;
+                let sessions = match command.after_transaction {
+                    true => Sessions::EndAfterTransaction,
+                    false => Sessions::EndNow,
+                };
+                let tenant =
+                    tenants::suspend(&operator, &command.name, command.reason.as_deref(), sessions).await?;
                 changed(&tenant, command.json);
                 Ok(())
             }
@@ -228,6 +287,29 @@ impl TenantCommand {
                         done.name,
                         done.roles.join(" and ")
                     ));
+                });
+                Ok(())
+            }
+            Action::Move(command) => {
+                let wanted = MoveTenant {
+                    host: command.host,
+                    patience: command.patience,
+                    keep_source: command.keep_source,
+                };
+                let moved = move_tenant(&operator(globals).await?, &command.name, &wanted).await?;
+                answer(command.json, &moved, || {
+                    let rest = if moved.source_dropped { "is gone" } else { "is kept there, closed" };
+                    output::line(format!(
+                        "tenant {} is on host {}; its old database on {} {rest}",
+                        moved.name, moved.host, moved.from
+                    ));
+                });
+                Ok(())
+            }
+            Action::Rename(command) => {
+                let tenant = rename(&operator(globals).await?, &command.name, &command.new_name).await?;
+                answer(command.json, &tenant, || {
+                    output::line(format!("tenant {} is now called {}", command.name, tenant.name));
                 });
                 Ok(())
             }
@@ -332,7 +414,8 @@ impl Drop {
             self.ask(&tenants::show(&operator, &self.name).await?)?;
         }
         let database = if self.with_database { DropDatabase::Always } else { DropDatabase::IfOurs };
-        let dropped = drop_tenant(&operator, &self.name, database).await?;
+        let dropped =
+            drop_tenant_keeping(&operator, &self.name, database, self.final_dump.as_deref()).await?;
         answer(self.json, &dropped, || {
             output::line(match dropped.database_dropped {
                 true => format!("tenant {} and its database are gone", dropped.name),

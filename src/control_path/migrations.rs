@@ -18,8 +18,10 @@ pub struct Migration {
 }
 
 /// Every step this binary knows, in order.
-pub const ALL: &[Migration] =
-    &[Migration { number: 1, name: "schema", sql: include_str!("migrations/0001_schema.sql") }];
+pub const ALL: &[Migration] = &[
+    Migration { number: 1, name: "schema", sql: include_str!("migrations/0001_schema.sql") },
+    Migration { number: 2, name: "fences", sql: include_str!("migrations/0002_fences.sql") },
+];
 
 /// "pglobby" in hexadecimal; any number nobody else in the central database locks.
 const ADVISORY_LOCK: i64 = 0x0070_676c_6f62_6279;

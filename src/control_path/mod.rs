@@ -1,13 +1,16 @@
 //! Everything a running query never waits for.
 
+pub mod api_keys;
 pub mod central;
 pub mod central_tls;
 pub mod check;
 pub mod cluster_owner;
 pub mod console;
+pub mod database_copies;
 pub mod directory;
 pub mod doctor;
 pub mod fan_out;
+pub mod fences;
 pub mod fleet;
 pub mod host_session;
 pub mod hosts;

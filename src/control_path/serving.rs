@@ -10,6 +10,7 @@ use super::{
     central::{Central, causes},
     console::{self, Backstage, Period, Request},
     directory::Directory,
+    fences::Fences,
     fleet, http,
     keyring::Keyring,
     migrations,
@@ -221,15 +222,30 @@ fn grants(central: &Central, keyring: &Arc<ArcSwap<Keyring>>) -> PoolMaking {
 async fn follow(central: Central, proxy: Arc<Proxy>) {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let metrics = proxy.metrics.clone();
+    let mut fences = Fences::new(central.clone(), proxy.clone());
     let listening = notifications::follow(
         central,
         move |notice| drop(tell.send(notice)),
         move |listening| metrics.set_central_reachable(listening),
     );
     let applying = async {
-        while let Some(notice) = told.recv().await {
+        loop {
+            let notice = tokio::select! {
+                notice = told.recv() => notice,
+                () = tokio::time::sleep(HOUSEKEEPING), if fences.is_behind() => {
+                    fences.follow_rows().await;
+                    continue;
+                }
+            };
+            let Some(notice) = notice else { return };
             match notice {
-                Notice::Changed(change) => proxy.apply(change).await,
+                Notice::Changed(change) => {
+                    let may_move = matches!(change, Change::Tenant(_) | Change::Everything);
+                    proxy.apply(change).await;
+                    if may_move {
+                        fences.follow_rows().await;
+                    }
+                }
                 // Told without waiting for it to settle: the client that asked is another node's.
                 Notice::Cancel(key) => {
                     drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))

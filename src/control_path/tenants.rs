@@ -229,16 +229,27 @@ fn parse_network(text: &str) -> Result<String, OperatorError> {
     Ok(network.to_string())
 }
 
-/// Closes a tenant to clients; they read `reason`. Its sessions end.
+/// What becomes of the sessions of a tenant that is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sessions {
+    /// They end at once, with whatever they are doing.
+    EndNow,
+    /// They end after the transaction they are in.
+    EndAfterTransaction,
+}
+
+/// Closes a tenant to clients; they read `reason`. Suspended again, to change the reason or to end at once after all.
 ///
 /// # Errors
-/// Only an active tenant can be suspended (again, to change the reason).
+/// Only an active tenant can be suspended.
 pub async fn suspend(
     operator: &Operator,
     name: &str,
     reason: Option<&str>,
+    sessions: Sessions,
 ) -> Result<TenantSummary, OperatorError> {
-    change_status(operator, name, &["active", "suspended"], "suspended", reason).await
+    let drain = sessions == Sessions::EndAfterTransaction;
+    change_status(operator, name, &["active", "suspended"], "suspended", reason, drain).await
 }
 
 /// Opens a suspended tenant; an active one stays active.
@@ -246,7 +257,7 @@ pub async fn suspend(
 /// # Errors
 /// It is neither.
 pub async fn resume(operator: &Operator, name: &str) -> Result<TenantSummary, OperatorError> {
-    change_status(operator, name, &["suspended", "active"], "active", None).await
+    change_status(operator, name, &["suspended", "active"], "active", None, false).await
 }
 
 async fn change_status(
@@ -255,13 +266,15 @@ async fn change_status(
     from: &[&str],
     to: &str,
     reason: Option<&str>,
+    drain: bool,
 ) -> Result<TenantSummary, OperatorError> {
     let mut client = operator.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let changed = transaction
         .execute(
-            "UPDATE pglobby.tenants SET status = $2, status_reason = $3 WHERE name = $1 AND status = ANY ($4)",
-            &[&name, &to, &reason, &from],
+            "UPDATE pglobby.tenants SET status = $2, status_reason = $3, drain = $5
+             WHERE name = $1 AND status = ANY ($4)",
+            &[&name, &to, &reason, &from, &drain],
         )
         .await?;
     if changed == 0 {
@@ -271,7 +284,7 @@ async fn change_status(
         return Err(OperatorError::Refused(format!("tenant {name:?} is {status}, so it cannot become {to}")));
     }
     let action = if to == "active" { "tenant.resume" } else { "tenant.suspend" };
-    operator.audit(&transaction, action, Some(name), &json!({ "reason": reason })).await?;
+    operator.audit(&transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
     transaction.commit().await?;
     drop(client);
     show(operator, name).await

@@ -228,8 +228,14 @@ impl Proxy {
             }
             None => Some(Refusal::AdminShutdown),
         };
-        if let Some(refusal) = refusal {
-            self.sessions.end(&Refusal::Ended(refusal.to_string()), |session| session.tenant.id == id);
+        let Some(refusal) = refusal else { return };
+        let reason = Refusal::Ended(refusal.to_string());
+        if tenant.is_some_and(|tenant| tenant.drain) {
+            for session in self.sessions.all().into_iter().filter(|session| session.tenant.id == id) {
+                session.end_when_free(reason.clone());
+            }
+        } else {
+            self.sessions.end(&reason, |session| session.tenant.id == id);
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Tenant {
     pub status: TenantStatus,
     /// The operator's words for a suspension; clients read them.
     pub status_reason: Option<String>,
+    /// Closed, but sessions may finish the transaction they are in.
+    pub drain: bool,
     /// `None`: `pool_mode` of the configuration.
     pub pool_mode: Option<PoolMode>,
     /// Server connections per (tenant, access) at most. `None`: `default_pool_size`.

@@ -22,7 +22,7 @@ macro_rules! tenant_query {
     ($ending:literal) => {
         concat!(
             "SELECT t.id, t.name, t.database, t.username, t.sealed_password, t.ro_username, t.sealed_ro_password,
-                t.status, t.status_reason, t.pool_mode, t.pool_size, t.min_pool_size, t.max_clients,
+                t.status, t.status_reason, t.drain, t.pool_mode, t.pool_size, t.min_pool_size, t.max_clients,
                 (pg_catalog.date_part('epoch', t.statement_timeout) * 1000)::bigint AS statement_timeout_ms,
                 t.allow_from::text[] AS allow_from, t.grants_pending, t.generation,
                 h.name AS host, h.address, h.port, h.tls_mode, h.tls_root_ca, h.max_connections
@@ -82,6 +82,7 @@ pub fn tenant(row: &Row, keyring: &Keyring) -> Result<Tenant, String> {
         read_only,
         status,
         status_reason: get(row, "status_reason")?,
+        drain: get(row, "drain")?,
         pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(word).transpose()?,
         pool_size: count(row, "pool_size")?,
         min_pool_size: count(row, "min_pool_size")?,

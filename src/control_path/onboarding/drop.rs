@@ -1,14 +1,17 @@
 //! `tenant drop`: clients are refused first, then servers end, then the database goes, then the roles; a tombstone
 //! stays, so that a late client gets a clear error at once.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::{
-    enter_host,
+    enter_host, moving,
     operation::{Operation, TenantLock},
     roles, undo, undo_remains,
 };
 use crate::control_path::{
+    database_copies::{CopyPrograms, refuse_existing},
     host_session::{HostAdmin, HostSession},
     operator::{Operator, OperatorError},
 };
@@ -44,7 +47,22 @@ pub async fn drop_tenant(
     name: &str,
     database: DropDatabase,
 ) -> Result<Dropped, OperatorError> {
+    drop_tenant_keeping(operator, name, database, None).await
+}
+
+/// The same, with a last copy of the database in a new file (pg_dump's custom format), made when nobody can change it
+/// any more.
+///
+/// # Errors
+/// As [`drop_tenant`]; a file that exists, or a copy that fails, comes before anything is dropped.
+pub async fn drop_tenant_keeping(
+    operator: &Operator,
+    name: &str,
+    database: DropDatabase,
+    final_dump: Option<&Path>,
+) -> Result<Dropped, OperatorError> {
     let mut lock = TenantLock::take(operator, name).await?;
+    moving::settle(operator, &mut lock).await?;
     let row = lock
         .client
         .query_opt(
@@ -70,7 +88,8 @@ pub async fn drop_tenant(
     let roles = [Some(row.get::<_, String>("username")), row.get::<_, Option<String>>("ro_username")];
     let roles: Vec<String> = roles.into_iter().flatten().collect();
 
-    let mut operation = fence(operator, &mut lock, row.get("id"), &dropped).await?;
+    let final_dump = final_dump.map(whole_path).transpose()?;
+    let mut operation = fence(operator, &mut lock, row.get("id"), &dropped, final_dump).await?;
     // As the first run was told, whatever this one was.
     dropped.database_dropped =
         operation.arguments["drop_database"].as_bool().unwrap_or(dropped.database_dropped);
@@ -88,22 +107,36 @@ pub async fn drop_tenant(
     }
 }
 
+/// A run that goes on with it may have another working directory.
+fn whole_path(file: &Path) -> Result<String, OperatorError> {
+    let wrong = |why: String| OperatorError::Invalid(format!("{}: {why}", file.display()));
+    let whole = std::path::absolute(file).map_err(|error| wrong(error.to_string()))?;
+    whole.into_os_string().into_string().map_err(|_| wrong("is not UTF-8".to_owned()))
+}
+
 /// Refuses clients from now on, on every node, and records what will be done.
 async fn fence(
     operator: &Operator,
     lock: &mut TenantLock,
     tenant_id: i64,
     dropped: &Dropped,
+    final_dump: Option<String>,
 ) -> Result<Operation, OperatorError> {
-    if let Some(operation) = Operation::left_running(lock).await? {
+    if let Some(mut operation) = Operation::left_running(lock).await? {
+        // A first file may be in the way by now.
+        if let Some(file) = final_dump {
+            operation.arguments["final_dump"] = file.into();
+        }
         return Ok(operation);
+    }
+    if let Some(file) = &final_dump {
+        refuse_existing(Path::new(file))?;
     }
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
     let sql = "UPDATE pglobby.tenants SET status = 'dropping' WHERE id = $1";
     transaction.execute(sql, &[&tenant_id]).await?;
-    let arguments =
-        json!({ "name": name, "database": dropped.database, "drop_database": dropped.database_dropped });
+    let arguments = json!({ "name": name, "database": dropped.database, "drop_database": dropped.database_dropped, "final_dump": final_dump });
     Operation::supersede(&transaction, tenant_id, &["rotate"]).await?;
     let operation = Operation::begin(&transaction, operator, "drop", tenant_id, arguments).await?;
     let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
@@ -127,6 +160,7 @@ async fn remove(
         roles::shut_out(&session, role).await?;
     }
     operation.record(operator, lock, "ended").await?;
+    keep_copy(operator, lock, operation, &admin, &session).await?;
     if dropped.database_dropped {
         drop_database(operator, lock, operation, &session).await?;
     }
@@ -135,6 +169,24 @@ async fn remove(
         roles::release(&admin, &session, role).await?;
     }
     operation.record(operator, lock, "roles").await
+}
+
+/// The last copy, if one was asked for and is not made yet. While it is made, none of the tenant's roles can log in.
+async fn keep_copy(
+    operator: &Operator,
+    lock: &TenantLock,
+    operation: &mut Operation,
+    admin: &HostAdmin,
+    session: &HostSession,
+) -> Result<(), OperatorError> {
+    let file = operation.argument("final_dump").to_owned();
+    if file.is_empty() || operation.arguments["dumped"] == Value::Bool(true) {
+        return Ok(());
+    }
+    let programs = CopyPrograms::for_server(session).await?;
+    programs.dump_to(admin, operation.argument("database"), Path::new(&file)).await?;
+    operation.arguments["dumped"] = true.into();
+    operation.record(operator, lock, "dumped").await
 }
 
 /// Drops the database that the tenant had when the drop began: by its oid, so that one made by that name since is

@@ -5,6 +5,8 @@
 //! - [`adopt`](adopt::adopt): the same around a database that exists; its tables are granted when its first pool is
 //!   made ([`adopt::complete_grants`]);
 //! - [`rotate`](rotate::rotate): new passwords on the host and in the row, proved by logging in;
+//! - [`move`](moving::move_tenant): roles and database on another host, fenced, copied, proved, switched;
+//! - [`rename`](rename::rename): another name;
 //! - [`drop`](drop::drop_tenant): fenced, ended, dropped, a tombstone kept.
 //!
 //! A run that died while creating or adopting is undone by the next one, which then starts afresh: one road back
@@ -14,12 +16,15 @@ pub mod adopt;
 pub mod create;
 pub mod drop;
 pub mod grants;
+pub mod moving;
 pub mod names;
 pub mod operation;
+pub mod rename;
 pub mod reown;
 pub mod roles;
 pub mod rotate;
 pub mod schema_files;
+mod source;
 mod undo;
 
 use serde::Serialize;

@@ -106,13 +106,46 @@ impl Operation {
                 &[&lock.name],
             )
             .await?;
-        Ok(row.map(|row| Self {
+        Ok(row.as_ref().map(Self::of_row))
+    }
+
+    /// The operation of `kind` that died while it worked on the locked tenant, whatever state the tenant is in.
+    ///
+    /// # Errors
+    /// [`OperatorError::Central`].
+    pub async fn left(lock: &TenantLock, kind: &str) -> Result<Option<Self>, OperatorError> {
+        let sql = "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
+                   FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
+                   WHERE t.name = $1 AND t.status <> 'dropped' AND o.kind = $2 AND o.status IN ('running', 'failed')
+                   ORDER BY o.id DESC LIMIT 1";
+        let row = lock.client.query_opt(sql, &[&lock.name, &kind]).await?;
+        Ok(row.as_ref().map(Self::of_row))
+    }
+
+    fn of_row(row: &tokio_postgres::Row) -> Self {
+        Self {
             id: row.get(0),
             kind: row.get(1),
             tenant_id: row.get(2),
             arguments: row.get(3),
             step: row.get(4),
-        }))
+        }
+    }
+
+    /// Refuses work on a tenant that other work, now dead, has left half done.
+    ///
+    /// # Errors
+    /// [`OperatorError::Refused`] with the command that finishes it.
+    pub async fn refuse_unfinished(lock: &TenantLock) -> Result<(), OperatorError> {
+        let sql = "SELECT o.kind FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
+                   WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed') LIMIT 1";
+        match lock.client.query_opt(sql, &[&lock.name]).await?.map(|row| row.get::<_, String>(0)) {
+            None => Ok(()),
+            Some(kind) => Err(OperatorError::Refused(format!(
+                "tenant {name:?}: an earlier `pglobby tenant {kind} {name}` has not finished; run that again first",
+                name = lock.name
+            ))),
+        }
     }
 
     /// Closes what dead runs of these kinds left unfinished, because what begins now does all of it again, or makes it

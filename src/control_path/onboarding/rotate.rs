@@ -59,6 +59,9 @@ struct Before {
 /// [`OperatorError`]; what was changed is changed back, or the error says that it could not be.
 pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, OperatorError> {
     let mut lock = TenantLock::take(operator, name).await?;
+    if Operation::left(&lock, "move").await?.is_some() {
+        Operation::refuse_unfinished(&lock).await?;
+    }
     let before = load(operator, &lock).await?;
     let admin = HostAdmin::load(operator, &lock.client, &before.host).await?;
     let (session, _) = enter_host(&admin, before.id).await?;

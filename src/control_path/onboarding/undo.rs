@@ -57,7 +57,11 @@ pub(super) async fn undo_after(
     ))
 }
 
-async fn undo(
+/// Removes what carries the operation's mark on its host, and closes it.
+///
+/// # Errors
+/// The host or the central database.
+pub(super) async fn undo(
     operator: &Operator,
     lock: &mut TenantLock,
     operation: &Operation,

@@ -101,6 +101,7 @@ fn a_tenant(id: i64, name: &str) -> Tenant {
         statement_timeout: None,
         allow_from: Vec::new(),
         grants_pending: false,
+        drain: false,
         generation: 1,
     }
 }

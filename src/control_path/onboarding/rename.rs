@@ -1,0 +1,55 @@
+//! `tenant rename`: another name to ask for, and nothing else.
+//!
+//! The tenant's id names its pools, its logins and its sessions, so all of them go on. One row changes, in one
+//! transaction: there is no step to die after.
+
+use serde_json::json;
+use tokio_postgres::error::SqlState;
+
+use super::{
+    names::check_tenant_name,
+    operation::{Operation, TenantLock},
+};
+use crate::control_path::{
+    operator::{Operator, OperatorError},
+    tenants::{self, TenantSummary, missing},
+};
+
+/// Renames a tenant. Its database and its roles keep their names.
+///
+/// # Errors
+/// No such tenant, a name that cannot be or is taken, or work on the tenant that died and is to be finished first.
+pub async fn rename(operator: &Operator, name: &str, to: &str) -> Result<TenantSummary, OperatorError> {
+    check_tenant_name(to, operator.central.database())?;
+    if name == to {
+        return tenants::show(operator, name).await;
+    }
+    // Both names, always in the same order: two renames the other way round must not wait for each other.
+    let (first, second) = if name < to { (name, to) } else { (to, name) };
+    let mut lock = TenantLock::take(operator, first).await?;
+    let _other = TenantLock::take(operator, second).await?;
+    name.clone_into(&mut lock.name);
+    Operation::refuse_unfinished(&lock).await?;
+
+    let transaction = lock.client.transaction().await?;
+    let sql = "UPDATE pglobby.tenants SET name = $2 WHERE name = $1 AND status IN ('active', 'suspended') RETURNING id";
+    let renamed = match transaction.query_opt(sql, &[&name, &to]).await {
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            return Err(OperatorError::Exists(format!(
+                "there is a tenant {to:?} already; see `pglobby tenant show {to}`"
+            )));
+        }
+        renamed => renamed?,
+    };
+    let Some(row) = renamed else {
+        return Err(missing(operator, &transaction, name).await);
+    };
+    let arguments = json!({ "name": name, "to": to });
+    let operation = Operation::begin(&transaction, operator, "rename", row.get(0), arguments).await?;
+    operation.close(&transaction, "done", name).await?;
+    let detail = json!({ "from": name, "operation": operation.id });
+    operator.audit(&transaction, "tenant.rename", Some(to), &detail).await?;
+    transaction.commit().await?;
+    operator.report(to, "renamed").await;
+    tenants::show(operator, to).await
+}

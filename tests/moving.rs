@@ -1,0 +1,254 @@
+//! `tenant move`: to another host under the feet of clients that wait a moment, whatever dies on the way.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use pglobby::control_path::{
+    doctor::examine,
+    onboarding::{
+        create::create,
+        drop::{DropDatabase, drop_tenant},
+        moving::{MoveTenant, Moved, move_tenant},
+        rotate::rotate,
+    },
+    operator::{Operator, OperatorError},
+    tenants,
+};
+use support::{
+    Cluster, Proxy,
+    client::in_time,
+    desk::{Desk, StopAfter, tenant},
+};
+
+const STEPS: [&str; 9] =
+    ["begun", "roles", "database", "fenced", "quiet", "copied", "owned", "verified", "switched"];
+
+/// A second cluster, registered as host `west`: its administrator is no superuser.
+async fn west(central: &support::Client) -> Cluster {
+    let hba = "host all onboarder 127.0.0.1/32 trust\nlocal all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
+    let west = Cluster::build().hba(hba).start();
+    west.client("postgres").await.run("CREATE ROLE onboarder LOGIN CREATEDB CREATEROLE").await;
+    let sql = format!(
+        "INSERT INTO pglobby.hosts (name, address, port, admin_user, accepts_tenants)
+         VALUES ('west', '127.0.0.1', {}, 'onboarder', false)",
+        west.port()
+    );
+    central.run(&sql).await;
+    west
+}
+
+fn to(host: &str) -> MoveTenant {
+    MoveTenant { host: host.to_owned(), patience: Duration::from_secs(20), keep_source: false }
+}
+
+async fn move_to(operator: &Operator, host: &str) -> Result<Moved, OperatorError> {
+    move_tenant(operator, "acme", &to(host)).await
+}
+
+/// Databases and roles of a cluster that are not the system's.
+async fn inventory(cluster: &Cluster) -> String {
+    let sql = "SELECT string_agg(name, ' ' ORDER BY name) FROM (
+        SELECT datname AS name FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1', 'central')
+        UNION ALL SELECT rolname || CASE WHEN rolcanlogin THEN '' ELSE ' (locked)' END FROM pg_roles
+                  WHERE rolname ~ '_r[wo]$') AS all_names";
+    cluster.client("postgres").await.ask(sql).await
+}
+
+const CONTENT: &str = "
+    CREATE SCHEMA hr; CREATE TYPE hr.mood AS ENUM ('ok');
+    CREATE TABLE hr.pay (id serial PRIMARY KEY, who text, mood hr.mood DEFAULT 'ok');
+    INSERT INTO hr.pay (who) VALUES ('müller'), ('o''neil'), (NULL);
+    CREATE VIEW payed AS SELECT who FROM hr.pay; CREATE EXTENSION IF NOT EXISTS pg_trgm;
+    CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'";
+
+#[tokio::test]
+async fn everything_arrives_belongs_to_the_tenant_and_nothing_stays_behind() {
+    let desk = Desk::new().await;
+    let west = west(&desk.superuser("central").await).await;
+    let made = create(&desk.operator, &tenant("acme")).await.unwrap();
+    desk.login(&made.username, "acme").await.unwrap().run(CONTENT).await;
+    let superuser = desk.superuser("postgres").await;
+    superuser
+        .run("ALTER DATABASE acme SET search_path = hr, public; ALTER DATABASE acme SET work_mem = '5MB'")
+        .await;
+    superuser.run("ALTER ROLE acme_ro IN DATABASE acme SET application_name = 'it''s blue'").await;
+    let before = inventory(&desk.lobby.cluster).await;
+    assert_eq!(before, "acme acme_ro acme_rw");
+
+    let moved = move_to(&desk.operator, "west").await.unwrap();
+
+    assert_eq!((moved.from.as_str(), moved.host.as_str(), moved.source_dropped), ("default", "west", true));
+    assert_eq!(inventory(&desk.lobby.cluster).await, "");
+    assert_eq!(inventory(&west).await, before);
+    let inside = west.client("acme").await;
+    assert_eq!(
+        inside.ask("SELECT string_agg(coalesce(who, '-'), ',' ORDER BY id) FROM hr.pay").await,
+        "müller,o'neil,-"
+    );
+    assert_eq!(inside.ask("SELECT nextval('hr.pay_id_seq')").await, "4");
+    let foreign = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE nspname IN ('public', 'hr') AND pg_get_userbyid(relowner) <> 'acme_rw'";
+    assert_eq!(inside.ask(foreign).await, "0");
+    assert_eq!(inside.ask("SHOW search_path").await, "hr, public");
+    assert_eq!(inside.ask("SHOW work_mem").await, "5MB");
+    let colour = "SELECT setconfig[1] FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
+                  WHERE rolname = 'acme_ro' AND setdatabase <> 0";
+    assert_eq!(inside.ask(colour).await, "application_name=it's blue");
+    let report = examine(&desk.operator, &[], false).await.unwrap();
+    assert!(report.ok, "{:#?}", report.findings);
+    assert_eq!(tenants::show(&desk.operator, "acme").await.unwrap().host, "west");
+
+    inside.leave().await; // a superuser's session, which west's administrator may not end
+    move_to(&desk.operator, "default").await.unwrap();
+    assert_eq!(inventory(&desk.lobby.cluster).await, before);
+    assert_eq!(inventory(&west).await, "");
+}
+
+#[tokio::test]
+async fn killed_after_any_step_moving_again_arrives_once() {
+    let desk = Desk::new().await;
+    let west = west(&desk.superuser("central").await).await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    desk.superuser("acme")
+        .await
+        .run("CREATE TABLE t AS SELECT 42 AS a; ALTER TABLE t OWNER TO acme_rw")
+        .await;
+    let mut here = false;
+    for step in STEPS {
+        let (target, other) = if here { ("default", &west) } else { ("west", &desk.lobby.cluster) };
+        let mut dying = desk.another_operator();
+        let killer = StopAfter::step(step);
+        dying.progress = Some(killer.clone());
+        killer.kill(async { drop(move_to(&dying, target).await) }).await;
+        let rotated = rotate(&desk.operator, "acme").await.expect_err("first things first").to_string();
+        assert!(rotated.contains("tenant move acme"), "{rotated}");
+
+        let moved = move_to(&desk.another_operator(), target).await.unwrap();
+
+        here = !here;
+        assert_eq!(moved.host, target, "killed after {step}");
+        let cluster = if target == "west" { &west } else { &desk.lobby.cluster };
+        assert_eq!(cluster.client("acme").await.ask("SELECT a FROM t").await, "42", "killed after {step}");
+        assert_eq!(inventory(cluster).await, "acme acme_ro acme_rw", "killed after {step}");
+        assert_eq!(inventory(other).await, "", "killed after {step}");
+        let open = "SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed')";
+        let fenced = "SELECT count(*) FROM pglobby.tenants WHERE fenced";
+        let central = desk.superuser("central").await;
+        assert_eq!((central.ask(open).await, central.ask(fenced).await), ("0".into(), "0".into()));
+        assert!(examine(&desk.operator, &[], false).await.unwrap().ok, "killed after {step}");
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_whose_move_died_can_be_dropped() {
+    for step in ["copied", "switched"] {
+        let desk = Desk::new().await;
+        let west = west(&desk.superuser("central").await).await;
+        create(&desk.operator, &tenant("acme")).await.unwrap();
+        let mut dying = desk.another_operator();
+        let killer = StopAfter::step(step);
+        dying.progress = Some(killer.clone());
+        killer.kill(async { drop(move_to(&dying, "west").await) }).await;
+
+        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+
+        assert_eq!(inventory(&desk.lobby.cluster).await + &inventory(&west).await, "", "killed after {step}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_copied_stays_where_it_is() {
+    let desk = Desk::new().await;
+    let west = west(&desk.superuser("central").await).await;
+    let made = create(&desk.operator, &tenant("acme")).await.unwrap();
+    for (host, says) in [("default", "on host \"default\" already"), ("wset", "did you mean \"west\"?")] {
+        let error = move_to(&desk.operator, host).await.expect_err(host).to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    west.client("postgres").await.run("CREATE DATABASE acme").await;
+    assert!(matches!(move_to(&desk.operator, "west").await, Err(OperatorError::Exists(_))));
+    west.client("postgres").await.run("DROP DATABASE acme").await;
+    let session = desk.login(&made.username, "acme").await.unwrap();
+    session.run("BEGIN; SELECT 1").await;
+    let impatient = MoveTenant { patience: Duration::from_millis(200), ..to("west") };
+
+    let error = move_tenant(&desk.operator, "acme", &impatient).await.expect_err("busy").to_string();
+
+    assert!(error.contains("1 sessions of the tenant") && error.contains("stays where it is"), "{error}");
+    session.run("SELECT 1; COMMIT").await;
+    assert_eq!(inventory(&desk.lobby.cluster).await, "acme acme_ro acme_rw");
+    assert_eq!(inventory(&west).await, "");
+    drop(session);
+    move_to(&desk.operator, "west").await.unwrap();
+}
+
+/// Clients read, write and use what they have prepared, all the while; one holds a transaction open at the beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_wait_and_see_no_error() {
+    let proxy = Proxy::with_tenant("acme").pool_size(3).start().await;
+    let west = west(&proxy.cluster.client("central").await).await;
+    proxy.client("acme").run("CREATE TABLE log (id serial, who int)").then_leave().await;
+    let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
+    let mut clients = tokio::task::JoinSet::new();
+    for who in 0..4_i32 {
+        let (caller, stop, written) = (proxy.client("acme"), stop.clone(), written.clone());
+        clients.spawn(async move {
+            let client = caller.connect().await;
+            let insert = client.prepare("INSERT INTO log (who) VALUES ($1)").await.unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let inserted = in_time("an insert", client.execute(&insert, &[&who])).await;
+                assert_eq!(inserted.unwrap(), 1);
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let patient = proxy.client("acme").connect().await;
+    patient.run("SET application_name = 'patient'; BEGIN; INSERT INTO log (who) VALUES (99)").await;
+    let progress = async |more: i64| {
+        let before = written.load(Ordering::Relaxed);
+        let going = async {
+            while written.load(Ordering::Relaxed) < before + more {
+                tokio::task::yield_now().await;
+            }
+        };
+        in_time("clients go on", going).await;
+    };
+    progress(50).await;
+
+    let moving = async {
+        let fenced = "SELECT count(*) FROM pglobby.tenants WHERE fenced";
+        let central = proxy.cluster.client("central").await;
+        in_time("the fence", async { while central.ask(fenced).await != "1" {} }).await;
+        patient.run("COMMIT").await;
+    };
+    let arguments = ["tenant", "move", "acme", "--host", "west", "--json"];
+    let printed = std::thread::scope(|scope| {
+        let command = scope.spawn(|| proxy.json(&arguments));
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(moving));
+        command.join().unwrap()
+    });
+
+    assert_eq!(printed["host"], "west");
+    progress(50).await;
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = clients.join_next().await {
+        ended.unwrap();
+    }
+    let count = (written.load(Ordering::Relaxed) + 1).to_string();
+    assert_eq!(
+        west.client("acme").await.ask("SELECT count(*) FROM log").await,
+        count,
+        "nothing lost, nothing twice"
+    );
+    assert_eq!(patient.ask("SHOW application_name").await, "patient");
+    assert_eq!(patient.ask("SELECT count(*) FROM log").await, count);
+    assert_eq!(inventory(&proxy.cluster).await, "");
+}

@@ -1,0 +1,218 @@
+//! What happens to a tenant's clients when it is renamed, suspended, dropped, or when their logins change: through the
+//! real proxy.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+
+use pglobby::control_path::{
+    onboarding::{
+        create::create,
+        drop::{DropDatabase, drop_tenant_keeping},
+    },
+    postgres_binaries::PostgresBinaries,
+    tenants,
+};
+use support::{
+    Client, Proxy,
+    client::in_time,
+    desk::{Desk, StopAfter, tenant},
+};
+
+/// Waits until the client's session is refused, and answers how.
+async fn until_refused(client: &Client) -> String {
+    let refused = async {
+        loop {
+            if let Err(error) = client.try_run("SELECT 1").await {
+                return error.code().map(|code| code.code().to_owned()).unwrap_or_default();
+            }
+        }
+    };
+    in_time("the session ends", refused).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_tenants_sessions_go_on_and_new_ones_ask_for_the_new_name() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let client = proxy.client("acme").connect().await;
+    client.run("CREATE TABLE kept (a int); SET application_name = 'patient'").await;
+
+    let renamed = proxy.json(&["tenant", "rename", "acme", "umbrella", "--json"]);
+
+    assert_eq!((&renamed["name"], &renamed["database"]), (&"umbrella".into(), &"acme".into()));
+    assert_eq!(client.ask("SHOW application_name").await, "patient");
+    let mut caller = proxy.client("acme");
+    caller.config.dbname("umbrella");
+    let entered = async {
+        while caller.try_connect().await.is_err() {} // every node hears of it within a second
+    };
+    in_time("the new name is known", entered).await;
+    assert_eq!(caller.ask("SELECT count(*) FROM kept").await, "0");
+    assert_eq!(proxy.client("acme").refusal().await, caller_of_nobody(&proxy).await);
+    let taken = proxy.command_with(&["tenant", "rename", "umbrella", "globex"], "");
+    assert!(
+        String::from_utf8_lossy(&taken.stderr).contains("there is a tenant \"globex\" already"),
+        "{taken:?}"
+    );
+    for (from, to, says) in [("umbrella", "postgres", "reserved"), ("acne", "x", "no tenant")] {
+        let refused = proxy.command_with(&["tenant", "rename", from, to], "");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(says), "{refused:?}");
+    }
+    client.run("INSERT INTO kept VALUES (1)").await;
+}
+
+async fn caller_of_nobody(proxy: &Proxy) -> String {
+    let mut caller = proxy.client("acme");
+    caller.config.dbname("nobody");
+    caller.refusal().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_tenants_sessions_may_finish_their_transaction_or_end_now() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let (idle, working) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    working.run("BEGIN; CREATE TABLE paid (a int)").await;
+
+    proxy.command(&["tenant", "suspend", "acme", "--reason", "unpaid", "--after-transaction"]);
+
+    until_refused(&idle).await;
+    let refused = proxy.client("acme").try_connect().await.err().expect("closed");
+    assert!(refused.as_db_error().unwrap().message().contains("unpaid"), "{refused:?}");
+    working.run("INSERT INTO paid VALUES (1)").await.run("COMMIT").await;
+    until_refused(&working).await;
+    assert_eq!(proxy.behind("acme").await.ask("SELECT count(*) FROM paid").await, "1");
+
+    proxy.command(&["tenant", "resume", "acme"]);
+    let entered = async {
+        loop {
+            if let Ok(client) = proxy.client("acme").try_connect().await {
+                return client;
+            }
+        }
+    };
+    let working = in_time("open again", entered).await;
+    working.run("BEGIN; INSERT INTO paid VALUES (2)").await;
+    proxy.command(&["tenant", "suspend", "acme", "--after-transaction"]);
+    working.run("INSERT INTO paid VALUES (3)").await;
+    proxy.command(&["tenant", "suspend", "acme", "--now"]);
+    until_refused(&working).await;
+    let superuser = proxy.behind("acme").await;
+    assert_eq!(superuser.ask("SELECT count(*) FROM paid").await, "1", "the rest was rolled back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_a_login_ends_the_sessions_it_concerns_and_no_others() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let bystander = proxy.client("acme").connect().await;
+    for (login, options, change) in [
+        ("disabled", &["--tenant", "acme"][..], &["login", "disable", "disabled"][..]),
+        ("dropped", &["--tenant", "acme"], &["login", "drop", "dropped"]),
+        (
+            "revoked",
+            &["--service", "--tenants", "acme,globex"],
+            &["login", "revoke", "revoked", "--tenants", "acme"],
+        ),
+        (
+            "lowered",
+            &["--service", "--tenants", "acme"],
+            &["login", "grant", "lowered", "--tenants", "acme", "--read-only"],
+        ),
+    ] {
+        proxy.create_login(login, "secret", options);
+        let client = proxy.caller(login, "secret", "acme").connect().await;
+        client.run("SELECT 1").await;
+
+        proxy.command(change);
+
+        until_refused(&client).await;
+    }
+    proxy.create_login("granted", "secret", &["--service", "--tenants", "acme,globex"]);
+    let client = proxy.caller("granted", "secret", "acme").connect().await;
+    proxy.command(&["login", "revoke", "granted", "--tenants", "globex"]);
+    let refused = async { while proxy.caller("granted", "secret", "globex").try_connect().await.is_ok() {} };
+    in_time("the change has arrived", refused).await;
+    client.run("SELECT 1").await;
+    bystander.run("SELECT 1").await;
+}
+
+/// Restores a dump beside what is left, and reads from it.
+async fn restored(desk: &Desk, file: &std::path::Path, sql: &str) -> String {
+    desk.superuser("postgres").await.run("CREATE DATABASE restored").await;
+    let programs = PostgresBinaries::find(None).unwrap();
+    let done = Command::new(programs.program("pg_restore"))
+        .args(["--no-owner", "--no-privileges", "--dbname", &desk.lobby.cluster.url("restored")])
+        .arg(file)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    desk.superuser("restored").await.ask(sql).await
+}
+
+#[tokio::test]
+async fn a_final_dump_holds_everything_and_a_run_that_died_goes_on() {
+    for step in ["ended", "dumped", "roles"] {
+        let desk = Desk::new().await;
+        create(&desk.operator, &tenant("ac'me=1")).await.unwrap();
+        desk.superuser("ac'me=1")
+            .await
+            .run("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2), (3)")
+            .await;
+        let file = desk.lobby.folder.path().join("last.dump");
+        let mut dying = desk.another_operator();
+        let killer = StopAfter::step(step);
+        dying.progress = Some(killer.clone());
+        let dropping = drop_tenant_keeping(&dying, "ac'me=1", DropDatabase::IfOurs, Some(&file));
+        killer.kill(async { drop(dropping.await) }).await;
+
+        let again =
+            drop_tenant_keeping(&desk.another_operator(), "ac'me=1", DropDatabase::IfOurs, None).await;
+
+        assert!(again.unwrap().database_dropped, "killed after {step}");
+        assert_eq!(restored(&desk, &file, "SELECT count(*) FROM t").await, "3", "killed after {step}");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::read_dir(file.parent().unwrap())
+                .unwrap()
+                .filter(|entry| {
+                    entry.as_ref().unwrap().file_name().to_string_lossy().contains("unfinished")
+                })
+                .count(),
+            0
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_its_final_dump_nothing_is_dropped() {
+    let desk = Desk::new().await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let file = desk.lobby.folder.path().join("precious");
+    fs::write(&file, "mine").unwrap();
+
+    let exists = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&file)).await;
+    let nowhere = desk.lobby.folder.path().join("no/such/folder/dump");
+    let no_folder = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&nowhere)).await;
+
+    assert!(exists.unwrap_err().to_string().contains("exists already"));
+    assert!(no_folder.unwrap_err().to_string().contains("there is no folder"));
+    assert_eq!(tenants::show(&desk.operator, "acme").await.unwrap().status, "active");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+
+    // Once it has begun, a copy that fails keeps the database; another file will do.
+    desk.superuser("acme").await.run("CREATE TABLE t (a int)").await;
+    let taken = desk.lobby.folder.path().join("taken.dump");
+    let mut dying = desk.another_operator();
+    let killer = StopAfter::step("fenced");
+    dying.progress = Some(killer.clone());
+    killer
+        .kill(async { drop(drop_tenant_keeping(&dying, "acme", DropDatabase::IfOurs, Some(&taken)).await) })
+        .await;
+    fs::write(&taken, "somebody else's").unwrap();
+    let in_the_way = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, None).await;
+    assert!(in_the_way.unwrap_err().to_string().contains("exists already"));
+    assert_eq!(desk.superuser("acme").await.ask("SELECT count(*) FROM t").await, "0");
+    let other = desk.lobby.folder.path().join("other.dump");
+    drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&other)).await.unwrap();
+    assert_eq!(restored(&desk, &other, "SELECT count(*) FROM t").await, "0");
+}
