@@ -116,7 +116,9 @@ impl Relay {
     }
 
     /// Serves the client to its end. `greeting` goes out first.
-    pub async fn run(mut self, greeting: Vec<u8>) {
+    ///
+    /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
+    pub async fn run(mut self: Box<Self>, greeting: Vec<u8>) {
         self.unsent.push(&greeting);
         poll_fn(|cx| {
             self.handle.wake_with(cx.waker());
