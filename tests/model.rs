@@ -121,7 +121,8 @@ fn step(random: &mut StdRng) -> (String, Vec<u8>, usize) {
         ),
         8..=10 => ("probe".to_owned(), message(b'Q', &c_string(PROBE))),
         11 => {
-            let sql = TEXTS.choose(random).unwrap().replace('#', &number);
+            // All but the last, EXECUTE of a statement prepared at protocol level, which only a simple query may name.
+            let sql = TEXTS[..TEXTS.len() - 1].choose(random).unwrap().replace('#', &number);
             (format!("by Parse: {sql}"), [parse("", &sql), run(""), sync()].concat())
         }
         _ => {
@@ -155,7 +156,7 @@ async fn whatever_clients_do_at_random_is_answered_as_without_a_proxy() {
     for database in [acme.as_str(), "twin"] {
         behind.run(&format!("GRANT ALL ON DATABASE \"{database}\" TO visitor")).await;
     }
-    for seed in 0..12 {
+    for seed in 0..40 {
         same_answers(&proxy, seed).await;
     }
 }

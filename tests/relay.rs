@@ -7,7 +7,8 @@ use support::{
     Proxy, Wire,
     client::in_time,
     wire::{
-        self, Message, bind, c_string, close, describe, execute, flush, message, parse, rows, sync, tags,
+        self, Message, batch, bind, c_string, close, describe, execute, flush, message, parse, rows, sync,
+        tags,
     },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,10 +19,6 @@ async fn one_server() -> Proxy {
 
 fn one(value: impl ToString) -> Vec<Vec<Option<String>>> {
     vec![vec![Some(value.to_string())]]
-}
-
-fn batch(sql: &str) -> Vec<u8> {
-    [parse("", sql), bind("", "", &[]), execute("", 0), sync()].concat()
 }
 
 fn error(answers: &[Message]) -> String {
@@ -144,6 +141,25 @@ async fn an_error_in_mid_pipeline_skips_to_its_own_sync_and_what_was_skipped_is_
     other.query("DISCARD ALL").await;
     client.send_bytes(&[bind("", "after", &[]), execute("", 0), sync()].concat()).await;
     assert_eq!(rows(&client.until_ready().await), one("after"));
+}
+
+/// The Parse put in front of a simple EXECUTE failed, the server skipped the query, and everybody waited for ever.
+#[tokio::test]
+async fn an_execute_in_sql_of_what_cannot_be_prepared_any_more_is_refused() {
+    let proxy = one_server().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    client.query("CREATE TABLE t (x int)").await;
+    client.send_bytes(&[parse("s", "SELECT x FROM t"), sync()].concat()).await.until_ready().await;
+    other.query("DISCARD ALL").await;
+    client.query("BEGIN").await;
+    client.query("SELECT 1/0").await;
+    assert_eq!(error(&client.query("EXECUTE s").await), "25P02");
+    client.query("ROLLBACK").await;
+    assert_eq!(tags(&client.query("EXECUTE s").await), "TCZ");
+    other.query("DROP TABLE t").await;
+    other.query("DISCARD ALL").await;
+    assert_eq!(tags(&client.query("EXECUTE s").await), "EZ");
+    assert_eq!(rows(&other.query("SELECT 'other'").await), one("other"));
 }
 
 /// pg_doorman 22e21034: eviction's own Close was left unread. One statement per server, three per client.

@@ -5,6 +5,7 @@
 
 mod check;
 pub mod dev;
+mod doctor;
 mod host;
 mod init;
 mod key;
@@ -13,6 +14,7 @@ mod login;
 mod operating;
 pub mod output;
 mod process;
+mod run;
 pub mod running_dev;
 mod secrets;
 mod serve;
@@ -46,12 +48,14 @@ pub struct Cli {
 enum Command {
     Init(init::Init),
     Check(check::Check),
+    Doctor(doctor::Doctor),
     Dev(dev::Dev),
     Serve(serve::Serve),
     Host(host::HostCommand),
     Tenant(tenant::TenantCommand),
     Login(login::LoginCommand),
     Key(key::KeyCommand),
+    Run(run::Run),
 }
 
 /// What every command may be told.
@@ -78,12 +82,14 @@ pub fn main() -> ExitCode {
             match command {
                 Command::Init(command) => command.run(&globals).await,
                 Command::Check(command) => command.run(&globals).await,
+                Command::Doctor(command) => command.run(&globals).await,
                 Command::Dev(command) => command.run().await,
                 Command::Serve(command) => command.run(&globals).await,
                 Command::Host(command) => command.run(&globals).await,
                 Command::Tenant(command) => command.run(&globals).await,
                 Command::Login(command) => command.run(&globals).await,
                 Command::Key(command) => command.run(&globals).await,
+                Command::Run(command) => command.run(&globals).await,
             }
         })
     });

@@ -41,7 +41,7 @@ struct Spinner(ProgressBar);
 #[async_trait]
 impl Progress for Spinner {
     async fn step(&self, tenant: &str, step: &str) {
-        if matches!(step, "active" | "dropped" | "undone") {
+        if matches!(step, "active" | "dropped" | "undone" | "rotated") {
             self.0.finish_and_clear();
         } else {
             self.0.enable_steady_tick(Duration::from_millis(100));

@@ -16,6 +16,7 @@ use crate::control_path::{
         adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
+        rotate::rotate,
         schema_files,
     },
     operator::OperatorError,
@@ -43,6 +44,7 @@ enum Action {
     Suspend(Suspend),
     /// Open a suspended tenant again
     Resume(Named),
+    Rotate(Rotate),
     Drop(Drop),
 }
 
@@ -150,6 +152,20 @@ struct Suspend {
     json: bool,
 }
 
+/// Give a tenant's roles new passwords; its clients notice nothing
+///
+/// The new passwords are made here, sealed, proved by logging in, and shown to nobody; if they do not let in, the old
+/// ones come back. A run that died is repeated by the next.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby tenant rotate acme")]
+struct Rotate {
+    /// The tenant
+    name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Drop a tenant, its roles, its logins and its database (an adopted one stays)
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant drop acme --yes")]
@@ -202,6 +218,17 @@ impl TenantCommand {
             }
             Action::Resume(command) => {
                 changed(&tenants::resume(&operator(globals).await?, &command.name).await?, command.json);
+                Ok(())
+            }
+            Action::Rotate(command) => {
+                let done = rotate(&operator(globals).await?, &command.name).await?;
+                answer(command.json, &done, || {
+                    output::line(format!(
+                        "tenant {}: new passwords for {}",
+                        done.name,
+                        done.roles.join(" and ")
+                    ));
+                });
                 Ok(())
             }
             Action::Drop(command) => command.run(globals).await,

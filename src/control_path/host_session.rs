@@ -3,8 +3,9 @@
 //! As the host's administrator, or as a tenant's role where what runs is not ours (schema files). Client input never
 //! comes here (invariant 7).
 
-use std::{fmt::Display, path::PathBuf, time::Duration};
+use std::{fmt::Display, path::PathBuf, pin::pin, time::Duration};
 
+use futures_util::StreamExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, types::ToSql};
 
@@ -45,6 +46,19 @@ pub struct HostAdmin {
 pub struct HostSession {
     client: Client,
     host: String,
+}
+
+/// What one statement answered, as text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Answer {
+    /// Names of the columns; empty where the statement returns none.
+    pub columns: Vec<String>,
+    /// NULL is `None`.
+    pub rows: Vec<Vec<Option<String>>>,
+    /// Rows returned or changed, also those that were not kept.
+    pub row_count: u64,
+    /// Whether there were more rows than are kept.
+    pub truncated: bool,
 }
 
 /// What the administrator may do on its host.
@@ -159,6 +173,29 @@ impl HostAdmin {
     }
 }
 
+impl HostAdmin {
+    /// Logs in as `role`, as pools will do, and makes sure that the server sees it so.
+    ///
+    /// # Errors
+    /// [`OperatorError::Connect`], or [`OperatorError::Refused`] where it is somebody else or elsewhere.
+    pub async fn prove_login(
+        &self,
+        role: &str,
+        password: &SecretString,
+        database: &str,
+    ) -> Result<HostSession, OperatorError> {
+        let session = self.connect_as(role, Some(password), database, "").await?;
+        let found = session.identity().await?;
+        if found != (database.to_owned(), role.to_owned()) {
+            return Err(OperatorError::Refused(format!(
+                "host {:?} lets role {role:?} into database {database:?} as {:?} in {:?}; is a pooler in between?",
+                self.name, found.1, found.0
+            )));
+        }
+        Ok(session)
+    }
+}
+
 fn parse_tls_mode(text: &str) -> Result<TlsMode, OperatorError> {
     serde_json::from_value(serde_json::Value::from(text))
         .map_err(|_| OperatorError::Invalid(format!("{text:?} is no TLS mode")))
@@ -239,6 +276,40 @@ impl HostSession {
     /// The server's own, for whoever knows the text.
     pub async fn run_text(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         self.client.batch_execute(sql).await
+    }
+
+    /// Runs text that is not ours, and adds what each statement answers, of all of them `rows_max` rows at most.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`; what was answered before is there.
+    pub async fn answers(
+        &self,
+        doing: impl Display,
+        sql: &str,
+        rows_max: usize,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), OperatorError> {
+        let refused = |cause| self.refused(&doing, cause);
+        let mut messages = pin!(self.client.simple_query_raw(sql).await.map_err(refused)?);
+        let (mut answer, mut kept) = (Answer::default(), 0);
+        while let Some(message) = messages.next().await {
+            match message.map_err(refused)? {
+                SimpleQueryMessage::RowDescription(columns) => {
+                    answer.columns = columns.iter().map(|column| column.name().to_owned()).collect();
+                }
+                SimpleQueryMessage::Row(row) if kept < rows_max => {
+                    kept += 1;
+                    answer.rows.push((0..row.len()).map(|index| row.get(index).map(str::to_owned)).collect());
+                }
+                SimpleQueryMessage::Row(_) => answer.truncated = true,
+                SimpleQueryMessage::CommandComplete(count) => {
+                    answer.row_count = count;
+                    answers.push(std::mem::take(&mut answer));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// `current_database` and `current_user`, by the server's word.

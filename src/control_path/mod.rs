@@ -6,6 +6,8 @@ pub mod check;
 pub mod cluster_owner;
 pub mod console;
 pub mod directory;
+pub mod doctor;
+pub mod fan_out;
 pub mod fleet;
 pub mod host_session;
 pub mod hosts;

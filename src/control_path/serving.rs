@@ -172,6 +172,7 @@ impl Serving {
     /// Stops accepting and ends every session.
     pub async fn end(mut self, ending: Ending) {
         self.accepting = None;
+        self.listeners.close();
         end_sessions(&self.proxy, ending).await;
     }
 }

@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{
-    lease::Whose,
     pool::Pool,
     relay::Relay,
     server::{self, connection::Server},
@@ -22,7 +21,7 @@ impl Relay {
     /// has settled.
     pub(super) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
         let Some(server) = self.server.as_ref() else { return };
-        if server.side.lease.whose().is_none_or(|whose| whose == Whose::Ours) {
+        if server.side.lease.whose().is_none_or(|whose| !whose.is_for_client()) {
             return;
         }
         let (settled, cancelling) = oneshot::channel();

@@ -41,6 +41,8 @@ impl Relay {
             tenant = self.pool.tenant.name, login = self.handle.login.name, connection = self.handle.process_id,
             end = ?end, "session ended"
         );
+        // Words put behind the beginning of a message would be read as its rest: as data, in a row.
+        let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
             match end {
                 End::ServerLost | End::ServerSaidGoodbye => drop(server),
@@ -49,7 +51,7 @@ impl Relay {
             }
         }
         let mut bytes = Vec::new();
-        if let Some(refusal) = last_words {
+        if let Some(refusal) = last_words.filter(|_| in_step) {
             refusal.write(Severity::Fatal, &mut bytes);
         }
         if !matches!(end, End::ClientGone | End::Terminated) {

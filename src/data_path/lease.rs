@@ -26,8 +26,17 @@ pub enum Whose {
     Client,
     /// Put in so that the client's next request works on this server: success is left out, an error is the client's.
     Follow,
+    /// Put in for the client's next request, in a batch of its own: success and error are left out.
+    Attempt,
     /// Our own bookkeeping: the reply is left out, and an error ends both connections.
     Ours,
+}
+
+impl Whose {
+    /// Whether it belongs to what the client asked, and fails with it.
+    pub fn is_for_client(self) -> bool {
+        matches!(self, Self::Client | Self::Follow)
+    }
 }
 
 /// What was asked, as far as its reply or failure matters.
@@ -140,7 +149,7 @@ impl Lease {
             }
             _ if self.skipping => return false,
             Asked::Query | Asked::FunctionCall => self.unsynced = false,
-            _ => self.unsynced |= whose != Whose::Ours,
+            _ => self.unsynced |= whose.is_for_client(),
         }
         self.owed.push_back(Owed { asked, whose });
         true

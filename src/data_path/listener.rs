@@ -56,6 +56,15 @@ impl Listeners {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
+    /// Whoever connects from now on is refused by the kernel, or served by the process that listens there as well. What
+    /// stays open without being accepted from would keep clients waiting until this process ends.
+    pub fn close(&mut self) {
+        self.tcp.clear();
+        if let Some((_, path)) = self.unix.take() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// Accepts on every worker until the result is dropped.
     ///
     /// # Errors
@@ -97,9 +106,7 @@ impl Listeners {
 
 impl Drop for Listeners {
     fn drop(&mut self) {
-        if let Some((_, path)) = &self.unix {
-            let _ = std::fs::remove_file(path);
-        }
+        self.close();
     }
 }
 

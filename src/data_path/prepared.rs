@@ -302,17 +302,43 @@ impl ServerStatements {
                 return;
             }
         }
-        self.prepare(statement, lease, out.build());
+        self.prepare(statement, Whose::Follow, lease, out.build());
+    }
+
+    /// The same in front of a simple query, in a batch of its own: a Parse that failed without a Sync behind it would make
+    /// the server skip the query and wait for ever. If it fails, the query's EXECUTE says so.
+    #[cold]
+    pub fn ensure_for_query(
+        &mut self,
+        statement: &Arc<Statement>,
+        lease: &mut Lease,
+        out: &mut Outgoing<'_>,
+    ) {
+        let known = self.known.get(&statement.id);
+        if known.is_none_or(|known| known.certainty != Certainty::Confirmed)
+            && self.prepare(statement, Whose::Attempt, lease, out.build())
+        {
+            let _ = lease.ask(Asked::Sync, Whose::Ours);
+            append(out.build(), b'S', |_| {});
+        }
     }
 
     #[cold]
-    fn prepare(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) {
+    fn prepare(
+        &mut self,
+        statement: &Arc<Statement>,
+        whose: Whose,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) -> bool {
         self.make_room_for(statement, lease, out);
         let naming = Naming { client_name: None, statement: statement.clone() };
-        if lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Follow) {
+        let goes = lease.ask(Asked::Parse(Some(Box::new(naming))), whose);
+        if goes {
             self.queued(statement, lease.batch());
             parse(&statement.server_name, &statement.body, out);
         }
+        goes
     }
 
     /// Makes the server's unnamed statement the client's own: nobody may ever bind another client's.

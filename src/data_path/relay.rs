@@ -430,7 +430,10 @@ impl Relay {
                 }
                 self.leaving = Some(reason);
             }
-            self.cancel(signals.cancels);
+            // Other signals come this way as well: what runs when a drain begins must not be cancelled.
+            if !signals.cancels.is_empty() {
+                self.cancel(signals.cancels);
+            }
             if let Some(cancelling) = self.cancelling.as_mut() {
                 let _ = Pin::new(cancelling).poll(cx);
             }

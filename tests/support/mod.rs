@@ -16,6 +16,7 @@ pub mod client;
 pub mod cluster;
 pub mod console;
 pub mod desk;
+pub mod forwarder;
 pub mod lobby;
 pub mod ports;
 pub mod proxy;
@@ -23,6 +24,7 @@ pub mod wire;
 
 pub use client::Client;
 pub use cluster::Cluster;
+pub use forwarder::Forwarder;
 pub use lobby::Lobby;
 pub use proxy::Proxy;
 pub use wire::Wire;

@@ -284,6 +284,11 @@ pub fn execute(portal: &str, rows_max: u32) -> Vec<u8> {
     message(b'E', &body)
 }
 
+/// Parse, Bind, Execute and Sync of an unnamed statement without parameters.
+pub fn batch(sql: &str) -> Vec<u8> {
+    [parse("", sql), bind("", "", &[]), execute("", 0), sync()].concat()
+}
+
 pub fn sync() -> Vec<u8> {
     message(b'S', b"")
 }

@@ -104,6 +104,7 @@ async fn fence(
     transaction.execute(sql, &[&tenant_id]).await?;
     let arguments =
         json!({ "name": name, "database": dropped.database, "drop_database": dropped.database_dropped });
+    Operation::supersede(&transaction, tenant_id, &["rotate"]).await?;
     let operation = Operation::begin(&transaction, operator, "drop", tenant_id, arguments).await?;
     let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
     operator.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;

@@ -4,6 +4,7 @@
 //! - [`create`](create::create): roles, database, closed to others, owned, schema files, proved by logging in, active;
 //! - [`adopt`](adopt::adopt): the same around a database that exists; its tables are granted when its first pool is
 //!   made ([`adopt::complete_grants`]);
+//! - [`rotate`](rotate::rotate): new passwords on the host and in the row, proved by logging in;
 //! - [`drop`](drop::drop_tenant): fenced, ended, dropped, a tombstone kept.
 //!
 //! A run that died while creating or adopting is undone by the next one, which then starts afresh: one road back
@@ -17,6 +18,7 @@ pub mod names;
 pub mod operation;
 pub mod reown;
 pub mod roles;
+pub mod rotate;
 pub mod schema_files;
 mod undo;
 
@@ -102,14 +104,7 @@ impl Work<'_> {
         for (role, password) in
             [(&roles.read_write, &passwords.read_write), (&roles.read_only, &passwords.read_only)]
         {
-            let session = self.admin.connect_as(role, Some(password), database, "").await?;
-            let found = session.identity().await?;
-            if found != (database.to_owned(), role.clone()) {
-                return Err(OperatorError::Refused(format!(
-                    "host {:?} lets role {role:?} into database {database:?} as {:?} in {:?}; is a pooler in between?",
-                    self.admin.name, found.1, found.0
-                )));
-            }
+            self.admin.prove_login(role, password, database).await?;
         }
         Ok(())
     }

@@ -58,7 +58,7 @@ impl TenantLock {
 pub struct Operation {
     /// `operations.id`.
     pub id: i64,
-    /// `create`, `adopt`, `drop`.
+    /// `create`, `adopt`, `drop`, `rotate`, ….
     pub kind: String,
     /// The tenant's row.
     pub tenant_id: i64,
@@ -113,6 +113,26 @@ impl Operation {
             arguments: row.get(3),
             step: row.get(4),
         }))
+    }
+
+    /// Closes what dead runs of these kinds left unfinished, because what begins now does all of it again, or makes it
+    /// pointless.
+    ///
+    /// # Errors
+    /// [`OperatorError::Central`].
+    pub async fn supersede(
+        transaction: &Transaction<'_>,
+        tenant_id: i64,
+        kinds: &[&str],
+    ) -> Result<(), OperatorError> {
+        transaction
+            .execute(
+                "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it', updated_at = now()
+                 WHERE tenant_id = $1 AND kind = ANY ($2) AND status IN ('running', 'failed')",
+                &[&tenant_id, &kinds],
+            )
+            .await?;
+        Ok(())
     }
 
     /// A text among the arguments; empty where there is none.

@@ -182,7 +182,10 @@ pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Re
 
 /// Whether the role is there and was made by us. A row of the central database edited by hand must not cost somebody
 /// else's role.
-async fn ours(session: &HostSession, role: &str) -> Result<bool, OperatorError> {
+///
+/// # Errors
+/// The host.
+pub async fn ours(session: &HostSession, role: &str) -> Result<bool, OperatorError> {
     let sql =
         "SELECT pg_catalog.shobj_description(oid, 'pg_authid') FROM pg_catalog.pg_roles WHERE rolname = $1";
     let rows = session.query(format!("looking at role {role:?}"), sql, &[&role]).await?;

@@ -228,8 +228,9 @@ impl Requests<'_, '_> {
                 continue;
             };
             let Some(statement) = self.statements.get(&name.value).cloned() else { continue };
+            self.server.uncertain.note(&statement.aftermath, false);
             let range = found.start + name.range.start..found.start + name.range.end;
-            self.server.statements.ensure(&statement, &mut self.server.lease, self.out);
+            self.server.statements.ensure_for_query(&statement, &mut self.server.lease, self.out);
             rewritten.extend_from_slice(sql.get(copied..range.start)?);
             rewritten.extend_from_slice(statement.server_name());
             copied = range.end;

@@ -203,8 +203,10 @@ impl ServerSide {
             },
             _ => {}
         })?;
-        if whose == Whose::Ours {
-            return Err(Broken::Bookkeeping(ServerError::read(bytes)));
+        match whose {
+            Whose::Ours => return Err(Broken::Bookkeeping(ServerError::read(bytes))),
+            Whose::Attempt => return Ok(false),
+            Whose::Client | Whose::Follow => {}
         }
         heard.errors += 1;
         Ok(true)
@@ -260,10 +262,13 @@ fn lexing(reported: &[(Box<str>, Box<str>)]) -> Lexing {
 
 fn need_of_server(tag: u8, length: usize) -> Result<Need, FrameError> {
     Ok(match tag {
-        b'D' | b'd' | b'T' => Need::Header,
+        b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' => Need::Header,
         b'Z' if length == 5 => Need::Whole,
         b'Z' => return Err(FrameError::Length),
         b'E' | b'S' | b'C' if length <= REPORT_BYTES_MAX => Need::Whole,
+        b'E' => Need::Header,
+        // As libpq has it: a longer one is no message, but a connection that is out of step.
+        _ if length > REPORT_BYTES_MAX => return Err(FrameError::Length),
         _ => Need::Header,
     })
 }

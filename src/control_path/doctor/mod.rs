@@ -1,0 +1,267 @@
+//! `pglobby doctor`: proves that tenants are kept apart, and says how to mend where they are not.
+//!
+//! What catalogs can tell is asked host by host ([`catalogs`], [`templates`]); the rest is tried, tenant by tenant, over
+//! real connections ([`doors`]). Looking changes nothing. What is safe to mend ([`Cure`]) is mended on demand, and then
+//! everything is looked at again, so that a report tells what is, not what should have helped.
+
+mod catalogs;
+mod doors;
+mod mend;
+mod templates;
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt as _, stream};
+use serde::Serialize;
+use tokio_postgres::{Client, Row};
+
+use super::{
+    host_session::HostAdmin,
+    init::open_to_public,
+    operator::{Operator, OperatorError},
+    tenants::missing,
+};
+
+/// Tenants whose doors are tried at a time; each holds one or two connections to its host meanwhile.
+const TENANTS_AT_ONCE: usize = 4;
+
+/// One thing that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What kind of thing, as scripts know it: `database_open`, `role_power`, ….
+    pub check: String,
+    /// Whose isolation it concerns; `None`: everybody's.
+    pub tenant: Option<String>,
+    /// Where.
+    pub host: Option<String>,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    pub mend: String,
+    /// Whether `--fix` does it.
+    pub fixable: bool,
+    #[serde(skip)]
+    cure: Option<Cure>,
+}
+
+/// What mends a finding without harm to anybody who is where they belong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cure {
+    /// A statement for the host's administrator; `None`: in its own database.
+    OnHost { host: String, database: Option<String>, sql: String },
+    /// A statement for the central database.
+    Central { sql: String },
+    /// New passwords.
+    Rotate { tenant: String },
+}
+
+/// What the doctor has to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether nothing is left to mend.
+    pub ok: bool,
+    /// Tenants looked at.
+    pub tenants: usize,
+    /// Hosts looked at.
+    pub hosts: usize,
+    /// What is wrong now.
+    pub findings: Vec<Finding>,
+    /// What was wrong before `--fix`, and is no longer.
+    pub fixed: Vec<Finding>,
+}
+
+/// A tenant as the doctor needs it.
+#[derive(Debug, Clone)]
+struct Patient {
+    id: i64,
+    name: String,
+    database: String,
+    read_write: String,
+    read_only: Option<String>,
+    sealed: Option<Vec<u8>>,
+    sealed_ro: Option<Vec<u8>>,
+}
+
+/// Examines `wanted` tenants (empty: all) and what all depend on; mends what is safe if told to.
+///
+/// # Errors
+/// The central database, or a tenant that does not exist. A host that cannot be reached is a finding.
+pub async fn examine(operator: &Operator, wanted: &[String], fix: bool) -> Result<Report, OperatorError> {
+    let before = look(operator, wanted).await?;
+    if !fix || before.findings.iter().all(|finding| finding.cure.is_none()) {
+        return Ok(before);
+    }
+    let mut refused = BTreeMap::new();
+    for finding in &before.findings {
+        if let Err(error) = mend::apply(operator, finding).await {
+            refused.insert((finding.check.clone(), finding.detail.clone()), error.to_string());
+        }
+    }
+    let mut after = look(operator, wanted).await?;
+    for finding in &mut after.findings {
+        if let Some(why) = refused.get(&(finding.check.clone(), finding.detail.clone())) {
+            finding.mend = format!("{} (--fix could not: {why})", finding.mend);
+        }
+    }
+    let left: Vec<(&str, &str)> =
+        after.findings.iter().map(|finding| (finding.check.as_str(), finding.detail.as_str())).collect();
+    after.fixed = before.findings;
+    after.fixed.retain(|finding| {
+        finding.fixable && !left.contains(&(finding.check.as_str(), finding.detail.as_str()))
+    });
+    Ok(after)
+}
+
+async fn look(operator: &Operator, wanted: &[String]) -> Result<Report, OperatorError> {
+    let client = operator.central.client().await?;
+    let mut report = Report { findings: central(operator, &client).await?, ..Report::default() };
+    report.findings.extend(unfinished(&client).await?);
+    let by_host = patients(&client).await?;
+    for name in wanted {
+        if !by_host.values().flatten().any(|patient| patient.name == *name) {
+            return Err(missing(operator, &**client, name).await);
+        }
+    }
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+
+    for (host, patients) in &by_host {
+        report.hosts += 1;
+        report.tenants += patients.iter().filter(|patient| is_wanted(&patient.name)).count();
+        match look_at_host(operator, &client, host, patients, &is_wanted).await {
+            Ok(found) => report.findings.extend(found),
+            Err(error) => report.findings.push(
+                Finding::new(
+                    "host_unreachable",
+                    error.to_string(),
+                    "mend it and run the doctor again; its tenants were not examined",
+                )
+                .on(host),
+            ),
+        }
+    }
+    report.findings.retain(|finding| finding.tenant.as_deref().is_none_or(is_wanted));
+    report.ok = report.findings.is_empty();
+    Ok(report)
+}
+
+async fn look_at_host(
+    operator: &Operator,
+    client: &Client,
+    host: &str,
+    patients: &[Patient],
+    is_wanted: &impl Fn(&str) -> bool,
+) -> Result<Vec<Finding>, OperatorError> {
+    let admin = HostAdmin::load(operator, client, host).await?;
+    let session = admin.connect().await?;
+    let mut findings = catalogs::look(&session, host, operator.central.database(), patients).await?;
+    findings.extend(templates::look(operator, client, &admin, &session).await?);
+    drop(session);
+
+    let neighbours = patients.iter().cycle().skip(1);
+    let wanted = patients.iter().zip(neighbours).filter(|(patient, _)| is_wanted(&patient.name));
+    let tried = stream::iter(wanted)
+        .map(|(patient, neighbour)| doors::try_doors(operator, &admin, patient, neighbour))
+        .buffered(TENANTS_AT_ONCE);
+    findings.extend(tried.collect::<Vec<_>>().await.into_iter().flatten());
+    Ok(findings)
+}
+
+/// Tenants that have roles and a database, by host. Hosts without tenants matter to nobody yet, but their templates do.
+async fn patients(client: &Client) -> Result<BTreeMap<String, Vec<Patient>>, OperatorError> {
+    let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username, t.ro_username, t.sealed_password,
+                      t.sealed_ro_password
+               FROM pglobby.hosts h
+               LEFT JOIN pglobby.tenants t ON t.host = h.name AND t.status IN ('active', 'suspended')
+               ORDER BY h.name, t.name";
+    let mut by_host: BTreeMap<String, Vec<Patient>> = BTreeMap::new();
+    for row in client.query(sql, &[]).await? {
+        let patients = by_host.entry(row.get("host")).or_default();
+        if row.get::<_, Option<i64>>("id").is_some() {
+            patients.push(patient(&row));
+        }
+    }
+    Ok(by_host)
+}
+
+fn patient(row: &Row) -> Patient {
+    Patient {
+        id: row.get("id"),
+        name: row.get("name"),
+        database: row.get("database"),
+        read_write: row.get("username"),
+        read_only: row.get("ro_username"),
+        sealed: row.get("sealed_password"),
+        sealed_ro: row.get("sealed_ro_password"),
+    }
+}
+
+async fn central(operator: &Operator, client: &Client) -> Result<Vec<Finding>, OperatorError> {
+    let mut findings = Vec::new();
+    if open_to_public(client).await? {
+        let database = super::onboarding::names::ident(operator.central.database());
+        let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC");
+        let detail = format!("every role may connect to the central database {database}");
+        findings
+            .push(Finding::new("central_open", detail, &sql).cured_by(Cure::Central { sql: sql.clone() }));
+    }
+    let open = "SELECT pg_catalog.has_schema_privilege('public', 'pglobby', 'USAGE')";
+    if client.query_one(open, &[]).await?.get(0) {
+        let sql = "REVOKE ALL ON SCHEMA pglobby FROM PUBLIC".to_owned();
+        let detail = "every role that is in the central database may use its schema pglobby";
+        findings
+            .push(Finding::new("central_open", detail, &sql).cured_by(Cure::Central { sql: sql.clone() }));
+    }
+    Ok(findings)
+}
+
+/// Work that died on the way. What is being worked on now is locked, and is left out.
+async fn unfinished(client: &Client) -> Result<Vec<Finding>, OperatorError> {
+    let sql = "SELECT t.name, o.kind, o.step, o.error FROM pglobby.operations o
+               JOIN pglobby.tenants t ON t.id = o.tenant_id
+               WHERE o.status IN ('running', 'failed')
+                 AND pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('pglobby tenant ' || t.name, 0))
+               ORDER BY t.name";
+    let finding = |row: &Row| {
+        let (name, kind, step): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        let why = row.get::<_, Option<String>>(3).map(|error| format!(": {error}")).unwrap_or_default();
+        let mend = match kind.as_str() {
+            "create" | "adopt" => {
+                format!("pglobby tenant {kind} {name} again, or pglobby tenant drop {name}")
+            }
+            _ => format!("pglobby tenant {kind} {name} again"),
+        };
+        let detail = format!("operation {kind} of tenant {name} stopped after step {step:?}{why}");
+        Finding::new("unfinished_operation", detail, &mend).of(&name)
+    };
+    Ok(client.query(sql, &[]).await?.iter().map(finding).collect())
+}
+
+impl Finding {
+    fn new(check: &str, detail: impl Into<String>, mend: &str) -> Self {
+        Self {
+            check: check.to_owned(),
+            tenant: None,
+            host: None,
+            detail: detail.into(),
+            mend: mend.to_owned(),
+            fixable: false,
+            cure: None,
+        }
+    }
+
+    fn of(mut self, tenant: &str) -> Self {
+        self.tenant = Some(tenant.to_owned());
+        self
+    }
+
+    fn on(mut self, host: &str) -> Self {
+        self.host = Some(host.to_owned());
+        self
+    }
+
+    fn cured_by(mut self, cure: Cure) -> Self {
+        self.fixable = true;
+        self.cure = Some(cure);
+        self
+    }
+}

@@ -1,0 +1,259 @@
+//! `tenant rotate`: new passwords for a tenant's roles, while its clients go on.
+//!
+//! A server session outlives a change of its role's password, so what matters is the moment in between: servers opened
+//! after the host has the new verifiers and before the proxies know. Both changes are therefore prepared in transactions
+//! and committed one right after the other; a trigger bumps the row's generation, and the proxies change pools.
+//!
+//! ```text
+//! begun ──both prepared──▶ prepared ──host commits──▶ roles ──row commits──▶ stored ──both log in──▶ rotated
+//!                                                                            └── they do not ──▶ undone
+//! ```
+//!
+//! A run that died is not taken up but repeated: whatever passwords it left behind, those of the next run replace them.
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    enter_host,
+    names::{ident, literal},
+    new_passwords,
+    operation::{Operation, Passwords, TenantLock},
+    roles,
+};
+use crate::control_path::{
+    host_session::{HostAdmin, HostSession},
+    operator::{Operator, OperatorError},
+    seal::Place,
+    tenants::missing,
+    verifier::scram_verifier,
+};
+
+/// What `tenant rotate` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RotatedTenant {
+    /// The tenant's name.
+    pub name: String,
+    /// As before: `active` or `suspended`.
+    pub status: String,
+    /// Roles with new passwords.
+    pub roles: Vec<String>,
+}
+
+/// The row as it was.
+struct Before {
+    id: i64,
+    status: String,
+    host: String,
+    database: String,
+    read_write: String,
+    read_only: Option<String>,
+    sealed: Option<Vec<u8>>,
+    sealed_ro: Option<Vec<u8>>,
+}
+
+/// Gives the tenant's roles new passwords, or leaves the old ones.
+///
+/// # Errors
+/// [`OperatorError`]; what was changed is changed back, or the error says that it could not be.
+pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, OperatorError> {
+    let mut lock = TenantLock::take(operator, name).await?;
+    let before = load(operator, &lock).await?;
+    let admin = HostAdmin::load(operator, &lock.client, &before.host).await?;
+    let (session, _) = enter_host(&admin, before.id).await?;
+    for role in before.roles() {
+        if !roles::ours(&session, role).await? {
+            return Err(OperatorError::Refused(format!(
+                "role {role:?} on host {:?} was not made by pglobby (its comment says so), so its password is left alone",
+                before.host
+            )));
+        }
+    }
+
+    let operation = begin(operator, &mut lock, before.id).await?;
+    let passwords = new_passwords();
+    let changed = change(operator, &mut lock, &operation, &session, &before, &passwords).await;
+    let proved = match changed {
+        Ok(()) => verify(&admin, &before, &passwords).await,
+        Err(error) => Err(error),
+    };
+    let done = match proved {
+        Ok(()) => finish(operator, &mut lock, &operation, &before, "done").await,
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok(()) => {
+            operator.report(name, "rotated").await;
+            let roles = before.roles().map(str::to_owned).collect();
+            Ok(RotatedTenant { name: name.to_owned(), status: before.status, roles })
+        }
+        Err(error) => Err(undo_after(operator, &mut lock, &operation, &admin, &before, error).await),
+    }
+}
+
+impl Before {
+    fn roles(&self) -> impl Iterator<Item = &str> {
+        [Some(self.read_write.as_str()), self.read_only.as_deref()].into_iter().flatten()
+    }
+
+    /// The passwords in use, opened; `None` if they do not open.
+    fn passwords(&self, operator: &Operator) -> Option<Passwords> {
+        let row = self.id.to_string();
+        let open = |column, blob: &Option<Vec<u8>>| match blob {
+            Some(blob) => operator.keyring.open(&Place { table: "tenants", row: &row, column }, blob).ok(),
+            None => None,
+        };
+        let read_write = open("sealed_password", &self.sealed)?;
+        let read_only = match self.read_only {
+            Some(_) => open("sealed_ro_password", &self.sealed_ro)?,
+            None => SecretString::default(),
+        };
+        Some(Passwords { read_write, read_only })
+    }
+}
+
+async fn load(operator: &Operator, lock: &TenantLock) -> Result<Before, OperatorError> {
+    let sql = "SELECT id, status, host, database, username, ro_username, sealed_password, sealed_ro_password
+               FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
+    let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
+        return Err(missing(operator, &lock.client, &lock.name).await);
+    };
+    let status: String = row.get("status");
+    if !matches!(status.as_str(), "active" | "suspended") {
+        return Err(OperatorError::Refused(format!(
+            "tenant {:?} is {status}; only one that is active or suspended has passwords to rotate",
+            lock.name
+        )));
+    }
+    Ok(Before {
+        id: row.get("id"),
+        status,
+        host: row.get("host"),
+        database: row.get("database"),
+        read_write: row.get("username"),
+        read_only: row.get("ro_username"),
+        sealed: row.get("sealed_password"),
+        sealed_ro: row.get("sealed_ro_password"),
+    })
+}
+
+/// Records that it begins; what a dead run recorded is closed, since this one does all of it again.
+async fn begin(operator: &Operator, lock: &mut TenantLock, id: i64) -> Result<Operation, OperatorError> {
+    let name = lock.name.clone();
+    let transaction = lock.client.transaction().await?;
+    Operation::supersede(&transaction, id, &["rotate"]).await?;
+    let operation = Operation::begin(&transaction, operator, "rotate", id, json!({ "name": name })).await?;
+    transaction.commit().await?;
+    operator.report(&name, "begun").await;
+    Ok(operation)
+}
+
+async fn change(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+    session: &HostSession,
+    before: &Before,
+    passwords: &Passwords,
+) -> Result<(), OperatorError> {
+    let name = lock.name.clone();
+    let sealed = passwords.seal(operator, before.id)?;
+    let transaction = lock.client.transaction().await?;
+    session
+        .run("preparing the new passwords", &format!("BEGIN;\n{}", alter_roles(before, passwords)))
+        .await?;
+    let sealed_ro = before.read_only.as_ref().map(|_| &sealed.read_only);
+    store(&transaction, before.id, Some(&sealed.read_write), sealed_ro).await?;
+    let step = "UPDATE pglobby.operations SET step = 'stored', updated_at = now() WHERE id = $1";
+    transaction.execute(step, &[&operation.id]).await?;
+    operator.report(&name, "prepared").await;
+
+    session.run("changing the passwords", "COMMIT").await?;
+    operator.report(&name, "roles").await;
+    transaction.commit().await?;
+    operator.report(&name, "stored").await;
+    Ok(())
+}
+
+/// The server sees verifiers, never a password: statements may be logged.
+fn alter_roles(before: &Before, passwords: &Passwords) -> String {
+    let alter = |(role, password): (&str, &SecretString)| {
+        format!(
+            "ALTER ROLE {} PASSWORD {};\n",
+            ident(role),
+            literal(scram_verifier(password).expose_secret())
+        )
+    };
+    before.roles().zip([&passwords.read_write, &passwords.read_only]).map(alter).collect()
+}
+
+async fn store(
+    client: &impl tokio_postgres::GenericClient,
+    id: i64,
+    sealed: Option<&Vec<u8>>,
+    sealed_ro: Option<&Vec<u8>>,
+) -> Result<(), OperatorError> {
+    let sql = "UPDATE pglobby.tenants SET sealed_password = $2, sealed_ro_password = $3 WHERE id = $1";
+    client.execute(sql, &[&id, &sealed, &sealed_ro]).await?;
+    Ok(())
+}
+
+/// Logs in as pools will do.
+async fn verify(admin: &HostAdmin, before: &Before, passwords: &Passwords) -> Result<(), OperatorError> {
+    for (role, password) in before.roles().zip([&passwords.read_write, &passwords.read_only]) {
+        admin.prove_login(role, password, &before.database).await?;
+    }
+    Ok(())
+}
+
+async fn finish(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+    before: &Before,
+    status: &str,
+) -> Result<(), OperatorError> {
+    let name = lock.name.clone();
+    let transaction = lock.client.transaction().await?;
+    operation.close(&transaction, status, &name).await?;
+    let action = if status == "done" { "tenant.rotate" } else { "tenant.rotate.undone" };
+    let roles: Vec<&str> = before.roles().collect();
+    let detail = json!({ "operation": operation.id, "roles": roles });
+    operator.audit(&transaction, action, Some(&name), &detail).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Both places as they were, over connections of their own: which one of the commits failed need not be known.
+async fn undo_after(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &Operation,
+    admin: &HostAdmin,
+    before: &Before,
+    error: OperatorError,
+) -> OperatorError {
+    let undone = async {
+        let old = before.passwords(operator).ok_or_else(|| {
+            OperatorError::Refused("the old passwords do not open with any key of the ring".to_owned())
+        })?;
+        let session = admin.connect().await?;
+        session
+            .run("restoring the old passwords", &format!("BEGIN;\n{}COMMIT", alter_roles(before, &old)))
+            .await?;
+        store(&lock.client, before.id, before.sealed.as_ref(), before.sealed_ro.as_ref()).await?;
+        finish(operator, lock, operation, before, "undone").await
+    };
+    match undone.await {
+        Ok(()) => {
+            operator.report(&lock.name, "undone").await;
+            OperatorError::Refused(format!("{error}. The old passwords are in use again"))
+        }
+        Err(second) => OperatorError::Refused(format!(
+            "{error}. Going back to the old passwords failed as well ({second}); mend it and run `pglobby tenant rotate {}` \
+             again, which makes new ones",
+            lock.name
+        )),
+    }
+}

@@ -1,0 +1,332 @@
+//! `pglobby doctor`: a house in order is called so, and every planted violation is found, named, and mended where that
+//! is safe.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use pglobby::control_path::{
+    doctor::{Finding, examine},
+    onboarding::{
+        adopt::{AdoptTenant, adopt},
+        create::{CreateTenant, create},
+        rotate::rotate,
+    },
+    tenants,
+};
+use serde_json::Value;
+use support::{
+    Cluster,
+    desk::{Desk, Master, StopAfter, tenant},
+    lobby::Lobby,
+};
+
+async fn findings(desk: &Desk) -> Vec<Finding> {
+    examine(&desk.operator, &[], false).await.unwrap().findings
+}
+
+async fn assert_in_order(desk: &Desk, when: &str) {
+    let report = examine(&desk.operator, &[], false).await.unwrap();
+    assert!(report.ok && report.findings.is_empty(), "{when}: {:#?}", report.findings);
+}
+
+/// Tenants acme and globex, one adopted, one with odd letters, one suspended.
+async fn ordinary_house(master: Master) -> Desk {
+    let desk = Desk::on(Cluster::build(), master).await;
+    for name in ["acme", "globex", r#"a"b'c.d"#] {
+        create(&desk.operator, &tenant(name)).await.unwrap();
+    }
+    let superuser = desk.superuser("postgres").await;
+    superuser.run("CREATE ROLE old_owner").await;
+    if master == Master::Modest {
+        superuser.run("GRANT old_owner TO modest").await;
+    }
+    superuser.run("CREATE DATABASE initech OWNER old_owner").await;
+    desk.superuser("initech").await.run("CREATE TABLE t (a int); ALTER TABLE t OWNER TO old_owner").await;
+    let wanted = AdoptTenant { name: "initech".to_owned(), ..AdoptTenant::default() };
+    adopt(&desk.operator, &wanted).await.unwrap();
+    tenants::suspend(&desk.operator, "globex", None).await.unwrap();
+    desk
+}
+
+#[tokio::test]
+async fn a_house_in_order_is_called_so() {
+    for master in [Master::Superuser, Master::Modest] {
+        let desk = ordinary_house(master).await;
+
+        let report = examine(&desk.operator, &[], false).await.unwrap();
+
+        assert!(report.ok, "{master:?}: {:#?}", report.findings);
+        assert_eq!((report.tenants, report.hosts), (4, 1));
+    }
+}
+
+/// Database and statement of the superuser; what must be found, of whom; whether --fix mends it; what mends it otherwise.
+struct Planted {
+    database: &'static str,
+    sql: &'static str,
+    check: &'static str,
+    says: &'static str,
+    undo: Option<&'static str>,
+}
+
+const fn fixed(
+    database: &'static str,
+    sql: &'static str,
+    check: &'static str,
+    says: &'static str,
+) -> Planted {
+    Planted { database, sql, check, says, undo: None }
+}
+
+const fn left(
+    database: &'static str,
+    sql: &'static str,
+    check: &'static str,
+    says: &'static str,
+    undo: &'static str,
+) -> Planted {
+    Planted { database, sql, check, says, undo: Some(undo) }
+}
+
+const VIOLATIONS: &[Planted] = &[
+    fixed("postgres", "GRANT CONNECT ON DATABASE acme TO PUBLIC", "database_open", "CONNECT"),
+    fixed("postgres", "GRANT TEMP ON DATABASE acme TO PUBLIC", "database_open", "TEMPORARY"),
+    fixed("postgres", "GRANT CONNECT ON DATABASE central TO PUBLIC", "central_open", "central"),
+    fixed("central", "GRANT USAGE ON SCHEMA pglobby TO PUBLIC", "central_open", "schema pglobby"),
+    fixed("postgres", "GRANT CONNECT ON DATABASE central TO acme_rw", "foreign_grant", "acme_rw"),
+    fixed("postgres", "GRANT CONNECT ON DATABASE globex TO acme_ro", "foreign_grant", "globex"),
+    fixed("postgres", "ALTER ROLE acme_rw SUPERUSER", "role_power", "SUPERUSER"),
+    fixed("postgres", "ALTER ROLE acme_rw BYPASSRLS CREATEDB", "role_power", "CREATEDB, BYPASSRLS"),
+    fixed("postgres", "ALTER ROLE acme_ro CREATEROLE REPLICATION", "role_power", "CREATEROLE, REPLICATION"),
+    fixed("postgres", "GRANT pg_read_all_data TO acme_ro", "role_membership", "pg_read_all_data"),
+    fixed("postgres", "GRANT globex_rw TO acme_rw", "role_membership", "globex_rw"),
+    fixed("postgres", "GRANT acme_rw TO acme_ro", "role_membership", "acme_rw"),
+    left(
+        "postgres",
+        "CREATE ROLE ladder; GRANT pg_write_server_files TO ladder; GRANT ladder TO acme_rw",
+        "role_membership",
+        "ladder",
+        "DROP ROLE IF EXISTS ladder",
+    ),
+    left(
+        "central",
+        "CREATE SCHEMA theirs AUTHORIZATION acme_rw",
+        "owns_elsewhere",
+        "central",
+        "DROP SCHEMA theirs",
+    ),
+    left(
+        "postgres",
+        "CREATE DATABASE extra OWNER acme_rw",
+        "owns_elsewhere",
+        "database extra",
+        "DROP DATABASE extra",
+    ),
+    left(
+        "globex",
+        "CREATE TABLE lent (a int); GRANT SELECT ON lent TO acme_ro",
+        "foreign_grant",
+        "1 objects in database globex",
+        "DROP TABLE lent",
+    ),
+    left(
+        "acme",
+        "CREATE TABLE r (a int); ALTER TABLE r OWNER TO acme_ro",
+        "reader_owns",
+        "acme_ro",
+        "DROP TABLE r",
+    ),
+    left(
+        "acme",
+        "CREATE TABLE w (a int); GRANT INSERT ON w TO PUBLIC",
+        "reader_writes",
+        "may write to public.w",
+        "DROP TABLE w",
+    ),
+    left(
+        "acme",
+        "GRANT CREATE ON SCHEMA public TO PUBLIC",
+        "reader_writes",
+        "schema public",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+    ),
+    fixed("template1", "GRANT CREATE ON SCHEMA public TO PUBLIC", "template_unclean", "template1"),
+    fixed("postgres", "ALTER DATABASE central IS_TEMPLATE true", "template_unclean", "central"),
+    left(
+        "template1",
+        "CREATE TABLE forgotten (a int)",
+        "template_unclean",
+        "public.forgotten",
+        "DROP TABLE forgotten",
+    ),
+    fixed(
+        "postgres",
+        "ALTER ROLE acme_rw PASSWORD 'somebody else knows it'",
+        "login_fails",
+        "password authentication",
+    ),
+    left("postgres", "ALTER ROLE acme_ro NOLOGIN", "login_fails", "acme_ro", "ALTER ROLE acme_ro LOGIN"),
+    left(
+        "postgres",
+        "ALTER DATABASE acme RENAME TO moved_by_hand",
+        "database_missing",
+        "acme",
+        "ALTER DATABASE moved_by_hand RENAME TO acme",
+    ),
+    left(
+        "postgres",
+        "ALTER ROLE acme_ro RENAME TO gone",
+        "role_missing",
+        "acme_ro",
+        "ALTER ROLE gone RENAME TO acme_ro",
+    ),
+];
+
+#[tokio::test]
+async fn every_planted_violation_is_found_and_mended_where_that_is_safe() {
+    let desk = Desk::new().await;
+    for name in ["acme", "globex"] {
+        create(&desk.operator, &tenant(name)).await.unwrap();
+    }
+    assert_in_order(&desk, "at first").await;
+    for Planted { database, sql, check, says, undo } in VIOLATIONS {
+        desk.superuser(database).await.run(sql).await;
+
+        let found = findings(&desk).await;
+
+        let hit = found.iter().find(|finding| finding.check == *check && finding.detail.contains(says));
+        let hit = hit.unwrap_or_else(|| panic!("{sql}: {found:#?}"));
+        assert!(!hit.mend.is_empty(), "{sql}");
+        let report = examine(&desk.operator, &[], true).await.unwrap();
+        if let Some(undo) = undo {
+            desk.superuser(database).await.run(undo).await;
+            // A password that was renewed with its role out of reach is renewed again.
+            examine(&desk.operator, &[], true).await.unwrap();
+        } else {
+            assert!(report.ok, "{sql}: {:#?}", report.findings);
+            assert!(report.fixed.iter().any(|finding| finding.check == *check), "{sql}: {:#?}", report.fixed);
+        }
+        assert_in_order(&desk, sql).await;
+    }
+    let audited = "SELECT count(*) > 10 FROM pglobby.audit_log WHERE action = 'doctor.fix'";
+    assert_eq!(desk.superuser("central").await.ask(audited).await, "t");
+}
+
+/// What a membership or PUBLIC allows is also tried with the tenant's own password.
+#[tokio::test]
+async fn doors_are_tried_not_only_looked_at() {
+    let desk = Desk::new().await;
+    for name in ["acme", "globex"] {
+        create(&desk.operator, &tenant(name)).await.unwrap();
+    }
+    let superuser = desk.superuser("postgres").await;
+    superuser.run("GRANT CONNECT ON DATABASE central, globex TO acme_rw").await;
+
+    let found = findings(&desk).await;
+
+    for (check, database) in [("enters_central", "central"), ("enters_neighbour", "globex")] {
+        let hit = found.iter().find(|finding| finding.check == check).expect(check);
+        assert!(hit.detail.contains("acme_rw") && hit.detail.contains(database), "{hit:?}");
+        assert_eq!(hit.tenant.as_deref(), Some("acme"));
+    }
+}
+
+#[tokio::test]
+async fn a_credential_from_another_row_is_found_and_not_mended_unasked() {
+    let desk = Desk::new().await;
+    for name in ["acme", "globex"] {
+        create(&desk.operator, &tenant(name)).await.unwrap();
+    }
+    let swap = "UPDATE pglobby.tenants SET sealed_password = (SELECT sealed_password FROM pglobby.tenants WHERE name = 'globex')
+                WHERE name = 'acme'";
+    desk.superuser("central").await.run(swap).await;
+
+    let report = examine(&desk.operator, &[], true).await.unwrap();
+
+    assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
+    let finding = &report.findings[0];
+    assert_eq!((finding.check.as_str(), finding.tenant.as_deref()), ("credential_sealed", Some("acme")));
+    assert!(finding.detail.contains("sealed for another row") && finding.mend.contains("tenant rotate acme"));
+    rotate(&desk.operator, "acme").await.unwrap();
+    assert_in_order(&desk, "rotated").await;
+}
+
+#[tokio::test]
+async fn work_that_died_is_found_and_work_under_way_is_not() {
+    let desk = Desk::new().await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let mut dying = desk.another_operator();
+    let killer = StopAfter::step("granted");
+    dying.progress = Some(killer.clone());
+    let looking = async {
+        killer.clone().kill(async { drop(create(&dying, &tenant("globex")).await) }).await;
+    };
+    looking.await;
+
+    let report = examine(&desk.operator, &[], false).await.unwrap();
+
+    assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
+    let finding = &report.findings[0];
+    assert_eq!((finding.check.as_str(), finding.tenant.as_deref()), ("unfinished_operation", Some("globex")));
+    assert!(finding.mend.contains("tenant create globex again"), "{}", finding.mend);
+    create(&desk.operator, &tenant("globex")).await.unwrap();
+    assert_in_order(&desk, "made again").await;
+    let busy =
+        pglobby::control_path::onboarding::operation::TenantLock::take(&desk.operator, "acme").await.unwrap();
+    let begun = "INSERT INTO pglobby.operations (kind, tenant_id) SELECT 'rotate', id FROM pglobby.tenants WHERE name = 'acme'";
+    desk.superuser("central").await.run(begun).await;
+    assert_in_order(&desk, "somebody is at it").await;
+    drop(busy);
+}
+
+/// The template that tenants were made from is looked at, too, though nothing marks it as one.
+#[tokio::test]
+async fn templates_in_use_are_looked_at() {
+    let desk = Desk::new().await;
+    desk.superuser("postgres").await.run("CREATE DATABASE app_template").await;
+    let wanted = CreateTenant { template: Some("app_template".to_owned()), ..tenant("acme") };
+    create(&desk.operator, &wanted).await.unwrap();
+    assert_in_order(&desk, "clean").await;
+    desk.superuser("app_template")
+        .await
+        .run("CREATE SCHEMA open; GRANT CREATE ON SCHEMA open TO PUBLIC")
+        .await;
+
+    let found = findings(&desk).await;
+
+    assert!(found.iter().any(|finding| finding.detail.contains("app_template")), "{found:#?}");
+}
+
+#[tokio::test]
+async fn the_command_says_how_to_mend_and_exits_with_1_until_it_is() {
+    let lobby = Lobby::initialised().await;
+    for name in ["acme", "globex"] {
+        assert!(lobby.run(&["tenant", "create", name]).status.success());
+    }
+    assert!(lobby.run(&["doctor"]).status.success());
+    lobby.cluster.client("postgres").await.run("GRANT CONNECT ON DATABASE acme TO PUBLIC").await;
+
+    let found = lobby.run(&["doctor"]);
+    let json = lobby.run(&["doctor", "--json"]);
+    let spared = lobby.run(&["doctor", "--tenants", "globex", "--json"]);
+    let unknown = lobby.run(&["doctor", "--tenants", "acne"]);
+    let mended = lobby.run(&["doctor", "--fix"]);
+
+    assert_eq!(found.status.code(), Some(1));
+    let words = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert!(words.contains("mend: REVOKE ALL ON DATABASE acme FROM PUBLIC"), "{words}");
+    assert!(String::from_utf8_lossy(&found.stderr).contains("--fix"));
+    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(
+        (&report["ok"], &report["findings"][0]["check"]),
+        (&Value::Bool(false), &"database_open".into())
+    );
+    assert_eq!((json.status.code(), &report["findings"][0]["fixable"]), (Some(1), &Value::Bool(true)));
+    let report: Value = serde_json::from_slice(&spared.stdout).unwrap();
+    let checks: Vec<&Value> =
+        report["findings"].as_array().unwrap().iter().map(|each| &each["check"]).collect();
+    assert_eq!(checks, ["enters_neighbour", "enters_neighbour"], "both of globex's roles get into acme");
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("did you mean \"acme\"?"));
+    assert!(mended.status.success());
+    assert!(String::from_utf8_lossy(&mended.stdout).contains("kept apart"));
+}
