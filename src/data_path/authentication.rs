@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{
     destination::{Case, Denial, Destination, Goal, Hints, Known, Verdict, is_tenant},
     proof::Verifier,
-    startup::{Hello, STARTUP_BYTES_MAX, StartupError},
+    startup::{Hello, LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError},
     tenant::{Directory, DirectoryError, Login},
 };
 use crate::{
@@ -261,6 +261,7 @@ async fn sasl_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Vec<u
                 return Ok(message.get(HEADER_BYTES..).unwrap_or_default().to_vec());
             }
         }
+        buffer.reserve(LOGIN_READ_BYTES);
         if stream.read_buf(buffer).await? == 0 {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }

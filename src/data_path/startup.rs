@@ -24,6 +24,10 @@ use crate::{
 /// The longest startup packet, and the most that is read before login; PostgreSQL's own limit.
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 
+/// Read at a time during a login: its messages fit, so that each takes one read. (A buffer without room grows by 64 bytes
+/// otherwise, and a SASL response has more.)
+pub const LOGIN_READ_BYTES: usize = 512;
+
 /// The newest minor version of protocol 3 that we speak.
 pub const MINOR_NEWEST: u16 = 2;
 
@@ -180,6 +184,7 @@ async fn packet(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Option<(u32
                 return Ok(code.map(|(code, body)| (u32::from_be_bytes(*code), body.to_vec())));
             }
         }
+        buffer.reserve(LOGIN_READ_BYTES);
         if stream.read_buf(buffer).await? == 0 {
             return Ok(None);
         }

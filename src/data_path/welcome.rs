@@ -49,12 +49,16 @@ pub async fn open_session(
         return warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
     }
     let worker = pool.worker.clone();
-    worker.spawn(async move {
+    // A future of its own, gone when the session begins: what a login needed is no burden of an idle client's.
+    let welcome = Box::pin(async move {
         if let Err(error) = stream.attach() {
-            return warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
+            warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
+            return None;
         }
-        let session = Box::pin(greet(stream, &proxy, pool, hello, login, access, unsent)).await;
-        let Some((relay, greeting)) = session else { return };
+        greet(stream, &proxy, pool, hello, login, access, unsent).await
+    });
+    worker.spawn(async move {
+        let Some((relay, greeting)) = welcome.await else { return };
         visitor.logged_in();
         relay.run(greeting).await;
         drop((visitor, present));
@@ -90,7 +94,7 @@ async fn greet(
     login: Arc<Login>,
     access: Access,
     unsent: Vec<u8>,
-) -> Option<(Relay, Vec<u8>)> {
+) -> Option<(Box<Relay>, Vec<u8>)> {
     let config = proxy.config.load_full();
     let addresses = stream.addresses();
     let asked = Settings::new(hello.settings);
@@ -135,5 +139,6 @@ async fn greet(
     };
     let serial = u64::from(handle.process_id.unsigned_abs()) << 32;
     let side = ClientSide::new(rules, greeting.settings, serial);
-    Some((Relay::new(stream, side, pool, handle, hello.leftover, config.timeouts.query_wait), bytes))
+    let relay = Relay::new(stream, side, pool, handle, hello.leftover, config.timeouts.query_wait);
+    Some((Box::new(relay), bytes))
 }

@@ -34,6 +34,9 @@ use crate::{
 /// The longest answer to a question of ours.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
+/// Read of it at a time; most are shorter.
+const ANSWER_READ_BYTES: usize = 1024;
+
 /// How long a question of ours may take before the server is given up.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -215,6 +218,7 @@ impl Server {
             if buffer.len() > ANSWER_BYTES_MAX {
                 return Err(out_of_step().into());
             }
+            buffer.reserve(ANSWER_READ_BYTES);
             if self.stream.read_buf(&mut buffer).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
