@@ -64,11 +64,6 @@ impl Worker {
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(task);
     }
-
-    /// Whether the caller runs on this worker.
-    pub fn is_here(&self) -> bool {
-        Handle::try_current().is_ok_and(|handle| handle.id() == self.handle.id())
-    }
 }
 
 /// All worker threads. Dropping it ends them, and with them every session.

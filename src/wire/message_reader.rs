@@ -8,11 +8,10 @@ use std::io;
 use bytes::{BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use super::frame::HEADER_BYTES;
+
 /// Read at a time. Logins are short: most messages of one side arrive together and fit.
 const READ_BYTES: usize = 2048;
-
-/// A tag and a length.
-const HEADER_BYTES: usize = 5;
 
 /// One message, header included, in a buffer of its own: whoever decodes it cannot run into the next.
 #[derive(Debug)]
@@ -108,11 +107,6 @@ impl MessageReader {
     /// Whether the other side has sent more than was asked for.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
-    }
-
-    /// What has arrived behind the last message.
-    pub fn into_leftover(self) -> Vec<u8> {
-        self.buffer.into()
     }
 
     /// The whole size of the first message, once its header is there.

@@ -34,40 +34,11 @@ pub enum Argument<'a> {
 #[derive(Debug, Clone)]
 pub struct SetConfigs<'a> {
     reader: Reader<'a>,
-    whole: Reader<'a>,
 }
 
 impl<'a> SetConfigs<'a> {
     pub(super) fn new(text: &'a [u8], lexing: Lexing) -> Self {
-        let reader = Reader::new(text, lexing);
-        Self { reader, whole: reader }
-    }
-
-    /// Whether the statement is `SELECT set_config(…) [AS name], …` and nothing else: then each call happens once,
-    /// in this order, when the statement succeeds; and its row has the new values.
-    pub fn is_all(&self) -> bool {
-        let mut reader = self.whole;
-        if !reader.eat(b"select") {
-            return false;
-        }
-        loop {
-            let mut schema = reader;
-            if schema.eat(b"pg_catalog") && schema.eat_symbol(b'.') {
-                reader = schema;
-            }
-            if call(&mut reader).is_none() {
-                return false;
-            }
-            if reader.eat(b"as") && reader.name().is_none() {
-                return false;
-            }
-            if reader.at_end() {
-                return true;
-            }
-            if !reader.eat_symbol(b',') {
-                return false;
-            }
-        }
+        Self { reader: Reader::new(text, lexing) }
     }
 }
 

@@ -122,7 +122,7 @@ impl<'a> Statement<'a> {
     }
 
     /// Every call of set_config in it, with its arguments where they are literals or parameters. Whether a call is
-    /// reached, and how often, is not known unless [`SetConfigs::is_all`].
+    /// reached, and how often, is not known.
     pub fn set_configs(&self) -> SetConfigs<'a> {
         SetConfigs::new(self.text, self.lexing)
     }

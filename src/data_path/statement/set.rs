@@ -5,9 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::{
-    Effects, Kind, SetValue, TransactionModes, kinds, kinds::Reading, lexer::TokenKind, reader::Reader,
-};
+use super::{Effects, Kind, SetValue, kinds, kinds::Reading, lexer::TokenKind, reader::Reader};
 
 /// After SET.
 pub(super) fn set<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
@@ -296,20 +294,6 @@ fn quote_identifier(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     }
     quoted.push(b'"');
     Cow::Owned(quoted)
-}
-
-impl TransactionModes {
-    /// The parameters that SET SESSION CHARACTERISTICS sets to this, by name and value.
-    pub fn as_defaults(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let on = |value: bool| if value { "on" } else { "off" };
-        [
-            self.isolation.map(|isolation| ("default_transaction_isolation", isolation)),
-            self.read_only.map(|read_only| ("default_transaction_read_only", on(read_only))),
-            self.deferrable.map(|deferrable| ("default_transaction_deferrable", on(deferrable))),
-        ]
-        .into_iter()
-        .flatten()
-    }
 }
 
 /// Keywords that are quoted as identifiers: all but the unreserved, of PostgreSQL 15. Later versions have a few more
