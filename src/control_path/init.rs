@@ -204,7 +204,13 @@ async fn load_or_create_keyring(config: &Config, client: &Client) -> Result<(Key
         loaded => return Ok((loaded?, false)),
     };
     if let Some(key) = a_key_in_use(client).await? {
-        return Err(InitError::KeyringLost { path: path.display().to_string(), key });
+        // Another `init` may have made the ring and sealed with it between the two looks.
+        return match Keyring::load(config) {
+            Err(KeyringError::Missing { path }) => {
+                Err(InitError::KeyringLost { path: path.display().to_string(), key })
+            }
+            loaded => Ok((loaded?, false)),
+        };
     }
     let keyring = Keyring::generate();
     match keyring.create_file(&path) {
