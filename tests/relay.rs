@@ -416,3 +416,28 @@ async fn statements_longer_than_what_is_read_work_and_stay_their_clients() {
     third.startup(wire::PROTOCOL_3_0, &[]).await;
     assert_eq!(third.until_end().await[0].sqlstate(), "28000");
 }
+
+/// While the server was asked what a SET had left behind, what it was notified of went under: lib/pq's listener missed
+/// what came right behind its LISTEN.
+#[tokio::test]
+async fn no_notification_is_lost_while_a_server_is_asked_what_its_client_has_set() {
+    const NOTIFICATIONS: usize = 2000;
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let mut listener = proxy.client("acme").connect().await;
+    listener.run("LISTEN news").await;
+    let notifier = proxy.client("acme").connect().await;
+    let notifying = async {
+        for number in 0..NOTIFICATIONS {
+            notifier.run(&format!("NOTIFY news, '{number}'")).await;
+        }
+    };
+    let setting = async {
+        for number in 0..NOTIFICATIONS / 2 {
+            listener.run(&format!("SET work_mem = '{}kB'", 1000 + number)).await;
+        }
+    };
+    tokio::join!(notifying, setting);
+    for number in 0..NOTIFICATIONS {
+        assert_eq!(listener.notification().await.payload(), number.to_string());
+    }
+}

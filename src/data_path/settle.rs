@@ -61,6 +61,7 @@ impl Relay {
         };
         let (sql, names) = uncertain.question(wanted, startup);
         let rows = server.ask(&sql, &[&names]).await?;
+        self.unsent.push(&std::mem::take(&mut server.notified));
         Ok(uncertain.answered(&rows, wanted, startup, pins))
     }
 
@@ -73,6 +74,7 @@ impl Relay {
         if wanted != applied && restore(server, &wanted, &mut applied, &mut told).await.is_err() {
             return Err(End::ServerLost);
         }
+        self.unsent.push(&std::mem::take(&mut server.notified));
         self.unsent.push(&told);
         if wanted != *self.side.wanted {
             self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());

@@ -55,6 +55,8 @@ pub struct Server {
     pub secret: Box<[u8]>,
     /// Whom it belongs to, for life: tenant and access. Compared whenever it is lent (invariant 2).
     pub owner: (i64, Access),
+    /// Notifications that came in the middle of an answer to us: its client is to get them.
+    pub notified: Vec<u8>,
     /// A client got an error from it since it was last asked what a transaction left behind.
     pub failed: bool,
     /// When it was opened, on the worker's coarse clock.
@@ -102,6 +104,7 @@ impl Server {
             process_id: opened.process_id,
             secret: opened.secret.into(),
             owner,
+            notified: Vec::new(),
             failed: false,
             opened_at: now,
             idle_since: now,
@@ -117,6 +120,7 @@ impl Server {
             && self.side.uncertain.is_empty()
             && self.side.at_boundary()
             && self.unsent.is_empty()
+            && self.notified.is_empty()
     }
 
     /// Whether an idle server has nothing to say. One that does has ended, or is about to. Costs no system call as long
@@ -182,6 +186,7 @@ impl Server {
             self.side.lease = Default::default();
         }
         self.run("DISCARD ALL").await?;
+        self.notified = Vec::new();
         self.side.discarded();
         Ok(())
     }
@@ -200,20 +205,24 @@ impl Server {
     async fn answer(&mut self) -> Result<Vec<Row>, AskError> {
         let mut buffer = Vec::new();
         let (mut rows, mut refused) = (Vec::new(), None);
-        let mut at = 0;
+        let (mut at, mut ready) = (0, false);
         loop {
             while let Some(message) = next_message(&buffer, at)? {
                 at += message.len();
                 match message.first() {
+                    // Whoever listens may be told of something at any moment, also behind ReadyForQuery.
+                    Some(b'A') => self.notified.extend_from_slice(message),
+                    Some(b'S') => drop(self.side.note_parameter(message)),
+                    Some(b'N') => {}
+                    _ if ready => return Err(out_of_step().into()),
                     Some(b'D') => rows.push(row(message).ok_or_else(out_of_step)?),
                     Some(b'E') => refused = Some(ServerError::read(message)),
-                    Some(b'S') => drop(self.side.note_parameter(message)),
-                    Some(b'Z') if at == buffer.len() => {
-                        return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error)));
-                    }
-                    Some(b'Z') => return Err(out_of_step().into()),
+                    Some(b'Z') => ready = true,
                     _ => {}
                 }
+            }
+            if ready && at == buffer.len() {
+                return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error)));
             }
             if buffer.len() > ANSWER_BYTES_MAX {
                 return Err(out_of_step().into());
