@@ -441,3 +441,33 @@ async fn no_notification_is_lost_while_a_server_is_asked_what_its_client_has_set
         assert_eq!(listener.notification().await.payload(), number.to_string());
     }
 }
+
+/// psqlODBC and psycopg (before libpq 17) forget a statement by DEALLOCATE: the name stayed taken (42P05), and the server's
+/// copy was gone for every other client that had prepared the same text (26000).
+#[tokio::test]
+async fn deallocate_forgets_a_statement_for_its_client_and_for_nobody_else() {
+    let proxy = one_server().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let prepare = [parse("_PLAN0x1", "SELECT 'same'"), sync()].concat();
+    let run = [bind("", "_PLAN0x1", &[]), execute("", 0), sync()].concat();
+    for wire in [&mut client, &mut other] {
+        wire.send_bytes(&prepare).await;
+        assert_eq!(tags(&wire.until_ready().await), "1Z");
+    }
+    client.query("BEGIN").await;
+    assert_eq!(error(&client.query("SELECT 1/0").await), "22012");
+    assert_eq!(error(&client.query("DEALLOCATE \"_PLAN0x1\"").await), "25P02");
+    client.query("ROLLBACK").await;
+    client.send_bytes(&run).await;
+    assert_eq!(rows(&client.until_ready().await), one("same"), "a DEALLOCATE that failed");
+
+    assert_eq!(tags(&client.query("SELECT 1; DEALLOCATE \"_PLAN0x1\"").await), "TDCCZ");
+    other.send_bytes(&run).await;
+    assert_eq!(rows(&other.until_ready().await), one("same"), "the other client's");
+    client.send_bytes(&run).await;
+    assert_eq!(error(&client.until_ready().await), "26000");
+    client.send_bytes(&prepare).await;
+    assert_eq!(tags(&client.until_ready().await), "1Z", "the name is free");
+    client.send_bytes(&run).await;
+    assert_eq!(rows(&client.until_ready().await), one("same"));
+}

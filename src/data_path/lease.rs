@@ -54,14 +54,17 @@ pub enum Asked {
     Close(Option<Box<Naming>>),
     /// Sync.
     Sync,
-    /// A simple query.
-    Query,
+    /// A simple query; with what it forgets by DEALLOCATE, one entry for each, in order.
+    Query(Forgets),
     /// FunctionCall.
     FunctionCall,
     /// CopyDone or CopyFail sent before the server has said that it takes data. Gets no reply: it marks which Syncs the
     /// server takes for part of the data.
     CopyEnd,
 }
+
+/// What the DEALLOCATEs of a text forget; `None` in place of a name that is no statement of the session's.
+pub type Forgets = Option<Box<VecDeque<Option<Naming>>>>;
 
 /// A statement that got, or lost, its name by a request that may yet be skipped.
 #[derive(Debug, Clone)]
@@ -148,7 +151,7 @@ impl Lease {
                 self.unsynced &= whose != Whose::Client;
             }
             _ if self.skipping => return false,
-            Asked::Query | Asked::FunctionCall => self.unsynced = false,
+            Asked::Query(_) | Asked::FunctionCall => self.unsynced = false,
             _ => self.unsynced |= whose.is_for_client(),
         }
         self.owed.push_back(Owed { asked, whose });
@@ -187,6 +190,14 @@ impl Lease {
         self.owed.front().map(|owed| owed.whose)
     }
 
+    /// A DEALLOCATE has succeeded: what it forgot.
+    pub fn forgotten(&mut self) -> Option<Naming> {
+        match self.owed.front_mut() {
+            Some(Owed { asked: Asked::Query(Some(forgets)), .. }) => forgets.pop_front().flatten(),
+            _ => None,
+        }
+    }
+
     /// A reply other than ErrorResponse and ReadyForQuery has arrived.
     ///
     /// # Errors
@@ -201,9 +212,9 @@ impl Lease {
             (b'T' | b'n', Asked::Describe) => true,
             (b'C' | b'I' | b's', Asked::Execute) => true,
             (b't', Asked::Describe) => false,
-            (b'T' | b'C' | b'I', Asked::Query) | (b'V', Asked::FunctionCall) => false,
-            (b'D' | b'H' | b'd' | b'c', Asked::Execute | Asked::Query) => false,
-            (b'G', Asked::Execute | Asked::Query) => {
+            (b'T' | b'C' | b'I', Asked::Query(_)) | (b'V', Asked::FunctionCall) => false,
+            (b'D' | b'H' | b'd' | b'c', Asked::Execute | Asked::Query(_)) => false,
+            (b'G', Asked::Execute | Asked::Query(_)) => {
                 self.start_copy_in();
                 false
             }
@@ -239,7 +250,7 @@ impl Lease {
             return Err(Desync(b'E'));
         };
         let whose = front.whose;
-        if matches!(front.asked, Asked::Sync | Asked::Query | Asked::FunctionCall) {
+        if matches!(front.asked, Asked::Sync | Asked::Query(_) | Asked::FunctionCall) {
             return Ok(whose);
         }
         let sync = self.owed.iter().position(|owed| matches!(owed.asked, Asked::Sync));
@@ -262,7 +273,7 @@ impl Lease {
             return Err(Desync(b'Z'));
         }
         match self.settle_front() {
-            Some(Owed { asked: Asked::Sync | Asked::Query | Asked::FunctionCall, whose }) => {
+            Some(Owed { asked: Asked::Sync | Asked::Query(_) | Asked::FunctionCall, whose }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
                 Ok(whose == Whose::Client)
@@ -311,7 +322,7 @@ mod tests {
                 'E' => Asked::Execute,
                 'C' => Asked::Close(None),
                 'S' => Asked::Sync,
-                'Q' => Asked::Query,
+                'Q' => Asked::Query(None),
                 'F' => Asked::FunctionCall,
                 other => panic!("{other}"),
             };
@@ -380,7 +391,7 @@ mod tests {
         asked(&mut lease, "P");
         replies(&mut lease, "E").unwrap();
         assert!(!lease.ask(Asked::Bind, Whose::Client));
-        assert!(!lease.ask(Asked::Query, Whose::Client), "a simple query is skipped as well");
+        assert!(!lease.ask(Asked::Query(None), Whose::Client), "a simple query is skipped as well");
         asked(&mut lease, "S");
         replies(&mut lease, "Z").unwrap();
         assert!(lease.is_over());

@@ -280,7 +280,7 @@ impl ServerStatements {
         }
     }
 
-    /// A queued Parse failed or was skipped.
+    /// A queued Parse failed or was skipped, or a DEALLOCATE succeeded.
     pub fn unqueued(&mut self, statement: &Statement) {
         self.known.remove(&statement.id);
     }

@@ -340,7 +340,7 @@ pub fn prelude(
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
         // Neither role nor session authorisation is touched by RESET ALL.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
-        let _ = lease.ask(Asked::Query, Whose::Ours);
+        let _ = lease.ask(Asked::Query(None), Whose::Ours);
         queried = true;
         from = &none;
     }

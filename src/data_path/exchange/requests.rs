@@ -1,6 +1,6 @@
 //! A client's requests, one at a time: what goes to the server in their place, and what is owed for them.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     client_side::{Rules, violation},
@@ -9,7 +9,7 @@ use super::{
 use crate::{
     data_path::{
         aftermath::Aftermath,
-        lease::{Asked, Naming, Pins, Whose},
+        lease::{Asked, Forgets, Naming, Pins, Whose},
         prepared::{ClientStatements, Statement, rename},
         statement::{self, Kind},
     },
@@ -67,7 +67,7 @@ impl Requests<'_, '_> {
         self.statements.forget_unnamed();
         self.server.statements.set_unnamed(0);
         if !self.rules.follow {
-            self.ask(Asked::Query);
+            self.ask(Asked::Query(None));
             self.out.pass(bytes);
             return Ok(());
         }
@@ -79,13 +79,13 @@ impl Requests<'_, '_> {
         let alone = !self.server.lease.is_working() && self.server.lease.status() == b'I';
         self.server.uncertain.note(&aftermath, alone);
         if aftermath.names_statements
-            && let Some(rewritten) = self.with_server_names(bytes)
+            && let Some((rewritten, forgets)) = self.with_server_names(bytes)
         {
-            self.ask(Asked::Query);
+            self.ask(Asked::Query(forgets));
             self.out.build().extend_from_slice(&rewritten);
             return Ok(());
         }
-        self.ask(Asked::Query);
+        self.ask(Asked::Query(None));
         self.out.pass(bytes);
         Ok(())
     }
@@ -218,16 +218,23 @@ impl Requests<'_, '_> {
     }
 
     /// The query with every name of a protocol-level statement in EXECUTE or DEALLOCATE replaced by what servers call it.
+    /// A DEALLOCATE takes the statement from its server, too: other clients have it prepared again.
     #[cold]
-    fn with_server_names(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+    fn with_server_names(&mut self, bytes: &[u8]) -> Option<(Vec<u8>, Forgets)> {
         let sql = cstr(&mut bytes.get(HEADER_BYTES..)?).ok()?;
         let mut rewritten = Vec::new();
         let mut copied = 0;
+        let mut forgets = VecDeque::new();
         for found in statement::statements(sql, self.server.lexing()) {
             let Some(name) = found.prepared.filter(|_| !matches!(found.kind, Kind::Prepare { .. })) else {
                 continue;
             };
-            let Some(statement) = self.statements.get(&name.value).cloned() else { continue };
+            let statement = self.statements.get(&name.value).cloned();
+            if found.kind == Kind::Deallocate {
+                let client_name = Some(name.value.as_ref().into());
+                forgets.push_back(statement.clone().map(|statement| Naming { client_name, statement }));
+            }
+            let Some(statement) = statement else { continue };
             self.server.uncertain.note(&statement.aftermath, false);
             let range = found.start + name.range.start..found.start + name.range.end;
             self.server.statements.ensure_for_query(&statement, &mut self.server.lease, self.out);
@@ -243,7 +250,7 @@ impl Requests<'_, '_> {
         append(&mut message, b'Q', |out| {
             append_cstr(out, &rewritten);
         });
-        Some(message)
+        Some((message, Some(Box::new(forgets)).filter(|forgets| !forgets.is_empty())))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::client_side::ClientSide;
 use crate::{
     data_path::{
-        lease::{Asked, Desync, Lease, Pins, Whose},
+        lease::{Asked, Desync, Lease, Naming, Pins, Whose},
         prepared::ServerStatements,
         session_state::{Settings, Uncertain},
         statement::{Characters, Lexing},
@@ -239,6 +239,12 @@ impl ServerSide {
     #[inline]
     fn command_complete(&mut self, bytes: &[u8], client: &mut ClientSide) {
         let tag = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        if tag == b"DEALLOCATE\0"
+            && let Some(Naming { client_name: Some(name), statement }) = self.lease.forgotten()
+        {
+            client.statements.remove(&name);
+            self.statements.unqueued(&statement);
+        }
         if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
             self.statements.forget_all();
             client.statements.forget_all();
