@@ -471,3 +471,34 @@ async fn deallocate_forgets_a_statement_for_its_client_and_for_nobody_else() {
     client.send_bytes(&run).await;
     assert_eq!(rows(&client.until_ready().await), one("same"));
 }
+
+/// `pgbench -M prepared` with more clients than servers and threads waited for itself: a thread that prepares on one
+/// connection does not go on with the transactions of its others, which held every server.
+#[tokio::test]
+async fn a_known_text_is_prepared_without_waiting_for_a_server_and_is_checked_before_its_first_use() {
+    let proxy = one_server().await;
+    let (mut holder, mut client) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    holder.query("CREATE TABLE passing (i int)").await;
+    let prepare = [parse("p", "SELECT count(*) FROM passing"), sync()].concat();
+    let run = [bind("", "p", &[]), execute("", 0), sync()].concat();
+    holder.send_bytes(&prepare).await;
+    assert_eq!(tags(&holder.until_ready().await), "1Z");
+
+    holder.query("BEGIN").await;
+    client.send_bytes(&[prepare.clone(), run.clone()].concat()).await;
+    assert_eq!(tags(&client.until_ready().await), "1Z", "while no server is idle");
+    holder.query("ALTER TABLE passing ADD j int").await;
+    holder.query("COMMIT").await;
+    assert_eq!(rows(&client.until_ready().await), one(0));
+
+    holder.query("DEALLOCATE p").await;
+    holder.send_bytes(&prepare).await;
+    holder.until_ready().await;
+    client.query("DEALLOCATE p").await;
+    holder.query("BEGIN; DROP TABLE passing").await;
+    client.send_bytes(&prepare).await;
+    assert_eq!(tags(&client.until_ready().await), "1Z");
+    holder.query("COMMIT").await;
+    client.send_bytes(&run).await;
+    assert_eq!(error(&client.until_ready().await), "42P01", "as the Parse would have had it");
+}

@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -38,9 +38,15 @@ pub struct Statement {
     body: Box<[u8]>,
     /// Read once, when it was parsed.
     pub aftermath: Aftermath,
+    proved: AtomicBool,
 }
 
 impl Statement {
+    /// A server has taken it once.
+    pub fn is_proved(&self) -> bool {
+        self.proved.load(Ordering::Relaxed)
+    }
+
     /// What servers call it.
     pub fn server_name(&self) -> &[u8] {
         &self.server_name
@@ -67,12 +73,7 @@ impl StatementTable {
         settings: &Settings,
         aftermath: impl FnOnce() -> Aftermath,
     ) -> Arc<Statement> {
-        // A body says itself where it ends, and no setting holds a zero.
-        let mut meaning = body.to_vec();
-        for (name, value) in MEANING.iter().filter_map(|name| Some((name, settings.get(name)?))) {
-            append_cstr(&mut meaning, name.as_bytes());
-            append_cstr(&mut meaning, value.as_bytes());
-        }
+        let meaning = meaning(body, settings);
         let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(statement) = table.get(&meaning).and_then(Weak::upgrade) {
             return statement;
@@ -87,16 +88,35 @@ impl StatementTable {
             server_name: format!("pglobby_{id}").into_bytes().into(),
             body: body.into(),
             aftermath: aftermath(),
+            proved: AtomicBool::new(false),
         });
         table.insert(meaning, Arc::downgrade(&statement));
         statement
     }
+
+    /// The statement with this Parse body in a session with these settings, if a client or a server has it.
+    pub fn find(&self, body: &[u8], settings: &Settings) -> Option<Arc<Statement>> {
+        let table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(&meaning(body, settings)).and_then(Weak::upgrade)
+    }
+}
+
+/// What makes two statements the same. A body says itself where it ends, and no setting holds a zero.
+fn meaning(body: &[u8], settings: &Settings) -> Vec<u8> {
+    let mut meaning = body.to_vec();
+    for (name, value) in MEANING.iter().filter_map(|name| Some((name, settings.get(name)?))) {
+        append_cstr(&mut meaning, name.as_bytes());
+        append_cstr(&mut meaning, value.as_bytes());
+    }
+    meaning
 }
 
 /// What one client has prepared.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
+    /// Names whose Parse no server has seen yet (see `exchange/postponed.rs`).
+    postponed: Vec<Box<[u8]>>,
     unnamed: Unnamed,
 }
 
@@ -130,6 +150,23 @@ impl ClientStatements {
         self.named.get(name)
     }
 
+    /// The Parse of that name is yet to reach a server.
+    pub fn postpone(&mut self, name: &[u8]) {
+        self.postponed.push(name.into());
+    }
+
+    /// Whether the Parse of that name must reach a server before the name is used; `true` once.
+    #[inline]
+    pub fn take_postponed(&mut self, name: &[u8]) -> bool {
+        !self.postponed.is_empty() && self.is_postponed(name)
+    }
+
+    #[cold]
+    fn is_postponed(&mut self, name: &[u8]) -> bool {
+        let found = self.postponed.iter().position(|postponed| **postponed == *name);
+        found.map(|at| self.postponed.swap_remove(at)).is_some()
+    }
+
     /// A Parse of the unnamed statement goes to the server.
     pub fn set_unnamed(&mut self, serial: u64, body: &[u8], aftermath: Aftermath) {
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT && body.len() <= UNNAMED_BYTES_KEPT {
@@ -154,6 +191,7 @@ impl ClientStatements {
     /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.named.clear();
+        self.postponed.clear();
     }
 
     /// The name means this statement from now on.
@@ -164,6 +202,7 @@ impl ClientStatements {
     /// The name means nothing any more.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let removed = self.named.remove(name);
+        self.take_postponed(name);
         if self.named.is_empty() {
             self.named = HashMap::new();
         }
@@ -278,6 +317,7 @@ impl ServerStatements {
         if let Some(known) = self.known.get_mut(&statement.id) {
             known.certainty = Certainty::Confirmed;
         }
+        statement.proved.store(true, Ordering::Relaxed);
     }
 
     /// A queued Parse failed or was skipped, or a DEALLOCATE succeeded.
@@ -323,8 +363,9 @@ impl ServerStatements {
         }
     }
 
+    /// Prepares `statement` anew, whether the server knows it or not.
     #[cold]
-    fn prepare(
+    pub fn prepare(
         &mut self,
         statement: &Arc<Statement>,
         whose: Whose,

@@ -359,6 +359,14 @@ impl Relay {
             Ok(true) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
             Ok(false) => self.inbox = inbox,
         }
+        let mut replies = Vec::new();
+        while let Some(answered) = self.side.postpone_parse(&self.inbox, &mut replies) {
+            self.inbox.drain(..answered);
+        }
+        // At once: what is behind it may wait in line for long.
+        if self.unsent.send(&mut self.client, cx, &replies).is_err() {
+            return Some(Step::End(End::ClientGone));
+        }
         match is_enough(&self.inbox, &self.side) {
             Ok(true) => Some(Step::Borrow),
             Ok(false) => None,

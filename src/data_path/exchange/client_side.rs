@@ -26,7 +26,7 @@ pub struct ClientSide {
     pub startup: Arc<Settings>,
     /// What it has SET.
     pub wanted: Arc<Settings>,
-    rules: Rules,
+    pub(super) rules: Rules,
     /// Of the last unnamed statement; unique over the process.
     unnamed_serial: u64,
     refusing: Refusing,

@@ -6,6 +6,7 @@
 //! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
 
 mod client_side;
+mod postponed;
 mod requests;
 mod server_side;
 

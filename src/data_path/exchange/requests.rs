@@ -212,7 +212,13 @@ impl Requests<'_, '_> {
         length: usize,
         statement: &Arc<Statement>,
     ) {
-        self.server.statements.ensure(statement, &mut self.server.lease, self.out);
+        let name = bytes.get(at..at + length).unwrap_or_default();
+        let ServerSide { statements: servers, lease, .. } = &mut *self.server;
+        if self.statements.take_postponed(name) {
+            servers.prepare(statement, Whose::Follow, lease, self.out.build());
+        } else {
+            servers.ensure(statement, lease, self.out);
+        }
         self.ask(asked);
         rename(bytes, at, length, statement.server_name(), self.out.build());
     }
