@@ -11,6 +11,7 @@ use support::{
     Proxy, Wire,
     certificates::Authority,
     client::in_time,
+    cluster::target_folder,
     wire::{Message, PROTOCOL_3_0, PROTOCOL_3_2, message, rows, ssl_request, startup_message},
 };
 use tempfile::TempDir;
@@ -299,6 +300,23 @@ async fn libpq_logs_in_over_tls_bound_to_the_channel() {
     }
     let (_, said) = lobby.psql("sslmode=disable");
     assert!(said.contains("requires an encrypted connection"), "{said}");
+}
+
+/// The newest libpq there is, as psycopg carries it: direct TLS, protocol 3.2, a cancel with a long key inside TLS.
+#[tokio::test]
+async fn libpq_18_speaks_protocol_3_2_within_direct_tls() {
+    let lobby = Encrypted::start("require").await;
+    let (port, authority) = (lobby.proxy.port(), lobby.authority());
+    let output = Command::new(target_folder().join("drivers/python/bin/python"))
+        .arg("tests/drivers/libpq_18.py")
+        .arg(format!(
+            "host=localhost hostaddr=127.0.0.1 port={port} user=acme_user dbname=acme sslrootcert={}",
+            authority.display()
+        ))
+        .env("PGPASSWORD", "acme-secret")
+        .output()
+        .expect("run scripts/test, which installs psycopg");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test]

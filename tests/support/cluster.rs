@@ -52,7 +52,13 @@ impl Cluster {
         Self::build().start()
     }
 
+    /// The machine's own version; 18 where `PGLOBBY_TEST_POSTGRES=18` is set, as `scripts/test` does in its second round.
     pub fn build() -> Builder {
+        match std::env::var("PGLOBBY_TEST_POSTGRES").as_deref() {
+            Err(_) => {}
+            Ok("18") => return Self::postgres_18(),
+            Ok(other) => panic!("PGLOBBY_TEST_POSTGRES is {other}: 18 or nothing"),
+        }
         Builder::new(
             PostgresBinaries::find(None).expect("run scripts/test, which installs what the tests need"),
         )
