@@ -140,7 +140,7 @@ pub struct Limits {
     pub tracked_parameters_max: usize,
     /// `max_connecting_servers`: server connections being opened at a time per host, default 16.
     pub connecting_servers_max: usize,
-    /// `max_cancels`: cancel requests under way at a time, default 64.
+    /// `max_cancels`: cancel requests under way at a time, for each pool and to other nodes, default 64.
     pub cancels_max: usize,
     /// `directory_cache_max`: logins and tenants kept in memory, each; default 100000.
     pub directory_cache_max: u64,
@@ -173,7 +173,8 @@ pub struct Timeouts {
     pub server_idle: Duration,
     /// `server_lifetime`: a server is closed at its next idle moment, default 1 h.
     pub server_lifetime: Duration,
-    /// `server_check_delay`: a server idle for longer is looked at before it is lent, default 30 s.
+    /// `server_check_delay`: a server idle for so long is asked whether it is still there, and again each time it has
+    /// passed, default 30 s.
     pub server_check_delay: Duration,
     /// `pool_idle_timeout`: a pool nobody uses is dropped, default 10 min.
     pub pool_idle: Duration,

@@ -3,6 +3,7 @@
 
 mod support;
 
+use rustix::process::Signal;
 use support::{
     Client, Forwarder, Proxy, Wire,
     client::{in_time, sqlstate},
@@ -309,4 +310,22 @@ async fn the_budget_of_a_host_is_kept_over_tenants_and_everybody_is_served() {
     };
     in_time("everybody's turn", async { tokio::join!(work("acme"), work("blue"), work("coop"), watch) })
         .await;
+}
+
+/// A failover or a forgetful firewall swallows connections without a word. The pool finds that out while nobody waits, and
+/// no client is lent such a server.
+#[tokio::test]
+async fn an_idle_server_that_fell_silent_is_found_out_before_a_client_gets_it() {
+    let (proxy, forwarder) = behind_a_forwarder(1).await;
+    proxy.set_config("server_check_delay", "\"1s\"");
+    proxy.set_config("server_connect_timeout", "\"1s\"");
+    proxy.signal(Signal::HUP);
+    let client = proxy.client("acme").connect().await;
+    client.run("SET my.note = 'kept'").await;
+    let silent = client.server_pid().await;
+    forwarder.set(Fault::Stall);
+    proxy.logged("an idle server is gone").await;
+    forwarder.set(Fault::None);
+    assert_ne!(client.server_pid().await, silent);
+    assert_eq!(client.ask("SELECT current_setting('my.note')").await, "kept");
 }

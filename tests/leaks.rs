@@ -269,3 +269,22 @@ async fn settings_that_hinder_do_not_hinder_others() {
     one.leave().await;
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
 }
+
+/// `max_tracked_parameters`: a session that has set more than that keeps its server, and what it set.
+#[tokio::test]
+async fn a_session_with_too_many_parameters_keeps_its_server_until_it_discards_them() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).config("max_tracked_parameters", "3").start().await;
+    let (client, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    let console = proxy.console().await;
+    for number in 1..=8 {
+        client.run(&format!("SET my.number_{number} = '{number}'")).await;
+        other.run("SELECT 1").await;
+    }
+    assert_eq!(console.ask_all("SHOW PINS").await.len(), 1);
+    for number in 1..=8 {
+        let sql = format!("SELECT current_setting('my.number_{number}')");
+        assert_eq!(client.ask(&sql).await, number.to_string());
+    }
+    client.run("DISCARD ALL").await;
+    assert_eq!(console.ask_all("SHOW PINS").await.len(), 0);
+}

@@ -140,6 +140,20 @@ async fn reloading_a_hundred_times_under_load_is_not_noticed() {
     assert_eq!(client.server_pid().await, server);
 }
 
+/// Sessions that may write and sessions that may not have a pool each, and were counted apart.
+#[tokio::test]
+async fn the_limit_on_a_tenants_clients_counts_all_of_them() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    proxy.create_login("reader", "reader-secret", &["--tenant", "acme", "--read-only"]);
+    proxy.command(&["tenant", "set", "acme", "max_clients=1"]);
+    let (writer, reader) = (proxy.client("acme"), proxy.caller("reader", "reader-secret", "acme"));
+    in_time("the limit", async { while writer.try_connect().await.is_err() {} }).await;
+    let held = writer.connect().await;
+    assert_eq!((writer.refusal().await, reader.refusal().await), ("53300".into(), "53300".into()));
+    held.leave().await;
+    in_time("the place", async { while reader.try_connect().await.is_err() {} }).await;
+}
+
 #[tokio::test]
 async fn dropping_a_tenant_ends_its_sessions_and_late_clients_hear_why() {
     let proxy = two_tenants().await;

@@ -24,6 +24,9 @@ impl Relay {
         if server.side.lease.whose().is_none_or(|whose| !whose.is_for_client()) {
             return;
         }
+        if self.pool.cancelling() >= self.pool.rules.cancels_max {
+            return debug!(tenant = self.pool.tenant.name, "a cancel too many is dropped");
+        }
         let (settled, cancelling) = oneshot::channel();
         let before = self.cancelling.replace(cancelling);
         let key = (server.process_id, server.secret.clone());

@@ -41,6 +41,9 @@ impl Relay {
                 },
             }
         }
+        if self.side.wanted.len() > self.side.rules().settings_max {
+            pins.insert(Pins::SETTINGS);
+        }
         if before.is_empty() && !pins.is_empty() {
             self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
         }

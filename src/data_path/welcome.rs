@@ -136,6 +136,7 @@ async fn greet(
         table: pool.statements.clone(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
+        settings_max: config.limits.tracked_parameters_max,
     };
     let serial = u64::from(handle.process_id.unsigned_abs()) << 32;
     let side = ClientSide::new(rules, greeting.settings, serial);

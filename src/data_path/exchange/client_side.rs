@@ -55,12 +55,14 @@ pub struct Rules {
     pub inspect_bytes_max: usize,
     /// `client_prepared_statements_max`.
     pub statements_max: usize,
+    /// `tracked_parameters_max`.
+    pub settings_max: usize,
 }
 
 impl Rules {
     /// For replies that nobody wants any more.
     pub fn nobody(table: &Arc<StatementTable>) -> Self {
-        Self { follow: false, table: table.clone(), inspect_bytes_max: 0, statements_max: 0 }
+        Self { follow: false, table: table.clone(), inspect_bytes_max: 0, statements_max: 0, settings_max: 0 }
     }
 }
 

@@ -253,6 +253,7 @@ impl ServerSide {
                 // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
                 self.lease.pins.remove(Pins::SEQUENCE);
                 self.lease.pins.remove(Pins::UNREAD);
+                self.lease.pins.remove(Pins::SETTINGS);
             }
         }
     }

@@ -76,8 +76,24 @@ impl Pool {
         server::open(&target, &self.dial).await
     }
 
+    /// Asks a server that nobody has heard of for long whether it is still there; puts it back if so. Where the network has
+    /// swallowed a connection (a failover, a firewall that forgets), no client is to find that out.
+    async fn check(&self, mut server: Box<Server>) {
+        let answer = tokio::time::timeout(self.dial.connect_timeout, server.run("")).await;
+        match answer.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())) {
+            Ok(_) if !self.is_paused() => {
+                server.heard_at = self.worker.clock.now();
+                drop(self.servers.try_add(server));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "an idle server is gone");
+            }
+        }
+    }
+
     /// Looks after the idle servers; called now and then on the pool's worker. Nothing here yields, so nobody finds the
-    /// pool empty meanwhile.
+    /// pool empty meanwhile; a server that is asked whether it is still there is missing for as long as it takes to answer.
     pub fn keep_house(self: &Arc<Self>) {
         let now = self.worker.clock.now();
         let mut idle = Vec::new();
@@ -92,6 +108,9 @@ impl Pool {
             if unused || aged || !object.is_quiet() {
                 spare = spare.saturating_sub(1);
                 drop(Object::take(object));
+            } else if now.saturating_sub(object.heard_at) >= self.rules.server_check {
+                let pool = self.clone();
+                self.worker.spawn(async move { pool.check(Object::take(object)).await });
             }
         }
         self.open_wanted();

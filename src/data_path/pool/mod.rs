@@ -46,8 +46,12 @@ pub struct PoolRules {
     pub prepared_max: usize,
     /// Servers being opened at a time.
     pub connecting_max: usize,
+    /// Cancel requests under way at a time.
+    pub cancels_max: usize,
     /// An idle server is closed after this.
     pub server_idle: Duration,
+    /// A server idle for so long is asked whether it is still there.
+    pub server_check: Duration,
     /// A server is closed when idle after this.
     pub server_lifetime: Duration,
 }
@@ -62,7 +66,9 @@ impl PoolRules {
             min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
             prepared_max: config.pool.max_prepared_statements,
             connecting_max: config.limits.connecting_servers_max.max(1),
+            cancels_max: config.limits.cancels_max,
             server_idle: config.timeouts.server_idle,
+            server_check: config.timeouts.server_check_delay,
             server_lifetime: config.timeouts.server_lifetime,
         }
     }
@@ -113,6 +119,7 @@ pub struct Present(Arc<PoolStats>);
 impl Drop for Present {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+        self.0.sessions_of_tenant.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -159,6 +166,7 @@ impl Pool {
             return;
         }
         server.idle_since = now;
+        server.heard_at = now;
         self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         // A retired pool is closed and hands the server back to be dropped.
         drop(self.servers.try_add(server));
@@ -254,13 +262,16 @@ impl Pool {
         self.stats.sessions.load(Ordering::Acquire)
     }
 
-    /// Counts a session for as long as the result lives, also when this pool is replaced meanwhile; `None` if there are
-    /// `limit` already (0: no limit).
+    /// Counts a session for as long as the result lives, also when this pool is replaced meanwhile; `None` if the tenant
+    /// has `limit` already (0: no limit).
     pub fn enter(&self, limit: usize) -> Option<Present> {
-        let counted = self.stats.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
+        let of_tenant = &self.stats.sessions_of_tenant;
+        let counted = of_tenant.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
             (limit == 0 || sessions < limit).then_some(sessions + 1)
         });
-        counted.is_ok().then(|| Present(self.stats.clone()))
+        counted.ok()?;
+        self.stats.sessions.fetch_add(1, Ordering::AcqRel);
+        Some(Present(self.stats.clone()))
     }
 
     /// When a server was last given back, on the worker's coarse clock (milliseconds).

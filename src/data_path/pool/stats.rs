@@ -1,6 +1,7 @@
 //! What a pool has done, for SHOW STATS and `/metrics`. Written by one worker, read by anybody.
 
 use std::{
+    sync::Arc,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
@@ -12,6 +13,8 @@ use crate::data_path::prepared::Tally;
 pub struct PoolStats {
     /// Sessions now.
     pub sessions: AtomicUsize,
+    /// Sessions of the tenant now, whatever their access.
+    pub sessions_of_tenant: Arc<AtomicUsize>,
     /// Logins that led to a session.
     pub logins: AtomicU64,
     /// Times a server was lent to a session.

@@ -180,11 +180,19 @@ impl TenantPools {
         if all.len() >= limit {
             all.retain(|_, done| Arc::strong_count(&done.stats) > 1);
         }
+        let other = match access {
+            Access::ReadWrite => Access::ReadOnly,
+            Access::ReadOnly => Access::ReadWrite,
+        };
+        let of_tenant = all.get(&(tenant.id, other)).map(|done| done.stats.sessions_of_tenant.clone());
         let known = all.entry((tenant.id, access)).or_insert_with(|| Done {
             tenant_id: tenant.id,
             tenant: String::new(),
             access,
-            stats: Arc::default(),
+            stats: Arc::new(PoolStats {
+                sessions_of_tenant: of_tenant.unwrap_or_default(),
+                ..PoolStats::default()
+            }),
         });
         known.tenant.clone_from(&tenant.name);
         known.stats.clone()

@@ -63,6 +63,8 @@ pub struct Server {
     pub opened_at: Duration,
     /// When it was last given back, on the worker's coarse clock.
     pub idle_since: Duration,
+    /// When it was last heard of, idle or not, on the worker's coarse clock.
+    pub heard_at: Duration,
     /// Its share of the host's budget; given back by drop.
     pub permit: Permit,
     /// What operators see of it.
@@ -108,6 +110,7 @@ impl Server {
             failed: false,
             opened_at: now,
             idle_since: now,
+            heard_at: now,
             permit,
             entry,
         }

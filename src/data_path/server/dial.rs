@@ -69,7 +69,7 @@ pub struct Target<'a> {
 /// files of certificates and authorities again.
 #[derive(Debug)]
 pub struct DialOptions {
-    connect_timeout: Duration,
+    pub(in crate::data_path) connect_timeout: Duration,
     cancel_timeout: Duration,
     tcp_keepidle: Duration,
     tcp_user_timeout: Duration,
