@@ -502,3 +502,28 @@ async fn a_known_text_is_prepared_without_waiting_for_a_server_and_is_checked_be
     client.send_bytes(&run).await;
     assert_eq!(error(&client.until_ready().await), "42P01", "as the Parse would have had it");
 }
+
+/// A changed row replaces the pool; sessions from before kept a table of statements of their own, in which the same numbers
+/// meant other statements: a client got the answer to somebody else's.
+#[tokio::test]
+async fn statements_of_sessions_from_before_and_after_a_pool_was_replaced_are_told_apart() {
+    let proxy = one_server().await;
+    let prepare = |word: &str| [parse("s", &format!("SELECT '{word}'")), sync()].concat();
+    let run = [bind("", "s", &[]), execute("", 0), sync()].concat();
+    let mut before = proxy.wire("acme").await;
+    before.query("SELECT 1").await;
+    proxy.command(&["tenant", "set", "acme", "statement_timeout=77s"]);
+    in_time("the new pool", async {
+        while rows(&before.query("SHOW statement_timeout").await) != one("77s") {}
+    })
+    .await;
+    let mut after = proxy.wire("acme").await;
+    for (client, word) in [(&mut before, "before"), (&mut after, "after")] {
+        client.send_bytes(&prepare(word)).await;
+        assert_eq!(tags(&client.until_ready().await), "1Z");
+    }
+    for (client, word) in [(&mut before, "before"), (&mut after, "after")] {
+        client.send_bytes(&run).await;
+        assert_eq!(rows(&client.until_ready().await), one(word));
+    }
+}

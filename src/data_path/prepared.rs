@@ -58,8 +58,11 @@ impl Statement {
 pub struct StatementTable {
     /// Weak: a statement lives as long as a client or a server has it.
     by_meaning: Mutex<HashMap<Vec<u8>, Weak<Statement>>>,
-    last_id: AtomicU64,
 }
+
+/// Of the statement that was made last. One count for the process: servers go by the number, and whoever meets on a server
+/// must mean the same by it.
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 /// With other values of these the same bytes are another statement: `SELECT * FROM t` finds another table, and a server
 /// that had both as one would say "cached plan must not change result type" (0A000) to one of the clients.
@@ -82,7 +85,7 @@ impl StatementTable {
         if table.len() == table.capacity() {
             table.retain(|_, statement| statement.strong_count() > 0);
         }
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let statement = Arc::new(Statement {
             id,
             server_name: format!("pglobby_{id}").into_bytes().into(),

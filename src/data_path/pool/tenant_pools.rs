@@ -21,6 +21,7 @@ use super::{Pool, PoolRules, budget::Budget, greeting::Greetings, halt::Halts, s
 use crate::{
     config::Config,
     data_path::{
+        prepared::StatementTable,
         server::DialOptions,
         tenant::{Access, Host, Tenant, TenantStatus},
         worker::{Worker, Workers},
@@ -101,7 +102,7 @@ impl TenantPools {
                 if tenant.grants_pending && let Err(error) = (self.before_first)(tenant.clone()).await {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
-                self.make(tenant.clone(), access).ok_or(Refusal::NoReadOnlyRole)
+                self.make(tenant.clone(), access, Arc::default()).ok_or(Refusal::NoReadOnlyRole)
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
@@ -113,7 +114,12 @@ impl TenantPools {
     }
 
     /// A pool without servers; `None` if the tenant has no role for that access.
-    fn make(&self, tenant: Arc<Tenant>, access: Access) -> Option<Arc<Pool>> {
+    fn make(
+        &self,
+        tenant: Arc<Tenant>,
+        access: Access,
+        statements: Arc<StatementTable>,
+    ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
             Access::ReadOnly => tenant.read_only.clone()?,
@@ -122,7 +128,7 @@ impl TenantPools {
         let budget = self.budget_of(&tenant.host);
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
-            statements: Arc::default(),
+            statements,
             stats: self.stats_of(&tenant, access),
             roster: Arc::default(),
             credential,
@@ -200,7 +206,8 @@ impl TenantPools {
 
     /// Puts a new pool, made for the tenant as it is now, in the place of `old`.
     pub(super) async fn replace(&self, old: &Arc<Pool>, tenant: Arc<Tenant>) {
-        let Some(new) = self.make(tenant, old.access) else { return };
+        let statements = old.statements.clone();
+        let Some(new) = self.make(tenant, old.access, statements) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));
     }
