@@ -102,8 +102,13 @@ struct Table {
 impl Table {
     fn new() -> Self {
         let table = Arc::new(StatementTable::default());
-        let rules =
-            Rules { follow: true, table: table.clone(), inspect_bytes_max: 1 << 20, statements_max: 1000 };
+        let rules = Rules {
+            follow: true,
+            table: table.clone(),
+            inspect_bytes_max: 1 << 20,
+            statements_max: 1000,
+            settings_max: 256,
+        };
         Self { client: ClientSide::new(rules, Arc::default(), 1 << 32), table, scratch: Vec::new() }
     }
 
@@ -212,7 +217,7 @@ fn lease_of_a_simple_query(bencher: Bencher<'_, '_>) {
     let mut lease = Lease::default();
     bencher.bench_local(|| {
         let lease = black_box(&mut lease);
-        let asked = lease.ask(Asked::Query, Whose::Client);
+        let asked = lease.ask(Asked::Query(None), Whose::Client);
         for tag in [b'T', b'D', b'C'] {
             lease.reply(tag).unwrap();
         }
