@@ -527,3 +527,21 @@ async fn statements_of_sessions_from_before_and_after_a_pool_was_replaced_are_to
         assert_eq!(rows(&client.until_ready().await), one(word));
     }
 }
+
+/// A Bind that was skipped behind an error was to find no unnamed statement; the Close that was put in front of it, against
+/// what another client had left there, was skipped as well. The next Bind ran the other client's statement.
+#[tokio::test]
+async fn an_unnamed_statement_is_nobody_elses_after_an_error_either() {
+    let proxy = one_server().await;
+    let (mut owner, mut stranger) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    owner.send_bytes(&[parse("", "SELECT 'the owner''s'"), sync()].concat()).await.until_ready().await;
+
+    stranger.send_bytes(&[bind("", "none", &[]), bind("", "", &[]), sync()].concat()).await;
+    assert_eq!(tags(&stranger.until_ready().await), "EZ");
+    stranger.send_bytes(&[bind("", "", &[]), execute("", 0), sync()].concat()).await;
+    let answers = stranger.until_ready().await;
+
+    assert_eq!((tags(&answers).as_str(), answers[0].sqlstate().as_str()), ("EZ", "26000"));
+    owner.send_bytes(&[bind("", "", &[]), execute("", 0), sync()].concat()).await;
+    assert_eq!(tags(&owner.until_ready().await), "2DCZ");
+}

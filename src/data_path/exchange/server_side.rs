@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::client_side::ClientSide;
 use crate::{
     data_path::{
-        lease::{Asked, Desync, Lease, Naming, Pins, Whose},
+        lease::{Asked, Desync, Lease, Naming, Owed, Pins, Whose},
         prepared::ServerStatements,
         session_state::{Settings, Uncertain},
         statement::{Characters, Lexing},
@@ -185,7 +185,7 @@ impl ServerSide {
             return Ok(true);
         }
         let Self { lease, statements, .. } = self;
-        let whose = lease.error(|asked| match asked {
+        let whose = lease.error(|Owed { asked, whose }| match asked {
             Asked::Parse(Some(naming)) => {
                 statements.unqueued(&naming.statement);
                 if let Some(name) = &naming.client_name {
@@ -195,8 +195,12 @@ impl ServerSide {
             Asked::Parse(None) => {
                 // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
                 statements.doubt_unnamed();
-                client.statements.forget_unnamed();
+                if whose == Whose::Client {
+                    client.statements.forget_unnamed();
+                }
             }
+            // It was to take another client's unnamed statement away, which is still there.
+            Asked::Close(None) => statements.doubt_unnamed(),
             Asked::Close(Some(naming)) => match &naming.client_name {
                 Some(name) => client.statements.insert(name, naming.statement.clone()),
                 None => statements.not_closed(&naming.statement),
