@@ -293,6 +293,11 @@ impl Lease {
         !self.owed.is_empty()
     }
 
+    /// Whether the status is that in which the client's next query finds the server: what is still owed is our bookkeeping.
+    pub fn is_settled(&self) -> bool {
+        !self.unsynced && self.owed.iter().all(|owed| owed.whose == Whose::Ours)
+    }
+
     /// As the last ReadyForQuery said.
     pub fn status(&self) -> u8 {
         self.status

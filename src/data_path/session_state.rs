@@ -66,7 +66,7 @@ impl Settings {
 
 /// What a transaction leaves uncertain until the server is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Doubts(u8);
+pub struct Doubts(u16);
 
 impl Doubts {
     /// Parameters whose names are known.
@@ -85,6 +85,8 @@ impl Doubts {
     pub const PREPARED: Self = Self(1 << 6);
     /// Everything above.
     pub const EVERYTHING: Self = Self(0x7f);
+    /// Whether the parameters that are named are set at all: one of them was reset, or something failed.
+    pub const SOURCES: Self = Self(1 << 15);
 
     /// No doubt.
     pub const NONE: Self = Self(0);
@@ -176,6 +178,11 @@ impl Uncertain {
         pins
     }
 
+    /// Something failed: what is named may not have been set.
+    pub fn failed(&mut self) {
+        self.doubts.insert(Doubts::SOURCES);
+    }
+
     /// Whether the server must be asked.
     pub fn has_doubts(&self) -> bool {
         !self.doubts.is_empty()
@@ -219,7 +226,7 @@ impl Uncertain {
     ///
     /// Rows: `('s', name, value, whether the session has set it)`, and `('p', pin, '', true)` for each pin that holds.
     /// `carried` are the settings of which the session knows already: those that PostgreSQL does not list are asked for by
-    /// name. Whether a parameter was set or reset matters only for those given at `startup`.
+    /// name. Whether a parameter is set at all is asked only where it may not be, and for those given at `startup`.
     pub fn question(&self, carried: &Settings, startup: &Settings) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
@@ -233,9 +240,13 @@ impl Uncertain {
             names.push("role");
         }
         names.retain(|name| !UNASKABLE.contains(name));
-        let is_set = match names.iter().any(|name| startup.get(name).is_some()) {
+        // What a refused SET, or a RESET, has left as it was need not be set elsewhere, and may not be settable at all. A
+        // parameter that is not listed is the session's own.
+        let sources_matter =
+            self.doubts.contains(Doubts::SOURCES) || names.iter().any(|name| startup.get(name).is_some());
+        let is_set = match sources_matter {
             true => {
-                "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n AND source = 'session')"
+                "coalesce((SELECT source = 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), true)"
             }
             false => "true",
         };
@@ -373,6 +384,17 @@ pub fn prelude(
         let _ = lease.ask(Asked::Sync, Whose::Ours);
     }
     queried
+}
+
+/// Takes our own statement from a server on which a session is about to look at what is prepared.
+pub fn hide_setter(has_setter: &mut bool, lease: &mut Lease, out: &mut Vec<u8>) {
+    if *has_setter && lease.ask(Asked::Close(None), Whose::Ours) {
+        *has_setter = false;
+        append(out, b'C', |out| {
+            out.push(b'S');
+            append_cstr(out, SETTER);
+        });
+    }
 }
 
 /// Bind of the unnamed portal to [`SETTER`] with two text parameters.

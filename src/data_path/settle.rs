@@ -22,12 +22,15 @@ impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
     pub(super) async fn settle(&mut self) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let uncertain = std::mem::take(&mut server.side.uncertain);
+        let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
         let before = server.side.lease.pins;
         let mut pins = before;
         pins.insert(uncertain.pins(failed));
         if self.side.follows() && uncertain.has_doubts() {
+            if failed {
+                uncertain.failed();
+            }
             let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
             match tidied.filter(|_| !failed && pins.is_empty()) {
                 Some(settled) => self.take_down(settled).await?,
