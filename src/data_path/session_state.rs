@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{
     aftermath::{Aftermath, Tidying},
+    channels::Channels,
     lease::{Asked, Lease, Pins, Whose},
 };
 use crate::wire::message::{append, append_cstr};
@@ -107,7 +108,7 @@ impl Doubts {
     }
 
     /// The pins that the server's answer decides on.
-    const PINS: [(Self, Pins, &'static str); 5] = [
+    const PINS: [(Self, Pins, &'static str); 4] = [
         (
             Self::TEMPORARY,
             Pins::TEMPORARY,
@@ -121,7 +122,6 @@ impl Doubts {
             "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())",
         ),
         (Self::CURSORS, Pins::HOLD_CURSOR, "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"),
-        (Self::LISTEN, Pins::LISTEN, "EXISTS (SELECT pg_catalog.pg_listening_channels())"),
         (
             Self::PREPARED,
             Pins::PREPARE,
@@ -147,6 +147,8 @@ pub struct Settled {
     pub wanted: Settings,
     /// What the server has. Less than wanted where the client has reset what it asked for at startup.
     pub applied: Settings,
+    /// What it listens to; `None`: as before.
+    pub channels: Option<Channels>,
 }
 
 impl Uncertain {
@@ -183,6 +185,18 @@ impl Uncertain {
         self.doubts.insert(Doubts::SOURCES);
     }
 
+    /// Something that no text has told is doubtful as well.
+    pub fn doubt(&mut self, doubts: Doubts) {
+        self.tidied = None;
+        self.doubts.insert(doubts);
+    }
+
+    /// Whether the server will be asked about these.
+    #[inline]
+    pub fn is_doubting(&self, doubts: Doubts) -> bool {
+        self.doubts.contains(doubts)
+    }
+
     /// Whether the server must be asked.
     pub fn has_doubts(&self) -> bool {
         !self.doubts.is_empty()
@@ -191,11 +205,13 @@ impl Uncertain {
     /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
     pub fn tidied(&self, wanted: &Settings, startup: &Settings) -> Option<Settled> {
         match self.tidied? {
-            Tidying::KeepsSettings => Some(Settled { wanted: wanted.clone(), applied: wanted.clone() }),
+            Tidying::KeepsSettings => {
+                Some(Settled { wanted: wanted.clone(), applied: wanted.clone(), channels: None })
+            }
             // RESET ALL leaves the role.
             Tidying::ResetsSettings if wanted.get("role").is_some() => None,
             Tidying::ResetsSettings | Tidying::DiscardsAll => {
-                Some(Settled { wanted: startup.clone(), applied: Settings::default() })
+                Some(Settled { wanted: startup.clone(), applied: Settings::default(), channels: None })
             }
         }
     }
@@ -224,7 +240,8 @@ impl Uncertain {
 
     /// The question to ask, and its one parameter, a PostgreSQL array of names.
     ///
-    /// Rows: `('s', name, value, whether the session has set it)`, and `('p', pin, '', true)` for each pin that holds.
+    /// Rows: `('s', name, value, whether the session has set it)`, `('p', pin, '', true)` for each pin that holds, and
+    /// `('c', channel, '', true)` for each channel it listens to.
     /// `carried` are the settings of which the session knows already: those that PostgreSQL does not list are asked for by
     /// name. Whether a parameter is set at all is asked only where it may not be, and for those given at `startup`.
     pub fn question(&self, carried: &Settings, startup: &Settings) -> (String, String) {
@@ -258,6 +275,11 @@ impl Uncertain {
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
+        if self.doubts.contains(Doubts::LISTEN) {
+            parts.push(
+                "SELECT 'c', channel, '', true FROM pg_catalog.pg_listening_channels() AS channel".to_owned(),
+            );
+        }
         (parts.join(" UNION ALL "), array_literal(&names))
     }
 
@@ -278,12 +300,14 @@ impl Uncertain {
             }
         }
         let mut kept: Vec<&str> = Vec::new();
+        let mut channels = Vec::new();
         for row in rows {
             let text = |at: usize| {
                 row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
             };
             match (text(0), text(1), text(2)) {
                 (Some("p"), Some(bits), _) => pins.insert(Pins::from_bits(bits.parse().unwrap_or(0))),
+                (Some("c"), Some(channel), _) => channels.push(channel.to_owned()),
                 (Some("s"), Some("role"), Some("none")) => applied.set("role", None),
                 (Some("s"), Some(name), Some(value)) if text(3) == Some("t") || name == "role" => {
                     applied.set(name, Some(value));
@@ -304,7 +328,8 @@ impl Uncertain {
         for (name, value) in startup.iter().filter(|(name, _)| may_be_reset(name) && !kept.contains(name)) {
             wanted.set(name, Some(value));
         }
-        Settled { wanted, applied }
+        let channels = self.doubts.contains(Doubts::LISTEN).then(|| Channels::new(channels));
+        Settled { wanted, applied, channels }
     }
 }
 
