@@ -17,7 +17,6 @@ mod table;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use pgwire::{error::ErrorInfo, messages::response::ErrorResponse};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{debug, info};
@@ -29,7 +28,7 @@ use self::{
     statement::{Command, Wait},
     table::{Formats, Table},
 };
-use super::{central::Central, keyring::Keyring, operator::Operator};
+use super::operator::{Office, Operator};
 use crate::{
     data_path::{
         proxy::{Console, ConsoleVisit, Proxy, Visitor},
@@ -42,9 +41,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Backstage {
     /// Tenants, logins and hosts.
-    pub central: Central,
-    /// For [`Operator`].
-    pub keyring: Arc<ArcSwap<Keyring>>,
+    pub office: Office,
     /// Averages of the last period.
     pub period: Arc<Period>,
     /// What only the owner of the process can do.
@@ -222,11 +219,7 @@ impl Session {
     }
 
     fn operator(&self) -> Operator {
-        Operator::new(
-            self.backstage.central.clone(),
-            self.backstage.keyring.load_full(),
-            self.login.name.clone(),
-        )
+        self.backstage.office.operator(format!("login:{}", self.login.name))
     }
 }
 
