@@ -6,7 +6,10 @@ mod support;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use support::Proxy;
+use support::{
+    Proxy,
+    cluster::{MASTER, MASTER_PASSWORD},
+};
 
 #[tokio::test]
 async fn a_tenant_and_a_login_made_over_http_are_used_at_once() {
@@ -115,7 +118,7 @@ async fn a_logins_life_over_http() {
     let api = proxy.api("operator");
     let body = json!({ "name": "shop", "service": true, "tenants": ["acme"], "password": "one" });
     assert_eq!(api.post("/v1/logins", body).await.with(201)["kind"], "service");
-    assert_eq!(proxy.caller("shop", "one", "globex").refusal().await, "28000");
+    assert_eq!(proxy.caller("shop", "one", "globex").refusal().await, "28P01");
     let body = json!({ "tenants": ["globex"], "read_only": true });
     let granted = api.post("/v1/logins/shop/grant", body).await.with(200);
     assert_eq!(granted["tenants"][1], json!({ "tenant": "globex", "access": "read_only" }));
@@ -130,10 +133,10 @@ async fn a_logins_life_over_http() {
     let until = json!({ "valid_until": "2020-01-01", "allow_from": ["127.0.0.0/8"] });
     let changed = api.patch("/v1/logins/shop", until).await.with(200);
     assert_eq!(changed["valid_until"], "2020-01-01T00:00:00Z");
-    assert_eq!(proxy.caller("shop", password, "globex").refusal().await, "28000");
+    assert_eq!(proxy.caller("shop", password, "globex").refusal().await, "28P01");
     api.patch("/v1/logins/shop", json!({ "valid_until": null })).await.with(200);
     assert!(api.post("/v1/logins/shop/disable", json!({})).await.with(200)["disabled_at"].is_string());
-    assert_eq!(proxy.caller("shop", password, "globex").refusal().await, "28000");
+    assert_eq!(proxy.caller("shop", password, "globex").refusal().await, "28P01");
     assert!(api.post("/v1/logins/shop/enable", json!({})).await.with(200)["disabled_at"].is_null());
     assert_eq!(api.get("/v1/logins?tenant=globex").await.with(200).as_array().unwrap().len(), 2);
     let gone = json!({ "name": "shop", "status": "dropped" });
@@ -146,8 +149,8 @@ async fn hosts_and_keys_over_http() {
     let proxy = Proxy::with_tenant("acme").start().await;
     let api = proxy.api("admin");
     let body = json!({
-        "name": "second", "address": "127.0.0.1", "port": proxy.cluster.port(), "admin_user": "postgres",
-        "admin_password": "postgres", "accepts_tenants": false,
+        "name": "second", "address": "127.0.0.1", "port": proxy.cluster.port(), "admin_user": MASTER,
+        "admin_password": MASTER_PASSWORD, "accepts_tenants": false,
     });
     assert_eq!(api.post("/v1/hosts", body).await.with(201)["superuser"], true);
     api.patch("/v1/hosts/second", json!({ "max_connections": 50 })).await.with(200);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    central::{Central, causes},
+    central::{Central, CentralError, causes},
     console::{self, Backstage, Period, Request},
     directory::Directory,
     fences::Fences,
@@ -23,7 +23,7 @@ use crate::{
     data_path::{
         deadlines,
         listener::{Accepting, Listeners},
-        pool::{PoolMaking, TenantPools},
+        pool::{Looking, PoolMaking, TenantPools},
         proxy::Proxy,
         server::DialOptions,
         session::Sessions,
@@ -87,7 +87,9 @@ impl Serving {
         let config = Arc::new(ArcSwap::from_pointee(config));
         let office = Office { central: central.clone(), keyring: keyring.clone() };
         let before_first = grants(office.clone());
-        let pools = TenantPools::new(workers.all().to_vec(), config.clone(), dial.clone(), before_first);
+        let look_again = looking(central.clone(), directory.clone());
+        let all_workers = workers.all().to_vec();
+        let pools = TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again);
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let period = Arc::new(Period::default());
         let backstage = Backstage { office: office.clone(), period: period.clone(), requests };
@@ -205,6 +207,26 @@ fn grants(office: Office) -> PoolMaking {
     Arc::new(move |tenant| {
         let operator = office.operator("pglobby");
         Box::pin(async move { complete_grants(&operator, tenant.id).await.map_err(|error| causes(&error)) })
+    })
+}
+
+/// A tenant's row after the change that is being made to it now, if one is: `FOR SHARE` waits for whoever holds it.
+fn looking(central: Central, directory: Arc<Directory>) -> Looking {
+    Arc::new(move |id| {
+        let (central, directory) = (central.clone(), directory.clone());
+        Box::pin(async move {
+            let changed = async {
+                let client = central.client().await?;
+                let sql = "SELECT generation FROM pglobby.tenants WHERE id = $1 FOR SHARE";
+                client.query_opt(sql, &[&id]).await.map_err(CentralError::from)
+            };
+            if let Err(error) = changed.await {
+                warn!(tenant = id, side = "central", %error, "cannot look up a tenant whose credentials are refused");
+                return None;
+            }
+            directory.forget(&Change::Tenant(id));
+            directory.tenant_by_id(id).await.ok().flatten()
+        })
     })
 }
 
