@@ -5,16 +5,15 @@
 //! that is quick and knows sessions well runs always; `scripts/regress`, which also gets the files, runs all of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
-mod support;
 #[path = "regression/stirring.rs"]
 mod stirring;
+mod support;
 
 use std::{
     collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -74,7 +73,8 @@ async fn the_regression_tests_see_no_difference() {
 /// A cluster as PostgreSQL's own runner makes it, and a proxy before it. (The direct side needs no proxy, but for the
 /// tenant to be made in the same way.)
 async fn started() -> Proxy {
-    let cluster = Cluster::build().setting("max_prepared_transactions", "2").setting("shared_buffers", "64MB");
+    let cluster =
+        Cluster::build().setting("max_prepared_transactions", "2").setting("shared_buffers", "64MB");
     let proxy = Proxy::with_tenant(TENANT).cluster(cluster.start()).pool_size(3);
     proxy.config("query_wait_timeout", "\"60s\"").start().await
 }
@@ -95,9 +95,13 @@ async fn side(name: &'static str, proxy: &Proxy, files: &Path) -> Side {
     let behind = proxy.behind(TENANT).await;
     // Many tests begin with files that the server reads, or make roles of their own.
     behind.run(&format!("GRANT pg_read_server_files, pg_write_server_files TO \"{owner}\"; ALTER ROLE \"{owner}\" CREATEROLE")).await;
-    for setting in
-        ["lc_messages = 'C'", "lc_monetary = 'C'", "lc_numeric = 'C'", "lc_time = 'C'", "bytea_output = 'hex'"]
-    {
+    for setting in [
+        "lc_messages = 'C'",
+        "lc_monetary = 'C'",
+        "lc_numeric = 'C'",
+        "lc_time = 'C'",
+        "bytea_output = 'hex'",
+    ] {
         behind.run(&format!("ALTER DATABASE \"{database}\" SET {setting}")).await;
     }
     let (port, user, password) = match name {
@@ -151,7 +155,8 @@ async fn run(test: &str, side: &Side, files: &Path) -> String {
 /// Whether it is one of the outputs that PostgreSQL takes for right.
 fn is_expected(test: &str, printed: &str, files: &Path) -> bool {
     let endings = ["", "_0", "_1", "_2", "_3", "_4", "_5", "_6", "_7", "_8", "_9"];
-    let mut expected = endings.map(|ending| files.join("expected").join(format!("{test}{ending}.out"))).into_iter();
+    let mut expected =
+        endings.map(|ending| files.join("expected").join(format!("{test}{ending}.out"))).into_iter();
     expected.any(|file| fs::read_to_string(file).is_ok_and(|expected| expected == printed))
 }
 

@@ -118,6 +118,9 @@ fn limits(w: &mut Written<'_>) -> Limits {
         cancels_max: w.count("max_cancels", 64, 1),
         directory_cache_max: w.count("directory_cache_max", 100_000, 1),
         directory_look_ups_max: w.count("max_directory_look_ups", 50, 1),
+        http_requests_max: w.count("http.max_requests", 32, 1),
+        http_operations_max: w.count("http.max_operations", 8, 1),
+        http_body_bytes_max: w.bytes("http.max_body", 1 << 20),
         central_connections_max: w.count("max_central_connections", 4, 1),
         metrics_tenants_max: w.count("metrics_tenants_max", 100, 0),
     }
@@ -142,6 +145,8 @@ fn timeouts(w: &mut Written<'_>) -> Timeouts {
         directory_fresh: w.duration("directory_fresh", seconds(60)),
         directory_stale: w.duration("directory_stale", seconds(600)),
         central: w.duration("central_timeout", seconds(5)),
+        http_request: w.duration("http.request_timeout", seconds(30)),
+        http_wait: w.duration("http.max_wait", seconds(600)),
         tcp_keepidle: w.duration("tcp_keepidle", seconds(30)),
         tcp_user_timeout: w.duration("tcp_user_timeout", seconds(20)),
     }

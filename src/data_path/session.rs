@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering},
+        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
     time::{Instant, SystemTime},
@@ -76,6 +76,8 @@ pub struct SessionHandle {
     asked_ms: AtomicU32,
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
+    /// When its login ends, in milliseconds since 1970; `u64::MAX`: never. The login's row may have changed since it logged in.
+    valid_until: AtomicU64,
     prepared: AtomicU32,
     pins: AtomicU16,
     signals: AtomicU8,
@@ -205,6 +207,16 @@ impl SessionHandle {
         self.secret.ct_eq(secret).into()
     }
 
+    /// Takes down until when its login is good.
+    pub fn set_valid_until(&self, moment: Option<SystemTime>) {
+        self.valid_until.store(millis(moment), Ordering::Relaxed);
+    }
+
+    /// Whether its login is over.
+    pub fn has_expired(&self, now: SystemTime) -> bool {
+        millis(Some(now)) >= self.valid_until.load(Ordering::Relaxed)
+    }
+
     /// Takes down what the session is doing now.
     #[inline]
     pub fn set_doing(&self, doing: Doing, now_ms: u32) {
@@ -277,6 +289,12 @@ impl SessionHandle {
     pub fn set_pins(&self, pins: Pins) {
         self.pins.store(pins.bits(), Ordering::Relaxed);
     }
+}
+
+/// Milliseconds since 1970; without a moment, never.
+fn millis(moment: Option<SystemTime>) -> u64 {
+    let since = moment.map(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX)
 }
 
 /// What is known of a session when it begins.
@@ -369,6 +387,7 @@ impl Sessions {
         let handle = Arc::new(SessionHandle {
             process_id,
             secret: secret.clone(),
+            valid_until: AtomicU64::new(millis(arrival.login.valid_until)),
             login: arrival.login,
             tenant: arrival.tenant,
             access: arrival.access,

@@ -96,6 +96,9 @@ fn limits(config: &Config) -> Vec<Entry> {
         fixed("directory_cache_max", &limits.directory_cache_max),
         fixed("max_directory_look_ups", &limits.directory_look_ups_max),
         fixed("max_central_connections", &limits.central_connections_max),
+        fixed("http.max_requests", &limits.http_requests_max),
+        fixed("http.max_operations", &limits.http_operations_max),
+        fixed("http.max_body", &limits.http_body_bytes_max),
         entry("metrics_tenants_max", &limits.metrics_tenants_max),
     ]
 }
@@ -119,6 +122,8 @@ fn timeouts(config: &Config) -> Vec<Entry> {
         entry("pool_idle_timeout", timeouts.pool_idle),
         entry("shutdown_timeout", timeouts.shutdown),
         entry("cancel_timeout", timeouts.cancel),
+        entry("http.request_timeout", timeouts.http_request),
+        entry("http.max_wait", timeouts.http_wait),
         fixed("directory_fresh", timeouts.directory_fresh),
         fixed("directory_stale", timeouts.directory_stale),
         fixed("central_timeout", timeouts.central),

@@ -64,6 +64,9 @@ impl Pool {
                 warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
                 self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
                 drop(permit);
+                if error.is_about_credentials() && self.renew().await {
+                    return; // those who wait go on with the pool's successor
+                }
                 self.failure.send_replace(Some(error.to_refusal()));
             }
         }
@@ -82,6 +85,15 @@ impl Pool {
         })?;
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
         Ok(Box::new(Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster)))
+    }
+
+    /// Whether the tenant has other credentials by now than this pool was made with, and so another pool. Its passwords
+    /// change on the host a moment before they change in its row; a server opened in between is nobody's failure.
+    async fn renew(self: &Arc<Self>) -> bool {
+        match self.keeper.upgrade() {
+            Some(pools) => pools.renew(self).await,
+            None => false,
+        }
     }
 
     async fn connect(&self) -> Result<Opened, DialError> {

@@ -16,7 +16,7 @@ mod tenant_pools;
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -25,7 +25,7 @@ use std::{
 use deadpool::unmanaged::{self, Object, PoolError};
 use tokio::sync::watch;
 
-pub use self::tenant_pools::{Done, PoolMaking, TenantPools};
+pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
 use self::{budget::Budget, ear::EarPlace, greeting::Greetings, roster::Roster, stats::PoolStats};
 use super::{
     prepared::StatementTable,
@@ -116,6 +116,8 @@ pub struct Pool {
     /// Lends nothing for now; see `halt.rs`.
     paused: AtomicBool,
     retired: AtomicBool,
+    /// All pools, this one among them.
+    keeper: Weak<TenantPools>,
     /// Who serves this tenant instead, once retired.
     successor: OnceLock<Arc<Pool>>,
     /// The last time that no server could be opened, and why: waiters listen.

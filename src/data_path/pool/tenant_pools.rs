@@ -36,6 +36,10 @@ use crate::{
 pub type PoolMaking =
     Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
+/// How a tenant's row is looked up anew, after whoever is changing it now, for a pool whose credentials the host refuses.
+pub type Looking =
+    Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
+
 /// Every pool of this process.
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
@@ -44,6 +48,9 @@ pub struct TenantPools {
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
     before_first: PoolMaking,
+    look_again: Looking,
+    /// For the pools to know where they belong.
+    me: Weak<Self>,
     /// What each has done since the process started, whether it has a pool now or not.
     done: Mutex<HashMap<(i64, Access), Done>>,
     /// Pools that were replaced or closed, as long as somebody still holds one of their servers.
@@ -72,16 +79,19 @@ impl TenantPools {
         config: Arc<ArcSwap<Config>>,
         dial: Arc<ArcSwap<DialOptions>>,
         before_first: PoolMaking,
+        look_again: Looking,
     ) -> Arc<Self> {
         let pools =
             moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             pools,
             budgets: Mutex::default(),
             workers,
             config,
             dial,
             before_first,
+            look_again,
             done: Mutex::default(),
             retired: Mutex::default(),
             halts: Halts::default(),
@@ -146,6 +156,7 @@ impl TenantPools {
             last_used_ms: AtomicU64::new(0),
             paused: AtomicBool::new(self.halts.is_paused(tenant.id)),
             retired: AtomicBool::new(false),
+            keeper: self.me.clone(),
             successor: OnceLock::new(),
             failure: watch::Sender::new(None),
             tenant,
@@ -214,6 +225,16 @@ impl TenantPools {
         let Some(new) = self.make(tenant, old.access, statements, old.ear.clone()) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));
+    }
+
+    /// The host refuses what `pool` logs in with: replaces it, if its tenant has other credentials by now.
+    pub(super) async fn renew(&self, pool: &Arc<Pool>) -> bool {
+        if let Some(tenant) = (self.look_again)(pool.tenant.id).await
+            && tenant.generation > pool.tenant.generation
+        {
+            self.refresh(&tenant).await;
+        }
+        pool.is_retired()
     }
 
     /// Server connections to a host, over all tenants.
