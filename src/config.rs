@@ -138,6 +138,10 @@ pub struct Limits {
     pub client_prepared_statements_max: usize,
     /// `max_tracked_parameters`: parameters one session may have SET, default 256.
     pub tracked_parameters_max: usize,
+    /// `max_listening_channels`: channels one session may LISTEN to and still share servers, default 1000.
+    pub listening_channels_max: usize,
+    /// `max_queued_notifications`: notifications that may wait for one client, default 4 MiB.
+    pub queued_notifications_bytes_max: usize,
     /// `max_connecting_servers`: server connections being opened at a time per host, default 16.
     pub connecting_servers_max: usize,
     /// `max_cancels`: cancel requests under way at a time, for each pool and to other nodes, default 64.

@@ -112,6 +112,8 @@ fn limits(w: &mut Written<'_>) -> Limits {
         statement_inspect_bytes_max: w.bytes("statement_inspect_max", 1 << 20),
         client_prepared_statements_max: w.count("max_client_prepared_statements", 10_000, 1),
         tracked_parameters_max: w.count("max_tracked_parameters", 256, 1),
+        listening_channels_max: w.count("max_listening_channels", 1000, 1),
+        queued_notifications_bytes_max: w.bytes("max_queued_notifications", 4 << 20),
         connecting_servers_max: w.count("max_connecting_servers", 16, 1),
         cancels_max: w.count("max_cancels", 64, 1),
         directory_cache_max: w.count("directory_cache_max", 100_000, 1),

@@ -239,12 +239,12 @@ impl Lease {
         self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.asked, Asked::Sync));
     }
 
-    /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that the server will now
-    /// skip, and tells for whom the error is.
+    /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that failed or that the server
+    /// will now skip, and tells for whom the error is.
     ///
     /// # Errors
     /// [`Desync`] if it answers nothing.
-    pub fn error(&mut self, mut skipped: impl FnMut(Asked)) -> Result<Whose, Desync> {
+    pub fn error(&mut self, mut skipped: impl FnMut(Owed)) -> Result<Whose, Desync> {
         self.copy_in = CopyIn::None;
         let Some(front) = self.owed.front() else {
             return Err(Desync(b'E'));
@@ -257,7 +257,7 @@ impl Lease {
         self.skipping = sync.is_none();
         let end = sync.unwrap_or(self.owed.len());
         for owed in self.owed.drain(..end).rev() {
-            skipped(owed.asked);
+            skipped(owed);
         }
         self.skip_copy_end();
         Ok(whose)
@@ -291,6 +291,11 @@ impl Lease {
     /// A request is being worked on (as opposed to a transaction that idles).
     pub fn is_working(&self) -> bool {
         !self.owed.is_empty()
+    }
+
+    /// Whether the status is that in which the client's next query finds the server: what is still owed is our bookkeeping.
+    pub fn is_settled(&self) -> bool {
+        !self.unsynced && self.owed.iter().all(|owed| owed.whose == Whose::Ours)
     }
 
     /// As the last ReadyForQuery said.

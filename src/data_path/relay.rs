@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::poll_fn,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -22,6 +22,7 @@ use tracing::warn;
 use super::{
     exchange::{Broken, ClientSide, Flow, need_of_client},
     farewell::End,
+    hearing::Heard,
     pool::Pool,
     server::connection::Server,
     session::{Doing, Registered},
@@ -65,7 +66,11 @@ pub struct Relay {
     pub(super) side: ClientSide,
     /// What the client sent that no server has got yet.
     pub(super) inbox: Vec<u8>,
+    /// The reply that ends a transaction, kept back until notifications are settled.
+    pub(super) held: Vec<u8>,
     pub(super) pool: Arc<Pool>,
+    /// What it LISTENs to.
+    pub(super) heard: Option<Heard>,
     pub(super) server: Option<Box<Server>>,
     pub(super) handle: Registered,
     /// A cancel that the server has not settled yet: it serves nobody else until then.
@@ -105,7 +110,9 @@ impl Relay {
             unsent: Unsent::default(),
             side,
             inbox: early,
+            held: Vec::new(),
             pool,
+            heard: None,
             server: None,
             handle,
             cancelling: None,
@@ -161,7 +168,12 @@ impl Relay {
             let mut moved = false;
             if !self.unsent.is_empty() {
                 match self.unsent.drain(&mut self.client, cx) {
-                    Ok(emptied) => moved |= emptied,
+                    Ok(emptied) => {
+                        moved |= emptied;
+                        if self.handle.is_notified() {
+                            self.tell_heard();
+                        }
+                    }
                     Err(_) => return Poll::Ready(Step::End(End::ClientGone)),
                 }
             }
@@ -212,7 +224,13 @@ impl Relay {
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        if self.unsent.send(&mut self.client, cx, bytes).is_err() {
+        let holds = heard.ready > 0 && server.side.lease.is_over() && server.side.holds_reply();
+        if holds {
+            self.held.extend_from_slice(bytes);
+        } else if !self.held.is_empty() {
+            self.unsent.push(&std::mem::take(&mut self.held));
+            self.unsent.push(bytes);
+        } else if self.unsent.send(&mut self.client, cx, bytes).is_err() {
             return Err(Step::End(End::ClientGone));
         }
         if heard.fatal {
@@ -296,6 +314,9 @@ impl Relay {
             }
             side.applied = self.side.wanted.clone();
         }
+        if let (Some(heard), None) = (&self.heard, &server.side.hearing.channels) {
+            Self::listen_along(heard, server, out.build());
+        }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
         // What a server does not take any more is told by what it sends, or by its end.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
@@ -325,15 +346,18 @@ impl Relay {
         }
         match self.pool.try_borrow() {
             Some(server) => {
-                self.hold(server);
+                self.take_on(server);
                 Ok(true)
             }
             None => Ok(false),
         }
     }
 
-    pub(super) fn hold(&mut self, server: Box<Server>) {
+    pub(super) fn take_on(&mut self, server: Box<Server>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
+        let mut server = server;
+        server.side.hearing.told_as =
+            if self.side.follows() { self.handle.process_id } else { server.process_id };
         server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
@@ -388,7 +412,8 @@ impl Relay {
             }
             return None;
         }
-        if !server.side.uncertain.is_empty() {
+        let follows = self.side.follows();
+        if server.side.is_unsettled(follows) {
             return Some(Step::Settle);
         }
         if let Some(leased_at) = self.leased_at.take() {
@@ -397,8 +422,11 @@ impl Relay {
             stats.transaction_time.record(now.saturating_duration_since(leased_at));
             stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
-        if !server.side.lease.pins.is_empty() || !self.side.follows() {
+        if server.side.is_pinned(follows) {
             self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+            if self.handle.is_notified() {
+                self.tell_heard();
+            }
         } else {
             self.give_back();
         }
@@ -413,40 +441,6 @@ impl Relay {
         // The beginning of the client's next message waits here, where the next server will get it from.
         self.side.take_held(&mut self.inbox);
         self.pool.give_back(server);
-    }
-
-    /// Attends to signals and to a cancel that is under way.
-    #[cold]
-    fn attend(&mut self, cx: &mut Context<'_>) -> Option<Step> {
-        if let Some(cancelling) = self.cancelling.as_mut()
-            && Pin::new(cancelling).poll(cx).is_ready()
-        {
-            self.cancelling = None;
-            if let Some(step) = self.after_reply(Instant::now()) {
-                return Some(step);
-            }
-        }
-        if self.handle.is_signalled() {
-            let signals = self.handle.take_signals();
-            if let Some(reason) = signals.end {
-                return Some(Step::End(End::Refused(reason)));
-            }
-            if let Some(reason) = signals.end_when_free {
-                let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
-                if free && self.inbox.is_empty() {
-                    return Some(Step::End(End::Refused(reason)));
-                }
-                self.leaving = Some(reason);
-            }
-            // Other signals come this way as well: what runs when a drain begins must not be cancelled.
-            if !signals.cancels.is_empty() {
-                self.cancel(signals.cancels);
-            }
-            if let Some(cancelling) = self.cancelling.as_mut() {
-                let _ = Pin::new(cancelling).poll(cx);
-            }
-        }
-        None
     }
 
     fn broken(&self, broken: Broken) -> Step {

@@ -43,6 +43,7 @@ pub enum Doing {
 
 const CANCEL: u8 = 1;
 const END: u8 = 2;
+const NOTIFIED: u8 = 4;
 
 /// What others see of a session.
 #[derive(Debug)]
@@ -90,6 +91,8 @@ struct Mailbox {
     end: Option<Refusal>,
     end_when_free: Option<Refusal>,
     cancels: Vec<oneshot::Sender<()>>,
+    /// NotificationResponses, whole, one behind the other.
+    notifications: Vec<u8>,
 }
 
 /// What a session's own task finds in its mailbox.
@@ -122,9 +125,39 @@ impl SessionHandle {
     /// Takes what waits.
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
-        self.signals.store(0, Ordering::Release);
+        self.signals.fetch_and(NOTIFIED, Ordering::AcqRel);
         let (end, end_when_free) = (mailbox.end.take(), mailbox.end_when_free.take());
         Signals { end, end_when_free, cancels: std::mem::take(&mut mailbox.cancels) }
+    }
+
+    /// Whether notifications wait. Costs one load.
+    #[inline]
+    pub fn is_notified(&self) -> bool {
+        self.signals.load(Ordering::Acquire) & NOTIFIED != 0
+    }
+
+    /// Puts a NotificationResponse where the session's task finds it; `false` if so many wait already that there is no room
+    /// in `bytes_max`.
+    pub fn notify(&self, message: &[u8], bytes_max: usize) -> bool {
+        let mut mailbox = self.mailbox();
+        if mailbox.notifications.len() + message.len() > bytes_max {
+            return false;
+        }
+        mailbox.notifications.extend_from_slice(message);
+        self.signals.fetch_or(NOTIFIED, Ordering::AcqRel);
+        let waker = mailbox.waker.clone();
+        drop(mailbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Takes the notifications that wait.
+    pub fn take_notifications(&self) -> Vec<u8> {
+        let mut mailbox = self.mailbox();
+        self.signals.fetch_and(!NOTIFIED, Ordering::AcqRel);
+        std::mem::take(&mut mailbox.notifications)
     }
 
     /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.

@@ -89,6 +89,8 @@ fn limits(config: &Config) -> Vec<Entry> {
         entry("statement_inspect_max", &limits.statement_inspect_bytes_max),
         entry("max_client_prepared_statements", &limits.client_prepared_statements_max),
         entry("max_tracked_parameters", &limits.tracked_parameters_max),
+        entry("max_listening_channels", &limits.listening_channels_max),
+        entry("max_queued_notifications", &limits.queued_notifications_bytes_max),
         entry("max_connecting_servers", &limits.connecting_servers_max),
         entry("max_cancels", &limits.cancels_max),
         fixed("directory_cache_max", &limits.directory_cache_max),

@@ -7,6 +7,8 @@
 
 mod client_side;
 mod postponed;
+#[cfg(test)]
+mod properties;
 mod requests;
 mod server_side;
 

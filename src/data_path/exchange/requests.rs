@@ -11,6 +11,7 @@ use crate::{
         aftermath::Aftermath,
         lease::{Asked, Forgets, Naming, Pins, Whose},
         prepared::{ClientStatements, Statement, rename},
+        session_state::hide_setter,
         statement::{self, Kind},
     },
     error::Refusal,
@@ -76,8 +77,12 @@ impl Requests<'_, '_> {
             (true, Ok(sql)) => Aftermath::read(sql, self.server.lexing()),
             _ => Aftermath::unread(),
         };
-        let alone = !self.server.lease.is_working() && self.server.lease.status() == b'I';
+        let settled = self.server.lease.is_settled();
+        let alone = settled && self.server.lease.status() == b'I';
         self.server.uncertain.note(&aftermath, alone);
+        if aftermath.inspects {
+            self.show_what_is_prepared(settled);
+        }
         if aftermath.names_statements
             && let Some((rewritten, forgets)) = self.with_server_names(bytes)
         {
@@ -147,7 +152,11 @@ impl Requests<'_, '_> {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
-            self.server.uncertain.note(self.statements.unnamed_aftermath(), false);
+            let aftermath = self.statements.unnamed_aftermath();
+            self.server.uncertain.note(aftermath, false);
+            if aftermath.inspects {
+                self.show_what_is_prepared(false);
+            }
             return self.with_unnamed(Asked::Bind, bytes);
         }
         let Some(statement) = self.statements.get(name).cloned() else {
@@ -158,6 +167,9 @@ impl Requests<'_, '_> {
         };
         self.server.statements.tally.binds += 1;
         self.server.uncertain.note(&statement.aftermath, false);
+        if statement.aftermath.inspects {
+            self.show_what_is_prepared(false);
+        }
         self.with_statement(Asked::Bind, bytes, HEADER_BYTES + portal.len() + 1, name.len(), &statement);
         Ok(())
     }
@@ -221,6 +233,18 @@ impl Requests<'_, '_> {
         }
         self.ask(asked);
         rename(bytes, at, length, statement.server_name(), self.out.build());
+    }
+
+    /// The session is about to look at what is prepared, and must find its own statements and nobody else's. What the server
+    /// lacks can only be brought to it while no batch is under way: `settled`.
+    #[cold]
+    fn show_what_is_prepared(&mut self, settled: bool) {
+        let ServerSide { statements, lease, has_setter, .. } = &mut *self.server;
+        hide_setter(has_setter, lease, self.out.build());
+        statements.hide_others(self.statements, lease, self.out.build());
+        if settled {
+            statements.show_own(self.statements, lease, self.out);
+        }
     }
 
     /// The query with every name of a protocol-level statement in EXECUTE or DEALLOCATE replaced by what servers call it.

@@ -9,7 +9,10 @@ use deadpool::unmanaged::Object;
 use tracing::{debug, warn};
 
 use super::{Counted, Pool, budget::Permit};
-use crate::data_path::server::{self, DialError, Opened, Target, connection::Server};
+use crate::{
+    data_path::server::{self, DialError, Opened, Target, connection::Server},
+    error::Refusal,
+};
 
 impl Pool {
     /// Opens servers for sessions that wait, as far as pool and budget allow. Runs on the pool's worker.
@@ -76,6 +79,21 @@ impl Pool {
             Some(pools) => pools.renew(self).await,
             None => false,
         }
+    }
+
+    /// A server that serves no session; it counts in the host's budget, and not in the pool's size.
+    ///
+    /// # Errors
+    /// [`Refusal::PoolBusy`] if the budget is spent, [`Refusal::ServerUnreachable`] if none can be opened.
+    pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
+        let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
+        let permit = self.budget.acquire_apart(self).ok_or(busy)?;
+        let opened = self.connect().await.map_err(|error| {
+            warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+            error.to_refusal()
+        })?;
+        let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
+        Ok(Box::new(Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster)))
     }
 
     async fn connect(&self) -> Result<Opened, DialError> {

@@ -17,7 +17,9 @@ use deadpool::unmanaged;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Pool, PoolRules, budget::Budget, greeting::Greetings, halt::Halts, stats::PoolStats};
+use super::{
+    Pool, PoolRules, budget::Budget, ear::EarPlace, greeting::Greetings, halt::Halts, stats::PoolStats,
+};
 use crate::{
     config::Config,
     data_path::{
@@ -112,7 +114,7 @@ impl TenantPools {
                 if tenant.grants_pending && let Err(error) = (self.before_first)(tenant.clone()).await {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
-                self.make(tenant.clone(), access, Arc::default()).ok_or(Refusal::NoReadOnlyRole)
+                self.make(tenant.clone(), access, Arc::default(), Arc::default()).ok_or(Refusal::NoReadOnlyRole)
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
@@ -129,6 +131,7 @@ impl TenantPools {
         tenant: Arc<Tenant>,
         access: Access,
         statements: Arc<StatementTable>,
+        ear: Arc<EarPlace>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
@@ -143,6 +146,7 @@ impl TenantPools {
             roster: Arc::default(),
             credential,
             greetings: Greetings::default(),
+            ear,
             servers: unmanaged::Pool::new(rules.size),
             dial: self.dial.load_full(),
             live: AtomicUsize::new(0),
@@ -218,7 +222,7 @@ impl TenantPools {
     /// Puts a new pool, made for the tenant as it is now, in the place of `old`.
     pub(super) async fn replace(&self, old: &Arc<Pool>, tenant: Arc<Tenant>) {
         let statements = old.statements.clone();
-        let Some(new) = self.make(tenant, old.access, statements) else { return };
+        let Some(new) = self.make(tenant, old.access, statements, old.ear.clone()) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));
     }
