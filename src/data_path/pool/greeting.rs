@@ -28,8 +28,17 @@ const KEPT_MAX: usize = 64;
 pub struct Greeting {
     /// What the session has set, as the server spells it.
     pub settings: Arc<Settings>,
-    /// ParameterStatus messages, ready to send.
+    /// NoticeResponse and ParameterStatus messages, ready to send.
     pub messages: Arc<[u8]>,
+}
+
+/// A server that a session has from its login on.
+#[derive(Debug)]
+pub struct Engaged {
+    /// The server.
+    pub server: Box<Server>,
+    /// What the client is told.
+    pub messages: Vec<u8>,
 }
 
 /// The greetings of a pool, by what was asked for; the latest used first.
@@ -59,6 +68,22 @@ impl Greetings {
 }
 
 impl Pool {
+    /// A server that was started with what a client asks for, and is its own to the end: `pool_mode = "session"`.
+    ///
+    /// # Errors
+    /// As [`Pool::greet`].
+    pub async fn engage(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Engaged, Refusal> {
+        let mut server = match self.try_borrow() {
+            Some(server) => server,
+            None => self.borrow(wait).await?,
+        };
+        if server.startup != asked {
+            server = self.restart(server, asked).await?;
+        }
+        let messages = greeting_of(&server);
+        Ok(Engaged { server, messages })
+    }
+
     /// What a client that asks for these parameters is told. Needs a server only where nobody asked for the same before.
     ///
     /// # Errors
@@ -73,10 +98,7 @@ impl Pool {
         };
         match apply(&mut server, &asked).await {
             Ok(settings) => {
-                let mut messages = Vec::new();
-                for (name, value) in &server.side.reported {
-                    parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
-                }
+                let messages = greeting_of(&server);
                 self.give_back(server);
                 let greeting = Greeting { settings, messages: messages.into() };
                 self.greetings.keep(asked, greeting.clone());
@@ -91,6 +113,15 @@ impl Pool {
             Err(AskError::Lost(_)) => Err(Refusal::ServerLost),
         }
     }
+}
+
+/// What the server said when it started, and what it reports.
+fn greeting_of(server: &Server) -> Vec<u8> {
+    let mut messages = server.notices.to_vec();
+    for (name, value) in &server.side.reported {
+        parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
+    }
+    messages
 }
 
 /// Makes the server as a session with these parameters finds it; hands back how the server spells them.
