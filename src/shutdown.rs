@@ -30,8 +30,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the last words to clients may take.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Ends every session. The caller has stopped accepting before, and ends the workers after.
-pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending) {
+/// Ends every session. The caller has stopped accepting before, and ends the workers after. A drain waits no longer once
+/// `impatience` resolves: what is left is ended with the same words.
+pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl Future<Output = ()>) {
     proxy.door.close();
     let began = Instant::now();
     if let Ending::Drain { at_most } = ending {
@@ -39,8 +40,14 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending) {
         for session in proxy.sessions.all() {
             session.end_when_free(Refusal::AdminShutdown);
         }
-        while !proxy.sessions.is_empty() && at_most.is_none_or(|at_most| began.elapsed() < at_most) {
-            tokio::time::sleep(LOOK_EVERY).await;
+        let drained = async {
+            while !proxy.sessions.is_empty() && at_most.is_none_or(|at_most| began.elapsed() < at_most) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = impatience => info!(sessions = proxy.sessions.len(), "stopping now"),
         }
     }
     let cut = proxy.sessions.end(&Refusal::AdminShutdown, |_| true);

@@ -10,6 +10,7 @@ use pglobby::{
     config::Config,
     data_path::{
         server::{DialError, DialOptions, Opened, Target, dial_error::DialCause, open, send_cancel},
+        session_state::Settings,
         tenant::{Credential, Host, HostAddress, TlsMode},
     },
     error::Refusal,
@@ -76,7 +77,9 @@ impl Server {
         let credential =
             Credential { username: "acme_rw".to_owned(), password: SecretString::from(password) };
         let host = self.host();
-        let target = Target { host: &host, database, credential: &credential, statement_timeout };
+        let startup = Settings::default();
+        let target =
+            Target { host: &host, database, credential: &credential, statement_timeout, startup: &startup };
         in_time("opening a server connection", open(&target, &options())).await
     }
 
@@ -241,8 +244,13 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
     let credential =
         Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD.to_owned()) };
     let host = server.host();
-    let target =
-        Target { host: &host, database: "no_such", credential: &credential, statement_timeout: None };
+    let target = Target {
+        host: &host,
+        database: "no_such",
+        credential: &credential,
+        statement_timeout: None,
+        startup: &Settings::default(),
+    };
     let error = open(&target, &options()).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("\"no_such\" does not exist"), "{error}");
     let refusal = error.to_refusal();
@@ -323,7 +331,13 @@ async fn a_cancel_ends_the_query_over_tls_and_in_clear() {
             opened.process_id
         );
         while master.ask(&running).await != "1" {}
-        send_cancel(&server.host(), opened.process_id, &opened.secret, &options()).await.unwrap();
+        // Whatever the name says now: a cancel goes where its session is. It used to resolve the name again, which may lead to
+        // another of the host's servers.
+        let at = opened.stream.addresses().map(|(_, theirs)| theirs);
+        if at.is_some() {
+            server.name = "elsewhere.invalid";
+        }
+        send_cancel(&server.host(), at, opened.process_id, &opened.secret, &options()).await.unwrap();
         let seen = answers(&mut opened).await;
         assert_eq!(seen.iter().find(|message| message.tag == b'E').unwrap().sqlstate(), "57014");
     }

@@ -182,7 +182,7 @@ async fn a_drain_tells_the_idle_and_waits_for_transactions() {
     assert_eq!(proxy.behind("blue").await.ask("SELECT count(*) FROM t").await, "0");
 }
 
-/// A second TERM: now.
+/// A second TERM: now. It used to cut off whoever had a transaction open, without a word.
 #[tokio::test]
 async fn a_second_term_ends_everybody() {
     let mut proxy = two_tenants().await;
@@ -192,8 +192,8 @@ async fn a_second_term_ends_everybody() {
     proxy.signal(Signal::TERM);
     assert_eq!(end_of(&mut idle).await, "57P01");
     proxy.signal(Signal::TERM);
-    open.until_end().await;
-    proxy.ended().await;
+    assert_eq!(end_of(&mut open).await, "57P01");
+    assert!(proxy.ended().await.success());
     let behind = proxy.behind("blue").await;
     assert_eq!(behind.ask("SELECT to_regclass('t')").await, "");
 }

@@ -173,6 +173,7 @@ async fn a_client_in_a_transaction_is_told_when_it_is_over() {
     other.query("NOTIFY news, 'pinned'").await;
     assert_eq!(heard(&client.receive().await).2, "pinned");
     assert_eq!(payloads(&client.query("NOTIFY news, 'pinned too'").await), ["pinned too"]);
+    assert_eq!(tags(&client.query("SELECT 'nothing was notified'").await), "TDCZ");
     client.query("BEGIN").await;
     other.query("NOTIFY news, 'later'").await;
     assert_eq!(payloads(&client.query("SELECT 1").await), [""; 0]);

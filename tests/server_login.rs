@@ -8,6 +8,7 @@ use pglobby::{
     config::Config,
     data_path::{
         server::{DialError, DialOptions, Opened, Target, dial_error::DialCause, open},
+        session_state::Settings,
         tenant::{Credential, Host, HostAddress, TlsMode},
     },
 };
@@ -63,8 +64,13 @@ impl Server {
         let credential =
             Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
         let host = self.host(name);
-        let target =
-            Target { host: &host, database: "acme_db", credential: &credential, statement_timeout: None };
+        let target = Target {
+            host: &host,
+            database: "acme_db",
+            credential: &credential,
+            statement_timeout: None,
+            startup: &Settings::default(),
+        };
         open(&target, &options(server_connect_timeout)).await
     }
 

@@ -81,7 +81,7 @@ impl Dev {
                 return Err(Failure::new(format!("PostgreSQL ended by itself; see {}", log.display())));
             }
         }
-        serving.end(Ending::Now).await;
+        serving.end(Ending::Now, std::future::pending()).await;
         Ok(postgres.stop(Stop::Fast)?)
     }
 }

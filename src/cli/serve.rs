@@ -46,10 +46,7 @@ impl Serve {
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         info!(?ending, "stopping");
-        tokio::select! {
-            () = serving.end(ending) => {}
-            () = signals.impatience() => info!("stopping now"),
-        }
+        serving.end(ending, signals.impatience()).await;
         Ok(())
     }
 }

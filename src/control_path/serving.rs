@@ -168,11 +168,11 @@ impl Serving {
         Ok(())
     }
 
-    /// Stops accepting and ends every session.
-    pub async fn end(mut self, ending: Ending) {
+    /// Stops accepting and ends every session; at once when `impatience` resolves.
+    pub async fn end(mut self, ending: Ending, impatience: impl Future<Output = ()>) {
         self.accepting = None;
         self.listeners.close();
-        end_sessions(&self.proxy, ending).await;
+        end_sessions(&self.proxy, ending, impatience).await;
     }
 }
 

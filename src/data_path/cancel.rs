@@ -3,7 +3,7 @@
 //! Only the session's own task knows what it holds, so it is the one that sends the cancel on; while the cancel is under
 //! way the server serves nobody else, and the client's cancel connection stays open, as PostgreSQL's own does.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 
 use tokio::sync::oneshot;
 use tracing::debug;
@@ -12,7 +12,6 @@ use super::{
     pool::Pool,
     relay::Relay,
     server::{self, connection::Server},
-    session::Sessions,
 };
 
 impl Relay {
@@ -29,7 +28,7 @@ impl Relay {
         }
         let (settled, cancelling) = oneshot::channel();
         let before = self.cancelling.replace(cancelling);
-        let key = (server.process_id, server.secret.clone());
+        let key = Key::of(server);
         let pool = self.pool.clone();
         tokio::spawn(async move {
             let _under_way = pool.cancel_under_way();
@@ -37,26 +36,35 @@ impl Relay {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            send_key(&pool, key.0, &key.1).await;
+            key.send(&pool).await;
         });
     }
 }
 
 /// Cancels what a server runs, and waits until it has settled.
 pub async fn send(pool: &Pool, server: &Server) {
-    send_key(pool, server.process_id, &server.secret).await;
+    Key::of(server).send(pool).await;
 }
 
-async fn send_key(pool: &Pool, process_id: i32, secret: &[u8]) {
-    if let Err(error) = server::send_cancel(&pool.tenant.host, process_id, secret, pool.dial_options()).await
-    {
-        debug!(tenant = pool.tenant.name, side = "server", %error, "a cancel did not settle");
+/// What a server is asked to cancel by.
+struct Key {
+    process_id: i32,
+    secret: Box<[u8]>,
+    /// The server's own end of the connection.
+    at: Option<SocketAddr>,
+}
+
+impl Key {
+    fn of(server: &Server) -> Self {
+        let at = server.entry.addresses.map(|(_, theirs)| theirs);
+        Self { process_id: server.process_id, secret: server.secret.clone(), at }
     }
-}
 
-/// Serves a cancel request. Returns when it has settled, whoever asked; an unknown key is not told apart.
-pub async fn serve(sessions: &Arc<Sessions>, process_id: i32, secret: &[u8]) {
-    if let Some(handle) = sessions.find(process_id, secret) {
-        let _ = handle.cancel().await;
+    async fn send(self, pool: &Pool) {
+        let Self { process_id, secret, at } = self;
+        let sent = server::send_cancel(&pool.tenant.host, at, process_id, &secret, pool.dial_options()).await;
+        if let Err(error) = sent {
+            debug!(tenant = pool.tenant.name, side = "server", %error, "a cancel did not settle");
+        }
     }
 }

@@ -180,11 +180,12 @@ impl Drop for Visitor {
 }
 
 impl Proxy {
-    /// Serves a cancel request: here, or by whichever node the key names.
+    /// Serves a cancel request: here, or by whichever node has the session. Returns when it has settled here; an unknown key
+    /// is not told apart. In session mode clients name their servers' process numbers, which do not tell the node.
     pub async fn cancel(&self, process_id: i32, secret: &[u8]) {
-        if self.sessions.is_ours(process_id) {
-            super::cancel::serve(&self.sessions, process_id, secret).await;
-        } else {
+        if let Some(session) = self.sessions.find(process_id, secret) {
+            let _ = session.cancel().await;
+        } else if !self.sessions.is_ours(process_id) {
             (self.foreign_cancel)(process_id, secret.to_vec());
         }
     }

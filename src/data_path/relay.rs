@@ -224,7 +224,8 @@ impl Relay {
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let holds = heard.ready > 0 && server.side.lease.is_over() && server.side.holds_reply();
+        let holds =
+            heard.ready > 0 && server.side.lease.is_over() && server.side.holds_reply(self.side.follows());
         if holds {
             self.held.extend_from_slice(bytes);
         } else if !self.held.is_empty() {
@@ -351,6 +352,12 @@ impl Relay {
             }
             None => Ok(false),
         }
+    }
+
+    /// The session has a server from its login on.
+    pub(super) fn engage(&mut self, server: Box<Server>) {
+        self.take_on(server);
+        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
     }
 
     pub(super) fn take_on(&mut self, server: Box<Server>) {

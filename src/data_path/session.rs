@@ -48,8 +48,10 @@ const NOTIFIED: u8 = 4;
 /// What others see of a session.
 #[derive(Debug)]
 pub struct SessionHandle {
-    /// What the client was told as its process number; unique in this process.
+    /// Its number; unique in this process.
     pub process_id: i32,
+    /// What its client was told as its process number: in session mode its server's.
+    pub known_as: i32,
     secret: Secret,
     /// Who logged in.
     pub login: Arc<Login>,
@@ -316,14 +318,16 @@ pub struct Arrival {
     pub tls: bool,
     /// `application_name` at startup.
     pub application_name: Box<str>,
+    /// The process number of the server that it keeps from its login on.
+    pub known_as: Option<i32>,
     /// Bytes of its cancel key.
     pub secret_bytes: usize,
 }
 
-/// Every session of this process, by process number.
+/// Every session of this process.
 #[derive(Debug)]
 pub struct Sessions {
-    by_process_id: Mutex<HashMap<i32, Arc<SessionHandle>>>,
+    registry: Mutex<Registry>,
     next: AtomicU32,
     /// Keeps the numbers of several pglobby processes apart, so that a cancel that reaches the wrong one is known as
     /// such: the upper bits of every process number.
@@ -332,8 +336,20 @@ pub struct Sessions {
     pub started: Instant,
 }
 
+/// Who is here.
+#[derive(Debug, Default)]
+struct Registry {
+    by_process_id: HashMap<i32, Arc<SessionHandle>>,
+    /// Numbers of sessions whose clients know them by another one, which may be that of several: servers of different
+    /// hosts may have the same.
+    known_as: HashMap<i32, Vec<i32>>,
+}
+
 /// Bits of a process number that count sessions; the 11 above them name the node (and the number stays positive).
 const NODE_SHIFT: u32 = 20;
+
+/// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
+const NODE_MIN: u32 = 1 << (22 - NODE_SHIFT);
 
 /// A session's place among the sessions. Dropping it takes the session out: its cancel key is forgotten.
 #[derive(Debug)]
@@ -352,40 +368,48 @@ impl std::ops::Deref for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.sessions.locked().remove(&self.handle.process_id);
+        let mut registry = self.sessions.locked();
+        registry.by_process_id.remove(&self.handle.process_id);
+        if let Some(numbers) = registry.known_as.get_mut(&self.handle.known_as) {
+            numbers.retain(|number| *number != self.handle.process_id);
+            if numbers.is_empty() {
+                registry.known_as.remove(&self.handle.known_as);
+            }
+        }
     }
 }
 
 impl Default for Sessions {
     fn default() -> Self {
         Self {
-            by_process_id: Mutex::default(),
+            registry: Mutex::default(),
             next: AtomicU32::new(1),
-            node: rand::random_range(0..1 << (31 - NODE_SHIFT)),
+            node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
             started: Instant::now(),
         }
     }
 }
 
 impl Sessions {
-    fn locked(&self) -> MutexGuard<'_, HashMap<i32, Arc<SessionHandle>>> {
-        self.by_process_id.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a session in, under a process number and a secret of its own.
     pub fn register(self: &Arc<Self>, arrival: Arrival) -> (Registered, Secret) {
         let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
         rand::fill(&mut secret[..]);
-        let mut by_process_id = self.locked();
+        let mut registry = self.locked();
         let process_id = loop {
             let count = self.next.fetch_add(1, Ordering::Relaxed) & ((1 << NODE_SHIFT) - 1);
             let number = i32::try_from(self.node << NODE_SHIFT | count).unwrap_or(i32::MAX);
-            if number != 0 && !by_process_id.contains_key(&number) {
+            if number != 0 && !registry.by_process_id.contains_key(&number) {
                 break number;
             }
         };
         let handle = Arc::new(SessionHandle {
             process_id,
+            known_as: arrival.known_as.unwrap_or(process_id),
             secret: secret.clone(),
             valid_until: AtomicU64::new(millis(arrival.login.valid_until)),
             login: arrival.login,
@@ -406,8 +430,11 @@ impl Sessions {
             signals: AtomicU8::new(0),
             mailbox: Mutex::default(),
         });
-        by_process_id.insert(process_id, handle.clone());
-        drop(by_process_id);
+        registry.by_process_id.insert(process_id, handle.clone());
+        if handle.known_as != process_id {
+            registry.known_as.entry(handle.known_as).or_default().push(process_id);
+        }
+        drop(registry);
         (Registered { sessions: self.clone(), handle }, secret)
     }
 
@@ -418,23 +445,26 @@ impl Sessions {
 
     /// The session that a cancel key names.
     pub fn find(&self, process_id: i32, secret: &[u8]) -> Option<Arc<SessionHandle>> {
-        let handle = self.locked().get(&process_id).cloned()?;
-        handle.has_secret(secret).then_some(handle)
+        let registry = self.locked();
+        let known = registry.known_as.get(&process_id).into_iter().flatten();
+        let candidates = [process_id].into_iter().chain(known.copied());
+        let mut found = candidates.filter_map(|number| registry.by_process_id.get(&number));
+        found.find(|handle| handle.known_as == process_id && handle.has_secret(secret)).cloned()
     }
 
     /// Every session there is now.
     pub fn all(&self) -> Vec<Arc<SessionHandle>> {
-        self.locked().values().cloned().collect()
+        self.locked().by_process_id.values().cloned().collect()
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.locked().len()
+        self.locked().by_process_id.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.locked().is_empty()
+        self.locked().by_process_id.is_empty()
     }
 
     /// Ends those that `which` picks; how many there were.

@@ -6,7 +6,10 @@ use tracing::{info, warn};
 
 use super::{
     exchange::{ClientSide, Rules},
-    pool::{Pool, Present},
+    pool::{
+        Pool, Present,
+        greeting::{Engaged, Greeting},
+    },
     proxy::{Proxy, Visitor},
     refuse,
     relay::Relay,
@@ -99,8 +102,20 @@ async fn greet(
     let addresses = stream.addresses();
     let asked = Settings::new(hello.settings);
     let application_name = asked.get("application_name").unwrap_or_default().into();
-    let greeting = match pool.greet(asked, config.timeouts.query_wait).await {
-        Ok(greeting) => greeting,
+    let follow = pool.rules.mode == PoolMode::Transaction;
+    let wait = config.timeouts.query_wait;
+    let greeted = match follow {
+        true => pool
+            .greet(asked, wait)
+            .await
+            .map(|Greeting { settings, messages }| (settings, messages.to_vec(), None)),
+        false => pool
+            .engage(asked, wait)
+            .await
+            .map(|Engaged { server, messages }| (Arc::default(), messages, Some(server))),
+    };
+    let (settings, messages, server) = match greeted {
+        Ok(greeted) => greeted,
         Err(refusal) => {
             info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
             proxy.metrics.login_refused(&refusal);
@@ -117,6 +132,7 @@ async fn greet(
         now_ms: pool.worker.clock.now_ms(),
         tls: hello.tls.is_some(),
         application_name,
+        known_as: server.as_ref().map(|server| server.process_id),
         secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
     };
     let (handle, secret) = proxy.sessions.register(arrival);
@@ -128,18 +144,21 @@ async fn greet(
         );
     }
     let mut bytes = unsent;
-    bytes.extend_from_slice(&greeting.messages);
-    backend_key_data(&mut bytes, handle.process_id, &secret);
+    bytes.extend_from_slice(&messages);
+    backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
     let rules = Rules {
-        follow: pool.rules.mode == PoolMode::Transaction,
+        follow,
         table: pool.statements.clone(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
         settings_max: config.limits.tracked_parameters_max,
     };
     let serial = u64::from(handle.process_id.unsigned_abs()) << 32;
-    let side = ClientSide::new(rules, greeting.settings, serial);
-    let relay = Relay::new(stream, side, pool, handle, hello.leftover, config.timeouts.query_wait);
-    Some((Box::new(relay), bytes))
+    let side = ClientSide::new(rules, settings, serial);
+    let mut relay = Box::new(Relay::new(stream, side, pool, handle, hello.leftover, wait));
+    if let Some(server) = server {
+        relay.engage(server);
+    }
+    Some((relay, bytes))
 }

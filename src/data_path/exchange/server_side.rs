@@ -195,8 +195,8 @@ impl ServerSide {
     /// The reply that ends the transaction is held back: notifications may have to go in front of it, and what the client
     /// listens to must be known before it is told.
     #[inline]
-    pub fn holds_reply(&self) -> bool {
-        self.hearing.channels.is_some() || self.uncertain.is_doubting(Doubts::LISTEN)
+    pub fn holds_reply(&self, follows: bool) -> bool {
+        self.is_hearing_unsettled(follows) || self.uncertain.is_doubting(Doubts::LISTEN)
     }
 
     /// It stays with its client between transactions. `follows`: the client's session follows it to others.
@@ -208,8 +208,13 @@ impl ServerSide {
     /// Something is left to do when the transaction is over, before the server may go back.
     #[inline]
     pub fn is_unsettled(&self, follows: bool) -> bool {
+        !self.uncertain.is_empty() || self.is_hearing_unsettled(follows)
+    }
+
+    #[inline]
+    fn is_hearing_unsettled(&self, follows: bool) -> bool {
         let Hearing { channels, overheard, .. } = &self.hearing;
-        !self.uncertain.is_empty() || channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
+        channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
     }
 
     /// A reported parameter, as last reported.

@@ -6,11 +6,15 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use deadpool::unmanaged::Object;
+use tokio::io::AsyncWriteExt;
 use tracing::{debug, warn};
 
 use super::{Counted, Pool, budget::Permit};
 use crate::{
-    data_path::server::{self, DialError, Opened, Target, connection::Server},
+    data_path::{
+        server::{self, DialError, Opened, Target, connection::Server},
+        session_state::Settings,
+    },
     error::Refusal,
 };
 
@@ -44,7 +48,7 @@ impl Pool {
     }
 
     async fn open(self: &Arc<Self>, permit: Permit) {
-        match self.connect().await {
+        match self.connect(&Settings::default()).await {
             Ok(opened) => {
                 let owner = (self.tenant.id, self.access);
                 let now = self.worker.clock.now();
@@ -79,7 +83,7 @@ impl Pool {
     pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
-        let opened = self.connect().await.map_err(|error| {
+        let opened = self.connect(&Settings::default()).await.map_err(|error| {
             warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
             error.to_refusal()
         })?;
@@ -96,12 +100,40 @@ impl Pool {
         }
     }
 
-    async fn connect(&self) -> Result<Opened, DialError> {
+    /// Another server in the place of this one, started with what a client asks for.
+    ///
+    /// # Errors
+    /// [`Refusal::Server`] with the server's own words where it refuses a parameter, [`Refusal::ServerUnreachable`].
+    pub(super) async fn restart(
+        &self,
+        server: Box<Server>,
+        startup: Settings,
+    ) -> Result<Box<Server>, Refusal> {
+        let Server { mut stream, permit, entry, owner, .. } = *server;
+        drop(entry);
+        let _ = stream.write_all(&[b'X', 0, 0, 0, 4]).await;
+        drop(stream);
+        let opened = self.connect(&startup).await.map_err(|error| {
+            error.about_parameter().unwrap_or_else(|| {
+                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+                self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
+                error.to_refusal()
+            })
+        })?;
+        self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
+        let now = self.worker.clock.now();
+        let mut server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
+        server.startup = startup;
+        Ok(Box::new(server))
+    }
+
+    async fn connect(&self, startup: &Settings) -> Result<Opened, DialError> {
         let target = Target {
             host: &self.tenant.host,
             database: &self.tenant.database,
             credential: &self.credential,
             statement_timeout: self.tenant.statement_timeout,
+            startup,
         };
         server::open(&target, &self.dial).await
     }

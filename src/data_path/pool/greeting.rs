@@ -6,7 +6,6 @@
 
 use std::{
     collections::VecDeque,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -29,8 +28,17 @@ const KEPT_MAX: usize = 64;
 pub struct Greeting {
     /// What the session has set, as the server spells it.
     pub settings: Arc<Settings>,
-    /// ParameterStatus messages, ready to send.
+    /// NoticeResponse and ParameterStatus messages, ready to send.
     pub messages: Arc<[u8]>,
+}
+
+/// A server that a session has from its login on.
+#[derive(Debug)]
+pub struct Engaged {
+    /// The server.
+    pub server: Box<Server>,
+    /// What the client is told.
+    pub messages: Vec<u8>,
 }
 
 /// The greetings of a pool, by what was asked for; the latest used first.
@@ -60,6 +68,19 @@ impl Greetings {
 }
 
 impl Pool {
+    /// A server that was started with what a client asks for, and is its own to the end: `pool_mode = "session"`.
+    ///
+    /// # Errors
+    /// As [`Pool::greet`].
+    pub async fn engage(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Engaged, Refusal> {
+        let (pool, mut server) = self.borrow_of_current(wait).await?;
+        if server.startup != asked {
+            server = pool.restart(server, asked).await?;
+        }
+        let messages = greeting_of(&server);
+        Ok(Engaged { server, messages })
+    }
+
     /// What a client that asks for these parameters is told. Needs a server only where nobody asked for the same before.
     ///
     /// # Errors
@@ -68,48 +89,53 @@ impl Pool {
         if let Some(greeting) = self.greetings.get(&asked) {
             return Ok(greeting);
         }
-        let mut server = match self.try_borrow() {
-            Some(server) => server,
-            None => match self.borrow(wait).await {
-                Ok(server) => server,
-                // Replaced while we waited: its successor greets alike.
-                Err(refusal) => match self.current().filter(|_| self.is_retired()) {
-                    Some(successor) => return successor.greet_instead(asked, wait).await,
-                    None => return Err(refusal),
-                },
-            },
-        };
+        let (pool, mut server) = self.borrow_of_current(wait).await?;
         match apply(&mut server, &asked).await {
             Ok(settings) => {
-                let mut messages = Vec::new();
-                for (name, value) in &server.side.reported {
-                    parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
-                }
-                self.give_back(server);
+                let messages = greeting_of(&server);
+                pool.give_back(server);
                 let greeting = Greeting { settings, messages: messages.into() };
-                self.greetings.keep(asked, greeting.clone());
+                pool.greetings.keep(asked, greeting.clone());
                 Ok(greeting)
             }
             Err(AskError::Refused(error)) => {
                 if server.clean().await.is_ok() {
-                    self.give_back(server);
+                    pool.give_back(server);
                 }
                 Err(Refusal::Server { sqlstate: error.sqlstate, message: error.message })
             }
             Err(AskError::Lost(_)) => Err(Refusal::ServerLost),
         }
     }
+
+    /// A server of this pool, or of the one that has replaced it while we waited; and that pool.
+    async fn borrow_of_current(
+        self: &Arc<Self>,
+        wait: Duration,
+    ) -> Result<(Arc<Self>, Box<Server>), Refusal> {
+        let mut pool = self.clone();
+        loop {
+            if let Some(server) = pool.try_borrow() {
+                return Ok((pool, server));
+            }
+            match pool.borrow(wait).await {
+                Ok(server) => return Ok((pool, server)),
+                Err(refusal) => match pool.current().filter(|_| pool.is_retired()) {
+                    Some(successor) => pool = successor,
+                    None => return Err(refusal),
+                },
+            }
+        }
+    }
 }
 
-impl Pool {
-    /// [`Pool::greet`], called by itself.
-    fn greet_instead(
-        self: Arc<Self>,
-        asked: Settings,
-        wait: Duration,
-    ) -> Pin<Box<dyn Future<Output = Result<Greeting, Refusal>> + Send>> {
-        Box::pin(async move { self.greet(asked, wait).await })
+/// What the server said when it started, and what it reports.
+fn greeting_of(server: &Server) -> Vec<u8> {
+    let mut messages = server.notices.to_vec();
+    for (name, value) in &server.side.reported {
+        parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
     }
+    messages
 }
 
 /// Makes the server as a session with these parameters finds it; hands back how the server spells them.

@@ -21,6 +21,7 @@ use crate::{
             budget::Permit,
             roster::{OnRoster, Roster},
         },
+        session_state::Settings,
         tenant::Access,
     },
     wire::{
@@ -49,6 +50,10 @@ pub struct Server {
     pub unsent: Unsent,
     /// Protocol state: who waits for what, what it has prepared and set.
     pub side: ServerSide,
+    /// What it was started with; RESET goes back to it.
+    pub startup: Settings,
+    /// NoticeResponses that came while it started.
+    pub notices: Box<[u8]>,
     /// The server's own process.
     pub process_id: i32,
     /// The server's cancel key.
@@ -105,6 +110,8 @@ impl Server {
             stream: opened.stream,
             unsent: Unsent::default(),
             side,
+            startup: Settings::default(),
+            notices: opened.notices.concat().into(),
             process_id: opened.process_id,
             secret: opened.secret.into(),
             owner,

@@ -28,7 +28,10 @@ use super::{
 };
 use crate::{
     config::Config,
-    data_path::tenant::{Credential, Host, HostAddress, TlsMode},
+    data_path::{
+        session_state::Settings,
+        tenant::{Credential, Host, HostAddress, TlsMode},
+    },
     wire::{
         stream::{Socket, Stream},
         tls::{
@@ -63,6 +66,8 @@ pub struct Target<'a> {
     pub credential: &'a Credential,
     /// What `statement_timeout` is in its sessions until they set it; `None`: as server, database and role have it.
     pub statement_timeout: Option<Duration>,
+    /// What a client has asked for at startup: RESET goes back to it.
+    pub startup: &'a Settings,
 }
 
 /// How connections are opened; made once from the configuration and shared. A reload makes a new one, which reads the
@@ -146,14 +151,15 @@ pub async fn open(target: &Target<'_>, options: &DialOptions) -> Result<Opened, 
     .map_err(|cause| DialError::new(target, cause))
 }
 
-/// Asks the server to cancel what `process_id` runs, over the transport its session would have, and returns when the
-/// server has closed that connection: from then on the cancel can hit nobody else.
+/// Asks the server to cancel what `process_id` runs, over the transport its session would have, `at` the address where that
+/// has it (a host's name may have several, each another server; `None`: a Unix socket), and returns when the server has closed that connection: from then on the cancel can hit nobody else.
 ///
 /// # Errors
 /// The socket's own; [`io::ErrorKind::TimedOut`] where `cancel_timeout` passed, and then the cancel may still be
 /// under way; [`io::ErrorKind::InvalidInput`] where the server gave no secret.
 pub async fn send_cancel(
     host: &Host,
+    at: Option<SocketAddr>,
     process_id: i32,
     secret: &[u8],
     options: &DialOptions,
@@ -165,18 +171,23 @@ pub async fn send_cancel(
         request.extend_from_slice(&field.to_be_bytes());
     }
     request.extend_from_slice(secret);
-    let settled = timeout(options.cancel_timeout, Box::pin(cancel(host, &request, options)));
+    let settled = timeout(options.cancel_timeout, Box::pin(cancel(host, at, &request, options)));
     settled.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn cancel(host: &Host, request: &[u8], options: &DialOptions) -> io::Result<()> {
+async fn cancel(
+    host: &Host,
+    at: Option<SocketAddr>,
+    request: &[u8],
+    options: &DialOptions,
+) -> io::Result<()> {
     // A cancel bears no password: where TLS is a wish only, either way will do.
     let (first, fallback) = match encryptions(host) {
         (Encryption::Plain, Some(_)) => (Encryption::IfOffered, Some(Encryption::Plain)),
         other => other,
     };
-    let stream = match (connect(host, first, options).await, fallback) {
-        (Err(DialCause::Tls(_)), Some(fallback)) => connect(host, fallback, options).await,
+    let stream = match (connect(host, at, first, options).await, fallback) {
+        (Err(DialCause::Tls(_)), Some(fallback)) => connect(host, at, fallback, options).await,
         (outcome, _) => outcome,
     };
     let mut stream = stream.map_err(|cause| match cause {
@@ -221,7 +232,7 @@ fn encryptions(host: &Host) -> (Encryption, Option<Encryption>) {
 async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, DialCause> {
     let (first, fallback) = encryptions(target.host);
     let mut encrypted = first == Encryption::Demanded;
-    let outcome = match connect(target.host, first, options).await {
+    let outcome = match connect(target.host, None, first, options).await {
         Ok(stream) => {
             encrypted = stream.is_tls();
             login::log_in(stream, target, &options.salted_passwords).await
@@ -231,7 +242,7 @@ async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, D
     match (outcome, fallback) {
         (Err(first), Some(fallback)) if worth_another_try(&first, encrypted, fallback) => {
             let again = async {
-                let stream = connect(target.host, fallback, options).await?;
+                let stream = connect(target.host, None, fallback, options).await?;
                 login::log_in(stream, target, &options.salted_passwords).await
             };
             again.await.map_err(|then| DialCause::BothWays { first: Box::new(first), then: Box::new(then) })
@@ -252,13 +263,22 @@ fn worth_another_try(cause: &DialCause, encrypted: bool, fallback: Encryption) -
     }
 }
 
-async fn connect(host: &Host, encryption: Encryption, options: &DialOptions) -> Result<Stream, DialCause> {
+/// `at`: one of the host's addresses, and no other.
+async fn connect(
+    host: &Host,
+    at: Option<SocketAddr>,
+    encryption: Encryption,
+    options: &DialOptions,
+) -> Result<Stream, DialCause> {
     match &host.address {
         HostAddress::Unix { directory, port } => {
             Ok(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?.into())
         }
         HostAddress::Tcp { name, port } => {
-            let socket = connect_tcp(name, *port, options).await?;
+            let socket = match at {
+                Some(address) => TcpStream::connect(address).await?,
+                None => connect_tcp(name, *port, options).await?,
+            };
             tune(&socket, options)?;
             encrypt(socket, host, name, encryption, options).await
         }

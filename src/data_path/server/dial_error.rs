@@ -182,6 +182,21 @@ impl DialError {
     }
 }
 
+impl DialError {
+    /// The server's own words about a parameter that a client has given at startup.
+    pub fn about_parameter(&self) -> Option<Refusal> {
+        let DialCause::Refused(error) = &self.cause else { return None };
+        let message = error.message.clone()?;
+        let sqlstate = error.code()?.to_owned();
+        let told = match sqlstate.as_str() {
+            "22023" | "42704" | "55P02" => true,
+            "42501" => message.contains("parameter"),
+            _ => false,
+        };
+        told.then_some(Refusal::Server { sqlstate, message })
+    }
+}
+
 impl DialCause {
     /// SQLSTATE and reason; without a SQLSTATE the client gets 08006.
     fn for_client(&self, hidden: &[String]) -> (Option<[u8; 5]>, String) {

@@ -12,7 +12,10 @@ use tokio::{
 
 use super::{DialError, DialOptions, Opened, Target, dial_error::DialCause, open, send_cancel};
 use crate::{
-    data_path::tenant::{Credential, Host, HostAddress, TlsMode},
+    data_path::{
+        session_state::Settings,
+        tenant::{Credential, Host, HostAddress, TlsMode},
+    },
     wire::message::{
         append, append_cstr, authentication_ok, backend_key_data, parameter_status, ready_for_query,
     },
@@ -76,7 +79,13 @@ async fn dial(host: &Host) -> Result<Opened, DialError> {
 
 async fn dial_with(host: &Host, options: &DialOptions) -> Result<Opened, DialError> {
     let credential = Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
-    let target = Target { host, database: "acme_db", credential: &credential, statement_timeout: None };
+    let target = Target {
+        host,
+        database: "acme_db",
+        credential: &credential,
+        statement_timeout: None,
+        startup: &Settings::default(),
+    };
     open(&target, options).await
 }
 
@@ -410,7 +419,7 @@ async fn a_cancel_has_settled_when_the_server_has_closed() {
         assert_eq!(request.as_slice(), expected);
         client
     };
-    let cancel = send_cancel(&host, 77, &[5; 32], &options);
+    let cancel = send_cancel(&host, None, 77, &[5; 32], &options);
     tokio::pin!(cancel);
     let client = tokio::select! {
         biased;
@@ -421,9 +430,9 @@ async fn a_cancel_has_settled_when_the_server_has_closed() {
     cancel.await.unwrap();
 
     let impatient = DialOptions::for_tests(Duration::from_millis(50));
-    let error = send_cancel(&host, 77, &[5; 4], &impatient).await.unwrap_err();
+    let error = send_cancel(&host, None, 77, &[5; 4], &impatient).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    assert!(send_cancel(&host, 0, &[], &options).await.is_err());
+    assert!(send_cancel(&host, None, 0, &[], &options).await.is_err());
 }
 
 proptest! {

@@ -92,6 +92,7 @@ impl Login<'_> {
             vec![("user", self.target.credential.username.as_str()), ("database", self.target.database)];
         // As a startup parameter it is what RESET and DISCARD ALL go back to.
         parameters.extend(timeout.as_deref().map(|timeout| ("statement_timeout", timeout)));
+        parameters.extend(self.target.startup.iter());
         let mut packet = BytesMut::new();
         frontend::startup_message(parameters, &mut packet)?;
         // The builder knows 3.0 only; the minor version is in bytes 6 and 7.
