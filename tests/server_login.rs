@@ -63,8 +63,13 @@ impl Server {
         let credential =
             Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
         let host = self.host(name);
-        let target =
-            Target { host: &host, database: "acme_db", credential: &credential, statement_timeout: None };
+        let target = Target {
+            host: &host,
+            tenant: "acme",
+            database: "acme_db",
+            credential: &credential,
+            statement_timeout: None,
+        };
         open(&target, &options(server_connect_timeout)).await
     }
 

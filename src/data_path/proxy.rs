@@ -231,11 +231,11 @@ impl Proxy {
         let Some(refusal) = refusal else { return };
         let reason = Refusal::Ended(refusal.to_string());
         if tenant.is_some_and(|tenant| tenant.drain) {
-            for session in self.sessions.all().into_iter().filter(|session| session.tenant.id == id) {
+            for session in self.sessions.all().into_iter().filter(|session| session.is_at(id)) {
                 session.end_when_free(reason.clone());
             }
         } else {
-            self.sessions.end(&reason, |session| session.tenant.id == id);
+            self.sessions.end(&reason, |session| session.is_at(id));
         }
     }
 
@@ -246,7 +246,10 @@ impl Proxy {
                 login.id == session.login.id
                     && !login.disabled
                     && login.valid_until.is_none_or(|until| until > std::time::SystemTime::now())
-                    && access_to(&login.kind, session.tenant.id) == Some(session.access)
+                    && match session.place() {
+                        Some(place) => access_to(&login.kind, place.tenant.id) == Some(place.access),
+                        None => true,
+                    }
             });
             if !stays {
                 session.end(Refusal::Ended("the login was changed".into()));

@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::poll_fn,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -20,8 +20,10 @@ use tokio::{
 use tracing::warn;
 
 use super::{
+    concierge::Concierge,
     exchange::{Broken, ClientSide, Flow, need_of_client},
     farewell::End,
+    passage::{Departure, Seat},
     pool::Pool,
     server::connection::Server,
     session::{Doing, Registered},
@@ -77,6 +79,8 @@ pub struct Relay {
     asked_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
     pub(super) leaving: Option<Refusal>,
+    /// Of a service login's session only: it may go to another tenant.
+    pub(super) concierge: Option<Box<Concierge>>,
 }
 
 /// What cannot be done within a poll.
@@ -86,25 +90,21 @@ pub(super) enum Step {
     Borrow,
     /// The transaction is over and has left something uncertain.
     Settle,
+    /// The session's tenant is in question.
+    Desk,
     /// The session ends.
     End(End),
 }
 
 impl Relay {
-    /// A session that has been greeted. `early` is what it sent already.
-    pub fn new(
-        client: Stream,
-        side: ClientSide,
-        pool: Arc<Pool>,
-        handle: Registered,
-        early: Vec<u8>,
-        query_wait: Duration,
-    ) -> Self {
+    /// A session that has been greeted, at a pool.
+    pub fn new(seat: Seat, pool: Arc<Pool>) -> Self {
+        let Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge } = seat;
         Self {
             client,
-            unsent: Unsent::default(),
+            unsent,
             side,
-            inbox: early,
+            inbox,
             pool,
             server: None,
             handle,
@@ -112,14 +112,15 @@ impl Relay {
             query_wait,
             leased_at: None,
             asked_at: None,
-            leaving: None,
+            leaving,
+            concierge,
         }
     }
 
-    /// Serves the client to its end. `greeting` goes out first.
+    /// Serves the client to its end, or until it goes to another tenant. `greeting` goes out first.
     ///
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
-    pub async fn run(mut self: Box<Self>, greeting: Vec<u8>) {
+    pub async fn run(mut self: Box<Self>, greeting: Vec<u8>) -> Option<Departure> {
         self.unsent.push(&greeting);
         poll_fn(|cx| {
             self.handle.wake_with(cx.waker());
@@ -138,10 +139,16 @@ impl Relay {
                         break end;
                     }
                 }
+                Step::Desk => match Box::pin(self.at_desk()).await {
+                    Ok(None) => {}
+                    Ok(Some(room)) => return Some(self.depart(room)),
+                    Err(end) => break end,
+                },
                 Step::End(end) => break end,
             }
         };
         Box::pin(self.end(end)).await;
+        None
     }
 
     /// Moves bytes as long as any can be moved.
@@ -151,6 +158,9 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
+        if self.concierge.is_some() && self.is_called() {
+            return Poll::Ready(Step::Desk);
+        }
         if !self.inbox.is_empty()
             && self.server.is_none()
             && let Some(step) = self.serve_inbox(buffers, cx)
@@ -158,6 +168,9 @@ impl Relay {
             return Poll::Ready(step);
         }
         loop {
+            if self.concierge.is_some() && self.is_called() {
+                return Poll::Ready(Step::Desk);
+            }
             let mut moved = false;
             if !self.unsent.is_empty() {
                 match self.unsent.drain(&mut self.client, cx) {
@@ -245,7 +258,7 @@ impl Relay {
     /// Client to server.
     #[inline]
     fn poll_client(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
-        if self.server.as_ref().is_some_and(|server| !server.unsent.is_empty()) {
+        if self.server.as_ref().is_some_and(|server| !server.unsent.is_empty()) || self.holds_back() {
             return Ok(Poll::Pending);
         }
         let mut read = ReadBuf::new(&mut buffers.read);
@@ -256,7 +269,13 @@ impl Relay {
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        if self.server.is_none() && (!self.inbox.is_empty() || !self.link(chunk)?) {
+        if self.is_at_desk() {
+            self.inbox.extend_from_slice(chunk);
+            return Err(Step::Desk);
+        }
+        if self.server.is_none()
+            && (!self.inbox.is_empty() || self.concierge.is_some() || !self.link(chunk)?)
+        {
             self.inbox.extend_from_slice(chunk);
             return match self.serve_inbox(buffers, cx) {
                 Some(step) => Err(step),
@@ -296,6 +315,9 @@ impl Relay {
             }
             side.applied = self.side.wanted.clone();
         }
+        if let Some(concierge) = self.concierge.as_mut() {
+            concierge.desk.hand_over(&mut server.side.lease, out.build());
+        }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
         // What a server does not take any more is told by what it sends, or by its end.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
@@ -306,6 +328,8 @@ impl Relay {
             }
             Ok(Flow::Goes) => Ok(()),
             Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
+            Ok(Flow::Chooses(rest)) => self.hold_back(rest, true),
+            Ok(Flow::Pauses(rest)) => self.hold_back(rest, false),
             Err(refusal) => Err(Step::End(End::Refused(refusal))),
         }
     }
@@ -318,10 +342,7 @@ impl Relay {
             return Ok(false);
         }
         if self.pool.is_retired() {
-            match self.pool.current() {
-                Some(pool) => self.pool = pool,
-                None => return Err(Step::End(End::Refused(Refusal::AdminShutdown))),
-            }
+            self.succeed().map_err(Step::End)?;
         }
         match self.pool.try_borrow() {
             Some(server) => {
@@ -330,6 +351,12 @@ impl Relay {
             }
             None => Ok(false),
         }
+    }
+
+    /// Goes on with the pool that has taken the place of a retired one.
+    pub(super) fn succeed(&mut self) -> Result<(), End> {
+        self.pool = self.pool.current().ok_or(End::Refused(Refusal::AdminShutdown))?;
+        Ok(())
     }
 
     pub(super) fn hold(&mut self, server: Box<Server>) {
@@ -353,6 +380,12 @@ impl Relay {
             if inbox.is_empty() {
                 return None;
             }
+        }
+        if self.concierge.is_some()
+            && let Some(led) = self.ask_desk(&mut inbox)
+        {
+            self.inbox = inbox;
+            return led;
         }
         match self.link(&inbox) {
             Err(step) => return Some(step),
@@ -413,40 +446,6 @@ impl Relay {
         // The beginning of the client's next message waits here, where the next server will get it from.
         self.side.take_held(&mut self.inbox);
         self.pool.give_back(server);
-    }
-
-    /// Attends to signals and to a cancel that is under way.
-    #[cold]
-    fn attend(&mut self, cx: &mut Context<'_>) -> Option<Step> {
-        if let Some(cancelling) = self.cancelling.as_mut()
-            && Pin::new(cancelling).poll(cx).is_ready()
-        {
-            self.cancelling = None;
-            if let Some(step) = self.after_reply(Instant::now()) {
-                return Some(step);
-            }
-        }
-        if self.handle.is_signalled() {
-            let signals = self.handle.take_signals();
-            if let Some(reason) = signals.end {
-                return Some(Step::End(End::Refused(reason)));
-            }
-            if let Some(reason) = signals.end_when_free {
-                let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
-                if free && self.inbox.is_empty() {
-                    return Some(Step::End(End::Refused(reason)));
-                }
-                self.leaving = Some(reason);
-            }
-            // Other signals come this way as well: what runs when a drain begins must not be cancelled.
-            if !signals.cancels.is_empty() {
-                self.cancel(signals.cancels);
-            }
-            if let Some(cancelling) = self.cancelling.as_mut() {
-                let _ = Pin::new(cancelling).poll(cx);
-            }
-        }
-        None
     }
 
     fn broken(&self, broken: Broken) -> Step {

@@ -10,8 +10,10 @@ use crate::{
         session_state::{Settings, Uncertain},
         statement::{Characters, Lexing},
     },
+    error::Refusal,
     wire::{
         frame::{FrameError, Framer, HEADER_BYTES, Need, Piece, cstr},
+        message::Severity,
         outgoing::Outgoing,
     },
 };
@@ -130,7 +132,7 @@ impl ServerSide {
                     }
                 }
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
-                    match self.message(tag, bytes, client, &mut heard) {
+                    match self.message(tag, bytes, client, &mut heard, out) {
                         Ok(pass) => {
                             self.hiding = !pass;
                             if pass {
@@ -154,6 +156,7 @@ impl ServerSide {
         bytes: &[u8],
         client: &mut ClientSide,
         heard: &mut Heard,
+        out: &mut Outgoing<'_>,
     ) -> Result<bool, Broken> {
         match tag {
             b'Z' => {
@@ -163,7 +166,7 @@ impl ServerSide {
                 heard.transaction_ended = status == b'I';
                 Ok(pass)
             }
-            b'E' => self.error(bytes, client, heard),
+            b'E' => self.error(bytes, client, heard, out),
             b'S' => Ok(self.parameter_status(bytes)),
             b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
             b'A' => Ok(true),
@@ -179,7 +182,13 @@ impl ServerSide {
         }
     }
 
-    fn error(&mut self, bytes: &[u8], client: &mut ClientSide, heard: &mut Heard) -> Result<bool, Broken> {
+    fn error(
+        &mut self,
+        bytes: &[u8],
+        client: &mut ClientSide,
+        heard: &mut Heard,
+        out: &mut Outgoing<'_>,
+    ) -> Result<bool, Broken> {
         if is_fatal(bytes) {
             heard.fatal = true;
             return Ok(true);
@@ -206,6 +215,11 @@ impl ServerSide {
         match whose {
             Whose::Ours => return Err(Broken::Bookkeeping(ServerError::read(bytes))),
             Whose::Attempt => return Ok(false),
+            Whose::Denied(reason) => {
+                heard.errors += 1;
+                Refusal::from(reason).write(Severity::Error, out.build());
+                return Ok(false);
+            }
             Whose::Client | Whose::Follow => {}
         }
         heard.errors += 1;

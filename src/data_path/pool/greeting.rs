@@ -30,6 +30,8 @@ pub struct Greeting {
     pub settings: Arc<Settings>,
     /// ParameterStatus messages, ready to send.
     pub messages: Arc<[u8]>,
+    /// The parameter of that name.
+    server_version: Option<Box<str>>,
 }
 
 /// The greetings of a pool, by what was asked for; the latest used first.
@@ -50,6 +52,12 @@ impl Greetings {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.truncate(KEPT_MAX - 1);
         kept.push_front((asked, greeting));
+    }
+
+    /// The version in one of them.
+    pub fn server_version(&self) -> Option<Box<str>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.front().and_then(|(_, greeting)| greeting.server_version.clone())
     }
 
     /// Servers may report something else from now on.
@@ -77,8 +85,10 @@ impl Pool {
                 for (name, value) in &server.side.reported {
                     parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
                 }
+                let version = server.side.reported.iter().find(|(name, _)| **name == *"server_version");
+                let server_version = version.map(|(_, value)| value.clone());
                 self.give_back(server);
-                let greeting = Greeting { settings, messages: messages.into() };
+                let greeting = Greeting { settings, messages: messages.into(), server_version };
                 self.greetings.keep(asked, greeting.clone());
                 Ok(greeting)
             }

@@ -76,7 +76,13 @@ async fn dial(host: &Host) -> Result<Opened, DialError> {
 
 async fn dial_with(host: &Host, options: &DialOptions) -> Result<Opened, DialError> {
     let credential = Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
-    let target = Target { host, database: "acme_db", credential: &credential, statement_timeout: None };
+    let target = Target {
+        host,
+        tenant: "acme",
+        database: "acme_db",
+        credential: &credential,
+        statement_timeout: None,
+    };
     open(&target, options).await
 }
 
