@@ -8,6 +8,7 @@
 //! choice in any other way is refused, by [`Talk`], wherever it turns up.
 
 mod answers;
+mod batch;
 pub mod desk;
 
 use super::{
