@@ -108,6 +108,7 @@ impl Table {
             inspect_bytes_max: 1 << 20,
             statements_max: 1000,
             settings_max: 256,
+            ..Rules::nobody(&table)
         };
         Self { client: ClientSide::new(rules, Arc::default(), 1 << 32), table, scratch: Vec::new() }
     }

@@ -30,9 +30,6 @@ pub enum Refusal {
         /// The one that disagrees.
         second: String,
     },
-    /// A service login that named no tenant.
-    #[error("no tenant given; name one as the database, or with options=-c pglobby.tenant=NAME")]
-    NoTenant,
     /// An operator closed the tenant.
     #[error("tenant \"{tenant}\" is suspended{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
     Suspended {
@@ -90,6 +87,36 @@ pub enum Refusal {
         "terminating connection because notifications could be missed while the database is held still; LISTEN again"
     )]
     ListeningMoved,
+    /// A service login's session that has chosen no tenant yet.
+    #[error(
+        "no tenant is chosen; choose one with SET pglobby.tenant = 'NAME' (or in a transaction: SET LOCAL)"
+    )]
+    NoTenantChosen,
+    /// Worded alike for a tenant that does not exist and one that is not granted.
+    #[error("permission denied for tenant \"{tenant}\"")]
+    TenantDenied {
+        /// As the client spelled it.
+        tenant: String,
+    },
+    /// The session has something in its tenant's database that it would lose.
+    #[error(
+        "the tenant cannot be changed while the session keeps its server ({reasons}): undo that first, or DISCARD ALL"
+    )]
+    TenantPinned {
+        /// The pins, by name.
+        reasons: String,
+    },
+    /// A choice of a tenant that cannot be made there, or so.
+    #[error(transparent)]
+    NoChoice(#[from] NoChoice),
+    /// PostgreSQL's own answer, given where no server is asked.
+    #[error("{message}")]
+    AsPostgres {
+        /// Its SQLSTATE.
+        sqlstate: &'static str,
+        /// Its words.
+        message: String,
+    },
     /// Every server of this pool stayed busy for the whole wait.
     #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
     PoolBusy {
@@ -146,19 +173,70 @@ pub enum Refusal {
     Internal,
 }
 
+/// Why a text that speaks of `pglobby.tenant` is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoChoice {
+    /// An employee's session belongs to one tenant.
+    #[error("permission denied to set parameter \"pglobby.tenant\": the login belongs to one tenant")]
+    Employee,
+    /// A server has begun the transaction.
+    #[error(
+        "the tenant cannot be chosen in a transaction that has begun: choose it before, or first thing in it by SET LOCAL"
+    )]
+    TransactionBegun,
+    /// SET without LOCAL behind BEGIN.
+    #[error(
+        "SET pglobby.tenant does not go into a transaction: SET LOCAL pglobby.tenant does, or SET before BEGIN"
+    )]
+    NotLocal,
+    /// SET LOCAL without BEGIN.
+    #[error("SET LOCAL pglobby.tenant chooses the tenant of one transaction: BEGIN first")]
+    NoTransaction,
+    /// Other statements in the same text, or a spelling that is not supported.
+    #[error(
+        "the tenant is chosen by a statement of its own: SET pglobby.tenant = 'NAME', and nothing else in its text"
+    )]
+    NotAlone,
+    /// The transaction that had a tenant of its own is over, or a reset has been run.
+    #[error(
+        "nothing can run behind the end of a transaction with a tenant of its own, or behind a reset, in the same text or batch"
+    )]
+    Over,
+    /// `pool_mode = "session"`.
+    #[error("the tenant cannot be changed by a session that keeps its server (pool_mode = session)")]
+    SessionMode,
+}
+
+impl NoChoice {
+    fn sqlstate(self) -> &'static str {
+        match self {
+            Self::Employee => "42501",
+            Self::TransactionBegun | Self::NotLocal => "25001",
+            Self::NoTransaction => "25P01",
+            Self::NotAlone | Self::Over => "0A000",
+            Self::SessionMode => "55006",
+        }
+    }
+}
+
 impl Refusal {
     /// The SQLSTATE (PostgreSQL documentation, appendix A).
     pub fn sqlstate(&self) -> &str {
         match self {
             Self::LoginFailed { .. } => "28P01",
             Self::NoUser | Self::EncryptionRequired => "28000",
-            Self::ContradictingTenants { .. } | Self::NoTenant => "28000",
+            Self::ContradictingTenants { .. } => "28000",
             Self::Suspended { .. } => "57P03",
             Self::Dropped { .. } => "3D000",
             Self::NoReadOnlyRole => "0LP01",
             Self::NotReady { .. } | Self::DirectoryUnavailable => "57P03",
             Self::TooManyClients | Self::TooManyClientsOfTenant { .. } => "53300",
             Self::TooManyStatements { .. } | Self::TooManyNotifications { .. } => "53400",
+            Self::NoTenantChosen => "55000",
+            Self::TenantDenied { .. } => "42501",
+            Self::TenantPinned { .. } => "55006",
+            Self::NoChoice(reason) => reason.sqlstate(),
+            Self::AsPostgres { sqlstate, .. } => sqlstate,
             Self::PoolBusy { .. } | Self::Cancelled => "57014",
             Self::ServerUnreachable { sqlstate, .. } => {
                 sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok()).unwrap_or("08006")

@@ -78,7 +78,7 @@ mod tests {
         let metrics = Metrics::default();
         let refusals = [
             Refusal::LoginFailed { user: "alice".into() },
-            Refusal::NoTenant,
+            Refusal::NoTenantChosen,
             Refusal::TooManyClients,
             Refusal::LoginTimeout,
             Refusal::AdminShutdown,

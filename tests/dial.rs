@@ -78,8 +78,14 @@ impl Server {
             Credential { username: "acme_rw".to_owned(), password: SecretString::from(password) };
         let host = self.host();
         let startup = Settings::default();
-        let target =
-            Target { host: &host, database, credential: &credential, statement_timeout, startup: &startup };
+        let target = Target {
+            host: &host,
+            tenant: "acme",
+            database,
+            credential: &credential,
+            statement_timeout,
+            startup: &startup,
+        };
         in_time("opening a server connection", open(&target, &options())).await
     }
 
@@ -245,6 +251,7 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
         Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD.to_owned()) };
     let host = server.host();
     let target = Target {
+        tenant: "acme",
         host: &host,
         database: "no_such",
         credential: &credential,

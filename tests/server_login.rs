@@ -66,6 +66,7 @@ impl Server {
         let host = self.host(name);
         let target = Target {
             host: &host,
+            tenant: "acme",
             database: "acme_db",
             credential: &credential,
             statement_timeout: None,

@@ -4,6 +4,7 @@
 //! server: what to ask the server when the transaction is over, and what pins at once because nobody can be asked.
 
 use super::{
+    choice::Talk,
     lease::Pins,
     session_state::Doubts,
     statement::{self, Argument, Discard, Effects, Kind, Lexing, SetValue, Statement},
@@ -24,6 +25,8 @@ pub struct Aftermath {
     pub names_statements: bool,
     /// It may look at what is prepared (`pg_prepared_statements`).
     pub inspects: bool,
+    /// What it has to do with the tenant of the session.
+    pub talk: Talk,
 }
 
 /// What a text that only tidies up leaves of the session's settings.
@@ -72,7 +75,9 @@ impl Aftermath {
     #[inline]
     pub fn read(sql: &[u8], lexing: Lexing) -> Self {
         let effects = statement::effects(sql, lexing);
-        if HARMLESS.contains(effects) { Self::default() } else { Self::of(effects, sql, lexing) }
+        let harmless = HARMLESS.contains(effects)
+            && !(effects.contains(Effects::SETTING_LOCAL) && Talk::is_possible(sql));
+        if harmless { Self::default() } else { Self::of(effects, sql, lexing) }
     }
 
     #[cold]
@@ -88,9 +93,11 @@ impl Aftermath {
         let mut names: Vec<Box<str>> = Vec::new();
         let mut names_statements = false;
         let inspects = effects.contains(Effects::INSPECTION);
+        let mut talk = Talk::default();
         for statement in statement::statements(sql, lexing) {
             names_statements |=
                 statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
+            talk = talk.max(Talk::of(&statement));
             if !HARMLESS.contains(statement.deferred) {
                 pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
             }
@@ -110,7 +117,8 @@ impl Aftermath {
             doubts.insert(Doubts::NAMED_SETTINGS);
         }
         let names = (!names.is_empty()).then(|| names.into());
-        Self { doubts, names, pins, tidies: Tidying::read(sql, lexing), names_statements, inspects }
+        let tidies = Tidying::read(sql, lexing);
+        Self { doubts, names, pins, tidies, names_statements, inspects, talk }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.

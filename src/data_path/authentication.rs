@@ -112,6 +112,7 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
 async fn settle(case: &Case<'_>, directory: &Directory) -> Result<Destination, Verdict> {
     let tenant = match case.goal()? {
         Goal::Console { read_only } => return Ok(Destination::Console { read_only }),
+        Goal::Lobby => return Ok(Destination::Lobby),
         Goal::Named(tenant) => Some(tenant),
         Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
             warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");

@@ -11,6 +11,9 @@ use crate::error::Refusal;
 /// The databases that are the admin console; the second so that existing exporters work.
 pub const CONSOLE_DATABASES: [&str; 2] = ["pglobby", "pgbouncer"];
 
+/// The first of them is, for a service login, the place where no tenant is chosen yet.
+pub const LOBBY_DATABASE: &str = CONSOLE_DATABASES[0];
+
 /// Where a proven session goes.
 #[derive(Debug, Clone)]
 pub enum Destination {
@@ -26,6 +29,8 @@ pub enum Destination {
         /// May only SHOW.
         read_only: bool,
     },
+    /// To no tenant yet: the session chooses one by `SET pglobby.tenant`.
+    Lobby,
 }
 
 /// What a client says about where it wants to go.
@@ -74,6 +79,11 @@ impl Hints {
         self.database.as_deref().is_some_and(|name| CONSOLE_DATABASES.contains(&name))
     }
 
+    /// Whether the client wants no tenant yet, in so many words. Only a service login may.
+    pub fn wants_lobby(&self) -> bool {
+        self.database.as_deref() == Some(LOBBY_DATABASE)
+    }
+
     /// The tenant that is named, by the first hint that speaks. `split`: the user name is a login and a tenant.
     /// `exists` tells whether a name is a tenant's.
     ///
@@ -86,7 +96,7 @@ impl Hints {
         let unsaid = |name: &str| (name == self.user || name == login) && !exists(name);
         let hints = [
             self.option.as_deref(),
-            self.database.as_deref().filter(|name| !unsaid(name)),
+            self.database.as_deref().filter(|name| !unsaid(name) && !self.wants_console()),
             self.split_user().map(|(_, tenant)| tenant).filter(|_| split),
             self.server_name.as_deref(),
         ];
@@ -180,6 +190,8 @@ pub enum Goal {
     Named(Arc<Tenant>),
     /// To its only tenant, by id.
     Only(i64),
+    /// To no tenant yet.
+    Lobby,
 }
 
 /// A login that has proved itself, and everything it is judged by.
@@ -225,6 +237,7 @@ impl Case<'_> {
                 denied(Denial::Address)
             }
             (LoginKind::Admin { read_only }, true) => Ok(Goal::Console { read_only: *read_only }),
+            (LoginKind::Service { .. }, true) if self.hints.wants_lobby() => self.tenant_of(&self.login.kind),
             (LoginKind::Admin { .. }, false) | (_, true) => denied(Denial::Console),
             (kind, false) => self.tenant_of(kind),
         }
@@ -244,7 +257,9 @@ impl Case<'_> {
                 if matches!((unsure, kind), (Some(Known::Unavailable), LoginKind::Service { .. })) {
                     return Err(Verdict::Refused(Refusal::DirectoryUnavailable));
                 }
-                only_tenant(kind).map(Goal::Only).ok_or(Verdict::Refused(Refusal::NoTenant))
+                // A service login may choose later.
+                let only = only_tenant(kind).filter(|_| !self.hints.wants_lobby());
+                Ok(only.map_or(Goal::Lobby, Goal::Only))
             }
         }
     }

@@ -68,7 +68,7 @@ impl Relay {
 
     /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run
     /// to its end; what runs for one that is gone is cancelled.
-    fn leave_behind(&mut self, server: Box<Server>, finish: bool, cancel: bool) {
+    pub(super) fn leave_behind(&mut self, server: Box<Server>, finish: bool, cancel: bool) {
         let pool = self.pool.clone();
         let cancelling = self.cancelling.take();
         tokio::spawn(async move {

@@ -18,6 +18,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 pub use super::pins::Pins;
 use super::prepared::Statement;
+use crate::error::NoChoice;
 
 /// On whose behalf a request went to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +31,14 @@ pub enum Whose {
     Attempt,
     /// Our own bookkeeping: the reply is left out, and an error ends both connections.
     Ours,
+    /// Put in place of what the client asked, to fail: the client gets the error in words of ours.
+    Denied(NoChoice),
 }
 
 impl Whose {
     /// Whether it belongs to what the client asked, and fails with it.
     pub fn is_for_client(self) -> bool {
-        matches!(self, Self::Client | Self::Follow)
+        matches!(self, Self::Client | Self::Follow | Self::Denied(_))
     }
 }
 
@@ -276,7 +279,7 @@ impl Lease {
             Some(Owed { asked: Asked::Sync | Asked::Query(_) | Asked::FunctionCall, whose }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
-                Ok(whose == Whose::Client)
+                Ok(matches!(whose, Whose::Client | Whose::Denied(_)))
             }
             _ => Err(Desync(b'Z')),
         }
@@ -296,6 +299,11 @@ impl Lease {
     /// Whether the status is that in which the client's next query finds the server: what is still owed is our bookkeeping.
     pub fn is_settled(&self) -> bool {
         !self.unsynced && self.owed.iter().all(|owed| owed.whose == Whose::Ours)
+    }
+
+    /// The server takes data of a COPY, and any other message for an error in it.
+    pub fn takes_copy_data(&self) -> bool {
+        self.copy_in == CopyIn::Taking
     }
 
     /// As the last ReadyForQuery said.

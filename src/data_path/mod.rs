@@ -4,6 +4,8 @@ pub mod aftermath;
 pub mod authentication;
 pub mod cancel;
 pub mod channels;
+pub mod choice;
+pub mod concierge;
 pub mod deadlines;
 pub mod destination;
 pub mod exchange;
@@ -11,6 +13,8 @@ pub mod farewell;
 pub mod hearing;
 pub mod lease;
 pub mod listener;
+pub mod lobby;
+pub mod passage;
 pub mod pins;
 pub mod pool;
 pub mod prepared;
@@ -57,6 +61,7 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
             Destination::Tenant { tenant, access } => {
                 welcome::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent).await;
             }
+            Destination::Lobby => welcome::open_lobby(stream, visitor, proxy, hello, login, unsent).await,
             Destination::Console { read_only } => {
                 let console = proxy.console.clone();
                 console(ConsoleVisit { stream, hello, login, read_only, unsent, proxy, visitor }).await;

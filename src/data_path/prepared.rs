@@ -47,6 +47,11 @@ impl Statement {
         self.proved.load(Ordering::Relaxed)
     }
 
+    /// A Parse message's body behind the name.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// What servers call it.
     pub fn server_name(&self) -> &[u8] {
         &self.server_name
@@ -183,6 +188,18 @@ impl ClientStatements {
         self.unnamed.body.extend_from_slice(body);
         self.unnamed.serial = serial;
         self.unnamed.aftermath = aftermath;
+    }
+
+    /// The unnamed statement, as in [`Statement::body`]; `None` if there is none.
+    pub fn unnamed_body(&self) -> Option<&[u8]> {
+        (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
+    }
+
+    /// Every named statement becomes `table`'s.
+    pub fn move_to(&mut self, table: &StatementTable, settings: &Settings) {
+        for statement in self.named.values_mut() {
+            *statement = table.intern(&statement.body, settings, || statement.aftermath.clone());
+        }
     }
 
     /// What executing the unnamed statement may do.

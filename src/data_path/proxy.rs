@@ -231,18 +231,17 @@ impl Proxy {
         };
         if let Some(tenant) = &tenant {
             let reason = Refusal::Ended("the networks that may enter this tenant were changed".into());
-            self.sessions.end(&reason, |session| {
-                session.tenant.id == id && !allowed_from(&tenant.allow_from, session.peer)
-            });
+            self.sessions
+                .end(&reason, |session| session.is_at(id) && !allowed_from(&tenant.allow_from, session.peer));
         }
         let Some(refusal) = refusal else { return };
         let reason = Refusal::Ended(refusal.to_string());
         if tenant.is_some_and(|tenant| tenant.drain) {
-            for session in self.sessions.all().into_iter().filter(|session| session.tenant.id == id) {
+            for session in self.sessions.all().into_iter().filter(|session| session.is_at(id)) {
                 session.end_when_free(reason.clone());
             }
         } else {
-            self.sessions.end(&reason, |session| session.tenant.id == id);
+            self.sessions.end(&reason, |session| session.is_at(id));
         }
     }
 
@@ -251,7 +250,9 @@ impl Proxy {
             let Ok(login) = self.directory.login(&session.login.name).await else { continue };
             let stays = login.filter(|login| {
                 login.still_admits(&session.login, session.peer)
-                    && access_to(&login.kind, session.tenant.id) == Some(session.access)
+                    && session
+                        .place()
+                        .is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
             });
             match stays {
                 Some(login) => session.set_valid_until(login.valid_until),

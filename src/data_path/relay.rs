@@ -20,9 +20,11 @@ use tokio::{
 use tracing::warn;
 
 use super::{
+    concierge::Concierge,
     exchange::{Broken, ClientSide, Flow, need_of_client},
     farewell::End,
     hearing::Heard,
+    passage::{Departure, Seat},
     pool::Pool,
     server::connection::Server,
     session::{Doing, Registered},
@@ -82,6 +84,8 @@ pub struct Relay {
     asked_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
     pub(super) leaving: Option<Refusal>,
+    /// Of a service login's session only: it may go to another tenant.
+    pub(super) concierge: Option<Box<Concierge>>,
 }
 
 /// What cannot be done within a poll.
@@ -91,25 +95,21 @@ pub(super) enum Step {
     Borrow,
     /// The transaction is over and has left something uncertain.
     Settle,
+    /// The session's tenant is in question.
+    Desk,
     /// The session ends.
     End(End),
 }
 
 impl Relay {
-    /// A session that has been greeted. `early` is what it sent already.
-    pub fn new(
-        client: Stream,
-        side: ClientSide,
-        pool: Arc<Pool>,
-        handle: Registered,
-        early: Vec<u8>,
-        query_wait: Duration,
-    ) -> Self {
+    /// A session that has been greeted, at a pool.
+    pub fn new(seat: Seat, pool: Arc<Pool>) -> Self {
+        let Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge } = seat;
         Self {
             client,
-            unsent: Unsent::default(),
+            unsent,
             side,
-            inbox: early,
+            inbox,
             held: Vec::new(),
             pool,
             heard: None,
@@ -119,14 +119,15 @@ impl Relay {
             query_wait,
             leased_at: None,
             asked_at: None,
-            leaving: None,
+            leaving,
+            concierge,
         }
     }
 
-    /// Serves the client to its end. `greeting` goes out first.
+    /// Serves the client to its end, or until it goes to another tenant. `greeting` goes out first.
     ///
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
-    pub async fn run(mut self: Box<Self>, greeting: Vec<u8>) {
+    pub async fn run(mut self: Box<Self>, greeting: Vec<u8>) -> Option<Departure> {
         self.unsent.push(&greeting);
         poll_fn(|cx| {
             self.handle.wake_with(cx.waker());
@@ -145,10 +146,16 @@ impl Relay {
                         break end;
                     }
                 }
+                Step::Desk => match Box::pin(self.at_desk()).await {
+                    Ok(None) => {}
+                    Ok(Some(room)) => return Some(self.depart(room)),
+                    Err(end) => break end,
+                },
                 Step::End(end) => break end,
             }
         };
         Box::pin(self.end(end)).await;
+        None
     }
 
     /// Moves bytes as long as any can be moved.
@@ -158,6 +165,9 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
+        if self.concierge.is_some() && self.is_called() {
+            return Poll::Ready(Step::Desk);
+        }
         if !self.inbox.is_empty()
             && self.server.is_none()
             && let Some(step) = self.serve_inbox(buffers, cx)
@@ -165,6 +175,9 @@ impl Relay {
             return Poll::Ready(step);
         }
         loop {
+            if self.concierge.is_some() && self.is_called() {
+                return Poll::Ready(Step::Desk);
+            }
             let mut moved = false;
             if !self.unsent.is_empty() {
                 match self.unsent.drain(&mut self.client, cx) {
@@ -264,7 +277,7 @@ impl Relay {
     /// Client to server.
     #[inline]
     fn poll_client(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
-        if self.server.as_ref().is_some_and(|server| !server.unsent.is_empty()) {
+        if self.server.as_ref().is_some_and(|server| !server.unsent.is_empty()) || self.holds_back() {
             return Ok(Poll::Pending);
         }
         let mut read = ReadBuf::new(&mut buffers.read);
@@ -275,7 +288,13 @@ impl Relay {
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        if self.server.is_none() && (!self.inbox.is_empty() || !self.link(chunk)?) {
+        if self.is_at_desk() {
+            self.inbox.extend_from_slice(chunk);
+            return Err(Step::Desk);
+        }
+        if self.server.is_none()
+            && (!self.inbox.is_empty() || self.concierge.is_some() || !self.link(chunk)?)
+        {
             self.inbox.extend_from_slice(chunk);
             return match self.serve_inbox(buffers, cx) {
                 Some(step) => Err(step),
@@ -318,6 +337,9 @@ impl Relay {
         if let (Some(heard), None) = (&self.heard, &server.side.hearing.channels) {
             Self::listen_along(heard, server, out.build());
         }
+        if let Some(concierge) = self.concierge.as_mut() {
+            concierge.desk.hand_over(&mut server.side.lease, out.build());
+        }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
         // What a server does not take any more is told by what it sends, or by its end.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
@@ -328,6 +350,8 @@ impl Relay {
             }
             Ok(Flow::Goes) => Ok(()),
             Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
+            Ok(Flow::Chooses(rest)) => self.hold_back(rest, true),
+            Ok(Flow::Pauses(rest)) => self.hold_back(rest, false),
             Err(refusal) => Err(Step::End(End::Refused(refusal))),
         }
     }
@@ -340,10 +364,7 @@ impl Relay {
             return Ok(false);
         }
         if self.pool.is_retired() {
-            match self.pool.current() {
-                Some(pool) => self.pool = pool,
-                None => return Err(Step::End(End::Refused(Refusal::AdminShutdown))),
-            }
+            self.succeed().map_err(Step::End)?;
         }
         match self.pool.try_borrow() {
             Some(server) => {
@@ -352,6 +373,12 @@ impl Relay {
             }
             None => Ok(false),
         }
+    }
+
+    /// Goes on with the pool that has taken the place of a retired one.
+    pub(super) fn succeed(&mut self) -> Result<(), End> {
+        self.pool = self.pool.current().ok_or(End::Refused(Refusal::AdminShutdown))?;
+        Ok(())
     }
 
     /// The session has a server from its login on.
@@ -384,6 +411,12 @@ impl Relay {
             if inbox.is_empty() {
                 return None;
             }
+        }
+        if self.concierge.is_some()
+            && let Some(led) = self.ask_desk(&mut inbox)
+        {
+            self.inbox = inbox;
+            return led;
         }
         match self.link(&inbox) {
             Err(step) => return Some(step),

@@ -13,6 +13,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use arc_swap::ArcSwapOption;
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
@@ -55,10 +56,8 @@ pub struct SessionHandle {
     secret: Secret,
     /// Who logged in.
     pub login: Arc<Login>,
-    /// Where.
-    pub tenant: Arc<Tenant>,
-    /// With what rights.
-    pub access: Access,
+    /// Where it is now; `None`: no tenant is chosen. Written where the session moves.
+    place: ArcSwapOption<Place>,
     /// From where; `None`: a Unix socket.
     pub peer: Option<IpAddr>,
     /// Our end and the client's; `None`: a Unix socket.
@@ -108,7 +107,31 @@ pub struct Signals {
     pub cancels: Vec<oneshot::Sender<()>>,
 }
 
+/// Where a session is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The tenant.
+    pub tenant: Arc<Tenant>,
+    /// With what rights.
+    pub access: Access,
+}
+
 impl SessionHandle {
+    /// Where the session is; `None`: no tenant is chosen.
+    pub fn place(&self) -> Option<Arc<Place>> {
+        self.place.load_full()
+    }
+
+    /// Whether it is at the tenant with this id.
+    pub fn is_at(&self, tenant: i64) -> bool {
+        self.place.load().as_ref().is_some_and(|place| place.tenant.id == tenant)
+    }
+
+    /// The session is somewhere else now.
+    pub fn enter(&self, place: Option<Place>) {
+        self.place.store(place.map(Arc::new));
+    }
+
     fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -304,10 +327,8 @@ fn millis(moment: Option<SystemTime>) -> u64 {
 pub struct Arrival {
     /// Who.
     pub login: Arc<Login>,
-    /// Where.
-    pub tenant: Arc<Tenant>,
-    /// With what rights.
-    pub access: Access,
+    /// Where; `None`: no tenant is chosen.
+    pub place: Option<Place>,
     /// From where.
     pub peer: Option<IpAddr>,
     /// Our end and the client's.
@@ -413,8 +434,7 @@ impl Sessions {
             secret: secret.clone(),
             valid_until: AtomicU64::new(millis(arrival.login.valid_until)),
             login: arrival.login,
-            tenant: arrival.tenant,
-            access: arrival.access,
+            place: ArcSwapOption::from_pointee(arrival.place),
             peer: arrival.peer,
             addresses: arrival.addresses,
             tls: arrival.tls,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::{
     aftermath::{Aftermath, Tidying},
     channels::Channels,
+    choice::Talk,
     lease::{Asked, Lease, Pins, Whose},
 };
 use crate::wire::message::{append, append_cstr};
@@ -138,6 +139,8 @@ pub struct Uncertain {
     names: Vec<Box<str>>,
     /// One text, and nothing else, made all of it uncertain, outside a transaction block: and it only tidies up.
     tidied: Option<Tidying>,
+    /// RESET ALL or DISCARD ALL is among it.
+    resets: bool,
 }
 
 /// What the session's and the server's settings are, now that nothing is uncertain.
@@ -155,7 +158,7 @@ impl Uncertain {
     /// Nothing to ask and nothing to pin.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.doubts.is_empty() && self.pins.is_empty()
+        self.doubts.is_empty() && self.pins.is_empty() && !self.resets
     }
 
     /// A text with this aftermath goes to the server. `alone`: in a transaction of its own, as far as that can be told.
@@ -164,6 +167,7 @@ impl Uncertain {
         if !aftermath.doubts.is_empty() {
             self.tidied = aftermath.tidies.filter(|_| alone && self.is_empty());
         }
+        self.resets |= aftermath.talk == Talk::Resets;
         self.pins.insert(aftermath.pins);
         self.doubts.insert(aftermath.doubts);
         for name in aftermath.names.iter().flatten() {
@@ -195,6 +199,21 @@ impl Uncertain {
     #[inline]
     pub fn is_doubting(&self, doubts: Doubts) -> bool {
         self.doubts.contains(doubts)
+    }
+
+    /// RESET ALL or DISCARD ALL goes to the server.
+    pub fn note_reset(&mut self) {
+        self.resets = true;
+    }
+
+    /// Whether RESET ALL or DISCARD ALL is among it.
+    pub fn resets(&self) -> bool {
+        self.resets
+    }
+
+    /// Whether any parameter may have been set.
+    pub fn doubts_any_setting(&self) -> bool {
+        self.doubts.contains(Doubts::ANY_SETTING)
     }
 
     /// Whether the server must be asked.

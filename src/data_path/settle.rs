@@ -16,7 +16,7 @@ use super::{
     server::connection::{AskError, Server},
     session_state::{Settings, Settled, Uncertain},
 };
-use crate::wire::message::parameter_status;
+use crate::{error::NoChoice, wire::message::parameter_status};
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
@@ -24,6 +24,9 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
+        if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
+            concierge.reset();
+        }
         let before = server.side.lease.pins;
         let mut pins = before;
         pins.insert(uncertain.pins(failed));
@@ -41,6 +44,7 @@ impl Relay {
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
                         }
+                        self.is_where_it_says(&uncertain).await?;
                     }
                     Err(AskError::Lost(_)) => return Err(End::ServerLost),
                     Err(error) => {
@@ -65,6 +69,20 @@ impl Relay {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
         }
+    }
+
+    /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for
+    /// somewhere else than it is.
+    async fn is_where_it_says(&mut self, uncertain: &Uncertain) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if self.concierge.is_none() || !uncertain.doubts_any_setting() {
+            return Ok(());
+        }
+        let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
+        let rows = server.ask(sql, &[]).await.map_err(|_| End::ServerLost)?;
+        let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
+        let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
+        if is_here { Ok(()) } else { Err(End::Refused(NoChoice::NotAlone.into())) }
     }
 
     async fn ask(&mut self, uncertain: &Uncertain, pins: &mut Pins) -> Result<Settled, AskError> {

@@ -9,12 +9,15 @@ use super::{
     relay::{BUFFERS, FIRST_MESSAGE_BYTES, Relay, Step},
     session::Doing,
 };
-use crate::{error::Refusal, wire::message::Severity};
+use crate::error::Refusal;
 
 impl Relay {
     /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
     /// not the session's end.
     pub(super) async fn borrow(&mut self) -> Result<(), End> {
+        if self.concierge.as_ref().is_some_and(|concierge| concierge.is_new()) && !self.settle_in().await? {
+            return Ok(());
+        }
         let began = Instant::now();
         self.handle.set_doing(Doing::Waiting, self.pool.worker.clock.now_ms());
         let pool = self.pool.clone();
@@ -43,10 +46,7 @@ impl Relay {
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(refusal) => {
                 self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
-                self.side.begin_refusing();
-                let mut replies = Vec::new();
-                refusal.write(Severity::Error, &mut replies);
-                self.unsent.push(&replies);
+                self.refuse_request(&refusal);
                 Ok(())
             }
         }
@@ -54,7 +54,7 @@ impl Relay {
 
     /// Resolves when the client leaves, or a signal comes, while it waits for a server. What the client sends meanwhile
     /// is taken in as long as the inbox is small.
-    async fn interrupted(&mut self) -> Result<Refusal, End> {
+    pub(super) async fn interrupted(&mut self) -> Result<Refusal, End> {
         poll_fn(|cx| {
             if self.handle.is_signalled() {
                 let signals = self.handle.take_signals();

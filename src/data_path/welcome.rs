@@ -5,7 +5,11 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use tracing::{info, warn};
 
 use super::{
+    choice::Stance,
+    concierge::Concierge,
     exchange::{ClientSide, Rules},
+    lobby,
+    passage::{Room, Seat, travel},
     pool::{
         Pool, Present,
         greeting::{Engaged, Greeting},
@@ -13,16 +17,18 @@ use super::{
     proxy::{Proxy, Visitor},
     refuse,
     relay::Relay,
-    session::Arrival,
+    session::{Arrival, Place, Registered},
     session_state::Settings,
     startup::Hello,
-    tenant::{Access, Login, PoolMode, Tenant},
+    tenant::{Access, Login, LoginKind, PoolMode, Tenant},
 };
 use crate::{
+    config::Config,
     error::Refusal,
     wire::{
         message::{backend_key_data, ready_for_query},
         stream::Stream,
+        unsent::Unsent,
     },
 };
 
@@ -63,13 +69,21 @@ pub async fn open_session(
     worker.spawn(async move {
         let Some((relay, greeting)) = welcome.await else { return };
         visitor.logged_in();
-        relay.run(greeting).await;
-        drop((visitor, present));
+        let index = relay.pool.worker.index;
+        let gone = relay.run(greeting).await;
+        drop(present);
+        if let Some(departure) = gone {
+            Box::pin(travel(departure, visitor, Some(index))).await;
+        }
     });
 }
 
 /// The tenant's pool and a place in it, if there is room for one more session.
-async fn enter(proxy: &Proxy, tenant: &Arc<Tenant>, access: Access) -> Result<(Arc<Pool>, Present), Refusal> {
+pub(super) async fn enter(
+    proxy: &Proxy,
+    tenant: &Arc<Tenant>,
+    access: Access,
+) -> Result<(Arc<Pool>, Present), Refusal> {
     let pool = proxy.pools.of(tenant, access).await?;
     let limit = match tenant.max_clients {
         Some(limit) => limit as usize,
@@ -108,7 +122,7 @@ async fn greet(
         true => pool
             .greet(asked, wait)
             .await
-            .map(|Greeting { settings, messages }| (settings, messages.to_vec(), None)),
+            .map(|Greeting { settings, messages, .. }| (settings, messages.to_vec(), None)),
         false => pool
             .engage(asked, wait)
             .await
@@ -125,8 +139,7 @@ async fn greet(
     };
     let arrival = Arrival {
         login,
-        tenant: pool.tenant.clone(),
-        access,
+        place: Some(Place { tenant: pool.tenant.clone(), access }),
         peer: hello.peer,
         addresses,
         now_ms: pool.worker.clock.now_ms(),
@@ -147,18 +160,91 @@ async fn greet(
     bytes.extend_from_slice(&messages);
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
-    let rules = Rules {
-        follow,
-        table: pool.statements.clone(),
-        inspect_bytes_max: config.limits.statement_inspect_bytes_max,
-        statements_max: config.limits.client_prepared_statements_max,
-        settings_max: config.limits.tracked_parameters_max,
+    let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
+    let concierge = is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), messages.into()));
+    let rules = Rules { follow, table: pool.statements.clone(), ..rules(&config, is_service) };
+    let side = ClientSide::new(rules, settings, first_serial(&handle));
+    let seat = Seat {
+        client: stream,
+        unsent: Unsent::default(),
+        side,
+        inbox: hello.leftover,
+        handle,
+        query_wait: wait,
+        leaving: None,
+        concierge,
     };
-    let serial = u64::from(handle.process_id.unsigned_abs()) << 32;
-    let side = ClientSide::new(rules, settings, serial);
-    let mut relay = Box::new(Relay::new(stream, side, pool, handle, hello.leftover, wait));
+    let mut relay = Box::new(Relay::new(seat, pool));
     if let Some(server) = server {
         relay.engage(server);
     }
     Some((relay, bytes))
+}
+
+/// What holds for a session that is in no pool.
+fn rules(config: &Config, chooses: bool) -> Rules {
+    Rules {
+        follow: true,
+        chooses,
+        stance: Stance::AtHome,
+        table: Arc::default(),
+        inspect_bytes_max: config.limits.statement_inspect_bytes_max,
+        statements_max: config.limits.client_prepared_statements_max,
+        settings_max: config.limits.tracked_parameters_max,
+    }
+}
+
+/// Unique over the process, with 32 bits of room above it.
+fn first_serial(handle: &Registered) -> u64 {
+    u64::from(handle.process_id.unsigned_abs()) << 32
+}
+
+/// A service login that names no tenant: a session on this worker, until it chooses one.
+pub async fn open_lobby(
+    stream: Stream,
+    visitor: Visitor,
+    proxy: Arc<Proxy>,
+    hello: Hello,
+    login: Arc<Login>,
+    unsent: Vec<u8>,
+) {
+    let config = proxy.config.load_full();
+    let asked = Settings::new(hello.settings);
+    let arrival = Arrival {
+        login,
+        place: None,
+        peer: hello.peer,
+        addresses: stream.addresses(),
+        now_ms: proxy.workers.first().map_or(0, |worker| worker.clock.now_ms()),
+        tls: hello.tls.is_some(),
+        application_name: asked.get("application_name").unwrap_or_default().into(),
+        known_as: None,
+        secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
+    };
+    let (handle, secret) = proxy.sessions.register(arrival);
+    if config.log.connections {
+        info!(
+            login = handle.login.name, connection = handle.process_id, peer = ?handle.peer, tls = handle.tls,
+            "session opened, no tenant chosen"
+        );
+    }
+    let told = lobby::greeting(&asked, &handle.login.name, proxy.pools.server_version().as_deref());
+    let mut bytes = unsent;
+    bytes.extend_from_slice(&told);
+    backend_key_data(&mut bytes, handle.process_id, &secret);
+    ready_for_query(&mut bytes, b'I');
+    let mut words = Unsent::default();
+    words.push(&bytes);
+    let seat = Seat {
+        client: stream,
+        unsent: words,
+        side: ClientSide::new(rules(&config, true), Arc::new(asked), first_serial(&handle)),
+        inbox: hello.leftover,
+        handle,
+        query_wait: config.timeouts.query_wait,
+        leaving: None,
+        concierge: Some(Concierge::new(proxy.clone(), None, told.into())),
+    };
+    visitor.logged_in();
+    tokio::spawn(travel(Box::new((seat, Room::Lobby)), visitor, None));
 }

@@ -25,7 +25,7 @@ impl Session {
                 let whom = self.whom(tenant).await?;
                 pools.pause(whom);
                 let reason = Refusal::Ended("KILL".into());
-                self.proxy.sessions.end(&reason, |session| whom.is_none_or(|id| session.tenant.id == id));
+                self.proxy.sessions.end(&reason, |session| whom.is_none_or(|id| session.is_at(id)));
                 "KILL"
             }
             Action::KillClient(id) => {

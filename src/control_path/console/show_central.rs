@@ -82,7 +82,9 @@ pub async fn databases(operator: &Operator, proxy: &Proxy) -> Result<Table, Comp
         *servers.entry(pool.tenant.name.clone()).or_insert(0) += pool.live();
     }
     for session in proxy.sessions.all() {
-        *sessions.entry(session.tenant.name.clone()).or_insert(0) += 1;
+        if let Some(place) = session.place() {
+            *sessions.entry(place.tenant.name.clone()).or_insert(0) += 1;
+        }
     }
     let mut table = Table::new(DATABASES);
     for tenant in tenants::list(operator, false).await? {

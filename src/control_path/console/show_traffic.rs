@@ -15,11 +15,11 @@ use super::{
     table::{Cell, Column, Kind, Table},
 };
 use crate::data_path::{
+    destination::LOBBY_DATABASE,
     pool::{Pool, TenantPools, roster::ServerEntry},
     proxy::Proxy,
     session::{Doing, SessionHandle},
     tenant::{Access, PoolMode, Tenant},
-    worker::Workers,
 };
 
 const POOLS: &[Column] = &[
@@ -130,7 +130,9 @@ pub fn pools(proxy: &Proxy) -> Table {
     let mut table = Table::new(POOLS);
     let mut sessions: HashMap<(i64, Access), Vec<Arc<SessionHandle>>> = HashMap::new();
     for session in proxy.sessions.all() {
-        sessions.entry((session.tenant.id, session.access)).or_default().push(session);
+        if let Some(place) = session.place() {
+            sessions.entry((place.tenant.id, place.access)).or_default().push(session);
+        }
     }
     let mut pools = proxy.pools.all();
     pools.sort_by_key(|pool| (pool.tenant.name.clone(), pool.access == Access::ReadOnly));
@@ -186,7 +188,8 @@ pub fn clients(proxy: &Proxy) -> Table {
         .filter_map(|server| Some((server.borrower()?, server.id)))
         .collect();
     for session in by_id(proxy.sessions.all()) {
-        let now_ms = clock_of(proxy, &session.tenant);
+        let now_ms = clock_of(proxy);
+        let place = session.place();
         let wait = waits(&session, now_ms).unwrap_or_default();
         let state = match session.doing().0 {
             Doing::Idle => "idle",
@@ -197,7 +200,8 @@ pub fn clients(proxy: &Proxy) -> Table {
         let socket = Socket {
             kind: "C",
             user: &session.login.name,
-            database: &session.tenant.name,
+            // Where no tenant is chosen: what clients call that place.
+            database: place.as_ref().map_or(LOBBY_DATABASE, |place| &place.tenant.name),
             state,
             remote: session.addresses.map(|(_, theirs)| theirs),
             local: session.addresses.map(|(ours, _)| ours),
@@ -215,7 +219,7 @@ pub fn clients(proxy: &Proxy) -> Table {
         };
         let mut row = socket.row();
         row.extend([
-            access(session.access).into(),
+            place.as_ref().map_or("", |place| access(place.access)).into(),
             server_pid.into(),
             session.pins().names().collect::<Vec<_>>().join(",").into(),
         ]);
@@ -294,20 +298,21 @@ pub fn pins(proxy: &Proxy) -> Table {
     ]);
     for session in by_id(proxy.sessions.all()) {
         let server_pid = session.server_process_id.load(std::sync::atomic::Ordering::Relaxed);
-        if session.pins().is_empty() || server_pid == 0 {
+        let Some(place) = session.place().filter(|_| server_pid != 0) else { continue };
+        if session.pins().is_empty() {
             continue;
         }
         let state = if session.doing().0 == Doing::Active { "active" } else { "idle" };
         table.rows.push(vec![
             session.process_id.into(),
-            session.tenant.name.as_str().into(),
+            place.tenant.name.as_str().into(),
             session.login.name.as_str().into(),
-            access(session.access).into(),
+            access(place.access).into(),
             String::from(session.application_name()).into(),
             server_pid.into(),
             session.pins().names().collect::<Vec<_>>().join(",").into(),
             state.into(),
-            moment(ago(clock_of(proxy, &session.tenant), session.asked_ms())).into(),
+            moment(ago(clock_of(proxy), session.asked_ms())).into(),
         ]);
     }
     table
@@ -443,9 +448,9 @@ fn waits(session: &SessionHandle, now_ms: u32) -> Option<Duration> {
     (doing == Doing::Waiting).then(|| Duration::from_millis(now_ms.wrapping_sub(since).into()))
 }
 
-/// The coarse clock of the worker that serves a tenant.
-fn clock_of(proxy: &Proxy, tenant: &Tenant) -> u32 {
-    Workers::of(&proxy.workers, tenant.id).map_or(0, |worker| worker.clock.now_ms())
+/// The coarse clock, which all workers share.
+fn clock_of(proxy: &Proxy) -> u32 {
+    proxy.workers.first().map_or(0, |worker| worker.clock.now_ms())
 }
 
 /// Wall clock of a moment on a coarse clock.

@@ -166,7 +166,8 @@ impl Collector {
             sum.waiting += pool.waiting() as u64;
         }
         for session in self.proxy.sessions.all() {
-            let sum = sums.entry(label(&named, session.tenant.id).to_owned()).or_default();
+            let Some(place) = session.place() else { continue };
+            let sum = sums.entry(label(&named, place.tenant.id).to_owned()).or_default();
             sum.add_session(&session);
         }
         sums

@@ -121,7 +121,7 @@ fn service(all_tenants: Option<Access>, granted: &[i64]) -> LoginKind {
 }
 
 /// Judges `login` at a directory with the tenants acme (1) and globex (2), and what `change` makes of acme. The
-/// answer in one word: a tenant and its access, the console, or what the operator reads.
+/// answer in one word: a tenant and its access, the console, the lobby, or what the operator reads.
 fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut Tenant)) -> String {
     let mut acme = a_tenant(1, "acme");
     change(&mut acme);
@@ -147,11 +147,13 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
     };
     let destination = case.goal().and_then(|goal| match goal {
         Goal::Console { read_only } => Ok(Destination::Console { read_only }),
+        Goal::Lobby => Ok(Destination::Lobby),
         Goal::Named(tenant) => case.enter(Some(tenant)),
         Goal::Only(id) => case.enter([&acme, &globex].into_iter().find(|it| it.id == id).cloned()),
     });
     match destination {
         Ok(Destination::Tenant { tenant, access }) => format!("{} {access:?}", tenant.name),
+        Ok(Destination::Lobby) => "lobby".to_owned(),
         Ok(Destination::Console { read_only }) => format!("console, read only: {read_only}"),
         Err(Verdict::Denied(denial)) => format!("denied: {denial:?}"),
         Err(Verdict::Refused(refusal)) => refusal.sqlstate().to_owned(),
@@ -172,10 +174,13 @@ fn a_login_goes_where_it_belongs_and_nowhere_else() {
         (service(None, &[2]), "globex", "globex ReadOnly"),
         (service(None, &[2]), "", "globex ReadOnly"),
         (service(None, &[2]), "acme", "denied: NotGranted"),
-        (service(None, &[1, 2]), "", "28000"),
+        (service(None, &[1, 2]), "", "lobby"),
+        (service(None, &[1, 2]), "alice", "lobby"),
+        (service(None, &[2]), "pglobby", "lobby"),
+        (service(None, &[]), "", "lobby"),
         (service(Some(Access::ReadWrite), &[]), "acme", "acme ReadWrite"),
         (service(Some(Access::ReadWrite), &[2]), "globex", "globex ReadOnly"),
-        (service(Some(Access::ReadWrite), &[2]), "", "28000"),
+        (service(Some(Access::ReadWrite), &[2]), "", "lobby"),
         (service(Some(Access::ReadWrite), &[]), "pgbouncer", "denied: Console"),
         (LoginKind::Admin { read_only: true }, "pgbouncer", "console, read only: true"),
         (LoginKind::Admin { read_only: false }, "pglobby", "console, read only: false"),

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{requests::Requests, server_side::ServerSide};
+use super::{away::Bounds, requests::Requests, server_side::ServerSide};
 use crate::{
     data_path::{
+        choice::Stance,
         prepared::{ClientStatements, StatementTable},
         session_state::Settings,
     },
-    error::Refusal,
+    error::{NoChoice, Refusal},
     wire::{
-        frame::{FrameError, Framer, NAMES_BYTES_MAX, Need, Piece},
+        frame::{FrameError, Framer, NAMES_BYTES_MAX, Need, Piece, header},
         message::ready_for_query,
         outgoing::Outgoing,
     },
@@ -28,8 +29,11 @@ pub struct ClientSide {
     pub wanted: Arc<Settings>,
     pub(super) rules: Rules,
     /// Of the last unnamed statement; unique over the process.
-    unnamed_serial: u64,
+    pub(super) unnamed_serial: u64,
     refusing: Refusing,
+    /// What ReadyForQuery says when that is over.
+    refused_status: u8,
+    bounds: Bounds,
 }
 
 /// How far a request that was refused goes.
@@ -49,6 +53,10 @@ enum Refusing {
 pub struct Rules {
     /// Statements and settings follow the client from server to server: `pool_mode = "transaction"`.
     pub follow: bool,
+    /// It may choose its tenant by `SET pglobby.tenant`: a service login's session.
+    pub chooses: bool,
+    /// How it stands to the tenant it is in.
+    pub stance: Stance,
     /// The pool's statements.
     pub table: Arc<StatementTable>,
     /// `statement_inspect_bytes_max`.
@@ -62,17 +70,30 @@ pub struct Rules {
 impl Rules {
     /// For replies that nobody wants any more.
     pub fn nobody(table: &Arc<StatementTable>) -> Self {
-        Self { follow: false, table: table.clone(), inspect_bytes_max: 0, statements_max: 0, settings_max: 0 }
+        Self {
+            follow: false,
+            chooses: false,
+            stance: Stance::AtHome,
+            table: table.clone(),
+            inspect_bytes_max: 0,
+            statements_max: 0,
+            settings_max: 0,
+        }
     }
 }
 
 /// Whether the client goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Flow {
     /// It does.
     Goes,
     /// It said Terminate.
     Terminated,
+    /// It speaks of its tenant. That message and all behind it have not been passed on, and wait until everything before
+    /// is answered.
+    Chooses(Vec<u8>),
+    /// What it said last may lead it to another tenant: all behind it waits for the answer.
+    Pauses(Vec<u8>),
 }
 
 impl ClientSide {
@@ -86,6 +107,8 @@ impl ClientSide {
             rules,
             unnamed_serial: first_serial,
             refusing: Refusing::No,
+            refused_status: b'I',
+            bounds: Bounds::default(),
         }
     }
 
@@ -117,9 +140,17 @@ impl ClientSide {
         self.refusing != Refusing::No
     }
 
-    /// The request that comes next was answered with an error of ours: it is left out.
-    pub fn begin_refusing(&mut self) {
+    /// The request that comes next was answered with an error of ours: it is left out. `status` is what ReadyForQuery says
+    /// behind it.
+    pub fn begin_refusing(&mut self, status: u8) {
         self.refusing = Refusing::Begun;
+        self.refused_status = status;
+    }
+
+    /// The same, in the middle of a batch.
+    pub fn refuse_to_sync(&mut self, status: u8) {
+        self.refusing = Refusing::UntilSync;
+        self.refused_status = status;
     }
 
     /// Leaves out the refused request, a simple query or a batch up to its Sync, and answers its end with ReadyForQuery.
@@ -150,7 +181,7 @@ impl ClientSide {
                 (going_on, _) => going_on,
             };
             if !self.is_refusing() {
-                ready_for_query(replies, b'I');
+                ready_for_query(replies, self.refused_status);
             }
         }
         Ok(chunk)
@@ -166,20 +197,56 @@ impl ClientSide {
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, Refusal> {
-        let Self { framer, statements, rules, unnamed_serial, .. } = self;
-        let mut requests = Requests { statements, rules, unnamed_serial, server, out };
+        let Self { framer, statements, rules, unnamed_serial, bounds, .. } = self;
+        let mut requests = Requests { statements, rules, unnamed_serial, bounds, server, out };
         loop {
             let piece = framer.next(&mut chunk, |tag, length| need_of_client(tag, length, requests.rules));
             match piece.map_err(violation)? {
                 None => return Ok(Flow::Goes),
-                Some(Piece::Rest { bytes, .. }) => requests.out.pass(bytes),
+                Some(Piece::Rest { bytes, last }) => {
+                    requests.out.pass(bytes);
+                    if last && std::mem::take(&mut requests.bounds.pauses) {
+                        return Ok(Flow::Pauses(chunk.to_vec()));
+                    }
+                }
                 Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => {
                     return Ok(Flow::Terminated);
                 }
-                Some(Piece::Whole { tag, bytes }) => requests.message(tag, bytes, true)?,
-                Some(Piece::First { tag, bytes }) => requests.message(tag, bytes, false)?,
+                Some(Piece::Whole { tag, bytes }) => {
+                    if requests.message(tag, bytes, true)?.is_break() {
+                        let waits = [bytes, chunk].concat();
+                        framer.take_held(&mut Vec::new());
+                        return Ok(Flow::Chooses(waits));
+                    }
+                    if std::mem::take(&mut requests.bounds.pauses) {
+                        framer.take_held(&mut Vec::new());
+                        return Ok(Flow::Pauses(chunk.to_vec()));
+                    }
+                }
+                Some(Piece::First { tag, bytes }) => drop(requests.message(tag, bytes, false)?),
             }
         }
+    }
+}
+
+/// A Bind of a statement that chooses the tenant is seen whole up to this; a name has 63 bytes.
+const CHOICE_BYTES_MAX: usize = 1024;
+
+impl ClientSide {
+    /// Makes the server refuse the message at the front of `inbox`, which is there whole; how many bytes that was.
+    pub fn deny(
+        &mut self,
+        inbox: &[u8],
+        reason: NoChoice,
+        server: &mut ServerSide,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        let Ok(Some((tag, length))) = header(inbox) else { return 0 };
+        let Self { statements, rules, unnamed_serial, bounds, .. } = self;
+        let mut out = Outgoing::new(&[], out);
+        let mut requests = Requests { statements, rules, unnamed_serial, bounds, server, out: &mut out };
+        requests.deny(tag, reason);
+        length + 1
     }
 }
 
@@ -195,9 +262,9 @@ pub fn violation(error: FrameError) -> Refusal {
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &Rules) -> Result<Need, FrameError> {
     Ok(match tag {
-        b'Q' if rules.follow && length <= rules.inspect_bytes_max => Need::Whole,
-        b'P' if rules.follow && length <= rules.inspect_bytes_max => Need::Whole,
+        b'Q' | b'P' if (rules.follow || rules.chooses) && length <= rules.inspect_bytes_max => Need::Whole,
         b'P' => Need::Strings(1),
+        b'B' if rules.chooses && length <= CHOICE_BYTES_MAX => Need::Whole,
         b'B' => Need::Strings(2),
         b'D' | b'C' if length <= NAMES_BYTES_MAX => Need::Whole,
         b'D' | b'C' => return Err(FrameError::Strings),

@@ -5,12 +5,14 @@
 //!
 //! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
 
+mod away;
 mod client_side;
 mod postponed;
 #[cfg(test)]
 mod properties;
 mod requests;
 mod server_side;
+mod unserved;
 
 pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};
 pub use server_side::{Broken, Heard, ServerError, ServerSide};

@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::{
-    data_path::{prepared::StatementTable, session_state::Settings},
+    data_path::{choice::Stance, prepared::StatementTable, session_state::Settings},
     wire::{
         frame::{HEADER_BYTES, cstr, header},
         message::{append, append_cstr, ready_for_query},
@@ -172,6 +172,8 @@ fn error(out: &mut Vec<u8>) {
 fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
     let rules = Rules {
         follow: true,
+        chooses: false,
+        stance: Stance::AtHome,
         table: table.clone(),
         inspect_bytes_max: 1 << 20,
         statements_max: 100,

@@ -11,8 +11,10 @@ use crate::{
         session_state::{Doubts, Settings, Uncertain},
         statement::{Characters, Lexing},
     },
+    error::Refusal,
     wire::{
         frame::{FrameError, Framer, HEADER_BYTES, Need, Piece, cstr},
+        message::Severity,
         outgoing::Outgoing,
     },
 };
@@ -136,7 +138,7 @@ impl ServerSide {
                 }
                 Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
-                    match self.message(tag, bytes, client, &mut heard) {
+                    match self.message(tag, bytes, client, &mut heard, out) {
                         Ok(pass) => {
                             self.hiding = !pass;
                             if pass {
@@ -160,6 +162,7 @@ impl ServerSide {
         bytes: &[u8],
         client: &mut ClientSide,
         heard: &mut Heard,
+        out: &mut Outgoing<'_>,
     ) -> Result<bool, Broken> {
         match tag {
             b'Z' => {
@@ -169,7 +172,7 @@ impl ServerSide {
                 heard.transaction_ended = status == b'I';
                 Ok(pass)
             }
-            b'E' => self.error(bytes, client, heard),
+            b'E' => self.error(bytes, client, heard, out),
             b'S' => Ok(self.parameter_status(bytes)),
             b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
             _ => {
@@ -227,7 +230,13 @@ impl ServerSide {
         is_fatal(bytes)
     }
 
-    fn error(&mut self, bytes: &[u8], client: &mut ClientSide, heard: &mut Heard) -> Result<bool, Broken> {
+    fn error(
+        &mut self,
+        bytes: &[u8],
+        client: &mut ClientSide,
+        heard: &mut Heard,
+        out: &mut Outgoing<'_>,
+    ) -> Result<bool, Broken> {
         if is_fatal(bytes) {
             heard.fatal = true;
             return Ok(true);
@@ -258,6 +267,11 @@ impl ServerSide {
         match whose {
             Whose::Ours => return Err(Broken::Bookkeeping(ServerError::read(bytes))),
             Whose::Attempt => return Ok(false),
+            Whose::Denied(reason) => {
+                heard.errors += 1;
+                Refusal::from(reason).write(Severity::Error, out.build());
+                return Ok(false);
+            }
             Whose::Client | Whose::Follow => {}
         }
         heard.errors += 1;

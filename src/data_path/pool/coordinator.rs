@@ -130,6 +130,7 @@ impl Pool {
     async fn connect(&self, startup: &Settings) -> Result<Opened, DialError> {
         let target = Target {
             host: &self.tenant.host,
+            tenant: &self.tenant.name,
             database: &self.tenant.database,
             credential: &self.credential,
             statement_timeout: self.tenant.statement_timeout,

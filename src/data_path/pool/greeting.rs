@@ -30,6 +30,8 @@ pub struct Greeting {
     pub settings: Arc<Settings>,
     /// NoticeResponse and ParameterStatus messages, ready to send.
     pub messages: Arc<[u8]>,
+    /// The parameter of that name.
+    server_version: Option<Box<str>>,
 }
 
 /// A server that a session has from its login on.
@@ -59,6 +61,12 @@ impl Greetings {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.truncate(KEPT_MAX - 1);
         kept.push_front((asked, greeting));
+    }
+
+    /// The version in one of them.
+    pub fn server_version(&self) -> Option<Box<str>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.front().and_then(|(_, greeting)| greeting.server_version.clone())
     }
 
     /// Servers may report something else from now on.
@@ -93,8 +101,9 @@ impl Pool {
         match apply(&mut server, &asked).await {
             Ok(settings) => {
                 let messages = greeting_of(&server);
+                let server_version = server.side.reported_value("server_version").map(Into::into);
                 pool.give_back(server);
-                let greeting = Greeting { settings, messages: messages.into() };
+                let greeting = Greeting { settings, messages: messages.into(), server_version };
                 pool.greetings.keep(asked, greeting.clone());
                 Ok(greeting)
             }

@@ -261,6 +261,11 @@ impl TenantPools {
         retired.iter().filter_map(Weak::upgrade).filter(|pool| pool.live() > 0).collect()
     }
 
+    /// The version that some server of ours has reported, if there was one.
+    pub fn server_version(&self) -> Option<Box<str>> {
+        self.pools.iter().find_map(|(_, pool)| pool.greetings.server_version())
+    }
+
     /// Every pool there is now.
     pub fn all(&self) -> Vec<Arc<Pool>> {
         self.pools.iter().map(|(_, pool)| pool).collect()
@@ -290,6 +295,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Whether server connections opened for one serve the other.
 fn is_same(old: &Tenant, new: &Tenant) -> bool {
     old.generation == new.generation
+        && old.name == new.name
         && old.host.address == new.host.address
         && old.host.tls_mode == new.host.tls_mode
         && old.host.tls_root_ca == new.host.tls_root_ca

@@ -64,6 +64,8 @@ pub struct Target<'a> {
     pub database: &'a str,
     /// The role to log in as.
     pub credential: &'a Credential,
+    /// What `pglobby.tenant` is in its sessions: SHOW and current_setting find it there.
+    pub tenant: &'a str,
     /// What `statement_timeout` is in its sessions until they set it; `None`: as server, database and role have it.
     pub statement_timeout: Option<Duration>,
     /// What a client has asked for at startup: RESET goes back to it.

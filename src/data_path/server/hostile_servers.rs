@@ -81,6 +81,7 @@ async fn dial_with(host: &Host, options: &DialOptions) -> Result<Opened, DialErr
     let credential = Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
     let target = Target {
         host,
+        tenant: "acme",
         database: "acme_db",
         credential: &credential,
         statement_timeout: None,

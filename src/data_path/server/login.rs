@@ -16,6 +16,7 @@ use super::{
     dial_error::{DialCause, ServerError},
     scram::{Binding, Exchange, SaltedPasswords},
 };
+use crate::data_path::choice::PARAMETER;
 use crate::wire::{
     message_reader::{Message, MessageReader},
     stream::{Socket, Stream},
@@ -91,6 +92,7 @@ impl Login<'_> {
         let mut parameters =
             vec![("user", self.target.credential.username.as_str()), ("database", self.target.database)];
         // As a startup parameter it is what RESET and DISCARD ALL go back to.
+        parameters.push((PARAMETER, self.target.tenant));
         parameters.extend(timeout.as_deref().map(|timeout| ("statement_timeout", timeout)));
         parameters.extend(self.target.startup.iter());
         let mut packet = BytesMut::new();

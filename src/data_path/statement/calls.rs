@@ -76,7 +76,29 @@ fn call<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
             *reader = ahead;
             Some(found)
         }
-        None => Some(opaque),
+        // The name may be told though the value is not.
+        None => Some(SetConfig { name: name_alone(*reader).unwrap_or(Argument::Opaque), ..opaque }),
+    }
+}
+
+/// `SELECT [pg_catalog.]set_config(…)`, if that is all there is.
+pub(super) fn lone<'a>(text: &'a [u8], lexing: Lexing) -> Option<SetConfig<'a>> {
+    let mut reader = Reader::new(text, lexing);
+    if !reader.eat(b"select") {
+        return None;
+    }
+    if reader.eat(b"pg_catalog") {
+        reader.eat_symbol(b'.');
+    }
+    let found = call(&mut reader)?;
+    reader.at_end().then_some(found)
+}
+
+/// The first argument, where it is a literal that a `,` follows.
+fn name_alone(mut reader: Reader<'_>) -> Option<Argument<'_>> {
+    match argument(&mut reader)? {
+        Argument::Text(name) => reader.eat_symbol(b',').then_some(Argument::Text(set::canonical(name))),
+        _ => None,
     }
 }
 

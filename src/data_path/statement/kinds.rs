@@ -111,7 +111,7 @@ fn by_keyword<'a>(keyword: &'a [u8], mut reader: Reader<'a>, lexing: Lexing) -> 
         }
         b"set" => set::set(reader),
         b"reset" => set::reset(reader),
-        b"show" => plain(Kind::Show, Effects::empty()),
+        b"show" => plain(Kind::Show(set::shown(reader)), Effects::empty()),
         b"discard" => discard(reader),
         b"prepare" => prepare(reader, lexing),
         b"execute" => execute(reader),

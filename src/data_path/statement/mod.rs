@@ -126,6 +126,11 @@ impl<'a> Statement<'a> {
     pub fn set_configs(&self) -> SetConfigs<'a> {
         SetConfigs::new(self.text, self.lexing)
     }
+
+    /// The call, where the statement is `SELECT set_config(…)` and nothing else.
+    pub fn lone_set_config(&self) -> Option<SetConfig<'a>> {
+        calls::lone(self.text, self.lexing)
+    }
 }
 
 /// A name as the catalogue would hold it (folded to lower case unless quoted, cut to 63 bytes), and where in
@@ -204,8 +209,8 @@ pub enum Kind<'a> {
     Reset(Cow<'a, [u8]>),
     /// RESET ALL.
     ResetAll,
-    /// SHOW.
-    Show,
+    /// SHOW of a parameter; `None` is ALL, or what this reader does not know.
+    Show(Option<Cow<'a, [u8]>>),
     /// DISCARD.
     Discard(Discard),
     /// PREPARE; the name is in [`Statement::prepared`].

@@ -48,6 +48,20 @@ pub(super) fn reset<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     setting(Kind::Reset(name))
 }
 
+/// After SHOW: the parameter, if it is one.
+pub(super) fn shown<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
+    let name: Cow<'a, [u8]> = if reader.eat_all(&[b"time", b"zone"]) {
+        Cow::Borrowed(b"timezone")
+    } else if reader.eat_all(&[b"session", b"authorization"]) {
+        Cow::Borrowed(b"session_authorization")
+    } else if reader.eat_all(&[b"transaction", b"isolation", b"level"]) {
+        Cow::Borrowed(b"transaction_isolation")
+    } else {
+        parameter_name(reader)?
+    };
+    (reader.at_end() && *name != *b"all").then_some(name)
+}
+
 /// Whether we stand at a parameter's name with its `=` or TO, even if the name is LOCAL or TRANSACTION.
 fn names_parameter(reader: &Reader<'_>) -> bool {
     let mut next = *reader;

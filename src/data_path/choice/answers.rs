@@ -1,0 +1,99 @@
+//! Replies that no server gives: of SHOW, SET, BEGIN and their like, while the session holds none.
+//!
+//! Source: PostgreSQL documentation, "Message Formats".
+
+use crate::wire::{
+    frame::{HEADER_BYTES, cstr, header},
+    message::{append, append_cstr},
+};
+
+/// The tag of a query that gave one row.
+pub(super) const ONE_ROW: &str = "SELECT 1";
+
+/// Types of columns and parameters: their oid and length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Type {
+    Bool,
+    Int4,
+    Text,
+    Void,
+}
+
+impl Type {
+    fn oid(self) -> u32 {
+        match self {
+            Self::Bool => 16,
+            Self::Int4 => 23,
+            Self::Text => 25,
+            Self::Void => 2278,
+        }
+    }
+
+    fn length(self) -> i16 {
+        match self {
+            Self::Bool => 1,
+            Self::Int4 | Self::Void => 4,
+            Self::Text => -1,
+        }
+    }
+}
+
+pub(super) fn command_complete(out: &mut Vec<u8>, tag: &str) {
+    append(out, b'C', |out| append_cstr(out, tag.as_bytes()));
+}
+
+pub(super) fn parameter_description(out: &mut Vec<u8>, types: &[Type]) {
+    append(out, b't', |out| {
+        out.extend_from_slice(&u16::try_from(types.len()).unwrap_or(0).to_be_bytes());
+        for known in types {
+            out.extend_from_slice(&known.oid().to_be_bytes());
+        }
+    });
+}
+
+/// Of one column, which is no table's.
+pub(super) fn row_description(out: &mut Vec<u8>, column: &str, known: Type, binary: bool) {
+    append(out, b'T', |out| {
+        out.extend_from_slice(&[0, 1]);
+        append_cstr(out, column.as_bytes());
+        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&known.oid().to_be_bytes());
+        out.extend_from_slice(&known.length().to_be_bytes());
+        out.extend_from_slice(&(-1i32).to_be_bytes());
+        out.extend_from_slice(&u16::from(binary).to_be_bytes());
+    });
+}
+
+pub(super) fn data_row(out: &mut Vec<u8>, value: &[u8]) {
+    append(out, b'D', |out| {
+        out.extend_from_slice(&[0, 1]);
+        out.extend_from_slice(&u32::try_from(value.len()).unwrap_or(0).to_be_bytes());
+        out.extend_from_slice(value);
+    });
+}
+
+/// Appends those of the messages in `now` that are not in `told`: parameters that another tenant's servers report
+/// otherwise.
+pub fn differences(told: &[u8], now: &[u8], out: &mut Vec<u8>) {
+    for message in messages(now).filter(|message| !messages(told).any(|known| known == *message)) {
+        out.extend_from_slice(message);
+    }
+}
+
+/// The value and the spelling of a parameter among ParameterStatus messages; `name` in lower case.
+pub(super) fn reported<'a>(told: &'a [u8], name: &str) -> Option<(&'a [u8], &'a [u8])> {
+    messages(told).find_map(|message| {
+        let mut body = message.get(HEADER_BYTES..)?;
+        let (known, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
+        known.eq_ignore_ascii_case(name.as_bytes()).then_some((value, known))
+    })
+}
+
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (_, length) = header(bytes).ok()??;
+        let (message, rest) = bytes.split_at_checked(length + 1)?;
+        bytes = rest;
+        Some(message)
+    })
+}

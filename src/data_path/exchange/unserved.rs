@@ -1,0 +1,69 @@
+//! What a client prepares while it holds no server, and how its statements move to another tenant.
+
+use std::sync::Arc;
+
+use super::client_side::ClientSide;
+use crate::{
+    data_path::{
+        aftermath::Aftermath,
+        choice::Stance,
+        prepared::StatementTable,
+        statement::{Characters, Lexing},
+    },
+    error::Refusal,
+    wire::frame::cstr,
+};
+
+impl ClientSide {
+    /// How servers would read string literals for this session.
+    pub fn lexing(&self) -> Lexing {
+        Lexing {
+            standard_conforming_strings: self.wanted.get("standard_conforming_strings") != Some("off"),
+            characters: Characters::of_client_encoding(
+                self.wanted.get("client_encoding").unwrap_or_default().to_ascii_uppercase().as_bytes(),
+            ),
+        }
+    }
+
+    /// Takes a statement down that no server has seen; `body` is a Parse message's behind the name. It reaches a server in
+    /// front of its first use there, if there is one.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyStatements`].
+    pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Refusal> {
+        let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
+        if name.is_empty() {
+            self.unnamed_serial += 1;
+            self.statements.set_unnamed(self.unnamed_serial, body, aftermath);
+            return Ok(());
+        }
+        if self.statements.len() >= self.rules.statements_max {
+            return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
+        }
+        let statement = self.rules.table.intern(body, &self.wanted, || aftermath);
+        self.statements.insert(name, statement);
+        Ok(())
+    }
+
+    /// The text of a prepared statement.
+    pub fn prepared_text(&self, name: &[u8]) -> Option<&[u8]> {
+        let mut body = match name {
+            b"" => self.statements.unnamed_body()?,
+            _ => self.statements.get(name)?.body(),
+        };
+        cstr(&mut body).ok()
+    }
+
+    /// The session stands so to its tenant now.
+    pub fn set_stance(&mut self, stance: Stance) {
+        self.rules.stance = stance;
+    }
+
+    /// The session goes on with another tenant's servers: its statements become that tenant's. None of them is known to
+    /// any server there by what servers of the old one knew it by.
+    pub fn move_to(&mut self, table: Arc<StatementTable>, follow: bool) {
+        self.statements.move_to(&table, &self.wanted);
+        self.rules.table = table;
+        self.rules.follow = follow;
+    }
+}

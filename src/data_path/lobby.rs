@@ -1,0 +1,162 @@
+//! A service login's session that has chosen no tenant: nothing it asks reaches any server.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tracing::info;
+
+use super::{
+    choice::desk::Next,
+    concierge::Concierge,
+    farewell::{End, say_goodbye},
+    passage::{Departure, Room, Seat, room_name},
+    relay::FIRST_MESSAGE_BYTES,
+    session_state::Settings,
+};
+use crate::{
+    error::Refusal,
+    wire::message::{Severity, parameter_status},
+};
+
+/// Serves the client until it chooses a tenant, or leaves.
+pub(super) async fn run(mut seat: Seat) -> Option<Departure> {
+    let Some(mut concierge) = seat.concierge.take() else { return None };
+    poll_fn(|cx| {
+        seat.handle.wake_with(cx.waker());
+        Poll::Ready(())
+    })
+    .await;
+    loop {
+        match Box::pin(attend(&mut seat, &mut concierge)).await {
+            Ok(Some(room)) => {
+                concierge.arrive();
+                seat.side.set_stance(concierge.stance());
+                room.receive(&mut seat.side);
+                seat.concierge = Some(concierge);
+                return Some(Box::new((seat, room)));
+            }
+            Ok(None) => {}
+            Err(end) => {
+                Box::pin(leave(seat, end)).await;
+                return None;
+            }
+        }
+        if let Err(end) = poll_fn(|cx| seat.poll_client(cx)).await {
+            Box::pin(leave(seat, end)).await;
+            return None;
+        }
+    }
+}
+
+/// Answers what has come. Where a choice leads, if one was made.
+async fn attend(seat: &mut Seat, concierge: &mut Concierge) -> Result<Option<Room>, End> {
+    loop {
+        let mut replies = Vec::new();
+        let next = concierge.desk.next(&seat.inbox, &mut seat.side, None, &mut replies);
+        let (used, next) = next.map_err(End::Refused)?;
+        seat.inbox.drain(..used);
+        match next {
+            Next::Terminated => return Err(End::Terminated),
+            Next::Waits => {
+                seat.unsent.push(&replies);
+                return Ok(None);
+            }
+            Next::Ended => {}
+            // Too long to be waited for whole.
+            Next::Server => {
+                Refusal::NoTenantChosen.write(Severity::Error, &mut replies);
+                seat.side.begin_refusing(concierge.desk.failed());
+            }
+            Next::Choose(wish) => {
+                let found = concierge.follow(&wish, &seat.handle, None).await;
+                match &found {
+                    Ok(room) => concierge.desk.chosen(room_name(room.as_ref(), None), &mut replies),
+                    Err(refusal) => concierge.desk.refuse(refusal, &mut seat.side, &mut replies),
+                }
+                if let Ok(Some(room)) = found {
+                    seat.unsent.push(&replies);
+                    return Ok(Some(room));
+                }
+            }
+        }
+        seat.unsent.push(&replies);
+    }
+}
+
+impl Seat {
+    /// Resolves when the client has sent more, and has been sent everything.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if self.handle.is_signalled() {
+            let signals = self.handle.take_signals();
+            // Nothing runs here: whoever wants to cancel it is answered by the drop.
+            if let Some(reason) = signals.end.or(signals.end_when_free) {
+                return Poll::Ready(Err(End::Refused(reason)));
+            }
+        }
+        if let Some(reason) = self.leaving.take() {
+            return Poll::Ready(Err(End::Refused(reason)));
+        }
+        if !self.unsent.is_empty() {
+            match self.unsent.drain(&mut self.client, cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(_) => return Poll::Ready(Err(End::ClientGone)),
+            }
+        }
+        let mut bytes = [0; 4096];
+        let mut read = ReadBuf::new(&mut bytes);
+        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
+        }
+        self.inbox.extend_from_slice(read.filled());
+        debug_assert!(self.inbox.len() <= FIRST_MESSAGE_BYTES + bytes.len(), "a long message is refused");
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What a client is told that has no server: what every driver asks for, as PostgreSQL has it by default. Where the tenant's
+/// servers report otherwise, the client is told before its first statement is answered.
+pub(super) fn greeting(asked: &Settings, login: &str, server_version: Option<&str>) -> Vec<u8> {
+    let mut messages = Vec::new();
+    let reported = [
+        ("application_name", ""),
+        ("client_encoding", "UTF8"),
+        ("DateStyle", "ISO, MDY"),
+        ("default_transaction_read_only", "off"),
+        ("in_hot_standby", "off"),
+        ("integer_datetimes", "on"),
+        ("IntervalStyle", "postgres"),
+        ("is_superuser", "off"),
+        ("server_encoding", "UTF8"),
+        ("server_version", server_version.unwrap_or(OLDEST_VERSION)),
+        ("session_authorization", login),
+        ("standard_conforming_strings", "on"),
+        ("TimeZone", "Etc/UTC"),
+    ];
+    for (name, value) in reported {
+        let value = asked.get(&name.to_ascii_lowercase()).unwrap_or(value);
+        parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
+    }
+    messages
+}
+
+/// Said where no server has been seen yet: drivers use nothing then that is newer.
+const OLDEST_VERSION: &str = "13.0";
+
+async fn leave(mut seat: Seat, end: End) {
+    info!(login = seat.handle.login.name, connection = seat.handle.process_id, end = ?end, "session ended");
+    if let End::Refused(refusal) = &end {
+        let mut bytes = Vec::new();
+        refusal.write(Severity::Fatal, &mut bytes);
+        seat.unsent.push(&bytes);
+    }
+    if !matches!(end, End::ClientGone | End::Terminated) {
+        say_goodbye(seat.client, seat.unsent).await;
+    }
+}
