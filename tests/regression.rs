@@ -14,7 +14,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Stdio,
     time::{Duration, Instant},
 };
 
