@@ -52,7 +52,7 @@ thread_local! {
 }
 
 pub(super) struct Buffers {
-    read: Vec<u8>,
+    pub(super) read: Vec<u8>,
     pub(super) scratch: Vec<u8>,
 }
 
