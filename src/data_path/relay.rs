@@ -91,9 +91,10 @@ pub(super) enum Step {
 }
 
 impl Relay {
-    /// A session that has been greeted. `early` is what it sent already.
+    /// A session that has logged in. `greeting` goes out first; `early` is what it sent already.
     pub fn new(
         client: Stream,
+        greeting: Vec<u8>,
         side: ClientSide,
         pool: Arc<Pool>,
         handle: Registered,
@@ -102,7 +103,7 @@ impl Relay {
     ) -> Self {
         Self {
             client,
-            unsent: Unsent::default(),
+            unsent: greeting.into(),
             side,
             inbox: early,
             pool,
@@ -116,11 +117,10 @@ impl Relay {
         }
     }
 
-    /// Serves the client to its end. `greeting` goes out first.
+    /// Serves the client to its end.
     ///
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
-    pub async fn run(mut self: Box<Self>, greeting: Vec<u8>) {
-        self.unsent.push(&greeting);
+    pub async fn run(mut self: Box<Self>) {
         poll_fn(|cx| {
             self.handle.wake_with(cx.waker());
             Poll::Ready(())

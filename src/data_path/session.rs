@@ -85,9 +85,14 @@ pub struct SessionHandle {
 #[derive(Debug, Default)]
 struct Mailbox {
     waker: Option<Waker>,
-    end: Option<Refusal>,
-    end_when_free: Option<Refusal>,
-    cancels: Vec<oneshot::Sender<()>>,
+    /// Boxed: most sessions never get any, and there is a mailbox for each idle client.
+    signals: Option<Box<Signals>>,
+}
+
+impl Mailbox {
+    fn signals(&mut self) -> &mut Signals {
+        self.signals.get_or_insert_default()
+    }
 }
 
 /// What a session's own task finds in its mailbox.
@@ -121,15 +126,14 @@ impl SessionHandle {
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
         self.signals.store(0, Ordering::Release);
-        let (end, end_when_free) = (mailbox.end.take(), mailbox.end_when_free.take());
-        Signals { end, end_when_free, cancels: std::mem::take(&mut mailbox.cancels) }
+        mailbox.signals.take().map_or_else(Signals::default, |signals| *signals)
     }
 
     /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.
     pub fn end(&self, reason: Refusal) {
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.end.get_or_insert(reason);
+            mailbox.signals().end.get_or_insert(reason);
             self.signals.fetch_or(END, Ordering::AcqRel);
             mailbox.waker.clone()
         };
@@ -142,7 +146,7 @@ impl SessionHandle {
     pub fn end_when_free(&self, reason: Refusal) {
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.end_when_free.get_or_insert(reason);
+            mailbox.signals().end_when_free.get_or_insert(reason);
             self.signals.fetch_or(END, Ordering::AcqRel);
             mailbox.waker.clone()
         };
@@ -157,7 +161,7 @@ impl SessionHandle {
         let (settled, receiver) = oneshot::channel();
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.cancels.push(settled);
+            mailbox.signals().cancels.push(settled);
             self.signals.fetch_or(CANCEL, Ordering::AcqRel);
             mailbox.waker.clone()
         };

@@ -58,9 +58,9 @@ pub async fn open_session(
         greet(stream, &proxy, pool, hello, login, access, unsent).await
     });
     worker.spawn(async move {
-        let Some((relay, greeting)) = welcome.await else { return };
+        let Some(relay) = welcome.await else { return };
         visitor.logged_in();
-        relay.run(greeting).await;
+        relay.run().await;
         drop((visitor, present));
     });
 }
@@ -94,7 +94,7 @@ async fn greet(
     login: Arc<Login>,
     access: Access,
     unsent: Vec<u8>,
-) -> Option<(Box<Relay>, Vec<u8>)> {
+) -> Option<Box<Relay>> {
     let config = proxy.config.load_full();
     let addresses = stream.addresses();
     let asked = Settings::new(hello.settings);
@@ -140,6 +140,6 @@ async fn greet(
     };
     let serial = u64::from(handle.process_id.unsigned_abs()) << 32;
     let side = ClientSide::new(rules, greeting.settings, serial);
-    let relay = Relay::new(stream, side, pool, handle, hello.leftover, config.timeouts.query_wait);
-    Some((Box::new(relay), bytes))
+    let relay = Relay::new(stream, bytes, side, pool, handle, hello.leftover, config.timeouts.query_wait);
+    Some(Box::new(relay))
 }
