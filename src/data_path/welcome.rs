@@ -45,10 +45,12 @@ pub async fn open_session(
             return refuse_proven(stream, unsent, &refusal).await;
         }
     };
-    if let Err(error) = stream.detach() {
+    let worker = pool.worker.clone();
+    if !worker.is_this_thread()
+        && let Err(error) = stream.detach()
+    {
         return warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
     }
-    let worker = pool.worker.clone();
     // A future of its own, gone when the session begins: what a login needed is no burden of an idle client's.
     let welcome = Box::pin(async move {
         if let Err(error) = stream.attach() {
