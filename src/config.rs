@@ -29,7 +29,7 @@ pub struct Config {
     pub unix_socket_dir: Option<PathBuf>,
     /// Port in the Unix socket's name.
     pub listen_port: u16,
-    /// `worker_threads`, each a `current_thread` runtime; default 0, which means as many as the machine has cores.
+    /// `worker_threads`, each a `current_thread` runtime; default 0, which means half as many as the machine has cores.
     pub worker_threads: usize,
     /// `tenant_host_suffixes`, under which a TLS server name's first label names the tenant; lower case, no dots
     /// around them.

@@ -84,14 +84,18 @@ impl Report {
         let text = fs::read_to_string(&page).unwrap();
         let (before, rest) = text.split_once(RESULTS_BEGIN).expect("the page has both marks");
         let (_, behind) = rest.split_once(RESULTS_END).expect("the page has both marks");
-        let results = self.markdown();
-        fs::write(page, format!("{before}{RESULTS_BEGIN}\n{results}{RESULTS_END}{behind}")).unwrap();
         let plots = folder.join("performance");
         fs::create_dir_all(&plots).unwrap();
-        self.write_plots(&plots);
+        let written = self.write_plots(&plots);
+        let images: String =
+            written.iter().map(|file| format!("\n![{file}](performance/{file})\n")).collect();
+        let results = self.markdown();
+        fs::write(page, format!("{before}{RESULTS_BEGIN}\n{results}{images}{RESULTS_END}{behind}")).unwrap();
     }
 
-    fn write_plots(&self, folder: &Path) {
+    /// Their names.
+    fn write_plots(&self, folder: &Path) -> Vec<&'static str> {
+        let mut written = Vec::new();
         for (metric, file, title) in [
             (Metric::Cpu, "cpu.svg", "CPU of the pooler (less is better)"),
             (Metric::Throughput, "throughput.svg", "Throughput (more is better)"),
@@ -101,8 +105,10 @@ impl Report {
             let rows: Vec<plot::Row> = self.results.iter().filter_map(|it| it.plot_row(metric)).collect();
             if !rows.is_empty() {
                 fs::write(folder.join(file), plot::ratios(title, metric.name(), &rows)).unwrap();
+                written.push(file);
             }
         }
+        written
     }
 
     pub fn markdown(&self) -> String {

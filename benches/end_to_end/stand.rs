@@ -124,6 +124,7 @@ impl Stand {
             .cluster(cluster)
             .pool_size(20)
             .config("max_client_conn", "20000")
+            .config("worker_threads", "0")
             .config("server_tls_sslmode", "\"disable\"")
             .config("client_tls_cert_file", &format!("{certificate_file:?}"))
             .config("client_tls_key_file", &format!("{key_file:?}"))

@@ -2,7 +2,6 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
-    num::NonZero,
     path::Path,
     thread::available_parallelism,
     time::Duration,
@@ -51,7 +50,7 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
     let listen = w.text("listen_addr", |text| listen_addresses(text, listen_port));
     let listen_default = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, listen_port))];
     let worker_threads = match w.count("worker_threads", 0_usize, 0) {
-        0 => available_parallelism().map_or(1, NonZero::get),
+        0 => available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
         threads => threads,
     };
     let suffixes = w.list("tenant_host_suffixes").unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -144,19 +144,31 @@ fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
+/// What a client's socket has, or inherits from the listening one: six system calls for each client otherwise.
+fn set_options(socket: SockRef<'_>, config: &Config) {
+    let _ = socket.set_tcp_nodelay(true);
+    let keepalive = TcpKeepalive::new()
+        .with_time(config.timeouts.tcp_keepidle)
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(config.timeouts.tcp_user_timeout));
+}
+
 async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
+    let mut inherited = proxy.config.load_full();
+    set_options(SockRef::from(&listener), &inherited);
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => {
+            Ok((socket, address)) => {
                 let config = proxy.config.load();
-                let _ = socket.set_nodelay(true);
-                let keepalive = TcpKeepalive::new()
-                    .with_time(config.timeouts.tcp_keepidle)
-                    .with_interval(Duration::from_secs(10))
-                    .with_retries(3);
-                let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
-                let _ = SockRef::from(&socket).set_tcp_user_timeout(Some(config.timeouts.tcp_user_timeout));
-                receive(socket.into(), &proxy);
+                // A reload since. Who was in the backlog already has inherited what was.
+                if !Arc::ptr_eq(&config, &inherited) {
+                    inherited = config.clone();
+                    set_options(SockRef::from(&listener), &config);
+                    set_options(SockRef::from(&socket), &config);
+                }
+                receive(socket.into(), Some(address.ip().to_canonical()), &proxy);
             }
             Err(error) => {
                 let turned_away = spare.with(|| listener.poll_accept_now());
@@ -169,7 +181,7 @@ async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
 async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => receive(socket.into(), &proxy),
+            Ok((socket, _)) => receive(socket.into(), None, &proxy),
             Err(error) => {
                 let turned_away = spare.with(|| listener.poll_accept_now());
                 recover(error, turned_away.map(Stream::from)).await;
@@ -179,9 +191,9 @@ async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
 }
 
 /// A client has come: it is served by a task of its own.
-fn receive(stream: Stream, proxy: &Arc<Proxy>) {
+fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     let config = proxy.config.load();
-    match proxy.door.enter(stream.peer_ip(), &config.limits) {
+    match proxy.door.enter(peer, &config.limits) {
         Some(visitor) => drop(tokio::spawn(serve_client(stream, visitor, proxy.clone()))),
         None => {
             proxy.metrics.login_refused(&Refusal::TooManyClients);

@@ -52,8 +52,8 @@ use crate::{
 /// One client, from its first byte to its last. Whatever goes wrong on the way is told to the client, if there is a way.
 pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
-    let login = log_in(&mut stream, &visitor, &proxy, &config);
-    let login = tokio::time::timeout(config.timeouts.client_login, Box::pin(login))
+    let login = Box::pin(log_in(&mut stream, &visitor, &proxy, &config));
+    let login = tokio::time::timeout(config.timeouts.client_login, login)
         .await
         .unwrap_or(Err(Refusal::LoginTimeout.into()));
     match login {
@@ -69,7 +69,7 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
         },
         Ok(None) => {}
         Err(StartupError::Io(error)) => {
-            tracing::debug!(peer = ?stream.peer_ip(), %error, "a client left before login")
+            tracing::debug!(peer = ?visitor.peer(), %error, "a client left before login")
         }
         Err(StartupError::Refused(refusal)) => {
             proxy.metrics.login_refused(&refusal);
@@ -87,7 +87,8 @@ async fn log_in(
 ) -> Result<Option<(startup::Hello, Proven)>, StartupError> {
     let door = proxy.tls.load_full();
     let required = !matches!(config.client_tls.mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
-    let mut hello = match startup::receive(stream, TlsRules { door: door.as_deref(), required }).await? {
+    let rules = TlsRules { door: door.as_deref(), required };
+    let mut hello = match startup::receive(stream, visitor.peer(), rules).await? {
         Arrival::Client(hello) => hello,
         Arrival::Cancel { process_id, secret } => {
             proxy.cancel(process_id, &secret).await;

@@ -356,7 +356,7 @@ pub(super) async fn travel(mut next: Departure, visitor: Visitor, at: Option<usi
         }
         let gone = match room {
             Room::Tenant(pool, present) => {
-                let gone = Box::new(Relay::new(seat, pool)).run(Vec::new()).await;
+                let gone = Box::new(Relay::new(seat, pool)).run().await;
                 drop(present);
                 gone
             }

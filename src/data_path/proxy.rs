@@ -143,6 +143,11 @@ impl Door {
 }
 
 impl Visitor {
+    /// Where the client is; `None`: a Unix socket.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
     /// Whether there is room; asked when the client has said hello and can be told.
     ///
     /// # Errors

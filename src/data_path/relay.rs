@@ -55,7 +55,7 @@ thread_local! {
 }
 
 pub(super) struct Buffers {
-    read: Vec<u8>,
+    pub(super) read: Vec<u8>,
     pub(super) scratch: Vec<u8>,
 }
 
@@ -124,11 +124,10 @@ impl Relay {
         }
     }
 
-    /// Serves the client to its end, or until it goes to another tenant. `greeting` goes out first.
+    /// Serves the client to its end, or until it goes to another tenant.
     ///
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
-    pub async fn run(mut self: Box<Self>, greeting: Vec<u8>) -> Option<Departure> {
-        self.unsent.push(&greeting);
+    pub async fn run(mut self: Box<Self>) -> Option<Departure> {
         poll_fn(|cx| {
             self.handle.wake_with(cx.waker());
             Poll::Ready(())

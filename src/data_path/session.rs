@@ -89,11 +89,16 @@ pub struct SessionHandle {
 #[derive(Debug, Default)]
 struct Mailbox {
     waker: Option<Waker>,
-    end: Option<Refusal>,
-    end_when_free: Option<Refusal>,
-    cancels: Vec<oneshot::Sender<()>>,
     /// NotificationResponses, whole, one behind the other.
     notifications: Vec<u8>,
+    /// Boxed: most sessions never get any, and there is a mailbox for each idle client.
+    signals: Option<Box<Signals>>,
+}
+
+impl Mailbox {
+    fn signals(&mut self) -> &mut Signals {
+        self.signals.get_or_insert_default()
+    }
 }
 
 /// What a session's own task finds in its mailbox.
@@ -151,8 +156,7 @@ impl SessionHandle {
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
         self.signals.fetch_and(NOTIFIED, Ordering::AcqRel);
-        let (end, end_when_free) = (mailbox.end.take(), mailbox.end_when_free.take());
-        Signals { end, end_when_free, cancels: std::mem::take(&mut mailbox.cancels) }
+        mailbox.signals.take().map_or_else(Signals::default, |signals| *signals)
     }
 
     /// Whether notifications wait. Costs one load.
@@ -189,7 +193,7 @@ impl SessionHandle {
     pub fn end(&self, reason: Refusal) {
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.end.get_or_insert(reason);
+            mailbox.signals().end.get_or_insert(reason);
             self.signals.fetch_or(END, Ordering::AcqRel);
             mailbox.waker.clone()
         };
@@ -202,7 +206,7 @@ impl SessionHandle {
     pub fn end_when_free(&self, reason: Refusal) {
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.end_when_free.get_or_insert(reason);
+            mailbox.signals().end_when_free.get_or_insert(reason);
             self.signals.fetch_or(END, Ordering::AcqRel);
             mailbox.waker.clone()
         };
@@ -217,7 +221,7 @@ impl SessionHandle {
         let (settled, receiver) = oneshot::channel();
         let waker = {
             let mut mailbox = self.mailbox();
-            mailbox.cancels.push(settled);
+            mailbox.signals().cancels.push(settled);
             self.signals.fetch_or(CANCEL, Ordering::AcqRel);
             mailbox.waker.clone()
         };

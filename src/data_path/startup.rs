@@ -110,8 +110,11 @@ pub enum StartupError {
 ///
 /// # Errors
 /// [`StartupError`].
-pub async fn receive(stream: &mut Stream, rules: TlsRules<'_>) -> Result<Arrival, StartupError> {
-    let peer = stream.peer_ip();
+pub async fn receive(
+    stream: &mut Stream,
+    peer: Option<IpAddr>,
+    rules: TlsRules<'_>,
+) -> Result<Arrival, StartupError> {
     let mut tls = None;
     if let (Some(door), true) = (rules.door, starts_with_tls(stream).await?) {
         tls = Some(encrypt(stream, door, true).await?);
@@ -312,8 +315,8 @@ mod tests {
                 client
             };
             let mut stream = Stream::from(server);
-            let (_client, arrival) =
-                tokio::join!(sending, receive(&mut stream, TlsRules { door: None, required: false }));
+            let rules = TlsRules { door: None, required: false };
+            let (_client, arrival) = tokio::join!(sending, receive(&mut stream, None, rules));
             arrival
         })
     }

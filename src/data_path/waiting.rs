@@ -65,18 +65,19 @@ impl Relay {
                     None => {}
                 }
             }
-            while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
-                let mut bytes = [0; 4096];
-                let mut read = ReadBuf::new(&mut bytes);
-                match Pin::new(&mut self.client).poll_read(cx, &mut read) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                        self.inbox.extend_from_slice(read.filled())
+            BUFFERS.with_borrow_mut(|buffers| {
+                while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
+                    let mut read = ReadBuf::new(&mut buffers.read);
+                    match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                            self.inbox.extend_from_slice(read.filled())
+                        }
+                        Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
                     }
-                    Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
                 }
-            }
-            Poll::Pending
+                Poll::Pending
+            })
         })
         .await
     }

@@ -28,7 +28,6 @@ use crate::{
     wire::{
         message::{backend_key_data, ready_for_query},
         stream::Stream,
-        unsent::Unsent,
     },
 };
 
@@ -54,10 +53,12 @@ pub async fn open_session(
             return refuse_proven(stream, unsent, &refusal).await;
         }
     };
-    if let Err(error) = stream.detach() {
+    let worker = pool.worker.clone();
+    if !worker.is_this_thread()
+        && let Err(error) = stream.detach()
+    {
         return warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
     }
-    let worker = pool.worker.clone();
     // A future of its own, gone when the session begins: what a login needed is no burden of an idle client's.
     let welcome = Box::pin(async move {
         if let Err(error) = stream.attach() {
@@ -67,10 +68,10 @@ pub async fn open_session(
         greet(stream, &proxy, pool, hello, login, access, unsent).await
     });
     worker.spawn(async move {
-        let Some((relay, greeting)) = welcome.await else { return };
+        let Some(relay) = welcome.await else { return };
         visitor.logged_in();
         let index = relay.pool.worker.index;
-        let gone = relay.run(greeting).await;
+        let gone = relay.run().await;
         drop(present);
         if let Some(departure) = gone {
             Box::pin(travel(departure, visitor, Some(index))).await;
@@ -111,7 +112,7 @@ async fn greet(
     login: Arc<Login>,
     access: Access,
     unsent: Vec<u8>,
-) -> Option<(Box<Relay>, Vec<u8>)> {
+) -> Option<Box<Relay>> {
     let config = proxy.config.load_full();
     let addresses = stream.addresses();
     let asked = Settings::new(hello.settings);
@@ -166,7 +167,7 @@ async fn greet(
     let side = ClientSide::new(rules, settings, first_serial(&handle));
     let seat = Seat {
         client: stream,
-        unsent: Unsent::default(),
+        unsent: bytes.into(),
         side,
         inbox: hello.leftover,
         handle,
@@ -178,7 +179,7 @@ async fn greet(
     if let Some(server) = server {
         relay.engage(server);
     }
-    Some((relay, bytes))
+    Some(relay)
 }
 
 /// What holds for a session that is in no pool.
@@ -233,11 +234,9 @@ pub async fn open_lobby(
     bytes.extend_from_slice(&told);
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
-    let mut words = Unsent::default();
-    words.push(&bytes);
     let seat = Seat {
         client: stream,
-        unsent: words,
+        unsent: bytes.into(),
         side: ClientSide::new(rules(&config, true), Arc::new(asked), first_serial(&handle)),
         inbox: hello.leftover,
         handle,

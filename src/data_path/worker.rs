@@ -60,6 +60,11 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Whether the caller, a task, runs on this worker.
+    pub fn is_this_thread(&self) -> bool {
+        Handle::current().id() == self.handle.id()
+    }
+
     /// Runs a task on this worker, from any thread.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(task);

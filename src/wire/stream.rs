@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, IoSlice},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -56,15 +56,6 @@ impl Stream {
     /// Whether bytes are encrypted on their way.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
-    }
-
-    /// The other end's address; `None` for a Unix socket.
-    pub fn peer_ip(&self) -> Option<IpAddr> {
-        match self.socket() {
-            Socket::Tcp(socket) => socket.peer_addr().ok().map(|address| address.ip().to_canonical()),
-            Socket::DetachedTcp(socket) => socket.peer_addr().ok().map(|address| address.ip().to_canonical()),
-            Socket::Unix(_) | Socket::DetachedUnix(_) | Socket::Gone => None,
-        }
     }
 
     /// Our end's address and the other's; `None` for a Unix socket, or if it is gone.

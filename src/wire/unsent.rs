@@ -20,6 +20,13 @@ pub struct Unsent {
     unflushed: bool,
 }
 
+impl From<Vec<u8>> for Unsent {
+    /// Bytes that are to be written first.
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, written: 0, unflushed: false }
+    }
+}
+
 impl Unsent {
     /// Whether everything has been written.
     #[inline]

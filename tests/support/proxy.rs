@@ -261,6 +261,8 @@ impl Builder {
         let folder = tempfile::Builder::new().prefix("pgl").tempdir_in("/tmp").unwrap();
         let file = folder.path().join("proxy.toml");
         let mut config = BTreeMap::from([
+            // So that sessions move from one to another, however many cores there are.
+            ("worker_threads".to_owned(), "2".to_owned()),
             ("listen_addr".to_owned(), "\"127.0.0.1\"".to_owned()),
             ("listen_port".to_owned(), port.number.to_string()),
             ("http.listen".to_owned(), format!("\"127.0.0.1:{}\"", http.number)),
