@@ -184,12 +184,6 @@ impl Uncertain {
         self.doubts.insert(doubts);
     }
 
-    /// Whether the server will be asked about these.
-    #[inline]
-    pub fn is_doubting(&self, doubts: Doubts) -> bool {
-        self.doubts.contains(doubts)
-    }
-
     /// Whether the server must be asked.
     pub fn has_doubts(&self) -> bool {
         !self.doubts.is_empty()
