@@ -150,13 +150,13 @@ impl Relay {
         self.tell(&bytes);
     }
 
-    /// Notifications go in front of the end of a reply that is kept back.
-    fn tell(&mut self, notifications: &[u8]) {
+    /// What comes by itself, notifications and ParameterStatus, goes in front of the end of a reply that is kept back.
+    pub(super) fn tell(&mut self, messages: &[u8]) {
         match self.held.strip_suffix(READY).map(<[u8]>::len) {
-            Some(end) => drop(self.held.splice(end..end, notifications.iter().copied())),
-            None if self.held.is_empty() => self.unsent.push(notifications),
+            Some(end) => drop(self.held.splice(end..end, messages.iter().copied())),
+            None if self.held.is_empty() => self.unsent.push(messages),
             // They came behind it from the server, and these come behind them.
-            None => self.held.extend_from_slice(notifications),
+            None => self.held.extend_from_slice(messages),
         }
     }
 

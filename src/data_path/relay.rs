@@ -237,7 +237,7 @@ impl Relay {
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let holds =
-            heard.ready > 0 && server.side.lease.is_over() && server.side.holds_reply(self.side.follows());
+            heard.ready > 0 && server.side.lease.is_over() && server.side.is_unsettled(self.side.follows());
         if holds {
             self.held.extend_from_slice(bytes);
         } else if !self.held.is_empty() {

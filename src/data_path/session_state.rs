@@ -195,12 +195,6 @@ impl Uncertain {
         self.doubts.insert(doubts);
     }
 
-    /// Whether the server will be asked about these.
-    #[inline]
-    pub fn is_doubting(&self, doubts: Doubts) -> bool {
-        self.doubts.contains(doubts)
-    }
-
     /// RESET ALL or DISCARD ALL goes to the server.
     pub fn note_reset(&mut self) {
         self.resets = true;

@@ -1,6 +1,7 @@
 //! What a transaction has left behind in its session: asked of the server, once, before the server may go back.
 //!
-//! The client has its reply by then; nothing more is read from it until the answer is in.
+//! The end of the client's reply waits for the answer, so that it finds everything as PostgreSQL would have it, and is told of
+//! it where PostgreSQL would: in front of ReadyForQuery.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -107,7 +108,7 @@ impl Relay {
             return Err(End::ServerLost);
         }
         self.take_told();
-        self.unsent.push(&told);
+        self.tell(&told);
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if wanted != *self.side.wanted {
             self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());

@@ -195,20 +195,13 @@ impl ServerSide {
         }
     }
 
-    /// The reply that ends the transaction is held back: notifications may have to go in front of it, and what the client
-    /// listens to must be known before it is told.
-    #[inline]
-    pub fn holds_reply(&self, follows: bool) -> bool {
-        self.is_hearing_unsettled(follows) || self.uncertain.is_doubting(Doubts::LISTEN)
-    }
-
     /// It stays with its client between transactions. `follows`: the client's session follows it to others.
     #[inline]
     pub fn is_pinned(&self, follows: bool) -> bool {
         !self.lease.pins.is_empty() || !follows
     }
 
-    /// Something is left to do when the transaction is over, before the server may go back.
+    /// Something is left to do when the transaction is over, before its client is told so and the server may go back.
     #[inline]
     pub fn is_unsettled(&self, follows: bool) -> bool {
         !self.uncertain.is_empty() || self.is_hearing_unsettled(follows)
