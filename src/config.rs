@@ -138,6 +138,10 @@ pub struct Limits {
     pub client_prepared_statements_max: usize,
     /// `max_tracked_parameters`: parameters one session may have SET, default 256.
     pub tracked_parameters_max: usize,
+    /// `max_listening_channels`: channels one session may LISTEN to and still share servers, default 1000.
+    pub listening_channels_max: usize,
+    /// `max_queued_notifications`: notifications that may wait for one client, default 4 MiB.
+    pub queued_notifications_bytes_max: usize,
     /// `max_connecting_servers`: server connections being opened at a time per host, default 16.
     pub connecting_servers_max: usize,
     /// `max_cancels`: cancel requests under way at a time, for each pool and to other nodes, default 64.
@@ -148,6 +152,12 @@ pub struct Limits {
     pub directory_look_ups_max: usize,
     /// `metrics_tenants_max`: tenants that metrics name, the rest is summed up as `other`; default 100.
     pub metrics_tenants_max: usize,
+    /// `[http] max_requests`: management requests under way at a time, default 32.
+    pub http_requests_max: usize,
+    /// `[http] max_operations`: long operations begun over HTTP that are under way at a time, default 8.
+    pub http_operations_max: usize,
+    /// `[http] max_body`: bytes of a request's body, default 1 MB.
+    pub http_body_bytes_max: usize,
     /// `max_central_connections`: connections to the central database, default 4.
     pub central_connections_max: usize,
 }
@@ -188,6 +198,10 @@ pub struct Timeouts {
     pub directory_stale: Duration,
     /// `central_timeout`: for one answer of the central database, default 5 s.
     pub central: Duration,
+    /// `[http] request_timeout`: for a management request to be answered, default 30 s.
+    pub http_request: Duration,
+    /// `[http] max_wait`: the longest `?wait=` of a request that follows an operation, default 10 min.
+    pub http_wait: Duration,
     /// `tcp_keepidle`, default 30 s; three probes 10 s apart follow.
     pub tcp_keepidle: Duration,
     /// `tcp_user_timeout`: unacknowledged bytes, default 20 s.

@@ -101,6 +101,22 @@ pub enum Refusal {
         /// Its words.
         message: String,
     },
+    /// `max_queued_notifications`.
+    #[error(
+        "terminating connection because more than {limit} bytes of notifications wait for it (max_queued_notifications)"
+    )]
+    TooManyNotifications {
+        /// The limit.
+        limit: usize,
+    },
+    /// The connection that listened for this client broke.
+    #[error("terminating connection because the connection that listened for it was lost; LISTEN again")]
+    ListeningLost,
+    /// PAUSE, `tenant move`: nobody listens meanwhile.
+    #[error(
+        "terminating connection because notifications could be missed while the database is held still; LISTEN again"
+    )]
+    ListeningMoved,
     /// Every server of this pool stayed busy for the whole wait.
     #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
     PoolBusy {
@@ -215,7 +231,7 @@ impl Refusal {
             Self::NoReadOnlyRole => "0LP01",
             Self::NotReady { .. } | Self::DirectoryUnavailable => "57P03",
             Self::TooManyClients | Self::TooManyClientsOfTenant { .. } => "53300",
-            Self::TooManyStatements { .. } => "53400",
+            Self::TooManyStatements { .. } | Self::TooManyNotifications { .. } => "53400",
             Self::NoTenantChosen => "55000",
             Self::TenantDenied { .. } => "42501",
             Self::TenantPinned { .. } => "55006",
@@ -230,7 +246,7 @@ impl Refusal {
             Self::ServerLost => "08006",
             Self::ProtocolViolation(_) => "08P01",
             Self::NotSupported(_) => "0A000",
-            Self::AdminShutdown | Self::Ended(_) => "57P01",
+            Self::AdminShutdown | Self::Ended(_) | Self::ListeningLost | Self::ListeningMoved => "57P01",
             Self::LoginTimeout => "57014",
             Self::TimedOut { sqlstate, .. } => sqlstate,
             Self::Internal => "XX000",

@@ -213,11 +213,14 @@ async fn the_key_of_a_session_that_left_cancels_nobody() {
     gone.query("SELECT 1").await;
     let key = gone.cancel_request();
     gone.send(b'X', b"").await.until_end().await;
+    let gate = proxy.behind("acme").await;
+    gate.run("SELECT pg_advisory_lock(1)").await;
     let mut next = proxy.wire("acme").await;
-    next.send(b'Q', b"SELECT pg_sleep(0.2) AS brief\0").await;
-    runs(&proxy, "AS brief").await;
+    next.send(b'Q', b"SELECT pg_advisory_xact_lock_shared(1) AS held\0").await;
+    runs(&proxy, "AS held").await;
 
     cancel(proxy.port(), &key).await;
+    gate.run("SELECT pg_advisory_unlock(1)").await;
 
     assert_eq!(tags(&next.until_ready().await), "TDCZ");
 }

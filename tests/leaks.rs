@@ -164,6 +164,42 @@ async fn set_local_rollback_and_reset_mean_what_they_mean_without_a_proxy() {
     assert_eq!(one.ask("SHOW work_mem").await, "5MB");
 }
 
+/// PostgreSQL's own test `tablespace`: `SET` of what only a superuser may set was refused, its value taken down all the
+/// same, and both connections were closed when the next server refused it as well.
+#[tokio::test]
+async fn a_set_that_was_refused_is_not_repeated_elsewhere() {
+    let proxy = lobby("transaction", 2).await;
+    let (client, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    for refused in [
+        "SET session_replication_role = replica",
+        "RESET session_replication_role",
+        "SELECT set_config('session_replication_role', 'replica', false)",
+        "BEGIN; SET work_mem = '7MB'; SET session_replication_role = replica",
+    ] {
+        assert_eq!(client.refusal_of(refused).await, "42501", "{refused}");
+        client.run("ROLLBACK").await;
+        other.run("BEGIN").await; // on the server that the client had
+        assert_eq!(client.ask("SHOW session_replication_role").await, "origin", "{refused}");
+        assert_eq!(client.ask("SHOW work_mem").await, "4MB", "{refused}");
+        other.run("ROLLBACK").await;
+    }
+}
+
+/// What was SET and RESET is as it was: nothing of it is sent to other servers.
+#[tokio::test]
+async fn a_parameter_that_was_reset_is_nothing_to_carry() {
+    let proxy = lobby("transaction", 2).await;
+    let (client, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    for reset in ["RESET work_mem", "SET work_mem TO DEFAULT"] {
+        client.run("SET work_mem = '7MB'").await;
+        client.run(reset).await;
+        other.run("BEGIN").await;
+        let source = "SELECT source FROM pg_settings WHERE name = 'work_mem'";
+        assert_eq!(client.ask(source).await, "default", "{reset}");
+        other.run("ROLLBACK").await;
+    }
+}
+
 /// Settings and statements are read in their client's own encoding, whatever the client before it used.
 #[tokio::test]
 async fn an_encoding_of_one_client_does_not_garble_what_another_one_said() {

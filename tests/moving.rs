@@ -210,6 +210,8 @@ async fn clients_wait_and_see_no_error() {
             }
         });
     }
+    let mut listener = proxy.wire("acme").await;
+    listener.query("LISTEN news").await;
     let patient = proxy.client("acme").connect().await;
     patient.run("SET application_name = 'patient'; BEGIN; INSERT INTO log (who) VALUES (99)").await;
     let progress = async |more: i64| {
@@ -248,6 +250,9 @@ async fn clients_wait_and_see_no_error() {
         count,
         "nothing lost, nothing twice"
     );
+    // What is notified on one host is not heard on the other: whoever listens is told to do so again.
+    let end = listener.until_end().await;
+    assert!(end[0].field(b'M').unwrap().contains("LISTEN again"), "{end:?}");
     assert_eq!(patient.ask("SHOW application_name").await, "patient");
     assert_eq!(patient.ask("SELECT count(*) FROM log").await, count);
     assert_eq!(inventory(&proxy.cluster).await, "");

@@ -472,6 +472,52 @@ async fn deallocate_forgets_a_statement_for_its_client_and_for_nobody_else() {
     assert_eq!(rows(&client.until_ready().await), one("same"));
 }
 
+/// PostgreSQL's own test `prepare` looks into `pg_prepared_statements`, as psycopg's tests do, and found there what the proxy
+/// and other clients had prepared on the same server, and not what it had itself prepared on another one.
+#[tokio::test]
+async fn whoever_looks_at_prepared_statements_finds_its_own_and_nobody_elses() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let look = "SELECT statement FROM pg_prepared_statements ORDER BY prepare_time, statement";
+    client.query("SET work_mem = '5MB'").await;
+    other.query("SET work_mem = '6MB'").await;
+    let prepare = |text| [parse(text, text), sync()].concat();
+    other.send_bytes(&prepare("SELECT 'other'")).await.until_ready().await;
+    client.send_bytes(&prepare("SELECT 1")).await.until_ready().await;
+    client.send_bytes(&prepare("SELECT 2")).await.until_ready().await;
+    let mine = ["SELECT 1", "SELECT 2"].map(one).concat();
+    assert_eq!(rows(&client.query(look).await), mine);
+    // Now on the other server.
+    other.query("BEGIN").await;
+    assert_eq!(rows(&client.query(look).await), mine);
+    client.send_bytes(&[parse("", look), bind("", "", &[]), execute("", 0), sync()].concat()).await;
+    assert_eq!(rows(&client.until_ready().await), mine, "by the extended protocol");
+    assert_eq!(rows(&other.query(look).await), one("SELECT 'other'"), "within a transaction");
+    other.query("COMMIT").await;
+    let run = |text| [bind("", text, &[]), execute("", 0), sync()].concat();
+    assert_eq!(tags(&other.send_bytes(&run("SELECT 'other'")).await.until_ready().await), "2DCZ");
+    assert_eq!(tags(&client.send_bytes(&run("SELECT 2")).await.until_ready().await), "2DCZ");
+}
+
+/// A Parse within a batch that has failed made room on the server for nothing: it was thought to have lost the statement,
+/// and to prepare it again was refused (42P05).
+#[tokio::test]
+async fn what_a_failed_batch_would_have_replaced_is_still_there() {
+    let proxy = one_server().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let run = [bind("", "a", &[]), execute("", 0), sync()].concat();
+    other.send_bytes(&[parse("a", "SELECT 'same'"), run.clone()].concat()).await;
+    assert_eq!(tags(&other.until_ready().await), "12DCZ");
+    client.query("BEGIN").await;
+    client.send_bytes(&[parse("", "SELECT nonsense"), flush()].concat()).await;
+    client.until(b'E').await;
+    client.send_bytes(&[parse("a", "SELECT 'same'"), sync()].concat()).await;
+    assert_eq!(tags(&client.until_ready().await), "Z");
+    client.query("ROLLBACK").await;
+    other.send_bytes(&run).await;
+    assert_eq!(rows(&other.until_ready().await), one("same"));
+}
+
 /// `pgbench -M prepared` with more clients than servers and threads waited for itself: a thread that prepares on one
 /// connection does not go on with the transactions of its others, which held every server.
 #[tokio::test]
@@ -526,4 +572,22 @@ async fn statements_of_sessions_from_before_and_after_a_pool_was_replaced_are_to
         client.send_bytes(&run).await;
         assert_eq!(rows(&client.until_ready().await), one(word));
     }
+}
+
+/// A Bind that was skipped behind an error was to find no unnamed statement; the Close that was put in front of it, against
+/// what another client had left there, was skipped as well. The next Bind ran the other client's statement.
+#[tokio::test]
+async fn an_unnamed_statement_is_nobody_elses_after_an_error_either() {
+    let proxy = one_server().await;
+    let (mut owner, mut stranger) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    owner.send_bytes(&[parse("", "SELECT 'the owner''s'"), sync()].concat()).await.until_ready().await;
+
+    stranger.send_bytes(&[bind("", "none", &[]), bind("", "", &[]), sync()].concat()).await;
+    assert_eq!(tags(&stranger.until_ready().await), "EZ");
+    stranger.send_bytes(&[bind("", "", &[]), execute("", 0), sync()].concat()).await;
+    let answers = stranger.until_ready().await;
+
+    assert_eq!((tags(&answers).as_str(), answers[0].sqlstate().as_str()), ("EZ", "26000"));
+    owner.send_bytes(&[bind("", "", &[]), execute("", 0), sync()].concat()).await;
+    assert_eq!(tags(&owner.until_ready().await), "2DCZ");
 }

@@ -8,8 +8,12 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
+use async_trait::async_trait;
 use pglobby::control_path::{
+    central::Central,
+    keyring::Keyring,
     onboarding::{create::create, drop::DropDatabase, drop::drop_tenant, rotate::rotate},
+    operator::{Operator, Progress},
     seal::Place,
     tenants,
 };
@@ -182,4 +186,72 @@ async fn clients_notice_nothing_of_a_rotation() {
     while let Some(ended) = clients.join_next().await {
         ended.unwrap();
     }
+}
+
+/// Holds work up after one step until it may go on.
+#[derive(Default)]
+struct HoldAt {
+    step: &'static str,
+    reached: tokio::sync::Notify,
+    go_on: tokio::sync::Notify,
+}
+
+#[async_trait]
+impl Progress for HoldAt {
+    async fn step(&self, _: &str, step: &str) {
+        if step == self.step {
+            self.reached.notify_one();
+            self.go_on.notified().await;
+        }
+    }
+}
+
+/// The host's passwords change a moment before the row's. Servers opened in between with the old ones were refused, and
+/// where the tenant had no other, its clients heard of it. Now the pool waits for the row and goes on with what it says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_opened_between_the_two_commits_is_nobodys_failure() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let holder = proxy.client("acme").connect().await;
+    holder.run("BEGIN").await.run("SELECT 1").await;
+    let config = pglobby::config::Config::load(Some(&proxy.config_file())).unwrap();
+    let keyring = Arc::new(Keyring::load(&config).unwrap());
+    let mut operator = Operator::new(Central::open(&config).unwrap(), keyring, "test");
+    let hold = Arc::new(HoldAt { step: "roles", ..HoldAt::default() });
+    operator.progress = Some(hold.clone());
+    let rotating = tokio::spawn(async move { rotate(&operator, "acme").await });
+    in_time("the host has the new passwords", hold.reached.notified()).await;
+
+    let (known, unknown) = (proxy.client("acme"), proxy.client("acme").options("-c work_mem=3MB"));
+    let known = tokio::spawn(async move { known.ask("SELECT 'known'").await });
+    // With parameters that nobody had before, so that the login itself needs a server.
+    let unknown = tokio::spawn(async move { unknown.ask("SHOW work_mem").await });
+    proxy.logged("cannot open a server").await;
+    hold.go_on.notify_one();
+
+    assert_eq!(in_time("served", known).await.unwrap(), "known");
+    assert_eq!(in_time("served", unknown).await.unwrap(), "3MB");
+    rotating.await.unwrap().unwrap();
+    holder.run("COMMIT").await;
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+}
+
+/// Passwords sealed with a key that the running proxy had not read made it refuse every login until a HUP.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_proxy_finds_new_sealing_keys_by_itself() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let client = proxy.client("acme").connect().await;
+    for _ in 0..3 {
+        client.run("SELECT 1").await;
+        let rotated = proxy.json(&["key", "rotate", "--retire", "--json"]);
+        assert_eq!(rotated["resealed"], 5, "four of tenants, one of the host");
+        // One that is known, and (the first time) one whose row was never read.
+        for tenant in ["acme", "globex"] {
+            assert_eq!(proxy.client(tenant).ask("SELECT current_database()").await, tenant);
+        }
+    }
+    // Whoever seals has the newest key, too: what the console makes does not depend on a retired one.
+    proxy.console().await.run("CREATE TENANT initech").await;
+    let keys = proxy.json(&["key", "list", "--json"]);
+    assert_eq!((keys.as_array().unwrap().len(), &keys[0]["sealed"]), (1, &7.into()));
+    assert!(!proxy.log().contains("not in the key ring"), "{}", proxy.log());
 }

@@ -118,6 +118,10 @@ async fn a_change_of_a_login_ends_the_sessions_it_concerns_and_no_others() {
             &["--service", "--tenants", "acme"],
             &["login", "grant", "lowered", "--tenants", "acme", "--read-only"],
         ),
+        ("renewed", &["--tenant", "acme"], &["login", "set-password", "renewed", "--generate"]),
+        ("narrowed", &["--tenant", "acme"], &["login", "set", "narrowed", "allow_from=10.0.0.0/8"]),
+        ("over", &["--tenant", "acme"], &["login", "set", "over", "valid_until=2020-01-01"]),
+        ("reading", &["--tenant", "acme"], &["login", "set", "reading", "access=read_only"]),
     ] {
         proxy.create_login(login, "secret", options);
         let client = proxy.caller(login, "secret", "acme").connect().await;
@@ -133,6 +137,37 @@ async fn a_change_of_a_login_ends_the_sessions_it_concerns_and_no_others() {
     let refused = async { while proxy.caller("granted", "secret", "globex").try_connect().await.is_ok() {} };
     in_time("the change has arrived", refused).await;
     client.run("SELECT 1").await;
+    bystander.run("SELECT 1").await;
+}
+
+/// A session is not asked again who it is; its login's end is walked for. What was put off meanwhile is not held against it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_when_its_login_does() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let mut clients = Vec::new();
+    for name in ["passing", "extended"] {
+        proxy.create_login(name, "secret", &["--tenant", "acme"]);
+        clients.push(proxy.caller(name, "secret", "acme").connect().await);
+        let soon = time::OffsetDateTime::now_utc() + time::Duration::seconds(2);
+        let soon = soon.format(&time::format_description::well_known::Rfc3339).unwrap();
+        proxy.command(&["login", "set", name, &format!("valid_until={soon}")]);
+    }
+    proxy.command(&["login", "set", "extended", "valid_until=2999-12-31"]);
+
+    until_refused(&clients[0]).await;
+
+    assert_eq!(proxy.caller("passing", "secret", "acme").refusal().await, "28P01");
+    clients[1].run("SELECT 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_allow_from_ends_sessions_from_elsewhere() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let (client, bystander) = (proxy.client("acme").connect().await, proxy.client("globex").connect().await);
+    proxy.command(&["tenant", "set", "acme", "allow_from=127.0.0.0/8"]);
+    client.run("SELECT 1").await;
+    proxy.command(&["tenant", "set", "acme", "allow_from=10.0.0.0/8"]);
+    until_refused(&client).await;
     bystander.run("SELECT 1").await;
 }
 

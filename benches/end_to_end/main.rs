@@ -31,7 +31,10 @@ mod streams;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Parser;
 
@@ -57,6 +60,9 @@ struct Arguments {
     /// Where JSON and plots go
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
+    /// Puts the table into docs/performance.md as well, and the plots beside it
+    #[arg(long)]
+    write_docs: bool,
     /// Names the scenarios
     #[arg(long)]
     list: bool,
@@ -116,6 +122,9 @@ async fn main() {
         report.add(scenario, &rounds);
         // After each, so that an interrupted run has told what it knew.
         report.write(&arguments.output);
+    }
+    if arguments.write_docs {
+        report.write_docs(Path::new("docs"));
     }
     println!("{}", report.markdown());
     println!("written to {}: results.json, results.md and plots", arguments.output.display());

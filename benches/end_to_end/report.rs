@@ -19,6 +19,9 @@ pub struct Report {
     results: Vec<Results>,
 }
 
+const RESULTS_BEGIN: &str = "<!-- results: written by scripts/bench --write-docs -->";
+const RESULTS_END: &str = "<!-- end of results -->";
+
 /// Of one scenario.
 struct Results {
     name: &'static str,
@@ -72,6 +75,23 @@ impl Report {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("results.json"), format!("{:#}\n", self.json())).unwrap();
         fs::write(folder.join("results.md"), self.markdown()).unwrap();
+        self.write_plots(folder);
+    }
+
+    /// Replaces what an earlier run has put between two marks of `performance.md`.
+    pub fn write_docs(&self, folder: &Path) {
+        let page = folder.join("performance.md");
+        let text = fs::read_to_string(&page).unwrap();
+        let (before, rest) = text.split_once(RESULTS_BEGIN).expect("the page has both marks");
+        let (_, behind) = rest.split_once(RESULTS_END).expect("the page has both marks");
+        let results = self.markdown();
+        fs::write(page, format!("{before}{RESULTS_BEGIN}\n{results}{RESULTS_END}{behind}")).unwrap();
+        let plots = folder.join("performance");
+        fs::create_dir_all(&plots).unwrap();
+        self.write_plots(&plots);
+    }
+
+    fn write_plots(&self, folder: &Path) {
         for (metric, file, title) in [
             (Metric::Cpu, "cpu.svg", "CPU of the pooler (less is better)"),
             (Metric::Throughput, "throughput.svg", "Throughput (more is better)"),

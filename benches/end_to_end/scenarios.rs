@@ -200,7 +200,13 @@ pub const SCENARIOS: &[Scenario] = &[
         Load::Cold { known: true },
         &[Bar::BeyondDirect(P50, 1000.0)],
     ),
-    cold("cold_unknown", "connect and first query of a tenant never seen", Load::Cold { known: false }, &[]),
+    cold(
+        "cold_unknown",
+        "connect and first query of a tenant never seen",
+        Load::Cold { known: false },
+        // As above, and two round trips to the central database, with half a millisecond for each.
+        &[Bar::BeyondDirect(P50, 2000.0)],
+    ),
     cold(
         "used_tenants",
         "memory for each tenant used once, its pool gone",

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::control_path::{
     api_keys::{self, ApiKey, Role},
-    logins::parse_moment,
+    moment::parse_moment,
 };
 
 /// Make, list and revoke keys for the HTTP management API
@@ -35,7 +35,7 @@ enum Action {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby api-key create deploy --role operator --expires 2027-01-31")]
 struct Create {
-    /// Stands in the audit log as key:NAME
+    /// Stands in the audit log as api:NAME
     name: String,
     /// What it may do: viewer looks, operator works on tenants and logins, admin does everything
     #[arg(long, value_enum)]

@@ -4,16 +4,19 @@ use std::io::IsTerminal as _;
 
 use clap::{Args, Subcommand};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::json;
 
 use super::{
     Failure, Globals,
     operating::operator,
+    orders::carry_out,
     output, secrets,
     table::{self, answer},
     tenant::key_and_value,
 };
-use crate::control_path::hosts::{self, HostReport, NewHost};
+use crate::control_path::{
+    hosts::{self, HostReport, NewHost},
+    orders::Order,
+};
 
 /// The administrator's password, for scripts that have no standard input to spare.
 const PASSWORD_VARIABLE: &str = "PGLOBBY_HOST_PASSWORD";
@@ -137,11 +140,7 @@ impl HostCommand {
             Action::List(List { json }) => list(globals, json).await,
             Action::Set(command) => command.run(globals).await,
             Action::Remove(Remove { name, json }) => {
-                hosts::remove(&operator(globals).await?, &name).await?;
-                answer(json, &json!({ "name": name, "status": "removed" }), || {
-                    output::line(format!("host {name} is forgotten"));
-                });
-                Ok(())
+                carry_out(globals, Order::RemoveHost { name }, json).await
             }
         }
     }

@@ -1,15 +1,18 @@
 //! `pglobby key`: what stored credentials are sealed with.
 
+use std::sync::Arc;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
     Failure, Globals,
     operating::operator,
+    orders::carry_out,
     output,
     table::{self, answer},
 };
-use crate::control_path::key_rotation;
+use crate::control_path::{key_rotation, orders::Order};
 
 /// Make, list and rotate sealing keys
 #[derive(Debug, Args)]
@@ -87,14 +90,9 @@ impl KeyCommand {
                 answer(command.json, &keys, || table::table("no keys", &["KEY", "STATE", "SEALED"], &rows));
             }
             Action::Rotate(command) => {
-                let operator = operator(globals).await?;
-                let done = key_rotation::rotate(&operator, &globals.load_config()?, command.retire).await?;
-                answer(command.json, &done, || {
-                    output::line(format!("{} credentials sealed anew with key {}", done.resealed, done.key));
-                    if !done.retired.is_empty() {
-                        output::line(format!("retired: {}", done.retired.join(", ")));
-                    }
-                });
+                let config = Arc::new(globals.load_config()?);
+                carry_out(globals, Order::RotateKeys { retire: command.retire, config }, command.json)
+                    .await?;
             }
         }
         Ok(())

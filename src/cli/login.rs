@@ -1,19 +1,22 @@
 //! `pglobby login`: who may log in, and where to.
 
 use clap::{Args, Subcommand};
-use secrecy::ExposeSecret as _;
-use serde::Serialize;
-use serde_json::json;
 use time::OffsetDateTime;
 
 use super::{
     Failure, Globals,
     operating::operator,
-    output,
-    secrets::{Given, PasswordSource},
+    orders::{carry_out, carry_out_as},
+    secrets::PasswordSource,
     table::{self, answer},
+    tenant::key_and_value,
 };
-use crate::control_path::logins::{self, LoginSummary, NewLogin, NewLoginKind};
+use crate::control_path::{
+    logins::{self, LoginSummary, NewLogin, NewLoginKind},
+    moment::parse_moment,
+    orders::Order,
+    verifier::Given,
+};
 
 /// Make, list, change and drop logins
 #[derive(Debug, Args)]
@@ -31,6 +34,7 @@ enum Action {
     List(List),
     /// Everything about one login
     Show(Named),
+    Set(Set),
     SetPassword(SetPassword),
     /// Let a service login enter tenants
     Grant(Tenants),
@@ -73,7 +77,7 @@ struct Create {
     #[arg(long)]
     read_only: bool,
     /// Refused from then on: 2027-01-31, 2027-01-31 18:00 (UTC), or RFC 3339
-    #[arg(long, value_name = "TS", value_parser = logins::parse_moment)]
+    #[arg(long, value_name = "TS", value_parser = parse_moment)]
     valid_until: Option<OffsetDateTime>,
     /// Networks it may come from
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
@@ -102,6 +106,23 @@ struct List {
 struct Named {
     /// The login
     name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Change what a login may do, until when, and from where; sessions that this concerns end
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Keys: access (read_write, read_only), valid_until, allow_from; `KEY=` lifts the limit\n\n\
+                  Example:\n  pglobby login set alice access=read_only valid_until=2027-01-31 allow_from=10.0.0.0/8"
+)]
+struct Set {
+    /// The login
+    name: String,
+    /// What to change
+    #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    settings: Vec<(String, String)>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -142,17 +163,6 @@ struct Tenants {
     json: bool,
 }
 
-/// What `create` and `set-password` answer.
-#[derive(Debug, Serialize)]
-struct Made<'a> {
-    name: &'a str,
-    tenant: Option<&'a str>,
-    kind: &'a str,
-    access: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    password: Option<&'a str>,
-}
-
 impl LoginCommand {
     /// Does it.
     ///
@@ -163,29 +173,27 @@ impl LoginCommand {
             Action::Create(command) => command.run(globals).await,
             Action::List(command) => command.run(globals).await,
             Action::Show(Named { name, json }) => {
-                shown(&logins::show(&operator(globals).await?, &name).await?, json)
-            }
-            Action::SetPassword(command) => command.run(globals).await,
-            Action::Grant(Tenants { name, tenants, all_tenants, read_only, json }) => {
-                let operator = operator(globals).await?;
-                shown(&logins::grant(&operator, &name, &tenants, all_tenants, read_only).await?, json)
-            }
-            Action::Revoke(Tenants { name, tenants, all_tenants, json, .. }) => {
-                shown(&logins::revoke(&operator(globals).await?, &name, &tenants, all_tenants).await?, json)
-            }
-            Action::Disable(Named { name, json }) => {
-                shown(&logins::set_disabled(&operator(globals).await?, &name, true).await?, json)
-            }
-            Action::Enable(Named { name, json }) => {
-                shown(&logins::set_disabled(&operator(globals).await?, &name, false).await?, json)
-            }
-            Action::Drop(Named { name, json }) => {
-                logins::drop_login(&operator(globals).await?, &name).await?;
-                answer(json, &json!({ "name": name, "status": "dropped" }), || {
-                    output::line(format!("login {name} is gone"));
-                });
+                let login = logins::show(&operator(globals).await?, &name).await?;
+                answer(json, &login, || table::fields(&fields(&login)));
                 Ok(())
             }
+            Action::SetPassword(command) => command.run(globals).await,
+            Action::Set(Set { name, settings, json }) => {
+                carry_out(globals, Order::SetLogin { name, settings }, json).await
+            }
+            Action::Grant(Tenants { name, tenants, all_tenants, read_only, json }) => {
+                carry_out(globals, Order::Grant { name, tenants, all_tenants, read_only }, json).await
+            }
+            Action::Revoke(Tenants { name, tenants, all_tenants, json, .. }) => {
+                carry_out(globals, Order::Revoke { name, tenants, all_tenants }, json).await
+            }
+            Action::Disable(Named { name, json }) => {
+                carry_out(globals, Order::DisableLogin { name, disabled: true }, json).await
+            }
+            Action::Enable(Named { name, json }) => {
+                carry_out(globals, Order::DisableLogin { name, disabled: false }, json).await
+            }
+            Action::Drop(Named { name, json }) => carry_out(globals, Order::DropLogin { name }, json).await,
         }
     }
 }
@@ -193,7 +201,7 @@ impl LoginCommand {
 impl Create {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let operator = operator(globals).await?;
-        let given = self.password.obtain(&self.name)?;
+        let Given { password, generated } = self.password.obtain(&self.name)?;
         let kind = match self.tenant {
             Some(tenant) => NewLoginKind::Employee { tenant },
             None if self.admin => NewLoginKind::Admin,
@@ -203,11 +211,11 @@ impl Create {
             name: self.name,
             kind,
             read_only: self.read_only,
-            password: given.password.clone(),
+            password,
             valid_until: self.valid_until,
             allow_from: self.allow_from,
         };
-        made(&logins::create(&operator, &login).await?, &given, self.json)
+        carry_out_as(&operator, Order::CreateLogin { login, generated }, self.json).await
     }
 }
 
@@ -215,23 +223,9 @@ impl SetPassword {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let operator = operator(globals).await?;
         logins::show(&operator, &self.name).await?; // before anybody types a password for nobody
-        let given = self.password.obtain(&self.name)?;
-        made(&logins::set_password(&operator, &self.name, &given.password).await?, &given, self.json)
+        let password = self.password.obtain(&self.name)?;
+        carry_out_as(&operator, Order::SetPassword { name: self.name, password }, self.json).await
     }
-}
-
-fn made(login: &LoginSummary, given: &Given, json: bool) -> Result<(), Failure> {
-    let password = given.generated.then(|| given.password.expose_secret());
-    let LoginSummary { name, tenant, kind, access, .. } = login;
-    let made = Made { name, tenant: tenant.as_deref(), kind, access, password };
-    answer(json, &made, || {
-        let place = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
-        output::line(format!("{kind} login {name}{place} may log in ({access})"));
-        if let Some(password) = password {
-            output::line(format!("password (shown once): {password}"));
-        }
-    });
-    Ok(())
 }
 
 impl List {
@@ -268,19 +262,17 @@ fn entrances(login: &LoginSummary) -> String {
     if names.is_empty() { "-".to_owned() } else { names.join(", ") }
 }
 
-fn shown(login: &LoginSummary, json: bool) -> Result<(), Failure> {
+/// A login, for people.
+pub(super) fn fields(login: &LoginSummary) -> Vec<(&'static str, String)> {
     let networks = if login.allow_from.is_empty() { "all".to_owned() } else { login.allow_from.join(", ") };
-    answer(json, login, || {
-        table::fields(&[
-            ("name", login.name.clone()),
-            ("kind", login.kind.clone()),
-            ("tenants", entrances(login)),
-            ("access", login.access.clone()),
-            ("valid_until", table::or_dash(login.valid_until)),
-            ("disabled_at", table::or_dash(login.disabled_at)),
-            ("allow_from", networks),
-            ("created_at", login.created_at.to_string()),
-        ]);
-    });
-    Ok(())
+    vec![
+        ("name", login.name.clone()),
+        ("kind", login.kind.clone()),
+        ("tenants", entrances(login)),
+        ("access", login.access.clone()),
+        ("valid_until", table::or_dash(login.valid_until)),
+        ("disabled_at", table::or_dash(login.disabled_at)),
+        ("allow_from", networks),
+        ("created_at", login.created_at.to_string()),
+    ]
 }

@@ -13,6 +13,7 @@ mod key;
 mod logging;
 mod login;
 mod operating;
+mod orders;
 pub mod output;
 mod process;
 mod run;

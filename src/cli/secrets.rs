@@ -5,15 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use crate::control_path::verifier::generate_password;
-
-/// A password, and whether it must be shown because nobody knows it yet.
-pub struct Given {
-    /// What it is.
-    pub password: SecretString,
-    /// Made here.
-    pub generated: bool,
-}
+use crate::control_path::verifier::Given;
 
 /// Where a login's password comes from.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,14 +25,14 @@ impl PasswordSource {
     /// Standard input or the terminal cannot be read, or the repetition differs.
     pub fn obtain(&self, whose: &str) -> io::Result<Given> {
         if self.password_stdin {
-            return Ok(Given { password: first_line()?, generated: false });
+            return Ok(Given::by(Some(first_line()?)));
         }
         if self.generate || !io::stdin().is_terminal() {
-            return Ok(Given { password: generate_password(), generated: true });
+            return Ok(Given::by(None));
         }
         let password = prompt(&format!("Password for {whose} (empty: make one): "))?;
         if password.expose_secret().is_empty() {
-            return Ok(Given { password: generate_password(), generated: true });
+            return Ok(Given::by(None));
         }
         let again = prompt("The same again: ")?;
         if again.expose_secret() != password.expose_secret() {
@@ -49,7 +41,7 @@ impl PasswordSource {
                 "the passwords differ; nothing was changed",
             ));
         }
-        Ok(Given { password, generated: false })
+        Ok(Given::by(Some(password)))
     }
 }
 

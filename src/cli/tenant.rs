@@ -7,22 +7,17 @@ use clap::{Args, Subcommand};
 use super::{
     Failure, Globals,
     operating::operator,
+    orders::{carry_out, carry_out_as},
     output,
     table::{self, answer},
 };
 use crate::config::units;
 use crate::control_path::{
     onboarding::{
-        NewTenant,
-        adopt::{AdoptTenant, adopt},
-        create::{CreateTenant, create},
-        drop::{DropDatabase, drop_tenant_keeping},
-        moving::{MoveTenant, move_tenant},
-        rename::rename,
-        rotate::rotate,
-        schema_files,
+        adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, moving::MoveTenant, schema_files,
     },
     operator::OperatorError,
+    orders::Order,
     tenants::{self, Sessions, TenantSummary},
 };
 
@@ -192,7 +187,7 @@ struct Move {
     #[arg(long)]
     host: String,
     /// How long transactions under way may take before the move is given up
-    #[arg(long, default_value = "30s", value_parser = units::duration)]
+    #[arg(long, default_value = MoveTenant::PATIENCE, value_parser = units::duration)]
     patience: Duration,
     /// Leave the old database where it is, closed
     #[arg(long)]
@@ -258,68 +253,30 @@ impl TenantCommand {
                 answer(command.json, &tenant, || table::fields(&fields(&tenant)));
                 Ok(())
             }
-            Action::Set(command) => {
-                let operator = operator(globals).await?;
-                let tenant = tenants::set(&operator, &command.name, &command.settings).await?;
-                answer(command.json, &tenant, || table::fields(&fields(&tenant)));
-                Ok(())
+            Action::Set(Set { name, settings, json }) => {
+                carry_out(globals, Order::SetTenant { name, settings }, json).await
             }
-            Action::Suspend(command) => {
-                let operator = operator(globals).await?;
-                let sessions = match command.after_transaction {
-                    true => Sessions::EndAfterTransaction,
-                    false => Sessions::EndNow,
-                };
-                let tenant =
-                    tenants::suspend(&operator, &command.name, command.reason.as_deref(), sessions).await?;
-                changed(&tenant, command.json);
-                Ok(())
+            Action::Suspend(Suspend { name, reason, after_transaction, json, .. }) => {
+                let sessions =
+                    if after_transaction { Sessions::EndAfterTransaction } else { Sessions::EndNow };
+                carry_out(globals, Order::SuspendTenant { name, reason, sessions }, json).await
             }
-            Action::Resume(command) => {
-                changed(&tenants::resume(&operator(globals).await?, &command.name).await?, command.json);
-                Ok(())
+            Action::Resume(Named { name, json }) => {
+                carry_out(globals, Order::ResumeTenant { name }, json).await
             }
-            Action::Rotate(command) => {
-                let done = rotate(&operator(globals).await?, &command.name).await?;
-                answer(command.json, &done, || {
-                    output::line(format!(
-                        "tenant {}: new passwords for {}",
-                        done.name,
-                        done.roles.join(" and ")
-                    ));
-                });
-                Ok(())
+            Action::Rotate(Rotate { name, json }) => {
+                carry_out(globals, Order::RotateTenant { name }, json).await
             }
-            Action::Move(command) => {
-                let wanted = MoveTenant {
-                    host: command.host,
-                    patience: command.patience,
-                    keep_source: command.keep_source,
-                };
-                let moved = move_tenant(&operator(globals).await?, &command.name, &wanted).await?;
-                answer(command.json, &moved, || {
-                    let rest = if moved.source_dropped { "is gone" } else { "is kept there, closed" };
-                    output::line(format!(
-                        "tenant {} is on host {}; its old database on {} {rest}",
-                        moved.name, moved.host, moved.from
-                    ));
-                });
-                Ok(())
+            Action::Move(Move { name, host, patience, keep_source, json }) => {
+                let to = MoveTenant { host, patience, keep_source };
+                carry_out(globals, Order::MoveTenant { name, to }, json).await
             }
-            Action::Rename(command) => {
-                let tenant = rename(&operator(globals).await?, &command.name, &command.new_name).await?;
-                answer(command.json, &tenant, || {
-                    output::line(format!("tenant {} is now called {}", command.name, tenant.name));
-                });
-                Ok(())
+            Action::Rename(Rename { name, new_name: to, json }) => {
+                carry_out(globals, Order::RenameTenant { name, to }, json).await
             }
             Action::Drop(command) => command.run(globals).await,
         }
     }
-}
-
-fn changed(tenant: &TenantSummary, json: bool) {
-    answer(json, tenant, || output::line(format!("tenant {} is {}", tenant.name, tenant.status)));
 }
 
 impl Create {
@@ -332,8 +289,7 @@ impl Create {
             template: self.template,
             schema,
         };
-        made(&create(&operator(globals).await?, &wanted).await?, self.json);
-        Ok(())
+        carry_out(globals, Order::CreateTenant(wanted), self.json).await
     }
 }
 
@@ -341,19 +297,8 @@ impl Adopt {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let wanted =
             AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
-        made(&adopt(&operator(globals).await?, &wanted).await?, self.json);
-        Ok(())
+        carry_out(globals, Order::AdoptTenant(wanted), self.json).await
     }
-}
-
-fn made(tenant: &NewTenant, json: bool) {
-    let NewTenant { name, status, host, database, username } = tenant;
-    answer(json, tenant, || {
-        output::line(format!(
-            "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
-             next: pglobby login create NAME --tenant {name}"
-        ));
-    });
 }
 
 impl List {
@@ -382,7 +327,7 @@ impl List {
     }
 }
 
-fn fields(tenant: &TenantSummary) -> Vec<(&'static str, String)> {
+pub(super) fn fields(tenant: &TenantSummary) -> Vec<(&'static str, String)> {
     vec![
         ("name", tenant.name.clone()),
         ("status", tenant.status.clone()),
@@ -414,15 +359,8 @@ impl Drop {
             self.ask(&tenants::show(&operator, &self.name).await?)?;
         }
         let database = if self.with_database { DropDatabase::Always } else { DropDatabase::IfOurs };
-        let dropped =
-            drop_tenant_keeping(&operator, &self.name, database, self.final_dump.as_deref()).await?;
-        answer(self.json, &dropped, || {
-            output::line(match dropped.database_dropped {
-                true => format!("tenant {} and its database are gone", dropped.name),
-                false => format!("tenant {} is gone; database {} stays", dropped.name, dropped.database),
-            });
-        });
-        Ok(())
+        let order = Order::DropTenant { name: self.name, database, final_dump: self.final_dump };
+        carry_out_as(&operator, order, self.json).await
     }
 
     /// Typing the name is what makes one look at it.

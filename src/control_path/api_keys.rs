@@ -36,7 +36,7 @@ pub enum Role {
 /// One row of `pglobby.api_keys`, without the hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ApiKey {
-    /// Its name; `key:<name>` in the audit log.
+    /// Its name; `api:<name>` in the audit log.
     pub name: String,
     /// What it may do.
     pub role: Role,

@@ -11,7 +11,6 @@ mod rows;
 
 use std::{error::Error as _, sync::Arc};
 
-use arc_swap::ArcSwap;
 use deadpool_postgres::Object;
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
@@ -22,7 +21,7 @@ use self::{
 };
 use super::{
     central::{Central, CentralError},
-    keyring::Keyring,
+    live_keyring::LiveKeyring,
 };
 use crate::{
     config::Config,
@@ -55,7 +54,7 @@ pub struct Directory {
 
 impl Directory {
     /// An empty directory; asks nobody yet.
-    pub fn new(central: Central, keyring: Arc<ArcSwap<Keyring>>, config: &Config) -> Arc<Self> {
+    pub fn new(central: Central, keyring: Arc<LiveKeyring>, config: &Config) -> Arc<Self> {
         let limits = Limits {
             entries: config.limits.directory_cache_max,
             fresh: config.timeouts.directory_fresh,
@@ -130,7 +129,7 @@ fn may_be_name(name: &str, bytes_max: usize) -> bool {
 #[derive(Debug, Clone)]
 struct Source {
     central: Central,
-    keyring: Arc<ArcSwap<Keyring>>,
+    keyring: Arc<LiveKeyring>,
 }
 
 impl Source {
@@ -141,12 +140,12 @@ impl Source {
 
     async fn tenant_by_name(self, name: String) -> Result<Answer<Tenant>, CentralError> {
         let row = self.row(rows::TENANT_BY_NAME, &[&name]).await?;
-        Ok(answer(row, |row| rows::tenant(row, &self.keyring.load()), || format!("tenant {name:?}")))
+        Ok(answer(row, |row| rows::tenant(row, &self.keyring), || format!("tenant {name:?}")))
     }
 
     async fn tenant_by_id(self, id: i64) -> Result<Answer<Tenant>, CentralError> {
         let row = self.row(rows::TENANT_BY_ID, &[&id]).await?;
-        Ok(answer(row, |row| rows::tenant(row, &self.keyring.load()), || format!("tenant {id}")))
+        Ok(answer(row, |row| rows::tenant(row, &self.keyring), || format!("tenant {id}")))
     }
 
     /// A pooled connection may have died unnoticed, and looking up twice does no harm: a lost one is replaced once.

@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use super::{
     keyring::{Keyring, KeyringError},
+    operations,
     operator::{Operator, OperatorError},
     seal::Place,
 };
@@ -104,21 +105,57 @@ pub async fn generate(operator: &Operator, config: &Config) -> Result<String, Op
 /// The ring, the central database, or a credential that does not open; what was done stays done, and the next run
 /// goes on.
 pub async fn rotate(operator: &Operator, config: &Config, retire: bool) -> Result<Rotated, OperatorError> {
+    ring_file(config)?;
     let mut client = lock_ring(operator).await?;
+    let operation = begin(operator, &client).await?;
+    let rotated = rotate_recorded(operator, config, retire, &mut client, operation).await;
+    match &rotated {
+        Ok(_) => {
+            let sql = "UPDATE pglobby.operations SET status = 'done', updated_at = now() WHERE id = $1";
+            client.execute(sql, &[&operation]).await?;
+        }
+        Err(error) => operations::note_error(operator, operation, error).await?,
+    }
+    rotated
+}
+
+/// Records that it begins. What a dead run recorded is closed, because this one goes on with its work.
+async fn begin(operator: &Operator, client: &Client) -> Result<i64, OperatorError> {
+    let supersede =
+        "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it',
+                            updated_at = now()
+                     WHERE kind = 'key_rotate' AND status IN ('running', 'failed')";
+    client.execute(supersede, &[]).await?;
+    let sql = "INSERT INTO pglobby.operations (kind, actor) VALUES ('key_rotate', $1) RETURNING id";
+    let operation = client.query_one(sql, &[&operator.actor]).await?.get(0);
+    operator.report_begun(operation).await;
+    Ok(operation)
+}
+
+async fn rotate_recorded(
+    operator: &Operator,
+    config: &Config,
+    retire: bool,
+    client: &mut Client,
+    operation: i64,
+) -> Result<Rotated, OperatorError> {
     let ring = Keyring::load(config)?;
-    let outdated = count_by_key(&client).await?.keys().any(|key| key != ring.writing_key());
+    let outdated = count_by_key(client).await?.keys().any(|key| key != ring.writing_key());
     if !outdated {
-        add_key(operator, &client, config).await?;
+        add_key(operator, client, config).await?;
     }
     let mut ring = Keyring::load(config)?;
     let mut resealed = 0;
     for place in PLACES {
-        resealed += reseal(&mut client, &ring, place).await?;
+        resealed += reseal(client, &ring, place).await?;
+        let step = format!("{}.{}", place.0, place.3);
+        let sql = "UPDATE pglobby.operations SET step = $2, updated_at = now() WHERE id = $1";
+        client.execute(sql, &[&operation, &step]).await?;
     }
 
     let mut retired = Vec::new();
     if retire {
-        let used = count_by_key(&client).await?;
+        let used = count_by_key(client).await?;
         let unused: Vec<String> =
             ring.key_ids().filter(|id| !used.contains_key(*id)).map(str::to_owned).collect();
         retired.extend(unused.into_iter().filter(|id| ring.remove_key(id)));
@@ -127,8 +164,8 @@ pub async fn rotate(operator: &Operator, config: &Config, retire: bool) -> Resul
         }
     }
     let key = ring.writing_key().to_owned();
-    let detail = json!({ "key": key, "resealed": resealed, "retired": retired });
-    operator.audit(&client, "key.rotate", None, &detail).await?;
+    let detail = json!({ "key": key, "resealed": resealed, "retired": retired, "operation": operation });
+    operator.audit(client, "key.rotate", None, &detail).await?;
     Ok(Rotated { key, generated: !outdated, resealed, retired })
 }
 

@@ -5,13 +5,12 @@
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::json;
-use time::{
-    Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339,
-    macros::format_description,
-};
-use tokio_postgres::{Client, GenericClient, Row, error::SqlState};
+use time::OffsetDateTime;
+use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
+    hosts::unknown_setting,
+    moment::parse_moment,
     onboarding::names::check_text,
     operator::{Operator, OperatorError},
     tenants::{id_of, parse_networks},
@@ -239,6 +238,71 @@ pub async fn set_password(
     change(operator, name, "login.set_password", sql, &verifier.expose_secret()).await
 }
 
+/// Keys of `login set`.
+pub const SETTINGS: [&str; 3] = ["access", "valid_until", "allow_from"];
+
+/// Changes what a login may do, until when, and from where; an empty value lifts the limit. Its sessions end where the
+/// change concerns them.
+///
+/// # Errors
+/// Unknown key (naming the nearest), bad value, no such login; then nothing is changed.
+pub async fn set(
+    operator: &Operator,
+    name: &str,
+    settings: &[(String, String)],
+) -> Result<LoginSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    for (key, value) in settings {
+        if set_one(&transaction, name, key, value.trim()).await? == 0 {
+            return Err(missing(operator, &transaction, name).await);
+        }
+    }
+    let mut detail: serde_json::Map<_, _> =
+        settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+    detail.insert("login".to_owned(), name.into());
+    operator.audit(&transaction, "login.set", None, &detail.into()).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+async fn set_one(
+    client: &impl GenericClient,
+    name: &str,
+    key: &str,
+    value: &str,
+) -> Result<u64, OperatorError> {
+    let run = async |assignment: &str, value: &(dyn ToSql + Sync)| {
+        let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1");
+        client.execute(&sql, &[&name, value]).await.map_err(OperatorError::from)
+    };
+    match key {
+        "access" => match value {
+            "read_write" | "read_only" => run("access = $2", &value).await,
+            _ => Err(OperatorError::Invalid(format!("access is read_write or read_only, not {value:?}"))),
+        },
+        "valid_until" => {
+            let given = Some(value).filter(|value| !value.is_empty());
+            let moment = given.map(parse_moment).transpose();
+            let moment = moment.map_err(|why| OperatorError::Invalid(format!("valid_until: {why}")))?;
+            run("valid_until = $2", &moment).await
+        }
+        "allow_from" => run("allow_from = $2::text[]::cidr[]", &parse_networks(value.split(','))?).await,
+        _ => Err(unknown_setting(key, &SETTINGS)),
+    }
+}
+
+/// Whether there is an administrator's login of that name.
+///
+/// # Errors
+/// The central database.
+pub async fn is_admin(operator: &Operator, name: &str) -> Result<bool, OperatorError> {
+    let sql = "SELECT kind = 'admin' FROM pglobby.logins WHERE name = $1";
+    let row = operator.central.client().await?.query_opt(sql, &[&name]).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
 /// Refuses a login from now on, or no longer.
 ///
 /// # Errors
@@ -262,7 +326,7 @@ async fn change<T>(
     value: &T,
 ) -> Result<LoginSummary, OperatorError>
 where
-    T: tokio_postgres::types::ToSql + Sync,
+    T: ToSql + Sync,
 {
     let mut client = operator.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
@@ -388,49 +452,4 @@ async fn service_id(
 
 async fn missing(operator: &Operator, client: &impl GenericClient, name: &str) -> OperatorError {
     operator.not_found(client, "login", name, "SELECT name FROM pglobby.logins").await
-}
-
-/// A moment as people write it: `2027-01-31`, `2027-01-31 18:00`, both UTC, or RFC 3339 with any offset.
-///
-/// # Errors
-/// A sentence to follow the option's name.
-pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
-    let text = text.trim();
-    let date = format_description!("[year]-[month]-[day]");
-    let minute = format_description!("[year]-[month]-[day] [hour]:[minute]");
-    let second = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    if let Ok(moment) = OffsetDateTime::parse(text, &Rfc3339) {
-        return Ok(moment);
-    }
-    if let Ok(date) = Date::parse(text, date) {
-        return Ok(date.midnight().assume_utc());
-    }
-    PrimitiveDateTime::parse(text, second)
-        .or_else(|_| PrimitiveDateTime::parse(text, minute))
-        .map(PrimitiveDateTime::assume_utc)
-        .map_err(|_| {
-            format!("{text:?} is no moment; write 2027-01-31, 2027-01-31 18:00 or 2027-01-31T18:00:00+01:00")
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use time::macros::datetime;
-
-    use super::*;
-
-    #[test]
-    fn moments_are_read_as_people_write_them() {
-        for (text, moment) in [
-            ("2027-01-31", datetime!(2027-01-31 00:00 UTC)),
-            ("2027-01-31 18:00", datetime!(2027-01-31 18:00 UTC)),
-            ("2027-01-31 18:00:01", datetime!(2027-01-31 18:00:01 UTC)),
-            ("2027-01-31T18:00:00+01:00", datetime!(2027-01-31 17:00 UTC)),
-        ] {
-            assert_eq!(parse_moment(text), Ok(moment), "{text}");
-        }
-        for text in ["", "tomorrow", "2027-02-30", "2027-01-31 25:00"] {
-            assert!(parse_moment(text).is_err(), "{text}");
-        }
-    }
 }

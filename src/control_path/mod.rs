@@ -1,6 +1,7 @@
 //! Everything a running query never waits for.
 
 pub mod api_keys;
+pub mod audit;
 pub mod central;
 pub mod central_tls;
 pub mod check;
@@ -18,12 +19,16 @@ pub mod http;
 pub mod init;
 pub mod key_rotation;
 pub mod keyring;
+pub mod live_keyring;
 pub mod local_cluster;
 pub mod logins;
 pub mod migrations;
+pub mod moment;
 pub mod notifications;
 pub mod onboarding;
+pub mod operations;
 pub mod operator;
+pub mod orders;
 pub mod postgres_binaries;
 pub mod seal;
 pub mod serving;

@@ -12,6 +12,7 @@ use tokio_postgres::{GenericClient, error::SqlState};
 use super::{
     central::{Central, CentralError, causes},
     keyring::{Keyring, KeyringError},
+    live_keyring::LiveKeyring,
     onboarding::names::NameError,
     seal::SealError,
 };
@@ -23,15 +24,34 @@ pub struct Operator {
     pub central: Central,
     /// What credentials are sealed with.
     pub keyring: Arc<Keyring>,
-    /// For `audit_log` and `operations`: `os:peter`, `login:admin`, `key:deploy`.
+    /// For `audit_log` and `operations`: `os:peter`, `login:admin`, `api:deploy`.
     pub actor: String,
     /// Told of each step of long work, if anybody wants to know.
     pub progress: Option<Arc<dyn Progress>>,
 }
 
+/// Where the operators of a running node come from: those of the console and of the API.
+#[derive(Debug, Clone)]
+pub struct Office {
+    /// Where everything is recorded.
+    pub central: Central,
+    /// What credentials are sealed with.
+    pub keyring: Arc<LiveKeyring>,
+}
+
+impl Office {
+    /// Somebody called `actor`, with the key ring as it is now.
+    pub fn operator(&self, actor: impl Into<String>) -> Operator {
+        Operator::new(self.central.clone(), self.keyring.fresh(), actor)
+    }
+}
+
 /// Hears of the steps of long work, after each is recorded. The work goes on when `step` returns.
 #[async_trait]
 pub trait Progress: Send + Sync {
+    /// The work has begun: it is this row of `pglobby.operations`, to be followed there.
+    async fn begun(&self, _operation: i64) {}
+
     /// `step` of the work on `tenant` is done and recorded.
     async fn step(&self, tenant: &str, step: &str);
 }
@@ -150,6 +170,13 @@ impl Operator {
             )
             .await?;
         Ok(())
+    }
+
+    /// Tells whoever wants to know that the work is recorded from now on.
+    pub(crate) async fn report_begun(&self, operation: i64) {
+        if let Some(progress) = &self.progress {
+            progress.begun(operation).await;
+        }
     }
 
     /// Tells whoever wants to know.

@@ -7,23 +7,23 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    central::{Central, causes},
+    central::{Central, CentralError, causes},
     console::{self, Backstage, Period, Request},
     directory::Directory,
     fences::Fences,
     fleet, http,
-    keyring::Keyring,
+    live_keyring::LiveKeyring,
     migrations,
     notifications::{self, Notice},
     onboarding::adopt::complete_grants,
-    operator::Operator,
+    operator::Office,
 };
 use crate::{
     config::Config,
     data_path::{
         deadlines,
         listener::{Accepting, Listeners},
-        pool::{PoolMaking, TenantPools},
+        pool::{Looking, PoolMaking, TenantPools},
         proxy::Proxy,
         server::DialOptions,
         session::Sessions,
@@ -45,7 +45,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 pub struct Serving {
     /// What the clients share.
     pub proxy: Arc<Proxy>,
-    keyring: Arc<ArcSwap<Keyring>>,
+    keyring: Arc<LiveKeyring>,
     dial: Arc<ArcSwap<DialOptions>>,
     listeners: Listeners,
     http: Option<SocketAddr>,
@@ -71,7 +71,7 @@ impl Serving {
     /// # Errors
     /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served then.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
-        let keyring = Arc::new(ArcSwap::from_pointee(Keyring::load(&config).map_err(refused)?));
+        let keyring = Arc::new(LiveKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
         let client = central.client().await.map_err(refused)?;
         migrations::require_current(&**client).await.map_err(refused)?;
@@ -85,16 +85,14 @@ impl Serving {
         let directory = Directory::new(central.clone(), keyring.clone(), &config);
         let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let before_first = grants(&central, &keyring);
-        let pools = TenantPools::new(workers.all().to_vec(), config.clone(), dial.clone(), before_first);
+        let office = Office { central: central.clone(), keyring: keyring.clone() };
+        let before_first = grants(office.clone());
+        let look_again = looking(central.clone(), directory.clone());
+        let all_workers = workers.all().to_vec();
+        let pools = TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again);
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let period = Arc::new(Period::default());
-        let backstage = Backstage {
-            central: central.clone(),
-            keyring: keyring.clone(),
-            period: period.clone(),
-            requests,
-        };
+        let backstage = Backstage { office: office.clone(), period: period.clone(), requests };
         let proxy = Arc::new(Proxy {
             config,
             tls,
@@ -114,7 +112,7 @@ impl Serving {
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
-            tasks.push(tokio::spawn(http::serve(listener, proxy.clone())));
+            tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), office)));
         }
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
@@ -158,11 +156,11 @@ impl Serving {
     /// # Errors
     /// What is wrong.
     pub async fn reload(&self, config: Config) -> Result<(), ServeError> {
-        let keyring = Keyring::load(&config).map_err(refused)?;
+        let keyring = LiveKeyring::load(&config).map_err(refused)?;
         let tls = client_tls(&config)?;
         let dial = DialOptions::new(&config).map_err(refused)?;
         self.proxy.tls.store(tls.map(Arc::new));
-        self.keyring.store(Arc::new(keyring));
+        self.keyring.replace(keyring);
         self.dial.store(Arc::new(dial));
         self.proxy.config.store(Arc::new(config));
         self.proxy.apply(Change::Everything).await;
@@ -205,16 +203,30 @@ fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, ServeError> 
 }
 
 /// Access to an adopted database's tables, granted when its first pool is made.
-fn grants(central: &Central, keyring: &Arc<ArcSwap<Keyring>>) -> PoolMaking {
-    let (central, keyring) = (central.clone(), keyring.clone());
+fn grants(office: Office) -> PoolMaking {
     Arc::new(move |tenant| {
-        let operator = Operator {
-            central: central.clone(),
-            keyring: keyring.load_full(),
-            actor: "pglobby".into(),
-            progress: None,
-        };
+        let operator = office.operator("pglobby");
         Box::pin(async move { complete_grants(&operator, tenant.id).await.map_err(|error| causes(&error)) })
+    })
+}
+
+/// A tenant's row after the change that is being made to it now, if one is: `FOR SHARE` waits for whoever holds it.
+fn looking(central: Central, directory: Arc<Directory>) -> Looking {
+    Arc::new(move |id| {
+        let (central, directory) = (central.clone(), directory.clone());
+        Box::pin(async move {
+            let changed = async {
+                let client = central.client().await?;
+                let sql = "SELECT generation FROM pglobby.tenants WHERE id = $1 FOR SHARE";
+                client.query_opt(sql, &[&id]).await.map_err(CentralError::from)
+            };
+            if let Err(error) = changed.await {
+                warn!(tenant = id, side = "central", %error, "cannot look up a tenant whose credentials are refused");
+                return None;
+            }
+            directory.forget(&Change::Tenant(id));
+            directory.tenant_by_id(id).await.ok().flatten()
+        })
     })
 }
 

@@ -11,6 +11,25 @@ const GENERATED_PASSWORD_LETTERS: usize = 28;
 /// URL, in SQL and in a shell.
 const ALPHABET: &[u8; 57] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
 
+/// A login's password, and whether it must be told because nobody knows it yet.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// What it is.
+    pub password: SecretString,
+    /// Made here.
+    pub generated: bool,
+}
+
+impl Given {
+    /// The caller's own, or one made here.
+    pub fn by(caller: Option<SecretString>) -> Self {
+        match caller {
+            Some(password) => Self { password, generated: false },
+            None => Self { password: generate_password(), generated: true },
+        }
+    }
+}
+
 /// The verifier PostgreSQL itself would store for `password`: `SCRAM-SHA-256$4096:<salt>$<stored key>:<server key>`,
 /// with a random salt of 16 bytes. SASLprep is applied where the password allows it and skipped where it does not,
 /// as PostgreSQL does (RFC 5802, RFC 4013).

@@ -7,7 +7,7 @@ use super::{
     choice::Talk,
     lease::Pins,
     session_state::Doubts,
-    statement::{self, Argument, Discard, Effects, Kind, Lexing, Statement},
+    statement::{self, Argument, Discard, Effects, Kind, Lexing, SetValue, Statement},
 };
 
 /// What a text may leave behind in the session that runs it; read once.
@@ -25,6 +25,8 @@ pub struct Aftermath {
     pub names_statements: bool,
     /// What it has to do with the tenant of the session.
     pub talk: Talk,
+    /// It may look at what is prepared (`pg_prepared_statements`).
+    pub inspects: bool,
 }
 
 /// What a text that only tidies up leaves of the session's settings.
@@ -91,12 +93,16 @@ impl Aftermath {
         let mut names: Vec<Box<str>> = Vec::new();
         let mut names_statements = false;
         let mut talk = Talk::default();
+        let inspects = effects.contains(Effects::INSPECTION);
         for statement in statement::statements(sql, lexing) {
             names_statements |=
                 statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
             talk = talk.max(Talk::of(&statement));
             if !HARMLESS.contains(statement.deferred) {
                 pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
+            }
+            if resets(&statement.kind) {
+                doubts.insert(Doubts::SOURCES);
             }
             if !Self::parameters(&statement, &mut names) {
                 doubts.insert(Doubts::ANY_SETTING);
@@ -111,7 +117,8 @@ impl Aftermath {
             doubts.insert(Doubts::NAMED_SETTINGS);
         }
         let names = (!names.is_empty()).then(|| names.into());
-        Self { doubts, names, pins, tidies: Tidying::read(sql, lexing), names_statements, talk }
+        let tidies = Tidying::read(sql, lexing);
+        Self { doubts, names, pins, tidies, names_statements, inspects, talk }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.
@@ -146,6 +153,11 @@ impl Aftermath {
         }
         if statement.effects.contains(Effects::HIDDEN) { Pins::SETTINGS } else { Pins::default() }
     }
+}
+
+/// Whether a parameter that is named goes back to where it was.
+fn resets(kind: &Kind<'_>) -> bool {
+    matches!(kind, Kind::Reset(_) | Kind::Set { local: false, value: SetValue::Default, .. })
 }
 
 /// How PostgreSQL reads a boolean, as far as drivers write one.

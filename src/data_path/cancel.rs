@@ -3,54 +3,19 @@
 //! Only the session's own task knows what it holds, so it is the one that sends the cancel on; while the cancel is under
 //! way the server serves nobody else, and the client's cancel connection stays open, as PostgreSQL's own does.
 
-use std::{future::Future, pin::Pin, sync::Arc, task::Context, time::Instant};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{
-    farewell::End,
     pool::Pool,
-    relay::{Relay, Step},
+    relay::Relay,
     server::{self, connection::Server},
     session::Sessions,
 };
 
 impl Relay {
-    /// Attends to signals and to a cancel that is under way.
-    #[cold]
-    pub(super) fn attend(&mut self, cx: &mut Context<'_>) -> Option<Step> {
-        if let Some(cancelling) = self.cancelling.as_mut()
-            && Pin::new(cancelling).poll(cx).is_ready()
-        {
-            self.cancelling = None;
-            if let Some(step) = self.after_reply(Instant::now()) {
-                return Some(step);
-            }
-        }
-        if self.handle.is_signalled() {
-            let signals = self.handle.take_signals();
-            if let Some(reason) = signals.end {
-                return Some(Step::End(End::Refused(reason)));
-            }
-            if let Some(reason) = signals.end_when_free {
-                let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
-                if free && self.inbox.is_empty() {
-                    return Some(Step::End(End::Refused(reason)));
-                }
-                self.leaving = Some(reason);
-            }
-            // Other signals come this way as well: what runs when a drain begins must not be cancelled.
-            if !signals.cancels.is_empty() {
-                self.cancel(signals.cancels);
-            }
-            if let Some(cancelling) = self.cancelling.as_mut() {
-                let _ = Pin::new(cancelling).poll(cx);
-            }
-        }
-        None
-    }
-
     /// Cancels what the session's server runs for it. Where nothing runs, or what runs is our own bookkeeping, whose failure
     /// would end the session, nothing happens: as if the cancel had come before the query. `waiting` are dropped when it
     /// has settled.

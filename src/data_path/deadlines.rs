@@ -1,9 +1,13 @@
-//! Sessions that take too long: queries, transactions, idleness inside and outside of transactions.
+//! Sessions that take too long: queries, transactions, idleness inside and outside of transactions; and those whose login is
+//! over by now.
 //!
 //! Nothing is armed per message. Every session notes what it is doing and since when, on the coarse clock; one task walks
-//! them now and then, and only where a limit is set.
+//! them now and then, and for limits only where one is set.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::{
     proxy::Proxy,
@@ -20,6 +24,9 @@ pub async fn watch(proxy: Arc<Proxy>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
+        let now = SystemTime::now();
+        let expired = Refusal::Ended("the login is no longer valid".into());
+        proxy.sessions.end(&expired, |session| session.has_expired(now));
         let config = proxy.config.load();
         let limits = &config.timeouts;
         let any = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];

@@ -50,6 +50,8 @@ impl Relay {
                 End::ClientGone | End::Refused(_) => self.leave_behind(server, false, true),
             }
         }
+        self.heard = None;
+        self.unsent.push(&std::mem::take(&mut self.held));
         let mut bytes = Vec::new();
         if let Some(refusal) = last_words.filter(|_| in_step) {
             refusal.write(Severity::Fatal, &mut bytes);

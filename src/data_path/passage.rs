@@ -100,7 +100,8 @@ impl Relay {
             return false;
         }
         let lease = self.server.as_ref().map(|server| &server.side.lease);
-        let over = lease.is_none_or(|lease| lease.is_over()) && !self.side.mid_message();
+        let over =
+            lease.is_none_or(|lease| lease.is_over()) && !self.side.mid_message() && self.held.is_empty();
         let answered = lease.is_none_or(|lease| !lease.is_working() || lease.takes_copy_data());
         concierge.is_to_leave() && over || concierge.waits != Waits::No && answered
     }
@@ -214,16 +215,19 @@ impl Relay {
 
     /// A session that keeps its server may name the tenant that it is in.
     fn is_free_to_go(&self, concierge: &Concierge, wish: &Wish) -> Result<(), Refusal> {
-        let Some(server) = &self.server else { return Ok(()) };
+        let pins = self.server.as_ref().map_or(Pins::NONE, |server| server.side.lease.pins);
         let id = self.pool.tenant.id;
         let stays = match &wish.tenant {
             Some(name) => **name == *self.pool.tenant.name,
             None => concierge.first == Some(id),
         };
-        let kept = server.side.lease.pins.without(LEFT_GLADLY);
+        let mut kept = pins.without(LEFT_GLADLY);
+        if self.heard.is_some() {
+            kept.insert(Pins::LISTEN);
+        }
         match () {
             () if stays => Ok(()),
-            () if !self.side.follows() => Err(NoChoice::SessionMode.into()),
+            () if self.server.is_some() && !self.side.follows() => Err(NoChoice::SessionMode.into()),
             () if kept.is_empty() => Ok(()),
             () => Err(Refusal::TenantPinned { reasons: kept.names().collect::<Vec<_>>().join(", ") }),
         }
@@ -298,6 +302,8 @@ impl Relay {
     /// Leaves the tenant for another room. The server it holds is cleaned, or closed, without it.
     pub(super) fn depart(mut self: Box<Self>, room: Room) -> Departure {
         self.side.take_held(&mut self.inbox);
+        // What it has not heard yet of channels there is nothing to it any more.
+        drop(self.handle.take_notifications());
         room.receive(&mut self.side);
         if let Some(concierge) = self.concierge.as_mut() {
             concierge.arrive();

@@ -158,6 +158,10 @@ impl ClientStatements {
         self.named.get(name)
     }
 
+    fn has(&self, id: u64) -> bool {
+        self.named.values().any(|statement| statement.id == id)
+    }
+
     /// The Parse of that name is yet to reach a server.
     pub fn postpone(&mut self, name: &[u8]) {
         self.postponed.push(name.into());
@@ -309,18 +313,28 @@ impl ServerStatements {
 
     /// Makes the next Parse of `statement` a real one: what the server has of that name is closed first.
     pub fn make_room_for(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) {
-        if self.known.remove(&statement.id).is_some() {
-            close(statement, lease, out);
-        }
+        self.close(statement.id, lease, out);
         while self.known.len() >= self.capacity {
-            let Some(oldest) = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id)
-            else {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id);
+            if !oldest.is_some_and(|id| self.close(id, lease, out)) {
                 return;
-            };
-            if let Some(known) = self.known.remove(&oldest) {
-                close(&known.statement, lease, out);
             }
         }
+    }
+
+    /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
+    fn close(&mut self, id: u64, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
+        let Some(known) = self.known.get(&id) else { return false };
+        let naming = Naming { client_name: None, statement: known.statement.clone() };
+        let goes = lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
+        if goes {
+            append(out, b'C', |out| {
+                out.push(b'S');
+                append_cstr(out, &known.statement.server_name);
+            });
+            self.known.remove(&id);
+        }
+        goes
     }
 
     /// A Parse of `statement` is queued.
@@ -383,6 +397,32 @@ impl ServerStatements {
         }
     }
 
+    /// Before a session looks at what is prepared: what is others' goes.
+    #[cold]
+    pub fn hide_others(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Vec<u8>) {
+        let others: Vec<u64> = self.known.keys().filter(|id| !client.has(**id)).copied().collect();
+        for id in others {
+            self.close(id, lease, out);
+        }
+    }
+
+    /// And what the server lacks of the session's own comes, in the order in which it was first prepared. In batches of their
+    /// own, in front of a simple query, so that one that fails takes nothing with it. In a transaction it would: there only
+    /// what some server has taken already.
+    #[cold]
+    pub fn show_own(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
+        let mut own: Vec<&Arc<Statement>> = client.named.values().collect();
+        own.sort_unstable_by_key(|statement| statement.id);
+        let safe = |statement: &&&Arc<Statement>| match lease.status() {
+            b'I' => true,
+            status => status == b'T' && statement.is_proved(),
+        };
+        let shown: Vec<_> = own.iter().filter(safe).take(self.capacity).collect();
+        for statement in shown {
+            self.ensure_for_query(statement, lease, out);
+        }
+    }
+
     /// Prepares `statement` anew, whether the server knows it or not.
     #[cold]
     pub fn prepare(
@@ -424,16 +464,6 @@ fn parse(name: &[u8], body: &[u8], out: &mut Vec<u8>) {
         append_cstr(out, name);
         out.extend_from_slice(body);
     });
-}
-
-fn close(statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) {
-    let naming = Naming { client_name: None, statement: statement.clone() };
-    if lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow) {
-        append(out, b'C', |out| {
-            out.push(b'S');
-            append_cstr(out, &statement.server_name);
-        });
-    }
 }
 
 /// Appends the message (or the first part of it) in `bytes` with the name at `at..at + old` replaced by `new`. Nothing

@@ -19,7 +19,7 @@ use super::{
     pool::TenantPools,
     session::{SessionHandle, Sessions},
     startup::Hello,
-    tenant::{Change, Directory, Login},
+    tenant::{Change, Directory, Login, allowed_from},
     worker::Worker,
 };
 use crate::{
@@ -228,6 +228,11 @@ impl Proxy {
             }
             None => Some(Refusal::AdminShutdown),
         };
+        if let Some(tenant) = &tenant {
+            let reason = Refusal::Ended("the networks that may enter this tenant were changed".into());
+            self.sessions
+                .end(&reason, |session| session.is_at(id) && !allowed_from(&tenant.allow_from, session.peer));
+        }
         let Some(refusal) = refusal else { return };
         let reason = Refusal::Ended(refusal.to_string());
         if tenant.is_some_and(|tenant| tenant.drain) {
@@ -242,17 +247,14 @@ impl Proxy {
     async fn logins_changed(&self, concerns: impl Fn(&SessionHandle) -> bool) {
         for session in self.sessions.all().into_iter().filter(|session| concerns(session)) {
             let Ok(login) = self.directory.login(&session.login.name).await else { continue };
-            let stays = login.is_some_and(|login| {
-                login.id == session.login.id
-                    && !login.disabled
-                    && login.valid_until.is_none_or(|until| until > std::time::SystemTime::now())
-                    && match session.place() {
-                        Some(place) => access_to(&login.kind, place.tenant.id) == Some(place.access),
-                        None => true,
-                    }
+            let stays = login.filter(|login| {
+                let place = session.place();
+                login.still_admits(&session.login, session.peer)
+                    && place.is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
             });
-            if !stays {
-                session.end(Refusal::Ended("the login was changed".into()));
+            match stays {
+                Some(login) => session.set_valid_until(login.valid_until),
+                None => session.end(Refusal::Ended("the login was changed".into())),
             }
         }
     }

@@ -23,6 +23,7 @@ use super::{
     concierge::Concierge,
     exchange::{Broken, ClientSide, Flow, need_of_client},
     farewell::End,
+    hearing::Heard,
     passage::{Departure, Seat},
     pool::Pool,
     server::connection::Server,
@@ -67,7 +68,11 @@ pub struct Relay {
     pub(super) side: ClientSide,
     /// What the client sent that no server has got yet.
     pub(super) inbox: Vec<u8>,
+    /// The reply that ends a transaction, kept back until notifications are settled.
+    pub(super) held: Vec<u8>,
     pub(super) pool: Arc<Pool>,
+    /// What it LISTENs to.
+    pub(super) heard: Option<Heard>,
     pub(super) server: Option<Box<Server>>,
     pub(super) handle: Registered,
     /// A cancel that the server has not settled yet: it serves nobody else until then.
@@ -105,7 +110,9 @@ impl Relay {
             unsent,
             side,
             inbox,
+            held: Vec::new(),
             pool,
+            heard: None,
             server: None,
             handle,
             cancelling: None,
@@ -174,7 +181,12 @@ impl Relay {
             let mut moved = false;
             if !self.unsent.is_empty() {
                 match self.unsent.drain(&mut self.client, cx) {
-                    Ok(emptied) => moved |= emptied,
+                    Ok(emptied) => {
+                        moved |= emptied;
+                        if self.handle.is_notified() {
+                            self.tell_heard();
+                        }
+                    }
                     Err(_) => return Poll::Ready(Step::End(End::ClientGone)),
                 }
             }
@@ -225,7 +237,13 @@ impl Relay {
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        if self.unsent.send(&mut self.client, cx, bytes).is_err() {
+        let holds = heard.ready > 0 && server.side.lease.is_over() && server.side.holds_reply();
+        if holds {
+            self.held.extend_from_slice(bytes);
+        } else if !self.held.is_empty() {
+            self.unsent.push(&std::mem::take(&mut self.held));
+            self.unsent.push(bytes);
+        } else if self.unsent.send(&mut self.client, cx, bytes).is_err() {
             return Err(Step::End(End::ClientGone));
         }
         if heard.fatal {
@@ -315,6 +333,9 @@ impl Relay {
             }
             side.applied = self.side.wanted.clone();
         }
+        if let (Some(heard), None) = (&self.heard, &server.side.hearing.channels) {
+            Self::listen_along(heard, server, out.build());
+        }
         if let Some(concierge) = self.concierge.as_mut() {
             concierge.desk.hand_over(&mut server.side.lease, out.build());
         }
@@ -346,7 +367,7 @@ impl Relay {
         }
         match self.pool.try_borrow() {
             Some(server) => {
-                self.hold(server);
+                self.take_on(server);
                 Ok(true)
             }
             None => Ok(false),
@@ -359,8 +380,11 @@ impl Relay {
         Ok(())
     }
 
-    pub(super) fn hold(&mut self, server: Box<Server>) {
+    pub(super) fn take_on(&mut self, server: Box<Server>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
+        let mut server = server;
+        server.side.hearing.told_as =
+            if self.side.follows() { self.handle.process_id } else { server.process_id };
         server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
@@ -421,7 +445,8 @@ impl Relay {
             }
             return None;
         }
-        if !server.side.uncertain.is_empty() {
+        let follows = self.side.follows();
+        if server.side.is_unsettled(follows) {
             return Some(Step::Settle);
         }
         if let Some(leased_at) = self.leased_at.take() {
@@ -430,8 +455,11 @@ impl Relay {
             stats.transaction_time.record(now.saturating_duration_since(leased_at));
             stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
-        if !server.side.lease.pins.is_empty() || !self.side.follows() {
+        if server.side.is_pinned(follows) {
             self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+            if self.handle.is_notified() {
+                self.tell_heard();
+            }
         } else {
             self.give_back();
         }

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering},
+        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
     time::{Instant, SystemTime},
@@ -44,6 +44,7 @@ pub enum Doing {
 
 const CANCEL: u8 = 1;
 const END: u8 = 2;
+const NOTIFIED: u8 = 4;
 
 /// What others see of a session.
 #[derive(Debug)]
@@ -74,6 +75,8 @@ pub struct SessionHandle {
     asked_ms: AtomicU32,
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
+    /// When its login ends, in milliseconds since 1970; `u64::MAX`: never. The login's row may have changed since it logged in.
+    valid_until: AtomicU64,
     prepared: AtomicU32,
     pins: AtomicU16,
     signals: AtomicU8,
@@ -87,6 +90,8 @@ struct Mailbox {
     end: Option<Refusal>,
     end_when_free: Option<Refusal>,
     cancels: Vec<oneshot::Sender<()>>,
+    /// NotificationResponses, whole, one behind the other.
+    notifications: Vec<u8>,
 }
 
 /// What a session's own task finds in its mailbox.
@@ -143,9 +148,39 @@ impl SessionHandle {
     /// Takes what waits.
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
-        self.signals.store(0, Ordering::Release);
+        self.signals.fetch_and(NOTIFIED, Ordering::AcqRel);
         let (end, end_when_free) = (mailbox.end.take(), mailbox.end_when_free.take());
         Signals { end, end_when_free, cancels: std::mem::take(&mut mailbox.cancels) }
+    }
+
+    /// Whether notifications wait. Costs one load.
+    #[inline]
+    pub fn is_notified(&self) -> bool {
+        self.signals.load(Ordering::Acquire) & NOTIFIED != 0
+    }
+
+    /// Puts a NotificationResponse where the session's task finds it; `false` if so many wait already that there is no room
+    /// in `bytes_max`.
+    pub fn notify(&self, message: &[u8], bytes_max: usize) -> bool {
+        let mut mailbox = self.mailbox();
+        if mailbox.notifications.len() + message.len() > bytes_max {
+            return false;
+        }
+        mailbox.notifications.extend_from_slice(message);
+        self.signals.fetch_or(NOTIFIED, Ordering::AcqRel);
+        let waker = mailbox.waker.clone();
+        drop(mailbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Takes the notifications that wait.
+    pub fn take_notifications(&self) -> Vec<u8> {
+        let mut mailbox = self.mailbox();
+        self.signals.fetch_and(!NOTIFIED, Ordering::AcqRel);
+        std::mem::take(&mut mailbox.notifications)
     }
 
     /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.
@@ -193,6 +228,16 @@ impl SessionHandle {
     /// Whether `secret` is the key this session's client was given. In constant time.
     pub fn has_secret(&self, secret: &[u8]) -> bool {
         self.secret.ct_eq(secret).into()
+    }
+
+    /// Takes down until when its login is good.
+    pub fn set_valid_until(&self, moment: Option<SystemTime>) {
+        self.valid_until.store(millis(moment), Ordering::Relaxed);
+    }
+
+    /// Whether its login is over.
+    pub fn has_expired(&self, now: SystemTime) -> bool {
+        millis(Some(now)) >= self.valid_until.load(Ordering::Relaxed)
     }
 
     /// Takes down what the session is doing now.
@@ -267,6 +312,12 @@ impl SessionHandle {
     pub fn set_pins(&self, pins: Pins) {
         self.pins.store(pins.bits(), Ordering::Relaxed);
     }
+}
+
+/// Milliseconds since 1970; without a moment, never.
+fn millis(moment: Option<SystemTime>) -> u64 {
+    let since = moment.map(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX)
 }
 
 /// What is known of a session when it begins.
@@ -357,6 +408,7 @@ impl Sessions {
         let handle = Arc::new(SessionHandle {
             process_id,
             secret: secret.clone(),
+            valid_until: AtomicU64::new(millis(arrival.login.valid_until)),
             login: arrival.login,
             place: ArcSwapOption::from_pointee(arrival.place),
             peer: arrival.peer,

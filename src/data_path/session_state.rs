@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{
     aftermath::{Aftermath, Tidying},
+    channels::Channels,
     choice::Talk,
     lease::{Asked, Lease, Pins, Whose},
 };
@@ -67,7 +68,7 @@ impl Settings {
 
 /// What a transaction leaves uncertain until the server is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Doubts(u8);
+pub struct Doubts(u16);
 
 impl Doubts {
     /// Parameters whose names are known.
@@ -86,6 +87,8 @@ impl Doubts {
     pub const PREPARED: Self = Self(1 << 6);
     /// Everything above.
     pub const EVERYTHING: Self = Self(0x7f);
+    /// Whether the parameters that are named are set at all: one of them was reset, or something failed.
+    pub const SOURCES: Self = Self(1 << 15);
 
     /// No doubt.
     pub const NONE: Self = Self(0);
@@ -106,7 +109,7 @@ impl Doubts {
     }
 
     /// The pins that the server's answer decides on.
-    const PINS: [(Self, Pins, &'static str); 5] = [
+    const PINS: [(Self, Pins, &'static str); 4] = [
         (
             Self::TEMPORARY,
             Pins::TEMPORARY,
@@ -120,7 +123,6 @@ impl Doubts {
             "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid())",
         ),
         (Self::CURSORS, Pins::HOLD_CURSOR, "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"),
-        (Self::LISTEN, Pins::LISTEN, "EXISTS (SELECT pg_catalog.pg_listening_channels())"),
         (
             Self::PREPARED,
             Pins::PREPARE,
@@ -148,6 +150,8 @@ pub struct Settled {
     pub wanted: Settings,
     /// What the server has. Less than wanted where the client has reset what it asked for at startup.
     pub applied: Settings,
+    /// What it listens to; `None`: as before.
+    pub channels: Option<Channels>,
 }
 
 impl Uncertain {
@@ -195,6 +199,23 @@ impl Uncertain {
         self.doubts.contains(Doubts::ANY_SETTING)
     }
 
+    /// Something failed: what is named may not have been set.
+    pub fn failed(&mut self) {
+        self.doubts.insert(Doubts::SOURCES);
+    }
+
+    /// Something that no text has told is doubtful as well.
+    pub fn doubt(&mut self, doubts: Doubts) {
+        self.tidied = None;
+        self.doubts.insert(doubts);
+    }
+
+    /// Whether the server will be asked about these.
+    #[inline]
+    pub fn is_doubting(&self, doubts: Doubts) -> bool {
+        self.doubts.contains(doubts)
+    }
+
     /// Whether the server must be asked.
     pub fn has_doubts(&self) -> bool {
         !self.doubts.is_empty()
@@ -203,11 +224,13 @@ impl Uncertain {
     /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
     pub fn tidied(&self, wanted: &Settings, startup: &Settings) -> Option<Settled> {
         match self.tidied? {
-            Tidying::KeepsSettings => Some(Settled { wanted: wanted.clone(), applied: wanted.clone() }),
+            Tidying::KeepsSettings => {
+                Some(Settled { wanted: wanted.clone(), applied: wanted.clone(), channels: None })
+            }
             // RESET ALL leaves the role.
             Tidying::ResetsSettings if wanted.get("role").is_some() => None,
             Tidying::ResetsSettings | Tidying::DiscardsAll => {
-                Some(Settled { wanted: startup.clone(), applied: Settings::default() })
+                Some(Settled { wanted: startup.clone(), applied: Settings::default(), channels: None })
             }
         }
     }
@@ -236,9 +259,10 @@ impl Uncertain {
 
     /// The question to ask, and its one parameter, a PostgreSQL array of names.
     ///
-    /// Rows: `('s', name, value, whether the session has set it)`, and `('p', pin, '', true)` for each pin that holds.
+    /// Rows: `('s', name, value, whether the session has set it)`, `('p', pin, '', true)` for each pin that holds, and
+    /// `('c', channel, '', true)` for each channel it listens to.
     /// `carried` are the settings of which the session knows already: those that PostgreSQL does not list are asked for by
-    /// name. Whether a parameter was set or reset matters only for those given at `startup`.
+    /// name. Whether a parameter is set at all is asked only where it may not be, and for those given at `startup`.
     pub fn question(&self, carried: &Settings, startup: &Settings) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
@@ -252,9 +276,13 @@ impl Uncertain {
             names.push("role");
         }
         names.retain(|name| !UNASKABLE.contains(name));
-        let is_set = match names.iter().any(|name| startup.get(name).is_some()) {
+        // What a refused SET, or a RESET, has left as it was need not be set elsewhere, and may not be settable at all. A
+        // parameter that is not listed is the session's own.
+        let sources_matter =
+            self.doubts.contains(Doubts::SOURCES) || names.iter().any(|name| startup.get(name).is_some());
+        let is_set = match sources_matter {
             true => {
-                "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n AND source = 'session')"
+                "coalesce((SELECT source = 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), true)"
             }
             false => "true",
         };
@@ -265,6 +293,11 @@ impl Uncertain {
             if self.doubts.contains(doubt) {
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
+        }
+        if self.doubts.contains(Doubts::LISTEN) {
+            parts.push(
+                "SELECT 'c', channel, '', true FROM pg_catalog.pg_listening_channels() AS channel".to_owned(),
+            );
         }
         (parts.join(" UNION ALL "), array_literal(&names))
     }
@@ -286,12 +319,14 @@ impl Uncertain {
             }
         }
         let mut kept: Vec<&str> = Vec::new();
+        let mut channels = Vec::new();
         for row in rows {
             let text = |at: usize| {
                 row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
             };
             match (text(0), text(1), text(2)) {
                 (Some("p"), Some(bits), _) => pins.insert(Pins::from_bits(bits.parse().unwrap_or(0))),
+                (Some("c"), Some(channel), _) => channels.push(channel.to_owned()),
                 (Some("s"), Some("role"), Some("none")) => applied.set("role", None),
                 (Some("s"), Some(name), Some(value)) if text(3) == Some("t") || name == "role" => {
                     applied.set(name, Some(value));
@@ -312,7 +347,8 @@ impl Uncertain {
         for (name, value) in startup.iter().filter(|(name, _)| may_be_reset(name) && !kept.contains(name)) {
             wanted.set(name, Some(value));
         }
-        Settled { wanted, applied }
+        let channels = self.doubts.contains(Doubts::LISTEN).then(|| Channels::new(channels));
+        Settled { wanted, applied, channels }
     }
 }
 
@@ -392,6 +428,17 @@ pub fn prelude(
         let _ = lease.ask(Asked::Sync, Whose::Ours);
     }
     queried
+}
+
+/// Takes our own statement from a server on which a session is about to look at what is prepared.
+pub fn hide_setter(has_setter: &mut bool, lease: &mut Lease, out: &mut Vec<u8>) {
+    if *has_setter && lease.ask(Asked::Close(None), Whose::Ours) {
+        *has_setter = false;
+        append(out, b'C', |out| {
+            out.push(b'S');
+            append_cstr(out, SETTER);
+        });
+    }
 }
 
 /// Bind of the unnamed portal to [`SETTER`] with two text parameters.

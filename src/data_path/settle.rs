@@ -22,7 +22,7 @@ impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
     pub(super) async fn settle(&mut self) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let uncertain = std::mem::take(&mut server.side.uncertain);
+        let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
         if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
             concierge.reset();
@@ -31,12 +31,19 @@ impl Relay {
         let mut pins = before;
         pins.insert(uncertain.pins(failed));
         if self.side.follows() && uncertain.has_doubts() {
+            if failed {
+                uncertain.failed();
+            }
             let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
-            match tidied.filter(|_| !failed && pins.is_empty()) {
+            match tidied.filter(|_| !failed && pins.is_empty() && self.heard.is_none()) {
                 Some(settled) => self.take_down(settled).await?,
                 None => match self.ask(&uncertain, &mut pins).await {
-                    Ok(settled) => {
+                    Ok(mut settled) => {
+                        let channels = settled.channels.take();
                         self.take_down(settled).await?;
+                        if let Some(channels) = channels {
+                            self.hear(channels, &mut pins).await?;
+                        }
                         self.is_where_it_says(&uncertain).await?;
                     }
                     Err(AskError::Lost(_)) => return Err(End::ServerLost),
@@ -57,6 +64,7 @@ impl Relay {
             server.side.lease.pins = pins;
         }
         self.handle.set_pins(pins);
+        self.release_reply().await?;
         match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
@@ -84,21 +92,23 @@ impl Relay {
         };
         let (sql, names) = uncertain.question(wanted, startup);
         let rows = server.ask(&sql, &[&names]).await?;
-        self.unsent.push(&std::mem::take(&mut server.notified));
-        Ok(uncertain.answered(&rows, wanted, startup, pins))
+        let settled = uncertain.answered(&rows, wanted, startup, pins);
+        self.take_told();
+        Ok(settled)
     }
 
     /// Takes the settings down. A parameter that the client has reset, and that servers report, is at once what it asked for
     /// at startup again, and the client is told, as PostgreSQL would tell it.
     async fn take_down(&mut self, settled: Settled) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let Settled { wanted, mut applied } = settled;
+        let Settled { wanted, mut applied, channels: _ } = settled;
         let mut told = Vec::new();
         if wanted != applied && restore(server, &wanted, &mut applied, &mut told).await.is_err() {
             return Err(End::ServerLost);
         }
-        self.unsent.push(&std::mem::take(&mut server.notified));
+        self.take_told();
         self.unsent.push(&told);
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
         if wanted != *self.side.wanted {
             self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());
             self.side.wanted = Arc::new(wanted);

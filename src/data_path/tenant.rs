@@ -6,7 +6,7 @@
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
 use ipnet::IpNet;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 /// A customer with a database of its own: one row of `pglobby.tenants`, credentials opened.
 #[derive(Debug)]
@@ -162,6 +162,18 @@ pub struct Login {
     pub disabled: bool,
     /// Client addresses that may use it; empty: all.
     pub allow_from: Vec<IpNet>,
+}
+
+impl Login {
+    /// Whether somebody who logged in from `peer` when the login was like `before` may stay: it is the same login with the
+    /// same password, and is refused neither at all, nor by now, nor from there.
+    pub fn still_admits(&self, before: &Self, peer: Option<IpAddr>) -> bool {
+        self.id == before.id
+            && self.verifier.expose_secret() == before.verifier.expose_secret()
+            && !self.disabled
+            && self.valid_until.is_none_or(|until| until > SystemTime::now())
+            && allowed_from(&self.allow_from, peer)
+    }
 }
 
 /// Where a login may go.

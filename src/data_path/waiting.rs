@@ -28,7 +28,7 @@ impl Relay {
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(server) => {
-                self.hold(server);
+                self.take_on(server);
                 let inbox = std::mem::take(&mut self.inbox);
                 let step = poll_fn(|cx| {
                     BUFFERS.with_borrow_mut(|buffers| {

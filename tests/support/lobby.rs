@@ -2,10 +2,12 @@
 
 use std::{fs, path::PathBuf, process::Output, sync::Arc};
 
-use arc_swap::ArcSwap;
 use pglobby::{
     config::Config,
-    control_path::{central::Central, directory::Directory, init::init, keyring::Keyring, seal::Place},
+    control_path::{
+        central::Central, directory::Directory, init::init, keyring::Keyring, live_keyring::LiveKeyring,
+        seal::Place,
+    },
 };
 use secrecy::SecretString;
 use tempfile::TempDir;
@@ -57,7 +59,7 @@ impl Lobby {
 
     pub fn directory(&self, config: &Config) -> (Arc<Directory>, Central) {
         let central = Central::open(config).unwrap();
-        let keyring = Arc::new(ArcSwap::from_pointee(Keyring::load(config).unwrap()));
+        let keyring = Arc::new(LiveKeyring::load(config).unwrap());
         (Directory::new(central.clone(), keyring, config), central)
     }
 

@@ -11,6 +11,7 @@
     reason = "these are tests: whatever is not as expected ends the test, loudly"
 )]
 
+pub mod api;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
@@ -22,6 +23,7 @@ pub mod ports;
 pub mod proxy;
 pub mod wire;
 
+pub use api::{Api, Reply};
 pub use client::Client;
 pub use cluster::Cluster;
 pub use forwarder::Forwarder;

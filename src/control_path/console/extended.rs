@@ -137,14 +137,18 @@ impl Session {
             b'S' => {
                 let command = self.extended.statement(name)?.clone();
                 conversation.say(&ParameterDescription::new(Vec::new()));
-                (self.look(&command).await?.map(|(table, _)| table), Formats::default())
+                (self.columns(&command).await?, Formats::default())
             }
             b'P' => {
                 let command = self.extended.portal(name)?.command.clone();
                 let found = self.look(&command).await?;
+                let columns = match &found {
+                    Some((table, _)) => Some(table.clone()),
+                    None => self.columns(&command).await?,
+                };
                 let portal = self.extended.portal(name)?;
                 portal.result = found.map(|(table, tag)| (table, tag, 0));
-                (portal.result.as_ref().map(|(table, ..)| table.clone()), portal.formats.clone())
+                (columns, portal.formats.clone())
             }
             _ => return Err(malformed()),
         };
@@ -153,6 +157,14 @@ impl Session {
             None => conversation.say(&NoData::new()),
         }
         Ok(())
+    }
+
+    /// What the rows of a statement look like, without doing what it says; `None`: it brings none.
+    async fn columns(&mut self, command: &Option<Command>) -> Result<Option<Table>, Complaint> {
+        match command {
+            Some(Command::Order(words)) => Ok(words.columns()),
+            question => Ok(self.look(question).await?.map(|(table, _)| table)),
+        }
     }
 
     /// The answer to a question; `None` to anything that is more than a question.

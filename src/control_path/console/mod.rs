@@ -1,5 +1,6 @@
 //! The admin console: what `psql -U admin pglobby` talks to. SHOW with PgBouncer's commands, columns and order, ours
-//! appended, so that its exporters and dashboards work; and what an operator does to a running node.
+//! appended, so that its exporters and dashboards work; what an operator does to a running node; and the life of tenants and
+//! logins in SQL.
 //!
 //! It lives on the control path's own threads: a long list made here delays no query.
 
@@ -8,6 +9,7 @@ mod config_table;
 mod conversation;
 mod counts;
 mod extended;
+mod orders;
 mod period;
 mod show;
 mod show_central;
@@ -15,9 +17,8 @@ mod show_traffic;
 mod statement;
 mod table;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use arc_swap::ArcSwap;
 use pgwire::{error::ErrorInfo, messages::response::ErrorResponse};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{debug, info};
@@ -29,11 +30,11 @@ use self::{
     statement::{Command, Wait},
     table::{Formats, Table},
 };
-use super::{central::Central, keyring::Keyring, operator::Operator};
+use super::operator::{Office, Operator};
 use crate::{
     data_path::{
         proxy::{Console, ConsoleVisit, Proxy, Visitor},
-        tenant::Login,
+        tenant::{Login, LoginKind},
     },
     shutdown::Ending,
 };
@@ -42,9 +43,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Backstage {
     /// Tenants, logins and hosts.
-    pub central: Central,
-    /// For [`Operator`].
-    pub keyring: Arc<ArcSwap<Keyring>>,
+    pub office: Office,
     /// Averages of the last period.
     pub period: Arc<Period>,
     /// What only the owner of the process can do.
@@ -120,6 +119,7 @@ async fn receive(visit: ConsoleVisit, backstage: Backstage) {
         backstage,
         login,
         read_only,
+        peer: hello.peer,
         in_transaction: false,
         extended: Extended::default(),
         _visitor: visitor,
@@ -134,6 +134,7 @@ struct Session {
     backstage: Backstage,
     login: Arc<Login>,
     read_only: bool,
+    peer: Option<IpAddr>,
     /// Drivers that said BEGIN look whether they are believed.
     in_transaction: bool,
     extended: Extended,
@@ -148,6 +149,10 @@ impl Session {
         let mut skipping = false;
         loop {
             let message = conversation.next().await?;
+            if let Err(complaint) = self.look_at_login().await {
+                conversation.say(&complaint.to_message("FATAL"));
+                return conversation.flush().await;
+            }
             match message.tag() {
                 b'X' => return Ok(()),
                 b'S' => {
@@ -177,6 +182,19 @@ impl Session {
                     return conversation.flush().await;
                 }
             }
+        }
+    }
+
+    /// Whether this is still an administrator, and of which rank. While nobody can be asked, nothing has changed.
+    async fn look_at_login(&mut self) -> Result<(), Complaint> {
+        let Ok(now) = self.proxy.directory.login(&self.login.name).await else { return Ok(()) };
+        let still = now.filter(|now| now.still_admits(&self.login, self.peer)).map(|now| now.kind.clone());
+        match still {
+            Some(LoginKind::Admin { read_only }) => {
+                self.read_only = read_only;
+                Ok(())
+            }
+            _ => Err(Complaint::new("57P01", "terminating connection: the login was changed")),
         }
     }
 
@@ -211,22 +229,19 @@ impl Session {
                 self.extended.forget_portals();
                 Answer::Done(tag)
             }
-            Command::Act(_) if self.read_only => {
+            Command::Act(_) | Command::Order(_) if self.read_only => {
                 return Err(Complaint::new("42501", "this administrator may only SHOW"));
             }
             Command::Act(action) => {
                 info!(login = self.login.name, ?action, "an administrator acts");
                 Answer::Done(self.act(action).await?)
             }
+            Command::Order(words) => self.carry_out(words).await?,
         })
     }
 
     fn operator(&self) -> Operator {
-        Operator::new(
-            self.backstage.central.clone(),
-            self.backstage.keyring.load_full(),
-            self.login.name.clone(),
-        )
+        self.backstage.office.operator(format!("login:{}", self.login.name))
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 const VERSION: &str = concat!("PgBouncer 1.25.0 compatible console, pglobby ", env!("CARGO_PKG_VERSION"));
 
 /// What SHOW HELP says.
-const HELP: [(&str, &str); 32] = [
+const HELP: &[(&str, &str)] = &[
     ("SHOW HELP", "this list"),
     ("SHOW VERSION", "who this is"),
     ("SHOW POOLS", "each tenant's pools: clients, servers, who waits"),
@@ -42,6 +42,27 @@ const HELP: [(&str, &str); 32] = [
     ("SHUTDOWN", "end now"),
     ("SHUTDOWN WAIT_FOR_SERVERS", "end when transactions have ended"),
     ("SHUTDOWN WAIT_FOR_CLIENTS", "the same: idle sessions end at once, others with their transaction"),
+    ("CREATE TENANT name [HOST h] [TEMPLATE db] [DATABASE db]", "a tenant with a database of its own"),
+    ("ADOPT TENANT name [HOST h] [DATABASE db] [OWNER role]", "a tenant of a database that exists"),
+    ("ALTER TENANT name SET key = value | DEFAULT [, …]", "its settings, as tenant set has them"),
+    ("SUSPEND TENANT name [REASON '…'] [AFTER TRANSACTION]", "close it; its clients read the reason"),
+    ("RESUME TENANT name", "open it again"),
+    ("ROTATE TENANT name", "new passwords for its roles"),
+    ("RENAME TENANT name TO name", "another name"),
+    ("MOVE TENANT name TO HOST h [PATIENCE '30s'] [KEEP SOURCE]", "another host"),
+    ("DROP TENANT name [WITH DATABASE]", "drop it with its logins and its database (an adopted one stays)"),
+    (
+        "CREATE LOGIN name TENANT t | SERVICE [TENANTS t, …] | SERVICE ALL TENANTS | ADMIN \
+         [READ ONLY] [PASSWORD '…'] [VALID UNTIL '…'] [FROM '10.0.0.0/8,…']",
+        "a login; without a password, one is made and shown once",
+    ),
+    (
+        "ALTER LOGIN name PASSWORD ['…'] | ENABLE | DISABLE | VALID UNTIL '…' | FROM '…' | READ ONLY | READ WRITE",
+        "change it; sessions that this concerns end",
+    ),
+    ("GRANT TENANT t [, …] TO login [READ ONLY]", "let a service enter; also GRANT ALL TENANTS"),
+    ("REVOKE TENANT t [, …] FROM login", "take it back; also REVOKE ALL TENANTS"),
+    ("DROP LOGIN name", "remove it"),
     ("SET, RESET, DISCARD, BEGIN, COMMIT, ROLLBACK", "accepted for the sake of drivers; nothing happens"),
     ("SELECT 1, SELECT version()", "answered for the sake of drivers"),
 ];

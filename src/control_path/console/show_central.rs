@@ -61,6 +61,10 @@ impl From<OperatorError> for Complaint {
         let sqlstate = match error {
             OperatorError::NotFound { .. } => "42704",
             OperatorError::Invalid(_) => "22023",
+            OperatorError::Name(_) => "42602",
+            OperatorError::Exists(_) => "42710",
+            OperatorError::Refused(_) => "55000",
+            OperatorError::Busy { .. } => "55P03",
             _ => "58000",
         };
         Self::new(sqlstate, error.to_string())

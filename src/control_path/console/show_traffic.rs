@@ -253,6 +253,7 @@ fn server_row(
     session: Option<&Arc<SessionHandle>>,
 ) -> Vec<Cell> {
     let state = match (server.borrower(), session) {
+        (None, _) if server.is_listening() => "listen",
         (None, _) => "idle",
         (Some(_), Some(_)) => "active",
         // Its session has ended, and it is being cleaned.

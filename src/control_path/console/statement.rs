@@ -1,6 +1,6 @@
 //! What an administrator, or the driver in front of one, writes: a few words, read once into a [`Command`].
 
-use super::Complaint;
+use super::{Complaint, orders::Words};
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +15,10 @@ pub enum Command {
     Begin,
     /// `COMMIT`, `END`, `ROLLBACK`, `ABORT`; the command tag to answer.
     End(&'static str),
-    /// Something is to be done.
+    /// Something is to be done on this node.
     Act(Action),
+    /// Something is to be done to a tenant or a login, everywhere.
+    Order(Words),
 }
 
 /// What an administrator may have done.
@@ -76,12 +78,14 @@ const HARMLESS_SETTINGS: [&str; 17] = [
     "transaction",
 ];
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+/// A word of a statement. Not to be logged: it may be a password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Token {
     /// Folded to lower case.
     Word(String),
     /// `"…"` or `'…'`.
     Quoted(String),
+    /// Anything else.
     Symbol(char),
 }
 
@@ -96,6 +100,9 @@ pub fn read(text: &str) -> Result<Vec<Command>, Complaint> {
 }
 
 fn command(statement: &[Token]) -> Result<Command, Complaint> {
+    if let Some(words) = Words::read(statement) {
+        return words.map(Command::Order);
+    }
     let Some((Token::Word(verb), rest)) = statement.split_first() else {
         return Err(not_understood(statement));
     };
@@ -159,7 +166,7 @@ impl Token {
     fn written(&self) -> String {
         match self {
             Self::Word(word) => word.clone(),
-            Self::Quoted(text) => format!("'{text}'"),
+            Self::Quoted(_) => "'…'".to_owned(),
             Self::Symbol(symbol) => symbol.to_string(),
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, de::IntoDeserializer};
 use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
-    control_path::{central::causes, keyring::Keyring, seal::Place},
+    control_path::{central::causes, live_keyring::LiveKeyring, seal::Place},
     data_path::tenant::{
         Access, Credential, Grant, Host, HostAddress, Login, LoginKind, Tenant, TenantStatus,
     },
@@ -61,7 +61,7 @@ pub const LOGIN_BY_NAME: &str = "
 ///
 /// # Errors
 /// What is wrong with it, for the operator.
-pub fn tenant(row: &Row, keyring: &Keyring) -> Result<Tenant, String> {
+pub fn tenant(row: &Row, keyring: &LiveKeyring) -> Result<Tenant, String> {
     let id: i64 = get(row, "id")?;
     let status = tenant_status(get(row, "status")?)?;
     let read_only = match get::<Option<String>>(row, "ro_username")? {
@@ -97,7 +97,7 @@ pub fn tenant(row: &Row, keyring: &Keyring) -> Result<Tenant, String> {
 }
 
 /// The schema lets a password be missing only where nobody may enter, so an empty one stands for it.
-fn open(row: &Row, keyring: &Keyring, id: i64, column: &'static str) -> Result<SecretString, String> {
+fn open(row: &Row, keyring: &LiveKeyring, id: i64, column: &'static str) -> Result<SecretString, String> {
     match get::<Option<&[u8]>>(row, column)? {
         None => Ok(SecretString::default()),
         Some(blob) => {

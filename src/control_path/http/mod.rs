@@ -1,9 +1,11 @@
-//! Metrics and health over HTTP, for those who watch a node.
+//! HTTP: metrics and health for those who watch a node, and the management API.
 //!
 //! - `/healthz`: the process is alive; restart it if not.
 //! - `/readyz`: it takes in clients; send them elsewhere if not. A node that drains is not ready.
 //! - `/metrics`: OpenMetrics text, as Prometheus reads it.
+//! - `/v1/…`: management, for those who have an API key; see `api/`.
 
+mod api;
 mod exposition;
 mod process;
 
@@ -20,7 +22,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use self::exposition::Exposition;
-use crate::data_path::proxy::Proxy;
+use crate::{control_path::operator::Office, data_path::proxy::Proxy};
 
 /// Binds, so that an address in use is known before any client is served.
 ///
@@ -33,23 +35,24 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, String> {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>) {
+pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>, office: Office) {
     let served = async {
         let listener = TcpListener::from_std(listener)?;
-        info!(address = %listener.local_addr()?, "serving metrics and health");
-        axum::serve(listener, router(proxy)).await
+        info!(address = %listener.local_addr()?, "serving metrics, health and management");
+        axum::serve(listener, router(proxy, office)).await
     };
     if let Err(error) = served.await {
-        warn!(%error, "metrics and health are no longer served");
+        warn!(%error, "HTTP is no longer served");
     }
 }
 
-fn router(proxy: Arc<Proxy>) -> Router {
+fn router(proxy: Arc<Proxy>, office: Office) -> Router {
     let exposition = Arc::new(Exposition::new(proxy.clone()));
     Router::new()
         .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(ready).with_state(proxy))
+        .route("/readyz", get(ready).with_state(proxy.clone()))
         .route("/metrics", get(metrics).with_state(exposition))
+        .merge(api::router(proxy, office))
 }
 
 /// The central database may be away for a while: what is remembered serves on. It only must have been seen once, and

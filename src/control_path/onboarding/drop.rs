@@ -127,6 +127,7 @@ async fn fence(
         if let Some(file) = final_dump {
             operation.arguments["final_dump"] = file.into();
         }
+        operator.report_begun(operation.id).await;
         return Ok(operation);
     }
     if let Some(file) = &final_dump {
@@ -142,6 +143,7 @@ async fn fence(
     let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
     operator.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;
     transaction.commit().await?;
+    operator.report_begun(operation.id).await;
     operator.report(&name, "fenced").await;
     Ok(operation)
 }

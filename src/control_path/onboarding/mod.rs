@@ -188,6 +188,7 @@ async fn begin_new(
     };
     let operation = Operation::begin(&transaction, operator, kind, tenant_id, arguments).await?;
     transaction.commit().await?;
+    operator.report_begun(operation.id).await;
     operator.report(&name, "begun").await;
     Ok(operation)
 }

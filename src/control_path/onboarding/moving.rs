@@ -44,6 +44,11 @@ pub struct MoveTenant {
     pub keep_source: bool,
 }
 
+impl MoveTenant {
+    /// How patient it is where nobody says.
+    pub const PATIENCE: &'static str = "30s";
+}
+
 /// What `tenant move` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Moved {
@@ -71,6 +76,7 @@ pub async fn move_tenant(
     let mut lock = TenantLock::take(operator, name).await?;
     match Operation::left(&lock, "move").await? {
         Some(operation) if operation.arguments["switched"] == true => {
+            operator.report_begun(operation.id).await;
             return finish(operator, &mut lock, operation).await;
         }
         Some(operation) => put_back(operator, &mut lock, &operation).await?,
@@ -119,6 +125,7 @@ async fn begin(
     let transaction = lock.client.transaction().await?;
     let operation = Operation::begin(&transaction, operator, "move", source.tenant_id, arguments).await?;
     transaction.commit().await?;
+    operator.report_begun(operation.id).await;
     operator.report(&name, "begun").await;
     Ok(operation)
 }

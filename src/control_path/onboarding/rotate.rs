@@ -148,6 +148,7 @@ async fn begin(operator: &Operator, lock: &mut TenantLock, id: i64) -> Result<Op
     Operation::supersede(&transaction, id, &["rotate"]).await?;
     let operation = Operation::begin(&transaction, operator, "rotate", id, json!({ "name": name })).await?;
     transaction.commit().await?;
+    operator.report_begun(operation.id).await;
     operator.report(&name, "begun").await;
     Ok(operation)
 }

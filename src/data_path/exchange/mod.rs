@@ -8,6 +8,8 @@
 mod away;
 mod client_side;
 mod postponed;
+#[cfg(test)]
+mod properties;
 mod requests;
 mod server_side;
 mod unserved;

@@ -13,6 +13,7 @@ use crate::{
         choice::{Stance, Talk},
         lease::{Asked, Forgets, Naming, Pins, Whose},
         prepared::{ClientStatements, Statement, rename},
+        session_state::hide_setter,
         statement::{self, Kind},
     },
     error::{NoChoice, Refusal},
@@ -150,8 +151,12 @@ impl Requests<'_, '_> {
             return Ok(self.choice(b'Q'));
         }
         self.end_unnamed();
-        let alone = !self.server.lease.is_working() && self.server.lease.status() == b'I';
+        let settled = self.server.lease.is_settled();
+        let alone = settled && self.server.lease.status() == b'I';
         self.server.uncertain.note(&aftermath, alone);
+        if aftermath.inspects {
+            self.show_what_is_prepared(settled);
+        }
         if aftermath.names_statements
             && let Some((rewritten, forgets)) = self.with_server_names(bytes)
         {
@@ -237,7 +242,11 @@ impl Requests<'_, '_> {
             if aftermath.talk == Talk::Chooses && self.statements.unnamed_body().is_some() {
                 return self.choice_bound(whole);
             }
+            let inspects = aftermath.inspects;
             self.server.uncertain.note(aftermath, false);
+            if inspects {
+                self.show_what_is_prepared(false);
+            }
             return self.with_unnamed(Asked::Bind, bytes).map(ControlFlow::Continue);
         }
         let Some(statement) = self.statements.get(name).cloned() else {
@@ -251,6 +260,9 @@ impl Requests<'_, '_> {
         }
         self.server.statements.tally.binds += 1;
         self.server.uncertain.note(&statement.aftermath, false);
+        if statement.aftermath.inspects {
+            self.show_what_is_prepared(false);
+        }
         self.with_statement(Asked::Bind, bytes, HEADER_BYTES + portal.len() + 1, name.len(), &statement);
         GOES_ON
     }
@@ -320,6 +332,18 @@ impl Requests<'_, '_> {
         }
         self.ask(asked);
         rename(bytes, at, length, statement.server_name(), self.out.build());
+    }
+
+    /// The session is about to look at what is prepared, and must find its own statements and nobody else's. What the server
+    /// lacks can only be brought to it while no batch is under way: `settled`.
+    #[cold]
+    fn show_what_is_prepared(&mut self, settled: bool) {
+        let ServerSide { statements, lease, has_setter, .. } = &mut *self.server;
+        hide_setter(has_setter, lease, self.out.build());
+        statements.hide_others(self.statements, lease, self.out.build());
+        if settled {
+            statements.show_own(self.statements, lease, self.out);
+        }
     }
 
     /// The query with every name of a protocol-level statement in EXECUTE or DEALLOCATE replaced by what servers call it.

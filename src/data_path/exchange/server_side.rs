@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::client_side::ClientSide;
 use crate::{
     data_path::{
-        lease::{Asked, Desync, Lease, Naming, Pins, Whose},
+        channels::Hearing,
+        lease::{Asked, Desync, Lease, Naming, Owed, Pins, Whose},
         prepared::ServerStatements,
-        session_state::{Settings, Uncertain},
+        session_state::{Doubts, Settings, Uncertain},
         statement::{Characters, Lexing},
     },
     error::Refusal,
@@ -35,6 +36,8 @@ pub struct ServerSide {
     pub applied: Arc<Settings>,
     /// What may have changed since.
     pub uncertain: Uncertain,
+    /// Its part in what the client hears of notifications.
+    pub hearing: Hearing,
     /// Our own statement is prepared (see `session_state::prelude`).
     pub has_setter: bool,
     /// Every reported parameter, as last reported.
@@ -79,6 +82,7 @@ impl ServerSide {
             statements: ServerStatements::new(prepared_max),
             applied: Arc::default(),
             uncertain: Uncertain::default(),
+            hearing: Hearing::default(),
             has_setter: false,
             lexing: lexing(&reported),
             reported,
@@ -106,6 +110,7 @@ impl ServerSide {
         self.statements.forget_all();
         self.has_setter = false;
         self.applied = Arc::default();
+        self.hearing.channels = None;
         self.uncertain.clear();
         self.lease.pins = Pins::default();
     }
@@ -131,6 +136,7 @@ impl ServerSide {
                         out.pass(bytes);
                     }
                 }
+                Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
                     match self.message(tag, bytes, client, &mut heard, out) {
                         Ok(pass) => {
@@ -169,7 +175,6 @@ impl ServerSide {
             b'E' => self.error(bytes, client, heard, out),
             b'S' => Ok(self.parameter_status(bytes)),
             b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
-            b'A' => Ok(true),
             _ => {
                 let settled = self.lease.reply(tag)?;
                 match settled.done {
@@ -180,6 +185,44 @@ impl ServerSide {
                 Ok(settled.pass)
             }
         }
+    }
+
+    /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
+    fn notification(&mut self, bytes: &[u8], client: &ClientSide, out: &mut Outgoing<'_>) {
+        let unknown = self.hearing.notified(bytes, out.build());
+        if unknown && client.follows() && !self.lease.pins.contains(Pins::LISTEN) {
+            self.uncertain.doubt(Doubts::LISTEN);
+        }
+    }
+
+    /// The reply that ends the transaction is held back: notifications may have to go in front of it, and what the client
+    /// listens to must be known before it is told.
+    #[inline]
+    pub fn holds_reply(&self) -> bool {
+        self.hearing.channels.is_some() || self.uncertain.is_doubting(Doubts::LISTEN)
+    }
+
+    /// It stays with its client between transactions. `follows`: the client's session follows it to others.
+    #[inline]
+    pub fn is_pinned(&self, follows: bool) -> bool {
+        !self.lease.pins.is_empty() || !follows
+    }
+
+    /// Something is left to do when the transaction is over, before the server may go back.
+    #[inline]
+    pub fn is_unsettled(&self, follows: bool) -> bool {
+        let Hearing { channels, overheard, .. } = &self.hearing;
+        !self.uncertain.is_empty() || channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
+    }
+
+    /// A reported parameter, as last reported.
+    pub fn reported_value(&self, wanted: &str) -> Option<&str> {
+        self.reported.iter().find(|(name, _)| **name == *wanted).map(|(_, value)| &**value)
+    }
+
+    /// Whether the server closes the connection behind this ErrorResponse.
+    pub fn is_farewell(&self, bytes: &[u8]) -> bool {
+        is_fatal(bytes)
     }
 
     fn error(
@@ -194,7 +237,7 @@ impl ServerSide {
             return Ok(true);
         }
         let Self { lease, statements, .. } = self;
-        let whose = lease.error(|asked| match asked {
+        let whose = lease.error(|Owed { asked, whose }| match asked {
             Asked::Parse(Some(naming)) => {
                 statements.unqueued(&naming.statement);
                 if let Some(name) = &naming.client_name {
@@ -204,8 +247,12 @@ impl ServerSide {
             Asked::Parse(None) => {
                 // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
                 statements.doubt_unnamed();
-                client.statements.forget_unnamed();
+                if whose == Whose::Client {
+                    client.statements.forget_unnamed();
+                }
             }
+            // It was to take another client's unnamed statement away, which is still there.
+            Asked::Close(None) => statements.doubt_unnamed(),
             Asked::Close(Some(naming)) => match &naming.client_name {
                 Some(name) => client.statements.insert(name, naming.statement.clone()),
                 None => statements.not_closed(&naming.statement),
@@ -283,10 +330,10 @@ fn lexing(reported: &[(Box<str>, Box<str>)]) -> Lexing {
 
 fn need_of_server(tag: u8, length: usize) -> Result<Need, FrameError> {
     Ok(match tag {
-        b'D' | b'd' | b'T' | b't' | b'V' | b'A' | b'N' => Need::Header,
+        b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
         b'Z' if length == 5 => Need::Whole,
         b'Z' => return Err(FrameError::Length),
-        b'E' | b'S' | b'C' if length <= REPORT_BYTES_MAX => Need::Whole,
+        b'E' | b'S' | b'C' | b'A' if length <= REPORT_BYTES_MAX => Need::Whole,
         b'E' => Need::Header,
         // As libpq has it: a longer one is no message, but a connection that is out of step.
         _ if length > REPORT_BYTES_MAX => return Err(FrameError::Length),

@@ -106,11 +106,27 @@ impl Budget {
         Some(permit)
     }
 
-    fn try_acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
+    /// A permit for a connection of `pool`'s that does not count in its size. Leaves no wish: it is wanted now or not at all.
+    pub fn acquire_apart(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
+        let permit = self.try_count().then(|| Permit { budget: self.clone(), pool: Weak::new() });
+        permit.or_else(|| {
+            self.close_one_idle(pool);
+            self.try_count().then(|| Permit { budget: self.clone(), pool: Weak::new() })
+        })
+    }
+
+    fn try_count(&self) -> bool {
         let limit = self.limit.load(Ordering::Acquire);
-        self.live
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |live| (live < limit).then_some(live + 1))
-            .ok()?;
+        let counted = self
+            .live
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |live| (live < limit).then_some(live + 1));
+        counted.is_ok()
+    }
+
+    fn try_acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
+        if !self.try_count() {
+            return None;
+        }
         pool.live.fetch_add(1, Ordering::AcqRel);
         Some(Permit { budget: self.clone(), pool: Arc::downgrade(pool) })
     }

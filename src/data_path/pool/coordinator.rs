@@ -9,7 +9,10 @@ use deadpool::unmanaged::Object;
 use tracing::{debug, warn};
 
 use super::{Counted, Pool, budget::Permit};
-use crate::data_path::server::{self, DialError, Opened, Target, connection::Server};
+use crate::{
+    data_path::server::{self, DialError, Opened, Target, connection::Server},
+    error::Refusal,
+};
 
 impl Pool {
     /// Opens servers for sessions that wait, as far as pool and budget allow. Runs on the pool's worker.
@@ -61,9 +64,36 @@ impl Pool {
                 warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
                 self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
                 drop(permit);
+                if error.is_about_credentials() && self.renew().await {
+                    return; // those who wait go on with the pool's successor
+                }
                 self.failure.send_replace(Some(error.to_refusal()));
             }
         }
+    }
+
+    /// Whether the tenant has other credentials by now than this pool was made with, and so another pool. Its passwords
+    /// change on the host a moment before they change in its row; a server opened in between is nobody's failure.
+    async fn renew(self: &Arc<Self>) -> bool {
+        match self.keeper.upgrade() {
+            Some(pools) => pools.renew(self).await,
+            None => false,
+        }
+    }
+
+    /// A server that serves no session; it counts in the host's budget, and not in the pool's size.
+    ///
+    /// # Errors
+    /// [`Refusal::PoolBusy`] if the budget is spent, [`Refusal::ServerUnreachable`] if none can be opened.
+    pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
+        let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
+        let permit = self.budget.acquire_apart(self).ok_or(busy)?;
+        let opened = self.connect().await.map_err(|error| {
+            warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+            error.to_refusal()
+        })?;
+        let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
+        Ok(Box::new(Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster)))
     }
 
     async fn connect(&self) -> Result<Opened, DialError> {

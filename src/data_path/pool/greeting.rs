@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -77,7 +78,14 @@ impl Pool {
         }
         let mut server = match self.try_borrow() {
             Some(server) => server,
-            None => self.borrow(wait).await?,
+            None => match self.borrow(wait).await {
+                Ok(server) => server,
+                // Replaced while we waited: its successor greets alike.
+                Err(refusal) => match self.current().filter(|_| self.is_retired()) {
+                    Some(successor) => return successor.greet_instead(asked, wait).await,
+                    None => return Err(refusal),
+                },
+            },
         };
         match apply(&mut server, &asked).await {
             Ok(settings) => {
@@ -100,6 +108,17 @@ impl Pool {
             }
             Err(AskError::Lost(_)) => Err(Refusal::ServerLost),
         }
+    }
+}
+
+impl Pool {
+    /// [`Pool::greet`], called by itself.
+    fn greet_instead(
+        self: Arc<Self>,
+        asked: Settings,
+        wait: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<Greeting, Refusal>> + Send>> {
+        Box::pin(async move { self.greet(asked, wait).await })
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Pool, TenantPools};
+use crate::error::Refusal;
 
 /// Whom an administrator means: one tenant, by id, or all of them.
 pub type Whom = Option<i64>;
@@ -73,12 +74,14 @@ impl Halts {
 }
 
 impl TenantPools {
-    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait.
+    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait;
+    /// those that listen are ended, because nobody listens for them meanwhile.
     pub fn pause(&self, whom: Whom) {
         self.halts.set_paused(whom, true);
         for pool in self.of_whom(whom) {
             pool.paused.store(true, Ordering::Release);
             while pool.take_idle().is_some() {}
+            pool.ear.end(Refusal::ListeningMoved);
         }
     }
 

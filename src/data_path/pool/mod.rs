@@ -6,6 +6,8 @@
 
 pub mod budget;
 mod coordinator;
+pub mod ear;
+mod ear_line;
 pub mod greeting;
 pub mod halt;
 pub mod roster;
@@ -14,7 +16,7 @@ mod tenant_pools;
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -23,8 +25,8 @@ use std::{
 use deadpool::unmanaged::{self, Object, PoolError};
 use tokio::sync::watch;
 
-pub use self::tenant_pools::{Done, PoolMaking, TenantPools};
-use self::{budget::Budget, greeting::Greetings, roster::Roster, stats::PoolStats};
+pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
+use self::{budget::Budget, ear::EarPlace, greeting::Greetings, roster::Roster, stats::PoolStats};
 use super::{
     prepared::StatementTable,
     server::{DialOptions, connection::Server},
@@ -48,6 +50,10 @@ pub struct PoolRules {
     pub connecting_max: usize,
     /// Cancel requests under way at a time.
     pub cancels_max: usize,
+    /// Channels a session may LISTEN to and still share servers.
+    pub channels_max: usize,
+    /// Bytes of notifications that may wait for one client.
+    pub notifications_bytes_max: usize,
     /// An idle server is closed after this.
     pub server_idle: Duration,
     /// A server idle for so long is asked whether it is still there.
@@ -67,6 +73,8 @@ impl PoolRules {
             prepared_max: config.pool.max_prepared_statements,
             connecting_max: config.limits.connecting_servers_max.max(1),
             cancels_max: config.limits.cancels_max,
+            channels_max: config.limits.listening_channels_max,
+            notifications_bytes_max: config.limits.queued_notifications_bytes_max,
             server_idle: config.timeouts.server_idle,
             server_check: config.timeouts.server_check_delay,
             server_lifetime: config.timeouts.server_lifetime,
@@ -94,6 +102,8 @@ pub struct Pool {
     /// What its servers were logged in with.
     credential: Credential,
     greetings: Greetings,
+    /// Listens for clients that LISTEN.
+    ear: Arc<EarPlace>,
     servers: unmanaged::Pool<Box<Server>>,
     budget: Arc<Budget>,
     dial: Arc<DialOptions>,
@@ -106,6 +116,8 @@ pub struct Pool {
     /// Lends nothing for now; see `halt.rs`.
     paused: AtomicBool,
     retired: AtomicBool,
+    /// All pools, this one among them.
+    keeper: Weak<TenantPools>,
     /// Who serves this tenant instead, once retired.
     successor: OnceLock<Arc<Pool>>,
     /// The last time that no server could be opened, and why: waiters listen.
@@ -302,7 +314,9 @@ impl Pool {
 
     /// Lends nothing any more: idle servers are closed now, lent ones when they come back.
     pub fn retire(&self, successor: Option<Arc<Self>>) {
+        // Without one, whoever listens is ended with a reason by whoever closes the tenant; the ear ends with them.
         if let Some(successor) = successor {
+            self.ear.replaced_by(&successor);
             let _ = self.successor.set(successor);
         }
         self.retired.store(true, Ordering::Release);

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
 };
@@ -27,6 +27,7 @@ pub struct ServerEntry {
     /// Our end and the server's; `None`: a Unix socket.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     borrower: AtomicI32,
+    listening: AtomicBool,
     /// When it was lent last, on the worker's coarse clock.
     lent_ms: AtomicU32,
     prepared: AtomicU32,
@@ -45,6 +46,16 @@ impl ServerEntry {
     pub fn came_back(&self, prepared: usize) {
         self.borrower.store(0, Relaxed);
         self.prepared.store(u32::try_from(prepared).unwrap_or(u32::MAX), Relaxed);
+    }
+
+    /// It listens for the pool's clients, and serves none of them.
+    pub fn listens(&self) {
+        self.listening.store(true, Relaxed);
+    }
+
+    /// Whether it listens for the pool's clients.
+    pub fn is_listening(&self) -> bool {
+        self.listening.load(Relaxed)
     }
 
     /// The process number of the session that has it, or had it and left it to be cleaned.
@@ -89,6 +100,7 @@ impl Roster {
             tls: stream.is_tls(),
             addresses: stream.addresses(),
             borrower: AtomicI32::new(0),
+            listening: AtomicBool::new(false),
             lent_ms: AtomicU32::new(now_ms),
             prepared: AtomicU32::new(0),
         });

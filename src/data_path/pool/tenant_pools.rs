@@ -17,7 +17,9 @@ use deadpool::unmanaged;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Pool, PoolRules, budget::Budget, greeting::Greetings, halt::Halts, stats::PoolStats};
+use super::{
+    Pool, PoolRules, budget::Budget, ear::EarPlace, greeting::Greetings, halt::Halts, stats::PoolStats,
+};
 use crate::{
     config::Config,
     data_path::{
@@ -34,6 +36,10 @@ use crate::{
 pub type PoolMaking =
     Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
+/// How a tenant's row is looked up anew, after whoever is changing it now, for a pool whose credentials the host refuses.
+pub type Looking =
+    Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
+
 /// Every pool of this process.
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
@@ -42,6 +48,9 @@ pub struct TenantPools {
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
     before_first: PoolMaking,
+    look_again: Looking,
+    /// For the pools to know where they belong.
+    me: Weak<Self>,
     /// What each has done since the process started, whether it has a pool now or not.
     done: Mutex<HashMap<(i64, Access), Done>>,
     /// Pools that were replaced or closed, as long as somebody still holds one of their servers.
@@ -70,16 +79,19 @@ impl TenantPools {
         config: Arc<ArcSwap<Config>>,
         dial: Arc<ArcSwap<DialOptions>>,
         before_first: PoolMaking,
+        look_again: Looking,
     ) -> Arc<Self> {
         let pools =
             moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             pools,
             budgets: Mutex::default(),
             workers,
             config,
             dial,
             before_first,
+            look_again,
             done: Mutex::default(),
             retired: Mutex::default(),
             halts: Halts::default(),
@@ -102,7 +114,7 @@ impl TenantPools {
                 if tenant.grants_pending && let Err(error) = (self.before_first)(tenant.clone()).await {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
-                self.make(tenant.clone(), access, Arc::default()).ok_or(Refusal::NoReadOnlyRole)
+                self.make(tenant.clone(), access, Arc::default(), Arc::default()).ok_or(Refusal::NoReadOnlyRole)
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
@@ -119,6 +131,7 @@ impl TenantPools {
         tenant: Arc<Tenant>,
         access: Access,
         statements: Arc<StatementTable>,
+        ear: Arc<EarPlace>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
@@ -133,6 +146,7 @@ impl TenantPools {
             roster: Arc::default(),
             credential,
             greetings: Greetings::default(),
+            ear,
             servers: unmanaged::Pool::new(rules.size),
             dial: self.dial.load_full(),
             live: AtomicUsize::new(0),
@@ -142,6 +156,7 @@ impl TenantPools {
             last_used_ms: AtomicU64::new(0),
             paused: AtomicBool::new(self.halts.is_paused(tenant.id)),
             retired: AtomicBool::new(false),
+            keeper: self.me.clone(),
             successor: OnceLock::new(),
             failure: watch::Sender::new(None),
             tenant,
@@ -207,9 +222,19 @@ impl TenantPools {
     /// Puts a new pool, made for the tenant as it is now, in the place of `old`.
     pub(super) async fn replace(&self, old: &Arc<Pool>, tenant: Arc<Tenant>) {
         let statements = old.statements.clone();
-        let Some(new) = self.make(tenant, old.access, statements) else { return };
+        let Some(new) = self.make(tenant, old.access, statements, old.ear.clone()) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));
+    }
+
+    /// The host refuses what `pool` logs in with: replaces it, if its tenant has other credentials by now.
+    pub(super) async fn renew(&self, pool: &Arc<Pool>) -> bool {
+        if let Some(tenant) = (self.look_again)(pool.tenant.id).await
+            && tenant.generation > pool.tenant.generation
+        {
+            self.refresh(&tenant).await;
+        }
+        pool.is_retired()
     }
 
     /// Server connections to a host, over all tenants.

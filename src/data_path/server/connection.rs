@@ -99,10 +99,12 @@ impl Server {
         let reported = opened.parameters.iter().map(|(name, value)| (text(name), text(value))).collect();
         let now_ms = now.as_millis() as u32;
         let entry = roster.enter(&opened.stream, opened.process_id, now_ms);
+        let mut side = ServerSide::new(reported, prepared_max);
+        side.hearing.process_id = opened.process_id;
         Self {
             stream: opened.stream,
             unsent: Unsent::default(),
-            side: ServerSide::new(reported, prepared_max),
+            side,
             process_id: opened.process_id,
             secret: opened.secret.into(),
             owner,
@@ -121,6 +123,7 @@ impl Server {
         self.side.lease.is_over()
             && self.side.lease.pins.is_empty()
             && self.side.uncertain.is_empty()
+            && self.side.hearing.channels.is_none()
             && self.side.at_boundary()
             && self.unsent.is_empty()
             && self.notified.is_empty()

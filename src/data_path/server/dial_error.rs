@@ -163,6 +163,18 @@ impl DialError {
         Self { place, hidden, cause }
     }
 
+    /// Whether the server does not accept the role or its password.
+    pub fn is_about_credentials(&self) -> bool {
+        fn refused(cause: &DialCause) -> bool {
+            match cause {
+                DialCause::Refused(error) => error.code().is_some_and(|code| code.starts_with("28")),
+                DialCause::BothWays { first, then } => refused(first) || refused(then),
+                _ => false,
+            }
+        }
+        refused(&self.cause)
+    }
+
     /// What the client that waited for this server is told.
     pub fn to_refusal(&self) -> Refusal {
         let (sqlstate, reason) = self.cause.for_client(&self.hidden);

@@ -1,0 +1,82 @@
+//! Orders given at the command line: carried out as everybody's are, and told in words or as JSON.
+
+use secrecy::ExposeSecret as _;
+
+use super::{
+    Failure, Globals, login,
+    operating::operator,
+    output::line,
+    table::{self, answer},
+    tenant,
+};
+use crate::control_path::{
+    hosts::HostReport,
+    onboarding::{NewTenant, drop::Dropped, moving::Moved, rotate::RotatedTenant},
+    operator::Operator,
+    orders::{Gone, MadeLogin, Order, Outcome},
+};
+
+/// Has an order carried out by the person at this command line, and tells what came of it.
+///
+/// # Errors
+/// [`Failure`], in one line.
+pub async fn carry_out(globals: &Globals, order: Order, json: bool) -> Result<(), Failure> {
+    carry_out_as(&operator(globals).await?, order, json).await
+}
+
+/// The same for somebody who has been asked about already.
+///
+/// # Errors
+/// [`Failure`], in one line.
+pub async fn carry_out_as(operator: &Operator, order: Order, json: bool) -> Result<(), Failure> {
+    let (title, subject) = (order.title(), order.subject().to_owned());
+    let outcome = order.carry_out(operator).await?;
+    answer(json, &outcome, || tell(title, &subject, &outcome));
+    Ok(())
+}
+
+fn tell(title: &str, subject: &str, outcome: &Outcome) {
+    match outcome {
+        Outcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
+            "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
+             next: pglobby login create NAME --tenant {name}"
+        )),
+        Outcome::Tenant(changed) => match title {
+            "ALTER TENANT" => table::fields(&tenant::fields(changed)),
+            "RENAME TENANT" => line(format!("tenant {subject} is now called {}", changed.name)),
+            _ => line(format!("tenant {} is {}", changed.name, changed.status)),
+        },
+        Outcome::RotatedTenant(RotatedTenant { name, roles, .. }) => {
+            line(format!("tenant {name}: new passwords for {}", roles.join(" and ")));
+        }
+        Outcome::MovedTenant(Moved { name, from, host, source_dropped, .. }) => {
+            let rest = if *source_dropped { "is gone" } else { "is kept there, closed" };
+            line(format!("tenant {name} is on host {host}; its old database on {from} {rest}"));
+        }
+        Outcome::DroppedTenant(Dropped { name, database, database_dropped, .. }) => {
+            line(match database_dropped {
+                true => format!("tenant {name} and its database are gone"),
+                false => format!("tenant {name} is gone; database {database} stays"),
+            })
+        }
+        Outcome::MadeLogin(MadeLogin { name, tenant, kind, access, password }) => {
+            let place = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
+            line(format!("{kind} login {name}{place} may log in ({access})"));
+            if let Some(password) = password {
+                line(format!("password (shown once): {}", password.expose_secret()));
+            }
+        }
+        Outcome::Login(changed) => table::fields(&login::fields(changed)),
+        Outcome::Gone(Gone { name, status }) => line(match *status {
+            "removed" => format!("host {name} is forgotten"),
+            _ => format!("login {name} is gone"),
+        }),
+        Outcome::RotatedKeys(done) => {
+            line(format!("{} credentials sealed anew with key {}", done.resealed, done.key));
+            if !done.retired.is_empty() {
+                line(format!("retired: {}", done.retired.join(", ")));
+            }
+        }
+        Outcome::Host(HostReport { name, .. }) => line(format!("host {name} is registered")),
+    }
+}

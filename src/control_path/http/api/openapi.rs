@@ -1,0 +1,223 @@
+//! The OpenAPI 3 document of `/v1`, made of the table of routes.
+
+use serde_json::{Map, Value, json};
+
+use super::{answers::CODES, routes::Route};
+
+/// Where it is served, without a key: it tells nothing of this installation.
+pub const PATH: &str = "/v1/openapi.json";
+
+/// The document.
+pub fn document(routes: &[Route]) -> Value {
+    let mut paths = Map::new();
+    for route in routes {
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method.to_lowercase()] = operation(route);
+    }
+    json!({
+        "openapi": "3.0.3",
+        "info": {
+            "title": "pglobby management API",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Tenants, logins, hosts and keys. Every request takes an API key (pglobby api-key create).",
+            "license": { "name": "MIT OR Apache-2.0" },
+        },
+        "security": [{ "key": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
+            "schemas": schemas(),
+            "responses": { "Error": {
+                "description": errors(),
+                "content": { "application/json": { "schema": reference("Error") } },
+            } },
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let in_path =
+        route.path.split(['{', '}']).skip(1).step_by(2).map(
+            |name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }),
+        );
+    let in_query = route.query.iter().map(
+        |name| json!({ "name": name, "in": "query", "description": parameter(name), "schema": { "type": "string" } }),
+    );
+    let (status, answer) = route.answer;
+    let schema = match answer.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(item) => json!({ "type": "array", "items": reference(item) }),
+        None => reference(answer),
+    };
+    let content = |schema: Value| json!({ "application/json": { "schema": schema } });
+    let mut responses = json!({ "default": { "$ref": "#/components/responses/Error" } });
+    responses[status.to_string()] = json!({ "description": "Done.", "content": content(schema) });
+    if route.takes_long() {
+        responses["202"] = json!({
+            "description": "Begun; follow the operation at Location.",
+            "headers": { "Location": { "schema": { "type": "string" } } },
+            "content": content(reference("Operation")),
+        });
+    }
+    let mut operation = json!({
+        "summary": route.summary,
+        "operationId": operation_id(route),
+        "description": format!("Takes a key with role {} or more.", route.role.name()),
+        "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
+        "responses": responses,
+    });
+    if let Some(body) = route.body {
+        operation["requestBody"] = json!({ "content": content(reference(body)) });
+    }
+    operation
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+/// `post_tenants_name_suspend`.
+fn operation_id(route: &Route) -> String {
+    let path = route.path.trim_start_matches("/v1/").replace(['{', '}'], "").replace(['/', '-'], "_");
+    format!("{}_{path}", route.method.to_lowercase())
+}
+
+fn parameter(name: &str) -> &'static str {
+    match name {
+        "wait" => "How long to wait for the outcome, as 30s; without it, long work is answered with 202",
+        "dropped" => "true: tombstones, too",
+        "with_database" => "true: the database of an adopted tenant goes, too",
+        "tenant" => "Only of this tenant",
+        "status" => "running, done, failed or undone",
+        "before" => "Only those with a smaller id: the next page",
+        "limit" => "How many, 100 by default and 1000 at most",
+        _ => "",
+    }
+}
+
+fn errors() -> String {
+    let codes = CODES.iter().map(|(code, status, meaning)| format!("{} {code}: {meaning}", status.as_u16()));
+    codes.collect::<Vec<_>>().join("; ")
+}
+
+/// `name:type`, with `?` where it may be null or missing, and `[]` for a list.
+fn object(fields: &str) -> Value {
+    let mut properties = Map::new();
+    let mut required = Vec::new();
+    for field in fields.split_whitespace() {
+        let (name, kind) = field.split_once(':').unwrap_or((field, "string"));
+        let (kind, optional) = kind.strip_suffix('?').map_or((kind, false), |kind| (kind, true));
+        let mut schema = match kind.strip_suffix("[]") {
+            Some(item) => json!({ "type": "array", "items": typed(item) }),
+            None => typed(kind),
+        };
+        if optional {
+            schema["nullable"] = true.into();
+        } else {
+            required.push(name);
+        }
+        properties.insert(name.to_owned(), schema);
+    }
+    json!({ "type": "object", "properties": properties, "required": required })
+}
+
+fn typed(kind: &str) -> Value {
+    match kind {
+        "string" | "integer" | "boolean" | "object" => json!({ "type": kind }),
+        "time" => json!({ "type": "string", "format": "date-time" }),
+        "secret" => json!({ "type": "string", "format": "password" }),
+        schema => reference(schema),
+    }
+}
+
+fn schemas() -> Value {
+    const SCHEMAS: &[(&str, &str)] = &[
+        (
+            "Tenant",
+            "name status status_reason:string? host database username ro_username:string? pool_mode:string?
+             pool_size:integer? min_pool_size:integer? max_clients:integer? statement_timeout:string? allow_from:string[]
+             adopted:boolean grants_pending:boolean logins:integer created_at:time updated_at:time",
+        ),
+        ("NewTenant", "name status host database username"),
+        (
+            "NewTenantBody",
+            "name host:string? database:string? template:string? schema:string[]? adopt:boolean? owner:string?",
+        ),
+        (
+            "TenantSettings",
+            "pool_mode:string? pool_size:integer? min_pool_size:integer? max_clients:integer? statement_timeout:string?
+             allow_from:string[]?",
+        ),
+        ("SuspendBody", "reason:string? after_transaction:boolean?"),
+        ("RenameBody", "to"),
+        ("MoveBody", "host patience:string? keep_source:boolean?"),
+        ("RotatedTenant", "name status roles:string[]"),
+        ("MovedTenant", "name from host database source_dropped:boolean"),
+        ("DroppedTenant", "name status database database_dropped:boolean"),
+        (
+            "Login",
+            "name tenant:string? kind access all_tenants:boolean tenants:Grant[] valid_until:time? disabled_at:time?
+             allow_from:string[] created_at:time",
+        ),
+        ("Grant", "tenant access"),
+        (
+            "NewLoginBody",
+            "name tenant:string? service:boolean? tenants:string[]? all_tenants:boolean? admin:boolean? read_only:boolean?
+             password:secret? valid_until:string? allow_from:string[]?",
+        ),
+        ("MadeLogin", "name tenant:string? kind access password:secret?"),
+        ("LoginSettings", "access:string? valid_until:string? allow_from:string[]?"),
+        ("PasswordBody", "password:secret?"),
+        ("GrantBody", "tenants:string[]? all_tenants:boolean? read_only:boolean?"),
+        ("Gone", "name status"),
+        (
+            "Host",
+            "name address port:integer tls_mode tls_root_ca:string? admin_user admin_database has_password:boolean
+             max_connections:integer? accepts_tenants:boolean tenants:integer",
+        ),
+        (
+            "NewHostBody",
+            "name address port:integer? tls_mode:string? tls_root_ca:string? admin_user:string? admin_database:string?
+             admin_password:secret? max_connections:integer? accepts_tenants:boolean?",
+        ),
+        (
+            "HostSettings",
+            "address:string? port:integer? tls_mode:string? tls_root_ca:string? admin_user:string? admin_database:string?
+             admin_password:secret? max_connections:integer? accepts_tenants:boolean?",
+        ),
+        ("HostReport", "name server_version:integer superuser:boolean open_to_public:string[]"),
+        ("Key", "id writes:boolean in_ring:boolean sealed:integer"),
+        ("RotateKeysBody", "retire:boolean?"),
+        ("RotatedKeys", "key generated:boolean resealed:integer retired:string[]"),
+        (
+            "Operation",
+            "id:integer kind tenant:string? status step error:string? actor started_at:time updated_at:time",
+        ),
+        ("AuditEntry", "id:integer at:time actor action tenant:string? detail:object"),
+        ("Error", "error:ErrorWords"),
+        ("ErrorWords", "code message"),
+    ];
+    SCHEMAS.iter().map(|(name, fields)| ((*name).to_owned(), object(fields))).collect::<Map<_, _>>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{super::routes, *};
+
+    #[test]
+    fn every_schema_that_is_referred_to_is_there_and_every_operation_has_a_name_of_its_own() {
+        let document = document(&routes::all());
+        let text = document.to_string();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let referred: BTreeSet<&str> =
+            text.split("#/components/schemas/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        let there: BTreeSet<&str> = schemas.keys().map(String::as_str).collect();
+        assert_eq!(referred, there);
+        let ids: Vec<String> = routes::all().iter().map(operation_id).collect();
+        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
+        for route in routes::all() {
+            assert!(route.query.iter().all(|name| !parameter(name).is_empty()), "{}", route.path);
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! Every route: who may take it, what goes in and comes out, and what it does. The router and the OpenAPI document are
+//! both made of this table, so neither can have what the other lacks.
+
+use std::collections::HashMap;
+
+use axum::{
+    Extension,
+    extract::Path,
+    response::Response,
+    routing::{MethodRouter, delete, get, patch, post},
+};
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+
+use super::{
+    Caller, Patience,
+    answers::{ApiError, shown},
+    bodies::{
+        Body, GrantBody, MoveBody, NewHostBody, NewLoginBody, NewTenantBody, PasswordBody, RenameBody,
+        RotateKeysBody, SuspendBody, invalid, settings,
+    },
+    long::{begin, follow},
+};
+use crate::control_path::{
+    api_keys::Role, audit, hosts, key_rotation, logins, onboarding::drop::DropDatabase, operations,
+    orders::Order, tenants, verifier::Given,
+};
+
+/// One route, for the router, the guard and the document.
+pub struct Route {
+    /// `GET`, `POST`, `PATCH`, `DELETE`.
+    pub method: &'static str,
+    /// With `{name}` where a name stands.
+    pub path: &'static str,
+    /// The least role that may take it.
+    pub role: Role,
+    /// For the document.
+    pub summary: &'static str,
+    /// Names of what may stand behind `?`.
+    pub query: &'static [&'static str],
+    /// The schema of the body, where there is one.
+    pub body: Option<&'static str>,
+    /// Status and schema of the answer; a schema in brackets is a list of it.
+    pub answer: (u16, &'static str),
+    /// What it does.
+    pub handler: MethodRouter,
+}
+
+impl Route {
+    const fn new(
+        (method, path): (&'static str, &'static str),
+        role: Role,
+        answer: (u16, &'static str),
+        summary: &'static str,
+        handler: MethodRouter,
+    ) -> Self {
+        Self { method, path, role, summary, query: &[], body: None, answer, handler }
+    }
+
+    fn query(self, query: &'static [&'static str]) -> Self {
+        Self { query, ..self }
+    }
+
+    fn body(self, body: &'static str) -> Self {
+        Self { body: Some(body), ..self }
+    }
+
+    /// Whether the answer may be an operation to follow.
+    pub fn takes_long(&self) -> bool {
+        self.query.contains(&"wait") && self.method != "GET"
+    }
+}
+
+/// All of them.
+pub fn all() -> Vec<Route> {
+    [tenants_routes(), logins_routes(), estate_routes(), record_routes()].into_iter().flatten().collect()
+}
+
+type Query = axum::extract::Query<HashMap<String, String>>;
+type Answer = Result<Response, ApiError>;
+
+fn tenants_routes() -> Vec<Route> {
+    use Role::{Admin, Operator, Viewer};
+    vec![
+        Route::new(("GET", "/v1/tenants"), Viewer, (200, "[Tenant]"), "All tenants", get(list_tenants))
+            .query(&["dropped"]),
+        Route::new(
+            ("POST", "/v1/tenants"),
+            Operator,
+            (201, "NewTenant"),
+            "Make or adopt a tenant",
+            post(create_tenant),
+        )
+        .query(&["wait"])
+        .body("NewTenantBody"),
+        Route::new(("GET", "/v1/tenants/{name}"), Viewer, (200, "Tenant"), "One tenant", get(show_tenant)),
+        Route::new(
+            ("PATCH", "/v1/tenants/{name}"),
+            Operator,
+            (200, "Tenant"),
+            "Change settings; null takes the configuration's default",
+            patch(set_tenant),
+        )
+        .body("TenantSettings"),
+        Route::new(
+            ("DELETE", "/v1/tenants/{name}"),
+            Admin,
+            (200, "DroppedTenant"),
+            "Drop a tenant, its roles, its logins and its database (an adopted one stays)",
+            delete(drop_tenant),
+        )
+        .query(&["wait", "with_database"]),
+        Route::new(
+            ("POST", "/v1/tenants/{name}/suspend"),
+            Operator,
+            (200, "Tenant"),
+            "Close a tenant; its clients read the reason",
+            post(suspend),
+        )
+        .body("SuspendBody"),
+        Route::new(
+            ("POST", "/v1/tenants/{name}/resume"),
+            Operator,
+            (200, "Tenant"),
+            "Open a suspended tenant",
+            post(async |Path(name), Extension(caller): Extension<Caller>| -> Answer {
+                caller.carry_out(Order::ResumeTenant { name }).await
+            }),
+        ),
+        Route::new(
+            ("POST", "/v1/tenants/{name}/rotate"),
+            Operator,
+            (200, "RotatedTenant"),
+            "New passwords for a tenant's roles",
+            post(rotate),
+        )
+        .query(&["wait"]),
+        Route::new(
+            ("POST", "/v1/tenants/{name}/rename"),
+            Operator,
+            (200, "Tenant"),
+            "Another name",
+            post(rename),
+        )
+        .body("RenameBody"),
+        Route::new(
+            ("POST", "/v1/tenants/{name}/move"),
+            Operator,
+            (200, "MovedTenant"),
+            "Move a tenant to another host",
+            post(move_tenant),
+        )
+        .query(&["wait"])
+        .body("MoveBody"),
+    ]
+}
+
+async fn list_tenants(Extension(caller): Extension<Caller>, query: Query) -> Answer {
+    Ok(shown(&tenants::list(&caller.operator, truth(&query, "dropped")?).await?))
+}
+
+async fn create_tenant(
+    Extension(caller): Extension<Caller>,
+    Extension(patience): Extension<Patience>,
+    Body(body): Body<NewTenantBody>,
+) -> Answer {
+    begin(&caller, body.try_into()?, patience.0).await
+}
+
+async fn show_tenant(Path(name): Path<String>, Extension(caller): Extension<Caller>) -> Answer {
+    Ok(shown(&tenants::show(&caller.operator, &name).await?))
+}
+
+async fn set_tenant(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<Map<String, Value>>,
+) -> Answer {
+    caller.carry_out(Order::SetTenant { name, settings: settings(body)? }).await
+}
+
+async fn drop_tenant(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Extension(patience): Extension<Patience>,
+    query: Query,
+) -> Answer {
+    let database = match truth(&query, "with_database")? {
+        true => DropDatabase::Always,
+        false => DropDatabase::IfOurs,
+    };
+    begin(&caller, Order::DropTenant { name, database, final_dump: None }, patience.0).await
+}
+
+async fn suspend(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<SuspendBody>,
+) -> Answer {
+    caller.carry_out(body.of(name)).await
+}
+
+async fn rotate(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Extension(patience): Extension<Patience>,
+) -> Answer {
+    begin(&caller, Order::RotateTenant { name }, patience.0).await
+}
+
+async fn rename(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<RenameBody>,
+) -> Answer {
+    caller.carry_out(Order::RenameTenant { name, to: body.to }).await
+}
+
+async fn move_tenant(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Extension(patience): Extension<Patience>,
+    Body(body): Body<MoveBody>,
+) -> Answer {
+    begin(&caller, body.of(name)?, patience.0).await
+}
+
+fn logins_routes() -> Vec<Route> {
+    use Role::{Operator, Viewer};
+    let login = (200, "Login");
+    let action = |path, summary, handler| Route::new(("POST", path), Operator, login, summary, handler);
+    vec![
+        Route::new(
+            ("GET", "/v1/logins"),
+            Viewer,
+            (200, "[Login]"),
+            "All logins, or a tenant's",
+            get(list_logins),
+        )
+        .query(&["tenant"]),
+        Route::new(("POST", "/v1/logins"), Operator, (201, "MadeLogin"), "Make a login", post(create_login))
+            .body("NewLoginBody"),
+        Route::new(("GET", "/v1/logins/{name}"), Viewer, login, "One login", get(show_login)),
+        Route::new(
+            ("PATCH", "/v1/logins/{name}"),
+            Operator,
+            login,
+            "Change what a login may do, until when, and from where; null lifts the limit",
+            patch(set_login),
+        )
+        .body("LoginSettings"),
+        Route::new(
+            ("DELETE", "/v1/logins/{name}"),
+            Operator,
+            (200, "Gone"),
+            "Remove a login; its sessions end",
+            delete(async |Path(name), Extension(caller): Extension<Caller>| -> Answer {
+                caller.carry_out(Order::DropLogin { name }).await
+            }),
+        ),
+        Route::new(
+            ("POST", "/v1/logins/{name}/set-password"),
+            Operator,
+            (200, "MadeLogin"),
+            "Another password, the caller's or one made here; its sessions end",
+            post(set_password),
+        )
+        .body("PasswordBody"),
+        action("/v1/logins/{name}/grant", "Let a service enter tenants", post(grant::<true>))
+            .body("GrantBody"),
+        action("/v1/logins/{name}/revoke", "Take tenants from a service", post(grant::<false>))
+            .body("GrantBody"),
+        action("/v1/logins/{name}/disable", "Refuse a login; its sessions end", post(disable::<true>)),
+        action("/v1/logins/{name}/enable", "Refuse it no longer", post(disable::<false>)),
+    ]
+}
+
+async fn list_logins(Extension(caller): Extension<Caller>, query: Query) -> Answer {
+    Ok(shown(&logins::list(&caller.operator, query.get("tenant").map(String::as_str)).await?))
+}
+
+async fn create_login(Extension(caller): Extension<Caller>, Body(body): Body<NewLoginBody>) -> Answer {
+    caller.carry_out(body.try_into()?).await
+}
+
+async fn show_login(Path(name): Path<String>, Extension(caller): Extension<Caller>) -> Answer {
+    Ok(shown(&logins::show(&caller.operator, &name).await?))
+}
+
+async fn set_login(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<Map<String, Value>>,
+) -> Answer {
+    caller.carry_out(Order::SetLogin { name, settings: settings(body)? }).await
+}
+
+async fn set_password(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<PasswordBody>,
+) -> Answer {
+    caller.carry_out(Order::SetPassword { name, password: Given::by(body.password) }).await
+}
+
+async fn grant<const GRANT: bool>(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<GrantBody>,
+) -> Answer {
+    caller.carry_out(body.of(name, GRANT)?).await
+}
+
+async fn disable<const DISABLED: bool>(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+) -> Answer {
+    caller.carry_out(Order::DisableLogin { name, disabled: DISABLED }).await
+}
+
+fn estate_routes() -> Vec<Route> {
+    use Role::{Admin, Viewer};
+    vec![
+        Route::new(("GET", "/v1/hosts"), Viewer, (200, "[Host]"), "All hosts", get(list_hosts)),
+        Route::new(("POST", "/v1/hosts"), Admin, (201, "HostReport"), "Register a host", post(add_host))
+            .body("NewHostBody"),
+        Route::new(
+            ("PATCH", "/v1/hosts/{name}"),
+            Admin,
+            (200, "HostReport"),
+            "Change a host; it is reached as it will be before anything is kept",
+            patch(set_host),
+        )
+        .body("HostSettings"),
+        Route::new(
+            ("DELETE", "/v1/hosts/{name}"),
+            Admin,
+            (200, "Gone"),
+            "Forget a host that no tenant lives on",
+            delete(async |Path(name), Extension(caller): Extension<Caller>| -> Answer {
+                caller.carry_out(Order::RemoveHost { name }).await
+            }),
+        ),
+        Route::new(
+            ("GET", "/v1/keys"),
+            Viewer,
+            (200, "[Key]"),
+            "Sealing keys, and what uses them",
+            get(list_keys),
+        ),
+        Route::new(
+            ("POST", "/v1/keys/rotate"),
+            Admin,
+            (200, "RotatedKeys"),
+            "Seal every stored credential anew",
+            post(rotate_keys),
+        )
+        .query(&["wait"])
+        .body("RotateKeysBody"),
+    ]
+}
+
+async fn list_hosts(Extension(caller): Extension<Caller>) -> Answer {
+    Ok(shown(&hosts::list(&caller.operator).await?))
+}
+
+async fn add_host(Extension(caller): Extension<Caller>, Body(body): Body<NewHostBody>) -> Answer {
+    caller.carry_out(body.into()).await
+}
+
+async fn set_host(
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Body(mut body): Body<Map<String, Value>>,
+) -> Answer {
+    let password = match body.remove("admin_password") {
+        None => None,
+        Some(Value::String(password)) => Some(SecretString::from(password)),
+        Some(_) => return Err(invalid("admin_password is a text")),
+    };
+    let settings = if body.is_empty() && password.is_some() { Vec::new() } else { settings(body)? };
+    caller.carry_out(Order::SetHost { name, settings, password }).await
+}
+
+async fn list_keys(Extension(caller): Extension<Caller>) -> Answer {
+    Ok(shown(&key_rotation::list(&caller.operator).await?))
+}
+
+async fn rotate_keys(
+    Extension(caller): Extension<Caller>,
+    Extension(patience): Extension<Patience>,
+    Body(body): Body<RotateKeysBody>,
+) -> Answer {
+    let config = caller.api.proxy.config.load_full();
+    begin(&caller, Order::RotateKeys { retire: body.retire, config }, patience.0).await
+}
+
+fn record_routes() -> Vec<Route> {
+    use Role::Viewer;
+    vec![
+        Route::new(
+            ("GET", "/v1/operations"),
+            Viewer,
+            (200, "[Operation]"),
+            "Long work, newest first",
+            get(list_operations),
+        )
+        .query(&["tenant", "status", "before", "limit"]),
+        Route::new(
+            ("GET", "/v1/operations/{id}"),
+            Viewer,
+            (200, "Operation"),
+            "One of them; with ?wait= when it is over, or the time is",
+            get(show_operation),
+        )
+        .query(&["wait"]),
+        Route::new(
+            ("GET", "/v1/audit"),
+            Viewer,
+            (200, "[AuditEntry]"),
+            "Who did what, newest first",
+            get(list_audit),
+        )
+        .query(&["tenant", "before", "limit"]),
+    ]
+}
+
+async fn list_operations(Extension(caller): Extension<Caller>, query: Query) -> Answer {
+    let (tenant, status) = (query.get("tenant"), query.get("status"));
+    let (before, limit) = page(&query)?;
+    let text = |value: Option<&'_ String>| value.map(|text| text.as_str().to_owned());
+    let (tenant, status) = (text(tenant), text(status));
+    Ok(shown(&operations::list(&caller.operator, tenant.as_deref(), status.as_deref(), before, limit).await?))
+}
+
+async fn show_operation(
+    Path(id): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Extension(patience): Extension<Patience>,
+) -> Answer {
+    let id = id.parse().map_err(|_| ApiError::new("not_found", format!("there is no operation {id:?}")))?;
+    Ok(shown(&follow(&caller.operator, id, patience.0).await?))
+}
+
+async fn list_audit(Extension(caller): Extension<Caller>, query: Query) -> Answer {
+    let (before, limit) = page(&query)?;
+    Ok(shown(&audit::list(&caller.operator, query.get("tenant").map(String::as_str), before, limit).await?))
+}
+
+/// Rows in one answer, where the caller does not say; and at most.
+const PAGE_ROWS: i64 = 100;
+const PAGE_ROWS_MAX: i64 = 1000;
+
+fn page(query: &Query) -> Result<(Option<i64>, i64), ApiError> {
+    let number = |key: &str| {
+        let wrong = |_| invalid(&format!("{key} is a whole number"));
+        query.get(key).map(|text| text.parse::<i64>().map_err(wrong)).transpose()
+    };
+    Ok((number("before")?, number("limit")?.unwrap_or(PAGE_ROWS).clamp(1, PAGE_ROWS_MAX)))
+}
+
+fn truth(query: &Query, key: &str) -> Result<bool, ApiError> {
+    match query.get(key).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(invalid(&format!("{key} is true or false"))),
+    }
+}

@@ -1,0 +1,47 @@
+//! What others want of a session at work: that it cancels what runs, that it ends, that its client is told of something.
+
+use std::{future::Future, pin::Pin, task::Context, time::Instant};
+
+use super::{
+    farewell::End,
+    relay::{Relay, Step},
+};
+
+impl Relay {
+    /// Attends to signals and to a cancel that is under way.
+    #[cold]
+    pub(super) fn attend(&mut self, cx: &mut Context<'_>) -> Option<Step> {
+        if let Some(cancelling) = self.cancelling.as_mut()
+            && Pin::new(cancelling).poll(cx).is_ready()
+        {
+            self.cancelling = None;
+            if let Some(step) = self.after_reply(Instant::now()) {
+                return Some(step);
+            }
+        }
+        if self.handle.is_notified() {
+            self.tell_heard();
+        }
+        if self.handle.is_signalled() {
+            let signals = self.handle.take_signals();
+            if let Some(reason) = signals.end {
+                return Some(Step::End(End::Refused(reason)));
+            }
+            if let Some(reason) = signals.end_when_free {
+                let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
+                if free && self.inbox.is_empty() {
+                    return Some(Step::End(End::Refused(reason)));
+                }
+                self.leaving = Some(reason);
+            }
+            // Other signals come this way as well: what runs when a drain begins must not be cancelled.
+            if !signals.cancels.is_empty() {
+                self.cancel(signals.cancels);
+            }
+            if let Some(cancelling) = self.cancelling.as_mut() {
+                let _ = Pin::new(cancelling).poll(cx);
+            }
+        }
+        None
+    }
+}

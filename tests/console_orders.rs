@@ -1,0 +1,117 @@
+//! The life of tenants and logins in SQL, on the console: the same work as the command line's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use support::{Proxy, client::in_time, console::show};
+
+#[tokio::test]
+async fn a_tenants_life_in_sql() {
+    let proxy = Proxy::build().start().await;
+    let console = proxy.console().await;
+    console.run("CREATE TENANT acme").await;
+    console.run("CREATE LOGIN alice TENANT acme PASSWORD 'it''s secret'").await;
+    let mut alice = proxy.caller("alice", "it's secret", "acme").connect().await;
+    alice.run("CREATE TABLE t (x int); INSERT INTO t VALUES (7)").await;
+
+    console.run("ALTER TENANT acme SET pool_size = 3, statement_timeout = '30s'").await;
+    let tenants = show(&console, "TENANTS").await;
+    assert_eq!((tenants[0]["pool_size"].as_str(), tenants[0]["statement_timeout"].as_str()), ("3", "30s"));
+    console.run("ROTATE TENANT acme").await;
+    assert_eq!(alice.ask("SELECT x FROM t").await, "7");
+    console.run("SUSPEND TENANT acme REASON 'unpaid'").await;
+    alice.closed().await;
+    console.run("RESUME TENANT acme").await;
+    console.run("RENAME TENANT acme TO \"My Shop\"").await;
+    assert_eq!(show(&console, "TENANTS").await[0]["name"], "My Shop");
+    assert_eq!(console.refusal_of("CREATE TENANT \"My Shop\"").await, "42710");
+    assert_eq!(console.refusal_of("ROTATE TENANT acme").await, "42704");
+    assert_eq!(console.refusal_of("MOVE TENANT \"My Shop\" TO HOST default").await, "55000");
+    console.run("DROP TENANT \"My Shop\"").await;
+    assert_eq!(show(&console, "TENANTS").await[0]["status"], "dropped");
+
+    proxy.cluster.create_database("globex", support::cluster::MASTER, "").await;
+    console.run("ADOPT TENANT globex; CREATE LOGIN bob TENANT globex PASSWORD 'b'").await;
+    assert_eq!(proxy.caller("bob", "b", "globex").ask("SELECT current_database()").await, "globex");
+    let central = proxy.cluster.client("central").await;
+    let actors = "SELECT string_agg(DISTINCT actor, ' ') FROM pglobby.audit_log WHERE action LIKE 'tenant.%'";
+    let actors = central.ask(actors).await;
+    assert!(actors.contains("login:console_admin"), "{actors}");
+}
+
+#[tokio::test]
+async fn a_password_that_is_made_is_shown_once_in_both_protocols_and_logged_in_none() {
+    let proxy = Proxy::with_tenant("acme").config("log.level", "\"debug\"").start().await;
+    let console = proxy.console().await;
+    // Extended: the driver prepares, describes, and is told of a row before there is one.
+    let row = console.query_one("CREATE LOGIN bob TENANT acme READ ONLY", &[]).await.unwrap();
+    let password: String = row.get("password");
+    assert_eq!((row.get::<_, &str>("tenant"), row.get::<_, &str>("access")), ("acme", "read_only"));
+    assert_eq!(proxy.caller("bob", &password, "acme").ask("SELECT 1").await, "1");
+    let again: String = console.query_one("ALTER LOGIN bob PASSWORD", &[]).await.unwrap().get("password");
+    assert_ne!(again, password);
+    // Prepared once and executed once: one password each time.
+    let prepared = console.prepare("ALTER LOGIN bob PASSWORD").await.unwrap();
+    let first: String = console.query_one(&prepared, &[]).await.unwrap().get("password");
+    let second: String = console.query_one(&prepared, &[]).await.unwrap().get("password");
+    assert_ne!(first, second);
+    let simple = console.ask_all("ALTER LOGIN bob PASSWORD").await;
+    let fourth = simple[0][4].clone().unwrap();
+    assert_eq!(proxy.caller("bob", &fourth, "acme").ask("SELECT 1").await, "1");
+    assert_eq!(console.execute("ALTER LOGIN bob PASSWORD 'hunter2'", &[]).await.unwrap(), 0);
+    assert_eq!(console.refusal_of("ALTER LOGIN bob PASSWORT 'hunter2'").await, "42601");
+    assert_eq!(proxy.caller("bob", "hunter2", "acme").ask("SELECT 1").await, "1");
+    let log = proxy.log();
+    for password in [&password, &again, &first, &second, &fourth, "hunter2"] {
+        assert!(!log.contains(password), "a password is in the log");
+    }
+}
+
+#[tokio::test]
+async fn a_logins_life_in_sql() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let console = proxy.console().await;
+    console.run("CREATE LOGIN shop SERVICE TENANTS acme PASSWORD 's'").await;
+    assert_eq!(proxy.caller("shop", "s", "globex").refusal().await, "28P01");
+    console.run("GRANT TENANT globex TO shop READ ONLY").await;
+    let shop = proxy.caller("shop", "s", "globex");
+    in_time("the grant has arrived", async { while shop.try_connect().await.is_err() {} }).await;
+    let mut client = shop.connect().await;
+    assert_eq!(client.refusal_of("CREATE TABLE t (x int)").await, "25006");
+    console.run("REVOKE TENANT globex FROM shop").await;
+    client.closed().await;
+    for (off, on) in [
+        ("ALTER LOGIN shop DISABLE", "ALTER LOGIN shop ENABLE"),
+        ("ALTER LOGIN shop VALID UNTIL '2020-01-01'", "ALTER LOGIN shop VALID UNTIL INFINITY"),
+        ("ALTER LOGIN shop FROM '10.0.0.0/8'", "ALTER LOGIN shop FROM ANYWHERE"),
+    ] {
+        let acme = proxy.caller("shop", "s", "acme");
+        in_time("may enter", async { while acme.try_connect().await.is_err() {} }).await;
+        let mut client = acme.connect().await;
+        console.run(off).await;
+        client.closed().await;
+        console.run(on).await;
+    }
+    console.run("DROP LOGIN shop").await;
+    assert_eq!(console.refusal_of("DROP LOGIN shop").await, "42704");
+    assert!(show(&console, "HELP").await.iter().any(|row| row["command"].starts_with("CREATE LOGIN")));
+}
+
+#[tokio::test]
+async fn who_may_only_show_gives_no_orders_and_who_is_dismissed_is_gone() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let console = proxy.console().await;
+    console.run("CREATE LOGIN auditor ADMIN READ ONLY PASSWORD 'a'").await;
+    let mut auditor = proxy.caller("auditor", "a", "pglobby").connect().await;
+    assert_eq!(show(&auditor, "TENANTS").await.len(), 1);
+    for order in ["CREATE TENANT globex", "DROP TENANT acme", "ALTER LOGIN auditor READ WRITE"] {
+        assert_eq!(auditor.refusal_of(order).await, "42501", "{order}");
+    }
+    console.run("ALTER LOGIN auditor READ WRITE").await;
+    let allowed = async { while auditor.try_run("SUSPEND TENANT acme").await.is_err() {} };
+    in_time("the promotion has arrived", allowed).await;
+    console.run("ALTER LOGIN auditor PASSWORD 'other'").await;
+    let refused = async { while auditor.try_run("SHOW TENANTS").await.is_ok() {} };
+    in_time("the change has arrived", refused).await;
+    auditor.closed().await;
+}
