@@ -76,7 +76,8 @@ impl Server {
         let credential =
             Credential { username: "acme_rw".to_owned(), password: SecretString::from(password) };
         let host = self.host();
-        let target = Target { host: &host, database, credential: &credential, statement_timeout };
+        let target =
+            Target { host: &host, tenant: "acme", database, credential: &credential, statement_timeout };
         in_time("opening a server connection", open(&target, &options())).await
     }
 
@@ -241,8 +242,13 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
     let credential =
         Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD.to_owned()) };
     let host = server.host();
-    let target =
-        Target { host: &host, database: "no_such", credential: &credential, statement_timeout: None };
+    let target = Target {
+        host: &host,
+        tenant: "acme",
+        database: "no_such",
+        credential: &credential,
+        statement_timeout: None,
+    };
     let error = open(&target, &options()).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("\"no_such\" does not exist"), "{error}");
     let refusal = error.to_refusal();
