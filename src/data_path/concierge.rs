@@ -1,7 +1,7 @@
 //! What a service login's session has chosen, and who may go where: the one place beside the login where the directory is
 //! asked. A query never waits for it; a choice may, once for each tenant and login, until their rows change.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use tracing::{info, warn};
 
@@ -108,10 +108,7 @@ impl Concierge {
             Goal::Id(id) => directory.tenant_by_id(id).await,
         };
         let tenant = tenant.map_err(unavailable)?;
-        let login = login.filter(|login| {
-            let expired = login.valid_until.is_some_and(|until| until <= SystemTime::now());
-            login.id == handle.login.id && !login.disabled && !expired
-        });
+        let login = login.filter(|login| login.still_admits(&handle.login, handle.peer));
         let place = login.zip(tenant).and_then(|(login, tenant)| {
             let access = access_to(&login.kind, tenant.id)?;
             allowed_from(&tenant.allow_from, handle.peer).then_some((tenant, access))

@@ -100,7 +100,8 @@ impl Relay {
             return false;
         }
         let lease = self.server.as_ref().map(|server| &server.side.lease);
-        let over = lease.is_none_or(|lease| lease.is_over()) && !self.side.mid_message();
+        let over =
+            lease.is_none_or(|lease| lease.is_over()) && !self.side.mid_message() && self.held.is_empty();
         let answered = lease.is_none_or(|lease| !lease.is_working() || lease.takes_copy_data());
         concierge.is_to_leave() && over || concierge.waits != Waits::No && answered
     }
@@ -303,6 +304,8 @@ impl Relay {
     /// Leaves the tenant for another room. The server it holds is cleaned, or closed, without it.
     pub(super) fn depart(mut self: Box<Self>, room: Room) -> Departure {
         self.side.take_held(&mut self.inbox);
+        // What it has not heard yet of channels there is nothing to it any more.
+        drop(self.handle.take_notifications());
         room.receive(&mut self.side);
         if let Some(concierge) = self.concierge.as_mut() {
             concierge.arrive();

@@ -254,10 +254,9 @@ impl Proxy {
         for session in self.sessions.all().into_iter().filter(|session| concerns(session)) {
             let Ok(login) = self.directory.login(&session.login.name).await else { continue };
             let stays = login.filter(|login| {
+                let place = session.place();
                 login.still_admits(&session.login, session.peer)
-                    && session
-                        .place()
-                        .is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
+                    && place.is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
             });
             match stays {
                 Some(login) => session.set_valid_until(login.valid_until),

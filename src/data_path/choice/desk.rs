@@ -385,7 +385,7 @@ impl Desk {
         self.portals.clear();
         let Some(modes) = self.begun.take() else { return };
         append(out, b'Q', |out| append_cstr(out, b"BEGIN"));
-        let _ = lease.ask(Asked::Query(None), Whose::Ours);
+        lease.begin();
         if modes != TransactionModes::default() {
             append(out, b'Q', |out| append_cstr(out, set_transaction(modes).as_bytes()));
             let _ = lease.ask(Asked::Query(None), Whose::Attempt);

@@ -242,6 +242,7 @@ impl Requests<'_, '_> {
             if aftermath.talk == Talk::Chooses && self.statements.unnamed_body().is_some() {
                 return self.choice_bound(whole);
             }
+            let inspects = aftermath.inspects;
             self.server.uncertain.note(aftermath, false);
             if aftermath.inspects {
                 self.show_what_is_prepared(false);
