@@ -24,6 +24,9 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
+        if !server.side.statements.taken.is_empty() && server.free_taken_names().await.is_err() {
+            return Err(End::ServerLost);
+        }
         let before = server.side.lease.pins;
         let mut pins = before;
         pins.insert(uncertain.pins(failed));
