@@ -19,12 +19,26 @@ const DIRT: [&[&str]; 16] = [
     &["SET work_mem = '1#MB'; SET search_path = stirred, pg_catalog"],
     &["SET DateStyle = 'German, DMY'", "SET TimeZone = 'Asia/Katmandu'", "SET IntervalStyle = 'iso_8601'"],
     &["SET client_min_messages = error; SET extra_float_digits = -3; SET bytea_output = 'escape'"],
-    &["SET default_transaction_isolation = 'serializable'", "SET default_transaction_read_only = on", "RESET ALL"],
+    &[
+        "SET default_transaction_isolation = 'serializable'",
+        "SET default_transaction_read_only = on",
+        "RESET ALL",
+    ],
     &["SET ROLE stirring_role", "SELECT current_user", "RESET ROLE"],
     &["SET ROLE stirring_role; SET stirred.note = 'client #'"],
     &["SET enable_hashjoin = off; SET enable_seqscan = off; SET enable_indexscan = off; SET geqo = off"],
-    &["SET statement_timeout = '100s'; SET standard_conforming_strings = off; SET plpgsql.extra_warnings = 'all'"],
-    &["BEGIN", "SET LOCAL work_mem = '2#MB'", "SAVEPOINT a", "SELECT 1/0", "ROLLBACK TO a", "SELECT 1", "COMMIT"],
+    &[
+        "SET statement_timeout = '100s'; SET standard_conforming_strings = off; SET plpgsql.extra_warnings = 'all'",
+    ],
+    &[
+        "BEGIN",
+        "SET LOCAL work_mem = '2#MB'",
+        "SAVEPOINT a",
+        "SELECT 1/0",
+        "ROLLBACK TO a",
+        "SELECT 1",
+        "COMMIT",
+    ],
     &["BEGIN", "SELECT nonsense", "COMMIT"],
     &["CREATE TEMP TABLE onek AS SELECT 1 AS stirred", "SELECT * FROM onek", "DROP TABLE pg_temp.onek"],
     &["CREATE TEMP TABLE tenk1 (stirred int) ON COMMIT DROP", "SELECT 1"],
@@ -42,7 +56,11 @@ pub struct Stirring {
 
 pub async fn start(proxy: &Proxy, tenant: &str) -> Stirring {
     let owner = proxy.client(tenant).ask("SELECT current_user").await;
-    proxy.behind(tenant).await.run(&format!("CREATE ROLE stirring_role; GRANT stirring_role TO \"{owner}\"")).await;
+    proxy
+        .behind(tenant)
+        .await
+        .run(&format!("CREATE ROLE stirring_role; GRANT stirring_role TO \"{owner}\""))
+        .await;
     let stopped = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
