@@ -1,4 +1,4 @@
-//! Ordinary drivers, each with a day's ordinary work, on a pool smaller than the number of connections.
+//! Ordinary drivers and two object-relational mappers, each with a day's ordinary work, on a pool smaller than the number of connections.
 //!
 //! The programs in `tests/drivers/` know nothing of a proxy; here they are given its URL. A driver that is not
 //! installed fails its test: `scripts/test` installs them.
@@ -33,7 +33,7 @@ struct Target {
 #[tokio::test]
 async fn every_driver_has_a_good_day_without_the_proxy() {
     let cluster = Cluster::start();
-    for database in ["psycopg", "asyncpg", "node", "jdbc", "tokio", "tools"] {
+    for database in ["psycopg", "asyncpg", "sqlalchemy", "django", "node", "jdbc", "tokio", "tools"] {
         cluster.create_database(database, MASTER, "").await;
     }
     let target = |database: &str| Target {
@@ -45,6 +45,8 @@ async fn every_driver_has_a_good_day_without_the_proxy() {
     tokio::join!(
         psycopg(target("psycopg")),
         asyncpg(target("asyncpg")),
+        sqlalchemy(target("sqlalchemy")),
+        django(target("django")),
         node_postgres(target("node")),
         jdbc(target("jdbc")),
         tokio_postgres(target("tokio")),
@@ -65,14 +67,23 @@ macro_rules! through_both_pool_modes {
             /// A session keeps its server, so there are as many as connections.
             #[tokio::test]
             async fn in_session_mode() {
-                let proxy = super::Proxy::with_tenant("acme").pool_mode("session").pool_size(8).start().await;
+                let proxy = super::Proxy::with_tenant("acme").pool_mode("session").pool_size(16).start().await;
                 super::$driver(super::tenant_of(&proxy)).await;
             }
         }
     )+};
 }
 
-through_both_pool_modes!(psycopg, asyncpg, node_postgres, jdbc, tokio_postgres, command_line_tools);
+through_both_pool_modes!(
+    psycopg,
+    asyncpg,
+    sqlalchemy,
+    django,
+    node_postgres,
+    jdbc,
+    tokio_postgres,
+    command_line_tools
+);
 
 fn tenant_of(proxy: &Proxy) -> Target {
     Target {
@@ -91,6 +102,16 @@ async fn psycopg(target: Target) {
 async fn asyncpg(target: Target) {
     let python = installed("drivers/python/bin/python");
     good_day(Command::new(python).arg(program("asyncpg_day.py")).arg(target.url())).await;
+}
+
+async fn sqlalchemy(target: Target) {
+    let python = installed("drivers/python/bin/python");
+    good_day(Command::new(python).arg(program("sqlalchemy_day.py")).arg(target.url())).await;
+}
+
+async fn django(target: Target) {
+    let python = installed("drivers/python/bin/python");
+    good_day(Command::new(python).arg(program("django_day.py")).arg(target.url())).await;
 }
 
 async fn node_postgres(target: Target) {

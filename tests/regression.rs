@@ -27,8 +27,47 @@ use tokio::process::Command;
 
 const TENANT: &str = "regression";
 
-/// They ask most of a session: what `scripts/test` runs. Without what takes long.
-const QUICK: [&str; 3] = ["test_setup", "transactions", "prepare"];
+/// What `scripts/test` runs: they ask much of a session, and take little time.
+const QUICK: [&str; 29] = [
+    "test_setup",
+    "tablespace",
+    "copy",
+    "create_schema",
+    "errors",
+    "transactions",
+    "random",
+    "portals",
+    "namespace",
+    "prepared_xacts",
+    "lock",
+    "password",
+    "misc_functions",
+    "sysviews",
+    "async",
+    "create_role",
+    "psql",
+    "portals_p2",
+    "advisory_lock",
+    "combocid",
+    "json",
+    "plancache",
+    "copy2",
+    "prepare",
+    "conversion",
+    "returning",
+    "largeobject",
+    "explain",
+    "event_trigger",
+];
+
+/// Where the difference is one that `docs/transparency.md` owns up to.
+const OWNED_UP_TO: [(&str, &str); 5] = [
+    ("constraints", "currval, in a default, in a later transaction than its nextval"),
+    ("guc", "PL/pgSQL is loaded already on a server that others have used"),
+    ("sequence", "currval in a later transaction than its nextval"),
+    ("stats", "what other servers have counted is published when they idle for a second"),
+    ("temp", "a server that others have used has a schema for temporary objects already"),
+];
 
 /// One way to the tests' database.
 struct Side {
@@ -55,15 +94,20 @@ async fn the_regression_tests_see_no_difference() {
     for test in &tests {
         let begun = Instant::now();
         let (one, other) = tokio::join!(run(test, &sides[0], &files), run(test, &sides[1], &files));
-        let passes = is_expected(test, &one, &files);
-        let same = if one == other { "same" } else { "DIFFERENT" };
-        println!(
-            "{test}: {same}{}, {:.1} s",
-            if passes { ", as expected" } else { "" },
-            begun.elapsed().as_secs_f32()
-        );
+        let passes = is_expected(test, &sides[0], &files);
+        let expected = if passes { ", as PostgreSQL expects" } else { "" };
+        let owned_up_to = OWNED_UP_TO.iter().find(|(known, _)| known == test);
+        let verdict = match (one == other, owned_up_to) {
+            (true, _) => "same",
+            (false, Some((_, why))) => why,
+            (false, None) => "DIFFERENT",
+        };
+        println!("{test}: {verdict}{expected}, {:.1} s", begun.elapsed().as_secs_f32());
         if one != other {
-            different.push(format!("--- {test}\n{}", difference(test, &sides).await));
+            let difference = difference(test, &sides).await;
+            if owned_up_to.is_none() {
+                different.push(format!("--- {test}\n{difference}"));
+            }
         }
     }
     stirring.stop().await;
@@ -147,13 +191,24 @@ async fn run(test: &str, side: &Side, files: &Path) -> String {
         Err(_) => panic!("{test} did not end within {TEST_MAX:?} ({})", side.name),
     }
     let printed = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
-    let comparable = printed.replace(side.server_files.to_str().unwrap(), "FILES");
+    let mut comparable = printed.replace(side.server_files.to_str().unwrap(), "FILES");
+    for name in ["pg_toast_", "pg_temp_", "ConstraintTrigger_a_", "ConstraintTrigger_c_"] {
+        comparable = without_number(&comparable, name);
+    }
     fs::write(&output, &comparable).unwrap();
     comparable
 }
 
+/// What PostgreSQL names by number has another number in each database.
+fn without_number(text: &str, name: &str) -> String {
+    let mut parts = text.split(name);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + name + "N" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
 /// Whether it is one of the outputs that PostgreSQL takes for right.
-fn is_expected(test: &str, printed: &str, files: &Path) -> bool {
+fn is_expected(test: &str, direct: &Side, files: &Path) -> bool {
+    let printed = fs::read_to_string(direct.results.join(format!("{test}.out"))).unwrap();
     let endings = ["", "_0", "_1", "_2", "_3", "_4", "_5", "_6", "_7", "_8", "_9"];
     let mut expected =
         endings.map(|ending| files.join("expected").join(format!("{test}{ending}.out"))).into_iter();

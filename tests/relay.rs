@@ -518,6 +518,25 @@ async fn what_a_failed_batch_would_have_replaced_is_still_there() {
     assert_eq!(rows(&other.until_ready().await), one("same"));
 }
 
+/// A second Parse of a name is refused in PostgreSQL's own words. For that the name was taken on the server, where it stayed:
+/// the session kept its server for it, and found a statement that it had never prepared.
+#[tokio::test]
+async fn a_name_that_was_refused_leaves_nothing_on_the_server() {
+    let proxy = one_server().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    client.send_bytes(&[parse("s", "SELECT 1"), sync()].concat()).await.until_ready().await;
+    client.send_bytes(&[parse("s", "SELECT 2"), sync()].concat()).await;
+    assert_eq!(error(&client.until_ready().await), "42P05");
+    // The unnamed statement is none of its business.
+    client.send_bytes(&[parse("", "SELECT 'unnamed'"), sync()].concat()).await.until_ready().await;
+    client.send_bytes(&[parse("s", "SELECT 2"), sync()].concat()).await.until_ready().await;
+    client.send_bytes(&[bind("", "", &[]), execute("", 0), sync()].concat()).await;
+    assert_eq!(rows(&client.until_ready().await), one("unnamed"));
+    assert_eq!(rows(&client.query("SELECT statement FROM pg_prepared_statements").await), one("SELECT 1"));
+    other.send_bytes(&[bind("", "s", &[]), execute("", 0), sync()].concat()).await;
+    assert_eq!(error(&other.until_ready().await), "26000", "on the only server");
+}
+
 /// `pgbench -M prepared` with more clients than servers and threads waited for itself: a thread that prepares on one
 /// connection does not go on with the transactions of its others, which held every server.
 #[tokio::test]

@@ -45,8 +45,10 @@ impl Whose {
 /// What was asked, as far as its reply or failure matters.
 #[derive(Debug, Clone)]
 pub enum Asked {
-    /// Parse; for a named statement what to take back if it fails.
+    /// Parse, of the unnamed statement where there is no naming; else what to take back if it fails.
     Parse(Option<Box<Naming>>),
+    /// Parse of a named statement that the server gets under the client's name: nothing to take back.
+    ParseAsIs,
     /// Bind.
     Bind,
     /// Describe.
@@ -211,7 +213,9 @@ impl Lease {
             return Err(Desync(tag));
         };
         let completes = match (tag, &front.asked) {
-            (b'1', Asked::Parse(_)) | (b'2', Asked::Bind) | (b'3', Asked::Close(_)) => true,
+            (b'1', Asked::Parse(_) | Asked::ParseAsIs) | (b'2', Asked::Bind) | (b'3', Asked::Close(_)) => {
+                true
+            }
             (b'T' | b'n', Asked::Describe) => true,
             (b'C' | b'I' | b's', Asked::Execute) => true,
             (b't', Asked::Describe) => false,

@@ -246,6 +246,8 @@ pub struct ServerStatements {
     clock: u64,
     /// What has been done since it was last taken down.
     pub tally: Tally,
+    /// Names that were taken so that a client's Parse fails. They are freed before the server goes back.
+    pub taken: Vec<Box<[u8]>>,
 }
 
 /// How often named statements were prepared and used.
@@ -283,6 +285,7 @@ impl ServerStatements {
             capacity: capacity.max(1),
             clock: 0,
             tally: Tally::default(),
+            taken: Vec::new(),
         }
     }
 
@@ -299,6 +302,7 @@ impl ServerStatements {
     /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.known.clear();
+        self.taken.clear();
     }
 
     /// The server may have an unnamed statement that is no client's, or not the one it was given last.

@@ -409,7 +409,7 @@ pub fn prelude(
                 append_cstr(out, b"SELECT pg_catalog.set_config($1, $2, false)");
                 out.extend_from_slice(&0u16.to_be_bytes());
             });
-            let _ = lease.ask(Asked::Parse(None), Whose::Ours);
+            let _ = lease.ask(Asked::ParseAsIs, Whose::Ours);
         }
         any = true;
         bind_setter(name, value, out);

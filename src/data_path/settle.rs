@@ -28,6 +28,9 @@ impl Relay {
         if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
             concierge.reset();
         }
+        if !server.side.statements.taken.is_empty() && server.free_taken_names().await.is_err() {
+            return Err(End::ServerLost);
+        }
         let before = server.side.lease.pins;
         let mut pins = before;
         pins.insert(uncertain.pins(failed));

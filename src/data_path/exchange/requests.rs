@@ -217,18 +217,23 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
-    /// A statement that is too long to keep, or whose name is taken: the server gets it as the client calls it, and stays
-    /// with this client. A taken name is taken on the server too, so that the error is PostgreSQL's own.
+    /// A statement that is too long to keep, or whose name is taken: the server gets it as the client calls it. The one stays
+    /// with this client, and so does its server. For the other the name is taken on the server too, until the transaction is
+    /// over, so that the error is PostgreSQL's own.
     fn parse_under_its_own_name(&mut self, bytes: &[u8], name: &[u8], whole: bool) -> Result<(), Refusal> {
-        self.server.lease.pins.insert(Pins::UNREAD);
         self.server.uncertain.note(&Aftermath::unread(), false);
-        if whole && self.server.lease.ask(Asked::Parse(None), Whose::Follow) {
+        if !whole {
+            self.server.lease.pins.insert(Pins::UNREAD);
+        } else if !self.server.statements.taken.iter().any(|taken| **taken == *name)
+            && self.server.lease.ask(Asked::ParseAsIs, Whose::Follow)
+        {
+            self.server.statements.taken.push(name.into());
             append(self.out.build(), b'P', |out| {
                 append_cstr(out, name);
                 out.extend_from_slice(&[0, 0, 0]);
             });
         }
-        self.ask(Asked::Parse(None));
+        self.ask(Asked::ParseAsIs);
         self.out.pass(bytes);
         Ok(())
     }
@@ -244,7 +249,7 @@ impl Requests<'_, '_> {
             }
             let inspects = aftermath.inspects;
             self.server.uncertain.note(aftermath, false);
-            if aftermath.inspects {
+            if inspects {
                 self.show_what_is_prepared(false);
             }
             return self.with_unnamed(Asked::Bind, bytes).map(ControlFlow::Continue);

@@ -132,6 +132,7 @@ impl Server {
             && self.side.uncertain.is_empty()
             && self.side.hearing.channels.is_none()
             && self.side.at_boundary()
+            && self.side.statements.taken.is_empty()
             && self.unsent.is_empty()
             && self.notified.is_empty()
     }
@@ -171,6 +172,22 @@ impl Server {
         append(&mut request, b'S', |_| {});
         self.side.statements.doubt_unnamed();
         self.converse(&request).await
+    }
+
+    /// Frees the names that were taken for a client's sake.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn free_taken_names(&mut self) -> Result<(), AskError> {
+        let mut request = Vec::new();
+        for name in std::mem::take(&mut self.side.statements.taken) {
+            append(&mut request, b'C', |out| {
+                out.push(b'S');
+                append_cstr(out, &name);
+            });
+        }
+        append(&mut request, b'S', |_| {});
+        self.converse(&request).await.map(drop)
     }
 
     /// Runs a simple query of ours.
