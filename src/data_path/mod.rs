@@ -3,6 +3,7 @@
 pub mod aftermath;
 pub mod authentication;
 pub mod cancel;
+pub mod catalogue;
 pub mod deadlines;
 pub mod destination;
 pub mod exchange;

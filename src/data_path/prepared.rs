@@ -18,6 +18,7 @@ use std::{
 
 use super::{
     aftermath::Aftermath,
+    catalogue::Seen,
     lease::{Asked, Lease, Naming, Whose},
     session_state::Settings,
 };
@@ -38,6 +39,8 @@ pub struct Statement {
     body: Box<[u8]>,
     /// Read once, when it was parsed.
     pub aftermath: Aftermath,
+    /// What it calls.
+    pub seen: Seen,
     proved: AtomicBool,
 }
 
@@ -45,6 +48,11 @@ impl Statement {
     /// A server has taken it once.
     pub fn is_proved(&self) -> bool {
         self.proved.load(Ordering::Relaxed)
+    }
+
+    /// Its text, a zero, its types.
+    pub fn body(&self) -> &[u8] {
+        &self.body
     }
 
     /// What servers call it.
@@ -91,6 +99,7 @@ impl StatementTable {
             server_name: format!("pglobby_{id}").into_bytes().into(),
             body: body.into(),
             aftermath: aftermath(),
+            seen: Seen::default(),
             proved: AtomicBool::new(false),
         });
         table.insert(meaning, Arc::downgrade(&statement));
@@ -184,6 +193,11 @@ impl ClientStatements {
     /// What executing the unnamed statement may do.
     pub fn unnamed_aftermath(&self) -> &Aftermath {
         &self.unnamed.aftermath
+    }
+
+    /// The unnamed statement's text, a zero, its types.
+    pub fn unnamed_body(&self) -> &[u8] {
+        &self.unnamed.body
     }
 
     /// The unnamed statement is gone: a simple query, a Close or a failed Parse.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{
     aftermath::{Aftermath, Tidying},
+    catalogue::{Catalogue, Changing},
     lease::{Asked, Lease, Pins, Whose},
 };
 use crate::wire::message::{append, append_cstr};
@@ -66,7 +67,7 @@ impl Settings {
 
 /// What a transaction leaves uncertain until the server is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Doubts(u8);
+pub struct Doubts(u16);
 
 impl Doubts {
     /// Parameters whose names are known.
@@ -85,6 +86,13 @@ impl Doubts {
     pub const PREPARED: Self = Self(1 << 6);
     /// Everything above.
     pub const EVERYTHING: Self = Self(0x7f);
+    /// Functions, or what calls them: they are read again (see `catalogue/`).
+    pub const FUNCTIONS: Self = Self(1 << 7);
+    /// Whether functions are still as they were read.
+    pub const LEARN: Self = Self(1 << 8);
+    /// Parameters of a kind that PostgreSQL does not list, under names that nobody knows: the server's are all set anew
+    /// before its next use.
+    pub const UNNAMED: Self = Self(1 << 9);
 
     /// No doubt.
     pub const NONE: Self = Self(0);
@@ -102,6 +110,16 @@ impl Doubts {
     /// Adds doubts.
     pub fn insert(&mut self, other: Self) {
         self.0 |= other.0;
+    }
+
+    /// These doubts and `other`'s.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These doubts but for `other`'s.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// The pins that the server's answer decides on.
@@ -136,6 +154,8 @@ pub struct Uncertain {
     names: Vec<Box<str>>,
     /// One text, and nothing else, made all of it uncertain, outside a transaction block: and it only tidies up.
     tidied: Option<Tidying>,
+    /// Functions may be changed by the transaction that is under way.
+    changing: Option<Changing>,
 }
 
 /// What the session's and the server's settings are, now that nothing is uncertain.
@@ -176,9 +196,9 @@ impl Uncertain {
         pins
     }
 
-    /// Whether the server must be asked.
+    /// Whether the server must be asked what has become of the session.
     pub fn has_doubts(&self) -> bool {
-        !self.doubts.is_empty()
+        !self.doubts.without(Doubts::FUNCTIONS).without(Doubts::LEARN).is_empty()
     }
 
     /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
@@ -208,6 +228,17 @@ impl Uncertain {
         if !self.names.iter().any(|known| **known == *name) {
             self.names.push(name.into());
         }
+    }
+
+    /// Functions may be changed by the transaction that is under way.
+    #[cold]
+    pub fn changes_functions(&mut self, catalogue: &Arc<Catalogue>) {
+        self.changing.get_or_insert_with(|| catalogue.changing());
+    }
+
+    /// The transaction is over: what it may have changed can be read now.
+    pub fn has_changed_functions(&mut self) {
+        self.changing = None;
     }
 
     /// Nothing is uncertain any more.
@@ -289,6 +320,9 @@ impl Uncertain {
             }
         }
         let mut wanted = applied.clone();
+        if self.doubts.contains(Doubts::UNNAMED) {
+            applied.set(UNNAMED, Some(""));
+        }
         let may_be_reset = |name: &str| any || self.names.iter().any(|known| **known == *name);
         for (name, value) in startup.iter().filter(|(name, _)| may_be_reset(name) && !kept.contains(name)) {
             wanted.set(name, Some(value));
@@ -310,6 +344,9 @@ const UNASKABLE: [&str; 10] = [
     "server_encoding",
     "integer_datetimes",
 ];
+
+/// Stands among a server's settings for those nobody knows of. No session wants it, so RESET ALL comes before the next use.
+const UNNAMED: &str = "pglobby.unnamed";
 
 fn array_literal(names: &[&str]) -> String {
     let quoted: Vec<String> =

@@ -10,6 +10,7 @@ use std::{
 use tracing::warn;
 
 use super::{
+    catalogue::learn,
     farewell::End,
     lease::Pins,
     relay::{Relay, Step},
@@ -22,7 +23,7 @@ impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
     pub(super) async fn settle(&mut self) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let uncertain = std::mem::take(&mut server.side.uncertain);
+        let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
         let before = server.side.lease.pins;
         let mut pins = before;
@@ -41,6 +42,8 @@ impl Relay {
                 },
             }
         }
+        uncertain.has_changed_functions();
+        self.learn().await?;
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
@@ -55,6 +58,18 @@ impl Relay {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
         }
+    }
+
+    /// Reads what functions leave behind, where that may have changed.
+    async fn learn(&mut self) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if self.side.follows() && self.pool.catalogue.is_to_be_learnt() {
+            learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max)
+                .await
+                .map_err(|_| End::ServerLost)?;
+            self.unsent.push(&std::mem::take(&mut server.notified));
+        }
+        Ok(())
     }
 
     async fn ask(&mut self, uncertain: &Uncertain, pins: &mut Pins) -> Result<Settled, AskError> {

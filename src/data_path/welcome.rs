@@ -134,6 +134,7 @@ async fn greet(
     let rules = Rules {
         follow: pool.rules.mode == PoolMode::Transaction,
         table: pool.statements.clone(),
+        catalogue: pool.catalogue.clone(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
         settings_max: config.limits.tracked_parameters_max,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{requests::Requests, server_side::ServerSide};
 use crate::{
     data_path::{
+        catalogue::Catalogue,
         prepared::{ClientStatements, StatementTable},
         session_state::Settings,
     },
@@ -51,6 +52,8 @@ pub struct Rules {
     pub follow: bool,
     /// The pool's statements.
     pub table: Arc<StatementTable>,
+    /// What the database's functions leave behind.
+    pub catalogue: Arc<Catalogue>,
     /// `statement_inspect_bytes_max`.
     pub inspect_bytes_max: usize,
     /// `client_prepared_statements_max`.
@@ -62,7 +65,14 @@ pub struct Rules {
 impl Rules {
     /// For replies that nobody wants any more.
     pub fn nobody(table: &Arc<StatementTable>) -> Self {
-        Self { follow: false, table: table.clone(), inspect_bytes_max: 0, statements_max: 0, settings_max: 0 }
+        Self {
+            follow: false,
+            table: table.clone(),
+            catalogue: Arc::default(),
+            inspect_bytes_max: 0,
+            statements_max: 0,
+            settings_max: 0,
+        }
     }
 }
 

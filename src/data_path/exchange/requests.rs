@@ -9,9 +9,11 @@ use super::{
 use crate::{
     data_path::{
         aftermath::Aftermath,
+        catalogue::Seen,
         lease::{Asked, Forgets, Naming, Pins, Whose},
         prepared::{ClientStatements, Statement, rename},
-        statement::{self, Kind},
+        session_state::Doubts,
+        statement::{self, Characters, Kind},
     },
     error::Refusal,
     wire::{
@@ -62,6 +64,18 @@ impl Requests<'_, '_> {
         let _ = self.server.lease.ask(asked, Whose::Client);
     }
 
+    /// A text with this aftermath goes to the server.
+    #[inline]
+    fn note(&mut self, aftermath: &Aftermath, alone: bool) {
+        note(aftermath, alone, self.rules, self.server);
+    }
+
+    /// And this is the text: what does it call?
+    #[inline]
+    fn note_calls(&mut self, text: &[u8], seen: Option<&Seen>) {
+        note_calls(text, seen, self.rules, self.server);
+    }
+
     fn query(&mut self, bytes: &[u8], whole: bool) -> Result<(), Refusal> {
         // A simple query ends the unnamed statement.
         self.statements.forget_unnamed();
@@ -77,7 +91,8 @@ impl Requests<'_, '_> {
             _ => Aftermath::unread(),
         };
         let alone = !self.server.lease.is_working() && self.server.lease.status() == b'I';
-        self.server.uncertain.note(&aftermath, alone);
+        self.note(&aftermath, alone);
+        self.note_calls(bytes.get(HEADER_BYTES..).unwrap_or_default(), None);
         if aftermath.names_statements
             && let Some((rewritten, forgets)) = self.with_server_names(bytes)
         {
@@ -147,7 +162,8 @@ impl Requests<'_, '_> {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
-            self.server.uncertain.note(self.statements.unnamed_aftermath(), false);
+            note(self.statements.unnamed_aftermath(), false, self.rules, self.server);
+            note_calls(self.statements.unnamed_body(), None, self.rules, self.server);
             return self.with_unnamed(Asked::Bind, bytes);
         }
         let Some(statement) = self.statements.get(name).cloned() else {
@@ -157,7 +173,8 @@ impl Requests<'_, '_> {
             return Ok(());
         };
         self.server.statements.tally.binds += 1;
-        self.server.uncertain.note(&statement.aftermath, false);
+        self.note(&statement.aftermath, false);
+        self.note_calls(statement.body(), Some(&statement.seen));
         self.with_statement(Asked::Bind, bytes, HEADER_BYTES + portal.len() + 1, name.len(), &statement);
         Ok(())
     }
@@ -241,7 +258,8 @@ impl Requests<'_, '_> {
                 forgets.push_back(statement.clone().map(|statement| Naming { client_name, statement }));
             }
             let Some(statement) = statement else { continue };
-            self.server.uncertain.note(&statement.aftermath, false);
+            self.note(&statement.aftermath, false);
+            self.note_calls(statement.body(), Some(&statement.seen));
             let range = found.start + name.range.start..found.start + name.range.end;
             self.server.statements.ensure_for_query(&statement, &mut self.server.lease, self.out);
             rewritten.extend_from_slice(sql.get(copied..range.start)?);
@@ -257,6 +275,22 @@ impl Requests<'_, '_> {
             append_cstr(out, &rewritten);
         });
         Some((message, Some(Box::new(forgets)).filter(|forgets| !forgets.is_empty())))
+    }
+}
+
+#[inline]
+fn note(aftermath: &Aftermath, alone: bool, rules: &Rules, server: &mut ServerSide) {
+    server.uncertain.note(aftermath, alone);
+    if aftermath.doubts.contains(Doubts::FUNCTIONS) {
+        server.uncertain.changes_functions(&rules.catalogue);
+    }
+}
+
+#[inline]
+fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut ServerSide) {
+    if !rules.catalogue.is_plain() {
+        let tangled = server.lexing().characters != Characters::AsciiSafe;
+        rules.catalogue.note(text, tangled, seen, &mut server.uncertain);
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 use super::Pool;
 use crate::{
     data_path::{
+        catalogue::learn,
         server::connection::{AskError, Server},
         session_state::Settings,
     },
@@ -71,6 +72,11 @@ impl Pool {
             Some(server) => server,
             None => self.borrow(wait).await?,
         };
+        if self.catalogue.is_to_be_learnt()
+            && learn(&mut server, &self.catalogue, self.rules.functions_bytes_max).await.is_err()
+        {
+            return Err(Refusal::ServerLost);
+        }
         match apply(&mut server, &asked).await {
             Ok(settings) => {
                 let mut messages = Vec::new();

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 pub use self::tenant_pools::{Done, PoolMaking, TenantPools};
 use self::{budget::Budget, greeting::Greetings, roster::Roster, stats::PoolStats};
 use super::{
+    catalogue::Catalogue,
     prepared::StatementTable,
     server::{DialOptions, connection::Server},
     tenant::{Access, Credential, PoolMode, Tenant},
@@ -46,6 +47,10 @@ pub struct PoolRules {
     pub prepared_max: usize,
     /// Servers being opened at a time.
     pub connecting_max: usize,
+    /// Function text that is read at most.
+    pub functions_bytes_max: usize,
+    /// How long functions may be changed past us.
+    pub functions_check: Duration,
     /// Cancel requests under way at a time.
     pub cancels_max: usize,
     /// An idle server is closed after this.
@@ -66,6 +71,8 @@ impl PoolRules {
             min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
             prepared_max: config.pool.max_prepared_statements,
             connecting_max: config.limits.connecting_servers_max.max(1),
+            functions_bytes_max: config.limits.functions_inspect_bytes_max,
+            functions_check: config.timeouts.functions_check_delay,
             cancels_max: config.limits.cancels_max,
             server_idle: config.timeouts.server_idle,
             server_check: config.timeouts.server_check_delay,
@@ -85,6 +92,8 @@ pub struct Pool {
     pub rules: PoolRules,
     /// Where it lives.
     pub worker: Arc<Worker>,
+    /// What its database's functions leave behind.
+    pub catalogue: Arc<Catalogue>,
     /// Statements its clients have prepared.
     pub statements: Arc<StatementTable>,
     /// What it has done.
@@ -103,6 +112,8 @@ pub struct Pool {
     waiting: AtomicUsize,
     cancelling: AtomicUsize,
     last_used_ms: AtomicU64,
+    /// When it was last to be looked whether functions were changed past us, on the same clock.
+    functions_checked_ms: AtomicU64,
     /// Lends nothing for now; see `halt.rs`.
     paused: AtomicBool,
     retired: AtomicBool,

@@ -142,6 +142,19 @@ impl Server {
     /// # Errors
     /// [`AskError`]; after `Lost` the server must be closed.
     pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
+        self.ask_for(sql, parameters, ANSWER_BYTES_MAX).await
+    }
+
+    /// The same, for an answer that may be longer than others.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_for(
+        &mut self,
+        sql: &str,
+        parameters: &[&str],
+        bytes_max: usize,
+    ) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
         append(&mut request, b'P', |out| {
             append_cstr(out, b"");
@@ -160,7 +173,7 @@ impl Server {
         append(&mut request, b'E', |out| out.extend_from_slice(&[0; 5]));
         append(&mut request, b'S', |_| {});
         self.side.statements.doubt_unnamed();
-        self.converse(&request).await
+        self.converse(&request, bytes_max).await
     }
 
     /// Runs a simple query of ours.
@@ -171,7 +184,7 @@ impl Server {
         let mut request = Vec::new();
         append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));
         self.side.statements.set_unnamed(0);
-        self.converse(&request).await
+        self.converse(&request, ANSWER_BYTES_MAX).await
     }
 
     /// Undoes what a session left behind: an open transaction, and everything DISCARD ALL knows of.
@@ -194,18 +207,18 @@ impl Server {
         Ok(())
     }
 
-    async fn converse(&mut self, request: &[u8]) -> Result<Vec<Row>, AskError> {
+    async fn converse(&mut self, request: &[u8], bytes_max: usize) -> Result<Vec<Row>, AskError> {
         let conversation = async {
             self.stream.write_all(request).await?;
             self.stream.flush().await?;
-            self.answer().await
+            self.answer(bytes_max).await
         };
         tokio::time::timeout(ANSWER_TIME_MAX, conversation)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a question of ours"))?
     }
 
-    async fn answer(&mut self) -> Result<Vec<Row>, AskError> {
+    async fn answer(&mut self, bytes_max: usize) -> Result<Vec<Row>, AskError> {
         let mut buffer = Vec::new();
         let (mut rows, mut refused) = (Vec::new(), None);
         let (mut at, mut ready) = (0, false);
@@ -227,7 +240,7 @@ impl Server {
             if ready && at == buffer.len() {
                 return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error)));
             }
-            if buffer.len() > ANSWER_BYTES_MAX {
+            if buffer.len() > bytes_max {
                 return Err(out_of_step().into());
             }
             buffer.reserve(ANSWER_READ_BYTES);
