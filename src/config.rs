@@ -117,6 +117,8 @@ pub struct PoolConfig {
     pub default_pool_size: u32,
     /// `min_pool_size`, default 0.
     pub min_pool_size: u32,
+    /// `max_pinned_servers` of a pool; default 0, which is all but one.
+    pub max_pinned_servers: usize,
     /// `max_prepared_statements` each server keeps for clients; default 200.
     pub max_prepared_statements: usize,
 }

@@ -99,6 +99,7 @@ fn pool(w: &mut Written<'_>) -> PoolConfig {
         pool_mode: w.choice("pool_mode", &modes).unwrap_or(PoolMode::Transaction),
         default_pool_size: w.count("default_pool_size", 20, 1),
         min_pool_size: w.count("min_pool_size", 0, 0),
+        max_pinned_servers: w.count("max_pinned_servers", 0, 0),
         max_prepared_statements: w.count("max_prepared_statements", 200, 1),
     }
 }

@@ -20,7 +20,7 @@ pub struct Aftermath {
     pub pins: Pins,
     /// It only tidies up, as drivers' pools do between two users of a connection.
     pub tidies: Option<Tidying>,
-    /// EXECUTE or DEALLOCATE in SQL, which may name a statement prepared at protocol level.
+    /// PREPARE, EXECUTE or DEALLOCATE: servers know statements under other names.
     pub names_statements: bool,
 }
 
@@ -143,7 +143,7 @@ impl Aftermath {
         followed.follow(effects);
         let Self { mut doubts, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
-        let mut names_statements = false;
+        let (mut names_statements, mut unfollowed) = (false, false);
         if effects.intersects(Effects::DDL) && changes_functions(sql, true) {
             doubts.insert(Doubts::FUNCTIONS);
         }
@@ -151,9 +151,9 @@ impl Aftermath {
             names.extend(dotted_names(sql));
         }
         for statement in statement::statements(sql, lexing) {
-            names_statements |=
-                statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
-            if !HARMLESS.contains(statement.deferred) && !is_in_the_catalogue(&statement) {
+            names_statements |= statement.prepared.is_some();
+            unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
+            if !HARMLESS.contains(statement.deferred) && !is_read_again(&statement) {
                 pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
             }
             if !Self::parameters(&statement, &mut names) {
@@ -167,6 +167,9 @@ impl Aftermath {
         }
         if !names.is_empty() {
             doubts.insert(Doubts::NAMED_SETTINGS);
+        }
+        if names_statements && !unfollowed && !effects.intersects(EVERYTHING_PREPARED) {
+            doubts = doubts.without(Doubts::PREPARED);
         }
         let names = (!names.is_empty()).then(|| names.into());
         Self { doubts, names, pins, tidies: Tidying::read(sql, lexing), names_statements }
@@ -206,10 +209,13 @@ impl Aftermath {
     }
 }
 
-/// Whether what a statement may do later is read from the catalogue when it is done: a function's body, a view.
-fn is_in_the_catalogue(statement: &Statement<'_>) -> bool {
-    matches!(statement.kind, Kind::CreateRoutine | Kind::Ddl)
+/// Whether what a statement may do later is looked at when it is done: a function's body, a view, what PREPARE prepares.
+fn is_read_again(statement: &Statement<'_>) -> bool {
+    matches!(statement.kind, Kind::CreateRoutine | Kind::Ddl | Kind::Prepare { .. })
 }
+
+/// Makes prepared statements doubtful whatever else a text does.
+const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).union(Effects::UNKNOWN);
 
 /// Whether a text may make or change functions, or what calls them. `tables`: tables count, whose defaults may.
 fn changes_functions(text: &[u8], tables: bool) -> bool {

@@ -22,7 +22,8 @@ use tracing::warn;
 use super::{
     exchange::{Broken, ClientSide, Flow, need_of_client},
     farewell::End,
-    pool::Pool,
+    lease::Pins,
+    pool::{Pinned, Pool},
     server::connection::Server,
     session::{Doing, Registered},
     session_state::prelude,
@@ -71,6 +72,8 @@ pub struct Relay {
     /// A cancel that the server has not settled yet: it serves nobody else until then.
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     pub(super) query_wait: Duration,
+    /// Its place among the sessions that keep their server.
+    pub(super) pinned: Option<Pinned>,
     /// When the transaction began.
     leased_at: Option<Instant>,
     /// When the request came that the server works on.
@@ -110,6 +113,7 @@ impl Relay {
             handle,
             cancelling: None,
             query_wait,
+            pinned: None,
             leased_at: None,
             asked_at: None,
             leaving: None,
@@ -335,6 +339,8 @@ impl Relay {
     pub(super) fn hold(&mut self, server: Box<Server>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
+        let mut server = server;
+        server.side.sequences.lent_to(self.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
     }
@@ -388,7 +394,8 @@ impl Relay {
             }
             return None;
         }
-        if !server.side.uncertain.is_empty() {
+        let written = server.side.lease.pins.contains(Pins::SEQUENCE_WRITTEN);
+        if !server.side.uncertain.is_empty() || (written && server.side.sequences.stirred) {
             return Some(Step::Settle);
         }
         if let Some(leased_at) = self.leased_at.take() {

@@ -141,7 +141,8 @@ impl Doubts {
         (
             Self::PREPARED,
             Pins::PREPARE,
-            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
+            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
+             WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_')",
         ),
     ];
 }
@@ -403,7 +404,7 @@ pub fn prelude(
         bind_setter(name, value, out);
         let _ = lease.ask(Asked::Bind, Whose::Ours);
         append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
-        let _ = lease.ask(Asked::Execute, Whose::Ours);
+        let _ = lease.ask(Asked::Execute(None), Whose::Ours);
     }
     if any {
         append(out, b'S', |_| {});

@@ -17,7 +17,7 @@ use super::{
     server::connection::{AskError, Server},
     session_state::{Settings, Settled, Uncertain},
 };
-use crate::wire::message::parameter_status;
+use crate::{error::Refusal, wire::message::parameter_status};
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
@@ -26,7 +26,9 @@ impl Relay {
         let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
         let before = server.side.lease.pins;
-        let mut pins = before;
+        server.side.sequences.stirred = false;
+        // Kept for one transaction after the last that wrote.
+        let mut pins = before.without(Pins::SEQUENCE_WRITTEN);
         pins.insert(uncertain.pins(failed));
         if self.side.follows() && uncertain.has_doubts() {
             let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
@@ -47,17 +49,32 @@ impl Relay {
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
-        if before.is_empty() && !pins.is_empty() {
-            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
-        }
         if let Some(server) = self.server.as_mut() {
             server.side.lease.pins = pins;
         }
         self.handle.set_pins(pins);
+        self.count_pinned(pins)?;
         match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
         }
+    }
+
+    /// Sees to it that not too many sessions keep their server. The one that is too many ends: its transaction is done and
+    /// answered, and what it would need to go on cannot be had.
+    fn count_pinned(&mut self, pins: Pins) -> Result<(), End> {
+        if pins.is_empty() || !self.side.follows() {
+            self.pinned = None;
+        } else if self.pinned.is_none() {
+            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
+            self.pinned = self.pool.pin();
+            if self.pinned.is_none() {
+                let reasons = pins.names().collect::<Vec<_>>().join(", ");
+                let limit = self.pool.rules.pinned_max;
+                return Err(End::Refused(Refusal::TooManyPinned { limit, reasons }));
+            }
+        }
+        Ok(())
     }
 
     /// Reads what functions leave behind, where that may have changed.

@@ -81,6 +81,7 @@ fn limits(config: &Config) -> Vec<Entry> {
     vec![
         entry("default_pool_size", &pool.default_pool_size),
         entry("min_pool_size", &pool.min_pool_size),
+        entry("max_pinned_servers", &pool.max_pinned_servers),
         entry("max_prepared_statements", &pool.max_prepared_statements),
         entry("max_client_conn", &limits.max_client_conn),
         entry("max_db_client_connections", &limits.max_db_client_connections),

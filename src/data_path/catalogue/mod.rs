@@ -19,7 +19,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-pub use known::Known;
+pub use known::{Known, words};
 pub use learning::learn;
 
 use super::{
@@ -32,6 +32,8 @@ use super::{
 pub struct Catalogue {
     /// No text need be looked at: the one thing that is read for each of them.
     plain: AtomicBool,
+    /// Some client of the tenant reads currval or lastval.
+    sequences: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -93,7 +95,7 @@ impl Catalogue {
     pub fn without_functions() -> Self {
         let known = Known::new([], known::Traces::default(), known::Traces::default());
         let state = State { known: Some(Arc::new(known)), ..State::default() };
-        Self { plain: AtomicBool::new(true), state: Mutex::new(state) }
+        Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
@@ -154,6 +156,17 @@ impl Catalogue {
                 uncertain.changes_functions(self);
             }
         }
+    }
+
+    /// A client reads currval or lastval.
+    pub fn sequence_is_read(&self) {
+        self.sequences.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one ever did.
+    #[inline]
+    pub fn are_sequences_read(&self) -> bool {
+        self.sequences.load(Ordering::Relaxed)
     }
 
     /// A text that may change functions is about to run.

@@ -6,8 +6,10 @@
 //! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
 
 mod client_side;
+mod naming;
 mod postponed;
 mod requests;
+mod sequences;
 mod server_side;
 
 pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};

@@ -43,6 +43,8 @@ pub struct PoolRules {
     pub size: usize,
     /// Servers kept open.
     pub min_size: usize,
+    /// Servers that sessions may keep between transactions.
+    pub pinned_max: usize,
     /// Statements a server keeps prepared.
     pub prepared_max: usize,
     /// Servers being opened at a time.
@@ -69,6 +71,10 @@ impl PoolRules {
             mode: tenant.pool_mode.unwrap_or(config.pool.pool_mode),
             size,
             min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
+            pinned_max: match config.pool.max_pinned_servers {
+                0 => (size - 1).max(1),
+                given => given,
+            },
             prepared_max: config.pool.max_prepared_statements,
             connecting_max: config.limits.connecting_servers_max.max(1),
             functions_bytes_max: config.limits.functions_inspect_bytes_max,
@@ -111,6 +117,7 @@ pub struct Pool {
     opening: AtomicUsize,
     waiting: AtomicUsize,
     cancelling: AtomicUsize,
+    pinned: AtomicUsize,
     last_used_ms: AtomicU64,
     /// When it was last to be looked whether functions were changed past us, on the same clock.
     functions_checked_ms: AtomicU64,
@@ -131,6 +138,16 @@ impl Drop for Present {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
         self.0.sessions_of_tenant.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A session that keeps its server between transactions, counted as long as this lives.
+#[derive(Debug)]
+pub struct Pinned(Arc<Pool>);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.0.pinned.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -266,6 +283,14 @@ impl Pool {
     /// Counts a cancel request for as long as the result lives.
     pub fn cancel_under_way(self: &Arc<Self>) -> Counted<impl Fn(&Pool) -> &AtomicUsize + use<>> {
         Counted::new(self, |pool: &Pool| &pool.cancelling)
+    }
+
+    /// A place among the sessions that keep their server; `None` if there is none left.
+    pub fn pin(self: &Arc<Self>) -> Option<Pinned> {
+        let taken = self.pinned.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pinned| {
+            (pinned < self.rules.pinned_max).then_some(pinned + 1)
+        });
+        taken.ok().map(|_| Pinned(self.clone()))
     }
 
     /// Sessions of this pool, and of those it replaced.
