@@ -70,7 +70,7 @@ async fn lobby() -> Proxy {
     let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
     let acme = proxy.client("acme").connect().await;
     let two = "CREATE FUNCTION two(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(42); RETURN 2; END';";
-    acme.run(&format!("{two}{}", LEAVING.replace("$$ BEGIN SET", "$$ BEGIN SET"))).await;
+    acme.run(&format!("{two}{LEAVING}")).await;
     acme.leave().await;
     proxy
 }
