@@ -10,6 +10,7 @@ use deadpool::unmanaged::{Object, Pool};
 use divan::{Bencher, black_box, counter::BytesCount};
 use pglobby::{
     data_path::{
+        catalogue::Catalogue,
         exchange::{ClientSide, Rules, ServerSide},
         lease::{Asked, Lease, Whose},
         prepared::StatementTable,
@@ -105,6 +106,7 @@ impl Table {
         let rules = Rules {
             follow: true,
             table: table.clone(),
+            catalogue: Arc::new(Catalogue::without_functions()),
             inspect_bytes_max: 1 << 20,
             statements_max: 1000,
             settings_max: 256,

@@ -117,6 +117,8 @@ pub struct PoolConfig {
     pub default_pool_size: u32,
     /// `min_pool_size`, default 0.
     pub min_pool_size: u32,
+    /// `max_pinned_servers` of a pool; default 0, which is all but one.
+    pub max_pinned_servers: usize,
     /// `max_prepared_statements` each server keeps for clients; default 200.
     pub max_prepared_statements: usize,
 }
@@ -134,6 +136,9 @@ pub struct Limits {
     pub max_unauthenticated_per_address: usize,
     /// `statement_inspect_max`: SQL longer than this is passed on unread and pins the session; default 1 MiB.
     pub statement_inspect_bytes_max: usize,
+    /// `functions_inspect_max`: where a database has more function text than this, every transaction is asked what it has
+    /// left behind; default 16 MiB.
+    pub functions_inspect_bytes_max: usize,
     /// `max_client_prepared_statements`: statements one session may have, default 10000.
     pub client_prepared_statements_max: usize,
     /// `max_tracked_parameters`: parameters one session may have SET, default 256.
@@ -186,6 +191,8 @@ pub struct Timeouts {
     /// `server_check_delay`: a server idle for so long is asked whether it is still there, and again each time it has
     /// passed, default 30 s.
     pub server_check_delay: Duration,
+    /// `functions_check_delay`: how long functions changed past this proxy may go unnoticed, default 10 s.
+    pub functions_check_delay: Duration,
     /// `pool_idle_timeout`: a pool nobody uses is dropped, default 10 min.
     pub pool_idle: Duration,
     /// `shutdown_timeout`: grace for running transactions on TERM, default 30 s.

@@ -117,6 +117,17 @@ pub enum Refusal {
         /// Its words.
         message: String,
     },
+    /// `max_pinned_servers`: the session would have had to keep its server.
+    #[error(
+        "too many sessions keep a server of this database for themselves: at most {limit} may (max_pinned_servers); \
+         this one would because of: {reasons}. What it asked for last was done"
+    )]
+    TooManyPinned {
+        /// The limit.
+        limit: usize,
+        /// Why it would have kept it.
+        reasons: String,
+    },
     /// Every server of this pool stayed busy for the whole wait.
     #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
     PoolBusy {
@@ -230,7 +241,9 @@ impl Refusal {
             Self::Dropped { .. } => "3D000",
             Self::NoReadOnlyRole => "0LP01",
             Self::NotReady { .. } | Self::DirectoryUnavailable => "57P03",
-            Self::TooManyClients | Self::TooManyClientsOfTenant { .. } => "53300",
+            Self::TooManyClients | Self::TooManyClientsOfTenant { .. } | Self::TooManyPinned { .. } => {
+                "53300"
+            }
             Self::TooManyStatements { .. } | Self::TooManyNotifications { .. } => "53400",
             Self::NoTenantChosen => "55000",
             Self::TenantDenied { .. } => "42501",

@@ -120,8 +120,6 @@ const PROBE: &str =
     current_setting('application_name'), current_setting('default_transaction_isolation'),
     ARRAY(SELECT pg_listening_channels() ORDER BY 1),
     ARRAY(SELECT name FROM pg_cursors WHERE is_holdable ORDER BY 1),
-    ARRAY(SELECT name FROM pg_prepared_statements WHERE from_sql ORDER BY 1),
-    ARRAY(SELECT DISTINCT statement FROM pg_prepared_statements WHERE NOT from_sql ORDER BY 1),
     ARRAY(SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema() ORDER BY 1),
     ARRAY(SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() ORDER BY 1)";
 
@@ -228,7 +226,11 @@ fn seen(answers: &[Message]) -> Vec<String> {
 
 #[tokio::test]
 async fn whatever_clients_do_at_random_is_answered_as_without_a_proxy() {
-    let proxy = Proxy::with_tenant("acme").pool_size(u32::try_from(CLIENTS).unwrap()).start().await;
+    let proxy = Proxy::with_tenant("acme")
+        .pool_size(u32::try_from(CLIENTS).unwrap())
+        .config("max_pinned_servers", &CLIENTS.to_string())
+        .start()
+        .await;
     let behind = proxy.behind("acme").await;
     let owner = proxy.client("acme").ask("SELECT current_user").await;
     proxy.cluster.create_database("twin", "twin", "twin secret").await;

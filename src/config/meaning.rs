@@ -98,6 +98,7 @@ fn pool(w: &mut Written<'_>) -> PoolConfig {
         pool_mode: w.choice("pool_mode", &modes).unwrap_or(PoolMode::Transaction),
         default_pool_size: w.count("default_pool_size", 20, 1),
         min_pool_size: w.count("min_pool_size", 0, 0),
+        max_pinned_servers: w.count("max_pinned_servers", 0, 0),
         max_prepared_statements: w.count("max_prepared_statements", 200, 1),
     }
 }
@@ -109,6 +110,7 @@ fn limits(w: &mut Written<'_>) -> Limits {
         max_unauthenticated_conn: w.count("max_unauthenticated_conn", 1_000, 1),
         max_unauthenticated_per_address: w.count("max_unauthenticated_per_address", 200, 1),
         statement_inspect_bytes_max: w.bytes("statement_inspect_max", 1 << 20),
+        functions_inspect_bytes_max: w.bytes("functions_inspect_max", 16 << 20),
         client_prepared_statements_max: w.count("max_client_prepared_statements", 10_000, 1),
         tracked_parameters_max: w.count("max_tracked_parameters", 256, 1),
         listening_channels_max: w.count("max_listening_channels", 1000, 1),
@@ -138,6 +140,7 @@ fn timeouts(w: &mut Written<'_>) -> Timeouts {
         server_idle: w.duration("server_idle_timeout", seconds(600)),
         server_lifetime: w.duration("server_lifetime", seconds(3600)),
         server_check_delay: w.duration("server_check_delay", seconds(30)),
+        functions_check_delay: w.duration("functions_check_delay", seconds(10)),
         pool_idle: w.duration("pool_idle_timeout", seconds(600)),
         shutdown: w.duration("shutdown_timeout", seconds(30)),
         cancel: w.duration("cancel_timeout", seconds(10)),

@@ -21,7 +21,7 @@ pub struct Aftermath {
     pub pins: Pins,
     /// It only tidies up, as drivers' pools do between two users of a connection.
     pub tidies: Option<Tidying>,
-    /// EXECUTE or DEALLOCATE in SQL, which may name a statement prepared at protocol level.
+    /// PREPARE, EXECUTE or DEALLOCATE: servers know statements under other names.
     pub names_statements: bool,
     /// It may look at what is prepared (`pg_prepared_statements`).
     pub inspects: bool,
@@ -76,29 +76,92 @@ impl Aftermath {
     pub fn read(sql: &[u8], lexing: Lexing) -> Self {
         let effects = statement::effects(sql, lexing);
         let harmless = HARMLESS.contains(effects)
+            && !effects.contains(Effects::DDL)
             && !(effects.contains(Effects::SETTING_LOCAL) && Talk::is_possible(sql));
         if harmless { Self::default() } else { Self::of(effects, sql, lexing) }
     }
 
-    #[cold]
-    fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
-        let mut doubts = Doubts::default();
-        let mut pins = Pins::default();
+    /// What cannot be told at all may leave anything behind.
+    pub fn anything() -> Self {
+        let mut doubts = Doubts::EVERYTHING;
+        doubts.insert(Doubts::UNNAMED);
+        Self { doubts, ..Self::default() }
+    }
+
+    /// A call of a function of PostgreSQL's own, wherever it stands.
+    pub fn of_call(name: &[u8]) -> Self {
+        let mut call = Self::default();
+        let effects = Effects::of_call(name);
+        call.follow(effects);
+        if effects.contains(Effects::SET_CONFIG) {
+            call.doubts.insert(Doubts::ANY_SETTING);
+            call.doubts.insert(Doubts::UNNAMED);
+        }
+        call
+    }
+
+    /// What a call of a function with this body, in SQL or PL/pgSQL, may leave behind.
+    pub fn of_body(body: &[u8]) -> Self {
+        let effects = statement::effects_of_body(body);
+        let mut found = Self::default();
+        if !HARMLESS.contains(effects) {
+            found.follow(effects);
+            let mut names = Vec::new();
+            if effects.intersects(Effects::SETTING | Effects::DYNAMIC) {
+                found.doubts.insert(Doubts::ANY_SETTING);
+                names.extend(dotted_names(body));
+            }
+            let calls = statement::set_configs(body).filter(|call| call.local != Argument::Boolean(true));
+            for call in calls.take_while(|_| effects.contains(Effects::SET_CONFIG)) {
+                found.doubts.insert(Doubts::ANY_SETTING);
+                match call.name {
+                    Argument::Text(name) => names.push(String::from_utf8_lossy(&name).into()),
+                    _ => found.pins.insert(Pins::SETTINGS),
+                }
+            }
+            found.names = (!names.is_empty()).then(|| names.into());
+        }
+        if effects.intersects(Effects::DDL) && changes_functions(body, false) {
+            found.doubts.insert(Doubts::FUNCTIONS);
+        }
+        found
+    }
+
+    /// The same in a language that puts together what it runs.
+    pub fn of_foreign_body(body: &[u8]) -> Self {
+        let names: Box<[Box<str>]> = dotted_names(body).collect();
+        Self { names: Some(names), ..Self::anything() }
+    }
+
+    fn follow(&mut self, effects: Effects) {
         for (effect, doubt, pin) in CONSEQUENCES {
             if effects.intersects(effect) {
-                doubts.insert(doubt);
-                pins.insert(pin);
+                self.doubts.insert(doubt);
+                self.pins.insert(pin);
             }
         }
+    }
+
+    #[cold]
+    fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
+        let mut followed = Self::default();
+        followed.follow(effects);
+        let Self { mut doubts, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
-        let mut names_statements = false;
+        let (mut names_statements, mut unfollowed) = (false, false);
         let inspects = effects.contains(Effects::INSPECTION);
         let mut talk = Talk::default();
+        if effects.intersects(Effects::DDL) && changes_functions(sql, true) {
+            doubts.insert(Doubts::FUNCTIONS);
+        }
+        if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC) {
+            names.extend(dotted_names(sql));
+        }
         for statement in statement::statements(sql, lexing) {
-            names_statements |=
-                statement.prepared.is_some() && !matches!(statement.kind, Kind::Prepare { .. });
+            names_statements |= statement.prepared.is_some();
+            unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
             talk = talk.max(Talk::of(&statement));
-            if !HARMLESS.contains(statement.deferred) {
+            if !HARMLESS.contains(statement.deferred) && !is_read_again(&statement) {
                 pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
             }
             if resets(&statement.kind) {
@@ -115,6 +178,9 @@ impl Aftermath {
         }
         if !names.is_empty() {
             doubts.insert(Doubts::NAMED_SETTINGS);
+        }
+        if names_statements && !unfollowed && !effects.intersects(EVERYTHING_PREPARED) {
+            doubts = doubts.without(Doubts::PREPARED);
         }
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = Tidying::read(sql, lexing);
@@ -160,6 +226,65 @@ fn resets(kind: &Kind<'_>) -> bool {
     matches!(kind, Kind::Reset(_) | Kind::Set { local: false, value: SetValue::Default, .. })
 }
 
+/// Whether what a statement may do later is looked at when it is done: a function's body, a view, what PREPARE prepares.
+fn is_read_again(statement: &Statement<'_>) -> bool {
+    matches!(statement.kind, Kind::CreateRoutine | Kind::Ddl | Kind::Prepare { .. })
+}
+
+/// Makes prepared statements doubtful whatever else a text does.
+const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).union(Effects::UNKNOWN);
+
+/// Whether a text may make or change functions, or what calls them. `tables`: tables count, whose defaults may.
+fn changes_functions(text: &[u8], tables: bool) -> bool {
+    const OBJECTS: [&[u8]; 18] = [
+        b"function",
+        b"procedure",
+        b"routine",
+        b"trigger",
+        b"rule",
+        b"view",
+        b"event",
+        b"extension",
+        b"policy",
+        b"operator",
+        b"cast",
+        b"aggregate",
+        b"domain",
+        b"constraint",
+        b"materialized",
+        b"recursive",
+        b"type",
+        b"language",
+    ];
+    const TABLES: [&[u8]; 3] = [b"table", b"unlogged", b"foreign"];
+    let words =
+        text.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_').filter(|word| !word.is_empty());
+    let mut before: &[u8] = b"";
+    words.into_iter().any(|word| {
+        let verb =
+            [&b"create"[..], b"alter", b"replace"].iter().any(|verb| before.eq_ignore_ascii_case(verb));
+        before = word;
+        let is = |object: &&[u8]| word.eq_ignore_ascii_case(object);
+        verb && (OBJECTS.iter().any(is) || tables && TABLES.iter().any(is))
+    })
+}
+
+/// Whatever in a text might name a parameter that PostgreSQL does not list: `my.note`.
+pub fn dotted_names(text: &[u8]) -> impl Iterator<Item = Box<str>> {
+    /// Most of them are tables and columns.
+    const NAMES_MAX: usize = 100;
+    text.split(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'_' | b'.' | b'$'))
+        .filter_map(|word| std::str::from_utf8(word).ok())
+        .filter(|word| {
+            let (class, name) = word.split_once('.').unwrap_or_default();
+            let starts =
+                |part: &str| part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+            starts(class) && starts(name)
+        })
+        .take(NAMES_MAX)
+        .map(|word| word.to_ascii_lowercase().into())
+}
+
 /// How PostgreSQL reads a boolean, as far as drivers write one.
 fn is_true(text: &[u8]) -> bool {
     [&b"true"[..], b"t", b"on", b"yes", b"1"].iter().any(|word| text.eq_ignore_ascii_case(word))
@@ -188,7 +313,7 @@ const CONSEQUENCES: [(Effects, Doubts, Pins); 12] = [
     (Effects::SEED, Doubts::NONE, Pins::FUNCTION_STATE),
     (Effects::FUNCTION_STATE, Doubts::NONE, Pins::FUNCTION_STATE),
     (Effects::DISCARD, Doubts::EVERYTHING, Pins::NONE),
-    (Effects::DYNAMIC, Doubts::EVERYTHING, Pins::NONE),
+    (Effects::DYNAMIC, Doubts::EVERYTHING.with(Doubts::UNNAMED), Pins::NONE),
     (Effects::UNKNOWN, Doubts::EVERYTHING, Pins::UNREAD),
 ];
 
@@ -207,9 +332,19 @@ mod tests {
             "BEGIN; SET LOCAL search_path = a; INSERT INTO t VALUES (1); COMMIT",
             "SELECT set_config('app.user', 'a', true)",
             "SELECT pg_advisory_xact_lock(1)",
-            "CREATE TABLE t (i int); NOTIFY x",
+            "TRUNCATE t; CREATE INDEX i ON t (x); GRANT SELECT ON t TO x; NOTIFY x",
         ] {
             assert_eq!(read(sql), Aftermath::default(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_may_change_functions_or_their_callers_is_looked_after() {
+        for sql in [
+            "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''",
+            "ALTER TABLE t ADD x int DEFAULT f()",
+        ] {
+            assert_eq!(read(sql), Aftermath { doubts: Doubts::FUNCTIONS, ..Aftermath::default() }, "{sql}");
         }
     }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, info};
 
-use super::{cancel, exchange::ClientSide, pool::Pool, relay::Relay, server::connection::Server};
+use super::{
+    cancel, exchange::ClientSide, lease::Pins, pool::Pool, relay::Relay, server::connection::Server,
+};
 use crate::{
     error::Refusal,
     wire::{message::Severity, outgoing::Outgoing, stream::Stream, unsent::Unsent},
@@ -44,6 +46,9 @@ impl Relay {
         // Words put behind the beginning of a message would be read as its rest: as data, in a row.
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
+            self.handle.server_process_id.store(0, std::sync::atomic::Ordering::Relaxed);
+            self.handle.set_pins(Pins::NONE);
+            self.pinned = None;
             match end {
                 End::ServerLost | End::ServerSaidGoodbye => drop(server),
                 End::Terminated => self.leave_behind(server, self.is_working(), false),

@@ -17,7 +17,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 pub use super::pins::Pins;
-use super::prepared::Statement;
+use super::{deeds::Deeds, prepared::Statement};
 use crate::error::NoChoice;
 
 /// On whose behalf a request went to the server.
@@ -53,23 +53,20 @@ pub enum Asked {
     Bind,
     /// Describe.
     Describe,
-    /// Execute.
-    Execute,
+    /// Execute; with what the portal's PREPARE or DEALLOCATE does.
+    Execute(Option<Box<Deeds>>),
     /// Close; of a named statement what to restore if it is skipped.
     Close(Option<Box<Naming>>),
     /// Sync.
     Sync,
-    /// A simple query; with what it forgets by DEALLOCATE, one entry for each, in order.
-    Query(Forgets),
+    /// A simple query; with what it does by PREPARE and DEALLOCATE.
+    Query(Option<Box<Deeds>>),
     /// FunctionCall.
     FunctionCall,
     /// CopyDone or CopyFail sent before the server has said that it takes data. Gets no reply: it marks which Syncs the
     /// server takes for part of the data.
     CopyEnd,
 }
-
-/// What the DEALLOCATEs of a text forget; `None` in place of a name that is no statement of the session's.
-pub type Forgets = Option<Box<VecDeque<Option<Naming>>>>;
 
 /// A statement that got, or lost, its name by a request that may yet be skipped.
 #[derive(Debug, Clone)]
@@ -195,10 +192,18 @@ impl Lease {
         self.owed.front().map(|owed| owed.whose)
     }
 
-    /// A DEALLOCATE has succeeded: what it forgot.
-    pub fn forgotten(&mut self) -> Option<Naming> {
+    /// What the simple query or Execute that is being answered does to the client's statements.
+    pub fn deeds(&mut self) -> Option<&mut Option<Box<Deeds>>> {
         match self.owed.front_mut() {
-            Some(Owed { asked: Asked::Query(Some(forgets)), .. }) => forgets.pop_front().flatten(),
+            Some(Owed { asked: Asked::Query(deeds) | Asked::Execute(deeds), .. }) => Some(deeds),
+            _ => None,
+        }
+    }
+
+    /// The client's name for the statement that the Parse being answered makes.
+    pub fn client_name(&self) -> Option<&Naming> {
+        match self.owed.front() {
+            Some(Owed { asked: Asked::Parse(Some(naming)), .. }) => Some(naming),
             _ => None,
         }
     }
@@ -217,11 +222,11 @@ impl Lease {
                 true
             }
             (b'T' | b'n', Asked::Describe) => true,
-            (b'C' | b'I' | b's', Asked::Execute) => true,
+            (b'C' | b'I' | b's', Asked::Execute(_)) => true,
             (b't', Asked::Describe) => false,
             (b'T' | b'C' | b'I', Asked::Query(_)) | (b'V', Asked::FunctionCall) => false,
-            (b'D' | b'H' | b'd' | b'c', Asked::Execute | Asked::Query(_)) => false,
-            (b'G', Asked::Execute | Asked::Query(_)) => {
+            (b'D' | b'H' | b'd' | b'c', Asked::Execute(_) | Asked::Query(_)) => false,
+            (b'G', Asked::Execute(_) | Asked::Query(_)) => {
                 self.start_copy_in();
                 false
             }

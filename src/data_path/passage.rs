@@ -325,9 +325,10 @@ impl Room {
     pub(super) fn receive(&self, side: &mut ClientSide) {
         match self {
             Self::Tenant(pool, _) => {
-                side.move_to(pool.statements.clone(), pool.rules.mode == PoolMode::Transaction);
+                let follow = pool.rules.mode == PoolMode::Transaction;
+                side.move_to(pool.statements.clone(), pool.catalogue.clone(), follow);
             }
-            Self::Lobby => side.move_to(Arc::default(), true),
+            Self::Lobby => side.move_to(Arc::default(), Arc::default(), true),
         }
     }
 }

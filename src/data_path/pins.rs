@@ -30,7 +30,10 @@ impl Pins {
     /// A function keeps something in the session that only itself can undo (dblink, setseed).
     pub const FUNCTION_STATE: Self = Self(1 << 10);
 
-    const NAMES: [(Self, &'static str); 11] = [
+    /// A sequence was advanced in the session's last transaction, and its tenant reads currval or lastval.
+    pub const SEQUENCE_WRITTEN: Self = Self(1 << 11);
+
+    const NAMES: [(Self, &'static str); 12] = [
         (Self::SESSION_MODE, "session_mode"),
         (Self::TEMPORARY, "temporary_object"),
         (Self::ADVISORY_LOCK, "advisory_lock"),
@@ -39,6 +42,7 @@ impl Pins {
         (Self::PREPARE, "prepare"),
         (Self::LOAD, "load"),
         (Self::SEQUENCE, "sequence"),
+        (Self::SEQUENCE_WRITTEN, "sequence_written"),
         (Self::UNREAD, "unread_statement"),
         (Self::SETTINGS, "untracked_setting"),
         (Self::FUNCTION_STATE, "function_state"),

@@ -5,49 +5,76 @@
 //! Parse, so that a changed table or type, an error or a notice is what PostgreSQL itself would give; where a later Bind
 //! or Describe meets a server that lacks the statement, a Parse is put in front of it, in the same write.
 //!
-//! What a server knows is entered when the request is queued and taken back when the server skips it; until it is
-//! confirmed it counts only within the batch that asked for it.
+//! What each server has is in `server_statements.rs`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use super::{
-    aftermath::Aftermath,
-    lease::{Asked, Lease, Naming, Whose},
-    session_state::Settings,
-};
-use crate::wire::{
-    frame::HEADER_BYTES,
-    message::{append, append_cstr},
-    outgoing::Outgoing,
-};
+pub use super::server_statements::{ServerStatements, Tally};
+use super::{aftermath::Aftermath, catalogue::Seen, deeds::Deeds, session_state::Settings};
+use crate::wire::{frame::HEADER_BYTES, message::append_cstr};
 
 /// A statement's text and parameter types, and what executing it may do to a session. Shared by every client of a
 /// tenant that prepared the same.
 #[derive(Debug)]
 pub struct Statement {
-    id: u64,
+    pub(super) id: u64,
     /// What servers call it.
     server_name: Box<[u8]>,
     /// A Parse message's body behind the name: the text, a zero, the types.
     body: Box<[u8]>,
     /// Read once, when it was parsed.
     pub aftermath: Aftermath,
-    proved: AtomicBool,
+    /// What it calls.
+    pub seen: Seen,
+    /// Made by PREPARE: `body` is that text, with our name in it.
+    pub(super) in_sql: bool,
+    /// What its own text names in EXECUTE and the like, and does by PREPARE and DEALLOCATE.
+    pub naming: Option<(Vec<Arc<Statement>>, Deeds)>,
+    pub(super) proved: AtomicBool,
 }
 
 impl Statement {
+    fn new(id: u64, body: Box<[u8]>, aftermath: Aftermath) -> Self {
+        Self {
+            id,
+            server_name: format!("pglobby_{id}").into_bytes().into(),
+            body,
+            aftermath,
+            seen: Seen::default(),
+            in_sql: false,
+            naming: None,
+            proved: AtomicBool::new(false),
+        }
+    }
+
+    /// One that is made by PREPARE, for one client: `text` hands back the whole of it, given our name.
+    pub fn in_sql(aftermath: Aftermath, text: impl FnOnce(&[u8]) -> Vec<u8>) -> Arc<Self> {
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut statement = Self::new(id, Box::default(), aftermath);
+        let mut body = text(&statement.server_name);
+        body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
+        statement.body = body.into();
+        statement.in_sql = true;
+        Arc::new(statement)
+    }
+
+    /// Whether it is that one.
+    pub fn is(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
     /// A server has taken it once.
     pub fn is_proved(&self) -> bool {
         self.proved.load(Ordering::Relaxed)
     }
 
-    /// A Parse message's body behind the name.
+    /// Its text, a zero, its types.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
@@ -74,12 +101,12 @@ static LAST_ID: AtomicU64 = AtomicU64::new(0);
 const MEANING: [&str; 4] = ["client_encoding", "role", "search_path", "standard_conforming_strings"];
 
 impl StatementTable {
-    /// The statement with this Parse body in a session with these settings; `aftermath` is called where it is new.
+    /// The statement with this Parse body in a session with these settings; `made` is called where it is new.
     pub fn intern(
         &self,
         body: &[u8],
         settings: &Settings,
-        aftermath: impl FnOnce() -> Aftermath,
+        made: impl FnOnce() -> (Aftermath, Option<(Vec<Arc<Statement>>, Deeds)>),
     ) -> Arc<Statement> {
         let meaning = meaning(body, settings);
         let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,13 +118,8 @@ impl StatementTable {
             table.retain(|_, statement| statement.strong_count() > 0);
         }
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let statement = Arc::new(Statement {
-            id,
-            server_name: format!("pglobby_{id}").into_bytes().into(),
-            body: body.into(),
-            aftermath: aftermath(),
-            proved: AtomicBool::new(false),
-        });
+        let (aftermath, naming) = made();
+        let statement = Arc::new(Statement { naming, ..Statement::new(id, body.into(), aftermath) });
         table.insert(meaning, Arc::downgrade(&statement));
         statement
     }
@@ -125,19 +147,26 @@ pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
     /// Names whose Parse no server has seen yet (see `exchange/postponed.rs`).
     postponed: Vec<Box<[u8]>>,
-    unnamed: Unnamed,
+    pub(super) unnamed: Unnamed,
+    /// The names that were taken away last: a server may yet say that there is no such statement.
+    lost: VecDeque<(Box<[u8]>, Arc<Statement>)>,
 }
 
 /// The client's unnamed statement. Kept, because Parse and Sync may be followed by a Bind in a later batch, on another
 /// server (lib/pq and pg8000 do so).
 #[derive(Debug, Default)]
-struct Unnamed {
+pub(super) struct Unnamed {
     /// Unique over all clients of the process; 0: there is none.
-    serial: u64,
+    pub(super) serial: u64,
     /// As in [`Statement::body`]; the buffer is used again and again.
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
     aftermath: Aftermath,
+    /// As in [`Statement::naming`].
+    naming: Option<(Vec<Arc<Statement>>, Deeds)>,
 }
+
+/// As many requests may be on their way when a statement fails, and be told of by their names.
+const LOST_MAX: usize = 8;
 
 /// A buffer for unnamed statements is given back when it grew past this.
 const UNNAMED_BYTES_KEPT: usize = 1024;
@@ -158,8 +187,14 @@ impl ClientStatements {
         self.named.get(name)
     }
 
-    fn has(&self, id: u64) -> bool {
+    pub(super) fn has(&self, id: u64) -> bool {
         self.named.values().any(|statement| statement.id == id)
+    }
+
+    /// The client's name for the statement that servers call `ours`.
+    pub fn name_of(&self, ours: &[u8]) -> Option<&[u8]> {
+        let known = self.named.iter().chain(self.lost.iter().map(|(name, statement)| (name, statement)));
+        known.into_iter().find(|(_, statement)| *statement.server_name == *ours).map(|(name, _)| &**name)
     }
 
     /// The Parse of that name is yet to reach a server.
@@ -180,7 +215,14 @@ impl ClientStatements {
     }
 
     /// A Parse of the unnamed statement goes to the server.
-    pub fn set_unnamed(&mut self, serial: u64, body: &[u8], aftermath: Aftermath) {
+    pub fn set_unnamed(
+        &mut self,
+        serial: u64,
+        body: &[u8],
+        aftermath: Aftermath,
+        naming: Option<(Vec<Arc<Statement>>, Deeds)>,
+    ) {
+        self.unnamed.naming = naming;
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT && body.len() <= UNNAMED_BYTES_KEPT {
             self.unnamed.body = Vec::new();
         }
@@ -190,16 +232,27 @@ impl ClientStatements {
         self.unnamed.aftermath = aftermath;
     }
 
-    /// The unnamed statement, as in [`Statement::body`]; `None` if there is none.
+    /// The unnamed statement's text, a zero, its types; `None` if there is none.
     pub fn unnamed_body(&self) -> Option<&[u8]> {
         (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
     }
 
-    /// Every named statement becomes `table`'s.
+    /// Every named statement becomes `table`'s. One that is made by PREPARE, or names such, is the client's own and stays.
     pub fn move_to(&mut self, table: &StatementTable, settings: &Settings) {
-        for statement in self.named.values_mut() {
-            *statement = table.intern(&statement.body, settings, || statement.aftermath.clone());
+        let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.naming.is_none();
+        for statement in self.named.values_mut().filter(followed) {
+            *statement = table.intern(&statement.body, settings, || (statement.aftermath.clone(), None));
         }
+    }
+
+    /// Every named statement.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Statement>> {
+        self.named.values()
+    }
+
+    /// As in [`Statement::naming`].
+    pub fn unnamed_naming(&self) -> Option<&(Vec<Arc<Statement>>, Deeds)> {
+        self.unnamed.naming.as_ref()
     }
 
     /// What executing the unnamed statement may do.
@@ -226,248 +279,16 @@ impl ClientStatements {
     /// The name means nothing any more.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let removed = self.named.remove(name);
+        if let Some(statement) = &removed {
+            self.lost.truncate(LOST_MAX - 1);
+            self.lost.push_front((name.into(), statement.clone()));
+        }
         self.take_postponed(name);
         if self.named.is_empty() {
             self.named = HashMap::new();
         }
         removed
     }
-}
-
-/// What one server has prepared.
-#[derive(Debug)]
-pub struct ServerStatements {
-    known: HashMap<u64, Known>,
-    /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
-    unnamed: u64,
-    /// `max_prepared_statements`.
-    capacity: usize,
-    /// Counts uses, to find the least recent.
-    clock: u64,
-    /// What has been done since it was last taken down.
-    pub tally: Tally,
-    /// Names that were taken so that a client's Parse fails. They are freed before the server goes back.
-    pub taken: Vec<Box<[u8]>>,
-}
-
-/// How often named statements were prepared and used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
-    /// Prepared by clients.
-    pub client_parses: u32,
-    /// Prepared on the server, for whichever reason.
-    pub server_parses: u32,
-    /// Bound by clients.
-    pub binds: u32,
-}
-
-#[derive(Debug)]
-struct Known {
-    statement: Arc<Statement>,
-    certainty: Certainty,
-    used: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Certainty {
-    /// ParseComplete came.
-    Confirmed,
-    /// Asked for in that batch; if it fails, later requests of the batch are skipped as well.
-    Within(u32),
-}
-
-impl ServerStatements {
-    /// A server that has just been opened.
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            known: HashMap::new(),
-            unnamed: 0,
-            capacity: capacity.max(1),
-            clock: 0,
-            tally: Tally::default(),
-            taken: Vec::new(),
-        }
-    }
-
-    /// How many it has.
-    pub fn len(&self) -> usize {
-        self.known.len()
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
-    }
-
-    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
-    pub fn forget_all(&mut self) {
-        self.known.clear();
-        self.taken.clear();
-    }
-
-    /// The server may have an unnamed statement that is no client's, or not the one it was given last.
-    pub fn doubt_unnamed(&mut self) {
-        self.unnamed = u64::MAX;
-    }
-
-    /// The server's unnamed statement is gone, or is the one with this serial.
-    pub fn set_unnamed(&mut self, serial: u64) {
-        self.unnamed = serial;
-    }
-
-    /// Makes the next Parse of `statement` a real one: what the server has of that name is closed first.
-    pub fn make_room_for(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) {
-        self.close(statement.id, lease, out);
-        while self.known.len() >= self.capacity {
-            let oldest = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id);
-            if !oldest.is_some_and(|id| self.close(id, lease, out)) {
-                return;
-            }
-        }
-    }
-
-    /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
-    fn close(&mut self, id: u64, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
-        let Some(known) = self.known.get(&id) else { return false };
-        let naming = Naming { client_name: None, statement: known.statement.clone() };
-        let goes = lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
-        if goes {
-            append(out, b'C', |out| {
-                out.push(b'S');
-                append_cstr(out, &known.statement.server_name);
-            });
-            self.known.remove(&id);
-        }
-        goes
-    }
-
-    /// A Parse of `statement` is queued.
-    pub fn queued(&mut self, statement: &Arc<Statement>, batch: u32) {
-        self.tally.server_parses += 1;
-        self.clock += 1;
-        let known =
-            Known { statement: statement.clone(), certainty: Certainty::Within(batch), used: self.clock };
-        self.known.insert(statement.id, known);
-    }
-
-    /// ParseComplete.
-    pub fn confirmed(&mut self, statement: &Statement) {
-        if let Some(known) = self.known.get_mut(&statement.id) {
-            known.certainty = Certainty::Confirmed;
-        }
-        statement.proved.store(true, Ordering::Relaxed);
-    }
-
-    /// A queued Parse failed or was skipped, or a DEALLOCATE succeeded.
-    pub fn unqueued(&mut self, statement: &Statement) {
-        self.known.remove(&statement.id);
-    }
-
-    /// A queued Close was skipped: the server still has the statement.
-    pub fn not_closed(&mut self, statement: &Arc<Statement>) {
-        let known = Known { statement: statement.clone(), certainty: Certainty::Confirmed, used: 0 };
-        self.known.insert(statement.id, known);
-    }
-
-    /// Puts in what is missing so that the server knows `statement`.
-    #[inline]
-    pub fn ensure(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Outgoing<'_>) {
-        self.clock += 1;
-        if let Some(known) = self.known.get_mut(&statement.id) {
-            known.used = self.clock;
-            if known.certainty == Certainty::Confirmed || known.certainty == Certainty::Within(lease.batch())
-            {
-                return;
-            }
-        }
-        self.prepare(statement, Whose::Follow, lease, out.build());
-    }
-
-    /// The same in front of a simple query, in a batch of its own: a Parse that failed without a Sync behind it would make
-    /// the server skip the query and wait for ever. If it fails, the query's EXECUTE says so.
-    #[cold]
-    pub fn ensure_for_query(
-        &mut self,
-        statement: &Arc<Statement>,
-        lease: &mut Lease,
-        out: &mut Outgoing<'_>,
-    ) {
-        let known = self.known.get(&statement.id);
-        if known.is_none_or(|known| known.certainty != Certainty::Confirmed)
-            && self.prepare(statement, Whose::Attempt, lease, out.build())
-        {
-            let _ = lease.ask(Asked::Sync, Whose::Ours);
-            append(out.build(), b'S', |_| {});
-        }
-    }
-
-    /// Before a session looks at what is prepared: what is others' goes.
-    #[cold]
-    pub fn hide_others(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Vec<u8>) {
-        let others: Vec<u64> = self.known.keys().filter(|id| !client.has(**id)).copied().collect();
-        for id in others {
-            self.close(id, lease, out);
-        }
-    }
-
-    /// And what the server lacks of the session's own comes, in the order in which it was first prepared. In batches of their
-    /// own, in front of a simple query, so that one that fails takes nothing with it. In a transaction it would: there only
-    /// what some server has taken already.
-    #[cold]
-    pub fn show_own(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
-        let mut own: Vec<&Arc<Statement>> = client.named.values().collect();
-        own.sort_unstable_by_key(|statement| statement.id);
-        let safe = |statement: &&&Arc<Statement>| match lease.status() {
-            b'I' => true,
-            status => status == b'T' && statement.is_proved(),
-        };
-        let shown: Vec<_> = own.iter().filter(safe).take(self.capacity).collect();
-        for statement in shown {
-            self.ensure_for_query(statement, lease, out);
-        }
-    }
-
-    /// Prepares `statement` anew, whether the server knows it or not.
-    #[cold]
-    pub fn prepare(
-        &mut self,
-        statement: &Arc<Statement>,
-        whose: Whose,
-        lease: &mut Lease,
-        out: &mut Vec<u8>,
-    ) -> bool {
-        self.make_room_for(statement, lease, out);
-        let naming = Naming { client_name: None, statement: statement.clone() };
-        let goes = lease.ask(Asked::Parse(Some(Box::new(naming))), whose);
-        if goes {
-            self.queued(statement, lease.batch());
-            parse(&statement.server_name, &statement.body, out);
-        }
-        goes
-    }
-
-    /// Makes the server's unnamed statement the client's own: nobody may ever bind another client's.
-    #[inline]
-    pub fn ensure_unnamed(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
-        if self.unnamed == client.unnamed.serial {
-            return;
-        }
-        let asked = if client.unnamed.serial == 0 { Asked::Close(None) } else { Asked::Parse(None) };
-        if lease.ask(asked, Whose::Follow) {
-            self.unnamed = client.unnamed.serial;
-            match self.unnamed {
-                0 => append(out.build(), b'C', |out| out.extend_from_slice(b"S\0")),
-                _ => parse(b"", &client.unnamed.body, out.build()),
-            }
-        }
-    }
-}
-
-fn parse(name: &[u8], body: &[u8], out: &mut Vec<u8>) {
-    append(out, b'P', |out| {
-        append_cstr(out, name);
-        out.extend_from_slice(body);
-    });
 }
 
 /// Appends the message (or the first part of it) in `bytes` with the name at `at..at + old` replaced by `new`. Nothing

@@ -24,8 +24,9 @@ use super::{
     exchange::{Broken, ClientSide, Flow, need_of_client},
     farewell::End,
     hearing::Heard,
+    lease::Pins,
     passage::{Departure, Seat},
-    pool::Pool,
+    pool::{Pinned, Pool},
     server::connection::Server,
     session::{Doing, Registered},
     session_state::prelude,
@@ -78,6 +79,8 @@ pub struct Relay {
     /// A cancel that the server has not settled yet: it serves nobody else until then.
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     pub(super) query_wait: Duration,
+    /// Its place among the sessions that keep their server.
+    pub(super) pinned: Option<Pinned>,
     /// When the transaction began.
     leased_at: Option<Instant>,
     /// When the request came that the server works on.
@@ -117,6 +120,7 @@ impl Relay {
             handle,
             cancelling: None,
             query_wait,
+            pinned: None,
             leased_at: None,
             asked_at: None,
             leaving,
@@ -392,6 +396,7 @@ impl Relay {
         server.side.hearing.told_as =
             if self.side.follows() { self.handle.process_id } else { server.process_id };
         server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
+        server.side.sequences.lent_to(self.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
     }
@@ -452,7 +457,8 @@ impl Relay {
             return None;
         }
         let follows = self.side.follows();
-        if server.side.is_unsettled(follows) {
+        let written = server.side.lease.pins.contains(Pins::SEQUENCE_WRITTEN);
+        if server.side.is_unsettled(follows) || (written && server.side.sequences.stirred) {
             return Some(Step::Settle);
         }
         if let Some(leased_at) = self.leased_at.take() {

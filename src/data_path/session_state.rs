@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{
     aftermath::{Aftermath, Tidying},
+    catalogue::{Catalogue, Changing},
     channels::Channels,
     choice::Talk,
     lease::{Asked, Lease, Pins, Whose},
@@ -87,6 +88,13 @@ impl Doubts {
     pub const PREPARED: Self = Self(1 << 6);
     /// Everything above.
     pub const EVERYTHING: Self = Self(0x7f);
+    /// Functions, or what calls them: they are read again (see `catalogue/`).
+    pub const FUNCTIONS: Self = Self(1 << 7);
+    /// Whether functions are still as they were read.
+    pub const LEARN: Self = Self(1 << 8);
+    /// Parameters of a kind that PostgreSQL does not list, under names that nobody knows: the server's are all set anew
+    /// before its next use.
+    pub const UNNAMED: Self = Self(1 << 9);
     /// Whether the parameters that are named are set at all: one of them was reset, or something failed.
     pub const SOURCES: Self = Self(1 << 15);
 
@@ -108,6 +116,16 @@ impl Doubts {
         self.0 |= other.0;
     }
 
+    /// These doubts and `other`'s.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These doubts but for `other`'s.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// The pins that the server's answer decides on.
     const PINS: [(Self, Pins, &'static str); 4] = [
         (
@@ -126,7 +144,8 @@ impl Doubts {
         (
             Self::PREPARED,
             Pins::PREPARE,
-            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
+            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
+             WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_')",
         ),
     ];
 }
@@ -141,6 +160,8 @@ pub struct Uncertain {
     tidied: Option<Tidying>,
     /// RESET ALL or DISCARD ALL is among it.
     resets: bool,
+    /// Functions may be changed by the transaction that is under way.
+    changing: Option<Changing>,
 }
 
 /// What the session's and the server's settings are, now that nothing is uncertain.
@@ -210,9 +231,9 @@ impl Uncertain {
         self.doubts.contains(Doubts::ANY_SETTING)
     }
 
-    /// Whether the server must be asked.
+    /// Whether the server must be asked what has become of the session.
     pub fn has_doubts(&self) -> bool {
-        !self.doubts.is_empty()
+        !self.doubts.without(Doubts::FUNCTIONS).without(Doubts::LEARN).is_empty()
     }
 
     /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
@@ -244,6 +265,17 @@ impl Uncertain {
         if !self.names.iter().any(|known| **known == *name) {
             self.names.push(name.into());
         }
+    }
+
+    /// Functions may be changed by the transaction that is under way.
+    #[cold]
+    pub fn changes_functions(&mut self, catalogue: &Arc<Catalogue>) {
+        self.changing.get_or_insert_with(|| catalogue.changing());
+    }
+
+    /// The transaction is over: what it may have changed can be read now.
+    pub fn has_changed_functions(&mut self) {
+        self.changing = None;
     }
 
     /// Nothing is uncertain any more.
@@ -337,6 +369,9 @@ impl Uncertain {
             }
         }
         let mut wanted = applied.clone();
+        if self.doubts.contains(Doubts::UNNAMED) {
+            applied.set(UNNAMED, Some(""));
+        }
         let may_be_reset = |name: &str| any || self.names.iter().any(|known| **known == *name);
         for (name, value) in startup.iter().filter(|(name, _)| may_be_reset(name) && !kept.contains(name)) {
             wanted.set(name, Some(value));
@@ -359,6 +394,9 @@ const UNASKABLE: [&str; 10] = [
     "server_encoding",
     "integer_datetimes",
 ];
+
+/// Stands among a server's settings for those nobody knows of. No session wants it, so RESET ALL comes before the next use.
+const UNNAMED: &str = "pglobby.unnamed";
 
 fn array_literal(names: &[&str]) -> String {
     let quoted: Vec<String> =
@@ -415,7 +453,7 @@ pub fn prelude(
         bind_setter(name, value, out);
         let _ = lease.ask(Asked::Bind, Whose::Ours);
         append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
-        let _ = lease.ask(Asked::Execute, Whose::Ours);
+        let _ = lease.ask(Asked::Execute(None), Whose::Ours);
     }
     if any {
         append(out, b'S', |_| {});

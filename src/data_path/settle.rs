@@ -11,13 +11,17 @@ use std::{
 use tracing::warn;
 
 use super::{
+    catalogue::learn,
     farewell::End,
     lease::Pins,
     relay::{Relay, Step},
     server::connection::{AskError, Server},
     session_state::{Settings, Settled, Uncertain},
 };
-use crate::{error::NoChoice, wire::message::parameter_status};
+use crate::{
+    error::{NoChoice, Refusal},
+    wire::message::parameter_status,
+};
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
@@ -28,11 +32,10 @@ impl Relay {
         if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
             concierge.reset();
         }
-        if !server.side.statements.taken.is_empty() && server.free_taken_names().await.is_err() {
-            return Err(End::ServerLost);
-        }
         let before = server.side.lease.pins;
-        let mut pins = before;
+        server.side.sequences.stirred = false;
+        // Kept for one transaction after the last that wrote.
+        let mut pins = before.without(Pins::SEQUENCE_WRITTEN);
         pins.insert(uncertain.pins(failed));
         if self.side.follows() && uncertain.has_doubts() {
             if failed {
@@ -58,17 +61,17 @@ impl Relay {
                 },
             }
         }
+        uncertain.has_changed_functions();
+        self.learn().await?;
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
-        }
-        if before.is_empty() && !pins.is_empty() {
-            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(server) = self.server.as_mut() {
             server.side.lease.pins = pins;
         }
         self.handle.set_pins(pins);
         self.release_reply().await?;
+        self.count_pinned(pins)?;
         match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
@@ -87,6 +90,35 @@ impl Relay {
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
         if is_here { Ok(()) } else { Err(End::Refused(NoChoice::NotAlone.into())) }
+    }
+
+    /// Sees to it that not too many sessions keep their server. The one that is too many ends: its transaction is done and
+    /// answered, and what it would need to go on cannot be had.
+    fn count_pinned(&mut self, pins: Pins) -> Result<(), End> {
+        if pins.is_empty() || !self.side.follows() {
+            self.pinned = None;
+        } else if self.pinned.is_none() {
+            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
+            self.pinned = self.pool.pin();
+            if self.pinned.is_none() {
+                let reasons = pins.names().collect::<Vec<_>>().join(", ");
+                let limit = self.pool.rules.pinned_max;
+                return Err(End::Refused(Refusal::TooManyPinned { limit, reasons }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what functions leave behind, where that may have changed.
+    async fn learn(&mut self) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if self.side.follows() && self.pool.catalogue.is_to_be_learnt() {
+            learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max)
+                .await
+                .map_err(|_| End::ServerLost)?;
+            self.take_told();
+        }
+        Ok(())
     }
 
     async fn ask(&mut self, uncertain: &Uncertain, pins: &mut Pins) -> Result<Settled, AskError> {

@@ -163,7 +163,12 @@ async fn greet(
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
     let concierge = is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), messages.into()));
-    let rules = Rules { follow, table: pool.statements.clone(), ..rules(&config, is_service) };
+    let rules = Rules {
+        follow,
+        table: pool.statements.clone(),
+        catalogue: pool.catalogue.clone(),
+        ..rules(&config, is_service)
+    };
     let side = ClientSide::new(rules, settings, first_serial(&handle));
     let seat = Seat {
         client: stream,
@@ -189,6 +194,7 @@ fn rules(config: &Config, chooses: bool) -> Rules {
         chooses,
         stance: Stance::AtHome,
         table: Arc::default(),
+        catalogue: Arc::default(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
         settings_max: config.limits.tracked_parameters_max,

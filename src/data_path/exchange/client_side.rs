@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{away::Bounds, requests::Requests, server_side::ServerSide};
 use crate::{
     data_path::{
+        catalogue::Catalogue,
         choice::Stance,
         prepared::{ClientStatements, StatementTable},
         session_state::Settings,
@@ -59,6 +60,8 @@ pub struct Rules {
     pub stance: Stance,
     /// The pool's statements.
     pub table: Arc<StatementTable>,
+    /// What the database's functions leave behind.
+    pub catalogue: Arc<Catalogue>,
     /// `statement_inspect_bytes_max`.
     pub inspect_bytes_max: usize,
     /// `client_prepared_statements_max`.
@@ -75,6 +78,7 @@ impl Rules {
             chooses: false,
             stance: Stance::AtHome,
             table: table.clone(),
+            catalogue: Arc::default(),
             inspect_bytes_max: 0,
             statements_max: 0,
             settings_max: 0,

@@ -7,10 +7,12 @@
 
 mod away;
 mod client_side;
+mod naming;
 mod postponed;
 #[cfg(test)]
 mod properties;
 mod requests;
+mod sequences;
 mod server_side;
 mod unserved;
 

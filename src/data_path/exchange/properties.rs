@@ -175,6 +175,7 @@ fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
         chooses: false,
         stance: Stance::AtHome,
         table: table.clone(),
+        catalogue: std::sync::Arc::new(crate::data_path::catalogue::Catalogue::without_functions()),
         inspect_bytes_max: 1 << 20,
         statements_max: 100,
         settings_max: 100,

@@ -1,20 +1,23 @@
 //! A client's requests, one at a time: what goes to the server in their place, and what is owed for them.
 
-use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     away::Bounds,
     client_side::{Rules, violation},
+    naming::Rewritten,
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         aftermath::Aftermath,
+        catalogue::Seen,
         choice::{Stance, Talk},
-        lease::{Asked, Forgets, Naming, Pins, Whose},
+        deeds::{Deeds, disowned},
+        lease::{Asked, Naming, Pins, Whose},
         prepared::{ClientStatements, Statement, rename},
-        session_state::hide_setter,
-        statement::{self, Kind},
+        session_state::{Doubts, hide_setter},
+        statement::Characters,
     },
     error::{NoChoice, Refusal},
     wire::{
@@ -58,7 +61,7 @@ impl Requests<'_, '_> {
             b'B' => self.ask(Asked::Bind),
             b'D' => self.ask(Asked::Describe),
             b'C' => self.ask(Asked::Close(None)),
-            b'E' => self.ask(Asked::Execute),
+            b'E' => self.execute(bytes),
             b'S' => self.ask(Asked::Sync),
             b'c' | b'f' => self.server.lease.copy_done(),
             _ => {}
@@ -135,6 +138,18 @@ impl Requests<'_, '_> {
         let _ = self.server.lease.ask(asked, Whose::Client);
     }
 
+    /// A text with this aftermath goes to the server.
+    #[inline]
+    pub(super) fn note(&mut self, aftermath: &Aftermath, alone: bool) {
+        note(aftermath, alone, self.rules, self.server);
+    }
+
+    /// And this is the text: what does it call?
+    #[inline]
+    pub(super) fn note_calls(&mut self, text: &[u8], seen: Option<&Seen>) {
+        note_calls(text, seen, self.rules, self.server);
+    }
+
     fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<()>, Refusal> {
         if !self.rules.follow {
             self.end_unnamed();
@@ -153,16 +168,26 @@ impl Requests<'_, '_> {
         self.end_unnamed();
         let settled = self.server.lease.is_settled();
         let alone = settled && self.server.lease.status() == b'I';
-        self.server.uncertain.note(&aftermath, alone);
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        self.part_sequences(aftermath.pins.contains(Pins::SEQUENCE), body, true);
+        self.note(&aftermath, alone);
+        self.note_calls(body, None);
         if aftermath.inspects {
             self.show_what_is_prepared(settled);
         }
-        if aftermath.names_statements
-            && let Some((rewritten, forgets)) = self.with_server_names(bytes)
-        {
-            self.ask(Asked::Query(forgets));
-            self.out.build().extend_from_slice(&rewritten);
-            return GOES_ON;
+        if aftermath.names_statements {
+            let sql = cstr(&mut { body }).unwrap_or_default();
+            if let Some(Rewritten { text, requires, deeds }) = self.with_server_names(sql)? {
+                let ServerSide { statements, lease, .. } = &mut *self.server;
+                for statement in &requires {
+                    statements.ensure_for_query(statement, lease, self.out);
+                }
+                statements.make_room(deeds.list.len(), lease, self.out.build());
+                deeds.expect(self.statements, statements);
+                self.ask(Asked::Query(Some(Box::new(deeds))));
+                append(self.out.build(), b'Q', |out| append_cstr(out, &text));
+                return GOES_ON;
+            }
         }
         self.ask(Asked::Query(None));
         self.out.pass(bytes);
@@ -189,50 +214,133 @@ impl Requests<'_, '_> {
                 return Ok(self.choice(b'P'));
             }
             *self.unnamed_serial += 1;
+            if aftermath.names_statements
+                && let Some(rewritten) = self.with_server_names(cstr(&mut { body }).unwrap_or_default())?
+            {
+                return self
+                    .parse_with_server_names(name, body, aftermath, rewritten)
+                    .map(ControlFlow::Continue);
+            }
             if self.server.lease.ask(Asked::Parse(None), Whose::Client) {
-                self.statements.set_unnamed(*self.unnamed_serial, if whole { body } else { b"" }, aftermath);
+                self.statements.set_unnamed(
+                    *self.unnamed_serial,
+                    if whole { body } else { b"" },
+                    aftermath,
+                    None,
+                );
                 self.server.statements.set_unnamed(*self.unnamed_serial);
             }
             self.out.pass(bytes);
             return GOES_ON;
         }
-        if !whole || self.statements.get(name).is_some() {
-            return self.parse_under_its_own_name(bytes, name, whole).map(ControlFlow::Continue);
+        if !whole {
+            return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
+        }
+        if let Some(taken) = self.statements.get(name).cloned() {
+            // The server has a statement of that name as well, and says what PostgreSQL says.
+            self.server.statements.ensure(&taken, &mut self.server.lease, self.out);
+            self.ask(Asked::Parse(Some(Box::new(Naming { client_name: None, statement: taken.clone() }))));
+            rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
+            return GOES_ON;
         }
         if self.statements.len() >= self.rules.statements_max {
             return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
         }
-        let statement = self.rules.table.intern(body, &self.server.applied, || aftermath(lexing));
-        if statement.aftermath.talk == Talk::Chooses {
+        let read = aftermath(lexing);
+        if read.talk == Talk::Chooses {
             return Ok(self.choice(b'P'));
         }
+        if read.names_statements
+            && let Some(rewritten) = self.with_server_names(cstr(&mut { body }).unwrap_or_default())?
+        {
+            return self.parse_with_server_names(name, body, read, rewritten).map(ControlFlow::Continue);
+        }
+        let statement = self.rules.table.intern(body, &self.server.applied, || (read, None));
+        self.parse_statement(bytes, name, &statement);
+        GOES_ON
+    }
+
+    /// The Parse of a statement goes to the server under our name for it.
+    fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
+        let statement = statement.clone();
         self.server.statements.make_room_for(&statement, &mut self.server.lease, self.out.build());
         let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
         if self.server.lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Client) {
-            self.server.statements.queued(&statement, self.server.lease.batch());
+            self.server.statements.expected(&statement);
             self.server.statements.tally.client_parses += 1;
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
-        GOES_ON
     }
 
-    /// A statement that is too long to keep, or whose name is taken: the server gets it as the client calls it. The one stays
-    /// with this client, and so does its server. For the other the name is taken on the server too, until the transaction is
-    /// over, so that the error is PostgreSQL's own.
-    fn parse_under_its_own_name(&mut self, bytes: &[u8], name: &[u8], whole: bool) -> Result<(), Refusal> {
-        self.server.uncertain.note(&Aftermath::unread(), false);
-        if !whole {
-            self.server.lease.pins.insert(Pins::UNREAD);
-        } else if !self.server.statements.taken.iter().any(|taken| **taken == *name)
-            && self.server.lease.ask(Asked::ParseAsIs, Whose::Follow)
-        {
-            self.server.statements.taken.push(name.into());
-            append(self.out.build(), b'P', |out| {
-                append_cstr(out, name);
-                out.extend_from_slice(&[0, 0, 0]);
-            });
+    /// A text that names other statements: as servers get it.
+    #[cold]
+    fn parse_with_server_names(
+        &mut self,
+        name: &[u8],
+        body: &[u8],
+        aftermath: Aftermath,
+        rewritten: Rewritten,
+    ) -> Result<(), Refusal> {
+        let Rewritten { mut text, requires, mut deeds } = rewritten;
+        let types =
+            body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
+        text.extend_from_slice(types);
+        deeds.shifts = Vec::new();
+        let mut message = Vec::new();
+        append(&mut message, b'P', |out| {
+            append_cstr(out, name);
+            out.extend_from_slice(&text);
+        });
+        if !name.is_empty() {
+            let made = || (aftermath, Some((requires, deeds)));
+            let statement = self.rules.table.intern(&text, &self.server.applied, made);
+            self.parse_statement(&message, name, &statement);
+            return Ok(());
         }
+        // PREPARE in front of it takes the unnamed statement's place.
+        for statement in &requires {
+            self.server.statements.ensure(statement, &mut self.server.lease, self.out);
+        }
+        if self.server.lease.ask(Asked::Parse(None), Whose::Client) {
+            let serial = *self.unnamed_serial;
+            self.statements.set_unnamed(serial, &text, aftermath, Some((requires, deeds)));
+            self.server.statements.set_unnamed(serial);
+        }
+        self.out.build().extend_from_slice(&message);
+        Ok(())
+    }
+
+    /// A portal of a text that names statements: they must be there when it runs.
+    #[cold]
+    fn bind_naming(&mut self, portal: &[u8], naming: &(Vec<Arc<Statement>>, Deeds)) {
+        let (requires, deeds) = naming;
+        for statement in requires {
+            self.note(&statement.aftermath, false);
+            self.note_calls(statement.body(), Some(&statement.seen));
+            self.server.statements.ensure(statement, &mut self.server.lease, self.out);
+        }
+        if !deeds.list.is_empty() {
+            self.server.bound = Some((portal.into(), deeds.clone()));
+        }
+    }
+
+    fn execute(&mut self, bytes: &[u8]) {
+        let mut deeds = None;
+        if let Some((portal, _)) = &self.server.bound {
+            let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
+            deeds = self.server.bound.take_if(|_| named).map(|(_, deeds)| Box::new(deeds));
+        }
+        if let Some(deeds) = &deeds {
+            deeds.expect(self.statements, &mut self.server.statements);
+        }
+        self.ask(Asked::Execute(deeds));
+    }
+
+    /// A statement that is too long to keep: the server gets it as the client calls it, and stays with this client.
+    fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        self.server.lease.pins.insert(Pins::UNREAD);
+        self.server.uncertain.note(&Aftermath::unread(), false);
         self.ask(Asked::ParseAsIs);
         self.out.pass(bytes);
         Ok(())
@@ -244,31 +352,45 @@ impl Requests<'_, '_> {
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
             let aftermath = self.statements.unnamed_aftermath();
+            let (inspects, reads) = (aftermath.inspects, aftermath.pins.contains(Pins::SEQUENCE));
             if aftermath.talk == Talk::Chooses && self.statements.unnamed_body().is_some() {
                 return self.choice_bound(whole);
             }
-            let inspects = aftermath.inspects;
-            self.server.uncertain.note(aftermath, false);
+            if let Some(naming) = self.statements.unnamed_naming().cloned() {
+                self.bind_naming(portal, &naming);
+            }
+            self.part_sequences_of_unnamed(reads);
+            note(self.statements.unnamed_aftermath(), false, self.rules, self.server);
+            note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
             if inspects {
                 self.show_what_is_prepared(false);
             }
             return self.with_unnamed(Asked::Bind, bytes).map(ControlFlow::Continue);
         }
+        let at = HEADER_BYTES + portal.len() + 1;
         let Some(statement) = self.statements.get(name).cloned() else {
             // The server says so itself, under the name the client used.
             self.ask(Asked::Bind);
-            self.out.pass(bytes);
+            match disowned(name) {
+                Some(other) => rename(bytes, at, name.len(), &other, self.out.build()),
+                None => self.out.pass(bytes),
+            }
             return GOES_ON;
         };
         if statement.aftermath.talk == Talk::Chooses {
             return self.choice_bound(whole);
         }
+        if let Some(naming) = &statement.naming {
+            self.bind_naming(portal, naming);
+        }
         self.server.statements.tally.binds += 1;
-        self.server.uncertain.note(&statement.aftermath, false);
+        self.part_sequences(statement.aftermath.pins.contains(Pins::SEQUENCE), statement.body(), false);
+        self.note(&statement.aftermath, false);
+        self.note_calls(statement.body(), Some(&statement.seen));
         if statement.aftermath.inspects {
             self.show_what_is_prepared(false);
         }
-        self.with_statement(Asked::Bind, bytes, HEADER_BYTES + portal.len() + 1, name.len(), &statement);
+        self.with_statement(Asked::Bind, bytes, at, name.len(), &statement);
         GOES_ON
     }
 
@@ -283,7 +405,13 @@ impl Requests<'_, '_> {
         match self.statements.get(name).cloned() {
             _ if kind != b'S' => self.ask(Asked::Describe),
             _ if name.is_empty() => return self.with_unnamed(Asked::Describe, bytes),
-            None => self.ask(Asked::Describe),
+            None => {
+                self.ask(Asked::Describe);
+                if let Some(other) = disowned(name) {
+                    rename(bytes, HEADER_BYTES + 1, name.len(), &other, self.out.build());
+                    return Ok(());
+                }
+            }
             Some(statement) => {
                 self.with_statement(Asked::Describe, bytes, HEADER_BYTES + 1, name.len(), &statement);
                 return Ok(());
@@ -350,41 +478,21 @@ impl Requests<'_, '_> {
             statements.show_own(self.statements, lease, self.out);
         }
     }
+}
 
-    /// The query with every name of a protocol-level statement in EXECUTE or DEALLOCATE replaced by what servers call it.
-    /// A DEALLOCATE takes the statement from its server, too: other clients have it prepared again.
-    #[cold]
-    fn with_server_names(&mut self, bytes: &[u8]) -> Option<(Vec<u8>, Forgets)> {
-        let sql = cstr(&mut bytes.get(HEADER_BYTES..)?).ok()?;
-        let mut rewritten = Vec::new();
-        let mut copied = 0;
-        let mut forgets = VecDeque::new();
-        for found in statement::statements(sql, self.server.lexing()) {
-            let Some(name) = found.prepared.filter(|_| !matches!(found.kind, Kind::Prepare { .. })) else {
-                continue;
-            };
-            let statement = self.statements.get(&name.value).cloned();
-            if found.kind == Kind::Deallocate {
-                let client_name = Some(name.value.as_ref().into());
-                forgets.push_back(statement.clone().map(|statement| Naming { client_name, statement }));
-            }
-            let Some(statement) = statement else { continue };
-            self.server.uncertain.note(&statement.aftermath, false);
-            let range = found.start + name.range.start..found.start + name.range.end;
-            self.server.statements.ensure_for_query(&statement, &mut self.server.lease, self.out);
-            rewritten.extend_from_slice(sql.get(copied..range.start)?);
-            rewritten.extend_from_slice(statement.server_name());
-            copied = range.end;
-        }
-        if copied == 0 {
-            return None;
-        }
-        rewritten.extend_from_slice(sql.get(copied..)?);
-        let mut message = Vec::new();
-        append(&mut message, b'Q', |out| {
-            append_cstr(out, &rewritten);
-        });
-        Some((message, Some(Box::new(forgets)).filter(|forgets| !forgets.is_empty())))
+#[inline]
+fn note(aftermath: &Aftermath, alone: bool, rules: &Rules, server: &mut ServerSide) {
+    server.uncertain.note(aftermath, alone);
+    if aftermath.doubts.contains(Doubts::FUNCTIONS) {
+        server.uncertain.changes_functions(&rules.catalogue);
+    }
+}
+
+#[inline]
+fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut ServerSide) {
+    if !rules.catalogue.is_plain() {
+        let tangled = server.lexing().characters != Characters::AsciiSafe;
+        rules.catalogue.note(text, tangled, seen, &mut server.uncertain);
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::client_side::ClientSide;
+use super::{client_side::ClientSide, sequences::Sequences};
 use crate::{
     data_path::{
         channels::Hearing,
-        lease::{Asked, Desync, Lease, Naming, Owed, Pins, Whose},
+        deeds::{Deeds, in_the_clients_words},
+        lease::{Asked, Desync, Lease, Owed, Pins, Whose},
         prepared::ServerStatements,
         session_state::{Doubts, Settings, Uncertain},
         statement::{Characters, Lexing},
@@ -38,6 +39,10 @@ pub struct ServerSide {
     pub uncertain: Uncertain,
     /// Its part in what the client hears of notifications.
     pub hearing: Hearing,
+    /// The portal that was bound last, if it is of a text that prepares or forgets statements.
+    pub bound: Option<(Box<[u8]>, Deeds)>,
+    /// Whose sequences it remembers.
+    pub sequences: Sequences,
     /// Our own statement is prepared (see `session_state::prelude`).
     pub has_setter: bool,
     /// Every reported parameter, as last reported.
@@ -83,6 +88,8 @@ impl ServerSide {
             applied: Arc::default(),
             uncertain: Uncertain::default(),
             hearing: Hearing::default(),
+            bound: None,
+            sequences: Sequences::default(),
             has_setter: false,
             lexing: lexing(&reported),
             reported,
@@ -109,6 +116,7 @@ impl ServerSide {
     pub fn discarded(&mut self) {
         self.statements.forget_all();
         self.has_setter = false;
+        self.sequences = Sequences::default();
         self.applied = Arc::default();
         self.hearing.channels = None;
         self.uncertain.clear();
@@ -138,11 +146,14 @@ impl ServerSide {
                 }
                 Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
+                    let reworded = if tag == b'E' { self.reworded(bytes, client) } else { None };
                     match self.message(tag, bytes, client, &mut heard, out) {
                         Ok(pass) => {
                             self.hiding = !pass;
-                            if pass {
-                                out.pass(bytes);
+                            match reworded.filter(|_| pass) {
+                                Some(reworded) => out.build().extend_from_slice(&reworded),
+                                None if pass => out.pass(bytes),
+                                None => {}
                             }
                         }
                         Err(broken) => break Err(broken),
@@ -166,6 +177,9 @@ impl ServerSide {
     ) -> Result<bool, Broken> {
         match tag {
             b'Z' => {
+                if let Some(undone) = self.lease.deeds().and_then(Option::take) {
+                    undone.undone(&mut client.statements, &mut self.statements);
+                }
                 let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
                 let pass = self.lease.ready(status)?;
                 heard.ready += u32::from(pass);
@@ -176,11 +190,12 @@ impl ServerSide {
             b'S' => Ok(self.parameter_status(bytes)),
             b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
             _ => {
+                if tag == b'C' && self.lease.deeds().is_some() {
+                    self.command_complete(bytes, client);
+                }
                 let settled = self.lease.reply(tag)?;
-                match settled.done {
-                    Some(Asked::Parse(Some(naming))) => self.statements.confirmed(&naming.statement),
-                    _ if tag == b'C' => self.command_complete(bytes, client),
-                    _ => {}
+                if let Some(Asked::Parse(Some(naming))) = settled.done {
+                    self.statements.confirmed(&naming.statement);
                 }
                 Ok(settled.pass)
             }
@@ -237,7 +252,7 @@ impl ServerSide {
         let Self { lease, statements, .. } = self;
         let whose = lease.error(|Owed { asked, whose }| match asked {
             Asked::Parse(Some(naming)) => {
-                statements.unqueued(&naming.statement);
+                statements.failed(&naming.statement);
                 if let Some(name) = &naming.client_name {
                     client.statements.remove(name);
                 }
@@ -251,6 +266,7 @@ impl ServerSide {
             }
             // It was to take another client's unnamed statement away, which is still there.
             Asked::Close(None) => statements.doubt_unnamed(),
+            Asked::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
             Asked::Close(Some(naming)) => match &naming.client_name {
                 Some(name) => client.statements.insert(name, naming.statement.clone()),
                 None => statements.not_closed(&naming.statement),
@@ -269,6 +285,21 @@ impl ServerSide {
         }
         heard.errors += 1;
         Ok(true)
+    }
+
+    /// An error in which the client finds its own names, where that differs.
+    #[cold]
+    fn reworded(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
+        let shifts = match self.lease.deeds() {
+            Some(Some(deeds)) => std::mem::take(&mut deeds.shifts),
+            _ => Vec::new(),
+        };
+        let parsed = self.lease.client_name();
+        in_the_clients_words(bytes, &shifts, |ours| {
+            let parsed = parsed.filter(|naming| naming.statement.server_name() == ours);
+            let name = parsed.and_then(|naming| naming.client_name.as_deref());
+            name.or_else(|| client.statements.name_of(ours)).map(<[u8]>::to_vec)
+        })
     }
 
     /// ParameterStatus; `true` if the client gets it. What the client's own statements changed is to be asked about.
@@ -298,11 +329,13 @@ impl ServerSide {
     #[inline]
     fn command_complete(&mut self, bytes: &[u8], client: &mut ClientSide) {
         let tag = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        if tag == b"DEALLOCATE\0"
-            && let Some(Naming { client_name: Some(name), statement }) = self.lease.forgotten()
+        if matches!(tag, b"DEALLOCATE\0" | b"PREPARE\0")
+            && let Some(Some(deeds)) = self.lease.deeds()
         {
-            client.statements.remove(&name);
-            self.statements.unqueued(&statement);
+            deeds.done(&mut client.statements, &mut self.statements);
+        }
+        if self.lease.whose() != Some(Whose::Client) {
+            return;
         }
         if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
             self.statements.forget_all();

@@ -6,6 +6,7 @@ use super::client_side::ClientSide;
 use crate::{
     data_path::{
         aftermath::Aftermath,
+        catalogue::Catalogue,
         choice::Stance,
         prepared::StatementTable,
         statement::{Characters, Lexing},
@@ -34,13 +35,13 @@ impl ClientSide {
         let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         if name.is_empty() {
             self.unnamed_serial += 1;
-            self.statements.set_unnamed(self.unnamed_serial, body, aftermath);
+            self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None);
             return Ok(());
         }
         if self.statements.len() >= self.rules.statements_max {
             return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
         }
-        let statement = self.rules.table.intern(body, &self.wanted, || aftermath);
+        let statement = self.rules.table.intern(body, &self.wanted, || (aftermath, None));
         self.statements.insert(name, statement);
         Ok(())
     }
@@ -61,8 +62,9 @@ impl ClientSide {
 
     /// The session goes on with another tenant's servers: its statements become that tenant's. None of them is known to
     /// any server there by what servers of the old one knew it by.
-    pub fn move_to(&mut self, table: Arc<StatementTable>, follow: bool) {
+    pub fn move_to(&mut self, table: Arc<StatementTable>, catalogue: Arc<Catalogue>, follow: bool) {
         self.statements.move_to(&table, &self.wanted);
+        self.rules.catalogue = catalogue;
         self.rules.table = table;
         self.rules.follow = follow;
     }

@@ -8,7 +8,7 @@ fn asked(lease: &mut Lease, requests: &str) {
             'P' => Asked::Parse(None),
             'B' => Asked::Bind,
             'D' => Asked::Describe,
-            'E' => Asked::Execute,
+            'E' => Asked::Execute(None),
             'C' => Asked::Close(None),
             'S' => Asked::Sync,
             'Q' => Asked::Query(None),

@@ -3,7 +3,10 @@
 //! Sessions only ever wait in the pool's queue; servers are opened by tasks of their own. So a server that comes back
 //! early serves whoever waited longest, a client that leaves cancels no connect, and a connect that fails is told to all.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use deadpool::unmanaged::Object;
 use tokio::io::AsyncWriteExt;
@@ -159,6 +162,13 @@ impl Pool {
     /// pool empty meanwhile; a server that is asked whether it is still there is missing for as long as it takes to answer.
     pub fn keep_house(self: &Arc<Self>) {
         let now = self.worker.clock.now();
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let checked_ms = self.functions_checked_ms.load(Ordering::Relaxed);
+        let due = Duration::from_millis(now_ms.saturating_sub(checked_ms)) >= self.rules.functions_check;
+        if due && self.last_used() >= checked_ms {
+            self.functions_checked_ms.store(now_ms, Ordering::Relaxed);
+            self.catalogue.check();
+        }
         let mut idle = Vec::new();
         while let Ok(object) = self.servers.try_get() {
             idle.push(object);

@@ -13,6 +13,7 @@ use std::{
 use super::Pool;
 use crate::{
     data_path::{
+        catalogue::learn,
         server::connection::{AskError, Server},
         session_state::Settings,
     },
@@ -98,6 +99,11 @@ impl Pool {
             return Ok(greeting);
         }
         let (pool, mut server) = self.borrow_of_current(wait).await?;
+        if pool.catalogue.is_to_be_learnt()
+            && learn(&mut server, &pool.catalogue, pool.rules.functions_bytes_max).await.is_err()
+        {
+            return Err(Refusal::ServerLost);
+        }
         match apply(&mut server, &asked).await {
             Ok(settings) => {
                 let messages = greeting_of(&server);

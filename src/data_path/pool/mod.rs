@@ -28,6 +28,7 @@ use tokio::sync::watch;
 pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
 use self::{budget::Budget, ear::EarPlace, greeting::Greetings, roster::Roster, stats::PoolStats};
 use super::{
+    catalogue::Catalogue,
     prepared::StatementTable,
     server::{DialOptions, connection::Server},
     tenant::{Access, Credential, PoolMode, Tenant},
@@ -44,10 +45,16 @@ pub struct PoolRules {
     pub size: usize,
     /// Servers kept open.
     pub min_size: usize,
+    /// Servers that sessions may keep between transactions.
+    pub pinned_max: usize,
     /// Statements a server keeps prepared.
     pub prepared_max: usize,
     /// Servers being opened at a time.
     pub connecting_max: usize,
+    /// Function text that is read at most.
+    pub functions_bytes_max: usize,
+    /// How long functions may be changed past us.
+    pub functions_check: Duration,
     /// Cancel requests under way at a time.
     pub cancels_max: usize,
     /// Channels a session may LISTEN to and still share servers.
@@ -70,8 +77,14 @@ impl PoolRules {
             mode: tenant.pool_mode.unwrap_or(config.pool.pool_mode),
             size,
             min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
+            pinned_max: match config.pool.max_pinned_servers {
+                0 => (size - 1).max(1),
+                given => given,
+            },
             prepared_max: config.pool.max_prepared_statements,
             connecting_max: config.limits.connecting_servers_max.max(1),
+            functions_bytes_max: config.limits.functions_inspect_bytes_max,
+            functions_check: config.timeouts.functions_check_delay,
             cancels_max: config.limits.cancels_max,
             channels_max: config.limits.listening_channels_max,
             notifications_bytes_max: config.limits.queued_notifications_bytes_max,
@@ -93,6 +106,8 @@ pub struct Pool {
     pub rules: PoolRules,
     /// Where it lives.
     pub worker: Arc<Worker>,
+    /// What its database's functions leave behind.
+    pub catalogue: Arc<Catalogue>,
     /// Statements its clients have prepared.
     pub statements: Arc<StatementTable>,
     /// What it has done.
@@ -112,7 +127,10 @@ pub struct Pool {
     opening: AtomicUsize,
     waiting: AtomicUsize,
     cancelling: AtomicUsize,
+    pinned: AtomicUsize,
     last_used_ms: AtomicU64,
+    /// When it was last to be looked whether functions were changed past us, on the same clock.
+    functions_checked_ms: AtomicU64,
     /// Lends nothing for now; see `halt.rs`.
     paused: AtomicBool,
     retired: AtomicBool,
@@ -132,6 +150,16 @@ impl Drop for Present {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
         self.0.sessions_of_tenant.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A session that keeps its server between transactions, counted as long as this lives.
+#[derive(Debug)]
+pub struct Pinned(Arc<Pool>);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.0.pinned.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -267,6 +295,14 @@ impl Pool {
     /// Counts a cancel request for as long as the result lives.
     pub fn cancel_under_way(self: &Arc<Self>) -> Counted<impl Fn(&Pool) -> &AtomicUsize + use<>> {
         Counted::new(self, |pool: &Pool| &pool.cancelling)
+    }
+
+    /// A place among the sessions that keep their server; `None` if there is none left.
+    pub fn pin(self: &Arc<Self>) -> Option<Pinned> {
+        let taken = self.pinned.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pinned| {
+            (pinned < self.rules.pinned_max).then_some(pinned + 1)
+        });
+        taken.ok().map(|_| Pinned(self.clone()))
     }
 
     /// Sessions of this pool, and of those it replaced.

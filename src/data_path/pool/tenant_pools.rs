@@ -23,6 +23,7 @@ use super::{
 use crate::{
     config::Config,
     data_path::{
+        catalogue::Catalogue,
         prepared::StatementTable,
         server::DialOptions,
         tenant::{Access, Host, Tenant, TenantStatus},
@@ -44,6 +45,7 @@ pub type Looking =
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
     budgets: Mutex<HashMap<String, Arc<Budget>>>,
+    catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
     workers: Vec<Arc<Worker>>,
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
@@ -87,6 +89,7 @@ impl TenantPools {
             me: me.clone(),
             pools,
             budgets: Mutex::default(),
+            catalogues: Mutex::default(),
             workers,
             config,
             dial,
@@ -142,6 +145,7 @@ impl TenantPools {
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
+            catalogue: self.catalogue_of(tenant.id),
             stats: self.stats_of(&tenant, access),
             roster: Arc::default(),
             credential,
@@ -153,7 +157,9 @@ impl TenantPools {
             opening: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             cancelling: AtomicUsize::new(0),
+            pinned: AtomicUsize::new(0),
             last_used_ms: AtomicU64::new(0),
+            functions_checked_ms: AtomicU64::new(0),
             paused: AtomicBool::new(self.halts.is_paused(tenant.id)),
             retired: AtomicBool::new(false),
             keeper: self.me.clone(),
@@ -166,6 +172,16 @@ impl TenantPools {
         });
         budget.register(&pool);
         Some(pool)
+    }
+
+    /// What is known of the tenant's functions: the same for all of its pools.
+    fn catalogue_of(&self, tenant_id: i64) -> Arc<Catalogue> {
+        let mut catalogues = locked(&self.catalogues);
+        catalogues.retain(|_, catalogue| catalogue.strong_count() > 0);
+        let known = catalogues.get(&tenant_id).and_then(Weak::upgrade).unwrap_or_default();
+        catalogues.insert(tenant_id, Arc::downgrade(&known));
+        known.doubt();
+        known
     }
 
     fn budget_of(&self, host: &Host) -> Arc<Budget> {

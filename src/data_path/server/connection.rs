@@ -132,7 +132,6 @@ impl Server {
             && self.side.uncertain.is_empty()
             && self.side.hearing.channels.is_none()
             && self.side.at_boundary()
-            && self.side.statements.taken.is_empty()
             && self.unsent.is_empty()
             && self.notified.is_empty()
     }
@@ -153,6 +152,19 @@ impl Server {
     /// # Errors
     /// [`AskError`]; after `Lost` the server must be closed.
     pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
+        self.ask_for(sql, parameters, ANSWER_BYTES_MAX).await
+    }
+
+    /// The same, for an answer that may be longer than others.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_for(
+        &mut self,
+        sql: &str,
+        parameters: &[&str],
+        bytes_max: usize,
+    ) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
         append(&mut request, b'P', |out| {
             append_cstr(out, b"");
@@ -171,23 +183,7 @@ impl Server {
         append(&mut request, b'E', |out| out.extend_from_slice(&[0; 5]));
         append(&mut request, b'S', |_| {});
         self.side.statements.doubt_unnamed();
-        self.converse(&request).await
-    }
-
-    /// Frees the names that were taken for a client's sake.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub async fn free_taken_names(&mut self) -> Result<(), AskError> {
-        let mut request = Vec::new();
-        for name in std::mem::take(&mut self.side.statements.taken) {
-            append(&mut request, b'C', |out| {
-                out.push(b'S');
-                append_cstr(out, &name);
-            });
-        }
-        append(&mut request, b'S', |_| {});
-        self.converse(&request).await.map(drop)
+        self.converse(&request, bytes_max).await
     }
 
     /// Runs a simple query of ours.
@@ -198,7 +194,7 @@ impl Server {
         let mut request = Vec::new();
         append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));
         self.side.statements.set_unnamed(0);
-        self.converse(&request).await
+        self.converse(&request, ANSWER_BYTES_MAX).await
     }
 
     /// Undoes what a session left behind: an open transaction, and everything DISCARD ALL knows of.
@@ -221,18 +217,18 @@ impl Server {
         Ok(())
     }
 
-    async fn converse(&mut self, request: &[u8]) -> Result<Vec<Row>, AskError> {
+    async fn converse(&mut self, request: &[u8], bytes_max: usize) -> Result<Vec<Row>, AskError> {
         let conversation = async {
             self.stream.write_all(request).await?;
             self.stream.flush().await?;
-            self.answer().await
+            self.answer(bytes_max).await
         };
         tokio::time::timeout(ANSWER_TIME_MAX, conversation)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a question of ours"))?
     }
 
-    async fn answer(&mut self) -> Result<Vec<Row>, AskError> {
+    async fn answer(&mut self, bytes_max: usize) -> Result<Vec<Row>, AskError> {
         let mut buffer = Vec::new();
         let (mut rows, mut refused) = (Vec::new(), None);
         let (mut at, mut ready) = (0, false);
@@ -254,7 +250,7 @@ impl Server {
             if ready && at == buffer.len() {
                 return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error)));
             }
-            if buffer.len() > ANSWER_BYTES_MAX {
+            if buffer.len() > bytes_max {
                 return Err(out_of_step().into());
             }
             buffer.reserve(ANSWER_READ_BYTES);

@@ -8,7 +8,7 @@ use super::{
     Effects, Lexing,
     lexer::{Lexer, Token, TokenKind},
     names,
-    scan::is_word,
+    scan::{is_word, runs_text},
 };
 
 /// How deep strings within strings are looked into; what is deeper is taken for anything.
@@ -47,11 +47,18 @@ fn inside(lexer: &Lexer<'_>, token: Token, lexing: Lexing, depth: u32) -> Effect
             bytes.get(open..bytes.len().saturating_sub(1)).unwrap_or_default()
         }
     };
-    effects_of_code(inner, lexing, depth)
+    effects_of_code(inner, lexing, depth, true)
 }
 
-/// What words in a piece of code might do.
-fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32) -> Effects {
+/// What a function with this body might do. Strings in it count where it runs built text.
+pub fn effects_of_body(code: &[u8]) -> Effects {
+    let lexing = Lexing::default();
+    let plain = effects_of_code(code, lexing, 0, false);
+    if plain.contains(Effects::DYNAMIC) { effects_of_code(code, lexing, 0, true) } else { plain }
+}
+
+/// What words in a piece of code might do; with what is in its strings, if `strings`.
+fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: bool) -> Effects {
     let mut found = Effects::empty();
     let mut lexer = Lexer::new(code, lexing);
     let mut previous = Token { kind: TokenKind::End, start: 0, end: 0 };
@@ -63,13 +70,18 @@ fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32) -> Effects {
             TokenKind::Symbol(b'(') if previous.kind.is_name() => {
                 if let Some(name) = names::of_token(&lexer, previous) {
                     found |= Effects::of_call(&name);
+                    if !strings && runs_text(&name) {
+                        found |= Effects::DYNAMIC;
+                    }
                 }
             }
             // In other languages "…" is a string, of SQL perhaps.
-            TokenKind::QuotedName | TokenKind::UnicodeName if lexer.bytes(token).contains(&b' ') => {
+            TokenKind::QuotedName | TokenKind::UnicodeName
+                if strings && lexer.bytes(token).contains(&b' ') =>
+            {
                 found |= inside(&lexer, token, lexing, depth + 1);
             }
-            kind if inner_text(kind) => found |= inside(&lexer, token, lexing, depth + 1),
+            kind if strings && inner_text(kind) => found |= inside(&lexer, token, lexing, depth + 1),
             _ => {}
         }
         previous = token;

@@ -102,20 +102,49 @@ fn name_alone(mut reader: Reader<'_>) -> Option<Argument<'_>> {
     }
 }
 
-/// Three arguments and the `)`. `None` if one of them is more than a literal or a parameter.
+/// Three arguments and the `)`. `None` if there are others.
 fn arguments<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
-    let name = match argument(reader)? {
+    let name = match whole_argument(reader)? {
         Argument::Text(name) => Argument::Text(set::canonical(name)),
         other => other,
     };
-    let value = reader.eat_symbol(b',').then(|| argument(reader))??;
-    let local = match reader.eat_symbol(b',').then(|| argument(reader))?? {
+    let value = reader.eat_symbol(b',').then(|| whole_argument(reader))??;
+    let local = match reader.eat_symbol(b',').then(|| whole_argument(reader))?? {
         Argument::Null => Argument::Boolean(false),
         Argument::Text(text) => boolean(&text).map_or(Argument::Opaque, Argument::Boolean),
         other => other,
     };
     reader.eat_symbol(b')').then_some(SetConfig { name, value, local })
 }
+
+/// All that is before the next `,` or `)`: opaque if it is more than a literal or a parameter.
+fn whole_argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
+    let ends = |reader: &Reader<'_>| reader.is_symbol(b',') || reader.is_symbol(b')');
+    let mut ahead = *reader;
+    if let Some(found) = argument(&mut ahead)
+        && ends(&ahead)
+    {
+        *reader = ahead;
+        return Some(found);
+    }
+    let mut depth = 0usize;
+    for _ in 0..ARGUMENT_TOKENS_MAX {
+        if depth == 0 && ends(reader) {
+            return Some(Argument::Opaque);
+        }
+        match reader.token().kind {
+            TokenKind::End => return None,
+            TokenKind::Symbol(b'(' | b'[') => depth += 1,
+            TokenKind::Symbol(b')' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        reader.advance();
+    }
+    None
+}
+
+/// Calls may stand within calls: reading each to its end would take time that grows with the square of the text.
+const ARGUMENT_TOKENS_MAX: usize = 100;
 
 /// A literal or a parameter, cast to a type of one word perhaps.
 fn argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {

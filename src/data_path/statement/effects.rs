@@ -63,11 +63,32 @@ bitflags::bitflags! {
     }
 }
 
+/// PostgreSQL's own functions that leave something in the session that calls them.
+pub const SESSION_FUNCTIONS: [&str; 17] = [
+    "set_config",
+    "currval",
+    "lastval",
+    "setseed",
+    "pg_advisory_lock",
+    "pg_advisory_lock_shared",
+    "pg_try_advisory_lock",
+    "pg_try_advisory_lock_shared",
+    "pg_advisory_unlock",
+    "pg_advisory_unlock_shared",
+    "pg_advisory_unlock_all",
+    "pg_create_logical_replication_slot",
+    "pg_create_physical_replication_slot",
+    "pg_copy_logical_replication_slot",
+    "pg_copy_physical_replication_slot",
+    "pg_replication_origin_session_setup",
+    "pg_replication_origin_session_reset",
+];
+
 impl Effects {
     /// What a call of a function of this name may do, whatever schema it is in. Transaction-level advisory locks,
     /// exported snapshots and large object descriptors end with the transaction and are left out.
     #[inline]
-    pub(super) fn of_call(name: &[u8]) -> Self {
+    pub fn of_call(name: &[u8]) -> Self {
         // All of them are 7 bytes or longer but setval; most functions that are called are not.
         if name.len() < 6
             || name.len() > 40

@@ -30,8 +30,9 @@ mod tests;
 
 use std::{borrow::Cow, ops::Range};
 
+pub use body::effects_of_body;
 pub use calls::{Argument, SetConfig, SetConfigs};
-pub use effects::Effects;
+pub use effects::{Effects, SESSION_FUNCTIONS};
 use lexer::Lexer;
 pub use names::{QualifiedName, QualifiedNames};
 
@@ -61,6 +62,11 @@ pub enum Characters {
 /// the CommandCompletes of a simple Query one to one; where nothing is yielded, EmptyQueryResponse comes instead.
 pub fn statements(sql: &[u8], lexing: Lexing) -> Statements<'_> {
     Statements { lexer: Lexer::new(sql, lexing), lexing }
+}
+
+/// Every call of set_config in a function's body.
+pub fn set_configs(body: &[u8]) -> SetConfigs<'_> {
+    SetConfigs::new(body, Lexing::default())
 }
 
 /// What a whole text may do. Empty for an ordinary query: it leaves no trace in the session.

@@ -1,0 +1,226 @@
+//! What a tenant's own functions leave behind in the session that calls them, as far as their texts tell.
+//!
+//! A client's text shows what it does itself; that `SELECT next_job()` takes an advisory lock only the function's body
+//! tells, and that `INSERT INTO jobs` does so only the body of a trigger. So the bodies are read (`reading.rs`), what
+//! uses them is found out (`closure.rs`), and what comes of it is a list of names (`known.rs`): a text in which one of
+//! them stands is asked about when its transaction is over. Too much is asked rather than too little.
+//!
+//! A text that may change functions makes every other text doubtful until they have been read again; what is changed past
+//! this proxy is looked for every `functions_check_delay`. In a database whose functions leave nothing behind, which
+//! are most, a text costs one load.
+
+mod closure;
+mod known;
+mod learning;
+mod reading;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+pub use known::{Known, words};
+pub use learning::learn;
+
+use super::{
+    aftermath::Aftermath,
+    session_state::{Doubts, Uncertain},
+};
+
+/// What is known of the functions of one database. Shared by the pools and sessions of its tenant.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// No text need be looked at: the one thing that is read for each of them.
+    plain: AtomicBool,
+    /// Some client of the tenant reads currval or lastval.
+    sequences: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `None`: nothing yet.
+    known: Option<Arc<Known>>,
+    /// What the server said of its functions when they were read.
+    fingerprint: String,
+    /// Transactions under way that may change them.
+    changes: usize,
+    /// Counts what may have put `known` out of date.
+    generation: u64,
+    /// Of it, what `known` has seen.
+    learnt: u64,
+    /// Somebody is to find out whether they were changed past us.
+    due: bool,
+    learning: bool,
+}
+
+impl State {
+    fn is_current(&self) -> bool {
+        self.known.is_some() && self.changes == 0 && self.generation == self.learnt
+    }
+}
+
+/// What was found in a statement's text, and by which [`Known`].
+#[derive(Debug, Default)]
+pub struct Seen(Mutex<Option<(u64, Option<Arc<Aftermath>>)>>);
+
+/// A transaction that may change functions is under way, or not looked after yet.
+#[derive(Debug)]
+pub struct Changing(Arc<Catalogue>);
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.update(|state| {
+            state.changes -= 1;
+            state.generation += 1;
+        });
+    }
+}
+
+/// Somebody is reading the functions. Dropping it leaves things as they were.
+struct Learning<'a> {
+    catalogue: &'a Catalogue,
+    generation: u64,
+    fingerprint: String,
+}
+
+impl Drop for Learning<'_> {
+    fn drop(&mut self) {
+        self.catalogue.update(|state| state.learning = false);
+    }
+}
+
+impl Catalogue {
+    /// Of a database whose functions leave nothing behind, and stay so.
+    pub fn without_functions() -> Self {
+        let known = Known::new([], known::Traces::default(), known::Traces::default());
+        let state = State { known: Some(Arc::new(known)), ..State::default() };
+        Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one door through which the state changes.
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.locked();
+        change(&mut state);
+        let empty = state.known.as_ref().is_some_and(|known| known.is_empty());
+        self.plain.store(empty && state.is_current() && !state.due, Ordering::Release);
+    }
+
+    /// Whether no text need be looked at. Costs one load.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.plain.load(Ordering::Acquire)
+    }
+
+    /// Takes down what a text may leave behind by what it calls. `seen` is where a prepared statement remembers it;
+    /// `tangled`: the text's encoding hides where words begin.
+    #[cold]
+    pub fn note(
+        self: &Arc<Self>,
+        text: &[u8],
+        tangled: bool,
+        seen: Option<&Seen>,
+        uncertain: &mut Uncertain,
+    ) {
+        let (known, current, due) = {
+            let state = self.locked();
+            (state.known.clone(), state.is_current(), state.changes == 0 && !state.learning)
+        };
+        let mut beside = if current { Aftermath::default() } else { Aftermath::anything() };
+        if due && (!current || self.is_due()) {
+            beside.doubts.insert(Doubts::LEARN);
+        }
+        uncertain.note(&beside, false);
+        let Some(known) = known else { return };
+        let found = match seen {
+            Some(Seen(seen)) => {
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                match &*seen {
+                    Some((version, found)) if *version == known.version => found.clone(),
+                    _ => {
+                        let found = known.look(text, tangled).map(Arc::new);
+                        *seen = Some((known.version, found.clone()));
+                        found
+                    }
+                }
+            }
+            None => known.look(text, tangled).map(Arc::new),
+        };
+        if let Some(found) = found {
+            uncertain.note(&found, false);
+            if found.doubts.contains(Doubts::FUNCTIONS) {
+                uncertain.changes_functions(self);
+            }
+        }
+    }
+
+    /// A client reads currval or lastval.
+    pub fn sequence_is_read(&self) {
+        self.sequences.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one ever did.
+    #[inline]
+    pub fn are_sequences_read(&self) -> bool {
+        self.sequences.load(Ordering::Relaxed)
+    }
+
+    /// A text that may change functions is about to run.
+    pub fn changing(self: &Arc<Self>) -> Changing {
+        self.update(|state| state.changes += 1);
+        Changing(self.clone())
+    }
+
+    /// They may have been changed past us: somebody is to find out.
+    pub fn check(&self) {
+        self.update(|state| state.due = true);
+    }
+
+    /// It may be another database from now on.
+    pub fn doubt(&self) {
+        self.update(|state| state.generation += 1);
+    }
+
+    fn is_due(&self) -> bool {
+        self.locked().due
+    }
+
+    /// Whether somebody should read them now.
+    pub fn is_to_be_learnt(&self) -> bool {
+        let state = self.locked();
+        !state.learning && state.changes == 0 && (state.due || !state.is_current())
+    }
+
+    /// Begins to read them; `None` if somebody does already, or need not.
+    fn begin_learning(&self) -> Option<Learning<'_>> {
+        let mut state = self.locked();
+        if state.learning || (state.is_current() && !state.due) {
+            return None;
+        }
+        state.learning = true;
+        // Before anybody looks: what is changed from now on is looked for again.
+        state.due = false;
+        let fingerprint = if state.known.is_some() { state.fingerprint.clone() } else { String::new() };
+        Some(Learning { catalogue: self, generation: state.generation, fingerprint })
+    }
+}
+
+impl Learning<'_> {
+    /// They are as they were when they were read.
+    fn unchanged(&self) {
+        self.catalogue.update(|state| state.learnt = self.generation);
+    }
+
+    /// They have been read.
+    fn learnt(&self, known: Known, fingerprint: String) {
+        self.catalogue.update(|state| {
+            state.learnt = self.generation;
+            state.known = Some(Arc::new(known));
+            state.fingerprint = fingerprint;
+        });
+    }
+}

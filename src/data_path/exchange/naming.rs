@@ -1,0 +1,118 @@
+//! PREPARE, EXECUTE and DEALLOCATE in a client's text: servers know its statements under names of ours.
+//!
+//! A PREPARE makes a statement that can be prepared again on another server by the same text; it is the client's alone. Where a
+//! name is taken, the text names the statement that has it, so that the error is PostgreSQL's own; in errors our names are
+//! the client's again (`deeds.rs`).
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::requests::Requests;
+use crate::{
+    data_path::{
+        aftermath::Aftermath,
+        deeds::{Deed, Deeds, disowned},
+        lease::Naming,
+        prepared::Statement,
+        session_state::Doubts,
+        statement::{self, Discard, Kind},
+    },
+    error::Refusal,
+};
+
+/// A text as servers get it.
+#[derive(Debug, Default)]
+pub(super) struct Rewritten {
+    pub text: Vec<u8>,
+    /// Statements that the server must know before it runs.
+    pub requires: Vec<Arc<Statement>>,
+    pub deeds: Deeds,
+}
+
+/// What names mean in the middle of a text, as far as the text itself has changed it.
+#[derive(Default)]
+struct Local {
+    names: HashMap<Box<[u8]>, Option<Arc<Statement>>>,
+    all_gone: bool,
+}
+
+impl Requests<'_, '_> {
+    /// Replaces every name of a statement; `None` if nothing need be replaced.
+    #[cold]
+    pub(super) fn with_server_names(&mut self, sql: &[u8]) -> Result<Option<Rewritten>, Refusal> {
+        let mut rewritten = Rewritten::default();
+        let mut local = Local::default();
+        let (mut copied, mut named) = (0, self.statements.len());
+        for found in statement::statements(sql, self.server.lexing()) {
+            if matches!(found.kind, Kind::DeallocateAll | Kind::Discard(Discard::All)) {
+                local = Local { all_gone: true, ..Local::default() };
+            }
+            let Some(name) = &found.prepared else { continue };
+            let value = name.value.as_ref();
+            let known = match local.names.get(value) {
+                Some(known) => known.clone(),
+                None if local.all_gone => None,
+                None => self.statements.get(value).cloned(),
+            };
+            let made_here = local.names.get(value).is_some_and(Option::is_some);
+            let ours = match (&found.kind, known) {
+                (Kind::Prepare { body, .. }, None) => {
+                    named += 1;
+                    if named > self.rules.statements_max {
+                        return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
+                    }
+                    let aftermath = found.text.get(body.clone()).unwrap_or_default();
+                    let aftermath = Aftermath::read(aftermath, self.server.lexing());
+                    let statement = Statement::in_sql(aftermath, |ours| replaced(found.text, name, ours));
+                    let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
+                    rewritten.deeds.list.push_back(Deed::Prepares(naming));
+                    let ours = statement.server_name().to_vec();
+                    local.names.insert(value.into(), Some(statement));
+                    ours
+                }
+                (kind, Some(statement)) => {
+                    let ours = statement.server_name().to_vec();
+                    if *kind == Kind::Deallocate {
+                        let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
+                        rewritten.deeds.list.push_back(Deed::Forgets(Some(naming)));
+                        local.names.insert(value.into(), None);
+                    }
+                    self.note(&statement.aftermath, false);
+                    self.note_calls(statement.body(), Some(&statement.seen));
+                    if !made_here {
+                        rewritten.requires.push(statement);
+                    }
+                    ours
+                }
+                (kind, None) => {
+                    // Code may have prepared it: the server is asked, and says so itself if there is none.
+                    self.note(&Aftermath { doubts: Doubts::PREPARED, ..Aftermath::default() }, false);
+                    if *kind == Kind::Deallocate {
+                        rewritten.deeds.list.push_back(Deed::Forgets(None));
+                    }
+                    match disowned(value) {
+                        Some(ours) => ours,
+                        None => continue,
+                    }
+                }
+            };
+            let range = found.start + name.range.start..found.start + name.range.end;
+            rewritten.text.extend_from_slice(sql.get(copied..range.start).unwrap_or_default());
+            rewritten.text.extend_from_slice(&ours);
+            let behind = String::from_utf8_lossy(&rewritten.text).chars().count();
+            rewritten.deeds.shifts.push((behind, ours.len().cast_signed() - range.len().cast_signed()));
+            copied = range.end;
+        }
+        if copied == 0 {
+            return Ok(None);
+        }
+        rewritten.text.extend_from_slice(sql.get(copied..).unwrap_or_default());
+        Ok(Some(rewritten))
+    }
+}
+
+/// The text with another name in the name's place.
+fn replaced(text: &[u8], name: &statement::Name<'_>, new: &[u8]) -> Vec<u8> {
+    let before = text.get(..name.range.start).unwrap_or_default();
+    let behind = text.get(name.range.end..).unwrap_or_default();
+    [before, new, behind].concat()
+}

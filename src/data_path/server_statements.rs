@@ -1,0 +1,303 @@
+//! What one server has prepared. Pure: bytes in, bytes out.
+//!
+//! What a server knows is entered when the request is queued and taken back when the server skips it; until it is
+//! confirmed it counts only within the batch that asked for it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{
+    deeds::{Deed, Deeds},
+    lease::{Asked, Lease, Naming, Whose},
+    prepared::{ClientStatements, Statement},
+};
+use crate::wire::{
+    message::{append, append_cstr},
+    outgoing::Outgoing,
+};
+
+/// What one server has prepared.
+#[derive(Debug)]
+pub struct ServerStatements {
+    known: HashMap<u64, Known>,
+    /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
+    unnamed: u64,
+    /// `max_prepared_statements`.
+    capacity: usize,
+    /// Counts uses, to find the least recent.
+    clock: u64,
+    /// What has been done since it was last taken down.
+    pub tally: Tally,
+}
+
+/// How often named statements were prepared and used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Prepared by clients.
+    pub client_parses: u32,
+    /// Prepared on the server, for whichever reason.
+    pub server_parses: u32,
+    /// Bound by clients.
+    pub binds: u32,
+}
+
+#[derive(Debug)]
+struct Known {
+    statement: Arc<Statement>,
+    certainty: Certainty,
+    used: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Certainty {
+    /// ParseComplete came.
+    Confirmed,
+    /// Asked for in that batch; if it fails, later requests of the batch are skipped as well.
+    Within(u32),
+    /// The client itself has asked for it: if that fails, the client has no such statement.
+    Expected,
+    /// It may be there or not.
+    Doubtful,
+}
+
+impl ServerStatements {
+    /// A server that has just been opened.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            known: HashMap::new(),
+            unnamed: 0,
+            capacity: capacity.max(1),
+            clock: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    /// How many it has.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
+    pub fn forget_all(&mut self) {
+        self.known.clear();
+    }
+
+    /// The server may have an unnamed statement that is no client's, or not the one it was given last.
+    pub fn doubt_unnamed(&mut self) {
+        self.unnamed = u64::MAX;
+    }
+
+    /// The server's unnamed statement is gone, or is the one with this serial.
+    pub fn set_unnamed(&mut self, serial: u64) {
+        self.unnamed = serial;
+    }
+
+    /// Makes the next Parse of `statement` a real one: what the server has of that name is closed first.
+    pub fn make_room_for(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) {
+        self.close(statement.id, lease, out);
+        self.make_room(1, lease, out);
+    }
+
+    /// Closes what has not been used for longest, so that so many more are not too many.
+    pub fn make_room(&mut self, more: usize, lease: &mut Lease, out: &mut Vec<u8>) {
+        while !self.known.is_empty() && self.known.len() + more > self.capacity {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id);
+            if !oldest.is_some_and(|id| self.close(id, lease, out)) {
+                return;
+            }
+        }
+    }
+
+    /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
+    fn close(&mut self, id: u64, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
+        let Some(known) = self.known.get(&id) else { return false };
+        let naming = Naming { client_name: None, statement: known.statement.clone() };
+        let goes = lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
+        if goes {
+            append(out, b'C', |out| {
+                out.push(b'S');
+                append_cstr(out, known.statement.server_name());
+            });
+            self.known.remove(&id);
+        }
+        goes
+    }
+
+    /// A Parse of `statement` is queued, put in by us.
+    fn queued(&mut self, statement: &Arc<Statement>, batch: u32) {
+        self.enter(statement, Certainty::Within(batch));
+    }
+
+    /// The client's own Parse or PREPARE of `statement` is queued.
+    pub fn expected(&mut self, statement: &Arc<Statement>) {
+        self.enter(statement, Certainty::Expected);
+    }
+
+    fn enter(&mut self, statement: &Arc<Statement>, certainty: Certainty) {
+        self.tally.server_parses += 1;
+        self.clock += 1;
+        let known = Known { statement: statement.clone(), certainty, used: self.clock };
+        self.known.insert(statement.id, known);
+    }
+
+    /// ParseComplete.
+    pub fn confirmed(&mut self, statement: &Statement) {
+        if let Some(known) = self.known.get_mut(&statement.id) {
+            known.certainty = Certainty::Confirmed;
+        }
+        statement.proved.store(true, Ordering::Relaxed);
+    }
+
+    /// A queued Parse failed or was skipped.
+    pub fn failed(&mut self, statement: &Statement) {
+        if let Some(known) = self.known.get_mut(&statement.id) {
+            known.certainty = Certainty::Doubtful;
+        }
+    }
+
+    /// A DEALLOCATE succeeded.
+    pub fn deallocated(&mut self, statement: &Statement) {
+        self.known.remove(&statement.id);
+    }
+
+    /// A queued Close was skipped: the server still has the statement.
+    pub fn not_closed(&mut self, statement: &Arc<Statement>) {
+        let known = Known { statement: statement.clone(), certainty: Certainty::Confirmed, used: 0 };
+        self.known.insert(statement.id, known);
+    }
+
+    /// Puts in what is missing so that the server knows `statement`.
+    #[inline]
+    pub fn ensure(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Outgoing<'_>) {
+        self.clock += 1;
+        if let Some(known) = self.known.get_mut(&statement.id) {
+            known.used = self.clock;
+            match known.certainty {
+                Certainty::Confirmed | Certainty::Expected => return,
+                Certainty::Within(batch) if batch == lease.batch() => return,
+                Certainty::Within(_) | Certainty::Doubtful => {}
+            }
+        }
+        self.prepare(statement, Whose::Follow, lease, out.build());
+    }
+
+    /// The same in front of a simple query, in a batch of its own: a Parse that failed without a Sync behind it would make
+    /// the server skip the query and wait for ever. If it fails, the query's EXECUTE says so.
+    #[cold]
+    pub fn ensure_for_query(
+        &mut self,
+        statement: &Arc<Statement>,
+        lease: &mut Lease,
+        out: &mut Outgoing<'_>,
+    ) {
+        let known = self.known.get(&statement.id);
+        if known.is_none_or(|known| known.certainty != Certainty::Confirmed)
+            && self.prepare(statement, Whose::Attempt, lease, out.build())
+        {
+            let _ = lease.ask(Asked::Sync, Whose::Ours);
+            append(out.build(), b'S', |_| {});
+        }
+    }
+
+    /// Before a session looks at what is prepared: what is others' goes.
+    #[cold]
+    pub fn hide_others(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Vec<u8>) {
+        let others: Vec<u64> = self.known.keys().filter(|id| !client.has(**id)).copied().collect();
+        for id in others {
+            self.close(id, lease, out);
+        }
+    }
+
+    /// And what the server lacks of the session's own comes, in the order in which it was first prepared. In batches of their
+    /// own, in front of a simple query, so that one that fails takes nothing with it. In a transaction it would: there only
+    /// what some server has taken already.
+    #[cold]
+    pub fn show_own(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
+        let mut own: Vec<&Arc<Statement>> = client.all().collect();
+        own.sort_unstable_by_key(|statement| statement.id);
+        let safe = |statement: &&&Arc<Statement>| match lease.status() {
+            b'I' => true,
+            status => status == b'T' && statement.is_proved(),
+        };
+        let shown: Vec<_> = own.iter().filter(safe).take(self.capacity).collect();
+        for statement in shown {
+            self.ensure_for_query(statement, lease, out);
+        }
+    }
+
+    /// Prepares `statement` anew, whether the server knows it or not.
+    #[cold]
+    pub fn prepare(
+        &mut self,
+        statement: &Arc<Statement>,
+        whose: Whose,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        self.make_room_for(statement, lease, out);
+        if statement.in_sql {
+            return self.prepare_in_sql(statement, whose, lease, out);
+        }
+        let naming = Naming { client_name: None, statement: statement.clone() };
+        let goes = lease.ask(Asked::Parse(Some(Box::new(naming))), whose);
+        if goes {
+            self.queued(statement, lease.batch());
+            parse(statement.server_name(), statement.body(), out);
+        }
+        goes
+    }
+
+    /// Runs the PREPARE that made it. That takes the server's unnamed statement.
+    #[cold]
+    fn prepare_in_sql(
+        &mut self,
+        statement: &Arc<Statement>,
+        whose: Whose,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let naming = Naming { client_name: None, statement: statement.clone() };
+        let deeds = Deeds { list: [Deed::Prepares(naming)].into(), ..Deeds::default() };
+        let goes = lease.ask(Asked::Parse(None), whose);
+        if goes {
+            self.doubt_unnamed();
+            let _ = lease.ask(Asked::Bind, whose);
+            let _ = lease.ask(Asked::Execute(Some(Box::new(deeds))), whose);
+            self.queued(statement, lease.batch());
+            parse(b"", statement.body(), out);
+            append(out, b'B', |out| out.extend_from_slice(&[0; 8]));
+            append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        }
+        goes
+    }
+
+    /// Makes the server's unnamed statement the client's own: nobody may ever bind another client's.
+    #[inline]
+    pub fn ensure_unnamed(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
+        if self.unnamed == client.unnamed.serial {
+            return;
+        }
+        let asked = if client.unnamed.serial == 0 { Asked::Close(None) } else { Asked::Parse(None) };
+        if lease.ask(asked, Whose::Follow) {
+            self.unnamed = client.unnamed.serial;
+            match self.unnamed {
+                0 => append(out.build(), b'C', |out| out.extend_from_slice(b"S\0")),
+                _ => parse(b"", &client.unnamed.body, out.build()),
+            }
+        }
+    }
+}
+
+fn parse(name: &[u8], body: &[u8], out: &mut Vec<u8>) {
+    append(out, b'P', |out| {
+        append_cstr(out, name);
+        out.extend_from_slice(body);
+    });
+}

@@ -1,0 +1,183 @@
+//! What functions, triggers and code blocks leave behind in their session without the client's text saying so: it stays
+//! with the client, or is nobody's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use support::{Client, Proxy};
+
+/// Everything here leaves something in the session that calls it.
+const LEAVING: &str = "
+    CREATE TABLE jobs (id int);
+    CREATE TABLE parts (id int) PARTITION BY RANGE (id);
+    CREATE FUNCTION takes_a_lock() RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(42); RETURN 1; END';
+    CREATE FUNCTION by_another() RETURNS int LANGUAGE sql AS 'SELECT takes_a_lock()';
+    CREATE FUNCTION by_a_string(t text) RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE t; END';
+    CREATE FUNCTION by_a_body() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT takes_a_lock(); END;
+    CREATE FUNCTION fires() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM takes_a_lock(); RETURN NEW; END';
+    CREATE TRIGGER fires BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION fires();
+    CREATE FUNCTION fills() RETURNS void LANGUAGE sql AS 'INSERT INTO jobs VALUES (1)';
+    CREATE VIEW locking AS SELECT takes_a_lock() AS l;
+    CREATE VIEW locking_itself AS SELECT pg_advisory_lock(42)::text AS l;
+    CREATE TABLE by_default (i int, l int DEFAULT takes_a_lock());
+    CREATE TABLE by_check (i int CHECK (takes_a_lock() = i));
+    CREATE DOMAIN locked_int AS int CHECK (takes_a_lock() = value);
+    CREATE TABLE by_domain (i locked_int);
+    CREATE TABLE a_part PARTITION OF parts FOR VALUES FROM (0) TO (10);
+    CREATE TRIGGER fires BEFORE INSERT ON a_part FOR EACH ROW EXECUTE FUNCTION fires();
+    CREATE FUNCTION makes_a_table() RETURNS void LANGUAGE plpgsql AS 'BEGIN CREATE TEMP TABLE secret (i int); END';
+    CREATE PROCEDURE proceeds() LANGUAGE plpgsql AS 'BEGIN PERFORM takes_a_lock(); COMMIT; END';
+    CREATE FUNCTION sets() RETURNS void LANGUAGE plpgsql AS $$ BEGIN SET statement_timeout = 54321; END $$;
+    CREATE FUNCTION sets_ours() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('my.secret', 'x', false); END $$;
+    CREATE FUNCTION sets_some(n text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config(n, 'x', false); END $$;
+    CREATE FUNCTION \"Odd, isn't it?\"() RETURNS int LANGUAGE sql AS 'SELECT takes_a_lock()';
+    CREATE OPERATOR @!@ (LEFTARG = int, RIGHTARG = int, FUNCTION = two);";
+
+const LOCK: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+const TEMPORARY: &str = "SELECT to_regclass('pg_temp.secret')";
+const TIMEOUT: &str = "SHOW statement_timeout";
+const OURS: &str = "SELECT coalesce(current_setting('my.secret', true), '')";
+
+/// What is called, what would tell of it, and what a session that did not call it must be told.
+const CALLS: [(&str, &str, &str); 24] = [
+    ("SELECT takes_a_lock()", LOCK, "0"),
+    ("SELECT by_another()", LOCK, "0"),
+    ("SELECT by_a_body()", LOCK, "0"),
+    ("SELECT \"Odd, isn't it?\"()", LOCK, "0"),
+    ("SELECT 1 @!@ 2", LOCK, "0"),
+    ("SELECT * FROM locking", LOCK, "0"),
+    ("SELECT * FROM locking_itself", LOCK, "0"),
+    ("INSERT INTO jobs VALUES (1)", LOCK, "0"),
+    ("WITH new AS (INSERT INTO jobs VALUES (2) RETURNING *) SELECT * FROM new", LOCK, "0"),
+    ("SELECT fills()", LOCK, "0"),
+    ("INSERT INTO by_default VALUES (1)", LOCK, "0"),
+    ("INSERT INTO by_check VALUES (1)", LOCK, "0"),
+    ("INSERT INTO by_domain VALUES (1)", LOCK, "0"),
+    ("INSERT INTO parts VALUES (1)", LOCK, "0"),
+    ("CALL proceeds()", LOCK, "0"),
+    ("DO 'BEGIN PERFORM takes_a_lock(); END'", LOCK, "0"),
+    ("SELECT by_a_string('SELECT pg_advisory_lock(42)')", LOCK, "0"),
+    ("SELECT makes_a_table()", TEMPORARY, ""),
+    ("SELECT by_a_string('CREATE TEMP TABLE secret (i int)')", TEMPORARY, ""),
+    ("SELECT sets()", TIMEOUT, "0"),
+    ("SELECT by_a_string('SET statement_timeout = 54321')", TIMEOUT, "0"),
+    ("SELECT sets_ours()", OURS, ""),
+    ("SELECT sets_some('my.secret')", OURS, ""),
+    ("SELECT by_a_string($$SET my.secret = 'x'$$)", OURS, ""),
+];
+
+async fn lobby() -> Proxy {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let acme = proxy.client("acme").connect().await;
+    let two = "CREATE FUNCTION two(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(42); RETURN 2; END';";
+    acme.run(&format!("{two}{LEAVING}")).await;
+    acme.leave().await;
+    proxy
+}
+
+/// How the texts are sent.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    SimpleQuery,
+    NamedStatement,
+    Transaction,
+}
+
+async fn call(client: &Client, sql: &str, by: By) {
+    match by {
+        By::SimpleQuery => drop(client.run(sql).await),
+        By::Transaction => drop(client.run(&format!("BEGIN; {sql}; COMMIT")).await),
+        By::NamedStatement => {
+            let statement = client.prepare(sql).await.unwrap();
+            client.execute(&statement, &[]).await.unwrap();
+        }
+    }
+}
+
+async fn stays_with_its_session(by: By) {
+    let proxy = lobby().await;
+    let acme = proxy.client("acme");
+    for (sql, question, clean) in CALLS {
+        if by == By::Transaction && sql.starts_with("CALL") {
+            continue; // it commits by itself, which no transaction block allows
+        }
+        let (one, other) = (acme.connect().await, acme.connect().await);
+        call(&one, sql, by).await;
+        for _ in 0..2 {
+            let found = other.ask(question).await;
+            let expected = if question == LOCK { "1" } else { clean };
+            assert_eq!(found, expected, "another session after {sql}");
+            // A lock shows who holds it: from elsewhere it is there, and only its holder has it.
+            assert_ne!(one.ask(question).await, clean, "the session itself lost it after {sql}");
+        }
+        one.leave().await;
+        let deadline = async { while other.ask(question).await != clean {} };
+        support::client::in_time(sql, deadline).await;
+        other.leave().await;
+    }
+}
+
+#[tokio::test]
+async fn what_functions_leave_behind_stays_with_its_session_by_simple_queries() {
+    stays_with_its_session(By::SimpleQuery).await;
+}
+
+#[tokio::test]
+async fn what_functions_leave_behind_stays_with_its_session_by_prepared_statements() {
+    stays_with_its_session(By::NamedStatement).await;
+}
+
+#[tokio::test]
+async fn what_functions_leave_behind_stays_with_its_session_in_transactions() {
+    stays_with_its_session(By::Transaction).await;
+}
+
+/// A function that is replaced, or given to a table as its trigger, by another session a moment ago.
+#[tokio::test]
+async fn a_function_changed_by_one_session_is_known_to_the_others_at_once() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let acme = proxy.client("acme");
+    let (one, other) = (acme.connect().await, acme.connect().await);
+    one.run("CREATE TABLE t (i int); CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'").await;
+    other.run("SELECT f(); INSERT INTO t VALUES (1)").await;
+    let harmful = "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(42); RETURN 1; END'";
+    one.run(harmful).await;
+    other.run("SELECT f()").await;
+    assert_eq!(pins(&proxy).await, ["advisory_lock"]);
+    other.run("SELECT pg_advisory_unlock_all()").await;
+    assert_eq!(pins(&proxy).await, [""; 0]);
+
+    one.run("CREATE FUNCTION g() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM f(); RETURN NEW; END'")
+        .await;
+    one.run("BEGIN; CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION g(); COMMIT").await;
+    other.run("INSERT INTO t VALUES (1)").await;
+    assert_eq!(pins(&proxy).await, ["advisory_lock"]);
+    other.run("SELECT pg_advisory_unlock_all()").await;
+
+    one.run("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'").await;
+    other.run("INSERT INTO t VALUES (1)").await;
+    assert_eq!(pins(&proxy).await, [""; 0]);
+}
+
+/// And by somebody who does not come through the proxy: within `functions_check_delay`.
+#[tokio::test]
+async fn a_function_changed_past_the_proxy_becomes_known() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(2).config("functions_check_delay", "\"100ms\"").start().await;
+    let (one, behind) = (proxy.client("acme").connect().await, proxy.behind("acme").await);
+    one.run("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; SELECT f()").await;
+    let harmful = "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(42); RETURN 1; END'";
+    behind.run(harmful).await;
+    support::client::in_time("the change to be known", async {
+        while pins(&proxy).await.is_empty() {
+            one.run("SELECT f()").await;
+        }
+    })
+    .await;
+}
+
+async fn pins(proxy: &Proxy) -> Vec<String> {
+    let known = ["advisory_lock", "temporary_object", "untracked_setting", "unread_statement"];
+    let rows = proxy.console().await.ask_all("SHOW PINS").await;
+    rows.into_iter().flatten().flatten().filter(|value| known.contains(&value.as_str())).collect()
+}

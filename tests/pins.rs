@@ -1,0 +1,69 @@
+//! Sessions that keep their server: how many may, and what `currval` and `lastval` are kept for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use support::{Proxy, wire::tags};
+
+/// One client that locks on every connection kept every server of its tenant, and everybody else waited.
+#[tokio::test]
+async fn the_session_that_would_keep_one_server_too_many_is_ended_with_a_clear_error() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let (one, mut two, other) = (
+        proxy.client("acme").connect().await,
+        proxy.wire("acme").await,
+        proxy.client("acme").connect().await,
+    );
+    one.run("SELECT pg_advisory_lock(1)").await;
+    two.query("CREATE TABLE done (x int)").await;
+    let answers = two.query("INSERT INTO done VALUES (1); SELECT pg_advisory_lock(2)").await;
+    assert_eq!(tags(&answers), "CTDCZ", "what it asked for is done and answered");
+    let last = two.until_end().await.pop().expect("a last word");
+    assert_eq!((last.field(b'S').unwrap().as_str(), last.sqlstate().as_str()), ("FATAL", "53300"));
+    assert!(last.field(b'M').unwrap().contains("advisory_lock"), "{last:?}");
+    for _ in 0..3 {
+        assert_eq!(other.ask("SELECT count(*) FROM done").await, "1");
+    }
+    // What a transaction has left is known before the session's next one begins.
+    one.run("SELECT pg_advisory_unlock(1)").await.run("SELECT 1").await;
+    other.run("SELECT pg_advisory_lock(1), pg_advisory_lock(2)").await.run("SELECT 1").await;
+    assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 1);
+}
+
+/// Another session's `nextval` was what a session's `lastval` told.
+#[tokio::test]
+async fn currval_and_lastval_tell_what_their_own_session_did_or_nothing() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let acme = proxy.client("acme");
+    let one = acme.connect().await;
+    one.run("CREATE SEQUENCE s; CREATE TABLE t (id serial, x int)").await;
+    one.run("SELECT nextval('s')").await;
+    let other = acme.connect().await;
+    assert_eq!(other.refusal_of("SELECT lastval()").await, "55000");
+    assert_eq!(other.refusal_of("SELECT currval('s')").await, "55000");
+    other.leave().await;
+    one.run("SELECT nextval('s')").await;
+    assert_eq!(one.ask("SELECT currval('s') = (SELECT last_value FROM s)").await, "t");
+}
+
+/// `lastInsertId()`: an INSERT, and `lastval()` in a transaction of its own, while others do the same.
+#[tokio::test]
+async fn an_insert_keeps_its_server_for_the_lastval_behind_it() {
+    let proxy = Proxy::with_tenant("acme").pool_size(4).start().await;
+    let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    one.run("CREATE TABLE t (id serial, x int); INSERT INTO t (x) VALUES (0); SELECT lastval()").await;
+    one.run("DISCARD ALL").await;
+    for number in 1..5 {
+        one.run(&format!("INSERT INTO t (x) VALUES ({number})")).await;
+        other.run(&format!("INSERT INTO t (x) VALUES ({})", 100 + number)).await;
+        for (client, x) in [(&one, number), (&other, 100 + number)] {
+            let id = client.ask("SELECT lastval()").await;
+            assert_eq!(client.ask(&format!("SELECT x FROM t WHERE id = {id}")).await, x.to_string());
+            client.run("DISCARD ALL").await;
+        }
+    }
+    one.run("INSERT INTO t (x) VALUES (9)").await;
+    assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 1);
+    one.run("SELECT 1").await;
+    assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 0);
+}

@@ -1,0 +1,214 @@
+//! PREPARE, EXECUTE and DEALLOCATE in SQL follow their client from server to server, under the client's names.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use support::{
+    Proxy, Wire,
+    wire::{Message, bind, describe, execute, parse, rows, sync, tags},
+};
+
+async fn two_servers() -> Proxy {
+    Proxy::with_tenant("acme").pool_size(2).start().await
+}
+
+/// Makes sure that the next borrower gets another server than this one, or the same one without its statements.
+async fn stir(other: &mut Wire) {
+    other.query("DEALLOCATE ALL").await;
+}
+
+fn error(answers: &[Message]) -> (String, String) {
+    let found = answers.iter().find(|message| message.tag == b'E');
+    let found = found.unwrap_or_else(|| panic!("no error in {answers:?}"));
+    (found.sqlstate(), found.field(b'M').unwrap())
+}
+
+fn one(value: &str) -> Vec<Vec<Option<String>>> {
+    vec![vec![Some(value.to_owned())]]
+}
+
+#[tokio::test]
+async fn a_statement_prepared_in_sql_follows_its_client_and_pins_nothing() {
+    let proxy = two_servers().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    other.query("PREPARE q AS SELECT 'another q'").await;
+    client.query("PREPARE q (int, text) AS SELECT $1 + 1 AS a, $2 AS b").await;
+    let console = proxy.console().await;
+    for _ in 0..3 {
+        assert_eq!(console.ask_all("SHOW PINS").await.len(), 0);
+        let answers = client.query("EXECUTE q (41, 'x')").await;
+        assert_eq!(rows(&answers), [[Some("42".to_owned()), Some("x".to_owned())]]);
+        assert_eq!(rows(&other.query("EXECUTE q").await), one("another q"));
+        stir(&mut other).await;
+        other.query("PREPARE q AS SELECT 'another q'").await;
+    }
+    assert_eq!(tags(&client.query("EXPLAIN (COSTS off) EXECUTE q (1, 'x')").await), "TDCZ");
+    assert_eq!(
+        tags(&client.query("CREATE TEMP TABLE made ON COMMIT DROP AS EXECUTE q (1, 'x')").await),
+        "CZ"
+    );
+    assert_eq!(tags(&client.query("DEALLOCATE q").await), "CZ");
+    assert_eq!(error(&client.query("EXECUTE q (1, 'x')").await).0, "26000");
+    assert_eq!(rows(&other.query("EXECUTE q").await), one("another q"));
+}
+
+/// PostgreSQL's own words, under the client's own names.
+#[tokio::test]
+async fn errors_show_the_clients_names_and_places() {
+    let proxy = two_servers().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    proxy.cluster.create_database("twin", "twin", "twin secret").await;
+    let mut direct = Wire::login(proxy.cluster.port(), "twin", "twin secret", "twin").await;
+    let steps = [
+        "PREPARE \"My q\" (int) AS SELECT $1",
+        "PREPARE \"My q\" AS SELECT 2",
+        "EXECUTE \"My q\"",
+        "EXECUTE \"My q\" ('x' + )",
+        "EXECUTE \"My q\" (nonsense)",
+        "EXECUTE \"My q\" (1, 2)",
+        "EXECUTE none",
+        "EXECUTE pglobby_1",
+        "DEALLOCATE none",
+        "DEALLOCATE pglobby_1",
+        "PREPARE bad AS SELECT nonsense",
+        "PREPARE bad AS SELECT",
+        "EXECUTE bad",
+        "PREPARE bad AS SELECT 'not bad'",
+        "EXECUTE bad",
+        "BEGIN",
+        "PREPARE stays AS SELECT 'stays'",
+        "SELECT 1/0",
+        "PREPARE never AS SELECT 1",
+        "EXECUTE stays",
+        "DEALLOCATE stays",
+        "ROLLBACK",
+        "EXECUTE stays",
+        "EXECUTE never",
+        "PREPARE a AS SELECT 'a'; EXECUTE a; DEALLOCATE a; PREPARE a AS SELECT 'b'; EXECUTE a",
+        "EXECUTE a",
+        "PREPARE c AS SELECT 'c'; SELECT 1/0; PREPARE d AS SELECT 'd'",
+        "EXECUTE c",
+        "EXECUTE d",
+        "DEALLOCATE ALL; PREPARE c AS SELECT 'new c'; EXECUTE c",
+        "EXECUTE c",
+        "EXECUTE stays",
+        "DISCARD ALL",
+        "EXECUTE c",
+    ];
+    for step in steps {
+        let (through, alone) = (client.query(step).await, direct.query(step).await);
+        let seen = |answers: &[Message]| {
+            let told = answers.iter().map(|message| match message.tag {
+                b'E' => {
+                    format!("{:?} {:?} {:?}", message.field(b'C'), message.field(b'M'), message.field(b'P'))
+                }
+                b'T' => "T".to_owned(),
+                tag => format!("{} {:?}", tag as char, message.body),
+            });
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(seen(&through), seen(&alone), "(left: through the proxy) {step}");
+        if !matches!(alone.last().unwrap().body[..], [b'I']) {
+            continue;
+        }
+        stir(&mut other).await;
+    }
+}
+
+/// pgx, Npgsql and JDBC send everything by Parse, these statements too.
+#[tokio::test]
+async fn the_same_by_the_extended_protocol() {
+    let proxy = two_servers().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let run =
+        |name: &str, sql: &str| [parse(name, sql), bind("", name, &[]), execute("", 0), sync()].concat();
+    client.send_bytes(&run("", "PREPARE q AS SELECT 'q'")).await;
+    assert_eq!(tags(&client.until_ready().await), "12CZ");
+    for name in ["", "named"] {
+        stir(&mut other).await;
+        client.send_bytes(&run(name, "EXECUTE q")).await;
+        assert_eq!(rows(&client.until_ready().await), one("q"));
+        stir(&mut other).await;
+        client.send_bytes(&[bind("", name, &[]), execute("", 0), sync()].concat()).await;
+        assert_eq!(rows(&client.until_ready().await), one("q"), "in a later batch");
+    }
+    // One prepared by protocol, named in SQL by Parse; and one prepared in SQL, bound by protocol.
+    client.send_bytes(&[parse("p", "SELECT 'p'"), sync()].concat()).await.until_ready().await;
+    stir(&mut other).await;
+    client.send_bytes(&run("", "EXECUTE p")).await;
+    assert_eq!(rows(&client.until_ready().await), one("p"));
+    stir(&mut other).await;
+    client.send_bytes(&[describe(b'S', "q"), bind("", "q", &[]), execute("", 0), sync()].concat()).await;
+    let answers = client.until_ready().await;
+    assert_eq!((tags(&answers).as_str(), rows(&answers)), ("tT2DCZ", one("q")));
+    client.send_bytes(&run("", "PREPARE q AS SELECT 'again'")).await;
+    assert_eq!(
+        error(&client.until_ready().await),
+        ("42P05".into(), "prepared statement \"q\" already exists".into())
+    );
+    client.send_bytes(&run("", "DEALLOCATE q")).await;
+    assert_eq!(tags(&client.until_ready().await), "12CZ");
+    client.send_bytes(&run("", "EXECUTE q")).await;
+    assert_eq!(error(&client.until_ready().await).0, "26000");
+    // All of it in one write, as a pipelining driver has it.
+    let all = [parse("", "PREPARE r AS SELECT 'r'"), bind("", "", &[]), execute("", 0), run("", "EXECUTE r")]
+        .concat();
+    client.send_bytes(&all).await;
+    assert_eq!(rows(&client.until_ready().await), one("r"));
+}
+
+/// What a PREPARE prepares may leave something behind at each EXECUTE, not before.
+#[tokio::test]
+async fn what_an_execute_leaves_behind_is_noticed() {
+    let proxy = two_servers().await;
+    let (client, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    client.run("PREPARE sets AS SELECT set_config('work_mem', '7MB', false)").await;
+    client.run("EXECUTE sets").await;
+    for _ in 0..2 {
+        assert_ne!(other.ask("SHOW work_mem").await, "7MB");
+        assert_eq!(client.ask("SHOW work_mem").await, "7MB");
+    }
+    client.run("PREPARE locks AS SELECT pg_advisory_lock(1)").await;
+    assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 0);
+    client.run("EXECUTE locks").await;
+    assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 1);
+}
+
+/// A name that is taken, by protocol: PostgreSQL's own error, also where it is another one, and nothing is pinned.
+#[tokio::test]
+async fn a_taken_name_is_refused_as_postgresql_does() {
+    let proxy = two_servers().await;
+    let mut client = proxy.wire("acme").await;
+    client.send_bytes(&[parse("s", "SELECT 's'"), sync()].concat()).await.until_ready().await;
+    for _ in 0..2 {
+        client.send_bytes(&[parse("s", "SELECT 2"), sync()].concat()).await;
+        let expected = ("42P05".to_owned(), "prepared statement \"s\" already exists".to_owned());
+        assert_eq!(error(&client.until_ready().await), expected);
+    }
+    client.query("BEGIN; SELECT 1/0").await;
+    client.send_bytes(&[parse("s", "SELECT 2"), sync()].concat()).await;
+    assert_eq!(error(&client.until_ready().await).0, "25P02");
+    client.query("ROLLBACK").await;
+    client.send_bytes(&[bind("", "s", &[Some("1")]), execute("", 0), sync()].concat()).await;
+    let wrong = "bind message supplies 1 parameters, but prepared statement \"s\" requires 0";
+    assert_eq!(error(&client.until_ready().await), ("08P01".into(), wrong.into()));
+    client.send_bytes(&[bind("", "s", &[]), execute("", 0), sync()].concat()).await;
+    assert_eq!(rows(&client.until_ready().await), one("s"));
+    assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 0);
+}
+
+/// Behind a Parse that failed, its Bind in the next batch, sent before the answer was there, worked all the same.
+#[tokio::test]
+async fn a_bind_sent_behind_a_parse_that_fails_is_refused() {
+    let proxy = two_servers().await;
+    let mut client = proxy.wire("acme").await;
+    let run = [bind("", "after", &[]), execute("", 0), sync()].concat();
+    let failing = [parse("bad", "SELECT nonsense("), parse("after", "SELECT 'after'"), sync()].concat();
+    client.send_bytes(&[failing, run.clone()].concat()).await;
+    assert_eq!(error(&client.until_ready().await).0, "42601");
+    let expected = ("26000".to_owned(), "prepared statement \"after\" does not exist".to_owned());
+    assert_eq!(error(&client.until_ready().await), expected);
+    client.send_bytes(&[parse("after", "SELECT 'after'"), sync(), run].concat()).await;
+    assert_eq!(tags(&client.until_ready().await), "1Z");
+    assert_eq!(rows(&client.until_ready().await), one("after"));
+}
