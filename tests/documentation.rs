@@ -35,6 +35,7 @@ fn everything_in(folder: &Path) -> String {
     let mut text = String::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        text += &format!("{}\n", path.file_name().unwrap_or_default().display());
         text += &if path.is_dir() { everything_in(&path) } else { read(&path) };
     }
     text
@@ -126,7 +127,8 @@ fn every_key_in_an_example_is_one_of_proxy_toml() {
 /// Keys, columns, metrics, functions: a name that is written down is a name that is there.
 #[test]
 fn every_name_with_an_underscore_is_in_the_sources() {
-    let sources = read("proxy.toml") + &read("docker/compose.yaml") + &everything_in(&root().join("src"));
+    let folders = ["src", "examples"].map(|name| everything_in(&root().join(name)));
+    let sources = read("proxy.toml") + &read("docker/compose.yaml") + &folders.concat();
     let is_name_character = |c: char| c.is_alphanumeric() || c == '_';
     let known: BTreeSet<&str> = sources.split(|c| !is_name_character(c)).collect();
     // PostgreSQL's own, and names that are made of parts.

@@ -17,7 +17,7 @@ const CLIENTS: usize = 4;
 const STEPS: usize = 150;
 
 /// What is said as a simple query. `#` becomes a number from 1 to 3.
-const TEXTS: [&str; 92] = [
+const TEXTS: [&str; 91] = [
     "SET work_mem = '#MB'",
     "SET LOCAL work_mem = '#MB'",
     "RESET work_mem",
@@ -107,7 +107,6 @@ const TEXTS: [&str; 92] = [
     "SET session_replication_role = replica",
     "SELECT set_config('session_replication_role', 'replica', false)",
     "DO $$ BEGIN SET log_statement = 'all'; EXCEPTION WHEN OTHERS THEN SET work_mem = '8#MB'; END $$",
-    "SELECT statement FROM pg_prepared_statements WHERE from_sql ORDER BY 1",
     "SET SESSION AUTHORIZATION DEFAULT",
     "EXECUTE p#",
 ];

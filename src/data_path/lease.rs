@@ -49,6 +49,8 @@ pub enum Asked {
     Parse(Option<Box<Naming>>),
     /// Parse of a named statement that the server gets under the client's name: nothing to take back.
     ParseAsIs,
+    /// Parse of a name that is taken, sent to be refused: nothing to take back.
+    ParseTaken(Box<Naming>),
     /// Bind.
     Bind,
     /// Describe.
@@ -200,10 +202,10 @@ impl Lease {
         }
     }
 
-    /// The client's name for the statement that the Parse being answered makes.
+    /// The client's name for the statement that the Parse being answered makes, or would make.
     pub fn client_name(&self) -> Option<&Naming> {
-        match self.owed.front() {
-            Some(Owed { asked: Asked::Parse(Some(naming)), .. }) => Some(naming),
+        match &self.owed.front()?.asked {
+            Asked::Parse(Some(naming)) | Asked::ParseTaken(naming) => Some(naming),
             _ => None,
         }
     }
@@ -218,9 +220,9 @@ impl Lease {
             return Err(Desync(tag));
         };
         let completes = match (tag, &front.asked) {
-            (b'1', Asked::Parse(_) | Asked::ParseAsIs) | (b'2', Asked::Bind) | (b'3', Asked::Close(_)) => {
-                true
-            }
+            (b'1', Asked::Parse(_) | Asked::ParseAsIs | Asked::ParseTaken(_))
+            | (b'2', Asked::Bind)
+            | (b'3', Asked::Close(_)) => true,
             (b'T' | b'n', Asked::Describe) => true,
             (b'C' | b'I' | b's', Asked::Execute(_)) => true,
             (b't', Asked::Describe) => false,

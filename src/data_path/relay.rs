@@ -384,23 +384,6 @@ impl Relay {
         Ok(())
     }
 
-    /// The session has a server from its login on.
-    pub(super) fn engage(&mut self, server: Box<Server>) {
-        self.take_on(server);
-        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
-    }
-
-    pub(super) fn take_on(&mut self, server: Box<Server>) {
-        self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
-        let mut server = server;
-        server.side.hearing.told_as =
-            if self.side.follows() { self.handle.process_id } else { server.process_id };
-        server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
-        server.side.sequences.lent_to(self.handle.process_id);
-        self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
-        self.server = Some(server);
-    }
-
     /// Goes on with what waits for a server: serves it if one is idle.
     #[cold]
     fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {

@@ -167,9 +167,9 @@ impl ServerStatements {
         self.known.remove(&statement.id);
     }
 
-    /// A queued Close was skipped: the server still has the statement.
+    /// A queued Close was skipped: the server still has the statement, if it had it.
     pub fn not_closed(&mut self, statement: &Arc<Statement>) {
-        let known = Known { statement: statement.clone(), certainty: Certainty::Confirmed, used: 0 };
+        let known = Known { statement: statement.clone(), certainty: Certainty::Doubtful, used: 0 };
         self.known.insert(statement.id, known);
     }
 

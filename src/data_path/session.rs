@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use super::{
     lease::Pins,
+    signals::{Mailbox, Signals},
     tenant::{Access, Login, Tenant},
 };
 use crate::error::Refusal;
@@ -84,32 +85,6 @@ pub struct SessionHandle {
     signals: AtomicU8,
     /// The task to wake, what to tell the client, and who waits for cancels. Locked only for signals.
     mailbox: Mutex<Mailbox>,
-}
-
-#[derive(Debug, Default)]
-struct Mailbox {
-    waker: Option<Waker>,
-    /// NotificationResponses, whole, one behind the other.
-    notifications: Vec<u8>,
-    /// Boxed: most sessions never get any, and there is a mailbox for each idle client.
-    signals: Option<Box<Signals>>,
-}
-
-impl Mailbox {
-    fn signals(&mut self) -> &mut Signals {
-        self.signals.get_or_insert_default()
-    }
-}
-
-/// What a session's own task finds in its mailbox.
-#[derive(Debug, Default)]
-pub struct Signals {
-    /// End the session with these words.
-    pub end: Option<Refusal>,
-    /// The same, once it is between two transactions.
-    pub end_when_free: Option<Refusal>,
-    /// Cancel what runs; each is dropped when the cancel has settled.
-    pub cancels: Vec<oneshot::Sender<()>>,
 }
 
 /// Where a session is.

@@ -1,11 +1,46 @@
 //! What others want of a session at work: that it cancels what runs, that it ends, that its client is told of something.
 
-use std::{future::Future, pin::Pin, task::Context, time::Instant};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Waker},
+    time::Instant,
+};
+
+use tokio::sync::oneshot;
 
 use super::{
     farewell::End,
     relay::{Relay, Step},
 };
+use crate::error::Refusal;
+
+/// Where others leave what they want of a session.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    pub(super) waker: Option<Waker>,
+    /// NotificationResponses, whole, one behind the other.
+    pub(super) notifications: Vec<u8>,
+    /// Boxed: most sessions never get any, and there is a mailbox for each idle client.
+    pub(super) signals: Option<Box<Signals>>,
+}
+
+impl Mailbox {
+    pub(super) fn signals(&mut self) -> &mut Signals {
+        self.signals.get_or_insert_default()
+    }
+}
+
+/// What a session's own task finds in its mailbox.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// End the session with these words.
+    pub end: Option<Refusal>,
+    /// The same, once it is between two transactions.
+    pub end_when_free: Option<Refusal>,
+    /// Cancel what runs; each is dropped when the cancel has settled.
+    pub cancels: Vec<oneshot::Sender<()>>,
+}
 
 impl Relay {
     /// Attends to signals and to a cancel that is under way.

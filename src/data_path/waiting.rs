@@ -1,17 +1,35 @@
-//! A session that waits in line for a server: until it gets one, its client leaves, or somebody ends or cancels it.
+//! A session gets a server, and may wait in line for it: until it gets one, its client leaves, or somebody ends or cancels it.
 
-use std::{future::poll_fn, pin::Pin, task::Poll, time::Instant};
+use std::{future::poll_fn, pin::Pin, sync::atomic::Ordering, task::Poll, time::Instant};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     farewell::End,
     relay::{BUFFERS, FIRST_MESSAGE_BYTES, Relay, Step},
+    server::connection::Server,
     session::Doing,
 };
 use crate::error::Refusal;
 
 impl Relay {
+    /// The session has a server from its login on.
+    pub(super) fn engage(&mut self, server: Box<Server>) {
+        self.take_on(server);
+        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+    }
+
+    pub(super) fn take_on(&mut self, server: Box<Server>) {
+        self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
+        let mut server = server;
+        server.side.hearing.told_as =
+            if self.side.follows() { self.handle.process_id } else { server.process_id };
+        server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
+        server.side.sequences.lent_to(self.handle.process_id);
+        self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
+        self.server = Some(server);
+    }
+
     /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
     /// not the session's end.
     pub(super) async fn borrow(&mut self) -> Result<(), End> {

@@ -19,7 +19,7 @@ use crate::{
         session_state::{Doubts, hide_setter},
         statement::Characters,
     },
-    error::{NoChoice, Refusal},
+    error::Refusal,
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr},
         message::{append, append_cstr},
@@ -70,70 +70,8 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
-    /// A text that chooses the tenant. It waits where nothing else of its transaction has gone to the server; elsewhere the
-    /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
-    #[cold]
-    fn choice(&mut self, tag: u8) -> ControlFlow<()> {
-        let lease = &self.server.lease;
-        if !self.rules.chooses {
-            self.deny(tag, NoChoice::Employee);
-        } else if lease.is_unsynced() || lease.takes_copy_data() {
-            self.deny(tag, NoChoice::TransactionBegun);
-        } else {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// In place of a message the server gets one that it cannot read, and its error goes to the client in words of ours.
-    #[cold]
-    pub(super) fn deny(&mut self, tag: u8, reason: NoChoice) {
-        if self.server.lease.takes_copy_data() {
-            // Whatever it is: the COPY fails of it.
-            append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
-        } else if tag == b'Q' {
-            self.end_unnamed();
-            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(reason));
-            append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
-        } else {
-            self.server.statements.doubt_unnamed();
-            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(reason));
-            append(self.out.build(), b'P', |out| {
-                append_cstr(out, b"");
-                append_cstr(out, UNREADABLE);
-                out.extend_from_slice(&[0, 0]);
-            });
-        }
-    }
-
-    /// A service login's session that keeps its server reads along for one thing only.
-    fn in_session_mode(&mut self, tag: u8, bytes: &[u8]) -> Result<ControlFlow<()>, Refusal> {
-        let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        if tag == b'P' {
-            cstr(&mut body).map_err(violation)?;
-        }
-        let talk = cstr(&mut body).map(|sql| Aftermath::read(sql, self.server.lexing()).talk);
-        if matches!(talk, Ok(Talk::Resets)) {
-            self.server.uncertain.note_reset();
-        }
-        match (tag, talk) {
-            (b'Q', Ok(Talk::Chooses)) => return Ok(self.choice(tag)),
-            (_, Ok(Talk::Chooses)) => self.deny(tag, NoChoice::SessionMode),
-            (b'Q', _) => {
-                self.end_unnamed();
-                self.ask(Asked::Query(None));
-                self.out.pass(bytes);
-            }
-            _ => {
-                self.ask(Asked::Parse(None));
-                self.out.pass(bytes);
-            }
-        }
-        GOES_ON
-    }
-
     #[inline]
-    fn ask(&mut self, asked: Asked) {
+    pub(super) fn ask(&mut self, asked: Asked) {
         // What the server skips has no effect and gets no reply; the bytes go to it all the same.
         let _ = self.server.lease.ask(asked, Whose::Client);
     }
@@ -195,7 +133,7 @@ impl Requests<'_, '_> {
     }
 
     /// A simple query ends the unnamed statement.
-    fn end_unnamed(&mut self) {
+    pub(super) fn end_unnamed(&mut self) {
         self.statements.forget_unnamed();
         self.server.statements.set_unnamed(0);
     }
@@ -239,7 +177,8 @@ impl Requests<'_, '_> {
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well, and says what PostgreSQL says.
             self.server.statements.ensure(&taken, &mut self.server.lease, self.out);
-            self.ask(Asked::Parse(Some(Box::new(Naming { client_name: None, statement: taken.clone() }))));
+            let naming = Naming { client_name: Some(name.into()), statement: taken.clone() };
+            self.ask(Asked::ParseTaken(Box::new(naming)));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
             return GOES_ON;
         }
@@ -394,12 +333,6 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
-    /// A Bind whose rest is yet to come is too long to name a tenant, and cannot be taken back.
-    #[cold]
-    fn choice_bound(&mut self, whole: bool) -> Result<ControlFlow<()>, Refusal> {
-        if whole { Ok(self.choice(b'B')) } else { Err(NoChoice::NotAlone.into()) }
-    }
-
     fn describe(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let (kind, name) = kind_and_name(bytes)?;
         match self.statements.get(name).cloned() {
@@ -497,10 +430,7 @@ fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut Serv
 }
 
 /// The message has gone its way.
-const GOES_ON: Result<ControlFlow<()>, Refusal> = Ok(ControlFlow::Continue(()));
-
-/// What no server takes for a statement.
-const UNREADABLE: &[u8] = b"pglobby.tenant";
+pub(super) const GOES_ON: Result<ControlFlow<()>, Refusal> = Ok(ControlFlow::Continue(()));
 
 fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), Refusal> {
     let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {

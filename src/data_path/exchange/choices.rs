@@ -1,0 +1,93 @@
+//! A text that chooses the tenant, on its way to a server: it waits, or is refused.
+
+use std::ops::ControlFlow;
+
+use super::{
+    client_side::violation,
+    requests::{GOES_ON, Requests},
+};
+use crate::{
+    data_path::{
+        aftermath::Aftermath,
+        choice::Talk,
+        lease::{Asked, Whose},
+    },
+    error::{NoChoice, Refusal},
+    wire::{
+        frame::{HEADER_BYTES, cstr},
+        message::{append, append_cstr},
+    },
+};
+
+/// What no server takes for a statement.
+const UNREADABLE: &[u8] = b"pglobby.tenant";
+
+impl Requests<'_, '_> {
+    /// A text that chooses the tenant. It waits where nothing else of its transaction has gone to the server; elsewhere the
+    /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
+    #[cold]
+    pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<()> {
+        let lease = &self.server.lease;
+        if !self.rules.chooses {
+            self.deny(tag, NoChoice::Employee);
+        } else if lease.is_unsynced() || lease.takes_copy_data() {
+            self.deny(tag, NoChoice::TransactionBegun);
+        } else {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// In place of a message the server gets one that it cannot read, and its error goes to the client in words of ours.
+    #[cold]
+    pub(super) fn deny(&mut self, tag: u8, reason: NoChoice) {
+        if self.server.lease.takes_copy_data() {
+            // Whatever it is: the COPY fails of it.
+            append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
+        } else if tag == b'Q' {
+            self.end_unnamed();
+            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(reason));
+            append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
+        } else {
+            self.server.statements.doubt_unnamed();
+            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(reason));
+            append(self.out.build(), b'P', |out| {
+                append_cstr(out, b"");
+                append_cstr(out, UNREADABLE);
+                out.extend_from_slice(&[0, 0]);
+            });
+        }
+    }
+
+    /// A service login's session that keeps its server reads along for one thing only.
+    pub(super) fn in_session_mode(&mut self, tag: u8, bytes: &[u8]) -> Result<ControlFlow<()>, Refusal> {
+        let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        if tag == b'P' {
+            cstr(&mut body).map_err(violation)?;
+        }
+        let talk = cstr(&mut body).map(|sql| Aftermath::read(sql, self.server.lexing()).talk);
+        if matches!(talk, Ok(Talk::Resets)) {
+            self.server.uncertain.note_reset();
+        }
+        match (tag, talk) {
+            (b'Q', Ok(Talk::Chooses)) => return Ok(self.choice(tag)),
+            (_, Ok(Talk::Chooses)) => self.deny(tag, NoChoice::SessionMode),
+            (b'Q', _) => {
+                self.end_unnamed();
+                self.ask(Asked::Query(None));
+                self.out.pass(bytes);
+            }
+            _ => {
+                self.ask(Asked::Parse(None));
+                self.out.pass(bytes);
+            }
+        }
+        GOES_ON
+    }
+
+    /// A Bind whose rest is yet to come is too long to name a tenant, and cannot be taken back.
+    #[cold]
+    pub(super) fn choice_bound(&mut self, whole: bool) -> Result<ControlFlow<()>, Refusal> {
+        if whole { Ok(self.choice(b'B')) } else { Err(NoChoice::NotAlone.into()) }
+    }
+}
