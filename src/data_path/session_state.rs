@@ -369,7 +369,8 @@ impl Uncertain {
             }
         }
         let mut wanted = applied.clone();
-        if self.doubts.contains(Doubts::UNNAMED) {
+        // What a session has set under names that nobody knows must not be reset while it keeps its server for that.
+        if self.doubts.contains(Doubts::UNNAMED) && !pins.contains(Pins::SETTINGS) {
             applied.set(UNNAMED, Some(""));
         }
         let may_be_reset = |name: &str| any || self.names.iter().any(|known| **known == *name);
