@@ -117,7 +117,7 @@ pub struct PoolConfig {
     pub default_pool_size: u32,
     /// `min_pool_size`, default 0.
     pub min_pool_size: u32,
-    /// `max_pinned_servers` of a pool; default 0, which is all but one.
+    /// `max_pinned_servers` of a pool; default 0, which is all but one, and all of a pool of fewer than five.
     pub max_pinned_servers: usize,
     /// `max_prepared_statements` each server keeps for clients; default 200.
     pub max_prepared_statements: usize,

@@ -32,7 +32,10 @@ async fn a_tenants_life_in_sql() {
 
     proxy.cluster.create_database("globex", support::cluster::MASTER, "").await;
     console.run("ADOPT TENANT globex; CREATE LOGIN bob TENANT globex PASSWORD 'b'").await;
-    assert_eq!(proxy.caller("bob", "b", "globex").ask("SELECT current_database()").await, "globex");
+    assert_eq!(
+        proxy.caller("bob", "b", "globex").until_admitted().await.ask("SELECT current_database()").await,
+        "globex"
+    );
     let central = proxy.cluster.client("central").await;
     let actors = "SELECT string_agg(DISTINCT actor, ' ') FROM pglobby.audit_log WHERE action LIKE 'tenant.%'";
     let actors = central.ask(actors).await;
@@ -47,7 +50,7 @@ async fn a_password_that_is_made_is_shown_once_in_both_protocols_and_logged_in_n
     let row = console.query_one("CREATE LOGIN bob TENANT acme READ ONLY", &[]).await.unwrap();
     let password: String = row.get("password");
     assert_eq!((row.get::<_, &str>("tenant"), row.get::<_, &str>("access")), ("acme", "read_only"));
-    assert_eq!(proxy.caller("bob", &password, "acme").ask("SELECT 1").await, "1");
+    assert_eq!(proxy.caller("bob", &password, "acme").until_admitted().await.ask("SELECT 1").await, "1");
     let again: String = console.query_one("ALTER LOGIN bob PASSWORD", &[]).await.unwrap().get("password");
     assert_ne!(again, password);
     // Prepared once and executed once: one password each time.
@@ -57,10 +60,10 @@ async fn a_password_that_is_made_is_shown_once_in_both_protocols_and_logged_in_n
     assert_ne!(first, second);
     let simple = console.ask_all("ALTER LOGIN bob PASSWORD").await;
     let fourth = simple[0][4].clone().unwrap();
-    assert_eq!(proxy.caller("bob", &fourth, "acme").ask("SELECT 1").await, "1");
+    assert_eq!(proxy.caller("bob", &fourth, "acme").until_admitted().await.ask("SELECT 1").await, "1");
     assert_eq!(console.execute("ALTER LOGIN bob PASSWORD 'hunter2'", &[]).await.unwrap(), 0);
     assert_eq!(console.refusal_of("ALTER LOGIN bob PASSWORT 'hunter2'").await, "42601");
-    assert_eq!(proxy.caller("bob", "hunter2", "acme").ask("SELECT 1").await, "1");
+    assert_eq!(proxy.caller("bob", "hunter2", "acme").until_admitted().await.ask("SELECT 1").await, "1");
     let log = proxy.log();
     for password in [&password, &again, &first, &second, &fourth, "hunter2"] {
         assert!(!log.contains(password), "a password is in the log");
@@ -72,7 +75,7 @@ async fn a_logins_life_in_sql() {
     let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
     let console = proxy.console().await;
     console.run("CREATE LOGIN shop SERVICE TENANTS acme PASSWORD 's'").await;
-    assert_eq!(proxy.caller("shop", "s", "globex").refusal().await, "28P01");
+    assert_eq!(proxy.caller("shop", "s", "globex").until_refused().await, "28P01");
     console.run("GRANT TENANT globex TO shop READ ONLY").await;
     let shop = proxy.caller("shop", "s", "globex");
     in_time("the grant has arrived", async { while shop.try_connect().await.is_err() {} }).await;

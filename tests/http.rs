@@ -65,8 +65,8 @@ async fn metrics_count_what_a_tenant_does() {
 async fn a_pin_is_counted_under_its_reason() {
     let proxy = Proxy::with_tenant("acme").start().await;
     let client = proxy.client("acme").connect().await;
-    client.run("LISTEN news").await;
-    has_value(&proxy, r#"pglobby_pins{reason="listen"}"#, 1.0).await;
+    client.run("SELECT pg_advisory_lock(1)").await;
+    has_value(&proxy, r#"pglobby_pins{reason="advisory_lock"}"#, 1.0).await;
     assert_eq!(proxy.metric(r#"pglobby_pins{reason="temporary_object"}"#).await, 0.0);
 }
 

@@ -8,7 +8,7 @@ use support::{Proxy, wire::tags};
 /// One client that locks on every connection kept every server of its tenant, and everybody else waited.
 #[tokio::test]
 async fn the_session_that_would_keep_one_server_too_many_is_ended_with_a_clear_error() {
-    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let proxy = Proxy::with_tenant("acme").pool_size(2).config("max_pinned_servers", "1").start().await;
     let (one, mut two, other) = (
         proxy.client("acme").connect().await,
         proxy.wire("acme").await,

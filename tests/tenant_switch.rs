@@ -6,7 +6,7 @@ mod support;
 
 use support::{
     Client, Proxy, Wire,
-    client::sqlstate,
+    client::{in_time, sqlstate},
     wire::{
         Message, batch, bind, c_string, close, describe, execute, flush, message, parse, rows, sync, tags,
     },
@@ -575,4 +575,26 @@ async fn under_load_every_statement_runs_where_its_session_is() {
     for task in tasks {
         task.await.unwrap();
     }
+}
+
+/// Where a session keeps its server nobody reads its texts, and nobody would see the end of the transaction.
+#[tokio::test]
+async fn no_transaction_visits_a_tenant_in_session_mode() {
+    let proxy = lobby().await;
+    proxy.command(&["tenant", "set", "beta", "pool_mode=session"]);
+    let client = api(&proxy).await;
+    client.run("SET pglobby.tenant = acme").await;
+    in_time("the new mode", async {
+        loop {
+            client.run("BEGIN").await;
+            let visit = client.try_run("SET LOCAL pglobby.tenant = 'beta'").await;
+            client.run("ROLLBACK").await;
+            match visit {
+                Ok(()) => continue,
+                Err(refused) => break assert_eq!(sqlstate(&refused), "55006"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(client.ask(WHERE).await, "acme");
 }

@@ -45,6 +45,9 @@ impl Channels {
     }
 }
 
+/// The channel on which marks travel (see `pool/ear.rs`). A server listens to it while its client's channels are handed over.
+pub const MARKS: &str = "pglobby_ear";
+
 /// `LISTEN` or `UNLISTEN` of each name, as one text. The statements take no parameters, so names are quoted: they are what
 /// a server said that somebody listens to.
 pub fn each<'n>(verb: &str, names: impl IntoIterator<Item = &'n str>) -> String {
@@ -114,6 +117,10 @@ impl Hearing {
         if self.channels.as_ref().is_some_and(|channels| channels.has(notification.channel)) {
             self.overheard += 1;
             self.own += usize::from(own);
+            return false;
+        }
+        // Another session's, or one that has done its part.
+        if notification.channel == MARKS.as_bytes() {
             return false;
         }
         match own {
@@ -187,6 +194,7 @@ mod tests {
         assert!(hearing.notified(&told(7, "new", "y"), &mut out));
         hearing.channels = Some(Arc::new(channels(&["old"])));
         assert!(!hearing.notified(&told(7, "old", "z"), &mut out));
+        assert!(!hearing.notified(&told(8, MARKS, "another session's mark"), &mut out));
         assert_eq!(out, [told(8, "new", "x"), told(70, "new", "y")].concat());
         assert_eq!((hearing.overheard, hearing.own), (1, 1));
     }

@@ -9,12 +9,13 @@ use super::{
     choice::{Stance, Wish, desk::Desk},
     destination::{access_to, admit},
     passage::Room,
+    pool::PoolRules,
     proxy::Proxy,
     session::{Place, Registered},
-    tenant::{Access, Tenant, allowed_from},
+    tenant::{Access, PoolMode, Tenant, allowed_from},
     welcome::enter,
 };
-use crate::error::Refusal;
+use crate::error::{NoChoice, Refusal};
 
 /// What a service login's session has chosen.
 #[derive(Debug)]
@@ -154,6 +155,10 @@ impl Concierge {
         };
         let (tenant, access) = self.resolve(handle, goal).await?;
         let id = tenant.id;
+        // There nothing is read, so that nobody would see the end of the transaction.
+        if wish.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
+            return Err(NoChoice::SessionMode.into());
+        }
         if here == Some((id, access)) {
             self.note(wish, Some(id));
             return Ok(None);

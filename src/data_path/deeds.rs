@@ -123,6 +123,24 @@ pub fn in_the_clients_words(
     })
 }
 
+/// An ErrorResponse about a text that the client did not send: a place in it means nothing to the client.
+pub fn without_position(error: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    append(&mut message, b'E', |out| {
+        let mut body = error.get(HEADER_BYTES..).unwrap_or_default();
+        while let Some((&field, rest)) = body.split_first().filter(|(field, _)| **field != 0) {
+            body = rest;
+            let Ok(value) = cstr(&mut body) else { break };
+            if field != b'P' {
+                out.push(field);
+                append_cstr(out, value);
+            }
+        }
+        out.push(0);
+    });
+    message
+}
+
 /// `prepared statement "pglobby_7" does not exist`, in any language.
 fn renamed(text: &[u8], name_of: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let start = text.windows(OUR_PREFIX.len()).position(|window| window == OUR_PREFIX)?;

@@ -10,10 +10,10 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 use tracing::warn;
 
 use super::{
-    channels::{Channels, Hearing, each},
+    channels::{Channels, Hearing, MARKS, each},
     farewell::End,
     lease::Pins,
-    pool::ear::{Deaf, Handover, MARKS, Seat, around_mark},
+    pool::ear::{Deaf, Handover, Seat, around_mark},
     relay::Relay,
     server::connection::{AskError, Server},
 };

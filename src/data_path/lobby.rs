@@ -24,7 +24,7 @@ use crate::{
 
 /// Serves the client until it chooses a tenant, or leaves.
 pub(super) async fn run(mut seat: Seat) -> Option<Departure> {
-    let Some(mut concierge) = seat.concierge.take() else { return None };
+    let mut concierge = seat.concierge.take()?;
     poll_fn(|cx| {
         seat.handle.wake_with(cx.waker());
         Poll::Ready(())

@@ -264,6 +264,13 @@ impl Requests<'_, '_> {
         }
     }
 
+    /// What an EXECUTE describes is what it runs: that must be there.
+    fn ensure_named(&mut self, naming: Option<&(Vec<Arc<Statement>>, Deeds)>) {
+        for statement in naming.into_iter().flat_map(|(requires, _)| requires) {
+            self.server.statements.ensure(statement, &mut self.server.lease, self.out);
+        }
+    }
+
     fn execute(&mut self, bytes: &[u8]) {
         let mut deeds = None;
         if let Some((portal, _)) = &self.server.bound {
@@ -337,7 +344,11 @@ impl Requests<'_, '_> {
         let (kind, name) = kind_and_name(bytes)?;
         match self.statements.get(name).cloned() {
             _ if kind != b'S' => self.ask(Asked::Describe),
-            _ if name.is_empty() => return self.with_unnamed(Asked::Describe, bytes),
+            _ if name.is_empty() => {
+                let naming = self.statements.unnamed_naming().cloned();
+                self.ensure_named(naming.as_ref());
+                return self.with_unnamed(Asked::Describe, bytes);
+            }
             None => {
                 self.ask(Asked::Describe);
                 if let Some(other) = disowned(name) {
@@ -346,6 +357,7 @@ impl Requests<'_, '_> {
                 }
             }
             Some(statement) => {
+                self.ensure_named(statement.naming.as_ref());
                 self.with_statement(Asked::Describe, bytes, HEADER_BYTES + 1, name.len(), &statement);
                 return Ok(());
             }

@@ -6,7 +6,7 @@ use super::{client_side::ClientSide, sequences::Sequences};
 use crate::{
     data_path::{
         channels::Hearing,
-        deeds::{Deeds, in_the_clients_words},
+        deeds::{Deeds, in_the_clients_words, without_position},
         lease::{Asked, Desync, Lease, Owed, Pins, Whose},
         prepared::ServerStatements,
         session_state::{Doubts, Settings, Uncertain},
@@ -41,6 +41,8 @@ pub struct ServerSide {
     pub hearing: Hearing,
     /// The portal that was bound last, if it is of a text that prepares or forgets statements.
     pub bound: Option<(Box<[u8]>, Deeds)>,
+    /// Why a statement could not be brought here: in its stead the client would be told that it does not exist.
+    attempted: Option<Vec<u8>>,
     /// Whose sequences it remembers.
     pub sequences: Sequences,
     /// Our own statement is prepared (see `session_state::prelude`).
@@ -89,6 +91,7 @@ impl ServerSide {
             uncertain: Uncertain::default(),
             hearing: Hearing::default(),
             bound: None,
+            attempted: None,
             sequences: Sequences::default(),
             has_setter: false,
             lexing: lexing(&reported),
@@ -183,6 +186,9 @@ impl ServerSide {
                 let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
                 let pass = self.lease.ready(status)?;
                 heard.ready += u32::from(pass);
+                if pass {
+                    self.attempted = None;
+                }
                 heard.transaction_ended = status == b'I';
                 Ok(pass)
             }
@@ -290,6 +296,14 @@ impl ServerSide {
     /// An error in which the client finds its own names, where that differs.
     #[cold]
     fn reworded(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
+        if self.lease.whose() == Some(Whose::Attempt) {
+            self.attempted = Some(without_position(bytes));
+            return None;
+        }
+        let is_missing = error_field(bytes, b'C') == Some(b"26000");
+        if let Some(attempted) = self.attempted.take().filter(|_| is_missing) {
+            return Some(attempted);
+        }
         let shifts = match self.lease.deeds() {
             Some(Some(deeds)) => std::mem::take(&mut deeds.shifts),
             _ => Vec::new(),

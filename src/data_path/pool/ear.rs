@@ -25,15 +25,12 @@ use tokio::sync::{Notify, oneshot};
 use super::{Pool, ear_line::Line};
 use crate::{
     data_path::{
-        channels::{Channels, Notification, each, messages},
+        channels::{Channels, MARKS, Notification, each, messages},
         session::SessionHandle,
     },
     error::Refusal,
     wire::message::{append, append_cstr},
 };
-
-/// The channel on which marks travel.
-pub const MARKS: &str = "pglobby_ear";
 
 /// Where the ear of a (tenant, access) is; the same for a pool and those that replace it.
 #[derive(Debug, Default)]

@@ -7,11 +7,11 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pool,
-    ear::{Ear, MARKS, Wish, around_mark, is_mark},
+    ear::{Ear, Wish, around_mark, is_mark},
 };
 use crate::{
     data_path::{
-        channels::{each, messages},
+        channels::{MARKS, each, messages},
         server::connection::{AskError, Server},
     },
     error::Refusal,

@@ -69,6 +69,9 @@ pub struct PoolRules {
     pub server_lifetime: Duration,
 }
 
+/// In a pool of fewer servers than this every one may be kept by a session.
+const SMALL_POOL: usize = 5;
+
 impl PoolRules {
     /// What the tenant's row says, else the configuration.
     pub fn of(tenant: &Tenant, config: &Config) -> Self {
@@ -78,7 +81,9 @@ impl PoolRules {
             size,
             min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
             pinned_max: match config.pool.max_pinned_servers {
-                0 => (size - 1).max(1),
+                // A small pool's users wait for each other as they always did.
+                0 if size < SMALL_POOL => size,
+                0 => size - 1,
                 given => given,
             },
             prepared_max: config.pool.max_prepared_statements,
