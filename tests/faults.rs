@@ -320,6 +320,7 @@ async fn an_idle_server_that_fell_silent_is_found_out_before_a_client_gets_it() 
     proxy.set_config("server_check_delay", "\"1s\"");
     proxy.set_config("server_connect_timeout", "\"1s\"");
     proxy.signal(Signal::HUP);
+    proxy.logged("configuration reloaded").await;
     let client = proxy.client("acme").connect().await;
     client.run("SET my.note = 'kept'").await;
     let silent = client.server_pid().await;
