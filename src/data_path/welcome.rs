@@ -1,6 +1,9 @@
 //! A proven client becomes a session: it moves to its tenant's worker, once, is greeted there and served.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tracing::{info, warn};
 
@@ -17,6 +20,7 @@ use super::{
     proxy::{Proxy, Visitor},
     refuse,
     relay::Relay,
+    server::connection::Server,
     session::{Arrival, Place, Registered},
     session_state::Settings,
     startup::Hello,
@@ -119,17 +123,7 @@ async fn greet(
     let application_name = asked.get("application_name").unwrap_or_default().into();
     let follow = pool.rules.mode == PoolMode::Transaction;
     let wait = config.timeouts.query_wait;
-    let greeted = match follow {
-        true => pool
-            .greet(asked, wait)
-            .await
-            .map(|Greeting { settings, messages, .. }| (settings, messages.to_vec(), None)),
-        false => pool
-            .engage(asked, wait)
-            .await
-            .map(|Engaged { server, messages }| (Arc::default(), messages, Some(server))),
-    };
-    let (settings, messages, server) = match greeted {
+    let (settings, messages, server) = match meet(&pool, asked, wait).await {
         Ok(greeted) => greeted,
         Err(refusal) => {
             info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
@@ -185,6 +179,20 @@ async fn greet(
         relay.engage(server);
     }
     Some(relay)
+}
+
+/// What a client that asks for these parameters has set and is told; in session mode, the server that it has from now on.
+async fn meet(
+    pool: &Arc<Pool>,
+    asked: Settings,
+    wait: Duration,
+) -> Result<(Arc<Settings>, Vec<u8>, Option<Box<Server>>), Refusal> {
+    if pool.rules.mode == PoolMode::Transaction {
+        let Greeting { settings, messages, .. } = pool.greet(asked, wait).await?;
+        return Ok((settings, messages.to_vec(), None));
+    }
+    let Engaged { server, messages } = pool.engage(asked, wait).await?;
+    Ok((Arc::default(), messages, Some(server)))
 }
 
 /// What holds for a session that is in no pool.

@@ -257,8 +257,8 @@ impl Requests<'_, '_> {
         for statement in requires {
             self.note(&statement.aftermath, false);
             self.note_calls(statement.body(), Some(&statement.seen));
-            self.server.statements.ensure(statement, &mut self.server.lease, self.out);
         }
+        self.ensure_named(Some(naming));
         if !deeds.list.is_empty() {
             self.server.bound = Some((portal.into(), deeds.clone()));
         }
