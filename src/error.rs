@@ -218,6 +218,27 @@ pub enum NoChoice {
     SessionMode,
 }
 
+/// Why a server is made to refuse what its client has asked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objection {
+    /// It speaks of the session's tenant.
+    NoChoice(NoChoice),
+    /// The statement would give other columns than the client knows of.
+    ResultChanged,
+}
+
+impl From<Objection> for Refusal {
+    fn from(objection: Objection) -> Self {
+        match objection {
+            Objection::NoChoice(reason) => reason.into(),
+            Objection::ResultChanged => Self::AsPostgres {
+                sqlstate: "0A000",
+                message: "cached plan must not change result type".to_owned(),
+            },
+        }
+    }
+}
+
 impl NoChoice {
     fn sqlstate(self) -> &'static str {
         match self {

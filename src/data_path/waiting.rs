@@ -1,12 +1,18 @@
 //! A session gets a server, and may wait in line for it: until it gets one, its client leaves, or somebody ends or cancels it.
 
-use std::{future::poll_fn, pin::Pin, sync::atomic::Ordering, task::Poll, time::Instant};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     farewell::End,
-    relay::{BUFFERS, FIRST_MESSAGE_BYTES, Relay, Step},
+    relay::{BUFFERS, Buffers, FIRST_MESSAGE_BYTES, Relay, Step},
     server::connection::Server,
     session::Doing,
 };
@@ -68,6 +74,27 @@ impl Relay {
                 Ok(())
             }
         }
+    }
+
+    /// Keeps what must wait until what the server has got is answered.
+    #[cold]
+    pub(super) fn await_answers(&mut self, rest: Vec<u8>) -> Result<(), Step> {
+        (self.inbox, self.awaits) = (rest, true);
+        Ok(())
+    }
+
+    /// Goes on with what waits for the server's answers, once they are in.
+    #[cold]
+    pub(super) fn go_on(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
+        if self.server.as_ref().is_some_and(|server| server.side.lease.is_awaited()) {
+            return Ok(Poll::Pending);
+        }
+        self.awaits = false;
+        if self.server.is_none() {
+            return self.serve_inbox(buffers, cx).map_or(Ok(Poll::Ready(())), Err);
+        }
+        let inbox = std::mem::take(&mut self.inbox);
+        self.forward(&inbox, &mut buffers.scratch, cx).map(Poll::Ready)
     }
 
     /// Resolves when the client leaves, or a signal comes, while it waits for a server. What the client sends meanwhile
