@@ -153,6 +153,11 @@ pub enum Refusal {
     /// The server's connection broke while it worked for this client.
     #[error("server closed the connection unexpectedly")]
     ServerLost,
+    /// The same where a COMMIT was not answered.
+    #[error(
+        "the connection to the server was lost before it answered a COMMIT: whether the transaction was committed is not known"
+    )]
+    OutcomeUnknown,
     /// Bytes that are not PostgreSQL's protocol.
     #[error("{0}")]
     ProtocolViolation(String),
@@ -278,6 +283,7 @@ impl Refusal {
             Self::Server { sqlstate, .. } if sqlstate.len() == 5 => sqlstate,
             Self::Server { .. } => "XX000",
             Self::ServerLost => "08006",
+            Self::OutcomeUnknown => "08007",
             Self::ProtocolViolation(_) => "08P01",
             Self::NotSupported(_) => "0A000",
             Self::AdminShutdown | Self::Ended(_) | Self::ListeningLost | Self::ListeningMoved => "57P01",

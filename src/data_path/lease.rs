@@ -143,13 +143,15 @@ pub struct Lease {
     /// An error came and the server ignores everything until a Sync that the client has yet to send.
     skipping: bool,
     copy_in: CopyIn,
-    /// The client has named or closed a statement in this batch.
-    names: bool,
-    /// It has done so in an earlier batch, which may yet fail.
-    named_before: bool,
+    /// A named statement is parsed or closed in this batch.
+    changes: bool,
+    /// One was in an earlier batch, which may yet fail.
+    changed_before: bool,
     /// The same of the unnamed statement.
     unnamed: bool,
     unnamed_before: bool,
+    /// Something that may commit has been sent, and not all is answered.
+    pub committing: bool,
     /// Counts the client's Syncs: what an earlier batch was to prepare is not certain until it is confirmed.
     batch: u32,
     /// Why the server stays after the transaction.
@@ -164,10 +166,11 @@ impl Default for Lease {
             unsynced: false,
             skipping: false,
             copy_in: CopyIn::None,
-            names: false,
-            named_before: false,
+            changes: false,
+            changed_before: false,
             unnamed: false,
             unnamed_before: false,
+            committing: false,
             batch: 0,
             pins: Pins::default(),
         }
@@ -185,13 +188,13 @@ impl Lease {
                 self.batch = self.batch.wrapping_add(1);
                 self.skipping = false;
                 self.unsynced &= whose != Whose::Client;
-                self.named_before |= std::mem::take(&mut self.names);
+                self.changed_before |= std::mem::take(&mut self.changes);
                 self.unnamed_before |= std::mem::take(&mut self.unnamed);
             }
             _ if self.skipping => return false,
             Asked::Query(_) | Asked::FunctionCall => self.unsynced = false,
             Asked::Parse(Some(_)) | Asked::Close(Some(_)) => {
-                self.names |= whose == Whose::Client;
+                self.changes = true;
                 self.unsynced |= whose.is_for_client();
             }
             Asked::Parse(None) | Asked::CloseUnnamed => {
@@ -261,7 +264,13 @@ impl Lease {
     /// Whether a batch before the client's present one may yet fail, and change what `name` means.
     #[inline]
     pub fn is_doubtful(&self, name: &[u8]) -> bool {
-        self.named_before && self.may_mean_another(name)
+        self.changed_before && self.may_mean_another(name)
+    }
+
+    /// Whether one may yet fail, and leave the server with other statements than it is thought to have.
+    #[inline]
+    pub fn may_have_others(&self) -> bool {
+        self.changed_before && self.is_awaited()
     }
 
     /// The same of the unnamed statement. What comes behind its Parse in the same batch is skipped with that.
@@ -272,6 +281,9 @@ impl Lease {
 
     #[cold]
     fn may_mean_another(&self, name: &[u8]) -> bool {
+        if self.copy_in == CopyIn::Taking {
+            return false;
+        }
         let last_sync = self.owed.iter().rposition(|owed| matches!(owed.asked, Asked::Sync)).unwrap_or(0);
         self.owed.iter().take(last_sync).any(|owed| match &owed.asked {
             Asked::Parse(Some(naming)) | Asked::Close(Some(naming)) => {
@@ -290,11 +302,6 @@ impl Lease {
             }
             _ => false,
         })
-    }
-
-    /// Whether a batch before the client's present one may yet fail.
-    pub fn is_in_later_batch(&self) -> bool {
-        self.owed.iter().any(|owed| matches!(owed.asked, Asked::Sync))
     }
 
     /// Whether what is owed will tell what names mean, or what shape a statement has, and comes without anything further
@@ -388,7 +395,7 @@ impl Lease {
                 self.status = status;
                 self.copy_in = CopyIn::None;
                 if self.owed.is_empty() {
-                    (self.named_before, self.unnamed_before) = (false, false);
+                    (self.changed_before, self.unnamed_before, self.committing) = (false, false, false);
                 }
                 Ok(matches!(whose, Whose::Client | Whose::Denied(_)))
             }

@@ -245,6 +245,12 @@ impl ClientStatements {
         self.postponed.push(name.into());
     }
 
+    /// Whether there is any such.
+    #[inline]
+    pub fn is_any_postponed(&self) -> bool {
+        !self.postponed.is_empty()
+    }
+
     /// Whether the Parse of that name must reach a server before the name is used; `true` once.
     #[inline]
     pub fn take_postponed(&mut self, name: &[u8]) -> bool {

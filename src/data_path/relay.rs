@@ -458,9 +458,8 @@ impl Relay {
             stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
         if server.side.is_pinned(follows) {
-            self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
-            if self.handle.is_notified() {
-                self.tell_heard();
+            if let Some(step) = self.idle_with_server(follows) {
+                return Some(step);
             }
         } else {
             self.give_back();
@@ -468,7 +467,7 @@ impl Relay {
         self.leaving.take().map(|reason| Step::End(End::Refused(reason)))
     }
 
-    fn give_back(&mut self) {
+    pub(super) fn give_back(&mut self) {
         let Some(server) = self.server.take() else { return };
         self.handle.server_process_id.store(0, Ordering::Relaxed);
         self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());

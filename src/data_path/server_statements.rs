@@ -65,11 +65,11 @@ enum Certainty {
 /// How a server stood to a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// It has it, or skips to a Sync.
+    /// It has it.
     Known,
     /// It has been asked for it in this batch.
     Asked,
-    /// It is asked for it now.
+    /// Or so it may be.
     Missing,
 }
 
@@ -112,10 +112,7 @@ impl ServerStatements {
 
     /// Makes the next Parse of `statement` a real one: what the server has of that name is closed first.
     pub fn make_room_for(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) {
-        // One that an earlier batch was to close is still there if that batch fails.
-        if !self.close(statement.id, lease, out) && lease.is_in_later_batch() {
-            let _ = ask_close(statement, lease, out);
-        }
+        self.close(statement.id, lease, out);
         self.make_room(1, lease, out);
     }
 
@@ -183,21 +180,23 @@ impl ServerStatements {
         self.known.insert(statement.id, known);
     }
 
-    /// Puts in what is missing so that the server knows `statement`.
+    /// How the server stands to `statement`, which is about to be used.
     #[inline]
-    pub fn ensure(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Outgoing<'_>) -> Found {
+    pub fn find(&mut self, statement: &Statement, lease: &Lease) -> Found {
         self.clock += 1;
-        if let Some(known) = self.known.get_mut(&statement.id) {
-            known.used = self.clock;
-            match known.certainty {
-                Certainty::Confirmed | Certainty::Expected => return Found::Known,
-                Certainty::Within(batch) if batch == lease.batch() => return Found::Asked,
-                Certainty::Within(_) | Certainty::Doubtful => {}
-            }
+        let Some(known) = self.known.get_mut(&statement.id) else { return Found::Missing };
+        known.used = self.clock;
+        match known.certainty {
+            Certainty::Confirmed | Certainty::Expected => Found::Known,
+            Certainty::Within(batch) if batch == lease.batch() => Found::Asked,
+            Certainty::Within(_) | Certainty::Doubtful => Found::Missing,
         }
-        match self.prepare(statement, Whose::Follow, lease, out.build()) {
-            true => Found::Missing,
-            false => Found::Known,
+    }
+
+    /// Puts in what is missing so that the server knows `statement`.
+    pub fn ensure(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Outgoing<'_>) {
+        if self.find(statement, lease) == Found::Missing {
+            self.prepare(statement, Whose::Follow, lease, out.build());
         }
     }
 

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     farewell::End,
+    lease::Pins,
+    pool::kept::{Wanted, yields},
     relay::{BUFFERS, Buffers, FIRST_MESSAGE_BYTES, Relay, Step},
     server::connection::Server,
     session::Doing,
@@ -73,6 +75,40 @@ impl Relay {
                 self.refuse_request(&refusal);
                 Ok(())
             }
+        }
+    }
+
+    /// Somebody waits for a server, and the session keeps one: it gives it back if it is between two transactions and keeps it
+    /// for the values of sequences only. It has none any more then, and nobody else gets them (`exchange/sequences.rs`).
+    #[cold]
+    pub(super) fn yield_server(&mut self) -> Option<Step> {
+        let server = self.server.as_mut()?;
+        let free = server.side.lease.is_over() && self.held.is_empty();
+        if !free || !self.side.follows() || !yields(server.side.lease.pins) {
+            return None;
+        }
+        server.side.lease.pins = Pins::NONE;
+        self.handle.set_pins(Pins::NONE);
+        self.pinned = None;
+        self.after_reply(Instant::now())
+    }
+
+    /// The session is between two transactions and keeps its server, unless somebody waits who needs it more.
+    pub(super) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
+        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+        if self.handle.is_notified() {
+            self.tell_heard();
+        }
+        if follows && self.pool.waiting() > 0 { self.make_way() } else { None }
+    }
+
+    #[cold]
+    fn make_way(&mut self) -> Option<Step> {
+        let pins = self.server.as_ref()?.side.lease.pins;
+        match self.pool.wants_back(&self.handle, pins) {
+            Wanted::No => None,
+            Wanted::Yielded => self.yield_server(),
+            Wanted::Ended(reason) => Some(Step::End(End::Refused(reason))),
         }
     }
 

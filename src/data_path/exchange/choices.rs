@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::{
+    bringing::Hold,
     client_side::violation,
-    requests::{GOES_ON, Hold, Requests},
+    requests::{GOES_ON, Requests},
 };
 use crate::{
     data_path::{

@@ -222,7 +222,7 @@ impl ClientSide {
                     if let ControlFlow::Break(hold) = requests.message(tag, bytes, true)? {
                         let waits = [bytes, chunk].concat();
                         framer.put_back();
-                        return Ok(hold.with(waits));
+                        return Ok(requests.hold(hold, waits));
                     }
                     if std::mem::take(&mut requests.bounds.pauses) {
                         framer.take_held(&mut Vec::new());
@@ -233,7 +233,7 @@ impl ClientSide {
                     if let ControlFlow::Break(hold) = requests.message(tag, bytes, false)? {
                         let waits = [bytes, chunk].concat();
                         framer.put_back();
-                        return Ok(hold.with(waits));
+                        return Ok(requests.hold(hold, waits));
                     }
                 }
             }

@@ -4,8 +4,8 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     away::Bounds,
-    bringing::Brought,
-    client_side::{Flow, Rules, violation},
+    bringing::{AWAITS, Brought, Hold},
+    client_side::{Rules, violation},
     naming::Rewritten,
     server_side::ServerSide,
 };
@@ -109,6 +109,9 @@ impl Requests<'_, '_> {
         if aftermath.talk == Talk::Chooses {
             return Ok(self.choice(b'Q'));
         }
+        if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
+            return AWAITS;
+        }
         self.end_unnamed();
         let settled = self.server.lease.is_settled();
         let alone = settled && self.server.lease.status() == b'I';
@@ -168,6 +171,9 @@ impl Requests<'_, '_> {
             if aftermath.talk == Talk::Chooses {
                 return Ok(self.choice(b'P'));
             }
+            if aftermath.names_statements && self.server.lease.may_have_others() {
+                return AWAITS;
+            }
             *self.unnamed_serial += 1;
             if aftermath.names_statements
                 && let Some(rewritten) = self.with_server_names(cstr(&mut { body }).unwrap_or_default())?
@@ -191,7 +197,7 @@ impl Requests<'_, '_> {
         if !whole {
             return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
         }
-        if self.server.lease.is_doubtful(name) {
+        if self.server.lease.may_have_others() {
             return AWAITS;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
@@ -327,6 +333,9 @@ impl Requests<'_, '_> {
             if aftermath.talk == Talk::Chooses && self.statements.unnamed_body().is_some() {
                 return self.choice_bound(whole);
             }
+            if self.statements.unnamed_naming().is_some() && self.server.lease.may_have_others() {
+                return AWAITS;
+            }
             if let Some(naming) = self.statements.unnamed_naming().cloned() {
                 self.bind_naming(portal, &naming);
             }
@@ -353,6 +362,9 @@ impl Requests<'_, '_> {
         };
         if statement.aftermath.talk == Talk::Chooses {
             return self.choice_bound(whole);
+        }
+        if statement.naming.is_some() && self.server.lease.may_have_others() {
+            return AWAITS;
         }
         match self.bring(name, &statement) {
             Brought::Here => {}
@@ -449,6 +461,7 @@ impl Requests<'_, '_> {
 #[inline]
 fn note(aftermath: &Aftermath, alone: bool, rules: &Rules, server: &mut ServerSide) {
     server.uncertain.note(aftermath, alone);
+    server.lease.committing |= aftermath.commits;
     if aftermath.doubts.contains(Doubts::FUNCTIONS) {
         server.uncertain.changes_functions(&rules.catalogue);
     }
@@ -464,28 +477,6 @@ fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut Serv
 
 /// The message has gone its way.
 pub(super) const GOES_ON: Result<ControlFlow<Hold>, Refusal> = Ok(ControlFlow::Continue(()));
-
-/// The message waits for answers that are owed.
-const AWAITS: Result<ControlFlow<Hold>, Refusal> = Ok(ControlFlow::Break(Hold::Answers));
-
-/// Why a message must wait.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Hold {
-    /// It chooses the tenant.
-    Choice,
-    /// What the server has been sent before it decides on what it means.
-    Answers,
-}
-
-impl Hold {
-    /// `waits` begins with the message.
-    pub fn with(self, waits: Vec<u8>) -> Flow {
-        match self {
-            Self::Choice => Flow::Chooses(waits),
-            Self::Answers => Flow::Awaits(waits),
-        }
-    }
-}
 
 fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), Refusal> {
     let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {

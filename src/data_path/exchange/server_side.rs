@@ -47,7 +47,7 @@ pub struct ServerSide {
     /// What is being read of a statement's shape.
     shape: Reading,
     /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
-    pub awaited: Option<(Arc<Statement>, bool)>,
+    pub sought: Option<(Arc<Statement>, bool)>,
     /// Whose sequences it remembers.
     pub sequences: Sequences,
     /// Our own statement is prepared (see `session_state::prelude`).
@@ -98,7 +98,7 @@ impl ServerSide {
             bound: None,
             attempted: None,
             shape: Reading::default(),
-            awaited: None,
+            sought: None,
             sequences: Sequences::default(),
             has_setter: false,
             lexing: lexing(&reported),
@@ -240,9 +240,7 @@ impl ServerSide {
             }
             Some(_) => {}
             None => {
-                if let Some((_, changed)) =
-                    self.awaited.as_mut().filter(|(awaited, _)| awaited.is(&statement))
-                {
+                if let Some((_, changed)) = self.sought.as_mut().filter(|(sought, _)| sought.is(&statement)) {
                     *changed = true;
                 }
             }
