@@ -293,6 +293,19 @@ impl Lease {
         })
     }
 
+    /// What a client's Close of `name` takes away is `new` and not `old`: if it is skipped, that stays.
+    #[cold]
+    pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
+        for owed in &mut self.owed {
+            if let Asked::Close(Some(naming)) = &mut owed.asked
+                && naming.client_name.as_deref() == Some(name)
+                && naming.statement.is(old)
+            {
+                naming.statement = new.clone();
+            }
+        }
+    }
+
     /// Whether what is owed tells the shape of a statement that is being prepared by another name.
     #[cold]
     pub fn shows_shape_of(&self, statement: &Statement, name: &[u8]) -> bool {

@@ -234,11 +234,14 @@ impl ServerSide {
         // It is not what its clients know, and whoever uses it must be told so.
         self.statements.failed(&statement);
         match client_name {
-            Some(name) if client.statements.get(&name).is_some_and(|known| known.is(&statement)) => {
+            Some(name) => {
                 let reshaped = client.rules().table.reshaped(&statement, &self.applied, shape);
-                client.statements.insert(&name, reshaped);
+                // It may have been closed meanwhile, by what is skipped in the end.
+                self.lease.closes_instead(&name, &statement, &reshaped);
+                if client.statements.get(&name).is_some_and(|known| known.is(&statement)) {
+                    client.statements.insert(&name, reshaped);
+                }
             }
-            Some(_) => {}
             None => {
                 if let Some((_, changed)) = self.sought.as_mut().filter(|(sought, _)| sought.is(&statement)) {
                     *changed = true;
