@@ -2,7 +2,7 @@
 //! over by now.
 //!
 //! Nothing is armed per message. Every session notes what it is doing and since when, on the coarse clock; one task walks
-//! them now and then, and for limits only where one is set.
+//! them now and then: for limits only where one is set, for logins only when the first of them is over.
 
 use std::{
     sync::Arc,
@@ -24,9 +24,7 @@ pub async fn watch(proxy: Arc<Proxy>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let now = SystemTime::now();
-        let expired = Refusal::Ended("the login is no longer valid".into());
-        proxy.sessions.end(&expired, |session| session.has_expired(now));
+        proxy.sessions.end_expired(SystemTime::now());
         let config = proxy.config.load();
         let limits = &config.timeouts;
         let any = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];

@@ -211,16 +211,6 @@ impl SessionHandle {
         self.secret.ct_eq(secret).into()
     }
 
-    /// Takes down until when its login is good.
-    pub fn set_valid_until(&self, moment: Option<SystemTime>) {
-        self.valid_until.store(millis(moment), Ordering::Relaxed);
-    }
-
-    /// Whether its login is over.
-    pub fn has_expired(&self, now: SystemTime) -> bool {
-        millis(Some(now)) >= self.valid_until.load(Ordering::Relaxed)
-    }
-
     /// Takes down what the session is doing now.
     #[inline]
     pub fn set_doing(&self, doing: Doing, now_ms: u32) {
@@ -328,6 +318,8 @@ pub struct Arrival {
 #[derive(Debug)]
 pub struct Sessions {
     registry: Mutex<Registry>,
+    /// No session's login is over before this; milliseconds since 1970.
+    first_end: AtomicU64,
     next: AtomicU32,
     /// Keeps the numbers of several pglobby processes apart, so that a cancel that reaches the wrong one is known as
     /// such: the upper bits of every process number.
@@ -383,6 +375,7 @@ impl Default for Sessions {
     fn default() -> Self {
         Self {
             registry: Mutex::default(),
+            first_end: AtomicU64::new(u64::MAX),
             next: AtomicU32::new(1),
             node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
             started: Instant::now(),
@@ -429,12 +422,38 @@ impl Sessions {
             signals: AtomicU8::new(0),
             mailbox: Mutex::default(),
         });
+        self.first_end.fetch_min(handle.valid_until.load(Ordering::Relaxed), Ordering::AcqRel);
         registry.by_process_id.insert(process_id, handle.clone());
         if handle.known_as != process_id {
             registry.known_as.entry(handle.known_as).or_default().push(process_id);
         }
         drop(registry);
         (Registered { sessions: self.clone(), handle }, secret)
+    }
+
+    /// Takes down until when a session's login is good.
+    pub fn set_valid_until(&self, session: &SessionHandle, moment: Option<SystemTime>) {
+        session.valid_until.store(millis(moment), Ordering::Relaxed);
+        self.first_end.fetch_min(millis(moment), Ordering::AcqRel);
+    }
+
+    /// Ends those whose login is over. Walks them only when one may be.
+    pub fn end_expired(&self, now: SystemTime) {
+        let now = millis(Some(now));
+        if now < self.first_end.load(Ordering::Acquire) {
+            return;
+        }
+        // Whoever comes while we walk counts from here on.
+        self.first_end.store(u64::MAX, Ordering::Release);
+        let expired = Refusal::Ended("the login is no longer valid".into());
+        for session in self.all() {
+            let end = session.valid_until.load(Ordering::Relaxed);
+            if now >= end {
+                session.end(expired.clone());
+            } else {
+                self.first_end.fetch_min(end, Ordering::AcqRel);
+            }
+        }
     }
 
     /// Whether a process number was given out by this node.

@@ -86,7 +86,16 @@ impl Pool {
     pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
-        let opened = self.connect(&Settings::default()).await.map_err(|error| {
+        let mut opened = self.connect(&Settings::default()).await;
+        // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
+        if let Err(error) = &opened
+            && error.is_about_credentials()
+            && self.renew().await
+            && let Some(successor) = self.current()
+        {
+            opened = successor.connect(&Settings::default()).await;
+        }
+        let opened = opened.map_err(|error| {
             warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
             error.to_refusal()
         })?;
