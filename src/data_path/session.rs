@@ -444,7 +444,7 @@ impl Sessions {
             return;
         }
         // Whoever comes while we walk counts from here on.
-        self.first_end.store(u64::MAX, Ordering::Release);
+        self.first_end.swap(u64::MAX, Ordering::AcqRel);
         let expired = Refusal::Ended("the login is no longer valid".into());
         for session in self.all() {
             let end = session.valid_until.load(Ordering::Relaxed);

@@ -87,18 +87,17 @@ impl Pool {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
         let mut opened = self.connect(&Settings::default()).await;
-        // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
-        if let Err(error) = &opened
-            && error.is_about_credentials()
-            && self.renew().await
-            && let Some(successor) = self.current()
-        {
-            opened = successor.connect(&Settings::default()).await;
-        }
-        let opened = opened.map_err(|error| {
+        if let Err(error) = &opened {
             warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
-            error.to_refusal()
-        })?;
+            // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
+            if error.is_about_credentials()
+                && self.renew().await
+                && let Some(successor) = self.current()
+            {
+                opened = successor.connect(&Settings::default()).await;
+            }
+        }
+        let opened = opened.map_err(|error| error.to_refusal())?;
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
         Ok(Box::new(Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster)))
     }
