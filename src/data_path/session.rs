@@ -46,6 +46,7 @@ pub enum Doing {
 const CANCEL: u8 = 1;
 const END: u8 = 2;
 const NOTIFIED: u8 = 4;
+const CALLED_BACK: u8 = 8;
 
 /// What others see of a session.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ pub struct SessionHandle {
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
     /// When its login ends, in milliseconds since 1970; `u64::MAX`: never. The login's row may have changed since it logged in.
-    valid_until: AtomicU64,
+    pub(super) valid_until: AtomicU64,
     prepared: AtomicU32,
     pins: AtomicU16,
     signals: AtomicU8,
@@ -190,6 +191,20 @@ impl SessionHandle {
         }
     }
 
+    /// Somebody waits for a server, and the session keeps one that it can do without.
+    pub fn call_back(&self) {
+        self.signals.fetch_or(CALLED_BACK, Ordering::AcqRel);
+        let waker = self.mailbox().waker.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether it has not attended to that yet.
+    pub fn is_called_back(&self) -> bool {
+        self.signals.load(Ordering::Acquire) & CALLED_BACK != 0
+    }
+
     /// Asks the session's task to cancel what its server runs. The receiver resolves (with an error: the sender is
     /// dropped) when the cancel has settled, or there was nothing to cancel.
     pub fn cancel(&self) -> oneshot::Receiver<()> {
@@ -286,7 +301,7 @@ impl SessionHandle {
 }
 
 /// Milliseconds since 1970; without a moment, never.
-fn millis(moment: Option<SystemTime>) -> u64 {
+pub(super) fn millis(moment: Option<SystemTime>) -> u64 {
     let since = moment.map(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX)
 }
@@ -319,7 +334,7 @@ pub struct Arrival {
 pub struct Sessions {
     registry: Mutex<Registry>,
     /// No session's login is over before this; milliseconds since 1970.
-    first_end: AtomicU64,
+    pub(super) first_end: AtomicU64,
     next: AtomicU32,
     /// Keeps the numbers of several pglobby processes apart, so that a cancel that reaches the wrong one is known as
     /// such: the upper bits of every process number.
@@ -429,31 +444,6 @@ impl Sessions {
         }
         drop(registry);
         (Registered { sessions: self.clone(), handle }, secret)
-    }
-
-    /// Takes down until when a session's login is good.
-    pub fn set_valid_until(&self, session: &SessionHandle, moment: Option<SystemTime>) {
-        session.valid_until.store(millis(moment), Ordering::Relaxed);
-        self.first_end.fetch_min(millis(moment), Ordering::AcqRel);
-    }
-
-    /// Ends those whose login is over. Walks them only when one may be.
-    pub fn end_expired(&self, now: SystemTime) {
-        let now = millis(Some(now));
-        if now < self.first_end.load(Ordering::Acquire) {
-            return;
-        }
-        // Whoever comes while we walk counts from here on.
-        self.first_end.swap(u64::MAX, Ordering::AcqRel);
-        let expired = Refusal::Ended("the login is no longer valid".into());
-        for session in self.all() {
-            let end = session.valid_until.load(Ordering::Relaxed);
-            if now >= end {
-                session.end(expired.clone());
-            } else {
-                self.first_end.fetch_min(end, Ordering::AcqRel);
-            }
-        }
     }
 
     /// Whether a process number was given out by this node.
