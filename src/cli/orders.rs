@@ -49,9 +49,20 @@ fn tell(title: &str, subject: &str, outcome: &Outcome) {
         Outcome::RotatedTenant(RotatedTenant { name, roles, .. }) => {
             line(format!("tenant {name}: new passwords for {}", roles.join(" and ")));
         }
-        Outcome::MovedTenant(Moved { name, from, host, source_dropped, .. }) => {
+        Outcome::MovedTenant(Moved {
+            name,
+            from,
+            host,
+            source_dropped,
+            copied_by,
+            dumped_because,
+            held_ms,
+            ..
+        }) => {
             let rest = if *source_dropped { "is gone" } else { "is kept there, closed" };
             line(format!("tenant {name} is on host {host}; its old database on {from} {rest}"));
+            let why = dumped_because.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+            line(format!("copied by {copied_by}{why}; clients were held for {held_ms} ms"));
         }
         Outcome::DroppedTenant(Dropped { name, database, database_dropped, .. }) => {
             line(match database_dropped {

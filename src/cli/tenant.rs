@@ -175,7 +175,8 @@ struct Rotate {
 
 /// Move a tenant to another host; its sessions stay and wait meanwhile
 ///
-/// The database is copied with pg_dump and pg_restore while every node holds the tenant's sessions still between two
+/// Where both hosts allow logical replication, the copy is made while clients work, and they are held for its last moment
+/// only; elsewhere it is made with pg_dump and pg_restore while every node holds the tenant's sessions still between two
 /// transactions; they wait as they do for a busy pool, up to query_wait_timeout. Until the new host serves, whatever fails
 /// is undone; a run that died is undone or finished by the next. Adopted databases are not moved.
 #[derive(Debug, Args)]

@@ -100,11 +100,32 @@ impl CopyPrograms {
         let child = command.arg("--format=custom").stdout(to_child).spawn();
         drop(command); // and with it our copy of the file
         let dumped =
-            finished("pg_dump", child).await.and_then(|()| keep(&out, &unfinished, file).map_err(wrong));
+            finished("pg_dump", child).await.and_then(|_| keep(&out, &unfinished, file).map_err(wrong));
         if dumped.is_err() {
             let _ = fs::remove_file(&unfinished);
         }
         dumped
+    }
+
+    /// The statements that make what is in `database`, its rows aside; without owners and privileges, and without what
+    /// replicates it.
+    ///
+    /// # Errors
+    /// pg_dump's own words, or a schema that is not UTF-8.
+    pub async fn schema(&self, admin: &HostAdmin, database: &str) -> Result<String, OperatorError> {
+        let mut dump = self.program("pg_dump", admin, database);
+        dump.args([
+            "--schema-only",
+            "--no-owner",
+            "--no-privileges",
+            "--no-publications",
+            "--no-subscriptions",
+        ]);
+        dump.arg("--encoding=UTF8").stdout(Stdio::piped());
+        let text = finished("pg_dump", dump.spawn()).await?;
+        let text = String::from_utf8(text)
+            .map_err(|_| OperatorError::Refused(format!("the schema of {database:?} is not UTF-8")))?;
+        Ok(without_restriction(&text))
     }
 
     /// Copies `database` from one host to a database of that name on another, which is there and empty. Owners and
@@ -133,8 +154,8 @@ impl CopyPrograms {
             tokio::join!(finished("pg_dump", Ok(dumping)), finished("pg_restore", restoring));
         // Where one dies, the other complains of the pipe: both are worth hearing.
         match (dumped, restored) {
-            (Ok(()), restored) => restored,
-            (dumped, Ok(())) => dumped,
+            (Ok(_), restored) => restored.map(drop),
+            (dumped, Ok(_)) => dumped.map(drop),
             (Err(one), Err(other)) => Err(OperatorError::Refused(format!("{other}; {one}"))),
         }
     }
@@ -155,6 +176,16 @@ pub fn refuse_existing(file: &Path) -> Result<(), OperatorError> {
     }
 }
 
+/// Newer pg_dumps put the text between two lines for psql, with a word that is another every time.
+fn without_restriction(text: &str) -> String {
+    let word = text.lines().find_map(|line| line.strip_prefix(r"\restrict "));
+    let ours = |line: &str| {
+        let said = line.strip_prefix(r"\restrict ").or_else(|| line.strip_prefix(r"\unrestrict "));
+        said.is_some() && said == word
+    };
+    text.split_inclusive('\n').filter(|line| !ours(line.trim_end())).collect()
+}
+
 /// `--dbname` takes a connection string; a name with `=` in it would be one.
 fn connection_string(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'"))
@@ -173,12 +204,13 @@ fn keep(out: &File, unfinished: &Path, file: &Path) -> std::io::Result<()> {
     fs::remove_file(unfinished)
 }
 
-async fn finished(program: &str, child: std::io::Result<Child>) -> Result<(), OperatorError> {
+/// What it printed, where that was not sent elsewhere.
+async fn finished(program: &str, child: std::io::Result<Child>) -> Result<Vec<u8>, OperatorError> {
     let child = child.map_err(|error| not_started(program, &error))?;
-    let Output { status, stderr, .. } =
+    let Output { status, stderr, stdout } =
         child.wait_with_output().await.map_err(|error| not_started(program, &error))?;
     if status.success() {
-        return Ok(());
+        return Ok(stdout);
     }
     let said = String::from_utf8_lossy(&stderr);
     let said: String = said.trim().replace('\n', "; ").chars().take(TOLD_BYTES_MAX).collect();
@@ -189,7 +221,8 @@ fn not_started(program: &str, error: &std::io::Error) -> OperatorError {
     OperatorError::Refused(format!("{program} could not be run: {error}"))
 }
 
-fn ssl_mode(mode: TlsMode) -> &'static str {
+/// As libpq spells it.
+pub(super) fn ssl_mode(mode: TlsMode) -> &'static str {
     match mode {
         TlsMode::Disable => "disable",
         TlsMode::Allow => "allow",
@@ -203,6 +236,13 @@ fn ssl_mode(mode: TlsMode) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_word_around_a_dump_is_left_out_and_nothing_else() {
+        let text = "-- dump\n\\restrict abc\nCREATE TABLE t ();\n\\restrict in a body\n\\unrestrict abc\n";
+        assert_eq!(without_restriction(text), "-- dump\nCREATE TABLE t ();\n\\restrict in a body\n");
+        assert_eq!(without_restriction("SELECT 1;\n"), "SELECT 1;\n");
+    }
 
     #[test]
     fn a_database_name_stays_a_name_in_a_connection_string() {

@@ -54,6 +54,12 @@ pub trait Progress: Send + Sync {
 
     /// `step` of the work on `tenant` is done and recorded.
     async fn step(&self, tenant: &str, step: &str);
+
+    /// Of `what` (tables, credentials, tenants), so many are done.
+    async fn part(&self, _what: &str, _done: u64, _total: u64) {}
+
+    /// Something about the work on `tenant` that is worth a sentence.
+    async fn note(&self, _tenant: &str, _sentence: &str) {}
 }
 
 /// Why an operator's wish was not fulfilled. One sentence each that says what is wrong and what to do.
@@ -184,6 +190,22 @@ impl Operator {
         tracing::debug!(tenant, step, actor = self.actor, "step done");
         if let Some(progress) = &self.progress {
             progress.step(tenant, step).await;
+        }
+    }
+
+    /// Tells whoever wants to know.
+    pub(crate) async fn report_part(&self, what: &str, done: impl TryInto<u64>, total: impl TryInto<u64>) {
+        if let Some(progress) = &self.progress {
+            let (done, total) = (done.try_into().unwrap_or_default(), total.try_into().unwrap_or_default());
+            progress.part(what, done, total).await;
+        }
+    }
+
+    /// Tells whoever wants to know, and the log.
+    pub(crate) async fn report_note(&self, tenant: &str, sentence: &str) {
+        tracing::info!(tenant, actor = self.actor, "{sentence}");
+        if let Some(progress) = &self.progress {
+            progress.note(tenant, sentence).await;
         }
     }
 

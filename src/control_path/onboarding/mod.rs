@@ -15,9 +15,11 @@
 pub mod adopt;
 pub mod create;
 pub mod drop;
+mod following;
 pub mod grants;
 pub mod moving;
 pub mod names;
+mod obstacles;
 pub mod operation;
 pub mod rename;
 pub mod reown;

@@ -1,9 +1,13 @@
 //! `tenant move`: the same tenant on another host. Its sessions stay; between two transactions they wait for the copy.
 //!
 //! ```text
-//! begun ─▶ roles ─▶ database ─▶ fenced ─▶ quiet ─▶ copied ─▶ owned ─▶ verified ─▶ switched ─▶ moved
-//! └─────────────── dies here: undone by the next run, the old host serves ──────────┘   └─ goes on ─┘
+//! begun ─▶ roles ─▶ database ─┬─▶ following ─▶ owned ─▶ published ─▶ subscribed ─▶ synced ─▶ fenced ─▶ quiet ─▶ caught up ─▶ copied ─┬─▶ verified ─▶ switched ─▶ moved
+//!                             └─▶ fenced ─▶ quiet ─▶ copied ─▶ owned ──────────────────────────────────────────────────────┘
+//! └─────────── dies here: undone by the next run, the old host serves ───────────────────────────────────────────┘      └─ goes on ─┘
 //! ```
+//!
+//! Where both hosts allow it, the copy is made by replication while clients work (the upper way, `following.rs`); where
+//! not, or where that comes to nothing, by a dump while they wait (the lower way).
 //!
 //! The fence is a column that every node follows (`fences.rs`). That all of them have followed is seen on the old host:
 //! no session of the tenant's roles is left there, and then none can come, because the roles may not log in.
@@ -15,7 +19,9 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Work, enter_host, grants,
+    Work, enter_host,
+    following::{self, Following, Stopped},
+    grants,
     names::ident,
     new_passwords,
     operation::{Operation, SealedPasswords, TenantLock},
@@ -62,6 +68,13 @@ pub struct Moved {
     pub database: String,
     /// Whether the old database is gone.
     pub source_dropped: bool,
+    /// `replication` (clients waited for the end of it only) or `dump` (they waited for all of it).
+    pub copied_by: String,
+    /// Why it was a dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dumped_because: Option<String>,
+    /// How long clients were held.
+    pub held_ms: u64,
 }
 
 /// Moves a tenant, or leaves it where it is; or finishes a move that died.
@@ -79,7 +92,7 @@ pub async fn move_tenant(
             operator.report_begun(operation.id).await;
             return finish(operator, &mut lock, operation).await;
         }
-        Some(operation) => put_back(operator, &mut lock, &operation).await?,
+        Some(mut operation) => put_back(operator, &mut lock, &mut operation).await?,
         None => {}
     }
     Operation::refuse_unfinished(&lock).await?;
@@ -96,13 +109,13 @@ pub async fn move_tenant(
     let operation = begin(operator, &mut lock, &source, wanted).await?;
     let mut work = Work { operator, lock, operation, admin, session, rights };
     let carried = carry(&mut work, &source, &programs, wanted.patience).await;
-    let Work { mut lock, operation, session, .. } = work;
+    let Work { mut lock, mut operation, session, .. } = work;
     drop((session, _source_lock)); // and with them the locks on the hosts, which undoing takes
     let error = match carried {
         Ok(()) => return finish(operator, &mut lock, operation).await,
         Err(error) => error,
     };
-    match put_back(operator, &mut lock, &operation).await {
+    match put_back(operator, &mut lock, &mut operation).await {
         Ok(()) => Err(OperatorError::Refused(format!("{error}. Tenant {name:?} stays where it is"))),
         Err(second) => Err(OperatorError::Refused(format!(
             "{error}. Undoing that failed as well ({second}); mend it and run the same command again"
@@ -136,38 +149,101 @@ async fn carry(
     programs: &CopyPrograms,
     patience: Duration,
 ) -> Result<(), OperatorError> {
-    let database = source.database.as_str();
     let passwords = new_passwords();
     let made = work.make_roles(&passwords).await?;
     work.record("roles").await?;
-    for statement in
-        source.create_database(&made).into_iter().chain(split(&grants::close_database(database, &made)))
-    {
-        work.session.run("making the database on the new host", &statement).await?;
-    }
+    make_database(work, source, &made).await?;
     work.record("database").await?;
 
+    let held = match follow(work, source, programs, &made, patience).await {
+        Ok(held) => held,
+        Err(Stopped::Failed(error)) => return Err(error),
+        Err(Stopped::Unsuitable(why)) => {
+            let sentence = format!("copied by a dump, for which clients wait, because {why}");
+            work.operator.report_note(&work.lock.name, &sentence).await;
+            work.operation.arguments["dumped_because"] = why.into();
+            dump(work, source, programs, &made, patience).await?
+        }
+    };
+    let inside = work.admin.connect_to(&source.database).await?;
+    for statement in source.settings(&made).await? {
+        inside.run("taking the database's settings along", &statement).await?;
+    }
+    drop(inside);
+    work.verify_logins(&source.database, &made, &passwords).await?;
+    work.record("verified").await?;
+    let sealed = passwords.seal(work.operator, source.tenant_id)?;
+    switch(work, &made, &sealed, held).await
+}
+
+/// An empty database on the new host, closed to everybody but the tenant.
+async fn make_database(work: &Work<'_>, source: &Source, made: &Roles) -> Result<(), OperatorError> {
+    let close = grants::close_database(&source.database, made);
+    for statement in source.create_database(made).into_iter().chain(split(&close)) {
+        work.session.run("making the database on the new host", &statement).await?;
+    }
+    Ok(())
+}
+
+/// What has arrived belongs to the tenant's new role.
+async fn give_to_tenant(work: &Work<'_>, source: &Source, made: &Roles) -> Result<(), OperatorError> {
+    let inside = work.admin.connect_to(&source.database).await?;
+    reown::reown(&inside, &made.read_write).await?;
+    grants::grant_inside(&inside, made).await
+}
+
+/// Copies while clients work, and holds them only until the last of it has arrived. Since when they are held.
+async fn follow(
+    work: &mut Work<'_>,
+    source: &Source,
+    programs: &CopyPrograms,
+    made: &Roles,
+    patience: Duration,
+) -> Result<Instant, Stopped> {
+    let following = Following::begin(work, source, programs).await?;
+    give_to_tenant(work, source, made).await.map_err(Stopped::of)?;
+    work.record("owned").await.map_err(Stopped::Failed)?;
+    following.subscribe(work).await?;
+    let held = hold(work, source, patience).await.map_err(Stopped::Failed)?;
+    following.catch_up(patience).await?;
+    work.record("caught up").await.map_err(Stopped::Failed)?;
+    following::sweep(work.operator, &work.lock, &mut work.operation).await.map_err(Stopped::Failed)?;
+    work.record("copied").await.map_err(Stopped::Failed)?;
+    Ok(held)
+}
+
+/// Holds clients, and copies. Since when they are held.
+async fn dump(
+    work: &mut Work<'_>,
+    source: &Source,
+    programs: &CopyPrograms,
+    made: &Roles,
+    patience: Duration,
+) -> Result<Instant, OperatorError> {
+    if work.operation.arguments["follows"] == true {
+        following::sweep(work.operator, &work.lock, &mut work.operation).await?;
+        drop_database(&work.session, &source.database).await?;
+        make_database(work, source, made).await?;
+        work.record("database").await?;
+    }
+    let held = hold(work, source, patience).await?;
+    programs.copy(&source.admin, &work.admin, &source.database).await?;
+    work.record("copied").await?;
+    give_to_tenant(work, source, made).await?;
+    work.record("owned").await?;
+    Ok(held)
+}
+
+/// Fences the tenant, and waits until nobody is left on the old host, where from then on nobody can log in.
+async fn hold(work: &mut Work<'_>, source: &Source, patience: Duration) -> Result<Instant, OperatorError> {
+    let held = Instant::now();
     set_fenced(work.operator, &work.lock, source.tenant_id, true).await?;
     work.record("fenced").await?;
     wait_until_quiet(source, patience).await?;
     source.session.run("keeping the tenant's roles out", &source.login_allowed(false)).await?;
     wait_until_quiet(source, patience).await?;
     work.record("quiet").await?;
-
-    programs.copy(&source.admin, &work.admin, database).await?;
-    work.record("copied").await?;
-    let inside = work.admin.connect_to(database).await?;
-    reown::reown(&inside, &made.read_write).await?;
-    grants::grant_inside(&inside, &made).await?;
-    for statement in source.settings(&made).await? {
-        inside.run("taking the database's settings along", &statement).await?;
-    }
-    drop(inside);
-    work.record("owned").await?;
-    work.verify_logins(database, &made, &passwords).await?;
-    work.record("verified").await?;
-    let sealed = passwords.seal(work.operator, source.tenant_id)?;
-    switch(work, &made, &sealed).await
+    Ok(held)
 }
 
 fn split(sql: &str) -> Vec<String> {
@@ -184,8 +260,8 @@ async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), Ope
         }
         if Instant::now() >= give_up {
             return Err(OperatorError::Refused(format!(
-                "{left} sessions of the tenant did not come to the end of their transaction, or are pinned to their \
-                 server, after {patience:?}; try again with a longer --patience, or end them first"
+                "{left} sessions of the tenant did not come to the end of their transaction, are pinned to their \
+                 server, or have left a prepared transaction, after {patience:?}; try again with a longer --patience, or end them first"
             )));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -205,8 +281,15 @@ async fn set_fenced(
 }
 
 /// From here on the new host serves: the row, the fence and the record change in one transaction.
-async fn switch(work: &mut Work<'_>, made: &Roles, sealed: &SealedPasswords) -> Result<(), OperatorError> {
+async fn switch(
+    work: &mut Work<'_>,
+    made: &Roles,
+    sealed: &SealedPasswords,
+    held: Instant,
+) -> Result<(), OperatorError> {
     work.operation.arguments["switched"] = true.into();
+    work.operation.arguments["held_ms"] =
+        u64::try_from(held.elapsed().as_millis()).unwrap_or(u64::MAX).into();
     let transaction = work.lock.client.transaction().await?;
     transaction
         .execute(
@@ -245,7 +328,7 @@ pub(super) async fn settle(operator: &Operator, lock: &mut TenantLock) -> Result
         Some(operation) if operation.arguments["switched"] == true => {
             finish(operator, lock, operation).await.map(drop)
         }
-        Some(operation) => put_back(operator, lock, &operation).await,
+        Some(mut operation) => put_back(operator, lock, &mut operation).await,
     }
 }
 
@@ -256,7 +339,7 @@ pub(super) async fn settle(operator: &Operator, lock: &mut TenantLock) -> Result
 async fn put_back(
     operator: &Operator,
     lock: &mut TenantLock,
-    operation: &Operation,
+    operation: &mut Operation,
 ) -> Result<(), OperatorError> {
     // By the record, not by memory: a commit may have come through though its answer did not.
     if Operation::left(lock, "move").await?.is_some_and(|left| left.arguments["switched"] == true) {
@@ -265,6 +348,7 @@ async fn put_back(
     let source = Source::load(operator, lock).await?;
     source.session.run("letting the tenant's roles in again", &source.login_allowed(true)).await?;
     set_fenced(operator, lock, operation.tenant_id, false).await?;
+    following::sweep(operator, lock, operation).await?;
     undo(operator, lock, operation).await
 }
 
@@ -292,12 +376,16 @@ async fn finish(
     operation.close(&transaction, "done", &name).await?;
     transaction.commit().await?;
     operator.report(&name, "moved").await;
+    let why = operation.arguments["dumped_because"].as_str().map(str::to_owned);
     Ok(Moved {
         name,
         from: operation.argument("from").to_owned(),
         host: operation.argument("host").to_owned(),
         database: operation.argument("database").to_owned(),
         source_dropped: !keep,
+        copied_by: if why.is_some() { "dump" } else { "replication" }.to_owned(),
+        dumped_because: why,
+        held_ms: operation.arguments["held_ms"].as_u64().unwrap_or_default(),
     })
 }
 

@@ -173,6 +173,19 @@ impl Operation {
         self.arguments.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// Keeps what its arguments are now.
+    ///
+    /// # Errors
+    /// [`OperatorError::Busy`] if somebody else has taken over.
+    pub async fn remember(&self, lock: &TenantLock) -> Result<(), OperatorError> {
+        let sql = "UPDATE pglobby.operations SET step = $2, arguments = $3, updated_at = now()
+                   WHERE id = $1 AND status IN ('running', 'failed')";
+        match lock.client.execute(sql, &[&self.id, &self.step, &self.arguments]).await? {
+            0 => Err(OperatorError::Busy { tenant: lock.name.clone() }),
+            _ => Ok(()),
+        }
+    }
+
     /// Records that `step` is done, and tells whoever wants to know.
     ///
     /// # Errors
@@ -183,18 +196,8 @@ impl Operation {
         lock: &TenantLock,
         step: &str,
     ) -> Result<(), OperatorError> {
-        let recorded = lock
-            .client
-            .execute(
-                "UPDATE pglobby.operations SET step = $2, arguments = $3, updated_at = now()
-                 WHERE id = $1 AND status IN ('running', 'failed')",
-                &[&self.id, &step, &self.arguments],
-            )
-            .await?;
-        if recorded == 0 {
-            return Err(OperatorError::Busy { tenant: lock.name.clone() });
-        }
         step.clone_into(&mut self.step);
+        self.remember(lock).await?;
         operator.report(&lock.name, step).await;
         Ok(())
     }

@@ -162,14 +162,16 @@ impl Source {
         ]
     }
 
-    /// Sessions of the tenant's roles on the old host.
+    /// Sessions of the tenant's roles on the old host, and transactions that are prepared there: a copy would lose them.
     ///
     /// # Errors
     /// The host.
     pub async fn sessions(&self) -> Result<i64, OperatorError> {
-        let sql = "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = ANY ($1)";
+        let sql = "SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = ANY ($1))
+                     + (SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = $2)";
         let roles = vec![&self.roles.read_write, &self.roles.read_only];
-        let rows = self.session.query("counting the tenant's sessions", sql, &[&roles]).await?;
+        let rows =
+            self.session.query("counting the tenant's sessions", sql, &[&roles, &self.database]).await?;
         Ok(rows.first().map_or(0, |row| row.get(0)))
     }
 

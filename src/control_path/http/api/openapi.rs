@@ -151,7 +151,7 @@ fn schemas() -> Value {
         ("RenameBody", "to"),
         ("MoveBody", "host patience:string? keep_source:boolean?"),
         ("RotatedTenant", "name status roles:string[]"),
-        ("MovedTenant", "name from host database source_dropped:boolean"),
+        ("MovedTenant", "name from host database source_dropped:boolean copied_by dumped_because:string? held_ms:integer"),
         ("DroppedTenant", "name status database database_dropped:boolean"),
         (
             "Login",
