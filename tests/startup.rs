@@ -136,6 +136,23 @@ async fn options_are_read_in_every_spelling_that_libpq_allows() {
     assert_eq!(escaped.ask("SHOW search_path").await, r"a, b\c");
 }
 
+/// PostgreSQL cuts a long application_name and says so. rust-postgres' own tests wait for that notice; whoever comes later with the
+/// same name gets it as well.
+#[tokio::test]
+async fn notices_about_startup_parameters_reach_whoever_asked_for_them() {
+    let proxy = acme().await;
+    let (user, long) = (login_of("acme"), "x".repeat(65));
+    for application_name in [&*long, &*long, "short"] {
+        let mut wire = Wire::open(proxy.port()).await;
+        let parameters = [("user", &*user), ("database", "acme"), ("application_name", application_name)];
+        wire.startup(PROTOCOL_3_0, &parameters).await;
+        let greeting = wire.authenticate(&password_of("acme")).await.unwrap();
+        let notices: Vec<_> = greeting.iter().filter(|message| message.tag == b'N').collect();
+        assert_eq!(notices.len(), usize::from(application_name == long), "{application_name}: {notices:?}");
+        assert!(notices.iter().all(|notice| notice.sqlstate() == "42622"), "{notices:?}");
+    }
+}
+
 /// What a client asked for at startup never touches a connection but its own (CVE-2025-12819).
 #[tokio::test]
 async fn startup_parameters_are_their_clients_own() {

@@ -71,7 +71,7 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
             }
         },
         Ok(None) => {}
-        Err(StartupError::Io(error)) => {
+        Err(error @ (StartupError::Garbled(_) | StartupError::Io(_))) => {
             tracing::debug!(peer = ?visitor.peer(), %error, "a client left before login")
         }
         Err(StartupError::Refused(refusal)) => {

@@ -53,7 +53,7 @@ impl Pool {
     }
 
     /// A server for one session, started with what its client asks for; `None` if pool or budget have no room, or the host
-    /// takes no more connections while others of this pool are idle.
+    /// takes no more connections while this pool has others.
     ///
     /// # Errors
     /// [`Refusal::Server`] with the server's own words where it refuses a parameter, [`Refusal::ServerUnreachable`].
@@ -76,7 +76,7 @@ impl Pool {
                 }
                 let refusal = self.cannot_open(&error);
                 drop(permit);
-                let others = self.idle() > 0 || (error.is_about_credentials() && self.renew().await);
+                let others = self.live() > 0 || (error.is_about_credentials() && self.renew().await);
                 if others { Ok(None) } else { Err(refusal) }
             }
         }

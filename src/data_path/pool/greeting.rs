@@ -115,8 +115,8 @@ impl Pool {
             return Err(Refusal::ServerLost);
         }
         match apply(&mut server, &asked).await {
-            Ok(settings) => {
-                let messages = greeting_of(&server);
+            Ok((settings, said)) => {
+                let messages = [said, greeting_of(&server)].concat();
                 let server_version = server.side.reported_value("server_version").map(Into::into);
                 pool.give_back(server);
                 let greeting = Greeting { settings, messages: messages.into(), server_version };
@@ -163,14 +163,15 @@ fn greeting_of(server: &Server) -> Vec<u8> {
     messages
 }
 
-/// Makes the server as a session with these parameters finds it; hands back how the server spells them.
-async fn apply(server: &mut Server, asked: &Settings) -> Result<Arc<Settings>, AskError> {
+/// Makes the server as a session with these parameters finds it; hands back how the server spells them, and what notices it
+/// has for who asks for them (a name that is too long, say).
+async fn apply(server: &mut Server, asked: &Settings) -> Result<(Arc<Settings>, Vec<u8>), AskError> {
     if !server.side.applied.is_empty() {
         server.run("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await?;
         server.side.applied = Arc::default();
     }
     if asked.is_empty() {
-        return Ok(Arc::default());
+        return Ok((Arc::default(), Vec::new()));
     }
     let calls: Vec<String> = (0..asked.len())
         .map(|at| format!("pg_catalog.set_config(${}, ${}, false)", 2 * at + 1, 2 * at + 2))
@@ -183,5 +184,5 @@ async fn apply(server: &mut Server, asked: &Settings) -> Result<Arc<Settings>, A
         settings.set(name, Some(spelled.as_deref().unwrap_or(value)));
     }
     server.side.applied = Arc::new(settings);
-    Ok(server.side.applied.clone())
+    Ok((server.side.applied.clone(), std::mem::take(&mut server.said)))
 }

@@ -62,6 +62,8 @@ pub struct Server {
     pub owner: (i64, Access),
     /// Notifications that came in the middle of an answer to us: its client is to get them.
     pub notified: Vec<u8>,
+    /// NoticeResponses in the last answer to us.
+    pub said: Vec<u8>,
     /// A client got an error from it since it was last asked what a transaction left behind.
     pub failed: bool,
     /// When it was opened, on the worker's coarse clock.
@@ -112,6 +114,7 @@ impl Server {
             side,
             startup: Settings::default(),
             notices: opened.notices.concat().into(),
+            said: Vec::new(),
             process_id: opened.process_id,
             secret: opened.secret.into(),
             owner,
@@ -218,6 +221,7 @@ impl Server {
     }
 
     async fn converse(&mut self, request: &[u8], bytes_max: usize) -> Result<Vec<Row>, AskError> {
+        self.said.clear();
         let conversation = async {
             self.stream.write_all(request).await?;
             self.stream.flush().await?;
@@ -239,7 +243,7 @@ impl Server {
                     // Whoever listens may be told of something at any moment, also behind ReadyForQuery.
                     Some(b'A') => self.notified.extend_from_slice(message),
                     Some(b'S') => drop(self.side.note_parameter(message)),
-                    Some(b'N') => {}
+                    Some(b'N') => self.said.extend_from_slice(message),
                     _ if ready => return Err(out_of_step().into()),
                     Some(b'D') => rows.push(row(message).ok_or_else(out_of_step)?),
                     Some(b'E') => refused = Some(ServerError::read(message)),
