@@ -153,6 +153,11 @@ pub enum Refusal {
     /// The server's connection broke while it worked for this client.
     #[error("server closed the connection unexpectedly")]
     ServerLost,
+    /// The same where a COMMIT was not answered.
+    #[error(
+        "the connection to the server was lost before it answered a COMMIT: whether the transaction was committed is not known"
+    )]
+    OutcomeUnknown,
     /// Bytes that are not PostgreSQL's protocol.
     #[error("{0}")]
     ProtocolViolation(String),
@@ -218,6 +223,27 @@ pub enum NoChoice {
     SessionMode,
 }
 
+/// Why a server is made to refuse what its client has asked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objection {
+    /// It speaks of the session's tenant.
+    NoChoice(NoChoice),
+    /// The statement would give other columns than the client knows of.
+    ResultChanged,
+}
+
+impl From<Objection> for Refusal {
+    fn from(objection: Objection) -> Self {
+        match objection {
+            Objection::NoChoice(reason) => reason.into(),
+            Objection::ResultChanged => Self::AsPostgres {
+                sqlstate: "0A000",
+                message: "cached plan must not change result type".to_owned(),
+            },
+        }
+    }
+}
+
 impl NoChoice {
     fn sqlstate(self) -> &'static str {
         match self {
@@ -257,6 +283,7 @@ impl Refusal {
             Self::Server { sqlstate, .. } if sqlstate.len() == 5 => sqlstate,
             Self::Server { .. } => "XX000",
             Self::ServerLost => "08006",
+            Self::OutcomeUnknown => "08007",
             Self::ProtocolViolation(_) => "08P01",
             Self::NotSupported(_) => "0A000",
             Self::AdminShutdown | Self::Ended(_) | Self::ListeningLost | Self::ListeningMoved => "57P01",

@@ -27,6 +27,8 @@ pub struct Aftermath {
     pub inspects: bool,
     /// What it has to do with the tenant of the session.
     pub talk: Talk,
+    /// It may commit a transaction that was begun before.
+    pub commits: bool,
 }
 
 /// What a text that only tidies up leaves of the session's settings.
@@ -78,7 +80,11 @@ impl Aftermath {
         let harmless = HARMLESS.contains(effects)
             && !effects.contains(Effects::DDL)
             && !(effects.contains(Effects::SETTING_LOCAL) && Talk::is_possible(sql));
-        if harmless { Self::default() } else { Self::of(effects, sql, lexing) }
+        let commits = effects.contains(Effects::TRANSACTION) && commits(sql);
+        match harmless {
+            true => Self { commits, ..Self::default() },
+            false => Self { commits, ..Self::of(effects, sql, lexing) },
+        }
     }
 
     /// What cannot be told at all may leave anything behind.
@@ -184,7 +190,7 @@ impl Aftermath {
         }
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = Tidying::read(sql, lexing);
-        Self { doubts, names, pins, tidies, names_statements, inspects, talk }
+        Self { doubts, names, pins, tidies, names_statements, inspects, talk, commits: false }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.
@@ -219,6 +225,18 @@ impl Aftermath {
         }
         if statement.effects.contains(Effects::HIDDEN) { Pins::SETTINGS } else { Pins::default() }
     }
+}
+
+/// Whether one of the statements is COMMIT, END or PREPARE TRANSACTION, as far as their first words tell.
+fn commits(sql: &[u8]) -> bool {
+    const ENDS: [&[u8]; 3] = [b"commit", b"end", b"prepare"];
+    let first = |part: &[u8]| -> usize {
+        part.iter().position(|byte| !byte.is_ascii_alphabetic()).unwrap_or(part.len())
+    };
+    sql.split(|byte| *byte == b';').map(<[u8]>::trim_ascii_start).any(|part| {
+        let word = part.get(..first(part)).unwrap_or_default();
+        ENDS.iter().any(|end| word.eq_ignore_ascii_case(end))
+    })
 }
 
 /// Whether a parameter that is named goes back to where it was.
@@ -329,13 +347,23 @@ mod tests {
     fn an_ordinary_transaction_leaves_nothing_behind() {
         for sql in [
             "SELECT 1",
-            "BEGIN; SET LOCAL search_path = a; INSERT INTO t VALUES (1); COMMIT",
+            "BEGIN; SET LOCAL search_path = a; INSERT INTO t VALUES (1); ROLLBACK",
             "SELECT set_config('app.user', 'a', true)",
             "SELECT pg_advisory_xact_lock(1)",
             "TRUNCATE t; CREATE INDEX i ON t (x); GRANT SELECT ON t TO x; NOTIFY x",
         ] {
             assert_eq!(read(sql), Aftermath::default(), "{sql}");
         }
+    }
+
+    #[test]
+    fn what_may_commit_is_known() {
+        assert!(
+            read("COMMIT").commits
+                && read(" end;").commits
+                && read("INSERT INTO t VALUES (1);Commit").commits
+        );
+        assert!(!read("BEGIN").commits && !read("ROLLBACK").commits && !read("SELECT 'commit'").commits);
     }
 
     #[test]

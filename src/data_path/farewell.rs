@@ -36,6 +36,7 @@ impl Relay {
     pub(super) async fn end(mut self, end: End) {
         let last_words = match &end {
             End::Refused(refusal) => Some(refusal.clone()),
+            End::ServerLost if self.is_committing() => Some(Refusal::OutcomeUnknown),
             End::ServerLost => Some(Refusal::ServerLost),
             End::Terminated | End::ClientGone | End::ServerSaidGoodbye => None,
         };
@@ -65,6 +66,10 @@ impl Relay {
             self.unsent.push(&bytes);
             say_goodbye(self.client, self.unsent).await;
         }
+    }
+
+    fn is_committing(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.side.lease.committing)
     }
 
     fn is_working(&self) -> bool {

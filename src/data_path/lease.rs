@@ -18,7 +18,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 pub use super::pins::Pins;
 use super::{deeds::Deeds, prepared::Statement};
-use crate::error::NoChoice;
+use crate::error::Objection;
 
 /// On whose behalf a request went to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum Whose {
     /// Our own bookkeeping: the reply is left out, and an error ends both connections.
     Ours,
     /// Put in place of what the client asked, to fail: the client gets the error in words of ours.
-    Denied(NoChoice),
+    Denied(Objection),
 }
 
 impl Whose {
@@ -55,10 +55,14 @@ pub enum Asked {
     Bind,
     /// Describe.
     Describe,
+    /// Describe of a statement that has just been parsed here, for ourselves: is it what its client knows?
+    Shape(Box<Naming>),
     /// Execute; with what the portal's PREPARE or DEALLOCATE does.
     Execute(Option<Box<Deeds>>),
     /// Close; of a named statement what to restore if it is skipped.
     Close(Option<Box<Naming>>),
+    /// Close of the unnamed statement.
+    CloseUnnamed,
     /// Sync.
     Sync,
     /// A simple query; with what it does by PREPARE and DEALLOCATE.
@@ -86,6 +90,23 @@ pub struct Owed {
     pub asked: Asked,
     /// For whom.
     pub whose: Whose,
+}
+
+impl Owed {
+    /// Whether the client asks for another unnamed statement, or takes it away.
+    pub fn changes_unnamed(&self) -> bool {
+        self.whose == Whose::Client
+            && matches!(self.asked, Asked::Parse(None) | Asked::CloseUnnamed | Asked::Query(_))
+    }
+}
+
+/// How a request came to nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Skipped {
+    /// It has failed itself.
+    pub failed: bool,
+    /// In later batches so many requests change the unnamed statement.
+    pub unnamed_later: usize,
 }
 
 /// The server said something that nobody asked for. Both connections end.
@@ -122,6 +143,15 @@ pub struct Lease {
     /// An error came and the server ignores everything until a Sync that the client has yet to send.
     skipping: bool,
     copy_in: CopyIn,
+    /// A named statement is parsed or closed in this batch.
+    changes: bool,
+    /// One was in an earlier batch, which may yet fail.
+    changed_before: bool,
+    /// The same of the unnamed statement.
+    unnamed: bool,
+    unnamed_before: bool,
+    /// Something that may commit has been sent, and not all is answered.
+    pub committing: bool,
     /// Counts the client's Syncs: what an earlier batch was to prepare is not certain until it is confirmed.
     batch: u32,
     /// Why the server stays after the transaction.
@@ -136,6 +166,11 @@ impl Default for Lease {
             unsynced: false,
             skipping: false,
             copy_in: CopyIn::None,
+            changes: false,
+            changed_before: false,
+            unnamed: false,
+            unnamed_before: false,
+            committing: false,
             batch: 0,
             pins: Pins::default(),
         }
@@ -153,9 +188,19 @@ impl Lease {
                 self.batch = self.batch.wrapping_add(1);
                 self.skipping = false;
                 self.unsynced &= whose != Whose::Client;
+                self.changed_before |= std::mem::take(&mut self.changes);
+                self.unnamed_before |= std::mem::take(&mut self.unnamed);
             }
             _ if self.skipping => return false,
             Asked::Query(_) | Asked::FunctionCall => self.unsynced = false,
+            Asked::Parse(Some(_)) | Asked::Close(Some(_)) => {
+                self.changes = true;
+                self.unsynced |= whose.is_for_client();
+            }
+            Asked::Parse(None) | Asked::CloseUnnamed => {
+                self.unnamed |= whose.is_for_client();
+                self.unsynced |= whose.is_for_client();
+            }
             _ => self.unsynced |= whose.is_for_client(),
         }
         self.owed.push_back(Owed { asked, whose });
@@ -210,6 +255,77 @@ impl Lease {
         }
     }
 
+    /// Whether the oldest reply that is owed tells us the shape of a statement.
+    #[inline]
+    pub fn is_shape_owed(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed { asked: Asked::Shape(_), .. }))
+    }
+
+    /// Whether a batch before the client's present one may yet fail, and change what `name` means.
+    #[inline]
+    pub fn is_doubtful(&self, name: &[u8]) -> bool {
+        self.changed_before && self.may_mean_another(name)
+    }
+
+    /// Whether one may yet fail, and leave the server with other statements than it is thought to have.
+    #[inline]
+    pub fn may_have_others(&self) -> bool {
+        self.changed_before && self.is_awaited()
+    }
+
+    /// The same of the unnamed statement. What comes behind its Parse in the same batch is skipped with that.
+    #[inline]
+    pub fn is_unnamed_doubtful(&self) -> bool {
+        self.unnamed_before && !self.unnamed && self.is_awaited()
+    }
+
+    #[cold]
+    fn may_mean_another(&self, name: &[u8]) -> bool {
+        if self.copy_in == CopyIn::Taking {
+            return false;
+        }
+        let last_sync = self.owed.iter().rposition(|owed| matches!(owed.asked, Asked::Sync)).unwrap_or(0);
+        self.owed.iter().take(last_sync).any(|owed| match &owed.asked {
+            Asked::Parse(Some(naming)) | Asked::Close(Some(naming)) => {
+                naming.client_name.as_deref() == Some(name)
+            }
+            _ => false,
+        })
+    }
+
+    /// What a client's Close of `name` takes away is `new` and not `old`: if it is skipped, that stays.
+    #[cold]
+    pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
+        for owed in &mut self.owed {
+            if let Asked::Close(Some(naming)) = &mut owed.asked
+                && naming.client_name.as_deref() == Some(name)
+                && naming.statement.is(old)
+            {
+                naming.statement = new.clone();
+            }
+        }
+    }
+
+    /// Whether what is owed tells the shape of a statement that is being prepared by another name.
+    #[cold]
+    pub fn shows_shape_of(&self, statement: &Statement, name: &[u8]) -> bool {
+        self.owed.iter().any(|owed| match &owed.asked {
+            Asked::Shape(naming) => {
+                naming.statement.is(statement) && naming.client_name.as_deref() != Some(name)
+            }
+            _ => false,
+        })
+    }
+
+    /// Whether what is owed will tell what names mean, or what shape a statement has, and comes without anything further
+    /// from the client.
+    pub fn is_awaited(&self) -> bool {
+        let tells = |asked: &Asked| {
+            matches!(asked, Asked::Parse(_) | Asked::Close(Some(_)) | Asked::CloseUnnamed | Asked::Shape(_))
+        };
+        self.copy_in != CopyIn::Taking && self.owed.iter().any(|owed| tells(&owed.asked))
+    }
+
     /// A reply other than ErrorResponse and ReadyForQuery has arrived.
     ///
     /// # Errors
@@ -222,10 +338,10 @@ impl Lease {
         let completes = match (tag, &front.asked) {
             (b'1', Asked::Parse(_) | Asked::ParseAsIs | Asked::ParseTaken(_))
             | (b'2', Asked::Bind)
-            | (b'3', Asked::Close(_)) => true,
-            (b'T' | b'n', Asked::Describe) => true,
+            | (b'3', Asked::Close(_) | Asked::CloseUnnamed) => true,
+            (b'T' | b'n', Asked::Describe | Asked::Shape(_)) => true,
             (b'C' | b'I' | b's', Asked::Execute(_)) => true,
-            (b't', Asked::Describe) => false,
+            (b't', Asked::Describe | Asked::Shape(_)) => false,
             (b'T' | b'C' | b'I', Asked::Query(_)) | (b'V', Asked::FunctionCall) => false,
             (b'D' | b'H' | b'd' | b'c', Asked::Execute(_) | Asked::Query(_)) => false,
             (b'G', Asked::Execute(_) | Asked::Query(_)) => {
@@ -253,12 +369,12 @@ impl Lease {
         self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.asked, Asked::Sync));
     }
 
-    /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that failed or that the server
-    /// will now skip, and tells for whom the error is.
+    /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that the server will now skip
+    /// and last the one that failed; and tells for whom the error is.
     ///
     /// # Errors
     /// [`Desync`] if it answers nothing.
-    pub fn error(&mut self, mut skipped: impl FnMut(Owed)) -> Result<Whose, Desync> {
+    pub fn error(&mut self, mut skipped: impl FnMut(Owed, Skipped)) -> Result<Whose, Desync> {
         self.copy_in = CopyIn::None;
         let Some(front) = self.owed.front() else {
             return Err(Desync(b'E'));
@@ -270,8 +386,9 @@ impl Lease {
         let sync = self.owed.iter().position(|owed| matches!(owed.asked, Asked::Sync));
         self.skipping = sync.is_none();
         let end = sync.unwrap_or(self.owed.len());
-        for owed in self.owed.drain(..end).rev() {
-            skipped(owed);
+        let unnamed_later = self.owed.iter().skip(end).filter(|owed| owed.changes_unnamed()).count();
+        for (place, owed) in self.owed.drain(..end).enumerate().rev() {
+            skipped(owed, Skipped { failed: place == 0, unnamed_later });
         }
         self.skip_copy_end();
         Ok(whose)
@@ -290,6 +407,9 @@ impl Lease {
             Some(Owed { asked: Asked::Sync | Asked::Query(_) | Asked::FunctionCall, whose }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
+                if self.owed.is_empty() {
+                    (self.changed_before, self.unnamed_before, self.committing) = (false, false, false);
+                }
                 Ok(matches!(whose, Whose::Client | Whose::Denied(_)))
             }
             _ => Err(Desync(b'Z')),

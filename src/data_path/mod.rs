@@ -28,6 +28,7 @@ pub mod server_statements;
 pub mod session;
 pub mod session_state;
 pub mod settle;
+pub mod shape;
 pub mod signals;
 pub mod startup;
 pub mod startup_options;

@@ -63,6 +63,11 @@ impl Pins {
         self.0 |= other.0;
     }
 
+    /// These reasons and `other`'s.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Takes reasons away.
     pub fn remove(&mut self, other: Self) {
         self.0 &= !other.0;

@@ -10,14 +10,23 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-pub use super::server_statements::{ServerStatements, Tally};
-use super::{aftermath::Aftermath, catalogue::Seen, deeds::Deeds, session_state::Settings};
-use crate::wire::{frame::HEADER_BYTES, message::append_cstr};
+pub use super::server_statements::{Found, ServerStatements, Tally};
+use super::{
+    aftermath::Aftermath,
+    catalogue::Seen,
+    deeds::Deeds,
+    session_state::Settings,
+    shape::{Shape, is_fixed},
+};
+use crate::wire::{
+    frame::{HEADER_BYTES, cstr},
+    message::append_cstr,
+};
 
 /// A statement's text and parameter types, and what executing it may do to a session. Shared by every client of a
 /// tenant that prepared the same.
@@ -37,6 +46,10 @@ pub struct Statement {
     /// What its own text names in EXECUTE and the like, and does by PREPARE and DEALLOCATE.
     pub naming: Option<(Vec<Arc<Statement>>, Deeds)>,
     pub(super) proved: AtomicBool,
+    /// Its shape is fixed when it is parsed, and looked at.
+    pub(super) is_looked_at: bool,
+    /// What its clients were told that it takes and gives, once a server has said so.
+    pub(super) shape: OnceLock<Shape>,
 }
 
 impl Statement {
@@ -50,6 +63,8 @@ impl Statement {
             in_sql: false,
             naming: None,
             proved: AtomicBool::new(false),
+            is_looked_at: false,
+            shape: OnceLock::new(),
         }
     }
 
@@ -119,7 +134,30 @@ impl StatementTable {
         }
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let (aftermath, naming) = made();
-        let statement = Arc::new(Statement { naming, ..Statement::new(id, body.into(), aftermath) });
+        let is_looked_at = naming.is_none() && cstr(&mut { body }).is_ok_and(is_fixed);
+        let statement =
+            Arc::new(Statement { naming, is_looked_at, ..Statement::new(id, body.into(), aftermath) });
+        table.insert(meaning, Arc::downgrade(&statement));
+        statement
+    }
+
+    /// A client has prepared `before` in a session with these settings, and was told of another shape than its clients
+    /// before. Theirs it stays, whose next use PostgreSQL refuses; from now on the text makes another statement.
+    #[cold]
+    pub fn reshaped(&self, before: &Statement, settings: &Settings, shape: Shape) -> Arc<Statement> {
+        let meaning = meaning(&before.body, settings);
+        let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = table.get(&meaning).and_then(Weak::upgrade);
+        if let Some(known) = known.filter(|known| known.shape.get() == Some(&shape)) {
+            return known;
+        }
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        let statement = Arc::new(Statement {
+            is_looked_at: true,
+            shape: shape.into(),
+            proved: AtomicBool::new(true),
+            ..Statement::new(id, before.body.clone(), before.aftermath.clone())
+        });
         table.insert(meaning, Arc::downgrade(&statement));
         statement
     }
@@ -148,6 +186,8 @@ pub struct ClientStatements {
     /// Names whose Parse no server has seen yet (see `exchange/postponed.rs`).
     postponed: Vec<Box<[u8]>>,
     pub(super) unnamed: Unnamed,
+    /// What was the unnamed statement before; of a pipeline that is under way.
+    replaced: VecDeque<Unnamed>,
     /// The names that were taken away last: a server may yet say that there is no such statement.
     lost: VecDeque<(Box<[u8]>, Arc<Statement>)>,
 }
@@ -167,6 +207,9 @@ pub(super) struct Unnamed {
 
 /// As many requests may be on their way when a statement fails, and be told of by their names.
 const LOST_MAX: usize = 8;
+
+/// As many unnamed statements of one pipeline may be skipped, and the one before them is still known.
+const REPLACED_MAX: usize = 16;
 
 /// A buffer for unnamed statements is given back when it grew past this.
 const UNNAMED_BYTES_KEPT: usize = 1024;
@@ -202,6 +245,12 @@ impl ClientStatements {
         self.postponed.push(name.into());
     }
 
+    /// Whether there is any such.
+    #[inline]
+    pub fn is_any_postponed(&self) -> bool {
+        !self.postponed.is_empty()
+    }
+
     /// Whether the Parse of that name must reach a server before the name is used; `true` once.
     #[inline]
     pub fn take_postponed(&mut self, name: &[u8]) -> bool {
@@ -212,6 +261,34 @@ impl ClientStatements {
     fn is_postponed(&mut self, name: &[u8]) -> bool {
         let found = self.postponed.iter().position(|postponed| **postponed == *name);
         found.map(|at| self.postponed.swap_remove(at)).is_some()
+    }
+
+    /// What changes the unnamed statement goes to the server. `may_be_skipped`: where what came before fails, the one
+    /// that there is stays.
+    pub fn succeed_unnamed(&mut self, may_be_skipped: bool) {
+        if !may_be_skipped {
+            self.replaced.clear();
+            return;
+        }
+        if self.replaced.len() == REPLACED_MAX {
+            self.replaced.pop_front();
+        }
+        self.replaced.push_back(std::mem::take(&mut self.unnamed));
+    }
+
+    /// A request that was to change the unnamed statement was skipped, or has failed; so many that came after it may not.
+    pub fn unnamed_skipped(&mut self, failed: bool, later: usize) {
+        let place = self.replaced.len().checked_sub(later);
+        match (failed, later) {
+            (true, 0) => self.forget_unnamed(),
+            (false, 0) => self.unnamed = self.replaced.pop_back().unwrap_or_default(),
+            (true, _) => {
+                if let Some(unnamed) = place.and_then(|place| self.replaced.get_mut(place)) {
+                    *unnamed = Unnamed::default();
+                }
+            }
+            (false, _) => drop(place.map(|place| self.replaced.remove(place))),
+        }
     }
 
     /// A Parse of the unnamed statement goes to the server.

@@ -87,6 +87,8 @@ pub struct Relay {
     asked_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
     pub(super) leaving: Option<Refusal>,
+    /// What is in the inbox waits for the server's answers to what it has got.
+    pub(super) awaits: bool,
     /// Of a service login's session only: it may go to another tenant.
     pub(super) concierge: Option<Box<Concierge>>,
 }
@@ -124,6 +126,7 @@ impl Relay {
             leased_at: None,
             asked_at: None,
             leaving,
+            awaits: false,
             concierge,
         }
     }
@@ -283,6 +286,9 @@ impl Relay {
         if self.server.as_ref().is_some_and(|server| !server.unsent.is_empty()) || self.holds_back() {
             return Ok(Poll::Pending);
         }
+        if self.awaits {
+            return self.go_on(buffers, cx);
+        }
         let mut read = ReadBuf::new(&mut buffers.read);
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(Poll::Pending),
@@ -355,6 +361,7 @@ impl Relay {
             Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
             Ok(Flow::Chooses(rest)) => self.hold_back(rest, true),
             Ok(Flow::Pauses(rest)) => self.hold_back(rest, false),
+            Ok(Flow::Awaits(rest)) => self.await_answers(rest),
             Err(refusal) => Err(Step::End(End::Refused(refusal))),
         }
     }
@@ -386,7 +393,7 @@ impl Relay {
 
     /// Goes on with what waits for a server: serves it if one is idle.
     #[cold]
-    fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {
+    pub(super) fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {
         let mut inbox = std::mem::take(&mut self.inbox);
         if self.side.is_refusing() {
             let mut replies = Vec::new();
@@ -451,9 +458,8 @@ impl Relay {
             stats.count_statements(std::mem::take(&mut server.side.statements.tally));
         }
         if server.side.is_pinned(follows) {
-            self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
-            if self.handle.is_notified() {
-                self.tell_heard();
+            if let Some(step) = self.idle_with_server(follows) {
+                return Some(step);
             }
         } else {
             self.give_back();
@@ -461,7 +467,7 @@ impl Relay {
         self.leaving.take().map(|reason| Step::End(End::Refused(reason)))
     }
 
-    fn give_back(&mut self) {
+    pub(super) fn give_back(&mut self) {
         let Some(server) = self.server.take() else { return };
         self.handle.server_process_id.store(0, Ordering::Relaxed);
         self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());

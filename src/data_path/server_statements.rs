@@ -56,10 +56,21 @@ enum Certainty {
     Confirmed,
     /// Asked for in that batch; if it fails, later requests of the batch are skipped as well.
     Within(u32),
-    /// The client itself has asked for it: if that fails, the client has no such statement.
+    /// The client itself has asked for it by PREPARE: if that fails, the client has no such statement.
     Expected,
     /// It may be there or not.
     Doubtful,
+}
+
+/// How a server stood to a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// It has it.
+    Known,
+    /// It has been asked for it in this batch.
+    Asked,
+    /// Or so it may be.
+    Missing,
 }
 
 impl ServerStatements {
@@ -118,24 +129,20 @@ impl ServerStatements {
     /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
     fn close(&mut self, id: u64, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
         let Some(known) = self.known.get(&id) else { return false };
-        let naming = Naming { client_name: None, statement: known.statement.clone() };
-        let goes = lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
+        let statement = known.statement.clone();
+        let goes = ask_close(&statement, lease, out);
         if goes {
-            append(out, b'C', |out| {
-                out.push(b'S');
-                append_cstr(out, known.statement.server_name());
-            });
             self.known.remove(&id);
         }
         goes
     }
 
-    /// A Parse of `statement` is queued, put in by us.
-    fn queued(&mut self, statement: &Arc<Statement>, batch: u32) {
+    /// A Parse of `statement` is queued.
+    pub fn queued(&mut self, statement: &Arc<Statement>, batch: u32) {
         self.enter(statement, Certainty::Within(batch));
     }
 
-    /// The client's own Parse or PREPARE of `statement` is queued.
+    /// The client's own PREPARE of `statement` is queued.
     pub fn expected(&mut self, statement: &Arc<Statement>) {
         self.enter(statement, Certainty::Expected);
     }
@@ -147,7 +154,7 @@ impl ServerStatements {
         self.known.insert(statement.id, known);
     }
 
-    /// ParseComplete.
+    /// ParseComplete, and what shape the statement has is what its client knows.
     pub fn confirmed(&mut self, statement: &Statement) {
         if let Some(known) = self.known.get_mut(&statement.id) {
             known.certainty = Certainty::Confirmed;
@@ -173,19 +180,24 @@ impl ServerStatements {
         self.known.insert(statement.id, known);
     }
 
-    /// Puts in what is missing so that the server knows `statement`.
+    /// How the server stands to `statement`, which is about to be used.
     #[inline]
-    pub fn ensure(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Outgoing<'_>) {
+    pub fn find(&mut self, statement: &Statement, lease: &Lease) -> Found {
         self.clock += 1;
-        if let Some(known) = self.known.get_mut(&statement.id) {
-            known.used = self.clock;
-            match known.certainty {
-                Certainty::Confirmed | Certainty::Expected => return,
-                Certainty::Within(batch) if batch == lease.batch() => return,
-                Certainty::Within(_) | Certainty::Doubtful => {}
-            }
+        let Some(known) = self.known.get_mut(&statement.id) else { return Found::Missing };
+        known.used = self.clock;
+        match known.certainty {
+            Certainty::Confirmed | Certainty::Expected => Found::Known,
+            Certainty::Within(batch) if batch == lease.batch() => Found::Asked,
+            Certainty::Within(_) | Certainty::Doubtful => Found::Missing,
         }
-        self.prepare(statement, Whose::Follow, lease, out.build());
+    }
+
+    /// Puts in what is missing so that the server knows `statement`.
+    pub fn ensure(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Outgoing<'_>) {
+        if self.find(statement, lease) == Found::Missing {
+            self.prepare(statement, Whose::Follow, lease, out.build());
+        }
     }
 
     /// The same in front of a simple query, in a batch of its own: a Parse that failed without a Sync behind it would make
@@ -241,6 +253,19 @@ impl ServerStatements {
         lease: &mut Lease,
         out: &mut Vec<u8>,
     ) -> bool {
+        self.prepare_as(statement, None, whose, lease, out)
+    }
+
+    /// The same; `client_name`: the client has prepared it by that name just now, and takes the shape that it has.
+    #[cold]
+    pub fn prepare_as(
+        &mut self,
+        statement: &Arc<Statement>,
+        client_name: Option<&[u8]>,
+        whose: Whose,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) -> bool {
         self.make_room_for(statement, lease, out);
         if statement.in_sql {
             return self.prepare_in_sql(statement, whose, lease, out);
@@ -250,8 +275,26 @@ impl ServerStatements {
         if goes {
             self.queued(statement, lease.batch());
             parse(statement.server_name(), statement.body(), out);
+            Self::ask_shape(statement, client_name, whose, lease, out);
         }
         goes
+    }
+
+    /// Behind a Parse: what shape has the statement now?
+    pub fn ask_shape(
+        statement: &Arc<Statement>,
+        client_name: Option<&[u8]>,
+        whose: Whose,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) {
+        let naming = Naming { client_name: client_name.map(Into::into), statement: statement.clone() };
+        if statement.is_looked_at && lease.ask(Asked::Shape(Box::new(naming)), whose) {
+            append(out, b'D', |out| {
+                out.push(b'S');
+                append_cstr(out, statement.server_name());
+            });
+        }
     }
 
     /// Runs the PREPARE that made it. That takes the server's unnamed statement.
@@ -284,7 +327,7 @@ impl ServerStatements {
         if self.unnamed == client.unnamed.serial {
             return;
         }
-        let asked = if client.unnamed.serial == 0 { Asked::Close(None) } else { Asked::Parse(None) };
+        let asked = if client.unnamed.serial == 0 { Asked::CloseUnnamed } else { Asked::Parse(None) };
         if lease.ask(asked, Whose::Follow) {
             self.unnamed = client.unnamed.serial;
             match self.unnamed {
@@ -293,6 +336,19 @@ impl ServerStatements {
             }
         }
     }
+}
+
+/// A Close goes to the server, if it is not skipped there.
+fn ask_close(statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
+    let naming = Naming { client_name: None, statement: statement.clone() };
+    let goes = lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
+    if goes {
+        append(out, b'C', |out| {
+            out.push(b'S');
+            append_cstr(out, statement.server_name());
+        });
+    }
+    goes
 }
 
 fn parse(name: &[u8], body: &[u8], out: &mut Vec<u8>) {

@@ -46,6 +46,7 @@ pub enum Doing {
 const CANCEL: u8 = 1;
 const END: u8 = 2;
 const NOTIFIED: u8 = 4;
+const CALLED_BACK: u8 = 8;
 
 /// What others see of a session.
 #[derive(Debug)]
@@ -188,6 +189,20 @@ impl SessionHandle {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Somebody waits for a server, and the session keeps one that it can do without.
+    pub fn call_back(&self) {
+        self.signals.fetch_or(CALLED_BACK, Ordering::AcqRel);
+        let waker = self.mailbox().waker.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether it has not attended to that yet.
+    pub fn is_called_back(&self) -> bool {
+        self.signals.load(Ordering::Acquire) & CALLED_BACK != 0
     }
 
     /// Asks the session's task to cancel what its server runs. The receiver resolves (with an error: the sender is

@@ -18,10 +18,7 @@ use super::{
     server::connection::{AskError, Server},
     session_state::{Settings, Settled, Uncertain},
 };
-use crate::{
-    error::{NoChoice, Refusal},
-    wire::message::parameter_status,
-};
+use crate::{error::NoChoice, wire::message::parameter_status};
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
@@ -71,7 +68,7 @@ impl Relay {
         }
         self.handle.set_pins(pins);
         self.release_reply().await?;
-        self.count_pinned(pins)?;
+        self.count_pinned(pins);
         match self.after_reply(Instant::now()) {
             Some(Step::End(end)) => Err(end),
             _ => Ok(()),
@@ -92,21 +89,14 @@ impl Relay {
         if is_here { Ok(()) } else { Err(End::Refused(NoChoice::NotAlone.into())) }
     }
 
-    /// Sees to it that not too many sessions keep their server. The one that is too many ends: its transaction is done and
-    /// answered, and what it would need to go on cannot be had.
-    fn count_pinned(&mut self, pins: Pins) -> Result<(), End> {
+    /// Takes a place among the sessions that keep their server, or gives it up.
+    fn count_pinned(&mut self, pins: Pins) {
         if pins.is_empty() || !self.side.follows() {
             self.pinned = None;
         } else if self.pinned.is_none() {
             self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
-            self.pinned = self.pool.pin();
-            if self.pinned.is_none() {
-                let reasons = pins.names().collect::<Vec<_>>().join(", ");
-                let limit = self.pool.rules.pinned_max;
-                return Err(End::Refused(Refusal::TooManyPinned { limit, reasons }));
-            }
+            self.pinned = Some(self.pool.keep(&self.handle));
         }
-        Ok(())
     }
 
     /// Reads what functions leave behind, where that may have changed.

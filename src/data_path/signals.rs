@@ -58,6 +58,7 @@ impl Relay {
             self.tell_heard();
         }
         if self.handle.is_signalled() {
+            let called_back = self.handle.is_called_back();
             let signals = self.handle.take_signals();
             if let Some(reason) = signals.end {
                 return Some(Step::End(End::Refused(reason)));
@@ -68,6 +69,9 @@ impl Relay {
                     return Some(Step::End(End::Refused(reason)));
                 }
                 self.leaving = Some(reason);
+            }
+            if called_back && let Some(step) = self.yield_server() {
+                return Some(step);
             }
             // Other signals come this way as well: what runs when a drain begins must not be cancelled.
             if !signals.cancels.is_empty() {

@@ -1,12 +1,20 @@
 //! A session gets a server, and may wait in line for it: until it gets one, its client leaves, or somebody ends or cancels it.
 
-use std::{future::poll_fn, pin::Pin, sync::atomic::Ordering, task::Poll, time::Instant};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     farewell::End,
-    relay::{BUFFERS, FIRST_MESSAGE_BYTES, Relay, Step},
+    lease::Pins,
+    pool::kept::{Wanted, yields},
+    relay::{BUFFERS, Buffers, FIRST_MESSAGE_BYTES, Relay, Step},
     server::connection::Server,
     session::Doing,
 };
@@ -68,6 +76,61 @@ impl Relay {
                 Ok(())
             }
         }
+    }
+
+    /// Somebody waits for a server, and the session keeps one: it gives it back if it is between two transactions and keeps it
+    /// for the values of sequences only. It has none any more then, and nobody else gets them (`exchange/sequences.rs`).
+    #[cold]
+    pub(super) fn yield_server(&mut self) -> Option<Step> {
+        let server = self.server.as_mut()?;
+        let free = server.side.lease.is_over() && self.held.is_empty();
+        if !free || !self.side.follows() || !yields(server.side.lease.pins) {
+            return None;
+        }
+        server.side.lease.pins = Pins::NONE;
+        self.handle.set_pins(Pins::NONE);
+        self.pinned = None;
+        self.after_reply(Instant::now())
+    }
+
+    /// The session is between two transactions and keeps its server, unless somebody waits who needs it more.
+    pub(super) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
+        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+        if self.handle.is_notified() {
+            self.tell_heard();
+        }
+        if follows && self.pool.waiting() > 0 { self.make_way() } else { None }
+    }
+
+    #[cold]
+    fn make_way(&mut self) -> Option<Step> {
+        let pins = self.server.as_ref()?.side.lease.pins;
+        match self.pool.wants_back(&self.handle, pins) {
+            Wanted::No => None,
+            Wanted::Yielded => self.yield_server(),
+            Wanted::Ended(reason) => Some(Step::End(End::Refused(reason))),
+        }
+    }
+
+    /// Keeps what must wait until what the server has got is answered.
+    #[cold]
+    pub(super) fn await_answers(&mut self, rest: Vec<u8>) -> Result<(), Step> {
+        (self.inbox, self.awaits) = (rest, true);
+        Ok(())
+    }
+
+    /// Goes on with what waits for the server's answers, once they are in.
+    #[cold]
+    pub(super) fn go_on(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
+        if self.server.as_ref().is_some_and(|server| server.side.lease.is_awaited()) {
+            return Ok(Poll::Pending);
+        }
+        self.awaits = false;
+        if self.server.is_none() {
+            return self.serve_inbox(buffers, cx).map_or(Ok(Poll::Ready(())), Err);
+        }
+        let inbox = std::mem::take(&mut self.inbox);
+        self.forward(&inbox, &mut buffers.scratch, cx).map(Poll::Ready)
     }
 
     /// Resolves when the client leaves, or a signal comes, while it waits for a server. What the client sends meanwhile

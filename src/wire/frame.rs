@@ -109,6 +109,12 @@ impl Framer {
         }
     }
 
+    /// The piece that came last was the beginning of a message, or all of it, and is to come again from its first byte.
+    pub fn put_back(&mut self) {
+        self.body_left = 0;
+        self.forget_held();
+    }
+
     /// Takes the next piece off the front of `chunk`; `None` when the chunk is used up.
     ///
     /// `need` is asked once for each header with type and length (which counts itself, not the type).

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{
+    bringing::Hold,
     client_side::violation,
     requests::{GOES_ON, Requests},
 };
@@ -12,7 +13,7 @@ use crate::{
         choice::Talk,
         lease::{Asked, Whose},
     },
-    error::{NoChoice, Refusal},
+    error::{NoChoice, Objection, Refusal},
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
@@ -26,14 +27,14 @@ impl Requests<'_, '_> {
     /// A text that chooses the tenant. It waits where nothing else of its transaction has gone to the server; elsewhere the
     /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
     #[cold]
-    pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<()> {
+    pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<Hold> {
         let lease = &self.server.lease;
         if !self.rules.chooses {
             self.deny(tag, NoChoice::Employee);
         } else if lease.is_unsynced() || lease.takes_copy_data() {
             self.deny(tag, NoChoice::TransactionBegun);
         } else {
-            return ControlFlow::Break(());
+            return ControlFlow::Break(Hold::Choice);
         }
         ControlFlow::Continue(())
     }
@@ -41,16 +42,17 @@ impl Requests<'_, '_> {
     /// In place of a message the server gets one that it cannot read, and its error goes to the client in words of ours.
     #[cold]
     pub(super) fn deny(&mut self, tag: u8, reason: NoChoice) {
+        let objection = Objection::NoChoice(reason);
         if self.server.lease.takes_copy_data() {
             // Whatever it is: the COPY fails of it.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else if tag == b'Q' {
             self.end_unnamed();
-            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(reason));
+            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(objection));
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else {
             self.server.statements.doubt_unnamed();
-            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(reason));
+            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(objection));
             append(self.out.build(), b'P', |out| {
                 append_cstr(out, b"");
                 append_cstr(out, UNREADABLE);
@@ -60,7 +62,7 @@ impl Requests<'_, '_> {
     }
 
     /// A service login's session that keeps its server reads along for one thing only.
-    pub(super) fn in_session_mode(&mut self, tag: u8, bytes: &[u8]) -> Result<ControlFlow<()>, Refusal> {
+    pub(super) fn in_session_mode(&mut self, tag: u8, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if tag == b'P' {
             cstr(&mut body).map_err(violation)?;
@@ -87,7 +89,7 @@ impl Requests<'_, '_> {
 
     /// A Bind whose rest is yet to come is too long to name a tenant, and cannot be taken back.
     #[cold]
-    pub(super) fn choice_bound(&mut self, whole: bool) -> Result<ControlFlow<()>, Refusal> {
+    pub(super) fn choice_bound(&mut self, whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
         if whole { Ok(self.choice(b'B')) } else { Err(NoChoice::NotAlone.into()) }
     }
 }

@@ -1,6 +1,6 @@
 //! The client's side of an exchange: what outlives a lease.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use super::{away::Bounds, requests::Requests, server_side::ServerSide};
 use crate::{
@@ -98,6 +98,8 @@ pub enum Flow {
     Chooses(Vec<u8>),
     /// What it said last may lead it to another tenant: all behind it waits for the answer.
     Pauses(Vec<u8>),
+    /// What this message means, and whether it may be passed on, shows when the server has answered what it was sent before.
+    Awaits(Vec<u8>),
 }
 
 impl ClientSide {
@@ -217,17 +219,23 @@ impl ClientSide {
                     return Ok(Flow::Terminated);
                 }
                 Some(Piece::Whole { tag, bytes }) => {
-                    if requests.message(tag, bytes, true)?.is_break() {
+                    if let ControlFlow::Break(hold) = requests.message(tag, bytes, true)? {
                         let waits = [bytes, chunk].concat();
-                        framer.take_held(&mut Vec::new());
-                        return Ok(Flow::Chooses(waits));
+                        framer.put_back();
+                        return Ok(requests.hold(hold, waits));
                     }
                     if std::mem::take(&mut requests.bounds.pauses) {
                         framer.take_held(&mut Vec::new());
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
                 }
-                Some(Piece::First { tag, bytes }) => drop(requests.message(tag, bytes, false)?),
+                Some(Piece::First { tag, bytes }) => {
+                    if let ControlFlow::Break(hold) = requests.message(tag, bytes, false)? {
+                        let waits = [bytes, chunk].concat();
+                        framer.put_back();
+                        return Ok(requests.hold(hold, waits));
+                    }
+                }
             }
         }
     }

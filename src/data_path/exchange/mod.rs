@@ -6,6 +6,7 @@
 //! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
 
 mod away;
+mod bringing;
 mod choices;
 mod client_side;
 mod naming;

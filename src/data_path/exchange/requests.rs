@@ -4,6 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     away::Bounds,
+    bringing::{AWAITS, Brought, Hold},
     client_side::{Rules, violation},
     naming::Rewritten,
     server_side::ServerSide,
@@ -15,8 +16,8 @@ use crate::{
         choice::{Stance, Talk},
         deeds::{Deeds, disowned},
         lease::{Asked, Naming, Pins, Whose},
-        prepared::{ClientStatements, Statement, rename},
-        session_state::{Doubts, hide_setter},
+        prepared::{ClientStatements, ServerStatements, Statement, rename},
+        session_state::Doubts,
         statement::Characters,
     },
     error::Refusal,
@@ -38,9 +39,14 @@ pub struct Requests<'a, 'c> {
 }
 
 impl Requests<'_, '_> {
-    /// Sends a message on. It stops at one that chooses the tenant: that one must wait, and nothing has been done about it.
+    /// Sends a message on. It stops at one that must wait: nothing has been done about it then.
     #[inline]
-    pub(super) fn message(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Result<ControlFlow<()>, Refusal> {
+    pub(super) fn message(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        whole: bool,
+    ) -> Result<ControlFlow<Hold>, Refusal> {
         if self.rules.stance != Stance::AtHome && !self.is_within_bounds(tag, bytes, whole)? {
             return GOES_ON;
         }
@@ -51,8 +57,8 @@ impl Requests<'_, '_> {
             b'Q' => return self.query(bytes, whole),
             b'P' if self.rules.follow => return self.parse(bytes, whole),
             b'B' if self.rules.follow => return self.bind(bytes, whole),
-            b'D' if self.rules.follow => return self.describe(bytes).map(ControlFlow::Continue),
-            b'C' if self.rules.follow => return self.close(bytes).map(ControlFlow::Continue),
+            b'D' if self.rules.follow => return self.describe(bytes),
+            b'C' if self.rules.follow => return self.close(bytes),
             b'F' => {
                 self.server.uncertain.note(&Aftermath::unread(), false);
                 self.ask(Asked::FunctionCall);
@@ -88,7 +94,7 @@ impl Requests<'_, '_> {
         note_calls(text, seen, self.rules, self.server);
     }
 
-    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<()>, Refusal> {
+    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
         if !self.rules.follow {
             self.end_unnamed();
             self.ask(Asked::Query(None));
@@ -102,6 +108,9 @@ impl Requests<'_, '_> {
         };
         if aftermath.talk == Talk::Chooses {
             return Ok(self.choice(b'Q'));
+        }
+        if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
+            return AWAITS;
         }
         self.end_unnamed();
         let settled = self.server.lease.is_settled();
@@ -132,13 +141,24 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
+    /// Asks for what changes the unnamed statement.
+    fn ask_unnamed(&mut self, asked: Asked) -> bool {
+        let may_be_skipped = self.server.lease.is_working();
+        let goes = self.server.lease.ask(asked, Whose::Client);
+        if goes {
+            self.statements.succeed_unnamed(may_be_skipped);
+        }
+        goes
+    }
+
     /// A simple query ends the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
+        self.statements.succeed_unnamed(self.server.lease.is_working());
         self.statements.forget_unnamed();
         self.server.statements.set_unnamed(0);
     }
 
-    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<()>, Refusal> {
+    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = cstr(&mut body).map_err(violation)?;
         let aftermath = |lexing| match cstr(&mut { body }) {
@@ -151,6 +171,9 @@ impl Requests<'_, '_> {
             if aftermath.talk == Talk::Chooses {
                 return Ok(self.choice(b'P'));
             }
+            if aftermath.names_statements && self.server.lease.may_have_others() {
+                return AWAITS;
+            }
             *self.unnamed_serial += 1;
             if aftermath.names_statements
                 && let Some(rewritten) = self.with_server_names(cstr(&mut { body }).unwrap_or_default())?
@@ -159,7 +182,7 @@ impl Requests<'_, '_> {
                     .parse_with_server_names(name, body, aftermath, rewritten)
                     .map(ControlFlow::Continue);
             }
-            if self.server.lease.ask(Asked::Parse(None), Whose::Client) {
+            if self.ask_unnamed(Asked::Parse(None)) {
                 self.statements.set_unnamed(
                     *self.unnamed_serial,
                     if whole { body } else { b"" },
@@ -173,6 +196,9 @@ impl Requests<'_, '_> {
         }
         if !whole {
             return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
+        }
+        if self.server.lease.may_have_others() {
+            return AWAITS;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well, and says what PostgreSQL says.
@@ -205,11 +231,13 @@ impl Requests<'_, '_> {
         self.server.statements.make_room_for(&statement, &mut self.server.lease, self.out.build());
         let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
         if self.server.lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Client) {
-            self.server.statements.expected(&statement);
+            self.server.statements.queued(&statement, self.server.lease.batch());
             self.server.statements.tally.client_parses += 1;
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
+        let ServerSide { lease, .. } = &mut *self.server;
+        ServerStatements::ask_shape(&statement, Some(name), Whose::Follow, lease, self.out.build());
     }
 
     /// A text that names other statements: as servers get it.
@@ -241,7 +269,7 @@ impl Requests<'_, '_> {
         for statement in &requires {
             self.server.statements.ensure(statement, &mut self.server.lease, self.out);
         }
-        if self.server.lease.ask(Asked::Parse(None), Whose::Client) {
+        if self.ask_unnamed(Asked::Parse(None)) {
             let serial = *self.unnamed_serial;
             self.statements.set_unnamed(serial, &text, aftermath, Some((requires, deeds)));
             self.server.statements.set_unnamed(serial);
@@ -292,15 +320,21 @@ impl Requests<'_, '_> {
         Ok(())
     }
 
-    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<()>, Refusal> {
+    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
+            if self.server.lease.is_unnamed_doubtful() {
+                return AWAITS;
+            }
             let aftermath = self.statements.unnamed_aftermath();
             let (inspects, reads) = (aftermath.inspects, aftermath.pins.contains(Pins::SEQUENCE));
             if aftermath.talk == Talk::Chooses && self.statements.unnamed_body().is_some() {
                 return self.choice_bound(whole);
+            }
+            if self.statements.unnamed_naming().is_some() && self.server.lease.may_have_others() {
+                return AWAITS;
             }
             if let Some(naming) = self.statements.unnamed_naming().cloned() {
                 self.bind_naming(portal, &naming);
@@ -314,6 +348,9 @@ impl Requests<'_, '_> {
             return self.with_unnamed(Asked::Bind, bytes).map(ControlFlow::Continue);
         }
         let at = HEADER_BYTES + portal.len() + 1;
+        if self.server.lease.is_doubtful(name) {
+            return AWAITS;
+        }
         let Some(statement) = self.statements.get(name).cloned() else {
             // The server says so itself, under the name the client used.
             self.ask(Asked::Bind);
@@ -326,6 +363,17 @@ impl Requests<'_, '_> {
         if statement.aftermath.talk == Talk::Chooses {
             return self.choice_bound(whole);
         }
+        if statement.naming.is_some() && self.server.lease.may_have_others() {
+            return AWAITS;
+        }
+        match self.bring(name, &statement) {
+            Brought::Here => {}
+            Brought::Awaited => return AWAITS,
+            Brought::Changed => {
+                self.refuse_changed(Asked::Bind, bytes, at, name.len());
+                return GOES_ON;
+            }
+        }
         if let Some(naming) = &statement.naming {
             self.bind_naming(portal, naming);
         }
@@ -336,53 +384,70 @@ impl Requests<'_, '_> {
         if statement.aftermath.inspects {
             self.show_what_is_prepared(false);
         }
-        self.with_statement(Asked::Bind, bytes, at, name.len(), &statement);
+        self.ask(Asked::Bind);
+        rename(bytes, at, name.len(), statement.server_name(), self.out.build());
         GOES_ON
     }
 
-    fn describe(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
         let (kind, name) = kind_and_name(bytes)?;
+        if kind == b'S' && (self.server.lease.is_doubtful(name) || self.server.lease.is_unnamed_doubtful()) {
+            return AWAITS;
+        }
         match self.statements.get(name).cloned() {
             _ if kind != b'S' => self.ask(Asked::Describe),
             _ if name.is_empty() => {
                 let naming = self.statements.unnamed_naming().cloned();
                 self.ensure_named(naming.as_ref());
-                return self.with_unnamed(Asked::Describe, bytes);
+                return self.with_unnamed(Asked::Describe, bytes).map(ControlFlow::Continue);
             }
             None => {
                 self.ask(Asked::Describe);
                 if let Some(other) = disowned(name) {
                     rename(bytes, HEADER_BYTES + 1, name.len(), &other, self.out.build());
-                    return Ok(());
+                    return GOES_ON;
                 }
             }
             Some(statement) => {
+                let at = HEADER_BYTES + 1;
+                match self.bring(name, &statement) {
+                    Brought::Here => {}
+                    Brought::Awaited => return AWAITS,
+                    Brought::Changed => {
+                        self.refuse_changed(Asked::Describe, bytes, at, name.len());
+                        return GOES_ON;
+                    }
+                }
                 self.ensure_named(statement.naming.as_ref());
-                self.with_statement(Asked::Describe, bytes, HEADER_BYTES + 1, name.len(), &statement);
-                return Ok(());
+                self.ask(Asked::Describe);
+                rename(bytes, at, name.len(), statement.server_name(), self.out.build());
+                return GOES_ON;
             }
         }
         self.out.pass(bytes);
-        Ok(())
+        GOES_ON
     }
 
     /// A Close takes the client's name away; the statement stays on the server, for others. What is passed on closes a
     /// name that the server does not have, which PostgreSQL answers like any other.
-    fn close(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
         let (kind, name) = kind_and_name(bytes)?;
+        if kind == b'S' && self.server.lease.is_doubtful(name) {
+            return AWAITS;
+        }
         let statement = self.statements.get(name).filter(|_| kind == b'S').cloned();
-        let unnamed = kind == b'S' && name.is_empty();
         let naming =
             statement.map(|statement| Box::new(Naming { client_name: Some(name.into()), statement }));
-        if self.server.lease.ask(Asked::Close(naming), Whose::Client) && kind == b'S' {
-            self.statements.remove(name);
-            if unnamed {
+        if kind == b'S' && name.is_empty() {
+            if self.ask_unnamed(Asked::CloseUnnamed) {
                 self.statements.forget_unnamed();
                 self.server.statements.set_unnamed(0);
             }
+        } else if self.server.lease.ask(Asked::Close(naming), Whose::Client) && kind == b'S' {
+            self.statements.remove(name);
         }
         self.out.pass(bytes);
-        Ok(())
+        GOES_ON
     }
 
     fn with_unnamed(&mut self, asked: Asked, bytes: &[u8]) -> Result<(), Refusal> {
@@ -391,43 +456,12 @@ impl Requests<'_, '_> {
         self.out.pass(bytes);
         Ok(())
     }
-
-    #[inline]
-    fn with_statement(
-        &mut self,
-        asked: Asked,
-        bytes: &[u8],
-        at: usize,
-        length: usize,
-        statement: &Arc<Statement>,
-    ) {
-        let name = bytes.get(at..at + length).unwrap_or_default();
-        let ServerSide { statements: servers, lease, .. } = &mut *self.server;
-        if self.statements.take_postponed(name) {
-            servers.prepare(statement, Whose::Follow, lease, self.out.build());
-        } else {
-            servers.ensure(statement, lease, self.out);
-        }
-        self.ask(asked);
-        rename(bytes, at, length, statement.server_name(), self.out.build());
-    }
-
-    /// The session is about to look at what is prepared, and must find its own statements and nobody else's. What the server
-    /// lacks can only be brought to it while no batch is under way: `settled`.
-    #[cold]
-    fn show_what_is_prepared(&mut self, settled: bool) {
-        let ServerSide { statements, lease, has_setter, .. } = &mut *self.server;
-        hide_setter(has_setter, lease, self.out.build());
-        statements.hide_others(self.statements, lease, self.out.build());
-        if settled {
-            statements.show_own(self.statements, lease, self.out);
-        }
-    }
 }
 
 #[inline]
 fn note(aftermath: &Aftermath, alone: bool, rules: &Rules, server: &mut ServerSide) {
     server.uncertain.note(aftermath, alone);
+    server.lease.committing |= aftermath.commits;
     if aftermath.doubts.contains(Doubts::FUNCTIONS) {
         server.uncertain.changes_functions(&rules.catalogue);
     }
@@ -442,7 +476,7 @@ fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut Serv
 }
 
 /// The message has gone its way.
-pub(super) const GOES_ON: Result<ControlFlow<()>, Refusal> = Ok(ControlFlow::Continue(()));
+pub(super) const GOES_ON: Result<ControlFlow<Hold>, Refusal> = Ok(ControlFlow::Continue(()));
 
 fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), Refusal> {
     let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {

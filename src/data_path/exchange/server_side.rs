@@ -7,9 +7,10 @@ use crate::{
     data_path::{
         channels::Hearing,
         deeds::{Deeds, in_the_clients_words, without_position},
-        lease::{Asked, Desync, Lease, Owed, Pins, Whose},
-        prepared::ServerStatements,
+        lease::{Asked, Desync, Lease, Naming, Pins, Whose},
+        prepared::{ServerStatements, Statement},
         session_state::{Doubts, Settings, Uncertain},
+        shape::Reading,
         statement::{Characters, Lexing},
     },
     error::Refusal,
@@ -43,6 +44,10 @@ pub struct ServerSide {
     pub bound: Option<(Box<[u8]>, Deeds)>,
     /// Why a statement could not be brought here: in its stead the client would be told that it does not exist.
     attempted: Option<Vec<u8>>,
+    /// What is being read of a statement's shape.
+    shape: Reading,
+    /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
+    pub sought: Option<(Arc<Statement>, bool)>,
     /// Whose sequences it remembers.
     pub sequences: Sequences,
     /// Our own statement is prepared (see `session_state::prelude`).
@@ -92,6 +97,8 @@ impl ServerSide {
             hearing: Hearing::default(),
             bound: None,
             attempted: None,
+            shape: Reading::default(),
+            sought: None,
             sequences: Sequences::default(),
             has_setter: false,
             lexing: lexing(&reported),
@@ -140,7 +147,7 @@ impl ServerSide {
         // Taken out for the loop, so that a piece may borrow it while the rest of `self` is at work.
         let mut framer = std::mem::take(&mut self.framer);
         let result = loop {
-            match framer.next(&mut chunk, need_of_server) {
+            match framer.next(&mut chunk, |tag, length| need_of_server(tag, length, &self.lease)) {
                 Ok(None) => break Ok(heard),
                 Ok(Some(Piece::Rest { bytes, .. })) => {
                     if !self.hiding {
@@ -199,11 +206,46 @@ impl ServerSide {
                 if tag == b'C' && self.lease.deeds().is_some() {
                     self.command_complete(bytes, client);
                 }
+                if matches!(tag, b'T' | b't' | b'n') && self.lease.is_shape_owed() {
+                    self.shape.take(bytes);
+                }
                 let settled = self.lease.reply(tag)?;
-                if let Some(Asked::Parse(Some(naming))) = settled.done {
-                    self.statements.confirmed(&naming.statement);
+                match settled.done {
+                    Some(Asked::Parse(Some(naming))) if !naming.statement.is_looked_at => {
+                        self.statements.confirmed(&naming.statement);
+                    }
+                    Some(Asked::Shape(naming)) => self.shaped(*naming, client),
+                    _ => {}
                 }
                 Ok(settled.pass)
+            }
+        }
+    }
+
+    /// A statement has been parsed, and this is what it takes and gives.
+    #[cold]
+    fn shaped(&mut self, naming: Naming, client: &mut ClientSide) {
+        let Naming { client_name, statement } = naming;
+        let shape = self.shape.finish();
+        let known = shape.map(|shape| (shape, *statement.shape.get_or_init(|| shape)));
+        let Some((shape, _)) = known.filter(|(shape, known)| shape != known) else {
+            return self.statements.confirmed(&statement);
+        };
+        // It is not what its clients know, and whoever uses it must be told so.
+        self.statements.failed(&statement);
+        match client_name {
+            Some(name) => {
+                let reshaped = client.rules().table.reshaped(&statement, &self.applied, shape);
+                // It may have been closed meanwhile, by what is skipped in the end.
+                self.lease.closes_instead(&name, &statement, &reshaped);
+                if client.statements.get(&name).is_some_and(|known| known.is(&statement)) {
+                    client.statements.insert(&name, reshaped);
+                }
+            }
+            None => {
+                if let Some((_, changed)) = self.sought.as_mut().filter(|(sought, _)| sought.is(&statement)) {
+                    *changed = true;
+                }
             }
         }
     }
@@ -256,28 +298,31 @@ impl ServerSide {
             return Ok(true);
         }
         let Self { lease, statements, .. } = self;
-        let whose = lease.error(|Owed { asked, whose }| match asked {
-            Asked::Parse(Some(naming)) => {
-                statements.failed(&naming.statement);
-                if let Some(name) = &naming.client_name {
-                    client.statements.remove(name);
-                }
+        let whose = lease.error(|owed, skipped| {
+            if owed.changes_unnamed() {
+                client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
             }
-            Asked::Parse(None) => {
-                // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
-                statements.doubt_unnamed();
-                if whose == Whose::Client {
-                    client.statements.forget_unnamed();
+            match owed.asked {
+                Asked::Parse(Some(naming)) => {
+                    statements.failed(&naming.statement);
+                    if let Some(name) = &naming.client_name {
+                        client.statements.remove(name);
+                    }
                 }
+                Asked::Parse(None) => {
+                    // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
+                    statements.doubt_unnamed();
+                }
+                Asked::Shape(naming) => statements.failed(&naming.statement),
+                // It was to take an unnamed statement away, another client's perhaps, which is still there.
+                Asked::CloseUnnamed => statements.doubt_unnamed(),
+                Asked::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
+                Asked::Close(Some(naming)) => match &naming.client_name {
+                    Some(name) => client.statements.insert(name, naming.statement.clone()),
+                    None => statements.not_closed(&naming.statement),
+                },
+                _ => {}
             }
-            // It was to take another client's unnamed statement away, which is still there.
-            Asked::Close(None) => statements.doubt_unnamed(),
-            Asked::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
-            Asked::Close(Some(naming)) => match &naming.client_name {
-                Some(name) => client.statements.insert(name, naming.statement.clone()),
-                None => statements.not_closed(&naming.statement),
-            },
-            _ => {}
         })?;
         match whose {
             Whose::Ours => return Err(Broken::Bookkeeping(ServerError::read(bytes))),
@@ -373,8 +418,9 @@ fn lexing(reported: &[(Box<str>, Box<str>)]) -> Lexing {
     }
 }
 
-fn need_of_server(tag: u8, length: usize) -> Result<Need, FrameError> {
+fn need_of_server(tag: u8, length: usize, lease: &Lease) -> Result<Need, FrameError> {
     Ok(match tag {
+        b'T' | b't' if length <= REPORT_BYTES_MAX && lease.is_shape_owed() => Need::Whole,
         b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
         b'Z' if length == 5 => Need::Whole,
         b'Z' => return Err(FrameError::Length),

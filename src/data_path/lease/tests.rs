@@ -23,7 +23,7 @@ fn replies(lease: &mut Lease, tags: &str) -> Result<(), Desync> {
     for tag in tags.bytes() {
         match tag {
             b'Z' => drop(lease.ready(b'I')?),
-            b'E' => drop(lease.error(|_| {})?),
+            b'E' => drop(lease.error(|_, _| {})?),
             tag => drop(lease.reply(tag)?),
         }
     }
@@ -171,6 +171,6 @@ fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
     let mut lease = Lease::default();
     assert!(lease.ask(Asked::Parse(None), Whose::Follow));
     asked(&mut lease, "BES");
-    assert_eq!(lease.error(|_| {}), Ok(Whose::Follow));
+    assert_eq!(lease.error(|_, _| {}), Ok(Whose::Follow));
     assert!(lease.ready(b'I').unwrap());
 }

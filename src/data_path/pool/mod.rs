@@ -10,6 +10,7 @@ pub mod ear;
 mod ear_line;
 pub mod greeting;
 pub mod halt;
+pub mod kept;
 pub mod roster;
 pub mod stats;
 mod tenant_pools;
@@ -25,6 +26,7 @@ use std::{
 use deadpool::unmanaged::{self, Object, PoolError};
 use tokio::sync::watch;
 
+pub use self::kept::Pinned;
 pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
 use self::{budget::Budget, ear::EarPlace, greeting::Greetings, roster::Roster, stats::PoolStats};
 use super::{
@@ -45,7 +47,7 @@ pub struct PoolRules {
     pub size: usize,
     /// Servers kept open.
     pub min_size: usize,
-    /// Servers that sessions may keep between transactions.
+    /// Servers that sessions may keep between transactions while others wait.
     pub pinned_max: usize,
     /// Statements a server keeps prepared.
     pub prepared_max: usize,
@@ -68,6 +70,9 @@ pub struct PoolRules {
     /// A server is closed when idle after this.
     pub server_lifetime: Duration,
 }
+
+/// How often a session that waits for a server has those asked who keep one.
+const CALL_BACK_EVERY: Duration = Duration::from_millis(25);
 
 /// In a pool of fewer servers than this every one may be kept by a session.
 const SMALL_POOL: usize = 5;
@@ -132,7 +137,7 @@ pub struct Pool {
     opening: AtomicUsize,
     waiting: AtomicUsize,
     cancelling: AtomicUsize,
-    pinned: AtomicUsize,
+    kept: kept::Kept,
     last_used_ms: AtomicU64,
     /// When it was last to be looked whether functions were changed past us, on the same clock.
     functions_checked_ms: AtomicU64,
@@ -155,16 +160,6 @@ impl Drop for Present {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
         self.0.sessions_of_tenant.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// A session that keeps its server between transactions, counted as long as this lives.
-#[derive(Debug)]
-pub struct Pinned(Arc<Pool>);
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        self.0.pinned.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -238,6 +233,8 @@ impl Pool {
         failure.mark_unchanged();
         let deadline = tokio::time::sleep(wait);
         tokio::pin!(deadline);
+        let mut call_back = tokio::time::interval(CALL_BACK_EVERY);
+        call_back.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.open_wanted();
             let got = self.servers.get();
@@ -250,6 +247,12 @@ impl Pool {
                         let refusal = failure.borrow_and_update().clone();
                         if let (0, Some(refusal)) = (self.live(), refusal) {
                             return Err(refusal);
+                        }
+                    }
+                    // Whoever has just begun to keep a server may be asked a moment later.
+                    _ = call_back.tick(), if !self.is_paused() => {
+                        if self.opening() < self.waiting() {
+                            self.call_back();
                         }
                     }
                     () = &mut deadline => return Err(Refusal::PoolBusy { waited: wait }),
@@ -310,14 +313,6 @@ impl Pool {
     /// Counts a cancel request for as long as the result lives.
     pub fn cancel_under_way(self: &Arc<Self>) -> Counted<impl Fn(&Pool) -> &AtomicUsize + use<>> {
         Counted::new(self, |pool: &Pool| &pool.cancelling)
-    }
-
-    /// A place among the sessions that keep their server; `None` if there is none left.
-    pub fn pin(self: &Arc<Self>) -> Option<Pinned> {
-        let taken = self.pinned.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pinned| {
-            (pinned < self.rules.pinned_max).then_some(pinned + 1)
-        });
-        taken.ok().map(|_| Pinned(self.clone()))
     }
 
     /// Sessions of this pool, and of those it replaced.

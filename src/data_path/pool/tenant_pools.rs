@@ -157,7 +157,7 @@ impl TenantPools {
             opening: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             cancelling: AtomicUsize::new(0),
-            pinned: AtomicUsize::new(0),
+            kept: super::kept::Kept::default(),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
             paused: AtomicBool::new(self.halts.is_paused(tenant.id)),

@@ -1,0 +1,123 @@
+//! A client's named statement is brought to the server that it is used on.
+//!
+//! Where the server lacks it, it is prepared there from the text; and if a table or a type has changed since the client
+//! prepared it, it gives other columns than the client was told of. PostgreSQL refuses that (0A000), and so do we: what the
+//! client sent waits until the server has told the statement's shape. That is a round trip for each statement and server,
+//! and only while the server lacks it.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use super::{client_side::Flow, requests::Requests, server_side::ServerSide};
+use crate::{
+    data_path::{
+        lease::{Asked, Whose},
+        prepared::{Found, Statement, rename},
+        session_state::hide_setter,
+    },
+    error::{Objection, Refusal},
+    wire::message::append,
+};
+
+/// No server has a statement of that name.
+const NOBODYS: &[u8] = b"pglobby__";
+
+/// How a server stands to a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Brought {
+    /// It has it, or will have it in time.
+    Here,
+    /// It will say what shape it has there.
+    Awaited,
+    /// It has another shape there.
+    Changed,
+}
+
+/// The message waits for answers that are owed.
+pub(super) const AWAITS: Result<ControlFlow<Hold>, Refusal> = Ok(ControlFlow::Break(Hold::Answers));
+
+/// Why a message must wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hold {
+    /// It chooses the tenant.
+    Choice,
+    /// What the server has been sent before it decides on what it means.
+    Answers,
+}
+
+impl Requests<'_, '_> {
+    /// `waits` begins with a message that must wait. Where it is for answers, the server is to send what it has.
+    #[cold]
+    pub(super) fn hold(&mut self, hold: Hold, waits: Vec<u8>) -> Flow {
+        match hold {
+            Hold::Choice => Flow::Chooses(waits),
+            Hold::Answers => {
+                append(self.out.build(), b'H', |_| {});
+                Flow::Awaits(waits)
+            }
+        }
+    }
+
+    /// Sees to it that the server has a statement that the client calls `name`.
+    #[inline]
+    pub(super) fn bring(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
+        if self.statements.is_any_postponed() {
+            if self.server.lease.may_have_others() {
+                return Brought::Awaited;
+            }
+            if self.statements.take_postponed(name) {
+                self.bring_postponed(name, statement);
+                return Brought::Here;
+            }
+        }
+        if self.server.statements.find(statement, &self.server.lease) == Found::Known {
+            return Brought::Here;
+        }
+        self.bring_anew(name, statement)
+    }
+
+    #[cold]
+    fn bring_anew(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
+        let ServerSide { statements: servers, lease, sought, .. } = &mut *self.server;
+        let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
+        if changed == Some(true) {
+            return Brought::Changed;
+        }
+        let shows = match servers.find(statement, lease) {
+            // The same text by another of the client's names.
+            Found::Asked => lease.shows_shape_of(statement, name),
+            _ if lease.may_have_others() => return Brought::Awaited,
+            _ => servers.prepare(statement, Whose::Follow, lease, self.out.build()),
+        };
+        if !shows || statement.shape.get().is_none() || lease.takes_copy_data() {
+            return Brought::Here;
+        }
+        *sought = Some((statement.clone(), false));
+        Brought::Awaited
+    }
+
+    /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
+    #[cold]
+    pub(super) fn bring_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
+        let ServerSide { statements: servers, lease, .. } = &mut *self.server;
+        servers.prepare_as(statement, Some(name), Whose::Follow, lease, self.out.build());
+    }
+
+    /// The server is made to refuse a Bind or Describe of a statement, and its client hears why in PostgreSQL's words.
+    #[cold]
+    pub(super) fn refuse_changed(&mut self, asked: Asked, bytes: &[u8], at: usize, length: usize) {
+        let _ = self.server.lease.ask(asked, Whose::Denied(Objection::ResultChanged));
+        rename(bytes, at, length, NOBODYS, self.out.build());
+    }
+
+    /// The session is about to look at what is prepared, and must find its own statements and nobody else's. What the server
+    /// lacks can only be brought to it while no batch is under way: `settled`.
+    #[cold]
+    pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
+        let ServerSide { statements, lease, has_setter, .. } = &mut *self.server;
+        hide_setter(has_setter, lease, self.out.build());
+        statements.hide_others(self.statements, lease, self.out.build());
+        if settled {
+            statements.show_own(self.statements, lease, self.out);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The sessions that keep their server between transactions, and who must let go when somebody waits.
+//!
+//! As long as nobody waits every session may keep its server. Then the pool asks, one for each that waits and again from
+//! time to time: a session that keeps its server for nothing but `currval` and `lastval` gives it back, and has no such
+//! value any more; one beyond `max_pinned_servers` is ended with a clear error. The one that has idled longest comes first.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Pool;
+use crate::{
+    data_path::{
+        lease::Pins,
+        session::{Doing, SessionHandle},
+    },
+    error::Refusal,
+};
+
+/// What a session may be asked to do without.
+pub const YIELDED: Pins = Pins::SEQUENCE.with(Pins::SEQUENCE_WRITTEN);
+
+/// Who has just inserted is about to ask for `lastval`: so long it is left alone.
+const GRACE_MS: u32 = 50;
+
+/// The sessions that keep their server, in the order in which they began to.
+#[derive(Debug, Default)]
+pub struct Kept(Mutex<Vec<Arc<SessionHandle>>>);
+
+/// A session's place among them. Dropping it gives it up.
+#[derive(Debug)]
+pub struct Pinned {
+    pool: Arc<Pool>,
+    process_id: i32,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.pool.kept.sessions().retain(|session| session.process_id != self.process_id);
+    }
+}
+
+impl Kept {
+    fn sessions(&self) -> MutexGuard<'_, Vec<Arc<SessionHandle>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// A session keeps its server from now on.
+    pub fn keep(self: &Arc<Self>, session: &Arc<SessionHandle>) -> Pinned {
+        self.kept.sessions().push(session.clone());
+        Pinned { pool: self.clone(), process_id: session.process_id }
+    }
+
+    /// Somebody waits: asks one session that idles to let go of its server.
+    #[cold]
+    pub(super) fn call_back(&self) {
+        let now_ms = self.worker.clock.now_ms();
+        let kept = self.kept.sessions();
+        let yielding = kept.iter().filter(|session| {
+            let pins = session.pins();
+            let is_about_to_read =
+                pins.contains(Pins::SEQUENCE_WRITTEN) && idle_ms(session, now_ms) < Some(GRACE_MS);
+            yields(pins) && !is_about_to_read && !session.is_called_back()
+        });
+        if let Some(session) = longest_idle(yielding, now_ms) {
+            return session.call_back();
+        }
+        let beyond = kept.iter().filter(|session| !yields(session.pins())).skip(self.rules.pinned_max);
+        if let Some(session) = longest_idle(beyond, now_ms) {
+            session.end_when_free(self.too_many(session.pins()));
+        }
+    }
+
+    /// Whether a session with these pins, between two transactions, must let go of its server now.
+    #[cold]
+    pub fn wants_back(&self, session: &SessionHandle, pins: Pins) -> Wanted {
+        if yields(pins) {
+            return if pins.contains(Pins::SEQUENCE_WRITTEN) { Wanted::No } else { Wanted::Yielded };
+        }
+        let kept = self.kept.sessions();
+        let mut firm = kept.iter().filter(|kept| !yields(kept.pins()));
+        match firm.position(|kept| kept.process_id == session.process_id) {
+            Some(place) if place >= self.rules.pinned_max => Wanted::Ended(self.too_many(pins)),
+            _ => Wanted::No,
+        }
+    }
+
+    fn too_many(&self, pins: Pins) -> Refusal {
+        let reasons = pins.names().collect::<Vec<_>>().join(", ");
+        Refusal::TooManyPinned { limit: self.rules.pinned_max, reasons }
+    }
+}
+
+/// What somebody who waits wants of a session that keeps its server.
+#[derive(Debug)]
+pub enum Wanted {
+    /// Nothing yet.
+    No,
+    /// That it gives the server back, and forgets what it was for.
+    Yielded,
+    /// That it ends.
+    Ended(Refusal),
+}
+
+/// How long a session has been between two transactions; `None`: it is not.
+fn idle_ms(session: &SessionHandle, now_ms: u32) -> Option<u32> {
+    match session.doing() {
+        // The clock wraps; what lies ahead of it was noted since it was read.
+        (Doing::Pinned, since_ms) => Some(now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned()),
+        _ => None,
+    }
+}
+
+fn longest_idle<'k>(
+    sessions: impl Iterator<Item = &'k Arc<SessionHandle>>,
+    now_ms: u32,
+) -> Option<&'k Arc<SessionHandle>> {
+    let idle = sessions.filter_map(|session| Some((idle_ms(session, now_ms)?, session)));
+    idle.max_by_key(|(idle, _)| *idle).map(|(_, session)| session)
+}
+
+/// Whether a session that keeps its server for these reasons can do without.
+pub fn yields(pins: Pins) -> bool {
+    !pins.is_empty() && pins.without(YIELDED).is_empty()
+}
