@@ -83,6 +83,34 @@ async fn clients_that_read_lastval_after_each_insert_give_way_to_each_other() {
     }
 }
 
+/// DBD::Pg's last_insert_id and PDO's lastInsertId: the first `lastval` that any client of a tenant asked for found nothing.
+#[tokio::test]
+async fn the_first_lastval_of_a_tenant_finds_what_was_inserted() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    one.run("CREATE TABLE t (id serial, x int)").await;
+    one.run("INSERT INTO t (x) VALUES (1)").await;
+    // Takes the server that came back last, if any did.
+    other.run("BEGIN").await;
+    assert_eq!(one.ask("SELECT lastval()").await, "1");
+}
+
+/// Who never asks does not keep servers from others for long.
+#[tokio::test]
+async fn a_session_that_never_reads_lastval_keeps_no_server_after_a_few_inserts() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let (one, console) = (proxy.client("acme").connect().await, proxy.console().await);
+    one.run("CREATE TABLE t (x int)").await;
+    for _ in 0..3 {
+        one.run("INSERT INTO t VALUES (1)").await;
+        assert_eq!(console.ask_all("SHOW PINS").await.len(), 1);
+        one.run("SELECT x FROM t").await;
+        assert_eq!(console.ask_all("SHOW PINS").await.len(), 0);
+    }
+    one.run("INSERT INTO t VALUES (1)").await;
+    assert_eq!(console.ask_all("SHOW PINS").await.len(), 0);
+}
+
 /// Two sessions that took a number in turn on one server waited until the wait was over.
 #[tokio::test]
 async fn sessions_that_advance_a_sequence_take_turns_on_one_server() {

@@ -4,6 +4,7 @@
 //! server: what to ask the server when the transaction is over, and what pins at once because nobody can be asked.
 
 use super::{
+    catalogue::words,
     choice::Talk,
     lease::Pins,
     session_state::Doubts,
@@ -29,6 +30,8 @@ pub struct Aftermath {
     pub talk: Talk,
     /// It may commit a transaction that was begun before.
     pub commits: bool,
+    /// It may advance a sequence, by a default perhaps.
+    pub advances: bool,
 }
 
 /// What a text that only tidies up leaves of the session's settings.
@@ -81,9 +84,10 @@ impl Aftermath {
             && !effects.contains(Effects::DDL)
             && !(effects.contains(Effects::SETTING_LOCAL) && Talk::is_possible(sql));
         let commits = effects.contains(Effects::TRANSACTION) && commits(sql);
+        let advances = may_advance(sql);
         match harmless {
-            true => Self { commits, ..Self::default() },
-            false => Self { commits, ..Self::of(effects, sql, lexing) },
+            true => Self { commits, advances, ..Self::default() },
+            false => Self { commits, advances, ..Self::of(effects, sql, lexing) },
         }
     }
 
@@ -190,7 +194,7 @@ impl Aftermath {
         }
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = Tidying::read(sql, lexing);
-        Self { doubts, names, pins, tidies, names_statements, inspects, talk, commits: false }
+        Self { doubts, names, pins, tidies, names_statements, inspects, talk, ..Self::default() }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.
@@ -237,6 +241,23 @@ fn commits(sql: &[u8]) -> bool {
         let word = part.get(..first(part)).unwrap_or_default();
         ENDS.iter().any(|end| word.eq_ignore_ascii_case(end))
     })
+}
+
+/// Whether a text may advance a sequence. SELECT and UPDATE do so by name only, which is seen at a glance in most.
+#[inline]
+fn may_advance(sql: &[u8]) -> bool {
+    let text = sql.trim_ascii();
+    let text = text.strip_suffix(b";").unwrap_or(text);
+    let by_name = |verb: &[u8]| text.get(..verb.len()).is_some_and(|first| first.eq_ignore_ascii_case(verb));
+    let glance = by_name(b"select") || by_name(b"update");
+    !(glance && !text.iter().any(|byte| matches!(byte, b';' | b'v' | b'V'))) && has_advancing_word(text)
+}
+
+#[cold]
+fn has_advancing_word(text: &[u8]) -> bool {
+    const WORDS: [&[u8]; 8] =
+        [b"insert", b"merge", b"copy", b"nextval", b"setval", b"execute", b"call", b"do"];
+    words(text).any(|word| WORDS.iter().any(|advances| word.eq_ignore_ascii_case(advances)))
 }
 
 /// Whether a parameter that is named goes back to where it was.
@@ -347,12 +368,29 @@ mod tests {
     fn an_ordinary_transaction_leaves_nothing_behind() {
         for sql in [
             "SELECT 1",
-            "BEGIN; SET LOCAL search_path = a; INSERT INTO t VALUES (1); ROLLBACK",
+            "BEGIN; SET LOCAL search_path = a; UPDATE t SET x = 1; ROLLBACK",
             "SELECT set_config('app.user', 'a', true)",
             "SELECT pg_advisory_xact_lock(1)",
             "TRUNCATE t; CREATE INDEX i ON t (x); GRANT SELECT ON t TO x; NOTIFY x",
         ] {
             assert_eq!(read(sql), Aftermath::default(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_may_advance_a_sequence_is_known() {
+        for sql in [
+            "INSERT INTO t VALUES (1)",
+            "select NextVal('s')",
+            "WITH new AS (INSERT INTO t DEFAULT VALUES RETURNING id) SELECT * FROM new",
+            "SELECT 1; insert into t values (1)",
+            "CALL p()",
+            "DO ''",
+        ] {
+            assert!(read(sql).advances, "{sql}");
+        }
+        for sql in ["SELECT x FROM t;", "UPDATE t SET value = 1", "DELETE FROM t", "BEGIN", ""] {
+            assert!(!read(sql).advances, "{sql}");
         }
     }
 

@@ -447,8 +447,7 @@ impl Relay {
             return None;
         }
         let follows = self.side.follows();
-        let written = server.side.lease.pins.contains(Pins::SEQUENCE_WRITTEN);
-        if server.side.is_unsettled(follows) || (written && server.side.sequences.stirred) {
+        if server.side.is_unsettled(follows) {
             return Some(Step::Settle);
         }
         if let Some(leased_at) = self.leased_at.take() {

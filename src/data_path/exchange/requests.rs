@@ -34,6 +34,7 @@ pub struct Requests<'a, 'c> {
     pub(super) statements: &'a mut ClientStatements,
     pub(super) rules: &'a Rules,
     pub(super) unnamed_serial: &'a mut u64,
+    pub(super) trials: &'a mut u8,
     pub(super) bounds: &'a mut Bounds,
     pub(super) server: &'a mut ServerSide,
     pub(super) out: &'a mut Outgoing<'c>,
@@ -117,7 +118,7 @@ impl Requests<'_, '_> {
         let settled = self.server.lease.is_settled();
         let alone = settled && self.server.lease.status() == b'I';
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        self.part_sequences(aftermath.pins.contains(Pins::SEQUENCE), body, true);
+        self.part_sequences(&aftermath, true);
         self.note(&aftermath, alone);
         self.note_calls(body, None);
         if aftermath.inspects {
@@ -330,7 +331,7 @@ impl Requests<'_, '_> {
                 return AWAITS;
             }
             let aftermath = self.statements.unnamed_aftermath();
-            let (inspects, reads) = (aftermath.inspects, aftermath.pins.contains(Pins::SEQUENCE));
+            let inspects = aftermath.inspects;
             if aftermath.talk == Talk::Chooses && self.statements.unnamed_body().is_some() {
                 return self.choice_bound(whole);
             }
@@ -340,7 +341,7 @@ impl Requests<'_, '_> {
             if let Some(naming) = self.statements.unnamed_naming().cloned() {
                 self.bind_naming(portal, &naming);
             }
-            self.part_sequences_of_unnamed(reads);
+            self.part_sequences_of_unnamed();
             note(self.statements.unnamed_aftermath(), false, self.rules, self.server);
             note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
             if inspects {
@@ -379,7 +380,7 @@ impl Requests<'_, '_> {
             self.bind_naming(portal, naming);
         }
         self.server.statements.tally.binds += 1;
-        self.part_sequences(statement.aftermath.pins.contains(Pins::SEQUENCE), statement.body(), false);
+        self.part_sequences(&statement.aftermath, false);
         self.note(&statement.aftermath, false);
         self.note_calls(statement.body(), Some(&statement.seen));
         if statement.aftermath.inspects {

@@ -2,18 +2,23 @@
 //!
 //! A server remembers the sequences that whoever used it has advanced. Nobody minds as long as no client of the tenant reads
 //! `currval` or `lastval`; from the first one on, a server that comes from another session forgets them first, in front
-//! of the client's own request, and a session that has written keeps its server for its next transaction.
+//! of the client's own request, and a session that has written keeps its server for its next transaction. So that the
+//! first one finds its value as well, every session does so the first few times.
 
-use super::requests::Requests;
+use super::{client_side::Rules, requests::Requests, server_side::ServerSide};
 use crate::{
     data_path::{
         aftermath::Aftermath,
-        catalogue::words,
         lease::{Asked, Whose},
         pins::Pins,
     },
     wire::message::{append, append_cstr},
 };
+
+/// So many transactions of a session that may have advanced a sequence are followed by one on the same server, though no
+/// client of its tenant has read `currval` or `lastval`: drivers that ask what they have inserted do so from the first
+/// INSERT on.
+pub const TRIALS: u8 = 3;
 
 /// Whose values a server remembers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,33 +44,25 @@ impl Sequences {
 }
 
 impl Requests<'_, '_> {
-    /// A text goes to the server; `reads` currval or lastval, perhaps. `alone`: it is a simple query.
+    /// A text goes to the server. `alone`: it is a simple query.
     #[inline]
-    pub(super) fn part_sequences(&mut self, reads: bool, text: &[u8], alone: bool) {
-        self.server.sequences.stirred = true;
-        if reads {
-            self.rules.catalogue.sequence_is_read();
-        }
-        let first = std::mem::take(&mut self.server.sequences.untouched);
-        if self.rules.catalogue.are_sequences_read() {
-            if first && self.server.sequences.mixed {
-                self.discard_sequences(alone);
-            }
-            if writes(text) {
-                let written = Aftermath { pins: Pins::SEQUENCE_WRITTEN, ..Aftermath::default() };
-                self.server.uncertain.note(&written, false);
-            }
-        }
+    pub(super) fn part_sequences(&mut self, aftermath: &Aftermath, alone: bool) {
+        take_down(aftermath, self.trials, self.rules, self.server);
+        self.part_from_others(alone);
     }
 
     /// The same where the text is the client's unnamed statement.
     #[inline]
-    pub(super) fn part_sequences_of_unnamed(&mut self, reads: bool) {
-        if reads || self.rules.catalogue.are_sequences_read() {
-            let body = self.statements.unnamed_body().unwrap_or_default().to_vec();
-            self.part_sequences(reads, &body, false);
-        } else {
-            self.part_sequences(false, b"", false);
+    pub(super) fn part_sequences_of_unnamed(&mut self) {
+        take_down(self.statements.unnamed_aftermath(), self.trials, self.rules, self.server);
+        self.part_from_others(false);
+    }
+
+    #[inline]
+    fn part_from_others(&mut self, alone: bool) {
+        let first = std::mem::take(&mut self.server.sequences.untouched);
+        if first && self.server.sequences.mixed && self.rules.catalogue.are_sequences_read() {
+            self.discard_sequences(alone);
         }
     }
 
@@ -95,9 +92,19 @@ impl Requests<'_, '_> {
     }
 }
 
-/// Whether a text may advance a sequence, by a default perhaps.
-fn writes(text: &[u8]) -> bool {
-    const WRITES: [&[u8]; 8] =
-        [b"insert", b"merge", b"copy", b"nextval", b"setval", b"execute", b"call", b"do"];
-    words(text).any(|word| WRITES.iter().any(|write| word.eq_ignore_ascii_case(write)))
+/// Takes down that a text reads sequences, or may advance one.
+#[inline]
+fn take_down(aftermath: &Aftermath, trials: &mut u8, rules: &Rules, server: &mut ServerSide) {
+    server.sequences.stirred = true;
+    if aftermath.pins.contains(Pins::SEQUENCE) {
+        rules.catalogue.sequence_is_read();
+    }
+    if aftermath.advances && !server.uncertain.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
+        let read = rules.catalogue.are_sequences_read();
+        if read || *trials > 0 {
+            *trials = if read { TRIALS } else { *trials - 1 };
+            let written = Aftermath { pins: Pins::SEQUENCE_WRITTEN, ..Aftermath::default() };
+            server.uncertain.note(&written, false);
+        }
+    }
 }

@@ -267,7 +267,13 @@ impl ServerSide {
     /// Something is left to do when the transaction is over, before its client is told so and the server may go back.
     #[inline]
     pub fn is_unsettled(&self, follows: bool) -> bool {
-        !self.uncertain.is_empty() || self.is_hearing_unsettled(follows)
+        !self.uncertain.is_empty() || self.has_read_on() || self.is_hearing_unsettled(follows)
+    }
+
+    /// It was kept for a `currval` behind what its client wrote, and the next transaction has come.
+    #[inline]
+    fn has_read_on(&self) -> bool {
+        self.sequences.stirred && self.lease.pins.contains(Pins::SEQUENCE_WRITTEN)
     }
 
     #[inline]

@@ -212,6 +212,7 @@ impl Pool {
             self.functions_checked_ms.store(now_ms, Ordering::Relaxed);
             self.catalogue.check();
         }
+        self.call_back_unread();
         let mut idle = Vec::new();
         while let Ok(object) = self.servers.try_get() {
             idle.push(object);

@@ -21,6 +21,9 @@ pub const YIELDED: Pins = Pins::SEQUENCE.with(Pins::SEQUENCE_WRITTEN);
 /// Who has just inserted is about to ask for `lastval`: so long it is left alone.
 const GRACE_MS: u32 = 50;
 
+/// A tenant none of whose clients has been seen to read `currval` or `lastval` has its servers back after this.
+const UNREAD_MS: u32 = 1_000;
+
 /// The sessions that keep their server, in the order in which they began to.
 #[derive(Debug, Default)]
 pub struct Kept(Mutex<Vec<Arc<SessionHandle>>>);
@@ -49,6 +52,19 @@ impl Pool {
     pub fn keep(self: &Arc<Self>, session: &Arc<SessionHandle>) -> Pinned {
         self.kept.sessions().push(session.clone());
         Pinned { pool: self.clone(), process_id: session.process_id }
+    }
+
+    /// Has servers back that are kept for a `currval` which nobody seems to ask for.
+    pub(super) fn call_back_unread(&self) {
+        if self.catalogue.are_sequences_read() {
+            return;
+        }
+        let now_ms = self.worker.clock.now_ms();
+        for session in self.kept.sessions().iter().filter(|session| yields(session.pins())) {
+            if idle_ms(session, now_ms) >= Some(UNREAD_MS) {
+                session.call_back();
+            }
+        }
     }
 
     /// Somebody waits: asks one session that idles to let go of its server.

@@ -24,7 +24,7 @@ use std::{
 };
 
 use deadpool::unmanaged::{self, Object, PoolError};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::kept::Pinned;
 pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
@@ -231,12 +231,13 @@ impl Pool {
         let _waiting = Counted::new(self, |pool| &pool.waiting);
         let mut failure = self.failure.subscribe();
         failure.mark_unchanged();
-        let deadline = tokio::time::sleep(wait);
-        tokio::pin!(deadline);
-        let mut call_back = tokio::time::interval(CALL_BACK_EVERY);
-        call_back.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // One timer for both: the deadline, and to ask now and then who keeps a server.
+        let began = Instant::now();
+        let tick = tokio::time::sleep(wait.min(CALL_BACK_EVERY));
+        tokio::pin!(tick);
         loop {
             self.open_wanted();
+            self.ask_for_kept();
             let got = self.servers.get();
             tokio::pin!(got);
             let object = loop {
@@ -249,13 +250,14 @@ impl Pool {
                             return Err(refusal);
                         }
                     }
-                    // Whoever has just begun to keep a server may be asked a moment later.
-                    _ = call_back.tick(), if !self.is_paused() => {
-                        if self.opening() < self.waiting() {
-                            self.call_back();
-                        }
+                    () = &mut tick => {
+                        let Some(left) = wait.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) else {
+                            return Err(Refusal::PoolBusy { waited: wait });
+                        };
+                        tick.as_mut().reset(Instant::now() + left.min(CALL_BACK_EVERY));
+                        // Whoever has just begun to keep a server may be asked a moment later.
+                        self.ask_for_kept();
                     }
-                    () = &mut deadline => return Err(Refusal::PoolBusy { waited: wait }),
                 }
             };
             match object.map(|object| self.vet(Object::take(object))) {
@@ -265,6 +267,13 @@ impl Pool {
                     return Err(Refusal::AdminShutdown);
                 }
             }
+        }
+    }
+
+    /// Asks a session that keeps a server for it, where none is being opened for who waits.
+    fn ask_for_kept(&self) {
+        if !self.is_paused() && self.opening() < self.waiting() {
+            self.call_back();
         }
     }
 
