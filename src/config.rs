@@ -163,6 +163,8 @@ pub struct Limits {
     pub directory_look_ups_max: usize,
     /// `metrics_tenants_max`: tenants that metrics name, the rest is summed up as `other`; default 100.
     pub metrics_tenants_max: usize,
+    /// `[http] max_connections`: HTTP connections open at a time, default 64.
+    pub http_connections_max: usize,
     /// `[http] max_requests`: management requests under way at a time, default 32.
     pub http_requests_max: usize,
     /// `[http] max_operations`: long operations begun over HTTP that are under way at a time, default 8.
@@ -211,6 +213,8 @@ pub struct Timeouts {
     pub directory_stale: Duration,
     /// `central_timeout`: for one answer of the central database, default 5 s.
     pub central: Duration,
+    /// `[http] header_timeout`: for the head of an HTTP request to arrive, also behind an earlier one, default 30 s.
+    pub http_head: Duration,
     /// `[http] request_timeout`: for a management request to be answered, default 30 s.
     pub http_request: Duration,
     /// `[http] max_wait`: the longest `?wait=` of a request that follows an operation, default 10 min.

@@ -125,6 +125,9 @@ pub enum Refusal {
         /// Its words.
         message: String,
     },
+    /// PostgreSQL's answer to a statement whose columns have changed.
+    #[error("cached plan must not change result type")]
+    ResultChanged,
     /// `max_pinned_servers`: the session would have had to keep its server.
     #[error(
         "too many sessions keep a server of this database for themselves: at most {limit} may (max_pinned_servers); \
@@ -244,10 +247,7 @@ impl From<Objection> for Refusal {
     fn from(objection: Objection) -> Self {
         match objection {
             Objection::NoChoice(reason) => reason.into(),
-            Objection::ResultChanged => Self::AsPostgres {
-                sqlstate: "0A000",
-                message: "cached plan must not change result type".to_owned(),
-            },
+            Objection::ResultChanged => Self::ResultChanged,
         }
     }
 }
@@ -286,6 +286,7 @@ impl Refusal {
             Self::TenantPinned { .. } => "55006",
             Self::NoChoice(reason) => reason.sqlstate(),
             Self::AsPostgres { sqlstate, .. } => sqlstate,
+            Self::ResultChanged => "0A000",
             Self::PoolBusy { .. } | Self::Cancelled => "57014",
             Self::ServerUnreachable { sqlstate, .. } => {
                 sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok()).unwrap_or("08006")
@@ -305,6 +306,8 @@ impl Refusal {
 
     /// Appends the ErrorResponse that a client gets.
     pub fn write(&self, severity: Severity, out: &mut Vec<u8>) {
-        error_response(out, severity, self.sqlstate(), &self.to_string());
+        // Drivers (postgres.js, pgjdbc) prepare anew and try again only where this routine has spoken.
+        let routine = matches!(self, Self::ResultChanged).then_some("RevalidateCachedQuery");
+        error_response(out, severity, self.sqlstate(), &self.to_string(), routine);
     }
 }

@@ -118,26 +118,26 @@ async fn a_logins_life_over_http() {
     let api = proxy.api("operator");
     let body = json!({ "name": "shop", "service": true, "tenants": ["acme"], "password": "one" });
     assert_eq!(api.post("/v1/logins", body).await.with(201)["kind"], "service");
-    assert_eq!(proxy.caller("shop", "one", "globex").until_refused().await, "28P01");
+    assert_eq!(proxy.caller("shop", "one", "globex").refusal().await, "28P01");
     let body = json!({ "tenants": ["globex"], "read_only": true });
     let granted = api.post("/v1/logins/shop/grant", body).await.with(200);
     assert_eq!(granted["tenants"][1], json!({ "tenant": "globex", "access": "read_only" }));
-    let admitted = proxy.caller("shop", "one", "globex").until_admitted().await;
+    let admitted = proxy.caller("shop", "one", "globex").connect().await;
     assert_eq!(admitted.ask("SELECT current_database()").await, "globex");
     let revoked = api.post("/v1/logins/shop/revoke", json!({ "tenants": ["acme"] })).await.with(200);
     assert_eq!(revoked["tenants"].as_array().unwrap().len(), 1);
 
     let made = api.post("/v1/logins/shop/set-password", json!({})).await.with(200);
     let password = made["password"].as_str().unwrap();
-    assert_eq!(proxy.caller("shop", "one", "globex").until_refused().await, "28P01");
-    assert_eq!(proxy.caller("shop", password, "globex").until_admitted().await.ask("SELECT 1").await, "1");
+    assert_eq!(proxy.caller("shop", "one", "globex").refusal().await, "28P01");
+    assert_eq!(proxy.caller("shop", password, "globex").connect().await.ask("SELECT 1").await, "1");
     let until = json!({ "valid_until": "2020-01-01", "allow_from": ["127.0.0.0/8"] });
     let changed = api.patch("/v1/logins/shop", until).await.with(200);
     assert_eq!(changed["valid_until"], "2020-01-01T00:00:00Z");
-    assert_eq!(proxy.caller("shop", password, "globex").until_refused().await, "28P01");
+    assert_eq!(proxy.caller("shop", password, "globex").refusal().await, "28P01");
     api.patch("/v1/logins/shop", json!({ "valid_until": null })).await.with(200);
     assert!(api.post("/v1/logins/shop/disable", json!({})).await.with(200)["disabled_at"].is_string());
-    assert_eq!(proxy.caller("shop", password, "globex").until_refused().await, "28P01");
+    assert_eq!(proxy.caller("shop", password, "globex").refusal().await, "28P01");
     assert!(api.post("/v1/logins/shop/enable", json!({})).await.with(200)["disabled_at"].is_null());
     assert_eq!(api.get("/v1/logins?tenant=globex").await.with(200).as_array().unwrap().len(), 2);
     let gone = json!({ "name": "shop", "status": "dropped" });
@@ -277,4 +277,54 @@ async fn long_work_goes_on_when_its_caller_has_left_and_has_a_limit() {
     assert_eq!((second.status, second.code()), (503, "too_many_requests"));
     assert_eq!(api.followed(begun).await["status"], "done");
     api.post("/v1/tenants?wait=60s", json!({ "name": "second" })).await.with(201);
+}
+
+/// Long work over HTTP, to its good end: followed, or waited for.
+#[tokio::test]
+async fn a_tenant_is_moved_and_dropped_over_http() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let west = support::Cluster::start();
+    proxy.add_host("west", &west);
+    let api = proxy.api("admin");
+    let mut alice = proxy.client("acme").connect().await;
+    alice.run("CREATE TABLE t (x int); INSERT INTO t VALUES (7)").await;
+
+    let begun = api.post("/v1/tenants/acme/move", json!({ "host": "west", "patience": "30s" })).await;
+    let operation = api.followed(begun).await;
+    assert_eq!((&operation["kind"], &operation["status"]), (&json!("move"), &json!("done")));
+    assert_eq!(api.get("/v1/tenants/acme").await.with(200)["host"], "west");
+    assert_eq!(alice.ask("SELECT x FROM t").await, "7");
+    let back = api.post("/v1/tenants/acme/move?wait=60s", json!({ "host": "default" })).await.with(200);
+    assert_eq!(
+        (&back["from"], &back["host"], &back["copied_by"]),
+        (&json!("west"), &json!("default"), &json!("dump"))
+    );
+    assert_eq!(alice.ask("SELECT x FROM t").await, "7");
+
+    let begun = api.delete("/v1/tenants/acme").await;
+    let operation = api.followed(begun).await;
+    assert_eq!((&operation["kind"], &operation["status"]), (&json!("drop"), &json!("done")));
+    alice.closed().await;
+    assert_eq!(proxy.client("acme").refusal().await, "28P01", "her login went with her tenant");
+    let left = "SELECT count(*) FROM pg_database WHERE datname = 'acme'";
+    for cluster in [&proxy.cluster, &west] {
+        assert_eq!(cluster.client("postgres").await.ask(left).await, "0");
+    }
+}
+
+/// What is ordered at a node holds there when the answer comes, over and over.
+#[tokio::test]
+async fn who_has_the_answer_finds_it_done() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let api = proxy.api("operator");
+    for _ in 0..10 {
+        api.post("/v1/tenants/acme/suspend", json!({})).await.with(200);
+        assert_eq!(proxy.client("acme").refusal().await, "57P03");
+        api.post("/v1/tenants/acme/resume", json!({})).await.with(200);
+        assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+        api.post("/v1/logins/acme_user/disable", json!({})).await.with(200);
+        assert_eq!(proxy.client("acme").refusal().await, "28P01");
+        api.post("/v1/logins/acme_user/enable", json!({})).await.with(200);
+        assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+    }
 }

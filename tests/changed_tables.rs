@@ -59,6 +59,8 @@ fn is_refused(answers: &[Message]) {
         (answers[0].sqlstate().as_str(), answers[0].field(b'M').unwrap().as_str()),
         ("0A000", CHANGED)
     );
+    // postgres.js and pgjdbc prepare anew and try again where this routine has spoken, as their own tests ask of them.
+    assert_eq!(answers[0].field(b'R').as_deref(), Some("RevalidateCachedQuery"));
 }
 
 /// A client that had just prepared a text got "cached plan must not change result type" on a server where somebody else had

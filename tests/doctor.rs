@@ -6,6 +6,7 @@ mod support;
 
 use pglobby::control_path::{
     doctor::{Finding, examine},
+    key_rotation,
     onboarding::{
         adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
@@ -16,6 +17,7 @@ use pglobby::control_path::{
 use serde_json::Value;
 use support::{
     Cluster,
+    client::in_time,
     desk::{Desk, Master, StopAfter, tenant},
     lobby::Lobby,
 };
@@ -329,4 +331,34 @@ async fn the_command_says_how_to_mend_and_exits_with_1_until_it_is() {
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("did you mean \"acme\"?"));
     assert!(mended.status.success());
     assert!(String::from_utf8_lossy(&mended.stdout).contains("kept apart"));
+}
+
+/// Its record has no tenant, and so it was never named.
+#[tokio::test]
+async fn a_rotation_of_keys_that_died_is_named_with_what_finishes_it() {
+    let desk = ordinary_house(Master::Superuser).await;
+    let config = desk.lobby.config("");
+    let mut dying = desk.another_operator();
+    let killer = StopAfter::step("credentials");
+    dying.progress = Some(killer.clone());
+    killer.kill(async { drop(key_rotation::rotate(&dying, &config, true).await) }).await;
+    drop(dying);
+
+    let found = async {
+        loop {
+            // The lock of the dead goes when its server notices.
+            let found = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
+            if !found.is_empty() {
+                break found;
+            }
+        }
+    };
+    let found = in_time("the finding", found).await;
+
+    assert_eq!((found.len(), found[0].check.as_str()), (1, "unfinished_operation"), "{found:#?}");
+    assert!(found[0].mend.contains("pglobby key rotate"), "{found:#?}");
+    let desk_now = desk.another_operator();
+    key_rotation::rotate(&desk_now, &config, true).await.unwrap();
+    let report = examine(&desk.another_operator(), &[], false).await.unwrap();
+    assert!(report.ok, "{:#?}", report.findings);
 }

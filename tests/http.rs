@@ -6,7 +6,14 @@ mod support;
 use std::time::Instant;
 
 use rustix::process::Signal;
-use support::{Client, Proxy, client::PATIENCE};
+use support::{
+    Client, Proxy,
+    client::{PATIENCE, in_time},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 /// Asks until a metric has this value: counters follow what happens without holding it up.
 async fn has_value(proxy: &Proxy, metric: &str, value: f64) {
@@ -22,6 +29,27 @@ async fn a_node_that_serves_is_alive_and_ready() {
     assert_eq!(proxy.http_get("/healthz").await, (200, "alive\n".to_owned()));
     assert_eq!(proxy.http_get("/readyz").await, (200, "ready\n".to_owned()));
     assert_eq!(proxy.http_get("/nothing").await.0, 404);
+}
+
+/// Two clients that dawdle, one in the middle of a request and one behind an answer, held all the places there are.
+#[tokio::test]
+async fn a_connection_that_says_nothing_loses_its_place() {
+    let short = ("http.header_timeout", "\"300ms\"");
+    let proxy = Proxy::build().config("http.max_connections", "2").config(short.0, short.1).start().await;
+    let connect = || TcpStream::connect(("127.0.0.1", proxy.http_port()));
+    let (mut half, mut idle) = (connect().await.unwrap(), connect().await.unwrap());
+    half.write_all(b"GET /healthz HTTP/1.1\r\nHost: loc").await.unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    idle.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+
+    assert_eq!(proxy.http_get("/healthz").await, (200, "alive\n".to_owned()));
+
+    for mut dawdler in [half, idle] {
+        let mut rest = Vec::new();
+        in_time("the end of a dawdler", dawdler.read_to_end(&mut rest)).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -124,6 +124,25 @@ async fn passwords_that_do_not_let_in_are_taken_back() {
     assert_eq!(desk.superuser("central").await.ask(operations).await, "undone");
 }
 
+/// What was open on the host stayed open then, and undoing waited for it for ever.
+#[tokio::test]
+async fn a_central_database_that_refuses_the_new_passwords_keeps_the_old_ones() {
+    let desk = Desk::new().await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let before = verifiers(&desk).await;
+    let central = desk.superuser("central").await;
+    central.run("ALTER TABLE pglobby.operations ADD CONSTRAINT refused CHECK (step <> 'stored')").await;
+
+    let rotated = in_time("a refusal", rotate(&desk.operator, "acme")).await;
+
+    let error = rotated.expect_err("refused").to_string();
+    assert!(error.contains("old passwords are in use again"), "{error}");
+    assert_row_lets_in(&desk, "acme").await;
+    central.run("ALTER TABLE pglobby.operations DROP CONSTRAINT refused").await;
+    rotate(&desk.operator, "acme").await.unwrap();
+    assert_ne!(verifiers(&desk).await, before);
+}
+
 #[tokio::test]
 async fn who_has_no_passwords_or_foreign_roles_is_not_rotated() {
     let desk = Desk::new().await;
@@ -233,6 +252,33 @@ async fn a_server_opened_between_the_two_commits_is_nobodys_failure() {
     rotating.await.unwrap().unwrap();
     holder.run("COMMIT").await;
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+}
+
+/// The connection that listens was refused in the same moment, and the client kept a server for LISTEN from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listen_between_the_two_commits_keeps_no_server() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let listener = proxy.client("acme").connect().await;
+    listener.run("SELECT 1").await;
+    let config = pglobby::config::Config::load(Some(&proxy.config_file())).unwrap();
+    let keyring = Arc::new(Keyring::load(&config).unwrap());
+    let mut operator = Operator::new(Central::open(&config).unwrap(), keyring, "test");
+    let hold = Arc::new(HoldAt { step: "roles", ..HoldAt::default() });
+    operator.progress = Some(hold.clone());
+    let rotating = tokio::spawn(async move { rotate(&operator, "acme").await });
+    in_time("the host has the new passwords", hold.reached.notified()).await;
+
+    let listening = tokio::spawn(async move {
+        listener.run("LISTEN news").await;
+        listener
+    });
+    proxy.logged("cannot open a server").await;
+    hold.go_on.notify_one();
+
+    let listener = in_time("listening", listening).await.unwrap();
+    rotating.await.unwrap().unwrap();
+    assert!(proxy.console().await.ask_all("SHOW PINS").await.is_empty());
+    assert_eq!(listener.ask("SELECT count(*) FROM pg_listening_channels()").await, "1");
 }
 
 /// Passwords sealed with a key that the running proxy had not read made it refuse every login until a HUP.

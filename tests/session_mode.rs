@@ -66,6 +66,25 @@ async fn in_session_mode_the_process_number_is_the_servers_own_and_cancels() {
     assert_eq!(end[0].field(b'M').unwrap(), "terminating connection due to administrator command");
 }
 
+/// Drivers' pools tell connections apart by it; a number that is kept too long must not end a stranger's session.
+#[tokio::test]
+async fn in_session_mode_the_next_session_has_another_process_number() {
+    let proxy = proxy("session").await;
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        let mut client = proxy.wire("acme").await;
+        numbers.push(value(&mut client, "SELECT pg_backend_pid()").await);
+        client.send(b'X', b"").await;
+    }
+    let mut different = numbers.clone();
+    different.sort();
+    different.dedup();
+    assert_eq!(different.len(), 3, "{numbers:?}");
+    let mut fourth = proxy.wire("acme").await;
+    let number = value(&mut fourth, "SELECT pg_backend_pid()").await;
+    assert!(numbers.contains(&number), "a pool of three has a fourth server");
+}
+
 #[tokio::test]
 async fn startup_parameters_act_are_reported_and_are_what_reset_goes_back_to() {
     for mode in MODES {

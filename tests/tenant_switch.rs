@@ -79,7 +79,16 @@ async fn a_session_goes_where_it_says_and_back() {
 /// An employee is told the tenant as everybody is, and can never go elsewhere, however the choice is spelled.
 #[tokio::test]
 async fn an_employee_never_switches() {
-    let proxy = lobby().await;
+    never_switches(&lobby().await).await;
+}
+
+/// Where nobody reads the texts of those who may not choose, a choice was a SET without effect, and without an error.
+#[tokio::test]
+async fn an_employee_never_switches_in_session_mode_either() {
+    never_switches(&lobby_of(Proxy::with_tenant("acme").pool_mode("session")).await).await;
+}
+
+async fn never_switches(proxy: &Proxy) {
     let client = proxy.client("acme").connect().await;
     assert_eq!(client.ask("SHOW pglobby.tenant").await, "acme");
     for sql in [
@@ -90,6 +99,7 @@ async fn an_employee_never_switches() {
         "SELECT set_config('pglobby.tenant', 'beta', false)",
         "SELECT set_config('PGLOBBY.TENANT', 'beta', true)",
         "PREPARE p AS SELECT set_config('pglobby.tenant', 'beta', false)",
+        "set session \"pglobby\".\"tenant\" to beta",
     ] {
         assert_eq!(client.refusal_of(sql).await, "42501", "{sql}");
     }

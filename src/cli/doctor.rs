@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Failure, Globals, operating::operator, output, table::answer};
+use super::{Failure, Globals, operating::operator, output, progress::watched, table::answer};
 use crate::control_path::doctor::{Finding, Report, examine};
 
 /// Audit isolation, tenant by tenant, over real connections; exit status 1 on a finding
@@ -30,8 +30,10 @@ impl Doctor {
     /// # Errors
     /// [`Failure`], also where something was found.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let operator = operator(globals).await?;
+        let mut operator = operator(globals).await?;
+        watched(&mut operator, true);
         let report = examine(&operator, &self.tenants, self.fix).await?;
+        drop(operator); // and with it what was shown of the work
         answer(self.json, &report, || in_words(&report));
         let fixable = report.findings.iter().filter(|finding| finding.fixable).count();
         match (report.ok, fixable) {

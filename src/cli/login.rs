@@ -215,7 +215,7 @@ impl Create {
             valid_until: self.valid_until,
             allow_from: self.allow_from,
         };
-        carry_out_as(&operator, Order::CreateLogin { login, generated }, self.json).await
+        carry_out_as(operator, Order::CreateLogin { login, generated }, self.json).await
     }
 }
 
@@ -224,7 +224,7 @@ impl SetPassword {
         let operator = operator(globals).await?;
         logins::show(&operator, &self.name).await?; // before anybody types a password for nobody
         let password = self.password.obtain(&self.name)?;
-        carry_out_as(&operator, Order::SetPassword { name: self.name, password }, self.json).await
+        carry_out_as(operator, Order::SetPassword { name: self.name, password }, self.json).await
     }
 }
 

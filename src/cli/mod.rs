@@ -16,6 +16,7 @@ mod operating;
 mod orders;
 pub mod output;
 mod process;
+mod progress;
 mod run;
 pub mod running_dev;
 mod secrets;

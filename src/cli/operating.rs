@@ -1,17 +1,9 @@
-//! What the operators' commands have in common: who acts, and a sign of life while it takes long.
+//! What the operators' commands have in common: who acts.
 
-use std::{io::IsTerminal as _, sync::Arc, time::Duration};
-
-use async_trait::async_trait;
-use indicatif::ProgressBar;
+use std::sync::Arc;
 
 use super::{Failure, Globals};
-use crate::control_path::{
-    central::Central,
-    keyring::Keyring,
-    migrations,
-    operator::{Operator, Progress},
-};
+use crate::control_path::{central::Central, keyring::Keyring, migrations, operator::Operator};
 
 /// The person at this command line, with the central database and the key ring at hand.
 ///
@@ -22,11 +14,7 @@ pub async fn operator(globals: &Globals) -> Result<Operator, Failure> {
     let keyring = Keyring::load(&config)?;
     let central = Central::open(&config)?;
     migrations::require_current(&**central.client().await?).await?;
-    let mut operator = Operator::new(central, Arc::new(keyring), actor());
-    if std::io::stderr().is_terminal() {
-        operator.progress = Some(Arc::new(Spinner(ProgressBar::new_spinner())));
-    }
-    Ok(operator)
+    Ok(Operator::new(central, Arc::new(keyring), actor()))
 }
 
 /// Who is recorded; `sudo` hides nobody.
@@ -34,18 +22,4 @@ fn actor() -> String {
     let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|key| std::env::var(key).ok());
     let name = name.filter(|name| !name.is_empty());
     format!("os:{}", name.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string()))
-}
-
-struct Spinner(ProgressBar);
-
-#[async_trait]
-impl Progress for Spinner {
-    async fn step(&self, tenant: &str, step: &str) {
-        if matches!(step, "active" | "dropped" | "undone" | "rotated" | "renamed" | "moved") {
-            self.0.finish_and_clear();
-        } else {
-            self.0.enable_steady_tick(Duration::from_millis(100));
-            self.0.set_message(format!("{tenant}: {step}"));
-        }
-    }
 }

@@ -6,6 +6,7 @@ use super::{
     Failure, Globals, login,
     operating::operator,
     output::line,
+    progress::watched,
     table::{self, answer},
     tenant,
 };
@@ -21,16 +22,18 @@ use crate::control_path::{
 /// # Errors
 /// [`Failure`], in one line.
 pub async fn carry_out(globals: &Globals, order: Order, json: bool) -> Result<(), Failure> {
-    carry_out_as(&operator(globals).await?, order, json).await
+    carry_out_as(operator(globals).await?, order, json).await
 }
 
 /// The same for somebody who has been asked about already.
 ///
 /// # Errors
 /// [`Failure`], in one line.
-pub async fn carry_out_as(operator: &Operator, order: Order, json: bool) -> Result<(), Failure> {
+pub async fn carry_out_as(mut operator: Operator, order: Order, json: bool) -> Result<(), Failure> {
     let (title, subject) = (order.title(), order.subject().to_owned());
-    let outcome = order.carry_out(operator).await?;
+    watched(&mut operator, order.takes_long());
+    let outcome = order.carry_out(&operator).await?;
+    drop(operator); // and with it what was shown of the work
     answer(json, &outcome, || tell(title, &subject, &outcome));
     Ok(())
 }

@@ -1,15 +1,12 @@
 //! `pglobby run`: one piece of SQL over many tenants.
 
-use std::{
-    io::{IsTerminal as _, Read as _},
-    path::PathBuf,
-};
+use std::{io::Read as _, path::PathBuf};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::{Failure, Globals, operating::operator, output, table};
+use super::{Failure, Globals, operating::operator, output, progress::bar, table};
 use crate::control_path::{
     fan_out::{Outcome, Wanted, fan_out},
     onboarding::schema_files,
@@ -61,7 +58,7 @@ impl Run {
             [all] if all == "all" => Wanted::All,
             names => Wanted::Named(names.to_vec()),
         };
-        let bar = bar();
+        let bar = bar("tenants");
         let concurrency = usize::from(self.concurrency);
         let outcomes = fan_out(
             &operator,
@@ -114,15 +111,6 @@ impl Run {
             (None, None) => Err(Failure::new("give the SQL, or --file")),
         }
     }
-}
-
-/// On a terminal a bar; elsewhere nothing, and [`tell`] writes lines.
-fn bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} tenants, {eta} left  {msg}");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn tell(bar: &ProgressBar, done: &Outcome) {

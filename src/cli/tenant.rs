@@ -361,7 +361,7 @@ impl Drop {
         }
         let database = if self.with_database { DropDatabase::Always } else { DropDatabase::IfOurs };
         let order = Order::DropTenant { name: self.name, database, final_dump: self.final_dump };
-        carry_out_as(&operator, order, self.json).await
+        carry_out_as(operator, order, self.json).await
     }
 
     /// Typing the name is what makes one look at it.

@@ -11,7 +11,10 @@ use std::{
 };
 
 use secrecy::ExposeSecret as _;
-use tokio::process::{Child, Command};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+};
 
 use super::{
     host_session::{HostAdmin, HostSession},
@@ -95,12 +98,21 @@ impl CopyPrograms {
         let _ = fs::remove_file(&unfinished);
         let out =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(wrong)?;
-        let to_child = out.try_clone().map_err(wrong)?;
+        let mut to = tokio::fs::File::from_std(out.try_clone().map_err(wrong)?);
         let mut command = self.program("pg_dump", admin, database);
-        let child = command.arg("--format=custom").stdout(to_child).spawn();
-        drop(command); // and with it our copy of the file
+        let child = command.arg("--format=custom").stdout(Stdio::piped()).spawn();
+        let mut child = child.map_err(|error| not_started("pg_dump", &error))?;
+        let from = child.stdout.take();
+        // We write the file: pg_dump ends well where the disk has no room for the last few kilobytes.
+        let written = async {
+            if let Some(mut from) = from {
+                tokio::io::copy(&mut from, &mut to).await?;
+            }
+            to.flush().await
+        };
+        let (written, dumped) = tokio::join!(written, finished("pg_dump", Ok(child)));
         let dumped =
-            finished("pg_dump", child).await.and_then(|_| keep(&out, &unfinished, file).map_err(wrong));
+            written.map_err(wrong).and(dumped).and_then(|_| keep(&out, &unfinished, file).map_err(wrong));
         if dumped.is_err() {
             let _ = fs::remove_file(&unfinished);
         }

@@ -145,9 +145,10 @@ async fn rotate_recorded(
         add_key(operator, client, config).await?;
     }
     let mut ring = Keyring::load(config)?;
-    let mut resealed = 0;
+    let all: u64 = count_by_key(client).await?.values().sum();
+    let (mut resealed, mut looked_at) = (0, 0);
     for place in PLACES {
-        resealed += reseal(client, &ring, place).await?;
+        resealed += reseal(operator, client, &ring, place, (&mut looked_at, all)).await?;
         let step = format!("{}.{}", place.0, place.3);
         let sql = "UPDATE pglobby.operations SET step = $2, updated_at = now() WHERE id = $1";
         client.execute(sql, &[&operation, &step]).await?;
@@ -208,9 +209,11 @@ async fn add_key(operator: &Operator, lock: &Client, config: &Config) -> Result<
 }
 
 async fn reseal(
+    operator: &Operator,
     client: &mut Client,
     ring: &Keyring,
     (table, key, key_type, column): (&'static str, &str, &str, &'static str),
+    (looked_at, all): (&mut u64, u64),
 ) -> Result<u64, OperatorError> {
     let batch = format!(
         "SELECT {key}::text, {column} FROM pglobby.{table}
@@ -235,5 +238,7 @@ async fn reseal(
         if rows.is_empty() {
             return Ok(resealed);
         }
+        *looked_at += rows.len() as u64;
+        operator.report_part("credentials", *looked_at, all).await;
     }
 }

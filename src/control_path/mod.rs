@@ -22,6 +22,7 @@ pub mod keyring;
 pub mod live_keyring;
 pub mod local_cluster;
 pub mod logins;
+pub mod marks;
 pub mod migrations;
 pub mod moment;
 pub mod notifications;

@@ -13,6 +13,7 @@ use super::{
     central::{Central, causes},
     central_tls::CentralTlsStream,
     fleet::{CANCEL_CHANNEL, CancelKey},
+    marks::MARK_CHANNEL,
 };
 use crate::data_path::tenant::Change;
 
@@ -30,6 +31,8 @@ pub enum Notice {
     Changed(Change),
     /// A client asked some node to cancel a session that is not its own.
     Cancel(CancelKey),
+    /// Some node wants to know when it has heard what came before.
+    Mark(String),
 }
 
 /// Listens for ever, and calls `on_notice` for each notice in the order they were committed. After every (re)connect
@@ -78,7 +81,10 @@ async fn listen_until_lost(
     on_notice: &mut impl FnMut(Notice),
 ) -> Result<Infallible, String> {
     let (client, mut connection) = central.connect_undriven().await.map_err(|error| error.to_string())?;
-    let subscribe = answered(central, client.batch_execute("LISTEN pglobby_changed; LISTEN pglobby_cancel"));
+    let subscribe = answered(
+        central,
+        client.batch_execute("LISTEN pglobby_changed; LISTEN pglobby_cancel; LISTEN pglobby_mark"),
+    );
     // Whatever arrives meanwhile is covered by what is said next.
     hear_while(&mut connection, subscribe, &mut |_| {}).await??;
     on_notice(Notice::Changed(Change::Everything));
@@ -114,6 +120,9 @@ async fn hear_while<T>(
                     if let Some(key) = CancelKey::parse(notice.payload()) {
                         on_notice(Notice::Cancel(key));
                     }
+                }
+                Some(Ok(AsyncMessage::Notification(notice))) if notice.channel() == MARK_CHANNEL => {
+                    on_notice(Notice::Mark(notice.payload().to_owned()));
                 }
                 Some(Ok(AsyncMessage::Notification(notice))) => {
                     on_notice(Notice::Changed(parse(notice.payload())));

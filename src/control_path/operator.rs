@@ -13,6 +13,7 @@ use super::{
     central::{Central, CentralError, causes},
     keyring::{Keyring, KeyringError},
     live_keyring::LiveKeyring,
+    marks::Marks,
     onboarding::names::NameError,
     seal::SealError,
 };
@@ -37,9 +38,16 @@ pub struct Office {
     pub central: Central,
     /// What credentials are sealed with.
     pub keyring: Arc<LiveKeyring>,
+    /// How to know that this node has heard of an order.
+    pub marks: Arc<Marks>,
 }
 
 impl Office {
+    /// Returns when this node has done what was ordered (and committed) before.
+    pub async fn until_applied(&self) {
+        self.marks.wait_until_applied(&self.central).await;
+    }
+
     /// Somebody called `actor`, with the key ring as it is now.
     pub fn operator(&self, actor: impl Into<String>) -> Operator {
         Operator::new(self.central.clone(), self.keyring.fresh(), actor)

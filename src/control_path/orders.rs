@@ -259,11 +259,12 @@ impl Order {
         }
     }
 
-    /// Whether the outcome tells a password that nobody knows yet.
-    pub fn tells_a_password(&self) -> bool {
+    /// Whether it copies what may be large, or goes through all that is stored.
+    pub fn takes_long(&self) -> bool {
         match self {
-            Self::CreateLogin { generated, .. } => *generated,
-            Self::SetPassword { password, .. } => password.generated,
+            Self::CreateTenant(wanted) => wanted.template.is_some() || !wanted.schema.is_empty(),
+            Self::MoveTenant { .. } | Self::RotateKeys { .. } => true,
+            Self::DropTenant { final_dump, .. } => final_dump.is_some(),
             _ => false,
         }
     }

@@ -13,6 +13,7 @@ use super::{
     fences::Fences,
     fleet, http,
     live_keyring::LiveKeyring,
+    marks::Marks,
     migrations,
     notifications::{self, Notice},
     onboarding::adopt::complete_grants,
@@ -85,7 +86,8 @@ impl Serving {
         let directory = Directory::new(central.clone(), keyring.clone(), &config);
         let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let office = Office { central: central.clone(), keyring: keyring.clone() };
+        let marks = Arc::new(Marks::default());
+        let office = Office { central: central.clone(), keyring: keyring.clone(), marks: marks.clone() };
         let before_first = grants(office.clone());
         let look_again = looking(central.clone(), directory.clone());
         let all_workers = workers.all().to_vec();
@@ -106,7 +108,7 @@ impl Serving {
             metrics: Arc::default(),
         });
         let mut tasks = vec![
-            tokio::spawn(follow(central, proxy.clone())),
+            tokio::spawn(follow(central, proxy.clone(), marks)),
             tokio::spawn(keep_house(proxy.clone(), period)),
             tokio::spawn(deadlines::watch(proxy.clone())),
         ];
@@ -231,7 +233,7 @@ fn looking(central: Central, directory: Arc<Directory>) -> Looking {
 }
 
 /// Carries changes of the central database to pools and sessions, in order.
-async fn follow(central: Central, proxy: Arc<Proxy>) {
+async fn follow(central: Central, proxy: Arc<Proxy>, marks: Arc<Marks>) {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let metrics = proxy.metrics.clone();
     let mut fences = Fences::new(central.clone(), proxy.clone());
@@ -258,6 +260,7 @@ async fn follow(central: Central, proxy: Arc<Proxy>) {
                         fences.follow_rows().await;
                     }
                 }
+                Notice::Mark(payload) => marks.heard(&payload),
                 // Told without waiting for it to settle: the client that asked is another node's.
                 Notice::Cancel(key) => {
                     drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))

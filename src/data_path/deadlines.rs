@@ -2,16 +2,16 @@
 //! over by now.
 //!
 //! Nothing is armed per message. Every session notes what it is doing and since when, on the coarse clock; one task walks
-//! them now and then, and for limits only where one is set.
+//! them now and then: for limits only where one is set, for logins only when the first of them is over.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
 use super::{
     proxy::Proxy,
-    session::{Doing, SessionHandle},
+    session::{Doing, SessionHandle, Sessions, millis},
 };
 use crate::{config::Timeouts, error::Refusal};
 
@@ -24,9 +24,7 @@ pub async fn watch(proxy: Arc<Proxy>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let now = SystemTime::now();
-        let expired = Refusal::Ended("the login is no longer valid".into());
-        proxy.sessions.end(&expired, |session| session.has_expired(now));
+        proxy.sessions.end_expired(SystemTime::now());
         let config = proxy.config.load();
         let limits = &config.timeouts;
         let any = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];
@@ -35,6 +33,33 @@ pub async fn watch(proxy: Arc<Proxy>) {
         for session in proxy.sessions.all() {
             if let Some(refusal) = overdue(&Standing::of(&session), now_ms, limits) {
                 session.end(refusal);
+            }
+        }
+    }
+}
+
+impl Sessions {
+    /// Takes down until when a session's login is good.
+    pub fn set_valid_until(&self, session: &SessionHandle, moment: Option<SystemTime>) {
+        session.valid_until.store(millis(moment), Ordering::Relaxed);
+        self.first_end.fetch_min(millis(moment), Ordering::AcqRel);
+    }
+
+    /// Ends those whose login is over. Walks them only when one may be.
+    pub fn end_expired(&self, now: SystemTime) {
+        let now = millis(Some(now));
+        if now < self.first_end.load(Ordering::Acquire) {
+            return;
+        }
+        // Whoever comes while we walk counts from here on.
+        self.first_end.swap(u64::MAX, Ordering::AcqRel);
+        let expired = Refusal::Ended("the login is no longer valid".into());
+        for session in self.all() {
+            let end = session.valid_until.load(Ordering::Relaxed);
+            if now >= end {
+                session.end(expired.clone());
+            } else {
+                self.first_end.fetch_min(end, Ordering::AcqRel);
             }
         }
     }

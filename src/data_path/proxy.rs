@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -91,6 +91,8 @@ pub struct Door {
     unproven: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
     closed: AtomicBool,
+    /// Changes of the central database that were heard of since the start.
+    changes: AtomicU64,
 }
 
 /// A client's place; given back by drop.
@@ -99,6 +101,8 @@ pub struct Visitor {
     door: Arc<Door>,
     peer: Option<IpAddr>,
     unproven: AtomicBool,
+    /// What the door counted when the client came, before anything was looked up for it.
+    changes: u64,
     /// There was no room: the client is told once it has said hello.
     surplus: bool,
 }
@@ -115,7 +119,13 @@ impl Door {
         });
         let clients = self.clients.fetch_add(1, Ordering::AcqRel);
         let surplus = clients >= limits.max_client_conn;
-        let visitor = Visitor { door: self.clone(), peer, unproven: AtomicBool::new(true), surplus };
+        let visitor = Visitor {
+            door: self.clone(),
+            peer,
+            unproven: AtomicBool::new(true),
+            changes: self.changes.load(Ordering::Acquire),
+            surplus,
+        };
         let crowded = unproven >= limits.max_unauthenticated_conn
             || of_address > limits.max_unauthenticated_per_address;
         (!crowded).then_some(visitor)
@@ -143,6 +153,11 @@ impl Door {
 }
 
 impl Visitor {
+    /// Whether something has changed since the client came. A session that is registered hears of what comes later.
+    pub fn has_missed_changes(&self) -> bool {
+        self.changes != self.door.changes.load(Ordering::Acquire)
+    }
+
     /// Where the client is; `None`: a Unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer
@@ -198,6 +213,8 @@ impl Proxy {
     /// Something changed in the central database: pools and sessions it concerns follow.
     pub async fn apply(&self, change: Change) {
         self.directory.forget(&change);
+        // Between the two: whoever logs in meanwhile either is among the sessions when they are walked, or sees this.
+        self.door.changes.fetch_add(1, Ordering::AcqRel);
         match change {
             Change::Tenant(id) => self.tenant_changed(id).await,
             Change::Login(id) => self.logins_changed(|session| session.login.id == id).await,
@@ -252,16 +269,32 @@ impl Proxy {
 
     async fn logins_changed(&self, concerns: impl Fn(&SessionHandle) -> bool) {
         for session in self.sessions.all().into_iter().filter(|session| concerns(session)) {
-            let Ok(login) = self.directory.login(&session.login.name).await else { continue };
-            let stays = login.filter(|login| {
-                let place = session.place();
-                login.still_admits(&session.login, session.peer)
-                    && place.is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
-            });
-            match stays {
-                Some(login) => session.set_valid_until(login.valid_until),
-                None => session.end(Refusal::Ended("the login was changed".into())),
-            }
+            self.login_changed(&session).await;
+        }
+    }
+
+    async fn login_changed(&self, session: &SessionHandle) {
+        let Ok(login) = self.directory.login(&session.login.name).await else { return };
+        let stays = login.filter(|login| {
+            let place = session.place();
+            login.still_admits(&session.login, session.peer)
+                && place.is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
+        });
+        match stays {
+            Some(login) => self.sessions.set_valid_until(session, login.valid_until),
+            None => session.end(Refusal::Ended("the login was changed".into())),
+        }
+    }
+
+    /// A session that has just begun, while something changed between the look-up of its login and its registration: it
+    /// was not among those that were told.
+    pub async fn look_again_at(&self, session: &SessionHandle) {
+        self.login_changed(session).await;
+        let Some(place) = session.place() else { return };
+        if let Ok(tenant) = self.directory.tenant_by_id(place.tenant.id).await
+            && let Some(refusal) = tenant.map_or(Some(Refusal::AdminShutdown), |tenant| admit(&tenant).err())
+        {
+            session.end(Refusal::Ended(refusal.to_string()));
         }
     }
 }

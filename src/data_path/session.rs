@@ -80,7 +80,7 @@ pub struct SessionHandle {
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
     /// When its login ends, in milliseconds since 1970; `u64::MAX`: never. The login's row may have changed since it logged in.
-    valid_until: AtomicU64,
+    pub(super) valid_until: AtomicU64,
     prepared: AtomicU32,
     pins: AtomicU16,
     signals: AtomicU8,
@@ -226,16 +226,6 @@ impl SessionHandle {
         self.secret.ct_eq(secret).into()
     }
 
-    /// Takes down until when its login is good.
-    pub fn set_valid_until(&self, moment: Option<SystemTime>) {
-        self.valid_until.store(millis(moment), Ordering::Relaxed);
-    }
-
-    /// Whether its login is over.
-    pub fn has_expired(&self, now: SystemTime) -> bool {
-        millis(Some(now)) >= self.valid_until.load(Ordering::Relaxed)
-    }
-
     /// Takes down what the session is doing now.
     #[inline]
     pub fn set_doing(&self, doing: Doing, now_ms: u32) {
@@ -311,7 +301,7 @@ impl SessionHandle {
 }
 
 /// Milliseconds since 1970; without a moment, never.
-fn millis(moment: Option<SystemTime>) -> u64 {
+pub(super) fn millis(moment: Option<SystemTime>) -> u64 {
     let since = moment.map(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX)
 }
@@ -343,6 +333,8 @@ pub struct Arrival {
 #[derive(Debug)]
 pub struct Sessions {
     registry: Mutex<Registry>,
+    /// No session's login is over before this; milliseconds since 1970.
+    pub(super) first_end: AtomicU64,
     next: AtomicU32,
     /// Keeps the numbers of several pglobby processes apart, so that a cancel that reaches the wrong one is known as
     /// such: the upper bits of every process number.
@@ -398,6 +390,7 @@ impl Default for Sessions {
     fn default() -> Self {
         Self {
             registry: Mutex::default(),
+            first_end: AtomicU64::new(u64::MAX),
             next: AtomicU32::new(1),
             node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
             started: Instant::now(),
@@ -444,6 +437,7 @@ impl Sessions {
             signals: AtomicU8::new(0),
             mailbox: Mutex::default(),
         });
+        self.first_end.fetch_min(handle.valid_until.load(Ordering::Relaxed), Ordering::AcqRel);
         registry.by_process_id.insert(process_id, handle.clone());
         if handle.known_as != process_id {
             registry.known_as.entry(handle.known_as).or_default().push(process_id);

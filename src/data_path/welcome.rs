@@ -57,7 +57,7 @@ pub async fn open_session(
             return refuse_proven(stream, unsent, &refusal).await;
         }
     };
-    let worker = pool.worker.clone();
+    let (worker, watcher) = (pool.worker.clone(), proxy.clone());
     if !worker.is_this_thread()
         && let Err(error) = stream.detach()
     {
@@ -74,6 +74,10 @@ pub async fn open_session(
     worker.spawn(async move {
         let Some(relay) = welcome.await else { return };
         visitor.logged_in();
+        if visitor.has_missed_changes() {
+            Box::pin(watcher.look_again_at(&relay.handle)).await;
+        }
+        drop(watcher);
         let index = relay.pool.worker.index;
         let gone = relay.run().await;
         drop(present);
@@ -261,5 +265,8 @@ pub async fn open_lobby(
         concierge: Some(Concierge::new(proxy.clone(), None, told.into())),
     };
     visitor.logged_in();
+    if visitor.has_missed_changes() {
+        proxy.look_again_at(&seat.handle).await;
+    }
     tokio::spawn(travel(Box::new((seat, Room::Lobby)), visitor, None));
 }

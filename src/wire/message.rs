@@ -29,16 +29,22 @@ pub fn append_cstr(out: &mut Vec<u8>, text: &[u8]) {
     out.push(0);
 }
 
-/// ErrorResponse, with the fields every client looks at (`S`, `V`, `C`, `M`).
-pub fn error_response(out: &mut Vec<u8>, severity: Severity, sqlstate: &str, message: &str) {
+/// ErrorResponse, with the fields every client looks at (`S`, `V`, `C`, `M`), and the routine of PostgreSQL's that some do.
+pub fn error_response(
+    out: &mut Vec<u8>,
+    severity: Severity,
+    sqlstate: &str,
+    message: &str,
+    routine: Option<&str>,
+) {
     let severity: &[u8] = match severity {
         Severity::Error => b"ERROR",
         Severity::Fatal => b"FATAL",
     };
     append(out, b'E', |out| {
-        for (field, value) in
-            [(b'S', severity), (b'V', severity), (b'C', sqlstate.as_bytes()), (b'M', message.as_bytes())]
-        {
+        let always =
+            [(b'S', severity), (b'V', severity), (b'C', sqlstate.as_bytes()), (b'M', message.as_bytes())];
+        for (field, value) in always.into_iter().chain(routine.map(|routine| (b'R', routine.as_bytes()))) {
             out.push(field);
             append_cstr(out, value);
         }

@@ -126,6 +126,10 @@ impl StopAfter {
 
 #[async_trait]
 impl Progress for StopAfter {
+    async fn part(&self, what: &str, _: u64, _: u64) {
+        self.step("", what).await;
+    }
+
     async fn step(&self, _: &str, step: &str) {
         if step == self.step {
             self.reached.notify_one();

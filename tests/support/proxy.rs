@@ -116,6 +116,24 @@ impl Proxy {
             .unwrap_or_else(|error| panic!("{arguments:?} printed {printed}: {error}"))
     }
 
+    /// Registers a cluster as a host, with its superuser.
+    pub fn add_host(&self, name: &str, cluster: &Cluster) {
+        let (port, master) = (cluster.port().to_string(), super::cluster::MASTER);
+        let arguments = [
+            "host",
+            "add",
+            name,
+            "--address",
+            "127.0.0.1",
+            "--port",
+            &port,
+            "--admin-user",
+            master,
+            "--password-stdin",
+        ];
+        succeeded(&arguments, &self.command_with(&arguments, super::cluster::MASTER_PASSWORD));
+    }
+
     pub fn create_tenant(&self, name: &str) {
         create_tenant(&self.config_file(), &self.environment, name);
     }

@@ -10,6 +10,7 @@ mod conversation;
 mod counts;
 mod extended;
 mod orders;
+mod outcomes;
 mod period;
 mod show;
 mod show_central;

@@ -6,21 +6,18 @@
 
 use std::fmt;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use tracing::info;
 
-use super::{
-    Answer, Complaint, Session,
-    statement::Token,
-    table::{Column, Kind, Table},
-};
+use super::{Answer, Complaint, Session, outcomes, statement::Token, table::Table};
 use crate::{
     config::units,
     control_path::{
         logins::{NewLogin, NewLoginKind},
         moment::parse_moment,
         onboarding::{adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, moving::MoveTenant},
-        orders::{MadeLogin, Order, Outcome},
+        operator::OperatorError,
+        orders::Order,
         tenants::Sessions,
         verifier::Given,
     },
@@ -29,15 +26,6 @@ use crate::{
 /// A statement about tenants or logins, known to be well formed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Words(Vec<Token>);
-
-/// What CREATE LOGIN and ALTER LOGIN … PASSWORD answer where nobody knows the password yet.
-const MADE_LOGIN: &[Column] = &[
-    ("name", Kind::Text),
-    ("tenant", Kind::Text),
-    ("kind", Kind::Text),
-    ("access", Kind::Text),
-    ("password", Kind::Text),
-];
 
 impl Words {
     /// The statement, if it is one about tenants or logins; `Some(Err)` if it is not as it should be.
@@ -72,8 +60,7 @@ impl Words {
 
     /// What a client that describes the statement is told of its rows.
     pub fn columns(&self) -> Option<Table> {
-        let tells = self.order().is_ok_and(|order| order.tells_a_password());
-        tells.then(|| Table::new(MADE_LOGIN))
+        self.order().ok().map(|order| outcomes::columns(&order))
     }
 }
 
@@ -338,25 +325,16 @@ impl Session {
         let order = words.order()?;
         let (tag, subject) = (order.title(), order.subject().to_owned());
         info!(login = self.login.name, order = tag, subject, "an administrator acts");
-        let operator = self.operator();
-        let work = tokio::spawn(async move { order.carry_out(&operator).await });
+        let (operator, office) = (self.operator(), self.backstage.office.clone());
+        let table = outcomes::columns(&order);
+        let work = tokio::spawn(async move {
+            let outcome = order.carry_out(&operator).await?;
+            office.until_applied().await;
+            Ok::<_, OperatorError>(outcome)
+        });
         let outcome =
             work.await.map_err(|_| Complaint::new("XX000", "the work broke off; see the log"))??;
-        Ok(match outcome {
-            Outcome::MadeLogin(MadeLogin { name, tenant, kind, access, password: Some(password) }) => {
-                let mut table = Table::new(MADE_LOGIN);
-                let password = password.expose_secret().to_owned();
-                table.rows.push(vec![
-                    name.into(),
-                    tenant.into(),
-                    kind.into(),
-                    access.into(),
-                    password.into(),
-                ]);
-                Answer::Rows { table, tag }
-            }
-            _ => Answer::Done(tag),
-        })
+        Ok(Answer::Rows { table: outcomes::in_columns(table, &outcome), tag })
     }
 }
 
@@ -408,9 +386,6 @@ mod tests {
             settings,
             [("pool_size", ""), ("pool_mode", "session")].map(|(k, v)| (k.into(), v.into()))
         );
-        assert!(order("CREATE LOGIN bob TENANT acme").tells_a_password());
-        assert!(!order("CREATE LOGIN bob TENANT acme PASSWORD 'x'").tells_a_password());
-        assert!(order("ALTER LOGIN bob PASSWORD").tells_a_password());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod doors;
 mod mend;
 mod templates;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, pin::pin};
 
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
@@ -124,10 +124,13 @@ async fn look(operator: &Operator, wanted: &[String]) -> Result<Report, Operator
     }
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
 
+    let all = by_host.values().flatten().filter(|patient| is_wanted(&patient.name)).count();
+    let mut looked_at = (0, all);
+    operator.report_part("tenants", 0, all).await;
     for (host, patients) in &by_host {
         report.hosts += 1;
         report.tenants += patients.iter().filter(|patient| is_wanted(&patient.name)).count();
-        match look_at_host(operator, &client, host, patients, &is_wanted).await {
+        match look_at_host(operator, &client, host, patients, &is_wanted, &mut looked_at).await {
             Ok(found) => report.findings.extend(found),
             Err(error) => report.findings.push(
                 Finding::new(
@@ -150,6 +153,7 @@ async fn look_at_host(
     host: &str,
     patients: &[Patient],
     is_wanted: &impl Fn(&str) -> bool,
+    looked_at: &mut (usize, usize),
 ) -> Result<Vec<Finding>, OperatorError> {
     let admin = HostAdmin::load(operator, client, host).await?;
     let session = admin.connect().await?;
@@ -162,7 +166,12 @@ async fn look_at_host(
     let tried = stream::iter(wanted)
         .map(|(patient, neighbour)| doors::try_doors(operator, &admin, patient, neighbour))
         .buffered(TENANTS_AT_ONCE);
-    findings.extend(tried.collect::<Vec<_>>().await.into_iter().flatten());
+    let mut tried = pin!(tried);
+    while let Some(found) = tried.next().await {
+        findings.extend(found);
+        looked_at.0 += 1;
+        operator.report_part("tenants", looked_at.0, looked_at.1).await;
+    }
     Ok(findings)
 }
 
@@ -233,7 +242,25 @@ async fn unfinished(client: &Client) -> Result<Vec<Finding>, OperatorError> {
         let detail = format!("operation {kind} of tenant {name} stopped after step {step:?}{why}");
         Finding::new("unfinished_operation", detail, &mend).of(&name)
     };
-    Ok(client.query(sql, &[]).await?.iter().map(finding).collect())
+    let mut findings: Vec<Finding> = client.query(sql, &[]).await?.iter().map(finding).collect();
+    findings.extend(unfinished_rotation(client).await?);
+    Ok(findings)
+}
+
+/// A rotation of sealing keys that died. One that is at work holds the lock on the ring.
+async fn unfinished_rotation(client: &Client) -> Result<Option<Finding>, OperatorError> {
+    let sql = "SELECT step, error FROM pglobby.operations
+               WHERE kind = 'key_rotate' AND status IN ('running', 'failed')
+                 AND pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('pglobby key ring', 0))
+               ORDER BY id DESC LIMIT 1";
+    let finding = |row: Row| {
+        let (step, error): (String, Option<String>) = (row.get(0), row.get(1));
+        let why = error.map(|error| format!(": {error}")).unwrap_or_default();
+        let detail = format!("the rotation of sealing keys stopped after step {step:?}{why}");
+        let mend = "pglobby key rotate again (with --retire, if old keys were to leave the ring); until then keep all keys";
+        Finding::new("unfinished_operation", detail, mend)
+    };
+    Ok(client.query_opt(sql, &[]).await?.map(finding))
 }
 
 impl Finding {

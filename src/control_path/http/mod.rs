@@ -9,7 +9,7 @@ mod api;
 mod exposition;
 mod process;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -18,8 +18,13 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
-use tracing::{info, warn};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tracing::{debug, info, warn};
 
 use self::exposition::Exposition;
 use crate::{control_path::operator::Office, data_path::proxy::Proxy};
@@ -36,15 +41,41 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, String> {
 
 /// Serves until it is dropped.
 pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>, office: Office) {
-    let served = async {
-        let listener = TcpListener::from_std(listener)?;
-        info!(address = %listener.local_addr()?, "serving metrics, health and management");
-        axum::serve(listener, router(proxy, office)).await
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return warn!(%error, "HTTP is not served"),
     };
-    if let Err(error) = served.await {
-        warn!(%error, "HTTP is no longer served");
+    info!(address = ?listener.local_addr().ok(), "serving metrics, health and management");
+    let config = proxy.config.load_full();
+    let places = Arc::new(Semaphore::new(config.limits.http_connections_max));
+    let head_timeout = config.timeouts.http_head;
+    let router = router(proxy, office);
+    // Who finds no place waits in the system's queue: whoever holds one loses it after `header_timeout` of silence.
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "cannot accept an HTTP connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES_MAX);
+            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+                debug!(%error, "an HTTP connection broke");
+            }
+            drop(place);
+        });
     }
 }
+
+/// A request's head, and what is read of its body at once.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Descriptors may have run out; some come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 fn router(proxy: Arc<Proxy>, office: Office) -> Router {
     let exposition = Arc::new(Exposition::new(proxy.clone()));

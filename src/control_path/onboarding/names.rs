@@ -61,6 +61,12 @@ pub enum NameError {
         /// As given.
         name: String,
     },
+    /// `--tenants acme,globex` means two.
+    #[error("tenant name {name:?} holds ',', which separates names in a list; choose a name without it")]
+    Comma {
+        /// As given.
+        name: String,
+    },
     /// PostgreSQL's, the console's, or the central database.
     #[error("{what} name {name:?} is reserved ({why}); choose another name")]
     Reserved {
@@ -81,6 +87,9 @@ pub fn check_tenant_name(name: &str, central_database: &str) -> Result<(), NameE
     check_identifier("tenant", name)?;
     if name.contains('@') {
         return Err(NameError::AtSign { name: name.to_owned() });
+    }
+    if name.contains(',') {
+        return Err(NameError::Comma { name: name.to_owned() });
     }
     check_not_reserved("tenant", name, central_database)
 }
@@ -129,6 +138,8 @@ fn check_not_reserved(what: &'static str, name: &str, central_database: &str) ->
         "clients reach the admin console by it"
     } else if name == "all" {
         "it stands for every tenant on the command line"
+    } else if matches!(name, "." | "..") {
+        "it leads elsewhere in the path of a URL"
     } else if RESERVED.contains(&name) {
         "it is PostgreSQL's own"
     } else {

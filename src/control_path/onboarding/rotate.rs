@@ -168,9 +168,17 @@ async fn change(
         .run("preparing the new passwords", &format!("BEGIN;\n{}", alter_roles(before, passwords)))
         .await?;
     let sealed_ro = before.read_only.as_ref().map(|_| &sealed.read_only);
-    store(&transaction, before.id, Some(&sealed.read_write), sealed_ro).await?;
-    let step = "UPDATE pglobby.operations SET step = 'stored', updated_at = now() WHERE id = $1";
-    transaction.execute(step, &[&operation.id]).await?;
+    let stored = async {
+        store(&transaction, before.id, Some(&sealed.read_write), sealed_ro).await?;
+        let step = "UPDATE pglobby.operations SET step = 'stored', updated_at = now() WHERE id = $1";
+        transaction.execute(step, &[&operation.id]).await?;
+        Ok(())
+    };
+    if let Err(error) = stored.await {
+        // Whoever undoes it would wait for what is open on the host.
+        let _ = session.run("giving up the new passwords", "ROLLBACK").await;
+        return Err(error);
+    }
     operator.report(&name, "prepared").await;
 
     session.run("changing the passwords", "COMMIT").await?;

@@ -23,6 +23,13 @@ use crate::{
 /// What no server takes for a statement.
 const UNREADABLE: &[u8] = b"pglobby.tenant";
 
+/// Whether a text may be about the tenant at all. An employee's session in session mode pays this much for each.
+#[inline]
+pub(super) fn names_choice(bytes: &[u8]) -> bool {
+    const NAME: &[u8] = b"pglobby";
+    bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
+}
+
 impl Requests<'_, '_> {
     /// A text that chooses the tenant. It waits where nothing else of its transaction has gone to the server; elsewhere the
     /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
@@ -61,7 +68,7 @@ impl Requests<'_, '_> {
         }
     }
 
-    /// A service login's session that keeps its server reads along for one thing only.
+    /// A session that keeps its server: read along for one thing only, and of an employee's only where it is named.
     pub(super) fn in_session_mode(&mut self, tag: u8, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if tag == b'P' {
@@ -73,6 +80,7 @@ impl Requests<'_, '_> {
         }
         match (tag, talk) {
             (b'Q', Ok(Talk::Chooses)) => return Ok(self.choice(tag)),
+            (_, Ok(Talk::Chooses)) if !self.rules.chooses => self.deny(tag, NoChoice::Employee),
             (_, Ok(Talk::Chooses)) => self.deny(tag, NoChoice::SessionMode),
             (b'Q', _) => {
                 self.end_unnamed();

@@ -298,7 +298,7 @@ pub fn violation(error: FrameError) -> Refusal {
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &Rules) -> Result<Need, FrameError> {
     Ok(match tag {
-        b'Q' | b'P' if (rules.follow || rules.chooses) && length <= rules.inspect_bytes_max => Need::Whole,
+        b'Q' | b'P' if length <= rules.inspect_bytes_max => Need::Whole,
         b'P' => Need::Strings(1),
         b'B' if rules.chooses && length <= CHOICE_BYTES_MAX => Need::Whole,
         b'B' => Need::Strings(2),

@@ -5,6 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{
     away::Bounds,
     bringing::{AWAITS, Brought, Hold},
+    choices::names_choice,
     client_side::{Rules, violation},
     naming::Rewritten,
     server_side::ServerSide,
@@ -51,7 +52,7 @@ impl Requests<'_, '_> {
             return GOES_ON;
         }
         match tag {
-            b'Q' | b'P' if self.rules.chooses && !self.rules.follow && whole => {
+            b'Q' | b'P' if !self.rules.follow && whole && (self.rules.chooses || names_choice(bytes)) => {
                 return self.in_session_mode(tag, bytes);
             }
             b'Q' => return self.query(bytes, whole),

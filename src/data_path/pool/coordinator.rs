@@ -35,10 +35,7 @@ impl Pool {
 
     /// Starts opening a server; `false` if pool or budget have no room.
     fn open_one_more(self: &Arc<Self>) -> bool {
-        if self.is_retired() || self.is_paused() || self.live() >= self.rules.size {
-            return false;
-        }
-        let Some(permit) = self.budget.acquire(self) else {
+        let Some(permit) = self.room_for_one_more() else {
             return false;
         };
         let pool = self.clone();
@@ -50,31 +47,61 @@ impl Pool {
         true
     }
 
+    fn room_for_one_more(self: &Arc<Self>) -> Option<Permit> {
+        let closed = self.is_retired() || self.is_paused() || self.live() >= self.rules.size;
+        if closed { None } else { self.budget.acquire(self) }
+    }
+
+    /// A server for one session, started with what its client asks for; `None` if pool or budget have no room, or the host
+    /// takes no more connections while this pool has others.
+    ///
+    /// # Errors
+    /// [`Refusal::Server`] with the server's own words where it refuses a parameter, [`Refusal::ServerUnreachable`].
+    pub(super) async fn open_for(
+        self: &Arc<Self>,
+        startup: &Settings,
+    ) -> Result<Option<Box<Server>>, Refusal> {
+        if self.opening() >= self.rules.connecting_max {
+            return Ok(None);
+        }
+        let Some(permit) = self.room_for_one_more() else {
+            return Ok(None);
+        };
+        let _opening = Counted::new(self, |pool| &pool.opening);
+        match self.connect(startup).await {
+            Ok(opened) => Ok(Some(self.started(opened, permit, startup.clone()))),
+            Err(error) => {
+                if let Some(refusal) = error.about_parameter() {
+                    return Err(refusal);
+                }
+                let refusal = self.cannot_open(&error);
+                drop(permit);
+                let others = self.live() > 0 || (error.is_about_credentials() && self.renew().await);
+                if others { Ok(None) } else { Err(refusal) }
+            }
+        }
+    }
+
     async fn open(self: &Arc<Self>, permit: Permit) {
         match self.connect(&Settings::default()).await {
             Ok(opened) => {
-                let owner = (self.tenant.id, self.access);
-                let now = self.worker.clock.now();
-                let server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
-                debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
-                self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
+                let server = self.started(opened, permit, Settings::default());
                 if self.live() == 1 {
                     // Perhaps the host was restarted, as another version even.
                     self.greetings.forget();
                 }
                 // Opened for a pool that was paused meanwhile: nobody is to have it.
                 if !self.is_paused() {
-                    drop(self.servers.try_add(Box::new(server)));
+                    drop(self.servers.try_add(server));
                 }
             }
             Err(error) => {
-                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
-                self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
+                let refusal = self.cannot_open(&error);
                 drop(permit);
                 if error.is_about_credentials() && self.renew().await {
                     return; // those who wait go on with the pool's successor
                 }
-                self.failure.send_replace(Some(error.to_refusal()));
+                self.failure.send_replace(Some(refusal));
             }
         }
     }
@@ -86,10 +113,18 @@ impl Pool {
     pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
-        let opened = self.connect(&Settings::default()).await.map_err(|error| {
+        let mut opened = self.connect(&Settings::default()).await;
+        if let Err(error) = &opened {
             warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
-            error.to_refusal()
-        })?;
+            // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
+            if error.is_about_credentials()
+                && self.renew().await
+                && let Some(successor) = self.current()
+            {
+                opened = successor.connect(&Settings::default()).await;
+            }
+        }
+        let opened = opened.map_err(|error| error.to_refusal())?;
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
         Ok(Box::new(Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster)))
     }
@@ -112,22 +147,30 @@ impl Pool {
         server: Box<Server>,
         startup: Settings,
     ) -> Result<Box<Server>, Refusal> {
-        let Server { mut stream, permit, entry, owner, .. } = *server;
+        let Server { mut stream, permit, entry, .. } = *server;
         drop(entry);
         let _ = stream.write_all(&[b'X', 0, 0, 0, 4]).await;
         drop(stream);
-        let opened = self.connect(&startup).await.map_err(|error| {
-            error.about_parameter().unwrap_or_else(|| {
-                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
-                self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
-                error.to_refusal()
-            })
-        })?;
-        self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
-        let now = self.worker.clock.now();
+        match self.connect(&startup).await {
+            Ok(opened) => Ok(self.started(opened, permit, startup)),
+            Err(error) => Err(error.about_parameter().unwrap_or_else(|| self.cannot_open(&error))),
+        }
+    }
+
+    fn started(&self, opened: Opened, permit: Permit, startup: Settings) -> Box<Server> {
+        let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
         let mut server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
         server.startup = startup;
-        Ok(Box::new(server))
+        debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
+        self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
+        Box::new(server)
+    }
+
+    /// Says so to operators; what clients are told.
+    fn cannot_open(&self, error: &DialError) -> Refusal {
+        warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+        self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
+        error.to_refusal()
     }
 
     async fn connect(&self, startup: &Settings) -> Result<Opened, DialError> {

@@ -82,12 +82,22 @@ impl Pool {
     /// # Errors
     /// As [`Pool::greet`].
     pub async fn engage(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Engaged, Refusal> {
-        let (pool, mut server) = self.borrow_of_current(wait).await?;
-        if server.startup != asked {
-            server = pool.restart(server, asked).await?;
-        }
+        let server = match self.open_for(&asked).await? {
+            Some(server) => server,
+            None => self.rested_for(asked, wait).await?,
+        };
         let messages = greeting_of(&server);
         Ok(Engaged { server, messages })
+    }
+
+    /// The server of a session in session mode that no new one can be opened for: the one that has been idle longest, so
+    /// that its process number has been nobody's for as long as can be.
+    async fn rested_for(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Box<Server>, Refusal> {
+        let (pool, server) = match self.take_longest_idle() {
+            Some(server) => (self.clone(), server),
+            None => self.borrow_of_current(wait).await?,
+        };
+        if server.startup == asked { Ok(server) } else { pool.restart(server, asked).await }
     }
 
     /// What a client that asks for these parameters is told. Needs a server only where nobody asked for the same before.

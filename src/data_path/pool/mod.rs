@@ -198,6 +198,16 @@ impl Pool {
         None
     }
 
+    /// The server that has been idle for longest, as [`Pool::try_borrow`] lends the one that was last given back.
+    pub(super) fn take_longest_idle(&self) -> Option<Box<Server>> {
+        let mut idle: Vec<Box<Server>> = std::iter::from_fn(|| self.try_borrow()).collect();
+        let longest = idle.pop();
+        for server in idle.into_iter().rev() {
+            drop(self.servers.try_add(server));
+        }
+        longest
+    }
+
     /// Returns a clean server. One that is not reusable, has lived its time or is wished for by another pool is closed.
     #[inline]
     pub fn give_back(&self, mut server: Box<Server>) {

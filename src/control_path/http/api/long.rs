@@ -59,7 +59,12 @@ pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Resp
     let mut operator = caller.operator.clone();
     operator.progress = Some(Arc::new(Begun(Mutex::new(Some(tell)))));
     let (title, subject, created) = (order.title(), order.subject().to_owned(), creates(&order));
-    let mut work = Box::pin(async move { order.carry_out(&operator).await });
+    let office = caller.api.office.clone();
+    let mut work = Box::pin(async move {
+        let outcome = order.carry_out(&operator).await?;
+        office.until_applied().await;
+        Ok::<_, OperatorError>(outcome)
+    });
     let id = tokio::select! {
         biased;
         outcome = &mut work => return Ok(done(created, &outcome?)),

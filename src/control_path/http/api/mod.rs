@@ -175,6 +175,7 @@ impl Caller {
         self.admit(&order).await?;
         let (title, subject, created) = (order.title(), order.subject().to_owned(), creates(&order));
         let outcome = order.carry_out(&self.operator).await?;
+        self.api.office.until_applied().await;
         info!(actor = self.operator.actor, order = title, subject, "an operator acts");
         Ok(done(created, &outcome))
     }

@@ -439,7 +439,11 @@ async fn show_operation(
     Extension(patience): Extension<Patience>,
 ) -> Answer {
     let id = id.parse().map_err(|_| ApiError::new("not_found", format!("there is no operation {id:?}")))?;
-    Ok(shown(&follow(&caller.operator, id, patience.0).await?))
+    let operation = follow(&caller.operator, id, patience.0).await?;
+    if operation.is_over() {
+        caller.api.office.until_applied().await;
+    }
+    Ok(shown(&operation))
 }
 
 async fn list_audit(Extension(caller): Extension<Caller>, query: Query) -> Answer {
