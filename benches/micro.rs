@@ -13,7 +13,7 @@ use pglobby::{
         catalogue::Catalogue,
         exchange::{ClientSide, Rules, ServerSide},
         lease::{Asked, Lease, Whose},
-        prepared::StatementTable,
+        prepared::{Capacity, StatementTable},
         session_state::Settings,
     },
     wire::{
@@ -116,7 +116,7 @@ impl Table {
     }
 
     fn server() -> ServerSide {
-        ServerSide::new(Vec::new(), 200)
+        ServerSide::new(Vec::new(), Capacity { statements: 200, bytes: 1 << 20 })
     }
 
     /// There and back; the bytes written.

@@ -117,10 +117,12 @@ pub struct PoolConfig {
     pub default_pool_size: u32,
     /// `min_pool_size`, default 0.
     pub min_pool_size: u32,
-    /// `max_pinned_servers` of a pool; default 0, which is all but one, and all of a pool of fewer than five.
+    /// `max_pinned_servers` of a pool while others wait; default 0, which is all but one, and all of a pool of fewer than five.
     pub max_pinned_servers: usize,
     /// `max_prepared_statements` each server keeps for clients; default 200.
     pub max_prepared_statements: usize,
+    /// `max_prepared_bytes`: text of prepared statements that each server keeps for clients; default 16 MiB.
+    pub max_prepared_bytes: usize,
 }
 
 /// What is too much. Each is refused in clear words, none is a hang.
@@ -141,6 +143,10 @@ pub struct Limits {
     pub functions_inspect_bytes_max: usize,
     /// `max_client_prepared_statements`: statements one session may have, default 10000.
     pub client_prepared_statements_max: usize,
+    /// `max_client_prepared_bytes`: text of prepared statements one session may have, default 16 MiB.
+    pub client_prepared_bytes_max: usize,
+    /// `max_prepared_bytes_total`: text of prepared statements in this process, default 1 GiB.
+    pub prepared_bytes_max: usize,
     /// `max_tracked_parameters`: parameters one session may have SET, default 256.
     pub tracked_parameters_max: usize,
     /// `max_listening_channels`: channels one session may LISTEN to and still share servers, default 1000.

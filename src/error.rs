@@ -71,6 +71,14 @@ pub enum Refusal {
         /// The limit.
         limit: usize,
     },
+    /// Their text is too long altogether.
+    #[error("prepared statements may have at most {limit} bytes of text ({setting})")]
+    StatementsTooLong {
+        /// `max_client_prepared_bytes` or `max_prepared_bytes_total`.
+        setting: &'static str,
+        /// The limit.
+        limit: usize,
+    },
     /// `max_queued_notifications`.
     #[error(
         "terminating connection because more than {limit} bytes of notifications wait for it (max_queued_notifications)"
@@ -270,7 +278,9 @@ impl Refusal {
             Self::TooManyClients | Self::TooManyClientsOfTenant { .. } | Self::TooManyPinned { .. } => {
                 "53300"
             }
-            Self::TooManyStatements { .. } | Self::TooManyNotifications { .. } => "53400",
+            Self::TooManyStatements { .. }
+            | Self::StatementsTooLong { .. }
+            | Self::TooManyNotifications { .. } => "53400",
             Self::NoTenantChosen => "55000",
             Self::TenantDenied { .. } => "42501",
             Self::TenantPinned { .. } => "55006",

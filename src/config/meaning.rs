@@ -100,6 +100,7 @@ fn pool(w: &mut Written<'_>) -> PoolConfig {
         min_pool_size: w.count("min_pool_size", 0, 0),
         max_pinned_servers: w.count("max_pinned_servers", 0, 0),
         max_prepared_statements: w.count("max_prepared_statements", 200, 1),
+        max_prepared_bytes: w.bytes("max_prepared_bytes", 16 << 20),
     }
 }
 
@@ -112,6 +113,8 @@ fn limits(w: &mut Written<'_>) -> Limits {
         statement_inspect_bytes_max: w.bytes("statement_inspect_max", 1 << 20),
         functions_inspect_bytes_max: w.bytes("functions_inspect_max", 16 << 20),
         client_prepared_statements_max: w.count("max_client_prepared_statements", 10_000, 1),
+        client_prepared_bytes_max: w.bytes("max_client_prepared_bytes", 16 << 20),
+        prepared_bytes_max: w.bytes("max_prepared_bytes_total", 1 << 30),
         tracked_parameters_max: w.count("max_tracked_parameters", 256, 1),
         listening_channels_max: w.count("max_listening_channels", 1000, 1),
         queued_notifications_bytes_max: w.bytes("max_queued_notifications", 4 << 20),

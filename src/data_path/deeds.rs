@@ -1,10 +1,10 @@
 //! What PREPARE and DEALLOCATE in a client's text do to its statements, once they have succeeded. Pure.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     lease::Naming,
-    prepared::{ClientStatements, ServerStatements},
+    prepared::{ClientStatements, ServerStatements, Statement},
 };
 use crate::wire::{
     frame::{HEADER_BYTES, cstr},
@@ -30,6 +30,11 @@ pub struct Deeds {
 }
 
 impl Deeds {
+    /// The statements that it prepares.
+    pub fn prepared(&self) -> impl Iterator<Item = &Arc<Statement>> {
+        self.list.iter().filter_map(Deed::prepares).map(|naming| &naming.statement)
+    }
+
     /// The PREPAREs, as far as the client has no statement of that name: it has now, unless they fail.
     pub fn expect(&self, client: &mut ClientStatements, server: &mut ServerStatements) {
         for naming in self.list.iter().filter_map(Deed::prepares) {

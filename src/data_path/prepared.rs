@@ -11,11 +11,11 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-pub use super::server_statements::{Found, ServerStatements, Tally};
+pub use super::server_statements::{Capacity, Found, ServerStatements, Tally};
 use super::{
     aftermath::Aftermath,
     catalogue::Seen,
@@ -37,6 +37,8 @@ pub struct Statement {
     server_name: Box<[u8]>,
     /// A Parse message's body behind the name: the text, a zero, the types.
     body: Box<[u8]>,
+    /// Its share of what all have.
+    _weight: Weight,
     /// Read once, when it was parsed.
     pub aftermath: Aftermath,
     /// What it calls.
@@ -57,6 +59,7 @@ impl Statement {
         Self {
             id,
             server_name: format!("pglobby_{id}").into_bytes().into(),
+            _weight: Weight::new(body.len()),
             body,
             aftermath,
             seen: Seen::default(),
@@ -74,6 +77,7 @@ impl Statement {
         let mut statement = Self::new(id, Box::default(), aftermath);
         let mut body = text(&statement.server_name);
         body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
+        statement._weight = Weight::new(body.len());
         statement.body = body.into();
         statement.in_sql = true;
         Arc::new(statement)
@@ -97,6 +101,31 @@ impl Statement {
     /// What servers call it.
     pub fn server_name(&self) -> &[u8] {
         &self.server_name
+    }
+}
+
+/// Bytes of all statements' texts in this process.
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of all statements' texts in this process.
+pub fn bytes_in_all() -> usize {
+    BYTES.load(Ordering::Relaxed)
+}
+
+/// Bytes that are counted among all statements' for as long as this lives.
+#[derive(Debug)]
+struct Weight(usize);
+
+impl Weight {
+    fn new(bytes: usize) -> Self {
+        BYTES.fetch_add(bytes, Ordering::Relaxed);
+        Self(bytes)
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        BYTES.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 
@@ -183,6 +212,8 @@ fn meaning(body: &[u8], settings: &Settings) -> Vec<u8> {
 #[derive(Debug, Default)]
 pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
+    /// Of their texts.
+    bytes: usize,
     /// Names whose Parse no server has seen yet (see `exchange/postponed.rs`).
     postponed: Vec<Box<[u8]>>,
     pub(super) unnamed: Unnamed,
@@ -223,6 +254,11 @@ impl ClientStatements {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
+    }
+
+    /// Bytes of the named statements' texts.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The statement of that name.
@@ -345,18 +381,23 @@ impl ClientStatements {
     /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.named.clear();
+        self.bytes = 0;
         self.postponed.clear();
     }
 
     /// The name means this statement from now on.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.named.insert(name.into(), statement);
+        self.bytes += statement.body.len();
+        if let Some(before) = self.named.insert(name.into(), statement) {
+            self.bytes -= before.body.len();
+        }
     }
 
     /// The name means nothing any more.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let removed = self.named.remove(name);
         if let Some(statement) = &removed {
+            self.bytes -= statement.body.len();
             self.lost.truncate(LOST_MAX - 1);
             self.lost.push_front((name.into(), statement.clone()));
         }

@@ -24,12 +24,22 @@ pub struct ServerStatements {
     known: HashMap<u64, Known>,
     /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
     unnamed: u64,
-    /// `max_prepared_statements`.
-    capacity: usize,
+    /// Of their texts.
+    bytes: usize,
+    capacity: Capacity,
     /// Counts uses, to find the least recent.
     clock: u64,
     /// What has been done since it was last taken down.
     pub tally: Tally,
+}
+
+/// What a server keeps prepared at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// `max_prepared_statements`.
+    pub statements: usize,
+    /// `max_prepared_bytes`. A longer statement is kept alone.
+    pub bytes: usize,
 }
 
 /// How often named statements were prepared and used.
@@ -75,14 +85,8 @@ pub enum Found {
 
 impl ServerStatements {
     /// A server that has just been opened.
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            known: HashMap::new(),
-            unnamed: 0,
-            capacity: capacity.max(1),
-            clock: 0,
-            tally: Tally::default(),
-        }
+    pub fn new(capacity: Capacity) -> Self {
+        Self { known: HashMap::new(), bytes: 0, unnamed: 0, capacity, clock: 0, tally: Tally::default() }
     }
 
     /// How many it has.
@@ -98,6 +102,7 @@ impl ServerStatements {
     /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.known.clear();
+        self.bytes = 0;
     }
 
     /// The server may have an unnamed statement that is no client's, or not the one it was given last.
@@ -113,12 +118,24 @@ impl ServerStatements {
     /// Makes the next Parse of `statement` a real one: what the server has of that name is closed first.
     pub fn make_room_for(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) {
         self.close(statement.id, lease, out);
-        self.make_room(1, lease, out);
+        self.make_room([statement], lease, out);
     }
 
-    /// Closes what has not been used for longest, so that so many more are not too many.
-    pub fn make_room(&mut self, more: usize, lease: &mut Lease, out: &mut Vec<u8>) {
-        while !self.known.is_empty() && self.known.len() + more > self.capacity {
+    /// Closes what has not been used for longest, so that with those to come there are not too many.
+    pub fn make_room<'s>(
+        &mut self,
+        more: impl IntoIterator<Item = &'s Arc<Statement>>,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) {
+        let (mut count, mut bytes) = (0, 0);
+        for statement in more {
+            (count, bytes) = (count + 1, bytes + statement.body().len());
+        }
+        let Capacity { statements: count_max, bytes: bytes_max } = self.capacity;
+        while !self.known.is_empty()
+            && (self.known.len() + count > count_max || self.bytes + bytes > bytes_max)
+        {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id);
             if !oldest.is_some_and(|id| self.close(id, lease, out)) {
                 return;
@@ -132,9 +149,23 @@ impl ServerStatements {
         let statement = known.statement.clone();
         let goes = ask_close(&statement, lease, out);
         if goes {
-            self.known.remove(&id);
+            self.remove(&statement);
         }
         goes
+    }
+
+    fn insert(&mut self, statement: &Arc<Statement>, certainty: Certainty, used: u64) {
+        self.bytes += statement.body().len();
+        let known = Known { statement: statement.clone(), certainty, used };
+        if let Some(before) = self.known.insert(statement.id, known) {
+            self.bytes -= before.statement.body().len();
+        }
+    }
+
+    fn remove(&mut self, statement: &Statement) {
+        if let Some(before) = self.known.remove(&statement.id) {
+            self.bytes -= before.statement.body().len();
+        }
     }
 
     /// A Parse of `statement` is queued.
@@ -150,8 +181,7 @@ impl ServerStatements {
     fn enter(&mut self, statement: &Arc<Statement>, certainty: Certainty) {
         self.tally.server_parses += 1;
         self.clock += 1;
-        let known = Known { statement: statement.clone(), certainty, used: self.clock };
-        self.known.insert(statement.id, known);
+        self.insert(statement, certainty, self.clock);
     }
 
     /// ParseComplete, and what shape the statement has is what its client knows.
@@ -171,13 +201,12 @@ impl ServerStatements {
 
     /// A DEALLOCATE succeeded.
     pub fn deallocated(&mut self, statement: &Statement) {
-        self.known.remove(&statement.id);
+        self.remove(statement);
     }
 
     /// A queued Close was skipped: the server still has the statement, if it had it.
     pub fn not_closed(&mut self, statement: &Arc<Statement>) {
-        let known = Known { statement: statement.clone(), certainty: Certainty::Doubtful, used: 0 };
-        self.known.insert(statement.id, known);
+        self.insert(statement, Certainty::Doubtful, 0);
     }
 
     /// How the server stands to `statement`, which is about to be used.
@@ -238,7 +267,7 @@ impl ServerStatements {
             b'I' => true,
             status => status == b'T' && statement.is_proved(),
         };
-        let shown: Vec<_> = own.iter().filter(safe).take(self.capacity).collect();
+        let shown: Vec<_> = own.iter().filter(safe).take(self.capacity.statements).collect();
         for statement in shown {
             self.ensure_for_query(statement, lease, out);
         }

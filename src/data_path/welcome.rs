@@ -209,6 +209,8 @@ fn rules(config: &Config, chooses: bool) -> Rules {
         catalogue: Arc::default(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
+        statements_bytes_max: config.limits.client_prepared_bytes_max,
+        statements_bytes_in_all_max: config.limits.prepared_bytes_max,
         settings_max: config.limits.tracked_parameters_max,
     }
 }

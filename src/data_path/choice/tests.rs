@@ -109,6 +109,8 @@ impl Talked {
             follow: true,
             inspect_bytes_max: 1 << 20,
             statements_max: 10,
+            statements_bytes_max: 1 << 20,
+            statements_bytes_in_all_max: usize::MAX,
             settings_max: 10,
             ..Rules::nobody(&Arc::default())
         };

@@ -7,7 +7,7 @@ use crate::{
     data_path::{
         catalogue::Catalogue,
         choice::Stance,
-        prepared::{ClientStatements, StatementTable},
+        prepared::{ClientStatements, StatementTable, bytes_in_all},
         session_state::Settings,
     },
     error::{NoChoice, Refusal},
@@ -68,6 +68,10 @@ pub struct Rules {
     pub inspect_bytes_max: usize,
     /// `client_prepared_statements_max`.
     pub statements_max: usize,
+    /// `client_prepared_bytes_max`.
+    pub statements_bytes_max: usize,
+    /// `prepared_bytes_max`.
+    pub statements_bytes_in_all_max: usize,
     /// `tracked_parameters_max`.
     pub settings_max: usize,
 }
@@ -83,8 +87,28 @@ impl Rules {
             catalogue: Arc::default(),
             inspect_bytes_max: 0,
             statements_max: 0,
+            statements_bytes_max: 0,
+            statements_bytes_in_all_max: 0,
             settings_max: 0,
         }
+    }
+
+    /// Whether a client that has these statements may prepare so many more, with so much text.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyStatements`], [`Refusal::StatementsTooLong`].
+    pub fn admit(&self, statements: &ClientStatements, more: usize, bytes: usize) -> Result<(), Refusal> {
+        let too_long = |setting, limit| Err(Refusal::StatementsTooLong { setting, limit });
+        if statements.len() + more > self.statements_max {
+            return Err(Refusal::TooManyStatements { limit: self.statements_max });
+        }
+        if statements.bytes() + bytes > self.statements_bytes_max {
+            return too_long("max_client_prepared_bytes", self.statements_bytes_max);
+        }
+        if bytes_in_all() + bytes > self.statements_bytes_in_all_max {
+            return too_long("max_prepared_bytes_total", self.statements_bytes_in_all_max);
+        }
+        Ok(())
     }
 }
 

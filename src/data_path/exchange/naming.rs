@@ -41,7 +41,7 @@ impl Requests<'_, '_> {
     pub(super) fn with_server_names(&mut self, sql: &[u8]) -> Result<Option<Rewritten>, Refusal> {
         let mut rewritten = Rewritten::default();
         let mut local = Local::default();
-        let (mut copied, mut named) = (0, self.statements.len());
+        let (mut copied, mut named, mut bytes) = (0, 0, 0);
         for found in statement::statements(sql, self.server.lexing()) {
             if matches!(found.kind, Kind::DeallocateAll | Kind::Discard(Discard::All)) {
                 local = Local { all_gone: true, ..Local::default() };
@@ -56,10 +56,8 @@ impl Requests<'_, '_> {
             let made_here = local.names.get(value).is_some_and(Option::is_some);
             let ours = match (&found.kind, known) {
                 (Kind::Prepare { body, .. }, None) => {
-                    named += 1;
-                    if named > self.rules.statements_max {
-                        return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
-                    }
+                    (named, bytes) = (named + 1, bytes + found.text.len());
+                    self.rules.admit(self.statements, named, bytes)?;
                     let aftermath = found.text.get(body.clone()).unwrap_or_default();
                     let aftermath = Aftermath::read(aftermath, self.server.lexing());
                     let statement = Statement::in_sql(aftermath, |ours| replaced(found.text, name, ours));

@@ -20,7 +20,7 @@ impl ClientSide {
         let mut body = parse.get(HEADER_BYTES..)?;
         let name = cstr(&mut body).ok()?;
         let free = !name.is_empty() && self.statements.get(name).is_none();
-        if !self.rules.follow || !free || self.statements.len() >= self.rules.statements_max {
+        if !self.rules.follow || !free || self.rules.admit(&self.statements, 1, body.len()).is_err() {
             return None;
         }
         let statement =

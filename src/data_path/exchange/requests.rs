@@ -131,7 +131,7 @@ impl Requests<'_, '_> {
                 for statement in &requires {
                     statements.ensure_for_query(statement, lease, self.out);
                 }
-                statements.make_room(deeds.list.len(), lease, self.out.build());
+                statements.make_room(deeds.prepared(), lease, self.out.build());
                 deeds.expect(self.statements, statements);
                 self.ask(Asked::Query(Some(Box::new(deeds))));
                 append(self.out.build(), b'Q', |out| append_cstr(out, &text));
@@ -210,9 +210,7 @@ impl Requests<'_, '_> {
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
             return GOES_ON;
         }
-        if self.statements.len() >= self.rules.statements_max {
-            return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
-        }
+        self.rules.admit(self.statements, 1, body.len())?;
         let read = aftermath(lexing);
         if read.talk == Talk::Chooses {
             return Ok(self.choice(b'P'));

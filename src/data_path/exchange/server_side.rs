@@ -8,7 +8,7 @@ use crate::{
         channels::Hearing,
         deeds::{Deeds, in_the_clients_words, without_position},
         lease::{Asked, Desync, Lease, Naming, Pins, Whose},
-        prepared::{ServerStatements, Statement},
+        prepared::{Capacity, ServerStatements, Statement},
         session_state::{Doubts, Settings, Uncertain},
         shape::Reading,
         statement::{Characters, Lexing},
@@ -86,7 +86,7 @@ pub enum Broken {
 
 impl ServerSide {
     /// A server that has just been opened, with what it reported.
-    pub fn new(reported: Vec<(Box<str>, Box<str>)>, prepared_max: usize) -> Self {
+    pub fn new(reported: Vec<(Box<str>, Box<str>)>, prepared_max: Capacity) -> Self {
         Self {
             framer: Framer::default(),
             hiding: false,

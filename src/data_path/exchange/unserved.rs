@@ -30,7 +30,7 @@ impl ClientSide {
     /// front of its first use there, if there is one.
     ///
     /// # Errors
-    /// [`Refusal::TooManyStatements`].
+    /// [`Refusal::TooManyStatements`], [`Refusal::StatementsTooLong`].
     pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Refusal> {
         let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         if name.is_empty() {
@@ -38,9 +38,7 @@ impl ClientSide {
             self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None);
             return Ok(());
         }
-        if self.statements.len() >= self.rules.statements_max {
-            return Err(Refusal::TooManyStatements { limit: self.rules.statements_max });
-        }
+        self.rules.admit(&self.statements, 1, body.len())?;
         let statement = self.rules.table.intern(body, &self.wanted, || (aftermath, None));
         self.statements.insert(name, statement);
         Ok(())

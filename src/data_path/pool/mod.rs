@@ -31,7 +31,7 @@ pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
 use self::{budget::Budget, ear::EarPlace, greeting::Greetings, roster::Roster, stats::PoolStats};
 use super::{
     catalogue::Catalogue,
-    prepared::StatementTable,
+    prepared::{Capacity, StatementTable},
     server::{DialOptions, connection::Server},
     tenant::{Access, Credential, PoolMode, Tenant},
     worker::Worker,
@@ -50,7 +50,7 @@ pub struct PoolRules {
     /// Servers that sessions may keep between transactions while others wait.
     pub pinned_max: usize,
     /// Statements a server keeps prepared.
-    pub prepared_max: usize,
+    pub prepared_max: Capacity,
     /// Servers being opened at a time.
     pub connecting_max: usize,
     /// Function text that is read at most.
@@ -91,7 +91,10 @@ impl PoolRules {
                 0 => size - 1,
                 given => given,
             },
-            prepared_max: config.pool.max_prepared_statements,
+            prepared_max: Capacity {
+                statements: config.pool.max_prepared_statements,
+                bytes: config.pool.max_prepared_bytes,
+            },
             connecting_max: config.limits.connecting_servers_max.max(1),
             functions_bytes_max: config.limits.functions_inspect_bytes_max,
             functions_check: config.timeouts.functions_check_delay,

@@ -21,6 +21,7 @@ use crate::{
             budget::Permit,
             roster::{OnRoster, Roster},
         },
+        prepared::Capacity,
         session_state::Settings,
         tenant::Access,
     },
@@ -98,7 +99,7 @@ impl Server {
         opened: Opened,
         owner: (i64, Access),
         permit: Permit,
-        prepared_max: usize,
+        prepared_max: Capacity,
         now: Duration,
         roster: &Arc<Roster>,
     ) -> Self {

@@ -1,0 +1,88 @@
+//! How many statements may be prepared, and how long their texts may be: for a session, on a server, and in all.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use support::{
+    Proxy, Wire,
+    wire::{Message, bind, execute, parse, rows, sync, tags},
+};
+
+async fn send(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
+    client.send_bytes(&messages.concat()).await;
+    client.until_ready().await
+}
+
+fn long(name: &str) -> String {
+    format!("SELECT '{name}' /* {} */", "x".repeat(600))
+}
+
+async fn last_word(client: &mut Wire, messages: &[Vec<u8>]) -> (String, String) {
+    client.send_bytes(&messages.concat()).await;
+    let last = client.until_end().await.pop().expect("a last word");
+    (last.sqlstate(), last.field(b'M').unwrap())
+}
+
+#[tokio::test]
+async fn a_session_that_prepares_too_much_text_is_ended_with_the_limits_name() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("max_client_prepared_bytes", "\"2kB\"").start().await;
+    for in_sql in [false, true] {
+        let mut client = proxy.wire("acme").await;
+        let prepare = |name: &str| match in_sql {
+            false => vec![parse(name, &long(name)), sync()],
+            true => {
+                vec![support::wire::message(b'Q', format!("PREPARE {name} AS {}\0", long(name)).as_bytes())]
+            }
+        };
+        for name in ["a", "b"] {
+            assert!(!tags(&send(&mut client, &prepare(name)).await).contains('E'));
+        }
+        // What is given up makes room.
+        client.query("DEALLOCATE a").await;
+        assert!(!tags(&send(&mut client, &prepare("a")).await).contains('E'));
+        client.query("DEALLOCATE ALL").await;
+        for name in ["a", "b", "c"] {
+            assert!(!tags(&send(&mut client, &prepare(name)).await).contains('E'));
+        }
+        let (sqlstate, message) = last_word(&mut client, &prepare("d")).await;
+        assert_eq!(sqlstate, "53400");
+        assert!(message.contains("max_client_prepared_bytes"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_gives_up_what_was_used_least_recently_and_its_client_notices_nothing() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("max_prepared_bytes", "\"1500B\"").start().await;
+    let mut client = proxy.wire("acme").await;
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        send(&mut client, &[parse(name, &long(name)), sync()]).await;
+    }
+    for name in [names, names].concat() {
+        let answers = send(&mut client, &[bind("", name, &[]), execute("", 0), sync()]).await;
+        assert_eq!(rows(&answers), [[Some(name.to_owned())]]);
+    }
+    assert_eq!(
+        rows(&client.query("SELECT count(*) FROM pg_prepared_statements").await),
+        [[Some("2".to_owned())]]
+    );
+}
+
+#[tokio::test]
+async fn all_sessions_together_prepare_no_more_than_the_process_may_keep() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("max_prepared_bytes_total", "\"2kB\"").start().await;
+    let mut clients = Vec::new();
+    for name in ["a", "b", "c"] {
+        let mut client = proxy.wire("acme").await;
+        assert_eq!(tags(&send(&mut client, &[parse("q", &long(name)), sync()]).await), "1Z");
+        clients.push(client);
+    }
+    let mut one_more = proxy.wire("acme").await;
+    let (sqlstate, message) = last_word(&mut one_more, &[parse("q", &long("d")), sync()]).await;
+    assert_eq!(sqlstate, "53400");
+    assert!(message.contains("max_prepared_bytes_total"), "{message}");
+    assert_eq!(tags(&clients[0].query("SELECT 1").await), "TDCZ");
+}
