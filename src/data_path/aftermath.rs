@@ -249,8 +249,9 @@ fn may_advance(sql: &[u8]) -> bool {
     let text = sql.trim_ascii();
     let text = text.strip_suffix(b";").unwrap_or(text);
     let by_name = |verb: &[u8]| text.get(..verb.len()).is_some_and(|first| first.eq_ignore_ascii_case(verb));
-    let glance = by_name(b"select") || by_name(b"update");
-    !(glance && !text.iter().any(|byte| matches!(byte, b';' | b'v' | b'V'))) && has_advancing_word(text)
+    let is_plain = (by_name(b"select") || by_name(b"update"))
+        && !text.iter().any(|byte| matches!(byte, b';' | b'v' | b'V'));
+    !is_plain && has_advancing_word(text)
 }
 
 #[cold]

@@ -24,7 +24,6 @@ use super::{
     exchange::{Broken, ClientSide, Flow, need_of_client},
     farewell::End,
     hearing::Heard,
-    lease::Pins,
     passage::{Departure, Seat},
     pool::{Pinned, Pool},
     server::connection::Server,
