@@ -14,7 +14,7 @@ async fn send(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
 }
 
 fn long(name: &str) -> String {
-    format!("SELECT '{name}' /* {} */", "x".repeat(600))
+    format!("SELECT /* {} */ '{name}'", "x".repeat(600))
 }
 
 async fn last_word(client: &mut Wire, messages: &[Vec<u8>]) -> (String, String) {
