@@ -29,11 +29,9 @@ impl Relay {
         if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
             concierge.reset();
         }
-        let before = server.side.lease.pins;
-        server.side.sequences.stirred = false;
-        // Kept for one transaction after the last that wrote.
-        let mut pins = before.without(Pins::SEQUENCE_WRITTEN);
-        pins.insert(uncertain.pins(failed));
+        let news = uncertain.pins(failed);
+        let mut pins = server.side.sequences.after_transaction(server.side.lease.pins, news);
+        pins.insert(news);
         if self.side.follows() && uncertain.has_doubts() {
             if failed {
                 uncertain.failed();

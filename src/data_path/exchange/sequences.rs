@@ -2,7 +2,7 @@
 //!
 //! A server remembers the sequences that whoever used it has advanced. Nobody minds as long as no client of the tenant reads
 //! `currval` or `lastval`; from the first one on, a server that comes from another session forgets them first, in front
-//! of the client's own request, and a session that has written keeps its server for its next transaction. So that the
+//! of the client's own request, and a session that has written keeps its server for its next transactions. So that the
 //! first one finds its value as well, every session does so the first few times.
 
 use super::{client_side::Rules, requests::Requests, server_side::ServerSide};
@@ -15,10 +15,10 @@ use crate::{
     wire::message::{append, append_cstr},
 };
 
-/// So many transactions of a session that may have advanced a sequence are followed by one on the same server, though no
+/// So many transactions of a session that may have advanced a sequence are followed by others on the same server, though no
 /// client of its tenant has read `currval` or `lastval`: drivers that ask what they have inserted do so from the first
 /// INSERT on.
-pub const TRIALS: u8 = 3;
+pub const TRIALS: u8 = 8;
 
 /// Whose values a server remembers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,7 +31,12 @@ pub struct Sequences {
     untouched: bool,
     /// It has, since its last transaction was settled.
     pub stirred: bool,
+    /// So many more transactions it is kept for, if none of them reads what was written before.
+    patience: u8,
 }
+
+/// Drivers look up what a sequence is called, perhaps, before they ask for its value.
+const PATIENCE: u8 = 3;
 
 impl Sequences {
     /// The server is lent to that session.
@@ -40,6 +45,19 @@ impl Sequences {
         self.mixed |= self.of != session && self.of != 0;
         self.of = session;
         self.untouched = true;
+    }
+
+    /// A transaction is over that has left `news`: those of the pins `before` it that still hold.
+    pub fn after_transaction(&mut self, before: Pins, news: Pins) -> Pins {
+        self.stirred = false;
+        if news.contains(Pins::SEQUENCE_WRITTEN) {
+            self.patience = PATIENCE;
+        } else if news.contains(Pins::SEQUENCE) {
+            self.patience = 0;
+        } else {
+            self.patience = self.patience.saturating_sub(1);
+        }
+        if self.patience == 0 { before.without(Pins::SEQUENCE_WRITTEN) } else { before }
     }
 }
 
