@@ -179,5 +179,7 @@ async fn a_function_changed_past_the_proxy_becomes_known() {
 async fn pins(proxy: &Proxy) -> Vec<String> {
     let known = ["advisory_lock", "temporary_object", "untracked_setting", "unread_statement"];
     let rows = proxy.console().await.ask_all("SHOW PINS").await;
-    rows.into_iter().flatten().flatten().filter(|value| known.contains(&value.as_str())).collect()
+    let reasons = rows.into_iter().flatten().flatten();
+    let reasons = reasons.flat_map(|value| value.split(", ").map(str::to_owned).collect::<Vec<_>>());
+    reasons.filter(|reason| known.contains(&reason.as_str())).collect()
 }
