@@ -256,8 +256,7 @@ fn may_advance(sql: &[u8]) -> bool {
 
 #[cold]
 fn has_advancing_word(text: &[u8]) -> bool {
-    const WORDS: [&[u8]; 8] =
-        [b"insert", b"merge", b"copy", b"nextval", b"setval", b"execute", b"call", b"do"];
+    const WORDS: [&[u8]; 7] = [b"insert", b"merge", b"copy", b"nextval", b"setval", b"call", b"do"];
     words(text).any(|word| WORDS.iter().any(|advances| word.eq_ignore_ascii_case(advances)))
 }
 

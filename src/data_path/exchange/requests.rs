@@ -8,6 +8,7 @@ use super::{
     choices::names_choice,
     client_side::{Rules, violation},
     naming::Rewritten,
+    sequences::note_sequences,
     server_side::ServerSide,
 };
 use crate::{
@@ -87,7 +88,7 @@ impl Requests<'_, '_> {
     /// A text with this aftermath goes to the server.
     #[inline]
     pub(super) fn note(&mut self, aftermath: &Aftermath, alone: bool) {
-        note(aftermath, alone, self.rules, self.server);
+        note(aftermath, alone, self.trials, self.rules, self.server);
     }
 
     /// And this is the text: what does it call?
@@ -118,8 +119,8 @@ impl Requests<'_, '_> {
         let settled = self.server.lease.is_settled();
         let alone = settled && self.server.lease.status() == b'I';
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        self.part_sequences(&aftermath, true);
         self.note(&aftermath, alone);
+        self.part_sequences(true);
         self.note_calls(body, None);
         if aftermath.inspects {
             self.show_what_is_prepared(settled);
@@ -339,8 +340,8 @@ impl Requests<'_, '_> {
             if let Some(naming) = self.statements.unnamed_naming().cloned() {
                 self.bind_naming(portal, &naming);
             }
-            self.part_sequences_of_unnamed();
-            note(self.statements.unnamed_aftermath(), false, self.rules, self.server);
+            note(self.statements.unnamed_aftermath(), false, self.trials, self.rules, self.server);
+            self.part_sequences(false);
             note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
             if inspects {
                 self.show_what_is_prepared(false);
@@ -378,8 +379,8 @@ impl Requests<'_, '_> {
             self.bind_naming(portal, naming);
         }
         self.server.statements.tally.binds += 1;
-        self.part_sequences(&statement.aftermath, false);
         self.note(&statement.aftermath, false);
+        self.part_sequences(false);
         self.note_calls(statement.body(), Some(&statement.seen));
         if statement.aftermath.inspects {
             self.show_what_is_prepared(false);
@@ -459,8 +460,9 @@ impl Requests<'_, '_> {
 }
 
 #[inline]
-fn note(aftermath: &Aftermath, alone: bool, rules: &Rules, server: &mut ServerSide) {
+fn note(aftermath: &Aftermath, alone: bool, trials: &mut u8, rules: &Rules, server: &mut ServerSide) {
     server.uncertain.note(aftermath, alone);
+    note_sequences(aftermath, trials, rules, server);
     server.lease.committing |= aftermath.commits;
     if aftermath.doubts.contains(Doubts::FUNCTIONS) {
         server.uncertain.changes_functions(&rules.catalogue);

@@ -62,22 +62,10 @@ impl Sequences {
 }
 
 impl Requests<'_, '_> {
-    /// A text goes to the server. `alone`: it is a simple query.
+    /// A text goes to the server, and has been noted. `alone`: it is a simple query.
     #[inline]
-    pub(super) fn part_sequences(&mut self, aftermath: &Aftermath, alone: bool) {
-        take_down(aftermath, self.trials, self.rules, self.server);
-        self.part_from_others(alone);
-    }
-
-    /// The same where the text is the client's unnamed statement.
-    #[inline]
-    pub(super) fn part_sequences_of_unnamed(&mut self) {
-        take_down(self.statements.unnamed_aftermath(), self.trials, self.rules, self.server);
-        self.part_from_others(false);
-    }
-
-    #[inline]
-    fn part_from_others(&mut self, alone: bool) {
+    pub(super) fn part_sequences(&mut self, alone: bool) {
+        self.server.sequences.stirred = true;
         let first = std::mem::take(&mut self.server.sequences.untouched);
         if first && self.server.sequences.mixed && self.rules.catalogue.are_sequences_read() {
             self.discard_sequences(alone);
@@ -112,8 +100,7 @@ impl Requests<'_, '_> {
 
 /// Takes down that a text reads sequences, or may advance one.
 #[inline]
-fn take_down(aftermath: &Aftermath, trials: &mut u8, rules: &Rules, server: &mut ServerSide) {
-    server.sequences.stirred = true;
+pub(super) fn note_sequences(aftermath: &Aftermath, trials: &mut u8, rules: &Rules, server: &mut ServerSide) {
     if aftermath.pins.contains(Pins::SEQUENCE) {
         rules.catalogue.sequence_is_read();
     }
