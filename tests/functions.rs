@@ -180,6 +180,7 @@ async fn pins(proxy: &Proxy) -> Vec<String> {
     let known = ["advisory_lock", "temporary_object", "untracked_setting", "unread_statement"];
     let rows = proxy.console().await.ask_all("SHOW PINS").await;
     let reasons = rows.into_iter().flatten().flatten();
-    let reasons = reasons.flat_map(|value| value.split(", ").map(str::to_owned).collect::<Vec<_>>());
+    let reasons =
+        reasons.flat_map(|value| value.split(',').map(|reason| reason.trim().to_owned()).collect::<Vec<_>>());
     reasons.filter(|reason| known.contains(&reason.as_str())).collect()
 }
