@@ -66,7 +66,7 @@ pub enum Room {
 pub type Departure = Box<(Seat, Room)>;
 
 /// What would not be missed at another tenant: what `currval` remembers is about this one's sequences.
-const LEFT_GLADLY: Pins = Pins::SEQUENCE;
+const LEFT_GLADLY: Pins = Pins::SEQUENCE.with(Pins::SEQUENCE_WRITTEN);
 
 impl Relay {
     /// Whether what the client sends is for the desk, though a server is held.
