@@ -12,8 +12,13 @@ use async_trait::async_trait;
 use pglobby::control_path::{
     central::Central,
     keyring::Keyring,
-    onboarding::{create::create, drop::DropDatabase, drop::drop_tenant, rotate::rotate},
-    operator::{Operator, Progress},
+    onboarding::{
+        create::create,
+        drop::DropDatabase,
+        drop::drop_tenant,
+        rotate::{RotatedTenant, rotate},
+    },
+    operator::{Operator, OperatorError, Progress},
     seal::Place,
     tenants,
 };
@@ -23,6 +28,7 @@ use support::{
     client::in_time,
     desk::{Desk, Master, Steps, StopAfter, tenant},
 };
+use tokio::task::JoinHandle;
 
 /// The passwords in the tenant's row let in, as both roles.
 async fn assert_row_lets_in(desk: &Desk, name: &str) {
@@ -225,13 +231,10 @@ impl Progress for HoldAt {
     }
 }
 
-/// The host's passwords change a moment before the row's. Servers opened in between with the old ones were refused, and
-/// where the tenant had no other, its clients heard of it. Now the pool waits for the row and goes on with what it says.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_opened_between_the_two_commits_is_nobodys_failure() {
-    let proxy = Proxy::with_tenant("acme").start().await;
-    let holder = proxy.client("acme").connect().await;
-    holder.run("BEGIN").await.run("SELECT 1").await;
+/// A rotation of acme's that is held where the host has the new passwords and the row has not.
+async fn between_the_two_commits(
+    proxy: &Proxy,
+) -> (Arc<HoldAt>, JoinHandle<Result<RotatedTenant, OperatorError>>) {
     let config = pglobby::config::Config::load(Some(&proxy.config_file())).unwrap();
     let keyring = Arc::new(Keyring::load(&config).unwrap());
     let mut operator = Operator::new(Central::open(&config).unwrap(), keyring, "test");
@@ -239,6 +242,17 @@ async fn a_server_opened_between_the_two_commits_is_nobodys_failure() {
     operator.progress = Some(hold.clone());
     let rotating = tokio::spawn(async move { rotate(&operator, "acme").await });
     in_time("the host has the new passwords", hold.reached.notified()).await;
+    (hold, rotating)
+}
+
+/// The host's passwords change a moment before the row's. Servers opened in between with the old ones were refused, and
+/// where the tenant had no other, its clients heard of it. Now the pool waits for the row and goes on with what it says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_opened_between_the_two_commits_is_nobodys_failure() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let holder = proxy.client("acme").connect().await;
+    holder.run("BEGIN").await.run("SELECT 1").await;
+    let (hold, rotating) = between_the_two_commits(&proxy).await;
 
     let (known, unknown) = (proxy.client("acme"), proxy.client("acme").options("-c work_mem=3MB"));
     let known = tokio::spawn(async move { known.ask("SELECT 'known'").await });
@@ -260,13 +274,7 @@ async fn a_listen_between_the_two_commits_keeps_no_server() {
     let proxy = Proxy::with_tenant("acme").start().await;
     let listener = proxy.client("acme").connect().await;
     listener.run("SELECT 1").await;
-    let config = pglobby::config::Config::load(Some(&proxy.config_file())).unwrap();
-    let keyring = Arc::new(Keyring::load(&config).unwrap());
-    let mut operator = Operator::new(Central::open(&config).unwrap(), keyring, "test");
-    let hold = Arc::new(HoldAt { step: "roles", ..HoldAt::default() });
-    operator.progress = Some(hold.clone());
-    let rotating = tokio::spawn(async move { rotate(&operator, "acme").await });
-    in_time("the host has the new passwords", hold.reached.notified()).await;
+    let (hold, rotating) = between_the_two_commits(&proxy).await;
 
     let listening = tokio::spawn(async move {
         listener.run("LISTEN news").await;

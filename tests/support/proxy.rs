@@ -339,32 +339,6 @@ impl Caller {
         }
     }
 
-    /// Waits until the connection is refused: what is changed in the central database takes effect within a second. The
-    /// SQLSTATE.
-    pub async fn until_refused(&self) -> String {
-        super::client::in_time("a refusal", async {
-            loop {
-                match self.try_connect().await {
-                    Ok(client) => client.leave().await,
-                    Err(error) => return super::client::sqlstate(&error),
-                }
-            }
-        })
-        .await
-    }
-
-    /// Waits until the connection is not refused any more.
-    pub async fn until_admitted(&self) -> Client {
-        super::client::in_time("an admission", async {
-            loop {
-                if let Ok(client) = self.try_connect().await {
-                    return client;
-                }
-            }
-        })
-        .await
-    }
-
     /// Connects and runs `sql`; what then becomes of the client is said next.
     pub fn run(&self, sql: &str) -> Running {
         Running { caller: self.clone(), sql: sql.to_owned() }
