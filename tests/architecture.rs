@@ -58,6 +58,7 @@ const PURE: [&str; 29] = [
     "data_path/pins.rs",
     "data_path/prepared.rs",
     "data_path/server_statements.rs",
+    "data_path/doubts.rs",
     "data_path/session_state.rs",
     "data_path/startup_options.rs",
 ];

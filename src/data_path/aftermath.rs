@@ -6,8 +6,8 @@
 use super::{
     catalogue::words,
     choice::Talk,
+    doubts::Doubts,
     lease::Pins,
-    session_state::Doubts,
     statement::{self, Argument, Discard, Effects, Kind, Lexing, SetValue, Statement},
 };
 

@@ -10,6 +10,7 @@ pub mod concierge;
 pub mod deadlines;
 pub mod deeds;
 pub mod destination;
+pub mod doubts;
 pub mod exchange;
 pub mod farewell;
 pub mod hearing;

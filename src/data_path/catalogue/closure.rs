@@ -130,7 +130,7 @@ impl Closure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data_path::session_state::Doubts;
+    use crate::data_path::doubts::Doubts;
 
     const TABLE: u32 = 1259;
     const TRIGGER: u32 = 2620;

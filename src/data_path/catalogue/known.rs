@@ -7,8 +7,8 @@ use std::{
 
 use crate::data_path::{
     aftermath::{Aftermath, dotted_names},
+    doubts::Doubts,
     pins::Pins,
-    session_state::Doubts,
 };
 
 /// What may be left behind by something that is called or used by its name.

@@ -22,10 +22,7 @@ use std::sync::{
 pub use known::{Known, words};
 pub use learning::learn;
 
-use super::{
-    aftermath::Aftermath,
-    session_state::{Doubts, Uncertain},
-};
+use super::{aftermath::Aftermath, doubts::Doubts, session_state::Uncertain};
 
 /// What is known of the functions of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]

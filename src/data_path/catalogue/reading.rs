@@ -99,7 +99,7 @@ fn is_known(library: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data_path::{pins::Pins, session_state::Doubts};
+    use crate::data_path::{doubts::Doubts, pins::Pins};
 
     fn of(body: &str) -> Traces {
         traces(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })

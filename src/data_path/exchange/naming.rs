@@ -11,9 +11,9 @@ use crate::{
     data_path::{
         aftermath::Aftermath,
         deeds::{Deed, Deeds, disowned},
+        doubts::Doubts,
         lease::Naming,
         prepared::Statement,
-        session_state::Doubts,
         statement::{self, Discard, Kind},
     },
     error::Refusal,

@@ -7,9 +7,10 @@ use crate::{
     data_path::{
         channels::Hearing,
         deeds::{Deeds, in_the_clients_words, without_position},
+        doubts::Doubts,
         lease::{Asked, Desync, Lease, Naming, Pins, Whose},
         prepared::{Capacity, ServerStatements, Statement},
-        session_state::{Doubts, Settings, Uncertain},
+        session_state::{Settings, Uncertain},
         shape::Reading,
         statement::{Characters, Lexing},
     },
