@@ -85,6 +85,10 @@ impl Requests<'_, '_> {
         let shows = match servers.find(statement, lease) {
             // The same text by another of the client's names.
             Found::Asked => lease.shows_shape_of(statement, name),
+            // Its client is yet to be told the shape that another must be compared with.
+            _ if statement.is_looked_at && statement.shape.get().is_none() && lease.is_awaited() => {
+                return Brought::Awaited;
+            }
             _ if lease.may_have_others() => return Brought::Awaited,
             _ => servers.prepare(statement, Whose::Follow, lease, self.out.build()),
         };
