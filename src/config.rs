@@ -145,7 +145,8 @@ pub struct Limits {
     pub client_prepared_statements_max: usize,
     /// `max_client_prepared_bytes`: text of prepared statements one session may have, default 16 MiB.
     pub client_prepared_bytes_max: usize,
-    /// `max_prepared_bytes_total`: text of prepared statements in this process, default 1 GiB.
+    /// `max_prepared_bytes_total`: text of prepared statements in this process, default 1 GiB; where it is reached,
+    /// a pool may prepare more only while it has less than an equal share of it.
     pub prepared_bytes_max: usize,
     /// `max_tracked_parameters`: parameters one session may have SET, default 256.
     pub tracked_parameters_max: usize,

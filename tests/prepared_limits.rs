@@ -86,3 +86,24 @@ async fn all_sessions_together_prepare_no_more_than_the_process_may_keep() {
     assert!(message.contains("max_prepared_bytes_total"), "{message}");
     assert_eq!(tags(&clients[0].query("SELECT 1").await), "TDCZ");
 }
+
+/// The limit was the first tenant's that reached it: from then on no other could prepare anything.
+#[tokio::test]
+async fn a_tenant_that_prepares_too_much_takes_no_other_tenants_share() {
+    let proxy = Proxy::with_tenant("acme")
+        .and_tenant("globex")
+        .config("max_prepared_bytes_total", "\"2kB\"")
+        .start()
+        .await;
+    let mut greedy = proxy.wire("acme").await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(tags(&send(&mut greedy, &[parse(name, &long(name)), sync()]).await), "1Z");
+    }
+    let mut modest = proxy.wire("globex").await;
+    assert_eq!(tags(&send(&mut modest, &[parse("q", &long("q")), sync()]).await), "1Z");
+    let mut one_more = proxy.wire("acme").await;
+    let (sqlstate, _) = last_word(&mut one_more, &[parse("q", &long("d")), sync()]).await;
+    assert_eq!(sqlstate, "53400");
+    let (sqlstate, _) = last_word(&mut modest, &[parse("r", &long("r")), sync()]).await;
+    assert_eq!(sqlstate, "53400", "it has its half");
+}

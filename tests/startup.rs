@@ -169,7 +169,7 @@ async fn startup_parameters_are_their_clients_own() {
 #[tokio::test]
 async fn whoever_does_not_log_in_is_shown_out_and_keeps_nobody_else_out() {
     let proxy = Proxy::with_tenant("acme")
-        .config("client_login_timeout", "\"1s\"")
+        .config("client_login_timeout", "\"3s\"")
         .config("max_unauthenticated_conn", "5")
         .start()
         .await;

@@ -11,7 +11,7 @@ use super::{
     passage::Room,
     pool::PoolRules,
     proxy::Proxy,
-    session::{Place, Registered},
+    session::Registered,
     tenant::{Access, PoolMode, Tenant, allowed_from},
     welcome::enter,
 };
@@ -128,11 +128,11 @@ impl Concierge {
     async fn enter(&self, handle: &Registered, tenant: Arc<Tenant>, access: Access) -> Result<Room, Refusal> {
         let (pool, present) = enter(&self.proxy, &tenant, access).await?;
         let before = handle.place();
-        handle.enter(Some(Place { tenant: tenant.clone(), access }));
+        handle.enter(Some(pool.place.clone()));
         match self.resolve(handle, Goal::Id(tenant.id)).await {
             Ok((_, still)) if still == access => Ok(Room::Tenant(pool, present)),
             other => {
-                handle.enter(before.map(|place| Place::clone(&place)));
+                handle.enter(before);
                 Err(other.err().unwrap_or(Refusal::TenantDenied { tenant: tenant.name.clone() }))
             }
         }

@@ -27,15 +27,15 @@ pub enum End {
     ServerLost,
     /// The server's own FATAL has gone to the client.
     ServerSaidGoodbye,
-    /// We end it.
-    Refused(Refusal),
+    /// We end it. Boxed: the task of an idle client has room for an end.
+    Refused(Box<Refusal>),
 }
 
 impl Relay {
     /// Tells the client, closes its connection, and sees to the server.
     pub(super) async fn end(mut self, end: End) {
         let last_words = match &end {
-            End::Refused(refusal) => Some(refusal.clone()),
+            End::Refused(refusal) => Some(Refusal::clone(refusal)),
             End::ServerLost if self.is_committing() => Some(Refusal::OutcomeUnknown),
             End::ServerLost => Some(Refusal::ServerLost),
             End::Terminated | End::ClientGone | End::ServerSaidGoodbye => None,

@@ -86,7 +86,7 @@ impl Relay {
         if let Err(NotHeard::Ear(reason)) = &taken {
             warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %reason, "a client that listens keeps its server");
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
-                return Err(End::Refused(Refusal::ListeningMoved));
+                return Err(End::Refused(Refusal::ListeningMoved.into()));
             }
             pins.insert(Pins::LISTEN);
             if self.heard.is_none() {
@@ -97,7 +97,7 @@ impl Relay {
             pins.remove(Pins::LISTEN);
         }
         taken.map_err(|error| match error {
-            NotHeard::Ear(reason) => End::Refused(reason),
+            NotHeard::Ear(reason) => End::Refused(reason.into()),
             NotHeard::Server => End::ServerLost,
         })
     }

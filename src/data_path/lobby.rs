@@ -57,7 +57,7 @@ async fn attend(seat: &mut Seat, concierge: &mut Concierge) -> Result<Option<Roo
     loop {
         let mut replies = Vec::new();
         let next = concierge.desk.next(&seat.inbox, &mut seat.side, None, &mut replies);
-        let (used, next) = next.map_err(End::Refused)?;
+        let (used, next) = next.map_err(|refusal| End::Refused(refusal.into()))?;
         seat.inbox.drain(..used);
         match next {
             Next::Terminated => return Err(End::Terminated),
@@ -94,7 +94,7 @@ impl Seat {
             let signals = self.handle.take_signals();
             // Nothing runs here: whoever wants to cancel it is answered by the drop.
             if let Some(reason) = signals.end.or(signals.end_when_free) {
-                return Poll::Ready(Err(End::Refused(reason)));
+                return Poll::Ready(Err(End::Refused(reason.into())));
             }
         }
         if let Some(reason) = self.leaving.take() {

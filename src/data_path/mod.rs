@@ -36,6 +36,7 @@ pub mod startup_options;
 pub mod statement;
 pub mod tenant;
 pub mod waiting;
+pub mod weight;
 pub mod welcome;
 pub mod worker;
 

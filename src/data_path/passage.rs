@@ -48,7 +48,7 @@ pub struct Seat {
     /// `query_wait_timeout`.
     pub query_wait: Duration,
     /// What the client is told when it is between two transactions next.
-    pub leaving: Option<Refusal>,
+    pub leaving: Option<Box<Refusal>>,
     /// Of a service login's session: what it chooses by.
     pub concierge: Option<Box<Concierge>>,
 }
@@ -119,7 +119,7 @@ impl Relay {
         let mut replies = Vec::new();
         let led = match concierge.desk.next(inbox, &mut self.side, Some(&self.pool.tenant.name), &mut replies)
         {
-            Err(refusal) => return Some(Some(Step::End(End::Refused(refusal)))),
+            Err(refusal) => return Some(Some(Step::End(End::Refused(refusal.into())))),
             Ok((used, led)) => {
                 inbox.drain(..used);
                 led
@@ -151,7 +151,7 @@ impl Relay {
         self.concierge = Some(concierge);
         match moved? {
             // Nobody would tell it what it goes on listening to.
-            Some(_) if self.heard.is_some() => Err(End::Refused(Refusal::ListeningMoved)),
+            Some(_) if self.heard.is_some() => Err(End::Refused(Refusal::ListeningMoved.into())),
             Some(room) => Ok(Some(room)),
             None => self.pass_on().await.map(|()| None),
         }
@@ -179,7 +179,7 @@ impl Relay {
                 Some(wish) => (0, Next::Choose(wish)),
                 None => {
                     let next = concierge.desk.next(&self.inbox, &mut self.side, Some(name), &mut replies);
-                    next.map_err(End::Refused)?
+                    next.map_err(|refusal| End::Refused(refusal.into()))?
                 }
             };
             self.inbox.drain(..used);
@@ -284,7 +284,7 @@ impl Relay {
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.
-            Err(refusal @ Refusal::Server { .. }) => Err(End::Refused(refusal)),
+            Err(refusal @ Refusal::Server { .. }) => Err(End::Refused(refusal.into())),
             Err(refusal) => {
                 self.refuse_request(&refusal);
                 Ok(false)

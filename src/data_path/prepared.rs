@@ -11,7 +11,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -22,6 +22,7 @@ use super::{
     deeds::Deeds,
     session_state::Settings,
     shape::{Shape, is_fixed},
+    weight::{Share, Weight},
 };
 use crate::wire::{
     frame::{HEADER_BYTES, cstr},
@@ -46,7 +47,7 @@ pub struct Statement {
     /// Made by PREPARE: `body` is that text, with our name in it.
     pub(super) in_sql: bool,
     /// What its own text names in EXECUTE and the like, and does by PREPARE and DEALLOCATE.
-    pub naming: Option<(Vec<Arc<Statement>>, Deeds)>,
+    pub naming: Option<Arc<SqlNames>>,
     pub(super) proved: AtomicBool,
     /// Its shape is fixed when it is parsed, and looked at.
     pub(super) is_looked_at: bool,
@@ -55,11 +56,11 @@ pub struct Statement {
 }
 
 impl Statement {
-    fn new(id: u64, body: Box<[u8]>, aftermath: Aftermath) -> Self {
+    fn new(id: u64, body: Box<[u8]>, aftermath: Aftermath, share: &Arc<Share>) -> Self {
         Self {
             id,
             server_name: format!("pglobby_{id}").into_bytes().into(),
-            _weight: Weight::new(body.len()),
+            _weight: Weight::new(share, body.len()),
             body,
             aftermath,
             seen: Seen::default(),
@@ -72,12 +73,12 @@ impl Statement {
     }
 
     /// One that is made by PREPARE, for one client: `text` hands back the whole of it, given our name.
-    pub fn in_sql(aftermath: Aftermath, text: impl FnOnce(&[u8]) -> Vec<u8>) -> Arc<Self> {
+    fn in_sql(aftermath: Aftermath, share: &Arc<Share>, text: impl FnOnce(&[u8]) -> Vec<u8>) -> Arc<Self> {
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut statement = Self::new(id, Box::default(), aftermath);
+        let mut statement = Self::new(id, Box::default(), aftermath, share);
         let mut body = text(&statement.server_name);
         body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
-        statement._weight = Weight::new(body.len());
+        statement._weight = Weight::new(share, body.len());
         statement.body = body.into();
         statement.in_sql = true;
         Arc::new(statement)
@@ -104,36 +105,13 @@ impl Statement {
     }
 }
 
-/// Bytes of all statements' texts in this process.
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-/// Bytes of all statements' texts in this process.
-pub fn bytes_in_all() -> usize {
-    BYTES.load(Ordering::Relaxed)
-}
-
-/// Bytes that are counted among all statements' for as long as this lives.
-#[derive(Debug)]
-struct Weight(usize);
-
-impl Weight {
-    fn new(bytes: usize) -> Self {
-        BYTES.fetch_add(bytes, Ordering::Relaxed);
-        Self(bytes)
-    }
-}
-
-impl Drop for Weight {
-    fn drop(&mut self) {
-        BYTES.fetch_sub(self.0, Ordering::Relaxed);
-    }
-}
-
 /// The statements of one pool, each once.
 #[derive(Debug, Default)]
 pub struct StatementTable {
     /// Weak: a statement lives as long as a client or a server has it.
     by_meaning: Mutex<HashMap<Vec<u8>, Weak<Statement>>>,
+    /// What they weigh.
+    pub share: Arc<Share>,
 }
 
 /// Of the statement that was made last. One count for the process: servers go by the number, and whoever meets on a server
@@ -145,12 +123,17 @@ static LAST_ID: AtomicU64 = AtomicU64::new(0);
 const MEANING: [&str; 4] = ["client_encoding", "role", "search_path", "standard_conforming_strings"];
 
 impl StatementTable {
+    /// One that is made by PREPARE, for one client: `text` hands back the whole of it, given our name.
+    pub fn in_sql(&self, aftermath: Aftermath, text: impl FnOnce(&[u8]) -> Vec<u8>) -> Arc<Statement> {
+        Statement::in_sql(aftermath, &self.share, text)
+    }
+
     /// The statement with this Parse body in a session with these settings; `made` is called where it is new.
     pub fn intern(
         &self,
         body: &[u8],
         settings: &Settings,
-        made: impl FnOnce() -> (Aftermath, Option<(Vec<Arc<Statement>>, Deeds)>),
+        made: impl FnOnce() -> (Aftermath, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
         let meaning = meaning(body, settings);
         let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,8 +147,11 @@ impl StatementTable {
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let (aftermath, naming) = made();
         let is_looked_at = naming.is_none() && cstr(&mut { body }).is_ok_and(is_fixed);
-        let statement =
-            Arc::new(Statement { naming, is_looked_at, ..Statement::new(id, body.into(), aftermath) });
+        let statement = Arc::new(Statement {
+            naming,
+            is_looked_at,
+            ..Statement::new(id, body.into(), aftermath, &self.share)
+        });
         table.insert(meaning, Arc::downgrade(&statement));
         statement
     }
@@ -185,7 +171,7 @@ impl StatementTable {
             is_looked_at: true,
             shape: shape.into(),
             proved: AtomicBool::new(true),
-            ..Statement::new(id, before.body.clone(), before.aftermath.clone())
+            ..Statement::new(id, before.body.clone(), before.aftermath.clone(), &self.share)
         });
         table.insert(meaning, Arc::downgrade(&statement));
         statement
@@ -214,14 +200,23 @@ pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
     /// Of their texts.
     bytes: usize,
+    pub(super) unnamed: Unnamed,
+    /// What few clients ever need; an idle one is charged for it otherwise.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Debug, Default)]
+struct Rare {
     /// Names whose Parse no server has seen yet (see `exchange/postponed.rs`).
     postponed: Vec<Box<[u8]>>,
-    pub(super) unnamed: Unnamed,
     /// What was the unnamed statement before; of a pipeline that is under way.
     replaced: VecDeque<Unnamed>,
     /// The names that were taken away last: a server may yet say that there is no such statement.
     lost: VecDeque<(Box<[u8]>, Arc<Statement>)>,
 }
+
+/// Statements that a text names, and what it does to names.
+pub type SqlNames = (Vec<Arc<Statement>>, Deeds);
 
 /// The client's unnamed statement. Kept, because Parse and Sync may be followed by a Bind in a later batch, on another
 /// server (lib/pq and pg8000 do so).
@@ -233,7 +228,7 @@ pub(super) struct Unnamed {
     pub(super) body: Vec<u8>,
     aftermath: Aftermath,
     /// As in [`Statement::naming`].
-    naming: Option<(Vec<Arc<Statement>>, Deeds)>,
+    naming: Option<Arc<SqlNames>>,
 }
 
 /// As many requests may be on their way when a statement fails, and be told of by their names.
@@ -272,58 +267,72 @@ impl ClientStatements {
 
     /// The client's name for the statement that servers call `ours`.
     pub fn name_of(&self, ours: &[u8]) -> Option<&[u8]> {
-        let known = self.named.iter().chain(self.lost.iter().map(|(name, statement)| (name, statement)));
-        known.into_iter().find(|(_, statement)| *statement.server_name == *ours).map(|(name, _)| &**name)
+        let lost = self.rare.iter().flat_map(|rare| &rare.lost).map(|(name, statement)| (name, statement));
+        self.named
+            .iter()
+            .chain(lost)
+            .find(|(_, statement)| *statement.server_name == *ours)
+            .map(|(name, _)| &**name)
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     /// The Parse of that name is yet to reach a server.
     pub fn postpone(&mut self, name: &[u8]) {
-        self.postponed.push(name.into());
+        self.rare().postponed.push(name.into());
     }
 
     /// Whether there is any such.
     #[inline]
     pub fn is_any_postponed(&self) -> bool {
-        !self.postponed.is_empty()
+        self.rare.as_ref().is_some_and(|rare| !rare.postponed.is_empty())
     }
 
     /// Whether the Parse of that name must reach a server before the name is used; `true` once.
     #[inline]
     pub fn take_postponed(&mut self, name: &[u8]) -> bool {
-        !self.postponed.is_empty() && self.is_postponed(name)
+        self.is_any_postponed() && self.is_postponed(name)
     }
 
     #[cold]
     fn is_postponed(&mut self, name: &[u8]) -> bool {
-        let found = self.postponed.iter().position(|postponed| **postponed == *name);
-        found.map(|at| self.postponed.swap_remove(at)).is_some()
+        let postponed = &mut self.rare().postponed;
+        let found = postponed.iter().position(|postponed| **postponed == *name);
+        found.map(|at| postponed.swap_remove(at)).is_some()
     }
 
     /// What changes the unnamed statement goes to the server. `may_be_skipped`: where what came before fails, the one
     /// that there is stays.
     pub fn succeed_unnamed(&mut self, may_be_skipped: bool) {
         if !may_be_skipped {
-            self.replaced.clear();
+            if let Some(rare) = self.rare.as_mut() {
+                rare.replaced.clear();
+            }
             return;
         }
-        if self.replaced.len() == REPLACED_MAX {
-            self.replaced.pop_front();
+        let before = std::mem::take(&mut self.unnamed);
+        let replaced = &mut self.rare().replaced;
+        if replaced.len() == REPLACED_MAX {
+            replaced.pop_front();
         }
-        self.replaced.push_back(std::mem::take(&mut self.unnamed));
+        replaced.push_back(before);
     }
 
     /// A request that was to change the unnamed statement was skipped, or has failed; so many that came after it may not.
     pub fn unnamed_skipped(&mut self, failed: bool, later: usize) {
-        let place = self.replaced.len().checked_sub(later);
+        let replaced = &mut self.rare().replaced;
+        let place = replaced.len().checked_sub(later);
         match (failed, later) {
             (true, 0) => self.forget_unnamed(),
-            (false, 0) => self.unnamed = self.replaced.pop_back().unwrap_or_default(),
+            (false, 0) => self.unnamed = replaced.pop_back().unwrap_or_default(),
             (true, _) => {
-                if let Some(unnamed) = place.and_then(|place| self.replaced.get_mut(place)) {
+                if let Some(unnamed) = place.and_then(|place| replaced.get_mut(place)) {
                     *unnamed = Unnamed::default();
                 }
             }
-            (false, _) => drop(place.map(|place| self.replaced.remove(place))),
+            (false, _) => drop(place.map(|place| replaced.remove(place))),
         }
     }
 
@@ -333,7 +342,7 @@ impl ClientStatements {
         serial: u64,
         body: &[u8],
         aftermath: Aftermath,
-        naming: Option<(Vec<Arc<Statement>>, Deeds)>,
+        naming: Option<Arc<SqlNames>>,
     ) {
         self.unnamed.naming = naming;
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT && body.len() <= UNNAMED_BYTES_KEPT {
@@ -364,7 +373,7 @@ impl ClientStatements {
     }
 
     /// As in [`Statement::naming`].
-    pub fn unnamed_naming(&self) -> Option<&(Vec<Arc<Statement>>, Deeds)> {
+    pub fn unnamed_naming(&self) -> Option<&Arc<SqlNames>> {
         self.unnamed.naming.as_ref()
     }
 
@@ -382,7 +391,9 @@ impl ClientStatements {
     pub fn forget_all(&mut self) {
         self.named.clear();
         self.bytes = 0;
-        self.postponed.clear();
+        if let Some(rare) = self.rare.as_mut() {
+            rare.postponed.clear();
+        }
     }
 
     /// The name means this statement from now on.
@@ -398,8 +409,9 @@ impl ClientStatements {
         let removed = self.named.remove(name);
         if let Some(statement) = &removed {
             self.bytes -= statement.body.len();
-            self.lost.truncate(LOST_MAX - 1);
-            self.lost.push_front((name.into(), statement.clone()));
+            let lost = &mut self.rare.get_or_insert_default().lost;
+            lost.truncate(LOST_MAX - 1);
+            lost.push_front((name.into(), statement.clone()));
         }
         self.take_postponed(name);
         if self.named.is_empty() {

@@ -85,7 +85,7 @@ pub struct Relay {
     /// When the request came that the server works on.
     asked_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
-    pub(super) leaving: Option<Refusal>,
+    pub(super) leaving: Option<Box<Refusal>>,
     /// What is in the inbox waits for the server's answers to what it has got.
     pub(super) awaits: bool,
     /// Of a service login's session only: it may go to another tenant.
@@ -361,7 +361,7 @@ impl Relay {
             Ok(Flow::Chooses(rest)) => self.hold_back(rest, true),
             Ok(Flow::Pauses(rest)) => self.hold_back(rest, false),
             Ok(Flow::Awaits(rest)) => self.await_answers(rest),
-            Err(refusal) => Err(Step::End(End::Refused(refusal))),
+            Err(refusal) => Err(Step::End(End::Refused(refusal.into()))),
         }
     }
 
@@ -386,7 +386,7 @@ impl Relay {
 
     /// Goes on with the pool that has taken the place of a retired one.
     pub(super) fn succeed(&mut self) -> Result<(), End> {
-        self.pool = self.pool.current().ok_or(End::Refused(Refusal::AdminShutdown))?;
+        self.pool = self.pool.current().ok_or_else(|| End::Refused(Refusal::AdminShutdown.into()))?;
         Ok(())
     }
 
@@ -398,7 +398,7 @@ impl Relay {
             let mut replies = Vec::new();
             match self.side.refuse(&inbox, &mut replies) {
                 Ok(rest) => inbox = rest.to_vec(),
-                Err(refusal) => return Some(Step::End(End::Refused(refusal))),
+                Err(refusal) => return Some(Step::End(End::Refused(refusal.into()))),
             }
             self.unsent.push(&replies);
             if inbox.is_empty() {
@@ -484,7 +484,7 @@ impl Relay {
 
 /// Whether a request has come far enough to borrow a server for it.
 fn is_enough(request: &[u8], side: &ClientSide) -> Result<bool, End> {
-    let violation = |error| End::Refused(super::exchange::violation(error));
+    let violation = |error| End::Refused(super::exchange::violation(error).into());
     let Some((tag, length)) = header(request).map_err(violation)? else {
         return Ok(false);
     };

@@ -109,8 +109,8 @@ impl SessionHandle {
     }
 
     /// The session is somewhere else now.
-    pub fn enter(&self, place: Option<Place>) {
-        self.place.store(place.map(Arc::new));
+    pub fn enter(&self, place: Option<Arc<Place>>) {
+        self.place.store(place);
     }
 
     fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
@@ -312,7 +312,7 @@ pub struct Arrival {
     /// Who.
     pub login: Arc<Login>,
     /// Where; `None`: no tenant is chosen.
-    pub place: Option<Place>,
+    pub place: Option<Arc<Place>>,
     /// From where.
     pub peer: Option<IpAddr>,
     /// Our end and the client's.
@@ -421,7 +421,7 @@ impl Sessions {
             secret: secret.clone(),
             valid_until: AtomicU64::new(millis(arrival.login.valid_until)),
             login: arrival.login,
-            place: ArcSwapOption::from_pointee(arrival.place),
+            place: ArcSwapOption::new(arrival.place),
             peer: arrival.peer,
             addresses: arrival.addresses,
             tls: arrival.tls,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::{
     aftermath::{Aftermath, Tidying},
-    catalogue::{Catalogue, Changing},
+    catalogue::{Catalogue, Changing, Unlearnt},
     channels::Channels,
     choice::Talk,
     doubts::Doubts,
@@ -80,6 +80,8 @@ pub struct Uncertain {
     resets: bool,
     /// Functions may be changed by the transaction that is under way.
     changing: Option<Changing>,
+    /// Texts that may call functions which nobody has read yet.
+    unlearnt: Option<Box<Unlearnt>>,
 }
 
 /// What the session's and the server's settings are, now that nothing is uncertain.
@@ -97,7 +99,7 @@ impl Uncertain {
     /// Nothing to ask and nothing to pin.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.doubts.is_empty() && self.pins.is_empty() && !self.resets
+        self.doubts.is_empty() && self.pins.is_empty() && !self.resets && self.unlearnt.is_none()
     }
 
     /// A text with this aftermath goes to the server. `alone`: in a transaction of its own, as far as that can be told.
@@ -112,6 +114,26 @@ impl Uncertain {
         for name in aftermath.names.iter().flatten() {
             self.name(name);
         }
+    }
+
+    /// Nobody has read the functions that a text may call.
+    pub fn note_unlearnt(&mut self, text: &[u8], tangled: bool) {
+        self.unlearnt.get_or_insert_default().push(text, tangled);
+    }
+
+    /// What is to be looked at again when they have been read.
+    pub fn take_unlearnt(&mut self) -> Option<Box<Unlearnt>> {
+        self.unlearnt.take()
+    }
+
+    /// Whether nothing is to be done but to read functions.
+    pub fn only_learns(&self) -> bool {
+        self.doubts.without(Doubts::LEARN).is_empty() && self.pins.is_empty() && !self.resets
+    }
+
+    /// Functions are to be read when the transaction is over.
+    pub fn is_to_learn(&mut self) {
+        self.doubts.insert(Doubts::LEARN);
     }
 
     /// The pins that no question decides. A text that nobody understood leaves nothing behind if it failed.
@@ -191,9 +213,9 @@ impl Uncertain {
         self.changing.get_or_insert_with(|| catalogue.changing());
     }
 
-    /// The transaction is over: what it may have changed can be read now.
-    pub fn has_changed_functions(&mut self) {
-        self.changing = None;
+    /// The transaction is over: what it may have changed can be read now. Whether it may have changed functions.
+    pub fn has_changed_functions(&mut self) -> bool {
+        self.changing.take().is_some()
     }
 
     /// Nothing is uncertain any more.

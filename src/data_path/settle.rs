@@ -1,7 +1,8 @@
 //! What a transaction has left behind in its session: asked of the server, once, before the server may go back.
 //!
 //! The end of the client's reply waits for the answer, so that it finds everything as PostgreSQL would have it, and is told of
-//! it where PostgreSQL would: in front of ReadyForQuery.
+//! it where PostgreSQL would: in front of ReadyForQuery. Where a tenant's functions have not been read yet they are read first,
+//! and if nothing else is in doubt the client has its reply before: a tenant's first query waits for nothing, its second may.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -29,6 +30,15 @@ impl Relay {
         if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
             concierge.reset();
         }
+        if let Some(unlearnt) = uncertain.take_unlearnt() {
+            if uncertain.only_learns() && self.heard.is_none() {
+                self.release_reply().await?;
+            }
+            let changed = uncertain.has_changed_functions();
+            self.learn().await?;
+            self.pool.catalogue.look_again(&unlearnt, changed, &mut uncertain);
+        }
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = uncertain.pins(failed);
         let mut pins = server.side.sequences.after_transaction(server.side.lease.pins, news);
         pins.insert(news);
@@ -84,7 +94,7 @@ impl Relay {
         let rows = server.ask(sql, &[]).await.map_err(|_| End::ServerLost)?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
-        if is_here { Ok(()) } else { Err(End::Refused(NoChoice::NotAlone.into())) }
+        if is_here { Ok(()) } else { Err(End::Refused(Box::new(NoChoice::NotAlone.into()))) }
     }
 
     /// Takes a place among the sessions that keep their server, or gives it up.

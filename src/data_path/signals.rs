@@ -61,14 +61,14 @@ impl Relay {
             let called_back = self.handle.is_called_back();
             let signals = self.handle.take_signals();
             if let Some(reason) = signals.end {
-                return Some(Step::End(End::Refused(reason)));
+                return Some(Step::End(End::Refused(reason.into())));
             }
             if let Some(reason) = signals.end_when_free {
                 let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
                 if free && self.inbox.is_empty() {
-                    return Some(Step::End(End::Refused(reason)));
+                    return Some(Step::End(End::Refused(reason.into())));
                 }
-                self.leaving = Some(reason);
+                self.leaving = Some(reason.into());
             }
             if called_back && let Some(step) = self.yield_server() {
                 return Some(step);

@@ -67,7 +67,7 @@ impl Relay {
                 }
             }
             Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(End::Refused(refusal))
+                Err(End::Refused(refusal.into()))
             }
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(refusal) => {
@@ -108,7 +108,7 @@ impl Relay {
         match self.pool.wants_back(&self.handle, pins) {
             Wanted::No => None,
             Wanted::Yielded => self.yield_server(),
-            Wanted::Ended(reason) => Some(Step::End(End::Refused(reason))),
+            Wanted::Ended(reason) => Some(Step::End(End::Refused(reason.into()))),
         }
     }
 
@@ -139,9 +139,9 @@ impl Relay {
         poll_fn(|cx| {
             if self.handle.is_signalled() {
                 let signals = self.handle.take_signals();
-                self.leaving = self.leaving.take().or(signals.end_when_free);
+                self.leaving = self.leaving.take().or(signals.end_when_free.map(Box::new));
                 match signals.end {
-                    Some(reason) => return Poll::Ready(Err(End::Refused(reason))),
+                    Some(reason) => return Poll::Ready(Err(End::Refused(reason.into()))),
                     None if !signals.cancels.is_empty() => return Poll::Ready(Ok(Refusal::Cancelled)),
                     None => {}
                 }

@@ -21,7 +21,7 @@ use super::{
     refuse,
     relay::Relay,
     server::connection::Server,
-    session::{Arrival, Place, Registered},
+    session::{Arrival, Registered},
     session_state::Settings,
     startup::Hello,
     tenant::{Access, Login, LoginKind, PoolMode, Tenant},
@@ -69,7 +69,7 @@ pub async fn open_session(
             warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
             return None;
         }
-        greet(stream, &proxy, pool, hello, login, access, unsent).await
+        greet(stream, &proxy, pool, hello, login, unsent).await
     });
     worker.spawn(async move {
         let Some(relay) = welcome.await else { return };
@@ -118,7 +118,6 @@ async fn greet(
     pool: Arc<Pool>,
     hello: Hello,
     login: Arc<Login>,
-    access: Access,
     unsent: Vec<u8>,
 ) -> Option<Box<Relay>> {
     let config = proxy.config.load_full();
@@ -138,7 +137,7 @@ async fn greet(
     };
     let arrival = Arrival {
         login,
-        place: Some(Place { tenant: pool.tenant.clone(), access }),
+        place: Some(pool.place.clone()),
         peer: hello.peer,
         addresses,
         now_ms: pool.worker.clock.now_ms(),

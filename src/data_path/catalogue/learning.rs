@@ -1,6 +1,6 @@
 //! Reads the functions of a database, and what uses them, from a server's own catalogue.
 //!
-//! Asked behind a transaction that has left that open, on the server that ran it, or at a pool's first login.
+//! Asked behind a transaction that has left that open, on the server that ran it, when its client has the reply.
 
 use super::{
     Catalogue,

@@ -13,16 +13,24 @@ mod closure;
 mod known;
 mod learning;
 mod reading;
+mod unlearnt;
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 pub use known::{Known, words};
 pub use learning::learn;
+pub use unlearnt::Unlearnt;
 
 use super::{aftermath::Aftermath, doubts::Doubts, session_state::Uncertain};
+
+/// Of a tenant without pools no more names are kept than these: about as many bytes as its counters take.
+const KEPT_NAMES_MAX: usize = 16;
 
 /// What is known of the functions of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]
@@ -46,6 +54,12 @@ struct State {
     generation: u64,
     /// Of it, what `known` has seen.
     learnt: u64,
+    /// When the server was last asked.
+    asked_at: Option<Instant>,
+    /// The tenant's row then.
+    row: i64,
+    /// It has not been asked since the first of the tenant's pools was made.
+    cold: bool,
     /// Somebody is to find out whether they were changed past us.
     due: bool,
     learning: bool,
@@ -123,15 +137,19 @@ impl Catalogue {
         seen: Option<&Seen>,
         uncertain: &mut Uncertain,
     ) {
-        let (known, current, due) = {
+        let (known, current, cold, due) = {
             let state = self.locked();
-            (state.known.clone(), state.is_current(), state.changes == 0 && !state.learning)
+            let due = state.changes == 0 && !state.learning;
+            (state.known.clone(), state.is_current(), state.cold, due)
         };
-        let mut beside = if current { Aftermath::default() } else { Aftermath::anything() };
-        if due && (!current || self.is_due()) {
-            beside.doubts.insert(Doubts::LEARN);
+        match (current, cold) {
+            (true, _) => {}
+            (false, true) => uncertain.note_unlearnt(text, tangled),
+            (false, false) => uncertain.note(&Aftermath::anything(), false),
         }
-        uncertain.note(&beside, false);
+        if due && (!current || self.is_due()) {
+            uncertain.is_to_learn();
+        }
         let Some(known) = known else { return };
         let found = match seen {
             Some(Seen(seen)) => {
@@ -153,6 +171,29 @@ impl Catalogue {
                 uncertain.changes_functions(self);
             }
         }
+    }
+
+    /// Functions have been read since these texts ran: takes down what they may have left behind by what they call. Where
+    /// that is not so, or they `changed` functions themselves, it may be anything.
+    pub fn look_again(&self, unlearnt: &Unlearnt, changed: bool, uncertain: &mut Uncertain) {
+        let (known, current) = {
+            let state = self.locked();
+            (state.known.clone(), state.is_current())
+        };
+        let (Some(known), Some(texts)) = (known.filter(|_| current && !changed), unlearnt.texts()) else {
+            return uncertain.note(&Aftermath::anything(), false);
+        };
+        for found in texts.filter_map(|(text, tangled)| known.look(text, tangled)) {
+            uncertain.note(&found, false);
+            if found.doubts.contains(Doubts::FUNCTIONS) {
+                self.doubt();
+            }
+        }
+    }
+
+    /// They may be others by now.
+    fn doubt(&self) {
+        self.update(|state| state.generation += 1);
     }
 
     /// A client reads currval or lastval.
@@ -177,9 +218,26 @@ impl Catalogue {
         self.update(|state| state.due = true);
     }
 
-    /// It may be another database from now on.
-    pub fn doubt(&self) {
-        self.update(|state| state.generation += 1);
+    /// A pool is made for the tenant's row of that generation. What was learnt for another row, or longer ago than
+    /// `functions_check`, is learnt again.
+    pub fn serves(&self, row: i64, functions_check: Duration) {
+        self.update(|state| {
+            let is_fresh = state.asked_at.is_some_and(|at| at.elapsed() < functions_check);
+            if row != state.row || !is_fresh {
+                state.generation += 1;
+                state.cold = true;
+            }
+            state.row = row;
+        });
+    }
+
+    /// Nobody has a pool any more. What takes little room is kept for the next.
+    pub fn rests(&self) {
+        self.update(|state| {
+            if state.known.as_ref().is_some_and(|known| known.len() > KEPT_NAMES_MAX) {
+                state.known = None;
+            }
+        });
     }
 
     fn is_due(&self) -> bool {
@@ -209,13 +267,19 @@ impl Catalogue {
 impl Learning<'_> {
     /// They are as they were when they were read.
     fn unchanged(&self) {
-        self.catalogue.update(|state| state.learnt = self.generation);
+        self.catalogue.update(|state| {
+            state.learnt = self.generation;
+            state.asked_at = Some(Instant::now());
+            state.cold = false;
+        });
     }
 
     /// They have been read.
     fn learnt(&self, known: Known, fingerprint: String) {
         self.catalogue.update(|state| {
             state.learnt = self.generation;
+            state.asked_at = Some(Instant::now());
+            state.cold = false;
             state.known = Some(Arc::new(known));
             state.fingerprint = fingerprint;
         });

@@ -7,7 +7,7 @@ use crate::{
     data_path::{
         catalogue::Catalogue,
         choice::Stance,
-        prepared::{ClientStatements, StatementTable, bytes_in_all},
+        prepared::{ClientStatements, StatementTable},
         session_state::Settings,
     },
     error::{NoChoice, Refusal},
@@ -105,7 +105,7 @@ impl Rules {
         if statements.bytes() + bytes > self.statements_bytes_max {
             return too_long("max_client_prepared_bytes", self.statements_bytes_max);
         }
-        if bytes_in_all() + bytes > self.statements_bytes_in_all_max {
+        if !self.table.share.may_grow(bytes, self.statements_bytes_in_all_max) {
             return too_long("max_prepared_bytes_total", self.statements_bytes_in_all_max);
         }
         Ok(())

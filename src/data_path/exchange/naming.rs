@@ -60,7 +60,8 @@ impl Requests<'_, '_> {
                     self.rules.admit(self.statements, named, bytes)?;
                     let aftermath = found.text.get(body.clone()).unwrap_or_default();
                     let aftermath = Aftermath::read(aftermath, self.server.lexing());
-                    let statement = Statement::in_sql(aftermath, |ours| replaced(found.text, name, ours));
+                    let statement =
+                        self.rules.table.in_sql(aftermath, |ours| replaced(found.text, name, ours));
                     let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
                     rewritten.deeds.list.push_back(Deed::Prepares(naming));
                     let ours = statement.server_name().to_vec();

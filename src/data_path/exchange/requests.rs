@@ -16,10 +16,10 @@ use crate::{
         aftermath::Aftermath,
         catalogue::Seen,
         choice::{Stance, Talk},
-        deeds::{Deeds, disowned},
+        deeds::disowned,
         doubts::Doubts,
         lease::{Asked, Naming, Pins, Whose},
-        prepared::{ClientStatements, ServerStatements, Statement, rename},
+        prepared::{ClientStatements, ServerStatements, SqlNames, Statement, rename},
         statement::Characters,
     },
     error::Refusal,
@@ -261,7 +261,7 @@ impl Requests<'_, '_> {
             out.extend_from_slice(&text);
         });
         if !name.is_empty() {
-            let made = || (aftermath, Some((requires, deeds)));
+            let made = || (aftermath, Some(Arc::new((requires, deeds))));
             let statement = self.rules.table.intern(&text, &self.server.applied, made);
             self.parse_statement(&message, name, &statement);
             return Ok(());
@@ -272,7 +272,7 @@ impl Requests<'_, '_> {
         }
         if self.ask_unnamed(Asked::Parse(None)) {
             let serial = *self.unnamed_serial;
-            self.statements.set_unnamed(serial, &text, aftermath, Some((requires, deeds)));
+            self.statements.set_unnamed(serial, &text, aftermath, Some(Arc::new((requires, deeds))));
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);
@@ -281,7 +281,7 @@ impl Requests<'_, '_> {
 
     /// A portal of a text that names statements: they must be there when it runs.
     #[cold]
-    fn bind_naming(&mut self, portal: &[u8], naming: &(Vec<Arc<Statement>>, Deeds)) {
+    fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
         let (requires, deeds) = naming;
         for statement in requires {
             self.note(&statement.aftermath, false);
@@ -294,8 +294,8 @@ impl Requests<'_, '_> {
     }
 
     /// What an EXECUTE describes is what it runs: that must be there.
-    fn ensure_named(&mut self, naming: Option<&(Vec<Arc<Statement>>, Deeds)>) {
-        for statement in naming.into_iter().flat_map(|(requires, _)| requires) {
+    fn ensure_named(&mut self, naming: Option<&SqlNames>) {
+        for statement in naming.into_iter().flat_map(|names| &names.0) {
             self.server.statements.ensure(statement, &mut self.server.lease, self.out);
         }
     }
@@ -399,7 +399,7 @@ impl Requests<'_, '_> {
             _ if kind != b'S' => self.ask(Asked::Describe),
             _ if name.is_empty() => {
                 let naming = self.statements.unnamed_naming().cloned();
-                self.ensure_named(naming.as_ref());
+                self.ensure_named(naming.as_deref());
                 return self.with_unnamed(Asked::Describe, bytes).map(ControlFlow::Continue);
             }
             None => {
@@ -419,7 +419,7 @@ impl Requests<'_, '_> {
                         return GOES_ON;
                     }
                 }
-                self.ensure_named(statement.naming.as_ref());
+                self.ensure_named(statement.naming.as_deref());
                 self.ask(Asked::Describe);
                 rename(bytes, at, name.len(), statement.server_name(), self.out.build());
                 return GOES_ON;

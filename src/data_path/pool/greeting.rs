@@ -13,7 +13,6 @@ use std::{
 use super::Pool;
 use crate::{
     data_path::{
-        catalogue::learn,
         server::connection::{AskError, Server},
         session_state::Settings,
     },
@@ -109,11 +108,6 @@ impl Pool {
             return Ok(greeting);
         }
         let (pool, mut server) = self.borrow_of_current(wait).await?;
-        if pool.catalogue.is_to_be_learnt()
-            && learn(&mut server, &pool.catalogue, pool.rules.functions_bytes_max).await.is_err()
-        {
-            return Err(Refusal::ServerLost);
-        }
         match apply(&mut server, &asked).await {
             Ok((settings, said)) => {
                 let messages = [said, greeting_of(&server)].concat();

@@ -33,6 +33,7 @@ use super::{
     catalogue::Catalogue,
     prepared::{Capacity, StatementTable},
     server::{DialOptions, connection::Server},
+    session::Place,
     tenant::{Access, Credential, PoolMode, Tenant},
     worker::Worker,
 };
@@ -115,6 +116,8 @@ pub struct Pool {
     pub tenant: Arc<Tenant>,
     /// With what rights its servers were opened.
     pub access: Access,
+    /// Where its sessions are.
+    pub place: Arc<Place>,
     /// What it was made with.
     pub rules: PoolRules,
     /// Where it lives.

@@ -26,6 +26,7 @@ use crate::{
         catalogue::Catalogue,
         prepared::StatementTable,
         server::DialOptions,
+        session::Place,
         tenant::{Access, Host, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },
@@ -45,7 +46,8 @@ pub type Looking =
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
     budgets: Mutex<HashMap<String, Arc<Budget>>>,
-    catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
+    /// What is known of each tenant's functions, whether it has a pool now or not.
+    catalogues: Mutex<HashMap<i64, Arc<Catalogue>>>,
     workers: Vec<Arc<Worker>>,
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
@@ -145,7 +147,7 @@ impl TenantPools {
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
-            catalogue: self.catalogue_of(tenant.id),
+            catalogue: self.catalogue_of(&tenant),
             stats: self.stats_of(&tenant, access),
             roster: Arc::default(),
             credential,
@@ -165,6 +167,7 @@ impl TenantPools {
             keeper: self.me.clone(),
             successor: OnceLock::new(),
             failure: watch::Sender::new(None),
+            place: Arc::new(Place { tenant: tenant.clone(), access }),
             tenant,
             access,
             rules,
@@ -174,14 +177,20 @@ impl TenantPools {
         Some(pool)
     }
 
-    /// What is known of the tenant's functions: the same for all of its pools.
-    fn catalogue_of(&self, tenant_id: i64) -> Arc<Catalogue> {
+    /// What is known of the tenant's functions: the same for all of its pools, those to come as well.
+    fn catalogue_of(&self, tenant: &Tenant) -> Arc<Catalogue> {
         let mut catalogues = locked(&self.catalogues);
-        catalogues.retain(|_, catalogue| catalogue.strong_count() > 0);
-        let known = catalogues.get(&tenant_id).and_then(Weak::upgrade).unwrap_or_default();
-        catalogues.insert(tenant_id, Arc::downgrade(&known));
-        known.doubt();
-        known
+        if catalogues.len() >= self.kept_max() {
+            catalogues.retain(|_, catalogue| Arc::strong_count(catalogue) > 1);
+        }
+        let catalogue = catalogues.entry(tenant.id).or_default();
+        catalogue.serves(tenant.generation, self.config.load().timeouts.functions_check_delay);
+        catalogue.clone()
+    }
+
+    /// Tenants of which something is kept while they have no pool.
+    fn kept_max(&self) -> usize {
+        usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX)
     }
 
     fn budget_of(&self, host: &Host) -> Arc<Budget> {
@@ -200,6 +209,7 @@ impl TenantPools {
             if tenant.status != TenantStatus::Active {
                 self.pools.invalidate(&key).await;
                 self.retire(&old, None);
+                locked(&self.catalogues).remove(&tenant.id);
                 info!(tenant = tenant.name, "pool closed");
             } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant)
             {
@@ -213,8 +223,7 @@ impl TenantPools {
     /// The counters of a (tenant, access), which outlive its pools.
     fn stats_of(&self, tenant: &Tenant, access: Access) -> Arc<PoolStats> {
         let mut all = locked(&self.done);
-        let limit = usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX);
-        if all.len() >= limit {
+        if all.len() >= self.kept_max() {
             all.retain(|_, done| Arc::strong_count(&done.stats) > 1);
         }
         let other = match access {
@@ -295,6 +304,7 @@ impl TenantPools {
             if pool.sessions() == 0 && pool.waiting() == 0 && pool.rules.min_size == 0 && unused >= idle {
                 self.pools.invalidate(&(pool.tenant.id, pool.access)).await;
                 self.retire(&pool, None);
+                pool.catalogue.rests();
             } else {
                 let worker = pool.worker.clone();
                 worker.spawn(async move { pool.keep_house() });
