@@ -305,7 +305,7 @@ async fn a_tenant_is_moved_and_dropped_over_http() {
     let operation = api.followed(begun).await;
     assert_eq!((&operation["kind"], &operation["status"]), (&json!("drop"), &json!("done")));
     alice.closed().await;
-    assert_eq!(proxy.client("acme").refusal().await, "28P01", "her login went with her tenant");
+    assert_eq!(proxy.client("acme").refusal().await, "3D000", "she is told that her tenant is gone");
     let left = "SELECT count(*) FROM pg_database WHERE datname = 'acme'";
     for cluster in [&proxy.cluster, &west] {
         assert_eq!(cluster.client("postgres").await.ask(left).await, "0");

@@ -161,7 +161,7 @@ async fn a_tenant_is_moved_and_dropped_in_sql() {
     assert_eq!(alice.ask("SELECT x FROM t").await, "7");
     assert_eq!(west.client("acme").await.ask("SELECT x FROM t").await, "7");
     console.run("DROP TENANT acme").await;
-    assert_eq!(proxy.client("acme").refusal().await, "28P01", "her login went with her tenant");
+    assert_eq!(proxy.client("acme").refusal().await, "3D000", "she is told that her tenant is gone");
     alice.closed().await;
     let left = "SELECT count(*) FROM pg_database WHERE datname = 'acme'";
     assert_eq!(west.client("postgres").await.ask(left).await, "0");

@@ -15,9 +15,10 @@ use pglobby::control_path::{
     tenants,
 };
 use support::{
-    Client, Proxy,
+    Client, Cluster, Proxy,
     client::in_time,
     desk::{Desk, StopAfter, tenant},
+    proxy::{login_of, password_of},
 };
 
 /// Waits until the client's session is refused, and answers how.
@@ -250,4 +251,44 @@ async fn without_its_final_dump_nothing_is_dropped() {
     let other = desk.lobby.folder.path().join("other.dump");
     drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&other)).await.unwrap();
     assert_eq!(restored(&desk, &other, "SELECT count(*) FROM t").await, "0");
+}
+
+/// An employee's login went with its tenant, and who came late was told that the password was wrong.
+#[tokio::test]
+async fn whoever_belonged_to_a_dropped_tenant_is_told_so_and_the_names_are_free() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let name = login_of("acme");
+    proxy.command(&["tenant", "drop", "acme", "--yes"]);
+    assert_eq!(proxy.client("acme").refusal().await, "3D000");
+    assert_eq!(proxy.caller(&name, &password_of("acme"), &name).refusal().await, "3D000");
+    assert_eq!(proxy.caller(&name, "not that", "acme").refusal().await, "28P01");
+
+    assert!(!proxy.command(&["login", "list"]).contains(&name));
+    for order in ["show", "disable", "enable", "drop"] {
+        let refused = proxy.command_with(&["login", order, &name], "");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("no login"), "{refused:?}");
+    }
+    proxy.create_login(&name, "another password", &["--tenant", "globex"]);
+    let globex = proxy.caller(&name, "another password", "globex");
+    in_time("the new login is known", async { while globex.try_connect().await.is_err() {} }).await;
+    proxy.create_tenant("acme");
+    assert_eq!(proxy.caller(&name, &password_of("acme"), "acme").refusal().await, "28P01");
+}
+
+/// A host that burnt down kept its tenants for ever: neither they nor its row could be dropped.
+#[tokio::test]
+async fn a_tenant_on_a_host_that_never_comes_back_can_be_dropped() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let mut burning = Cluster::start();
+    proxy.add_host("attic", &burning);
+    proxy.command(&["tenant", "create", "globex", "--host", "attic"]);
+    proxy.create_login("gloria", "a good password", &["--tenant", "globex"]);
+    burning.stop();
+    let refused = proxy.command_with(&["tenant", "drop", "globex", "--yes"], "");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--leave-host"), "{refused:?}");
+    let dropped = proxy.json(&["tenant", "drop", "globex", "--yes", "--leave-host", "--json"]);
+    assert_eq!(dropped["database_dropped"], false);
+    assert_eq!(proxy.caller("gloria", "a good password", "globex").refusal().await, "3D000");
+    proxy.command(&["host", "remove", "attic"]);
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
 }

@@ -225,6 +225,9 @@ struct Drop {
     /// The database of an adopted tenant, too
     #[arg(long)]
     with_database: bool,
+    /// Touch nothing on the host, which will never be reached again: database and roles stay there
+    #[arg(long, conflicts_with_all = ["with_database", "final_dump"])]
+    leave_host: bool,
     /// Keep a copy in this new file, made by pg_dump when all sessions have ended; pg_restore reads it
     #[arg(long, value_name = "FILE")]
     final_dump: Option<PathBuf>,
@@ -359,7 +362,11 @@ impl Drop {
         if !self.yes {
             self.ask(&tenants::show(&operator, &self.name).await?)?;
         }
-        let database = if self.with_database { DropDatabase::Always } else { DropDatabase::IfOurs };
+        let database = match (self.leave_host, self.with_database) {
+            (true, _) => DropDatabase::Left,
+            (false, true) => DropDatabase::Always,
+            (false, false) => DropDatabase::IfOurs,
+        };
         let order = Order::DropTenant { name: self.name, database, final_dump: self.final_dump };
         carry_out_as(operator, order, self.json).await
     }
@@ -372,8 +379,8 @@ impl Drop {
                 self.name
             )));
         }
-        let fate =
-            if tenant.adopted && !self.with_database { "stays" } else { "is deleted with all its data" };
+        let stays = self.leave_host || (tenant.adopted && !self.with_database);
+        let fate = if stays { "stays" } else { "is deleted with all its data" };
         let refused = |why: &str| OperatorError::Refused(format!("{why}; nothing was dropped"));
         output::line(format!(
             "Tenant {} goes, with {} logins. Its database {} on host {} {fate}.\nType the tenant's name to drop it:",

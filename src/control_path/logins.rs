@@ -102,6 +102,11 @@ const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.all_
     l.valid_until, l.disabled_at, l.allow_from::text[] AS allow_from, l.created_at
     FROM pglobby.logins l LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id";
 
+/// The employees' logins of a dropped tenant are gone, but for one thing: who proves to have had one is told what became of
+/// the tenant. Their names are free.
+const LIVING: &str =
+    "NOT EXISTS (SELECT FROM pglobby.tenants b WHERE b.id = tenant_id AND b.status = 'dropped')";
+
 /// All logins by name; or those of one tenant, services granted it one by one included.
 ///
 /// # Errors
@@ -109,9 +114,9 @@ const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.all_
 pub async fn list(operator: &Operator, tenant: Option<&str>) -> Result<Vec<LoginSummary>, OperatorError> {
     let client = operator.central.client().await?;
     let sql = format!(
-        "{SUMMARY} WHERE $1::text IS NULL OR t.name = $1 OR EXISTS (
+        "{SUMMARY} WHERE {LIVING} AND ($1::text IS NULL OR t.name = $1 OR EXISTS (
             SELECT FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
-            WHERE lt.login_id = l.id AND g.name = $1)
+            WHERE lt.login_id = l.id AND g.name = $1))
          ORDER BY l.name"
     );
     Ok(client.query(&sql, &[&tenant]).await?.iter().map(summary).collect())
@@ -123,7 +128,7 @@ pub async fn list(operator: &Operator, tenant: Option<&str>) -> Result<Vec<Login
 /// [`OperatorError::NotFound`].
 pub async fn show(operator: &Operator, name: &str) -> Result<LoginSummary, OperatorError> {
     let client = operator.central.client().await?;
-    match client.query_opt(&format!("{SUMMARY} WHERE l.name = $1"), &[&name]).await? {
+    match client.query_opt(&format!("{SUMMARY} WHERE l.name = $1 AND {LIVING}"), &[&name]).await? {
         Some(row) => Ok(summary(&row)),
         None => Err(missing(operator, &**client, name).await),
     }
@@ -164,6 +169,8 @@ pub async fn create(operator: &Operator, login: &NewLogin) -> Result<LoginSummar
         NewLoginKind::Employee { tenant } => Some(id_of(operator, &transaction, tenant).await?),
         _ => None,
     };
+    let buried = format!("DELETE FROM pglobby.logins WHERE name = $1 AND NOT {LIVING}");
+    transaction.execute(&buried, &[&login.name]).await?;
     let inserted = transaction
         .query_one(
             "INSERT INTO pglobby.logins (name, kind, tenant_id, access, all_tenants, verifier, valid_until, allow_from)
@@ -234,8 +241,8 @@ pub async fn set_password(
     password: &SecretString,
 ) -> Result<LoginSummary, OperatorError> {
     let verifier = verifier_of(password)?;
-    let sql = "UPDATE pglobby.logins SET verifier = $2 WHERE name = $1";
-    change(operator, name, "login.set_password", sql, &verifier.expose_secret()).await
+    let set = "verifier = $2";
+    change(operator, name, "login.set_password", set, &verifier.expose_secret()).await
 }
 
 /// Keys of `login set`.
@@ -274,7 +281,7 @@ async fn set_one(
     value: &str,
 ) -> Result<u64, OperatorError> {
     let run = async |assignment: &str, value: &(dyn ToSql + Sync)| {
-        let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1");
+        let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1 AND {LIVING}");
         client.execute(&sql, &[&name, value]).await.map_err(OperatorError::from)
     };
     match key {
@@ -314,15 +321,15 @@ pub async fn set_disabled(
 ) -> Result<LoginSummary, OperatorError> {
     let action = if disabled { "login.disable" } else { "login.enable" };
     // Disabled twice, it stays disabled since the first time.
-    let sql = "UPDATE pglobby.logins SET disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, now()) END WHERE name = $1";
-    change(operator, name, action, sql, &disabled).await
+    let set = "disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, now()) END";
+    change(operator, name, action, set, &disabled).await
 }
 
 async fn change<T>(
     operator: &Operator,
     name: &str,
     action: &str,
-    sql: &str,
+    assignment: &str,
     value: &T,
 ) -> Result<LoginSummary, OperatorError>
 where
@@ -330,7 +337,8 @@ where
 {
     let mut client = operator.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    if transaction.execute(sql, &[&name, value]).await? == 0 {
+    let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1 AND {LIVING}");
+    if transaction.execute(&sql, &[&name, value]).await? == 0 {
         return Err(missing(operator, &transaction, name).await);
     }
     operator.audit(&transaction, action, None, &json!({ "login": name })).await?;
@@ -346,7 +354,8 @@ where
 pub async fn drop_login(operator: &Operator, name: &str) -> Result<(), OperatorError> {
     let mut client = operator.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    if transaction.execute("DELETE FROM pglobby.logins WHERE name = $1", &[&name]).await? == 0 {
+    let sql = format!("DELETE FROM pglobby.logins WHERE name = $1 AND {LIVING}");
+    if transaction.execute(&sql, &[&name]).await? == 0 {
         return Err(missing(operator, &transaction, name).await);
     }
     operator.audit(&transaction, "login.drop", None, &json!({ "login": name })).await?;
@@ -451,5 +460,7 @@ async fn service_id(
 }
 
 async fn missing(operator: &Operator, client: &impl GenericClient, name: &str) -> OperatorError {
-    operator.not_found(client, "login", name, "SELECT name FROM pglobby.logins").await
+    operator
+        .not_found(client, "login", name, &format!("SELECT name FROM pglobby.logins WHERE {LIVING}"))
+        .await
 }

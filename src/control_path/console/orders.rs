@@ -168,8 +168,13 @@ impl Reader<'_> {
             self.move_tenant()
         } else if self.takes("drop tenant") {
             let name = self.name("a tenant")?;
-            let database =
-                if self.takes("with database") { DropDatabase::Always } else { DropDatabase::IfOurs };
+            let database = if self.takes("with database") {
+                DropDatabase::Always
+            } else if self.takes("leave host") {
+                DropDatabase::Left
+            } else {
+                DropDatabase::IfOurs
+            };
             Ok(Order::DropTenant { name, database, final_dump: None })
         } else if self.takes("create login") {
             self.create_login()
@@ -362,6 +367,7 @@ mod tests {
             ("ROTATE TENANT acme", "ROTATE TENANT", "acme"),
             ("MOVE TENANT acme TO HOST west PATIENCE '2min' KEEP SOURCE", "MOVE TENANT", "acme"),
             ("DROP TENANT acme WITH DATABASE", "DROP TENANT", "acme"),
+            ("DROP TENANT acme LEAVE HOST", "DROP TENANT", "acme"),
             (
                 "CREATE LOGIN bob@x.org TENANT acme READ ONLY VALID UNTIL '2027-01-31'",
                 "CREATE LOGIN",

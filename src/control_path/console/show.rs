@@ -50,7 +50,10 @@ const HELP: &[(&str, &str)] = &[
     ("ROTATE TENANT name", "new passwords for its roles"),
     ("RENAME TENANT name TO name", "another name"),
     ("MOVE TENANT name TO HOST h [PATIENCE '30s'] [KEEP SOURCE]", "another host"),
-    ("DROP TENANT name [WITH DATABASE]", "drop it with its logins and its database (an adopted one stays)"),
+    (
+        "DROP TENANT name [WITH DATABASE | LEAVE HOST]",
+        "drop it with its logins and its database (an adopted one stays)",
+    ),
     (
         "CREATE LOGIN name TENANT t | SERVICE [TENANTS t, …] | SERVICE ALL TENANTS | ADMIN \
          [READ ONLY] [PASSWORD '…'] [VALID UNTIL '…'] [FROM '10.0.0.0/8,…']",

@@ -23,6 +23,8 @@ pub enum DropDatabase {
     IfOurs,
     /// It goes.
     Always,
+    /// Nothing on its host is touched, roles neither: that will never be reached again.
+    Left,
 }
 
 /// What became of the database.
@@ -79,7 +81,11 @@ pub async fn drop_tenant_keeping(
         name: name.to_owned(),
         status: "dropped".to_owned(),
         database: row.get("database"),
-        database_dropped: database == DropDatabase::Always || !row.get::<_, bool>("adopted"),
+        database_dropped: match database {
+            DropDatabase::IfOurs => !row.get::<_, bool>("adopted"),
+            DropDatabase::Always => true,
+            DropDatabase::Left => false,
+        },
     };
     if row.get::<_, String>("status") == "provisioning" {
         undo_remains(operator, &mut lock).await?;
@@ -90,6 +96,10 @@ pub async fn drop_tenant_keeping(
 
     let final_dump = final_dump.map(whole_path).transpose()?;
     let mut operation = fence(operator, &mut lock, row.get("id"), &dropped, final_dump).await?;
+    if database == DropDatabase::Left {
+        bury(operator, &mut lock, &operation, &dropped).await?;
+        return Ok(dropped);
+    }
     // As the first run was told, whatever this one was.
     dropped.database_dropped =
         operation.arguments["drop_database"].as_bool().unwrap_or(dropped.database_dropped);
@@ -101,7 +111,8 @@ pub async fn drop_tenant_keeping(
         Err(error) => {
             operation.note_failure(&lock, &error).await?;
             Err(OperatorError::Refused(format!(
-                "{error}. The tenant is closed; run `pglobby tenant drop {name}` again to finish"
+                "{error}. The tenant is closed; run `pglobby tenant drop {name}` again to finish, with \
+                 --leave-host where its host is gone for good"
             )))
         }
     }
@@ -224,7 +235,7 @@ async fn bury(
     for sql in [
         "UPDATE pglobby.tenants SET status = 'dropped', sealed_password = NULL, sealed_ro_password = NULL,
                 grants_pending = false WHERE id = $1",
-        "DELETE FROM pglobby.logins WHERE tenant_id = $1",
+        // Its own logins stay: who proves to have had one is told that the tenant is gone.
         "DELETE FROM pglobby.login_tenants WHERE tenant_id = $1",
     ] {
         transaction.execute(sql, &[&id]).await?;

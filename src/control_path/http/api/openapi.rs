@@ -85,6 +85,7 @@ fn parameter(name: &str) -> &'static str {
     match name {
         "wait" => "How long to wait for the outcome, as 30s; without it, long work is answered with 202",
         "dropped" => "true: tombstones, too",
+        "leave_host" => "true: nothing on the host is touched, which will never be reached again",
         "with_database" => "true: the database of an adopted tenant goes, too",
         "tenant" => "Only of this tenant",
         "status" => "running, done, failed or undone",

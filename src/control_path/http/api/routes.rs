@@ -109,7 +109,7 @@ fn tenants_routes() -> Vec<Route> {
             "Drop a tenant, its roles, its logins and its database (an adopted one stays)",
             delete(drop_tenant),
         )
-        .query(&["wait", "with_database"]),
+        .query(&["wait", "with_database", "leave_host"]),
         Route::new(
             ("POST", "/v1/tenants/{name}/suspend"),
             Operator,
@@ -185,9 +185,10 @@ async fn drop_tenant(
     Extension(patience): Extension<Patience>,
     query: Query,
 ) -> Answer {
-    let database = match truth(&query, "with_database")? {
-        true => DropDatabase::Always,
-        false => DropDatabase::IfOurs,
+    let database = match (truth(&query, "leave_host")?, truth(&query, "with_database")?) {
+        (true, _) => DropDatabase::Left,
+        (false, true) => DropDatabase::Always,
+        (false, false) => DropDatabase::IfOurs,
     };
     begin(&caller, Order::DropTenant { name, database, final_dump: None }, patience.0).await
 }
