@@ -5,7 +5,7 @@ mod support;
 
 use rustix::process::Signal;
 use support::{
-    Client, Forwarder, Proxy, Wire,
+    Client, Cluster, Forwarder, Proxy, Wire,
     client::in_time,
     forwarder::Fault,
     wire::{Message, batch, bind, c_string, execute, message, parse, rows, sync, tags},
@@ -111,6 +111,33 @@ async fn a_host_that_is_down_is_an_error_of_the_request_and_says_why() {
     assert_eq!(tags(&client.until_ready().await), "EZ");
     proxy.cluster.start_again();
     assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ");
+}
+
+/// A host without a budget, or one that others use as well: the idle servers of a few tenants took all that it has, and every
+/// other tenant was refused.
+#[tokio::test]
+async fn a_full_host_serves_the_next_tenant_with_the_room_of_one_that_idles() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let small = Cluster::build().setting("max_connections", "8").start();
+    proxy.add_host("small", &small);
+    proxy.create_login("api", "a good password", &["--service", "--all-tenants"]);
+    let tenants: Vec<String> = (0..9).map(|number| format!("t{number}")).collect();
+    for tenant in &tenants {
+        proxy.command(&["tenant", "create", tenant, "--host", "small"]);
+    }
+    let mut clients = Vec::new();
+    for tenant in &tenants {
+        let client = proxy.caller("api", "a good password", tenant).connect().await;
+        assert_eq!(&client.ask("SELECT current_database()").await, tenant);
+        clients.push(client);
+    }
+    // Those that gave their room away, and all at once.
+    let asked = clients.iter().map(|client| client.ask("SELECT 1"));
+    assert_eq!(futures_util::future::join_all(asked).await, ["1"; 9]);
+    for client in &clients[..4] {
+        client.run("BEGIN; SELECT 1").await;
+    }
+    assert_eq!(clients[8].ask("SELECT 1").await, "1");
 }
 
 #[tokio::test]

@@ -21,6 +21,14 @@ use crate::{
     error::Refusal,
 };
 
+/// Between attempts to connect to a host that is full, each after an idle connection of another pool was closed.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+];
+
 impl Pool {
     /// Opens servers for sessions that wait, as far as pool and budget allow. Runs on the pool's worker.
     pub(super) fn open_wanted(self: &Arc<Self>) {
@@ -68,7 +76,7 @@ impl Pool {
             return Ok(None);
         };
         let _opening = Counted::new(self, |pool| &pool.opening);
-        match self.connect(startup).await {
+        match self.connect_making_room(startup).await {
             Ok(opened) => Ok(Some(self.started(opened, permit, startup.clone()))),
             Err(error) => {
                 if let Some(refusal) = error.about_parameter() {
@@ -83,7 +91,7 @@ impl Pool {
     }
 
     async fn open(self: &Arc<Self>, permit: Permit) {
-        match self.connect(&Settings::default()).await {
+        match self.connect_making_room(&Settings::default()).await {
             Ok(opened) => {
                 let server = self.started(opened, permit, Settings::default());
                 if self.live() == 1 {
@@ -101,6 +109,9 @@ impl Pool {
                 if error.is_about_credentials() && self.renew().await {
                     return; // those who wait go on with the pool's successor
                 }
+                if error.is_host_full() && self.budget.live() > 0 {
+                    return; // a permit that comes free wakes this pool's wish
+                }
                 self.failure.send_replace(Some(refusal));
             }
         }
@@ -113,7 +124,7 @@ impl Pool {
     pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
-        let mut opened = self.connect(&Settings::default()).await;
+        let mut opened = self.connect_making_room(&Settings::default()).await;
         if let Err(error) = &opened {
             warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
             // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
@@ -171,6 +182,22 @@ impl Pool {
         warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
         self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
         error.to_refusal()
+    }
+
+    /// As [`Self::connect`]; where the host takes no more connections, idle ones of other pools are closed for this one.
+    async fn connect_making_room(self: &Arc<Self>, startup: &Settings) -> Result<Opened, DialError> {
+        let mut opened = self.connect(startup).await;
+        for pause in PAUSES {
+            let Some(error) = opened.as_ref().err().filter(|error| error.is_host_full()) else { break };
+            if pause == PAUSES[0] {
+                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "the host is full");
+            }
+            self.budget.host_is_full(self);
+            // PostgreSQL counts a connection until its process is gone.
+            tokio::time::sleep(pause).await;
+            opened = self.connect(startup).await;
+        }
+        opened
     }
 
     async fn connect(&self, startup: &Settings) -> Result<Opened, DialError> {

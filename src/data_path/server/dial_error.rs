@@ -72,6 +72,8 @@ pub struct ServerError {
     pub message: Option<String>,
     /// `D`.
     pub detail: Option<String>,
+    /// `R`: the function of the server's source that said so.
+    pub routine: Option<String>,
 }
 
 impl ServerError {
@@ -90,6 +92,7 @@ impl ServerError {
                 }
                 b'M' => error.message = Some(String::from_utf8_lossy(value).into_owned()),
                 b'D' => error.detail = Some(String::from_utf8_lossy(value).into_owned()),
+                b'R' => error.routine = Some(String::from_utf8_lossy(value).into_owned()),
                 _ => {}
             }
             body = behind.get(1..).unwrap_or_default();
@@ -168,6 +171,23 @@ impl DialError {
         fn refused(cause: &DialCause) -> bool {
             match cause {
                 DialCause::Refused(error) => error.code().is_some_and(|code| code.starts_with("28")),
+                DialCause::BothWays { first, then } => refused(first) || refused(then),
+                _ => false,
+            }
+        }
+        refused(&self.cause)
+    }
+
+    /// Whether the host takes no more connections. A role or a database that has too many of them (CONNECTION LIMIT) gets the
+    /// same SQLSTATE from other routines of PostgreSQL.
+    pub fn is_host_full(&self) -> bool {
+        fn refused(cause: &DialCause) -> bool {
+            match cause {
+                DialCause::Refused(error) => {
+                    let of_one = ["InitializeSessionUserId", "CheckMyDatabase"];
+                    error.code() == Some("53300")
+                        && error.routine.as_deref().is_none_or(|routine| !of_one.contains(&routine))
+                }
                 DialCause::BothWays { first, then } => refused(first) || refused(then),
                 _ => false,
             }
