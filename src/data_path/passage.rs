@@ -77,6 +77,13 @@ impl Relay {
         })
     }
 
+    /// Whether what the client has sent need not be shown to the desk before a server is borrowed for it.
+    #[inline]
+    pub(super) fn passes_desk(&self, sent: &[u8]) -> bool {
+        let passes = |concierge: &Concierge| !concierge.is_new && concierge.desk.passes(sent, &self.side);
+        self.concierge.as_ref().is_none_or(|concierge| passes(concierge))
+    }
+
     /// Whether nothing more is read from the client for now.
     #[inline]
     pub(super) fn holds_back(&self) -> bool {

@@ -301,7 +301,7 @@ impl Relay {
             return Err(Step::Desk);
         }
         if self.server.is_none()
-            && (!self.inbox.is_empty() || self.concierge.is_some() || !self.link(chunk)?)
+            && (!self.inbox.is_empty() || !self.passes_desk(chunk) || !self.link(chunk)?)
         {
             self.inbox.extend_from_slice(chunk);
             return match self.serve_inbox(buffers, cx) {

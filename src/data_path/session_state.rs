@@ -126,6 +126,11 @@ impl Uncertain {
         self.unlearnt.take()
     }
 
+    /// Whether functions are to be read.
+    pub fn learns(&self) -> bool {
+        self.doubts.contains(Doubts::LEARN)
+    }
+
     /// Whether nothing is to be done but to read functions.
     pub fn only_learns(&self) -> bool {
         self.doubts.without(Doubts::LEARN).is_empty() && self.pins.is_empty() && !self.resets

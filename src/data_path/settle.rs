@@ -1,8 +1,9 @@
 //! What a transaction has left behind in its session: asked of the server, once, before the server may go back.
 //!
 //! The end of the client's reply waits for the answer, so that it finds everything as PostgreSQL would have it, and is told of
-//! it where PostgreSQL would: in front of ReadyForQuery. Where a tenant's functions have not been read yet they are read first,
-//! and if nothing else is in doubt the client has its reply before: a tenant's first query waits for nothing, its second may.
+//! it where PostgreSQL would: in front of ReadyForQuery. Where functions are to be read, or looked at whether they are still as
+//! they were, and nothing else is in doubt, the client has its reply before: a tenant's first query waits for nothing, its second
+//! may.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -30,10 +31,11 @@ impl Relay {
         if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
             concierge.reset();
         }
-        if let Some(unlearnt) = uncertain.take_unlearnt() {
-            if uncertain.only_learns() && self.heard.is_none() {
-                self.release_reply().await?;
-            }
+        let unlearnt = uncertain.take_unlearnt();
+        if (unlearnt.is_some() || uncertain.learns()) && uncertain.only_learns() && self.heard.is_none() {
+            self.release_reply().await?;
+        }
+        if let Some(unlearnt) = unlearnt {
             let changed = uncertain.has_changed_functions();
             self.learn().await?;
             self.pool.catalogue.look_again(&unlearnt, changed, &mut uncertain);

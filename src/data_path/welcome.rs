@@ -159,7 +159,7 @@ async fn greet(
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
-    let concierge = is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), messages.into()));
+    let concierge = is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), messages));
     let rules = Rules {
         follow,
         table: pool.statements.clone(),
@@ -189,13 +189,13 @@ async fn meet(
     pool: &Arc<Pool>,
     asked: Settings,
     wait: Duration,
-) -> Result<(Arc<Settings>, Vec<u8>, Option<Box<Server>>), Refusal> {
+) -> Result<(Arc<Settings>, Arc<[u8]>, Option<Box<Server>>), Refusal> {
     if pool.rules.mode == PoolMode::Transaction {
         let Greeting { settings, messages, .. } = pool.greet(asked, wait).await?;
-        return Ok((settings, messages.to_vec(), None));
+        return Ok((settings, messages, None));
     }
     let Engaged { server, messages } = pool.engage(asked, wait).await?;
-    Ok((Arc::default(), messages, Some(server)))
+    Ok((Arc::default(), messages.into(), Some(server)))
 }
 
 /// What holds for a session that is in no pool.

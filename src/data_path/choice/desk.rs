@@ -24,7 +24,7 @@ use crate::{
         exchange::{ClientSide, need_of_client, violation},
         lease::{Asked, Lease, Whose},
         relay::FIRST_MESSAGE_BYTES,
-        statement::TransactionModes,
+        statement::{TransactionModes, is_plain_query},
     },
     error::{NoChoice, Refusal},
     wire::{
@@ -99,6 +99,15 @@ impl Desk {
     /// Messages of a batch have been answered here, so that the rest belongs here.
     pub fn is_in_batch(&self) -> bool {
         self.in_batch
+    }
+
+    /// Whether what the client has sent is a server's from its first message on, as nearly all of it is: told by a glance at
+    /// that, which takes no more than it costs to read it once.
+    #[inline]
+    pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
+        let idle = self.begun.is_none() && !self.failed && !self.in_batch && self.choosing.is_none();
+        idle && self.portals.is_empty()
+            && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
     }
 
     /// Answers what can be answered without a server, from the front of `inbox`; tells how many bytes that is, and what
@@ -391,6 +400,22 @@ impl Desk {
             let _ = lease.ask(Asked::Query(None), Whose::Attempt);
         }
     }
+}
+
+/// The text that the first of some messages runs, if it is there whole.
+fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> {
+    let (tag, length) = header(sent).ok()??;
+    let mut body = sent.get(HEADER_BYTES..=length)?;
+    match tag {
+        b'Q' => {}
+        b'P' => drop(cstr(&mut body).ok()?),
+        b'B' => {
+            cstr(&mut body).ok()?;
+            return side.prepared_text(cstr(&mut body).ok()?);
+        }
+        _ => return None,
+    }
+    cstr(&mut body).ok()
 }
 
 fn set_transaction(modes: TransactionModes) -> String {

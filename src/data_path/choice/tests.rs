@@ -194,3 +194,51 @@ fn without_a_tenant_only_what_needs_no_server_is_answered() {
         assert_eq!(answers(&mut talked, sql), "EZI", "{sql}");
     }
 }
+
+#[test]
+fn what_passes_the_desk_at_a_glance_is_what_it_would_have_let_pass() {
+    let queries = [
+        "SELECT * FROM t WHERE name = $1",
+        " insert into t values (1) ; ",
+        "UPDATE t SET tenant = 'pglobby.tenant'",
+        "SELECT 1",
+    ];
+    let others = [
+        "BEGIN",
+        "COMMIT",
+        "",
+        "SHOW pglobby.tenant",
+        "SET pglobby.tenant = 'acme'",
+        "SELECT 1; SET pglobby.tenant = 'acme'",
+        "SELECT set_config('pglobby.tenant', 'acme', false)",
+        "SELECT set_config($1, $2, false)",
+        "SELECT \"set_config\"($1, $2, false)",
+        "WITH x AS (SELECT set_config('pglobby.tenant', 'acme', false)) SELECT * FROM x",
+    ];
+    for (texts, passes) in [(&queries[..], true), (&others[..], false)] {
+        for sql in texts {
+            let mut talked = Talked::new();
+            let (mut query, mut parse, mut bind) = (Vec::new(), Vec::new(), Vec::new());
+            append(&mut query, b'Q', |out| append_cstr(out, sql.as_bytes()));
+            append(&mut parse, b'P', |out| {
+                append_cstr(out, b"name");
+                append_cstr(out, sql.as_bytes());
+                out.extend_from_slice(&[0, 0]);
+            });
+            append(&mut bind, b'B', |out| {
+                append_cstr(out, b"");
+                append_cstr(out, b"name");
+            });
+            talked.side.prepare_unserved(b"name", &[sql.as_bytes(), &[0, 0, 0]].concat()).unwrap();
+            for message in [&query, &parse, &bind] {
+                assert_eq!(talked.desk.passes(message, &talked.side), passes, "{sql}");
+                assert!(!talked.desk.passes(&message[..message.len() - 1], &talked.side), "a part of {sql}");
+            }
+            if passes {
+                assert_eq!(talked.query(Some("acme"), &[sql]).2, Next::Server);
+                assert_eq!(talked.query(Some("acme"), &["BEGIN"]).0, "CZT");
+                assert!(!talked.desk.passes(&query, &talked.side), "{sql} behind a BEGIN");
+            }
+        }
+    }
+}

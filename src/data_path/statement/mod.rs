@@ -64,6 +64,11 @@ pub fn statements(sql: &[u8], lexing: Lexing) -> Statements<'_> {
     Statements { lexer: Lexer::new(sql, lexing), lexing }
 }
 
+/// Whether a text is one ordinary query that touches nothing of the session, as far as a glance tells: no may be yes.
+pub fn is_plain_query(sql: &[u8], lexing: Lexing) -> bool {
+    plain::query(sql, lexing).is_some()
+}
+
 /// Every call of set_config in a function's body.
 pub fn set_configs(body: &[u8]) -> SetConfigs<'_> {
     SetConfigs::new(body, Lexing::default())
