@@ -230,6 +230,8 @@ impl ServerSide {
         let shape = self.shape.finish();
         let known = shape.map(|shape| (shape, *statement.shape.get_or_init(|| shape)));
         let Some((shape, _)) = known.filter(|(shape, known)| shape != known) else {
+            // Whoever sought it has found it; what comes of it later is another's.
+            let _ = self.sought.take_if(|(sought, _)| sought.is(&statement));
             return self.statements.confirmed(&statement);
         };
         // It is not what its clients know, and whoever uses it must be told so.
