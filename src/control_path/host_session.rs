@@ -319,7 +319,7 @@ impl HostSession {
     pub async fn identity(&self) -> Result<(String, String), OperatorError> {
         let said = self
             .client
-            .simple_query("SELECT pg_catalog.current_database(), CURRENT_USER")
+            .simple_query("SELECT CURRENT_CATALOG, CURRENT_USER")
             .await
             .map_err(|cause| self.refused("asking who we are", cause))?;
         let row = said.iter().find_map(|message| match message {

@@ -37,7 +37,7 @@ const MINOR: u16 = 2;
 
 /// Invariant 2 is proved by the server's own words. Qualified, so that nothing a role's settings put in the way answers
 /// instead.
-const IDENTITY_QUERY: &str = "SELECT pg_catalog.current_database(), CURRENT_USER";
+const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, CURRENT_USER";
 
 /// From the startup packet to the proved, idle session.
 pub(super) async fn log_in(
