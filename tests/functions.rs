@@ -196,29 +196,6 @@ async fn a_tenants_first_reply_does_not_wait_until_its_functions_are_read() {
     assert_eq!(second, "2");
 }
 
-/// A pool that nobody used is closed; the next finds what was read for it, and asks only whether it still holds.
-#[tokio::test]
-async fn what_was_read_of_functions_outlives_the_pool() {
-    let proxy = Proxy::with_tenant("acme").config("pool_idle_timeout", "\"1s\"").start().await;
-    let (behind, console) = (proxy.behind("acme").await, proxy.console().await);
-    let acme = proxy.client("acme").connect().await;
-    acme.run("CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(42)'").await;
-    acme.leave().await;
-    support::client::in_time("the pool to be closed", async {
-        while !console.ask_all("SHOW POOLS").await.is_empty() {}
-    })
-    .await;
-    // Reading them takes this table; the question whether they have changed does not.
-    behind.run("BEGIN; LOCK TABLE pg_catalog.pg_language IN ACCESS EXCLUSIVE MODE").await;
-    let acme = proxy.client("acme").connect().await;
-    for _ in 0..3 {
-        acme.run("SELECT 1").await;
-    }
-    assert_eq!(pins(&proxy).await, [""; 0]);
-    acme.run("SELECT locks()").await;
-    assert_eq!(pins(&proxy).await, ["advisory_lock"]);
-}
-
 async fn pins(proxy: &Proxy) -> Vec<String> {
     let known = ["advisory_lock", "temporary_object", "untracked_setting", "unread_statement"];
     let rows = proxy.console().await.ask_all("SHOW PINS").await;

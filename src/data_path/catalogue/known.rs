@@ -108,11 +108,6 @@ impl Known {
         self.names.is_empty() && self.all.is_empty()
     }
 
-    /// Names that say more than the text does.
-    pub fn len(&self) -> usize {
-        self.names.len()
-    }
-
     /// What a text may leave behind by what it calls.
     pub fn look(&self, text: &[u8], tangled: bool) -> Option<Aftermath> {
         let mut found = self.any.clone();

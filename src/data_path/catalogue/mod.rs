@@ -29,9 +29,6 @@ pub use unlearnt::Unlearnt;
 
 use super::{aftermath::Aftermath, doubts::Doubts, session_state::Uncertain};
 
-/// Of a tenant without pools no more names are kept than these: about as many bytes as its counters take.
-const KEPT_NAMES_MAX: usize = 16;
-
 /// What is known of the functions of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]
 pub struct Catalogue {
@@ -213,9 +210,9 @@ impl Catalogue {
         Changing(self.clone())
     }
 
-    /// They may have been changed past us: somebody is to find out.
-    pub fn check(&self) {
-        self.update(|state| state.due = true);
+    /// They may have been changed past us: somebody is to find out, unless somebody has asked within `functions_check`.
+    pub fn check(&self, functions_check: Duration) {
+        self.update(|state| state.due |= state.asked_at.is_none_or(|at| at.elapsed() >= functions_check));
     }
 
     /// A pool is made for the tenant's row of that generation. What was learnt for another row, or longer ago than
@@ -228,15 +225,6 @@ impl Catalogue {
                 state.cold = true;
             }
             state.row = row;
-        });
-    }
-
-    /// Nobody has a pool any more. What takes little room is kept for the next.
-    pub fn rests(&self) {
-        self.update(|state| {
-            if state.known.as_ref().is_some_and(|known| known.len() > KEPT_NAMES_MAX) {
-                state.known = None;
-            }
         });
     }
 

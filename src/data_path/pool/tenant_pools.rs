@@ -46,8 +46,8 @@ pub type Looking =
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
     budgets: Mutex<HashMap<String, Arc<Budget>>>,
-    /// What is known of each tenant's functions, whether it has a pool now or not.
-    catalogues: Mutex<HashMap<i64, Arc<Catalogue>>>,
+    /// What is known of each tenant's functions, as long as it has a pool.
+    catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
     workers: Vec<Arc<Worker>>,
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
@@ -177,15 +177,17 @@ impl TenantPools {
         Some(pool)
     }
 
-    /// What is known of the tenant's functions: the same for all of its pools, those to come as well.
+    /// What is known of the tenant's functions: the same for all of its pools.
     fn catalogue_of(&self, tenant: &Tenant) -> Arc<Catalogue> {
         let mut catalogues = locked(&self.catalogues);
-        if catalogues.len() >= self.kept_max() {
-            catalogues.retain(|_, catalogue| Arc::strong_count(catalogue) > 1);
+        // The dead are swept when the map would have to grow.
+        if catalogues.len() == catalogues.capacity() {
+            catalogues.retain(|_, catalogue| catalogue.strong_count() > 0);
         }
-        let catalogue = catalogues.entry(tenant.id).or_default();
+        let catalogue = catalogues.get(&tenant.id).and_then(Weak::upgrade).unwrap_or_default();
+        catalogues.insert(tenant.id, Arc::downgrade(&catalogue));
         catalogue.serves(tenant.generation, self.config.load().timeouts.functions_check_delay);
-        catalogue.clone()
+        catalogue
     }
 
     /// Tenants of which something is kept while they have no pool.
@@ -209,7 +211,6 @@ impl TenantPools {
             if tenant.status != TenantStatus::Active {
                 self.pools.invalidate(&key).await;
                 self.retire(&old, None);
-                locked(&self.catalogues).remove(&tenant.id);
                 info!(tenant = tenant.name, "pool closed");
             } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant)
             {
@@ -304,7 +305,6 @@ impl TenantPools {
             if pool.sessions() == 0 && pool.waiting() == 0 && pool.rules.min_size == 0 && unused >= idle {
                 self.pools.invalidate(&(pool.tenant.id, pool.access)).await;
                 self.retire(&pool, None);
-                pool.catalogue.rests();
             } else {
                 let worker = pool.worker.clone();
                 worker.spawn(async move { pool.keep_house() });
