@@ -73,7 +73,7 @@ pub struct ServerError {
     /// `D`.
     pub detail: Option<String>,
     /// `R`: the function of the server's source that said so.
-    pub routine: Option<String>,
+    pub routine: Option<Box<str>>,
 }
 
 impl ServerError {
@@ -92,7 +92,7 @@ impl ServerError {
                 }
                 b'M' => error.message = Some(String::from_utf8_lossy(value).into_owned()),
                 b'D' => error.detail = Some(String::from_utf8_lossy(value).into_owned()),
-                b'R' => error.routine = Some(String::from_utf8_lossy(value).into_owned()),
+                b'R' => error.routine = Some(String::from_utf8_lossy(value).into()),
                 _ => {}
             }
             body = behind.get(1..).unwrap_or_default();
