@@ -362,11 +362,7 @@ impl Drop {
         if !self.yes {
             self.ask(&tenants::show(&operator, &self.name).await?)?;
         }
-        let database = match (self.leave_host, self.with_database) {
-            (true, _) => DropDatabase::Left,
-            (false, true) => DropDatabase::Always,
-            (false, false) => DropDatabase::IfOurs,
-        };
+        let database = DropDatabase::of(self.leave_host, self.with_database);
         let order = Order::DropTenant { name: self.name, database, final_dump: self.final_dump };
         carry_out_as(operator, order, self.json).await
     }

@@ -103,8 +103,8 @@ const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.all_
     FROM pglobby.logins l LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id";
 
 /// The employees' logins of a dropped tenant are gone, but for one thing: who proves to have had one is told what became of
-/// the tenant. Their names are free.
-const LIVING: &str =
+/// the tenant. Their names are free. A condition on a row of `pglobby.logins`.
+pub(super) const LIVING: &str =
     "NOT EXISTS (SELECT FROM pglobby.tenants b WHERE b.id = tenant_id AND b.status = 'dropped')";
 
 /// All logins by name; or those of one tenant, services granted it one by one included.

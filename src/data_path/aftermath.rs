@@ -190,7 +190,7 @@ impl Aftermath {
             doubts.insert(Doubts::NAMED_SETTINGS);
         }
         if names_statements && !unfollowed && !effects.intersects(EVERYTHING_PREPARED) {
-            doubts = doubts.without(Doubts::PREPARED);
+            doubts = doubts.difference(Doubts::PREPARED);
         }
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = Tidying::read(sql, lexing);
@@ -342,17 +342,17 @@ const HARMLESS: Effects = Effects::TRANSACTION
 
 /// What each effect makes doubtful, and what it pins.
 const CONSEQUENCES: [(Effects, Doubts, Pins); 12] = [
-    (Effects::PREPARED, Doubts::PREPARED, Pins::NONE),
-    (Effects::LISTEN, Doubts::LISTEN, Pins::NONE),
-    (Effects::CURSOR.union(Effects::CURSOR_HOLD), Doubts::CURSORS, Pins::NONE),
-    (Effects::TEMPORARY.union(Effects::DROP), Doubts::TEMPORARY, Pins::NONE),
-    (Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK), Doubts::LOCKS, Pins::NONE),
+    (Effects::PREPARED, Doubts::PREPARED, Pins::empty()),
+    (Effects::LISTEN, Doubts::LISTEN, Pins::empty()),
+    (Effects::CURSOR.union(Effects::CURSOR_HOLD), Doubts::CURSORS, Pins::empty()),
+    (Effects::TEMPORARY.union(Effects::DROP), Doubts::TEMPORARY, Pins::empty()),
+    (Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK), Doubts::LOCKS, Pins::empty()),
     (Effects::LOAD, Doubts::ANY_SETTING, Pins::LOAD),
-    (Effects::SEQUENCE_READ, Doubts::NONE, Pins::SEQUENCE),
-    (Effects::SEED, Doubts::NONE, Pins::FUNCTION_STATE),
-    (Effects::FUNCTION_STATE, Doubts::NONE, Pins::FUNCTION_STATE),
-    (Effects::DISCARD, Doubts::EVERYTHING, Pins::NONE),
-    (Effects::DYNAMIC, Doubts::EVERYTHING.with(Doubts::UNNAMED), Pins::NONE),
+    (Effects::SEQUENCE_READ, Doubts::empty(), Pins::SEQUENCE),
+    (Effects::SEED, Doubts::empty(), Pins::FUNCTION_STATE),
+    (Effects::FUNCTION_STATE, Doubts::empty(), Pins::FUNCTION_STATE),
+    (Effects::DISCARD, Doubts::EVERYTHING, Pins::empty()),
+    (Effects::DYNAMIC, Doubts::EVERYTHING.union(Doubts::UNNAMED), Pins::empty()),
     (Effects::UNKNOWN, Doubts::EVERYTHING, Pins::UNREAD),
 ];
 

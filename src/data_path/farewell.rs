@@ -48,7 +48,7 @@ impl Relay {
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
             self.handle.server_process_id.store(0, std::sync::atomic::Ordering::Relaxed);
-            self.handle.set_pins(Pins::NONE);
+            self.handle.set_pins(Pins::empty());
             self.pinned = None;
             match end {
                 End::ServerLost | End::ServerSaidGoodbye => drop(server),

@@ -66,7 +66,7 @@ pub enum Room {
 pub type Departure = Box<(Seat, Room)>;
 
 /// What would not be missed at another tenant: what `currval` remembers is about this one's sequences.
-const LEFT_GLADLY: Pins = Pins::SEQUENCE.with(Pins::SEQUENCE_WRITTEN);
+const LEFT_GLADLY: Pins = Pins::SEQUENCE.union(Pins::SEQUENCE_WRITTEN);
 
 impl Relay {
     /// Whether what the client sends is for the desk, though a server is held.
@@ -229,8 +229,8 @@ impl Relay {
             Some(name) => **name == *self.pool.tenant.name,
             None => concierge.first == Some(id),
         };
-        let pins = self.server.as_ref().map_or(Pins::NONE, |server| server.side.lease.pins);
-        let mut kept = pins.without(LEFT_GLADLY);
+        let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.lease.pins);
+        let mut kept = pins.difference(LEFT_GLADLY);
         if self.heard.is_some() {
             kept.insert(Pins::LISTEN);
         }
@@ -319,7 +319,7 @@ impl Relay {
         }
         if let Some(server) = self.server.take() {
             self.handle.server_process_id.store(0, Ordering::Relaxed);
-            self.handle.set_pins(Pins::NONE);
+            self.handle.set_pins(Pins::empty());
             self.leave_behind(server, false, false);
         }
         let Self { client, unsent, side, inbox, handle, query_wait, leaving, concierge, .. } = *self;

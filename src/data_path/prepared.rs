@@ -72,18 +72,6 @@ impl Statement {
         }
     }
 
-    /// One that is made by PREPARE, for one client: `text` hands back the whole of it, given our name.
-    fn in_sql(aftermath: Aftermath, share: &Arc<Share>, text: impl FnOnce(&[u8]) -> Vec<u8>) -> Arc<Self> {
-        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut statement = Self::new(id, Box::default(), aftermath, share);
-        let mut body = text(&statement.server_name);
-        body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
-        statement._weight = Weight::new(share, body.len());
-        statement.body = body.into();
-        statement.in_sql = true;
-        Arc::new(statement)
-    }
-
     /// Whether it is that one.
     pub fn is(&self, other: &Self) -> bool {
         self.id == other.id
@@ -125,7 +113,14 @@ const MEANING: [&str; 4] = ["client_encoding", "role", "search_path", "standard_
 impl StatementTable {
     /// One that is made by PREPARE, for one client: `text` hands back the whole of it, given our name.
     pub fn in_sql(&self, aftermath: Aftermath, text: impl FnOnce(&[u8]) -> Vec<u8>) -> Arc<Statement> {
-        Statement::in_sql(aftermath, &self.share, text)
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut statement = Statement::new(id, Box::default(), aftermath, &self.share);
+        let mut body = text(&statement.server_name);
+        body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
+        statement._weight = Weight::new(&self.share, body.len());
+        statement.body = body.into();
+        statement.in_sql = true;
+        Arc::new(statement)
     }
 
     /// The statement with this Parse body in a session with these settings; `made` is called where it is new.
@@ -409,7 +404,7 @@ impl ClientStatements {
         let removed = self.named.remove(name);
         if let Some(statement) = &removed {
             self.bytes -= statement.body.len();
-            let lost = &mut self.rare.get_or_insert_default().lost;
+            let lost = &mut self.rare().lost;
             lost.truncate(LOST_MAX - 1);
             lost.push_front((name.into(), statement.clone()));
         }

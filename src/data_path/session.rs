@@ -291,7 +291,7 @@ impl SessionHandle {
 
     /// Why it keeps its server.
     pub fn pins(&self) -> Pins {
-        Pins::from_bits(self.pins.load(Ordering::Relaxed))
+        Pins::from_bits_retain(self.pins.load(Ordering::Relaxed))
     }
 
     /// Takes down why it keeps its server.

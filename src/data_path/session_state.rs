@@ -133,11 +133,11 @@ impl Uncertain {
 
     /// Whether nothing is to be done but to read functions.
     pub fn only_learns(&self) -> bool {
-        self.doubts.without(Doubts::LEARN).is_empty() && self.pins.is_empty() && !self.resets
+        self.doubts.difference(Doubts::LEARN).is_empty() && self.pins.is_empty() && !self.resets
     }
 
     /// Functions are to be read when the transaction is over.
-    pub fn is_to_learn(&mut self) {
+    pub fn note_learning(&mut self) {
         self.doubts.insert(Doubts::LEARN);
     }
 
@@ -178,7 +178,7 @@ impl Uncertain {
 
     /// Whether the server must be asked what has become of the session.
     pub fn has_doubts(&self) -> bool {
-        !self.doubts.without(Doubts::FUNCTIONS).without(Doubts::LEARN).is_empty()
+        !self.doubts.difference(Doubts::FUNCTIONS).difference(Doubts::LEARN).is_empty()
     }
 
     /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
@@ -296,7 +296,7 @@ impl Uncertain {
                 row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
             };
             match (text(0), text(1), text(2)) {
-                (Some("p"), Some(bits), _) => pins.insert(Pins::from_bits(bits.parse().unwrap_or(0))),
+                (Some("p"), Some(bits), _) => pins.insert(Pins::from_bits_retain(bits.parse().unwrap_or(0))),
                 (Some("c"), Some(channel), _) => channels.push(channel.to_owned()),
                 (Some("s"), Some("role"), Some("none")) => applied.set("role", None),
                 (Some("s"), Some(name), Some(value)) if text(3) == Some("t") || name == "role" => {

@@ -87,8 +87,8 @@ impl Relay {
         if !free || !self.side.follows() || !yields(server.side.lease.pins) {
             return None;
         }
-        server.side.lease.pins = Pins::NONE;
-        self.handle.set_pins(Pins::NONE);
+        server.side.lease.pins = Pins::empty();
+        self.handle.set_pins(Pins::empty());
         self.pinned = None;
         self.after_reply(Instant::now())
     }

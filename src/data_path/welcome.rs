@@ -124,7 +124,6 @@ async fn greet(
     let addresses = stream.addresses();
     let asked = Settings::new(hello.settings);
     let application_name = asked.get("application_name").unwrap_or_default().into();
-    let follow = pool.rules.mode == PoolMode::Transaction;
     let wait = config.timeouts.query_wait;
     let (settings, messages, server) = match meet(&pool, asked, wait).await {
         Ok(greeted) => greeted,
@@ -161,7 +160,7 @@ async fn greet(
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
     let concierge = is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), messages));
     let rules = Rules {
-        follow,
+        follow: pool.rules.mode == PoolMode::Transaction,
         table: pool.statements.clone(),
         catalogue: pool.catalogue.clone(),
         ..rules(&config, is_service)

@@ -266,10 +266,12 @@ pub async fn hosts(operator: &Operator, pools: &TenantPools) -> Result<Table, Co
 /// SHOW LISTS.
 pub async fn lists(operator: &Operator, proxy: &Proxy) -> Result<Table, Complaint> {
     let client = operator.central.client().await.map_err(OperatorError::from)?;
-    let sql = "SELECT (SELECT count(*) FROM pglobby.tenants WHERE status <> 'dropped'),
-                      (SELECT count(*) FROM pglobby.logins l WHERE NOT EXISTS
-                          (SELECT FROM pglobby.tenants t WHERE t.id = l.tenant_id AND t.status = 'dropped'))";
-    let row = client.query_one(sql, &[]).await.map_err(OperatorError::from)?;
+    let sql = format!(
+        "SELECT (SELECT count(*) FROM pglobby.tenants WHERE status <> 'dropped'),
+                (SELECT count(*) FROM pglobby.logins WHERE {living})",
+        living = logins::LIVING
+    );
+    let row = client.query_one(&sql, &[]).await.map_err(OperatorError::from)?;
     let pools = proxy.pools.all();
     let retired = proxy.pools.retired();
     let servers: usize = pools.iter().chain(&retired).map(|pool| pool.live()).sum();

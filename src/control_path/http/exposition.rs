@@ -178,7 +178,7 @@ impl Collector {
         let refused = proxy.metrics.logins_refused().map(|(reason, count)| ([("reason", reason)], count));
         counters(encoder, "logins_refused", "Clients that got no session", refused)?;
         let sessions = proxy.sessions.all();
-        let pinned = Pins::all().map(|(pin, reason)| {
+        let pinned = Pins::named().map(|(pin, reason)| {
             let count = sessions.iter().filter(|session| session.pins().contains(pin)).count();
             ([("reason", reason)], count as u64)
         });

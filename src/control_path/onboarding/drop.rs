@@ -27,6 +27,17 @@ pub enum DropDatabase {
     Left,
 }
 
+impl DropDatabase {
+    /// As two switches say it.
+    pub fn of(leave_host: bool, with_database: bool) -> Self {
+        match (leave_host, with_database) {
+            (true, _) => Self::Left,
+            (false, true) => Self::Always,
+            (false, false) => Self::IfOurs,
+        }
+    }
+}
+
 /// What became of the database.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Dropped {

@@ -199,9 +199,9 @@ mod tests {
 
     fn known() -> Known {
         let named = [
-            (b"next_job".to_vec(), level(Doubts::LOCKS, Doubts::NONE)),
-            (b"Odd name".to_vec(), level(Doubts::TEMPORARY, Doubts::NONE)),
-            (b"orders".to_vec(), level(Doubts::NONE, Doubts::CURSORS)),
+            (b"next_job".to_vec(), level(Doubts::LOCKS, Doubts::empty())),
+            (b"Odd name".to_vec(), level(Doubts::TEMPORARY, Doubts::empty())),
+            (b"orders".to_vec(), level(Doubts::empty(), Doubts::CURSORS)),
         ];
         Known::new(named, Traces::default(), Traces::default())
     }
@@ -218,13 +218,13 @@ mod tests {
             assert_eq!(doubts(sql), Doubts::LOCKS, "{sql}");
         }
         assert_eq!(doubts("SELECT \"Odd name\"(1)"), Doubts::TEMPORARY);
-        assert_eq!(doubts("SELECT next_jobs(), my_next_job()"), Doubts::NONE);
+        assert_eq!(doubts("SELECT next_jobs(), my_next_job()"), Doubts::empty());
         assert!(doubts("SELECT U&\"\\006eext_job\"()").contains(Doubts::LOCKS));
     }
 
     #[test]
     fn what_a_trigger_does_counts_where_its_table_is_written_to() {
-        assert_eq!(doubts("SELECT * FROM orders"), Doubts::NONE);
+        assert_eq!(doubts("SELECT * FROM orders"), Doubts::empty());
         assert_eq!(doubts("INSERT INTO orders VALUES (1)"), Doubts::CURSORS);
         assert_eq!(doubts("COPY orders FROM STDIN"), Doubts::CURSORS);
     }
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_name_without_a_readable_word_makes_every_text_doubtful() {
         let known = Known::new(
-            [("ß".into(), level(Doubts::LOCKS, Doubts::NONE))],
+            [("ß".into(), level(Doubts::LOCKS, Doubts::empty()))],
             Traces::default(),
             Traces::default(),
         );

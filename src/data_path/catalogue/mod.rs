@@ -66,6 +66,17 @@ impl State {
     fn is_current(&self) -> bool {
         self.known.is_some() && self.changes == 0 && self.generation == self.learnt
     }
+
+    fn is_to_be_learnt(&self) -> bool {
+        !self.learning && self.changes == 0 && (self.due || !self.is_current())
+    }
+
+    /// The server has been asked, when that was the generation.
+    fn asked(&mut self, generation: u64) {
+        self.learnt = generation;
+        self.asked_at = Some(Instant::now());
+        self.cold = false;
+    }
 }
 
 /// What was found in a statement's text, and by which [`Known`].
@@ -134,18 +145,17 @@ impl Catalogue {
         seen: Option<&Seen>,
         uncertain: &mut Uncertain,
     ) {
-        let (known, current, cold, due) = {
+        let (known, current, cold, learn) = {
             let state = self.locked();
-            let due = state.changes == 0 && !state.learning;
-            (state.known.clone(), state.is_current(), state.cold, due)
+            (state.known.clone(), state.is_current(), state.cold, state.is_to_be_learnt())
         };
         match (current, cold) {
             (true, _) => {}
             (false, true) => uncertain.note_unlearnt(text, tangled),
             (false, false) => uncertain.note(&Aftermath::anything(), false),
         }
-        if due && (!current || self.is_due()) {
-            uncertain.is_to_learn();
+        if learn {
+            uncertain.note_learning();
         }
         let Some(known) = known else { return };
         let found = match seen {
@@ -228,14 +238,9 @@ impl Catalogue {
         });
     }
 
-    fn is_due(&self) -> bool {
-        self.locked().due
-    }
-
     /// Whether somebody should read them now.
     pub fn is_to_be_learnt(&self) -> bool {
-        let state = self.locked();
-        !state.learning && state.changes == 0 && (state.due || !state.is_current())
+        self.locked().is_to_be_learnt()
     }
 
     /// Begins to read them; `None` if somebody does already, or need not.
@@ -255,19 +260,13 @@ impl Catalogue {
 impl Learning<'_> {
     /// They are as they were when they were read.
     fn unchanged(&self) {
-        self.catalogue.update(|state| {
-            state.learnt = self.generation;
-            state.asked_at = Some(Instant::now());
-            state.cold = false;
-        });
+        self.catalogue.update(|state| state.asked(self.generation));
     }
 
     /// They have been read.
     fn learnt(&self, known: Known, fingerprint: String) {
         self.catalogue.update(|state| {
-            state.learnt = self.generation;
-            state.asked_at = Some(Instant::now());
-            state.cold = false;
+            state.asked(self.generation);
             state.known = Some(Arc::new(known));
             state.fingerprint = fingerprint;
         });

@@ -57,7 +57,7 @@ impl Sequences {
         } else {
             self.patience = self.patience.saturating_sub(1);
         }
-        if self.patience == 0 { before.without(Pins::SEQUENCE_WRITTEN) } else { before }
+        if self.patience == 0 { before.difference(Pins::SEQUENCE_WRITTEN) } else { before }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What a session may be asked to do without.
-pub const YIELDED: Pins = Pins::SEQUENCE.with(Pins::SEQUENCE_WRITTEN);
+pub const YIELDED: Pins = Pins::SEQUENCE.union(Pins::SEQUENCE_WRITTEN);
 
 /// Who has just inserted is about to ask for `lastval`: so long it is left alone.
 const GRACE_MS: u32 = 50;
@@ -137,5 +137,5 @@ fn longest_idle<'k>(
 
 /// Whether a session that keeps its server for these reasons can do without.
 pub fn yields(pins: Pins) -> bool {
-    !pins.is_empty() && pins.without(YIELDED).is_empty()
+    !pins.is_empty() && pins.difference(YIELDED).is_empty()
 }

@@ -190,11 +190,6 @@ impl TenantPools {
         catalogue
     }
 
-    /// Tenants of which something is kept while they have no pool.
-    fn kept_max(&self) -> usize {
-        usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX)
-    }
-
     fn budget_of(&self, host: &Host) -> Arc<Budget> {
         let mut budgets = locked(&self.budgets);
         let budget = budgets.entry(host.name.clone()).or_insert_with(|| Budget::new(host.max_connections));
@@ -224,7 +219,8 @@ impl TenantPools {
     /// The counters of a (tenant, access), which outlive its pools.
     fn stats_of(&self, tenant: &Tenant, access: Access) -> Arc<PoolStats> {
         let mut all = locked(&self.done);
-        if all.len() >= self.kept_max() {
+        let limit = usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX);
+        if all.len() >= limit {
             all.retain(|_, done| Arc::strong_count(&done.stats) > 1);
         }
         let other = match access {

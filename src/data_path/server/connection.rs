@@ -206,9 +206,9 @@ impl Server {
     /// # Errors
     /// As [`Self::ask`]; then, and if something cannot be undone, the server must be closed.
     pub async fn clean(&mut self) -> Result<(), AskError> {
-        let keeps = Pins::from_bits(Pins::LOAD.bits() | Pins::FUNCTION_STATE.bits());
+        let keeps = Pins::LOAD | Pins::FUNCTION_STATE;
         let lease = &self.side.lease;
-        if lease.is_working() || lease.is_unsynced() || !lease.pins.without(keeps).eq(&lease.pins) {
+        if lease.is_working() || lease.is_unsynced() || lease.pins.intersects(keeps) {
             return Err(io::Error::other("the session left something that cannot be undone").into());
         }
         if lease.status() != b'I' {

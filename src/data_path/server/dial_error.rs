@@ -168,31 +168,17 @@ impl DialError {
 
     /// Whether the server does not accept the role or its password.
     pub fn is_about_credentials(&self) -> bool {
-        fn refused(cause: &DialCause) -> bool {
-            match cause {
-                DialCause::Refused(error) => error.code().is_some_and(|code| code.starts_with("28")),
-                DialCause::BothWays { first, then } => refused(first) || refused(then),
-                _ => false,
-            }
-        }
-        refused(&self.cause)
+        self.cause.is_refusal(|error| error.code().is_some_and(|code| code.starts_with("28")))
     }
 
     /// Whether the host takes no more connections. A role or a database that has too many of them (CONNECTION LIMIT) gets the
     /// same SQLSTATE from other routines of PostgreSQL.
     pub fn is_host_full(&self) -> bool {
-        fn refused(cause: &DialCause) -> bool {
-            match cause {
-                DialCause::Refused(error) => {
-                    let of_one = ["InitializeSessionUserId", "CheckMyDatabase"];
-                    error.code() == Some("53300")
-                        && error.routine.as_deref().is_none_or(|routine| !of_one.contains(&routine))
-                }
-                DialCause::BothWays { first, then } => refused(first) || refused(then),
-                _ => false,
-            }
-        }
-        refused(&self.cause)
+        let of_one = ["InitializeSessionUserId", "CheckMyDatabase"];
+        self.cause.is_refusal(|error| {
+            error.code() == Some("53300")
+                && error.routine.as_deref().is_none_or(|routine| !of_one.contains(&routine))
+        })
     }
 
     /// What the client that waited for this server is told.
@@ -218,6 +204,15 @@ impl DialError {
 }
 
 impl DialCause {
+    /// Whether the server has refused, either way, with such an error.
+    fn is_refusal(&self, such: impl Fn(&ServerError) -> bool + Copy) -> bool {
+        match self {
+            Self::Refused(error) => such(error),
+            Self::BothWays { first, then } => first.is_refusal(such) || then.is_refusal(such),
+            _ => false,
+        }
+    }
+
     /// SQLSTATE and reason; without a SQLSTATE the client gets 08006.
     fn for_client(&self, hidden: &[String]) -> (Option<[u8; 5]>, String) {
         let reason = match self {

@@ -35,8 +35,8 @@ const PARAMETERS_MAX: usize = 256;
 /// The newest minor version of protocol 3 that we speak.
 const MINOR: u16 = 2;
 
-/// Invariant 2 is proved by the server's own words. Qualified, so that nothing a role's settings put in the way answers
-/// instead.
+/// Invariant 2 is proved by the server's own words. Both are the grammar's, so that nothing a role's settings put in the way
+/// answers instead, and a backend that has just started need not look for a function.
 const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, CURRENT_USER";
 
 /// From the startup packet to the proved, idle session.

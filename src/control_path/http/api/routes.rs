@@ -185,11 +185,7 @@ async fn drop_tenant(
     Extension(patience): Extension<Patience>,
     query: Query,
 ) -> Answer {
-    let database = match (truth(&query, "leave_host")?, truth(&query, "with_database")?) {
-        (true, _) => DropDatabase::Left,
-        (false, true) => DropDatabase::Always,
-        (false, false) => DropDatabase::IfOurs,
-    };
+    let database = DropDatabase::of(truth(&query, "leave_host")?, truth(&query, "with_database")?);
     begin(&caller, Order::DropTenant { name, database, final_dump: None }, patience.0).await
 }
 
