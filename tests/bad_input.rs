@@ -143,6 +143,32 @@ async fn a_final_dump_that_finds_no_room_drops_nothing() {
     assert!(std::fs::metadata(&file).unwrap().len() > 512, "the copy that was asked for first");
 }
 
+/// The disk of a host fills up while a template is copied: nothing is half made, and with room the same command works.
+#[tokio::test]
+async fn a_tenant_that_finds_no_room_on_its_host_is_not_half_made() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    proxy.cluster.client("postgres").await.run("CREATE DATABASE model").await;
+    // More than a file may have below; and that is more than a segment of the write-ahead log.
+    let big = "CREATE TABLE big AS SELECT repeat(md5(n::text), 20) AS a FROM generate_series(1, 40000) n";
+    proxy.cluster.client("model").await.run(big).await;
+    proxy.cluster.restart_with_files_of(Some(17 << 20));
+    let create = ["tenant", "create", "globex", "--template", "model"];
+
+    let refused = proxy.command_with(&create, "");
+
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("File too large"), "{said}");
+    let left = "SELECT (SELECT count(*) FROM pg_database WHERE datname = 'globex')
+                     + (SELECT count(*) FROM pg_roles WHERE rolname LIKE 'globex%')";
+    assert_eq!(proxy.cluster.client("postgres").await.ask(left).await, "0");
+    assert_eq!(proxy.json(&["tenant", "list", "--json"]).as_array().unwrap().len(), 1);
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+
+    proxy.cluster.restart_with_files_of(None);
+    proxy.command(&create);
+    assert_eq!(proxy.cluster.client("globex").await.ask("SELECT count(*) FROM big").await, "40000");
+}
+
 /// Long work writes lines to standard error where that is no terminal, and the answer stays JSON.
 #[tokio::test]
 async fn long_work_is_told_in_lines_beside_the_answer() {

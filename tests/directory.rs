@@ -93,8 +93,8 @@ async fn logins_of_every_kind_are_read_with_their_grants() {
 
     let etl = login("etl").await;
     let LoginKind::Service { all_tenants: None, granted } = &etl.kind else { panic!("{etl:?}") };
-    let granted: Vec<_> = granted.iter().map(|grant| (grant.tenant_name.as_str(), grant.access)).collect();
-    assert_eq!(granted, [("acme", Access::ReadWrite), ("beta", Access::ReadOnly)]);
+    let granted: Vec<_> = granted.iter().map(|grant| (grant.tenant_id, grant.access)).collect();
+    assert_eq!(granted, [(acme, Access::ReadWrite), (beta, Access::ReadOnly)]);
     let until = etl.valid_until.unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
     assert_eq!(until.as_secs(), 1_893_553_445);
 

@@ -140,6 +140,33 @@ async fn a_full_host_serves_the_next_tenant_with_the_room_of_one_that_idles() {
     assert_eq!(clients[8].ask("SELECT 1").await, "1");
 }
 
+/// A tenant could not be made on a host whose connections idle servers had: its first login, by which it is proved, was refused.
+#[tokio::test]
+async fn a_full_host_has_room_for_an_operator() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let small = Cluster::build().setting("max_connections", "8").start();
+    proxy.add_host("small", &small);
+    proxy.command(&["tenant", "create", "globex", "--host", "small"]);
+    proxy.create_login("api", "a good password", &["--service", "--all-tenants"]);
+    let mut clients = Vec::new();
+    // PostgreSQL keeps three of the eight for superusers.
+    for _ in 0..5 {
+        let client = proxy.caller("api", "a good password", "globex").connect().await;
+        client.run("BEGIN; SELECT 1").await;
+        clients.push(client);
+    }
+    for client in &clients {
+        client.run("COMMIT").await;
+    }
+    let full = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'globex'";
+    assert_eq!(small.client("postgres").await.ask(full).await, "5");
+
+    proxy.command(&["tenant", "create", "initech", "--host", "small"]);
+
+    let initech = proxy.caller("api", "a good password", "initech").connect().await;
+    assert_eq!(initech.ask("SELECT current_database()").await, "initech");
+}
+
 #[tokio::test]
 async fn an_exhausted_pool_refuses_the_request_and_not_the_session() {
     let proxy =

@@ -14,7 +14,7 @@ use std::{
 use pglobby::control_path::{
     doctor::examine,
     onboarding::{
-        create::create,
+        create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
         moving::{MoveTenant, Moved, move_tenant},
         rotate::rotate,
@@ -161,6 +161,32 @@ async fn a_tenant_whose_move_died_can_be_dropped() {
         drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
 
         assert_eq!(inventory(&desk.lobby.cluster).await + &inventory(&west).await, "", "killed after {step}");
+    }
+}
+
+/// A move that had died was to be settled first, which takes both hosts, and one of them was gone for good.
+#[tokio::test]
+async fn a_tenant_whose_move_died_with_its_host_can_be_dropped() {
+    for step in ["copied", "switched"] {
+        let desk = Desk::new().await;
+        let mut west = west(&desk.superuser("central").await).await;
+        create(&desk.operator, &tenant("acme")).await.unwrap();
+        let mut dying = desk.another_operator();
+        let killer = StopAfter::step(step);
+        dying.progress = Some(killer.clone());
+        killer.kill(async { drop(move_to(&dying, "west").await) }).await;
+        west.stop();
+
+        let refused = drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap_err();
+        drop_tenant(&desk.operator, "acme", DropDatabase::Left).await.unwrap();
+
+        assert!(matches!(refused, OperatorError::Refused(_) | OperatorError::Connect { .. }), "{refused}");
+        let central = desk.superuser("central").await;
+        let open = "SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed')";
+        assert_eq!(central.ask(open).await, "0", "killed after {step}");
+        create(&desk.operator, &CreateTenant { database: Some("acme2".to_owned()), ..tenant("acme") })
+            .await
+            .unwrap();
     }
 }
 

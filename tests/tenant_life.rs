@@ -258,14 +258,25 @@ async fn without_its_final_dump_nothing_is_dropped() {
 async fn whoever_belonged_to_a_dropped_tenant_is_told_so_and_the_names_are_free() {
     let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
     let name = login_of("acme");
+    proxy.create_login("etl", "a good password", &["--service"]);
+    proxy.command(&["login", "grant", "etl", "--tenant", "acme", "--tenant", "globex"]);
+    let etl = |database: &str| proxy.caller("etl", "a good password", database);
+    assert_eq!(etl("acme").connect().await.ask("SELECT 1").await, "1");
     proxy.command(&["tenant", "drop", "acme", "--yes"]);
+    // A service that was granted it one by one, too; and now it has only one tenant.
+    assert_eq!(etl("acme").refusal().await, "3D000");
+    assert_eq!(etl("etl").connect().await.ask("SELECT current_database()").await, "globex");
+    assert!(!proxy.command(&["login", "show", "etl", "--json"]).contains("acme"));
+    assert!(!proxy.command(&["login", "list", "--tenant", "acme", "--json"]).contains("etl"));
     assert_eq!(proxy.client("acme").refusal().await, "3D000");
     assert_eq!(proxy.caller(&name, &password_of("acme"), &name).refusal().await, "3D000");
     assert_eq!(proxy.caller(&name, "not that", "acme").refusal().await, "28P01");
 
     assert!(!proxy.command(&["login", "list"]).contains(&name));
-    for order in ["show", "disable", "enable", "drop"] {
-        let refused = proxy.command_with(&["login", order, &name], "");
+    for order in ["show", "disable", "enable", "drop", "grant", "revoke"] {
+        let globex =
+            if order.ends_with('t') || order.starts_with('r') { &["--tenant", "globex"][..] } else { &[] };
+        let refused = proxy.command_with(&[&["login", order, &name], globex].concat(), "");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("no login"), "{refused:?}");
     }
     proxy.create_login(&name, "another password", &["--tenant", "globex"]);
@@ -273,6 +284,7 @@ async fn whoever_belonged_to_a_dropped_tenant_is_told_so_and_the_names_are_free(
     in_time("the new login is known", async { while globex.try_connect().await.is_err() {} }).await;
     proxy.create_tenant("acme");
     assert_eq!(proxy.caller(&name, &password_of("acme"), "acme").refusal().await, "28P01");
+    assert_eq!(etl("acme").refusal().await, "28P01");
 }
 
 /// A host that burnt down kept its tenants for ever: neither they nor its row could be dropped.

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::control_path::{
     hosts::{self, HostReport, NewHost},
+    onboarding::names::shell_word,
     orders::Order,
 };
 
@@ -218,7 +219,7 @@ fn tell(report: &HostReport, json: bool) -> Result<(), Failure> {
                  for PUBLIC); where that is not wanted: pglobby host set {} --close-public, or REVOKE CONNECT ON \
                  DATABASE … FROM PUBLIC",
                 report.open_to_public.join(", "),
-                report.name
+                shell_word(&report.name)
             ));
         }
     });

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::control_path::{
     hosts::HostReport,
-    onboarding::{NewTenant, drop::Dropped, moving::Moved, rotate::RotatedTenant},
+    onboarding::{NewTenant, drop::Dropped, moving::Moved, names::shell_word, rotate::RotatedTenant},
     operator::Operator,
     orders::{Gone, MadeLogin, Order, Outcome},
 };
@@ -42,7 +42,8 @@ fn tell(title: &str, subject: &str, outcome: &Outcome) {
     match outcome {
         Outcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
             "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
-             next: pglobby login create NAME --tenant {name}"
+             next: pglobby login create NAME --tenant {}",
+            shell_word(name)
         )),
         Outcome::Tenant(changed) => match title {
             "ALTER TENANT" => table::fields(&tenant::fields(changed)),

@@ -3,17 +3,21 @@
 //! A process number names its node (`data_path/session.rs`). What is not ours is told to the others over the central
 //! database, which only the master login may enter; whoever has the session acts, and nobody else can tell. The client's
 //! cancel connection does not wait for it.
+//!
+//! In the same way all nodes hear that a host had no connection left for an operator.
 
 use std::{fmt::Write as _, sync::Arc};
 
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::central::Central;
+use super::central::{Central, CentralError};
 use crate::data_path::proxy::ForeignCancel;
 
 /// The channel on which cancels travel.
 pub const CANCEL_CHANNEL: &str = "pglobby_cancel";
+/// The channel on which names of full hosts travel.
+pub const FULL_CHANNEL: &str = "pglobby_full";
 
 /// What a cancel request names.
 #[derive(Clone, PartialEq, Eq)]
@@ -56,7 +60,7 @@ pub fn messenger(central: Central, queue_max: usize) -> ForeignCancel {
     let (queue, mut queued) = mpsc::channel::<CancelKey>(queue_max.max(1));
     tokio::spawn(async move {
         while let Some(key) = queued.recv().await {
-            if let Err(error) = tell(&central, &key).await {
+            if let Err(error) = tell(&central, CANCEL_CHANNEL, &key.payload()).await {
                 warn!(side = "central", %error, "a cancel for another node is lost");
             }
         }
@@ -64,9 +68,17 @@ pub fn messenger(central: Central, queue_max: usize) -> ForeignCancel {
     Arc::new(move |process_id, secret| drop(queue.try_send(CancelKey { process_id, secret })))
 }
 
-async fn tell(central: &Central, key: &CancelKey) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// Asks all nodes to close idle servers on a host, for somebody else's connection. Nobody answers; try again a little later.
+///
+/// # Errors
+/// [`CentralError`].
+pub async fn ask_for_room(central: &Central, host: &str) -> Result<(), CentralError> {
+    tell(central, FULL_CHANNEL, host).await
+}
+
+async fn tell(central: &Central, channel: &str, payload: &str) -> Result<(), CentralError> {
     let client = central.client().await?;
-    client.execute("SELECT pg_catalog.pg_notify($1, $2)", &[&CANCEL_CHANNEL, &key.payload()]).await?;
+    client.execute("SELECT pg_catalog.pg_notify($1, $2)", &[&channel, &payload]).await?;
     Ok(())
 }
 

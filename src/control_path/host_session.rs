@@ -7,10 +7,12 @@ use std::{fmt::Display, path::PathBuf, pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, types::ToSql};
+use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, error::SqlState, types::ToSql};
 
 use super::{
+    central::Central,
     central_tls::CentralTlsConnector,
+    fleet,
     operator::{Operator, OperatorError},
     seal::Place,
 };
@@ -18,6 +20,13 @@ use crate::{config::CentralTls, data_path::tenant::TlsMode};
 
 /// How long a host may take to let us in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where a host has no connection left, the nodes are asked for one, and these are the waits between our tries.
+const PAUSES_FOR_ROOM: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+    Duration::from_millis(3000),
+];
 /// PostgreSQL 16 changed what CREATEROLE may do, and how membership is granted.
 const MEMBERSHIP_OPTIONS_SINCE: i32 = 160_000;
 
@@ -40,6 +49,8 @@ pub struct HostAdmin {
     pub database: String,
     /// `None`: none needed.
     pub password: Option<SecretString>,
+    /// Where nodes are told that the host is full.
+    central: Central,
 }
 
 /// A connection to one database of a host. Errors say what was being done.
@@ -106,6 +117,7 @@ impl HostAdmin {
             user: row.get("admin_user"),
             database: row.get("admin_database"),
             password,
+            central: operator.central.clone(),
         })
     }
 
@@ -128,11 +140,34 @@ impl HostAdmin {
         self.connect_as(&self.user, self.password.as_ref(), database, options).await
     }
 
-    /// A session of `user` in `database`, with `options` as in a startup message.
+    /// A session of `user` in `database`, with `options` as in a startup message. Where the host is full, because idle servers
+    /// of tenants have all its connections, nodes give some up.
     ///
     /// # Errors
     /// [`OperatorError::Connect`].
     pub async fn connect_as(
+        &self,
+        user: &str,
+        password: Option<&SecretString>,
+        database: &str,
+        options: &str,
+    ) -> Result<HostSession, OperatorError> {
+        let mut connected = self.connect_once(user, password, database, options).await;
+        for pause in PAUSES_FOR_ROOM {
+            match &connected {
+                Err(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => {}
+                _ => break,
+            }
+            if let Err(error) = fleet::ask_for_room(&self.central, &self.name).await {
+                tracing::warn!(host = self.name, side = "central", %error, "cannot ask for room on a full host");
+            }
+            tokio::time::sleep(pause).await;
+            connected = self.connect_once(user, password, database, options).await;
+        }
+        connected
+    }
+
+    async fn connect_once(
         &self,
         user: &str,
         password: Option<&SecretString>,

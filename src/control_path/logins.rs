@@ -98,7 +98,7 @@ pub struct GrantSummary {
 const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.all_tenants,
     coalesce((SELECT jsonb_agg(jsonb_build_object('tenant', g.name, 'access', lt.access) ORDER BY g.name)
               FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
-              WHERE lt.login_id = l.id), '[]') AS tenants,
+              WHERE lt.login_id = l.id AND g.status <> 'dropped'), '[]') AS tenants,
     l.valid_until, l.disabled_at, l.allow_from::text[] AS allow_from, l.created_at
     FROM pglobby.logins l LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id";
 
@@ -116,7 +116,7 @@ pub async fn list(operator: &Operator, tenant: Option<&str>) -> Result<Vec<Login
     let sql = format!(
         "{SUMMARY} WHERE {LIVING} AND ($1::text IS NULL OR t.name = $1 OR EXISTS (
             SELECT FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
-            WHERE lt.login_id = l.id AND g.name = $1))
+            WHERE lt.login_id = l.id AND g.name = $1 AND g.status <> 'dropped'))
          ORDER BY l.name"
     );
     Ok(client.query(&sql, &[&tenant]).await?.iter().map(summary).collect())
@@ -445,8 +445,8 @@ async fn service_id(
     client: &impl GenericClient,
     name: &str,
 ) -> Result<i64, OperatorError> {
-    let sql = "SELECT id, kind FROM pglobby.logins WHERE name = $1 FOR UPDATE";
-    let Some(row) = client.query_opt(sql, &[&name]).await? else {
+    let sql = format!("SELECT id, kind FROM pglobby.logins WHERE name = $1 AND {LIVING} FOR UPDATE");
+    let Some(row) = client.query_opt(&sql, &[&name]).await? else {
         return Err(missing(operator, client, name).await);
     };
     let kind: String = row.get(1);

@@ -12,7 +12,7 @@ use tokio_postgres::{AsyncMessage, Connection, Socket};
 use super::{
     central::{Central, causes},
     central_tls::CentralTlsStream,
-    fleet::{CANCEL_CHANNEL, CancelKey},
+    fleet::{CANCEL_CHANNEL, CancelKey, FULL_CHANNEL},
     marks::MARK_CHANNEL,
 };
 use crate::data_path::tenant::Change;
@@ -31,6 +31,8 @@ pub enum Notice {
     Changed(Change),
     /// A client asked some node to cancel a session that is not its own.
     Cancel(CancelKey),
+    /// A host, by name, had no connection left for an operator.
+    HostFull(String),
     /// Some node wants to know when it has heard what came before.
     Mark(String),
 }
@@ -83,7 +85,9 @@ async fn listen_until_lost(
     let (client, mut connection) = central.connect_undriven().await.map_err(|error| error.to_string())?;
     let subscribe = answered(
         central,
-        client.batch_execute("LISTEN pglobby_changed; LISTEN pglobby_cancel; LISTEN pglobby_mark"),
+        client.batch_execute(
+            "LISTEN pglobby_changed; LISTEN pglobby_cancel; LISTEN pglobby_full; LISTEN pglobby_mark",
+        ),
     );
     // Whatever arrives meanwhile is covered by what is said next.
     hear_while(&mut connection, subscribe, &mut |_| {}).await??;
@@ -120,6 +124,9 @@ async fn hear_while<T>(
                     if let Some(key) = CancelKey::parse(notice.payload()) {
                         on_notice(Notice::Cancel(key));
                     }
+                }
+                Some(Ok(AsyncMessage::Notification(notice))) if notice.channel() == FULL_CHANNEL => {
+                    on_notice(Notice::HostFull(notice.payload().to_owned()));
                 }
                 Some(Ok(AsyncMessage::Notification(notice))) if notice.channel() == MARK_CHANNEL => {
                     on_notice(Notice::Mark(notice.payload().to_owned()));

@@ -260,6 +260,7 @@ async fn follow(central: Central, proxy: Arc<Proxy>, marks: Arc<Marks>) {
                         fences.follow_rows().await;
                     }
                 }
+                Notice::HostFull(host) => proxy.pools.make_room(&host),
                 Notice::Mark(payload) => marks.heard(&payload),
                 // Told without waiting for it to settle: the client that asked is another node's.
                 Notice::Cancel(key) => {

@@ -309,10 +309,10 @@ pub fn access_to(kind: &LoginKind, tenant: i64) -> Option<Access> {
 fn only_tenant(kind: &LoginKind) -> Option<i64> {
     match kind {
         LoginKind::Employee { tenant_id, .. } => Some(*tenant_id),
-        LoginKind::Service { all_tenants: None, granted } => match granted.as_slice() {
-            [only] => Some(only.tenant_id),
-            _ => None,
-        },
+        LoginKind::Service { all_tenants: None, granted } => {
+            let mut living = granted.iter().filter(|grant| grant.living);
+            living.next().filter(|_| living.next().is_none()).map(|only| only.tenant_id)
+        }
         LoginKind::Service { .. } | LoginKind::Admin { .. } => None,
     }
 }

@@ -207,10 +207,10 @@ pub enum LoginKind {
 pub struct Grant {
     /// Where to.
     pub tenant_id: i64,
-    /// Its name.
-    pub tenant_name: String,
     /// What the login may do there.
     pub access: Access,
+    /// It has not been dropped.
+    pub living: bool,
 }
 
 /// What changed in the central database, as told by `NOTIFY pglobby_changed`.

@@ -15,7 +15,7 @@ use pglobby::control_path::{
     local_cluster::{LocalCluster, RunningCluster, Stop},
     postgres_binaries::PostgresBinaries,
 };
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio_postgres::Config;
@@ -143,6 +143,16 @@ impl Cluster {
 
     pub fn resume(&self) {
         self.signal(Signal::CONT);
+    }
+
+    /// Restarts it so that a file may have this many bytes, and whichever session writes on is told so, as on a full disk.
+    pub fn restart_with_files_of(&mut self, bytes: Option<u64>) {
+        self.stop();
+        // The server inherits it, and may not change it where it is another user's.
+        let ours = getrlimit(Resource::Fsize);
+        setrlimit(Resource::Fsize, Rlimit { current: bytes.or(ours.maximum), ..ours }).unwrap();
+        self.start_again();
+        setrlimit(Resource::Fsize, ours).unwrap();
     }
 
     /// Reads pg_hba.conf and postgresql.conf anew, and returns when new connections see it.

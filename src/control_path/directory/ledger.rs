@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::data_path::tenant::{Change, Login, LoginKind, Tenant};
+use crate::data_path::tenant::{Change, Login, LoginKind, Tenant, TenantStatus};
 
 /// The count and the changes.
 #[derive(Debug)]
@@ -88,11 +88,20 @@ impl Ledger {
 pub trait DependsOn {
     /// Whether `changed` is true of any row it was made of.
     fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool;
+
+    /// Whether another row, that does not exist yet, would take its place under its name.
+    fn has_gone(&self) -> bool {
+        false
+    }
 }
 
 impl DependsOn for Tenant {
     fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
         changed(&Change::Tenant(self.id)) || changed(&Change::Host(self.host.name.clone()))
+    }
+
+    fn has_gone(&self) -> bool {
+        self.status == TenantStatus::Dropped
     }
 }
 

@@ -184,10 +184,10 @@ where
     fn worth(&self, entry: &Entry<V>) -> Worth {
         let now = Instant::now();
         let standing = match &entry.answer {
-            Answer::Found(value) => self.ledger.standing(entry.since, &**value),
+            Answer::Found(value) if !value.has_gone() => self.ledger.standing(entry.since, &**value),
             // Any change may have been the one that made or repaired it.
-            Answer::Absent | Answer::Broken(_) if self.ledger.count() > entry.since => Standing::Changed,
-            Answer::Absent | Answer::Broken(_) => Standing::Unchanged,
+            _ if self.ledger.count() > entry.since => Standing::Changed,
+            _ => Standing::Unchanged,
         };
         match standing {
             Standing::Changed => Worth::Nothing,

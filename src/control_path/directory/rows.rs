@@ -45,13 +45,13 @@ pub const LOGIN_BY_NAME: &str = "
         CASE WHEN l.valid_until < 'infinity'
             THEN pg_catalog.date_part('epoch', greatest(l.valid_until, '1970-01-01 UTC')) END AS valid_until_epoch,
         l.disabled_at IS NOT NULL AS disabled, l.allow_from::text[] AS allow_from,
-        g.ids, g.names, g.accesses
+        g.ids, g.accesses, g.living
     FROM pglobby.logins l
     LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id
     CROSS JOIN LATERAL (
         SELECT pg_catalog.array_agg(gt.id ORDER BY gt.id) AS ids,
-            pg_catalog.array_agg(gt.name ORDER BY gt.id) AS names,
-            pg_catalog.array_agg(lt.access ORDER BY gt.id) AS accesses
+            pg_catalog.array_agg(lt.access ORDER BY gt.id) AS accesses,
+            pg_catalog.array_agg(gt.status <> 'dropped' ORDER BY gt.id) AS living
         FROM pglobby.login_tenants lt JOIN pglobby.tenants gt ON gt.id = lt.tenant_id
         WHERE lt.login_id = l.id
     ) g
@@ -165,11 +165,10 @@ pub fn login(row: &Row) -> Result<Login, String> {
 
 fn grants(row: &Row) -> Result<Vec<Grant>, String> {
     let ids: Vec<i64> = get::<Option<_>>(row, "ids")?.unwrap_or_default();
-    let names: Vec<String> = get::<Option<_>>(row, "names")?.unwrap_or_default();
     let accesses: Vec<&str> = get::<Option<_>>(row, "accesses")?.unwrap_or_default();
-    let grant =
-        |((tenant_id, tenant_name), word)| Ok(Grant { tenant_id, tenant_name, access: access(word)? });
-    ids.into_iter().zip(names).zip(accesses).map(grant).collect()
+    let living: Vec<bool> = get::<Option<_>>(row, "living")?.unwrap_or_default();
+    let grant = |((tenant_id, word), living)| Ok(Grant { tenant_id, access: access(word)?, living });
+    ids.into_iter().zip(accesses).zip(living).map(grant).collect()
 }
 
 fn access(text: &str) -> Result<Access, String> {

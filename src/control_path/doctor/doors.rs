@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use super::{Cure, Finding, Patient};
 use crate::control_path::{
     host_session::{HostAdmin, HostSession},
+    onboarding::names::shell_word,
     operator::{Operator, OperatorError},
     seal::{Place, SealError},
 };
@@ -58,7 +59,7 @@ fn does_not_open(patient: &Patient, error: &SealError) -> Finding {
     // Not mended by itself: a doctor with the wrong key ring would lock out every node that has the right one.
     let mend = format!(
         "if this is the key ring that your nodes use: pglobby tenant rotate {}; otherwise run the doctor with theirs",
-        patient.name
+        shell_word(&patient.name)
     );
     Finding::new("credential_sealed", error.to_string(), &mend).of(&patient.name)
 }
@@ -72,7 +73,7 @@ async fn own_door(
     let session = match admin.prove_login(role, password, &patient.database).await {
         Ok(session) => session,
         Err(error) => {
-            let mend = format!("pglobby tenant rotate {}", patient.name);
+            let mend = format!("pglobby tenant rotate {}", shell_word(&patient.name));
             let wrong_password = error.code().is_some_and(|code| code.code() == "28P01");
             let finding =
                 Finding::new("login_fails", error.to_string(), &mend).of(&patient.name).on(&admin.name);

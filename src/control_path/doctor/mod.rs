@@ -18,6 +18,7 @@ use tokio_postgres::{Client, Row};
 use super::{
     host_session::HostAdmin,
     init::open_to_public,
+    onboarding::names::shell_word,
     operator::{Operator, OperatorError},
     tenants::missing,
 };
@@ -233,11 +234,12 @@ async fn unfinished(client: &Client) -> Result<Vec<Finding>, OperatorError> {
     let finding = |row: &Row| {
         let (name, kind, step): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         let why = row.get::<_, Option<String>>(3).map(|error| format!(": {error}")).unwrap_or_default();
+        let word = shell_word(&name);
         let mend = match kind.as_str() {
             "create" | "adopt" => {
-                format!("pglobby tenant {kind} {name} again, or pglobby tenant drop {name}")
+                format!("pglobby tenant {kind} {word} again, or pglobby tenant drop {word}")
             }
-            _ => format!("pglobby tenant {kind} {name} again"),
+            _ => format!("pglobby tenant {kind} {word} again"),
         };
         let detail = format!("operation {kind} of tenant {name} stopped after step {step:?}{why}");
         Finding::new("unfinished_operation", detail, &mend).of(&name)

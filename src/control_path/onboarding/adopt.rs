@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Made, NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
-    names::{check_database_name, check_identifier, check_tenant_name},
+    names::{check_database_name, check_identifier, check_tenant_name, shell_word},
     new_passwords,
     operation::{Passwords, TenantLock},
     roles::Roles,
@@ -111,8 +111,9 @@ async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, Operato
     let (name, host) = (&work.lock.name, &work.admin.name);
     let Some(row) = rows.first() else {
         return Err(OperatorError::Refused(format!(
-            "there is no database {database:?} on host {host:?}; make a new one with `pglobby tenant create {name}`, or \
-             name an existing one with --database"
+            "there is no database {database:?} on host {host:?}; make a new one with `pglobby tenant create {}`, or \
+             name an existing one with --database",
+            shell_word(name)
         )));
     };
     let (template, connections, reachable, owner): (bool, bool, bool, String) =
@@ -125,8 +126,9 @@ async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, Operato
     if !reachable {
         return Err(OperatorError::Refused(format!(
             "database {database:?} belongs to {owner:?}, whom the host's administrator {:?} cannot act for; GRANT the one \
-             to the other, or register a superuser with `pglobby host set {host}`",
-            work.admin.user
+             to the other, or register a superuser with `pglobby host set {}`",
+            work.admin.user,
+            shell_word(host)
         )));
     }
     Ok(row.get(4))

@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 
 use super::{
     Made, NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
-    names::{check_database_name, check_identifier, check_tenant_name, ident},
+    names::{check_database_name, check_identifier, check_tenant_name, ident, shell_word},
     new_passwords,
     operation::{Passwords, TenantLock},
     reown,
@@ -127,8 +127,9 @@ async fn refuse_taken(work: &Work<'_>, database: &str) -> Result<(), OperatorErr
     }
     let (name, host) = (&work.lock.name, &work.admin.name);
     Err(OperatorError::Exists(format!(
-        "database {database:?} exists already on host {host:?}; take it in with `pglobby tenant adopt {name}`, or give \
-         --database another name"
+        "database {database:?} exists already on host {host:?}; take it in with `pglobby tenant adopt {}`, or give \
+         --database another name",
+        shell_word(name)
     )))
 }
 

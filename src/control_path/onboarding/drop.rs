@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     enter_host, moving,
+    names::shell_word,
     operation::{Operation, TenantLock},
     roles, undo, undo_remains,
 };
@@ -75,7 +76,13 @@ pub async fn drop_tenant_keeping(
     final_dump: Option<&Path>,
 ) -> Result<Dropped, OperatorError> {
     let mut lock = TenantLock::take(operator, name).await?;
-    moving::settle(operator, &mut lock).await?;
+    match moving::settle(operator, &mut lock).await {
+        // What that move has left stays, too.
+        Err(error) if database == DropDatabase::Left => {
+            tracing::warn!(tenant = name, %error, "an unfinished move is given up as it is");
+        }
+        settled => settled?,
+    }
     let row = lock
         .client
         .query_opt(
@@ -122,8 +129,9 @@ pub async fn drop_tenant_keeping(
         Err(error) => {
             operation.note_failure(&lock, &error).await?;
             Err(OperatorError::Refused(format!(
-                "{error}. The tenant is closed; run `pglobby tenant drop {name}` again to finish, with \
-                 --leave-host where its host is gone for good"
+                "{error}. The tenant is closed; run `pglobby tenant drop {}` again to finish, with \
+                 --leave-host where its host is gone for good",
+                shell_word(name)
             )))
         }
     }
@@ -160,7 +168,7 @@ async fn fence(
     let sql = "UPDATE pglobby.tenants SET status = 'dropping' WHERE id = $1";
     transaction.execute(sql, &[&tenant_id]).await?;
     let arguments = json!({ "name": name, "database": dropped.database, "drop_database": dropped.database_dropped, "final_dump": final_dump });
-    Operation::supersede(&transaction, tenant_id, &["rotate"]).await?;
+    Operation::supersede(&transaction, tenant_id, &["rotate", "move"]).await?;
     let operation = Operation::begin(&transaction, operator, "drop", tenant_id, arguments).await?;
     let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
     operator.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;
@@ -234,7 +242,8 @@ async fn drop_database(
     undo::drop_database(session, operation.argument("database")).await
 }
 
-/// The tombstone: no credentials, no logins, and the name free to be taken again.
+/// The tombstone: no credentials, and the name free to be taken again. Logins and grants stay where they were, unlisted: who
+/// proves to have had one is told that the tenant is gone.
 async fn bury(
     operator: &Operator,
     lock: &mut TenantLock,
@@ -242,15 +251,10 @@ async fn bury(
     dropped: &Dropped,
 ) -> Result<(), OperatorError> {
     let transaction = lock.client.transaction().await?;
-    let id = operation.tenant_id;
-    for sql in [
+    let sql =
         "UPDATE pglobby.tenants SET status = 'dropped', sealed_password = NULL, sealed_ro_password = NULL,
-                grants_pending = false WHERE id = $1",
-        // Its own logins stay: who proves to have had one is told that the tenant is gone.
-        "DELETE FROM pglobby.login_tenants WHERE tenant_id = $1",
-    ] {
-        transaction.execute(sql, &[&id]).await?;
-    }
+                   grants_pending = false WHERE id = $1";
+    transaction.execute(sql, &[&operation.tenant_id]).await?;
     operation.close(&transaction, "done", &dropped.name).await?;
     let detail = json!({ "operation": operation.id });
     operator.audit(&transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;

@@ -33,7 +33,10 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::{GenericClient, error::SqlState};
 
-use self::operation::{Operation, Passwords, SealedPasswords, TenantLock};
+use self::{
+    names::shell_word,
+    operation::{Operation, Passwords, SealedPasswords, TenantLock},
+};
 use super::{
     host_session::{HostAdmin, HostSession, Rights},
     operator::{Operator, OperatorError},
@@ -179,7 +182,10 @@ async fn begin_new(
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
             let of_name = error.as_db_error().and_then(|said| said.constraint()) == Some("tenants_name");
             return Err(OperatorError::Exists(match of_name {
-                true => format!("tenant {name:?} exists already; see `pglobby tenant show {name}`"),
+                true => {
+                    let word = shell_word(&name);
+                    format!("tenant {name:?} exists already; see `pglobby tenant show {word}`")
+                }
                 false => format!(
                     "database {:?} on host {:?} is another tenant's already; see `pglobby tenant list`",
                     row.database, row.host
@@ -212,7 +218,9 @@ async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, R
         Some(missing) => Err(OperatorError::Refused(format!(
             "role {:?} on host {:?} lacks {missing}; grant it (ALTER ROLE … {missing}), or register another with \
              `pglobby host set {} admin_user=…`",
-            admin.user, admin.name, admin.name
+            admin.user,
+            admin.name,
+            shell_word(&admin.name)
         ))),
     }
 }

@@ -3,6 +3,8 @@
 //! Utility statements (`CREATE ROLE`, `GRANT`, …) take no parameters, so names enter them as text. They do so through
 //! [`ident`] and [`literal`] only, and only after [`check_tenant_name`] or [`check_identifier`].
 
+use std::borrow::Cow;
+
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use sha2::{Digest as _, Sha256};
 
@@ -172,6 +174,12 @@ pub fn role_names(tenant: &str, attempt: u32) -> (String, String) {
     (format!("{stem}_rw"), format!("{stem}_ro"))
 }
 
+/// `name` as one word of a shell's command line, for the commands that messages tell to run.
+pub fn shell_word(name: &str) -> Cow<'_, str> {
+    // NUL alone cannot be quoted, and no name has one.
+    shlex::try_quote(name).unwrap_or(Cow::Borrowed(name))
+}
+
 /// `name` as a quoted SQL identifier.
 pub fn ident(name: &str) -> String {
     escape_identifier(name)
@@ -234,6 +242,13 @@ mod tests {
         assert_eq!(ident(r#"a"b.c"#), r#""a""b.c""#);
         assert_eq!(literal("o'neil"), "'o''neil'");
         assert_eq!(literal(r"back\slash"), r" E'back\\slash'");
+    }
+
+    #[test]
+    fn a_command_that_is_told_can_be_pasted() {
+        for name in ["acme", "it's acme", "a; rm -rf /", "$HOME", "\u{e9}t\u{e9}"] {
+            assert_eq!(shlex::split(&format!("x {}", shell_word(name))).unwrap(), ["x", name]);
+        }
     }
 
     proptest! {

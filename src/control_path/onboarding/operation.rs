@@ -14,6 +14,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tokio_postgres::{Client, Transaction, error::SqlState};
 
+use super::names::shell_word;
 use crate::control_path::{
     operator::{Operator, OperatorError},
     seal::Place,
@@ -142,8 +143,9 @@ impl Operation {
         match lock.client.query_opt(sql, &[&lock.name]).await?.map(|row| row.get::<_, String>(0)) {
             None => Ok(()),
             Some(kind) => Err(OperatorError::Refused(format!(
-                "tenant {name:?}: an earlier `pglobby tenant {kind} {name}` has not finished; run that again first",
-                name = lock.name
+                "tenant {name:?}: an earlier `pglobby tenant {kind} {word}` has not finished; run that again first",
+                name = lock.name,
+                word = shell_word(&lock.name)
             ))),
         }
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio_postgres::error::SqlState;
 
 use super::{
-    names::check_tenant_name,
+    names::{check_tenant_name, shell_word},
     operation::{Operation, TenantLock},
 };
 use crate::control_path::{
@@ -36,7 +36,8 @@ pub async fn rename(operator: &Operator, name: &str, to: &str) -> Result<TenantS
     let renamed = match transaction.query_opt(sql, &[&name, &to]).await {
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
             return Err(OperatorError::Exists(format!(
-                "there is a tenant {to:?} already; see `pglobby tenant show {to}`"
+                "there is a tenant {to:?} already; see `pglobby tenant show {}`",
+                shell_word(to)
             )));
         }
         renamed => renamed?,

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{
     enter_host,
-    names::{ident, literal},
+    names::{ident, literal, shell_word},
     new_passwords,
     operation::{Operation, Passwords, TenantLock},
     roles,
@@ -265,7 +265,7 @@ async fn undo_after(
         Err(second) => OperatorError::Refused(format!(
             "{error}. Going back to the old passwords failed as well ({second}); mend it and run `pglobby tenant rotate {}` \
              again, which makes new ones",
-            lock.name
+            shell_word(&lock.name)
         )),
     }
 }

@@ -4,7 +4,7 @@ use tokio_postgres::error::SqlState;
 
 use super::{
     enter_host,
-    names::ident,
+    names::{ident, shell_word},
     operation::{Operation, TenantLock},
     roles,
 };
@@ -20,8 +20,9 @@ use crate::control_path::{
 pub async fn undo_remains(operator: &Operator, lock: &mut TenantLock) -> Result<(), OperatorError> {
     match Operation::left_running(lock).await? {
         Some(operation) if operation.kind == "drop" => Err(OperatorError::Refused(format!(
-            "tenant {name:?} is being dropped; finish that first with `pglobby tenant drop {name}`",
-            name = lock.name
+            "tenant {name:?} is being dropped; finish that first with `pglobby tenant drop {word}`",
+            name = lock.name,
+            word = shell_word(&lock.name)
         ))),
         Some(operation) => {
             tracing::info!(
@@ -53,7 +54,7 @@ pub(super) async fn undo_after(
     OperatorError::Refused(format!(
         "{error}. Undoing that failed as well ({second}); mend it and run the same command again, or `pglobby tenant \
          drop {}`",
-        lock.name
+        shell_word(&lock.name)
     ))
 }
 

@@ -116,7 +116,7 @@ fn employee() -> LoginKind {
 }
 
 fn service(all_tenants: Option<Access>, granted: &[i64]) -> LoginKind {
-    let grant = |id: &i64| Grant { tenant_id: *id, tenant_name: String::new(), access: Access::ReadOnly };
+    let grant = |id: &i64| Grant { tenant_id: *id, access: Access::ReadOnly, living: true };
     LoginKind::Service { all_tenants, granted: granted.iter().map(grant).collect() }
 }
 

@@ -6,7 +6,7 @@
 //! keeping it: without that pause the pools would thrash (a connect for every query).
 //!
 //! A host that takes no more connections, because it has no budget or others use it as well, has for a while the budget of
-//! what is open then: so tenants that idle do not lock out the next.
+//! what is open then, less a few for others: so tenants that idle lock out neither the next nor an operator.
 
 use std::{
     collections::VecDeque,
@@ -27,6 +27,9 @@ pub const HOLD: Duration = Duration::from_millis(20);
 
 /// How long a host is taken to be full once it has said so.
 const FULL_FOR: Duration = Duration::from_secs(10);
+/// What a full host is left with for others: one of so many connections, and no more than so many.
+const SPARE_OF: usize = 8;
+const SPARE_MAX: usize = 3;
 
 /// One host's budget.
 #[derive(Debug)]
@@ -111,7 +114,7 @@ impl Budget {
         }
         // The wish comes first: a permit freed from here on finds it.
         self.wish(pool);
-        self.close_one_idle(pool);
+        self.close_one_idle(Some(pool));
         let permit = self.try_acquire(pool)?;
         self.withdraw(pool);
         Some(permit)
@@ -121,7 +124,7 @@ impl Budget {
     pub fn acquire_apart(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
         let permit = self.try_count().then(|| Permit { budget: self.clone(), pool: Weak::new() });
         permit.or_else(|| {
-            self.close_one_idle(pool);
+            self.close_one_idle(Some(pool));
             self.try_count().then(|| Permit { budget: self.clone(), pool: Weak::new() })
         })
     }
@@ -140,12 +143,20 @@ impl Budget {
         found.map_or(usize::MAX, |(limit, _)| limit)
     }
 
-    /// The host has refused a connection of `pool`, which holds a permit for it: closes an idle one of another.
-    pub fn host_is_full(&self, pool: &Arc<Pool>) {
-        let limit = self.live().saturating_sub(1).max(1);
-        self.close_one_idle(pool);
+    /// The host has refused a connection: of `wisher`, which holds a permit for it, or of somebody who is no pool. Closes idle
+    /// servers of the pools used least recently, one for it and a few for others.
+    pub fn make_room(&self, wisher: Option<&Arc<Pool>>) {
+        let (permits, stranger) = (usize::from(wisher.is_some()), usize::from(wisher.is_none()));
+        let open = self.live().saturating_sub(permits);
+        let known = self.found_limit();
+        // Once: who is refused again waits for a process of the server's that is just ending.
+        let spare = if known == usize::MAX { (open / SPARE_OF).clamp(stranger, SPARE_MAX) } else { stranger };
+        let limit = known.min(open.saturating_sub(spare)).max(1);
         let found = Some((limit, Instant::now() + FULL_FOR));
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        for _ in 0..(open + permits).saturating_sub(limit).max(1) {
+            self.close_one_idle(wisher);
+        }
     }
 
     fn try_acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
@@ -186,10 +197,14 @@ impl Budget {
 
     /// Closes an idle server of the pool used least recently, other than `wisher`. The server is dropped without a lock
     /// held: its permit's drop takes the locks again.
-    fn close_one_idle(&self, wisher: &Arc<Pool>) {
+    fn close_one_idle(&self, wisher: Option<&Arc<Pool>>) {
         let mut others: Vec<Arc<Pool>> = {
             let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-            pools.iter().filter_map(Weak::upgrade).filter(|pool| !Arc::ptr_eq(pool, wisher)).collect()
+            pools
+                .iter()
+                .filter_map(Weak::upgrade)
+                .filter(|pool| wisher.is_none_or(|wisher| !Arc::ptr_eq(pool, wisher)))
+                .collect()
         };
         others.sort_by_key(|pool| pool.last_used());
         let taken = others.iter().find_map(|pool| pool.take_idle());

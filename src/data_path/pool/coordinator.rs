@@ -192,7 +192,7 @@ impl Pool {
             if pause == PAUSES[0] {
                 warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "the host is full");
             }
-            self.budget.host_is_full(self);
+            self.budget.make_room(Some(self));
             // PostgreSQL counts a connection until its process is gone.
             tokio::time::sleep(pause).await;
             opened = self.connect(startup).await;

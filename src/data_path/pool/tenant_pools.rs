@@ -259,6 +259,14 @@ impl TenantPools {
         pool.is_retired()
     }
 
+    /// Somebody else needs a connection to a host that is full: closes idle servers there.
+    pub fn make_room(&self, host: &str) {
+        let budget = locked(&self.budgets).get(host).cloned();
+        if let Some(budget) = budget {
+            budget.make_room(None);
+        }
+    }
+
     /// Server connections to a host, over all tenants.
     pub fn live_on(&self, host: &str) -> usize {
         locked(&self.budgets).get(host).map_or(0, |budget| budget.live())
