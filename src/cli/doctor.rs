@@ -58,7 +58,8 @@ fn in_words(report: &Report) {
         output::line(format!("FINDING  {}\n         mend: {}", sentence(finding), finding.mend));
     }
     if report.ok {
-        output::line(format!("{} tenants on {} hosts are kept apart", report.tenants, report.hosts));
+        let (tenants, hosts) = (report.tenants, report.hosts);
+        output::line(format!("all is well: tenants are kept apart (tenants: {tenants}, hosts: {hosts})"));
     }
 }
 

@@ -3,13 +3,14 @@
 //! Standard output belongs to the answer, so that `--json` stays JSON.
 
 use std::{
+    fmt::Write,
     io::IsTerminal as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use super::output::complain;
 use crate::control_path::operator::{Operator, Progress};
@@ -37,8 +38,14 @@ pub fn bar(what: &str) -> ProgressBar {
 }
 
 fn counting(what: &str) -> ProgressStyle {
-    let template = format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left  {{msg}}");
-    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    let template = format!("{{bar:30}} {{pos}}/{{len}} {what}{{left}}  {{msg}}");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("left", |state: &ProgressState, text: &mut dyn Write| {
+        // Nothing done says nothing about the rest.
+        if state.pos() > 0 && !state.is_finished() {
+            let _ = write!(text, ", {:#} left", HumanDuration(state.eta()));
+        }
+    })
 }
 
 struct Bar(ProgressBar);
@@ -50,7 +57,10 @@ impl Progress for Bar {
             self.0.finish_and_clear();
             return;
         }
-        self.0.set_style(ProgressStyle::default_spinner());
+        let counted = self.0.length().is_some_and(|total| self.0.position() < total);
+        if !counted {
+            self.0.set_style(ProgressStyle::default_spinner());
+        }
         self.0.enable_steady_tick(Duration::from_millis(100));
         self.0.set_message(format!("{tenant}: {step}"));
     }
