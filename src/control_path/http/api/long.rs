@@ -1,8 +1,8 @@
 //! Long work: begun, answered with an operation to follow, and carried on whether or not anybody is there to hear.
 
-use std::sync::Arc;
 use std::{
-    sync::{Mutex, PoisonError},
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +11,10 @@ use axum::{
     http::{HeaderValue, StatusCode, header::LOCATION},
     response::Response,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{Semaphore, oneshot, watch},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -20,12 +23,51 @@ use super::{
 };
 use crate::control_path::{
     operations::{self, OperationSummary},
-    operator::{Operator, OperatorError, Progress},
+    operator::{OperatorError, Progress},
     orders::Order,
 };
 
 /// How often the row of an operation is looked at for somebody who follows it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What is carried on at this node.
+pub struct UnderWay {
+    /// `max_operations`.
+    pub places: Arc<Semaphore>,
+    ids: watch::Sender<BTreeSet<i64>>,
+}
+
+impl UnderWay {
+    /// Nothing yet; `max_operations` at a time.
+    pub fn new(max_operations: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(max_operations)), ids: watch::Sender::default() }
+    }
+
+    /// Returns when the operation is over here, too: its row says so a moment before its place is free.
+    async fn until_over(&self, id: i64) {
+        let _ = self.ids.subscribe().wait_for(|ids| !ids.contains(&id)).await;
+    }
+}
+
+/// Takes an operation off the list of those under way, however it ends.
+struct Listed(Arc<UnderWay>, i64);
+
+impl Listed {
+    fn new(under_way: Arc<UnderWay>, id: i64) -> Self {
+        under_way.ids.send_modify(|ids| {
+            ids.insert(id);
+        });
+        Self(under_way, id)
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.0.ids.send_modify(|ids| {
+            ids.remove(&self.1);
+        });
+    }
+}
 
 /// Tells which row the work is, once.
 struct Begun(Mutex<Option<oneshot::Sender<i64>>>);
@@ -49,7 +91,7 @@ impl Progress for Begun {
 /// [`ApiError`].
 pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Response, ApiError> {
     caller.admit(&order).await?;
-    let Ok(place) = caller.api.operations.clone().try_acquire_owned() else {
+    let Ok(place) = caller.api.under_way.places.clone().try_acquire_owned() else {
         return Err(ApiError::new(
             "too_many_requests",
             "as many operations are under way as max_operations of [http] allows; follow them at /v1/operations",
@@ -72,6 +114,7 @@ pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Resp
     };
     info!(actor = caller.operator.actor, order = title, subject, operation = id, "an operation begins");
     let operator = caller.operator.clone();
+    let listed = Listed::new(caller.api.under_way.clone(), id);
     let carried_on = tokio::spawn(async move {
         let outcome = work.await;
         if let Err(error) = &outcome {
@@ -80,7 +123,7 @@ pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Resp
                 warn!(operation = id, %error, "the failure could not be recorded");
             }
         }
-        drop(place);
+        drop((place, listed)); // in this order
         outcome
     });
     let mut response = match tokio::time::timeout(wait, carried_on).await {
@@ -97,11 +140,16 @@ pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Resp
 ///
 /// # Errors
 /// [`OperatorError::NotFound`], or the central database.
-pub async fn follow(operator: &Operator, id: i64, wait: Duration) -> Result<OperationSummary, OperatorError> {
+pub async fn follow(caller: &Caller, id: i64, wait: Duration) -> Result<OperationSummary, OperatorError> {
     let until = Instant::now() + wait;
     loop {
-        let operation = operations::show(operator, id).await?;
-        if operation.is_over() || Instant::now() >= until {
+        let operation = operations::show(&caller.operator, id).await?;
+        if operation.is_over() {
+            caller.api.under_way.until_over(id).await;
+            caller.api.office.until_applied().await;
+            return Ok(operation);
+        }
+        if Instant::now() >= until {
             return Ok(operation);
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -24,7 +24,10 @@ use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use tracing::info;
 
-use self::answers::{ApiError, creates, done, shown};
+use self::{
+    answers::{ApiError, creates, done, shown},
+    long::UnderWay,
+};
 use crate::{
     config::{Config, units},
     control_path::{
@@ -41,7 +44,7 @@ pub struct Api {
     proxy: Arc<Proxy>,
     office: Office,
     requests: Arc<Semaphore>,
-    operations: Arc<Semaphore>,
+    under_way: Arc<UnderWay>,
 }
 
 /// Who asks, known by a key.
@@ -71,7 +74,7 @@ pub fn router(proxy: Arc<Proxy>, office: Office) -> Router {
         proxy,
         office,
         requests: Arc::new(Semaphore::new(config.limits.http_requests_max)),
-        operations: Arc::new(Semaphore::new(config.limits.http_operations_max)),
+        under_way: Arc::new(UnderWay::new(config.limits.http_operations_max)),
     };
     let document = openapi::document(&routes::all());
     let mut router = Router::new().route(openapi::PATH, get(async move || shown(&document)));

@@ -436,11 +436,7 @@ async fn show_operation(
     Extension(patience): Extension<Patience>,
 ) -> Answer {
     let id = id.parse().map_err(|_| ApiError::new("not_found", format!("there is no operation {id:?}")))?;
-    let operation = follow(&caller.operator, id, patience.0).await?;
-    if operation.is_over() {
-        caller.api.office.until_applied().await;
-    }
-    Ok(shown(&operation))
+    Ok(shown(&follow(&caller, id, patience.0).await?))
 }
 
 async fn list_audit(Extension(caller): Extension<Caller>, query: Query) -> Answer {
