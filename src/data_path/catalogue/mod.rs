@@ -29,6 +29,10 @@ pub use unlearnt::Unlearnt;
 
 use super::{aftermath::Aftermath, doubts::Doubts, session_state::Uncertain};
 
+/// How often in a row a server's statistics are believed when they count no change. Sessions publish what they have counted a
+/// little late, and a superuser's may count nothing at all.
+const BELIEVED_MAX: u8 = 5;
+
 /// What is known of the functions of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]
 pub struct Catalogue {
@@ -45,6 +49,10 @@ struct State {
     known: Option<Arc<Known>>,
     /// What the server said of its functions when they were read.
     fingerprint: String,
+    /// What its statistics said of them when it was last asked.
+    counts: String,
+    /// How often those alone have been believed since.
+    believed: u8,
     /// Transactions under way that may change them.
     changes: usize,
     /// Counts what may have put `known` out of date.
@@ -101,6 +109,8 @@ struct Learning<'a> {
     catalogue: &'a Catalogue,
     generation: u64,
     fingerprint: String,
+    /// Where these are the same, they are believed; empty: not this time.
+    counts: String,
 }
 
 impl Drop for Learning<'_> {
@@ -253,22 +263,37 @@ impl Catalogue {
         // Before anybody looks: what is changed from now on is looked for again.
         state.due = false;
         let fingerprint = if state.known.is_some() { state.fingerprint.clone() } else { String::new() };
-        Some(Learning { catalogue: self, generation: state.generation, fingerprint })
+        // What this proxy has seen change may not be counted yet.
+        let believable = state.is_current() && state.believed < BELIEVED_MAX;
+        let counts = if believable { state.counts.clone() } else { String::new() };
+        Some(Learning { catalogue: self, generation: state.generation, fingerprint, counts })
     }
 }
 
 impl Learning<'_> {
-    /// They are as they were when they were read.
-    fn unchanged(&self) {
-        self.catalogue.update(|state| state.asked(self.generation));
+    /// By what its statistics count, nothing has changed.
+    fn believed(&self) {
+        self.catalogue.update(|state| {
+            state.asked(self.generation);
+            state.believed += 1;
+        });
+    }
+
+    /// They are as they were when they were read. `counts`: what the statistics said just before.
+    fn unchanged(&self, counts: String) {
+        self.catalogue.update(|state| {
+            state.asked(self.generation);
+            (state.counts, state.believed) = (counts, 0);
+        });
     }
 
     /// They have been read.
-    fn learnt(&self, known: Known, fingerprint: String) {
+    fn learnt(&self, known: Known, fingerprint: String, counts: String) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
             state.known = Some(Arc::new(known));
             state.fingerprint = fingerprint;
+            (state.counts, state.believed) = (counts, 0);
         });
     }
 }
