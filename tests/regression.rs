@@ -61,11 +61,8 @@ const QUICK: [&str; 29] = [
 ];
 
 /// Where the difference is one that `docs/transparency.md` owns up to.
-const OWNED_UP_TO: [(&str, &str); 6] = [
+const OWNED_UP_TO: [(&str, &str); 3] = [
     ("guc", "PL/pgSQL is loaded already on a server that others have used"),
-    ("partition_prune", "a function runs by name, in a text it is given, what PREPARE has made"),
-    ("plancache", "pg_prepared_statements knows what PREPARE has made by our names"),
-    ("prepare", "pg_prepared_statements knows what PREPARE has made by our names"),
     ("stats", "what other servers have counted is published when they idle for a second"),
     ("temp", "a server that others have used has a schema for temporary objects already"),
 ];

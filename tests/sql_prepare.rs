@@ -212,3 +212,48 @@ async fn a_bind_sent_behind_a_parse_that_fails_is_refused() {
     assert_eq!(tags(&client.until_ready().await), "1Z");
     assert_eq!(rows(&client.until_ready().await), one("after"));
 }
+
+/// PostgreSQL's own tests `prepare`, `plancache` and that of pruned partitions look at what is prepared, or run it in a function by
+/// its name; they found names of the proxy's.
+#[tokio::test]
+async fn the_first_who_uses_a_name_has_it_on_servers_and_nobody_else_meets_it_there() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let run = "CREATE FUNCTION run(sql text) RETURNS text LANGUAGE plpgsql AS
+               $$ DECLARE found text; BEGIN EXECUTE sql INTO found; RETURN found; END $$";
+    client.query(run).await;
+    let look = "SELECT name, statement, from_sql FROM pg_prepared_statements";
+    let (by_name, by_code) = ("EXECUTE q", "SELECT run('EXECUTE q')");
+    client.query("PREPARE q AS SELECT 'mine' ;").await;
+    let mine = [["q", "PREPARE q AS SELECT 'mine' ;", "t"].map(|text| Some(text.to_owned()))];
+
+    for _ in 0..2 {
+        assert_eq!(rows(&client.query(look).await), mine);
+        assert_eq!(rows(&client.query(by_code).await), one("mine"));
+        // The same server, and nothing of that name.
+        assert_eq!(error(&other.query(by_code).await).0, "26000");
+        assert_eq!(error(&other.query(by_name).await).0, "26000");
+        other.send_bytes(&[bind("", "q", &[]), execute("", 0), sync()].concat()).await;
+        assert_eq!(error(&other.until_ready().await).0, "26000");
+        other.send_bytes(&[describe(b'S', "q"), sync()].concat()).await;
+        assert_eq!(error(&other.until_ready().await).0, "26000");
+        assert_eq!(error(&other.query("DEALLOCATE q").await).0, "26000");
+        assert_eq!(rows(&other.query(look).await).len(), 0);
+    }
+    // Whoever comes second has one of our names there.
+    assert_eq!(tags(&other.query("PREPARE q AS SELECT 'other'").await), "CZ");
+    for _ in 0..2 {
+        assert_eq!(rows(&other.query(by_name).await), one("other"));
+        assert_eq!(rows(&client.query(by_name).await), one("mine"));
+    }
+    // And a name that was given back can be taken, by the same or by another.
+    assert_eq!(tags(&client.query("DEALLOCATE q").await), "CZ");
+    assert_eq!(error(&client.query(by_code).await).0, "26000");
+    assert_eq!(tags(&client.query("PREPARE q AS SELECT 'again'").await), "CZ");
+    assert_eq!(rows(&client.query(by_code).await), one("again"));
+    client.query("DISCARD ALL").await;
+    other.query("DEALLOCATE q").await;
+    assert_eq!(tags(&other.query("PREPARE q AS SELECT 'taken over'").await), "CZ");
+    assert_eq!(rows(&other.query(by_code).await), one("taken over"));
+    assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 0);
+}

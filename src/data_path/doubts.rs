@@ -35,7 +35,7 @@ bitflags::bitflags! {
 }
 
 impl Doubts {
-    /// The pins that the server's answer decides on.
+    /// The pins that the server's answer decides on. `{}` stands for the names of statements that we know of.
     pub const PINS: [(Self, Pins, &'static str); 4] = [
         (
             Self::TEMPORARY,
@@ -54,7 +54,7 @@ impl Doubts {
             Self::PREPARED,
             Pins::PREPARE,
             "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
-             WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_')",
+             WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_' AND name <> ALL ('{}'))",
         ),
     ];
 }

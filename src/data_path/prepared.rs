@@ -9,6 +9,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,7 +20,7 @@ pub use super::server_statements::{Capacity, Found, ServerStatements, Tally};
 use super::{
     aftermath::Aftermath,
     catalogue::Seen,
-    deeds::Deeds,
+    deeds::{Deeds, OUR_PREFIX},
     session_state::Settings,
     shape::{Shape, is_fixed},
     weight::{Share, Weight},
@@ -44,8 +45,10 @@ pub struct Statement {
     pub aftermath: Aftermath,
     /// What it calls.
     pub seen: Seen,
-    /// Made by PREPARE: `body` is that text, with our name in it.
+    /// Made by PREPARE: `body` is that text, with the server's name for it in it.
     pub(super) in_sql: bool,
+    /// Where that is our name, it stands there in place of these bytes.
+    renamed: Option<(usize, Box<[u8]>)>,
     /// What its own text names in EXECUTE and the like, and does by PREPARE and DEALLOCATE.
     pub naming: Option<Arc<SqlNames>>,
     pub(super) proved: AtomicBool,
@@ -65,6 +68,7 @@ impl Statement {
             aftermath,
             seen: Seen::default(),
             in_sql: false,
+            renamed: None,
             naming: None,
             proved: AtomicBool::new(false),
             is_looked_at: false,
@@ -91,6 +95,11 @@ impl Statement {
     pub fn server_name(&self) -> &[u8] {
         &self.server_name
     }
+
+    /// Servers call it as its client does; so none has it while another client is there.
+    pub fn has_own_name(&self) -> bool {
+        !self.server_name.starts_with(OUR_PREFIX)
+    }
 }
 
 /// The statements of one pool, each once.
@@ -111,12 +120,29 @@ static LAST_ID: AtomicU64 = AtomicU64::new(0);
 const MEANING: [&str; 4] = ["client_encoding", "role", "search_path", "standard_conforming_strings"];
 
 impl StatementTable {
-    /// One that is made by PREPARE, for one client: `text` hands back the whole of it, given our name.
-    pub fn in_sql(&self, aftermath: Aftermath, text: impl FnOnce(&[u8]) -> Vec<u8>) -> Arc<Statement> {
+    /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
+    pub fn in_sql(&self, aftermath: Aftermath, text: &[u8], named: Range<usize>) -> Arc<Statement> {
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let mut statement = Statement::new(id, Box::default(), aftermath, &self.share);
-        let mut body = text(&statement.server_name);
+        let renamed = text.get(named.clone()).unwrap_or_default();
+        let mut body = replaced(text, named.clone(), &statement.server_name);
         body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
+        statement.renamed = Some((named.start, renamed.into()));
+        self.with_body(statement, body)
+    }
+
+    /// The same statement, for servers to know by its client's own name; `None` if that is so already, or cannot be.
+    fn under_own_name(&self, statement: &Statement, name: &[u8]) -> Option<Arc<Statement>> {
+        let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut own = Statement::new(id, Box::default(), statement.aftermath.clone(), &self.share);
+        own.server_name = name.into();
+        own.proved = AtomicBool::new(statement.is_proved());
+        let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
+        Some(self.with_body(own, body))
+    }
+
+    fn with_body(&self, mut statement: Statement, body: Vec<u8>) -> Arc<Statement> {
         statement._weight = Weight::new(&self.share, body.len());
         statement.body = body.into();
         statement.in_sql = true;
@@ -179,6 +205,17 @@ impl StatementTable {
     }
 }
 
+/// Whether servers may know a statement by this name of a client's: one that needs no quotes anywhere, and is none of ours.
+fn may_be_own(name: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)
+}
+
+fn replaced(text: &[u8], range: Range<usize>, new: &[u8]) -> Vec<u8> {
+    let (before, behind) = (text.get(..range.start), text.get(range.end..));
+    [before.unwrap_or_default(), new, behind.unwrap_or_default()].concat()
+}
+
 /// What makes two statements the same. A body says itself where it ends, and no setting holds a zero.
 fn meaning(body: &[u8], settings: &Settings) -> Vec<u8> {
     let mut meaning = body.to_vec();
@@ -208,6 +245,8 @@ struct Rare {
     replaced: VecDeque<Unnamed>,
     /// The names that were taken away last: a server may yet say that there is no such statement.
     lost: VecDeque<(Box<[u8]>, Arc<Statement>)>,
+    /// Some named statement has been made by PREPARE.
+    any_in_sql: bool,
 }
 
 /// Statements that a text names, and what it does to names.
@@ -362,6 +401,23 @@ impl ClientStatements {
         }
     }
 
+    /// Whether there may be one that was made by PREPARE.
+    #[inline]
+    pub fn has_any_in_sql(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.any_in_sql)
+    }
+
+    /// From now on servers know what PREPARE has made by its own names: the session looks at them, or runs one by its name in
+    /// code.
+    #[cold]
+    pub fn take_own_names(&mut self, table: &StatementTable) {
+        for (name, statement) in &mut self.named {
+            if let Some(own) = table.under_own_name(statement, name) {
+                *statement = own;
+            }
+        }
+    }
+
     /// Every named statement.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Statement>> {
         self.named.values()
@@ -393,6 +449,9 @@ impl ClientStatements {
 
     /// The name means this statement from now on.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        if statement.in_sql {
+            self.rare().any_in_sql = true;
+        }
         self.bytes += statement.body.len();
         if let Some(before) = self.named.insert(name.into(), statement) {
             self.bytes -= before.body.len();

@@ -28,7 +28,6 @@ use super::{
     pool::{Pinned, Pool},
     server::connection::Server,
     session::{Doing, Registered},
-    session_state::prelude,
 };
 use crate::{
     error::Refusal,
@@ -324,24 +323,20 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Ok(());
         };
+        let mut begins = false;
         if self.asked_at.is_none() {
             let now = Instant::now();
             let now_ms = self.pool.worker.clock.now_ms();
             self.asked_at = Some(now);
-            if self.leased_at.is_none() {
+            begins = self.leased_at.is_none();
+            if begins {
                 self.leased_at = Some(now);
                 self.handle.set_began(now_ms);
             }
             self.handle.set_asked(now_ms);
         }
         let mut out = Outgoing::new(chunk, scratch);
-        if !Arc::ptr_eq(&server.side.applied, &self.side.wanted) {
-            let side = &mut server.side;
-            if prelude(&side.applied, &self.side.wanted, &mut side.has_setter, &mut side.lease, out.build()) {
-                side.statements.set_unnamed(0);
-            }
-            side.applied = self.side.wanted.clone();
-        }
+        self.side.turn(&mut server.side, begins, &mut out);
         if let (Some(heard), None) = (&self.heard, &server.side.hearing.channels) {
             Self::listen_along(heard, server, out.build());
         }

@@ -26,6 +26,8 @@ pub struct ServerStatements {
     unnamed: u64,
     /// Of their texts.
     bytes: usize,
+    /// How many have a client's own name.
+    own_names: usize,
     capacity: Capacity,
     /// Counts uses, to find the least recent.
     clock: u64,
@@ -86,7 +88,15 @@ pub enum Found {
 impl ServerStatements {
     /// A server that has just been opened.
     pub fn new(capacity: Capacity) -> Self {
-        Self { known: HashMap::new(), bytes: 0, unnamed: 0, capacity, clock: 0, tally: Tally::default() }
+        Self {
+            known: HashMap::new(),
+            bytes: 0,
+            own_names: 0,
+            unnamed: 0,
+            capacity,
+            clock: 0,
+            tally: Tally::default(),
+        }
     }
 
     /// How many it has.
@@ -102,7 +112,7 @@ impl ServerStatements {
     /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.known.clear();
-        self.bytes = 0;
+        (self.bytes, self.own_names) = (0, 0);
     }
 
     /// The server may have an unnamed statement that is no client's, or not the one it was given last.
@@ -131,6 +141,7 @@ impl ServerStatements {
         let (mut count, mut bytes) = (0, 0);
         for statement in more {
             (count, bytes) = (count + 1, bytes + statement.body().len());
+            self.free_name_of(statement, lease, out);
         }
         let Capacity { statements: count_max, bytes: bytes_max } = self.capacity;
         while !self.known.is_empty()
@@ -140,6 +151,19 @@ impl ServerStatements {
             if !oldest.is_some_and(|id| self.close(id, lease, out)) {
                 return;
             }
+        }
+    }
+
+    /// One that its client had by this name before, and that may or may not be there.
+    fn free_name_of(&mut self, statement: &Statement, lease: &mut Lease, out: &mut Vec<u8>) {
+        if self.own_names == 0 || !statement.has_own_name() {
+            return;
+        }
+        let mut known = self.known.values().map(|known| &known.statement);
+        let before =
+            known.find(|known| known.server_name() == statement.server_name() && !known.is(statement));
+        if let Some(id) = before.map(|before| before.id) {
+            self.close(id, lease, out);
         }
     }
 
@@ -156,15 +180,21 @@ impl ServerStatements {
 
     fn insert(&mut self, statement: &Arc<Statement>, certainty: Certainty, used: u64) {
         self.bytes += statement.body().len();
+        self.own_names += usize::from(statement.has_own_name());
         let known = Known { statement: statement.clone(), certainty, used };
-        if let Some(before) = self.known.insert(statement.id, known) {
-            self.bytes -= before.statement.body().len();
-        }
+        let before = self.known.insert(statement.id, known);
+        self.without(before);
     }
 
     fn remove(&mut self, statement: &Statement) {
-        if let Some(before) = self.known.remove(&statement.id) {
-            self.bytes -= before.statement.body().len();
+        let before = self.known.remove(&statement.id);
+        self.without(before);
+    }
+
+    fn without(&mut self, gone: Option<Known>) {
+        if let Some(Known { statement, .. }) = gone {
+            self.bytes -= statement.body().len();
+            self.own_names -= usize::from(statement.has_own_name());
         }
     }
 
@@ -247,6 +277,30 @@ impl ServerStatements {
         }
     }
 
+    /// Whether some client's own names are among them.
+    #[inline]
+    pub fn has_own_names(&self) -> bool {
+        self.own_names > 0
+    }
+
+    /// Those names, as a PostgreSQL array.
+    pub fn own_names(&self) -> String {
+        let own = self.known.values().map(|known| &known.statement).filter(|known| known.has_own_name());
+        let names: Vec<_> =
+            own.map(|own| format!("\"{}\"", String::from_utf8_lossy(own.server_name()))).collect();
+        format!("{{{}}}", names.join(","))
+    }
+
+    /// Another session comes: a name that is not its own must not mean anything.
+    #[cold]
+    pub fn put_own_names_away(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Vec<u8>) {
+        let others = self.known.values().map(|known| &known.statement);
+        let others = others.filter(|statement| statement.has_own_name() && !client.has(statement.id));
+        for id in others.map(|statement| statement.id).collect::<Vec<_>>() {
+            self.close(id, lease, out);
+        }
+    }
+
     /// Before a session looks at what is prepared: what is others' goes.
     #[cold]
     pub fn hide_others(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Vec<u8>) {
@@ -258,10 +312,17 @@ impl ServerStatements {
 
     /// And what the server lacks of the session's own comes, in the order in which it was first prepared. In batches of their
     /// own, in front of a simple query, so that one that fails takes nothing with it. In a transaction it would: there only
-    /// what some server has taken already.
+    /// what some server has taken already. `in_sql`: only what was made by PREPARE.
     #[cold]
-    pub fn show_own(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
-        let mut own: Vec<&Arc<Statement>> = client.all().collect();
+    pub fn show_own(
+        &mut self,
+        client: &ClientStatements,
+        lease: &mut Lease,
+        in_sql: bool,
+        out: &mut Outgoing<'_>,
+    ) {
+        let mut own: Vec<&Arc<Statement>> =
+            client.all().filter(|statement| statement.in_sql || !in_sql).collect();
         own.sort_unstable_by_key(|statement| statement.id);
         let safe = |statement: &&&Arc<Statement>| match lease.status() {
             b'I' => true,

@@ -171,6 +171,11 @@ impl Uncertain {
         self.resets
     }
 
+    /// Whether that is doubtful.
+    pub fn doubts(&self, what: Doubts) -> bool {
+        self.doubts.intersects(what)
+    }
+
     /// Whether any parameter may have been set.
     pub fn doubts_any_setting(&self) -> bool {
         self.doubts.contains(Doubts::ANY_SETTING)
@@ -234,7 +239,8 @@ impl Uncertain {
     /// `('c', channel, '', true)` for each channel it listens to.
     /// `carried` are the settings of which the session knows already: those that PostgreSQL does not list are asked for by
     /// name. Whether a parameter is set at all is asked only where it may not be, and for those given at `startup`.
-    pub fn question(&self, carried: &Settings, startup: &Settings) -> (String, String) {
+    /// `own_names` are those of statements that the session has prepared and others may prepare again.
+    pub fn question(&self, carried: &Settings, startup: &Settings, own_names: &str) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
         if self.doubts.contains(Doubts::ANY_SETTING) {
@@ -262,6 +268,7 @@ impl Uncertain {
         ));
         for (doubt, pin, holds) in Doubts::PINS {
             if self.doubts.contains(doubt) {
+                let holds = holds.replace("{}", own_names);
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }

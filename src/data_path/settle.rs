@@ -126,7 +126,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
         };
-        let (sql, names) = uncertain.question(wanted, startup);
+        let (sql, names) = uncertain.question(wanted, startup, &server.side.statements.own_names());
         let rows = server.ask(&sql, &[&names]).await?;
         let settled = uncertain.answered(&rows, wanted, startup, pins);
         self.take_told();

@@ -117,11 +117,20 @@ impl Requests<'_, '_> {
     /// lacks can only be brought to it while no batch is under way: `settled`.
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
+        self.statements.take_own_names(&self.rules.table);
         let ServerSide { statements, lease, has_setter, .. } = &mut *self.server;
         hide_setter(has_setter, lease, self.out.build());
         statements.hide_others(self.statements, lease, self.out.build());
         if settled {
-            statements.show_own(self.statements, lease, self.out);
+            statements.show_own(self.statements, lease, false, self.out);
         }
+    }
+
+    /// Code is about to run that may EXECUTE, by its name, what the session has made by PREPARE.
+    #[cold]
+    pub(super) fn show_to_code(&mut self) {
+        self.statements.take_own_names(&self.rules.table);
+        let ServerSide { statements, lease, .. } = &mut *self.server;
+        statements.show_own(self.statements, lease, true, self.out);
     }
 }

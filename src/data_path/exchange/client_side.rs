@@ -8,7 +8,7 @@ use crate::{
         catalogue::Catalogue,
         choice::Stance,
         prepared::{ClientStatements, StatementTable},
-        session_state::Settings,
+        session_state::{Settings, prelude},
     },
     error::{NoChoice, Refusal},
     wire::{
@@ -218,6 +218,21 @@ impl ClientSide {
             }
         }
         Ok(chunk)
+    }
+
+    /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
+    #[inline]
+    pub fn turn(&self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
+        let ServerSide { statements, lease, applied, has_setter, .. } = server;
+        if begins && statements.has_own_names() {
+            statements.put_own_names_away(&self.statements, lease, out.build());
+        }
+        if !Arc::ptr_eq(applied, &self.wanted) {
+            if prelude(applied, &self.wanted, has_setter, lease, out.build()) {
+                statements.set_unnamed(0);
+            }
+            *applied = self.wanted.clone();
+        }
     }
 
     /// Takes what the client sent; `out` gets what goes to the server.

@@ -1,10 +1,11 @@
-//! PREPARE, EXECUTE and DEALLOCATE in a client's text: servers know its statements under names of ours.
+//! PREPARE, EXECUTE and DEALLOCATE in a client's text: servers know its statements under names of ours, until the session looks
+//! at them (`bringing.rs`).
 //!
 //! A PREPARE makes a statement that can be prepared again on another server by the same text; it is the client's alone. Where a
 //! name is taken, the text names the statement that has it, so that the error is PostgreSQL's own; in errors our names are
 //! the client's again (`deeds.rs`).
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use super::requests::Requests;
 use crate::{
@@ -41,7 +42,7 @@ impl Requests<'_, '_> {
     pub(super) fn with_server_names(&mut self, sql: &[u8]) -> Result<Option<Rewritten>, Refusal> {
         let mut rewritten = Rewritten::default();
         let mut local = Local::default();
-        let (mut copied, mut named, mut bytes) = (0, 0, 0);
+        let (mut copied, mut followed, mut named, mut bytes) = (0, false, 0, 0);
         for found in statement::statements(sql, self.server.lexing()) {
             if matches!(found.kind, Kind::DeallocateAll | Kind::Discard(Discard::All)) {
                 local = Local { all_gone: true, ..Local::default() };
@@ -60,8 +61,8 @@ impl Requests<'_, '_> {
                     self.rules.admit(self.statements, named, bytes)?;
                     let aftermath = found.text.get(body.clone()).unwrap_or_default();
                     let aftermath = Aftermath::read(aftermath, self.server.lexing());
-                    let statement =
-                        self.rules.table.in_sql(aftermath, |ours| replaced(found.text, name, ours));
+                    let (text, range) = as_kept(sql, found.text, found.start, &name.range);
+                    let statement = self.rules.table.in_sql(aftermath, text, range);
                     let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
                     rewritten.deeds.list.push_back(Deed::Prepares(naming));
                     let ours = statement.server_name().to_vec();
@@ -69,6 +70,7 @@ impl Requests<'_, '_> {
                     ours
                 }
                 (kind, Some(statement)) => {
+                    followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
                         let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
@@ -94,6 +96,9 @@ impl Requests<'_, '_> {
                     }
                 }
             };
+            if ours == value {
+                continue;
+            }
             let range = found.start + name.range.start..found.start + name.range.end;
             rewritten.text.extend_from_slice(sql.get(copied..range.start).unwrap_or_default());
             rewritten.text.extend_from_slice(&ours);
@@ -101,7 +106,7 @@ impl Requests<'_, '_> {
             rewritten.deeds.shifts.push((behind, ours.len().cast_signed() - range.len().cast_signed()));
             copied = range.end;
         }
-        if copied == 0 {
+        if copied == 0 && !followed {
             return Ok(None);
         }
         rewritten.text.extend_from_slice(sql.get(copied..).unwrap_or_default());
@@ -109,9 +114,19 @@ impl Requests<'_, '_> {
     }
 }
 
-/// The text with another name in the name's place.
-fn replaced(text: &[u8], name: &statement::Name<'_>, new: &[u8]) -> Vec<u8> {
-    let before = text.get(..name.range.start).unwrap_or_default();
-    let behind = text.get(name.range.end..).unwrap_or_default();
-    [before, new, behind].concat()
+/// What PostgreSQL keeps of a PREPARE that stands at `start`, and where the name is in it: the whole of what was sent, to the
+/// last semicolon. It would keep other statements that were sent with it, which must not run again.
+fn as_kept<'a>(
+    sql: &'a [u8],
+    statement: &'a [u8],
+    start: usize,
+    name: &Range<usize>,
+) -> (&'a [u8], Range<usize>) {
+    let empty = |text: Option<&[u8]>| {
+        text.is_some_and(|text| text.iter().all(|byte| byte.is_ascii_whitespace() || *byte == b';'))
+    };
+    match empty(sql.get(..start)) && empty(sql.get(start + statement.len()..)) {
+        true => (sql, start + name.start..start + name.end),
+        false => (statement, name.clone()),
+    }
 }

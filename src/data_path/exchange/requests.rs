@@ -124,6 +124,11 @@ impl Requests<'_, '_> {
         self.note_calls(body, None);
         if aftermath.inspects {
             self.show_what_is_prepared(settled);
+        } else if settled
+            && self.statements.has_any_in_sql()
+            && self.server.uncertain.doubts(Doubts::PREPARED)
+        {
+            self.show_to_code();
         }
         if aftermath.names_statements {
             let sql = cstr(&mut { body }).unwrap_or_default();
