@@ -200,7 +200,8 @@ pub struct Timeouts {
     /// `server_check_delay`: a server idle for so long is asked whether it is still there, and again each time it has
     /// passed, default 30 s.
     pub server_check_delay: Duration,
-    /// `functions_check_delay`: how long functions changed past this proxy may go unnoticed, default 10 s.
+    /// `functions_check_delay`: how long functions changed past this proxy may go unnoticed, default 10 s; PostgreSQL's statistics,
+    /// which tell of them, come a few seconds late.
     pub functions_check_delay: Duration,
     /// `pool_idle_timeout`: a pool nobody uses is dropped, default 10 min.
     pub pool_idle: Duration,

@@ -5,6 +5,7 @@ mod support;
 
 use support::{
     Proxy,
+    client::in_time,
     console::shown,
     wire::{rows, tags},
 };
@@ -144,6 +145,35 @@ async fn currval_and_lastval_tell_what_their_own_session_did_or_nothing() {
     other.leave().await;
     one.run("SELECT nextval('s')").await;
     assert_eq!(one.ask("SELECT currval('s') = (SELECT last_value FROM s)").await, "t");
+}
+
+/// PostgreSQL's test `constraints`, on a busy machine: a session that came back to a server found there what `nextval` had given it
+/// before it gave the last value elsewhere.
+#[tokio::test]
+async fn currval_never_tells_an_older_value_of_its_own() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let acme = proxy.client("acme");
+    let (one, other) = (acme.connect().await, acme.connect().await);
+    other.run("CREATE SEQUENCE s; SELECT nextval('s'); SELECT currval('s')").await;
+    other.run("DISCARD ALL").await;
+    let console = proxy.console().await;
+    let advance = async || {
+        let server = one.ask("SELECT pg_backend_pid() + 0 * nextval('s')").await;
+        let kept = async {
+            while !console.ask_all("SHOW PINS").await.is_empty() {
+                one.run("SELECT 1").await;
+            }
+        };
+        in_time("a server that is kept in vain", kept).await;
+        server
+    };
+    other.run("BEGIN").await;
+    let first = advance().await;
+    other.run("COMMIT").await;
+    let second = advance().await;
+    assert_ne!(first, second, "the server that was given back last is the next to be lent");
+    other.run("BEGIN; SELECT 1").await;
+    assert_eq!(one.refusal_of("SELECT currval('s')").await, "55000");
 }
 
 /// `lastInsertId()`: an INSERT, and `lastval()` in a transaction of its own, while others do the same.

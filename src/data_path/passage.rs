@@ -65,9 +65,6 @@ pub enum Room {
 /// A session that moves, and where to.
 pub type Departure = Box<(Seat, Room)>;
 
-/// What would not be missed at another tenant: what `currval` remembers is about this one's sequences.
-const LEFT_GLADLY: Pins = Pins::SEQUENCE.union(Pins::SEQUENCE_WRITTEN);
-
 impl Relay {
     /// Whether what the client sends is for the desk, though a server is held.
     #[inline]
@@ -230,7 +227,8 @@ impl Relay {
             None => concierge.first == Some(id),
         };
         let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.lease.pins);
-        let mut kept = pins.difference(LEFT_GLADLY);
+        // What `currval` remembers is about this tenant's sequences: nobody misses it at another.
+        let mut kept = pins.difference(Pins::SEQUENCES);
         if self.heard.is_some() {
             kept.insert(Pins::LISTEN);
         }

@@ -32,6 +32,9 @@ bitflags::bitflags! {
 }
 
 impl Pins {
+    /// What a session may be asked to do without: what `currval` and `lastval` remember.
+    pub const SEQUENCES: Self = Self::SEQUENCE.union(Self::SEQUENCE_WRITTEN);
+
     const NAMES: [(Self, &'static str); 12] = [
         (Self::SESSION_MODE, "session_mode"),
         (Self::TEMPORARY, "temporary_object"),

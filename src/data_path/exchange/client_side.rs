@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use super::{away::Bounds, requests::Requests, sequences::TRIALS, server_side::ServerSide};
+use super::{away::Bounds, requests::Requests, sequences::Advances, server_side::ServerSide};
 use crate::{
     data_path::{
         catalogue::Catalogue,
@@ -31,8 +31,7 @@ pub struct ClientSide {
     pub(super) rules: Rules,
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
-    /// How often it still keeps its server for a `currval` that nobody has been seen to ask for.
-    trials: u8,
+    pub(super) advances: Advances,
     refusing: Refusing,
     /// What ReadyForQuery says when that is over.
     refused_status: u8,
@@ -138,7 +137,7 @@ impl ClientSide {
             wanted,
             rules,
             unnamed_serial: first_serial,
-            trials: TRIALS,
+            advances: Advances::default(),
             refusing: Refusing::No,
             refused_status: b'I',
             bounds: Bounds::default(),
@@ -245,8 +244,8 @@ impl ClientSide {
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, Refusal> {
-        let Self { framer, statements, rules, unnamed_serial, trials, bounds, .. } = self;
-        let mut requests = Requests { statements, rules, unnamed_serial, trials, bounds, server, out };
+        let Self { framer, statements, rules, unnamed_serial, advances, bounds, .. } = self;
+        let mut requests = Requests { statements, rules, unnamed_serial, advances, bounds, server, out };
         loop {
             let piece = framer.next(&mut chunk, |tag, length| need_of_client(tag, length, requests.rules));
             match piece.map_err(violation)? {
@@ -296,10 +295,10 @@ impl ClientSide {
         out: &mut Vec<u8>,
     ) -> usize {
         let Ok(Some((tag, length))) = header(inbox) else { return 0 };
-        let Self { statements, rules, unnamed_serial, trials, bounds, .. } = self;
+        let Self { statements, rules, unnamed_serial, advances, bounds, .. } = self;
         let mut out = Outgoing::new(&[], out);
         let mut requests =
-            Requests { statements, rules, unnamed_serial, trials, bounds, server, out: &mut out };
+            Requests { statements, rules, unnamed_serial, advances, bounds, server, out: &mut out };
         requests.deny(tag, reason);
         length + 1
     }

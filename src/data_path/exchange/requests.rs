@@ -8,7 +8,7 @@ use super::{
     choices::names_choice,
     client_side::{Rules, violation},
     naming::Rewritten,
-    sequences::note_sequences,
+    sequences::{Advances, note_sequences},
     server_side::ServerSide,
 };
 use crate::{
@@ -35,7 +35,7 @@ pub struct Requests<'a, 'c> {
     pub(super) statements: &'a mut ClientStatements,
     pub(super) rules: &'a Rules,
     pub(super) unnamed_serial: &'a mut u64,
-    pub(super) trials: &'a mut u8,
+    pub(super) advances: &'a mut Advances,
     pub(super) bounds: &'a mut Bounds,
     pub(super) server: &'a mut ServerSide,
     pub(super) out: &'a mut Outgoing<'c>,
@@ -88,7 +88,7 @@ impl Requests<'_, '_> {
     /// A text with this aftermath goes to the server.
     #[inline]
     pub(super) fn note(&mut self, aftermath: &Aftermath, alone: bool) {
-        note(aftermath, alone, self.trials, self.rules, self.server);
+        note(aftermath, alone, self.advances, self.rules, self.server);
     }
 
     /// And this is the text: what does it call?
@@ -345,7 +345,7 @@ impl Requests<'_, '_> {
             if let Some(naming) = self.statements.unnamed_naming().cloned() {
                 self.bind_naming(portal, &naming);
             }
-            note(self.statements.unnamed_aftermath(), false, self.trials, self.rules, self.server);
+            note(self.statements.unnamed_aftermath(), false, self.advances, self.rules, self.server);
             self.part_sequences(false);
             note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
             if inspects {
@@ -465,9 +465,9 @@ impl Requests<'_, '_> {
 }
 
 #[inline]
-fn note(aftermath: &Aftermath, alone: bool, trials: &mut u8, rules: &Rules, server: &mut ServerSide) {
+fn note(aftermath: &Aftermath, alone: bool, advances: &mut Advances, rules: &Rules, server: &mut ServerSide) {
     server.uncertain.note(aftermath, alone);
-    note_sequences(aftermath, trials, rules, server);
+    note_sequences(aftermath, advances, rules, server);
     server.lease.committing |= aftermath.commits;
     if aftermath.doubts.contains(Doubts::FUNCTIONS) {
         server.uncertain.changes_functions(&rules.catalogue);

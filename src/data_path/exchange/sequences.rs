@@ -18,13 +18,32 @@ use crate::{
 /// So many transactions of a session that may have advanced a sequence are followed by others on the same server, though no
 /// client of its tenant has read `currval` or `lastval`: drivers that ask what they have inserted do so from the first
 /// INSERT on.
-pub const TRIALS: u8 = 8;
+const TRIALS: u8 = 8;
+
+/// What a session has done with sequences.
+#[derive(Debug, Clone, Copy)]
+pub struct Advances {
+    /// How often it still keeps its server for a `currval` that nobody has been seen to ask for.
+    trials: u8,
+    /// Counts the texts that may have advanced one.
+    count: u32,
+    /// It has asked for `currval` or `lastval`, and not discarded everything since.
+    pub(super) reads: bool,
+}
+
+impl Default for Advances {
+    fn default() -> Self {
+        Self { trials: TRIALS, count: 0, reads: false }
+    }
+}
 
 /// Whose values a server remembers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sequences {
     /// The session that holds it, or held it last; 0: nobody.
     of: i32,
+    /// [`Advances::count`] when that session was last here.
+    count: Option<u32>,
     /// There may be others' among them.
     mixed: bool,
     /// The session has asked for nothing yet since it was lent.
@@ -42,8 +61,10 @@ impl Sequences {
     /// The server is lent to that session.
     #[inline]
     pub fn lent_to(&mut self, session: i32) {
-        self.mixed |= self.of != session && self.of != 0;
-        self.of = session;
+        if self.of != session {
+            self.mixed |= self.of != 0;
+            (self.of, self.count) = (session, None);
+        }
         self.untouched = true;
     }
 
@@ -100,15 +121,27 @@ impl Requests<'_, '_> {
 
 /// Takes down that a text reads sequences, or may advance one.
 #[inline]
-pub(super) fn note_sequences(aftermath: &Aftermath, trials: &mut u8, rules: &Rules, server: &mut ServerSide) {
+pub(super) fn note_sequences(
+    aftermath: &Aftermath,
+    advances: &mut Advances,
+    rules: &Rules,
+    server: &mut ServerSide,
+) {
+    let here = &mut server.sequences;
+    // Its own values, too, are not the last ones if it has been elsewhere since.
+    here.mixed |= here.untouched && here.count.is_some_and(|count| count != advances.count);
+    advances.count = advances.count.wrapping_add(u32::from(aftermath.advances));
+    here.count = Some(advances.count);
     if aftermath.pins.contains(Pins::SEQUENCE) {
         rules.catalogue.sequence_is_read();
+        advances.reads = true;
     }
     if aftermath.advances && !server.uncertain.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
         let read = rules.catalogue.are_sequences_read();
-        if read || *trials > 0 {
-            *trials = if read { TRIALS } else { *trials - 1 };
-            let written = Aftermath { pins: Pins::SEQUENCE_WRITTEN, ..Aftermath::default() };
+        if read || advances.trials > 0 {
+            advances.trials = if read { TRIALS } else { advances.trials - 1 };
+            let reads = if advances.reads { Pins::SEQUENCE } else { Pins::empty() };
+            let written = Aftermath { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..Aftermath::default() };
             server.uncertain.note(&written, false);
         }
     }

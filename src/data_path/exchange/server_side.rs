@@ -409,13 +409,15 @@ impl ServerSide {
             self.statements.forget_all();
             client.statements.forget_all();
             self.has_setter = false;
-            if tag.starts_with(b"DISCARD") {
-                // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
-                self.lease.pins.remove(Pins::SEQUENCE);
-                self.lease.pins.remove(Pins::UNREAD);
-                self.lease.pins.remove(Pins::SETTINGS);
-            }
         }
+        // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
+        let gone = match tag {
+            b"DISCARD ALL\0" => Pins::SEQUENCES.union(Pins::UNREAD).union(Pins::SETTINGS),
+            b"DISCARD SEQUENCES\0" => Pins::SEQUENCES,
+            _ => return,
+        };
+        self.lease.pins.remove(gone);
+        client.advances.reads = false;
     }
 }
 

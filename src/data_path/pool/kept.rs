@@ -15,11 +15,9 @@ use crate::{
     error::Refusal,
 };
 
-/// What a session may be asked to do without.
-pub const YIELDED: Pins = Pins::SEQUENCE.union(Pins::SEQUENCE_WRITTEN);
-
-/// Who has just inserted is about to ask for `lastval`: so long it is left alone.
-const GRACE_MS: u32 = 50;
+/// Who has just inserted is about to ask for `lastval`: so long it is left alone if it has asked before, if others of its tenant
+/// have, and if nobody has.
+const GRACE_MS: [u32; 3] = [1_000, 250, 50];
 
 /// A tenant none of whose clients has been seen to read `currval` or `lastval` has its servers back after this.
 const UNREAD_MS: u32 = 1_000;
@@ -72,10 +70,10 @@ impl Pool {
     pub(super) fn call_back(&self) {
         let now_ms = self.worker.clock.now_ms();
         let kept = self.kept.sessions();
+        let others_read = self.catalogue.are_sequences_read();
         let yielding = kept.iter().filter(|session| {
             let pins = session.pins();
-            let is_about_to_read =
-                pins.contains(Pins::SEQUENCE_WRITTEN) && idle_ms(session, now_ms) < Some(GRACE_MS);
+            let is_about_to_read = idle_ms(session, now_ms) < Some(grace_ms(pins, others_read));
             yields(pins) && !is_about_to_read && !session.is_called_back()
         });
         if let Some(session) = longest_idle(yielding, now_ms) {
@@ -118,6 +116,17 @@ pub enum Wanted {
     Ended(Refusal),
 }
 
+/// How long a session that idles is left alone.
+fn grace_ms(pins: Pins, others_read: bool) -> u32 {
+    let [reads, tenant_reads, nobody_reads] = GRACE_MS;
+    match (pins.contains(Pins::SEQUENCE_WRITTEN), pins.contains(Pins::SEQUENCE), others_read) {
+        (false, _, _) => 0,
+        (true, true, _) => reads,
+        (true, false, true) => tenant_reads,
+        (true, false, false) => nobody_reads,
+    }
+}
+
 /// How long a session has been between two transactions; `None`: it is not.
 fn idle_ms(session: &SessionHandle, now_ms: u32) -> Option<u32> {
     match session.doing() {
@@ -137,5 +146,5 @@ fn longest_idle<'k>(
 
 /// Whether a session that keeps its server for these reasons can do without.
 pub fn yields(pins: Pins) -> bool {
-    !pins.is_empty() && pins.difference(YIELDED).is_empty()
+    !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty()
 }
