@@ -1,10 +1,10 @@
 //! The sessions that keep their server between transactions, and who must let go when somebody waits.
 //!
 //! As long as nobody waits every session may keep its server. Then the pool asks, one for each that waits and again from
-//! time to time: a session that keeps its server for nothing but `currval` and `lastval` gives it back, and has no such
-//! value any more; one beyond `max_pinned_servers` is ended with a clear error. The one that has idled longest comes first.
+//! time to time: a session that keeps its server for nothing but `currval` and `lastval` gives it back when it has idled a
+//! little, or between two transactions where somebody has waited for long, and has no such value any more; one beyond `max_pinned_servers` is ended with a clear error. The one that has idled longest comes first.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use super::Pool;
 use crate::{
@@ -16,8 +16,9 @@ use crate::{
 };
 
 /// Who has just inserted is about to ask for `lastval`: so long it is left alone if it has asked before, if others of its tenant
-/// have, and if nobody has.
+/// have, and if nobody has; and so long who has asked, for it may ask again.
 const GRACE_MS: [u32; 3] = [1_000, 250, 50];
+const AGAIN_MS: u32 = 250;
 
 /// A tenant none of whose clients has been seen to read `currval` or `lastval` has its servers back after this.
 const UNREAD_MS: u32 = 1_000;
@@ -89,7 +90,8 @@ impl Pool {
     #[cold]
     pub fn wants_back(&self, session: &SessionHandle, pins: Pins) -> Wanted {
         if yields(pins) {
-            return if pins.contains(Pins::SEQUENCE_WRITTEN) { Wanted::No } else { Wanted::Yielded };
+            let stays = pins.contains(Pins::SEQUENCE_WRITTEN) || self.impatient.load(Ordering::Relaxed) == 0;
+            return if stays { Wanted::No } else { Wanted::Yielded };
         }
         let kept = self.kept.sessions();
         let mut firm = kept.iter().filter(|kept| !yields(kept.pins()));
@@ -120,7 +122,7 @@ pub enum Wanted {
 fn grace_ms(pins: Pins, others_read: bool) -> u32 {
     let [reads, tenant_reads, nobody_reads] = GRACE_MS;
     match (pins.contains(Pins::SEQUENCE_WRITTEN), pins.contains(Pins::SEQUENCE), others_read) {
-        (false, _, _) => 0,
+        (false, _, _) => AGAIN_MS,
         (true, true, _) => reads,
         (true, false, true) => tenant_reads,
         (true, false, false) => nobody_reads,

@@ -74,6 +74,8 @@ pub struct PoolRules {
 
 /// How often a session that waits for a server has those asked who keep one.
 const CALL_BACK_EVERY: Duration = Duration::from_millis(25);
+/// Who has waited so long has a session's server that needs it less, as soon as that is between two transactions.
+const IMPATIENT_AFTER: Duration = Duration::from_millis(100);
 
 /// In a pool of fewer servers than this every one may be kept by a session.
 const SMALL_POOL: usize = 5;
@@ -142,6 +144,8 @@ pub struct Pool {
     live: AtomicUsize,
     opening: AtomicUsize,
     waiting: AtomicUsize,
+    /// Those of them that have waited for [`IMPATIENT_AFTER`].
+    impatient: AtomicUsize,
     cancelling: AtomicUsize,
     kept: kept::Kept,
     last_used_ms: AtomicU64,
@@ -239,6 +243,7 @@ impl Pool {
         failure.mark_unchanged();
         // One timer for both: the deadline, and to ask now and then who keeps a server.
         let began = Instant::now();
+        let mut impatient = None;
         let tick = tokio::time::sleep(wait.min(CALL_BACK_EVERY));
         tokio::pin!(tick);
         loop {
@@ -261,6 +266,9 @@ impl Pool {
                             return Err(Refusal::PoolBusy { waited: wait });
                         };
                         tick.as_mut().reset(Instant::now() + left.min(CALL_BACK_EVERY));
+                        if impatient.is_none() && began.elapsed() >= IMPATIENT_AFTER {
+                            impatient = Some(Counted::new(self, |pool| &pool.impatient));
+                        }
                         // Whoever has just begun to keep a server may be asked a moment later.
                         self.ask_for_kept();
                     }

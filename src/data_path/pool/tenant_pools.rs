@@ -158,6 +158,7 @@ impl TenantPools {
             live: AtomicUsize::new(0),
             opening: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            impatient: AtomicUsize::new(0),
             cancelling: AtomicUsize::new(0),
             kept: super::kept::Kept::default(),
             last_used_ms: AtomicU64::new(0),
