@@ -200,3 +200,22 @@ async fn what_a_failed_batch_was_to_prepare_is_not_there_for_the_next_one_of_the
     assert_eq!(tags(&client.until_ready().await), "EZ");
     assert_eq!(rows(&client.until_ready().await), row(&[Some("own")]));
 }
+
+/// pgjdbc's test of as many parameters as there can be: what was not the whole of their description was taken for it, as much as
+/// had come at once, and another server's was another.
+#[tokio::test]
+async fn a_statement_of_very_many_parameters_has_one_shape() {
+    let mut pair = Pair::new().await;
+    let mut client = pair.proxy.wire("acme").await;
+    for count in [16_000, 20_000, 40_000, 65_535] {
+        let parameters: Vec<String> = (1..=count).map(|number| format!("${number}::int")).collect();
+        prepare(&mut client, &format!("SELECT count(*) FROM unnest(ARRAY[{}]) x", parameters.join(",")))
+            .await;
+        for _ in 0..2 {
+            pair.turn().await;
+            client.send_bytes(&[bind("", "q", &vec![None; count]), execute("", 0), sync()].concat()).await;
+            assert_eq!(rows(&client.until_ready().await), row(&[Some(&count.to_string())]));
+        }
+        send(&mut client, &[close(b'S', "q"), sync()]).await;
+    }
+}

@@ -610,3 +610,29 @@ async fn an_unnamed_statement_is_nobody_elses_after_an_error_either() {
     owner.send_bytes(&[bind("", "", &[]), execute("", 0), sync()].concat()).await;
     assert_eq!(tags(&owner.until_ready().await), "2DCZ");
 }
+
+/// pgjdbc puts `Q SAVEPOINT` into a batch. If the batch had failed before, the server went to somebody else while it still
+/// skipped to the Sync: that one's query was swallowed, and the rest of the failed batch ran on another server.
+#[tokio::test]
+async fn a_failed_batch_keeps_its_server_until_its_sync_also_with_a_query_in_it() {
+    let proxy = one_server().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let failing = [
+        [parse("", "SELECT 1/0"), bind("", "", &[]), execute("", 0)].concat(),
+        [bind("", "nobody's", &[]), execute("", 0)].concat(),
+        parse("", "SELECT nonsense"),
+    ];
+    let (query, call) =
+        (message(b'Q', &c_string("SELECT 5")), message(b'F', &[0, 0, 0x06, 0xEC, 0, 0, 0, 0, 0, 0]));
+    for failing in &failing {
+        for skipped in [&query, &call] {
+            client.send_bytes(&[&failing[..], skipped].concat()).await;
+            client.until(b'E').await;
+            other.send_bytes(&batch("SELECT 7")).await;
+            client.send_bytes(&[&query[..], &batch("SELECT 42")].concat()).await;
+            assert_eq!(tags(&client.until_ready().await), "Z");
+            assert_eq!(rows(&other.until_ready().await), one(7));
+            assert_eq!(rows(&client.query("SELECT 8").await), one(8));
+        }
+    }
+}

@@ -246,6 +246,10 @@ async fn the_first_who_uses_a_name_has_it_on_servers_and_nobody_else_meets_it_th
         assert_eq!(rows(&other.query(by_name).await), one("other"));
         assert_eq!(rows(&client.query(by_name).await), one("mine"));
     }
+    let long = "a_name_that_is_longer_than_any_of_ours";
+    client.query(&format!("PREPARE {long} AS SELECT 'long'")).await;
+    assert_eq!(rows(&client.query(look).await).len(), 2);
+    assert_eq!(tags(&client.query(&format!("DEALLOCATE {long}")).await), "CZ");
     // And a name that was given back can be taken, by the same or by another.
     assert_eq!(tags(&client.query("DEALLOCATE q").await), "CZ");
     assert_eq!(error(&client.query(by_code).await).0, "26000");

@@ -138,7 +138,7 @@ pub struct Lease {
     owed: VecDeque<Owed>,
     /// As the last ReadyForQuery said: `I`, `T` or `E`.
     status: u8,
-    /// The client has sent extended-protocol messages and no Sync yet.
+    /// The client has sent extended-protocol messages and no Sync yet, nor a simple query, which does as well unless it is skipped.
     unsynced: bool,
     /// An error came and the server ignores everything until a Sync that the client has yet to send.
     skipping: bool,
@@ -192,7 +192,11 @@ impl Lease {
                 self.unnamed_before |= std::mem::take(&mut self.unnamed);
             }
             _ if self.skipping => return false,
-            Asked::Query(_) | Asked::FunctionCall => self.unsynced = false,
+            Asked::Query(_) | Asked::FunctionCall => {
+                // In a batch that has begun it may be skipped, and leave the unnamed statement as it is.
+                self.unnamed |= self.unsynced;
+                self.unsynced = false;
+            }
             Asked::Parse(Some(_)) | Asked::Close(Some(_)) => {
                 self.changes = true;
                 self.unsynced |= whose.is_for_client();
@@ -320,8 +324,10 @@ impl Lease {
     /// Whether what is owed will tell what names mean, or what shape a statement has, and comes without anything further
     /// from the client.
     pub fn is_awaited(&self) -> bool {
-        let tells = |asked: &Asked| {
-            matches!(asked, Asked::Parse(_) | Asked::Close(Some(_)) | Asked::CloseUnnamed | Asked::Shape(_))
+        let tells = |asked: &Asked| match asked {
+            Asked::Parse(_) | Asked::Close(Some(_)) | Asked::CloseUnnamed | Asked::Shape(_) => true,
+            Asked::Query(_) => self.unnamed_before,
+            _ => false,
         };
         self.copy_in != CopyIn::Taking && self.owed.iter().any(|owed| tells(&owed.asked))
     }
@@ -385,6 +391,8 @@ impl Lease {
         }
         let sync = self.owed.iter().position(|owed| matches!(owed.asked, Asked::Sync));
         self.skipping = sync.is_none();
+        // Also where a simple query stood in the batch, which would have ended it.
+        self.unsynced |= self.skipping;
         let end = sync.unwrap_or(self.owed.len());
         let unnamed_later = self.owed.iter().skip(end).filter(|owed| owed.changes_unnamed()).count();
         for (place, owed) in self.owed.drain(..end).enumerate().rev() {
@@ -451,6 +459,11 @@ impl Lease {
     /// Whether the client has begun a batch that it has not ended by Sync.
     pub fn is_unsynced(&self) -> bool {
         self.unsynced
+    }
+
+    /// Whether the server ignores everything until a Sync that the client has yet to send.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
     }
 
     /// The number of the batch that the client is sending.

@@ -413,6 +413,7 @@ impl ClientStatements {
     pub fn take_own_names(&mut self, table: &StatementTable) {
         for (name, statement) in &mut self.named {
             if let Some(own) = table.under_own_name(statement, name) {
+                self.bytes = self.bytes + own.body.len() - statement.body.len();
                 *statement = own;
             }
         }

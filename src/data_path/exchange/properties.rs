@@ -84,6 +84,7 @@ fn say() -> impl Strategy<Value = Say> {
         3 => Just(Say::Execute),
         1 => select(&NAMES[..]).prop_map(Say::Close),
         1 => Just(Say::Flush),
+        1 => select(&TEXTS[..]).prop_map(Say::Query),
     ]
 }
 
@@ -194,6 +195,7 @@ impl Backend {
             b'E' => self.portal.clone().and_then(|sql| self.run(&sql, out)),
             b'Q' => {
                 self.statements.remove(&b""[..]);
+                self.portal = None;
                 if self.run(cstr(&mut body).unwrap(), out).is_none() {
                     error(out);
                 }
@@ -282,6 +284,7 @@ fn exchange(
             server.take(part, client, &mut out).unwrap();
             heard.extend_from_slice(out.finish());
         }
+        backend.skipping
     };
     let mut said: VecDeque<_> = parts(request, cuts).into_iter().map(<[u8]>::to_vec).collect();
     while let Some(part) = said.pop_front() {
@@ -292,6 +295,9 @@ fn exchange(
             said.push_front(rest);
             answer(&mut forwarded, client, server);
             assert!(!server.lease.is_awaited());
+        } else if part.len() % 2 == 0 && !client.mid_message() {
+            // Somebody else would get the server.
+            assert!(!answer(&mut forwarded, client, server) || !server.lease.is_over());
         }
     }
     answer(&mut forwarded, client, server);

@@ -25,6 +25,10 @@ use crate::{
 /// The longest ErrorResponse or ParameterStatus that is read whole; PostgreSQL itself stays below 30 000 bytes.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
 
+/// The longest description of a statement: 65 535 types of parameters; and of as many columns as PostgreSQL allows, 1 664, with
+/// names of 63 bytes it is shorter.
+const SHAPE_BYTES_MAX: usize = 256 * 1024 + 16;
+
 /// What lives with a server: its side, and the lease of whoever holds it.
 #[derive(Debug)]
 pub struct ServerSide {
@@ -325,6 +329,10 @@ impl ServerSide {
                 Asked::Shape(naming) => statements.failed(&naming.statement),
                 // It was to take an unnamed statement away, another client's perhaps, which is still there.
                 Asked::CloseUnnamed => statements.doubt_unnamed(),
+                Asked::Query(deeds) => {
+                    statements.doubt_unnamed();
+                    deeds.into_iter().for_each(|deeds| deeds.undone(&mut client.statements, statements));
+                }
                 Asked::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
                 Asked::Close(Some(naming)) => match &naming.client_name {
                     Some(name) => client.statements.insert(name, naming.statement.clone()),
@@ -431,7 +439,7 @@ fn lexing(reported: &[(Box<str>, Box<str>)]) -> Lexing {
 
 fn need_of_server(tag: u8, length: usize, lease: &Lease) -> Result<Need, FrameError> {
     Ok(match tag {
-        b'T' | b't' if length <= REPORT_BYTES_MAX && lease.is_shape_owed() => Need::Whole,
+        b'T' | b't' if length <= SHAPE_BYTES_MAX && lease.is_shape_owed() => Need::Whole,
         b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
         b'Z' if length == 5 => Need::Whole,
         b'Z' => return Err(FrameError::Length),

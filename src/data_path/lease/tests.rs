@@ -174,3 +174,24 @@ fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
     assert_eq!(lease.error(|_, _| {}), Ok(Whose::Follow));
     assert!(lease.ready(b'I').unwrap());
 }
+
+/// pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is skipped as well, and the
+/// server went to somebody else, whose query it skipped, too.
+#[test]
+fn a_query_that_is_skipped_does_not_end_its_batch() {
+    for rest in ["Q", "F", "EQ", "QQ"] {
+        let mut lease = Lease::default();
+        asked(&mut lease, &format!("PB{rest}"));
+        replies(&mut lease, "1E").unwrap();
+        assert!(!lease.is_over() && !lease.is_settled(), "{rest}");
+        asked(&mut lease, "PBES");
+        assert!(!lease.is_over());
+        replies(&mut lease, "Z").unwrap();
+        assert!(lease.is_over());
+    }
+    // One that runs does.
+    let mut lease = Lease::default();
+    asked(&mut lease, "PBEQ");
+    replies(&mut lease, "12CTDCZ").unwrap();
+    assert!(lease.is_over());
+}
