@@ -8,7 +8,7 @@ use super::{
     choice::Talk,
     doubts::Doubts,
     lease::Pins,
-    statement::{self, Argument, Discard, Effects, Kind, Lexing, SetValue, Statement},
+    statement::{self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetValue, Statement},
 };
 
 /// What a text may leave behind in the session that runs it; read once.
@@ -131,8 +131,8 @@ impl Aftermath {
             }
             found.names = (!names.is_empty()).then(|| names.into());
         }
-        if effects.intersects(Effects::DDL) && changes_functions(body, false) {
-            found.doubts.insert(Doubts::FUNCTIONS);
+        if effects.intersects(Effects::DDL) {
+            found.doubts.insert(changed_objects(body, false));
         }
         found
     }
@@ -161,8 +161,8 @@ impl Aftermath {
         let (mut names_statements, mut unfollowed) = (false, false);
         let inspects = effects.contains(Effects::INSPECTION);
         let mut talk = Talk::default();
-        if effects.intersects(Effects::DDL) && changes_functions(sql, true) {
-            doubts.insert(Doubts::FUNCTIONS);
+        if effects.intersects(Effects::DDL) {
+            doubts.insert(changed_objects(sql, true));
         }
         if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC) {
             names.extend(dotted_names(sql));
@@ -273,39 +273,42 @@ fn is_read_again(statement: &Statement<'_>) -> bool {
 /// Makes prepared statements doubtful whatever else a text does.
 const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).union(Effects::UNKNOWN);
 
-/// Whether a text may make or change functions, or what calls them. `tables`: tables count, whose defaults may.
-fn changes_functions(text: &[u8], tables: bool) -> bool {
-    const OBJECTS: [&[u8]; 18] = [
+/// Whether a text may make or change functions, or only what calls them. `tables`: tables count, whose defaults may.
+fn changed_objects(text: &[u8], tables: bool) -> Doubts {
+    const FUNCTIONS: [&[u8]; 11] = [
         b"function",
         b"procedure",
         b"routine",
-        b"trigger",
-        b"rule",
-        b"view",
         b"event",
         b"extension",
-        b"policy",
         b"operator",
         b"cast",
         b"aggregate",
         b"domain",
-        b"constraint",
-        b"materialized",
-        b"recursive",
         b"type",
         b"language",
     ];
+    const CALLERS: [&[u8]; 7] =
+        [b"trigger", b"rule", b"view", b"policy", b"constraint", b"materialized", b"recursive"];
     const TABLES: [&[u8]; 3] = [b"table", b"unlogged", b"foreign"];
     let words =
         text.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_').filter(|word| !word.is_empty());
-    let mut before: &[u8] = b"";
-    words.into_iter().any(|word| {
+    let (mut before, mut changed, mut calls): (&[u8], _, _) = (b"", Doubts::empty(), false);
+    for word in words {
         let verb =
             [&b"create"[..], b"alter", b"replace"].iter().any(|verb| before.eq_ignore_ascii_case(verb));
         before = word;
         let is = |object: &&[u8]| word.eq_ignore_ascii_case(object);
-        verb && (OBJECTS.iter().any(is) || tables && TABLES.iter().any(is))
-    })
+        if verb && FUNCTIONS.iter().any(is) {
+            return Doubts::FUNCTIONS;
+        }
+        if verb && (CALLERS.iter().any(is) || tables && TABLES.iter().any(is)) {
+            changed.insert(Doubts::CALLERS);
+        }
+        // A view or a default that calls one of PostgreSQL's own leaves something behind by itself.
+        calls |= word.len() > 6 && SESSION_FUNCTIONS.iter().any(|name| is(&name.as_bytes()));
+    }
+    if calls && !changed.is_empty() { Doubts::FUNCTIONS } else { changed }
 }
 
 /// Whatever in a text might name a parameter that PostgreSQL does not list: `my.note`.
@@ -406,11 +409,13 @@ mod tests {
 
     #[test]
     fn what_may_change_functions_or_their_callers_is_looked_after() {
-        for sql in [
-            "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''",
-            "ALTER TABLE t ADD x int DEFAULT f()",
+        for (sql, doubts) in [
+            ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", Doubts::FUNCTIONS),
+            ("ALTER TABLE t ADD x int DEFAULT f()", Doubts::CALLERS),
+            ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", Doubts::FUNCTIONS),
+            ("CREATE VIEW v AS SELECT Setseed(0.5)", Doubts::FUNCTIONS),
         ] {
-            assert_eq!(read(sql), Aftermath { doubts: Doubts::FUNCTIONS, ..Aftermath::default() }, "{sql}");
+            assert_eq!(read(sql).doubts, doubts, "{sql}");
         }
     }
 

@@ -22,8 +22,10 @@ bitflags::bitflags! {
         const PREPARED = 1 << 6;
         /// Everything above.
         const EVERYTHING = 0x7f;
-        /// Functions, or what calls them: they are read again (see `catalogue/`).
+        /// Functions: they are read again (see `catalogue/`).
         const FUNCTIONS = 1 << 7;
+        /// What calls functions: if some leave anything behind, it is read again as well.
+        const CALLERS = 1 << 10;
         /// Whether functions are still as they were read.
         const LEARN = 1 << 8;
         /// Parameters of a kind that PostgreSQL does not list, under names that nobody knows: the server's are all set anew

@@ -183,7 +183,8 @@ impl Uncertain {
 
     /// Whether the server must be asked what has become of the session.
     pub fn has_doubts(&self) -> bool {
-        !self.doubts.difference(Doubts::FUNCTIONS).difference(Doubts::LEARN).is_empty()
+        let unasked = Doubts::FUNCTIONS.union(Doubts::CALLERS).union(Doubts::LEARN);
+        !self.doubts.difference(unasked).is_empty()
     }
 
     /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
