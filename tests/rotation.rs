@@ -11,7 +11,8 @@ use std::sync::{
 use async_trait::async_trait;
 use pglobby::control_path::{
     central::Central,
-    keyring::Keyring,
+    key_rotation,
+    live_keyring::LiveKeyring,
     onboarding::{
         create::create,
         drop::DropDatabase,
@@ -236,13 +237,31 @@ async fn between_the_two_commits(
     proxy: &Proxy,
 ) -> (Arc<HoldAt>, JoinHandle<Result<RotatedTenant, OperatorError>>) {
     let config = pglobby::config::Config::load(Some(&proxy.config_file())).unwrap();
-    let keyring = Arc::new(Keyring::load(&config).unwrap());
+    let keyring = Arc::new(LiveKeyring::load(&config).unwrap());
     let mut operator = Operator::new(Central::open(&config).unwrap(), keyring, "test");
     let hold = Arc::new(HoldAt { step: "roles", ..HoldAt::default() });
     operator.progress = Some(hold.clone());
     let rotating = tokio::spawn(async move { rotate(&operator, "acme").await });
     in_time("the host has the new passwords", hold.reached.notified()).await;
     (hold, rotating)
+}
+
+/// An operator kept the key ring of its first moment: a tenant that was long in the making was sealed with a key that had been
+/// retired meanwhile, and nobody could open it any more; other work ended with a key that it did not know.
+#[tokio::test]
+async fn keys_may_be_rotated_and_retired_while_a_tenant_is_made() {
+    let desk = Desk::new().await;
+    let mut operator = desk.another_operator();
+    let hold = Arc::new(HoldAt { step: "owned", ..HoldAt::default() });
+    operator.progress = Some(hold.clone());
+    let making = tokio::spawn(async move { create(&operator, &tenant("acme")).await });
+    in_time("a tenant in the making", hold.reached.notified()).await;
+    let rotated = key_rotation::rotate(&desk.another_operator(), &desk.config, true).await.unwrap();
+    assert_eq!(rotated.retired.len(), 1);
+    hold.go_on.notify_one();
+    making.await.unwrap().unwrap();
+    assert_row_lets_in(&desk, "acme").await;
+    drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
 }
 
 /// The host's passwords change a moment before the row's. Servers opened in between with the old ones were refused, and

@@ -23,7 +23,7 @@ use crate::{
         console::Request,
         hosts,
         init::{DEFAULT_HOST, init},
-        keyring::Keyring,
+        live_keyring::LiveKeyring,
         local_cluster::Stop,
         operator::Operator,
         serving::Serving,
@@ -113,7 +113,7 @@ async fn until_told_to_stop(signals: &mut Signals, serving: &Serving, folder: &D
 }
 
 fn operator(config: &Config) -> Result<Operator, Failure> {
-    let keyring = Keyring::load(config)?;
+    let keyring = LiveKeyring::load(config)?;
     Ok(Operator::new(Central::open(config)?, Arc::new(keyring), "pglobby dev"))
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Failure, Globals};
-use crate::control_path::{central::Central, keyring::Keyring, migrations, operator::Operator};
+use crate::control_path::{central::Central, live_keyring::LiveKeyring, migrations, operator::Operator};
 
 /// The person at this command line, with the central database and the key ring at hand.
 ///
@@ -11,7 +11,7 @@ use crate::control_path::{central::Central, keyring::Keyring, migrations, operat
 /// Configuration, keys, or the central database's schema.
 pub async fn operator(globals: &Globals) -> Result<Operator, Failure> {
     let config = globals.load_config()?;
-    let keyring = Keyring::load(&config)?;
+    let keyring = LiveKeyring::load(&config)?;
     let central = Central::open(&config)?;
     migrations::require_current(&**central.client().await?).await?;
     Ok(Operator::new(central, Arc::new(keyring), actor()))

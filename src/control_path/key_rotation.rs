@@ -59,7 +59,7 @@ pub struct Rotated {
 pub async fn list(operator: &Operator) -> Result<Vec<KeyUse>, OperatorError> {
     let client = operator.central.client().await?;
     let sealed = count_by_key(&client).await?;
-    Ok(uses(&operator.keyring, sealed))
+    Ok(uses(&operator.keyring.fresh(), sealed))
 }
 
 fn uses(keyring: &Keyring, mut sealed: BTreeMap<String, u64>) -> Vec<KeyUse> {

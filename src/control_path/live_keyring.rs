@@ -66,6 +66,14 @@ impl LiveKeyring {
         self.ring.load_full()
     }
 
+    /// [`Keyring::seal`], with the ring as it is now.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn seal(&self, place: &Place<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
+        self.fresh().seal(place, secret)
+    }
+
     /// [`Keyring::open`]; for a key that is not known, after another look at the file.
     ///
     /// # Errors

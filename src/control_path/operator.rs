@@ -11,7 +11,7 @@ use tokio_postgres::{GenericClient, error::SqlState};
 
 use super::{
     central::{Central, CentralError, causes},
-    keyring::{Keyring, KeyringError},
+    keyring::KeyringError,
     live_keyring::LiveKeyring,
     marks::Marks,
     onboarding::names::NameError,
@@ -23,8 +23,8 @@ use super::{
 pub struct Operator {
     /// Where everything is recorded.
     pub central: Central,
-    /// What credentials are sealed with.
-    pub keyring: Arc<Keyring>,
+    /// What credentials are sealed with, as it is now: keys may be rotated while long work goes on.
+    pub keyring: Arc<LiveKeyring>,
     /// For `audit_log` and `operations`: `os:peter`, `login:admin`, `api:deploy`.
     pub actor: String,
     /// Told of each step of long work, if anybody wants to know.
@@ -48,9 +48,9 @@ impl Office {
         self.marks.wait_until_applied(&self.central).await;
     }
 
-    /// Somebody called `actor`, with the key ring as it is now.
+    /// Somebody called `actor`.
     pub fn operator(&self, actor: impl Into<String>) -> Operator {
-        Operator::new(self.central.clone(), self.keyring.fresh(), actor)
+        Operator::new(self.central.clone(), self.keyring.clone(), actor)
     }
 }
 
@@ -162,7 +162,7 @@ pub(crate) fn server_words(error: &tokio_postgres::Error) -> String {
 
 impl Operator {
     /// Somebody called `actor`, who wants no progress.
-    pub fn new(central: Central, keyring: Arc<Keyring>, actor: impl Into<String>) -> Self {
+    pub fn new(central: Central, keyring: Arc<LiveKeyring>, actor: impl Into<String>) -> Self {
         Self { central, keyring, actor: actor.into(), progress: None }
     }
 

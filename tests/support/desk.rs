@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use pglobby::control_path::{
     central::Central,
     init::init,
-    keyring::Keyring,
+    live_keyring::LiveKeyring,
     onboarding::create::CreateTenant,
     operator::{Operator, Progress},
 };
@@ -28,7 +28,7 @@ pub enum Master {
 pub struct Desk {
     pub lobby: Lobby,
     pub operator: Operator,
-    config: pglobby::config::Config,
+    pub config: pglobby::config::Config,
 }
 
 impl Desk {
@@ -53,7 +53,7 @@ impl Desk {
     }
 
     fn operator_of(config: &pglobby::config::Config) -> Operator {
-        let keyring = Keyring::load(config).unwrap();
+        let keyring = LiveKeyring::load(config).unwrap();
         Operator::new(Central::open(config).unwrap(), Arc::new(keyring), "test")
     }
 
