@@ -29,6 +29,16 @@ pub(super) struct Rewritten {
     pub deeds: Deeds,
 }
 
+impl Rewritten {
+    /// Behind `between`, which stays, comes `ours` in the place of `length` bytes.
+    fn replace(&mut self, between: &[u8], length: usize, ours: &[u8]) {
+        self.text.extend_from_slice(between);
+        self.text.extend_from_slice(ours);
+        let behind = String::from_utf8_lossy(&self.text).chars().count();
+        self.deeds.shifts.push((behind, ours.len().cast_signed() - length.cast_signed()));
+    }
+}
+
 /// What names mean in the middle of a text, as far as the text itself has changed it.
 #[derive(Default)]
 struct Local {
@@ -61,7 +71,7 @@ impl Requests<'_, '_> {
                     self.rules.admit(self.statements, named, bytes)?;
                     let aftermath = found.text.get(body.clone()).unwrap_or_default();
                     let aftermath = Aftermath::read(aftermath, self.server.lexing());
-                    let (text, range) = as_kept(sql, found.text, found.start, &name.range);
+                    let (text, range) = as_kept(sql, &found, &name.range);
                     let statement = self.rules.table.in_sql(aftermath, text, range);
                     let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
                     rewritten.deeds.list.push_back(Deed::Prepares(naming));
@@ -100,10 +110,7 @@ impl Requests<'_, '_> {
                 continue;
             }
             let range = found.start + name.range.start..found.start + name.range.end;
-            rewritten.text.extend_from_slice(sql.get(copied..range.start).unwrap_or_default());
-            rewritten.text.extend_from_slice(&ours);
-            let behind = String::from_utf8_lossy(&rewritten.text).chars().count();
-            rewritten.deeds.shifts.push((behind, ours.len().cast_signed() - range.len().cast_signed()));
+            rewritten.replace(sql.get(copied..range.start).unwrap_or_default(), range.len(), &ours);
             copied = range.end;
         }
         if copied == 0 && !followed {
@@ -114,19 +121,19 @@ impl Requests<'_, '_> {
     }
 }
 
-/// What PostgreSQL keeps of a PREPARE that stands at `start`, and where the name is in it: the whole of what was sent, to the
-/// last semicolon. It would keep other statements that were sent with it, which must not run again.
+/// What PostgreSQL keeps of a PREPARE, and where the name is in it: the whole of what was sent, to the last semicolon. It would
+/// keep other statements that were sent with it, which must not run again.
 fn as_kept<'a>(
     sql: &'a [u8],
-    statement: &'a [u8],
-    start: usize,
+    prepare: &statement::Statement<'a>,
     name: &Range<usize>,
 ) -> (&'a [u8], Range<usize>) {
+    let start = prepare.start;
     let empty = |text: Option<&[u8]>| {
         text.is_some_and(|text| text.iter().all(|byte| byte.is_ascii_whitespace() || *byte == b';'))
     };
-    match empty(sql.get(..start)) && empty(sql.get(start + statement.len()..)) {
+    match empty(sql.get(..start)) && empty(sql.get(start + prepare.text.len()..)) {
         true => (sql, start + name.start..start + name.end),
-        false => (statement, name.clone()),
+        false => (prepare.text, name.clone()),
     }
 }

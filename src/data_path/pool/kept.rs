@@ -2,7 +2,8 @@
 //!
 //! As long as nobody waits every session may keep its server. Then the pool asks, one for each that waits and again from
 //! time to time: a session that keeps its server for nothing but `currval` and `lastval` gives it back when it has idled a
-//! little, or between two transactions where somebody has waited for long, and has no such value any more; one beyond `max_pinned_servers` is ended with a clear error. The one that has idled longest comes first.
+//! little, or between two transactions where somebody has waited for long, and has no such value any more; one beyond
+//! `max_pinned_servers` is ended with a clear error. The one that has idled longest comes first.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
