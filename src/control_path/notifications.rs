@@ -120,25 +120,26 @@ async fn hear_while<T>(
         tokio::select! {
             done = &mut work => return Ok(done),
             message = poll_fn(|cx| connection.poll_message(cx)) => match message {
-                Some(Ok(AsyncMessage::Notification(notice))) if notice.channel() == CANCEL_CHANNEL => {
-                    if let Some(key) = CancelKey::parse(notice.payload()) {
-                        on_notice(Notice::Cancel(key));
+                Some(Ok(AsyncMessage::Notification(told))) => {
+                    if let Some(notice) = notice(told.channel(), told.payload()) {
+                        on_notice(notice);
                     }
-                }
-                Some(Ok(AsyncMessage::Notification(notice))) if notice.channel() == FULL_CHANNEL => {
-                    on_notice(Notice::HostFull(notice.payload().to_owned()));
-                }
-                Some(Ok(AsyncMessage::Notification(notice))) if notice.channel() == MARK_CHANNEL => {
-                    on_notice(Notice::Mark(notice.payload().to_owned()));
-                }
-                Some(Ok(AsyncMessage::Notification(notice))) => {
-                    on_notice(Notice::Changed(parse(notice.payload())));
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(causes(&error)),
                 None => return Err("the connection was closed".to_owned()),
             },
         }
+    }
+}
+
+/// What is told on a channel; `None`: nothing that can be read.
+fn notice(channel: &str, payload: &str) -> Option<Notice> {
+    match channel {
+        CANCEL_CHANNEL => CancelKey::parse(payload).map(Notice::Cancel),
+        FULL_CHANNEL => Some(Notice::HostFull(payload.to_owned())),
+        MARK_CHANNEL => Some(Notice::Mark(payload.to_owned())),
+        _ => Some(Notice::Changed(parse(payload))),
     }
 }
 

@@ -191,7 +191,7 @@ impl Catalogue {
         };
         if let Some(found) = found {
             uncertain.note(&found, false);
-            if found.doubts.intersects(Doubts::FUNCTIONS.union(Doubts::CALLERS)) {
+            if self.may_be_changed_by(found.doubts) {
                 uncertain.changes_functions(self);
             }
         }
@@ -209,7 +209,7 @@ impl Catalogue {
         };
         for found in texts.filter_map(|(text, tangled)| known.look(text, tangled)) {
             uncertain.note(&found, false);
-            if found.doubts.intersects(Doubts::FUNCTIONS.union(Doubts::CALLERS)) {
+            if self.may_be_changed_by(found.doubts) {
                 self.doubt();
             }
         }
