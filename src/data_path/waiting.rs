@@ -48,7 +48,8 @@ impl Relay {
         self.handle.set_doing(Doing::Waiting, self.pool.worker.clock.now_ms());
         let pool = self.pool.clone();
         let borrowed = tokio::select! {
-            borrowed = pool.borrow(self.query_wait) => borrowed,
+            biased;
+            borrowed = pool.borrow(began, self.query_wait) => borrowed,
             interrupted = self.interrupted() => Err(interrupted?),
         };
         self.pool.stats.wait_time.record(began.elapsed());

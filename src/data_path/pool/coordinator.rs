@@ -1,6 +1,6 @@
 //! Opens servers for a pool, and closes those it no longer needs.
 //!
-//! Sessions only ever wait in the pool's queue; servers are opened by tasks of their own. So a server that comes back
+//! Sessions only ever wait in the pool's line; servers are opened by tasks of their own. So a server that comes back
 //! early serves whoever waited longest, a client that leaves cancels no connect, and a connect that fails is told to all.
 
 use std::{
@@ -100,7 +100,7 @@ impl Pool {
                 }
                 // Opened for a pool that was paused meanwhile: nobody is to have it.
                 if !self.is_paused() {
-                    drop(self.servers.try_add(server));
+                    self.offer(server);
                 }
             }
             Err(error) => {
@@ -112,7 +112,9 @@ impl Pool {
                 if error.is_host_full() && self.budget.live() > 0 {
                     return; // a permit that comes free wakes this pool's wish
                 }
-                self.failure.send_replace(Some(refusal));
+                if self.live() == 0 {
+                    self.line.refuse_all(&refusal);
+                }
             }
         }
     }
@@ -219,7 +221,7 @@ impl Pool {
         match answer.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())) {
             Ok(_) if !self.is_paused() => {
                 server.heard_at = self.worker.clock.now();
-                drop(self.servers.try_add(server));
+                self.offer(server);
             }
             Ok(_) => {}
             Err(error) => {

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::Pool;
@@ -137,7 +137,7 @@ impl Pool {
             if let Some(server) = pool.try_borrow() {
                 return Ok((pool, server));
             }
-            match pool.borrow(wait).await {
+            match pool.borrow(Instant::now(), wait).await {
                 Ok(server) => return Ok((pool, server)),
                 Err(refusal) => match pool.current().filter(|_| pool.is_retired()) {
                     Some(successor) => pool = successor,

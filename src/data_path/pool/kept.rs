@@ -5,7 +5,7 @@
 //! little, or between two transactions where somebody has waited for long, and has no such value any more; one beyond
 //! `max_pinned_servers` is ended with a clear error. The one that has idled longest comes first.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Pool;
 use crate::{
@@ -67,9 +67,14 @@ impl Pool {
         }
     }
 
-    /// Somebody waits: asks one session that idles to let go of its server.
+    /// Somebody waits: asks one session that idles to let go of its server, where none is being opened; `false` if there is
+    /// none to ask.
+    pub(super) fn ask_for_kept(&self) -> bool {
+        !self.is_paused() && self.opening() < self.waiting() && self.call_back()
+    }
+
     #[cold]
-    pub(super) fn call_back(&self) {
+    fn call_back(&self) -> bool {
         let now_ms = self.worker.clock.now_ms();
         let kept = self.kept.sessions();
         let others_read = self.catalogue.are_sequences_read();
@@ -79,19 +84,21 @@ impl Pool {
             yields(pins) && !is_about_to_read && !session.is_called_back()
         });
         if let Some(session) = longest_idle(yielding, now_ms) {
-            return session.call_back();
+            session.call_back();
+            return true;
         }
         let beyond = kept.iter().filter(|session| !yields(session.pins())).skip(self.rules.pinned_max);
         if let Some(session) = longest_idle(beyond, now_ms) {
             session.end_when_free(self.too_many(session.pins()));
         }
+        false
     }
 
     /// Whether a session with these pins, between two transactions, must let go of its server now.
     #[cold]
     pub fn wants_back(&self, session: &SessionHandle, pins: Pins) -> Wanted {
         if yields(pins) {
-            let stays = pins.contains(Pins::SEQUENCE_WRITTEN) || self.impatient.load(Ordering::Relaxed) == 0;
+            let stays = pins.contains(Pins::SEQUENCE_WRITTEN) || !self.line.is_impatient();
             return if stays { Wanted::No } else { Wanted::Yielded };
         }
         let kept = self.kept.sessions();

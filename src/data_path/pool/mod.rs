@@ -1,8 +1,8 @@
 //! Server connections of one (tenant, access): lent to sessions, given back, kept, closed.
 //!
-//! A deadpool `unmanaged` pool holds the idle ones and queues who waits, first come first served. Filling it is the
-//! business of `coordinator.rs`, within the host's `budget.rs`. A pool lives on its tenant's worker: every server in it
-//! is registered with that worker's reactor.
+//! A deadpool `unmanaged` pool holds the idle ones; who waits stands in `line.rs`. Filling it is the business of
+//! `coordinator.rs`, within the host's `budget.rs`. A pool lives on its tenant's worker: every server in it is registered
+//! with that worker's reactor.
 
 pub mod budget;
 mod coordinator;
@@ -11,6 +11,7 @@ mod ear_line;
 pub mod greeting;
 pub mod halt;
 pub mod kept;
+mod line;
 pub mod roster;
 pub mod stats;
 mod tenant_pools;
@@ -20,15 +21,21 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use deadpool::unmanaged::{self, Object, PoolError};
-use tokio::{sync::watch, time::Instant};
+use deadpool::unmanaged::{self, Object};
 
 pub use self::kept::Pinned;
 pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
-use self::{budget::Budget, ear::EarPlace, greeting::Greetings, roster::Roster, stats::PoolStats};
+use self::{
+    budget::Budget,
+    ear::EarPlace,
+    greeting::Greetings,
+    line::{InLine, Line},
+    roster::Roster,
+    stats::PoolStats,
+};
 use super::{
     catalogue::Catalogue,
     prepared::{Capacity, StatementTable},
@@ -71,11 +78,6 @@ pub struct PoolRules {
     /// A server is closed when idle after this.
     pub server_lifetime: Duration,
 }
-
-/// How often a session that waits for a server has those asked who keep one.
-const CALL_BACK_EVERY: Duration = Duration::from_millis(25);
-/// Who has waited so long has a session's server that needs it less, as soon as that is between two transactions.
-const IMPATIENT_AFTER: Duration = Duration::from_millis(100);
 
 /// In a pool of fewer servers than this every one may be kept by a session.
 const SMALL_POOL: usize = 5;
@@ -143,9 +145,7 @@ pub struct Pool {
     /// Servers open or being opened. Counted up where a permit is got, down by the permit's drop.
     live: AtomicUsize,
     opening: AtomicUsize,
-    waiting: AtomicUsize,
-    /// Those of them that have waited for [`IMPATIENT_AFTER`].
-    impatient: AtomicUsize,
+    line: Line<Box<Server>>,
     cancelling: AtomicUsize,
     kept: kept::Kept,
     last_used_ms: AtomicU64,
@@ -158,8 +158,6 @@ pub struct Pool {
     keeper: Weak<TenantPools>,
     /// Who serves this tenant instead, once retired.
     successor: OnceLock<Arc<Pool>>,
-    /// The last time that no server could be opened, and why: waiters listen.
-    failure: watch::Sender<Option<Refusal>>,
 }
 
 /// A session of a pool, counted as long as this lives.
@@ -210,7 +208,7 @@ impl Pool {
         let mut idle: Vec<Box<Server>> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
         for server in idle.into_iter().rev() {
-            drop(self.servers.try_add(server));
+            self.offer(server);
         }
         longest
     }
@@ -228,67 +226,16 @@ impl Pool {
         server.idle_since = now;
         server.heard_at = now;
         self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        // A retired pool is closed and hands the server back to be dropped.
-        drop(self.servers.try_add(server));
+        self.offer(server);
     }
 
-    /// A server, opened if need be; waits in line for at most `wait`.
+    /// A server, opened if need be; waits in line for at most `wait` from `since` on.
     ///
     /// # Errors
     /// [`Refusal::PoolBusy`] when the wait was in vain, [`Refusal::ServerUnreachable`] when none could be opened,
     /// [`Refusal::AdminShutdown`] when the pool was retired meanwhile.
-    pub async fn borrow(self: &Arc<Self>, wait: Duration) -> Result<Box<Server>, Refusal> {
-        let _waiting = Counted::new(self, |pool| &pool.waiting);
-        let mut failure = self.failure.subscribe();
-        failure.mark_unchanged();
-        // One timer for both: the deadline, and to ask now and then who keeps a server.
-        let began = Instant::now();
-        let mut impatient = None;
-        let tick = tokio::time::sleep(wait.min(CALL_BACK_EVERY));
-        tokio::pin!(tick);
-        loop {
-            self.open_wanted();
-            self.ask_for_kept();
-            let got = self.servers.get();
-            tokio::pin!(got);
-            let object = loop {
-                tokio::select! {
-                    biased;
-                    got = &mut got => break got,
-                    _ = failure.changed() => {
-                        let refusal = failure.borrow_and_update().clone();
-                        if let (0, Some(refusal)) = (self.live(), refusal) {
-                            return Err(refusal);
-                        }
-                    }
-                    () = &mut tick => {
-                        let Some(left) = wait.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) else {
-                            return Err(Refusal::PoolBusy { waited: wait });
-                        };
-                        tick.as_mut().reset(Instant::now() + left.min(CALL_BACK_EVERY));
-                        if impatient.is_none() && began.elapsed() >= IMPATIENT_AFTER {
-                            impatient = Some(Counted::new(self, |pool| &pool.impatient));
-                        }
-                        // Whoever has just begun to keep a server may be asked a moment later.
-                        self.ask_for_kept();
-                    }
-                }
-            };
-            match object.map(|object| self.vet(Object::take(object))) {
-                Ok(Some(server)) => return Ok(server),
-                Ok(None) => {}
-                Err(PoolError::Closed | PoolError::Timeout | PoolError::NoRuntimeSpecified) => {
-                    return Err(Refusal::AdminShutdown);
-                }
-            }
-        }
-    }
-
-    /// Asks a session that keeps a server for it, where none is being opened for who waits.
-    fn ask_for_kept(&self) {
-        if !self.is_paused() && self.opening() < self.waiting() {
-            self.call_back();
-        }
+    pub async fn borrow(self: &Arc<Self>, since: Instant, wait: Duration) -> Result<Box<Server>, Refusal> {
+        InLine::new(self, since, wait).await
     }
 
     /// Lets an idle server pass that is this pool's own and has nothing to say; any other is closed.
@@ -325,7 +272,7 @@ impl Pool {
 
     /// Sessions that wait for a server.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Acquire)
+        self.line.waiting()
     }
 
     /// Cancel requests on their way to its servers.
@@ -390,5 +337,6 @@ impl Pool {
         }
         self.retired.store(true, Ordering::Release);
         self.servers.close();
+        self.line.close();
     }
 }

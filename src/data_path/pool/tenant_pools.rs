@@ -14,11 +14,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use deadpool::unmanaged;
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, budget::Budget, ear::EarPlace, greeting::Greetings, halt::Halts, stats::PoolStats,
+    Pool, PoolRules, budget::Budget, ear::EarPlace, greeting::Greetings, halt::Halts, line::Line,
+    stats::PoolStats,
 };
 use crate::{
     config::Config,
@@ -157,8 +157,7 @@ impl TenantPools {
             dial: self.dial.load_full(),
             live: AtomicUsize::new(0),
             opening: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            impatient: AtomicUsize::new(0),
+            line: Line::default(),
             cancelling: AtomicUsize::new(0),
             kept: super::kept::Kept::default(),
             last_used_ms: AtomicU64::new(0),
@@ -167,7 +166,6 @@ impl TenantPools {
             retired: AtomicBool::new(false),
             keeper: self.me.clone(),
             successor: OnceLock::new(),
-            failure: watch::Sender::new(None),
             place: Arc::new(Place { tenant: tenant.clone(), access }),
             tenant,
             access,
