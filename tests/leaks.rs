@@ -98,6 +98,33 @@ async fn a_session_authorization_stays_with_its_client() {
     assert_eq!(other.ask("SELECT session_user").await, role);
 }
 
+/// Elsewhere it would have to be set by the login, which may not: the session ended with an error of ours.
+#[tokio::test]
+async fn a_parameter_that_only_a_role_may_set_keeps_its_server() {
+    let proxy = lobby("transaction", 2).await;
+    let role = proxy.client("acme").ask("SELECT current_user").await;
+    let granted = "GRANT SET ON PARAMETER session_replication_role TO visitor";
+    proxy.behind("acme").await.run(&format!("{granted}; ALTER ROLE \"{role}\" NOINHERIT")).await;
+    let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+
+    one.run("SET ROLE visitor").await;
+    one.run("SET session_replication_role = replica").await;
+    one.run("RESET ROLE").await;
+    let its_own = one.server_pid().await;
+    for _ in 0..3 {
+        other.run("SET work_mem = '5MB'").await;
+        assert_eq!(other.ask("SHOW session_replication_role").await, "origin");
+        assert_eq!(
+            one.ask(
+                "SELECT current_setting('session_replication_role') || ' ' || (current_user = 'visitor')"
+            )
+            .await,
+            "replica false"
+        );
+        assert_eq!(one.server_pid().await, its_own);
+    }
+}
+
 /// The sequence values of one session are nobody else's business.
 #[tokio::test]
 async fn last_sequence_values_leave_with_their_session_in_session_mode() {

@@ -273,6 +273,11 @@ impl Uncertain {
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
+        // What a role may set, and its login may not, cannot be set elsewhere before the role.
+        let under_role = names.contains(&"role") || carried.get("role").is_some();
+        if under_role && names.iter().any(|name| *name != "role") {
+            parts.push(format!("SELECT 'p', '{}', '', true WHERE {ROLES_OWN}", Pins::SETTINGS.bits()));
+        }
         if self.doubts.contains(Doubts::LISTEN) {
             parts.push(
                 "SELECT 'c', channel, '', true FROM pg_catalog.pg_listening_channels() AS channel".to_owned(),
@@ -348,6 +353,10 @@ const UNASKABLE: [&str; 10] = [
     "server_encoding",
     "integer_datetimes",
 ];
+
+/// Whether the session has set what only a superuser may, or who was granted it, and is none itself.
+const ROLES_OWN: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
+     AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
 /// Stands among a server's settings for those nobody knows of. No session wants it, so RESET ALL comes before the next use.
 const UNNAMED: &str = "pglobby.unnamed";
