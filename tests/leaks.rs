@@ -125,6 +125,22 @@ async fn a_parameter_that_only_a_role_may_set_keeps_its_server() {
     }
 }
 
+/// What was pipelined behind the role was executed without it, by a login that may do more.
+#[tokio::test]
+async fn what_was_asked_under_a_role_is_never_done_without_it() {
+    let proxy = lobby("transaction", 1).await;
+    let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    let role = other.ask("SELECT current_user").await;
+    one.run("CREATE TABLE done (by text); GRANT ALL ON done TO visitor; SET ROLE visitor").await;
+    one.run("INSERT INTO done SELECT current_user").await;
+    other.run("INSERT INTO done SELECT 'other'").await;
+    proxy.behind("acme").await.run(&format!("REVOKE visitor FROM \"{role}\"")).await;
+
+    // The server has been in other hands, and does not take the role any more.
+    assert_eq!(one.refusal_of("INSERT INTO done SELECT current_user").await, "57P01");
+    assert_eq!(other.ask("SELECT string_agg(by, ' ' ORDER BY by) FROM done").await, "other visitor");
+}
+
 /// The sequence values of one session are nobody else's business.
 #[tokio::test]
 async fn last_sequence_values_leave_with_their_session_in_session_mode() {

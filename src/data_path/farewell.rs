@@ -1,12 +1,17 @@
 //! How a session ends, and what becomes of the server it held: nobody else may ever see the remains.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
-    cancel, exchange::ClientSide, lease::Pins, pool::Pool, relay::Relay, server::connection::Server,
+    cancel,
+    exchange::{Broken, ClientSide, ServerError},
+    lease::Pins,
+    pool::Pool,
+    relay::Relay,
+    server::connection::Server,
 };
 use crate::{
     error::Refusal,
@@ -47,7 +52,7 @@ impl Relay {
         // Words put behind the beginning of a message would be read as its rest: as data, in a row.
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
-            self.handle.server_process_id.store(0, std::sync::atomic::Ordering::Relaxed);
+            self.handle.server_process_id.store(0, Ordering::Relaxed);
             self.handle.set_pins(Pins::empty());
             self.pinned = None;
             match end {
@@ -65,6 +70,24 @@ impl Relay {
         if !matches!(end, End::ClientGone | End::Terminated) {
             self.unsent.push(&bytes);
             say_goodbye(self.client, self.unsent).await;
+        }
+    }
+
+    /// The server cannot be used any longer: how the session ends.
+    pub(super) fn broken(&self, broken: Broken) -> End {
+        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, side = "server", %broken, "closing both connections");
+        match broken {
+            Broken::Bookkeeping(ServerError { sqlstate, message }) if sqlstate.starts_with("57P") => {
+                End::Refused(Refusal::Server { sqlstate, message }.into())
+            }
+            Broken::Bookkeeping(ServerError { sqlstate, message }) => {
+                let message = format!("what the session has set cannot be set on another server: {message}");
+                End::Refused(Refusal::Server { sqlstate, message }.into())
+            }
+            Broken::Frame(_) | Broken::Desync(_) => {
+                self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);
+                End::ServerLost
+            }
         }
     }
 

@@ -20,6 +20,7 @@ pub mod lobby;
 pub mod passage;
 pub mod pins;
 pub mod pool;
+pub mod prelude;
 pub mod prepared;
 mod proof;
 pub mod proxy;

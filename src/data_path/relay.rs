@@ -17,11 +17,10 @@ use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::oneshot,
 };
-use tracing::warn;
 
 use super::{
     concierge::Concierge,
-    exchange::{Broken, ClientSide, Flow, need_of_client},
+    exchange::{ClientSide, Flow, need_of_client},
     farewell::End,
     hearing::Heard,
     passage::{Departure, Seat},
@@ -236,7 +235,7 @@ impl Relay {
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
         let heard = match server.side.take(chunk, &mut self.side, &mut out) {
             Ok(heard) => heard,
-            Err(broken) => return Err(self.broken(broken)),
+            Err(broken) => return Err(Step::End(self.broken(broken))),
         };
         let bytes = out.finish();
         let stats = &self.pool.stats;
@@ -468,12 +467,6 @@ impl Relay {
         // The beginning of the client's next message waits here, where the next server will get it from.
         self.side.take_held(&mut self.inbox);
         self.pool.give_back(server);
-    }
-
-    fn broken(&self, broken: Broken) -> Step {
-        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, side = "server", %broken, "closing both connections");
-        self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);
-        Step::End(End::ServerLost)
     }
 }
 

@@ -1,10 +1,8 @@
-//! What a session has SET, and how to make another server look the same. Pure.
+//! What a session has SET. Pure; how another server is made to look the same is in `prelude.rs`.
 //!
 //! The rules of SET, SET LOCAL, savepoints, ROLLBACK and RESET are PostgreSQL's, and we do not play them over again: a
 //! text that may have changed something leaves a [`Doubts`], and when its transaction is over, before the server is
 //! given back, the server itself is asked what became of it. A transaction without such a text costs nothing.
-//!
-//! Values reach a server only as bound parameters of `set_config`, never by quoting.
 
 use std::sync::Arc;
 
@@ -14,9 +12,8 @@ use super::{
     channels::Channels,
     choice::Talk,
     doubts::Doubts,
-    lease::{Asked, Lease, Pins, Whose},
+    lease::Pins,
 };
-use crate::wire::message::{append, append_cstr};
 
 /// The parameters by which a session differs from a server that has just been opened; sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -365,87 +362,4 @@ fn array_literal(names: &[&str]) -> String {
     let quoted: Vec<String> =
         names.iter().map(|name| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))).collect();
     format!("{{{}}}", quoted.join(","))
-}
-
-/// What a server calls our statement that sets parameters.
-const SETTER: &[u8] = b"pglobby_set";
-
-/// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
-/// `has_setter` tells whether the server knows our statement already. `true` if a simple query is among it, which ends
-/// the server's unnamed statement.
-#[must_use = "the server's unnamed statement may be gone"]
-pub fn prelude(
-    applied: &Arc<Settings>,
-    wanted: &Arc<Settings>,
-    has_setter: &mut bool,
-    lease: &mut Lease,
-    out: &mut Vec<u8>,
-) -> bool {
-    if Arc::ptr_eq(applied, wanted) || applied == wanted {
-        return false;
-    }
-    let mut queried = false;
-    let none = Settings::default();
-    let mut from: &Settings = applied;
-    if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
-        // Neither role nor session authorisation is touched by RESET ALL.
-        append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
-        let _ = lease.ask(Asked::Query(None), Whose::Ours);
-        queried = true;
-        from = &none;
-    }
-    let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
-    // The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
-    let place = |name: &str| match name {
-        "client_encoding" => 0,
-        "role" => 2,
-        _ => 1,
-    };
-    let ordered = (0..3).flat_map(|at| missing().filter(move |(name, _)| place(name) == at));
-    let mut any = false;
-    for (name, value) in ordered {
-        if !std::mem::replace(has_setter, true) {
-            append(out, b'P', |out| {
-                append_cstr(out, SETTER);
-                append_cstr(out, b"SELECT pg_catalog.set_config($1, $2, false)");
-                out.extend_from_slice(&0u16.to_be_bytes());
-            });
-            let _ = lease.ask(Asked::ParseAsIs, Whose::Ours);
-        }
-        any = true;
-        bind_setter(name, value, out);
-        let _ = lease.ask(Asked::Bind, Whose::Ours);
-        append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
-        let _ = lease.ask(Asked::Execute(None), Whose::Ours);
-    }
-    if any {
-        append(out, b'S', |_| {});
-        let _ = lease.ask(Asked::Sync, Whose::Ours);
-    }
-    queried
-}
-
-/// Takes our own statement from a server on which a session is about to look at what is prepared.
-pub fn hide_setter(has_setter: &mut bool, lease: &mut Lease, out: &mut Vec<u8>) {
-    if *has_setter && lease.ask(Asked::Close(None), Whose::Ours) {
-        *has_setter = false;
-        append(out, b'C', |out| {
-            out.push(b'S');
-            append_cstr(out, SETTER);
-        });
-    }
-}
-
-/// Bind of the unnamed portal to [`SETTER`] with two text parameters.
-fn bind_setter(name: &str, value: &str, out: &mut Vec<u8>) {
-    append(out, b'B', |out| {
-        append_cstr(out, b"");
-        append_cstr(out, SETTER);
-        out.extend_from_slice(&[0, 0, 0, 2]); // parameter formats: all text; two parameters
-        for text in [name, value] {
-            out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-            out.extend_from_slice(text.as_bytes());
-        }
-        out.extend_from_slice(&[0, 0]); // result formats: all text
-    });
 }

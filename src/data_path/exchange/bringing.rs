@@ -12,7 +12,6 @@ use crate::{
     data_path::{
         lease::{Asked, Whose},
         prepared::{Found, Statement, rename},
-        session_state::hide_setter,
     },
     error::{Objection, Refusal},
     wire::message::append,
@@ -118,8 +117,8 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
         self.statements.take_own_names(&self.rules.table);
-        let ServerSide { statements, lease, has_setter, .. } = &mut *self.server;
-        hide_setter(has_setter, lease, self.out.build());
+        let ServerSide { statements, lease, setters, .. } = &mut *self.server;
+        setters.hide(lease, self.out.build());
         statements.hide_others(self.statements, lease, self.out.build());
         if settled {
             statements.show_own(self.statements, lease, false, self.out);

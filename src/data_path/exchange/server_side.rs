@@ -9,6 +9,7 @@ use crate::{
         deeds::{Deeds, in_the_clients_words, without_position},
         doubts::Doubts,
         lease::{Asked, Desync, Lease, Naming, Pins, Whose},
+        prelude::Setters,
         prepared::{Capacity, ServerStatements, Statement},
         session_state::{Settings, Uncertain},
         shape::Reading,
@@ -55,8 +56,8 @@ pub struct ServerSide {
     pub sought: Option<(Arc<Statement>, bool)>,
     /// Whose sequences it remembers.
     pub sequences: Sequences,
-    /// Our own statement is prepared (see `session_state::prelude`).
-    pub has_setter: bool,
+    /// Those of our own statements that are prepared.
+    pub setters: Setters,
     /// Every reported parameter, as last reported.
     pub reported: Vec<(Box<str>, Box<str>)>,
     lexing: Lexing,
@@ -105,7 +106,7 @@ impl ServerSide {
             shape: Reading::default(),
             sought: None,
             sequences: Sequences::default(),
-            has_setter: false,
+            setters: Setters::default(),
             lexing: lexing(&reported),
             reported,
         }
@@ -130,7 +131,7 @@ impl ServerSide {
     /// Everything prepared and set is gone: DISCARD ALL has succeeded.
     pub fn discarded(&mut self) {
         self.statements.forget_all();
-        self.has_setter = false;
+        self.setters = Setters::default();
         self.sequences = Sequences::default();
         self.applied = Arc::default();
         self.hearing.channels = None;
@@ -416,7 +417,7 @@ impl ServerSide {
         if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
             self.statements.forget_all();
             client.statements.forget_all();
-            self.has_setter = false;
+            self.setters = Setters::default();
         }
         // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
         let gone = match tag {

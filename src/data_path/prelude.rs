@@ -1,0 +1,126 @@
+//! What makes a server look as its next client has left the last one: its settings, in front of its next request and in the same
+//! write. Pure.
+//!
+//! Values reach a server only as bound parameters, never by quoting.
+
+use std::sync::Arc;
+
+use super::{
+    lease::{Asked, Lease, Whose},
+    session_state::Settings,
+};
+use crate::wire::message::{append, append_cstr};
+
+/// Our statements that a server knows.
+#[derive(Debug, Default)]
+pub struct Setters([bool; 2]);
+
+/// One of them: its place among [`Setters`], its name on servers, and its text.
+type Setter = (usize, &'static [u8], &'static [u8]);
+
+/// Sets a parameter.
+const PARAMETER: Setter = (0, b"pglobby_set", b"SELECT pg_catalog.set_config($1, $2, false)");
+
+/// Sets the role. What comes behind it runs with the login's own rights if that fails, and is on its way: so a server that would
+/// refuse it ends before it reads on.
+const ROLE: Setter = (
+    1,
+    b"pglobby_role",
+    b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $2::text \
+      AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')) THEN pg_catalog.set_config($1, $2, false) \
+      ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END",
+);
+
+/// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
+/// `true` if a simple query is among it, which ends the server's unnamed statement.
+#[must_use = "the server's unnamed statement may be gone"]
+pub fn prelude(
+    applied: &Arc<Settings>,
+    wanted: &Arc<Settings>,
+    setters: &mut Setters,
+    lease: &mut Lease,
+    out: &mut Vec<u8>,
+) -> bool {
+    if Arc::ptr_eq(applied, wanted) || applied == wanted {
+        return false;
+    }
+    let mut queried = false;
+    let none = Settings::default();
+    let mut from: &Settings = applied;
+    if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
+        // Neither role nor session authorisation is touched by RESET ALL.
+        append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
+        let _ = lease.ask(Asked::Query(None), Whose::Ours);
+        queried = true;
+        from = &none;
+    }
+    let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
+    // The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
+    let place = |name: &str| match name {
+        "client_encoding" => 0,
+        "role" => 2,
+        _ => 1,
+    };
+    let ordered = (0..3).flat_map(|at| missing().filter(move |(name, _)| place(name) == at));
+    let mut any = false;
+    for (name, value) in ordered {
+        any = true;
+        setters.set(if name == "role" { ROLE } else { PARAMETER }, name, value, lease, out);
+    }
+    if any {
+        append(out, b'S', |_| {});
+        let _ = lease.ask(Asked::Sync, Whose::Ours);
+    }
+    queried
+}
+
+impl Setters {
+    fn set(
+        &mut self,
+        (at, statement, text): Setter,
+        name: &str,
+        value: &str,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) {
+        if let Some(known) = self.0.get_mut(at)
+            && !std::mem::replace(known, true)
+        {
+            append(out, b'P', |out| {
+                append_cstr(out, statement);
+                append_cstr(out, text);
+                out.extend_from_slice(&0u16.to_be_bytes());
+            });
+            let _ = lease.ask(Asked::ParseAsIs, Whose::Ours);
+        }
+        append(out, b'B', |out| {
+            append_cstr(out, b"");
+            append_cstr(out, statement);
+            out.extend_from_slice(&[0, 0, 0, 2]); // parameter formats: all text; two parameters
+            for text in [name, value] {
+                out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+                out.extend_from_slice(text.as_bytes());
+            }
+            out.extend_from_slice(&[0, 0]); // result formats: all text
+        });
+        let _ = lease.ask(Asked::Bind, Whose::Ours);
+        append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        let _ = lease.ask(Asked::Execute(None), Whose::Ours);
+    }
+
+    /// Takes them from a server on which a session is about to look at what is prepared.
+    pub fn hide(&mut self, lease: &mut Lease, out: &mut Vec<u8>) {
+        for (at, statement, _) in [PARAMETER, ROLE] {
+            if let Some(known) = self.0.get_mut(at)
+                && *known
+                && lease.ask(Asked::Close(None), Whose::Ours)
+            {
+                *known = false;
+                append(out, b'C', |out| {
+                    out.push(b'S');
+                    append_cstr(out, statement);
+                });
+            }
+        }
+    }
+}
