@@ -268,3 +268,98 @@ async fn a_flood_of_cancels_is_survived() {
     assert_eq!(sqlstate(&client.until_ready().await).as_deref(), Some("57014"));
     assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ");
 }
+
+/// What the client was told as its process number.
+fn number_of(client: &Wire) -> i32 {
+    i32::from_be_bytes(client.cancel_request()[8..12].try_into().unwrap())
+}
+
+/// Drivers and their pools hand that number to PostgreSQL's own functions.
+#[tokio::test]
+async fn pg_terminate_backend_of_a_sessions_number_ends_that_session() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let mut caller = proxy.wire("acme").await;
+    for idle in [true, false] {
+        let mut other = proxy.wire("acme").await;
+        other.query(if idle { "SELECT 1" } else { "BEGIN" }).await;
+
+        let answers = caller.query(&format!("SELECT pg_terminate_backend({})", number_of(&other))).await;
+
+        assert_eq!(tags(&answers), "TDCZ", "no warning");
+        assert_eq!(wire::rows(&answers), [[Some("t".to_owned())]]);
+        let said = other.until_end().await;
+        assert_eq!(sqlstate(&said).as_deref(), Some("57P01"));
+        // There is no such session any more, and PostgreSQL says so.
+        let answers = caller.query(&format!("SELECT pg_terminate_backend({})", number_of(&other))).await;
+        assert_eq!((tags(&answers).as_str(), sqlstate(&answers)), ("TNDCZ", None));
+        assert_eq!(wire::rows(&answers), [[Some("f".to_owned())]]);
+    }
+}
+
+/// By parameters as well, and several at once.
+#[tokio::test]
+async fn a_statement_with_parameters_signals_those_it_names_and_nobody_else() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let (mut one, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let mut caller = proxy.wire("acme").await;
+    let numbers = format!("{{{},4194304,{}}}", number_of(&one), number_of(&other));
+    let sql = "SELECT pg_terminate_backend(number) FROM unnest($1::int[]) AS number";
+    let execute = [
+        wire::bind("", "kill", &[Some(&numbers)]),
+        wire::describe(b'P', ""),
+        wire::execute("", 0),
+        wire::sync(),
+    ];
+    caller.send_bytes(&[wire::parse("kill", sql), execute.concat()].concat()).await;
+
+    let answers = caller.until_ready().await;
+
+    let row = |answer: &str| vec![Some(answer.to_owned())];
+    assert_eq!(wire::rows(&answers), [row("t"), row("f"), row("t")]);
+    assert_eq!(tags(&answers), "12TDNDDCZ", "PostgreSQL's warning of the one that is nobody's");
+    for ended in [&mut one, &mut other] {
+        assert_eq!(sqlstate(&ended.until_end().await).as_deref(), Some("57P01"));
+    }
+    assert_eq!(tags(&caller.query("SELECT 1").await), "TDCZ");
+}
+
+#[tokio::test]
+async fn pg_cancel_backend_of_a_sessions_number_cancels_what_it_runs() {
+    let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
+    let (mut caller, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    other.send(b'Q', b"SELECT pg_sleep(600) AS long\0").await;
+    runs(&proxy, "AS long").await;
+
+    let answers = caller.query(&format!("SELECT pg_cancel_backend({})", number_of(&other))).await;
+
+    assert_eq!(wire::rows(&answers), [[Some("t".to_owned())]]);
+    assert_eq!(sqlstate(&other.until_ready().await).as_deref(), Some("57014"));
+    assert_eq!(tags(&other.query("SELECT 1").await), "TDCZ");
+}
+
+/// PostgreSQL ends a session that does so to itself before it answers.
+#[tokio::test]
+async fn a_session_that_terminates_itself_gets_no_answer() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut client = proxy.wire("acme").await;
+    let itself = format!("SELECT pg_terminate_backend({})\0", number_of(&client));
+    client.send(b'Q', itself.as_bytes()).await;
+
+    let said = client.until_end().await;
+
+    assert_eq!((tags(&said).as_str(), sqlstate(&said).as_deref()), ("E", Some("57P01")));
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+}
+
+/// Whoever is another role may not: PostgreSQL's warning stays, and nobody is ended.
+#[tokio::test]
+async fn sessions_of_another_tenant_or_role_are_not_signalled() {
+    let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
+    let (mut caller, mut other) = (proxy.wire("acme").await, proxy.wire("globex").await);
+
+    let answers = caller.query(&format!("SELECT pg_terminate_backend({})", number_of(&other))).await;
+
+    assert_eq!(wire::rows(&answers), [[Some("f".to_owned())]]);
+    assert_eq!(tags(&answers), "TNDCZ");
+    assert_eq!(tags(&other.query("SELECT 1").await), "TDCZ");
+}

@@ -32,6 +32,27 @@ pub struct Aftermath {
     pub commits: bool,
     /// It may advance a sequence, by a default perhaps.
     pub advances: bool,
+    /// It calls a function that signals another session; `None` too if it calls both.
+    pub signals: Option<Signal>,
+}
+
+/// What one session may do to another by SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// `pg_cancel_backend`: ends what it runs.
+    Cancel,
+    /// `pg_terminate_backend`: ends it.
+    Terminate,
+}
+
+impl Signal {
+    fn of(effects: Effects) -> Option<Self> {
+        match (effects.contains(Effects::CANCEL), effects.contains(Effects::TERMINATE)) {
+            (true, false) => Some(Self::Cancel),
+            (false, true) => Some(Self::Terminate),
+            _ => None,
+        }
+    }
 }
 
 /// What a text that only tidies up leaves of the session's settings.
@@ -84,10 +105,10 @@ impl Aftermath {
             && !effects.contains(Effects::DDL)
             && !(effects.contains(Effects::SETTING_LOCAL) && Talk::is_possible(sql));
         let commits = effects.contains(Effects::TRANSACTION) && commits(sql);
-        let advances = may_advance(sql);
+        let (advances, signals) = (may_advance(sql), Signal::of(effects));
         match harmless {
-            true => Self { commits, advances, ..Self::default() },
-            false => Self { commits, advances, ..Self::of(effects, sql, lexing) },
+            true => Self { commits, advances, signals, ..Self::default() },
+            false => Self { commits, advances, signals, ..Self::of(effects, sql, lexing) },
         }
     }
 
@@ -341,6 +362,8 @@ const HARMLESS: Effects = Effects::TRANSACTION
     .union(Effects::OUTSIDE_TRANSACTION)
     .union(Effects::SEQUENCE_WRITE)
     .union(Effects::CODE)
+    .union(Effects::CANCEL)
+    .union(Effects::TERMINATE)
     .union(Effects::HIDDEN);
 
 /// What each effect makes doubtful, and what it pins.

@@ -5,7 +5,7 @@
 //! not take waits in `Unsent`, and until it is gone nothing more is read for that side.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    aftermath::Signal,
     concierge::Concierge,
     exchange::{ClientSide, Flow, need_of_client},
     farewell::End,
@@ -233,10 +234,18 @@ impl Relay {
         }
         let chunk = read.filled();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
-        let heard = match server.side.take(chunk, &mut self.side, &mut out) {
+        let (handle, pool, itself) = (&self.handle, &self.pool, Cell::new(false));
+        let send = |number, signal| {
+            itself.set(itself.get() || (number, signal) == (handle.process_id, Signal::Terminate));
+            handle.send(signal, number, &pool.place)
+        };
+        let heard = match server.side.take(chunk, &mut self.side, &mut out, &send) {
             Ok(heard) => heard,
             Err(broken) => return Err(Step::End(self.broken(broken))),
         };
+        if itself.get() {
+            return Err(Step::End(End::Refused(Refusal::AdminShutdown.into())));
+        }
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -365,6 +365,13 @@ pub struct Registered {
     handle: Arc<SessionHandle>,
 }
 
+impl Registered {
+    /// All sessions, this one among them.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+}
+
 impl std::ops::Deref for Registered {
     type Target = Arc<SessionHandle>;
 
@@ -458,6 +465,11 @@ impl Sessions {
         let candidates = [process_id].into_iter().chain(known.copied());
         let mut found = candidates.filter_map(|number| registry.by_process_id.get(&number));
         found.find(|handle| handle.known_as == process_id && handle.has_secret(secret)).cloned()
+    }
+
+    /// The session that knows itself by this number.
+    pub fn numbered(&self, process_id: i32) -> Option<Arc<SessionHandle>> {
+        self.locked().by_process_id.get(&process_id).cloned()
     }
 
     /// Every session there is now.

@@ -8,10 +8,13 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use tracing::info;
 
 use super::{
+    aftermath::Signal,
     farewell::End,
     relay::{Relay, Step},
+    session::{Place, Registered},
 };
 use crate::error::Refusal;
 
@@ -40,6 +43,31 @@ pub struct Signals {
     pub end_when_free: Option<Refusal>,
     /// Cancel what runs; each is dropped when the cancel has settled.
     pub cancels: Vec<oneshot::Sender<()>>,
+}
+
+impl Registered {
+    /// Signals the session with this number, as one of PostgreSQL's functions does; `false` if there is none at the same place,
+    /// where all sessions are the same role.
+    pub(super) fn send(&self, signal: Signal, number: i32, place: &Place) -> bool {
+        let same = |other: &Place| (other.tenant.id, other.access) == (place.tenant.id, place.access);
+        let found = self.sessions().numbered(number);
+        let Some(session) = found.filter(|session| session.place().is_some_and(|other| same(&other))) else {
+            return false;
+        };
+        info!(
+            tenant = place.tenant.name,
+            login = self.login.name,
+            connection = self.process_id,
+            ?signal,
+            other = number,
+            "a session signals another one"
+        );
+        match signal {
+            Signal::Cancel => drop(session.cancel()),
+            Signal::Terminate => session.end(Refusal::AdminShutdown),
+        }
+        true
+    }
 }
 
 impl Relay {

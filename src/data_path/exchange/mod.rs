@@ -15,8 +15,12 @@ mod postponed;
 mod properties;
 mod requests;
 mod sequences;
+mod server_error;
 mod server_side;
+mod signalling;
 mod unserved;
 
 pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};
-pub use server_side::{Broken, Heard, ServerError, ServerSide};
+pub use server_error::ServerError;
+pub use server_side::{Broken, Heard, ServerSide};
+pub use signalling::Send;

@@ -281,7 +281,7 @@ fn exchange(
         let mut scratch = Vec::new();
         for part in parts(&replies, cuts) {
             let mut out = Outgoing::new(part, &mut scratch);
-            server.take(part, client, &mut out).unwrap();
+            server.take(part, client, &mut out, &|_, _| false).unwrap();
             heard.extend_from_slice(out.finish());
         }
         backend.skipping
@@ -352,7 +352,7 @@ proptest! {
             if of_client {
                 drop(client.take(&bytes, &mut server, &mut out));
             } else {
-                drop(server.take(&bytes, &mut client, &mut out));
+                drop(server.take(&bytes, &mut client, &mut out, &|_, _| false));
             }
         }
     }

@@ -473,6 +473,7 @@ fn note(aftermath: &Aftermath, alone: bool, advances: &mut Advances, rules: &Rul
     server.uncertain.note(aftermath, alone);
     note_sequences(aftermath, advances, rules, server);
     server.lease.committing |= aftermath.commits;
+    server.signalling.note(aftermath.signals);
     if rules.catalogue.may_be_changed_by(aftermath.doubts) {
         server.uncertain.changes_functions(&rules.catalogue);
     }

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{client_side::ClientSide, sequences::Sequences};
+use super::{
+    client_side::ClientSide,
+    sequences::Sequences,
+    server_error::{ServerError, error_field, is_fatal},
+    signalling::{Send, Signalling},
+};
 use crate::{
     data_path::{
         channels::Hearing,
@@ -30,6 +35,9 @@ const REPORT_BYTES_MAX: usize = 64 * 1024;
 /// names of 63 bytes it is shorter.
 const SHAPE_BYTES_MAX: usize = 256 * 1024 + 16;
 
+/// A DataRow of one column of one byte.
+const ANSWER_BYTES: usize = 11;
+
 /// What lives with a server: its side, and the lease of whoever holds it.
 #[derive(Debug)]
 pub struct ServerSide {
@@ -54,6 +62,8 @@ pub struct ServerSide {
     shape: Reading,
     /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
     pub sought: Option<(Arc<Statement>, bool)>,
+    /// What its client's texts do to other sessions.
+    pub signalling: Signalling,
     /// Whose sequences it remembers.
     pub sequences: Sequences,
     /// Those of our own statements that are prepared.
@@ -106,6 +116,7 @@ impl ServerSide {
             shape: Reading::default(),
             sought: None,
             sequences: Sequences::default(),
+            signalling: Signalling::default(),
             setters: Setters::default(),
             lexing: lexing(&reported),
             reported,
@@ -139,7 +150,7 @@ impl ServerSide {
         self.lease.pins = Pins::default();
     }
 
-    /// Takes what the server sent; `out` gets what goes to the client.
+    /// Takes what the server sent; `out` gets what goes to the client, and `send` signals other sessions.
     ///
     /// # Errors
     /// [`Broken`]: the server and its client must both be closed.
@@ -148,12 +159,13 @@ impl ServerSide {
         mut chunk: &[u8],
         client: &mut ClientSide,
         out: &mut Outgoing<'_>,
+        send: Send<'_>,
     ) -> Result<Heard, Broken> {
         let mut heard = Heard::default();
         // Taken out for the loop, so that a piece may borrow it while the rest of `self` is at work.
         let mut framer = std::mem::take(&mut self.framer);
         let result = loop {
-            match framer.next(&mut chunk, |tag, length| need_of_server(tag, length, &self.lease)) {
+            match framer.next(&mut chunk, |tag, length| self.need(tag, length)) {
                 Ok(None) => break Ok(heard),
                 Ok(Some(Piece::Rest { bytes, .. })) => {
                     if !self.hiding {
@@ -161,8 +173,13 @@ impl ServerSide {
                     }
                 }
                 Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
+                Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signalling.warned(bytes, send) => {}
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
-                    let reworded = if tag == b'E' { self.reworded(bytes, client) } else { None };
+                    let reworded = match tag {
+                        b'E' => self.reworded(bytes, client),
+                        b'D' if self.signalling.is_awaited() => self.signalling.answered(bytes),
+                        _ => None,
+                    };
                     match self.message(tag, bytes, client, &mut heard, out) {
                         Ok(pass) => {
                             self.hiding = !pass;
@@ -203,6 +220,9 @@ impl ServerSide {
                     self.attempted = None;
                 }
                 heard.transaction_ended = status == b'I';
+                if !self.lease.is_working() {
+                    self.signalling.over();
+                }
                 Ok(pass)
             }
             b'E' => self.error(bytes, client, heard, out),
@@ -256,6 +276,24 @@ impl ServerSide {
                 }
             }
         }
+    }
+
+    /// How much of a message must be seen.
+    #[inline]
+    fn need(&self, tag: u8, length: usize) -> Result<Need, FrameError> {
+        Ok(match tag {
+            b'T' | b't' if length <= SHAPE_BYTES_MAX && self.lease.is_shape_owed() => Need::Whole,
+            b'D' if length <= ANSWER_BYTES && self.signalling.is_awaited() => Need::Whole,
+            b'N' if length <= REPORT_BYTES_MAX && self.signalling.listens() => Need::Whole,
+            b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
+            b'Z' if length == 5 => Need::Whole,
+            b'Z' => return Err(FrameError::Length),
+            b'E' | b'S' | b'C' | b'A' if length <= REPORT_BYTES_MAX => Need::Whole,
+            b'E' => Need::Header,
+            // As libpq has it: a longer one is no message, but a connection that is out of step.
+            _ if length > REPORT_BYTES_MAX => return Err(FrameError::Length),
+            _ => Need::Header,
+        })
     }
 
     /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
@@ -435,61 +473,5 @@ fn lexing(reported: &[(Box<str>, Box<str>)]) -> Lexing {
     Lexing {
         standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
         characters: Characters::of_client_encoding(value("client_encoding").unwrap_or_default().as_bytes()),
-    }
-}
-
-fn need_of_server(tag: u8, length: usize, lease: &Lease) -> Result<Need, FrameError> {
-    Ok(match tag {
-        b'T' | b't' if length <= SHAPE_BYTES_MAX && lease.is_shape_owed() => Need::Whole,
-        b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
-        b'Z' if length == 5 => Need::Whole,
-        b'Z' => return Err(FrameError::Length),
-        b'E' | b'S' | b'C' | b'A' if length <= REPORT_BYTES_MAX => Need::Whole,
-        b'E' => Need::Header,
-        // As libpq has it: a longer one is no message, but a connection that is out of step.
-        _ if length > REPORT_BYTES_MAX => return Err(FrameError::Length),
-        _ => Need::Header,
-    })
-}
-
-/// The value of a field of an ErrorResponse or NoticeResponse.
-pub fn error_field(bytes: &[u8], wanted: u8) -> Option<&[u8]> {
-    let mut body = bytes.get(HEADER_BYTES..)?;
-    while let Some((field, rest)) = body.split_first() {
-        body = rest;
-        if *field == 0 {
-            return None;
-        }
-        let value = cstr(&mut body).ok()?;
-        if *field == wanted {
-            return Some(value);
-        }
-    }
-    None
-}
-
-/// Whether the server closes the connection after this ErrorResponse. `V` is never translated, but older than 9.6
-/// servers lack it.
-fn is_fatal(bytes: &[u8]) -> bool {
-    let severity = error_field(bytes, b'V').or_else(|| error_field(bytes, b'S'));
-    matches!(severity, Some(b"FATAL" | b"PANIC"))
-}
-
-/// What a server's ErrorResponse says.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{sqlstate} {message}")]
-pub struct ServerError {
-    /// Field `C`; empty if the server gave none.
-    pub sqlstate: String,
-    /// Field `M`.
-    pub message: String,
-}
-
-impl ServerError {
-    /// Reads an ErrorResponse; every field is optional.
-    pub fn read(bytes: &[u8]) -> Self {
-        let field =
-            |name| error_field(bytes, name).map(String::from_utf8_lossy).unwrap_or_default().into_owned();
-        Self { sqlstate: field(b'C'), message: field(b'M') }
     }
 }

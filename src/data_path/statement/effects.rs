@@ -58,6 +58,10 @@ bitflags::bitflags! {
         const HIDDEN = 1 << 24;
         /// What the session keeps is looked at: pg_prepared_statements, pg_cursors, pg_listening_channels().
         const INSPECTION = 1 << 25;
+        /// pg_cancel_backend.
+        const CANCEL = 1 << 26;
+        /// pg_terminate_backend.
+        const TERMINATE = 1 << 27;
         /// Not understood.
         const UNKNOWN = 1 << 31;
     }
@@ -108,6 +112,8 @@ impl Effects {
             b"setseed" => Self::SEED,
             b"pg_listening_channels" | b"pg_prepared_statement" | b"pg_cursor" => Self::INSPECTION,
             b"pg_notify" => Self::NOTIFY,
+            b"pg_cancel_backend" => Self::CANCEL,
+            b"pg_terminate_backend" => Self::TERMINATE,
             b"pg_advisory_lock"
             | b"pg_advisory_lock_shared"
             | b"pg_try_advisory_lock"

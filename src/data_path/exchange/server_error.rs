@@ -1,0 +1,47 @@
+//! What a server's ErrorResponse says.
+//!
+//! Source: PostgreSQL documentation, "Error and Notice Message Fields".
+
+use crate::wire::frame::{HEADER_BYTES, cstr};
+
+/// The value of a field of an ErrorResponse or NoticeResponse.
+pub fn error_field(bytes: &[u8], wanted: u8) -> Option<&[u8]> {
+    let mut body = bytes.get(HEADER_BYTES..)?;
+    while let Some((field, rest)) = body.split_first() {
+        body = rest;
+        if *field == 0 {
+            return None;
+        }
+        let value = cstr(&mut body).ok()?;
+        if *field == wanted {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Whether the server closes the connection after this ErrorResponse. `V` is never translated, but older than 9.6
+/// servers lack it.
+pub fn is_fatal(bytes: &[u8]) -> bool {
+    let severity = error_field(bytes, b'V').or_else(|| error_field(bytes, b'S'));
+    matches!(severity, Some(b"FATAL" | b"PANIC"))
+}
+
+/// What a server's ErrorResponse says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{sqlstate} {message}")]
+pub struct ServerError {
+    /// Field `C`; empty if the server gave none.
+    pub sqlstate: String,
+    /// Field `M`.
+    pub message: String,
+}
+
+impl ServerError {
+    /// Reads an ErrorResponse; every field is optional.
+    pub fn read(bytes: &[u8]) -> Self {
+        let field =
+            |name| error_field(bytes, name).map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+        Self { sqlstate: field(b'C'), message: field(b'M') }
+    }
+}
