@@ -39,6 +39,11 @@ async fn in_session_mode_the_process_number_is_the_servers_own_and_cancels() {
     let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
     let number = client.key.as_ref().unwrap().0.to_string();
     assert_eq!(value(&mut client, "SELECT pg_backend_pid()").await, number);
+    let pins = proxy.console().await.ask_all("SHOW PINS").await;
+    assert!(
+        pins.iter().all(|row| row.contains(&Some("session_mode".to_owned()))) && pins.len() == 2,
+        "{pins:?}"
+    );
     let answers = client.query("LISTEN news; NOTIFY news").await;
     let notified = answers.iter().find(|message| message.tag == b'A').unwrap();
     assert_eq!(u32::from_be_bytes(notified.body[..4].try_into().unwrap()).to_string(), number);

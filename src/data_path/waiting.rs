@@ -22,7 +22,9 @@ use crate::error::Refusal;
 
 impl Relay {
     /// The session has a server from its login on.
-    pub(super) fn engage(&mut self, server: Box<Server>) {
+    pub(super) fn engage(&mut self, mut server: Box<Server>) {
+        server.side.lease.pins = Pins::SESSION_MODE;
+        self.handle.set_pins(Pins::SESSION_MODE);
         self.take_on(server);
         self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
     }
