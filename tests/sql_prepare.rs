@@ -5,7 +5,7 @@ mod support;
 
 use support::{
     Proxy, Wire,
-    wire::{Message, bind, describe, execute, parse, rows, sync, tags},
+    wire::{Message, bind, close, describe, execute, parse, rows, sync, tags},
 };
 
 async fn two_servers() -> Proxy {
@@ -260,4 +260,31 @@ async fn the_first_who_uses_a_name_has_it_on_servers_and_nobody_else_meets_it_th
     assert_eq!(tags(&other.query("PREPARE q AS SELECT 'taken over'").await), "CZ");
     assert_eq!(rows(&other.query(by_code).await), one("taken over"));
     assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 0);
+}
+
+/// It did: other clients' statements were gone (26000), and what a session had set could not be set any more (its end).
+#[tokio::test]
+async fn code_that_deallocates_everything_takes_nothing_from_others() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    let maker =
+        "CREATE FUNCTION tidy() RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'";
+    other.query(maker).await;
+    let run = |name| [bind("", name, &[]), execute("", 0), sync()].concat();
+    for tidies in ["DO 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'", "SELECT tidy()"] {
+        client.query("SET work_mem = '7MB'").await;
+        other.query("SET work_mem = '9MB'").await;
+        client.send_bytes(&[parse("mine", "SELECT 1"), run("mine")].concat()).await.until_ready().await;
+        other.send_bytes(&[parse("its", "SELECT 2"), run("its")].concat()).await.until_ready().await;
+
+        other.query(tidies).await;
+
+        assert_eq!(rows(&client.send_bytes(&run("mine")).await.until_ready().await), one("1"));
+        assert_eq!(rows(&client.query("SHOW work_mem").await), one("7MB"));
+        // Its own are gone, as PostgreSQL has it.
+        let answers = other.send_bytes(&run("its")).await.until_ready().await;
+        assert_eq!(answers[0].sqlstate(), "26000", "{tidies}");
+        assert_eq!(rows(&other.query("SHOW work_mem").await), one("9MB"));
+        client.send_bytes(&[close(b'S', "mine"), sync()].concat()).await.until_ready().await;
+    }
 }

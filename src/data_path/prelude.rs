@@ -31,6 +31,8 @@ const ROLE: Setter = (
       ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END",
 );
 
+const ALL: [Setter; 2] = [PARAMETER, ROLE];
+
 /// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
 /// `true` if a simple query is among it, which ends the server's unnamed statement.
 #[must_use = "the server's unnamed statement may be gone"]
@@ -75,6 +77,18 @@ pub fn prelude(
 }
 
 impl Setters {
+    /// The names of those that the server has.
+    pub fn known(&self) -> impl Iterator<Item = &'static [u8]> {
+        ALL.into_iter().zip(self.0).filter(|(_, known)| *known).map(|((_, name, _), _)| name)
+    }
+
+    /// The server has those with these names no longer.
+    pub fn lost(&mut self, names: &[&[u8]]) {
+        for ((_, name, _), known) in ALL.into_iter().zip(&mut self.0) {
+            *known &= !names.contains(&name);
+        }
+    }
+
     fn set(
         &mut self,
         (at, statement, text): Setter,
@@ -110,7 +124,7 @@ impl Setters {
 
     /// Takes them from a server on which a session is about to look at what is prepared.
     pub fn hide(&mut self, lease: &mut Lease, out: &mut Vec<u8>) {
-        for (at, statement, _) in [PARAMETER, ROLE] {
+        for (at, statement, _) in ALL {
             if let Some(known) = self.0.get_mut(at)
                 && *known
                 && lease.ask(Asked::Close(None), Whose::Ours)

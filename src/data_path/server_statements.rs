@@ -285,10 +285,25 @@ impl ServerStatements {
 
     /// Those names, as a PostgreSQL array.
     pub fn own_names(&self) -> String {
-        let own = self.known.values().map(|known| &known.statement).filter(|known| known.has_own_name());
-        let names: Vec<_> =
-            own.map(|own| format!("\"{}\"", String::from_utf8_lossy(own.server_name()))).collect();
-        format!("{{{}}}", names.join(","))
+        let known = self.known.values().map(|known| &known.statement);
+        array(known.filter(|known| known.has_own_name()).map(|known| known.server_name()))
+    }
+
+    /// The names of all that it certainly has, and of `others`, as a PostgreSQL array.
+    pub fn names(&self, others: impl Iterator<Item = &'static [u8]>) -> String {
+        let certain = self.known.values().filter(|known| known.certainty == Certainty::Confirmed);
+        array(certain.map(|known| known.statement.server_name()).chain(others.map(|name| -> &[u8] { name })))
+    }
+
+    /// Code has taken these away past us. Whether nothing is left.
+    #[cold]
+    pub fn lost(&mut self, names: &[&[u8]]) -> bool {
+        let lost = self.known.values().map(|known| &known.statement);
+        let lost: Vec<_> = lost.filter(|known| names.contains(&known.server_name())).cloned().collect();
+        for statement in &lost {
+            self.remove(statement);
+        }
+        !lost.is_empty() && self.known.is_empty()
     }
 
     /// Another session comes: a name that is not its own must not mean anything.
@@ -426,6 +441,12 @@ impl ServerStatements {
             }
         }
     }
+}
+
+/// A PostgreSQL array of names of statements; none has a letter in it that would have to be quoted otherwise.
+fn array<'n>(names: impl Iterator<Item = &'n [u8]>) -> String {
+    let names: Vec<_> = names.map(|name| format!("\"{}\"", String::from_utf8_lossy(name))).collect();
+    format!("{{{}}}", names.join(","))
 }
 
 /// A Close goes to the server, if it is not skipped there.

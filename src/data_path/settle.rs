@@ -126,9 +126,16 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
         };
-        let (sql, names) = uncertain.question(wanted, startup, &server.side.statements.own_names());
+        let statements = &server.side.statements;
+        let known = [&*statements.own_names(), &*server.side.known_names()];
+        let (sql, names) = uncertain.question(wanted, startup, known);
         let rows = server.ask(&sql, &[&names]).await?;
+        let missing = rows.iter().filter_map(|row| match &row[..] {
+            [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
+            _ => None,
+        });
         let settled = uncertain.answered(&rows, wanted, startup, pins);
+        server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
         self.take_told();
         Ok(settled)
     }

@@ -150,6 +150,21 @@ impl ServerSide {
         self.lease.pins = Pins::default();
     }
 
+    /// The names of what it has prepared, as a PostgreSQL array.
+    pub fn known_names(&self) -> String {
+        self.statements.names(self.setters.known())
+    }
+
+    /// The client's code has taken these away. It has none itself any more, if nothing is left.
+    pub fn lost(&mut self, names: &[&[u8]], client: &mut ClientSide) {
+        if !names.is_empty() {
+            self.setters.lost(names);
+            if self.statements.lost(names) {
+                client.statements.forget_all();
+            }
+        }
+    }
+
     /// Takes what the server sent; `out` gets what goes to the client, and `send` signals other sessions.
     ///
     /// # Errors
