@@ -37,14 +37,14 @@ bitflags::bitflags! {
 }
 
 impl Doubts {
-    /// The pins that the server's answer decides on. `{}` stands for the names of statements that we know of.
+    /// The pins that the server's answer decides on. `$2` are the names of statements that we know of.
     pub const PINS: [(Self, Pins, &'static str); 4] = [
         (
             Self::TEMPORARY,
             Pins::TEMPORARY,
-            "EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema()) \
-             OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema()) \
-             OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace = pg_catalog.pg_my_temp_schema())",
+            // Whatever is in a schema depends on it: by index, where pg_class and its like would be read whole.
+            "EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+             AND refobjid = pg_catalog.pg_my_temp_schema())",
         ),
         (
             Self::LOCKS,
@@ -56,7 +56,7 @@ impl Doubts {
             Self::PREPARED,
             Pins::PREPARE,
             "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
-             WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_' AND name <> ALL ('{}'))",
+             WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_' AND name <> ALL ($2::text[]))",
         ),
     ];
 }

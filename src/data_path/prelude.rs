@@ -11,11 +11,25 @@ use super::{
 };
 use crate::wire::message::{append, append_cstr};
 
-/// Our statements that a server knows.
+/// Our own statements that a server has prepared.
 #[derive(Debug, Default)]
-pub struct Setters([bool; 2]);
+pub struct OurStatements {
+    setters: [bool; 2],
+    /// What it was asked last, and whether it keeps that prepared.
+    question: Box<str>,
+    kept: Kept,
+}
 
-/// One of them: its place among [`Setters`], its name on servers, and its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Kept {
+    #[default]
+    Not,
+    Prepared,
+    /// It may be there or not.
+    Doubtful,
+}
+
+/// A statement that sets something: its place among ours, its name on servers, and its text.
 type Setter = (usize, &'static [u8], &'static [u8]);
 
 /// Sets a parameter.
@@ -31,7 +45,10 @@ const ROLE: Setter = (
       ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END",
 );
 
-const ALL: [Setter; 2] = [PARAMETER, ROLE];
+const SETTERS: [Setter; 2] = [PARAMETER, ROLE];
+
+/// What a server calls the question that it is asked again and again.
+const QUESTION: &[u8] = b"pglobby_ask";
 
 /// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
 /// `true` if a simple query is among it, which ends the server's unnamed statement.
@@ -39,7 +56,7 @@ const ALL: [Setter; 2] = [PARAMETER, ROLE];
 pub fn prelude(
     applied: &Arc<Settings>,
     wanted: &Arc<Settings>,
-    setters: &mut Setters,
+    ours: &mut OurStatements,
     lease: &mut Lease,
     out: &mut Vec<u8>,
 ) -> bool {
@@ -67,7 +84,7 @@ pub fn prelude(
     let mut any = false;
     for (name, value) in ordered {
         any = true;
-        setters.set(if name == "role" { ROLE } else { PARAMETER }, name, value, lease, out);
+        ours.set(if name == "role" { ROLE } else { PARAMETER }, name, value, lease, out);
     }
     if any {
         append(out, b'S', |_| {});
@@ -76,16 +93,45 @@ pub fn prelude(
     queried
 }
 
-impl Setters {
+impl OurStatements {
     /// The names of those that the server has.
-    pub fn known(&self) -> impl Iterator<Item = &'static [u8]> {
-        ALL.into_iter().zip(self.0).filter(|(_, known)| *known).map(|((_, name, _), _)| name)
+    pub fn names(&self) -> impl Iterator<Item = &'static [u8]> {
+        let setters = SETTERS.into_iter().zip(self.setters).filter(|(_, known)| *known);
+        let question = (self.kept == Kept::Prepared).then_some(QUESTION);
+        setters.map(|((_, name, _), _)| name).chain(question)
     }
 
     /// The server has those with these names no longer.
     pub fn lost(&mut self, names: &[&[u8]]) {
-        for ((_, name, _), known) in ALL.into_iter().zip(&mut self.0) {
+        for ((_, name, _), known) in SETTERS.into_iter().zip(&mut self.setters) {
             *known &= !names.contains(&name);
+        }
+        if names.contains(&QUESTION) {
+            self.kept = Kept::Not;
+        }
+    }
+
+    /// Appends the Parse of a question, if it must be parsed; by which name it is bound. One that is asked twice in a row is
+    /// kept.
+    pub fn parse_question(&mut self, sql: &str, out: &mut Vec<u8>) -> &'static [u8] {
+        let again = *self.question == *sql;
+        if again && self.kept == Kept::Prepared {
+            return QUESTION;
+        }
+        if self.kept != Kept::Not {
+            close(QUESTION, out);
+        }
+        let name = if again { QUESTION } else { b"" };
+        self.kept = if again { Kept::Prepared } else { Kept::Not };
+        self.question = sql.into();
+        parse(name, sql.as_bytes(), out);
+        name
+    }
+
+    /// The question was refused; perhaps because code has taken it away.
+    pub fn question_refused(&mut self) {
+        if self.kept == Kept::Prepared {
+            self.kept = Kept::Doubtful;
         }
     }
 
@@ -97,26 +143,13 @@ impl Setters {
         lease: &mut Lease,
         out: &mut Vec<u8>,
     ) {
-        if let Some(known) = self.0.get_mut(at)
+        if let Some(known) = self.setters.get_mut(at)
             && !std::mem::replace(known, true)
         {
-            append(out, b'P', |out| {
-                append_cstr(out, statement);
-                append_cstr(out, text);
-                out.extend_from_slice(&0u16.to_be_bytes());
-            });
+            parse(statement, text, out);
             let _ = lease.ask(Asked::ParseAsIs, Whose::Ours);
         }
-        append(out, b'B', |out| {
-            append_cstr(out, b"");
-            append_cstr(out, statement);
-            out.extend_from_slice(&[0, 0, 0, 2]); // parameter formats: all text; two parameters
-            for text in [name, value] {
-                out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-                out.extend_from_slice(text.as_bytes());
-            }
-            out.extend_from_slice(&[0, 0]); // result formats: all text
-        });
+        bind(statement, &[name, value], out);
         let _ = lease.ask(Asked::Bind, Whose::Ours);
         append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
         let _ = lease.ask(Asked::Execute(None), Whose::Ours);
@@ -124,17 +157,48 @@ impl Setters {
 
     /// Takes them from a server on which a session is about to look at what is prepared.
     pub fn hide(&mut self, lease: &mut Lease, out: &mut Vec<u8>) {
-        for (at, statement, _) in ALL {
-            if let Some(known) = self.0.get_mut(at)
+        for (at, statement, _) in SETTERS {
+            if let Some(known) = self.setters.get_mut(at)
                 && *known
                 && lease.ask(Asked::Close(None), Whose::Ours)
             {
                 *known = false;
-                append(out, b'C', |out| {
-                    out.push(b'S');
-                    append_cstr(out, statement);
-                });
+                close(statement, out);
             }
         }
+        if self.kept != Kept::Not && lease.ask(Asked::Close(None), Whose::Ours) {
+            self.kept = Kept::Not;
+            close(QUESTION, out);
+        }
     }
+}
+
+fn parse(name: &[u8], sql: &[u8], out: &mut Vec<u8>) {
+    append(out, b'P', |out| {
+        append_cstr(out, name);
+        append_cstr(out, sql);
+        out.extend_from_slice(&0u16.to_be_bytes()); // no types of parameters
+    });
+}
+
+/// Bind of the unnamed portal to a statement, with parameters as text.
+pub fn bind(statement: &[u8], parameters: &[&str], out: &mut Vec<u8>) {
+    append(out, b'B', |out| {
+        append_cstr(out, b"");
+        append_cstr(out, statement);
+        out.extend_from_slice(&[0, 0]); // parameter formats: all text
+        out.extend_from_slice(&u16::try_from(parameters.len()).unwrap_or(u16::MAX).to_be_bytes());
+        for text in parameters {
+            out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }
+        out.extend_from_slice(&[0, 0]); // result formats: all text
+    });
+}
+
+fn close(statement: &[u8], out: &mut Vec<u8>) {
+    append(out, b'C', |out| {
+        out.push(b'S');
+        append_cstr(out, statement);
+    });
 }

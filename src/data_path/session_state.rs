@@ -237,14 +237,10 @@ impl Uncertain {
     /// `('c', channel, '', true)` for each channel it listens to.
     /// `carried` are the settings of which the session knows already: those that PostgreSQL does not list are asked for by
     /// name. Whether a parameter is set at all is asked only where it may not be, and for those given at `startup`.
-    /// Of `statements`, arrays as well, the first are those that the session has prepared under names of its own and others may
-    /// prepare again; the second all that the server is known to have. `('m', name, '', true)` for each that is missing.
-    pub fn question(
-        &self,
-        carried: &Settings,
-        startup: &Settings,
-        [own_names, known_names]: [&str; 2],
-    ) -> (String, String) {
+    /// Where [`Doubts::PREPARED`] is among the doubts there are two more parameters: the names of statements that the session has
+    /// prepared under names of its own and others may prepare again; and all that the server is known to have, with a row
+    /// `('m', name, '', true)` for each that is missing.
+    pub fn question(&self, carried: &Settings, startup: &Settings) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
         if self.doubts.contains(Doubts::ANY_SETTING) {
@@ -272,16 +268,16 @@ impl Uncertain {
         ));
         for (doubt, pin, holds) in Doubts::PINS {
             if self.doubts.contains(doubt) {
-                let holds = holds.replace("{}", own_names);
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
         // Code that has run DEALLOCATE has done so to everybody.
         if self.doubts.contains(Doubts::PREPARED) {
-            parts.push(format!(
-                "SELECT 'm', n, '', true FROM pg_catalog.unnest('{known_names}'::text[]) AS n \
+            parts.push(
+                "SELECT 'm', n, '', true FROM pg_catalog.unnest($3::text[]) AS n \
                  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = n)"
-            ));
+                    .to_owned(),
+            );
         }
         // What a role may set, and its login may not, cannot be set elsewhere before the role.
         let under_role = names.contains(&"role") || carried.get("role").is_some();

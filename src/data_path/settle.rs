@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::{
     catalogue::learn,
+    doubts::Doubts,
     farewell::End,
     lease::Pins,
     relay::{Relay, Step},
@@ -126,10 +127,13 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
         };
-        let statements = &server.side.statements;
-        let known = [&*statements.own_names(), &*server.side.known_names()];
-        let (sql, names) = uncertain.question(wanted, startup, known);
-        let rows = server.ask(&sql, &[&names]).await?;
+        let (sql, names) = uncertain.question(wanted, startup);
+        let mut arrays = vec![names];
+        if uncertain.doubts(Doubts::PREPARED) {
+            arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
+        }
+        let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
+        let rows = server.ask_again(&sql, &arrays).await?;
         let missing = rows.iter().filter_map(|row| match &row[..] {
             [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
             _ => None,

@@ -117,8 +117,8 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
         self.statements.take_own_names(&self.rules.table);
-        let ServerSide { statements, lease, setters, .. } = &mut *self.server;
-        setters.hide(lease, self.out.build());
+        let ServerSide { statements, lease, ours, .. } = &mut *self.server;
+        ours.hide(lease, self.out.build());
         statements.hide_others(self.statements, lease, self.out.build());
         if settled {
             statements.show_own(self.statements, lease, false, self.out);

@@ -223,12 +223,12 @@ impl ClientSide {
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
     #[inline]
     pub fn turn(&self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
-        let ServerSide { statements, lease, applied, setters, .. } = server;
+        let ServerSide { statements, lease, applied, ours, .. } = server;
         if begins && statements.has_own_names() {
             statements.put_own_names_away(&self.statements, lease, out.build());
         }
         if !Arc::ptr_eq(applied, &self.wanted) {
-            if prelude(applied, &self.wanted, setters, lease, out.build()) {
+            if prelude(applied, &self.wanted, ours, lease, out.build()) {
                 statements.set_unnamed(0);
             }
             *applied = self.wanted.clone();

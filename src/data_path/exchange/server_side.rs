@@ -14,7 +14,7 @@ use crate::{
         deeds::{Deeds, in_the_clients_words, without_position},
         doubts::Doubts,
         lease::{Asked, Desync, Lease, Naming, Pins, Whose},
-        prelude::Setters,
+        prelude::OurStatements,
         prepared::{Capacity, ServerStatements, Statement},
         session_state::{Settings, Uncertain},
         shape::Reading,
@@ -67,7 +67,7 @@ pub struct ServerSide {
     /// Whose sequences it remembers.
     pub sequences: Sequences,
     /// Those of our own statements that are prepared.
-    pub setters: Setters,
+    pub ours: OurStatements,
     /// Every reported parameter, as last reported.
     pub reported: Vec<(Box<str>, Box<str>)>,
     lexing: Lexing,
@@ -117,7 +117,7 @@ impl ServerSide {
             sought: None,
             sequences: Sequences::default(),
             signalling: Signalling::default(),
-            setters: Setters::default(),
+            ours: OurStatements::default(),
             lexing: lexing(&reported),
             reported,
         }
@@ -142,7 +142,7 @@ impl ServerSide {
     /// Everything prepared and set is gone: DISCARD ALL has succeeded.
     pub fn discarded(&mut self) {
         self.statements.forget_all();
-        self.setters = Setters::default();
+        self.ours = OurStatements::default();
         self.sequences = Sequences::default();
         self.applied = Arc::default();
         self.hearing.channels = None;
@@ -152,13 +152,13 @@ impl ServerSide {
 
     /// The names of what it has prepared, as a PostgreSQL array.
     pub fn known_names(&self) -> String {
-        self.statements.names(self.setters.known())
+        self.statements.names(self.ours.names())
     }
 
     /// The client's code has taken these away. It has none itself any more, if nothing is left.
     pub fn lost(&mut self, names: &[&[u8]], client: &mut ClientSide) {
         if !names.is_empty() {
-            self.setters.lost(names);
+            self.ours.lost(names);
             if self.statements.lost(names) {
                 client.statements.forget_all();
             }
@@ -470,7 +470,7 @@ impl ServerSide {
         if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
             self.statements.forget_all();
             client.statements.forget_all();
-            self.setters = Setters::default();
+            self.ours = OurStatements::default();
         }
         // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
         let gone = match tag {

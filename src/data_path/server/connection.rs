@@ -21,6 +21,7 @@ use crate::{
             budget::Permit,
             roster::{OnRoster, Roster},
         },
+        prelude::bind,
         prepared::Capacity,
         session_state::Settings,
         tenant::Access,
@@ -175,18 +176,34 @@ impl Server {
             append_cstr(out, sql.as_bytes());
             out.extend_from_slice(&[0, 0]);
         });
-        append(&mut request, b'B', |out| {
-            out.extend_from_slice(&[0, 0, 0, 0]); // unnamed portal, unnamed statement, all parameters are text
-            out.extend_from_slice(&u16::try_from(parameters.len()).unwrap_or(u16::MAX).to_be_bytes());
-            for text in parameters {
-                out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-                out.extend_from_slice(text.as_bytes());
+        bind(b"", parameters, &mut request);
+        self.side.statements.doubt_unnamed();
+        self.execute(request, bytes_max).await
+    }
+
+    /// As [`Self::ask`], for what is asked again and again: the server keeps it prepared then.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_again(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
+        let mut request = Vec::new();
+        let name = self.side.ours.parse_question(sql, &mut request);
+        if name.is_empty() {
+            self.side.statements.doubt_unnamed();
+        }
+        bind(name, parameters, &mut request);
+        match self.execute(request, ANSWER_BYTES_MAX).await {
+            Err(AskError::Refused(_)) if !name.is_empty() => {
+                self.side.ours.question_refused();
+                self.ask(sql, parameters).await
             }
-            out.extend_from_slice(&[0, 0]);
-        });
+            answer => answer,
+        }
+    }
+
+    async fn execute(&mut self, mut request: Vec<u8>, bytes_max: usize) -> Result<Vec<Row>, AskError> {
         append(&mut request, b'E', |out| out.extend_from_slice(&[0; 5]));
         append(&mut request, b'S', |_| {});
-        self.side.statements.doubt_unnamed();
         self.converse(&request, bytes_max).await
     }
 
