@@ -17,6 +17,11 @@ const LEAVING: &str = "
     CREATE FUNCTION fires() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM takes_a_lock(); RETURN NEW; END';
     CREATE TRIGGER fires BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION fires();
     CREATE FUNCTION fills() RETURNS void LANGUAGE sql AS 'INSERT INTO jobs VALUES (1)';
+    CREATE FUNCTION fills_built(t text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE format('INSERT INTO %I VALUES (1)', t); END $$;
+    CREATE FUNCTION reads_built(t text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'SELECT * FROM ' || quote_ident(t); END $$;
+    CREATE FUNCTION locks_built() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE format('SELECT pg_advisory_lock(%L)', 42); END $$;
+    CREATE FUNCTION temps_built() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE format('CREATE TEMP TABLE %I (i int)', 'secret'); END $$;
+    CREATE FUNCTION sets_built() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'SET my.secret = ''x'''; END $$;
     CREATE VIEW locking AS SELECT takes_a_lock() AS l;
     CREATE VIEW locking_itself AS SELECT pg_advisory_lock(42)::text AS l;
     CREATE TABLE by_default (i int, l int DEFAULT takes_a_lock());
@@ -39,7 +44,7 @@ const TIMEOUT: &str = "SHOW statement_timeout";
 const OURS: &str = "SELECT coalesce(current_setting('my.secret', true), '')";
 
 /// What is called, what would tell of it, and what a session that did not call it must be told.
-const CALLS: [(&str, &str, &str); 24] = [
+const CALLS: [(&str, &str, &str); 29] = [
     ("SELECT takes_a_lock()", LOCK, "0"),
     ("SELECT by_another()", LOCK, "0"),
     ("SELECT by_a_body()", LOCK, "0"),
@@ -57,7 +62,12 @@ const CALLS: [(&str, &str, &str); 24] = [
     ("CALL proceeds()", LOCK, "0"),
     ("DO 'BEGIN PERFORM takes_a_lock(); END'", LOCK, "0"),
     ("SELECT by_a_string('SELECT pg_advisory_lock(42)')", LOCK, "0"),
+    ("SELECT fills_built('jobs')", LOCK, "0"),
+    ("SELECT reads_built('locking')", LOCK, "0"),
+    ("SELECT locks_built()", LOCK, "0"),
     ("SELECT makes_a_table()", TEMPORARY, ""),
+    ("SELECT temps_built()", TEMPORARY, ""),
+    ("SELECT sets_built()", OURS, ""),
     ("SELECT by_a_string('CREATE TEMP TABLE secret (i int)')", TEMPORARY, ""),
     ("SELECT sets()", TIMEOUT, "0"),
     ("SELECT by_a_string('SET statement_timeout = 54321')", TIMEOUT, "0"),

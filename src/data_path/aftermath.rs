@@ -364,6 +364,7 @@ const HARMLESS: Effects = Effects::TRANSACTION
     .union(Effects::CODE)
     .union(Effects::CANCEL)
     .union(Effects::TERMINATE)
+    .union(Effects::ANY_RELATION)
     .union(Effects::HIDDEN);
 
 /// What each effect makes doubtful, and what it pins.

@@ -13,6 +13,7 @@ use super::known::{Known, Level, Traces, is_write, key, words};
 pub type Node = (u32, u32);
 
 pub const FUNCTIONS: u32 = 1255;
+pub const RELATIONS: u32 = 1259;
 pub const OPERATORS: u32 = 2617;
 pub const CASTS: u32 = 2605;
 pub const OPERATOR_CLASSES: u32 = 2616;
@@ -36,6 +37,8 @@ pub struct Closure {
     uses: HashMap<Node, Vec<(Node, bool)>>,
     /// Functions by the words in their bodies.
     mentions: HashMap<Box<[u8]>, Vec<Node>>,
+    /// Functions that use tables and views whose names nobody knows.
+    anywhere: Vec<Node>,
     /// Functions whose bodies write to tables.
     writers: std::collections::HashSet<Node>,
 }
@@ -70,6 +73,11 @@ impl Closure {
         }
     }
 
+    /// A function uses tables and views whose names nobody knows.
+    pub fn uses_any_relation(&mut self, node: Node) {
+        self.anywhere.push(node);
+    }
+
     /// One object is used by another.
     pub fn uses(&mut self, link: Use) {
         self.uses.entry(link.used).or_default().push((link.user, link.on_write));
@@ -96,7 +104,9 @@ impl Closure {
                 }
             }
             let word = self.names.get(&node).and_then(|name| key(name));
-            for &user in word.and_then(|word| self.mentions.get(&word)).into_iter().flatten() {
+            let anywhere = self.anywhere.iter().filter(|_| node.0 == RELATIONS);
+            let mentions = word.and_then(|word| self.mentions.get(&word)).into_iter().flatten();
+            for &user in mentions.chain(anywhere) {
                 let traces = if self.writers.contains(&user) { &whole } else { &level.always };
                 if self.levels.entry(user).or_default().always.merge(traces) {
                     changed.push_back(user);
@@ -132,7 +142,6 @@ mod tests {
     use super::*;
     use crate::data_path::doubts::Doubts;
 
-    const TABLE: u32 = 1259;
     const TRIGGER: u32 = 2620;
 
     #[test]
@@ -143,13 +152,15 @@ mod tests {
             (2, "on_insert", "begin perform take_lock(); return new; end"),
             (3, "fill", "begin insert into jobs values (1); end"),
             (4, "count_jobs", "select count(*) from jobs"),
+            (5, "anywhere", "begin execute format('insert into %I values (1)', $1); end"),
         ] {
             closure.name((FUNCTIONS, oid), name.into());
             closure.body((FUNCTIONS, oid), body.as_bytes());
         }
-        closure.name((TABLE, 10), b"jobs".to_vec());
+        closure.uses_any_relation((FUNCTIONS, 5));
+        closure.name((RELATIONS, 10), b"jobs".to_vec());
         closure.uses(Use { used: (FUNCTIONS, 2), user: (TRIGGER, 20), on_write: false });
-        closure.uses(Use { used: (TRIGGER, 20), user: (TABLE, 10), on_write: true });
+        closure.uses(Use { used: (TRIGGER, 20), user: (RELATIONS, 10), on_write: true });
         closure.root((FUNCTIONS, 1), &Traces { doubts: Doubts::LOCKS, ..Traces::default() });
         let known = closure.close();
         for sql in
@@ -157,6 +168,7 @@ mod tests {
         {
             assert!(known.look(sql.as_bytes(), false).is_some(), "{sql}");
         }
+        assert!(known.look(b"SELECT anywhere()", false).is_some());
         for sql in ["SELECT count_jobs()", "SELECT * FROM jobs", "INSERT INTO other VALUES (1)"] {
             assert!(known.look(sql.as_bytes(), false).is_none(), "{sql}");
         }

@@ -1,7 +1,10 @@
 //! What one function may leave behind, by its language and its text. Pure.
 
-use super::known::Traces;
-use crate::data_path::aftermath::Aftermath;
+use super::known::{Traces, words};
+use crate::data_path::{
+    aftermath::Aftermath,
+    statement::{self, Effects},
+};
 
 /// A row of `pg_proc`.
 pub struct Function<'a> {
@@ -22,6 +25,13 @@ pub fn traces(function: &Function<'_>) -> Traces {
         // What a Python or a Perl runs it puts together itself.
         _ => Aftermath::of_foreign_body(function.body).into(),
     }
+}
+
+/// Whether it uses tables and views whose names nobody knows.
+pub fn uses_any_relation(function: &Function<'_>) -> bool {
+    let may_be = matches!(function.language, b"sql" | b"plpgsql")
+        && words(function.body).any(|word| word.eq_ignore_ascii_case(b"execute"));
+    may_be && statement::effects_of_body(function.body).contains(Effects::ANY_RELATION)
 }
 
 /// Libraries whose functions leave nothing in the session but what `statement/effects.rs` knows of by name: PostgreSQL's own
@@ -129,6 +139,8 @@ mod tests {
         let dynamic = of("begin execute 'set app.' || 'user = 1'; execute 'set my.note = 1'; end");
         assert!(dynamic.doubts.contains(Doubts::EVERYTHING) && dynamic.doubts.contains(Doubts::UNNAMED));
         assert!(dynamic.names.contains("my.note"));
+        let built = of("begin execute 'set my.note = 1'; end");
+        assert!(built.doubts.contains(Doubts::ANY_SETTING) && built.names.contains("my.note"));
         let set = of("begin set my.note = 'x'; reset work_mem; end");
         assert!(set.doubts.contains(Doubts::ANY_SETTING) && set.names.contains("my.note"));
     }

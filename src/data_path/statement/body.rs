@@ -5,7 +5,7 @@
 //! little.
 
 use super::{
-    Effects, Lexing,
+    Effects, Lexing, built,
     lexer::{Lexer, Token, TokenKind},
     names,
     scan::{is_word, runs_text},
@@ -50,15 +50,21 @@ fn inside(lexer: &Lexer<'_>, token: Token, lexing: Lexing, depth: u32) -> Effect
     effects_of_code(inner, lexing, depth, true)
 }
 
-/// What a function with this body might do. Strings in it count where it runs built text.
+/// What a function with this body might do. Strings in it count where it runs text that cannot be told.
 pub fn effects_of_body(code: &[u8]) -> Effects {
     let lexing = Lexing::default();
     let plain = effects_of_code(code, lexing, 0, false);
-    if plain.contains(Effects::DYNAMIC) { effects_of_code(code, lexing, 0, true) } else { plain }
+    if !plain.contains(Effects::DYNAMIC) {
+        return plain;
+    }
+    match built::effects(code, lexing) {
+        Some(built) => plain.difference(Effects::DYNAMIC) | built,
+        None => effects_of_code(code, lexing, 0, true),
+    }
 }
 
 /// What words in a piece of code might do; with what is in its strings, if `strings`.
-fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: bool) -> Effects {
+pub(super) fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: bool) -> Effects {
     let mut found = Effects::empty();
     let mut lexer = Lexer::new(code, lexing);
     let mut previous = Token { kind: TokenKind::End, start: 0, end: 0 };

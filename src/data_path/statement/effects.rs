@@ -62,6 +62,8 @@ bitflags::bitflags! {
         const CANCEL = 1 << 26;
         /// pg_terminate_backend.
         const TERMINATE = 1 << 27;
+        /// A table or view is used whose name is put together.
+        const ANY_RELATION = 1 << 28;
         /// Not understood.
         const UNKNOWN = 1 << 31;
     }

@@ -13,6 +13,7 @@
 //! Source: PostgreSQL's `scan.l` and `gram.y`, versions 13 to 18.
 
 mod body;
+mod built;
 mod calls;
 mod effects;
 mod kinds;
