@@ -20,6 +20,9 @@ pub const OPERATOR_CLASSES: u32 = 2616;
 pub const SUPPORT_FUNCTIONS: u32 = 2603;
 pub const EVENT_TRIGGERS: u32 = 3466;
 
+/// Stands for all tables and views together, where nobody knows which is used. No object has this number.
+const SOME_RELATION: Node = (RELATIONS, 0);
+
 /// Whoever uses `used` uses `user`.
 #[derive(Debug, Clone, Copy)]
 pub struct Use {
@@ -37,8 +40,6 @@ pub struct Closure {
     uses: HashMap<Node, Vec<(Node, bool)>>,
     /// Functions by the words in their bodies.
     mentions: HashMap<Box<[u8]>, Vec<Node>>,
-    /// Functions that use tables and views whose names nobody knows.
-    anywhere: Vec<Node>,
     /// Functions whose bodies write to tables.
     writers: std::collections::HashSet<Node>,
 }
@@ -75,7 +76,7 @@ impl Closure {
 
     /// A function uses tables and views whose names nobody knows.
     pub fn uses_any_relation(&mut self, node: Node) {
-        self.anywhere.push(node);
+        self.uses(Use { used: SOME_RELATION, user: node, on_write: false });
     }
 
     /// One object is used by another.
@@ -88,6 +89,12 @@ impl Closure {
         let mut changed: VecDeque<Node> = self.levels.keys().copied().collect();
         while let Some(node) = changed.pop_front() {
             let Some(level) = self.levels.get(&node).cloned() else { continue };
+            if node.0 == RELATIONS
+                && node != SOME_RELATION
+                && self.levels.entry(SOME_RELATION).or_default().merge(&level)
+            {
+                changed.push_back(SOME_RELATION);
+            }
             let mut whole = level.always.clone();
             whole.merge(&level.on_write);
             for &(user, on_write) in self.uses.get(&node).into_iter().flatten() {
@@ -104,9 +111,7 @@ impl Closure {
                 }
             }
             let word = self.names.get(&node).and_then(|name| key(name));
-            let anywhere = self.anywhere.iter().filter(|_| node.0 == RELATIONS);
-            let mentions = word.and_then(|word| self.mentions.get(&word)).into_iter().flatten();
-            for &user in mentions.chain(anywhere) {
+            for &user in word.and_then(|word| self.mentions.get(&word)).into_iter().flatten() {
                 let traces = if self.writers.contains(&user) { &whole } else { &level.always };
                 if self.levels.entry(user).or_default().always.merge(traces) {
                     changed.push_back(user);
