@@ -164,7 +164,7 @@ impl<S> Line<S> {
         }
     }
 
-    /// Tells those of whom `whom` is true that they wait in vain.
+    /// Sends away those who wait in vain, and tells them why.
     fn refuse(&self, why: impl Fn(&Waiter) -> Option<Refusal>) {
         let mut woken = Vec::new();
         let mut places = self.locked();
@@ -293,6 +293,10 @@ async fn look_after(pool: Arc<Pool>) {
             && let Some(server) = pool.try_borrow()
         {
             pool.offer(server);
+        }
+        // Nor does nobody open one; but another thread may have come just as the last attempt failed.
+        if pool.live() == 0 {
+            pool.open_wanted();
         }
         // Whoever has just begun to keep a server may be asked a moment later; one of them for each who waits.
         for _ in 0..pool.waiting() {
