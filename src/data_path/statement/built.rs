@@ -22,7 +22,7 @@ pub(super) fn effects(code: &[u8], lexing: Lexing) -> Option<Effects> {
                 return None;
             }
             found |= does;
-            if text.windows(NAME.len()).any(|window| window == NAME) {
+            if has_built_name(&text) {
                 found |= Effects::ANY_RELATION;
             }
             continue;
@@ -40,8 +40,15 @@ pub(super) fn effects(code: &[u8], lexing: Lexing) -> Option<Effects> {
 fn text(reader: &mut Reader<'_>, lexing: Lexing) -> Option<(Vec<u8>, usize)> {
     let (mut text, mut pieces) = (Vec::new(), 0);
     loop {
+        let end = text.len();
         piece(reader, lexing, &mut text)?;
         pieces += 1;
+        // A name that is in pieces stands nowhere in the body.
+        let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 128..);
+        let before = end.checked_sub(1).and_then(|last| text.get(last));
+        if before.is_some_and(is_word) && text.get(end).is_some_and(is_word) {
+            return None;
+        }
         if !reader.eat_symbol(b'|') {
             break;
         }
@@ -96,6 +103,10 @@ fn formatted(mut arguments: Reader<'_>, text: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
+fn has_built_name(text: &[u8]) -> bool {
+    text.windows(NAME.len()).any(|window| window == NAME)
+}
+
 /// Whether a function may be called whose name nobody knows: `(` behind such a name, where it opens no list of columns.
 fn calls_unknown(text: &[u8], lexing: Lexing) -> bool {
     const COLUMNS_FOLLOW: [&[u8]; 6] = [b"into", b"table", b"exists", b"with", b"as", b"copy"];
@@ -115,7 +126,7 @@ fn calls_unknown(text: &[u8], lexing: Lexing) -> bool {
             }
         }
         let columns = COLUMNS_FOLLOW.contains(&&*before) || creates && before == b"on";
-        if *last == *NAME && reader.is_symbol(b'(') && !columns {
+        if has_built_name(&last) && reader.is_symbol(b'(') && !columns {
             return true;
         }
         before = names::folded(&last).into_owned();
@@ -167,6 +178,9 @@ mod tests {
             "begin execute format('select %I($1)', f) using x; end",
             "begin execute format('select * from %I.%I(1)', s, f); end",
             "begin execute 'select * from a join b on ' || quote_ident(f) || ' (a.x)'; end",
+            "begin execute format('select of_%I($1)', f) using x; end",
+            "begin execute 'select take_' || 'lock()'; end",
+            "begin execute 'select * from part_' || quote_ident(t); end",
             "begin execute 'execute q'; end",
             "begin execute 'select 1'; execute q; end",
             "begin execute 'select 1'; perform query_to_xml(q, true, true, ''); end",
