@@ -173,11 +173,12 @@ impl OurStatements {
     }
 }
 
-fn parse(name: &[u8], sql: &[u8], out: &mut Vec<u8>) {
+/// Parse of a statement whose parameters have the types that PostgreSQL finds.
+pub fn parse(name: &[u8], sql: &[u8], out: &mut Vec<u8>) {
     append(out, b'P', |out| {
         append_cstr(out, name);
         append_cstr(out, sql);
-        out.extend_from_slice(&0u16.to_be_bytes()); // no types of parameters
+        out.extend_from_slice(&0u16.to_be_bytes());
     });
 }
 

@@ -262,6 +262,16 @@ impl Relay {
         if heard.fatal {
             return Err(Step::End(End::ServerSaidGoodbye));
         }
+        match self.note_heard(heard) {
+            Some(step) => Err(step),
+            None => Ok(Poll::Ready(())),
+        }
+    }
+
+    /// What has come for the client is on its way: counts it, and gives the server back if that was all.
+    #[inline]
+    fn note_heard(&mut self, heard: super::exchange::Heard) -> Option<Step> {
+        let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
         if heard.errors > 0 {
             server.failed = true;
             stats.errors.fetch_add(heard.errors.into(), Ordering::Relaxed);
@@ -274,16 +284,10 @@ impl Relay {
                 stats.query_time.record(now - asked_at);
             }
             self.asked_at = working.then_some(now);
-            if let Some(step) = self.after_reply(now) {
-                return Err(step);
-            }
-        } else if server.side.lease.is_over()
-            && let Some(step) = self.after_reply(Instant::now())
-        {
-            // Only our own bookkeeping was answered, put in for what nobody answers.
-            return Err(step);
+            return self.after_reply(now);
         }
-        Ok(Poll::Ready(()))
+        // Only our own bookkeeping was answered, put in for what nobody answers.
+        if server.side.lease.is_over() { self.after_reply(Instant::now()) } else { None }
     }
 
     /// Client to server.

@@ -21,7 +21,7 @@ use crate::{
             budget::Permit,
             roster::{OnRoster, Roster},
         },
-        prelude::bind,
+        prelude::{bind, parse},
         prepared::Capacity,
         session_state::Settings,
         tenant::Access,
@@ -171,11 +171,7 @@ impl Server {
         bytes_max: usize,
     ) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
-        append(&mut request, b'P', |out| {
-            append_cstr(out, b"");
-            append_cstr(out, sql.as_bytes());
-            out.extend_from_slice(&[0, 0]);
-        });
+        parse(b"", sql.as_bytes(), &mut request);
         bind(b"", parameters, &mut request);
         self.side.statements.doubt_unnamed();
         self.execute(request, bytes_max).await
