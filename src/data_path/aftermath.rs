@@ -131,9 +131,8 @@ impl Aftermath {
         call
     }
 
-    /// What a call of a function with this body, in SQL or PL/pgSQL, may leave behind.
-    pub fn of_body(body: &[u8]) -> Self {
-        let effects = statement::effects_of_body(body);
+    /// What a call of a function with this body, in SQL or PL/pgSQL, may leave behind; `effects` are the body's.
+    pub fn of_body(effects: Effects, body: &[u8]) -> Self {
         let mut found = Self::default();
         if !HARMLESS.contains(effects) {
             found.follow(effects);

@@ -80,11 +80,10 @@ impl Relay {
     pub(super) fn broken(&self, broken: Broken) -> End {
         warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, side = "server", %broken, "closing both connections");
         match broken {
-            Broken::Bookkeeping(ServerError { sqlstate, message }) if sqlstate.starts_with("57P") => {
-                End::Refused(Refusal::Server { sqlstate, message }.into())
-            }
-            Broken::Bookkeeping(ServerError { sqlstate, message }) => {
-                let message = format!("what the session has set cannot be set on another server: {message}");
+            Broken::Bookkeeping(ServerError { sqlstate, mut message }) => {
+                if !sqlstate.starts_with("57P") {
+                    message.insert_str(0, "what the session has set cannot be set on another server: ");
+                }
                 End::Refused(Refusal::Server { sqlstate, message }.into())
             }
             Broken::Frame(_) | Broken::Desync(_) => {

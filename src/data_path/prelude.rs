@@ -9,7 +9,7 @@ use super::{
     lease::{Asked, Lease, Whose},
     session_state::Settings,
 };
-use crate::wire::message::{append, append_cstr};
+use crate::wire::message::{append, append_cstr, bind, close_statement, execute, parse};
 
 /// Our own statements that a server has prepared.
 #[derive(Debug, Default)]
@@ -119,7 +119,7 @@ impl OurStatements {
             return QUESTION;
         }
         if self.kept != Kept::Not {
-            close(QUESTION, out);
+            close_statement(QUESTION, out);
         }
         let name = if again { QUESTION } else { b"" };
         self.kept = if again { Kept::Prepared } else { Kept::Not };
@@ -151,7 +151,7 @@ impl OurStatements {
         }
         bind(statement, &[name, value], out);
         let _ = lease.ask(Asked::Bind, Whose::Ours);
-        append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        execute(out);
         let _ = lease.ask(Asked::Execute(None), Whose::Ours);
     }
 
@@ -163,43 +163,12 @@ impl OurStatements {
                 && lease.ask(Asked::Close(None), Whose::Ours)
             {
                 *known = false;
-                close(statement, out);
+                close_statement(statement, out);
             }
         }
         if self.kept != Kept::Not && lease.ask(Asked::Close(None), Whose::Ours) {
             self.kept = Kept::Not;
-            close(QUESTION, out);
+            close_statement(QUESTION, out);
         }
     }
-}
-
-/// Parse of a statement whose parameters have the types that PostgreSQL finds.
-pub fn parse(name: &[u8], sql: &[u8], out: &mut Vec<u8>) {
-    append(out, b'P', |out| {
-        append_cstr(out, name);
-        append_cstr(out, sql);
-        out.extend_from_slice(&0u16.to_be_bytes());
-    });
-}
-
-/// Bind of the unnamed portal to a statement, with parameters as text.
-pub fn bind(statement: &[u8], parameters: &[&str], out: &mut Vec<u8>) {
-    append(out, b'B', |out| {
-        append_cstr(out, b"");
-        append_cstr(out, statement);
-        out.extend_from_slice(&[0, 0]); // parameter formats: all text
-        out.extend_from_slice(&u16::try_from(parameters.len()).unwrap_or(u16::MAX).to_be_bytes());
-        for text in parameters {
-            out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-            out.extend_from_slice(text.as_bytes());
-        }
-        out.extend_from_slice(&[0, 0]); // result formats: all text
-    });
-}
-
-fn close(statement: &[u8], out: &mut Vec<u8>) {
-    append(out, b'C', |out| {
-        out.push(b'S');
-        append_cstr(out, statement);
-    });
 }

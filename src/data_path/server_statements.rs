@@ -14,7 +14,7 @@ use super::{
     prepared::{ClientStatements, Statement},
 };
 use crate::wire::{
-    message::{append, append_cstr},
+    message::{append, append_cstr, bind, close_statement, execute},
     outgoing::Outgoing,
 };
 
@@ -420,8 +420,8 @@ impl ServerStatements {
             let _ = lease.ask(Asked::Execute(Some(Box::new(deeds))), whose);
             self.queued(statement, lease.batch());
             parse(b"", statement.body(), out);
-            append(out, b'B', |out| out.extend_from_slice(&[0; 8]));
-            append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+            bind(b"", &[], out);
+            execute(out);
         }
         goes
     }
@@ -454,10 +454,7 @@ fn ask_close(statement: &Arc<Statement>, lease: &mut Lease, out: &mut Vec<u8>) -
     let naming = Naming { client_name: None, statement: statement.clone() };
     let goes = lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
     if goes {
-        append(out, b'C', |out| {
-            out.push(b'S');
-            append_cstr(out, statement.server_name());
-        });
+        close_statement(statement.server_name(), out);
     }
     goes
 }

@@ -77,3 +77,40 @@ pub fn backend_key_data(out: &mut Vec<u8>, process_id: i32, secret: &[u8]) {
 pub fn authentication_ok(out: &mut Vec<u8>) {
     append(out, b'R', |out| out.extend_from_slice(&0u32.to_be_bytes()));
 }
+
+/// Parse of a statement whose parameters have the types that PostgreSQL finds.
+pub fn parse(name: &[u8], sql: &[u8], out: &mut Vec<u8>) {
+    append(out, b'P', |out| {
+        append_cstr(out, name);
+        append_cstr(out, sql);
+        out.extend_from_slice(&[0, 0]);
+    });
+}
+
+/// Bind of the unnamed portal to a statement, with parameters as text.
+pub fn bind(statement: &[u8], parameters: &[&str], out: &mut Vec<u8>) {
+    append(out, b'B', |out| {
+        append_cstr(out, b"");
+        append_cstr(out, statement);
+        out.extend_from_slice(&[0, 0]); // parameter formats: all text
+        out.extend_from_slice(&u16::try_from(parameters.len()).unwrap_or(u16::MAX).to_be_bytes());
+        for text in parameters {
+            out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }
+        out.extend_from_slice(&[0, 0]); // result formats: all text
+    });
+}
+
+/// Execute of the unnamed portal, for all of its rows.
+pub fn execute(out: &mut Vec<u8>) {
+    append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+}
+
+/// Close of a statement.
+pub fn close_statement(name: &[u8], out: &mut Vec<u8>) {
+    append(out, b'C', |out| {
+        out.push(b'S');
+        append_cstr(out, name);
+    });
+}

@@ -65,10 +65,10 @@ async fn read(server: &mut Server, bytes_max: usize) -> Result<Known, AskError> 
         closure.name(node, bytes(&row, 1).to_vec());
         closure.body(node, body);
         let function = Function { language: bytes(&row, 2), body, library: bytes(&row, 4) };
-        if reading::uses_any_relation(&function) {
+        let (traces, uses_any_relation) = reading::read(&function);
+        if uses_any_relation {
             closure.uses_any_relation(node);
         }
-        let traces = reading::traces(&function);
         if !traces.is_empty() {
             closure.root(node, &traces);
         }

@@ -1,6 +1,6 @@
 //! What one function may leave behind, by its language and its text. Pure.
 
-use super::known::{Traces, words};
+use super::known::Traces;
 use crate::data_path::{
     aftermath::Aftermath,
     statement::{self, Effects},
@@ -15,23 +15,21 @@ pub struct Function<'a> {
     pub library: &'a [u8],
 }
 
-/// What a call of it may leave behind.
-pub fn traces(function: &Function<'_>) -> Traces {
-    match function.language {
+/// What a call of it may leave behind, and whether it uses tables and views whose names nobody knows.
+pub fn read(function: &Function<'_>) -> (Traces, bool) {
+    let traces = match function.language {
+        b"sql" | b"plpgsql" => {
+            let effects = statement::effects_of_body(function.body);
+            let traces = Aftermath::of_body(effects, function.body).into();
+            return (traces, effects.contains(Effects::ANY_RELATION));
+        }
         b"internal" => Traces::default(),
-        b"sql" | b"plpgsql" => Aftermath::of_body(function.body).into(),
         b"c" if is_known(function.library) => Traces::default(),
         b"c" => Aftermath::anything().into(),
         // What a Python or a Perl runs it puts together itself.
         _ => Aftermath::of_foreign_body(function.body).into(),
-    }
-}
-
-/// Whether it uses tables and views whose names nobody knows.
-pub fn uses_any_relation(function: &Function<'_>) -> bool {
-    let may_be = matches!(function.language, b"sql" | b"plpgsql")
-        && words(function.body).any(|word| word.eq_ignore_ascii_case(b"execute"));
-    may_be && statement::effects_of_body(function.body).contains(Effects::ANY_RELATION)
+    };
+    (traces, false)
 }
 
 /// Libraries whose functions leave nothing in the session but what `statement/effects.rs` knows of by name: PostgreSQL's own
@@ -110,6 +108,10 @@ fn is_known(library: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::data_path::{doubts::Doubts, pins::Pins};
+
+    fn traces(function: &Function<'_>) -> Traces {
+        read(function).0
+    }
 
     fn of(body: &str) -> Traces {
         traces(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })

@@ -16,7 +16,7 @@ use crate::{
     error::{NoChoice, Objection, Refusal},
     wire::{
         frame::{HEADER_BYTES, cstr},
-        message::{append, append_cstr},
+        message::{append, append_cstr, parse},
     },
 };
 
@@ -60,11 +60,7 @@ impl Requests<'_, '_> {
         } else {
             self.server.statements.doubt_unnamed();
             let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(objection));
-            append(self.out.build(), b'P', |out| {
-                append_cstr(out, b"");
-                append_cstr(out, UNREADABLE);
-                out.extend_from_slice(&[0, 0]);
-            });
+            parse(b"", UNREADABLE, self.out.build());
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
         lease::{Asked, Whose},
         pins::Pins,
     },
-    wire::message::{append, append_cstr},
+    wire::message::{append, bind, execute, parse},
 };
 
 /// So many transactions of a session that may have advanced a sequence are followed by others on the same server, though no
@@ -105,13 +105,9 @@ impl Requests<'_, '_> {
         self.server.statements.doubt_unnamed();
         self.server.sequences.mixed = false;
         let out = self.out.build();
-        append(out, b'P', |out| {
-            append_cstr(out, b"");
-            append_cstr(out, b"DISCARD SEQUENCES");
-            out.extend_from_slice(&[0, 0]);
-        });
-        append(out, b'B', |out| out.extend_from_slice(&[0; 8]));
-        append(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        parse(b"", b"DISCARD SEQUENCES", out);
+        bind(b"", &[], out);
+        execute(out);
         if alone {
             let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
             append(out, b'S', |_| {});

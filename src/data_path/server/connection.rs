@@ -21,14 +21,13 @@ use crate::{
             budget::Permit,
             roster::{OnRoster, Roster},
         },
-        prelude::{bind, parse},
         prepared::Capacity,
         session_state::Settings,
         tenant::Access,
     },
     wire::{
         frame::{HEADER_BYTES, header},
-        message::{append, append_cstr},
+        message::{append, append_cstr, bind, execute, parse},
         stream::Stream,
         unsent::Unsent,
     },
@@ -198,7 +197,7 @@ impl Server {
     }
 
     async fn execute(&mut self, mut request: Vec<u8>, bytes_max: usize) -> Result<Vec<Row>, AskError> {
-        append(&mut request, b'E', |out| out.extend_from_slice(&[0; 5]));
+        execute(&mut request);
         append(&mut request, b'S', |_| {});
         self.converse(&request, bytes_max).await
     }

@@ -1,7 +1,7 @@
 //! What EXECUTE runs in a function, where every piece of it can be told: literals, and `format`, `quote_ident` and
 //! `quote_literal` around what cannot. What those put in is a name or a value and nothing else.
 
-use super::{Effects, Lexing, body::effects_of_code, names, reader::Reader, scan::runs_text};
+use super::{Effects, Lexing, body::effects_of_code, names, plain::is_word, reader::Reader, scan::runs_text};
 
 /// Stands for a name that nobody knows.
 const NAME: &[u8] = b"pglobby_built";
@@ -44,9 +44,8 @@ fn text(reader: &mut Reader<'_>, lexing: Lexing) -> Option<(Vec<u8>, usize)> {
         piece(reader, lexing, &mut text)?;
         pieces += 1;
         // A name that is in pieces stands nowhere in the body.
-        let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 128..);
-        let before = end.checked_sub(1).and_then(|last| text.get(last));
-        if before.is_some_and(is_word) && text.get(end).is_some_and(is_word) {
+        let is_word_at = |at: usize| text.get(at).is_some_and(|byte| is_word(*byte));
+        if end.checked_sub(1).is_some_and(is_word_at) && is_word_at(end) {
             return None;
         }
         if !reader.eat_symbol(b'|') {

@@ -103,7 +103,8 @@ fn name_before(text: &[u8], parenthesis: usize, quoted: Range<usize>) -> Option<
     if name.first().is_some_and(|byte| byte.is_ascii_digit() || *byte == b'$') { None } else { Some(name) }
 }
 
-fn is_word(byte: u8) -> bool {
+/// Whether a byte may stand within a name.
+pub(super) fn is_word(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'$' | 128..)
 }
 
