@@ -183,6 +183,8 @@ pub struct Timeouts {
     pub client_login: Duration,
     /// `server_connect_timeout`, default 5 s.
     pub server_connect: Duration,
+    /// `server_login_retry`: the longest pause between two attempts to open a server that fail, default 1 s.
+    pub server_login_retry: Duration,
     /// `query_wait_timeout`: for a server to become free, default 15 s.
     pub query_wait: Duration,
     /// `query_timeout`, default off.

@@ -136,6 +136,7 @@ fn timeouts(w: &mut Written<'_>) -> Timeouts {
     Timeouts {
         client_login: w.duration("client_login_timeout", seconds(10)),
         server_connect: w.duration("server_connect_timeout", seconds(5)),
+        server_login_retry: w.duration("server_login_retry", seconds(1)),
         query_wait: w.duration("query_wait_timeout", seconds(15)),
         query: w.duration_or_off("query_timeout"),
         transaction: w.duration_or_off("transaction_timeout"),

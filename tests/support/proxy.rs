@@ -118,7 +118,12 @@ impl Proxy {
 
     /// Registers a cluster as a host, with its superuser.
     pub fn add_host(&self, name: &str, cluster: &Cluster) {
-        let (port, master) = (cluster.port().to_string(), super::cluster::MASTER);
+        self.add_host_at(name, cluster.port());
+    }
+
+    /// The same, for a cluster that is reached by this port.
+    pub fn add_host_at(&self, name: &str, port: u16) {
+        let (port, master) = (port.to_string(), super::cluster::MASTER);
         let arguments = [
             "host",
             "add",

@@ -117,6 +117,7 @@ fn timeouts(config: &Config) -> Vec<Entry> {
     vec![
         entry("client_login_timeout", timeouts.client_login),
         entry("server_connect_timeout", timeouts.server_connect),
+        entry("server_login_retry", timeouts.server_login_retry),
         entry("query_wait_timeout", timeouts.query_wait),
         or_off("query_timeout", timeouts.query),
         or_off("transaction_timeout", timeouts.transaction),

@@ -2,17 +2,18 @@
 //!
 //! Sessions only ever wait in the pool's line; servers are opened by tasks of their own. So a server that comes back
 //! early serves whoever waited longest, a client that leaves cancels no connect, and a connect that fails is told to all.
+//! After a failure `connect_backoff.rs` says when the next attempt may begin.
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use deadpool::unmanaged::Object;
 use tokio::io::AsyncWriteExt;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::{Counted, Pool, budget::Permit};
+use super::{Counted, Pool, budget::Permit, connect_backoff::Attempt};
 use crate::{
     data_path::{
         server::{self, DialError, Opened, Target, connection::Server},
@@ -30,9 +31,19 @@ const PAUSES: [Duration; 4] = [
 ];
 
 impl Pool {
-    /// Opens servers for sessions that wait, as far as pool and budget allow. Runs on the pool's worker.
+    /// Opens servers for sessions that wait, as far as pool, budget and earlier failures allow. Runs on the pool's worker.
     pub(super) fn open_wanted(self: &Arc<Self>) {
-        while self.opening() < self.waiting().min(self.rules.connecting_max) && self.open_one_more() {}
+        while self.waiting() > self.opening() && self.open_one_more() {}
+        if let Some(reason) = self.backoff.told_at_once(Instant::now()) {
+            self.refuse_waiting(&reason);
+        }
+    }
+
+    /// Tells all who wait why they get no server, unless one is open that may come back, or is being opened.
+    fn refuse_waiting(&self, reason: &Refusal) {
+        if self.live() == 0 && !self.is_paused() {
+            self.line.refuse_all(reason);
+        }
     }
 
     /// [`Self::open_wanted`], from any thread.
@@ -41,7 +52,7 @@ impl Pool {
         self.worker.spawn(async move { pool.open_wanted() });
     }
 
-    /// Starts opening a server; `false` if pool or budget have no room.
+    /// Starts opening a server; `false` if pool or budget have no room, or earlier failures forbid it for now.
     fn open_one_more(self: &Arc<Self>) -> bool {
         let Some(permit) = self.room_for_one_more() else {
             return false;
@@ -56,7 +67,10 @@ impl Pool {
     }
 
     fn room_for_one_more(self: &Arc<Self>) -> Option<Permit> {
-        let closed = self.is_retired() || self.is_paused() || self.live() >= self.rules.size;
+        let closed = self.is_retired()
+            || self.is_paused()
+            || self.live() >= self.rules.size
+            || self.opening() >= self.backoff.at_a_time(Instant::now());
         if closed { None } else { self.budget.acquire(self) }
     }
 
@@ -69,28 +83,30 @@ impl Pool {
         self: &Arc<Self>,
         startup: &Settings,
     ) -> Result<Option<Box<Server>>, Refusal> {
-        if self.opening() >= self.rules.connecting_max {
-            return Ok(None);
-        }
         let Some(permit) = self.room_for_one_more() else {
             return Ok(None);
         };
         let _opening = Counted::new(self, |pool| &pool.opening);
+        let attempt = self.backoff.begin();
         match self.connect_making_room(startup).await {
             Ok(opened) => Ok(Some(self.started(opened, permit, startup.clone()))),
             Err(error) => {
                 if let Some(refusal) = error.about_parameter() {
                     return Err(refusal);
                 }
-                let refusal = self.cannot_open(&error);
+                let refusal = self.cannot_open(attempt, &error);
                 drop(permit);
-                let others = self.live() > 0 || (error.is_about_credentials() && self.renew().await);
-                if others { Ok(None) } else { Err(refusal) }
+                if error.is_about_credentials() && self.renew().await {
+                    return Ok(None);
+                }
+                self.refuse_waiting(&refusal);
+                if self.live() > 0 { Ok(None) } else { Err(refusal) }
             }
         }
     }
 
     async fn open(self: &Arc<Self>, permit: Permit) {
+        let attempt = self.backoff.begin();
         match self.connect_making_room(&Settings::default()).await {
             Ok(opened) => {
                 let server = self.started(opened, permit, Settings::default());
@@ -103,18 +119,18 @@ impl Pool {
                     self.offer(server);
                 }
             }
+            // The budget is what is open now: a permit that comes free wakes this pool's wish.
+            Err(error) if error.is_host_full() && self.budget.live() > 1 => {
+                self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
+                self.report(&error);
+            }
             Err(error) => {
-                let refusal = self.cannot_open(&error);
+                let refusal = self.cannot_open(attempt, &error);
                 drop(permit);
                 if error.is_about_credentials() && self.renew().await {
                     return; // those who wait go on with the pool's successor
                 }
-                if error.is_host_full() && self.budget.live() > 0 {
-                    return; // a permit that comes free wakes this pool's wish
-                }
-                if self.live() == 0 {
-                    self.line.refuse_all(&refusal);
-                }
+                self.refuse_waiting(&refusal);
             }
         }
     }
@@ -126,9 +142,12 @@ impl Pool {
     pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
+        // Others may fail meanwhile; one that is wanted apart is not waited for any longer.
+        tokio::time::sleep(self.backoff.pause(Instant::now())).await;
+        let attempt = self.backoff.begin();
         let mut opened = self.connect_making_room(&Settings::default()).await;
         if let Err(error) = &opened {
-            warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+            self.cannot_open(attempt, error);
             // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
             if error.is_about_credentials()
                 && self.renew().await
@@ -164,9 +183,10 @@ impl Pool {
         drop(entry);
         let _ = stream.write_all(&[b'X', 0, 0, 0, 4]).await;
         drop(stream);
+        let attempt = self.backoff.begin();
         match self.connect(&startup).await {
             Ok(opened) => Ok(self.started(opened, permit, startup)),
-            Err(error) => Err(error.about_parameter().unwrap_or_else(|| self.cannot_open(&error))),
+            Err(error) => Err(error.about_parameter().unwrap_or_else(|| self.cannot_open(attempt, &error))),
         }
     }
 
@@ -176,20 +196,36 @@ impl Pool {
         server.startup = startup;
         debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
         self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
+        if self.backoff.is_failing() {
+            info!(tenant = self.tenant.name, host = self.tenant.host.name, "servers can be opened again");
+        }
+        self.backoff.succeeded();
         Box::new(server)
     }
 
-    /// Says so to operators; what clients are told.
-    fn cannot_open(&self, error: &DialError) -> Refusal {
-        warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+    /// Says so to operators, and pauses; what clients are told.
+    fn cannot_open(&self, attempt: Attempt, error: &DialError) -> Refusal {
+        let refusal = error.to_refusal();
+        if self.backoff.failed(attempt, &refusal, Instant::now(), rand::random()) {
+            self.report(error);
+        } else {
+            debug!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
+        }
         self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
-        error.to_refusal()
+        refusal
+    }
+
+    fn report(&self, error: &DialError) {
+        warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
     }
 
     /// As [`Self::connect`]; where the host takes no more connections, idle ones of other pools are closed for this one.
     async fn connect_making_room(self: &Arc<Self>, startup: &Settings) -> Result<Opened, DialError> {
         let mut opened = self.connect(startup).await;
-        for pause in PAUSES {
+        // Where nothing else of ours is open there, closing makes no room: after a failure, it is tried once.
+        let alone = self.backoff.is_failing() && self.budget.live() <= 1;
+        let pauses = if alone { &[] } else { &PAUSES[..] };
+        for &pause in pauses {
             let Some(error) = opened.as_ref().err().filter(|error| error.is_host_full()) else { break };
             if pause == PAUSES[0] {
                 warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "the host is full");
@@ -260,9 +296,6 @@ impl Pool {
             }
         }
         self.open_wanted();
-        while self.live() < self.rules.min_size
-            && self.opening() < self.rules.connecting_max
-            && self.open_one_more()
-        {}
+        while self.live() < self.rules.min_size && self.open_one_more() {}
     }
 }

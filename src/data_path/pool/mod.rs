@@ -5,6 +5,7 @@
 //! with that worker's reactor.
 
 pub mod budget;
+mod connect_backoff;
 mod coordinator;
 pub mod ear;
 mod ear_line;
@@ -30,6 +31,7 @@ pub use self::kept::Pinned;
 pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
 use self::{
     budget::Budget,
+    connect_backoff::ConnectBackoff,
     ear::EarPlace,
     greeting::Greetings,
     line::{InLine, Line},
@@ -61,6 +63,8 @@ pub struct PoolRules {
     pub prepared_max: Capacity,
     /// Servers being opened at a time.
     pub connecting_max: usize,
+    /// The longest pause between two attempts to open a server that fail.
+    pub server_login_retry: Duration,
     /// Function text that is read at most.
     pub functions_bytes_max: usize,
     /// How long functions may be changed past us.
@@ -101,6 +105,7 @@ impl PoolRules {
                 bytes: config.pool.max_prepared_bytes,
             },
             connecting_max: config.limits.connecting_servers_max.max(1),
+            server_login_retry: config.timeouts.server_login_retry,
             functions_bytes_max: config.limits.functions_inspect_bytes_max,
             functions_check: config.timeouts.functions_check_delay,
             cancels_max: config.limits.cancels_max,
@@ -145,6 +150,7 @@ pub struct Pool {
     /// Servers open or being opened. Counted up where a permit is got, down by the permit's drop.
     live: AtomicUsize,
     opening: AtomicUsize,
+    backoff: ConnectBackoff,
     line: Line<Box<Server>>,
     cancelling: AtomicUsize,
     kept: kept::Kept,

@@ -17,8 +17,8 @@ use deadpool::unmanaged;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, budget::Budget, ear::EarPlace, greeting::Greetings, halt::Halts, line::Line,
-    stats::PoolStats,
+    Pool, PoolRules, budget::Budget, connect_backoff::ConnectBackoff, ear::EarPlace, greeting::Greetings,
+    halt::Halts, line::Line, stats::PoolStats,
 };
 use crate::{
     config::Config,
@@ -157,6 +157,7 @@ impl TenantPools {
             dial: self.dial.load_full(),
             live: AtomicUsize::new(0),
             opening: AtomicUsize::new(0),
+            backoff: ConnectBackoff::new(rules.connecting_max, rules.server_login_retry),
             line: Line::default(),
             cancelling: AtomicUsize::new(0),
             kept: super::kept::Kept::default(),
