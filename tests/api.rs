@@ -229,6 +229,13 @@ async fn bad_requests_are_refused_in_words_with_a_code_that_stays() {
         ("POST", "/v1/logins", r#"{"name":"x","tenant":"acme","password":""}"#, 422, "invalid"),
         ("POST", "/v1/logins", r#"{"name":"x","tenant":"nobody"}"#, 404, "not_found"),
         ("POST", "/v1/logins/acme_user/grant", r#"{"tenants":[]}"#, 422, "invalid"),
+        ("GET", "/v1/tenants/a%00b", "", 400, "malformed"),
+        ("GET", "/v1/logins/%ff", "", 400, "malformed"),
+        ("GET", "/v1/logins?tenant=a%00b", "", 400, "malformed"),
+        ("DELETE", "/v1/hosts/%00", "", 400, "malformed"),
+        ("POST", "/v1/tenants", r#"{"name":"a\u0000b"}"#, 400, "malformed"),
+        ("POST", "/v1/tenants/acme/suspend", r#"{"reason":"a\u0000b"}"#, 400, "malformed"),
+        ("GET", "/v1/tenants/a%2500b", "", 404, "not_found"),
         ("POST", "/v1/hosts", r#"{"name":"down","address":"127.0.0.1","port":1}"#, 503, "host_unavailable"),
     ] {
         let refused = api.send(method, path, body).await;
@@ -327,4 +334,60 @@ async fn who_has_the_answer_finds_it_done() {
         api.post("/v1/logins/acme_user/enable", json!({})).await.with(200);
         assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
     }
+}
+
+/// What a host cannot be is said in words; PostgreSQL's own would quote the whole row, sealed password included.
+#[tokio::test]
+async fn a_value_that_cannot_be_is_refused_without_a_row_in_the_answer_or_the_log() {
+    let proxy = Proxy::with_tenant("acme").config("log.level", "\"debug\"").start().await;
+    let api = proxy.api("admin");
+    let central = proxy.cluster.client("central").await;
+    let sealed = central.ask("SELECT encode(sealed_admin_password, 'hex') FROM pglobby.hosts").await;
+    for (key, value, words) in [
+        ("accepts_tenants", json!(null), "true or false"),
+        ("accepts_tenants", json!("perhaps"), "true or false"),
+        ("address", json!(null), "a text of 1 to 255 bytes"),
+        ("address", json!("\u{1b}"), "without control characters"),
+        ("port", json!(null), "1 to 65535"),
+        ("port", json!(65536), "1 to 65535"),
+        ("tls_mode", json!(null), "verify-full"),
+        ("tls_mode", json!("maybe"), "verify-full"),
+        ("admin_user", json!(null), "a text of 1 to 63 bytes"),
+        ("admin_database", json!(""), "a text of 1 to 63 bytes"),
+        ("max_connections", json!(0), "from 1 on"),
+        ("max_connections", json!(3_000_000_000_u64), "from 1 on"),
+        ("tls_root_ca", json!("x".repeat(5000)), "1 to 4096 bytes"),
+    ] {
+        let refused = api.patch("/v1/hosts/default", json!({ key: value })).await;
+        assert_eq!((refused.status, refused.code()), (422, "invalid"), "{key}: {refused:?}");
+        let said = refused.body.to_string();
+        assert!(said.contains(words) && said.contains(key), "{said}");
+        assert!(!said.contains(&sealed[..16]), "{said}");
+    }
+    // Where the schema is the first to object: a row by its key, a row as a whole.
+    for (sql, constraint) in [
+        ("ALTER TABLE pglobby.hosts ADD CONSTRAINT moody CHECK (max_connections <> 13)", "moody"),
+        ("ALTER TABLE pglobby.logins ADD CONSTRAINT moody CHECK (name <> 'unlucky')", "moody"),
+    ] {
+        central.run(sql).await;
+        let refused = match sql.contains("hosts") {
+            true => api.patch("/v1/hosts/default", json!({ "max_connections": 13 })).await,
+            false => api.post("/v1/logins", json!({ "name": "unlucky", "tenant": "acme" })).await,
+        };
+        assert_eq!((refused.status, refused.code()), (422, "invalid"), "{refused:?}");
+        let said = refused.body.to_string();
+        assert!(said.contains(constraint) && !said.contains("Failing row"), "{said}");
+    }
+    let told = proxy.command_with(&["host", "set", "default", "max_connections=13"], "");
+    let told = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(told.contains("moody") && !told.contains("Failing row"), "{told}");
+    let console = proxy.console().await;
+    let refused = console.try_run("CREATE LOGIN unlucky TENANT acme").await.unwrap_err();
+    let told = support::client::in_words(&refused);
+    assert!(told.contains("moody") && !told.contains("Failing row"), "{told}");
+    assert!(
+        !proxy.log().contains("Failing row") && !proxy.log().contains("SCRAM-SHA-256$"),
+        "{}",
+        proxy.log()
+    );
 }

@@ -144,3 +144,48 @@ async fn http_can_be_switched_off_and_an_address_in_use_is_said() {
     assert_eq!(output.status.code(), Some(1));
     assert!(words.contains("for HTTP") && words.contains("in use"), "{words}");
 }
+
+/// At `debug` and `trace`, tokio-postgres would log the texts and parameters of our own statements.
+#[tokio::test]
+async fn no_filter_of_logs_lets_a_verifier_or_a_statement_of_ours_through() {
+    let proxy = Proxy::with_tenant("acme");
+    let filter = "trace,tokio_postgres=trace,tokio_postgres::query=trace";
+    let proxy =
+        proxy.config("log.level", &format!("{filter:?}")).environment("RUST_LOG", filter).start().await;
+    let api = proxy.api("operator");
+    let body = serde_json::json!({ "name": "bob", "tenant": "acme", "password": "bobs-secret" });
+    api.post("/v1/logins", body).await.with(201);
+    api.post("/v1/tenants/acme/rotate?wait=60s", serde_json::json!({})).await.with(200);
+    assert_eq!(proxy.caller("bob", "bobs-secret", "acme").ask("SELECT 1").await, "1");
+    let command = proxy.command_with(&["login", "set-password", "bob", "--password-stdin"], "other-secret\n");
+    let central = proxy.cluster.client("central").await;
+    let verifier = central.ask("SELECT verifier FROM pglobby.logins WHERE name = 'bob'").await;
+    let said = proxy.log() + &String::from_utf8(command.stderr).unwrap();
+    assert!(said.contains("TRACE pglobby") || said.contains("DEBUG pglobby"), "ours are there: {said}");
+    for secret in
+        ["SCRAM-SHA-256$", &verifier, "bobs-secret", "other-secret", "INSERT INTO pglobby", "tokio_postgres"]
+    {
+        assert!(!said.contains(secret), "{secret} is in the log");
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_with_an_odd_name_leaves_the_page_readable() {
+    let odd = "a\"b\\c";
+    let proxy = Proxy::with_tenant(odd).and_tenant("plain").start().await;
+    // A line end in a name: only by plain SQL.
+    let rename = "UPDATE pglobby.tenants SET name = E'a\\nb' WHERE name = 'plain'";
+    proxy.cluster.client("central").await.run(rename).await;
+    assert_eq!(proxy.client(odd).ask("SELECT 1").await, "1");
+    assert_eq!(proxy.caller("plain_user", "plain-secret", "a\nb").ask("SELECT 1").await, "1");
+    has_value(&proxy, r#"pglobby_logins_total{tenant="a\"b\\c"}"#, 1.0).await;
+    has_value(&proxy, r#"pglobby_logins_total{tenant="a\nb"}"#, 1.0).await;
+    let (_, page) = proxy.http_get("/metrics").await;
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        let labels = name.split_once('{').map_or("", |(_, labels)| labels.strip_suffix('}').unwrap());
+        let unquoted: String = labels.replace("\\\\", "").replace("\\\"", "").split('"').step_by(2).collect();
+        assert!(unquoted.chars().all(|c| c.is_ascii_alphanumeric() || "_=,".contains(c)), "{line}");
+    }
+}

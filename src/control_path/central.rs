@@ -8,7 +8,7 @@ use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
 use secrecy::ExposeSecret as _;
-use tokio_postgres::{Client, Connection, Socket};
+use tokio_postgres::{Client, Connection, Socket, error::DbError};
 
 use super::central_tls::{CentralTlsConnector, CentralTlsStream};
 use crate::{config::Config, wire::tls::TlsError};
@@ -69,6 +69,11 @@ impl CentralError {
             Self::Connect { cause, .. } | Self::Query(cause) => cause.code(),
             _ => None,
         }
+    }
+
+    /// Whether it is there and cannot store what it was given.
+    pub fn is_about_a_value(&self) -> bool {
+        self.code().is_some_and(|code| ["22", "23"].iter().any(|class| code.code().starts_with(class)))
     }
 }
 
@@ -203,12 +208,32 @@ fn session_settings(config: &Config) -> tokio_postgres::Config {
     connection
 }
 
+/// Classes of SQLSTATE whose DETAIL speaks of objects, connections and rights. Others quote rows ("Failing row contains
+/// …", "Key (name)=(…) already exists") or whatever a function raises, and with them what is stored: sealed passwords,
+/// verifiers.
+const DETAIL_TOLD: [&str; 14] =
+    ["08", "0A", "0L", "0P", "25", "28", "2B", "3D", "42", "53", "54", "55", "57", "58"];
+
+/// What a server's error says, without any row's content: the only way in which an error of PostgreSQL is printed, logged,
+/// recorded or answered.
+pub fn said(error: &DbError) -> String {
+    let mut words = error.message().to_owned();
+    let told = error.code().code().get(..2).is_some_and(|class| DETAIL_TOLD.contains(&class));
+    for (title, more) in [("DETAIL", error.detail()), ("HINT", error.hint())] {
+        if let Some(more) = more.filter(|_| told) {
+            words.push_str(&format!("\n{title}: {more}"));
+        }
+    }
+    words
+}
+
 /// An error with all its causes; tokio-postgres leaves them out of its own words.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
-        let words = error.to_string();
+        let of_server = |server: &DbError| format!("{}: {}", server.severity(), said(server));
+        let words = error.downcast_ref().map_or_else(|| error.to_string(), of_server);
         // tokio-postgres says "db error" and then, one deeper, what the server said.
         if words != "db error" && !text.contains(&words) {
             text.push_str(if text.is_empty() { "" } else { ": " });

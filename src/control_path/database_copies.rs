@@ -224,9 +224,15 @@ async fn finished(program: &str, child: std::io::Result<Child>) -> Result<Vec<u8
     if status.success() {
         return Ok(stdout);
     }
-    let said = String::from_utf8_lossy(&stderr);
-    let said: String = said.trim().replace('\n', "; ").chars().take(TOLD_BYTES_MAX).collect();
-    Err(OperatorError::Refused(format!("{program} failed ({status}): {said}")))
+    Err(OperatorError::Refused(format!("{program} failed ({status}): {}", own_words(&stderr))))
+}
+
+/// What pg_dump or pg_restore says itself. A server's DETAIL and CONTEXT below that quote a tenant's rows.
+fn own_words(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let own: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("pg_") || line.starts_with("HINT:")).collect();
+    own.join("; ").chars().take(TOLD_BYTES_MAX).collect()
 }
 
 fn not_started(program: &str, error: &std::io::Error) -> OperatorError {
@@ -254,6 +260,15 @@ mod tests {
         let text = "-- dump\n\\restrict abc\nCREATE TABLE t ();\n\\restrict in a body\n\\unrestrict abc\n";
         assert_eq!(without_restriction(text), "-- dump\nCREATE TABLE t ();\n\\restrict in a body\n");
         assert_eq!(without_restriction("SELECT 1;\n"), "SELECT 1;\n");
+    }
+
+    #[test]
+    fn what_a_server_quotes_of_a_tenants_rows_is_left_out() {
+        let stderr = "pg_restore: error: COPY failed for table \"t\": ERROR:  value too long\nDETAIL:  Failing row contains \
+                      (secret\nsecret).\nCONTEXT:  COPY t, line 1: \"secret\"\nHINT:  none\npg_restore: warning: ignored\n";
+        let told = "pg_restore: error: COPY failed for table \"t\": ERROR:  value too long; HINT:  none; pg_restore: warning: \
+                    ignored";
+        assert_eq!(own_words(stderr.as_bytes()), told);
     }
 
     #[test]

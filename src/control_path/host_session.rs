@@ -231,7 +231,11 @@ impl HostAdmin {
     }
 }
 
-fn parse_tls_mode(text: &str) -> Result<TlsMode, OperatorError> {
+/// libpq's words.
+///
+/// # Errors
+/// Another word.
+pub(super) fn parse_tls_mode(text: &str) -> Result<TlsMode, OperatorError> {
     serde_json::from_value(serde_json::Value::from(text))
         .map_err(|_| OperatorError::Invalid(format!("{text:?} is no TLS mode")))
 }

@@ -6,8 +6,8 @@ use serde_json::json;
 use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
-    host_session::HostAdmin,
-    onboarding::names::{check_identifier, ident},
+    host_session::{HostAdmin, parse_tls_mode},
+    onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
     operator::{Operator, OperatorError, nearest},
     seal::Place,
 };
@@ -78,6 +78,11 @@ pub struct HostReport {
     pub open_to_public: Vec<String>,
 }
 
+/// As long as a DNS name can be; the path of a Unix socket is shorter.
+const ADDRESS_BYTES_MAX: usize = 255;
+/// Linux's PATH_MAX.
+const PATH_BYTES_MAX: usize = 4096;
+
 /// Keys of `host set`.
 const SETTINGS: [&str; 8] = [
     "address",
@@ -127,6 +132,18 @@ fn summary(row: &Row) -> HostSummary {
 /// It is there already, cannot be reached, or the rights are missing; then nothing is registered.
 pub async fn add(operator: &Operator, host: &NewHost) -> Result<HostReport, OperatorError> {
     check_identifier("host", &host.name)?;
+    let (port, limit) = (host.port.to_string(), host.max_connections.map(|limit| limit.to_string()));
+    for (key, value) in [
+        ("address", Some(host.address.as_str())),
+        ("port", Some(&port)),
+        ("tls_mode", Some(&host.tls_mode)),
+        ("tls_root_ca", host.tls_root_ca.as_deref()),
+        ("admin_user", Some(&host.admin_user)),
+        ("admin_database", Some(&host.admin_database)),
+        ("max_connections", limit.as_deref()),
+    ] {
+        checked(key, value)?;
+    }
     let mut client = operator.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let port = i32::from(host.port);
@@ -156,7 +173,6 @@ pub async fn add(operator: &Operator, host: &NewHost) -> Result<HostReport, Oper
                 host.name
             )));
         }
-        Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => return Err(invalid(&error)),
         inserted => inserted?,
     };
     seal_password(operator, &transaction, &host.name, host.admin_password.as_ref()).await?;
@@ -183,16 +199,11 @@ pub async fn set(
         let Some(column) = SETTINGS.iter().find(|setting| *setting == key) else {
             return Err(unknown_setting(key, &SETTINGS));
         };
-        let value = Some(value.as_str()).filter(|value| !value.is_empty());
-        let cast = match *column {
-            "port" | "max_connections" => "::text::integer",
-            "accepts_tenants" => "::text::boolean",
-            _ => "",
-        };
+        let value = Some(value.trim()).filter(|value| !value.is_empty());
+        let value = checked(column, value)?;
         // The column is one of ours, above.
-        let sql = format!("UPDATE pglobby.hosts SET {column} = $2{cast} WHERE name = $1");
-        let parameters: [&(dyn ToSql + Sync); 2] = [&name, &value];
-        transaction.execute(&sql, &parameters).await.map_err(|error| invalid(&error))?;
+        let sql = format!("UPDATE pglobby.hosts SET {column} = $2 WHERE name = $1");
+        transaction.execute(&sql, &[&name, &*value]).await?;
     }
     if password.is_some() {
         seal_password(operator, &transaction, name, password).await?;
@@ -203,6 +214,44 @@ pub async fn set(
     operator.audit(&transaction, "host.set", None, &detail).await?;
     transaction.commit().await?;
     Ok(report)
+}
+
+/// A setting as its column takes it, `None` where there is no value.
+fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send>, OperatorError> {
+    let wrong = |wanted: &str| {
+        let given = value.map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
+        OperatorError::Invalid(format!("{key} is {wanted}, not {given}"))
+    };
+    let text = |bytes_max| match value {
+        Some(text) if (1..=bytes_max).contains(&text.len()) && !text.contains(char::is_control) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(wrong(&format!("a text of 1 to {bytes_max} bytes without control characters"))),
+    };
+    Ok(match key {
+        "address" => Box::new(text(ADDRESS_BYTES_MAX)?),
+        "admin_user" | "admin_database" => Box::new(text(NAME_BYTES_MAX)?),
+        "tls_mode" => {
+            let known = value.filter(|word| parse_tls_mode(word).is_ok());
+            let wanted = "disable, allow, prefer, require, verify-ca or verify-full";
+            Box::new(known.ok_or_else(|| wrong(wanted))?.to_owned())
+        }
+        "port" => {
+            let port = value.and_then(|text| text.parse::<u16>().ok()).filter(|port| *port > 0);
+            Box::new(i32::from(port.ok_or_else(|| wrong("a number from 1 to 65535"))?))
+        }
+        "accepts_tenants" => match value {
+            Some("true" | "yes" | "on" | "1") => Box::new(true),
+            Some("false" | "no" | "off" | "0") => Box::new(false),
+            _ => return Err(wrong("true or false")),
+        },
+        "tls_root_ca" => Box::new(value.map(|_| text(PATH_BYTES_MAX)).transpose()?),
+        _ => {
+            let limit = value.map(|text| text.parse::<i32>().ok().filter(|limit| *limit > 0));
+            let wanted = || wrong("a whole number from 1 on (or empty: no limit)");
+            Box::new(limit.map(|limit| limit.ok_or_else(wanted)).transpose()?)
+        }
+    })
 }
 
 /// Forgets a host on which no tenant lives any more; tombstones of those that did go with it. The cluster itself is

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio_postgres::{GenericClient, error::SqlState};
 
 use super::{
-    central::{Central, CentralError, causes},
+    central::{self, Central, CentralError, causes},
     keyring::KeyringError,
     live_keyring::LiveKeyring,
     marks::Marks,
@@ -149,15 +149,10 @@ impl OperatorError {
     }
 }
 
-/// A server's message with its detail and hint, on one line.
+/// A server's message on one line; see [`central::said`].
 pub(crate) fn server_words(error: &tokio_postgres::Error) -> String {
     let Some(said) = error.as_db_error() else { return causes(error) };
-    let mut words = said.message().to_owned();
-    for more in [said.detail(), said.hint()].into_iter().flatten() {
-        words.push_str(": ");
-        words.push_str(&more.replace('\n', "; "));
-    }
-    format!("{words} (SQLSTATE {})", said.code().code())
+    format!("{} (SQLSTATE {})", central::said(said).replace('\n', "; "), said.code().code())
 }
 
 impl Operator {

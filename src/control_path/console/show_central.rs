@@ -61,6 +61,7 @@ impl From<OperatorError> for Complaint {
         let sqlstate = match error {
             OperatorError::NotFound { .. } => "42704",
             OperatorError::Invalid(_) => "22023",
+            OperatorError::Central(ref error) if error.is_about_a_value() => "22023",
             OperatorError::Name(_) => "42602",
             OperatorError::Exists(_) => "42710",
             OperatorError::Refused(_) => "55000",

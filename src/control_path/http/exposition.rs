@@ -49,7 +49,7 @@ impl Exposition {
 
 struct Collector {
     proxy: Arc<Proxy>,
-    /// Tenants that have their own labels.
+    /// Tenants that have their own labels, as [`escaped`] writes them.
     named: Mutex<HashMap<i64, String>>,
 }
 
@@ -151,7 +151,7 @@ impl Collector {
         done.sort_by_key(|done| done.tenant_id);
         for done in &done {
             if named.len() < limit {
-                named.entry(done.tenant_id).or_insert_with(|| done.tenant.clone());
+                named.entry(done.tenant_id).or_insert_with(|| escaped(&done.tenant));
             }
             sums.entry(label(&named, done.tenant_id).to_owned()).or_default().add_stats(&done.stats);
         }
@@ -236,6 +236,11 @@ impl Sum {
             *count += 1;
         }
     }
+}
+
+/// A label's value as the format writes it, which prometheus-client leaves to us.
+fn escaped(name: &str) -> String {
+    name.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
 }
 
 fn label(named: &HashMap<i64, String>, tenant: i64) -> &str {

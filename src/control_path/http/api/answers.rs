@@ -26,7 +26,11 @@ pub struct ApiError {
 
 /// Every code with its status and meaning; documented, and not to be changed.
 pub const CODES: [(&str, StatusCode, &str); 15] = [
-    ("malformed", StatusCode::BAD_REQUEST, "the body is not JSON"),
+    (
+        "malformed",
+        StatusCode::BAD_REQUEST,
+        "the body is not JSON, or a text has a NUL character or is no UTF-8",
+    ),
     ("unauthorized", StatusCode::UNAUTHORIZED, "no API key, or one that is unknown, expired or revoked"),
     ("forbidden", StatusCode::FORBIDDEN, "the key's role does not allow it"),
     ("not_found", StatusCode::NOT_FOUND, "no such tenant, login, host, operation or path"),
@@ -60,6 +64,7 @@ impl From<OperatorError> for ApiError {
             OperatorError::Busy { .. } => "busy",
             OperatorError::Refused(_) => "refused",
             OperatorError::Invalid(_) | OperatorError::Name(_) => "invalid",
+            OperatorError::Central(error) if error.is_about_a_value() => "invalid",
             OperatorError::Central(_) => "central_unavailable",
             OperatorError::Connect { .. } | OperatorError::Host { .. } => "host_unavailable",
             OperatorError::Seal(_) | OperatorError::Keyring(_) => "keys_unavailable",

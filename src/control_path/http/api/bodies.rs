@@ -40,11 +40,26 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 _ => ApiError::new("malformed", "the body did not arrive whole"),
             })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        if holds_nul(text) {
+            return Err(ApiError::new(
+                "malformed",
+                "a text in the body holds a NUL character, which PostgreSQL cannot store",
+            ));
+        }
         serde_json::from_slice(text).map(Self).map_err(|error| {
             let code = if error.is_data() { "invalid" } else { "malformed" };
             ApiError::new(code, error.to_string())
         })
     }
+}
+
+/// Whether a text of this JSON has a NUL in it, which JSON can write in one way only.
+fn holds_nul(json: &[u8]) -> bool {
+    let mut escaped = false;
+    json.iter().enumerate().any(|(at, byte)| {
+        escaped = *byte == b'\\' && !escaped;
+        escaped && json.get(at + 1..at + 6) == Some(b"u0000")
+    })
 }
 
 /// `POST /v1/tenants`.
@@ -77,9 +92,6 @@ impl TryFrom<NewTenantBody> for Order {
         }
         if owner.is_some() {
             return Err(invalid("owner is for a database that is adopted (\"adopt\": true)"));
-        }
-        if schema.iter().any(|sql| sql.contains('\0')) {
-            return Err(invalid("schema holds a NUL character"));
         }
         let file = |(at, sql)| SchemaFile { path: format!("schema[{at}]").into(), sql };
         let schema = schema.into_iter().enumerate().map(file).collect();
@@ -298,4 +310,23 @@ pub fn settings(body: Map<String, Value>) -> Result<Vec<(String, String)>, ApiEr
 /// A value that cannot be.
 pub fn invalid(message: &str) -> ApiError {
     ApiError::new("invalid", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::holds_nul;
+
+    #[test]
+    fn a_nul_is_found_where_json_means_one() {
+        for (json, found) in [
+            (r#"{"name":"a\u0000b"}"#, true),
+            (r#"{"name":"\\\u0000"}"#, true),
+            (r#"{"name":"\\u0000"}"#, false),
+            (r#"{"name":"\u00001"}"#, true),
+            (r#"{"name":"\u0001u0000"}"#, false),
+            (r#"{"name":"\"#, false),
+        ] {
+            assert_eq!(holds_nul(json.as_bytes()), found, "{json}");
+        }
+    }
 }

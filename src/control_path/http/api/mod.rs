@@ -100,6 +100,10 @@ async fn guard(State(rules): State<Rules>, request: Request, next: Next) -> Resp
         let words = "as many requests are under way as max_requests of [http] allows";
         return ApiError::new("too_many_requests", words).into_response();
     };
+    if !is_text(request.uri()) {
+        let words = "the path or what follows it is no UTF-8, or holds a NUL character, which no name has";
+        return ApiError::new("malformed", words).into_response();
+    }
     let config = api.proxy.config.load_full();
     let answered = async {
         let (mut parts, body) = request.into_parts();
@@ -119,6 +123,19 @@ async fn guard(State(rules): State<Rules>, request: Request, next: Next) -> Resp
         Err(_) => return timed_out(),
     };
     tokio::time::timeout(limit + patience.0, next.run(request)).await.unwrap_or_else(|_| timed_out())
+}
+
+/// Whether what is percent-encoded in it is text as PostgreSQL knows it.
+fn is_text(uri: &Uri) -> bool {
+    let mut parts = uri.path_and_query().map_or("", |whole| whole.as_str()).split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let Some(byte) = code else { continue };
+        bytes.push(byte);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    std::str::from_utf8(&bytes).is_ok() && !bytes.contains(&0)
 }
 
 fn timed_out() -> Response {
