@@ -117,6 +117,14 @@ pub enum Refusal {
     /// A choice of a tenant that cannot be made there, or so.
     #[error(transparent)]
     NoChoice(#[from] NoChoice),
+    /// A change of a role or a database that is the operator's, or a change of a password that cannot be made so.
+    #[error(transparent)]
+    Identity(#[from] IdentityRefusal),
+    /// The central database did not say whether it has taken a login's new password.
+    #[error(
+        "pglobby cannot change passwords at the moment, and the old or the new one may hold; please try again"
+    )]
+    PasswordNotStored,
     /// PostgreSQL's own answer, given where no server is asked.
     #[error("{message}")]
     AsPostgres {
@@ -234,19 +242,131 @@ pub enum NoChoice {
     SessionMode,
 }
 
+/// Why a text about roles or about the database itself is refused. The roles on the server are shared by all logins of a
+/// tenant, so what would change them belongs to the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityRefusal {
+    /// ALTER ROLE, DROP ROLE and their like of a tenant's role.
+    #[error("permission denied to change the database's own roles")]
+    Role,
+    /// GRANT or REVOKE of a tenant's role.
+    #[error("permission denied to change memberships of the database's own roles")]
+    Membership,
+    /// REASSIGN OWNED, DROP OWNED.
+    #[error("permission denied to drop or give away what the database's own roles own")]
+    Owned,
+    /// ALTER DATABASE, DROP DATABASE.
+    #[error("permission denied to change the database itself")]
+    Database,
+    /// ALTER DATABASE … SET of a parameter that decides who a session is, or whether it starts.
+    #[error("permission denied to set this parameter for the database")]
+    DatabaseSetting,
+    /// GRANT or REVOKE ON DATABASE.
+    #[error("permission denied to change who may use the database")]
+    DatabaseAccess,
+    /// The password of one's own login, inside a transaction.
+    #[error("a password cannot be changed inside a transaction block")]
+    PasswordInTransaction,
+    /// The same, with something else in its text.
+    #[error("a password is changed by a statement of its own")]
+    PasswordNotAlone,
+    /// PASSWORD NULL, PASSWORD ''.
+    #[error("a login needs a password")]
+    PasswordMissing,
+    /// `md5…`.
+    #[error("md5 passwords are not supported")]
+    PasswordMd5,
+    /// U&'…', or bytes that are no UTF-8.
+    #[error("the password is written in a way that is not supported")]
+    PasswordUnclear,
+    /// Longer than PostgreSQL takes one from a client.
+    #[error("the password is too long")]
+    PasswordTooLong,
+    /// The login is not what it was when this session began.
+    #[error("the login was changed meanwhile; log in again to change its password")]
+    LoginChanged,
+}
+
+impl IdentityRefusal {
+    fn sqlstate(self) -> &'static str {
+        match self {
+            Self::Role
+            | Self::Membership
+            | Self::Owned
+            | Self::Database
+            | Self::DatabaseSetting
+            | Self::DatabaseAccess
+            | Self::LoginChanged => "42501",
+            Self::PasswordInTransaction | Self::PasswordNotAlone => "25001",
+            Self::PasswordMissing | Self::PasswordTooLong => "22023",
+            Self::PasswordMd5 | Self::PasswordUnclear => "0A000",
+        }
+    }
+
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Role => {
+                "All logins of this database share its roles. A login's own password is changed by ALTER ROLE CURRENT_USER \
+                 PASSWORD; an operator changes logins by `pglobby login set` and limits by `pglobby tenant set`; settings for \
+                 everybody are made by ALTER DATABASE ... SET."
+            }
+            Self::Membership => {
+                "An operator decides what a login may do: `pglobby login create`, `pglobby login set`."
+            }
+            Self::Owned => {
+                "An operator removes a tenant by `pglobby tenant drop`; single objects are dropped by name."
+            }
+            Self::Database => {
+                "An operator does this: `pglobby tenant set`, `pglobby tenant rename`, `pglobby tenant suspend`, `pglobby \
+                 tenant drop`."
+            }
+            Self::DatabaseSetting => "Sessions set it for themselves where they need it.",
+            Self::DatabaseAccess => {
+                "An operator gives access by `pglobby login create` and takes it by `pglobby login drop`."
+            }
+            Self::PasswordInTransaction => {
+                "Send it outside a transaction: it takes effect at once and cannot be rolled back."
+            }
+            Self::PasswordNotAlone => "Send ALTER ROLE CURRENT_USER PASSWORD '...' alone.",
+            Self::PasswordMissing => "An operator disables a login by `pglobby login disable`.",
+            Self::PasswordMd5 => {
+                "Send the password itself or a SCRAM-SHA-256 verifier (SET password_encryption = 'scram-sha-256')."
+            }
+            Self::PasswordUnclear => "Write it as an ordinary string literal, in UTF-8.",
+            Self::PasswordTooLong => "At most 1024 bytes are taken.",
+            Self::LoginChanged => "An operator sets a new password by `pglobby login set-password`.",
+        }
+    }
+}
+
 /// Why a server is made to refuse what its client has asked of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Objection {
     /// It speaks of the session's tenant.
     NoChoice(NoChoice),
+    /// It would change a role, the database or a password.
+    Identity(IdentityRefusal),
     /// The statement would give other columns than the client knows of.
     ResultChanged,
+}
+
+impl From<NoChoice> for Objection {
+    fn from(reason: NoChoice) -> Self {
+        Self::NoChoice(reason)
+    }
+}
+
+impl From<IdentityRefusal> for Objection {
+    fn from(reason: IdentityRefusal) -> Self {
+        Self::Identity(reason)
+    }
 }
 
 impl From<Objection> for Refusal {
     fn from(objection: Objection) -> Self {
         match objection {
             Objection::NoChoice(reason) => reason.into(),
+            Objection::Identity(reason) => reason.into(),
             Objection::ResultChanged => Self::ResultChanged,
         }
     }
@@ -274,7 +394,7 @@ impl Refusal {
             Self::Suspended { .. } => "57P03",
             Self::Dropped { .. } => "3D000",
             Self::NoReadOnlyRole => "0LP01",
-            Self::NotReady { .. } | Self::DirectoryUnavailable => "57P03",
+            Self::NotReady { .. } | Self::DirectoryUnavailable | Self::PasswordNotStored => "57P03",
             Self::TooManyClients | Self::TooManyClientsOfTenant { .. } | Self::TooManyPinned { .. } => {
                 "53300"
             }
@@ -285,6 +405,7 @@ impl Refusal {
             Self::TenantDenied { .. } => "42501",
             Self::TenantPinned { .. } => "55006",
             Self::NoChoice(reason) => reason.sqlstate(),
+            Self::Identity(reason) => reason.sqlstate(),
             Self::AsPostgres { sqlstate, .. } => sqlstate,
             Self::ResultChanged => "0A000",
             Self::PoolBusy { .. } | Self::Cancelled => "57014",
@@ -307,7 +428,11 @@ impl Refusal {
     /// Appends the ErrorResponse that a client gets.
     pub fn write(&self, severity: Severity, out: &mut Vec<u8>) {
         // Drivers (postgres.js, pgjdbc) prepare anew and try again only where this routine has spoken.
-        let routine = matches!(self, Self::ResultChanged).then_some("RevalidateCachedQuery");
-        error_response(out, severity, self.sqlstate(), &self.to_string(), routine);
+        let more = match self {
+            Self::ResultChanged => Some((b'R', "RevalidateCachedQuery")),
+            Self::Identity(reason) => Some((b'H', reason.hint())),
+            _ => None,
+        };
+        error_response(out, severity, self.sqlstate(), &self.to_string(), more);
     }
 }

@@ -9,9 +9,10 @@ mod ledger;
 mod memory;
 mod rows;
 
-use std::{error::Error as _, sync::Arc};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use deadpool_postgres::Object;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
 use self::{
@@ -22,6 +23,9 @@ use self::{
 use super::{
     central::{Central, CentralError},
     live_keyring::LiveKeyring,
+    logins::change_own_verifier,
+    operator::Operator,
+    verifier::scram_verifier,
 };
 use crate::{
     config::Config,
@@ -50,6 +54,7 @@ pub struct Directory {
     logins: Memory<String, Login>,
     tenants_by_name: Memory<String, Tenant>,
     tenants_by_id: Memory<i64, Tenant>,
+    answer_within: Duration,
 }
 
 impl Directory {
@@ -68,6 +73,7 @@ impl Directory {
             tenants_by_name: Memory::new(limits, ledger.clone(), gate.clone()),
             tenants_by_id: Memory::new(limits, ledger.clone(), gate),
             source: Source { central, keyring },
+            answer_within: config.timeouts.central,
             ledger,
         })
     }
@@ -105,6 +111,41 @@ impl Directory {
     pub async fn tenant_by_id(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
         let source = self.source.clone();
         self.tenants_by_id.recall(id, move || source.clone().tenant_by_id(id)).await
+    }
+
+    /// The verifier of a password. Costs a few milliseconds of CPU, elsewhere.
+    pub async fn verifier_of(&self, password: SecretString) -> SecretString {
+        let made = tokio::task::spawn_blocking(move || scram_verifier(&password));
+        // A task that panicked or was given up at shutdown: a verifier that nobody can prove, which is refused below.
+        made.await.unwrap_or_default()
+    }
+
+    /// A login changes its own verifier, which was one of `before`; `false`: it is another by now, or the login is refused.
+    /// Who logs in here from now on is judged by the new one.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Unavailable`]; whether it was stored is not known then.
+    pub async fn set_verifier(
+        &self,
+        login: &Login,
+        before: &[SecretString],
+        verifier: &SecretString,
+    ) -> Result<bool, DirectoryError> {
+        let unavailable =
+            |error: &dyn std::fmt::Display| DirectoryError::Unavailable(error.to_string().into());
+        if verifier.expose_secret().is_empty() {
+            return Err(unavailable(&"the new verifier could not be made"));
+        }
+        let (central, keyring) = (self.source.central.clone(), self.source.keyring.clone());
+        let operator = Operator::new(central, keyring, format!("login:{}", login.name));
+        let stored = change_own_verifier(&operator, login, before, verifier);
+        let stored = tokio::time::timeout(self.answer_within, stored).await;
+        let changed = match stored {
+            Ok(stored) => stored.map_err(|error| unavailable(&error))?,
+            Err(_) => return Err(unavailable(&"no answer within central_timeout")),
+        };
+        self.forget(&Change::Login(login.id));
+        Ok(changed)
     }
 
     /// Hears of a change. What it names is looked up anew before it is used again, also where a look-up is under way;

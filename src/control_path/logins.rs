@@ -16,6 +16,7 @@ use super::{
     tenants::{id_of, parse_networks},
     verifier::scram_verifier,
 };
+use crate::data_path::tenant::{Login, LoginKind};
 
 /// As long as the schema allows; e-mail addresses fit.
 pub const LOGIN_NAME_BYTES_MAX: usize = 255;
@@ -243,6 +244,37 @@ pub async fn set_password(
     let verifier = verifier_of(password)?;
     let set = "verifier = $2";
     change(operator, name, "login.set_password", set, &verifier.expose_secret()).await
+}
+
+/// A login changes its own verifier, which was one of `before`; `false`: it is another by now, or the login is refused. So a
+/// session that an operator is about to end cannot take the login back.
+///
+/// # Errors
+/// The central database.
+pub(super) async fn change_own_verifier(
+    operator: &Operator,
+    login: &Login,
+    before: &[SecretString],
+    verifier: &SecretString,
+) -> Result<bool, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let before: Vec<_> = before.iter().map(|verifier| verifier.expose_secret()).collect();
+    let sql = format!(
+        "UPDATE pglobby.logins SET verifier = $2 WHERE id = $1 AND verifier = ANY ($3) AND disabled_at IS NULL
+         AND (valid_until IS NULL OR valid_until > now()) AND {LIVING}"
+    );
+    let changed = transaction.execute(&sql, &[&login.id, &verifier.expose_secret(), &before]).await? > 0;
+    if changed {
+        let tenant = match &login.kind {
+            LoginKind::Employee { tenant_name, .. } => Some(tenant_name.as_str()),
+            _ => None,
+        };
+        let detail = json!({ "login": login.name, "by": "itself" });
+        operator.audit(&transaction, "login.set_password", tenant, &detail).await?;
+    }
+    transaction.commit().await?;
+    Ok(changed)
 }
 
 /// Keys of `login set`.

@@ -28,6 +28,8 @@ pub struct Aftermath {
     pub inspects: bool,
     /// What it has to do with the tenant of the session.
     pub talk: Talk,
+    /// It is about roles or a database: see [`super::identity`].
+    pub identity: bool,
     /// It may commit a transaction that was begun before.
     pub commits: bool,
     /// It may advance a sequence, by a default perhaps.
@@ -92,6 +94,12 @@ fn is_unlock_all(statement: &Statement<'_>) -> bool {
 }
 
 impl Aftermath {
+    /// It may have to wait, or be refused: it speaks of the session's tenant, or of roles or a database.
+    #[inline]
+    pub fn is_guarded(&self) -> bool {
+        self.identity || self.talk == Talk::Chooses
+    }
+
     /// A text nobody reads: everything is doubtful, and it pins.
     pub fn unread() -> Self {
         Self { doubts: Doubts::EVERYTHING, pins: Pins::UNREAD, ..Self::default() }
@@ -178,7 +186,7 @@ impl Aftermath {
         followed.follow(effects);
         let Self { mut doubts, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
-        let (mut names_statements, mut unfollowed) = (false, false);
+        let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
         let inspects = effects.contains(Effects::INSPECTION);
         let mut talk = Talk::default();
         if effects.intersects(Effects::DDL) {
@@ -191,6 +199,7 @@ impl Aftermath {
             names_statements |= statement.prepared.is_some();
             unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
             talk = talk.max(Talk::of(&statement));
+            identity |= statement.identity_change().is_some();
             if !HARMLESS.contains(statement.deferred) && !is_read_again(&statement) {
                 pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
             }
@@ -214,7 +223,7 @@ impl Aftermath {
         }
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = Tidying::read(sql, lexing);
-        Self { doubts, names, pins, tidies, names_statements, inspects, talk, ..Self::default() }
+        Self { doubts, names, pins, tidies, names_statements, inspects, talk, identity, ..Self::default() }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.

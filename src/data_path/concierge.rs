@@ -1,5 +1,6 @@
 //! What a service login's session has chosen, and who may go where: the one place beside the login where the directory is
-//! asked. A query never waits for it; a choice may, once for each tenant and login, until their rows change.
+//! asked. A query never waits for it; a choice may, once for each tenant and login, until their rows change. A change of
+//! one's own password waits as well, and any session has a concierge for as long as it makes one.
 
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use tracing::{info, warn};
 use super::{
     choice::{Stance, Wish, desk::Desk},
     destination::{access_to, admit},
+    identity::NewPassword,
     passage::Room,
     pool::PoolRules,
     proxy::Proxy,
@@ -22,7 +24,7 @@ use crate::error::{NoChoice, Refusal};
 pub struct Concierge {
     /// Answers while no server is held.
     pub desk: Desk,
-    proxy: Arc<Proxy>,
+    pub(super) proxy: Arc<Proxy>,
     /// The tenant that the session began with, by id: RESET leads there.
     pub(super) first: Option<i64>,
     /// The tenant that it has chosen for longer than a transaction.
@@ -35,6 +37,8 @@ pub struct Concierge {
     pub(super) waits: Waits,
     /// A choice that is yet to be decided on.
     pub(super) wish: Option<Wish>,
+    /// A password that is yet to be set.
+    pub(super) password: Option<NewPassword>,
     /// It has not held a server of this tenant yet.
     pub(super) is_new: bool,
 }
@@ -62,8 +66,18 @@ impl Concierge {
             resetting: false,
             waits: Waits::No,
             wish: None,
+            password: None,
             is_new: false,
         })
+    }
+
+    /// Nothing waits for it, and nothing was said to it that no server knows.
+    pub fn is_idle(&self) -> bool {
+        self.waits == Waits::No
+            && self.wish.is_none()
+            && self.password.is_none()
+            && !self.is_to_leave()
+            && self.desk.is_clear()
     }
 
     /// The session is new to its tenant's servers: see [`Relay::settle_in`].
@@ -109,7 +123,7 @@ impl Concierge {
             Goal::Id(id) => directory.tenant_by_id(id).await,
         };
         let tenant = tenant.map_err(unavailable)?;
-        let login = login.filter(|login| login.still_admits(&handle.login, handle.peer));
+        let login = login.filter(|login| handle.is_admitted_by(login));
         let place = login.zip(tenant).and_then(|(login, tenant)| {
             let access = access_to(&login.kind, tenant.id)?;
             allowed_from(&tenant.allow_from, handle.peer).then_some((tenant, access))

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     proxy::Proxy,
-    session::{Doing, SessionHandle, Sessions, millis},
+    session::{Doing, SessionHandle, Sessions},
 };
 use crate::{config::Timeouts, error::Refusal};
 
@@ -102,6 +102,12 @@ fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<Refusal
         }
         _ => None,
     }
+}
+
+/// Milliseconds since 1970; without a moment, never.
+pub(super) fn millis(moment: Option<SystemTime>) -> u64 {
+    let since = moment.map(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -71,6 +71,9 @@ async fn attend(seat: &mut Seat, concierge: &mut Concierge) -> Result<Option<Roo
                 Refusal::NoTenantChosen.write(Severity::Error, &mut replies);
                 seat.side.begin_refusing(concierge.desk.failed());
             }
+            Next::SetPassword(password) => {
+                concierge.set_password(&seat.handle, password, &mut seat.side, &mut replies).await;
+            }
             Next::Choose(wish) => {
                 let found = concierge.follow(&wish, &seat.handle, None).await;
                 match &found {

@@ -13,14 +13,17 @@ use std::{
 use tracing::warn;
 
 use super::{
-    choice::{self, Wish, desk::Next},
+    choice::{
+        self, Plan, Wish,
+        desk::{Next, first_text},
+    },
     concierge::{Concierge, Waits},
     exchange::ClientSide,
     farewell::End,
     lease::Pins,
     lobby,
     pool::{Pool, Present},
-    proxy::Visitor,
+    proxy::{Proxy, Visitor},
     relay::{BUFFERS, Relay, Step},
     session::Registered,
     session_state::Settings,
@@ -28,7 +31,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    error::{NoChoice, Refusal},
+    error::{IdentityRefusal, NoChoice, Refusal},
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
 
@@ -51,6 +54,8 @@ pub struct Seat {
     pub leaving: Option<Box<Refusal>>,
     /// Of a service login's session: what it chooses by.
     pub concierge: Option<Box<Concierge>>,
+    /// What all clients share.
+    pub proxy: Arc<Proxy>,
 }
 
 /// Where a session is.
@@ -66,6 +71,13 @@ pub enum Room {
 pub type Departure = Box<(Seat, Room)>;
 
 impl Relay {
+    /// Goes on with the pool that has taken the place of a retired one.
+    pub(super) fn succeed(&mut self) -> Result<(), End> {
+        self.pool = self.pool.current().ok_or_else(|| End::Refused(Refusal::AdminShutdown.into()))?;
+        self.side.set_place(self.pool.place.clone());
+        Ok(())
+    }
+
     /// Whether what the client sends is for the desk, though a server is held.
     #[inline]
     pub(super) fn is_at_desk(&self) -> bool {
@@ -89,12 +101,19 @@ impl Relay {
 
     /// Keeps what must wait until everything before it is answered.
     #[cold]
-    pub(super) fn hold_back(&mut self, rest: Vec<u8>, is_choice: bool) -> Result<(), Step> {
+    pub(super) fn hold_back(&mut self, rest: Vec<u8>, waits: Waits) -> Result<(), Step> {
         self.inbox = rest;
-        if let Some(concierge) = self.concierge.as_mut() {
-            concierge.waits = if is_choice { Waits::Choice } else { Waits::Pause };
-        }
+        let (proxy, first) = (&self.proxy, Some(self.pool.tenant.id));
+        let concierge =
+            self.concierge.get_or_insert_with(|| Concierge::new(proxy.clone(), first, Arc::default()));
+        concierge.waits = waits;
         Ok(())
+    }
+
+    /// An employee's session has changed its password, and needs nobody for that any more.
+    fn dismiss(&mut self) {
+        let chooses = self.side.rules().chooses;
+        self.concierge.take_if(|concierge| !chooses && concierge.is_idle());
     }
 
     /// Whether there is something to decide about the session's tenant, which cannot be done within a poll.
@@ -130,7 +149,7 @@ impl Relay {
             }
         };
         self.unsent.push(&replies);
-        match led {
+        let led = match led {
             Next::Server if concierge.is_new => Some(Some(Step::Borrow)),
             Next::Server => None,
             Next::Waits => Some(None),
@@ -140,7 +159,13 @@ impl Relay {
                 concierge.wish = Some(wish);
                 Some(Some(Step::Desk))
             }
-        }
+            Next::SetPassword(password) => {
+                concierge.password = Some(password);
+                Some(Some(Step::Desk))
+            }
+        };
+        self.dismiss();
+        led
     }
 
     /// Does what [`Self::is_called`] is about, and looks at what else the client has sent. Where it leads, if the session
@@ -153,6 +178,7 @@ impl Relay {
         let moved = self.with_concierge(&mut concierge).await;
         self.side.set_stance(concierge.stance());
         self.concierge = Some(concierge);
+        self.dismiss();
         match moved? {
             // Nobody would tell it what it goes on listening to.
             Some(_) if self.heard.is_some() => Err(End::Refused(Refusal::ListeningMoved.into())),
@@ -179,8 +205,9 @@ impl Relay {
             }
             let mut replies = Vec::new();
             let name = &self.pool.tenant.name;
-            let (used, next) = match concierge.wish.take() {
-                Some(wish) => (0, Next::Choose(wish)),
+            let asked = concierge.wish.take().map(Next::Choose);
+            let (used, next) = match asked.or_else(|| concierge.password.take().map(Next::SetPassword)) {
+                Some(next) => (0, next),
                 None => {
                     let next = concierge.desk.next(&self.inbox, &mut self.side, Some(name), &mut replies);
                     next.map_err(|refusal| End::Refused(refusal.into()))?
@@ -203,6 +230,9 @@ impl Relay {
                         return Ok(Some(room));
                     }
                 }
+                Next::SetPassword(password) => {
+                    concierge.set_password(&self.handle, password, &mut self.side, &mut replies).await;
+                }
                 // What was held back for a choice is none to the desk: it must not come round again.
                 Next::Server if first => {
                     Refusal::from(NoChoice::NotAlone).write(Severity::Error, &mut replies);
@@ -210,6 +240,9 @@ impl Relay {
                 }
                 Next::Ended => {}
                 Next::Waits | Next::Server => {
+                    if next == Next::Server && self.server.is_some() {
+                        concierge.desk.leave_batch();
+                    }
                     self.unsent.push(&replies);
                     return Ok(None);
                 }
@@ -244,7 +277,12 @@ impl Relay {
     fn deny_first(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let mut out = Vec::new();
-        let used = self.side.deny(&self.inbox, NoChoice::TransactionBegun, &mut server.side, &mut out);
+        let verdict = first_text(&self.inbox, &self.side).map(|sql| self.side.plan(sql));
+        let reason = match verdict {
+            Some(Plan::Password(_)) => IdentityRefusal::PasswordInTransaction.into(),
+            _ => NoChoice::TransactionBegun.into(),
+        };
+        let used = self.side.deny(&self.inbox, reason, &mut server.side, &mut out);
         self.inbox.drain(..used);
         server.unsent.push(&out);
     }
@@ -269,6 +307,7 @@ impl Relay {
     /// otherwise here. `false`: the statement has been refused.
     pub(super) async fn settle_in(&mut self) -> Result<bool, End> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
+            self.side.set_place(pool.place.clone());
             self.pool = pool;
         }
         let pool = self.pool.clone();
@@ -320,8 +359,8 @@ impl Relay {
             self.handle.set_pins(Pins::empty());
             self.leave_behind(server, false, false);
         }
-        let Self { client, unsent, side, inbox, handle, query_wait, leaving, concierge, .. } = *self;
-        Box::new((Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge }, room))
+        let Self { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy, .. } = *self;
+        Box::new((Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy }, room))
     }
 }
 
@@ -331,9 +370,10 @@ impl Room {
         match self {
             Self::Tenant(pool, _) => {
                 let follow = pool.rules.mode == PoolMode::Transaction;
-                side.move_to(pool.statements.clone(), pool.catalogue.clone(), follow);
+                let (statements, catalogue) = (pool.statements.clone(), pool.catalogue.clone());
+                side.move_to(Some(pool.place.clone()), statements, catalogue, follow);
             }
-            Self::Lobby => side.move_to(Arc::default(), Arc::default(), true),
+            Self::Lobby => side.move_to(None, Arc::default(), Arc::default(), true),
         }
     }
 }

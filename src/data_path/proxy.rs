@@ -277,7 +277,7 @@ impl Proxy {
         let Ok(login) = self.directory.login(&session.login.name).await else { return };
         let stays = login.filter(|login| {
             let place = session.place();
-            login.still_admits(&session.login, session.peer)
+            session.is_admitted_by(login)
                 && place.is_none_or(|place| access_to(&login.kind, place.tenant.id) == Some(place.access))
         });
         match stays {

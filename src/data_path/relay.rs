@@ -20,12 +20,13 @@ use tokio::{
 
 use super::{
     aftermath::Signal,
-    concierge::Concierge,
+    concierge::{Concierge, Waits},
     exchange::{ClientSide, Flow, need_of_client},
     farewell::End,
     hearing::Heard,
     passage::{Departure, Seat},
     pool::{Pinned, Pool},
+    proxy::Proxy,
     server::connection::Server,
     session::{Doing, Registered},
 };
@@ -87,8 +88,10 @@ pub struct Relay {
     pub(super) leaving: Option<Box<Refusal>>,
     /// What is in the inbox waits for the server's answers to what it has got.
     pub(super) awaits: bool,
-    /// Of a service login's session only: it may go to another tenant.
+    /// Of a service login's session: it may go to another tenant; and of one that changes its password just now.
     pub(super) concierge: Option<Box<Concierge>>,
+    /// What all clients share.
+    pub(super) proxy: Arc<Proxy>,
 }
 
 /// What cannot be done within a poll.
@@ -107,7 +110,7 @@ pub(super) enum Step {
 impl Relay {
     /// A session that has been greeted, at a pool.
     pub fn new(seat: Seat, pool: Arc<Pool>) -> Self {
-        let Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge } = seat;
+        let Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy } = seat;
         Self {
             client,
             unsent,
@@ -126,6 +129,7 @@ impl Relay {
             leaving,
             awaits: false,
             concierge,
+            proxy,
         }
     }
 
@@ -365,8 +369,8 @@ impl Relay {
             }
             Ok(Flow::Goes) => Ok(()),
             Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
-            Ok(Flow::Chooses(rest)) => self.hold_back(rest, true),
-            Ok(Flow::Pauses(rest)) => self.hold_back(rest, false),
+            Ok(Flow::Chooses(rest)) => self.hold_back(rest, Waits::Choice),
+            Ok(Flow::Pauses(rest)) => self.hold_back(rest, Waits::Pause),
             Ok(Flow::Awaits(rest)) => self.await_answers(rest),
             Err(refusal) => Err(Step::End(End::Refused(refusal.into()))),
         }
@@ -389,12 +393,6 @@ impl Relay {
             }
             None => Ok(false),
         }
-    }
-
-    /// Goes on with the pool that has taken the place of a retired one.
-    pub(super) fn succeed(&mut self) -> Result<(), End> {
-        self.pool = self.pool.current().ok_or_else(|| End::Refused(Refusal::AdminShutdown.into()))?;
-        Ok(())
     }
 
     /// Goes on with what waits for a server: serves it if one is idle.

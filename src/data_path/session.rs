@@ -14,10 +14,12 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use secrecy::SecretString;
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use super::{
+    deadlines::millis,
     lease::Pins,
     signals::{Mailbox, Signals},
     tenant::{Access, Login, Tenant},
@@ -81,6 +83,8 @@ pub struct SessionHandle {
     began_ms: AtomicU32,
     /// When its login ends, in milliseconds since 1970; `u64::MAX`: never. The login's row may have changed since it logged in.
     pub(super) valid_until: AtomicU64,
+    /// What the session itself has changed its login's verifier to, if it has: it is not ended by that.
+    pub(super) verifiers: ArcSwapOption<Vec<SecretString>>,
     prepared: AtomicU32,
     pins: AtomicU16,
     signals: AtomicU8,
@@ -300,12 +304,6 @@ impl SessionHandle {
     }
 }
 
-/// Milliseconds since 1970; without a moment, never.
-pub(super) fn millis(moment: Option<SystemTime>) -> u64 {
-    let since = moment.map(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-    since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX)
-}
-
 /// What is known of a session when it begins.
 #[derive(Debug)]
 pub struct Arrival {
@@ -439,6 +437,7 @@ impl Sessions {
             since_ms: AtomicU32::new(arrival.now_ms),
             asked_ms: AtomicU32::new(arrival.now_ms),
             began_ms: AtomicU32::new(arrival.now_ms),
+            verifiers: ArcSwapOption::empty(),
             prepared: AtomicU32::new(0),
             pins: AtomicU16::new(0),
             signals: AtomicU8::new(0),

@@ -168,8 +168,13 @@ impl Login {
     /// Whether somebody who logged in from `peer` when the login was like `before` may stay: it is the same login with the
     /// same password, and is refused neither at all, nor by now, nor from there.
     pub fn still_admits(&self, before: &Self, peer: Option<IpAddr>) -> bool {
+        self.still_admits_by(before, &before.verifier, peer)
+    }
+
+    /// The same of somebody who has given the login this verifier since.
+    pub fn still_admits_by(&self, before: &Self, verifier: &SecretString, peer: Option<IpAddr>) -> bool {
         self.id == before.id
-            && self.verifier.expose_secret() == before.verifier.expose_secret()
+            && self.verifier.expose_secret() == verifier.expose_secret()
             && !self.disabled
             && self.valid_until.is_none_or(|until| until > SystemTime::now())
             && allowed_from(&self.allow_from, peer)

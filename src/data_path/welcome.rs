@@ -11,6 +11,7 @@ use super::{
     choice::Stance,
     concierge::Concierge,
     exchange::{ClientSide, Rules},
+    identity::Identity,
     lobby,
     passage::{Room, Seat, travel},
     pool::{
@@ -163,6 +164,7 @@ async fn greet(
         follow: pool.rules.mode == PoolMode::Transaction,
         table: pool.statements.clone(),
         catalogue: pool.catalogue.clone(),
+        identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
         ..rules(&config, is_service)
     };
     let side = ClientSide::new(rules, settings, first_serial(&handle));
@@ -175,6 +177,7 @@ async fn greet(
         query_wait: wait,
         leaving: None,
         concierge,
+        proxy: proxy.clone(),
     };
     let mut relay = Box::new(Relay::new(seat, pool));
     if let Some(server) = server {
@@ -203,6 +206,8 @@ fn rules(config: &Config, chooses: bool) -> Rules {
         follow: true,
         chooses,
         stance: Stance::AtHome,
+        identity: Identity::default(),
+        sees_binds: chooses,
         table: Arc::default(),
         catalogue: Arc::default(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
@@ -252,15 +257,18 @@ pub async fn open_lobby(
     bytes.extend_from_slice(&told);
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
+    let identity = Identity { login: Some(handle.login.clone()), place: None };
+    let rules = Rules { identity, ..rules(&config, true) };
     let seat = Seat {
         client: stream,
         unsent: bytes.into(),
-        side: ClientSide::new(rules(&config, true), Arc::new(asked), first_serial(&handle)),
+        side: ClientSide::new(rules, Arc::new(asked), first_serial(&handle)),
         inbox: hello.leftover,
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,
         concierge: Some(Concierge::new(proxy.clone(), None, told.into())),
+        proxy: proxy.clone(),
     };
     visitor.logged_in();
     if visitor.has_missed_changes() {

@@ -29,13 +29,14 @@ pub fn append_cstr(out: &mut Vec<u8>, text: &[u8]) {
     out.push(0);
 }
 
-/// ErrorResponse, with the fields every client looks at (`S`, `V`, `C`, `M`), and the routine of PostgreSQL's that some do.
+/// ErrorResponse, with the fields every client looks at (`S`, `V`, `C`, `M`), and one more: a hint (`H`), or the routine of
+/// PostgreSQL's that some clients look at (`R`).
 pub fn error_response(
     out: &mut Vec<u8>,
     severity: Severity,
     sqlstate: &str,
     message: &str,
-    routine: Option<&str>,
+    more: Option<(u8, &str)>,
 ) {
     let severity: &[u8] = match severity {
         Severity::Error => b"ERROR",
@@ -44,7 +45,7 @@ pub fn error_response(
     append(out, b'E', |out| {
         let always =
             [(b'S', severity), (b'V', severity), (b'C', sqlstate.as_bytes()), (b'M', message.as_bytes())];
-        for (field, value) in always.into_iter().chain(routine.map(|routine| (b'R', routine.as_bytes()))) {
+        for (field, value) in always.into_iter().chain(more.map(|(field, value)| (field, value.as_bytes()))) {
             out.push(field);
             append_cstr(out, value);
         }

@@ -27,8 +27,8 @@ impl Desk {
         replies: &mut Vec<u8>,
     ) -> Led {
         let name = cstr(&mut body).map_err(violation)?;
-        let plan = Plan::read(cstr(&mut { body }).map_err(violation)?, side.lexing());
-        if !self.is_ours(&plan, here) {
+        let plan = side.plan(cstr(&mut { body }).map_err(violation)?);
+        if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         }
         if self.is_deaf(&plan) {
@@ -36,6 +36,9 @@ impl Desk {
         }
         if plan == Plan::Mixed {
             return self.fail(&NoChoice::NotAlone.into(), Protocol::Extended(false), side, replies);
+        }
+        if let Plan::Refused(reason) = plan {
+            return self.fail(&reason.into(), Protocol::Extended(false), side, replies);
         }
         if !name.is_empty() && side.statements.get(name).is_some() {
             let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
@@ -56,7 +59,7 @@ impl Desk {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         let plan = plan_of(name, side);
-        if !self.is_ours(&plan, here) {
+        if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         }
         if self.is_deaf(&plan) {
@@ -90,7 +93,7 @@ impl Desk {
             return Ok(None);
         }
         let plan = if kind == b'S' { plan_of(name, side) } else { Plan::Server };
-        if !self.is_ours(&plan, here) {
+        if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         }
         if self.is_deaf(&plan) {
@@ -136,7 +139,7 @@ impl Desk {
 }
 
 fn plan_of(name: &[u8], side: &ClientSide) -> Plan {
-    side.prepared_text(name).map_or(Plan::Server, |sql| Plan::read(sql, side.lexing()))
+    side.prepared_text(name).map_or(Plan::Server, |sql| side.plan(sql))
 }
 
 fn describe(plan: &Plan, binary: bool, replies: &mut Vec<u8>) {

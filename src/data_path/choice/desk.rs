@@ -22,11 +22,12 @@ use crate::{
     data_path::{
         aftermath::Tidying,
         exchange::{ClientSide, need_of_client, violation},
+        identity::NewPassword,
         lease::{Asked, Lease, Whose},
         relay::FIRST_MESSAGE_BYTES,
         statement::{TransactionModes, is_plain_query},
     },
-    error::{NoChoice, Refusal},
+    error::{IdentityRefusal, NoChoice, Refusal},
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr, header},
         message::{Severity, append, append_cstr, parameter_status, ready_for_query},
@@ -75,6 +76,8 @@ pub enum Next {
     Server,
     /// A choice. [`Desk::chosen`] or [`Desk::refuse`] answers it.
     Choose(Wish),
+    /// Another password for the login; answered likewise.
+    SetPassword(NewPassword),
     /// The transaction that began here is over: the session may belong elsewhere now.
     Ended,
     /// The client says goodbye.
@@ -96,6 +99,20 @@ impl Desk {
         self.begun.is_some()
     }
 
+    /// Nothing is under way here that a server does not know of.
+    pub fn is_clear(&self) -> bool {
+        self.begun.is_none()
+            && !self.failed
+            && !self.in_batch
+            && self.choosing.is_none()
+            && self.portals.is_empty()
+    }
+
+    /// The rest of the batch is a server's.
+    pub fn leave_batch(&mut self) {
+        self.in_batch = false;
+    }
+
     /// Messages of a batch have been answered here, so that the rest belongs here.
     pub fn is_in_batch(&self) -> bool {
         self.in_batch
@@ -105,9 +122,7 @@ impl Desk {
     /// that, which takes no more than it costs to read it once.
     #[inline]
     pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
-        let idle = self.begun.is_none() && !self.failed && !self.in_batch && self.choosing.is_none();
-        idle && self.portals.is_empty()
-            && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
+        self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
     }
 
     /// Answers what can be answered without a server, from the front of `inbox`; tells how many bytes that is, and what
@@ -168,6 +183,7 @@ impl Desk {
                 if self.begun.is_none() {
                     self.portals.clear();
                 }
+                forget_unnamed_in_session_mode(side);
                 ready_for_query(replies, self.status());
                 Ok(None)
             }
@@ -185,8 +201,8 @@ impl Desk {
         here: Option<&str>,
         replies: &mut Vec<u8>,
     ) -> Led {
-        let plan = Plan::read(cstr(&mut body).map_err(violation)?, side.lexing());
-        if !self.is_ours(&plan, here) {
+        let plan = side.plan(cstr(&mut body).map_err(violation)?);
+        if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Simple, side, here, replies);
         }
         side.statements.forget_unnamed();
@@ -195,9 +211,12 @@ impl Desk {
     }
 
     /// Whether it is answered here.
-    pub(super) fn is_ours(&self, plan: &Plan, here: Option<&str>) -> bool {
+    pub(super) fn is_ours(&self, plan: &Plan, here: Option<&str>, side: &ClientSide) -> bool {
         match plan {
             Plan::Server => false,
+            Plan::Password(_) | Plan::Refused(_) => true,
+            // An employee's session is here to change its password, and for nothing else.
+            _ if !side.rules().chooses => false,
             Plan::Choose(_) | Plan::Mixed => true,
             Plan::Show(name) if **name == *PARAMETER => true,
             Plan::Show(name) => here.is_none() && answers::reported(&self.told, name).is_some(),
@@ -220,6 +239,7 @@ impl Desk {
         here: Option<&str>,
         replies: &mut Vec<u8>,
     ) -> Led {
+        forget_unnamed_in_session_mode(side);
         match here {
             _ if self.failed => self.fail(&aborted(), protocol, side, replies),
             Some(_) => Ok(Some(Next::Server)),
@@ -247,6 +267,12 @@ impl Desk {
                 }
             },
             (Plan::Choose(_), None) | (Plan::Mixed, _) => NoChoice::NotAlone.into(),
+            (Plan::Refused(reason), _) => (*reason).into(),
+            (Plan::Password(_), _) if self.begun.is_some() => IdentityRefusal::PasswordInTransaction.into(),
+            (Plan::Password(password), _) => {
+                self.choosing = Some((Form::AlterRole, protocol));
+                return Ok(Some(Next::SetPassword(password.clone())));
+            }
             (Plan::Set(name, _), _)
                 if side.wanted.get(name).is_none() && side.wanted.len() >= side.rules().settings_max =>
             {
@@ -325,17 +351,18 @@ impl Desk {
                 }
                 return;
             }
-            Plan::Server | Plan::Choose(_) | Plan::Mixed => return,
+            Plan::Server | Plan::Choose(_) | Plan::Mixed | Plan::Password(_) | Plan::Refused(_) => return,
         };
         answers::command_complete(replies, tag);
     }
 
-    /// The choice has been made: the session is at `here` now.
+    /// The choice has been made: the session is at `here` now; or the password has been changed.
     pub fn chosen(&mut self, here: Option<&str>, replies: &mut Vec<u8>) {
         let Some((form, protocol)) = self.choosing.take() else { return };
         let tag = match form {
             Form::Set => "SET",
             Form::Reset => "RESET",
+            Form::AlterRole => "ALTER ROLE",
             Form::SetConfig => {
                 row("set_config", Type::Text, here.unwrap_or_default().as_bytes(), protocol, replies);
                 ONE_ROW
@@ -347,7 +374,7 @@ impl Desk {
         }
     }
 
-    /// The choice was refused.
+    /// The choice, or the change of the password, was refused.
     pub fn refuse(&mut self, refusal: &Refusal, side: &mut ClientSide, replies: &mut Vec<u8>) {
         if let Some((_, protocol)) = self.choosing.take() {
             let _ = self.fail(refusal, protocol, side, replies);
@@ -402,8 +429,15 @@ impl Desk {
     }
 }
 
+/// In session mode nobody follows what becomes of the unnamed statement: ours is for this batch.
+fn forget_unnamed_in_session_mode(side: &mut ClientSide) {
+    if !side.follows() {
+        side.statements.forget_unnamed();
+    }
+}
+
 /// The text that the first of some messages runs, if it is there whole.
-fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> {
+pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> {
     let (tag, length) = header(sent).ok()??;
     let mut body = sent.get(HEADER_BYTES..=length)?;
     match tag {

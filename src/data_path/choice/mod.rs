@@ -13,10 +13,12 @@ pub mod desk;
 
 use super::{
     aftermath::{Aftermath, Tidying},
+    identity::NewPassword,
     statement::{self, Argument, Discard, Effects, Kind, Lexing, SetConfig, SetValue, TransactionModes},
 };
 
 pub use self::answers::differences;
+use crate::error::IdentityRefusal;
 
 /// The parameter that names the tenant. Servers have it as well, from their startup packet on: there SHOW finds it.
 pub const PARAMETER: &str = "pglobby.tenant";
@@ -132,6 +134,7 @@ enum Form {
     Set,
     Reset,
     SetConfig,
+    AlterRole,
 }
 
 /// What is to be done about a text whose session holds no server.
@@ -145,6 +148,10 @@ pub enum Plan {
     Choose(Choice),
     /// Refuse it: it chooses, and not in a way that is supported.
     Mixed,
+    /// Give the login another password.
+    Password(NewPassword),
+    /// Refuse it: it would change a role or the database.
+    Refused(IdentityRefusal),
     /// SHOW of a parameter.
     Show(Box<str>),
     /// BEGIN, START TRANSACTION.

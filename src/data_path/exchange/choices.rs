@@ -1,21 +1,23 @@
-//! A text that chooses the tenant, on its way to a server: it waits, or is refused.
+//! A text that chooses the tenant, or changes who the session is, on its way to a server: it waits, or is refused.
 
 use std::ops::ControlFlow;
 
 use super::{
     bringing::Hold,
-    client_side::violation,
+    client_side::{Rules, violation},
     requests::{GOES_ON, Requests},
 };
 use crate::{
     data_path::{
         aftermath::Aftermath,
         choice::Talk,
+        identity::Verdict,
         lease::{Asked, Whose},
+        statement::may_change_identity,
     },
-    error::{NoChoice, Objection, Refusal},
+    error::{IdentityRefusal, NoChoice, Objection, Refusal},
     wire::{
-        frame::{HEADER_BYTES, cstr},
+        frame::{FrameError, HEADER_BYTES, cstr},
         message::{append, append_cstr, parse},
     },
 };
@@ -23,11 +25,26 @@ use crate::{
 /// What no server takes for a statement.
 const UNREADABLE: &[u8] = b"pglobby.tenant";
 
-/// Whether a text may be about the tenant at all. An employee's session in session mode pays this much for each.
+/// Whether a text in session mode is read: it may be about the tenant, or about roles or a database. A session pays this much
+/// for each.
 #[inline]
-pub(super) fn names_choice(bytes: &[u8]) -> bool {
+pub(super) fn is_read_along(bytes: &[u8], rules: &Rules) -> bool {
     const NAME: &[u8] = b"pglobby";
-    bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
+    let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+    if bytes.first() == Some(&b'P') {
+        let _ = cstr(&mut body);
+    }
+    rules.chooses
+        || may_change_identity(cstr(&mut body).unwrap_or_default())
+        || bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
+}
+
+/// What Describe or Close is about: `S` or `P`, and its name.
+pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), Refusal> {
+    let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {
+        return Err(violation(FrameError::Strings));
+    };
+    Ok((*kind, cstr(&mut rest).map_err(violation)?))
 }
 
 impl Requests<'_, '_> {
@@ -46,10 +63,82 @@ impl Requests<'_, '_> {
         ControlFlow::Continue(())
     }
 
+    /// A text that is guarded; `None`: it goes its way.
+    #[cold]
+    pub(super) fn guard(&mut self, tag: u8, aftermath: &Aftermath, sql: &[u8]) -> Option<ControlFlow<Hold>> {
+        match aftermath.talk {
+            Talk::Chooses => Some(self.choice(tag)),
+            _ => self.guard_identity(tag, sql),
+        }
+    }
+
+    /// A text that would change who the session is on its servers: it is refused, or waits if it is a change of its login's
+    /// password, which is made where no transaction is open.
+    fn guard_identity(&mut self, tag: u8, sql: &[u8]) -> Option<ControlFlow<Hold>> {
+        let lease = &self.server.lease;
+        match self.rules.identity.judge(sql, self.server.lexing())? {
+            Verdict::Password(_) if lease.is_unsynced() || lease.takes_copy_data() => {
+                self.deny(tag, IdentityRefusal::PasswordInTransaction);
+            }
+            Verdict::Password(_) => return Some(ControlFlow::Break(Hold::Choice)),
+            Verdict::Refused(reason) => self.deny(tag, reason),
+        }
+        Some(ControlFlow::Continue(()))
+    }
+
+    /// Bind, Describe or Close in session mode, while the session has statements that no server has: those that change its
+    /// login's password.
+    #[cold]
+    pub(super) fn unserved_in_session_mode(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        whole: bool,
+    ) -> Result<ControlFlow<Hold>, Refusal> {
+        let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let name = match tag {
+            b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).map_err(violation)?,
+            _ => Some(kind_and_name(bytes)?).filter(|(kind, _)| *kind == b'S').unwrap_or_default().1,
+        };
+        let known = self.statements.get(name).filter(|_| !name.is_empty()).cloned();
+        match (tag, known) {
+            (b'C', Some(_)) => drop(self.statements.remove(name)),
+            (_, Some(statement)) => {
+                if let Some(flow) = self.guard_bound(&statement.aftermath, statement.body(), whole)? {
+                    return Ok(flow);
+                }
+            }
+            _ => {}
+        }
+        self.ask(match tag {
+            b'B' => Asked::Bind,
+            b'D' => Asked::Describe,
+            _ => Asked::Close(None),
+        });
+        self.out.pass(bytes);
+        GOES_ON
+    }
+
+    /// A portal of a guarded text is bound; its text was judged when it was parsed.
+    #[cold]
+    pub(super) fn guard_bound(
+        &mut self,
+        aftermath: &Aftermath,
+        body: &[u8],
+        whole: bool,
+    ) -> Result<Option<ControlFlow<Hold>>, Refusal> {
+        let flow = self.guard(b'B', aftermath, cstr(&mut { body }).unwrap_or_default());
+        match flow {
+            // The rest is yet to come, and it cannot be taken back.
+            Some(ControlFlow::Break(_)) if !whole => Err(NoChoice::NotAlone.into()),
+            flow => Ok(flow),
+        }
+    }
+
     /// In place of a message the server gets one that it cannot read, and its error goes to the client in words of ours.
     #[cold]
-    pub(super) fn deny(&mut self, tag: u8, reason: NoChoice) {
-        let objection = Objection::NoChoice(reason);
+    pub(super) fn deny(&mut self, tag: u8, reason: impl Into<Objection>) {
+        let objection = reason.into();
         if self.server.lease.takes_copy_data() {
             // Whatever it is: the COPY fails of it.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
@@ -70,7 +159,13 @@ impl Requests<'_, '_> {
         if tag == b'P' {
             cstr(&mut body).map_err(violation)?;
         }
-        let talk = cstr(&mut body).map(|sql| Aftermath::read(sql, self.server.lexing()).talk);
+        let sql = cstr(&mut body);
+        if let Ok(sql) = sql
+            && let Some(flow) = self.guard_identity(tag, sql)
+        {
+            return Ok(flow);
+        }
+        let talk = sql.map(|sql| Aftermath::read(sql, self.server.lexing()).talk);
         if matches!(talk, Ok(Talk::Resets)) {
             self.server.uncertain.note_reset();
         }
@@ -89,11 +184,5 @@ impl Requests<'_, '_> {
             }
         }
         GOES_ON
-    }
-
-    /// A Bind whose rest is yet to come is too long to name a tenant, and cannot be taken back.
-    #[cold]
-    pub(super) fn choice_bound(&mut self, whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
-        if whole { Ok(self.choice(b'B')) } else { Err(NoChoice::NotAlone.into()) }
     }
 }

@@ -7,11 +7,12 @@ use crate::{
     data_path::{
         catalogue::Catalogue,
         choice::Stance,
+        identity::Identity,
         prelude::prelude,
         prepared::{ClientStatements, StatementTable},
         session_state::Settings,
     },
-    error::{NoChoice, Refusal},
+    error::{Objection, Refusal},
     wire::{
         frame::{FrameError, Framer, NAMES_BYTES_MAX, Need, Piece, header},
         message::ready_for_query,
@@ -60,6 +61,10 @@ pub struct Rules {
     pub chooses: bool,
     /// How it stands to the tenant it is in.
     pub stance: Stance,
+    /// Who it is on its servers.
+    pub identity: Identity,
+    /// A Bind may be one of a statement that no server is to have: it is seen whole where it can be.
+    pub sees_binds: bool,
     /// The pool's statements.
     pub table: Arc<StatementTable>,
     /// What the database's functions leave behind.
@@ -83,6 +88,8 @@ impl Rules {
             follow: false,
             chooses: false,
             stance: Stance::AtHome,
+            identity: Identity::default(),
+            sees_binds: false,
             table: table.clone(),
             catalogue: Arc::default(),
             inspect_bytes_max: 0,
@@ -291,7 +298,7 @@ impl ClientSide {
     pub fn deny(
         &mut self,
         inbox: &[u8],
-        reason: NoChoice,
+        reason: Objection,
         server: &mut ServerSide,
         out: &mut Vec<u8>,
     ) -> usize {
@@ -319,7 +326,7 @@ pub fn need_of_client(tag: u8, length: usize, rules: &Rules) -> Result<Need, Fra
     Ok(match tag {
         b'Q' | b'P' if length <= rules.inspect_bytes_max => Need::Whole,
         b'P' => Need::Strings(1),
-        b'B' if rules.chooses && length <= CHOICE_BYTES_MAX => Need::Whole,
+        b'B' if rules.sees_binds && length <= CHOICE_BYTES_MAX => Need::Whole,
         b'B' => Need::Strings(2),
         b'D' | b'C' if length <= NAMES_BYTES_MAX => Need::Whole,
         b'D' | b'C' => return Err(FrameError::Strings),

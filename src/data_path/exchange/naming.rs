@@ -13,11 +13,12 @@ use crate::{
         aftermath::Aftermath,
         deeds::{Deed, Deeds, disowned},
         doubts::Doubts,
-        lease::Naming,
+        lease::{Asked, Naming},
         prepared::Statement,
         statement::{self, Discard, Kind},
     },
     error::Refusal,
+    wire::frame::HEADER_BYTES,
 };
 
 /// A text as servers get it.
@@ -47,6 +48,20 @@ struct Local {
 }
 
 impl Requests<'_, '_> {
+    /// A portal runs; its text may have named statements.
+    #[inline]
+    pub(super) fn execute(&mut self, bytes: &[u8]) {
+        let mut deeds = None;
+        if let Some((portal, _)) = &self.server.bound {
+            let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
+            deeds = self.server.bound.take_if(|_| named).map(|(_, deeds)| Box::new(deeds));
+        }
+        if let Some(deeds) = &deeds {
+            deeds.expect(self.statements, &mut self.server.statements);
+        }
+        self.ask(Asked::Execute(deeds));
+    }
+
     /// Replaces every name of a statement; `None` if nothing need be replaced.
     #[cold]
     pub(super) fn with_server_names(&mut self, sql: &[u8]) -> Result<Option<Rewritten>, Refusal> {

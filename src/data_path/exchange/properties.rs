@@ -248,6 +248,8 @@ fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
         follow: true,
         chooses: false,
         stance: Stance::AtHome,
+        identity: Default::default(),
+        sees_binds: false,
         table: table.clone(),
         catalogue: std::sync::Arc::new(Catalogue::without_functions()),
         inspect_bytes_max: 1 << 20,

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{
     away::Bounds,
     bringing::{AWAITS, Brought, Hold},
-    choices::names_choice,
+    choices::{is_read_along, kind_and_name},
     client_side::{Rules, violation},
     naming::Rewritten,
     sequences::{Advances, note_sequences},
@@ -15,7 +15,7 @@ use crate::{
     data_path::{
         aftermath::Aftermath,
         catalogue::Seen,
-        choice::{Stance, Talk},
+        choice::Stance,
         deeds::disowned,
         doubts::Doubts,
         lease::{Asked, Naming, Pins, Whose},
@@ -24,7 +24,7 @@ use crate::{
     },
     error::Refusal,
     wire::{
-        frame::{FrameError, HEADER_BYTES, cstr},
+        frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
         outgoing::Outgoing,
     },
@@ -54,8 +54,11 @@ impl Requests<'_, '_> {
             return GOES_ON;
         }
         match tag {
-            b'Q' | b'P' if !self.rules.follow && whole && (self.rules.chooses || names_choice(bytes)) => {
+            b'Q' | b'P' if !self.rules.follow && whole && is_read_along(bytes, self.rules) => {
                 return self.in_session_mode(tag, bytes);
+            }
+            b'B' | b'D' | b'C' if !self.rules.follow && !self.statements.is_empty() => {
+                return self.unserved_in_session_mode(tag, bytes, whole);
             }
             b'Q' => return self.query(bytes, whole),
             b'P' if self.rules.follow => return self.parse(bytes, whole),
@@ -108,13 +111,15 @@ impl Requests<'_, '_> {
             self.out.pass(bytes);
             return GOES_ON;
         }
-        let mut text = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let aftermath = match (whole, cstr(&mut text)) {
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let aftermath = match (whole, cstr(&mut { body })) {
             (true, Ok(sql)) => Aftermath::read(sql, self.server.lexing()),
             _ => Aftermath::unread(),
         };
-        if aftermath.talk == Talk::Chooses {
-            return Ok(self.choice(b'Q'));
+        if aftermath.is_guarded()
+            && let Some(flow) = self.guard(b'Q', &aftermath, cstr(&mut { body }).unwrap_or_default())
+        {
+            return Ok(flow);
         }
         if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
             return AWAITS;
@@ -122,7 +127,6 @@ impl Requests<'_, '_> {
         self.end_unnamed();
         let settled = self.server.lease.is_settled();
         let alone = settled && self.server.lease.status() == b'I';
-        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         self.note(&aftermath, alone);
         self.part_sequences(true);
         self.note_calls(body, None);
@@ -180,8 +184,10 @@ impl Requests<'_, '_> {
         let lexing = self.server.lexing();
         if name.is_empty() {
             let aftermath = aftermath(lexing);
-            if aftermath.talk == Talk::Chooses {
-                return Ok(self.choice(b'P'));
+            if aftermath.is_guarded()
+                && let Some(flow) = self.guard(b'P', &aftermath, cstr(&mut { body }).unwrap_or_default())
+            {
+                return Ok(flow);
             }
             if aftermath.names_statements && self.server.lease.may_have_others() {
                 return AWAITS;
@@ -222,8 +228,10 @@ impl Requests<'_, '_> {
         }
         self.rules.admit(self.statements, 1, body.len())?;
         let read = aftermath(lexing);
-        if read.talk == Talk::Chooses {
-            return Ok(self.choice(b'P'));
+        if read.is_guarded()
+            && let Some(flow) = self.guard(b'P', &read, cstr(&mut { body }).unwrap_or_default())
+        {
+            return Ok(flow);
         }
         if read.names_statements
             && let Some(rewritten) = self.with_server_names(cstr(&mut { body }).unwrap_or_default())?
@@ -309,18 +317,6 @@ impl Requests<'_, '_> {
         }
     }
 
-    fn execute(&mut self, bytes: &[u8]) {
-        let mut deeds = None;
-        if let Some((portal, _)) = &self.server.bound {
-            let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
-            deeds = self.server.bound.take_if(|_| named).map(|(_, deeds)| Box::new(deeds));
-        }
-        if let Some(deeds) = &deeds {
-            deeds.expect(self.statements, &mut self.server.statements);
-        }
-        self.ask(Asked::Execute(deeds));
-    }
-
     /// A statement that is too long to keep: the server gets it as the client calls it, and stays with this client.
     fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         self.server.lease.pins.insert(Pins::UNREAD);
@@ -338,10 +334,13 @@ impl Requests<'_, '_> {
             if self.server.lease.is_unnamed_doubtful() {
                 return AWAITS;
             }
-            let aftermath = self.statements.unnamed_aftermath();
-            let inspects = aftermath.inspects;
-            if aftermath.talk == Talk::Chooses && self.statements.unnamed_body().is_some() {
-                return self.choice_bound(whole);
+            let inspects = self.statements.unnamed_aftermath().inspects;
+            if self.statements.unnamed_aftermath().is_guarded()
+                && let Some(text) = self.statements.unnamed_body().map(<[u8]>::to_vec)
+                && let Some(flow) =
+                    self.guard_bound(&self.statements.unnamed_aftermath().clone(), &text, whole)?
+            {
+                return Ok(flow);
             }
             if self.statements.unnamed_naming().is_some() && self.server.lease.may_have_others() {
                 return AWAITS;
@@ -370,8 +369,10 @@ impl Requests<'_, '_> {
             }
             return GOES_ON;
         };
-        if statement.aftermath.talk == Talk::Chooses {
-            return self.choice_bound(whole);
+        if statement.aftermath.is_guarded()
+            && let Some(flow) = self.guard_bound(&statement.aftermath, statement.body(), whole)?
+        {
+            return Ok(flow);
         }
         if statement.naming.is_some() && self.server.lease.may_have_others() {
             return AWAITS;
@@ -489,10 +490,3 @@ fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut Serv
 
 /// The message has gone its way.
 pub(super) const GOES_ON: Result<ControlFlow<Hold>, Refusal> = Ok(ControlFlow::Continue(()));
-
-fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), Refusal> {
-    let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {
-        return Err(violation(FrameError::Strings));
-    };
-    Ok((*kind, cstr(&mut rest).map_err(violation)?))
-}

@@ -7,8 +7,10 @@ use crate::{
     data_path::{
         aftermath::Aftermath,
         catalogue::Catalogue,
-        choice::Stance,
+        choice::{Plan, Stance},
+        identity::Verdict,
         prepared::StatementTable,
+        session::Place,
         statement::{Characters, Lexing},
     },
     error::Refusal,
@@ -33,6 +35,7 @@ impl ClientSide {
     /// [`Refusal::TooManyStatements`], [`Refusal::StatementsTooLong`].
     pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Refusal> {
         let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
+        self.rules.sees_binds = true;
         if name.is_empty() {
             self.unnamed_serial += 1;
             self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None);
@@ -53,6 +56,20 @@ impl ClientSide {
         cstr(&mut body).ok()
     }
 
+    /// What a text comes to while no server is held.
+    pub fn plan(&self, sql: &[u8]) -> Plan {
+        match self.rules.identity.judge(sql, self.lexing()) {
+            Some(Verdict::Password(password)) => Plan::Password(password),
+            Some(Verdict::Refused(reason)) => Plan::Refused(reason),
+            None => Plan::read(sql, self.lexing()),
+        }
+    }
+
+    /// The session's servers log in as these roles now.
+    pub fn set_place(&mut self, place: Arc<Place>) {
+        self.rules.identity.place = Some(place);
+    }
+
     /// The session stands so to its tenant now.
     pub fn set_stance(&mut self, stance: Stance) {
         self.rules.stance = stance;
@@ -60,7 +77,14 @@ impl ClientSide {
 
     /// The session goes on with another tenant's servers: its statements become that tenant's. None of them is known to
     /// any server there by what servers of the old one knew it by.
-    pub fn move_to(&mut self, table: Arc<StatementTable>, catalogue: Arc<Catalogue>, follow: bool) {
+    pub fn move_to(
+        &mut self,
+        place: Option<Arc<Place>>,
+        table: Arc<StatementTable>,
+        catalogue: Arc<Catalogue>,
+        follow: bool,
+    ) {
+        self.rules.identity.place = place;
         self.statements.move_to(&table, &self.wanted);
         self.rules.catalogue = catalogue;
         self.rules.table = table;

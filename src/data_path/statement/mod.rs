@@ -16,6 +16,7 @@ mod body;
 mod built;
 mod calls;
 mod effects;
+mod identity;
 mod kinds;
 mod lexer;
 mod names;
@@ -34,6 +35,7 @@ use std::{borrow::Cow, ops::Range};
 pub use body::effects_of_body;
 pub use calls::{Argument, SetConfig, SetConfigs};
 pub use effects::{Effects, SESSION_FUNCTIONS};
+pub use identity::{GivenPassword, IdentityChange, Named, identity_changes, may_change_identity};
 use lexer::Lexer;
 pub use names::{QualifiedName, QualifiedNames};
 

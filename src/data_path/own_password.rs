@@ -1,0 +1,91 @@
+//! A session changes the password of its own login: `ALTER ROLE CURRENT_USER PASSWORD '…'`, psql's `\password`.
+//!
+//! The servers' roles are shared by all logins of a tenant, so it is the login's verifier in the central database that
+//! changes. Other sessions of that login end, as they do when an operator sets its password; this one stays.
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use tracing::{info, warn};
+
+use super::{
+    concierge::Concierge,
+    exchange::ClientSide,
+    identity::NewPassword,
+    proof::Verifier,
+    session::{Registered, SessionHandle},
+    tenant::Login,
+};
+use crate::error::{IdentityRefusal, Refusal};
+
+impl Concierge {
+    /// Gives the session's login another password, and answers. The one statement of a session that waits for the central
+    /// database, besides a choice of tenant.
+    pub(super) async fn set_password(
+        &mut self,
+        handle: &Registered,
+        password: NewPassword,
+        side: &mut ClientSide,
+        replies: &mut Vec<u8>,
+    ) {
+        match self.store_password(handle, password).await {
+            Ok(()) => self.desk.chosen(None, replies),
+            Err(refusal) => self.desk.refuse(&refusal, side, replies),
+        }
+    }
+
+    async fn store_password(&self, handle: &Registered, password: NewPassword) -> Result<(), Refusal> {
+        let directory = &self.proxy.directory;
+        let verifier = match Verifier::read(password.expose()) {
+            Some(_) => password.to_secret(),
+            None => directory.verifier_of(password.to_secret()).await,
+        };
+        drop(password);
+        let before = handle.verifiers();
+        // Known before it is stored: word of the change may come back before the answer to it.
+        handle.expect_verifier(&before, &verifier);
+        match directory.set_verifier(&handle.login, &before, &verifier).await {
+            Ok(true) => {
+                handle.expect_verifier(&[], &verifier);
+                info!(login = handle.login.name, "a login has changed its own password");
+                Ok(())
+            }
+            Ok(false) => {
+                info!(
+                    login = handle.login.name,
+                    "a login that was changed meanwhile cannot change its password"
+                );
+                Err(IdentityRefusal::LoginChanged.into())
+            }
+            // It may have been stored all the same, so both count.
+            Err(error) => {
+                warn!(login = handle.login.name, side = "central", %error, "cannot change a login's password");
+                Err(Refusal::PasswordNotStored)
+            }
+        }
+    }
+}
+
+impl SessionHandle {
+    /// Whether the session may stay, its login being like this now.
+    pub fn is_admitted_by(&self, login: &Login) -> bool {
+        let own = self.verifiers.load();
+        let own = own.iter().flat_map(|all| all.iter());
+        login.still_admits(&self.login, self.peer)
+            || own.into_iter().any(|verifier| login.still_admits_by(&self.login, verifier, self.peer))
+    }
+
+    /// What its login's verifier is as far as the session knows: more than one where a change of it was not confirmed.
+    pub fn verifiers(&self) -> Vec<SecretString> {
+        let own = self.verifiers.load_full();
+        own.map_or_else(|| vec![self.login.verifier.clone()], |own| own.to_vec())
+    }
+
+    /// The session changes its login's verifier, which was one of `before`.
+    pub fn expect_verifier(&self, before: &[SecretString], verifier: &SecretString) {
+        // Two are enough: what is older was replaced.
+        let kept = before.iter().skip(before.len().saturating_sub(2));
+        let all = kept.chain([verifier]).cloned().collect();
+        self.verifiers.store(Some(Arc::new(all)));
+    }
+}
