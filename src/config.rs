@@ -223,10 +223,48 @@ pub struct Timeouts {
     pub http_request: Duration,
     /// `[http] max_wait`: the longest `?wait=` of a request that follows an operation, default 10 min.
     pub http_wait: Duration,
-    /// `tcp_keepidle`, default 30 s; three probes 10 s apart follow.
-    pub tcp_keepidle: Duration,
-    /// `tcp_user_timeout`: unacknowledged bytes, default 20 s.
-    pub tcp_user_timeout: Duration,
+    /// `tcp_keepidle`, `tcp_keepintvl` and `tcp_user_timeout` of connections from clients; 30 s, 10 s and 60 s by default.
+    pub client_keepalive: Keepalive,
+    /// `server_tcp_keepidle`, `server_tcp_keepintvl` and `server_tcp_user_timeout` of connections to servers and to the central
+    /// database; 8 s, 4 s and 20 s by default.
+    pub server_keepalive: Keepalive,
+}
+
+/// How TCP finds out that the other end is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Between two probes.
+    pub interval: Duration,
+    /// How long sent bytes may stay unacknowledged. On Linux it also decides, instead of the count of probes, when a connection with
+    /// nothing under way is given up: so it is never shorter than [`Self::all_probes`]. `None`: the kernel's own patience.
+    pub user_timeout: Option<Duration>,
+}
+
+impl Keepalive {
+    /// Probes that get no answer before a connection is given up.
+    pub const PROBES: u32 = 3;
+
+    /// From the last sign of life until the last probe counts as lost.
+    pub fn all_probes(&self) -> Duration {
+        self.idle.saturating_add(self.interval.saturating_mul(Self::PROBES))
+    }
+
+    /// Sets it for one socket, or for all that a listening one accepts.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn apply(&self, socket: &socket2::SockRef<'_>) -> std::io::Result<()> {
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(self.idle)
+            .with_interval(self.interval)
+            .with_retries(Self::PROBES);
+        socket.set_tcp_keepalive(&keepalive)?;
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        socket.set_tcp_user_timeout(self.user_timeout)?;
+        Ok(())
+    }
 }
 
 /// `client_tls_sslmode` and its files.

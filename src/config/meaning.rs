@@ -10,7 +10,8 @@ use std::{
 use secrecy::SecretString;
 
 use super::{
-    Central, CentralTls, ClientTls, Config, Limits, Log, PoolConfig, ServerTls, Timeouts, central_url,
+    Central, CentralTls, ClientTls, Config, Keepalive, Limits, Log, PoolConfig, ServerTls, Timeouts,
+    central_url,
     written::{Environment, Written},
 };
 use crate::data_path::tenant::{PoolMode, TlsMode};
@@ -155,9 +156,40 @@ fn timeouts(w: &mut Written<'_>) -> Timeouts {
         http_head: w.duration("http.header_timeout", seconds(30)),
         http_request: w.duration("http.request_timeout", seconds(30)),
         http_wait: w.duration("http.max_wait", seconds(600)),
-        tcp_keepidle: w.duration("tcp_keepidle", seconds(30)),
-        tcp_user_timeout: w.duration("tcp_user_timeout", seconds(20)),
+        client_keepalive: keepalive(w, ["tcp_keepidle", "tcp_keepintvl", "tcp_user_timeout"], 30, 10),
+        server_keepalive: keepalive(
+            w,
+            ["server_tcp_keepidle", "server_tcp_keepintvl", "server_tcp_user_timeout"],
+            8,
+            4,
+        ),
     }
+}
+
+/// A user timeout that is shorter than all probes together would end idle connections at the first lost probe.
+fn keepalive(w: &mut Written<'_>, keys: [&'static str; 3], idle_s: u64, interval_s: u64) -> Keepalive {
+    let [idle, interval, user_timeout] = keys;
+    let mut keepalive = Keepalive {
+        idle: w.duration(idle, Duration::from_secs(idle_s)),
+        interval: w.duration(interval, Duration::from_secs(interval_s)),
+        user_timeout: None,
+    };
+    for (key, value) in [(idle, keepalive.idle), (interval, keepalive.interval)] {
+        // The kernel counts whole seconds, and at most this many.
+        if value.subsec_nanos() != 0 || !(1..=32_767).contains(&value.as_secs()) {
+            w.problem(format!("{key} must be whole seconds, from 1s to 32767s"));
+        }
+    }
+    let probes = keepalive.all_probes();
+    keepalive.user_timeout = w.duration_or_off_by_default(user_timeout, Some(probes));
+    if keepalive.user_timeout.is_some_and(|timeout| timeout < probes) {
+        w.problem(format!(
+            "{user_timeout} must be {probes:?} or longer ({idle} + {} x {interval}), or off: a shorter one ends idle connections when \
+             one probe is lost",
+            Keepalive::PROBES
+        ));
+    }
+    keepalive
 }
 
 fn client_tls(w: &mut Written<'_>) -> ClientTls {
@@ -332,6 +364,10 @@ mod tests {
             ("client_tls_key_file = \"k\"", "without client_tls_cert_file"),
             ("server_tls_key_file = \"k\"", "without server_tls_cert_file"),
             ("min_pool_size = 21", "larger than default_pool_size"),
+            ("tcp_user_timeout = \"20s\"", "tcp_user_timeout must be 60s or longer"),
+            ("tcp_keepidle = \"31s\"\ntcp_user_timeout = \"60s\"", "tcp_user_timeout must be 61s or longer"),
+            ("server_tcp_user_timeout = \"19999ms\"", "server_tcp_user_timeout must be 20s or longer"),
+            ("server_tcp_keepintvl = \"100ms\"", "server_tcp_keepintvl must be whole seconds"),
             ("directory_fresh = \"1h\"", "directory_stale is shorter"),
             ("listen_addr = \"none\"", "nobody could connect"),
             ("listen_port = 9432", "the same address and port"),
@@ -378,6 +414,39 @@ mod tests {
         assert_eq!(config.keys_file, Some(PathBuf::from("/etc/pglobby/keyring.toml")));
         let config = read_with(&text, &[("PGLOBBY_KEYS_FILE", "ring.toml")]).unwrap();
         assert_eq!(config.keys_file, Some(PathBuf::from("ring.toml")));
+    }
+
+    #[test]
+    fn a_user_timeout_is_as_long_as_all_probes_unless_it_is_given() {
+        let ms = |text: &str| {
+            let config = read_with(&format!("{text}\n{CENTRAL}"), &[]).unwrap();
+            let sides = [config.timeouts.client_keepalive, config.timeouts.server_keepalive];
+            sides.map(|side| side.user_timeout.map(|timeout| timeout.as_millis()))
+        };
+        assert_eq!(ms(""), [Some(60_000), Some(20_000)]);
+        assert_eq!(
+            ms("tcp_keepidle = \"2min\"\nserver_tcp_keepintvl = \"1s\""),
+            [Some(150_000), Some(11_000)]
+        );
+        assert_eq!(
+            ms("tcp_user_timeout = \"off\"\nserver_tcp_user_timeout = \"1min\""),
+            [None, Some(60_000)]
+        );
+    }
+
+    #[test]
+    fn a_socket_that_is_accepted_has_the_keepalive_of_the_one_that_listens() {
+        let keepalive = read_with(CENTRAL, &[]).unwrap().timeouts.client_keepalive;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        keepalive.apply(&socket2::SockRef::from(&listener)).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let socket = socket2::SockRef::from(&socket);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), keepalive.idle);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), keepalive.interval);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), Keepalive::PROBES);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), keepalive.user_timeout);
     }
 
     #[test]

@@ -135,12 +135,21 @@ impl<'a> Written<'a> {
 
     /// A duration that `0` or `off` disables; off by default.
     pub fn duration_or_off(&mut self, key: &'static str) -> Option<Duration> {
+        self.duration_or_off_by_default(key, None)
+    }
+
+    /// A duration that `0` or `off` disables.
+    pub fn duration_or_off_by_default(
+        &mut self,
+        key: &'static str,
+        default: Option<Duration>,
+    ) -> Option<Duration> {
         let read = |value| match value {
             Value::Truth(false) => Ok(Duration::ZERO),
             Value::Text(text) if text.trim() == "off" => Ok(Duration::ZERO),
             value => read_duration(value),
         };
-        self.ask(key, read).filter(|duration| !duration.is_zero())
+        self.ask(key, read).or(default).filter(|duration| !duration.is_zero())
     }
 
     /// A number of bytes.

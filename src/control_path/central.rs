@@ -11,7 +11,10 @@ use secrecy::ExposeSecret as _;
 use tokio_postgres::{Client, Connection, Socket, error::DbError};
 
 use super::central_tls::{CentralTlsConnector, CentralTlsStream};
-use crate::{config::Config, wire::tls::TlsError};
+use crate::{
+    config::{Config, Keepalive},
+    wire::tls::TlsError,
+};
 
 /// The central database. Cheap to clone; connects when first asked.
 #[derive(Clone)]
@@ -201,10 +204,13 @@ fn session_settings(config: &Config) -> tokio_postgres::Config {
     connection.application_name("pglobby");
     connection.connect_timeout(config.timeouts.central);
     connection.keepalives(true);
-    connection.keepalives_idle(config.timeouts.tcp_keepidle);
-    connection.keepalives_interval(Duration::from_secs(10));
-    connection.keepalives_retries(3);
-    connection.tcp_user_timeout(config.timeouts.tcp_user_timeout);
+    let Keepalive { idle, interval, user_timeout } = config.timeouts.server_keepalive;
+    connection.keepalives_idle(idle);
+    connection.keepalives_interval(interval);
+    connection.keepalives_retries(Keepalive::PROBES);
+    if let Some(user_timeout) = user_timeout {
+        connection.tcp_user_timeout(user_timeout);
+    }
     connection
 }
 

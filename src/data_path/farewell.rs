@@ -1,6 +1,6 @@
 //! How a session ends, and what becomes of the server it held: nobody else may ever see the remains.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{io, sync::atomic::Ordering, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, info, warn};
@@ -12,6 +12,7 @@ use super::{
     pool::Pool,
     relay::Relay,
     server::connection::Server,
+    session::SessionHandle,
 };
 use crate::{
     error::Refusal,
@@ -28,22 +29,71 @@ pub enum End {
     Terminated,
     /// The client's connection ended or broke.
     ClientGone,
+    /// The kernel gave the client's connection up: nothing came back for too long.
+    ClientTimedOut,
     /// The server's connection ended or broke, without a word.
     ServerLost,
+    /// The kernel gave the server's connection up.
+    ServerTimedOut,
     /// The server's own FATAL has gone to the client.
     ServerSaidGoodbye,
     /// We end it. Boxed: the task of an idle client has room for an end.
     Refused(Box<Refusal>),
 }
 
+impl End {
+    /// A read or a write on the client's connection had this outcome, and no bytes.
+    #[cold]
+    pub(super) fn client_lost(outcome: io::Result<()>) -> Self {
+        if is_timeout(&outcome) { Self::ClientTimedOut } else { Self::ClientGone }
+    }
+
+    /// The same of the server's.
+    #[cold]
+    pub(super) fn server_lost(outcome: io::Result<()>) -> Self {
+        if is_timeout(&outcome) { Self::ServerTimedOut } else { Self::ServerLost }
+    }
+
+    /// What a write to the server has done; errors but this one are found when it is read from, and then with the server's words.
+    pub(super) fn unless_timed_out(outcome: io::Result<bool>) -> Result<bool, Self> {
+        match outcome {
+            Err(error) if is_timeout(&Err(io::Error::from(error.kind()))) => Err(Self::ServerTimedOut),
+            outcome => Ok(outcome.unwrap_or(false)),
+        }
+    }
+
+    /// Logs a connection that the kernel gave up; from then on it is one that was lost.
+    pub(super) fn reported(self, tenant: &str, session: &SessionHandle) -> Self {
+        let (end, side) = match self {
+            Self::ClientTimedOut => (Self::ClientGone, "client"),
+            Self::ServerTimedOut => (Self::ServerLost, "server"),
+            other => return other,
+        };
+        warn!(
+            tenant, login = session.login.name, connection = session.process_id, peer = ?session.peer, side,
+            "connection timed out: the other end did not answer TCP (tcp_user_timeout, keepalive)"
+        );
+        end
+    }
+}
+
+/// Where routers said that the way is gone, the kernel says so instead, at the same time.
+fn is_timeout(outcome: &io::Result<()>) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    let given_up =
+        |error: &io::Error| matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable);
+    outcome.as_ref().is_err_and(given_up)
+}
+
 impl Relay {
     /// Tells the client, closes its connection, and sees to the server.
     pub(super) async fn end(mut self, end: End) {
+        let end = end.reported(&self.pool.tenant.name, &self.handle);
         let last_words = match &end {
             End::Refused(refusal) => Some(Refusal::clone(refusal)),
             End::ServerLost if self.is_committing() => Some(Refusal::OutcomeUnknown),
             End::ServerLost => Some(Refusal::ServerLost),
-            End::Terminated | End::ClientGone | End::ServerSaidGoodbye => None,
+            _ => None,
         };
         info!(
             tenant = self.pool.tenant.name, login = self.handle.login.name, connection = self.handle.process_id,
@@ -56,9 +106,9 @@ impl Relay {
             self.handle.set_pins(Pins::empty());
             self.pinned = None;
             match end {
-                End::ServerLost | End::ServerSaidGoodbye => drop(server),
                 End::Terminated => self.leave_behind(server, self.is_working(), false),
                 End::ClientGone | End::Refused(_) => self.leave_behind(server, false, true),
+                _ => drop(server),
             }
         }
         self.heard = None;

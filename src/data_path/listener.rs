@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
 
@@ -147,12 +147,7 @@ fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 /// What a client's socket has, or inherits from the listening one: six system calls for each client otherwise.
 fn set_options(socket: SockRef<'_>, config: &Config) {
     let _ = socket.set_tcp_nodelay(true);
-    let keepalive = TcpKeepalive::new()
-        .with_time(config.timeouts.tcp_keepidle)
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_user_timeout(Some(config.timeouts.tcp_user_timeout));
+    let _ = config.timeouts.client_keepalive.apply(&socket);
 }
 
 async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {

@@ -107,7 +107,7 @@ impl Seat {
             match self.unsent.drain(&mut self.client, cx) {
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
-                Err(_) => return Poll::Ready(Err(End::ClientGone)),
+                Err(error) => return Poll::Ready(Err(End::client_lost(Err(error)))),
             }
         }
         let mut bytes = [0; 4096];
@@ -115,7 +115,7 @@ impl Seat {
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
+            Poll::Ready(lost) => return Poll::Ready(Err(End::client_lost(lost))),
         }
         self.inbox.extend_from_slice(read.filled());
         debug_assert!(self.inbox.len() <= FIRST_MESSAGE_BYTES + bytes.len(), "a long message is refused");
@@ -153,6 +153,7 @@ pub(super) fn greeting(asked: &Settings, login: &str, server_version: Option<&st
 const OLDEST_VERSION: &str = "13.0";
 
 async fn leave(mut seat: Seat, end: End) {
+    let end = end.reported("", &seat.handle);
     info!(login = seat.handle.login.name, connection = seat.handle.process_id, end = ?end, "session ended");
     if let End::Refused(refusal) = &end {
         let mut bytes = Vec::new();

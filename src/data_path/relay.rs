@@ -195,7 +195,7 @@ impl Relay {
                             self.tell_heard();
                         }
                     }
-                    Err(_) => return Poll::Ready(Step::End(End::ClientGone)),
+                    Err(error) => return Poll::Ready(Step::End(End::client_lost(Err(error)))),
                 }
             }
             match self.poll_server(buffers, cx) {
@@ -221,8 +221,8 @@ impl Relay {
             return Ok(Poll::Pending);
         };
         // A server that takes no more bytes says why when it is read from.
-        let drained =
-            !server.unsent.is_empty() && server.unsent.drain(&mut server.stream, cx).unwrap_or(false);
+        let drained = !server.unsent.is_empty()
+            && End::unless_timed_out(server.unsent.drain(&mut server.stream, cx)).map_err(Step::End)?;
         if drained && server.side.lease.is_over() {
             // What held it was the rest of a message that nobody answers.
             return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
@@ -234,7 +234,7 @@ impl Relay {
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(_) => return Err(Step::End(End::ServerLost)),
+            Poll::Ready(lost) => return Err(Step::End(End::server_lost(lost))),
         }
         let chunk = read.filled();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
@@ -260,8 +260,8 @@ impl Relay {
         } else if !self.held.is_empty() {
             self.unsent.push(&std::mem::take(&mut self.held));
             self.unsent.push(bytes);
-        } else if self.unsent.send(&mut self.client, cx, bytes).is_err() {
-            return Err(Step::End(End::ClientGone));
+        } else if let Err(error) = self.unsent.send(&mut self.client, cx, bytes) {
+            return Err(Step::End(End::client_lost(Err(error))));
         }
         if heard.fatal {
             return Err(Step::End(End::ServerSaidGoodbye));
@@ -307,7 +307,7 @@ impl Relay {
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(_) => return Err(Step::End(End::ClientGone)),
+            Poll::Ready(lost) => return Err(Step::End(End::client_lost(lost))),
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -426,8 +426,8 @@ impl Relay {
             self.inbox.drain(..answered);
         }
         // At once: what is behind it may wait in line for long.
-        if self.unsent.send(&mut self.client, cx, &replies).is_err() {
-            return Some(Step::End(End::ClientGone));
+        if let Err(error) = self.unsent.send(&mut self.client, cx, &replies) {
+            return Some(Step::End(End::client_lost(Err(error))));
         }
         match is_enough(&self.inbox, &self.side) {
             Ok(true) => Some(Step::Borrow),

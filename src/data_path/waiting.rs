@@ -157,7 +157,7 @@ impl Relay {
                         Poll::Ready(Ok(())) if !read.filled().is_empty() => {
                             self.inbox.extend_from_slice(read.filled())
                         }
-                        Poll::Ready(_) => return Poll::Ready(Err(End::ClientGone)),
+                        Poll::Ready(lost) => return Poll::Ready(Err(End::client_lost(lost))),
                     }
                 }
                 Poll::Pending

@@ -136,8 +136,12 @@ fn timeouts(config: &Config) -> Vec<Entry> {
         fixed("directory_fresh", timeouts.directory_fresh),
         fixed("directory_stale", timeouts.directory_stale),
         fixed("central_timeout", timeouts.central),
-        entry("tcp_keepidle", timeouts.tcp_keepidle),
-        entry("tcp_user_timeout", timeouts.tcp_user_timeout),
+        entry("tcp_keepidle", timeouts.client_keepalive.idle),
+        entry("tcp_keepintvl", timeouts.client_keepalive.interval),
+        or_off("tcp_user_timeout", timeouts.client_keepalive.user_timeout),
+        entry("server_tcp_keepidle", timeouts.server_keepalive.idle),
+        entry("server_tcp_keepintvl", timeouts.server_keepalive.interval),
+        or_off("server_tcp_user_timeout", timeouts.server_keepalive.user_timeout),
     ]
 }
 

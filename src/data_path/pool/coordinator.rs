@@ -287,7 +287,7 @@ impl Pool {
         while let Some(mut object) = idle.pop() {
             let unused = now.saturating_sub(object.idle_since) >= self.rules.server_idle && spare > 0;
             let aged = now.saturating_sub(object.opened_at) >= self.rules.server_lifetime;
-            if unused || aged || !object.is_quiet() {
+            if unused || aged || !object.is_quiet(&self.tenant.name) {
                 spare = spare.saturating_sub(1);
                 drop(Object::take(object));
             } else if now.saturating_sub(object.heard_at) >= self.rules.server_check {

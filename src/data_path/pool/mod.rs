@@ -248,7 +248,7 @@ impl Pool {
     #[inline]
     fn vet(&self, mut server: Box<Server>) -> Option<Box<Server>> {
         let ours = server.owner == (self.tenant.id, self.access);
-        (ours && server.is_reusable() && server.is_quiet()).then_some(server)
+        (ours && server.is_reusable() && server.is_quiet(&self.tenant.name)).then_some(server)
     }
 
     /// Takes an idle server out for good, for the budget of another pool.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing::warn;
 
 use super::Opened;
 use crate::{
@@ -142,12 +143,17 @@ impl Server {
 
     /// Whether an idle server has nothing to say. One that does has ended, or is about to. Costs no system call as long
     /// as the reactor has reported nothing.
-    pub fn is_quiet(&mut self) -> bool {
+    pub fn is_quiet(&mut self, tenant: &str) -> bool {
         let mut byte = [0; 1];
         let mut buffer = tokio::io::ReadBuf::new(&mut byte);
         let mut cx = Context::from_waker(Waker::noop());
         let read =
             tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer);
+        if let Poll::Ready(Err(error)) = &read
+            && error.kind() == io::ErrorKind::TimedOut
+        {
+            warn!(tenant, side = "server", %error, "an idle server did not answer TCP (server_tcp_user_timeout, keepalive)");
+        }
         matches!(read, Poll::Pending)
     }
 

@@ -14,7 +14,7 @@ use moka::future::Cache;
 use postgres_protocol::message::frontend;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream, lookup_host},
@@ -27,7 +27,7 @@ use super::{
     scram::SaltedPasswords,
 };
 use crate::{
-    config::Config,
+    config::{Config, Keepalive},
     data_path::{
         session_state::Settings,
         tenant::{Credential, Host, HostAddress, TlsMode},
@@ -40,10 +40,6 @@ use crate::{
         },
     },
 };
-
-/// Probes after `tcp_keepidle`: three, ten seconds apart.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_PROBES: u32 = 3;
 
 /// While a host's name does not resolve, its last addresses serve for this long…
 const LAST_ADDRESSES_LIFE: Duration = Duration::from_secs(60);
@@ -78,8 +74,7 @@ pub struct Target<'a> {
 pub struct DialOptions {
     pub(in crate::data_path) connect_timeout: Duration,
     cancel_timeout: Duration,
-    tcp_keepidle: Duration,
-    tcp_user_timeout: Duration,
+    keepalive: Keepalive,
     tls: Arc<ServerTlsConfigs>,
     pub(super) salted_passwords: SaltedPasswords,
     last_addresses: Cache<(String, u16), Vec<SocketAddr>>,
@@ -112,8 +107,7 @@ impl DialOptions {
         Ok(Self {
             connect_timeout: config.timeouts.server_connect,
             cancel_timeout: config.timeouts.cancel,
-            tcp_keepidle: config.timeouts.tcp_keepidle,
-            tcp_user_timeout: config.timeouts.tcp_user_timeout,
+            keepalive: config.timeouts.server_keepalive,
             tls: Arc::new(ServerTlsConfigs::new(tls.ca_file.clone(), identity)?),
             salted_passwords: SaltedPasswords::new(config.limits.directory_cache_max),
             last_addresses: Cache::builder()
@@ -131,8 +125,11 @@ impl DialOptions {
         Self {
             connect_timeout: patience,
             cancel_timeout: patience,
-            tcp_keepidle: Duration::from_secs(30),
-            tcp_user_timeout: Duration::from_secs(20),
+            keepalive: Keepalive {
+                idle: Duration::from_secs(30),
+                interval: Duration::from_secs(10),
+                user_timeout: None,
+            },
             tls: Arc::new(ServerTlsConfigs::new(None, None).unwrap()),
             salted_passwords: SaltedPasswords::new(100),
             last_addresses: Cache::new(10),
@@ -326,15 +323,7 @@ async fn resolve(name: &str, port: u16, options: &DialOptions) -> Result<Vec<Soc
 /// be acknowledged.
 fn tune(socket: &TcpStream, options: &DialOptions) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(options.tcp_keepidle)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
-    let socket = SockRef::from(socket);
-    socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(options.tcp_user_timeout))?;
-    Ok(())
+    options.keepalive.apply(&SockRef::from(socket))
 }
 
 async fn encrypt(
