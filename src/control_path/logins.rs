@@ -70,6 +70,8 @@ pub struct LoginSummary {
     pub kind: String,
     /// `read_write` or `read_only`.
     pub access: String,
+    /// An employee who may make logins of the tenant: for applications, which ask for it.
+    pub may_add_logins: bool,
     /// A service that may enter every tenant.
     pub all_tenants: bool,
     /// Tenants granted to a service, each with its access.
@@ -96,7 +98,7 @@ pub struct GrantSummary {
     pub access: String,
 }
 
-const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.all_tenants,
+const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.may_add_logins, l.all_tenants,
     coalesce((SELECT jsonb_agg(jsonb_build_object('tenant', g.name, 'access', lt.access) ORDER BY g.name)
               FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
               WHERE lt.login_id = l.id AND g.status <> 'dropped'), '[]') AS tenants,
@@ -141,6 +143,7 @@ fn summary(row: &Row) -> LoginSummary {
         tenant: row.get("tenant"),
         kind: row.get("kind"),
         access: row.get("access"),
+        may_add_logins: row.get("may_add_logins"),
         all_tenants: row.get("all_tenants"),
         tenants: serde_json::from_value(row.get("tenants")).unwrap_or_default(),
         valid_until: row.get("valid_until"),
@@ -278,7 +281,7 @@ pub(super) async fn change_own_verifier(
 }
 
 /// Keys of `login set`.
-pub const SETTINGS: [&str; 3] = ["access", "valid_until", "allow_from"];
+pub const SETTINGS: [&str; 4] = ["access", "may_add_logins", "valid_until", "allow_from"];
 
 /// Changes what a login may do, until when, and from where; an empty value lifts the limit. Its sessions end where the
 /// change concerns them.
@@ -321,6 +324,22 @@ async fn set_one(
             "read_write" | "read_only" => run("access = $2", &value).await,
             _ => Err(OperatorError::Invalid(format!("access is read_write or read_only, not {value:?}"))),
         },
+        "may_add_logins" => {
+            let may = match value {
+                "true" => true,
+                "false" | "" => false,
+                _ => {
+                    return Err(OperatorError::Invalid(format!("{key} is true or false, not {value:?}")));
+                }
+            };
+            let run = run("may_add_logins = $2", &may).await;
+            run.map_err(|error| match error.code() {
+                Some(code) if *code == SqlState::CHECK_VIOLATION => OperatorError::Refused(format!(
+                    "login {name:?} belongs to no tenant; {key} is for a tenant's employees"
+                )),
+                _ => error,
+            })
+        }
         "valid_until" => {
             let given = Some(value).filter(|value| !value.is_empty());
             let moment = given.map(parse_moment).transpose();

@@ -61,6 +61,7 @@ const LOGIN: &[Column] = &[
     ("valid_until", Kind::Text),
     ("disabled_at", Kind::Text),
     ("allow_from", Kind::Text),
+    ("may_add_logins", Kind::Truth),
 ];
 const GONE: &[Column] = &[("name", Kind::Text), ("status", Kind::Text)];
 

@@ -156,8 +156,8 @@ fn schemas() -> Value {
         ("DroppedTenant", "name status database database_dropped:boolean"),
         (
             "Login",
-            "name tenant:string? kind access all_tenants:boolean tenants:Grant[] valid_until:time? disabled_at:time?
-             allow_from:string[] created_at:time",
+            "name tenant:string? kind access may_add_logins:boolean all_tenants:boolean tenants:Grant[] valid_until:time?
+             disabled_at:time? allow_from:string[] created_at:time",
         ),
         ("Grant", "tenant access"),
         (
@@ -166,7 +166,7 @@ fn schemas() -> Value {
              password:secret? valid_until:string? allow_from:string[]?",
         ),
         ("MadeLogin", "name tenant:string? kind access password:secret?"),
-        ("LoginSettings", "access:string? valid_until:string? allow_from:string[]?"),
+        ("LoginSettings", "access:string? may_add_logins:boolean? valid_until:string? allow_from:string[]?"),
         ("PasswordBody", "password:secret?"),
         ("GrantBody", "tenants:string[]? all_tenants:boolean? read_only:boolean?"),
         ("Gone", "name status"),
