@@ -14,6 +14,7 @@ use pglobby::{
     control_path::{
         central::Central,
         directory::{Directory, DirectoryError},
+        init::init,
         keyring::Keyring,
         notifications::{self, Notice},
         seal::Place,
@@ -22,7 +23,7 @@ use pglobby::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use support::{
-    Lobby,
+    Cluster, Lobby,
     client::{PATIENCE, in_time},
     lobby::VERIFIER,
 };
@@ -280,7 +281,46 @@ fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::Unbounde
 }
 
 async fn next(changes: &mut mpsc::UnboundedReceiver<Change>) -> Change {
-    in_time("a change", changes.recv()).await.unwrap()
+    loop {
+        match in_time("a change", changes.recv()).await.unwrap() {
+            Change::TenantName(_) | Change::LoginName(_) => {}
+            change => return change,
+        }
+    }
+}
+
+async fn heard(changes: &mut mpsc::UnboundedReceiver<Change>, wanted: Change) {
+    while in_time("a change", changes.recv()).await.unwrap() != wanted {}
+}
+
+/// How often the central database was asked for a name tells nothing about it, whatever else changes there.
+#[tokio::test]
+async fn unknown_names_are_looked_up_as_often_as_known_ones() {
+    let lobby = Lobby::on(Cluster::build().setting("log_statement", "all").start());
+    init(&lobby.config("")).await.unwrap();
+    let acme = lobby.add_tenant("acme").await;
+    lobby.add_login("alice", acme).await;
+    let (directory, central) = lobby.directory(&lobby.config(""));
+    let mut changes = follow(central, Some(directory.clone()));
+    heard(&mut changes, Change::Everything).await;
+    let asked = |name: &str| lobby.cluster.log().matches(&format!("$1 = '{name}'")).count();
+    let before = ["alice", "acme"].map(asked);
+    for round in 0..5 {
+        for _ in 0..4 {
+            assert!(directory.login("alice").await.unwrap().is_some());
+            assert!(directory.login("nobody").await.unwrap().is_none());
+            assert!(directory.tenant("acme").await.unwrap().is_some());
+            assert!(directory.tenant("nowhere").await.unwrap().is_none());
+        }
+        let other = lobby.add_login(&format!("other-{round}"), acme).await;
+        heard(&mut changes, Change::Login(other)).await;
+        let other = lobby.add_tenant(&format!("other-{round}")).await;
+        heard(&mut changes, Change::Tenant(other)).await;
+    }
+    for (known, before, unknown) in [("alice", before[0], "nobody"), ("acme", before[1], "nowhere")] {
+        assert_eq!(asked(known) - before, asked(unknown), "{known}, {unknown}");
+    }
+    assert_eq!(asked("nobody"), 1);
 }
 
 #[tokio::test]
@@ -335,10 +375,26 @@ async fn what_plain_sql_changes_is_known_to_the_directory_once_it_is_heard() {
     );
     assert!(directory.tenant("acme").await.unwrap().is_none());
 
-    // A name that was asked for before it existed.
+    // Names that were asked for before they existed.
     let bob = lobby.add_login("bob", acme).await;
     assert_eq!(next(&mut changes).await, Change::Login(bob));
+    heard(&mut changes, Change::LoginName("bob".to_owned())).await;
     assert!(directory.login("bob").await.unwrap().is_some());
+    for (sql, change) in [
+        ("UPDATE pglobby.logins SET name = 'rob' WHERE name = 'bob'", Change::LoginName("rob".to_owned())),
+        ("UPDATE pglobby.tenants SET name = 'ac me'", Change::TenantName("ac me".to_owned())),
+    ] {
+        assert!(
+            directory.login("rob").await.unwrap().is_none()
+                || directory.tenant("ac me").await.unwrap().is_none()
+        );
+        client.run(sql).await;
+        heard(&mut changes, change).await;
+    }
+    assert!(
+        directory.login("rob").await.unwrap().is_some() && directory.login("bob").await.unwrap().is_none()
+    );
+    assert!(directory.tenant("ac me").await.unwrap().is_some());
 }
 
 #[tokio::test]

@@ -30,8 +30,9 @@ async fn approach(proxy: &Proxy, user: &str, password: &str, database: &str) -> 
     let mut seen = Vec::new();
     loop {
         let received = wire.receive().await;
-        // An error names the user.
-        let named = if received.tag == b'E' { user.len() } else { 0 };
+        // Some errors name the user.
+        let names_user = received.body.windows(user.len()).any(|part| part == user.as_bytes());
+        let named = if received.tag == b'E' && names_user { user.len() } else { 0 };
         seen.push((received.tag, received.body.len() - named));
         match received.body.first_chunk::<4>() {
             Some([0, 0, 0, 10]) if received.tag == b'R' => {
@@ -407,4 +408,60 @@ async fn a_cancel_request_is_taken_inside_tls() {
     let mut rest = Vec::new();
     let _ = in_time("the cancel's end", tls.read_to_end(&mut rest)).await;
     assert!(rest.is_empty());
+}
+
+/// A node forgets nothing about strangers when it starts again, and no two nodes differ: nor does a salt tell who is known.
+#[tokio::test]
+async fn a_stranger_is_asked_with_the_same_salt_after_a_restart() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    let mut salts = Vec::new();
+    for _ in 0..2 {
+        for user in ["acme_user", "nobody"] {
+            salts.push(salt_of(&proxy, user).await);
+        }
+        if salts.len() == 2 {
+            proxy.kill_9();
+            proxy.start_again().await;
+        }
+    }
+    assert_eq!(salts[..2], salts[2..]);
+    assert_eq!(salts[0].len(), salts[1].len());
+    assert_ne!(salts[0], salts[1]);
+}
+
+/// The salt of a SCRAM challenge.
+async fn salt_of(proxy: &Proxy, user: &str) -> String {
+    let mut wire = Wire::open(proxy.port()).await;
+    wire.startup(PROTOCOL_3_0, &[("user", user), ("database", "acme")]).await;
+    let scram = ScramSha256::new(b"x", ChannelBinding::unsupported());
+    wire.receive().await;
+    let mut body = b"SCRAM-SHA-256\0".to_vec();
+    body.extend(u32::try_from(scram.message().len()).unwrap().to_be_bytes());
+    body.extend_from_slice(scram.message());
+    wire.send(b'p', &body).await;
+    let challenge = String::from_utf8(wire.receive().await.body[4..].to_vec()).unwrap();
+    challenge.split(',').find_map(|part| part.strip_prefix("s=")).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn while_the_central_database_is_away_a_stranger_sees_what_a_known_login_sees() {
+    let mut proxy = Proxy::with_tenant("acme").config("central_timeout", "\"1s\"").start().await;
+    proxy.create_login("later", PASSWORD, &["--tenant", "acme"]);
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+    assert_eq!(proxy.caller("remembered", "x", "acme").refusal().await, "28P01");
+    proxy.cluster.stop();
+    proxy.logged("not hearing of changes").await;
+    let mut views = Vec::new();
+    // Known and remembered; nobody's and remembered as such; known and not remembered; nobody's.
+    for user in ["acme_user", "remembered", "later", "nobody"] {
+        for database in ["acme", "nowhere"] {
+            let (seen, error) = approach(&proxy, user, "wrong", database).await;
+            views.push((seen, error.sqlstate(), error.field(b'M')));
+        }
+    }
+    assert_eq!(views[0].1, "57P03");
+    assert!(views[0].0.len() == 3, "it was asked for a proof: {views:?}");
+    for view in &views {
+        assert_eq!(view, &views[0]);
+    }
 }

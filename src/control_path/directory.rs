@@ -7,9 +7,17 @@
 mod gate;
 mod ledger;
 mod memory;
+mod pace;
 mod rows;
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use deadpool_postgres::Object;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -18,7 +26,8 @@ use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use self::{
     gate::Gate,
     ledger::Ledger,
-    memory::{Answer, Limits, Memory},
+    memory::{Answer, Limits, Memory, Shared},
+    pace::Pace,
 };
 use super::{
     central::{Central, CentralError},
@@ -50,7 +59,10 @@ pub enum DirectoryError {
 /// The directory. One per process, shared by all workers.
 pub struct Directory {
     source: Source,
-    ledger: Arc<Ledger>,
+    shared: Shared,
+    /// Changes are heard of.
+    listening: AtomicBool,
+    mock_salt: OnceLock<Vec<u8>>,
     logins: Memory<String, Login>,
     tenants_by_name: Memory<String, Tenant>,
     tenants_by_id: Memory<i64, Tenant>,
@@ -66,16 +78,59 @@ impl Directory {
             stale: config.timeouts.directory_stale,
             answer: config.timeouts.central,
         };
-        let ledger = Arc::new(Ledger::new(config.limits.directory_cache_max));
-        let gate = Arc::new(Gate::new(config.limits.directory_look_ups_max));
+        let shared = Shared {
+            ledger: Arc::new(Ledger::new(config.limits.directory_cache_max)),
+            gate: Arc::new(Gate::new(config.limits.directory_look_ups_max)),
+            pace: Arc::new(Pace::default()),
+        };
         Arc::new(Self {
-            logins: Memory::new(limits, ledger.clone(), gate.clone()),
-            tenants_by_name: Memory::new(limits, ledger.clone(), gate.clone()),
-            tenants_by_id: Memory::new(limits, ledger.clone(), gate),
+            logins: Memory::new(limits, shared.clone(), |name: &String| Change::LoginName(name.clone())),
+            tenants_by_name: Memory::new(limits, shared.clone(), |name: &String| {
+                Change::TenantName(name.clone())
+            }),
+            tenants_by_id: Memory::new(limits, shared.clone(), |id| Change::Tenant(*id)),
             source: Source { central, keyring },
             answer_within: config.timeouts.central,
-            ledger,
+            shared,
+            listening: AtomicBool::new(true),
+            mock_salt: OnceLock::new(),
         })
+    }
+
+    /// Reads what salts for unknown logins are made of, which all nodes have in common.
+    ///
+    /// # Errors
+    /// [`CentralError`].
+    pub async fn learn_mock_salt(&self) -> Result<(), CentralError> {
+        let client = self.source.central.client().await?;
+        let row = client.query_one("SELECT value FROM pglobby.secrets WHERE name = 'mock_salt'", &[]).await?;
+        let _ = self.mock_salt.set(row.try_get(0)?);
+        Ok(())
+    }
+
+    /// What [`Directory::learn_mock_salt`] has read.
+    pub fn mock_salt(&self) -> &[u8] {
+        self.mock_salt.get_or_init(|| rand::random::<[u8; 32]>().to_vec())
+    }
+
+    /// Hears whether changes are heard of now.
+    pub fn set_listening(&self, listening: bool) {
+        self.listening.store(listening, Ordering::Relaxed);
+    }
+
+    /// Whether the central database answers, as far as is known: what is remembered may have changed otherwise.
+    pub fn in_touch(&self) -> bool {
+        self.listening.load(Ordering::Relaxed) && self.shared.gate.is_open()
+    }
+
+    /// Whether anybody could log in if nothing could be looked up.
+    pub fn remembers_anybody(&self) -> bool {
+        self.logins.has_usable() && (self.tenants_by_name.has_usable() || self.tenants_by_id.has_usable())
+    }
+
+    /// When a client may be answered that named what was looked up since `begun`; see `pace.rs`.
+    pub fn answer_at(&self, begun: Instant) -> Instant {
+        self.shared.pace.answer_at(begun)
     }
 
     /// The login of that name, of any kind, disabled and expired ones too: the caller judges.
@@ -151,7 +206,7 @@ impl Directory {
     /// Hears of a change. What it names is looked up anew before it is used again, also where a look-up is under way;
     /// [`Change::Everything`] makes all remembered rows stale: asked for again, and used only while nobody answers.
     pub fn forget(&self, change: &Change) {
-        self.ledger.note(change);
+        self.shared.ledger.note(change);
     }
 }
 

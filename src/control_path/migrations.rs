@@ -21,6 +21,11 @@ pub struct Migration {
 pub const ALL: &[Migration] = &[
     Migration { number: 1, name: "schema", sql: include_str!("migrations/0001_schema.sql") },
     Migration { number: 2, name: "fences", sql: include_str!("migrations/0002_fences.sql") },
+    Migration {
+        number: 3,
+        name: "names_and_limits",
+        sql: include_str!("migrations/0003_names_and_limits.sql"),
+    },
 ];
 
 /// "pglobby" in hexadecimal; any number nobody else in the central database locks.

@@ -152,6 +152,8 @@ fn parse(payload: &str) -> Change {
     let change = match payload.split_once(' ') {
         Some(("tenant", key)) => id(key).map(Change::Tenant),
         Some(("login", key)) => id(key).map(Change::Login),
+        Some(("tenant_name", name)) => Some(Change::TenantName(name.to_owned())),
+        Some(("login_name", name)) => Some(Change::LoginName(name.to_owned())),
         Some(("host", name)) if !name.is_empty() => Some(Change::Host(name.to_owned())),
         None if payload == "everything" => Some(Change::Everything),
         _ => None,
@@ -174,6 +176,8 @@ mod tests {
     fn payloads_are_read_strictly_and_doubt_means_everything() {
         assert_eq!(parse("tenant 17"), Change::Tenant(17));
         assert_eq!(parse("login 9223372036854775807"), Change::Login(i64::MAX));
+        assert_eq!(parse("login_name a b "), Change::LoginName("a b ".to_owned()));
+        assert_eq!(parse("tenant_name 7"), Change::TenantName("7".to_owned()));
         assert_eq!(parse("host my host"), Change::Host("my host".to_owned()));
         for odd in [
             "everything",

@@ -1,12 +1,17 @@
 //! Who is calling: SCRAM-SHA-256 against the stored verifier, and what the login may reach.
 //!
 //! An unknown login, an unknown tenant, a wrong password, a disabled or expired login look the same from outside: the same
-//! look-ups, the same messages, the same words. An unknown login gets a mock exchange that cannot succeed by construction.
+//! look-ups, the same messages, the same words, at the same pace, also while the central database is away. An unknown login
+//! gets a mock exchange that cannot succeed by construction.
 //!
 //! Source: RFC 5802, RFC 7677; PostgreSQL documentation, "SASL Authentication".
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
+use futures_util::future::join_all;
 use pgwire::api::auth::sasl::scram::ScramServerAuth;
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -65,20 +70,22 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
         server_name: server_name
             .and_then(|name| Hints::tenant_of_server_name(name, gate.tenant_host_suffixes)),
     };
-    let found = look_up(&hints, gate.directory).await.map_err(|error| {
-        warn!(user = hello.user, side = "central", %error, "cannot look up a login");
-        Refusal::DirectoryUnavailable
-    })?;
-    let stored = found.login.as_ref().map(|login| Verifier::read(login.verifier.expose_secret()));
-    let broken = matches!(stored, Some(None));
-    let verifier = stored.flatten().unwrap_or_else(|| Verifier::mock(&hello.user));
+    let begun = Instant::now();
+    let found = look_up(&hints, gate.directory).await;
+    let stored = found.login.as_ref().map(|login| login.verifier.expose_secret());
+    let (verifier, is_stored) = Verifier::of(stored, &hello.user, gate.directory.mock_salt());
+    tokio::time::sleep_until(gate.directory.answer_at(begun).into()).await;
 
     // Until here nothing but the client's own words has decided what was asked of whom; and only a right proof gets
     // to know more than that it failed.
     let proof = exchange(stream, hello, &verifier).await?;
     let verdict = match (&found.login, proof) {
+        // A password that is wrong may be a new one, and a name that is unknown a new name.
+        (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.in_touch() => {
+            Err(Verdict::Refused(Refusal::DirectoryUnavailable))
+        }
         (None, _) => Err(Verdict::Denied(Denial::UnknownLogin)),
-        (Some(_), Proof::Wrong) if broken => Err(Verdict::Denied(Denial::BrokenVerifier)),
+        (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(Denial::BrokenVerifier)),
         (Some(_), Proof::Wrong) => Err(Verdict::Denied(Denial::WrongPassword)),
         (Some(login), Proof::Right(server_final)) => {
             let case = Case {
@@ -125,39 +132,50 @@ async fn settle(case: &Case<'_>, directory: &Directory) -> Result<Destination, V
 /// What the directory knows of a client's names.
 struct Found {
     login: Option<Arc<Login>>,
+    /// Whether there is such a login could not be found out.
+    unavailable: bool,
     /// The user name is this login's, `@`, and a tenant's.
     split: bool,
     /// Every name that may be a tenant's.
     tenants: Vec<(String, Known)>,
 }
 
-/// Asks for every name, whatever the answer to an earlier one: what is asked depends on what the client says and on
+/// Asks for every name, whatever the answer to another one: what is asked depends on what the client says and on
 /// nothing that it may want to find out.
-async fn look_up(hints: &Hints, directory: &Directory) -> Result<Found, DirectoryError> {
-    let whole = directory.login(&hints.user).await?;
-    let half = match hints.split_user() {
-        Some((name, _)) => directory.login(name).await,
-        None => Ok(None),
-    };
-    let mut tenants = Vec::new();
-    for name in hints.names() {
-        let known = match directory.tenant(name).await {
-            Ok(Some(tenant)) => Known::Tenant(tenant),
-            Ok(None) => Known::Nobody,
-            Err(error) => {
-                warn!(tenant = name, side = "central", %error, "cannot look up a tenant");
-                Known::Unavailable
-            }
-        };
-        tenants.push((name.to_owned(), known));
+async fn look_up(hints: &Hints, directory: &Directory) -> Found {
+    let half_name = hints.split_user().map(|(name, _)| name);
+    let logins =
+        join_all([Some(&*hints.user), half_name].into_iter().flatten().map(|name| login(name, directory)));
+    let tenants = join_all(hints.names().into_iter().map(|name| tenant(name, directory)));
+    let (logins, tenants) = tokio::join!(logins, tenants);
+    let unavailable = logins.iter().any(|found| matches!(found, Err(DirectoryError::Unavailable(_))));
+    let mut logins = logins.into_iter();
+    let whole = logins.next().unwrap_or(Ok(None));
+    let half = logins.next().and_then(Result::ok).flatten().filter(|_| matches!(whole, Ok(None)));
+    if let Ok(Some(login)) = whole {
+        return Found { login: Some(login), unavailable, split: false, tenants };
     }
-    if whole.is_some() {
-        return Ok(Found { login: whole, split: false, tenants });
-    }
-    let login = half?.filter(|login| {
+    let login = half.filter(|login| {
         hints.split_user().is_some_and(|(_, suffix)| is_tenant(&tenants, suffix, &login.kind))
     });
-    Ok(Found { split: login.is_some(), login, tenants })
+    Found { split: login.is_some(), login, unavailable, tenants }
+}
+
+async fn login(name: &str, directory: &Directory) -> Result<Option<Arc<Login>>, DirectoryError> {
+    let found = directory.login(name).await;
+    found.inspect_err(|error| warn!(user = name, side = "central", %error, "cannot look up a login"))
+}
+
+async fn tenant(name: &str, directory: &Directory) -> (String, Known) {
+    let known = match directory.tenant(name).await {
+        Ok(Some(tenant)) => Known::Tenant(tenant),
+        Ok(None) => Known::Nobody,
+        Err(error) => {
+            warn!(tenant = name, side = "central", %error, "cannot look up a tenant");
+            Known::Unavailable
+        }
+    };
+    (name.to_owned(), known)
 }
 
 enum Proof {

@@ -5,8 +5,6 @@
 //!
 //! Source: RFC 5802, section 3; RFC 7677.
 
-use std::sync::LazyLock;
-
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hmac::{Hmac, Mac as _};
 use pgwire::api::auth::sasl::scram::ScramSecret;
@@ -16,6 +14,9 @@ use subtle::ConstantTimeEq as _;
 /// What the verifiers we make have, and so what a mock must have to look like one.
 const MOCK_ITERATIONS: usize = 4096;
 const MOCK_SALT_BYTES: usize = 16;
+/// Read in the place of what an unknown login has not, for the time it takes.
+const UNKNOWN: &str = "SCRAM-SHA-256$4096:AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:\
+                       AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// A SCRAM-SHA-256 verifier, taken apart.
 pub struct Verifier {
@@ -40,11 +41,18 @@ impl Verifier {
         })
     }
 
-    /// What an unknown login is asked: always the same salt for the same name, as a real one would have, and keys that
-    /// nobody knows.
-    pub fn mock(user: &str) -> Self {
-        static SECRET: LazyLock<[u8; 32]> = LazyLock::new(rand::random);
-        let salt = hmac(&*SECRET, user.as_bytes()).into_iter().take(MOCK_SALT_BYTES).collect();
+    /// What a login is asked by: what is stored, and else a mock. The same work is done for both.
+    pub fn of(stored: Option<&str>, user: &str, mock_salt: &[u8]) -> (Self, bool) {
+        let mock = Self::mock(user, mock_salt);
+        let read = Self::read(stored.unwrap_or(UNKNOWN)).filter(|_| stored.is_some());
+        let is_stored = read.is_some();
+        (read.unwrap_or(mock), is_stored)
+    }
+
+    /// What an unknown login is asked: always the same salt for the same name, as a real one would have, wherever and
+    /// whenever it asks, and keys that nobody knows.
+    fn mock(user: &str, mock_salt: &[u8]) -> Self {
+        let salt = hmac(mock_salt, user.as_bytes()).into_iter().take(MOCK_SALT_BYTES).collect();
         Self { salt, iterations: MOCK_ITERATIONS, stored_key: rand::random(), server_key: rand::random() }
     }
 
@@ -144,13 +152,21 @@ mod tests {
     #[test]
     fn a_mock_asks_the_same_name_with_the_same_salt_and_believes_nobody() {
         let (one, same, other) =
-            (Verifier::mock("nobody"), Verifier::mock("nobody"), Verifier::mock("somebody"));
+            (unknown("nobody", b"a"), unknown("nobody", b"a"), unknown("somebody", b"a"));
         assert!(one.salt == same.salt && one.salt != other.salt && one.stored_key != same.stored_key);
+        assert!(one.salt != unknown("nobody", b"b").salt);
+        assert!(Verifier::read(UNKNOWN).is_some(), "it takes as long to read as a real one");
         // From outside it has the shape of a real one.
         let real = verifier("secret");
         assert_eq!((one.salt.len(), one.iterations), (real.salt.len(), real.iterations));
         let (messages, accepted) = exchange(&one, "");
         assert!(!accepted && !is_proved(&one, &messages));
+    }
+
+    fn unknown(user: &str, mock_salt: &[u8]) -> Verifier {
+        let (verifier, is_stored) = Verifier::of(None, user, mock_salt);
+        assert!(!is_stored);
+        verifier
     }
 
     proptest! {

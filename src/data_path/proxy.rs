@@ -218,6 +218,8 @@ impl Proxy {
         match change {
             Change::Tenant(id) => self.tenant_changed(id).await,
             Change::Login(id) => self.logins_changed(|session| session.login.id == id).await,
+            // Nobody can be there by a name that was not.
+            Change::TenantName(_) | Change::LoginName(_) => {}
             Change::Host(name) => self.tenants_changed(|host| host == name).await,
             Change::Everything => {
                 self.tenants_changed(|_| true).await;

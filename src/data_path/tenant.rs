@@ -225,6 +225,10 @@ pub enum Change {
     Tenant(i64),
     /// A login's row or its grants, by id.
     Login(i64),
+    /// A tenant of this name has come into being.
+    TenantName(String),
+    /// A login of this name has.
+    LoginName(String),
     /// A host's row, by name.
     Host(String),
     /// The notifying connection was lost for a while: everything may have changed.

@@ -169,6 +169,11 @@ impl Cluster {
         self.running.as_ref().expect("running").signal(signal).unwrap();
     }
 
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.local.log()).unwrap()
+    }
+
     pub fn log_tail(&self) -> String {
         super::client::tail_of(self.local.log())
     }

@@ -60,6 +60,11 @@ impl Gate {
         Ok(permit)
     }
 
+    /// Whether the last one who asked was answered.
+    pub fn is_open(&self) -> bool {
+        matches!(*self.state(), State::Open)
+    }
+
     /// The central database answered.
     pub fn succeeded(&self) {
         if !matches!(std::mem::replace(&mut *self.state(), State::Open), State::Open) {

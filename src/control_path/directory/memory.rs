@@ -1,5 +1,8 @@
 //! Rows by key, remembered: fresh ones are used, stale ones are refreshed and used where that takes too long, changed
 //! ones never. One look-up at a time for a key.
+//!
+//! That a name is nobody's is remembered as long and in the same way as a row, so that nothing in how a name is treated tells
+//! whether it is somebody's.
 
 use std::{
     fmt::Debug,
@@ -18,11 +21,12 @@ use super::{
     DirectoryError,
     gate::Gate,
     ledger::{DependsOn, Ledger, Standing},
+    pace::Pace,
 };
-use crate::control_path::central::CentralError;
+use crate::{control_path::central::CentralError, data_path::tenant::Change};
 
-/// How long a name that is not there, or whose row is broken, is not asked for again.
-const ABSENT_FRESH: Duration = Duration::from_secs(1);
+/// How long a row that is broken is not asked for again.
+const BROKEN_FRESH: Duration = Duration::from_secs(1);
 /// How long somebody with a stale row waits for a fresh one before using what there is.
 const REFRESH_PATIENCE: Duration = Duration::from_millis(50);
 /// How long a stale row is used without another try after one has failed.
@@ -54,9 +58,24 @@ pub enum Answer<V> {
 /// The rows. Cheap to clone.
 pub struct Memory<K, V> {
     entries: Cache<K, Arc<Entry<V>>>,
-    ledger: Arc<Ledger>,
-    gate: Arc<Gate>,
+    /// Keys that nobody has. Strangers invent them, so they have a place of their own: however many come, they push out
+    /// each other.
+    absent: Cache<K, Arc<Entry<V>>>,
+    /// The change by which a key comes to be somebody's.
+    appearance: fn(&K) -> Change,
+    shared: Shared,
     limits: Limits,
+}
+
+/// What the memories of a directory have in common.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// What changed.
+    pub ledger: Arc<Ledger>,
+    /// Who may ask now.
+    pub gate: Arc<Gate>,
+    /// How long asking takes.
+    pub pace: Arc<Pace>,
 }
 
 struct Entry<V> {
@@ -72,6 +91,12 @@ struct Entry<V> {
     refreshed: SetOnce<()>,
 }
 
+/// Why a look-up has led to no row; whoever waited for the same one shares it.
+enum Missed<V> {
+    Absent(Arc<Entry<V>>),
+    Failed(DirectoryError),
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Worth {
     Fresh,
@@ -85,9 +110,14 @@ where
     V: DependsOn + Send + Sync + 'static,
 {
     /// Empty.
-    pub fn new(limits: Limits, ledger: Arc<Ledger>, gate: Arc<Gate>) -> Self {
-        let entries = Cache::builder().max_capacity(limits.entries).expire_after(AsLongAsUsable).build();
-        Self { entries, ledger, gate, limits }
+    pub fn new(limits: Limits, shared: Shared, appearance: fn(&K) -> Change) -> Self {
+        let cache = || Cache::builder().max_capacity(limits.entries).expire_after(AsLongAsUsable).build();
+        Self { entries: cache(), absent: cache(), appearance, shared, limits }
+    }
+
+    /// Whether any row is remembered that can be used.
+    pub fn has_usable(&self) -> bool {
+        self.entries.iter().any(|(key, entry)| self.worth(&key, &entry) != Worth::Nothing)
     }
 
     /// The row under `key`, by `look_up` where it is not known well enough.
@@ -112,10 +142,10 @@ where
         L: Fn() -> F,
         F: Future<Output = Result<Answer<V>, CentralError>> + Send + 'static,
     {
-        let asked_at = self.ledger.count();
+        let asked_at = self.shared.ledger.count();
         loop {
-            if let Some(entry) = self.entries.get(&key).await {
-                match self.worth(&entry) {
+            if let Some(entry) = self.remembered(&key).await {
+                match self.worth(&key, &entry) {
                     Worth::Fresh => return entry.answer.get(),
                     Worth::Stale => {
                         if let Some(entry) = self.refresh(&key, entry, &look_up).await {
@@ -125,36 +155,59 @@ where
                     Worth::Nothing => {}
                 }
                 self.entries.invalidate(&key).await;
+                self.absent.invalidate(&key).await;
             }
-            let looked_up = self.entries.try_get_with(key.clone(), self.look_up(look_up()));
-            let entry = looked_up.await.map_err(|shared| DirectoryError::clone(&shared))?;
+            let looked_up = self.entries.try_get_with(key.clone(), self.look_up_row(&key, look_up())).await;
+            let entry = match looked_up.map_err(Arc::unwrap_or_clone) {
+                Ok(entry) | Err(Missed::Absent(entry)) => entry,
+                Err(Missed::Failed(error)) => return Err(error),
+            };
             // We may have joined a look-up that was under way when a change came. One that began after we were asked
             // is good enough, whatever has changed since: so this ends after the second round.
-            if entry.since >= asked_at || self.worth(&entry) != Worth::Nothing {
+            if entry.since >= asked_at || self.worth(&key, &entry) != Worth::Nothing {
                 return entry.answer.get();
             }
         }
+    }
+
+    async fn remembered(&self, key: &K) -> Option<Arc<Entry<V>>> {
+        let (row, absent) = (self.entries.get(key).await, self.absent.get(key).await);
+        row.or(absent)
+    }
+
+    async fn look_up_row(
+        &self,
+        key: &K,
+        look_up: impl Future<Output = Result<Answer<V>, CentralError>>,
+    ) -> Result<Arc<Entry<V>>, Missed<V>> {
+        let entry = self.look_up(look_up).await.map_err(Missed::Failed)?;
+        if matches!(entry.answer, Answer::Absent) {
+            self.absent.insert(key.clone(), entry.clone()).await;
+            return Err(Missed::Absent(entry));
+        }
+        Ok(entry)
     }
 
     async fn look_up(
         &self,
         look_up: impl Future<Output = Result<Answer<V>, CentralError>>,
     ) -> Result<Arc<Entry<V>>, DirectoryError> {
-        let since = self.ledger.count();
+        let (since, begun) = (self.shared.ledger.count(), Instant::now());
         let answered = timeout(self.limits.answer, async {
-            let _turn = self.gate.pass().await?;
+            let _turn = self.shared.gate.pass().await?;
             look_up.await.map_err(|error| Arc::from(error.to_string())).inspect_err(|cause: &Arc<str>| {
-                self.gate.failed(cause.clone());
+                self.shared.gate.failed(cause.clone());
             })
         });
         let answer = answered.await.unwrap_or_else(|_| {
             let waited = self.limits.answer;
             let cause: Arc<str> = format!("no answer within {waited:?} (central_timeout)").into();
-            self.gate.failed(cause.clone());
+            self.shared.gate.failed(cause.clone());
             Err(cause)
         });
+        self.shared.pace.took(begun.elapsed());
         let answer = answer.map_err(DirectoryError::Unavailable)?;
-        self.gate.succeeded();
+        self.shared.gate.succeeded();
         Ok(Arc::new(Entry::new(answer, since, self.limits)))
     }
 
@@ -172,22 +225,34 @@ where
             let (memory, key, stale, asked) = (self.clone(), key.clone(), stale.clone(), look_up());
             tokio::spawn(async move {
                 let renewed = memory.look_up(asked).await;
-                memory.entries.insert(key, renewed.unwrap_or_else(|_| stale.postponed())).await;
+                memory.keep(key, renewed.unwrap_or_else(|_| stale.postponed())).await;
                 let _ = stale.refreshed.set(());
             });
         }
         let _ = timeout(REFRESH_PATIENCE, stale.refreshed.wait()).await;
-        let newest = self.entries.get(key).await.unwrap_or(stale);
-        (self.worth(&newest) != Worth::Nothing).then_some(newest)
+        let newest = self.remembered(key).await.unwrap_or(stale);
+        (self.worth(key, &newest) != Worth::Nothing).then_some(newest)
     }
 
-    fn worth(&self, entry: &Entry<V>) -> Worth {
+    async fn keep(&self, key: K, entry: Arc<Entry<V>>) {
+        let (home, other) = match entry.answer {
+            Answer::Absent => (&self.absent, &self.entries),
+            Answer::Found(_) | Answer::Broken(_) => (&self.entries, &self.absent),
+        };
+        home.insert(key.clone(), entry).await;
+        other.invalidate(&key).await;
+    }
+
+    fn worth(&self, key: &K, entry: &Entry<V>) -> Worth {
         let now = Instant::now();
         let standing = match &entry.answer {
-            Answer::Found(value) if !value.has_gone() => self.ledger.standing(entry.since, &**value),
-            // Any change may have been the one that made or repaired it.
-            _ if self.ledger.count() > entry.since => Standing::Changed,
-            _ => Standing::Unchanged,
+            // Any change may have been the one that repaired it.
+            Answer::Broken(_) if self.shared.ledger.count() > entry.since => Standing::Changed,
+            Answer::Broken(_) => Standing::Unchanged,
+            Answer::Found(_) | Answer::Absent => {
+                let appearance = (self.appearance)(key);
+                self.shared.ledger.standing(entry.since, &Remembered { entry, appearance })
+            }
         };
         match standing {
             Standing::Changed => Worth::Nothing,
@@ -198,12 +263,38 @@ where
     }
 }
 
+/// What is remembered under a key, and what it depends on.
+struct Remembered<'a, V> {
+    entry: &'a Entry<V>,
+    appearance: Change,
+}
+
+impl<V: DependsOn> DependsOn for Remembered<'_, V> {
+    fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
+        match &self.entry.answer {
+            Answer::Found(value) => {
+                value.depends_on_any(changed) || value.has_gone() && changed(&self.appearance)
+            }
+            Answer::Absent | Answer::Broken(_) => changed(&self.appearance),
+        }
+    }
+}
+
+impl<V> Clone for Missed<V> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Absent(entry) => Self::Absent(entry.clone()),
+            Self::Failed(error) => Self::Failed(error.clone()),
+        }
+    }
+}
+
 impl<V> Entry<V> {
     fn new(answer: Answer<V>, since: u64, limits: Limits) -> Self {
         let now = Instant::now();
         let (fresh, usable) = match answer {
-            Answer::Found(_) => (limits.fresh, limits.stale),
-            Answer::Absent | Answer::Broken(_) => (ABSENT_FRESH, ABSENT_FRESH),
+            Answer::Found(_) | Answer::Absent => (limits.fresh, limits.stale),
+            Answer::Broken(_) => (BROKEN_FRESH, BROKEN_FRESH),
         };
         Self {
             answer,
@@ -254,8 +345,9 @@ impl<K, V> Clone for Memory<K, V> {
     fn clone(&self) -> Self {
         Self {
             entries: self.entries.clone(),
-            ledger: self.ledger.clone(),
-            gate: self.gate.clone(),
+            absent: self.absent.clone(),
+            appearance: self.appearance,
+            shared: self.shared.clone(),
             limits: self.limits,
         }
     }
@@ -287,7 +379,6 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::data_path::tenant::Change;
 
     #[derive(Debug, PartialEq)]
     struct Row(&'static str);
@@ -302,7 +393,9 @@ mod tests {
         let second = Duration::from_secs(1);
         let limits = Limits { entries: 10, fresh: 60 * second, stale: 600 * second, answer: 10 * second };
         let ledger = Arc::new(Ledger::new(10));
-        (Memory::new(limits, ledger.clone(), Arc::new(Gate::new(10))), ledger)
+        let shared =
+            Shared { ledger: ledger.clone(), gate: Arc::new(Gate::new(10)), pace: Arc::new(Pace::default()) };
+        (Memory::new(limits, shared, |name| Change::TenantName((*name).to_owned())), ledger)
     }
 
     fn found(text: &'static str) -> Answer<Row> {
@@ -365,26 +458,59 @@ mod tests {
         assert_eq!(*other.unwrap().unwrap(), Row("acme"));
     }
 
-    #[tokio::test]
-    async fn an_absent_name_is_asked_for_once_until_anything_changes() {
-        let (memory, ledger) = memory();
+    /// Counts how often it is asked.
+    fn counted(
+        answer: fn() -> Answer<Row>,
+    ) -> (Arc<AtomicU32>, impl Fn() -> std::future::Ready<Result<Answer<Row>, CentralError>>) {
         let asked = Arc::new(AtomicU32::new(0));
-        let look_up = {
-            let asked = asked.clone();
-            move || {
-                asked.fetch_add(1, Ordering::Relaxed);
-                async { Ok(Answer::Absent) }
-            }
+        let count = asked.clone();
+        let look_up = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Ok(answer()))
         };
-        for _ in 0..10 {
-            assert!(memory.recall("acme", &look_up).await.unwrap().is_none());
-        }
-        let before = asked.swap(0, Ordering::Relaxed);
-        ledger.note(&Change::Login(77));
-        assert!(memory.recall("acme", &look_up).await.unwrap().is_none());
+        (asked, look_up)
+    }
 
-        // Once for each second that a busy machine may have taken.
-        assert!((1..=9).contains(&before), "{before}");
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    #[tokio::test]
+    async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it_comes() {
+        let (memory, ledger) = memory();
+        let (absent, look_up_absent) = counted(|| Answer::Absent);
+        let (known, look_up_known) = counted(|| found("known"));
+        for change in [
+            Change::Login(77),
+            Change::Tenant(2),
+            Change::TenantName("other".to_owned()),
+            Change::Everything,
+            Change::Host("h".to_owned()),
+        ] {
+            for _ in 0..10 {
+                assert!(memory.recall("nobody", &look_up_absent).await.unwrap().is_none());
+                assert!(memory.recall("known", &look_up_known).await.unwrap().is_some());
+            }
+            ledger.note(&change);
+        }
+        assert_eq!(absent.load(Ordering::Relaxed), known.load(Ordering::Relaxed));
+
+        ledger.note(&Change::TenantName("nobody".to_owned()));
+        let (came, look_up) = counted(|| found("came"));
+        assert_eq!(*memory.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
+        assert_eq!(*memory.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
+        assert_eq!(came.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_invented_names_pushes_out_nothing_that_is_real_and_has_a_limit() {
+        let (memory, _) = memory();
+        let (known, look_up) = counted(|| found("known"));
+        memory.recall("known", &look_up).await.unwrap();
+        for number in 0..2000 {
+            let invented: &'static str = Box::leak(format!("invented {number}").into_boxed_str());
+            assert!(memory.recall(invented, || async { Ok(Answer::Absent) }).await.unwrap().is_none());
+        }
+        memory.entries.run_pending_tasks().await;
+        memory.absent.run_pending_tasks().await;
+        memory.recall("known", &look_up).await.unwrap();
+        assert_eq!(known.load(Ordering::Relaxed), 1);
+        assert!(memory.absent.entry_count() <= memory.limits.entries, "{}", memory.absent.entry_count());
     }
 }

@@ -11,7 +11,12 @@ use serde::{Deserialize, de::IntoDeserializer};
 use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
-    control_path::{central::causes, live_keyring::LiveKeyring, seal::Place},
+    control_path::{
+        central::causes,
+        live_keyring::LiveKeyring,
+        seal::Place,
+        tenants::{CLIENTS_MAX, SERVERS_MAX},
+    },
     data_path::tenant::{
         Access, Credential, Grant, Host, HostAddress, Login, LoginKind, Tenant, TenantStatus,
     },
@@ -84,9 +89,9 @@ pub fn tenant(row: &Row, keyring: &LiveKeyring) -> Result<Tenant, String> {
         status_reason: get(row, "status_reason")?,
         drain: get(row, "drain")?,
         pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(word).transpose()?,
-        pool_size: count(row, "pool_size")?,
-        min_pool_size: count(row, "min_pool_size")?,
-        max_clients: count(row, "max_clients")?,
+        pool_size: count(row, "pool_size", SERVERS_MAX)?,
+        min_pool_size: count(row, "min_pool_size", SERVERS_MAX)?,
+        max_clients: count(row, "max_clients", CLIENTS_MAX)?,
         statement_timeout: get::<Option<i64>>(row, "statement_timeout_ms")?
             .and_then(|millis| u64::try_from(millis).ok())
             .map(Duration::from_millis),
@@ -129,7 +134,7 @@ fn host(row: &Row) -> Result<Host, String> {
         },
         tls_mode: word(get(row, "tls_mode")?)?,
         tls_root_ca: get::<Option<String>>(row, "tls_root_ca")?.map(Into::into),
-        max_connections: count(row, "max_connections")?,
+        max_connections: count(row, "max_connections", SERVERS_MAX)?,
     })
 }
 
@@ -190,9 +195,11 @@ fn networks(row: &Row) -> Result<Vec<IpNet>, String> {
     texts.into_iter().map(|text| text.parse().map_err(|_| format!("unreadable network {text:?}"))).collect()
 }
 
-fn count(row: &Row, column: &str) -> Result<Option<u32>, String> {
+/// The schema refuses more than `most`; a row that is older than that means as many as there can be.
+fn count(row: &Row, column: &str, most: u32) -> Result<Option<u32>, String> {
     get::<Option<i32>>(row, column)?
         .map(|number| u32::try_from(number).map_err(|_| format!("{column} is negative")))
+        .map(|number| number.map(|number| number.min(most)))
         .transpose()
 }
 
