@@ -44,6 +44,8 @@ pub struct Config {
     pub client_tls: ClientTls,
     /// TLS towards servers, where the host's row says nothing else.
     pub server_tls: ServerTls,
+    /// `server_require_auth`, default `scram-sha-256`: a server must prove over a network that it knows the role's password.
+    pub server_proves_itself: bool,
     /// The central database.
     pub central: Central,
     /// The key ring's file.
@@ -217,7 +219,9 @@ pub struct Timeouts {
     pub directory_stale: Duration,
     /// `central_timeout`: for one answer of the central database, default 5 s.
     pub central: Duration,
-    /// `[http] header_timeout`: for the head of an HTTP request to arrive, also behind an earlier one, default 30 s.
+    /// `central_start_timeout`: how long `serve` waits for the central database at its start, default 60 s.
+    pub central_start: Duration,
+    /// `[http] header_timeout`: for the head of an HTTP request to arrive, also behind an earlier one, default 10 s.
     pub http_head: Duration,
     /// `[http] request_timeout`: for a management request to be answered, default 30 s.
     pub http_request: Duration,

@@ -268,26 +268,28 @@ async fn every_change_of_every_table_is_told_plain_sql_included() {
         ("DELETE FROM pglobby.hosts WHERE name = 'other'", &["host other"]),
         (
             "INSERT INTO pglobby.tenants (name, host, database, username) VALUES ('a', 'default', 'a', 'a')",
-            &["tenant 1"],
+            &["tenant 1", "tenant_name a"],
         ),
         (
             "INSERT INTO pglobby.tenants (name, host, database, username) VALUES ('b', 'default', 'b', 'b')",
-            &["tenant 2"],
+            &["tenant 2", "tenant_name b"],
         ),
         ("UPDATE pglobby.tenants SET status = 'dropping' WHERE name = 'a'", &["tenant 1"]),
         (
             "INSERT INTO pglobby.logins (name, kind, verifier) VALUES ('s', 'service', 'SCRAM-SHA-256$x')",
-            &["login 1"],
+            &["login 1", "login_name s"],
         ),
         (
             "INSERT INTO pglobby.logins (name, kind, verifier, tenant_id) VALUES ('e', 'employee', 'SCRAM-SHA-256$x', 1)",
-            &["login 2"],
+            &["login 2", "login_name e"],
         ),
         (
             "INSERT INTO pglobby.logins (name, kind, verifier) VALUES ('s2', 'service', 'SCRAM-SHA-256$x')",
-            &["login 3"],
+            &["login 3", "login_name s2"],
         ),
         ("UPDATE pglobby.logins SET disabled_at = now() WHERE id = 2", &["login 2"]),
+        ("UPDATE pglobby.logins SET name = 'f' WHERE id = 2", &["login 2", "login_name f"]),
+        ("UPDATE pglobby.tenants SET name = 'c d' WHERE id = 2", &["tenant 2", "tenant_name c d"]),
         ("INSERT INTO pglobby.login_tenants VALUES (1, 2)", &["login 1"]),
         ("UPDATE pglobby.login_tenants SET access = 'read_only'", &["login 1"]),
         ("UPDATE pglobby.login_tenants SET login_id = 3", &["login 3", "login 1"]),
@@ -361,4 +363,58 @@ fn json(output: &Output) -> Value {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// What no command writes, plain SQL cannot write either; what was there before does no harm and does not stop an upgrade.
+#[tokio::test]
+async fn absurd_values_are_refused_and_older_ones_are_harmless() {
+    let lobby = Lobby::initialised().await;
+    let acme = lobby.add_tenant("acme").await;
+    lobby.add_login("alice", acme).await;
+    let client = lobby.central().await;
+    for sql in [
+        "UPDATE pglobby.hosts SET address = ''",
+        "UPDATE pglobby.hosts SET max_connections = 2000000000",
+        "UPDATE pglobby.hosts SET port = 0",
+        "UPDATE pglobby.hosts SET admin_user = ''",
+        "UPDATE pglobby.hosts SET tls_mode = 'perhaps'",
+        "UPDATE pglobby.hosts SET tls_root_ca = ''",
+        "UPDATE pglobby.tenants SET pool_size = 2000000000",
+        "UPDATE pglobby.tenants SET pool_size = -1",
+        "UPDATE pglobby.tenants SET min_pool_size = 2000000000",
+        "UPDATE pglobby.tenants SET max_clients = 2000000000",
+        "UPDATE pglobby.tenants SET statement_timeout = '-1 s'",
+        "UPDATE pglobby.tenants SET statement_timeout = '300 days'",
+        "UPDATE pglobby.tenants SET pool_mode = 'statement'",
+        "UPDATE pglobby.tenants SET database = ''",
+        "UPDATE pglobby.tenants SET username = ''",
+        "UPDATE pglobby.tenants SET allow_from = '{NULL}'",
+        "UPDATE pglobby.logins SET allow_from = '{NULL}'",
+        "UPDATE pglobby.logins SET access = 'everything'",
+    ] {
+        assert_eq!(client.refusal_of(sql).await, "23514", "{sql}");
+    }
+
+    // As it was before: the same rows, and then the upgrade.
+    let undo = "DELETE FROM pglobby.migrations WHERE number = 3; DROP TABLE pglobby.secrets;
+        ALTER TABLE pglobby.logins DROP COLUMN may_add_logins, DROP CONSTRAINT logins_allow_from_whole;
+        ALTER TABLE pglobby.hosts DROP CONSTRAINT hosts_max_connections_limit, DROP CONSTRAINT hosts_address_given,
+            DROP CONSTRAINT hosts_tls_root_ca_given, DROP CONSTRAINT hosts_admin_given;
+        ALTER TABLE pglobby.tenants DROP CONSTRAINT tenants_pool_size_limit, DROP CONSTRAINT tenants_min_pool_size_limit,
+            DROP CONSTRAINT tenants_max_clients_limit, DROP CONSTRAINT tenants_names_given,
+            DROP CONSTRAINT tenants_allow_from_whole";
+    client.run(undo).await;
+    let absurd = "UPDATE pglobby.tenants SET pool_size = 2000000000, max_clients = 2000000000, min_pool_size = 2000000000;
+        INSERT INTO pglobby.hosts (name, address, admin_user) VALUES ('nowhere', '', '')";
+    client.run(absurd).await;
+    let (directory, _) = lobby.directory(&lobby.config(""));
+    let read = directory.tenant("acme").await.unwrap().unwrap();
+    assert_eq!((read.pool_size, read.max_clients), (Some(262_143), Some(1_000_000)));
+    assert_eq!(init(&lobby.config("")).await.unwrap().migrations_applied, ["names_and_limits"]);
+    assert_eq!(client.ask("SELECT pool_size FROM pglobby.tenants").await, "262143");
+    assert_eq!(
+        client.refusal_of("UPDATE pglobby.hosts SET port = 5433 WHERE name = 'nowhere'").await,
+        "23514"
+    );
+    client.run("UPDATE pglobby.hosts SET address = 'a', admin_user = 'b' WHERE name = 'nowhere'").await;
 }

@@ -166,3 +166,28 @@ async fn a_tenant_is_moved_and_dropped_in_sql() {
     let left = "SELECT count(*) FROM pg_database WHERE datname = 'acme'";
     assert_eq!(west.client("postgres").await.ask(left).await, "0");
 }
+
+/// What ROLLBACK does not bring back is never done by the way.
+#[tokio::test]
+async fn a_tenant_is_dropped_by_a_statement_of_its_own_or_not_at_all() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let console = proxy.console().await;
+    for text in [
+        "CREATE TENANT x; DROP TENANT acme",
+        "DROP TENANT acme; SHOW VERSION",
+        "BEGIN; DROP TENANT acme; ROLLBACK",
+        "SELECT 1; drop tenant \"acme\" with database",
+    ] {
+        assert_eq!(console.refusal_of(text).await, "25001", "{text}");
+    }
+    console.run("BEGIN").await;
+    assert_eq!(console.refusal_of("DROP TENANT acme").await, "25001");
+    let prepared = console.prepare("DROP TENANT acme").await.unwrap();
+    assert_eq!(console.query(&prepared, &[]).await.unwrap_err().code().unwrap().code(), "25001");
+    console.run("ROLLBACK").await;
+    let tenants = proxy.json(&["tenant", "list", "--json"]);
+    assert_eq!(tenants.as_array().unwrap().len(), 1, "nothing of the texts was done: {tenants}");
+    console.run("CREATE TENANT x; CREATE LOGIN y TENANT x").await;
+    console.run("DROP TENANT acme").await;
+    assert_eq!(proxy.json(&["tenant", "list", "--json"]).as_array().unwrap().len(), 1);
+}

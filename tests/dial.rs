@@ -32,12 +32,19 @@ struct Server {
     tls_mode: TlsMode,
     tls_root_ca: Option<PathBuf>,
     name: &'static str,
+    require_auth: &'static str,
 }
 
 impl Server {
     async fn of(cluster: Cluster) -> Self {
         cluster.create_database("acme_db", "acme_rw", PASSWORD).await;
-        Self { cluster, tls_mode: TlsMode::Prefer, tls_root_ca: None, name: "127.0.0.1" }
+        Self {
+            cluster,
+            tls_mode: TlsMode::Prefer,
+            tls_root_ca: None,
+            name: "127.0.0.1",
+            require_auth: "scram-sha-256",
+        }
     }
 
     /// TLS, with rules of pg_hba.conf for `acme_rw`; the superuser comes by any way.
@@ -86,7 +93,7 @@ impl Server {
             statement_timeout,
             startup: &startup,
         };
-        in_time("opening a server connection", open(&target, &options())).await
+        in_time("opening a server connection", open(&target, &options(self.require_auth))).await
     }
 
     /// Why it cannot be opened: for the operator, and for the client (SQLSTATE, reason).
@@ -105,9 +112,12 @@ impl Server {
     }
 }
 
-fn options() -> DialOptions {
-    let text = "server_connect_timeout = \"20s\"\n[central]\nurl = \"postgres://m@127.0.0.1:1/c\"\n";
-    DialOptions::new(&Config::read(text, None, &|_| None).unwrap()).unwrap()
+fn options(require_auth: &str) -> DialOptions {
+    let text = format!(
+        "server_connect_timeout = \"20s\"\nserver_require_auth = {require_auth:?}\n\
+         [central]\nurl = \"postgres://m@127.0.0.1:1/c\"\n"
+    );
+    DialOptions::new(&Config::read(&text, None, &|_| None).unwrap()).unwrap()
 }
 
 async fn send(opened: &mut Opened, sql: &str) {
@@ -150,21 +160,31 @@ async fn scram_opens_over_tcp_and_over_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn md5_and_trust_open_as_well() {
-    let server = Server::of(Cluster::build().md5().start()).await;
+async fn a_server_that_proves_nothing_is_believed_where_that_is_said_and_on_a_unix_socket() {
+    for builder in [Cluster::build().md5(), Cluster::build().trust()] {
+        let mut server = Server::of(builder.start()).await;
+        let (error, sqlstate, _) = server.refusal("acme_db", PASSWORD).await;
+        assert!(error.to_string().contains("server_require_auth"), "{error}");
+        assert_eq!(sqlstate, "08006");
+        server.require_auth = "any";
+        server.open().await.unwrap();
+        (server.require_auth, server.name) = ("scram-sha-256", "");
+        server.open().await.unwrap();
+    }
+    let mut server = Server::of(Cluster::build().md5().start()).await;
     let stored = "SELECT left(rolpassword, 3) FROM pg_authid WHERE rolname = 'acme_rw'";
     assert_eq!(server.cluster.client("postgres").await.ask(stored).await, "md5");
-    server.open().await.unwrap();
+    server.require_auth = "any";
     assert_eq!(server.refusal("acme_db", "wrong").await.1, "08006");
-
-    let server = Server::of(Cluster::build().trust().start()).await;
-    server.open_with("acme_db", "whatever", None).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_password_in_clear_is_for_tls_and_unix_sockets_only() {
     let rules = "local all all password;host all acme_rw 127.0.0.1/32 password";
     let mut server = Server::with_tls(rules).await;
+    let (error, ..) = server.tls(TlsMode::Require, None).refusal("acme_db", PASSWORD).await;
+    assert!(error.to_string().contains("server_require_auth"), "{error}");
+    server.require_auth = "any";
     server.tls(TlsMode::Require, None).open().await.unwrap();
     let (error, sqlstate, _) = server.tls(TlsMode::Disable, None).refusal("acme_db", PASSWORD).await;
     assert!(matches!(error.cause, DialCause::Protocol(_)), "{error}");
@@ -258,7 +278,7 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
         statement_timeout: None,
         startup: &Settings::default(),
     };
-    let error = open(&target, &options()).await.map(|_| ()).unwrap_err();
+    let error = open(&target, &options("scram-sha-256")).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("\"no_such\" does not exist"), "{error}");
     let refusal = error.to_refusal();
     assert_eq!(refusal.sqlstate(), "3D000");
@@ -344,7 +364,9 @@ async fn a_cancel_ends_the_query_over_tls_and_in_clear() {
         if at.is_some() {
             server.name = "elsewhere.invalid";
         }
-        send_cancel(&server.host(), at, opened.process_id, &opened.secret, &options()).await.unwrap();
+        send_cancel(&server.host(), at, opened.process_id, &opened.secret, &options("scram-sha-256"))
+            .await
+            .unwrap();
         let seen = answers(&mut opened).await;
         assert_eq!(seen.iter().find(|message| message.tag == b'E').unwrap().sqlstate(), "57014");
     }

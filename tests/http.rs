@@ -124,13 +124,162 @@ async fn tenants_beyond_the_limit_are_summed_up() {
     }
 }
 
+/// A node is ready as long as somebody can log in there.
 #[tokio::test]
-async fn losing_the_central_database_is_seen_and_leaves_the_node_ready() {
-    let mut proxy = Proxy::build().start().await;
+async fn a_node_without_its_central_database_is_ready_if_it_remembers_somebody() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
     has_value(&proxy, "pglobby_central_reachable", 1.0).await;
     proxy.cluster.stop();
     has_value(&proxy, "pglobby_central_reachable", 0.0).await;
-    assert_eq!(proxy.http_get("/readyz").await.0, 200);
+    let words = "the central database is away and no login is remembered\n".to_owned();
+    assert_eq!(proxy.http_get("/readyz").await, (503, words));
+    assert_eq!(proxy.http_get("/healthz").await.0, 200);
+
+    proxy.cluster.start_again();
+    has_value(&proxy, "pglobby_central_reachable", 1.0).await;
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+    proxy.cluster.stop();
+    has_value(&proxy, "pglobby_central_reachable", 0.0).await;
+    assert_eq!(proxy.http_get("/readyz").await, (200, "ready\n".to_owned()));
+}
+
+/// Asks until the node says so about itself.
+async fn says(proxy: &Proxy, status: u16, words: &str) {
+    let begun = Instant::now();
+    loop {
+        let answer = proxy.http_get("/readyz").await;
+        if answer.0 == status && answer.1.contains(words) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "/readyz never said {status} {words}, but {answer:?}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Keys are rotated elsewhere, and this node's file does not follow: nobody could log in.
+#[tokio::test]
+async fn a_node_whose_key_ring_lacks_the_key_that_seals_is_not_ready_until_it_has_it() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    says(&proxy, 200, "ready").await;
+    let ring = proxy.folder().join("keyring.toml");
+    let (before, aside) = (std::fs::read(&ring).unwrap(), proxy.folder().join("aside.toml"));
+    // The node sees the old file, another inode each time.
+    let elsewhere = proxy.folder().join("elsewhere.toml");
+    std::fs::copy(&ring, &elsewhere).unwrap();
+    let mut other = std::fs::read_to_string(proxy.config_file()).unwrap();
+    other = other.replace("keyring.toml", "elsewhere.toml");
+    std::fs::write(proxy.folder().join("other.toml"), other).unwrap();
+    let rotated = support::proxy::pglobby()
+        .args(["key", "rotate", "--config"])
+        .arg(proxy.folder().join("other.toml"))
+        .output()
+        .unwrap();
+    assert!(rotated.status.success(), "{}", String::from_utf8_lossy(&rotated.stderr));
+    assert_eq!(std::fs::read(&ring).unwrap(), before, "this node's ring is the old one");
+    says(&proxy, 503, "the key ring lacks key").await;
+    std::fs::copy(&elsewhere, &aside).unwrap();
+    std::fs::rename(&aside, &ring).unwrap();
+    says(&proxy, 200, "ready").await;
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+}
+
+/// Many more than there are places for say nothing at all.
+#[tokio::test]
+async fn a_probe_is_answered_however_many_connections_are_silent() {
+    let proxy = Proxy::build().config("http.max_connections", "8").config("http.header_timeout", "\"1h\"");
+    let proxy = proxy.start().await;
+    let mut silent = Vec::new();
+    for round in 0..3 {
+        for number in 0..8 {
+            let mut stream = TcpStream::connect(("127.0.0.1", proxy.http_port())).await.unwrap();
+            // Some have begun to speak, some have been served already.
+            match number % 3 {
+                0 => {}
+                1 => stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: loc").await.unwrap(),
+                _ => stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap(),
+            }
+            silent.push(stream);
+        }
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            assert_eq!(proxy.http_get(path).await.0, 200, "{path} in round {round}");
+        }
+    }
+    // The one that was silent for longest had to go.
+    let mut rest = Vec::new();
+    let _ = in_time("the end of the first", silent[0].read_to_end(&mut rest)).await;
+}
+
+/// Somebody who asks for a long page and reads nothing of it holds nobody up.
+#[tokio::test]
+async fn a_probe_is_answered_while_others_do_not_read_their_answers() {
+    let proxy = Proxy::build().config("http.max_connections", "3").config("http.header_timeout", "\"1h\"");
+    let proxy = proxy.start().await;
+    let mut deaf = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(("127.0.0.1", proxy.http_port())).await.unwrap();
+        let asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(2000);
+        stream.set_nodelay(true).unwrap();
+        // As much as the other side takes.
+        let writing = tokio::time::timeout(std::time::Duration::from_millis(200), stream.write_all(&asked));
+        let _ = writing.await;
+        deaf.push(stream);
+    }
+    assert_eq!(proxy.http_get("/healthz").await.0, 200);
+}
+
+/// A machine that starts: the proxy is there first.
+#[tokio::test]
+async fn serve_waits_for_a_central_database_that_comes_late_and_not_for_ever() {
+    let mut proxy = Proxy::with_tenant("acme").start().await;
+    assert!(proxy.stop_with(Signal::TERM).await.success());
+    proxy.cluster.stop();
+    proxy.set_config("central_start_timeout", "\"300ms\"");
+    let output = proxy.command_with(&["serve"], "");
+    assert_eq!(output.status.code(), Some(1));
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        words.contains("waiting for the central database") && words.contains("Connection refused"),
+        "{words}"
+    );
+
+    proxy.set_config("central_start_timeout", "\"1h\"");
+    proxy.start_while(|cluster| cluster.start_again(), "waiting for the central database").await;
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+}
+
+/// `deploy/pglobby.service` never gives up, and its waits fit those of the configuration.
+#[test]
+fn the_systemd_unit_is_sound_and_starts_again_for_ever() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/pglobby.service");
+    let unit = std::fs::read_to_string(&path).unwrap();
+    let mut section = "";
+    let mut lines = Vec::new();
+    for line in unit.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        match line.strip_prefix('[') {
+            Some(name) => section = name.trim_end_matches(']'),
+            None => lines.push((section, line.split_once('=').unwrap_or_else(|| panic!("{line}")))),
+        }
+    }
+    for wanted in [
+        ("Unit", ("StartLimitIntervalSec", "0")),
+        ("Service", ("Type", "notify")),
+        ("Service", ("Restart", "on-failure")),
+        ("Service", ("RestartSec", "1")),
+        ("Service", ("TimeoutStartSec", "90")),
+        ("Service", ("TimeoutStopSec", "45")),
+    ] {
+        assert!(lines.contains(&wanted), "{wanted:?} is not in {lines:?}");
+    }
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    assert!(std::fs::read_to_string(docs).unwrap().contains("(../deploy/pglobby.service)"));
+    // Where systemd is there, it reads the unit itself; that the program is not installed is no fault of the unit's.
+    let verified = std::process::Command::new("systemd-analyze").arg("verify").arg(&path).output();
+    if let Ok(verified) = verified {
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        let ours =
+            said.lines().filter(|line| line.contains("pglobby.service:") && !line.contains("not executable"));
+        assert_eq!(ours.count(), 0, "{said}");
+    }
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ struct Named {
 /// Change what a login may do, until when, and from where; sessions that this concerns end
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Keys: access (read_write, read_only), valid_until, allow_from; `KEY=` lifts the limit\n\n\
+    after_help = "Keys: access (read_write, read_only), may_add_logins (true, false), valid_until, allow_from; `KEY=` lifts the limit\n\n\
                   Example:\n  pglobby login set alice access=read_only valid_until=2027-01-31 allow_from=10.0.0.0/8"
 )]
 struct Set {
@@ -270,6 +270,7 @@ pub(super) fn fields(login: &LoginSummary) -> Vec<(&'static str, String)> {
         ("kind", login.kind.clone()),
         ("tenants", entrances(login)),
         ("access", login.access.clone()),
+        ("may_add_logins", login.may_add_logins.to_string()),
         ("valid_until", table::or_dash(login.valid_until)),
         ("disabled_at", table::or_dash(login.disabled_at)),
         ("allow_from", networks),

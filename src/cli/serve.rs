@@ -28,7 +28,11 @@ impl Serve {
         process::prepare(&config);
         let mut signals = Signals::catch()?;
         let grace = config.timeouts.shutdown;
-        let serving = Serving::start(config).await?;
+        let serving = tokio::select! {
+            started = Serving::start(config) => started?,
+            // While it waits for the central database.
+            () = signals.impatience() => return Ok(()),
+        };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let ending = loop {
             tokio::select! {

@@ -69,6 +69,9 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
         timeouts: timeouts(w),
         client_tls: client_tls(w),
         server_tls: server_tls(w),
+        server_proves_itself: w
+            .choice("server_require_auth", &[("scram-sha-256", true), ("any", false)])
+            .unwrap_or(true),
         admin_allow_from: w.networks("admin_allow_from").unwrap_or_else(loopback),
         central: Central {
             url: String::new(),
@@ -153,7 +156,8 @@ fn timeouts(w: &mut Written<'_>) -> Timeouts {
         directory_fresh: w.duration("directory_fresh", seconds(60)),
         directory_stale: w.duration("directory_stale", seconds(600)),
         central: w.duration("central_timeout", seconds(5)),
-        http_head: w.duration("http.header_timeout", seconds(30)),
+        central_start: w.duration("central_start_timeout", seconds(60)),
+        http_head: w.duration("http.header_timeout", seconds(10)),
         http_request: w.duration("http.request_timeout", seconds(30)),
         http_wait: w.duration("http.max_wait", seconds(600)),
         client_keepalive: keepalive(w, ["tcp_keepidle", "tcp_keepintvl", "tcp_user_timeout"], 30, 10),

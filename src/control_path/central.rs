@@ -74,6 +74,16 @@ impl CentralError {
         }
     }
 
+    /// Whether it may be over in a moment: nobody answers, or a server that starts, ends or is full.
+    pub fn passes(&self) -> bool {
+        let starting = ["53300", "57P01", "57P02", "57P03"];
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Connect { .. } => self.code().is_none_or(|code| starting.contains(&code.code())),
+            _ => false,
+        }
+    }
+
     /// Whether it is there and cannot store what it was given.
     pub fn is_about_a_value(&self) -> bool {
         self.code().is_some_and(|code| ["22", "23"].iter().any(|class| code.code().starts_with(class)))

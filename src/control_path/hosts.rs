@@ -10,6 +10,7 @@ use super::{
     onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
     operator::{Operator, OperatorError, nearest},
     seal::Place,
+    tenants::SERVERS_MAX,
 };
 
 /// One row of `pglobby.hosts`, for people and scripts.
@@ -247,8 +248,9 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
         },
         "tls_root_ca" => Box::new(value.map(|_| text(PATH_BYTES_MAX)).transpose()?),
         _ => {
-            let limit = value.map(|text| text.parse::<i32>().ok().filter(|limit| *limit > 0));
-            let wanted = || wrong("a whole number from 1 on (or empty: no limit)");
+            let read = |text: &str| text.parse::<i32>().ok().filter(|limit| *limit > 0);
+            let limit = value.map(|text| read(text).filter(|limit| limit.unsigned_abs() <= SERVERS_MAX));
+            let wanted = || wrong(&format!("a whole number from 1 to {SERVERS_MAX} (or empty: no limit)"));
             Box::new(limit.map(|limit| limit.ok_or_else(wanted)).transpose()?)
         }
     })

@@ -1,8 +1,13 @@
 //! A node at work: everything that `pglobby serve` (and `pglobby dev`) runs, put together.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use deadpool_postgres::Object;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -37,6 +42,9 @@ use crate::{
 
 /// Administrators' requests that wait to be heard; RELOAD and SHUTDOWN come one by one.
 const REQUESTS_MAX: usize = 8;
+
+/// Between two tries to reach the central database at the start.
+const START_PAUSE: Duration = Duration::from_millis(250);
 
 /// How often idle servers and pools are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -74,7 +82,7 @@ impl Serving {
     pub async fn start(config: Config) -> Result<Self, ServeError> {
         let keyring = Arc::new(LiveKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
-        let client = central.client().await.map_err(refused)?;
+        let client = first_client(&central, &config).await?;
         migrations::require_current(&**client).await.map_err(refused)?;
         drop(client);
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
@@ -84,6 +92,7 @@ impl Serving {
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
         let directory = Directory::new(central.clone(), keyring.clone(), &config);
+        directory.learn_mock_salt().await.map_err(refused)?;
         let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
         let marks = Arc::new(Marks::default());
@@ -186,6 +195,26 @@ impl Drop for Serving {
     }
 }
 
+/// A connection to the central database, which may come up a little later than we do: after a restart of the machine, a
+/// failover. What does not pass by itself is said at once.
+async fn first_client(central: &Central, config: &Config) -> Result<Object, ServeError> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match central.client().await {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        };
+        if !error.passes() || begun.elapsed() >= config.timeouts.central_start {
+            return Err(refused(error));
+        }
+        if !std::mem::replace(&mut told, true) {
+            warn!(side = "central", %error, "waiting for the central database, for central_start_timeout at most");
+        }
+        tokio::time::sleep(START_PAUSE).await;
+    }
+}
+
 /// The certificate for clients, if there is to be one.
 fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, ServeError> {
     let tls = &config.client_tls;
@@ -235,12 +264,15 @@ fn looking(central: Central, directory: Arc<Directory>) -> Looking {
 /// Carries changes of the central database to pools and sessions, in order.
 async fn follow(central: Central, proxy: Arc<Proxy>, marks: Arc<Marks>) {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let metrics = proxy.metrics.clone();
+    let (metrics, directory) = (proxy.metrics.clone(), proxy.directory.clone());
     let mut fences = Fences::new(central.clone(), proxy.clone());
     let listening = notifications::follow(
         central,
         move |notice| drop(tell.send(notice)),
-        move |listening| metrics.set_central_reachable(listening),
+        move |listening| {
+            metrics.set_central_reachable(listening);
+            directory.set_listening(listening);
+        },
     );
     let applying = async {
         loop {

@@ -57,6 +57,11 @@ pub struct TenantSummary {
     pub updated_at: OffsetDateTime,
 }
 
+/// As many connections as PostgreSQL can have.
+pub const SERVERS_MAX: u32 = 262_143;
+/// More sessions than any machine has descriptors for.
+pub const CLIENTS_MAX: u32 = 1_000_000;
+
 /// Keys of `tenant set`.
 pub const SETTINGS: [&str; 6] =
     ["pool_mode", "pool_size", "min_pool_size", "max_clients", "statement_timeout", "allow_from"];
@@ -173,12 +178,13 @@ async fn set_one(
         },
         "pool_size" | "min_pool_size" | "max_clients" => {
             let least = if key == "min_pool_size" { 0 } else { 1 };
-            let number: Option<i32> = match given.map(str::parse) {
+            let most = if key == "max_clients" { CLIENTS_MAX } else { SERVERS_MAX };
+            let number: Option<i32> = match given.map(str::parse::<i32>) {
                 None => None,
-                Some(Ok(number)) if number >= least => Some(number),
+                Some(Ok(number)) if number >= least && number.unsigned_abs() <= most => Some(number),
                 Some(_) => {
                     return Err(OperatorError::Invalid(format!(
-                        "{key} is a whole number from {least} on, not {value:?}; `{key}=` takes the default"
+                        "{key} is a whole number from {least} to {most}, not {value:?}; `{key}=` takes the default"
                     )));
                 }
             };

@@ -209,6 +209,18 @@ impl Proxy {
         self.process = Some(spawn_ready(self.folder.path(), &self.environment).await);
     }
 
+    /// The same, where the start waits for something: `then` is done once `waiting` is logged.
+    pub async fn start_while(&mut self, then: impl FnOnce(&mut Cluster), waiting: &str) {
+        assert!(self.process.is_none(), "still running");
+        let (folder, environment) = (self.folder.path().to_owned(), self.environment.clone());
+        let here = tokio::runtime::Handle::current();
+        let starting = move || here.block_on(spawn_ready(&folder, &environment));
+        let started = tokio::task::spawn_blocking(starting);
+        self.logged(waiting).await;
+        then(&mut self.cluster);
+        self.process = Some(started.await.unwrap());
+    }
+
     /// Rewrites a key of proxy.toml (a value as TOML writes it). Takes effect at the next HUP or start.
     pub fn set_config(&self, key: &str, value: &str) {
         let text = fs::read_to_string(self.config_file()).unwrap();

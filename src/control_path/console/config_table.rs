@@ -62,6 +62,7 @@ fn places(config: &Config) -> Vec<Entry> {
         ("client_tls_cert_file", path(&config.client_tls.cert_file), CHANGEABLE),
         ("client_tls_ca_file", path(&config.client_tls.ca_file), CHANGEABLE),
         ("server_tls_sslmode", tls(config.server_tls.mode).into(), CHANGEABLE),
+        ("server_require_auth", require_auth(config.server_proves_itself).into(), CHANGEABLE),
         ("server_tls_ca_file", path(&config.server_tls.ca_file), CHANGEABLE),
         ("server_tls_cert_file", path(&config.server_tls.cert_file), CHANGEABLE),
         ("server_tls_key_file", path(&config.server_tls.key_file), CHANGEABLE),
@@ -136,6 +137,7 @@ fn timeouts(config: &Config) -> Vec<Entry> {
         fixed("directory_fresh", timeouts.directory_fresh),
         fixed("directory_stale", timeouts.directory_stale),
         fixed("central_timeout", timeouts.central),
+        fixed("central_start_timeout", timeouts.central_start),
         entry("tcp_keepidle", timeouts.client_keepalive.idle),
         entry("tcp_keepintvl", timeouts.client_keepalive.interval),
         or_off("tcp_user_timeout", timeouts.client_keepalive.user_timeout),
@@ -159,6 +161,10 @@ fn mode(mode: PoolMode) -> &'static str {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",
     }
+}
+
+fn require_auth(proves_itself: bool) -> &'static str {
+    if proves_itself { "scram-sha-256" } else { "any" }
 }
 
 fn tls(mode: TlsMode) -> &'static str {

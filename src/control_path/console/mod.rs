@@ -208,6 +208,11 @@ impl Session {
         if commands.is_empty() {
             conversation.nothing_asked();
         }
+        // As PostgreSQL has it of DROP DATABASE: nothing of the text is done.
+        let destroys = |command: &Command| matches!(command, Command::Order(words) if words.destroys());
+        if commands.len() > 1 && commands.iter().any(destroys) {
+            return conversation.say(&not_alone().to_message("ERROR"));
+        }
         for command in &commands {
             match conversation.unless_gone(self.run(command)).await {
                 Ok(answer) => conversation.answer(&answer, &Formats::default()),
@@ -233,6 +238,7 @@ impl Session {
             Command::Act(_) | Command::Order(_) if self.read_only => {
                 return Err(Complaint::new("42501", "this administrator may only SHOW"));
             }
+            Command::Order(words) if self.in_transaction && words.destroys() => return Err(not_alone()),
             Command::Act(action) => {
                 info!(login = self.login.name, ?action, "an administrator acts");
                 Answer::Done(self.act(action).await?)
@@ -244,6 +250,14 @@ impl Session {
     fn operator(&self) -> Operator {
         self.backstage.office.operator(format!("login:{}", self.login.name))
     }
+}
+
+fn not_alone() -> Complaint {
+    Complaint::new(
+        "25001",
+        "DROP TENANT cannot run in a transaction block, or in a text with other statements",
+    )
+    .hint("It takes effect at once and cannot be undone: send it alone.")
 }
 
 impl From<Wait> for Ending {

@@ -58,6 +58,11 @@ impl Words {
         }
     }
 
+    /// Whether it destroys what no ROLLBACK brings back.
+    pub fn destroys(&self) -> bool {
+        matches!(self.order(), Ok(Order::DropTenant { .. }))
+    }
+
     /// What a client that describes the statement is told of its rows.
     pub fn columns(&self) -> Option<Table> {
         self.order().ok().map(|order| outcomes::columns(&order))

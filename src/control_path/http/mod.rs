@@ -1,13 +1,15 @@
 //! HTTP: metrics and health for those who watch a node, and the management API.
 //!
 //! - `/healthz`: the process is alive; restart it if not.
-//! - `/readyz`: it takes in clients; send them elsewhere if not. A node that drains is not ready.
+//! - `/readyz`: it takes in clients and can serve them; send them elsewhere if not, it says why.
 //! - `/metrics`: OpenMetrics text, as Prometheus reads it.
 //! - `/v1/…`: management, for those who have an API key; see `api/`.
 
 mod api;
+mod connections;
 mod exposition;
 mod process;
+mod readiness;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,15 +20,19 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use hyper::server::conn::http1;
+use hyper::{server::conn::http1, service::Service as _};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
-use self::exposition::Exposition;
+use self::{
+    connections::{Activity, Connections, Watched},
+    exposition::Exposition,
+    readiness::Readiness,
+};
 use crate::{control_path::operator::Office, data_path::proxy::Proxy};
 
 /// Binds, so that an address in use is known before any client is served.
@@ -47,28 +53,44 @@ pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>, office: O
     };
     info!(address = ?listener.local_addr().ok(), "serving metrics, health and management");
     let config = proxy.config.load_full();
-    let places = Arc::new(Semaphore::new(config.limits.http_connections_max));
-    let head_timeout = config.timeouts.http_head;
-    let router = router(proxy, office);
-    // Who finds no place waits in the system's queue: whoever holds one loses it after `header_timeout` of silence.
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "cannot accept an HTTP connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
+    let readiness = Readiness::new(proxy.clone(), office.clone());
+    let router = router(proxy, office, readiness.clone());
+    let connections = Connections::new(config.limits.http_connections_max);
+    let accepting = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let activity = Activity::new();
+                    let serving =
+                        converse(stream, activity.clone(), router.clone(), config.timeouts.http_head);
+                    connections.serve(activity, serving).await;
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept an HTTP connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        tokio::spawn(async move {
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES_MAX);
-            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-                debug!(%error, "an HTTP connection broke");
-            }
-            drop(place);
-        });
+        }
+    };
+    tokio::join!(accepting, readiness.watch());
+}
+
+/// One connection, request by request.
+async fn converse(stream: TcpStream, activity: Arc<Activity>, router: Router, head_timeout: Duration) {
+    let stream = TokioIo::new(Watched { stream, activity: activity.clone() });
+    let service = TowerToHyperService::new(router);
+    let service = hyper::service::service_fn(move |request| {
+        let (answer, request) = (service.call(request), activity.request());
+        async move {
+            let answer = answer.await;
+            drop(request);
+            answer
+        }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES_MAX);
+    if let Err(error) = http.serve_connection(stream, service).await {
+        debug!(%error, "an HTTP connection broke");
     }
 }
 
@@ -77,24 +99,19 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Descriptors may have run out; some come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-fn router(proxy: Arc<Proxy>, office: Office) -> Router {
+fn router(proxy: Arc<Proxy>, office: Office, readiness: Arc<Readiness>) -> Router {
     let exposition = Arc::new(Exposition::new(proxy.clone()));
     Router::new()
         .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(ready).with_state(proxy.clone()))
+        .route("/readyz", get(ready).with_state(readiness))
         .route("/metrics", get(metrics).with_state(exposition))
         .merge(api::router(proxy, office))
 }
 
-/// The central database may be away for a while: what is remembered serves on. It only must have been seen once, and
-/// without it the process would not have started.
-async fn ready(State(proxy): State<Arc<Proxy>>) -> impl IntoResponse {
-    if proxy.door.is_closed() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else if proxy.door.clients() >= proxy.config.load().limits.max_client_conn {
-        (StatusCode::SERVICE_UNAVAILABLE, "full: max_client_conn is reached\n")
-    } else {
-        (StatusCode::OK, "ready\n")
+async fn ready(State(readiness): State<Arc<Readiness>>) -> impl IntoResponse {
+    match readiness.obstacle() {
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
+        None => (StatusCode::OK, "ready\n".to_owned()),
     }
 }
 

@@ -77,6 +77,8 @@ pub struct DialOptions {
     keepalive: Keepalive,
     tls: Arc<ServerTlsConfigs>,
     pub(super) salted_passwords: SaltedPasswords,
+    /// `server_require_auth = "scram-sha-256"`.
+    pub(super) server_proves_itself: bool,
     last_addresses: Cache<(String, u16), Vec<SocketAddr>>,
 }
 
@@ -110,6 +112,7 @@ impl DialOptions {
             keepalive: config.timeouts.server_keepalive,
             tls: Arc::new(ServerTlsConfigs::new(tls.ca_file.clone(), identity)?),
             salted_passwords: SaltedPasswords::new(config.limits.directory_cache_max),
+            server_proves_itself: config.server_proves_itself,
             last_addresses: Cache::builder()
                 .max_capacity(LAST_ADDRESSES_MAX)
                 .time_to_live(LAST_ADDRESSES_LIFE)
@@ -132,6 +135,7 @@ impl DialOptions {
             },
             tls: Arc::new(ServerTlsConfigs::new(None, None).unwrap()),
             salted_passwords: SaltedPasswords::new(100),
+            server_proves_itself: false,
             last_addresses: Cache::new(10),
         }
     }
@@ -234,7 +238,7 @@ async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, D
     let outcome = match connect(target.host, None, first, options).await {
         Ok(stream) => {
             encrypted = stream.is_tls();
-            login::log_in(stream, target, &options.salted_passwords).await
+            login::log_in(stream, target, options).await
         }
         Err(cause) => Err(cause),
     };
@@ -242,7 +246,7 @@ async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, D
         (Err(first), Some(fallback)) if worth_another_try(&first, encrypted, fallback) => {
             let again = async {
                 let stream = connect(target.host, None, fallback, options).await?;
-                login::log_in(stream, target, &options.salted_passwords).await
+                login::log_in(stream, target, options).await
             };
             again.await.map_err(|then| DialCause::BothWays { first: Box::new(first), then: Box::new(then) })
         }

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use zeroize::Zeroize as _;
 
 use super::{
-    Opened, Target,
+    DialOptions, Opened, Target,
     dial_error::{DialCause, ServerError},
     scram::{Binding, Exchange, SaltedPasswords},
 };
@@ -43,7 +43,7 @@ const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, CURRENT_USER";
 pub(super) async fn log_in(
     stream: Stream,
     target: &Target<'_>,
-    salted_passwords: &SaltedPasswords,
+    options: &DialOptions,
 ) -> Result<Opened, DialCause> {
     let mut login = Login {
         stream,
@@ -56,7 +56,7 @@ pub(super) async fn log_in(
         notices: Vec::new(),
     };
     login.start_up().await?;
-    login.authenticate(salted_passwords).await?;
+    login.authenticate(options).await?;
     login.become_ready().await?;
     login.prove_identity().await?;
     if !login.reader.is_empty() {
@@ -104,9 +104,19 @@ impl Login<'_> {
         self.send(&packet).await
     }
 
-    async fn authenticate(&mut self, salted_passwords: &SaltedPasswords) -> Result<(), DialCause> {
+    async fn authenticate(&mut self, options: &DialOptions) -> Result<(), DialCause> {
         let credential = self.target.credential;
-        match self.demanded().await? {
+        let demanded = self.demanded().await?;
+        // A Unix socket is a place on this machine; over a network anybody may have answered.
+        let unproved = !matches!(demanded, Authentication::Sasl(_))
+            && !matches!(self.stream, Stream::Plain(Socket::Unix(_)));
+        if unproved && options.server_proves_itself {
+            return Err(unexpected(
+                "the server does not prove that it knows the role's password, as SCRAM-SHA-256 does; where it need not: \
+                 server_require_auth = \"any\"",
+            ));
+        }
+        match demanded {
             Authentication::Ok => return Ok(()),
             Authentication::CleartextPassword => {
                 if matches!(self.stream, Stream::Plain(Socket::Tcp(_))) {
@@ -123,7 +133,7 @@ impl Login<'_> {
                 hash.zeroize();
                 sent?;
             }
-            Authentication::Sasl(mechanisms) => self.scram(&mechanisms, salted_passwords).await?,
+            Authentication::Sasl(mechanisms) => self.scram(&mechanisms, &options.salted_passwords).await?,
         }
         match self.next().await? {
             message if message.tag() == b'R' && message.body() == 0i32.to_be_bytes() => Ok(()),

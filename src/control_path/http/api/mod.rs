@@ -73,7 +73,10 @@ pub fn router(proxy: Arc<Proxy>, office: Office) -> Router {
     let api = Api {
         proxy,
         office,
-        requests: Arc::new(Semaphore::new(config.limits.http_requests_max)),
+        // A place stays for probes.
+        requests: Arc::new(Semaphore::new(
+            config.limits.http_requests_max.min(config.limits.http_connections_max.saturating_sub(1)).max(1),
+        )),
         under_way: Arc::new(UnderWay::new(config.limits.http_operations_max)),
     };
     let document = openapi::document(&routes::all());
