@@ -22,6 +22,8 @@ pub const REASONS: [&str; 9] = [
 pub struct Metrics {
     refused: [AtomicU64; REASONS.len()],
     central_reachable: AtomicBool,
+    roles_mended: AtomicU64,
+    roles_not_mended: AtomicU64,
 }
 
 impl Metrics {
@@ -37,6 +39,17 @@ impl Metrics {
     /// How many clients were refused, for each of [`REASONS`].
     pub fn logins_refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
         REASONS.into_iter().zip(self.refused.iter().map(|counter| counter.load(Relaxed)))
+    }
+
+    /// Roles or a database that their host refused were put right, or could not be.
+    pub fn roles_mended(&self, well: bool) {
+        let counter = if well { &self.roles_mended } else { &self.roles_not_mended };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    /// How often roles were put right, and how often they could not be.
+    pub fn roles_mendings(&self) -> [(&'static str, u64); 2] {
+        [("mended", self.roles_mended.load(Relaxed)), ("failed", self.roles_not_mended.load(Relaxed))]
     }
 
     /// The connection on which the central database tells of changes has been made, or lost.

@@ -31,6 +31,10 @@ async fn assert_in_order(desk: &Desk, when: &str) {
     assert!(report.ok && report.findings.is_empty(), "{when}: {:#?}", report.findings);
 }
 
+/// By default everybody may make large objects, and an adopted database is not only the tenant's: so much is told in a house
+/// that is in order otherwise.
+const LARGE_OBJECTS: &str = "reader_makes_large_objects";
+
 /// Tenants acme and globex, one adopted, one with odd letters, one suspended.
 async fn ordinary_house(master: Master) -> Desk {
     let desk = Desk::on(Cluster::build(), master).await;
@@ -57,7 +61,14 @@ async fn a_house_in_order_is_called_so() {
 
         let report = examine(&desk.operator, &[], false).await.unwrap();
 
-        assert!(report.ok, "{master:?}: {:#?}", report.findings);
+        let (large_objects, others): (Vec<_>, Vec<_>) =
+            report.findings.iter().partition(|finding| finding.check == LARGE_OBJECTS);
+        assert!(others.is_empty(), "{master:?}: {others:#?}");
+        let told: Vec<_> = large_objects.iter().filter_map(|finding| finding.tenant.as_deref()).collect();
+        match master {
+            Master::Superuser => assert_eq!(told, ["initech"]),
+            Master::Modest => assert!(told.is_empty(), "nobody there could mend it"),
+        }
         assert_eq!((report.tenants, report.hosts), (4, 1));
     }
 }
@@ -167,7 +178,6 @@ const VIOLATIONS: &[Planted] = &[
         "login_fails",
         "password authentication",
     ),
-    left("postgres", "ALTER ROLE acme_ro NOLOGIN", "login_fails", "acme_ro", "ALTER ROLE acme_ro LOGIN"),
     left(
         "postgres",
         "ALTER DATABASE acme RENAME TO moved_by_hand",
@@ -184,14 +194,66 @@ const VIOLATIONS: &[Planted] = &[
     ),
 ];
 
+/// What a tenant's code can do to its own roles and its database.
+const CHANGED_BEHIND_OUR_BACK: &[Planted] = &[
+    fixed("postgres", "ALTER ROLE acme_ro NOLOGIN", "role_changed", "may not log in"),
+    fixed("postgres", "ALTER ROLE acme_rw CONNECTION LIMIT 0", "role_changed", "no more than 0 connections"),
+    fixed("postgres", "ALTER ROLE acme_rw VALID UNTIL '2020-01-01'", "role_changed", "a password that ends"),
+    fixed(
+        "postgres",
+        "ALTER ROLE acme_rw SET local_preload_libraries = 'nosuch'",
+        "role_settings",
+        "acme_rw",
+    ),
+    fixed(
+        "acme",
+        "ALTER ROLE acme_ro IN DATABASE acme SET statement_timeout = 1",
+        "role_settings",
+        "acme_ro",
+    ),
+    fixed("acme", "ALTER ROLE acme_ro RESET ALL", "role_settings", "not read-only by default"),
+    fixed("postgres", "ALTER DATABASE acme CONNECTION LIMIT 0", "database_changed", "takes no connections"),
+    fixed(
+        "postgres",
+        "ALTER DATABASE acme ALLOW_CONNECTIONS false",
+        "database_changed",
+        "takes no connections",
+    ),
+    fixed("postgres", "ALTER DATABASE acme SET role = 'acme_ro'", "database_changed", "sets role"),
+    fixed("acme", "GRANT EXECUTE ON FUNCTION lo_create(oid) TO PUBLIC", LARGE_OBJECTS, "lo_create"),
+    left(
+        "acme",
+        "CREATE TABLE w (a int); GRANT UPDATE (a) ON w TO acme_ro",
+        "reader_writes",
+        "may write to public.w",
+        "DROP TABLE w",
+    ),
+    left(
+        "acme",
+        "SELECT lo_create(4711); GRANT UPDATE ON LARGE OBJECT 4711 TO PUBLIC",
+        "reader_writes",
+        "large object 4711",
+        "SELECT lo_unlink(4711)",
+    ),
+];
+
 #[tokio::test]
 async fn every_planted_violation_is_found_and_mended_where_that_is_safe() {
+    all_are_found(VIOLATIONS).await;
+}
+
+#[tokio::test]
+async fn whatever_was_changed_about_a_tenants_roles_is_found_and_mended() {
+    all_are_found(CHANGED_BEHIND_OUR_BACK).await;
+}
+
+async fn all_are_found(planted: &[Planted]) {
     let desk = Desk::new().await;
     for name in ["acme", "globex"] {
         create(&desk.operator, &tenant(name)).await.unwrap();
     }
     assert_in_order(&desk, "at first").await;
-    for Planted { database, sql, check, says, undo } in VIOLATIONS {
+    for Planted { database, sql, check, says, undo } in planted {
         desk.superuser(database).await.run(sql).await;
 
         let found = findings(&desk).await;
@@ -210,7 +272,7 @@ async fn every_planted_violation_is_found_and_mended_where_that_is_safe() {
         }
         assert_in_order(&desk, sql).await;
     }
-    let audited = "SELECT count(*) > 10 FROM pglobby.audit_log WHERE action = 'doctor.fix'";
+    let audited = "SELECT count(*) > 7 FROM pglobby.audit_log WHERE action = 'doctor.fix'";
     assert_eq!(desk.superuser("central").await.ask(audited).await, "t");
 }
 
@@ -347,7 +409,8 @@ async fn a_rotation_of_keys_that_died_is_named_with_what_finishes_it() {
     let found = async {
         loop {
             // The lock of the dead goes when its server notices.
-            let found = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
+            let mut found = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
+            found.retain(|finding| finding.check != LARGE_OBJECTS);
             if !found.is_empty() {
                 break found;
             }
@@ -359,6 +422,6 @@ async fn a_rotation_of_keys_that_died_is_named_with_what_finishes_it() {
     assert!(found[0].mend.contains("pglobby key rotate"), "{found:#?}");
     let desk_now = desk.another_operator();
     key_rotation::rotate(&desk_now, &config, true).await.unwrap();
-    let report = examine(&desk.another_operator(), &[], false).await.unwrap();
-    assert!(report.ok, "{:#?}", report.findings);
+    let left = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
+    assert!(left.iter().all(|finding| finding.check == LARGE_OBJECTS), "{left:#?}");
 }

@@ -25,8 +25,20 @@ pub fn watched(operator: &mut Operator, long: bool) {
     } else if long {
         Some(Arc::new(Lines::default()))
     } else {
-        None
+        Some(Arc::new(Notes))
     };
+}
+
+/// Of work that is soon done nothing is shown but what is worth a sentence.
+struct Notes;
+
+#[async_trait]
+impl Progress for Notes {
+    async fn step(&self, _tenant: &str, _step: &str) {}
+
+    async fn note(&self, tenant: &str, sentence: &str) {
+        complain(format!("{tenant}: {sentence}"));
+    }
 }
 
 /// The bar of something that is counted, such as tenants.

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Row};
 
 use super::{
     host_session::{Answer, HostAdmin},
-    onboarding::adopt::complete_grants,
+    onboarding::{adopt::complete_grants, login_rights::allow},
     operator::{Operator, OperatorError},
     seal::Place,
     tenants::missing,
@@ -58,6 +58,7 @@ struct Target {
     role: String,
     sealed: Vec<u8>,
     grants_pending: bool,
+    suspended: bool,
 }
 
 /// Runs `sql` for all `wanted`, `concurrency` at a time; `on_begin` hears how many there are, `on_done` of each as it
@@ -101,7 +102,7 @@ async fn targets(
     wanted: &Wanted,
 ) -> Result<Vec<Target>, OperatorError> {
     let open =
-        "SELECT id, name, host, database, username, sealed_password, grants_pending FROM pglobby.tenants
+        "SELECT id, name, host, database, username, sealed_password, grants_pending, status FROM pglobby.tenants
                 WHERE status IN ('active', 'suspended') AND sealed_password IS NOT NULL
                   AND ($1::text[] IS NULL OR name = ANY ($1)) ORDER BY name";
     let names = match wanted {
@@ -134,6 +135,7 @@ fn target(row: &Row) -> Target {
         role: row.get("username"),
         sealed: row.get("sealed_password"),
         grants_pending: row.get("grants_pending"),
+        suspended: row.get::<_, &str>("status") == "suspended",
     }
 }
 
@@ -166,6 +168,15 @@ async fn ask(
     let row = target.id.to_string();
     let place = Place { table: "tenants", row: &row, column: "sealed_password" };
     let password: SecretString = operator.keyring.open(&place, &target.sealed)?;
-    let session = admin.prove_login(&target.role, &password, &target.database).await?;
+    // Only an operator gets in while the tenant is suspended, and only for as long as the door takes to open.
+    let doorkeeper = if target.suspended { Some(admin.connect().await?) } else { None };
+    if let Some(doorkeeper) = &doorkeeper {
+        allow(doorkeeper, &target.role, true).await?;
+    }
+    let entered = admin.prove_login(&target.role, &password, &target.database).await;
+    if let Some(doorkeeper) = &doorkeeper {
+        allow(doorkeeper, &target.role, false).await?;
+    }
+    let session = entered?;
     session.answers(format!("for tenant {:?}", target.name), sql, ROWS_MAX, results).await
 }

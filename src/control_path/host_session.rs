@@ -155,7 +155,7 @@ impl HostAdmin {
         let mut connected = self.connect_once(user, password, database, options).await;
         for pause in PAUSES_FOR_ROOM {
             match &connected {
-                Err(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => {}
+                Err(error) if is_host_full(error) => {}
                 _ => break,
             }
             if let Err(error) = fleet::ask_for_room(&self.central, &self.name).await {
@@ -229,6 +229,15 @@ impl HostAdmin {
         }
         Ok(session)
     }
+}
+
+/// Whether the host has no connection left. A role or a database that has too many of them (CONNECTION LIMIT) gets the same
+/// SQLSTATE from other routines of PostgreSQL, and no room that others make helps it.
+fn is_host_full(error: &OperatorError) -> bool {
+    let OperatorError::Connect { cause, .. } = error else { return false };
+    let routine = cause.as_db_error().and_then(|error| error.routine());
+    cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+        && !matches!(routine, Some("InitializeSessionUserId" | "CheckMyDatabase"))
 }
 
 /// libpq's words.

@@ -19,6 +19,7 @@ use super::{
     fleet, http,
     live_keyring::LiveKeyring,
     marks::Marks,
+    mending::mending,
     migrations,
     notifications::{self, Notice},
     onboarding::adopt::complete_grants,
@@ -36,6 +37,7 @@ use crate::{
         tenant::{Change, TlsMode},
         worker::Workers,
     },
+    metrics::Metrics,
     shutdown::{Ending, end_sessions},
     wire::tls::towards_clients::{CertificateFiles, ClientTlsAcceptor},
 };
@@ -100,7 +102,10 @@ impl Serving {
         let before_first = grants(office.clone());
         let look_again = looking(central.clone(), directory.clone());
         let all_workers = workers.all().to_vec();
-        let pools = TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again);
+        let metrics = Arc::<Metrics>::default();
+        let mend = mending(office.clone(), metrics.clone());
+        let pools =
+            TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again, mend);
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let period = Arc::new(Period::default());
         let backstage = Backstage { office: office.clone(), period: period.clone(), requests };
@@ -114,7 +119,7 @@ impl Serving {
             console: console::door(backstage),
             foreign_cancel: fleet::messenger(central.clone(), cancels_max),
             door: Arc::default(),
-            metrics: Arc::default(),
+            metrics,
         });
         let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone(), marks)),

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, GenericClient, Row, types::ToSql};
 
 use super::{
     hosts::{invalid, unknown_setting},
+    onboarding::login_rights,
     operator::{Operator, OperatorError},
 };
 use crate::config::units;
@@ -255,7 +256,11 @@ pub async fn suspend(
     sessions: Sessions,
 ) -> Result<TenantSummary, OperatorError> {
     let drain = sessions == Sessions::EndAfterTransaction;
-    change_status(operator, name, &["active", "suspended"], "suspended", reason, drain).await
+    let suspended =
+        change_status(operator, name, &["active", "suspended"], "suspended", reason, drain).await?;
+    // Past pglobby as well: who knows the password of a role logs in at the host.
+    login_rights::follow_status(operator, name).await;
+    Ok(suspended)
 }
 
 /// Opens a suspended tenant; an active one stays active.
@@ -263,6 +268,7 @@ pub async fn suspend(
 /// # Errors
 /// It is neither.
 pub async fn resume(operator: &Operator, name: &str) -> Result<TenantSummary, OperatorError> {
+    login_rights::let_in(operator, name).await;
     change_status(operator, name, &["suspended", "active"], "active", None, false).await
 }
 

@@ -14,13 +14,14 @@ struct Question {
 /// Before every query: `t`, the tenants of the host; `own`, their roles.
 const TENANTS: &str = r"
 WITH central AS (SELECT $5::text AS database), t AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS t (tenant, database, rw, ro)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $6::bool[])
+        AS t (tenant, database, rw, ro, suspended)
 ), own AS (
-    SELECT tenant, database, rw AS role, false AS reader FROM t
-    UNION ALL SELECT tenant, database, ro, true FROM t WHERE ro IS NOT NULL
+    SELECT tenant, database, rw AS role, false AS reader, suspended FROM t
+    UNION ALL SELECT tenant, database, ro, true, suspended FROM t WHERE ro IS NOT NULL
 )";
 
-const QUESTIONS: [Question; 9] = [
+const QUESTIONS: [Question; 12] = [
     Question {
         check: "role_missing",
         mend: "restore the role from a backup, or drop the tenant",
@@ -45,6 +46,58 @@ const QUESTIONS: [Question; 9] = [
                        CASE WHEN rolreplication THEN 'NOREPLICATION' END, CASE WHEN rolbypassrls THEN 'NOBYPASSRLS' END))
                FROM own o JOIN pg_roles r ON r.rolname = o.role
                WHERE rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls",
+    },
+    // What SQL of the tenant's own can do to its roles, and what a suspension takes from them.
+    Question {
+        check: "role_changed",
+        mend: "",
+        sql: r"SELECT o.tenant,
+                   format('role %I %s', o.role, concat_ws(', ',
+                       CASE WHEN rolconnlimit >= 0 THEN format('may have no more than %s connections', rolconnlimit) END,
+                       CASE WHEN rolvaliduntil < 'infinity' THEN 'has a password that ends' END,
+                       CASE WHEN NOT rolcanlogin AND NOT o.suspended THEN 'may not log in' END,
+                       CASE WHEN rolcanlogin AND o.suspended THEN 'may log in directly, though its tenant is suspended' END)),
+                   format('ALTER ROLE %I %s CONNECTION LIMIT -1 VALID UNTIL %L', o.role,
+                       CASE WHEN o.suspended THEN 'NOLOGIN' ELSE 'LOGIN' END, 'infinity')
+               FROM own o JOIN pg_roles r ON r.rolname = o.role
+               WHERE rolconnlimit >= 0 OR rolvaliduntil < 'infinity' OR rolcanlogin = o.suspended",
+    },
+    Question {
+        check: "role_settings",
+        mend: "",
+        sql: r"SELECT o.tenant,
+                   format('role %I has settings of its own in %s: %s', o.role, coalesce(d.datname::text, 'all databases'),
+                       string_agg(split_part(s.setting, '=', 1), ', ')),
+                   CASE WHEN d.datname IS NOT NULL THEN format('ALTER ROLE %I IN DATABASE %I RESET ALL', o.role, d.datname)
+                        WHEN o.reader THEN format(
+                            'ALTER ROLE %1$I RESET ALL; ALTER ROLE %1$I SET default_transaction_read_only = on', o.role)
+                        ELSE format('ALTER ROLE %I RESET ALL', o.role) END
+               FROM own o JOIN pg_roles r ON r.rolname = o.role
+               JOIN pg_db_role_setting c ON c.setrole = r.oid LEFT JOIN pg_database d ON d.oid = c.setdatabase,
+                    unnest(c.setconfig) AS s (setting)
+               WHERE NOT (o.reader AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on')
+               GROUP BY o.tenant, o.role, o.reader, d.datname
+               UNION ALL
+               SELECT o.tenant, format('sessions of read-only role %I are not read-only by default', o.role),
+                   format('ALTER ROLE %I SET default_transaction_read_only = on', o.role)
+               FROM own o JOIN pg_roles r ON r.rolname = o.role AND o.reader
+               WHERE NOT EXISTS (SELECT FROM pg_db_role_setting c, unnest(c.setconfig) AS s (setting)
+                   WHERE c.setrole = r.oid AND c.setdatabase = 0
+                     AND split_part(s.setting, '=', 1) = 'default_transaction_read_only')",
+    },
+    Question {
+        check: "database_changed",
+        mend: "",
+        sql: r"SELECT t.tenant, format('database %I takes no connections', d.datname),
+                   format('ALTER DATABASE %I ALLOW_CONNECTIONS true CONNECTION LIMIT -1', d.datname)
+               FROM t JOIN pg_database d ON d.datname = t.database WHERE d.datconnlimit = 0 OR NOT d.datallowconn
+               UNION ALL
+               SELECT t.tenant, format('database %I sets %s for every session', d.datname, split_part(s.setting, '=', 1)),
+                   format('ALTER DATABASE %I RESET %I', d.datname, split_part(s.setting, '=', 1))
+               FROM t JOIN pg_database d ON d.datname = t.database
+               JOIN pg_db_role_setting c ON c.setdatabase = d.oid AND c.setrole = 0, unnest(c.setconfig) AS s (setting)
+               WHERE split_part(s.setting, '=', 1)
+                     IN ('local_preload_libraries', 'session_preload_libraries', 'role', 'session_authorization')",
     },
     // Dangerous is what leads, by however many steps, to somebody with powers, to a predefined role, or to the role of
     // another tenant (or, for a reader, of its own).
@@ -133,6 +186,7 @@ pub(super) async fn look(
     let databases = column(|patient| Some(&patient.database));
     let (writers, readers) =
         (column(|patient| Some(&patient.read_write)), column(|patient| patient.read_only.as_deref()));
+    let suspended: Vec<bool> = patients.iter().map(|patient| patient.suspended).collect();
     let mut findings = Vec::new();
     for question in &QUESTIONS {
         let sql = format!("{TENANTS} {} ORDER BY 1, 2", question.sql);
@@ -140,7 +194,7 @@ pub(super) async fn look(
             .query(
                 format!("looking for {}", question.check),
                 &sql,
-                &[&tenants, &databases, &writers, &readers, &central],
+                &[&tenants, &databases, &writers, &readers, &central, &suspended],
             )
             .await?;
         for row in rows {

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use super::{Cure, Finding, Patient};
 use crate::control_path::{
     host_session::{HostAdmin, HostSession},
-    onboarding::names::shell_word,
+    onboarding::{grants, names::shell_word},
     operator::{Operator, OperatorError},
     seal::{Place, SealError},
 };
@@ -21,12 +21,24 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
   -- CASE, because only it keeps a sequence's question from a table.
   AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'USAGE, UPDATE')
-           ELSE has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE') END
+           ELSE has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+                OR has_any_column_privilege(c.oid, 'INSERT, UPDATE') END
+UNION ALL
+SELECT format('may write to large object %s', m.oid)
+FROM pg_largeobject_metadata m, aclexplode(m.lomacl) a
+WHERE a.privilege_type = 'UPDATE' AND a.grantee IN (0, (SELECT oid FROM pg_roles WHERE rolname = CURRENT_USER))
 UNION ALL
 SELECT 'may make temporary tables' WHERE has_database_privilege(current_database(), 'TEMPORARY')
 UNION ALL
 SELECT 'may make schemas' WHERE has_database_privilege(current_database(), 'CREATE')
 LIMIT 5";
+
+/// By which functions it may make large objects, which it could write then; where the administrator, $1, can do something about it.
+const READER_MAKES_LARGE_OBJECTS: &str = r"
+SELECT oid::regprocedure::text FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN ('lo_creat', 'lo_create', 'lo_from_bytea')
+  AND has_function_privilege(oid, 'EXECUTE')
+  AND EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND rolsuper)";
 
 /// Tries the doors of one tenant; `neighbour` is another on the same host (or the same, where it is alone).
 pub(super) async fn try_doors(
@@ -64,29 +76,30 @@ fn does_not_open(patient: &Patient, error: &SealError) -> Finding {
     Finding::new("credential_sealed", error.to_string(), &mend).of(&patient.name)
 }
 
-async fn own_door(
-    admin: &HostAdmin,
-    patient: &Patient,
-    role: &str,
-    password: &SecretString,
-) -> Option<Finding> {
+async fn own_door(admin: &HostAdmin, patient: &Patient, role: &str, password: &SecretString) -> Vec<Finding> {
     let session = match admin.prove_login(role, password, &patient.database).await {
         Ok(session) => session,
+        // As it must be: nobody gets in past pglobby either.
+        Err(error) if patient.suspended && error.code().is_some_and(|code| code.code() == "28000") => {
+            return Vec::new();
+        }
         Err(error) => {
             let mend = format!("pglobby tenant rotate {}", shell_word(&patient.name));
             let wrong_password = error.code().is_some_and(|code| code.code() == "28P01");
             let finding =
                 Finding::new("login_fails", error.to_string(), &mend).of(&patient.name).on(&admin.name);
-            return Some(match wrong_password {
+            return vec![match wrong_password {
                 true => finding.cured_by(Cure::Rotate { tenant: patient.name.clone() }),
                 false => finding,
-            });
+            }];
         }
     };
     if patient.read_only.as_deref() != Some(role) {
-        return None;
+        return Vec::new();
     }
-    match what_a_reader_may(&session).await {
+    let may = what_a_reader_may(&session).await;
+    let mut findings: Vec<_> = large_objects(admin, patient, role, &session).await.into_iter().collect();
+    findings.extend(match may {
         Ok(may) if may.is_empty() => None,
         Ok(may) => {
             let detail = format!("read-only role {role:?} {}", may.join(", "));
@@ -98,7 +111,36 @@ async fn own_door(
             let mend = "mend it and run the doctor again";
             Some(Finding::new("login_fails", error.to_string(), mend).of(&patient.name).on(&admin.name))
         }
+    });
+    findings
+}
+
+/// Asked behind [`what_a_reader_may`], whose search path holds.
+async fn large_objects(
+    admin: &HostAdmin,
+    patient: &Patient,
+    role: &str,
+    session: &HostSession,
+) -> Option<Finding> {
+    let doing = "asking whether the read-only role may make large objects";
+    let makers = session.texts(doing, READER_MAKES_LARGE_OBJECTS, &[&admin.user]).await.ok()?;
+    if makers.is_empty() {
+        return None;
     }
+    let detail =
+        format!("read-only role {role:?} may make large objects and write them ({})", makers.join(", "));
+    let sql = grants::keep_large_objects_for(&patient.read_write);
+    let mend = format!("as a superuser, in the tenant's database: {}", sql.replace('\n', " ").trim());
+    let finding = Finding::new("reader_makes_large_objects", detail, &mend).of(&patient.name).on(&admin.name);
+    // In a database that is others' as well, they may need it.
+    Some(match patient.adopted {
+        true => finding,
+        false => finding.cured_by(Cure::OnHost {
+            host: admin.name.clone(),
+            database: Some(patient.database.clone()),
+            sql,
+        }),
+    })
 }
 
 async fn what_a_reader_may(session: &HostSession) -> Result<Vec<String>, OperatorError> {

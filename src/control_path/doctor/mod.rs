@@ -81,6 +81,8 @@ struct Patient {
     read_only: Option<String>,
     sealed: Option<Vec<u8>>,
     sealed_ro: Option<Vec<u8>>,
+    suspended: bool,
+    adopted: bool,
 }
 
 /// Examines `wanted` tenants (empty: all) and what all depend on; mends what is safe if told to.
@@ -179,7 +181,7 @@ async fn look_at_host(
 /// Tenants that have roles and a database, by host. Hosts without tenants matter to nobody yet, but their templates do.
 async fn patients(client: &Client) -> Result<BTreeMap<String, Vec<Patient>>, OperatorError> {
     let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username, t.ro_username, t.sealed_password,
-                      t.sealed_ro_password
+                      t.sealed_ro_password, t.status, t.adopted
                FROM pglobby.hosts h
                LEFT JOIN pglobby.tenants t ON t.host = h.name AND t.status IN ('active', 'suspended')
                ORDER BY h.name, t.name";
@@ -202,6 +204,8 @@ fn patient(row: &Row) -> Patient {
         read_only: row.get("ro_username"),
         sealed: row.get("sealed_password"),
         sealed_ro: row.get("sealed_ro_password"),
+        suspended: row.get::<_, &str>("status") == "suspended",
+        adopted: row.get("adopted"),
     }
 }
 

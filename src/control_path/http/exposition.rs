@@ -177,6 +177,14 @@ impl Collector {
         let proxy = &self.proxy;
         let refused = proxy.metrics.logins_refused().map(|(reason, count)| ([("reason", reason)], count));
         counters(encoder, "logins_refused", "Clients that got no session", refused)?;
+        let mended = proxy.metrics.roles_mendings().into_iter();
+        let mended = mended.map(|(outcome, count)| ([("outcome", outcome)], count));
+        counters(
+            encoder,
+            "roles_mended",
+            "Tenants whose roles were put right after their host had refused them",
+            mended,
+        )?;
         let sessions = proxy.sessions.all();
         let pinned = Pins::named().map(|(pin, reason)| {
             let count = sessions.iter().filter(|session| session.pins().contains(pin)).count();

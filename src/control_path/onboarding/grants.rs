@@ -1,7 +1,7 @@
 //! Who may do what in a tenant's database: the statements, and the order they go in.
 //!
 //! The read-only role may CONNECT, use every schema, and SELECT from every table and sequence, present and future. It
-//! may not create anything, temporary tables included: those are writes to the database's catalogs and disk.
+//! may not create anything, temporary tables and large objects included: those are writes to the database's catalogs and disk.
 
 use super::{
     names::{ident, literal},
@@ -58,6 +58,7 @@ pub async fn grant_inside(session: &HostSession, roles: &Roles) -> Result<(), Op
     let mut sql = String::from("BEGIN;\n");
     sql += &own_public_schema(session, roles).await?;
     sql += &read_everything(session, &roles.read_only).await?;
+    sql += &large_objects_of(session, &roles.read_write).await?;
     sql += &future_of(&ident(&roles.read_write), None, &ident(&roles.read_only));
     // Whatever the administrator adds later (a migration run by hand) is the tenant's to use, too.
     sql += &future_of("CURRENT_USER", Some(&ident(&roles.read_write)), &ident(&roles.read_only));
@@ -139,6 +140,25 @@ async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<Strin
         sql += "REVOKE CREATE ON SCHEMA public FROM PUBLIC;\n";
     }
     Ok(sql)
+}
+
+/// Functions that make a large object, which whoever has made it may write. By default everybody may call them.
+const LARGE_OBJECT_MAKERS: &str =
+    "pg_catalog.lo_creat(integer), pg_catalog.lo_create(oid), pg_catalog.lo_from_bytea(oid, bytea)";
+
+/// Statements that keep the making of large objects for one role. The functions are the server's own: only a superuser may say
+/// who calls them.
+pub fn keep_large_objects_for(role: &str) -> String {
+    format!(
+        "REVOKE EXECUTE ON FUNCTION {LARGE_OBJECT_MAKERS} FROM PUBLIC;\n\
+         GRANT EXECUTE ON FUNCTION {LARGE_OBJECT_MAKERS} TO {};\n",
+        ident(role)
+    )
+}
+
+async fn large_objects_of(session: &HostSession, role: &str) -> Result<String, OperatorError> {
+    let superuser = session.rights().await?.superuser;
+    Ok(if superuser { keep_large_objects_for(role) } else { String::new() })
 }
 
 /// SELECT on all that is there, for one role.

@@ -17,6 +17,7 @@ pub mod create;
 pub mod drop;
 mod following;
 pub mod grants;
+pub mod login_rights;
 pub mod moving;
 pub mod names;
 mod obstacles;

@@ -22,6 +22,8 @@ use crate::control_path::{
 
 /// How long a second operator waits for the first.
 const LOCK_WAIT_MS: u32 = 60_000;
+/// The same, where what is to be done can be left to the first.
+const AT_ONCE_MS: u32 = 500;
 
 /// The right to work on the tenant called `name`: a lock in the central database that ends with this value, or with
 /// the process.
@@ -38,8 +40,20 @@ impl TenantLock {
     /// # Errors
     /// [`OperatorError::Busy`], or the central database.
     pub async fn take(operator: &Operator, name: &str) -> Result<Self, OperatorError> {
+        Self::take_within(operator, name, LOCK_WAIT_MS).await
+    }
+
+    /// The same, without waiting for longer than it takes to ask.
+    ///
+    /// # Errors
+    /// [`OperatorError::Busy`], or the central database.
+    pub async fn take_at_once(operator: &Operator, name: &str) -> Result<Self, OperatorError> {
+        Self::take_within(operator, name, AT_ONCE_MS).await
+    }
+
+    async fn take_within(operator: &Operator, name: &str, wait_ms: u32) -> Result<Self, OperatorError> {
         let client = operator.central.connect_to(operator.central.database()).await?;
-        client.batch_execute(&format!("SET lock_timeout = {LOCK_WAIT_MS}")).await?;
+        client.batch_execute(&format!("SET lock_timeout = {wait_ms}")).await?;
         let lock =
             "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('pglobby tenant ' || $1, 0))";
         match client.execute(lock, &[&name]).await {

@@ -16,11 +16,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    enter_host,
+    enter_host, grants,
+    login_rights::{self, Belongings},
     names::{ident, literal, shell_word},
     new_passwords,
     operation::{Operation, Passwords, TenantLock},
-    roles,
+    roles::{self, Roles},
 };
 use crate::control_path::{
     host_session::{HostAdmin, HostSession},
@@ -29,6 +30,7 @@ use crate::control_path::{
     tenants::missing,
     verifier::scram_verifier,
 };
+use crate::data_path::server::IdentityTrouble;
 
 /// What `tenant rotate` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -51,6 +53,8 @@ struct Before {
     read_only: Option<String>,
     sealed: Option<Vec<u8>>,
     sealed_ro: Option<Vec<u8>>,
+    generation: i64,
+    adopted: bool,
 }
 
 /// Gives the tenant's roles new passwords, or leaves the old ones.
@@ -58,11 +62,41 @@ struct Before {
 /// # Errors
 /// [`OperatorError`]; what was changed is changed back, or the error says that it could not be.
 pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, OperatorError> {
+    let rotated = rotate_if(operator, name, None).await;
+    // A tenant that is suspended is locked again, whatever came of it.
+    login_rights::follow_status(operator, name).await;
+    rotated?.ok_or_else(|| OperatorError::Refused(format!("nothing was rotated for tenant {name:?}")))
+}
+
+/// The same by itself, because the tenant's host has refused its role or its database; `false`: the tenant has other
+/// credentials than those of `generation` by now, is closed, or is as it was made.
+///
+/// # Errors
+/// As [`rotate`].
+pub async fn rotate_in_trouble(
+    operator: &Operator,
+    name: &str,
+    generation: i64,
+    trouble: &IdentityTrouble,
+) -> Result<bool, OperatorError> {
+    Ok(rotate_if(operator, name, Some((generation, trouble))).await?.is_some())
+}
+
+async fn rotate_if(
+    operator: &Operator,
+    name: &str,
+    trouble: Option<(i64, &IdentityTrouble)>,
+) -> Result<Option<RotatedTenant>, OperatorError> {
     let mut lock = TenantLock::take(operator, name).await?;
     if Operation::left(&lock, "move").await?.is_some() {
         Operation::refuse_unfinished(&lock).await?;
     }
     let before = load(operator, &lock).await?;
+    if let Some((generation, _)) = trouble
+        && (before.generation != generation || before.status != "active")
+    {
+        return Ok(None);
+    }
     let admin = HostAdmin::load(operator, &lock.client, &before.host).await?;
     let (session, _) = enter_host(&admin, before.id).await?;
     for role in before.roles() {
@@ -74,11 +108,18 @@ pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, Op
         }
     }
 
+    if let Some((_, trouble)) = trouble
+        && !trouble.is_password
+        && !before.belongings().are_changed(&session).await?
+    {
+        return Ok(None);
+    }
+
     let operation = begin(operator, &mut lock, before.id).await?;
     let passwords = new_passwords();
     let changed = change(operator, &mut lock, &operation, &session, &before, &passwords).await;
     let proved = match changed {
-        Ok(()) => verify(&admin, &before, &passwords).await,
+        Ok(()) => verify(&admin, &session, &before, &passwords).await,
         Err(error) => Err(error),
     };
     let done = match proved {
@@ -89,13 +130,21 @@ pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, Op
         Ok(()) => {
             operator.report(name, "rotated").await;
             let roles = before.roles().map(str::to_owned).collect();
-            Ok(RotatedTenant { name: name.to_owned(), status: before.status, roles })
+            Ok(Some(RotatedTenant { name: name.to_owned(), status: before.status, roles }))
         }
         Err(error) => Err(undo_after(operator, &mut lock, &operation, &admin, &before, error).await),
     }
 }
 
 impl Before {
+    fn belongings(&self) -> Belongings<'_> {
+        Belongings {
+            database: &self.database,
+            read_write: &self.read_write,
+            read_only: self.read_only.as_deref(),
+        }
+    }
+
     fn roles(&self) -> impl Iterator<Item = &str> {
         [Some(self.read_write.as_str()), self.read_only.as_deref()].into_iter().flatten()
     }
@@ -117,7 +166,8 @@ impl Before {
 }
 
 async fn load(operator: &Operator, lock: &TenantLock) -> Result<Before, OperatorError> {
-    let sql = "SELECT id, status, host, database, username, ro_username, sealed_password, sealed_ro_password
+    let sql = "SELECT id, status, host, database, username, ro_username, sealed_password, sealed_ro_password,
+                      generation, adopted
                FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
     let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
         return Err(missing(operator, &lock.client, &lock.name).await);
@@ -138,6 +188,8 @@ async fn load(operator: &Operator, lock: &TenantLock) -> Result<Before, Operator
         read_only: row.get("ro_username"),
         sealed: row.get("sealed_password"),
         sealed_ro: row.get("sealed_ro_password"),
+        generation: row.get("generation"),
+        adopted: row.get("adopted"),
     })
 }
 
@@ -163,6 +215,9 @@ async fn change(
 ) -> Result<(), OperatorError> {
     let name = lock.name.clone();
     let sealed = passwords.seal(operator, before.id)?;
+    for statement in before.belongings().database_as_made(session).await? {
+        session.run("putting the tenant's database right", &statement).await?;
+    }
     let transaction = lock.client.transaction().await?;
     session
         .run("preparing the new passwords", &format!("BEGIN;\n{}", alter_roles(before, passwords)))
@@ -188,7 +243,8 @@ async fn change(
     Ok(())
 }
 
-/// The server sees verifiers, never a password: statements may be logged.
+/// The server sees verifiers, never a password: statements may be logged. Whatever else was changed about the roles is undone
+/// with it: a setting or a limit would keep out the new password as it does the old one.
 fn alter_roles(before: &Before, passwords: &Passwords) -> String {
     let alter = |(role, password): (&str, &SecretString)| {
         format!(
@@ -197,7 +253,9 @@ fn alter_roles(before: &Before, passwords: &Passwords) -> String {
             literal(scram_verifier(password).expose_secret())
         )
     };
-    before.roles().zip([&passwords.read_write, &passwords.read_only]).map(alter).collect()
+    let passwords: String =
+        before.roles().zip([&passwords.read_write, &passwords.read_only]).map(alter).collect();
+    before.belongings().roles_as_made() + &passwords
 }
 
 async fn store(
@@ -211,8 +269,18 @@ async fn store(
     Ok(())
 }
 
-/// Logs in as pools will do.
-async fn verify(admin: &HostAdmin, before: &Before, passwords: &Passwords) -> Result<(), OperatorError> {
+/// Logs in as pools will do; and gives the reader back what DROP OWNED has taken from it.
+async fn verify(
+    admin: &HostAdmin,
+    session: &HostSession,
+    before: &Before,
+    passwords: &Passwords,
+) -> Result<(), OperatorError> {
+    if !before.adopted && before.belongings().reader_has_nothing(session).await? {
+        let read_only = before.read_only.clone().unwrap_or_default();
+        let roles = Roles { read_write: before.read_write.clone(), read_only };
+        grants::grant_inside(&admin.connect_to(&before.database).await?, &roles).await?;
+    }
     for (role, password) in before.roles().zip([&passwords.read_write, &passwords.read_only]) {
         admin.prove_login(role, password, &before.database).await?;
     }

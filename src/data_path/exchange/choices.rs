@@ -29,14 +29,16 @@ const UNREADABLE: &[u8] = b"pglobby.tenant";
 /// for each.
 #[inline]
 pub(super) fn is_read_along(bytes: &[u8], rules: &Rules) -> bool {
-    const NAME: &[u8] = b"pglobby";
     let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
     if bytes.first() == Some(&b'P') {
         let _ = cstr(&mut body);
     }
-    rules.chooses
-        || may_change_identity(cstr(&mut body).unwrap_or_default())
-        || bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
+    rules.chooses || may_change_identity(cstr(&mut body).unwrap_or_default()) || names_choice(bytes)
+}
+
+fn names_choice(bytes: &[u8]) -> bool {
+    const NAME: &[u8] = b"pglobby";
+    bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
 }
 
 /// What Describe or Close is about: `S` or `P`, and its name.
@@ -165,7 +167,10 @@ impl Requests<'_, '_> {
         {
             return Ok(flow);
         }
-        let talk = sql.map(|sql| Aftermath::read(sql, self.server.lexing()).talk);
+        let talk = sql.map(|sql| match self.rules.chooses || names_choice(sql) {
+            true => Aftermath::read(sql, self.server.lexing()).talk,
+            false => Talk::Silent,
+        });
         if matches!(talk, Ok(Talk::Resets)) {
             self.server.uncertain.note_reset();
         }

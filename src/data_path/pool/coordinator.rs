@@ -96,7 +96,7 @@ impl Pool {
                 }
                 let refusal = self.cannot_open(attempt, &error);
                 drop(permit);
-                if error.is_about_credentials() && self.renew().await {
+                if self.renew(&error, startup).await {
                     return Ok(None);
                 }
                 self.refuse_waiting(&refusal);
@@ -127,7 +127,7 @@ impl Pool {
             Err(error) => {
                 let refusal = self.cannot_open(attempt, &error);
                 drop(permit);
-                if error.is_about_credentials() && self.renew().await {
+                if self.renew(&error, &Settings::default()).await {
                     return; // those who wait go on with the pool's successor
                 }
                 self.refuse_waiting(&refusal);
@@ -149,8 +149,7 @@ impl Pool {
         if let Err(error) = &opened {
             self.cannot_open(attempt, error);
             // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
-            if error.is_about_credentials()
-                && self.renew().await
+            if self.renew(error, &Settings::default()).await
                 && let Some(successor) = self.current()
             {
                 opened = successor.connect(&Settings::default()).await;
@@ -163,9 +162,11 @@ impl Pool {
 
     /// Whether the tenant has other credentials by now than this pool was made with, and so another pool. Its passwords
     /// change on the host a moment before they change in its row; a server opened in between is nobody's failure.
-    async fn renew(self: &Arc<Self>) -> bool {
-        match self.keeper.upgrade() {
-            Some(pools) => pools.renew(self).await,
+    /// Roles that somebody has changed behind our back get others as well; who waits goes on waiting for that.
+    async fn renew(self: &Arc<Self>, error: &DialError, startup: &Settings) -> bool {
+        let trouble = error.identity_trouble(startup);
+        match trouble.zip(self.keeper.upgrade()) {
+            Some((trouble, pools)) => pools.renew(self, trouble).await,
             None => false,
         }
     }

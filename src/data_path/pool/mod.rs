@@ -28,7 +28,7 @@ use std::{
 use deadpool::unmanaged::{self, Object};
 
 pub use self::kept::Pinned;
-pub use self::tenant_pools::{Done, Looking, PoolMaking, TenantPools};
+pub use self::tenant_pools::{Done, Looking, Mending, PoolMaking, TenantPools};
 use self::{
     budget::Budget,
     connect_backoff::ConnectBackoff,

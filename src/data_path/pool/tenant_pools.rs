@@ -25,7 +25,7 @@ use crate::{
     data_path::{
         catalogue::Catalogue,
         prepared::StatementTable,
-        server::DialOptions,
+        server::{DialOptions, IdentityTrouble},
         session::Place,
         tenant::{Access, Host, Tenant, TenantStatus},
         worker::{Worker, Workers},
@@ -42,6 +42,11 @@ pub type PoolMaking =
 pub type Looking =
     Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
 
+/// What the control path does where a host refuses a tenant's role or database: puts it right, if it is the tenant's doing and
+/// its turn has come. Resolves when that is over, well or not.
+pub type Mending =
+    Arc<dyn Fn(Arc<Tenant>, IdentityTrouble) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
 /// Every pool of this process.
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
@@ -53,6 +58,7 @@ pub struct TenantPools {
     dial: Arc<ArcSwap<DialOptions>>,
     before_first: PoolMaking,
     look_again: Looking,
+    mend: Mending,
     /// For the pools to know where they belong.
     me: Weak<Self>,
     /// What each has done since the process started, whether it has a pool now or not.
@@ -84,6 +90,7 @@ impl TenantPools {
         dial: Arc<ArcSwap<DialOptions>>,
         before_first: PoolMaking,
         look_again: Looking,
+        mend: Mending,
     ) -> Arc<Self> {
         let pools =
             moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
@@ -97,6 +104,7 @@ impl TenantPools {
             dial,
             before_first,
             look_again,
+            mend,
             done: Mutex::default(),
             retired: Mutex::default(),
             halts: Halts::default(),
@@ -249,14 +257,22 @@ impl TenantPools {
         self.retire(old, Some(new));
     }
 
-    /// The host refuses what `pool` logs in with: replaces it, if its tenant has other credentials by now.
-    pub(super) async fn renew(&self, pool: &Arc<Pool>) -> bool {
+    /// The host refuses what `pool` logs in with: replaces it, if its tenant has other credentials by now, or gets others.
+    pub(super) async fn renew(&self, pool: &Arc<Pool>, trouble: IdentityTrouble) -> bool {
+        self.look_again_at(pool).await;
+        if !pool.is_retired() {
+            (self.mend)(pool.tenant.clone(), trouble).await;
+            self.look_again_at(pool).await;
+        }
+        pool.is_retired()
+    }
+
+    async fn look_again_at(&self, pool: &Arc<Pool>) {
         if let Some(tenant) = (self.look_again)(pool.tenant.id).await
             && tenant.generation > pool.tenant.generation
         {
             self.refresh(&tenant).await;
         }
-        pool.is_retired()
     }
 
     /// Somebody else needs a connection to a host that is full: closes idle servers there.

@@ -5,7 +5,10 @@ use std::{fmt, io, time::Duration};
 
 use super::Target;
 use crate::{
-    data_path::tenant::{Host, HostAddress},
+    data_path::{
+        session_state::Settings,
+        tenant::{Host, HostAddress},
+    },
     error::Refusal,
     wire::message_reader::ReadError,
 };
@@ -22,6 +25,15 @@ pub struct DialError {
     hidden: Vec<String>,
     /// What went wrong.
     pub cause: DialCause,
+}
+
+/// A host that refuses a tenant's role or database: an operator's task may put that right.
+#[derive(Debug, Clone)]
+pub struct IdentityTrouble {
+    /// It is the password, or the role's right to log in by it.
+    pub is_password: bool,
+    /// The operator's line.
+    pub said: Box<str>,
 }
 
 /// Which side of the story went wrong.
@@ -166,9 +178,22 @@ impl DialError {
         Self { place, hidden, cause }
     }
 
-    /// Whether the server does not accept the role or its password.
-    pub fn is_about_credentials(&self) -> bool {
-        self.cause.is_refusal(|error| error.code().is_some_and(|code| code.starts_with("28")))
+    /// Whether the role or the database may not be as they were made: somebody has changed the password, taken the right to
+    /// log in, set a limit, or a library that is not there. What the client asked for at `startup` is not held against them.
+    pub fn identity_trouble(&self, startup: &Settings) -> Option<IdentityTrouble> {
+        const BY_STARTUP: [&str; 3] = ["local_preload_libraries", "session_preload_libraries", "role"];
+        let by_client = BY_STARTUP.iter().any(|name| startup.get(name).is_some());
+        let is_password = self.cause.is_refusal(|error| error.code() == Some("28P01"));
+        let is_changed = self.cause.is_refusal(|error| {
+            let of_one =
+                matches!(error.routine.as_deref(), Some("InitializeSessionUserId" | "CheckMyDatabase"));
+            match error.code().unwrap_or_default() {
+                "28000" | "53300" | "42501" | "55000" => of_one,
+                "58P01" => !by_client,
+                _ => false,
+            }
+        }) || !by_client && matches!(self.cause, DialCause::WrongIdentity { .. });
+        (is_password || is_changed).then(|| IdentityTrouble { is_password, said: self.to_string().into() })
     }
 
     /// Whether the host takes no more connections. A role or a database that has too many of them (CONNECTION LIMIT) gets the

@@ -61,13 +61,22 @@ pub enum IdentityChange<'a> {
 }
 
 /// Whether a text may be about roles or a database at all. Conservative: true is no promise. Keywords cannot be spelled with
-/// escapes, so the first letter decides where there is one statement.
+/// escapes, so the first two letters decide where there is one statement.
 #[inline]
 pub fn may_change_identity(sql: &[u8]) -> bool {
-    let text = sql.trim_ascii();
+    // PostgreSQL's blanks differ from Rust's.
+    let is_text = |byte: &u8| *byte > b' ';
+    let (start, end) = (sql.iter().position(is_text), sql.iter().rposition(is_text));
+    let text = start.zip(end).and_then(|(start, end)| sql.get(start..=end)).unwrap_or_default();
     let text = text.strip_suffix(b";").unwrap_or(text);
-    let starts =
-        text.first().is_some_and(|first| matches!(first | 0x20, b'a' | b'd' | b'g' | b'r' | b'-' | b'/'));
+    let starts = match text {
+        [b'-' | b'/', ..] => true,
+        [first, second, ..] => {
+            // alter, drop, grant, reassign, revoke
+            matches!((first | 0x20, second | 0x20), (b'a', b'l') | (b'd' | b'g', b'r') | (b'r', b'e'))
+        }
+        _ => false,
+    };
     starts || text.contains(&b';')
 }
 

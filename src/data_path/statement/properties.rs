@@ -119,6 +119,7 @@ proptest! {
         let lexing = Lexing { standard_conforming_strings: standard, characters };
         for statement in statements(&sql, lexing) {
             statement.set_configs().count();
+            let _ = statement.identity_change();
         }
     }
 }

@@ -1,0 +1,249 @@
+//! The two roles that all logins of a tenant share on its host: who reads cannot write, what a tenant's own code has done to
+//! them is found and undone, and nobody gets past a suspension.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use pglobby::control_path::{
+    doctor::examine,
+    onboarding::{create::create, login_rights::follow_status, rotate::rotate},
+    tenants::{self, Sessions},
+};
+use support::{
+    Client, Cluster, Proxy,
+    client::{in_time, sqlstate},
+    desk::{Desk, Master, tenant},
+};
+
+/// `sql` runs where no text is read.
+fn hidden(sql: &str) -> String {
+    format!("DO $do$ BEGIN EXECUTE $x${sql}$x$; END $do$")
+}
+
+/// Whatever a reader SETs, the role has no right to write.
+#[tokio::test]
+async fn a_reader_writes_nothing_whatever_it_sets() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    proxy.create_login("reader", "secret", &["--tenant", "acme", "--read-only"]);
+    let owner = proxy.client("acme").connect().await;
+    owner
+        .run(
+            "CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, 'x'); CREATE SEQUENCE s; CREATE SCHEMA hr;
+             CREATE TABLE hr.pay (a int); CREATE VIEW v AS SELECT * FROM t; CREATE MATERIALIZED VIEW m AS SELECT * FROM t;
+             CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'INSERT INTO t VALUES (2)'; SELECT lo_create(4711)",
+        )
+        .await;
+    let reader = proxy.caller("reader", "secret", "acme").connect().await;
+    reader.run("SET default_transaction_read_only = off").await;
+    assert_eq!(reader.ask("SELECT count(*) FROM t").await, "1");
+    assert_eq!(reader.ask("SELECT count(*) FROM hr.pay").await, "0", "what was made later can be read");
+    for sql in [
+        "INSERT INTO t VALUES (2)",
+        "UPDATE t SET a = 2",
+        "DELETE FROM v",
+        "TRUNCATE t",
+        "COPY t FROM STDIN",
+        "SELECT * FROM t FOR UPDATE",
+        "REFRESH MATERIALIZED VIEW m",
+        "SELECT nextval('s')",
+        "SELECT setval('s', 7)",
+        "SELECT f()",
+        "SELECT lo_create(0)",
+        "SELECT lo_creat(-1)",
+        "SELECT lo_from_bytea(0, 'x')",
+        "SELECT lo_put(4711, 0, 'x')",
+        "SELECT lo_unlink(4711)",
+        "SELECT lo_open(4711, 131072)",
+        "CREATE TABLE public.mine (a int)",
+        "CREATE TABLE hr.mine (a int)",
+        "CREATE TEMP TABLE mine (a int)",
+        "CREATE SCHEMA mine",
+        "CREATE FUNCTION public.g() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "SELECT 1 INTO TEMP mine",
+    ] {
+        let code = reader.refusal_of(sql).await;
+        assert!(["42501", "42809"].contains(&code.as_str()), "{sql}: {code}");
+        // By code that nobody reads, too.
+        if !sql.starts_with("COPY") {
+            let code = reader.refusal_of(&hidden(sql)).await;
+            assert!(["42501", "42809", "0A000"].contains(&code.as_str()), "{sql}: {code}");
+        }
+    }
+    owner.run("INSERT INTO t VALUES (3); SELECT lo_put(4711, 0, 'ours'), lo_create(0)").await;
+    assert_eq!(reader.ask("SELECT count(*) FROM t").await, "2");
+}
+
+async fn settled(superuser: &Client) -> String {
+    superuser
+        .ask(
+            "SELECT string_agg(concat_ws(' ', rolname, rolcanlogin, rolconnlimit, rolvaliduntil, (SELECT array_agg(setconfig)
+                FROM pg_db_role_setting WHERE setrole = r.oid)), ', ' ORDER BY rolname) FROM pg_roles r WHERE rolname ~ '^acme_'",
+        )
+        .await
+}
+
+/// An employee's function changes the shared password; nobody is kept out for longer than it takes to make another.
+#[tokio::test]
+async fn a_shared_password_that_was_changed_by_code_is_made_anew_once() {
+    for mode in ["transaction", "session"] {
+        let proxy = Proxy::with_tenant("acme").pool_mode(mode).start().await;
+        proxy.create_login("reader", "secret", &["--tenant", "acme", "--read-only"]);
+        let reader = proxy.caller("reader", "secret", "acme");
+        let culprit = reader.connect().await;
+        culprit.run("SET default_transaction_read_only = off").await;
+        culprit.run(&hidden("ALTER ROLE CURRENT_USER PASSWORD 'known to one'")).await;
+        culprit.leave().await;
+        proxy.console().await.run("RECONNECT").await;
+        // Many at once: whoever waits gets a server that was opened with the new password.
+        let waiting: Vec<_> = (0..6)
+            .map(|_| {
+                let reader = reader.clone();
+                tokio::spawn(async move { reader.ask("SELECT 1").await })
+            })
+            .collect();
+        for answer in waiting {
+            assert_eq!(in_time("an answer", answer).await.unwrap(), "1");
+        }
+        let mut config = proxy.cluster.config("acme");
+        config.user("acme_ro").password("known to one");
+        assert!(Client::connect(&config).await.is_err(), "the culprit's password is nobody's");
+        let central = proxy.cluster.client("central").await;
+        let audited = "SELECT string_agg(action || ' ' || actor, ', ' ORDER BY id) FROM pglobby.audit_log WHERE actor = 'pglobby'";
+        proxy.logged("roles were put right").await;
+        assert_eq!(central.ask(audited).await, "tenant.rotate pglobby, tenant.roles_mended pglobby", "once");
+        assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 1.0);
+        assert!(!proxy.log().contains("known to one"));
+    }
+}
+
+/// What a tenant's code can do to its own roles and its database, each alone: the next connection has it undone.
+#[tokio::test]
+async fn what_keeps_everybody_out_is_undone_at_the_next_connection() {
+    for (whose, sql) in [
+        ("acme_user", "ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nosuch'"),
+        ("acme_user", "ALTER DATABASE acme CONNECTION LIMIT 0"),
+        ("acme_user", "ALTER DATABASE acme SET local_preload_libraries = 'nosuch'"),
+        ("reader", "DROP OWNED BY CURRENT_USER"),
+        ("superuser", "ALTER ROLE acme_ro NOLOGIN; ALTER ROLE acme_rw NOLOGIN"),
+        ("superuser", "ALTER ROLE acme_ro CONNECTION LIMIT 0; ALTER ROLE acme_rw VALID UNTIL 'yesterday'"),
+    ] {
+        let proxy = Proxy::with_tenant("acme").start().await;
+        proxy.create_login("reader", "secret", &["--tenant", "acme", "--read-only"]);
+        let (owner, reader) = (proxy.client("acme"), proxy.caller("reader", "secret", "acme"));
+        owner.connect().await.run("CREATE TABLE t (a int)").await;
+        let superuser = proxy.cluster.client("postgres").await;
+        let before = settled(&superuser).await;
+        match whose {
+            "superuser" => drop(superuser.run(sql).await),
+            "reader" => {
+                let reader = reader.connect().await;
+                reader.run("SET default_transaction_read_only = off").await;
+                reader.run(&hidden(sql)).await;
+            }
+            _ => drop(owner.connect().await.run(&hidden(sql)).await),
+        }
+        proxy.console().await.run("RECONNECT").await;
+        for caller in [&reader, &owner] {
+            assert_eq!(caller.ask("SELECT count(*) FROM t").await, "0", "{sql}");
+        }
+        let after = settled(&superuser).await;
+        assert_eq!(after.replace(" infinity", ""), before.replace(" infinity", ""), "{sql}");
+    }
+}
+
+/// What cannot be put right is told to whoever waits, in the server's words, and is not tried again and again.
+#[tokio::test]
+async fn roles_that_are_not_ours_are_left_alone_and_everybody_is_told() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let superuser = proxy.cluster.client("postgres").await;
+    superuser.run("COMMENT ON ROLE acme_rw IS 'mine'; ALTER ROLE acme_rw PASSWORD 'mine'").await;
+    for _ in 0..3 {
+        let error = proxy.client("acme").try_connect().await.err().expect("refused");
+        assert_eq!(sqlstate(&error), "08006");
+    }
+    proxy.logged("could not be put right").await;
+    assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="failed"}"#).await, 1.0);
+    assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
+    for master in [Master::Superuser, Master::Modest] {
+        let desk = Desk::on(Cluster::build(), master).await;
+        create(&desk.operator, &tenant("acme")).await.unwrap();
+        let superuser = desk.superuser("postgres").await;
+        for sql in [
+            "ALTER ROLE acme_rw SET local_preload_libraries = 'nosuch'",
+            "ALTER ROLE acme_ro IN DATABASE acme SET local_preload_libraries = 'nosuch'",
+            "ALTER ROLE acme_rw SET statement_timeout = '1ms'; ALTER ROLE acme_ro RESET ALL",
+            "ALTER DATABASE acme SET local_preload_libraries = 'nosuch'",
+            "ALTER ROLE acme_rw NOLOGIN CONNECTION LIMIT 0 VALID UNTIL 'yesterday'",
+            "ALTER DATABASE acme CONNECTION LIMIT 0",
+            "REVOKE ALL ON DATABASE acme FROM acme_rw, acme_ro",
+        ] {
+            superuser.run(sql).await;
+            rotate(&desk.operator, "acme").await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+            let findings = examine(&desk.operator, &[], false).await.unwrap().findings;
+            let wrong: Vec<_> =
+                findings.iter().filter(|finding| finding.check != "reader_makes_large_objects").collect();
+            assert!(wrong.is_empty(), "{master:?} {sql}: {wrong:#?}");
+        }
+    }
+}
+
+async fn may_log_in(superuser: &Client) -> String {
+    superuser
+        .ask("SELECT string_agg(rolcanlogin::text, ' ' ORDER BY rolname) FROM pg_roles WHERE rolname ~ '^acme_'")
+        .await
+}
+
+/// Who knows the password of a role gets no further than anybody else while the tenant is suspended.
+#[tokio::test]
+async fn a_suspension_keeps_the_roles_out_through_whatever_is_done_to_the_tenant() {
+    let desk = Desk::new().await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let superuser = desk.superuser("postgres").await;
+    assert_eq!(may_log_in(&superuser).await, "true true");
+    tenants::suspend(&desk.operator, "acme", None, Sessions::EndNow).await.unwrap();
+    assert_eq!(may_log_in(&superuser).await, "false false");
+    rotate(&desk.operator, "acme").await.unwrap();
+    assert_eq!(may_log_in(&superuser).await, "false false", "rotated");
+    pglobby::control_path::onboarding::rename::rename(&desk.operator, "acme", "acme2").await.unwrap();
+    assert_eq!(may_log_in(&superuser).await, "false false", "renamed");
+    assert!(examine(&desk.operator, &[], false).await.unwrap().ok);
+    superuser.run("ALTER ROLE acme_ro LOGIN").await;
+    let report = examine(&desk.operator, &[], true).await.unwrap();
+    assert!(report.ok && report.fixed[0].check == "role_changed", "{report:#?}");
+    assert_eq!(may_log_in(&superuser).await, "false false", "the doctor has seen it");
+    tenants::resume(&desk.operator, "acme2").await.unwrap();
+    assert_eq!(may_log_in(&superuser).await, "true true");
+    // By plain SQL the row alone changes; the doctor, or whoever follows the status, does the rest.
+    desk.superuser("central").await.run("UPDATE pglobby.tenants SET status = 'suspended'").await;
+    follow_status(&desk.operator, "acme2").await;
+    assert_eq!(may_log_in(&superuser).await, "false false");
+}
+
+#[tokio::test]
+async fn a_tenant_is_suspended_and_resumed_though_its_host_is_down() {
+    let mut host = Cluster::start();
+    let proxy = Proxy::with_tenant("beta").start().await;
+    proxy.add_host("other", &host);
+    proxy.command(&["tenant", "create", "acme", "--host", "other"]);
+    proxy.create_login("acme_user", "acme-secret", &["--tenant", "acme"]);
+    host.stop();
+    let output = proxy.command_with(&["tenant", "suspend", "acme"], "");
+    assert!(output.status.success());
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("log in directly"), "{told}");
+    assert_eq!(proxy.client("acme").refusal().await, "57P03");
+    host.start_again();
+    assert_eq!(may_log_in(&host.client("postgres").await).await, "true true", "nobody could tell it");
+    proxy.command_with(&["doctor", "--fix"], "");
+    assert_eq!(may_log_in(&host.client("postgres").await).await, "false false");
+    host.stop();
+    assert!(proxy.command_with(&["tenant", "resume", "acme"], "").status.success());
+    host.start_again();
+    // The first connection finds the roles shut, and has them opened.
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
+    assert_eq!(may_log_in(&host.client("postgres").await).await, "true true");
+}
