@@ -116,7 +116,7 @@ impl Table {
     }
 
     fn server() -> ServerSide {
-        ServerSide::new(Vec::new(), Capacity { statements: 200, bytes: 1 << 20 })
+        ServerSide::new(Default::default(), Capacity { statements: 200, bytes: 1 << 20 })
     }
 
     /// There and back; the bytes written.

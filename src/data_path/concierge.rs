@@ -10,6 +10,7 @@ use super::{
     choice::{Stance, Wish, desk::Desk},
     destination::{access_to, admit},
     identity::NewPassword,
+    parameter_status::Reported,
     passage::Room,
     pool::PoolRules,
     proxy::Proxy,
@@ -55,7 +56,7 @@ pub(super) enum Waits {
 
 impl Concierge {
     /// Of a session that begins at a tenant, or at none, and is `told` these parameters.
-    pub fn new(proxy: Arc<Proxy>, first: Option<i64>, told: Arc<[u8]>) -> Box<Self> {
+    pub fn new(proxy: Arc<Proxy>, first: Option<i64>, told: Arc<Reported>) -> Box<Self> {
         let desk = Desk::new(told);
         Box::new(Self {
             desk,

@@ -168,8 +168,11 @@ impl Relay {
             // An ear that is lost has ended this session already.
             let _ = heard.seat.caught_up().await;
         }
-        let heard = server.side.hearing.adopt(&self.handle.take_notifications());
-        self.tell(&heard);
+        let mut news = server.side.hearing.adopt(&self.handle.take_notifications());
+        if server.side.reported != *self.side.told {
+            server.side.reported.tell(&mut self.side.told, &mut news);
+        }
+        self.tell(&news);
         self.unsent.push(&std::mem::take(&mut self.held));
         let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
         if written.is_err() {

@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,14 +14,12 @@ use super::{
     choice::desk::Next,
     concierge::Concierge,
     farewell::{End, say_goodbye},
+    parameter_status::Reported,
     passage::{Departure, Room, Seat, room_name},
     relay::FIRST_MESSAGE_BYTES,
     session_state::Settings,
 };
-use crate::{
-    error::Refusal,
-    wire::message::{Severity, parameter_status},
-};
+use crate::{error::Refusal, wire::message::Severity};
 
 /// Serves the client until it chooses a tenant, or leaves.
 pub(super) async fn run(mut seat: Seat) -> Option<Departure> {
@@ -125,8 +124,7 @@ impl Seat {
 
 /// What a client is told that has no server: what every driver asks for, as PostgreSQL has it by default. Where the tenant's
 /// servers report otherwise, the client is told before its first statement is answered.
-pub(super) fn greeting(asked: &Settings, login: &str, server_version: Option<&str>) -> Vec<u8> {
-    let mut messages = Vec::new();
+pub(super) fn greeting(asked: &Settings, login: &str, server_version: Option<&str>) -> Arc<Reported> {
     let reported = [
         ("application_name", ""),
         ("client_encoding", "UTF8"),
@@ -142,11 +140,8 @@ pub(super) fn greeting(asked: &Settings, login: &str, server_version: Option<&st
         ("standard_conforming_strings", "on"),
         ("TimeZone", "Etc/UTC"),
     ];
-    for (name, value) in reported {
-        let value = asked.get(&name.to_ascii_lowercase()).unwrap_or(value);
-        parameter_status(&mut messages, name.as_bytes(), value.as_bytes());
-    }
-    messages
+    let value = |name: &str, value| asked.get(&name.to_ascii_lowercase()).unwrap_or(value);
+    Arc::new(Reported::new(reported.iter().map(|(name, known)| (*name, value(name, known).as_bytes()))))
 }
 
 /// Said where no server has been seen yet: drivers use nothing then that is newer.

@@ -19,6 +19,7 @@ pub mod lease;
 pub mod listener;
 pub mod lobby;
 pub mod own_password;
+pub mod parameter_status;
 pub mod passage;
 pub mod pins;
 pub mod pool;

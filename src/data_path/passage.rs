@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::{
     choice::{
-        self, Plan, Wish,
+        Plan, Wish,
         desk::{Next, first_text},
     },
     concierge::{Concierge, Waits},
@@ -303,8 +303,7 @@ impl Relay {
     }
 
     /// Before the first statement that a tenant's servers get from a session that has come from elsewhere: its settings are
-    /// tried, unless another session has brought the same, and the client is told of parameters that are reported
-    /// otherwise here. `false`: the statement has been refused.
+    /// tried, unless they are known to be good. `false`: the statement has been refused.
     pub(super) async fn settle_in(&mut self) -> Result<bool, End> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
             self.side.set_place(pool.place.clone());
@@ -319,10 +318,6 @@ impl Relay {
         match greeted {
             Ok(greeting) => {
                 let Some(concierge) = self.concierge.as_mut() else { return Ok(true) };
-                let mut told = Vec::new();
-                choice::differences(&concierge.desk.told, &greeting.messages, &mut told);
-                self.unsent.push(&told);
-                concierge.desk.told = greeting.messages;
                 concierge.is_new = false;
                 self.side.wanted = greeting.settings;
                 Ok(true)

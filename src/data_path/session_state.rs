@@ -198,9 +198,13 @@ impl Uncertain {
         }
     }
 
-    /// That parameter is reported to have changed.
+    /// That parameter is reported to have changed. Where no text has named it, it need not be the session's: the host's
+    /// configuration may have been read anew.
     pub fn reported(&mut self, name: &str) {
         if self.tidied.is_none() {
+            if !self.names.iter().any(|known| **known == *name) {
+                self.doubts.insert(Doubts::SOURCES);
+            }
             self.name(name);
         }
     }

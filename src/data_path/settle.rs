@@ -21,7 +21,7 @@ use super::{
     server::connection::{AskError, Server},
     session_state::{Settings, Settled, Uncertain},
 };
-use crate::{error::NoChoice, wire::message::parameter_status};
+use crate::error::NoChoice;
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
@@ -149,12 +149,10 @@ impl Relay {
     async fn take_down(&mut self, settled: Settled) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let Settled { wanted, mut applied, channels: _ } = settled;
-        let mut told = Vec::new();
-        if wanted != applied && restore(server, &wanted, &mut applied, &mut told).await.is_err() {
+        if wanted != applied && restore(server, &wanted, &mut applied).await.is_err() {
             return Err(End::ServerLost);
         }
         self.take_told();
-        self.tell(&told);
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if wanted != *self.side.wanted {
             self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());
@@ -166,33 +164,21 @@ impl Relay {
     }
 }
 
-/// Sets the reported ones of the parameters that are wanted and not applied; `told` gets their ParameterStatus. The others
-/// are set together with the client's next request.
-async fn restore(
-    server: &mut Server,
-    wanted: &Settings,
-    applied: &mut Settings,
-    told: &mut Vec<u8>,
-) -> Result<(), AskError> {
+/// Sets the reported ones of the parameters that are wanted and not applied; the client is told of them with its reply. The
+/// others are set together with the client's next request.
+async fn restore(server: &mut Server, wanted: &Settings, applied: &mut Settings) -> Result<(), AskError> {
     let mut missing: Vec<(&str, &str)> = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, value)| applied.get(name) != Some(value)) {
-        match server.side.reported.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
-            Some((_, now)) if **now == *value => {}
+        match server.side.reported.find(name) {
+            Some((_, now)) if *now == *value.as_bytes() => {}
             Some(_) => missing.push((name, value)),
             None => continue,
         }
     }
     for (name, value) in &missing {
         server.ask("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]).await?;
-        if let Some((known, now)) =
-            server.side.reported.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))
-        {
-            parameter_status(told, known.as_bytes(), now.as_bytes());
-        }
     }
-    let is_reported =
-        |name: &str| server.side.reported.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
-    for (name, value) in wanted.iter().filter(|(name, _)| is_reported(name)) {
+    for (name, value) in wanted.iter().filter(|(name, _)| server.side.reported.find(name).is_some()) {
         applied.set(name, Some(value));
     }
     Ok(())

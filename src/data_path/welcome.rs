@@ -126,7 +126,7 @@ async fn greet(
     let asked = Settings::new(hello.settings);
     let application_name = asked.get("application_name").unwrap_or_default().into();
     let wait = config.timeouts.query_wait;
-    let (settings, messages, server) = match meet(&pool, asked, wait).await {
+    let (greeting, server) = match meet(&pool, asked, wait).await {
         Ok(greeted) => greeted,
         Err(refusal) => {
             info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
@@ -155,11 +155,12 @@ async fn greet(
         );
     }
     let mut bytes = unsent;
-    bytes.extend_from_slice(&messages);
+    greeting.write(&mut bytes);
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
-    let concierge = is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), messages));
+    let concierge =
+        is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
     let rules = Rules {
         follow: pool.rules.mode == PoolMode::Transaction,
         table: pool.statements.clone(),
@@ -167,7 +168,8 @@ async fn greet(
         identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
         ..rules(&config, is_service)
     };
-    let side = ClientSide::new(rules, settings, first_serial(&handle));
+    let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
+    side.told = greeting.told;
     let seat = Seat {
         client: stream,
         unsent: bytes.into(),
@@ -191,13 +193,12 @@ async fn meet(
     pool: &Arc<Pool>,
     asked: Settings,
     wait: Duration,
-) -> Result<(Arc<Settings>, Arc<[u8]>, Option<Box<Server>>), Refusal> {
+) -> Result<(Greeting, Option<Box<Server>>), Refusal> {
     if pool.rules.mode == PoolMode::Transaction {
-        let Greeting { settings, messages, .. } = pool.greet(asked, wait).await?;
-        return Ok((settings, messages, None));
+        return Ok((pool.greet(asked, wait).await?, None));
     }
-    let Engaged { server, messages } = pool.engage(asked, wait).await?;
-    Ok((Arc::default(), messages.into(), Some(server)))
+    let Engaged { server, greeting } = pool.engage(asked, wait).await?;
+    Ok((greeting, Some(server)))
 }
 
 /// What holds for a session that is in no pool.
@@ -254,20 +255,22 @@ pub async fn open_lobby(
     }
     let told = lobby::greeting(&asked, &handle.login.name, proxy.pools.server_version().as_deref());
     let mut bytes = unsent;
-    bytes.extend_from_slice(&told);
+    told.write(&mut bytes);
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
     let identity = Identity { login: Some(handle.login.clone()), place: None };
     let rules = Rules { identity, ..rules(&config, true) };
+    let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
+    side.told = told.clone();
     let seat = Seat {
         client: stream,
         unsent: bytes.into(),
-        side: ClientSide::new(rules, Arc::new(asked), first_serial(&handle)),
+        side,
         inbox: hello.leftover,
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,
-        concierge: Some(Concierge::new(proxy.clone(), None, told.into())),
+        concierge: Some(Concierge::new(proxy.clone(), None, told)),
         proxy: proxy.clone(),
     };
     visitor.logged_in();

@@ -2,10 +2,7 @@
 //!
 //! Source: PostgreSQL documentation, "Message Formats".
 
-use crate::wire::{
-    frame::{HEADER_BYTES, cstr, header},
-    message::{append, append_cstr},
-};
+use crate::wire::message::{append, append_cstr};
 
 /// The tag of a query that gave one row.
 pub(super) const ONE_ROW: &str = "SELECT 1";
@@ -70,30 +67,4 @@ pub(super) fn data_row(out: &mut Vec<u8>, value: &[u8]) {
         out.extend_from_slice(&u32::try_from(value.len()).unwrap_or(0).to_be_bytes());
         out.extend_from_slice(value);
     });
-}
-
-/// Appends those of the messages in `now` that are not in `told`: parameters that another tenant's servers report
-/// otherwise.
-pub fn differences(told: &[u8], now: &[u8], out: &mut Vec<u8>) {
-    for message in messages(now).filter(|message| !messages(told).any(|known| known == *message)) {
-        out.extend_from_slice(message);
-    }
-}
-
-/// The value and the spelling of a parameter among ParameterStatus messages; `name` in lower case.
-pub(super) fn reported<'a>(told: &'a [u8], name: &str) -> Option<(&'a [u8], &'a [u8])> {
-    messages(told).find_map(|message| {
-        let mut body = message.get(HEADER_BYTES..)?;
-        let (known, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
-        known.eq_ignore_ascii_case(name.as_bytes()).then_some((value, known))
-    })
-}
-
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        let (_, length) = header(bytes).ok()??;
-        let (message, rest) = bytes.split_at_checked(length + 1)?;
-        bytes = rest;
-        Some(message)
-    })
 }

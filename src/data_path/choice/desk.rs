@@ -24,13 +24,14 @@ use crate::{
         exchange::{ClientSide, need_of_client, violation},
         identity::NewPassword,
         lease::{Asked, Lease, Whose},
+        parameter_status::Reported,
         relay::FIRST_MESSAGE_BYTES,
         statement::{TransactionModes, is_plain_query},
     },
     error::{IdentityRefusal, NoChoice, Refusal},
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr, header},
-        message::{Severity, append, append_cstr, parameter_status, ready_for_query},
+        message::{Severity, append, append_cstr, ready_for_query},
     },
 };
 
@@ -46,8 +47,8 @@ pub struct Desk {
     pub(super) portals: HashMap<Box<[u8]>, Portal>,
     /// How the choice was asked for that is being decided on.
     choosing: Option<(Form, Protocol)>,
-    /// ParameterStatus messages: what the client knows of its server.
-    pub told: Arc<[u8]>,
+    /// What the client was told at login: what RESET leads to where there is no server.
+    first: Arc<Reported>,
 }
 
 /// What Bind has made of a statement.
@@ -88,10 +89,10 @@ pub enum Next {
 pub(super) type Led = Result<Option<Next>, Refusal>;
 
 impl Desk {
-    /// A session that has been told these parameters.
-    pub fn new(told: Arc<[u8]>) -> Self {
+    /// A session that has been told these parameters at login.
+    pub fn new(first: Arc<Reported>) -> Self {
         let portals = HashMap::new();
-        Self { begun: None, failed: false, in_batch: false, portals, choosing: None, told }
+        Self { begun: None, failed: false, in_batch: false, portals, choosing: None, first }
     }
 
     /// A transaction has begun here, and nowhere else.
@@ -219,7 +220,7 @@ impl Desk {
             _ if !side.rules().chooses => false,
             Plan::Choose(_) | Plan::Mixed => true,
             Plan::Show(name) if **name == *PARAMETER => true,
-            Plan::Show(name) => here.is_none() && answers::reported(&self.told, name).is_some(),
+            Plan::Show(name) => here.is_none() && side.told.find(name).is_some(),
             Plan::Begin { .. } => here.is_none() || self.begun.is_none(),
             Plan::Finish { .. } => here.is_none() || self.begun.is_some(),
             Plan::Empty | Plan::Ping | Plan::Set(..) | Plan::Unset(_) | Plan::Tidy { .. } => here.is_none(),
@@ -303,7 +304,7 @@ impl Desk {
             Plan::Show(name) => {
                 let value = match **name == *PARAMETER {
                     true => here.unwrap_or_default().as_bytes(),
-                    false => answers::reported(&self.told, name).map_or(&b""[..], |(value, _)| value),
+                    false => side.told.find(name).map_or(&b""[..], |(_, value)| value),
                 };
                 row(name, Type::Text, value, protocol, replies);
                 "SHOW"
@@ -326,19 +327,21 @@ impl Desk {
             }
             Plan::Set(name, value) => {
                 Arc::make_mut(&mut side.wanted).set(name, Some(value));
-                if let Some((_, spelled)) = answers::reported(&self.told, name) {
-                    parameter_status(replies, spelled, value.as_bytes());
-                }
+                tell(side, name, value.as_bytes(), replies);
                 "SET"
             }
             Plan::Unset(name) => {
                 let at_first = side.startup.clone();
                 Arc::make_mut(&mut side.wanted).set(name, at_first.get(name));
+                if let Some((_, value)) = self.first.find(name) {
+                    tell(side, name, value, replies);
+                }
                 "RESET"
             }
             Plan::Tidy { tidying, tags } => {
                 if *tidying != Tidying::KeepsSettings {
                     side.wanted = side.startup.clone();
+                    self.first.tell(&mut side.told, replies);
                 }
                 if *tidying == Tidying::DiscardsAll {
                     side.statements.forget_all();
@@ -466,6 +469,13 @@ fn set_transaction(modes: TransactionModes) -> String {
 pub(super) fn aborted() -> Refusal {
     let message = "current transaction is aborted, commands ignored until end of transaction block".into();
     Refusal::AsPostgres { sqlstate: "25P02", message }
+}
+
+/// A parameter has this value now: the client is told, if servers report it.
+fn tell(side: &mut ClientSide, name: &str, value: &[u8], replies: &mut Vec<u8>) {
+    if let Some((spelled, _)) = side.told.find(name) {
+        Reported::new([(spelled, value)]).tell(&mut side.told, replies);
+    }
 }
 
 /// The one row of an answer; a simple query has it described first.

@@ -17,7 +17,6 @@ use super::{
     statement::{self, Argument, Discard, Effects, Kind, Lexing, SetConfig, SetValue, TransactionModes},
 };
 
-pub use self::answers::differences;
 use crate::error::IdentityRefusal;
 
 /// The parameter that names the tenant. Servers have it as well, from their startup packet on: there SHOW finds it.

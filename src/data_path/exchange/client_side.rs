@@ -8,6 +8,7 @@ use crate::{
         catalogue::Catalogue,
         choice::Stance,
         identity::Identity,
+        parameter_status::Reported,
         prelude::prelude,
         prepared::{ClientStatements, StatementTable},
         session_state::Settings,
@@ -30,6 +31,8 @@ pub struct ClientSide {
     pub startup: Arc<Settings>,
     /// What it has SET.
     pub wanted: Arc<Settings>,
+    /// What it believes of its session: the ParameterStatus that it has been sent.
+    pub told: Arc<Reported>,
     pub(super) rules: Rules,
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
@@ -143,6 +146,7 @@ impl ClientSide {
             statements: ClientStatements::default(),
             startup: wanted.clone(),
             wanted,
+            told: Arc::default(),
             rules,
             unnamed_serial: first_serial,
             advances: Advances::default(),
@@ -230,6 +234,9 @@ impl ClientSide {
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
     #[inline]
     pub fn turn(&self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
+        if begins {
+            server.begins_with(self, out);
+        }
         let ServerSide { statements, lease, applied, ours, .. } = server;
         if begins && statements.has_own_names() {
             statements.put_own_names_away(&self.statements, lease, out.build());

@@ -322,14 +322,14 @@ proptest! {
         let backend = |table: &Rc<Cell<u32>>| Backend { table: table.clone(), ..Backend::default() };
         let mut alone: Vec<_> = (0..3).map(|_| backend(&own)).collect();
         let mut servers: Vec<_> =
-            (0..2).map(|_| (ServerSide::new(Vec::new(), Capacity { statements: capacity, bytes: 100 }), backend(&shared))).collect();
+            (0..2).map(|_| (ServerSide::new(Default::default(), Capacity { statements: capacity, bytes: 100 }), backend(&shared))).collect();
         for (who, whence, request, cuts) in talk {
             let (server, postgres) = &mut servers[whence];
             let heard = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
             prop_assert_eq!(Pipeline(heard), Pipeline(alone[who].hear(&request.0)));
             // Nobody else would get this server before the session ends, and then it is cleaned: both begin anew.
             if !server.lease.pins.is_empty() {
-                (*server, *postgres) = (ServerSide::new(Vec::new(), Capacity { statements: capacity, bytes: 100 }), backend(&shared));
+                (*server, *postgres) = (ServerSide::new(Default::default(), Capacity { statements: capacity, bytes: 100 }), backend(&shared));
                 (clients[who], alone[who]) = (client(&table, serial.next().unwrap()), backend(&own));
             }
         }
@@ -343,7 +343,7 @@ proptest! {
         first in any::<bool>(),
     ) {
         let table = std::sync::Arc::new(StatementTable::default());
-        let (mut client, mut server) = (client(&table, 0), ServerSide::new(Vec::new(), Capacity { statements: 2, bytes: 100 }));
+        let (mut client, mut server) = (client(&table, 0), ServerSide::new(Default::default(), Capacity { statements: 2, bytes: 100 }));
         let (mut scratch, mut bytes) = (Vec::new(), requests.concat());
         for (tag, body) in tags {
             append(&mut bytes, tag, |out| out.extend_from_slice(&body));

@@ -14,6 +14,7 @@ use crate::{
         deeds::{Deeds, in_the_clients_words, without_position},
         doubts::Doubts,
         lease::{Asked, Desync, Lease, Naming, Pins, Whose},
+        parameter_status::Reported,
         prelude::OurStatements,
         prepared::{Capacity, ServerStatements, Statement},
         session_state::{Settings, Uncertain},
@@ -23,7 +24,7 @@ use crate::{
     error::Refusal,
     wire::{
         frame::{FrameError, Framer, HEADER_BYTES, Need, Piece, cstr},
-        message::Severity,
+        message::{Severity, append},
         outgoing::Outgoing,
     },
 };
@@ -69,7 +70,13 @@ pub struct ServerSide {
     /// Those of our own statements that are prepared.
     pub ours: OurStatements,
     /// Every reported parameter, as last reported.
-    pub reported: Vec<(Box<str>, Box<str>)>,
+    pub reported: Reported,
+    /// What it has reported is yet to be compared with what its pool knows.
+    pub news: bool,
+    /// It may report something else than it has, and says so when it is spoken to.
+    pub is_stale: bool,
+    /// Its client is yet to be told of what differs from what it believes.
+    telling: bool,
     lexing: Lexing,
 }
 
@@ -102,7 +109,7 @@ pub enum Broken {
 
 impl ServerSide {
     /// A server that has just been opened, with what it reported.
-    pub fn new(reported: Vec<(Box<str>, Box<str>)>, prepared_max: Capacity) -> Self {
+    pub fn new(reported: Reported, prepared_max: Capacity) -> Self {
         Self {
             framer: Framer::default(),
             hiding: false,
@@ -120,6 +127,9 @@ impl ServerSide {
             ours: OurStatements::default(),
             lexing: lexing(&reported),
             reported,
+            news: true,
+            is_stale: false,
+            telling: false,
         }
     }
 
@@ -198,6 +208,9 @@ impl ServerSide {
                     match self.message(tag, bytes, client, &mut heard, out) {
                         Ok(pass) => {
                             self.hiding = !pass;
+                            if pass && self.telling {
+                                self.tell(client, out);
+                            }
                             match reworded.filter(|_| pass) {
                                 Some(reworded) => out.build().extend_from_slice(&reworded),
                                 None if pass => out.pass(bytes),
@@ -241,7 +254,10 @@ impl ServerSide {
                 Ok(pass)
             }
             b'E' => self.error(bytes, client, heard, out),
-            b'S' => Ok(self.parameter_status(bytes)),
+            b'S' => {
+                self.parameter_status(bytes, client, out);
+                Ok(false)
+            }
             b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
             _ => {
                 if tag == b'C' && self.lease.deeds().is_some() {
@@ -345,7 +361,33 @@ impl ServerSide {
 
     /// A reported parameter, as last reported.
     pub fn reported_value(&self, wanted: &str) -> Option<&str> {
-        self.reported.iter().find(|(name, _)| **name == *wanted).map(|(_, value)| &**value)
+        self.reported.text(wanted)
+    }
+
+    /// A client begins to use it: it may believe something else than the server reports.
+    #[inline]
+    pub fn begins_with(&mut self, client: &ClientSide, out: &mut Outgoing<'_>) {
+        self.telling |= self.reported != *client.told;
+        if self.is_stale {
+            self.stir(out.build());
+        }
+    }
+
+    /// Has it say what it reports now, in front of the reply to its client.
+    #[cold]
+    fn stir(&mut self, out: &mut Vec<u8>) {
+        self.is_stale = false;
+        append(out, b'S', |_| {});
+        let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+    }
+
+    /// In front of what the client gets next: what it believes of its session becomes what the server reports.
+    #[cold]
+    fn tell(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
+        self.telling = false;
+        if self.reported != *client.told {
+            self.reported.tell(&mut client.told, out.build());
+        }
     }
 
     /// Whether the server closes the connection behind this ErrorResponse.
@@ -432,27 +474,25 @@ impl ServerSide {
         })
     }
 
-    /// ParameterStatus; `true` if the client gets it. What the client's own statements changed is to be asked about.
-    fn parameter_status(&mut self, bytes: &[u8]) -> bool {
-        let ours = self.lease.whose() == Some(Whose::Ours);
-        if let (Some(name), false) = (self.note_parameter(bytes), ours) {
+    /// ParameterStatus. What was not changed by statements of ours is to be asked about, and its client is told at once; of
+    /// what was, the client is told in front of its own reply, if it believes something else.
+    fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
+        let name = self.note_parameter(bytes);
+        if let (Some(name), true) = (name, self.lease.whose() != Some(Whose::Ours)) {
             self.uncertain.reported(&name);
+            self.tell(client, out);
         }
-        !ours
     }
 
     /// Takes down what the server reports; the parameter's name in lower case.
     pub fn note_parameter(&mut self, bytes: &[u8]) -> Option<String> {
         let mut body = bytes.get(HEADER_BYTES..)?;
         let (name, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
-        let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-        match self.reported.iter().position(|(known, _)| **known == *name) {
-            Some(at) => self.reported[at].1 = value.into(),
-            // A server reports some fifteen; one that reports a thousand is not PostgreSQL.
-            None if self.reported.len() < 1000 => self.reported.push((name.clone().into(), value.into())),
-            None => {}
+        let name = String::from_utf8_lossy(name);
+        if self.reported.set(&name, value) {
+            (self.news, self.telling) = (true, true);
+            self.lexing = lexing(&self.reported);
         }
-        self.lexing = lexing(&self.reported);
         Some(name.to_ascii_lowercase())
     }
 
@@ -483,8 +523,8 @@ impl ServerSide {
     }
 }
 
-fn lexing(reported: &[(Box<str>, Box<str>)]) -> Lexing {
-    let value = |wanted: &str| reported.iter().find(|(name, _)| **name == *wanted).map(|(_, value)| &**value);
+fn lexing(reported: &Reported) -> Lexing {
+    let value = |wanted: &str| reported.text(wanted);
     Lexing {
         standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
         characters: Characters::of_client_encoding(value("client_encoding").unwrap_or_default().as_bytes()),

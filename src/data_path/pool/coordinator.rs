@@ -110,10 +110,6 @@ impl Pool {
         match self.connect_making_room(&Settings::default()).await {
             Ok(opened) => {
                 let server = self.started(opened, permit, Settings::default());
-                if self.live() == 1 {
-                    // Perhaps the host was restarted, as another version even.
-                    self.greetings.forget();
-                }
                 // Opened for a pool that was paused meanwhile: nobody is to have it.
                 if !self.is_paused() {
                     self.offer(server);
@@ -157,7 +153,9 @@ impl Pool {
         }
         let opened = opened.map_err(|error| error.to_refusal())?;
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
-        Ok(Box::new(Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster)))
+        let mut server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
+        self.hear(&mut server);
+        Ok(Box::new(server))
     }
 
     /// Whether the tenant has other credentials by now than this pool was made with, and so another pool. Its passwords
@@ -195,6 +193,8 @@ impl Pool {
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
         let mut server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
         server.startup = startup;
+        server.changes_seen = self.greetings.changes();
+        self.hear(&mut server);
         debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
         self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
         if self.backoff.is_failing() {

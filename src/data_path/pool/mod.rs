@@ -14,6 +14,7 @@ pub mod halt;
 pub mod kept;
 mod line;
 pub mod roster;
+mod startup_values;
 pub mod stats;
 mod tenant_pools;
 
@@ -223,6 +224,9 @@ impl Pool {
     #[inline]
     pub fn give_back(&self, mut server: Box<Server>) {
         server.entry.came_back(server.side.statements.len());
+        if server.side.news {
+            self.hear(&mut server);
+        }
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
         let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= budget::HOLD;
@@ -248,7 +252,17 @@ impl Pool {
     #[inline]
     fn vet(&self, mut server: Box<Server>) -> Option<Box<Server>> {
         let ours = server.owner == (self.tenant.id, self.access);
-        (ours && server.is_reusable() && server.is_quiet(&self.tenant.name)).then_some(server)
+        let changes = self.greetings.changes();
+        if server.changes_seen != changes {
+            (server.changes_seen, server.side.is_stale) = (changes, true);
+        }
+        if !ours || !server.is_reusable() || !server.is_quiet(&self.tenant.name) {
+            return None;
+        }
+        if server.side.news {
+            self.hear(&mut server);
+        }
+        Some(server)
     }
 
     /// Takes an idle server out for good, for the budget of another pool.

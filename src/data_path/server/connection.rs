@@ -5,12 +5,14 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tracing::warn;
 
 use super::Opened;
@@ -18,6 +20,7 @@ use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
         lease::Pins,
+        parameter_status::Reported,
         pool::{
             budget::Permit,
             roster::{OnRoster, Roster},
@@ -66,6 +69,8 @@ pub struct Server {
     pub notified: Vec<u8>,
     /// NoticeResponses in the last answer to us.
     pub said: Vec<u8>,
+    /// What its pool had found changed when it was last heard.
+    pub changes_seen: u64,
     /// A client got an error from it since it was last asked what a transaction left behind.
     pub failed: bool,
     /// When it was opened, on the worker's coarse clock.
@@ -104,8 +109,10 @@ impl Server {
         now: Duration,
         roster: &Arc<Roster>,
     ) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
-        let reported = opened.parameters.iter().map(|(name, value)| (text(name), text(value))).collect();
+        let mut reported = Reported::default();
+        for (name, value) in &opened.parameters {
+            reported.set(&String::from_utf8_lossy(name), value);
+        }
         let now_ms = now.as_millis() as u32;
         let entry = roster.enter(&opened.stream, opened.process_id, now_ms);
         let mut side = ServerSide::new(reported, prepared_max);
@@ -121,6 +128,7 @@ impl Server {
             secret: opened.secret.into(),
             owner,
             notified: Vec::new(),
+            changes_seen: 0,
             failed: false,
             opened_at: now,
             idle_since: now,
@@ -141,20 +149,37 @@ impl Server {
             && self.notified.is_empty()
     }
 
-    /// Whether an idle server has nothing to say. One that does has ended, or is about to. Costs no system call as long
-    /// as the reactor has reported nothing.
+    /// Whether an idle server has nothing to say but what its parameters are now, which is taken down. One that has anything
+    /// else to say has ended, or is about to. Costs no system call as long as the reactor has reported nothing.
     pub fn is_quiet(&mut self, tenant: &str) -> bool {
-        let mut byte = [0; 1];
-        let mut buffer = tokio::io::ReadBuf::new(&mut byte);
+        let mut bytes = [MaybeUninit::uninit(); 1024];
         let mut cx = Context::from_waker(Waker::noop());
-        let read =
-            tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer);
-        if let Poll::Ready(Err(error)) = &read
-            && error.kind() == io::ErrorKind::TimedOut
-        {
-            warn!(tenant, side = "server", %error, "an idle server did not answer TCP (server_tcp_user_timeout, keepalive)");
+        loop {
+            let mut read = ReadBuf::uninit(&mut bytes);
+            match Pin::new(&mut self.stream).poll_read(&mut cx, &mut read) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(())) if self.overhears(read.filled()) => {}
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                    warn!(tenant, side = "server", %error, "an idle server did not answer TCP (server_tcp_user_timeout, keepalive)");
+                    return false;
+                }
+                Poll::Ready(_) => return false,
+            }
         }
-        matches!(read, Poll::Pending)
+    }
+
+    /// Takes down what a server reports that nobody has asked; `false` if that is not all it says, or nothing.
+    #[cold]
+    fn overhears(&mut self, said: &[u8]) -> bool {
+        let mut at = 0;
+        while let Ok(Some(message)) = next_message(said, at) {
+            if message.first() != Some(&b'S') {
+                return false;
+            }
+            at += message.len();
+            self.side.note_parameter(message);
+        }
+        at > 0 && at == said.len()
     }
 
     /// Asks one statement with text parameters, and hands back its rows.
@@ -217,6 +242,19 @@ impl Server {
         append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));
         self.side.statements.set_unnamed(0);
         self.converse(&request, ANSWER_BYTES_MAX).await
+    }
+
+    /// Has it say what it reports now: PostgreSQL looks at a configuration that was read anew, and at a promotion, when it is
+    /// spoken to.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn stir(&mut self) -> Result<(), AskError> {
+        let mut request = Vec::new();
+        append(&mut request, b'S', |_| {});
+        self.converse(&request, ANSWER_BYTES_MAX).await?;
+        self.side.is_stale = false;
+        Ok(())
     }
 
     /// Undoes what a session left behind: an open transaction, and everything DISCARD ALL knows of.

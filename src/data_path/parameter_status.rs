@@ -1,0 +1,148 @@
+//! What a server reports of its session (ParameterStatus), and what a client has been told of it. Pure.
+//!
+//! A client is never passed a server's ParameterStatus as it comes: in front of a reply it gets the difference between what it
+//! believes and what the server that replies reports. So both agree wherever the server comes from, and whoever changed a
+//! parameter: the client, another client of the same server, a reload of the host's configuration, a promotion.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, LazyLock},
+};
+
+use crate::wire::message::parameter_status;
+
+/// A server reports some fifteen; one that reports a thousand is not PostgreSQL.
+const PARAMETERS_MAX: usize = 1000;
+
+/// Reported parameters and their values, in the order in which they were first reported.
+#[derive(Debug, Clone, Default)]
+pub struct Reported {
+    /// Shared with whoever knows the same: a copy costs no allocation for each value.
+    values: Vec<(Arc<str>, Arc<[u8]>)>,
+    /// The same for the same names and values, whatever their order.
+    fingerprint: u64,
+}
+
+impl PartialEq for Reported {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+/// Keyed, so that no client can choose values that look alike.
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+fn fingerprint_of(name: &str, value: &[u8]) -> u64 {
+    HASHER.hash_one((name, value))
+}
+
+impl Reported {
+    /// From names and values; of a name given twice the last value counts.
+    pub fn new<'v>(values: impl IntoIterator<Item = (&'v str, &'v [u8])>) -> Self {
+        let mut reported = Self::default();
+        for (name, value) in values {
+            reported.set(name, value);
+        }
+        reported
+    }
+
+    /// Takes a value down; whether that is another one than before.
+    pub fn set(&mut self, name: &str, value: &[u8]) -> bool {
+        if let Some((_, known)) = self.values.iter_mut().find(|(known, _)| **known == *name) {
+            if **known == *value {
+                return false;
+            }
+            self.fingerprint ^= fingerprint_of(name, known);
+            *known = value.into();
+        } else if self.values.len() < PARAMETERS_MAX {
+            self.values.push((name.into(), value.into()));
+        } else {
+            return false;
+        }
+        self.fingerprint ^= fingerprint_of(name, value);
+        true
+    }
+
+    /// The name as servers spell it, and the value; the name is compared without regard to case.
+    pub fn find(&self, name: &str) -> Option<(&str, &[u8])> {
+        let found = self.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(known, value)| (&**known, &**value))
+    }
+
+    /// The value, if it is text.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.find(name).and_then(|(_, value)| std::str::from_utf8(value).ok())
+    }
+
+    /// Every name and value.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.values.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// A ParameterStatus for each.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        for (name, value) in self.iter() {
+            parameter_status(out, name.as_bytes(), value);
+        }
+    }
+
+    /// Makes `told` agree with this, by a ParameterStatus for each value that differs. What is not reported here stays as it
+    /// was told: nothing can be taken back.
+    #[cold]
+    pub fn tell(&self, told: &mut Arc<Self>, out: &mut Vec<u8>) {
+        let mut news = None;
+        for (name, value) in self.iter() {
+            let known = told.values.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value);
+            // The same name of a role in two encodings is no news, and nobody could tell it from another.
+            let foreign = |value: &[u8]| !value.is_ascii();
+            if known == Some(value) || known.is_some_and(|known| foreign(known) && foreign(value)) {
+                continue;
+            }
+            parameter_status(out, name.as_bytes(), value);
+            news.get_or_insert_with(|| Self::clone(told)).set(name, value);
+        }
+        if let Some(news) = news {
+            *told = Arc::new(news);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: &[(&str, &str)]) -> Reported {
+        Reported::new(values.iter().map(|(name, value)| (*name, value.as_bytes())))
+    }
+
+    #[test]
+    fn the_same_values_are_the_same_in_whatever_order_they_came() {
+        let (mut one, two) = (of(&[("a", "1"), ("b", "2")]), of(&[("b", "2"), ("a", "1")]));
+        assert_eq!(one, two);
+        assert!(one.set("a", b"3") && one != two);
+        assert!(one.set("a", b"1") && one == two && !one.set("a", b"1"));
+    }
+
+    #[test]
+    fn a_client_is_told_what_differs_and_believes_it_then() {
+        let mut told = Arc::new(of(&[("TimeZone", "UTC"), ("DateStyle", "ISO, MDY"), ("search_path", "a")]));
+        let now = of(&[("DateStyle", "ISO, MDY"), ("TimeZone", "Asia/Tokyo"), ("in_hot_standby", "off")]);
+        let mut out = Vec::new();
+        now.tell(&mut told, &mut out);
+        let mut expected = Vec::new();
+        parameter_status(&mut expected, b"TimeZone", b"Asia/Tokyo");
+        parameter_status(&mut expected, b"in_hot_standby", b"off");
+        assert_eq!(out, expected);
+        assert_eq!((told.text("timezone"), told.text("search_path")), (Some("Asia/Tokyo"), Some("a")));
+        now.tell(&mut told, &mut out);
+        assert_eq!(out, expected, "told twice");
+    }
+
+    #[test]
+    fn a_name_in_another_encoding_is_no_news() {
+        let mut told = Arc::new(Reported::new([("session_authorization", &b"\xe9"[..])]));
+        let mut out = Vec::new();
+        Reported::new([("session_authorization", "é".as_bytes())]).tell(&mut told, &mut out);
+        assert_eq!(out, b"");
+    }
+}
