@@ -302,7 +302,8 @@ fn is_read_again(statement: &Statement<'_>) -> bool {
 /// Makes prepared statements doubtful whatever else a text does.
 const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).union(Effects::UNKNOWN);
 
-/// Whether a text may make or change functions, or only what calls them. `tables`: tables count, whose defaults may.
+/// Whether a text may make or change functions, or only what calls them; or settings of a role or a database. `tables`: tables
+/// count, whose defaults may.
 fn changed_objects(text: &[u8], tables: bool) -> Doubts {
     const FUNCTIONS: [&[u8]; 11] = [
         b"function",
@@ -320,6 +321,7 @@ fn changed_objects(text: &[u8], tables: bool) -> Doubts {
     const CALLERS: [&[u8]; 7] =
         [b"trigger", b"rule", b"view", b"policy", b"constraint", b"materialized", b"recursive"];
     const TABLES: [&[u8]; 3] = [b"table", b"unlogged", b"foreign"];
+    const SESSION_STARTS: [&[u8]; 4] = [b"role", b"user", b"group", b"database"];
     let words =
         text.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_').filter(|word| !word.is_empty());
     let (mut before, mut changed, mut calls): (&[u8], _, _) = (b"", Doubts::empty(), false);
@@ -328,8 +330,11 @@ fn changed_objects(text: &[u8], tables: bool) -> Doubts {
             [&b"create"[..], b"alter", b"replace"].iter().any(|verb| before.eq_ignore_ascii_case(verb));
         before = word;
         let is = |object: &&[u8]| word.eq_ignore_ascii_case(object);
+        if verb && SESSION_STARTS.iter().any(is) {
+            changed.insert(Doubts::SESSION_START);
+        }
         if verb && FUNCTIONS.iter().any(is) {
-            return Doubts::FUNCTIONS;
+            changed.insert(Doubts::FUNCTIONS);
         }
         if verb && (CALLERS.iter().any(is) || tables && TABLES.iter().any(is)) {
             changed.insert(Doubts::CALLERS);
@@ -337,7 +342,8 @@ fn changed_objects(text: &[u8], tables: bool) -> Doubts {
         // A view or a default that calls one of PostgreSQL's own leaves something behind by itself.
         calls |= word.len() > 6 && SESSION_FUNCTIONS.iter().any(|name| is(&name.as_bytes()));
     }
-    if calls && !changed.is_empty() { Doubts::FUNCTIONS } else { changed }
+    let functions = changed.contains(Doubts::FUNCTIONS) || calls && changed.contains(Doubts::CALLERS);
+    if functions { changed.difference(Doubts::CALLERS).union(Doubts::FUNCTIONS) } else { changed }
 }
 
 /// Whatever in a text might name a parameter that PostgreSQL does not list: `my.note`.
@@ -448,6 +454,13 @@ mod tests {
             ("CREATE VIEW v AS SELECT Setseed(0.5)", Doubts::FUNCTIONS),
         ] {
             assert_eq!(read(sql).doubts, doubts, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_may_change_what_sessions_begin_with_is_looked_after() {
+        for sql in ["ALTER ROLE ALL SET work_mem = '8MB'", "SELECT 1; alter database acme reset all"] {
+            assert_eq!(read(sql).doubts, Doubts::SESSION_START, "{sql}");
         }
     }
 

@@ -31,6 +31,8 @@ bitflags::bitflags! {
         /// Parameters of a kind that PostgreSQL does not list, under names that nobody knows: the server's are all set anew
         /// before its next use.
         const UNNAMED = 1 << 9;
+        /// What a session begins with: settings of its role or its database.
+        const SESSION_START = 1 << 11;
         /// Whether the parameters that are named are set at all: one of them was reset, or something failed.
         const SOURCES = 1 << 15;
     }

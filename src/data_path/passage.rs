@@ -75,6 +75,7 @@ impl Relay {
     pub(super) fn succeed(&mut self) -> Result<(), End> {
         self.pool = self.pool.current().ok_or_else(|| End::Refused(Refusal::AdminShutdown.into()))?;
         self.side.set_place(self.pool.place.clone());
+        self.side.begun.pool_replaced();
         Ok(())
     }
 
@@ -320,6 +321,7 @@ impl Relay {
                 let Some(concierge) = self.concierge.as_mut() else { return Ok(true) };
                 concierge.is_new = false;
                 self.side.wanted = greeting.settings;
+                self.side.begun = greeting.start.into();
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.

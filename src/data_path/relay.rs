@@ -386,7 +386,7 @@ impl Relay {
         if self.pool.is_retired() {
             self.succeed().map_err(Step::End)?;
         }
-        match self.pool.try_borrow() {
+        match self.side.begun.is_alike().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
                 self.take_on(server);
                 Ok(true)

@@ -180,7 +180,8 @@ impl Uncertain {
 
     /// Whether the server must be asked what has become of the session.
     pub fn has_doubts(&self) -> bool {
-        let unasked = Doubts::FUNCTIONS.union(Doubts::CALLERS).union(Doubts::LEARN);
+        let unasked =
+            Doubts::FUNCTIONS.union(Doubts::CALLERS).union(Doubts::LEARN).union(Doubts::SESSION_START);
         !self.doubts.difference(unasked).is_empty()
     }
 

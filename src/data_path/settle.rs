@@ -69,6 +69,11 @@ impl Relay {
                 },
             }
         }
+        if uncertain.doubts(Doubts::SESSION_START)
+            && let Some(server) = self.server.as_mut()
+        {
+            self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?;
+        }
         uncertain.has_changed_functions();
         self.learn().await?;
         if self.side.wanted.len() > self.side.rules().settings_max {

@@ -13,7 +13,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::{
     farewell::End,
     lease::Pins,
-    pool::kept::{Wanted, yields},
+    pool::{
+        kept::{Wanted, yields},
+        session_start::Begun,
+    },
     relay::{BUFFERS, Buffers, FIRST_MESSAGE_BYTES, Relay, Step},
     server::connection::Server,
     session::Doing,
@@ -56,7 +59,10 @@ impl Relay {
         };
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
-            Ok(server) => {
+            Ok(mut server) => {
+                if !self.side.begun.is_alike() && !self.begin_at(&mut server).await {
+                    return Ok(());
+                }
                 self.take_on(server);
                 let inbox = std::mem::take(&mut self.inbox);
                 let step = poll_fn(|cx| {
@@ -79,6 +85,20 @@ impl Relay {
                 Ok(())
             }
         }
+    }
+
+    /// Before a session's first request to the servers of its pool: it learns what they began with, or sets what it began with itself.
+    /// `false`: this server is not for it, and it asks for another one.
+    async fn begin_at(&mut self, server: &mut Server) -> bool {
+        if matches!(self.side.begun, Begun::Unseen)
+            && !matches!(self.pool.is_as_begun(server).await, Ok(true))
+        {
+            return false;
+        }
+        if let Some(start) = self.pool.start() {
+            self.side.keep_start(start);
+        }
+        true
     }
 
     /// Somebody waits for a server, and the session keeps one: it gives it back if it is between two transactions and keeps it

@@ -169,7 +169,7 @@ async fn greet(
         ..rules(&config, is_service)
     };
     let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
-    side.told = greeting.told;
+    (side.told, side.begun) = (greeting.told, greeting.start.into());
     let seat = Seat {
         client: stream,
         unsent: bytes.into(),

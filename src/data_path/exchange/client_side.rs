@@ -9,6 +9,7 @@ use crate::{
         choice::Stance,
         identity::Identity,
         parameter_status::Reported,
+        pool::session_start::{Begun, SessionStart},
         prelude::prelude,
         prepared::{ClientStatements, StatementTable},
         session_state::Settings,
@@ -33,6 +34,8 @@ pub struct ClientSide {
     pub wanted: Arc<Settings>,
     /// What it believes of its session: the ParameterStatus that it has been sent.
     pub told: Arc<Reported>,
+    /// How it stands to what its pool's servers began with.
+    pub begun: Begun,
     pub(super) rules: Rules,
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
@@ -147,6 +150,7 @@ impl ClientSide {
             startup: wanted.clone(),
             wanted,
             told: Arc::default(),
+            begun: Begun::default(),
             rules,
             unnamed_serial: first_serial,
             advances: Advances::default(),
@@ -229,6 +233,22 @@ impl ClientSide {
             }
         }
         Ok(chunk)
+    }
+
+    /// Its pool has been replaced by one whose servers began with `now`: what differs from what the session began with is from now on
+    /// as if it had been set then.
+    #[cold]
+    pub fn keep_start(&mut self, now: &Arc<SessionStart>) {
+        if let Begun::Before(then) = &self.begun {
+            for (name, value) in then.differing_from(now) {
+                for settings in [&mut self.startup, &mut self.wanted] {
+                    if settings.get(&name).is_none() {
+                        Arc::make_mut(settings).set(&name, Some(&value));
+                    }
+                }
+            }
+        }
+        self.begun = Begun::Alike(now.clone());
     }
 
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.

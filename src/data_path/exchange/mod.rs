@@ -13,6 +13,7 @@ mod naming;
 mod postponed;
 #[cfg(test)]
 mod properties;
+mod reporting;
 mod requests;
 mod sequences;
 mod server_error;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     client_side::ClientSide,
+    reporting::lexing,
     sequences::Sequences,
     server_error::{ServerError, error_field, is_fatal},
     signalling::{Send, Signalling},
@@ -19,12 +20,12 @@ use crate::{
         prepared::{Capacity, ServerStatements, Statement},
         session_state::{Settings, Uncertain},
         shape::Reading,
-        statement::{Characters, Lexing},
+        statement::Lexing,
     },
     error::Refusal,
     wire::{
-        frame::{FrameError, Framer, HEADER_BYTES, Need, Piece, cstr},
-        message::{Severity, append},
+        frame::{FrameError, Framer, HEADER_BYTES, Need, Piece},
+        message::Severity,
         outgoing::Outgoing,
     },
 };
@@ -76,8 +77,8 @@ pub struct ServerSide {
     /// It may report something else than it has, and says so when it is spoken to.
     pub is_stale: bool,
     /// Its client is yet to be told of what differs from what it believes.
-    telling: bool,
-    lexing: Lexing,
+    pub(super) telling: bool,
+    pub(super) lexing: Lexing,
 }
 
 /// What a chunk of the server's brought, beside bytes to pass on.
@@ -359,37 +360,6 @@ impl ServerSide {
         channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
     }
 
-    /// A reported parameter, as last reported.
-    pub fn reported_value(&self, wanted: &str) -> Option<&str> {
-        self.reported.text(wanted)
-    }
-
-    /// A client begins to use it: it may believe something else than the server reports.
-    #[inline]
-    pub fn begins_with(&mut self, client: &ClientSide, out: &mut Outgoing<'_>) {
-        self.telling |= self.reported != *client.told;
-        if self.is_stale {
-            self.stir(out.build());
-        }
-    }
-
-    /// Has it say what it reports now, in front of the reply to its client.
-    #[cold]
-    fn stir(&mut self, out: &mut Vec<u8>) {
-        self.is_stale = false;
-        append(out, b'S', |_| {});
-        let _ = self.lease.ask(Asked::Sync, Whose::Ours);
-    }
-
-    /// In front of what the client gets next: what it believes of its session becomes what the server reports.
-    #[cold]
-    fn tell(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
-        self.telling = false;
-        if self.reported != *client.told {
-            self.reported.tell(&mut client.told, out.build());
-        }
-    }
-
     /// Whether the server closes the connection behind this ErrorResponse.
     pub fn is_farewell(&self, bytes: &[u8]) -> bool {
         is_fatal(bytes)
@@ -474,28 +444,6 @@ impl ServerSide {
         })
     }
 
-    /// ParameterStatus. What was not changed by statements of ours is to be asked about, and its client is told at once; of
-    /// what was, the client is told in front of its own reply, if it believes something else.
-    fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
-        let name = self.note_parameter(bytes);
-        if let (Some(name), true) = (name, self.lease.whose() != Some(Whose::Ours)) {
-            self.uncertain.reported(&name);
-            self.tell(client, out);
-        }
-    }
-
-    /// Takes down what the server reports; the parameter's name in lower case.
-    pub fn note_parameter(&mut self, bytes: &[u8]) -> Option<String> {
-        let mut body = bytes.get(HEADER_BYTES..)?;
-        let (name, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
-        let name = String::from_utf8_lossy(name);
-        if self.reported.set(&name, value) {
-            (self.news, self.telling) = (true, true);
-            self.lexing = lexing(&self.reported);
-        }
-        Some(name.to_ascii_lowercase())
-    }
-
     #[inline]
     fn command_complete(&mut self, bytes: &[u8], client: &mut ClientSide) {
         let tag = bytes.get(HEADER_BYTES..).unwrap_or_default();
@@ -520,13 +468,5 @@ impl ServerSide {
         };
         self.lease.pins.remove(gone);
         client.advances.reads = false;
-    }
-}
-
-fn lexing(reported: &Reported) -> Lexing {
-    let value = |wanted: &str| reported.text(wanted);
-    Lexing {
-        standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
-        characters: Characters::of_client_encoding(value("client_encoding").unwrap_or_default().as_bytes()),
     }
 }

@@ -109,10 +109,18 @@ impl Pool {
         let attempt = self.backoff.begin();
         match self.connect_making_room(&Settings::default()).await {
             Ok(opened) => {
-                let server = self.started(opened, permit, Settings::default());
-                // Opened for a pool that was paused meanwhile: nobody is to have it.
-                if !self.is_paused() {
-                    self.offer(server);
+                let mut server = self.started(opened, permit, Settings::default());
+                match self.is_as_begun(&mut server).await {
+                    Ok(true) if !self.is_paused() => self.offer(server),
+                    // Those who wait go on with the pool's successor; or the pool was paused meanwhile, and nobody is to have it.
+                    Ok(_) => {}
+                    Err(error) => {
+                        warn!(tenant = self.tenant.name, side = "server", %error, "a new server is lost");
+                        drop(server);
+                        let lost = Refusal::ServerLost;
+                        let _ = self.backoff.failed(attempt, &lost, Instant::now(), rand::random());
+                        self.refuse_waiting(&lost);
+                    }
                 }
             }
             // The budget is what is open now: a permit that comes free wakes this pool's wish.

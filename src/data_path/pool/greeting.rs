@@ -15,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::info;
+use tracing::{info, warn};
 
-use super::{Pool, startup_values::spelled};
+use super::{Pool, session_start::SessionStart, startup_values::spelled};
 use crate::{
     data_path::{
         parameter_status::Reported,
@@ -48,6 +48,8 @@ pub struct Greeting {
     pub told: Arc<Reported>,
     /// NoticeResponses, in front of that.
     notices: Arc<[u8]>,
+    /// What the session begins with; `None`: its first server says so.
+    pub start: Option<Arc<SessionStart>>,
 }
 
 impl Greeting {
@@ -109,7 +111,8 @@ impl Known {
                 told.set(reported, spelled.as_bytes());
             }
         }
-        Some(Greeting { settings: Arc::new(settings), told: Arc::new(told), notices: notices.clone() })
+        let notices = notices.clone();
+        Some(Greeting { settings: Arc::new(settings), told: Arc::new(told), notices, start: None })
     }
 
     fn keep(&mut self, asked: Settings, greeting: Greeting, quiet: bool) {
@@ -192,31 +195,45 @@ impl Pool {
     /// # Errors
     /// As [`Pool::greet`].
     pub async fn engage(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Engaged, Refusal> {
-        let server = match self.open_for(&asked).await? {
-            Some(server) => server,
-            None => self.rested_for(asked, wait).await?,
-        };
-        let told = Arc::new(server.side.reported.clone());
-        let greeting = Greeting { settings: Arc::default(), told, notices: server.notices.clone().into() };
-        Ok(Engaged { server, greeting })
+        loop {
+            let pool = self.current().ok_or(Refusal::AdminShutdown)?;
+            let opened = pool.open_for(&asked).await?;
+            let is_new = opened.is_some();
+            let (pool, mut server) = match opened {
+                Some(server) => (pool, server),
+                None => pool.rested_for(asked.clone(), wait).await?,
+            };
+            // Asked, it has also said what it reports now: that may have changed while nobody spoke to it.
+            match pool.is_as_begun(&mut server).await {
+                Ok(true) => {
+                    let (told, notices) =
+                        (Arc::new(server.side.reported.clone()), server.notices.clone().into());
+                    let start = pool.start().cloned();
+                    let greeting = Greeting { settings: Arc::default(), told, notices, start };
+                    return Ok(Engaged { server, greeting });
+                }
+                Ok(false) => {}
+                Err(_) if is_new => return Err(Refusal::ServerLost),
+                Err(error) => {
+                    warn!(tenant = self.tenant.name, side = "server", %error, "an idle server is gone")
+                }
+            }
+        }
     }
 
     /// The server of a session in session mode that no new one can be opened for: the one that has been idle longest, so
     /// that its process number has been nobody's for as long as can be.
-    async fn rested_for(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Box<Server>, Refusal> {
-        loop {
-            let (pool, mut server) = match self.take_longest_idle() {
-                Some(server) => (self.clone(), server),
-                None => self.borrow_of_current(wait).await?,
-            };
-            if server.startup != asked {
-                return pool.restart(server, asked).await;
-            }
-            // What it reports may have changed while nobody asked.
-            if server.stir().await.is_ok() {
-                return Ok(server);
-            }
-        }
+    async fn rested_for(
+        self: &Arc<Self>,
+        asked: Settings,
+        wait: Duration,
+    ) -> Result<(Arc<Self>, Box<Server>), Refusal> {
+        let (pool, server) = match self.take_longest_idle() {
+            Some(server) => (self.clone(), server),
+            None => self.borrow_of_current(wait).await?,
+        };
+        let server = if server.startup == asked { server } else { pool.restart(server, asked).await? };
+        Ok((pool, server))
     }
 
     /// What a client that asks for these parameters is told. Waits for a server only where that is not known.
@@ -225,36 +242,63 @@ impl Pool {
     /// As [`Pool::borrow`]; [`Refusal::Server`] with the server's own words for a parameter it refuses.
     pub async fn greet(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Greeting, Refusal> {
         let seen = self.look_again().await;
-        // Servers that are all busy report what changes with their next reply; where there is none, nobody does.
-        if seen || self.is_paused() || self.live() > self.opening() {
-            let mut known = self.greetings.locked();
-            if let Some(greeting) = known.kept(&asked) {
-                return Ok(greeting);
-            }
-            if let Some(greeting) = known.composed(&asked) {
-                known.keep(asked, greeting.clone(), false);
-                return Ok(greeting);
+        let mut pool = self.current().ok_or(Refusal::AdminShutdown)?;
+        if let Some(greeting) = pool.known_greeting(&asked, seen) {
+            return Ok(greeting);
+        }
+        loop {
+            let (of, mut server, apart) = pool.borrow_to_greet(wait).await?;
+            pool = of;
+            match pool.is_as_begun(&mut server).await {
+                Ok(true) => return pool.greet_by(server, apart, asked).await,
+                Ok(false) => pool = pool.current().ok_or(Refusal::AdminShutdown)?,
+                Err(error) => {
+                    warn!(tenant = self.tenant.name, side = "server", %error, "an idle server is gone")
+                }
             }
         }
-        let (pool, mut server, apart) = self.borrow_to_greet(wait).await?;
-        let changes = pool.greetings.changes();
+    }
+
+    /// `seen`: a server has just said that what is known is still so.
+    fn known_greeting(&self, asked: &Settings, seen: bool) -> Option<Greeting> {
+        // Servers that are all busy report what changes with their next reply; where there is none, nobody does.
+        if !seen && !self.is_paused() && self.live() <= self.opening() {
+            return None;
+        }
+        let mut known = self.greetings.locked();
+        let mut greeting = known.kept(asked).or_else(|| {
+            let greeting = known.composed(asked)?;
+            known.keep(asked.clone(), greeting.clone(), false);
+            Some(greeting)
+        })?;
+        greeting.start = self.start().filter(|_| seen).cloned();
+        Some(greeting)
+    }
+
+    async fn greet_by(
+        &self,
+        mut server: Box<Server>,
+        apart: bool,
+        asked: Settings,
+    ) -> Result<Greeting, Refusal> {
+        let changes = self.greetings.changes();
         match apply(&mut server, &asked).await {
             Ok((settings, said)) => {
                 let (told, quiet) = (Arc::new(server.side.reported.clone()), said.is_empty());
                 let notices = [said, server.notices.to_vec()].concat().into();
-                pool.hear(&mut server);
+                self.hear(&mut server);
                 if !apart {
-                    pool.give_back(server);
+                    self.give_back(server);
                 }
-                let greeting = Greeting { settings, told, notices };
-                if changes == pool.greetings.changes() {
-                    pool.greetings.locked().keep(asked, greeting.clone(), quiet);
+                let greeting = Greeting { settings, told, notices, start: self.start().cloned() };
+                if changes == self.greetings.changes() {
+                    self.greetings.locked().keep(asked, greeting.clone(), quiet);
                 }
                 Ok(greeting)
             }
             Err(AskError::Refused(error)) => {
                 if !apart && server.clean().await.is_ok() {
-                    pool.give_back(server);
+                    self.give_back(server);
                 }
                 Err(Refusal::Server { sqlstate: error.sqlstate, message: error.message })
             }
@@ -291,10 +335,11 @@ impl Pool {
             }
             let Some(mut server) = pool.try_borrow() else { return false };
             let number = pool.greetings.looks_begun.fetch_add(1, Ordering::AcqRel) + 1;
-            if server.stir().await.is_err() {
-                return false;
+            match pool.is_as_begun(&mut server).await {
+                Ok(true) => pool.give_back(server),
+                Ok(false) => {}
+                Err(_) => return false,
             }
-            pool.give_back(server);
             *done = number;
             true
         });

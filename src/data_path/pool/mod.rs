@@ -14,6 +14,7 @@ pub mod halt;
 pub mod kept;
 mod line;
 pub mod roster;
+pub mod session_start;
 mod startup_values;
 pub mod stats;
 mod tenant_pools;
@@ -37,6 +38,7 @@ use self::{
     greeting::Greetings,
     line::{InLine, Line},
     roster::Roster,
+    session_start::SessionStart,
     stats::PoolStats,
 };
 use super::{
@@ -143,6 +145,10 @@ pub struct Pool {
     /// What its servers were logged in with.
     credential: Credential,
     greetings: Greetings,
+    /// What its servers began with, once one was opened.
+    start: OnceLock<Arc<SessionStart>>,
+    /// Held by whoever replaces it because that has changed.
+    beginning_anew: tokio::sync::Mutex<()>,
     /// Listens for clients that LISTEN.
     ear: Arc<EarPlace>,
     servers: unmanaged::Pool<Box<Server>>,

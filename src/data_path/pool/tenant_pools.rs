@@ -160,6 +160,8 @@ impl TenantPools {
             roster: Arc::default(),
             credential,
             greetings: Greetings::default(),
+            start: OnceLock::new(),
+            beginning_anew: tokio::sync::Mutex::default(),
             ear,
             servers: unmanaged::Pool::new(rules.size),
             dial: self.dial.load_full(),
@@ -251,7 +253,19 @@ impl TenantPools {
 
     /// Puts a new pool, made for the tenant as it is now, in the place of `old`.
     pub(super) async fn replace(&self, old: &Arc<Pool>, tenant: Arc<Tenant>) {
-        let statements = old.statements.clone();
+        self.put_in_place(old, tenant, old.statements.clone()).await;
+    }
+
+    /// Puts a new pool in the place of one whose servers began with settings of role and database that have changed since. To new
+    /// sessions the same text is another statement than to those that go on with the statements that they have.
+    pub(super) async fn begin_anew(&self, old: &Arc<Pool>) {
+        let _alone = old.beginning_anew.lock().await;
+        if !old.is_retired() {
+            self.put_in_place(old, old.tenant.clone(), Arc::default()).await;
+        }
+    }
+
+    async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<StatementTable>) {
         let Some(new) = self.make(tenant, old.access, statements, old.ear.clone()) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));

@@ -244,19 +244,6 @@ impl Server {
         self.converse(&request, ANSWER_BYTES_MAX).await
     }
 
-    /// Has it say what it reports now: PostgreSQL looks at a configuration that was read anew, and at a promotion, when it is
-    /// spoken to.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub async fn stir(&mut self) -> Result<(), AskError> {
-        let mut request = Vec::new();
-        append(&mut request, b'S', |_| {});
-        self.converse(&request, ANSWER_BYTES_MAX).await?;
-        self.side.is_stale = false;
-        Ok(())
-    }
-
     /// Undoes what a session left behind: an open transaction, and everything DISCARD ALL knows of.
     ///
     /// # Errors
