@@ -259,6 +259,8 @@ async fn a_server_that_breaks_off_or_talks_nonsense_costs_its_client_the_session
     ];
     for (what, words) in nonsense {
         let mut client = proxy.wire("acme").await;
+        // So that it is the answer to the client that is nonsense, and not one to a question of ours.
+        client.query("SELECT 1").await;
         forwarder.set(Fault::Say(words));
         client.send(b'Q', b"SELECT 'real'\0").await;
         if !what.starts_with("an error") {
@@ -272,6 +274,7 @@ async fn a_server_that_breaks_off_or_talks_nonsense_costs_its_client_the_session
         assert_eq!(next.ask("SELECT 'next'").await, "next", "after {what}");
     }
     let mut client = proxy.wire("acme").await;
+    client.query("SELECT 1").await;
     forwarder.set(Fault::CutAfter(0));
     client.send(b'Q', b"SELECT 1\0").await;
     assert_eq!(last_word(&client.until_end().await), ('E', "08006".into()));

@@ -60,7 +60,7 @@ impl Relay {
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.side.begun.is_alike() && !self.begin_at(&mut server).await {
+                if !self.side.begun.is_alike() && !self.begin_at(&mut server).await? {
                     return Ok(());
                 }
                 self.take_on(server);
@@ -89,16 +89,16 @@ impl Relay {
 
     /// Before a session's first request to the servers of its pool: it learns what they began with, or sets what it began with itself.
     /// `false`: this server is not for it, and it asks for another one.
-    async fn begin_at(&mut self, server: &mut Server) -> bool {
+    async fn begin_at(&mut self, server: &mut Server) -> Result<bool, End> {
         if matches!(self.side.begun, Begun::Unseen)
-            && !matches!(self.pool.is_as_begun(server).await, Ok(true))
+            && !self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?
         {
-            return false;
+            return Ok(false);
         }
         if let Some(start) = self.pool.start() {
             self.side.keep_start(start);
         }
-        true
+        Ok(true)
     }
 
     /// Somebody waits for a server, and the session keeps one: it gives it back if it is between two transactions and keeps it
