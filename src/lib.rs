@@ -25,6 +25,7 @@
 //! 6. Every queue, map, cache, buffer and wait has a limit with a name in `config.rs`.
 //! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.
 //! 8. What arrives from a network, from either side, never panics and never grows memory without bound.
+//! 10. No code that a tenant can define runs with more rights than the tenant's own role has, whatever an operator does.
 
 pub mod cli;
 pub mod config;

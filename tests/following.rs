@@ -29,15 +29,19 @@ use support::{
     desk::{Desk, Master, StopAfter, tenant},
 };
 
-/// A cluster that can be moved from and to without a dump.
+/// A cluster that can be moved from without a dump.
 fn logical() -> Builder {
-    Cluster::build().setting("wal_level", "logical").setting("wal_retrieve_retry_interval", "100ms")
+    Cluster::build().setting("wal_level", "logical")
 }
 
-/// A second cluster, registered as host `west`: its administrator is a superuser.
+/// A second cluster, registered as host `west`, to which replication can go: 16 or newer. Its administrator is a superuser.
 async fn west(central: &Client) -> Cluster {
+    west_on(Cluster::postgres_18(), central).await
+}
+
+async fn west_on(cluster: Builder, central: &Client) -> Cluster {
     let hba = "host all master 127.0.0.1/32 trust\nlocal all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
-    let west = logical().hba(hba).start();
+    let west = cluster.hba(hba).setting("wal_retrieve_retry_interval", "100ms").start();
     let sql = format!(
         "INSERT INTO pglobby.hosts (name, address, port, admin_user, accepts_tenants)
          VALUES ('west', '127.0.0.1', {}, '{MASTER}', false)",
@@ -128,15 +132,40 @@ async fn everything_follows_and_nothing_stays_behind() {
     let report = examine(&desk.operator, &[], false).await.unwrap();
     assert!(report.ok, "{:#?}", report.findings);
 
-    let back = move_to(&desk.operator, "default").await.unwrap();
-    assert_eq!(back.copied_by, "replication");
-    assert_eq!(inventory(&desk.lobby.cluster).await, before);
-    assert_eq!(inventory(&west).await, "");
+    let forced = r#"SELECT relrowsecurity AND relforcerowsecurity FROM pg_class WHERE relname = 'it''s'"#;
+    assert_eq!(
+        west.client("acme").await.ask(forced).await,
+        "t",
+        "a policy binds its table's owner as before"
+    );
+
+    let back = move_to(&desk.operator, "default").await.expect_err("older").to_string();
+    assert!(back.contains("goes upwards only"), "{back}");
+}
+
+/// Before 16 a subscription's workers have the rights of whoever made it, and that is not the tenant.
+#[tokio::test]
+async fn to_a_host_that_is_too_old_to_leave_it_to_the_tenants_role_it_is_dumped() {
+    let desk = Desk::on(logical(), Master::Superuser).await;
+    let west = west_on(logical(), &desk.superuser("central").await).await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    desk.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+
+    let moved = move_to(&desk.operator, "west").await.unwrap();
+
+    let why = moved.dumped_because.unwrap_or_default();
+    assert!(why.contains("cannot be left to the tenant's own role (16 and newer)"), "{why}");
+    assert_eq!(west.client("acme").await.ask("SELECT a FROM t").await, "3");
 }
 
 #[tokio::test]
 async fn killed_before_anything_was_copied_moving_again_arrives_once() {
-    arrives_once_after(&["begun", "roles", "database", "following", "owned"]).await;
+    arrives_once_after(&["begun", "roles", "database"]).await;
+}
+
+#[tokio::test]
+async fn killed_before_any_row_was_copied_moving_again_arrives_once() {
+    arrives_once_after(&["schema", "following", "owned"]).await;
 }
 
 #[tokio::test]
@@ -152,37 +181,35 @@ async fn killed_while_clients_are_held_moving_again_arrives_once() {
 async fn arrives_once_after(steps: &[&str]) {
     let desk = Desk::on(logical(), Master::Superuser).await;
     let west = west(&desk.superuser("central").await).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
     let content =
         "CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (42); ALTER TABLE t OWNER TO acme_rw";
-    desk.superuser("acme").await.run(content).await;
-    let mut here = false;
     for step in steps {
-        let (target, other) = if here { ("default", &west) } else { ("west", &desk.lobby.cluster) };
+        create(&desk.operator, &tenant("acme")).await.unwrap();
+        desk.superuser("acme").await.run(content).await;
         let mut dying = desk.another_operator();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
-        killer.kill(async { drop(move_to(&dying, target).await) }).await;
+        killer.kill(async { drop(move_to(&dying, "west").await) }).await;
 
-        let moved = move_to(&desk.another_operator(), target).await.unwrap();
+        let moved = move_to(&desk.another_operator(), "west").await.unwrap();
 
-        here = !here;
         assert_eq!(
             (moved.host.as_str(), moved.copied_by.as_str()),
-            (target, "replication"),
-            "killed after {step}"
+            ("west", "replication"),
+            "killed after {step}: {:?}",
+            moved.dumped_because
         );
-        let cluster = if target == "west" { &west } else { &desk.lobby.cluster };
-        let inside = cluster.client("acme").await;
+        let inside = west.client("acme").await;
         assert_eq!(inside.ask("SELECT a FROM t").await, "42", "killed after {step}");
         assert_eq!(inside.ask(PUBLICATIONS).await, "0", "killed after {step}");
-        assert_eq!(inventory(cluster).await, "acme acme_ro acme_rw", "killed after {step}");
-        assert_eq!(inventory(other).await, "", "killed after {step}");
+        assert_eq!(inventory(&west).await, "acme acme_ro acme_rw", "killed after {step}");
+        assert_eq!(inventory(&desk.lobby.cluster).await, "", "killed after {step}");
         inside.leave().await;
         let central = desk.superuser("central").await;
         let open = "SELECT (SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed'))
                          + (SELECT count(*) FROM pglobby.tenants WHERE fenced)";
         assert_eq!(central.ask(open).await, "0", "killed after {step}");
+        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
     }
 }
 
@@ -387,4 +414,29 @@ async fn clients_hardly_wait_and_nothing_acknowledged_is_lost() {
     assert_eq!(inside.ask("SELECT sum(amount) FROM balance").await, sum);
     assert_eq!(inside.ask("SELECT sum(twice) / 2 FROM balance").await, sum);
     assert_eq!(inventory(&proxy.cluster).await, "");
+}
+
+/// Whoever may subscribe there is enough.
+#[tokio::test]
+async fn a_master_that_is_no_superuser_there_moves_by_replication_too() {
+    let desk = Desk::on(logical(), Master::Superuser).await;
+    let hba = "host all onboarder 127.0.0.1/32 trust\nlocal all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
+    let west = Cluster::postgres_18().hba(hba).setting("wal_retrieve_retry_interval", "100ms").start();
+    let superuser = west.client("postgres").await;
+    superuser.run("CREATE ROLE onboarder LOGIN CREATEDB CREATEROLE IN ROLE pg_create_subscription").await;
+    let host = format!(
+        "INSERT INTO pglobby.hosts (name, address, port, admin_user, accepts_tenants)
+         VALUES ('west', '127.0.0.1', {}, 'onboarder', false)",
+        west.port()
+    );
+    desk.superuser("central").await.run(&host).await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    desk.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+
+    let moved = move_to(&desk.operator, "west").await.unwrap();
+
+    assert_eq!((moved.copied_by.as_str(), moved.dumped_because), ("replication", None));
+    assert_eq!(west.client("acme").await.ask("SELECT a FROM t").await, "3");
+    assert_eq!(inventory(&west).await, "acme acme_ro acme_rw");
+    assert_eq!(inventory(&desk.lobby.cluster).await, "");
 }

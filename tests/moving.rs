@@ -28,9 +28,6 @@ use support::{
     desk::{Desk, StopAfter, tenant},
 };
 
-const STEPS: [&str; 9] =
-    ["begun", "roles", "database", "fenced", "quiet", "copied", "owned", "verified", "switched"];
-
 /// A second cluster, registered as host `west`: its administrator is no superuser.
 async fn west(central: &support::Client) -> Cluster {
     let hba = "host all onboarder 127.0.0.1/32 trust\nlocal all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
@@ -114,7 +111,16 @@ async fn everything_arrives_belongs_to_the_tenant_and_nothing_stays_behind() {
 }
 
 #[tokio::test]
-async fn killed_after_any_step_moving_again_arrives_once() {
+async fn killed_before_clients_are_held_moving_again_arrives_once() {
+    arrives_once_after(&["begun", "roles", "database", "schema", "fenced"]).await;
+}
+
+#[tokio::test]
+async fn killed_while_clients_are_held_moving_again_arrives_once() {
+    arrives_once_after(&["quiet", "copied", "owned", "verified", "switched"]).await;
+}
+
+async fn arrives_once_after(steps: &[&str]) {
     let desk = Desk::new().await;
     let west = west(&desk.superuser("central").await).await;
     create(&desk.operator, &tenant("acme")).await.unwrap();
@@ -123,7 +129,7 @@ async fn killed_after_any_step_moving_again_arrives_once() {
         .run("CREATE TABLE t AS SELECT 42 AS a; ALTER TABLE t OWNER TO acme_rw")
         .await;
     let mut here = false;
-    for step in STEPS {
+    for step in steps {
         let (target, other) = if here { ("default", &west) } else { ("west", &desk.lobby.cluster) };
         let mut dying = desk.another_operator();
         let killer = StopAfter::step(step);

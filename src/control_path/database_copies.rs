@@ -1,16 +1,19 @@
 //! Whole databases, copied by PostgreSQL's own `pg_dump` and `pg_restore`: into a file, or from host to host.
 //!
-//! They log in as the host's administrator. The password travels in the child's environment, which only its own user and
-//! root can read; never in its arguments.
+//! `pg_dump` logs in as the host's administrator, and reads: tables, and what the catalogs say, but no view, no function
+//! and no policy of the tenant's ([`master_session`](super::master_session)). `pg_restore` runs what the tenant has
+//! defined (constraints, defaults, indexes, types), so it logs in as the tenant's own role. Passwords travel in the
+//! child's environment, which only its own user and root can read; never in its arguments.
 
 use std::{
     fs::{self, File, OpenOptions},
+    io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::{Output, Stdio},
 };
 
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     io::AsyncWriteExt as _,
     process::{Child, Command},
@@ -30,6 +33,34 @@ const TOLD_BYTES_MAX: usize = 600;
 #[derive(Debug)]
 pub struct CopyPrograms {
     binaries: PostgresBinaries,
+}
+
+/// What pg_dump wrote in its custom format, without rows, which may be many.
+#[derive(Debug)]
+pub struct Definitions(Vec<u8>);
+
+/// Which definitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of them.
+    All,
+    /// What rows are put into.
+    BeforeRows,
+    /// What is made when they are there: indexes, constraints between tables, triggers.
+    AfterRows,
+}
+
+/// Who restores: a tenant's own role in its database on the new host.
+#[derive(Debug, Clone, Copy)]
+pub struct Restorer<'a> {
+    /// The new host.
+    pub host: &'a HostAdmin,
+    /// The database.
+    pub database: &'a str,
+    /// The tenant's role.
+    pub role: &'a str,
+    /// Its password.
+    pub password: &'a SecretString,
 }
 
 impl CopyPrograms {
@@ -52,7 +83,31 @@ impl CopyPrograms {
         Ok(Self { binaries })
     }
 
-    fn program(&self, name: &str, admin: &HostAdmin, database: &str) -> Command {
+    /// pg_dump as the administrator, who looks first whether anything of others would run.
+    async fn dump(&self, admin: &HostAdmin, database: &str) -> Result<Command, OperatorError> {
+        let options = admin.dump_options(database).await?;
+        let mut command = self.program("pg_dump", admin, database, &admin.user, admin.password.as_ref());
+        command.env("PGOPTIONS", options).stdout(Stdio::piped());
+        Ok(command)
+    }
+
+    /// pg_restore as the tenant's role, all or nothing. The archive comes through its standard input.
+    fn restore_as(&self, to: &Restorer<'_>) -> Command {
+        let mut command = self.program("pg_restore", to.host, to.database, to.role, Some(to.password));
+        command.args(["--no-owner", "--no-privileges", "--no-tablespaces", "--exit-on-error"]);
+        command.args(["--single-transaction", "--dbname"]).arg(connection_string(to.database));
+        command.stdout(Stdio::null());
+        command
+    }
+
+    fn program(
+        &self,
+        name: &str,
+        host: &HostAdmin,
+        database: &str,
+        user: &str,
+        password: Option<&SecretString>,
+    ) -> Command {
         let mut command = Command::new(self.binaries.program(name));
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("PG") {
@@ -60,16 +115,16 @@ impl CopyPrograms {
             }
         }
         command
-            .env("PGHOST", &admin.address)
-            .env("PGPORT", admin.port.to_string())
-            .env("PGUSER", &admin.user)
+            .env("PGHOST", &host.address)
+            .env("PGPORT", host.port.to_string())
+            .env("PGUSER", user)
             .env("PGDATABASE", database)
             .env("PGAPPNAME", "pglobby")
-            .env("PGSSLMODE", ssl_mode(admin.tls_mode))
+            .env("PGSSLMODE", ssl_mode(host.tls_mode))
             .kill_on_drop(true)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
-        match (&admin.tls_root_ca, admin.tls_mode) {
+        match (&host.tls_root_ca, host.tls_mode) {
             (Some(root_ca), _) => {
                 command.env("PGSSLROOTCERT", root_ca);
             }
@@ -79,7 +134,7 @@ impl CopyPrograms {
             }
             (None, _) => {}
         }
-        if let Some(password) = &admin.password {
+        if let Some(password) = password {
             command.env("PGPASSWORD", password.expose_secret());
         }
         command
@@ -92,6 +147,7 @@ impl CopyPrograms {
     /// The file exists, the disk is full, or pg_dump's own words.
     pub async fn dump_to(&self, admin: &HostAdmin, database: &str, file: &Path) -> Result<(), OperatorError> {
         refuse_existing(file)?;
+        let mut command = self.dump(admin, database).await?;
         let unfinished = unfinished(file);
         let wrong =
             |error: std::io::Error| OperatorError::Refused(format!("{}: {error}", unfinished.display()));
@@ -99,8 +155,7 @@ impl CopyPrograms {
         let out =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(wrong)?;
         let mut to = tokio::fs::File::from_std(out.try_clone().map_err(wrong)?);
-        let mut command = self.program("pg_dump", admin, database);
-        let child = command.arg("--format=custom").stdout(Stdio::piped()).spawn();
+        let child = command.arg("--format=custom").spawn();
         let mut child = child.map_err(|error| not_started("pg_dump", &error))?;
         let from = child.stdout.take();
         // We write the file: pg_dump ends well where the disk has no room for the last few kilobytes.
@@ -119,48 +174,80 @@ impl CopyPrograms {
         dumped
     }
 
-    /// The statements that make what is in `database`, its rows aside; without owners and privileges, and without what
-    /// replicates it.
+    /// What is defined in `database`, its rows aside; without owners and privileges, which are the new host's business.
     ///
     /// # Errors
-    /// pg_dump's own words, or a schema that is not UTF-8.
-    pub async fn schema(&self, admin: &HostAdmin, database: &str) -> Result<String, OperatorError> {
-        let mut dump = self.program("pg_dump", admin, database);
-        dump.args([
-            "--schema-only",
+    /// pg_dump's own words.
+    pub async fn definitions(
+        &self,
+        admin: &HostAdmin,
+        database: &str,
+        part: Part,
+    ) -> Result<Definitions, OperatorError> {
+        let mut dump = self.dump(admin, database).await?;
+        dump.args(["--format=custom", "--no-owner", "--no-privileges"]);
+        dump.arg(match part {
+            Part::All => "--schema-only",
+            Part::BeforeRows => "--section=pre-data",
+            Part::AfterRows => "--section=post-data",
+        });
+        Ok(Definitions(finished("pg_dump", dump.spawn()).await?))
+    }
+
+    /// The same as statements, to be compared: without what replicates the database.
+    ///
+    /// # Errors
+    /// pg_restore's own words.
+    pub async fn statements(&self, definitions: &Definitions) -> Result<String, OperatorError> {
+        let mut restore = Command::new(self.binaries.program("pg_restore"));
+        restore.args([
+            "--file=-",
             "--no-owner",
             "--no-privileges",
             "--no-publications",
             "--no-subscriptions",
         ]);
-        dump.arg("--encoding=UTF8").stdout(Stdio::piped());
-        let text = finished("pg_dump", dump.spawn()).await?;
-        let text = String::from_utf8(text)
-            .map_err(|_| OperatorError::Refused(format!("the schema of {database:?} is not UTF-8")))?;
-        Ok(without_restriction(&text))
+        let text = fed(restore.stdout(Stdio::piped()), &definitions.0).await?;
+        Ok(without_restriction(&String::from_utf8_lossy(&text)))
     }
 
-    /// Copies `database` from one host to a database of that name on another, which is there and empty. Owners and
-    /// privileges are left out: they are the new host's business.
+    /// Makes what `definitions` say as the tenant's role; but for extensions and for the schemas that `made` names by their
+    /// number on the old host, which are there already.
+    ///
+    /// # Errors
+    /// pg_restore's own words: what this role cannot make is not made.
+    pub async fn define(
+        &self,
+        to: &Restorer<'_>,
+        definitions: &Definitions,
+        made: &[u32],
+    ) -> Result<(), OperatorError> {
+        let mut list = Command::new(self.binaries.program("pg_restore"));
+        let list = fed(list.arg("--list").stdout(Stdio::piped()), &definitions.0).await?;
+        let wanted = ListFile::new(&still_to_make(&String::from_utf8_lossy(&list), made))?;
+        let mut restore = self.restore_as(to);
+        restore.arg("--use-list").arg(&wanted.0);
+        fed(&mut restore, &definitions.0).await.map(drop)
+    }
+
+    /// Copies the rows of all tables but `left_out` (each quoted), values of sequences and large objects.
     ///
     /// # Errors
     /// Either program's own words.
-    pub async fn copy(&self, from: &HostAdmin, to: &HostAdmin, database: &str) -> Result<(), OperatorError> {
-        let mut dump = self.program("pg_dump", from, database);
-        dump.args(["--format=custom", "--no-owner", "--no-privileges"]).stdout(Stdio::piped());
+    pub async fn copy_rows(
+        &self,
+        from: &HostAdmin,
+        to: &Restorer<'_>,
+        left_out: &[String],
+    ) -> Result<(), OperatorError> {
+        let mut dump = self.dump(from, to.database).await?;
+        dump.args(["--format=custom", "--section=data"]);
+        dump.args(left_out.iter().map(|table| format!("--exclude-table-data={table}")));
         let mut dumping = dump.spawn().map_err(|error| not_started("pg_dump", &error))?;
         let stdout = dumping.stdout.take().map(TryInto::<Stdio>::try_into).transpose();
         let stdout = stdout.map_err(|error| not_started("pg_restore", &error))?.unwrap_or_else(Stdio::null);
-        let mut restore = self.program("pg_restore", to, database);
-        restore.args([
-            "--no-owner",
-            "--no-privileges",
-            "--exit-on-error",
-            "--single-transaction",
-            "--dbname",
-        ]);
-        restore.arg(connection_string(database)).stdin(stdout).stdout(Stdio::null());
-        let restoring = restore.spawn();
+        let mut restore = self.restore_as(to);
+        let restoring = restore.stdin(stdout).spawn();
         drop(restore); // and with it our end of the pipe
         let (dumped, restored) =
             tokio::join!(finished("pg_dump", Ok(dumping)), finished("pg_restore", restoring));
@@ -171,6 +258,56 @@ impl CopyPrograms {
             (Err(one), Err(other)) => Err(OperatorError::Refused(format!("{other}; {one}"))),
         }
     }
+}
+
+/// Lines of an archive's list, which name what is to be restored: `3; 3079 16385 EXTENSION - pg_trgm`.
+fn still_to_make(list: &str, made: &[u32]) -> String {
+    let there = |line: &str| {
+        let Some((_, entry)) = line.split_once("; ") else { return false };
+        let mut words = entry.splitn(3, ' ').skip(1);
+        let oid = words.next().and_then(|oid| oid.parse::<u32>().ok());
+        let what = words.next().unwrap_or_default();
+        what.starts_with("EXTENSION - ")
+            || what.starts_with("COMMENT - EXTENSION ")
+            || (what.starts_with("SCHEMA - ") && oid.is_some_and(|oid| made.contains(&oid)))
+    };
+    list.split_inclusive('\n').filter(|line| !there(line)).collect()
+}
+
+/// A list for `pg_restore --use-list`, which takes a file only. It goes with this value.
+struct ListFile(PathBuf);
+
+impl ListFile {
+    fn new(list: &str) -> Result<Self, OperatorError> {
+        let path = std::env::temp_dir().join(format!("pglobby-{:032x}.list", rand::random::<u128>()));
+        let wrong = |error: std::io::Error| OperatorError::Refused(format!("{}: {error}", path.display()));
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(wrong)?;
+        let file_of_ours = Self(path.clone());
+        file.write_all(list.as_bytes()).map_err(wrong)?;
+        Ok(file_of_ours)
+    }
+}
+
+impl Drop for ListFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Runs pg_restore with an archive to read, and answers what it printed.
+async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, OperatorError> {
+    let child = restore.stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+    let mut child = child.map_err(|error| not_started("pg_restore", &error))?;
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // Where it does not read on, it says why.
+            let _ = stdin.write_all(archive).await;
+        }
+    };
+    let ((), restored) = tokio::join!(feed, finished("pg_restore", Ok(child)));
+    restored
 }
 
 /// Refuses to write over something.
@@ -269,6 +406,16 @@ mod tests {
         let told = "pg_restore: error: COPY failed for table \"t\": ERROR:  value too long; HINT:  none; pg_restore: warning: \
                     ignored";
         assert_eq!(own_words(stderr.as_bytes()), told);
+    }
+
+    #[test]
+    fn extensions_and_their_schemas_are_left_out_of_what_is_to_be_made() {
+        let list = ";\n; Archive\n6; 2615 16388 SCHEMA - ext acme_rw\n7; 2615 16400 SCHEMA - hr acme_rw\n\
+                    2; 3079 16389 EXTENSION - pg_trgm \n3500; 0 0 COMMENT - EXTENSION pg_trgm \n\
+                    3501; 0 0 COMMENT - SCHEMA hr acme_rw\n215; 1259 16401 TABLE hr EXTENSION acme_rw\n";
+        let left = still_to_make(list, &[16388]);
+        let left: Vec<&str> = left.lines().map(|line| line.split(';').next().unwrap_or_default()).collect();
+        assert_eq!(left, ["", "", "7", "3501", "215"]);
     }
 
     #[test]

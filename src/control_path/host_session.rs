@@ -1,11 +1,17 @@
 //! Connections to the clusters that tenant databases live on, for onboarding and nothing else.
 //!
-//! As the host's administrator, or as a tenant's role where what runs is not ours (schema files). Client input never
-//! comes here (invariant 7).
+//! As the host's administrator ([`master_session`](super::master_session)), or as a tenant's role where what runs is not
+//! ours (schema files, what a dump holds). Client input never comes here (invariant 7).
 
-use std::{fmt::Display, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    fmt::Display,
+    path::PathBuf,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _, TryStreamExt as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, error::SqlState, types::ToSql};
 
@@ -51,6 +57,8 @@ pub struct HostAdmin {
     pub password: Option<SecretString>,
     /// Where nodes are told that the host is full.
     central: Central,
+    /// What the administrator may do there, once somebody has asked.
+    pub(super) rights: Arc<OnceLock<Rights>>,
 }
 
 /// A connection to one database of a host. Errors say what was being done.
@@ -118,26 +126,8 @@ impl HostAdmin {
             database: row.get("admin_database"),
             password,
             central: operator.central.clone(),
+            rights: Arc::default(),
         })
-    }
-
-    /// A session of the administrator in its own database.
-    ///
-    /// # Errors
-    /// [`OperatorError::Connect`].
-    pub async fn connect(&self) -> Result<HostSession, OperatorError> {
-        self.connect_to(&self.database).await
-    }
-
-    /// A session of the administrator in `database`.
-    ///
-    /// # Errors
-    /// [`OperatorError::Connect`].
-    pub async fn connect_to(&self, database: &str) -> Result<HostSession, OperatorError> {
-        // What a tenant may have SET for its database must not steer the administrator.
-        let options = "-c search_path=pg_catalog -c client_min_messages=warning -c statement_timeout=0 \
-                       -c default_transaction_read_only=off -c standard_conforming_strings=on";
-        self.connect_as(&self.user, self.password.as_ref(), database, options).await
     }
 
     /// A session of `user` in `database`, with `options` as in a startup message. Where the host is full, because idle servers
@@ -358,6 +348,25 @@ impl HostSession {
             }
         }
         Ok(())
+    }
+
+    /// Sends what `out` (a COPY … TO STDOUT) answers here to `into` (a COPY … FROM STDIN) at `other`.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn copy_to(
+        &self,
+        other: &Self,
+        doing: impl Display,
+        out: &str,
+        into: &str,
+    ) -> Result<(), OperatorError> {
+        let rows = self.client.copy_out(out).await.map_err(|cause| self.refused(&doing, cause))?;
+        let rows = rows.map_err(|cause| self.refused(&doing, cause));
+        let sink = other.client.copy_in(into).await.map_err(|cause| other.refused(&doing, cause))?;
+        let mut sink = pin!(sink.sink_map_err(|cause| other.refused(&doing, cause)));
+        sink.send_all(&mut pin!(rows)).await?;
+        sink.close().await
     }
 
     /// `current_database` and `current_user`, by the server's word.

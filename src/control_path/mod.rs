@@ -23,6 +23,7 @@ pub mod live_keyring;
 pub mod local_cluster;
 pub mod logins;
 pub mod marks;
+mod master_session;
 pub mod mending;
 pub mod migrations;
 pub mod moment;

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod console;
 pub mod desk;
 pub mod forwarder;
+pub mod hostile;
 pub mod lobby;
 pub mod ports;
 pub mod proxy;

@@ -6,6 +6,9 @@
 //! ([`obstacles`](super::obstacles)), or compared when nobody can change it any more ([`Following::catch_up`]: the
 //! schema), or brought along then (sequences). Whatever is in the way, a dump copies instead.
 //!
+//! What is copied meets constraints, defaults, triggers and types of the tenant's on the new host, so the subscription
+//! belongs to the tenant's own role there, and its workers are that role (PostgreSQL 16 and newer).
+//!
 //! Publication, slot, subscription and the role that the subscription logs in with all have one name, which the
 //! operation's mark gives: so they are found and removed ([`sweep`]) whoever died when.
 
@@ -20,11 +23,11 @@ use super::{
     names::{ident, literal},
     obstacles,
     operation::{Operation, TenantLock},
-    roles,
+    roles::{self, Roles},
     source::Source,
 };
 use crate::control_path::{
-    database_copies::{CopyPrograms, ssl_mode},
+    database_copies::{CopyPrograms, Definitions, Part, ssl_mode},
     host_session::{HostAdmin, HostSession},
     operator::{Operator, OperatorError},
     verifier::{generate_password, scram_verifier},
@@ -67,11 +70,39 @@ pub(super) struct Following<'a> {
     programs: &'a CopyPrograms,
     name: String,
     /// The administrator in the tenant's database, here and there.
-    origin: HostSession,
+    origin: &'a HostSession,
     replica: HostSession,
-    /// As it was when the copy began: in SQL, and as the catalogue's own numbers.
-    schema: String,
+    /// The tenant's role on the new host, and a session of it.
+    owner: &'a str,
+    tenant: &'a HostSession,
+    /// Tables there, quoted, whose policies bind their owner as well, who is to fill them.
+    forced: Vec<String>,
+    /// As it was when the copy began.
+    before: Schema,
+}
+
+/// What is defined in a database at one moment: in SQL, and as the catalogue's own numbers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Schema {
+    sql: String,
     shape: String,
+}
+
+impl Schema {
+    /// What it is now, and what makes the same elsewhere.
+    ///
+    /// # Errors
+    /// The host, or pg_dump.
+    pub async fn look(
+        programs: &CopyPrograms,
+        source: &Source,
+        origin: &HostSession,
+    ) -> Result<(Self, Definitions), OperatorError> {
+        // Numbers first: what changes in between is told from what it was.
+        let shape = origin.texts("looking at the shape of tables", SHAPE, &[]).await?.concat();
+        let definitions = programs.definitions(&source.admin, &source.database, Part::All).await?;
+        Ok((Self { sql: programs.statements(&definitions).await?, shape }, definitions))
+    }
 }
 
 /// The name of all that belongs to the operation: its mark ends in a number nobody else has.
@@ -81,7 +112,8 @@ fn name_of(operation: &Operation) -> String {
 }
 
 impl<'a> Following<'a> {
-    /// Brings the schema over, publishes the tables, and lets the role log in that will fetch them.
+    /// Looks for what is in the way. The schema is on the new host already, as it was `before` on the old one, where
+    /// `origin` is; and so is `tenant`, a session of the tenant's new role.
     ///
     /// # Errors
     /// [`Stopped`]; what was made is for [`sweep`].
@@ -89,19 +121,17 @@ impl<'a> Following<'a> {
         work: &mut Work<'_>,
         source: &'a Source,
         programs: &'a CopyPrograms,
+        (before, origin): (Schema, &'a HostSession),
+        (made, tenant): (&'a Roles, &'a HostSession),
     ) -> Result<Following<'a>, Stopped> {
-        let database = source.database.as_str();
-        let origin = source.admin.connect_to(database).await.map_err(Stopped::of)?;
-        let replica = work.admin.connect_to(database).await.map_err(Stopped::of)?;
-        obstacles::look(source, &origin, &work.admin, &work.session).await?;
+        let replica = work.admin.connect_to(&source.database).await.map_err(Stopped::of)?;
+        obstacles::look(source, origin, &work.admin, &work.session).await?;
         work.operation.arguments["follows"] = true.into();
         work.record("following").await.map_err(Stopped::Failed)?;
-
-        let shape = shape(&origin).await.map_err(Stopped::of)?;
-        let schema = programs.schema(&source.admin, database).await.map_err(unsuitable)?;
-        replica.run("making the schema on the new host", &schema).await.map_err(Stopped::of)?;
+        let forced = tenant.texts("looking for forced policies", FORCED, &[]).await.map_err(Stopped::of)?;
         let name = name_of(&work.operation);
-        Ok(Self { source, programs, name, origin, replica, schema, shape })
+        let owner = made.read_write.as_str();
+        Ok(Self { source, programs, name, origin, replica, owner, tenant, forced, before })
     }
 
     /// Subscribes, and waits until all tables are there and hardly anything is missing.
@@ -112,18 +142,18 @@ impl<'a> Following<'a> {
         let password = self.publish(work).await.map_err(Stopped::of)?;
         work.record("published").await.map_err(Stopped::Failed)?;
         let name = &self.name;
+        self.force_policies(false).await?;
         // The statement has a password in it, if only of a role that ends with this move.
-        let rights = work.rights;
-        let quiet = match rights.superuser {
+        let quiet = match work.rights.superuser {
             true => "SET log_statement = none; SET log_min_error_statement = panic",
             false => "",
         };
         self.replica.run("preparing to subscribe", quiet).await.map_err(Stopped::of)?;
-        let careful =
-            if rights.server_version >= DISABLE_ON_ERROR_SINCE { ", disable_on_error = true" } else { "" };
+        // Nothing is at work before it is the tenant's.
         let sql = format!(
             "CREATE SUBSCRIPTION {name} CONNECTION {} PUBLICATION {name}
-             WITH (slot_name = {name}, synchronous_commit = on{careful})",
+             WITH (slot_name = {name}, enabled = false, synchronous_commit = on, disable_on_error = true,
+                   run_as_owner = false, password_required = true)",
             literal(&self.conninfo(&password))
         );
         self.replica
@@ -132,6 +162,10 @@ impl<'a> Following<'a> {
             .map_err(Stopped::of)?;
         self.replica.run("subscribing to the old host", &sql).await.map_err(Stopped::of)?;
         self.replica.run("waiting as usual", &wait_at_most(0)).await.map_err(Stopped::of)?;
+        for step in [format!("OWNER TO {}", ident(self.owner)), "ENABLE".to_owned()] {
+            let sql = format!("ALTER SUBSCRIPTION {name} {step}");
+            self.replica.run("giving the subscription to the tenant", &sql).await.map_err(Stopped::of)?;
+        }
         work.record("subscribed").await.map_err(Stopped::Failed)?;
         self.wait_until_near(work).await?;
         work.record("synced").await.map_err(Stopped::Failed)
@@ -163,6 +197,14 @@ impl<'a> Following<'a> {
             .await?;
         self.origin.run("waiting as usual", &wait_at_most(0)).await?;
         Ok(password)
+    }
+
+    /// What binds the owner of a table would keep it from being filled, so that is for later.
+    async fn force_policies(&self, forced: bool) -> Result<(), Stopped> {
+        let force = if forced { "FORCE" } else { "NO FORCE" };
+        let alter = |table: &String| format!("ALTER TABLE {table} {force} ROW LEVEL SECURITY");
+        let sql = self.forced.iter().map(alter).collect::<Vec<_>>().join(";\n");
+        self.tenant.run("filling tables with forced policies", &sql).await.map_err(Stopped::of)
     }
 
     /// How the new host reaches the old one: as we do.
@@ -235,16 +277,18 @@ impl<'a> Following<'a> {
     /// [`Stopped::Unsuitable`] where the schema has changed meanwhile, or the last of it does not arrive in `patience`.
     pub async fn catch_up(&self, patience: Duration) -> Result<(), Stopped> {
         let now = async { self.last_bytes(patience).await };
-        let database = self.source.database.as_str();
-        let schema = async { self.programs.schema(&self.source.admin, database).await.map_err(unsuitable) };
-        let ((), schema) = tokio::try_join!(now, schema)?;
-        if schema != self.schema || shape(&self.origin).await.map_err(Stopped::of)? != self.shape {
+        let schema = async {
+            Schema::look(self.programs, self.source, self.origin).await.map_err(|error| unsuitable(&error))
+        };
+        let ((), (schema, _)) = tokio::try_join!(now, schema)?;
+        if schema != self.before {
             return Err(Stopped::Unsuitable("its schema was changed while it was copied".to_owned()));
         }
+        self.force_policies(true).await?;
         let values = self.origin.texts("reading sequences", SEQUENCES, &[]).await.map_err(Stopped::of)?;
         let Some(values) = values.first().filter(|sql| !sql.is_empty()) else { return Ok(()) };
         let values = self.origin.texts("reading sequences", values, &[]).await.map_err(Stopped::of)?;
-        self.replica.run("setting sequences", &values.join(";\n")).await.map_err(Stopped::of)
+        self.tenant.run("setting sequences", &values.join(";\n")).await.map_err(Stopped::of)
     }
 
     async fn last_bytes(&self, patience: Duration) -> Result<(), Stopped> {
@@ -288,9 +332,6 @@ impl Standing {
     }
 }
 
-/// A subscription that meets an error stops, and says so.
-const DISABLE_ON_ERROR_SINCE: i32 = 150_000;
-
 /// The statements that give the values of all sequences, as one query that makes them.
 const SEQUENCES: &str = r"
 SELECT coalesce(pg_catalog.string_agg(pg_catalog.format(
@@ -298,7 +339,15 @@ SELECT coalesce(pg_catalog.string_agg(pg_catalog.format(
     pg_catalog.format('SELECT pg_catalog.setval(%L, %%s, %%L)', pg_catalog.format('%I.%I', n.nspname, c.relname)),
     n.nspname, c.relname), ' UNION ALL '), '')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'";
+WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// On the new host, as the tenant's role: its tables whose policies bind it, too.
+const FORCED: &str = r"
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relrowsecurity AND c.relforcerowsecurity AND c.relkind IN ('r', 'p')";
 
 /// What a dump of the schema does not show: a table that was dropped and made again, a column rewritten by ALTER.
 const SHAPE: &str = r"
@@ -309,11 +358,7 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'";
 
-async fn shape(session: &HostSession) -> Result<String, OperatorError> {
-    Ok(session.texts("looking at the shape of tables", SHAPE, &[]).await?.concat())
-}
-
-fn unsuitable(error: OperatorError) -> Stopped {
+fn unsuitable(error: &OperatorError) -> Stopped {
     Stopped::Unsuitable(error.to_string())
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The read-only role may CONNECT, use every schema, and SELECT from every table and sequence, present and future. It
 //! may not create anything, temporary tables and large objects included: those are writes to the database's catalogs and disk.
+//!
+//! On tables of others (an adopted database's, the administrator's) a tenant gets every right but TRIGGER: its function
+//! would run as whoever writes to the table.
 
 use super::{
     names::{ident, literal},
@@ -27,6 +30,9 @@ WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
   AND (c.relkind = 'S') = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
   AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
 GROUP BY n.nspname";
+
+/// What a tenant may do with tables that are not its own.
+const ON_TABLES: &str = "SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES";
 
 const SCHEMAS: &str = r"
 SELECT pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_namespace
@@ -91,7 +97,8 @@ pub async fn grant_adopted(
     }
     for (sequences, kind) in [(false, "TABLE"), (true, "SEQUENCE")] {
         for relations in session.texts("listing tables", RELATIONS_BY_SCHEMA, &[&sequences]).await? {
-            sql += &format!("GRANT ALL ON {kind} {relations} TO {rw};\n");
+            let rights = if sequences { "ALL" } else { ON_TABLES };
+            sql += &format!("GRANT {rights} ON {kind} {relations} TO {rw};\n");
         }
     }
     sql += &read_everything(session, &roles.read_only).await?;
@@ -187,7 +194,7 @@ fn future_of(owner: &str, user: Option<&str>, reader: &str) -> String {
     if let Some(user) = user {
         sql += &format!(
             "{default} USAGE, CREATE ON SCHEMAS TO {user};\n\
-             {default} ALL ON TABLES TO {user};\n\
+             {default} {ON_TABLES} ON TABLES TO {user};\n\
              {default} ALL ON SEQUENCES TO {user};\n"
         );
     }

@@ -13,8 +13,10 @@
 //! instead of one road on from every step. Dropping only ever goes on.
 
 pub mod adopt;
+mod copying;
 pub mod create;
 pub mod drop;
+mod extensions;
 mod following;
 pub mod grants;
 pub mod login_rights;

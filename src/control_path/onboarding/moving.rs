@@ -1,10 +1,13 @@
 //! `tenant move`: the same tenant on another host. Its sessions stay; between two transactions they wait for the copy.
 //!
 //! ```text
-//! begun ─▶ roles ─▶ database ─┬─▶ following ─▶ owned ─▶ published ─▶ subscribed ─▶ synced ─▶ fenced ─▶ quiet ─▶ caught up ─▶ copied ─┬─▶ verified ─▶ switched ─▶ moved
-//!                             └─▶ fenced ─▶ quiet ─▶ copied ─▶ owned ──────────────────────────────────────────────────────┘
-//! └─────────── dies here: undone by the next run, the old host serves ───────────────────────────────────────────┘      └─ goes on ─┘
+//! begun ─▶ roles ─▶ database ─▶ schema ─┬─▶ following ─▶ owned ─▶ published ─▶ subscribed ─▶ synced ─▶ fenced ─▶ quiet ─▶ caught up ─▶ copied ─┬─▶ verified ─▶ switched ─▶ moved
+//!                                       └─▶ fenced ─▶ quiet ─▶ database ─▶ copied ─▶ owned ─────────────────────────────────────────┘
+//! └─────────── dies here: undone by the next run, the old host serves ───────────────────────────────────────────────────────┘      └─ goes on ─┘
 //! ```
+//!
+//! What the tenant has defined is made on the new host by a session that logged in as the tenant's role there, never by
+//! the administrator: making it runs it. So it is known before clients wait whether that role can make all of it.
 //!
 //! Where both hosts allow it, the copy is made by replication while clients work (the upper way, `following.rs`); where
 //! not, or where that comes to nothing, by a dump while they wait (the lower way).
@@ -19,13 +22,14 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Work, enter_host,
-    following::{self, Following, Stopped},
-    grants,
+    Work,
+    copying::Copy,
+    enter_host,
+    extensions::Extensions,
+    following::{self, Stopped},
     names::ident,
-    new_passwords,
+    new_passwords, obstacles,
     operation::{Operation, SealedPasswords, TenantLock},
-    reown,
     roles::{self, Roles},
     source::Source,
     undo::{drop_database, undo},
@@ -34,6 +38,7 @@ use crate::control_path::{
     database_copies::CopyPrograms,
     host_session::HostAdmin,
     operator::{Operator, OperatorError},
+    seal::Place,
 };
 
 /// How often the old host is asked whether the tenant's sessions have left it.
@@ -149,93 +154,44 @@ async fn carry(
     programs: &CopyPrograms,
     patience: Duration,
 ) -> Result<(), OperatorError> {
+    let origin = source.admin.connect_to(&source.database).await?;
+    obstacles::refuse_hidden(source, &origin).await?;
+    let host = work.admin.name.clone();
+    let extensions = Extensions::look(source, &origin, &work.session, work.rights, &host).await?;
     let passwords = new_passwords();
     let made = work.make_roles(&passwords).await?;
     work.record("roles").await?;
-    make_database(work, source, &made).await?;
+    let copy = Copy { source, origin, programs, extensions, made, passwords };
+    copy.make_database(work).await?;
     work.record("database").await?;
+    let schema = copy.make_schema(work).await?;
+    work.record("schema").await?;
 
-    let held = match follow(work, source, programs, &made, patience).await {
+    let held = match copy.follow(work, schema, patience).await {
         Ok(held) => held,
         Err(Stopped::Failed(error)) => return Err(error),
         Err(Stopped::Unsuitable(why)) => {
             let sentence = format!("copied by a dump, for which clients wait, because {why}");
             work.operator.report_note(&work.lock.name, &sentence).await;
             work.operation.arguments["dumped_because"] = why.into();
-            dump(work, source, programs, &made, patience).await?
+            copy.dump(work, patience).await?
         }
     };
-    let inside = work.admin.connect_to(&source.database).await?;
-    for statement in source.settings(&made).await? {
-        inside.run("taking the database's settings along", &statement).await?;
+    for statement in source.settings(&copy.made).await? {
+        work.session.run("taking the database's settings along", &statement).await?;
     }
-    drop(inside);
-    work.verify_logins(&source.database, &made, &passwords).await?;
+    work.verify_logins(&source.database, &copy.made, &copy.passwords).await?;
     work.record("verified").await?;
-    let sealed = passwords.seal(work.operator, source.tenant_id)?;
-    switch(work, &made, &sealed, held).await
-}
-
-/// An empty database on the new host, closed to everybody but the tenant.
-async fn make_database(work: &Work<'_>, source: &Source, made: &Roles) -> Result<(), OperatorError> {
-    let close = grants::close_database(&source.database, made);
-    for statement in source.create_database(made).into_iter().chain(split(&close)) {
-        work.session.run("making the database on the new host", &statement).await?;
-    }
-    Ok(())
-}
-
-/// What has arrived belongs to the tenant's new role.
-async fn give_to_tenant(work: &Work<'_>, source: &Source, made: &Roles) -> Result<(), OperatorError> {
-    let inside = work.admin.connect_to(&source.database).await?;
-    reown::reown(&inside, &made.read_write).await?;
-    grants::grant_inside(&inside, made).await
-}
-
-/// Copies while clients work, and holds them only until the last of it has arrived. Since when they are held.
-async fn follow(
-    work: &mut Work<'_>,
-    source: &Source,
-    programs: &CopyPrograms,
-    made: &Roles,
-    patience: Duration,
-) -> Result<Instant, Stopped> {
-    let following = Following::begin(work, source, programs).await?;
-    give_to_tenant(work, source, made).await.map_err(Stopped::of)?;
-    work.record("owned").await.map_err(Stopped::Failed)?;
-    following.subscribe(work).await?;
-    let held = hold(work, source, patience).await.map_err(Stopped::Failed)?;
-    following.catch_up(patience).await?;
-    work.record("caught up").await.map_err(Stopped::Failed)?;
-    following::sweep(work.operator, &work.lock, &mut work.operation).await.map_err(Stopped::Failed)?;
-    work.record("copied").await.map_err(Stopped::Failed)?;
-    Ok(held)
-}
-
-/// Holds clients, and copies. Since when they are held.
-async fn dump(
-    work: &mut Work<'_>,
-    source: &Source,
-    programs: &CopyPrograms,
-    made: &Roles,
-    patience: Duration,
-) -> Result<Instant, OperatorError> {
-    if work.operation.arguments["follows"] == true {
-        following::sweep(work.operator, &work.lock, &mut work.operation).await?;
-        drop_database(&work.session, &source.database).await?;
-        make_database(work, source, made).await?;
-        work.record("database").await?;
-    }
-    let held = hold(work, source, patience).await?;
-    programs.copy(&source.admin, &work.admin, &source.database).await?;
-    work.record("copied").await?;
-    give_to_tenant(work, source, made).await?;
-    work.record("owned").await?;
-    Ok(held)
+    let sealed = copy.passwords.seal(work.operator, source.tenant_id)?;
+    switch(work, &copy.made, &sealed, held).await
 }
 
 /// Fences the tenant, and waits until nobody is left on the old host, where from then on nobody can log in.
-async fn hold(work: &mut Work<'_>, source: &Source, patience: Duration) -> Result<Instant, OperatorError> {
+pub(super) async fn hold(
+    work: &mut Work<'_>,
+    source: &Source,
+    patience: Duration,
+) -> Result<Instant, OperatorError> {
     let held = Instant::now();
     set_fenced(work.operator, &work.lock, source.tenant_id, true).await?;
     work.record("fenced").await?;
@@ -244,10 +200,6 @@ async fn hold(work: &mut Work<'_>, source: &Source, patience: Duration) -> Resul
     wait_until_quiet(source, patience).await?;
     work.record("quiet").await?;
     Ok(held)
-}
-
-fn split(sql: &str) -> Vec<String> {
-    sql.split(";\n").map(str::to_owned).collect()
 }
 
 /// No session of the tenant's roles is left on the old host.
@@ -406,12 +358,22 @@ async fn clean_up(
     for role in operation.arguments["old_roles"].as_array().into_iter().flatten() {
         roles::release(&admin, &session, role.as_str().unwrap_or_default()).await?;
     }
-    // Statistics do not travel with a dump; without them the first queries are planned in the dark.
-    let new = HostAdmin::load(operator, &lock.client, operation.argument("host")).await?;
-    if let Ok(inside) = new.connect_to(database).await
-        && let Err(error) = inside.run(format!("analysing {}", ident(database)), "ANALYZE").await
-    {
+    // Statistics do not travel with a dump; without them the first queries are planned in the dark. Expressions of the
+    // tenant's are evaluated for them, so it is the tenant's role that asks.
+    if let Err(error) = analyse(operator, lock, operation).await {
         tracing::warn!(%error, "the moved database could not be analysed; autovacuum will");
     }
     Ok(())
+}
+
+async fn analyse(operator: &Operator, lock: &TenantLock, operation: &Operation) -> Result<(), OperatorError> {
+    let sql = "SELECT username, sealed_password FROM pglobby.tenants WHERE id = $1";
+    let row = lock.client.query_one(sql, &[&operation.tenant_id]).await?;
+    let id = operation.tenant_id.to_string();
+    let place = Place { table: "tenants", row: &id, column: "sealed_password" };
+    let password = operator.keyring.open(&place, row.get("sealed_password"))?;
+    let host = HostAdmin::load(operator, &lock.client, operation.argument("host")).await?;
+    let database = operation.argument("database");
+    let tenant = host.prove_login(row.get("username"), &password, database).await?;
+    tenant.run(format!("analysing {}", ident(database)), "ANALYZE").await
 }

@@ -5,7 +5,10 @@
 
 use super::{following::Stopped, source::Source};
 use crate::{
-    control_path::host_session::{HostAdmin, HostSession, Rights},
+    control_path::{
+        host_session::{HostAdmin, HostSession, Rights},
+        operator::OperatorError,
+    },
     data_path::tenant::TlsMode,
 };
 
@@ -61,15 +64,41 @@ SELECT why FROM (
     FROM tables WHERE NOT $1 AND relrowsecurity ORDER BY named LIMIT 1)
 ) AS obstacles (place, why) ORDER BY place LIMIT 1";
 
-/// On the new host. `$1`: the administrator may do everything there.
+/// Tables that a dump cannot read whole.
+const HIDDEN: &str = r"
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND c.relforcerowsecurity
+  AND NOT (SELECT r.rolsuper OR r.rolbypassrls FROM pg_catalog.pg_roles r WHERE r.rolname = current_user) LIMIT 1";
+
+/// On the new host. `$1`: the administrator may do everything there. Before 16, what is applied is applied with the
+/// rights of the administrator, who makes the subscription: constraints and triggers are the tenant's.
 const THERE: &str = r"
 SELECT why FROM (
-    SELECT 1, 'the new host''s administrator may not subscribe (no superuser, no member of pg_create_subscription)'
+    SELECT 0, 'the new host is PostgreSQL ' || pg_catalog.current_setting('server_version')
+        || ', where a subscription cannot be left to the tenant''s own role (16 and newer)'
+    WHERE pg_catalog.current_setting('server_version_num')::int < 160000
+    UNION ALL SELECT 1, 'the new host''s administrator may not subscribe (no superuser, no member of pg_create_subscription)'
     WHERE NOT $1 AND NOT coalesce(
         (SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = 'pg_create_subscription'), false)
     UNION ALL SELECT 2, 'max_logical_replication_workers of the new host is less than two'
     WHERE pg_catalog.current_setting('max_logical_replication_workers')::int < 2
 ) AS obstacles (place, why) ORDER BY place LIMIT 1";
+
+/// What would keep a dump from being made, in front of clients that wait for it.
+///
+/// # Errors
+/// [`OperatorError::Refused`] with the way out.
+pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Result<(), OperatorError> {
+    match origin.texts("looking for hidden rows", HIDDEN, &[]).await?.first() {
+        None => Ok(()),
+        Some(table) => Err(OperatorError::Refused(format!(
+            "policies of table {table} bind its owner, too (FORCE ROW LEVEL SECURITY), and hide rows from the administrator \
+             of host {:?}; move it with one who may bypass them (BYPASSRLS, or a superuser), or ALTER TABLE … NO FORCE",
+            source.admin.name
+        ))),
+    }
+}
 
 /// The first thing that is in the way, if there is one.
 ///

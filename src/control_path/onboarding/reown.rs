@@ -25,8 +25,10 @@ owned (classid, objid, owner) AS (
     SELECT 'pg_class'::regclass, oid, relowner FROM pg_catalog.pg_class
     WHERE relnamespace IN (SELECT oid FROM own_schemas) AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
     UNION ALL
-    SELECT 'pg_proc'::regclass, oid, proowner FROM pg_catalog.pg_proc
+    SELECT 'pg_proc'::regclass, oid, proowner FROM pg_catalog.pg_proc f
     WHERE pronamespace IN (SELECT oid FROM own_schemas)
+      -- What an event trigger calls runs as whoever causes the event, a superuser too: it stays where it is.
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger e WHERE e.evtfoid = f.oid)
     UNION ALL
     SELECT 'pg_type'::regclass, t.oid, typowner FROM pg_catalog.pg_type t
     WHERE typnamespace IN (SELECT oid FROM own_schemas) AND (typtype = 'm') = $3 AND typtype IN ('b', 'c', 'd', 'e', 'r', 'm')

@@ -140,8 +140,9 @@ pub async fn shut_out(session: &HostSession, role: &str) -> Result<(), OperatorE
     Ok(())
 }
 
-/// Drops a role that we made, if it is there. What it owns in any database of the host passes to that database's
-/// owner (or to the administrator, who may not act for the owner); what it was granted is taken back.
+/// Drops a role that we made, if it is there; what it was granted is taken back. What it owns in any database of the host
+/// passes to that database's owner. Where that is somebody with powers, it does not: an index's expression, a view, a
+/// function of the tenant's would run with those powers. Then the role stays as their owner, and nobody can log in as it.
 ///
 /// # Errors
 /// The host.
@@ -150,35 +151,53 @@ pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Re
         return Ok(());
     }
     let name = ident(role);
-    let databases = session
-        .texts(
-            format!("looking for what role {role:?} holds"),
-            "SELECT DISTINCT d.datname::text FROM pg_catalog.pg_shdepend s
-               JOIN pg_catalog.pg_database d ON d.oid = s.dbid
-               JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
-             WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND r.rolname = $1 AND d.datallowconn",
-            &[&role],
-        )
-        .await?;
-    for database in databases {
+    let databases = session.query(format!("looking for what role {role:?} holds"), HELD, &[&role]).await?;
+    let mut kept = Vec::new();
+    for row in databases {
+        let (database, owns, heir): (String, bool, Option<String>) = (row.get(0), row.get(1), row.get(2));
+        let sql = match (owns, heir) {
+            (false, _) => format!("DROP OWNED BY {name}"),
+            (true, Some(heir)) => {
+                let heir = ident(&heir);
+                format!("BEGIN; REASSIGN OWNED BY {name} TO {heir}; DROP OWNED BY {name}; COMMIT")
+            }
+            (true, None) => {
+                kept.push(database);
+                continue;
+            }
+        };
         let there = admin.connect_to(&database).await?;
-        let heir = there
-            .texts(
-                "looking for the database's owner",
-                "SELECT CASE WHEN pg_catalog.pg_has_role(datdba, 'MEMBER') AND datdba <> $1::text::regrole
-                             THEN pg_catalog.pg_get_userbyid(datdba)::text ELSE current_user::text END
-                 FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
-                &[&name],
-            )
-            .await?;
-        let heir = heir.first().map_or_else(|| "CURRENT_USER".to_owned(), |owner| ident(owner));
-        let sql = format!("BEGIN; REASSIGN OWNED BY {name} TO {heir}; DROP OWNED BY {name}; COMMIT");
         there.run(format!("releasing what role {role:?} holds in database {database:?}"), &sql).await?;
     }
-    // What is granted on databases themselves counts in every database.
-    let sql = format!("BEGIN; DROP OWNED BY {name}; DROP ROLE {name}; COMMIT");
-    session.run(format!("dropping role {role:?}"), &sql).await
+    if kept.is_empty() {
+        // What is granted on databases themselves counts in every database.
+        let sql = format!("BEGIN; DROP OWNED BY {name}; DROP ROLE {name}; COMMIT");
+        return session.run(format!("dropping role {role:?}"), &sql).await;
+    }
+    tracing::warn!(
+        role,
+        host = admin.name,
+        databases = kept.join(", "),
+        "the role stays, locked: it owns objects in databases whose owner has powers that code of the tenant's must not \
+         run with; look at them, and drop them (DROP OWNED BY) or give them away (REASSIGN OWNED BY)"
+    );
+    let sql = format!("ALTER ROLE {name} NOLOGIN PASSWORD NULL");
+    session.run(format!("locking role {role:?}"), &sql).await
 }
+
+/// Databases in which role `$1` owns or may do something; whether it owns; and who gets that: the database's owner, where
+/// that is neither the role itself, nor out of the administrator's reach, nor, by however many steps, somebody with powers.
+const HELD: &str = r"
+SELECT d.datname::text, coalesce(bool_or(s.deptype = 'o'), false),
+       CASE WHEN d.datdba <> r.oid AND pg_catalog.pg_has_role(d.datdba, 'MEMBER') AND NOT EXISTS (
+           SELECT FROM pg_catalog.pg_roles p WHERE pg_catalog.pg_has_role(d.datdba, p.oid, 'MEMBER')
+             AND (p.rolsuper OR p.rolcreatedb OR p.rolcreaterole OR p.rolreplication OR p.rolbypassrls
+                  OR (p.rolname LIKE 'pg\_%' AND p.rolname <> 'pg_database_owner')))
+       THEN pg_catalog.pg_get_userbyid(d.datdba)::text END
+FROM pg_catalog.pg_shdepend s JOIN pg_catalog.pg_database d ON d.oid = s.dbid
+JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
+WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND r.rolname = $1 AND d.datallowconn
+GROUP BY d.oid, d.datname, d.datdba, r.oid";
 
 /// Whether the role is there and was made by us. A row of the central database edited by hand must not cost somebody
 /// else's role.

@@ -34,16 +34,33 @@ FROM pg_db_role_setting c JOIN pg_database d ON d.oid = c.setdatabase AND d.datn
 LEFT JOIN pg_roles r ON r.oid = c.setrole, unnest(c.setconfig) AS s (setting)
 WHERE c.setrole = 0 OR r.rolname IN ($2, $3)";
 
-/// Parameters whose value is a list; ALTER DATABASE takes its elements one by one.
-const LISTS: [&str; 7] = [
+/// Parameters whose value is a list of names; ALTER DATABASE takes its elements one by one.
+const LISTS: [&str; 6] = [
     "search_path",
     "temp_tablespaces",
     "session_preload_libraries",
     "local_preload_libraries",
     "shared_preload_libraries",
     "unix_socket_directories",
-    "DateStyle",
 ];
+
+/// A list as PostgreSQL keeps it, every element a literal. The tenant wrote it, and without quotes an element may be any
+/// text that has no space and no comma in it, a statement too.
+fn list(kept: &str) -> String {
+    let (mut elements, mut element, mut quoted) = (Vec::new(), String::new(), false);
+    let mut letters = kept.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if quoted && letters.next_if_eq(&'"').is_some() => element.push('"'),
+            '"' => quoted = !quoted,
+            ',' if !quoted => elements.push(std::mem::take(&mut element)),
+            letter if letter.is_whitespace() && !quoted => {}
+            letter => element.push(letter),
+        }
+    }
+    elements.push(element);
+    elements.iter().map(|element| literal(element)).collect::<Vec<_>>().join(", ")
+}
 
 impl Source {
     /// Looks it up, in the central database and on its host.
@@ -206,11 +223,28 @@ impl Source {
                 }
                 _ => format!("ROLE {} IN DATABASE {database}", ident(&new.read_only)),
             };
-            // Of a list, PostgreSQL keeps the elements as they are to be written.
-            let value = if LISTS.contains(&key.as_str()) { value } else { literal(&value) };
+            let value = if LISTS.contains(&key.as_str()) { list(&value) } else { literal(&value) };
             let key: Vec<String> = key.split('.').map(ident).collect();
             format!("ALTER {whose} SET {} TO {value}", key.join("."))
         };
         Ok(rows.iter().map(statement).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::list;
+
+    #[test]
+    fn every_element_of_a_kept_list_is_a_literal() {
+        for (kept, written) in [
+            ("hr, public", "'hr', 'public'"),
+            (r#""$user", "odd, ""one""",x"#, r#"'$user', 'odd, "one"', 'x'"#),
+            (r#""""#, "''"),
+            ("a;ALTER/**/ROLE/**/x/**/SUPERUSER;--", "'a;ALTER/**/ROLE/**/x/**/SUPERUSER;--'"),
+            ("a';--", "'a'';--'"),
+        ] {
+            assert_eq!(list(kept), written, "{kept}");
+        }
     }
 }
