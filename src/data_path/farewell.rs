@@ -166,7 +166,7 @@ impl Relay {
             }
             if cancel && server.side.lease.is_working() {
                 cancel::send(&pool, &server).await;
-                terminate(server).await;
+                terminate(&mut server).await;
                 return;
             }
             make_reusable(server, &pool).await;
@@ -176,26 +176,29 @@ impl Relay {
 
 /// Gives the server back, clean; or closes it.
 async fn make_reusable(mut server: Box<Server>, pool: &Pool) {
-    if server.unsent.is_empty() && server.side.at_boundary() {
-        let clean = server.is_reusable() && pool.rules.mode == super::tenant::PoolMode::Transaction;
-        match if clean { Ok(()) } else { server.clean().await } {
-            Ok(()) => return pool.give_back(server),
-            Err(error) => debug!(tenant = pool.tenant.name, %error, "a server could not be cleaned"),
-        }
+    let clean = server.is_reusable() && pool.rules.mode == super::tenant::PoolMode::Transaction;
+    match if clean { Ok(()) } else { server.clean().await } {
+        Ok(()) => return pool.give_back(server),
+        Err(error) => debug!(tenant = pool.tenant.name, %error, "a server could not be cleaned"),
     }
-    terminate(server).await;
+    terminate(&mut server).await;
 }
 
-/// Closes a server as PostgreSQL likes it: with Terminate.
-async fn terminate(mut server: Box<Server>) {
+/// Ends a server's session as PostgreSQL likes it: with Terminate. Behind a part of a message it would be taken for the rest, and
+/// that message be carried out.
+async fn terminate(server: &mut Server) {
+    if !server.takes_message() {
+        return;
+    }
     let _ = tokio::time::timeout(LAST_WORDS, server.stream.write_all(&[b'X', 0, 0, 0, 4])).await;
 }
 
-/// Reads the replies that a client no longer wants; `false` if the server is lost.
+/// Reads the replies that a client no longer wants; `false` if the server is not to be used any more. One that waits for what
+/// the client will never send, the rest of a COPY or the Sync of a batch, gets the client's Terminate and ends.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     let mut nobody =
         ClientSide::new(super::exchange::Rules::nobody(&pool.statements), server.side.applied.clone(), 0);
-    let (mut chunk, mut scratch) = (vec![0; 16 * 1024], Vec::new());
+    let (mut chunk, mut scratch, mut is_ending) = (vec![0; 16 * 1024], Vec::new(), false);
     while !server.unsent.is_empty() || server.side.lease.is_working() {
         let drained = std::future::poll_fn(|cx| match server.unsent.drain(&mut server.stream, cx) {
             Ok(true) => std::task::Poll::Ready(true),
@@ -204,6 +207,11 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
         });
         if !drained.await {
             return false;
+        }
+        let lease = &server.side.lease;
+        if !is_ending && (lease.takes_copy_data() || lease.is_unsynced()) {
+            is_ending = true;
+            terminate(server).await;
         }
         let Ok(read @ 1..) = server.stream.read(&mut chunk).await else { return false };
         let said = chunk.get(..read).unwrap_or_default();

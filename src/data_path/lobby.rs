@@ -13,13 +13,13 @@ use tracing::info;
 use super::{
     choice::desk::Next,
     concierge::Concierge,
+    exchange::FIRST_MESSAGE_BYTES,
     farewell::{End, say_goodbye},
     parameter_status::Reported,
     passage::{Departure, Room, Seat, room_name},
-    relay::FIRST_MESSAGE_BYTES,
     session_state::Settings,
 };
-use crate::{error::Refusal, wire::message::Severity};
+use crate::wire::message::Severity;
 
 /// Serves the client until it chooses a tenant, or leaves.
 pub(super) async fn run(mut seat: Seat) -> Option<Departure> {
@@ -64,12 +64,8 @@ async fn attend(seat: &mut Seat, concierge: &mut Concierge) -> Result<Option<Roo
                 seat.unsent.push(&replies);
                 return Ok(None);
             }
-            Next::Ended => {}
-            // Too long to be waited for whole.
-            Next::Server => {
-                Refusal::NoTenantChosen.write(Severity::Error, &mut replies);
-                seat.side.begin_refusing(concierge.desk.failed());
-            }
+            // Without a tenant nothing is a server's.
+            Next::Ended | Next::Server => {}
             Next::SetPassword(password) => {
                 concierge.set_password(&seat.handle, password, &mut seat.side, &mut replies).await;
             }

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     aftermath::Signal,
     concierge::{Concierge, Waits},
-    exchange::{ClientSide, Flow, need_of_client},
+    exchange::{ClientSide, Flow},
     farewell::End,
     hearing::Heard,
     passage::{Departure, Seat},
@@ -29,25 +29,17 @@ use super::{
     proxy::Proxy,
     server::connection::Server,
     session::{Doing, Registered},
+    waiting::is_enough,
 };
 use crate::{
     error::Refusal,
-    wire::{
-        frame::{Need, header},
-        outgoing::Outgoing,
-        stream::Stream,
-        unsent::Unsent,
-    },
+    wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
 };
 
 /// Bytes read at a time: more than any ordinary reply, so that a read empties the socket (one that fills the buffer is
 /// followed by one more, only to find nothing), and little enough that a large result is still in the core's own cache
 /// when it is written. 256 KiB took a tenth more CPU for each megabyte.
 const READ_BYTES: usize = 48 * 1024;
-
-/// A client's first message is waited for, without a server, up to this much; of a longer one the rest is passed on as it
-/// comes. So a client that sends slowly holds no server.
-pub(super) const FIRST_MESSAGE_BYTES: usize = 16 * 1024;
 
 thread_local! {
     /// Shared by all sessions of a worker: nothing is left in it from one poll to the next.
@@ -253,8 +245,11 @@ impl Relay {
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let holds =
-            heard.ready > 0 && server.side.lease.is_over() && server.side.is_unsettled(self.side.follows());
+        // While a message is under way to the server it cannot be asked: the reply does not wait for the rest.
+        let holds = (heard.ready > 0 || !self.held.is_empty())
+            && server.side.lease.is_over()
+            && server.side.has_whole_messages()
+            && server.side.is_unsettled(self.side.follows());
         if holds {
             self.held.extend_from_slice(bytes);
         } else if !self.held.is_empty() {
@@ -379,8 +374,8 @@ impl Relay {
     /// Borrows an idle server for what the client has begun to send; `false` if that is not enough of a message yet, or
     /// if none is idle.
     #[inline]
-    fn link(&mut self, request: &[u8]) -> Result<bool, Step> {
-        if !is_enough(request, &self.side).map_err(Step::End)? || self.side.is_refusing() {
+    pub(super) fn link(&mut self, request: &[u8]) -> Result<bool, Step> {
+        if self.side.is_leaving_out() || !is_enough(request, &self.side).map_err(Step::End)? {
             return Ok(false);
         }
         if self.pool.is_retired() {
@@ -395,61 +390,17 @@ impl Relay {
         }
     }
 
-    /// Goes on with what waits for a server: serves it if one is idle.
-    #[cold]
-    pub(super) fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {
-        let mut inbox = std::mem::take(&mut self.inbox);
-        if self.side.is_refusing() {
-            let mut replies = Vec::new();
-            match self.side.refuse(&inbox, &mut replies) {
-                Ok(rest) => inbox = rest.to_vec(),
-                Err(refusal) => return Some(Step::End(End::Refused(refusal.into()))),
-            }
-            self.unsent.push(&replies);
-            if inbox.is_empty() {
-                return None;
-            }
-        }
-        if self.concierge.is_some()
-            && let Some(led) = self.ask_desk(&mut inbox)
-        {
-            self.inbox = inbox;
-            return led;
-        }
-        match self.link(&inbox) {
-            Err(step) => return Some(step),
-            Ok(true) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
-            Ok(false) => self.inbox = inbox,
-        }
-        let mut replies = Vec::new();
-        while let Some(answered) = self.side.postpone_parse(&self.inbox, &mut replies) {
-            self.inbox.drain(..answered);
-        }
-        // At once: what is behind it may wait in line for long.
-        if let Err(error) = self.unsent.send(&mut self.client, cx, &replies) {
-            return Some(Step::End(End::client_lost(Err(error))));
-        }
-        match is_enough(&self.inbox, &self.side) {
-            Ok(true) => Some(Step::Borrow),
-            Ok(false) => None,
-            Err(end) => Some(Step::End(end)),
-        }
-    }
-
     /// A ReadyForQuery has gone to the client, or a cancel has settled: the one door through which a server goes back.
     #[inline]
     pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;
-        if !server.side.lease.is_over()
-            || !server.unsent.is_empty()
-            || self.side.mid_message()
-            || self.cancelling.is_some()
-        {
+        if !server.side.lease.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
             if !server.side.lease.is_working() {
                 self.handle.set_doing(Doing::InTransaction, self.pool.worker.clock.now_ms());
             }
             return None;
         }
+        self.asked_at = None;
         let follows = self.side.follows();
         if server.side.is_unsettled(follows) {
             return Some(Step::Settle);
@@ -479,17 +430,4 @@ impl Relay {
         self.side.take_held(&mut self.inbox);
         self.pool.give_back(server);
     }
-}
-
-/// Whether a request has come far enough to borrow a server for it.
-fn is_enough(request: &[u8], side: &ClientSide) -> Result<bool, End> {
-    let violation = |error| End::Refused(super::exchange::violation(error).into());
-    let Some((tag, length)) = header(request).map_err(violation)? else {
-        return Ok(false);
-    };
-    let _: Need = need_of_client(tag, length, side.rules()).map_err(violation)?;
-    if tag == b'X' {
-        return Err(End::Terminated);
-    }
-    Ok(request.len() > length || request.len() >= FIRST_MESSAGE_BYTES)
 }

@@ -26,6 +26,21 @@ use crate::error::NoChoice;
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
     pub(super) async fn settle(&mut self) -> Result<(), End> {
+        let settled = self.settle_transaction().await;
+        if settled.is_err()
+            && let Some(server) = self.server.as_mut()
+        {
+            // What is left of the session on it is not known any more: it cannot be undone either.
+            server.side.lease.pins = Pins::all();
+        }
+        settled?;
+        match self.after_reply(Instant::now()) {
+            Some(Step::End(end)) => Err(end),
+            _ => Ok(()),
+        }
+    }
+
+    async fn settle_transaction(&mut self) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
@@ -85,10 +100,7 @@ impl Relay {
         self.handle.set_pins(pins);
         self.release_reply().await?;
         self.count_pinned(pins);
-        match self.after_reply(Instant::now()) {
-            Some(Step::End(end)) => Err(end),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for

@@ -11,13 +11,14 @@ use std::{
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
+    exchange::{ClientSide, FIRST_MESSAGE_BYTES, Front},
     farewell::End,
     lease::Pins,
     pool::{
         kept::{Wanted, yields},
         session_start::Begun,
     },
-    relay::{BUFFERS, Buffers, FIRST_MESSAGE_BYTES, Relay, Step},
+    relay::{BUFFERS, Buffers, Relay, Step},
     server::connection::Server,
     session::Doing,
 };
@@ -29,6 +30,8 @@ impl Relay {
         server.side.lease.pins = Pins::SESSION_MODE;
         self.handle.set_pins(Pins::SESSION_MODE);
         self.take_on(server);
+        // What came together with the end of the login goes first.
+        self.awaits = !self.inbox.is_empty();
         self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
     }
 
@@ -41,6 +44,47 @@ impl Relay {
         server.side.sequences.lent_to(self.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
+    }
+
+    /// Goes on with what waits for a server: serves it if one is idle, and answers what needs none.
+    #[cold]
+    pub(super) fn serve_inbox(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Option<Step> {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        loop {
+            let mut replies = Vec::new();
+            match self.side.leave_out(&inbox, &mut replies) {
+                Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
+                Err(refusal) => return Some(Step::End(End::Refused(refusal.into()))),
+            }
+            self.unsent.push(&replies);
+            if self.concierge.is_some()
+                && let Some(led) = self.ask_desk(&mut inbox)
+            {
+                self.inbox = inbox;
+                return led;
+            }
+            match self.link(&inbox) {
+                Err(step) => return Some(step),
+                Ok(true) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
+                Ok(false) => {}
+            }
+            replies.clear();
+            let answered = self.side.answer_unserved(&inbox, &mut replies);
+            inbox.drain(..answered);
+            // At once: what is behind it may wait in line for long.
+            if let Err(error) = self.unsent.send(&mut self.client, cx, &replies) {
+                return Some(Step::End(End::client_lost(Err(error))));
+            }
+            if answered == 0 {
+                break;
+            }
+        }
+        self.inbox = inbox;
+        match is_enough(&self.inbox, &self.side) {
+            Ok(true) => Some(Step::Borrow),
+            Ok(false) => None,
+            Err(end) => Some(Step::End(end)),
+        }
     }
 
     /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
@@ -156,8 +200,8 @@ impl Relay {
         self.forward(&inbox, &mut buffers.scratch, cx).map(Poll::Ready)
     }
 
-    /// Resolves when the client leaves, or a signal comes, while it waits for a server. What the client sends meanwhile
-    /// is taken in as long as the inbox is small.
+    /// Resolves when the client leaves, or a signal comes, while it waits for a server. What is to be sent to the client is
+    /// sent meanwhile, and what it sends is taken in as long as the inbox is small.
     pub(super) async fn interrupted(&mut self) -> Result<Refusal, End> {
         poll_fn(|cx| {
             if self.handle.is_signalled() {
@@ -168,6 +212,11 @@ impl Relay {
                     None if !signals.cancels.is_empty() => return Poll::Ready(Ok(Refusal::Cancelled)),
                     None => {}
                 }
+            }
+            if !self.unsent.is_empty()
+                && let Err(error) = self.unsent.drain(&mut self.client, cx)
+            {
+                return Poll::Ready(Err(End::client_lost(Err(error))));
             }
             BUFFERS.with_borrow_mut(|buffers| {
                 while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
@@ -184,5 +233,15 @@ impl Relay {
             })
         })
         .await
+    }
+}
+
+/// Whether a request has come far enough to borrow a server for it.
+#[inline]
+pub(super) fn is_enough(request: &[u8], side: &ClientSide) -> Result<bool, End> {
+    match side.front(request) {
+        Ok(Front::Goodbye) => Err(End::Terminated),
+        Ok(front) => Ok(front == Front::Request),
+        Err(refusal) => Err(End::Refused(refusal.into())),
     }
 }

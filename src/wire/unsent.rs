@@ -39,7 +39,7 @@ impl Unsent {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Writes as much as the stream takes, behind what waits already, and keeps the rest.
+    /// Writes as much as the stream takes, behind what waits already, and keeps the rest, also where it fails.
     ///
     /// # Errors
     /// Whatever the stream says.
@@ -47,11 +47,17 @@ impl Unsent {
     pub fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
         if self.is_empty() {
             while !bytes.is_empty() {
-                match Pin::new(&mut *stream).poll_write(cx, bytes)? {
-                    Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                let error = match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                    Poll::Ready(Ok(0)) => io::ErrorKind::WriteZero.into(),
+                    Poll::Ready(Ok(written)) => {
+                        bytes = bytes.get(written..).unwrap_or_default();
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => error,
                     Poll::Pending => break,
-                }
+                };
+                self.bytes.extend_from_slice(bytes);
+                return Err(error);
             }
             if stream.is_tls() {
                 self.unflushed = Pin::new(&mut *stream).poll_flush(cx)?.is_pending();

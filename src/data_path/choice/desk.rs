@@ -21,11 +21,10 @@ use super::{
 use crate::{
     data_path::{
         aftermath::Tidying,
-        exchange::{ClientSide, need_of_client, violation},
+        exchange::{ClientSide, FIRST_MESSAGE_BYTES, need_of_client, violation},
         identity::NewPassword,
         lease::{Asked, Lease, Whose},
         parameter_status::Reported,
-        relay::FIRST_MESSAGE_BYTES,
         statement::{TransactionModes, is_plain_query},
     },
     error::{IdentityRefusal, NoChoice, Refusal},
@@ -140,16 +139,21 @@ impl Desk {
     ) -> Result<(usize, Next), Refusal> {
         let mut rest = inbox;
         let next = loop {
-            if side.is_refusing() {
-                rest = side.refuse(rest, replies)?;
-            }
+            rest = side.leave_out(rest, replies)?;
             let Some((tag, length)) = header(rest).map_err(violation)? else { break Next::Waits };
             need_of_client(tag, length, side.rules()).map_err(violation)?;
             if tag == b'X' {
                 break Next::Terminated;
             }
             let Some((message, behind)) = rest.split_at_checked(length + 1) else {
-                break if rest.len() < FIRST_MESSAGE_BYTES { Next::Waits } else { Next::Server };
+                if rest.len() < FIRST_MESSAGE_BYTES {
+                    break Next::Waits;
+                }
+                // Too long to be waited for whole: nothing that is answered here is.
+                let Some(refusal) = self.unserved(here) else { break Next::Server };
+                refusal.write(Severity::Error, replies);
+                side.begin_refusing(self.failed());
+                continue;
             };
             match self.message(tag, message, side, here, replies)? {
                 None => rest = behind,
@@ -241,10 +245,18 @@ impl Desk {
         replies: &mut Vec<u8>,
     ) -> Led {
         forget_unnamed_in_session_mode(side);
+        match self.unserved(here) {
+            Some(refusal) => self.fail(&refusal, protocol, side, replies),
+            None => Ok(Some(Next::Server)),
+        }
+    }
+
+    /// Why no server gets what the client asks.
+    fn unserved(&self, here: Option<&str>) -> Option<Refusal> {
         match here {
-            _ if self.failed => self.fail(&aborted(), protocol, side, replies),
-            Some(_) => Ok(Some(Next::Server)),
-            None => self.fail(&Refusal::NoTenantChosen, protocol, side, replies),
+            _ if self.failed => Some(aborted()),
+            Some(_) => None,
+            None => Some(Refusal::NoTenantChosen),
         }
     }
 

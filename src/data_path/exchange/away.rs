@@ -12,10 +12,12 @@ use crate::{
 /// What the session has sent that the rest must wait for.
 #[derive(Debug, Default)]
 pub(super) struct Bounds {
-    /// In this batch its stay ends: nothing else may run behind that.
+    /// In this batch its stay ends: nothing else may run behind that. Where a query or a call is put in, it ends the batch.
     ended: bool,
     /// Nothing more is passed on behind the end of this message, until it is answered.
     pub pauses: bool,
+    /// Something else has gone to the server in place of a message of which more is to come.
+    pub denied: bool,
 }
 
 impl Requests<'_, '_> {
@@ -29,7 +31,7 @@ impl Requests<'_, '_> {
             b'Q' => {
                 let sql = if whole { cstr(&mut { body }).map_err(violation)? } else { b"" };
                 let stay = if ended { Stay::TooLong } else { self.stay(sql) };
-                self.bounds.pauses = visiting || stay != Stay::GoesOn;
+                *self.bounds = Bounds { pauses: visiting || stay != Stay::GoesOn, ..Bounds::default() };
                 stay
             }
             b'B' => {
@@ -38,22 +40,20 @@ impl Requests<'_, '_> {
                 stay
             }
             b'F' => {
-                self.bounds.pauses = visiting;
+                *self.bounds = Bounds { pauses: visiting || ended, ..Bounds::default() };
                 if ended { Stay::TooLong } else { Stay::GoesOn }
             }
             b'S' => {
-                self.bounds.pauses = visiting || ended;
-                self.bounds.ended = false;
+                *self.bounds = Bounds { pauses: visiting || ended, ..Bounds::default() };
                 Stay::GoesOn
             }
             _ => Stay::GoesOn,
         };
         match stay {
             Stay::GoesOn | Stay::Ends => Ok(true),
-            // What has come in part cannot be replaced.
-            Stay::TooLong if !whole || tag == b'F' => Err(NoChoice::Over.into()),
             Stay::TooLong => {
                 self.deny(tag, NoChoice::Over);
+                self.bounds.denied = !whole;
                 Ok(false)
             }
         }

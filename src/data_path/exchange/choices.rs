@@ -131,8 +131,12 @@ impl Requests<'_, '_> {
     ) -> Result<Option<ControlFlow<Hold>>, Refusal> {
         let flow = self.guard(b'B', aftermath, cstr(&mut { body }).unwrap_or_default());
         match flow {
-            // The rest is yet to come, and it cannot be taken back.
-            Some(ControlFlow::Break(_)) if !whole => Err(NoChoice::NotAlone.into()),
+            // With the rest yet to come it is too long for what it says.
+            Some(ControlFlow::Break(_)) if !whole => {
+                self.deny(b'B', NoChoice::NotAlone);
+                self.bounds.denied = true;
+                Ok(Some(ControlFlow::Continue(())))
+            }
             flow => Ok(flow),
         }
     }
@@ -144,7 +148,7 @@ impl Requests<'_, '_> {
         if self.server.lease.takes_copy_data() {
             // Whatever it is: the COPY fails of it.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
-        } else if tag == b'Q' {
+        } else if matches!(tag, b'Q' | b'F') {
             self.end_unnamed();
             let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(objection));
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));

@@ -2,7 +2,13 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use super::{away::Bounds, requests::Requests, sequences::Advances, server_side::ServerSide};
+use super::{
+    away::Bounds,
+    left_out::{LeftOut, asks_nothing},
+    requests::Requests,
+    sequences::Advances,
+    server_side::ServerSide,
+};
 use crate::{
     data_path::{
         catalogue::Catalogue,
@@ -17,7 +23,6 @@ use crate::{
     error::{Objection, Refusal},
     wire::{
         frame::{FrameError, Framer, NAMES_BYTES_MAX, Need, Piece, header},
-        message::ready_for_query,
         outgoing::Outgoing,
     },
 };
@@ -25,7 +30,7 @@ use crate::{
 /// What outlives a lease: the client's side.
 #[derive(Debug)]
 pub struct ClientSide {
-    framer: Framer,
+    pub(super) framer: Framer,
     /// What it has prepared.
     pub statements: ClientStatements,
     /// What it asked for at startup: where RESET leads to.
@@ -40,22 +45,8 @@ pub struct ClientSide {
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
     pub(super) advances: Advances,
-    refusing: Refusing,
-    /// What ReadyForQuery says when that is over.
-    refused_status: u8,
+    pub(super) left_out: LeftOut,
     bounds: Bounds,
-}
-
-/// How far a request that was refused goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusing {
-    No,
-    /// Its first message is yet to be looked at.
-    Begun,
-    /// A simple query, of which more is to come.
-    ThisMessage,
-    /// A batch.
-    UntilSync,
 }
 
 /// What holds for a session from its first to its last byte.
@@ -154,8 +145,7 @@ impl ClientSide {
             rules,
             unnamed_serial: first_serial,
             advances: Advances::default(),
-            refusing: Refusing::No,
-            refused_status: b'I',
+            left_out: LeftOut::default(),
             bounds: Bounds::default(),
         }
     }
@@ -180,59 +170,6 @@ impl ClientSide {
     #[inline]
     pub fn take_held(&mut self, inbox: &mut Vec<u8>) {
         self.framer.take_held(inbox);
-    }
-
-    /// Whether what the client sends is being left out up to the end of a request that was refused.
-    #[inline]
-    pub fn is_refusing(&self) -> bool {
-        self.refusing != Refusing::No
-    }
-
-    /// The request that comes next was answered with an error of ours: it is left out. `status` is what ReadyForQuery says
-    /// behind it.
-    pub fn begin_refusing(&mut self, status: u8) {
-        self.refusing = Refusing::Begun;
-        self.refused_status = status;
-    }
-
-    /// The same, in the middle of a batch.
-    pub fn refuse_to_sync(&mut self, status: u8) {
-        self.refusing = Refusing::UntilSync;
-        self.refused_status = status;
-    }
-
-    /// Leaves out the refused request, a simple query or a batch up to its Sync, and answers its end with ReadyForQuery.
-    /// What is behind it is handed back. Called only while the session holds no server.
-    ///
-    /// # Errors
-    /// The client broke the protocol.
-    pub fn refuse<'c>(&mut self, mut chunk: &'c [u8], replies: &mut Vec<u8>) -> Result<&'c [u8], Refusal> {
-        while self.is_refusing() {
-            let before = chunk;
-            let piece = self.framer.next(&mut chunk, |_, _| Ok(Need::Header)).map_err(violation)?;
-            let (tag, ended) = match piece {
-                None => break,
-                Some(Piece::Whole { tag, .. }) => (tag, true),
-                Some(Piece::First { tag, .. }) => (tag, false),
-                Some(Piece::Rest { last, .. }) => (b'r', last),
-            };
-            self.refusing = match (self.refusing, tag) {
-                (_, b'X') => {
-                    self.refusing = Refusing::No;
-                    return Ok(before);
-                }
-                (_, b'S') => Refusing::No,
-                (Refusing::Begun, b'Q' | b'F') if ended => Refusing::No,
-                (Refusing::Begun, b'Q' | b'F') => Refusing::ThisMessage,
-                (Refusing::ThisMessage, b'r') if ended => Refusing::No,
-                (Refusing::Begun, b'P' | b'B' | b'D' | b'C' | b'E') => Refusing::UntilSync,
-                (going_on, _) => going_on,
-            };
-            if !self.is_refusing() {
-                ready_for_query(replies, self.refused_status);
-            }
-        }
-        Ok(chunk)
     }
 
     /// Its pool has been replaced by one whose servers began with `now`: what differs from what the session began with is from now on
@@ -273,26 +210,46 @@ impl ClientSide {
     ///
     /// # Errors
     /// The client broke the protocol or a limit; the session ends.
+    #[inline]
     pub fn take(
+        &mut self,
+        chunk: &[u8],
+        server: &mut ServerSide,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Flow, Refusal> {
+        let flow = self.pass_on(chunk, server, out);
+        server.half_passed = self.framer.mid_message() && !self.left_out.is_ignored();
+        flow
+    }
+
+    fn pass_on(
         &mut self,
         mut chunk: &[u8],
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, Refusal> {
-        let Self { framer, statements, rules, unnamed_serial, advances, bounds, .. } = self;
+        let Self { framer, statements, rules, unnamed_serial, advances, left_out, bounds, .. } = self;
         let mut requests = Requests { statements, rules, unnamed_serial, advances, bounds, server, out };
         loop {
             let piece = framer.next(&mut chunk, |tag, length| need_of_client(tag, length, requests.rules));
             match piece.map_err(violation)? {
                 None => return Ok(Flow::Goes),
                 Some(Piece::Rest { bytes, last }) => {
-                    requests.out.pass(bytes);
+                    if !left_out.is_ignored() {
+                        requests.out.pass(bytes);
+                    } else if last {
+                        left_out.end_ignored();
+                    }
                     if last && std::mem::take(&mut requests.bounds.pauses) {
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
                 }
                 Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => {
                     return Ok(Flow::Terminated);
+                }
+                Some(Piece::Whole { tag, .. }) if asks_nothing(tag) && requests.server.lease.is_over() => {}
+                Some(Piece::First { tag, .. }) if asks_nothing(tag) && requests.server.lease.is_over() => {
+                    left_out.ignore();
                 }
                 Some(Piece::Whole { tag, bytes }) => {
                     if let ControlFlow::Break(hold) = requests.message(tag, bytes, true)? {
@@ -310,6 +267,9 @@ impl ClientSide {
                         let waits = [bytes, chunk].concat();
                         framer.put_back();
                         return Ok(requests.hold(hold, waits));
+                    }
+                    if std::mem::take(&mut requests.bounds.denied) {
+                        left_out.ignore();
                     }
                 }
             }

@@ -7,14 +7,18 @@
 
 mod away;
 mod bringing;
+#[cfg(test)]
+mod broken_off;
 mod choices;
 mod client_side;
+mod left_out;
 mod naming;
 mod postponed;
 #[cfg(test)]
 mod properties;
 mod reporting;
 mod requests;
+mod reusable;
 mod sequences;
 mod server_error;
 mod server_side;
@@ -22,6 +26,7 @@ mod signalling;
 mod unserved;
 
 pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};
+pub use left_out::{FIRST_MESSAGE_BYTES, Front};
 pub use server_error::ServerError;
 pub use server_side::{Broken, Heard, ServerSide};
 pub use signalling::Send;

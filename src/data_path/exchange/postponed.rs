@@ -1,4 +1,4 @@
-//! A Parse that need not wait for a server.
+//! What need not wait for a server: a Parse whose text is known, and a Sync that ends no batch.
 //!
 //! A program that prepares on one connection while it has transactions open on others would wait for itself where all
 //! servers are held by its own transactions: `pgbench -M prepared` with more clients than servers and threads does so. A
@@ -12,9 +12,18 @@ use crate::wire::{
 };
 
 impl ClientSide {
-    /// Answers a Parse and a Sync at the front of `inbox`, and tells how many bytes they are; `None` if something else is
-    /// there, or if a server must see it now. Called only while the session holds no server.
-    pub fn postpone_parse(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
+    /// Answers what is at the front of `inbox` where no server need see it now, and tells how many bytes that is. Called only
+    /// while the session holds no server.
+    pub fn answer_unserved(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> usize {
+        if let Some((sync, _)) = message(b'S', inbox) {
+            ready_for_query(replies, b'I');
+            return sync.len();
+        }
+        self.postpone_parse(inbox, replies).unwrap_or(0)
+    }
+
+    /// A Parse and a Sync.
+    fn postpone_parse(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
         let (parse, rest) = message(b'P', inbox)?;
         let (sync, _) = message(b'S', rest)?;
         let mut body = parse.get(HEADER_BYTES..)?;

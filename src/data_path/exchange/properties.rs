@@ -29,18 +29,23 @@ use crate::{
 
 /// What a client says, one message each.
 #[derive(Debug, Clone)]
-enum Say {
+pub(super) enum Say {
     Parse(&'static str, &'static str),
     Bind(&'static str),
     Describe(&'static str),
     Execute,
     Close(&'static str),
     Flush,
+    Sync,
     Query(&'static str),
+    Call,
+    Data(&'static str),
+    Done,
+    Fail,
 }
 
 impl Say {
-    fn write(&self, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Parse(name, sql) => append(out, b'P', |out| {
                 append_cstr(out, name.as_bytes());
@@ -62,7 +67,12 @@ impl Say {
                 append_cstr(out, name.as_bytes());
             }),
             Self::Flush => append(out, b'H', |_| {}),
+            Self::Sync => append(out, b'S', |_| {}),
             Self::Query(sql) => append(out, b'Q', |out| append_cstr(out, sql.as_bytes())),
+            Self::Call => append(out, b'F', |out| out.extend_from_slice(&[0; 10])),
+            Self::Data(data) => append(out, b'd', |out| out.extend_from_slice(data.as_bytes())),
+            Self::Done => append(out, b'c', |_| {}),
+            Self::Fail => append(out, b'f', |out| append_cstr(out, b"why")),
         }
     }
 }
@@ -106,7 +116,7 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
 
 /// One or more of them in one write.
 #[derive(Clone, PartialEq)]
-struct Pipeline(Vec<u8>);
+pub(super) struct Pipeline(pub(super) Vec<u8>);
 
 impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -122,12 +132,18 @@ fn pipeline() -> impl Strategy<Value = Pipeline> {
     vec(request(), 1..4).prop_map(|requests| Pipeline(requests.concat()))
 }
 
-/// What PostgreSQL does with statements and portals.
+/// What PostgreSQL does with statements, portals, transactions and COPY.
 #[derive(Debug, Default)]
-struct Backend {
+pub(super) struct Backend {
+    /// The beginning of a message.
+    pub(super) half: Vec<u8>,
     statements: HashMap<Vec<u8>, Prepared>,
     portal: Option<Vec<u8>>,
-    skipping: bool,
+    pub(super) skipping: bool,
+    /// It takes data; whether that was asked for by a simple query.
+    pub(super) copying: Option<bool>,
+    /// BEGIN; and whether something has failed since.
+    pub(super) begun: Option<bool>,
     /// How often the table has been altered.
     table: Rc<Cell<u32>>,
 }
@@ -140,18 +156,50 @@ struct Prepared {
 }
 
 impl Backend {
-    fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        for message in messages(bytes) {
+        self.half.extend_from_slice(bytes);
+        let heard = std::mem::take(&mut self.half);
+        let mut used = 0;
+        for message in messages(&heard) {
             self.message(message[0], &message[HEADER_BYTES..], &mut out);
+            used += message.len();
         }
+        self.half = heard[used..].to_vec();
         out
     }
 
+    fn ready(&self, out: &mut Vec<u8>) {
+        ready_for_query(out, self.begun.map_or(b'I', |failed| if failed { b'E' } else { b'T' }));
+    }
+
+    fn failed(&mut self, out: &mut Vec<u8>) {
+        self.begun = self.begun.map(|_| true);
+        error(out);
+    }
+
+    fn copy(&mut self, is_query: bool, tag: u8, body: &[u8], out: &mut Vec<u8>) {
+        match tag {
+            b'd' if body == b"bad" => self.failed(out),
+            b'f' => self.failed(out),
+            b'c' => append(out, b'C', |out| append_cstr(out, b"COPY 1")),
+            b'd' | b'S' | b'H' => return,
+            tag => panic!("a {} in the middle of a COPY", char::from(tag)),
+        }
+        self.copying = None;
+        match is_query {
+            true => self.ready(out),
+            false => self.skipping = tag != b'c',
+        }
+    }
+
     fn message(&mut self, tag: u8, mut body: &[u8], out: &mut Vec<u8>) {
+        if let Some(is_query) = self.copying {
+            return self.copy(is_query, tag, body, out);
+        }
         if tag == b'S' {
             (self.skipping, self.portal) = (false, None);
-            return ready_for_query(out, b'I');
+            return self.ready(out);
         }
         if self.skipping {
             return;
@@ -192,20 +240,30 @@ impl Backend {
                 append(out, b'3', |_| {});
                 Some(())
             }
-            b'E' => self.portal.clone().and_then(|sql| self.run(&sql, out)),
+            b'E' => self.portal.clone().and_then(|sql| self.run(&sql, false, out)),
             b'Q' => {
                 self.statements.remove(&b""[..]);
                 self.portal = None;
-                if self.run(cstr(&mut body).unwrap(), out).is_none() {
-                    error(out);
+                if self.run(cstr(&mut body).unwrap(), true, out).is_none() {
+                    self.failed(out);
                 }
-                return ready_for_query(out, b'I');
+                return if self.copying.is_none() {
+                    self.ready(out)
+                };
             }
-            _ => Some(()),
+            b'F' => {
+                match self.begun {
+                    Some(true) => self.failed(out),
+                    _ => append(out, b'V', |out| out.extend_from_slice(&[0xff; 4])),
+                }
+                return self.ready(out);
+            }
+            b'H' | b'd' | b'c' | b'f' => Some(()),
+            tag => panic!("a message of type {tag}"),
         };
         if done.is_none() {
             if !self.skipping {
-                error(out);
+                self.failed(out);
             }
             self.skipping = true;
         }
@@ -222,9 +280,18 @@ impl Backend {
         Some(found.clone())
     }
 
-    fn run(&self, sql: &[u8], out: &mut Vec<u8>) -> Option<()> {
-        if sql == b"ALTER TABLE t" {
-            self.table.set(self.table.get() + 1);
+    fn run(&mut self, sql: &[u8], is_query: bool, out: &mut Vec<u8>) -> Option<()> {
+        match sql {
+            b"COMMIT" => self.begun = None,
+            _ if self.begun == Some(true) => return None,
+            b"BEGIN" => self.begun = Some(false),
+            b"COPY t FROM STDIN" => {
+                self.copying = Some(is_query);
+                append(out, b'G', |out| out.extend_from_slice(&[0; 3]));
+                return Some(());
+            }
+            b"ALTER TABLE t" => self.table.set(self.table.get() + 1),
+            _ => {}
         }
         (sql != b"SELECT failing" && sql != b"SELECT unparsable").then(|| {
             append(out, b'D', |out| out.extend_from_slice(sql));
@@ -243,7 +310,7 @@ fn error(out: &mut Vec<u8>) {
     append(out, b'E', |out| out.extend_from_slice(b"VERROR\0C00000\0\0"));
 }
 
-fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
+pub(super) fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
     let rules = Rules {
         follow: true,
         chooses: false,
@@ -262,7 +329,7 @@ fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
 }
 
 /// The parts of `bytes` between `cuts`.
-fn parts<'b>(bytes: &'b [u8], cuts: &[usize]) -> VecDeque<&'b [u8]> {
+pub(super) fn parts<'b>(bytes: &'b [u8], cuts: &[usize]) -> VecDeque<&'b [u8]> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
     cuts.extend([0, bytes.len()]);
     cuts.sort_unstable();
@@ -270,7 +337,7 @@ fn parts<'b>(bytes: &'b [u8], cuts: &[usize]) -> VecDeque<&'b [u8]> {
 }
 
 /// One client's request to one server, and what the client hears.
-fn exchange(
+pub(super) fn exchange(
     client: &mut ClientSide,
     server: &mut ServerSide,
     backend: &mut Backend,
@@ -297,13 +364,13 @@ fn exchange(
             said.push_front(rest);
             answer(&mut forwarded, client, server);
             assert!(!server.lease.is_awaited());
-        } else if part.len() % 2 == 0 && !client.mid_message() {
+        } else if part.len() % 2 == 0 && server.is_between_messages() {
             // Somebody else would get the server.
             assert!(!answer(&mut forwarded, client, server) || !server.lease.is_over());
         }
     }
     answer(&mut forwarded, client, server);
-    assert!(server.lease.is_over() && server.at_boundary() && !client.mid_message());
+    assert!(server.lease.is_over() && server.is_between_messages() && !client.mid_message());
     heard
 }
 

@@ -43,7 +43,9 @@ const ANSWER_BYTES: usize = 11;
 /// What lives with a server: its side, and the lease of whoever holds it.
 #[derive(Debug)]
 pub struct ServerSide {
-    framer: Framer,
+    pub(super) framer: Framer,
+    /// A message has been passed to it in part, and the rest is still to come.
+    pub(super) half_passed: bool,
     /// The rest of the message that is coming in is left out.
     hiding: bool,
     /// Who waits for what.
@@ -113,6 +115,7 @@ impl ServerSide {
     pub fn new(reported: Reported, prepared_max: Capacity) -> Self {
         Self {
             framer: Framer::default(),
+            half_passed: false,
             hiding: false,
             lease: Lease::default(),
             statements: ServerStatements::new(prepared_max),
@@ -132,11 +135,6 @@ impl ServerSide {
             is_stale: false,
             telling: false,
         }
-    }
-
-    /// Nothing of a message is missing or left over.
-    pub fn at_boundary(&self) -> bool {
-        self.framer.at_boundary()
     }
 
     /// A message has come in part: nothing of our own can be put behind it.

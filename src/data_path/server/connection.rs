@@ -19,7 +19,6 @@ use super::Opened;
 use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
-        lease::Pins,
         parameter_status::Reported,
         pool::{
             budget::Permit,
@@ -140,13 +139,19 @@ impl Server {
 
     /// Whether it may be lent again: the one check, whose default is to close (pitfalls: "Staying in step").
     pub fn is_reusable(&self) -> bool {
-        self.side.lease.is_over()
-            && self.side.lease.pins.is_empty()
-            && self.side.uncertain.is_empty()
-            && self.side.hearing.channels.is_none()
-            && self.side.at_boundary()
-            && self.unsent.is_empty()
-            && self.notified.is_empty()
+        self.side.is_reusable() && self.unsent.is_empty() && self.notified.is_empty()
+    }
+
+    /// Everything that was passed to it was whole and has been written: what is written next is read as a message.
+    #[inline]
+    pub fn takes_message(&self) -> bool {
+        self.side.has_whole_messages() && self.unsent.is_empty()
+    }
+
+    /// No message is under way in either direction.
+    #[inline]
+    pub fn is_between_messages(&self) -> bool {
+        self.side.is_between_messages() && self.unsent.is_empty()
     }
 
     /// Whether an idle server has nothing to say but what its parameters are now, which is taken down. One that has anything
@@ -249,12 +254,10 @@ impl Server {
     /// # Errors
     /// As [`Self::ask`]; then, and if something cannot be undone, the server must be closed.
     pub async fn clean(&mut self) -> Result<(), AskError> {
-        let keeps = Pins::LOAD | Pins::FUNCTION_STATE;
-        let lease = &self.side.lease;
-        if lease.is_working() || lease.is_unsynced() || lease.pins.intersects(keeps) {
+        if !self.side.is_cleanable() || !self.unsent.is_empty() {
             return Err(io::Error::other("the session left something that cannot be undone").into());
         }
-        if lease.status() != b'I' {
+        if self.side.lease.status() != b'I' {
             self.run("ROLLBACK").await?;
             self.side.lease = Default::default();
         }
