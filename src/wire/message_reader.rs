@@ -104,6 +104,12 @@ impl MessageReader {
         std::future::pending().await
     }
 
+    /// Whether the next message is there already, or is known to be none.
+    pub fn has_message(&self, length_max: u32) -> bool {
+        let announced = self.announced(length_max);
+        announced.map_or(true, |total| total.is_some_and(|total| self.buffer.len() >= total))
+    }
+
     /// Whether the other side has sent more than was asked for.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()

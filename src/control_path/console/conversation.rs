@@ -84,7 +84,7 @@ impl Conversation {
     /// # Errors
     /// [`Lost`]
     pub async fn next(&mut self) -> Result<Message, Lost> {
-        if self.reader.is_empty() {
+        if !self.reader.has_message(MESSAGE_BYTES_MAX) {
             self.flush().await?;
         }
         Ok(self.reader.next(&mut self.stream, MESSAGE_BYTES_MAX).await?)

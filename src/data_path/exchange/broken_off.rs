@@ -84,7 +84,7 @@ impl Session {
 
 impl Shared {
     fn new() -> Self {
-        let server = ServerSide::new(Vec::new(), Capacity { statements: 3, bytes: 100 });
+        let server = ServerSide::new(Default::default(), Capacity { statements: 3, bytes: 100 });
         Self { server, postgres: Backend::default(), coming: Vec::new(), held: false }
     }
 
