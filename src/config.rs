@@ -134,10 +134,16 @@ pub struct Limits {
     pub max_client_conn: usize,
     /// `max_db_client_connections`: sessions per tenant, default 0 (no limit).
     pub max_db_client_connections: usize,
-    /// `max_unauthenticated_conn`: connections that have not logged in, default 1000.
+    /// `max_unauthenticated_conn`: connections that have not logged in, default 10000.
     pub max_unauthenticated_conn: usize,
-    /// `max_unauthenticated_per_address`, default 200.
+    /// `max_unauthenticated_per_address`, default 5000.
     pub max_unauthenticated_per_address: usize,
+    /// `max_unauthenticated_memory`: what connections that have not logged in may take, default 128 MiB.
+    pub unauthenticated_bytes_max: usize,
+    /// `max_logins_at_a_time`: logins that have their turn at a time, default 64; others wait for theirs.
+    pub logins_at_a_time: usize,
+    /// What failed logins cost.
+    pub failed_logins: FailedLoginRules,
     /// `statement_inspect_max`: SQL longer than this is passed on unread and pins the session; default 1 MiB.
     pub statement_inspect_bytes_max: usize,
     /// `functions_inspect_max`: where a database has more function text than this, every transaction is asked what it has
@@ -176,6 +182,23 @@ pub struct Limits {
     pub http_body_bytes_max: usize,
     /// `max_central_connections`: connections to the central database, default 4.
     pub central_connections_max: usize,
+}
+
+/// How failed logins are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailedLoginRules {
+    /// `failed_logins_free`: failures of an address, or with a login's name, that delay nothing; default 10.
+    pub free: u32,
+    /// `failed_login_delay_max`: the longest delay of an answer, default 5 s.
+    pub delay_max: Duration,
+    /// `failed_logins_remembered`: for how long at least, default 10 min.
+    pub remembered: Duration,
+    /// `login_success_remembered`: for how long at least it is remembered from where a login has succeeded, default 1 day.
+    pub success_remembered: Duration,
+    /// `max_failed_logins_tracked`: addresses, logins, and pairs of them that are remembered, each; default 20000.
+    pub tracked_max: usize,
+    /// `max_failed_login_lines`: lines in the log about failed logins in a second, default 100.
+    pub logged_max: u32,
 }
 
 /// How long is too long. `None`: no limit.

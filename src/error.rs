@@ -59,6 +59,9 @@ pub enum Refusal {
     /// `max_client_conn`, or descriptors ran out.
     #[error("sorry, too many clients already")]
     TooManyClients,
+    /// Guesses, from the client's address: what it said is not told to be right or wrong.
+    #[error("too many failed logins from this address; please try again later")]
+    TooManyFailedLogins,
     /// The tenant's own limit.
     #[error("too many connections for database \"{tenant}\"")]
     TooManyClientsOfTenant {
@@ -395,9 +398,10 @@ impl Refusal {
             Self::Dropped { .. } => "3D000",
             Self::NoReadOnlyRole => "0LP01",
             Self::NotReady { .. } | Self::DirectoryUnavailable | Self::PasswordNotStored => "57P03",
-            Self::TooManyClients | Self::TooManyClientsOfTenant { .. } | Self::TooManyPinned { .. } => {
-                "53300"
-            }
+            Self::TooManyClients
+            | Self::TooManyFailedLogins
+            | Self::TooManyClientsOfTenant { .. }
+            | Self::TooManyPinned { .. } => "53300",
             Self::TooManyStatements { .. }
             | Self::StatementsTooLong { .. }
             | Self::TooManyNotifications { .. } => "53400",

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::error::Refusal;
 
 /// Why a client was refused before it had a session, as a metric's label has it.
-pub const REASONS: [&str; 9] = [
+pub const REASONS: [&str; 10] = [
     "password",
+    "too_many_failures",
     "tenant_closed",
     "too_many_clients",
     "directory_unavailable",
@@ -21,6 +22,7 @@ pub const REASONS: [&str; 9] = [
 #[derive(Debug, Default)]
 pub struct Metrics {
     refused: [AtomicU64; REASONS.len()],
+    delayed: AtomicU64,
     central_reachable: AtomicBool,
     roles_mended: AtomicU64,
     roles_not_mended: AtomicU64,
@@ -52,6 +54,16 @@ impl Metrics {
         [("mended", self.roles_mended.load(Relaxed)), ("failed", self.roles_not_mended.load(Relaxed))]
     }
 
+    /// A login's answer waits because others have failed.
+    pub fn login_delayed(&self) {
+        self.delayed.fetch_add(1, Relaxed);
+    }
+
+    /// How many logins were answered late.
+    pub fn logins_delayed(&self) -> u64 {
+        self.delayed.load(Relaxed)
+    }
+
     /// The connection on which the central database tells of changes has been made, or lost.
     pub fn set_central_reachable(&self, reachable: bool) {
         self.central_reachable.store(reachable, Relaxed);
@@ -66,6 +78,7 @@ impl Metrics {
 fn reason(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::LoginFailed { .. } => "password",
+        Refusal::TooManyFailedLogins => "too_many_failures",
         Refusal::Suspended { .. }
         | Refusal::Dropped { .. }
         | Refusal::NotReady { .. }
@@ -91,6 +104,7 @@ mod tests {
         let metrics = Metrics::default();
         let refusals = [
             Refusal::LoginFailed { user: "alice".into() },
+            Refusal::TooManyFailedLogins,
             Refusal::NoTenantChosen,
             Refusal::TooManyClients,
             Refusal::LoginTimeout,

@@ -10,8 +10,8 @@ use std::{
 use secrecy::SecretString;
 
 use super::{
-    Central, CentralTls, ClientTls, Config, Keepalive, Limits, Log, PoolConfig, ServerTls, Timeouts,
-    central_url,
+    Central, CentralTls, ClientTls, Config, FailedLoginRules, Keepalive, Limits, Log, PoolConfig, ServerTls,
+    Timeouts, central_url,
     written::{Environment, Written},
 };
 use crate::data_path::tenant::{PoolMode, TlsMode};
@@ -112,8 +112,18 @@ fn limits(w: &mut Written<'_>) -> Limits {
     Limits {
         max_client_conn: w.count("max_client_conn", 10_000, 1),
         max_db_client_connections: w.count("max_db_client_connections", 0, 0),
-        max_unauthenticated_conn: w.count("max_unauthenticated_conn", 1_000, 1),
-        max_unauthenticated_per_address: w.count("max_unauthenticated_per_address", 200, 1),
+        max_unauthenticated_conn: w.count("max_unauthenticated_conn", 10_000, 1),
+        max_unauthenticated_per_address: w.count("max_unauthenticated_per_address", 5_000, 1),
+        unauthenticated_bytes_max: w.bytes("max_unauthenticated_memory", 128 << 20),
+        logins_at_a_time: w.count("max_logins_at_a_time", 64, 1),
+        failed_logins: FailedLoginRules {
+            free: w.count("failed_logins_free", 10, 0),
+            delay_max: w.duration("failed_login_delay_max", Duration::from_secs(5)),
+            remembered: w.duration("failed_logins_remembered", Duration::from_secs(600)),
+            success_remembered: w.duration("login_success_remembered", Duration::from_secs(86_400)),
+            tracked_max: w.count("max_failed_logins_tracked", 20_000, 1),
+            logged_max: w.count("max_failed_login_lines", 100, 0),
+        },
         statement_inspect_bytes_max: w.bytes("statement_inspect_max", 1 << 20),
         functions_inspect_bytes_max: w.bytes("functions_inspect_max", 16 << 20),
         client_prepared_statements_max: w.count("max_client_prepared_statements", 10_000, 1),

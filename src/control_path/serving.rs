@@ -29,6 +29,7 @@ use crate::{
     config::Config,
     data_path::{
         deadlines,
+        failed_logins::FailedLogins,
         listener::{Accepting, Listeners},
         pool::{Looking, PoolMaking, TenantPools},
         proxy::Proxy,
@@ -119,6 +120,8 @@ impl Serving {
             console: console::door(backstage),
             foreign_cancel: fleet::messenger(central.clone(), cancels_max),
             door: Arc::default(),
+            turns: Arc::default(),
+            failed_logins: FailedLogins::default(),
             metrics,
         });
         let mut tasks = vec![

@@ -18,13 +18,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{info, warn};
 
 use super::{
+    connection_limits::Origin,
     destination::{Case, Denial, Destination, Goal, Hints, Known, Verdict, is_tenant},
+    failed_logins::{FailedLogins, Outcome},
     proof::Verifier,
     startup::{Hello, LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError},
     tenant::{Directory, DirectoryError, Login},
 };
 use crate::{
+    config::FailedLoginRules,
     error::Refusal,
+    metrics::Metrics,
     wire::{
         frame::{HEADER_BYTES, cstr, header},
         message::{append, append_cstr, authentication_ok},
@@ -55,6 +59,12 @@ pub struct Gate<'a> {
     pub tenant_host_suffixes: &'a [String],
     /// `admin_allow_from`.
     pub admin_allow_from: &'a [ipnet::IpNet],
+    /// What slows guessing down.
+    pub failed_logins: &'a FailedLogins,
+    /// `failed_login…`.
+    pub failed_login_rules: &'a FailedLoginRules,
+    /// Counts those that are delayed.
+    pub metrics: &'a Metrics,
 }
 
 /// Looks up and proves the login.
@@ -100,6 +110,8 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
             settle(&case, gate.directory).await.map(|destination| (login, destination, server_final))
         }
     };
+    let verdict = verdict.map_err(|verdict| (verdict.to_string(), verdict.into_refusal(&hello.user)));
+    answer_in_time(hello, verdict.as_ref().err(), gate).await?;
     match verdict {
         Ok((login, destination, server_final)) => {
             let mut unsent = Vec::new();
@@ -107,12 +119,44 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
             authentication_ok(&mut unsent);
             Ok(Proven { login: login.clone(), destination, unsent })
         }
-        Err(verdict) => {
-            let reason = verdict.to_string();
-            info!(user = hello.user, database = hello.database, peer = ?hello.peer, reason, "login refused");
-            Err(verdict.into_refusal(&hello.user).into())
-        }
+        Err((_, refusal)) => Err(refusal.into()),
     }
+}
+
+/// Returns when the client may hear how its login went: later, the more of them have failed.
+///
+/// # Errors
+/// [`Refusal::TooManyFailedLogins`]: it may not hear it.
+async fn answer_in_time(
+    hello: &Hello,
+    refused: Option<&(String, Refusal)>,
+    gate: Gate<'_>,
+) -> Result<(), Refusal> {
+    let outcome = match refused {
+        Some((_, Refusal::LoginFailed { .. })) => Outcome::Wrong,
+        Some((_, Refusal::DirectoryUnavailable)) => Outcome::Unknown,
+        _ => Outcome::Right,
+    };
+    // `alice@acme` is `alice`, whatever tenant is named.
+    let login = hello.user.rsplit_once('@').map_or(hello.user.as_str(), |(login, _)| login);
+    let origin = Origin::of(hello.peer);
+    let delay = gate.failed_logins.judge(origin, login, outcome, Instant::now(), gate.failed_login_rules);
+    match refused {
+        // The address first: nothing that a client chooses stands before it. docs/security.md has the filter for fail2ban.
+        Some((reason, _)) if delay.is_logged => {
+            let address = hello.peer.map_or_else(|| "local".to_owned(), |peer| peer.to_string());
+            warn!(%address, user = hello.user, database = hello.database, reason, "login failed");
+        }
+        Some((reason, _)) if outcome != Outcome::Wrong => {
+            info!(user = hello.user, database = hello.database, peer = ?hello.peer, reason, "login refused");
+        }
+        _ => {}
+    }
+    if !delay.wait.is_zero() {
+        gate.metrics.login_delayed();
+        tokio::time::sleep(delay.wait).await;
+    }
+    if delay.is_refused { Err(Refusal::TooManyFailedLogins) } else { Ok(()) }
 }
 
 /// Where a login that has proved itself goes.

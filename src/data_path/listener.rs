@@ -17,7 +17,7 @@ use super::{proxy::Proxy, refuse, serve_client};
 use crate::{config::Config, error::Refusal, wire::stream::Stream};
 
 /// Connections the kernel holds until they are accepted.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = 4096;
 
 /// How long nothing is accepted when descriptors have run out, instead of spinning.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -192,7 +192,11 @@ fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
         Some(visitor) => drop(tokio::spawn(serve_client(stream, visitor, proxy.clone()))),
         None => {
             proxy.metrics.login_refused(&Refusal::TooManyClients);
-            drop(tokio::spawn(async move { refuse(stream, &Refusal::TooManyClients).await }));
+            let Some(counted) = proxy.door.turn_away(&config.limits) else { return };
+            drop(tokio::spawn(async move {
+                refuse(stream, &Refusal::TooManyClients).await;
+                drop(counted);
+            }));
         }
     }
 }

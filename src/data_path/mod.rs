@@ -7,17 +7,20 @@ pub mod catalogue;
 pub mod channels;
 pub mod choice;
 pub mod concierge;
+pub mod connection_limits;
 pub mod deadlines;
 pub mod deeds;
 pub mod destination;
 pub mod doubts;
 pub mod exchange;
+pub mod failed_logins;
 pub mod farewell;
 pub mod hearing;
 pub mod identity;
 pub mod lease;
 pub mod listener;
 pub mod lobby;
+pub mod login_turns;
 pub mod own_password;
 pub mod parameter_status;
 pub mod passage;
@@ -48,8 +51,9 @@ use std::sync::Arc;
 
 use self::{
     authentication::{Gate, Proven, prove},
+    connection_limits::Visitor,
     destination::Destination,
-    proxy::{ConsoleVisit, Proxy, Visitor},
+    proxy::{ConsoleVisit, Proxy},
     startup::{Arrival, StartupError, TlsRules},
 };
 use crate::{
@@ -62,10 +66,22 @@ use crate::{
 /// One client, from its first byte to its last. Whatever goes wrong on the way is told to the client, if there is a way.
 pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
-    let login = Box::pin(log_in(&mut stream, &visitor, &proxy, &config));
-    let login = tokio::time::timeout(config.timeouts.client_login, login)
-        .await
-        .unwrap_or(Err(Refusal::LoginTimeout.into()));
+    let in_time = tokio::time::timeout(config.timeouts.client_login, async {
+        // Until it says something and has its turn, a connection costs next to nothing.
+        stream.readable().await?;
+        let (client, origin, at_a_time) = (&mut stream, visitor.origin(), config.limits.logins_at_a_time);
+        let turns = &proxy.turns;
+        turns
+            .take(origin, at_a_time, || {
+                visitor.begin_login(&config.limits);
+                log_in(client, &visitor, &proxy, &config)
+            })
+            .await
+    });
+    let login = tokio::select! {
+        login = in_time => login.unwrap_or(Err(Refusal::LoginTimeout.into())),
+        () = visitor.must_leave() => Err(Refusal::TooManyClients.into()),
+    };
     match login {
         Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
             Destination::Tenant { tenant, access } => {
@@ -106,13 +122,17 @@ async fn log_in(
         }
         Arrival::Gone => return Ok(None),
     };
-    visitor.admitted()?;
+    visitor.admitted(&config.limits)?;
     let gate = Gate {
         directory: &proxy.directory,
         tenant_host_suffixes: &config.tenant_host_suffixes,
         admin_allow_from: &config.admin_allow_from,
+        failed_logins: &proxy.failed_logins,
+        failed_login_rules: &config.limits.failed_logins,
+        metrics: &proxy.metrics,
     };
     let proven = prove(stream, &mut hello, gate).await?;
+    visitor.logged_in(&config.limits)?;
     Ok(Some((hello, proven)))
 }
 

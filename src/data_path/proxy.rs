@@ -1,21 +1,15 @@
-//! What all clients share: configuration, directory, pools, sessions, and the limits at the door.
+//! What all clients share: configuration, directory, pools, sessions, and who is at the door.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    net::IpAddr,
-    pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tracing::warn;
 
 use super::{
+    connection_limits::{Door, Visitor},
     destination::{access_to, admit},
+    failed_logins::FailedLogins,
+    login_turns::LoginTurns,
     pool::TenantPools,
     session::{SessionHandle, Sessions},
     startup::Hello,
@@ -23,7 +17,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    config::{Config, Limits},
+    config::Config,
     error::Refusal,
     metrics::Metrics,
     wire::{stream::Stream, tls::towards_clients::ClientTlsAcceptor},
@@ -74,6 +68,10 @@ pub struct Proxy {
     pub foreign_cancel: ForeignCancel,
     /// Who is at the door.
     pub door: Arc<Door>,
+    /// Whose login is next.
+    pub turns: Arc<LoginTurns>,
+    /// What slows guessing down.
+    pub failed_logins: FailedLogins,
     /// Counters that belong to no pool.
     pub metrics: Arc<Metrics>,
 }
@@ -81,121 +79,6 @@ pub struct Proxy {
 impl std::fmt::Debug for Proxy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Proxy").field("sessions", &self.sessions.len()).finish_non_exhaustive()
-    }
-}
-
-/// How many are here, and how many of them have not logged in yet.
-#[derive(Debug, Default)]
-pub struct Door {
-    clients: AtomicUsize,
-    unproven: AtomicUsize,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-    closed: AtomicBool,
-    /// Changes of the central database that were heard of since the start.
-    changes: AtomicU64,
-}
-
-/// A client's place; given back by drop.
-#[derive(Debug)]
-pub struct Visitor {
-    door: Arc<Door>,
-    peer: Option<IpAddr>,
-    unproven: AtomicBool,
-    /// What the door counted when the client came, before anything was looked up for it.
-    changes: u64,
-    /// There was no room: the client is told once it has said hello.
-    surplus: bool,
-}
-
-impl Door {
-    /// A client has been accepted. `None`: so many are waiting to log in that it must be turned away at once.
-    pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<Visitor> {
-        let unproven = self.unproven.fetch_add(1, Ordering::AcqRel);
-        let of_address = peer.map_or(0, |peer| {
-            let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = by_address.entry(peer).or_default();
-            *count += 1;
-            *count
-        });
-        let clients = self.clients.fetch_add(1, Ordering::AcqRel);
-        let surplus = clients >= limits.max_client_conn;
-        let visitor = Visitor {
-            door: self.clone(),
-            peer,
-            unproven: AtomicBool::new(true),
-            changes: self.changes.load(Ordering::Acquire),
-            surplus,
-        };
-        let crowded = unproven >= limits.max_unauthenticated_conn
-            || of_address > limits.max_unauthenticated_per_address;
-        (!crowded).then_some(visitor)
-    }
-
-    /// Nobody is let in from now on; those who say hello are told.
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-    }
-
-    /// Whether nobody is let in any more.
-    pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    /// Clients here, logged in or not.
-    pub fn clients(&self) -> usize {
-        self.clients.load(Ordering::Acquire)
-    }
-
-    /// Clients that have not logged in.
-    pub fn unproven(&self) -> usize {
-        self.unproven.load(Ordering::Acquire)
-    }
-}
-
-impl Visitor {
-    /// Whether something has changed since the client came. A session that is registered hears of what comes later.
-    pub fn has_missed_changes(&self) -> bool {
-        self.changes != self.door.changes.load(Ordering::Acquire)
-    }
-
-    /// Where the client is; `None`: a Unix socket.
-    pub fn peer(&self) -> Option<IpAddr> {
-        self.peer
-    }
-
-    /// Whether there is room; asked when the client has said hello and can be told.
-    ///
-    /// # Errors
-    /// [`Refusal::TooManyClients`], [`Refusal::AdminShutdown`].
-    pub fn admitted(&self) -> Result<(), Refusal> {
-        if self.door.closed.load(Ordering::Acquire) {
-            return Err(Refusal::AdminShutdown);
-        }
-        if self.surplus { Err(Refusal::TooManyClients) } else { Ok(()) }
-    }
-
-    /// The client has logged in: it no longer counts among those at the door.
-    pub fn logged_in(&self) {
-        if !self.unproven.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        self.door.unproven.fetch_sub(1, Ordering::AcqRel);
-        if let Some(peer) = self.peer {
-            let mut by_address = self.door.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(count) = by_address.get_mut(&peer) {
-                *count -= 1;
-                if *count == 0 {
-                    by_address.remove(&peer);
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Visitor {
-    fn drop(&mut self) {
-        self.logged_in();
-        self.door.clients.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -214,7 +97,7 @@ impl Proxy {
     pub async fn apply(&self, change: Change) {
         self.directory.forget(&change);
         // Between the two: whoever logs in meanwhile either is among the sessions when they are walked, or sees this.
-        self.door.changes.fetch_add(1, Ordering::AcqRel);
+        self.door.changed();
         match change {
             Change::Tenant(id) => self.tenant_changed(id).await,
             Change::Login(id) => self.logins_changed(|session| session.login.id == id).await,

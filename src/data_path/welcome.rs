@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::{
     choice::Stance,
     concierge::Concierge,
+    connection_limits::Visitor,
     exchange::{ClientSide, Rules},
     identity::Identity,
     lobby,
@@ -18,7 +19,7 @@ use super::{
         Pool, Present,
         greeting::{Engaged, Greeting},
     },
-    proxy::{Proxy, Visitor},
+    proxy::Proxy,
     refuse,
     relay::Relay,
     server::connection::Server,
@@ -74,7 +75,6 @@ pub async fn open_session(
     });
     worker.spawn(async move {
         let Some(relay) = welcome.await else { return };
-        visitor.logged_in();
         if visitor.has_missed_changes() {
             Box::pin(watcher.look_again_at(&relay.handle)).await;
         }
@@ -273,7 +273,6 @@ pub async fn open_lobby(
         concierge: Some(Concierge::new(proxy.clone(), None, told)),
         proxy: proxy.clone(),
     };
-    visitor.logged_in();
     if visitor.has_missed_changes() {
         proxy.look_again_at(&seat.handle).await;
     }

@@ -69,6 +69,18 @@ impl Stream {
         Some((canonical(ours.ok()?), canonical(theirs.ok()?)))
     }
 
+    /// Returns when there is something to read, or nothing any more. Reads nothing, and needs no buffer.
+    ///
+    /// # Errors
+    /// Whatever the operating system says.
+    pub async fn readable(&self) -> io::Result<()> {
+        match self.socket() {
+            Socket::Tcp(socket) => socket.readable().await,
+            Socket::Unix(socket) => socket.readable().await,
+            Socket::DetachedTcp(_) | Socket::DetachedUnix(_) | Socket::Gone => Err(detached()),
+        }
+    }
+
     /// The socket below, whatever lies over it.
     pub fn socket(&self) -> &Socket {
         match self {

@@ -298,6 +298,8 @@ impl Builder {
         let mut config = BTreeMap::from([
             // So that sessions move from one to another, however many cores there are.
             ("worker_threads".to_owned(), "2".to_owned()),
+            // Tests get many passwords wrong on purpose, all from one address.
+            ("failed_logins_free".to_owned(), "1000000".to_owned()),
             ("listen_addr".to_owned(), "\"127.0.0.1\"".to_owned()),
             ("listen_port".to_owned(), port.number.to_string()),
             ("http.listen".to_owned(), format!("\"127.0.0.1:{}\"", http.number)),

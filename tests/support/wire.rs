@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::client::in_time;
@@ -34,6 +34,15 @@ impl Wire {
     pub async fn open(port: u16) -> Self {
         let stream = in_time("connecting", TcpStream::connect(("127.0.0.1", port))).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Self { stream, parameters: HashMap::new(), key: None }
+    }
+
+    /// The same from another of this machine's addresses.
+    pub async fn open_from(address: [u8; 4], port: u16) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        let connecting = socket.connect(([127, 0, 0, 1], port).into());
+        let stream = in_time("connecting", connecting).await.unwrap();
         Self { stream, parameters: HashMap::new(), key: None }
     }
 
@@ -65,10 +74,24 @@ impl Wire {
 
     /// Proves `password` by SCRAM-SHA-256 and reads up to ReadyForQuery; the ErrorResponse where it is refused.
     pub async fn authenticate(&mut self, password: &str) -> Result<Vec<Message>, Message> {
+        let asked = self.receive().await;
+        self.authenticate_as_asked(asked, password).await
+    }
+
+    /// The same where the first message has been read.
+    pub async fn authenticate_as_asked(
+        &mut self,
+        asked: Message,
+        password: &str,
+    ) -> Result<Vec<Message>, Message> {
         let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         let mut seen = Vec::new();
+        let mut next = Some(asked);
         loop {
-            let received = self.receive().await;
+            let received = match next.take() {
+                Some(message) => message,
+                None => self.receive().await,
+            };
             match (received.tag, received.authentication_code()) {
                 (b'R', Some(10)) => {
                     let mut body = b"SCRAM-SHA-256\0".to_vec();
@@ -206,7 +229,7 @@ impl Message {
         String::from_utf8_lossy(self.body.strip_suffix(b"\0").unwrap_or(&self.body)).into_owned()
     }
 
-    fn authentication_code(&self) -> Option<u32> {
+    pub fn authentication_code(&self) -> Option<u32> {
         (self.tag == b'R').then(|| self.body.as_slice().get_u32())
     }
 }

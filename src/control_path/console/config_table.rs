@@ -89,6 +89,11 @@ fn limits(config: &Config) -> Vec<Entry> {
         entry("max_db_client_connections", &limits.max_db_client_connections),
         entry("max_unauthenticated_conn", &limits.max_unauthenticated_conn),
         entry("max_unauthenticated_per_address", &limits.max_unauthenticated_per_address),
+        entry("max_unauthenticated_memory", &limits.unauthenticated_bytes_max),
+        entry("max_logins_at_a_time", &limits.logins_at_a_time),
+        entry("failed_logins_free", &limits.failed_logins.free),
+        entry("max_failed_logins_tracked", &limits.failed_logins.tracked_max),
+        entry("max_failed_login_lines", &limits.failed_logins.logged_max),
         entry("statement_inspect_max", &limits.statement_inspect_bytes_max),
         entry("functions_inspect_max", &limits.functions_inspect_bytes_max),
         entry("max_client_prepared_statements", &limits.client_prepared_statements_max),
@@ -117,6 +122,9 @@ fn timeouts(config: &Config) -> Vec<Entry> {
     let fixed = |key, value: Duration| (key, seconds(value), AT_START);
     vec![
         entry("client_login_timeout", timeouts.client_login),
+        entry("failed_login_delay_max", config.limits.failed_logins.delay_max),
+        entry("failed_logins_remembered", config.limits.failed_logins.remembered),
+        entry("login_success_remembered", config.limits.failed_logins.success_remembered),
         entry("server_connect_timeout", timeouts.server_connect),
         entry("server_login_retry", timeouts.server_login_retry),
         entry("query_wait_timeout", timeouts.query_wait),

@@ -34,7 +34,8 @@ use self::{
 use super::operator::{Office, Operator};
 use crate::{
     data_path::{
-        proxy::{Console, ConsoleVisit, Proxy, Visitor},
+        connection_limits::Visitor,
+        proxy::{Console, ConsoleVisit, Proxy},
         tenant::{Login, LoginKind},
     },
     shutdown::Ending,
@@ -111,7 +112,6 @@ async fn receive(visit: ConsoleVisit, backstage: Backstage) {
     if let Err(error) = stream.attach() {
         return debug!(%error, "an administrator's connection broke");
     }
-    visitor.logged_in();
     info!(login = login.name, peer = ?hello.peer, read_only, "console opened");
     let conversation = Conversation::new(stream, &hello.leftover, unsent);
     let name = login.name.clone();

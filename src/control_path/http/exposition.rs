@@ -185,6 +185,13 @@ impl Collector {
             "Tenants whose roles were put right after their host had refused them",
             mended,
         )?;
+        let delayed = [([("reason", "failures")], proxy.metrics.logins_delayed())];
+        counters(
+            encoder,
+            "logins_delayed",
+            "Logins answered late, because others had failed",
+            delayed.into_iter(),
+        )?;
         let sessions = proxy.sessions.all();
         let pinned = Pins::named().map(|(pin, reason)| {
             let count = sessions.iter().filter(|session| session.pins().contains(pin)).count();

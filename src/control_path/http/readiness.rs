@@ -35,7 +35,7 @@ impl Readiness {
         let (door, directory) = (&self.proxy.door, &self.proxy.directory);
         if door.is_closed() {
             Some("draining".to_owned())
-        } else if door.clients() >= self.proxy.config.load().limits.max_client_conn {
+        } else if door.sessions() >= self.proxy.config.load().limits.max_client_conn {
             Some("full: max_client_conn is reached".to_owned())
         } else if !directory.in_touch() && !directory.remembers_anybody() {
             // What is remembered serves on, else.

@@ -1,0 +1,369 @@
+//! How many clients may be here: sessions (`max_client_conn`), and connections that have not logged in, by count, by address and by
+//! memory. A connection that has not logged in is held until it has; where there is no room for another, the oldest of the address
+//! that has most of them makes room: so half-open connections of a few keep nobody else out.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use crate::{config::Limits, error::Refusal};
+
+/// What a connection costs that has not sent a byte or waits for its turn: its task, socket and place here.
+const WAITING_BYTES: usize = 4 << 10;
+/// What a login may need besides: a startup packet, a SASL response, look-ups, the state of TLS.
+const LOGIN_BYTES: usize = 60 << 10;
+
+/// Where clients come from, as far as they are told apart: an address, of IPv6 its network of 64 bits, which one client may have all of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Origin(Option<IpAddr>);
+
+impl Origin {
+    /// `None`: a Unix socket.
+    pub fn of(peer: Option<IpAddr>) -> Self {
+        Self(peer.map(|peer| match peer.to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+            address => address,
+        }))
+    }
+}
+
+/// Everybody who is here.
+#[derive(Debug, Default)]
+pub struct Door {
+    held: Mutex<Held>,
+    /// How many have not logged in.
+    unproven: AtomicUsize,
+    /// How many have.
+    sessions: AtomicUsize,
+    /// How many are being told that there is no room.
+    turned_away: AtomicUsize,
+    closed: AtomicBool,
+    /// Changes of the central database that were heard of since the start.
+    changes: AtomicU64,
+}
+
+/// Connections that have not logged in.
+#[derive(Debug, Default)]
+struct Held {
+    next: u64,
+    count: usize,
+    bytes: usize,
+    by_origin: HashMap<Origin, BTreeMap<u64, Place>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    bytes: usize,
+    /// Notified when it must make room.
+    leave: Arc<Notify>,
+}
+
+/// A client's place; given back by drop.
+#[derive(Debug)]
+pub struct Visitor {
+    door: Arc<Door>,
+    peer: Option<IpAddr>,
+    number: u64,
+    leave: Arc<Notify>,
+    is_session: AtomicBool,
+    /// What the door counted when the client came, before anything was looked up for it.
+    changes: u64,
+}
+
+/// Somebody who is told that there is no room; counted until it is dropped.
+#[derive(Debug)]
+pub struct TurnedAway(Arc<Door>);
+
+impl Drop for TurnedAway {
+    fn drop(&mut self) {
+        self.0.turned_away.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Held {
+    /// Takes a place in; `None` if its origin has as many already as may be, or if there is no room and nobody has more than it.
+    fn enter(&mut self, origin: Origin, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
+        let own = self.by_origin.get(&origin).map_or(0, BTreeMap::len);
+        if own >= limits.max_unauthenticated_per_address {
+            return None;
+        }
+        while self.count >= limits.max_unauthenticated_conn
+            || self.bytes + WAITING_BYTES > limits.unauthenticated_bytes_max
+        {
+            let (largest, places) = self.by_origin.iter().max_by_key(|(_, places)| places.len())?;
+            if places.len() <= own {
+                return None;
+            }
+            let (largest, oldest) = (*largest, *places.first_key_value()?.0);
+            self.leave(largest, oldest)?.leave.notify_one();
+        }
+        let (number, leave) = (self.next, Arc::new(Notify::new()));
+        self.next += 1;
+        self.count += 1;
+        self.bytes += WAITING_BYTES;
+        let place = Place { bytes: WAITING_BYTES, leave: leave.clone() };
+        self.by_origin.entry(origin).or_default().insert(number, place);
+        Some((number, leave))
+    }
+
+    /// The connection logs in now, which takes memory; others make room for it.
+    fn begin_login(&mut self, origin: Origin, number: u64, limits: &Limits) {
+        let place = self.by_origin.get_mut(&origin).and_then(|places| places.get_mut(&number));
+        let Some(place) = place else { return };
+        self.bytes += WAITING_BYTES + LOGIN_BYTES - place.bytes;
+        place.bytes = WAITING_BYTES + LOGIN_BYTES;
+        while self.bytes > limits.unauthenticated_bytes_max {
+            let sizes = self.by_origin.iter().map(|(origin, places)| {
+                let others = places.iter().filter(|(other, _)| **other != number);
+                (
+                    *origin,
+                    others.clone().map(|(_, place)| place.bytes).sum::<usize>(),
+                    others.map(|(other, _)| *other).next(),
+                )
+            });
+            let largest = sizes.max_by_key(|(_, bytes, _)| *bytes);
+            let Some((largest, _, Some(oldest))) = largest else { return };
+            let Some(place) = self.leave(largest, oldest) else { return };
+            place.leave.notify_one();
+        }
+    }
+
+    /// Takes a place out, if it is there still.
+    fn leave(&mut self, origin: Origin, number: u64) -> Option<Place> {
+        let places = self.by_origin.get_mut(&origin)?;
+        let place = places.remove(&number)?;
+        if places.is_empty() {
+            self.by_origin.remove(&origin);
+        }
+        self.count -= 1;
+        self.bytes -= place.bytes;
+        Some(place)
+    }
+}
+
+impl Door {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client has been accepted. `None`: there is no room for it.
+    pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<Visitor> {
+        let changes = self.changes.load(Ordering::Acquire);
+        let (number, leave) = self.held().enter(Origin::of(peer), limits)?;
+        self.unproven.fetch_add(1, Ordering::AcqRel);
+        let is_session = AtomicBool::new(false);
+        Some(Visitor { door: self.clone(), peer, number, leave, is_session, changes })
+    }
+
+    /// Counts somebody who is told that there is no room. `None`: so many are being told that it is closed without a word.
+    pub fn turn_away(self: &Arc<Self>, limits: &Limits) -> Option<TurnedAway> {
+        let counted = TurnedAway(self.clone());
+        let others = self.turned_away.fetch_add(1, Ordering::AcqRel);
+        (others < limits.max_unauthenticated_conn).then_some(counted)
+    }
+
+    /// Nobody is let in from now on; those who say hello are told.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether nobody is let in any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Something has changed in the central database.
+    pub fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Clients here, logged in or not.
+    pub fn clients(&self) -> usize {
+        self.sessions() + self.unproven()
+    }
+
+    /// Clients that have logged in.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Acquire)
+    }
+
+    /// Clients that have not logged in.
+    pub fn unproven(&self) -> usize {
+        self.unproven.load(Ordering::Acquire)
+    }
+}
+
+impl Visitor {
+    /// Whether something has changed since the client came. A session that is registered hears of what comes later.
+    pub fn has_missed_changes(&self) -> bool {
+        self.changes != self.door.changes.load(Ordering::Acquire)
+    }
+
+    /// Where the client is; `None`: a Unix socket.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
+    /// The same, as far as clients are told apart.
+    pub fn origin(&self) -> Origin {
+        Origin::of(self.peer)
+    }
+
+    /// Returns when the connection must make room for others.
+    pub async fn must_leave(&self) {
+        self.leave.notified().await;
+    }
+
+    /// It is the client's turn to log in.
+    pub fn begin_login(&self, limits: &Limits) {
+        self.door.held().begin_login(self.origin(), self.number, limits);
+    }
+
+    /// Whether there is room; asked when the client has said hello and can be told.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyClients`], [`Refusal::AdminShutdown`].
+    pub fn admitted(&self, limits: &Limits) -> Result<(), Refusal> {
+        if self.door.is_closed() {
+            return Err(Refusal::AdminShutdown);
+        }
+        if self.door.sessions() >= limits.max_client_conn { Err(Refusal::TooManyClients) } else { Ok(()) }
+    }
+
+    /// The client has proved itself: it counts among the sessions from now on, and no longer among strangers.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyClients`].
+    pub fn logged_in(&self, limits: &Limits) -> Result<(), Refusal> {
+        let counted = self.door.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
+            (sessions < limits.max_client_conn).then_some(sessions + 1)
+        });
+        counted.map_err(|_| Refusal::TooManyClients)?;
+        self.is_session.store(true, Ordering::Release);
+        self.no_stranger();
+        Ok(())
+    }
+
+    fn no_stranger(&self) {
+        self.door.held().leave(self.origin(), self.number);
+        self.door.unproven.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        if *self.is_session.get_mut() {
+            self.door.sessions.fetch_sub(1, Ordering::AcqRel);
+        } else {
+            self.no_stranger();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn limits(count: usize, of_address: usize, bytes: usize) -> Limits {
+        let text = format!(
+            "max_unauthenticated_conn = {count}\nmax_unauthenticated_per_address = {of_address}\n\
+             max_unauthenticated_memory = \"{bytes}B\"\n[central]\nurl = \"postgres://m@127.0.0.1/c\"\n"
+        );
+        crate::config::Config::read(&text, None, &|_| None).unwrap().limits
+    }
+
+    fn at(last: u8) -> Option<IpAddr> {
+        Some(IpAddr::from([10, 0, 0, last]))
+    }
+
+    fn is_gone(visitor: &Visitor) -> bool {
+        !visitor
+            .door
+            .held()
+            .by_origin
+            .get(&visitor.origin())
+            .is_some_and(|held| held.contains_key(&visitor.number))
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_place_of_the_oldest_where_most_are() {
+        let (door, limits) = (Arc::<Door>::default(), limits(4, 3, 1 << 20));
+        let crowd: Vec<_> = (0..3).map(|_| door.enter(at(1), &limits).unwrap()).collect();
+        assert!(door.enter(at(1), &limits).is_none(), "an address has its own limit");
+        let second = door.enter(at(2), &limits).unwrap();
+        let third = door.enter(at(3), &limits).unwrap();
+        assert!(is_gone(&crowd[0]) && !is_gone(&crowd[1]) && !is_gone(&second) && !is_gone(&third));
+        assert!(door.enter(at(1), &limits).is_none(), "who has most of them gets no more");
+        drop((crowd, second, third));
+        let held = door.held();
+        assert_eq!((door.clients(), held.bytes, held.count), (0, 0, 0));
+    }
+
+    #[test]
+    fn logins_take_memory_and_others_make_room_for_them() {
+        let (door, limits) = (Arc::<Door>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
+        let silent: Vec<_> = (0..4).map(|_| door.enter(at(1), &limits).unwrap()).collect();
+        silent[0].begin_login(&limits);
+        assert!(silent.iter().all(|visitor| !is_gone(visitor)));
+        let other = door.enter(at(2), &limits).unwrap();
+        assert!(is_gone(&silent[0]));
+        other.begin_login(&limits);
+        assert!(!is_gone(&other) && door.held().bytes <= limits.unauthenticated_bytes_max);
+    }
+
+    #[test]
+    fn strangers_do_not_count_among_the_sessions() {
+        let (door, mut limits) = (Arc::<Door>::default(), limits(10, 10, 1 << 20));
+        limits.max_client_conn = 1;
+        let strangers: Vec<_> = (0..5).map(|_| door.enter(at(1), &limits).unwrap()).collect();
+        assert!(strangers.iter().all(|visitor| visitor.admitted(&limits).is_ok()));
+        assert!(strangers[0].logged_in(&limits).is_ok());
+        assert!(strangers[1].logged_in(&limits).is_err() && strangers[1].admitted(&limits).is_err());
+        assert_eq!((door.sessions(), door.unproven(), door.clients()), (1, 4, 5));
+        drop(strangers);
+        assert_eq!((door.sessions(), door.unproven()), (0, 0));
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_origin() {
+        let origin = |text: &str| Origin::of(Some(text.parse().unwrap()));
+        assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:1"));
+        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
+        assert_eq!(origin("::ffff:10.0.0.1"), origin("10.0.0.1"));
+        assert_ne!(origin("10.0.0.1"), origin("10.0.0.2"));
+    }
+
+    proptest! {
+        /// Counts and bytes are those of the places there are, and never above their limits.
+        #[test]
+        fn what_is_held_stays_within_its_limits(steps in proptest::collection::vec((0u8..4, 0u8..6, any::<prop::sample::Index>()), 1..120)) {
+            let limits = limits(12, 6, 8 * WAITING_BYTES + 2 * LOGIN_BYTES);
+            let (door, mut here) = (Arc::<Door>::default(), Vec::new());
+            for (step, address, which) in steps {
+                match step {
+                    0 | 1 => here.extend(door.enter(at(address), &limits)),
+                    _ if here.is_empty() => {}
+                    2 => which.get(&here).begin_login(&limits),
+                    _ => drop(here.swap_remove(which.index(here.len()))),
+                }
+                let held = door.held();
+                let places = || held.by_origin.values().flat_map(BTreeMap::values);
+                prop_assert_eq!(held.count, places().count());
+                prop_assert_eq!(held.bytes, places().map(|place| place.bytes).sum::<usize>());
+                prop_assert!(held.count <= 12 && held.bytes <= limits.unauthenticated_bytes_max);
+                prop_assert!(held.by_origin.values().all(|places| (1..=6).contains(&places.len())));
+            }
+            drop(here);
+            prop_assert_eq!((door.clients(), door.held().bytes), (0, 0));
+        }
+    }
+}
