@@ -13,8 +13,9 @@ use pglobby::{
         catalogue::Catalogue,
         exchange::{ClientSide, Rules, ServerSide},
         lease::{Asked, Lease, Whose},
-        prepared::{Capacity, StatementTable},
+        prepared::Capacity,
         session_state::Settings,
+        statement_table::StatementTable,
     },
     wire::{
         frame::{Framer, Need},

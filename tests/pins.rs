@@ -4,10 +4,10 @@
 mod support;
 
 use support::{
-    Proxy,
+    Client, Proxy, Wire,
     client::in_time,
     console::shown,
-    wire::{rows, tags},
+    wire::{Message, bind, close, execute, parse, rows, sync, tags},
 };
 
 /// One client that locked on every connection kept every server of its tenant, and everybody else waited; then it was ended
@@ -198,4 +198,166 @@ async fn an_insert_keeps_its_server_for_the_lastval_behind_it() {
         one.run("SELECT 1").await;
     }
     assert_eq!(proxy.console().await.ask_all("SHOW PINS").await.len(), 0);
+}
+
+/// Two sessions that had sent a text too long to be read, each in a way of its own, stopped a pool of two for as long as they
+/// stayed.
+#[tokio::test]
+async fn a_text_too_long_to_read_keeps_no_server_once_it_has_left_nothing() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(2).config("statement_inspect_max", "\"1kB\"").start().await;
+    let long = format!("SELECT 'long' /* {} */", "x".repeat(200 << 10));
+    let (mut simple, mut named, mut other) =
+        (proxy.wire("acme").await, proxy.wire("acme").await, proxy.wire("acme").await);
+    let console = proxy.console().await;
+    assert_eq!(tags(&simple.query(&long).await), "TDCZ");
+    assert_eq!(tags(&simple.query(&format!("{long}; FROBNICATE")).await), "EZ");
+    let run = [parse("q", &long), bind("", "q", &[]), execute("", 0), close(b'S', "q"), sync()];
+    assert_eq!(tags(&send(&mut named, &run).await), "12DC3Z");
+    assert_eq!(pinned(&console).await, [""; 0]);
+    assert_eq!(
+        tags(&send(&mut named, &[parse("", &long), bind("", "", &[]), execute("", 0), sync()]).await),
+        "12DCZ"
+    );
+    assert_eq!(pinned(&console).await, [""; 0]);
+    // An unnamed statement is there until it has run, or until somebody needs the server: lib/pq binds it in a batch of its own.
+    for client in [&mut simple, &mut named] {
+        assert_eq!(tags(&send(client, &[parse("", &long), sync()]).await), "1Z");
+    }
+    assert_eq!(pinned(&console).await, ["unread_unnamed_statement"; 2]);
+    assert_eq!(tags(&other.query("SELECT 1").await), "TDCZ");
+    assert_eq!(pinned(&console).await, ["unread_unnamed_statement"; 1]);
+    let mut told = Vec::new();
+    for client in [&mut simple, &mut named] {
+        told.push(tags(&send(client, &[bind("", "", &[]), execute("", 0), sync()]).await));
+    }
+    told.sort();
+    assert_eq!(told, ["2DCZ", "EZ"]);
+    assert_eq!(pinned(&console).await, [""; 0]);
+    for client in [&mut simple, &mut named] {
+        assert_eq!(send(client, &[bind("", "", &[]), sync()]).await[0].sqlstate(), "26000");
+    }
+    // What it leaves is found as if it had been read.
+    let pad = "x".repeat(200 << 10);
+    simple.query(&format!("SET TimeZone = 'Asia/Tokyo' /* {pad} */")).await;
+    assert_eq!(pinned(&console).await, [""; 0]);
+    assert_eq!(rows(&simple.query("SHOW TimeZone").await), [[Some("Asia/Tokyo".to_owned())]]);
+    assert_eq!(rows(&other.query("SHOW TimeZone").await), rows(&named.query("SHOW TimeZone").await));
+    simple.query(&format!("SELECT pg_advisory_lock(1) /* {pad} */")).await;
+    assert_eq!(pinned(&console).await, ["advisory_lock"]);
+    simple.query("SELECT pg_advisory_unlock(1)").await;
+    assert_eq!(pinned(&console).await, [""; 0]);
+}
+
+/// It was kept for ever by a statement that was too long, though that had been closed, deallocated or had never come to be.
+#[tokio::test]
+async fn a_prepared_statement_too_long_to_keep_keeps_its_server_until_it_is_gone() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("statement_inspect_max", "\"1kB\"").start().await;
+    let (mut one, console) = (proxy.wire("acme").await, proxy.console().await);
+    let pad = "x".repeat(200 << 10);
+    let long = format!("SELECT set_config('TimeZone', 'Asia/Tokyo', false) /* {pad} */");
+    for end in ["CLOSE", "DEALLOCATE q", "DEALLOCATE ALL", "DISCARD ALL"] {
+        assert_eq!(tags(&send(&mut one, &[parse("q", &long), sync()]).await), "1Z");
+        assert_eq!(tags(&one.query("SELECT 1").await), "TDCZ");
+        assert_eq!(pinned(&console).await, ["unread_statement"]);
+        assert_eq!(tags(&send(&mut one, &[bind("", "q", &[]), execute("", 0), sync()]).await), "2DCSZ");
+        match end {
+            "CLOSE" => drop(send(&mut one, &[close(b'S', "q"), sync()]).await),
+            _ => drop(one.query(end).await),
+        }
+        assert_eq!(pinned(&console).await, [""; 0], "{end}");
+        let mut other = proxy.wire("acme").await;
+        assert_ne!(rows(&other.query("SHOW TimeZone").await), [[Some("Asia/Tokyo".to_owned())]]);
+        let zone = rows(&one.query("SHOW TimeZone").await);
+        assert_eq!(zone == [[Some("Asia/Tokyo".to_owned())]], end != "DISCARD ALL", "{end}: {zone:?}");
+        one.query("RESET TimeZone").await;
+    }
+    let failing = format!("SELEC /* {pad} */");
+    assert_eq!(tags(&send(&mut one, &[parse("q", &failing), sync()]).await), "EZ");
+    assert_eq!(pinned(&console).await, [""; 0]);
+}
+
+/// Only DISCARD ALL, or the session's end, gave these servers back.
+#[tokio::test]
+async fn whatever_keeps_a_server_ends_with_what_it_is_kept_for() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut one, console) = (proxy.wire("acme").await, proxy.console().await);
+    let role = rows(&one.query("SELECT current_user").await)[0][0].clone().unwrap();
+    proxy.behind("acme").await.run(&format!("ALTER ROLE \"{role}\" SUPERUSER; CREATE ROLE somebody")).await;
+    console.run("RECONNECT acme").await; // its next server is a superuser's
+    for (done, reason, undone) in [
+        ("SET SESSION AUTHORIZATION somebody", "untracked_setting", "RESET SESSION AUTHORIZATION"),
+        ("SET SESSION AUTHORIZATION somebody", "untracked_setting", "SET SESSION AUTHORIZATION DEFAULT"),
+        ("SELECT set_config('my.' || 'note', 'x', false)", "untracked_setting", "RESET ALL"),
+        ("CREATE TEMP TABLE t ()", "temporary_object", "DROP TABLE t"),
+        ("SELECT pg_advisory_lock(1)", "advisory_lock", "SELECT pg_advisory_unlock(1)"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "hold_cursor", "CLOSE c"),
+        (
+            "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT pg_advisory_lock(1); COMMIT",
+            "advisory_lock,hold_cursor",
+            "CLOSE c; SELECT pg_advisory_unlock(1)",
+        ),
+        ("DO $$ BEGIN EXECUTE 'PREPARE p AS SELECT 1'; END $$", "prepare", "DEALLOCATE p"),
+    ] {
+        one.query(done).await;
+        assert_eq!(pinned(&console).await, [reason], "{done}");
+        one.query(undone).await;
+        assert_eq!(pinned(&console).await, [""; 0], "{undone}");
+    }
+    for done in [
+        "FROBNICATE",
+        "BEGIN; DECLARE c CURSOR FOR SELECT set_config('my.note', 'x', false); FETCH c; COMMIT",
+        "LOAD 'nosuch'",
+    ] {
+        one.query(done).await;
+        assert_eq!(pinned(&console).await, [""; 0], "{done}");
+    }
+    assert_eq!(rows(&one.query("SELECT current_setting('my.note')").await), [[Some("x".to_owned())]]);
+    // Large objects are called so by libpq.
+    one.send(b'F', &[&1299u32.to_be_bytes()[..], &[0; 6]].concat()).await; // now()
+    assert_eq!(one.until_ready().await.last().unwrap().tag, b'Z');
+    assert_eq!(pinned(&console).await, [""; 0]);
+}
+
+/// What a transaction is like is no setting, though PostgreSQL shows it as one that the session has set, and goes on to when it is
+/// over: the next session whose code was asked about was ended.
+#[tokio::test]
+async fn what_a_transaction_was_like_is_taken_for_no_sessions_setting() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    for modes in ["DEFERRABLE", "READ ONLY", "ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE"] {
+        for done in
+            [format!("BEGIN; SET TRANSACTION {modes}; SELECT 1; COMMIT"), format!("BEGIN {modes}; COMMIT")]
+        {
+            let (mut one, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+            one.query(&done).await;
+            for _ in 0..2 {
+                let code = "DO $$ BEGIN EXECUTE 'SELECT 1'; END $$";
+                assert_eq!(tags(&other.query(code).await), "CZ", "{done}");
+                one.query("SET work_mem = '8MB'").await;
+                assert_eq!(tags(&other.query("SHOW transaction_read_only").await), "TDCZ", "{done}");
+                one.query(code).await;
+            }
+            let shown = "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only'), current_setting('transaction_deferrable')";
+            let usual = [["read committed", "off", "off"].map(|value| Some(value.to_owned()))];
+            for client in [&mut one, &mut other] {
+                assert_eq!(rows(&client.query(shown).await), usual, "{done}");
+            }
+        }
+    }
+}
+
+async fn send(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
+    client.send_bytes(&messages.concat()).await;
+    client.until_ready().await
+}
+
+/// Why sessions keep their servers, but for what they may have to ask of sequences.
+async fn pinned(console: &Client) -> Vec<String> {
+    let shown = console.ask_all("SHOW PINS").await;
+    let reasons = shown.into_iter().map(|row| row[6].clone().unwrap());
+    let kept = |reasons: String| {
+        reasons.split(',').filter(|reason| *reason != "sequence_written").collect::<Vec<_>>().join(",")
+    };
+    reasons.map(kept).filter(|reasons| !reasons.is_empty()).collect()
 }

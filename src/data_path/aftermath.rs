@@ -8,7 +8,10 @@ use super::{
     choice::Talk,
     doubts::Doubts,
     lease::Pins,
-    statement::{self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetValue, Statement},
+    parse_settings::matters,
+    statement::{
+        self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetValue, Statement,
+    },
 };
 
 /// What a text may leave behind in the session that runs it; read once.
@@ -22,6 +25,8 @@ pub struct Aftermath {
     pub pins: Pins,
     /// It only tidies up, as drivers' pools do between two users of a connection.
     pub tidies: Option<Tidying>,
+    /// It is LOAD and nothing else: if it fails, nothing is loaded.
+    pub only_loads: bool,
     /// PREPARE, EXECUTE or DEALLOCATE: servers know statements under other names.
     pub names_statements: bool,
     /// It may look at what is prepared (`pg_prepared_statements`).
@@ -100,18 +105,19 @@ impl Aftermath {
         self.identity || self.talk == Talk::Chooses
     }
 
-    /// A text nobody reads: everything is doubtful, and it pins.
+    /// A text nobody reads.
     pub fn unread() -> Self {
-        Self { doubts: Doubts::EVERYTHING, pins: Pins::UNREAD, ..Self::default() }
+        let mut doubts = Doubts::FUNCTIONS;
+        doubts.insert(Self::anything().doubts);
+        Self { doubts, commits: true, advances: true, ..Self::default() }
     }
 
     /// Reads a text.
     #[inline]
     pub fn read(sql: &[u8], lexing: Lexing) -> Self {
         let effects = statement::effects(sql, lexing);
-        let harmless = HARMLESS.contains(effects)
-            && !effects.contains(Effects::DDL)
-            && !(effects.contains(Effects::SETTING_LOCAL) && Talk::is_possible(sql));
+        let harmless =
+            HARMLESS.contains(effects) && !effects.intersects(Effects::DDL | Effects::SETTING_LOCAL);
         let commits = effects.contains(Effects::TRANSACTION) && commits(sql);
         let (advances, signals) = (may_advance(sql), Signal::of(effects));
         match harmless {
@@ -159,6 +165,9 @@ impl Aftermath {
             }
             found.names = (!names.is_empty()).then(|| names.into());
         }
+        if effects.intersects(Effects::SETTING_LOCAL | Effects::SET_CONFIG) {
+            found.doubts.insert(Doubts::LOCAL_SETTINGS);
+        }
         if effects.intersects(Effects::DDL) {
             found.doubts.insert(changed_objects(body, false));
         }
@@ -192,7 +201,7 @@ impl Aftermath {
         if effects.intersects(Effects::DDL) {
             doubts.insert(changed_objects(sql, true));
         }
-        if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC) {
+        if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC | Effects::UNKNOWN) {
             names.extend(dotted_names(sql));
         }
         for statement in statement::statements(sql, lexing) {
@@ -200,8 +209,12 @@ impl Aftermath {
             unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
             talk = talk.max(Talk::of(&statement));
             identity |= statement.identity_change().is_some();
-            if !HARMLESS.contains(statement.deferred) && !is_read_again(&statement) {
-                pins.insert(Pins::UNREAD); // each later EXECUTE or FETCH may do it
+            if !is_read_again(&statement) {
+                // A FETCH may do it, at the latest when the transaction ends: what is held is read then.
+                let mut later = Self::default();
+                later.follow(statement.deferred);
+                doubts.insert(later.doubts);
+                pins.insert(later.pins);
             }
             if resets(&statement.kind) {
                 doubts.insert(Doubts::SOURCES);
@@ -214,6 +227,9 @@ impl Aftermath {
                 doubts.insert(Doubts::ANY_SETTING);
                 pins.insert(opaque);
             }
+            if changes_parsing(&statement) {
+                doubts.insert(Doubts::LOCAL_SETTINGS);
+            }
         }
         if !names.is_empty() {
             doubts.insert(Doubts::NAMED_SETTINGS);
@@ -223,7 +239,9 @@ impl Aftermath {
         }
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = Tidying::read(sql, lexing);
-        Self { doubts, names, pins, tidies, names_statements, inspects, talk, identity, ..Self::default() }
+        let only_loads = effects == Effects::LOAD && statement::statements(sql, lexing).count() == 1;
+        let read = Self { doubts, names, pins, tidies, only_loads, ..Self::default() };
+        Self { names_statements, inspects, talk, identity, ..read }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.
@@ -259,6 +277,25 @@ impl Aftermath {
         if statement.effects.contains(Effects::HIDDEN) { Pins::SETTINGS } else { Pins::default() }
     }
 }
+
+/// Whether a statement sets, for its transaction, what matters when a text is parsed.
+fn changes_parsing(statement: &Statement<'_>) -> bool {
+    let name_matters = |name: &[u8]| std::str::from_utf8(name).map_or(true, matters);
+    let is_set = match &statement.kind {
+        Kind::Set { local: true, name, .. } => name_matters(name),
+        Kind::SetRole { local: true, .. } | Kind::SetSessionAuthorization { local: true, .. } => true,
+        _ => false,
+    };
+    let called = |call: SetConfig<'_>| match call.name {
+        Argument::Text(name) => name_matters(&name),
+        _ => true,
+    };
+    let calls = statement.effects.contains(Effects::SET_CONFIG) || statement.effects.contains(HIDDEN_LOCAL);
+    is_set || calls && (statement.effects.contains(Effects::HIDDEN) || statement.set_configs().any(called))
+}
+
+/// A DO, or a text within the text, sets something.
+const HIDDEN_LOCAL: Effects = Effects::HIDDEN.union(Effects::SETTING_LOCAL);
 
 /// Whether one of the statements is COMMIT, END or PREPARE TRANSACTION, as far as their first words tell.
 fn commits(sql: &[u8]) -> bool {
@@ -394,103 +431,8 @@ const CONSEQUENCES: [(Effects, Doubts, Pins); 12] = [
     (Effects::FUNCTION_STATE, Doubts::empty(), Pins::FUNCTION_STATE),
     (Effects::DISCARD, Doubts::EVERYTHING, Pins::empty()),
     (Effects::DYNAMIC, Doubts::EVERYTHING.union(Doubts::UNNAMED), Pins::empty()),
-    (Effects::UNKNOWN, Doubts::EVERYTHING, Pins::UNREAD),
+    (Effects::UNKNOWN, Doubts::EVERYTHING.union(Doubts::UNNAMED), Pins::empty()),
 ];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(sql: &str) -> Aftermath {
-        Aftermath::read(sql.as_bytes(), Lexing::default())
-    }
-
-    #[test]
-    fn an_ordinary_transaction_leaves_nothing_behind() {
-        for sql in [
-            "SELECT 1",
-            "BEGIN; SET LOCAL search_path = a; UPDATE t SET x = 1; ROLLBACK",
-            "SELECT set_config('app.user', 'a', true)",
-            "SELECT pg_advisory_xact_lock(1)",
-            "TRUNCATE t; CREATE INDEX i ON t (x); GRANT SELECT ON t TO x; NOTIFY x",
-        ] {
-            assert_eq!(read(sql), Aftermath::default(), "{sql}");
-        }
-    }
-
-    #[test]
-    fn what_may_advance_a_sequence_is_known() {
-        for sql in [
-            "INSERT INTO t VALUES (1)",
-            "select NextVal('s')",
-            "WITH new AS (INSERT INTO t DEFAULT VALUES RETURNING id) SELECT * FROM new",
-            "SELECT 1; insert into t values (1)",
-            "CALL p()",
-            "DO ''",
-        ] {
-            assert!(read(sql).advances, "{sql}");
-        }
-        for sql in ["SELECT x FROM t;", "UPDATE t SET value = 1", "DELETE FROM t", "BEGIN", ""] {
-            assert!(!read(sql).advances, "{sql}");
-        }
-    }
-
-    #[test]
-    fn what_may_commit_is_known() {
-        assert!(
-            read("COMMIT").commits
-                && read(" end;").commits
-                && read("INSERT INTO t VALUES (1);Commit").commits
-        );
-        assert!(!read("BEGIN").commits && !read("ROLLBACK").commits && !read("SELECT 'commit'").commits);
-    }
-
-    #[test]
-    fn what_may_change_functions_or_their_callers_is_looked_after() {
-        for (sql, doubts) in [
-            ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", Doubts::FUNCTIONS),
-            ("ALTER TABLE t ADD x int DEFAULT f()", Doubts::CALLERS),
-            ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", Doubts::FUNCTIONS),
-            ("CREATE VIEW v AS SELECT Setseed(0.5)", Doubts::FUNCTIONS),
-        ] {
-            assert_eq!(read(sql).doubts, doubts, "{sql}");
-        }
-    }
-
-    #[test]
-    fn what_may_change_what_sessions_begin_with_is_looked_after() {
-        for sql in ["ALTER ROLE ALL SET work_mem = '8MB'", "SELECT 1; alter database acme reset all"] {
-            assert_eq!(read(sql).doubts, Doubts::SESSION_START, "{sql}");
-        }
-    }
-
-    #[test]
-    fn what_names_a_parameter_is_asked_about_by_name() {
-        let names = |sql: &str| read(sql).names.map(|names| names.join(" "));
-        assert_eq!(names("SET Search_Path = a; RESET work_mem").as_deref(), Some("search_path work_mem"));
-        assert_eq!(names("SELECT set_config('my.id', $1, false)").as_deref(), Some("my.id"));
-        assert_eq!(names("SET ROLE x").as_deref(), Some("role"));
-    }
-
-    #[test]
-    fn what_nobody_can_be_asked_about_pins() {
-        assert_eq!(read("SELECT set_config($1, $2, false)").pins, Pins::SETTINGS);
-        assert_eq!(read("LOAD 'x'").pins, Pins::LOAD);
-        assert_eq!(read("SELECT lastval()").pins, Pins::SEQUENCE);
-        assert_eq!(read("FROBNICATE").pins, Pins::UNREAD);
-    }
-
-    #[test]
-    fn the_resets_of_drivers_are_known_for_what_they_are() {
-        let asyncpg = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
-        assert_eq!(read(asyncpg).tidies, Some(Tidying::ResetsSettings));
-        assert_eq!(read("DISCARD ALL").tidies, Some(Tidying::DiscardsAll));
-        let npgsql = "CLOSE ALL;UNLISTEN *;SELECT pg_advisory_unlock_all();DISCARD SEQUENCES;DISCARD TEMP";
-        assert_eq!(read(npgsql).tidies, Some(Tidying::KeepsSettings));
-        for other in
-            ["RESET ALL; SET a = 1", "ROLLBACK; RESET ALL", "SELECT pg_advisory_unlock_all(), f()", "RESET x"]
-        {
-            assert_eq!(read(other).tidies, None, "{other}");
-        }
-    }
-}
+mod tests;

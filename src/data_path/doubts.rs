@@ -33,6 +33,10 @@ bitflags::bitflags! {
         const UNNAMED = 1 << 9;
         /// What a session begins with: settings of its role or its database.
         const SESSION_START = 1 << 11;
+        /// Parameters that matter when a text is parsed, until the transaction ends. Nobody need be asked about them.
+        const LOCAL_SETTINGS = 1 << 12;
+        /// Whether the unnamed statement is still one that was too long to be kept.
+        const UNREAD = 1 << 13;
         /// Whether the parameters that are named are set at all: one of them was reset, or something failed.
         const SOURCES = 1 << 15;
     }
@@ -40,7 +44,7 @@ bitflags::bitflags! {
 
 impl Doubts {
     /// The pins that the server's answer decides on. `$2` are the names of statements that we know of.
-    pub const PINS: [(Self, Pins, &'static str); 4] = [
+    pub const PINS: [(Self, Pins, &'static str); 5] = [
         (
             Self::TEMPORARY,
             Pins::TEMPORARY,
@@ -59,6 +63,12 @@ impl Doubts {
             Pins::PREPARE,
             "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
              WHERE from_sql AND pg_catalog.left(name, 8) <> 'pglobby_' AND name <> ALL ($2::text[]))",
+        ),
+        (
+            Self::PREPARED,
+            Pins::UNREAD,
+            "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
+             WHERE NOT from_sql AND pg_catalog.left(name, 8) <> 'pglobby_')",
         ),
     ];
 }

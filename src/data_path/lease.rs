@@ -17,7 +17,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 pub use super::pins::Pins;
-use super::{deeds::Deeds, prepared::Statement};
+use super::{deeds::Deeds, parse_settings::ParseSettings, prepared::Statement};
 use crate::error::Objection;
 
 /// On whose behalf a request went to the server.
@@ -59,6 +59,8 @@ pub enum Asked {
     Shape(Box<Naming>),
     /// Execute; with what the portal's PREPARE or DEALLOCATE does.
     Execute(Option<Box<Deeds>>),
+    /// A question of ours, in the middle of what the client has begun, which settings the server has at that moment.
+    Settings(Arc<ParseSettings>),
     /// Close; of a named statement what to restore if it is skipped.
     Close(Option<Box<Naming>>),
     /// Close of the unnamed statement.
@@ -265,6 +267,12 @@ impl Lease {
         matches!(self.owed.front(), Some(Owed { asked: Asked::Shape(_), .. }))
     }
 
+    /// Whether the oldest reply that is owed tells us which settings the server has.
+    #[inline]
+    pub fn are_settings_owed(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed { asked: Asked::Settings(_), .. }))
+    }
+
     /// Whether a batch before the client's present one may yet fail, and change what `name` means.
     #[inline]
     pub fn is_doubtful(&self, name: &[u8]) -> bool {
@@ -346,10 +354,12 @@ impl Lease {
             | (b'2', Asked::Bind)
             | (b'3', Asked::Close(_) | Asked::CloseUnnamed) => true,
             (b'T' | b'n', Asked::Describe | Asked::Shape(_)) => true,
-            (b'C' | b'I' | b's', Asked::Execute(_)) => true,
+            (b'C' | b'I' | b's', Asked::Execute(_)) | (b'C', Asked::Settings(_)) => true,
             (b't', Asked::Describe | Asked::Shape(_)) => false,
             (b'T' | b'C' | b'I', Asked::Query(_)) | (b'V', Asked::FunctionCall) => false,
-            (b'D' | b'H' | b'd' | b'c', Asked::Execute(_) | Asked::Query(_)) => false,
+            (b'D' | b'H' | b'd' | b'c', Asked::Execute(_) | Asked::Query(_)) | (b'D', Asked::Settings(_)) => {
+                false
+            }
             (b'G', Asked::Execute(_) | Asked::Query(_)) => {
                 self.start_copy_in();
                 false

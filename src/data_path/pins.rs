@@ -20,7 +20,7 @@ bitflags::bitflags! {
         const LOAD = 1 << 6;
         /// currval, lastval.
         const SEQUENCE = 1 << 7;
-        /// A text too long to read, or a statement nobody understood.
+        /// A prepared statement that was too long to be kept.
         const UNREAD = 1 << 8;
         /// Settings that cannot be asked for by name.
         const SETTINGS = 1 << 9;
@@ -28,14 +28,19 @@ bitflags::bitflags! {
         const FUNCTION_STATE = 1 << 10;
         /// A sequence was advanced in the session's last transaction, and its tenant reads currval or lastval.
         const SEQUENCE_WRITTEN = 1 << 11;
+        /// The unnamed statement was too long to be kept.
+        const UNREAD_UNNAMED = 1 << 12;
     }
 }
 
 impl Pins {
-    /// What a session may be asked to do without: what `currval` and `lastval` remember.
+    /// What `currval` and `lastval` remember.
     pub const SEQUENCES: Self = Self::SEQUENCE.union(Self::SEQUENCE_WRITTEN);
 
-    const NAMES: [(Self, &'static str); 12] = [
+    /// What a session may be asked to do without.
+    pub const YIELDING: Self = Self::SEQUENCES.union(Self::UNREAD_UNNAMED);
+
+    const NAMES: [(Self, &'static str); 13] = [
         (Self::SESSION_MODE, "session_mode"),
         (Self::TEMPORARY, "temporary_object"),
         (Self::ADVISORY_LOCK, "advisory_lock"),
@@ -46,6 +51,7 @@ impl Pins {
         (Self::SEQUENCE, "sequence"),
         (Self::SEQUENCE_WRITTEN, "sequence_written"),
         (Self::UNREAD, "unread_statement"),
+        (Self::UNREAD_UNNAMED, "unread_unnamed_statement"),
         (Self::SETTINGS, "untracked_setting"),
         (Self::FUNCTION_STATE, "function_state"),
     ];

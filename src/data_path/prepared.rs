@@ -9,10 +9,9 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    ops::Range,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -21,14 +20,13 @@ use super::{
     aftermath::Aftermath,
     catalogue::Seen,
     deeds::{Deeds, OUR_PREFIX},
+    parse_settings::ParseSettings,
     session_state::Settings,
-    shape::{Shape, is_fixed},
+    shape::{Shape, is_fixed, is_parsed_once},
+    statement_table::{StatementTable, next_id},
     weight::{Share, Weight},
 };
-use crate::wire::{
-    frame::{HEADER_BYTES, cstr},
-    message::append_cstr,
-};
+use crate::wire::frame::{HEADER_BYTES, cstr};
 
 /// A statement's text and parameter types, and what executing it may do to a session. Shared by every client of a
 /// tenant that prepared the same.
@@ -36,11 +34,11 @@ use crate::wire::{
 pub struct Statement {
     pub(super) id: u64,
     /// What servers call it.
-    server_name: Box<[u8]>,
+    pub(super) server_name: Box<[u8]>,
     /// A Parse message's body behind the name: the text, a zero, the types.
-    body: Box<[u8]>,
+    pub(super) body: Box<[u8]>,
     /// Its share of what all have.
-    _weight: Weight,
+    pub(super) weight: Weight,
     /// Read once, when it was parsed.
     pub aftermath: Aftermath,
     /// What it calls.
@@ -48,7 +46,7 @@ pub struct Statement {
     /// Made by PREPARE: `body` is that text, with the server's name for it in it.
     pub(super) in_sql: bool,
     /// Where that is our name, it stands there in place of these bytes.
-    renamed: Option<(usize, Box<[u8]>)>,
+    pub(super) renamed: Option<(usize, Box<[u8]>)>,
     /// What its own text names in EXECUTE and the like, and does by PREPARE and DEALLOCATE.
     pub naming: Option<Arc<SqlNames>>,
     pub(super) proved: AtomicBool,
@@ -56,14 +54,26 @@ pub struct Statement {
     pub(super) is_looked_at: bool,
     /// What its clients were told that it takes and gives, once a server has said so.
     pub(super) shape: OnceLock<Shape>,
+    /// The settings under which its client, or the first of them, has had it parsed.
+    pub(super) parsed_under: Arc<ParseSettings>,
+    /// What it means depends on them.
+    pub(super) is_parsed_once: bool,
+    /// Whoever has those settings has it too; else it is one client's own.
+    pub(super) is_shared: bool,
 }
 
 impl Statement {
-    fn new(id: u64, body: Box<[u8]>, aftermath: Aftermath, share: &Arc<Share>) -> Self {
+    pub(super) fn new(
+        body: Box<[u8]>,
+        aftermath: Aftermath,
+        under: &Arc<ParseSettings>,
+        share: &Arc<Share>,
+    ) -> Self {
+        let id = next_id();
         Self {
             id,
             server_name: format!("pglobby_{id}").into_bytes().into(),
-            _weight: Weight::new(share, body.len()),
+            weight: Weight::new(share, body.len()),
             body,
             aftermath,
             seen: Seen::default(),
@@ -73,7 +83,17 @@ impl Statement {
             proved: AtomicBool::new(false),
             is_looked_at: false,
             shape: OnceLock::new(),
+            parsed_under: under.clone(),
+            is_parsed_once: true,
+            is_shared: false,
         }
+    }
+
+    /// What makes of it what a Parse of the same text makes.
+    pub(super) fn parsed(self, naming: Option<Arc<SqlNames>>) -> Self {
+        let sql = cstr(&mut &*self.body).unwrap_or_default();
+        let (is_looked_at, is_parsed_once) = (naming.is_none() && is_fixed(sql), is_parsed_once(sql));
+        Self { naming, is_looked_at, is_parsed_once, ..self }
     }
 
     /// Whether it is that one.
@@ -100,130 +120,6 @@ impl Statement {
     pub fn has_own_name(&self) -> bool {
         !self.server_name.starts_with(OUR_PREFIX)
     }
-}
-
-/// The statements of one pool, each once.
-#[derive(Debug, Default)]
-pub struct StatementTable {
-    /// Weak: a statement lives as long as a client or a server has it.
-    by_meaning: Mutex<HashMap<Vec<u8>, Weak<Statement>>>,
-    /// What they weigh.
-    pub share: Arc<Share>,
-}
-
-/// Of the statement that was made last. One count for the process: servers go by the number, and whoever meets on a server
-/// must mean the same by it.
-static LAST_ID: AtomicU64 = AtomicU64::new(0);
-
-/// With other values of these the same bytes are another statement: `SELECT * FROM t` finds another table, and a server
-/// that had both as one would say "cached plan must not change result type" (0A000) to one of the clients.
-const MEANING: [&str; 4] = ["client_encoding", "role", "search_path", "standard_conforming_strings"];
-
-impl StatementTable {
-    /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
-    pub fn in_sql(&self, aftermath: Aftermath, text: &[u8], named: Range<usize>) -> Arc<Statement> {
-        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut statement = Statement::new(id, Box::default(), aftermath, &self.share);
-        let renamed = text.get(named.clone()).unwrap_or_default();
-        let mut body = replaced(text, named.clone(), &statement.server_name);
-        body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
-        statement.renamed = Some((named.start, renamed.into()));
-        self.with_body(statement, body)
-    }
-
-    /// The same statement, for servers to know by its client's own name; `None` if that is so already, or cannot be.
-    fn under_own_name(&self, statement: &Statement, name: &[u8]) -> Option<Arc<Statement>> {
-        let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
-        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut own = Statement::new(id, Box::default(), statement.aftermath.clone(), &self.share);
-        own.server_name = name.into();
-        own.proved = AtomicBool::new(statement.is_proved());
-        let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
-        Some(self.with_body(own, body))
-    }
-
-    fn with_body(&self, mut statement: Statement, body: Vec<u8>) -> Arc<Statement> {
-        statement._weight = Weight::new(&self.share, body.len());
-        statement.body = body.into();
-        statement.in_sql = true;
-        Arc::new(statement)
-    }
-
-    /// The statement with this Parse body in a session with these settings; `made` is called where it is new.
-    pub fn intern(
-        &self,
-        body: &[u8],
-        settings: &Settings,
-        made: impl FnOnce() -> (Aftermath, Option<Arc<SqlNames>>),
-    ) -> Arc<Statement> {
-        let meaning = meaning(body, settings);
-        let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = table.get(&meaning).and_then(Weak::upgrade) {
-            return statement;
-        }
-        // The dead are swept when the table would have to grow: amortised, and it never holds more than twice the living.
-        if table.len() == table.capacity() {
-            table.retain(|_, statement| statement.strong_count() > 0);
-        }
-        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let (aftermath, naming) = made();
-        let is_looked_at = naming.is_none() && cstr(&mut { body }).is_ok_and(is_fixed);
-        let statement = Arc::new(Statement {
-            naming,
-            is_looked_at,
-            ..Statement::new(id, body.into(), aftermath, &self.share)
-        });
-        table.insert(meaning, Arc::downgrade(&statement));
-        statement
-    }
-
-    /// A client has prepared `before` in a session with these settings, and was told of another shape than its clients
-    /// before. Theirs it stays, whose next use PostgreSQL refuses; from now on the text makes another statement.
-    #[cold]
-    pub fn reshaped(&self, before: &Statement, settings: &Settings, shape: Shape) -> Arc<Statement> {
-        let meaning = meaning(&before.body, settings);
-        let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = table.get(&meaning).and_then(Weak::upgrade);
-        if let Some(known) = known.filter(|known| known.shape.get() == Some(&shape)) {
-            return known;
-        }
-        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let statement = Arc::new(Statement {
-            is_looked_at: true,
-            shape: shape.into(),
-            proved: AtomicBool::new(true),
-            ..Statement::new(id, before.body.clone(), before.aftermath.clone(), &self.share)
-        });
-        table.insert(meaning, Arc::downgrade(&statement));
-        statement
-    }
-
-    /// The statement with this Parse body in a session with these settings, if a client or a server has it.
-    pub fn find(&self, body: &[u8], settings: &Settings) -> Option<Arc<Statement>> {
-        let table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
-        table.get(&meaning(body, settings)).and_then(Weak::upgrade)
-    }
-}
-
-/// Whether servers may know a statement by this name of a client's: one that needs no quotes anywhere, and is none of ours.
-fn may_be_own(name: &[u8]) -> bool {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
-    name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)
-}
-
-fn replaced(text: &[u8], range: Range<usize>, new: &[u8]) -> Vec<u8> {
-    let (before, behind) = (text.get(..range.start), text.get(range.end..));
-    [before.unwrap_or_default(), new, behind.unwrap_or_default()].concat()
-}
-
-/// What makes two statements the same. A body says itself where it ends, and no setting holds a zero.
-fn meaning(body: &[u8], settings: &Settings) -> Vec<u8> {
-    let mut meaning = body.to_vec();
-    for (name, value) in MEANING.iter().filter_map(|name| Some((name, settings.get(name)?))) {
-        append_cstr(&mut meaning, name.as_bytes());
-        append_cstr(&mut meaning, value.as_bytes());
-    }
-    meaning
 }
 
 /// What one client has prepared.
@@ -263,6 +159,12 @@ pub(super) struct Unnamed {
     aftermath: Aftermath,
     /// As in [`Statement::naming`].
     naming: Option<Arc<SqlNames>>,
+    /// Its text was too long to be kept: no other server can have it. And it is gone once the transaction is over in which it
+    /// has run.
+    is_unread: bool,
+    has_run: bool,
+    /// As in [`Statement::parsed_under`]; `None`: nobody knows.
+    pub(super) parsed_under: Option<Arc<ParseSettings>>,
 }
 
 /// As many requests may be on their way when a statement fails, and be told of by their names.
@@ -370,18 +272,23 @@ impl ClientStatements {
         }
     }
 
-    /// A Parse of the unnamed statement goes to the server.
+    /// A Parse of the unnamed statement goes to the server, which has these settings.
     pub fn set_unnamed(
         &mut self,
         serial: u64,
         body: &[u8],
         aftermath: Aftermath,
         naming: Option<Arc<SqlNames>>,
+        under: Option<&Arc<ParseSettings>>,
     ) {
         self.unnamed.naming = naming;
+        if self.unnamed.parsed_under.as_ref().map(Arc::as_ptr) != under.map(Arc::as_ptr) {
+            self.unnamed.parsed_under = under.cloned();
+        }
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT && body.len() <= UNNAMED_BYTES_KEPT {
             self.unnamed.body = Vec::new();
         }
+        (self.unnamed.is_unread, self.unnamed.has_run) = (false, false);
         self.unnamed.body.clear();
         self.unnamed.body.extend_from_slice(body);
         self.unnamed.serial = serial;
@@ -393,11 +300,47 @@ impl ClientStatements {
         (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
     }
 
-    /// Every named statement becomes `table`'s. One that is made by PREPARE, or names such, is the client's own and stays.
+    /// A Parse of the unnamed statement goes to the server that is too long to be kept.
+    pub fn set_unnamed_unread(&mut self, serial: u64) {
+        self.set_unnamed(serial, b"", Aftermath::unread(), None, None);
+        self.unnamed.is_unread = true;
+    }
+
+    /// The unnamed statement runs, if it is such.
+    #[inline]
+    pub fn run_unnamed(&mut self) {
+        self.unnamed.has_run = self.unnamed.is_unread;
+    }
+
+    /// A transaction is over; whether the unnamed statement is one that only the server has, and may yet run. `there`: it was not
+    /// asked anything that has taken its place.
+    pub fn keeps_unnamed_unread(&mut self, there: bool) -> bool {
+        let keeps = self.is_unnamed_unread() && there && !self.unnamed.has_run;
+        if self.is_unnamed_unread() && !keeps {
+            self.forget_unnamed();
+        }
+        keeps
+    }
+
+    /// Whether the unnamed statement is one that only the server has that it was parsed on.
+    pub fn is_unnamed_unread(&self) -> bool {
+        self.unnamed.serial != 0 && self.unnamed.is_unread
+    }
+
+    /// Every named statement becomes `table`'s, to be parsed under the settings that the session has there. One that is made by
+    /// PREPARE, or names such, is the client's own and stays.
     pub fn move_to(&mut self, table: &StatementTable, settings: &Settings) {
+        let under = table.settings.of(settings);
         let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.naming.is_none();
         for statement in self.named.values_mut().filter(followed) {
-            *statement = table.intern(&statement.body, settings, || (statement.aftermath.clone(), None));
+            *statement = table.intern(&statement.body, &under, || (statement.aftermath.clone(), None));
+        }
+    }
+
+    /// A statement that was to be shared becomes the client's own, by whichever names it has it.
+    pub fn part_with(&mut self, shared: &Statement, table: &StatementTable) {
+        for statement in self.named.values_mut().filter(|statement| statement.is(shared)) {
+            *statement = table.parted(shared, &ParseSettings::unknown());
         }
     }
 

@@ -11,9 +11,12 @@ use std::{
 use super::{
     deeds::{Deed, Deeds},
     lease::{Asked, Lease, Naming, Whose},
+    parse_settings::Here,
     prepared::{ClientStatements, Statement},
+    shape::is_parsed_once,
 };
 use crate::wire::{
+    frame::cstr,
     message::{append, append_cstr, bind, close_statement, execute},
     outgoing::Outgoing,
 };
@@ -21,14 +24,14 @@ use crate::wire::{
 /// What one server has prepared.
 #[derive(Debug)]
 pub struct ServerStatements {
-    known: HashMap<u64, Known>,
+    pub(super) known: HashMap<u64, Known>,
     /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
     unnamed: u64,
     /// Of their texts.
     bytes: usize,
     /// How many have a client's own name.
-    own_names: usize,
-    capacity: Capacity,
+    pub(super) own_names: usize,
+    pub(super) capacity: Capacity,
     /// Counts uses, to find the least recent.
     clock: u64,
     /// What has been done since it was last taken down.
@@ -56,14 +59,14 @@ pub struct Tally {
 }
 
 #[derive(Debug)]
-struct Known {
-    statement: Arc<Statement>,
-    certainty: Certainty,
+pub(super) struct Known {
+    pub statement: Arc<Statement>,
+    pub certainty: Certainty,
     used: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Certainty {
+pub(super) enum Certainty {
     /// ParseComplete came.
     Confirmed,
     /// Asked for in that batch; if it fails, later requests of the batch are skipped as well.
@@ -120,6 +123,11 @@ impl ServerStatements {
         self.unnamed = u64::MAX;
     }
 
+    /// Whether its unnamed statement is that client's.
+    pub fn has_unnamed_of(&self, client: &ClientStatements) -> bool {
+        self.unnamed == client.unnamed.serial
+    }
+
     /// The server's unnamed statement is gone, or is the one with this serial.
     pub fn set_unnamed(&mut self, serial: u64) {
         self.unnamed = serial;
@@ -168,7 +176,7 @@ impl ServerStatements {
     }
 
     /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
-    fn close(&mut self, id: u64, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
+    pub(super) fn close(&mut self, id: u64, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
         let Some(known) = self.known.get(&id) else { return false };
         let statement = known.statement.clone();
         let goes = ask_close(&statement, lease, out);
@@ -186,7 +194,7 @@ impl ServerStatements {
         self.without(before);
     }
 
-    fn remove(&mut self, statement: &Statement) {
+    pub(super) fn remove(&mut self, statement: &Statement) {
         let before = self.known.remove(&statement.id);
         self.without(before);
     }
@@ -253,9 +261,15 @@ impl ServerStatements {
     }
 
     /// Puts in what is missing so that the server knows `statement`.
-    pub fn ensure(&mut self, statement: &Arc<Statement>, lease: &mut Lease, out: &mut Outgoing<'_>) {
+    pub fn ensure(
+        &mut self,
+        statement: &Arc<Statement>,
+        here: Here<'_>,
+        lease: &mut Lease,
+        out: &mut Outgoing<'_>,
+    ) {
         if self.find(statement, lease) == Found::Missing {
-            self.prepare(statement, Whose::Follow, lease, out.build());
+            self.prepare(statement, here, Whose::Follow, lease, out.build());
         }
     }
 
@@ -265,87 +279,16 @@ impl ServerStatements {
     pub fn ensure_for_query(
         &mut self,
         statement: &Arc<Statement>,
+        here: Here<'_>,
         lease: &mut Lease,
         out: &mut Outgoing<'_>,
     ) {
         let known = self.known.get(&statement.id);
         if known.is_none_or(|known| known.certainty != Certainty::Confirmed)
-            && self.prepare(statement, Whose::Attempt, lease, out.build())
+            && self.prepare(statement, here, Whose::Attempt, lease, out.build())
         {
             let _ = lease.ask(Asked::Sync, Whose::Ours);
             append(out.build(), b'S', |_| {});
-        }
-    }
-
-    /// Whether some client's own names are among them.
-    #[inline]
-    pub fn has_own_names(&self) -> bool {
-        self.own_names > 0
-    }
-
-    /// Those names, as a PostgreSQL array.
-    pub fn own_names(&self) -> String {
-        let known = self.known.values().map(|known| &known.statement);
-        array(known.filter(|known| known.has_own_name()).map(|known| known.server_name()))
-    }
-
-    /// The names of all that it certainly has, and of `others`, as a PostgreSQL array.
-    pub fn names(&self, others: impl Iterator<Item = &'static [u8]>) -> String {
-        let certain = self.known.values().filter(|known| known.certainty == Certainty::Confirmed);
-        array(certain.map(|known| known.statement.server_name()).chain(others.map(|name| -> &[u8] { name })))
-    }
-
-    /// Code has taken these away past us. Whether nothing is left.
-    #[cold]
-    pub fn lost(&mut self, names: &[&[u8]]) -> bool {
-        let lost = self.known.values().map(|known| &known.statement);
-        let lost: Vec<_> = lost.filter(|known| names.contains(&known.server_name())).cloned().collect();
-        for statement in &lost {
-            self.remove(statement);
-        }
-        !lost.is_empty() && self.known.is_empty()
-    }
-
-    /// Another session comes: a name that is not its own must not mean anything.
-    #[cold]
-    pub fn put_own_names_away(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Vec<u8>) {
-        let others = self.known.values().map(|known| &known.statement);
-        let others = others.filter(|statement| statement.has_own_name() && !client.has(statement.id));
-        for id in others.map(|statement| statement.id).collect::<Vec<_>>() {
-            self.close(id, lease, out);
-        }
-    }
-
-    /// Before a session looks at what is prepared: what is others' goes.
-    #[cold]
-    pub fn hide_others(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Vec<u8>) {
-        let others: Vec<u64> = self.known.keys().filter(|id| !client.has(**id)).copied().collect();
-        for id in others {
-            self.close(id, lease, out);
-        }
-    }
-
-    /// And what the server lacks of the session's own comes, in the order in which it was first prepared. In batches of their
-    /// own, in front of a simple query, so that one that fails takes nothing with it. In a transaction it would: there only
-    /// what some server has taken already. `in_sql`: only what was made by PREPARE.
-    #[cold]
-    pub fn show_own(
-        &mut self,
-        client: &ClientStatements,
-        lease: &mut Lease,
-        in_sql: bool,
-        out: &mut Outgoing<'_>,
-    ) {
-        let mut own: Vec<&Arc<Statement>> =
-            client.all().filter(|statement| statement.in_sql || !in_sql).collect();
-        own.sort_unstable_by_key(|statement| statement.id);
-        let safe = |statement: &&&Arc<Statement>| match lease.status() {
-            b'I' => true,
-            status => status == b'T' && statement.is_proved(),
-        };
-        let shown: Vec<_> = own.iter().filter(safe).take(self.capacity.statements).collect();
-        for statement in shown {
-            self.ensure_for_query(statement, lease, out);
         }
     }
 
@@ -354,11 +297,12 @@ impl ServerStatements {
     pub fn prepare(
         &mut self,
         statement: &Arc<Statement>,
+        here: Here<'_>,
         whose: Whose,
         lease: &mut Lease,
         out: &mut Vec<u8>,
     ) -> bool {
-        self.prepare_as(statement, None, whose, lease, out)
+        self.prepare_as(statement, None, here, whose, lease, out)
     }
 
     /// The same; `client_name`: the client has prepared it by that name just now, and takes the shape that it has.
@@ -367,22 +311,32 @@ impl ServerStatements {
         &mut self,
         statement: &Arc<Statement>,
         client_name: Option<&[u8]>,
+        here: Here<'_>,
         whose: Whose,
         lease: &mut Lease,
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, lease, out);
-        if statement.in_sql {
-            return self.prepare_in_sql(statement, whose, lease, out);
-        }
-        let naming = Naming { client_name: None, statement: statement.clone() };
-        let goes = lease.ask(Asked::Parse(Some(Box::new(naming))), whose);
-        if goes {
-            self.queued(statement, lease.batch());
-            parse(statement.server_name(), statement.body(), out);
-            Self::ask_shape(statement, client_name, whose, lease, out);
-        }
-        goes
+        here.parse_under(
+            &statement.parsed_under,
+            statement.is_parsed_once,
+            whose,
+            lease,
+            out,
+            |lease, out| {
+                if statement.in_sql {
+                    return self.prepare_in_sql(statement, whose, lease, out);
+                }
+                let naming = Naming { client_name: None, statement: statement.clone() };
+                let goes = lease.ask(Asked::Parse(Some(Box::new(naming))), whose);
+                if goes {
+                    self.queued(statement, lease.batch());
+                    parse(statement.server_name(), statement.body(), out);
+                    Self::ask_shape(statement, client_name, whose, lease, out);
+                }
+                goes
+            },
+        )
     }
 
     /// Behind a Parse: what shape has the statement now?
@@ -428,25 +382,48 @@ impl ServerStatements {
 
     /// Makes the server's unnamed statement the client's own: nobody may ever bind another client's.
     #[inline]
-    pub fn ensure_unnamed(&mut self, client: &ClientStatements, lease: &mut Lease, out: &mut Outgoing<'_>) {
-        if self.unnamed == client.unnamed.serial {
-            return;
-        }
-        let asked = if client.unnamed.serial == 0 { Asked::CloseUnnamed } else { Asked::Parse(None) };
-        if lease.ask(asked, Whose::Follow) {
-            self.unnamed = client.unnamed.serial;
-            match self.unnamed {
-                0 => append(out.build(), b'C', |out| out.extend_from_slice(b"S\0")),
-                _ => parse(b"", &client.unnamed.body, out.build()),
-            }
+    pub fn ensure_unnamed(
+        &mut self,
+        client: &ClientStatements,
+        here: Here<'_>,
+        lease: &mut Lease,
+        out: &mut Outgoing<'_>,
+    ) {
+        if self.unnamed != client.unnamed.serial {
+            self.bring_unnamed(client, here, lease, out.build());
         }
     }
-}
 
-/// A PostgreSQL array of names of statements; none has a letter in it that would have to be quoted otherwise.
-fn array<'n>(names: impl Iterator<Item = &'n [u8]>) -> String {
-    let names: Vec<_> = names.map(|name| format!("\"{}\"", String::from_utf8_lossy(name))).collect();
-    format!("{{{}}}", names.join(","))
+    #[cold]
+    fn bring_unnamed(
+        &mut self,
+        client: &ClientStatements,
+        here: Here<'_>,
+        lease: &mut Lease,
+        out: &mut Vec<u8>,
+    ) {
+        let unnamed = &client.unnamed;
+        if unnamed.serial == 0 || client.is_unnamed_unread() {
+            if lease.ask(Asked::CloseUnnamed, Whose::Follow) {
+                self.unnamed = 0;
+                append(out, b'C', |out| out.extend_from_slice(b"S\0"));
+            }
+            return;
+        }
+        let mut parses = |lease: &mut Lease, out: &mut Vec<u8>| {
+            let goes = lease.ask(Asked::Parse(None), Whose::Follow);
+            if goes {
+                self.unnamed = unnamed.serial;
+                parse(b"", &unnamed.body, out);
+            }
+            goes
+        };
+        let sql = cstr(&mut &*unnamed.body).unwrap_or_default();
+        match &unnamed.parsed_under {
+            Some(under) => here.parse_under(under, is_parsed_once(sql), Whose::Follow, lease, out, parses),
+            None => parses(lease, out),
+        };
+    }
 }
 
 /// A Close goes to the server, if it is not skipped there.

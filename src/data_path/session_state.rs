@@ -13,10 +13,12 @@ use super::{
     choice::Talk,
     doubts::Doubts,
     lease::Pins,
+    parse_settings::{ParseSettings, matters},
+    prepared::Statement,
 };
 
 /// The parameters by which a session differs from a server that has just been opened; sorted by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Settings {
     values: Vec<(Box<str>, Box<str>)>,
 }
@@ -54,6 +56,11 @@ impl Settings {
         self.values.iter().map(|(name, value)| (&**name, &**value))
     }
 
+    /// Those whose names are such.
+    pub fn only(&self, is_such: impl Fn(&str) -> bool) -> Self {
+        Self { values: self.values.iter().filter(|(name, _)| is_such(name)).cloned().collect() }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.values.len()
@@ -73,8 +80,19 @@ pub struct Uncertain {
     names: Vec<Box<str>>,
     /// One text, and nothing else, made all of it uncertain, outside a transaction block: and it only tidies up.
     tidied: Option<Tidying>,
+    /// The same of one that only loads a library.
+    only_loads: bool,
     /// RESET ALL or DISCARD ALL is among it.
     resets: bool,
+    /// It is decided anew whether the session keeps its server for its settings.
+    decides_on_settings: bool,
+    /// The transaction may have changed settings that matter when a text is parsed, for itself alone perhaps: what is set now
+    /// only the server knows.
+    changes_parsing: bool,
+    /// What has been prepared, to be shared, behind texts that may call functions which nobody has read yet.
+    prepared: Vec<Arc<Statement>>,
+    /// What has been parsed under the settings that it leaves, as far as can be told.
+    parsed: Vec<Arc<ParseSettings>>,
     /// Functions may be changed by the transaction that is under way.
     changing: Option<Changing>,
     /// Texts that may call functions which nobody has read yet.
@@ -102,12 +120,16 @@ impl Uncertain {
     /// A text with this aftermath goes to the server. `alone`: in a transaction of its own, as far as that can be told.
     #[inline]
     pub fn note(&mut self, aftermath: &Aftermath, alone: bool) {
-        if !aftermath.doubts.is_empty() {
-            self.tidied = aftermath.tidies.filter(|_| alone && self.is_empty());
+        let doubts = aftermath.doubts.difference(Doubts::LOCAL_SETTINGS);
+        if !doubts.is_empty() {
+            let is_all = alone && self.is_empty();
+            self.tidied = aftermath.tidies.filter(|_| is_all);
+            self.only_loads = aftermath.only_loads && is_all;
         }
         self.resets |= aftermath.talk == Talk::Resets;
+        self.changes_parsing |= aftermath.doubts.intersects(Doubts::LOCAL_SETTINGS | Doubts::ANY_SETTING);
         self.pins.insert(aftermath.pins);
-        self.doubts.insert(aftermath.doubts);
+        self.doubts.insert(doubts);
         for name in aftermath.names.iter().flatten() {
             self.name(name);
         }
@@ -138,13 +160,9 @@ impl Uncertain {
         self.doubts.insert(Doubts::LEARN);
     }
 
-    /// The pins that no question decides. A text that nobody understood leaves nothing behind if it failed.
+    /// The pins that no question decides.
     pub fn pins(&self, failed: bool) -> Pins {
-        let mut pins = self.pins;
-        if failed {
-            pins.remove(Pins::UNREAD);
-        }
-        pins
+        if failed && self.only_loads { self.pins.difference(Pins::LOAD) } else { self.pins }
     }
 
     /// Something failed: what is named may not have been set.
@@ -178,10 +196,20 @@ impl Uncertain {
         self.doubts.contains(Doubts::ANY_SETTING)
     }
 
+    /// The session keeps its server for settings that cannot be put elsewhere: where any may have changed, all are asked for,
+    /// and it is decided anew whether it must. Whether that is so.
+    pub fn decides_on_settings(&mut self) -> bool {
+        if self.doubts.contains(Doubts::NAMED_SETTINGS) {
+            self.doubt(Doubts::ANY_SETTING);
+        }
+        self.decides_on_settings = self.doubts.contains(Doubts::ANY_SETTING);
+        self.decides_on_settings
+    }
+
     /// Whether the server must be asked what has become of the session.
     pub fn has_doubts(&self) -> bool {
         let unasked =
-            Doubts::FUNCTIONS.union(Doubts::CALLERS).union(Doubts::LEARN).union(Doubts::SESSION_START);
+            Doubts::FUNCTIONS | Doubts::CALLERS | Doubts::LEARN | Doubts::SESSION_START | Doubts::UNREAD;
         !self.doubts.difference(unasked).is_empty()
     }
 
@@ -211,13 +239,60 @@ impl Uncertain {
     }
 
     fn name(&mut self, name: &str) {
-        if name == "session_authorization" {
-            self.pins.insert(Pins::SETTINGS);
-        }
+        self.changes_parsing |= matters(name);
         self.doubts.insert(Doubts::NAMED_SETTINGS);
         if !self.names.iter().any(|known| **known == *name) {
             self.names.push(name.into());
         }
+    }
+
+    /// A transaction begins: nothing has changed settings yet.
+    #[inline]
+    pub fn begin(&mut self) {
+        self.changes_parsing = false;
+    }
+
+    /// Whether settings may be others than they were when the transaction began, as far as that matters when a text is parsed.
+    #[inline]
+    pub fn changes_parsing(&self) -> bool {
+        self.changes_parsing
+    }
+
+    /// A statement is prepared to be shared: it must not be if functions have changed settings in front of it.
+    #[inline]
+    pub fn prepares(&mut self, statement: &Arc<Statement>) {
+        if self.unlearnt.is_some() && statement.is_parsed_once {
+            self.prepared.push(statement.clone());
+        }
+    }
+
+    /// Those of them that have been prepared under settings which nobody knows, now that functions have been read.
+    pub fn misprepared(&mut self) -> Vec<Arc<Statement>> {
+        let prepared = std::mem::take(&mut self.prepared);
+        if self.changes_parsing { prepared } else { Vec::new() }
+    }
+
+    /// Something is parsed under the settings that the transaction leaves, as far as can be told.
+    #[cold]
+    pub fn parses(&mut self, under: &Arc<ParseSettings>) {
+        self.parsed.push(under.clone());
+    }
+
+    /// These are the settings that were `before` it, and those that it has `left`. A text is cut into words before any of it runs.
+    pub fn has_left(&self, before: &Settings, left: &Settings) {
+        if self.parsed.is_empty() {
+            return;
+        }
+        let mut settings = left.clone();
+        for name in CUTTING {
+            settings.set(name, before.get(name));
+        }
+        self.parsed.iter().for_each(|under| under.are(&settings));
+    }
+
+    /// The parameters that are named.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|name| &**name)
     }
 
     /// Functions may be changed by the transaction that is under way.
@@ -249,11 +324,12 @@ impl Uncertain {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
         if self.doubts.contains(Doubts::ANY_SETTING) {
-            parts.push(
+            // PostgreSQL itself leaves such marks, of a transaction that is over, and of another session perhaps.
+            parts.push(format!(
                 "SELECT 's', pg_catalog.lower(name), pg_catalog.current_setting(name), true \
-                 FROM pg_catalog.pg_settings WHERE source = 'session'"
-                    .to_owned(),
-            );
+                 FROM pg_catalog.pg_settings WHERE source = 'session' AND name <> ALL ('{}')",
+                array_literal(UNASKABLE.into_iter())
+            ));
             names.extend(carried.iter().map(|(name, _)| name).filter(|name| name.contains('.')));
             names.push("role");
         }
@@ -284,9 +360,13 @@ impl Uncertain {
                     .to_owned(),
             );
         }
+        if self.doubts.contains(Doubts::ANY_SETTING) || self.names.iter().any(|name| **name == *AUTHORIZATION)
+        {
+            parts.push(format!("SELECT 'p', '{}', '', true WHERE {ANOTHERS_RIGHTS}", Pins::SETTINGS.bits()));
+        }
         // What a role may set, and its login may not, cannot be set elsewhere before the role.
         let under_role = names.contains(&"role") || carried.get("role").is_some();
-        if under_role && names.iter().any(|name| *name != "role") {
+        if under_role && names.iter().any(|name| *name != "role") || self.decides_on_settings {
             parts.push(format!("SELECT 'p', '{}', '', true WHERE {ROLES_OWN}", Pins::SETTINGS.bits()));
         }
         if self.doubts.contains(Doubts::LISTEN) {
@@ -294,7 +374,7 @@ impl Uncertain {
                 "SELECT 'c', channel, '', true FROM pg_catalog.pg_listening_channels() AS channel".to_owned(),
             );
         }
-        (parts.join(" UNION ALL "), array_literal(&names))
+        (parts.join(" UNION ALL "), array_literal(names.into_iter()))
     }
 
     /// Takes in the answer: what the settings are now, and the pins that hold. What the client has reset is again as it
@@ -352,7 +432,7 @@ impl Uncertain {
 }
 
 /// They end with their transaction, cannot be set again from what they show, or are reported but nobody's to set.
-const UNASKABLE: [&str; 10] = [
+pub const UNASKABLE: [&str; 10] = [
     "transaction_isolation",
     "transaction_read_only",
     "transaction_deferrable",
@@ -365,6 +445,15 @@ const UNASKABLE: [&str; 10] = [
     "integer_datetimes",
 ];
 
+/// What counts when a text is cut into words.
+const CUTTING: [&str; 3] = ["backslash_quote", "client_encoding", "standard_conforming_strings"];
+
+const AUTHORIZATION: &str = "session_authorization";
+
+/// Whether the session is somebody else than who has logged in.
+const ANOTHERS_RIGHTS: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) \
+     <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)";
+
 /// Whether the session has set what only a superuser may, or who was granted it, and is none itself.
 const ROLES_OWN: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
      AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
@@ -372,8 +461,9 @@ const ROLES_OWN: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source
 /// Stands among a server's settings for those nobody knows of. No session wants it, so RESET ALL comes before the next use.
 const UNNAMED: &str = "pglobby.unnamed";
 
-fn array_literal(names: &[&str]) -> String {
+/// A PostgreSQL array.
+pub fn array_literal<'v>(values: impl Iterator<Item = &'v str>) -> String {
     let quoted: Vec<String> =
-        names.iter().map(|name| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))).collect();
+        values.map(|value| format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))).collect();
     format!("{{{}}}", quoted.join(","))
 }

@@ -17,6 +17,7 @@ use super::{
     doubts::Doubts,
     farewell::End,
     lease::Pins,
+    prepared::Statement,
     relay::{Relay, Step},
     server::connection::{AskError, Server},
     session_state::{Settings, Settled, Uncertain},
@@ -55,11 +56,17 @@ impl Relay {
             let changed = uncertain.has_changed_functions();
             self.learn().await?;
             self.pool.catalogue.look_again(&unlearnt, changed, &mut uncertain);
+            self.part_with(uncertain.misprepared());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = uncertain.pins(failed);
         let mut pins = server.side.sequences.after_transaction(server.side.lease.pins, news);
         pins.insert(news);
+        server.side.opaque_settings &= failed || !uncertain.resets();
+        server.side.opaque_settings |= news.contains(Pins::SETTINGS);
+        if pins.contains(Pins::SETTINGS) && uncertain.decides_on_settings() {
+            pins.set(Pins::SETTINGS, server.side.opaque_settings);
+        }
         if self.side.follows() && uncertain.has_doubts() {
             if failed {
                 uncertain.failed();
@@ -70,6 +77,7 @@ impl Relay {
                 None => match self.ask(&uncertain, &mut pins).await {
                     Ok(mut settled) => {
                         let channels = settled.channels.take();
+                        uncertain.has_left(&self.side.wanted, &settled.wanted);
                         self.take_down(settled).await?;
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
@@ -90,17 +98,34 @@ impl Relay {
             self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?;
         }
         uncertain.has_changed_functions();
-        self.learn().await?;
+        let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
+        let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
+        pins.set(Pins::UNREAD_UNNAMED, statements.keeps_unnamed_unread(there));
+        if !pins.contains(Pins::UNREAD_UNNAMED) {
+            self.learn().await?;
+        }
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
         if let Some(server) = self.server.as_mut() {
+            if server.side.opaque_settings {
+                pins.insert(Pins::SETTINGS);
+            }
             server.side.lease.pins = pins;
         }
         self.handle.set_pins(pins);
         self.release_reply().await?;
         self.count_pinned(pins);
         Ok(())
+    }
+
+    /// These statements are the session's own after all, and the server has them as nobody else would.
+    fn part_with(&mut self, misprepared: Vec<Arc<Statement>>) {
+        let Some(server) = self.server.as_mut() else { return };
+        for statement in misprepared {
+            server.side.statements.failed(&statement);
+            self.side.statements.part_with(&statement, &self.side.rules().table.clone());
+        }
     }
 
     /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for

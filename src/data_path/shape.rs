@@ -6,7 +6,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::statement::{Kind, Lexing, statements};
+use super::statement::{Effects, Kind, Lexing, statements};
 use crate::wire::frame::{HEADER_BYTES, cstr};
 
 /// A digest of parameter types and result columns.
@@ -59,6 +59,20 @@ pub fn is_fixed(sql: &[u8]) -> bool {
     matches!(found.next().map(|statement| statement.kind), Some(Kind::Query)) && found.next().is_none()
 }
 
+/// Whether what a text means is found out when it is parsed, and not when it runs. Of those statements the others are, of which
+/// some must be the first of their transaction, or work in one that has failed.
+pub fn is_parsed_once(sql: &[u8]) -> bool {
+    statements(sql, Lexing::default()).next().is_some_and(|statement| match statement.kind {
+        Kind::Query
+        | Kind::Explain { .. }
+        | Kind::DeclareCursor { .. }
+        | Kind::Call
+        | Kind::CreateTemp { .. } => true,
+        Kind::Ddl => !statement.effects.contains(Effects::OUTSIDE_TRANSACTION),
+        _ => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +114,18 @@ mod tests {
         let mut reading = Reading::default();
         reading.take(b"T\0\0\0\x07\0\x01x");
         assert_eq!(reading.finish(), None);
+    }
+
+    #[test]
+    fn what_a_transaction_is_made_of_means_the_same_under_all_settings() {
+        for sql in
+            ["SELECT 1", "DECLARE c CURSOR FOR SELECT 1", "EXPLAIN SELECT 1", "CREATE TABLE t AS SELECT 1"]
+        {
+            assert!(is_parsed_once(sql.as_bytes()), "{sql}");
+        }
+        for sql in ["BEGIN", "ROLLBACK", "SET TimeZone = 'UTC'", "VACUUM", "SHOW all", "DISCARD ALL", ""] {
+            assert!(!is_parsed_once(sql.as_bytes()), "{sql}");
+        }
     }
 
     #[test]

@@ -154,6 +154,9 @@ impl Relay {
         if !free || !self.side.follows() || !yields(server.side.lease.pins) {
             return None;
         }
+        if server.side.lease.pins.contains(Pins::UNREAD_UNNAMED) {
+            self.side.statements.forget_unnamed();
+        }
         server.side.lease.pins = Pins::empty();
         self.handle.set_pins(Pins::empty());
         self.pinned = None;

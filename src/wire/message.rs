@@ -90,8 +90,13 @@ pub fn parse(name: &[u8], sql: &[u8], out: &mut Vec<u8>) {
 
 /// Bind of the unnamed portal to a statement, with parameters as text.
 pub fn bind(statement: &[u8], parameters: &[&str], out: &mut Vec<u8>) {
+    bind_portal(b"", statement, parameters, out);
+}
+
+/// Bind of a portal to a statement, with parameters as text.
+pub fn bind_portal(portal: &[u8], statement: &[u8], parameters: &[&str], out: &mut Vec<u8>) {
     append(out, b'B', |out| {
-        append_cstr(out, b"");
+        append_cstr(out, portal);
         append_cstr(out, statement);
         out.extend_from_slice(&[0, 0]); // parameter formats: all text
         out.extend_from_slice(&u16::try_from(parameters.len()).unwrap_or(u16::MAX).to_be_bytes());

@@ -121,13 +121,22 @@ mod tests {
     fn an_ordinary_function_leaves_nothing_behind() {
         for body in [
             "BEGIN RETURN NEW; END",
-            "begin perform set_config('app.user', who, true); return 1; end",
-            "begin set local search_path = a; new.changed = now(); return new; end",
+            "begin new.changed = now(); return new; end",
             "begin raise notice 'set a temp table; reset all'; update t set x = 1; end",
             "select pg_advisory_xact_lock(1)",
             "begin perform pg_notify('a', 'b'); insert into audit values (nextval('s')); end",
         ] {
             assert!(of(body).is_empty(), "{body}: {:?}", of(body));
+        }
+    }
+
+    #[test]
+    fn what_a_function_sets_for_its_transaction_counts_for_what_is_parsed_in_it() {
+        for body in [
+            "begin perform set_config('app.user', who, true); return 1; end",
+            "begin set local search_path = a; new.changed = now(); return new; end",
+        ] {
+            assert_eq!(of(body).doubts, Doubts::LOCAL_SETTINGS, "{body}");
         }
     }
 

@@ -10,11 +10,14 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{client_side::Flow, requests::Requests, server_side::ServerSide};
 use crate::{
     data_path::{
+        aftermath::Aftermath,
         lease::{Asked, Whose},
-        prepared::{Found, Statement, rename},
+        parse_settings::{Here, ParseSettings},
+        prepared::{Found, SqlNames, Statement, rename},
+        shape::is_parsed_once,
     },
     error::{Objection, Refusal},
-    wire::message::append,
+    wire::{frame::cstr, message::append},
 };
 
 /// No server has a statement of that name.
@@ -56,6 +59,57 @@ impl Requests<'_, '_> {
         }
     }
 
+    /// What a Parse of the client's makes: shared with whoever has the same settings, or its own where it has set something in
+    /// this transaction. What it has set then the server is asked.
+    pub(super) fn made(
+        &mut self,
+        body: &[u8],
+        aftermath: Aftermath,
+        naming: Option<Arc<SqlNames>>,
+    ) -> Arc<Statement> {
+        let is_known = self.server.parsing(self.under).is_some();
+        if is_known || !is_parsed_once(cstr(&mut { body }).unwrap_or_default()) {
+            let statement = self.rules.table.intern(body, self.under, || (aftermath, naming));
+            self.server.uncertain.prepares(&statement);
+            return statement;
+        }
+        let under = self.settings_now(Whose::Follow);
+        self.rules.table.own(body, &under, aftermath, naming)
+    }
+
+    /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
+    #[cold]
+    pub(super) fn settings_now(&mut self, whose: Whose) -> Arc<ParseSettings> {
+        let (_, lease, here) = self.server.parts(self.under);
+        match here.under {
+            Some(under) => under.clone(),
+            None => here.ask(whose, lease, self.out.build()),
+        }
+    }
+
+    /// The statement of that name that the client may use under its present settings: its own from now on where others use it
+    /// under those of the time it was parsed. `None`: that waits for what is owed about it.
+    #[inline]
+    pub(super) fn alike(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<Arc<Statement>> {
+        let is_alike = !statement.is_shared
+            || !statement.is_parsed_once
+            || self
+                .server
+                .parsing(self.under)
+                .is_some_and(|under| Arc::ptr_eq(under, &statement.parsed_under));
+        if is_alike { Some(statement) } else { self.part(name, &statement) }
+    }
+
+    #[cold]
+    fn part(&mut self, name: &[u8], shared: &Statement) -> Option<Arc<Statement>> {
+        if self.server.lease.is_awaited() {
+            return None;
+        }
+        let own = self.rules.table.parted(shared, &shared.parsed_under);
+        self.statements.insert(name, own.clone());
+        Some(own)
+    }
+
     /// Sees to it that the server has a statement that the client calls `name`.
     #[inline]
     pub(super) fn bring(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
@@ -76,7 +130,8 @@ impl Requests<'_, '_> {
 
     #[cold]
     fn bring_anew(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
-        let ServerSide { statements: servers, lease, sought, .. } = &mut *self.server;
+        let ServerSide { statements: servers, lease, sought, applied, uncertain, .. } = &mut *self.server;
+        let here = Here::new(self.under, applied, uncertain, lease);
         let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
         if changed == Some(true) {
             return Brought::Changed;
@@ -89,7 +144,7 @@ impl Requests<'_, '_> {
                 return Brought::Awaited;
             }
             _ if lease.may_have_others() => return Brought::Awaited,
-            _ => servers.prepare(statement, Whose::Follow, lease, self.out.build()),
+            _ => servers.prepare(statement, here, Whose::Follow, lease, self.out.build()),
         };
         if !shows || statement.shape.get().is_none() || lease.takes_copy_data() {
             return Brought::Here;
@@ -101,8 +156,8 @@ impl Requests<'_, '_> {
     /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
     #[cold]
     pub(super) fn bring_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
-        let ServerSide { statements: servers, lease, .. } = &mut *self.server;
-        servers.prepare_as(statement, Some(name), Whose::Follow, lease, self.out.build());
+        let (servers, lease, here) = self.server.parts(self.under);
+        servers.prepare_as(statement, Some(name), here, Whose::Follow, lease, self.out.build());
     }
 
     /// The server is made to refuse a Bind or Describe of a statement, and its client hears why in PostgreSQL's words.
@@ -117,11 +172,12 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
         self.statements.take_own_names(&self.rules.table);
-        let ServerSide { statements, lease, ours, .. } = &mut *self.server;
+        let ServerSide { lease, ours, .. } = &mut *self.server;
         ours.hide(lease, self.out.build());
+        let (statements, lease, here) = self.server.parts(self.under);
         statements.hide_others(self.statements, lease, self.out.build());
         if settled {
-            statements.show_own(self.statements, lease, false, self.out);
+            statements.show_own(self.statements, here, lease, false, self.out);
         }
     }
 
@@ -129,7 +185,7 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn show_to_code(&mut self) {
         self.statements.take_own_names(&self.rules.table);
-        let ServerSide { statements, lease, .. } = &mut *self.server;
-        statements.show_own(self.statements, lease, true, self.out);
+        let (statements, lease, here) = self.server.parts(self.under);
+        statements.show_own(self.statements, here, lease, true, self.out);
     }
 }

@@ -15,10 +15,12 @@ use crate::{
         choice::Stance,
         identity::Identity,
         parameter_status::Reported,
+        parse_settings::ParseSettings,
         pool::session_start::{Begun, SessionStart},
         prelude::prelude,
-        prepared::{ClientStatements, StatementTable},
+        prepared::ClientStatements,
         session_state::Settings,
+        statement_table::StatementTable,
     },
     error::{Objection, Refusal},
     wire::{
@@ -41,6 +43,8 @@ pub struct ClientSide {
     pub told: Arc<Reported>,
     /// How it stands to what its pool's servers began with.
     pub begun: Begun,
+    /// Under what its texts are parsed while nothing changes that; and of which of its settings that was found out.
+    pub(super) parse_settings: (Arc<ParseSettings>, Arc<Settings>),
     pub(super) rules: Rules,
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
@@ -139,6 +143,7 @@ impl ClientSide {
             framer: Framer::default(),
             statements: ClientStatements::default(),
             startup: wanted.clone(),
+            parse_settings: (rules.table.settings.of(&wanted), wanted.clone()),
             wanted,
             told: Arc::default(),
             begun: Begun::default(),
@@ -190,8 +195,10 @@ impl ClientSide {
 
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
     #[inline]
-    pub fn turn(&self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
+    pub fn turn(&mut self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
         if begins {
+            self.look_at_settings();
+            server.uncertain.begin();
             server.begins_with(self, out);
         }
         let ServerSide { statements, lease, applied, ours, .. } = server;
@@ -203,6 +210,14 @@ impl ClientSide {
                 statements.set_unnamed(0);
             }
             *applied = self.wanted.clone();
+        }
+    }
+
+    /// Under what its texts are parsed follows from what it has set.
+    #[inline]
+    pub(super) fn look_at_settings(&mut self) {
+        if !Arc::ptr_eq(&self.parse_settings.1, &self.wanted) {
+            self.parse_settings = (self.rules.table.settings.of(&self.wanted), self.wanted.clone());
         }
     }
 
@@ -228,8 +243,20 @@ impl ClientSide {
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, Refusal> {
-        let Self { framer, statements, rules, unnamed_serial, advances, left_out, bounds, .. } = self;
-        let mut requests = Requests { statements, rules, unnamed_serial, advances, bounds, server, out };
+        let Self {
+            framer,
+            statements,
+            rules,
+            parse_settings,
+            unnamed_serial,
+            advances,
+            left_out,
+            bounds,
+            ..
+        } = self;
+        let under = &parse_settings.0;
+        let mut requests =
+            Requests { statements, rules, under, unnamed_serial, advances, bounds, server, out };
         loop {
             let piece = framer.next(&mut chunk, |tag, length| need_of_client(tag, length, requests.rules));
             match piece.map_err(violation)? {
@@ -290,10 +317,10 @@ impl ClientSide {
         out: &mut Vec<u8>,
     ) -> usize {
         let Ok(Some((tag, length))) = header(inbox) else { return 0 };
-        let Self { statements, rules, unnamed_serial, advances, bounds, .. } = self;
-        let mut out = Outgoing::new(&[], out);
+        let Self { statements, rules, parse_settings, unnamed_serial, advances, bounds, .. } = self;
+        let (under, mut out) = (&parse_settings.0, Outgoing::new(&[], out));
         let mut requests =
-            Requests { statements, rules, unnamed_serial, advances, bounds, server, out: &mut out };
+            Requests { statements, rules, under, unnamed_serial, advances, bounds, server, out: &mut out };
         requests.deny(tag, reason);
         length + 1
     }

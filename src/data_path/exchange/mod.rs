@@ -13,6 +13,7 @@ mod choices;
 mod client_side;
 mod left_out;
 mod naming;
+mod parsed;
 mod postponed;
 #[cfg(test)]
 mod properties;
@@ -23,6 +24,7 @@ mod sequences;
 mod server_error;
 mod server_side;
 mod signalling;
+mod unread;
 mod unserved;
 
 pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};

@@ -13,12 +13,16 @@ use crate::{
         aftermath::Aftermath,
         deeds::{Deed, Deeds, disowned},
         doubts::Doubts,
-        lease::{Asked, Naming},
-        prepared::Statement,
+        lease::{Asked, Naming, Whose},
+        parse_settings::ParseSettings,
+        prepared::{SqlNames, Statement},
         statement::{self, Discard, Kind},
     },
     error::Refusal,
-    wire::frame::HEADER_BYTES,
+    wire::{
+        frame::HEADER_BYTES,
+        message::{append, append_cstr},
+    },
 };
 
 /// A text as servers get it.
@@ -38,6 +42,17 @@ impl Rewritten {
         let behind = String::from_utf8_lossy(&self.text).chars().count();
         self.deeds.shifts.push((behind, ours.len().cast_signed() - length.cast_signed()));
     }
+}
+
+/// Which settings PREPARE finds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SettingsOf {
+    /// Those of now; the batch that has begun goes on with the text.
+    ThisBatch,
+    /// Those of now; a simple query of its own, behind which no batch is under way.
+    ThisQuery,
+    /// The text itself changes them, and leaves them so perhaps.
+    ItsEnd,
 }
 
 /// What names mean in the middle of a text, as far as the text itself has changed it.
@@ -62,9 +77,33 @@ impl Requests<'_, '_> {
         self.ask(Asked::Execute(deeds));
     }
 
+    /// Those under which a PREPARE in a text is read.
+    fn settings_of(&mut self, which: SettingsOf) -> Arc<ParseSettings> {
+        match which {
+            SettingsOf::ThisBatch => self.settings_now(Whose::Follow),
+            SettingsOf::ThisQuery => {
+                let under = self.settings_now(Whose::Attempt);
+                if self.server.parsing(self.under).is_none() {
+                    let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
+                    append(self.out.build(), b'S', |_| {});
+                }
+                under
+            }
+            SettingsOf::ItsEnd => {
+                let under = ParseSettings::unknown();
+                self.server.uncertain.parses(&under);
+                under
+            }
+        }
+    }
+
     /// Replaces every name of a statement; `None` if nothing need be replaced.
     #[cold]
-    pub(super) fn with_server_names(&mut self, sql: &[u8]) -> Result<Option<Rewritten>, Refusal> {
+    pub(super) fn with_server_names(
+        &mut self,
+        sql: &[u8],
+        settings: SettingsOf,
+    ) -> Result<Option<Rewritten>, Refusal> {
         let mut rewritten = Rewritten::default();
         let mut local = Local::default();
         let (mut copied, mut followed, mut named, mut bytes) = (0, false, 0, 0);
@@ -77,7 +116,10 @@ impl Requests<'_, '_> {
             let known = match local.names.get(value) {
                 Some(known) => known.clone(),
                 None if local.all_gone => None,
-                None => self.statements.get(value).cloned(),
+                None => match self.statements.get(value).cloned() {
+                    Some(known) => Some(self.alike(value, known.clone()).unwrap_or(known)),
+                    None => None,
+                },
             };
             let made_here = local.names.get(value).is_some_and(Option::is_some);
             let ours = match (&found.kind, known) {
@@ -87,7 +129,8 @@ impl Requests<'_, '_> {
                     let aftermath = found.text.get(body.clone()).unwrap_or_default();
                     let aftermath = Aftermath::read(aftermath, self.server.lexing());
                     let (text, range) = as_kept(sql, &found, &name.range);
-                    let statement = self.rules.table.in_sql(aftermath, text, range);
+                    let under = self.settings_of(settings);
+                    let statement = self.rules.table.in_sql(aftermath, text, range, &under);
                     let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
                     rewritten.deeds.list.push_back(Deed::Prepares(naming));
                     let ours = statement.server_name().to_vec();
@@ -133,6 +176,67 @@ impl Requests<'_, '_> {
         }
         rewritten.text.extend_from_slice(sql.get(copied..).unwrap_or_default());
         Ok(Some(rewritten))
+    }
+
+    /// A text that names other statements: as servers get it.
+    #[cold]
+    pub(super) fn parse_with_server_names(
+        &mut self,
+        name: &[u8],
+        body: &[u8],
+        aftermath: Aftermath,
+        rewritten: Rewritten,
+    ) -> Result<(), Refusal> {
+        let Rewritten { mut text, requires, mut deeds } = rewritten;
+        let types =
+            body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
+        text.extend_from_slice(types);
+        deeds.shifts = Vec::new();
+        let mut message = Vec::new();
+        append(&mut message, b'P', |out| {
+            append_cstr(out, name);
+            out.extend_from_slice(&text);
+        });
+        if !name.is_empty() {
+            let statement = self.made(&text, aftermath, Some(Arc::new((requires, deeds))));
+            self.parse_statement(&message, name, &statement);
+            return Ok(());
+        }
+        // PREPARE in front of it takes the unnamed statement's place.
+        let (statements, lease, here) = self.server.parts(self.under);
+        for statement in &requires {
+            statements.ensure(statement, here, lease, self.out);
+        }
+        if self.ask_unnamed(Asked::Parse(None)) {
+            let serial = *self.unnamed_serial;
+            let under = self.server.parsing(self.under);
+            self.statements.set_unnamed(serial, &text, aftermath, Some(Arc::new((requires, deeds))), under);
+            self.server.statements.set_unnamed(serial);
+        }
+        self.out.build().extend_from_slice(&message);
+        Ok(())
+    }
+
+    /// A portal of a text that names statements: they must be there when it runs.
+    #[cold]
+    pub(super) fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
+        let (requires, deeds) = naming;
+        for statement in requires {
+            self.note(&statement.aftermath, false);
+            self.note_calls(statement.body(), Some(&statement.seen));
+        }
+        self.ensure_named(Some(naming));
+        if !deeds.list.is_empty() {
+            self.server.bound = Some((portal.into(), deeds.clone()));
+        }
+    }
+
+    /// What an EXECUTE describes is what it runs: that must be there.
+    pub(super) fn ensure_named(&mut self, naming: Option<&SqlNames>) {
+        let (statements, lease, here) = self.server.parts(self.under);
+        for statement in naming.into_iter().flat_map(|names| &names.0) {
+            statements.ensure(statement, here, lease, self.out);
+        }
     }
 }
 

@@ -32,8 +32,9 @@ impl ClientSide {
         if !self.rules.follow || !free || self.rules.admit(&self.statements, 1, body.len()).is_err() {
             return None;
         }
-        let statement =
-            self.rules.table.find(body, &self.wanted).filter(|statement| statement.is_proved())?;
+        self.look_at_settings();
+        let found = self.rules.table.find(body, &self.parse_settings.0);
+        let statement = found.filter(|statement| statement.is_proved())?;
         self.statements.insert(name, statement);
         self.statements.postpone(name);
         append(replies, b'1', |_| {});

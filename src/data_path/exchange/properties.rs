@@ -13,11 +13,8 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use super::*;
 use crate::{
     data_path::{
-        catalogue::Catalogue,
-        channels::messages,
-        choice::Stance,
-        prepared::{Capacity, StatementTable},
-        session_state::Settings,
+        catalogue::Catalogue, channels::messages, choice::Stance, prepared::Capacity,
+        session_state::Settings, statement_table::StatementTable,
     },
     error::{Objection, Refusal},
     wire::{

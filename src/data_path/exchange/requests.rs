@@ -7,7 +7,7 @@ use super::{
     bringing::{AWAITS, Brought, Hold},
     choices::{is_read_along, kind_and_name},
     client_side::{Rules, violation},
-    naming::Rewritten,
+    naming::{Rewritten, SettingsOf},
     sequences::{Advances, note_sequences},
     server_side::ServerSide,
 };
@@ -19,7 +19,8 @@ use crate::{
         deeds::disowned,
         doubts::Doubts,
         lease::{Asked, Naming, Pins, Whose},
-        prepared::{ClientStatements, ServerStatements, SqlNames, Statement, rename},
+        parse_settings::ParseSettings,
+        prepared::{ClientStatements, ServerStatements, Statement, rename},
         statement::Characters,
     },
     error::Refusal,
@@ -34,6 +35,8 @@ use crate::{
 pub struct Requests<'a, 'c> {
     pub(super) statements: &'a mut ClientStatements,
     pub(super) rules: &'a Rules,
+    /// The session's, as they were when the transaction began.
+    pub(super) under: &'a Arc<ParseSettings>,
     pub(super) unnamed_serial: &'a mut u64,
     pub(super) advances: &'a mut Advances,
     pub(super) bounds: &'a mut Bounds,
@@ -66,7 +69,7 @@ impl Requests<'_, '_> {
             b'D' if self.rules.follow => return self.describe(bytes),
             b'C' if self.rules.follow => return self.close(bytes),
             b'F' => {
-                self.server.uncertain.note(&Aftermath::unread(), false);
+                self.note(&Aftermath { advances: true, ..Aftermath::anything() }, false);
                 self.ask(Asked::FunctionCall);
             }
             b'P' => self.ask(Asked::Parse(None)),
@@ -127,6 +130,7 @@ impl Requests<'_, '_> {
         self.end_unnamed();
         let settled = self.server.lease.is_settled();
         let alone = settled && self.server.lease.status() == b'I';
+        let knew_settings = self.server.parsing(self.under).is_some();
         self.note(&aftermath, alone);
         self.part_sequences(true);
         self.note_calls(body, None);
@@ -140,10 +144,15 @@ impl Requests<'_, '_> {
         }
         if aftermath.names_statements {
             let sql = cstr(&mut { body }).unwrap_or_default();
-            if let Some(Rewritten { text, requires, deeds }) = self.with_server_names(sql)? {
-                let ServerSide { statements, lease, .. } = &mut *self.server;
+            let knows_settings = self.server.parsing(self.under).is_some();
+            let settings = match settled && knew_settings == knows_settings {
+                true => SettingsOf::ThisQuery,
+                false => SettingsOf::ItsEnd,
+            };
+            if let Some(Rewritten { text, requires, deeds }) = self.with_server_names(sql, settings)? {
+                let (statements, lease, here) = self.server.parts(self.under);
                 for statement in &requires {
-                    statements.ensure_for_query(statement, lease, self.out);
+                    statements.ensure_for_query(statement, here, lease, self.out);
                 }
                 statements.make_room(deeds.prepared(), lease, self.out.build());
                 deeds.expect(self.statements, statements);
@@ -158,7 +167,10 @@ impl Requests<'_, '_> {
     }
 
     /// Asks for what changes the unnamed statement.
-    fn ask_unnamed(&mut self, asked: Asked) -> bool {
+    pub(super) fn ask_unnamed(&mut self, asked: Asked) -> bool {
+        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
+            self.server.uncertain.doubt(Doubts::UNREAD);
+        }
         let may_be_skipped = self.server.lease.is_working();
         let goes = self.server.lease.ask(asked, Whose::Client);
         if goes {
@@ -169,6 +181,9 @@ impl Requests<'_, '_> {
 
     /// A simple query ends the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
+        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
+            self.server.uncertain.doubt(Doubts::UNREAD);
+        }
         self.statements.succeed_unnamed(self.server.lease.is_working());
         self.statements.forget_unnamed();
         self.server.statements.set_unnamed(0);
@@ -194,19 +209,19 @@ impl Requests<'_, '_> {
             }
             *self.unnamed_serial += 1;
             if aftermath.names_statements
-                && let Some(rewritten) = self.with_server_names(cstr(&mut { body }).unwrap_or_default())?
+                && let Some(rewritten) =
+                    self.with_server_names(cstr(&mut { body }).unwrap_or_default(), SettingsOf::ThisBatch)?
             {
                 return self
                     .parse_with_server_names(name, body, aftermath, rewritten)
                     .map(ControlFlow::Continue);
             }
             if self.ask_unnamed(Asked::Parse(None)) {
-                self.statements.set_unnamed(
-                    *self.unnamed_serial,
-                    if whole { body } else { b"" },
-                    aftermath,
-                    None,
-                );
+                let (serial, under) = (*self.unnamed_serial, self.server.parsing(self.under));
+                match whole {
+                    true => self.statements.set_unnamed(serial, body, aftermath, None, under),
+                    false => self.unnamed_unread(serial),
+                }
                 self.server.statements.set_unnamed(*self.unnamed_serial);
             }
             self.out.pass(bytes);
@@ -220,7 +235,8 @@ impl Requests<'_, '_> {
         }
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well, and says what PostgreSQL says.
-            self.server.statements.ensure(&taken, &mut self.server.lease, self.out);
+            let (statements, lease, here) = self.server.parts(self.under);
+            statements.ensure(&taken, here, lease, self.out);
             let naming = Naming { client_name: Some(name.into()), statement: taken.clone() };
             self.ask(Asked::ParseTaken(Box::new(naming)));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
@@ -234,17 +250,18 @@ impl Requests<'_, '_> {
             return Ok(flow);
         }
         if read.names_statements
-            && let Some(rewritten) = self.with_server_names(cstr(&mut { body }).unwrap_or_default())?
+            && let Some(rewritten) =
+                self.with_server_names(cstr(&mut { body }).unwrap_or_default(), SettingsOf::ThisBatch)?
         {
             return self.parse_with_server_names(name, body, read, rewritten).map(ControlFlow::Continue);
         }
-        let statement = self.rules.table.intern(body, &self.server.applied, || (read, None));
+        let statement = self.made(body, read, None);
         self.parse_statement(bytes, name, &statement);
         GOES_ON
     }
 
     /// The Parse of a statement goes to the server under our name for it.
-    fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
+    pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
         self.server.statements.make_room_for(&statement, &mut self.server.lease, self.out.build());
         let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
@@ -256,74 +273,6 @@ impl Requests<'_, '_> {
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
         let ServerSide { lease, .. } = &mut *self.server;
         ServerStatements::ask_shape(&statement, Some(name), Whose::Follow, lease, self.out.build());
-    }
-
-    /// A text that names other statements: as servers get it.
-    #[cold]
-    fn parse_with_server_names(
-        &mut self,
-        name: &[u8],
-        body: &[u8],
-        aftermath: Aftermath,
-        rewritten: Rewritten,
-    ) -> Result<(), Refusal> {
-        let Rewritten { mut text, requires, mut deeds } = rewritten;
-        let types =
-            body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
-        text.extend_from_slice(types);
-        deeds.shifts = Vec::new();
-        let mut message = Vec::new();
-        append(&mut message, b'P', |out| {
-            append_cstr(out, name);
-            out.extend_from_slice(&text);
-        });
-        if !name.is_empty() {
-            let made = || (aftermath, Some(Arc::new((requires, deeds))));
-            let statement = self.rules.table.intern(&text, &self.server.applied, made);
-            self.parse_statement(&message, name, &statement);
-            return Ok(());
-        }
-        // PREPARE in front of it takes the unnamed statement's place.
-        for statement in &requires {
-            self.server.statements.ensure(statement, &mut self.server.lease, self.out);
-        }
-        if self.ask_unnamed(Asked::Parse(None)) {
-            let serial = *self.unnamed_serial;
-            self.statements.set_unnamed(serial, &text, aftermath, Some(Arc::new((requires, deeds))));
-            self.server.statements.set_unnamed(serial);
-        }
-        self.out.build().extend_from_slice(&message);
-        Ok(())
-    }
-
-    /// A portal of a text that names statements: they must be there when it runs.
-    #[cold]
-    fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
-        let (requires, deeds) = naming;
-        for statement in requires {
-            self.note(&statement.aftermath, false);
-            self.note_calls(statement.body(), Some(&statement.seen));
-        }
-        self.ensure_named(Some(naming));
-        if !deeds.list.is_empty() {
-            self.server.bound = Some((portal.into(), deeds.clone()));
-        }
-    }
-
-    /// What an EXECUTE describes is what it runs: that must be there.
-    fn ensure_named(&mut self, naming: Option<&SqlNames>) {
-        for statement in naming.into_iter().flat_map(|names| &names.0) {
-            self.server.statements.ensure(statement, &mut self.server.lease, self.out);
-        }
-    }
-
-    /// A statement that is too long to keep: the server gets it as the client calls it, and stays with this client.
-    fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
-        self.server.lease.pins.insert(Pins::UNREAD);
-        self.server.uncertain.note(&Aftermath::unread(), false);
-        self.ask(Asked::ParseAsIs);
-        self.out.pass(bytes);
-        Ok(())
     }
 
     fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
@@ -348,6 +297,7 @@ impl Requests<'_, '_> {
             if let Some(naming) = self.statements.unnamed_naming().cloned() {
                 self.bind_naming(portal, &naming);
             }
+            self.statements.run_unnamed();
             note(self.statements.unnamed_aftermath(), false, self.advances, self.rules, self.server);
             self.part_sequences(false);
             note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
@@ -362,6 +312,9 @@ impl Requests<'_, '_> {
         }
         let Some(statement) = self.statements.get(name).cloned() else {
             // The server says so itself, under the name the client used.
+            if self.may_be_unread() {
+                self.note_unread();
+            }
             self.ask(Asked::Bind);
             match disowned(name) {
                 Some(other) => rename(bytes, at, name.len(), &other, self.out.build()),
@@ -374,6 +327,7 @@ impl Requests<'_, '_> {
         {
             return Ok(flow);
         }
+        let Some(statement) = self.alike(name, statement) else { return AWAITS };
         if statement.naming.is_some() && self.server.lease.may_have_others() {
             return AWAITS;
         }
@@ -420,6 +374,7 @@ impl Requests<'_, '_> {
                 }
             }
             Some(statement) => {
+                let Some(statement) = self.alike(name, statement) else { return AWAITS };
                 let at = HEADER_BYTES + 1;
                 match self.bring(name, &statement) {
                     Brought::Here => {}
@@ -447,6 +402,9 @@ impl Requests<'_, '_> {
             return AWAITS;
         }
         let statement = self.statements.get(name).filter(|_| kind == b'S').cloned();
+        if kind == b'S' && statement.is_none() && self.may_be_unread() {
+            self.note_unread();
+        }
         let naming =
             statement.map(|statement| Box::new(Naming { client_name: Some(name.into()), statement }));
         if kind == b'S' && name.is_empty() {
@@ -462,7 +420,8 @@ impl Requests<'_, '_> {
     }
 
     fn with_unnamed(&mut self, asked: Asked, bytes: &[u8]) -> Result<(), Refusal> {
-        self.server.statements.ensure_unnamed(self.statements, &mut self.server.lease, self.out);
+        let (statements, lease, here) = self.server.parts(self.under);
+        statements.ensure_unnamed(self.statements, here, lease, self.out);
         self.ask(asked);
         self.out.pass(bytes);
         Ok(())

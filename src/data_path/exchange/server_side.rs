@@ -14,7 +14,7 @@ use crate::{
         channels::Hearing,
         deeds::{Deeds, in_the_clients_words, without_position},
         doubts::Doubts,
-        lease::{Asked, Desync, Lease, Naming, Pins, Whose},
+        lease::{Asked, Desync, Lease, Pins, Whose},
         parameter_status::Reported,
         prelude::OurStatements,
         prepared::{Capacity, ServerStatements, Statement},
@@ -56,6 +56,8 @@ pub struct ServerSide {
     pub applied: Arc<Settings>,
     /// What may have changed since.
     pub uncertain: Uncertain,
+    /// Its session has set parameters whose names nobody knows, and has not reset everything since.
+    pub opaque_settings: bool,
     /// Its part in what the client hears of notifications.
     pub hearing: Hearing,
     /// The portal that was bound last, if it is of a text that prepares or forgets statements.
@@ -63,7 +65,9 @@ pub struct ServerSide {
     /// Why a statement could not be brought here: in its stead the client would be told that it does not exist.
     attempted: Option<Vec<u8>>,
     /// What is being read of a statement's shape.
-    shape: Reading,
+    pub(super) shape: Reading,
+    /// What the server has said so far of its settings; `None`: too much of it.
+    pub(super) told: Option<Settings>,
     /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
     pub sought: Option<(Arc<Statement>, bool)>,
     /// What its client's texts do to other sessions.
@@ -121,10 +125,12 @@ impl ServerSide {
             statements: ServerStatements::new(prepared_max),
             applied: Arc::default(),
             uncertain: Uncertain::default(),
+            opaque_settings: false,
             hearing: Hearing::default(),
             bound: None,
             attempted: None,
             shape: Reading::default(),
+            told: Some(Settings::default()),
             sought: None,
             sequences: Sequences::default(),
             signalling: Signalling::default(),
@@ -156,6 +162,7 @@ impl ServerSide {
         self.applied = Arc::default();
         self.hearing.channels = None;
         self.uncertain.clear();
+        self.opaque_settings = false;
         self.lease.pins = Pins::default();
     }
 
@@ -264,6 +271,8 @@ impl ServerSide {
                 }
                 if matches!(tag, b'T' | b't' | b'n') && self.lease.is_shape_owed() {
                     self.shape.take(bytes);
+                } else if tag == b'D' && self.lease.are_settings_owed() {
+                    self.told_setting(bytes);
                 }
                 let settled = self.lease.reply(tag)?;
                 match settled.done {
@@ -271,39 +280,10 @@ impl ServerSide {
                         self.statements.confirmed(&naming.statement);
                     }
                     Some(Asked::Shape(naming)) => self.shaped(*naming, client),
+                    Some(Asked::Settings(settings)) => self.told_all(&settings),
                     _ => {}
                 }
                 Ok(settled.pass)
-            }
-        }
-    }
-
-    /// A statement has been parsed, and this is what it takes and gives.
-    #[cold]
-    fn shaped(&mut self, naming: Naming, client: &mut ClientSide) {
-        let Naming { client_name, statement } = naming;
-        let shape = self.shape.finish();
-        let known = shape.map(|shape| (shape, *statement.shape.get_or_init(|| shape)));
-        let Some((shape, _)) = known.filter(|(shape, known)| shape != known) else {
-            // Whoever sought it has found it; what comes of it later is another's.
-            let _ = self.sought.take_if(|(sought, _)| sought.is(&statement));
-            return self.statements.confirmed(&statement);
-        };
-        // It is not what its clients know, and whoever uses it must be told so.
-        self.statements.failed(&statement);
-        match client_name {
-            Some(name) => {
-                let reshaped = client.rules().table.reshaped(&statement, &self.applied, shape);
-                // It may have been closed meanwhile, by what is skipped in the end.
-                self.lease.closes_instead(&name, &statement, &reshaped);
-                if client.statements.get(&name).is_some_and(|known| known.is(&statement)) {
-                    client.statements.insert(&name, reshaped);
-                }
-            }
-            None => {
-                if let Some((_, changed)) = self.sought.as_mut().filter(|(sought, _)| sought.is(&statement)) {
-                    *changed = true;
-                }
             }
         }
     }
@@ -313,6 +293,7 @@ impl ServerSide {
     fn need(&self, tag: u8, length: usize) -> Result<Need, FrameError> {
         Ok(match tag {
             b'T' | b't' if length <= SHAPE_BYTES_MAX && self.lease.is_shape_owed() => Need::Whole,
+            b'D' if length <= REPORT_BYTES_MAX && self.lease.are_settings_owed() => Need::Whole,
             b'D' if length <= ANSWER_BYTES && self.signalling.is_awaited() => Need::Whole,
             b'N' if length <= REPORT_BYTES_MAX && self.signalling.listens() => Need::Whole,
             b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
@@ -374,7 +355,7 @@ impl ServerSide {
             heard.fatal = true;
             return Ok(true);
         }
-        let Self { lease, statements, .. } = self;
+        let Self { lease, statements, told, .. } = self;
         let whose = lease.error(|owed, skipped| {
             if owed.changes_unnamed() {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
@@ -391,6 +372,7 @@ impl ServerSide {
                     statements.doubt_unnamed();
                 }
                 Asked::Shape(naming) => statements.failed(&naming.statement),
+                Asked::Settings(_) => *told = Some(Settings::default()),
                 // It was to take an unnamed statement away, another client's perhaps, which is still there.
                 Asked::CloseUnnamed => statements.doubt_unnamed(),
                 Asked::Query(deeds) => {
@@ -460,7 +442,10 @@ impl ServerSide {
         }
         // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
         let gone = match tag {
-            b"DISCARD ALL\0" => Pins::SEQUENCES.union(Pins::UNREAD).union(Pins::SETTINGS),
+            b"DISCARD ALL\0" => {
+                self.opaque_settings = false;
+                Pins::SEQUENCES.union(Pins::UNREAD).union(Pins::SETTINGS)
+            }
             b"DISCARD SEQUENCES\0" => Pins::SEQUENCES,
             _ => return,
         };

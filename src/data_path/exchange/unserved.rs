@@ -9,9 +9,9 @@ use crate::{
         catalogue::Catalogue,
         choice::{Plan, Stance},
         identity::Verdict,
-        prepared::StatementTable,
         session::Place,
         statement::{Characters, Lexing},
+        statement_table::StatementTable,
     },
     error::Refusal,
     wire::frame::cstr,
@@ -35,14 +35,16 @@ impl ClientSide {
     /// [`Refusal::TooManyStatements`], [`Refusal::StatementsTooLong`].
     pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Refusal> {
         let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
+        self.look_at_settings();
+        let under = &self.parse_settings.0;
         self.rules.sees_binds = true;
         if name.is_empty() {
             self.unnamed_serial += 1;
-            self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None);
+            self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None, Some(under));
             return Ok(());
         }
         self.rules.admit(&self.statements, 1, body.len())?;
-        let statement = self.rules.table.intern(body, &self.wanted, || (aftermath, None));
+        let statement = self.rules.table.intern(body, under, || (aftermath, None));
         self.statements.insert(name, statement);
         Ok(())
     }
@@ -86,6 +88,7 @@ impl ClientSide {
     ) {
         self.rules.identity.place = place;
         self.statements.move_to(&table, &self.wanted);
+        self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());
         self.rules.catalogue = catalogue;
         self.rules.table = table;
         self.rules.follow = follow;

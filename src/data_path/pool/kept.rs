@@ -1,8 +1,8 @@
 //! The sessions that keep their server between transactions, and who must let go when somebody waits.
 //!
 //! As long as nobody waits every session may keep its server. Then the pool asks, one for each that waits and again from
-//! time to time: a session that keeps its server for nothing but `currval` and `lastval` gives it back when it has idled a
-//! little, or between two transactions where somebody has waited for long, and has no such value any more; one beyond
+//! time to time: a session that keeps its server for nothing but `currval` and `lastval`, or an unnamed statement that was too
+//! long to keep and that drivers parse anew, gives it back when it has idled a little, or between two transactions where somebody has waited for long, and has no such value any more; one beyond
 //! `max_pinned_servers` is ended with a clear error. The one that has idled longest comes first.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,7 +60,8 @@ impl Pool {
             return;
         }
         let now_ms = self.worker.clock.now_ms();
-        for session in self.kept.sessions().iter().filter(|session| yields(session.pins())) {
+        let for_sequences = |pins: Pins| !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty();
+        for session in self.kept.sessions().iter().filter(|session| for_sequences(session.pins())) {
             if idle_ms(session, now_ms) >= Some(UNREAD_MS) {
                 session.call_back();
             }
@@ -156,5 +157,5 @@ fn longest_idle<'k>(
 
 /// Whether a session that keeps its server for these reasons can do without.
 pub fn yields(pins: Pins) -> bool {
-    !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty()
+    !pins.is_empty() && pins.difference(Pins::YIELDING).is_empty()
 }

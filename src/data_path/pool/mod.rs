@@ -43,9 +43,10 @@ use self::{
 };
 use super::{
     catalogue::Catalogue,
-    prepared::{Capacity, StatementTable},
+    prepared::Capacity,
     server::{DialOptions, connection::Server},
     session::Place,
+    statement_table::StatementTable,
     tenant::{Access, Credential, PoolMode, Tenant},
     worker::Worker,
 };

@@ -24,9 +24,9 @@ use crate::{
     config::Config,
     data_path::{
         catalogue::Catalogue,
-        prepared::StatementTable,
         server::{DialOptions, IdentityTrouble},
         session::Place,
+        statement_table::StatementTable,
         tenant::{Access, Host, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },

@@ -1,0 +1,106 @@
+use super::*;
+
+fn read(sql: &str) -> Aftermath {
+    Aftermath::read(sql.as_bytes(), Lexing::default())
+}
+
+#[test]
+fn an_ordinary_transaction_leaves_nothing_behind() {
+    for sql in [
+        "SELECT 1",
+        "BEGIN; SET LOCAL work_mem = '1MB'; UPDATE t SET x = 1; ROLLBACK",
+        "BEGIN ISOLATION LEVEL SERIALIZABLE; SET TRANSACTION READ ONLY; SET CONSTRAINTS ALL DEFERRED",
+        "SELECT pg_advisory_xact_lock(1)",
+        "TRUNCATE t; CREATE INDEX i ON t (x); GRANT SELECT ON t TO x; NOTIFY x",
+    ] {
+        assert_eq!(read(sql), Aftermath::default(), "{sql}");
+    }
+}
+
+#[test]
+fn what_a_transaction_sets_for_itself_matters_when_a_text_is_parsed() {
+    for sql in [
+        "BEGIN; SET LOCAL search_path = a",
+        "SET LOCAL ROLE x",
+        "SELECT set_config('app.user', 'a', true)",
+        "SELECT set_config('TimeZone', $1, true)",
+        "DO 'BEGIN SET LOCAL DateStyle = german; END'",
+    ] {
+        assert_eq!(read(sql).doubts, Doubts::LOCAL_SETTINGS, "{sql}");
+    }
+    assert_eq!(read("SELECT set_config('work_mem', $1, true)"), Aftermath::default());
+}
+
+#[test]
+fn what_may_advance_a_sequence_is_known() {
+    for sql in [
+        "INSERT INTO t VALUES (1)",
+        "select NextVal('s')",
+        "WITH new AS (INSERT INTO t DEFAULT VALUES RETURNING id) SELECT * FROM new",
+        "SELECT 1; insert into t values (1)",
+        "CALL p()",
+        "DO ''",
+    ] {
+        assert!(read(sql).advances, "{sql}");
+    }
+    for sql in ["SELECT x FROM t;", "UPDATE t SET value = 1", "DELETE FROM t", "BEGIN", ""] {
+        assert!(!read(sql).advances, "{sql}");
+    }
+}
+
+#[test]
+fn what_may_commit_is_known() {
+    assert!(
+        read("COMMIT").commits && read(" end;").commits && read("INSERT INTO t VALUES (1);Commit").commits
+    );
+    assert!(!read("BEGIN").commits && !read("ROLLBACK").commits && !read("SELECT 'commit'").commits);
+}
+
+#[test]
+fn what_may_change_functions_or_their_callers_is_looked_after() {
+    for (sql, doubts) in [
+        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", Doubts::FUNCTIONS),
+        ("ALTER TABLE t ADD x int DEFAULT f()", Doubts::CALLERS),
+        ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", Doubts::FUNCTIONS),
+        ("CREATE VIEW v AS SELECT Setseed(0.5)", Doubts::FUNCTIONS),
+    ] {
+        assert_eq!(read(sql).doubts, doubts, "{sql}");
+    }
+}
+
+#[test]
+fn what_may_change_what_sessions_begin_with_is_looked_after() {
+    for sql in ["ALTER ROLE ALL SET work_mem = '8MB'", "SELECT 1; alter database acme reset all"] {
+        assert_eq!(read(sql).doubts, Doubts::SESSION_START, "{sql}");
+    }
+}
+
+#[test]
+fn what_names_a_parameter_is_asked_about_by_name() {
+    let names = |sql: &str| read(sql).names.map(|names| names.join(" "));
+    assert_eq!(names("SET Search_Path = a; RESET work_mem").as_deref(), Some("search_path work_mem"));
+    assert_eq!(names("SELECT set_config('my.id', $1, false)").as_deref(), Some("my.id"));
+    assert_eq!(names("SET ROLE x").as_deref(), Some("role"));
+}
+
+#[test]
+fn what_nobody_can_be_asked_about_pins() {
+    assert_eq!(read("SELECT set_config($1, $2, false)").pins, Pins::SETTINGS);
+    assert_eq!(read("LOAD 'x'").pins, Pins::LOAD);
+    assert_eq!(read("SELECT lastval()").pins, Pins::SEQUENCE);
+    assert_eq!(read("FROBNICATE").doubts, Aftermath::anything().doubts);
+}
+
+#[test]
+fn the_resets_of_drivers_are_known_for_what_they_are() {
+    let asyncpg = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
+    assert_eq!(read(asyncpg).tidies, Some(Tidying::ResetsSettings));
+    assert_eq!(read("DISCARD ALL").tidies, Some(Tidying::DiscardsAll));
+    let npgsql = "CLOSE ALL;UNLISTEN *;SELECT pg_advisory_unlock_all();DISCARD SEQUENCES;DISCARD TEMP";
+    assert_eq!(read(npgsql).tidies, Some(Tidying::KeepsSettings));
+    for other in
+        ["RESET ALL; SET a = 1", "ROLLBACK; RESET ALL", "SELECT pg_advisory_unlock_all(), f()", "RESET x"]
+    {
+        assert_eq!(read(other).tidies, None, "{other}");
+    }
+}
