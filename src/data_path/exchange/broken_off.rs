@@ -10,7 +10,7 @@ use super::{
     *,
 };
 use crate::{
-    data_path::prepared::{Capacity, StatementTable},
+    data_path::{prepared::Capacity, statement_table::StatementTable},
     wire::outgoing::Outgoing,
 };
 
@@ -104,7 +104,7 @@ impl Shared {
     }
 
     /// Its session has ended, whatever was under way: it is used again, cleaned or closed.
-    fn is_left_behind(mut self, table: &Arc<StatementTable>) {
+    fn ends(mut self, table: &Arc<StatementTable>) {
         if self.server.is_reusable() {
             self.serves_another(table);
         } else if self.server.is_cleanable() {
@@ -134,7 +134,7 @@ fn converse(said: &[u8], cuts: &[usize], heard: &[usize]) {
     if shared.coming.is_empty() {
         assert_eq!(Pipeline(session.heard), Pipeline(expected));
     }
-    shared.is_left_behind(&table);
+    shared.ends(&table);
 }
 
 fn all(said: &[Say]) -> Vec<u8> {

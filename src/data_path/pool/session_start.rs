@@ -35,11 +35,11 @@ impl SessionStart {
         let value = |start: &'_ Self, name: &str| -> Option<Box<str>> {
             start.values.get(name).or_else(|| built_in(name)).map(Into::into)
         };
-        let differs = |name: &Box<str>| {
+        let differs = |name: &str| {
             let (then, now) = (value(self, name)?, value(now, name)?);
-            (then != now).then(|| (name.clone(), then))
+            (then != now).then(|| (name.into(), then))
         };
-        self.named.union(&now.named).filter_map(differs).collect()
+        self.named.union(&now.named).filter_map(|name| differs(name)).collect()
     }
 
     fn read(written: Option<Vec<u8>>, values: &[Row]) -> Self {

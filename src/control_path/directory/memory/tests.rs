@@ -84,10 +84,10 @@ async fn a_client_that_leaves_while_its_look_up_runs_leaves_no_trace() {
     assert_eq!(*other.unwrap().unwrap(), Row("acme"));
 }
 
+type LookedUp = std::future::Ready<Result<Answer<Row>, CentralError>>;
+
 /// Counts how often it is asked.
-fn counted(
-    answer: fn() -> Answer<Row>,
-) -> (Arc<AtomicU32>, impl Fn() -> std::future::Ready<Result<Answer<Row>, CentralError>>) {
+fn counted(answer: fn() -> Answer<Row>) -> (Arc<AtomicU32>, impl Fn() -> LookedUp) {
     let asked = Arc::new(AtomicU32::new(0));
     let count = asked.clone();
     let look_up = move || {
