@@ -135,7 +135,8 @@ pub(super) struct Backend {
     /// The beginning of a message.
     pub(super) half: Vec<u8>,
     statements: HashMap<Vec<u8>, Prepared>,
-    portal: Option<Vec<u8>>,
+    /// The text that each of them executes.
+    portals: HashMap<Vec<u8>, Vec<u8>>,
     pub(super) skipping: bool,
     /// It takes data; whether that was asked for by a simple query.
     pub(super) copying: Option<bool>,
@@ -195,7 +196,8 @@ impl Backend {
             return self.copy(is_query, tag, body, out);
         }
         if tag == b'S' {
-            (self.skipping, self.portal) = (false, None);
+            self.skipping = false;
+            self.portals.clear();
             return self.ready(out);
         }
         if self.skipping {
@@ -215,10 +217,12 @@ impl Backend {
                 })
             }
             b'B' => {
-                cstr(&mut body).unwrap();
-                let bound = self.valid(cstr(&mut body).unwrap(), out);
-                self.portal = bound.as_ref().map(|bound| bound.sql.clone());
-                bound.map(|_| append(out, b'2', |_| {}))
+                let portal = cstr(&mut body).unwrap().to_vec();
+                self.portals.remove(&portal);
+                self.valid(cstr(&mut body).unwrap(), out).map(|bound| {
+                    self.portals.insert(portal, bound.sql);
+                    append(out, b'2', |_| {});
+                })
             }
             b'D' => self.valid(cstr(&mut &body[1..]).unwrap(), out).map(|described| {
                 append(out, b't', |out| out.extend_from_slice(&[0, 0]));
@@ -233,14 +237,21 @@ impl Backend {
                 });
             }),
             b'C' => {
-                self.statements.remove(cstr(&mut &body[1..]).unwrap());
+                let name = cstr(&mut &body[1..]).unwrap();
+                match body[0] {
+                    b'P' => drop(self.portals.remove(name)),
+                    _ => drop(self.statements.remove(name)),
+                }
                 append(out, b'3', |_| {});
                 Some(())
             }
-            b'E' => self.portal.clone().and_then(|sql| self.run(&sql, false, out)),
+            b'E' => {
+                let sql = self.portals.get(cstr(&mut body).unwrap()).cloned();
+                sql.and_then(|sql| self.run(&sql, false, out))
+            }
             b'Q' => {
                 self.statements.remove(&b""[..]);
-                self.portal = None;
+                self.portals.remove(&b""[..]);
                 if self.run(cstr(&mut body).unwrap(), true, out).is_none() {
                     self.failed(out);
                 }
