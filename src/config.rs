@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 use crate::data_path::tenant::{PoolMode, TlsMode};
 
 mod central_url;
+mod limits;
+mod machine;
 mod meaning;
 pub mod units;
 mod written;
@@ -153,11 +155,21 @@ pub struct Limits {
     pub client_prepared_statements_max: usize,
     /// `max_client_prepared_bytes`: text of prepared statements one session may have, default 16 MiB.
     pub client_prepared_bytes_max: usize,
-    /// `max_prepared_bytes_total`: text of prepared statements in this process, default 1 GiB; where it is reached,
-    /// a pool may prepare more only while it has less than an equal share of it.
+    /// `max_prepared_bytes_total`: bytes of prepared statements in this process, default 1 GiB; a tenant may prepare as much
+    /// as it leaves free for others.
     pub prepared_bytes_max: usize,
+    /// `max_pipelined_requests`: requests of one client that may be unanswered before no more is read from it, default 1000.
+    pub pipelined_requests_max: usize,
     /// `max_tracked_parameters`: parameters one session may have SET, default 256.
     pub tracked_parameters_max: usize,
+    /// `max_tracked_bytes`: bytes of their names and values, default 256 KiB.
+    pub tracked_bytes_max: usize,
+    /// `max_client_memory`: bytes that are kept for one session, beside its prepared statements; default 16 MiB.
+    pub client_memory_max: usize,
+    /// `max_tenant_memory`: bytes that are kept for one tenant, default 256 MiB.
+    pub tenant_memory_max: usize,
+    /// `max_memory`: bytes that are kept for all tenants; default a quarter of what the process may use, 1 GiB at most.
+    pub memory_max: usize,
     /// `max_listening_channels`: channels one session may LISTEN to and still share servers, default 1000.
     pub listening_channels_max: usize,
     /// `max_queued_notifications`: notifications that may wait for one client, default 4 MiB.

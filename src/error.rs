@@ -2,7 +2,11 @@
 //!
 //! The operator's half (the cause, the tenant, the side that failed) is logged where it happens and never sent.
 
+mod limit;
+
 use std::time::Duration;
+
+pub use limit::Limit;
 
 use crate::wire::message::{Severity, error_response};
 
@@ -68,19 +72,21 @@ pub enum Refusal {
         /// The tenant the proven login asked for.
         tenant: String,
     },
-    /// `client_prepared_statements_max`.
-    #[error("a session may have at most {limit} prepared statements (max_client_prepared_statements)")]
-    TooManyStatements {
-        /// The limit.
-        limit: usize,
+    /// More would be kept for the session, its tenant or all than may be.
+    #[error("{}", .limit.words(*.max))]
+    TooMuchKept {
+        /// The limit that would be exceeded.
+        limit: Limit,
+        /// What it is.
+        max: usize,
     },
-    /// Their text is too long altogether.
-    #[error("prepared statements may have at most {limit} bytes of text ({setting})")]
-    StatementsTooLong {
-        /// `max_client_prepared_bytes` or `max_prepared_bytes_total`.
-        setting: &'static str,
-        /// The limit.
-        limit: usize,
+    /// The same, where it is no statement that can be refused.
+    #[error("terminating connection because it does not take what it is sent: {}", .limit.words(*.max))]
+    TooMuchUnsent {
+        /// The limit that would be exceeded.
+        limit: Limit,
+        /// What it is.
+        max: usize,
     },
     /// `max_queued_notifications`.
     #[error(
@@ -351,6 +357,8 @@ pub enum Objection {
     Identity(IdentityRefusal),
     /// The statement would give other columns than the client knows of.
     ResultChanged,
+    /// More would be kept than may be.
+    TooMuchKept(Limit),
 }
 
 impl From<NoChoice> for Objection {
@@ -365,13 +373,9 @@ impl From<IdentityRefusal> for Objection {
     }
 }
 
-impl From<Objection> for Refusal {
-    fn from(objection: Objection) -> Self {
-        match objection {
-            Objection::NoChoice(reason) => reason.into(),
-            Objection::Identity(reason) => reason.into(),
-            Objection::ResultChanged => Self::ResultChanged,
-        }
+impl From<Limit> for Objection {
+    fn from(limit: Limit) -> Self {
+        Self::TooMuchKept(limit)
     }
 }
 
@@ -402,9 +406,8 @@ impl Refusal {
             | Self::TooManyFailedLogins
             | Self::TooManyClientsOfTenant { .. }
             | Self::TooManyPinned { .. } => "53300",
-            Self::TooManyStatements { .. }
-            | Self::StatementsTooLong { .. }
-            | Self::TooManyNotifications { .. } => "53400",
+            Self::TooManyNotifications { .. } => "53400",
+            Self::TooMuchKept { limit, .. } | Self::TooMuchUnsent { limit, .. } => limit.sqlstate(),
             Self::NoTenantChosen => "55000",
             Self::TenantDenied { .. } => "42501",
             Self::TenantPinned { .. } => "55006",

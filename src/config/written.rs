@@ -162,6 +162,17 @@ impl<'a> Written<'a> {
         self.ask(key, read).unwrap_or(default)
     }
 
+    /// The same; `None` for `auto`, and where nothing is written.
+    pub fn bytes_or_auto(&mut self, key: &'static str) -> Option<usize> {
+        let read = |value| match value {
+            Value::Text(text) if text.trim() == "auto" => Ok(None),
+            Value::Text(text) => units::bytes(&text).map(Some),
+            Value::Number(number) => units::bytes(&number.to_string()).map(Some),
+            other => Err(other.instead_of("a size, as \"256MB\", or \"auto\"")),
+        };
+        self.ask(key, read).flatten()
+    }
+
     /// A whole number, at least `min`.
     pub fn count<N>(&mut self, key: &'static str, default: N, min: N) -> N
     where

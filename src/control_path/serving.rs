@@ -181,6 +181,7 @@ impl Serving {
         self.proxy.tls.store(tls.map(Arc::new));
         self.keyring.replace(keyring);
         self.dial.store(Arc::new(dial));
+        self.proxy.pools.accounts.limit(&config.limits);
         self.proxy.config.store(Arc::new(config));
         self.proxy.apply(Change::Everything).await;
         info!("configuration reloaded");

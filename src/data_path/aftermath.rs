@@ -4,7 +4,7 @@
 //! server: what to ask the server when the transaction is over, and what pins at once because nobody can be asked.
 
 use super::{
-    catalogue::words,
+    catalogue::{dotted_names, words},
     choice::Talk,
     doubts::Doubts,
     lease::Pins,
@@ -21,6 +21,8 @@ pub struct Aftermath {
     pub doubts: Doubts,
     /// The parameters it names, in lower case.
     pub names: Option<Box<[Box<str>]>>,
+    /// Bytes of the statements that SET them.
+    pub set_bytes: usize,
     /// What the server cannot be asked about, and pins.
     pub pins: Pins,
     /// It only tidies up, as drivers' pools do between two users of a connection.
@@ -197,7 +199,7 @@ impl Aftermath {
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
         let inspects = effects.contains(Effects::INSPECTION);
-        let mut talk = Talk::default();
+        let (mut talk, mut set_bytes) = (Talk::default(), 0);
         if effects.intersects(Effects::DDL) {
             doubts.insert(changed_objects(sql, true));
         }
@@ -219,6 +221,7 @@ impl Aftermath {
             if resets(&statement.kind) {
                 doubts.insert(Doubts::SOURCES);
             }
+            let named = names.len();
             if !Self::parameters(&statement, &mut names) {
                 doubts.insert(Doubts::ANY_SETTING);
             }
@@ -230,6 +233,9 @@ impl Aftermath {
             if changes_parsing(&statement) {
                 doubts.insert(Doubts::LOCAL_SETTINGS);
             }
+            if names.len() > named && is_set(&statement) {
+                set_bytes += statement.text.len();
+            }
         }
         if !names.is_empty() {
             doubts.insert(Doubts::NAMED_SETTINGS);
@@ -240,7 +246,7 @@ impl Aftermath {
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = Tidying::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && statement::statements(sql, lexing).count() == 1;
-        let read = Self { doubts, names, pins, tidies, only_loads, ..Self::default() };
+        let read = Self { doubts, names, pins, tidies, set_bytes, only_loads, ..Self::default() };
         Self { names_statements, inspects, talk, identity, ..read }
     }
 
@@ -326,6 +332,12 @@ fn has_advancing_word(text: &[u8]) -> bool {
     words(text).any(|word| WORDS.iter().any(|advances| word.eq_ignore_ascii_case(advances)))
 }
 
+/// Whether a statement does nothing but SET a parameter for the session, so that its text tells how long the value is.
+fn is_set(statement: &Statement<'_>) -> bool {
+    matches!(statement.kind, Kind::Set { value: SetValue::Text(_), .. })
+        || statement.lone_set_config().is_some()
+}
+
 /// Whether a parameter that is named goes back to where it was.
 fn resets(kind: &Kind<'_>) -> bool {
     matches!(kind, Kind::Reset(_) | Kind::Set { local: false, value: SetValue::Default, .. })
@@ -381,22 +393,6 @@ fn changed_objects(text: &[u8], tables: bool) -> Doubts {
     }
     let functions = changed.contains(Doubts::FUNCTIONS) || calls && changed.contains(Doubts::CALLERS);
     if functions { changed.difference(Doubts::CALLERS).union(Doubts::FUNCTIONS) } else { changed }
-}
-
-/// Whatever in a text might name a parameter that PostgreSQL does not list: `my.note`.
-pub fn dotted_names(text: &[u8]) -> impl Iterator<Item = Box<str>> {
-    /// Most of them are tables and columns.
-    const NAMES_MAX: usize = 100;
-    text.split(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'_' | b'.' | b'$'))
-        .filter_map(|word| std::str::from_utf8(word).ok())
-        .filter(|word| {
-            let (class, name) = word.split_once('.').unwrap_or_default();
-            let starts =
-                |part: &str| part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-            starts(class) && starts(name)
-        })
-        .take(NAMES_MAX)
-        .map(|word| word.to_ascii_lowercase().into())
 }
 
 /// How PostgreSQL reads a boolean, as far as drivers write one.

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::memory::PIECE_BYTES;
 use crate::wire::{
     frame::{HEADER_BYTES, cstr, header},
     message::{append, append_cstr},
@@ -32,6 +33,11 @@ impl Channels {
     /// Every name.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|name| &**name)
+    }
+
+    /// What they take: here, and where the ear looks for who hears them and who wants them.
+    pub fn bytes(&self) -> usize {
+        self.iter().map(|name| 3 * (name.len() + 4 * PIECE_BYTES)).sum()
     }
 
     /// How many there are.

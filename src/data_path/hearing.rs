@@ -13,6 +13,7 @@ use super::{
     channels::{Channels, Hearing, MARKS, each},
     farewell::End,
     lease::Pins,
+    memory::Charge,
     pool::ear::{Deaf, Handover, Seat, around_mark},
     relay::Relay,
     server::connection::{AskError, Server},
@@ -23,6 +24,8 @@ use crate::{error::Refusal, wire::message::append};
 #[derive(Debug)]
 pub struct Heard {
     channels: Arc<Channels>,
+    /// What they take, here and at the ear.
+    charge: Charge,
     /// Given up by drop.
     seat: Seat,
 }
@@ -78,7 +81,9 @@ impl Relay {
             pins.remove(Pins::LISTEN);
             return Ok(());
         }
-        let few = channels.len() <= self.pool.rules.channels_max;
+        let mut charge = Charge::default();
+        let few = channels.len() <= self.pool.rules.channels_max
+            && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
             true => self.hand_over(Arc::new(channels.clone())).await,
             false => Err(NotHeard::Ear(Refusal::NotSupported("too many channels".to_owned()))),
@@ -95,6 +100,9 @@ impl Relay {
             taken = self.hand_over(Arc::default()).await;
         } else {
             pins.remove(Pins::LISTEN);
+            if let Some(heard) = self.heard.as_mut() {
+                heard.charge = charge;
+            }
         }
         taken.map_err(|error| match error {
             NotHeard::Ear(reason) => End::Refused(reason.into()),
@@ -105,13 +113,16 @@ impl Relay {
     /// From a mark on, the session hears these channels by the ear, and no others.
     async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), NotHeard> {
         let (before, seat) = match self.heard.take() {
-            Some(Heard { channels, seat }) => (channels, seat),
-            None => (Arc::default(), self.pool.seat(&self.handle).await.map_err(NotHeard::Ear)?),
+            Some(Heard { channels, seat, .. }) => (channels, seat),
+            None => {
+                let memory = &self.side.rules().memory;
+                (Arc::default(), self.pool.seat(&self.handle, memory).await.map_err(NotHeard::Ear)?)
+            }
         };
         let outcome = self.change_over(&seat, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.heard = Some(Heard { channels: now, seat });
+            self.heard = Some(Heard { channels: now, charge: Charge::default(), seat });
         }
         outcome
     }

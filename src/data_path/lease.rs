@@ -440,6 +440,12 @@ impl Lease {
         self.owed.is_empty() && self.status == b'I' && !self.unsynced
     }
 
+    /// How many replies are owed.
+    #[inline]
+    pub fn owed(&self) -> usize {
+        self.owed.len()
+    }
+
     /// A request is being worked on (as opposed to a transaction that idles).
     pub fn is_working(&self) -> bool {
         !self.owed.is_empty()

@@ -2,10 +2,12 @@
 
 pub mod aftermath;
 pub mod authentication;
+mod buffers;
 pub mod cancel;
 pub mod catalogue;
 pub mod channels;
 pub mod choice;
+pub mod client_statements;
 pub mod concierge;
 pub mod connection_limits;
 pub mod deadlines;
@@ -21,6 +23,7 @@ pub mod lease;
 pub mod listener;
 pub mod lobby;
 pub mod login_turns;
+pub mod memory;
 pub mod own_password;
 pub mod parameter_status;
 pub mod parse_settings;
@@ -36,6 +39,7 @@ pub mod server;
 pub mod server_statements;
 pub mod session;
 pub mod session_state;
+pub mod settings;
 pub mod settle;
 pub mod shape;
 pub mod shown_statements;
@@ -46,7 +50,6 @@ pub mod statement;
 pub mod statement_table;
 pub mod tenant;
 pub mod waiting;
-pub mod weight;
 pub mod welcome;
 pub mod worker;
 

@@ -321,7 +321,9 @@ impl Relay {
             Ok(greeting) => {
                 let Some(concierge) = self.concierge.as_mut() else { return Ok(true) };
                 concierge.is_new = false;
-                self.side.wanted = greeting.settings;
+                if let Err(limit) = self.side.keep(greeting.settings) {
+                    return Err(End::Refused(self.side.rules().too_much(limit).into()));
+                }
                 self.side.begun = greeting.start.into();
                 Ok(true)
             }
@@ -369,9 +371,13 @@ impl Room {
             Self::Tenant(pool, _) => {
                 let follow = pool.rules.mode == PoolMode::Transaction;
                 let (statements, catalogue) = (pool.statements.clone(), pool.catalogue.clone());
-                side.move_to(Some(pool.place.clone()), statements, catalogue, follow);
+                let memory = pool.account(side.rules().memory.max());
+                side.move_to(Some(pool.place.clone()), statements, catalogue, memory, follow);
             }
-            Self::Lobby => side.move_to(None, Arc::default(), Arc::default(), true),
+            // What the session has counts where it was, until it chooses another tenant.
+            Self::Lobby => {
+                side.move_to(None, Arc::default(), Arc::default(), side.rules().memory.clone(), true);
+            }
         }
     }
 }

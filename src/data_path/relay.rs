@@ -24,12 +24,13 @@ use super::{
     exchange::{ClientSide, Flow},
     farewell::End,
     hearing::Heard,
+    memory::Charge,
     passage::{Departure, Seat},
     pool::{Pinned, Pool},
     proxy::Proxy,
     server::connection::Server,
     session::{Doing, Registered},
-    waiting::is_enough,
+    waiting::{Awaits, is_enough},
 };
 use crate::{
     error::Refusal,
@@ -62,6 +63,8 @@ pub struct Relay {
     pub(super) inbox: Vec<u8>,
     /// The reply that ends a transaction, kept back until notifications are settled.
     pub(super) held: Vec<u8>,
+    /// What these three take.
+    pub(super) buffers: Charge,
     pub(super) pool: Arc<Pool>,
     /// What it LISTENs to.
     pub(super) heard: Option<Heard>,
@@ -79,7 +82,7 @@ pub struct Relay {
     /// What the client is told when it is between two transactions next.
     pub(super) leaving: Option<Box<Refusal>>,
     /// What is in the inbox waits for the server's answers to what it has got.
-    pub(super) awaits: bool,
+    pub(super) awaits: Awaits,
     /// Of a service login's session: it may go to another tenant; and of one that changes its password just now.
     pub(super) concierge: Option<Box<Concierge>>,
     /// What all clients share.
@@ -109,6 +112,7 @@ impl Relay {
             side,
             inbox,
             held: Vec::new(),
+            buffers: Charge::default(),
             pool,
             heard: None,
             server: None,
@@ -119,7 +123,7 @@ impl Relay {
             leased_at: None,
             asked_at: None,
             leaving,
-            awaits: false,
+            awaits: Awaits::Nothing,
             concierge,
             proxy,
         }
@@ -201,7 +205,11 @@ impl Relay {
                 Err(step) => return Poll::Ready(step),
             }
             if !moved {
-                return Poll::Pending;
+                let buffered = self.unsent.allocated() + self.held.capacity() + self.inbox.capacity();
+                return match buffered != self.buffers.bytes() && self.is_too_much(buffered) {
+                    false => Poll::Pending,
+                    true => Poll::Ready(Step::End(self.takes_nothing())),
+                };
             }
         }
     }
@@ -292,10 +300,15 @@ impl Relay {
     /// Client to server.
     #[inline]
     fn poll_client(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
-        if self.server.as_ref().is_some_and(|server| !server.unsent.is_empty()) || self.holds_back() {
+        // Who reads no answers gets none: those of our own are there at once, and no server stops for them.
+        let stays = match self.server.as_ref() {
+            Some(server) => !server.unsent.is_empty(),
+            None => !self.unsent.is_empty(),
+        };
+        if stays || self.holds_back() {
             return Ok(Poll::Pending);
         }
-        if self.awaits {
+        if self.awaits != Awaits::Nothing {
             return self.go_on(buffers, cx);
         }
         let mut read = ReadBuf::new(&mut buffers.read);
@@ -366,7 +379,8 @@ impl Relay {
             Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
             Ok(Flow::Chooses(rest)) => self.hold_back(rest, Waits::Choice),
             Ok(Flow::Pauses(rest)) => self.hold_back(rest, Waits::Pause),
-            Ok(Flow::Awaits(rest)) => self.await_answers(rest),
+            Ok(Flow::Awaits(rest)) => self.await_answers(rest, Awaits::Meaning),
+            Ok(Flow::Full(rest)) => self.await_answers(rest, Awaits::Room),
             Err(refusal) => Err(Step::End(End::Refused(refusal.into()))),
         }
     }

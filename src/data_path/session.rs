@@ -47,7 +47,7 @@ pub enum Doing {
 
 const CANCEL: u8 = 1;
 const END: u8 = 2;
-const NOTIFIED: u8 = 4;
+pub(super) const NOTIFIED: u8 = 4;
 const CALLED_BACK: u8 = 8;
 
 /// What others see of a session.
@@ -87,7 +87,7 @@ pub struct SessionHandle {
     pub(super) verifiers: ArcSwapOption<Vec<SecretString>>,
     prepared: AtomicU32,
     pins: AtomicU16,
-    signals: AtomicU8,
+    pub(super) signals: AtomicU8,
     /// The task to wake, what to tell the client, and who waits for cancels. Locked only for signals.
     mailbox: Mutex<Mailbox>,
 }
@@ -117,7 +117,7 @@ impl SessionHandle {
         self.place.store(place);
     }
 
-    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+    pub(super) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -143,30 +143,6 @@ impl SessionHandle {
     #[inline]
     pub fn is_notified(&self) -> bool {
         self.signals.load(Ordering::Acquire) & NOTIFIED != 0
-    }
-
-    /// Puts a NotificationResponse where the session's task finds it; `false` if so many wait already that there is no room
-    /// in `bytes_max`.
-    pub fn notify(&self, message: &[u8], bytes_max: usize) -> bool {
-        let mut mailbox = self.mailbox();
-        if mailbox.notifications.len() + message.len() > bytes_max {
-            return false;
-        }
-        mailbox.notifications.extend_from_slice(message);
-        self.signals.fetch_or(NOTIFIED, Ordering::AcqRel);
-        let waker = mailbox.waker.clone();
-        drop(mailbox);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        true
-    }
-
-    /// Takes the notifications that wait.
-    pub fn take_notifications(&self) -> Vec<u8> {
-        let mut mailbox = self.mailbox();
-        self.signals.fetch_and(!NOTIFIED, Ordering::AcqRel);
-        std::mem::take(&mut mailbox.notifications)
     }
 
     /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.

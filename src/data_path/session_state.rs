@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+pub use super::settings::Settings;
 use super::{
     aftermath::{Aftermath, Tidying},
     catalogue::{Catalogue, Changing, Unlearnt},
@@ -13,64 +14,10 @@ use super::{
     choice::Talk,
     doubts::Doubts,
     lease::Pins,
+    memory::PIECE_BYTES,
     parse_settings::{ParseSettings, matters},
     prepared::Statement,
 };
-
-/// The parameters by which a session differs from a server that has just been opened; sorted by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Settings {
-    values: Vec<(Box<str>, Box<str>)>,
-}
-
-impl Settings {
-    /// From names and values in any order; of a name given twice the last value counts. Names are compared without
-    /// regard to case, as PostgreSQL does.
-    pub fn new(values: impl IntoIterator<Item = (String, String)>) -> Self {
-        let mut settings = Self::default();
-        for (name, value) in values {
-            settings.set(&name, Some(&value));
-        }
-        settings
-    }
-
-    /// Sets a value or takes it away.
-    pub fn set(&mut self, name: &str, value: Option<&str>) {
-        let name = name.to_ascii_lowercase().into_boxed_str();
-        match (self.values.binary_search_by(|(known, _)| known.cmp(&name)), value) {
-            (Ok(at), Some(value)) => self.values[at].1 = value.into(),
-            (Ok(at), None) => drop(self.values.remove(at)),
-            (Err(at), Some(value)) => self.values.insert(at, (name, value.into())),
-            (Err(_), None) => {}
-        }
-    }
-
-    /// The value of a parameter, by its name in lower case.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        let at = self.values.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
-        self.values.get(at).map(|(_, value)| &**value)
-    }
-
-    /// Every name and value.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.values.iter().map(|(name, value)| (&**name, &**value))
-    }
-
-    /// Those whose names are such.
-    pub fn only(&self, is_such: impl Fn(&str) -> bool) -> Self {
-        Self { values: self.values.iter().filter(|(name, _)| is_such(name)).cloned().collect() }
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.values.len()
-    }
-
-    /// Whether the session is as a server is opened.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-}
 
 /// What the transactions of a lease have left uncertain so far.
 #[derive(Debug, Default)]
@@ -97,6 +44,18 @@ pub struct Uncertain {
     changing: Option<Changing>,
     /// Texts that may call functions which nobody has read yet.
     unlearnt: Option<Box<Unlearnt>>,
+}
+
+/// Names of parameters that are taken down of one transaction take at most this much.
+const NAMES_BYTES_MAX: usize = 32 * 1024;
+
+/// How much the server may answer.
+#[derive(Debug, Clone, Copy)]
+pub struct AnswerMax {
+    /// Bytes of a parameter's name and value.
+    pub value_bytes: usize,
+    /// Channels that it listens to.
+    pub channels: usize,
 }
 
 /// What the session's and the server's settings are, now that nothing is uncertain.
@@ -241,8 +200,14 @@ impl Uncertain {
     fn name(&mut self, name: &str) {
         self.changes_parsing |= matters(name);
         self.doubts.insert(Doubts::NAMED_SETTINGS);
-        if !self.names.iter().any(|known| **known == *name) {
-            self.names.push(name.into());
+        if self.names.iter().any(|known| **known == *name) {
+            return;
+        }
+        let bytes: usize = self.names.iter().map(|name| name.len() + PIECE_BYTES).sum();
+        match bytes + name.len() <= NAMES_BYTES_MAX {
+            true => self.names.push(name.into()),
+            // Nobody asks for so many: they stay where they are.
+            false => self.pins.insert(Pins::SETTINGS),
         }
     }
 
@@ -320,7 +285,8 @@ impl Uncertain {
     /// Where [`Doubts::PREPARED`] is among the doubts there are two more parameters: the names of statements that the session has
     /// prepared under names of its own and others may prepare again; and all that the server is known to have, with a row
     /// `('m', name, '', true)` for each that is missing.
-    pub fn question(&self, carried: &Settings, startup: &Settings) -> (String, String) {
+    /// Of a value of more than `max.value_bytes` comes `('l', name, '', true)`, where the session has set it.
+    pub fn question(&self, carried: &Settings, startup: &Settings, max: AnswerMax) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
         if self.doubts.contains(Doubts::ANY_SETTING) {
@@ -370,11 +336,14 @@ impl Uncertain {
             parts.push(format!("SELECT 'p', '{}', '', true WHERE {ROLES_OWN}", Pins::SETTINGS.bits()));
         }
         if self.doubts.contains(Doubts::LISTEN) {
-            parts.push(
-                "SELECT 'c', channel, '', true FROM pg_catalog.pg_listening_channels() AS channel".to_owned(),
-            );
+            // One more than may be says that there are too many.
+            let channels = max.channels.saturating_add(1);
+            parts.push(format!(
+                "SELECT 'c', channel, '', true FROM (SELECT channel FROM pg_catalog.pg_listening_channels() AS channel \
+                 LIMIT {channels}) AS c"
+            ));
         }
-        (parts.join(" UNION ALL "), array_literal(names.into_iter()))
+        (without_long_values(&parts.join(" UNION ALL "), max.value_bytes), array_literal(names.into_iter()))
     }
 
     /// Takes in the answer: what the settings are now, and the pins that hold. What the client has reset is again as it
@@ -414,6 +383,12 @@ impl Uncertain {
                     pins.insert(Pins::SETTINGS);
                 }
                 (Some("s"), Some(name), _) => applied.set(name, None),
+                (Some("l"), Some(name), _) if text(3) == Some("t") => {
+                    // Too long to be kept, which is the same.
+                    applied.set(name, None);
+                    kept.push(name);
+                    pins.insert(Pins::SETTINGS);
+                }
                 _ => {}
             }
         }
@@ -460,6 +435,15 @@ const ROLES_OWN: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source
 
 /// Stands among a server's settings for those nobody knows of. No session wants it, so RESET ALL comes before the next use.
 const UNNAMED: &str = "pglobby.unnamed";
+
+/// Rows of more than so many bytes tell only that there is such a one: nobody keeps it.
+fn without_long_values(rows: &str, bytes_max: usize) -> String {
+    let long = format!("pg_catalog.octet_length(n) + pg_catalog.octet_length(v) > {bytes_max}");
+    format!(
+        "SELECT CASE WHEN {long} THEN 'l' ELSE k END, pg_catalog.left(n, {bytes_max}), \
+         CASE WHEN {long} THEN '' ELSE v END, s FROM ({rows}) AS a (k, n, v, s)"
+    )
+}
 
 /// A PostgreSQL array.
 pub fn array_literal<'v>(values: impl Iterator<Item = &'v str>) -> String {

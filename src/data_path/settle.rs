@@ -20,7 +20,7 @@ use super::{
     prepared::Statement,
     relay::{Relay, Step},
     server::connection::{AskError, Server},
-    session_state::{Settings, Settled, Uncertain},
+    session_state::{AnswerMax, Settings, Settled, Uncertain},
 };
 use crate::error::NoChoice;
 
@@ -73,12 +73,12 @@ impl Relay {
             }
             let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
             match tidied.filter(|_| !failed && pins.is_empty() && self.heard.is_none()) {
-                Some(settled) => self.take_down(settled).await?,
+                Some(settled) => self.take_down(settled, &mut pins).await?,
                 None => match self.ask(&uncertain, &mut pins).await {
                     Ok(mut settled) => {
                         let channels = settled.channels.take();
                         uncertain.has_left(&self.side.wanted, &settled.wanted);
-                        self.take_down(settled).await?;
+                        self.take_down(settled, &mut pins).await?;
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
                         }
@@ -156,7 +156,7 @@ impl Relay {
     async fn learn(&mut self) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.side.follows() && self.pool.catalogue.is_to_be_learnt() {
-            learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max)
+            learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
                 .await
                 .map_err(|_| End::ServerLost)?;
             self.take_told();
@@ -169,7 +169,11 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
         };
-        let (sql, names) = uncertain.question(wanted, startup);
+        let answer = AnswerMax {
+            value_bytes: self.side.rules().settings_bytes_max,
+            channels: self.pool.rules.channels_max,
+        };
+        let (sql, names) = uncertain.question(wanted, startup, answer);
         let mut arrays = vec![names];
         if uncertain.doubts(Doubts::PREPARED) {
             arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
@@ -188,7 +192,9 @@ impl Relay {
 
     /// Takes the settings down. A parameter that the client has reset, and that servers report, is at once what it asked for
     /// at startup again, and the client is told, as PostgreSQL would tell it.
-    async fn take_down(&mut self, settled: Settled) -> Result<(), End> {
+    ///
+    /// Where there is too much of them they stay where they are, on their server, and that with its client.
+    async fn take_down(&mut self, settled: Settled, pins: &mut Pins) -> Result<(), End> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let Settled { wanted, mut applied, channels: _ } = settled;
         if wanted != applied && restore(server, &wanted, &mut applied).await.is_err() {
@@ -198,7 +204,11 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if wanted != *self.side.wanted {
             self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());
-            self.side.wanted = Arc::new(wanted);
+            if self.side.keep(Arc::new(wanted)).is_err() {
+                pins.insert(Pins::SETTINGS);
+                server.side.applied = self.side.wanted.clone();
+                return Ok(());
+            }
         }
         server.side.applied =
             if applied == *self.side.wanted { self.side.wanted.clone() } else { Arc::new(applied) };

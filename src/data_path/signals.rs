@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Waker},
     time::Instant,
 };
@@ -13,8 +14,9 @@ use tracing::info;
 use super::{
     aftermath::Signal,
     farewell::End,
+    memory::{Account, Charge},
     relay::{Relay, Step},
-    session::{Place, Registered},
+    session::{NOTIFIED, Place, Registered, SessionHandle},
 };
 use crate::error::Refusal;
 
@@ -24,6 +26,8 @@ pub(super) struct Mailbox {
     pub(super) waker: Option<Waker>,
     /// NotificationResponses, whole, one behind the other.
     pub(super) notifications: Vec<u8>,
+    /// What they take.
+    pub(super) charge: Charge,
     /// Boxed: most sessions never get any, and there is a mailbox for each idle client.
     pub(super) signals: Option<Box<Signals>>,
 }
@@ -67,6 +71,42 @@ impl Registered {
             Signal::Terminate => session.end(Refusal::AdminShutdown),
         }
         true
+    }
+}
+
+impl SessionHandle {
+    /// Puts a NotificationResponse where the session's task finds it, counted in `memory`.
+    ///
+    /// # Errors
+    /// So many wait already that there is no room in `bytes_max`, or no memory.
+    pub fn notify(&self, message: &[u8], bytes_max: usize, memory: &Arc<Account>) -> Result<(), Refusal> {
+        let mut mailbox = self.mailbox();
+        if mailbox.notifications.len() + message.len() > bytes_max {
+            return Err(Refusal::TooManyNotifications { limit: bytes_max });
+        }
+        let Mailbox { notifications, charge, .. } = &mut *mailbox;
+        notifications.extend_from_slice(message);
+        if notifications.capacity() != charge.bytes()
+            && let Err(limit) = charge.try_set(memory, notifications.capacity())
+        {
+            let max = memory.max_of(limit).unwrap_or(0);
+            return Err(Refusal::TooMuchUnsent { limit, max });
+        }
+        self.signals.fetch_or(NOTIFIED, Ordering::AcqRel);
+        let waker = mailbox.waker.clone();
+        drop(mailbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Takes the notifications that wait.
+    pub fn take_notifications(&self) -> Vec<u8> {
+        let mut mailbox = self.mailbox();
+        self.signals.fetch_and(!NOTIFIED, Ordering::AcqRel);
+        mailbox.charge.clear();
+        std::mem::take(&mut mailbox.notifications)
     }
 }
 

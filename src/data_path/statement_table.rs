@@ -15,10 +15,10 @@ use std::{
 use super::{
     aftermath::Aftermath,
     deeds::OUR_PREFIX,
+    memory::{Account, Charge},
     parse_settings::{ParseSettings, ParseSettingsTable},
     prepared::{SqlNames, Statement},
     shape::Shape,
-    weight::{Share, Weight},
 };
 
 /// The statements of one pool, each once.
@@ -28,8 +28,8 @@ pub struct StatementTable {
     by_meaning: Mutex<HashMap<Vec<u8>, Weak<Statement>>>,
     /// Under what they are parsed.
     pub settings: ParseSettingsTable,
-    /// What they weigh.
-    pub share: Arc<Share>,
+    /// What they take.
+    pub memory: Arc<Account>,
 }
 
 /// Of the statement that was made last. One count for the process: servers go by the number, and whoever meets on a server
@@ -42,6 +42,11 @@ pub fn next_id() -> u64 {
 }
 
 impl StatementTable {
+    /// Empty; what will be in it counts there.
+    pub fn new(memory: Arc<Account>) -> Self {
+        Self { memory, ..Self::default() }
+    }
+
     /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
     pub fn in_sql(
         &self,
@@ -50,7 +55,7 @@ impl StatementTable {
         named: Range<usize>,
         under: &Arc<ParseSettings>,
     ) -> Arc<Statement> {
-        let mut statement = Statement::new(Box::default(), aftermath, under, &self.share);
+        let mut statement = Statement::new(Box::default(), aftermath, under, &self.memory);
         let renamed = text.get(named.clone()).unwrap_or_default();
         let mut body = replaced(text, named.clone(), &statement.server_name);
         body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
@@ -62,7 +67,7 @@ impl StatementTable {
     pub(super) fn under_own_name(&self, statement: &Statement, name: &[u8]) -> Option<Arc<Statement>> {
         let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
         let aftermath = statement.aftermath.clone();
-        let mut own = Statement::new(Box::default(), aftermath, &statement.parsed_under, &self.share);
+        let mut own = Statement::new(Box::default(), aftermath, &statement.parsed_under, &self.memory);
         own.server_name = name.into();
         own.proved = AtomicBool::new(statement.is_proved());
         let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
@@ -70,7 +75,7 @@ impl StatementTable {
     }
 
     fn with_body(&self, mut statement: Statement, body: Vec<u8>) -> Arc<Statement> {
-        statement.weight = Weight::new(&self.share, body.len());
+        statement.charge = Charge::new(&self.memory, Statement::weight(1, body.len()));
         statement.body = body.into();
         statement.in_sql = true;
         Arc::new(statement)
@@ -93,7 +98,7 @@ impl StatementTable {
             table.retain(|_, statement| statement.strong_count() > 0);
         }
         let (aftermath, naming) = made();
-        let statement = Statement::new(body.into(), aftermath, under, &self.share).parsed(naming);
+        let statement = Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
         table.insert(meaning, Arc::downgrade(&statement));
         statement
@@ -107,7 +112,7 @@ impl StatementTable {
         aftermath: Aftermath,
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
-        Arc::new(Statement::new(body.into(), aftermath, under, &self.share).parsed(naming))
+        Arc::new(Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming))
     }
 
     /// The same statement, as one client's alone that goes on using it under other settings.
@@ -120,7 +125,7 @@ impl StatementTable {
             is_parsed_once: shared.is_parsed_once,
             shape: shared.shape.clone(),
             proved: AtomicBool::new(shared.is_proved()),
-            ..Statement::new(shared.body.clone(), aftermath, under, &self.share)
+            ..Statement::new(shared.body.clone(), aftermath, under, &self.memory)
         })
     }
 
@@ -140,7 +145,7 @@ impl StatementTable {
             shape: shape.into(),
             proved: AtomicBool::new(true),
             is_shared: before.is_shared,
-            ..Statement::new(body, aftermath, &before.parsed_under, &self.share)
+            ..Statement::new(body, aftermath, &before.parsed_under, &self.memory)
         });
         if before.is_shared {
             table.insert(meaning, Arc::downgrade(&statement));

@@ -24,6 +24,17 @@ use super::{
 };
 use crate::error::Refusal;
 
+/// What the rest of a client's requests waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaits {
+    /// Nothing, or there is no rest.
+    Nothing,
+    /// The answers that decide on what it means.
+    Meaning,
+    /// That half of what is unanswered is answered.
+    Room,
+}
+
 impl Relay {
     /// The session has a server from its login on.
     pub(super) fn engage(&mut self, mut server: Box<Server>) {
@@ -31,7 +42,9 @@ impl Relay {
         self.handle.set_pins(Pins::SESSION_MODE);
         self.take_on(server);
         // What came together with the end of the login goes first.
-        self.awaits = !self.inbox.is_empty();
+        if !self.inbox.is_empty() {
+            self.awaits = Awaits::Meaning;
+        }
         self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
     }
 
@@ -91,6 +104,10 @@ impl Relay {
     /// not the session's end.
     pub(super) async fn borrow(&mut self) -> Result<(), End> {
         if self.concierge.as_ref().is_some_and(|concierge| concierge.is_new()) && !self.settle_in().await? {
+            return Ok(());
+        }
+        if let Some(refusal) = self.no_room_to_wait() {
+            self.refuse_request(&refusal);
             return Ok(());
         }
         let began = Instant::now();
@@ -184,18 +201,23 @@ impl Relay {
 
     /// Keeps what must wait until what the server has got is answered.
     #[cold]
-    pub(super) fn await_answers(&mut self, rest: Vec<u8>) -> Result<(), Step> {
-        (self.inbox, self.awaits) = (rest, true);
+    pub(super) fn await_answers(&mut self, rest: Vec<u8>, awaits: Awaits) -> Result<(), Step> {
+        (self.inbox, self.awaits) = (rest, awaits);
         Ok(())
     }
 
     /// Goes on with what waits for the server's answers, once they are in.
     #[cold]
     pub(super) fn go_on(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
-        if self.server.as_ref().is_some_and(|server| server.side.lease.is_awaited()) {
+        let answered = self.server.as_mut().is_none_or(|server| match self.awaits {
+            Awaits::Nothing => true,
+            Awaits::Meaning => !server.side.lease.is_awaited(),
+            Awaits::Room => server.side.has_room(self.side.rules().unanswered_max),
+        });
+        if !answered {
             return Ok(Poll::Pending);
         }
-        self.awaits = false;
+        self.awaits = Awaits::Nothing;
         if self.server.is_none() {
             return self.serve_inbox(buffers, cx).map_or(Ok(Poll::Ready(())), Err);
         }

@@ -14,6 +14,7 @@ use super::{
     exchange::{ClientSide, Rules},
     identity::Identity,
     lobby,
+    memory::Account,
     passage::{Room, Seat, travel},
     pool::{
         Pool, Present,
@@ -30,7 +31,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    error::Refusal,
+    error::{Limit, Refusal},
     wire::{
         message::{backend_key_data, ready_for_query},
         stream::Stream,
@@ -166,6 +167,7 @@ async fn greet(
         table: pool.statements.clone(),
         catalogue: pool.catalogue.clone(),
         identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
+        memory: pool.account(config.limits.client_memory_max),
         ..rules(&config, is_service)
     };
     let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
@@ -214,8 +216,10 @@ fn rules(config: &Config, chooses: bool) -> Rules {
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
         statements_bytes_max: config.limits.client_prepared_bytes_max,
-        statements_bytes_in_all_max: config.limits.prepared_bytes_max,
+        unanswered_max: config.limits.pipelined_requests_max,
         settings_max: config.limits.tracked_parameters_max,
+        settings_bytes_max: config.limits.tracked_bytes_max,
+        memory: Arc::default(),
     }
 }
 
@@ -259,7 +263,12 @@ pub async fn open_lobby(
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
     let identity = Identity { login: Some(handle.login.clone()), place: None };
-    let rules = Rules { identity, ..rules(&config, true) };
+    let nowhere = &proxy.pools.accounts.nowhere;
+    let rules = Rules {
+        identity,
+        memory: Account::new(Limit::Client, config.limits.client_memory_max, &[nowhere]),
+        ..rules(&config, true)
+    };
     let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
     side.told = told.clone();
     let seat = Seat {

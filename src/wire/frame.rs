@@ -98,6 +98,11 @@ impl Framer {
         self.body_left > 0
     }
 
+    /// Bytes allocated for what is held back.
+    pub fn held_bytes(&self) -> usize {
+        self.held.capacity()
+    }
+
     /// Moves what is held back to the end of `inbox`, as if it had not arrived yet.
     #[inline]
     pub fn take_held(&mut self, inbox: &mut Vec<u8>) {
@@ -127,6 +132,22 @@ impl Framer {
         chunk: &mut &'c [u8],
         need: impl Fn(u8, usize) -> Result<Need, FrameError>,
     ) -> Result<Option<Piece<'p>>, FrameError> {
+        self.next_within(chunk, need, |_| true)
+    }
+
+    /// The same; `may_hold` is asked, once for a message that is needed whole and has come in part, whether so many bytes may
+    /// be held. Where they may not, the message comes in pieces.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    #[inline]
+    pub fn next_within<'p, 'c: 'p>(
+        &'p mut self,
+        chunk: &mut &'c [u8],
+        need: impl Fn(u8, usize) -> Result<Need, FrameError>,
+        may_hold: impl FnMut(usize) -> bool,
+    ) -> Result<Option<Piece<'p>>, FrameError> {
+        let mut may_hold = may_hold;
         if self.delivered {
             self.forget_held();
         }
@@ -137,7 +158,7 @@ impl Framer {
             return Ok(Some(self.rest(chunk)));
         }
         if !self.held.is_empty() {
-            return self.continue_held(chunk, need);
+            return self.continue_held(chunk, need, may_hold);
         }
         let Some((tag, length)) = header(chunk)? else {
             return Ok(self.hold(chunk));
@@ -149,9 +170,9 @@ impl Framer {
             return Ok(Some(Piece::Whole { tag, bytes }));
         }
         match need {
-            Need::Whole => Ok(self.hold(chunk)),
+            Need::Whole if may_hold(total) => Ok(self.hold(chunk)),
             Need::Strings(count) if !has_strings(chunk, count)? => Ok(self.hold(chunk)),
-            Need::Header | Need::Strings(_) => {
+            Need::Whole | Need::Header | Need::Strings(_) => {
                 let bytes = std::mem::take(chunk);
                 self.body_left = total - bytes.len();
                 Ok(Some(Piece::First { tag, bytes }))
@@ -177,7 +198,9 @@ impl Framer {
         &'p mut self,
         chunk: &mut &[u8],
         need: impl Fn(u8, usize) -> Result<Need, FrameError>,
+        mut may_hold: impl FnMut(usize) -> bool,
     ) -> Result<Option<Piece<'p>>, FrameError> {
+        let begins = self.held.len() < HEADER_BYTES;
         self.take_until(HEADER_BYTES, chunk);
         let Some((tag, length)) = header(&self.held)? else {
             return Ok(None);
@@ -185,6 +208,7 @@ impl Framer {
         let total = length + 1;
         match need(tag, length)? {
             Need::Header => {}
+            Need::Whole if begins && chunk.len() < total - self.held.len() && !may_hold(total) => {}
             Need::Whole => {
                 self.take_until(total, chunk);
                 if self.held.len() < total {

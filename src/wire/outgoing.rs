@@ -4,6 +4,9 @@
 //! Only when something is left out, put in or rewritten are the bytes gathered in a scratch buffer, so that the
 //! other side still gets one write for one read.
 
+/// A scratch buffer is used again up to this; one read with what is put in is shorter nearly always.
+const SCRATCH_BYTES_KEPT: usize = 256 * 1024;
+
 /// Gathers the bytes to write for one chunk read. Pure.
 #[derive(Debug)]
 pub struct Outgoing<'c> {
@@ -14,9 +17,13 @@ pub struct Outgoing<'c> {
 }
 
 impl<'c> Outgoing<'c> {
-    /// Starts with nothing. `scratch` is emptied.
+    /// Starts with nothing. `scratch` is emptied, and given back where it has grown large.
+    #[inline]
     pub fn new(chunk: &'c [u8], scratch: &'c mut Vec<u8>) -> Self {
         scratch.clear();
+        if scratch.capacity() > SCRATCH_BYTES_KEPT {
+            *scratch = Vec::new();
+        }
         Self { chunk, run: (0, 0), built: scratch }
     }
 
@@ -46,6 +53,12 @@ impl<'c> Outgoing<'c> {
     fn settle(&mut self) {
         let (start, end) = std::mem::take(&mut self.run);
         self.built.extend_from_slice(self.chunk.get(start..end).unwrap_or_default());
+    }
+
+    /// Bytes of our own so far, with those of the chunk before them.
+    #[inline]
+    pub fn built(&self) -> usize {
+        self.built.len()
     }
 
     /// The bytes to write, in one slice.

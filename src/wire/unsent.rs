@@ -34,6 +34,12 @@ impl Unsent {
         self.bytes.is_empty() && !self.unflushed
     }
 
+    /// Bytes allocated for what waits.
+    #[inline]
+    pub fn allocated(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Puts bytes behind what waits, without trying to write.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);

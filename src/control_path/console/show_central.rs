@@ -276,7 +276,8 @@ pub async fn lists(operator: &Operator, proxy: &Proxy) -> Result<Table, Complain
     let pools = proxy.pools.all();
     let retired = proxy.pools.retired();
     let servers: usize = pools.iter().chain(&retired).map(|pool| pool.live()).sum();
-    let lists: [(&str, Cell); 14] = [
+    let accounts = &proxy.pools.accounts;
+    let lists: [(&str, Cell); 17] = [
         ("databases", row.get::<_, i64>(0).into()),
         ("users", row.get::<_, i64>(1).into()),
         ("peers", 0.into()),
@@ -292,6 +293,9 @@ pub async fn lists(operator: &Operator, proxy: &Proxy) -> Result<Table, Complain
         ("dns_zones", 0.into()),
         ("dns_queries", 0.into()),
         ("dns_pending", 0.into()),
+        ("memory_bytes", accounts.process.used().into()),
+        ("memory_max_bytes", accounts.process.max().into()),
+        ("prepared_bytes", accounts.statements.used().into()),
     ];
     let mut table = Table::new(&[("list", Kind::Text), ("items", Kind::Int)]);
     table.rows = lists.into_iter().map(|(list, items)| vec![list.into(), items]).collect();

@@ -68,6 +68,7 @@ struct Sum {
     times: [Times; HISTOGRAMS.len()],
     sessions: [u64; SESSION_STATES.len()],
     waiting: u64,
+    memory: u64,
     servers: [u64; SERVER_STATES.len()],
 }
 
@@ -137,6 +138,8 @@ impl prometheus_client::collector::Collector for Collector {
             states.map(|(state, count)| ([("tenant", tenant.as_str()), ("state", *state)], count))
         });
         gauges(&mut encoder, "servers", "Server connections", servers)?;
+        let memory = sums.iter().map(|(tenant, sum)| ([("tenant", tenant.as_str())], sum.memory));
+        gauges(&mut encoder, "memory_bytes", "Bytes kept for what clients do", memory)?;
         self.whole_process(&mut encoder)
     }
 }
@@ -164,6 +167,9 @@ impl Collector {
                 *count += more as u64;
             }
             sum.waiting += pool.waiting() as u64;
+        }
+        for (tenant, account) in self.proxy.pools.accounts.tenants() {
+            sums.entry(label(&named, tenant).to_owned()).or_default().memory += account.used() as u64;
         }
         for session in self.proxy.sessions.all() {
             let Some(place) = session.place() else { continue };
@@ -203,6 +209,14 @@ impl Collector {
         let unproven = proxy.door.unproven() as u64;
         gauge(encoder, "clients_logging_in", "Connections of clients that have not logged in", unproven)?;
         gauge(encoder, "pools", "Pools", proxy.pools.all().len() as u64)?;
+        let accounts = &proxy.pools.accounts;
+        for (name, help, bytes) in [
+            ("memory_kept_bytes", "Bytes kept for what all clients do", accounts.process.used()),
+            ("memory_max_bytes", "max_memory", accounts.process.max()),
+            ("prepared_bytes", "Of those, prepared statements", accounts.statements.used()),
+        ] {
+            gauge(encoder, name, help, bytes as u64)?;
+        }
         let reachable = u64::from(proxy.metrics.central_reachable());
         gauge(encoder, "central_reachable", "1 while the central database tells of changes", reachable)?;
         gauge(encoder, "draining", "1 while the process ends", proxy.door.is_closed().into())?;

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::known::{Known, Level, Traces, is_write, key, words};
+use crate::data_path::memory::PIECE_BYTES;
 
 /// A catalogue, by its object number, and an object in it.
 pub type Node = (u32, u32);
@@ -42,11 +43,17 @@ pub struct Closure {
     mentions: HashMap<Box<[u8]>, Vec<Node>>,
     /// Functions whose bodies write to tables.
     writers: std::collections::HashSet<Node>,
+    /// What all of it takes.
+    bytes: usize,
 }
+
+/// What an entry of a map takes beside what is in it.
+const ENTRY_BYTES: usize = 4 * PIECE_BYTES;
 
 impl Closure {
     /// An object may leave something behind by itself.
     pub fn root(&mut self, node: Node, traces: &Traces) {
+        self.bytes += ENTRY_BYTES + size_of::<Level>() + traces.bytes();
         self.levels.entry(node).or_default().always.merge(traces);
     }
 
@@ -57,6 +64,7 @@ impl Closure {
 
     /// What an object is called.
     pub fn name(&mut self, node: Node, name: Vec<u8>) {
+        self.bytes += ENTRY_BYTES + name.len();
         self.names.insert(node, name);
     }
 
@@ -67,9 +75,14 @@ impl Closure {
             if is_write(&word) {
                 self.writers.insert(node);
             }
+            let length = word.len();
             let functions = self.mentions.entry(word.into()).or_default();
+            if functions.is_empty() {
+                self.bytes += ENTRY_BYTES + length;
+            }
             if functions.last() != Some(&node) {
                 functions.push(node);
+                self.bytes += size_of::<Node>();
             }
         }
     }
@@ -81,23 +94,31 @@ impl Closure {
 
     /// One object is used by another.
     pub fn uses(&mut self, link: Use) {
+        self.bytes += ENTRY_BYTES;
         self.uses.entry(link.used).or_default().push((link.user, link.on_write));
     }
 
-    /// Follows it all to its end.
-    pub fn close(mut self) -> Known {
+    /// What all of it takes so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Follows it all to its end; `None` where that would take more than `bytes_max`, as it may with what is put together by
+    /// thousands of functions that call each other.
+    pub fn close(mut self, bytes_max: usize) -> Option<Known> {
+        let (uses, mentions) = (std::mem::take(&mut self.uses), std::mem::take(&mut self.mentions));
         let mut changed: VecDeque<Node> = self.levels.keys().copied().collect();
         while let Some(node) = changed.pop_front() {
+            if self.bytes > bytes_max {
+                return None;
+            }
             let Some(level) = self.levels.get(&node).cloned() else { continue };
-            if node.0 == RELATIONS
-                && node != SOME_RELATION
-                && self.levels.entry(SOME_RELATION).or_default().merge(&level)
-            {
+            if node.0 == RELATIONS && node != SOME_RELATION && self.merge(SOME_RELATION, &level) {
                 changed.push_back(SOME_RELATION);
             }
             let mut whole = level.always.clone();
             whole.merge(&level.on_write);
-            for &(user, on_write) in self.uses.get(&node).into_iter().flatten() {
+            for &(user, on_write) in uses.get(&node).into_iter().flatten() {
                 let passed = match on_write {
                     true => Level { always: Traces::default(), on_write: whole.clone() },
                     // A function does with its own what it does, whether its caller writes or not.
@@ -106,19 +127,28 @@ impl Closure {
                     }
                     false => level.clone(),
                 };
-                if self.levels.entry(user).or_default().merge(&passed) {
+                if self.merge(user, &passed) {
                     changed.push_back(user);
                 }
             }
             let word = self.names.get(&node).and_then(|name| key(name));
-            for &user in word.and_then(|word| self.mentions.get(&word)).into_iter().flatten() {
+            for &user in word.and_then(|word| mentions.get(&word)).into_iter().flatten() {
                 let traces = if self.writers.contains(&user) { &whole } else { &level.always };
-                if self.levels.entry(user).or_default().always.merge(traces) {
+                if self.merge(user, &Level { always: traces.clone(), on_write: Traces::default() }) {
                     changed.push_back(user);
                 }
             }
         }
-        self.known()
+        Some(self.known())
+    }
+
+    /// Adds to what using an object leaves behind; whether that made a difference.
+    fn merge(&mut self, node: Node, level: &Level) -> bool {
+        let known = self.levels.entry(node).or_default();
+        let before = known.bytes();
+        let changed = known.merge(level);
+        self.bytes += known.bytes() - before;
+        changed
     }
 
     fn known(self) -> Known {
@@ -167,7 +197,7 @@ mod tests {
         closure.uses(Use { used: (FUNCTIONS, 2), user: (TRIGGER, 20), on_write: false });
         closure.uses(Use { used: (TRIGGER, 20), user: (RELATIONS, 10), on_write: true });
         closure.root((FUNCTIONS, 1), &Traces { doubts: Doubts::LOCKS, ..Traces::default() });
-        let known = closure.close();
+        let known = closure.close(usize::MAX).unwrap();
         for sql in
             ["SELECT take_lock()", "SELECT on_insert()", "INSERT INTO jobs VALUES (1)", "SELECT fill()"]
         {
@@ -177,5 +207,19 @@ mod tests {
         for sql in ["SELECT count_jobs()", "SELECT * FROM jobs", "INSERT INTO other VALUES (1)"] {
             assert!(known.look(sql.as_bytes(), false).is_none(), "{sql}");
         }
+    }
+
+    /// A thousand functions that call each other, each with a hundred names of its own, came to gigabytes.
+    #[test]
+    fn what_functions_hand_on_to_each_other_has_a_limit() {
+        let mut closure = Closure::default();
+        for oid in 0..1000 {
+            let names = (0..100).map(|at| format!("my{oid}.name{at}").into()).collect();
+            closure
+                .root((FUNCTIONS, oid), &Traces { doubts: Doubts::ANY_SETTING, names, ..Traces::default() });
+            closure.uses(Use { used: (FUNCTIONS, oid), user: (FUNCTIONS, oid + 1), on_write: false });
+        }
+        assert!(closure.bytes() > 100 * 1000 * 16);
+        assert!(closure.close(16 << 20).is_none());
     }
 }

@@ -2,12 +2,16 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::data_path::{
-    aftermath::{Aftermath, dotted_names},
+    aftermath::Aftermath,
     doubts::Doubts,
+    memory::{Account, Charge, PIECE_BYTES},
     pins::Pins,
 };
 
@@ -23,6 +27,11 @@ pub struct Traces {
 impl Traces {
     pub fn is_empty(&self) -> bool {
         self.doubts.is_empty() && self.pins.is_empty()
+    }
+
+    /// What its names take.
+    pub fn bytes(&self) -> usize {
+        self.names.iter().map(|name| name.len() + 3 * PIECE_BYTES).sum()
     }
 
     /// Adds `other`'s; whether that made a difference.
@@ -56,6 +65,11 @@ pub struct Level {
 }
 
 impl Level {
+    /// What its names take.
+    pub fn bytes(&self) -> usize {
+        self.always.bytes() + self.on_write.bytes()
+    }
+
     /// Adds `other`'s; whether that made a difference.
     pub fn merge(&mut self, other: &Self) -> bool {
         self.always.merge(&other.always) | self.on_write.merge(&other.on_write)
@@ -74,6 +88,8 @@ pub struct Known {
     ddl: Traces,
     /// All of it: for a text whose words cannot be told.
     all: Traces,
+    /// What it takes.
+    charge: Charge,
 }
 
 static LAST_VERSION: AtomicU64 = AtomicU64::new(0);
@@ -82,7 +98,8 @@ impl Known {
     /// From what things are called and what their use leaves behind.
     pub fn new(named: impl IntoIterator<Item = (Vec<u8>, Level)>, any: Traces, ddl: Traces) -> Self {
         let version = LAST_VERSION.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut known = Self { version, names: HashMap::new(), all: any.clone(), any, ddl };
+        let charge = Charge::default();
+        let mut known = Self { version, names: HashMap::new(), all: any.clone(), any, ddl, charge };
         known.all.merge(&known.ddl);
         for (name, level) in named {
             known.all.merge(&level.always);
@@ -101,6 +118,15 @@ impl Known {
     /// There is too much to read: anything may be left behind by anything.
     pub fn nothing() -> Self {
         Self::new([], Aftermath::anything().into(), Traces::default())
+    }
+
+    /// Counts what it takes, in the place of what was counted while it was put together.
+    pub fn charged(mut self, mut charge: Charge, memory: &Arc<Account>) -> Self {
+        let each = size_of::<(Box<[u8]>, Level)>() + 2 * PIECE_BYTES;
+        let names: usize = self.names.iter().map(|(name, level)| name.len() + level.bytes() + each).sum();
+        charge.set(memory, names + self.any.bytes() + self.ddl.bytes() + self.all.bytes());
+        self.charge = charge;
+        self
     }
 
     /// No text leaves behind more than it shows.
@@ -159,6 +185,22 @@ pub fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
         .filter(|word| !word.is_empty())
         .map(|word| word.get(..NAME_BYTES_MAX).unwrap_or(word))
+}
+
+/// Whatever in a text might name a parameter that PostgreSQL does not list: `my.note`.
+pub fn dotted_names(text: &[u8]) -> impl Iterator<Item = Box<str>> {
+    /// Most of them are tables and columns.
+    const NAMES_MAX: usize = 100;
+    text.split(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'_' | b'.' | b'$'))
+        .filter_map(|word| std::str::from_utf8(word).ok())
+        .filter(|word| {
+            let (class, name) = word.split_once('.').unwrap_or_default();
+            let starts =
+                |part: &str| part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+            starts(class) && starts(name)
+        })
+        .take(NAMES_MAX)
+        .map(|word| word.to_ascii_lowercase().into())
 }
 
 /// The word to look for where a name is looked for: its longest. Whoever writes the name writes the word, quoted or not.

@@ -2,6 +2,8 @@
 //!
 //! Asked behind a transaction that has left that open, on the server that ran it, when its client has the reply.
 
+use std::sync::Arc;
+
 use super::{
     Catalogue,
     closure::{
@@ -12,16 +14,23 @@ use super::{
 };
 use crate::data_path::{
     aftermath::Aftermath,
+    exchange::ServerError,
+    memory::{Account, Charge},
     server::connection::{AskError, Row, Server},
     statement::SESSION_FUNCTIONS,
 };
 
 /// Reads them if that is to be done and nobody else does. A server that refuses to tell leaves everything doubtful.
-/// `bytes_max`: `functions_inspect_max`.
+/// `bytes_max`: `functions_inspect_max`. What is read counts for the tenant in `memory`.
 ///
 /// # Errors
 /// [`AskError::Lost`]: the server must be closed.
-pub async fn learn(server: &mut Server, catalogue: &Catalogue, bytes_max: usize) -> Result<(), AskError> {
+pub async fn learn(
+    server: &mut Server,
+    catalogue: &Catalogue,
+    bytes_max: usize,
+    memory: &Arc<Account>,
+) -> Result<(), AskError> {
     let Some(learning) = catalogue.begin_learning() else { return Ok(()) };
     let answer = async {
         let counts = server.ask(COUNTS, &[]).await?;
@@ -42,7 +51,20 @@ pub async fn learn(server: &mut Server, catalogue: &Catalogue, bytes_max: usize)
             );
             learning.learnt(Known::nothing(), fingerprint, counts);
         } else {
-            learning.learnt(read(server, bytes_max).await?, fingerprint, counts);
+            // Names, numbers and the protocol's own bytes come on top.
+            let mut reader =
+                Reader { server, memory, bytes_max: bytes_max.saturating_mul(2), charge: Charge::default() };
+            match reader.read().await {
+                Ok(known) => learning.learnt(known.charged(reader.charge, memory), fingerprint, counts),
+                Err(AskError::Refused(error)) if error.is_too_long() => {
+                    tracing::warn!(
+                        "functions take more memory than there is: every transaction is asked about"
+                    );
+                    // Tried again when it is looked next whether they have changed.
+                    learning.learnt(Known::nothing(), String::new(), String::new());
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     };
@@ -55,42 +77,94 @@ pub async fn learn(server: &mut Server, catalogue: &Catalogue, bytes_max: usize)
     }
 }
 
-async fn read(server: &mut Server, bytes_max: usize) -> Result<Known, AskError> {
-    // Names, numbers and the protocol's own bytes come on top.
-    let bytes_max = bytes_max.saturating_mul(2);
-    let mut closure = Closure::default();
-    for row in server.ask_for(FUNCTION_TEXTS, &[], bytes_max).await? {
-        let node = (FUNCTIONS, oid(&row, 0));
-        let body = bytes(&row, 3);
-        closure.name(node, bytes(&row, 1).to_vec());
-        closure.body(node, body);
-        let function = Function { language: bytes(&row, 2), body, library: bytes(&row, 4) };
-        let (traces, uses_any_relation) = reading::read(&function);
-        if uses_any_relation {
-            closure.uses_any_relation(node);
+/// Reads functions and what uses them.
+struct Reader<'r> {
+    server: &'r mut Server,
+    memory: &'r Arc<Account>,
+    /// Of one answer, and of what is put together of them.
+    bytes_max: usize,
+    /// What is put together so far.
+    charge: Charge,
+}
+
+impl Reader<'_> {
+    async fn read(&mut self) -> Result<Known, AskError> {
+        let mut closure = Closure::default();
+        let (functions, charge) = self.ask(FUNCTION_TEXTS, &[]).await?;
+        for row in functions {
+            let node = (FUNCTIONS, oid(&row, 0));
+            let body = bytes(&row, 3);
+            closure.name(node, bytes(&row, 1).to_vec());
+            closure.body(node, body);
+            let function = Function { language: bytes(&row, 2), body, library: bytes(&row, 4) };
+            let (traces, uses_any_relation) = reading::read(&function);
+            if uses_any_relation {
+                closure.uses_any_relation(node);
+            }
+            if !traces.is_empty() {
+                closure.root(node, &traces);
+            }
+            self.count(&closure)?;
         }
-        if !traces.is_empty() {
-            closure.root(node, &traces);
+        drop(charge);
+        let functions: Vec<String> = SESSION_FUNCTIONS.iter().map(|name| (*name).to_owned()).collect();
+        let (calls, _) = self.ask(DIRECT_CALLS, &[&format!("{{{}}}", functions.join(","))]).await?;
+        for row in calls {
+            let traces: Traces = Aftermath::of_call(bytes(&row, 2)).into();
+            if !traces.is_empty() {
+                closure.root((oid(&row, 0), oid(&row, 1)), &traces);
+            }
         }
-    }
-    let functions: Vec<String> = SESSION_FUNCTIONS.iter().map(|name| (*name).to_owned()).collect();
-    for row in server.ask_for(DIRECT_CALLS, &[&format!("{{{}}}", functions.join(","))], bytes_max).await? {
-        let traces: Traces = Aftermath::of_call(bytes(&row, 2)).into();
-        if !traces.is_empty() {
-            closure.root((oid(&row, 0), oid(&row, 1)), &traces);
+        if closure.is_empty() {
+            return self.close(closure);
         }
+        let (names, charge) = self.ask(NAMES, &[]).await?;
+        for row in names {
+            closure.name((oid(&row, 0), oid(&row, 1)), bytes(&row, 2).to_vec());
+            self.count(&closure)?;
+        }
+        drop(charge);
+        let (uses, _charge) = self.ask(&uses(), &[]).await?;
+        for row in uses {
+            let node = |at: usize| -> Node { (oid(&row, at), oid(&row, at + 1)) };
+            closure.uses(Use { used: node(0), user: node(2), on_write: bytes(&row, 4) == b"t" });
+            self.count(&closure)?;
+        }
+        self.close(closure)
     }
-    if closure.is_empty() {
-        return Ok(closure.close());
+
+    async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<(Vec<Row>, Charge), AskError> {
+        self.server.ask_for(sql, parameters, self.bytes_max, self.memory).await
     }
-    for row in server.ask_for(NAMES, &[], bytes_max).await? {
-        closure.name((oid(&row, 0), oid(&row, 1)), bytes(&row, 2).to_vec());
+
+    fn close(&mut self, closure: Closure) -> Result<Known, AskError> {
+        // It counts when it is done; while it grows, as much as may be taken for it.
+        let room = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
+        self.charge.try_set(self.memory, room).map_err(|_| too_long())?;
+        closure.close(room).ok_or_else(too_long)
     }
-    for row in server.ask_for(&uses(), &[], bytes_max).await? {
-        let node = |at: usize| -> Node { (oid(&row, at), oid(&row, at + 1)) };
-        closure.uses(Use { used: node(0), user: node(2), on_write: bytes(&row, 4) == b"t" });
+
+    /// Counts what has been put together, now and then.
+    fn count(&mut self, closure: &Closure) -> Result<(), AskError> {
+        if closure.bytes() <= self.charge.bytes() {
+            return Ok(());
+        }
+        let bytes = closure.bytes().next_multiple_of(COUNTED_BYTES);
+        if bytes > 2 * self.bytes_max {
+            return Err(too_long());
+        }
+        self.charge.try_set(self.memory, bytes).map_err(|_| too_long())
     }
-    Ok(closure.close())
+}
+
+/// What is put together counts in steps of so many bytes.
+const COUNTED_BYTES: usize = 256 * 1024;
+
+/// Names that functions hand on to each other may take so much, however little the functions do.
+const CLOSURE_BYTES_MIN: usize = 1 << 20;
+
+fn too_long() -> AskError {
+    AskError::Refused(ServerError::too_long())
 }
 
 fn bytes(row: &Row, at: usize) -> &[u8] {

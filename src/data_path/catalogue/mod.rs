@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use known::{Known, words};
+pub use known::{Known, dotted_names, words};
 pub use learning::learn;
 pub use unlearnt::Unlearnt;
 

@@ -1,5 +1,7 @@
 //! Texts that ran before anybody had read the functions of their database: a tenant's first. Pure.
 
+use crate::data_path::memory::PIECE_BYTES;
+
 /// Bytes of text that are kept of one transaction; of a longer one nothing is known.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
@@ -14,7 +16,7 @@ pub struct Unlearnt {
 impl Unlearnt {
     /// One more text.
     pub fn push(&mut self, text: &[u8], tangled: bool) {
-        self.bytes = self.bytes.saturating_add(text.len());
+        self.bytes = self.bytes.saturating_add(text.len() + size_of::<(Box<[u8]>, bool)>() + PIECE_BYTES);
         if self.bytes <= TEXT_BYTES_MAX {
             self.texts.push((text.into(), tangled));
         }

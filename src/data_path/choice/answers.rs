@@ -2,7 +2,10 @@
 //!
 //! Source: PostgreSQL documentation, "Message Formats".
 
-use crate::wire::message::{append, append_cstr};
+use crate::{
+    data_path::statement::TransactionModes,
+    wire::message::{append, append_cstr},
+};
 
 /// The tag of a query that gave one row.
 pub(super) const ONE_ROW: &str = "SELECT 1";
@@ -67,4 +70,16 @@ pub(super) fn data_row(out: &mut Vec<u8>, value: &[u8]) {
         out.extend_from_slice(&u32::try_from(value.len()).unwrap_or(0).to_be_bytes());
         out.extend_from_slice(value);
     });
+}
+
+/// The statement that sets them.
+pub(super) fn set_transaction(modes: TransactionModes) -> String {
+    let read = |only| if only { "READ ONLY" } else { "READ WRITE" }.to_owned();
+    let deferrable = |yes| if yes { "DEFERRABLE" } else { "NOT DEFERRABLE" }.to_owned();
+    let all = [
+        modes.isolation.map(|level| format!("ISOLATION LEVEL {level}")),
+        modes.read_only.map(read),
+        modes.deferrable.map(deferrable),
+    ];
+    format!("SET TRANSACTION {}", all.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }

@@ -45,7 +45,10 @@ impl Desk {
             let taken = Refusal::AsPostgres { sqlstate: "42P05", message };
             return self.fail(&taken, Protocol::Extended(false), side, replies);
         }
-        side.prepare_unserved(name, body)?;
+        if let Err(limit) = side.prepare_unserved(name, body) {
+            let refusal = side.rules().too_much(limit);
+            return self.fail(&refusal, Protocol::Extended(false), side, replies);
+        }
         self.answered(b'1', replies)
     }
 

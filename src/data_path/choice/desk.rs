@@ -27,7 +27,7 @@ use crate::{
         parameter_status::Reported,
         statement::{TransactionModes, is_plain_query},
     },
-    error::{IdentityRefusal, NoChoice, Refusal},
+    error::{IdentityRefusal, Limit, NoChoice, Refusal},
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr, header},
         message::{Severity, append, append_cstr, ready_for_query},
@@ -292,13 +292,15 @@ impl Desk {
                 let message = "too many parameters set (max_tracked_parameters)".into();
                 Refusal::AsPostgres { sqlstate: "53400", message }
             }
-            _ => {
-                self.perform(plan, protocol, side, here, replies);
-                if protocol == Protocol::Simple {
-                    ready_for_query(replies, self.status());
+            _ => match self.perform(plan, protocol, side, here, replies) {
+                Ok(()) => {
+                    if protocol == Protocol::Simple {
+                        ready_for_query(replies, self.status());
+                    }
+                    return Ok(matches!(plan, Plan::Finish { .. }).then_some(Next::Ended));
                 }
-                return Ok(matches!(plan, Plan::Finish { .. }).then_some(Next::Ended));
-            }
+                Err(limit) => side.rules().too_much(limit),
+            },
         };
         self.fail(&refusal, protocol, side, replies)
     }
@@ -310,9 +312,12 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) {
+    ) -> Result<(), Limit> {
         let tag = match plan {
-            Plan::Empty => return append(replies, b'I', |_| {}),
+            Plan::Empty => {
+                append(replies, b'I', |_| {});
+                return Ok(());
+            }
             Plan::Show(name) => {
                 let value = match **name == *PARAMETER {
                     true => here.unwrap_or_default().as_bytes(),
@@ -338,13 +343,12 @@ impl Desk {
                 ONE_ROW
             }
             Plan::Set(name, value) => {
-                Arc::make_mut(&mut side.wanted).set(name, Some(value));
+                side.keep(Arc::new(side.wanted.with(name, Some(value))))?;
                 tell(side, name, value.as_bytes(), replies);
                 "SET"
             }
             Plan::Unset(name) => {
-                let at_first = side.startup.clone();
-                Arc::make_mut(&mut side.wanted).set(name, at_first.get(name));
+                side.keep(Arc::new(side.wanted.with(name, side.startup.get(name))))?;
                 if let Some((_, value)) = self.first.find(name) {
                     tell(side, name, value, replies);
                 }
@@ -352,7 +356,7 @@ impl Desk {
             }
             Plan::Tidy { tidying, tags } => {
                 if *tidying != Tidying::KeepsSettings {
-                    side.wanted = side.startup.clone();
+                    side.keep(side.startup.clone())?;
                     self.first.tell(&mut side.told, replies);
                 }
                 if *tidying == Tidying::DiscardsAll {
@@ -364,11 +368,14 @@ impl Desk {
                     }
                     answers::command_complete(replies, tag);
                 }
-                return;
+                return Ok(());
             }
-            Plan::Server | Plan::Choose(_) | Plan::Mixed | Plan::Password(_) | Plan::Refused(_) => return,
+            Plan::Server | Plan::Choose(_) | Plan::Mixed | Plan::Password(_) | Plan::Refused(_) => {
+                return Ok(());
+            }
         };
         answers::command_complete(replies, tag);
+        Ok(())
     }
 
     /// The choice has been made: the session is at `here` now; or the password has been changed.
@@ -438,7 +445,7 @@ impl Desk {
         append(out, b'Q', |out| append_cstr(out, b"BEGIN"));
         lease.begin();
         if modes != TransactionModes::default() {
-            append(out, b'Q', |out| append_cstr(out, set_transaction(modes).as_bytes()));
+            append(out, b'Q', |out| append_cstr(out, answers::set_transaction(modes).as_bytes()));
             let _ = lease.ask(Asked::Query(None), Whose::Attempt);
         }
     }
@@ -465,17 +472,6 @@ pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> 
         _ => return None,
     }
     cstr(&mut body).ok()
-}
-
-fn set_transaction(modes: TransactionModes) -> String {
-    let read = |only| if only { "READ ONLY" } else { "READ WRITE" }.to_owned();
-    let deferrable = |yes| if yes { "DEFERRABLE" } else { "NOT DEFERRABLE" }.to_owned();
-    let all = [
-        modes.isolation.map(|level| format!("ISOLATION LEVEL {level}")),
-        modes.read_only.map(read),
-        modes.deferrable.map(deferrable),
-    ];
-    format!("SET TRANSACTION {}", all.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 pub(super) fn aborted() -> Refusal {

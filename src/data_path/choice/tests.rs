@@ -110,8 +110,8 @@ impl Talked {
             inspect_bytes_max: 1 << 20,
             statements_max: 10,
             statements_bytes_max: 1 << 20,
-            statements_bytes_in_all_max: usize::MAX,
             settings_max: 10,
+            settings_bytes_max: 1 << 20,
             ..Rules::nobody(&Arc::default())
         };
         Self { desk: Desk::new(Arc::default()), side: ClientSide::new(rules, Arc::default(), 1 << 32) }

@@ -44,6 +44,8 @@ pub(super) enum Hold {
     Choice,
     /// What the server has been sent before it decides on what it means.
     Answers,
+    /// So much has been sent that is not answered that no more is taken.
+    Room,
 }
 
 impl Requests<'_, '_> {
@@ -55,6 +57,10 @@ impl Requests<'_, '_> {
             Hold::Answers => {
                 append(self.out.build(), b'H', |_| {});
                 Flow::Awaits(waits)
+            }
+            Hold::Room => {
+                append(self.out.build(), b'H', |_| {});
+                Flow::Full(waits)
             }
         }
     }

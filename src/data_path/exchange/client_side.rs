@@ -4,6 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     away::Bounds,
+    bringing::Hold,
     left_out::{LeftOut, asks_nothing},
     requests::Requests,
     sequences::Advances,
@@ -14,6 +15,7 @@ use crate::{
         catalogue::Catalogue,
         choice::Stance,
         identity::Identity,
+        memory::{Account, Charge},
         parameter_status::Reported,
         parse_settings::ParseSettings,
         pool::session_start::{Begun, SessionStart},
@@ -51,6 +53,10 @@ pub struct ClientSide {
     pub(super) advances: Advances,
     pub(super) left_out: LeftOut,
     bounds: Bounds,
+    /// What the beginning of a message takes that must be seen whole.
+    pub(super) holding: Charge,
+    /// What `wanted` takes.
+    pub(super) kept: Charge,
 }
 
 /// What holds for a session from its first to its last byte.
@@ -76,10 +82,14 @@ pub struct Rules {
     pub statements_max: usize,
     /// `client_prepared_bytes_max`.
     pub statements_bytes_max: usize,
-    /// `prepared_bytes_max`.
-    pub statements_bytes_in_all_max: usize,
+    /// `pipelined_requests_max`.
+    pub unanswered_max: usize,
     /// `tracked_parameters_max`.
     pub settings_max: usize,
+    /// `tracked_bytes_max`.
+    pub settings_bytes_max: usize,
+    /// What is kept for the session.
+    pub memory: Arc<Account>,
 }
 
 impl Rules {
@@ -96,27 +106,11 @@ impl Rules {
             inspect_bytes_max: 0,
             statements_max: 0,
             statements_bytes_max: 0,
-            statements_bytes_in_all_max: 0,
+            unanswered_max: usize::MAX,
             settings_max: 0,
+            settings_bytes_max: 0,
+            memory: Arc::default(),
         }
-    }
-
-    /// Whether a client that has these statements may prepare so many more, with so much text.
-    ///
-    /// # Errors
-    /// [`Refusal::TooManyStatements`], [`Refusal::StatementsTooLong`].
-    pub fn admit(&self, statements: &ClientStatements, more: usize, bytes: usize) -> Result<(), Refusal> {
-        let too_long = |setting, limit| Err(Refusal::StatementsTooLong { setting, limit });
-        if statements.len() + more > self.statements_max {
-            return Err(Refusal::TooManyStatements { limit: self.statements_max });
-        }
-        if statements.bytes() + bytes > self.statements_bytes_max {
-            return too_long("max_client_prepared_bytes", self.statements_bytes_max);
-        }
-        if !self.table.share.may_grow(bytes, self.statements_bytes_in_all_max) {
-            return too_long("max_prepared_bytes_total", self.statements_bytes_in_all_max);
-        }
-        Ok(())
     }
 }
 
@@ -134,6 +128,8 @@ pub enum Flow {
     Pauses(Vec<u8>),
     /// What this message means, and whether it may be passed on, shows when the server has answered what it was sent before.
     Awaits(Vec<u8>),
+    /// More is unanswered than may be: the rest waits until half of it is answered.
+    Full(Vec<u8>),
 }
 
 impl ClientSide {
@@ -141,7 +137,7 @@ impl ClientSide {
     pub fn new(rules: Rules, wanted: Arc<Settings>, first_serial: u64) -> Self {
         Self {
             framer: Framer::default(),
-            statements: ClientStatements::default(),
+            statements: ClientStatements::new(rules.memory.clone()),
             startup: wanted.clone(),
             parse_settings: (rules.table.settings.of(&wanted), wanted.clone()),
             wanted,
@@ -152,6 +148,8 @@ impl ClientSide {
             advances: Advances::default(),
             left_out: LeftOut::default(),
             bounds: Bounds::default(),
+            holding: Charge::default(),
+            kept: Charge::default(),
         }
     }
 
@@ -252,15 +250,31 @@ impl ClientSide {
             advances,
             left_out,
             bounds,
+            holding,
             ..
         } = self;
+        if !server.lease.is_working() {
+            server.unanswered_bytes = 0;
+        }
         let under = &parse_settings.0;
         let mut requests =
             Requests { statements, rules, under, unnamed_serial, advances, bounds, server, out };
         loop {
-            let piece = framer.next(&mut chunk, |tag, length| need_of_client(tag, length, requests.rules));
+            let mut full = None;
+            let piece = framer.next_within(
+                &mut chunk,
+                |tag, length| need_of_client(tag, length, requests.rules),
+                |bytes| {
+                    holding.try_set(&requests.rules.memory, bytes).map_err(|limit| full = Some(limit)).is_ok()
+                },
+            );
             match piece.map_err(violation)? {
-                None => return Ok(Flow::Goes),
+                None => {
+                    if holding.bytes() > 0 && framer.held_bytes() == 0 {
+                        holding.clear();
+                    }
+                    return Ok(Flow::Goes);
+                }
                 Some(Piece::Rest { bytes, last }) => {
                     if !left_out.is_ignored() {
                         requests.out.pass(bytes);
@@ -278,6 +292,11 @@ impl ClientSide {
                 Some(Piece::First { tag, .. }) if asks_nothing(tag) && requests.server.lease.is_over() => {
                     left_out.ignore();
                 }
+                Some(Piece::Whole { bytes, .. } | Piece::First { bytes, .. }) if requests.is_full(bytes) => {
+                    let waits = [bytes, chunk].concat();
+                    framer.put_back();
+                    return Ok(requests.hold(Hold::Room, waits));
+                }
                 Some(Piece::Whole { tag, bytes }) => {
                     if let ControlFlow::Break(hold) = requests.message(tag, bytes, true)? {
                         let waits = [bytes, chunk].concat();
@@ -288,6 +307,12 @@ impl ClientSide {
                         framer.take_held(&mut Vec::new());
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
+                }
+                Some(Piece::First { tag, .. }) if full.is_some() && requests.rules.follow => {
+                    if let Some(limit) = full {
+                        requests.deny(tag, limit);
+                    }
+                    left_out.ignore();
                 }
                 Some(Piece::First { tag, bytes }) => {
                     if let ControlFlow::Break(hold) = requests.message(tag, bytes, false)? {

@@ -12,6 +12,7 @@ mod broken_off;
 mod choices;
 mod client_side;
 mod left_out;
+mod limits;
 mod naming;
 mod parsed;
 mod postponed;

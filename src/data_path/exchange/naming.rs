@@ -5,9 +5,16 @@
 //! name is taken, the text names the statement that has it, so that the error is PostgreSQL's own; in errors our names are
 //! the client's again (`deeds.rs`).
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::{ControlFlow, Range},
+    sync::Arc,
+};
 
-use super::requests::Requests;
+use super::{
+    bringing::Hold,
+    requests::{GOES_ON, Requests},
+};
 use crate::{
     data_path::{
         aftermath::Aftermath,
@@ -18,9 +25,9 @@ use crate::{
         prepared::{SqlNames, Statement},
         statement::{self, Discard, Kind},
     },
-    error::Refusal,
+    error::{Limit, Refusal},
     wire::{
-        frame::HEADER_BYTES,
+        frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
     },
 };
@@ -32,6 +39,8 @@ pub(super) struct Rewritten {
     /// Statements that the server must know before it runs.
     pub requires: Vec<Arc<Statement>>,
     pub deeds: Deeds,
+    /// Characters of `text` as far as names in it are replaced.
+    characters: usize,
 }
 
 impl Rewritten {
@@ -39,8 +48,10 @@ impl Rewritten {
     fn replace(&mut self, between: &[u8], length: usize, ours: &[u8]) {
         self.text.extend_from_slice(between);
         self.text.extend_from_slice(ours);
-        let behind = String::from_utf8_lossy(&self.text).chars().count();
-        self.deeds.shifts.push((behind, ours.len().cast_signed() - length.cast_signed()));
+        // Of what is new only: there may be tens of thousands of names.
+        let characters = |bytes| String::from_utf8_lossy(bytes).chars().count();
+        self.characters += characters(between) + characters(ours);
+        self.deeds.shifts.push((self.characters, ours.len().cast_signed() - length.cast_signed()));
     }
 }
 
@@ -60,6 +71,8 @@ pub(super) enum SettingsOf {
 struct Local {
     names: HashMap<Box<[u8]>, Option<Arc<Statement>>>,
     all_gone: bool,
+    /// Statements that must be there, each once however often it is named.
+    required: HashSet<u64>,
 }
 
 impl Requests<'_, '_> {
@@ -97,13 +110,25 @@ impl Requests<'_, '_> {
         }
     }
 
+    /// [`Self::with_server_names`] of a Parse message's body behind the name.
+    pub(super) fn rewritten(
+        &mut self,
+        read: &Aftermath,
+        mut body: &[u8],
+    ) -> Result<Option<Rewritten>, Limit> {
+        match read.names_statements {
+            true => self.with_server_names(cstr(&mut body).unwrap_or_default(), SettingsOf::ThisBatch),
+            false => Ok(None),
+        }
+    }
+
     /// Replaces every name of a statement; `None` if nothing need be replaced.
     #[cold]
     pub(super) fn with_server_names(
         &mut self,
         sql: &[u8],
         settings: SettingsOf,
-    ) -> Result<Option<Rewritten>, Refusal> {
+    ) -> Result<Option<Rewritten>, Limit> {
         let mut rewritten = Rewritten::default();
         let mut local = Local::default();
         let (mut copied, mut followed, mut named, mut bytes) = (0, false, 0, 0);
@@ -147,7 +172,7 @@ impl Requests<'_, '_> {
                     }
                     self.note(&statement.aftermath, false);
                     self.note_calls(statement.body(), Some(&statement.seen));
-                    if !made_here {
+                    if !made_here && local.required.insert(statement.id) {
                         rewritten.requires.push(statement);
                     }
                     ours
@@ -186,8 +211,8 @@ impl Requests<'_, '_> {
         body: &[u8],
         aftermath: Aftermath,
         rewritten: Rewritten,
-    ) -> Result<(), Refusal> {
-        let Rewritten { mut text, requires, mut deeds } = rewritten;
+    ) -> Result<ControlFlow<Hold>, Refusal> {
+        let Rewritten { mut text, requires, mut deeds, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
         text.extend_from_slice(types);
@@ -200,7 +225,7 @@ impl Requests<'_, '_> {
         if !name.is_empty() {
             let statement = self.made(&text, aftermath, Some(Arc::new((requires, deeds))));
             self.parse_statement(&message, name, &statement);
-            return Ok(());
+            return GOES_ON;
         }
         // PREPARE in front of it takes the unnamed statement's place.
         let (statements, lease, here) = self.server.parts(self.under);
@@ -214,7 +239,7 @@ impl Requests<'_, '_> {
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);
-        Ok(())
+        GOES_ON
     }
 
     /// A portal of a text that names statements: they must be there when it runs.

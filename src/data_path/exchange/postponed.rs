@@ -29,7 +29,10 @@ impl ClientSide {
         let mut body = parse.get(HEADER_BYTES..)?;
         let name = cstr(&mut body).ok()?;
         let free = !name.is_empty() && self.statements.get(name).is_none();
-        if !self.rules.follow || !free || self.rules.admit(&self.statements, 1, body.len()).is_err() {
+        if !self.rules.follow
+            || !free
+            || self.rules.admit(&self.statements, 1, name.len() + body.len()).is_err()
+        {
             return None;
         }
         self.look_at_settings();

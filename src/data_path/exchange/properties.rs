@@ -16,7 +16,7 @@ use crate::{
         catalogue::Catalogue, channels::messages, choice::Stance, prepared::Capacity,
         session_state::Settings, statement_table::StatementTable,
     },
-    error::{Objection, Refusal},
+    error::Refusal,
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{Severity, append, append_cstr, ready_for_query},
@@ -281,7 +281,7 @@ impl Backend {
     fn valid(&mut self, name: &[u8], out: &mut Vec<u8>) -> Option<Prepared> {
         let found = self.statements.get(name)?;
         if found.is_of_table() && found.table != self.table.get() {
-            Refusal::from(Objection::ResultChanged).write(Severity::Error, out);
+            Refusal::ResultChanged.write(Severity::Error, out);
             self.skipping = true;
             return None;
         }
@@ -330,8 +330,10 @@ pub(super) fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> Cli
         inspect_bytes_max: 1 << 20,
         statements_max: 100,
         statements_bytes_max: 1 << 20,
-        statements_bytes_in_all_max: usize::MAX,
+        unanswered_max: 1000,
         settings_max: 100,
+        settings_bytes_max: 1 << 20,
+        memory: std::sync::Arc::default(),
     };
     ClientSide::new(rules, std::sync::Arc::<Settings>::default(), (number + 1) << 32)
 }

@@ -127,6 +127,9 @@ impl Requests<'_, '_> {
         if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
             return AWAITS;
         }
+        if let Err(limit) = self.rules.admit_settings(&self.server.applied, &aftermath) {
+            return self.refuse(b'Q', limit);
+        }
         self.end_unnamed();
         let settled = self.server.lease.is_settled();
         let alone = settled && self.server.lease.status() == b'I';
@@ -149,7 +152,11 @@ impl Requests<'_, '_> {
                 true => SettingsOf::ThisQuery,
                 false => SettingsOf::ItsEnd,
             };
-            if let Some(Rewritten { text, requires, deeds }) = self.with_server_names(sql, settings)? {
+            let rewritten = match self.with_server_names(sql, settings) {
+                Ok(rewritten) => rewritten,
+                Err(limit) => return self.refuse(b'Q', limit),
+            };
+            if let Some(Rewritten { text, requires, deeds, .. }) = rewritten {
                 let (statements, lease, here) = self.server.parts(self.under);
                 for statement in &requires {
                     statements.ensure_for_query(statement, here, lease, self.out);
@@ -207,14 +214,14 @@ impl Requests<'_, '_> {
             if aftermath.names_statements && self.server.lease.may_have_others() {
                 return AWAITS;
             }
+            if let Err(limit) = self.admit_unnamed(if whole { body } else { b"" }, &aftermath) {
+                return self.refuse(b'P', limit);
+            }
             *self.unnamed_serial += 1;
-            if aftermath.names_statements
-                && let Some(rewritten) =
-                    self.with_server_names(cstr(&mut { body }).unwrap_or_default(), SettingsOf::ThisBatch)?
-            {
-                return self
-                    .parse_with_server_names(name, body, aftermath, rewritten)
-                    .map(ControlFlow::Continue);
+            match self.rewritten(&aftermath, body) {
+                Err(limit) => return self.refuse(b'P', limit),
+                Ok(None) => {}
+                Ok(Some(text)) => return self.parse_with_server_names(name, body, aftermath, text),
             }
             if self.ask_unnamed(Asked::Parse(None)) {
                 let (serial, under) = (*self.unnamed_serial, self.server.parsing(self.under));
@@ -242,18 +249,20 @@ impl Requests<'_, '_> {
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
             return GOES_ON;
         }
-        self.rules.admit(self.statements, 1, body.len())?;
         let read = aftermath(lexing);
         if read.is_guarded()
             && let Some(flow) = self.guard(b'P', &read, cstr(&mut { body }).unwrap_or_default())
         {
             return Ok(flow);
         }
-        if read.names_statements
-            && let Some(rewritten) =
-                self.with_server_names(cstr(&mut { body }).unwrap_or_default(), SettingsOf::ThisBatch)?
-        {
-            return self.parse_with_server_names(name, body, read, rewritten).map(ControlFlow::Continue);
+        let admitted = self.rules.admit(self.statements, 1, name.len() + body.len());
+        if let Err(limit) = admitted.and_then(|()| self.rules.admit_settings(&self.server.applied, &read)) {
+            return self.refuse(b'P', limit);
+        }
+        match self.rewritten(&read, body) {
+            Err(limit) => return self.refuse(b'P', limit),
+            Ok(None) => {}
+            Ok(Some(text)) => return self.parse_with_server_names(name, body, read, text),
         }
         let statement = self.made(body, read, None);
         self.parse_statement(bytes, name, &statement);

@@ -27,6 +27,9 @@ pub fn is_fatal(bytes: &[u8]) -> bool {
     matches!(severity, Some(b"FATAL" | b"PANIC"))
 }
 
+/// `program_limit_exceeded`.
+const TOO_LONG: &str = "54000";
+
 /// What a server's ErrorResponse says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{sqlstate} {message}")]
@@ -38,6 +41,16 @@ pub struct ServerError {
 }
 
 impl ServerError {
+    /// What is said in place of an answer that takes too much memory: the connection is in order.
+    pub fn too_long() -> Self {
+        Self { sqlstate: TOO_LONG.to_owned(), message: "the answer takes more memory than it may".to_owned() }
+    }
+
+    /// Whether it is that.
+    pub fn is_too_long(&self) -> bool {
+        self.sqlstate == TOO_LONG
+    }
+
     /// Reads an ErrorResponse; every field is optional.
     pub fn read(bytes: &[u8]) -> Self {
         let field =

@@ -22,7 +22,6 @@ use crate::{
         shape::Reading,
         statement::Lexing,
     },
-    error::Refusal,
     wire::{
         frame::{FrameError, Framer, HEADER_BYTES, Need, Piece},
         message::Severity,
@@ -76,6 +75,8 @@ pub struct ServerSide {
     pub sequences: Sequences,
     /// Those of our own statements that are prepared.
     pub ours: OurStatements,
+    /// Bytes of requests that may be kept until they are answered.
+    pub(super) unanswered_bytes: usize,
     /// Every reported parameter, as last reported.
     pub reported: Reported,
     /// What it has reported is yet to be compared with what its pool knows.
@@ -135,6 +136,7 @@ impl ServerSide {
             sequences: Sequences::default(),
             signalling: Signalling::default(),
             ours: OurStatements::default(),
+            unanswered_bytes: 0,
             lexing: lexing(&reported),
             reported,
             news: true,
@@ -392,7 +394,7 @@ impl ServerSide {
             Whose::Attempt => return Ok(false),
             Whose::Denied(reason) => {
                 heard.errors += 1;
-                Refusal::from(reason).write(Severity::Error, out.build());
+                client.rules().refusal(reason).write(Severity::Error, out.build());
                 return Ok(false);
             }
             Whose::Client | Whose::Follow => {}

@@ -9,11 +9,12 @@ use crate::{
         catalogue::Catalogue,
         choice::{Plan, Stance},
         identity::Verdict,
+        memory::Account,
         session::Place,
         statement::{Characters, Lexing},
         statement_table::StatementTable,
     },
-    error::Refusal,
+    error::Limit,
     wire::frame::cstr,
 };
 
@@ -32,8 +33,8 @@ impl ClientSide {
     /// front of its first use there, if there is one.
     ///
     /// # Errors
-    /// [`Refusal::TooManyStatements`], [`Refusal::StatementsTooLong`].
-    pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Refusal> {
+    /// The limit that would be exceeded.
+    pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
         let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         self.look_at_settings();
         let under = &self.parse_settings.0;
@@ -43,7 +44,7 @@ impl ClientSide {
             self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None, Some(under));
             return Ok(());
         }
-        self.rules.admit(&self.statements, 1, body.len())?;
+        self.rules.admit(&self.statements, 1, name.len() + body.len())?;
         let statement = self.rules.table.intern(body, under, || (aftermath, None));
         self.statements.insert(name, statement);
         Ok(())
@@ -84,10 +85,12 @@ impl ClientSide {
         place: Option<Arc<Place>>,
         table: Arc<StatementTable>,
         catalogue: Arc<Catalogue>,
+        memory: Arc<Account>,
         follow: bool,
     ) {
         self.rules.identity.place = place;
-        self.statements.move_to(&table, &self.wanted);
+        self.count_in(memory);
+        self.statements.move_to(&table, &self.wanted, &self.rules.memory);
         self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());
         self.rules.catalogue = catalogue;
         self.rules.table = table;

@@ -26,6 +26,7 @@ use super::{Pool, ear_line::Line};
 use crate::{
     data_path::{
         channels::{Channels, MARKS, Notification, each, messages},
+        memory::Account,
         session::SessionHandle,
     },
     error::Refusal,
@@ -70,6 +71,8 @@ struct State {
 #[derive(Debug)]
 struct Taken {
     session: Arc<SessionHandle>,
+    /// Where what waits for it counts.
+    memory: Arc<Account>,
     channels: Arc<Channels>,
 }
 
@@ -121,12 +124,16 @@ impl Pool {
     ///
     /// # Errors
     /// The budget is spent, or the server cannot be reached.
-    pub async fn seat(self: &Arc<Self>, session: &Arc<SessionHandle>) -> Result<Seat, Refusal> {
-        if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session)) {
+    pub async fn seat(
+        self: &Arc<Self>,
+        session: &Arc<SessionHandle>,
+        memory: &Arc<Account>,
+    ) -> Result<Seat, Refusal> {
+        if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session, memory)) {
             return Ok(seat);
         }
         let _one = self.ear.opening.lock().await;
-        if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session)) {
+        if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session, memory)) {
             return Ok(seat);
         }
         let pool = self.current().ok_or(Refusal::AdminShutdown)?;
@@ -136,7 +143,7 @@ impl Pool {
             state: Mutex::default(),
             changed: Notify::new(),
         });
-        let seat = ear.seat(session).ok_or(Refusal::Internal)?;
+        let seat = ear.seat(session, memory).ok_or(Refusal::Internal)?;
         *self.ear.locked() = Some(ear.clone());
         if self.is_paused() || self.current().is_none() {
             ear.end(Refusal::AdminShutdown);
@@ -178,14 +185,15 @@ impl Ear {
     }
 
     /// `None`: it has ended.
-    fn seat(self: &Arc<Self>, session: &Arc<SessionHandle>) -> Option<Seat> {
+    fn seat(self: &Arc<Self>, session: &Arc<SessionHandle>, memory: &Arc<Account>) -> Option<Seat> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut state = self.locked();
         if state.over.is_some() {
             return None;
         }
-        state.seats.insert(id, Taken { session: session.clone(), channels: Arc::default() });
+        let (session, memory) = (session.clone(), memory.clone());
+        state.seats.insert(id, Taken { session, memory, channels: Arc::default() });
         Some(Seat { ear: self.clone(), id })
     }
 
@@ -227,10 +235,10 @@ impl Ear {
             state.hand_over(mark);
         }
         for id in state.by_channel.get(channel).into_iter().flatten() {
-            if let Some(Taken { session, .. }) = state.seats.get(id)
-                && !session.notify(message, bytes_max)
+            if let Some(Taken { session, memory, .. }) = state.seats.get(id)
+                && let Err(refusal) = session.notify(message, bytes_max, memory)
             {
-                session.end(Refusal::TooManyNotifications { limit: bytes_max });
+                session.end(refusal);
             }
         }
     }

@@ -43,6 +43,7 @@ use self::{
 };
 use super::{
     catalogue::Catalogue,
+    memory::Account,
     prepared::Capacity,
     server::{DialOptions, connection::Server},
     session::Place,
@@ -50,7 +51,10 @@ use super::{
     tenant::{Access, Credential, PoolMode, Tenant},
     worker::Worker,
 };
-use crate::{config::Config, error::Refusal};
+use crate::{
+    config::Config,
+    error::{Limit, Refusal},
+};
 
 /// What a pool is made with; a change of these makes a new pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +141,8 @@ pub struct Pool {
     pub worker: Arc<Worker>,
     /// What its database's functions leave behind.
     pub catalogue: Arc<Catalogue>,
+    /// What is kept for its tenant.
+    pub memory: Arc<Account>,
     /// Statements its clients have prepared.
     pub statements: Arc<StatementTable>,
     /// What it has done.
@@ -327,6 +333,11 @@ impl Pool {
         counted.ok()?;
         self.stats.sessions.fetch_add(1, Ordering::AcqRel);
         Some(Present(self.stats.clone()))
+    }
+
+    /// The account of a session, for which so much may be kept.
+    pub fn account(&self, bytes_max: usize) -> Arc<Account> {
+        Account::new(Limit::Client, bytes_max, &[&self.memory])
     }
 
     /// When a server was last given back, on the worker's coarse clock (milliseconds).

@@ -24,13 +24,14 @@ use crate::{
     config::Config,
     data_path::{
         catalogue::Catalogue,
+        memory::{Account, Accounts},
         server::{DialOptions, IdentityTrouble},
         session::Place,
         statement_table::StatementTable,
         tenant::{Access, Host, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },
-    error::Refusal,
+    error::{Limit, Refusal},
 };
 
 /// What the control path does before a tenant's first pool is made: access to an adopted database's tables. An error is
@@ -53,6 +54,8 @@ pub struct TenantPools {
     budgets: Mutex<HashMap<String, Arc<Budget>>>,
     /// What is known of each tenant's functions, as long as it has a pool.
     catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
+    /// What is kept for whom.
+    pub accounts: Accounts,
     workers: Vec<Arc<Worker>>,
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
@@ -99,6 +102,7 @@ impl TenantPools {
             pools,
             budgets: Mutex::default(),
             catalogues: Mutex::default(),
+            accounts: Accounts::new(&config.load().limits),
             workers,
             config,
             dial,
@@ -127,7 +131,8 @@ impl TenantPools {
                 if tenant.grants_pending && let Err(error) = (self.before_first)(tenant.clone()).await {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
-                self.make(tenant.clone(), access, Arc::default(), Arc::default()).ok_or(Refusal::NoReadOnlyRole)
+                let statements = self.statements_of(tenant);
+                self.make(tenant.clone(), access, statements, Arc::default()).ok_or(Refusal::NoReadOnlyRole)
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
@@ -156,6 +161,7 @@ impl TenantPools {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
             catalogue: self.catalogue_of(&tenant),
+            memory: self.memory_of(&tenant),
             stats: self.stats_of(&tenant, access),
             roster: Arc::default(),
             credential,
@@ -198,6 +204,16 @@ impl TenantPools {
         catalogues.insert(tenant.id, Arc::downgrade(&catalogue));
         catalogue.serves(tenant.generation, self.config.load().timeouts.functions_check_delay);
         catalogue
+    }
+
+    fn memory_of(&self, tenant: &Tenant) -> Arc<Account> {
+        self.accounts.of_tenant(tenant.id, &self.config.load().limits)
+    }
+
+    /// None yet.
+    fn statements_of(&self, tenant: &Tenant) -> Arc<StatementTable> {
+        let parents = [&self.memory_of(tenant), &self.accounts.statements];
+        Arc::new(StatementTable::new(Account::new(Limit::Tenant, usize::MAX, &parents)))
     }
 
     fn budget_of(&self, host: &Host) -> Arc<Budget> {

@@ -19,6 +19,7 @@ use super::Opened;
 use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
+        memory::{Account, Charge, PIECE_BYTES},
         parameter_status::Reported,
         pool::{
             budget::Permit,
@@ -38,6 +39,9 @@ use crate::{
 
 /// The longest answer to a question of ours.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// No message but a row is longer than this; nor is any single one refused that is shorter.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// Read of it at a time; most are shorter.
 const ANSWER_READ_BYTES: usize = 1024;
@@ -192,10 +196,11 @@ impl Server {
     /// # Errors
     /// [`AskError`]; after `Lost` the server must be closed.
     pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
-        self.ask_for(sql, parameters, ANSWER_BYTES_MAX).await
+        let request = self.unnamed_request(sql, parameters);
+        self.execute(request, Answer::default()).await.map(|(rows, _)| rows)
     }
 
-    /// The same, for an answer that may be longer than others.
+    /// The same, for an answer that may be longer than others and counts in `memory` as long as it is kept.
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -204,12 +209,19 @@ impl Server {
         sql: &str,
         parameters: &[&str],
         bytes_max: usize,
-    ) -> Result<Vec<Row>, AskError> {
+        memory: &Arc<Account>,
+    ) -> Result<(Vec<Row>, Charge), AskError> {
+        let request = self.unnamed_request(sql, parameters);
+        let answer = Answer { bytes_max, memory: Some(memory.clone()), ..Answer::default() };
+        self.execute(request, answer).await
+    }
+
+    fn unnamed_request(&mut self, sql: &str, parameters: &[&str]) -> Vec<u8> {
         let mut request = Vec::new();
         parse(b"", sql.as_bytes(), &mut request);
         bind(b"", parameters, &mut request);
         self.side.statements.doubt_unnamed();
-        self.execute(request, bytes_max).await
+        request
     }
 
     /// As [`Self::ask`], for what is asked again and again: the server keeps it prepared then.
@@ -223,19 +235,24 @@ impl Server {
             self.side.statements.doubt_unnamed();
         }
         bind(name, parameters, &mut request);
-        match self.execute(request, ANSWER_BYTES_MAX).await {
+        match self.execute(request, Answer::default()).await {
+            Err(AskError::Refused(error)) if error.is_too_long() => Err(AskError::Refused(error)),
             Err(AskError::Refused(_)) if !name.is_empty() => {
                 self.side.ours.question_refused();
                 self.ask(sql, parameters).await
             }
-            answer => answer,
+            answer => answer.map(|(rows, _)| rows),
         }
     }
 
-    async fn execute(&mut self, mut request: Vec<u8>, bytes_max: usize) -> Result<Vec<Row>, AskError> {
+    async fn execute(
+        &mut self,
+        mut request: Vec<u8>,
+        answer: Answer,
+    ) -> Result<(Vec<Row>, Charge), AskError> {
         execute(&mut request);
         append(&mut request, b'S', |_| {});
-        self.converse(&request, bytes_max).await
+        self.converse(&request, answer).await
     }
 
     /// Runs a simple query of ours.
@@ -246,7 +263,7 @@ impl Server {
         let mut request = Vec::new();
         append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));
         self.side.statements.set_unnamed(0);
-        self.converse(&request, ANSWER_BYTES_MAX).await
+        self.converse(&request, Answer::default()).await.map(|(rows, _)| rows)
     }
 
     /// Undoes what a session left behind: an open transaction, and everything DISCARD ALL knows of.
@@ -267,47 +284,149 @@ impl Server {
         Ok(())
     }
 
-    async fn converse(&mut self, request: &[u8], bytes_max: usize) -> Result<Vec<Row>, AskError> {
+    async fn converse(&mut self, request: &[u8], answer: Answer) -> Result<(Vec<Row>, Charge), AskError> {
         self.said.clear();
         let conversation = async {
             self.stream.write_all(request).await?;
             self.stream.flush().await?;
-            self.answer(bytes_max).await
+            self.answer(answer).await
         };
         tokio::time::timeout(ANSWER_TIME_MAX, conversation)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a question of ours"))?
     }
 
-    async fn answer(&mut self, bytes_max: usize) -> Result<Vec<Row>, AskError> {
+    /// Reads an answer to its end. Of one that takes too much nothing is kept.
+    async fn answer(&mut self, mut answer: Answer) -> Result<(Vec<Row>, Charge), AskError> {
         let mut buffer = Vec::new();
-        let (mut rows, mut refused) = (Vec::new(), None);
-        let (mut at, mut ready) = (0, false);
         loop {
+            let mut at = 0;
             while let Some(message) = next_message(&buffer, at)? {
                 at += message.len();
-                match message.first() {
-                    // Whoever listens may be told of something at any moment, also behind ReadyForQuery.
-                    Some(b'A') => self.notified.extend_from_slice(message),
-                    Some(b'S') => drop(self.side.note_parameter(message)),
-                    Some(b'N') => self.said.extend_from_slice(message),
-                    _ if ready => return Err(out_of_step().into()),
-                    Some(b'D') => rows.push(row(message).ok_or_else(out_of_step)?),
-                    Some(b'E') => refused = Some(ServerError::read(message)),
-                    Some(b'Z') => ready = true,
-                    _ => {}
-                }
+                self.take_answer(message, &mut answer)?;
             }
-            if ready && at == buffer.len() {
-                return refused.map_or(Ok(rows), |error| Err(AskError::Refused(error)));
+            if answer.ready && at == buffer.len() {
+                return answer.finish();
             }
-            if buffer.len() > bytes_max {
-                return Err(out_of_step().into());
-            }
+            buffer.drain(..at);
+            answer.skip_long_row(&mut buffer)?;
             buffer.reserve(ANSWER_READ_BYTES);
             if self.stream.read_buf(&mut buffer).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
+            answer.skip(&mut buffer);
+        }
+    }
+
+    fn take_answer(&mut self, message: &[u8], answer: &mut Answer) -> io::Result<()> {
+        match message.first() {
+            // Whoever listens may be told of something at any moment, also behind ReadyForQuery.
+            Some(b'A') if answer.has_room(message.len()) => self.notified.extend_from_slice(message),
+            Some(b'A') => return Err(out_of_step()),
+            Some(b'S') => drop(self.side.note_parameter(message)),
+            Some(b'N') if answer.has_room(message.len()) => self.said.extend_from_slice(message),
+            Some(b'N') => {}
+            _ if answer.ready => return Err(out_of_step()),
+            Some(b'D') => answer.row(message)?,
+            Some(b'E') => answer.refused = Some(ServerError::read(message)),
+            Some(b'Z') => answer.ready = true,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// What has come of an answer.
+struct Answer {
+    rows: Vec<Row>,
+    refused: Option<ServerError>,
+    ready: bool,
+    /// Bytes that what is kept takes.
+    bytes: usize,
+    bytes_max: usize,
+    /// Where they count, if the answer is a long one.
+    memory: Option<Arc<Account>>,
+    charge: Charge,
+    is_too_long: bool,
+    /// Bytes still to come of a row that is left out.
+    skipping: usize,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self {
+            rows: Vec::new(),
+            refused: None,
+            ready: false,
+            bytes: 0,
+            bytes_max: ANSWER_BYTES_MAX,
+            memory: None,
+            charge: Charge::default(),
+            is_too_long: false,
+            skipping: 0,
+        }
+    }
+}
+
+/// A long answer counts in steps of so many bytes.
+const COUNTED_BYTES: usize = 256 * 1024;
+
+impl Answer {
+    /// Whether so much more may be kept. Once it may not, nothing is.
+    fn has_room(&mut self, bytes: usize) -> bool {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.is_too_long |= self.bytes > self.bytes_max;
+        if let Some(memory) = self.memory.as_ref().filter(|_| !self.is_too_long)
+            && self.bytes > self.charge.bytes()
+        {
+            let counted = self.bytes.next_multiple_of(COUNTED_BYTES);
+            self.is_too_long = self.charge.try_set(memory, counted).is_err();
+        }
+        if self.is_too_long {
+            self.rows = Vec::new();
+            self.charge.clear();
+        }
+        !self.is_too_long
+    }
+
+    fn row(&mut self, message: &[u8]) -> io::Result<()> {
+        let row = row(message).ok_or_else(out_of_step)?;
+        let cells = row.len() * (size_of::<Option<Vec<u8>>>() + PIECE_BYTES);
+        if self.has_room(message.len() + cells) {
+            self.rows.push(row);
+        }
+        Ok(())
+    }
+
+    /// A row that alone is too long is not waited for.
+    fn skip_long_row(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let Some((tag, length)) = header(buffer).map_err(io::Error::other)? else { return Ok(()) };
+        // It would be there twice, in a buffer that has grown for it.
+        let admits = |memory: &Arc<Account>| memory.admits(length.saturating_mul(3)).is_ok();
+        let fits = length <= self.bytes_max && self.memory.as_ref().is_none_or(admits);
+        if length <= MESSAGE_BYTES_MAX || fits {
+            return Ok(());
+        }
+        if tag != b'D' {
+            return Err(out_of_step());
+        }
+        self.has_room(usize::MAX);
+        self.skipping = length + 1;
+        self.skip(buffer);
+        Ok(())
+    }
+
+    fn skip(&mut self, buffer: &mut Vec<u8>) {
+        let skipped = self.skipping.min(buffer.len());
+        buffer.drain(..skipped);
+        self.skipping -= skipped;
+    }
+
+    fn finish(self) -> Result<(Vec<Row>, Charge), AskError> {
+        match self.refused {
+            Some(error) => Err(AskError::Refused(error)),
+            None if self.is_too_long => Err(AskError::Refused(ServerError::too_long())),
+            None => Ok((self.rows, self.charge)),
         }
     }
 }

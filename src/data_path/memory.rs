@@ -1,0 +1,291 @@
+//! What clients make the proxy keep, counted in bytes that are allocated, against a limit of the session, of its tenant and
+//! of the process.
+//!
+//! ```text
+//! process ◀─ tenant ◀─ session              what waits for one client, what it has SET, the names of its statements
+//!                   ◀─ its statements       prepared texts, which its sessions share
+//! ```
+//!
+//! Every account may take as much as it leaves free for the others of its parent: one tenant alone gets half of the process,
+//! two get a third each, and there is always room for one more. So a limit is never exceeded by those who share it, and
+//! whoever takes much is refused before whoever takes little.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use crate::{config::Limits, error::Limit};
+
+/// Bytes that the allocator needs for each piece, beside what is asked for.
+pub const PIECE_BYTES: usize = 16;
+
+/// Bytes that are kept for somebody.
+#[derive(Debug)]
+pub struct Account {
+    limit: Limit,
+    max: AtomicUsize,
+    used: AtomicUsize,
+    /// What is counted here is counted there as well.
+    parents: Box<[Arc<Account>]>,
+}
+
+impl Default for Account {
+    /// Counts, and refuses nothing.
+    fn default() -> Self {
+        Self {
+            limit: Limit::Process,
+            max: usize::MAX.into(),
+            used: AtomicUsize::new(0),
+            parents: Box::default(),
+        }
+    }
+}
+
+impl Account {
+    /// Of so many bytes at most.
+    pub fn new(limit: Limit, max: usize, parents: &[&Arc<Self>]) -> Arc<Self> {
+        let parents = parents.iter().map(|parent| (*parent).clone()).collect();
+        Arc::new(Self { limit, max: max.into(), used: AtomicUsize::new(0), parents })
+    }
+
+    /// Bytes that are kept.
+    pub fn used(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+
+    /// Bytes that may be kept.
+    pub fn max(&self) -> usize {
+        self.max.load(Relaxed)
+    }
+
+    /// The configuration has changed. What is kept already stays.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Relaxed);
+    }
+
+    /// Bytes that may be kept by that limit, if it is one of this account's or of those above it.
+    pub fn max_of(&self, limit: Limit) -> Option<usize> {
+        let own = (self.limit == limit).then(|| self.max());
+        own.or_else(|| self.parents.iter().find_map(|parent| parent.max_of(limit)))
+    }
+
+    /// Whether so many bytes more may be kept.
+    ///
+    /// # Errors
+    /// The limit that would be exceeded.
+    pub fn admits(&self, bytes: usize) -> Result<(), Limit> {
+        let grown = self.used().saturating_add(bytes);
+        if grown > self.max() {
+            return Err(self.limit);
+        }
+        self.parents.iter().try_for_each(|parent| {
+            parent.admits(bytes)?;
+            let free = parent.max().saturating_sub(parent.used().saturating_add(bytes));
+            if grown > free { Err(parent.limit) } else { Ok(()) }
+        })
+    }
+
+    fn change(&self, from: usize, to: usize) {
+        match to.checked_sub(from) {
+            Some(more) => self.used.fetch_add(more, Relaxed),
+            None => self.used.fetch_sub(from - to, Relaxed),
+        };
+        self.parents.iter().for_each(|parent| parent.change(from, to));
+    }
+}
+
+/// Bytes that count for as long as this lives.
+#[derive(Debug, Default)]
+pub struct Charge {
+    /// `None`: nothing has ever been counted.
+    account: Option<Arc<Account>>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Counts bytes that are kept whatever the limits say.
+    pub fn new(account: &Arc<Account>, bytes: usize) -> Self {
+        let mut charge = Self::default();
+        charge.set(account, bytes);
+        charge
+    }
+
+    /// Bytes that count now.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Counts so many from now on, in this account.
+    pub fn set(&mut self, account: &Arc<Account>, bytes: usize) {
+        match &self.account {
+            Some(before) if Arc::ptr_eq(before, account) => account.change(self.bytes, bytes),
+            before => {
+                before.iter().for_each(|before| before.change(self.bytes, 0));
+                account.change(0, bytes);
+                self.account = Some(account.clone());
+            }
+        }
+        self.bytes = bytes;
+    }
+
+    /// The same, unless there would be too much.
+    ///
+    /// # Errors
+    /// The limit that would be exceeded; what counted before still does.
+    pub fn try_set(&mut self, account: &Arc<Account>, bytes: usize) -> Result<(), Limit> {
+        let same = self.account.as_ref().is_some_and(|before| Arc::ptr_eq(before, account));
+        let more = bytes.saturating_sub(if same { self.bytes } else { 0 });
+        if more > 0 {
+            account.admits(more)?;
+        }
+        self.set(account, bytes);
+        Ok(())
+    }
+
+    /// Nothing counts any more.
+    #[inline]
+    pub fn clear(&mut self) {
+        if self.bytes > 0 {
+            *self = Self::default();
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(account) = &self.account {
+            account.change(self.bytes, 0);
+        }
+    }
+}
+
+/// The accounts of a process.
+#[derive(Debug)]
+pub struct Accounts {
+    /// Of all tenants.
+    pub process: Arc<Account>,
+    /// Of the prepared statements of all tenants, which count in the process as well.
+    pub statements: Arc<Account>,
+    /// Of sessions that have chosen no tenant.
+    pub nowhere: Arc<Account>,
+    by_tenant: Mutex<HashMap<i64, Weak<Account>>>,
+}
+
+impl Accounts {
+    /// Nothing is kept yet.
+    pub fn new(limits: &Limits) -> Self {
+        let process = Account::new(Limit::Process, limits.memory_max, &[]);
+        Self {
+            statements: Account::new(Limit::StatementsInAll, limits.prepared_bytes_max, &[]),
+            nowhere: Account::new(Limit::Tenant, limits.tenant_memory_max, &[&process]),
+            process,
+            by_tenant: Mutex::default(),
+        }
+    }
+
+    /// The configuration is this from now on.
+    pub fn limit(&self, limits: &Limits) {
+        self.process.set_max(limits.memory_max);
+        self.statements.set_max(limits.prepared_bytes_max);
+        for (_, tenant) in self.tenants() {
+            tenant.set_max(limits.tenant_memory_max);
+        }
+        self.nowhere.set_max(limits.tenant_memory_max);
+    }
+
+    /// A tenant's, the same as long as anybody has it.
+    pub fn of_tenant(&self, id: i64, limits: &Limits) -> Arc<Account> {
+        let mut all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        // The dead are swept when the map would have to grow.
+        if all.len() == all.capacity() {
+            all.retain(|_, account| account.strong_count() > 0);
+        }
+        if let Some(account) = all.get(&id).and_then(Weak::upgrade) {
+            return account;
+        }
+        let account = Account::new(Limit::Tenant, limits.tenant_memory_max, &[&self.process]);
+        all.insert(id, Arc::downgrade(&account));
+        account
+    }
+
+    /// Every tenant's that somebody has.
+    pub fn tenants(&self) -> Vec<(i64, Arc<Account>)> {
+        let all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(|(id, account)| Some((*id, account.upgrade()?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tenants(process: &Arc<Account>) -> [Arc<Account>; 2] {
+        [(); 2].map(|()| Account::new(Limit::Tenant, 800, &[process]))
+    }
+
+    #[test]
+    fn one_tenant_leaves_as_much_as_it_takes() {
+        let process = Account::new(Limit::Process, 1000, &[]);
+        let [greedy, modest] = tenants(&process);
+        let mut kept = Charge::default();
+        assert_eq!(kept.try_set(&greedy, 501), Err(Limit::Process));
+        assert_eq!(kept.try_set(&greedy, 500), Ok(()));
+        assert_eq!(Charge::default().try_set(&modest, 251), Err(Limit::Process));
+        assert_eq!(Charge::default().try_set(&modest, 250), Ok(()));
+        assert_eq!((process.used(), greedy.used(), modest.used()), (500, 500, 0));
+    }
+
+    #[test]
+    fn an_account_with_two_parents_counts_in_both() {
+        let process = Account::new(Limit::Process, 1000, &[]);
+        let all = Account::new(Limit::StatementsInAll, 100, &[]);
+        let [tenant, _] = tenants(&process);
+        let statements = Account::new(Limit::Tenant, usize::MAX, &[&tenant, &all]);
+        let mut kept = Charge::default();
+        assert_eq!(kept.try_set(&statements, 60), Err(Limit::StatementsInAll));
+        assert_eq!(kept.try_set(&statements, 40), Ok(()));
+        assert_eq!([&process, &tenant, &all].map(|account| account.used()), [40; 3]);
+        assert_eq!(statements.max_of(Limit::StatementsInAll), Some(100));
+        kept.clear();
+        assert_eq!([&process, &tenant, &all].map(|account| account.used()), [0; 3]);
+    }
+
+    #[test]
+    fn a_charge_goes_along_to_another_tenant() {
+        let process = Account::new(Limit::Process, 1000, &[]);
+        let [old, new] = tenants(&process);
+        let mut kept = Charge::new(&old, 70);
+        kept.set(&new, 80);
+        assert_eq!((process.used(), old.used(), new.used()), (80, 0, 80));
+    }
+
+    proptest! {
+        /// Whatever is taken and given up, in whichever order: nothing is lost, and no limit is exceeded.
+        #[test]
+        fn what_is_kept_is_what_counts(steps in prop::collection::vec((0..6_usize, 0..400_usize), 1..200)) {
+            let process = Account::new(Limit::Process, 1000, &[]);
+            let [one, other] = tenants(&process);
+            let accounts = [&one, &other].map(|tenant| Account::new(Limit::Client, 300, &[tenant]));
+            let mut charges: [Charge; 6] = Default::default();
+            for (place, bytes) in steps {
+                let before = charges[place].bytes();
+                let outcome = charges[place].try_set(&accounts[place % 2], bytes);
+                prop_assert!(outcome.is_ok() || bytes > before);
+                prop_assert_eq!(charges[place].bytes(), if outcome.is_ok() { bytes } else { before });
+                let sum = |side: usize| -> usize { charges.iter().skip(side).step_by(2).map(Charge::bytes).sum() };
+                prop_assert_eq!([accounts[0].used(), accounts[1].used()], [sum(0), sum(1)]);
+                prop_assert_eq!(process.used(), sum(0) + sum(1));
+                prop_assert!(process.used() <= 1000 && one.used() <= 800 && accounts[0].used() <= 300);
+            }
+            drop(charges);
+            prop_assert_eq!((process.used(), one.used(), other.used()), (0, 0, 0));
+        }
+    }
+}
