@@ -68,7 +68,7 @@ async fn a_tenants_life_by_commands() {
     for (wrong, says) in [
         ("pool_sise=3", "did you mean \"pool_size\"?"),
         ("pool_size=many", "whole number"),
-        ("pool_size=0", "from 1 on"),
+        ("pool_size=0", "from 1 to 262143"),
         ("pool_mode=statement", "transaction or session"),
         ("statement_timeout=30", "unit"),
         ("allow_from=10.1.2.3/8", "did you mean 10.0.0.0/8?"),

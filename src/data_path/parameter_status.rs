@@ -13,6 +13,8 @@ use crate::wire::message::parameter_status;
 
 /// A server reports some fifteen; one that reports a thousand is not PostgreSQL.
 const PARAMETERS_MAX: usize = 1000;
+/// Of names and values together: twice what one ParameterStatus may have.
+const BYTES_MAX: usize = 128 * 1024;
 
 /// Reported parameters and their values, in the order in which they were first reported.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +23,8 @@ pub struct Reported {
     values: Vec<(Arc<str>, Arc<[u8]>)>,
     /// The same for the same names and values, whatever their order.
     fingerprint: u64,
+    /// Of names and values together.
+    bytes: usize,
 }
 
 impl PartialEq for Reported {
@@ -46,19 +50,25 @@ impl Reported {
         reported
     }
 
-    /// Takes a value down; whether that is another one than before.
+    /// Takes a value down; whether that is another one than before. What is more than a server of PostgreSQL reports is not
+    /// taken down.
     pub fn set(&mut self, name: &str, value: &[u8]) -> bool {
-        if let Some((_, known)) = self.values.iter_mut().find(|(known, _)| **known == *name) {
-            if **known == *value {
-                return false;
-            }
-            self.fingerprint ^= fingerprint_of(name, known);
-            *known = value.into();
-        } else if self.values.len() < PARAMETERS_MAX {
-            self.values.push((name.into(), value.into()));
-        } else {
+        let count = self.values.len();
+        let known = self.values.iter_mut().find(|(known, _)| **known == *name).map(|(_, value)| value);
+        let before = known.as_ref().map_or(0, |known| name.len() + known.len());
+        let bytes = self.bytes - before + name.len() + value.len();
+        if bytes > BYTES_MAX || known.as_ref().is_some_and(|known| ***known == *value) {
             return false;
         }
+        match known {
+            Some(known) => {
+                self.fingerprint ^= fingerprint_of(name, known);
+                *known = value.into();
+            }
+            None if count == PARAMETERS_MAX => return false,
+            None => self.values.push((name.into(), value.into())),
+        }
+        self.bytes = bytes;
         self.fingerprint ^= fingerprint_of(name, value);
         true
     }
@@ -121,6 +131,17 @@ mod tests {
         assert_eq!(one, two);
         assert!(one.set("a", b"3") && one != two);
         assert!(one.set("a", b"1") && one == two && !one.set("a", b"1"));
+    }
+
+    #[test]
+    fn no_server_makes_us_keep_more_than_postgresql_reports() {
+        let mut reported = Reported::default();
+        let long = vec![b'x'; BYTES_MAX / 2];
+        assert!(reported.set("one", &long) && !reported.set("two", &long) && reported.set("one", b"1"));
+        assert!(reported.set("two", &long) && !reported.set("one", &long));
+        assert_eq!(reported.text("one"), Some("1"));
+        (0..2000).for_each(|number| drop(reported.set(&number.to_string(), b"")));
+        assert_eq!(reported.iter().count(), PARAMETERS_MAX);
     }
 
     #[test]
