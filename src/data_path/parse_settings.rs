@@ -176,6 +176,8 @@ impl ParseSettingsTable {
 pub struct Here<'a> {
     /// `None`: something may have changed them that has not been asked about.
     pub under: Option<&'a Arc<ParseSettings>>,
+    /// What the session began with, which its servers may no longer begin with: it holds for what was parsed before that, too.
+    pub startup: &'a Settings,
     /// What the server had when the transaction began.
     pub applied: &'a Settings,
     /// What may have changed since.
@@ -187,12 +189,23 @@ impl<'a> Here<'a> {
     #[inline]
     pub fn new(
         under: &'a Arc<ParseSettings>,
+        startup: &'a Settings,
         applied: &'a Settings,
         uncertain: &'a Uncertain,
         lease: &Lease,
     ) -> Self {
+        Self { under: Self::under(under, uncertain, lease), startup, applied, uncertain }
+    }
+
+    /// `under`, unless something may have changed that has not been asked about.
+    #[inline]
+    pub fn under<'s>(
+        under: &'s Arc<ParseSettings>,
+        uncertain: &Uncertain,
+        lease: &Lease,
+    ) -> Option<&'s Arc<ParseSettings>> {
         let known = !uncertain.changes_parsing() && !lease.pins.contains(Pins::SETTINGS);
-        Self { under: known.then_some(under), applied, uncertain }
+        known.then_some(under)
     }
 
     /// Whether a text that was parsed under those is the same statement here.
@@ -202,9 +215,18 @@ impl<'a> Here<'a> {
     }
 
     /// What must be put in place to parse as under `those`; `None` where nothing need be, or can be, or nobody knows.
-    fn differs<'s>(&self, those: &'s Arc<ParseSettings>, lease: &Lease) -> Option<&'s Settings> {
+    fn differs(&self, those: &Arc<ParseSettings>, lease: &Lease) -> Option<Settings> {
         let can = lease.status() != b'E' && !lease.takes_copy_data() && !lease.is_skipping();
-        if self.is(those) || !can { None } else { those.known() }
+        if self.is(those) || !can {
+            return None;
+        }
+        let mut settings = those.known()?.clone();
+        for (name, value) in self.startup.iter().filter(|(name, _)| matters(name)) {
+            if settings.get(name).is_none() {
+                settings.set(name, Some(value));
+            }
+        }
+        Some(settings)
     }
 
     /// Parameters that PostgreSQL does not list and that may be set.

@@ -86,7 +86,7 @@ impl Requests<'_, '_> {
     /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
     #[cold]
     pub(super) fn settings_now(&mut self, whose: Whose) -> Arc<ParseSettings> {
-        let (_, lease, here) = self.server.parts(self.under);
+        let (_, lease, here) = self.server.parts(self.under, self.startup);
         match here.under {
             Some(under) => under.clone(),
             None => here.ask(whose, lease, self.out.build()),
@@ -137,7 +137,7 @@ impl Requests<'_, '_> {
     #[cold]
     fn bring_anew(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
         let ServerSide { statements: servers, lease, sought, applied, uncertain, .. } = &mut *self.server;
-        let here = Here::new(self.under, applied, uncertain, lease);
+        let here = Here::new(self.under, self.startup, applied, uncertain, lease);
         let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
         if changed == Some(true) {
             return Brought::Changed;
@@ -162,7 +162,7 @@ impl Requests<'_, '_> {
     /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
     #[cold]
     pub(super) fn bring_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
-        let (servers, lease, here) = self.server.parts(self.under);
+        let (servers, lease, here) = self.server.parts(self.under, self.startup);
         servers.prepare_as(statement, Some(name), here, Whose::Follow, lease, self.out.build());
     }
 
@@ -180,7 +180,7 @@ impl Requests<'_, '_> {
         self.statements.take_own_names(&self.rules.table);
         let ServerSide { lease, ours, .. } = &mut *self.server;
         ours.hide(lease, self.out.build());
-        let (statements, lease, here) = self.server.parts(self.under);
+        let (statements, lease, here) = self.server.parts(self.under, self.startup);
         statements.hide_others(self.statements, lease, self.out.build());
         if settled {
             statements.show_own(self.statements, here, lease, false, self.out);
@@ -191,7 +191,7 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn show_to_code(&mut self) {
         self.statements.take_own_names(&self.rules.table);
-        let (statements, lease, here) = self.server.parts(self.under);
+        let (statements, lease, here) = self.server.parts(self.under, self.startup);
         statements.show_own(self.statements, here, lease, true, self.out);
     }
 }

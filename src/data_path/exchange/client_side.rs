@@ -246,6 +246,7 @@ impl ClientSide {
             statements,
             rules,
             parse_settings,
+            startup,
             unnamed_serial,
             advances,
             left_out,
@@ -258,7 +259,7 @@ impl ClientSide {
         }
         let under = &parse_settings.0;
         let mut requests =
-            Requests { statements, rules, under, unnamed_serial, advances, bounds, server, out };
+            Requests { statements, rules, under, startup, unnamed_serial, advances, bounds, server, out };
         loop {
             let mut full = None;
             let piece = framer.next_within(
@@ -342,10 +343,19 @@ impl ClientSide {
         out: &mut Vec<u8>,
     ) -> usize {
         let Ok(Some((tag, length))) = header(inbox) else { return 0 };
-        let Self { statements, rules, parse_settings, unnamed_serial, advances, bounds, .. } = self;
+        let Self { statements, rules, parse_settings, startup, unnamed_serial, advances, bounds, .. } = self;
         let (under, mut out) = (&parse_settings.0, Outgoing::new(&[], out));
-        let mut requests =
-            Requests { statements, rules, under, unnamed_serial, advances, bounds, server, out: &mut out };
+        let mut requests = Requests {
+            statements,
+            rules,
+            under,
+            startup,
+            unnamed_serial,
+            advances,
+            bounds,
+            server,
+            out: &mut out,
+        };
         requests.deny(tag, reason);
         length + 1
     }

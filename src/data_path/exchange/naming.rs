@@ -228,7 +228,7 @@ impl Requests<'_, '_> {
             return GOES_ON;
         }
         // PREPARE in front of it takes the unnamed statement's place.
-        let (statements, lease, here) = self.server.parts(self.under);
+        let (statements, lease, here) = self.server.parts(self.under, self.startup);
         for statement in &requires {
             statements.ensure(statement, here, lease, self.out);
         }
@@ -258,7 +258,7 @@ impl Requests<'_, '_> {
 
     /// What an EXECUTE describes is what it runs: that must be there.
     pub(super) fn ensure_named(&mut self, naming: Option<&SqlNames>) {
-        let (statements, lease, here) = self.server.parts(self.under);
+        let (statements, lease, here) = self.server.parts(self.under, self.startup);
         for statement in naming.into_iter().flat_map(|names| &names.0) {
             statements.ensure(statement, here, lease, self.out);
         }

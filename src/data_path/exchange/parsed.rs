@@ -18,7 +18,7 @@ impl ServerSide {
     /// transaction began.
     #[inline]
     pub(super) fn parsing<'s>(&'s self, under: &'s Arc<ParseSettings>) -> Option<&'s Arc<ParseSettings>> {
-        Here::new(under, &self.applied, &self.uncertain, &self.lease).under
+        Here::under(under, &self.uncertain, &self.lease)
     }
 
     /// What it takes to prepare something.
@@ -26,9 +26,10 @@ impl ServerSide {
     pub(super) fn parts<'s>(
         &'s mut self,
         under: &'s Arc<ParseSettings>,
+        startup: &'s Settings,
     ) -> (&'s mut ServerStatements, &'s mut Lease, Here<'s>) {
         let Self { statements, lease, applied, uncertain, .. } = self;
-        let here = Here::new(under, applied, uncertain, lease);
+        let here = Here::new(under, startup, applied, uncertain, lease);
         (statements, lease, here)
     }
 

@@ -21,6 +21,7 @@ use crate::{
         lease::{Asked, Naming, Pins, Whose},
         parse_settings::ParseSettings,
         prepared::{ClientStatements, ServerStatements, Statement, rename},
+        session_state::Settings,
         statement::Characters,
     },
     error::Refusal,
@@ -37,6 +38,8 @@ pub struct Requests<'a, 'c> {
     pub(super) rules: &'a Rules,
     /// The session's, as they were when the transaction began.
     pub(super) under: &'a Arc<ParseSettings>,
+    /// What it began with.
+    pub(super) startup: &'a Settings,
     pub(super) unnamed_serial: &'a mut u64,
     pub(super) advances: &'a mut Advances,
     pub(super) bounds: &'a mut Bounds,
@@ -157,7 +160,7 @@ impl Requests<'_, '_> {
                 Err(limit) => return self.refuse(b'Q', limit),
             };
             if let Some(Rewritten { text, requires, deeds, .. }) = rewritten {
-                let (statements, lease, here) = self.server.parts(self.under);
+                let (statements, lease, here) = self.server.parts(self.under, self.startup);
                 for statement in &requires {
                     statements.ensure_for_query(statement, here, lease, self.out);
                 }
@@ -242,7 +245,7 @@ impl Requests<'_, '_> {
         }
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well, and says what PostgreSQL says.
-            let (statements, lease, here) = self.server.parts(self.under);
+            let (statements, lease, here) = self.server.parts(self.under, self.startup);
             statements.ensure(&taken, here, lease, self.out);
             let naming = Naming { client_name: Some(name.into()), statement: taken.clone() };
             self.ask(Asked::ParseTaken(Box::new(naming)));
@@ -429,7 +432,7 @@ impl Requests<'_, '_> {
     }
 
     fn with_unnamed(&mut self, asked: Asked, bytes: &[u8]) -> Result<(), Refusal> {
-        let (statements, lease, here) = self.server.parts(self.under);
+        let (statements, lease, here) = self.server.parts(self.under, self.startup);
         statements.ensure_unnamed(self.statements, here, lease, self.out);
         self.ask(asked);
         self.out.pass(bytes);
