@@ -140,7 +140,9 @@ mod tests {
         assert!(reported.set("one", &long) && !reported.set("two", &long) && reported.set("one", b"1"));
         assert!(reported.set("two", &long) && !reported.set("one", &long));
         assert_eq!(reported.text("one"), Some("1"));
-        (0..2000).for_each(|number| drop(reported.set(&number.to_string(), b"")));
+        for number in 0..2000 {
+            reported.set(&number.to_string(), b"");
+        }
         assert_eq!(reported.iter().count(), PARAMETERS_MAX);
     }
 
