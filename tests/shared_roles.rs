@@ -151,6 +151,93 @@ async fn what_keeps_everybody_out_is_undone_at_the_next_connection() {
     }
 }
 
+/// Settings that a tenant's code puts on the shared role let everybody in, and would spoil every session that begins from then on.
+#[tokio::test]
+async fn settings_that_code_puts_on_a_shared_role_are_undone_before_the_next_session_begins() {
+    for (mode, who, sql) in [
+        ("transaction", "acme_user", "ALTER ROLE CURRENT_USER SET statement_timeout = 1"),
+        ("session", "acme_user", "ALTER ROLE CURRENT_USER SET statement_timeout = 1"),
+        ("transaction", "reader", "ALTER ROLE CURRENT_USER SET statement_timeout = 1"),
+        ("transaction", "acme_user", "ALTER ROLE CURRENT_USER IN DATABASE acme SET search_path = nowhere"),
+        ("session", "reader", "ALTER ROLE CURRENT_USER RESET ALL"),
+    ] {
+        let proxy = Proxy::with_tenant("acme").pool_mode(mode).pool_size(2).start().await;
+        proxy.create_login("reader", "secret", &["--tenant", "acme", "--read-only"]);
+        let owner = proxy.client("acme");
+        let caller = if who == "reader" { proxy.caller("reader", "secret", "acme") } else { owner.clone() };
+        owner.connect().await.run("CREATE TABLE t (a int)").await;
+        let superuser = proxy.cluster.client("postgres").await;
+        let before = settled(&superuser).await;
+        let culprit = caller.connect().await;
+        culprit.run("SET default_transaction_read_only = off").await;
+        culprit.run(&hidden(sql)).await;
+        for _ in 0..2 {
+            let found = caller
+                .ask(
+                    "SELECT concat_ws(' ', current_setting('statement_timeout'), current_setting('search_path'),
+                        current_setting('default_transaction_read_only'), (SELECT count(*) FROM t))",
+                )
+                .await;
+            let reads = if who == "reader" { "on" } else { "off" };
+            assert_eq!(found, format!("0 \"$user\", public {reads} 0"), "{mode} {who} {sql}");
+        }
+        let after = settled(&superuser).await;
+        assert_eq!(after.replace(" infinity", ""), before, "{mode} {who} {sql}");
+        // Who was there before goes on.
+        assert_eq!(culprit.ask("SELECT count(*) FROM t").await, "0");
+        proxy.logged("their settings were not those that pglobby gives them").await;
+        let central = proxy.cluster.client("central").await;
+        let audited = "SELECT string_agg(action || ' ' || coalesce(detail->>'because', ''), ', ' ORDER BY id) \
+                       FROM pglobby.audit_log WHERE actor = 'pglobby'";
+        let audited = central.ask(audited).await;
+        assert!(audited.starts_with("tenant.rotate , tenant.roles_mended role \"acme_r"), "{audited}");
+        assert_eq!(audited.matches("tenant.roles_mended").count(), 1, "once");
+        assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 1.0);
+    }
+}
+
+/// Where no server is idle, the first one that is opened begins with what was set, and may break before it says so.
+#[tokio::test]
+async fn settings_of_a_shared_role_are_undone_though_servers_break_as_they_begin() {
+    for parameter in ["statement_timeout", "idle_session_timeout", "lock_timeout"] {
+        let proxy = Proxy::with_tenant("acme").start().await;
+        let superuser = proxy.cluster.client("postgres").await;
+        proxy
+            .client("acme")
+            .connect()
+            .await
+            .run(&hidden(&format!("ALTER ROLE CURRENT_USER SET {parameter} = 1")))
+            .await;
+        proxy.console().await.run("RECONNECT").await;
+        let waiting: Vec<_> = (0..6)
+            .map(|_| {
+                let owner = proxy.client("acme");
+                let sql = format!("SELECT current_setting('{parameter}')");
+                tokio::spawn(async move { owner.ask(&sql).await })
+            })
+            .collect();
+        for answer in waiting {
+            assert_eq!(in_time("an answer", answer).await.unwrap(), "0", "{parameter}");
+        }
+        let left = "SELECT count(*) FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole AND rolname = 'acme_rw'";
+        assert_eq!(superuser.ask(left).await, "0");
+        assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 1.0);
+    }
+}
+
+/// Settings of a role that pglobby did not make are its owner's: every session finds them.
+#[tokio::test]
+async fn settings_of_a_role_that_is_not_ours_are_left_alone_without_a_word() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    let superuser = proxy.cluster.client("postgres").await;
+    superuser.run("COMMENT ON ROLE acme_rw IS 'mine'; ALTER ROLE acme_rw SET work_mem = '8MB'").await;
+    for _ in 0..3 {
+        assert_eq!(proxy.client("acme").ask("SHOW work_mem").await, "8MB");
+    }
+    assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="failed"}"#).await, 0.0);
+    assert!(!proxy.log().contains("could not be put right"));
+}
+
 /// What cannot be put right is told to whoever waits, in the server's words, and is not tried again and again.
 #[tokio::test]
 async fn roles_that_are_not_ours_are_left_alone_and_everybody_is_told() {

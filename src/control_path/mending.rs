@@ -1,6 +1,6 @@
-//! A tenant's server that a host refuses because of its role or its database is put right by this node, by itself: new
-//! passwords, and everything as it was made. What a tenant's function may have done to the roles that its logins share keeps
-//! nobody out for longer than that takes.
+//! A tenant's role or database that is not as it was made, because a host refuses it or because new sessions begin with settings
+//! that pglobby did not give the role, is put right by this node, by itself: new passwords, and everything as it was made. What a
+//! tenant's function may have done to the roles that its logins share keeps nobody out for longer than that takes.
 //!
 //! One attempt at a time for a tenant, each later one after a longer pause: a tenant that does it again and again rotates
 //! nothing but its own passwords, and seldom.
@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::json;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     central::causes,
@@ -21,7 +21,11 @@ use super::{
     operator::{Office, Operator, OperatorError},
 };
 use crate::{
-    data_path::{pool::Mending, server::IdentityTrouble, tenant::Tenant},
+    data_path::{
+        pool::Mending,
+        server::{IdentityTrouble, TroubleKind},
+        tenant::Tenant,
+    },
     metrics::Metrics,
 };
 
@@ -87,9 +91,12 @@ pub fn mending(office: Office, metrics: Arc<Metrics>) -> Mending {
     let runtime = tokio::runtime::Handle::current();
     Arc::new(move |tenant, trouble| {
         let chance = locked(&turns).begin(tenant.id, Instant::now());
-        let wait = |mut over: watch::Receiver<()>| async move { drop(over.changed().await) };
+        let wait = |mut over: watch::Receiver<()>| async move {
+            drop(over.changed().await);
+            true
+        };
         let over = match chance {
-            Chance::None => return Box::pin(std::future::ready(())),
+            Chance::None => return Box::pin(std::future::ready(false)),
             Chance::UnderWay(over) => return Box::pin(wait(over)),
             Chance::Begins(over) => over,
         };
@@ -113,12 +120,20 @@ fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: R
     match mended {
         Ok(true) => {
             metrics.roles_mended(true);
-            info!(tenant = name, reason = %trouble.said, "roles were put right after their host had refused them");
+            let event = match trouble.is_silent() {
+                true => "roles were put right: their settings were not those that pglobby gives them",
+                false => "roles were put right after their host had refused them",
+            };
+            info!(tenant = name, reason = %trouble.said, "{event}");
         }
         Ok(false) => {}
+        // It need not be the roles at all.
+        Err(error) if trouble.kind == TroubleKind::Suspected => {
+            debug!(tenant = name, side = "server", error = %causes(&error), "cannot look at a tenant's roles");
+        }
         Err(error) => {
             metrics.roles_mended(false);
-            warn!(tenant = name, side = "server", error = %causes(&error), "roles that their host refuses could not be put right");
+            warn!(tenant = name, side = "server", error = %causes(&error), "roles that are not as they were made could not be put right");
         }
     }
 }

@@ -53,7 +53,9 @@ WHERE r.rolname IN ($2, $3) AND (
    OR EXISTS (SELECT FROM pg_db_role_setting c, unnest(c.setconfig) AS s (setting)
               WHERE c.setrole = r.oid
                 AND (c.setdatabase = 0 OR c.setdatabase IN (SELECT oid FROM pg_database WHERE datname = $1))
-                AND NOT (r.rolname = $3 AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on')))";
+                AND NOT (r.rolname = $3 AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on'))
+   OR (r.rolname = $3 AND NOT EXISTS (SELECT FROM pg_db_role_setting c WHERE c.setrole = r.oid AND c.setdatabase = 0
+                AND 'default_transaction_read_only=on' = ANY (c.setconfig))))";
 
 impl Belongings<'_> {
     fn roles(&self) -> impl Iterator<Item = &str> {

@@ -30,7 +30,7 @@ use crate::control_path::{
     tenants::missing,
     verifier::scram_verifier,
 };
-use crate::data_path::server::IdentityTrouble;
+use crate::data_path::server::{IdentityTrouble, TroubleKind};
 
 /// What `tenant rotate` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -101,6 +101,10 @@ async fn rotate_if(
     let (session, _) = enter_host(&admin, before.id).await?;
     for role in before.roles() {
         if !roles::ours(&session, role).await? {
+            // Its settings are its owner's affair, as long as it lets sessions in.
+            if trouble.is_some_and(|(_, trouble)| trouble.is_silent()) {
+                return Ok(None);
+            }
             return Err(OperatorError::Refused(format!(
                 "role {role:?} on host {:?} was not made by pglobby (its comment says so), so its password is left alone",
                 before.host
@@ -109,7 +113,7 @@ async fn rotate_if(
     }
 
     if let Some((_, trouble)) = trouble
-        && !trouble.is_password
+        && trouble.kind != TroubleKind::Password
         && !before.belongings().are_changed(&session).await?
     {
         return Ok(None);

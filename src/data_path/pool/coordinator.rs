@@ -117,6 +117,9 @@ impl Pool {
                     Err(error) => {
                         warn!(tenant = self.tenant.name, side = "server", %error, "a new server is lost");
                         drop(server);
+                        if self.put_right_if_changed(&error).await {
+                            return; // as below
+                        }
                         let lost = Refusal::ServerLost;
                         let _ = self.backoff.failed(attempt, &lost, Instant::now(), rand::random());
                         self.refuse_waiting(&lost);
@@ -170,9 +173,8 @@ impl Pool {
     /// change on the host a moment before they change in its row; a server opened in between is nobody's failure.
     /// Roles that somebody has changed behind our back get others as well; who waits goes on waiting for that.
     async fn renew(self: &Arc<Self>, error: &DialError, startup: &Settings) -> bool {
-        let trouble = error.identity_trouble(startup);
-        match trouble.zip(self.keeper.upgrade()) {
-            Some((trouble, pools)) => pools.renew(self, trouble).await,
+        match error.identity_trouble(startup) {
+            Some(trouble) => self.put_right(trouble).await,
             None => false,
         }
     }

@@ -213,7 +213,11 @@ impl Pool {
                     return Ok(Engaged { server, greeting });
                 }
                 Ok(false) => {}
-                Err(_) if is_new => return Err(Refusal::ServerLost),
+                Err(error) if is_new => {
+                    if !pool.put_right_if_changed(&error).await {
+                        return Err(Refusal::ServerLost);
+                    }
+                }
                 Err(error) => {
                     warn!(tenant = self.tenant.name, side = "server", %error, "an idle server is gone")
                 }

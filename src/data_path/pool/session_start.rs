@@ -1,6 +1,9 @@
 //! What PostgreSQL reads when a session begins, and never again for that session: settings of its role and its database
 //! (`ALTER ROLE … SET`, `ALTER DATABASE … SET`).
 //!
+//! What is set for the role that all logins of a tenant share is pglobby's alone: nothing, or that a reader reads. Code of the
+//! tenant's can set more, which a text does not show; it is found here and undone (`control_path/mending.rs`).
+//!
 //! All servers of a pool began with the same: what each one finds written when it is opened is compared with what the first one
 //! found, and where that differs the pool is replaced. A new session makes sure of it at its login (`greeting.rs`) and gets servers
 //! of the new pool. A session that is older sets, on servers of the new pool, what it began with.
@@ -11,8 +14,12 @@ use tracing::info;
 
 use super::Pool;
 use crate::data_path::{
-    server::connection::{AskError, Row, Server},
+    server::{
+        IdentityTrouble, TroubleKind,
+        connection::{AskError, Row, Server},
+    },
     session_state::Settings,
+    tenant::Access,
 };
 
 /// What the servers of a pool began with.
@@ -106,15 +113,22 @@ impl Pool {
     pub async fn is_as_begun(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened and written still: so it began with that.
         let before = self.start.get();
-        let written = match server.ask(&written(), &[]).await {
-            Ok(rows) => Some(
-                rows.concat()
-                    .into_iter()
-                    .flat_map(|value| [value.unwrap_or_default(), vec![0]])
-                    .flatten()
-                    .collect(),
-            ),
-            Err(AskError::Refused(_)) => None,
+        let written = match server.ask(&written(), &[self.as_made()]).await {
+            Ok(mut rows) => {
+                if let Some(trouble) = self.unlike_made(&mut rows)
+                    && self.put_right(trouble).await
+                {
+                    return Ok(false);
+                }
+                let values = rows.concat().into_iter();
+                Some(values.flat_map(|value| [value.unwrap_or_default(), vec![0]]).flatten().collect())
+            }
+            Err(error @ AskError::Refused(_)) => {
+                if self.put_right_if_changed(&error).await {
+                    return Ok(false);
+                }
+                None
+            }
             Err(lost) => return Err(lost),
         };
         let start = match before {
@@ -141,14 +155,66 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// The one setting that its role was made with; empty: none.
+    fn as_made(&self) -> &'static str {
+        match self.access {
+            Access::ReadWrite => "",
+            Access::ReadOnly => READER_AS_MADE,
+        }
+    }
+
+    /// Whether the role has other settings than it was made with. Takes from the rows what was asked for that alone.
+    fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
+        let (mut others, mut is_made) = (Vec::new(), false);
+        for row in rows {
+            is_made |= row.pop().flatten().as_deref() == Some(b"t");
+            others.extend(row.pop().flatten().map(|names| String::from_utf8_lossy(&names).into_owned()));
+        }
+        let role = &self.credential.username;
+        let said = match others.is_empty() {
+            false => format!("role {role:?} has settings of its own: {}", others.join(", ")),
+            true if is_made || self.as_made().is_empty() => return None,
+            true => format!("role {role:?} is no longer set to read by default"),
+        };
+        Some(IdentityTrouble { kind: TroubleKind::Settings, said: said.into() })
+    }
+
+    /// Has the control path put right what is not as it was made. `true`: the pool was replaced by one that knows the role as it is
+    /// now.
+    pub(super) async fn put_right(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
+        match self.keeper.upgrade() {
+            Some(pools) => pools.renew(self, trouble).await,
+            None => false,
+        }
+    }
+
+    /// The same for a server that has broken, or has refused a question of ours, as its session began: settings of the role may
+    /// be why.
+    pub(super) async fn put_right_if_changed(self: &Arc<Self>, error: &AskError) -> bool {
+        let said = format!("a session of role {:?} broke as it began: {error}", self.credential.username);
+        self.put_right(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
+    }
+}
+
+/// What a role that reads is made with (`control_path/onboarding/roles.rs`).
+const READER_AS_MADE: &str = "default_transaction_read_only=on";
+
 /// Rows about the database and the role of the session.
 const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
 
-/// What is written in the catalogue; a row that was written again is another.
+/// What is written in the catalogue; a row that was written again is another. Behind that the names of what the role was not made
+/// with, $1 being the one thing that it may have been made with, and whether it has that.
 fn written() -> String {
-    format!("SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig FROM {ABOUT_US} ORDER BY 1, 2")
+    format!(
+        "SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig, \
+            CASE WHEN s.setrole <> 0 THEN (SELECT pg_catalog.string_agg(pg_catalog.split_part(entry, '=', 1), ', ') \
+                FROM pg_catalog.unnest(s.setconfig) AS entry WHERE s.setdatabase <> 0 OR entry <> $1) END, \
+            s.setrole <> 0 AND s.setdatabase = 0 AND $1 = ANY (s.setconfig) \
+        FROM {ABOUT_US} ORDER BY 1, 2"
+    )
 }
 
 /// `(name, value, the value PostgreSQL was built with, whether it is written)`. What only a superuser may set is left out: no

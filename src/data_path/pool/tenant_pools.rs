@@ -43,10 +43,10 @@ pub type PoolMaking =
 pub type Looking =
     Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
 
-/// What the control path does where a host refuses a tenant's role or database: puts it right, if it is the tenant's doing and
-/// its turn has come. Resolves when that is over, well or not.
+/// What the control path does where a tenant's role or database is not as it was made: puts it right, if it is the tenant's doing
+/// and its turn has come. Resolves when that is over, well or not; `false`: it was not its turn.
 pub type Mending =
-    Arc<dyn Fn(Arc<Tenant>, IdentityTrouble) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+    Arc<dyn Fn(Arc<Tenant>, IdentityTrouble) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Every pool of this process.
 pub struct TenantPools {
@@ -287,12 +287,18 @@ impl TenantPools {
         self.retire(old, Some(new));
     }
 
-    /// The host refuses what `pool` logs in with: replaces it, if its tenant has other credentials by now, or gets others.
+    /// What `pool` logs in with is not as it was made: replaces the pool, if its tenant has other credentials by now, or gets others.
     pub(super) async fn renew(&self, pool: &Arc<Pool>, trouble: IdentityTrouble) -> bool {
-        self.look_again_at(pool).await;
-        if !pool.is_retired() {
-            (self.mend)(pool.tenant.clone(), trouble).await;
+        // While the host lets the role in, no session waits for the central database without need.
+        let is_silent = trouble.is_silent();
+        if !is_silent {
             self.look_again_at(pool).await;
+        }
+        if !pool.is_retired() {
+            let tried = (self.mend)(pool.tenant.clone(), trouble).await;
+            if tried || !is_silent {
+                self.look_again_at(pool).await;
+            }
         }
         pool.is_retired()
     }

@@ -27,13 +27,33 @@ pub struct DialError {
     pub cause: DialCause,
 }
 
-/// A host that refuses a tenant's role or database: an operator's task may put that right.
+/// What a tenant's code seems to have done to the role or the database: an operator's task may put that right.
 #[derive(Debug, Clone)]
 pub struct IdentityTrouble {
-    /// It is the password, or the role's right to log in by it.
-    pub is_password: bool,
+    /// How it shows.
+    pub kind: TroubleKind,
     /// The operator's line.
     pub said: Box<str>,
+}
+
+/// How it shows that a role or a database is not as it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// The host refuses the password.
+    Password,
+    /// The host refuses the role or the database for another reason: no LOGIN, a limit, a library that is not there.
+    Refused,
+    /// The role has settings that pglobby did not give it. Sessions can begin; what they find is not what was meant.
+    Settings,
+    /// A session broke as it began. A setting of the role may be the reason (`statement_timeout`, `idle_session_timeout`).
+    Suspected,
+}
+
+impl IdentityTrouble {
+    /// Whether the host has let the role in.
+    pub fn is_silent(&self) -> bool {
+        matches!(self.kind, TroubleKind::Settings | TroubleKind::Suspected)
+    }
 }
 
 /// Which side of the story went wrong.
@@ -193,7 +213,19 @@ impl DialError {
                 _ => false,
             }
         }) || !by_client && matches!(self.cause, DialCause::WrongIdentity { .. });
-        (is_password || is_changed).then(|| IdentityTrouble { is_password, said: self.to_string().into() })
+        // Timeouts of a millisecond, which our own first question meets.
+        let is_timeout = self
+            .cause
+            .is_refusal(|error| matches!(error.code(), Some("57014" | "57P05" | "25P03" | "25P04")));
+        let kind = match () {
+            () if is_password => TroubleKind::Password,
+            () if is_changed => TroubleKind::Refused,
+            () if is_timeout && !startup.iter().any(|(name, _)| name.ends_with("_timeout")) => {
+                TroubleKind::Suspected
+            }
+            () => return None,
+        };
+        Some(IdentityTrouble { kind, said: self.to_string().into() })
     }
 
     /// Whether the host takes no more connections. A role or a database that has too many of them (CONNECTION LIMIT) gets the

@@ -9,4 +9,4 @@ mod login;
 mod scram;
 
 pub use dial::{DialOptions, Opened, Target, open, send_cancel};
-pub use dial_error::{DialError, IdentityTrouble};
+pub use dial_error::{DialError, IdentityTrouble, TroubleKind};
