@@ -95,9 +95,9 @@ impl Statement {
         Self { naming, is_looked_at, is_parsed_once, ..self }
     }
 
-    /// What so many statements with so much text in all take: each text stands in the table of all as well.
+    /// What so many statements with so much text in all take.
     pub fn weight(count: usize, text: usize) -> usize {
-        count * (size_of::<Self>() + 8 * PIECE_BYTES) + 2 * text
+        count * (size_of::<Self>() + 8 * PIECE_BYTES) + text
     }
 
     /// What this one takes.

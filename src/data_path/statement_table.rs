@@ -5,9 +5,10 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     ops::Range,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -24,8 +25,10 @@ use super::{
 /// The statements of one pool, each once.
 #[derive(Debug, Default)]
 pub struct StatementTable {
-    /// Weak: a statement lives as long as a client or a server has it.
-    by_meaning: Mutex<HashMap<Vec<u8>, Weak<Statement>>>,
+    /// Weak: a statement lives as long as a client or a server has it. By a digest of the text and its settings: a text stands
+    /// in its statement only, and is gone with it.
+    by_digest: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
+    hasher: RandomState,
     /// Under what they are parsed.
     pub settings: ParseSettingsTable,
     /// What they take.
@@ -88,19 +91,20 @@ impl StatementTable {
         under: &Arc<ParseSettings>,
         made: impl FnOnce() -> (Aftermath, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
-        let meaning = meaning(body, under);
-        let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = table.get(&meaning).and_then(Weak::upgrade) {
-            return statement;
-        }
+        let mut table = self.locked();
         // The dead are swept when the table would have to grow: amortised, and it never holds more than twice the living.
         if table.len() == table.capacity() {
-            table.retain(|_, statement| statement.strong_count() > 0);
+            table.retain(|_, known| known.iter().any(|known| known.strong_count() > 0));
+        }
+        let alike = table.entry(self.digest(body, under)).or_default();
+        if let Some(statement) = living(alike, body, under) {
+            return statement;
         }
         let (aftermath, naming) = made();
         let statement = Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
-        table.insert(meaning, Arc::downgrade(&statement));
+        alike.retain(|known| known.strong_count() > 0);
+        alike.push(Arc::downgrade(&statement));
         statement
     }
 
@@ -133,9 +137,10 @@ impl StatementTable {
     /// PostgreSQL refuses; from now on the text makes another statement.
     #[cold]
     pub fn reshaped(&self, before: &Statement, shape: Shape) -> Arc<Statement> {
-        let meaning = meaning(&before.body, &before.parsed_under);
-        let mut table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = table.get(&meaning).and_then(Weak::upgrade).filter(|_| before.is_shared);
+        let under = &before.parsed_under;
+        let mut table = self.locked();
+        let mut alike = before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
+        let known = alike.as_deref().and_then(|alike| living(alike, &before.body, under));
         if let Some(known) = known.filter(|known| known.shape.get() == Some(&shape)) {
             return known;
         }
@@ -145,19 +150,37 @@ impl StatementTable {
             shape: shape.into(),
             proved: AtomicBool::new(true),
             is_shared: before.is_shared,
-            ..Statement::new(body, aftermath, &before.parsed_under, &self.memory)
+            ..Statement::new(body, aftermath, under, &self.memory)
         });
-        if before.is_shared {
-            table.insert(meaning, Arc::downgrade(&statement));
+        if let Some(alike) = &mut alike {
+            alike.retain(|known| known.upgrade().is_some_and(|known| !is_of(&known, &before.body, under)));
+            alike.push(Arc::downgrade(&statement));
         }
         statement
     }
 
     /// The statement with this Parse body that was parsed under these settings, if a client or a server has it.
     pub fn find(&self, body: &[u8], under: &Arc<ParseSettings>) -> Option<Arc<Statement>> {
-        let table = self.by_meaning.lock().unwrap_or_else(PoisonError::into_inner);
-        table.get(&meaning(body, under)).and_then(Weak::upgrade)
+        living(self.locked().get(&self.digest(body, under))?, body, under)
     }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<u64, Vec<Weak<Statement>>>> {
+        self.by_digest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn digest(&self, body: &[u8], under: &ParseSettings) -> u64 {
+        self.hasher.hash_one((body, under.id))
+    }
+}
+
+/// The one with this Parse body that is parsed under these settings.
+fn living(alike: &[Weak<Statement>], body: &[u8], under: &ParseSettings) -> Option<Arc<Statement>> {
+    alike.iter().filter_map(Weak::upgrade).find(|known| is_of(known, body, under))
+}
+
+/// Whether two clients with this text and these settings share that statement.
+fn is_of(statement: &Statement, body: &[u8], under: &ParseSettings) -> bool {
+    statement.parsed_under.id == under.id && *statement.body == *body
 }
 
 /// Whether servers may know a statement by this name of a client's: one that needs no quotes anywhere, and is none of ours.
@@ -169,9 +192,4 @@ fn may_be_own(name: &[u8]) -> bool {
 fn replaced(text: &[u8], range: Range<usize>, new: &[u8]) -> Vec<u8> {
     let (before, behind) = (text.get(..range.start), text.get(range.end..));
     [before.unwrap_or_default(), new, behind.unwrap_or_default()].concat()
-}
-
-/// What makes two statements the same. A body says itself where it ends.
-fn meaning(body: &[u8], under: &ParseSettings) -> Vec<u8> {
-    [body, &under.id.to_be_bytes()].concat()
 }
