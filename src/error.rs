@@ -134,6 +134,15 @@ pub enum Refusal {
         "pglobby cannot change passwords at the moment, and the old or the new one may hold; please try again"
     )]
     PasswordNotStored,
+    /// A login's own password was changed again and again.
+    #[error(
+        "the password of this login was changed too often; please try again in {} s",
+        wait.as_millis().div_ceil(1000)
+    )]
+    PasswordTooOften {
+        /// When it may be changed again.
+        wait: Duration,
+    },
     /// PostgreSQL's own answer, given where no server is asked.
     #[error("{message}")]
     AsPostgres {
@@ -406,7 +415,7 @@ impl Refusal {
             | Self::TooManyFailedLogins
             | Self::TooManyClientsOfTenant { .. }
             | Self::TooManyPinned { .. } => "53300",
-            Self::TooManyNotifications { .. } => "53400",
+            Self::TooManyNotifications { .. } | Self::PasswordTooOften { .. } => "53400",
             Self::TooMuchKept { limit, .. } | Self::TooMuchUnsent { limit, .. } => limit.sqlstate(),
             Self::NoTenantChosen => "55000",
             Self::TenantDenied { .. } => "42501",

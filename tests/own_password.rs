@@ -11,7 +11,7 @@ use std::{
 
 use support::{
     Proxy,
-    client::sqlstate,
+    client::{in_words, sqlstate},
     proxy::{login_of, password_of},
     wire::{batch, bind, describe, execute, parse, sync, tags},
 };
@@ -249,6 +249,38 @@ async fn a_service_login_changes_its_password_wherever_it_is() {
     client.run("ROLLBACK").await;
     assert_eq!(client.ask("SELECT 1").await, "1");
     proxy.caller("api", "third", "acme").connect().await;
+}
+
+/// Each change is a row in the central database and a message to all nodes: a loop makes few of them.
+#[tokio::test]
+async fn a_login_that_changes_its_password_in_a_loop_is_slowed_down() {
+    for mode in ["transaction", "session"] {
+        let proxy = tenant(mode).await;
+        let central = proxy.cluster.client("central").await;
+        let verifier = "SELECT verifier FROM pglobby.logins WHERE name = 'reader'";
+        let client = proxy.caller("reader", "reader-secret", "acme").connect().await;
+        let change = "ALTER ROLE CURRENT_USER PASSWORD 'new'";
+        for _ in 0..10 {
+            client.run(change).await;
+        }
+        let last = central.ask(verifier).await;
+        let error = client.try_run(change).await.unwrap_err();
+        assert_eq!(sqlstate(&error), "53400");
+        assert!(in_words(&error).contains("changed too often; please try again in "), "{}", in_words(&error));
+        // Nor by another session of the login, nor by the extended protocol; the sessions go on.
+        let other = proxy.caller("reader", "new", "acme").connect().await;
+        assert_eq!(other.refusal_of(change).await, "53400");
+        let error = other.execute(change, &[]).await.unwrap_err();
+        assert_eq!(sqlstate(&error), "53400");
+        for session in [&client, &other] {
+            assert_eq!(session.ask("SELECT 1").await, "1");
+        }
+        assert_eq!(central.ask(verifier).await, last);
+        let rows = "SELECT count(*) FROM pglobby.audit_log WHERE actor = 'login:reader'";
+        assert_eq!(central.ask(rows).await, "10");
+        // Others have a pace of their own.
+        proxy.client("acme").connect().await.run(change).await;
+    }
 }
 
 /// Each from both accesses, simple and extended, alone and behind something harmless.

@@ -31,6 +31,7 @@ use crate::{
         deadlines,
         failed_logins::FailedLogins,
         listener::{Accepting, Listeners},
+        own_password::PasswordPace,
         pool::{Looking, PoolMaking, TenantPools},
         proxy::Proxy,
         server::DialOptions,
@@ -122,6 +123,7 @@ impl Serving {
             door: Arc::default(),
             turns: Arc::default(),
             failed_logins: FailedLogins::default(),
+            password_pace: PasswordPace::default(),
             metrics,
         });
         let mut tasks = vec![

@@ -10,6 +10,7 @@ use super::{
     destination::{access_to, admit},
     failed_logins::FailedLogins,
     login_turns::LoginTurns,
+    own_password::PasswordPace,
     pool::TenantPools,
     session::{SessionHandle, Sessions},
     startup::Hello,
@@ -72,6 +73,8 @@ pub struct Proxy {
     pub turns: Arc<LoginTurns>,
     /// What slows guessing down.
     pub failed_logins: FailedLogins,
+    /// What slows down changes of one's own password.
+    pub password_pace: PasswordPace,
     /// Counters that belong to no pool.
     pub metrics: Arc<Metrics>,
 }
