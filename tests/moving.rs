@@ -223,6 +223,65 @@ async fn what_cannot_be_copied_stays_where_it_is() {
     move_to(&desk.operator, "west").await.unwrap();
 }
 
+/// Nobody gets past a suspension by a move: neither on the host that the tenant leaves nor on the one that it comes to, whatever
+/// dies on the way.
+#[tokio::test]
+async fn a_suspended_tenant_moves_and_stays_suspended() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    proxy.create_login("reader", "secret", &["--tenant", "acme", "--read-only"]);
+    let west = west(&proxy.cluster.client("central").await).await;
+    proxy.client("acme").run("CREATE TABLE t AS SELECT 42 AS a").then_leave().await;
+    proxy.command(&["tenant", "suspend", "acme", "--reason", "unpaid", "--now"]);
+
+    let moved = proxy.json(&["tenant", "move", "acme", "--host", "west", "--json"]);
+
+    assert_eq!((&moved["host"], &moved["copied_by"]), (&"west".into(), &"dump".into()));
+    assert_eq!(inventory(&proxy.cluster).await, "");
+    assert_eq!(inventory(&west).await, "acme acme_ro (locked) acme_rw (locked)");
+    let shown = proxy.json(&["tenant", "show", "acme", "--json"]);
+    assert_eq!((&shown["status"], &shown["status_reason"]), (&"suspended".into(), &"unpaid".into()));
+    assert_eq!(proxy.client("acme").refusal().await, "57P03");
+    assert!(proxy.command_with(&["doctor"], "").status.success());
+
+    proxy.command(&["tenant", "resume", "acme"]);
+
+    assert_eq!(inventory(&west).await, "acme acme_ro acme_rw");
+    assert_eq!(proxy.client("acme").ask("SELECT a FROM t").await, "42");
+    assert_eq!(proxy.caller("reader", "secret", "acme").ask("SELECT a FROM t").await, "42");
+    proxy.client("acme").run("INSERT INTO t VALUES (43)").then_leave().await;
+}
+
+#[tokio::test]
+async fn the_roles_of_a_suspended_tenant_are_locked_wherever_its_move_died() {
+    let desk = Desk::new().await;
+    let west = west(&desk.superuser("central").await).await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    tenants::suspend(&desk.operator, "acme", None, tenants::Sessions::EndNow).await.unwrap();
+    let locked = "acme acme_ro (locked) acme_rw (locked)";
+    for step in ["schema", "fenced", "quiet", "copied", "verified"] {
+        let mut dying = desk.another_operator();
+        let killer = StopAfter::step(step);
+        dying.progress = Some(killer.clone());
+        killer.kill(async { drop(move_to(&dying, "west").await) }).await;
+        assert_eq!(inventory(&desk.lobby.cluster).await, locked, "killed after {step}");
+        // It is put back before anything else is looked at.
+        let stays = move_to(&desk.operator, "default").await.expect_err("it is there").to_string();
+        assert!(stays.contains("already"), "{stays}");
+        assert_eq!(inventory(&desk.lobby.cluster).await, locked, "killed after {step}");
+        assert_eq!(inventory(&west).await, "", "killed after {step}");
+    }
+    let mut dying = desk.another_operator();
+    let killer = StopAfter::step("switched");
+    dying.progress = Some(killer.clone());
+    killer.kill(async { drop(move_to(&dying, "west").await) }).await;
+    move_to(&desk.operator, "west").await.unwrap();
+    assert_eq!(inventory(&desk.lobby.cluster).await, "");
+    assert_eq!(inventory(&west).await, locked);
+    assert!(examine(&desk.operator, &[], false).await.unwrap().ok);
+    tenants::resume(&desk.operator, "acme").await.unwrap();
+    assert_eq!(inventory(&west).await, "acme acme_ro acme_rw");
+}
+
 /// Clients read, write and use what they have prepared, all the while; one holds a transaction open at the beginning.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_wait_and_see_no_error() {

@@ -19,7 +19,6 @@ use super::{
         adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
         drop::{DropDatabase, Dropped, drop_tenant_keeping},
-        login_rights,
         moving::{MoveTenant, Moved, move_tenant},
         rename::rename,
         rotate::{RotatedTenant, rotate},
@@ -311,12 +310,7 @@ impl Order {
             }
             Self::ResumeTenant { name } => tenant(tenants::resume(operator, &name).await?),
             Self::RotateTenant { name } => Outcome::RotatedTenant(rotate(operator, &name).await?),
-            Self::MoveTenant { name, to } => {
-                let moved = move_tenant(operator, &name, &to).await;
-                // The roles of a suspended tenant may log in for as long as they are moved.
-                login_rights::follow_status(operator, &name).await;
-                Outcome::MovedTenant(moved?)
-            }
+            Self::MoveTenant { name, to } => Outcome::MovedTenant(move_tenant(operator, &name, &to).await?),
             Self::RenameTenant { name, to } => tenant(rename(operator, &name, &to).await?),
             Self::DropTenant { name, database, final_dump } => Outcome::DroppedTenant(
                 drop_tenant_keeping(operator, &name, database, final_dump.as_deref()).await?,

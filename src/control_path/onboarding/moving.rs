@@ -27,6 +27,7 @@ use super::{
     enter_host,
     extensions::Extensions,
     following::{self, Stopped},
+    login_rights,
     names::ident,
     new_passwords, obstacles,
     operation::{Operation, SealedPasswords, TenantLock},
@@ -91,6 +92,13 @@ pub async fn move_tenant(
     name: &str,
     wanted: &MoveTenant,
 ) -> Result<Moved, OperatorError> {
+    let moved = try_to_move(operator, name, wanted).await;
+    // The roles that it has on the new host may log in until here, also where it is suspended.
+    login_rights::follow_status(operator, name).await;
+    moved
+}
+
+async fn try_to_move(operator: &Operator, name: &str, wanted: &MoveTenant) -> Result<Moved, OperatorError> {
     let mut lock = TenantLock::take(operator, name).await?;
     match Operation::left(&lock, "move").await? {
         Some(operation) if operation.arguments["switched"] == true => {
@@ -298,7 +306,8 @@ async fn put_back(
         return Err(OperatorError::Refused("it has moved already".to_owned()));
     }
     let source = Source::load(operator, lock).await?;
-    source.session.run("letting the tenant's roles in again", &source.login_allowed(true)).await?;
+    let allowed = source.login_allowed(!source.suspended);
+    source.session.run("letting the tenant's roles in again", &allowed).await?;
     set_fenced(operator, lock, operation.tenant_id, false).await?;
     following::sweep(operator, lock, operation).await?;
     undo(operator, lock, operation).await

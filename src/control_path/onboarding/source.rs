@@ -22,6 +22,8 @@ pub(super) struct Source {
     /// Without a read-only role its name is empty.
     pub roles: Roles,
     adopted: bool,
+    /// Its roles may not log in.
+    pub suspended: bool,
     /// As `CREATE DATABASE` wants it.
     locale: String,
 }
@@ -111,6 +113,7 @@ impl Source {
                 read_only: row.get::<_, Option<String>>("ro_username").unwrap_or_default(),
             },
             adopted: row.get("adopted"),
+            suspended: status == "suspended",
             admin,
             session,
             database,
