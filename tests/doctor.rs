@@ -213,6 +213,8 @@ const CHANGED_BEHIND_OUR_BACK: &[Planted] = &[
     ),
     fixed("acme", "ALTER ROLE acme_ro RESET ALL", "role_settings", "not read-only by default"),
     fixed("postgres", "ALTER DATABASE acme CONNECTION LIMIT 0", "database_changed", "takes no connections"),
+    fixed("postgres", "ALTER DATABASE acme CONNECTION LIMIT 3", "database_changed", "no more than 3"),
+    fixed("postgres", "ALTER DATABASE acme IS_TEMPLATE true", "database_changed", "is a template"),
     fixed(
         "postgres",
         "ALTER DATABASE acme ALLOW_CONNECTIONS false",

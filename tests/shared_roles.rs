@@ -6,7 +6,12 @@ mod support;
 
 use pglobby::control_path::{
     doctor::examine,
-    onboarding::{create::create, login_rights::follow_status, rotate::rotate},
+    onboarding::{
+        create::create,
+        drop::{DropDatabase, drop_tenant},
+        login_rights::follow_status,
+        rotate::rotate,
+    },
     tenants::{self, Sessions},
 };
 use support::{
@@ -122,6 +127,7 @@ async fn what_keeps_everybody_out_is_undone_at_the_next_connection() {
     for (whose, sql) in [
         ("acme_user", "ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nosuch'"),
         ("acme_user", "ALTER DATABASE acme CONNECTION LIMIT 0"),
+        ("acme_user", "ALTER DATABASE acme CONNECTION LIMIT 1"),
         ("acme_user", "ALTER DATABASE acme SET local_preload_libraries = 'nosuch'"),
         ("reader", "DROP OWNED BY CURRENT_USER"),
         ("superuser", "ALTER ROLE acme_ro NOLOGIN; ALTER ROLE acme_rw NOLOGIN"),
@@ -266,6 +272,7 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
             "ALTER DATABASE acme SET local_preload_libraries = 'nosuch'",
             "ALTER ROLE acme_rw NOLOGIN CONNECTION LIMIT 0 VALID UNTIL 'yesterday'",
             "ALTER DATABASE acme CONNECTION LIMIT 0",
+            "ALTER DATABASE acme CONNECTION LIMIT 1; ALTER DATABASE acme IS_TEMPLATE true",
             "REVOKE ALL ON DATABASE acme FROM acme_rw, acme_ro",
         ] {
             superuser.run(sql).await;
@@ -275,6 +282,25 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
                 findings.iter().filter(|finding| finding.check != "reader_makes_large_objects").collect();
             assert!(wrong.is_empty(), "{master:?} {sql}: {wrong:#?}");
         }
+    }
+}
+
+/// A template cannot be dropped, and whoever owns a database may call it one.
+#[tokio::test]
+async fn a_database_that_its_tenant_calls_a_template_is_dropped_all_the_same() {
+    for master in [Master::Superuser, Master::Modest] {
+        let desk = Desk::on(Cluster::build(), master).await;
+        let before = desk.remains().await;
+        let made = create(&desk.operator, &tenant("acme")).await.unwrap();
+        let owner = desk.login(&made.username, &made.database).await.unwrap();
+        owner.run("ALTER DATABASE acme IS_TEMPLATE true").await;
+        owner.leave().await;
+        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+        assert_eq!(
+            desk.remains().await.replace("acme dropped", "").trim_end(),
+            before.trim_end(),
+            "{master:?}"
+        );
     }
 }
 

@@ -92,6 +92,16 @@ const QUESTIONS: [Question; 12] = [
                    format('ALTER DATABASE %I ALLOW_CONNECTIONS true CONNECTION LIMIT -1', d.datname)
                FROM t JOIN pg_database d ON d.datname = t.database WHERE d.datconnlimit = 0 OR NOT d.datallowconn
                UNION ALL
+               SELECT t.tenant, format('database %I takes no more than %s connections', d.datname, d.datconnlimit),
+                   format('ALTER DATABASE %I CONNECTION LIMIT -1', d.datname)
+               FROM t JOIN pg_database d ON d.datname = t.database AND pg_get_userbyid(d.datdba) = t.rw
+               WHERE d.datconnlimit > 0
+               UNION ALL
+               SELECT t.tenant, format('database %I is a template, which cannot be dropped, and which others may copy', d.datname),
+                   format('ALTER DATABASE %I IS_TEMPLATE false', d.datname)
+               FROM t JOIN pg_database d ON d.datname = t.database AND pg_get_userbyid(d.datdba) = t.rw
+               WHERE d.datistemplate
+               UNION ALL
                SELECT t.tenant, format('database %I sets %s for every session', d.datname, split_part(s.setting, '=', 1)),
                    format('ALTER DATABASE %I RESET %I', d.datname, split_part(s.setting, '=', 1))
                FROM t JOIN pg_database d ON d.datname = t.database

@@ -26,10 +26,13 @@ pub struct Belongings<'a> {
 }
 
 /// Statements that undo what was done to the database: who may connect, and settings that decide who a session is or whether
-/// it starts. $1 the database, $2 and $3 the roles.
+/// it starts; where the tenant owns it, every limit, and that it is called a template. $1 the database, $2 and $3 the roles.
 const DATABASE_AS_MADE: &str = r"
 SELECT format('ALTER DATABASE %I CONNECTION LIMIT -1', datname) FROM pg_database
-WHERE datname = $1 AND datconnlimit = 0
+WHERE datname = $1 AND (datconnlimit = 0 OR datconnlimit > 0 AND pg_get_userbyid(datdba) = $2)
+UNION ALL
+SELECT format('ALTER DATABASE %I IS_TEMPLATE false', datname) FROM pg_database
+WHERE datname = $1 AND datistemplate AND pg_get_userbyid(datdba) = $2
 UNION ALL
 SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS true', datname) FROM pg_database
 WHERE datname = $1 AND NOT datallowconn

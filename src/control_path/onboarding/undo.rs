@@ -116,7 +116,8 @@ pub(super) async fn forget(
 pub(super) async fn drop_database(session: &HostSession, database: &str) -> Result<(), OperatorError> {
     let name = ident(database);
     let doing = format!("dropping database {database:?}");
-    session.run(&doing, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await?;
+    // A template cannot be dropped, and its owner may call it one.
+    session.run(&doing, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false IS_TEMPLATE false")).await?;
     match session.run(&doing, &format!("DROP DATABASE {name} WITH (FORCE)")).await {
         // Who cannot end a superuser's session (autovacuum's is one) can still wait for it; the server does.
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
