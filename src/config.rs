@@ -174,7 +174,7 @@ pub struct Limits {
     pub listening_channels_max: usize,
     /// `max_queued_notifications`: notifications that may wait for one client, default 4 MiB.
     pub queued_notifications_bytes_max: usize,
-    /// `max_connecting_servers`: server connections being opened at a time per host, default 16.
+    /// `max_connecting_servers`: server connections being opened at a time per host, over all its tenants, default 16.
     pub connecting_servers_max: usize,
     /// `max_cancels`: cancel requests under way at a time, for each pool and to other nodes, default 64.
     pub cancels_max: usize,

@@ -9,7 +9,9 @@ use std::{path::PathBuf, time::Duration};
 use pglobby::{
     config::Config,
     data_path::{
-        server::{DialError, DialOptions, Opened, Target, dial_error::DialCause, open, send_cancel},
+        server::{
+            DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel,
+        },
         session_state::Settings,
         tenant::{Credential, Host, HostAddress, TlsMode},
     },
@@ -92,6 +94,7 @@ impl Server {
             credential: &credential,
             statement_timeout,
             startup: &startup,
+            on_answer: OnAnswer(&|| {}),
         };
         in_time("opening a server connection", open(&target, &options(self.require_auth))).await
     }
@@ -277,6 +280,7 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
         credential: &credential,
         statement_timeout: None,
         startup: &Settings::default(),
+        on_answer: OnAnswer(&|| {}),
     };
     let error = open(&target, &options("scram-sha-256")).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("\"no_such\" does not exist"), "{error}");

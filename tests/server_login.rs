@@ -7,7 +7,7 @@ mod support;
 use pglobby::{
     config::Config,
     data_path::{
-        server::{DialError, DialOptions, Opened, Target, dial_error::DialCause, open},
+        server::{DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open},
         session_state::Settings,
         tenant::{Credential, Host, HostAddress, TlsMode},
     },
@@ -71,6 +71,7 @@ impl Server {
             credential: &credential,
             statement_timeout: None,
             startup: &Settings::default(),
+            on_answer: OnAnswer(&|| {}),
         };
         open(&target, &options(server_connect_timeout)).await
     }

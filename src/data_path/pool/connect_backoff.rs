@@ -1,34 +1,29 @@
-//! How many servers may be opened at a time, and when. After a failed attempt the pool opens one server at a time, with a pause
+//! How many servers may be opened at a time, and when. After a failed attempt one server is opened at a time, with a pause
 //! before each attempt that grows up to `server_login_retry`; each success doubles how many may be opened at a time.
 //!
-//! Pure but for its lock: the time and the jitter come in as arguments.
+//! A pool has one for the failures that are its tenant's own (database gone, role locked out, CONNECTION LIMIT), and a host has one
+//! for the failures that all of its pools share (`connect_turns.rs`).
+//!
+//! Pure: the time and the jitter come in as arguments.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::error::Refusal;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 /// A session that waits is told why within this time: if the next attempt is further away, it gets the last reason at once.
-const TOLD_WITHIN: Duration = Duration::from_secs(1);
+pub const TOLD_WITHIN: Duration = Duration::from_secs(1);
 /// The same reason is logged again after this time.
 const LOGGED_AGAIN: Duration = Duration::from_secs(10);
 
-/// One pool's.
+/// What failed attempts have led to.
 #[derive(Debug)]
 pub struct ConnectBackoff {
     /// `max_connecting_servers`.
     most: usize,
     /// `server_login_retry`.
     longest_pause: Duration,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
     /// How many may be opened at a time.
     abreast: usize,
     /// Failures without a success in between.
@@ -54,57 +49,53 @@ pub struct Attempt {
 impl ConnectBackoff {
     /// Opens up to `most` servers at a time; pauses for up to `longest_pause` after failures.
     pub fn new(most: usize, longest_pause: Duration) -> Self {
-        let state = State { abreast: most, failures: 0, last: None };
-        Self { most, longest_pause, state: Mutex::new(state) }
-    }
-
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { most, longest_pause, abreast: most, failures: 0, last: None }
     }
 
     /// How many servers may be opened at a time; 0 during a pause.
     pub fn at_a_time(&self, now: Instant) -> usize {
-        let state = self.locked();
-        let pauses = state.last.as_ref().is_some_and(|last| now < last.next_at);
-        if pauses { 0 } else { state.abreast }
+        let pauses = self.last.as_ref().is_some_and(|last| now < last.next_at);
+        if pauses { 0 } else { self.abreast }
     }
 
     /// How much of the pause is left; zero if there is none.
     pub fn pause(&self, now: Instant) -> Duration {
-        let state = self.locked();
-        state.last.as_ref().map_or(Duration::ZERO, |last| last.next_at.saturating_duration_since(now))
+        self.last.as_ref().map_or(Duration::ZERO, |last| last.next_at.saturating_duration_since(now))
     }
 
     /// Whether the last attempt failed.
     pub fn is_failing(&self) -> bool {
-        self.locked().last.is_some()
+        self.last.is_some()
     }
 
     /// An attempt begins.
     pub fn begin(&self) -> Attempt {
-        Attempt { failures_before: self.locked().failures }
+        Attempt { failures_before: self.failures }
+    }
+
+    /// The pause is over: more may be opened at a time. If the attempt fails in the end, the next pause is longer all the same.
+    pub fn answered(&mut self) {
+        self.abreast = self.abreast.saturating_mul(2).min(self.most);
+        self.last = None;
     }
 
     /// A server was opened.
-    pub fn succeeded(&self) {
-        let mut state = self.locked();
-        state.abreast = state.abreast.saturating_mul(2).min(self.most);
-        state.failures = 0;
-        state.last = None;
+    pub fn succeeded(&mut self) {
+        self.answered();
+        self.failures = 0;
     }
 
     /// An attempt failed. Attempts that began at the same time count as one failure. `jitter`, from 0 to 1, spreads the pause.
     /// Returns whether it is worth a line in the log at WARN: the first failure, another reason, or the same after a while.
-    pub fn failed(&self, attempt: Attempt, reason: &Refusal, now: Instant, jitter: f64) -> bool {
-        let mut state = self.locked();
-        state.abreast = 1;
-        let known = state.last.take();
-        let is_old = attempt.failures_before < state.failures;
+    pub fn failed(&mut self, attempt: Attempt, reason: &Refusal, now: Instant, jitter: f64) -> bool {
+        self.abreast = 1;
+        let known = self.last.take();
+        let is_old = attempt.failures_before < self.failures;
         let next_at = match &known {
             Some(known) if is_old => known.next_at,
             _ => {
-                let doubled = FIRST_PAUSE.saturating_mul(1 << state.failures.min(20));
-                state.failures = state.failures.saturating_add(1);
+                let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.min(20));
+                self.failures = self.failures.saturating_add(1);
                 let pause = doubled.min(self.longest_pause);
                 now + pause / 2 + (pause / 2).mul_f64(jitter.clamp(0.0, 1.0))
             }
@@ -115,21 +106,24 @@ impl ConnectBackoff {
             })
             .map(|known| known.logged_at);
         let logged_at = quiet_since.unwrap_or(now);
-        state.last = Some(Failure { reason: reason.clone(), at: now, next_at, logged_at });
+        self.last = Some(Failure { reason: reason.clone(), at: now, next_at, logged_at });
         quiet_since.is_none()
+    }
+
+    /// Why the last attempt failed, if none has succeeded after it.
+    pub fn reason(&self) -> Option<&Refusal> {
+        self.last.as_ref().map(|last| &last.reason)
     }
 
     /// Why the last attempt since then failed, if none has succeeded after it.
     pub fn reason_since(&self, since: Instant) -> Option<Refusal> {
-        let state = self.locked();
-        state.last.as_ref().filter(|last| last.at >= since).map(|last| last.reason.clone())
+        self.last.as_ref().filter(|last| last.at >= since).map(|last| last.reason.clone())
     }
 
     /// What sessions are told at once, because the next attempt is too far away to wait for.
     pub fn told_at_once(&self, now: Instant) -> Option<Refusal> {
-        let state = self.locked();
         let far = |last: &&Failure| last.next_at.saturating_duration_since(now) > TOLD_WITHIN;
-        state.last.as_ref().filter(far).map(|last| last.reason.clone())
+        self.last.as_ref().filter(far).map(|last| last.reason.clone())
     }
 }
 
@@ -145,7 +139,7 @@ mod tests {
 
     #[test]
     fn after_a_failure_one_is_opened_at_a_time_and_each_success_doubles_it() {
-        let (backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(1)), Instant::now());
+        let (mut backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(1)), Instant::now());
         assert_eq!(backoff.at_a_time(now), 16);
         let attempts = [backoff.begin(), backoff.begin()];
         backoff.failed(attempts[0], &reason("gone"), now, 1.0);
@@ -155,7 +149,8 @@ mod tests {
         let mut now = now + FIRST_PAUSE;
         for pause_ms in [50, 100, 200, 400, 800, 1000, 1000] {
             assert_eq!(backoff.at_a_time(now), 1);
-            backoff.failed(backoff.begin(), &reason("gone"), now, 1.0);
+            let attempt = backoff.begin();
+            backoff.failed(attempt, &reason("gone"), now, 1.0);
             assert_eq!(backoff.pause(now), Duration::from_millis(pause_ms));
             now += backoff.pause(now);
         }
@@ -170,9 +165,10 @@ mod tests {
     fn sessions_are_told_at_once_only_where_the_next_attempt_is_far_away() {
         let now = Instant::now();
         for (longest_s, told) in [(1, false), (60, true)] {
-            let backoff = ConnectBackoff::new(16, Duration::from_secs(longest_s));
+            let mut backoff = ConnectBackoff::new(16, Duration::from_secs(longest_s));
             for _ in 0..20 {
-                backoff.failed(backoff.begin(), &reason("gone"), now, 0.5);
+                let attempt = backoff.begin();
+                backoff.failed(attempt, &reason("gone"), now, 0.5);
             }
             assert_eq!(backoff.told_at_once(now).is_some(), told);
             assert_eq!(backoff.told_at_once(now + Duration::from_secs(59)), None);
@@ -181,8 +177,11 @@ mod tests {
 
     #[test]
     fn a_reason_is_logged_when_it_is_new_and_then_now_and_again() {
-        let (backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(1)), Instant::now());
-        let failed = |words: &str, at| backoff.failed(backoff.begin(), &reason(words), at, 0.0);
+        let (mut backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(1)), Instant::now());
+        let mut failed = |words: &str, at| {
+            let attempt = backoff.begin();
+            backoff.failed(attempt, &reason(words), at, 0.0)
+        };
         assert!(failed("gone", now) && !failed("gone", now));
         assert!(failed("refused", now) && !failed("refused", now + LOGGED_AGAIN / 2));
         assert!(failed("refused", now + LOGGED_AGAIN) && !failed("refused", now + LOGGED_AGAIN));
@@ -195,7 +194,7 @@ mod tests {
         #[test]
         fn pauses_are_bounded(steps in proptest::collection::vec((any::<bool>(), 0.0..1.0f64), 1..100)) {
             let longest = Duration::from_secs(1);
-            let (backoff, now) = (ConnectBackoff::new(16, longest), Instant::now());
+            let (mut backoff, now) = (ConnectBackoff::new(16, longest), Instant::now());
             let attempts = [backoff.begin(); 1];
             for (succeeds, jitter) in steps {
                 if succeeds {

@@ -2,10 +2,11 @@
 //!
 //! Sessions only ever wait in the pool's line; servers are opened by tasks of their own. So a server that comes back
 //! early serves whoever waited longest, a client that leaves cancels no connect, and a connect that fails is told to all.
-//! After a failure `connect_backoff.rs` says when the next attempt may begin.
+//! When an attempt may begin is said by `host_connects.rs` for all pools of a host, and after failures that are the tenant's
+//! own by the pool's `connect_backoff.rs`.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -13,10 +14,15 @@ use deadpool::unmanaged::Object;
 use tokio::io::AsyncWriteExt;
 use tracing::{debug, info, warn};
 
-use super::{Counted, Pool, budget::Permit, connect_backoff::Attempt};
+use super::{
+    Counted, Pool,
+    budget::Permit,
+    connect_backoff::{Attempt, ConnectBackoff},
+    host_connects::Turn,
+};
 use crate::{
     data_path::{
-        server::{self, DialError, Opened, Target, connection::Server},
+        server::{self, DialError, OnAnswer, Opened, Target, connection::Server},
         session_state::Settings,
     },
     error::Refusal,
@@ -31,16 +37,18 @@ const PAUSES: [Duration; 4] = [
 ];
 
 impl Pool {
-    /// Opens servers for sessions that wait, as far as pool, budget and earlier failures allow. Runs on the pool's worker.
+    /// Opens servers for sessions that wait, as far as pool, host, budget and earlier failures allow. Runs on the pool's worker.
     pub(super) fn open_wanted(self: &Arc<Self>) {
         while self.waiting() > self.opening() && self.open_one_more() {}
-        if let Some(reason) = self.backoff.told_at_once(Instant::now()) {
+        let now = Instant::now();
+        let own = self.backoff().told_at_once(now);
+        if let Some(reason) = own.or_else(|| self.connects.told_at_once(now)) {
             self.refuse_waiting(&reason);
         }
     }
 
     /// Tells all who wait why they get no server, unless one is open that may come back, or is being opened.
-    fn refuse_waiting(&self, reason: &Refusal) {
+    pub(super) fn refuse_waiting(&self, reason: &Refusal) {
         if self.live() == 0 && !self.is_paused() {
             self.line.refuse_all(reason);
         }
@@ -52,26 +60,69 @@ impl Pool {
         self.worker.spawn(async move { pool.open_wanted() });
     }
 
-    /// Starts opening a server; `false` if pool or budget have no room, or earlier failures forbid it for now.
+    fn backoff(&self) -> MutexGuard<'_, ConnectBackoff> {
+        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> Attempt {
+        self.backoff().begin()
+    }
+
+    /// Whether the last attempt of its own, or of its host's, failed.
+    pub(super) fn is_failing(&self) -> bool {
+        // One lock after the other: whoever gives out turns holds the host's and takes the pool's.
+        let own = self.backoff().is_failing();
+        own || self.connects.is_failing()
+    }
+
+    /// Why the last attempt since then failed, if none has succeeded after it.
+    pub(super) fn reason_since(&self, since: Instant) -> Option<Refusal> {
+        let own = self.backoff().reason_since(since);
+        own.or_else(|| self.connects.reason_since(since))
+    }
+
+    /// What those are told who have waited for [`TOLD_WITHIN`](super::connect_backoff::TOLD_WITHIN), and have no server to wait for.
+    pub(super) fn silent(&self, now: Instant) -> Option<Refusal> {
+        let hopeless = self.live() <= self.opening() && !self.is_paused();
+        if hopeless { self.connects.silent(now) } else { None }
+    }
+
+    /// Whether it has room for another server, and its own failures allow an attempt now.
+    fn has_room(&self) -> bool {
+        !self.is_retired()
+            && !self.is_paused()
+            && self.live() < self.rules.size
+            && self.opening() < self.backoff().at_a_time(Instant::now())
+    }
+
+    /// Whether it would open another server now for those who wait, or to have as many as it keeps open.
+    pub(super) fn wants_more(&self) -> bool {
+        (self.waiting() > self.opening() || self.live() < self.rules.min_size) && self.has_room()
+    }
+
+    /// Starts opening a server; `false` if pool, host or budget have no room, or earlier failures forbid it for now.
     fn open_one_more(self: &Arc<Self>) -> bool {
-        let Some(permit) = self.room_for_one_more() else {
-            return false;
-        };
+        self.has_room() && self.connects.take(self).is_some_and(|turn| self.begin_to_open(turn))
+    }
+
+    /// Its turn on the host has come. Runs on the pool's worker.
+    pub(super) fn open_by(self: &Arc<Self>, turn: Turn) {
+        if self.wants_more() {
+            self.begin_to_open(turn);
+        }
+        self.open_wanted();
+    }
+
+    /// `false` if the budget has no room.
+    fn begin_to_open(self: &Arc<Self>, turn: Turn) -> bool {
+        let Some(permit) = self.budget.acquire(self) else { return false };
         let pool = self.clone();
         let opening = Counted::new(self, |pool| &pool.opening);
         self.worker.spawn(async move {
-            pool.open(permit).await;
+            pool.open(turn, permit).await;
             drop(opening);
         });
         true
-    }
-
-    fn room_for_one_more(self: &Arc<Self>) -> Option<Permit> {
-        let closed = self.is_retired()
-            || self.is_paused()
-            || self.live() >= self.rules.size
-            || self.opening() >= self.backoff.at_a_time(Instant::now());
-        if closed { None } else { self.budget.acquire(self) }
     }
 
     /// A server for one session, started with what its client asks for; `None` if pool or budget have no room, or the host
@@ -83,18 +134,25 @@ impl Pool {
         self: &Arc<Self>,
         startup: &Settings,
     ) -> Result<Option<Box<Server>>, Refusal> {
-        let Some(permit) = self.room_for_one_more() else {
+        if !self.has_room() {
             return Ok(None);
+        }
+        let turn = match self.connects.wait(self.tenant.id).await {
+            Ok(turn) => turn,
+            Err(refusal) => return if self.live() > 0 { Ok(None) } else { Err(refusal) },
         };
+        let permit = if self.has_room() { self.budget.acquire(self) } else { None };
+        let Some(permit) = permit else { return Ok(None) };
         let _opening = Counted::new(self, |pool| &pool.opening);
-        let attempt = self.backoff.begin();
-        match self.connect_making_room(startup).await {
-            Ok(opened) => Ok(Some(self.started(opened, permit, startup.clone()))),
+        let attempt = self.begin();
+        match self.connect_making_room(&turn, startup).await {
+            Ok(opened) => Ok(Some(self.started(opened, turn, permit, startup.clone()))),
             Err(error) => {
                 if let Some(refusal) = error.about_parameter() {
+                    turn.succeeded();
                     return Err(refusal);
                 }
-                let refusal = self.cannot_open(attempt, &error);
+                let refusal = self.cannot_open(turn, attempt, &error);
                 drop(permit);
                 if self.renew(&error, startup).await {
                     return Ok(None);
@@ -105,11 +163,11 @@ impl Pool {
         }
     }
 
-    async fn open(self: &Arc<Self>, permit: Permit) {
-        let attempt = self.backoff.begin();
-        match self.connect_making_room(&Settings::default()).await {
+    async fn open(self: &Arc<Self>, turn: Turn, permit: Permit) {
+        let attempt = self.begin();
+        match self.connect_making_room(&turn, &Settings::default()).await {
             Ok(opened) => {
-                let mut server = self.started(opened, permit, Settings::default());
+                let mut server = self.started(opened, turn, permit, Settings::default());
                 match self.is_as_begun(&mut server).await {
                     Ok(true) if !self.is_paused() => self.offer(server),
                     // Those who wait go on with the pool's successor; or the pool was paused meanwhile, and nobody is to have it.
@@ -121,7 +179,7 @@ impl Pool {
                             return; // as below
                         }
                         let lost = Refusal::ServerLost;
-                        let _ = self.backoff.failed(attempt, &lost, Instant::now(), rand::random());
+                        self.own_failure(attempt, &lost);
                         self.refuse_waiting(&lost);
                     }
                 }
@@ -130,9 +188,10 @@ impl Pool {
             Err(error) if error.is_host_full() && self.budget.live() > 1 => {
                 self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
                 self.report(&error);
+                turn.succeeded();
             }
             Err(error) => {
-                let refusal = self.cannot_open(attempt, &error);
+                let refusal = self.cannot_open(turn, attempt, &error);
                 drop(permit);
                 if self.renew(&error, &Settings::default()).await {
                     return; // those who wait go on with the pool's successor
@@ -150,16 +209,22 @@ impl Pool {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
         // Others may fail meanwhile; one that is wanted apart is not waited for any longer.
-        tokio::time::sleep(self.backoff.pause(Instant::now())).await;
-        let attempt = self.backoff.begin();
-        let mut opened = self.connect_making_room(&Settings::default()).await;
-        if let Err(error) = &opened {
-            self.cannot_open(attempt, error);
-            // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
-            if self.renew(error, &Settings::default()).await
-                && let Some(successor) = self.current()
-            {
-                opened = successor.connect(&Settings::default()).await;
+        let pause = self.backoff().pause(Instant::now());
+        tokio::time::sleep(pause).await;
+        let turn = self.connects.wait(self.tenant.id).await?;
+        let attempt = self.begin();
+        let mut opened = self.connect_making_room(&turn, &Settings::default()).await;
+        match &opened {
+            Ok(_) => turn.succeeded(),
+            Err(error) => {
+                self.cannot_open(turn, attempt, error);
+                // As in `open`: a password that is being changed is nobody's failure. Whoever replaced us knows the new one.
+                if self.renew(error, &Settings::default()).await
+                    && let Some(successor) = self.current()
+                {
+                    let turn = successor.connects.wait(successor.tenant.id).await?;
+                    opened = successor.connect(&turn, &Settings::default()).await;
+                }
             }
         }
         let opened = opened.map_err(|error| error.to_refusal())?;
@@ -192,14 +257,22 @@ impl Pool {
         drop(entry);
         let _ = stream.write_all(&[b'X', 0, 0, 0, 4]).await;
         drop(stream);
-        let attempt = self.backoff.begin();
-        match self.connect(&startup).await {
-            Ok(opened) => Ok(self.started(opened, permit, startup)),
-            Err(error) => Err(error.about_parameter().unwrap_or_else(|| self.cannot_open(attempt, &error))),
+        let turn = self.connects.wait(self.tenant.id).await?;
+        let attempt = self.begin();
+        match self.connect(&turn, &startup).await {
+            Ok(opened) => Ok(self.started(opened, turn, permit, startup)),
+            Err(error) => match error.about_parameter() {
+                Some(refusal) => {
+                    turn.succeeded();
+                    Err(refusal)
+                }
+                None => Err(self.cannot_open(turn, attempt, &error)),
+            },
         }
     }
 
-    fn started(&self, opened: Opened, permit: Permit, startup: Settings) -> Box<Server> {
+    fn started(&self, opened: Opened, turn: Turn, permit: Permit, startup: Settings) -> Box<Server> {
+        turn.succeeded();
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
         let mut server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
         server.startup = startup;
@@ -207,17 +280,26 @@ impl Pool {
         self.hear(&mut server);
         debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
         self.stats.servers_opened.fetch_add(1, Ordering::Relaxed);
-        if self.backoff.is_failing() {
+        let mut backoff = self.backoff();
+        if backoff.is_failing() {
             info!(tenant = self.tenant.name, host = self.tenant.host.name, "servers can be opened again");
         }
-        self.backoff.succeeded();
+        backoff.succeeded();
         Box::new(server)
     }
 
-    /// Says so to operators, and pauses; what clients are told.
-    fn cannot_open(&self, attempt: Attempt, error: &DialError) -> Refusal {
+    /// Says so to operators, and pauses: this pool, or all of the host's where the failure is the host's. What clients are told.
+    fn cannot_open(&self, turn: Turn, attempt: Attempt, error: &DialError) -> Refusal {
         let refusal = error.to_refusal();
-        if self.backoff.failed(attempt, &refusal, Instant::now(), rand::random()) {
+        // A host that is full of ours as well has servers that come free.
+        let full_of_ours = error.is_host_full() && self.budget.live() > 1;
+        let is_news = if error.is_of_host(turn.is_answered()) && !full_of_ours {
+            turn.failed(&refusal)
+        } else {
+            turn.succeeded();
+            self.own_failure(attempt, &refusal)
+        };
+        if is_news {
             self.report(error);
         } else {
             debug!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
@@ -226,15 +308,24 @@ impl Pool {
         refusal
     }
 
+    /// A failure that concerns no other tenant. Returns whether it is worth a line in the log.
+    fn own_failure(&self, attempt: Attempt, reason: &Refusal) -> bool {
+        self.backoff().failed(attempt, reason, Instant::now(), rand::random())
+    }
+
     fn report(&self, error: &DialError) {
         warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "cannot open a server");
     }
 
     /// As [`Self::connect`]; where the host takes no more connections, idle ones of other pools are closed for this one.
-    async fn connect_making_room(self: &Arc<Self>, startup: &Settings) -> Result<Opened, DialError> {
-        let mut opened = self.connect(startup).await;
+    async fn connect_making_room(
+        self: &Arc<Self>,
+        turn: &Turn,
+        startup: &Settings,
+    ) -> Result<Opened, DialError> {
         // Where nothing else of ours is open there, closing makes no room: after a failure, it is tried once.
-        let alone = self.backoff.is_failing() && self.budget.live() <= 1;
+        let alone = self.connects.is_failing() && self.budget.live() <= 1;
+        let mut opened = self.connect(turn, startup).await;
         let pauses = if alone { &[] } else { &PAUSES[..] };
         for &pause in pauses {
             let Some(error) = opened.as_ref().err().filter(|error| error.is_host_full()) else { break };
@@ -244,12 +335,13 @@ impl Pool {
             self.budget.make_room(Some(self));
             // PostgreSQL counts a connection until its process is gone.
             tokio::time::sleep(pause).await;
-            opened = self.connect(startup).await;
+            opened = self.connect(turn, startup).await;
         }
         opened
     }
 
-    async fn connect(&self, startup: &Settings) -> Result<Opened, DialError> {
+    async fn connect(&self, turn: &Turn, startup: &Settings) -> Result<Opened, DialError> {
+        let answered = || turn.answered();
         let target = Target {
             host: &self.tenant.host,
             tenant: &self.tenant.name,
@@ -257,6 +349,7 @@ impl Pool {
             credential: &self.credential,
             statement_timeout: self.tenant.statement_timeout,
             startup,
+            on_answer: OnAnswer(&answered),
         };
         server::open(&target, &self.dial).await
     }

@@ -94,9 +94,10 @@ impl TenantPools {
         }
     }
 
-    /// Replaces pools by new ones: sessions get new servers from their next transaction on.
+    /// Replaces pools by new ones: sessions get new servers from their next transaction on. What has failed before is forgotten.
     pub async fn reconnect(&self, whom: Whom) {
         for pool in self.of_whom(whom) {
+            pool.connects.forget();
             self.replace(&pool, pool.tenant.clone()).await;
         }
     }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Pool, Server};
+use super::{Pool, Server, connect_backoff::TOLD_WITHIN};
 use crate::error::Refusal;
 
 /// How often it is looked after those who wait: their deadlines, and those asked who keep a server. Coarse, so that a wait
@@ -198,13 +198,20 @@ impl<S> Line<S> {
         !std::mem::replace(&mut self.locked().looked_after, true)
     }
 
-    /// Sends away whoever has waited too long, with the `reason` why no server could be opened since then, if there is one;
-    /// `false` if nobody waits any more, and so nobody looks after the line.
-    fn look_after(&self, now: Instant, reason: impl Fn(Instant) -> Option<Refusal>) -> bool {
+    /// Sends away whoever has waited too long, with the `reason` why no server could be opened since then, if there is one; and
+    /// whoever has waited for [`TOLD_WITHIN`] where the host is `silent`. `false` if nobody waits any more, and so nobody looks
+    /// after the line.
+    fn look_after(
+        &self,
+        now: Instant,
+        silent: Option<&Refusal>,
+        reason: impl Fn(Instant) -> Option<Refusal>,
+    ) -> bool {
         self.refuse(|waiter| {
-            let too_long = now.saturating_duration_since(waiter.since) >= waiter.wait;
+            let waited = now.saturating_duration_since(waiter.since);
             let busy = || Refusal::PoolBusy { waited: waiter.wait };
-            too_long.then(|| reason(waiter.since).unwrap_or_else(busy))
+            let too_long = (waited >= waiter.wait).then(|| reason(waiter.since).unwrap_or_else(busy));
+            too_long.or_else(|| silent.filter(|_| waited >= TOLD_WITHIN).cloned())
         });
         let mut places = self.locked();
         let first = places.waiting.front();
@@ -288,7 +295,8 @@ impl Pool {
 async fn look_after(pool: Arc<Pool>) {
     loop {
         tokio::time::sleep(LOOK_AFTER_EVERY).await;
-        if !pool.line.look_after(Instant::now(), |since| pool.backoff.reason_since(since)) {
+        let now = Instant::now();
+        if !pool.line.look_after(now, pool.silent(now).as_ref(), |since| pool.reason_since(since)) {
             return;
         }
         // Nobody waits where a server is idle; but another thread may have come just as one was looked at.
@@ -299,7 +307,7 @@ async fn look_after(pool: Arc<Pool>) {
         }
         // Nor does nobody open one; but another thread may have come just as the last attempt failed, and behind a failure
         // the next attempt waits for the end of a pause.
-        if pool.live() == 0 || pool.backoff.is_failing() {
+        if pool.live() == 0 || pool.is_failing() {
             pool.open_wanted();
         }
         // Whoever has just begun to keep a server may be asked a moment later; one of them for each who waits.
@@ -374,14 +382,14 @@ mod tests {
         assert!(line.begins() && !line.begins());
         let first = waits(&line, now, false);
         let second = waits(&line, now + WAIT / 2, false);
-        assert!(line.look_after(now + IMPATIENT_AFTER / 2, |_| None) && !line.is_impatient());
-        assert!(line.look_after(now + IMPATIENT_AFTER, |_| None) && line.is_impatient());
-        assert!(line.look_after(now + WAIT, |_| None) && line.is_impatient());
+        assert!(line.look_after(now + IMPATIENT_AFTER / 2, None, |_| None) && !line.is_impatient());
+        assert!(line.look_after(now + IMPATIENT_AFTER, None, |_| None) && line.is_impatient());
+        assert!(line.look_after(now + WAIT, None, |_| None) && line.is_impatient());
         let refused = line.ask(first, Waker::noop());
         assert!(matches!(refused, Some(Err(Refusal::PoolBusy { waited: WAIT }))), "{refused:?}");
         assert_eq!((got(&line, second), line.leave(second)), (None, None));
         // Nobody waits: the next who comes has somebody look after the line again.
-        assert!(!line.look_after(now + WAIT, |_| None) && !line.is_impatient() && line.begins());
+        assert!(!line.look_after(now + WAIT, None, |_| None) && !line.is_impatient() && line.begins());
     }
 
     #[test]

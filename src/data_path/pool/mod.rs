@@ -6,11 +6,13 @@
 
 pub mod budget;
 mod connect_backoff;
+mod connect_turns;
 mod coordinator;
 pub mod ear;
 mod ear_line;
 pub mod greeting;
 pub mod halt;
+mod host_connects;
 pub mod kept;
 mod line;
 pub mod roster;
@@ -21,7 +23,7 @@ mod tenant_pools;
 
 use std::{
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -36,6 +38,7 @@ use self::{
     connect_backoff::ConnectBackoff,
     ear::EarPlace,
     greeting::Greetings,
+    host_connects::HostConnects,
     line::{InLine, Line},
     roster::Roster,
     session_start::SessionStart,
@@ -69,7 +72,7 @@ pub struct PoolRules {
     pub pinned_max: usize,
     /// Statements a server keeps prepared.
     pub prepared_max: Capacity,
-    /// Servers being opened at a time.
+    /// Servers being opened at a time on its host.
     pub connecting_max: usize,
     /// The longest pause between two attempts to open a server that fail.
     pub server_login_retry: Duration,
@@ -164,7 +167,12 @@ pub struct Pool {
     /// Servers open or being opened. Counted up where a permit is got, down by the permit's drop.
     live: AtomicUsize,
     opening: AtomicUsize,
-    backoff: ConnectBackoff,
+    /// What failures of its tenant's own have led to.
+    backoff: Mutex<ConnectBackoff>,
+    /// Servers being opened on its host, by all of the host's pools.
+    connects: Arc<HostConnects>,
+    /// It waits for its turn there.
+    awaits_turn: AtomicBool,
     line: Line<Box<Server>>,
     cancelling: AtomicUsize,
     kept: kept::Kept,

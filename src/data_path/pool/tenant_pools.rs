@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     future::Future,
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -18,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{
     Pool, PoolRules, budget::Budget, connect_backoff::ConnectBackoff, ear::EarPlace, greeting::Greetings,
-    halt::Halts, line::Line, stats::PoolStats,
+    halt::Halts, host_connects::HostConnects, line::Line, stats::PoolStats,
 };
 use crate::{
     config::Config,
@@ -28,7 +29,7 @@ use crate::{
         server::{DialOptions, IdentityTrouble},
         session::Place,
         statement_table::StatementTable,
-        tenant::{Access, Host, Tenant, TenantStatus},
+        tenant::{Access, Host, HostAddress, Tenant, TenantStatus, TlsMode},
         worker::{Worker, Workers},
     },
     error::{Limit, Refusal},
@@ -52,6 +53,8 @@ pub type Mending =
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
     budgets: Mutex<HashMap<String, Arc<Budget>>>,
+    /// By name and how it is reached: one that is reached otherwise is another, of which nothing is known.
+    connects: Mutex<HashMap<HostKey, Weak<HostConnects>>>,
     /// What is known of each tenant's functions, as long as it has a pool.
     catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
     /// What is kept for whom.
@@ -71,6 +74,8 @@ pub struct TenantPools {
     /// What administrators have stopped.
     pub halts: Halts,
 }
+
+type HostKey = (String, HostAddress, TlsMode, Option<PathBuf>);
 
 /// What the pools of one (tenant, access) have done since the process started.
 #[derive(Debug, Clone)]
@@ -101,6 +106,7 @@ impl TenantPools {
             me: me.clone(),
             pools,
             budgets: Mutex::default(),
+            connects: Mutex::default(),
             catalogues: Mutex::default(),
             accounts: Accounts::new(&config.load().limits),
             workers,
@@ -157,6 +163,7 @@ impl TenantPools {
         };
         let rules = PoolRules::of(&tenant, &self.config.load());
         let budget = self.budget_of(&tenant.host);
+        let connects = self.connects_of(&tenant.host, &rules);
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
@@ -173,7 +180,9 @@ impl TenantPools {
             dial: self.dial.load_full(),
             live: AtomicUsize::new(0),
             opening: AtomicUsize::new(0),
-            backoff: ConnectBackoff::new(rules.connecting_max, rules.server_login_retry),
+            backoff: Mutex::new(ConnectBackoff::new(rules.connecting_max, rules.server_login_retry)),
+            connects: connects.clone(),
+            awaits_turn: AtomicBool::new(false),
             line: Line::default(),
             cancelling: AtomicUsize::new(0),
             kept: super::kept::Kept::default(),
@@ -190,6 +199,7 @@ impl TenantPools {
             budget: budget.clone(),
         });
         budget.register(&pool);
+        connects.register(&pool);
         Some(pool)
     }
 
@@ -221,6 +231,20 @@ impl TenantPools {
         let budget = budgets.entry(host.name.clone()).or_insert_with(|| Budget::new(host.max_connections));
         budget.set_limit(host.max_connections);
         budget.clone()
+    }
+
+    fn connects_of(&self, host: &Host, rules: &PoolRules) -> Arc<HostConnects> {
+        let key = (host.name.clone(), host.address.clone(), host.tls_mode, host.tls_root_ca.clone());
+        let mut all = locked(&self.connects);
+        if all.len() == all.capacity() {
+            all.retain(|_, connects| connects.strong_count() > 0);
+        }
+        let (most, longest_pause) = (rules.connecting_max, rules.server_login_retry);
+        let known = all.get(&key).and_then(Weak::upgrade);
+        let connects = known.unwrap_or_else(|| Arc::new(HostConnects::new(&host.name, most, longest_pause)));
+        connects.set_limits(most, longest_pause);
+        all.insert(key, Arc::downgrade(&connects));
+        connects
     }
 
     /// The tenant's row is like this now. Pools that were made with something else are replaced: idle servers are closed,

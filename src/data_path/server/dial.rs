@@ -66,6 +66,18 @@ pub struct Target<'a> {
     pub statement_timeout: Option<Duration>,
     /// What a client has asked for at startup: RESET goes back to it.
     pub startup: &'a Settings,
+    /// Who is told that the host is up.
+    pub on_answer: OnAnswer<'a>,
+}
+
+/// Called when a server asks for a proof of identity: its host is up and takes connections, whatever comes of this one.
+#[derive(Clone, Copy)]
+pub struct OnAnswer<'a>(pub &'a (dyn Fn() + Send + Sync));
+
+impl std::fmt::Debug for OnAnswer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnAnswer")
+    }
 }
 
 /// How connections are opened; made once from the configuration and shared. A reload makes a new one, which reads the

@@ -238,6 +238,12 @@ impl DialError {
         })
     }
 
+    /// Whether this is the host's failure, and another tenant would have met it as well. `answered`: the server had asked for a
+    /// proof of identity, and what goes wrong behind that is the role's or the database's, but for connections that are reserved.
+    pub fn is_of_host(&self, answered: bool) -> bool {
+        self.is_host_full() || !answered && self.cause.is_of_host()
+    }
+
     /// What the client that waited for this server is told.
     pub fn to_refusal(&self) -> Refusal {
         let (sqlstate, reason) = self.cause.for_client(&self.hidden);
@@ -261,6 +267,23 @@ impl DialError {
 }
 
 impl DialCause {
+    /// Whether a server that has asked for no proof of identity yet would have said this to any tenant.
+    fn is_of_host(&self) -> bool {
+        match self {
+            Self::Unreachable(_)
+            | Self::Unresolved(_)
+            | Self::TimedOut(_)
+            | Self::Tls(_)
+            | Self::Protocol(_) => true,
+            // Resources (but for a limit of the role's), shutdowns and restarts. A rule of pg_hba.conf may be for one role.
+            Self::Refused(error) => {
+                ["53", "57P", "58"].iter().any(|class| error.code().unwrap_or_default().starts_with(class))
+            }
+            Self::WrongIdentity { .. } => false,
+            Self::BothWays { first, then } => first.is_of_host() && then.is_of_host(),
+        }
+    }
+
     /// Whether the server has refused, either way, with such an error.
     fn is_refusal(&self, such: impl Fn(&ServerError) -> bool + Copy) -> bool {
         match self {
@@ -363,6 +386,41 @@ mod tests {
         ] {
             assert_eq!(error(&[(b'C', code), (b'M', message)]).for_client(&hidden), read);
         }
+    }
+
+    #[test]
+    fn what_another_tenant_would_have_met_is_the_hosts() {
+        let refused = |code, routine| DialCause::Refused(error(&[(b'C', code), (b'R', routine)]));
+        let of_host = |cause, answered| {
+            DialError { place: String::new(), hidden: Vec::new(), cause }.is_of_host(answered)
+        };
+        let unreachable = || DialCause::Unreachable(io::ErrorKind::ConnectionRefused.into());
+        let silent = || DialCause::TimedOut(Duration::from_secs(5));
+        let untrusted = || DialCause::Tls("unknown issuer".to_owned());
+        for (cause, answered, expected) in [
+            (unreachable(), false, true),
+            // A library of the database's that crashes, a login that hangs: the host has asked for the password.
+            (unreachable(), true, false),
+            (silent(), false, true),
+            (silent(), true, false),
+            (untrusted(), false, true),
+            (refused("57P03", "ProcessStartupPacket"), false, true),
+            (refused("53300", "InitProcess"), false, true),
+            (refused("53300", "InitPostgres"), true, true),
+            (refused("53300", "CheckMyDatabase"), true, false),
+            (refused("53300", "InitializeSessionUserId"), true, false),
+            (refused("3D000", "InitPostgres"), true, false),
+            (refused("28000", "ClientAuthentication"), false, false),
+            (refused("28000", "InitializeSessionUserId"), true, false),
+            (refused("28P01", "auth_failed"), true, false),
+            (refused("57P03", "exec_stmt_raise"), true, false),
+        ] {
+            let said = format!("{cause:?}, {answered}");
+            assert_eq!(of_host(cause, answered), expected, "{said}");
+        }
+        let both = |first, then| DialCause::BothWays { first: Box::new(first), then: Box::new(then) };
+        assert!(of_host(both(untrusted(), unreachable()), false));
+        assert!(!of_host(both(refused("28000", "ClientAuthentication"), untrusted()), false));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
 };
 
-use super::{DialError, DialOptions, Opened, Target, dial_error::DialCause, open, send_cancel};
+use super::{DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel};
 use crate::{
     data_path::{
         session_state::Settings,
@@ -86,6 +86,7 @@ async fn dial_with(host: &Host, options: &DialOptions) -> Result<Opened, DialErr
         credential: &credential,
         statement_timeout: None,
         startup: &Settings::default(),
+        on_answer: OnAnswer(&|| {}),
     };
     open(&target, options).await
 }

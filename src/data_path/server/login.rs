@@ -151,6 +151,7 @@ impl Login<'_> {
         let (b'R', Some((code, rest))) = (message.tag(), message.body().split_first_chunk::<4>()) else {
             return Err(unexpected_message(&message, "where authentication begins"));
         };
+        (self.target.on_answer.0)();
         match (i32::from_be_bytes(*code), rest) {
             (0, []) => Ok(Authentication::Ok),
             (3, []) => Ok(Authentication::CleartextPassword),

@@ -8,5 +8,5 @@ mod hostile_servers;
 mod login;
 mod scram;
 
-pub use dial::{DialOptions, Opened, Target, open, send_cancel};
+pub use dial::{DialOptions, OnAnswer, Opened, Target, open, send_cancel};
 pub use dial_error::{DialError, IdentityTrouble, TroubleKind};
