@@ -202,6 +202,23 @@ async fn settings_that_code_puts_on_a_shared_role_are_undone_before_the_next_ses
     }
 }
 
+/// Who tries one thing after the other is a nuisance, and no reason to leave the others what has been set.
+#[tokio::test]
+async fn what_code_does_to_a_shared_role_is_undone_again_when_it_does_it_again() {
+    let proxy = Proxy::with_tenant("acme").start().await;
+    for (parameter, value, kept) in [
+        ("statement_timeout", "1", "0"),
+        ("work_mem", "'64kB'", "4MB"),
+        ("search_path", "nowhere", "\"$user\", public"),
+        ("default_transaction_read_only", "on", "off"),
+    ] {
+        let culprit = proxy.client("acme").connect().await;
+        culprit.run(&hidden(&format!("ALTER ROLE CURRENT_USER SET {parameter} = {value}"))).await;
+        assert_eq!(proxy.client("acme").ask(&format!("SHOW {parameter}")).await, kept);
+    }
+    assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 4.0);
+}
+
 /// Where no server is idle, the first one that is opened begins with what was set, and may break before it says so.
 #[tokio::test]
 async fn settings_of_a_shared_role_are_undone_though_servers_break_as_they_begin() {

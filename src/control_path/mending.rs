@@ -2,8 +2,8 @@
 //! that pglobby did not give the role, is put right by this node, by itself: new passwords, and everything as it was made. What a
 //! tenant's function may have done to the roles that its logins share keeps nobody out for longer than that takes.
 //!
-//! One attempt at a time for a tenant, each later one after a longer pause: a tenant that does it again and again rotates
-//! nothing but its own passwords, and seldom.
+//! One attempt at a time for a tenant; a few that succeed at once, and each later one after a longer pause: a tenant that does it
+//! again and again rotates nothing but its own passwords, and seldom.
 
 use std::{
     collections::HashMap,
@@ -29,6 +29,9 @@ use crate::{
     metrics::Metrics,
 };
 
+/// So many that have put something right are followed by no pause: one is short, and whoever finds a fault in a function changes
+/// it and tries again.
+const AT_ONCE: u32 = 5;
 /// Between two attempts for one tenant: at first, at most, and after how long without trouble it begins anew.
 const PAUSE_FIRST: Duration = Duration::from_secs(5);
 const PAUSE_LAST: Duration = Duration::from_secs(600);
@@ -41,6 +44,8 @@ struct Turn {
     under_way: Option<watch::Receiver<()>>,
     next: Instant,
     pause: Duration,
+    /// How many have put something right.
+    mended: u32,
 }
 
 /// Attempts by tenant.
@@ -64,7 +69,7 @@ impl Turns {
         self.0.retain(|_, turn| {
             turn.under_way.is_some() || now.saturating_duration_since(turn.next) < FORGOTTEN_AFTER
         });
-        let first = Turn { under_way: None, next: now, pause: Duration::ZERO };
+        let first = Turn { under_way: None, next: now, pause: Duration::ZERO, mended: 0 };
         let turn = self.0.entry(tenant).or_insert(first);
         if let Some(under_way) = &turn.under_way {
             return Chance::UnderWay(under_way.clone());
@@ -78,8 +83,12 @@ impl Turns {
         Chance::Begins(over)
     }
 
-    fn end(&mut self, tenant: i64, now: Instant) {
+    fn end(&mut self, tenant: i64, mended: bool, now: Instant) {
         if let Some(turn) = self.0.get_mut(&tenant) {
+            turn.mended += u32::from(mended);
+            if mended && turn.mended < AT_ONCE {
+                turn.pause = Duration::ZERO;
+            }
             (turn.under_way, turn.next) = (None, now + turn.pause);
         }
     }
@@ -103,8 +112,10 @@ pub fn mending(office: Office, metrics: Arc<Metrics>) -> Mending {
         let (operator, metrics, turns) = (office.operator("pglobby"), metrics.clone(), turns.clone());
         let under_way = over.subscribe();
         runtime.spawn(async move {
-            tell(&tenant, &trouble, &metrics, mend(&operator, &tenant, &trouble).await);
-            locked(&turns).end(tenant.id, Instant::now());
+            let mended = mend(&operator, &tenant, &trouble).await;
+            let is_mended = matches!(mended, Ok(true));
+            tell(&tenant, &trouble, &metrics, mended);
+            locked(&turns).end(tenant.id, is_mended, Instant::now());
             drop(over);
         });
         Box::pin(wait(under_way))
@@ -177,7 +188,7 @@ mod tests {
             };
             assert!(begins(&mut turns, 2, now).is_some(), "others have their own turn");
             turns.0.remove(&2);
-            turns.end(1, now);
+            turns.end(1, false, now);
             drop(over);
             assert!(waits.has_changed().is_err(), "who waits is told");
             assert!(begins(&mut turns, 1, now + pause - Duration::from_millis(1)).is_none());
@@ -185,8 +196,28 @@ mod tests {
             pause = (pause * 2).min(PAUSE_LAST);
         }
         assert!(begins(&mut turns, 1, now).is_some() && pause == PAUSE_LAST);
-        turns.end(1, now);
+        turns.end(1, false, now);
         assert!(begins(&mut turns, 1, now + PAUSE_LAST + FORGOTTEN_AFTER).is_some());
         assert_eq!(turns.0[&1].pause, PAUSE_FIRST, "long ago is forgotten");
+    }
+
+    #[test]
+    fn a_few_that_put_something_right_are_followed_by_no_pause() {
+        let (mut turns, mut now) = (Turns::default(), Instant::now());
+        let begins = |turns: &mut Turns, now| matches!(turns.begin(1, now), Chance::Begins(_));
+        for _ in 0..AT_ONCE {
+            assert!(begins(&mut turns, now));
+            turns.end(1, true, now);
+        }
+        for pause in [PAUSE_FIRST, PAUSE_FIRST * 2] {
+            assert!(!begins(&mut turns, now + pause - Duration::from_millis(1)));
+            now += pause;
+            assert!(begins(&mut turns, now));
+            turns.end(1, true, now);
+        }
+        now += PAUSE_LAST + FORGOTTEN_AFTER;
+        assert!(begins(&mut turns, now));
+        turns.end(1, true, now);
+        assert!(begins(&mut turns, now), "long ago is forgotten");
     }
 }
