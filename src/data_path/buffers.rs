@@ -1,10 +1,13 @@
 //! What waits for one client, counted: what it was slow to take, and what it sent that no server has got.
 //!
-//! One read's worth is there before anybody counts it; nothing more is read then until it is gone. Where there is no memory for
+//! A little is part of what any session takes. One read's worth is there before anybody counts it; nothing more is read then until it is gone. Where there is no memory for
 //! it, a request is refused, and a client that does not take what it is sent is ended.
 
 use super::{farewell::End, relay::Relay};
 use crate::error::{Limit, Refusal};
+
+/// So little is not counted: a request that waits for a server is shorter nearly always.
+const UNCOUNTED: usize = 1024;
 
 /// Nobody is ended, and nothing refused, for a little that waits.
 const ENDURED: usize = 16 * 1024;
@@ -13,9 +16,17 @@ const ENDURED: usize = 16 * 1024;
 const ENDURED_IN_TRANSACTION: usize = 128 * 1024;
 
 impl Relay {
+    /// Counts what is buffered; whether the client must be ended for it.
+    #[inline]
+    pub(super) fn is_buffering_too_much(&mut self) -> bool {
+        let bytes = self.unsent.allocated() + self.held.capacity() + self.inbox.capacity();
+        let counted = if bytes <= UNCOUNTED { 0 } else { bytes };
+        counted != self.buffers.bytes() && self.is_too_much(counted)
+    }
+
     /// Counts so many bytes; whether the client must be ended for them.
     #[cold]
-    pub(super) fn is_too_much(&mut self, bytes: usize) -> bool {
+    fn is_too_much(&mut self, bytes: usize) -> bool {
         let memory = &self.side.rules().memory;
         let endured = if self.server.is_some() { ENDURED_IN_TRANSACTION } else { ENDURED };
         let full = self.buffers.try_set(memory, bytes).is_err();
@@ -29,6 +40,9 @@ impl Relay {
     #[cold]
     pub(super) fn no_room_to_wait(&mut self) -> Option<Refusal> {
         let bytes = self.inbox.capacity() + self.unsent.allocated();
+        if bytes <= UNCOUNTED {
+            return None;
+        }
         let memory = &self.side.rules().memory;
         let limit = self.buffers.try_set(memory, bytes).err().filter(|_| bytes > ENDURED)?;
         Some(self.side.rules().too_much(limit))

@@ -154,6 +154,8 @@ pub struct Lease {
     unnamed_before: bool,
     /// Something that may commit has been sent, and not all is answered.
     pub committing: bool,
+    /// We have asked something in the middle of what the client has begun, and not all is answered.
+    tells_us: bool,
     /// Counts the client's Syncs: what an earlier batch was to prepare is not certain until it is confirmed.
     batch: u32,
     /// Why the server stays after the transaction.
@@ -173,6 +175,7 @@ impl Default for Lease {
             unnamed: false,
             unnamed_before: false,
             committing: false,
+            tells_us: false,
             batch: 0,
             pins: Pins::default(),
         }
@@ -181,7 +184,7 @@ impl Default for Lease {
 
 impl Lease {
     /// A request goes to the server; `false` if the server will ignore it, because it skips to the next Sync.
-    #[inline]
+    #[inline(always)]
     #[must_use = "a request that the server ignores has no effect"]
     pub fn ask(&mut self, asked: Asked, whose: Whose) -> bool {
         match asked {
@@ -209,6 +212,7 @@ impl Lease {
             }
             _ => self.unsynced |= whose.is_for_client(),
         }
+        self.tells_us |= matches!(asked, Asked::Shape(_) | Asked::Settings(_));
         self.owed.push_back(Owed { asked, whose });
         true
     }
@@ -261,14 +265,18 @@ impl Lease {
         }
     }
 
-    /// Whether the oldest reply that is owed tells us the shape of a statement.
+    /// Whether a reply that is owed may tell us something.
     #[inline]
+    pub fn tells_us(&self) -> bool {
+        self.tells_us
+    }
+
+    /// Whether the oldest reply that is owed tells us the shape of a statement.
     pub fn is_shape_owed(&self) -> bool {
         matches!(self.owed.front(), Some(Owed { asked: Asked::Shape(_), .. }))
     }
 
     /// Whether the oldest reply that is owed tells us which settings the server has.
-    #[inline]
     pub fn are_settings_owed(&self) -> bool {
         matches!(self.owed.front(), Some(Owed { asked: Asked::Settings(_), .. }))
     }
@@ -426,7 +434,8 @@ impl Lease {
                 self.status = status;
                 self.copy_in = CopyIn::None;
                 if self.owed.is_empty() {
-                    (self.changed_before, self.unnamed_before, self.committing) = (false, false, false);
+                    (self.changed_before, self.unnamed_before) = (false, false);
+                    (self.committing, self.tells_us) = (false, false);
                 }
                 Ok(matches!(whose, Whose::Client | Whose::Denied(_)))
             }

@@ -30,7 +30,7 @@ use super::{
     proxy::Proxy,
     server::connection::Server,
     session::{Doing, Registered},
-    waiting::{Awaits, is_enough},
+    waiting::{Awaits, Link},
 };
 use crate::{
     error::Refusal,
@@ -205,8 +205,7 @@ impl Relay {
                 Err(step) => return Poll::Ready(step),
             }
             if !moved {
-                let buffered = self.unsent.allocated() + self.held.capacity() + self.inbox.capacity();
-                return match buffered != self.buffers.bytes() && self.is_too_much(buffered) {
+                return match self.is_buffering_too_much() {
                     false => Poll::Pending,
                     true => Poll::Ready(Step::End(self.takes_nothing())),
                 };
@@ -324,7 +323,7 @@ impl Relay {
             return Err(Step::Desk);
         }
         if self.server.is_none()
-            && (!self.inbox.is_empty() || !self.passes_desk(chunk) || !self.link(chunk)?)
+            && (!self.inbox.is_empty() || !self.passes_desk(chunk) || self.link(chunk)? != Link::Linked)
         {
             self.inbox.extend_from_slice(chunk);
             return match self.serve_inbox(buffers, cx) {
@@ -382,25 +381,6 @@ impl Relay {
             Ok(Flow::Awaits(rest)) => self.await_answers(rest, Awaits::Meaning),
             Ok(Flow::Full(rest)) => self.await_answers(rest, Awaits::Room),
             Err(refusal) => Err(Step::End(End::Refused(refusal.into()))),
-        }
-    }
-
-    /// Borrows an idle server for what the client has begun to send; `false` if that is not enough of a message yet, or
-    /// if none is idle.
-    #[inline]
-    pub(super) fn link(&mut self, request: &[u8]) -> Result<bool, Step> {
-        if self.side.is_leaving_out() || !is_enough(request, &self.side).map_err(Step::End)? {
-            return Ok(false);
-        }
-        if self.pool.is_retired() {
-            self.succeed().map_err(Step::End)?;
-        }
-        match self.side.begun.is_alike().then(|| self.pool.try_borrow()).flatten() {
-            Some(server) => {
-                self.take_on(server);
-                Ok(true)
-            }
-            None => Ok(false),
         }
     }
 

@@ -3,10 +3,9 @@
 //! What a server knows is entered when the request is queued and taken back when the server skips it; until it is
 //! confirmed it counts only within the batch that asked for it.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
+
+use rustc_hash::FxHashMap;
 
 use super::{
     deeds::{Deed, Deeds},
@@ -24,7 +23,8 @@ use crate::wire::{
 /// What one server has prepared.
 #[derive(Debug)]
 pub struct ServerStatements {
-    pub(super) known: HashMap<u64, Known>,
+    /// By our own number: nobody can choose it so that others are slow.
+    pub(super) known: FxHashMap<u64, Known>,
     /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
     unnamed: u64,
     /// Of their texts.
@@ -92,7 +92,7 @@ impl ServerStatements {
     /// A server that has just been opened.
     pub fn new(capacity: Capacity) -> Self {
         Self {
-            known: HashMap::new(),
+            known: FxHashMap::default(),
             bytes: 0,
             own_names: 0,
             unnamed: 0,

@@ -11,7 +11,7 @@ use std::{
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
-    exchange::{ClientSide, FIRST_MESSAGE_BYTES, Front},
+    exchange::{FIRST_MESSAGE_BYTES, Front},
     farewell::End,
     lease::Pins,
     pool::{
@@ -35,7 +35,42 @@ pub(super) enum Awaits {
     Room,
 }
 
+/// What came of looking for a server for what a client has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// It has one.
+    Linked,
+    /// All are busy.
+    NoneIdle,
+    /// Too little has come to need one.
+    NoRequest,
+}
+
 impl Relay {
+    /// Borrows an idle server for what the client has begun to send, if that is enough of a message and one is idle.
+    #[inline]
+    pub(super) fn link(&mut self, request: &[u8]) -> Result<Link, Step> {
+        if self.side.is_leaving_out() {
+            return Ok(Link::NoRequest);
+        }
+        match self.side.front(request) {
+            Ok(Front::Request) => {}
+            Ok(Front::Nothing) => return Ok(Link::NoRequest),
+            Ok(Front::Goodbye) => return Err(Step::End(End::Terminated)),
+            Err(refusal) => return Err(Step::End(End::Refused(refusal.into()))),
+        }
+        if self.pool.is_retired() {
+            self.succeed().map_err(Step::End)?;
+        }
+        Ok(match self.side.begun.is_alike().then(|| self.pool.try_borrow()).flatten() {
+            Some(server) => {
+                self.take_on(server);
+                Link::Linked
+            }
+            None => Link::NoneIdle,
+        })
+    }
+
     /// The session has a server from its login on.
     pub(super) fn engage(&mut self, mut server: Box<Server>) {
         server.side.lease.pins = Pins::SESSION_MODE;
@@ -69,41 +104,41 @@ impl Relay {
                 Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
                 Err(refusal) => return Some(Step::End(End::Refused(refusal.into()))),
             }
-            self.unsent.push(&replies);
+            if !replies.is_empty() {
+                self.unsent.push(&replies);
+                replies.clear();
+            }
             if self.concierge.is_some()
                 && let Some(led) = self.ask_desk(&mut inbox)
             {
                 self.inbox = inbox;
                 return led;
             }
-            match self.link(&inbox) {
+            let linked = match self.link(&inbox) {
                 Err(step) => return Some(step),
-                Ok(true) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
-                Ok(false) => {}
-            }
-            replies.clear();
+                Ok(Link::Linked) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
+                Ok(linked) => linked,
+            };
             let answered = self.side.answer_unserved(&inbox, &mut replies);
+            if answered == 0 {
+                self.inbox = inbox;
+                return (linked == Link::NoneIdle).then_some(Step::Borrow);
+            }
             inbox.drain(..answered);
             // At once: what is behind it may wait in line for long.
             if let Err(error) = self.unsent.send(&mut self.client, cx, &replies) {
                 return Some(Step::End(End::client_lost(Err(error))));
             }
-            if answered == 0 {
-                break;
-            }
-        }
-        self.inbox = inbox;
-        match is_enough(&self.inbox, &self.side) {
-            Ok(true) => Some(Step::Borrow),
-            Ok(false) => None,
-            Err(end) => Some(Step::End(end)),
         }
     }
 
     /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
     /// not the session's end.
     pub(super) async fn borrow(&mut self) -> Result<(), End> {
-        if self.concierge.as_ref().is_some_and(|concierge| concierge.is_new()) && !self.settle_in().await? {
+        // What is rare is boxed: this future is moved for each wait.
+        if self.concierge.as_ref().is_some_and(|concierge| concierge.is_new())
+            && !Box::pin(self.settle_in()).await?
+        {
             return Ok(());
         }
         if let Some(refusal) = self.no_room_to_wait() {
@@ -121,7 +156,7 @@ impl Relay {
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.side.begun.is_alike() && !self.begin_at(&mut server).await? {
+                if !self.side.begun.is_alike() && !Box::pin(self.begin_at(&mut server)).await? {
                     return Ok(());
                 }
                 self.take_on(server);
@@ -258,15 +293,5 @@ impl Relay {
             })
         })
         .await
-    }
-}
-
-/// Whether a request has come far enough to borrow a server for it.
-#[inline]
-pub(super) fn is_enough(request: &[u8], side: &ClientSide) -> Result<bool, End> {
-    match side.front(request) {
-        Ok(Front::Goodbye) => Err(End::Terminated),
-        Ok(front) => Ok(front == Front::Request),
-        Err(refusal) => Err(End::Refused(refusal.into())),
     }
 }

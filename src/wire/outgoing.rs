@@ -44,15 +44,19 @@ impl<'c> Outgoing<'c> {
     }
 
     /// The place to append bytes of our own.
+    #[inline]
     pub fn build(&mut self) -> &mut Vec<u8> {
         self.settle();
         self.built
     }
 
     /// Moves the run into the scratch buffer, unless that run is all there is and nothing will follow.
+    #[inline]
     fn settle(&mut self) {
         let (start, end) = std::mem::take(&mut self.run);
-        self.built.extend_from_slice(self.chunk.get(start..end).unwrap_or_default());
+        if start < end {
+            self.built.extend_from_slice(self.chunk.get(start..end).unwrap_or_default());
+        }
     }
 
     /// Bytes of our own so far, with those of the chunk before them.

@@ -49,28 +49,46 @@ impl Unsent {
     ///
     /// # Errors
     /// Whatever the stream says.
-    #[inline]
-    pub fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
-        if self.is_empty() {
-            while !bytes.is_empty() {
-                let error = match Pin::new(&mut *stream).poll_write(cx, bytes) {
-                    Poll::Ready(Ok(0)) => io::ErrorKind::WriteZero.into(),
-                    Poll::Ready(Ok(written)) => {
-                        bytes = bytes.get(written..).unwrap_or_default();
-                        continue;
-                    }
-                    Poll::Ready(Err(error)) => error,
-                    Poll::Pending => break,
-                };
-                self.bytes.extend_from_slice(bytes);
-                return Err(error);
-            }
-            if stream.is_tls() {
-                self.unflushed = Pin::new(&mut *stream).poll_flush(cx)?.is_pending();
-            }
-        }
-        if !bytes.is_empty() {
+    #[inline(always)]
+    pub fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        if !self.is_empty() || bytes.is_empty() {
             self.bytes.extend_from_slice(bytes);
+            return Ok(());
+        }
+        match Pin::new(&mut *stream).poll_write(cx, bytes) {
+            Poll::Ready(Ok(written)) if written == bytes.len() && !stream.is_tls() => Ok(()),
+            tried => self.send_rest(stream, cx, bytes, tried),
+        }
+    }
+
+    /// Goes on behind the first write, which did not do it all.
+    fn send_rest(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+        mut bytes: &[u8],
+        mut tried: Poll<io::Result<usize>>,
+    ) -> io::Result<()> {
+        loop {
+            let error = match tried {
+                Poll::Ready(Ok(0)) => io::ErrorKind::WriteZero.into(),
+                Poll::Ready(Ok(written)) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    tried = Pin::new(&mut *stream).poll_write(cx, bytes);
+                    continue;
+                }
+                Poll::Ready(Err(error)) => error,
+                Poll::Pending => break,
+            };
+            self.bytes.extend_from_slice(bytes);
+            return Err(error);
+        }
+        self.bytes.extend_from_slice(bytes);
+        if stream.is_tls() {
+            self.unflushed = Pin::new(&mut *stream).poll_flush(cx)?.is_pending();
         }
         Ok(())
     }

@@ -257,6 +257,7 @@ impl ClientSide {
         if !server.lease.is_working() {
             server.unanswered_bytes = 0;
         }
+        let may_fill = server.may_fill(rules.unanswered_max, chunk.len());
         let under = &parse_settings.0;
         let mut requests =
             Requests { statements, rules, under, startup, unnamed_serial, advances, bounds, server, out };
@@ -269,7 +270,7 @@ impl ClientSide {
                     holding.try_set(&requests.rules.memory, bytes).map_err(|limit| full = Some(limit)).is_ok()
                 },
             );
-            match piece.map_err(violation)? {
+            let (tag, bytes, whole) = match piece.map_err(violation)? {
                 None => {
                     if holding.bytes() > 0 && framer.held_bytes() == 0 {
                         holding.clear();
@@ -285,46 +286,40 @@ impl ClientSide {
                     if last && std::mem::take(&mut requests.bounds.pauses) {
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
+                    continue;
                 }
-                Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => {
-                    return Ok(Flow::Terminated);
-                }
-                Some(Piece::Whole { tag, .. }) if asks_nothing(tag) && requests.server.lease.is_over() => {}
-                Some(Piece::First { tag, .. }) if asks_nothing(tag) && requests.server.lease.is_over() => {
+                Some(Piece::Whole { tag, bytes }) => (tag, bytes, true),
+                Some(Piece::First { tag, bytes }) => (tag, bytes, false),
+            };
+            if tag == b'X' {
+                return Ok(Flow::Terminated);
+            }
+            if asks_nothing(tag) && requests.server.lease.is_over() {
+                if !whole {
                     left_out.ignore();
                 }
-                Some(Piece::Whole { bytes, .. } | Piece::First { bytes, .. }) if requests.is_full(bytes) => {
-                    let waits = [bytes, chunk].concat();
-                    framer.put_back();
-                    return Ok(requests.hold(Hold::Room, waits));
-                }
-                Some(Piece::Whole { tag, bytes }) => {
-                    if let ControlFlow::Break(hold) = requests.message(tag, bytes, true)? {
-                        let waits = [bytes, chunk].concat();
-                        framer.put_back();
-                        return Ok(requests.hold(hold, waits));
-                    }
-                    if std::mem::take(&mut requests.bounds.pauses) {
-                        framer.take_held(&mut Vec::new());
-                        return Ok(Flow::Pauses(chunk.to_vec()));
-                    }
-                }
-                Some(Piece::First { tag, .. }) if full.is_some() && requests.rules.follow => {
-                    if let Some(limit) = full {
-                        requests.deny(tag, limit);
-                    }
-                    left_out.ignore();
-                }
-                Some(Piece::First { tag, bytes }) => {
-                    if let ControlFlow::Break(hold) = requests.message(tag, bytes, false)? {
-                        let waits = [bytes, chunk].concat();
-                        framer.put_back();
-                        return Ok(requests.hold(hold, waits));
-                    }
-                    if std::mem::take(&mut requests.bounds.denied) {
-                        left_out.ignore();
-                    }
-                }
+                continue;
+            }
+            let flow = if requests.is_full(tag, bytes, may_fill) {
+                ControlFlow::Break(Hold::Room)
+            } else if let Some(limit) = full.filter(|_| requests.rules.follow) {
+                requests.deny(tag, limit);
+                left_out.ignore();
+                continue;
+            } else {
+                requests.message(tag, bytes, whole)?
+            };
+            if let ControlFlow::Break(hold) = flow {
+                let waits = [bytes, chunk].concat();
+                framer.put_back();
+                return Ok(requests.hold(hold, waits));
+            }
+            if !whole && std::mem::take(&mut requests.bounds.denied) {
+                left_out.ignore();
+            }
+            if whole && std::mem::take(&mut requests.bounds.pauses) {
+                framer.take_held(&mut Vec::new());
+                return Ok(Flow::Pauses(chunk.to_vec()));
             }
         }
     }

@@ -102,9 +102,15 @@ impl ClientSide {
 }
 
 impl ServerSide {
-    /// Whether so much is unanswered that nothing more is taken from a client that pipelines.
+    /// Whether so much may be unanswered within the next bytes that each message must be looked at for that. None is so short that
+    /// the server would owe more replies for it than it has bytes.
     #[inline]
-    pub(super) fn is_full(&self, replies_max: usize, built: usize) -> bool {
+    pub(super) fn may_fill(&self, replies_max: usize, bytes: usize) -> bool {
+        self.lease.owed() + bytes >= replies_max || self.unanswered_bytes + bytes > UNANSWERED_BYTES_MAX
+    }
+
+    /// Whether so much is unanswered that nothing more is taken from a client that pipelines.
+    fn is_full(&self, replies_max: usize, built: usize) -> bool {
         let owed = self.lease.owed();
         owed >= replies_max
             || owed > 0 && (self.unanswered_bytes > UNANSWERED_BYTES_MAX || built > UNANSWERED_BYTES_MAX)
@@ -124,12 +130,12 @@ impl ServerSide {
 impl Requests<'_, '_> {
     /// Whether a message must wait because so much is unanswered. Data of a COPY is no request.
     #[inline]
-    pub(super) fn is_full(&mut self, message: &[u8]) -> bool {
-        let tag = message.first().copied().unwrap_or_default();
-        if matches!(tag, b'd' | b'c' | b'f' | b'H') {
-            return false;
-        }
-        if self.server.is_full(self.rules.unanswered_max, self.out.built()) {
+    pub(super) fn is_full(&mut self, tag: u8, message: &[u8], may_fill: bool) -> bool {
+        let built = self.out.built();
+        if (may_fill || built > UNANSWERED_BYTES_MAX)
+            && !matches!(tag, b'd' | b'c' | b'f' | b'H')
+            && self.server.is_full(self.rules.unanswered_max, built)
+        {
             return true;
         }
         if matches!(tag, b'Q' | b'P' | b'C') {

@@ -235,7 +235,7 @@ impl ServerSide {
         result
     }
 
-    #[inline]
+    #[inline(always)]
     fn message(
         &mut self,
         tag: u8,
@@ -271,10 +271,8 @@ impl ServerSide {
                 if tag == b'C' && self.lease.deeds().is_some() {
                     self.command_complete(bytes, client);
                 }
-                if matches!(tag, b'T' | b't' | b'n') && self.lease.is_shape_owed() {
-                    self.shape.take(bytes);
-                } else if tag == b'D' && self.lease.are_settings_owed() {
-                    self.told_setting(bytes);
+                if self.lease.tells_us() {
+                    self.take_answer(tag, bytes);
                 }
                 let settled = self.lease.reply(tag)?;
                 match settled.done {
@@ -294,8 +292,7 @@ impl ServerSide {
     #[inline]
     fn need(&self, tag: u8, length: usize) -> Result<Need, FrameError> {
         Ok(match tag {
-            b'T' | b't' if length <= SHAPE_BYTES_MAX && self.lease.is_shape_owed() => Need::Whole,
-            b'D' if length <= REPORT_BYTES_MAX && self.lease.are_settings_owed() => Need::Whole,
+            b'T' | b't' | b'D' if self.lease.tells_us() && self.is_told_by(tag, length) => Need::Whole,
             b'D' if length <= ANSWER_BYTES && self.signalling.is_awaited() => Need::Whole,
             b'N' if length <= REPORT_BYTES_MAX && self.signalling.listens() => Need::Whole,
             b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
@@ -307,6 +304,25 @@ impl ServerSide {
             _ if length > REPORT_BYTES_MAX => return Err(FrameError::Length),
             _ => Need::Header,
         })
+    }
+
+    /// Whether a message is for us, and short enough to be seen whole.
+    #[cold]
+    fn is_told_by(&self, tag: u8, length: usize) -> bool {
+        match tag {
+            b'D' => length <= REPORT_BYTES_MAX && self.lease.are_settings_owed(),
+            _ => length <= SHAPE_BYTES_MAX && self.lease.is_shape_owed(),
+        }
+    }
+
+    /// Takes down what we have asked for.
+    #[cold]
+    fn take_answer(&mut self, tag: u8, bytes: &[u8]) {
+        if matches!(tag, b'T' | b't' | b'n') && self.lease.is_shape_owed() {
+            self.shape.take(bytes);
+        } else if tag == b'D' && self.lease.are_settings_owed() {
+            self.told_setting(bytes);
+        }
     }
 
     /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
