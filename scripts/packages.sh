@@ -76,4 +76,5 @@ need_rust() {
     if ! has cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then PATH=$HOME/.cargo/bin:$PATH; fi
     has cargo || die "cargo is missing; install Rust 1.89 or newer, see https://www.rust-lang.org/tools/install"
     has cc || install_packages "a C compiler" "gcc libc6-dev" "gcc" "gcc musl-dev" ""
+    has make || install_packages "make" "make" "make" "make" "make"
 }

@@ -30,6 +30,9 @@ const MEMORY: usize = 24 << 20;
 /// What the process may grow by: what is counted, copies that are under way, what the allocator keeps, one read of each session.
 const GROWTH: usize = 64 << 20;
 
+/// What may be left of that when the attackers have gone.
+const LEFT: usize = 12 << 20;
+
 /// Longer than what is kept of a session's settings, shorter than what is read of a statement.
 const LONG: usize = 900_000;
 
@@ -184,7 +187,7 @@ async fn prepares_long_statements(proxy: &Proxy) {
 async fn leaves_texts_lying_about(proxy: &Proxy) {
     let mut wires = Vec::new();
     let mut refusals = 0;
-    for _ in 0..16 {
+    for _ in 0..24 {
         let mut wire = proxy.wire("acme").await;
         let text = format!("SELECT /* {} */ 1", "x".repeat(LONG));
         refusals += usize::from(refused(&send(&mut wire, &[parse("", &text), sync()]).await));
@@ -349,6 +352,10 @@ async fn a_hostile_tenant_takes_no_memory_without_limit() {
     })
     .await;
     assert_eq!(proxy.metric("pglobby_prepared_bytes").await, 0.0);
-    let after = memory_of(&proxy, "VmRSS");
-    assert!(after < before + GROWTH / 3, "given back to the system: from {before} to {after} bytes");
+    in_time("what attackers had is given back to the system", async {
+        while memory_of(&proxy, "VmRSS") > before + LEFT {
+            tokio::time::sleep(Duration::from_millis(100)).await; // The allocator tells nobody.
+        }
+    })
+    .await;
 }
