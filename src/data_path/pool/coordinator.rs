@@ -40,6 +40,9 @@ impl Pool {
     /// Opens servers for sessions that wait, as far as pool, host, budget and earlier failures allow. Runs on the pool's worker.
     pub(super) fn open_wanted(self: &Arc<Self>) {
         while self.waiting() > self.opening() && self.open_one_more() {}
+        if self.live() > 0 {
+            return; // one may come back
+        }
         let now = Instant::now();
         let own = self.backoff().told_at_once(now);
         if let Some(reason) = own.or_else(|| self.connects.told_at_once(now)) {
