@@ -309,6 +309,9 @@ async fn whatever_keeps_a_server_ends_with_what_it_is_kept_for() {
         "FROBNICATE",
         "BEGIN; DECLARE c CURSOR FOR SELECT set_config('my.note', 'x', false); FETCH c; COMMIT",
         "LOAD 'nosuch'",
+        "DO $$ BEGIN PERFORM set_config('work_mem', '8MB', true); END $$",
+        "DO $$ BEGIN PERFORM set_config(name, setting, true) FROM pg_settings WHERE name = 'work_mem'; END $$",
+        "UPDATE pg_settings SET setting = '8MB' WHERE name = 'statement_timeout' AND false",
     ] {
         one.query(done).await;
         assert_eq!(pinned(&console).await, [""; 0], "{done}");
@@ -320,15 +323,50 @@ async fn whatever_keeps_a_server_ends_with_what_it_is_kept_for() {
     assert_eq!(pinned(&console).await, [""; 0]);
 }
 
+/// Code that calls set_config kept the server to the session's end, whatever it set and for however long.
+#[tokio::test]
+async fn what_code_sets_follows_its_session_and_keeps_no_server() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    proxy.behind("acme").await.run("CREATE EXTENSION pg_trgm").await;
+    let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
+    other.run("CREATE FUNCTION updates() RETURNS void LANGUAGE sql AS $$ UPDATE pg_settings SET setting = '7s' WHERE name = 'lock_timeout' $$").await;
+    for (done, shown, value, usual) in [
+        ("DO $$ BEGIN PERFORM set_config('my.note', 'x', false); END $$", "my.note", "x", ""),
+        ("DO $$ BEGIN EXECUTE 'SELECT set_config(''my.other'', ''y'', false)'; END $$", "my.other", "y", ""),
+        ("DO 'BEGIN PERFORM set_config(''work_mem'', ''8MB'', false); END'", "work_mem", "8MB", "4MB"),
+        (
+            "UPDATE pg_settings SET setting = '5s' WHERE name = 'idle_session_timeout'",
+            "idle_session_timeout",
+            "5s",
+            "0",
+        ),
+        ("SELECT updates()", "lock_timeout", "7s", "0"),
+        ("SELECT set_limit(0.5)", "pg_trgm.similarity_threshold", "0.5", "0.3"),
+    ] {
+        one.run(done).await;
+        let shows = format!("SELECT current_setting('{shown}', true)");
+        for _ in 0..2 {
+            assert_eq!(other.ask(&shows).await, usual, "{done}");
+            assert_eq!(one.ask(&shows).await, value, "{done}");
+        }
+    }
+}
+
 /// What a transaction is like is no setting, though PostgreSQL shows it as one that the session has set, and goes on to when it is
 /// over: the next session whose code was asked about was ended.
 #[tokio::test]
 async fn what_a_transaction_was_like_is_taken_for_no_sessions_setting() {
     let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
     for modes in ["DEFERRABLE", "READ ONLY", "ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE"] {
-        for done in
-            [format!("BEGIN; SET TRANSACTION {modes}; SELECT 1; COMMIT"), format!("BEGIN {modes}; COMMIT")]
-        {
+        for done in [
+            format!("BEGIN; SET TRANSACTION {modes}; SELECT 1; COMMIT"),
+            format!("BEGIN {modes}; COMMIT"),
+            format!("BEGIN; SET TRANSACTION {modes}; SELECT 1; ROLLBACK"),
+            "BEGIN; SAVEPOINT a; SET TRANSACTION READ ONLY; ROLLBACK TO a; COMMIT".to_owned(),
+            format!("DO $$ BEGIN EXECUTE 'SET TRANSACTION {modes}'; END $$"),
+            format!("SET TRANSACTION {modes}"),
+            "BEGIN; SELECT set_config('transaction_' || 'read_only', 'on', true); COMMIT".to_owned(),
+        ] {
             let (mut one, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
             one.query(&done).await;
             for _ in 0..2 {

@@ -10,7 +10,8 @@ use super::{
     lease::Pins,
     parse_settings::matters,
     statement::{
-        self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetValue, Statement,
+        self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs, SetValue,
+        Statement,
     },
 };
 
@@ -225,11 +226,9 @@ impl Aftermath {
             if !Self::parameters(&statement, &mut names) {
                 doubts.insert(Doubts::ANY_SETTING);
             }
-            let opaque = Self::set_configs(&statement, &mut names);
-            if !opaque.is_empty() {
-                doubts.insert(Doubts::ANY_SETTING);
-                pins.insert(opaque);
-            }
+            let (asked, opaque) = Self::set_configs(&statement, &mut names);
+            doubts.insert(asked);
+            pins.insert(opaque);
             if changes_parsing(&statement) {
                 doubts.insert(Doubts::LOCAL_SETTINGS);
             }
@@ -267,20 +266,35 @@ impl Aftermath {
     }
 
     /// The parameters that calls of set_config name. One that cannot be told may be of a kind that PostgreSQL does not
-    /// list: that pins.
-    fn set_configs(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> Pins {
+    /// list: that pins. What code in PL/pgSQL runs by EXECUTE is asked about as in any other code.
+    fn set_configs(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> (Doubts, Pins) {
+        const ANY: Doubts = Doubts::ANY_SETTING;
         if !statement.effects.contains(Effects::SET_CONFIG) {
-            return Pins::default();
+            return Default::default();
         }
-        for call in statement.set_configs() {
+        let told = Self::name_all(statement.set_configs(), names);
+        let code = statement.code_block();
+        let told =
+            told && code.as_deref().is_none_or(|code| Self::name_all(statement::set_configs(code), names));
+        match code {
+            _ if !told => (ANY, Pins::SETTINGS),
+            Some(_) => (ANY | Doubts::UNNAMED, Pins::default()),
+            None if statement.effects.contains(Effects::HIDDEN) => (ANY, Pins::SETTINGS),
+            None => Default::default(),
+        }
+    }
+
+    /// Whether they can all be told.
+    fn name_all(calls: SetConfigs<'_>, names: &mut Vec<Box<str>>) -> bool {
+        for call in calls {
             match (call.name, call.local) {
                 (_, Argument::Boolean(true)) => {}
                 (_, Argument::Text(local)) if is_true(&local) => {}
                 (Argument::Text(name), _) => names.push(String::from_utf8_lossy(&name).into()),
-                _ => return Pins::SETTINGS,
+                _ => return false,
             }
         }
-        if statement.effects.contains(Effects::HIDDEN) { Pins::SETTINGS } else { Pins::default() }
+        true
     }
 }
 

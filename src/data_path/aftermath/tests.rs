@@ -84,8 +84,31 @@ fn what_names_a_parameter_is_asked_about_by_name() {
 }
 
 #[test]
+fn what_code_sets_under_names_that_can_be_told_is_asked_about_and_pins_nothing() {
+    for (sql, named) in [
+        ("DO $$BEGIN PERFORM set_config('work_mem', '8MB', true); END$$", None),
+        ("DO $$BEGIN PERFORM set_config(k, v, true) FROM t; END$$", None),
+        ("DO $$BEGIN PERFORM set_config('my.id', '7', false); END$$", Some("my.id")),
+        ("DO $$BEGIN EXECUTE 'SELECT set_config(''my.id'', ''7'', false)'; END$$", Some("my.id")),
+        ("UPDATE pg_settings SET setting = '8MB' WHERE name = 'work_mem'", None),
+        ("SELECT set_limit(0.5)", Some("pg_trgm.similarity_threshold")),
+    ] {
+        let read = read(sql);
+        assert_eq!(read.pins, Pins::empty(), "{sql}");
+        let names = read.names.unwrap_or_default();
+        assert!(named.is_none_or(|named| names.iter().any(|name| **name == *named)), "{sql}");
+        assert!(read.doubts.intersects(Doubts::ANY_SETTING | Doubts::NAMED_SETTINGS), "{sql}");
+    }
+}
+
+#[test]
 fn what_nobody_can_be_asked_about_pins() {
     assert_eq!(read("SELECT set_config($1, $2, false)").pins, Pins::SETTINGS);
+    assert_eq!(read("DO $$BEGIN PERFORM set_config(k, v, false); END$$").pins, Pins::SETTINGS);
+    assert_eq!(
+        read("SELECT query_to_xml('select set_config(k, v, false)', true, true, '')").pins,
+        Pins::SETTINGS
+    );
     assert_eq!(read("LOAD 'x'").pins, Pins::LOAD);
     assert_eq!(read("SELECT lastval()").pins, Pins::SEQUENCE);
     assert_eq!(read("FROBNICATE").doubts, Aftermath::anything().doubts);

@@ -117,8 +117,9 @@ fn effects_of_word(lexer: &Lexer<'_>, previous: Token, token: Token) -> Effects 
     if word.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"pg_temp")) {
         return Effects::TEMPORARY;
     }
+    // An UPDATE of it, perhaps.
     if is(b"pg_settings") {
-        return Effects::SET_CONFIG;
+        return Effects::SETTING;
     }
     if !starts {
         return Effects::empty();

@@ -59,6 +59,9 @@ impl<'a> Iterator for SetConfigs<'a> {
     }
 }
 
+/// What `set_limit` of pg_trgm sets.
+const SET_LIMIT: &[u8] = b"pg_trgm.similarity_threshold";
+
 /// `set_config(a, b, c)`, and steps over it.
 fn call<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
     let name = reader.name()?;
@@ -67,7 +70,7 @@ fn call<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
     }
     let opaque = SetConfig { name: Argument::Opaque, value: Argument::Opaque, local: Argument::Opaque };
     if *name != *b"set_config" {
-        return Some(opaque);
+        return Some(SetConfig { name: Argument::Text(SET_LIMIT.into()), ..opaque });
     }
     let mut ahead = *reader;
     let found = arguments(&mut ahead);

@@ -52,7 +52,7 @@ pub(super) fn read(text: &[u8], scan: Scan, lexing: Lexing) -> Statement<'_> {
 fn read_closely(text: &[u8], first: Token, scan: Scan, lexing: Lexing) -> Statement<'_> {
     let mut calls = scan.calls;
     if scan.names_settings && updates_settings(text, lexing) {
-        calls |= Effects::SET_CONFIG | Effects::HIDDEN;
+        calls |= Effects::SETTING;
     }
     if scan.runs_text {
         calls |= body::effects_of_literals(text, lexing);

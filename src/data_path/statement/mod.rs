@@ -141,6 +141,11 @@ impl<'a> Statement<'a> {
         SetConfigs::new(self.text, self.lexing)
     }
 
+    /// The code that a DO runs, where it is in PL/pgSQL.
+    pub fn code_block(&self) -> Option<Cow<'a, [u8]>> {
+        matches!(self.kind, Kind::Do).then(|| objects::code_of_block(self.text, self.lexing)).flatten()
+    }
+
     /// The call, where the statement is `SELECT set_config(…)` and nothing else.
     pub fn lone_set_config(&self) -> Option<SetConfig<'a>> {
         calls::lone(self.text, self.lexing)

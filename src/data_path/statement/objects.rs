@@ -1,5 +1,7 @@
 //! Statements about objects: CREATE, DROP and ALTER as far as temporary ones are concerned, SELECT INTO, COPY, DO.
 
+use std::borrow::Cow;
+
 use super::{
     Copy, Effects, Kind, Lexing, Object, QualifiedNames, body,
     kinds::{CallsRun, Reading},
@@ -156,4 +158,20 @@ pub(super) fn copy<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
 pub(super) fn code_block<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let inner = body::effects_of_literals(reader.text(reader.rest()), lexing);
     Some(Reading::of(Kind::Do, Effects::CODE | inner))
+}
+
+/// The code of a DO, where it is in PL/pgSQL; `text` is the whole statement.
+pub(super) fn code_of_block(text: &[u8], lexing: Lexing) -> Option<Cow<'_, [u8]>> {
+    let mut reader = Reader::new(text, lexing);
+    reader.eat(b"do").then_some(())?;
+    let mut code = None;
+    while !reader.at_end() {
+        if reader.eat(b"language") {
+            let name = reader.literal().or_else(|| reader.name())?;
+            name.eq_ignore_ascii_case(b"plpgsql").then_some(())?;
+        } else {
+            code = Some(reader.literal()?);
+        }
+    }
+    code
 }

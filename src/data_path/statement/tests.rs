@@ -100,11 +100,8 @@ fn functions_that_touch_the_session_are_noticed() {
         ("select \"set_config\"('a', 'b', false)", Effects::SET_CONFIG),
         ("select U&\"set\\005fconfig\"('a', 'b', false)", Effects::SET_CONFIG),
         ("select U&\"set!005fconfig\" uescape '!' ('a', 'b', false)", Effects::UNKNOWN),
-        ("update pg_settings set setting = 'x'", Effects::SET_CONFIG.union(Effects::HIDDEN)),
-        (
-            "with x as (update only pg_catalog.pg_settings set setting = 1) select 1",
-            Effects::SET_CONFIG.union(Effects::HIDDEN),
-        ),
+        ("update pg_settings set setting = 'x'", Effects::SETTING),
+        ("with x as (update only pg_catalog.pg_settings set setting = 1) select 1", Effects::SETTING),
         (
             "select pg_advisory_lock(1), pg_advisory_unlock(2)",
             Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK),
@@ -424,6 +421,19 @@ fn code_within_the_text_is_searched() {
     let function = one("create function f() returns void language plpgsql as $$ begin listen x; end $$");
     assert_eq!(function.kind, Kind::CreateRoutine);
     assert_eq!((function.effects, function.deferred), (Effects::DDL, Effects::LISTEN | Effects::HIDDEN));
+}
+
+#[test]
+fn the_code_of_a_do_is_found_where_it_is_plpgsql() {
+    for (sql, code) in [
+        ("do $$begin end$$", Some("begin end")),
+        ("DO LANGUAGE plpgsql 'begin perform ''x''; end'", Some("begin perform 'x'; end")),
+        ("do $a$x$a$ language 'PLpgSQL'", Some("x")),
+        ("do $a$x$a$ language plpython3u", None),
+        ("select $$do$$", None),
+    ] {
+        assert_eq!(one(sql).code_block().as_deref(), code.map(str::as_bytes), "{sql}");
+    }
 }
 
 #[test]
