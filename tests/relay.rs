@@ -329,6 +329,7 @@ async fn a_query_with_terminate_right_behind_it_is_done() {
         client.send_bytes(&[message(b'Q', &c_string(&insert)), message(b'X', b"")].concat()).await;
         client.until_end().await;
     }
+    assert_eq!(proxy.metric("pglobby_servers_opened_total{tenant=\"acme\"}").await, 1.0, "by one server");
     let mut left_open = proxy.wire("acme").await;
     left_open
         .send_bytes(

@@ -106,7 +106,10 @@ impl Relay {
             self.handle.set_pins(Pins::empty());
             self.pinned = None;
             match end {
-                End::Terminated => self.leave_behind(server, self.is_working(), false),
+                End::Terminated => {
+                    let is_working = server.side.lease.is_working();
+                    self.leave_behind(server, is_working, false);
+                }
                 End::ClientGone | End::Refused(_) => self.leave_behind(server, false, true),
                 _ => drop(server),
             }
@@ -145,10 +148,6 @@ impl Relay {
 
     fn is_committing(&self) -> bool {
         self.server.as_ref().is_some_and(|server| server.side.lease.committing)
-    }
-
-    fn is_working(&self) -> bool {
-        self.server.as_ref().is_some_and(|server| server.side.lease.is_working())
     }
 
     /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run
@@ -199,7 +198,7 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     let mut nobody =
         ClientSide::new(super::exchange::Rules::nobody(&pool.statements), server.side.applied.clone(), 0);
     let (mut chunk, mut scratch, mut is_ending) = (vec![0; 16 * 1024], Vec::new(), false);
-    while !server.unsent.is_empty() || server.side.lease.is_working() {
+    loop {
         let drained = std::future::poll_fn(|cx| match server.unsent.drain(&mut server.stream, cx) {
             Ok(true) => std::task::Poll::Ready(true),
             Ok(false) => std::task::Poll::Pending,
@@ -209,6 +208,9 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
             return false;
         }
         let lease = &server.side.lease;
+        if !lease.is_working() {
+            return true;
+        }
         if !is_ending && (lease.takes_copy_data() || lease.is_unsynced()) {
             is_ending = true;
             terminate(server).await;
@@ -220,7 +222,6 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
             return false;
         }
     }
-    true
 }
 
 /// Writes what is left and closes, so that the client reads it all: a socket closed with unread input would reset the
