@@ -156,6 +156,8 @@ pub struct Lease {
     pub committing: bool,
     /// We have asked something in the middle of what the client has begun, and not all is answered.
     tells_us: bool,
+    /// What the client said last waits until all before it is answered.
+    all_awaited: bool,
     /// Counts the client's Syncs: what an earlier batch was to prepare is not certain until it is confirmed.
     batch: u32,
     /// Why the server stays after the transaction.
@@ -176,6 +178,7 @@ impl Default for Lease {
             unnamed_before: false,
             committing: false,
             tells_us: false,
+            all_awaited: false,
             batch: 0,
             pins: Pins::default(),
         }
@@ -345,7 +348,18 @@ impl Lease {
             Asked::Query(_) => self.unnamed_before,
             _ => false,
         };
-        self.copy_in != CopyIn::Taking && self.owed.iter().any(|owed| tells(&owed.asked))
+        self.copy_in != CopyIn::Taking && self.owed.iter().any(|owed| self.all_awaited || tells(&owed.asked))
+    }
+
+    /// Whether a batch that the client has begun, and not ended, may yet fail: the server would skip what comes behind it, unless a
+    /// Sync of ours came first.
+    pub fn may_yet_skip(&self) -> bool {
+        self.unsynced && self.is_working() && self.copy_in != CopyIn::Taking
+    }
+
+    /// What the client said last waits until that is known.
+    pub fn await_all(&mut self) {
+        self.all_awaited = true;
     }
 
     /// A reply other than ErrorResponse and ReadyForQuery has arrived.
@@ -435,7 +449,8 @@ impl Lease {
                 self.copy_in = CopyIn::None;
                 if self.owed.is_empty() {
                     (self.changed_before, self.unnamed_before) = (false, false);
-                    (self.committing, self.tells_us) = (false, false);
+                    self.committing = false;
+                    (self.tells_us, self.all_awaited) = (false, false);
                 }
                 Ok(matches!(whose, Whose::Client | Whose::Denied(_)))
             }

@@ -198,6 +198,7 @@ impl ClientSide {
             self.look_at_settings();
             server.uncertain.begin();
             server.begins_with(self, out);
+            server.part_sequences_first(&self.advances, &self.rules, out);
         }
         let ServerSide { statements, lease, applied, ours, .. } = server;
         if begins && statements.has_own_names() {

@@ -130,6 +130,11 @@ impl Requests<'_, '_> {
         if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
             return AWAITS;
         }
+        if aftermath.names_statements && self.server.lease.may_yet_skip() {
+            // What is brought to the server for it comes in a batch of its own, which would end the client's.
+            self.server.lease.await_all();
+            return AWAITS;
+        }
         if let Err(limit) = self.rules.admit_settings(&self.server.applied, &aftermath) {
             return self.refuse(b'Q', limit);
         }

@@ -12,7 +12,10 @@ use crate::{
         lease::{Asked, Whose},
         pins::Pins,
     },
-    wire::message::{append, bind, execute, parse},
+    wire::{
+        message::{append, bind, execute, parse},
+        outgoing::Outgoing,
+    },
 };
 
 /// So many transactions of a session that may have advanced a sequence are followed by others on the same server, though no
@@ -68,6 +71,12 @@ impl Sequences {
         self.untouched = true;
     }
 
+    /// The session has advanced others elsewhere since it was last here.
+    #[inline]
+    fn is_behind(&self, advances: &Advances) -> bool {
+        self.count.is_some_and(|count| count != advances.count)
+    }
+
     /// A transaction is over that has left `news`: those of the pins `before` it that still hold.
     pub fn after_transaction(&mut self, before: Pins, news: Pins) -> Pins {
         self.stirred = false;
@@ -82,35 +91,57 @@ impl Sequences {
     }
 }
 
+impl ServerSide {
+    /// A session begins to use it: what others have left is forgotten in front of all that it asks, while no batch is under way.
+    #[inline]
+    pub(super) fn part_sequences_first(
+        &mut self,
+        advances: &Advances,
+        rules: &Rules,
+        out: &mut Outgoing<'_>,
+    ) {
+        let here = &mut self.sequences;
+        if !here.untouched || !rules.follow {
+            return;
+        }
+        here.mixed |= here.is_behind(advances);
+        if here.mixed && rules.catalogue.are_sequences_read() {
+            here.count = Some(advances.count);
+            self.discard_sequences(Whose::Attempt, out.build());
+        }
+    }
+
+    /// `whose`: [`Whose::Attempt`] in a batch of its own, which would end one that is under way, or [`Whose::Follow`] within one.
+    #[cold]
+    fn discard_sequences(&mut self, whose: Whose, out: &mut Vec<u8>) {
+        if !self.lease.ask(Asked::Parse(None), whose) {
+            return;
+        }
+        let _ = self.lease.ask(Asked::Bind, whose);
+        let _ = self.lease.ask(Asked::Execute(None), whose);
+        self.statements.doubt_unnamed();
+        self.sequences.mixed = false;
+        parse(b"", b"DISCARD SEQUENCES", out);
+        bind(b"", &[], out);
+        execute(out);
+        if whose == Whose::Attempt {
+            let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+            append(out, b'S', |_| {});
+        }
+    }
+}
+
 impl Requests<'_, '_> {
-    /// A text goes to the server, and has been noted. `alone`: it is a simple query.
+    /// A text goes to the server, and has been noted: the first of its tenant, perhaps, that reads sequences. `alone`: it is a simple
+    /// query.
     #[inline]
     pub(super) fn part_sequences(&mut self, alone: bool) {
         self.server.sequences.stirred = true;
         let first = std::mem::take(&mut self.server.sequences.untouched);
         if first && self.server.sequences.mixed && self.rules.catalogue.are_sequences_read() {
-            self.discard_sequences(alone);
-        }
-    }
-
-    #[cold]
-    fn discard_sequences(&mut self, alone: bool) {
-        let whose = if alone { Whose::Attempt } else { Whose::Follow };
-        let lease = &mut self.server.lease;
-        if !lease.ask(Asked::Parse(None), whose) {
-            return;
-        }
-        let _ = lease.ask(Asked::Bind, whose);
-        let _ = lease.ask(Asked::Execute(None), whose);
-        self.server.statements.doubt_unnamed();
-        self.server.sequences.mixed = false;
-        let out = self.out.build();
-        parse(b"", b"DISCARD SEQUENCES", out);
-        bind(b"", &[], out);
-        execute(out);
-        if alone {
-            let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
-            append(out, b'S', |_| {});
+            let apart = alone && !self.server.lease.is_unsynced();
+            let whose = if apart { Whose::Attempt } else { Whose::Follow };
+            self.server.discard_sequences(whose, self.out.build());
         }
     }
 }
@@ -125,7 +156,7 @@ pub(super) fn note_sequences(
 ) {
     let here = &mut server.sequences;
     // Its own values, too, are not the last ones if it has been elsewhere since.
-    here.mixed |= here.untouched && here.count.is_some_and(|count| count != advances.count);
+    here.mixed |= here.untouched && here.is_behind(advances);
     advances.count = advances.count.wrapping_add(u32::from(aftermath.advances));
     here.count = Some(advances.count);
     if aftermath.pins.contains(Pins::SEQUENCE) {
