@@ -323,6 +323,42 @@ async fn whatever_keeps_a_server_ends_with_what_it_is_kept_for() {
     assert_eq!(pinned(&console).await, [""; 0]);
 }
 
+/// It kept its server to the session's end, closed or not.
+#[tokio::test]
+async fn a_named_connection_of_dblink_keeps_its_server_until_it_is_closed() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut one, console) = (proxy.wire("acme").await, proxy.console().await);
+    let role = rows(&one.query("SELECT current_user").await)[0][0].clone().unwrap();
+    let superuser = proxy.behind("acme").await;
+    superuser.run("CREATE SCHEMA \"dblink's\"; CREATE EXTENSION dblink SCHEMA \"dblink's\"").await;
+    superuser.run(&format!("GRANT USAGE ON SCHEMA \"dblink's\" TO \"{role}\"")).await;
+    let at = proxy.cluster.url("postgres");
+    let (connect, disconnect) = ("\"dblink's\".dblink_connect", "\"dblink's\".dblink_disconnect");
+    let body = format!("BEGIN PERFORM {connect}('in function', '{at}'); END");
+    for (done, reason) in [
+        (format!("SELECT {connect}('a', '{at}')"), "dblink_connection"),
+        (format!("SELECT {connect}('b', '{at}')"), "dblink_connection"),
+        (format!("SELECT {disconnect}('a')"), "dblink_connection"),
+        (format!("BEGIN; SELECT {disconnect}('b'); SELECT 1/0"), "dblink_connection"),
+        // It was closed in the transaction that failed, and is closed still.
+        ("ROLLBACK".to_owned(), ""),
+        (format!("SELECT {connect}('a', 'host=127.0.0.1 port=1')"), ""),
+        (format!("SELECT {connect}('a', '{at}'), {disconnect}('a')"), ""),
+        (format!("CREATE FUNCTION connects() RETURNS void LANGUAGE plpgsql AS $${body}$$"), ""),
+        ("SELECT connects()".to_owned(), "dblink_connection"),
+        (format!("SELECT {disconnect}('in function')"), ""),
+    ] {
+        one.query(&done).await;
+        let pins = pinned(&console).await.join(",");
+        assert_eq!(pins, reason, "{done}");
+    }
+    // Whoever leaves one behind takes its server along.
+    one.query(&format!("SELECT {connect}('left', '{at}')")).await;
+    drop(one);
+    let open = "SELECT \"dblink's\".dblink_get_connections() IS NULL";
+    assert_eq!(proxy.client("acme").connect().await.ask(open).await, "t");
+}
+
 /// Code that calls set_config kept the server to the session's end, whatever it set and for however long.
 #[tokio::test]
 async fn what_code_sets_follows_its_session_and_keeps_no_server() {

@@ -429,7 +429,7 @@ const HARMLESS: Effects = Effects::TRANSACTION
     .union(Effects::HIDDEN);
 
 /// What each effect makes doubtful, and what it pins.
-const CONSEQUENCES: [(Effects, Doubts, Pins); 12] = [
+const CONSEQUENCES: [(Effects, Doubts, Pins); 13] = [
     (Effects::PREPARED, Doubts::PREPARED, Pins::empty()),
     (Effects::LISTEN, Doubts::LISTEN, Pins::empty()),
     (Effects::CURSOR.union(Effects::CURSOR_HOLD), Doubts::CURSORS, Pins::empty()),
@@ -439,6 +439,7 @@ const CONSEQUENCES: [(Effects, Doubts, Pins); 12] = [
     (Effects::SEQUENCE_READ, Doubts::empty(), Pins::SEQUENCE),
     (Effects::SEED, Doubts::empty(), Pins::FUNCTION_STATE),
     (Effects::FUNCTION_STATE, Doubts::empty(), Pins::FUNCTION_STATE),
+    (Effects::DBLINK, Doubts::DBLINK, Pins::empty()),
     (Effects::DISCARD, Doubts::EVERYTHING, Pins::empty()),
     (Effects::DYNAMIC, Doubts::EVERYTHING.union(Doubts::UNNAMED), Pins::empty()),
     (Effects::UNKNOWN, Doubts::EVERYTHING.union(Doubts::UNNAMED), Pins::empty()),

@@ -37,6 +37,8 @@ bitflags::bitflags! {
         const LOCAL_SETTINGS = 1 << 12;
         /// Whether the unnamed statement is still one that was too long to be kept.
         const UNREAD = 1 << 13;
+        /// Connections of dblink. Asked apart, where the extension is.
+        const DBLINK = 1 << 14;
         /// Whether the parameters that are named are set at all: one of them was reset, or something failed.
         const SOURCES = 1 << 15;
     }

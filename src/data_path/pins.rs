@@ -24,12 +24,14 @@ bitflags::bitflags! {
         const UNREAD = 1 << 8;
         /// Settings that cannot be asked for by name.
         const SETTINGS = 1 << 9;
-        /// A function keeps something in the session that only itself can undo (dblink, setseed).
+        /// A function keeps something in the session that only itself can undo (setseed).
         const FUNCTION_STATE = 1 << 10;
         /// A sequence was advanced in the session's last transaction, and its tenant reads currval or lastval.
         const SEQUENCE_WRITTEN = 1 << 11;
         /// The unnamed statement was too long to be kept.
         const UNREAD_UNNAMED = 1 << 12;
+        /// Connections of dblink.
+        const DBLINK = 1 << 13;
     }
 }
 
@@ -40,7 +42,7 @@ impl Pins {
     /// What a session may be asked to do without.
     pub const YIELDING: Self = Self::SEQUENCES.union(Self::UNREAD_UNNAMED);
 
-    const NAMES: [(Self, &'static str); 13] = [
+    const NAMES: [(Self, &'static str); 14] = [
         (Self::SESSION_MODE, "session_mode"),
         (Self::TEMPORARY, "temporary_object"),
         (Self::ADVISORY_LOCK, "advisory_lock"),
@@ -54,6 +56,7 @@ impl Pins {
         (Self::UNREAD_UNNAMED, "unread_unnamed_statement"),
         (Self::SETTINGS, "untracked_setting"),
         (Self::FUNCTION_STATE, "function_state"),
+        (Self::DBLINK, "dblink_connection"),
     ];
 
     /// Every reason there is, with its name.

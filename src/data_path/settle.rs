@@ -186,6 +186,9 @@ impl Relay {
         });
         let settled = uncertain.answered(&rows, wanted, startup, pins);
         server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
+        if uncertain.doubts(Doubts::DBLINK) {
+            pins.set(Pins::DBLINK, keeps_dblink(server).await?);
+        }
         self.take_told();
         Ok(settled)
     }
@@ -214,6 +217,26 @@ impl Relay {
             if applied == *self.side.wanted { self.side.wanted.clone() } else { Arc::new(applied) };
         Ok(())
     }
+}
+
+/// Whether connections of dblink are open that have names. Asked of the function itself, which only a superuser can have made, in
+/// whatever schema it is.
+async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
+    const WHERE: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_proc AS p \
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace \
+        WHERE p.proname = 'dblink_get_connections' AND p.pronargs = 0 AND p.prolang = \
+        (SELECT oid FROM pg_catalog.pg_language WHERE lanname = 'c')";
+    for row in server.ask(WHERE, &[]).await? {
+        let schema = row.into_iter().next().flatten().unwrap_or_default();
+        let schema = String::from_utf8_lossy(&schema);
+        let open = format!("SELECT FROM {schema}.dblink_get_connections() AS names WHERE names IS NOT NULL");
+        match server.ask(&open, &[]).await {
+            Ok(rows) if rows.is_empty() => {}
+            Ok(_) | Err(AskError::Refused(_)) => return Ok(true),
+            Err(lost) => return Err(lost),
+        }
+    }
+    Ok(false)
 }
 
 /// Sets the reported ones of the parameters that are wanted and not applied; the client is told of them with its reply. The

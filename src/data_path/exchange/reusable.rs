@@ -27,7 +27,7 @@ impl ServerSide {
 
     /// What its session has left can be undone by statements of ours.
     pub fn is_cleanable(&self) -> bool {
-        let keeps = Pins::LOAD | Pins::FUNCTION_STATE;
+        let keeps = Pins::LOAD | Pins::FUNCTION_STATE | Pins::DBLINK;
         let Self { lease, .. } = self;
         self.is_between_messages()
             && !lease.is_working()

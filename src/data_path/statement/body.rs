@@ -5,7 +5,7 @@
 //! little.
 
 use super::{
-    Effects, Lexing, built,
+    Effects, Lexing, built, calls,
     lexer::{Lexer, Token, TokenKind},
     names,
     scan::{is_word, runs_text},
@@ -75,7 +75,11 @@ pub(super) fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: 
             TokenKind::Word => found |= effects_of_word(&lexer, previous, token),
             TokenKind::Symbol(b'(') if previous.kind.is_name() => {
                 if let Some(name) = names::of_token(&lexer, previous) {
-                    found |= Effects::of_call(&name);
+                    // Quotes are doubled in a string within the text: arguments are not told apart there.
+                    found |= match depth {
+                        0 => calls::effects(&name, &lexer),
+                        _ => Effects::of_call(&name),
+                    };
                     if !strings && runs_text(&name) {
                         found |= Effects::DYNAMIC;
                     }

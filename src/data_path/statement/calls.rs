@@ -1,8 +1,14 @@
-//! The calls of set_config in a statement, with their arguments where the text tells them.
+//! Calls whose arguments matter: those of set_config in a statement, with their arguments where the text tells them.
 
 use std::borrow::Cow;
 
-use super::{Effects, Lexing, lexer::TokenKind, names, reader::Reader, set};
+use super::{
+    Effects, Lexing,
+    lexer::{Lexer, TokenKind},
+    names,
+    reader::Reader,
+    set,
+};
 
 /// One call of set_config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +34,30 @@ pub enum Argument<'a> {
     Parameter(u16),
     /// Anything else.
     Opaque,
+}
+
+/// What a call of `name` may do, whose `(` has just been read. A connection of dblink that is given a name can be asked about.
+#[inline]
+pub(super) fn effects(name: &[u8], lexer: &Lexer<'_>) -> Effects {
+    let effects = Effects::of_call(name);
+    let is_named =
+        effects == Effects::FUNCTION_STATE && name.first().is_some_and(|first| first | 0x20 == b'd');
+    if is_named && has_two_arguments(*lexer) { Effects::DBLINK } else { effects }
+}
+
+#[cold]
+fn has_two_arguments(mut lexer: Lexer<'_>) -> bool {
+    let (mut depth, mut commas) = (0usize, 0);
+    loop {
+        match lexer.next().kind {
+            TokenKind::End => return false,
+            TokenKind::Symbol(b'(' | b'[') => depth += 1,
+            TokenKind::Symbol(b')') if depth == 0 => return commas == 1,
+            TokenKind::Symbol(b')' | b']') => depth = depth.saturating_sub(1),
+            TokenKind::Symbol(b',') if depth == 0 => commas += 1,
+            _ => {}
+        }
+    }
 }
 
 /// See [`super::Statement::set_configs`].

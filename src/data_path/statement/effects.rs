@@ -43,8 +43,8 @@ bitflags::bitflags! {
         const SEQUENCE_READ = 1 << 17;
         /// setseed, or SET seed: random() follows from it.
         const SEED = 1 << 18;
-        /// A function keeps something in the session that only itself can undo: connections of dblink, temporary
-        /// replication slots, …
+        /// A function keeps something in the session that only itself can undo: the connection of dblink that has no name,
+        /// temporary replication slots, …
         const FUNCTION_STATE = 1 << 19;
         /// CREATE, ALTER, DROP, …: what is prepared may have to be planned anew.
         const DDL = 1 << 20;
@@ -64,6 +64,8 @@ bitflags::bitflags! {
         const TERMINATE = 1 << 27;
         /// A table or view is used whose name is put together.
         const ANY_RELATION = 1 << 28;
+        /// Connections of dblink that have names are opened or closed.
+        const DBLINK = 1 << 29;
         /// Not understood.
         const UNKNOWN = 1 << 31;
     }
@@ -123,11 +125,9 @@ impl Effects {
             b"pg_advisory_unlock" | b"pg_advisory_unlock_shared" | b"pg_advisory_unlock_all" => {
                 Self::ADVISORY_UNLOCK
             }
+            b"dblink_disconnect" => Self::DBLINK,
             b"dblink_connect"
             | b"dblink_connect_u"
-            | b"dblink_disconnect"
-            | b"dblink_open"
-            | b"dblink_send_query"
             | b"pg_create_logical_replication_slot"
             | b"pg_create_physical_replication_slot"
             | b"pg_copy_logical_replication_slot"

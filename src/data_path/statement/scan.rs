@@ -1,6 +1,7 @@
 //! The one pass every statement gets: where it ends, and what in it concerns the session wherever it stands.
 
 use super::{
+    calls,
     effects::Effects,
     lexer::{Lexer, Token, TokenKind},
     names,
@@ -86,12 +87,12 @@ impl Scan {
         let bytes = lexer.bytes(name);
         match name.kind {
             TokenKind::Word => {
-                self.calls |= Effects::of_call(bytes);
+                self.calls |= calls::effects(bytes, lexer);
                 self.runs_text |= runs_text(bytes);
             }
             TokenKind::QuotedName | TokenKind::UnicodeName => match names::of_token(lexer, name) {
                 Some(name) => {
-                    self.calls |= Effects::of_call(&name);
+                    self.calls |= calls::effects(&name, lexer);
                     self.runs_text |= runs_text(&name);
                 }
                 None => self.calls |= Effects::UNKNOWN,

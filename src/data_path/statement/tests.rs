@@ -114,6 +114,10 @@ fn functions_that_touch_the_session_are_noticed() {
             "select query_to_xml('select set_config($$a$$, $$b$$, false)', true, true, '')",
             Effects::SET_CONFIG.union(Effects::HIDDEN),
         ),
+        ("select dblink_connect('c', 'dbname=' || f(1, 2))", Effects::DBLINK),
+        ("select ext.\"dblink_connect_u\"($1, $2), dblink_disconnect('c')", Effects::DBLINK),
+        ("select dblink_connect('dbname=a,b'), (1, 2)", Effects::FUNCTION_STATE),
+        ("select dblink_connect('dbname=' || f(1, 2))", Effects::FUNCTION_STATE),
         ("explain select nextval('s')", Effects::empty()),
         ("explain analyze select nextval('s')", Effects::SEQUENCE_WRITE),
     ] {
