@@ -77,3 +77,36 @@ async fn a_query_behind_an_error_of_its_batch_is_not_executed() {
     assert_eq!(tags(&client.until_ready().await), "12DCCZ");
     assert_eq!(rows(&client.query("SELECT count(*) FROM made").await)[0][0].as_deref(), Some("1"));
 }
+
+/// A name that DEALLOCATE takes away may be given anew right behind it. What was parsed under it on the server took the name of a
+/// statement that others share, and the new statement was forgotten with the old one.
+#[tokio::test]
+async fn a_statement_that_is_prepared_right_behind_the_end_of_another_stays() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let (mut client, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    for end in ["DEALLOCATE a", "DEALLOCATE ALL", "DISCARD ALL"] {
+        for by_batch in [false, true] {
+            for wire in [&mut client, &mut other] {
+                wire.send_bytes(&[parse("a", "SELECT 'old'"), sync()].concat()).await.until_ready().await;
+            }
+            let ended = if by_batch { batch_of(&[end]) } else { query(end) };
+            client.send_bytes(&[ended, parse("a", "SELECT 'new'"), sync()].concat()).await;
+            let answers = [client.until_ready().await, client.until_ready().await].concat();
+            assert!(tags(&answers).ends_with("CZ1Z"), "{end}: {answers:?}");
+            for (wire, expected) in [(&mut other, "old"), (&mut client, "new")] {
+                let used = [bind("", "a", &[]), execute("", 0), sync()].concat();
+                let answers = wire.send_bytes(&used).await.until_ready().await;
+                assert_eq!(tags(&answers), "2DCZ", "{end}: {answers:?}");
+                assert_eq!(rows(&answers)[0][0].as_deref(), Some(expected), "{end}");
+            }
+            for wire in [&mut client, &mut other] {
+                wire.query("DEALLOCATE ALL").await;
+            }
+        }
+    }
+    // What is used behind it has gone.
+    client.send_bytes(&[parse("a", "SELECT 1"), sync()].concat()).await.until_ready().await;
+    client.send_bytes(&[query("DEALLOCATE a"), bind("", "a", &[]), execute("", 0), sync()].concat()).await;
+    assert_eq!(tags(&client.until_ready().await), "CZ");
+    assert_eq!(tags(&client.until_ready().await), "EZ");
+}

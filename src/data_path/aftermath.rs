@@ -32,6 +32,8 @@ pub struct Aftermath {
     pub only_loads: bool,
     /// PREPARE, EXECUTE or DEALLOCATE: servers know statements under other names.
     pub names_statements: bool,
+    /// It takes statements away that are prepared: DEALLOCATE, DISCARD ALL.
+    pub forgets_statements: bool,
     /// It may look at what is prepared (`pg_prepared_statements`).
     pub inspects: bool,
     /// What it has to do with the tenant of the session.
@@ -199,7 +201,7 @@ impl Aftermath {
         let Self { mut doubts, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
-        let inspects = effects.contains(Effects::INSPECTION);
+        let (inspects, mut forgets_statements) = (effects.contains(Effects::INSPECTION), false);
         let (mut talk, mut set_bytes) = (Talk::default(), 0);
         if effects.intersects(Effects::DDL) {
             doubts.insert(changed_objects(sql, true));
@@ -209,6 +211,10 @@ impl Aftermath {
         }
         for statement in statement::statements(sql, lexing) {
             names_statements |= statement.prepared.is_some();
+            forgets_statements |= matches!(
+                statement.kind,
+                Kind::Deallocate | Kind::DeallocateAll | Kind::Discard(Discard::All)
+            );
             unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
             talk = talk.max(Talk::of(&statement));
             identity |= statement.identity_change().is_some();
@@ -246,7 +252,7 @@ impl Aftermath {
         let tidies = Tidying::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && statement::statements(sql, lexing).count() == 1;
         let read = Self { doubts, names, pins, tidies, set_bytes, only_loads, ..Self::default() };
-        Self { names_statements, inspects, talk, identity, ..read }
+        Self { names_statements, forgets_statements, inspects, talk, identity, ..read }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.

@@ -156,6 +156,8 @@ pub struct Lease {
     pub committing: bool,
     /// We have asked something in the middle of what the client has begun, and not all is answered.
     tells_us: bool,
+    /// What takes statements away that the client has prepared has been sent, and not all is answered.
+    pub forgetting: bool,
     /// What the client said last waits until all before it is answered.
     all_awaited: bool,
     /// Counts the client's Syncs: what an earlier batch was to prepare is not certain until it is confirmed.
@@ -178,6 +180,7 @@ impl Default for Lease {
             unnamed_before: false,
             committing: false,
             tells_us: false,
+            forgetting: false,
             all_awaited: false,
             batch: 0,
             pins: Pins::default(),
@@ -357,6 +360,15 @@ impl Lease {
         self.unsynced && self.is_working() && self.copy_in != CopyIn::Taking
     }
 
+    /// Whether what a name means is not certain before all that was sent is answered, since it may take the name away; that is waited
+    /// for, then.
+    #[inline]
+    pub fn awaits_forgetting(&mut self) -> bool {
+        self.forgetting = self.forgetting && self.is_working() && self.copy_in != CopyIn::Taking;
+        self.all_awaited |= self.forgetting;
+        self.forgetting
+    }
+
     /// What the client said last waits until that is known.
     pub fn await_all(&mut self) {
         self.all_awaited = true;
@@ -450,7 +462,7 @@ impl Lease {
                 if self.owed.is_empty() {
                     (self.changed_before, self.unnamed_before) = (false, false);
                     self.committing = false;
-                    (self.tells_us, self.all_awaited) = (false, false);
+                    (self.tells_us, self.all_awaited, self.forgetting) = (false, false, false);
                 }
                 Ok(matches!(whose, Whose::Client | Whose::Denied(_)))
             }

@@ -94,6 +94,12 @@ impl Requests<'_, '_> {
         let _ = self.server.lease.ask(asked, Whose::Client);
     }
 
+    /// Whether what was sent before may yet change what the client calls `name`.
+    #[inline]
+    fn is_doubtful(&mut self, name: &[u8]) -> bool {
+        self.server.lease.is_doubtful(name) || (!name.is_empty() && self.server.lease.awaits_forgetting())
+    }
+
     /// A text with this aftermath goes to the server.
     #[inline]
     pub(super) fn note(&mut self, aftermath: &Aftermath, alone: bool) {
@@ -128,6 +134,9 @@ impl Requests<'_, '_> {
             return Ok(flow);
         }
         if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
+            return AWAITS;
+        }
+        if aftermath.names_statements && self.server.lease.awaits_forgetting() {
             return AWAITS;
         }
         if aftermath.names_statements && self.server.lease.may_yet_skip() {
@@ -245,7 +254,7 @@ impl Requests<'_, '_> {
         if !whole {
             return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
         }
-        if self.server.lease.may_have_others() {
+        if self.server.lease.may_have_others() || self.server.lease.awaits_forgetting() {
             return AWAITS;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
@@ -324,7 +333,7 @@ impl Requests<'_, '_> {
             return self.with_unnamed(Asked::Bind, bytes).map(ControlFlow::Continue);
         }
         let at = HEADER_BYTES + portal.len() + 1;
-        if self.server.lease.is_doubtful(name) {
+        if self.is_doubtful(name) {
             return AWAITS;
         }
         let Some(statement) = self.statements.get(name).cloned() else {
@@ -373,7 +382,7 @@ impl Requests<'_, '_> {
 
     fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
         let (kind, name) = kind_and_name(bytes)?;
-        if kind == b'S' && (self.server.lease.is_doubtful(name) || self.server.lease.is_unnamed_doubtful()) {
+        if kind == b'S' && (self.is_doubtful(name) || self.server.lease.is_unnamed_doubtful()) {
             return AWAITS;
         }
         match self.statements.get(name).cloned() {
@@ -415,7 +424,7 @@ impl Requests<'_, '_> {
     /// name that the server does not have, which PostgreSQL answers like any other.
     fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
         let (kind, name) = kind_and_name(bytes)?;
-        if kind == b'S' && self.server.lease.is_doubtful(name) {
+        if kind == b'S' && self.is_doubtful(name) {
             return AWAITS;
         }
         let statement = self.statements.get(name).filter(|_| kind == b'S').cloned();
@@ -450,6 +459,7 @@ fn note(aftermath: &Aftermath, alone: bool, advances: &mut Advances, rules: &Rul
     server.uncertain.note(aftermath, alone);
     note_sequences(aftermath, advances, rules, server);
     server.lease.committing |= aftermath.commits;
+    server.lease.forgetting |= aftermath.forgets_statements;
     server.signalling.note(aftermath.signals);
     if rules.catalogue.may_be_changed_by(aftermath.doubts) {
         server.uncertain.changes_functions(&rules.catalogue);
