@@ -104,11 +104,16 @@ impl Failing {
         }
     }
 
+    /// From here on no server is open, and none that was being opened will be lent.
     async fn begin(&mut self, fault: Fault) {
+        if matches!(fault, Fault::Rejected) {
+            self.rules(REJECTED).await;
+        }
+        self.proxy.console().await.run("RECONNECT").await;
         self.end_servers().await;
         match fault {
+            Fault::Rejected => {}
             Fault::Renamed => self.rename(&self.database, "elsewhere").await,
-            Fault::Rejected => self.rules(REJECTED).await,
             Fault::Down => self.host.stop(),
             Fault::Silent => self.forwarder.set(forwarder::Fault::Stall),
         }
