@@ -5,7 +5,7 @@ mod support;
 
 use support::{
     Proxy, Wire,
-    wire::{Message, bind, execute, parse, rows, sync, tags},
+    wire::{Message, bind, describe, execute, parse, rows, sync, tags},
 };
 
 async fn send(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
@@ -14,13 +14,16 @@ async fn send(client: &mut Wire, messages: &[Vec<u8>]) -> Vec<Message> {
 }
 
 fn long(name: &str) -> String {
-    format!("SELECT /* {} */ '{name}'", "x".repeat(600))
+    format!("SELECT /* {} */ '{name}'", "x".repeat(1200))
 }
 
 /// The error that a request gets; the session goes on.
 async fn refused(client: &mut Wire, messages: &[Vec<u8>]) -> (String, String) {
     let answers = send(client, messages).await;
-    let error = answers.iter().find(|message| message.tag == b'E').expect("an error");
+    let error = answers
+        .iter()
+        .find(|message| message.tag == b'E')
+        .unwrap_or_else(|| panic!("no error in {answers:?}"));
     assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ", "the session goes on");
     (error.sqlstate(), error.field(b'M').unwrap())
 }
@@ -56,7 +59,7 @@ async fn a_session_that_prepares_too_much_is_refused_with_the_limits_name_and_go
 #[tokio::test]
 async fn a_server_gives_up_what_was_used_least_recently_and_its_client_notices_nothing() {
     let proxy =
-        Proxy::with_tenant("acme").pool_size(1).config("max_prepared_bytes", "\"1500B\"").start().await;
+        Proxy::with_tenant("acme").pool_size(1).config("max_prepared_bytes", "\"3kB\"").start().await;
     let mut client = proxy.wire("acme").await;
     let names = ["a", "b", "c", "d"];
     for name in names {
@@ -109,4 +112,36 @@ async fn a_tenant_that_prepares_too_much_takes_no_other_tenants_share() {
     assert_eq!(tags(&send(&mut modest, &[parse("r", &long("r")), sync()]).await), "1Z");
     let (sqlstate, _) = refused(&mut modest, &[parse("s", &long("s")), sync()]).await;
     assert_eq!(sqlstate, "53400", "it has its share");
+}
+
+/// A session that uses a shared statement under other settings gets a copy of its own, which counts as any other does.
+#[tokio::test]
+async fn copies_of_a_shared_statement_count_as_well() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("max_prepared_bytes_total", "\"20kB\"").start().await;
+    let text = format!("SELECT '01/02/2026'::date /* {} */", "x".repeat(2500));
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = proxy.wire("acme").await;
+        assert_eq!(tags(&send(&mut client, &[parse("q", &text), sync()]).await), "1Z");
+        client.query("SET DateStyle = 'ISO, DMY'").await;
+        clients.push(client);
+    }
+    let mut refusals = Vec::new();
+    for client in &mut clients {
+        for request in
+            [[bind("", "q", &[]), execute("", 0), sync()].concat(), [describe(b'S', "q"), sync()].concat()]
+        {
+            let answers = send(client, &[request]).await;
+            refusals.extend(answers.iter().find(|message| message.tag == b'E').map(|error| error.sqlstate()));
+        }
+        assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ");
+    }
+    assert!(refusals.len() >= 4 && refusals.iter().all(|code| code == "53400"), "{refusals:?}");
+    // Under the settings of its Parse each has what all have.
+    for client in &mut clients {
+        client.query("RESET DateStyle").await;
+        let answers = send(client, &[bind("", "q", &[]), execute("", 0), sync()]).await;
+        assert_eq!(tags(&answers), "2DCZ", "{answers:?}");
+    }
 }

@@ -16,7 +16,7 @@ use crate::{
         prepared::{Found, SqlNames, Statement, rename},
         shape::is_parsed_once,
     },
-    error::{Objection, Refusal},
+    error::{Limit, Objection, Refusal},
     wire::{frame::cstr, message::append},
 };
 
@@ -95,25 +95,33 @@ impl Requests<'_, '_> {
 
     /// The statement of that name that the client may use under its present settings: its own from now on where others use it
     /// under those of the time it was parsed. `None`: that waits for what is owed about it.
+    ///
+    /// # Errors
+    /// The limit that one more copy of the text would exceed.
     #[inline]
-    pub(super) fn alike(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<Arc<Statement>> {
+    pub(super) fn alike(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+    ) -> Result<Option<Arc<Statement>>, Limit> {
         let is_alike = !statement.is_shared
             || !statement.is_parsed_once
             || self
                 .server
                 .parsing(self.under)
                 .is_some_and(|under| Arc::ptr_eq(under, &statement.parsed_under));
-        if is_alike { Some(statement) } else { self.part(name, &statement) }
+        if is_alike { Ok(Some(statement)) } else { self.part(name, &statement) }
     }
 
     #[cold]
-    fn part(&mut self, name: &[u8], shared: &Statement) -> Option<Arc<Statement>> {
+    fn part(&mut self, name: &[u8], shared: &Statement) -> Result<Option<Arc<Statement>>, Limit> {
         if self.server.lease.is_awaited() {
-            return None;
+            return Ok(None);
         }
+        self.rules.table.memory.admits(shared.bytes())?;
         let own = self.rules.table.parted(shared, &shared.parsed_under);
         self.statements.insert(name, own.clone());
-        Some(own)
+        Ok(Some(own))
     }
 
     /// Sees to it that the server has a statement that the client calls `name`.

@@ -151,6 +151,13 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
+    /// The same of a Bind, of which more may be to come.
+    #[cold]
+    pub(super) fn refuse_bind(&mut self, limit: Limit, whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
+        self.bounds.denied |= !whole;
+        self.refuse(b'B', limit)
+    }
+
     /// Whether the text of an unnamed statement may be kept, and what it sets.
     pub(super) fn admit_unnamed(&self, body: &[u8], aftermath: &Aftermath) -> Result<(), Limit> {
         if body.len() > UNNAMED_BYTES_KEPT {

@@ -141,10 +141,10 @@ impl Requests<'_, '_> {
             let known = match local.names.get(value) {
                 Some(known) => known.clone(),
                 None if local.all_gone => None,
-                None => {
-                    let known = self.statements.get(value).cloned();
-                    known.map(|known| self.alike(value, known.clone()).unwrap_or(known))
-                }
+                None => match self.statements.get(value).cloned() {
+                    Some(known) => Some(self.alike(value, known.clone())?.unwrap_or(known)),
+                    None => None,
+                },
             };
             let made_here = local.names.get(value).is_some_and(Option::is_some);
             let ours = match (&found.kind, known) {

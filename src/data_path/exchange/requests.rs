@@ -353,7 +353,11 @@ impl Requests<'_, '_> {
         {
             return Ok(flow);
         }
-        let Some(statement) = self.alike(name, statement) else { return AWAITS };
+        let statement = match self.alike(name, statement) {
+            Ok(Some(statement)) => statement,
+            Ok(None) => return AWAITS,
+            Err(limit) => return self.refuse_bind(limit, whole),
+        };
         if statement.naming.is_some() && self.server.lease.may_have_others() {
             return AWAITS;
         }
@@ -400,7 +404,11 @@ impl Requests<'_, '_> {
                 }
             }
             Some(statement) => {
-                let Some(statement) = self.alike(name, statement) else { return AWAITS };
+                let statement = match self.alike(name, statement) {
+                    Ok(Some(statement)) => statement,
+                    Ok(None) => return AWAITS,
+                    Err(limit) => return self.refuse(b'D', limit),
+                };
                 let at = HEADER_BYTES + 1;
                 match self.bring(name, &statement) {
                     Brought::Here => {}
