@@ -58,8 +58,7 @@ async fn a_session_that_prepares_too_much_is_refused_with_the_limits_name_and_go
 
 #[tokio::test]
 async fn a_server_gives_up_what_was_used_least_recently_and_its_client_notices_nothing() {
-    let proxy =
-        Proxy::with_tenant("acme").pool_size(1).config("max_prepared_bytes", "\"3kB\"").start().await;
+    let proxy = Proxy::with_tenant("acme").pool_size(1).config("max_prepared_bytes", "\"3kB\"").start().await;
     let mut client = proxy.wire("acme").await;
     let names = ["a", "b", "c", "d"];
     for name in names {

@@ -224,3 +224,19 @@ async fn a_query_right_behind_the_last_proof_is_not_lost() {
     first.query("COMMIT").await;
     assert_eq!(tags(&wire.until_ready().await), "TDCZ");
 }
+
+/// RESET leads to what was given at startup, of a parameter that PostgreSQL does not know as well.
+#[tokio::test]
+async fn reset_leads_back_to_a_custom_parameter_of_the_startup_packet() {
+    let proxy = acme().await;
+    let session = proxy.client("acme").options("-c my.tenant=given").connect().await;
+    for reset in ["RESET my.tenant", "SET my.tenant TO DEFAULT", "RESET ALL"] {
+        session.run("SET my.tenant = 'other'").await;
+        assert_eq!(session.ask("SHOW my.tenant").await, "other");
+        session.run(reset).await;
+        assert_eq!(session.ask("SHOW my.tenant").await, "given", "{reset}");
+    }
+    // What is set to nothing is no reset.
+    session.run("SET my.tenant = ''").await;
+    assert_eq!(session.ask("SHOW my.tenant").await, "");
+}

@@ -1,4 +1,5 @@
-//! What waits for one client, counted: what it was slow to take, and what it sent that no server has got.
+//! What waits for one client, counted: what it was slow to take, what it sent that no server has got, and what its server was slow to
+//! take, to which all that is prepared may be added.
 //!
 //! A little is part of what any session takes. One read's worth is there before anybody counts it; nothing more is read then until it is gone. Where there is no memory for
 //! it, a request is refused, and a client that does not take what it is sent is ended.
@@ -19,7 +20,8 @@ impl Relay {
     /// Counts what is buffered; whether the client must be ended for it.
     #[inline]
     pub(super) fn is_buffering_too_much(&mut self) -> bool {
-        let bytes = self.unsent.allocated() + self.held.capacity() + self.inbox.capacity();
+        let server = self.server.as_ref().map_or(0, |server| server.unsent.allocated());
+        let bytes = self.unsent.allocated() + self.held.capacity() + self.inbox.capacity() + server;
         let counted = if bytes <= UNCOUNTED { 0 } else { bytes };
         counted != self.buffers.bytes() && self.is_too_much(counted)
     }

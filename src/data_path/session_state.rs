@@ -362,6 +362,12 @@ impl Uncertain {
                 pins.remove(pin);
             }
         }
+        // PostgreSQL lists no parameter that it does not know, and tells nothing of its source: where something has been reset, one
+        // that was given at startup and is empty has been.
+        let is_reset = |name: &str, value: &str| {
+            let told = value.is_empty() && name.contains('.') && startup.get(name).is_some();
+            told && self.doubts.contains(Doubts::SOURCES)
+        };
         let mut kept: Vec<&str> = Vec::new();
         let mut channels = Vec::new();
         for row in rows {
@@ -372,6 +378,7 @@ impl Uncertain {
                 (Some("p"), Some(bits), _) => pins.insert(Pins::from_bits_retain(bits.parse().unwrap_or(0))),
                 (Some("c"), Some(channel), _) => channels.push(channel.to_owned()),
                 (Some("s"), Some("role"), Some("none")) => applied.set("role", None),
+                (Some("s"), Some(name), Some(value)) if is_reset(name, value) => applied.set(name, None),
                 (Some("s"), Some(name), Some(value)) if text(3) == Some("t") || name == "role" => {
                     applied.set(name, Some(value));
                     kept.push(name);
