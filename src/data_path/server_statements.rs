@@ -124,6 +124,7 @@ impl ServerStatements {
     }
 
     /// Whether its unnamed statement is that client's.
+    #[inline]
     pub fn has_unnamed_of(&self, client: &ClientStatements) -> bool {
         self.unnamed == client.unnamed.serial
     }
@@ -380,22 +381,9 @@ impl ServerStatements {
         goes
     }
 
-    /// Makes the server's unnamed statement the client's own: nobody may ever bind another client's.
-    #[inline]
-    pub fn ensure_unnamed(
-        &mut self,
-        client: &ClientStatements,
-        here: Here<'_>,
-        lease: &mut Lease,
-        out: &mut Outgoing<'_>,
-    ) {
-        if self.unnamed != client.unnamed.serial {
-            self.bring_unnamed(client, here, lease, out.build());
-        }
-    }
-
+    /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
     #[cold]
-    fn bring_unnamed(
+    pub fn bring_unnamed(
         &mut self,
         client: &ClientStatements,
         here: Here<'_>,

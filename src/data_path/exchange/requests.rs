@@ -454,8 +454,9 @@ impl Requests<'_, '_> {
     }
 
     fn with_unnamed(&mut self, asked: Asked, bytes: &[u8]) -> Result<(), Refusal> {
-        let (statements, lease, here) = self.server.parts(self.under, self.startup);
-        statements.ensure_unnamed(self.statements, here, lease, self.out);
+        if !self.server.statements.has_unnamed_of(self.statements) {
+            self.bring_unnamed();
+        }
         self.ask(asked);
         self.out.pass(bytes);
         Ok(())

@@ -208,24 +208,14 @@ impl ServerSide {
                 Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
                 Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signalling.warned(bytes, send) => {}
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
-                    let reworded = match tag {
-                        b'E' => self.reworded(bytes, client),
-                        b'D' if self.signalling.is_awaited() => self.signalling.answered(bytes),
-                        _ => None,
+                    let taken = if tag == b'E' || tag == b'D' && self.signalling.is_awaited() {
+                        self.reworded_message(tag, bytes, client, &mut heard, out)
+                    } else {
+                        self.message(tag, bytes, client, &mut heard, out)
+                            .map(|pass| self.let_pass(pass, bytes, client, out))
                     };
-                    match self.message(tag, bytes, client, &mut heard, out) {
-                        Ok(pass) => {
-                            self.hiding = !pass;
-                            if pass && self.telling {
-                                self.tell(client, out);
-                            }
-                            match reworded.filter(|_| pass) {
-                                Some(reworded) => out.build().extend_from_slice(&reworded),
-                                None if pass => out.pass(bytes),
-                                None => {}
-                            }
-                        }
-                        Err(broken) => break Err(broken),
+                    if let Err(broken) = taken {
+                        break Err(broken);
                     }
                 }
                 Err(error) => break Err(error.into()),
@@ -233,6 +223,36 @@ impl ServerSide {
         };
         self.framer = framer;
         result
+    }
+
+    #[inline(always)]
+    fn let_pass(&mut self, pass: bool, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
+        self.hiding = !pass;
+        if pass {
+            if self.telling {
+                self.tell(client, out);
+            }
+            out.pass(bytes);
+        }
+    }
+
+    /// A message that its client may get in other words: they are found before it is taken off what is owed.
+    #[cold]
+    fn reworded_message(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        client: &mut ClientSide,
+        heard: &mut Heard,
+        out: &mut Outgoing<'_>,
+    ) -> Result<(), Broken> {
+        let (reworded, pass) = if tag == b'E' {
+            (self.reworded(bytes, client), self.error(bytes, client, heard, out)?)
+        } else {
+            (self.signalling.answered(bytes), self.reply(tag, bytes, client)?)
+        };
+        self.let_pass(pass, reworded.as_deref().unwrap_or(bytes), client, out);
+        Ok(())
     }
 
     #[inline(always)]
@@ -261,31 +281,34 @@ impl ServerSide {
                 }
                 Ok(pass)
             }
-            b'E' => self.error(bytes, client, heard, out),
             b'S' => {
                 self.parameter_status(bytes, client, out);
                 Ok(false)
             }
             b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
-            _ => {
-                if tag == b'C' && self.lease.deeds().is_some() {
-                    self.command_complete(bytes, client);
-                }
-                if self.lease.tells_us() {
-                    self.take_answer(tag, bytes);
-                }
-                let settled = self.lease.reply(tag)?;
-                match settled.done {
-                    Some(Asked::Parse(Some(naming))) if !naming.statement.is_looked_at => {
-                        self.statements.confirmed(&naming.statement);
-                    }
-                    Some(Asked::Shape(naming)) => self.shaped(*naming, client),
-                    Some(Asked::Settings(settings)) => self.told_all(&settings),
-                    _ => {}
-                }
-                Ok(settled.pass)
-            }
+            _ => self.reply(tag, bytes, client),
         }
+    }
+
+    /// A message that answers something, other than ErrorResponse and ReadyForQuery; `true` if the client gets it.
+    #[inline(always)]
+    fn reply(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide) -> Result<bool, Broken> {
+        if tag == b'C' && self.lease.deeds().is_some() {
+            self.command_complete(bytes, client);
+        }
+        if self.lease.tells_us() {
+            self.take_answer(tag, bytes);
+        }
+        let settled = self.lease.reply(tag)?;
+        match settled.done {
+            Some(Asked::Parse(Some(naming))) if !naming.statement.is_looked_at => {
+                self.statements.confirmed(&naming.statement);
+            }
+            Some(Asked::Shape(naming)) => self.shaped(*naming, client),
+            Some(Asked::Settings(settings)) => self.told_all(&settings),
+            _ => {}
+        }
+        Ok(settled.pass)
     }
 
     /// How much of a message must be seen.
