@@ -378,7 +378,7 @@ impl Lease {
     ///
     /// # Errors
     /// [`Desync`] if it answers nothing that was asked.
-    #[inline]
+    #[inline(always)]
     pub fn reply(&mut self, tag: u8) -> Result<Settled, Desync> {
         let Some(front) = self.owed.front() else {
             return Err(Desync(tag));

@@ -254,9 +254,9 @@ impl Relay {
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         // While a message is under way to the server it cannot be asked: the reply does not wait for the rest.
         let holds = (heard.ready > 0 || !self.held.is_empty())
+            && server.side.is_unsettled(self.side.follows())
             && server.side.lease.is_over()
-            && server.side.has_whole_messages()
-            && server.side.is_unsettled(self.side.follows());
+            && server.side.has_whole_messages();
         if holds {
             self.held.extend_from_slice(bytes);
         } else if !self.held.is_empty() {

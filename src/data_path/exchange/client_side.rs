@@ -3,12 +3,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    away::Bounds,
-    bringing::Hold,
-    left_out::{LeftOut, asks_nothing},
-    requests::Requests,
-    sequences::Advances,
-    server_side::ServerSide,
+    away::Bounds, left_out::LeftOut, requests::Requests, sequences::Advances, server_side::ServerSide,
 };
 use crate::{
     data_path::{
@@ -262,16 +257,17 @@ impl ClientSide {
         let under = &parse_settings.0;
         let mut requests =
             Requests { statements, rules, under, startup, unnamed_serial, advances, bounds, server, out };
+        let mut full = None;
         loop {
-            let mut full = None;
             let piece = framer.next_within(
                 &mut chunk,
                 |tag, length| need_of_client(tag, length, requests.rules),
                 |bytes| {
-                    holding.try_set(&requests.rules.memory, bytes).map_err(|limit| full = Some(limit)).is_ok()
+                    full = holding.try_set(&requests.rules.memory, bytes).err();
+                    full.is_none()
                 },
             );
-            let (tag, bytes, whole) = match piece.map_err(violation)? {
+            match piece.map_err(violation)? {
                 None => {
                     if holding.bytes() > 0 && framer.held_bytes() == 0 {
                         holding.clear();
@@ -287,40 +283,30 @@ impl ClientSide {
                     if last && std::mem::take(&mut requests.bounds.pauses) {
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
-                    continue;
                 }
-                Some(Piece::Whole { tag, bytes }) => (tag, bytes, true),
-                Some(Piece::First { tag, bytes }) => (tag, bytes, false),
-            };
-            if tag == b'X' {
-                return Ok(Flow::Terminated);
-            }
-            if asks_nothing(tag) && requests.server.lease.is_over() {
-                if !whole {
-                    left_out.ignore();
+                Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => {
+                    return Ok(Flow::Terminated);
                 }
-                continue;
-            }
-            let flow = if requests.is_full(tag, bytes, may_fill) {
-                ControlFlow::Break(Hold::Room)
-            } else if let Some(limit) = full.filter(|_| requests.rules.follow) {
-                requests.deny(tag, limit);
-                left_out.ignore();
-                continue;
-            } else {
-                requests.message(tag, bytes, whole)?
-            };
-            if let ControlFlow::Break(hold) = flow {
-                let waits = [bytes, chunk].concat();
-                framer.put_back();
-                return Ok(requests.hold(hold, waits));
-            }
-            if !whole && std::mem::take(&mut requests.bounds.denied) {
-                left_out.ignore();
-            }
-            if whole && std::mem::take(&mut requests.bounds.pauses) {
-                framer.take_held(&mut Vec::new());
-                return Ok(Flow::Pauses(chunk.to_vec()));
+                Some(Piece::Whole { tag, bytes }) => {
+                    let flow = requests.take(tag, bytes, may_fill)?;
+                    if let ControlFlow::Break(hold) = flow {
+                        let waits = [bytes, chunk].concat();
+                        framer.put_back();
+                        return Ok(requests.hold(hold, waits));
+                    }
+                    if std::mem::take(&mut requests.bounds.pauses) {
+                        framer.take_held(&mut Vec::new());
+                        return Ok(Flow::Pauses(chunk.to_vec()));
+                    }
+                }
+                Some(Piece::First { tag, bytes }) => {
+                    let flow = requests.take_part(tag, bytes, may_fill, full.take(), left_out)?;
+                    if let ControlFlow::Break(hold) = flow {
+                        let waits = [bytes, chunk].concat();
+                        framer.put_back();
+                        return Ok(requests.hold(hold, waits));
+                    }
+                }
             }
         }
     }

@@ -3,9 +3,15 @@
 //! PostgreSQL ignores data and ends of a COPY that is not open, and a Flush behind which nothing waits; drivers send them
 //! behind a COPY that failed. All of this is left out as it comes in: however long it is, nothing of it is kept.
 
-use super::client_side::{ClientSide, need_of_client, violation};
+use std::ops::ControlFlow;
+
+use super::{
+    bringing::Hold,
+    client_side::{ClientSide, need_of_client, violation},
+    requests::{GOES_ON, Requests},
+};
 use crate::{
-    error::Refusal,
+    error::{Limit, Refusal},
     wire::{
         frame::{Need, Piece, header},
         message::ready_for_query,
@@ -70,6 +76,54 @@ impl LeftOut {
     /// And it has ended.
     pub fn end_ignored(&mut self) {
         self.until = Until::Nothing;
+    }
+}
+
+impl Requests<'_, '_> {
+    /// Sees to a message that is there whole. It stops at one that must wait: nothing has been done about it then.
+    #[inline(always)]
+    pub(super) fn take(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        may_fill: bool,
+    ) -> Result<ControlFlow<Hold>, Refusal> {
+        if asks_nothing(tag) && self.server.lease.is_over() {
+            return GOES_ON;
+        }
+        if (may_fill || self.is_much_built()) && self.is_full(tag) {
+            return Ok(ControlFlow::Break(Hold::Room));
+        }
+        self.message(tag, bytes, true)
+    }
+
+    /// The same of the beginning of a message. `full`: there was no memory to wait for all of it.
+    #[cold]
+    pub(super) fn take_part(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        may_fill: bool,
+        full: Option<Limit>,
+        left_out: &mut LeftOut,
+    ) -> Result<ControlFlow<Hold>, Refusal> {
+        if asks_nothing(tag) && self.server.lease.is_over() {
+            left_out.ignore();
+            return GOES_ON;
+        }
+        if (may_fill || self.is_much_built()) && self.is_full(tag) {
+            return Ok(ControlFlow::Break(Hold::Room));
+        }
+        if let Some(limit) = full.filter(|_| self.rules.follow) {
+            self.deny(tag, limit);
+            left_out.ignore();
+            return GOES_ON;
+        }
+        let flow = self.message(tag, bytes, false)?;
+        if std::mem::take(&mut self.bounds.denied) {
+            left_out.ignore();
+        }
+        Ok(flow)
     }
 }
 

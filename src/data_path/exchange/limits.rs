@@ -128,20 +128,17 @@ impl ServerSide {
 }
 
 impl Requests<'_, '_> {
-    /// Whether a message must wait because so much is unanswered. Data of a COPY is no request.
+    /// Whether so much has been put in front of what the client has sent that a message may have to wait.
     #[inline]
-    pub(super) fn is_full(&mut self, tag: u8, message: &[u8], may_fill: bool) -> bool {
-        let built = self.out.built();
-        if (may_fill || built > UNANSWERED_BYTES_MAX)
-            && !matches!(tag, b'd' | b'c' | b'f' | b'H')
-            && self.server.is_full(self.rules.unanswered_max, built)
-        {
-            return true;
-        }
-        if matches!(tag, b'Q' | b'P' | b'C') {
-            self.server.unanswered_bytes += message.len();
-        }
-        false
+    pub(super) fn is_much_built(&self) -> bool {
+        self.out.built() > UNANSWERED_BYTES_MAX
+    }
+
+    /// Whether a message must wait because so much is unanswered. Data of a COPY is no request.
+    #[cold]
+    pub(super) fn is_full(&self, tag: u8) -> bool {
+        let is_request = !matches!(tag, b'd' | b'c' | b'f' | b'H');
+        is_request && self.server.is_full(self.rules.unanswered_max, self.out.built())
     }
 
     /// A message is not passed on: its client gets an error in its place.

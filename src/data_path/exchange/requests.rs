@@ -48,7 +48,7 @@ pub struct Requests<'a, 'c> {
 }
 
 impl Requests<'_, '_> {
-    /// Sends a message on. It stops at one that must wait: nothing has been done about it then.
+    /// Sends a message on.
     #[inline]
     pub(super) fn message(
         &mut self,
@@ -113,6 +113,7 @@ impl Requests<'_, '_> {
     }
 
     fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
+        self.server.unanswered_bytes += bytes.len();
         if self.server.lease.is_skipping() {
             self.out.pass(bytes);
             return GOES_ON;
@@ -214,6 +215,7 @@ impl Requests<'_, '_> {
     }
 
     fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
+        self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = cstr(&mut body).map_err(violation)?;
         let aftermath = |lexing| match cstr(&mut { body }) {
@@ -431,6 +433,7 @@ impl Requests<'_, '_> {
     /// A Close takes the client's name away; the statement stays on the server, for others. What is passed on closes a
     /// name that the server does not have, which PostgreSQL answers like any other.
     fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
+        self.server.unanswered_bytes += bytes.len();
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && self.is_doubtful(name) {
             return AWAITS;
