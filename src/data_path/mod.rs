@@ -24,6 +24,7 @@ pub mod listener;
 pub mod lobby;
 pub mod login_turns;
 pub mod memory;
+pub mod owed;
 pub mod own_password;
 pub mod parameter_status;
 pub mod parse_settings;

@@ -97,7 +97,7 @@ impl Requests<'_, '_> {
     /// Whether what was sent before may yet change what the client calls `name`.
     #[inline]
     fn is_doubtful(&mut self, name: &[u8]) -> bool {
-        self.server.lease.is_doubtful(name) || (!name.is_empty() && self.server.lease.awaits_forgetting())
+        self.server.lease.is_doubtful(name) || (!name.is_empty() && self.server.lease.is_forgetting())
     }
 
     /// A text with this aftermath goes to the server.
@@ -137,12 +137,12 @@ impl Requests<'_, '_> {
         if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
             return AWAITS;
         }
-        if aftermath.names_statements && self.server.lease.awaits_forgetting() {
+        if aftermath.names_statements && self.server.lease.is_forgetting() {
             return AWAITS;
         }
         if aftermath.names_statements && self.server.lease.may_yet_skip() {
             // What is brought to the server for it comes in a batch of its own, which would end the client's.
-            self.server.lease.await_all();
+            self.server.lease.wait_for_all();
             return AWAITS;
         }
         if let Err(limit) = self.rules.admit_settings(&self.server.applied, &aftermath) {
@@ -256,7 +256,7 @@ impl Requests<'_, '_> {
         if !whole {
             return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
         }
-        if self.server.lease.may_have_others() || self.server.lease.awaits_forgetting() {
+        if self.server.lease.may_have_others() || self.server.lease.is_forgetting() {
             return AWAITS;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
@@ -284,6 +284,10 @@ impl Requests<'_, '_> {
             Ok(Some(text)) => return self.parse_with_server_names(name, body, read, text),
         }
         let statement = self.made(body, read, None);
+        if self.server.lease.shows_shape_of(&statement, name) && self.server.lease.is_awaited() {
+            // Parsed again it may have another shape, which must not be taken for that of the other name.
+            return AWAITS;
+        }
         self.parse_statement(bytes, name, &statement);
         GOES_ON
     }
