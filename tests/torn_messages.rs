@@ -181,3 +181,20 @@ async fn a_client_may_break_off_at_any_byte() {
         assert_eq!(next.ask("SELECT count(*) FROM t").await, "0", "cut at {cut}");
     }
 }
+
+/// A Terminate of which only the beginning comes is one all the same. A server that waited for COPY data was kept for ever.
+#[tokio::test]
+async fn half_a_terminate_in_the_middle_of_a_copy_frees_the_server() {
+    let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
+    let mut victim = proxy.wire("acme").await;
+    victim.query("CREATE TABLE t (x int)").await;
+    for beginning in [
+        query("COPY t FROM STDIN"),
+        [parse("", "COPY t FROM STDIN"), bind("", "", &[]), execute("", 0)].concat(),
+    ] {
+        let mut client = proxy.wire("acme").await;
+        client.send_bytes(&[&beginning[..], &message(b'd', b"1\n"), &half(b'X', b"", 7)].concat()).await;
+        client.until_end().await;
+        assert_eq!(rows(&victim.query("SELECT count(*) FROM t").await)[0][0].as_deref(), Some("0"));
+    }
+}

@@ -212,6 +212,9 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
             return true;
         }
         if !is_ending && (lease.takes_copy_data() || lease.is_unsynced()) {
+            if !server.takes_message() {
+                return false;
+            }
             is_ending = true;
             terminate(server).await;
         }

@@ -227,7 +227,9 @@ impl ClientSide {
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, Refusal> {
         let flow = self.pass_on(chunk, server, out);
-        server.half_passed = self.framer.mid_message() && !self.left_out.is_ignored();
+        // A Terminate is not passed on, whole or not.
+        server.half_passed =
+            self.framer.mid_message() && !self.left_out.is_ignored() && !matches!(flow, Ok(Flow::Terminated));
         flow
     }
 
