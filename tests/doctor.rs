@@ -317,6 +317,17 @@ async fn a_credential_from_another_row_is_found_and_not_mended_unasked() {
     assert_in_order(&desk, "rotated").await;
 }
 
+/// The lock of the dead goes when its server notices.
+async fn found_when_the_dead_are_noticed(desk: &Desk) -> Vec<Finding> {
+    loop {
+        let mut found = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
+        found.retain(|finding| finding.check != LARGE_OBJECTS);
+        if !found.is_empty() {
+            break found;
+        }
+    }
+}
+
 #[tokio::test]
 async fn work_that_died_is_found_and_work_under_way_is_not() {
     let desk = Desk::new().await;
@@ -329,10 +340,10 @@ async fn work_that_died_is_found_and_work_under_way_is_not() {
     };
     looking.await;
 
-    let report = examine(&desk.operator, &[], false).await.unwrap();
+    let found = in_time("the finding", found_when_the_dead_are_noticed(&desk)).await;
 
-    assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
-    let finding = &report.findings[0];
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let finding = &found[0];
     assert_eq!((finding.check.as_str(), finding.tenant.as_deref()), ("unfinished_operation", Some("globex")));
     assert!(finding.mend.contains("tenant create globex again"), "{}", finding.mend);
     create(&desk.operator, &tenant("globex")).await.unwrap();
@@ -408,17 +419,7 @@ async fn a_rotation_of_keys_that_died_is_named_with_what_finishes_it() {
     killer.kill(async { drop(key_rotation::rotate(&dying, &config, true).await) }).await;
     drop(dying);
 
-    let found = async {
-        loop {
-            // The lock of the dead goes when its server notices.
-            let mut found = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
-            found.retain(|finding| finding.check != LARGE_OBJECTS);
-            if !found.is_empty() {
-                break found;
-            }
-        }
-    };
-    let found = in_time("the finding", found).await;
+    let found = in_time("the finding", found_when_the_dead_are_noticed(&desk)).await;
 
     assert_eq!((found.len(), found[0].check.as_str()), (1, "unfinished_operation"), "{found:#?}");
     assert!(found[0].mend.contains("pglobby key rotate"), "{found:#?}");
