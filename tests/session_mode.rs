@@ -213,6 +213,23 @@ async fn a_failed_parse_leaves_its_name_free_and_the_unnamed_statement_lasts() {
     }
 }
 
+/// Neither what the proxy has asked the server, nor what the session before has prepared.
+#[tokio::test]
+async fn a_session_begins_without_an_unnamed_statement() {
+    for mode in MODES {
+        let proxy = proxy(mode).await;
+        for parameters in [&[][..], &[], &[("DateStyle", "German")]] {
+            let (mut client, _) = login(&proxy, parameters).await.unwrap();
+            for use_of_it in [bind("", "", &[]), bind("", "", &[Some("1")]), wire::describe(b'S', "")] {
+                client.send_bytes(&[use_of_it, sync()].concat()).await;
+                assert_eq!(client.until_ready().await[0].sqlstate(), "26000", "{mode}");
+            }
+            client.send_bytes(&wire::batch("SELECT 'what the next must not see'")).await;
+            assert_eq!(tags(&client.until_ready().await), "12DCZ", "{mode}");
+        }
+    }
+}
+
 /// A collation that the operating system has changed since the database was made: PostgreSQL warns whoever connects.
 #[tokio::test]
 async fn what_a_server_says_when_it_starts_reaches_the_client() {

@@ -11,8 +11,8 @@ use std::{
 
 use crate::wire::message::parameter_status;
 
-/// A server reports some fifteen; one that reports a thousand is not PostgreSQL.
-const PARAMETERS_MAX: usize = 1000;
+/// PostgreSQL 18 reports 15, and extensions may add some. Each that changes is compared with all of them.
+pub const PARAMETERS_MAX: usize = 128;
 /// Of names and values together: twice what one ParameterStatus may have.
 const BYTES_MAX: usize = 128 * 1024;
 
@@ -100,20 +100,23 @@ impl Reported {
     /// was told: nothing can be taken back.
     #[cold]
     pub fn tell(&self, told: &mut Arc<Self>, out: &mut Vec<u8>) {
-        let mut news = None;
-        for (name, value) in self.iter() {
-            let known = told.values.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value);
+        for (at, (name, value)) in self.iter().enumerate() {
+            let known = told.value_near(at, name);
             // The same name of a role in two encodings is no news, and nobody could tell it from another.
             let foreign = |value: &[u8]| !value.is_ascii();
             if known == Some(value) || known.is_some_and(|known| foreign(known) && foreign(value)) {
                 continue;
             }
             parameter_status(out, name.as_bytes(), value);
-            news.get_or_insert_with(|| Self::clone(told)).set(name, value);
+            Arc::make_mut(told).set(name, value);
         }
-        if let Some(news) = news {
-            *told = Arc::new(news);
-        }
+    }
+
+    /// The value of a parameter that is looked for at this place first: servers report in the same order.
+    fn value_near(&self, at: usize, name: &str) -> Option<&[u8]> {
+        let is_it = |(known, _): &&(Arc<str>, _)| **known == *name;
+        let found = self.values.get(at).filter(is_it).or_else(|| self.values.iter().find(is_it));
+        found.map(|(_, value)| &**value)
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     },
     wire::{
         frame::{HEADER_BYTES, header},
-        message::{append, append_cstr, bind, execute, parse},
+        message::{append, append_cstr, bind, close_statement, execute, parse},
         stream::Stream,
         unsent::Unsent,
     },
@@ -196,8 +196,8 @@ impl Server {
     /// # Errors
     /// [`AskError`]; after `Lost` the server must be closed.
     pub async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
-        let request = self.unnamed_request(sql, parameters);
-        self.execute(request, Answer::default()).await.map(|(rows, _)| rows)
+        let request = unnamed_request(sql, parameters);
+        self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows)
     }
 
     /// The same, for an answer that may be longer than others and counts in `memory` as long as it is kept.
@@ -211,17 +211,8 @@ impl Server {
         bytes_max: usize,
         memory: &Arc<Account>,
     ) -> Result<(Vec<Row>, Charge), AskError> {
-        let request = self.unnamed_request(sql, parameters);
         let answer = Answer { bytes_max, memory: Some(memory.clone()), ..Answer::default() };
-        self.execute(request, answer).await
-    }
-
-    fn unnamed_request(&mut self, sql: &str, parameters: &[&str]) -> Vec<u8> {
-        let mut request = Vec::new();
-        parse(b"", sql.as_bytes(), &mut request);
-        bind(b"", parameters, &mut request);
-        self.side.statements.doubt_unnamed();
-        request
+        self.execute_unnamed(unnamed_request(sql, parameters), answer).await
     }
 
     /// As [`Self::ask`], for what is asked again and again: the server keeps it prepared then.
@@ -231,13 +222,15 @@ impl Server {
     pub async fn ask_again(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
         let name = self.side.ours.parse_question(sql, &mut request);
-        if name.is_empty() {
-            self.side.statements.doubt_unnamed();
-        }
         bind(name, parameters, &mut request);
-        match self.execute(request, Answer::default()).await {
+        if name.is_empty() {
+            return self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows);
+        }
+        execute(&mut request);
+        append(&mut request, b'S', |_| {});
+        match self.converse(&request, Answer::default()).await {
             Err(AskError::Refused(error)) if error.is_too_long() => Err(AskError::Refused(error)),
-            Err(AskError::Refused(_)) if !name.is_empty() => {
+            Err(AskError::Refused(_)) => {
                 self.side.ours.question_refused();
                 self.ask(sql, parameters).await
             }
@@ -245,14 +238,19 @@ impl Server {
         }
     }
 
-    async fn execute(
+    /// Leaves no unnamed statement behind: a session that has its server for itself would find ours.
+    async fn execute_unnamed(
         &mut self,
         mut request: Vec<u8>,
         answer: Answer,
     ) -> Result<(Vec<Row>, Charge), AskError> {
         execute(&mut request);
+        close_statement(b"", &mut request);
         append(&mut request, b'S', |_| {});
-        self.converse(&request, answer).await
+        self.side.statements.doubt_unnamed();
+        let answer = self.converse(&request, answer).await?;
+        self.side.statements.set_unnamed(0);
+        Ok(answer)
     }
 
     /// Runs a simple query of ours.
@@ -334,6 +332,13 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn unnamed_request(sql: &str, parameters: &[&str]) -> Vec<u8> {
+    let mut request = Vec::new();
+    parse(b"", sql.as_bytes(), &mut request);
+    bind(b"", parameters, &mut request);
+    request
 }
 
 /// What has come of an answer.

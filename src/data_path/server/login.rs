@@ -16,7 +16,7 @@ use super::{
     dial_error::{DialCause, ServerError},
     scram::{Binding, Exchange, SaltedPasswords},
 };
-use crate::data_path::choice::PARAMETER;
+use crate::data_path::{choice::PARAMETER, parameter_status::PARAMETERS_MAX};
 use crate::wire::{
     message_reader::{Message, MessageReader},
     stream::{Socket, Stream},
@@ -28,9 +28,6 @@ const MESSAGE_BYTES_MAX: u32 = 30_000;
 
 /// All messages of one login together. PostgreSQL sends about 500 bytes; login triggers may add notices.
 const LOGIN_BYTES_MAX: usize = 256 * 1024;
-
-/// PostgreSQL 18 reports 15 parameters; extensions may add some.
-const PARAMETERS_MAX: usize = 256;
 
 /// The newest minor version of protocol 3 that we speak.
 const MINOR: u16 = 2;
