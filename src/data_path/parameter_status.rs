@@ -73,6 +73,11 @@ impl Reported {
         true
     }
 
+    /// Whether a parameter of this name is known, or there is room for one more.
+    pub fn has_room_for(&self, name: &str) -> bool {
+        self.values.len() < PARAMETERS_MAX || self.values.iter().any(|(known, _)| **known == *name)
+    }
+
     /// The name as servers spell it, and the value; the name is compared without regard to case.
     pub fn find(&self, name: &str) -> Option<(&str, &[u8])> {
         let found = self.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
@@ -146,6 +151,7 @@ mod tests {
         for number in 0..2000 {
             reported.set(&number.to_string(), b"");
         }
+        assert!(reported.has_room_for("one") && !reported.has_room_for("another"));
         assert_eq!(reported.iter().count(), PARAMETERS_MAX);
     }
 

@@ -56,11 +56,14 @@ impl ServerSide {
         }
     }
 
-    /// Takes down what the server reports; the parameter's name in lower case.
+    /// Takes down what the server reports; the parameter's name in lower case. `None`: it has reported too many others.
     pub fn note_parameter(&mut self, bytes: &[u8]) -> Option<String> {
         let mut body = bytes.get(HEADER_BYTES..)?;
         let (name, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
         let name = String::from_utf8_lossy(name);
+        if !self.reported.has_room_for(&name) {
+            return None;
+        }
         if self.reported.set(&name, value) {
             (self.news, self.telling) = (true, true);
             self.lexing = lexing(&self.reported);
