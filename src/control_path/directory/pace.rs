@@ -2,7 +2,10 @@
 //! where it is remembered. Otherwise the time would tell which names are in use.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -10,24 +13,38 @@ use std::{
 const SHORTEST: Duration = Duration::from_millis(2);
 /// While the central database is slow, what is remembered is not held up for longer than this.
 const LONGEST: Duration = Duration::from_millis(50);
+/// So many look-ups are remembered.
+const LATEST: usize = 16;
 
-/// What look-ups have taken lately, rather more than less.
+/// What look-ups have taken lately: longer than all of them but one. That one may have had to connect first, and would hold every
+/// login up for as long as only few are looked up.
 #[derive(Debug, Default)]
 pub struct Pace {
-    micros: AtomicU64,
+    latest: Mutex<Latest>,
+    usual_micros: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Latest {
+    times: [Duration; LATEST],
+    next: usize,
 }
 
 impl Pace {
-    /// A look-up took so long. A longer one counts at once, shorter ones bring it down by and by.
+    /// A look-up took so long.
     pub fn took(&self, time: Duration) {
-        let time = u64::try_from(time.min(LONGEST).as_micros()).unwrap_or(u64::MAX);
-        let follow = |now: u64| Some(if time >= now { time } else { now - (now - time).div_ceil(16) });
-        let _ = self.micros.fetch_update(Relaxed, Relaxed, follow);
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = latest.next;
+        latest.times[next] = time.min(LONGEST);
+        latest.next = (next + 1) % LATEST;
+        let mut times = latest.times;
+        times.sort_unstable();
+        self.usual_micros.store(u64::try_from(times[LATEST - 2].as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// When a client whose look-ups began at `begun` may be answered.
     pub fn answer_at(&self, begun: Instant) -> Instant {
-        let usual = Duration::from_micros(self.micros.load(Relaxed));
+        let usual = Duration::from_micros(self.usual_micros.load(Relaxed));
         begun + (usual + usual / 2).clamp(SHORTEST, LONGEST)
     }
 }
@@ -42,13 +59,20 @@ mod tests {
         let wait = |pace: &Pace| pace.answer_at(begun) - begun;
         assert_eq!(wait(&pace), SHORTEST);
         pace.took(Duration::from_millis(10));
+        assert_eq!(
+            wait(&pace),
+            SHORTEST,
+            "one slow answer, as where a connection has to be opened, holds nobody up"
+        );
+        pace.took(Duration::from_millis(10));
         assert_eq!(wait(&pace), Duration::from_millis(15));
-        pace.took(Duration::from_micros(300));
-        assert!(wait(&pace) > Duration::from_millis(10), "one quick answer changes little");
-        for _ in 0..200 {
+        for _ in 1..LATEST - 1 {
             pace.took(Duration::from_micros(300));
+            assert_eq!(wait(&pace), Duration::from_millis(15), "quick answers change little");
         }
+        pace.took(Duration::from_micros(300));
         assert_eq!(wait(&pace), SHORTEST);
+        pace.took(Duration::from_secs(5));
         pace.took(Duration::from_secs(5));
         assert_eq!(wait(&pace), LONGEST);
     }
