@@ -88,6 +88,7 @@ impl CopyPrograms {
         let options = admin.dump_options(database).await?;
         let mut command = self.program("pg_dump", admin, database, &admin.user, admin.password.as_ref());
         command.env("PGOPTIONS", options).stdout(Stdio::piped());
+        command.arg("--lock-wait-timeout=60000");
         Ok(command)
     }
 

@@ -19,6 +19,7 @@ use super::{
     central::Central,
     central_tls::CentralTlsConnector,
     fleet,
+    host_locks::Waiting,
     operator::{Operator, OperatorError},
     seal::Place,
 };
@@ -65,6 +66,8 @@ pub struct HostAdmin {
 pub struct HostSession {
     client: Client,
     host: String,
+    /// Of an administrator whose statements tenants may not keep waiting.
+    waiting: Option<Waiting>,
 }
 
 /// What one statement answered, as text.
@@ -194,7 +197,7 @@ impl HostAdmin {
             .map_err(|cause| OperatorError::Connect { host: self.name.clone(), place, cause })?;
         // Ends when the client is dropped; what goes wrong on the way is told by the query that met it.
         tokio::spawn(driver);
-        Ok(HostSession { client, host: self.name.clone() })
+        Ok(HostSession { client, host: self.name.clone(), waiting: None })
     }
 }
 
@@ -230,6 +233,13 @@ fn is_host_full(error: &OperatorError) -> bool {
         && !matches!(routine, Some("InitializeSessionUserId" | "CheckMyDatabase"))
 }
 
+/// Whether it is the database's own limit that keeps connections out.
+pub(super) fn is_database_full(error: &OperatorError) -> bool {
+    let OperatorError::Connect { cause, .. } = error else { return false };
+    cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+        && cause.as_db_error().and_then(|error| error.routine()) == Some("CheckMyDatabase")
+}
+
 /// libpq's words.
 ///
 /// # Errors
@@ -250,12 +260,29 @@ fn ssl_mode(mode: TlsMode) -> tokio_postgres::config::SslMode {
 }
 
 impl HostSession {
+    /// The same session of `admin`, whose statements tenants may keep waiting for a moment only: then what they have in the
+    /// way is ended, though it be a transaction in their own database.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`].
+    pub(super) async fn before_tenants(mut self, admin: &HostAdmin) -> Result<Self, OperatorError> {
+        self.waiting = Some(Waiting::of(admin, &self).await?);
+        Ok(self)
+    }
+
+    async fn done<T>(&self, work: impl Future<Output = T>) -> T {
+        match &self.waiting {
+            Some(waiting) => waiting.see_through(work).await,
+            None => work.await,
+        }
+    }
+
     /// Runs `sql`, one or several statements, without results.
     ///
     /// # Errors
     /// [`OperatorError::Host`], naming `doing`.
     pub async fn run(&self, doing: impl Display, sql: &str) -> Result<(), OperatorError> {
-        self.client.batch_execute(sql).await.map_err(|cause| self.refused(doing, cause))
+        self.done(self.client.batch_execute(sql)).await.map_err(|cause| self.refused(doing, cause))
     }
 
     /// Rows of one statement.
@@ -268,7 +295,7 @@ impl HostSession {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, OperatorError> {
-        self.client.query(sql, parameters).await.map_err(|cause| self.refused(doing, cause))
+        self.done(self.client.query(sql, parameters)).await.map_err(|cause| self.refused(doing, cause))
     }
 
     /// The first column of all rows, as text that `sql` made.

@@ -6,13 +6,15 @@
 //! start, where it counts more than what a database or a role was SET to, and what cannot be given is looked for.
 
 use super::{
-    host_session::{HostAdmin, HostSession, Rights},
+    host_session::{HostAdmin, HostSession, Rights, is_database_full},
+    onboarding::roles::MARK,
     operator::OperatorError,
 };
 
-/// For every session of the administrator. Names are found in `pg_catalog`, and what is temporary comes last.
+/// For every session of the administrator. Names are found in `pg_catalog`, and what is temporary comes last. No wait for a
+/// lock is without end: who holds it may be a tenant, which can do so for as long as it likes.
 const STEERED: &str = "-c search_path=pg_catalog,pg_temp -c role=none -c local_preload_libraries= \
-     -c client_min_messages=warning -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
+     -c client_min_messages=warning -c statement_timeout=0 -c lock_timeout=60s -c idle_in_transaction_session_timeout=0 \
      -c default_transaction_read_only=off -c default_transaction_deferrable=off \
      -c default_transaction_isolation=read\\ committed -c standard_conforming_strings=on -c transform_null_equals=off \
      -c default_tablespace= -c default_table_access_method=heap -c row_security=on";
@@ -41,13 +43,21 @@ const LOGIN_TRIGGER: &str = "
 SELECT 1 FROM pg_catalog.pg_database d
 WHERE d.datname = $1 AND pg_catalog.to_jsonb(d) ->> 'dathasloginevt' = 'true'";
 
+/// The statement that takes the limit from database `$1`, where that belongs to a role of ours.
+const TENANTS_LIMIT: &str = "
+SELECT pg_catalog.format('ALTER DATABASE %I CONNECTION LIMIT -1', d.datname) FROM pg_catalog.pg_database d
+WHERE d.datname = $1 AND d.datconnlimit >= 0
+  AND pg_catalog.starts_with(pg_catalog.shobj_description(d.datdba, 'pg_authid'), $2)";
+
 impl HostAdmin {
-    /// A session of the administrator in its own database.
+    /// A session of the administrator in its own database, where no tenant may keep it waiting: what it changes there (roles,
+    /// databases) is not a tenant's to change.
     ///
     /// # Errors
-    /// [`OperatorError::Connect`].
+    /// [`OperatorError::Connect`] or [`OperatorError::Host`].
     pub async fn connect(&self) -> Result<HostSession, OperatorError> {
-        self.connect_as(&self.user, self.password.as_ref(), &self.database, STEERED).await
+        let session = self.connect_as(&self.user, self.password.as_ref(), &self.database, STEERED).await?;
+        session.before_tenants(self).await
     }
 
     /// A session of the administrator in `database`, in which nothing runs that somebody else has defined there.
@@ -60,7 +70,11 @@ impl HostAdmin {
         }
         let rights = self.known_rights(database).await?;
         let options = options(rights, &self.user);
-        let inside = self.connect_as(&self.user, self.password.as_ref(), database, &options).await?;
+        let enter = || self.connect_as(&self.user, self.password.as_ref(), database, &options);
+        let inside = match enter().await {
+            Err(error) if is_database_full(&error) && self.lift_limit(database).await? => enter().await?,
+            entered => entered?,
+        };
         let doing = "looking around before anything is done";
         let rows = inside.query(doing, SETTLE, &[]).await?;
         let who = rows.first().map(|row| (row.get::<_, String>(0), row.get::<_, String>(1)));
@@ -75,6 +89,17 @@ impl HostAdmin {
             self.refuse_event_triggers(&inside, database).await?;
         }
         Ok(inside)
+    }
+
+    /// A tenant may have limited its database's connections; that counts for every administrator but a superuser. Whether
+    /// it was that.
+    async fn lift_limit(&self, database: &str) -> Result<bool, OperatorError> {
+        let session = self.connect().await?;
+        let limited =
+            session.texts("looking at the database's limit", TENANTS_LIMIT, &[&database, &MARK]).await?;
+        let Some(lift) = limited.first() else { return Ok(false) };
+        session.run("lifting the limit of a tenant's database", lift).await?;
+        Ok(true)
     }
 
     /// What pg_dump's session as the administrator starts with. It sets its own search path.

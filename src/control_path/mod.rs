@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod fan_out;
 pub mod fences;
 pub mod fleet;
+mod host_locks;
 pub mod host_session;
 pub mod hosts;
 pub mod http;

@@ -101,7 +101,7 @@ impl Copy<'_> {
         let tenant = self.tenant(work).await.map_err(Stopped::of)?;
         let before = (schema, &self.origin);
         let after = (&self.made, &tenant);
-        let following = Following::begin(work, self.source, self.programs, before, after).await?;
+        let mut following = Following::begin(work, self.source, self.programs, before, after).await?;
         self.grant(work).await.map_err(Stopped::of)?;
         work.record("owned").await.map_err(Stopped::Failed)?;
         following.subscribe(work).await?;
@@ -118,7 +118,7 @@ impl Copy<'_> {
         following::sweep(work.operator, &work.lock, &mut work.operation).await?;
         let held = hold(work, self.source, patience).await?;
         // The schema that is there has constraints and triggers already, and may be out of date.
-        drop_database(&work.session, &self.source.database).await?;
+        drop_database(&work.admin, &work.session, &self.source.database).await?;
         self.make_database(work).await?;
         work.record("database").await?;
         let (programs, admin, database) = (self.programs, &self.source.admin, &self.source.database);

@@ -189,12 +189,12 @@ async fn remove(
     let admin = HostAdmin::load(operator, &lock.client, host).await?;
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
     for role in roles {
-        roles::shut_out(&session, role).await?;
+        roles::shut_out(&admin, &session, role).await?;
     }
     operation.record(operator, lock, "ended").await?;
     keep_copy(operator, lock, operation, &admin, &session).await?;
     if dropped.database_dropped {
-        drop_database(operator, lock, operation, &session).await?;
+        drop_database(operator, lock, operation, &admin, &session).await?;
     }
     operation.record(operator, lock, "database").await?;
     for role in roles {
@@ -227,6 +227,7 @@ async fn drop_database(
     operator: &Operator,
     lock: &TenantLock,
     operation: &mut Operation,
+    admin: &HostAdmin,
     session: &HostSession,
 ) -> Result<(), OperatorError> {
     let sql = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
@@ -239,7 +240,7 @@ async fn drop_database(
     if found.is_none() || operation.arguments["oid"] != Value::from(found) {
         return Ok(());
     }
-    undo::drop_database(session, operation.argument("database")).await
+    undo::drop_database(admin, session, operation.argument("database")).await
 }
 
 /// The tombstone: no credentials, and the name free to be taken again. Logins and grants stay where they were, unlisted: who

@@ -25,6 +25,7 @@ use super::{
     operation::{Operation, TenantLock},
     roles::{self, Roles},
     source::Source,
+    subscriptions::end_subscription,
 };
 use crate::control_path::{
     database_copies::{CopyPrograms, Definitions, Part, ssl_mode},
@@ -69,6 +70,8 @@ pub(super) struct Following<'a> {
     source: &'a Source,
     programs: &'a CopyPrograms,
     name: String,
+    /// The subscription's number: it is the tenant's, which may give it another name.
+    subscription: u32,
     /// The administrator in the tenant's database, here and there.
     origin: &'a HostSession,
     replica: HostSession,
@@ -131,17 +134,18 @@ impl<'a> Following<'a> {
         let forced = tenant.texts("looking for forced policies", FORCED, &[]).await.map_err(Stopped::of)?;
         let name = name_of(&work.operation);
         let owner = made.read_write.as_str();
-        Ok(Self { source, programs, name, origin, replica, owner, tenant, forced, before })
+        let subscription = 0; // until there is one
+        Ok(Self { source, programs, name, subscription, origin, replica, owner, tenant, forced, before })
     }
 
     /// Subscribes, and waits until all tables are there and hardly anything is missing.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn subscribe(&self, work: &mut Work<'_>) -> Result<(), Stopped> {
+    pub async fn subscribe(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
         let password = self.publish(work).await.map_err(Stopped::of)?;
         work.record("published").await.map_err(Stopped::Failed)?;
-        let name = &self.name;
+        let name = self.name.clone();
         self.force_policies(false).await?;
         // The statement has a password in it, if only of a role that ends with this move.
         let quiet = match work.rights.superuser {
@@ -161,7 +165,8 @@ impl<'a> Following<'a> {
             .await
             .map_err(Stopped::of)?;
         self.replica.run("subscribing to the old host", &sql).await.map_err(Stopped::of)?;
-        self.replica.run("waiting as usual", &wait_at_most(0)).await.map_err(Stopped::of)?;
+        self.remember(work).await?;
+        self.replica.run("waiting as usual", WAIT_AS_USUAL).await.map_err(Stopped::of)?;
         for step in [format!("OWNER TO {}", ident(self.owner)), "ENABLE".to_owned()] {
             let sql = format!("ALTER SUBSCRIPTION {name} {step}");
             self.replica.run("giving the subscription to the tenant", &sql).await.map_err(Stopped::of)?;
@@ -169,6 +174,15 @@ impl<'a> Following<'a> {
         work.record("subscribed").await.map_err(Stopped::Failed)?;
         self.wait_until_near(work).await?;
         work.record("synced").await.map_err(Stopped::Failed)
+    }
+
+    /// The subscription's number, while it is not yet the tenant's.
+    async fn remember(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
+        let sql = "SELECT oid FROM pg_catalog.pg_subscription WHERE subname = $1";
+        let rows = self.replica.query("looking at the subscription", sql, &[&self.name]).await;
+        self.subscription = rows.map_err(Stopped::of)?.first().map_or(0, |row| row.get(0));
+        work.operation.arguments["subscription"] = self.subscription.into();
+        work.operation.remember(&work.lock).await.map_err(Stopped::Failed)
     }
 
     /// The publication, and the role that reads it: a member of the tenant's own, so that it may read all of the tenant's
@@ -195,7 +209,7 @@ impl<'a> Following<'a> {
         self.origin
             .run("publishing the tenant's tables", &format!("CREATE PUBLICATION {name}{tables}"))
             .await?;
-        self.origin.run("waiting as usual", &wait_at_most(0)).await?;
+        self.origin.run("waiting as usual", WAIT_AS_USUAL).await?;
         Ok(password)
     }
 
@@ -255,8 +269,8 @@ impl<'a> Following<'a> {
                 EXISTS (SELECT FROM pg_catalog.pg_stat_subscription a WHERE a.subid = s.oid AND a.pid IS NOT NULL),
                 count(r) FILTER (WHERE r.srsubstate = 'r'), count(r)
             FROM pg_catalog.pg_subscription s LEFT JOIN pg_catalog.pg_subscription_rel r ON r.srsubid = s.oid
-            WHERE s.subname = $1 GROUP BY s.oid, s.subenabled";
-        let rows = self.replica.query("asking how far the copy is", sql, &[&self.name]).await?;
+            WHERE s.oid = $1 GROUP BY s.oid, s.subenabled";
+        let rows = self.replica.query("asking how far the copy is", sql, &[&self.subscription]).await?;
         let Some(row) = rows.first() else {
             return Err(OperatorError::Refused("somebody has dropped the subscription".to_owned()));
         };
@@ -366,6 +380,8 @@ fn wait_at_most(milliseconds: u32) -> String {
     format!("SET statement_timeout = {milliseconds}; SET lock_timeout = {milliseconds}")
 }
 
+const WAIT_AS_USUAL: &str = "RESET statement_timeout; RESET lock_timeout";
+
 /// Removes subscription, slots, publication and role, whoever made them and however far that was: by the record of the
 /// operation. The old host is freed even if the new one does not answer; a slot that nobody reads fills its disk.
 ///
@@ -395,24 +411,17 @@ async fn unsubscribe(
     operation: &mut Operation,
     admin: &HostAdmin,
 ) -> Result<(), OperatorError> {
-    let name = name_of(operation);
     let session = admin.connect().await?;
+    // By its number: since it is the tenant's, the tenant may have renamed it.
+    let known = operation.arguments["subscription"].as_u64().and_then(|oid| u32::try_from(oid).ok());
     let sql = "SELECT s.oid, d.datname::text FROM pg_catalog.pg_subscription s
-               JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE s.subname = $1";
-    let found = session.query("looking for the subscription", sql, &[&name]).await?;
+               JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE s.subname = $1 OR s.oid = $2";
+    let found = session.query("looking for the subscription", sql, &[&name_of(operation), &known]).await?;
     let Some(found) = found.first() else { return Ok(()) };
     // Slots of tables that are still being copied carry this number. It is lost with the subscription.
     operation.arguments["subscription"] = found.get::<_, u32>(0).into();
     operation.remember(lock).await?;
-    let inside = admin.connect_to(found.get(1)).await?;
-    for end in [
-        "ALTER SUBSCRIPTION {} DISABLE",
-        "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
-        "DROP SUBSCRIPTION {}",
-    ] {
-        inside.run("ending the subscription", &end.replace("{}", &ident(&name))).await?;
-    }
-    Ok(())
+    end_subscription(admin, found.get(1), found.get(0)).await
 }
 
 async fn unpublish(operation: &Operation, admin: &HostAdmin) -> Result<(), OperatorError> {

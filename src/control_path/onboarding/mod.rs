@@ -30,6 +30,7 @@ pub mod roles;
 pub mod rotate;
 pub mod schema_files;
 mod source;
+mod subscriptions;
 mod undo;
 
 use serde::Serialize;
@@ -47,9 +48,6 @@ use super::{
 };
 
 pub use undo::undo_remains;
-
-/// How long work on a host waits for the server to end what a dead run of ours still had going there.
-const HOST_LOCK_WAIT_MS: u32 = 60_000;
 
 /// What `tenant create` and `tenant adopt` answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -209,11 +207,7 @@ async fn begin_new(
 async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, Rights), OperatorError> {
     let session = admin.connect().await?;
     let key = format!("'pglobby tenant {tenant_id}'");
-    let lock = format!(
-        "SET lock_timeout = {HOST_LOCK_WAIT_MS};
-         SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended({key}, 0));
-         SET lock_timeout = 0"
-    );
+    let lock = format!("SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended({key}, 0))");
     session.run("waiting for what an earlier run left going", &lock).await?;
     let rights = session.rights().await?;
     match rights.missing() {

@@ -362,7 +362,7 @@ async fn clean_up(
     let sql = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
     let found = session.query("looking for the old database", sql, &[&database]).await?;
     if found.first().is_some_and(|row| operation.arguments["oid"] == row.get::<_, u32>(0)) {
-        drop_database(&session, database).await?;
+        drop_database(&admin, &session, database).await?;
     }
     for role in operation.arguments["old_roles"].as_array().into_iter().flatten() {
         roles::release(&admin, &session, role.as_str().unwrap_or_default()).await?;

@@ -11,6 +11,7 @@ use super::{
     operation::Passwords,
 };
 use crate::control_path::{
+    host_locks::Prepared,
     host_session::{HostAdmin, HostSession, Rights},
     operator::OperatorError,
     verifier::scram_verifier,
@@ -125,11 +126,11 @@ pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<S
         .await
 }
 
-/// Keeps both roles out and ends their sessions.
+/// Keeps a role out, ends its sessions, and rolls back what it has prepared.
 ///
 /// # Errors
 /// The host.
-pub async fn shut_out(session: &HostSession, role: &str) -> Result<(), OperatorError> {
+pub async fn shut_out(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), OperatorError> {
     if !ours(session, role).await? {
         return Ok(());
     }
@@ -137,6 +138,9 @@ pub async fn shut_out(session: &HostSession, role: &str) -> Result<(), OperatorE
     let sql =
         "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = $1";
     session.query(format!("ending sessions of role {role:?}"), sql, &[&role]).await?;
+    for transaction in Prepared::of(session, role, "").await? {
+        transaction.roll_back(admin).await?;
+    }
     Ok(())
 }
 
@@ -166,7 +170,8 @@ pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Re
                 continue;
             }
         };
-        let there = admin.connect_to(&database).await?;
+        // Another tenant's database, maybe, which may have granted it something there.
+        let there = admin.connect_to(&database).await?.before_tenants(admin).await?;
         there.run(format!("releasing what role {role:?} holds in database {database:?}"), &sql).await?;
     }
     if kept.is_empty() {

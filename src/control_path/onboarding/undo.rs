@@ -7,8 +7,10 @@ use super::{
     names::{ident, shell_word},
     operation::{Operation, TenantLock},
     roles,
+    subscriptions::end_subscription,
 };
 use crate::control_path::{
+    host_locks::Prepared,
     host_session::{HostAdmin, HostSession},
     operator::{Operator, OperatorError},
 };
@@ -72,7 +74,7 @@ pub(super) async fn undo(
     let mark = operation.argument("mark");
 
     for database in roles::marked_databases(&session, mark).await? {
-        drop_database(&session, &database).await?;
+        drop_database(&admin, &session, &database).await?;
     }
     for privilege in ["CONNECT", "TEMPORARY"] {
         if operation.arguments["taken_from_public"]
@@ -109,13 +111,18 @@ pub(super) async fn forget(
     Ok(())
 }
 
-/// Drops a database that is there, with whoever is in it.
+/// Drops a database that is there, with whoever is in it, transactions that were prepared in it, and subscriptions of it.
 ///
 /// # Errors
 /// The host; or a superuser's session that a lesser administrator cannot end, after 5 s of waiting for it to leave.
-pub(super) async fn drop_database(session: &HostSession, database: &str) -> Result<(), OperatorError> {
+pub(super) async fn drop_database(
+    admin: &HostAdmin,
+    session: &HostSession,
+    database: &str,
+) -> Result<(), OperatorError> {
     let name = ident(database);
     let doing = format!("dropping database {database:?}");
+    free_database(admin, session, database).await?;
     // A template cannot be dropped, and its owner may call it one.
     session.run(&doing, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false IS_TEMPLATE false")).await?;
     match session.run(&doing, &format!("DROP DATABASE {name} WITH (FORCE)")).await {
@@ -125,4 +132,29 @@ pub(super) async fn drop_database(session: &HostSession, database: &str) -> Resu
         }
         dropped => dropped,
     }
+}
+
+/// Ends what would keep a database from being dropped, and can be ended from inside only.
+async fn free_database(
+    admin: &HostAdmin,
+    session: &HostSession,
+    database: &str,
+) -> Result<(), OperatorError> {
+    let prepared = Prepared::of(session, "", database).await?;
+    let subscribed = "SELECT s.oid FROM pg_catalog.pg_subscription s
+                      JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = $1";
+    let rows = session.query("looking for subscriptions", subscribed, &[&database]).await?;
+    if prepared.is_empty() && rows.is_empty() {
+        return Ok(());
+    }
+    // An earlier try may have closed it.
+    let open = format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(database));
+    session.run("entering a database that is to be dropped", &open).await?;
+    for transaction in prepared {
+        transaction.roll_back(admin).await?;
+    }
+    for row in rows {
+        end_subscription(admin, database, row.get(0)).await?;
+    }
+    Ok(())
 }

@@ -1,0 +1,44 @@
+//! The end of a subscription that a tenant owns.
+
+use tokio_postgres::error::SqlState;
+
+use crate::control_path::{host_session::HostAdmin, operator::OperatorError};
+
+/// How often a subscription may have another name when it is ended than a moment before.
+const RENAMED_MAX: u32 = 20;
+
+/// Drops subscription `oid` of `database`, and leaves what it reads elsewhere alone. Its workers may hold it, or give it
+/// another name meanwhile: both are the tenant's code, and neither lasts.
+///
+/// # Errors
+/// The host.
+pub(super) async fn end_subscription(
+    admin: &HostAdmin,
+    database: &str,
+    oid: u32,
+) -> Result<(), OperatorError> {
+    let inside = admin.connect_to(database).await?.before_tenants(admin).await?;
+    let doing = "ending the subscription";
+    let workers = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_subscription
+                   WHERE subid = $1 AND pid IS NOT NULL";
+    let mut tries = 0;
+    loop {
+        let sql = "SELECT pg_catalog.quote_ident(subname) FROM pg_catalog.pg_subscription WHERE oid = $1";
+        let Some(name) = inside.texts(doing, sql, &[&oid]).await?.pop() else { return Ok(()) };
+        // Dropping it asks where it reads for what is left there: that is for us, and may be a place that never answers.
+        let nowhere = "'host=127.0.0.1 port=1 password=none connect_timeout=2'";
+        let disable =
+            format!("ALTER SUBSCRIPTION {name} DISABLE; ALTER SUBSCRIPTION {name} CONNECTION {nowhere}");
+        let drop = format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE); DROP SUBSCRIPTION {name}");
+        let ended = async {
+            inside.run(doing, &disable).await?;
+            inside.query(doing, workers, &[&oid]).await?;
+            inside.run(doing, &drop).await
+        };
+        tries += 1;
+        match ended.await {
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) && tries < RENAMED_MAX => {}
+            ended => return ended,
+        }
+    }
+}
