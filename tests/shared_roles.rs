@@ -291,6 +291,10 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
             "ALTER DATABASE acme CONNECTION LIMIT 0",
             "ALTER DATABASE acme CONNECTION LIMIT 1; ALTER DATABASE acme IS_TEMPLATE true",
             "REVOKE ALL ON DATABASE acme FROM acme_rw, acme_ro",
+            "ALTER DATABASE acme SET statement_timeout = 1",
+            "ALTER DATABASE acme SET idle_session_timeout = '500us'",
+            "ALTER DATABASE acme SET idle_session_timeout = '0.02s'",
+            "ALTER DATABASE acme SET idle_in_transaction_session_timeout = '99 ms'",
         ] {
             superuser.run(sql).await;
             rotate(&desk.operator, "acme").await.unwrap_or_else(|error| panic!("{sql}: {error}"));
@@ -298,6 +302,14 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
             let wrong: Vec<_> =
                 findings.iter().filter(|finding| finding.check != "reader_makes_large_objects").collect();
             assert!(wrong.is_empty(), "{master:?} {sql}: {wrong:#?}");
+        }
+        let set = "SELECT count(*) FROM pg_db_role_setting WHERE setrole = 0";
+        assert_eq!(superuser.ask(set).await, "0");
+        // Timeouts that sessions can live with are the owner's affair.
+        for value in ["100", "'0.1s'", "'1min'", "0"] {
+            superuser.run(&format!("ALTER DATABASE acme SET idle_session_timeout = {value}")).await;
+            rotate(&desk.operator, "acme").await.unwrap();
+            assert_eq!(superuser.ask(set).await, "1", "{value}");
         }
     }
 }

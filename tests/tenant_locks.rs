@@ -197,6 +197,28 @@ async fn a_subscription_that_its_tenant_holds_on_to_is_ended_all_the_same() {
     assert_moved(&desk, &west).await;
 }
 
+/// Of tables pg_dump knows itself how long it waits.
+#[tokio::test]
+async fn a_move_does_not_wait_for_ever_for_a_view_that_its_tenant_has_locked() {
+    let (desk, west) = a_move_with("").await;
+    let superuser = desk.superuser("acme").await;
+    superuser.run("CREATE VIEW public.seen AS SELECT 1").await.run("BEGIN; DROP VIEW public.seen").await;
+    let to = MoveTenant { host: "west".to_owned(), patience: Duration::from_secs(20), keep_source: false };
+
+    let refused = move_tenant(&desk.operator, "acme", &to).await.unwrap_err().to_string();
+
+    assert!(refused.contains("for a lock in database \"acme\""), "{refused}");
+    assert!(refused.ends_with("stays where it is"), "{refused}");
+    assert_eq!(
+        west.client("postgres").await.ask("SELECT count(*) FROM pg_database WHERE datname = 'acme'").await,
+        "0"
+    );
+    let dumps = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pglobby pg_dump %'";
+    assert_eq!(desk.superuser("postgres").await.ask(dumps).await, "0");
+    superuser.run("ROLLBACK").await;
+    move_to_west(&desk).await;
+}
+
 async fn done_there(west: &Cluster) {
     while !west.log().contains("LOG:  DEED pglobby_") {
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    host_locks::Dumping,
     host_session::{HostAdmin, HostSession},
     operator::OperatorError,
     postgres_binaries::PostgresBinaries,
@@ -84,12 +85,18 @@ impl CopyPrograms {
     }
 
     /// pg_dump as the administrator, who looks first whether anything of others would run.
-    async fn dump(&self, admin: &HostAdmin, database: &str) -> Result<Command, OperatorError> {
+    async fn dump<'a>(
+        &self,
+        admin: &'a HostAdmin,
+        database: &'a str,
+    ) -> Result<(Command, Dumping<'a>), OperatorError> {
         let options = admin.dump_options(database).await?;
         let mut command = self.program("pg_dump", admin, database, &admin.user, admin.password.as_ref());
         command.env("PGOPTIONS", options).stdout(Stdio::piped());
-        command.arg("--lock-wait-timeout=60000");
-        Ok(command)
+        let dumping = Dumping::of(admin, database);
+        command.env("PGAPPNAME", &dumping.name);
+        command.arg(format!("--lock-wait-timeout={}", Dumping::PATIENCE.as_millis()));
+        Ok((command, dumping))
     }
 
     /// pg_restore as the tenant's role, all or nothing. The archive comes through its standard input.
@@ -148,7 +155,7 @@ impl CopyPrograms {
     /// The file exists, the disk is full, or pg_dump's own words.
     pub async fn dump_to(&self, admin: &HostAdmin, database: &str, file: &Path) -> Result<(), OperatorError> {
         refuse_existing(file)?;
-        let mut command = self.dump(admin, database).await?;
+        let (mut command, dumping) = self.dump(admin, database).await?;
         let unfinished = unfinished(file);
         let wrong =
             |error: std::io::Error| OperatorError::Refused(format!("{}: {error}", unfinished.display()));
@@ -166,9 +173,12 @@ impl CopyPrograms {
             }
             to.flush().await
         };
-        let (written, dumped) = tokio::join!(written, finished("pg_dump", Ok(child)));
-        let dumped =
-            written.map_err(wrong).and(dumped).and_then(|_| keep(&out, &unfinished, file).map_err(wrong));
+        let dumped = async {
+            let (written, dumped) = tokio::join!(written, finished("pg_dump", Ok(child)));
+            written.map_err(wrong).and(dumped)
+        };
+        let dumped = dumping.see_through(dumped).await;
+        let dumped = dumped.and_then(|_| keep(&out, &unfinished, file).map_err(wrong));
         if dumped.is_err() {
             let _ = fs::remove_file(&unfinished);
         }
@@ -185,14 +195,14 @@ impl CopyPrograms {
         database: &str,
         part: Part,
     ) -> Result<Definitions, OperatorError> {
-        let mut dump = self.dump(admin, database).await?;
+        let (mut dump, dumping) = self.dump(admin, database).await?;
         dump.args(["--format=custom", "--no-owner", "--no-privileges"]);
         dump.arg(match part {
             Part::All => "--schema-only",
             Part::BeforeRows => "--section=pre-data",
             Part::AfterRows => "--section=post-data",
         });
-        Ok(Definitions(finished("pg_dump", dump.spawn()).await?))
+        Ok(Definitions(dumping.see_through(finished("pg_dump", dump.spawn())).await?))
     }
 
     /// The same as statements, to be compared: without what replicates the database.
@@ -241,7 +251,7 @@ impl CopyPrograms {
         to: &Restorer<'_>,
         left_out: &[String],
     ) -> Result<(), OperatorError> {
-        let mut dump = self.dump(from, to.database).await?;
+        let (mut dump, of_dump) = self.dump(from, to.database).await?;
         dump.args(["--format=custom", "--section=data"]);
         dump.args(left_out.iter().map(|table| format!("--exclude-table-data={table}")));
         let mut dumping = dump.spawn().map_err(|error| not_started("pg_dump", &error))?;
@@ -250,8 +260,8 @@ impl CopyPrograms {
         let mut restore = self.restore_as(to);
         let restoring = restore.stdin(stdout).spawn();
         drop(restore); // and with it our end of the pipe
-        let (dumped, restored) =
-            tokio::join!(finished("pg_dump", Ok(dumping)), finished("pg_restore", restoring));
+        let dumped = of_dump.see_through(finished("pg_dump", Ok(dumping)));
+        let (dumped, restored) = tokio::join!(dumped, finished("pg_restore", restoring));
         // Where one dies, the other complains of the pipe: both are worth hearing.
         match (dumped, restored) {
             (Ok(_), restored) => restored.map(drop),

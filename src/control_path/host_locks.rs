@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use tokio_postgres::{error::SqlState, types::ToSql};
+
 use super::{
     host_session::{HostAdmin, HostSession},
     onboarding::{
@@ -114,6 +116,59 @@ impl Waiting {
     }
 }
 
+/// Ends sessions that call themselves `$1` and have waited for a lock for `$2` milliseconds. Servers before 14 do not say since
+/// when (`to_jsonb`, because they have no such column).
+const END_IF_WAITING: &str = r"
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+JOIN pg_catalog.pg_locks l ON l.pid = a.pid AND NOT l.granted
+WHERE a.application_name = $1 AND pg_catalog.clock_timestamp() - $2::pg_catalog.float8 * interval '1 millisecond'
+    > coalesce((pg_catalog.to_jsonb(l) ->> 'waitstart')::pg_catalog.timestamptz, a.query_start)";
+
+/// A pg_dump, whose own limit of waiting counts for tables only: not for a view or a sequence that a tenant has locked.
+#[derive(Debug)]
+pub(super) struct Dumping<'a> {
+    admin: &'a HostAdmin,
+    database: &'a str,
+    /// What it calls itself at the host.
+    pub name: String,
+}
+
+impl<'a> Dumping<'a> {
+    /// How long it waits for a lock.
+    pub const PATIENCE: Duration = Duration::from_secs(30);
+
+    pub fn of(admin: &'a HostAdmin, database: &'a str) -> Self {
+        Self { admin, database, name: format!("pglobby pg_dump {:016x}", rand::random::<u64>()) }
+    }
+
+    /// What `work` comes to, which reads what the program writes.
+    ///
+    /// # Errors
+    /// Its own; or [`OperatorError::Refused`] where the program waits too long.
+    pub async fn see_through<T>(
+        &self,
+        work: impl Future<Output = Result<T, OperatorError>>,
+    ) -> Result<T, OperatorError> {
+        let mut work = pin!(work);
+        let milliseconds = Self::PATIENCE.as_secs_f64() * 1000.0;
+        loop {
+            if let Ok(done) = tokio::time::timeout(PATIENCE, work.as_mut()).await {
+                return done;
+            }
+            let session = self.admin.connect().await?;
+            let parameters: [&(dyn ToSql + Sync); 2] = [&self.name, &milliseconds];
+            if !session.query("looking at pg_dump", END_IF_WAITING, &parameters).await?.is_empty() {
+                return Err(OperatorError::Refused(format!(
+                    "pg_dump has waited {:?} for a lock in database {:?} that another session holds; try again when that \
+                     has ended its transaction",
+                    Self::PATIENCE,
+                    self.database
+                )));
+            }
+        }
+    }
+}
+
 /// A transaction that was prepared, and waits for its end.
 pub(super) struct Prepared {
     pub gid: String,
@@ -148,9 +203,7 @@ impl Prepared {
             inside.run(&doing, &format!("SET ROLE {}", ident(owner))).await?;
         }
         match inside.run(&doing, &format!("ROLLBACK PREPARED {}", literal(gid))).await {
-            Err(error) if error.code() != Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) => {
-                Err(error)
-            }
+            Err(error) if error.code() != Some(&SqlState::UNDEFINED_OBJECT) => Err(error),
             _ => {
                 tracing::warn!(
                     host = admin.name,

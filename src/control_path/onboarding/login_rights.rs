@@ -26,7 +26,8 @@ pub struct Belongings<'a> {
 }
 
 /// Statements that undo what was done to the database: who may connect, and settings that decide who a session is or whether
-/// it starts; where the tenant owns it, every limit, and that it is called a template. $1 the database, $2 and $3 the roles.
+/// it starts; where the tenant owns it, every limit, timeouts of less than 0.1 s, which end sessions as they begin, and that it is
+/// called a template. $1 the database, $2 and $3 the roles.
 const DATABASE_AS_MADE: &str = r"
 SELECT format('ALTER DATABASE %I CONNECTION LIMIT -1', datname) FROM pg_database
 WHERE datname = $1 AND (datconnlimit = 0 OR datconnlimit > 0 AND pg_get_userbyid(datdba) = $2)
@@ -42,6 +43,13 @@ FROM pg_db_role_setting c JOIN pg_database d ON d.oid = c.setdatabase AND d.datn
      unnest(c.setconfig) AS s (setting)
 WHERE c.setrole = 0 AND split_part(s.setting, '=', 1)
       IN ('local_preload_libraries', 'session_preload_libraries', 'role', 'session_authorization')
+UNION ALL
+SELECT format('ALTER DATABASE %I RESET %I', d.datname, split_part(s.setting, '=', 1))
+FROM pg_db_role_setting c JOIN pg_database d ON d.oid = c.setdatabase AND d.datname = $1,
+     unnest(c.setconfig) AS s (setting)
+WHERE c.setrole = 0 AND pg_get_userbyid(d.datdba) = $2
+  AND s.setting ~ '^(statement|transaction|idle_session|idle_in_transaction_session)_timeout='
+  AND split_part(s.setting, '=', 2) ~ '^\s*(0*[1-9][0-9]?(\.[0-9]*)?\s*(ms)?|[0-9.]+\s*us|0*\.0[0-9]*\s*s)\s*$'
 UNION ALL
 SELECT format('GRANT CONNECT%s ON DATABASE %I TO %I', CASE WHEN r.rolname = $2 THEN ', CREATE, TEMPORARY' ELSE '' END,
               d.datname, r.rolname)
