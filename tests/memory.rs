@@ -361,3 +361,42 @@ async fn a_hostile_tenant_takes_no_memory_without_limit() {
     })
     .await;
 }
+
+/// Sessions that keep 9 kB of startup parameters each came to 25 kB each, uncounted: a few thousand of one tenant filled a control
+/// group, and the process was killed.
+#[tokio::test]
+async fn startup_parameters_count_for_as_long_as_their_session_lasts() {
+    let proxy = Proxy::with_tenant("acme").config("max_tenant_memory", "\"1MB\"").start().await;
+    proxy.create_login("roamer", "secret", &["--service", "--all-tenants"]);
+    let options = format!("-c my.x={}", "x".repeat(9000));
+    let login = async |user: &str, password: &str, database: &str, options: &str| {
+        let mut wire = Wire::open(proxy.port()).await;
+        let parameters = [("user", user), ("database", database), ("options", options)];
+        wire.startup(PROTOCOL_3_0, &parameters).await;
+        wire.authenticate(password).await.map(|_| wire)
+    };
+    let (user, password) = (login_of("acme"), password_of("acme"));
+    for (user, password, database) in [(&*user, &*password, "acme"), ("roamer", "secret", "roamer")] {
+        let mut sessions = Vec::new();
+        let refusal = loop {
+            match login(user, password, database, &options).await {
+                Ok(session) => sessions.push(session),
+                Err(refusal) => break refusal,
+            }
+            assert!(sessions.len() < 100, "{user}: nothing counts");
+        };
+        assert_eq!(
+            (refusal.sqlstate().as_str(), sessions.len() > 40),
+            ("53200", true),
+            "{user}: {refusal:?}"
+        );
+        login(user, password, database, "-c my.x=short").await.expect("little is refused to nobody");
+        drop(sessions);
+        in_time("what sessions had is given up", async {
+            while login(user, password, database, &options).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await; // A counter wakes nobody.
+            }
+        })
+        .await;
+    }
+}

@@ -11,10 +11,10 @@ use super::{
     choice::Stance,
     concierge::Concierge,
     connection_limits::Visitor,
-    exchange::{ClientSide, Rules},
+    exchange::{ClientSide, Rules, startup_charge},
     identity::Identity,
     lobby,
-    memory::Account,
+    memory::{Account, Charge},
     passage::{Room, Seat, travel},
     pool::{
         Pool, Present,
@@ -125,9 +125,9 @@ async fn greet(
     let config = proxy.config.load_full();
     let addresses = stream.addresses();
     let asked = Settings::new(hello.settings);
-    let application_name = asked.get("application_name").unwrap_or_default().into();
+    let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
-    let (greeting, server) = match meet(&pool, asked, wait).await {
+    let (greeting, server, began) = match meet(&pool, asked, &memory, wait).await {
         Ok(greeted) => greeted,
         Err(refusal) => {
             info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
@@ -143,7 +143,7 @@ async fn greet(
         addresses,
         now_ms: pool.worker.clock.now_ms(),
         tls: hello.tls.is_some(),
-        application_name,
+        application_name: greeting.told.text("application_name").unwrap_or_default().into(),
         known_as: server.as_ref().map(|server| server.process_id),
         secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
     };
@@ -167,11 +167,11 @@ async fn greet(
         table: pool.statements.clone(),
         catalogue: pool.catalogue.clone(),
         identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
-        memory: pool.account(config.limits.client_memory_max),
+        memory,
         ..rules(&config, is_service)
     };
     let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
-    (side.told, side.begun) = (greeting.told, greeting.start.into());
+    (side.told, side.begun, side.began) = (greeting.told, greeting.start.into(), began);
     let seat = Seat {
         client: stream,
         unsent: bytes.into(),
@@ -190,17 +190,20 @@ async fn greet(
     Some(relay)
 }
 
-/// What a client that asks for these parameters has set and is told; in session mode, the server that it has from now on.
+/// What a client that asks for these parameters has set and is told; in session mode, the server that it has from now on; and what
+/// that takes.
 async fn meet(
     pool: &Arc<Pool>,
     asked: Settings,
+    memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<Server>>), Refusal> {
+) -> Result<(Greeting, Option<Box<Server>>, Charge), Refusal> {
+    let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
-        return Ok((pool.greet(asked, wait).await?, None));
+        return Ok((pool.greet(asked, wait).await?, None, began));
     }
     let Engaged { server, greeting } = pool.engage(asked, wait).await?;
-    Ok((greeting, Some(server)))
+    Ok((greeting, Some(server), began))
 }
 
 /// What holds for a session that is in no pool.
@@ -239,6 +242,16 @@ pub async fn open_lobby(
 ) {
     let config = proxy.config.load_full();
     let asked = Settings::new(hello.settings);
+    let nowhere = &proxy.pools.accounts.nowhere;
+    let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[nowhere]);
+    let began = match startup_charge(&asked, &memory) {
+        Ok(began) => began,
+        Err(refusal) => {
+            info!(login = login.name, reason = %refusal, "login refused");
+            proxy.metrics.login_refused(&refusal);
+            return refuse_proven(stream, unsent, &refusal).await;
+        }
+    };
     let arrival = Arrival {
         login,
         place: None,
@@ -263,14 +276,9 @@ pub async fn open_lobby(
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
     let identity = Identity { login: Some(handle.login.clone()), place: None };
-    let nowhere = &proxy.pools.accounts.nowhere;
-    let rules = Rules {
-        identity,
-        memory: Account::new(Limit::Client, config.limits.client_memory_max, &[nowhere]),
-        ..rules(&config, true)
-    };
+    let rules = Rules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
-    side.told = told.clone();
+    (side.told, side.began) = (told.clone(), began);
     let seat = Seat {
         client: stream,
         unsent: bytes.into(),

@@ -50,8 +50,10 @@ pub struct ClientSide {
     bounds: Bounds,
     /// What the beginning of a message takes that must be seen whole.
     pub(super) holding: Charge,
-    /// What `wanted` takes.
+    /// What `wanted` takes, where it is another than `startup`.
     pub(super) kept: Charge,
+    /// What `startup` takes, and what the client is told of it.
+    pub began: Charge,
 }
 
 /// What holds for a session from its first to its last byte.
@@ -145,6 +147,7 @@ impl ClientSide {
             bounds: Bounds::default(),
             holding: Charge::default(),
             kept: Charge::default(),
+            began: Charge::default(),
         }
     }
 

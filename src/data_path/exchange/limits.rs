@@ -12,7 +12,7 @@ use super::{
 use crate::{
     data_path::{
         aftermath::Aftermath,
-        memory::Account,
+        memory::{Account, Charge},
         prepared::{ClientStatements, Statement, UNNAMED_BYTES_KEPT},
         session_state::Settings,
     },
@@ -21,6 +21,24 @@ use crate::{
 
 /// Bytes of texts and names that may be unanswered, and bytes that are put in front of what a client has sent.
 const UNANSWERED_BYTES_MAX: usize = 1 << 20;
+
+/// So many bytes of startup parameters are part of what any session takes.
+const STARTUP_BYTES_UNCOUNTED: usize = 1024;
+
+/// What a session takes for the startup parameters that it asks for: they are kept, and what its client is told of them.
+///
+/// # Errors
+/// There is no memory for a session that asks for so much.
+pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge, Refusal> {
+    let mut charge = Charge::default();
+    let bytes = asked.bytes();
+    if bytes > STARTUP_BYTES_UNCOUNTED {
+        charge
+            .try_set(memory, 2 * bytes)
+            .map_err(|limit| Refusal::TooMuchKept { limit, max: memory.max_of(limit).unwrap_or(0) })?;
+    }
+    Ok(charge)
+}
 
 impl Rules {
     /// Whether a client that has these statements may prepare so many more, with so much text.
@@ -83,6 +101,7 @@ impl ClientSide {
     pub fn count_in(&mut self, memory: Arc<Account>) {
         self.kept.set(&memory, self.kept.bytes());
         self.holding.set(&memory, self.holding.bytes());
+        self.began.set(&memory, self.began.bytes());
         self.rules.memory = memory;
     }
 

@@ -30,6 +30,7 @@ mod unserved;
 
 pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};
 pub use left_out::{FIRST_MESSAGE_BYTES, Front};
+pub use limits::startup_charge;
 pub use server_error::ServerError;
 pub use server_side::{Broken, Heard, ServerSide};
 pub use signalling::Send;
