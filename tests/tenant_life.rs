@@ -17,7 +17,7 @@ use pglobby::control_path::{
 use support::{
     Client, Cluster, Proxy,
     client::in_time,
-    desk::{Desk, StopAfter, tenant},
+    desk::{Desk, Master, StopAfter, tenant},
     proxy::{login_of, password_of},
 };
 
@@ -183,6 +183,24 @@ async fn restored(desk: &Desk, file: &std::path::Path, sql: &str) -> String {
         .unwrap();
     assert!(done.status.success(), "{done:?}");
     desk.superuser("restored").await.ask(sql).await
+}
+
+/// A machine whose pg_dump is older than the host (or has none) makes no copy, and that is known while clients still work.
+#[tokio::test]
+async fn a_final_dump_that_cannot_be_made_leaves_the_tenant_open() {
+    let desk = Desk::on(Cluster::postgres_18(), Master::Superuser).await;
+    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("acme.dump");
+
+    let dropped = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&file)).await;
+
+    let central = desk.superuser("central").await;
+    let status = central.ask("SELECT status FROM pglobby.tenants").await;
+    match dropped {
+        Err(_) => assert_eq!((status.as_str(), file.exists()), ("active", false)),
+        Ok(_) => assert_eq!((status.as_str(), file.exists()), ("dropped", true)),
+    }
 }
 
 #[tokio::test]

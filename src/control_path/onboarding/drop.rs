@@ -113,6 +113,9 @@ pub async fn drop_tenant_keeping(
     let roles: Vec<String> = roles.into_iter().flatten().collect();
 
     let final_dump = final_dump.map(whole_path).transpose()?;
+    if final_dump.is_some() && database != DropDatabase::Left {
+        refuse_undumpable(operator, &lock, row.get("host")).await?;
+    }
     let mut operation = fence(operator, &mut lock, row.get("id"), &dropped, final_dump).await?;
     if database == DropDatabase::Left {
         bury(operator, &mut lock, &operation, &dropped).await?;
@@ -134,6 +137,16 @@ pub async fn drop_tenant_keeping(
                 shell_word(name)
             )))
         }
+    }
+}
+
+/// Whether this machine has a pg_dump for the tenant's host, while the tenant is still open. A host that does not answer now is
+/// met later, and then the tenant is closed at least.
+async fn refuse_undumpable(operator: &Operator, lock: &TenantLock, host: &str) -> Result<(), OperatorError> {
+    let admin = HostAdmin::load(operator, &lock.client, host).await?;
+    match admin.connect().await {
+        Ok(session) => CopyPrograms::for_server(&session).await.map(drop),
+        Err(_) => Ok(()),
     }
 }
 
