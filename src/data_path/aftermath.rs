@@ -9,6 +9,7 @@ use super::{
     doubts::Doubts,
     lease::Pins,
     parse_settings::matters,
+    resets::Resets,
     statement::{
         self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs, SetValue,
         Statement,
@@ -46,6 +47,8 @@ pub struct Aftermath {
     pub advances: bool,
     /// It calls a function that signals another session; `None` too if it calls both.
     pub signals: Option<Signal>,
+    /// It takes parameters back to what they were when the session began.
+    pub resets: Option<Box<Resets>>,
 }
 
 /// What one session may do to another by SQL.
@@ -202,7 +205,7 @@ impl Aftermath {
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
         let (inspects, mut forgets_statements) = (effects.contains(Effects::INSPECTION), false);
-        let (mut talk, mut set_bytes) = (Talk::default(), 0);
+        let (mut talk, mut set_bytes, mut taken_back) = (Talk::default(), 0, Resets::default());
         if effects.intersects(Effects::DDL) {
             doubts.insert(changed_objects(sql, true));
         }
@@ -218,6 +221,7 @@ impl Aftermath {
             unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
             talk = talk.max(Talk::of(&statement));
             identity |= statement.identity_change().is_some();
+            taken_back.take(&statement);
             if !is_read_again(&statement) {
                 // A FETCH may do it, at the latest when the transaction ends: what is held is read then.
                 let mut later = Self::default();
@@ -252,13 +256,19 @@ impl Aftermath {
         let tidies = Tidying::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && statement::statements(sql, lexing).count() == 1;
         let read = Self { doubts, names, pins, tidies, set_bytes, only_loads, ..Self::default() };
-        Self { names_statements, forgets_statements, inspects, talk, identity, ..read }
+        let resets = taken_back.unless_none();
+        Self { names_statements, forgets_statements, inspects, talk, identity, resets, ..read }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.
     fn parameters(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> bool {
         let mut add = |name: &[u8]| names.push(String::from_utf8_lossy(name).into());
         match &statement.kind {
+            // It takes the role with it.
+            Kind::Reset(name) if **name == *b"session_authorization" => {
+                add(name);
+                add(b"role");
+            }
             Kind::Set { local: false, name, .. } | Kind::Reset(name) => add(name),
             Kind::SetRole { local: false, .. } => add(b"role"),
             Kind::SetSessionCharacteristics { local: false, .. } => {

@@ -407,9 +407,10 @@ impl Lease {
         !self.owed.is_empty()
     }
 
-    /// Whether the status is that in which the client's next query finds the server: what is still owed is our bookkeeping.
+    /// Whether the status is that in which the client's next query finds the server: what is still owed is ours, and in batches of its
+    /// own.
     pub fn is_settled(&self) -> bool {
-        !self.unsynced && self.owed.iter().all(|owed| owed.whose == Whose::Ours)
+        !self.unsynced && self.owed.iter().all(|owed| matches!(owed.whose, Whose::Ours | Whose::Attempt))
     }
 
     /// A BEGIN of ours goes to the server: what comes behind it finds it in a transaction.

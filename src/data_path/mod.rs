@@ -36,6 +36,7 @@ pub mod prepared;
 mod proof;
 pub mod proxy;
 pub mod relay;
+pub mod resets;
 pub mod server;
 pub mod server_statements;
 pub mod session;

@@ -304,7 +304,14 @@ const LEAVE: &[u8] = b"SELECT pg_catalog.set_config(key, value, true) FROM ( \
 const ONCE: &[u8] = b"pglobby_once";
 
 /// Runs a text of ours once, in the middle of whatever the client has begun: its own unnamed statement and portal stay.
-fn once(sql: &[u8], parameters: &[&str], asked: Asked, whose: Whose, lease: &mut Lease, out: &mut Vec<u8>) {
+pub fn once(
+    sql: &[u8],
+    parameters: &[&str],
+    asked: Asked,
+    whose: Whose,
+    lease: &mut Lease,
+    out: &mut Vec<u8>,
+) {
     if !lease.ask(Asked::Close(None), whose) {
         return;
     }

@@ -17,6 +17,7 @@ use super::{
     memory::PIECE_BYTES,
     parse_settings::{ParseSettings, matters},
     prepared::Statement,
+    resets::{Pending, Resets},
 };
 
 /// What the transactions of a lease have left uncertain so far.
@@ -44,6 +45,12 @@ pub struct Uncertain {
     changing: Option<Changing>,
     /// Texts that may call functions which nobody has read yet.
     unlearnt: Option<Box<Unlearnt>>,
+    /// The text that was noted last may have taken back what was given at startup.
+    takes_back: bool,
+    /// What texts have taken back to what it was when the session began.
+    taken_back: Resets,
+    /// What is to be set again for that.
+    pub pending: Option<Box<Pending>>,
 }
 
 /// Names of parameters that are taken down of one transaction take at most this much.
@@ -87,6 +94,11 @@ impl Uncertain {
         }
         self.resets |= aftermath.talk == Talk::Resets;
         self.changes_parsing |= aftermath.doubts.intersects(Doubts::LOCAL_SETTINGS | Doubts::ANY_SETTING);
+        self.takes_back |= aftermath.doubts.contains(Doubts::ANY_SETTING);
+        if let Some(resets) = &aftermath.resets {
+            self.takes_back = true;
+            self.taken_back.add(resets);
+        }
         self.pins.insert(aftermath.pins);
         self.doubts.insert(doubts);
         for name in aftermath.names.iter().flatten() {
@@ -215,6 +227,14 @@ impl Uncertain {
     #[inline]
     pub fn begin(&mut self) {
         self.changes_parsing = false;
+        self.takes_back = false;
+        self.pending = None;
+    }
+
+    /// Whether what has been noted since the last time may have taken back what was given at startup.
+    #[inline]
+    pub fn takes_back(&mut self) -> bool {
+        std::mem::take(&mut self.takes_back)
     }
 
     /// Whether settings may be others than they were when the transaction began, as far as that matters when a text is parsed.
@@ -362,11 +382,11 @@ impl Uncertain {
                 pins.remove(pin);
             }
         }
-        // PostgreSQL lists no parameter that it does not know, and tells nothing of its source: where something has been reset, one
-        // that was given at startup and is empty has been.
+        // PostgreSQL lists no parameter that it does not know, and tells nothing of its source: one that was given at startup, that a
+        // text has reset, and that is empty now, is reset.
         let is_reset = |name: &str, value: &str| {
             let told = value.is_empty() && name.contains('.') && startup.get(name).is_some();
-            told && self.doubts.contains(Doubts::SOURCES)
+            told && self.taken_back.takes_back(name)
         };
         let mut kept: Vec<&str> = Vec::new();
         let mut channels = Vec::new();

@@ -25,6 +25,7 @@ mod sequences;
 mod server_error;
 mod server_side;
 mod signalling;
+mod startup_again;
 mod unread;
 mod unserved;
 

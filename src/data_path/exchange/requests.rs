@@ -56,6 +56,9 @@ impl Requests<'_, '_> {
         bytes: &[u8],
         whole: bool,
     ) -> Result<ControlFlow<Hold>, Refusal> {
+        if self.server.uncertain.pending.is_some() {
+            self.startup_again(tag, bytes);
+        }
         if self.rules.stance != Stance::AtHome && !self.is_within_bounds(tag, bytes, whole)? {
             return GOES_ON;
         }
@@ -155,6 +158,7 @@ impl Requests<'_, '_> {
         self.note(&aftermath, alone);
         self.part_sequences(true);
         self.note_calls(body, None);
+        self.server.note_resets(&aftermath, self.startup, None);
         if aftermath.inspects {
             self.show_what_is_prepared(settled);
         } else if settled
@@ -333,6 +337,7 @@ impl Requests<'_, '_> {
             note(self.statements.unnamed_aftermath(), false, self.advances, self.rules, self.server);
             self.part_sequences(false);
             note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
+            self.server.note_resets(self.statements.unnamed_aftermath(), self.startup, Some(portal));
             if inspects {
                 self.show_what_is_prepared(false);
             }
@@ -382,6 +387,7 @@ impl Requests<'_, '_> {
         self.note(&statement.aftermath, false);
         self.part_sequences(false);
         self.note_calls(statement.body(), Some(&statement.seen));
+        self.server.note_resets(&statement.aftermath, self.startup, Some(portal));
         if statement.aftermath.inspects {
             self.show_what_is_prepared(false);
         }
