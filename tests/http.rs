@@ -180,6 +180,23 @@ async fn a_node_whose_key_ring_lacks_the_key_that_seals_is_not_ready_until_it_ha
     std::fs::copy(&elsewhere, &aside).unwrap();
     std::fs::rename(&aside, &ring).unwrap();
     says(&proxy, 200, "ready").await;
+
+    // Another node's ring by its names, or one that was damaged: the names are right, and no password opens.
+    let right = std::fs::read_to_string(&ring).unwrap();
+    let other = |value: &str| if value.starts_with('A') { "B" } else { "A" }.to_owned() + &value[1..];
+    let damaged = right.lines().map(|line| match line.split_once("\" = \"") {
+        Some((name, value)) => format!("{name}\" = \"{}\n", other(value)),
+        None => format!("{line}\n"),
+    });
+    for (text, status, words) in
+        [(damaged.collect::<String>(), 503, "opens none of the tenants' passwords"), (right, 200, "ready")]
+    {
+        std::fs::copy(&ring, &aside).unwrap(); // With its mode.
+        std::fs::write(&aside, text).unwrap();
+        std::fs::rename(&aside, &ring).unwrap();
+        says(&proxy, status, words).await;
+    }
+    assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
 }
 

@@ -74,13 +74,15 @@ impl LiveKeyring {
         self.fresh().seal(place, secret)
     }
 
-    /// [`Keyring::open`]; for a key that is not known, after another look at the file.
+    /// [`Keyring::open`]; for a key that is not known, or is another, after another look at the file.
     ///
     /// # Errors
     /// [`SealError`].
     pub fn open(&self, place: &Place<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
         match self.ring.load().open(place, blob) {
-            Err(SealError::UnknownKey { .. }) if self.look_again() => self.ring.load().open(place, blob),
+            Err(SealError::UnknownKey { .. } | SealError::DoesNotOpen { .. }) if self.look_again() => {
+                self.ring.load().open(place, blob)
+            }
             opened => opened,
         }
     }

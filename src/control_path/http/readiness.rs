@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use arc_swap::ArcSwapOption;
 
 use crate::{
-    control_path::{central::CentralError, keyring::Keyring, operator::Office},
+    control_path::{
+        central::CentralError,
+        keyring::Keyring,
+        operator::Office,
+        seal::{Place, SealError},
+    },
     data_path::proxy::Proxy,
 };
 
@@ -13,21 +18,46 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// As many tenants, the newest ones, stand for all: a rotation seals every one anew.
-const SAMPLE: &str = "SELECT sealed_password FROM pglobby.tenants
-    WHERE status = 'active' AND sealed_password IS NOT NULL ORDER BY id DESC LIMIT 100";
+const SAMPLE: &str = "SELECT id::text, sealed_password FROM pglobby.tenants
+    WHERE status = 'active' AND sealed_password IS NOT NULL ORDER BY tenants.id DESC LIMIT 100";
+
+/// Why the key ring is of no use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Unfit {
+    /// It lacks the key that seals most tenants' passwords.
+    Lacks(String),
+    /// It has another key by that name: none of the passwords opens.
+    HasAnother(String),
+}
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lacks(key) => {
+                write!(f, "the key ring lacks key {key}, which tenants' passwords are sealed with")
+            }
+            Self::HasAnother(key) => {
+                write!(
+                    f,
+                    "the key ring's key {key} opens none of the tenants' passwords that are sealed with a key of that name"
+                )
+            }
+        }
+    }
+}
 
 /// What is known of it.
 pub struct Readiness {
     proxy: Arc<Proxy>,
     office: Office,
-    /// The key that seals most tenants' passwords, where the key ring lacks it.
-    missing_key: ArcSwapOption<String>,
+    /// What is wrong with the key ring.
+    unfit: ArcSwapOption<Unfit>,
 }
 
 impl Readiness {
     /// Of this node.
     pub fn new(proxy: Arc<Proxy>, office: Office) -> Arc<Self> {
-        Arc::new(Self { proxy, office, missing_key: ArcSwapOption::empty() })
+        Arc::new(Self { proxy, office, unfit: ArcSwapOption::empty() })
     }
 
     /// Why no clients should be sent here; `None`: they should.
@@ -41,8 +71,7 @@ impl Readiness {
             // What is remembered serves on, else.
             Some("the central database is away and no login is remembered".to_owned())
         } else {
-            let key = self.missing_key.load_full()?;
-            Some(format!("the key ring lacks key {key}, which tenants' passwords are sealed with"))
+            self.unfit.load_full().map(|unfit| unfit.to_string())
         }
     }
 
@@ -51,49 +80,73 @@ impl Readiness {
         let mut told = None;
         loop {
             // While nobody can say, nothing has changed.
-            if let Ok(missing) = self.look().await {
-                if missing != told
-                    && let Some(key) = &missing
+            if let Ok(unfit) = self.look().await {
+                if unfit != told
+                    && let Some(reason) = &unfit
                 {
-                    tracing::error!(
-                        key,
-                        "the key ring lacks the key that tenants' passwords are sealed with"
-                    );
+                    tracing::error!(%reason, "nobody can log in at this node");
                 }
-                self.missing_key.store(missing.clone().map(Arc::new));
-                told = missing;
+                self.unfit.store(unfit.clone().map(Arc::new));
+                told = unfit;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    async fn look(&self) -> Result<Option<String>, CentralError> {
+    async fn look(&self) -> Result<Option<Unfit>, CentralError> {
         let rows = self.office.central.client().await?.query(SAMPLE, &[]).await?;
         let keyring = self.office.keyring.fresh();
-        let ids = rows.iter().filter_map(|row| Keyring::key_of(row.get(0)));
-        Ok(missing_key(ids, |id| keyring.key_ids().any(|known| known == id)))
+        let looked_at = rows.iter().filter_map(|row| {
+            let (id, blob) = (row.get(0), row.get(1));
+            let place = Place { table: "tenants", row: id, column: "sealed_password" };
+            let outcome = match keyring.open(&place, blob) {
+                Ok(_) => Outcome::Opens,
+                Err(SealError::UnknownKey { .. }) => Outcome::Unknown,
+                Err(_) => Outcome::Fails,
+            };
+            Some((Keyring::key_of(blob)?, outcome))
+        });
+        Ok(unfit(looked_at))
     }
 }
 
-/// The key that seals most, if it is not known: a single row that somebody has spoilt takes no node out.
-fn missing_key<'a>(ids: impl Iterator<Item = &'a str>, is_known: impl Fn(&str) -> bool) -> Option<String> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for id in ids {
-        *counts.entry(id).or_default() += 1;
+/// What has come of opening a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Opens,
+    Unknown,
+    Fails,
+}
+
+/// Decided by the key that seals most: a single row that somebody has spoilt takes no node out.
+fn unfit<'a>(rows: impl Iterator<Item = (&'a str, Outcome)>) -> Option<Unfit> {
+    let mut keys: BTreeMap<&str, Vec<Outcome>> = BTreeMap::new();
+    for (key, outcome) in rows {
+        keys.entry(key).or_default().push(outcome);
     }
-    let (most, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
-    (!is_known(most)).then(|| most.to_owned())
+    let (most, outcomes) = keys.into_iter().max_by_key(|(_, outcomes)| outcomes.len())?;
+    if outcomes.contains(&Outcome::Opens) {
+        None
+    } else if outcomes.contains(&Outcome::Unknown) {
+        Some(Unfit::Lacks(most.to_owned()))
+    } else {
+        Some(Unfit::HasAnother(most.to_owned()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::missing_key;
+    use super::*;
 
     #[test]
     fn the_key_that_seals_most_decides() {
-        let missing = |ids: &[&'static str]| missing_key(ids.iter().copied(), |id| id == "known");
-        assert_eq!(missing(&[]), None);
-        assert_eq!(missing(&["known", "known", "other"]), None);
-        assert_eq!(missing(&["known", "other", "other"]), Some("other".to_owned()));
+        use Outcome::{Fails, Opens, Unknown};
+        let of = |rows: &[(&'static str, Outcome)]| unfit(rows.iter().copied());
+        let (old, new) = ("old", "new");
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[(old, Opens), (old, Opens), (new, Unknown)]), None);
+        assert_eq!(of(&[(old, Opens), (old, Fails), (old, Fails)]), None, "rows that are spoilt");
+        assert_eq!(of(&[(old, Opens), (new, Unknown), (new, Unknown)]), Some(Unfit::Lacks(new.to_owned())));
+        assert_eq!(of(&[(old, Fails), (old, Fails)]), Some(Unfit::HasAnother(old.to_owned())));
     }
 }
