@@ -18,6 +18,8 @@ pub struct Resets {
     all: bool,
     /// The role as well: DISCARD ALL.
     role: bool,
+    /// A code block may take back any that PostgreSQL lists.
+    code: bool,
 }
 
 /// A parameter of the startup packet that has been taken back.
@@ -36,6 +38,7 @@ impl Resets {
         match &statement.kind {
             Kind::ResetAll => self.all = true,
             Kind::Discard(Discard::All) => (self.all, self.role) = (true, true),
+            Kind::Do => self.code |= statement.code_block().is_some_and(|code| mentions_reset(&code)),
             Kind::Reset(name) if **name == *b"session_authorization" => add(b"role", false),
             Kind::Reset(name) => add(name, false),
             Kind::Set { local, name, value: SetValue::Default } => add(name, *local),
@@ -79,20 +82,23 @@ impl Resets {
         let of = |name: &str| {
             let named = || self.named.iter().filter(|(named, _)| **named == *name);
             let all = if name == "role" { self.role } else { self.all };
-            let local = !all && named().all(|(_, local)| *local);
-            (all || named().next().is_some()).then(|| Reset { name: name.into(), local })
+            let code = self.code && may_be_reset_by_code(name);
+            let local = !all && !code && named().all(|(_, local)| *local);
+            (all || code || named().next().is_some()).then(|| Reset { name: name.into(), local })
         };
         startup.iter().map(|(name, _)| name).filter(|name| !UNASKABLE.contains(name)).filter_map(of).collect()
     }
 }
 
-/// What code that nobody can follow may have taken back: for good, as is most likely. Of a parameter that PostgreSQL does not list
-/// nobody could tell whether it was; and for a name that no query depends on, which most clients give, nothing is asked in front of each.
-fn any(startup: &Settings) -> Vec<Reset> {
-    let left = |name: &str| matches!(name, "role" | "application_name") || name.contains('.');
-    let listed = |name: &&str| !left(name) && !UNASKABLE.contains(name);
-    let names = startup.iter().map(|(name, _)| name).filter(listed);
-    names.map(|name| Reset { name: name.into(), local: false }).collect()
+/// Whether code may take something back: it says so, also in a text that it runs.
+fn mentions_reset(code: &[u8]) -> bool {
+    let is_reset = |word: &[u8]| word.eq_ignore_ascii_case(b"reset") || word.eq_ignore_ascii_case(b"default");
+    code.split(|byte| !byte.is_ascii_alphabetic()).any(is_reset)
+}
+
+/// Of a parameter that PostgreSQL does not list nobody could tell whether code has reset it.
+fn may_be_reset_by_code(name: &str) -> bool {
+    name != "role" && !name.contains('.')
 }
 
 /// So many names are told apart of what the transactions of a lease take back.
@@ -115,9 +121,9 @@ pub struct Pending {
 const PORTALS_MAX: usize = 64;
 
 impl Pending {
-    /// A text runs, in a simple query or behind this portal's next Execute; `resets` where it says what it takes back.
-    pub fn note(&mut self, resets: Option<&Resets>, startup: &Settings, portal: Option<&[u8]>) {
-        let taken = resets.map_or_else(|| any(startup), |resets| resets.concerned(startup));
+    /// A text with these `resets` runs, in a simple query or behind this portal's next Execute.
+    pub fn note(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
+        let taken = resets.concerned(startup);
         match portal {
             _ if taken.is_empty() => {}
             Some(portal) if self.bound.len() < PORTALS_MAX => self.bound.push((portal.into(), taken)),
@@ -204,7 +210,7 @@ mod tests {
         let mut pending = Pending::default();
         let read = Aftermath::read(sql.as_bytes(), Lexing::default());
         if let Some(resets) = read.resets {
-            pending.note(Some(&resets), &startup(), None);
+            pending.note(&resets, &startup(), None);
         }
         let due = pending.take_due(true).into_iter();
         let shown = due.map(|reset| format!("{}{}", if reset.local { "~" } else { "" }, reset.name));
@@ -240,8 +246,8 @@ mod tests {
     fn a_portal_takes_back_when_it_runs() {
         let mut pending = Pending::default();
         let all = Resets { all: true, ..Resets::default() };
-        pending.note(Some(&all), &startup(), Some(b"one"));
-        pending.note(Some(&all), &startup(), Some(b"two"));
+        pending.note(&all, &startup(), Some(b"one"));
+        pending.note(&all, &startup(), Some(b"two"));
         pending.runs(b"three");
         pending.rebinds(b"two");
         pending.runs(b"two");

@@ -45,7 +45,7 @@ pub struct Uncertain {
     changing: Option<Changing>,
     /// Texts that may call functions which nobody has read yet.
     unlearnt: Option<Box<Unlearnt>>,
-    /// The text that was noted last may have taken back what was given at startup.
+    /// The text that was noted last takes back what was given at startup.
     takes_back: bool,
     /// What texts have taken back to what it was when the session began.
     taken_back: Resets,
@@ -94,7 +94,6 @@ impl Uncertain {
         }
         self.resets |= aftermath.talk == Talk::Resets;
         self.changes_parsing |= aftermath.doubts.intersects(Doubts::LOCAL_SETTINGS | Doubts::ANY_SETTING);
-        self.takes_back |= aftermath.doubts.contains(Doubts::ANY_SETTING);
         if let Some(resets) = &aftermath.resets {
             self.takes_back = true;
             self.taken_back.add(resets);
@@ -231,7 +230,7 @@ impl Uncertain {
         self.pending = None;
     }
 
-    /// Whether what has been noted since the last time may have taken back what was given at startup.
+    /// Whether what has been noted since the last time takes back what was given at startup.
     #[inline]
     pub fn takes_back(&mut self) -> bool {
         std::mem::take(&mut self.takes_back)

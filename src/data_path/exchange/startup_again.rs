@@ -43,8 +43,9 @@ impl ServerSide {
 
     #[cold]
     fn takes_back(&mut self, aftermath: &Aftermath, startup: &Settings, portal: Option<&[u8]>) {
+        let Some(resets) = &aftermath.resets else { return };
         let mut pending = self.uncertain.pending.take().unwrap_or_default();
-        pending.note(aftermath.resets.as_deref(), startup, portal);
+        pending.note(resets, startup, portal);
         self.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
 }
