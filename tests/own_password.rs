@@ -218,6 +218,27 @@ async fn a_batch_goes_on_behind_it_and_is_answered_as_postgresql_would() {
     }
 }
 
+/// Word of a change comes back when the next one has been made: it is not taken for a change by somebody else.
+#[tokio::test]
+async fn a_session_that_changes_its_password_again_and_again_stays() {
+    let proxy = tenant("transaction").await;
+    let mut wire = proxy.wire("acme").await;
+    for number in 0..9 {
+        let sql = format!("ALTER ROLE CURRENT_USER PASSWORD 'new{number}'");
+        assert_eq!(tags(&wire.query(&sql).await), "CZ");
+    }
+    assert!(logs_in(&proxy, &login_of("acme"), "new8").await);
+    // All words of it have come when one of another login's change has.
+    proxy.create_login("other", "secret", &["--tenant", "acme"]);
+    proxy
+        .caller("other", "secret", "acme")
+        .connect()
+        .await
+        .run("ALTER ROLE CURRENT_USER PASSWORD 'new'")
+        .await;
+    assert_eq!(tags(&wire.query("SELECT 1").await), "TDCZ");
+}
+
 /// The central database is away: the statement says so, and the session goes on.
 #[tokio::test]
 async fn a_central_database_that_is_away_is_this_statements_error_only() {

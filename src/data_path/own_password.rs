@@ -85,7 +85,6 @@ impl Concierge {
         handle.expect_verifier(&before, &verifier);
         match directory.set_verifier(&handle.login, &before, &verifier).await {
             Ok(true) => {
-                handle.expect_verifier(&[], &verifier);
                 info!(login = handle.login.name, "a login has changed its own password");
                 Ok(())
             }
@@ -114,7 +113,7 @@ impl SessionHandle {
             || own.into_iter().any(|verifier| login.still_admits_by(&self.login, verifier, self.peer))
     }
 
-    /// What its login's verifier is as far as the session knows: more than one where a change of it was not confirmed.
+    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be stored.
     pub fn verifiers(&self) -> Vec<SecretString> {
         let own = self.verifiers.load_full();
         own.map_or_else(|| vec![self.login.verifier.clone()], |own| own.to_vec())
@@ -122,8 +121,8 @@ impl SessionHandle {
 
     /// The session changes its login's verifier, which was one of `before`.
     pub fn expect_verifier(&self, before: &[SecretString], verifier: &SecretString) {
-        // Two are enough: what is older was replaced.
-        let kept = before.iter().skip(before.len().saturating_sub(2));
+        // Also those that were replaced: a node may have read the row before, and judge the session by it only now.
+        let kept = before.iter().skip(before.len().saturating_sub(AT_ONCE as usize));
         let all = kept.chain([verifier]).cloned().collect();
         self.verifiers.store(Some(Arc::new(all)));
     }
