@@ -186,7 +186,9 @@ async fn whoever_does_not_log_in_is_shown_out_and_keeps_nobody_else_out() {
     // A place is free once the connection is closed on both ends.
     in_time("a free place", async {
         while let Err(error) = proxy.client("acme").try_connect().await {
-            assert_eq!(error.code().map(|code| code.code()), Some("53300"), "{}", in_words(&error));
+            // Or a loaded machine takes longer for a login than this proxy gives it.
+            let code = error.code().map(|code| code.code());
+            assert!(matches!(code, Some("53300" | "57014")), "{}", in_words(&error));
         }
     })
     .await;
