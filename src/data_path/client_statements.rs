@@ -161,6 +161,7 @@ impl ClientStatements {
 
     /// What changes the unnamed statement goes to the server. `may_be_skipped`: where what came before fails, the one
     /// that there is stays.
+    #[inline(always)]
     pub fn succeed_unnamed(&mut self, may_be_skipped: bool) {
         if !may_be_skipped {
             if let Some(rare) = self.rare.as_mut() {

@@ -42,6 +42,7 @@ fn names_choice(bytes: &[u8]) -> bool {
 }
 
 /// What Describe or Close is about: `S` or `P`, and its name.
+#[inline(always)]
 pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), Refusal> {
     let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {
         return Err(violation(FrameError::Strings));

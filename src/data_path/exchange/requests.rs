@@ -196,6 +196,7 @@ impl Requests<'_, '_> {
     }
 
     /// Asks for what changes the unnamed statement.
+    #[inline(always)]
     pub(super) fn ask_unnamed(&mut self, asked: Asked) -> bool {
         if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
             self.server.uncertain.doubt(Doubts::UNREAD);

@@ -134,7 +134,7 @@ impl ServerSide {
 impl Requests<'_, '_> {
     /// A text goes to the server, and has been noted: the first of its tenant, perhaps, that reads sequences. `alone`: it is a simple
     /// query.
-    #[inline]
+    #[inline(always)]
     pub(super) fn part_sequences(&mut self, alone: bool) {
         self.server.sequences.stirred = true;
         let first = std::mem::take(&mut self.server.sequences.untouched);
