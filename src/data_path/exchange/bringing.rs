@@ -167,13 +167,6 @@ impl Requests<'_, '_> {
         Brought::Awaited
     }
 
-    /// The server has another unnamed statement than the client's, or none.
-    #[cold]
-    pub(super) fn bring_unnamed(&mut self) {
-        let (servers, lease, here) = self.server.parts(self.under, self.startup);
-        servers.bring_unnamed(self.statements, here, lease, self.out.build());
-    }
-
     /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
     #[cold]
     pub(super) fn bring_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {

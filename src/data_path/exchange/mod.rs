@@ -26,6 +26,7 @@ mod server_error;
 mod server_side;
 mod signalling;
 mod startup_again;
+mod unnamed;
 mod unread;
 mod unserved;
 

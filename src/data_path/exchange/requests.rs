@@ -18,7 +18,7 @@ use crate::{
         choice::Stance,
         deeds::disowned,
         doubts::Doubts,
-        lease::{Asked, Naming, Pins, Whose},
+        lease::{Asked, Naming, Whose},
         parse_settings::ParseSettings,
         prepared::{ClientStatements, ServerStatements, Statement, rename},
         session_state::Settings,
@@ -195,30 +195,6 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
-    /// Asks for what changes the unnamed statement.
-    #[inline(always)]
-    pub(super) fn ask_unnamed(&mut self, asked: Asked) -> bool {
-        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
-            self.server.uncertain.doubt(Doubts::UNREAD);
-        }
-        let may_be_skipped = self.server.lease.is_working();
-        let goes = self.server.lease.ask(asked, Whose::Client);
-        if goes {
-            self.statements.succeed_unnamed(may_be_skipped);
-        }
-        goes
-    }
-
-    /// A simple query ends the unnamed statement.
-    pub(super) fn end_unnamed(&mut self) {
-        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
-            self.server.uncertain.doubt(Doubts::UNREAD);
-        }
-        self.statements.succeed_unnamed(self.server.lease.is_working());
-        self.statements.forget_unnamed();
-        self.server.statements.set_unnamed(0);
-    }
-
     fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
@@ -342,7 +318,8 @@ impl Requests<'_, '_> {
             if inspects {
                 self.show_what_is_prepared(false);
             }
-            return self.with_unnamed(Asked::Bind, bytes).map(ControlFlow::Continue);
+            self.with_unnamed(Asked::Bind, bytes);
+            return GOES_ON;
         }
         let at = HEADER_BYTES + portal.len() + 1;
         if self.is_doubtful(name) {
@@ -407,7 +384,8 @@ impl Requests<'_, '_> {
             _ if name.is_empty() => {
                 let naming = self.statements.unnamed_naming().cloned();
                 self.ensure_named(naming.as_deref());
-                return self.with_unnamed(Asked::Describe, bytes).map(ControlFlow::Continue);
+                self.with_unnamed(Asked::Describe, bytes);
+                return GOES_ON;
             }
             None => {
                 self.ask(Asked::Describe);
@@ -465,15 +443,6 @@ impl Requests<'_, '_> {
         }
         self.out.pass(bytes);
         GOES_ON
-    }
-
-    fn with_unnamed(&mut self, asked: Asked, bytes: &[u8]) -> Result<(), Refusal> {
-        if !self.server.statements.has_unnamed_of(self.statements) {
-            self.bring_unnamed();
-        }
-        self.ask(asked);
-        self.out.pass(bytes);
-        Ok(())
     }
 }
 
