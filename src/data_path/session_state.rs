@@ -45,8 +45,6 @@ pub struct Uncertain {
     changing: Option<Changing>,
     /// Texts that may call functions which nobody has read yet.
     unlearnt: Option<Box<Unlearnt>>,
-    /// The text that was noted last takes back what was given at startup.
-    takes_back: bool,
     /// What texts have taken back to what it was when the session began.
     taken_back: Resets,
     /// What is to be set again for that.
@@ -95,7 +93,6 @@ impl Uncertain {
         self.resets |= aftermath.talk == Talk::Resets;
         self.changes_parsing |= aftermath.doubts.intersects(Doubts::LOCAL_SETTINGS | Doubts::ANY_SETTING);
         if let Some(resets) = &aftermath.resets {
-            self.takes_back = true;
             self.taken_back.add(resets);
         }
         self.pins.insert(aftermath.pins);
@@ -226,14 +223,7 @@ impl Uncertain {
     #[inline]
     pub fn begin(&mut self) {
         self.changes_parsing = false;
-        self.takes_back = false;
         self.pending = None;
-    }
-
-    /// Whether what has been noted since the last time takes back what was given at startup.
-    #[inline]
-    pub fn takes_back(&mut self) -> bool {
-        std::mem::take(&mut self.takes_back)
     }
 
     /// Whether settings may be others than they were when the transaction began, as far as that matters when a text is parsed.

@@ -10,7 +10,7 @@ use crate::{
         doubts::Doubts,
         lease::{Asked, Lease, Whose},
         parse_settings::once,
-        resets::{Pending, Reset, needs_none},
+        resets::{Pending, Reset, Resets, needs_none},
         session_state::{Settings, array_literal},
     },
     wire::{
@@ -36,14 +36,13 @@ impl ServerSide {
     /// A text has been noted that runs in a simple query, or where this portal does: it may reset what was given at `startup`.
     #[inline]
     pub(super) fn note_resets(&mut self, aftermath: &Aftermath, startup: &Settings, portal: Option<&[u8]>) {
-        if self.uncertain.takes_back() {
-            self.takes_back(aftermath, startup, portal);
+        if let Some(resets) = &aftermath.resets {
+            self.takes_back(resets, startup, portal);
         }
     }
 
     #[cold]
-    fn takes_back(&mut self, aftermath: &Aftermath, startup: &Settings, portal: Option<&[u8]>) {
-        let Some(resets) = &aftermath.resets else { return };
+    fn takes_back(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
         let mut pending = self.uncertain.pending.take().unwrap_or_default();
         pending.note(resets, startup, portal);
         self.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
