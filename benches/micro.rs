@@ -10,12 +10,13 @@ use deadpool::unmanaged::{Object, Pool};
 use divan::{Bencher, black_box, counter::BytesCount};
 use pglobby::{
     data_path::{
-        catalogue::Catalogue,
-        exchange::{ClientSide, Rules, ServerSide},
-        lease::{Asked, Lease, Whose},
-        prepared::Capacity,
+        exchange::{
+            ClientSide, Rules, ServerSide,
+            pending_replies::{Asked, Lease, Whose},
+        },
+        functions::Catalogue,
+        prepared::{Capacity, shared_statements::StatementTable},
         session_state::Settings,
-        statement_table::StatementTable,
     },
     wire::{
         frame::{Framer, Need},

@@ -2,7 +2,7 @@
 //! allocation, for the ordinary ones.
 
 use divan::{Bencher, counter::BytesCount};
-use pglobby::data_path::statement::{self, Lexing};
+use pglobby::data_path::sql::{self, Lexing};
 
 #[global_allocator]
 static ALLOCATOR: divan::AllocProfiler<std::alloc::System> = divan::AllocProfiler::system();
@@ -37,7 +37,7 @@ impl std::fmt::Display for Sample {
 fn effects(bencher: Bencher<'_, '_>, sample: &Sample) {
     bencher
         .counter(BytesCount::of_str(sample.1))
-        .bench(|| statement::effects(divan::black_box(sample.1.as_bytes()), Lexing::default()));
+        .bench(|| sql::effects(divan::black_box(sample.1.as_bytes()), Lexing::default()));
 }
 
 /// Bulk: many rows of short literals.
@@ -46,5 +46,5 @@ fn insert_of_many_rows(bencher: Bencher<'_, '_>, rows: usize) {
     let sql = format!("INSERT INTO t VALUES {}(0, '')", "(12345, 'some text', NULL), ".repeat(rows));
     bencher
         .counter(BytesCount::of_str(&sql))
-        .bench(|| statement::effects(divan::black_box(sql.as_bytes()), Lexing::default()));
+        .bench(|| sql::effects(divan::black_box(sql.as_bytes()), Lexing::default()));
 }

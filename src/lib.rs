@@ -9,7 +9,7 @@
 //! - [`wire`]: PostgreSQL's messages and streams. It has never heard of tenants or pools.
 //!
 //! Allowed use is `control_path -> data_path -> wire`; only `data_path/tenant.rs` and
-//! `data_path/authentication.rs` ask the directory in `control_path`, on a cache miss.
+//! `data_path/login/authentication.rs` ask the directory in `control_path`, on a cache miss.
 //!
 //! What holds everywhere:
 //!
@@ -22,7 +22,7 @@
 //! 4. A server goes back to its pool only when replies owed are zero, status is idle, no cancel is in flight
 //!    and every trace of the session is undone. Every doubt closes it instead.
 //! 5. After startup only the relay moves bytes; bodies it need not read are passed on unread and uncopied.
-//! 6. Every queue, map, cache, buffer and wait has a limit with a name in `config.rs`.
+//! 6. Every queue, map, cache, buffer and wait has a limit with a name in `config/mod.rs`.
 //! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.
 //! 8. What arrives from a network, from either side, never panics and never grows memory without bound.
 //! 10. No code that a tenant can define runs with more rights than the tenant's own role has, whatever an operator does.
@@ -32,6 +32,7 @@ pub mod config;
 pub mod control_path;
 pub mod data_path;
 pub mod error;
+pub mod local_postgres;
 pub mod metrics;
 pub mod shutdown;
 pub mod wire;

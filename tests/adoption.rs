@@ -4,13 +4,12 @@
 mod support;
 
 use pglobby::control_path::{
+    admin::{actor::OperatorError, tenants},
     onboarding::{
         adopt::{AdoptTenant, adopt, complete_grants},
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
     },
-    operator::OperatorError,
-    tenants,
 };
 use support::{
     Client, Cluster,

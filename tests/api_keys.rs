@@ -3,7 +3,7 @@
 
 mod support;
 
-use pglobby::control_path::api_keys::{self, Role};
+use pglobby::control_path::admin::api_keys::{self, Role};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use support::{desk::Desk, lobby::Lobby};

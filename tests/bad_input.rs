@@ -6,11 +6,11 @@ mod support;
 use std::process::Output;
 
 use pglobby::control_path::{
+    admin::tenants,
     onboarding::{
         create::{CreateTenant, create},
         names::check_tenant_name,
     },
-    tenants,
 };
 use support::{
     Cluster, Proxy,

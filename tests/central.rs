@@ -10,9 +10,8 @@ use pglobby::{
         central::{Central, CentralError},
         check::{self, Check},
         init::{InitError, InitReport, init},
-        keyring::Keyring,
         migrations::{self, MigrationError, SchemaState},
-        seal::Place,
+        secrets::{keyring::Keyring, seal::Place},
     },
     data_path::tenant::{Change, TenantStatus},
 };

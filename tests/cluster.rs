@@ -10,10 +10,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use pglobby::control_path::{
-    cluster_owner::ClusterOwner,
-    local_cluster::{ClusterError, LocalCluster, Stop},
-    postgres_binaries::PostgresBinaries,
+use pglobby::local_postgres::{
+    binaries::PostgresBinaries,
+    cluster::{ClusterError, LocalCluster, Stop},
+    os_user::ClusterOwner,
 };
 use secrecy::SecretString;
 use support::{

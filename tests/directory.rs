@@ -12,12 +12,13 @@ use std::{
 
 use pglobby::{
     control_path::{
-        central::Central,
+        central::{
+            Central,
+            change_feed::{self, Notice},
+        },
         directory::{Directory, DirectoryError},
         init::init,
-        keyring::Keyring,
-        notifications::{self, Notice},
-        seal::Place,
+        secrets::{keyring::Keyring, seal::Place},
     },
     data_path::tenant::{Access, Change, HostAddress, LoginKind, PoolMode},
 };
@@ -266,7 +267,7 @@ async fn a_stale_row_is_asked_for_again_before_it_is_used() {
 /// Follows in a task; its changes arrive in the channel.
 fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::UnboundedReceiver<Change> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::spawn(notifications::follow(
+    tokio::spawn(change_feed::follow(
         central,
         move |notice| {
             let Notice::Changed(change) = notice else { return };

@@ -5,14 +5,14 @@
 mod support;
 
 use pglobby::control_path::{
+    admin::tenants,
     doctor::{Finding, examine},
-    key_rotation,
     onboarding::{
         adopt::{AdoptTenant, adopt},
         create::{CreateTenant, create},
         rotate::rotate,
     },
-    tenants,
+    secrets::key_rotation,
 };
 use serde_json::Value;
 use support::{

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::CommandFactory as _;
-use pglobby::{cli::Cli, data_path::lease::Pins};
+use pglobby::{cli::Cli, data_path::exchange::pending_replies::Pins};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -213,9 +213,9 @@ fn every_command_that_is_shown_is_one_with_those_options() {
 #[test]
 fn every_sqlstate_that_clients_get_is_explained() {
     let operations = read("docs/operations.md");
-    let sources = read("src/error.rs")
-        + &read("src/data_path/deadlines.rs")
-        + &read("src/data_path/startup_options.rs");
+    let sources = read("src/error/mod.rs")
+        + &read("src/data_path/sessions/timeouts.rs")
+        + &read("src/data_path/login/startup_options.rs");
     let is_sqlstate = |text: &&str| {
         text.len() == 5
             && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())

@@ -222,7 +222,7 @@ async fn psql(target: &Target, script: &str) -> String {
 
 /// One of PostgreSQL's own clients, told where to go by libpq's environment.
 fn tool(name: &str, target: &Target) -> Command {
-    let binaries = pglobby::control_path::postgres_binaries::PostgresBinaries::find(None).unwrap();
+    let binaries = pglobby::local_postgres::binaries::PostgresBinaries::find(None).unwrap();
     let beside_the_server = binaries.program(name);
     let mut command =
         Command::new(if beside_the_server.exists() { beside_the_server } else { PathBuf::from(name) });

@@ -14,13 +14,13 @@ use std::{
 
 use async_trait::async_trait;
 use pglobby::control_path::{
+    admin::actor::{Operator, OperatorError, Progress},
     doctor::examine,
     onboarding::{
         create::create,
         drop::{DropDatabase, drop_tenant},
-        moving::{MoveTenant, Moved, move_tenant},
+        move_tenant::{MoveTenant, Moved, move_tenant},
     },
-    operator::{Operator, OperatorError, Progress},
 };
 use support::{
     Client, Cluster, Proxy,

@@ -7,19 +7,21 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use pglobby::control_path::{
+    admin::{
+        actor::{Operator, OperatorError},
+        run_on_tenants::{Wanted, fan_out},
+        tenants,
+    },
     doctor::examine,
-    fan_out::{Wanted, fan_out},
     onboarding::{
         adopt::{AdoptTenant, adopt, complete_grants},
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant, drop_tenant_keeping},
-        moving::{MoveTenant, Moved, move_tenant},
+        move_tenant::{MoveTenant, Moved, move_tenant},
         rename::rename,
         rotate::rotate,
         schema_files::SchemaFile,
     },
-    operator::{Operator, OperatorError},
-    tenants,
 };
 use support::{
     Client, Cluster,

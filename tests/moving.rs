@@ -12,15 +12,17 @@ use std::{
 };
 
 use pglobby::control_path::{
+    admin::{
+        actor::{Operator, OperatorError},
+        tenants,
+    },
     doctor::examine,
     onboarding::{
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
-        moving::{MoveTenant, Moved, move_tenant},
+        move_tenant::{MoveTenant, Moved, move_tenant},
         rotate::rotate,
     },
-    operator::{Operator, OperatorError},
-    tenants,
 };
 use support::{
     Cluster, Proxy,

@@ -6,13 +6,12 @@ mod support;
 use std::{path::PathBuf, sync::Arc};
 
 use pglobby::control_path::{
+    admin::{actor::OperatorError, tenants},
     onboarding::{
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
         schema_files::SchemaFile,
     },
-    operator::OperatorError,
-    tenants,
 };
 use support::{
     Cluster,

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pglobby::control_path::postgres_binaries::PostgresBinaries;
+use pglobby::local_postgres::binaries::PostgresBinaries;
 use support::{
     Cluster, Proxy,
     cluster::target_folder,

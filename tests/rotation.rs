@@ -10,18 +10,17 @@ use std::sync::{
 
 use async_trait::async_trait;
 use pglobby::control_path::{
+    admin::{
+        actor::{Operator, OperatorError, Progress},
+        tenants,
+    },
     central::Central,
-    key_rotation,
-    live_keyring::LiveKeyring,
     onboarding::{
         create::create,
-        drop::DropDatabase,
-        drop::drop_tenant,
+        drop::{DropDatabase, drop_tenant},
         rotate::{RotatedTenant, rotate},
     },
-    operator::{Operator, OperatorError, Progress},
-    seal::Place,
-    tenants,
+    secrets::{key_rotation, keyring_reload::LiveKeyring, seal::Place},
 };
 use secrecy::SecretString;
 use support::{

@@ -5,14 +5,14 @@
 mod support;
 
 use pglobby::control_path::{
+    admin::tenants::{self, Sessions},
     doctor::examine,
     onboarding::{
         create::create,
         drop::{DropDatabase, drop_tenant},
-        login_rights::follow_status,
+        role_attributes::follow_status,
         rotate::rotate,
     },
-    tenants::{self, Sessions},
 };
 use support::{
     Client, Cluster, Proxy,

@@ -6,13 +6,15 @@ mod support;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
-use pglobby::control_path::{
-    onboarding::{
-        create::create,
-        drop::{DropDatabase, drop_tenant_keeping},
+use pglobby::{
+    control_path::{
+        admin::tenants,
+        onboarding::{
+            create::create,
+            drop::{DropDatabase, drop_tenant_keeping},
+        },
     },
-    postgres_binaries::PostgresBinaries,
-    tenants,
+    local_postgres::binaries::PostgresBinaries,
 };
 use support::{
     Client, Cluster, Proxy,

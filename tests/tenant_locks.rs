@@ -7,13 +7,13 @@ mod support;
 use std::time::Duration;
 
 use pglobby::control_path::{
+    admin::tenants,
     onboarding::{
         create::create,
         drop::{DropDatabase, drop_tenant, drop_tenant_keeping},
-        moving::{MoveTenant, move_tenant},
+        move_tenant::{MoveTenant, move_tenant},
         rotate::rotate,
     },
-    tenants,
 };
 use support::{
     Client, Cluster,

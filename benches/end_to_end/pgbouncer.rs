@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pglobby::control_path::cluster_owner::ClusterOwner;
+use pglobby::local_postgres::os_user::ClusterOwner;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 

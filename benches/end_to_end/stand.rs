@@ -8,9 +8,8 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 
 use pglobby::{
     config::Config,
-    control_path::{
-        keyring::Keyring, postgres_binaries::PostgresBinaries, seal::Place, verifier::scram_verifier,
-    },
+    control_path::secrets::{keyring::Keyring, scram_verifier::scram_verifier, seal::Place},
+    local_postgres::binaries::PostgresBinaries,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use tempfile::TempDir;

@@ -5,15 +5,17 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{
-    Failure, Globals,
-    operating::operator,
-    output,
-    table::{self, answer},
-};
-use crate::control_path::{
-    api_keys::{self, ApiKey, Role},
-    moment::parse_moment,
+use crate::{
+    cli::{
+        Failure, Globals,
+        actor::operator,
+        output,
+        table::{self, answer},
+    },
+    control_path::{
+        admin::api_keys::{self, ApiKey, Role},
+        timestamp::parse_moment,
+    },
 };
 
 /// Make, list and revoke keys for the HTTP management API

@@ -2,8 +2,10 @@
 
 use clap::Args;
 
-use super::{Failure, Globals, output};
-use crate::control_path::check::{Check as Checked, check};
+use crate::{
+    cli::{Failure, Globals, output},
+    control_path::check::{Check as Checked, check},
+};
 
 /// Validate configuration, keys and reachability without serving
 ///

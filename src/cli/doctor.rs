@@ -2,8 +2,10 @@
 
 use clap::Args;
 
-use super::{Failure, Globals, operating::operator, output, progress::watched, table::answer};
-use crate::control_path::doctor::{Finding, Report, examine};
+use crate::{
+    cli::{Failure, Globals, actor::operator, output, progress::watched, table::answer},
+    control_path::doctor::{Finding, Report, examine},
+};
 
 /// Audit isolation, tenant by tenant, over real connections; exit status 1 on a finding
 ///

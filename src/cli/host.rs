@@ -5,18 +5,22 @@ use std::io::IsTerminal as _;
 use clap::{Args, Subcommand};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{
-    Failure, Globals,
-    operating::operator,
-    orders::carry_out,
-    output, secrets,
-    table::{self, answer},
-    tenant::key_and_value,
-};
-use crate::control_path::{
-    hosts::{self, HostReport, NewHost},
-    onboarding::names::shell_word,
-    orders::Order,
+use crate::{
+    cli::{
+        Failure, Globals,
+        actor::operator,
+        admin_command::carry_out,
+        output, secrets,
+        table::{self, answer},
+        tenant::key_and_value,
+    },
+    control_path::{
+        admin::{
+            commands::Order,
+            hosts::{self, HostReport, NewHost},
+        },
+        onboarding::names::shell_word,
+    },
 };
 
 /// The administrator's password, for scripts that have no standard input to spare.
@@ -185,7 +189,7 @@ impl Set {
 }
 
 async fn close(
-    operator: &crate::control_path::operator::Operator,
+    operator: &crate::control_path::admin::actor::Operator,
     report: &mut HostReport,
 ) -> Result<(), Failure> {
     let ours = ["postgres".to_owned(), "template1".to_owned()];

@@ -2,8 +2,10 @@
 
 use clap::Args;
 
-use super::{Failure, Globals, output};
-use crate::control_path::init::{InitReport, init};
+use crate::{
+    cli::{Failure, Globals, output},
+    control_path::init::{InitReport, init},
+};
 
 /// Create or upgrade the central database; make a key ring if there is none
 ///

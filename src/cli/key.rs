@@ -5,14 +5,16 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{
-    Failure, Globals,
-    operating::operator,
-    orders::carry_out,
-    output,
-    table::{self, answer},
+use crate::{
+    cli::{
+        Failure, Globals,
+        actor::operator,
+        admin_command::carry_out,
+        output,
+        table::{self, answer},
+    },
+    control_path::{admin::commands::Order, secrets::key_rotation},
 };
-use crate::control_path::{key_rotation, orders::Order};
 
 /// Make, list and rotate sealing keys
 #[derive(Debug, Args)]

@@ -5,8 +5,7 @@ use tracing_subscriber::{
     EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-use super::Failure;
-use crate::config::Log;
+use crate::{cli::Failure, config::Log};
 
 /// Starts logging as the configuration says; `RUST_LOG` overrides the level.
 ///

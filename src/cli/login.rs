@@ -3,19 +3,23 @@
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 
-use super::{
-    Failure, Globals,
-    operating::operator,
-    orders::{carry_out, carry_out_as},
-    secrets::PasswordSource,
-    table::{self, answer},
-    tenant::key_and_value,
-};
-use crate::control_path::{
-    logins::{self, LoginSummary, NewLogin, NewLoginKind},
-    moment::parse_moment,
-    orders::Order,
-    verifier::Given,
+use crate::{
+    cli::{
+        Failure, Globals,
+        actor::operator,
+        admin_command::{carry_out, carry_out_as},
+        secrets::PasswordSource,
+        table::{self, answer},
+        tenant::key_and_value,
+    },
+    control_path::{
+        admin::{
+            commands::Order,
+            logins::{self, LoginSummary, NewLogin, NewLoginKind},
+        },
+        secrets::scram_verifier::Given,
+        timestamp::parse_moment,
+    },
 };
 
 /// Make, list, change and drop logins

@@ -3,6 +3,8 @@
 //! A command is an `Args` (or a `Subcommand` of several) with `async fn run(self, &Globals) -> Result<(), Failure>` and
 //! a line in [`Command`]. Exit status: 0 done, 1 refused or failed, 2 usage.
 
+mod actor;
+mod admin_command;
 mod api_key;
 mod check;
 pub mod dev;
@@ -12,13 +14,10 @@ mod init;
 mod key;
 mod logging;
 mod login;
-mod operating;
-mod orders;
 pub mod output;
 mod process;
 mod progress;
 mod run;
-pub mod running_dev;
 mod secrets;
 mod serve;
 mod table;
@@ -114,7 +113,7 @@ impl Globals {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load_config(&self) -> Result<Config, Failure> {
-        self.load(running_dev::notes_folder().as_deref())
+        self.load(self::dev::running::notes_folder().as_deref())
     }
 
     /// The same for a command that serves: never the configuration of a dev, which serves it already.
@@ -126,7 +125,7 @@ impl Globals {
     }
 
     fn load(&self, dev_notes: Option<&Path>) -> Result<Config, Failure> {
-        let found = || running_dev::find_config(&std::env::current_dir().ok()?, dev_notes);
+        let found = || self::dev::running::find_config(&std::env::current_dir().ok()?, dev_notes);
         let path = self.config.clone().or_else(found);
         Config::load(path.as_deref()).map_err(|error: ConfigError| match path {
             Some(_) => error.into(),

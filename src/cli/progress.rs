@@ -12,8 +12,10 @@ use std::{
 use async_trait::async_trait;
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
-use super::output::complain;
-use crate::control_path::operator::{Operator, Progress};
+use crate::{
+    cli::output::complain,
+    control_path::admin::actor::{Operator, Progress},
+};
 
 /// Elsewhere than on a terminal, one line for each of so many parts of what is counted.
 const LINES: u64 = 10;

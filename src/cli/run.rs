@@ -6,10 +6,12 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::{Failure, Globals, operating::operator, output, progress::bar, table};
-use crate::control_path::{
-    fan_out::{Outcome, Wanted, fan_out},
-    onboarding::schema_files,
+use crate::{
+    cli::{Failure, Globals, actor::operator, output, progress::bar, table},
+    control_path::{
+        admin::run_on_tenants::{Outcome, Wanted, fan_out},
+        onboarding::schema_files,
+    },
 };
 
 /// Run SQL for many tenants, as each tenant's own role; exit status 1 unless all succeeded

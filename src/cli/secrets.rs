@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use crate::control_path::verifier::Given;
+use crate::control_path::secrets::scram_verifier::Given;
 
 /// Where a login's password comes from.
 #[derive(Debug, Clone, clap::Args)]

@@ -4,9 +4,9 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
-use super::{Failure, Globals, logging, process};
 use crate::{
-    control_path::{console::Request, serving::Serving},
+    cli::{Failure, Globals, logging, process},
+    control_path::{console::Request, node::Serving},
     shutdown::Ending,
 };
 

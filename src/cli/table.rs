@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::output::{json, line};
+use crate::cli::output::{json, line};
 
 /// `value` for scripts, or the same in words for people.
 pub fn answer(as_json: bool, value: &impl Serialize, words: impl FnOnce()) {

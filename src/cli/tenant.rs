@@ -4,21 +4,26 @@ use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use super::{
-    Failure, Globals,
-    operating::operator,
-    orders::{carry_out, carry_out_as},
-    output,
-    table::{self, answer},
-};
-use crate::config::units;
-use crate::control_path::{
-    onboarding::{
-        adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, moving::MoveTenant, schema_files,
+use crate::{
+    cli::{
+        Failure, Globals,
+        actor::operator,
+        admin_command::{carry_out, carry_out_as},
+        output,
+        table::{self, answer},
     },
-    operator::OperatorError,
-    orders::Order,
-    tenants::{self, Sessions, TenantSummary},
+    config::units,
+    control_path::{
+        admin::{
+            actor::OperatorError,
+            commands::Order,
+            tenants::{self, Sessions, TenantSummary},
+        },
+        onboarding::{
+            adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, move_tenant::MoveTenant,
+            schema_files,
+        },
+    },
 };
 
 /// Make, adopt, list, change, suspend and drop tenants

@@ -14,8 +14,10 @@ use secrecy::SecretString;
 use tokio_postgres::config::{Host, SslMode};
 use zeroize::Zeroizing;
 
-use super::{Central, CentralTls};
-use crate::data_path::tenant::TlsMode;
+use crate::{
+    config::{Central, CentralTls},
+    data_path::tenant::TlsMode,
+};
 
 /// A passfile of some thousand lines.
 const PASSFILE_BYTES_MAX: u64 = 1024 * 1024;

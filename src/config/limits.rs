@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FailedLoginRules, Limits, machine, written::Written};
+use crate::config::{FailedLoginRules, Limits, machine, written::Written};
 
 pub(super) fn limits(w: &mut Written<'_>) -> Limits {
     Limits {

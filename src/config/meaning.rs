@@ -1,5 +1,8 @@
 //! From what was written to what is meant: every key once, with its default, then what must agree.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
     path::Path,
@@ -9,12 +12,14 @@ use std::{
 
 use secrecy::SecretString;
 
-use super::{
-    Central, CentralTls, ClientTls, Config, Keepalive, Log, PoolConfig, ServerTls, Timeouts, central_url,
-    limits::limits,
-    written::{Environment, Written},
+use crate::{
+    config::{
+        Central, CentralTls, ClientTls, Config, Keepalive, Log, PoolConfig, ServerTls, Timeouts, central_url,
+        limits::limits,
+        written::{Environment, Written},
+    },
+    data_path::tenant::{PoolMode, TlsMode},
 };
-use crate::data_path::tenant::{PoolMode, TlsMode};
 
 /// `sun_path` has 108 bytes, one of them for the NUL.
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -281,6 +286,3 @@ fn check_tls(w: &mut Written<'_>, config: &Config) {
         _ => {}
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::units;
+use crate::config::units;
 
 /// Looks up an environment variable; a function, so that tests need not touch the process's own.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;

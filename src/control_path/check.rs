@@ -4,16 +4,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize as _, Serialize, de::IntoDeserializer as _};
 use tokio_postgres::{Client, Row, config::SslMode};
 
-use super::{
-    central::{Central, CentralError, causes},
-    central_tls::CentralTlsConnector,
-    init::{keyring_origin, open_to_public},
-    keyring::Keyring,
-    migrations,
-    seal::Place,
-};
 use crate::{
     config::{CentralTls, Config},
+    control_path::{
+        central::{Central, CentralError, causes, tls::CentralTlsConnector},
+        init::{keyring_origin, open_to_public},
+        migrations,
+        secrets::{keyring::Keyring, seal::Place},
+    },
     data_path::tenant::TlsMode,
     wire::tls::{
         towards_clients::{CertificateFiles, ClientTlsAcceptor},

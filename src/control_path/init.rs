@@ -6,13 +6,18 @@ use secrecy::SecretString;
 use serde::Serialize;
 use tokio_postgres::{Client, config::Host, error::SqlState};
 
-use super::{
-    central::{Central, CentralError, causes},
-    keyring::{Keyring, KeyringError},
-    migrations::{self, MigrationError},
-    seal::{Place, SealError},
+use crate::{
+    config::Config,
+    control_path::{
+        central::{Central, CentralError, causes},
+        migrations::{self, MigrationError},
+        secrets::{
+            keyring::{Keyring, KeyringError},
+            seal::{Place, SealError},
+        },
+    },
+    data_path::tenant::TlsMode,
 };
-use crate::{config::Config, data_path::tenant::TlsMode};
 
 /// Where a cluster is asked to create another database.
 const MAINTENANCE_DATABASE: &str = "postgres";

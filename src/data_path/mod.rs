@@ -1,72 +1,35 @@
 //! One client connection, in the order things happen to it. Start reading at [`serve_client`].
 
-pub mod aftermath;
-pub mod authentication;
-mod buffers;
-pub mod cancel;
-pub mod catalogue;
-pub mod channels;
-pub mod choice;
-pub mod client_statements;
-pub mod concierge;
-pub mod connection_limits;
-pub mod deadlines;
-pub mod deeds;
-pub mod destination;
-pub mod doubts;
 pub mod exchange;
-pub mod failed_logins;
-pub mod farewell;
-pub mod hearing;
-pub mod identity;
-pub mod lease;
-pub mod listener;
-pub mod lobby;
-pub mod login_turns;
-pub mod memory;
-pub mod owed;
-pub mod own_password;
-pub mod parameter_status;
-pub mod parse_settings;
-pub mod passage;
-pub mod pins;
+pub mod functions;
+pub mod login;
+pub mod memory_limit;
 pub mod pool;
-pub mod prelude;
 pub mod prepared;
-mod proof;
 pub mod proxy;
 pub mod relay;
-pub mod resets;
 pub mod server;
-pub mod server_statements;
-pub mod session;
 pub mod session_state;
-pub mod settings;
-pub mod settle;
-pub mod shape;
-pub mod shown_statements;
-pub mod signals;
-pub mod startup;
-pub mod startup_options;
-pub mod statement;
-pub mod statement_table;
+pub mod sessions;
+pub mod sql;
 pub mod tenant;
-pub mod waiting;
-pub mod welcome;
+pub mod tenant_switch;
 pub mod worker;
 
 use std::sync::Arc;
 
 use self::{
-    authentication::{Gate, Proven, prove},
-    connection_limits::Visitor,
-    destination::Destination,
+    login::{
+        authentication::{Gate, Proven, prove},
+        connection_limits::Visitor,
+        startup::{Arrival, StartupError, TlsRules},
+        tenant_routing::Destination,
+    },
     proxy::{ConsoleVisit, Proxy},
-    startup::{Arrival, StartupError, TlsRules},
+    tenant::TlsMode,
 };
 use crate::{
     config::Config,
-    data_path::tenant::TlsMode,
     error::Refusal,
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
@@ -93,9 +56,14 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
     match login {
         Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
             Destination::Tenant { tenant, access } => {
-                welcome::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent).await;
+                self::login::session_start::open_session(
+                    stream, visitor, proxy, hello, login, tenant, access, unsent,
+                )
+                .await;
             }
-            Destination::Lobby => welcome::open_lobby(stream, visitor, proxy, hello, login, unsent).await,
+            Destination::Lobby => {
+                self::login::session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await
+            }
             Destination::Console { read_only } => {
                 let console = proxy.console.clone();
                 console(ConsoleVisit { stream, hello, login, read_only, unsent, proxy, visitor }).await;
@@ -118,11 +86,11 @@ async fn log_in(
     visitor: &Visitor,
     proxy: &Proxy,
     config: &Config,
-) -> Result<Option<(startup::Hello, Proven)>, StartupError> {
+) -> Result<Option<(self::login::startup::Hello, Proven)>, StartupError> {
     let door = proxy.tls.load_full();
     let required = !matches!(config.client_tls.mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
     let rules = TlsRules { door: door.as_deref(), required };
-    let mut hello = match startup::receive(stream, visitor.peer(), rules).await? {
+    let mut hello = match self::login::startup::receive(stream, visitor.peer(), rules).await? {
         Arrival::Client(hello) => hello,
         Arrival::Cancel { process_id, secret } => {
             proxy.cancel(process_id, &secret).await;
@@ -150,5 +118,5 @@ pub async fn refuse(stream: Stream, refusal: &Refusal) {
     refusal.write(Severity::Fatal, &mut words);
     let mut unsent = Unsent::default();
     unsent.push(&words);
-    farewell::say_goodbye(stream, unsent).await;
+    self::relay::session_end::say_goodbye(stream, unsent).await;
 }

@@ -5,20 +5,22 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tracing::warn;
 
-use super::{
-    connection_limits::{Door, Visitor},
-    destination::{access_to, admit},
-    failed_logins::FailedLogins,
-    login_turns::LoginTurns,
-    own_password::PasswordPace,
-    pool::TenantPools,
-    session::{SessionHandle, Sessions},
-    startup::Hello,
-    tenant::{Change, Directory, Login, allowed_from},
-    worker::Worker,
-};
 use crate::{
     config::Config,
+    data_path::{
+        login::{
+            connection_limits::{Door, Visitor},
+            failed_logins::FailedLogins,
+            login_turns::LoginTurns,
+            startup::Hello,
+            tenant_routing::{access_to, admit},
+        },
+        pool::TenantPools,
+        relay::own_password::PasswordPace,
+        sessions::registry::{SessionHandle, Sessions},
+        tenant::{Change, Directory, Login, allowed_from},
+        worker::Worker,
+    },
     error::Refusal,
     metrics::Metrics,
     wire::{stream::Stream, tls::towards_clients::ClientTlsAcceptor},

@@ -1,6 +1,6 @@
 //! The limits of what is kept for clients, and what a client is told that would exceed one.
 
-/// A limit of what is kept for clients (`data_path/memory.rs`). Small, because every request to a server may carry one.
+/// A limit of what is kept for clients (`data_path/memory_limit.rs`). Small, because every request to a server may carry one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Limit {

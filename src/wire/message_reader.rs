@@ -8,7 +8,7 @@ use std::io;
 use bytes::{BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::frame::HEADER_BYTES;
+use crate::wire::frame::HEADER_BYTES;
 
 /// Read at a time. Logins are short: most messages of one side arrive together and fit.
 const READ_BYTES: usize = 2048;

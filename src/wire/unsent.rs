@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::AsyncWrite;
 
-use super::stream::Stream;
+use crate::wire::stream::Stream;
 
 /// What waits to be written to one stream; owns no memory while nothing waits.
 #[derive(Debug, Default)]

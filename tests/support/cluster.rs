@@ -10,10 +10,10 @@ use std::{
     process::Command,
 };
 
-use pglobby::control_path::{
-    cluster_owner::ClusterOwner,
-    local_cluster::{LocalCluster, RunningCluster, Stop},
-    postgres_binaries::PostgresBinaries,
+use pglobby::local_postgres::{
+    binaries::PostgresBinaries,
+    cluster::{LocalCluster, RunningCluster, Stop},
+    os_user::ClusterOwner,
 };
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use secrecy::SecretString;

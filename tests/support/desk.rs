@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use pglobby::control_path::{
+    admin::actor::{Operator, Progress},
     central::Central,
     init::init,
-    live_keyring::LiveKeyring,
     onboarding::create::CreateTenant,
-    operator::{Operator, Progress},
+    secrets::keyring_reload::LiveKeyring,
 };
 use tokio_postgres::Config;
 

@@ -5,8 +5,10 @@ use std::{fs, path::PathBuf, process::Output, sync::Arc};
 use pglobby::{
     config::Config,
     control_path::{
-        central::Central, directory::Directory, init::init, keyring::Keyring, live_keyring::LiveKeyring,
-        seal::Place,
+        central::Central,
+        directory::Directory,
+        init::init,
+        secrets::{keyring::Keyring, keyring_reload::LiveKeyring, seal::Place},
     },
 };
 use secrecy::SecretString;

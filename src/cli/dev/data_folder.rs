@@ -24,11 +24,11 @@ use tokio_postgres::config::Host;
 
 use crate::{
     config::{Config, ConfigError},
-    control_path::{
-        cluster_owner::{ClusterOwner, OwnerError},
-        local_cluster::{ClusterError, LocalCluster, RunningCluster},
-        postgres_binaries::{NoBinaries, PostgresBinaries},
-        verifier::generate_password,
+    control_path::secrets::scram_verifier::generate_password,
+    local_postgres::{
+        binaries::{NoBinaries, PostgresBinaries},
+        cluster::{ClusterError, LocalCluster, RunningCluster},
+        os_user::{ClusterOwner, OwnerError},
     },
 };
 

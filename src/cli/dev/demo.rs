@@ -8,11 +8,13 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::control_path::{
-    logins::{self, NewLogin, NewLoginKind},
+    admin::{
+        actor::{Operator, OperatorError},
+        logins::{self, NewLogin, NewLoginKind},
+        tenants,
+    },
     onboarding::create::{self, CreateTenant},
-    operator::{Operator, OperatorError},
-    tenants,
-    verifier::generate_password,
+    secrets::scram_verifier::generate_password,
 };
 
 /// A login to try, and where it goes.

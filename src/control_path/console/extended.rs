@@ -10,7 +10,7 @@ use pgwire::messages::{
 
 use super::{
     Answer, Complaint, Session,
-    conversation::{Conversation, long_number, malformed, number, text},
+    connection::{Conversation, long_number, malformed, number, text},
     statement::{self, Command},
     table::{Formats, Table},
 };

@@ -4,19 +4,19 @@
 //!
 //! It lives on the control path's own threads: a long list made here delays no query.
 
-mod act;
+mod admin_commands;
 mod config_table;
-mod conversation;
-mod counts;
+mod connection;
 mod extended;
-mod orders;
-mod outcomes;
-mod period;
+mod node_commands;
+mod result_rows;
 mod show;
 mod show_central;
 mod show_traffic;
 mod statement;
+mod stats_window;
 mod table;
+mod tenant_counts;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -24,17 +24,17 @@ use pgwire::{error::ErrorInfo, messages::response::ErrorResponse};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{debug, info};
 
-pub use self::period::Period;
+pub use self::stats_window::Period;
 use self::{
-    conversation::{Conversation, Lost},
+    connection::{Conversation, Lost},
     extended::Extended,
     statement::{Command, Wait},
     table::{Formats, Table},
 };
-use super::operator::{Office, Operator};
 use crate::{
+    control_path::admin::actor::{Office, Operator},
     data_path::{
-        connection_limits::Visitor,
+        login::connection_limits::Visitor,
         proxy::{Console, ConsoleVisit, Proxy},
         tenant::{Login, LoginKind},
     },
@@ -201,7 +201,7 @@ impl Session {
 
     /// Statements up to the first that fails.
     async fn simple_query(&mut self, body: &[u8], conversation: &mut Conversation) {
-        let commands = match conversation::text(&mut { body }).and_then(statement::read) {
+        let commands = match self::connection::text(&mut { body }).and_then(statement::read) {
             Ok(commands) => commands,
             Err(complaint) => return conversation.say(&complaint.to_message("ERROR")),
         };

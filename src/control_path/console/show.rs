@@ -2,7 +2,7 @@
 
 use super::{
     Complaint, Session, config_table,
-    conversation::{PARAMETERS, SERVER_VERSION},
+    connection::{PARAMETERS, SERVER_VERSION},
     show_central, show_traffic,
     table::{Cell, Kind, Table},
 };

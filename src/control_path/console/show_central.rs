@@ -10,15 +10,14 @@ use super::{
     table::{Cell, Column, Kind, Table},
 };
 use crate::{
-    control_path::{
-        hosts, logins,
-        operator::{Operator, OperatorError},
-        tenants,
+    control_path::admin::{
+        actor::{Operator, OperatorError},
+        hosts, logins, tenants,
     },
     data_path::{
         pool::TenantPools,
         proxy::Proxy,
-        session::{Doing, Sessions},
+        sessions::registry::{Doing, Sessions},
     },
 };
 

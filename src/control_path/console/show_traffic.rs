@@ -10,15 +10,15 @@ use std::{
 use time::OffsetDateTime;
 
 use super::{
-    counts::{self, ALL, Counts, SHARED},
-    period::Period,
+    stats_window::Period,
     table::{Cell, Column, Kind, Table},
+    tenant_counts::{self, ALL, Counts, SHARED},
 };
 use crate::data_path::{
-    destination::LOBBY_DATABASE,
-    pool::{Pool, TenantPools, roster::ServerEntry},
+    login::tenant_routing::LOBBY_DATABASE,
+    pool::{Pool, TenantPools, server_list::ServerEntry},
     proxy::Proxy,
-    session::{Doing, SessionHandle},
+    sessions::registry::{Doing, SessionHandle},
     tenant::{Access, PoolMode, Tenant},
 };
 
@@ -345,7 +345,7 @@ fn per_tenant<'a>(
 ) -> Table {
     let mut columns = vec![("database", Kind::Text)];
     columns.extend(names.map(|name| (*name, Kind::BigInt)));
-    let mut tenants: Vec<_> = counts::by_tenant(pools).into_iter().collect();
+    let mut tenants: Vec<_> = tenant_counts::by_tenant(pools).into_iter().collect();
     tenants.sort_by(|(_, (one, _)), (_, (other, _))| one.cmp(other));
     let rows = tenants.into_iter().map(|(id, (name, totals))| {
         let mut row = vec![Cell::from(name)];
@@ -358,8 +358,8 @@ fn per_tenant<'a>(
 /// SHOW TOTALS.
 pub fn totals(pools: &TenantPools, period: &Period) -> Table {
     let mut totals = [0; ALL];
-    for (_, counts) in counts::by_tenant(pools).values() {
-        counts::add(&mut totals, counts);
+    for (_, counts) in tenant_counts::by_tenant(pools).values() {
+        tenant_counts::add(&mut totals, counts);
     }
     let averages = period.average_of_all();
     let shared = TOTALS.iter().zip(&totals).chain(AVERAGES.iter().zip(&averages));

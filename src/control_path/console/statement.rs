@@ -1,6 +1,6 @@
 //! What an administrator, or the driver in front of one, writes: a few words, read once into a [`Command`].
 
-use super::{Complaint, orders::Words};
+use super::{Complaint, admin_commands::Words};
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]

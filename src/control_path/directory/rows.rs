@@ -12,10 +12,9 @@ use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
     control_path::{
+        admin::tenants::{CLIENTS_MAX, SERVERS_MAX},
         central::causes,
-        live_keyring::LiveKeyring,
-        seal::Place,
-        tenants::{CLIENTS_MAX, SERVERS_MAX},
+        secrets::{keyring_reload::LiveKeyring, seal::Place},
     },
     data_path::tenant::{
         Access, Credential, Grant, Host, HostAddress, Login, LoginKind, Tenant, TenantStatus,

@@ -1,7 +1,7 @@
 //! What a host's shared catalogs say of its tenants' roles and databases: one question each for all of them.
 
 use super::{Cure, Finding, Patient};
-use crate::control_path::{host_session::HostSession, operator::OperatorError};
+use crate::control_path::admin::{actor::OperatorError, host_connection::HostSession};
 
 /// A question: which check, what to do where no statement mends it, and the query. Each row is a tenant, what was found,
 /// and the statement that mends it, if there is one that is safe.

@@ -5,9 +5,9 @@
 //! everything is looked at again, so that a report tells what is, not what should have helped.
 
 mod catalogs;
-mod doors;
-mod mend;
+mod fix;
 mod templates;
+mod tenant_access;
 
 use std::{collections::BTreeMap, pin::pin};
 
@@ -15,12 +15,14 @@ use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use tokio_postgres::{Client, Row};
 
-use super::{
-    host_session::HostAdmin,
+use crate::control_path::{
+    admin::{
+        actor::{Operator, OperatorError},
+        host_connection::HostAdmin,
+        tenants::missing,
+    },
     init::open_to_public,
     onboarding::names::shell_word,
-    operator::{Operator, OperatorError},
-    tenants::missing,
 };
 
 /// Tenants whose doors are tried at a time; each holds one or two connections to its host meanwhile.
@@ -96,7 +98,7 @@ pub async fn examine(operator: &Operator, wanted: &[String], fix: bool) -> Resul
     }
     let mut refused = BTreeMap::new();
     for finding in &before.findings {
-        if let Err(error) = mend::apply(operator, finding).await {
+        if let Err(error) = self::fix::apply(operator, finding).await {
             refused.insert((finding.check.clone(), finding.detail.clone()), error.to_string());
         }
     }
@@ -167,7 +169,7 @@ async fn look_at_host(
     let neighbours = patients.iter().cycle().skip(1);
     let wanted = patients.iter().zip(neighbours).filter(|(patient, _)| is_wanted(&patient.name));
     let tried = stream::iter(wanted)
-        .map(|(patient, neighbour)| doors::try_doors(operator, &admin, patient, neighbour))
+        .map(|(patient, neighbour)| self::tenant_access::try_doors(operator, &admin, patient, neighbour))
         .buffered(TENANTS_AT_ONCE);
     let mut tried = pin!(tried);
     while let Some(found) = tried.next().await {
@@ -212,7 +214,7 @@ fn patient(row: &Row) -> Patient {
 async fn central(operator: &Operator, client: &Client) -> Result<Vec<Finding>, OperatorError> {
     let mut findings = Vec::new();
     if open_to_public(client).await? {
-        let database = super::onboarding::names::ident(operator.central.database());
+        let database = crate::control_path::onboarding::names::ident(operator.central.database());
         let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC");
         let detail = format!("every role may connect to the central database {database}");
         findings

@@ -3,9 +3,9 @@
 use tokio_postgres::Client;
 
 use super::{Cure, Finding};
-use crate::control_path::{
-    host_session::{HostAdmin, HostSession},
-    operator::{Operator, OperatorError},
+use crate::control_path::admin::{
+    actor::{Operator, OperatorError},
+    host_connection::{HostAdmin, HostSession},
 };
 
 /// Templates by the server's word, and those that tenants were made from.

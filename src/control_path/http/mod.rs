@@ -7,8 +7,8 @@
 
 mod api;
 mod connections;
-mod exposition;
-mod process;
+mod metrics;
+mod process_metrics;
 mod readiness;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -30,10 +30,10 @@ use tracing::{debug, info, warn};
 
 use self::{
     connections::{Activity, Connections, Watched},
-    exposition::Exposition,
+    metrics::Exposition,
     readiness::Readiness,
 };
-use crate::{control_path::operator::Office, data_path::proxy::Proxy};
+use crate::{control_path::admin::actor::Office, data_path::proxy::Proxy};
 
 /// Binds, so that an address in use is known before any client is served.
 ///

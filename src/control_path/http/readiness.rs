@@ -6,10 +6,12 @@ use arc_swap::ArcSwapOption;
 
 use crate::{
     control_path::{
+        admin::actor::Office,
         central::CentralError,
-        keyring::Keyring,
-        operator::Office,
-        seal::{Place, SealError},
+        secrets::{
+            keyring::Keyring,
+            seal::{Place, SealError},
+        },
     },
     data_path::proxy::Proxy,
 };

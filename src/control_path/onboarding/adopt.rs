@@ -11,9 +11,9 @@ use super::{
     roles::Roles,
     undo::{forget, undo_after, undo_remains},
 };
-use crate::control_path::{
-    host_session::HostAdmin,
-    operator::{Operator, OperatorError},
+use crate::control_path::admin::{
+    actor::{Operator, OperatorError},
+    host_connection::HostAdmin,
 };
 
 /// What to take in.

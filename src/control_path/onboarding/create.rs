@@ -16,7 +16,7 @@ use super::{
     schema_files::{self, SchemaFile},
     undo::{forget, undo_after, undo_remains},
 };
-use crate::control_path::operator::{Operator, OperatorError};
+use crate::control_path::admin::actor::{Operator, OperatorError};
 
 /// A template that others are connected to cannot be copied; the server itself waits 5 s at each try.
 const TEMPLATE_WAIT: Duration = Duration::from_secs(60);

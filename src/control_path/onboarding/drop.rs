@@ -6,15 +6,15 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{
-    enter_host, moving,
+    enter_host, move_tenant,
     names::shell_word,
     operation::{Operation, TenantLock},
     roles, undo, undo_remains,
 };
-use crate::control_path::{
-    database_copies::{CopyPrograms, refuse_existing},
-    host_session::{HostAdmin, HostSession},
-    operator::{Operator, OperatorError},
+use crate::control_path::admin::{
+    actor::{Operator, OperatorError},
+    host_connection::{HostAdmin, HostSession},
+    pg_dump::{CopyPrograms, refuse_existing},
 };
 
 /// What to do with the database.
@@ -76,7 +76,7 @@ pub async fn drop_tenant_keeping(
     final_dump: Option<&Path>,
 ) -> Result<Dropped, OperatorError> {
     let mut lock = TenantLock::take(operator, name).await?;
-    match moving::settle(operator, &mut lock).await {
+    match move_tenant::settle(operator, &mut lock).await {
         // What that move has left stays, too.
         Err(error) if database == DropDatabase::Left => {
             tracing::warn!(tenant = name, %error, "an unfinished move is given up as it is");

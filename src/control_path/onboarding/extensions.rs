@@ -5,11 +5,11 @@
 use super::{
     names::{ident, literal},
     roles::Roles,
-    source::Source,
+    source_host::Source,
 };
-use crate::control_path::{
-    host_session::{HostSession, Rights},
-    operator::OperatorError,
+use crate::control_path::admin::{
+    actor::OperatorError,
+    host_connection::{HostSession, Rights},
 };
 
 /// In the order in which they were made, since one may need another. `$1`: the tenant's role.

@@ -10,7 +10,7 @@ use super::{
     names::{ident, literal},
     roles::Roles,
 };
-use crate::control_path::{host_session::HostSession, operator::OperatorError};
+use crate::control_path::admin::{actor::OperatorError, host_connection::HostSession};
 
 /// Closes the database to everybody but its tenant, from outside: nobody need enter it.
 pub fn close_database(database: &str, roles: &Roles) -> String {

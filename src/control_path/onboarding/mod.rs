@@ -5,7 +5,7 @@
 //! - [`adopt`](adopt::adopt): the same around a database that exists; its tables are granted when its first pool is
 //!   made ([`adopt::complete_grants`]);
 //! - [`rotate`](rotate::rotate): new passwords on the host and in the row, proved by logging in;
-//! - [`move`](moving::move_tenant): roles and database on another host, fenced, copied, proved, switched;
+//! - [`move`](self::move_tenant::move_tenant): roles and database on another host, fenced, copied, proved, switched;
 //! - [`rename`](rename::rename): another name;
 //! - [`drop`](drop::drop_tenant): fenced, ended, dropped, a tombstone kept.
 //!
@@ -13,23 +13,24 @@
 //! instead of one road on from every step. Dropping only ever goes on.
 
 pub mod adopt;
-mod copying;
+mod copy_database;
 pub mod create;
 pub mod drop;
 mod extensions;
-mod following;
 pub mod grants;
-pub mod login_rights;
-pub mod moving;
+pub mod move_tenant;
 pub mod names;
-mod obstacles;
 pub mod operation;
 pub mod rename;
 pub mod reown;
+pub mod repair;
+mod replication;
+mod replication_checks;
+pub mod role_attributes;
 pub mod roles;
 pub mod rotate;
 pub mod schema_files;
-mod source;
+mod source_host;
 mod subscriptions;
 mod undo;
 
@@ -41,13 +42,15 @@ use self::{
     names::shell_word,
     operation::{Operation, Passwords, SealedPasswords, TenantLock},
 };
-use super::{
-    host_session::{HostAdmin, HostSession, Rights},
-    operator::{Operator, OperatorError},
-    verifier::generate_password,
+use crate::control_path::{
+    admin::{
+        actor::{Operator, OperatorError},
+        host_connection::{HostAdmin, HostSession, Rights},
+    },
+    secrets::scram_verifier::generate_password,
 };
 
-pub use undo::undo_remains;
+pub use self::undo::undo_remains;
 
 /// What `tenant create` and `tenant adopt` answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -16,8 +16,8 @@ use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::names::shell_word;
 use crate::control_path::{
-    operator::{Operator, OperatorError},
-    seal::Place,
+    admin::actor::{Operator, OperatorError},
+    secrets::seal::Place,
 };
 
 /// How long a second operator waits for the first.

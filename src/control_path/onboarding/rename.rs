@@ -10,8 +10,8 @@ use super::{
     names::{check_tenant_name, shell_word},
     operation::{Operation, TenantLock},
 };
-use crate::control_path::{
-    operator::{Operator, OperatorError},
+use crate::control_path::admin::{
+    actor::{Operator, OperatorError},
     tenants::{self, TenantSummary, missing},
 };
 

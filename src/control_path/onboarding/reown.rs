@@ -6,7 +6,7 @@
 use tokio_postgres::types::ToSql;
 
 use super::names::ident;
-use crate::control_path::{host_session::HostSession, operator::OperatorError};
+use crate::control_path::admin::{actor::OperatorError, host_connection::HostSession};
 
 /// Objects with an owner that are neither the system's, nor an extension's, nor part of another object (which follow
 /// their table), and are not `$1`'s yet. One `ALTER … OWNER TO` each, schemas first: the new owner needs them.

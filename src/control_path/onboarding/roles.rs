@@ -11,10 +11,12 @@ use super::{
     operation::Passwords,
 };
 use crate::control_path::{
-    host_locks::Prepared,
-    host_session::{HostAdmin, HostSession, Rights},
-    operator::OperatorError,
-    verifier::scram_verifier,
+    admin::{
+        actor::OperatorError,
+        host_connection::{HostAdmin, HostSession, Rights},
+        host_locks::Prepared,
+    },
+    secrets::scram_verifier::scram_verifier,
 };
 use secrecy::ExposeSecret as _;
 

@@ -17,20 +17,23 @@ use serde_json::json;
 
 use super::{
     enter_host, grants,
-    login_rights::{self, Belongings},
     names::{ident, literal, shell_word},
     new_passwords,
     operation::{Operation, Passwords, TenantLock},
+    role_attributes::{self, Belongings},
     roles::{self, Roles},
 };
-use crate::control_path::{
-    host_session::{HostAdmin, HostSession},
-    operator::{Operator, OperatorError},
-    seal::Place,
-    tenants::missing,
-    verifier::scram_verifier,
+use crate::{
+    control_path::{
+        admin::{
+            actor::{Operator, OperatorError},
+            host_connection::{HostAdmin, HostSession},
+            tenants::missing,
+        },
+        secrets::{scram_verifier::scram_verifier, seal::Place},
+    },
+    data_path::server::{IdentityTrouble, TroubleKind},
 };
-use crate::data_path::server::{IdentityTrouble, TroubleKind};
 
 /// What `tenant rotate` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -64,7 +67,7 @@ struct Before {
 pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, OperatorError> {
     let rotated = rotate_if(operator, name, None).await;
     // A tenant that is suspended is locked again, whatever came of it.
-    login_rights::follow_status(operator, name).await;
+    role_attributes::follow_status(operator, name).await;
     rotated?.ok_or_else(|| OperatorError::Refused(format!("nothing was rotated for tenant {name:?}")))
 }
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use tokio_postgres::error::ErrorPosition;
 
-use crate::control_path::{
-    host_session::HostSession,
-    operator::{OperatorError, server_words},
+use crate::control_path::admin::{
+    actor::{OperatorError, server_words},
+    host_connection::HostSession,
 };
 
 /// PostgreSQL takes messages of up to 1 GiB; a schema of this size is a mistake.

@@ -2,7 +2,7 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::control_path::{host_session::HostAdmin, operator::OperatorError};
+use crate::control_path::admin::{actor::OperatorError, host_connection::HostAdmin};
 
 /// How often a subscription may have another name when it is ended than a moment before.
 const RENAMED_MAX: u32 = 20;

@@ -9,10 +9,10 @@ use super::{
     roles,
     subscriptions::end_subscription,
 };
-use crate::control_path::{
+use crate::control_path::admin::{
+    actor::{Operator, OperatorError},
+    host_connection::{HostAdmin, HostSession},
     host_locks::Prepared,
-    host_session::{HostAdmin, HostSession},
-    operator::{Operator, OperatorError},
 };
 
 /// Undoes what a dead run left of the locked tenant. A drop that died is the next drop's business.

@@ -3,21 +3,19 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    away::Bounds, left_out::LeftOut, requests::Requests, sequences::Advances, server_side::ServerSide,
+    client_messages::Requests, return_to_tenant::Bounds, sequences::Advances, server_side::ServerSide,
+    skipped_messages::LeftOut,
 };
 use crate::{
     data_path::{
-        catalogue::Catalogue,
-        choice::Stance,
-        identity::Identity,
-        memory::{Account, Charge},
-        parameter_status::Reported,
-        parse_settings::ParseSettings,
-        pool::session_start::{Begun, SessionStart},
-        prelude::prelude,
-        prepared::ClientStatements,
-        session_state::Settings,
-        statement_table::StatementTable,
+        functions::Catalogue,
+        memory_limit::{Account, Charge},
+        pool::role_settings::{Begun, SessionStart},
+        prepared::{ClientStatements, parse_settings::ParseSettings, shared_statements::StatementTable},
+        session_state::{
+            Settings, identity::Identity, parameter_status::Reported, restore_settings::prelude,
+        },
+        tenant_switch::Stance,
     },
     error::{Objection, Refusal},
     wire::{

@@ -1,38 +1,41 @@
-//! What passes between one client and the server it borrowed: bytes in, bytes out. Pure; the engine is `relay.rs`.
+//! What passes between one client and the server it borrowed: bytes in, bytes out. Pure; the engine is `relay/mod.rs`.
 //!
 //! Messages are looked at by their five-byte headers; of a few (names in Parse, Bind, Describe and Close, the text of a
 //! query, the status in ReadyForQuery) more is read. Everything else goes from one buffer to the other side unread.
 //!
 //! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
 
-mod away;
-mod bringing;
-#[cfg(test)]
-mod broken_off;
-mod choices;
+pub mod channels;
+mod client_messages;
 mod client_side;
-mod left_out;
-mod limits;
-mod naming;
-mod parsed;
-mod postponed;
+mod deferred_parse;
+mod ensure_prepared;
+mod message_limits;
+mod parameter_reports;
+mod parse_results;
+pub mod pending_replies;
+pub mod pending_reply;
+mod pg_terminate_backend;
 #[cfg(test)]
-mod properties;
-mod reporting;
-mod requests;
+mod property_tests;
+mod restore_startup;
+mod return_to_tenant;
 mod reusable;
 mod sequences;
 mod server_error;
 mod server_side;
-mod signalling;
-mod startup_again;
-mod unnamed;
-mod unread;
-mod unserved;
+mod skipped_messages;
+mod sql_prepare;
+mod tenant_choice;
+#[cfg(test)]
+mod torn_connection_tests;
+mod unnamed_statement;
+mod unread_text;
+mod without_server;
 
-pub use client_side::{ClientSide, Flow, Rules, need_of_client, violation};
-pub use left_out::{FIRST_MESSAGE_BYTES, Front};
-pub use limits::startup_charge;
-pub use server_error::ServerError;
-pub use server_side::{Broken, Heard, ServerSide};
-pub use signalling::Send;
+pub use self::client_side::{ClientSide, Flow, Rules, need_of_client, violation};
+pub use self::message_limits::startup_charge;
+pub use self::pg_terminate_backend::Send;
+pub use self::server_error::ServerError;
+pub use self::server_side::{Broken, Heard, ServerSide};
+pub use self::skipped_messages::{FIRST_MESSAGE_BYTES, Front};

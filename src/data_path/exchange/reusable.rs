@@ -1,7 +1,6 @@
 //! Whether a server may serve another session: nothing is owed, open or left, and every message in either direction was whole.
 
-use super::server_side::ServerSide;
-use crate::data_path::lease::Pins;
+use super::{pending_replies::Pins, server_side::ServerSide};
 
 impl ServerSide {
     /// Everything that was passed to it was whole: what comes next is read as a message, and not as the rest of one.

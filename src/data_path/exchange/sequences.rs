@@ -5,13 +5,14 @@
 //! of the client's own request, and a session that has written keeps its server for its next transactions. So that the
 //! first one finds its value as well, every session does so the first few times.
 
-use super::{client_side::Rules, requests::Requests, server_side::ServerSide};
+use super::{
+    client_messages::Requests,
+    client_side::Rules,
+    pending_replies::{Asked, Whose},
+    server_side::ServerSide,
+};
 use crate::{
-    data_path::{
-        aftermath::Aftermath,
-        lease::{Asked, Whose},
-        pins::Pins,
-    },
+    data_path::session_state::{pins::Pins, side_effects::Aftermath},
     wire::{
         message::{append, bind, execute, parse},
         outgoing::Outgoing,

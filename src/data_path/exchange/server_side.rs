@@ -3,24 +3,26 @@
 use std::sync::Arc;
 
 use super::{
+    channels::Hearing,
     client_side::ClientSide,
-    reporting::lexing,
+    parameter_reports::lexing,
+    pending_replies::{Asked, Desync, Lease, Pins, Whose},
+    pg_terminate_backend::{Send, Signalling},
     sequences::Sequences,
     server_error::{ServerError, error_field, is_fatal},
-    signalling::{Send, Signalling},
 };
 use crate::{
     data_path::{
-        channels::Hearing,
-        deeds::{Deeds, in_the_clients_words, without_position},
-        doubts::Doubts,
-        lease::{Asked, Desync, Lease, Pins, Whose},
-        parameter_status::Reported,
-        prelude::OurStatements,
-        prepared::{Capacity, ServerStatements, Statement},
-        session_state::{Settings, Uncertain},
-        shape::Reading,
-        statement::Lexing,
+        prepared::{
+            Capacity, ServerStatements, Statement,
+            row_description::Reading,
+            sql_prepare_effects::{Deeds, in_the_clients_words, without_position},
+        },
+        session_state::{
+            Settings, Uncertain, parameter_status::Reported, restore_settings::OurStatements,
+            state_query::Doubts,
+        },
+        sql::Lexing,
     },
     wire::{
         frame::{FrameError, Framer, HEADER_BYTES, Need, Piece},

@@ -1,25 +1,25 @@
 //! Server connections of one (tenant, access): lent to sessions, given back, kept, closed.
 //!
-//! A deadpool `unmanaged` pool holds the idle ones; who waits stands in `line.rs`. Filling it is the business of
-//! `coordinator.rs`, within the host's `budget.rs`. A pool lives on its tenant's worker: every server in it is registered
+//! A deadpool `unmanaged` pool holds the idle ones; who waits stands in `wait_queue.rs`. Filling it is the business of
+//! `connector.rs`, within the host's `host_budget.rs`. A pool lives on its tenant's worker: every server in it is registered
 //! with that worker's reactor.
 
-pub mod budget;
 mod connect_backoff;
 mod connect_turns;
-mod coordinator;
-pub mod ear;
-mod ear_line;
-pub mod greeting;
-pub mod halt;
-mod host_connects;
-pub mod kept;
-mod line;
-pub mod roster;
-pub mod session_start;
+mod connector;
+pub mod host_budget;
+mod host_connecting;
+mod listener_connection;
+pub mod pause;
+pub mod pinned_sessions;
+pub mod role_settings;
+pub mod server_list;
+pub mod shared_listener;
+pub mod startup_parameters;
 mod startup_values;
 pub mod stats;
 mod tenant_pools;
+mod wait_queue;
 
 use std::{
     sync::{
@@ -31,31 +31,30 @@ use std::{
 
 use deadpool::unmanaged::{self, Object};
 
-pub use self::kept::Pinned;
+pub use self::pinned_sessions::Pinned;
 pub use self::tenant_pools::{Done, Looking, Mending, PoolMaking, TenantPools};
 use self::{
-    budget::Budget,
     connect_backoff::ConnectBackoff,
-    ear::EarPlace,
-    greeting::Greetings,
-    host_connects::HostConnects,
-    line::{InLine, Line},
-    roster::Roster,
-    session_start::SessionStart,
+    host_budget::Budget,
+    host_connecting::HostConnects,
+    role_settings::SessionStart,
+    server_list::Roster,
+    shared_listener::EarPlace,
+    startup_parameters::Greetings,
     stats::PoolStats,
-};
-use super::{
-    catalogue::Catalogue,
-    memory::Account,
-    prepared::Capacity,
-    server::{DialOptions, connection::Server},
-    session::Place,
-    statement_table::StatementTable,
-    tenant::{Access, Credential, PoolMode, Tenant},
-    worker::Worker,
+    wait_queue::{InLine, Line},
 };
 use crate::{
     config::Config,
+    data_path::{
+        functions::Catalogue,
+        memory_limit::Account,
+        prepared::{Capacity, shared_statements::StatementTable},
+        server::{DialOptions, connection::Server},
+        sessions::registry::Place,
+        tenant::{Access, Credential, PoolMode, Tenant},
+        worker::Worker,
+    },
     error::{Limit, Refusal},
 };
 
@@ -175,11 +174,11 @@ pub struct Pool {
     awaits_turn: AtomicBool,
     line: Line<Box<Server>>,
     cancelling: AtomicUsize,
-    kept: kept::Kept,
+    kept: self::pinned_sessions::Kept,
     last_used_ms: AtomicU64,
     /// When it was last to be looked whether functions were changed past us, on the same clock.
     functions_checked_ms: AtomicU64,
-    /// Lends nothing for now; see `halt.rs`.
+    /// Lends nothing for now; see `pause.rs`.
     paused: AtomicBool,
     retired: AtomicBool,
     /// All pools, this one among them.
@@ -250,7 +249,7 @@ impl Pool {
         }
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
-        let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= budget::HOLD;
+        let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= self::host_budget::HOLD;
         if wished || self.is_paused() || age >= self.rules.server_lifetime || !server.is_reusable() {
             return;
         }

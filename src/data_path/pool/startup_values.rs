@@ -3,7 +3,7 @@
 //!
 //! Source: PostgreSQL's `variable.c` (DateStyle, client_encoding, application_name), `guc_tables.c`.
 
-use crate::data_path::parameter_status::Reported;
+use crate::data_path::session_state::parameter_status::Reported;
 
 /// Longer names are cut, with a notice.
 const NAME_BYTES_MAX: usize = 63;

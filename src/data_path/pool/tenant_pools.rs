@@ -18,17 +18,18 @@ use deadpool::unmanaged;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, budget::Budget, connect_backoff::ConnectBackoff, ear::EarPlace, greeting::Greetings,
-    halt::Halts, host_connects::HostConnects, line::Line, stats::PoolStats,
+    Pool, PoolRules, connect_backoff::ConnectBackoff, host_budget::Budget, host_connecting::HostConnects,
+    pause::Halts, shared_listener::EarPlace, startup_parameters::Greetings, stats::PoolStats,
+    wait_queue::Line,
 };
 use crate::{
     config::Config,
     data_path::{
-        catalogue::Catalogue,
-        memory::{Account, Accounts},
+        functions::Catalogue,
+        memory_limit::{Account, Accounts},
+        prepared::shared_statements::StatementTable,
         server::{DialOptions, IdentityTrouble},
-        session::Place,
-        statement_table::StatementTable,
+        sessions::registry::Place,
         tenant::{Access, Host, HostAddress, Tenant, TenantStatus, TlsMode},
         worker::{Worker, Workers},
     },
@@ -185,7 +186,7 @@ impl TenantPools {
             awaits_turn: AtomicBool::new(false),
             line: Line::default(),
             cancelling: AtomicUsize::new(0),
-            kept: super::kept::Kept::default(),
+            kept: super::pinned_sessions::Kept::default(),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
             paused: AtomicBool::new(self.halts.is_paused(tenant.id)),

@@ -19,14 +19,13 @@ use super::Opened;
 use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
-        memory::{Account, Charge, PIECE_BYTES},
-        parameter_status::Reported,
+        memory_limit::{Account, Charge, PIECE_BYTES},
         pool::{
-            budget::Permit,
-            roster::{OnRoster, Roster},
+            host_budget::Permit,
+            server_list::{OnRoster, Roster},
         },
         prepared::Capacity,
-        session_state::Settings,
+        session_state::{Settings, parameter_status::Reported},
         tenant::Access,
     },
     wire::{

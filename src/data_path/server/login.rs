@@ -16,11 +16,13 @@ use super::{
     dial_error::{DialCause, ServerError},
     scram::{Binding, Exchange, SaltedPasswords},
 };
-use crate::data_path::{choice::PARAMETER, parameter_status::PARAMETERS_MAX};
-use crate::wire::{
-    message_reader::{Message, MessageReader},
-    stream::{Socket, Stream},
-    tls::towards_servers::server_end_point,
+use crate::{
+    data_path::{session_state::parameter_status::PARAMETERS_MAX, tenant_switch::PARAMETER},
+    wire::{
+        message_reader::{Message, MessageReader},
+        stream::{Socket, Stream},
+        tls::towards_servers::server_end_point,
+    },
 };
 
 /// libpq's own limit for messages before a session exists.

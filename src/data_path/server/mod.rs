@@ -4,9 +4,9 @@ pub mod connection;
 pub mod dial;
 pub mod dial_error;
 #[cfg(test)]
-mod hostile_servers;
+mod hostile_server_tests;
 mod login;
 mod scram;
 
-pub use dial::{DialOptions, OnAnswer, Opened, Target, open, send_cancel};
-pub use dial_error::{DialError, IdentityTrouble, TroubleKind};
+pub use self::dial::{DialOptions, OnAnswer, Opened, Target, open, send_cancel};
+pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};

@@ -1,13 +1,13 @@
 //! The management API: `/v1`, for programs that look after tenants and logins.
 //!
 //! A request passes [`guard`] (room, time, key, role: the route's, from the table in `routes.rs`), becomes an order
-//! (`bodies.rs`), is carried out by `orders.rs` as any order is, and is answered (`answers.rs`); long work is answered
-//! with an operation to follow (`long.rs`). The same table makes the OpenAPI document (`openapi.rs`).
+//! (`request_bodies.rs`), is carried out by `orders.rs` as any order is, and is answered (`answers.rs`); long work is answered
+//! with an operation to follow (`long_operations.rs`). The same table makes the OpenAPI document (`openapi.rs`).
 
-mod answers;
-mod bodies;
-mod long;
+mod long_operations;
 mod openapi;
+mod request_bodies;
+mod responses;
 mod routes;
 
 use std::{sync::Arc, time::Duration};
@@ -25,15 +25,15 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use self::{
-    answers::{ApiError, creates, done, shown},
-    long::UnderWay,
+    long_operations::UnderWay,
+    responses::{ApiError, creates, done, shown},
 };
 use crate::{
     config::{Config, units},
-    control_path::{
+    control_path::admin::{
+        actor::{Office, Operator, OperatorError},
         api_keys::{self, Role},
-        operator::{Office, Operator, OperatorError},
-        orders::Order,
+        commands::Order,
     },
     data_path::proxy::Proxy,
 };

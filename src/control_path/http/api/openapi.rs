@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{answers::CODES, routes::Route};
+use super::{responses::CODES, routes::Route};
 
 /// Where it is served, without a key: it tells nothing of this installation.
 pub const PATH: &str = "/v1/openapi.json";
@@ -204,7 +204,8 @@ fn schemas() -> Value {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{super::routes, *};
+    use super::*;
+    use crate::control_path::http::api::routes;
 
     #[test]
     fn every_schema_that_is_referred_to_is_there_and_every_operation_has_a_name_of_its_own() {

@@ -14,16 +14,17 @@ use serde_json::{Map, Value};
 
 use super::{
     Caller, Patience,
-    answers::{ApiError, shown},
-    bodies::{
+    long_operations::{begin, follow},
+    request_bodies::{
         Body, GrantBody, MoveBody, NewHostBody, NewLoginBody, NewTenantBody, PasswordBody, RenameBody,
         RotateKeysBody, SuspendBody, invalid, settings,
     },
-    long::{begin, follow},
+    responses::{ApiError, shown},
 };
 use crate::control_path::{
-    api_keys::Role, audit, hosts, key_rotation, logins, onboarding::drop::DropDatabase, operations,
-    orders::Order, tenants, verifier::Given,
+    admin::{api_keys::Role, audit, commands::Order, hosts, logins, operations, tenants},
+    onboarding::drop::DropDatabase,
+    secrets::{key_rotation, scram_verifier::Given},
 };
 
 /// One route, for the router, the guard and the document.

@@ -1,0 +1,165 @@
+//! Keys for the HTTP management API: made, listed, revoked, recognised.
+//!
+//! A key is 256 random bits, so a plain hash is enough to store: there is nothing to guess. It is printed once.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use rand::Rng as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use tokio_postgres::{Client, GenericClient, Row, error::SqlState};
+
+use super::actor::{Operator, OperatorError};
+use crate::control_path::onboarding::names::check_identifier;
+
+/// Begins every key, so that scanners for leaked secrets can tell what they found.
+pub const PREFIX: &str = "pglobby_";
+/// `PREFIX` and 32 bytes in base64.
+const KEY_BYTES: usize = PREFIX.len() + 43;
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Make, change, suspend, rotate; everything but dropping tenants and handling keys and hosts.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+/// One row of `pglobby.api_keys`, without the hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ApiKey {
+    /// Its name; `api:<name>` in the audit log.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// Refused from then on.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// Refused since.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+}
+
+const SUMMARY: &str = "SELECT name, role, created_at, expires_at, revoked_at FROM pglobby.api_keys";
+
+impl Role {
+    /// As the table spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+fn summary(row: &Row) -> ApiKey {
+    let role = match row.get("role") {
+        "admin" => Role::Admin,
+        "operator" => Role::Operator,
+        _ => Role::Viewer,
+    };
+    ApiKey {
+        name: row.get("name"),
+        role,
+        created_at: row.get("created_at"),
+        expires_at: row.get("expires_at"),
+        revoked_at: row.get("revoked_at"),
+    }
+}
+
+fn hash_of(key: &str) -> Vec<u8> {
+    Sha256::digest(key.as_bytes()).to_vec()
+}
+
+/// All keys by name, revoked and expired ones, too.
+///
+/// # Errors
+/// The central database.
+pub async fn list(operator: &Operator) -> Result<Vec<ApiKey>, OperatorError> {
+    let client = operator.central.client().await?;
+    Ok(client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?.iter().map(summary).collect())
+}
+
+/// Makes a key. What it is, nobody can say a second time.
+///
+/// # Errors
+/// The name is taken, also by a revoked key: the audit log must not mean two by one name.
+pub async fn create(
+    operator: &Operator,
+    name: &str,
+    role: Role,
+    expires_at: Option<OffsetDateTime>,
+) -> Result<(ApiKey, SecretString), OperatorError> {
+    check_identifier("API key", name)?;
+    if expires_at.is_some_and(|moment| moment <= OffsetDateTime::now_utc()) {
+        return Err(OperatorError::Invalid("a key that has expired already lets nobody in".to_owned()));
+    }
+    let random: [u8; 32] = rand::rng().random();
+    let key = SecretString::from(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random)));
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let sql = "INSERT INTO pglobby.api_keys (name, key_hash, role, expires_at) VALUES ($1, $2, $3, $4)
+               RETURNING name, role, created_at, expires_at, revoked_at";
+    let inserted =
+        transaction.query_one(sql, &[&name, &hash_of(key.expose_secret()), &role.name(), &expires_at]).await;
+    let made = match inserted {
+        Ok(row) => summary(&row),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            return Err(OperatorError::Exists(format!(
+                "there is an API key {name:?} already, perhaps revoked; choose another name (see `pglobby api-key list`)"
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let detail = json!({ "key": name, "role": role });
+    operator.audit(&transaction, "api_key.create", None, &detail).await?;
+    transaction.commit().await?;
+    Ok((made, key))
+}
+
+/// Refuses a key from now on, for good. Revoked again, it stays revoked since the first time.
+///
+/// # Errors
+/// [`OperatorError::NotFound`].
+pub async fn revoke(operator: &Operator, name: &str) -> Result<ApiKey, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let sql = "UPDATE pglobby.api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE name = $1
+               RETURNING name, role, created_at, expires_at, revoked_at";
+    let Some(row) = transaction.query_opt(sql, &[&name]).await? else {
+        let names = "SELECT name FROM pglobby.api_keys";
+        return Err(operator.not_found(&transaction, "API key", name, names).await);
+    };
+    operator.audit(&transaction, "api_key.revoke", None, &json!({ "key": name })).await?;
+    transaction.commit().await?;
+    Ok(summary(&row))
+}
+
+/// Whose key `presented` is, if it is one that may be used now. It is looked up by its hash, so the time this takes tells
+/// nothing about keys that exist; what cannot be a key is not looked up.
+///
+/// # Errors
+/// The central database.
+pub async fn recognise(
+    client: &impl GenericClient,
+    presented: &SecretString,
+) -> Result<Option<ApiKey>, OperatorError> {
+    let presented = presented.expose_secret();
+    if presented.len() != KEY_BYTES || !presented.starts_with(PREFIX) {
+        return Ok(None);
+    }
+    let sql = format!(
+        "{SUMMARY} WHERE key_hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+    );
+    Ok(client.query_opt(&sql, &[&hash_of(presented)]).await?.as_ref().map(summary))
+}

@@ -1,0 +1,51 @@
+//! `audit_log`, read: who did what, newest first. It is written by [`Operator::audit`], beside what it tells of.
+
+use serde::Serialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::actor::{Operator, OperatorError};
+
+/// One row of `pglobby.audit_log`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AuditEntry {
+    /// `audit_log.id`.
+    pub id: i64,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Who: `os:peter`, `login:admin`, `api:deploy`, `pglobby`.
+    pub actor: String,
+    /// What: `tenant.create`, `login.set_password`, ….
+    pub action: String,
+    /// To which tenant.
+    pub tenant: Option<String>,
+    /// More about it; no secrets.
+    pub detail: Value,
+}
+
+/// The newest `limit` entries, of one tenant if so asked, that are older than the one called `before`.
+///
+/// # Errors
+/// The central database.
+pub async fn list(
+    operator: &Operator,
+    tenant: Option<&str>,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<AuditEntry>, OperatorError> {
+    let client = operator.central.client().await?;
+    let sql = "SELECT id, at, actor, action, tenant, detail FROM pglobby.audit_log
+               WHERE ($1::text IS NULL OR tenant = $1) AND ($2::bigint IS NULL OR id < $2)
+               ORDER BY id DESC LIMIT $3";
+    let rows = client.query(sql, &[&tenant, &before, &limit]).await?;
+    let entry = |row: &tokio_postgres::Row| AuditEntry {
+        id: row.get("id"),
+        at: row.get("at"),
+        actor: row.get("actor"),
+        action: row.get("action"),
+        tenant: row.get("tenant"),
+        detail: row.get("detail"),
+    };
+    Ok(rows.iter().map(entry).collect())
+}

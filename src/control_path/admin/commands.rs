@@ -1,0 +1,363 @@
+//! What can be asked of pglobby, however it was said: the command line, the console's SQL and the HTTP API each turn
+//! their words into an [`Order`], have it carried out here, and show its [`Outcome`].
+//!
+//! Nothing is decided twice: who may give an order, how it is called in logs and what comes of it stand here; how it is
+//! done stands in `tenants.rs`, `logins.rs`, `hosts.rs`, `onboarding/` and `key_rotation.rs`.
+
+use std::{path::PathBuf, sync::Arc};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Serialize, Serializer};
+
+use super::{
+    actor::{Operator, OperatorError},
+    api_keys::Role,
+    hosts::{self, HostReport, NewHost},
+    logins::{self, LoginSummary, NewLogin, NewLoginKind},
+    tenants::{self, Sessions, TenantSummary},
+};
+use crate::{
+    config::Config,
+    control_path::{
+        onboarding::{
+            NewTenant,
+            adopt::{AdoptTenant, adopt},
+            create::{CreateTenant, create},
+            drop::{DropDatabase, Dropped, drop_tenant_keeping},
+            move_tenant::{MoveTenant, Moved, move_tenant},
+            rename::rename,
+            rotate::{RotatedTenant, rotate},
+        },
+        secrets::{key_rotation, scram_verifier::Given},
+    },
+};
+
+/// One wish. Not `Debug`: schema files and passwords are in it.
+pub enum Order {
+    /// A tenant with a new database.
+    CreateTenant(CreateTenant),
+    /// A tenant of a database that exists.
+    AdoptTenant(AdoptTenant),
+    /// Other settings.
+    SetTenant {
+        /// The tenant.
+        name: String,
+        /// Key and value; an empty value takes the default.
+        settings: Vec<(String, String)>,
+    },
+    /// Closed to clients.
+    SuspendTenant {
+        /// The tenant.
+        name: String,
+        /// Clients read it.
+        reason: Option<String>,
+        /// What becomes of those that are there.
+        sessions: Sessions,
+    },
+    /// Open again.
+    ResumeTenant {
+        /// The tenant.
+        name: String,
+    },
+    /// New passwords for its roles.
+    RotateTenant {
+        /// The tenant.
+        name: String,
+    },
+    /// Another host.
+    MoveTenant {
+        /// The tenant.
+        name: String,
+        /// Where to.
+        to: MoveTenant,
+    },
+    /// Another name.
+    RenameTenant {
+        /// The tenant.
+        name: String,
+        /// What clients will ask for.
+        to: String,
+    },
+    /// No more.
+    DropTenant {
+        /// The tenant.
+        name: String,
+        /// What becomes of its database.
+        database: DropDatabase,
+        /// A last copy, on the machine that carries the order out.
+        final_dump: Option<PathBuf>,
+    },
+    /// A login.
+    CreateLogin {
+        /// What is to be made.
+        login: NewLogin,
+        /// Nobody knows its password yet, so the outcome tells it.
+        generated: bool,
+    },
+    /// Other settings.
+    SetLogin {
+        /// The login.
+        name: String,
+        /// Key and value; an empty value clears.
+        settings: Vec<(String, String)>,
+    },
+    /// Another password.
+    SetPassword {
+        /// The login.
+        name: String,
+        /// What it is.
+        password: Given,
+    },
+    /// Tenants for a service.
+    Grant {
+        /// The login.
+        name: String,
+        /// Which ones.
+        tenants: Vec<String>,
+        /// Every one.
+        all_tenants: bool,
+        /// Without writing.
+        read_only: bool,
+    },
+    /// No longer for a service.
+    Revoke {
+        /// The login.
+        name: String,
+        /// Which ones.
+        tenants: Vec<String>,
+        /// The right to every one.
+        all_tenants: bool,
+    },
+    /// Refused from now on, or no longer.
+    DisableLogin {
+        /// The login.
+        name: String,
+        /// Whether it is refused.
+        disabled: bool,
+    },
+    /// No more.
+    DropLogin {
+        /// The login.
+        name: String,
+    },
+    /// A cluster for tenants.
+    AddHost(NewHost),
+    /// Other settings.
+    SetHost {
+        /// The host.
+        name: String,
+        /// Key and value; an empty value clears.
+        settings: Vec<(String, String)>,
+        /// Its administrator's new one.
+        password: Option<SecretString>,
+    },
+    /// No more.
+    RemoveHost {
+        /// The host.
+        name: String,
+    },
+    /// A new sealing key.
+    RotateKeys {
+        /// Take keys from the ring that nothing is sealed with any more.
+        retire: bool,
+        /// Says where the ring is.
+        config: Arc<Config>,
+    },
+}
+
+/// What came of it; as JSON the same object wherever it is shown.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "each variant is what its type is")]
+pub enum Outcome {
+    NewTenant(NewTenant),
+    Tenant(Box<TenantSummary>),
+    RotatedTenant(RotatedTenant),
+    MovedTenant(Moved),
+    DroppedTenant(Dropped),
+    MadeLogin(MadeLogin),
+    Login(Box<LoginSummary>),
+    Host(HostReport),
+    RotatedKeys(key_rotation::Rotated),
+    Gone(Gone),
+}
+
+/// What `login create` and `login set-password` answer.
+#[derive(Debug, Serialize)]
+pub struct MadeLogin {
+    /// Its name.
+    pub name: String,
+    /// An employee's tenant.
+    pub tenant: Option<String>,
+    /// `employee`, `service` or `admin`.
+    pub kind: String,
+    /// `read_write` or `read_only`.
+    pub access: String,
+    /// Only where it was made here; shown this once.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown_once")]
+    pub password: Option<SecretString>,
+}
+
+fn shown_once<S: Serializer>(password: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(password.as_ref().map_or("", |password| password.expose_secret()))
+}
+
+/// What is no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gone {
+    /// What it was called.
+    pub name: String,
+    /// `dropped` or `removed`.
+    pub status: &'static str,
+}
+
+impl Order {
+    /// As a command tag of SQL, and in logs.
+    pub fn title(&self) -> &'static str {
+        match self {
+            Self::CreateTenant(_) => "CREATE TENANT",
+            Self::AdoptTenant(_) => "ADOPT TENANT",
+            Self::SetTenant { .. } => "ALTER TENANT",
+            Self::SuspendTenant { .. } => "SUSPEND TENANT",
+            Self::ResumeTenant { .. } => "RESUME TENANT",
+            Self::RotateTenant { .. } => "ROTATE TENANT",
+            Self::MoveTenant { .. } => "MOVE TENANT",
+            Self::RenameTenant { .. } => "RENAME TENANT",
+            Self::DropTenant { .. } => "DROP TENANT",
+            Self::CreateLogin { .. } => "CREATE LOGIN",
+            Self::SetLogin { .. } | Self::SetPassword { .. } | Self::DisableLogin { .. } => "ALTER LOGIN",
+            Self::Grant { .. } => "GRANT",
+            Self::Revoke { .. } => "REVOKE",
+            Self::DropLogin { .. } => "DROP LOGIN",
+            Self::AddHost(_) => "CREATE HOST",
+            Self::SetHost { .. } => "ALTER HOST",
+            Self::RemoveHost { .. } => "DROP HOST",
+            Self::RotateKeys { .. } => "ROTATE KEYS",
+        }
+    }
+
+    /// What it is about: the name of a tenant, a login or a host.
+    pub fn subject(&self) -> &str {
+        match self {
+            Self::CreateTenant(CreateTenant { name, .. })
+            | Self::AdoptTenant(AdoptTenant { name, .. })
+            | Self::SetTenant { name, .. }
+            | Self::SuspendTenant { name, .. }
+            | Self::ResumeTenant { name }
+            | Self::RotateTenant { name }
+            | Self::MoveTenant { name, .. }
+            | Self::RenameTenant { name, .. }
+            | Self::DropTenant { name, .. }
+            | Self::CreateLogin { login: NewLogin { name, .. }, .. }
+            | Self::SetLogin { name, .. }
+            | Self::SetPassword { name, .. }
+            | Self::Grant { name, .. }
+            | Self::Revoke { name, .. }
+            | Self::DisableLogin { name, .. }
+            | Self::DropLogin { name }
+            | Self::AddHost(NewHost { name, .. })
+            | Self::SetHost { name, .. }
+            | Self::RemoveHost { name } => name,
+            Self::RotateKeys { .. } => "",
+        }
+    }
+
+    /// Whether it copies what may be large, or goes through all that is stored.
+    pub fn takes_long(&self) -> bool {
+        match self {
+            Self::CreateTenant(wanted) => wanted.template.is_some() || !wanted.schema.is_empty(),
+            Self::MoveTenant { .. } | Self::RotateKeys { .. } => true,
+            Self::DropTenant { final_dump, .. } => final_dump.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Who may give it, where somebody's role is a matter. Whatever touches an administrator's login takes one: it opens
+    /// the console, where everything may be done.
+    ///
+    /// # Errors
+    /// The central database.
+    pub async fn role(&self, operator: &Operator) -> Result<Role, OperatorError> {
+        Ok(match self {
+            Self::DropTenant { .. }
+            | Self::AddHost(_)
+            | Self::SetHost { .. }
+            | Self::RemoveHost { .. }
+            | Self::RotateKeys { .. }
+            | Self::CreateLogin { login: NewLogin { kind: NewLoginKind::Admin, .. }, .. } => Role::Admin,
+            Self::SetLogin { name, .. }
+            | Self::SetPassword { name, .. }
+            | Self::DisableLogin { name, .. }
+            | Self::DropLogin { name }
+                if logins::is_admin(operator, name).await? =>
+            {
+                Role::Admin
+            }
+            _ => Role::Operator,
+        })
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// [`OperatorError`], in a sentence that says what is wrong and what to do.
+    pub async fn carry_out(self, operator: &Operator) -> Result<Outcome, OperatorError> {
+        let tenant = |tenant| Outcome::Tenant(Box::new(tenant));
+        let login = |login| Outcome::Login(Box::new(login));
+        Ok(match self {
+            Self::CreateTenant(wanted) => Outcome::NewTenant(create(operator, &wanted).await?),
+            Self::AdoptTenant(wanted) => Outcome::NewTenant(adopt(operator, &wanted).await?),
+            Self::SetTenant { name, settings } => tenant(tenants::set(operator, &name, &settings).await?),
+            Self::SuspendTenant { name, reason, sessions } => {
+                tenant(tenants::suspend(operator, &name, reason.as_deref(), sessions).await?)
+            }
+            Self::ResumeTenant { name } => tenant(tenants::resume(operator, &name).await?),
+            Self::RotateTenant { name } => Outcome::RotatedTenant(rotate(operator, &name).await?),
+            Self::MoveTenant { name, to } => Outcome::MovedTenant(move_tenant(operator, &name, &to).await?),
+            Self::RenameTenant { name, to } => tenant(rename(operator, &name, &to).await?),
+            Self::DropTenant { name, database, final_dump } => Outcome::DroppedTenant(
+                drop_tenant_keeping(operator, &name, database, final_dump.as_deref()).await?,
+            ),
+            Self::CreateLogin { login, generated } => {
+                let made = logins::create(operator, &login).await?;
+                Outcome::MadeLogin(MadeLogin::of(made, generated.then_some(login.password)))
+            }
+            Self::SetLogin { name, settings } => login(logins::set(operator, &name, &settings).await?),
+            Self::SetPassword { name, password: Given { password, generated } } => {
+                let changed = logins::set_password(operator, &name, &password).await?;
+                Outcome::MadeLogin(MadeLogin::of(changed, generated.then_some(password)))
+            }
+            Self::Grant { name, tenants, all_tenants, read_only } => {
+                login(logins::grant(operator, &name, &tenants, all_tenants, read_only).await?)
+            }
+            Self::Revoke { name, tenants, all_tenants } => {
+                login(logins::revoke(operator, &name, &tenants, all_tenants).await?)
+            }
+            Self::DisableLogin { name, disabled } => {
+                login(logins::set_disabled(operator, &name, disabled).await?)
+            }
+            Self::DropLogin { name } => {
+                logins::drop_login(operator, &name).await?;
+                Outcome::Gone(Gone { name, status: "dropped" })
+            }
+            Self::AddHost(host) => Outcome::Host(hosts::add(operator, &host).await?),
+            Self::SetHost { name, settings, password } => {
+                Outcome::Host(hosts::set(operator, &name, &settings, password.as_ref()).await?)
+            }
+            Self::RemoveHost { name } => {
+                hosts::remove(operator, &name).await?;
+                Outcome::Gone(Gone { name, status: "removed" })
+            }
+            Self::RotateKeys { retire, config } => {
+                Outcome::RotatedKeys(key_rotation::rotate(operator, &config, retire).await?)
+            }
+        })
+    }
+}
+
+impl MadeLogin {
+    fn of(login: LoginSummary, password: Option<SecretString>) -> Self {
+        let LoginSummary { name, tenant, kind, access, .. } = login;
+        Self { name, tenant, kind, access, password }
+    }
+}

@@ -1,0 +1,449 @@
+//! Connections to the clusters that tenant databases live on, for onboarding and nothing else.
+//!
+//! As the host's administrator ([`master_session`](super::tenant_database)), or as a tenant's role where what runs is not
+//! ours (schema files, what a dump holds). Client input never comes here (invariant 7).
+
+use std::{
+    fmt::Display,
+    path::PathBuf,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::{SinkExt as _, StreamExt as _, TryStreamExt as _};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, error::SqlState, types::ToSql};
+
+use super::{
+    actor::{Operator, OperatorError},
+    host_locks::Waiting,
+};
+use crate::{
+    config::CentralTls,
+    control_path::{
+        central::{Central, cluster_cancel, tls::CentralTlsConnector},
+        secrets::seal::Place,
+    },
+    data_path::tenant::TlsMode,
+};
+
+/// How long a host may take to let us in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where a host has no connection left, the nodes are asked for one, and these are the waits between our tries.
+const PAUSES_FOR_ROOM: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+    Duration::from_millis(3000),
+];
+/// PostgreSQL 16 changed what CREATEROLE may do, and how membership is granted.
+const MEMBERSHIP_OPTIONS_SINCE: i32 = 160_000;
+
+/// A host with its administrator's credential opened.
+#[derive(Debug, Clone)]
+pub struct HostAdmin {
+    /// `hosts.name`.
+    pub name: String,
+    /// DNS name, address, or the folder of a Unix socket.
+    pub address: String,
+    /// TCP port, or the part of the socket's name.
+    pub port: u16,
+    /// libpq's meaning.
+    pub tls_mode: TlsMode,
+    /// PEM file of authorities; `None`: the system's.
+    pub tls_root_ca: Option<PathBuf>,
+    /// May create databases and roles.
+    pub user: String,
+    /// Where it does so from.
+    pub database: String,
+    /// `None`: none needed.
+    pub password: Option<SecretString>,
+    /// Where nodes are told that the host is full.
+    central: Central,
+    /// What the administrator may do there, once somebody has asked.
+    pub(in crate::control_path) rights: Arc<OnceLock<Rights>>,
+}
+
+/// A connection to one database of a host. Errors say what was being done.
+pub struct HostSession {
+    client: Client,
+    host: String,
+    /// Of an administrator whose statements tenants may not keep waiting.
+    waiting: Option<Waiting>,
+}
+
+/// What one statement answered, as text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Answer {
+    /// Names of the columns; empty where the statement returns none.
+    pub columns: Vec<String>,
+    /// NULL is `None`.
+    pub rows: Vec<Vec<Option<String>>>,
+    /// Rows returned or changed, also those that were not kept.
+    pub row_count: u64,
+    /// Whether there were more rows than are kept.
+    pub truncated: bool,
+}
+
+/// What the administrator may do on its host.
+#[derive(Debug, Clone, Copy)]
+pub struct Rights {
+    /// `server_version_num`.
+    pub server_version: i32,
+    /// Everything.
+    pub superuser: bool,
+    /// May create databases.
+    pub create_databases: bool,
+    /// May create roles.
+    pub create_roles: bool,
+}
+
+impl HostAdmin {
+    /// The host called `name`, its password opened.
+    ///
+    /// # Errors
+    /// No such host, the central database, or a password that does not open.
+    pub async fn load(
+        operator: &Operator,
+        client: &impl GenericClient,
+        name: &str,
+    ) -> Result<Self, OperatorError> {
+        let row = client
+            .query_opt(
+                "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
+                 FROM pglobby.hosts WHERE name = $1",
+                &[&name],
+            )
+            .await?;
+        let Some(row) = row else {
+            return Err(operator.not_found(client, "host", name, "SELECT name FROM pglobby.hosts").await);
+        };
+        let place = Place { table: "hosts", row: name, column: "sealed_admin_password" };
+        let sealed: Option<Vec<u8>> = row.get("sealed_admin_password");
+        let password = sealed.map(|blob| operator.keyring.open(&place, &blob)).transpose()?;
+        Ok(Self {
+            name: name.to_owned(),
+            address: row.get("address"),
+            port: u16::try_from(row.get::<_, i32>("port")).unwrap_or_default(),
+            tls_mode: parse_tls_mode(row.get("tls_mode"))?,
+            tls_root_ca: row.get::<_, Option<String>>("tls_root_ca").map(PathBuf::from),
+            user: row.get("admin_user"),
+            database: row.get("admin_database"),
+            password,
+            central: operator.central.clone(),
+            rights: Arc::default(),
+        })
+    }
+
+    /// A session of `user` in `database`, with `options` as in a startup message. Where the host is full, because idle servers
+    /// of tenants have all its connections, nodes give some up.
+    ///
+    /// # Errors
+    /// [`OperatorError::Connect`].
+    pub async fn connect_as(
+        &self,
+        user: &str,
+        password: Option<&SecretString>,
+        database: &str,
+        options: &str,
+    ) -> Result<HostSession, OperatorError> {
+        let mut connected = self.connect_once(user, password, database, options).await;
+        for pause in PAUSES_FOR_ROOM {
+            match &connected {
+                Err(error) if is_host_full(error) => {}
+                _ => break,
+            }
+            if let Err(error) = cluster_cancel::ask_for_room(&self.central, &self.name).await {
+                tracing::warn!(host = self.name, side = "central", %error, "cannot ask for room on a full host");
+            }
+            tokio::time::sleep(pause).await;
+            connected = self.connect_once(user, password, database, options).await;
+        }
+        connected
+    }
+
+    async fn connect_once(
+        &self,
+        user: &str,
+        password: Option<&SecretString>,
+        database: &str,
+        options: &str,
+    ) -> Result<HostSession, OperatorError> {
+        let tls = CentralTls { mode: self.tls_mode, root_ca: self.tls_root_ca.clone() };
+        let tls = CentralTlsConnector::new(&tls).map_err(|error| {
+            OperatorError::Invalid(format!("host {:?}: {error}; see `pglobby host set`", self.name))
+        })?;
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&self.address)
+            .port(self.port)
+            .user(user)
+            .dbname(database)
+            .options(options)
+            .application_name("pglobby")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(Duration::from_secs(30))
+            .ssl_mode(ssl_mode(self.tls_mode));
+        if let Some(password) = password {
+            config.password(password.expose_secret());
+        }
+        let place = format!("{}:{}, database {database:?}, role {user:?}", self.address, self.port);
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(tls)).await;
+        let (client, driver) = connected
+            .map_err(|_| {
+                OperatorError::Refused(format!(
+                    "host {:?} ({place}) did not answer within {CONNECT_TIMEOUT:?}; see `pglobby host list`",
+                    self.name
+                ))
+            })?
+            .map_err(|cause| OperatorError::Connect { host: self.name.clone(), place, cause })?;
+        // Ends when the client is dropped; what goes wrong on the way is told by the query that met it.
+        tokio::spawn(driver);
+        Ok(HostSession { client, host: self.name.clone(), waiting: None })
+    }
+}
+
+impl HostAdmin {
+    /// Logs in as `role`, as pools will do, and makes sure that the server sees it so.
+    ///
+    /// # Errors
+    /// [`OperatorError::Connect`], or [`OperatorError::Refused`] where it is somebody else or elsewhere.
+    pub async fn prove_login(
+        &self,
+        role: &str,
+        password: &SecretString,
+        database: &str,
+    ) -> Result<HostSession, OperatorError> {
+        let session = self.connect_as(role, Some(password), database, "").await?;
+        let found = session.identity().await?;
+        if found != (database.to_owned(), role.to_owned()) {
+            return Err(OperatorError::Refused(format!(
+                "host {:?} lets role {role:?} into database {database:?} as {:?} in {:?}; is a pooler in between?",
+                self.name, found.1, found.0
+            )));
+        }
+        Ok(session)
+    }
+}
+
+/// Whether the host has no connection left. A role or a database that has too many of them (CONNECTION LIMIT) gets the same
+/// SQLSTATE from other routines of PostgreSQL, and no room that others make helps it.
+fn is_host_full(error: &OperatorError) -> bool {
+    let OperatorError::Connect { cause, .. } = error else { return false };
+    let routine = cause.as_db_error().and_then(|error| error.routine());
+    cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+        && !matches!(routine, Some("InitializeSessionUserId" | "CheckMyDatabase"))
+}
+
+/// Whether it is the database's own limit that keeps connections out.
+pub(in crate::control_path) fn is_database_full(error: &OperatorError) -> bool {
+    let OperatorError::Connect { cause, .. } = error else { return false };
+    cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+        && cause.as_db_error().and_then(|error| error.routine()) == Some("CheckMyDatabase")
+}
+
+/// libpq's words.
+///
+/// # Errors
+/// Another word.
+pub(in crate::control_path) fn parse_tls_mode(text: &str) -> Result<TlsMode, OperatorError> {
+    serde_json::from_value(serde_json::Value::from(text))
+        .map_err(|_| OperatorError::Invalid(format!("{text:?} is no TLS mode")))
+}
+
+/// tokio-postgres knows three modes; the verifying ones are the connector's business.
+fn ssl_mode(mode: TlsMode) -> tokio_postgres::config::SslMode {
+    use tokio_postgres::config::SslMode;
+    match mode {
+        TlsMode::Disable => SslMode::Disable,
+        TlsMode::Allow | TlsMode::Prefer => SslMode::Prefer,
+        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
+    }
+}
+
+impl HostSession {
+    /// The same session of `admin`, whose statements tenants may keep waiting for a moment only: then what they have in the
+    /// way is ended, though it be a transaction in their own database.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`].
+    pub(in crate::control_path) async fn before_tenants(
+        mut self,
+        admin: &HostAdmin,
+    ) -> Result<Self, OperatorError> {
+        self.waiting = Some(Waiting::of(admin, &self).await?);
+        Ok(self)
+    }
+
+    async fn done<T>(&self, work: impl Future<Output = T>) -> T {
+        match &self.waiting {
+            Some(waiting) => waiting.see_through(work).await,
+            None => work.await,
+        }
+    }
+
+    /// Runs `sql`, one or several statements, without results.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn run(&self, doing: impl Display, sql: &str) -> Result<(), OperatorError> {
+        self.done(self.client.batch_execute(sql)).await.map_err(|cause| self.refused(doing, cause))
+    }
+
+    /// Rows of one statement.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn query(
+        &self,
+        doing: impl Display,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, OperatorError> {
+        self.done(self.client.query(sql, parameters)).await.map_err(|cause| self.refused(doing, cause))
+    }
+
+    /// The first column of all rows, as text that `sql` made.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn texts(
+        &self,
+        doing: impl Display,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<String>, OperatorError> {
+        Ok(self.query(doing, sql, parameters).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// What the administrator may do here.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`].
+    pub async fn rights(&self) -> Result<Rights, OperatorError> {
+        let rows = self
+            .query(
+                "asking for the administrator's rights",
+                "SELECT pg_catalog.current_setting('server_version_num')::int4, rolsuper, rolcreatedb, rolcreaterole
+                 FROM pg_catalog.pg_roles WHERE rolname = current_user",
+                &[],
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Err(OperatorError::Refused(format!("host {:?} does not know its own user", self.host)));
+        };
+        Ok(Rights {
+            server_version: row.get(0),
+            superuser: row.get(1),
+            create_databases: row.get(2),
+            create_roles: row.get(3),
+        })
+    }
+
+    /// Runs text that is not ours, statement by statement as the server splits it.
+    ///
+    /// # Errors
+    /// The server's own, for whoever knows the text.
+    pub async fn run_text(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute(sql).await
+    }
+
+    /// Runs text that is not ours, and adds what each statement answers, of all of them `rows_max` rows at most.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`; what was answered before is there.
+    pub async fn answers(
+        &self,
+        doing: impl Display,
+        sql: &str,
+        rows_max: usize,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), OperatorError> {
+        let refused = |cause| self.refused(&doing, cause);
+        let mut messages = pin!(self.client.simple_query_raw(sql).await.map_err(refused)?);
+        let (mut answer, mut kept) = (Answer::default(), 0);
+        while let Some(message) = messages.next().await {
+            match message.map_err(refused)? {
+                SimpleQueryMessage::RowDescription(columns) => {
+                    answer.columns = columns.iter().map(|column| column.name().to_owned()).collect();
+                }
+                SimpleQueryMessage::Row(row) if kept < rows_max => {
+                    kept += 1;
+                    answer.rows.push((0..row.len()).map(|index| row.get(index).map(str::to_owned)).collect());
+                }
+                SimpleQueryMessage::Row(_) => answer.truncated = true,
+                SimpleQueryMessage::CommandComplete(count) => {
+                    answer.row_count = count;
+                    answers.push(std::mem::take(&mut answer));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what `out` (a COPY … TO STDOUT) answers here to `into` (a COPY … FROM STDIN) at `other`.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`], naming `doing`.
+    pub async fn copy_to(
+        &self,
+        other: &Self,
+        doing: impl Display,
+        out: &str,
+        into: &str,
+    ) -> Result<(), OperatorError> {
+        let rows = self.client.copy_out(out).await.map_err(|cause| self.refused(&doing, cause))?;
+        let rows = rows.map_err(|cause| self.refused(&doing, cause));
+        let sink = other.client.copy_in(into).await.map_err(|cause| other.refused(&doing, cause))?;
+        let mut sink = pin!(sink.sink_map_err(|cause| other.refused(&doing, cause)));
+        sink.send_all(&mut pin!(rows)).await?;
+        sink.close().await
+    }
+
+    /// `current_database` and `current_user`, by the server's word.
+    ///
+    /// # Errors
+    /// [`OperatorError::Host`].
+    pub async fn identity(&self) -> Result<(String, String), OperatorError> {
+        let said = self
+            .client
+            .simple_query("SELECT CURRENT_CATALOG, CURRENT_USER")
+            .await
+            .map_err(|cause| self.refused("asking who we are", cause))?;
+        let row = said.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let column = |index| row.and_then(|row| row.get(index)).unwrap_or_default().to_owned();
+        Ok((column(0), column(1)))
+    }
+
+    fn refused(&self, doing: impl Display, cause: tokio_postgres::Error) -> OperatorError {
+        OperatorError::Host { host: self.host.clone(), doing: doing.to_string(), cause }
+    }
+}
+
+impl Rights {
+    /// What is missing for onboarding, in words; `None`: nothing.
+    pub fn missing(&self) -> Option<&'static str> {
+        match (self.superuser, self.create_databases, self.create_roles) {
+            (true, _, _) | (_, true, true) => None,
+            (_, false, true) => Some("CREATEDB"),
+            (_, true, false) => Some("CREATEROLE"),
+            (_, false, false) => Some("CREATEDB and CREATEROLE"),
+        }
+    }
+
+    /// How the administrator joins a role it has made, so that it may give it a database and act on its objects.
+    pub fn join(&self, quoted_role: &str) -> String {
+        if self.superuser {
+            String::new()
+        } else if self.server_version >= MEMBERSHIP_OPTIONS_SINCE {
+            format!("GRANT {quoted_role} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;\n")
+        } else {
+            format!("GRANT {quoted_role} TO CURRENT_USER;\n")
+        }
+    }
+}

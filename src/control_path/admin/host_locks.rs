@@ -1,0 +1,220 @@
+//! What a statement of a host's administrator waits for, and how that ends.
+//!
+//! A tenant's transaction can lock rows that the administrator must change: its own role (`ALTER ROLE` in a code block), its
+//! database, whatever another tenant was granted something on; and it can stay open as long as the tenant likes, prepared even
+//! without a session. So a tenant's transaction that the administrator has waited for is ended. Other roles' are left alone: such
+//! a wait ends with `lock_timeout`, in words.
+
+use std::{
+    pin::{Pin, pin},
+    time::Duration,
+};
+
+use tokio_postgres::{error::SqlState, types::ToSql};
+
+use super::{
+    actor::OperatorError,
+    host_connection::{HostAdmin, HostSession},
+};
+use crate::control_path::onboarding::{
+    names::{ident, literal},
+    roles::MARK,
+};
+
+/// So long a tenant's transaction may keep the administrator waiting; then everything of tenants that is in the way is ended.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The administrator's session `$1` and all that it waits for, directly or behind others who wait; 0 is a prepared transaction.
+const IN_THE_WAY: &str = r"
+WITH RECURSIVE waiting (pid) AS (
+    SELECT $1::pg_catalog.int4
+    UNION
+    SELECT b.pid FROM waiting w, LATERAL unnest(pg_catalog.pg_blocking_pids(w.pid)) AS b (pid) WHERE w.pid <> 0
+)
+SELECT pg_catalog.array_agg(pid) FROM waiting";
+
+/// Ends those of the sessions `$1` that belong to a role made by pglobby, its own worker processes included.
+const END_SESSIONS: &str = r"
+SELECT pg_catalog.format('%s in database %s', a.usename, a.datname), pg_catalog.pg_terminate_backend(a.pid)
+FROM pg_catalog.pg_stat_activity a
+WHERE a.pid = ANY ($1) AND pg_catalog.starts_with(pg_catalog.shobj_description(a.usesysid, 'pg_authid'), $2)";
+
+/// Prepared transactions of such roles that hold what one of the sessions `$1` waits for. Locks do not say which of them they
+/// belong to, but by the transaction's lock on itself.
+const PREPARED: &str = r"
+SELECT x.gid, x.owner::pg_catalog.text, x.database::pg_catalog.text FROM pg_catalog.pg_prepared_xacts x
+JOIN pg_catalog.pg_roles r ON r.rolname = x.owner
+WHERE pg_catalog.starts_with(pg_catalog.shobj_description(r.oid, 'pg_authid'), $2) AND EXISTS (
+    SELECT FROM pg_catalog.pg_locks w JOIN pg_catalog.pg_locks h
+        ON (w.locktype, w.database, w.relation, w.page, w.tuple, w.transactionid, w.classid, w.objid, w.objsubid)
+            IS NOT DISTINCT FROM
+           (h.locktype, h.database, h.relation, h.page, h.tuple, h.transactionid, h.classid, h.objid, h.objsubid)
+    JOIN pg_catalog.pg_locks own ON own.virtualtransaction = h.virtualtransaction
+    WHERE w.pid = ANY ($1) AND NOT w.granted AND h.granted AND h.pid IS NULL
+      AND own.locktype = 'transactionid' AND own.pid IS NULL AND own.transactionid = x.transaction)";
+
+/// A session of the administrator that may come to wait.
+#[derive(Debug, Clone)]
+pub(in crate::control_path) struct Waiting {
+    admin: HostAdmin,
+    /// Its process at the host.
+    pid: i32,
+}
+
+impl Waiting {
+    /// # Errors
+    /// The host.
+    pub async fn of(admin: &HostAdmin, session: &HostSession) -> Result<Self, OperatorError> {
+        let rows = session.query("asking for the process", "SELECT pg_catalog.pg_backend_pid()", &[]).await?;
+        let pid = rows.first().map_or(0, |row| row.get(0));
+        Ok(Self { admin: admin.clone(), pid })
+    }
+
+    /// What `work` answers, a statement of that session. Where it takes long, what tenants have put in its way is ended.
+    pub async fn see_through<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            if let Ok(done) = tokio::time::timeout(PATIENCE, work.as_mut()).await {
+                return done;
+            }
+            tokio::select! {
+                biased;
+                done = work.as_mut() => return done,
+                ended = self.end_tenants() => if let Err(error) = ended {
+                    let host = &self.admin.name;
+                    tracing::warn!(host, side = "server", %error, "cannot end what an operator's statement waits for");
+                }
+            }
+        }
+    }
+
+    /// Boxed: its own statements are watched alike.
+    fn end_tenants(&self) -> Pin<Box<dyn Future<Output = Result<(), OperatorError>> + Send + '_>> {
+        Box::pin(async {
+            let session = self.admin.connect().await?;
+            let rows = session.query("asking what is in the way", IN_THE_WAY, &[&self.pid]).await?;
+            let all: Vec<i32> = rows.first().map(|row| row.get(0)).unwrap_or_default();
+            let ended = session.texts("ending what is in the way", END_SESSIONS, &[&all, &MARK]).await?;
+            for which in ended {
+                tracing::warn!(
+                    host = self.admin.name,
+                    side = "server",
+                    session = which,
+                    "ended a tenant's session that an operator waited for"
+                );
+            }
+            if !all.contains(&0) {
+                return Ok(());
+            }
+            let prepared = session.query("asking what is in the way", PREPARED, &[&all, &MARK]).await?;
+            for row in prepared {
+                let transaction = Prepared { gid: row.get(0), owner: row.get(1), database: row.get(2) };
+                transaction.roll_back(&self.admin).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Ends sessions that call themselves `$1` and have waited for a lock for `$2` milliseconds. Servers before 14 do not say since
+/// when (`to_jsonb`, because they have no such column).
+const END_IF_WAITING: &str = r"
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+JOIN pg_catalog.pg_locks l ON l.pid = a.pid AND NOT l.granted
+WHERE a.application_name = $1 AND pg_catalog.clock_timestamp() - $2::pg_catalog.float8 * interval '1 millisecond'
+    > coalesce((pg_catalog.to_jsonb(l) ->> 'waitstart')::pg_catalog.timestamptz, a.query_start)";
+
+/// A pg_dump, whose own limit of waiting counts for tables only: not for a view or a sequence that a tenant has locked.
+#[derive(Debug)]
+pub(in crate::control_path) struct Dumping<'a> {
+    admin: &'a HostAdmin,
+    database: &'a str,
+    /// What it calls itself at the host.
+    pub name: String,
+}
+
+impl<'a> Dumping<'a> {
+    /// How long it waits for a lock.
+    pub const PATIENCE: Duration = Duration::from_secs(30);
+
+    pub fn of(admin: &'a HostAdmin, database: &'a str) -> Self {
+        Self { admin, database, name: format!("pglobby pg_dump {:016x}", rand::random::<u64>()) }
+    }
+
+    /// What `work` comes to, which reads what the program writes.
+    ///
+    /// # Errors
+    /// Its own; or [`OperatorError::Refused`] where the program waits too long.
+    pub async fn see_through<T>(
+        &self,
+        work: impl Future<Output = Result<T, OperatorError>>,
+    ) -> Result<T, OperatorError> {
+        let mut work = pin!(work);
+        let milliseconds = Self::PATIENCE.as_secs_f64() * 1000.0;
+        loop {
+            if let Ok(done) = tokio::time::timeout(PATIENCE, work.as_mut()).await {
+                return done;
+            }
+            let session = self.admin.connect().await?;
+            let parameters: [&(dyn ToSql + Sync); 2] = [&self.name, &milliseconds];
+            if !session.query("looking at pg_dump", END_IF_WAITING, &parameters).await?.is_empty() {
+                return Err(OperatorError::Refused(format!(
+                    "pg_dump has waited {:?} for a lock in database {:?} that another session holds; try again when that \
+                     has ended its transaction",
+                    Self::PATIENCE,
+                    self.database
+                )));
+            }
+        }
+    }
+}
+
+/// A transaction that was prepared, and waits for its end.
+pub(in crate::control_path) struct Prepared {
+    pub gid: String,
+    pub owner: String,
+    pub database: String,
+}
+
+impl Prepared {
+    /// All of `session`'s host that belong to `role` or are in `database`.
+    ///
+    /// # Errors
+    /// The host.
+    pub async fn of(session: &HostSession, role: &str, database: &str) -> Result<Vec<Self>, OperatorError> {
+        let sql =
+            "SELECT gid, owner::pg_catalog.text, database::pg_catalog.text FROM pg_catalog.pg_prepared_xacts
+                   WHERE owner = $1 OR database = $2";
+        let rows = session.query("looking for prepared transactions", sql, &[&role, &database]).await?;
+        let found = rows.iter().map(|row| Self { gid: row.get(0), owner: row.get(1), database: row.get(2) });
+        Ok(found.collect())
+    }
+
+    /// Whoever is no superuser does it as the role that has prepared it, in the same database.
+    ///
+    /// # Errors
+    /// The host; not that it has ended meanwhile.
+    pub async fn roll_back(&self, admin: &HostAdmin) -> Result<(), OperatorError> {
+        let Self { gid, owner, database } = self;
+        let inside = admin.connect_to(database).await?;
+        let doing =
+            format!("rolling back prepared transaction {gid:?} of role {owner:?} in database {database:?}");
+        if !inside.rights().await?.superuser {
+            inside.run(&doing, &format!("SET ROLE {}", ident(owner))).await?;
+        }
+        match inside.run(&doing, &format!("ROLLBACK PREPARED {}", literal(gid))).await {
+            Err(error) if error.code() != Some(&SqlState::UNDEFINED_OBJECT) => Err(error),
+            _ => {
+                tracing::warn!(
+                    host = admin.name,
+                    side = "server",
+                    owner,
+                    database,
+                    gid,
+                    "rolled back a tenant's prepared transaction"
+                );
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Clusters that tenant databases live on: registered, looked at, changed, removed.
+
+use secrecy::SecretString;
+use serde::Serialize;
+use serde_json::json;
+use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
+
+use super::{
+    actor::{Operator, OperatorError, nearest},
+    host_connection::{HostAdmin, parse_tls_mode},
+    tenants::SERVERS_MAX,
+};
+use crate::control_path::{
+    onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
+    secrets::seal::Place,
+};
+
+/// One row of `pglobby.hosts`, for people and scripts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostSummary {
+    /// `hosts.name`.
+    pub name: String,
+    /// DNS name, address, or the folder of a Unix socket.
+    pub address: String,
+    /// TCP port, or the part of the socket's name.
+    pub port: i32,
+    /// libpq's `sslmode`.
+    pub tls_mode: String,
+    /// PEM file of authorities on every node.
+    pub tls_root_ca: Option<String>,
+    /// May create databases and roles.
+    pub admin_user: String,
+    /// Where it does so from.
+    pub admin_database: String,
+    /// Whether a password is sealed for it.
+    pub has_password: bool,
+    /// The budget.
+    pub max_connections: Option<i32>,
+    /// Whether new tenants may go there.
+    pub accepts_tenants: bool,
+    /// Living tenants.
+    pub tenants: i64,
+}
+
+/// What to register.
+#[derive(Debug, Clone)]
+pub struct NewHost {
+    /// `hosts.name`.
+    pub name: String,
+    /// DNS name, address, or the folder of a Unix socket.
+    pub address: String,
+    /// 5432.
+    pub port: u16,
+    /// libpq's `sslmode`.
+    pub tls_mode: String,
+    /// PEM file of authorities on every node.
+    pub tls_root_ca: Option<String>,
+    /// May create databases and roles.
+    pub admin_user: String,
+    /// Where it does so from.
+    pub admin_database: String,
+    /// Its password.
+    pub admin_password: Option<SecretString>,
+    /// The budget.
+    pub max_connections: Option<u32>,
+    /// Whether new tenants may go there.
+    pub accepts_tenants: bool,
+}
+
+/// What was found when a host was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostReport {
+    /// `hosts.name`.
+    pub name: String,
+    /// `server_version_num`.
+    pub server_version: i32,
+    /// Whether the administrator is a superuser.
+    pub superuser: bool,
+    /// Databases that everybody with a role on this host may connect to, tenants' roles among them; see
+    /// [`close_to_public`].
+    pub open_to_public: Vec<String>,
+}
+
+/// As long as a DNS name can be; the path of a Unix socket is shorter.
+const ADDRESS_BYTES_MAX: usize = 255;
+/// Linux's PATH_MAX.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// Keys of `host set`.
+const SETTINGS: [&str; 8] = [
+    "address",
+    "port",
+    "tls_mode",
+    "tls_root_ca",
+    "admin_user",
+    "admin_database",
+    "max_connections",
+    "accepts_tenants",
+];
+
+const SUMMARY: &str = "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database,
+    sealed_admin_password IS NOT NULL AS has_password, max_connections, accepts_tenants,
+    (SELECT count(*) FROM pglobby.tenants t WHERE t.host = h.name AND t.status <> 'dropped') AS tenants
+    FROM pglobby.hosts h";
+
+/// All hosts, by name.
+///
+/// # Errors
+/// The central database.
+pub async fn list(operator: &Operator) -> Result<Vec<HostSummary>, OperatorError> {
+    let client = operator.central.client().await?;
+    let rows = client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?;
+    Ok(rows.iter().map(summary).collect())
+}
+
+fn summary(row: &Row) -> HostSummary {
+    HostSummary {
+        name: row.get("name"),
+        address: row.get("address"),
+        port: row.get("port"),
+        tls_mode: row.get("tls_mode"),
+        tls_root_ca: row.get("tls_root_ca"),
+        admin_user: row.get("admin_user"),
+        admin_database: row.get("admin_database"),
+        has_password: row.get("has_password"),
+        max_connections: row.get("max_connections"),
+        accepts_tenants: row.get("accepts_tenants"),
+        tenants: row.get("tenants"),
+    }
+}
+
+/// Registers a host, after it was reached and its administrator found to have the rights.
+///
+/// # Errors
+/// It is there already, cannot be reached, or the rights are missing; then nothing is registered.
+pub async fn add(operator: &Operator, host: &NewHost) -> Result<HostReport, OperatorError> {
+    check_identifier("host", &host.name)?;
+    let (port, limit) = (host.port.to_string(), host.max_connections.map(|limit| limit.to_string()));
+    for (key, value) in [
+        ("address", Some(host.address.as_str())),
+        ("port", Some(&port)),
+        ("tls_mode", Some(&host.tls_mode)),
+        ("tls_root_ca", host.tls_root_ca.as_deref()),
+        ("admin_user", Some(&host.admin_user)),
+        ("admin_database", Some(&host.admin_database)),
+        ("max_connections", limit.as_deref()),
+    ] {
+        checked(key, value)?;
+    }
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let port = i32::from(host.port);
+    let max_connections = to_integer("max_connections", host.max_connections)?;
+    let inserted = transaction
+        .execute(
+            "INSERT INTO pglobby.hosts (name, address, port, tls_mode, tls_root_ca, admin_user, admin_database,
+                                        max_connections, accepts_tenants)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            &[
+                &host.name,
+                &host.address,
+                &port,
+                &host.tls_mode,
+                &host.tls_root_ca,
+                &host.admin_user,
+                &host.admin_database,
+                &max_connections,
+                &host.accepts_tenants,
+            ],
+        )
+        .await;
+    match inserted {
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            return Err(OperatorError::Exists(format!(
+                "host {:?} exists already; change it with `pglobby host set`",
+                host.name
+            )));
+        }
+        inserted => inserted?,
+    };
+    seal_password(operator, &transaction, &host.name, host.admin_password.as_ref()).await?;
+    let report = look_at(operator, &transaction, &host.name).await?;
+    let detail = json!({ "host": host.name, "address": host.address, "admin_user": host.admin_user });
+    operator.audit(&transaction, "host.add", None, &detail).await?;
+    transaction.commit().await?;
+    Ok(report)
+}
+
+/// Changes a host; an empty value clears. It is reached as it will be before anything is kept.
+///
+/// # Errors
+/// Unknown key, bad value, or the host cannot be reached like that.
+pub async fn set(
+    operator: &Operator,
+    name: &str,
+    settings: &[(String, String)],
+    password: Option<&SecretString>,
+) -> Result<HostReport, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    for (key, value) in settings {
+        let Some(column) = SETTINGS.iter().find(|setting| *setting == key) else {
+            return Err(unknown_setting(key, &SETTINGS));
+        };
+        let value = Some(value.trim()).filter(|value| !value.is_empty());
+        let value = checked(column, value)?;
+        // The column is one of ours, above.
+        let sql = format!("UPDATE pglobby.hosts SET {column} = $2 WHERE name = $1");
+        transaction.execute(&sql, &[&name, &*value]).await?;
+    }
+    if password.is_some() {
+        seal_password(operator, &transaction, name, password).await?;
+    }
+    let report = look_at(operator, &transaction, name).await?;
+    let changed: Vec<&String> = settings.iter().map(|(key, _)| key).collect();
+    let detail = json!({ "host": name, "changed": changed, "password": password.is_some() });
+    operator.audit(&transaction, "host.set", None, &detail).await?;
+    transaction.commit().await?;
+    Ok(report)
+}
+
+/// A setting as its column takes it, `None` where there is no value.
+fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send>, OperatorError> {
+    let wrong = |wanted: &str| {
+        let given = value.map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
+        OperatorError::Invalid(format!("{key} is {wanted}, not {given}"))
+    };
+    let text = |bytes_max| match value {
+        Some(text) if (1..=bytes_max).contains(&text.len()) && !text.contains(char::is_control) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(wrong(&format!("a text of 1 to {bytes_max} bytes without control characters"))),
+    };
+    Ok(match key {
+        "address" => Box::new(text(ADDRESS_BYTES_MAX)?),
+        "admin_user" | "admin_database" => Box::new(text(NAME_BYTES_MAX)?),
+        "tls_mode" => {
+            let known = value.filter(|word| parse_tls_mode(word).is_ok());
+            let wanted = "disable, allow, prefer, require, verify-ca or verify-full";
+            Box::new(known.ok_or_else(|| wrong(wanted))?.to_owned())
+        }
+        "port" => {
+            let port = value.and_then(|text| text.parse::<u16>().ok()).filter(|port| *port > 0);
+            Box::new(i32::from(port.ok_or_else(|| wrong("a number from 1 to 65535"))?))
+        }
+        "accepts_tenants" => match value {
+            Some("true" | "yes" | "on" | "1") => Box::new(true),
+            Some("false" | "no" | "off" | "0") => Box::new(false),
+            _ => return Err(wrong("true or false")),
+        },
+        "tls_root_ca" => Box::new(value.map(|_| text(PATH_BYTES_MAX)).transpose()?),
+        _ => {
+            let read = |text: &str| text.parse::<i32>().ok().filter(|limit| *limit > 0);
+            let limit = value.map(|text| read(text).filter(|limit| limit.unsigned_abs() <= SERVERS_MAX));
+            let wanted = || wrong(&format!("a whole number from 1 to {SERVERS_MAX} (or empty: no limit)"));
+            Box::new(limit.map(|limit| limit.ok_or_else(wanted)).transpose()?)
+        }
+    })
+}
+
+/// Forgets a host on which no tenant lives any more; tombstones of those that did go with it. The cluster itself is
+/// left alone.
+///
+/// # Errors
+/// No such host, or tenants live on it.
+pub async fn remove(operator: &Operator, name: &str) -> Result<(), OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let locked =
+        transaction.query_opt("SELECT 1 FROM pglobby.hosts WHERE name = $1 FOR UPDATE", &[&name]).await?;
+    if locked.is_none() {
+        return Err(operator.not_found(&transaction, "host", name, "SELECT name FROM pglobby.hosts").await);
+    }
+    let living =
+        "SELECT name FROM pglobby.tenants WHERE host = $1 AND status <> 'dropped' ORDER BY name LIMIT 4";
+    let living: Vec<String> =
+        transaction.query(living, &[&name]).await?.iter().map(|row| row.get(0)).collect();
+    if !living.is_empty() {
+        return Err(OperatorError::Refused(format!(
+            "tenants live on host {name:?} ({}, …); drop or move them first",
+            living.join(", ")
+        )));
+    }
+    transaction.execute("DELETE FROM pglobby.tenants WHERE host = $1", &[&name]).await?;
+    transaction.execute("DELETE FROM pglobby.hosts WHERE name = $1", &[&name]).await?;
+    operator.audit(&transaction, "host.remove", None, &json!({ "host": name })).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Takes CONNECT and TEMP from PUBLIC on the databases of a host that every role may enter by PostgreSQL's default:
+/// `postgres`, `template1`, and whatever else is named. On a cluster of one's own only: other applications' roles
+/// lose it, too. Answers those that were closed.
+///
+/// # Errors
+/// The host.
+pub async fn close_to_public(
+    operator: &Operator,
+    name: &str,
+    databases: &[String],
+) -> Result<Vec<String>, OperatorError> {
+    let client = operator.central.client().await?;
+    let admin = HostAdmin::load(operator, &**client, name).await?;
+    let session = admin.connect().await?;
+    let mut closed = Vec::new();
+    for database in session.texts("listing databases", OPEN_TO_PUBLIC, &[]).await? {
+        if databases.contains(&database) {
+            let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC", ident(&database));
+            session.run(format!("closing database {database:?} to PUBLIC"), &sql).await?;
+            closed.push(database);
+        }
+    }
+    if !closed.is_empty() {
+        operator.audit(&**client, "host.close", None, &json!({ "host": name, "databases": closed })).await?;
+    }
+    Ok(closed)
+}
+
+const OPEN_TO_PUBLIC: &str = "SELECT datname::text FROM pg_catalog.pg_database
+    WHERE datallowconn AND EXISTS (
+        SELECT FROM pg_catalog.aclexplode(coalesce(datacl, pg_catalog.acldefault('d', datdba))) a
+        WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT')
+    ORDER BY datname";
+
+/// Goes there and looks.
+async fn look_at(
+    operator: &Operator,
+    client: &impl GenericClient,
+    name: &str,
+) -> Result<HostReport, OperatorError> {
+    let admin = HostAdmin::load(operator, client, name).await?;
+    let session = admin.connect().await?;
+    let rights = session.rights().await?;
+    if let Some(missing) = rights.missing() {
+        return Err(OperatorError::Refused(format!(
+            "role {:?} on {}:{} lacks {missing}, which making tenants needs; run there: ALTER ROLE {} CREATEDB \
+             CREATEROLE",
+            admin.user,
+            admin.address,
+            admin.port,
+            ident(&admin.user)
+        )));
+    }
+    Ok(HostReport {
+        name: name.to_owned(),
+        server_version: rights.server_version,
+        superuser: rights.superuser,
+        open_to_public: session.texts("listing databases", OPEN_TO_PUBLIC, &[]).await?,
+    })
+}
+
+async fn seal_password(
+    operator: &Operator,
+    client: &impl GenericClient,
+    name: &str,
+    password: Option<&SecretString>,
+) -> Result<(), OperatorError> {
+    let place = Place { table: "hosts", row: name, column: "sealed_admin_password" };
+    let sealed = password.map(|password| operator.keyring.seal(&place, password)).transpose()?;
+    let sql = "UPDATE pglobby.hosts SET sealed_admin_password = $2 WHERE name = $1";
+    client.execute(sql, &[&name, &sealed]).await?;
+    Ok(())
+}
+
+fn to_integer(what: &str, number: Option<u32>) -> Result<Option<i32>, OperatorError> {
+    number
+        .map(i32::try_from)
+        .transpose()
+        .map_err(|_| OperatorError::Invalid(format!("{what} is at most {}", i32::MAX)))
+}
+
+/// A key that is none of `known`.
+pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> OperatorError {
+    let near = nearest(key, known.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
+    OperatorError::Invalid(format!(
+        "there is no setting {key:?}{} (there are: {})",
+        near.unwrap_or_default(),
+        known.join(", ")
+    ))
+}
+
+/// A value that the schema refuses; anything else is what it is.
+pub(in crate::control_path) fn invalid(error: &tokio_postgres::Error) -> OperatorError {
+    OperatorError::Invalid(super::actor::server_words(error))
+}

@@ -1,0 +1,427 @@
+//! Who may log in: employees of one tenant, services that may enter several, administrators of the console.
+//!
+//! Passwords arrive here, are turned into verifiers, and are forgotten.
+
+mod grants;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
+
+use self::grants::grant_each;
+pub use self::grants::{grant, revoke};
+use super::{
+    actor::{Operator, OperatorError},
+    hosts::unknown_setting,
+    tenants::{id_of, parse_networks},
+};
+use crate::{
+    control_path::{
+        onboarding::names::check_text, secrets::scram_verifier::scram_verifier, timestamp::parse_moment,
+    },
+    data_path::tenant::{Login, LoginKind},
+};
+
+/// As long as the schema allows; e-mail addresses fit.
+pub const LOGIN_NAME_BYTES_MAX: usize = 255;
+/// PostgreSQL's own limit on what a client may send as a password.
+pub const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// Where a new login may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewLoginKind {
+    /// One tenant.
+    Employee {
+        /// Its name.
+        tenant: String,
+    },
+    /// Several tenants, or every one.
+    Service {
+        /// By name.
+        tenants: Vec<String>,
+        /// Every one, also those to come.
+        all_tenants: bool,
+    },
+    /// The admin console.
+    Admin,
+}
+
+/// A login to make.
+#[derive(Debug, Clone)]
+pub struct NewLogin {
+    /// Unique over all logins; may be an e-mail address.
+    pub name: String,
+    /// Where it may go.
+    pub kind: NewLoginKind,
+    /// May not write (or, an administrator: may only SHOW).
+    pub read_only: bool,
+    /// What it proves itself with.
+    pub password: SecretString,
+    /// Refused from then on.
+    pub valid_until: Option<OffsetDateTime>,
+    /// Networks it may come from; empty: all.
+    pub allow_from: Vec<String>,
+}
+
+/// One row of `pglobby.logins`, without its verifier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LoginSummary {
+    /// `logins.name`.
+    pub name: String,
+    /// An employee's tenant.
+    pub tenant: Option<String>,
+    /// `employee`, `service` or `admin`.
+    pub kind: String,
+    /// `read_write` or `read_only`.
+    pub access: String,
+    /// An employee who may make logins of the tenant: for applications, which ask for it.
+    pub may_add_logins: bool,
+    /// A service that may enter every tenant.
+    pub all_tenants: bool,
+    /// Tenants granted to a service, each with its access.
+    pub tenants: Vec<GrantSummary>,
+    /// Refused from then on.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub valid_until: Option<OffsetDateTime>,
+    /// Refused since.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub disabled_at: Option<OffsetDateTime>,
+    /// Networks it may come from; empty: all.
+    pub allow_from: Vec<String>,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// One tenant granted to a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct GrantSummary {
+    /// Its name.
+    pub tenant: String,
+    /// `read_write` or `read_only`.
+    pub access: String,
+}
+
+const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.may_add_logins, l.all_tenants,
+    coalesce((SELECT jsonb_agg(jsonb_build_object('tenant', g.name, 'access', lt.access) ORDER BY g.name)
+              FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
+              WHERE lt.login_id = l.id AND g.status <> 'dropped'), '[]') AS tenants,
+    l.valid_until, l.disabled_at, l.allow_from::text[] AS allow_from, l.created_at
+    FROM pglobby.logins l LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id";
+
+/// The employees' logins of a dropped tenant are gone, but for one thing: who proves to have had one is told what became of
+/// the tenant. Their names are free. A condition on a row of `pglobby.logins`.
+pub(in crate::control_path) const LIVING: &str =
+    "NOT EXISTS (SELECT FROM pglobby.tenants b WHERE b.id = tenant_id AND b.status = 'dropped')";
+
+/// All logins by name; or those of one tenant, services granted it one by one included.
+///
+/// # Errors
+/// The central database.
+pub async fn list(operator: &Operator, tenant: Option<&str>) -> Result<Vec<LoginSummary>, OperatorError> {
+    let client = operator.central.client().await?;
+    let sql = format!(
+        "{SUMMARY} WHERE {LIVING} AND ($1::text IS NULL OR t.name = $1 OR EXISTS (
+            SELECT FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
+            WHERE lt.login_id = l.id AND g.name = $1 AND g.status <> 'dropped'))
+         ORDER BY l.name"
+    );
+    Ok(client.query(&sql, &[&tenant]).await?.iter().map(summary).collect())
+}
+
+/// One login.
+///
+/// # Errors
+/// [`OperatorError::NotFound`].
+pub async fn show(operator: &Operator, name: &str) -> Result<LoginSummary, OperatorError> {
+    let client = operator.central.client().await?;
+    match client.query_opt(&format!("{SUMMARY} WHERE l.name = $1 AND {LIVING}"), &[&name]).await? {
+        Some(row) => Ok(summary(&row)),
+        None => Err(missing(operator, &**client, name).await),
+    }
+}
+
+fn summary(row: &Row) -> LoginSummary {
+    LoginSummary {
+        name: row.get("name"),
+        tenant: row.get("tenant"),
+        kind: row.get("kind"),
+        access: row.get("access"),
+        may_add_logins: row.get("may_add_logins"),
+        all_tenants: row.get("all_tenants"),
+        tenants: serde_json::from_value(row.get("tenants")).unwrap_or_default(),
+        valid_until: row.get("valid_until"),
+        disabled_at: row.get("disabled_at"),
+        allow_from: row.get("allow_from"),
+        created_at: row.get("created_at"),
+    }
+}
+
+/// Makes a login.
+///
+/// # Errors
+/// The name is taken or cannot be, the password cannot be, or there is no such tenant.
+pub async fn create(operator: &Operator, login: &NewLogin) -> Result<LoginSummary, OperatorError> {
+    check_text("login", &login.name, LOGIN_NAME_BYTES_MAX)?;
+    let verifier = verifier_of(&login.password)?;
+    let networks = parse_networks(login.allow_from.iter().map(String::as_str))?;
+    let (kind, all_tenants) = match &login.kind {
+        NewLoginKind::Employee { .. } => ("employee", false),
+        NewLoginKind::Service { all_tenants, .. } => ("service", *all_tenants),
+        NewLoginKind::Admin => ("admin", false),
+    };
+
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let tenant_id = match &login.kind {
+        NewLoginKind::Employee { tenant } => Some(id_of(operator, &transaction, tenant).await?),
+        _ => None,
+    };
+    let buried = format!("DELETE FROM pglobby.logins WHERE name = $1 AND NOT {LIVING}");
+    transaction.execute(&buried, &[&login.name]).await?;
+    let inserted = transaction
+        .query_one(
+            "INSERT INTO pglobby.logins (name, kind, tenant_id, access, all_tenants, verifier, valid_until, allow_from)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text[]::cidr[]) RETURNING id",
+            &[
+                &login.name,
+                &kind,
+                &tenant_id,
+                &access(login.read_only),
+                &all_tenants,
+                &verifier.expose_secret(),
+                &login.valid_until,
+                &networks,
+            ],
+        )
+        .await;
+    let login_id: i64 = match inserted {
+        Ok(row) => row.get(0),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            return Err(OperatorError::Exists(format!(
+                "login {:?} exists already; names are unique over all tenants (try an e-mail address, or `pglobby login \
+                 set-password`)",
+                login.name
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let NewLoginKind::Service { tenants, .. } = &login.kind {
+        grant_each(operator, &transaction, login_id, tenants, login.read_only).await?;
+    }
+    let tenant = match &login.kind {
+        NewLoginKind::Employee { tenant } => Some(tenant.as_str()),
+        _ => None,
+    };
+    let detail = json!({ "login": login.name, "kind": kind, "access": access(login.read_only) });
+    operator.audit(&transaction, "login.create", tenant, &detail).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, &login.name).await
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "read_only" } else { "read_write" }
+}
+
+fn verifier_of(password: &SecretString) -> Result<SecretString, OperatorError> {
+    let text = password.expose_secret();
+    if text.is_empty() {
+        return Err(OperatorError::Invalid(
+            "an empty password lets nobody in; give one, or --generate".to_owned(),
+        ));
+    }
+    if text.len() > PASSWORD_BYTES_MAX || text.contains('\0') {
+        return Err(OperatorError::Invalid(format!(
+            "a password has at most {PASSWORD_BYTES_MAX} bytes, and no NUL among them"
+        )));
+    }
+    Ok(scram_verifier(password))
+}
+
+/// Gives a login another password.
+///
+/// # Errors
+/// No such login, or the password cannot be.
+pub async fn set_password(
+    operator: &Operator,
+    name: &str,
+    password: &SecretString,
+) -> Result<LoginSummary, OperatorError> {
+    let verifier = verifier_of(password)?;
+    let set = "verifier = $2";
+    change(operator, name, "login.set_password", set, &verifier.expose_secret()).await
+}
+
+/// A login changes its own verifier, which was one of `before`; `false`: it is another by now, or the login is refused. So a
+/// session that an operator is about to end cannot take the login back.
+///
+/// # Errors
+/// The central database.
+pub(in crate::control_path) async fn change_own_verifier(
+    operator: &Operator,
+    login: &Login,
+    before: &[SecretString],
+    verifier: &SecretString,
+) -> Result<bool, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let before: Vec<_> = before.iter().map(|verifier| verifier.expose_secret()).collect();
+    let sql = format!(
+        "UPDATE pglobby.logins SET verifier = $2 WHERE id = $1 AND verifier = ANY ($3) AND disabled_at IS NULL
+         AND (valid_until IS NULL OR valid_until > now()) AND {LIVING}"
+    );
+    let changed = transaction.execute(&sql, &[&login.id, &verifier.expose_secret(), &before]).await? > 0;
+    if changed {
+        let tenant = match &login.kind {
+            LoginKind::Employee { tenant_name, .. } => Some(tenant_name.as_str()),
+            _ => None,
+        };
+        let detail = json!({ "login": login.name, "by": "itself" });
+        operator.audit(&transaction, "login.set_password", tenant, &detail).await?;
+    }
+    transaction.commit().await?;
+    Ok(changed)
+}
+
+/// Keys of `login set`.
+pub const SETTINGS: [&str; 4] = ["access", "may_add_logins", "valid_until", "allow_from"];
+
+/// Changes what a login may do, until when, and from where; an empty value lifts the limit. Its sessions end where the
+/// change concerns them.
+///
+/// # Errors
+/// Unknown key (naming the nearest), bad value, no such login; then nothing is changed.
+pub async fn set(
+    operator: &Operator,
+    name: &str,
+    settings: &[(String, String)],
+) -> Result<LoginSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    for (key, value) in settings {
+        if set_one(&transaction, name, key, value.trim()).await? == 0 {
+            return Err(missing(operator, &transaction, name).await);
+        }
+    }
+    let mut detail: serde_json::Map<_, _> =
+        settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+    detail.insert("login".to_owned(), name.into());
+    operator.audit(&transaction, "login.set", None, &detail.into()).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+async fn set_one(
+    client: &impl GenericClient,
+    name: &str,
+    key: &str,
+    value: &str,
+) -> Result<u64, OperatorError> {
+    let run = async |assignment: &str, value: &(dyn ToSql + Sync)| {
+        let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1 AND {LIVING}");
+        client.execute(&sql, &[&name, value]).await.map_err(OperatorError::from)
+    };
+    match key {
+        "access" => match value {
+            "read_write" | "read_only" => run("access = $2", &value).await,
+            _ => Err(OperatorError::Invalid(format!("access is read_write or read_only, not {value:?}"))),
+        },
+        "may_add_logins" => {
+            let may = match value {
+                "true" => true,
+                "false" | "" => false,
+                _ => {
+                    return Err(OperatorError::Invalid(format!("{key} is true or false, not {value:?}")));
+                }
+            };
+            let run = run("may_add_logins = $2", &may).await;
+            run.map_err(|error| match error.code() {
+                Some(code) if *code == SqlState::CHECK_VIOLATION => OperatorError::Refused(format!(
+                    "login {name:?} belongs to no tenant; {key} is for a tenant's employees"
+                )),
+                _ => error,
+            })
+        }
+        "valid_until" => {
+            let given = Some(value).filter(|value| !value.is_empty());
+            let moment = given.map(parse_moment).transpose();
+            let moment = moment.map_err(|why| OperatorError::Invalid(format!("valid_until: {why}")))?;
+            run("valid_until = $2", &moment).await
+        }
+        "allow_from" => run("allow_from = $2::text[]::cidr[]", &parse_networks(value.split(','))?).await,
+        _ => Err(unknown_setting(key, &SETTINGS)),
+    }
+}
+
+/// Whether there is an administrator's login of that name.
+///
+/// # Errors
+/// The central database.
+pub async fn is_admin(operator: &Operator, name: &str) -> Result<bool, OperatorError> {
+    let sql = "SELECT kind = 'admin' FROM pglobby.logins WHERE name = $1";
+    let row = operator.central.client().await?.query_opt(sql, &[&name]).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
+/// Refuses a login from now on, or no longer.
+///
+/// # Errors
+/// No such login.
+pub async fn set_disabled(
+    operator: &Operator,
+    name: &str,
+    disabled: bool,
+) -> Result<LoginSummary, OperatorError> {
+    let action = if disabled { "login.disable" } else { "login.enable" };
+    // Disabled twice, it stays disabled since the first time.
+    let set = "disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, now()) END";
+    change(operator, name, action, set, &disabled).await
+}
+
+async fn change<T>(
+    operator: &Operator,
+    name: &str,
+    action: &str,
+    assignment: &str,
+    value: &T,
+) -> Result<LoginSummary, OperatorError>
+where
+    T: ToSql + Sync,
+{
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1 AND {LIVING}");
+    if transaction.execute(&sql, &[&name, value]).await? == 0 {
+        return Err(missing(operator, &transaction, name).await);
+    }
+    operator.audit(&transaction, action, None, &json!({ "login": name })).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+/// Removes a login and its grants.
+///
+/// # Errors
+/// No such login.
+pub async fn drop_login(operator: &Operator, name: &str) -> Result<(), OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let sql = format!("DELETE FROM pglobby.logins WHERE name = $1 AND {LIVING}");
+    if transaction.execute(&sql, &[&name]).await? == 0 {
+        return Err(missing(operator, &transaction, name).await);
+    }
+    operator.audit(&transaction, "login.drop", None, &json!({ "login": name })).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn missing(operator: &Operator, client: &impl GenericClient, name: &str) -> OperatorError {
+    operator
+        .not_found(client, "login", name, &format!("SELECT name FROM pglobby.logins WHERE {LIVING}"))
+        .await
+}

@@ -1,0 +1,106 @@
+//! Which tenants a service login may enter.
+
+use serde_json::json;
+use tokio_postgres::{Client, GenericClient};
+
+use super::{LIVING, LoginSummary, access, missing, show};
+use crate::control_path::admin::{
+    actor::{Operator, OperatorError},
+    tenants::id_of,
+};
+
+/// Lets a service login enter `tenants` (again, to change the access), or every tenant.
+///
+/// # Errors
+/// No such login or tenant, or it is no service.
+pub async fn grant(
+    operator: &Operator,
+    name: &str,
+    tenants: &[String],
+    all_tenants: bool,
+    read_only: bool,
+) -> Result<LoginSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let login_id = service_id(operator, &transaction, name).await?;
+    grant_each(operator, &transaction, login_id, tenants, read_only).await?;
+    if all_tenants {
+        let sql = "UPDATE pglobby.logins SET all_tenants = true, access = $2 WHERE id = $1";
+        transaction.execute(sql, &[&login_id, &access(read_only)]).await?;
+    }
+    let detail = json!({
+        "login": name, "tenants": tenants, "all_tenants": all_tenants, "access": access(read_only),
+    });
+    operator.audit(&transaction, "login.grant", None, &detail).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+/// Takes `tenants` from a service login, or its right to every tenant (those granted one by one stay).
+///
+/// # Errors
+/// No such login or tenant, or it is no service.
+pub async fn revoke(
+    operator: &Operator,
+    name: &str,
+    tenants: &[String],
+    all_tenants: bool,
+) -> Result<LoginSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let login_id = service_id(operator, &transaction, name).await?;
+    for tenant in tenants {
+        let tenant_id = id_of(operator, &transaction, tenant).await?;
+        let sql = "DELETE FROM pglobby.login_tenants WHERE login_id = $1 AND tenant_id = $2";
+        transaction.execute(sql, &[&login_id, &tenant_id]).await?;
+    }
+    if all_tenants {
+        let sql = "UPDATE pglobby.logins SET all_tenants = false WHERE id = $1";
+        transaction.execute(sql, &[&login_id]).await?;
+    }
+    let detail = json!({ "login": name, "tenants": tenants, "all_tenants": all_tenants });
+    operator.audit(&transaction, "login.revoke", None, &detail).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+pub(super) async fn grant_each(
+    operator: &Operator,
+    client: &impl GenericClient,
+    login_id: i64,
+    tenants: &[String],
+    read_only: bool,
+) -> Result<(), OperatorError> {
+    for tenant in tenants {
+        let tenant_id = id_of(operator, client, tenant).await?;
+        client
+            .execute(
+                "INSERT INTO pglobby.login_tenants (login_id, tenant_id, access) VALUES ($1, $2, $3)
+                 ON CONFLICT (login_id, tenant_id) DO UPDATE SET access = excluded.access",
+                &[&login_id, &tenant_id, &access(read_only)],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+async fn service_id(
+    operator: &Operator,
+    client: &impl GenericClient,
+    name: &str,
+) -> Result<i64, OperatorError> {
+    let sql = format!("SELECT id, kind FROM pglobby.logins WHERE name = $1 AND {LIVING} FOR UPDATE");
+    let Some(row) = client.query_opt(&sql, &[&name]).await? else {
+        return Err(missing(operator, client, name).await);
+    };
+    let kind: String = row.get(1);
+    if kind != "service" {
+        return Err(OperatorError::Refused(format!(
+            "login {name:?} is an {kind} login; only a service login may be granted tenants (make one with `pglobby login \
+             create … --service`)"
+        )));
+    }
+    Ok(row.get(0))
+}

@@ -1,0 +1,103 @@
+//! Long work as it stands in `pglobby.operations`, to be followed by whoever asked for it.
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+
+use super::actor::{Operator, OperatorError};
+
+/// One row of `pglobby.operations`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OperationSummary {
+    /// `operations.id`.
+    pub id: i64,
+    /// `create`, `adopt`, `rotate`, `move`, `rename`, `drop`, `key_rotate`.
+    pub kind: String,
+    /// Whose, as it is (or was) called.
+    pub tenant: Option<String>,
+    /// `running`, `done`, `failed` (run it again) or `undone` (nothing is left of it).
+    pub status: String,
+    /// The last step that was recorded.
+    pub step: String,
+    /// Why it is not done.
+    pub error: Option<String>,
+    /// Who began it.
+    pub actor: String,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// When its row last changed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl OperationSummary {
+    /// Whether nobody is at it any more, as far as the row tells.
+    pub fn is_over(&self) -> bool {
+        self.status != "running"
+    }
+}
+
+const SUMMARY: &str =
+    "SELECT o.id, o.kind, coalesce(t.name, o.arguments ->> 'name') AS tenant, o.status, o.step,
+    o.error, o.actor, o.started_at, o.updated_at
+    FROM pglobby.operations o LEFT JOIN pglobby.tenants t ON t.id = o.tenant_id";
+
+/// The newest `limit`, of one tenant or in one status if so asked, that began before the one called `before`.
+///
+/// # Errors
+/// The central database.
+pub async fn list(
+    operator: &Operator,
+    tenant: Option<&str>,
+    status: Option<&str>,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<OperationSummary>, OperatorError> {
+    let client = operator.central.client().await?;
+    let sql = format!(
+        "{SUMMARY} WHERE ($1::text IS NULL OR coalesce(t.name, o.arguments ->> 'name') = $1)
+           AND ($2::text IS NULL OR o.status = $2) AND ($3::bigint IS NULL OR o.id < $3)
+         ORDER BY o.id DESC LIMIT $4"
+    );
+    Ok(client.query(&sql, &[&tenant, &status, &before, &limit]).await?.iter().map(summary).collect())
+}
+
+/// One of them.
+///
+/// # Errors
+/// [`OperatorError::NotFound`].
+pub async fn show(operator: &Operator, id: i64) -> Result<OperationSummary, OperatorError> {
+    let client = operator.central.client().await?;
+    match client.query_opt(&format!("{SUMMARY} WHERE o.id = $1"), &[&id]).await? {
+        Some(row) => Ok(summary(&row)),
+        None => Err(OperatorError::NotFound { what: "operation", name: id.to_string(), nearest: None }),
+    }
+}
+
+/// Notes what went wrong where the row does not say it yet, for whoever follows it.
+///
+/// # Errors
+/// The central database.
+pub async fn note_error(operator: &Operator, id: i64, error: &OperatorError) -> Result<(), OperatorError> {
+    let client = operator.central.client().await?;
+    let sql = "UPDATE pglobby.operations SET error = coalesce(error, $2), updated_at = now(),
+                      status = CASE WHEN status = 'running' THEN 'failed' ELSE status END
+               WHERE id = $1 AND status <> 'done'";
+    client.execute(sql, &[&id, &error.to_string()]).await?;
+    Ok(())
+}
+
+fn summary(row: &Row) -> OperationSummary {
+    OperationSummary {
+        id: row.get("id"),
+        kind: row.get("kind"),
+        tenant: row.get("tenant"),
+        status: row.get("status"),
+        step: row.get("step"),
+        error: row.get("error"),
+        actor: row.get("actor"),
+        started_at: row.get("started_at"),
+        updated_at: row.get("updated_at"),
+    }
+}

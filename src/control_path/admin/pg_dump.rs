@@ -1,0 +1,436 @@
+//! Whole databases, copied by PostgreSQL's own `pg_dump` and `pg_restore`: into a file, or from host to host.
+//!
+//! `pg_dump` logs in as the host's administrator, and reads: tables, and what the catalogs say, but no view, no function
+//! and no policy of the tenant's ([`master_session`](super::tenant_database)). `pg_restore` runs what the tenant has
+//! defined (constraints, defaults, indexes, types), so it logs in as the tenant's own role. Passwords travel in the
+//! child's environment, which only its own user and root can read; never in its arguments.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+};
+
+use super::{
+    actor::OperatorError,
+    host_connection::{HostAdmin, HostSession},
+    host_locks::Dumping,
+};
+use crate::{data_path::tenant::TlsMode, local_postgres::binaries::PostgresBinaries};
+
+/// Of what a program said before it failed, as much is told.
+const TOLD_BYTES_MAX: usize = 600;
+
+/// `pg_dump` and `pg_restore` of one version.
+#[derive(Debug)]
+pub struct CopyPrograms {
+    binaries: PostgresBinaries,
+}
+
+/// What pg_dump wrote in its custom format, without rows, which may be many.
+#[derive(Debug)]
+pub struct Definitions(Vec<u8>);
+
+/// Which definitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of them.
+    All,
+    /// What rows are put into.
+    BeforeRows,
+    /// What is made when they are there: indexes, constraints between tables, triggers.
+    AfterRows,
+}
+
+/// Who restores: a tenant's own role in its database on the new host.
+#[derive(Debug, Clone, Copy)]
+pub struct Restorer<'a> {
+    /// The new host.
+    pub host: &'a HostAdmin,
+    /// The database.
+    pub database: &'a str,
+    /// The tenant's role.
+    pub role: &'a str,
+    /// Its password.
+    pub password: &'a SecretString,
+}
+
+impl CopyPrograms {
+    /// Programs that can read what this server has: of its version, or a newer one.
+    ///
+    /// # Errors
+    /// There are none on this machine.
+    pub async fn for_server(session: &HostSession) -> Result<Self, OperatorError> {
+        let major = u32::try_from(session.rights().await?.server_version / 10_000).unwrap_or_default();
+        let found = PostgresBinaries::find_major(None, major).or_else(|_| PostgresBinaries::find(None));
+        let binaries = found.map_err(|error| OperatorError::Refused(error.to_string()))?;
+        if binaries.major() < major {
+            return Err(OperatorError::Refused(format!(
+                "the server is PostgreSQL {major}, and pg_dump on this machine is {}, which cannot read it; install a \
+                 newer one, or name its folder with {}",
+                binaries.major(),
+                crate::local_postgres::binaries::ENVIRONMENT
+            )));
+        }
+        Ok(Self { binaries })
+    }
+
+    /// pg_dump as the administrator, who looks first whether anything of others would run.
+    async fn dump<'a>(
+        &self,
+        admin: &'a HostAdmin,
+        database: &'a str,
+    ) -> Result<(Command, Dumping<'a>), OperatorError> {
+        let options = admin.dump_options(database).await?;
+        let mut command = self.program("pg_dump", admin, database, &admin.user, admin.password.as_ref());
+        command.env("PGOPTIONS", options).stdout(Stdio::piped());
+        let dumping = Dumping::of(admin, database);
+        command.env("PGAPPNAME", &dumping.name);
+        command.arg(format!("--lock-wait-timeout={}", Dumping::PATIENCE.as_millis()));
+        Ok((command, dumping))
+    }
+
+    /// pg_restore as the tenant's role, all or nothing. The archive comes through its standard input.
+    fn restore_as(&self, to: &Restorer<'_>) -> Command {
+        let mut command = self.program("pg_restore", to.host, to.database, to.role, Some(to.password));
+        command.args(["--no-owner", "--no-privileges", "--no-tablespaces", "--exit-on-error"]);
+        command.args(["--single-transaction", "--dbname"]).arg(connection_string(to.database));
+        command.stdout(Stdio::null());
+        command
+    }
+
+    fn program(
+        &self,
+        name: &str,
+        host: &HostAdmin,
+        database: &str,
+        user: &str,
+        password: Option<&SecretString>,
+    ) -> Command {
+        let mut command = Command::new(self.binaries.program(name));
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("PG") {
+                command.env_remove(variable);
+            }
+        }
+        command
+            .env("PGHOST", &host.address)
+            .env("PGPORT", host.port.to_string())
+            .env("PGUSER", user)
+            .env("PGDATABASE", database)
+            .env("PGAPPNAME", "pglobby")
+            .env("PGSSLMODE", ssl_mode(host.tls_mode))
+            .kill_on_drop(true)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        match (&host.tls_root_ca, host.tls_mode) {
+            (Some(root_ca), _) => {
+                command.env("PGSSLROOTCERT", root_ca);
+            }
+            // Our own default; libpq's is a file in the user's home. It knows this word since version 16.
+            (None, TlsMode::VerifyFull) => {
+                command.env("PGSSLROOTCERT", "system");
+            }
+            (None, _) => {}
+        }
+        if let Some(password) = password {
+            command.env("PGPASSWORD", password.expose_secret());
+        }
+        command
+    }
+
+    /// Writes `database` to a new file that only its owner can read, in pg_dump's custom format; what is there under
+    /// that name appears all at once, or not at all.
+    ///
+    /// # Errors
+    /// The file exists, the disk is full, or pg_dump's own words.
+    pub async fn dump_to(&self, admin: &HostAdmin, database: &str, file: &Path) -> Result<(), OperatorError> {
+        refuse_existing(file)?;
+        let (mut command, dumping) = self.dump(admin, database).await?;
+        let unfinished = unfinished(file);
+        let wrong =
+            |error: std::io::Error| OperatorError::Refused(format!("{}: {error}", unfinished.display()));
+        let _ = fs::remove_file(&unfinished);
+        let out =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(wrong)?;
+        let mut to = tokio::fs::File::from_std(out.try_clone().map_err(wrong)?);
+        let child = command.arg("--format=custom").spawn();
+        let mut child = child.map_err(|error| not_started("pg_dump", &error))?;
+        let from = child.stdout.take();
+        // We write the file: pg_dump ends well where the disk has no room for the last few kilobytes.
+        let written = async {
+            if let Some(mut from) = from {
+                tokio::io::copy(&mut from, &mut to).await?;
+            }
+            to.flush().await
+        };
+        let dumped = async {
+            let (written, dumped) = tokio::join!(written, finished("pg_dump", Ok(child)));
+            written.map_err(wrong).and(dumped)
+        };
+        let dumped = dumping.see_through(dumped).await;
+        let dumped = dumped.and_then(|_| keep(&out, &unfinished, file).map_err(wrong));
+        if dumped.is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+        dumped
+    }
+
+    /// What is defined in `database`, its rows aside; without owners and privileges, which are the new host's business.
+    ///
+    /// # Errors
+    /// pg_dump's own words.
+    pub async fn definitions(
+        &self,
+        admin: &HostAdmin,
+        database: &str,
+        part: Part,
+    ) -> Result<Definitions, OperatorError> {
+        let (mut dump, dumping) = self.dump(admin, database).await?;
+        dump.args(["--format=custom", "--no-owner", "--no-privileges"]);
+        dump.arg(match part {
+            Part::All => "--schema-only",
+            Part::BeforeRows => "--section=pre-data",
+            Part::AfterRows => "--section=post-data",
+        });
+        Ok(Definitions(dumping.see_through(finished("pg_dump", dump.spawn())).await?))
+    }
+
+    /// The same as statements, to be compared: without what replicates the database.
+    ///
+    /// # Errors
+    /// pg_restore's own words.
+    pub async fn statements(&self, definitions: &Definitions) -> Result<String, OperatorError> {
+        let mut restore = Command::new(self.binaries.program("pg_restore"));
+        restore.args([
+            "--file=-",
+            "--no-owner",
+            "--no-privileges",
+            "--no-publications",
+            "--no-subscriptions",
+        ]);
+        let text = fed(restore.stdout(Stdio::piped()), &definitions.0).await?;
+        Ok(without_restriction(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Makes what `definitions` say as the tenant's role; but for extensions and for the schemas that `made` names by their
+    /// number on the old host, which are there already.
+    ///
+    /// # Errors
+    /// pg_restore's own words: what this role cannot make is not made.
+    pub async fn define(
+        &self,
+        to: &Restorer<'_>,
+        definitions: &Definitions,
+        made: &[u32],
+    ) -> Result<(), OperatorError> {
+        let mut list = Command::new(self.binaries.program("pg_restore"));
+        let list = fed(list.arg("--list").stdout(Stdio::piped()), &definitions.0).await?;
+        let wanted = ListFile::new(&still_to_make(&String::from_utf8_lossy(&list), made))?;
+        let mut restore = self.restore_as(to);
+        restore.arg("--use-list").arg(&wanted.0);
+        fed(&mut restore, &definitions.0).await.map(drop)
+    }
+
+    /// Copies the rows of all tables but `left_out` (each quoted), values of sequences and large objects.
+    ///
+    /// # Errors
+    /// Either program's own words.
+    pub async fn copy_rows(
+        &self,
+        from: &HostAdmin,
+        to: &Restorer<'_>,
+        left_out: &[String],
+    ) -> Result<(), OperatorError> {
+        let (mut dump, of_dump) = self.dump(from, to.database).await?;
+        dump.args(["--format=custom", "--section=data"]);
+        dump.args(left_out.iter().map(|table| format!("--exclude-table-data={table}")));
+        let mut dumping = dump.spawn().map_err(|error| not_started("pg_dump", &error))?;
+        let stdout = dumping.stdout.take().map(TryInto::<Stdio>::try_into).transpose();
+        let stdout = stdout.map_err(|error| not_started("pg_restore", &error))?.unwrap_or_else(Stdio::null);
+        let mut restore = self.restore_as(to);
+        let restoring = restore.stdin(stdout).spawn();
+        drop(restore); // and with it our end of the pipe
+        let dumped = of_dump.see_through(finished("pg_dump", Ok(dumping)));
+        let (dumped, restored) = tokio::join!(dumped, finished("pg_restore", restoring));
+        // Where one dies, the other complains of the pipe: both are worth hearing.
+        match (dumped, restored) {
+            (Ok(_), restored) => restored.map(drop),
+            (dumped, Ok(_)) => dumped.map(drop),
+            (Err(one), Err(other)) => Err(OperatorError::Refused(format!("{other}; {one}"))),
+        }
+    }
+}
+
+/// Lines of an archive's list, which name what is to be restored: `3; 3079 16385 EXTENSION - pg_trgm`.
+fn still_to_make(list: &str, made: &[u32]) -> String {
+    let there = |line: &str| {
+        let Some((_, entry)) = line.split_once("; ") else { return false };
+        let mut words = entry.splitn(3, ' ').skip(1);
+        let oid = words.next().and_then(|oid| oid.parse::<u32>().ok());
+        let what = words.next().unwrap_or_default();
+        what.starts_with("EXTENSION - ")
+            || what.starts_with("COMMENT - EXTENSION ")
+            || (what.starts_with("SCHEMA - ") && oid.is_some_and(|oid| made.contains(&oid)))
+    };
+    list.split_inclusive('\n').filter(|line| !there(line)).collect()
+}
+
+/// A list for `pg_restore --use-list`, which takes a file only. It goes with this value.
+struct ListFile(PathBuf);
+
+impl ListFile {
+    fn new(list: &str) -> Result<Self, OperatorError> {
+        let path = std::env::temp_dir().join(format!("pglobby-{:032x}.list", rand::random::<u128>()));
+        let wrong = |error: std::io::Error| OperatorError::Refused(format!("{}: {error}", path.display()));
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(wrong)?;
+        let file_of_ours = Self(path.clone());
+        file.write_all(list.as_bytes()).map_err(wrong)?;
+        Ok(file_of_ours)
+    }
+}
+
+impl Drop for ListFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Runs pg_restore with an archive to read, and answers what it printed.
+async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, OperatorError> {
+    let child = restore.stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+    let mut child = child.map_err(|error| not_started("pg_restore", &error))?;
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // Where it does not read on, it says why.
+            let _ = stdin.write_all(archive).await;
+        }
+    };
+    let ((), restored) = tokio::join!(feed, finished("pg_restore", Ok(child)));
+    restored
+}
+
+/// Refuses to write over something.
+///
+/// # Errors
+/// It is there, or its folder is not.
+pub fn refuse_existing(file: &Path) -> Result<(), OperatorError> {
+    if file.exists() {
+        return Err(OperatorError::Exists(format!("{} exists already; name another file", file.display())));
+    }
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match folder.is_dir() {
+        true => Ok(()),
+        false => Err(OperatorError::Invalid(format!("there is no folder {}", folder.display()))),
+    }
+}
+
+/// Newer pg_dumps put the text between two lines for psql, with a word that is another every time.
+fn without_restriction(text: &str) -> String {
+    let word = text.lines().find_map(|line| line.strip_prefix(r"\restrict "));
+    let ours = |line: &str| {
+        let said = line.strip_prefix(r"\restrict ").or_else(|| line.strip_prefix(r"\unrestrict "));
+        said.is_some() && said == word
+    };
+    text.split_inclusive('\n').filter(|line| !ours(line.trim_end())).collect()
+}
+
+/// `--dbname` takes a connection string; a name with `=` in it would be one.
+fn connection_string(database: &str) -> String {
+    format!("dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'"))
+}
+
+fn unfinished(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".unfinished");
+    name.into()
+}
+
+/// The file is on the disk, under its own name.
+fn keep(out: &File, unfinished: &Path, file: &Path) -> std::io::Result<()> {
+    out.sync_all()?;
+    fs::hard_link(unfinished, file)?; // which, unlike a rename, never replaces anything
+    fs::remove_file(unfinished)
+}
+
+/// What it printed, where that was not sent elsewhere.
+async fn finished(program: &str, child: std::io::Result<Child>) -> Result<Vec<u8>, OperatorError> {
+    let child = child.map_err(|error| not_started(program, &error))?;
+    let Output { status, stderr, stdout } =
+        child.wait_with_output().await.map_err(|error| not_started(program, &error))?;
+    if status.success() {
+        return Ok(stdout);
+    }
+    Err(OperatorError::Refused(format!("{program} failed ({status}): {}", own_words(&stderr))))
+}
+
+/// What pg_dump or pg_restore says itself. A server's DETAIL and CONTEXT below that quote a tenant's rows.
+fn own_words(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let own: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("pg_") || line.starts_with("HINT:")).collect();
+    own.join("; ").chars().take(TOLD_BYTES_MAX).collect()
+}
+
+fn not_started(program: &str, error: &std::io::Error) -> OperatorError {
+    OperatorError::Refused(format!("{program} could not be run: {error}"))
+}
+
+/// As libpq spells it.
+pub(in crate::control_path) fn ssl_mode(mode: TlsMode) -> &'static str {
+    match mode {
+        TlsMode::Disable => "disable",
+        TlsMode::Allow => "allow",
+        TlsMode::Prefer => "prefer",
+        TlsMode::Require => "require",
+        TlsMode::VerifyCa => "verify-ca",
+        TlsMode::VerifyFull => "verify-full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_around_a_dump_is_left_out_and_nothing_else() {
+        let text = "-- dump\n\\restrict abc\nCREATE TABLE t ();\n\\restrict in a body\n\\unrestrict abc\n";
+        assert_eq!(without_restriction(text), "-- dump\nCREATE TABLE t ();\n\\restrict in a body\n");
+        assert_eq!(without_restriction("SELECT 1;\n"), "SELECT 1;\n");
+    }
+
+    #[test]
+    fn what_a_server_quotes_of_a_tenants_rows_is_left_out() {
+        let stderr = "pg_restore: error: COPY failed for table \"t\": ERROR:  value too long\nDETAIL:  Failing row contains \
+                      (secret\nsecret).\nCONTEXT:  COPY t, line 1: \"secret\"\nHINT:  none\npg_restore: warning: ignored\n";
+        let told = "pg_restore: error: COPY failed for table \"t\": ERROR:  value too long; HINT:  none; pg_restore: warning: \
+                    ignored";
+        assert_eq!(own_words(stderr.as_bytes()), told);
+    }
+
+    #[test]
+    fn extensions_and_their_schemas_are_left_out_of_what_is_to_be_made() {
+        let list = ";\n; Archive\n6; 2615 16388 SCHEMA - ext acme_rw\n7; 2615 16400 SCHEMA - hr acme_rw\n\
+                    2; 3079 16389 EXTENSION - pg_trgm \n3500; 0 0 COMMENT - EXTENSION pg_trgm \n\
+                    3501; 0 0 COMMENT - SCHEMA hr acme_rw\n215; 1259 16401 TABLE hr EXTENSION acme_rw\n";
+        let left = still_to_make(list, &[16388]);
+        let left: Vec<&str> = left.lines().map(|line| line.split(';').next().unwrap_or_default()).collect();
+        assert_eq!(left, ["", "", "7", "3501", "215"]);
+    }
+
+    #[test]
+    fn a_database_name_stays_a_name_in_a_connection_string() {
+        assert_eq!(connection_string("a=b"), "dbname='a=b'");
+        assert_eq!(connection_string(r"o'neil\"), r"dbname='o\'neil\\'");
+    }
+}

@@ -1,0 +1,184 @@
+//! One piece of SQL over many tenants, each with its own role: what a team needs to migrate a thousand schemas.
+//!
+//! Straight to the hosts, past the pools. A tenant that fails stops nobody else; for a tenant, all statements of a text
+//! are one transaction unless the text says otherwise.
+
+use std::{pin::pin, time::Instant};
+
+use futures_util::{StreamExt as _, stream};
+use secrecy::SecretString;
+use serde::Serialize;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio_postgres::{Client, Row};
+
+use super::{
+    actor::{Operator, OperatorError},
+    host_connection::{Answer, HostAdmin},
+    tenants::missing,
+};
+use crate::control_path::{
+    onboarding::{adopt::complete_grants, role_attributes::allow},
+    secrets::seal::Place,
+};
+
+/// Rows kept of each tenant's answer: the whole answer of all tenants is in memory at the end.
+pub const ROWS_MAX: usize = 1_000;
+
+/// Whom it concerns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Every tenant that is active or suspended.
+    All,
+    /// These.
+    Named(Vec<String>),
+}
+
+/// What became of it for one tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// Its name.
+    pub tenant: String,
+    /// Whether every statement succeeded.
+    pub ok: bool,
+    /// One for each statement; where one failed, those before it (which are undone).
+    pub results: Vec<Answer>,
+    /// In words.
+    pub error: Option<String>,
+    /// Of the error, where a server gave one.
+    pub sqlstate: Option<String>,
+    /// From connect to the last answer.
+    pub elapsed_ms: u64,
+}
+
+/// A tenant to run it for.
+struct Target {
+    id: i64,
+    name: String,
+    host: String,
+    database: String,
+    role: String,
+    sealed: Vec<u8>,
+    grants_pending: bool,
+    suspended: bool,
+}
+
+/// Runs `sql` for all `wanted`, `concurrency` at a time; `on_begin` hears how many there are, `on_done` of each as it
+/// ends. Answers in the order of names.
+///
+/// # Errors
+/// The central database, or a tenant that is not there or not open: then nothing was run. What goes wrong for a tenant is
+/// in its outcome.
+pub async fn fan_out(
+    operator: &Operator,
+    sql: &str,
+    wanted: &Wanted,
+    concurrency: usize,
+    on_begin: impl FnOnce(usize),
+    mut on_done: impl FnMut(&Outcome),
+) -> Result<Vec<Outcome>, OperatorError> {
+    let client = operator.central.client().await?;
+    let targets = targets(operator, &client, wanted).await?;
+    let count = targets.len();
+    on_begin(count);
+    let running = stream::iter(targets).map(|target| run_one(operator, target, sql));
+    let mut running = pin!(running.buffer_unordered(concurrency.max(1)));
+    let mut outcomes = Vec::with_capacity(count);
+    while let Some(outcome) = running.next().await {
+        on_done(&outcome);
+        outcomes.push(outcome);
+    }
+    outcomes.sort_by(|one, other| one.tenant.cmp(&other.tenant));
+    let failed: Vec<&str> =
+        outcomes.iter().filter(|outcome| !outcome.ok).map(|outcome| outcome.tenant.as_str()).collect();
+    // The text may hold what nobody else should read; its hash tells whether it was this text.
+    let hash: String = Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let detail = json!({ "sql_sha256": hash, "tenants": count, "failed": failed });
+    operator.audit(&**client, "run", None, &detail).await?;
+    Ok(outcomes)
+}
+
+async fn targets(
+    operator: &Operator,
+    client: &Client,
+    wanted: &Wanted,
+) -> Result<Vec<Target>, OperatorError> {
+    let open =
+        "SELECT id, name, host, database, username, sealed_password, grants_pending, status FROM pglobby.tenants
+                WHERE status IN ('active', 'suspended') AND sealed_password IS NOT NULL
+                  AND ($1::text[] IS NULL OR name = ANY ($1)) ORDER BY name";
+    let names = match wanted {
+        Wanted::All => None,
+        Wanted::Named(names) => Some(names),
+    };
+    let targets: Vec<Target> = client.query(open, &[&names]).await?.iter().map(target).collect();
+    for name in names.into_iter().flatten() {
+        if targets.iter().any(|target| target.name == *name) {
+            continue;
+        }
+        let sql = "SELECT status FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
+        return Err(match client.query_opt(sql, &[name]).await? {
+            Some(row) => OperatorError::Refused(format!(
+                "tenant {name:?} is {}; nothing was run for anybody",
+                row.get::<_, String>(0)
+            )),
+            None => missing(operator, client, name).await,
+        });
+    }
+    Ok(targets)
+}
+
+fn target(row: &Row) -> Target {
+    Target {
+        id: row.get("id"),
+        name: row.get("name"),
+        host: row.get("host"),
+        database: row.get("database"),
+        role: row.get("username"),
+        sealed: row.get("sealed_password"),
+        grants_pending: row.get("grants_pending"),
+        suspended: row.get::<_, &str>("status") == "suspended",
+    }
+}
+
+async fn run_one(operator: &Operator, target: Target, sql: &str) -> Outcome {
+    let begun = Instant::now();
+    let mut results = Vec::new();
+    let error = ask(operator, &target, sql, &mut results).await.err();
+    Outcome {
+        tenant: target.name,
+        ok: error.is_none(),
+        results,
+        sqlstate: error.as_ref().and_then(|error| error.code()).map(|code| code.code().to_owned()),
+        error: error.map(|error| error.to_string().replace('\n', " ")),
+        elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+async fn ask(
+    operator: &Operator,
+    target: &Target,
+    sql: &str,
+    results: &mut Vec<Answer>,
+) -> Result<(), OperatorError> {
+    if target.grants_pending {
+        complete_grants(operator, target.id).await?;
+    }
+    let client = operator.central.client().await?;
+    let admin = HostAdmin::load(operator, &**client, &target.host).await?;
+    drop(client);
+    let row = target.id.to_string();
+    let place = Place { table: "tenants", row: &row, column: "sealed_password" };
+    let password: SecretString = operator.keyring.open(&place, &target.sealed)?;
+    // Only an operator gets in while the tenant is suspended, and only for as long as the door takes to open.
+    let doorkeeper = if target.suspended { Some(admin.connect().await?) } else { None };
+    if let Some(doorkeeper) = &doorkeeper {
+        allow(doorkeeper, &target.role, true).await?;
+    }
+    let entered = admin.prove_login(&target.role, &password, &target.database).await;
+    if let Some(doorkeeper) = &doorkeeper {
+        allow(doorkeeper, &target.role, false).await?;
+    }
+    let session = entered?;
+    session.answers(format!("for tenant {:?}", target.name), sql, ROWS_MAX, results).await
+}

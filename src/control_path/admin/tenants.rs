@@ -1,0 +1,353 @@
+//! Tenants that exist: listed, shown, changed, suspended, resumed. Making and dropping them is `onboarding/`.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Serialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio_postgres::{Client, GenericClient, Row, types::ToSql};
+
+use super::{
+    actor::{Operator, OperatorError},
+    hosts::{invalid, unknown_setting},
+};
+use crate::{config::units, control_path::onboarding::role_attributes};
+
+/// One row of `pglobby.tenants`, without credentials. `null` means the configuration's default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TenantSummary {
+    /// `tenants.name`.
+    pub name: String,
+    /// `provisioning`, `active`, `suspended`, `dropping` or `dropped`.
+    pub status: String,
+    /// Why, where an operator gave a reason.
+    pub status_reason: Option<String>,
+    /// Where it lives.
+    pub host: String,
+    /// Its database there.
+    pub database: String,
+    /// Its own role there.
+    pub username: String,
+    /// Its role that cannot write.
+    pub ro_username: Option<String>,
+    /// `transaction` or `session`.
+    pub pool_mode: Option<String>,
+    /// Server connections at most.
+    pub pool_size: Option<i32>,
+    /// Server connections kept.
+    pub min_pool_size: Option<i32>,
+    /// Sessions at most.
+    pub max_clients: Option<i32>,
+    /// As `30s`; `null`: none of its own.
+    pub statement_timeout: Option<String>,
+    /// Networks that may enter; empty: all.
+    pub allow_from: Vec<String>,
+    /// Existed before it was a tenant.
+    pub adopted: bool,
+    /// Its tables are granted when its first pool is made.
+    pub grants_pending: bool,
+    /// Employees' logins.
+    pub logins: i64,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When its row last changed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+/// As many connections as PostgreSQL can have.
+pub const SERVERS_MAX: u32 = 262_143;
+/// More sessions than any machine has descriptors for.
+pub const CLIENTS_MAX: u32 = 1_000_000;
+
+/// Keys of `tenant set`.
+pub const SETTINGS: [&str; 6] =
+    ["pool_mode", "pool_size", "min_pool_size", "max_clients", "statement_timeout", "allow_from"];
+
+const SUMMARY: &str = "SELECT name, status, status_reason, host, database, username, ro_username, pool_mode,
+    pool_size, min_pool_size, max_clients,
+    (extract(epoch FROM statement_timeout) * 1000)::bigint AS statement_timeout_ms,
+    allow_from::text[] AS allow_from, adopted, grants_pending,
+    (SELECT count(*) FROM pglobby.logins l WHERE l.tenant_id = t.id) AS logins, created_at, updated_at
+    FROM pglobby.tenants t";
+
+/// All tenants by name; tombstones only if asked for.
+///
+/// # Errors
+/// The central database.
+pub async fn list(operator: &Operator, dropped_too: bool) -> Result<Vec<TenantSummary>, OperatorError> {
+    let client = operator.central.client().await?;
+    let sql = format!("{SUMMARY} WHERE $1 OR status <> 'dropped' ORDER BY name, id");
+    Ok(client.query(&sql, &[&dropped_too]).await?.iter().map(summary).collect())
+}
+
+/// One tenant: the living one of that name, or else its latest tombstone.
+///
+/// # Errors
+/// [`OperatorError::NotFound`].
+pub async fn show(operator: &Operator, name: &str) -> Result<TenantSummary, OperatorError> {
+    let client = operator.central.client().await?;
+    let sql = format!("{SUMMARY} WHERE name = $1 ORDER BY status = 'dropped', id DESC LIMIT 1");
+    match client.query_opt(&sql, &[&name]).await? {
+        Some(row) => Ok(summary(&row)),
+        None => Err(missing(operator, &**client, name).await),
+    }
+}
+
+fn summary(row: &Row) -> TenantSummary {
+    let timeout: Option<i64> = row.get("statement_timeout_ms");
+    TenantSummary {
+        name: row.get("name"),
+        status: row.get("status"),
+        status_reason: row.get("status_reason"),
+        host: row.get("host"),
+        database: row.get("database"),
+        username: row.get("username"),
+        ro_username: row.get("ro_username"),
+        pool_mode: row.get("pool_mode"),
+        pool_size: row.get("pool_size"),
+        min_pool_size: row.get("min_pool_size"),
+        max_clients: row.get("max_clients"),
+        statement_timeout: timeout.map(in_words),
+        allow_from: row.get("allow_from"),
+        adopted: row.get("adopted"),
+        grants_pending: row.get("grants_pending"),
+        logins: row.get("logins"),
+        created_at: row.get("created_at"),
+        updated_at: row.get("updated_at"),
+    }
+}
+
+/// As `tenant set` takes it.
+fn in_words(millis: i64) -> String {
+    match millis {
+        _ if millis % 60_000 == 0 && millis != 0 => format!("{}min", millis / 60_000),
+        _ if millis % 1_000 == 0 => format!("{}s", millis / 1_000),
+        _ => format!("{millis}ms"),
+    }
+}
+
+/// Changes settings of a tenant; an empty value means the configuration's default again.
+///
+/// # Errors
+/// Unknown key (naming the nearest), bad value, no such tenant; then nothing is changed.
+pub async fn set(
+    operator: &Operator,
+    name: &str,
+    settings: &[(String, String)],
+) -> Result<TenantSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    for (key, value) in settings {
+        if set_one(&transaction, name, key, value.trim()).await? == 0 {
+            return Err(missing(operator, &transaction, name).await);
+        }
+    }
+    let changed: serde_json::Map<_, _> =
+        settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+    operator.audit(&transaction, "tenant.set", Some(name), &changed.into()).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+async fn set_one(
+    client: &impl GenericClient,
+    name: &str,
+    key: &str,
+    value: &str,
+) -> Result<u64, OperatorError> {
+    let given = Some(value).filter(|value| !value.is_empty());
+    let run = async |assignment: &str, value: &(dyn ToSql + Sync)| {
+        let sql = format!("UPDATE pglobby.tenants SET {assignment} WHERE name = $1 AND status <> 'dropped'");
+        client.execute(&sql, &[&name, value]).await.map_err(|error| match error.code() {
+            Some(code) if code.code().starts_with("22") || code.code().starts_with("23") => {
+                OperatorError::Invalid(format!("{key}={value:?} cannot be: {}", invalid(&error)))
+            }
+            _ => error.into(),
+        })
+    };
+    match key {
+        "pool_mode" => match given {
+            None | Some("transaction" | "session") => run("pool_mode = $2", &given).await,
+            Some(other) => {
+                Err(OperatorError::Invalid(format!("pool_mode is transaction or session, not {other:?}")))
+            }
+        },
+        "pool_size" | "min_pool_size" | "max_clients" => {
+            let least = if key == "min_pool_size" { 0 } else { 1 };
+            let most = if key == "max_clients" { CLIENTS_MAX } else { SERVERS_MAX };
+            let number: Option<i32> = match given.map(str::parse::<i32>) {
+                None => None,
+                Some(Ok(number)) if number >= least && number.unsigned_abs() <= most => Some(number),
+                Some(_) => {
+                    return Err(OperatorError::Invalid(format!(
+                        "{key} is a whole number from {least} to {most}, not {value:?}; `{key}=` takes the default"
+                    )));
+                }
+            };
+            run(&format!("{key} = $2"), &number).await
+        }
+        "statement_timeout" => {
+            let millis = given.map(parse_timeout).transpose()?;
+            run("statement_timeout = $2::bigint * interval '1 millisecond'", &millis).await
+        }
+        "allow_from" => {
+            let networks = parse_networks(value.split(','))?;
+            run("allow_from = $2::text[]::cidr[]", &networks).await
+        }
+        _ => Err(unknown_setting(key, &SETTINGS)),
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<i64, OperatorError> {
+    /// PostgreSQL counts it in milliseconds, in 31 bits.
+    const LONGEST: Duration = Duration::from_secs(24 * 86_400);
+    let wrong = |why: &str| OperatorError::Invalid(format!("statement_timeout={text:?} {why}"));
+    let duration = units::duration(text).map_err(|why| wrong(&why))?;
+    if duration > LONGEST {
+        return Err(wrong("is longer than PostgreSQL can count (24d)"));
+    }
+    i64::try_from(duration.as_millis()).map_err(|_| wrong("is too long"))
+}
+
+/// Networks as `10.0.0.0/8` or single addresses, as PostgreSQL's cidr will take them.
+///
+/// # Errors
+/// [`OperatorError::Invalid`].
+pub fn parse_networks<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<String>, OperatorError> {
+    texts.map(str::trim).filter(|text| !text.is_empty()).map(parse_network).collect()
+}
+
+fn parse_network(text: &str) -> Result<String, OperatorError> {
+    let network: IpNet = text
+        .parse()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| OperatorError::Invalid(format!("{text:?} is no network (10.0.0.0/8) and no address")))?;
+    if network.trunc() != network {
+        return Err(OperatorError::Invalid(format!(
+            "{text:?} is no network; did you mean {}?",
+            network.trunc()
+        )));
+    }
+    Ok(network.to_string())
+}
+
+/// What becomes of the sessions of a tenant that is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sessions {
+    /// They end at once, with whatever they are doing.
+    EndNow,
+    /// They end after the transaction they are in.
+    EndAfterTransaction,
+}
+
+/// Closes a tenant to clients; they read `reason`. Suspended again, to change the reason or to end at once after all.
+///
+/// # Errors
+/// Only an active tenant can be suspended.
+pub async fn suspend(
+    operator: &Operator,
+    name: &str,
+    reason: Option<&str>,
+    sessions: Sessions,
+) -> Result<TenantSummary, OperatorError> {
+    let drain = sessions == Sessions::EndAfterTransaction;
+    let suspended =
+        change_status(operator, name, &["active", "suspended"], "suspended", reason, drain).await?;
+    // Past pglobby as well: who knows the password of a role logs in at the host.
+    role_attributes::follow_status(operator, name).await;
+    Ok(suspended)
+}
+
+/// Opens a suspended tenant; an active one stays active.
+///
+/// # Errors
+/// It is neither.
+pub async fn resume(operator: &Operator, name: &str) -> Result<TenantSummary, OperatorError> {
+    role_attributes::let_in(operator, name).await;
+    change_status(operator, name, &["suspended", "active"], "active", None, false).await
+}
+
+async fn change_status(
+    operator: &Operator,
+    name: &str,
+    from: &[&str],
+    to: &str,
+    reason: Option<&str>,
+    drain: bool,
+) -> Result<TenantSummary, OperatorError> {
+    let mut client = operator.central.client().await?;
+    let transaction = Client::transaction(&mut client).await?;
+    let changed = transaction
+        .execute(
+            "UPDATE pglobby.tenants SET status = $2, status_reason = $3, drain = $5
+             WHERE name = $1 AND status = ANY ($4)",
+            &[&name, &to, &reason, &from, &drain],
+        )
+        .await?;
+    if changed == 0 {
+        drop(transaction);
+        drop(client);
+        let status = show(operator, name).await?.status;
+        return Err(OperatorError::Refused(format!("tenant {name:?} is {status}, so it cannot become {to}")));
+    }
+    let action = if to == "active" { "tenant.resume" } else { "tenant.suspend" };
+    operator.audit(&transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
+    transaction.commit().await?;
+    drop(client);
+    show(operator, name).await
+}
+
+/// [`OperatorError::NotFound`] for a tenant.
+pub(in crate::control_path) async fn missing(
+    operator: &Operator,
+    client: &impl GenericClient,
+    name: &str,
+) -> OperatorError {
+    let living = "SELECT name FROM pglobby.tenants WHERE status <> 'dropped'";
+    operator.not_found(client, "tenant", name, living).await
+}
+
+/// The id of a living tenant.
+///
+/// # Errors
+/// [`OperatorError::NotFound`].
+pub(in crate::control_path) async fn id_of(
+    operator: &Operator,
+    client: &impl GenericClient,
+    name: &str,
+) -> Result<i64, OperatorError> {
+    // Locked, so that it cannot be dropped between this and what refers to it.
+    let sql = "SELECT id FROM pglobby.tenants
+               WHERE name = $1 AND status NOT IN ('dropping', 'dropped') FOR SHARE";
+    match client.query_opt(sql, &[&name]).await? {
+        Some(row) => Ok(row.get(0)),
+        None => Err(missing(operator, client, name).await),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_shown_as_it_can_be_set() {
+        for text in ["30s", "5min", "1500ms", "0s"] {
+            assert_eq!(in_words(parse_timeout(text).expect(text)), text);
+        }
+        assert!(parse_timeout("30").is_err());
+        assert!(parse_timeout("25d").is_err());
+    }
+
+    #[test]
+    fn networks_are_networks() {
+        let networks = parse_networks("10.0.0.0/8, ::1,192.168.1.7".split(',')).expect("three");
+        assert_eq!(networks, ["10.0.0.0/8", "::1/128", "192.168.1.7/32"]);
+        let error = parse_networks(["10.1.2.3/8"].into_iter()).expect_err("host bits").to_string();
+        assert!(error.contains("did you mean 10.0.0.0/8"), "{error}");
+        assert!(parse_networks(["everywhere"].into_iter()).is_err());
+    }
+}

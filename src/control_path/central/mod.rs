@@ -1,0 +1,268 @@
+//! The central database: a small pool of connections for our own queries, and single ones for long work.
+//!
+//! Nothing a client sends arrives here except as a bound parameter (invariant 7), and every query is schema-qualified.
+
+pub mod change_barrier;
+pub mod change_feed;
+pub mod cluster_cancel;
+pub mod move_pause;
+pub mod tls;
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+};
+use secrecy::ExposeSecret as _;
+use tokio_postgres::{Client, Connection, Socket, error::DbError};
+
+use self::tls::{CentralTlsConnector, CentralTlsStream};
+use crate::{
+    config::{Config, Keepalive},
+    wire::tls::TlsError,
+};
+
+/// The central database. Cheap to clone; connects when first asked.
+#[derive(Clone)]
+pub struct Central {
+    pool: Pool,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// With password and session settings; for connections outside the pool.
+    connection: tokio_postgres::Config,
+    /// The same for a person to read.
+    url: String,
+    tls: CentralTlsConnector,
+    timeout: Duration,
+}
+
+/// What went wrong with the central database, for the operator. Never sent to a client.
+#[derive(Debug, thiserror::Error)]
+pub enum CentralError {
+    /// Certificates.
+    #[error("central database: {0}")]
+    Tls(#[from] TlsError),
+    /// The pool could not be made.
+    #[error("central database: {0}")]
+    Setup(String),
+    /// No connection.
+    #[error("cannot connect to the central database {url}: {}", causes(cause))]
+    Connect {
+        /// Where, without a password.
+        url: String,
+        /// Why.
+        cause: tokio_postgres::Error,
+    },
+    /// Every connection stayed busy, or the server did not answer.
+    #[error("the central database {url} did not answer within {waited:?} (central_timeout)")]
+    TimedOut {
+        /// Where, without a password.
+        url: String,
+        /// `central_timeout`.
+        waited: Duration,
+    },
+    /// A query failed.
+    #[error("central database: {}", causes(.0))]
+    Query(#[from] tokio_postgres::Error),
+    /// An answer that the schema does not allow.
+    #[error("central database: {0}")]
+    Nonsense(String),
+}
+
+impl CentralError {
+    /// The SQLSTATE the central database gave, if it gave one.
+    pub fn code(&self) -> Option<&tokio_postgres::error::SqlState> {
+        match self {
+            Self::Connect { cause, .. } | Self::Query(cause) => cause.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether it may be over in a moment: nobody answers, or a server that starts, ends or is full.
+    pub fn passes(&self) -> bool {
+        let starting = ["53300", "57P01", "57P02", "57P03"];
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Connect { .. } => self.code().is_none_or(|code| starting.contains(&code.code())),
+            _ => false,
+        }
+    }
+
+    /// Whether it is there and cannot store what it was given.
+    pub fn is_about_a_value(&self) -> bool {
+        self.code().is_some_and(|code| ["22", "23"].iter().any(|class| code.code().starts_with(class)))
+    }
+}
+
+impl Central {
+    /// Prepares the pool; connects to nobody yet.
+    ///
+    /// # Errors
+    /// Certificate files that cannot be read.
+    pub fn open(config: &Config) -> Result<Self, CentralError> {
+        let tls = CentralTlsConnector::new(&config.central.tls)?;
+        let timeout = config.timeouts.central;
+        let connection = session_settings(config);
+
+        let mut pooled = connection.clone();
+        let own = pooled.get_options().unwrap_or_default();
+        pooled.options(format!("{own} -c statement_timeout={}", timeout.as_millis()));
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let pool = Pool::builder(Manager::from_config(pooled, tls.clone(), recycling))
+            .max_size(config.limits.central_connections_max)
+            .timeouts(Timeouts { wait: Some(timeout), create: Some(timeout), recycle: Some(timeout) })
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| CentralError::Setup(error.to_string()))?;
+        let shared = Shared { connection, url: config.central.url.clone(), tls, timeout };
+        Ok(Self { pool, shared: Arc::new(shared) })
+    }
+
+    /// A pooled connection, opened if need be. Its statements end after `central_timeout`.
+    ///
+    /// # Errors
+    /// [`CentralError::Connect`] or [`CentralError::TimedOut`], after `central_timeout` at most.
+    pub async fn client(&self) -> Result<Object, CentralError> {
+        // One deadline over waiting and connecting, which the pool counts separately.
+        let got = tokio::time::timeout(self.shared.timeout, self.pool.get()).await;
+        match got.map_err(|_| self.timed_out())? {
+            Ok(client) => Ok(client),
+            Err(PoolError::Backend(cause)) => Err(self.connect_error(cause)),
+            Err(PoolError::Timeout(_)) => Err(self.timed_out()),
+            Err(error) => Err(CentralError::Setup(error.to_string())),
+        }
+    }
+
+    /// A connection of its own to `database` on the central cluster, without a statement timeout: for long work as
+    /// creating a database and migrating it. It is driven by a task on the current runtime until dropped.
+    ///
+    /// # Errors
+    /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
+    pub async fn connect_to(&self, database: &str) -> Result<Client, CentralError> {
+        let mut connection = self.shared.connection.clone();
+        connection.dbname(database);
+        let (client, driver) = self.connect(&connection).await?;
+        tokio::spawn(async move {
+            if let Err(error) = driver.await {
+                tracing::warn!(cause = %causes(&error), "a connection to the central database broke");
+            }
+        });
+        Ok(client)
+    }
+
+    /// A connection of its own to the central database and its driver, which the caller polls; for LISTEN.
+    ///
+    /// # Errors
+    /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
+    pub async fn connect_undriven(
+        &self,
+    ) -> Result<(Client, Connection<Socket, CentralTlsStream<Socket>>), CentralError> {
+        self.connect(&self.shared.connection).await
+    }
+
+    async fn connect(
+        &self,
+        connection: &tokio_postgres::Config,
+    ) -> Result<(Client, Connection<Socket, CentralTlsStream<Socket>>), CentralError> {
+        let connected = connection.connect(self.shared.tls.clone());
+        tokio::time::timeout(self.shared.timeout, connected)
+            .await
+            .map_err(|_| self.timed_out())?
+            .map_err(|cause| self.connect_error(cause))
+    }
+
+    /// Name of the central database.
+    pub fn database(&self) -> &str {
+        self.shared.connection.get_dbname().unwrap_or_default()
+    }
+
+    /// The master login.
+    pub fn user(&self) -> &str {
+        self.shared.connection.get_user().unwrap_or_default()
+    }
+
+    /// Where it is, without a password.
+    pub fn url(&self) -> &str {
+        &self.shared.url
+    }
+
+    /// `central_timeout`.
+    pub fn timeout(&self) -> Duration {
+        self.shared.timeout
+    }
+
+    fn timed_out(&self) -> CentralError {
+        CentralError::TimedOut { url: self.shared.url.clone(), waited: self.shared.timeout }
+    }
+
+    fn connect_error(&self, cause: tokio_postgres::Error) -> CentralError {
+        CentralError::Connect { url: self.shared.url.clone(), cause }
+    }
+}
+
+impl std::fmt::Debug for Central {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Central").field("url", &self.shared.url).finish_non_exhaustive()
+    }
+}
+
+/// What every connection to the central database has in common.
+fn session_settings(config: &Config) -> tokio_postgres::Config {
+    let mut connection = config.central.connection.clone();
+    if let Some(password) = &config.central.password {
+        connection.password(password.expose_secret());
+    }
+    // Last wins, so options of the URL cannot move the search path.
+    let theirs = connection.get_options().unwrap_or_default();
+    connection.options(format!("{theirs} -c search_path=pg_catalog -c client_min_messages=warning"));
+    connection.application_name("pglobby");
+    connection.connect_timeout(config.timeouts.central);
+    connection.keepalives(true);
+    let Keepalive { idle, interval, user_timeout } = config.timeouts.server_keepalive;
+    connection.keepalives_idle(idle);
+    connection.keepalives_interval(interval);
+    connection.keepalives_retries(Keepalive::PROBES);
+    if let Some(user_timeout) = user_timeout {
+        connection.tcp_user_timeout(user_timeout);
+    }
+    connection
+}
+
+/// Classes of SQLSTATE whose DETAIL speaks of objects, connections and rights. Others quote rows ("Failing row contains
+/// …", "Key (name)=(…) already exists") or whatever a function raises, and with them what is stored: sealed passwords,
+/// verifiers.
+const DETAIL_TOLD: [&str; 14] =
+    ["08", "0A", "0L", "0P", "25", "28", "2B", "3D", "42", "53", "54", "55", "57", "58"];
+
+/// What a server's error says, without any row's content: the only way in which an error of PostgreSQL is printed, logged,
+/// recorded or answered.
+pub fn said(error: &DbError) -> String {
+    let mut words = error.message().to_owned();
+    let told = error.code().code().get(..2).is_some_and(|class| DETAIL_TOLD.contains(&class));
+    for (title, more) in [("DETAIL", error.detail()), ("HINT", error.hint())] {
+        if let Some(more) = more.filter(|_| told) {
+            words.push_str(&format!("\n{title}: {more}"));
+        }
+    }
+    words
+}
+
+/// An error with all its causes; tokio-postgres leaves them out of its own words.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        let of_server = |server: &DbError| format!("{}: {}", server.severity(), said(server));
+        let words = error.downcast_ref().map_or_else(|| error.to_string(), of_server);
+        // tokio-postgres says "db error" and then, one deeper, what the server said.
+        if words != "db error" && !text.contains(&words) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&words);
+        }
+        next = error.source();
+    }
+    // DETAIL and HINT come on lines of their own; a log has one for each event.
+    text.replace('\n', "; ")
+}

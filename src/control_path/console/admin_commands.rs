@@ -1,0 +1,428 @@
+//! The life of tenants and logins in SQL: `CREATE TENANT acme`, `GRANT TENANT acme TO shop`, …. Words are read into an
+//! [`Order`], the same that the command line and the HTTP API give.
+//!
+//! A statement is kept as its words and read again when it is carried out: a password that is made belongs to one
+//! execution. No word of it is ever logged or repeated in an error, for one of them may be a password.
+
+use std::fmt;
+
+use secrecy::SecretString;
+use tracing::info;
+
+use super::{Answer, Complaint, Session, result_rows, statement::Token, table::Table};
+use crate::{
+    config::units,
+    control_path::{
+        admin::{
+            actor::OperatorError,
+            commands::Order,
+            logins::{NewLogin, NewLoginKind},
+            tenants::Sessions,
+        },
+        onboarding::{adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, move_tenant::MoveTenant},
+        secrets::scram_verifier::Given,
+        timestamp::parse_moment,
+    },
+};
+
+/// A statement about tenants or logins, known to be well formed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Words(Vec<Token>);
+
+impl Words {
+    /// The statement, if it is one about tenants or logins; `Some(Err)` if it is not as it should be.
+    pub fn read(statement: &[Token]) -> Option<Result<Self, Complaint>> {
+        let word = |at: usize| match statement.get(at) {
+            Some(Token::Word(word)) => word.as_str(),
+            _ => "",
+        };
+        let about = (word(0), word(1));
+        let ours = match about {
+            ("create" | "alter" | "drop", "tenant" | "login") | ("grant" | "revoke", "tenant" | "all") => {
+                true
+            }
+            ("suspend" | "resume" | "rename" | "rotate" | "move" | "adopt", "tenant") => statement.len() > 2,
+            _ => false,
+        };
+        ours.then(|| {
+            let words = Self(statement.to_vec());
+            words.order().map(|_| words)
+        })
+    }
+
+    fn order(&self) -> Result<Order, Complaint> {
+        let mut reader = Reader { rest: &self.0 };
+        let order = reader.order()?;
+        match reader.rest {
+            [] => Ok(order),
+            [Token::Word(word), ..] => Err(wrong(format!("{word:?} was not expected here"))),
+            _ => Err(wrong("there is more than was expected")),
+        }
+    }
+
+    /// Whether it destroys what no ROLLBACK brings back.
+    pub fn destroys(&self) -> bool {
+        matches!(self.order(), Ok(Order::DropTenant { .. }))
+    }
+
+    /// What a client that describes the statement is told of its rows.
+    pub fn columns(&self) -> Option<Table> {
+        self.order().ok().map(|order| result_rows::columns(&order))
+    }
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Words").finish_non_exhaustive()
+    }
+}
+
+fn wrong(words: impl Into<String>) -> Complaint {
+    Complaint::new("42601", words).hint("SHOW HELP lists what the console understands.")
+}
+
+/// Takes one word after the other.
+struct Reader<'a> {
+    rest: &'a [Token],
+}
+
+impl Reader<'_> {
+    /// Takes these words, if they are next.
+    fn takes(&mut self, words: &str) -> bool {
+        let mut rest = self.rest;
+        for word in words.split(' ') {
+            match rest.split_first() {
+                Some((Token::Word(next), behind)) if next == word => rest = behind,
+                _ => return false,
+            }
+        }
+        self.rest = rest;
+        true
+    }
+
+    fn needs(&mut self, words: &str) -> Result<(), Complaint> {
+        if self.takes(words) { Ok(()) } else { Err(wrong(format!("{} was expected", words.to_uppercase()))) }
+    }
+
+    fn takes_symbol(&mut self, symbol: char) -> bool {
+        let taken = matches!(self.rest.first(), Some(Token::Symbol(next)) if *next == symbol);
+        if taken {
+            self.rest = &self.rest[1..];
+        }
+        taken
+    }
+
+    /// A name, or a value: a word or something in quotes.
+    fn name(&mut self, what: &str) -> Result<String, Complaint> {
+        match self.rest.split_first() {
+            Some((Token::Word(name) | Token::Quoted(name), rest)) => {
+                self.rest = rest;
+                Ok(name.clone())
+            }
+            _ => Err(wrong(format!("{what} was expected"))),
+        }
+    }
+
+    fn text(&mut self, what: &str) -> Result<String, Complaint> {
+        match self.rest.first() {
+            Some(Token::Quoted(_)) => self.name(what),
+            _ => Err(wrong(format!("{what} in quotes was expected"))),
+        }
+    }
+
+    /// The value behind a keyword, if that is next.
+    fn option(&mut self, keyword: &str) -> Result<Option<String>, Complaint> {
+        if self.takes(keyword) {
+            self.name(&format!("what follows {}", keyword.to_uppercase())).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn names(&mut self, what: &str) -> Result<Vec<String>, Complaint> {
+        let mut names = vec![self.name(what)?];
+        while self.takes_symbol(',') {
+            names.push(self.name(what)?);
+        }
+        Ok(names)
+    }
+
+    fn order(&mut self) -> Result<Order, Complaint> {
+        if self.takes("create tenant") {
+            self.create_tenant()
+        } else if self.takes("adopt tenant") {
+            self.adopt_tenant()
+        } else if self.takes("alter tenant") {
+            let name = self.name("a tenant")?;
+            self.needs("set")?;
+            Ok(Order::SetTenant { name, settings: self.settings()? })
+        } else if self.takes("suspend tenant") {
+            let (name, reason) = (self.name("a tenant")?, self.option("reason")?);
+            let sessions = match self.takes("after transaction") {
+                true => Sessions::EndAfterTransaction,
+                false => Sessions::EndNow,
+            };
+            Ok(Order::SuspendTenant { name, reason, sessions })
+        } else if self.takes("resume tenant") {
+            Ok(Order::ResumeTenant { name: self.name("a tenant")? })
+        } else if self.takes("rename tenant") {
+            let name = self.name("a tenant")?;
+            self.needs("to")?;
+            Ok(Order::RenameTenant { name, to: self.name("a name")? })
+        } else if self.takes("rotate tenant") {
+            Ok(Order::RotateTenant { name: self.name("a tenant")? })
+        } else if self.takes("move tenant") {
+            self.move_tenant()
+        } else if self.takes("drop tenant") {
+            let name = self.name("a tenant")?;
+            let database = if self.takes("with database") {
+                DropDatabase::Always
+            } else if self.takes("leave host") {
+                DropDatabase::Left
+            } else {
+                DropDatabase::IfOurs
+            };
+            Ok(Order::DropTenant { name, database, final_dump: None })
+        } else if self.takes("create login") {
+            self.create_login()
+        } else if self.takes("alter login") {
+            self.alter_login()
+        } else if self.takes("drop login") {
+            Ok(Order::DropLogin { name: self.name("a login")? })
+        } else if self.takes("grant") {
+            let (tenants, all_tenants) = self.granted()?;
+            self.needs("to")?;
+            let name = self.name("a login")?;
+            Ok(Order::Grant { name, tenants, all_tenants, read_only: self.takes("read only") })
+        } else {
+            self.needs("revoke")?;
+            let (tenants, all_tenants) = self.granted()?;
+            self.needs("from")?;
+            Ok(Order::Revoke { name: self.name("a login")?, tenants, all_tenants })
+        }
+    }
+
+    fn create_tenant(&mut self) -> Result<Order, Complaint> {
+        let mut wanted = CreateTenant { name: self.name("a name")?, ..CreateTenant::default() };
+        loop {
+            if let Some(host) = self.option("host")? {
+                wanted.host = Some(host);
+            } else if let Some(template) = self.option("template")? {
+                wanted.template = Some(template);
+            } else if let Some(database) = self.option("database")? {
+                wanted.database = Some(database);
+            } else {
+                return Ok(Order::CreateTenant(wanted));
+            }
+        }
+    }
+
+    fn adopt_tenant(&mut self) -> Result<Order, Complaint> {
+        let mut wanted = AdoptTenant { name: self.name("a name")?, ..AdoptTenant::default() };
+        loop {
+            if let Some(host) = self.option("host")? {
+                wanted.host = Some(host);
+            } else if let Some(database) = self.option("database")? {
+                wanted.database = Some(database);
+            } else if let Some(owner) = self.option("owner")? {
+                wanted.owner = Some(owner);
+            } else {
+                return Ok(Order::AdoptTenant(wanted));
+            }
+        }
+    }
+
+    fn move_tenant(&mut self) -> Result<Order, Complaint> {
+        let name = self.name("a tenant")?;
+        self.needs("to host")?;
+        let host = self.name("a host")?;
+        let patience = self.option("patience")?;
+        let patience = units::duration(patience.as_deref().unwrap_or(MoveTenant::PATIENCE));
+        let patience = patience.map_err(|why| wrong(format!("PATIENCE {why}")))?;
+        let to = MoveTenant { host, patience, keep_source: self.takes("keep source") };
+        Ok(Order::MoveTenant { name, to })
+    }
+
+    /// `k = v, k = DEFAULT`.
+    fn settings(&mut self) -> Result<Vec<(String, String)>, Complaint> {
+        let mut settings = Vec::new();
+        loop {
+            let key = self.name("a setting")?;
+            if !self.takes_symbol('=') {
+                self.needs("to")?;
+            }
+            let value = if self.takes("default") { String::new() } else { self.name("a value")? };
+            settings.push((key, value));
+            if !self.takes_symbol(',') {
+                return Ok(settings);
+            }
+        }
+    }
+
+    fn create_login(&mut self) -> Result<Order, Complaint> {
+        let name = self.name("a name")?;
+        let kind = if let Some(tenant) = self.option("tenant")? {
+            NewLoginKind::Employee { tenant }
+        } else if self.takes("service") {
+            let all_tenants = self.takes("all tenants");
+            let named = !all_tenants && (self.takes("tenants") || self.takes("tenant"));
+            let tenants = if named { self.names("a tenant")? } else { Vec::new() };
+            NewLoginKind::Service { tenants, all_tenants }
+        } else if self.takes("admin") {
+            NewLoginKind::Admin
+        } else {
+            return Err(wrong("a login is of one TENANT, or a SERVICE, or an ADMIN"));
+        };
+        let (mut read_only, mut password, mut valid_until, mut allow_from) = (false, None, None, Vec::new());
+        loop {
+            if self.takes("read only") {
+                read_only = true;
+            } else if self.takes("password") {
+                password = Some(SecretString::from(self.text("a password")?));
+            } else if self.takes("valid until") {
+                valid_until = Some(parse_moment(&self.text("a moment")?).map_err(wrong)?);
+            } else if self.takes("from") {
+                allow_from = self.text("networks")?.split(',').map(str::to_owned).collect();
+            } else {
+                break;
+            }
+        }
+        let Given { password, generated } = Given::by(password);
+        let login = NewLogin { name, kind, read_only, password, valid_until, allow_from };
+        Ok(Order::CreateLogin { login, generated })
+    }
+
+    fn alter_login(&mut self) -> Result<Order, Complaint> {
+        let name = self.name("a login")?;
+        let set =
+            |name, key: &str, value| Ok(Order::SetLogin { name, settings: vec![(key.to_owned(), value)] });
+        if self.takes("password") {
+            let given = if self.rest.is_empty() { None } else { Some(self.text("a password")?) };
+            Ok(Order::SetPassword { name, password: Given::by(given.map(SecretString::from)) })
+        } else if self.takes("enable") {
+            Ok(Order::DisableLogin { name, disabled: false })
+        } else if self.takes("disable") {
+            Ok(Order::DisableLogin { name, disabled: true })
+        } else if self.takes("valid until") {
+            let forever = self.takes("infinity");
+            let moment = if forever { String::new() } else { self.text("a moment, or INFINITY,")? };
+            set(name, "valid_until", moment)
+        } else if self.takes("from") {
+            let anywhere = self.takes("anywhere");
+            let networks = if anywhere { String::new() } else { self.text("networks, or ANYWHERE,")? };
+            set(name, "allow_from", networks)
+        } else if self.takes("read only") {
+            set(name, "access", "read_only".to_owned())
+        } else if self.takes("read write") {
+            set(name, "access", "read_write".to_owned())
+        } else {
+            self.needs("set")?;
+            Ok(Order::SetLogin { name, settings: self.settings()? })
+        }
+    }
+
+    /// `TENANT a, b` or `ALL TENANTS`.
+    fn granted(&mut self) -> Result<(Vec<String>, bool), Complaint> {
+        if self.takes("all tenants") {
+            return Ok((Vec::new(), true));
+        }
+        self.needs("tenant")?;
+        Ok((self.names("a tenant")?, false))
+    }
+}
+
+impl Session {
+    /// Has an order carried out. Once begun it goes on, whether or not the administrator stays to hear of it.
+    pub(super) async fn carry_out(&self, words: &Words) -> Result<Answer, Complaint> {
+        let order = words.order()?;
+        let (tag, subject) = (order.title(), order.subject().to_owned());
+        info!(login = self.login.name, order = tag, subject, "an administrator acts");
+        let (operator, office) = (self.operator(), self.backstage.office.clone());
+        let table = result_rows::columns(&order);
+        let work = tokio::spawn(async move {
+            let outcome = order.carry_out(&operator).await?;
+            office.until_applied().await;
+            Ok::<_, OperatorError>(outcome)
+        });
+        let outcome =
+            work.await.map_err(|_| Complaint::new("XX000", "the work broke off; see the log"))??;
+        Ok(Answer::Rows { table: result_rows::in_columns(table, &outcome), tag })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_path::console::statement;
+
+    fn order(text: &str) -> Order {
+        match statement::read(text).unwrap().remove(0) {
+            statement::Command::Order(words) => words.order().unwrap(),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn statements_become_the_orders_they_say() {
+        for (text, title, subject) in [
+            ("CREATE TENANT acme HOST west TEMPLATE base", "CREATE TENANT", "acme"),
+            ("create tenant \"My Shop\"", "CREATE TENANT", "My Shop"),
+            ("ADOPT TENANT acme DATABASE acme_production OWNER app", "ADOPT TENANT", "acme"),
+            ("ALTER TENANT acme SET pool_size = 40, statement_timeout = '30s'", "ALTER TENANT", "acme"),
+            ("SUSPEND TENANT acme REASON 'unpaid; call' AFTER TRANSACTION", "SUSPEND TENANT", "acme"),
+            ("RESUME TENANT acme", "RESUME TENANT", "acme"),
+            ("RENAME TENANT a TO b", "RENAME TENANT", "a"),
+            ("ROTATE TENANT acme", "ROTATE TENANT", "acme"),
+            ("MOVE TENANT acme TO HOST west PATIENCE '2min' KEEP SOURCE", "MOVE TENANT", "acme"),
+            ("DROP TENANT acme WITH DATABASE", "DROP TENANT", "acme"),
+            ("DROP TENANT acme LEAVE HOST", "DROP TENANT", "acme"),
+            (
+                "CREATE LOGIN bob@x.org TENANT acme READ ONLY VALID UNTIL '2027-01-31'",
+                "CREATE LOGIN",
+                "bob@x.org",
+            ),
+            ("CREATE LOGIN shop SERVICE TENANTS acme, globex", "CREATE LOGIN", "shop"),
+            ("ALTER LOGIN bob DISABLE", "ALTER LOGIN", "bob"),
+            ("ALTER LOGIN bob FROM ANYWHERE", "ALTER LOGIN", "bob"),
+            ("GRANT TENANT acme, globex TO shop READ ONLY", "GRANT", "shop"),
+            ("REVOKE ALL TENANTS FROM shop", "REVOKE", "shop"),
+            ("DROP LOGIN bob", "DROP LOGIN", "bob"),
+        ] {
+            let order = order(text);
+            assert_eq!((order.title(), order.subject()), (title, subject), "{text}");
+        }
+        let Order::SetTenant { settings, .. } =
+            order("ALTER TENANT a SET pool_size = DEFAULT, pool_mode = session")
+        else {
+            panic!()
+        };
+        assert_eq!(
+            settings,
+            [("pool_size", ""), ("pool_mode", "session")].map(|(k, v)| (k.into(), v.into()))
+        );
+    }
+
+    #[test]
+    fn what_is_not_well_formed_is_refused_without_repeating_what_was_quoted() {
+        for text in [
+            "CREATE TENANT",
+            "CREATE TENANT acme HOST",
+            "CREATE LOGIN bob",
+            "CREATE LOGIN bob TENANT acme PASSWORD hunter2",
+            "CREATE LOGIN bob TENANT acme 'hunter2'",
+            "ALTER LOGIN bob PASSWORD 'hunter2' 'hunter2'",
+            "ALTER LOGIN bob PASSWORT 'hunter2'",
+            "ALTER TENANT acme SET",
+            "MOVE TENANT acme TO west",
+            "GRANT TENANT acme",
+            "REVOKE TENANT acme TO shop",
+            "SUSPEND TENANT acme BECAUSE 'x'",
+        ] {
+            let complaint = statement::read(text).unwrap_err();
+            assert_eq!(complaint.sqlstate, "42601", "{text}");
+            assert!(!complaint.message.contains("hunter2"), "{}", complaint.message);
+        }
+        let words = statement::read("CREATE LOGIN bob TENANT acme PASSWORD 'hunter2'").unwrap();
+        assert!(!format!("{words:?}").contains("hunter2"));
+    }
+}

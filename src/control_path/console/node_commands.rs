@@ -1,0 +1,112 @@
+//! What an administrator does to this node. It holds here and until the process ends; what is to hold everywhere is in
+//! the central database.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{Complaint, Request, Session, statement::Action};
+use crate::{data_path::pool::pause::Whom, error::Refusal, shutdown::Ending};
+
+/// How often it is looked whether servers are closed.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+impl Session {
+    /// Does it; the command tag.
+    pub(super) async fn act(&mut self, action: &Action) -> Result<&'static str, Complaint> {
+        let pools = self.proxy.pools.clone();
+        Ok(match action {
+            Action::Reload => self.reload().await?,
+            Action::Shutdown(wait) => {
+                self.request(Request::Shutdown(Ending::from(*wait))).await?;
+                "SHUTDOWN"
+            }
+            Action::Kill(tenant) => {
+                let whom = self.whom(tenant).await?;
+                pools.pause(whom);
+                let reason = Refusal::Ended("KILL".into());
+                self.proxy.sessions.end(&reason, |session| whom.is_none_or(|id| session.is_at(id)));
+                "KILL"
+            }
+            Action::KillClient(id) => {
+                let reason = Refusal::Ended("KILL_CLIENT".into());
+                if self.proxy.sessions.end(&reason, |session| session.process_id == *id) == 0 {
+                    return Err(Complaint::new("42704", format!("there is no client {id}"))
+                        .hint("SHOW CLIENTS has the ids."));
+                }
+                "KILL_CLIENT"
+            }
+            Action::Pause(tenant) => {
+                let whom = self.whom(tenant).await?;
+                pools.pause(whom);
+                while pools.live(whom) > 0 && self.still_paused(whom) {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                "PAUSE"
+            }
+            Action::Resume(tenant) => {
+                pools.resume(self.whom(tenant).await?);
+                "RESUME"
+            }
+            Action::Disable(tenant) => {
+                pools.halts.set_disabled(self.id_of(tenant).await?, true);
+                "DISABLE"
+            }
+            Action::Enable(tenant) => {
+                pools.halts.set_disabled(self.id_of(tenant).await?, false);
+                "ENABLE"
+            }
+            Action::Reconnect(tenant) => {
+                pools.reconnect(self.whom(tenant).await?).await;
+                "RECONNECT"
+            }
+            Action::WaitClose(tenant) => {
+                let whom = self.whom(tenant).await?;
+                while !pools.leaving(whom).is_empty() {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                "WAIT_CLOSE"
+            }
+        })
+    }
+
+    async fn reload(&self) -> Result<&'static str, Complaint> {
+        let (tell, told) = oneshot::channel();
+        self.request(Request::Reload(tell)).await?;
+        match told.await {
+            Ok(Ok(())) => Ok("RELOAD"),
+            Ok(Err(error)) => Err(Complaint::new("F0000", format!("nothing was changed: {error}"))),
+            Err(_) => Err(ending()),
+        }
+    }
+
+    async fn request(&self, request: Request) -> Result<(), Complaint> {
+        self.backstage.requests.send(request).await.map_err(|_| ending())
+    }
+
+    /// Whether nobody has said RESUME meanwhile.
+    fn still_paused(&self, whom: Whom) -> bool {
+        let halts = &self.proxy.pools.halts;
+        whom.map_or_else(|| halts.all_paused(), |tenant| halts.is_paused(tenant))
+    }
+
+    async fn whom(&self, tenant: &Option<String>) -> Result<Whom, Complaint> {
+        match tenant {
+            Some(tenant) => Ok(Some(self.id_of(tenant).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn id_of(&self, tenant: &str) -> Result<i64, Complaint> {
+        match self.proxy.directory.tenant(tenant).await {
+            Ok(Some(tenant)) => Ok(tenant.id),
+            Ok(None) => Err(Complaint::new("3D000", format!("there is no tenant \"{tenant}\""))
+                .hint("SHOW TENANTS lists them.")),
+            Err(error) => Err(Complaint::new("58000", error.to_string())),
+        }
+    }
+}
+
+fn ending() -> Complaint {
+    Complaint::new("57P01", "the process is ending")
+}

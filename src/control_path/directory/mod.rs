@@ -1,0 +1,292 @@
+//! Who may log in and which tenants there are: the central database's rows, remembered.
+//!
+//! Asked once per session, on a miss; no running query waits here. Names come from clients that have not proved
+//! anything yet, so they travel as bound parameters of prepared statements, and what is too long to be a name is not
+//! looked up at all.
+
+mod cache;
+mod invalidation;
+mod lookup_limit;
+mod response_pace;
+mod rows;
+
+use std::{
+    error::Error as _,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use deadpool_postgres::Object;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
+
+use self::{
+    cache::{Answer, Limits, Memory, Shared},
+    invalidation::Ledger,
+    lookup_limit::Gate,
+    response_pace::Pace,
+};
+use crate::{
+    config::Config,
+    control_path::{
+        admin::{actor::Operator, logins::change_own_verifier},
+        central::{Central, CentralError},
+        secrets::{keyring_reload::LiveKeyring, scram_verifier::scram_verifier},
+    },
+    data_path::tenant::{Change, Login, Tenant},
+};
+
+/// `logins.name` and `tenants.name` are no longer than this, says the schema.
+const LOGIN_NAME_BYTES_MAX: usize = 255;
+const TENANT_NAME_BYTES_MAX: usize = 63;
+
+/// Why a name could not be looked up. `Display` is for the operator; a client gets `Refusal::DirectoryUnavailable`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DirectoryError {
+    /// The central database did not answer and nothing usable was remembered.
+    #[error("{0}")]
+    Unavailable(Arc<str>),
+    /// The row is there and makes no sense: a sealed password that does not open, for one. Others are not affected.
+    #[error("{0}")]
+    Broken(Arc<str>),
+}
+
+/// The directory. One per process, shared by all workers.
+pub struct Directory {
+    source: Source,
+    shared: Shared,
+    /// Changes are heard of.
+    listening: AtomicBool,
+    mock_salt: OnceLock<Vec<u8>>,
+    logins: Memory<String, Login>,
+    tenants_by_name: Memory<String, Tenant>,
+    tenants_by_id: Memory<i64, Tenant>,
+    answer_within: Duration,
+}
+
+impl Directory {
+    /// An empty directory; asks nobody yet.
+    pub fn new(central: Central, keyring: Arc<LiveKeyring>, config: &Config) -> Arc<Self> {
+        let limits = Limits {
+            entries: config.limits.directory_cache_max,
+            fresh: config.timeouts.directory_fresh,
+            stale: config.timeouts.directory_stale,
+            answer: config.timeouts.central,
+        };
+        let shared = Shared {
+            ledger: Arc::new(Ledger::new(config.limits.directory_cache_max)),
+            gate: Arc::new(Gate::new(config.limits.directory_look_ups_max)),
+            pace: Arc::new(Pace::default()),
+        };
+        Arc::new(Self {
+            logins: Memory::new(limits, shared.clone(), |name: &String| Change::LoginName(name.clone())),
+            tenants_by_name: Memory::new(limits, shared.clone(), |name: &String| {
+                Change::TenantName(name.clone())
+            }),
+            tenants_by_id: Memory::new(limits, shared.clone(), |id| Change::Tenant(*id)),
+            source: Source { central, keyring },
+            answer_within: config.timeouts.central,
+            shared,
+            listening: AtomicBool::new(true),
+            mock_salt: OnceLock::new(),
+        })
+    }
+
+    /// Reads what salts for unknown logins are made of, which all nodes have in common.
+    ///
+    /// # Errors
+    /// [`CentralError`].
+    pub async fn learn_mock_salt(&self) -> Result<(), CentralError> {
+        let client = self.source.central.client().await?;
+        let row = client.query_opt("SELECT value FROM pglobby.secrets WHERE name = 'mock_salt'", &[]).await?;
+        match row {
+            Some(row) => drop(self.mock_salt.set(row.try_get(0)?)),
+            None => tracing::warn!(
+                "pglobby.secrets lacks mock_salt: this node's salts for unknown logins are its own"
+            ),
+        }
+        Ok(())
+    }
+
+    /// What [`Directory::learn_mock_salt`] has read.
+    pub fn mock_salt(&self) -> &[u8] {
+        self.mock_salt.get_or_init(|| rand::random::<[u8; 32]>().to_vec())
+    }
+
+    /// Hears whether changes are heard of now.
+    pub fn set_listening(&self, listening: bool) {
+        self.listening.store(listening, Ordering::Relaxed);
+    }
+
+    /// Whether the central database answers, as far as is known: what is remembered may have changed otherwise.
+    pub fn in_touch(&self) -> bool {
+        self.listening.load(Ordering::Relaxed) && self.shared.gate.is_open()
+    }
+
+    /// Whether anybody could log in if nothing could be looked up.
+    pub fn remembers_anybody(&self) -> bool {
+        self.logins.has_usable() && (self.tenants_by_name.has_usable() || self.tenants_by_id.has_usable())
+    }
+
+    /// When a client may be answered that named what was looked up since `begun`; see `response_pace.rs`.
+    pub fn answer_at(&self, begun: Instant) -> Instant {
+        self.shared.pace.answer_at(begun)
+    }
+
+    /// The login of that name, of any kind, disabled and expired ones too: the caller judges.
+    ///
+    /// # Errors
+    /// [`DirectoryError`], after `central_timeout` at most.
+    pub async fn login(&self, name: &str) -> Result<Option<Arc<Login>>, DirectoryError> {
+        if !may_be_name(name, LOGIN_NAME_BYTES_MAX) {
+            return Ok(None);
+        }
+        let (source, name) = (self.source.clone(), name.to_owned());
+        let key = name.clone();
+        self.logins.recall(key, move || source.clone().login(name.clone())).await
+    }
+
+    /// The tenant of that name; where none is living, the newest tombstone.
+    ///
+    /// # Errors
+    /// [`DirectoryError`], after `central_timeout` at most.
+    pub async fn tenant(&self, name: &str) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        if !may_be_name(name, TENANT_NAME_BYTES_MAX) {
+            return Ok(None);
+        }
+        let (source, name) = (self.source.clone(), name.to_owned());
+        let key = name.clone();
+        self.tenants_by_name.recall(key, move || source.clone().tenant_by_name(name.clone())).await
+    }
+
+    /// The tenant with that id, tombstones included.
+    ///
+    /// # Errors
+    /// [`DirectoryError`], after `central_timeout` at most.
+    pub async fn tenant_by_id(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+        let source = self.source.clone();
+        self.tenants_by_id.recall(id, move || source.clone().tenant_by_id(id)).await
+    }
+
+    /// The verifier of a password. Costs a few milliseconds of CPU, elsewhere.
+    pub async fn verifier_of(&self, password: SecretString) -> SecretString {
+        let made = tokio::task::spawn_blocking(move || scram_verifier(&password));
+        // A task that panicked or was given up at shutdown: a verifier that nobody can prove, which is refused below.
+        made.await.unwrap_or_default()
+    }
+
+    /// A login changes its own verifier, which was one of `before`; `false`: it is another by now, or the login is refused.
+    /// Who logs in here from now on is judged by the new one.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Unavailable`]; whether it was stored is not known then.
+    pub async fn set_verifier(
+        &self,
+        login: &Login,
+        before: &[SecretString],
+        verifier: &SecretString,
+    ) -> Result<bool, DirectoryError> {
+        let unavailable =
+            |error: &dyn std::fmt::Display| DirectoryError::Unavailable(error.to_string().into());
+        if verifier.expose_secret().is_empty() {
+            return Err(unavailable(&"the new verifier could not be made"));
+        }
+        let (central, keyring) = (self.source.central.clone(), self.source.keyring.clone());
+        let operator = Operator::new(central, keyring, format!("login:{}", login.name));
+        let stored = change_own_verifier(&operator, login, before, verifier);
+        let stored = tokio::time::timeout(self.answer_within, stored).await;
+        let changed = match stored {
+            Ok(stored) => stored.map_err(|error| unavailable(&error))?,
+            Err(_) => return Err(unavailable(&"no answer within central_timeout")),
+        };
+        self.forget(&Change::Login(login.id));
+        Ok(changed)
+    }
+
+    /// Hears of a change. What it names is looked up anew before it is used again, also where a look-up is under way;
+    /// [`Change::Everything`] makes all remembered rows stale: asked for again, and used only while nobody answers.
+    pub fn forget(&self, change: &Change) {
+        self.shared.ledger.note(change);
+    }
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Directory").field("central", &self.source.central).finish_non_exhaustive()
+    }
+}
+
+/// PostgreSQL's text knows no NUL, so no row has such a name.
+fn may_be_name(name: &str, bytes_max: usize) -> bool {
+    !name.is_empty() && name.len() <= bytes_max && !name.contains('\0')
+}
+
+/// Where rows come from.
+#[derive(Debug, Clone)]
+struct Source {
+    central: Central,
+    keyring: Arc<LiveKeyring>,
+}
+
+impl Source {
+    async fn login(self, name: String) -> Result<Answer<Login>, CentralError> {
+        let row = self.row(rows::LOGIN_BY_NAME, &[&name]).await?;
+        Ok(answer(row, rows::login, || format!("login {name:?}")))
+    }
+
+    async fn tenant_by_name(self, name: String) -> Result<Answer<Tenant>, CentralError> {
+        let row = self.row(rows::TENANT_BY_NAME, &[&name]).await?;
+        Ok(answer(row, |row| rows::tenant(row, &self.keyring), || format!("tenant {name:?}")))
+    }
+
+    async fn tenant_by_id(self, id: i64) -> Result<Answer<Tenant>, CentralError> {
+        let row = self.row(rows::TENANT_BY_ID, &[&id]).await?;
+        Ok(answer(row, |row| rows::tenant(row, &self.keyring), || format!("tenant {id}")))
+    }
+
+    /// A pooled connection may have died unnoticed, and looking up twice does no harm: a lost one is replaced once.
+    async fn row(&self, sql: &str, key: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, CentralError> {
+        let mut tried = false;
+        loop {
+            let client = self.central.client().await?;
+            let asked = async { client.query_opt(&client.prepare_cached(sql).await?, key).await };
+            match asked.await {
+                Ok(row) => return Ok(row),
+                Err(error) if is_lost(&error) && !tried => {
+                    // Out of the pool, which may not have noticed yet.
+                    drop(Object::take(client));
+                    tried = true;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Whether the connection broke, or its server said that it would.
+fn is_lost(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN].contains(code),
+        None => error.is_closed() || error.source().is_some_and(|cause| cause.is::<std::io::Error>()),
+    }
+}
+
+/// A row that makes no sense is the operator's business, and that row's only.
+fn answer<V>(
+    row: Option<Row>,
+    read: impl FnOnce(&Row) -> Result<V, String>,
+    whose: impl FnOnce() -> String,
+) -> Answer<V> {
+    match row.as_ref().map(read) {
+        None => Answer::Absent,
+        Some(Ok(value)) => Answer::Found(Arc::new(value)),
+        Some(Err(cause)) => {
+            let whose = whose();
+            tracing::error!(row = whose, cause, "this row of the central database cannot be used");
+            Answer::Broken(format!("{whose}: {cause}").into())
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! A tenant's doors, tried with its own keys: its database opens, as whom it should; others' do not; and who may only
+//! read cannot write.
+
+use secrecy::SecretString;
+
+use super::{Cure, Finding, Patient};
+use crate::control_path::{
+    admin::{
+        actor::{Operator, OperatorError},
+        host_connection::{HostAdmin, HostSession},
+    },
+    onboarding::{grants, names::shell_word},
+    secrets::seal::{Place, SealError},
+};
+
+/// What a read-only role may do that it should not; asked in its own session, so that PUBLIC's rights count, too.
+const READER_MAY: &str = r"
+SELECT format('may create in schema %I', nspname)
+FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND has_schema_privilege(oid, 'CREATE')
+UNION ALL
+SELECT format('may write to %I.%I', n.nspname, c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+  -- CASE, because only it keeps a sequence's question from a table.
+  AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'USAGE, UPDATE')
+           ELSE has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+                OR has_any_column_privilege(c.oid, 'INSERT, UPDATE') END
+UNION ALL
+SELECT format('may write to large object %s', m.oid)
+FROM pg_largeobject_metadata m, aclexplode(m.lomacl) a
+WHERE a.privilege_type = 'UPDATE' AND a.grantee IN (0, (SELECT oid FROM pg_roles WHERE rolname = CURRENT_USER))
+UNION ALL
+SELECT 'may make temporary tables' WHERE has_database_privilege(current_database(), 'TEMPORARY')
+UNION ALL
+SELECT 'may make schemas' WHERE has_database_privilege(current_database(), 'CREATE')
+LIMIT 5";
+
+/// By which functions it may make large objects, which it could write then; where the administrator, $1, can do something about it.
+const READER_MAKES_LARGE_OBJECTS: &str = r"
+SELECT oid::regprocedure::text FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN ('lo_creat', 'lo_create', 'lo_from_bytea')
+  AND has_function_privilege(oid, 'EXECUTE')
+  AND EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND rolsuper)";
+
+/// Tries the doors of one tenant; `neighbour` is another on the same host (or the same, where it is alone).
+pub(super) async fn try_doors(
+    operator: &Operator,
+    admin: &HostAdmin,
+    patient: &Patient,
+    neighbour: &Patient,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let roles = [
+        (Some(&patient.read_write), &patient.sealed, "sealed_password"),
+        (patient.read_only.as_ref(), &patient.sealed_ro, "sealed_ro_password"),
+    ];
+    for (role, sealed, column) in roles {
+        let (Some(role), Some(sealed)) = (role, sealed) else { continue };
+        let row = patient.id.to_string();
+        match operator.keyring.open(&Place { table: "tenants", row: &row, column }, sealed) {
+            Err(error) => findings.push(does_not_open(patient, &error).on(&admin.name)),
+            Ok(password) => {
+                findings.extend(own_door(admin, patient, role, &password).await);
+                findings.extend(foreign_doors(operator, admin, patient, neighbour, role, &password).await);
+            }
+        }
+    }
+    operator.report(&patient.name, "examined").await;
+    findings
+}
+
+fn does_not_open(patient: &Patient, error: &SealError) -> Finding {
+    // Not mended by itself: a doctor with the wrong key ring would lock out every node that has the right one.
+    let mend = format!(
+        "if this is the key ring that your nodes use: pglobby tenant rotate {}; otherwise run the doctor with theirs",
+        shell_word(&patient.name)
+    );
+    Finding::new("credential_sealed", error.to_string(), &mend).of(&patient.name)
+}
+
+async fn own_door(admin: &HostAdmin, patient: &Patient, role: &str, password: &SecretString) -> Vec<Finding> {
+    let session = match admin.prove_login(role, password, &patient.database).await {
+        Ok(session) => session,
+        // As it must be: nobody gets in past pglobby either.
+        Err(error) if patient.suspended && error.code().is_some_and(|code| code.code() == "28000") => {
+            return Vec::new();
+        }
+        Err(error) => {
+            let mend = format!("pglobby tenant rotate {}", shell_word(&patient.name));
+            let wrong_password = error.code().is_some_and(|code| code.code() == "28P01");
+            let finding =
+                Finding::new("login_fails", error.to_string(), &mend).of(&patient.name).on(&admin.name);
+            return vec![match wrong_password {
+                true => finding.cured_by(Cure::Rotate { tenant: patient.name.clone() }),
+                false => finding,
+            }];
+        }
+    };
+    if patient.read_only.as_deref() != Some(role) {
+        return Vec::new();
+    }
+    let may = what_a_reader_may(&session).await;
+    let mut findings: Vec<_> = large_objects(admin, patient, role, &session).await.into_iter().collect();
+    findings.extend(match may {
+        Ok(may) if may.is_empty() => None,
+        Ok(may) => {
+            let detail = format!("read-only role {role:?} {}", may.join(", "));
+            let mend =
+                "revoke that from the role, or from PUBLIC if it is everybody's, in the tenant's database";
+            Some(Finding::new("reader_writes", detail, mend).of(&patient.name).on(&admin.name))
+        }
+        Err(error) => {
+            let mend = "mend it and run the doctor again";
+            Some(Finding::new("login_fails", error.to_string(), mend).of(&patient.name).on(&admin.name))
+        }
+    });
+    findings
+}
+
+/// Asked behind [`what_a_reader_may`], whose search path holds.
+async fn large_objects(
+    admin: &HostAdmin,
+    patient: &Patient,
+    role: &str,
+    session: &HostSession,
+) -> Option<Finding> {
+    let doing = "asking whether the read-only role may make large objects";
+    let makers = session.texts(doing, READER_MAKES_LARGE_OBJECTS, &[&admin.user]).await.ok()?;
+    if makers.is_empty() {
+        return None;
+    }
+    let detail =
+        format!("read-only role {role:?} may make large objects and write them ({})", makers.join(", "));
+    let sql = grants::keep_large_objects_for(&patient.read_write);
+    let mend = format!("as a superuser, in the tenant's database: {}", sql.replace('\n', " ").trim());
+    let finding = Finding::new("reader_makes_large_objects", detail, &mend).of(&patient.name).on(&admin.name);
+    // In a database that is others' as well, they may need it.
+    Some(match patient.adopted {
+        true => finding,
+        false => finding.cured_by(Cure::OnHost {
+            host: admin.name.clone(),
+            database: Some(patient.database.clone()),
+            sql,
+        }),
+    })
+}
+
+async fn what_a_reader_may(session: &HostSession) -> Result<Vec<String>, OperatorError> {
+    // A tenant may have set another search path for its database, with its own idea of has_table_privilege in it.
+    session.run("asking what the read-only role may do", "SET search_path = pg_catalog").await?;
+    session.texts("asking what the read-only role may do", READER_MAY, &[]).await
+}
+
+async fn foreign_doors(
+    operator: &Operator,
+    admin: &HostAdmin,
+    patient: &Patient,
+    neighbour: &Patient,
+    role: &str,
+    password: &SecretString,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let central = (operator.central.database(), "enters_central", "the central database");
+    let other = (neighbour.database.as_str(), "enters_neighbour", "another tenant's database");
+    for (database, check, whose) in [central, other] {
+        if database != patient.database
+            && let Ok(_entered) = admin.connect_as(role, Some(password), database, "").await
+        {
+            let detail = format!("role {role:?} gets into {whose}, {database:?}");
+            let mend = "take CONNECT on it from PUBLIC and from the role; see the other findings";
+            findings.push(Finding::new(check, detail, mend).of(&patient.name).on(&admin.name));
+        }
+    }
+    findings
+}

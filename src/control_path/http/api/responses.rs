@@ -1,0 +1,111 @@
+//! What a caller is told: the objects of `--json`, and errors with a code that stays the same.
+
+use axum::{
+    Json,
+    http::{
+        HeaderValue, StatusCode,
+        header::{CACHE_CONTROL, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::control_path::admin::{
+    actor::OperatorError,
+    commands::{Order, Outcome},
+};
+
+/// Why a request was not fulfilled: `{"error": {"code", "message"}}`.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+/// Every code with its status and meaning; documented, and not to be changed.
+pub const CODES: [(&str, StatusCode, &str); 15] = [
+    (
+        "malformed",
+        StatusCode::BAD_REQUEST,
+        "the body is not JSON, or a text has a NUL character or is no UTF-8",
+    ),
+    ("unauthorized", StatusCode::UNAUTHORIZED, "no API key, or one that is unknown, expired or revoked"),
+    ("forbidden", StatusCode::FORBIDDEN, "the key's role does not allow it"),
+    ("not_found", StatusCode::NOT_FOUND, "no such tenant, login, host, operation or path"),
+    ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, "the path knows other methods"),
+    ("exists", StatusCode::CONFLICT, "it is there already"),
+    ("busy", StatusCode::CONFLICT, "somebody else is working on the same tenant"),
+    ("refused", StatusCode::CONFLICT, "its state does not allow it; the message says what to do"),
+    ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "more than max_body"),
+    ("invalid", StatusCode::UNPROCESSABLE_ENTITY, "a field, a name or a value that cannot be"),
+    ("too_many_requests", StatusCode::SERVICE_UNAVAILABLE, "max_requests or max_operations is reached"),
+    ("timeout", StatusCode::SERVICE_UNAVAILABLE, "not answered within request_timeout; nothing was begun"),
+    ("central_unavailable", StatusCode::SERVICE_UNAVAILABLE, "the central database"),
+    ("host_unavailable", StatusCode::SERVICE_UNAVAILABLE, "a host cannot be reached, or said no"),
+    ("keys_unavailable", StatusCode::SERVICE_UNAVAILABLE, "the key ring, or a credential that does not open"),
+];
+
+impl ApiError {
+    /// One of [`CODES`], in words for this case.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        let known = CODES.iter().find(|(known, ..)| *known == code);
+        let status = known.map_or(StatusCode::INTERNAL_SERVER_ERROR, |(_, status, _)| *status);
+        Self { status, code, message: message.into() }
+    }
+}
+
+impl From<OperatorError> for ApiError {
+    fn from(error: OperatorError) -> Self {
+        let code = match &error {
+            OperatorError::NotFound { .. } => "not_found",
+            OperatorError::Exists(_) => "exists",
+            OperatorError::Busy { .. } => "busy",
+            OperatorError::Refused(_) => "refused",
+            OperatorError::Invalid(_) | OperatorError::Name(_) => "invalid",
+            OperatorError::Central(error) if error.is_about_a_value() => "invalid",
+            OperatorError::Central(_) => "central_unavailable",
+            OperatorError::Connect { .. } | OperatorError::Host { .. } => "host_unavailable",
+            OperatorError::Seal(_) | OperatorError::Keyring(_) => "keys_unavailable",
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": { "code": self.code, "message": self.message } });
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::UNAUTHORIZED => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            StatusCode::SERVICE_UNAVAILABLE => headers.insert(RETRY_AFTER, HeaderValue::from_static("1")),
+            _ => None,
+        };
+        response
+    }
+}
+
+/// What is there.
+pub fn shown(value: &impl Serialize) -> Response {
+    answered(StatusCode::OK, value)
+}
+
+/// What was done: 201 where something has come into being.
+pub fn done(created: bool, outcome: &Outcome) -> Response {
+    answered(if created { StatusCode::CREATED } else { StatusCode::OK }, outcome)
+}
+
+/// An answer may hold a password, and is nobody's to keep in any case.
+pub fn answered(status: StatusCode, value: &impl Serialize) -> Response {
+    (status, [(CACHE_CONTROL, "no-store")], Json(value)).into_response()
+}
+
+/// Whether an order brings something into being.
+pub fn creates(order: &Order) -> bool {
+    matches!(
+        order,
+        Order::CreateTenant(_) | Order::AdoptTenant(_) | Order::CreateLogin { .. } | Order::AddHost(_)
+    )
+}

@@ -1,0 +1,337 @@
+//! `/metrics`: every counter and gauge, read when asked for. The data path only counts.
+//!
+//! Labels are bounded: the first `metrics_tenants_max` tenants that are seen keep their names as long as the process
+//! lives, everybody else is `other`. A name never moves, so that no counter ever falls or leaps.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+};
+
+use prometheus_client::{
+    encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text::encode},
+    metrics::MetricType,
+    registry::Registry,
+};
+
+use super::process_metrics::Process;
+use crate::data_path::{
+    exchange::pending_replies::Pins,
+    pool::stats::{BUCKET_BOUNDS_US, Histogram, PoolStats},
+    proxy::Proxy,
+    sessions::registry::{Doing, SessionHandle},
+};
+
+/// What `/metrics` says.
+pub struct Exposition {
+    registry: Registry,
+}
+
+impl Exposition {
+    /// Of this proxy.
+    pub fn new(proxy: Arc<Proxy>) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Collector { proxy, named: Mutex::default() }));
+        Self { registry }
+    }
+
+    /// Now.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+struct Collector {
+    proxy: Arc<Proxy>,
+    /// Tenants that have their own labels, as [`escaped`] writes them.
+    named: Mutex<HashMap<i64, String>>,
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collector").finish_non_exhaustive()
+    }
+}
+
+const OTHER: &str = "other";
+
+/// What several pools have done and have, together.
+#[derive(Default)]
+struct Sum {
+    counters: [u64; COUNTERS.len()],
+    times: [Times; HISTOGRAMS.len()],
+    sessions: [u64; SESSION_STATES.len()],
+    waiting: u64,
+    memory: u64,
+    servers: [u64; SERVER_STATES.len()],
+}
+
+#[derive(Default)]
+struct Times {
+    buckets: [u64; BUCKET_BOUNDS_US.len()],
+    sum_seconds: f64,
+}
+
+type Counter = (&'static str, &'static str, fn(&PoolStats) -> u64);
+
+const COUNTERS: [Counter; 14] = [
+    ("logins", "Logins that led to a session", |stats| stats.logins.load(Relaxed)),
+    ("server_assignments", "Times a server was lent to a session", |stats| stats.assignments.load(Relaxed)),
+    ("transactions", "Transactions finished", |stats| stats.transactions.load(Relaxed)),
+    ("queries", "Queries finished: simple ones, and batches", |stats| stats.queries.load(Relaxed)),
+    ("received_bytes", "Bytes from clients", |stats| stats.bytes_received.load(Relaxed)),
+    ("sent_bytes", "Bytes to clients", |stats| stats.bytes_sent.load(Relaxed)),
+    ("errors", "Errors of servers that clients got", |stats| stats.errors.load(Relaxed)),
+    ("servers_opened", "Server connections opened", |stats| stats.servers_opened.load(Relaxed)),
+    ("server_failures", "Server connections that could not be opened", |stats| {
+        stats.connect_failures.load(Relaxed)
+    }),
+    ("desyncs", "Servers closed because they were out of step; more than none is a defect", |stats| {
+        stats.desyncs.load(Relaxed)
+    }),
+    ("pinned", "Leases that outlasted their transaction", |stats| stats.pinned.load(Relaxed)),
+    ("client_parses", "Named statements that clients prepared", |stats| stats.client_parses.load(Relaxed)),
+    ("server_parses", "Named statements that were prepared on servers", |stats| {
+        stats.server_parses.load(Relaxed)
+    }),
+    ("binds", "Named statements that clients bound", |stats| stats.binds.load(Relaxed)),
+];
+
+type TimeMeasure = (&'static str, &'static str, fn(&PoolStats) -> &Histogram);
+
+const HISTOGRAMS: [TimeMeasure; 3] = [
+    ("query_seconds", "Time from a request to its end", |stats| &stats.query_time),
+    ("transaction_seconds", "Time a transaction held a server", |stats| &stats.transaction_time),
+    ("wait_seconds", "Time spent waiting for a server, by those that found none idle", |stats| {
+        &stats.wait_time
+    }),
+];
+
+const SESSION_STATES: [&str; 5] = ["idle", "waiting", "active", "in_transaction", "pinned"];
+const SERVER_STATES: [&str; 3] = ["used", "idle", "opening"];
+
+impl prometheus_client::collector::Collector for Collector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let sums = self.sums();
+        for (at, (name, help, _)) in COUNTERS.iter().enumerate() {
+            let values = sums.iter().map(|(tenant, sum)| ([("tenant", tenant.as_str())], sum.counters[at]));
+            counters(&mut encoder, name, help, values)?;
+        }
+        for (at, (name, help, _)) in HISTOGRAMS.iter().enumerate() {
+            histograms(&mut encoder, name, help, sums.iter().map(|(tenant, sum)| (tenant, &sum.times[at])))?;
+        }
+        let sessions = sums.iter().flat_map(|(tenant, sum)| {
+            let states = SESSION_STATES.iter().zip(sum.sessions);
+            states.map(|(state, count)| ([("tenant", tenant.as_str()), ("state", *state)], count))
+        });
+        gauges(&mut encoder, "sessions", "Sessions, by what they do", sessions)?;
+        let waiting = sums.iter().map(|(tenant, sum)| ([("tenant", tenant.as_str())], sum.waiting));
+        gauges(&mut encoder, "waiting", "Who waits for a server, logins included", waiting)?;
+        let servers = sums.iter().flat_map(|(tenant, sum)| {
+            let states = SERVER_STATES.iter().zip(sum.servers);
+            states.map(|(state, count)| ([("tenant", tenant.as_str()), ("state", *state)], count))
+        });
+        gauges(&mut encoder, "servers", "Server connections", servers)?;
+        let memory = sums.iter().map(|(tenant, sum)| ([("tenant", tenant.as_str())], sum.memory));
+        gauges(&mut encoder, "memory_bytes", "Bytes kept for what clients do", memory)?;
+        self.whole_process(&mut encoder)
+    }
+}
+
+impl Collector {
+    /// Everybody's sums, by label.
+    fn sums(&self) -> BTreeMap<String, Sum> {
+        let mut sums: BTreeMap<String, Sum> = BTreeMap::new();
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = self.proxy.config.load().limits.metrics_tenants_max;
+        let mut done = self.proxy.pools.done();
+        done.sort_by_key(|done| done.tenant_id);
+        for done in &done {
+            if named.len() < limit {
+                named.entry(done.tenant_id).or_insert_with(|| escaped(&done.tenant));
+            }
+            sums.entry(label(&named, done.tenant_id).to_owned()).or_default().add_stats(&done.stats);
+        }
+        for pool in self.proxy.pools.all().iter().chain(&self.proxy.pools.retired()) {
+            let sum = sums.entry(label(&named, pool.tenant.id).to_owned()).or_default();
+            let (live, idle, opening) = (pool.live(), pool.idle(), pool.opening());
+            for (count, more) in
+                sum.servers.iter_mut().zip([live.saturating_sub(idle + opening), idle, opening])
+            {
+                *count += more as u64;
+            }
+            sum.waiting += pool.waiting() as u64;
+        }
+        for (tenant, account) in self.proxy.pools.accounts.tenants() {
+            sums.entry(label(&named, tenant).to_owned()).or_default().memory += account.used() as u64;
+        }
+        for session in self.proxy.sessions.all() {
+            let Some(place) = session.place() else { continue };
+            let sum = sums.entry(label(&named, place.tenant.id).to_owned()).or_default();
+            sum.add_session(&session);
+        }
+        sums
+    }
+
+    fn whole_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let proxy = &self.proxy;
+        let refused = proxy.metrics.logins_refused().map(|(reason, count)| ([("reason", reason)], count));
+        counters(encoder, "logins_refused", "Clients that got no session", refused)?;
+        let mended = proxy.metrics.roles_mendings().into_iter();
+        let mended = mended.map(|(outcome, count)| ([("outcome", outcome)], count));
+        counters(
+            encoder,
+            "roles_mended",
+            "Tenants whose roles were put right after their host had refused them",
+            mended,
+        )?;
+        let delayed = [([("reason", "failures")], proxy.metrics.logins_delayed())];
+        counters(
+            encoder,
+            "logins_delayed",
+            "Logins answered late, because others had failed",
+            delayed.into_iter(),
+        )?;
+        let sessions = proxy.sessions.all();
+        let pinned = Pins::named().map(|(pin, reason)| {
+            let count = sessions.iter().filter(|session| session.pins().contains(pin)).count();
+            ([("reason", reason)], count as u64)
+        });
+        gauges(encoder, "pins", "Sessions that keep their server, by reason", pinned)?;
+        gauge(encoder, "clients", "Connections of clients, logged in or not", proxy.door.clients() as u64)?;
+        gauge(encoder, "clients_max", "max_client_conn", proxy.config.load().limits.max_client_conn as u64)?;
+        let unproven = proxy.door.unproven() as u64;
+        gauge(encoder, "clients_logging_in", "Connections of clients that have not logged in", unproven)?;
+        gauge(encoder, "pools", "Pools", proxy.pools.all().len() as u64)?;
+        let accounts = &proxy.pools.accounts;
+        for (name, help, bytes) in [
+            ("memory_kept_bytes", "Bytes kept for what all clients do", accounts.process.used()),
+            ("memory_max_bytes", "max_memory", accounts.process.max()),
+            ("prepared_bytes", "Of those, prepared statements", accounts.statements.used()),
+        ] {
+            gauge(encoder, name, help, bytes as u64)?;
+        }
+        let reachable = u64::from(proxy.metrics.central_reachable());
+        gauge(encoder, "central_reachable", "1 while the central database tells of changes", reachable)?;
+        gauge(encoder, "draining", "1 while the process ends", proxy.door.is_closed().into())?;
+        let uptime = proxy.sessions.started.elapsed().as_secs();
+        gauge(encoder, "uptime_seconds", "Since the process started", uptime)?;
+        let process = Process::now();
+        for (name, help, value) in [
+            ("process_open_fds", "Open file descriptors", process.descriptors),
+            ("process_max_fds", "Open file descriptors at most", process.descriptors_max),
+            ("process_resident_memory_bytes", "Memory in use", process.resident_bytes),
+            ("process_virtual_memory_bytes", "Address space in use", process.virtual_bytes),
+        ] {
+            if let Some(value) = value {
+                encoder
+                    .encode_descriptor(name, help, None, MetricType::Gauge)?
+                    .encode_gauge(&as_gauge(value))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sum {
+    fn add_stats(&mut self, stats: &PoolStats) {
+        for (count, (_, _, read)) in self.counters.iter_mut().zip(&COUNTERS) {
+            *count += read(stats);
+        }
+        for (times, (_, _, histogram)) in self.times.iter_mut().zip(&HISTOGRAMS) {
+            let histogram = histogram(stats);
+            for (count, more) in times.buckets.iter_mut().zip(histogram.counts()) {
+                *count += more;
+            }
+            times.sum_seconds += histogram.sum().as_secs_f64();
+        }
+    }
+
+    fn add_session(&mut self, session: &SessionHandle) {
+        let state = match session.doing().0 {
+            Doing::Idle => 0,
+            Doing::Waiting => 1,
+            Doing::Active => 2,
+            Doing::InTransaction => 3,
+            Doing::Pinned => 4,
+        };
+        if let Some(count) = self.sessions.get_mut(state) {
+            *count += 1;
+        }
+    }
+}
+
+/// A label's value as the format writes it, which prometheus-client leaves to us.
+fn escaped(name: &str) -> String {
+    name.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
+}
+
+fn label(named: &HashMap<i64, String>, tenant: i64) -> &str {
+    named.get(&tenant).map_or(OTHER, String::as_str)
+}
+
+fn counters<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let name = format!("pglobby_{name}");
+    let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+    for (labels, value) in values {
+        metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
+}
+
+fn gauges<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let name = format!("pglobby_{name}");
+    let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        metric.encode_family(&labels)?.encode_gauge(&as_gauge(value))?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let name = format!("pglobby_{name}");
+    encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?.encode_gauge(&as_gauge(value))
+}
+
+fn histograms<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (&'a String, &'a Times)>,
+) -> fmt::Result {
+    let name = format!("pglobby_{name}");
+    let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Histogram)?;
+    for (tenant, times) in values {
+        let bound = |us: u64| if us == u64::MAX { f64::MAX } else { us as f64 / 1e6 };
+        let buckets: Vec<(f64, u64)> =
+            BUCKET_BOUNDS_US.iter().zip(times.buckets).map(|(us, count)| (bound(*us), count)).collect();
+        let count = times.buckets.iter().sum();
+        metric.encode_family(&[("tenant", tenant.as_str())])?.encode_histogram::<NoLabelSet>(
+            times.sum_seconds,
+            count,
+            &buckets,
+            None,
+        )?;
+    }
+    Ok(())
+}
+
+fn as_gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

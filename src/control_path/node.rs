@@ -1,0 +1,329 @@
+//! A node at work: everything that `pglobby serve` (and `pglobby dev`) runs, put together.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use deadpool_postgres::Object;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    control_path::{
+        admin::actor::Office,
+        central::{
+            Central, CentralError, causes,
+            change_barrier::Marks,
+            change_feed::{self, Notice},
+            cluster_cancel,
+            move_pause::Fences,
+        },
+        console::{self, Backstage, Period, Request},
+        directory::Directory,
+        http, migrations,
+        onboarding::{adopt::complete_grants, repair::mending},
+        secrets::keyring_reload::LiveKeyring,
+    },
+    data_path::{
+        login::{
+            failed_logins::FailedLogins,
+            listener::{Accepting, Listeners},
+        },
+        pool::{Looking, PoolMaking, TenantPools},
+        proxy::Proxy,
+        relay::own_password::PasswordPace,
+        server::DialOptions,
+        sessions::{registry::Sessions, timeouts},
+        tenant::{Change, TlsMode},
+        worker::Workers,
+    },
+    metrics::Metrics,
+    shutdown::{Ending, end_sessions},
+    wire::tls::towards_clients::{CertificateFiles, ClientTlsAcceptor},
+};
+
+/// Administrators' requests that wait to be heard; RELOAD and SHUTDOWN come one by one.
+const REQUESTS_MAX: usize = 8;
+
+/// Between two tries to reach the central database at the start.
+const START_PAUSE: Duration = Duration::from_millis(250);
+
+/// How often idle servers and pools are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// A node that serves clients. Ends with [`Serving::end`]; dropping it ends everything at once.
+#[derive(Debug)]
+pub struct Serving {
+    /// What the clients share.
+    pub proxy: Arc<Proxy>,
+    keyring: Arc<LiveKeyring>,
+    dial: Arc<ArcSwap<DialOptions>>,
+    listeners: Listeners,
+    http: Option<SocketAddr>,
+    requests: tokio::sync::Mutex<mpsc::Receiver<Request>>,
+    accepting: Option<Accepting>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Last: with the workers every session ends.
+    _workers: Workers,
+}
+
+/// Why a node does not start, or does not take over a new configuration: a sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ServeError(String);
+
+fn refused(error: impl std::error::Error + 'static) -> ServeError {
+    ServeError(causes(&error))
+}
+
+impl Serving {
+    /// Checks everything, binds, and serves.
+    ///
+    /// # Errors
+    /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served then.
+    pub async fn start(config: Config) -> Result<Self, ServeError> {
+        let keyring = Arc::new(LiveKeyring::load(&config).map_err(refused)?);
+        let central = Central::open(&config).map_err(refused)?;
+        let client = first_client(&central, &config).await?;
+        migrations::require_current(&**client).await.map_err(refused)?;
+        drop(client);
+        let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
+        let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
+        let http = config.http_listen.map(http::bind).transpose().map_err(ServeError)?;
+        let listeners = Listeners::bind(&config).map_err(ServeError)?;
+        let workers = Workers::start(config.worker_threads).map_err(refused)?;
+
+        let directory = Directory::new(central.clone(), keyring.clone(), &config);
+        directory.learn_mock_salt().await.map_err(refused)?;
+        let cancels_max = config.limits.cancels_max;
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let marks = Arc::new(Marks::default());
+        let office = Office { central: central.clone(), keyring: keyring.clone(), marks: marks.clone() };
+        let before_first = grants(office.clone());
+        let look_again = looking(central.clone(), directory.clone());
+        let all_workers = workers.all().to_vec();
+        let metrics = Arc::<Metrics>::default();
+        let mend = mending(office.clone(), metrics.clone());
+        let pools =
+            TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again, mend);
+        let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+        let period = Arc::new(Period::default());
+        let backstage = Backstage { office: office.clone(), period: period.clone(), requests };
+        let proxy = Arc::new(Proxy {
+            config,
+            tls,
+            directory,
+            pools,
+            sessions: Arc::new(Sessions::default()),
+            workers: workers.all().to_vec(),
+            console: console::door(backstage),
+            foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
+            door: Arc::default(),
+            turns: Arc::default(),
+            failed_logins: FailedLogins::default(),
+            password_pace: PasswordPace::default(),
+            metrics,
+        });
+        let mut tasks = vec![
+            tokio::spawn(follow(central, proxy.clone(), marks)),
+            tokio::spawn(keep_house(proxy.clone(), period)),
+            tokio::spawn(timeouts::watch(proxy.clone())),
+        ];
+        let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
+        if let Some(listener) = http {
+            tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), office)));
+        }
+        let accepting = listeners.serve(&proxy).map_err(refused)?;
+        for address in listeners.addresses() {
+            info!(%address, "accepting clients");
+        }
+        Ok(Self {
+            proxy,
+            keyring,
+            dial,
+            listeners,
+            http: http_address,
+            requests: tokio::sync::Mutex::new(asked),
+            accepting: Some(accepting),
+            tasks,
+            _workers: workers,
+        })
+    }
+
+    /// Where TCP clients can connect.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.addresses()
+    }
+
+    /// Where metrics and health are served, if they are.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// What an administrator wants from the owner of this process. Cancel-safe.
+    pub async fn requested(&self) -> Request {
+        match self.requests.lock().await.recv().await {
+            Some(request) => request,
+            // The console lives as long as the proxy does.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes over a new configuration: limits, timeouts, TLS files, keys. What is wrong leaves everything as it was.
+    /// Addresses, workers and the central database stay as they were at the start.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn reload(&self, config: Config) -> Result<(), ServeError> {
+        let keyring = LiveKeyring::load(&config).map_err(refused)?;
+        let tls = client_tls(&config)?;
+        let dial = DialOptions::new(&config).map_err(refused)?;
+        self.proxy.tls.store(tls.map(Arc::new));
+        self.keyring.replace(keyring);
+        self.dial.store(Arc::new(dial));
+        self.proxy.pools.accounts.limit(&config.limits);
+        self.proxy.config.store(Arc::new(config));
+        self.proxy.apply(Change::Everything).await;
+        info!("configuration reloaded");
+        Ok(())
+    }
+
+    /// Stops accepting and ends every session; at once when `impatience` resolves.
+    pub async fn end(mut self, ending: Ending, impatience: impl Future<Output = ()>) {
+        self.accepting = None;
+        self.listeners.close();
+        end_sessions(&self.proxy, ending, impatience).await;
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// A connection to the central database, which may come up a little later than we do: after a restart of the machine, a
+/// failover. What does not pass by itself is said at once.
+async fn first_client(central: &Central, config: &Config) -> Result<Object, ServeError> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match central.client().await {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        };
+        if !error.passes() || begun.elapsed() >= config.timeouts.central_start {
+            return Err(refused(error));
+        }
+        if !std::mem::replace(&mut told, true) {
+            warn!(side = "central", %error, "waiting for the central database, for central_start_timeout at most");
+        }
+        tokio::time::sleep(START_PAUSE).await;
+    }
+}
+
+/// The certificate for clients, if there is to be one.
+fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, ServeError> {
+    let tls = &config.client_tls;
+    let (
+        TlsMode::Allow | TlsMode::Prefer | TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull,
+        Some(certificate),
+        Some(key),
+    ) = (tls.mode, &tls.cert_file, &tls.key_file)
+    else {
+        return Ok(None);
+    };
+    let client_authorities =
+        tls.ca_file.as_deref().filter(|_| matches!(tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull));
+    ClientTlsAcceptor::load(CertificateFiles { certificate, key, client_authorities })
+        .map(Some)
+        .map_err(refused)
+}
+
+/// Access to an adopted database's tables, granted when its first pool is made.
+fn grants(office: Office) -> PoolMaking {
+    Arc::new(move |tenant| {
+        let operator = office.operator("pglobby");
+        Box::pin(async move { complete_grants(&operator, tenant.id).await.map_err(|error| causes(&error)) })
+    })
+}
+
+/// A tenant's row after the change that is being made to it now, if one is: `FOR SHARE` waits for whoever holds it.
+fn looking(central: Central, directory: Arc<Directory>) -> Looking {
+    Arc::new(move |id| {
+        let (central, directory) = (central.clone(), directory.clone());
+        Box::pin(async move {
+            let changed = async {
+                let client = central.client().await?;
+                let sql = "SELECT generation FROM pglobby.tenants WHERE id = $1 FOR SHARE";
+                client.query_opt(sql, &[&id]).await.map_err(CentralError::from)
+            };
+            if let Err(error) = changed.await {
+                warn!(tenant = id, side = "central", %error, "cannot look up a tenant whose credentials are refused");
+                return None;
+            }
+            directory.forget(&Change::Tenant(id));
+            directory.tenant_by_id(id).await.ok().flatten()
+        })
+    })
+}
+
+/// Carries changes of the central database to pools and sessions, in order.
+async fn follow(central: Central, proxy: Arc<Proxy>, marks: Arc<Marks>) {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (metrics, directory) = (proxy.metrics.clone(), proxy.directory.clone());
+    let mut fences = Fences::new(central.clone(), proxy.clone());
+    let listening = change_feed::follow(
+        central,
+        move |notice| drop(tell.send(notice)),
+        move |listening| {
+            metrics.set_central_reachable(listening);
+            directory.set_listening(listening);
+        },
+    );
+    let applying = async {
+        loop {
+            let notice = tokio::select! {
+                notice = told.recv() => notice,
+                () = tokio::time::sleep(HOUSEKEEPING), if fences.is_behind() => {
+                    fences.follow_rows().await;
+                    continue;
+                }
+            };
+            let Some(notice) = notice else { return };
+            match notice {
+                Notice::Changed(change) => {
+                    let may_move = matches!(change, Change::Tenant(_) | Change::Everything);
+                    proxy.apply(change).await;
+                    if may_move {
+                        fences.follow_rows().await;
+                    }
+                }
+                Notice::HostFull(host) => proxy.pools.make_room(&host),
+                Notice::Mark(payload) => marks.heard(&payload),
+                // Told without waiting for it to settle: the client that asked is another node's.
+                Notice::Cancel(key) => {
+                    drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))
+                }
+            }
+        }
+    };
+    tokio::join!(listening, applying);
+    warn!(side = "central", "no longer following changes");
+}
+
+async fn keep_house(proxy: Arc<Proxy>, period: Arc<Period>) {
+    let mut interval = tokio::time::interval(HOUSEKEEPING);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        proxy.pools.keep_house().await;
+        period.keep(&proxy.pools);
+    }
+}

@@ -1,0 +1,136 @@
+//! The copy of a moving tenant's database: an empty one on the new host, what is defined, and the rows; either by
+//! replication ([`following`](super::replication)) or by a dump.
+//!
+//! Whatever may run code of the tenant's is done by a session that logged in as the tenant's role on the new host. The
+//! administrator makes an empty database and its extensions, and grants.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    Work,
+    extensions::Extensions,
+    grants,
+    move_tenant::hold,
+    operation::Passwords,
+    replication::{self, Following, Schema, Stopped},
+    roles::Roles,
+    source_host::Source,
+    undo::drop_database,
+};
+use crate::control_path::admin::{
+    actor::OperatorError,
+    host_connection::{HostAdmin, HostSession},
+    pg_dump::{CopyPrograms, Definitions, Part, Restorer},
+};
+
+/// What a copy is made of, and as whom.
+pub(super) struct Copy<'a> {
+    pub source: &'a Source,
+    /// The administrator in the tenant's database on the old host.
+    pub origin: HostSession,
+    pub programs: &'a CopyPrograms,
+    pub extensions: Extensions,
+    pub made: Roles,
+    pub passwords: Passwords,
+}
+
+impl Copy<'_> {
+    /// An empty database on the new host, closed to everybody but the tenant; with the extensions that it will need.
+    pub async fn make_database(&self, work: &Work<'_>) -> Result<(), OperatorError> {
+        let (source, made) = (self.source, &self.made);
+        let close = grants::close_database(&source.database, made);
+        for statement in source.create_database(made).into_iter().chain(close.split(";\n").map(str::to_owned))
+        {
+            work.session.run("making the database on the new host", &statement).await?;
+        }
+        let inside = work.admin.connect_to(&source.database).await?;
+        grants::grant_inside(&inside, made).await?;
+        let tenant = self.tenant(work).await?;
+        self.extensions.make(&self.origin, &inside, &tenant, made).await
+    }
+
+    /// Somebody who logs in as the tenant's role in its new database.
+    async fn tenant(&self, work: &Work<'_>) -> Result<HostSession, OperatorError> {
+        let (role, password) = (&self.made.read_write, &self.passwords.read_write);
+        work.admin.prove_login(role, password, &self.source.database).await
+    }
+
+    fn restorer<'b>(&'b self, host: &'b HostAdmin) -> Restorer<'b> {
+        Restorer {
+            host,
+            database: &self.source.database,
+            role: &self.made.read_write,
+            password: &self.passwords.read_write,
+        }
+    }
+
+    async fn define(&self, work: &Work<'_>, definitions: &Definitions) -> Result<(), OperatorError> {
+        let made = self.extensions.schemas();
+        self.programs.define(&self.restorer(&work.admin), definitions, &made).await
+    }
+
+    /// All that is defined, without rows. What it was.
+    pub async fn make_schema(&self, work: &Work<'_>) -> Result<Schema, OperatorError> {
+        let (programs, source) = (self.programs, self.source);
+        let (schema, definitions) = Schema::look(programs, source, &self.origin).await?;
+        self.define(work, &definitions).await.map_err(|error| {
+            OperatorError::Refused(format!(
+                "host {:?} does not let the tenant's role make all that the tenant has, and nothing of a tenant's is made \
+                 with the administrator's rights: {error}. Drop it on host {:?}, or make it part of an extension",
+                work.admin.name, source.admin.name
+            ))
+        })?;
+        Ok(schema)
+    }
+
+    /// What has arrived is the tenant's already; its other role may read it.
+    async fn grant(&self, work: &Work<'_>) -> Result<(), OperatorError> {
+        let inside = work.admin.connect_to(&self.source.database).await?;
+        grants::grant_inside(&inside, &self.made).await
+    }
+
+    /// Copies while clients work, and holds them only until the last of it has arrived. Since when they are held.
+    pub async fn follow(
+        &self,
+        work: &mut Work<'_>,
+        schema: Schema,
+        patience: Duration,
+    ) -> Result<Instant, Stopped> {
+        let tenant = self.tenant(work).await.map_err(Stopped::of)?;
+        let before = (schema, &self.origin);
+        let after = (&self.made, &tenant);
+        let mut following = Following::begin(work, self.source, self.programs, before, after).await?;
+        self.grant(work).await.map_err(Stopped::of)?;
+        work.record("owned").await.map_err(Stopped::Failed)?;
+        following.subscribe(work).await?;
+        let held = hold(work, self.source, patience).await.map_err(Stopped::Failed)?;
+        following.catch_up(patience).await?;
+        work.record("caught up").await.map_err(Stopped::Failed)?;
+        replication::sweep(work.operator, &work.lock, &mut work.operation).await.map_err(Stopped::Failed)?;
+        work.record("copied").await.map_err(Stopped::Failed)?;
+        Ok(held)
+    }
+
+    /// Holds clients, and copies everything. Since when they are held.
+    pub async fn dump(&self, work: &mut Work<'_>, patience: Duration) -> Result<Instant, OperatorError> {
+        replication::sweep(work.operator, &work.lock, &mut work.operation).await?;
+        let held = hold(work, self.source, patience).await?;
+        // The schema that is there has constraints and triggers already, and may be out of date.
+        drop_database(&work.admin, &work.session, &self.source.database).await?;
+        self.make_database(work).await?;
+        work.record("database").await?;
+        let (programs, admin, database) = (self.programs, &self.source.admin, &self.source.database);
+        let before = programs.definitions(admin, database, Part::BeforeRows).await?;
+        self.define(work, &before).await?;
+        let filled = self.extensions.filled();
+        programs.copy_rows(admin, &self.restorer(&work.admin), &filled).await?;
+        let after = programs.definitions(admin, database, Part::AfterRows).await?;
+        self.define(work, &after).await?;
+        work.record("copied").await?;
+        self.grant(work).await?;
+        work.record("owned").await?;
+        Ok(held)
+    }
+}

@@ -1,0 +1,390 @@
+//! `tenant move`: the same tenant on another host. Its sessions stay; between two transactions they wait for the copy.
+//!
+//! ```text
+//! begun ─▶ roles ─▶ database ─▶ schema ─┬─▶ following ─▶ owned ─▶ published ─▶ subscribed ─▶ synced ─▶ fenced ─▶ quiet ─▶ caught up ─▶ copied ─┬─▶ verified ─▶ switched ─▶ moved
+//!                                       └─▶ fenced ─▶ quiet ─▶ database ─▶ copied ─▶ owned ─────────────────────────────────────────┘
+//! └─────────── dies here: undone by the next run, the old host serves ───────────────────────────────────────────────────────┘      └─ goes on ─┘
+//! ```
+//!
+//! What the tenant has defined is made on the new host by a session that logged in as the tenant's role there, never by
+//! the administrator: making it runs it. So it is known before clients wait whether that role can make all of it.
+//!
+//! Where both hosts allow it, the copy is made by replication while clients work (the upper way, `replication.rs`); where
+//! not, or where that comes to nothing, by a dump while they wait (the lower way).
+//!
+//! The fence is a column that every node follows (`move_pause.rs`). That all of them have followed is seen on the old host:
+//! no session of the tenant's roles is left there, and then none can come, because the roles may not log in.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    Work,
+    copy_database::Copy,
+    enter_host,
+    extensions::Extensions,
+    names::ident,
+    new_passwords,
+    operation::{Operation, SealedPasswords, TenantLock},
+    replication::{self, Stopped},
+    replication_checks, role_attributes,
+    roles::{self, Roles},
+    source_host::Source,
+    undo::{drop_database, undo},
+};
+use crate::control_path::{
+    admin::{
+        actor::{Operator, OperatorError},
+        host_connection::HostAdmin,
+        pg_dump::CopyPrograms,
+    },
+    secrets::seal::Place,
+};
+
+/// How often the old host is asked whether the tenant's sessions have left it.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Where to, and how patiently.
+#[derive(Debug, Clone)]
+pub struct MoveTenant {
+    /// The host to move to.
+    pub host: String,
+    /// How long transactions that are under way may take; after that the move is given up.
+    pub patience: Duration,
+    /// Leave the old database where it is, closed.
+    pub keep_source: bool,
+}
+
+impl MoveTenant {
+    /// How patient it is where nobody says.
+    pub const PATIENCE: &'static str = "30s";
+}
+
+/// What `tenant move` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    /// The tenant's name.
+    pub name: String,
+    /// Where it was.
+    pub from: String,
+    /// Where it is.
+    pub host: String,
+    /// Its database there.
+    pub database: String,
+    /// Whether the old database is gone.
+    pub source_dropped: bool,
+    /// `replication` (clients waited for the end of it only) or `dump` (they waited for all of it).
+    pub copied_by: String,
+    /// Why it was a dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dumped_because: Option<String>,
+    /// How long clients were held.
+    pub held_ms: u64,
+}
+
+/// Moves a tenant, or leaves it where it is; or finishes a move that died.
+///
+/// # Errors
+/// [`OperatorError`]; until the switch everything is undone, after it the same call goes on.
+pub async fn move_tenant(
+    operator: &Operator,
+    name: &str,
+    wanted: &MoveTenant,
+) -> Result<Moved, OperatorError> {
+    let moved = try_to_move(operator, name, wanted).await;
+    // The roles that it has on the new host may log in until here, also where it is suspended.
+    role_attributes::follow_status(operator, name).await;
+    moved
+}
+
+async fn try_to_move(operator: &Operator, name: &str, wanted: &MoveTenant) -> Result<Moved, OperatorError> {
+    let mut lock = TenantLock::take(operator, name).await?;
+    match Operation::left(&lock, "move").await? {
+        Some(operation) if operation.arguments["switched"] == true => {
+            operator.report_begun(operation.id).await;
+            return finish(operator, &mut lock, operation).await;
+        }
+        Some(mut operation) => put_back(operator, &mut lock, &mut operation).await?,
+        None => {}
+    }
+    Operation::refuse_unfinished(&lock).await?;
+    let source = Source::load(operator, &lock).await?;
+    if source.admin.name == wanted.host {
+        return Err(OperatorError::Refused(format!("tenant {name:?} is on host {:?} already", wanted.host)));
+    }
+    let admin = HostAdmin::load(operator, &lock.client, &wanted.host).await?;
+    let (_source_lock, _) = enter_host(&source.admin, source.tenant_id).await?;
+    let (session, rights) = enter_host(&admin, source.tenant_id).await?;
+    source.refuse_unmovable(&lock, &session, &wanted.host).await?;
+    let programs = CopyPrograms::for_server(&source.session).await?;
+
+    let operation = begin(operator, &mut lock, &source, wanted).await?;
+    let mut work = Work { operator, lock, operation, admin, session, rights };
+    let carried = carry(&mut work, &source, &programs, wanted.patience).await;
+    let Work { mut lock, mut operation, session, .. } = work;
+    drop((session, _source_lock)); // and with them the locks on the hosts, which undoing takes
+    let error = match carried {
+        Ok(()) => return finish(operator, &mut lock, operation).await,
+        Err(error) => error,
+    };
+    match put_back(operator, &mut lock, &mut operation).await {
+        Ok(()) => Err(OperatorError::Refused(format!("{error}. Tenant {name:?} stays where it is"))),
+        Err(second) => Err(OperatorError::Refused(format!(
+            "{error}. Undoing that failed as well ({second}); mend it and run the same command again"
+        ))),
+    }
+}
+
+async fn begin(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    source: &Source,
+    wanted: &MoveTenant,
+) -> Result<Operation, OperatorError> {
+    let name = lock.name.clone();
+    let arguments = json!({
+        "name": name, "host": wanted.host, "from": source.admin.name, "database": source.database,
+        "oid": source.oid, "old_roles": [source.roles.read_write, source.roles.read_only],
+        "mark": roles::new_mark("move", &name), "keep_source": wanted.keep_source,
+    });
+    let transaction = lock.client.transaction().await?;
+    let operation = Operation::begin(&transaction, operator, "move", source.tenant_id, arguments).await?;
+    transaction.commit().await?;
+    operator.report_begun(operation.id).await;
+    operator.report(&name, "begun").await;
+    Ok(operation)
+}
+
+async fn carry(
+    work: &mut Work<'_>,
+    source: &Source,
+    programs: &CopyPrograms,
+    patience: Duration,
+) -> Result<(), OperatorError> {
+    let origin = source.admin.connect_to(&source.database).await?;
+    replication_checks::refuse_hidden(source, &origin).await?;
+    let host = work.admin.name.clone();
+    let extensions = Extensions::look(source, &origin, &work.session, work.rights, &host).await?;
+    let passwords = new_passwords();
+    let made = work.make_roles(&passwords).await?;
+    work.record("roles").await?;
+    let copy = Copy { source, origin, programs, extensions, made, passwords };
+    copy.make_database(work).await?;
+    work.record("database").await?;
+    let schema = copy.make_schema(work).await?;
+    work.record("schema").await?;
+
+    let held = match copy.follow(work, schema, patience).await {
+        Ok(held) => held,
+        Err(Stopped::Failed(error)) => return Err(error),
+        Err(Stopped::Unsuitable(why)) => {
+            let sentence = format!("copied by a dump, for which clients wait, because {why}");
+            work.operator.report_note(&work.lock.name, &sentence).await;
+            work.operation.arguments["dumped_because"] = why.into();
+            copy.dump(work, patience).await?
+        }
+    };
+    for statement in source.settings(&copy.made).await? {
+        work.session.run("taking the database's settings along", &statement).await?;
+    }
+    work.verify_logins(&source.database, &copy.made, &copy.passwords).await?;
+    work.record("verified").await?;
+    let sealed = copy.passwords.seal(work.operator, source.tenant_id)?;
+    switch(work, &copy.made, &sealed, held).await
+}
+
+/// Fences the tenant, and waits until nobody is left on the old host, where from then on nobody can log in.
+pub(super) async fn hold(
+    work: &mut Work<'_>,
+    source: &Source,
+    patience: Duration,
+) -> Result<Instant, OperatorError> {
+    let held = Instant::now();
+    set_fenced(work.operator, &work.lock, source.tenant_id, true).await?;
+    work.record("fenced").await?;
+    wait_until_quiet(source, patience).await?;
+    source.session.run("keeping the tenant's roles out", &source.login_allowed(false)).await?;
+    wait_until_quiet(source, patience).await?;
+    work.record("quiet").await?;
+    Ok(held)
+}
+
+/// No session of the tenant's roles is left on the old host.
+async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), OperatorError> {
+    let give_up = Instant::now() + patience;
+    loop {
+        let left = source.sessions().await?;
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= give_up {
+            return Err(OperatorError::Refused(format!(
+                "{left} sessions of the tenant did not come to the end of their transaction, are pinned to their \
+                 server, or have left a prepared transaction, after {patience:?}; try again with a longer --patience, or end them first"
+            )));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+async fn set_fenced(
+    operator: &Operator,
+    lock: &TenantLock,
+    id: i64,
+    fenced: bool,
+) -> Result<(), OperatorError> {
+    let sql = "UPDATE pglobby.tenants SET fenced = $2 WHERE id = $1 AND fenced <> $2";
+    lock.client.execute(sql, &[&id, &fenced]).await?;
+    tracing::debug!(tenant = lock.name, fenced, actor = operator.actor, "fence");
+    Ok(())
+}
+
+/// From here on the new host serves: the row, the fence and the record change in one transaction.
+async fn switch(
+    work: &mut Work<'_>,
+    made: &Roles,
+    sealed: &SealedPasswords,
+    held: Instant,
+) -> Result<(), OperatorError> {
+    work.operation.arguments["switched"] = true.into();
+    work.operation.arguments["held_ms"] =
+        u64::try_from(held.elapsed().as_millis()).unwrap_or(u64::MAX).into();
+    let transaction = work.lock.client.transaction().await?;
+    transaction
+        .execute(
+            "UPDATE pglobby.tenants SET host = $2, username = $3, ro_username = $4, sealed_password = $5,
+                    sealed_ro_password = $6, fenced = false
+             WHERE id = $1",
+            &[
+                &work.operation.tenant_id,
+                &work.operation.argument("host"),
+                &made.read_write,
+                &made.read_only,
+                &sealed.read_write,
+                &sealed.read_only,
+            ],
+        )
+        .await?;
+    let step = "UPDATE pglobby.operations SET step = 'switched', arguments = $2, updated_at = now()
+                WHERE id = $1 AND status IN ('running', 'failed')";
+    transaction.execute(step, &[&work.operation.id, &work.operation.arguments]).await?;
+    let detail = json!({
+        "operation": work.operation.id, "from": work.operation.argument("from"), "to": work.operation.argument("host"),
+    });
+    work.operator.audit(&transaction, "tenant.move", Some(&work.lock.name), &detail).await?;
+    transaction.commit().await?;
+    work.operator.report(&work.lock.name, "switched").await;
+    Ok(())
+}
+
+/// Brings a move that died to an end, one or the other, before something else is done to the tenant.
+///
+/// # Errors
+/// As [`move_tenant`].
+pub(super) async fn settle(operator: &Operator, lock: &mut TenantLock) -> Result<(), OperatorError> {
+    match Operation::left(lock, "move").await? {
+        None => Ok(()),
+        Some(operation) if operation.arguments["switched"] == true => {
+            finish(operator, lock, operation).await.map(drop)
+        }
+        Some(mut operation) => put_back(operator, lock, &mut operation).await,
+    }
+}
+
+/// The old host serves again; then what was made on the new one goes.
+///
+/// # Errors
+/// It has switched already: then the next run goes on. Or a host does not answer.
+async fn put_back(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: &mut Operation,
+) -> Result<(), OperatorError> {
+    // By the record, not by memory: a commit may have come through though its answer did not.
+    if Operation::left(lock, "move").await?.is_some_and(|left| left.arguments["switched"] == true) {
+        return Err(OperatorError::Refused("it has moved already".to_owned()));
+    }
+    let source = Source::load(operator, lock).await?;
+    let allowed = source.login_allowed(!source.suspended);
+    source.session.run("letting the tenant's roles in again", &allowed).await?;
+    set_fenced(operator, lock, operation.tenant_id, false).await?;
+    replication::sweep(operator, lock, operation).await?;
+    undo(operator, lock, operation).await
+}
+
+/// The old database and its roles go, unless they are to be kept.
+async fn finish(
+    operator: &Operator,
+    lock: &mut TenantLock,
+    operation: Operation,
+) -> Result<Moved, OperatorError> {
+    let name = lock.name.clone();
+    let keep = operation.arguments["keep_source"] == true;
+    let cleaned = match keep {
+        true => Ok(()),
+        false => clean_up(operator, lock, &operation).await,
+    };
+    if let Err(error) = cleaned {
+        operation.note_failure(lock, &error).await?;
+        return Err(OperatorError::Refused(format!(
+            "tenant {name:?} has moved, but what is left on host {:?} could not be removed ({error}); run the same command \
+             again",
+            operation.argument("from")
+        )));
+    }
+    let transaction = lock.client.transaction().await?;
+    operation.close(&transaction, "done", &name).await?;
+    transaction.commit().await?;
+    operator.report(&name, "moved").await;
+    let why = operation.arguments["dumped_because"].as_str().map(str::to_owned);
+    Ok(Moved {
+        name,
+        from: operation.argument("from").to_owned(),
+        host: operation.argument("host").to_owned(),
+        database: operation.argument("database").to_owned(),
+        source_dropped: !keep,
+        copied_by: if why.is_some() { "dump" } else { "replication" }.to_owned(),
+        dumped_because: why,
+        held_ms: operation.arguments["held_ms"].as_u64().unwrap_or_default(),
+    })
+}
+
+async fn clean_up(
+    operator: &Operator,
+    lock: &TenantLock,
+    operation: &Operation,
+) -> Result<(), OperatorError> {
+    let database = operation.argument("database");
+    let admin = HostAdmin::load(operator, &lock.client, operation.argument("from")).await?;
+    let (session, _) = enter_host(&admin, operation.tenant_id).await?;
+    // By its oid: one made by that name since is somebody else's.
+    let sql = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
+    let found = session.query("looking for the old database", sql, &[&database]).await?;
+    if found.first().is_some_and(|row| operation.arguments["oid"] == row.get::<_, u32>(0)) {
+        drop_database(&admin, &session, database).await?;
+    }
+    for role in operation.arguments["old_roles"].as_array().into_iter().flatten() {
+        roles::release(&admin, &session, role.as_str().unwrap_or_default()).await?;
+    }
+    // Statistics do not travel with a dump; without them the first queries are planned in the dark. Expressions of the
+    // tenant's are evaluated for them, so it is the tenant's role that asks.
+    if let Err(error) = analyse(operator, lock, operation).await {
+        tracing::warn!(%error, "the moved database could not be analysed; autovacuum will");
+    }
+    Ok(())
+}
+
+async fn analyse(operator: &Operator, lock: &TenantLock, operation: &Operation) -> Result<(), OperatorError> {
+    let sql = "SELECT username, sealed_password FROM pglobby.tenants WHERE id = $1";
+    let row = lock.client.query_one(sql, &[&operation.tenant_id]).await?;
+    let id = operation.tenant_id.to_string();
+    let place = Place { table: "tenants", row: &id, column: "sealed_password" };
+    let password = operator.keyring.open(&place, row.get("sealed_password"))?;
+    let host = HostAdmin::load(operator, &lock.client, operation.argument("host")).await?;
+    let database = operation.argument("database");
+    let tenant = host.prove_login(row.get("username"), &password, database).await?;
+    tenant.run(format!("analysing {}", ident(database)), "ANALYZE").await
+}

@@ -1,0 +1,469 @@
+//! A copy that follows its original, by PostgreSQL's logical replication: while the tenant goes on working on the old
+//! host, a subscription on the new one fetches what there is and then what changes, so that clients are held only
+//! until the last of it has arrived.
+//!
+//! Replication carries rows of tables and nothing else. What it would leave behind is either looked for beforehand
+//! ([`obstacles`](super::replication_checks)), or compared when nobody can change it any more ([`Following::catch_up`]: the
+//! schema), or brought along then (sequences). Whatever is in the way, a dump copies instead.
+//!
+//! What is copied meets constraints, defaults, triggers and types of the tenant's on the new host, so the subscription
+//! belongs to the tenant's own role there, and its workers are that role (PostgreSQL 16 and newer).
+//!
+//! Publication, slot, subscription and the role that the subscription logs in with all have one name, which the
+//! operation's mark gives: so they are found and removed ([`sweep`]) whoever died when.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+
+use super::{
+    Work,
+    names::{ident, literal},
+    operation::{Operation, TenantLock},
+    replication_checks,
+    roles::{self, Roles},
+    source_host::Source,
+    subscriptions::end_subscription,
+};
+use crate::control_path::{
+    admin::{
+        actor::{Operator, OperatorError},
+        host_connection::{HostAdmin, HostSession},
+        pg_dump::{CopyPrograms, Definitions, Part, ssl_mode},
+    },
+    secrets::scram_verifier::{generate_password, scram_verifier},
+};
+
+/// How often the new host is asked how far it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// While nothing arrives and nobody is at work for so long, it does not work.
+const STALLED: Duration = Duration::from_secs(60);
+/// So little may be missing when clients are held: the rest arrives in a moment.
+const NEAR_BYTES: i64 = 1 << 20;
+/// For the locks and the snapshot that beginning takes. Whoever has a transaction open for longer than this would hold
+/// up the move, not the other way round.
+const BEGIN_WAIT_MS: u32 = 30_000;
+/// A slot is given up by its process within a moment of its end.
+const SLOT_WAIT: Duration = Duration::from_secs(10);
+
+/// Why it did not go that way.
+#[derive(Debug)]
+pub(super) enum Stopped {
+    /// Replication will not do for this tenant, here and now; a dump may.
+    Unsuitable(String),
+    /// Nothing will do.
+    Failed(OperatorError),
+}
+
+impl Stopped {
+    /// What a host says is in the way of replication; everything else of the whole move.
+    pub fn of(error: OperatorError) -> Self {
+        match error {
+            OperatorError::Host { .. } | OperatorError::Connect { .. } => Self::Unsuitable(error.to_string()),
+            error => Self::Failed(error),
+        }
+    }
+}
+
+/// A copy under way.
+pub(super) struct Following<'a> {
+    source: &'a Source,
+    programs: &'a CopyPrograms,
+    name: String,
+    /// The subscription's number: it is the tenant's, which may give it another name.
+    subscription: u32,
+    /// The administrator in the tenant's database, here and there.
+    origin: &'a HostSession,
+    replica: HostSession,
+    /// The tenant's role on the new host, and a session of it.
+    owner: &'a str,
+    tenant: &'a HostSession,
+    /// Tables there, quoted, whose policies bind their owner as well, who is to fill them.
+    forced: Vec<String>,
+    /// As it was when the copy began.
+    before: Schema,
+}
+
+/// What is defined in a database at one moment: in SQL, and as the catalogue's own numbers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Schema {
+    sql: String,
+    shape: String,
+}
+
+impl Schema {
+    /// What it is now, and what makes the same elsewhere.
+    ///
+    /// # Errors
+    /// The host, or pg_dump.
+    pub async fn look(
+        programs: &CopyPrograms,
+        source: &Source,
+        origin: &HostSession,
+    ) -> Result<(Self, Definitions), OperatorError> {
+        // Numbers first: what changes in between is told from what it was.
+        let shape = origin.texts("looking at the shape of tables", SHAPE, &[]).await?.concat();
+        let definitions = programs.definitions(&source.admin, &source.database, Part::All).await?;
+        Ok((Self { sql: programs.statements(&definitions).await?, shape }, definitions))
+    }
+}
+
+/// The name of all that belongs to the operation: its mark ends in a number nobody else has.
+fn name_of(operation: &Operation) -> String {
+    let token = operation.argument("mark").rsplit(' ').next().unwrap_or_default();
+    format!("pglobby_{token}")
+}
+
+impl<'a> Following<'a> {
+    /// Looks for what is in the way. The schema is on the new host already, as it was `before` on the old one, where
+    /// `origin` is; and so is `tenant`, a session of the tenant's new role.
+    ///
+    /// # Errors
+    /// [`Stopped`]; what was made is for [`sweep`].
+    pub async fn begin(
+        work: &mut Work<'_>,
+        source: &'a Source,
+        programs: &'a CopyPrograms,
+        (before, origin): (Schema, &'a HostSession),
+        (made, tenant): (&'a Roles, &'a HostSession),
+    ) -> Result<Following<'a>, Stopped> {
+        let replica = work.admin.connect_to(&source.database).await.map_err(Stopped::of)?;
+        replication_checks::look(source, origin, &work.admin, &work.session).await?;
+        work.operation.arguments["follows"] = true.into();
+        work.record("following").await.map_err(Stopped::Failed)?;
+        let forced = tenant.texts("looking for forced policies", FORCED, &[]).await.map_err(Stopped::of)?;
+        let name = name_of(&work.operation);
+        let owner = made.read_write.as_str();
+        let subscription = 0; // until there is one
+        Ok(Self { source, programs, name, subscription, origin, replica, owner, tenant, forced, before })
+    }
+
+    /// Subscribes, and waits until all tables are there and hardly anything is missing.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn subscribe(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
+        let password = self.publish(work).await.map_err(Stopped::of)?;
+        work.record("published").await.map_err(Stopped::Failed)?;
+        let name = self.name.clone();
+        self.force_policies(false).await?;
+        // The statement has a password in it, if only of a role that ends with this move.
+        let quiet = match work.rights.superuser {
+            true => "SET log_statement = none; SET log_min_error_statement = panic",
+            false => "",
+        };
+        self.replica.run("preparing to subscribe", quiet).await.map_err(Stopped::of)?;
+        // Nothing is at work before it is the tenant's.
+        let sql = format!(
+            "CREATE SUBSCRIPTION {name} CONNECTION {} PUBLICATION {name}
+             WITH (slot_name = {name}, enabled = false, synchronous_commit = on, disable_on_error = true,
+                   run_as_owner = false, password_required = true)",
+            literal(&self.conninfo(&password))
+        );
+        self.replica
+            .run("waiting no longer than that", &wait_at_most(BEGIN_WAIT_MS))
+            .await
+            .map_err(Stopped::of)?;
+        self.replica.run("subscribing to the old host", &sql).await.map_err(Stopped::of)?;
+        self.remember(work).await?;
+        self.replica.run("waiting as usual", WAIT_AS_USUAL).await.map_err(Stopped::of)?;
+        for step in [format!("OWNER TO {}", ident(self.owner)), "ENABLE".to_owned()] {
+            let sql = format!("ALTER SUBSCRIPTION {name} {step}");
+            self.replica.run("giving the subscription to the tenant", &sql).await.map_err(Stopped::of)?;
+        }
+        work.record("subscribed").await.map_err(Stopped::Failed)?;
+        self.wait_until_near(work).await?;
+        work.record("synced").await.map_err(Stopped::Failed)
+    }
+
+    /// The subscription's number, while it is not yet the tenant's.
+    async fn remember(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
+        let sql = "SELECT oid FROM pg_catalog.pg_subscription WHERE subname = $1";
+        let rows = self.replica.query("looking at the subscription", sql, &[&self.name]).await;
+        self.subscription = rows.map_err(Stopped::of)?.first().map_or(0, |row| row.get(0));
+        work.operation.arguments["subscription"] = self.subscription.into();
+        work.operation.remember(&work.lock).await.map_err(Stopped::Failed)
+    }
+
+    /// The publication, and the role that reads it: a member of the tenant's own, so that it may read all of the tenant's
+    /// tables and nothing else. The password of the host's administrator stays with us.
+    async fn publish(&self, work: &Work<'_>) -> Result<SecretString, OperatorError> {
+        let (name, tenant) = (ident(&self.name), ident(&self.source.roles.read_write));
+        let tables =
+            self.origin.texts("listing the tenant's tables", replication_checks::PUBLISHED, &[]).await?;
+        let tables = tables.first().filter(|tables| !tables.is_empty());
+        let tables = tables.map(|tables| format!(" FOR TABLE {tables}")).unwrap_or_default();
+        // Rows that a policy hides are copied as well; who may not give that right has been told of policies before.
+        let ours = self.source.session.rights().await?;
+        let rights = if ours.superuser { "BYPASSRLS" } else { "" };
+        let password = generate_password();
+        let verifier = scram_verifier(&password);
+        let role = format!(
+            "BEGIN; CREATE ROLE {name} LOGIN INHERIT REPLICATION {rights} PASSWORD {};
+             COMMENT ON ROLE {name} IS {}; GRANT {tenant} TO {name}; {} COMMIT",
+            literal(verifier.expose_secret()),
+            literal(work.operation.argument("mark")),
+            ours.join(&name)
+        );
+        self.source.session.run("making the role that replicates", &role).await?;
+        self.origin.run("waiting no longer than that", &wait_at_most(BEGIN_WAIT_MS)).await?;
+        self.origin
+            .run("publishing the tenant's tables", &format!("CREATE PUBLICATION {name}{tables}"))
+            .await?;
+        self.origin.run("waiting as usual", WAIT_AS_USUAL).await?;
+        Ok(password)
+    }
+
+    /// What binds the owner of a table would keep it from being filled, so that is for later.
+    async fn force_policies(&self, forced: bool) -> Result<(), Stopped> {
+        let force = if forced { "FORCE" } else { "NO FORCE" };
+        let alter = |table: &String| format!("ALTER TABLE {table} {force} ROW LEVEL SECURITY");
+        let sql = self.forced.iter().map(alter).collect::<Vec<_>>().join(";\n");
+        self.tenant.run("filling tables with forced policies", &sql).await.map_err(Stopped::of)
+    }
+
+    /// How the new host reaches the old one: as we do.
+    fn conninfo(&self, password: &SecretString) -> String {
+        let quote = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
+        let admin = &self.source.admin;
+        format!(
+            "host={} port={} dbname={} user={} password={} sslmode={} connect_timeout=10 application_name={}",
+            quote(&admin.address),
+            admin.port,
+            quote(&self.source.database),
+            quote(&self.name),
+            quote(password.expose_secret()),
+            ssl_mode(admin.tls_mode),
+            quote(&self.name),
+        )
+    }
+
+    async fn wait_until_near(&self, work: &Work<'_>) -> Result<(), Stopped> {
+        let mut moved = (Instant::now(), (0, i64::MAX));
+        loop {
+            let Standing { enabled, at_work, copied, tables } = self.standing().await.map_err(Stopped::of)?;
+            if !enabled {
+                return Err(Stopped::Unsuitable(format!(
+                    "the new host could not apply what it was sent; its log says why ({copied} of {tables} tables were copied)"
+                )));
+            }
+            let missing = self.missing_bytes().await.map_err(Stopped::of)?;
+            if copied == tables && missing <= NEAR_BYTES {
+                return Ok(());
+            }
+            work.operator.report_part("tables", copied, tables).await;
+            if at_work && (copied, missing) != moved.1 {
+                moved = (Instant::now(), (copied, missing));
+            }
+            if moved.0.elapsed() > STALLED {
+                return Err(Stopped::Unsuitable(format!(
+                    "nothing arrived on the new host for {STALLED:?} ({copied} of {tables} tables are there); its log \
+                     may say why"
+                )));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn standing(&self) -> Result<Standing, OperatorError> {
+        let sql = "SELECT s.subenabled,
+                EXISTS (SELECT FROM pg_catalog.pg_stat_subscription a WHERE a.subid = s.oid AND a.pid IS NOT NULL),
+                count(r) FILTER (WHERE r.srsubstate = 'r'), count(r)
+            FROM pg_catalog.pg_subscription s LEFT JOIN pg_catalog.pg_subscription_rel r ON r.srsubid = s.oid
+            WHERE s.oid = $1 GROUP BY s.oid, s.subenabled";
+        let rows = self.replica.query("asking how far the copy is", sql, &[&self.subscription]).await?;
+        let Some(row) = rows.first() else {
+            return Err(OperatorError::Refused("somebody has dropped the subscription".to_owned()));
+        };
+        Ok(Standing { enabled: row.get(0), at_work: row.get(1), copied: row.get(2), tables: row.get(3) })
+    }
+
+    /// What the new host has not confirmed to have on its disk.
+    async fn missing_bytes(&self) -> Result<i64, OperatorError> {
+        let sql = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn)::int8
+                   FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL";
+        let rows = self.origin.query("asking how far the copy is", sql, &[&self.name]).await?;
+        Ok(rows.first().map_or(i64::MAX, |row| row.get(0)))
+    }
+
+    /// While nobody can change anything any more: everything arrives, the schema is still the same, sequences follow.
+    ///
+    /// # Errors
+    /// [`Stopped::Unsuitable`] where the schema has changed meanwhile, or the last of it does not arrive in `patience`.
+    pub async fn catch_up(&self, patience: Duration) -> Result<(), Stopped> {
+        let now = async { self.last_bytes(patience).await };
+        let schema = async {
+            Schema::look(self.programs, self.source, self.origin).await.map_err(|error| unsuitable(&error))
+        };
+        let ((), (schema, _)) = tokio::try_join!(now, schema)?;
+        if schema != self.before {
+            return Err(Stopped::Unsuitable("its schema was changed while it was copied".to_owned()));
+        }
+        self.force_policies(true).await?;
+        let values = self.origin.texts("reading sequences", SEQUENCES, &[]).await.map_err(Stopped::of)?;
+        let Some(values) = values.first().filter(|sql| !sql.is_empty()) else { return Ok(()) };
+        let values = self.origin.texts("reading sequences", values, &[]).await.map_err(Stopped::of)?;
+        self.tenant.run("setting sequences", &values.join(";\n")).await.map_err(Stopped::of)
+    }
+
+    async fn last_bytes(&self, patience: Duration) -> Result<(), Stopped> {
+        // The message behind it makes the server write, flush and send all that is in front of it.
+        let mark = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
+        let end = self.origin.texts("looking where the old host is", mark, &[]).await.map_err(Stopped::of)?;
+        let end = end.first().cloned().unwrap_or_default();
+        let flush = "SELECT pg_catalog.pg_logical_emit_message(true, 'pglobby', 'fenced')";
+        self.origin.run("marking the end", flush).await.map_err(Stopped::of)?;
+        let sql = "SELECT 1 FROM pg_catalog.pg_replication_slots
+                   WHERE slot_name = $1 AND confirmed_flush_lsn >= $2::text::pg_lsn";
+        let give_up = Instant::now() + patience;
+        loop {
+            let there = self.origin.query("waiting for the new host", sql, &[&self.name, &end]).await;
+            if !there.map_err(Stopped::of)?.is_empty()
+                && self.standing().await.map_err(Stopped::of)?.is_whole()
+            {
+                return Ok(());
+            }
+            if Instant::now() >= give_up {
+                return Err(Stopped::Unsuitable(format!(
+                    "the last changes did not arrive within {patience:?}"
+                )));
+            }
+            tokio::time::sleep(LOOK_AGAIN / 10).await;
+        }
+    }
+}
+
+/// How far the new host is.
+struct Standing {
+    enabled: bool,
+    at_work: bool,
+    copied: i64,
+    tables: i64,
+}
+
+impl Standing {
+    fn is_whole(&self) -> bool {
+        self.enabled && self.copied == self.tables
+    }
+}
+
+/// The statements that give the values of all sequences, as one query that makes them.
+const SEQUENCES: &str = r"
+SELECT coalesce(pg_catalog.string_agg(pg_catalog.format(
+    'SELECT pg_catalog.format(%L, last_value, is_called) FROM %I.%I',
+    pg_catalog.format('SELECT pg_catalog.setval(%L, %%s, %%L)', pg_catalog.format('%I.%I', n.nspname, c.relname)),
+    n.nspname, c.relname), ' UNION ALL '), '')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// On the new host, as the tenant's role: its tables whose policies bind it, too.
+const FORCED: &str = r"
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relrowsecurity AND c.relforcerowsecurity AND c.relkind IN ('r', 'p')";
+
+/// What a dump of the schema does not show: a table that was dropped and made again, a column rewritten by ALTER.
+const SHAPE: &str = r"
+SELECT coalesce(pg_catalog.md5(pg_catalog.string_agg(
+    pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.xmin, a.attisdropped), ',' ORDER BY a.attrelid, a.attnum)), '')
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND c.relpersistence <> 't'
+  AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'";
+
+fn unsuitable(error: &OperatorError) -> Stopped {
+    Stopped::Unsuitable(error.to_string())
+}
+
+fn wait_at_most(milliseconds: u32) -> String {
+    format!("SET statement_timeout = {milliseconds}; SET lock_timeout = {milliseconds}")
+}
+
+const WAIT_AS_USUAL: &str = "RESET statement_timeout; RESET lock_timeout";
+
+/// Removes subscription, slots, publication and role, whoever made them and however far that was: by the record of the
+/// operation. The old host is freed even if the new one does not answer; a slot that nobody reads fills its disk.
+///
+/// # Errors
+/// A host, or the central database; then the next run goes on.
+pub(super) async fn sweep(
+    operator: &Operator,
+    lock: &TenantLock,
+    operation: &mut Operation,
+) -> Result<(), OperatorError> {
+    if operation.arguments["follows"] != true {
+        return Ok(());
+    }
+    let unsubscribed = match HostAdmin::load(operator, &lock.client, operation.argument("host")).await {
+        Ok(admin) => unsubscribe(lock, operation, &admin).await,
+        Err(error) => Err(error),
+    };
+    let admin = HostAdmin::load(operator, &lock.client, operation.argument("from")).await?;
+    unpublish(operation, &admin).await?;
+    unsubscribed?;
+    operation.arguments["follows"] = false.into();
+    operation.remember(lock).await
+}
+
+async fn unsubscribe(
+    lock: &TenantLock,
+    operation: &mut Operation,
+    admin: &HostAdmin,
+) -> Result<(), OperatorError> {
+    let session = admin.connect().await?;
+    // By its number: since it is the tenant's, the tenant may have renamed it.
+    let known = operation.arguments["subscription"].as_u64().and_then(|oid| u32::try_from(oid).ok());
+    let sql = "SELECT s.oid, d.datname::text FROM pg_catalog.pg_subscription s
+               JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE s.subname = $1 OR s.oid = $2";
+    let found = session.query("looking for the subscription", sql, &[&name_of(operation), &known]).await?;
+    let Some(found) = found.first() else { return Ok(()) };
+    // Slots of tables that are still being copied carry this number. It is lost with the subscription.
+    operation.arguments["subscription"] = found.get::<_, u32>(0).into();
+    operation.remember(lock).await?;
+    end_subscription(admin, found.get(1), found.get(0)).await
+}
+
+async fn unpublish(operation: &Operation, admin: &HostAdmin) -> Result<(), OperatorError> {
+    let (name, database) = (name_of(operation), operation.argument("database"));
+    let session = admin.connect().await?;
+    let ours = r"SELECT slot_name::text FROM pg_catalog.pg_replication_slots
+                 WHERE database = $1 AND (slot_name = $2 OR slot_name LIKE 'pg\_' || $3 || '\_sync\_%')";
+    let subscription = operation.arguments["subscription"].as_u64().map(|oid| oid.to_string());
+    for slot in session.texts("looking for slots", ours, &[&database, &name, &subscription]).await? {
+        drop_slot(&session, &slot).await?;
+    }
+    let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
+    if !session.query("looking for the database", sql, &[&database]).await?.is_empty() {
+        let inside = admin.connect_to(database).await?;
+        let end = format!("DROP PUBLICATION IF EXISTS {}", ident(&name));
+        inside.run("ending the publication", &end).await?;
+    }
+    for role in roles::marked(&session, operation.argument("mark")).await? {
+        roles::release(admin, &session, &role).await?;
+    }
+    Ok(())
+}
+
+async fn drop_slot(session: &HostSession, slot: &str) -> Result<(), OperatorError> {
+    let end = "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots
+               WHERE slot_name = $1 AND active_pid IS NOT NULL";
+    let drop = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots
+                WHERE slot_name = $1";
+    let give_up = Instant::now() + SLOT_WAIT;
+    loop {
+        session.query("ending a slot's reader", end, &[&slot]).await?;
+        match session.query("dropping a slot", drop, &[&slot]).await {
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) && Instant::now() < give_up => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
+            dropped => return dropped.map(drop_rows),
+        }
+    }
+}
+
+fn drop_rows(_: Vec<tokio_postgres::Row>) {}

@@ -1,0 +1,180 @@
+//! What a tenant's roles are on their host, whatever has been done to them: who may log in, and what was changed behind the
+//! operator's back.
+//!
+//! All that a tenant's SQL can change about its own roles and its database shows in shared catalogs. It is found there and
+//! undone from the administrator's own database: nobody need enter the tenant's.
+
+use super::{
+    names::ident,
+    operation::{Operation, TenantLock},
+    roles,
+};
+use crate::control_path::admin::{
+    actor::{Operator, OperatorError},
+    host_connection::{HostAdmin, HostSession},
+};
+
+/// A tenant's roles and database, by name.
+#[derive(Debug, Clone, Copy)]
+pub struct Belongings<'a> {
+    /// Its database.
+    pub database: &'a str,
+    /// The role that owns it.
+    pub read_write: &'a str,
+    /// The role that reads, if there is one.
+    pub read_only: Option<&'a str>,
+}
+
+/// Statements that undo what was done to the database: who may connect, and settings that decide who a session is or whether
+/// it starts; where the tenant owns it, every limit, timeouts of less than 0.1 s, which end sessions as they begin, and that it is
+/// called a template. $1 the database, $2 and $3 the roles.
+const DATABASE_AS_MADE: &str = r"
+SELECT format('ALTER DATABASE %I CONNECTION LIMIT -1', datname) FROM pg_database
+WHERE datname = $1 AND (datconnlimit = 0 OR datconnlimit > 0 AND pg_get_userbyid(datdba) = $2)
+UNION ALL
+SELECT format('ALTER DATABASE %I IS_TEMPLATE false', datname) FROM pg_database
+WHERE datname = $1 AND datistemplate AND pg_get_userbyid(datdba) = $2
+UNION ALL
+SELECT format('ALTER DATABASE %I ALLOW_CONNECTIONS true', datname) FROM pg_database
+WHERE datname = $1 AND NOT datallowconn
+UNION ALL
+SELECT format('ALTER DATABASE %I RESET %I', d.datname, split_part(s.setting, '=', 1))
+FROM pg_db_role_setting c JOIN pg_database d ON d.oid = c.setdatabase AND d.datname = $1,
+     unnest(c.setconfig) AS s (setting)
+WHERE c.setrole = 0 AND split_part(s.setting, '=', 1)
+      IN ('local_preload_libraries', 'session_preload_libraries', 'role', 'session_authorization')
+UNION ALL
+SELECT format('ALTER DATABASE %I RESET %I', d.datname, split_part(s.setting, '=', 1))
+FROM pg_db_role_setting c JOIN pg_database d ON d.oid = c.setdatabase AND d.datname = $1,
+     unnest(c.setconfig) AS s (setting)
+WHERE c.setrole = 0 AND pg_get_userbyid(d.datdba) = $2
+  AND s.setting ~ '^(statement|transaction|idle_session|idle_in_transaction_session)_timeout='
+  AND split_part(s.setting, '=', 2) ~ '^\s*(0*[1-9][0-9]?(\.[0-9]*)?\s*(ms)?|[0-9.]+\s*us|0*\.0[0-9]*\s*s)\s*$'
+UNION ALL
+SELECT format('GRANT CONNECT%s ON DATABASE %I TO %I', CASE WHEN r.rolname = $2 THEN ', CREATE, TEMPORARY' ELSE '' END,
+              d.datname, r.rolname)
+FROM pg_database d, pg_roles r
+WHERE d.datname = $1 AND r.rolname IN ($2, $3) AND NOT has_database_privilege(r.oid, d.oid, 'CONNECT')";
+
+/// The roles that are not as they were made, but for their passwords. $1 the database, $2 and $3 the roles.
+const CHANGED_ROLES: &str = r"
+SELECT r.rolname::text FROM pg_roles r
+WHERE r.rolname IN ($2, $3) AND (
+      NOT r.rolcanlogin OR r.rolconnlimit >= 0 OR r.rolvaliduntil < 'infinity'
+   OR EXISTS (SELECT FROM pg_db_role_setting c, unnest(c.setconfig) AS s (setting)
+              WHERE c.setrole = r.oid
+                AND (c.setdatabase = 0 OR c.setdatabase IN (SELECT oid FROM pg_database WHERE datname = $1))
+                AND NOT (r.rolname = $3 AND c.setdatabase = 0 AND s.setting = 'default_transaction_read_only=on'))
+   OR (r.rolname = $3 AND NOT EXISTS (SELECT FROM pg_db_role_setting c WHERE c.setrole = r.oid AND c.setdatabase = 0
+                AND 'default_transaction_read_only=on' = ANY (c.setconfig))))";
+
+impl Belongings<'_> {
+    fn roles(&self) -> impl Iterator<Item = &str> {
+        [Some(self.read_write), self.read_only].into_iter().flatten()
+    }
+
+    /// Statements that make the roles what they were made as, but for their passwords; both may log in.
+    pub fn roles_as_made(&self) -> String {
+        let database = ident(self.database);
+        let as_made = |role: &str| {
+            let name = ident(role);
+            let reads = match Some(role) == self.read_only {
+                true => format!("ALTER ROLE {name} SET default_transaction_read_only = on;\n"),
+                false => String::new(),
+            };
+            format!(
+                "ALTER ROLE {name} RESET ALL;\nALTER ROLE {name} IN DATABASE {database} RESET ALL;\n{reads}\
+                 ALTER ROLE {name} LOGIN CONNECTION LIMIT -1 VALID UNTIL 'infinity';\n"
+            )
+        };
+        self.roles().map(as_made).collect()
+    }
+
+    /// Statements that undo what was done to the database; none, if it is as it was made.
+    ///
+    /// # Errors
+    /// The host.
+    pub async fn database_as_made(&self, session: &HostSession) -> Result<Vec<String>, OperatorError> {
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.database, &self.read_write, &self.read_only];
+        session.texts("looking at the tenant's database", DATABASE_AS_MADE, &parameters).await
+    }
+
+    /// Whether the roles or the database are not as they were made.
+    ///
+    /// # Errors
+    /// The host.
+    pub async fn are_changed(&self, session: &HostSession) -> Result<bool, OperatorError> {
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.database, &self.read_write, &self.read_only];
+        let changed = session.texts("looking at the tenant's roles", CHANGED_ROLES, &parameters).await?;
+        Ok(!changed.is_empty() || !self.database_as_made(session).await?.is_empty())
+    }
+
+    /// Whether the read-only role has lost what it was granted inside the database, as DROP OWNED takes it.
+    ///
+    /// # Errors
+    /// The host.
+    pub async fn reader_has_nothing(&self, session: &HostSession) -> Result<bool, OperatorError> {
+        let sql = "SELECT FROM pg_catalog.pg_shdepend s
+                   JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid AND r.rolname = $2
+                   JOIN pg_catalog.pg_database d ON d.oid = s.dbid AND d.datname = $1
+                   WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.deptype = 'a' LIMIT 1";
+        let Some(reader) = self.read_only else { return Ok(false) };
+        let granted =
+            session.query("looking for the reader's rights", sql, &[&self.database, &reader]).await?;
+        Ok(granted.is_empty())
+    }
+}
+
+/// Lets a tenant's roles log in on their host, or keeps them out, as the tenant's status says. Where that cannot be done now it is
+/// said and left: whoever closes a tenant must not fail because its host is down.
+pub async fn follow_status(operator: &Operator, name: &str) {
+    if let Err(error) = try_to_follow(operator, name, None).await {
+        let sentence = format!(
+            "the right of the tenant's roles to log in directly on their host could not be changed ({error}); `pglobby doctor \
+             --fix` does it once that is mended"
+        );
+        operator.report_note(name, &sentence).await;
+    }
+}
+
+/// Lets a tenant's roles log in, before it is opened. Where that cannot be done now, the first connection that they are
+/// refused has them let in.
+pub async fn let_in(operator: &Operator, name: &str) {
+    if let Err(error) = try_to_follow(operator, name, Some(true)).await {
+        let sentence = format!("the tenant's roles could not be let in on their host yet ({error})");
+        operator.report_note(name, &sentence).await;
+    }
+}
+
+async fn try_to_follow(operator: &Operator, name: &str, enter: Option<bool>) -> Result<(), OperatorError> {
+    let lock = TenantLock::take_at_once(operator, name).await?;
+    if Operation::left(&lock, "move").await?.is_some() {
+        return Err(OperatorError::Refused("its move is not finished".to_owned()));
+    }
+    let sql = "SELECT host, status, username, ro_username FROM pglobby.tenants
+               WHERE name = $1 AND status IN ('active', 'suspended')";
+    let Some(row) = lock.client.query_opt(sql, &[&name]).await? else { return Ok(()) };
+    let enter = enter.unwrap_or_else(|| row.get::<_, String>("status") == "active");
+    let admin = HostAdmin::load(operator, &lock.client, row.get("host")).await?;
+    let session = admin.connect().await?;
+    let names: [Option<String>; 2] = [row.get("username"), row.get("ro_username")];
+    for role in names.into_iter().flatten() {
+        if roles::ours(&session, &role).await? {
+            allow(&session, &role, enter).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets a role log in, or no longer; sessions that are there stay.
+///
+/// # Errors
+/// The host.
+pub async fn allow(session: &HostSession, role: &str, enter: bool) -> Result<(), OperatorError> {
+    let login = if enter { "LOGIN" } else { "NOLOGIN" };
+    session
+        .run(format!("setting {login} for role {role:?}"), &format!("ALTER ROLE {} {login}", ident(role)))
+        .await
+}

@@ -1,0 +1,248 @@
+//! New sealing keys, and every stored credential sealed anew: online, in batches, and again from where it stopped.
+//!
+//! Old keys stay in the ring until nothing is sealed with them, so a run that dies leaves everything readable.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::json;
+use tokio_postgres::Client;
+
+use super::{
+    keyring::{Keyring, KeyringError},
+    seal::Place,
+};
+use crate::{
+    config::Config,
+    control_path::admin::{
+        actor::{Operator, OperatorError},
+        operations,
+    },
+};
+
+/// Rows sealed anew in one transaction.
+const BATCH_ROWS: i64 = 100;
+
+/// Where credentials are stored: table, the row's key and its type, column.
+const PLACES: [(&str, &str, &str, &str); 3] = [
+    ("hosts", "name", "text", "sealed_admin_password"),
+    ("tenants", "id", "bigint", "sealed_password"),
+    ("tenants", "id", "bigint", "sealed_ro_password"),
+];
+
+/// A key, and what depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyUse {
+    /// Its id.
+    pub id: String,
+    /// Whether new credentials are sealed with it.
+    pub writes: bool,
+    /// Whether the ring has it; if not, what it sealed is lost.
+    pub in_ring: bool,
+    /// Credentials sealed with it.
+    pub sealed: u64,
+}
+
+/// What a rotation did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rotated {
+    /// The key everything is sealed with now.
+    pub key: String,
+    /// Whether it was made just now; otherwise an earlier run or `key generate` made it.
+    pub generated: bool,
+    /// Credentials sealed anew.
+    pub resealed: u64,
+    /// Keys taken from the ring.
+    pub retired: Vec<String>,
+}
+
+/// Every key of the ring and every key that something is sealed with.
+///
+/// # Errors
+/// The central database.
+pub async fn list(operator: &Operator) -> Result<Vec<KeyUse>, OperatorError> {
+    let client = operator.central.client().await?;
+    let sealed = count_by_key(&client).await?;
+    Ok(uses(&operator.keyring.fresh(), sealed))
+}
+
+fn uses(keyring: &Keyring, mut sealed: BTreeMap<String, u64>) -> Vec<KeyUse> {
+    let in_ring: Vec<KeyUse> = keyring
+        .key_ids()
+        .map(|id| KeyUse {
+            id: id.to_owned(),
+            writes: id == keyring.writing_key(),
+            in_ring: true,
+            sealed: sealed.remove(id).unwrap_or_default(),
+        })
+        .collect();
+    let lost = sealed.into_iter().map(|(id, sealed)| KeyUse { id, writes: false, in_ring: false, sealed });
+    in_ring.into_iter().chain(lost).collect()
+}
+
+async fn count_by_key(client: &Client) -> Result<BTreeMap<String, u64>, OperatorError> {
+    let mut counts = BTreeMap::new();
+    for (table, _, _, column) in PLACES {
+        let sql = format!("SELECT {column} FROM pglobby.{table} WHERE {column} IS NOT NULL");
+        for row in client.query(&sql, &[]).await? {
+            let id = Keyring::key_of(row.get(0)).unwrap_or("(unreadable)");
+            *counts.entry(id.to_owned()).or_default() += 1;
+        }
+    }
+    Ok(counts)
+}
+
+/// Adds a key to the ring's file, or makes the file; from now on this key seals. Other nodes need the file, too,
+/// before they meet what it sealed.
+///
+/// # Errors
+/// The ring is not in a file, or the file cannot be written.
+pub async fn generate(operator: &Operator, config: &Config) -> Result<String, OperatorError> {
+    let lock = lock_ring(operator).await?;
+    add_key(operator, &lock, config).await
+}
+
+/// Seals everything with one key: the writing one if something is not sealed with it yet, else a fresh one. With
+/// `retire`, keys that nothing is sealed with any more leave the ring.
+///
+/// # Errors
+/// The ring, the central database, or a credential that does not open; what was done stays done, and the next run
+/// goes on.
+pub async fn rotate(operator: &Operator, config: &Config, retire: bool) -> Result<Rotated, OperatorError> {
+    ring_file(config)?;
+    let mut client = lock_ring(operator).await?;
+    let operation = begin(operator, &client).await?;
+    let rotated = rotate_recorded(operator, config, retire, &mut client, operation).await;
+    match &rotated {
+        Ok(_) => {
+            let sql = "UPDATE pglobby.operations SET status = 'done', updated_at = now() WHERE id = $1";
+            client.execute(sql, &[&operation]).await?;
+        }
+        Err(error) => operations::note_error(operator, operation, error).await?,
+    }
+    rotated
+}
+
+/// Records that it begins. What a dead run recorded is closed, because this one goes on with its work.
+async fn begin(operator: &Operator, client: &Client) -> Result<i64, OperatorError> {
+    let supersede =
+        "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it',
+                            updated_at = now()
+                     WHERE kind = 'key_rotate' AND status IN ('running', 'failed')";
+    client.execute(supersede, &[]).await?;
+    let sql = "INSERT INTO pglobby.operations (kind, actor) VALUES ('key_rotate', $1) RETURNING id";
+    let operation = client.query_one(sql, &[&operator.actor]).await?.get(0);
+    operator.report_begun(operation).await;
+    Ok(operation)
+}
+
+async fn rotate_recorded(
+    operator: &Operator,
+    config: &Config,
+    retire: bool,
+    client: &mut Client,
+    operation: i64,
+) -> Result<Rotated, OperatorError> {
+    let ring = Keyring::load(config)?;
+    let outdated = count_by_key(client).await?.keys().any(|key| key != ring.writing_key());
+    if !outdated {
+        add_key(operator, client, config).await?;
+    }
+    let mut ring = Keyring::load(config)?;
+    let all: u64 = count_by_key(client).await?.values().sum();
+    let (mut resealed, mut looked_at) = (0, 0);
+    for place in PLACES {
+        resealed += reseal(operator, client, &ring, place, (&mut looked_at, all)).await?;
+        let step = format!("{}.{}", place.0, place.3);
+        let sql = "UPDATE pglobby.operations SET step = $2, updated_at = now() WHERE id = $1";
+        client.execute(sql, &[&operation, &step]).await?;
+    }
+
+    let mut retired = Vec::new();
+    if retire {
+        let used = count_by_key(client).await?;
+        let unused: Vec<String> =
+            ring.key_ids().filter(|id| !used.contains_key(*id)).map(str::to_owned).collect();
+        retired.extend(unused.into_iter().filter(|id| ring.remove_key(id)));
+        if !retired.is_empty() {
+            ring.replace_file(ring_file(config)?)?;
+        }
+    }
+    let key = ring.writing_key().to_owned();
+    let detail = json!({ "key": key, "resealed": resealed, "retired": retired, "operation": operation });
+    operator.audit(client, "key.rotate", None, &detail).await?;
+    Ok(Rotated { key, generated: !outdated, resealed, retired })
+}
+
+/// One at a time: of two that write the ring at once, one's key would be lost with all that it sealed.
+async fn lock_ring(operator: &Operator) -> Result<Client, OperatorError> {
+    let client = operator.central.connect_to(operator.central.database()).await?;
+    let sql = "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('pglobby key ring', 0))";
+    client.execute(sql, &[]).await?;
+    Ok(client)
+}
+
+fn ring_file(config: &Config) -> Result<&std::path::Path, OperatorError> {
+    match (&config.keys_text, &config.keys_file) {
+        (None, Some(path)) => Ok(path),
+        _ => Err(OperatorError::Refused(
+            "the key ring is in PGLOBBY_KEYS, which cannot be written; put it into a file ([keys] file) for as long as \
+             keys change"
+                .to_owned(),
+        )),
+    }
+}
+
+async fn add_key(operator: &Operator, lock: &Client, config: &Config) -> Result<String, OperatorError> {
+    let path = ring_file(config)?;
+    let id = match Keyring::load(config) {
+        Ok(mut ring) => {
+            let id = ring.add_key();
+            ring.replace_file(path)?;
+            id
+        }
+        Err(KeyringError::Missing { .. }) => {
+            let ring = Keyring::generate();
+            ring.create_file(path)?;
+            ring.writing_key().to_owned()
+        }
+        Err(error) => return Err(error.into()),
+    };
+    operator.audit(lock, "key.generate", None, &json!({ "key": id })).await?;
+    Ok(id)
+}
+
+async fn reseal(
+    operator: &Operator,
+    client: &mut Client,
+    ring: &Keyring,
+    (table, key, key_type, column): (&'static str, &str, &str, &'static str),
+    (looked_at, all): (&mut u64, u64),
+) -> Result<u64, OperatorError> {
+    let batch = format!(
+        "SELECT {key}::text, {column} FROM pglobby.{table}
+         WHERE {column} IS NOT NULL AND {key}::text COLLATE \"C\" > $1
+         ORDER BY {key}::text COLLATE \"C\" LIMIT {BATCH_ROWS} FOR UPDATE"
+    );
+    let update = format!("UPDATE pglobby.{table} SET {column} = $2 WHERE {key} = $1::text::{key_type}");
+    let (mut after, mut resealed) = (String::new(), 0);
+    loop {
+        let transaction = client.transaction().await?;
+        let rows = transaction.query(&batch, &[&after]).await?;
+        for row in &rows {
+            let (id, blob): (String, Vec<u8>) = (row.get(0), row.get(1));
+            if Keyring::key_of(&blob) != Some(ring.writing_key()) {
+                let place = Place { table, row: &id, column };
+                let sealed = ring.seal(&place, &ring.open(&place, &blob)?)?;
+                resealed += transaction.execute(&update, &[&id, &sealed]).await?;
+            }
+            after = id;
+        }
+        transaction.commit().await?;
+        if rows.is_empty() {
+            return Ok(resealed);
+        }
+        *looked_at += rows.len() as u64;
+        operator.report_part("credentials", *looked_at, all).await;
+    }
+}

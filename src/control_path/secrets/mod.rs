@@ -1,0 +1,7 @@
+//! Credentials: sealed for the central database, hashed for logins, and the keys they are sealed with.
+
+pub mod key_rotation;
+pub mod keyring;
+pub mod keyring_reload;
+pub mod scram_verifier;
+pub mod seal;

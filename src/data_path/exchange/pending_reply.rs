@@ -1,0 +1,90 @@
+//! What a server owes a reply for, and to whom. Pure.
+
+use std::sync::Arc;
+
+use crate::{
+    data_path::prepared::{Statement, parse_settings::ParseSettings, sql_prepare_effects::Deeds},
+    error::Objection,
+};
+
+/// On whose behalf a request went to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// The client asked: it gets the reply.
+    Client,
+    /// Put in so that the client's next request works on this server: success is left out, an error is the client's.
+    Follow,
+    /// Put in for the client's next request, in a batch of its own: success and error are left out.
+    Attempt,
+    /// Our own bookkeeping: the reply is left out, and an error ends both connections.
+    Ours,
+    /// Put in place of what the client asked, to fail: the client gets the error in words of ours.
+    Denied(Objection),
+}
+
+impl Whose {
+    /// Whether it belongs to what the client asked, and fails with it.
+    pub fn is_for_client(self) -> bool {
+        matches!(self, Self::Client | Self::Follow | Self::Denied(_))
+    }
+}
+
+/// What was asked, as far as its reply or failure matters.
+#[derive(Debug, Clone)]
+pub enum Asked {
+    /// Parse, of the unnamed statement where there is no naming; else what to take back if it fails.
+    Parse(Option<Box<Naming>>),
+    /// Parse of a named statement that the server gets under the client's name: nothing to take back.
+    ParseAsIs,
+    /// Parse of a name that is taken, sent to be refused: nothing to take back.
+    ParseTaken(Box<Naming>),
+    /// Bind.
+    Bind,
+    /// Describe.
+    Describe,
+    /// Describe of a statement that has just been parsed here, for ourselves: is it what its client knows?
+    Shape(Box<Naming>),
+    /// Execute; with what the portal's PREPARE or DEALLOCATE does.
+    Execute(Option<Box<Deeds>>),
+    /// A question of ours, in the middle of what the client has begun, which settings the server has at that moment.
+    Settings(Arc<ParseSettings>),
+    /// Close; of a named statement what to restore if it is skipped.
+    Close(Option<Box<Naming>>),
+    /// Close of the unnamed statement.
+    CloseUnnamed,
+    /// Sync.
+    Sync,
+    /// A simple query; with what it does by PREPARE and DEALLOCATE.
+    Query(Option<Box<Deeds>>),
+    /// FunctionCall.
+    FunctionCall,
+    /// CopyDone or CopyFail sent before the server has said that it takes data. Gets no reply: it marks which Syncs the
+    /// server takes for part of the data.
+    CopyEnd,
+}
+
+/// A statement that got, or lost, its name by a request that may yet be skipped.
+#[derive(Debug, Clone)]
+pub struct Naming {
+    /// The client's name for it; `None` where only the server's knowledge changed.
+    pub client_name: Option<Box<[u8]>>,
+    /// The statement.
+    pub statement: Arc<Statement>,
+}
+
+/// A reply the server owes.
+#[derive(Debug, Clone)]
+pub struct Owed {
+    /// To which request.
+    pub asked: Asked,
+    /// For whom.
+    pub whose: Whose,
+}
+
+impl Owed {
+    /// Whether the client asks for another unnamed statement, or takes it away.
+    pub fn changes_unnamed(&self) -> bool {
+        self.whose == Whose::Client
+            && matches!(self.asked, Asked::Parse(None) | Asked::CloseUnnamed | Asked::Query(_))
+    }
+}

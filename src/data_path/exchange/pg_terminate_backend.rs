@@ -1,0 +1,138 @@
+//! `pg_terminate_backend` and `pg_cancel_backend` of the number that a client was told as its process number.
+//!
+//! In transaction mode that number is a session's and no server's: PostgreSQL answers `false`, with a warning that there is no
+//! such process. Where a text calls one of them by its name, that warning has the session ended, or what it runs cancelled; it
+//! is left out, and a row that is nothing but this answer becomes `true`.
+
+use super::server_error::error_field;
+use crate::data_path::session_state::side_effects::Signal;
+
+/// Signals the session with this number; `false` if there is none that the caller may signal.
+pub type Send<'s> = &'s dyn Fn(i32, Signal) -> bool;
+
+/// No process of PostgreSQL's has this number or one above it (Linux), and no session one below.
+const NUMBER_MIN: i32 = 1 << 22;
+
+/// The function of the server that warns. Its words are the same in every language but for the number in their midst.
+const WARNS: &[u8] = b"pg_signal_backend";
+
+/// What is known of a server's latest texts and answers.
+#[derive(Debug, Default)]
+pub struct Signalling {
+    /// What they call; both would leave it open which of them has warned.
+    called: Option<Signal>,
+    both: bool,
+    /// Sessions were signalled, and the answers that say otherwise are yet to come.
+    answers: u32,
+}
+
+impl Signalling {
+    /// A text goes to the server that calls this.
+    #[inline]
+    pub fn note(&mut self, signal: Option<Signal>) {
+        if signal.is_some() {
+            self.both |= self.called.is_some() && self.called != signal;
+            self.called = signal;
+        }
+    }
+
+    /// Everything is answered.
+    #[inline]
+    pub fn over(&mut self) {
+        if self.called.is_some() {
+            *self = Self::default();
+        }
+    }
+
+    /// Whether what notices say matters.
+    #[inline]
+    pub fn listens(&self) -> bool {
+        self.called.is_some()
+    }
+
+    /// Whether the next rows may be answers that are to be turned round.
+    #[inline]
+    pub fn is_awaited(&self) -> bool {
+        self.answers > 0
+    }
+
+    /// A NoticeResponse; whether it is left out, because its session was signalled.
+    pub fn warned(&mut self, notice: &[u8], send: Send<'_>) -> bool {
+        let signal = self.called.filter(|_| !self.both && error_field(notice, b'R') == Some(WARNS));
+        let number = error_field(notice, b'M').and_then(number).filter(|number| *number >= NUMBER_MIN);
+        let (Some(signal), Some(number)) = (signal, number) else { return false };
+        let sent = send(number, signal);
+        self.answers += u32::from(sent);
+        sent
+    }
+
+    /// A DataRow; what the client gets in its stead.
+    pub fn answered(&mut self, row: &[u8]) -> Option<Vec<u8>> {
+        let (answer, before) = row.split_last()?;
+        let truth = match (before, answer) {
+            // One column of one byte, as text and in binary.
+            (b"D\0\0\0\x0b\0\x01\0\0\0\x01", b'f') => b't',
+            (b"D\0\0\0\x0b\0\x01\0\0\0\x01", 0) => 1,
+            _ => return None,
+        };
+        self.answers -= 1;
+        Some([before, &[truth]].concat())
+    }
+}
+
+/// The first number in a text.
+fn number(text: &[u8]) -> Option<i32> {
+    let digits = text.split(|byte| !byte.is_ascii_digit()).find(|digits| !digits.is_empty())?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::append;
+
+    fn warning(routine: &str, words: &str) -> Vec<u8> {
+        let mut message = Vec::new();
+        append(&mut message, b'N', |out| {
+            out.extend_from_slice(format!("SWARNING\0C01000\0M{words}\0R{routine}\0\0").as_bytes());
+        });
+        message
+    }
+
+    const GONE: &str = "PID 9437302 is not a PostgreSQL backend process";
+    const NO: &[u8] = b"D\0\0\0\x0b\0\x01\0\0\0\x01f";
+
+    #[test]
+    fn a_warning_of_a_sessions_number_signals_it_and_turns_its_answer_round() {
+        let mut signalling = Signalling::default();
+        signalling.note(Some(Signal::Terminate));
+        let only = |number, signal| (number, signal) == (9_437_302, Signal::Terminate);
+        assert!(signalling.warned(&warning("pg_signal_backend", GONE), &only));
+        assert_eq!(signalling.answered(b"D\0\0\0\x0b\0\x01\0\0\0\x01t"), None);
+        assert_eq!(signalling.answered(NO).as_deref(), Some(&b"D\0\0\0\x0b\0\x01\0\0\0\x01t"[..]));
+        assert!(!signalling.is_awaited());
+    }
+
+    #[test]
+    fn nothing_else_signals_anybody() {
+        let anybody = |_, _| -> bool { panic!("signalled") };
+        let ours = warning("pg_signal_backend", GONE);
+        let mut nobody_asked = Signalling::default();
+        assert!(!nobody_asked.warned(&ours, &anybody));
+        let mut open_which = Signalling::default();
+        open_which.note(Some(Signal::Terminate));
+        open_which.note(Some(Signal::Cancel));
+        assert!(!open_which.warned(&ours, &anybody));
+        let mut asked = Signalling::default();
+        asked.note(Some(Signal::Cancel));
+        asked.note(None);
+        assert!(!asked.warned(&warning("exec_stmt_raise", GONE), &anybody));
+        assert!(!asked.warned(&warning("pg_signal_backend", "PID 4194303 is no process"), &anybody));
+        assert!(!asked.warned(&warning("pg_signal_backend", "PID 99999999999 is no process"), &anybody));
+        asked.over();
+        assert!(!asked.warned(&ours, &anybody));
+        // There is no such session.
+        asked.note(Some(Signal::Cancel));
+        assert!(!asked.warned(&ours, &|_, _| false) && !asked.is_awaited());
+    }
+}

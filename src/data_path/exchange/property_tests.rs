@@ -1,0 +1,440 @@
+//! Any conversation, cut anywhere, between clients that share servers: each client hears what a server of its own would have
+//! said. The server here is a model of what PostgreSQL does with statements and portals; what a real one does is in
+//! `tests/model.rs`.
+
+use std::{
+    cell::Cell,
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::{channels::messages, *};
+use crate::{
+    data_path::{
+        functions::Catalogue,
+        prepared::{Capacity, shared_statements::StatementTable},
+        session_state::Settings,
+        tenant_switch::Stance,
+    },
+    error::Refusal,
+    wire::{
+        frame::{HEADER_BYTES, cstr},
+        message::{Severity, append, append_cstr, ready_for_query},
+        outgoing::Outgoing,
+    },
+};
+
+/// What a client says, one message each.
+#[derive(Debug, Clone)]
+pub(super) enum Say {
+    Parse(&'static str, &'static str),
+    Bind(&'static str),
+    Describe(&'static str),
+    Execute,
+    Close(&'static str),
+    Flush,
+    Sync,
+    Query(&'static str),
+    Call,
+    Data(&'static str),
+    Done,
+    Fail,
+}
+
+impl Say {
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Parse(name, sql) => append(out, b'P', |out| {
+                append_cstr(out, name.as_bytes());
+                append_cstr(out, sql.as_bytes());
+                out.extend_from_slice(&[0, 0]);
+            }),
+            Self::Bind(name) => append(out, b'B', |out| {
+                append_cstr(out, b"");
+                append_cstr(out, name.as_bytes());
+                out.extend_from_slice(&[0; 6]);
+            }),
+            Self::Describe(name) => append(out, b'D', |out| {
+                out.push(b'S');
+                append_cstr(out, name.as_bytes());
+            }),
+            Self::Execute => append(out, b'E', |out| out.extend_from_slice(&[0; 5])),
+            Self::Close(name) => append(out, b'C', |out| {
+                out.push(b'S');
+                append_cstr(out, name.as_bytes());
+            }),
+            Self::Flush => append(out, b'H', |_| {}),
+            Self::Sync => append(out, b'S', |_| {}),
+            Self::Query(sql) => append(out, b'Q', |out| append_cstr(out, sql.as_bytes())),
+            Self::Call => append(out, b'F', |out| out.extend_from_slice(&[0; 10])),
+            Self::Data(data) => append(out, b'd', |out| out.extend_from_slice(data.as_bytes())),
+            Self::Done => append(out, b'c', |_| {}),
+            Self::Fail => append(out, b'f', |out| append_cstr(out, b"why")),
+        }
+    }
+}
+
+/// Texts of which some fail when they are parsed, some when they are executed.
+const TEXTS: [&str; 6] =
+    ["SELECT 1", "SELECT 2", "SELECT unparsable", "SELECT failing", "SELECT * FROM t", "ALTER TABLE t"];
+const NAMES: [&str; 4] = ["", "a", "b", "c"];
+
+fn say() -> impl Strategy<Value = Say> {
+    prop_oneof![
+        // An unnamed statement whose table changes before a later batch binds it may be prepared anew, and is as it is then.
+        3 => (select(&NAMES[..]), select(&TEXTS[..])).prop_map(|(name, sql)| match (name, sql) {
+            ("", "SELECT * FROM t") => Say::Parse(name, "SELECT 1"),
+            _ => Say::Parse(name, sql),
+        }),
+        3 => select(&NAMES[..]).prop_map(Say::Bind),
+        1 => select(&NAMES[..]).prop_map(Say::Describe),
+        3 => Just(Say::Execute),
+        1 => select(&NAMES[..]).prop_map(Say::Close),
+        1 => Just(Say::Flush),
+        1 => select(&TEXTS[..]).prop_map(Say::Query),
+    ]
+}
+
+/// A batch with its Sync, or a simple query.
+fn request() -> impl Strategy<Value = Vec<u8>> {
+    let batch = vec(say(), 0..8).prop_map(|said| {
+        let mut bytes = Vec::new();
+        said.iter().for_each(|say| say.write(&mut bytes));
+        append(&mut bytes, b'S', |_| {});
+        bytes
+    });
+    let query = select(&TEXTS[..]).prop_map(|sql| {
+        let mut bytes = Vec::new();
+        Say::Query(sql).write(&mut bytes);
+        bytes
+    });
+    prop_oneof![4 => batch, 1 => query]
+}
+
+/// One or more of them in one write.
+#[derive(Clone, PartialEq)]
+pub(super) struct Pipeline(pub(super) Vec<u8>);
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let said = messages(&self.0).map(|message| {
+            let words = String::from_utf8_lossy(&message[HEADER_BYTES..]).replace('\0', " ");
+            format!("{} {}", char::from(message[0]), words.trim())
+        });
+        f.debug_list().entries(said).finish()
+    }
+}
+
+fn pipeline() -> impl Strategy<Value = Pipeline> {
+    vec(request(), 1..4).prop_map(|requests| Pipeline(requests.concat()))
+}
+
+/// What PostgreSQL does with statements, portals, transactions and COPY.
+#[derive(Debug, Default)]
+pub(super) struct Backend {
+    /// The beginning of a message.
+    pub(super) half: Vec<u8>,
+    statements: HashMap<Vec<u8>, Prepared>,
+    /// The text that each of them executes.
+    portals: HashMap<Vec<u8>, Vec<u8>>,
+    pub(super) skipping: bool,
+    /// It takes data; whether that was asked for by a simple query.
+    pub(super) copying: Option<bool>,
+    /// BEGIN; and whether something has failed since.
+    pub(super) begun: Option<bool>,
+    /// How often the table has been altered.
+    table: Rc<Cell<u32>>,
+}
+
+#[derive(Debug, Clone)]
+struct Prepared {
+    sql: Vec<u8>,
+    /// How the table was when it was parsed.
+    table: u32,
+}
+
+impl Backend {
+    pub(super) fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.half.extend_from_slice(bytes);
+        let heard = std::mem::take(&mut self.half);
+        let mut used = 0;
+        for message in messages(&heard) {
+            self.message(message[0], &message[HEADER_BYTES..], &mut out);
+            used += message.len();
+        }
+        self.half = heard[used..].to_vec();
+        out
+    }
+
+    fn ready(&self, out: &mut Vec<u8>) {
+        ready_for_query(out, self.begun.map_or(b'I', |failed| if failed { b'E' } else { b'T' }));
+    }
+
+    fn failed(&mut self, out: &mut Vec<u8>) {
+        self.begun = self.begun.map(|_| true);
+        error(out);
+    }
+
+    fn copy(&mut self, is_query: bool, tag: u8, body: &[u8], out: &mut Vec<u8>) {
+        match tag {
+            b'd' if body == b"bad" => self.failed(out),
+            b'f' => self.failed(out),
+            b'c' => append(out, b'C', |out| append_cstr(out, b"COPY 1")),
+            b'd' | b'S' | b'H' => return,
+            tag => panic!("a {} in the middle of a COPY", char::from(tag)),
+        }
+        self.copying = None;
+        match is_query {
+            true => self.ready(out),
+            false => self.skipping = tag != b'c',
+        }
+    }
+
+    fn message(&mut self, tag: u8, mut body: &[u8], out: &mut Vec<u8>) {
+        if let Some(is_query) = self.copying {
+            return self.copy(is_query, tag, body, out);
+        }
+        if tag == b'S' {
+            self.skipping = false;
+            self.portals.clear();
+            return self.ready(out);
+        }
+        if self.skipping {
+            return;
+        }
+        let done = match tag {
+            b'P' => {
+                let name = cstr(&mut body).unwrap().to_vec();
+                let taken = !name.is_empty() && self.statements.contains_key(&name);
+                if name.is_empty() {
+                    self.statements.remove(&name);
+                }
+                let sql = cstr(&mut body).unwrap().to_vec();
+                (!taken && sql != b"SELECT unparsable").then(|| {
+                    self.statements.insert(name, Prepared { sql, table: self.table.get() });
+                    append(out, b'1', |_| {});
+                })
+            }
+            b'B' => {
+                let portal = cstr(&mut body).unwrap().to_vec();
+                self.portals.remove(&portal);
+                self.valid(cstr(&mut body).unwrap(), out).map(|bound| {
+                    self.portals.insert(portal, bound.sql);
+                    append(out, b'2', |_| {});
+                })
+            }
+            b'D' => self.valid(cstr(&mut &body[1..]).unwrap(), out).map(|described| {
+                append(out, b't', |out| out.extend_from_slice(&[0, 0]));
+                append(out, b'T', |out| {
+                    out.extend_from_slice(&[0, 1]);
+                    append_cstr(out, &described.sql);
+                    out.extend_from_slice(&[0; 6]);
+                    out.extend_from_slice(
+                        &if described.is_of_table() { described.table } else { 0 }.to_be_bytes(),
+                    );
+                    out.extend_from_slice(&[0; 8]);
+                });
+            }),
+            b'C' => {
+                let name = cstr(&mut &body[1..]).unwrap();
+                match body[0] {
+                    b'P' => drop(self.portals.remove(name)),
+                    _ => drop(self.statements.remove(name)),
+                }
+                append(out, b'3', |_| {});
+                Some(())
+            }
+            b'E' => {
+                let sql = self.portals.get(cstr(&mut body).unwrap()).cloned();
+                sql.and_then(|sql| self.run(&sql, false, out))
+            }
+            b'Q' => {
+                self.statements.remove(&b""[..]);
+                self.portals.remove(&b""[..]);
+                if self.run(cstr(&mut body).unwrap(), true, out).is_none() {
+                    self.failed(out);
+                }
+                return if self.copying.is_none() {
+                    self.ready(out)
+                };
+            }
+            b'F' => {
+                match self.begun {
+                    Some(true) => self.failed(out),
+                    _ => append(out, b'V', |out| out.extend_from_slice(&[0xff; 4])),
+                }
+                return self.ready(out);
+            }
+            b'H' | b'd' | b'c' | b'f' => Some(()),
+            tag => panic!("a message of type {tag}"),
+        };
+        if done.is_none() {
+            if !self.skipping {
+                self.failed(out);
+            }
+            self.skipping = true;
+        }
+    }
+
+    /// The statement of that name, unless the table has changed since it was parsed.
+    fn valid(&mut self, name: &[u8], out: &mut Vec<u8>) -> Option<Prepared> {
+        let found = self.statements.get(name)?;
+        if found.is_of_table() && found.table != self.table.get() {
+            Refusal::ResultChanged.write(Severity::Error, out);
+            self.skipping = true;
+            return None;
+        }
+        Some(found.clone())
+    }
+
+    fn run(&mut self, sql: &[u8], is_query: bool, out: &mut Vec<u8>) -> Option<()> {
+        match sql {
+            b"COMMIT" => self.begun = None,
+            _ if self.begun == Some(true) => return None,
+            b"BEGIN" => self.begun = Some(false),
+            b"COPY t FROM STDIN" => {
+                self.copying = Some(is_query);
+                append(out, b'G', |out| out.extend_from_slice(&[0; 3]));
+                return Some(());
+            }
+            b"ALTER TABLE t" => self.table.set(self.table.get() + 1),
+            _ => {}
+        }
+        (sql != b"SELECT failing" && sql != b"SELECT unparsable").then(|| {
+            append(out, b'D', |out| out.extend_from_slice(sql));
+            append(out, b'C', |out| append_cstr(out, b"SELECT 1"));
+        })
+    }
+}
+
+impl Prepared {
+    fn is_of_table(&self) -> bool {
+        self.sql == b"SELECT * FROM t"
+    }
+}
+
+fn error(out: &mut Vec<u8>) {
+    append(out, b'E', |out| out.extend_from_slice(b"VERROR\0C00000\0\0"));
+}
+
+pub(super) fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
+    let rules = Rules {
+        follow: true,
+        chooses: false,
+        stance: Stance::AtHome,
+        identity: Default::default(),
+        sees_binds: false,
+        table: table.clone(),
+        catalogue: std::sync::Arc::new(Catalogue::without_functions()),
+        inspect_bytes_max: 1 << 20,
+        statements_max: 100,
+        statements_bytes_max: 1 << 20,
+        unanswered_max: 1000,
+        settings_max: 100,
+        settings_bytes_max: 1 << 20,
+        memory: std::sync::Arc::default(),
+    };
+    ClientSide::new(rules, std::sync::Arc::<Settings>::default(), (number + 1) << 32)
+}
+
+/// The parts of `bytes` between `cuts`.
+pub(super) fn parts<'b>(bytes: &'b [u8], cuts: &[usize]) -> VecDeque<&'b [u8]> {
+    let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+    cuts.extend([0, bytes.len()]);
+    cuts.sort_unstable();
+    cuts.windows(2).map(|part| &bytes[part[0]..part[1]]).filter(|part| !part.is_empty()).collect()
+}
+
+/// One client's request to one server, and what the client hears.
+pub(super) fn exchange(
+    client: &mut ClientSide,
+    server: &mut ServerSide,
+    backend: &mut Backend,
+    request: &[u8],
+    cuts: &[usize],
+) -> Vec<u8> {
+    let (mut scratch, mut forwarded, mut heard) = (Vec::new(), Vec::new(), Vec::new());
+    let mut answer = |forwarded: &mut Vec<u8>, client: &mut ClientSide, server: &mut ServerSide| {
+        let replies = backend.hear(&std::mem::take(forwarded));
+        let mut scratch = Vec::new();
+        for part in parts(&replies, cuts) {
+            let mut out = Outgoing::new(part, &mut scratch);
+            server.take(part, client, &mut out, &|_, _| false).unwrap();
+            heard.extend_from_slice(out.finish());
+        }
+        backend.skipping
+    };
+    let mut said: VecDeque<_> = parts(request, cuts).into_iter().map(<[u8]>::to_vec).collect();
+    while let Some(part) = said.pop_front() {
+        let mut out = Outgoing::new(&part, &mut scratch);
+        let flow = client.take(&part, server, &mut out).unwrap();
+        forwarded.extend_from_slice(out.finish());
+        if let Flow::Awaits(rest) = flow {
+            said.push_front(rest);
+            answer(&mut forwarded, client, server);
+            assert!(!server.lease.is_awaited());
+        } else if part.len() % 2 == 0 && server.is_between_messages() {
+            // Somebody else would get the server.
+            assert!(!answer(&mut forwarded, client, server) || !server.lease.is_over());
+        }
+    }
+    answer(&mut forwarded, client, server);
+    assert!(server.lease.is_over() && server.is_between_messages() && !client.mid_message());
+    heard
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn clients_that_share_servers_hear_what_a_server_of_their_own_would_say(
+        talk in vec((0..3usize, 0..2usize, pipeline(), vec(any::<usize>(), 0..4)), 1..25),
+        capacity in 1..4usize,
+    ) {
+        let table = std::sync::Arc::new(StatementTable::default());
+        let mut serial = 0..;
+        let mut clients: Vec<_> = (0..3).map(|_| client(&table, serial.next().unwrap())).collect();
+        let (own, shared) = (Rc::default(), Rc::default());
+        let backend = |table: &Rc<Cell<u32>>| Backend { table: table.clone(), ..Backend::default() };
+        let mut alone: Vec<_> = (0..3).map(|_| backend(&own)).collect();
+        let mut servers: Vec<_> =
+            (0..2).map(|_| (ServerSide::new(Default::default(), Capacity { statements: capacity, bytes: 100 }), backend(&shared))).collect();
+        for (who, whence, request, cuts) in talk {
+            let (server, postgres) = &mut servers[whence];
+            let heard = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
+            prop_assert_eq!(Pipeline(heard), Pipeline(alone[who].hear(&request.0)));
+            // Nobody else would get this server before the session ends, and then it is cleaned: both begin anew.
+            if !server.lease.pins.is_empty() {
+                (*server, *postgres) = (ServerSide::new(Default::default(), Capacity { statements: capacity, bytes: 100 }), backend(&shared));
+                (clients[who], alone[who]) = (client(&table, serial.next().unwrap()), backend(&own));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_of_any_kind_from_either_side_never_panic(
+        requests in vec(request(), 0..4),
+        garbage in vec(any::<u8>(), 0..60),
+        tags in vec((select(&b"QPBDCESHdcfFX123sntTDCEIZGHVNASKR"[..]), vec(any::<u8>(), 0..20)), 0..6),
+        first in any::<bool>(),
+    ) {
+        let table = std::sync::Arc::new(StatementTable::default());
+        let (mut client, mut server) = (client(&table, 0), ServerSide::new(Default::default(), Capacity { statements: 2, bytes: 100 }));
+        let (mut scratch, mut bytes) = (Vec::new(), requests.concat());
+        for (tag, body) in tags {
+            append(&mut bytes, tag, |out| out.extend_from_slice(&body));
+        }
+        bytes.extend(garbage);
+        for of_client in [first, !first] {
+            let mut out = Outgoing::new(&bytes, &mut scratch);
+            if of_client {
+                drop(client.take(&bytes, &mut server, &mut out));
+            } else {
+                drop(server.take(&bytes, &mut client, &mut out, &|_, _| false));
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! A session that has reset what its startup packet asked for finds that again in its next request.
+//!
+//! When its transaction is over it is put right with the reply (`after_transaction.rs`). Where the transaction goes on, or the next request is on
+//! its way already, the question here goes in front of that: it sets those parameters that are not set any more.
+
+use super::{
+    client_messages::Requests,
+    pending_replies::{Asked, Lease, Whose},
+    server_side::ServerSide,
+};
+use crate::{
+    data_path::{
+        prepared::parse_settings::once,
+        session_state::{
+            Settings, array_literal,
+            resets::{Pending, Reset, Resets, needs_none},
+            side_effects::Aftermath,
+            state_query::Doubts,
+        },
+    },
+    wire::{
+        frame::{FrameError, HEADER_BYTES, cstr},
+        message::append,
+    },
+};
+
+/// Sets $1 to $2, where they have been reset; $3: for the transaction only. Where RESET has failed, or been undone, nothing is
+/// changed. A parameter that PostgreSQL does not list is empty then.
+const AGAIN: &[u8] = b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
+        pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::boolean[])) AS given (n, v, l) \
+      WHERE coalesce((SELECT source <> 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), \
+        coalesce(pg_catalog.current_setting(n, true), '') = '')";
+
+/// The same of the role, as a server is given it at first: it ends where it would refuse.
+const ROLE_AGAIN: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1::text \
+        AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')) THEN pg_catalog.set_config('role', $1, $2::boolean) \
+      ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END \
+      WHERE pg_catalog.current_setting('role') = 'none'";
+
+impl ServerSide {
+    /// A text has been noted that runs in a simple query, or where this portal does: it may reset what was given at `startup`.
+    #[inline]
+    pub(super) fn note_resets(&mut self, aftermath: &Aftermath, startup: &Settings, portal: Option<&[u8]>) {
+        if let Some(resets) = &aftermath.resets {
+            self.takes_back(resets, startup, portal);
+        }
+    }
+
+    #[cold]
+    fn takes_back(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
+        let mut pending = self.uncertain.pending.take().unwrap_or_default();
+        pending.note(resets, startup, portal);
+        self.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
+    }
+}
+
+impl Requests<'_, '_> {
+    /// Something has been reset, or is when a portal runs; and this message comes.
+    #[cold]
+    pub(super) fn startup_again(&mut self, tag: u8, bytes: &[u8]) {
+        let Some(mut pending) = self.server.uncertain.pending.take() else { return };
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        if !self.does_without(tag, body, &mut pending) {
+            self.set_again(&mut pending);
+        }
+        if tag == b'E' {
+            pending.runs(cstr(&mut { body }).unwrap_or_default());
+        }
+        self.server.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
+    }
+
+    /// Whether the server can do without when it has this message.
+    fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut Pending) -> bool {
+        let lease = &self.server.lease;
+        let refuses = lease.is_settled() && lease.status() == b'E';
+        if refuses || lease.is_skipping() || lease.takes_copy_data() {
+            return true;
+        }
+        match tag {
+            b'F' => false,
+            b'Q' => {
+                pending.rebinds(b"");
+                Self::passes(cstr(&mut body), pending)
+            }
+            b'P' => {
+                let _ = cstr(&mut body);
+                Self::passes(cstr(&mut body), pending)
+            }
+            b'B' => {
+                let portal = cstr(&mut body).unwrap_or_default();
+                pending.rebinds(portal);
+                let passes = Self::passes(Ok(self.text_of(cstr(&mut body).unwrap_or_default())), pending);
+                if passes {
+                    pending.passes = Some(portal.into());
+                }
+                passes
+            }
+            b'D' => {
+                body.first() != Some(&b'S') || {
+                    let name = cstr(&mut body.get(1..).unwrap_or_default()).unwrap_or_default();
+                    needs_none(self.text_of(name))
+                }
+            }
+            b'E' => pending.passes.as_deref() == cstr(&mut body).ok(),
+            _ => true,
+        }
+    }
+
+    /// Whether a text does without. If it undoes what has been set again in this batch, that is due once more.
+    fn passes(text: Result<&[u8], FrameError>, pending: &mut Pending) -> bool {
+        let passes = needs_none(text.unwrap_or_default());
+        if passes {
+            pending.is_due_again();
+        }
+        passes
+    }
+
+    /// The text of a statement that is prepared.
+    fn text_of(&self, name: &[u8]) -> &[u8] {
+        let body = match name {
+            b"" => self.statements.unnamed_body(),
+            name => self.statements.get(name).map(|statement| statement.body()),
+        };
+        cstr(&mut body.unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Sets again what is due. What the server has is asked for, then, when the transaction is over.
+    fn set_again(&mut self, pending: &mut Pending) {
+        let lease = &mut self.server.lease;
+        let apart = !lease.is_unsynced();
+        let due = pending.take_due(apart);
+        if due.is_empty() {
+            return;
+        }
+        let whose = if apart { Whose::Attempt } else { Whose::Follow };
+        if due.iter().any(|reset| !reset.local) {
+            self.server.uncertain.doubt(Doubts::ANY_SETTING);
+        }
+        set(&due, self.startup, whose, &mut self.server.lease, self.out.build());
+        if apart {
+            let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
+            append(self.out.build(), b'S', |_| {});
+        }
+    }
+}
+
+/// The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
+fn set(due: &[Reset], startup: &Settings, whose: Whose, lease: &mut Lease, out: &mut Vec<u8>) {
+    let is_encoding = |reset: &&Reset| *reset.name == *"client_encoding";
+    let is_role = |reset: &&Reset| *reset.name == *"role";
+    let encoding: Vec<&Reset> = due.iter().filter(is_encoding).collect();
+    let others: Vec<&Reset> = due.iter().filter(|reset| !is_encoding(reset) && !is_role(reset)).collect();
+    let value = |reset: &Reset| startup.get(&reset.name).unwrap_or_default();
+    let local = |reset: &Reset| if reset.local { "t" } else { "f" };
+    for resets in [encoding, others].iter().filter(|resets| !resets.is_empty()) {
+        let names = array_literal(resets.iter().map(|reset| &*reset.name));
+        let values = array_literal(resets.iter().map(|reset| value(reset)));
+        let locals = array_literal(resets.iter().map(|reset| local(reset)));
+        once(AGAIN, &[&names, &values, &locals], Asked::Execute(None), whose, lease, out);
+    }
+    for role in due.iter().filter(is_role) {
+        once(ROLE_AGAIN, &[value(role), local(role)], Asked::Execute(None), whose, lease, out);
+    }
+}

@@ -1,0 +1,76 @@
+//! A session that is not at the tenant it began with must stop in time: what comes behind the end of a transaction that
+//! had a tenant of its own, or behind a pool's reset, is meant for another tenant, though it may be in the same write, in
+//! the same batch, or in the same text.
+
+use super::{client_messages::Requests, client_side::violation};
+use crate::{
+    data_path::tenant_switch::{Stance, Stay},
+    error::{NoChoice, Refusal},
+    wire::frame::{HEADER_BYTES, cstr},
+};
+
+/// What the session has sent that the rest must wait for.
+#[derive(Debug, Default)]
+pub(super) struct Bounds {
+    /// In this batch its stay ends: nothing else may run behind that. Where a query or a call is put in, it ends the batch.
+    ended: bool,
+    /// Nothing more is passed on behind the end of this message, until it is answered.
+    pub pauses: bool,
+    /// Something else has gone to the server in place of a message of which more is to come.
+    pub denied: bool,
+}
+
+impl Requests<'_, '_> {
+    /// Looks at a message of a session that is away; `false` if it must not be passed on and has been seen to.
+    #[cold]
+    pub(super) fn is_within_bounds(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Result<bool, Refusal> {
+        let visiting = self.rules.stance == Stance::Visiting;
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let ended = self.bounds.ended;
+        let stay = match tag {
+            b'Q' => {
+                let sql = if whole { cstr(&mut { body }).map_err(violation)? } else { b"" };
+                let stay = if ended { Stay::TooLong } else { self.stay(sql) };
+                *self.bounds = Bounds { pauses: visiting || stay != Stay::GoesOn, ..Bounds::default() };
+                stay
+            }
+            b'B' => {
+                let stay = if ended { Stay::TooLong } else { self.stay_of_bound(body)? };
+                self.bounds.ended |= stay == Stay::Ends;
+                stay
+            }
+            b'F' => {
+                *self.bounds = Bounds { pauses: visiting || ended, ..Bounds::default() };
+                if ended { Stay::TooLong } else { Stay::GoesOn }
+            }
+            b'S' => {
+                *self.bounds = Bounds { pauses: visiting || ended, ..Bounds::default() };
+                Stay::GoesOn
+            }
+            _ => Stay::GoesOn,
+        };
+        match stay {
+            Stay::GoesOn | Stay::Ends => Ok(true),
+            Stay::TooLong => {
+                self.deny(tag, NoChoice::Over);
+                self.bounds.denied = !whole;
+                Ok(false)
+            }
+        }
+    }
+
+    fn stay(&self, sql: &[u8]) -> Stay {
+        Stay::read(sql, self.server.lexing(), self.rules.stance)
+    }
+
+    fn stay_of_bound(&self, mut body: &[u8]) -> Result<Stay, Refusal> {
+        cstr(&mut body).map_err(violation)?;
+        let name = cstr(&mut body).map_err(violation)?;
+        let bound = match name {
+            b"" => self.statements.unnamed_body(),
+            _ => self.statements.get(name).map(|statement| statement.body()),
+        };
+        let sql = bound.and_then(|mut body| cstr(&mut body).ok());
+        Ok(sql.map_or(Stay::GoesOn, |sql| self.stay(sql)))
+    }
+}

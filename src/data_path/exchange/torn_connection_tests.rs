@@ -1,0 +1,263 @@
+//! Clients and servers that break off at any byte of anything they say: what is left of a conversation is never a beginning of
+//! the next one's. The server is the model of `properties.rs`; how sessions borrow it and give it back is `relay/mod.rs` in short.
+
+use std::sync::Arc;
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::{
+    property_tests::{Backend, Pipeline, Say, client, exchange, parts},
+    *,
+};
+use crate::{
+    data_path::prepared::{Capacity, shared_statements::StatementTable},
+    wire::outgoing::Outgoing,
+};
+
+/// One server, that sessions share.
+struct Shared {
+    server: ServerSide,
+    postgres: Backend,
+    /// What PostgreSQL has said, and nobody has read.
+    coming: Vec<u8>,
+    /// A session has it.
+    held: bool,
+}
+
+/// One session, and what its client has heard.
+struct Session {
+    side: ClientSide,
+    inbox: Vec<u8>,
+    heard: Vec<u8>,
+}
+
+impl Session {
+    /// The client says more; or is not heard, until there is enough to borrow the server for.
+    fn says(&mut self, bytes: &[u8], shared: &mut Shared) {
+        if shared.held {
+            return self.passes_on(bytes, shared);
+        }
+        self.inbox.extend_from_slice(bytes);
+        let inbox = std::mem::take(&mut self.inbox);
+        let rest = self.side.leave_out(&inbox, &mut self.heard).unwrap();
+        if self.side.is_leaving_out() || self.side.front(rest).unwrap() != Front::Request {
+            return self.inbox.extend_from_slice(rest);
+        }
+        shared.held = true;
+        self.passes_on(rest, shared);
+    }
+
+    fn passes_on(&mut self, bytes: &[u8], shared: &mut Shared) {
+        let mut scratch = Vec::new();
+        let mut out = Outgoing::new(bytes, &mut scratch);
+        let flow = self.side.take(bytes, &mut shared.server, &mut out).unwrap();
+        shared.coming.extend(shared.postgres.hear(out.finish()));
+        assert_eq!(shared.server.has_whole_messages(), shared.postgres.half.is_empty());
+        match flow {
+            Flow::Awaits(rest) => {
+                self.hears(usize::MAX, shared);
+                self.says(&rest, shared);
+            }
+            Flow::Goes => self.gives_back(shared),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// So much of what PostgreSQL has said comes through.
+    fn hears(&mut self, count: usize, shared: &mut Shared) {
+        let coming: Vec<u8> = shared.coming.drain(..count.min(shared.coming.len())).collect();
+        let mut scratch = Vec::new();
+        let mut out = Outgoing::new(&coming, &mut scratch);
+        shared.server.take(&coming, &mut self.side, &mut out, &|_, _| false).unwrap();
+        self.heard.extend_from_slice(out.finish());
+        self.gives_back(shared);
+    }
+
+    fn gives_back(&mut self, shared: &mut Shared) {
+        if shared.held && shared.server.lease.is_over() && shared.server.is_between_messages() {
+            shared.server.uncertain.clear(); // asked, and answered
+            shared.held = false;
+            self.side.take_held(&mut self.inbox);
+        }
+    }
+}
+
+impl Shared {
+    fn new() -> Self {
+        let server = ServerSide::new(Default::default(), Capacity { statements: 3, bytes: 100 });
+        Self { server, postgres: Backend::default(), coming: Vec::new(), held: false }
+    }
+
+    /// Whoever has it now is in step with PostgreSQL.
+    fn serves_another(&mut self, table: &Arc<StatementTable>) {
+        assert!(self.server.is_reusable() && self.is_at_rest() && self.postgres.begun.is_none());
+        let mut request = Vec::new();
+        Say::Query("SELECT 1").write(&mut request);
+        let heard = exchange(&mut client(table, 77), &mut self.server, &mut self.postgres, &request, &[]);
+        assert_eq!(Pipeline(heard), Pipeline(Backend::default().hear(&request)));
+        self.server.uncertain.clear();
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let Backend { half, copying, skipping, .. } = &self.postgres;
+        half.is_empty() && copying.is_none() && !skipping && self.coming.is_empty()
+    }
+
+    /// Its session has ended, whatever was under way: it is used again, cleaned or closed.
+    fn ends(mut self, table: &Arc<StatementTable>) {
+        if self.server.is_reusable() {
+            self.serves_another(table);
+        } else if self.server.is_cleanable() {
+            assert!(self.is_at_rest());
+        }
+        // Else it is closed, with a Terminate that must not be read as the rest of something.
+        assert_eq!(self.server.has_whole_messages(), self.postgres.half.is_empty());
+    }
+}
+
+/// What one client says and hears in a conversation of which it, or its server, says no more than a part.
+fn converse(said: &[u8], cuts: &[usize], heard: &[usize]) {
+    let table = Arc::new(StatementTable::default());
+    let mut shared = Shared::new();
+    let mut session = Session { side: client(&table, 0), inbox: Vec::new(), heard: Vec::new() };
+    let mut heard = heard.iter().cycle();
+    for part in parts(said, cuts) {
+        session.says(part, &mut shared);
+        session.hears(*heard.next().unwrap_or(&usize::MAX), &mut shared);
+        if !shared.held {
+            shared.serves_another(&table);
+        }
+    }
+    let mut alone = Backend::default();
+    let expected = alone.hear(said);
+    assert!(expected.starts_with(&session.heard), "{:?} {:?}", Pipeline(expected), Pipeline(session.heard));
+    if shared.coming.is_empty() {
+        assert_eq!(Pipeline(session.heard), Pipeline(expected));
+    }
+    shared.ends(&table);
+}
+
+fn all(said: &[Say]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    said.iter().for_each(|say| say.write(&mut bytes));
+    bytes
+}
+
+const COPY: &str = "COPY t FROM STDIN";
+
+/// Every type of message, in every state that a session may be in.
+fn everything() -> Vec<u8> {
+    use Say::*;
+    let strays = [Data("stray"), Done, Fail, Flush];
+    let copies = |end: Say| {
+        let (by_query, by_batch) = ([Query(COPY)], [Parse("", COPY), Bind(""), Execute]);
+        let data = [Data("good"), Flush, Data("bad"), Data("behind"), end];
+        [&by_query[..], &data, &strays, &by_batch, &data, &[Sync], &by_batch, &[Sync], &data, &[Sync]]
+            .concat()
+    };
+    let batch = [Parse("a", "SELECT 1"), Bind("a"), Describe("a"), Flush, Execute, Close("a"), Sync];
+    let failing =
+        [Parse("", "SELECT failing"), Bind(""), Execute, Data("stray"), Query("SELECT 1"), Call, Sync];
+    let good = [
+        Query(COPY),
+        Data("good"),
+        Data(""),
+        Done,
+        Parse("", COPY),
+        Bind(""),
+        Execute,
+        Data("good"),
+        Done,
+        Sync,
+    ];
+    all(&[
+        &strays[..],
+        &batch,
+        &failing,
+        &strays,
+        &[Call, Sync],
+        &copies(Done),
+        &copies(Fail),
+        &good,
+        &[Query("BEGIN"), Call],
+        &strays,
+        &[Query("SELECT failing"), Call, Data("stray"), Query("SELECT 1")],
+        &[Query("COMMIT")],
+        &strays,
+        &[Query("BEGIN"), Query(COPY), Data("bad"), Data("behind"), Done, Query("COMMIT")],
+        &batch,
+    ]
+    .concat())
+}
+
+#[test]
+fn a_client_may_break_off_at_every_byte() {
+    let said = everything();
+    for end in 0..=said.len() {
+        // The last part comes together with all that was before it, or alone.
+        let before = end.saturating_sub(3);
+        converse(&said[..end], &[], &[usize::MAX]);
+        converse(&said[..end], &[before], &[usize::MAX]);
+        converse(&said[..end], &[before], &[0]);
+        converse(&said[..end], &[end / 2, end.saturating_sub(20)], &[7, usize::MAX]);
+    }
+}
+
+#[test]
+fn a_server_may_break_off_at_every_byte() {
+    let said = everything();
+    let answered = Backend::default().hear(&said).len();
+    for end in 0..=answered {
+        converse(&said, &[], &[end]);
+    }
+}
+
+fn group() -> impl Strategy<Value = Vec<Say>> {
+    use Say::*;
+    let stray = || select(vec![Data("stray"), Data(""), Done, Fail, Flush]);
+    let texts = || select(vec!["SELECT 1", "SELECT 2", "SELECT unparsable", "SELECT failing"]);
+    let names = || select(vec!["", "a", "b"]);
+    let data = || vec(select(vec![Data("good"), Data("good"), Data("bad"), Data(""), Flush]), 0..4);
+    let end = || select(vec![Done, Done, Fail]);
+    let in_batch = prop_oneof![
+        (names(), texts()).prop_map(|(name, sql)| Parse(name, sql)),
+        names().prop_map(Bind),
+        names().prop_map(Describe),
+        names().prop_map(Close),
+        Just(Execute),
+        stray(),
+    ];
+    let alone = prop_oneof![texts().prop_map(Query), Just(Call), stray()];
+    prop_oneof![
+        3 => vec(in_batch, 0..6).prop_map(|said| [said, vec![Sync]].concat()),
+        1 => vec(alone, 0..3),
+        2 => (data(), end()).prop_map(|(data, end)| [vec![Query(COPY)], data, vec![end]].concat()),
+        2 => (any::<bool>(), data(), end()).prop_map(|(syncs, data, end)| {
+            let sync = if syncs { vec![Sync] } else { Vec::new() };
+            [vec![Close("copy"), Parse("copy", COPY), Bind("copy"), Execute], sync, data, vec![end, Sync]].concat()
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn whoever_breaks_off_leaves_no_beginning_behind(
+        groups in vec(group(), 1..8),
+        begins in any::<bool>(),
+        cuts in vec(any::<usize>(), 0..8),
+        heard in vec(prop_oneof![Just(usize::MAX), 0..60usize], 1..6),
+        end in any::<usize>(),
+    ) {
+        let mut said = groups.concat();
+        if begins {
+            let is_extended = |say: &Say| matches!(say, Say::Parse(..) | Say::Bind(_) | Say::Describe(_) | Say::Execute);
+            if !said.iter().any(is_extended) {
+                said = [vec![Say::Query("BEGIN")], said, vec![Say::Query("COMMIT"), Say::Flush]].concat();
+            }
+        }
+        let said = all(&said);
+        converse(&said[..end % (said.len() + 1)], &cuts, &heard);
+    }
+}

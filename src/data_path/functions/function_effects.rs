@@ -1,0 +1,171 @@
+//! What one function may leave behind, by its language and its text. Pure.
+
+use super::effects_by_name::Traces;
+use crate::data_path::{
+    session_state::side_effects::Aftermath,
+    sql::{self, Effects},
+};
+
+/// A row of `pg_proc`.
+pub struct Function<'a> {
+    pub language: &'a [u8],
+    /// Empty for C.
+    pub body: &'a [u8],
+    /// The library of one in C.
+    pub library: &'a [u8],
+}
+
+/// What a call of it may leave behind, and whether it uses tables and views whose names nobody knows.
+pub fn read(function: &Function<'_>) -> (Traces, bool) {
+    let traces = match function.language {
+        b"sql" | b"plpgsql" => {
+            let effects = sql::effects_of_body(function.body);
+            let traces = Aftermath::of_body(effects, function.body).into();
+            return (traces, effects.contains(Effects::ANY_RELATION));
+        }
+        b"internal" => Traces::default(),
+        b"c" if is_known(function.library) => Traces::default(),
+        b"c" => Aftermath::anything().into(),
+        // What a Python or a Perl runs it puts together itself.
+        _ => Aftermath::of_foreign_body(function.body).into(),
+    };
+    (traces, false)
+}
+
+/// Libraries whose functions leave nothing in the session but what `sql/effects.rs` knows of by name: PostgreSQL's own
+/// modules, and those that are on most servers.
+const KNOWN_LIBRARIES: [&str; 61] = [
+    "adminpack",
+    "amcheck",
+    "autoinc",
+    "bloom",
+    "btree_gin",
+    "btree_gist",
+    "citext",
+    "cube",
+    "dblink",
+    "dict_int",
+    "dict_xsyn",
+    "earthdistance",
+    "file_fdw",
+    "fuzzystrmatch",
+    "h3",
+    "h3_postgis",
+    "hll",
+    "hstore",
+    "hstore_plperl",
+    "hstore_plpython3",
+    "hypopg",
+    "insert_username",
+    "intagg",
+    "_int",
+    "intarray",
+    "isn",
+    "lo",
+    "ltree",
+    "moddatetime",
+    "pageinspect",
+    "pg_buffercache",
+    "pg_cron",
+    "pg_freespacemap",
+    "pg_hint_plan",
+    "pg_prewarm",
+    "pg_repack",
+    "pg_stat_statements",
+    "pg_surgery",
+    "pg_trgm",
+    "pg_visibility",
+    "pg_walinspect",
+    "pgcrypto",
+    "pgrouting",
+    "pgrowlocks",
+    "pgstattuple",
+    "plperl",
+    "plpgsql",
+    "plpython3",
+    "pltcl",
+    "postgis-3",
+    "postgis_raster-3",
+    "postgis_topology-3",
+    "postgres_fdw",
+    "refint",
+    "seg",
+    "sslinfo",
+    "tablefunc",
+    "tcn",
+    "unaccent",
+    "uuid-ossp",
+    "vector",
+];
+
+fn is_known(library: &[u8]) -> bool {
+    let name = library.rsplit(|byte| *byte == b'/').next().unwrap_or(library);
+    let name = name.strip_suffix(b".so").unwrap_or(name);
+    KNOWN_LIBRARIES.iter().any(|known| known.as_bytes() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data_path::session_state::{pins::Pins, state_query::Doubts};
+
+    fn traces(function: &Function<'_>) -> Traces {
+        read(function).0
+    }
+
+    fn of(body: &str) -> Traces {
+        traces(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })
+    }
+
+    #[test]
+    fn an_ordinary_function_leaves_nothing_behind() {
+        for body in [
+            "BEGIN RETURN NEW; END",
+            "begin new.changed = now(); return new; end",
+            "begin raise notice 'set a temp table; reset all'; update t set x = 1; end",
+            "select pg_advisory_xact_lock(1)",
+            "begin perform pg_notify('a', 'b'); insert into audit values (nextval('s')); end",
+        ] {
+            assert!(of(body).is_empty(), "{body}: {:?}", of(body));
+        }
+    }
+
+    #[test]
+    fn what_a_function_sets_for_its_transaction_counts_for_what_is_parsed_in_it() {
+        for body in [
+            "begin perform set_config('app.user', who, true); return 1; end",
+            "begin set local search_path = a; new.changed = now(); return new; end",
+        ] {
+            assert_eq!(of(body).doubts, Doubts::LOCAL_SETTINGS, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_a_body_shows_is_found() {
+        assert_eq!(of("begin perform pg_advisory_lock(1); end").doubts, Doubts::LOCKS);
+        assert_eq!(of("begin create temp table x (i int); end").doubts, Doubts::TEMPORARY);
+        let set = of("begin perform set_config('app.user', who, false); end");
+        assert!(set.names.contains("app.user") && set.pins.is_empty());
+        assert_eq!(of("begin perform set_config(a || b, who, false); end").pins, Pins::SETTINGS);
+        let dynamic = of("begin execute 'set app.' || 'user = 1'; execute 'set my.note = 1'; end");
+        assert!(dynamic.doubts.contains(Doubts::EVERYTHING) && dynamic.doubts.contains(Doubts::UNNAMED));
+        assert!(dynamic.names.contains("my.note"));
+        let built = of("begin execute 'set my.note = 1'; end");
+        assert!(built.doubts.contains(Doubts::ANY_SETTING) && built.names.contains("my.note"));
+        let set = of("begin set my.note = 'x'; reset work_mem; end");
+        assert!(set.doubts.contains(Doubts::ANY_SETTING) && set.names.contains("my.note"));
+    }
+
+    #[test]
+    fn of_other_languages_and_unknown_libraries_everything_is_asked() {
+        let foreign =
+            Function { language: b"plpython3u", body: b"plpy.execute('set my.note = 1')", library: b"" };
+        assert!(
+            traces(&foreign).doubts.contains(Doubts::EVERYTHING)
+                && traces(&foreign).names.contains("my.note")
+        );
+        let c = |library: &'static [u8]| traces(&Function { language: b"c", body: b"", library });
+        assert!(c(b"$libdir/postgis-3").is_empty());
+        assert!(c(b"$libdir/our_own").doubts.contains(Doubts::EVERYTHING));
+    }
+}

@@ -1,0 +1,254 @@
+//! Reads the functions of a database, and what uses them, from a server's own catalogue.
+//!
+//! Asked behind a transaction that has left that open, on the server that ran it, when its client has the reply.
+
+use std::sync::Arc;
+
+use super::{
+    Catalogue,
+    dependencies::{
+        CASTS, Closure, EVENT_TRIGGERS, FUNCTIONS, Node, OPERATOR_CLASSES, OPERATORS, SUPPORT_FUNCTIONS, Use,
+    },
+    effects_by_name::{Known, Traces},
+    function_effects::{self, Function},
+};
+use crate::data_path::{
+    exchange::ServerError,
+    memory_limit::{Account, Charge},
+    server::connection::{AskError, Row, Server},
+    session_state::side_effects::Aftermath,
+    sql::SESSION_FUNCTIONS,
+};
+
+/// Reads them if that is to be done and nobody else does. A server that refuses to tell leaves everything doubtful.
+/// `bytes_max`: `functions_inspect_max`. What is read counts for the tenant in `memory`.
+///
+/// # Errors
+/// [`AskError::Lost`]: the server must be closed.
+pub async fn learn(
+    server: &mut Server,
+    catalogue: &Catalogue,
+    bytes_max: usize,
+    memory: &Arc<Account>,
+) -> Result<(), AskError> {
+    let Some(learning) = catalogue.begin_learning() else { return Ok(()) };
+    let answer = async {
+        let counts = server.ask(COUNTS, &[]).await?;
+        let counts = counts.first().map(|row| text(row, 0)).unwrap_or_default();
+        if !counts.is_empty() && counts == learning.counts {
+            learning.believed();
+            return Ok(());
+        }
+        let stamp = server.ask(STAMP, &[]).await?;
+        let stamp = stamp.first().map(|row| (text(row, 0), number(row, 1)));
+        let (fingerprint, bytes) = stamp.unwrap_or_default();
+        if fingerprint == learning.fingerprint {
+            learning.unchanged(counts);
+        } else if bytes > bytes_max {
+            tracing::warn!(
+                bytes,
+                "more functions than functions_inspect_max: every transaction is asked about"
+            );
+            learning.learnt(Known::nothing(), fingerprint, counts);
+        } else {
+            // Names, numbers and the protocol's own bytes come on top.
+            let mut reader =
+                Reader { server, memory, bytes_max: bytes_max.saturating_mul(2), charge: Charge::default() };
+            match reader.read().await {
+                Ok(known) => learning.learnt(known.charged(reader.charge, memory), fingerprint, counts),
+                Err(AskError::Refused(error)) if error.is_too_long() => {
+                    tracing::warn!(
+                        "functions take more memory than there is: every transaction is asked about"
+                    );
+                    // Tried again when it is looked next whether they have changed.
+                    learning.learnt(Known::nothing(), String::new(), String::new());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    match answer.await {
+        Err(AskError::Refused(error)) => {
+            tracing::debug!(%error, "cannot read what functions leave behind");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Reads functions and what uses them.
+struct Reader<'r> {
+    server: &'r mut Server,
+    memory: &'r Arc<Account>,
+    /// Of one answer, and of what is put together of them.
+    bytes_max: usize,
+    /// What is put together so far.
+    charge: Charge,
+}
+
+impl Reader<'_> {
+    async fn read(&mut self) -> Result<Known, AskError> {
+        let mut closure = Closure::default();
+        let (functions, charge) = self.ask(FUNCTION_TEXTS, &[]).await?;
+        for row in functions {
+            let node = (FUNCTIONS, oid(&row, 0));
+            let body = bytes(&row, 3);
+            closure.name(node, bytes(&row, 1).to_vec());
+            closure.body(node, body);
+            let function = Function { language: bytes(&row, 2), body, library: bytes(&row, 4) };
+            let (traces, uses_any_relation) = function_effects::read(&function);
+            if uses_any_relation {
+                closure.uses_any_relation(node);
+            }
+            if !traces.is_empty() {
+                closure.root(node, &traces);
+            }
+            self.count(&closure)?;
+        }
+        drop(charge);
+        let functions: Vec<String> = SESSION_FUNCTIONS.iter().map(|name| (*name).to_owned()).collect();
+        let (calls, _) = self.ask(DIRECT_CALLS, &[&format!("{{{}}}", functions.join(","))]).await?;
+        for row in calls {
+            let traces: Traces = Aftermath::of_call(bytes(&row, 2)).into();
+            if !traces.is_empty() {
+                closure.root((oid(&row, 0), oid(&row, 1)), &traces);
+            }
+        }
+        if closure.is_empty() {
+            return self.close(closure);
+        }
+        let (names, charge) = self.ask(NAMES, &[]).await?;
+        for row in names {
+            closure.name((oid(&row, 0), oid(&row, 1)), bytes(&row, 2).to_vec());
+            self.count(&closure)?;
+        }
+        drop(charge);
+        let (uses, _charge) = self.ask(&uses(), &[]).await?;
+        for row in uses {
+            let node = |at: usize| -> Node { (oid(&row, at), oid(&row, at + 1)) };
+            closure.uses(Use { used: node(0), user: node(2), on_write: bytes(&row, 4) == b"t" });
+            self.count(&closure)?;
+        }
+        self.close(closure)
+    }
+
+    async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<(Vec<Row>, Charge), AskError> {
+        self.server.ask_for(sql, parameters, self.bytes_max, self.memory).await
+    }
+
+    fn close(&mut self, closure: Closure) -> Result<Known, AskError> {
+        // It counts when it is done; while it grows, as much as may be taken for it.
+        let room = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
+        self.charge.try_set(self.memory, room).map_err(|_| too_long())?;
+        closure.close(room).ok_or_else(too_long)
+    }
+
+    /// Counts what has been put together, now and then.
+    fn count(&mut self, closure: &Closure) -> Result<(), AskError> {
+        if closure.bytes() <= self.charge.bytes() {
+            return Ok(());
+        }
+        let bytes = closure.bytes().next_multiple_of(COUNTED_BYTES);
+        if bytes > 2 * self.bytes_max {
+            return Err(too_long());
+        }
+        self.charge.try_set(self.memory, bytes).map_err(|_| too_long())
+    }
+}
+
+/// What is put together counts in steps of so many bytes.
+const COUNTED_BYTES: usize = 256 * 1024;
+
+/// Names that functions hand on to each other may take so much, however little the functions do.
+const CLOSURE_BYTES_MIN: usize = 1 << 20;
+
+fn too_long() -> AskError {
+    AskError::Refused(ServerError::too_long())
+}
+
+fn bytes(row: &Row, at: usize) -> &[u8] {
+    row.get(at).and_then(Option::as_deref).unwrap_or_default()
+}
+
+fn text(row: &Row, at: usize) -> String {
+    String::from_utf8_lossy(bytes(row, at)).into_owned()
+}
+
+fn number(row: &Row, at: usize) -> usize {
+    text(row, at).parse().unwrap_or(usize::MAX)
+}
+
+fn oid(row: &Row, at: usize) -> u32 {
+    text(row, at).parse().unwrap_or(0)
+}
+
+/// Counts the rows that were ever changed in the catalogues that [`STAMP`] looks at, and looks at none of them; empty where
+/// that is not counted, or (before PostgreSQL 15) is dear to ask.
+const COUNTS: &str = "SELECT CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
+   AND pg_catalog.current_setting('track_counts')::bool THEN \
+  (SELECT pg_catalog.sum(pg_catalog.pg_stat_get_tuples_inserted(c) + pg_catalog.pg_stat_get_tuples_updated(c) \
+    + pg_catalog.pg_stat_get_tuples_deleted(c)) \
+   FROM pg_catalog.unnest('{1255,2620,2618,2604,2606,3256,2617,2605,3466,1259}'::oid[]) AS c) END";
+
+/// Changes whenever a function, or something that may call one, does; and how much text there is. What PostgreSQL was made
+/// with has numbers below 16384.
+const STAMP: &str = "SELECT pg_catalog.concat_ws(' ', pg_catalog.count(*), pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', c, o, x))::bigint)), \
+    (SELECT coalesce(pg_catalog.sum(pg_catalog.octet_length(prosrc)), 0) FROM pg_catalog.pg_proc WHERE oid >= 16384 AND prolang >= 14) \
+ FROM (SELECT 1 AS c, oid AS o, xmin AS x FROM pg_catalog.pg_proc WHERE oid >= 16384 \
+  UNION ALL SELECT 2, oid, xmin FROM pg_catalog.pg_trigger WHERE oid >= 16384 AND NOT tgisinternal \
+  UNION ALL SELECT 3, oid, xmin FROM pg_catalog.pg_rewrite WHERE oid >= 16384 \
+  UNION ALL SELECT 4, oid, xmin FROM pg_catalog.pg_attrdef WHERE oid >= 16384 \
+  UNION ALL SELECT 5, oid, xmin FROM pg_catalog.pg_constraint WHERE oid >= 16384 \
+  UNION ALL SELECT 6, oid, xmin FROM pg_catalog.pg_policy WHERE oid >= 16384 \
+  UNION ALL SELECT 7, oid, xmin FROM pg_catalog.pg_operator WHERE oid >= 16384 \
+  UNION ALL SELECT 8, oid, xmin FROM pg_catalog.pg_cast WHERE oid >= 16384 \
+  UNION ALL SELECT 9, oid, xmin FROM pg_catalog.pg_event_trigger WHERE oid >= 16384 \
+  UNION ALL SELECT 10, oid, xmin FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r','p','v','m','f')) AS t";
+
+/// The body that `BEGIN ATOMIC` makes is not in `prosrc`.
+const FUNCTION_TEXTS: &str = "SELECT p.oid, p.proname, l.lanname, \
+    CASE WHEN l.lanname IN ('c', 'internal') THEN '' \
+    WHEN p.prosrc = '' AND p.prokind IN ('f', 'p') THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END, p.probin::text \
+ FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_language AS l ON l.oid = p.prolang WHERE p.oid >= 16384";
+
+/// Views, policies, defaults and checks that call PostgreSQL's own functions that leave something: nothing is recorded of
+/// that but the expressions themselves.
+const DIRECT_CALLS: &str = "WITH f AS (SELECT oid, proname FROM pg_catalog.pg_proc WHERE oid < 16384 AND proname = ANY ($1::text[])), \
+  e AS (SELECT 2618 AS c, oid AS o, ev_action::text AS t FROM pg_catalog.pg_rewrite WHERE oid >= 16384 \
+  UNION ALL SELECT 2604, oid, adbin::text FROM pg_catalog.pg_attrdef WHERE oid >= 16384 \
+  UNION ALL SELECT 2606, oid, conbin::text FROM pg_catalog.pg_constraint WHERE oid >= 16384 AND conbin IS NOT NULL \
+  UNION ALL SELECT 3256, oid, pg_catalog.concat(polqual::text, polwithcheck::text) FROM pg_catalog.pg_policy WHERE oid >= 16384) \
+ SELECT e.c, e.o, f.proname FROM e JOIN f ON pg_catalog.strpos(e.t, pg_catalog.concat(':funcid ', f.oid, ' ')) > 0 \
+ UNION SELECT 1255, p.oid, f.proname FROM pg_catalog.pg_proc AS p \
+  JOIN f ON p.prosrc = f.proname WHERE p.oid >= 16384 AND p.prolang = 12";
+
+/// What a text may call a thing by, but functions.
+const NAMES: &str = "SELECT 1259, oid, relname FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r','p','v','m','f') \
+ UNION ALL SELECT 1247, oid, typname FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype = 'd'";
+
+/// `(used, user, only on writes)`. A table is written to through its triggers, rules, defaults, checks and indexes, and
+/// through foreign keys that change it when another table changes. Of dependencies those count that say what is called:
+/// that a trigger needs its table is no reason for the table's other triggers.
+fn uses() -> String {
+    format!(
+        "SELECT refclassid, refobjid, classid, objid, false FROM pg_catalog.pg_depend \
+  WHERE objid >= 16384 AND refobjid >= 16384 AND classid <> refclassid AND ( \
+   refclassid IN ({FUNCTIONS}, {OPERATORS}, 1247) AND classid IN ({FUNCTIONS}, 1259, 1247, 2618, 2604, 2606, 2620, 3256, \
+    {OPERATORS}, {CASTS}, {OPERATOR_CLASSES}, {SUPPORT_FUNCTIONS}, {EVENT_TRIGGERS}) \
+   OR refclassid = 1259 AND classid IN ({FUNCTIONS}, 2618, 3256)) \
+ UNION ALL SELECT refclassid, refobjid, classid, objid, false FROM pg_catalog.pg_depend \
+  WHERE objid >= 16384 AND refobjid >= 16384 AND classid = refclassid AND classid IN ({FUNCTIONS}, 1247) \
+ UNION ALL SELECT 2618, oid, 1259, ev_class, ev_type <> '1' FROM pg_catalog.pg_rewrite WHERE oid >= 16384 \
+ UNION ALL SELECT 2620, oid, 1259, tgrelid, true FROM pg_catalog.pg_trigger WHERE oid >= 16384 AND NOT tgisinternal \
+ UNION ALL SELECT 2604, d.oid, 1259, d.adrelid, a.attgenerated = '' FROM pg_catalog.pg_attrdef AS d \
+  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.oid >= 16384 \
+ UNION ALL SELECT 2606, oid, 1259, conrelid, true FROM pg_catalog.pg_constraint WHERE oid >= 16384 AND conrelid <> 0 \
+ UNION ALL SELECT 2606, oid, 1247, contypid, false FROM pg_catalog.pg_constraint WHERE oid >= 16384 AND contypid <> 0 \
+ UNION ALL SELECT 1259, conrelid, 1259, confrelid, true FROM pg_catalog.pg_constraint \
+  WHERE oid >= 16384 AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd')) \
+ UNION ALL SELECT 3256, oid, 1259, polrelid, false FROM pg_catalog.pg_policy WHERE oid >= 16384 \
+ UNION ALL SELECT 1259, indexrelid, 1259, indrelid, true FROM pg_catalog.pg_index WHERE indexrelid >= 16384 \
+ UNION ALL SELECT 1259, inhrelid, 1259, inhparent, false FROM pg_catalog.pg_inherits"
+    )
+}

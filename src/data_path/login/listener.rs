@@ -1,0 +1,267 @@
+//! Where clients arrive. Every worker accepts from the same sockets; whoever comes first serves the login.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tracing::warn;
+
+use crate::{
+    config::Config,
+    data_path::{proxy::Proxy, refuse, serve_client},
+    error::Refusal,
+    wire::stream::Stream,
+};
+
+/// Connections the kernel holds until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// How long nothing is accepted when descriptors have run out, instead of spinning.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The sockets clients connect to, bound before anybody is served.
+#[derive(Debug)]
+pub struct Listeners {
+    tcp: Vec<std::net::TcpListener>,
+    unix: Option<(std::os::unix::net::UnixListener, PathBuf)>,
+}
+
+impl Listeners {
+    /// Binds everything that the configuration names.
+    ///
+    /// # Errors
+    /// The address and why.
+    pub fn bind(config: &Config) -> Result<Self, String> {
+        let tcp = config.listen.iter().map(|address| {
+            bind_tcp(*address).map_err(|error| format!("cannot listen on {address}: {error}"))
+        });
+        let tcp = tcp.collect::<Result<_, _>>()?;
+        let unix = match &config.unix_socket_dir {
+            None => None,
+            Some(folder) => {
+                let path = folder.join(format!(".s.PGSQL.{}", config.listen_port));
+                let listener = bind_unix(&path)
+                    .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+                Some((listener, path))
+            }
+        };
+        Ok(Self { tcp, unix })
+    }
+
+    /// Where TCP clients can connect; port 0 has become a real one.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Whoever connects from now on is refused by the kernel, or served by the process that listens there as well. What
+    /// stays open without being accepted from would keep clients waiting until this process ends.
+    pub fn close(&mut self) {
+        self.tcp.clear();
+        if let Some((_, path)) = self.unix.take() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Accepts on every worker until the result is dropped.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn serve(&self, proxy: &Arc<Proxy>) -> io::Result<Accepting> {
+        let spare = Arc::new(Spare::new());
+        let (stop, stopped) = tokio::sync::watch::channel(());
+        for worker in &proxy.workers {
+            for listener in &self.tcp {
+                let (listener, proxy, spare, mut stopped) =
+                    (listener.try_clone()?, proxy.clone(), spare.clone(), stopped.clone());
+                worker.spawn(async move {
+                    let accepting = async {
+                        match TcpListener::from_std(listener) {
+                            Ok(listener) => accept_tcp(listener, proxy, &spare).await,
+                            Err(error) => warn!(%error, "cannot accept clients"),
+                        }
+                    };
+                    tokio::select! { () = accepting => {}, _ = stopped.changed() => {} }
+                });
+            }
+            if let Some((listener, _)) = &self.unix {
+                let (listener, proxy, spare, mut stopped) =
+                    (listener.try_clone()?, proxy.clone(), spare.clone(), stopped.clone());
+                worker.spawn(async move {
+                    let accepting = async {
+                        match UnixListener::from_std(listener) {
+                            Ok(listener) => accept_unix(listener, proxy, &spare).await,
+                            Err(error) => warn!(%error, "cannot accept clients"),
+                        }
+                    };
+                    tokio::select! { () = accepting => {}, _ = stopped.changed() => {} }
+                });
+            }
+        }
+        Ok(Accepting { _stop: stop })
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Clients are accepted as long as this lives.
+#[derive(Debug)]
+pub struct Accepting {
+    _stop: tokio::sync::watch::Sender<()>,
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // A second process may take over while this one drains.
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// What a client's socket has, or inherits from the listening one: six system calls for each client otherwise.
+fn set_options(socket: SockRef<'_>, config: &Config) {
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = config.timeouts.client_keepalive.apply(&socket);
+}
+
+async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
+    let mut inherited = proxy.config.load_full();
+    set_options(SockRef::from(&listener), &inherited);
+    loop {
+        match listener.accept().await {
+            Ok((socket, address)) => {
+                let config = proxy.config.load();
+                // A reload since. Who was in the backlog already has inherited what was.
+                if !Arc::ptr_eq(&config, &inherited) {
+                    inherited = config.clone();
+                    set_options(SockRef::from(&listener), &config);
+                    set_options(SockRef::from(&socket), &config);
+                }
+                receive(socket.into(), Some(address.ip().to_canonical()), &proxy);
+            }
+            Err(error) => {
+                let turned_away = spare.with(|| listener.poll_accept_now());
+                recover(error, turned_away.map(Stream::from)).await;
+            }
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => receive(socket.into(), None, &proxy),
+            Err(error) => {
+                let turned_away = spare.with(|| listener.poll_accept_now());
+                recover(error, turned_away.map(Stream::from)).await;
+            }
+        }
+    }
+}
+
+/// A client has come: it is served by a task of its own.
+fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
+    let config = proxy.config.load();
+    match proxy.door.enter(peer, &config.limits) {
+        Some(visitor) => drop(tokio::spawn(serve_client(stream, visitor, proxy.clone()))),
+        None => {
+            proxy.metrics.login_refused(&Refusal::TooManyClients);
+            let Some(counted) = proxy.door.turn_away(&config.limits) else { return };
+            drop(tokio::spawn(async move {
+                refuse(stream, &Refusal::TooManyClients).await;
+                drop(counted);
+            }));
+        }
+    }
+}
+
+/// `accept` failed: no error of it ends the acceptor.
+async fn recover(error: io::Error, turned_away: Option<Stream>) {
+    if let Some(stream) = turned_away {
+        refuse(stream, &Refusal::TooManyClients).await;
+    }
+    // A client that left before it was accepted is nothing to wait for.
+    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        warn!(%error, "cannot accept clients");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// One descriptor kept back, to be able to say no when all others are used.
+#[derive(Debug)]
+struct Spare(Mutex<Option<std::fs::File>>);
+
+impl Spare {
+    fn new() -> Self {
+        Self(Mutex::new(std::fs::File::open("/dev/null").ok()))
+    }
+
+    /// Does `what` with one descriptor more than there are.
+    fn with<T>(&self, what: impl FnOnce() -> Option<T>) -> Option<T> {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(spare.take().or_else(|| std::fs::File::open("/dev/null").ok())?);
+        let done = what();
+        if done.is_none() {
+            *spare = std::fs::File::open("/dev/null").ok();
+        }
+        done
+    }
+}
+
+/// One `accept` without waiting.
+trait AcceptNow {
+    type Socket;
+    fn poll_accept_now(&self) -> Option<Self::Socket>;
+}
+
+impl AcceptNow for TcpListener {
+    type Socket = tokio::net::TcpStream;
+
+    fn poll_accept_now(&self) -> Option<Self::Socket> {
+        match self.poll_accept(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(Ok((socket, _))) => Some(socket),
+            _ => None,
+        }
+    }
+}
+
+impl AcceptNow for UnixListener {
+    type Socket = tokio::net::UnixStream;
+
+    fn poll_accept_now(&self) -> Option<Self::Socket> {
+        match self.poll_accept(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(Ok((socket, _))) => Some(socket),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! A proven client becomes a session: it moves to its tenant's worker, once, is greeted there and served.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tracing::{info, warn};
+
+use super::{connection_limits::Visitor, startup::Hello};
+use crate::{
+    config::Config,
+    data_path::{
+        exchange::{ClientSide, Rules, startup_charge},
+        memory_limit::{Account, Charge},
+        pool::{
+            Pool, Present,
+            startup_parameters::{Engaged, Greeting},
+        },
+        proxy::Proxy,
+        refuse,
+        relay::{
+            Relay,
+            change_tenant::{Room, Seat, travel},
+            no_tenant,
+        },
+        server::connection::Server,
+        session_state::{Settings, identity::Identity},
+        sessions::registry::{Arrival, Registered},
+        tenant::{Access, Login, LoginKind, PoolMode, Tenant},
+        tenant_switch::{Stance, switcher::Concierge},
+    },
+    error::{Limit, Refusal},
+    wire::{
+        message::{backend_key_data, ready_for_query},
+        stream::Stream,
+    },
+};
+
+/// Takes the client to its tenant's worker, where a task of its own serves it from now on.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "everything a login has brought together is handed on here, once"
+)]
+pub async fn open_session(
+    mut stream: Stream,
+    visitor: Visitor,
+    proxy: Arc<Proxy>,
+    hello: Hello,
+    login: Arc<Login>,
+    tenant: Arc<Tenant>,
+    access: Access,
+    unsent: Vec<u8>,
+) {
+    let (pool, present) = match enter(&proxy, &tenant, access).await {
+        Ok(entered) => entered,
+        Err(refusal) => {
+            proxy.metrics.login_refused(&refusal);
+            return refuse_proven(stream, unsent, &refusal).await;
+        }
+    };
+    let (worker, watcher) = (pool.worker.clone(), proxy.clone());
+    if !worker.is_this_thread()
+        && let Err(error) = stream.detach()
+    {
+        return warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
+    }
+    // A future of its own, gone when the session begins: what a login needed is no burden of an idle client's.
+    let welcome = Box::pin(async move {
+        if let Err(error) = stream.attach() {
+            warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
+            return None;
+        }
+        greet(stream, &proxy, pool, hello, login, unsent).await
+    });
+    worker.spawn(async move {
+        let Some(relay) = welcome.await else { return };
+        if visitor.has_missed_changes() {
+            Box::pin(watcher.look_again_at(&relay.handle)).await;
+        }
+        drop(watcher);
+        let index = relay.pool.worker.index;
+        let gone = relay.run().await;
+        drop(present);
+        if let Some(departure) = gone {
+            Box::pin(travel(departure, visitor, Some(index))).await;
+        }
+    });
+}
+
+/// The tenant's pool and a place in it, if there is room for one more session.
+pub(in crate::data_path) async fn enter(
+    proxy: &Proxy,
+    tenant: &Arc<Tenant>,
+    access: Access,
+) -> Result<(Arc<Pool>, Present), Refusal> {
+    let pool = proxy.pools.of(tenant, access).await?;
+    let limit = match tenant.max_clients {
+        Some(limit) => limit as usize,
+        None => proxy.config.load().limits.max_db_client_connections,
+    };
+    match pool.enter(limit) {
+        Some(present) => Ok((pool, present)),
+        None => Err(Refusal::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
+    }
+}
+
+async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &Refusal) {
+    let mut stream = stream;
+    if tokio::io::AsyncWriteExt::write_all(&mut stream, &unsent).await.is_ok() {
+        refuse(stream, refusal).await;
+    }
+}
+
+/// Finds out what the client is to be told, and makes the session. `None`: it was refused.
+async fn greet(
+    stream: Stream,
+    proxy: &Arc<Proxy>,
+    pool: Arc<Pool>,
+    hello: Hello,
+    login: Arc<Login>,
+    unsent: Vec<u8>,
+) -> Option<Box<Relay>> {
+    let config = proxy.config.load_full();
+    let addresses = stream.addresses();
+    let asked = Settings::new(hello.settings);
+    let memory = pool.account(config.limits.client_memory_max);
+    let wait = config.timeouts.query_wait;
+    let (greeting, server, began) = match meet(&pool, asked, &memory, wait).await {
+        Ok(greeted) => greeted,
+        Err(refusal) => {
+            info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
+            proxy.metrics.login_refused(&refusal);
+            refuse_proven(stream, unsent, &refusal).await;
+            return None;
+        }
+    };
+    let arrival = Arrival {
+        login,
+        place: Some(pool.place.clone()),
+        peer: hello.peer,
+        addresses,
+        now_ms: pool.worker.clock.now_ms(),
+        tls: hello.tls.is_some(),
+        application_name: greeting.told.text("application_name").unwrap_or_default().into(),
+        known_as: server.as_ref().map(|server| server.process_id),
+        secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
+    };
+    let (handle, secret) = proxy.sessions.register(arrival);
+    pool.stats.logins.fetch_add(1, Relaxed);
+    if config.log.connections {
+        info!(
+            tenant = pool.tenant.name, login = handle.login.name, connection = handle.process_id,
+            peer = ?handle.peer, tls = handle.tls, "session opened"
+        );
+    }
+    let mut bytes = unsent;
+    greeting.write(&mut bytes);
+    backend_key_data(&mut bytes, handle.known_as, &secret);
+    ready_for_query(&mut bytes, b'I');
+    let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
+    let concierge =
+        is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
+    let rules = Rules {
+        follow: pool.rules.mode == PoolMode::Transaction,
+        table: pool.statements.clone(),
+        catalogue: pool.catalogue.clone(),
+        identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
+        memory,
+        ..rules(&config, is_service)
+    };
+    let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
+    (side.told, side.begun, side.began) = (greeting.told, greeting.start.into(), began);
+    let seat = Seat {
+        client: stream,
+        unsent: bytes.into(),
+        side,
+        inbox: hello.leftover,
+        handle,
+        query_wait: wait,
+        leaving: None,
+        concierge,
+        proxy: proxy.clone(),
+    };
+    let mut relay = Box::new(Relay::new(seat, pool));
+    if let Some(server) = server {
+        relay.engage(server);
+    }
+    Some(relay)
+}
+
+/// What a client that asks for these parameters has set and is told; in session mode, the server that it has from now on; and what
+/// that takes.
+async fn meet(
+    pool: &Arc<Pool>,
+    asked: Settings,
+    memory: &Arc<Account>,
+    wait: Duration,
+) -> Result<(Greeting, Option<Box<Server>>, Charge), Refusal> {
+    let began = startup_charge(&asked, memory)?;
+    if pool.rules.mode == PoolMode::Transaction {
+        return Ok((pool.greet(asked, wait).await?, None, began));
+    }
+    let Engaged { server, greeting } = pool.engage(asked, wait).await?;
+    Ok((greeting, Some(server), began))
+}
+
+/// What holds for a session that is in no pool.
+fn rules(config: &Config, chooses: bool) -> Rules {
+    Rules {
+        follow: true,
+        chooses,
+        stance: Stance::AtHome,
+        identity: Identity::default(),
+        sees_binds: chooses,
+        table: Arc::default(),
+        catalogue: Arc::default(),
+        inspect_bytes_max: config.limits.statement_inspect_bytes_max,
+        statements_max: config.limits.client_prepared_statements_max,
+        statements_bytes_max: config.limits.client_prepared_bytes_max,
+        unanswered_max: config.limits.pipelined_requests_max,
+        settings_max: config.limits.tracked_parameters_max,
+        settings_bytes_max: config.limits.tracked_bytes_max,
+        memory: Arc::default(),
+    }
+}
+
+/// Unique over the process, with 32 bits of room above it.
+fn first_serial(handle: &Registered) -> u64 {
+    u64::from(handle.process_id.unsigned_abs()) << 32
+}
+
+/// A service login that names no tenant: a session on this worker, until it chooses one.
+pub async fn open_lobby(
+    stream: Stream,
+    visitor: Visitor,
+    proxy: Arc<Proxy>,
+    hello: Hello,
+    login: Arc<Login>,
+    unsent: Vec<u8>,
+) {
+    let config = proxy.config.load_full();
+    let asked = Settings::new(hello.settings);
+    let nowhere = &proxy.pools.accounts.nowhere;
+    let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[nowhere]);
+    let began = match startup_charge(&asked, &memory) {
+        Ok(began) => began,
+        Err(refusal) => {
+            info!(login = login.name, reason = %refusal, "login refused");
+            proxy.metrics.login_refused(&refusal);
+            return refuse_proven(stream, unsent, &refusal).await;
+        }
+    };
+    let arrival = Arrival {
+        login,
+        place: None,
+        peer: hello.peer,
+        addresses: stream.addresses(),
+        now_ms: proxy.workers.first().map_or(0, |worker| worker.clock.now_ms()),
+        tls: hello.tls.is_some(),
+        application_name: asked.get("application_name").unwrap_or_default().into(),
+        known_as: None,
+        secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
+    };
+    let (handle, secret) = proxy.sessions.register(arrival);
+    if config.log.connections {
+        info!(
+            login = handle.login.name, connection = handle.process_id, peer = ?handle.peer, tls = handle.tls,
+            "session opened, no tenant chosen"
+        );
+    }
+    let told = no_tenant::greeting(&asked, &handle.login.name, proxy.pools.server_version().as_deref());
+    let mut bytes = unsent;
+    told.write(&mut bytes);
+    backend_key_data(&mut bytes, handle.process_id, &secret);
+    ready_for_query(&mut bytes, b'I');
+    let identity = Identity { login: Some(handle.login.clone()), place: None };
+    let rules = Rules { identity, memory, ..rules(&config, true) };
+    let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
+    (side.told, side.began) = (told.clone(), began);
+    let seat = Seat {
+        client: stream,
+        unsent: bytes.into(),
+        side,
+        inbox: hello.leftover,
+        handle,
+        query_wait: config.timeouts.query_wait,
+        leaving: None,
+        concierge: Some(Concierge::new(proxy.clone(), None, told)),
+        proxy: proxy.clone(),
+    };
+    if visitor.has_missed_changes() {
+        proxy.look_again_at(&seat.handle).await;
+    }
+    tokio::spawn(travel(Box::new((seat, Room::Lobby)), visitor, None));
+}

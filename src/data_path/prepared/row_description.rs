@@ -1,0 +1,140 @@
+//! What a prepared statement takes and gives, as Describe tells it. Pure.
+//!
+//! A server fixes it when it parses a statement, and answers "cached plan must not change result type" (0A000) once a
+//! changed table or type would give another. So two clients may use the same statement of a server only as long as they
+//! were told the same of it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::{
+    data_path::sql::{Effects, Kind, Lexing, statements},
+    wire::frame::{HEADER_BYTES, cstr},
+};
+
+/// A digest of parameter types and result columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape(u64);
+
+/// Of one Describe, while its answer comes in.
+#[derive(Debug, Default)]
+pub struct Reading {
+    hasher: DefaultHasher,
+    /// Something could not be read.
+    incomplete: bool,
+}
+
+impl Reading {
+    /// ParameterDescription, RowDescription or NoData.
+    pub fn take(&mut self, message: &[u8]) {
+        let read = match message.first() {
+            Some(b't') => message.get(HEADER_BYTES..).map(|types| types.hash(&mut self.hasher)),
+            Some(b'T') => self.columns(message),
+            _ => Some(()),
+        };
+        self.incomplete |= read.is_none();
+    }
+
+    /// Names, types and their modifiers. From which table a column comes is no part of it: one that was made anew with the
+    /// same columns is as good.
+    fn columns(&mut self, message: &[u8]) -> Option<()> {
+        let (count, mut rest) = message.get(HEADER_BYTES..)?.split_first_chunk::<2>()?;
+        for _ in 0..u16::from_be_bytes(*count) {
+            cstr(&mut rest).ok()?.hash(&mut self.hasher);
+            let (_table_and_column, behind) = rest.split_at_checked(6)?;
+            let (type_and_modifier, behind) = behind.split_at_checked(10)?;
+            type_and_modifier.hash(&mut self.hasher);
+            rest = behind.get(2..)?; // the format, which is not known yet
+        }
+        Some(())
+    }
+
+    /// The end of the answer; `None` where it is too long to be read, and nothing is known.
+    pub fn finish(&mut self) -> Option<Shape> {
+        let Self { hasher, incomplete } = std::mem::take(self);
+        (!incomplete).then(|| Shape(hasher.finish()))
+    }
+}
+
+/// Whether a text's shape is fixed when it is parsed. That of FETCH, EXECUTE or EXPLAIN is what it is at that moment.
+pub fn is_fixed(sql: &[u8]) -> bool {
+    let mut found = statements(sql, Lexing::default());
+    matches!(found.next().map(|statement| statement.kind), Some(Kind::Query)) && found.next().is_none()
+}
+
+/// Whether what a text means is found out when it is parsed, and not when it runs. Of those statements the others are, of which
+/// some must be the first of their transaction, or work in one that has failed.
+pub fn is_parsed_once(sql: &[u8]) -> bool {
+    statements(sql, Lexing::default()).next().is_some_and(|statement| match statement.kind {
+        Kind::Query
+        | Kind::Explain { .. }
+        | Kind::DeclareCursor { .. }
+        | Kind::Call
+        | Kind::CreateTemp { .. } => true,
+        Kind::Ddl => !statement.effects.contains(Effects::OUTSIDE_TRANSACTION),
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::{append, append_cstr};
+
+    fn shape(columns: &[(&str, u32, u32)], parameters: &[u8]) -> Option<Shape> {
+        let mut reading = Reading::default();
+        let mut message = Vec::new();
+        append(&mut message, b't', |out| out.extend_from_slice(parameters));
+        reading.take(&message);
+        message.clear();
+        append(&mut message, b'T', |out| {
+            out.extend_from_slice(&u16::try_from(columns.len()).unwrap().to_be_bytes());
+            for (name, table, of_type) in columns {
+                append_cstr(out, name.as_bytes());
+                out.extend_from_slice(&table.to_be_bytes());
+                out.extend_from_slice(&[0, 1]);
+                out.extend_from_slice(&of_type.to_be_bytes());
+                out.extend_from_slice(&[0, 4, 255, 255, 255, 255, 0, 0]);
+            }
+        });
+        reading.take(&message);
+        reading.finish()
+    }
+
+    #[test]
+    fn names_and_types_make_a_shape_but_not_the_table() {
+        let before = shape(&[("id", 1, 23)], &[0, 0]);
+        assert!(before.is_some());
+        assert_eq!(before, shape(&[("id", 2, 23)], &[0, 0]));
+        assert_ne!(before, shape(&[("id", 1, 25)], &[0, 0]));
+        assert_ne!(before, shape(&[("ID", 1, 23)], &[0, 0]));
+        assert_ne!(before, shape(&[("id", 1, 23), ("x", 1, 23)], &[0, 0]));
+        assert_ne!(before, shape(&[("id", 1, 23)], &[0, 1, 0, 0, 0, 23]));
+    }
+
+    #[test]
+    fn what_ends_too_early_has_none() {
+        let mut reading = Reading::default();
+        reading.take(b"T\0\0\0\x07\0\x01x");
+        assert_eq!(reading.finish(), None);
+    }
+
+    #[test]
+    fn what_a_transaction_is_made_of_means_the_same_under_all_settings() {
+        for sql in
+            ["SELECT 1", "DECLARE c CURSOR FOR SELECT 1", "EXPLAIN SELECT 1", "CREATE TABLE t AS SELECT 1"]
+        {
+            assert!(is_parsed_once(sql.as_bytes()), "{sql}");
+        }
+        for sql in ["BEGIN", "ROLLBACK", "SET TimeZone = 'UTC'", "VACUUM", "SHOW all", "DISCARD ALL", ""] {
+            assert!(!is_parsed_once(sql.as_bytes()), "{sql}");
+        }
+    }
+
+    #[test]
+    fn only_what_postgresql_looks_at_again_has_a_fixed_shape() {
+        assert!(is_fixed(b"-- all\nSELECT * FROM t") && is_fixed(b"insert into t values (1) returning *"));
+        assert!(
+            !is_fixed(b"FETCH c") && !is_fixed(b"SHOW x") && !is_fixed(b"EXPLAIN SELECT 1") && !is_fixed(b"")
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! The statements of one pool, each once. Pure.
+//!
+//! Clients share a statement where PostgreSQL would have parsed its text alike for both: the same text and types, under the same
+//! settings. Any other is its client's own.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    SqlNames, Statement,
+    parse_settings::{ParseSettings, ParseSettingsTable},
+    row_description::Shape,
+    sql_prepare_effects::OUR_PREFIX,
+};
+use crate::data_path::{
+    memory_limit::{Account, Charge},
+    session_state::side_effects::Aftermath,
+};
+
+/// The statements of one pool, each once.
+#[derive(Debug, Default)]
+pub struct StatementTable {
+    /// Weak: a statement lives as long as a client or a server has it. By a digest of the text and its settings: a text stands
+    /// in its statement only, and is gone with it.
+    by_digest: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
+    hasher: RandomState,
+    /// Under what they are parsed.
+    pub settings: ParseSettingsTable,
+    /// What they take.
+    pub memory: Arc<Account>,
+}
+
+/// Of the statement that was made last. One count for the process: servers go by the number, and whoever meets on a server
+/// must mean the same by it.
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
+/// The number of a statement that is being made.
+pub fn next_id() -> u64 {
+    LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+impl StatementTable {
+    /// Empty; what will be in it counts there.
+    pub fn new(memory: Arc<Account>) -> Self {
+        Self { memory, ..Self::default() }
+    }
+
+    /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
+    pub fn in_sql(
+        &self,
+        aftermath: Aftermath,
+        text: &[u8],
+        named: Range<usize>,
+        under: &Arc<ParseSettings>,
+    ) -> Arc<Statement> {
+        let mut statement = Statement::new(Box::default(), aftermath, under, &self.memory);
+        let renamed = text.get(named.clone()).unwrap_or_default();
+        let mut body = replaced(text, named.clone(), &statement.server_name);
+        body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
+        statement.renamed = Some((named.start, renamed.into()));
+        self.with_body(statement, body)
+    }
+
+    /// The same statement, for servers to know by its client's own name; `None` if that is so already, or cannot be.
+    pub(in crate::data_path) fn under_own_name(
+        &self,
+        statement: &Statement,
+        name: &[u8],
+    ) -> Option<Arc<Statement>> {
+        let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
+        let aftermath = statement.aftermath.clone();
+        let mut own = Statement::new(Box::default(), aftermath, &statement.parsed_under, &self.memory);
+        own.server_name = name.into();
+        own.proved = AtomicBool::new(statement.is_proved());
+        let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
+        Some(self.with_body(own, body))
+    }
+
+    fn with_body(&self, mut statement: Statement, body: Vec<u8>) -> Arc<Statement> {
+        statement.charge = Charge::new(&self.memory, Statement::weight(1, body.len()));
+        statement.body = body.into();
+        statement.in_sql = true;
+        Arc::new(statement)
+    }
+
+    /// The statement with this Parse body that is parsed under these settings; `made` is called where it is new.
+    pub fn intern(
+        &self,
+        body: &[u8],
+        under: &Arc<ParseSettings>,
+        made: impl FnOnce() -> (Aftermath, Option<Arc<SqlNames>>),
+    ) -> Arc<Statement> {
+        let mut table = self.locked();
+        // The dead are swept when the table would have to grow: amortised, and it never holds more than twice the living.
+        if table.len() == table.capacity() {
+            table.retain(|_, known| known.iter().any(|known| known.strong_count() > 0));
+        }
+        let alike = table.entry(self.digest(body, under)).or_default();
+        if let Some(statement) = living(alike, body, under) {
+            return statement;
+        }
+        let (aftermath, naming) = made();
+        let statement = Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming);
+        let statement = Arc::new(Statement { is_shared: true, ..statement });
+        alike.retain(|known| known.strong_count() > 0);
+        alike.push(Arc::downgrade(&statement));
+        statement
+    }
+
+    /// One client's alone, with this Parse body: nobody can tell who else has settings like those under which it is parsed.
+    pub fn own(
+        &self,
+        body: &[u8],
+        under: &Arc<ParseSettings>,
+        aftermath: Aftermath,
+        naming: Option<Arc<SqlNames>>,
+    ) -> Arc<Statement> {
+        Arc::new(Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming))
+    }
+
+    /// The same statement, as one client's alone that goes on using it under other settings.
+    #[cold]
+    pub fn parted(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
+        let aftermath = shared.aftermath.clone();
+        Arc::new(Statement {
+            naming: shared.naming.clone(),
+            is_looked_at: shared.is_looked_at,
+            is_parsed_once: shared.is_parsed_once,
+            shape: shared.shape.clone(),
+            proved: AtomicBool::new(shared.is_proved()),
+            ..Statement::new(shared.body.clone(), aftermath, under, &self.memory)
+        })
+    }
+
+    /// A client has prepared `before`, and was told of another shape than its clients before. Theirs it stays, whose next use
+    /// PostgreSQL refuses; from now on the text makes another statement.
+    #[cold]
+    pub fn reshaped(&self, before: &Statement, shape: Shape) -> Arc<Statement> {
+        let under = &before.parsed_under;
+        let mut table = self.locked();
+        let mut alike = before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
+        let known = alike.as_deref().and_then(|alike| living(alike, &before.body, under));
+        if let Some(known) = known.filter(|known| known.shape.get() == Some(&shape)) {
+            return known;
+        }
+        let (body, aftermath) = (before.body.clone(), before.aftermath.clone());
+        let statement = Arc::new(Statement {
+            is_looked_at: true,
+            shape: shape.into(),
+            proved: AtomicBool::new(true),
+            is_shared: before.is_shared,
+            ..Statement::new(body, aftermath, under, &self.memory)
+        });
+        if let Some(alike) = &mut alike {
+            alike.retain(|known| known.upgrade().is_some_and(|known| !is_of(&known, &before.body, under)));
+            alike.push(Arc::downgrade(&statement));
+        }
+        statement
+    }
+
+    /// The statement with this Parse body that was parsed under these settings, if a client or a server has it.
+    pub fn find(&self, body: &[u8], under: &Arc<ParseSettings>) -> Option<Arc<Statement>> {
+        living(self.locked().get(&self.digest(body, under))?, body, under)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<u64, Vec<Weak<Statement>>>> {
+        self.by_digest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn digest(&self, body: &[u8], under: &ParseSettings) -> u64 {
+        self.hasher.hash_one((body, under.id))
+    }
+}
+
+/// The one with this Parse body that is parsed under these settings.
+fn living(alike: &[Weak<Statement>], body: &[u8], under: &ParseSettings) -> Option<Arc<Statement>> {
+    alike.iter().filter_map(Weak::upgrade).find(|known| is_of(known, body, under))
+}
+
+/// Whether two clients with this text and these settings share that statement.
+fn is_of(statement: &Statement, body: &[u8], under: &ParseSettings) -> bool {
+    statement.parsed_under.id == under.id && *statement.body == *body
+}
+
+/// Whether servers may know a statement by this name of a client's: one that needs no quotes anywhere, and is none of ours.
+fn may_be_own(name: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)
+}
+
+fn replaced(text: &[u8], range: Range<usize>, new: &[u8]) -> Vec<u8> {
+    let (before, behind) = (text.get(..range.start), text.get(range.end..));
+    [before.unwrap_or_default(), new, behind.unwrap_or_default()].concat()
+}

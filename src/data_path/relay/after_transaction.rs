@@ -1,0 +1,260 @@
+//! What a transaction has left behind in its session: asked of the server, once, before the server may go back.
+//!
+//! The end of the client's reply waits for the answer, so that it finds everything as PostgreSQL would have it, and is told of
+//! it where PostgreSQL would: in front of ReadyForQuery. Where functions are to be read, or looked at whether they are still as
+//! they were, and nothing else is in doubt, the client has its reply before: a tenant's first query waits for nothing, its second
+//! may.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use tracing::warn;
+
+use super::{Relay, Step, session_end::End};
+use crate::{
+    data_path::{
+        exchange::pending_replies::Pins,
+        functions::learn,
+        prepared::Statement,
+        server::connection::{AskError, Server},
+        session_state::{AnswerMax, Settings, Settled, Uncertain, state_query::Doubts},
+    },
+    error::NoChoice,
+};
+
+impl Relay {
+    /// Settles what is uncertain, and gives the server back if nothing pins it.
+    pub(in crate::data_path) async fn settle(&mut self) -> Result<(), End> {
+        let settled = self.settle_transaction().await;
+        if settled.is_err()
+            && let Some(server) = self.server.as_mut()
+        {
+            // What is left of the session on it is not known any more: it cannot be undone either.
+            server.side.lease.pins = Pins::all();
+        }
+        settled?;
+        match self.after_reply(Instant::now()) {
+            Some(Step::End(end)) => Err(end),
+            _ => Ok(()),
+        }
+    }
+
+    async fn settle_transaction(&mut self) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let mut uncertain = std::mem::take(&mut server.side.uncertain);
+        let failed = std::mem::take(&mut server.failed);
+        if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
+            concierge.reset();
+        }
+        let unlearnt = uncertain.take_unlearnt();
+        if (unlearnt.is_some() || uncertain.learns()) && uncertain.only_learns() && self.heard.is_none() {
+            self.release_reply().await?;
+        }
+        if let Some(unlearnt) = unlearnt {
+            let changed = uncertain.has_changed_functions();
+            self.learn().await?;
+            self.pool.catalogue.look_again(&unlearnt, changed, &mut uncertain);
+            self.part_with(uncertain.misprepared());
+        }
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let news = uncertain.pins(failed);
+        let mut pins = server.side.sequences.after_transaction(server.side.lease.pins, news);
+        pins.insert(news);
+        server.side.opaque_settings &= failed || !uncertain.resets();
+        server.side.opaque_settings |= news.contains(Pins::SETTINGS);
+        if pins.contains(Pins::SETTINGS) && uncertain.decides_on_settings() {
+            pins.set(Pins::SETTINGS, server.side.opaque_settings);
+        }
+        if self.side.follows() && uncertain.has_doubts() {
+            if failed {
+                uncertain.failed();
+            }
+            let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
+            match tidied.filter(|_| !failed && pins.is_empty() && self.heard.is_none()) {
+                Some(settled) => self.take_down(settled, &mut pins).await?,
+                None => match self.ask(&uncertain, &mut pins).await {
+                    Ok(mut settled) => {
+                        let channels = settled.channels.take();
+                        uncertain.has_left(&self.side.wanted, &settled.wanted);
+                        self.take_down(settled, &mut pins).await?;
+                        if let Some(channels) = channels {
+                            self.hear(channels, &mut pins).await?;
+                        }
+                        self.is_where_it_says(&uncertain).await?;
+                    }
+                    Err(AskError::Lost(_)) => return Err(End::ServerLost),
+                    Err(error) => {
+                        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
+                        pins.insert(Pins::SETTINGS);
+                    }
+                },
+            }
+        }
+        if uncertain.doubts(Doubts::SESSION_START)
+            && let Some(server) = self.server.as_mut()
+        {
+            self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?;
+        }
+        uncertain.has_changed_functions();
+        let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
+        let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
+        pins.set(Pins::UNREAD_UNNAMED, statements.keeps_unnamed_unread(there));
+        if !pins.contains(Pins::UNREAD_UNNAMED) {
+            self.learn().await?;
+        }
+        if self.side.wanted.len() > self.side.rules().settings_max {
+            pins.insert(Pins::SETTINGS);
+        }
+        if let Some(server) = self.server.as_mut() {
+            if server.side.opaque_settings {
+                pins.insert(Pins::SETTINGS);
+            }
+            server.side.lease.pins = pins;
+        }
+        self.handle.set_pins(pins);
+        self.release_reply().await?;
+        self.count_pinned(pins);
+        Ok(())
+    }
+
+    /// These statements are the session's own after all, and the server has them as nobody else would.
+    fn part_with(&mut self, misprepared: Vec<Arc<Statement>>) {
+        let Some(server) = self.server.as_mut() else { return };
+        for statement in misprepared {
+            server.side.statements.failed(&statement);
+            self.side.statements.part_with(&statement, &self.side.rules().table.clone());
+        }
+    }
+
+    /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for
+    /// somewhere else than it is.
+    async fn is_where_it_says(&mut self, uncertain: &Uncertain) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if self.concierge.is_none() || !uncertain.doubts_any_setting() {
+            return Ok(());
+        }
+        let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
+        let rows = server.ask(sql, &[]).await.map_err(|_| End::ServerLost)?;
+        let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
+        let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
+        if is_here { Ok(()) } else { Err(End::Refused(Box::new(NoChoice::NotAlone.into()))) }
+    }
+
+    /// Takes a place among the sessions that keep their server, or gives it up.
+    fn count_pinned(&mut self, pins: Pins) {
+        if pins.is_empty() || !self.side.follows() {
+            self.pinned = None;
+        } else if self.pinned.is_none() {
+            self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
+            self.pinned = Some(self.pool.keep(&self.handle));
+        }
+    }
+
+    /// Reads what functions leave behind, where that may have changed.
+    async fn learn(&mut self) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if self.side.follows() && self.pool.catalogue.is_to_be_learnt() {
+            learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
+                .await
+                .map_err(|_| End::ServerLost)?;
+            self.take_told();
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, uncertain: &Uncertain, pins: &mut Pins) -> Result<Settled, AskError> {
+        let (wanted, startup) = (&self.side.wanted, &self.side.startup);
+        let Some(server) = self.server.as_mut() else {
+            return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
+        };
+        let answer = AnswerMax {
+            value_bytes: self.side.rules().settings_bytes_max,
+            channels: self.pool.rules.channels_max,
+        };
+        let (sql, names) = uncertain.question(wanted, startup, answer);
+        let mut arrays = vec![names];
+        if uncertain.doubts(Doubts::PREPARED) {
+            arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
+        }
+        let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
+        let rows = server.ask_again(&sql, &arrays).await?;
+        let missing = rows.iter().filter_map(|row| match &row[..] {
+            [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
+            _ => None,
+        });
+        let settled = uncertain.answered(&rows, wanted, startup, pins);
+        server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
+        if uncertain.doubts(Doubts::DBLINK) {
+            pins.set(Pins::DBLINK, keeps_dblink(server).await?);
+        }
+        self.take_told();
+        Ok(settled)
+    }
+
+    /// Takes the settings down. A parameter that the client has reset, and that servers report, is at once what it asked for
+    /// at startup again, and the client is told, as PostgreSQL would tell it.
+    ///
+    /// Where there is too much of them they stay where they are, on their server, and that with its client.
+    async fn take_down(&mut self, settled: Settled, pins: &mut Pins) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        let Settled { wanted, mut applied, channels: _ } = settled;
+        if wanted != applied && restore(server, &wanted, &mut applied).await.is_err() {
+            return Err(End::ServerLost);
+        }
+        self.take_told();
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if wanted != *self.side.wanted {
+            self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());
+            if self.side.keep(Arc::new(wanted)).is_err() {
+                pins.insert(Pins::SETTINGS);
+                server.side.applied = self.side.wanted.clone();
+                return Ok(());
+            }
+        }
+        server.side.applied =
+            if applied == *self.side.wanted { self.side.wanted.clone() } else { Arc::new(applied) };
+        Ok(())
+    }
+}
+
+/// Whether connections of dblink are open that have names. Asked of the function itself, which only a superuser can have made, in
+/// whatever schema it is.
+async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
+    const WHERE: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_proc AS p \
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace \
+        WHERE p.proname = 'dblink_get_connections' AND p.pronargs = 0 AND p.prolang = \
+        (SELECT oid FROM pg_catalog.pg_language WHERE lanname = 'c')";
+    for row in server.ask(WHERE, &[]).await? {
+        let schema = row.into_iter().next().flatten().unwrap_or_default();
+        let schema = String::from_utf8_lossy(&schema);
+        let open = format!("SELECT FROM {schema}.dblink_get_connections() AS names WHERE names IS NOT NULL");
+        match server.ask(&open, &[]).await {
+            Ok(rows) if rows.is_empty() => {}
+            Ok(_) | Err(AskError::Refused(_)) => return Ok(true),
+            Err(lost) => return Err(lost),
+        }
+    }
+    Ok(false)
+}
+
+/// Sets the reported ones of the parameters that are wanted and not applied; the client is told of them with its reply. The
+/// others are set together with the client's next request.
+async fn restore(server: &mut Server, wanted: &Settings, applied: &mut Settings) -> Result<(), AskError> {
+    let mut missing: Vec<(&str, &str)> = Vec::new();
+    for (name, value) in wanted.iter().filter(|(name, value)| applied.get(name) != Some(value)) {
+        match server.side.reported.find(name) {
+            Some((_, now)) if *now == *value.as_bytes() => {}
+            Some(_) => missing.push((name, value)),
+            None => continue,
+        }
+    }
+    for (name, value) in &missing {
+        server.ask("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]).await?;
+    }
+    for (name, value) in wanted.iter().filter(|(name, _)| server.side.reported.find(name).is_some()) {
+        applied.set(name, Some(value));
+    }
+    Ok(())
+}

@@ -1,0 +1,440 @@
+//! The loop: take messages from the client, borrow a server, pass them on, give it back.
+//!
+//! What the bytes mean is decided in `exchange.rs` and `pending_replies.rs`; here they are moved. A session that idles owns no
+//! buffer: every worker has one, used within a single poll. One read is followed by one write; what the other side does
+//! not take waits in `Unsent`, and until it is gone nothing more is read for that side.
+
+pub mod acquire_server;
+pub mod after_transaction;
+pub mod buffers;
+pub mod cancel;
+pub mod change_tenant;
+pub mod no_tenant;
+pub mod notifications;
+pub mod own_password;
+pub mod session_end;
+pub mod signals;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    sync::oneshot,
+};
+
+use self::{
+    acquire_server::{Awaits, Link},
+    change_tenant::{Departure, Seat},
+    notifications::Heard,
+    session_end::End,
+};
+use crate::{
+    data_path::{
+        exchange::{ClientSide, Flow},
+        memory_limit::Charge,
+        pool::{Pinned, Pool},
+        proxy::Proxy,
+        server::connection::Server,
+        session_state::side_effects::Signal,
+        sessions::registry::{Doing, Registered},
+        tenant_switch::switcher::{Concierge, Waits},
+    },
+    error::Refusal,
+    wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
+};
+
+/// Bytes read at a time: more than any ordinary reply, so that a read empties the socket (one that fills the buffer is
+/// followed by one more, only to find nothing), and little enough that a large result is still in the core's own cache
+/// when it is written. 256 KiB took a tenth more CPU for each megabyte.
+const READ_BYTES: usize = 48 * 1024;
+
+thread_local! {
+    /// Shared by all sessions of a worker: nothing is left in it from one poll to the next.
+    pub(super) static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; READ_BYTES], scratch: Vec::new() });
+}
+
+pub(super) struct Buffers {
+    pub(super) read: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
+}
+
+/// One session at work.
+#[derive(Debug)]
+pub struct Relay {
+    pub(super) client: Stream,
+    /// What the client was slow to take.
+    pub(super) unsent: Unsent,
+    pub(super) side: ClientSide,
+    /// What the client sent that no server has got yet.
+    pub(super) inbox: Vec<u8>,
+    /// The reply that ends a transaction, kept back until notifications are settled.
+    pub(super) held: Vec<u8>,
+    /// What these three take.
+    pub(super) buffers: Charge,
+    pub(super) pool: Arc<Pool>,
+    /// What it LISTENs to.
+    pub(super) heard: Option<Heard>,
+    pub(super) server: Option<Box<Server>>,
+    pub(super) handle: Registered,
+    /// A cancel that the server has not settled yet: it serves nobody else until then.
+    pub(super) cancelling: Option<oneshot::Receiver<()>>,
+    pub(super) query_wait: Duration,
+    /// Its place among the sessions that keep their server.
+    pub(super) pinned: Option<Pinned>,
+    /// When the transaction began.
+    leased_at: Option<Instant>,
+    /// When the request came that the server works on.
+    asked_at: Option<Instant>,
+    /// What the client is told when it is between two transactions next.
+    pub(super) leaving: Option<Box<Refusal>>,
+    /// What is in the inbox waits for the server's answers to what it has got.
+    pub(super) awaits: Awaits,
+    /// Of a service login's session: it may go to another tenant; and of one that changes its password just now.
+    pub(super) concierge: Option<Box<Concierge>>,
+    /// What all clients share.
+    pub(super) proxy: Arc<Proxy>,
+}
+
+/// What cannot be done within a poll.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The inbox holds a request, and no server is idle.
+    Borrow,
+    /// The transaction is over and has left something uncertain.
+    Settle,
+    /// The session's tenant is in question.
+    Desk,
+    /// The session ends.
+    End(End),
+}
+
+impl Relay {
+    /// A session that has been greeted, at a pool.
+    pub fn new(seat: Seat, pool: Arc<Pool>) -> Self {
+        let Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy } = seat;
+        Self {
+            client,
+            unsent,
+            side,
+            inbox,
+            held: Vec::new(),
+            buffers: Charge::default(),
+            pool,
+            heard: None,
+            server: None,
+            handle,
+            cancelling: None,
+            query_wait,
+            pinned: None,
+            leased_at: None,
+            asked_at: None,
+            leaving,
+            awaits: Awaits::Nothing,
+            concierge,
+            proxy,
+        }
+    }
+
+    /// Serves the client to its end, or until it goes to another tenant.
+    ///
+    /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
+    pub async fn run(mut self: Box<Self>) -> Option<Departure> {
+        poll_fn(|cx| {
+            self.handle.wake_with(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
+        let end = loop {
+            match poll_fn(|cx| BUFFERS.with_borrow_mut(|buffers| self.poll(buffers, cx))).await {
+                Step::Borrow => {
+                    if let Err(end) = Box::pin(self.borrow()).await {
+                        break end;
+                    }
+                }
+                Step::Settle => {
+                    if let Err(end) = Box::pin(self.settle()).await {
+                        break end;
+                    }
+                }
+                Step::Desk => match Box::pin(self.at_desk()).await {
+                    Ok(None) => {}
+                    Ok(Some(room)) => return Some(self.depart(room)),
+                    Err(end) => break end,
+                },
+                Step::End(end) => break end,
+            }
+        };
+        Box::pin(self.end(end)).await;
+        None
+    }
+
+    /// Moves bytes as long as any can be moved.
+    fn poll(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Poll<Step> {
+        if (self.handle.is_signalled() || self.cancelling.is_some())
+            && let Some(step) = self.attend(cx)
+        {
+            return Poll::Ready(step);
+        }
+        if self.concierge.is_some() && self.is_called() {
+            return Poll::Ready(Step::Desk);
+        }
+        if !self.inbox.is_empty()
+            && self.server.is_none()
+            && let Some(step) = self.serve_inbox(buffers, cx)
+        {
+            return Poll::Ready(step);
+        }
+        loop {
+            if self.concierge.is_some() && self.is_called() {
+                return Poll::Ready(Step::Desk);
+            }
+            let mut moved = false;
+            if !self.unsent.is_empty() {
+                match self.unsent.drain(&mut self.client, cx) {
+                    Ok(emptied) => {
+                        moved |= emptied;
+                        if self.handle.is_notified() {
+                            self.tell_heard();
+                        }
+                    }
+                    Err(error) => return Poll::Ready(Step::End(End::client_lost(Err(error)))),
+                }
+            }
+            match self.poll_server(buffers, cx) {
+                Ok(Poll::Ready(())) => moved = true,
+                Ok(Poll::Pending) => {}
+                Err(step) => return Poll::Ready(step),
+            }
+            match self.poll_client(buffers, cx) {
+                Ok(Poll::Ready(())) => moved = true,
+                Ok(Poll::Pending) => {}
+                Err(step) => return Poll::Ready(step),
+            }
+            if !moved {
+                return match self.is_buffering_too_much() {
+                    false => Poll::Pending,
+                    true => Poll::Ready(Step::End(self.takes_nothing())),
+                };
+            }
+        }
+    }
+
+    /// Server to client.
+    #[inline]
+    fn poll_server(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
+        let Some(server) = self.server.as_mut() else {
+            return Ok(Poll::Pending);
+        };
+        // A server that takes no more bytes says why when it is read from.
+        let drained = !server.unsent.is_empty()
+            && End::unless_timed_out(server.unsent.drain(&mut server.stream, cx)).map_err(Step::End)?;
+        if drained && server.side.lease.is_over() {
+            // What held it was the rest of a message that nobody answers.
+            return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
+        }
+        if !self.unsent.is_empty() {
+            return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
+        }
+        let mut read = ReadBuf::new(&mut buffers.read);
+        match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
+            Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(lost) => return Err(Step::End(End::server_lost(lost))),
+        }
+        let chunk = read.filled();
+        let mut out = Outgoing::new(chunk, &mut buffers.scratch);
+        let (handle, pool, itself) = (&self.handle, &self.pool, Cell::new(false));
+        let send = |number, signal| {
+            itself.set(itself.get() || (number, signal) == (handle.process_id, Signal::Terminate));
+            handle.send(signal, number, &pool.place)
+        };
+        let heard = match server.side.take(chunk, &mut self.side, &mut out, &send) {
+            Ok(heard) => heard,
+            Err(broken) => return Err(Step::End(self.broken(broken))),
+        };
+        if itself.get() {
+            return Err(Step::End(End::Refused(Refusal::AdminShutdown.into())));
+        }
+        let bytes = out.finish();
+        let stats = &self.pool.stats;
+        stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        // While a message is under way to the server it cannot be asked: the reply does not wait for the rest.
+        let holds = (heard.ready > 0 || !self.held.is_empty())
+            && server.side.is_unsettled(self.side.follows())
+            && server.side.lease.is_over()
+            && server.side.has_whole_messages();
+        if holds {
+            self.held.extend_from_slice(bytes);
+        } else if !self.held.is_empty() {
+            self.unsent.push(&std::mem::take(&mut self.held));
+            self.unsent.push(bytes);
+        } else if let Err(error) = self.unsent.send(&mut self.client, cx, bytes) {
+            return Err(Step::End(End::client_lost(Err(error))));
+        }
+        if heard.fatal {
+            return Err(Step::End(End::ServerSaidGoodbye));
+        }
+        match self.note_heard(heard) {
+            Some(step) => Err(step),
+            None => Ok(Poll::Ready(())),
+        }
+    }
+
+    /// What has come for the client is on its way: counts it, and gives the server back if that was all.
+    #[inline]
+    fn note_heard(&mut self, heard: crate::data_path::exchange::Heard) -> Option<Step> {
+        let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
+        if heard.errors > 0 {
+            server.failed = true;
+            stats.errors.fetch_add(heard.errors.into(), Ordering::Relaxed);
+        }
+        if heard.ready > 0 {
+            stats.queries.fetch_add(heard.ready.into(), Ordering::Relaxed);
+            let working = server.side.lease.is_working();
+            let now = Instant::now();
+            if let Some(asked_at) = self.asked_at.take() {
+                stats.query_time.record(now - asked_at);
+            }
+            self.asked_at = working.then_some(now);
+            return self.after_reply(now);
+        }
+        // Only our own bookkeeping was answered, put in for what nobody answers.
+        if server.side.lease.is_over() { self.after_reply(Instant::now()) } else { None }
+    }
+
+    /// Client to server.
+    #[inline]
+    fn poll_client(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
+        // Who reads no answers gets none: those of our own are there at once, and no server stops for them.
+        let stays = match self.server.as_ref() {
+            Some(server) => !server.unsent.is_empty(),
+            None => !self.unsent.is_empty(),
+        };
+        if stays || self.holds_back() {
+            return Ok(Poll::Pending);
+        }
+        if self.awaits != Awaits::Nothing {
+            return self.go_on(buffers, cx);
+        }
+        let mut read = ReadBuf::new(&mut buffers.read);
+        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+            Poll::Pending => return Ok(Poll::Pending),
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(lost) => return Err(Step::End(End::client_lost(lost))),
+        }
+        let chunk = read.filled();
+        self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        if self.is_at_desk() {
+            self.inbox.extend_from_slice(chunk);
+            return Err(Step::Desk);
+        }
+        if self.server.is_none()
+            && (!self.inbox.is_empty() || !self.passes_desk(chunk) || self.link(chunk)? != Link::Linked)
+        {
+            self.inbox.extend_from_slice(chunk);
+            return match self.serve_inbox(buffers, cx) {
+                Some(step) => Err(step),
+                None => Ok(Poll::Ready(())),
+            };
+        }
+        self.forward(chunk, &mut buffers.scratch, cx)?;
+        Ok(Poll::Ready(()))
+    }
+
+    /// What the client sent goes to the server that it holds.
+    #[inline]
+    pub(super) fn forward(
+        &mut self,
+        chunk: &[u8],
+        scratch: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Step> {
+        let Some(server) = self.server.as_mut() else {
+            return Ok(());
+        };
+        let mut begins = false;
+        if self.asked_at.is_none() {
+            let now = Instant::now();
+            let now_ms = self.pool.worker.clock.now_ms();
+            self.asked_at = Some(now);
+            begins = self.leased_at.is_none();
+            if begins {
+                self.leased_at = Some(now);
+                self.handle.set_began(now_ms);
+            }
+            self.handle.set_asked(now_ms);
+        }
+        let mut out = Outgoing::new(chunk, scratch);
+        self.side.turn(&mut server.side, begins, &mut out);
+        if let (Some(heard), None) = (&self.heard, &server.side.hearing.channels) {
+            Self::listen_along(heard, server, out.build());
+        }
+        if let Some(concierge) = self.concierge.as_mut() {
+            concierge.desk.hand_over(&mut server.side.lease, out.build());
+        }
+        let flow = self.side.take(chunk, &mut server.side, &mut out);
+        // What a server does not take any more is told by what it sends, or by its end.
+        let _ = server.unsent.send(&mut server.stream, cx, out.finish());
+        match flow {
+            // Nothing was asked: the end of a message that the server had given up on, or what needs no reply.
+            Ok(Flow::Goes) if server.side.lease.is_over() => {
+                self.after_reply(Instant::now()).map_or(Ok(()), Err)
+            }
+            Ok(Flow::Goes) => Ok(()),
+            Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
+            Ok(Flow::Chooses(rest)) => self.hold_back(rest, Waits::Choice),
+            Ok(Flow::Pauses(rest)) => self.hold_back(rest, Waits::Pause),
+            Ok(Flow::Awaits(rest)) => self.await_answers(rest, Awaits::Meaning),
+            Ok(Flow::Full(rest)) => self.await_answers(rest, Awaits::Room),
+            Err(refusal) => Err(Step::End(End::Refused(refusal.into()))),
+        }
+    }
+
+    /// A ReadyForQuery has gone to the client, or a cancel has settled: the one door through which a server goes back.
+    #[inline]
+    pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
+        let server = self.server.as_mut()?;
+        if !server.side.lease.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
+            if !server.side.lease.is_working() {
+                self.handle.set_doing(Doing::InTransaction, self.pool.worker.clock.now_ms());
+            }
+            return None;
+        }
+        self.asked_at = None;
+        let follows = self.side.follows();
+        if server.side.is_unsettled(follows) {
+            return Some(Step::Settle);
+        }
+        if let Some(leased_at) = self.leased_at.take() {
+            let stats = &self.pool.stats;
+            stats.transactions.fetch_add(1, Ordering::Relaxed);
+            stats.transaction_time.record(now.saturating_duration_since(leased_at));
+            stats.count_statements(std::mem::take(&mut server.side.statements.tally));
+        }
+        if server.side.is_pinned(follows) {
+            if let Some(step) = self.idle_with_server(follows) {
+                return Some(step);
+            }
+        } else {
+            self.give_back();
+        }
+        self.leaving.take().map(|reason| Step::End(End::Refused(reason)))
+    }
+
+    pub(super) fn give_back(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        self.handle.server_process_id.store(0, Ordering::Relaxed);
+        self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+        self.handle.set_prepared(self.side.statements.len());
+        // The beginning of the client's next message waits here, where the next server will get it from.
+        self.side.take_held(&mut self.inbox);
+        self.pool.give_back(server);
+    }
+}

@@ -1,0 +1,221 @@
+//! A session that LISTENs: it hears by its pool's ear, and is told between its transactions.
+//!
+//! When a transaction that may have changed what the session listens to is over, its server has said what that is now
+//! (`after_transaction.rs`), and the ear takes over. The reply that ends a transaction waits until then, and until the ear has heard
+//! what the server was told of in the transaction: so the client's own notifications come in front of it, as PostgreSQL
+//! sends them.
+
+use std::{future::poll_fn, sync::Arc, task::Poll};
+
+use tracing::warn;
+
+use super::{Relay, session_end::End};
+use crate::{
+    data_path::{
+        exchange::{
+            channels::{Channels, Hearing, MARKS, each},
+            pending_replies::Pins,
+        },
+        memory_limit::Charge,
+        pool::shared_listener::{Deaf, Handover, Seat, around_mark},
+        server::connection::{AskError, Server},
+    },
+    error::Refusal,
+    wire::message::append,
+};
+
+/// What a session hears by its pool's ear.
+#[derive(Debug)]
+pub struct Heard {
+    channels: Arc<Channels>,
+    /// What they take, here and at the ear.
+    charge: Charge,
+    /// Given up by drop.
+    seat: Seat,
+}
+
+/// Why the ear does not take over.
+enum NotHeard {
+    Ear(Refusal),
+    Server,
+}
+
+impl From<Deaf> for NotHeard {
+    fn from(_: Deaf) -> Self {
+        Self::Ear(Refusal::ListeningLost)
+    }
+}
+
+impl From<AskError> for NotHeard {
+    fn from(_: AskError) -> Self {
+        Self::Server
+    }
+}
+
+impl Relay {
+    /// The server listens to what its client listens to; in the same write as the client's next request.
+    #[cold]
+    pub(in crate::data_path) fn listen_along(heard: &Heard, server: &mut Server, out: &mut Vec<u8>) {
+        let side = &mut server.side;
+        append(out, b'Q', |out| {
+            out.extend_from_slice(each("LISTEN", heard.channels.iter()).as_bytes());
+            out.push(0);
+        });
+        let _ = side.lease.ask(
+            crate::data_path::exchange::pending_replies::Asked::Query(None),
+            crate::data_path::exchange::pending_replies::Whose::Ours,
+        );
+        side.statements.set_unnamed(0);
+        side.hearing.channels = Some(heard.channels.clone());
+    }
+
+    /// Tells the client what has been heard for it, if it is between two transactions.
+    #[cold]
+    pub(in crate::data_path) fn tell_heard(&mut self) {
+        let between = self
+            .server
+            .as_ref()
+            .is_none_or(|server| server.side.lease.is_over() && !server.side.mid_message());
+        if between && self.held.is_empty() && self.unsent.is_empty() {
+            self.unsent.push(&self.handle.take_notifications());
+        }
+    }
+
+    /// The session listens to this now: the ear takes over. Where it cannot, the server stays with its client.
+    pub(in crate::data_path) async fn hear(
+        &mut self,
+        channels: Channels,
+        pins: &mut Pins,
+    ) -> Result<(), End> {
+        let before = self.heard.as_ref().map(|heard| &*heard.channels);
+        if before.unwrap_or(&Channels::default()) == &channels {
+            pins.remove(Pins::LISTEN);
+            return Ok(());
+        }
+        let mut charge = Charge::default();
+        let few = channels.len() <= self.pool.rules.channels_max
+            && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
+        let mut taken = match few {
+            true => self.hand_over(Arc::new(channels.clone())).await,
+            false => Err(NotHeard::Ear(Refusal::NotSupported("too many channels".to_owned()))),
+        };
+        if let Err(NotHeard::Ear(reason)) = &taken {
+            warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %reason, "a client that listens keeps its server");
+            if self.pool.current().is_none_or(|pool| pool.is_paused()) {
+                return Err(End::Refused(Refusal::ListeningMoved.into()));
+            }
+            pins.insert(Pins::LISTEN);
+            if self.heard.is_none() {
+                return Ok(());
+            }
+            taken = self.hand_over(Arc::default()).await;
+        } else {
+            pins.remove(Pins::LISTEN);
+            if let Some(heard) = self.heard.as_mut() {
+                heard.charge = charge;
+            }
+        }
+        taken.map_err(|error| match error {
+            NotHeard::Ear(reason) => End::Refused(reason.into()),
+            NotHeard::Server => End::ServerLost,
+        })
+    }
+
+    /// From a mark on, the session hears these channels by the ear, and no others.
+    async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), NotHeard> {
+        let (before, seat) = match self.heard.take() {
+            Some(Heard { channels, seat, .. }) => (channels, seat),
+            None => {
+                let memory = &self.side.rules().memory;
+                (Arc::default(), self.pool.seat(&self.handle, memory).await.map_err(NotHeard::Ear)?)
+            }
+        };
+        let outcome = self.change_over(&seat, &channels).await;
+        let now = if outcome.is_ok() { channels } else { before };
+        if !now.is_empty() {
+            self.heard = Some(Heard { channels: now, charge: Charge::default(), seat });
+        }
+        outcome
+    }
+
+    /// Server and ear hear the mark. Of what came before it the client gets from its server what it did not hear by the ear
+    /// until now, of what comes behind it what it does not hear by the ear from now on.
+    async fn change_over(&mut self, seat: &Seat, channels: &Arc<Channels>) -> Result<(), NotHeard> {
+        let Some(server) = self.server.as_mut() else { return Err(NotHeard::Server) };
+        if server.side.reported_value("client_encoding") != Some(seat.encoding()) && !channels.is_empty() {
+            return Err(NotHeard::Ear(Refusal::NotSupported("another client_encoding".to_owned())));
+        }
+        let Handover { mark, done } = seat.prepare(channels.clone()).await?;
+        server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;
+        if !channels.has(MARKS.as_bytes()) {
+            server.run(&format!("UNLISTEN {MARKS}")).await?;
+        }
+        done.await.map_err(|_| Deaf)?;
+        let told = std::mem::take(&mut server.notified);
+        let (before, behind) = around_mark(&told, &mark);
+        let hearing = &mut server.side.hearing;
+        let mut bytes = Vec::new();
+        hearing.notified_all(before, &mut bytes);
+        bytes.extend(hearing.adopt(&self.handle.take_notifications()));
+        hearing.channels = Some(channels.clone()).filter(|channels| !channels.is_empty());
+        hearing.notified_all(behind, &mut bytes);
+        self.tell(&bytes);
+        Ok(())
+    }
+
+    /// The client gets what its server was told of while it answered us, as far as the ear does not hear it.
+    pub(in crate::data_path) fn take_told(&mut self) {
+        let Some(server) = self.server.as_mut() else { return };
+        let told = std::mem::take(&mut server.notified);
+        let mut bytes = Vec::new();
+        server.side.hearing.notified_all(&told, &mut bytes);
+        self.tell(&bytes);
+    }
+
+    /// What comes by itself, notifications and ParameterStatus, goes in front of the end of a reply that is kept back.
+    pub(in crate::data_path) fn tell(&mut self, messages: &[u8]) {
+        match self.held.strip_suffix(READY).map(<[u8]>::len) {
+            Some(end) => drop(self.held.splice(end..end, messages.iter().copied())),
+            None if self.held.is_empty() => self.unsent.push(messages),
+            // They came behind it from the server, and these come behind them.
+            None => self.held.extend_from_slice(messages),
+        }
+    }
+
+    /// Everything is settled: the client gets the reply that was kept back, and in front of its end what has been heard
+    /// meanwhile. A server that goes back listens no more.
+    pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), End> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if let Some(heard) = self.heard.as_ref().filter(|_| server.side.hearing.overheard > 0) {
+            // An ear that is lost has ended this session already.
+            let _ = heard.seat.caught_up().await;
+        }
+        let mut news = server.side.hearing.adopt(&self.handle.take_notifications());
+        if server.side.reported != *self.side.told {
+            server.side.reported.tell(&mut self.side.told, &mut news);
+        }
+        self.tell(&news);
+        self.unsent.push(&std::mem::take(&mut self.held));
+        let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
+        if written.is_err() {
+            return Err(End::ClientGone);
+        }
+        if let Some(server) = self.server.as_mut()
+            && !server.side.is_pinned(self.side.follows())
+            && server.side.hearing.channels.is_some()
+        {
+            server.run("UNLISTEN *").await.map_err(|_| End::ServerLost)?;
+            // What it was told of meanwhile, the ear has heard as well.
+            server.notified.clear();
+            server.side.hearing = Hearing {
+                process_id: server.side.hearing.process_id,
+                told_as: server.side.hearing.told_as,
+                ..Hearing::default()
+            };
+        }
+        Ok(())
+    }
+}
+
+/// ReadyForQuery, idle.
+const READY: &[u8] = b"Z\0\0\0\x05I";

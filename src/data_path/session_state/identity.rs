@@ -1,0 +1,181 @@
+//! Who a session is on its server, and what its texts may change about that. Pure.
+//!
+//! All logins of a tenant share two roles on the server (read and write, read only), so a change of such a role by one of
+//! them would meet all. A change of one's own password is meant for the login, and changes the login's verifier in the
+//! central database. Every other change of the tenant's roles and of its database is refused, with a hint for whom to ask.
+
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, sync::Arc};
+
+use secrecy::SecretString;
+
+use crate::{
+    data_path::{
+        sessions::registry::Place,
+        sql::{GivenPassword, IdentityChange, Lexing, Named, identity_changes, may_change_identity},
+        tenant::{Access, Login, Tenant},
+    },
+    error::IdentityRefusal,
+};
+
+/// Who a session is: its login, and the tenant whose roles and database its servers have.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// `None`: nobody's, in tests and for replies that nobody wants.
+    pub login: Option<Arc<Login>>,
+    /// `None`: no tenant is chosen.
+    pub place: Option<Arc<Place>>,
+}
+
+/// What becomes of a text that would change a role or a database of the session's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It changes the login's password.
+    Password(NewPassword),
+    /// It is refused.
+    Refused(IdentityRefusal),
+}
+
+/// A password as a client has sent it: a text, or a verifier made from one. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NewPassword(zeroize::Zeroizing<Box<str>>);
+
+impl NewPassword {
+    /// The text.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The same, for what keeps it.
+    pub fn to_secret(&self) -> SecretString {
+        SecretString::from(&**self.0)
+    }
+}
+
+impl fmt::Debug for NewPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NewPassword")
+    }
+}
+
+/// PostgreSQL's own limit on what a client may send as a password.
+const PASSWORD_BYTES_MAX: usize = 1024;
+/// NAMEDATALEN - 1: PostgreSQL cuts longer names.
+const NAME_BYTES_MAX: usize = 63;
+/// Parameters that decide who a session is, or whether its server starts at all.
+const FORBIDDEN_FOR_DATABASE: [&[u8]; 4] =
+    [b"local_preload_libraries", b"session_preload_libraries", b"role", b"session_authorization"];
+
+impl Identity {
+    /// What becomes of a text; `None`: it is the server's business.
+    pub fn judge(&self, sql: &[u8], lexing: Lexing) -> Option<Verdict> {
+        self.login.as_ref().filter(|_| may_change_identity(sql))?;
+        let (changes, statements) = identity_changes(sql, lexing);
+        let verdicts: Vec<_> = changes.iter().filter_map(|change| self.verdict(change)).collect();
+        let refused = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Refused(_)));
+        match refused.or(verdicts.first())? {
+            Verdict::Password(_) if statements > 1 => {
+                Some(Verdict::Refused(IdentityRefusal::PasswordNotAlone))
+            }
+            verdict => Some(verdict.clone()),
+        }
+    }
+
+    fn verdict(&self, change: &IdentityChange<'_>) -> Option<Verdict> {
+        let refused = |is_ours: bool, why| is_ours.then_some(Verdict::Refused(why));
+        let any_of_ours = |roles: &[Named<'_>]| roles.iter().any(|role| self.is_our_role(role));
+        match change {
+            IdentityChange::Password { role, password } if self.is_self(role) => Some(new_password(password)),
+            IdentityChange::Password { role, .. } => refused(self.is_our_role(role), IdentityRefusal::Role),
+            IdentityChange::Roles(roles) => refused(any_of_ours(roles), IdentityRefusal::Role),
+            IdentityChange::Membership(roles) => refused(any_of_ours(roles), IdentityRefusal::Membership),
+            IdentityChange::Owned(roles) => refused(any_of_ours(roles), IdentityRefusal::Owned),
+            IdentityChange::Database(name) => refused(self.is_our_database(name), IdentityRefusal::Database),
+            IdentityChange::DatabaseSetting(name, parameter) => {
+                let forbidden =
+                    parameter.as_ref().is_some_and(|name| FORBIDDEN_FOR_DATABASE.contains(&&**name));
+                refused(forbidden && self.is_our_database(name), IdentityRefusal::DatabaseSetting)
+            }
+            IdentityChange::DatabaseAccess { databases, roles, revoke } => {
+                let ours = databases.iter().any(|name| self.is_our_database(name));
+                let concerns = roles.iter().any(|role| match revoke {
+                    true => self.is_our_role(role),
+                    // The role that owns the database has everything as it is.
+                    false => is_public(role) || self.is_our_role(role) && !self.is_owner(role),
+                });
+                refused(ours && concerns, IdentityRefusal::DatabaseAccess)
+            }
+        }
+    }
+
+    fn tenant(&self) -> Option<&Tenant> {
+        self.place.as_deref().map(|place| &*place.tenant)
+    }
+
+    /// The session's own role, or a role named like its login, which is what a person means by it.
+    fn is_self(&self, role: &Named<'_>) -> bool {
+        let Named::Name(name) = role else { return *role == Named::Current };
+        let own = self.place.as_deref().and_then(|place| match place.access {
+            Access::ReadWrite => Some(&place.tenant.read_write),
+            Access::ReadOnly => place.tenant.read_only.as_ref(),
+        });
+        is_named(name, own.map(|role| &*role.username))
+            || is_named(name, self.login.as_ref().map(|login| &*login.name))
+    }
+
+    fn is_our_role(&self, role: &Named<'_>) -> bool {
+        let Named::Name(name) = role else { return true };
+        let read_only = self.tenant().and_then(|tenant| tenant.read_only.as_ref());
+        self.is_owner(role) || is_named(name, read_only.map(|role| &*role.username))
+    }
+
+    fn is_owner(&self, role: &Named<'_>) -> bool {
+        let Named::Name(name) = role else {
+            return self.place.as_ref().is_some_and(|place| place.access == Access::ReadWrite);
+        };
+        is_named(name, self.tenant().map(|tenant| &*tenant.read_write.username))
+    }
+
+    fn is_our_database(&self, database: &Named<'_>) -> bool {
+        let Named::Name(name) = database else { return true };
+        is_named(name, self.tenant().map(|tenant| &*tenant.database))
+    }
+}
+
+fn is_public(role: &Named<'_>) -> bool {
+    matches!(role, Named::Name(name) if **name == *b"public")
+}
+
+/// Whether a name as PostgreSQL reads it is this one.
+fn is_named(name: &[u8], known: Option<&str>) -> bool {
+    known.is_some_and(|known| {
+        name == known.as_bytes()
+            || known.len() > NAME_BYTES_MAX
+                && name == known.as_bytes().get(..name.len()).unwrap_or_default()
+                && name.len() > NAME_BYTES_MAX - 4
+    })
+}
+
+fn new_password(given: &GivenPassword<'_>) -> Verdict {
+    let text = match given {
+        GivenPassword::Null => return Verdict::Refused(IdentityRefusal::PasswordMissing),
+        GivenPassword::Unclear => return Verdict::Refused(IdentityRefusal::PasswordUnclear),
+        GivenPassword::Text(text) => std::str::from_utf8(text),
+    };
+    let refusal = match text {
+        Err(_) => IdentityRefusal::PasswordUnclear,
+        Ok("") => IdentityRefusal::PasswordMissing,
+        Ok(text) if text.len() > PASSWORD_BYTES_MAX => IdentityRefusal::PasswordTooLong,
+        Ok(text) if is_md5(text) => IdentityRefusal::PasswordMd5,
+        Ok(text) => return Verdict::Password(NewPassword(Box::<str>::from(text).into())),
+    };
+    Verdict::Refused(refusal)
+}
+
+/// As PostgreSQL tells a hash from a password.
+fn is_md5(text: &str) -> bool {
+    let digits = text.strip_prefix("md5").unwrap_or_default();
+    digits.len() == 32 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+}

@@ -1,0 +1,475 @@
+//! The sessions there are, and how somebody else reaches one: to cancel its query, to end it, to show it.
+//!
+//! Nobody touches a session's connections but its own task. Others leave a signal and wake it.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    },
+    task::Waker,
+    time::{Instant, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+use secrecy::SecretString;
+use subtle::ConstantTimeEq;
+use tokio::sync::oneshot;
+
+use super::timeouts::millis;
+use crate::{
+    data_path::{
+        exchange::pending_replies::Pins,
+        relay::signals::{Mailbox, Signals},
+        tenant::{Access, Login, Tenant},
+    },
+    error::Refusal,
+};
+
+/// A cancel key: four bytes for protocol 3.0, 32 for 3.2.
+pub type Secret = Box<[u8]>;
+
+/// What a session is doing, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Doing {
+    /// Between transactions, without a server.
+    Idle = 0,
+    /// Waits for a server.
+    Waiting = 1,
+    /// A server works for it.
+    Active = 2,
+    /// Holds a server in a transaction, and the server waits for it.
+    InTransaction = 3,
+    /// Between transactions, and the server is pinned to it.
+    Pinned = 4,
+}
+
+const CANCEL: u8 = 1;
+const END: u8 = 2;
+pub(in crate::data_path) const NOTIFIED: u8 = 4;
+const CALLED_BACK: u8 = 8;
+
+/// What others see of a session.
+#[derive(Debug)]
+pub struct SessionHandle {
+    /// Its number; unique in this process.
+    pub process_id: i32,
+    /// What its client was told as its process number: in session mode its server's.
+    pub known_as: i32,
+    secret: Secret,
+    /// Who logged in.
+    pub login: Arc<Login>,
+    /// Where it is now; `None`: no tenant is chosen. Written where the session moves.
+    place: ArcSwapOption<Place>,
+    /// From where; `None`: a Unix socket.
+    pub peer: Option<IpAddr>,
+    /// Our end and the client's; `None`: a Unix socket.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
+    /// Over TLS.
+    pub tls: bool,
+    /// As the client has set it; locked where that changes.
+    application_name: Mutex<Box<str>>,
+    /// Wall clock, for operators.
+    pub connected_at: SystemTime,
+    /// Its server's process number; 0: none.
+    pub server_process_id: AtomicU32,
+    doing: AtomicU8,
+    /// When `doing` changed, in ticks of its worker's coarse clock.
+    since_ms: AtomicU32,
+    /// When its latest request came, on the same clock.
+    asked_ms: AtomicU32,
+    /// When its latest transaction began, on the same clock.
+    began_ms: AtomicU32,
+    /// When its login ends, in milliseconds since 1970; `u64::MAX`: never. The login's row may have changed since it logged in.
+    pub(in crate::data_path) valid_until: AtomicU64,
+    /// What the session itself has changed its login's verifier to, if it has: it is not ended by that.
+    pub(in crate::data_path) verifiers: ArcSwapOption<Vec<SecretString>>,
+    prepared: AtomicU32,
+    pins: AtomicU16,
+    pub(in crate::data_path) signals: AtomicU8,
+    /// The task to wake, what to tell the client, and who waits for cancels. Locked only for signals.
+    mailbox: Mutex<Mailbox>,
+}
+
+/// Where a session is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The tenant.
+    pub tenant: Arc<Tenant>,
+    /// With what rights.
+    pub access: Access,
+}
+
+impl SessionHandle {
+    /// Where the session is; `None`: no tenant is chosen.
+    pub fn place(&self) -> Option<Arc<Place>> {
+        self.place.load_full()
+    }
+
+    /// Whether it is at the tenant with this id.
+    pub fn is_at(&self, tenant: i64) -> bool {
+        self.place.load().as_ref().is_some_and(|place| place.tenant.id == tenant)
+    }
+
+    /// The session is somewhere else now.
+    pub fn enter(&self, place: Option<Arc<Place>>) {
+        self.place.store(place);
+    }
+
+    pub(in crate::data_path) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session's task tells whom to wake. Once, since a task's waker stays the same.
+    pub fn wake_with(&self, waker: &Waker) {
+        self.mailbox().waker = Some(waker.clone());
+    }
+
+    /// Whether a signal waits. Costs one load.
+    #[inline]
+    pub fn is_signalled(&self) -> bool {
+        self.signals.load(Ordering::Acquire) != 0
+    }
+
+    /// Takes what waits.
+    pub fn take_signals(&self) -> Signals {
+        let mut mailbox = self.mailbox();
+        self.signals.fetch_and(NOTIFIED, Ordering::AcqRel);
+        mailbox.signals.take().map_or_else(Signals::default, |signals| *signals)
+    }
+
+    /// Whether notifications wait. Costs one load.
+    #[inline]
+    pub fn is_notified(&self) -> bool {
+        self.signals.load(Ordering::Acquire) & NOTIFIED != 0
+    }
+
+    /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.
+    pub fn end(&self, reason: Refusal) {
+        let waker = {
+            let mut mailbox = self.mailbox();
+            mailbox.signals().end.get_or_insert(reason);
+            self.signals.fetch_or(END, Ordering::AcqRel);
+            mailbox.waker.clone()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends the session as soon as it is between two transactions.
+    pub fn end_when_free(&self, reason: Refusal) {
+        let waker = {
+            let mut mailbox = self.mailbox();
+            mailbox.signals().end_when_free.get_or_insert(reason);
+            self.signals.fetch_or(END, Ordering::AcqRel);
+            mailbox.waker.clone()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Somebody waits for a server, and the session keeps one that it can do without.
+    pub fn call_back(&self) {
+        self.signals.fetch_or(CALLED_BACK, Ordering::AcqRel);
+        let waker = self.mailbox().waker.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether it has not attended to that yet.
+    pub fn is_called_back(&self) -> bool {
+        self.signals.load(Ordering::Acquire) & CALLED_BACK != 0
+    }
+
+    /// Asks the session's task to cancel what its server runs. The receiver resolves (with an error: the sender is
+    /// dropped) when the cancel has settled, or there was nothing to cancel.
+    pub fn cancel(&self) -> oneshot::Receiver<()> {
+        let (settled, receiver) = oneshot::channel();
+        let waker = {
+            let mut mailbox = self.mailbox();
+            mailbox.signals().cancels.push(settled);
+            self.signals.fetch_or(CANCEL, Ordering::AcqRel);
+            mailbox.waker.clone()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        receiver
+    }
+
+    /// Whether `secret` is the key this session's client was given. In constant time.
+    pub fn has_secret(&self, secret: &[u8]) -> bool {
+        self.secret.ct_eq(secret).into()
+    }
+
+    /// Takes down what the session is doing now.
+    #[inline]
+    pub fn set_doing(&self, doing: Doing, now_ms: u32) {
+        self.doing.store(doing as u8, Ordering::Relaxed);
+        self.since_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Takes down that the client has asked for something.
+    #[inline]
+    pub fn set_asked(&self, now_ms: u32) {
+        self.set_doing(Doing::Active, now_ms);
+        self.asked_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was none.
+    pub fn asked_ms(&self) -> u32 {
+        self.asked_ms.load(Ordering::Relaxed)
+    }
+
+    /// Takes down that a transaction begins.
+    #[inline]
+    pub fn set_began(&self, now_ms: u32) {
+        self.began_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When its latest transaction began, by its worker's coarse clock (milliseconds).
+    pub fn began_ms(&self) -> u32 {
+        self.began_ms.load(Ordering::Relaxed)
+    }
+
+    /// `application_name` now.
+    pub fn application_name(&self) -> Box<str> {
+        self.application_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The client has changed its `application_name`.
+    pub fn set_application_name(&self, name: &str) {
+        *self.application_name.lock().unwrap_or_else(PoisonError::into_inner) = name.into();
+    }
+
+    /// Takes down how many statements it has prepared.
+    #[inline]
+    pub fn set_prepared(&self, statements: usize) {
+        self.prepared.store(u32::try_from(statements).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Statements it had prepared at the end of its last transaction.
+    pub fn prepared(&self) -> u32 {
+        self.prepared.load(Ordering::Relaxed)
+    }
+
+    /// What the session is doing, and since when by its worker's coarse clock (milliseconds).
+    pub fn doing(&self) -> (Doing, u32) {
+        let doing = match self.doing.load(Ordering::Relaxed) {
+            1 => Doing::Waiting,
+            2 => Doing::Active,
+            3 => Doing::InTransaction,
+            4 => Doing::Pinned,
+            _ => Doing::Idle,
+        };
+        (doing, self.since_ms.load(Ordering::Relaxed))
+    }
+
+    /// Why it keeps its server.
+    pub fn pins(&self) -> Pins {
+        Pins::from_bits_retain(self.pins.load(Ordering::Relaxed))
+    }
+
+    /// Takes down why it keeps its server.
+    pub fn set_pins(&self, pins: Pins) {
+        self.pins.store(pins.bits(), Ordering::Relaxed);
+    }
+}
+
+/// What is known of a session when it begins.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Who.
+    pub login: Arc<Login>,
+    /// Where; `None`: no tenant is chosen.
+    pub place: Option<Arc<Place>>,
+    /// From where.
+    pub peer: Option<IpAddr>,
+    /// Our end and the client's.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
+    /// Its worker's coarse clock.
+    pub now_ms: u32,
+    /// Over TLS.
+    pub tls: bool,
+    /// `application_name` at startup.
+    pub application_name: Box<str>,
+    /// The process number of the server that it keeps from its login on.
+    pub known_as: Option<i32>,
+    /// Bytes of its cancel key.
+    pub secret_bytes: usize,
+}
+
+/// Every session of this process.
+#[derive(Debug)]
+pub struct Sessions {
+    registry: Mutex<Registry>,
+    /// No session's login is over before this; milliseconds since 1970.
+    pub(in crate::data_path) first_end: AtomicU64,
+    next: AtomicU32,
+    /// Keeps the numbers of several pglobby processes apart, so that a cancel that reaches the wrong one is known as
+    /// such: the upper bits of every process number.
+    node: u32,
+    /// When this process started.
+    pub started: Instant,
+}
+
+/// Who is here.
+#[derive(Debug, Default)]
+struct Registry {
+    by_process_id: HashMap<i32, Arc<SessionHandle>>,
+    /// Numbers of sessions whose clients know them by another one, which may be that of several: servers of different
+    /// hosts may have the same.
+    known_as: HashMap<i32, Vec<i32>>,
+}
+
+/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays positive).
+const NODE_SHIFT: u32 = 20;
+
+/// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
+const NODE_MIN: u32 = 1 << (22 - NODE_SHIFT);
+
+/// A session's place among the sessions. Dropping it takes the session out: its cancel key is forgotten.
+#[derive(Debug)]
+pub struct Registered {
+    sessions: Arc<Sessions>,
+    handle: Arc<SessionHandle>,
+}
+
+impl Registered {
+    /// All sessions, this one among them.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Arc<SessionHandle>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.handle
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut registry = self.sessions.locked();
+        registry.by_process_id.remove(&self.handle.process_id);
+        if let Some(numbers) = registry.known_as.get_mut(&self.handle.known_as) {
+            numbers.retain(|number| *number != self.handle.process_id);
+            if numbers.is_empty() {
+                registry.known_as.remove(&self.handle.known_as);
+            }
+        }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            registry: Mutex::default(),
+            first_end: AtomicU64::new(u64::MAX),
+            next: AtomicU32::new(1),
+            node: rand::random_range(NODE_MIN..1 << (31 - NODE_SHIFT)),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Sessions {
+    fn locked(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a session in, under a process number and a secret of its own.
+    pub fn register(self: &Arc<Self>, arrival: Arrival) -> (Registered, Secret) {
+        let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
+        rand::fill(&mut secret[..]);
+        let mut registry = self.locked();
+        let process_id = loop {
+            let count = self.next.fetch_add(1, Ordering::Relaxed) & ((1 << NODE_SHIFT) - 1);
+            let number = i32::try_from(self.node << NODE_SHIFT | count).unwrap_or(i32::MAX);
+            if number != 0 && !registry.by_process_id.contains_key(&number) {
+                break number;
+            }
+        };
+        let handle = Arc::new(SessionHandle {
+            process_id,
+            known_as: arrival.known_as.unwrap_or(process_id),
+            secret: secret.clone(),
+            valid_until: AtomicU64::new(millis(arrival.login.valid_until)),
+            login: arrival.login,
+            place: ArcSwapOption::new(arrival.place),
+            peer: arrival.peer,
+            addresses: arrival.addresses,
+            tls: arrival.tls,
+            application_name: Mutex::new(arrival.application_name),
+            connected_at: SystemTime::now(),
+            server_process_id: AtomicU32::new(0),
+            doing: AtomicU8::new(Doing::Idle as u8),
+            since_ms: AtomicU32::new(arrival.now_ms),
+            asked_ms: AtomicU32::new(arrival.now_ms),
+            began_ms: AtomicU32::new(arrival.now_ms),
+            verifiers: ArcSwapOption::empty(),
+            prepared: AtomicU32::new(0),
+            pins: AtomicU16::new(0),
+            signals: AtomicU8::new(0),
+            mailbox: Mutex::default(),
+        });
+        self.first_end.fetch_min(handle.valid_until.load(Ordering::Relaxed), Ordering::AcqRel);
+        registry.by_process_id.insert(process_id, handle.clone());
+        if handle.known_as != process_id {
+            registry.known_as.entry(handle.known_as).or_default().push(process_id);
+        }
+        drop(registry);
+        (Registered { sessions: self.clone(), handle }, secret)
+    }
+
+    /// Whether a process number was given out by this node.
+    pub fn is_ours(&self, process_id: i32) -> bool {
+        u32::try_from(process_id).is_ok_and(|number| number >> NODE_SHIFT == self.node)
+    }
+
+    /// The session that a cancel key names.
+    pub fn find(&self, process_id: i32, secret: &[u8]) -> Option<Arc<SessionHandle>> {
+        let registry = self.locked();
+        let known = registry.known_as.get(&process_id).into_iter().flatten();
+        let candidates = [process_id].into_iter().chain(known.copied());
+        let mut found = candidates.filter_map(|number| registry.by_process_id.get(&number));
+        found.find(|handle| handle.known_as == process_id && handle.has_secret(secret)).cloned()
+    }
+
+    /// The session that knows itself by this number.
+    pub fn numbered(&self, process_id: i32) -> Option<Arc<SessionHandle>> {
+        self.locked().by_process_id.get(&process_id).cloned()
+    }
+
+    /// Every session there is now.
+    pub fn all(&self) -> Vec<Arc<SessionHandle>> {
+        self.locked().by_process_id.values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.locked().by_process_id.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.locked().by_process_id.is_empty()
+    }
+
+    /// Ends those that `which` picks; how many there were.
+    pub fn end(&self, reason: &Refusal, which: impl Fn(&SessionHandle) -> bool) -> usize {
+        let ended: Vec<_> = self.all().into_iter().filter(|handle| which(handle)).collect();
+        for handle in &ended {
+            handle.end(reason.clone());
+        }
+        ended.len()
+    }
+}

@@ -1,0 +1,266 @@
+//! Statements about roles and about databases themselves, as far as they name them: ALTER ROLE, DROP OWNED, GRANT of a
+//! role, ALTER DATABASE and their like. What may be changed is not decided here.
+//!
+//! Source: `AlterRoleStmt`, `GrantRoleStmt`, `AlterDatabaseStmt` and their neighbours in `gram.y`, versions 13 to 18.
+
+use std::borrow::Cow;
+
+use super::{Kind, Lexing, Statement, lexer::TokenKind, set, statements, token_reader::Reader};
+
+/// A role or a database, as a statement names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named<'a> {
+    /// CURRENT_USER, CURRENT_ROLE, SESSION_USER.
+    Current,
+    /// By its name; `public` may stand for everybody.
+    Name(Cow<'a, [u8]>),
+    /// By a spelling that this reader does not decode (UESCAPE).
+    Unclear,
+}
+
+/// What PASSWORD gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GivenPassword<'a> {
+    /// NULL.
+    Null,
+    /// A text or a ready verifier.
+    Text(Cow<'a, [u8]>),
+    /// By a spelling that this reader does not decode (U&'…').
+    Unclear,
+}
+
+/// What a statement changes about roles or a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentityChange<'a> {
+    /// `ALTER ROLE … PASSWORD`, and nothing else.
+    Password {
+        /// Whose.
+        role: Named<'a>,
+        /// What it is to be.
+        password: GivenPassword<'a>,
+    },
+    /// These roles, in any other way: ALTER ROLE, ALTER GROUP, DROP ROLE.
+    Roles(Vec<Named<'a>>),
+    /// Who is a member of whom: these roles are named, on either side.
+    Membership(Vec<Named<'a>>),
+    /// REASSIGN OWNED BY, DROP OWNED BY these roles.
+    Owned(Vec<Named<'a>>),
+    /// ALTER DATABASE but for settings, DROP DATABASE.
+    Database(Named<'a>),
+    /// ALTER DATABASE … SET or RESET, or the same for all roles in it. The parameter; `None` is ALL, or one that is not read.
+    DatabaseSetting(Named<'a>, Option<Cow<'a, [u8]>>),
+    /// GRANT or REVOKE ON DATABASE.
+    DatabaseAccess {
+        /// Which.
+        databases: Vec<Named<'a>>,
+        /// For whom.
+        roles: Vec<Named<'a>>,
+        /// REVOKE.
+        revoke: bool,
+    },
+}
+
+/// Whether a text may be about roles or a database at all. Conservative: true is no promise. Keywords cannot be spelled with
+/// escapes, so the first two letters decide where there is one statement.
+#[inline]
+pub fn may_change_identity(sql: &[u8]) -> bool {
+    // PostgreSQL's blanks differ from Rust's.
+    let is_text = |byte: &u8| *byte > b' ';
+    let (start, end) = (sql.iter().position(is_text), sql.iter().rposition(is_text));
+    let text = start.zip(end).and_then(|(start, end)| sql.get(start..=end)).unwrap_or_default();
+    let text = text.strip_suffix(b";").unwrap_or(text);
+    let starts = match text {
+        [b'-' | b'/', ..] => true,
+        [first, second, ..] => {
+            // alter, drop, grant, reassign, revoke
+            matches!((first | 0x20, second | 0x20), (b'a', b'l') | (b'd' | b'g', b'r') | (b'r', b'e'))
+        }
+        _ => false,
+    };
+    starts || text.contains(&b';')
+}
+
+/// What each statement of a text changes about roles or a database, and how many statements it has.
+pub fn identity_changes(sql: &[u8], lexing: Lexing) -> (Vec<IdentityChange<'_>>, usize) {
+    let (mut changes, mut count) = (Vec::new(), 0);
+    for statement in statements(sql, lexing) {
+        count += 1;
+        changes.extend(statement.identity_change());
+    }
+    (changes, count)
+}
+
+impl<'a> Statement<'a> {
+    /// What it changes about roles or a database.
+    pub fn identity_change(&self) -> Option<IdentityChange<'a>> {
+        if self.kind != Kind::Ddl {
+            return None;
+        }
+        let mut reader = Reader::new(self.text, self.lexing);
+        let reader = &mut reader;
+        match () {
+            () if reader.eat(b"alter") => alter(reader),
+            () if reader.eat(b"drop") => drop(reader),
+            () if reader.eat(b"reassign") => owned(reader),
+            () if reader.eat(b"grant") => grant(reader, false),
+            () if reader.eat(b"revoke") => grant(reader, true),
+            () => None,
+        }
+    }
+}
+
+fn alter<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
+    if reader.eat(b"group") {
+        return Some(IdentityChange::Roles(all_named(reader, &[])));
+    }
+    if reader.eat(b"database") {
+        return alter_database(reader);
+    }
+    if !reader.eat(b"role") && !eat_user(reader) {
+        return None;
+    }
+    let everybody = reader.eat(b"all");
+    let role = if everybody { Named::Name(Cow::Borrowed(b"")) } else { named(reader)? };
+    if reader.eat_all(&[b"in", b"database"]) {
+        let database = named(reader)?;
+        return match everybody {
+            true => setting(reader).map(|parameter| IdentityChange::DatabaseSetting(database, parameter)),
+            false => Some(IdentityChange::Roles(vec![role])),
+        };
+    }
+    reader.eat(b"with");
+    if reader.at_end() {
+        return None;
+    }
+    let mut ahead = *reader;
+    ahead.eat(b"encrypted");
+    if ahead.eat(b"password") {
+        let password = given_password(&mut ahead);
+        if ahead.at_end() {
+            return Some(IdentityChange::Password { role, password });
+        }
+    }
+    Some(IdentityChange::Roles(vec![role]))
+}
+
+/// USER, where it is a role's and not a mapping's.
+fn eat_user(reader: &mut Reader<'_>) -> bool {
+    let mut ahead = *reader;
+    !ahead.eat_all(&[b"user", b"mapping", b"for"]) && reader.eat(b"user")
+}
+
+fn given_password<'a>(reader: &mut Reader<'a>) -> GivenPassword<'a> {
+    if reader.eat(b"null") {
+        return GivenPassword::Null;
+    }
+    if let Some(text) = reader.literal() {
+        return GivenPassword::Text(text);
+    }
+    if reader.token().kind == TokenKind::UnicodeText || reader.token().kind == TokenKind::EscapedText {
+        reader.advance();
+        if reader.eat(b"uescape") {
+            reader.advance();
+        }
+    }
+    GivenPassword::Unclear
+}
+
+fn alter_database<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
+    let database = named(reader)?;
+    let mut ahead = *reader;
+    if ahead.eat(b"refresh") || ahead.at_end() {
+        return None;
+    }
+    if (ahead.eat(b"set") && !ahead.is(b"tablespace")) || ahead.eat(b"reset") {
+        return setting(reader).map(|parameter| IdentityChange::DatabaseSetting(database, parameter));
+    }
+    Some(IdentityChange::Database(database))
+}
+
+/// `SET …` or `RESET …`: the parameter. PostgreSQL refuses what this does not read.
+fn setting<'a>(reader: &mut Reader<'a>) -> Option<Option<Cow<'a, [u8]>>> {
+    let reading = if reader.eat(b"set") {
+        set::set(reader)?
+    } else if reader.eat(b"reset") {
+        set::reset(reader)?
+    } else {
+        return None;
+    };
+    Some(match reading.kind {
+        Kind::Set { name, .. } | Kind::Reset(name) => Some(name),
+        Kind::SetRole { .. } => Some(Cow::Borrowed(b"role")),
+        Kind::SetSessionAuthorization { .. } => Some(Cow::Borrowed(b"session_authorization")),
+        _ => None,
+    })
+}
+
+fn drop<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
+    if reader.is(b"owned") {
+        return owned(reader);
+    }
+    if reader.eat(b"database") {
+        reader.eat_all(&[b"if", b"exists"]);
+        return named(reader).map(IdentityChange::Database);
+    }
+    if !reader.eat_any(&[b"role", b"group"]) && !eat_user(reader) {
+        return None;
+    }
+    reader.eat_all(&[b"if", b"exists"]);
+    Some(IdentityChange::Roles(all_named(reader, &[])))
+}
+
+/// At OWNED.
+fn owned<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
+    reader.eat_all(&[b"owned", b"by"]).then(|| IdentityChange::Owned(all_named(reader, &[b"to"])))
+}
+
+/// After GRANT or REVOKE. ON is a reserved word: without it, it is about membership.
+fn grant<'a>(reader: &mut Reader<'a>, revoke: bool) -> Option<IdentityChange<'a>> {
+    let end: &[u8] = if revoke { b"from" } else { b"to" };
+    let mut ahead = *reader;
+    let granted = all_named(&mut ahead, &[b"on", end]);
+    if ahead.eat(b"on") {
+        if !ahead.eat(b"database") {
+            return None;
+        }
+        let databases = all_named(&mut ahead, &[end]);
+        ahead.eat(end);
+        let roles = all_named(&mut ahead, &[b"with", b"granted", b"cascade"]);
+        return Some(IdentityChange::DatabaseAccess { databases, roles, revoke });
+    }
+    ahead.eat(end);
+    let roles = all_named(&mut ahead, &[b"with", b"granted", b"cascade"]);
+    Some(IdentityChange::Membership(granted.into_iter().chain(roles).collect()))
+}
+
+fn named<'a>(reader: &mut Reader<'a>) -> Option<Named<'a>> {
+    const CURRENT: [&[u8]; 3] = [b"current_user", b"current_role", b"session_user"];
+    if CURRENT.iter().any(|word| reader.is(word)) {
+        reader.advance();
+        return Some(Named::Current);
+    }
+    let is_escaped = reader.token().kind == TokenKind::UnicodeName;
+    let Some(name) = reader.name() else {
+        if is_escaped {
+            reader.advance();
+        }
+        return is_escaped.then_some(Named::Unclear);
+    };
+    if reader.eat(b"uescape") {
+        reader.advance();
+        return Some(Named::Unclear);
+    }
+    Some(Named::Name(name))
+}
+
+/// Every name from here to one of these keywords, which is not stepped over, or to the end.
+fn all_named<'a>(reader: &mut Reader<'a>, ends: &[&[u8]]) -> Vec<Named<'a>> {
+    let mut all = Vec::new();
+    while !reader.at_end() && !ends.iter().any(|end| reader.is(end)) {
+        match named(reader) {
+            Some(name) => all.push(name),
+            None => reader.advance(),
+        }
+    }
+    all
+}

@@ -1,0 +1,185 @@
+//! What drivers send for a choice of tenant, or for a BEGIN, in the extended protocol: Parse, Bind, Describe, Execute and
+//! Close, answered while no server is held.
+
+use super::{
+    Form, Plan,
+    local_answers::{Desk, Led, Portal, Protocol, aborted},
+    messages::{self, Type},
+};
+use crate::{
+    data_path::exchange::{ClientSide, violation},
+    error::{NoChoice, Refusal},
+    wire::{
+        frame::{FrameError, cstr},
+        message::append,
+    },
+};
+
+/// Portals at a time while no server is held; drivers use one.
+const PORTALS_MAX: usize = 16;
+
+impl Desk {
+    pub(super) fn parse(
+        &mut self,
+        mut body: &[u8],
+        side: &mut ClientSide,
+        here: Option<&str>,
+        replies: &mut Vec<u8>,
+    ) -> Led {
+        let name = cstr(&mut body).map_err(violation)?;
+        let plan = side.plan(cstr(&mut { body }).map_err(violation)?);
+        if !self.is_ours(&plan, here, side) {
+            return self.elsewhere(Protocol::Extended(false), side, here, replies);
+        }
+        if self.is_deaf(&plan) {
+            return self.fail(&aborted(), Protocol::Extended(false), side, replies);
+        }
+        if plan == Plan::Mixed {
+            return self.fail(&NoChoice::NotAlone.into(), Protocol::Extended(false), side, replies);
+        }
+        if let Plan::Refused(reason) = plan {
+            return self.fail(&reason.into(), Protocol::Extended(false), side, replies);
+        }
+        if !name.is_empty() && side.statements.get(name).is_some() {
+            let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
+            let taken = Refusal::AsPostgres { sqlstate: "42P05", message };
+            return self.fail(&taken, Protocol::Extended(false), side, replies);
+        }
+        if let Err(limit) = side.prepare_unserved(name, body) {
+            let refusal = side.rules().too_much(limit);
+            return self.fail(&refusal, Protocol::Extended(false), side, replies);
+        }
+        self.answered(b'1', replies)
+    }
+
+    pub(super) fn bind(
+        &mut self,
+        mut body: &[u8],
+        side: &mut ClientSide,
+        here: Option<&str>,
+        replies: &mut Vec<u8>,
+    ) -> Led {
+        let portal = cstr(&mut body).map_err(violation)?;
+        let name = cstr(&mut body).map_err(violation)?;
+        let plan = plan_of(name, side);
+        if !self.is_ours(&plan, here, side) {
+            return self.elsewhere(Protocol::Extended(false), side, here, replies);
+        }
+        if self.is_deaf(&plan) {
+            return self.fail(&aborted(), Protocol::Extended(false), side, replies);
+        }
+        let (parameters, binary) =
+            bound(body).ok_or_else(|| Refusal::ProtocolViolation("invalid Bind message".into()))?;
+        let wish = if let Plan::Choose(choice) = &plan { choice.wish(&parameters) } else { None };
+        if self.portals.len() >= PORTALS_MAX && !self.portals.contains_key(portal) {
+            let message = format!("more than {PORTALS_MAX} portals while no server is held");
+            let many = Refusal::AsPostgres { sqlstate: "53400", message };
+            return self.fail(&many, Protocol::Extended(false), side, replies);
+        }
+        self.portals.insert(portal.into(), Portal { plan, wish, binary });
+        self.answered(b'2', replies)
+    }
+
+    pub(super) fn describe(
+        &mut self,
+        body: &[u8],
+        side: &mut ClientSide,
+        here: Option<&str>,
+        replies: &mut Vec<u8>,
+    ) -> Led {
+        let (kind, name) = kind_and_name(body)?;
+        let bound =
+            self.portals.get(name).filter(|_| kind == b'P').map(|portal| (&portal.plan, portal.binary));
+        if let Some((plan, binary)) = bound {
+            describe(plan, binary, replies);
+            self.in_batch = true;
+            return Ok(None);
+        }
+        let plan = if kind == b'S' { plan_of(name, side) } else { Plan::Server };
+        if !self.is_ours(&plan, here, side) {
+            return self.elsewhere(Protocol::Extended(false), side, here, replies);
+        }
+        if self.is_deaf(&plan) {
+            return self.fail(&aborted(), Protocol::Extended(false), side, replies);
+        }
+        messages::parameter_description(replies, &plan.parameters());
+        describe(&plan, false, replies);
+        self.in_batch = true;
+        Ok(None)
+    }
+
+    pub(super) fn execute(
+        &mut self,
+        mut body: &[u8],
+        side: &mut ClientSide,
+        here: Option<&str>,
+        replies: &mut Vec<u8>,
+    ) -> Led {
+        let name = cstr(&mut body).map_err(violation)?;
+        let Some(Portal { plan, wish, binary }) = self.portals.remove(name) else {
+            return self.elsewhere(Protocol::Extended(false), side, here, replies);
+        };
+        self.in_batch = true;
+        self.run(&plan, wish.as_ref(), Protocol::Extended(binary), side, here, replies)
+    }
+
+    /// Servers keep what other clients may use; only the client's own name for it goes.
+    pub(super) fn close(&mut self, body: &[u8], side: &mut ClientSide, replies: &mut Vec<u8>) -> Led {
+        let (kind, name) = kind_and_name(body)?;
+        match kind {
+            b'S' if name.is_empty() => side.statements.forget_unnamed(),
+            b'S' => drop(side.statements.remove(name)),
+            _ => drop(self.portals.remove(name)),
+        }
+        self.answered(b'3', replies)
+    }
+
+    fn answered(&mut self, tag: u8, replies: &mut Vec<u8>) -> Led {
+        self.in_batch = true;
+        append(replies, tag, |_| {});
+        Ok(None)
+    }
+}
+
+fn plan_of(name: &[u8], side: &ClientSide) -> Plan {
+    side.prepared_text(name).map_or(Plan::Server, |sql| side.plan(sql))
+}
+
+fn describe(plan: &Plan, binary: bool, replies: &mut Vec<u8>) {
+    match plan {
+        Plan::Show(name) => messages::row_description(replies, name, Type::Text, binary),
+        Plan::Ping => messages::row_description(replies, "?column?", Type::Int4, binary),
+        Plan::Choose(choice) if choice.form == Form::SetConfig => {
+            messages::row_description(replies, "set_config", Type::Text, binary);
+        }
+        _ => append(replies, b'n', |_| {}),
+    }
+}
+
+fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), Refusal> {
+    let Some((kind, mut rest)) = body.split_first() else { return Err(violation(FrameError::Strings)) };
+    Ok((*kind, cstr(&mut rest).map_err(violation)?))
+}
+
+/// The parameters of a Bind, and whether its first result column is to be binary; `body` starts behind the names.
+fn bound(mut body: &[u8]) -> Option<(Vec<Option<&[u8]>>, bool)> {
+    let mut take = |count: usize| {
+        let (taken, rest) = body.split_at_checked(count)?;
+        body = rest;
+        Some(taken)
+    };
+    let number = |bytes: &[u8]| bytes.iter().fold(0usize, |all, byte| all << 8 | usize::from(*byte));
+    let formats = number(take(2)?);
+    take(formats * 2)?;
+    let count = number(take(2)?);
+    let mut parameters = Vec::new();
+    for _ in 0..count {
+        parameters.push(match number(take(4)?) {
+            0xffff_ffff => None,
+            length => Some(take(length)?),
+        });
+    }
+    let results = number(take(2)?);
+    let binary = results > 0 && number(take(2)?) == 1;
+    Some((parameters, binary))
+}

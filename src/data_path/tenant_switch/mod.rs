@@ -1,0 +1,324 @@
+//! Which tenant a service login's session is in, chosen by plain SQL: `SET pglobby.tenant = 'acme'`. Pure.
+//!
+//! Here is said what a text has to do with the choice; [`desk`] answers messages about it. Who may go where is decided
+//! in `change_tenant.rs`, which knows the directory.
+//!
+//! A choice is a statement of its own, and it is made where no server is held: so it cannot be smuggled between two
+//! statements of one text, and nothing that was meant for one tenant reaches another's server. A text that speaks of the
+//! choice in any other way is refused, by [`Talk`], wherever it turns up.
+
+pub mod local_answers;
+mod local_extended;
+mod messages;
+pub mod switcher;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    data_path::{
+        session_state::{
+            identity::NewPassword,
+            side_effects::{Aftermath, Tidying},
+        },
+        sql::{self, Argument, Discard, Effects, Kind, Lexing, SetConfig, SetValue, TransactionModes},
+    },
+    error::IdentityRefusal,
+};
+
+/// The parameter that names the tenant. Servers have it as well, from their startup packet on: there SHOW finds it.
+pub const PARAMETER: &str = "pglobby.tenant";
+
+/// What a text has to do with the tenant of the session that runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Talk {
+    /// Nothing.
+    #[default]
+    Silent,
+    /// It has RESET ALL or DISCARD ALL in it: back to the tenant that the session began with.
+    Resets,
+    /// It sets or resets the parameter, alone or among other things.
+    Chooses,
+}
+
+impl Talk {
+    /// Of one statement.
+    pub fn of(statement: &sql::Statement<'_>) -> Self {
+        let is_parameter = |name: &[u8]| name == PARAMETER.as_bytes();
+        match &statement.kind {
+            Kind::Set { name, .. } | Kind::Reset(name) if is_parameter(name) => return Self::Chooses,
+            Kind::ResetAll | Kind::Discard(Discard::All) => return Self::Resets,
+            _ => {}
+        }
+        let calls = (statement.effects | statement.deferred).contains(Effects::SET_CONFIG);
+        let names = |call: SetConfig<'_>| matches!(call.name, Argument::Text(name) if is_parameter(&name));
+        if calls && statement.set_configs().any(names) { Self::Chooses } else { Self::Silent }
+    }
+
+    /// Whether a text that is SET LOCAL at most need be read for it: most such texts set something else. An escaped name
+    /// is not looked through.
+    pub fn is_possible(sql: &[u8]) -> bool {
+        let has = |word: &[u8]| sql.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word));
+        has(b"pglobby") || has(b"u&\"")
+    }
+}
+
+/// How a session stands to the tenant that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stance {
+    /// It began there, and returns there.
+    #[default]
+    AtHome,
+    /// It has chosen it: a reset leads elsewhere.
+    Away,
+    /// For one transaction.
+    Visiting,
+}
+
+/// Whether a text leads a session that is away from its tenant back to where it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// It does not.
+    GoesOn,
+    /// It does when it is over.
+    Ends,
+    /// It does, and goes on with something that would still run here; or it begins the next transaction at once.
+    TooLong,
+}
+
+impl Stay {
+    /// Reads a text.
+    pub fn read(sql: &[u8], lexing: Lexing, stance: Stance) -> Self {
+        let visiting = stance == Stance::Visiting;
+        let mut ended = false;
+        for statement in sql::statements(sql, lexing) {
+            let ends = match statement.kind {
+                Kind::Commit { chain: true } | Kind::Rollback { chain: true } if visiting => {
+                    return Self::TooLong;
+                }
+                Kind::Commit { .. } | Kind::Rollback { .. } | Kind::PrepareTransaction => visiting,
+                Kind::ResetAll | Kind::Discard(Discard::All) => stance != Stance::AtHome,
+                Kind::Discard(_) | Kind::Unlisten(None) | Kind::CloseCursor(None) => continue,
+                _ if ended => return Self::TooLong,
+                _ => continue,
+            };
+            ended |= ends;
+        }
+        if ended { Self::Ends } else { Self::GoesOn }
+    }
+}
+
+/// Where a session that chooses wants to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// To a tenant of this name; `None`: to where the session began.
+    pub tenant: Option<Box<str>>,
+    /// For this transaction only.
+    pub local: bool,
+}
+
+/// A choice as the text makes it; what it leaves to parameters is told by Bind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    tenant: Value,
+    local: Value,
+    form: Form,
+}
+
+/// A value that the text has, or that a parameter has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Value {
+    /// `None`: the session's first tenant.
+    Text(Option<Box<str>>),
+    Boolean(bool),
+    Parameter(u16),
+}
+
+/// Which statement it is, for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Set,
+    Reset,
+    SetConfig,
+    AlterRole,
+}
+
+/// What is to be done about a text whose session holds no server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// A server's business.
+    Server,
+    /// A text without a statement.
+    Empty,
+    /// Choose a tenant.
+    Choose(Choice),
+    /// Refuse it: it chooses, and not in a way that is supported.
+    Mixed,
+    /// Give the login another password.
+    Password(NewPassword),
+    /// Refuse it: it would change a role or the database.
+    Refused(IdentityRefusal),
+    /// SHOW of a parameter.
+    Show(Box<str>),
+    /// BEGIN, START TRANSACTION.
+    Begin {
+        /// READ ONLY and the like.
+        modes: TransactionModes,
+        /// START TRANSACTION.
+        start: bool,
+    },
+    /// COMMIT or ROLLBACK.
+    Finish {
+        /// COMMIT.
+        commit: bool,
+    },
+    /// `SELECT 1`, by which pools find out whether a connection is alive.
+    Ping,
+    /// SET of some other parameter.
+    Set(Box<str>, Box<str>),
+    /// RESET of some other parameter.
+    Unset(Box<str>),
+    /// What pools send between two users of a connection.
+    Tidy {
+        /// What it leaves.
+        tidying: Tidying,
+        /// Of each of its statements.
+        tags: Box<[&'static str]>,
+    },
+}
+
+impl Plan {
+    /// Reads a text.
+    pub fn read(sql: &[u8], lexing: Lexing) -> Self {
+        let mut statements = sql::statements(sql, lexing);
+        let Some(first) = statements.next() else { return Self::Empty };
+        if statements.next().is_some() {
+            return Self::of_many(sql, lexing);
+        }
+        match &first.kind {
+            Kind::Begin(modes) => {
+                let start = first.text.get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"));
+                Self::Begin { modes: *modes, start }
+            }
+            Kind::Commit { chain: false } => Self::Finish { commit: true },
+            Kind::Rollback { chain: false } => Self::Finish { commit: false },
+            Kind::Show(Some(name)) => text(name).map_or(Self::Server, Self::Show),
+            Kind::Query if first.text.eq_ignore_ascii_case(b"select 1") => Self::Ping,
+            _ if first.effects.is_empty() && first.deferred.is_empty() => Self::Server,
+            _ if Talk::of(&first) == Talk::Chooses => Self::choice(&first).map_or(Self::Mixed, Self::Choose),
+            Kind::Set { local: false, name, value: SetValue::Text(value) } => {
+                let set = text(name).zip(text(value));
+                set.map_or(Self::Server, |(name, value)| Self::Set(name, value))
+            }
+            Kind::Reset(name) | Kind::Set { local: false, name, value: SetValue::Default } => {
+                text(name).map_or(Self::Server, Self::Unset)
+            }
+            _ => Self::of_many(sql, lexing),
+        }
+    }
+
+    /// A text of several statements, or of one that may be a pool's tidying up.
+    fn of_many(sql: &[u8], lexing: Lexing) -> Self {
+        let aftermath = Aftermath::read(sql, lexing);
+        match aftermath.tidies {
+            _ if aftermath.talk == Talk::Chooses => Self::Mixed,
+            Some(tidying) => {
+                let tags = sql::statements(sql, lexing).map(|statement| tag(&statement.kind)).collect();
+                Self::Tidy { tidying, tags }
+            }
+            None => Self::Server,
+        }
+    }
+
+    fn choice(statement: &sql::Statement<'_>) -> Option<Choice> {
+        let (value, local, form) = match &statement.kind {
+            Kind::Set { local, value, .. } => (value, *local, Form::Set),
+            Kind::Reset(_) => (&SetValue::Default, false, Form::Reset),
+            _ => return Choice::by_call(&statement.lone_set_config()?),
+        };
+        let tenant = match value {
+            SetValue::Default => None,
+            SetValue::Text(name) => Some(text(name)?),
+            SetValue::Opaque => return None,
+        };
+        Some(Choice { tenant: Value::Text(tenant), local: Value::Boolean(local), form })
+    }
+}
+
+impl Plan {
+    /// What its parameters are.
+    fn parameters(&self) -> Vec<self::messages::Type> {
+        let Self::Choose(choice) = self else { return Vec::new() };
+        let is_flag = |number| choice.local == Value::Parameter(number);
+        let known =
+            |number| if is_flag(number) { self::messages::Type::Bool } else { self::messages::Type::Text };
+        (1..=choice.parameters()).map(known).collect()
+    }
+}
+
+impl Choice {
+    fn by_call(call: &SetConfig<'_>) -> Option<Self> {
+        let tenant = match &call.value {
+            Argument::Text(name) => Value::Text(Some(text(name)?)),
+            Argument::Null => Value::Text(None),
+            Argument::Parameter(number) => Value::Parameter(*number),
+            Argument::Boolean(_) | Argument::Opaque => return None,
+        };
+        let local = match &call.local {
+            Argument::Boolean(local) => Value::Boolean(*local),
+            Argument::Parameter(number) => Value::Parameter(*number),
+            _ => return None,
+        };
+        matches!(&call.name, Argument::Text(_)).then_some(Self { tenant, local, form: Form::SetConfig })
+    }
+
+    /// How many parameters it has, each of them `text`, but for the flag of set_config.
+    fn parameters(&self) -> u16 {
+        let number = |value: &Value| if let Value::Parameter(number) = value { *number } else { 0 };
+        number(&self.tenant).max(number(&self.local))
+    }
+
+    /// What is wished for, with these parameters. `None`: they do not say.
+    fn wish(&self, parameters: &[Option<&[u8]>]) -> Option<Wish> {
+        let given = |number: u16| parameters.get(usize::from(number).checked_sub(1)?).copied();
+        let tenant = match &self.tenant {
+            Value::Text(tenant) => tenant.clone(),
+            Value::Parameter(number) => {
+                given(*number)?.map(text).map_or(Some(None), |name| name.map(Some))?
+            }
+            Value::Boolean(_) => return None,
+        };
+        let local = match self.local {
+            Value::Boolean(local) => local,
+            Value::Parameter(number) => boolean(given(number)?)?,
+            Value::Text(_) => return None,
+        };
+        Some(Wish { tenant, local })
+    }
+}
+
+/// The CommandComplete of a statement that tidies up.
+fn tag(kind: &Kind<'_>) -> &'static str {
+    match kind {
+        Kind::Discard(Discard::All) => "DISCARD ALL",
+        Kind::Discard(Discard::Plans) => "DISCARD PLANS",
+        Kind::Discard(Discard::Sequences) => "DISCARD SEQUENCES",
+        Kind::Discard(Discard::Temp) => "DISCARD TEMP",
+        Kind::ResetAll => "RESET",
+        Kind::Unlisten(_) => "UNLISTEN",
+        Kind::CloseCursor(_) => "CLOSE CURSOR ALL",
+        _ => self::messages::ONE_ROW,
+    }
+}
+
+/// A boolean parameter, in text or binary; NULL is false.
+fn boolean(bytes: Option<&[u8]>) -> Option<bool> {
+    match bytes {
+        None | Some([0] | b"f" | b"false" | b"off" | b"0" | b"no") => Some(false),
+        Some([1] | b"t" | b"true" | b"on" | b"1" | b"yes") => Some(true),
+        Some(_) => None,
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<Box<str>> {
+    std::str::from_utf8(bytes).ok().map(Into::into)
+}

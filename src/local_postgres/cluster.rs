@@ -1,0 +1,418 @@
+//! A PostgreSQL of our own on this machine, for `pglobby dev` and for the tests: made, started, stopped.
+//!
+//! PostgreSQL refuses to run as root, so root's clusters run as another user who gets the data folder. A cluster
+//! never outlives the process that started it: stopping is by drop, and a watcher at the other end of a pipe stops
+//! it where that process was killed.
+//!
+//! Everything here blocks; asynchronous callers use `spawn_blocking`.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::local_postgres::{
+    binaries::PostgresBinaries,
+    os_user::{ClusterOwner, OwnerError},
+};
+
+/// A data folder and the programs that serve it. Nothing runs yet.
+#[derive(Debug, Clone)]
+pub struct LocalCluster {
+    binaries: PostgresBinaries,
+    data: PathBuf,
+    log: PathBuf,
+    owner: ClusterOwner,
+}
+
+/// Why there is no cluster. `Display` is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Nobody to run it as, or nowhere they may go.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// A folder or a program of ours.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was attempted, and on which path.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// `initdb` would not.
+    #[error("initdb failed: {0}")]
+    Init(String),
+    /// The folder is there and is no finished data folder.
+    #[error("{0:?} exists and is not a PostgreSQL data folder; remove it or choose another --data-dir")]
+    NotADataFolder(PathBuf),
+    /// Made by another major version.
+    #[error(
+        "{folder:?} was made by PostgreSQL {made_by}, and this is PostgreSQL {major}; choose another --data-dir or --postgres-bin"
+    )]
+    OtherVersion {
+        /// The data folder.
+        folder: PathBuf,
+        /// Its PG_VERSION.
+        made_by: u32,
+        /// The version of our programs.
+        major: u32,
+    },
+    /// A postmaster already serves this folder.
+    #[error("a PostgreSQL (process {pid}) already runs on {folder:?}; stop it first")]
+    AlreadyRunning {
+        /// The data folder.
+        folder: PathBuf,
+        /// Its postmaster.
+        pid: u32,
+    },
+    /// PostgreSQL ended instead of becoming ready.
+    #[error("PostgreSQL did not start: {reason} (log: {log:?})")]
+    DidNotStart {
+        /// Its own words.
+        reason: String,
+        /// Where the rest is.
+        log: PathBuf,
+    },
+}
+
+impl LocalCluster {
+    /// `data` is PostgreSQL's data folder, there or to be made; its log is written beside it as `<data>.log`.
+    pub fn new(binaries: PostgresBinaries, data: &Path) -> Result<Self, ClusterError> {
+        let data = std::path::absolute(data).map_err(|source| io_error("finding", data, source))?;
+        let mut log = data.clone().into_os_string();
+        log.push(".log");
+        Ok(Self { binaries, data, log: log.into(), owner: ClusterOwner::current()? })
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// PostgreSQL's log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Who the server's processes run as.
+    pub fn owner(&self) -> &ClusterOwner {
+        &self.owner
+    }
+
+    /// The programs that serve it.
+    pub fn binaries(&self) -> &PostgresBinaries {
+        &self.binaries
+    }
+
+    /// The major version that made the data folder; `None` where there is no folder yet.
+    pub fn made_by(data: &Path) -> Result<Option<u32>, ClusterError> {
+        match fs::read_to_string(data.join("PG_VERSION")) {
+            // Before 10 a version was `9.6`; such a folder is of no version we could serve.
+            Ok(text) => Ok(Some(text.trim().split('.').next().and_then(|it| it.parse().ok()).unwrap_or(0))),
+            Err(_) if data.exists() => Err(ClusterError::NotADataFolder(data.to_path_buf())),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Makes the data folder, with UTF-8, SCRAM passwords for every connection and `superuser` as the only role.
+    /// It appears complete or not at all: what an interrupted run left behind is made anew.
+    pub fn init(
+        &self,
+        superuser: &str,
+        password: &SecretString,
+        options: &[&str],
+    ) -> Result<(), ClusterError> {
+        if Self::made_by(&self.data)?.is_some() {
+            return Err(ClusterError::NotADataFolder(self.data.clone()));
+        }
+        let unfinished = self.data.with_extension("unfinished");
+        let password_file = self.data.with_extension("password");
+        let parent = self.data.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(|source| io_error("making", parent, source))?;
+        self.owner.may_enter(parent)?;
+
+        // C.UTF-8 sorts by code point and knows letters beyond ASCII; where the system lacks it, C does.
+        let mut outcome = Err(ClusterError::Init("no locale".into()));
+        for locale in ["C.UTF-8", "C"] {
+            remove_folder(&unfinished)?;
+            self.owner.make_folder(&unfinished)?;
+            self.write_password(&password_file, password)?;
+            outcome = self.run_initdb(&unfinished, superuser, &password_file, locale, options);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        let _ = fs::remove_file(&password_file);
+        outcome?;
+        fs::rename(&unfinished, &self.data).map_err(|source| io_error("renaming to", &self.data, source))
+    }
+
+    fn run_initdb(
+        &self,
+        folder: &Path,
+        superuser: &str,
+        password_file: &Path,
+        locale: &str,
+        options: &[&str],
+    ) -> Result<(), ClusterError> {
+        let program = self.binaries.program("initdb");
+        let mut command = Command::new(&program);
+        command
+            .arg("--pgdata")
+            .arg(folder)
+            .arg("--username")
+            .arg(superuser)
+            .arg("--pwfile")
+            .arg(password_file)
+            .args(["--encoding=UTF8", "--auth=scram-sha-256"])
+            .arg(format!("--locale={locale}"))
+            .args(options)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .current_dir("/");
+        let output = self
+            .owner
+            .run_as(&mut command)
+            .output()
+            .map_err(|source| io_error("running", &program, source))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        Err(ClusterError::Init(
+            words.lines().find(|line| line.contains("error:")).unwrap_or(words.trim()).to_owned(),
+        ))
+    }
+
+    /// A real file: `/dev/fd` is not readable once the user was changed.
+    fn write_password(&self, path: &Path, password: &SecretString) -> Result<(), ClusterError> {
+        let _ = fs::remove_file(path);
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .and_then(|mut file| file.write_all(password.expose_secret().as_bytes()))
+            .map_err(|source| io_error("writing", path, source))?;
+        Ok(self.owner.give(path)?)
+    }
+
+    /// Starts PostgreSQL with `settings` (names and values of postgresql.conf) and returns when it takes connections.
+    pub fn start(&self, settings: &[(&str, &str)]) -> Result<RunningCluster, ClusterError> {
+        self.check_before_start()?;
+        let mut running = self.spawn(settings)?;
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            if let Some(status) = running.exited() {
+                return Err(self.did_not_start(&format!("it ended with {status}")));
+            }
+            if running.says_ready() {
+                return Ok(running);
+            }
+            if Instant::now() > deadline {
+                return Err(self.did_not_start("it was not ready in time"));
+            }
+            // As pg_ctl does: PostgreSQL announces its state in a file, and nothing wakes whoever waits for it.
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn spawn(&self, settings: &[(&str, &str)]) -> Result<RunningCluster, ClusterError> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .map_err(|source| io_error("opening", &self.log, source))?;
+        let program = self.binaries.program("postgres");
+        let mut command = Command::new(&program);
+        command.arg("-D").arg(&self.data).current_dir("/");
+        for (name, value) in settings {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        command
+            .env("LC_MESSAGES", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .process_group(0); // Ctrl-C on the terminal is ours to turn into an orderly stop.
+        let child = self
+            .owner
+            .run_as(&mut command)
+            .spawn()
+            .map_err(|source| io_error("running", &program, source))?;
+        let watcher =
+            spawn_watcher(child.id()).map_err(|source| io_error("running", Path::new("sh"), source))?;
+        Ok(RunningCluster { child, watcher, data: self.data.clone() })
+    }
+
+    /// A postmaster.pid that a killed machine or container left behind may carry the number of a process that is
+    /// somebody else by now, and PostgreSQL would then refuse to start.
+    fn check_before_start(&self) -> Result<(), ClusterError> {
+        let major = self.binaries.major();
+        match Self::made_by(&self.data)? {
+            Some(made_by) if made_by != major => {
+                return Err(ClusterError::OtherVersion { folder: self.data.clone(), made_by, major });
+            }
+            Some(_) => {}
+            None => return Err(ClusterError::NotADataFolder(self.data.clone())),
+        }
+        self.owner.may_enter(self.data.parent().unwrap_or(Path::new("/")))?;
+        let pid_file = self.data.join("postmaster.pid");
+        match postmaster_pid(&pid_file) {
+            None => Ok(()),
+            Some(pid) if self.is_served_by(pid) => {
+                Err(ClusterError::AlreadyRunning { folder: self.data.clone(), pid })
+            }
+            Some(_) => fs::remove_file(&pid_file).map_err(|source| io_error("removing", &pid_file, source)),
+        }
+    }
+
+    /// A postmaster works in its data folder. Where the system does not tell that (no /proc), pg_ctl's word counts.
+    fn is_served_by(&self, pid: u32) -> bool {
+        if Path::new("/proc/self/cwd").exists() {
+            let working_folder = fs::read_link(format!("/proc/{pid}/cwd"));
+            return working_folder
+                .is_ok_and(|cwd| fs::canonicalize(&self.data).is_ok_and(|data| data == cwd));
+        }
+        let mut command = Command::new(self.binaries.program("pg_ctl"));
+        command.arg("status").arg("-D").arg(&self.data).stdin(Stdio::null()).current_dir("/");
+        self.owner.run_as(&mut command).output().is_ok_and(|output| output.status.success())
+    }
+
+    /// PostgreSQL's own last words are the best reason there is.
+    fn did_not_start(&self, otherwise: &str) -> ClusterError {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let telling = |line: &&str| line.contains("could not") || line.contains("FATAL:");
+        let reason = log.lines().rev().take(LAST_WORDS).filter(telling).last().map(|line| {
+            line.split_once("LOG:").or_else(|| line.split_once("FATAL:")).map_or(line, |it| it.1).trim()
+        });
+        ClusterError::DidNotStart { reason: reason.unwrap_or(otherwise).to_owned(), log: self.log.clone() }
+    }
+}
+
+/// A PostgreSQL that takes connections. Dropping it ends it at once (as `immediate` does).
+#[derive(Debug)]
+pub struct RunningCluster {
+    child: Child,
+    /// Holds the pipe whose other end is ours: it reads the end of file when this process is gone.
+    watcher: Child,
+    data: PathBuf,
+}
+
+/// How to stop. See `pg_ctl stop` in PostgreSQL's documentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Disconnects everybody, rolls back, writes a checkpoint.
+    Fast,
+    /// As if the power had gone: recovery at the next start.
+    Immediate,
+}
+
+impl RunningCluster {
+    /// The postmaster's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Something that reads as ended when PostgreSQL has ended, and says nothing before. Can be taken once.
+    pub fn end_signal(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Stops it and waits until it has.
+    pub fn stop(mut self, how: Stop) -> io::Result<()> {
+        self.end(how)
+    }
+
+    /// Kills the postmaster as the kernel would for want of memory, and waits until its children have noticed and
+    /// left (one that computes without a pause notices late). The next start recovers.
+    pub fn kill(mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        // The children hold the other end; a new postmaster refuses to start while any of them lives.
+        self.end_signal().map_or(Ok(()), |mut children| io::copy(&mut children, &mut io::sink()).map(drop))
+    }
+
+    /// Sends any other signal to the postmaster (HUP to reload, STOP and CONT to pause).
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        Ok(kill_process(pid.ok_or(io::ErrorKind::InvalidInput)?, signal)?)
+    }
+
+    fn end(&mut self, how: Stop) -> io::Result<()> {
+        if self.exited().is_none() {
+            self.signal(match how {
+                Stop::Fast => Signal::INT,
+                Stop::Immediate => Signal::QUIT,
+            })?;
+            // A paused one hears nothing until it goes on.
+            self.signal(Signal::CONT)?;
+            self.child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// The last line of postmaster.pid, since PostgreSQL 10; the first tells ours from one left behind.
+    fn says_ready(&self) -> bool {
+        let Ok(text) = fs::read_to_string(self.data.join("postmaster.pid")) else { return false };
+        let mut lines = text.lines();
+        lines.next().and_then(|pid| pid.trim().parse().ok()) == Some(self.child.id())
+            && lines.nth(6).is_some_and(|state| state.trim() == "ready")
+    }
+}
+
+impl Drop for RunningCluster {
+    fn drop(&mut self) {
+        // The watcher goes after PostgreSQL is gone and before its process id can be anybody else's.
+        let _ = self.end(Stop::Immediate);
+        let _ = self.watcher.kill();
+        let _ = self.watcher.wait();
+    }
+}
+
+/// Stops PostgreSQL when this process is gone, however it went. A parent-death signal would be shorter, but it
+/// follows the thread that started the child, not the process, and needs `unsafe`.
+fn spawn_watcher(postmaster: u32) -> io::Result<Child> {
+    Command::new("sh")
+        .args(["-c", r#"read -r _; kill -INT "$1"; kill -CONT "$1""#, "pglobby-watcher"])
+        .arg(postmaster.to_string())
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+}
+
+fn postmaster_pid(pid_file: &Path) -> Option<u32> {
+    fs::read_to_string(pid_file).ok()?.lines().next()?.trim().parse().ok()
+}
+
+fn remove_folder(path: &Path) -> Result<(), ClusterError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error("removing", path, source)),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(what: &str, path: &Path, source: io::Error) -> ClusterError {
+    ClusterError::Io { what: format!("{what} {}", path.display()), source }
+}
+
+/// Recovery after a crash is the longest start there is; a development cluster has little to replay.
+const START_MAX: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Lines at the end of the log that can belong to the start that just failed.
+const LAST_WORDS: usize = 8;
