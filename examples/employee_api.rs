@@ -1,7 +1,7 @@
 //! An HTTP service for many tenants with one pool of connections: `GET /employees` and `POST /employees` in the database of
 //! the tenant that the request names in `X-Tenant-Id`.
 //!
-//! An operator prepares it once, for a tenant `acme` that is there (`pglobby tenant create acme`):
+//! An operator prepares it once, for an existing tenant `acme` (`pglobby tenant create acme`):
 //!
 //! ```sh
 //! pglobby login create api --service --all-tenants       # the pool's login; prints its password
@@ -11,7 +11,7 @@
 //! psql postgres://alice:…@127.0.0.1:6432/acme -c 'CREATE TABLE employees (name text PRIMARY KEY)'
 //! ```
 //!
-//! Then it runs, and is used:
+//! Then run and use it:
 //!
 //! ```sh
 //! DATABASE_URL=postgres://api:…@127.0.0.1:6432/pglobby PGLOBBY_API=127.0.0.1:9432 PGLOBBY_API_KEY=… \
@@ -21,11 +21,11 @@
 //!     -d '{"name": "bob", "access": "read_only"}' http://127.0.0.1:8080/employees
 //! ```
 //!
-//! The second answers bob's login and password. The pool's login is a service login; each request runs in one transaction,
-//! which chooses its tenant by SET LOCAL. Who the caller is, and where they belong, is proved by logging in to pglobby as
-//! they would. What a caller may do is what *their* login may do, never what the service's may: adding an employee writes
-//! and makes a login, so it takes a login that may do both. The logins it makes are called `name@tenant`: so no tenant
-//! learns which names another one has.
+//! The second answers with bob's login and password. The pool has a service login. Each request runs in one transaction, which
+//! chooses its tenant by SET LOCAL. The service authenticates a caller by logging in to pglobby with the caller's name and
+//! password, and asks there for the caller's tenant. A caller may do what the *caller's* login may do, never what the service's
+//! may: to add an employee, the login must be able to write and to add logins. The service calls the logins that it makes
+//! `name@tenant`, so no tenant learns which names another one uses.
 
 use std::sync::Arc;
 
@@ -50,13 +50,13 @@ use tokio_postgres::{Config, Error, NoTls};
 pub struct Service {
     /// The one pool, of a service login.
     pool: Pool,
-    /// The same endpoint, for callers to prove themselves at.
+    /// The same endpoint, to authenticate callers at.
     endpoint: Config,
     /// pglobby's management API: address and key.
     management: (String, String),
 }
 
-/// Who has proved to belong to the tenant that the request names.
+/// An authenticated caller, who belongs to the tenant that the request names.
 #[derive(Clone)]
 struct Caller {
     login: String,
@@ -69,7 +69,7 @@ fn refused(status: StatusCode, words: impl Into<String>) -> Refused {
     (status, words.into())
 }
 
-/// What pglobby or PostgreSQL said, as HTTP says it. The message only: a detail may quote a row.
+/// An error of pglobby or PostgreSQL as an HTTP error. The message only, because a detail may quote a row.
 fn of_database(error: Error) -> Refused {
     let Some(said) = error.as_db_error() else {
         return refused(StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached");
@@ -77,7 +77,7 @@ fn of_database(error: Error) -> Refused {
     let (code, words) = (said.code().code(), said.message());
     let status = match code {
         "28P01" | "28000" => return refused(StatusCode::UNAUTHORIZED, "who are you?"),
-        // 57P03 is said of what passes by itself, too.
+        // 57P03 also stands for temporary states.
         "57P03" if words.contains(" is suspended") => StatusCode::FORBIDDEN,
         "42501" | "25006" | "3D000" => StatusCode::FORBIDDEN,
         "23505" => return refused(StatusCode::CONFLICT, "that name is taken"),
@@ -110,7 +110,7 @@ pub fn service(url: &str, address: &str, key: &str) -> Result<Router, Box<dyn st
         .with_state(service))
 }
 
-/// Lets a request pass whose caller belongs to the tenant it names.
+/// Passes a request on if its caller belongs to the tenant that it names.
 async fn at_their_tenant(
     State(service): State<Arc<Service>>,
     mut request: Request,
@@ -136,7 +136,7 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
 }
 
 impl Service {
-    /// Logs in as the caller, and asks where that is.
+    /// Logs in as the caller, and asks for the tenant.
     async fn tenant_of(&self, user: &str, password: &str) -> Result<String, Error> {
         let mut config = self.endpoint.clone();
         config.user(user).password(password).dbname(user);
@@ -148,7 +148,7 @@ impl Service {
         row?.try_get(0)
     }
 
-    /// Asks the management API; the status and the body.
+    /// Sends a request to the management API. Returns status and body.
     async fn manage(&self, method: &str, path: &str, body: &Value) -> Result<(u16, Value), Refused> {
         let unreachable = |_| refused(StatusCode::SERVICE_UNAVAILABLE, "pglobby's API cannot be reached");
         let (address, key) = &self.management;
@@ -167,9 +167,9 @@ impl Service {
         Ok((status, serde_json::from_str(body).unwrap_or_default()))
     }
 
-    /// Whether the caller's login, as it is now, may write and make logins.
+    /// Whether the caller's login may write and add logins at this moment.
     async fn may_add(&self, caller: &Caller) -> Result<bool, Refused> {
-        // `alice@acme` is the login of that whole name, or else alice's at acme: as pglobby reads it.
+        // `alice@acme` is the login with that whole name, or else login alice at acme, as in pglobby.
         let short = caller.login.strip_suffix(&*format!("@{}", caller.tenant));
         for name in [Some(&*caller.login), short].into_iter().flatten() {
             match self.manage("GET", &login_path(name), &json!({})).await? {
@@ -194,19 +194,19 @@ fn login_path(name: &str) -> String {
     format!("/v1/logins/{}", name.bytes().map(encode).collect::<String>())
 }
 
-/// What the management API refused.
+/// An error of the management API as an HTTP error.
 fn of_management(status: u16, body: &Value) -> Refused {
     let words = body["error"]["message"].as_str().unwrap_or("pglobby's API gave no reason");
     match status {
         409 => refused(StatusCode::CONFLICT, "that name is taken"),
         400 | 422 => refused(StatusCode::UNPROCESSABLE_ENTITY, words),
         503 => refused(StatusCode::SERVICE_UNAVAILABLE, words),
-        // Our own key is wrong, for one; the caller can do nothing about it.
+        // For example a wrong key of this service. The caller can do nothing about it.
         _ => refused(StatusCode::BAD_GATEWAY, "the login could not be made"),
     }
 }
 
-/// The transaction's tenant. Nothing of it has reached a server yet, so this asks none.
+/// Chooses the transaction's tenant. The transaction has not reached a server yet, so this reaches none either.
 async fn choose(transaction: &Transaction<'_>, tenant: &str) -> Result<(), Refused> {
     let choice = "SELECT set_config('pglobby.tenant', $1, true)";
     transaction.query_one(choice, &[&tenant]).await.map(drop).map_err(of_database)
@@ -247,7 +247,7 @@ async fn add(
     choose(&transaction, tenant).await?;
     let insert = "INSERT INTO employees (name) VALUES ($1)";
     transaction.execute(insert, &[&name]).await.map_err(of_database)?;
-    // Where no login can be made, the employee is not kept; and the other way round.
+    // If the login cannot be made, the employee is not kept; if the employee cannot be stored, the login is dropped.
     let login = format!("{name}@{tenant}");
     let wanted = json!({ "name": login, "tenant": tenant, "read_only": read_only });
     let (status, made) = service.manage("POST", "/v1/logins", &wanted).await?;
