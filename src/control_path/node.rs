@@ -29,13 +29,10 @@ use crate::{
         secrets::keyring_reload::LiveKeyring,
     },
     data_path::{
-        login::{
-            failed_logins::FailedLogins,
-            listener::{Accepting, Listeners},
-        },
+        listener::{Accepting, Listeners},
+        login::{failed_logins::FailedLogins, password_pace::PasswordPace},
         pool::{Looking, PoolMaking, TenantPools},
         proxy::Proxy,
-        relay::own_password::PasswordPace,
         server::DialOptions,
         sessions::{registry::Sessions, timeouts},
         tenant::{Change, TlsMode},
@@ -131,7 +128,11 @@ impl Serving {
         let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone(), marks)),
             tokio::spawn(keep_house(proxy.clone(), period)),
-            tokio::spawn(timeouts::watch(proxy.clone())),
+            tokio::spawn(timeouts::watch(
+                proxy.sessions.clone(),
+                proxy.config.clone(),
+                workers.all().to_vec(),
+            )),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {

@@ -12,13 +12,13 @@ use crate::{
             connection_limits::{Door, Visitor},
             failed_logins::FailedLogins,
             login_turns::LoginTurns,
+            password_pace::PasswordPace,
             startup::Hello,
             tenant_routing::{access_to, admit},
         },
-        pool::TenantPools,
-        relay::own_password::PasswordPace,
+        pool::{Pool, Present, TenantPools},
         sessions::registry::{SessionHandle, Sessions},
-        tenant::{Change, Directory, Login, allowed_from},
+        tenant::{Access, Change, Directory, Login, Tenant, allowed_from},
         worker::Worker,
     },
     error::Refusal,
@@ -185,6 +185,23 @@ impl Proxy {
             && let Some(refusal) = tenant.map_or(Some(Refusal::AdminShutdown), |tenant| admit(&tenant).err())
         {
             session.end(Refusal::Ended(refusal.to_string()));
+        }
+    }
+
+    /// The tenant's pool and a place in it, if there is room for one more session.
+    pub(in crate::data_path) async fn enter_pool(
+        &self,
+        tenant: &Arc<Tenant>,
+        access: Access,
+    ) -> Result<(Arc<Pool>, Present), Refusal> {
+        let pool = self.pools.of(tenant, access).await?;
+        let limit = match tenant.max_clients {
+            Some(limit) => limit as usize,
+            None => self.config.load().limits.max_db_client_connections,
+        };
+        match pool.enter(limit) {
+            Some(present) => Ok((pool, present)),
+            None => Err(Refusal::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
         }
     }
 }

@@ -83,6 +83,15 @@ pub enum Access {
     ReadOnly,
 }
 
+/// Where a session is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The tenant.
+    pub tenant: Arc<Tenant>,
+    /// With what rights.
+    pub access: Access,
+}
+
 /// What we present to a server. The password is never printed: `Debug` redacts it, drop zeroises it.
 #[derive(Debug, Clone)]
 pub struct Credential {

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     data_path::{
-        exchange::channels::{MARKS, each, messages},
         server::connection::{AskError, Server},
+        session_state::channels::{MARKS, each, messages},
     },
     error::Refusal,
     wire::frame::header,

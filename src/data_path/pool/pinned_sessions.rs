@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Pool;
 use crate::{
     data_path::{
-        exchange::pending_replies::Pins,
+        session_state::pins::Pins,
         sessions::registry::{Doing, SessionHandle},
     },
     error::Refusal,

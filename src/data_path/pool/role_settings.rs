@@ -8,7 +8,7 @@
 //! found, and where that differs the pool is replaced. A new session makes sure of it at its login (`startup_parameters.rs`) and gets servers
 //! of the new pool. A session that is older sets, on servers of the new pool, what it began with.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use tracing::info;
 
@@ -18,86 +18,9 @@ use crate::data_path::{
         IdentityTrouble, TroubleKind,
         connection::{AskError, Row, Server},
     },
-    session_state::Settings,
+    session_state::role_settings::SessionStart,
     tenant::Access,
 };
-
-/// What the servers of a pool began with.
-#[derive(Debug, Default)]
-pub struct SessionStart {
-    /// What the catalogue says is set for role and database; `None`: the server would not tell.
-    written: Option<Vec<u8>>,
-    /// The parameters among that which a session may set itself.
-    named: BTreeSet<Box<str>>,
-    /// Values that sessions begin with, of those that are named, and of those that PostgreSQL was not built with.
-    values: Settings,
-    /// Values that PostgreSQL was built with, of those that are named.
-    built_in: Settings,
-}
-
-impl SessionStart {
-    /// What a session that began with this must set on servers that began with `now`, to find what it has found so far.
-    pub fn differing_from(&self, now: &Self) -> Vec<(Box<str>, Box<str>)> {
-        let built_in = |name: &str| now.built_in.get(name).or_else(|| self.built_in.get(name));
-        let value = |start: &'_ Self, name: &str| -> Option<Box<str>> {
-            start.values.get(name).or_else(|| built_in(name)).map(Into::into)
-        };
-        let differs = |name: &str| {
-            let (then, now) = (value(self, name)?, value(now, name)?);
-            (then != now).then(|| (name.into(), then))
-        };
-        self.named.union(&now.named).filter_map(|name| differs(name)).collect()
-    }
-
-    fn read(written: Option<Vec<u8>>, values: &[Row]) -> Self {
-        let mut start = Self { written, ..Self::default() };
-        for row in values {
-            let text = |at: usize| {
-                row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
-            };
-            let (Some(name), Some(value)) = (text(0), text(1)) else { continue };
-            start.values.set(name, Some(value));
-            if text(3) == Some("t") {
-                start.named.insert(name.into());
-                start.built_in.set(name, Some(text(2).unwrap_or_default()));
-            }
-        }
-        start
-    }
-}
-
-/// Where a session stands to the servers of its pool.
-#[derive(Debug, Default)]
-pub enum Begun {
-    /// It was told what was known, with no server at hand: its first one says what it begins with.
-    #[default]
-    Unseen,
-    /// It began with what the pool's servers began with, or has set what differs.
-    Alike(Arc<SessionStart>),
-    /// It began with this, and its pool has been replaced since.
-    Before(Arc<SessionStart>),
-}
-
-impl Begun {
-    /// Whether servers of its pool are as it expects.
-    #[inline]
-    pub fn is_alike(&self) -> bool {
-        matches!(self, Self::Alike(_))
-    }
-
-    /// Its pool has been replaced.
-    pub fn pool_replaced(&mut self) {
-        if let Self::Alike(start) = self {
-            *self = Self::Before(start.clone());
-        }
-    }
-}
-
-impl From<Option<Arc<SessionStart>>> for Begun {
-    fn from(start: Option<Arc<SessionStart>>) -> Self {
-        start.map_or(Self::Unseen, Self::Alike)
-    }
-}
 
 impl Pool {
     /// What its servers began with, once one was opened.
@@ -141,7 +64,7 @@ impl Pool {
                 self.start.get_or_init(|| Arc::new(SessionStart::read(written.clone(), &values)))
             }
         };
-        if start.written.is_none() || written.is_none() || start.written == written {
+        if !start.is_written_otherwise(written.as_deref()) {
             return Ok(true);
         }
         if let Some(pools) = self.keeper.upgrade() {

@@ -25,8 +25,8 @@ use tokio::sync::{Notify, oneshot};
 use super::{Pool, listener_connection::Line};
 use crate::{
     data_path::{
-        exchange::channels::{Channels, MARKS, Notification, each, messages},
         memory_limit::Account,
+        session_state::channels::{Channels, MARKS, Notification, each, messages},
         sessions::registry::SessionHandle,
     },
     error::Refusal,

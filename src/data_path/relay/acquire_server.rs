@@ -13,12 +13,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::{BUFFERS, Buffers, Relay, Step, session_end::End};
 use crate::{
     data_path::{
-        exchange::{FIRST_MESSAGE_BYTES, Front, pending_replies::Pins},
-        pool::{
-            pinned_sessions::{Wanted, yields},
-            role_settings::Begun,
-        },
+        exchange::{FIRST_MESSAGE_BYTES, Front},
+        pool::pinned_sessions::{Wanted, yields},
         server::connection::Server,
+        session_state::{pins::Pins, role_settings::Begun},
         sessions::registry::Doing,
     },
     error::Refusal,

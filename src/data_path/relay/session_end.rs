@@ -8,13 +8,16 @@ use tracing::{debug, info, warn};
 use super::{Relay, cancel};
 use crate::{
     data_path::{
-        exchange::{Broken, ClientSide, ServerError, pending_replies::Pins},
+        exchange::{Broken, ClientSide},
         pool::Pool,
         server::connection::Server,
+        session_state::pins::Pins,
         sessions::registry::SessionHandle,
     },
     error::Refusal,
-    wire::{message::Severity, outgoing::Outgoing, stream::Stream, unsent::Unsent},
+    wire::{
+        message::Severity, outgoing::Outgoing, server_error::ServerError, stream::Stream, unsent::Unsent,
+    },
 };
 
 /// How long a client may take to read our last words.

@@ -18,7 +18,7 @@ use tracing::warn;
 use super::Opened;
 use crate::{
     data_path::{
-        exchange::{ServerError, ServerSide},
+        exchange::ServerSide,
         memory_limit::{Account, Charge, PIECE_BYTES},
         pool::{
             host_budget::Permit,
@@ -31,6 +31,7 @@ use crate::{
     wire::{
         frame::{HEADER_BYTES, header},
         message::{append, append_cstr, bind, close_statement, execute, parse},
+        server_error::ServerError,
         stream::Stream,
         unsent::Unsent,
     },

@@ -17,7 +17,7 @@ use super::{
     scram::{Binding, Exchange, SaltedPasswords},
 };
 use crate::{
-    data_path::{session_state::parameter_status::PARAMETERS_MAX, tenant_switch::PARAMETER},
+    data_path::{session_state::parameter_status::PARAMETERS_MAX, sql::PARAMETER},
     wire::{
         message_reader::{Message, MessageReader},
         stream::{Socket, Stream},
