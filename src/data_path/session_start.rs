@@ -14,7 +14,7 @@ use crate::{
         login::{connection_limits::Visitor, startup::Hello},
         memory_limit::{Account, Charge},
         pool::{
-            Pool,
+            Pool, PooledServer,
             startup_parameters::{Engaged, Greeting},
         },
         proxy::Proxy,
@@ -24,7 +24,6 @@ use crate::{
             change_tenant::{Seat, travel},
             no_tenant,
         },
-        server::connection::Server,
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
         tenant::{Access, Login, LoginKind, PoolMode, Tenant},
@@ -179,7 +178,7 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<Server>>, Charge), Refusal> {
+) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), Refusal> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.greet(asked, wait).await?, None, began));

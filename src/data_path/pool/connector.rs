@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tracing::{debug, info, warn};
 
 use super::{
-    Counted, Pool,
+    Counted, Pool, PooledServer,
     connect_backoff::{Attempt, ConnectBackoff},
     host_budget::Permit,
     host_connecting::Turn,
@@ -136,7 +136,7 @@ impl Pool {
     pub(super) async fn open_for(
         self: &Arc<Self>,
         startup: &Settings,
-    ) -> Result<Option<Box<Server>>, Refusal> {
+    ) -> Result<Option<Box<PooledServer>>, Refusal> {
         if !self.has_room() {
             return Ok(None);
         }
@@ -208,7 +208,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Refusal::PoolBusy`] if the budget is spent, [`Refusal::ServerUnreachable`] if none can be opened.
-    pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
+    pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<PooledServer>, Refusal> {
         let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
         // Others may fail meanwhile; one that is wanted apart is not waited for any longer.
@@ -232,7 +232,8 @@ impl Pool {
         }
         let opened = opened.map_err(|error| error.to_refusal())?;
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
-        let mut server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
+        let server = Server::new(opened, self.rules.prepared_max);
+        let mut server = PooledServer::new(server, owner, permit, &self.server_list, now);
         self.hear(&mut server);
         Ok(Box::new(server))
     }
@@ -253,13 +254,12 @@ impl Pool {
     /// [`Refusal::Server`] with the server's own words where it refuses a parameter, [`Refusal::ServerUnreachable`].
     pub(super) async fn restart(
         &self,
-        server: Box<Server>,
+        server: Box<PooledServer>,
         startup: Settings,
-    ) -> Result<Box<Server>, Refusal> {
-        let Server { mut stream, permit, entry, .. } = *server;
-        drop(entry);
-        let _ = stream.write_all(&[b'X', 0, 0, 0, 4]).await;
-        drop(stream);
+    ) -> Result<Box<PooledServer>, Refusal> {
+        let (mut server, permit) = server.into_parts();
+        let _ = server.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
+        drop(server);
         let turn = self.connects.wait(self.tenant.id).await?;
         let attempt = self.begin();
         match self.connect(&turn, &startup).await {
@@ -274,11 +274,12 @@ impl Pool {
         }
     }
 
-    fn started(&self, opened: Opened, turn: Turn, permit: Permit, startup: Settings) -> Box<Server> {
+    fn started(&self, opened: Opened, turn: Turn, permit: Permit, startup: Settings) -> Box<PooledServer> {
         turn.succeeded();
         let (owner, now) = ((self.tenant.id, self.access), self.worker.clock.now());
-        let mut server = Server::new(opened, owner, permit, self.rules.prepared_max, now, &self.roster);
+        let mut server = Server::new(opened, self.rules.prepared_max);
         server.startup = startup;
+        let mut server = PooledServer::new(server, owner, permit, &self.server_list, now);
         server.changes_seen = self.greetings.changes();
         self.hear(&mut server);
         debug!(tenant = self.tenant.name, server = server.process_id, "server opened");
@@ -359,11 +360,11 @@ impl Pool {
 
     /// Asks a server that nobody has heard of for long whether it is still there; puts it back if so. Where the network has
     /// swallowed a connection (a failover, a firewall that forgets), no client is to find that out.
-    async fn check(&self, mut server: Box<Server>) {
+    async fn check(&self, mut server: Box<PooledServer>) {
         let answer = tokio::time::timeout(self.dial.connect_timeout, server.run("")).await;
         match answer.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())) {
             Ok(_) if !self.is_paused() => {
-                server.heard_at = self.worker.clock.now();
+                server.answered_at = self.worker.clock.now();
                 self.offer(server);
             }
             Ok(_) => {}
@@ -397,7 +398,7 @@ impl Pool {
             if unused || aged || !object.is_quiet(&self.tenant.name) {
                 spare = spare.saturating_sub(1);
                 drop(Object::take(object));
-            } else if now.saturating_sub(object.heard_at) >= self.rules.server_check {
+            } else if now.saturating_sub(object.answered_at) >= self.rules.server_check {
                 let pool = self.clone();
                 self.worker.spawn(async move { pool.check(Object::take(object)).await });
             }

@@ -12,6 +12,7 @@ mod host_connecting;
 mod listener_connection;
 pub mod pause;
 pub mod pinned_sessions;
+mod pooled_server;
 pub mod role_settings;
 pub mod server_list;
 pub mod shared_listener;
@@ -32,12 +33,13 @@ use std::{
 use deadpool::unmanaged::{self, Object};
 
 pub use self::pinned_sessions::Pinned;
+pub use self::pooled_server::PooledServer;
 pub use self::tenant_pools::{Done, Looking, Mending, PoolMaking, TenantPools};
 use self::{
     connect_backoff::ConnectBackoff,
     host_budget::Budget,
     host_connecting::HostConnects,
-    server_list::Roster,
+    server_list::ServerList,
     shared_listener::EarPlace,
     startup_parameters::Greetings,
     stats::PoolStats,
@@ -49,7 +51,7 @@ use crate::{
         functions::Catalogue,
         memory_limit::Account,
         prepared::{Capacity, shared_statements::StatementTable},
-        server::{DialOptions, connection::Server},
+        server::DialOptions,
         session_state::role_settings::SessionStart,
         tenant::{Access, Credential, Place, PoolMode, Tenant},
         worker::Worker,
@@ -149,7 +151,7 @@ pub struct Pool {
     /// What it has done.
     pub stats: Arc<PoolStats>,
     /// Its servers, for operators.
-    pub roster: Arc<Roster>,
+    pub server_list: Arc<ServerList>,
     /// What its servers were logged in with.
     credential: Credential,
     greetings: Greetings,
@@ -159,7 +161,7 @@ pub struct Pool {
     beginning_anew: tokio::sync::Mutex<()>,
     /// Listens for clients that LISTEN.
     ear: Arc<EarPlace>,
-    servers: unmanaged::Pool<Box<Server>>,
+    servers: unmanaged::Pool<Box<PooledServer>>,
     budget: Arc<Budget>,
     dial: Arc<DialOptions>,
     /// Servers open or being opened. Counted up where a permit is got, down by the permit's drop.
@@ -171,7 +173,7 @@ pub struct Pool {
     connects: Arc<HostConnects>,
     /// It waits for its turn there.
     awaits_turn: AtomicBool,
-    line: Line<Box<Server>>,
+    line: Line<Box<PooledServer>>,
     cancelling: AtomicUsize,
     kept: self::pinned_sessions::Kept,
     last_used_ms: AtomicU64,
@@ -218,7 +220,7 @@ impl Pool {
     /// A server that is idle now, if there is one and nobody waits for it. It is out of the pool then: dropping it closes
     /// it, and only [`Pool::give_back`] returns it.
     #[inline]
-    pub fn try_borrow(&self) -> Option<Box<Server>> {
+    pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
         while !self.is_paused()
             && let Ok(object) = self.servers.try_get()
         {
@@ -230,8 +232,8 @@ impl Pool {
     }
 
     /// The server that has been idle for longest, as [`Pool::try_borrow`] lends the one that was last given back.
-    pub(super) fn take_longest_idle(&self) -> Option<Box<Server>> {
-        let mut idle: Vec<Box<Server>> = std::iter::from_fn(|| self.try_borrow()).collect();
+    pub(super) fn take_longest_idle(&self) -> Option<Box<PooledServer>> {
+        let mut idle: Vec<Box<PooledServer>> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
         for server in idle.into_iter().rev() {
             self.offer(server);
@@ -241,8 +243,8 @@ impl Pool {
 
     /// Returns a clean server. One that is not reusable, has lived its time or is wished for by another pool is closed.
     #[inline]
-    pub fn give_back(&self, mut server: Box<Server>) {
-        server.entry.came_back(server.side.statements.len());
+    pub fn give_back(&self, mut server: Box<PooledServer>) {
+        server.returned();
         if server.side.news {
             self.hear(&mut server);
         }
@@ -253,7 +255,7 @@ impl Pool {
             return;
         }
         server.idle_since = now;
-        server.heard_at = now;
+        server.answered_at = now;
         self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.offer(server);
     }
@@ -263,13 +265,17 @@ impl Pool {
     /// # Errors
     /// [`Refusal::PoolBusy`] when the wait was in vain, [`Refusal::ServerUnreachable`] when none could be opened,
     /// [`Refusal::AdminShutdown`] when the pool was retired meanwhile.
-    pub async fn borrow(self: &Arc<Self>, since: Instant, wait: Duration) -> Result<Box<Server>, Refusal> {
+    pub async fn borrow(
+        self: &Arc<Self>,
+        since: Instant,
+        wait: Duration,
+    ) -> Result<Box<PooledServer>, Refusal> {
         InLine::new(self, since, wait).await
     }
 
     /// Lets an idle server pass that is this pool's own and has nothing to say; any other is closed.
     #[inline]
-    fn vet(&self, mut server: Box<Server>) -> Option<Box<Server>> {
+    fn vet(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
         let changes = self.greetings.changes();
         if server.changes_seen != changes {
@@ -285,7 +291,7 @@ impl Pool {
     }
 
     /// Takes an idle server out for good, for the budget of another pool.
-    pub fn take_idle(&self) -> Option<Box<Server>> {
+    pub fn take_idle(&self) -> Option<Box<PooledServer>> {
         self.servers.try_remove().ok()
     }
 

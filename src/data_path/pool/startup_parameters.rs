@@ -17,7 +17,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Pool, startup_values::spelled};
+use super::{Pool, PooledServer, startup_values::spelled};
 use crate::{
     data_path::{
         server::connection::{AskError, Server},
@@ -183,7 +183,7 @@ impl Greetings {
 #[derive(Debug)]
 pub struct Engaged {
     /// The server.
-    pub server: Box<Server>,
+    pub server: Box<PooledServer>,
     /// What the client is told.
     pub greeting: Greeting,
 }
@@ -230,7 +230,7 @@ impl Pool {
         self: &Arc<Self>,
         asked: Settings,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>), Refusal> {
+    ) -> Result<(Arc<Self>, Box<PooledServer>), Refusal> {
         let (pool, server) = match self.take_longest_idle() {
             Some(server) => (self.clone(), server),
             None => self.borrow_of_current(wait).await?,
@@ -280,7 +280,7 @@ impl Pool {
 
     async fn greet_by(
         &self,
-        mut server: Box<Server>,
+        mut server: Box<PooledServer>,
         apart: bool,
         asked: Settings,
     ) -> Result<Greeting, Refusal> {
@@ -312,7 +312,7 @@ impl Pool {
     /// Takes down what a server has reported. Where it contradicts what was known, all of that is forgotten, and servers that
     /// have been idle since are heard before their next reply.
     #[cold]
-    pub(super) fn hear(&self, server: &mut Server) {
+    pub(super) fn hear(&self, server: &mut PooledServer) {
         server.side.news = false;
         let contradicts = self.greetings.locked().hear(server);
         if contradicts {
@@ -354,7 +354,7 @@ impl Pool {
     async fn borrow_to_greet(
         self: &Arc<Self>,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>, bool), Refusal> {
+    ) -> Result<(Arc<Self>, Box<PooledServer>, bool), Refusal> {
         let pool = self.current().ok_or(Refusal::AdminShutdown)?;
         if let Some(server) = pool.try_borrow() {
             return Ok((pool, server, false));
@@ -378,7 +378,7 @@ impl Pool {
     async fn borrow_of_current(
         self: &Arc<Self>,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>), Refusal> {
+    ) -> Result<(Arc<Self>, Box<PooledServer>), Refusal> {
         let mut pool = self.clone();
         loop {
             if let Some(server) = pool.try_borrow() {

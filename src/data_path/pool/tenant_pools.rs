@@ -170,7 +170,7 @@ impl TenantPools {
             catalogue: self.catalogue_of(&tenant),
             memory: self.memory_of(&tenant),
             stats: self.stats_of(&tenant, access),
-            roster: Arc::default(),
+            server_list: Arc::default(),
             credential,
             greetings: Greetings::default(),
             start: OnceLock::new(),

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Pool, Server, connect_backoff::TOLD_WITHIN};
+use super::{Pool, PooledServer, connect_backoff::TOLD_WITHIN};
 use crate::error::Refusal;
 
 /// How often it is looked after those who wait: their deadlines, and those asked who keep a server. Coarse, so that a wait
@@ -239,7 +239,7 @@ impl<'p> InLine<'p> {
         Self { pool, since, wait, number: None, served: false }
     }
 
-    fn come(&mut self, waker: &Waker) -> Poll<Result<Box<Server>, Refusal>> {
+    fn come(&mut self, waker: &Waker) -> Poll<Result<Box<PooledServer>, Refusal>> {
         let pool = self.pool;
         match pool.line.come(self.since, self.wait, waker, self.served, || pool.try_borrow()) {
             Came::Served(server) => Poll::Ready(Ok(server)),
@@ -258,7 +258,7 @@ impl<'p> InLine<'p> {
 }
 
 impl Future for InLine<'_> {
-    type Output = Result<Box<Server>, Refusal>;
+    type Output = Result<Box<PooledServer>, Refusal>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(number) = self.number {
@@ -285,7 +285,7 @@ impl Drop for InLine<'_> {
 impl Pool {
     /// A server that nobody has: for who has waited longest, or idle.
     #[inline]
-    pub(super) fn offer(&self, server: Box<Server>) {
+    pub(super) fn offer(&self, server: Box<PooledServer>) {
         // A retired pool is closed and hands the server back to be dropped.
         self.line.hand(server, |server| drop(self.servers.try_add(server)));
     }

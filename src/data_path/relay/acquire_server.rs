@@ -14,7 +14,10 @@ use super::{BUFFERS, Buffers, Relay, Step, session_end::End};
 use crate::{
     data_path::{
         exchange::{FIRST_MESSAGE_BYTES, Front},
-        pool::pinned_sessions::{Wanted, yields},
+        pool::{
+            PooledServer,
+            pinned_sessions::{Wanted, yields},
+        },
         server::connection::Server,
         session_state::{pins::Pins, role_settings::Begun},
         sessions::registry::Doing,
@@ -70,7 +73,7 @@ impl Relay {
     }
 
     /// The session has a server from its login on.
-    pub(in crate::data_path) fn engage(&mut self, mut server: Box<Server>) {
+    pub(in crate::data_path) fn engage(&mut self, mut server: Box<PooledServer>) {
         server.side.lease.pins = Pins::SESSION_MODE;
         self.handle.set_pins(Pins::SESSION_MODE);
         self.take_on(server);
@@ -81,12 +84,12 @@ impl Relay {
         self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
     }
 
-    pub(in crate::data_path) fn take_on(&mut self, server: Box<Server>) {
+    pub(in crate::data_path) fn take_on(&mut self, server: Box<PooledServer>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
         server.side.hearing.told_as =
             if self.side.follows() { self.handle.process_id } else { server.process_id };
-        server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
+        server.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);

@@ -61,7 +61,8 @@ impl Relay {
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = uncertain.pins(failed);
-        let mut pins = server.side.sequences.after_transaction(server.side.lease.pins, news);
+        let before = server.side.lease.pins;
+        let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
         server.side.opaque_settings &= failed || !uncertain.resets();
         server.side.opaque_settings |= news.contains(Pins::SETTINGS);

@@ -56,7 +56,7 @@ struct Key {
 
 impl Key {
     fn of(server: &Server) -> Self {
-        let at = server.entry.addresses.map(|(_, theirs)| theirs);
+        let at = server.address;
         Self { process_id: server.process_id, secret: server.secret.clone(), at }
     }
 
