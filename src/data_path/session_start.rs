@@ -29,7 +29,7 @@ use crate::{
         tenant::{Access, Login, LoginKind, PoolMode, Tenant},
         tenant_switch::switcher::{Concierge, Room},
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
     wire::{
         message::{backend_key_data, ready_for_query},
         stream::Stream,
@@ -87,7 +87,7 @@ pub async fn open_session(
     });
 }
 
-async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &Refusal) {
+async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &ClientError) {
     let mut stream = stream;
     if tokio::io::AsyncWriteExt::write_all(&mut stream, &unsent).await.is_ok() {
         refuse(stream, refusal).await;
@@ -178,7 +178,7 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), Refusal> {
+) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), ClientError> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.greet(asked, wait).await?, None, began));

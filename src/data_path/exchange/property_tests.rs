@@ -17,7 +17,7 @@ use crate::{
         prepared::{Capacity, shared_statements::StatementTable},
         session_state::{Settings, channels::messages},
     },
-    error::Refusal,
+    error::ClientError,
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{Severity, append, append_cstr, ready_for_query},
@@ -282,7 +282,7 @@ impl Backend {
     fn valid(&mut self, name: &[u8], out: &mut Vec<u8>) -> Option<Prepared> {
         let found = self.statements.get(name)?;
         if found.is_of_table() && found.table != self.table.get() {
-            Refusal::ResultChanged.write(Severity::Error, out);
+            ClientError::ResultChanged.write(Severity::Error, out);
             self.skipping = true;
             return None;
         }

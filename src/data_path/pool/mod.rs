@@ -56,7 +56,7 @@ use crate::{
         tenant::{Access, Credential, Place, PoolMode, Tenant},
         worker::Worker,
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
 };
 
 /// What a pool is made with; a change of these makes a new pool.
@@ -263,13 +263,13 @@ impl Pool {
     /// A server, opened if need be; waits in line for at most `wait` from `since` on.
     ///
     /// # Errors
-    /// [`Refusal::PoolBusy`] when the wait was in vain, [`Refusal::ServerUnreachable`] when none could be opened,
-    /// [`Refusal::AdminShutdown`] when the pool was retired meanwhile.
+    /// [`ClientError::PoolBusy`] when the wait was in vain, [`ClientError::ServerUnreachable`] when none could be opened,
+    /// [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
         self: &Arc<Self>,
         since: Instant,
         wait: Duration,
-    ) -> Result<Box<PooledServer>, Refusal> {
+    ) -> Result<Box<PooledServer>, ClientError> {
         InLine::new(self, since, wait).await
     }
 

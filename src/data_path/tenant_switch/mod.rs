@@ -24,7 +24,7 @@ use crate::{
         },
         sql::{self, Argument, Discard, Kind, Lexing, SetConfig, SetValue, Talk, TransactionModes},
     },
-    error::IdentityRefusal,
+    error::IdentityError,
 };
 
 /// Where a session that chooses wants to go.
@@ -76,7 +76,7 @@ pub enum Plan {
     /// Give the login another password.
     Password(NewPassword),
     /// Refuse it: it would change a role or the database.
-    Refused(IdentityRefusal),
+    Refused(IdentityError),
     /// SHOW of a parameter.
     Show(Box<str>),
     /// BEGIN, START TRANSACTION.

@@ -13,7 +13,7 @@ use crate::{
         exchange::ClientSide, login::scram_proof::Verifier, session_state::identity::NewPassword,
         sessions::registry::Registered,
     },
-    error::{IdentityRefusal, Refusal},
+    error::{ClientError, IdentityError},
 };
 
 impl Concierge {
@@ -32,10 +32,10 @@ impl Concierge {
         }
     }
 
-    async fn store_password(&self, handle: &Registered, password: NewPassword) -> Result<(), Refusal> {
+    async fn store_password(&self, handle: &Registered, password: NewPassword) -> Result<(), ClientError> {
         let directory = &self.proxy.directory;
         let begun = self.proxy.password_pace.begin(handle.login.id, Instant::now());
-        begun.map_err(|wait| Refusal::PasswordTooOften { wait })?;
+        begun.map_err(|wait| ClientError::PasswordTooOften { wait })?;
         let verifier = match Verifier::read(password.expose()) {
             Some(_) => password.to_secret(),
             None => directory.verifier_of(password.to_secret()).await,
@@ -54,12 +54,12 @@ impl Concierge {
                     login = handle.login.name,
                     "a login that was changed meanwhile cannot change its password"
                 );
-                Err(IdentityRefusal::LoginChanged.into())
+                Err(IdentityError::LoginChanged.into())
             }
             // It may have been stored all the same, so both count.
             Err(error) => {
                 warn!(login = handle.login.name, side = "central", %error, "cannot change a login's password");
-                Err(Refusal::PasswordNotStored)
+                Err(ClientError::PasswordNotStored)
             }
         }
     }
