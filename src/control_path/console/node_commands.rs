@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{Complaint, Request, Session, statement::Action};
-use crate::{data_path::pool::pause::Whom, error::Refusal, shutdown::Ending};
+use crate::{data_path::pool::pause::Whom, error::ClientError, shutdown::Ending};
 
 /// How often it is looked whether servers are closed.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -24,12 +24,12 @@ impl Session {
             Action::Kill(tenant) => {
                 let whom = self.whom(tenant).await?;
                 pools.pause(whom);
-                let reason = Refusal::Ended("KILL".into());
+                let reason = ClientError::Ended("KILL".into());
                 self.proxy.sessions.end(&reason, |session| whom.is_none_or(|id| session.is_at(id)));
                 "KILL"
             }
             Action::KillClient(id) => {
-                let reason = Refusal::Ended("KILL_CLIENT".into());
+                let reason = ClientError::Ended("KILL_CLIENT".into());
                 if self.proxy.sessions.end(&reason, |session| session.process_id == *id) == 0 {
                     return Err(Complaint::new("42704", format!("there is no client {id}"))
                         .hint("SHOW CLIENTS has the ids."));

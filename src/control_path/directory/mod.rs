@@ -43,7 +43,7 @@ use crate::{
 const LOGIN_NAME_BYTES_MAX: usize = 255;
 const TENANT_NAME_BYTES_MAX: usize = 63;
 
-/// Why a name could not be looked up. `Display` is for the operator; a client gets `Refusal::DirectoryUnavailable`.
+/// Why a name could not be looked up. `Display` is for the operator; a client gets `ClientError::DirectoryUnavailable`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// The central database did not answer and nothing usable was remembered.
