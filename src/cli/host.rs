@@ -16,7 +16,7 @@ use crate::{
     },
     control_path::{
         admin::{
-            commands::Order,
+            commands::AdminCommand,
             hosts::{self, HostReport, NewHost},
         },
         onboarding::names::shell_word,
@@ -145,7 +145,7 @@ impl HostCommand {
             Action::List(List { json }) => list(globals, json).await,
             Action::Set(command) => command.run(globals).await,
             Action::Remove(Remove { name, json }) => {
-                carry_out(globals, Order::RemoveHost { name }, json).await
+                carry_out(globals, AdminCommand::RemoveHost { name }, json).await
             }
         }
     }
@@ -189,7 +189,7 @@ impl Set {
 }
 
 async fn close(
-    operator: &crate::control_path::admin::actor::Operator,
+    operator: &crate::control_path::admin::actor::Actor,
     report: &mut HostReport,
 ) -> Result<(), Failure> {
     let ours = ["postgres".to_owned(), "template1".to_owned()];
