@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
         table::{self, answer},
         tenant::key_and_value,
     },
+    config::TlsMode,
     control_path::{
         admin::{
             commands::AdminCommand,
@@ -60,7 +61,7 @@ struct Add {
     #[arg(long, default_value_t = 5432)]
     port: u16,
     /// libpq's sslmode
-    #[arg(long, default_value = "prefer", value_parser = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])]
+    #[arg(long, default_value = "prefer", value_parser = PossibleValuesParser::new(TlsMode::WORDS))]
     tls_mode: String,
     /// PEM file of certificate authorities, the same path on every node; default: the system's
     #[arg(long, value_name = "FILE")]

@@ -7,9 +7,10 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
     actor::{Actor, AdminError, nearest},
-    host_connection::{HostAdmin, parse_tls_mode},
+    host_connection::HostAdmin,
     tenants::SERVERS_MAX,
 };
+use crate::config::TlsMode;
 use crate::control_path::{
     onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
     secrets::seal::SecretLocation,
@@ -235,9 +236,8 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
         "address" => Box::new(text(ADDRESS_BYTES_MAX)?),
         "admin_user" | "admin_database" => Box::new(text(NAME_BYTES_MAX)?),
         "tls_mode" => {
-            let known = value.filter(|word| parse_tls_mode(word).is_ok());
-            let wanted = "disable, allow, prefer, require, verify-ca or verify-full";
-            Box::new(known.ok_or_else(|| wrong(wanted))?.to_owned())
+            let known = value.filter(|word| word.parse::<TlsMode>().is_ok());
+            Box::new(known.ok_or_else(|| wrong(&format!("one of {}", TlsMode::WORDS.join(", "))))?.to_owned())
         }
         "port" => {
             let port = value.and_then(|text| text.parse::<u16>().ok()).filter(|port| *port > 0);

@@ -12,7 +12,10 @@ use super::{
     actor::{Actor, AdminError},
     hosts::{invalid, unknown_setting},
 };
-use crate::{config::units, control_path::onboarding::role_attributes};
+use crate::{
+    config::{PoolMode, units},
+    control_path::onboarding::role_attributes,
+};
 
 /// One row of `pglobby.tenants`, without credentials. `null` means the configuration's default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -166,10 +169,11 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
     };
     match key {
         "pool_mode" => match given {
-            None | Some("transaction" | "session") => run("pool_mode = $2", &given).await,
-            Some(other) => {
-                Err(AdminError::Invalid(format!("pool_mode is transaction or session, not {other:?}")))
+            Some(word) if word.parse::<PoolMode>().is_err() => {
+                let words = PoolMode::WORDS.join(" or ");
+                Err(AdminError::Invalid(format!("pool_mode is {words}, not {word:?}")))
             }
+            given => run("pool_mode = $2", &given).await,
         },
         "pool_size" | "min_pool_size" | "max_clients" => {
             let least = if key == "min_pool_size" { 0 } else { 1 };

@@ -19,7 +19,7 @@ use crate::data_path::{
     pool::{Pool, TenantPools, server_list::ServerEntry},
     proxy::Proxy,
     sessions::registry::{Doing, SessionHandle},
-    tenant::{Access, PoolMode, Tenant},
+    tenant::{Access, Tenant},
 };
 
 const POOLS: &[Column] = &[
@@ -168,7 +168,7 @@ fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
         opening.into(),
         longest.as_secs().into(),
         longest.subsec_micros().into(),
-        mode(pool.rules.mode).into(),
+        pool.rules.mode.word().into(),
         Cell::Null,
         access(pool.access).into(),
         pool.tenant.host.name.as_str().into(),
@@ -477,13 +477,6 @@ fn access(access: Access) -> &'static str {
     match access {
         Access::ReadWrite => "read_write",
         Access::ReadOnly => "read_only",
-    }
-}
-
-fn mode(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
     }
 }
 

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{connection_limits::Visitor, startup::Hello};
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         exchange::{ClientSide, Rules, startup_charge},
         memory_limit::{Account, Charge},
@@ -27,7 +27,7 @@ use crate::{
         server::connection::Server,
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
-        tenant::{Access, Login, LoginKind, PoolMode, Tenant},
+        tenant::{Access, Login, LoginKind, Tenant},
         tenant_switch::{Stance, switcher::Concierge},
     },
     error::{ClientError, Limit},

@@ -45,14 +45,14 @@ use self::{
     wait_queue::{InLine, Line},
 };
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         functions::Catalogue,
         memory_limit::Account,
         prepared::{Capacity, shared_statements::StatementTable},
         server::{DialOptions, connection::Server},
         sessions::registry::Place,
-        tenant::{Access, Credential, PoolMode, Tenant},
+        tenant::{Access, Credential, Tenant},
         worker::Worker,
     },
     error::{ClientError, Limit},

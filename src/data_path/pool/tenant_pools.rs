@@ -23,14 +23,14 @@ use super::{
     wait_queue::Line,
 };
 use crate::{
-    config::Config,
+    config::{Config, TlsMode},
     data_path::{
         functions::Catalogue,
         memory_limit::{Account, Accounts},
         prepared::shared_statements::StatementTable,
         server::{DialOptions, IdentityTrouble},
         sessions::registry::Place,
-        tenant::{Access, Host, HostAddress, Tenant, TenantStatus, TlsMode},
+        tenant::{Access, Host, HostAddress, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },
     error::{ClientError, Limit},
