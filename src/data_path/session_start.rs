@@ -8,7 +8,7 @@ use std::{
 use tracing::{info, warn};
 
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         exchange::{ClientSide, Rules, return_to_tenant::Stance, startup_charge},
         login::{connection_limits::Visitor, startup::Hello},
@@ -26,7 +26,7 @@ use crate::{
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
-        tenant::{Access, Login, LoginKind, PoolMode, Tenant},
+        tenant::{Access, Login, LoginKind, Tenant},
         tenant_switch::switcher::{Concierge, Room},
     },
     error::{ClientError, Limit},

@@ -74,7 +74,7 @@ pub enum ClientError {
     },
     /// More would be kept for the session, its tenant or all than may be.
     #[error("{}", .limit.words(*.max))]
-    TooMuchKept {
+    MemoryLimit {
         /// The limit that would be exceeded.
         limit: Limit,
         /// What it is.
@@ -82,7 +82,7 @@ pub enum ClientError {
     },
     /// The same, where it is no statement that can be refused.
     #[error("terminating connection because it does not take what it is sent: {}", .limit.words(*.max))]
-    TooMuchUnsent {
+    UnsentLimit {
         /// The limit that would be exceeded.
         limit: Limit,
         /// What it is.
@@ -98,12 +98,12 @@ pub enum ClientError {
     },
     /// The connection that listened for this client broke.
     #[error("terminating connection because the connection that listened for it was lost; LISTEN again")]
-    ListeningLost,
+    ListenerLost,
     /// PAUSE, `tenant move`: nobody listens meanwhile.
     #[error(
         "terminating connection because notifications could be missed while the database is held still; LISTEN again"
     )]
-    ListeningMoved,
+    ListenerPaused,
     /// A service login's session that has chosen no tenant yet.
     #[error(
         "no tenant is chosen; choose one with SET pglobby.tenant = 'NAME' (or in a transaction: SET LOCAL)"
@@ -125,7 +125,7 @@ pub enum ClientError {
     },
     /// A choice of a tenant that cannot be made there, or so.
     #[error(transparent)]
-    TenantSwitchError(#[from] TenantSwitchError),
+    TenantSwitch(#[from] TenantSwitchError),
     /// A change of a role or a database that is the operator's, or a change of a password that cannot be made so.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -361,18 +361,18 @@ impl IdentityError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestError {
     /// It speaks of the session's tenant.
-    TenantSwitchError(TenantSwitchError),
+    TenantSwitch(TenantSwitchError),
     /// It would change a role, the database or a password.
     Identity(IdentityError),
     /// The statement would give other columns than the client knows of.
     ResultChanged,
     /// More would be kept than may be.
-    TooMuchKept(Limit),
+    MemoryLimit(Limit),
 }
 
 impl From<TenantSwitchError> for RequestError {
     fn from(reason: TenantSwitchError) -> Self {
-        Self::TenantSwitchError(reason)
+        Self::TenantSwitch(reason)
     }
 }
 
@@ -384,7 +384,7 @@ impl From<IdentityError> for RequestError {
 
 impl From<Limit> for RequestError {
     fn from(limit: Limit) -> Self {
-        Self::TooMuchKept(limit)
+        Self::MemoryLimit(limit)
     }
 }
 
@@ -416,11 +416,11 @@ impl ClientError {
             | Self::TooManyClientsOfTenant { .. }
             | Self::TooManyPinned { .. } => "53300",
             Self::TooManyNotifications { .. } | Self::PasswordTooOften { .. } => "53400",
-            Self::TooMuchKept { limit, .. } | Self::TooMuchUnsent { limit, .. } => limit.sqlstate(),
+            Self::MemoryLimit { limit, .. } | Self::UnsentLimit { limit, .. } => limit.sqlstate(),
             Self::NoTenantChosen => "55000",
             Self::TenantDenied { .. } => "42501",
             Self::TenantPinned { .. } => "55006",
-            Self::TenantSwitchError(reason) => reason.sqlstate(),
+            Self::TenantSwitch(reason) => reason.sqlstate(),
             Self::Identity(reason) => reason.sqlstate(),
             Self::AsPostgres { sqlstate, .. } => sqlstate,
             Self::ResultChanged => "0A000",
@@ -434,7 +434,7 @@ impl ClientError {
             Self::OutcomeUnknown => "08007",
             Self::ProtocolViolation(_) => "08P01",
             Self::NotSupported(_) => "0A000",
-            Self::AdminShutdown | Self::Ended(_) | Self::ListeningLost | Self::ListeningMoved => "57P01",
+            Self::AdminShutdown | Self::Ended(_) | Self::ListenerLost | Self::ListenerPaused => "57P01",
             Self::LoginTimeout => "57014",
             Self::TimedOut { sqlstate, .. } => sqlstate,
             Self::Internal => "XX000",

@@ -34,7 +34,7 @@ pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge,
     if bytes > STARTUP_BYTES_UNCOUNTED {
         charge
             .try_set(memory, 2 * bytes)
-            .map_err(|limit| ClientError::TooMuchKept { limit, max: memory.max_of(limit).unwrap_or(0) })?;
+            .map_err(|limit| ClientError::MemoryLimit { limit, max: memory.max_of(limit).unwrap_or(0) })?;
     }
     Ok(charge)
 }
@@ -74,12 +74,12 @@ impl Rules {
     }
 
     /// What the client is told.
-    pub fn refusal(&self, objection: RequestError) -> ClientError {
-        match objection {
-            RequestError::TenantSwitchError(reason) => reason.into(),
+    pub fn refusal(&self, request_error: RequestError) -> ClientError {
+        match request_error {
+            RequestError::TenantSwitch(reason) => reason.into(),
             RequestError::Identity(reason) => reason.into(),
             RequestError::ResultChanged => ClientError::ResultChanged,
-            RequestError::TooMuchKept(limit) => self.too_much(limit),
+            RequestError::MemoryLimit(limit) => self.too_much(limit),
         }
     }
 
@@ -91,7 +91,7 @@ impl Rules {
             Limit::SettingBytes => self.settings_bytes_max,
             other => self.memory.max_of(other).or_else(|| self.table.memory.max_of(other)).unwrap_or(0),
         };
-        ClientError::TooMuchKept { limit, max }
+        ClientError::MemoryLimit { limit, max }
     }
 }
 

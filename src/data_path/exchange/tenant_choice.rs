@@ -143,17 +143,17 @@ impl Requests<'_, '_> {
     /// In place of a message the server gets one that it cannot read, and its error goes to the client in words of ours.
     #[cold]
     pub(super) fn deny(&mut self, tag: u8, reason: impl Into<RequestError>) {
-        let objection = reason.into();
+        let request_error = reason.into();
         if self.server.lease.takes_copy_data() {
             // Whatever it is: the COPY fails of it.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else if matches!(tag, b'Q' | b'F') {
             self.end_unnamed();
-            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(objection));
+            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(request_error));
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else {
             self.server.statements.doubt_unnamed();
-            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(objection));
+            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(request_error));
             parse(b"", UNREADABLE, self.out.build());
         }
     }

@@ -85,7 +85,7 @@ impl Line {
             }
             Lost::Broken(error) => {
                 warn!(tenant = pool.tenant.name, side = "server", error, "the listening connection is lost");
-                ClientError::ListeningLost
+                ClientError::ListenerLost
             }
         };
         ear.over(&reason);
@@ -171,7 +171,7 @@ impl Line {
     async fn move_to(&mut self, ear: &Arc<Ear>, pool: &Arc<Pool>, next: &Arc<Pool>) -> Result<(), Lost> {
         let (old, new) = (&pool.tenant, &next.tenant);
         if (&old.host.address, &old.database) != (&new.host.address, &new.database) {
-            return Err(Lost::Wished(ClientError::ListeningMoved));
+            return Err(Lost::Wished(ClientError::ListenerPaused));
         }
         // Answers still owed are the old connection's.
         while ear.is_owed() {
@@ -184,7 +184,7 @@ impl Line {
             Err(refusal) => return Err(Lost::Broken(refusal.to_string())),
         };
         if fresh.encoding() != &*ear.encoding {
-            return Err(Lost::Wished(ClientError::ListeningMoved));
+            return Err(Lost::Wished(ClientError::ListenerPaused));
         }
         let mark = format!("{:032x}", rand::random::<u128>());
         let wanted = ear.wanted();

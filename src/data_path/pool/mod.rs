@@ -46,14 +46,14 @@ use self::{
     wait_queue::{InLine, Line},
 };
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         functions::Catalogue,
         memory_limit::Account,
         prepared::{Capacity, shared_statements::StatementTable},
         server::DialOptions,
         session_state::role_settings::SessionStart,
-        tenant::{Access, Credential, Place, PoolMode, Tenant},
+        tenant::{Access, Credential, Place, Tenant},
         worker::Worker,
     },
     error::{ClientError, Limit},

@@ -81,7 +81,7 @@ impl TenantPools {
         for pool in self.of_whom(whom) {
             pool.paused.store(true, Ordering::Release);
             while pool.take_idle().is_some() {}
-            pool.ear.end(ClientError::ListeningMoved);
+            pool.ear.end(ClientError::ListenerPaused);
         }
     }
 

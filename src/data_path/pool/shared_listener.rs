@@ -423,7 +423,7 @@ impl Drop for Seat {
         }
         // Nobody is left to be told.
         if state.seats.is_empty() {
-            state.over.get_or_insert(ClientError::ListeningLost);
+            state.over.get_or_insert(ClientError::ListenerLost);
         }
         self.ear.changed.notify_one();
     }

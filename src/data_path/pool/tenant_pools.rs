@@ -23,13 +23,13 @@ use super::{
     wait_queue::Line,
 };
 use crate::{
-    config::Config,
+    config::{Config, TlsMode},
     data_path::{
         functions::Catalogue,
         memory_limit::{Account, Accounts},
         prepared::shared_statements::StatementTable,
         server::{DialOptions, IdentityTrouble},
-        tenant::{Access, Host, HostAddress, Place, Tenant, TenantStatus, TlsMode},
+        tenant::{Access, Host, HostAddress, Place, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },
     error::{ClientError, Limit},

@@ -56,6 +56,6 @@ impl Relay {
         let memory = &self.side.rules().memory;
         let limit = memory.admits(0).err().unwrap_or(Limit::Tenant);
         let max = memory.max_of(limit).unwrap_or(0);
-        End::Refused(ClientError::TooMuchUnsent { limit, max }.into())
+        End::Refused(ClientError::UnsentLimit { limit, max }.into())
     }
 }

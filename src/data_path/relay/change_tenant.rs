@@ -169,7 +169,7 @@ impl Relay {
         self.dismiss();
         match moved? {
             // Nobody would tell it what it goes on listening to.
-            Some(_) if self.heard.is_some() => Err(End::Refused(ClientError::ListeningMoved.into())),
+            Some(_) if self.heard.is_some() => Err(End::Refused(ClientError::ListenerPaused.into())),
             Some(room) => Ok(Some(room)),
             None => self.pass_on().await.map(|()| None),
         }

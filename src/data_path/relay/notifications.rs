@@ -42,7 +42,7 @@ enum NotHeard {
 
 impl From<Deaf> for NotHeard {
     fn from(_: Deaf) -> Self {
-        Self::Ear(ClientError::ListeningLost)
+        Self::Ear(ClientError::ListenerLost)
     }
 }
 
@@ -102,7 +102,7 @@ impl Relay {
         if let Err(NotHeard::Ear(reason)) = &taken {
             warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %reason, "a client that listens keeps its server");
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
-                return Err(End::Refused(ClientError::ListeningMoved.into()));
+                return Err(End::Refused(ClientError::ListenerPaused.into()));
             }
             pins.insert(Pins::LISTEN);
             if self.heard.is_none() {

@@ -7,6 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::{Relay, cancel};
 use crate::{
+    config::PoolMode,
     data_path::{
         exchange::{Broken, ClientSide},
         pool::{Pool, PooledServer},
@@ -181,7 +182,7 @@ impl Relay {
 
 /// Gives the server back, clean; or closes it.
 async fn make_reusable(mut server: Box<PooledServer>, pool: &Pool) {
-    let clean = server.is_reusable() && pool.rules.mode == crate::data_path::tenant::PoolMode::Transaction;
+    let clean = server.is_reusable() && pool.rules.mode == PoolMode::Transaction;
     match if clean { Ok(()) } else { server.clean().await } {
         Ok(()) => return pool.give_back(server),
         Err(error) => debug!(tenant = pool.tenant.name, %error, "a server could not be cleaned"),

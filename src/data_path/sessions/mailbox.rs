@@ -89,7 +89,7 @@ impl SessionHandle {
             && let Err(limit) = charge.try_set(memory, notifications.capacity())
         {
             let max = memory.max_of(limit).unwrap_or(0);
-            return Err(ClientError::TooMuchUnsent { limit, max });
+            return Err(ClientError::UnsentLimit { limit, max });
         }
         self.signals.fetch_or(NOTIFIED, Ordering::AcqRel);
         let waker = mailbox.waker.clone();

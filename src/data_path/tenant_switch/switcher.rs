@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::{Wish, local_answers::Desk};
 use crate::{
+    config::PoolMode,
     data_path::{
         exchange::{ClientSide, return_to_tenant::Stance},
         login::tenant_routing::{access_to, admit},
@@ -15,7 +16,7 @@ use crate::{
         proxy::Proxy,
         session_state::{identity::NewPassword, parameter_status::Reported},
         sessions::registry::Registered,
-        tenant::{Access, PoolMode, Tenant, allowed_from},
+        tenant::{Access, Tenant, allowed_from},
     },
     error::{ClientError, TenantSwitchError},
 };
