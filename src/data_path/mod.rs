@@ -23,10 +23,10 @@ use std::sync::Arc;
 
 use self::{
     login::{
-        authentication::{Gate, Proven, prove},
-        connection_limits::Visitor,
-        startup::{Arrival, StartupError, TlsRules},
-        tenant_routing::Destination,
+        authentication::{AuthContext, Authenticated, prove},
+        connection_limits::ConnectionPermit,
+        startup::{FirstRequest, StartupError, TlsRules},
+        tenant_routing::Route,
     },
     proxy::{ConsoleVisit, Proxy},
 };
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// One client, from its first byte to its last. Whatever goes wrong on the way is told to the client, if there is a way.
-pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy>) {
+pub async fn serve_client(mut stream: Stream, visitor: ConnectionPermit, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
     let in_time = tokio::time::timeout(config.timeouts.client_login, async {
         // Until it says something and has its turn, a connection costs next to nothing.
@@ -56,15 +56,15 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
         () = visitor.must_leave() => Err(ClientError::TooManyClients.into()),
     };
     match login {
-        Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
-            Destination::Tenant { tenant, access } => {
+        Ok(Some((hello, Authenticated { login, destination, unsent }))) => match destination {
+            Route::Tenant { tenant, access } => {
                 session_start::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent)
                     .await;
             }
-            Destination::Lobby => {
+            Route::Lobby => {
                 session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await
             }
-            Destination::Console { read_only } => {
+            Route::Console { read_only } => {
                 let console = proxy.console.clone();
                 console(ConsoleVisit { stream, hello, login, read_only, unsent, proxy, visitor }).await;
             }
@@ -83,23 +83,23 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
 /// Startup and proof; `None` where there is nobody to serve: a cancel request, or somebody who left.
 async fn log_in(
     stream: &mut Stream,
-    visitor: &Visitor,
+    visitor: &ConnectionPermit,
     proxy: &Proxy,
     config: &Config,
-) -> Result<Option<(self::login::startup::Hello, Proven)>, StartupError> {
+) -> Result<Option<(self::login::startup::StartupPacket, Authenticated)>, StartupError> {
     let door = proxy.tls.load_full();
     let required = !matches!(config.client_tls.mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
     let rules = TlsRules { door: door.as_deref(), required };
     let mut hello = match self::login::startup::receive(stream, visitor.peer(), rules).await? {
-        Arrival::Client(hello) => hello,
-        Arrival::Cancel { process_id, secret } => {
+        FirstRequest::Client(hello) => hello,
+        FirstRequest::Cancel { process_id, secret } => {
             proxy.cancel(process_id, &secret).await;
             return Ok(None);
         }
-        Arrival::Gone => return Ok(None),
+        FirstRequest::Gone => return Ok(None),
     };
     visitor.admitted(&config.limits)?;
-    let gate = Gate {
+    let gate = AuthContext {
         directory: &*proxy.directory,
         tenant_host_suffixes: &config.tenant_host_suffixes,
         admin_allow_from: &config.admin_allow_from,

@@ -10,11 +10,11 @@ use crate::{
     data_path::{
         directory::Directory,
         login::{
-            connection_limits::{Door, Visitor},
+            connection_limits::{ConnectionLimits, ConnectionPermit},
             failed_logins::FailedLogins,
             login_turns::LoginTurns,
             password_pace::PasswordPace,
-            startup::Hello,
+            startup::StartupPacket,
             tenant_routing::{access_to, admit},
         },
         pool::{Pool, Present, TenantPools},
@@ -33,7 +33,7 @@ pub struct ConsoleVisit {
     /// The connection, on the runtime that accepted it.
     pub stream: Stream,
     /// What it said at startup; `leftover` is what it has sent since.
-    pub hello: Hello,
+    pub hello: StartupPacket,
     /// Who.
     pub login: Arc<Login>,
     /// May only SHOW.
@@ -43,7 +43,7 @@ pub struct ConsoleVisit {
     /// What there is to see.
     pub proxy: Arc<Proxy>,
     /// Its place among the clients.
-    pub visitor: Visitor,
+    pub visitor: ConnectionPermit,
 }
 
 /// The admin console; the control path has it.
@@ -71,7 +71,7 @@ pub struct Proxy {
     /// Cancels that are not ours.
     pub foreign_cancel: ForeignCancel,
     /// Who is at the door.
-    pub door: Arc<Door>,
+    pub door: Arc<ConnectionLimits>,
     /// Whose login is next.
     pub turns: Arc<LoginTurns>,
     /// What slows guessing down.

@@ -10,8 +10,8 @@ use tracing::{info, warn};
 use crate::{
     config::{Config, PoolMode},
     data_path::{
-        exchange::{ClientSide, Rules, return_to_tenant::Stance, startup_charge},
-        login::{connection_limits::Visitor, startup::Hello},
+        exchange::{ClientSide, SessionRules, return_to_tenant::CurrentTenant, startup_charge},
+        login::{connection_limits::ConnectionPermit, startup::StartupPacket},
         memory_limit::{Account, Charge},
         pool::{
             Pool, PooledServer,
@@ -21,13 +21,13 @@ use crate::{
         refuse,
         relay::{
             Relay,
-            change_tenant::{Seat, travel},
+            change_tenant::{DetachedSession, travel},
             no_tenant,
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
         tenant::{Access, Login, LoginKind, Tenant},
-        tenant_switch::switcher::{Concierge, Room},
+        tenant_switch::switcher::{TenantSwitcher, SwitchTarget},
     },
     error::{ClientError, Limit},
     wire::{
@@ -43,9 +43,9 @@ use crate::{
 )]
 pub async fn open_session(
     mut stream: Stream,
-    visitor: Visitor,
+    visitor: ConnectionPermit,
     proxy: Arc<Proxy>,
-    hello: Hello,
+    hello: StartupPacket,
     login: Arc<Login>,
     tenant: Arc<Tenant>,
     access: Access,
@@ -99,7 +99,7 @@ async fn greet(
     stream: Stream,
     proxy: &Arc<Proxy>,
     pool: Arc<Pool>,
-    hello: Hello,
+    hello: StartupPacket,
     login: Arc<Login>,
     unsent: Vec<u8>,
 ) -> Option<Box<Relay>> {
@@ -142,8 +142,8 @@ async fn greet(
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
     let concierge =
-        is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
-    let rules = Rules {
+        is_service.then(|| TenantSwitcher::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
+    let rules = SessionRules {
         follow: pool.rules.mode == PoolMode::Transaction,
         table: pool.statements.clone(),
         catalogue: pool.catalogue.clone(),
@@ -153,7 +153,7 @@ async fn greet(
     };
     let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
     (side.told, side.begun, side.began) = (greeting.told, greeting.start.into(), began);
-    let seat = Seat {
+    let seat = DetachedSession {
         client: stream,
         unsent: bytes.into(),
         side,
@@ -188,11 +188,11 @@ async fn meet(
 }
 
 /// What holds for a session that is in no pool.
-fn rules(config: &Config, chooses: bool) -> Rules {
-    Rules {
+fn rules(config: &Config, chooses: bool) -> SessionRules {
+    SessionRules {
         follow: true,
         chooses,
-        stance: Stance::AtHome,
+        stance: CurrentTenant::AtHome,
         identity: Identity::default(),
         sees_binds: chooses,
         table: Arc::default(),
@@ -215,9 +215,9 @@ fn first_serial(handle: &Registered) -> u64 {
 /// A service login that names no tenant: a session on this worker, until it chooses one.
 pub async fn open_lobby(
     stream: Stream,
-    visitor: Visitor,
+    visitor: ConnectionPermit,
     proxy: Arc<Proxy>,
-    hello: Hello,
+    hello: StartupPacket,
     login: Arc<Login>,
     unsent: Vec<u8>,
 ) {
@@ -257,10 +257,10 @@ pub async fn open_lobby(
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
     let identity = Identity { login: Some(handle.login.clone()), place: None };
-    let rules = Rules { identity, memory, ..rules(&config, true) };
+    let rules = SessionRules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
     (side.told, side.began) = (told.clone(), began);
-    let seat = Seat {
+    let seat = DetachedSession {
         client: stream,
         unsent: bytes.into(),
         side,
@@ -268,11 +268,11 @@ pub async fn open_lobby(
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,
-        concierge: Some(Concierge::new(proxy.clone(), None, told)),
+        concierge: Some(TenantSwitcher::new(proxy.clone(), None, told)),
         proxy: proxy.clone(),
     };
     if visitor.has_missed_changes() {
         proxy.look_again_at(&seat.handle).await;
     }
-    tokio::spawn(travel(Box::new((seat, Room::Lobby)), visitor, None));
+    tokio::spawn(travel(Box::new((seat, SwitchTarget::Lobby)), visitor, None));
 }

@@ -34,7 +34,7 @@ use self::{
 use crate::{
     control_path::admin::actor::{Actor, AdminContext},
     data_path::{
-        login::connection_limits::Visitor,
+        login::connection_limits::ConnectionPermit,
         proxy::{Console, ConsoleVisit, Proxy},
         tenant::{Login, LoginKind},
     },
@@ -139,7 +139,7 @@ struct Session {
     /// Drivers that said BEGIN look whether they are believed.
     in_transaction: bool,
     extended: Extended,
-    _visitor: Visitor,
+    _visitor: ConnectionPermit,
 }
 
 impl Session {

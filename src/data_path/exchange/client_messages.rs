@@ -3,24 +3,24 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_side::{Rules, violation},
-    ensure_prepared::{AWAITS, Brought, Hold},
-    pending_replies::{Asked, Whose},
+    client_side::{SessionRules, violation},
+    ensure_prepared::{AWAITS, Ensured, WaitReason},
+    pending_replies::{Request, Origin},
     prepare::ask_shape,
-    return_to_tenant::{Bounds, Stance},
-    sequences::{Advances, note_sequences},
+    return_to_tenant::{ReturnState, CurrentTenant},
+    sequences::{SequenceUse, note_sequences},
     server_side::ServerSide,
-    sql_prepare::{Rewritten, SettingsOf},
+    sql_prepare::{RewrittenText, ParsedUnder},
     tenant_choice::{is_read_along, kind_and_name},
 };
 use crate::{
     data_path::{
-        functions::Seen,
+        functions::FoundEffects,
         prepared::{
-            ClientStatements, Naming, Statement, parse_settings::ParseSettings, rename,
+            ClientStatements, StatementName, Statement, parse_settings::ParseSettings, rename,
             sql_prepare_effects::disowned,
         },
-        session_state::{Settings, side_effects::Aftermath, state_query::Doubts},
+        session_state::{Settings, side_effects::SideEffects, state_query::StateChecks},
         sql::Characters,
     },
     error::ClientError,
@@ -32,21 +32,21 @@ use crate::{
 };
 
 /// One client message at a time.
-pub struct Requests<'a, 'c> {
+pub struct ClientMessages<'a, 'c> {
     pub(super) statements: &'a mut ClientStatements,
-    pub(super) rules: &'a Rules,
+    pub(super) rules: &'a SessionRules,
     /// The session's, as they were when the transaction began.
     pub(super) under: &'a Arc<ParseSettings>,
     /// What it began with.
     pub(super) startup: &'a Settings,
     pub(super) unnamed_serial: &'a mut u64,
-    pub(super) advances: &'a mut Advances,
-    pub(super) bounds: &'a mut Bounds,
+    pub(super) advances: &'a mut SequenceUse,
+    pub(super) bounds: &'a mut ReturnState,
     pub(super) server: &'a mut ServerSide,
     pub(super) out: &'a mut Outgoing<'c>,
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Sends a message on.
     #[inline]
     pub(super) fn message(
@@ -54,11 +54,11 @@ impl Requests<'_, '_> {
         tag: u8,
         bytes: &[u8],
         whole: bool,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
         if self.server.uncertain.pending.is_some() {
             self.startup_again(tag, bytes);
         }
-        if self.rules.stance != Stance::AtHome && !self.is_within_bounds(tag, bytes, whole)? {
+        if self.rules.stance != CurrentTenant::AtHome && !self.is_within_bounds(tag, bytes, whole)? {
             return GOES_ON;
         }
         match tag {
@@ -74,15 +74,15 @@ impl Requests<'_, '_> {
             b'D' if self.rules.follow => return self.describe(bytes),
             b'C' if self.rules.follow => return self.close(bytes),
             b'F' => {
-                self.note(&Aftermath { advances: true, ..Aftermath::anything() }, false);
-                self.ask(Asked::FunctionCall);
+                self.note(&SideEffects { advances: true, ..SideEffects::anything() }, false);
+                self.ask(Request::FunctionCall);
             }
-            b'P' => self.ask(Asked::Parse(None)),
-            b'B' => self.ask(Asked::Bind),
-            b'D' => self.ask(Asked::Describe),
-            b'C' => self.ask(Asked::Close(None)),
+            b'P' => self.ask(Request::Parse(None)),
+            b'B' => self.ask(Request::Bind),
+            b'D' => self.ask(Request::Describe),
+            b'C' => self.ask(Request::Close(None)),
             b'E' => self.execute(bytes),
-            b'S' => self.ask(Asked::Sync),
+            b'S' => self.ask(Request::Sync),
             b'c' | b'f' => self.server.lease.copy_done(),
             _ => {}
         }
@@ -91,9 +91,9 @@ impl Requests<'_, '_> {
     }
 
     #[inline]
-    pub(super) fn ask(&mut self, asked: Asked) {
+    pub(super) fn ask(&mut self, asked: Request) {
         // What the server skips has no effect and gets no reply; the bytes go to it all the same.
-        let _ = self.server.lease.ask(asked, Whose::Client);
+        let _ = self.server.lease.ask(asked, Origin::Client);
     }
 
     /// Whether what was sent before may yet change what the client calls `name`.
@@ -104,17 +104,17 @@ impl Requests<'_, '_> {
 
     /// A text with this aftermath goes to the server.
     #[inline]
-    pub(super) fn note(&mut self, aftermath: &Aftermath, alone: bool) {
+    pub(super) fn note(&mut self, aftermath: &SideEffects, alone: bool) {
         note(aftermath, alone, self.advances, self.rules, self.server);
     }
 
     /// And this is the text: what does it call?
     #[inline]
-    pub(super) fn note_calls(&mut self, text: &[u8], seen: Option<&Seen>) {
+    pub(super) fn note_calls(&mut self, text: &[u8], seen: Option<&FoundEffects>) {
         note_calls(text, seen, self.rules, self.server);
     }
 
-    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, ClientError> {
+    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         if self.server.lease.is_skipping() {
             self.out.pass(bytes);
@@ -122,14 +122,14 @@ impl Requests<'_, '_> {
         }
         if !self.rules.follow {
             self.end_unnamed();
-            self.ask(Asked::Query(None));
+            self.ask(Request::Query(None));
             self.out.pass(bytes);
             return GOES_ON;
         }
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let aftermath = match (whole, cstr(&mut { body })) {
-            (true, Ok(sql)) => Aftermath::read(sql, self.server.lexing()),
-            _ => Aftermath::unread(),
+            (true, Ok(sql)) => SideEffects::read(sql, self.server.lexing()),
+            _ => SideEffects::unread(),
         };
         if aftermath.is_guarded()
             && let Some(flow) = self.guard(b'Q', &aftermath, cstr(&mut { body }).unwrap_or_default())
@@ -162,7 +162,7 @@ impl Requests<'_, '_> {
             self.show_what_is_prepared(settled);
         } else if settled
             && self.statements.has_any_in_sql()
-            && self.server.uncertain.doubts(Doubts::PREPARED)
+            && self.server.uncertain.doubts(StateChecks::PREPARED)
         {
             self.show_to_code();
         }
@@ -170,37 +170,37 @@ impl Requests<'_, '_> {
             let sql = cstr(&mut { body }).unwrap_or_default();
             let knows_settings = self.server.parsing(self.under).is_some();
             let settings = match settled && knew_settings == knows_settings {
-                true => SettingsOf::ThisQuery,
-                false => SettingsOf::ItsEnd,
+                true => ParsedUnder::ThisQuery,
+                false => ParsedUnder::ItsEnd,
             };
             let rewritten = match self.with_server_names(sql, settings) {
                 Ok(rewritten) => rewritten,
                 Err(limit) => return self.refuse(b'Q', limit),
             };
-            if let Some(Rewritten { text, requires, deeds, .. }) = rewritten {
+            if let Some(RewrittenText { text, requires, deeds, .. }) = rewritten {
                 let mut preparer = self.server.preparer(self.under, self.startup);
                 for statement in &requires {
                     preparer.ensure_for_query(statement, self.out);
                 }
                 preparer.make_room(deeds.prepared(), self.out.build());
                 deeds.expect(self.statements, preparer.statements);
-                self.ask(Asked::Query(Some(Box::new(deeds))));
+                self.ask(Request::Query(Some(Box::new(deeds))));
                 append(self.out.build(), b'Q', |out| append_cstr(out, &text));
                 return GOES_ON;
             }
         }
-        self.ask(Asked::Query(None));
+        self.ask(Request::Query(None));
         self.out.pass(bytes);
         GOES_ON
     }
 
-    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, ClientError> {
+    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = cstr(&mut body).map_err(violation)?;
         let aftermath = |lexing| match cstr(&mut { body }) {
-            Ok(sql) if whole => Aftermath::read(sql, lexing),
-            _ => Aftermath::unread(),
+            Ok(sql) if whole => SideEffects::read(sql, lexing),
+            _ => SideEffects::unread(),
         };
         let lexing = self.server.lexing();
         if name.is_empty() {
@@ -222,7 +222,7 @@ impl Requests<'_, '_> {
                 Ok(None) => {}
                 Ok(Some(text)) => return self.parse_with_server_names(name, body, aftermath, text),
             }
-            if self.ask_unnamed(Asked::Parse(None)) {
+            if self.ask_unnamed(Request::Parse(None)) {
                 let (serial, under) = (*self.unnamed_serial, self.server.parsing(self.under));
                 match whole {
                     true => self.statements.set_unnamed(serial, body, aftermath, None, under),
@@ -242,8 +242,8 @@ impl Requests<'_, '_> {
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well, and says what PostgreSQL says.
             self.server.preparer(self.under, self.startup).ensure(&taken, self.out);
-            let naming = Naming { client_name: Some(name.into()), statement: taken.clone() };
-            self.ask(Asked::ParseTaken(Box::new(naming)));
+            let naming = StatementName { client_name: Some(name.into()), statement: taken.clone() };
+            self.ask(Request::ParseTaken(Box::new(naming)));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
             return GOES_ON;
         }
@@ -275,18 +275,18 @@ impl Requests<'_, '_> {
     pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
         self.server.preparer(self.under, self.startup).make_room_for(&statement, self.out.build());
-        let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
-        if self.server.lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Client) {
+        let naming = StatementName { client_name: Some(name.into()), statement: statement.clone() };
+        if self.server.lease.ask(Request::Parse(Some(Box::new(naming))), Origin::Client) {
             self.server.statements.queued(&statement, self.server.lease.batch());
             self.server.statements.tally.client_parses += 1;
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
         let ServerSide { lease, .. } = &mut *self.server;
-        ask_shape(&statement, Some(name), Whose::Follow, lease, self.out.build());
+        ask_shape(&statement, Some(name), Origin::Follow, lease, self.out.build());
     }
 
-    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, ClientError> {
+    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
@@ -316,7 +316,7 @@ impl Requests<'_, '_> {
             if inspects {
                 self.show_what_is_prepared(false);
             }
-            self.with_unnamed(Asked::Bind, bytes);
+            self.with_unnamed(Request::Bind, bytes);
             return GOES_ON;
         }
         let at = HEADER_BYTES + portal.len() + 1;
@@ -328,7 +328,7 @@ impl Requests<'_, '_> {
             if self.may_be_unread() {
                 self.note_unread();
             }
-            self.ask(Asked::Bind);
+            self.ask(Request::Bind);
             match disowned(name) {
                 Some(other) => rename(bytes, at, name.len(), &other, self.out.build()),
                 None => self.out.pass(bytes),
@@ -349,10 +349,10 @@ impl Requests<'_, '_> {
             return AWAITS;
         }
         match self.bring(name, &statement) {
-            Brought::Here => {}
-            Brought::Awaited => return AWAITS,
-            Brought::Changed => {
-                self.refuse_changed(Asked::Bind, bytes, at, name.len());
+            Ensured::Here => {}
+            Ensured::Awaited => return AWAITS,
+            Ensured::Changed => {
+                self.refuse_changed(Request::Bind, bytes, at, name.len());
                 return GOES_ON;
             }
         }
@@ -367,26 +367,26 @@ impl Requests<'_, '_> {
         if statement.aftermath.inspects {
             self.show_what_is_prepared(false);
         }
-        self.ask(Asked::Bind);
+        self.ask(Request::Bind);
         rename(bytes, at, name.len(), statement.server_name(), self.out.build());
         GOES_ON
     }
 
-    fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, ClientError> {
+    fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && (self.is_doubtful(name) || self.server.lease.is_unnamed_doubtful()) {
             return AWAITS;
         }
         match self.statements.get(name).cloned() {
-            _ if kind != b'S' => self.ask(Asked::Describe),
+            _ if kind != b'S' => self.ask(Request::Describe),
             _ if name.is_empty() => {
                 let naming = self.statements.unnamed_naming().cloned();
                 self.ensure_named(naming.as_deref());
-                self.with_unnamed(Asked::Describe, bytes);
+                self.with_unnamed(Request::Describe, bytes);
                 return GOES_ON;
             }
             None => {
-                self.ask(Asked::Describe);
+                self.ask(Request::Describe);
                 if let Some(other) = disowned(name) {
                     rename(bytes, HEADER_BYTES + 1, name.len(), &other, self.out.build());
                     return GOES_ON;
@@ -400,15 +400,15 @@ impl Requests<'_, '_> {
                 };
                 let at = HEADER_BYTES + 1;
                 match self.bring(name, &statement) {
-                    Brought::Here => {}
-                    Brought::Awaited => return AWAITS,
-                    Brought::Changed => {
-                        self.refuse_changed(Asked::Describe, bytes, at, name.len());
+                    Ensured::Here => {}
+                    Ensured::Awaited => return AWAITS,
+                    Ensured::Changed => {
+                        self.refuse_changed(Request::Describe, bytes, at, name.len());
                         return GOES_ON;
                     }
                 }
                 self.ensure_named(statement.naming.as_deref());
-                self.ask(Asked::Describe);
+                self.ask(Request::Describe);
                 rename(bytes, at, name.len(), statement.server_name(), self.out.build());
                 return GOES_ON;
             }
@@ -419,7 +419,7 @@ impl Requests<'_, '_> {
 
     /// A Close takes the client's name away; the statement stays on the server, for others. What is passed on closes a
     /// name that the server does not have, which PostgreSQL answers like any other.
-    fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, ClientError> {
+    fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && self.is_doubtful(name) {
@@ -430,13 +430,13 @@ impl Requests<'_, '_> {
             self.note_unread();
         }
         let naming =
-            statement.map(|statement| Box::new(Naming { client_name: Some(name.into()), statement }));
+            statement.map(|statement| Box::new(StatementName { client_name: Some(name.into()), statement }));
         if kind == b'S' && name.is_empty() {
-            if self.ask_unnamed(Asked::CloseUnnamed) {
+            if self.ask_unnamed(Request::CloseUnnamed) {
                 self.statements.forget_unnamed();
                 self.server.statements.set_unnamed(0);
             }
-        } else if self.server.lease.ask(Asked::Close(naming), Whose::Client) && kind == b'S' {
+        } else if self.server.lease.ask(Request::Close(naming), Origin::Client) && kind == b'S' {
             self.statements.remove(name);
         }
         self.out.pass(bytes);
@@ -445,7 +445,7 @@ impl Requests<'_, '_> {
 }
 
 #[inline]
-fn note(aftermath: &Aftermath, alone: bool, advances: &mut Advances, rules: &Rules, server: &mut ServerSide) {
+fn note(aftermath: &SideEffects, alone: bool, advances: &mut SequenceUse, rules: &SessionRules, server: &mut ServerSide) {
     server.uncertain.note(aftermath, alone);
     note_sequences(aftermath, advances, rules, server);
     server.lease.committing |= aftermath.commits;
@@ -457,7 +457,7 @@ fn note(aftermath: &Aftermath, alone: bool, advances: &mut Advances, rules: &Rul
 }
 
 #[inline]
-fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut ServerSide) {
+fn note_calls(text: &[u8], seen: Option<&FoundEffects>, rules: &SessionRules, server: &mut ServerSide) {
     if !rules.catalogue.is_plain() {
         let tangled = server.lexing().characters != Characters::AsciiSafe;
         server.uncertain.note_calls(&rules.catalogue, text, tangled, seen);
@@ -465,4 +465,4 @@ fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut Serv
 }
 
 /// The message has gone its way.
-pub(super) const GOES_ON: Result<ControlFlow<Hold>, ClientError> = Ok(ControlFlow::Continue(()));
+pub(super) const GOES_ON: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Continue(()));

@@ -3,23 +3,23 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::Requests,
+    client_messages::ClientMessages,
     restore_settings::prelude,
-    return_to_tenant::{Bounds, Stance},
-    sequences::Advances,
+    return_to_tenant::{ReturnState, CurrentTenant},
+    sequences::SequenceUse,
     server_side::ServerSide,
-    skipped_messages::LeftOut,
+    skipped_messages::SkippedMessage,
 };
 use crate::{
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::{Account, Charge},
-        prepared::{ClientStatements, parse_settings::ParseSettings, shared_statements::StatementTable},
+        prepared::{ClientStatements, parse_settings::ParseSettings, shared_statements::SharedStatements},
         session_state::{
             Settings,
             identity::Identity,
-            parameter_status::Reported,
-            role_settings::{Begun, SessionStart},
+            parameter_status::ReportedParameters,
+            role_settings::{StartSettings, RoleSettings},
         },
     },
     error::{ClientError, RequestError},
@@ -40,17 +40,17 @@ pub struct ClientSide {
     /// What it has SET.
     pub wanted: Arc<Settings>,
     /// What it believes of its session: the ParameterStatus that it has been sent.
-    pub told: Arc<Reported>,
+    pub told: Arc<ReportedParameters>,
     /// How it stands to what its pool's servers began with.
-    pub begun: Begun,
+    pub begun: StartSettings,
     /// Under what its texts are parsed while nothing changes that; and of which of its settings that was found out.
     pub(super) parse_settings: (Arc<ParseSettings>, Arc<Settings>),
-    pub(super) rules: Rules,
+    pub(super) rules: SessionRules,
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
-    pub(super) advances: Advances,
-    pub(super) left_out: LeftOut,
-    bounds: Bounds,
+    pub(super) advances: SequenceUse,
+    pub(super) left_out: SkippedMessage,
+    bounds: ReturnState,
     /// What the beginning of a message takes that must be seen whole.
     pub(super) holding: Charge,
     /// What `wanted` takes, where it is another than `startup`.
@@ -61,21 +61,21 @@ pub struct ClientSide {
 
 /// What holds for a session from its first to its last byte.
 #[derive(Debug, Clone)]
-pub struct Rules {
+pub struct SessionRules {
     /// Statements and settings follow the client from server to server: `pool_mode = "transaction"`.
     pub follow: bool,
     /// It may choose its tenant by `SET pglobby.tenant`: a service login's session.
     pub chooses: bool,
     /// How it stands to the tenant it is in.
-    pub stance: Stance,
+    pub stance: CurrentTenant,
     /// Who it is on its servers.
     pub identity: Identity,
     /// A Bind may be one of a statement that no server is to have: it is seen whole where it can be.
     pub sees_binds: bool,
     /// The pool's statements.
-    pub table: Arc<StatementTable>,
+    pub table: Arc<SharedStatements>,
     /// What the database's functions leave behind.
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Arc<FunctionEffects>,
     /// `statement_inspect_bytes_max`.
     pub inspect_bytes_max: usize,
     /// `client_prepared_statements_max`.
@@ -92,13 +92,13 @@ pub struct Rules {
     pub memory: Arc<Account>,
 }
 
-impl Rules {
+impl SessionRules {
     /// For replies that nobody wants any more.
-    pub fn nobody(table: &Arc<StatementTable>) -> Self {
+    pub fn nobody(table: &Arc<SharedStatements>) -> Self {
         Self {
             follow: false,
             chooses: false,
-            stance: Stance::AtHome,
+            stance: CurrentTenant::AtHome,
             identity: Identity::default(),
             sees_binds: false,
             table: table.clone(),
@@ -134,7 +134,7 @@ pub enum Flow {
 
 impl ClientSide {
     /// A session that has just logged in. `first_serial` is unique over the process, with 32 bits of room above it.
-    pub fn new(rules: Rules, wanted: Arc<Settings>, first_serial: u64) -> Self {
+    pub fn new(rules: SessionRules, wanted: Arc<Settings>, first_serial: u64) -> Self {
         Self {
             framer: Framer::default(),
             statements: ClientStatements::new(rules.memory.clone()),
@@ -142,12 +142,12 @@ impl ClientSide {
             parse_settings: (rules.table.settings.of(&wanted), wanted.clone()),
             wanted,
             told: Arc::default(),
-            begun: Begun::default(),
+            begun: StartSettings::default(),
             rules,
             unnamed_serial: first_serial,
-            advances: Advances::default(),
-            left_out: LeftOut::default(),
-            bounds: Bounds::default(),
+            advances: SequenceUse::default(),
+            left_out: SkippedMessage::default(),
+            bounds: ReturnState::default(),
             holding: Charge::default(),
             kept: Charge::default(),
             began: Charge::default(),
@@ -155,7 +155,7 @@ impl ClientSide {
     }
 
     /// What holds for the session.
-    pub fn rules(&self) -> &Rules {
+    pub fn rules(&self) -> &SessionRules {
         &self.rules
     }
 
@@ -179,8 +179,8 @@ impl ClientSide {
     /// Its pool has been replaced by one whose servers began with `now`: what differs from what the session began with is from now on
     /// as if it had been set then.
     #[cold]
-    pub fn keep_start(&mut self, now: &Arc<SessionStart>) {
-        if let Begun::Before(then) = &self.begun {
+    pub fn keep_start(&mut self, now: &Arc<RoleSettings>) {
+        if let StartSettings::Before(then) = &self.begun {
             for (name, value) in then.differing_from(now) {
                 for settings in [&mut self.startup, &mut self.wanted] {
                     if settings.get(&name).is_none() {
@@ -189,7 +189,7 @@ impl ClientSide {
                 }
             }
         }
-        self.begun = Begun::Alike(now.clone());
+        self.begun = StartSettings::Alike(now.clone());
     }
 
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
@@ -265,7 +265,7 @@ impl ClientSide {
         let may_fill = server.may_fill(rules.unanswered_max, chunk.len());
         let under = &parse_settings.0;
         let mut requests =
-            Requests { statements, rules, under, startup, unnamed_serial, advances, bounds, server, out };
+            ClientMessages { statements, rules, under, startup, unnamed_serial, advances, bounds, server, out };
         let mut full = None;
         loop {
             let piece = framer.next_within(
@@ -336,7 +336,7 @@ impl ClientSide {
         let Ok(Some((tag, length))) = header(inbox) else { return 0 };
         let Self { statements, rules, parse_settings, startup, unnamed_serial, advances, bounds, .. } = self;
         let (under, mut out) = (&parse_settings.0, Outgoing::new(&[], out));
-        let mut requests = Requests {
+        let mut requests = ClientMessages {
             statements,
             rules,
             under,
@@ -362,7 +362,7 @@ pub fn violation(error: FrameError) -> ClientError {
 
 /// How much of a client's message must be seen; also where a first header is judged before a server is borrowed.
 #[inline]
-pub fn need_of_client(tag: u8, length: usize, rules: &Rules) -> Result<Need, FrameError> {
+pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
     Ok(match tag {
         b'Q' | b'P' if length <= rules.inspect_bytes_max => Need::Whole,
         b'P' => Need::Strings(1),

@@ -8,20 +8,20 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::Requests,
+    client_messages::ClientMessages,
     client_side::Flow,
-    parse_under::Here,
-    pending_replies::{Asked, Whose},
+    parse_under::ParseContext,
+    pending_replies::{Request, Origin},
     prepare::Preparer,
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         prepared::{
-            Found, SqlNames, Statement, parse_settings::ParseSettings, rename,
+            OnServer, SqlNames, Statement, parse_settings::ParseSettings, rename,
             row_description::is_parsed_once,
         },
-        session_state::side_effects::Aftermath,
+        session_state::side_effects::SideEffects,
     },
     error::{ClientError, Limit, RequestError},
     wire::{frame::cstr, message::append},
@@ -32,7 +32,7 @@ const NOBODYS: &[u8] = b"pglobby__";
 
 /// How a server stands to a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Brought {
+pub(super) enum Ensured {
     /// It has it, or will have it in time.
     Here,
     /// It will say what shape it has there.
@@ -42,11 +42,11 @@ pub(super) enum Brought {
 }
 
 /// The message waits for answers that are owed.
-pub(super) const AWAITS: Result<ControlFlow<Hold>, ClientError> = Ok(ControlFlow::Break(Hold::Answers));
+pub(super) const AWAITS: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Break(WaitReason::Answers));
 
 /// Why a message must wait.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Hold {
+pub(super) enum WaitReason {
     /// It chooses the tenant.
     Choice,
     /// What the server has been sent before it decides on what it means.
@@ -55,17 +55,17 @@ pub(super) enum Hold {
     Room,
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// `waits` begins with a message that must wait. Where it is for answers, the server is to send what it has.
     #[cold]
-    pub(super) fn hold(&mut self, hold: Hold, waits: Vec<u8>) -> Flow {
+    pub(super) fn hold(&mut self, hold: WaitReason, waits: Vec<u8>) -> Flow {
         match hold {
-            Hold::Choice => Flow::Chooses(waits),
-            Hold::Answers => {
+            WaitReason::Choice => Flow::Chooses(waits),
+            WaitReason::Answers => {
                 append(self.out.build(), b'H', |_| {});
                 Flow::Awaits(waits)
             }
-            Hold::Room => {
+            WaitReason::Room => {
                 append(self.out.build(), b'H', |_| {});
                 Flow::Full(waits)
             }
@@ -77,7 +77,7 @@ impl Requests<'_, '_> {
     pub(super) fn made(
         &mut self,
         body: &[u8],
-        aftermath: Aftermath,
+        aftermath: SideEffects,
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
         let is_known = self.server.parsing(self.under).is_some();
@@ -86,13 +86,13 @@ impl Requests<'_, '_> {
             self.server.uncertain.prepares(&statement);
             return statement;
         }
-        let under = self.settings_now(Whose::Follow);
+        let under = self.settings_now(Origin::Follow);
         self.rules.table.own(body, &under, aftermath, naming)
     }
 
     /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
     #[cold]
-    pub(super) fn settings_now(&mut self, whose: Whose) -> Arc<ParseSettings> {
+    pub(super) fn settings_now(&mut self, whose: Origin) -> Arc<ParseSettings> {
         let Preparer { lease, here, .. } = self.server.preparer(self.under, self.startup);
         match here.under {
             Some(under) => under.clone(),
@@ -133,58 +133,58 @@ impl Requests<'_, '_> {
 
     /// Sees to it that the server has a statement that the client calls `name`.
     #[inline]
-    pub(super) fn bring(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
+    pub(super) fn bring(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
         if self.statements.is_any_postponed() {
             if self.server.lease.may_have_others() {
-                return Brought::Awaited;
+                return Ensured::Awaited;
             }
             if self.statements.take_postponed(name) {
                 self.bring_postponed(name, statement);
-                return Brought::Here;
+                return Ensured::Here;
             }
         }
-        if self.server.statements.find(statement, self.server.lease.batch()) == Found::Known {
-            return Brought::Here;
+        if self.server.statements.find(statement, self.server.lease.batch()) == OnServer::Known {
+            return Ensured::Here;
         }
         self.bring_anew(name, statement)
     }
 
     #[cold]
-    fn bring_anew(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
+    fn bring_anew(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
         let ServerSide { statements, lease, sought, applied, uncertain, .. } = &mut *self.server;
-        let here = Here::new(self.under, self.startup, applied, uncertain, lease);
+        let here = ParseContext::new(self.under, self.startup, applied, uncertain, lease);
         let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
         if changed == Some(true) {
-            return Brought::Changed;
+            return Ensured::Changed;
         }
         let shows = match statements.find(statement, lease.batch()) {
             // The same text by another of the client's names.
-            Found::Asked => lease.shows_shape_of(statement, name),
+            OnServer::Asked => lease.shows_shape_of(statement, name),
             // Its client is yet to be told the shape that another must be compared with.
             _ if statement.is_looked_at && statement.shape.get().is_none() && lease.is_awaited() => {
-                return Brought::Awaited;
+                return Ensured::Awaited;
             }
-            _ if lease.may_have_others() => return Brought::Awaited,
-            _ => Preparer { statements, lease, here }.prepare(statement, Whose::Follow, self.out.build()),
+            _ if lease.may_have_others() => return Ensured::Awaited,
+            _ => Preparer { statements, lease, here }.prepare(statement, Origin::Follow, self.out.build()),
         };
         if !shows || statement.shape.get().is_none() || lease.takes_copy_data() {
-            return Brought::Here;
+            return Ensured::Here;
         }
         *sought = Some((statement.clone(), false));
-        Brought::Awaited
+        Ensured::Awaited
     }
 
     /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
     #[cold]
     pub(super) fn bring_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
         let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.prepare_as(statement, Some(name), Whose::Follow, self.out.build());
+        preparer.prepare_as(statement, Some(name), Origin::Follow, self.out.build());
     }
 
     /// The server is made to refuse a Bind or Describe of a statement, and its client hears why in PostgreSQL's words.
     #[cold]
-    pub(super) fn refuse_changed(&mut self, asked: Asked, bytes: &[u8], at: usize, length: usize) {
-        let _ = self.server.lease.ask(asked, Whose::Denied(RequestError::ResultChanged));
+    pub(super) fn refuse_changed(&mut self, asked: Request, bytes: &[u8], at: usize, length: usize) {
+        let _ = self.server.lease.ask(asked, Origin::Denied(RequestError::ResultChanged));
         rename(bytes, at, length, NOBODYS, self.out.build());
     }
 

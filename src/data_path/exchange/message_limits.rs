@@ -4,16 +4,16 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::{GOES_ON, Requests},
-    client_side::{ClientSide, Rules},
-    ensure_prepared::Hold,
+    client_messages::{GOES_ON, ClientMessages},
+    client_side::{ClientSide, SessionRules},
+    ensure_prepared::WaitReason,
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         memory_limit::{Account, Charge},
         prepared::{ClientStatements, Statement, UNNAMED_BYTES_KEPT},
-        session_state::{Settings, side_effects::Aftermath},
+        session_state::{Settings, side_effects::SideEffects},
     },
     error::{ClientError, Limit, RequestError},
 };
@@ -39,7 +39,7 @@ pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge,
     Ok(charge)
 }
 
-impl Rules {
+impl SessionRules {
     /// Whether a client that has these statements may prepare so many more, with so much text.
     ///
     /// # Errors
@@ -60,12 +60,12 @@ impl Rules {
     /// # Errors
     /// The limit that would be exceeded.
     #[inline]
-    pub fn admit_settings(&self, settings: &Settings, aftermath: &Aftermath) -> Result<(), Limit> {
+    pub fn admit_settings(&self, settings: &Settings, aftermath: &SideEffects) -> Result<(), Limit> {
         if aftermath.set_bytes == 0 { Ok(()) } else { self.admit_set(settings, aftermath) }
     }
 
     #[cold]
-    fn admit_set(&self, settings: &Settings, aftermath: &Aftermath) -> Result<(), Limit> {
+    fn admit_set(&self, settings: &Settings, aftermath: &SideEffects) -> Result<(), Limit> {
         let names = aftermath.names.as_deref().unwrap_or_default();
         if settings.bytes_with(names, aftermath.set_bytes) > self.settings_bytes_max {
             return Err(Limit::SettingBytes);
@@ -145,7 +145,7 @@ impl ServerSide {
     }
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Whether so much has been put in front of what the client has sent that a message may have to wait.
     #[inline]
     pub(super) fn is_much_built(&self) -> bool {
@@ -161,7 +161,7 @@ impl Requests<'_, '_> {
 
     /// A message is not passed on: its client gets an error in its place.
     #[cold]
-    pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<Hold>, ClientError> {
+    pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.deny(tag, limit);
         GOES_ON
     }
@@ -172,13 +172,13 @@ impl Requests<'_, '_> {
         &mut self,
         limit: Limit,
         whole: bool,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.bounds.denied |= !whole;
         self.refuse(b'B', limit)
     }
 
     /// Whether the text of an unnamed statement may be kept, and what it sets.
-    pub(super) fn admit_unnamed(&self, body: &[u8], aftermath: &Aftermath) -> Result<(), Limit> {
+    pub(super) fn admit_unnamed(&self, body: &[u8], aftermath: &SideEffects) -> Result<(), Limit> {
         if body.len() > UNNAMED_BYTES_KEPT {
             self.rules.memory.admits(body.len())?;
         }

@@ -2,12 +2,12 @@
 
 use super::{
     client_side::ClientSide,
-    pending_replies::{Asked, Whose},
+    pending_replies::{Request, Origin},
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
-        session_state::parameter_status::Reported,
+        session_state::parameter_status::ReportedParameters,
         sql::{Characters, Lexing},
     },
     wire::{
@@ -37,7 +37,7 @@ impl ServerSide {
     fn stir(&mut self, out: &mut Vec<u8>) {
         self.is_stale = false;
         append(out, b'S', |_| {});
-        let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+        let _ = self.lease.ask(Request::Sync, Origin::Ours);
     }
 
     /// In front of what the client gets next: what it believes of its session becomes what the server reports.
@@ -53,7 +53,7 @@ impl ServerSide {
     /// what was, the client is told in front of its own reply, if it believes something else.
     pub(super) fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
         let name = self.note_parameter(bytes);
-        if let (Some(name), true) = (name, self.lease.whose() != Some(Whose::Ours)) {
+        if let (Some(name), true) = (name, self.lease.whose() != Some(Origin::Ours)) {
             self.uncertain.reported(&name);
             self.tell(client, out);
         }
@@ -76,7 +76,7 @@ impl ServerSide {
 }
 
 /// How a server that reports this reads string literals.
-pub(super) fn lexing(reported: &Reported) -> Lexing {
+pub(super) fn lexing(reported: &ReportedParameters) -> Lexing {
     let value = |wanted: &str| reported.text(wanted);
     Lexing {
         standard_conforming_strings: value("standard_conforming_strings") != Some("off"),

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{client_side::ClientSide, parse_under::Here, server_side::ServerSide};
+use super::{client_side::ClientSide, parse_under::ParseContext, server_side::ServerSide};
 use crate::{
     data_path::{
-        prepared::{Naming, parse_settings::ParseSettings},
+        prepared::{StatementName, parse_settings::ParseSettings},
         session_state::Settings,
     },
     wire::frame::HEADER_BYTES,
@@ -16,13 +16,13 @@ impl ServerSide {
     /// transaction began.
     #[inline]
     pub(super) fn parsing<'s>(&'s self, under: &'s Arc<ParseSettings>) -> Option<&'s Arc<ParseSettings>> {
-        Here::under(under, &self.uncertain, &self.lease)
+        ParseContext::under(under, &self.uncertain, &self.lease)
     }
 
     /// A statement has been parsed, and this is what it takes and gives.
     #[cold]
-    pub(super) fn shaped(&mut self, naming: Naming, client: &mut ClientSide) {
-        let Naming { client_name, statement } = naming;
+    pub(super) fn shaped(&mut self, naming: StatementName, client: &mut ClientSide) {
+        let StatementName { client_name, statement } = naming;
         let shape = self.shape.finish();
         let known = shape.map(|shape| (shape, *statement.shape.get_or_init(|| shape)));
         let Some((shape, _)) = known.filter(|(shape, known)| shape != known) else {

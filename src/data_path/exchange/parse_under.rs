@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::{
-    pending_checks::Uncertain,
-    pending_replies::{Asked, Lease, Whose},
+    pending_checks::PendingChecks,
+    pending_replies::{Request, ReplyTracker, Origin},
 };
 use crate::{
     data_path::{
@@ -21,7 +21,7 @@ use crate::{
 
 /// Where a text is to be parsed: a session's settings on its server at this moment.
 #[derive(Debug, Clone, Copy)]
-pub struct Here<'a> {
+pub struct ParseContext<'a> {
     /// `None`: something may have changed them that has not been asked about.
     pub under: Option<&'a Arc<ParseSettings>>,
     /// What the session began with, which its servers may no longer begin with: it holds for what was parsed before that, too.
@@ -29,18 +29,18 @@ pub struct Here<'a> {
     /// What the server had when the transaction began.
     pub applied: &'a Settings,
     /// What may have changed since.
-    pub uncertain: &'a Uncertain,
+    pub uncertain: &'a PendingChecks,
 }
 
-impl<'a> Here<'a> {
+impl<'a> ParseContext<'a> {
     /// `under` are the session's as they were when the transaction began.
     #[inline]
     pub fn new(
         under: &'a Arc<ParseSettings>,
         startup: &'a Settings,
         applied: &'a Settings,
-        uncertain: &'a Uncertain,
-        lease: &Lease,
+        uncertain: &'a PendingChecks,
+        lease: &ReplyTracker,
     ) -> Self {
         Self { under: Self::under(under, uncertain, lease), startup, applied, uncertain }
     }
@@ -49,8 +49,8 @@ impl<'a> Here<'a> {
     #[inline]
     pub fn under<'s>(
         under: &'s Arc<ParseSettings>,
-        uncertain: &Uncertain,
-        lease: &Lease,
+        uncertain: &PendingChecks,
+        lease: &ReplyTracker,
     ) -> Option<&'s Arc<ParseSettings>> {
         let known = !uncertain.changes_parsing() && !lease.pins.contains(Pins::SETTINGS);
         known.then_some(under)
@@ -63,7 +63,7 @@ impl<'a> Here<'a> {
     }
 
     /// What must be put in place to parse as under `those`; `None` where nothing need be, or can be, or nobody knows.
-    fn differs(&self, those: &Arc<ParseSettings>, lease: &Lease) -> Option<Settings> {
+    fn differs(&self, those: &Arc<ParseSettings>, lease: &ReplyTracker) -> Option<Settings> {
         let can = lease.status() != b'E' && !lease.takes_copy_data() && !lease.is_skipping();
         if self.is(those) || !can {
             return None;
@@ -88,10 +88,10 @@ impl<'a> Here<'a> {
         &self,
         those: &Arc<ParseSettings>,
         matter: bool,
-        whose: Whose,
-        lease: &mut Lease,
+        whose: Origin,
+        lease: &mut ReplyTracker,
         out: &mut Vec<u8>,
-        parses: impl FnOnce(&mut Lease, &mut Vec<u8>) -> bool,
+        parses: impl FnOnce(&mut ReplyTracker, &mut Vec<u8>) -> bool,
     ) -> bool {
         let Some(settings) = self.differs(those, lease).filter(|_| matter) else { return parses(lease, out) };
         let set = || settings.iter().filter(|(name, _)| *name != "session_authorization");
@@ -99,18 +99,18 @@ impl<'a> Here<'a> {
         let values = array_literal(set().map(|(_, value)| value));
         let others = array_literal(self.unlisted().filter(|name| settings.get(name).is_none()));
         let listed = array_literal(HARMLESS.into_iter().chain(UNASKABLE));
-        once(ENTER, &[&names, &values, &others, &listed], Asked::Execute(None), whose, lease, out);
+        once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), whose, lease, out);
         let goes = parses(lease, out);
-        once(LEAVE, &[], Asked::Execute(None), whose, lease, out);
+        once(LEAVE, &[], Request::Execute(None), whose, lease, out);
         goes
     }
 
     /// Those under which a text is parsed that goes to the server next, where that must be asked: in front of it.
-    pub fn ask(&self, whose: Whose, lease: &mut Lease, out: &mut Vec<u8>) -> Arc<ParseSettings> {
+    pub fn ask(&self, whose: Origin, lease: &mut ReplyTracker, out: &mut Vec<u8>) -> Arc<ParseSettings> {
         let those = ParseSettings::unknown();
         if lease.status() != b'E' {
             let unlisted = array_literal(self.unlisted());
-            once(TELL, &[&unlisted], Asked::Settings(those.clone()), whose, lease, out);
+            once(TELL, &[&unlisted], Request::Settings(those.clone()), whose, lease, out);
         }
         those
     }
@@ -155,15 +155,15 @@ const ONCE: &[u8] = b"pglobby_once";
 pub fn once(
     sql: &[u8],
     parameters: &[&str],
-    asked: Asked,
-    whose: Whose,
-    lease: &mut Lease,
+    asked: Request,
+    whose: Origin,
+    lease: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    if !lease.ask(Asked::Close(None), whose) {
+    if !lease.ask(Request::Close(None), whose) {
         return;
     }
-    for asked in [Asked::ParseAsIs, Asked::Bind, asked, Asked::Close(None), Asked::Close(None)] {
+    for asked in [Request::ParseAsIs, Request::Bind, asked, Request::Close(None), Request::Close(None)] {
         let _ = lease.ask(asked, whose);
     }
     close_statement(ONCE, out);

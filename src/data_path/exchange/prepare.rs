@@ -4,17 +4,17 @@
 use std::sync::Arc;
 
 use super::{
-    parse_under::Here,
-    pending_replies::{Asked, Lease, Whose},
+    parse_under::ParseContext,
+    pending_replies::{Request, ReplyTracker, Origin},
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         prepared::{
-            ClientStatements, Found, Naming, ServerStatements, Statement,
+            ClientStatements, OnServer, StatementName, ServerStatements, Statement,
             parse_settings::ParseSettings,
             row_description::is_parsed_once,
-            sql_prepare_effects::{Deed, Deeds},
+            sql_prepare_effects::{PrepareEffect, PrepareEffects},
         },
         session_state::Settings,
     },
@@ -28,8 +28,8 @@ use crate::{
 /// A server's statements, the replies that it owes, and where texts are parsed.
 pub(super) struct Preparer<'s> {
     pub statements: &'s mut ServerStatements,
-    pub lease: &'s mut Lease,
-    pub here: Here<'s>,
+    pub lease: &'s mut ReplyTracker,
+    pub here: ParseContext<'s>,
 }
 
 impl ServerSide {
@@ -41,7 +41,7 @@ impl ServerSide {
         startup: &'s Settings,
     ) -> Preparer<'s> {
         let Self { statements, lease, applied, uncertain, .. } = self;
-        let here = Here::new(under, startup, applied, uncertain, lease);
+        let here = ParseContext::new(under, startup, applied, uncertain, lease);
         Preparer { statements, lease, here }
     }
 }
@@ -83,8 +83,8 @@ impl Preparer<'_> {
     /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
     pub fn close(&mut self, id: u64, out: &mut Vec<u8>) -> bool {
         let Some(statement) = self.statements.get(id).cloned() else { return false };
-        let naming = Naming { client_name: None, statement: statement.clone() };
-        let goes = self.lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
+        let naming = StatementName { client_name: None, statement: statement.clone() };
+        let goes = self.lease.ask(Request::Close(Some(Box::new(naming))), Origin::Follow);
         if goes {
             close_statement(statement.server_name(), out);
             self.statements.remove(&statement);
@@ -94,8 +94,8 @@ impl Preparer<'_> {
 
     /// Puts in what is missing so that the server knows `statement`.
     pub fn ensure(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if self.statements.find(statement, self.lease.batch()) == Found::Missing {
-            self.prepare(statement, Whose::Follow, out.build());
+        if self.statements.find(statement, self.lease.batch()) == OnServer::Missing {
+            self.prepare(statement, Origin::Follow, out.build());
         }
     }
 
@@ -103,15 +103,15 @@ impl Preparer<'_> {
     /// the server skip the query and wait for ever. If it fails, the query's EXECUTE says so.
     #[cold]
     pub fn ensure_for_query(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if !self.statements.has(statement) && self.prepare(statement, Whose::Attempt, out.build()) {
-            let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+        if !self.statements.has(statement) && self.prepare(statement, Origin::Attempt, out.build()) {
+            let _ = self.lease.ask(Request::Sync, Origin::Ours);
             append(out.build(), b'S', |_| {});
         }
     }
 
     /// Prepares `statement` anew, whether the server knows it or not.
     #[cold]
-    pub fn prepare(&mut self, statement: &Arc<Statement>, whose: Whose, out: &mut Vec<u8>) -> bool {
+    pub fn prepare(&mut self, statement: &Arc<Statement>, whose: Origin, out: &mut Vec<u8>) -> bool {
         self.prepare_as(statement, None, whose, out)
     }
 
@@ -121,17 +121,17 @@ impl Preparer<'_> {
         &mut self,
         statement: &Arc<Statement>,
         client_name: Option<&[u8]>,
-        whose: Whose,
+        whose: Origin,
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, out);
         let Self { statements, lease, here } = self;
-        let parses = |lease: &mut Lease, out: &mut Vec<u8>| {
+        let parses = |lease: &mut ReplyTracker, out: &mut Vec<u8>| {
             if statement.in_sql {
                 return prepare_in_sql(statements, statement, whose, lease, out);
             }
-            let naming = Naming { client_name: None, statement: statement.clone() };
-            let goes = lease.ask(Asked::Parse(Some(Box::new(naming))), whose);
+            let naming = StatementName { client_name: None, statement: statement.clone() };
+            let goes = lease.ask(Request::Parse(Some(Box::new(naming))), whose);
             if goes {
                 statements.queued(statement, lease.batch());
                 parse(statement.server_name(), statement.body(), out);
@@ -147,14 +147,14 @@ impl Preparer<'_> {
     pub fn bring_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let Self { statements, lease, here } = self;
         let Some((serial, body, parsed_under)) = client.readable_unnamed() else {
-            if lease.ask(Asked::CloseUnnamed, Whose::Follow) {
+            if lease.ask(Request::CloseUnnamed, Origin::Follow) {
                 statements.set_unnamed(0);
                 append(out, b'C', |out| out.extend_from_slice(b"S\0"));
             }
             return;
         };
-        let mut parses = |lease: &mut Lease, out: &mut Vec<u8>| {
-            let goes = lease.ask(Asked::Parse(None), Whose::Follow);
+        let mut parses = |lease: &mut ReplyTracker, out: &mut Vec<u8>| {
+            let goes = lease.ask(Request::Parse(None), Origin::Follow);
             if goes {
                 statements.set_unnamed(serial);
                 parse(b"", body, out);
@@ -163,7 +163,7 @@ impl Preparer<'_> {
         };
         let sql = cstr(&mut { body }).unwrap_or_default();
         match parsed_under {
-            Some(under) => here.parse_under(under, is_parsed_once(sql), Whose::Follow, lease, out, parses),
+            Some(under) => here.parse_under(under, is_parsed_once(sql), Origin::Follow, lease, out, parses),
             None => parses(lease, out),
         };
     }
@@ -173,12 +173,12 @@ impl Preparer<'_> {
 pub(super) fn ask_shape(
     statement: &Arc<Statement>,
     client_name: Option<&[u8]>,
-    whose: Whose,
-    lease: &mut Lease,
+    whose: Origin,
+    lease: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    let naming = Naming { client_name: client_name.map(Into::into), statement: statement.clone() };
-    if statement.is_looked_at && lease.ask(Asked::Shape(Box::new(naming)), whose) {
+    let naming = StatementName { client_name: client_name.map(Into::into), statement: statement.clone() };
+    if statement.is_looked_at && lease.ask(Request::Shape(Box::new(naming)), whose) {
         append(out, b'D', |out| {
             out.push(b'S');
             append_cstr(out, statement.server_name());
@@ -191,17 +191,17 @@ pub(super) fn ask_shape(
 fn prepare_in_sql(
     statements: &mut ServerStatements,
     statement: &Arc<Statement>,
-    whose: Whose,
-    lease: &mut Lease,
+    whose: Origin,
+    lease: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) -> bool {
-    let naming = Naming { client_name: None, statement: statement.clone() };
-    let deeds = Deeds { list: [Deed::Prepares(naming)].into(), ..Deeds::default() };
-    let goes = lease.ask(Asked::Parse(None), whose);
+    let naming = StatementName { client_name: None, statement: statement.clone() };
+    let deeds = PrepareEffects { list: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
+    let goes = lease.ask(Request::Parse(None), whose);
     if goes {
         statements.doubt_unnamed();
-        let _ = lease.ask(Asked::Bind, whose);
-        let _ = lease.ask(Asked::Execute(Some(Box::new(deeds))), whose);
+        let _ = lease.ask(Request::Bind, whose);
+        let _ = lease.ask(Request::Execute(Some(Box::new(deeds))), whose);
         statements.queued(statement, lease.batch());
         parse(b"", statement.body(), out);
         bind(b"", &[], out);

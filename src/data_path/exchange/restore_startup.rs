@@ -4,17 +4,17 @@
 //! its way already, the question here goes in front of that: it sets those parameters that are not set any more.
 
 use super::{
-    client_messages::Requests,
+    client_messages::ClientMessages,
     parse_under::once,
-    pending_replies::{Asked, Lease, Whose},
+    pending_replies::{Request, ReplyTracker, Origin},
     server_side::ServerSide,
 };
 use crate::{
     data_path::session_state::{
         Settings,
-        resets::{Pending, Reset, Resets, needs_none},
-        side_effects::Aftermath,
-        state_query::Doubts,
+        resets::{PendingRestore, Reset, Resets, needs_none},
+        side_effects::SideEffects,
+        state_query::StateChecks,
     },
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr},
@@ -38,7 +38,7 @@ const ROLE_AGAIN: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_r
 impl ServerSide {
     /// A text has been noted that runs in a simple query, or where this portal does: it may reset what was given at `startup`.
     #[inline]
-    pub(super) fn note_resets(&mut self, aftermath: &Aftermath, startup: &Settings, portal: Option<&[u8]>) {
+    pub(super) fn note_resets(&mut self, aftermath: &SideEffects, startup: &Settings, portal: Option<&[u8]>) {
         if let Some(resets) = &aftermath.resets {
             self.takes_back(resets, startup, portal);
         }
@@ -52,7 +52,7 @@ impl ServerSide {
     }
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Something has been reset, or is when a portal runs; and this message comes.
     #[cold]
     pub(super) fn startup_again(&mut self, tag: u8, bytes: &[u8]) {
@@ -68,7 +68,7 @@ impl Requests<'_, '_> {
     }
 
     /// Whether the server can do without when it has this message.
-    fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut Pending) -> bool {
+    fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
         let lease = &self.server.lease;
         let refuses = lease.is_settled() && lease.status() == b'E';
         if refuses || lease.is_skipping() || lease.takes_copy_data() {
@@ -105,7 +105,7 @@ impl Requests<'_, '_> {
     }
 
     /// Whether a text does without. If it undoes what has been set again in this batch, that is due once more.
-    fn passes(text: Result<&[u8], FrameError>, pending: &mut Pending) -> bool {
+    fn passes(text: Result<&[u8], FrameError>, pending: &mut PendingRestore) -> bool {
         let passes = needs_none(text.unwrap_or_default());
         if passes {
             pending.is_due_again();
@@ -123,27 +123,27 @@ impl Requests<'_, '_> {
     }
 
     /// Sets again what is due. What the server has is asked for, then, when the transaction is over.
-    fn set_again(&mut self, pending: &mut Pending) {
+    fn set_again(&mut self, pending: &mut PendingRestore) {
         let lease = &mut self.server.lease;
         let apart = !lease.is_unsynced();
         let due = pending.take_due(apart);
         if due.is_empty() {
             return;
         }
-        let whose = if apart { Whose::Attempt } else { Whose::Follow };
+        let whose = if apart { Origin::Attempt } else { Origin::Follow };
         if due.iter().any(|reset| !reset.local) {
-            self.server.uncertain.doubt(Doubts::ANY_SETTING);
+            self.server.uncertain.doubt(StateChecks::ANY_SETTING);
         }
         set(&due, self.startup, whose, &mut self.server.lease, self.out.build());
         if apart {
-            let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
+            let _ = self.server.lease.ask(Request::Sync, Origin::Ours);
             append(self.out.build(), b'S', |_| {});
         }
     }
 }
 
 /// The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
-fn set(due: &[Reset], startup: &Settings, whose: Whose, lease: &mut Lease, out: &mut Vec<u8>) {
+fn set(due: &[Reset], startup: &Settings, whose: Origin, lease: &mut ReplyTracker, out: &mut Vec<u8>) {
     let is_encoding = |reset: &&Reset| *reset.name == *"client_encoding";
     let is_role = |reset: &&Reset| *reset.name == *"role";
     let encoding: Vec<&Reset> = due.iter().filter(is_encoding).collect();
@@ -154,9 +154,9 @@ fn set(due: &[Reset], startup: &Settings, whose: Whose, lease: &mut Lease, out: 
         let names = array_literal(resets.iter().map(|reset| &*reset.name));
         let values = array_literal(resets.iter().map(|reset| value(reset)));
         let locals = array_literal(resets.iter().map(|reset| local(reset)));
-        once(AGAIN, &[&names, &values, &locals], Asked::Execute(None), whose, lease, out);
+        once(AGAIN, &[&names, &values, &locals], Request::Execute(None), whose, lease, out);
     }
     for role in due.iter().filter(is_role) {
-        once(ROLE_AGAIN, &[value(role), local(role)], Asked::Execute(None), whose, lease, out);
+        once(ROLE_AGAIN, &[value(role), local(role)], Request::Execute(None), whose, lease, out);
     }
 }

@@ -2,7 +2,7 @@
 //! had a tenant of its own, or behind a pool's reset, is meant for another tenant, though it may be in the same write, in
 //! the same batch, or in the same text.
 
-use super::{client_messages::Requests, client_side::violation};
+use super::{client_messages::ClientMessages, client_side::violation};
 use crate::{
     data_path::sql::{self, Discard, Kind, Lexing},
     error::{ClientError, TenantSwitchError},
@@ -11,7 +11,7 @@ use crate::{
 
 /// How a session stands to the tenant that it is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Stance {
+pub enum CurrentTenant {
     /// It began there, and returns there.
     #[default]
     AtHome,
@@ -23,7 +23,7 @@ pub enum Stance {
 
 /// Whether a text leads a session that is away from its tenant back to where it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stay {
+pub enum ReturnPoint {
     /// It does not.
     GoesOn,
     /// It does when it is over.
@@ -32,10 +32,10 @@ pub enum Stay {
     TooLong,
 }
 
-impl Stay {
+impl ReturnPoint {
     /// Reads a text.
-    pub fn read(sql: &[u8], lexing: Lexing, stance: Stance) -> Self {
-        let visiting = stance == Stance::Visiting;
+    pub fn read(sql: &[u8], lexing: Lexing, stance: CurrentTenant) -> Self {
+        let visiting = stance == CurrentTenant::Visiting;
         let mut ended = false;
         for statement in sql::statements(sql, lexing) {
             let ends = match statement.kind {
@@ -43,7 +43,7 @@ impl Stay {
                     return Self::TooLong;
                 }
                 Kind::Commit { .. } | Kind::Rollback { .. } | Kind::PrepareTransaction => visiting,
-                Kind::ResetAll | Kind::Discard(Discard::All) => stance != Stance::AtHome,
+                Kind::ResetAll | Kind::Discard(Discard::All) => stance != CurrentTenant::AtHome,
                 Kind::Discard(_) | Kind::Unlisten(None) | Kind::CloseCursor(None) => continue,
                 _ if ended => return Self::TooLong,
                 _ => continue,
@@ -56,7 +56,7 @@ impl Stay {
 
 /// What the session has sent that the rest must wait for.
 #[derive(Debug, Default)]
-pub(super) struct Bounds {
+pub(super) struct ReturnState {
     /// In this batch its stay ends: nothing else may run behind that. Where a query or a call is put in, it ends the batch.
     ended: bool,
     /// Nothing more is passed on behind the end of this message, until it is answered.
@@ -65,7 +65,7 @@ pub(super) struct Bounds {
     pub denied: bool,
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Looks at a message of a session that is away; `false` if it must not be passed on and has been seen to.
     #[cold]
     pub(super) fn is_within_bounds(
@@ -74,34 +74,34 @@ impl Requests<'_, '_> {
         bytes: &[u8],
         whole: bool,
     ) -> Result<bool, ClientError> {
-        let visiting = self.rules.stance == Stance::Visiting;
+        let visiting = self.rules.stance == CurrentTenant::Visiting;
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let ended = self.bounds.ended;
         let stay = match tag {
             b'Q' => {
                 let sql = if whole { cstr(&mut { body }).map_err(violation)? } else { b"" };
-                let stay = if ended { Stay::TooLong } else { self.stay(sql) };
-                *self.bounds = Bounds { pauses: visiting || stay != Stay::GoesOn, ..Bounds::default() };
+                let stay = if ended { ReturnPoint::TooLong } else { self.stay(sql) };
+                *self.bounds = ReturnState { pauses: visiting || stay != ReturnPoint::GoesOn, ..ReturnState::default() };
                 stay
             }
             b'B' => {
-                let stay = if ended { Stay::TooLong } else { self.stay_of_bound(body)? };
-                self.bounds.ended |= stay == Stay::Ends;
+                let stay = if ended { ReturnPoint::TooLong } else { self.stay_of_bound(body)? };
+                self.bounds.ended |= stay == ReturnPoint::Ends;
                 stay
             }
             b'F' => {
-                *self.bounds = Bounds { pauses: visiting || ended, ..Bounds::default() };
-                if ended { Stay::TooLong } else { Stay::GoesOn }
+                *self.bounds = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
+                if ended { ReturnPoint::TooLong } else { ReturnPoint::GoesOn }
             }
             b'S' => {
-                *self.bounds = Bounds { pauses: visiting || ended, ..Bounds::default() };
-                Stay::GoesOn
+                *self.bounds = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
+                ReturnPoint::GoesOn
             }
-            _ => Stay::GoesOn,
+            _ => ReturnPoint::GoesOn,
         };
         match stay {
-            Stay::GoesOn | Stay::Ends => Ok(true),
-            Stay::TooLong => {
+            ReturnPoint::GoesOn | ReturnPoint::Ends => Ok(true),
+            ReturnPoint::TooLong => {
                 self.deny(tag, TenantSwitchError::Over);
                 self.bounds.denied = !whole;
                 Ok(false)
@@ -109,11 +109,11 @@ impl Requests<'_, '_> {
         }
     }
 
-    fn stay(&self, sql: &[u8]) -> Stay {
-        Stay::read(sql, self.server.lexing(), self.rules.stance)
+    fn stay(&self, sql: &[u8]) -> ReturnPoint {
+        ReturnPoint::read(sql, self.server.lexing(), self.rules.stance)
     }
 
-    fn stay_of_bound(&self, mut body: &[u8]) -> Result<Stay, ClientError> {
+    fn stay_of_bound(&self, mut body: &[u8]) -> Result<ReturnPoint, ClientError> {
         cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         let bound = match name {
@@ -121,7 +121,7 @@ impl Requests<'_, '_> {
             _ => self.statements.get(name).map(|statement| statement.body()),
         };
         let sql = bound.and_then(|mut body| cstr(&mut body).ok());
-        Ok(sql.map_or(Stay::GoesOn, |sql| self.stay(sql)))
+        Ok(sql.map_or(ReturnPoint::GoesOn, |sql| self.stay(sql)))
     }
 }
 
@@ -131,25 +131,25 @@ mod tests {
 
     #[test]
     fn a_stay_ends_with_its_transaction_and_lets_nothing_run_behind_it() {
-        let visiting = |sql: &str| Stay::read(sql.as_bytes(), Lexing::default(), Stance::Visiting);
-        let away = |sql: &str| Stay::read(sql.as_bytes(), Lexing::default(), Stance::Away);
+        let visiting = |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::Visiting);
+        let away = |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::Away);
         for (sql, stay) in [
-            ("SELECT 1", Stay::GoesOn),
-            ("SAVEPOINT a; ROLLBACK TO a; RELEASE a", Stay::GoesOn),
-            ("INSERT INTO t VALUES (1); COMMIT", Stay::Ends),
-            ("ROLLBACK", Stay::Ends),
-            ("PREPARE TRANSACTION 'x'", Stay::Ends),
-            ("COMMIT; SELECT 1", Stay::TooLong),
-            ("COMMIT AND CHAIN", Stay::TooLong),
-            ("END; BEGIN", Stay::TooLong),
+            ("SELECT 1", ReturnPoint::GoesOn),
+            ("SAVEPOINT a; ROLLBACK TO a; RELEASE a", ReturnPoint::GoesOn),
+            ("INSERT INTO t VALUES (1); COMMIT", ReturnPoint::Ends),
+            ("ROLLBACK", ReturnPoint::Ends),
+            ("PREPARE TRANSACTION 'x'", ReturnPoint::Ends),
+            ("COMMIT; SELECT 1", ReturnPoint::TooLong),
+            ("COMMIT AND CHAIN", ReturnPoint::TooLong),
+            ("END; BEGIN", ReturnPoint::TooLong),
         ] {
             assert_eq!(visiting(sql), stay, "{sql}");
         }
         for (sql, stay) in [
-            ("COMMIT; SELECT 1", Stay::GoesOn),
-            ("DISCARD ALL", Stay::Ends),
-            ("RESET ALL; UNLISTEN *; CLOSE ALL", Stay::Ends),
-            ("RESET ALL; SELECT 1", Stay::TooLong),
+            ("COMMIT; SELECT 1", ReturnPoint::GoesOn),
+            ("DISCARD ALL", ReturnPoint::Ends),
+            ("RESET ALL; UNLISTEN *; CLOSE ALL", ReturnPoint::Ends),
+            ("RESET ALL; SELECT 1", ReturnPoint::TooLong),
         ] {
             assert_eq!(away(sql), stay, "{sql}");
         }

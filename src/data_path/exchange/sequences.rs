@@ -6,13 +6,13 @@
 //! first one finds its value as well, every session does so the first few times.
 
 use super::{
-    client_messages::Requests,
-    client_side::Rules,
-    pending_replies::{Asked, Whose},
+    client_messages::ClientMessages,
+    client_side::SessionRules,
+    pending_replies::{Request, Origin},
     server_side::ServerSide,
 };
 use crate::{
-    data_path::session_state::{pins::Pins, side_effects::Aftermath},
+    data_path::session_state::{pins::Pins, side_effects::SideEffects},
     wire::{
         message::{append, bind, execute, parse},
         outgoing::Outgoing,
@@ -26,7 +26,7 @@ const TRIALS: u8 = 8;
 
 /// What a session has done with sequences.
 #[derive(Debug, Clone, Copy)]
-pub struct Advances {
+pub struct SequenceUse {
     /// How often it still keeps its server for a `currval` that nobody has been seen to ask for.
     trials: u8,
     /// Counts the texts that may have advanced one.
@@ -35,7 +35,7 @@ pub struct Advances {
     pub(super) reads: bool,
 }
 
-impl Default for Advances {
+impl Default for SequenceUse {
     fn default() -> Self {
         Self { trials: TRIALS, count: 0, reads: false }
     }
@@ -43,7 +43,7 @@ impl Default for Advances {
 
 /// Whose values a server remembers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Sequences {
+pub struct ServerSequences {
     /// The session that holds it, or held it last; 0: nobody.
     of: i32,
     /// [`Advances::count`] when that session was last here.
@@ -61,7 +61,7 @@ pub struct Sequences {
 /// Drivers look up what a sequence is called, perhaps, before they ask for its value.
 const PATIENCE: u8 = 3;
 
-impl Sequences {
+impl ServerSequences {
     /// The server is lent to that session.
     #[inline]
     pub fn lent_to(&mut self, session: i32) {
@@ -74,7 +74,7 @@ impl Sequences {
 
     /// The session has advanced others elsewhere since it was last here.
     #[inline]
-    fn is_behind(&self, advances: &Advances) -> bool {
+    fn is_behind(&self, advances: &SequenceUse) -> bool {
         self.count.is_some_and(|count| count != advances.count)
     }
 
@@ -97,8 +97,8 @@ impl ServerSide {
     #[inline]
     pub(super) fn part_sequences_first(
         &mut self,
-        advances: &Advances,
-        rules: &Rules,
+        advances: &SequenceUse,
+        rules: &SessionRules,
         out: &mut Outgoing<'_>,
     ) {
         let here = &mut self.sequences;
@@ -108,31 +108,31 @@ impl ServerSide {
         here.mixed |= here.is_behind(advances);
         if here.mixed && rules.catalogue.are_sequences_read() {
             here.count = Some(advances.count);
-            self.discard_sequences(Whose::Attempt, out.build());
+            self.discard_sequences(Origin::Attempt, out.build());
         }
     }
 
     /// `whose`: [`Whose::Attempt`] in a batch of its own, which would end one that is under way, or [`Whose::Follow`] within one.
     #[cold]
-    fn discard_sequences(&mut self, whose: Whose, out: &mut Vec<u8>) {
-        if !self.lease.ask(Asked::Parse(None), whose) {
+    fn discard_sequences(&mut self, whose: Origin, out: &mut Vec<u8>) {
+        if !self.lease.ask(Request::Parse(None), whose) {
             return;
         }
-        let _ = self.lease.ask(Asked::Bind, whose);
-        let _ = self.lease.ask(Asked::Execute(None), whose);
+        let _ = self.lease.ask(Request::Bind, whose);
+        let _ = self.lease.ask(Request::Execute(None), whose);
         self.statements.doubt_unnamed();
         self.sequences.mixed = false;
         parse(b"", b"DISCARD SEQUENCES", out);
         bind(b"", &[], out);
         execute(out);
-        if whose == Whose::Attempt {
-            let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+        if whose == Origin::Attempt {
+            let _ = self.lease.ask(Request::Sync, Origin::Ours);
             append(out, b'S', |_| {});
         }
     }
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// A text goes to the server, and has been noted: the first of its tenant, perhaps, that reads sequences. `alone`: it is a simple
     /// query.
     #[inline(always)]
@@ -141,7 +141,7 @@ impl Requests<'_, '_> {
         let first = std::mem::take(&mut self.server.sequences.untouched);
         if first && self.server.sequences.mixed && self.rules.catalogue.are_sequences_read() {
             let apart = alone && !self.server.lease.is_unsynced();
-            let whose = if apart { Whose::Attempt } else { Whose::Follow };
+            let whose = if apart { Origin::Attempt } else { Origin::Follow };
             self.server.discard_sequences(whose, self.out.build());
         }
     }
@@ -150,9 +150,9 @@ impl Requests<'_, '_> {
 /// Takes down that a text reads sequences, or may advance one.
 #[inline]
 pub(super) fn note_sequences(
-    aftermath: &Aftermath,
-    advances: &mut Advances,
-    rules: &Rules,
+    aftermath: &SideEffects,
+    advances: &mut SequenceUse,
+    rules: &SessionRules,
     server: &mut ServerSide,
 ) {
     let here = &mut server.sequences;
@@ -169,7 +169,7 @@ pub(super) fn note_sequences(
         if read || advances.trials > 0 {
             advances.trials = if read { TRIALS } else { advances.trials - 1 };
             let reads = if advances.reads { Pins::SEQUENCE } else { Pins::empty() };
-            let written = Aftermath { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..Aftermath::default() };
+            let written = SideEffects { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..SideEffects::default() };
             server.uncertain.note(&written, false);
         }
     }

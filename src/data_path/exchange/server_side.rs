@@ -5,21 +5,21 @@ use std::sync::Arc;
 use super::{
     client_side::ClientSide,
     parameter_reports::lexing,
-    pending_checks::Uncertain,
-    pending_replies::{Asked, Desync, Lease, Whose},
-    pg_terminate_backend::{Send, Signalling},
-    restore_settings::OurStatements,
-    sequences::Sequences,
+    pending_checks::PendingChecks,
+    pending_replies::{Request, Desync, ReplyTracker, Origin},
+    pg_terminate_backend::{SignalSender, BackendSignals},
+    restore_settings::ProxyStatements,
+    sequences::ServerSequences,
 };
 use crate::{
     data_path::{
         prepared::{
-            Capacity, ServerStatements, Statement,
-            row_description::Reading,
-            sql_prepare_effects::{Deeds, in_the_clients_words, without_position},
+            PreparedLimits, ServerStatements, Statement,
+            row_description::DescriptionReader,
+            sql_prepare_effects::{PrepareEffects, in_the_clients_words, without_position},
         },
         session_state::{
-            Settings, channels::Hearing, parameter_status::Reported, pins::Pins, state_query::Doubts,
+            Settings, channels::NotificationFilter, parameter_status::ReportedParameters, pins::Pins, state_query::StateChecks,
         },
         sql::Lexing,
     },
@@ -50,37 +50,37 @@ pub struct ServerSide {
     /// The rest of the message that is coming in is left out.
     hiding: bool,
     /// Who waits for what.
-    pub lease: Lease,
+    pub lease: ReplyTracker,
     /// What it has prepared.
     pub statements: ServerStatements,
     /// What it has SET, as far as we know.
     pub applied: Arc<Settings>,
     /// What may have changed since.
-    pub uncertain: Uncertain,
+    pub uncertain: PendingChecks,
     /// Its session has set parameters whose names nobody knows, and has not reset everything since.
     pub opaque_settings: bool,
     /// Its part in what the client hears of notifications.
-    pub hearing: Hearing,
+    pub hearing: NotificationFilter,
     /// The portal that was bound last, if it is of a text that prepares or forgets statements.
-    pub bound: Option<(Box<[u8]>, Deeds)>,
+    pub bound: Option<(Box<[u8]>, PrepareEffects)>,
     /// Why a statement could not be brought here: in its stead the client would be told that it does not exist.
     attempted: Option<Vec<u8>>,
     /// What is being read of a statement's shape.
-    pub(super) shape: Reading,
+    pub(super) shape: DescriptionReader,
     /// What the server has said so far of its settings; `None`: too much of it.
     pub(super) told: Option<Settings>,
     /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
     pub sought: Option<(Arc<Statement>, bool)>,
     /// What its client's texts do to other sessions.
-    pub signalling: Signalling,
+    pub signalling: BackendSignals,
     /// Whose sequences it remembers.
-    pub sequences: Sequences,
+    pub sequences: ServerSequences,
     /// Those of our own statements that are prepared.
-    pub ours: OurStatements,
+    pub ours: ProxyStatements,
     /// Bytes of requests that may be kept until they are answered.
     pub(super) unanswered_bytes: usize,
     /// Every reported parameter, as last reported.
-    pub reported: Reported,
+    pub reported: ReportedParameters,
     /// What it has reported is yet to be compared with what its pool knows.
     pub news: bool,
     /// It may report something else than it has, and says so when it is spoken to.
@@ -92,7 +92,7 @@ pub struct ServerSide {
 
 /// What a chunk of the server's brought, beside bytes to pass on.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Heard {
+pub struct ChunkEvents {
     /// ReadyForQuery messages that the client gets.
     pub ready: u32,
     /// The last of them ended a transaction.
@@ -105,7 +105,7 @@ pub struct Heard {
 
 /// Why a server cannot be used, nor its client be served, any longer.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub enum ExchangeError {
     /// Bytes that are not the protocol.
     #[error("the server broke the protocol: {0}")]
     Frame(#[from] FrameError),
@@ -119,25 +119,25 @@ pub enum Broken {
 
 impl ServerSide {
     /// A server that has just been opened, with what it reported.
-    pub fn new(reported: Reported, prepared_max: Capacity) -> Self {
+    pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
         Self {
             framer: Framer::default(),
             half_passed: false,
             hiding: false,
-            lease: Lease::default(),
+            lease: ReplyTracker::default(),
             statements: ServerStatements::new(prepared_max),
             applied: Arc::default(),
-            uncertain: Uncertain::default(),
+            uncertain: PendingChecks::default(),
             opaque_settings: false,
-            hearing: Hearing::default(),
+            hearing: NotificationFilter::default(),
             bound: None,
             attempted: None,
-            shape: Reading::default(),
+            shape: DescriptionReader::default(),
             told: Some(Settings::default()),
             sought: None,
-            sequences: Sequences::default(),
-            signalling: Signalling::default(),
-            ours: OurStatements::default(),
+            sequences: ServerSequences::default(),
+            signalling: BackendSignals::default(),
+            ours: ProxyStatements::default(),
             unanswered_bytes: 0,
             lexing: lexing(&reported),
             reported,
@@ -161,8 +161,8 @@ impl ServerSide {
     /// Everything prepared and set is gone: DISCARD ALL has succeeded.
     pub fn discarded(&mut self) {
         self.statements.forget_all();
-        self.ours = OurStatements::default();
-        self.sequences = Sequences::default();
+        self.ours = ProxyStatements::default();
+        self.sequences = ServerSequences::default();
         self.applied = Arc::default();
         self.hearing.channels = None;
         self.uncertain.clear();
@@ -194,9 +194,9 @@ impl ServerSide {
         mut chunk: &[u8],
         client: &mut ClientSide,
         out: &mut Outgoing<'_>,
-        send: Send<'_>,
-    ) -> Result<Heard, Broken> {
-        let mut heard = Heard::default();
+        send: SignalSender<'_>,
+    ) -> Result<ChunkEvents, ExchangeError> {
+        let mut heard = ChunkEvents::default();
         // Taken out for the loop, so that a piece may borrow it while the rest of `self` is at work.
         let mut framer = std::mem::take(&mut self.framer);
         let result = loop {
@@ -245,9 +245,9 @@ impl ServerSide {
         tag: u8,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut Heard,
+        heard: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), ExchangeError> {
         let (reworded, pass) = if tag == b'E' {
             (self.reworded(bytes, client), self.error(bytes, client, heard, out)?)
         } else {
@@ -263,9 +263,9 @@ impl ServerSide {
         tag: u8,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut Heard,
+        heard: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, ExchangeError> {
         match tag {
             b'Z' => {
                 if let Some(undone) = self.lease.deeds().and_then(Option::take) {
@@ -287,14 +287,14 @@ impl ServerSide {
                 self.parameter_status(bytes, client, out);
                 Ok(false)
             }
-            b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
+            b'N' => Ok(self.lease.whose() != Some(Origin::Ours)),
             _ => self.reply(tag, bytes, client),
         }
     }
 
     /// A message that answers something, other than ErrorResponse and ReadyForQuery; `true` if the client gets it.
     #[inline(always)]
-    fn reply(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide) -> Result<bool, Broken> {
+    fn reply(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide) -> Result<bool, ExchangeError> {
         if tag == b'C' && self.lease.deeds().is_some() {
             self.command_complete(bytes, client);
         }
@@ -303,11 +303,11 @@ impl ServerSide {
         }
         let settled = self.lease.reply(tag)?;
         match settled.done {
-            Some(Asked::Parse(Some(naming))) if !naming.statement.is_looked_at => {
+            Some(Request::Parse(Some(naming))) if !naming.statement.is_looked_at => {
                 self.statements.confirmed(&naming.statement);
             }
-            Some(Asked::Shape(naming)) => self.shaped(*naming, client),
-            Some(Asked::Settings(settings)) => self.told_all(&settings),
+            Some(Request::Shape(naming)) => self.shaped(*naming, client),
+            Some(Request::Settings(settings)) => self.told_all(&settings),
             _ => {}
         }
         Ok(settled.pass)
@@ -354,7 +354,7 @@ impl ServerSide {
     fn notification(&mut self, bytes: &[u8], client: &ClientSide, out: &mut Outgoing<'_>) {
         let unknown = self.hearing.notified(bytes, out.build());
         if unknown && client.follows() && !self.lease.pins.contains(Pins::LISTEN) {
-            self.uncertain.doubt(Doubts::LISTEN);
+            self.uncertain.doubt(StateChecks::LISTEN);
         }
     }
 
@@ -378,7 +378,7 @@ impl ServerSide {
 
     #[inline]
     fn is_hearing_unsettled(&self, follows: bool) -> bool {
-        let Hearing { channels, overheard, .. } = &self.hearing;
+        let NotificationFilter { channels, overheard, .. } = &self.hearing;
         channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
     }
 
@@ -391,9 +391,9 @@ impl ServerSide {
         &mut self,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut Heard,
+        heard: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, ExchangeError> {
         if is_fatal(bytes) {
             heard.fatal = true;
             return Ok(true);
@@ -404,26 +404,26 @@ impl ServerSide {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
             }
             match owed.asked {
-                Asked::Parse(Some(naming)) => {
+                Request::Parse(Some(naming)) => {
                     statements.failed(&naming.statement);
                     if let Some(name) = &naming.client_name {
                         client.statements.remove(name);
                     }
                 }
-                Asked::Parse(None) => {
+                Request::Parse(None) => {
                     // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
                     statements.doubt_unnamed();
                 }
-                Asked::Shape(naming) => statements.failed(&naming.statement),
-                Asked::Settings(_) => *told = Some(Settings::default()),
+                Request::Shape(naming) => statements.failed(&naming.statement),
+                Request::Settings(_) => *told = Some(Settings::default()),
                 // It was to take an unnamed statement away, another client's perhaps, which is still there.
-                Asked::CloseUnnamed => statements.doubt_unnamed(),
-                Asked::Query(deeds) => {
+                Request::CloseUnnamed => statements.doubt_unnamed(),
+                Request::Query(deeds) => {
                     statements.doubt_unnamed();
                     deeds.into_iter().for_each(|deeds| deeds.undone(&mut client.statements, statements));
                 }
-                Asked::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
-                Asked::Close(Some(naming)) => match &naming.client_name {
+                Request::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
+                Request::Close(Some(naming)) => match &naming.client_name {
                     Some(name) => client.statements.insert(name, naming.statement.clone()),
                     None => statements.not_closed(&naming.statement),
                 },
@@ -431,14 +431,14 @@ impl ServerSide {
             }
         })?;
         match whose {
-            Whose::Ours => return Err(Broken::Bookkeeping(ServerError::read(bytes))),
-            Whose::Attempt => return Ok(false),
-            Whose::Denied(reason) => {
+            Origin::Ours => return Err(ExchangeError::Bookkeeping(ServerError::read(bytes))),
+            Origin::Attempt => return Ok(false),
+            Origin::Denied(reason) => {
                 heard.errors += 1;
                 client.rules().refusal(reason).write(Severity::Error, out.build());
                 return Ok(false);
             }
-            Whose::Client | Whose::Follow => {}
+            Origin::Client | Origin::Follow => {}
         }
         heard.errors += 1;
         Ok(true)
@@ -447,7 +447,7 @@ impl ServerSide {
     /// An error in which the client finds its own names, where that differs.
     #[cold]
     fn reworded(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
-        if self.lease.whose() == Some(Whose::Attempt) {
+        if self.lease.whose() == Some(Origin::Attempt) {
             self.attempted = Some(without_position(bytes));
             return None;
         }
@@ -475,13 +475,13 @@ impl ServerSide {
         {
             deeds.done(&mut client.statements, &mut self.statements);
         }
-        if self.lease.whose() != Some(Whose::Client) {
+        if self.lease.whose() != Some(Origin::Client) {
             return;
         }
         if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
             self.statements.forget_all();
             client.statements.forget_all();
-            self.ours = OurStatements::default();
+            self.ours = ProxyStatements::default();
         }
         // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
         let gone = match tag {

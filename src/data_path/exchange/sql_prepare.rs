@@ -12,18 +12,18 @@ use std::{
 };
 
 use super::{
-    client_messages::{GOES_ON, Requests},
-    ensure_prepared::Hold,
-    pending_replies::{Asked, Whose},
+    client_messages::{GOES_ON, ClientMessages},
+    ensure_prepared::WaitReason,
+    pending_replies::{Request, Origin},
 };
 use crate::{
     data_path::{
         prepared::{
-            Naming, SqlNames, Statement,
+            StatementName, SqlNames, Statement,
             parse_settings::ParseSettings,
-            sql_prepare_effects::{Deed, Deeds, disowned},
+            sql_prepare_effects::{PrepareEffect, PrepareEffects, disowned},
         },
-        session_state::{side_effects::Aftermath, state_query::Doubts},
+        session_state::{side_effects::SideEffects, state_query::StateChecks},
         sql::{self, Discard, Kind},
     },
     error::{ClientError, Limit},
@@ -35,16 +35,16 @@ use crate::{
 
 /// A text as servers get it.
 #[derive(Debug, Default)]
-pub(super) struct Rewritten {
+pub(super) struct RewrittenText {
     pub text: Vec<u8>,
     /// Statements that the server must know before it runs.
     pub requires: Vec<Arc<Statement>>,
-    pub deeds: Deeds,
+    pub deeds: PrepareEffects,
     /// Characters of `text` as far as names in it are replaced.
     characters: usize,
 }
 
-impl Rewritten {
+impl RewrittenText {
     /// Behind `between`, which stays, comes `ours` in the place of `length` bytes.
     fn replace(&mut self, between: &[u8], length: usize, ours: &[u8]) {
         self.text.extend_from_slice(between);
@@ -58,7 +58,7 @@ impl Rewritten {
 
 /// Which settings PREPARE finds.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum SettingsOf {
+pub(super) enum ParsedUnder {
     /// Those of now; the batch that has begun goes on with the text.
     ThisBatch,
     /// Those of now; a simple query of its own, behind which no batch is under way.
@@ -69,14 +69,14 @@ pub(super) enum SettingsOf {
 
 /// What names mean in the middle of a text, as far as the text itself has changed it.
 #[derive(Default)]
-struct Local {
+struct LocalNames {
     names: HashMap<Box<[u8]>, Option<Arc<Statement>>>,
     all_gone: bool,
     /// Statements that must be there, each once however often it is named.
     required: HashSet<u64>,
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// A portal runs; its text may have named statements.
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
@@ -88,22 +88,22 @@ impl Requests<'_, '_> {
         if let Some(deeds) = &deeds {
             deeds.expect(self.statements, &mut self.server.statements);
         }
-        self.ask(Asked::Execute(deeds));
+        self.ask(Request::Execute(deeds));
     }
 
     /// Those under which a PREPARE in a text is read.
-    fn settings_of(&mut self, which: SettingsOf) -> Arc<ParseSettings> {
+    fn settings_of(&mut self, which: ParsedUnder) -> Arc<ParseSettings> {
         match which {
-            SettingsOf::ThisBatch => self.settings_now(Whose::Follow),
-            SettingsOf::ThisQuery => {
-                let under = self.settings_now(Whose::Attempt);
+            ParsedUnder::ThisBatch => self.settings_now(Origin::Follow),
+            ParsedUnder::ThisQuery => {
+                let under = self.settings_now(Origin::Attempt);
                 if self.server.parsing(self.under).is_none() {
-                    let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
+                    let _ = self.server.lease.ask(Request::Sync, Origin::Ours);
                     append(self.out.build(), b'S', |_| {});
                 }
                 under
             }
-            SettingsOf::ItsEnd => {
+            ParsedUnder::ItsEnd => {
                 let under = ParseSettings::unknown();
                 self.server.uncertain.parses(&under);
                 under
@@ -114,11 +114,11 @@ impl Requests<'_, '_> {
     /// [`Self::with_server_names`] of a Parse message's body behind the name.
     pub(super) fn rewritten(
         &mut self,
-        read: &Aftermath,
+        read: &SideEffects,
         mut body: &[u8],
-    ) -> Result<Option<Rewritten>, Limit> {
+    ) -> Result<Option<RewrittenText>, Limit> {
         match read.names_statements {
-            true => self.with_server_names(cstr(&mut body).unwrap_or_default(), SettingsOf::ThisBatch),
+            true => self.with_server_names(cstr(&mut body).unwrap_or_default(), ParsedUnder::ThisBatch),
             false => Ok(None),
         }
     }
@@ -128,14 +128,14 @@ impl Requests<'_, '_> {
     pub(super) fn with_server_names(
         &mut self,
         sql: &[u8],
-        settings: SettingsOf,
-    ) -> Result<Option<Rewritten>, Limit> {
-        let mut rewritten = Rewritten::default();
-        let mut local = Local::default();
+        settings: ParsedUnder,
+    ) -> Result<Option<RewrittenText>, Limit> {
+        let mut rewritten = RewrittenText::default();
+        let mut local = LocalNames::default();
         let (mut copied, mut followed, mut named, mut bytes) = (0, false, 0, 0);
         for found in sql::statements(sql, self.server.lexing()) {
             if matches!(found.kind, Kind::DeallocateAll | Kind::Discard(Discard::All)) {
-                local = Local { all_gone: true, ..Local::default() };
+                local = LocalNames { all_gone: true, ..LocalNames::default() };
             }
             let Some(name) = &found.prepared else { continue };
             let value = name.value.as_ref();
@@ -153,12 +153,12 @@ impl Requests<'_, '_> {
                     (named, bytes) = (named + 1, bytes + found.text.len());
                     self.rules.admit(self.statements, named, bytes)?;
                     let aftermath = found.text.get(body.clone()).unwrap_or_default();
-                    let aftermath = Aftermath::read(aftermath, self.server.lexing());
+                    let aftermath = SideEffects::read(aftermath, self.server.lexing());
                     let (text, range) = as_kept(sql, &found, &name.range);
                     let under = self.settings_of(settings);
                     let statement = self.rules.table.in_sql(aftermath, text, range, &under);
-                    let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
-                    rewritten.deeds.list.push_back(Deed::Prepares(naming));
+                    let naming = StatementName { client_name: Some(value.into()), statement: statement.clone() };
+                    rewritten.deeds.list.push_back(PrepareEffect::Prepares(naming));
                     let ours = statement.server_name().to_vec();
                     local.names.insert(value.into(), Some(statement));
                     ours
@@ -167,8 +167,8 @@ impl Requests<'_, '_> {
                     followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
-                        let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
-                        rewritten.deeds.list.push_back(Deed::Forgets(Some(naming)));
+                        let naming = StatementName { client_name: Some(value.into()), statement: statement.clone() };
+                        rewritten.deeds.list.push_back(PrepareEffect::Forgets(Some(naming)));
                         local.names.insert(value.into(), None);
                     }
                     self.note(&statement.aftermath, false);
@@ -180,9 +180,9 @@ impl Requests<'_, '_> {
                 }
                 (kind, None) => {
                     // Code may have prepared it: the server is asked, and says so itself if there is none.
-                    self.note(&Aftermath { doubts: Doubts::PREPARED, ..Aftermath::default() }, false);
+                    self.note(&SideEffects { doubts: StateChecks::PREPARED, ..SideEffects::default() }, false);
                     if *kind == Kind::Deallocate {
-                        rewritten.deeds.list.push_back(Deed::Forgets(None));
+                        rewritten.deeds.list.push_back(PrepareEffect::Forgets(None));
                     }
                     match disowned(value) {
                         Some(ours) => ours,
@@ -210,10 +210,10 @@ impl Requests<'_, '_> {
         &mut self,
         name: &[u8],
         body: &[u8],
-        aftermath: Aftermath,
-        rewritten: Rewritten,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
-        let Rewritten { mut text, requires, mut deeds, .. } = rewritten;
+        aftermath: SideEffects,
+        rewritten: RewrittenText,
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+        let RewrittenText { mut text, requires, mut deeds, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
         text.extend_from_slice(types);
@@ -233,7 +233,7 @@ impl Requests<'_, '_> {
         for statement in &requires {
             preparer.ensure(statement, self.out);
         }
-        if self.ask_unnamed(Asked::Parse(None)) {
+        if self.ask_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
             let under = self.server.parsing(self.under);
             self.statements.set_unnamed(serial, &text, aftermath, Some(Arc::new((requires, deeds))), under);

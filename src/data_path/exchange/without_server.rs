@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{client_side::ClientSide, return_to_tenant::Stance};
+use super::{client_side::ClientSide, return_to_tenant::CurrentTenant};
 use crate::{
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::Account,
-        prepared::shared_statements::StatementTable,
-        session_state::side_effects::Aftermath,
+        prepared::shared_statements::SharedStatements,
+        session_state::side_effects::SideEffects,
         sql::{Characters, Lexing},
         tenant::Place,
     },
@@ -33,7 +33,7 @@ impl ClientSide {
     /// # Errors
     /// The limit that would be exceeded.
     pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
-        let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
+        let aftermath = SideEffects::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         self.look_at_settings();
         let under = &self.parse_settings.0;
         self.rules.sees_binds = true;
@@ -63,7 +63,7 @@ impl ClientSide {
     }
 
     /// The session stands so to its tenant now.
-    pub fn set_stance(&mut self, stance: Stance) {
+    pub fn set_stance(&mut self, stance: CurrentTenant) {
         self.rules.stance = stance;
     }
 
@@ -72,8 +72,8 @@ impl ClientSide {
     pub fn move_to(
         &mut self,
         place: Option<Arc<Place>>,
-        table: Arc<StatementTable>,
-        catalogue: Arc<Catalogue>,
+        table: Arc<SharedStatements>,
+        catalogue: Arc<FunctionEffects>,
         memory: Arc<Account>,
         follow: bool,
     ) {

@@ -21,8 +21,8 @@ use super::{
     connection_limits::Origin,
     failed_logins::{FailedLogins, Outcome},
     scram_proof::Verifier,
-    startup::{Hello, LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError},
-    tenant_routing::{Case, Denial, Destination, Goal, Hints, Known, Verdict, is_tenant},
+    startup::{StartupPacket, LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError},
+    tenant_routing::{RouteRequest, LoginRefusal, Route, Goal, Hints, Known, Verdict, is_tenant},
 };
 use crate::{
     config::FailedLoginRules,
@@ -44,18 +44,18 @@ const PLUS: &str = "SCRAM-SHA-256-PLUS";
 
 /// Who proved to be who, and may go where.
 #[derive(Debug)]
-pub struct Proven {
+pub struct Authenticated {
     /// Who.
     pub login: Arc<Login>,
     /// Where to.
-    pub destination: Destination,
+    pub destination: Route,
     /// AuthenticationSASLFinal and AuthenticationOk; they go out with the session's first write.
     pub unsent: Vec<u8>,
 }
 
 /// What a login is judged by, beside what the client says.
 #[derive(Debug, Clone, Copy)]
-pub struct Gate<'a> {
+pub struct AuthContext<'a> {
     /// Logins and tenants.
     pub directory: &'a dyn Directory,
     /// `tenant_host_suffixes`.
@@ -74,7 +74,7 @@ pub struct Gate<'a> {
 ///
 /// # Errors
 /// [`StartupError`]; the operator's log has the real reason.
-pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Result<Proven, StartupError> {
+pub async fn prove(stream: &mut Stream, hello: &mut StartupPacket, gate: AuthContext<'_>) -> Result<Authenticated, StartupError> {
     let server_name = hello.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
     let hints = Hints {
         option: hello.tenant_hint.clone(),
@@ -97,11 +97,11 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
         (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.is_current() => {
             Err(Verdict::Refused(ClientError::DirectoryUnavailable))
         }
-        (None, _) => Err(Verdict::Denied(Denial::UnknownLogin)),
-        (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(Denial::BrokenVerifier)),
-        (Some(_), Proof::Wrong) => Err(Verdict::Denied(Denial::WrongPassword)),
+        (None, _) => Err(Verdict::Denied(LoginRefusal::UnknownLogin)),
+        (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(LoginRefusal::BrokenVerifier)),
+        (Some(_), Proof::Wrong) => Err(Verdict::Denied(LoginRefusal::WrongPassword)),
         (Some(login), Proof::Right(server_final)) => {
-            let case = Case {
+            let case = RouteRequest {
                 login,
                 hints: &hints,
                 split: found.split,
@@ -120,7 +120,7 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
             let mut unsent = Vec::new();
             sasl(&mut unsent, 12, server_final.as_bytes());
             authentication_ok(&mut unsent);
-            Ok(Proven { login: login.clone(), destination, unsent })
+            Ok(Authenticated { login: login.clone(), destination, unsent })
         }
         Err((_, refusal)) => Err(refusal.into()),
     }
@@ -131,9 +131,9 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
 /// # Errors
 /// [`ClientError::TooManyFailedLogins`]: it may not hear it.
 async fn answer_in_time(
-    hello: &Hello,
+    hello: &StartupPacket,
     refused: Option<&(String, ClientError)>,
-    gate: Gate<'_>,
+    gate: AuthContext<'_>,
 ) -> Result<(), ClientError> {
     let outcome = match refused {
         Some((_, ClientError::LoginFailed { .. })) => Outcome::Wrong,
@@ -163,10 +163,10 @@ async fn answer_in_time(
 }
 
 /// Where a login that has proved itself goes.
-async fn settle(case: &Case<'_>, directory: &dyn Directory) -> Result<Destination, Verdict> {
+async fn settle(case: &RouteRequest<'_>, directory: &dyn Directory) -> Result<Route, Verdict> {
     let tenant = match case.goal()? {
-        Goal::Console { read_only } => return Ok(Destination::Console { read_only }),
-        Goal::Lobby => return Ok(Destination::Lobby),
+        Goal::Console { read_only } => return Ok(Route::Console { read_only }),
+        Goal::Lobby => return Ok(Route::Lobby),
         Goal::Named(tenant) => Some(tenant),
         Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
             warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");
@@ -234,7 +234,7 @@ enum Proof {
 /// The SASL exchange. It takes the same course whether the secret is a login's or a mock.
 async fn exchange(
     stream: &mut Stream,
-    hello: &mut Hello,
+    hello: &mut StartupPacket,
     verifier: &Verifier,
 ) -> Result<Proof, StartupError> {
     let offered =

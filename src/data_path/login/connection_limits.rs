@@ -36,7 +36,7 @@ impl Origin {
 
 /// Everybody who is here.
 #[derive(Debug, Default)]
-pub struct Door {
+pub struct ConnectionLimits {
     held: Mutex<Held>,
     /// How many have not logged in.
     unproven: AtomicUsize,
@@ -67,8 +67,8 @@ struct Place {
 
 /// A client's place; given back by drop.
 #[derive(Debug)]
-pub struct Visitor {
-    door: Arc<Door>,
+pub struct ConnectionPermit {
+    door: Arc<ConnectionLimits>,
     peer: Option<IpAddr>,
     number: u64,
     leave: Arc<Notify>,
@@ -79,7 +79,7 @@ pub struct Visitor {
 
 /// Somebody who is told that there is no room; counted until it is dropped.
 #[derive(Debug)]
-pub struct TurnedAway(Arc<Door>);
+pub struct TurnedAway(Arc<ConnectionLimits>);
 
 impl Drop for TurnedAway {
     fn drop(&mut self) {
@@ -148,18 +148,18 @@ impl Held {
     }
 }
 
-impl Door {
+impl ConnectionLimits {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client has been accepted. `None`: there is no room for it.
-    pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<Visitor> {
+    pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<ConnectionPermit> {
         let changes = self.changes.load(Ordering::Acquire);
         let (number, leave) = self.held().enter(Origin::of(peer), limits)?;
         self.unproven.fetch_add(1, Ordering::AcqRel);
         let is_session = AtomicBool::new(false);
-        Some(Visitor { door: self.clone(), peer, number, leave, is_session, changes })
+        Some(ConnectionPermit { door: self.clone(), peer, number, leave, is_session, changes })
     }
 
     /// Counts somebody who is told that there is no room. `None`: so many are being told that it is closed without a word.
@@ -200,7 +200,7 @@ impl Door {
     }
 }
 
-impl Visitor {
+impl ConnectionPermit {
     /// Whether something has changed since the client came. A session that is registered hears of what comes later.
     pub fn has_missed_changes(&self) -> bool {
         self.changes != self.door.changes.load(Ordering::Acquire)
@@ -257,7 +257,7 @@ impl Visitor {
     }
 }
 
-impl Drop for Visitor {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if *self.is_session.get_mut() {
             self.door.sessions.fetch_sub(1, Ordering::AcqRel);
@@ -285,7 +285,7 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
-    fn is_gone(visitor: &Visitor) -> bool {
+    fn is_gone(visitor: &ConnectionPermit) -> bool {
         !visitor
             .door
             .held()
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_takes_the_place_of_the_oldest_where_most_are() {
-        let (door, limits) = (Arc::<Door>::default(), limits(4, 3, 1 << 20));
+        let (door, limits) = (Arc::<ConnectionLimits>::default(), limits(4, 3, 1 << 20));
         let crowd: Vec<_> = (0..3).map(|_| door.enter(at(1), &limits).unwrap()).collect();
         assert!(door.enter(at(1), &limits).is_none(), "an address has its own limit");
         let second = door.enter(at(2), &limits).unwrap();
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn logins_take_memory_and_others_make_room_for_them() {
-        let (door, limits) = (Arc::<Door>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
+        let (door, limits) = (Arc::<ConnectionLimits>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
         let silent: Vec<_> = (0..4).map(|_| door.enter(at(1), &limits).unwrap()).collect();
         silent[0].begin_login(&limits);
         assert!(silent.iter().all(|visitor| !is_gone(visitor)));
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn strangers_do_not_count_among_the_sessions() {
-        let (door, mut limits) = (Arc::<Door>::default(), limits(10, 10, 1 << 20));
+        let (door, mut limits) = (Arc::<ConnectionLimits>::default(), limits(10, 10, 1 << 20));
         limits.max_client_conn = 1;
         let strangers: Vec<_> = (0..5).map(|_| door.enter(at(1), &limits).unwrap()).collect();
         assert!(strangers.iter().all(|visitor| visitor.admitted(&limits).is_ok()));
@@ -347,7 +347,7 @@ mod tests {
         #[test]
         fn what_is_held_stays_within_its_limits(steps in proptest::collection::vec((0u8..4, 0u8..6, any::<prop::sample::Index>()), 1..120)) {
             let limits = limits(12, 6, 8 * WAITING_BYTES + 2 * LOGIN_BYTES);
-            let (door, mut here) = (Arc::<Door>::default(), Vec::new());
+            let (door, mut here) = (Arc::<ConnectionLimits>::default(), Vec::new());
             for (step, address, which) in steps {
                 match step {
                     0 | 1 => here.extend(door.enter(at(address), &limits)),

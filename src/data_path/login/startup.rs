@@ -49,9 +49,9 @@ pub struct TlsRules<'a> {
 
 /// Who came.
 #[derive(Debug)]
-pub enum Arrival {
+pub enum FirstRequest {
     /// A client that wants to log in.
-    Client(Hello),
+    Client(StartupPacket),
     /// A cancel request; its connection is closed when it has settled.
     Cancel {
         /// The process number it names.
@@ -65,7 +65,7 @@ pub enum Arrival {
 
 /// A startup packet, read.
 #[derive(Debug, Default)]
-pub struct Hello {
+pub struct StartupPacket {
     /// Bytes that came behind the packet.
     pub leftover: Vec<u8>,
     /// Protocol 3.`minor` is spoken.
@@ -117,7 +117,7 @@ pub async fn receive(
     stream: &mut Stream,
     peer: Option<IpAddr>,
     rules: TlsRules<'_>,
-) -> Result<Arrival, StartupError> {
+) -> Result<FirstRequest, StartupError> {
     let mut tls = None;
     if let (Some(door), true) = (rules.door, starts_with_tls(stream).await?) {
         tls = Some(encrypt(stream, door, true).await?);
@@ -125,7 +125,7 @@ pub async fn receive(
     let mut buffer = Vec::new();
     for _ in 0..=REQUESTS_MAX {
         let Some((code, body)) = packet(stream, &mut buffer).await? else {
-            return Ok(Arrival::Gone);
+            return Ok(FirstRequest::Gone);
         };
         match code {
             SSL_REQUEST | GSSENC_REQUEST if !buffer.is_empty() => {
@@ -145,9 +145,9 @@ pub async fn receive(
                 if rules.required && tls.is_none() && peer.is_some() {
                     return Err(ClientError::EncryptionRequired.into());
                 }
-                let mut hello = Hello { leftover: buffer, tls, peer, ..Hello::default() };
+                let mut hello = StartupPacket { leftover: buffer, tls, peer, ..StartupPacket::default() };
                 read_hello(code, &body, &mut hello)?;
-                return Ok(Arrival::Client(hello));
+                return Ok(FirstRequest::Client(hello));
             }
         }
     }
@@ -197,16 +197,16 @@ async fn packet(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Option<(u32
     }
 }
 
-fn cancel_request(body: &[u8]) -> Result<Arrival, StartupError> {
+fn cancel_request(body: &[u8]) -> Result<FirstRequest, StartupError> {
     match body.split_first_chunk::<4>() {
         Some((process_id, secret)) if (4..=256).contains(&secret.len()) => {
-            Ok(Arrival::Cancel { process_id: i32::from_be_bytes(*process_id), secret: secret.to_vec() })
+            Ok(FirstRequest::Cancel { process_id: i32::from_be_bytes(*process_id), secret: secret.to_vec() })
         }
         _ => Err(StartupError::Garbled("invalid length of cancel request packet")),
     }
 }
 
-fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), ClientError> {
+fn read_hello(version: u32, mut body: &[u8], hello: &mut StartupPacket) -> Result<(), ClientError> {
     let (major, minor) = (version >> 16, (version & 0xffff) as u16);
     if major != 3 {
         return Err(ClientError::NotSupported(format!(
@@ -302,7 +302,7 @@ mod tests {
     }
 
     /// Sends `bytes` cut at `cuts` and then closes.
-    fn arrive(bytes: &[u8], cuts: &[usize]) -> Result<Arrival, StartupError> {
+    fn arrive(bytes: &[u8], cuts: &[usize]) -> Result<FirstRequest, StartupError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (mut client, server) = UnixStream::pair().unwrap();
@@ -324,9 +324,9 @@ mod tests {
         })
     }
 
-    fn hello(bytes: &[u8]) -> Hello {
+    fn hello(bytes: &[u8]) -> StartupPacket {
         match arrive(bytes, &[]) {
-            Ok(Arrival::Client(hello)) => hello,
+            Ok(FirstRequest::Client(hello)) => hello,
             other => panic!("{other:?}"),
         }
     }
@@ -380,22 +380,22 @@ mod tests {
             bytes.extend_from_slice(&7i32.to_be_bytes());
             bytes.extend(vec![9; length]);
             assert!(
-                matches!(arrive(&bytes, &[]), Ok(Arrival::Cancel { process_id: 7, secret }) if secret == vec![9; length])
+                matches!(arrive(&bytes, &[]), Ok(FirstRequest::Cancel { process_id: 7, secret }) if secret == vec![9; length])
             );
         }
     }
 
     #[test]
     fn a_client_that_leaves_is_no_error() {
-        assert!(matches!(arrive(b"", &[]), Ok(Arrival::Gone)));
-        assert!(matches!(arrive(&[0, 0, 0], &[]), Ok(Arrival::Gone)));
+        assert!(matches!(arrive(b"", &[]), Ok(FirstRequest::Gone)));
+        assert!(matches!(arrive(&[0, 0, 0], &[]), Ok(FirstRequest::Gone)));
     }
 
     proptest! {
         #[test]
         fn any_fragmentation_gives_the_same_hello(cuts in prop::collection::vec(any::<usize>(), 0..12)) {
             let bytes = packet_of(3 << 16, &[("user", "alice"), ("database", "acme"), ("application_name", "x")]);
-            let Ok(Arrival::Client(hello)) = arrive(&bytes, &cuts) else { panic!() };
+            let Ok(FirstRequest::Client(hello)) = arrive(&bytes, &cuts) else { panic!() };
             prop_assert_eq!((hello.user.as_str(), hello.settings.len()), ("alice", 1));
         }
 

@@ -48,11 +48,11 @@ use self::{
 use crate::{
     config::{Config, PoolMode},
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::Account,
-        prepared::{Capacity, shared_statements::StatementTable},
+        prepared::{PreparedLimits, shared_statements::SharedStatements},
         server::DialOptions,
-        session_state::role_settings::SessionStart,
+        session_state::role_settings::RoleSettings,
         tenant::{Access, Credential, Place, Tenant},
         worker::Worker,
     },
@@ -71,7 +71,7 @@ pub struct PoolRules {
     /// Servers that sessions may keep between transactions while others wait.
     pub pinned_max: usize,
     /// Statements a server keeps prepared.
-    pub prepared_max: Capacity,
+    pub prepared_max: PreparedLimits,
     /// Servers being opened at a time on its host.
     pub connecting_max: usize,
     /// The longest pause between two attempts to open a server that fail.
@@ -111,7 +111,7 @@ impl PoolRules {
                 0 => size - 1,
                 given => given,
             },
-            prepared_max: Capacity {
+            prepared_max: PreparedLimits {
                 statements: config.pool.max_prepared_statements,
                 bytes: config.pool.max_prepared_bytes,
             },
@@ -143,11 +143,11 @@ pub struct Pool {
     /// Where it lives.
     pub worker: Arc<Worker>,
     /// What its database's functions leave behind.
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Arc<FunctionEffects>,
     /// What is kept for its tenant.
     pub memory: Arc<Account>,
     /// Statements its clients have prepared.
-    pub statements: Arc<StatementTable>,
+    pub statements: Arc<SharedStatements>,
     /// What it has done.
     pub stats: Arc<PoolStats>,
     /// Its servers, for operators.
@@ -156,7 +156,7 @@ pub struct Pool {
     credential: Credential,
     greetings: Greetings,
     /// What its servers began with, once one was opened.
-    start: OnceLock<Arc<SessionStart>>,
+    start: OnceLock<Arc<RoleSettings>>,
     /// Held by whoever replaces it because that has changed.
     beginning_anew: tokio::sync::Mutex<()>,
     /// Listens for clients that LISTEN.

@@ -21,7 +21,7 @@ use super::{Pool, PooledServer, startup_values::spelled};
 use crate::{
     data_path::{
         server::connection::{AskError, Server},
-        session_state::{Settings, parameter_status::Reported, role_settings::SessionStart},
+        session_state::{Settings, parameter_status::ReportedParameters, role_settings::RoleSettings},
     },
     error::ClientError,
 };
@@ -44,11 +44,11 @@ pub struct Greeting {
     /// What the session has set, as the server spells it.
     pub settings: Arc<Settings>,
     /// What the server reports.
-    pub told: Arc<Reported>,
+    pub told: Arc<ReportedParameters>,
     /// NoticeResponses, in front of that.
     notices: Arc<[u8]>,
     /// What the session begins with; `None`: its first server says so.
-    pub start: Option<Arc<SessionStart>>,
+    pub start: Option<Arc<RoleSettings>>,
 }
 
 impl Greeting {
@@ -75,7 +75,7 @@ pub struct Greetings {
 #[derive(Debug, Default)]
 struct Known {
     /// What servers report of which nobody has set anything, and what notices they start with; `None`: there was none yet.
-    base: Option<(Reported, Arc<[u8]>)>,
+    base: Option<(ReportedParameters, Arc<[u8]>)>,
     /// By what was asked for; the latest used first.
     kept: VecDeque<(Settings, Greeting)>,
     /// Name, value, and how servers spell that; the latest last.
@@ -143,7 +143,7 @@ impl Known {
         let reported = || side.reported.iter().filter(|(name, _)| !is_set(name));
         let Some((base, notices)) = &mut self.base else {
             if server.startup.is_empty() {
-                self.base = Some((Reported::new(reported()), server.notices.clone().into()));
+                self.base = Some((ReportedParameters::new(reported()), server.notices.clone().into()));
             }
             return false;
         };

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::data_path::prepared::Tally;
+use crate::data_path::prepared::StatementCounts;
 
 /// Counters of one (tenant, access); they outlive a pool that is replaced.
 #[derive(Debug, Default)]
@@ -54,8 +54,8 @@ pub struct PoolStats {
 impl PoolStats {
     /// Adds what a transaction did with named statements; most do nothing.
     #[inline]
-    pub fn count_statements(&self, tally: Tally) {
-        if tally != Tally::default() {
+    pub fn count_statements(&self, tally: StatementCounts) {
+        if tally != StatementCounts::default() {
             self.client_parses.fetch_add(tally.client_parses.into(), Relaxed);
             self.server_parses.fetch_add(tally.server_parses.into(), Relaxed);
             self.binds.fetch_add(tally.binds.into(), Relaxed);

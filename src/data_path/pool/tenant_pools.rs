@@ -25,9 +25,9 @@ use super::{
 use crate::{
     config::{Config, TlsMode},
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::{Account, Accounts},
-        prepared::shared_statements::StatementTable,
+        prepared::shared_statements::SharedStatements,
         server::{DialOptions, IdentityTrouble},
         tenant::{Access, Host, HostAddress, Place, Tenant, TenantStatus},
         worker::{Worker, Workers},
@@ -56,7 +56,7 @@ pub struct TenantPools {
     /// By name and how it is reached: one that is reached otherwise is another, of which nothing is known.
     connects: Mutex<HashMap<HostKey, Weak<HostConnects>>>,
     /// What is known of each tenant's functions, as long as it has a pool.
-    catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
+    catalogues: Mutex<HashMap<i64, Weak<FunctionEffects>>>,
     /// What is kept for whom.
     pub accounts: Accounts,
     workers: Vec<Arc<Worker>>,
@@ -154,7 +154,7 @@ impl TenantPools {
         &self,
         tenant: Arc<Tenant>,
         access: Access,
-        statements: Arc<StatementTable>,
+        statements: Arc<SharedStatements>,
         ear: Arc<EarPlace>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
@@ -204,7 +204,7 @@ impl TenantPools {
     }
 
     /// What is known of the tenant's functions: the same for all of its pools.
-    fn catalogue_of(&self, tenant: &Tenant) -> Arc<Catalogue> {
+    fn catalogue_of(&self, tenant: &Tenant) -> Arc<FunctionEffects> {
         let mut catalogues = locked(&self.catalogues);
         // The dead are swept when the map would have to grow.
         if catalogues.len() == catalogues.capacity() {
@@ -221,9 +221,9 @@ impl TenantPools {
     }
 
     /// None yet.
-    fn statements_of(&self, tenant: &Tenant) -> Arc<StatementTable> {
+    fn statements_of(&self, tenant: &Tenant) -> Arc<SharedStatements> {
         let parents = [&self.memory_of(tenant), &self.accounts.statements];
-        Arc::new(StatementTable::new(Account::new(Limit::Tenant, usize::MAX, &parents)))
+        Arc::new(SharedStatements::new(Account::new(Limit::Tenant, usize::MAX, &parents)))
     }
 
     fn budget_of(&self, host: &Host) -> Arc<Budget> {
@@ -305,7 +305,7 @@ impl TenantPools {
         }
     }
 
-    async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<StatementTable>) {
+    async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<SharedStatements>) {
         let Some(new) = self.make(tenant, old.access, statements, old.ear.clone()) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));

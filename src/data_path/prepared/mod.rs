@@ -21,19 +21,19 @@ use std::sync::{
 
 pub use self::{
     client_statements::{ClientStatements, UNNAMED_BYTES_KEPT},
-    server_statements::{Capacity, Found, ServerStatements, Tally},
+    server_statements::{PreparedLimits, OnServer, ServerStatements, StatementCounts},
 };
 use self::{
     parse_settings::ParseSettings,
-    row_description::{Shape, is_fixed, is_parsed_once},
+    row_description::{RowDescription, is_fixed, is_parsed_once},
     shared_statements::next_id,
-    sql_prepare_effects::{Deeds, OUR_PREFIX},
+    sql_prepare_effects::{PrepareEffects, OUR_PREFIX},
 };
 use crate::{
     data_path::{
-        functions::Seen,
+        functions::FoundEffects,
         memory_limit::{Account, Charge, PIECE_BYTES},
-        session_state::side_effects::Aftermath,
+        session_state::side_effects::SideEffects,
     },
     wire::frame::{HEADER_BYTES, cstr},
 };
@@ -50,9 +50,9 @@ pub struct Statement {
     /// What it takes.
     pub(super) charge: Charge,
     /// Read once, when it was parsed.
-    pub aftermath: Aftermath,
+    pub aftermath: SideEffects,
     /// What it calls.
-    pub seen: Seen,
+    pub seen: FoundEffects,
     /// Made by PREPARE: `body` is that text, with the server's name for it in it.
     pub(super) in_sql: bool,
     /// Where that is our name, it stands there in place of these bytes.
@@ -63,7 +63,7 @@ pub struct Statement {
     /// Its shape is fixed when it is parsed, and looked at.
     pub(super) is_looked_at: bool,
     /// What its clients were told that it takes and gives, once a server has said so.
-    pub(super) shape: OnceLock<Shape>,
+    pub(super) shape: OnceLock<RowDescription>,
     /// The settings under which its client, or the first of them, has had it parsed.
     pub(super) parsed_under: Arc<ParseSettings>,
     /// What it means depends on them.
@@ -75,7 +75,7 @@ pub struct Statement {
 impl Statement {
     pub(super) fn new(
         body: Box<[u8]>,
-        aftermath: Aftermath,
+        aftermath: SideEffects,
         under: &Arc<ParseSettings>,
         memory: &Arc<Account>,
     ) -> Self {
@@ -86,7 +86,7 @@ impl Statement {
             charge: Charge::new(memory, Self::weight(1, body.len())),
             body,
             aftermath,
-            seen: Seen::default(),
+            seen: FoundEffects::default(),
             in_sql: false,
             renamed: None,
             naming: None,
@@ -144,7 +144,7 @@ impl Statement {
 
 /// A statement that got, or lost, its name by a request that may yet be skipped.
 #[derive(Debug, Clone)]
-pub struct Naming {
+pub struct StatementName {
     /// The client's name for it; `None` where only the server's knowledge changed.
     pub client_name: Option<Box<[u8]>>,
     /// The statement.
@@ -152,7 +152,7 @@ pub struct Naming {
 }
 
 /// Statements that a text names, and what it does to names.
-pub type SqlNames = (Vec<Arc<Statement>>, Deeds);
+pub type SqlNames = (Vec<Arc<Statement>>, PrepareEffects);
 
 /// Appends the message (or the first part of it) in `bytes` with the name at `at..at + old` replaced by `new`. Nothing
 /// is appended if the range is not in it.

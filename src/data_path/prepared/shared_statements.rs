@@ -16,17 +16,17 @@ use std::{
 use super::{
     SqlNames, Statement,
     parse_settings::{ParseSettings, ParseSettingsTable},
-    row_description::Shape,
+    row_description::RowDescription,
     sql_prepare_effects::OUR_PREFIX,
 };
 use crate::data_path::{
     memory_limit::{Account, Charge},
-    session_state::side_effects::Aftermath,
+    session_state::side_effects::SideEffects,
 };
 
 /// The statements of one pool, each once.
 #[derive(Debug, Default)]
-pub struct StatementTable {
+pub struct SharedStatements {
     /// Weak: a statement lives as long as a client or a server has it. By a digest of the text and its settings: a text stands
     /// in its statement only, and is gone with it.
     by_digest: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
@@ -46,7 +46,7 @@ pub fn next_id() -> u64 {
     LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-impl StatementTable {
+impl SharedStatements {
     /// Empty; what will be in it counts there.
     pub fn new(memory: Arc<Account>) -> Self {
         Self { memory, ..Self::default() }
@@ -55,7 +55,7 @@ impl StatementTable {
     /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
     pub fn in_sql(
         &self,
-        aftermath: Aftermath,
+        aftermath: SideEffects,
         text: &[u8],
         named: Range<usize>,
         under: &Arc<ParseSettings>,
@@ -95,7 +95,7 @@ impl StatementTable {
         &self,
         body: &[u8],
         under: &Arc<ParseSettings>,
-        made: impl FnOnce() -> (Aftermath, Option<Arc<SqlNames>>),
+        made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
         let mut table = self.locked();
         // The dead are swept when the table would have to grow: amortised, and it never holds more than twice the living.
@@ -119,7 +119,7 @@ impl StatementTable {
         &self,
         body: &[u8],
         under: &Arc<ParseSettings>,
-        aftermath: Aftermath,
+        aftermath: SideEffects,
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
         Arc::new(Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming))
@@ -142,7 +142,7 @@ impl StatementTable {
     /// A client has prepared `before`, and was told of another shape than its clients before. Theirs it stays, whose next use
     /// PostgreSQL refuses; from now on the text makes another statement.
     #[cold]
-    pub fn reshaped(&self, before: &Statement, shape: Shape) -> Arc<Statement> {
+    pub fn reshaped(&self, before: &Statement, shape: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
         let mut table = self.locked();
         let mut alike = before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());

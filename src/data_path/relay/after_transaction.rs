@@ -12,20 +12,20 @@ use std::{
 
 use tracing::warn;
 
-use super::{Relay, Step, load_functions::learn, session_end::End};
+use super::{Relay, Step, load_functions::learn, session_end::SessionEnd};
 use crate::{
     data_path::{
-        exchange::pending_checks::{AnswerMax, Settled, Uncertain},
+        exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
         prepared::Statement,
         server::connection::{AskError, Server},
-        session_state::{Settings, pins::Pins, state_query::Doubts},
+        session_state::{Settings, pins::Pins, state_query::StateChecks},
     },
     error::TenantSwitchError,
 };
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
-    pub(in crate::data_path) async fn settle(&mut self) -> Result<(), End> {
+    pub(in crate::data_path) async fn settle(&mut self) -> Result<(), SessionEnd> {
         let settled = self.settle_transaction().await;
         if settled.is_err()
             && let Some(server) = self.server.as_mut()
@@ -40,7 +40,7 @@ impl Relay {
         }
     }
 
-    async fn settle_transaction(&mut self) -> Result<(), End> {
+    async fn settle_transaction(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut uncertain = std::mem::take(&mut server.side.uncertain);
         let failed = std::mem::take(&mut server.failed);
@@ -86,7 +86,7 @@ impl Relay {
                         }
                         self.is_where_it_says(&uncertain).await?;
                     }
-                    Err(AskError::Lost(_)) => return Err(End::ServerLost),
+                    Err(AskError::Lost(_)) => return Err(SessionEnd::ServerLost),
                     Err(error) => {
                         warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
                         pins.insert(Pins::SETTINGS);
@@ -94,10 +94,10 @@ impl Relay {
                 },
             }
         }
-        if uncertain.doubts(Doubts::SESSION_START)
+        if uncertain.doubts(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?;
+            self.pool.is_as_begun(server).await.map_err(|_| SessionEnd::ServerLost)?;
         }
         uncertain.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
@@ -132,16 +132,16 @@ impl Relay {
 
     /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for
     /// somewhere else than it is.
-    async fn is_where_it_says(&mut self, uncertain: &Uncertain) -> Result<(), End> {
+    async fn is_where_it_says(&mut self, uncertain: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.concierge.is_none() || !uncertain.doubts_any_setting() {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
-        let rows = server.ask(sql, &[]).await.map_err(|_| End::ServerLost)?;
+        let rows = server.ask(sql, &[]).await.map_err(|_| SessionEnd::ServerLost)?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
-        if is_here { Ok(()) } else { Err(End::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
+        if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
     /// Takes a place among the sessions that keep their server, or gives it up.
@@ -155,29 +155,29 @@ impl Relay {
     }
 
     /// Reads what functions leave behind, where that may have changed.
-    async fn learn(&mut self) -> Result<(), End> {
+    async fn learn(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.side.follows() && self.pool.catalogue.is_to_be_learnt() {
             learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
                 .await
-                .map_err(|_| End::ServerLost)?;
+                .map_err(|_| SessionEnd::ServerLost)?;
             self.take_told();
         }
         Ok(())
     }
 
-    async fn ask(&mut self, uncertain: &Uncertain, pins: &mut Pins) -> Result<Settled, AskError> {
+    async fn ask(&mut self, uncertain: &PendingChecks, pins: &mut Pins) -> Result<CheckedState, AskError> {
         let (wanted, startup) = (&self.side.wanted, &self.side.startup);
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
         };
-        let answer = AnswerMax {
+        let answer = AnswerLimits {
             value_bytes: self.side.rules().settings_bytes_max,
             channels: self.pool.rules.channels_max,
         };
         let (sql, names) = uncertain.question(wanted, startup, answer);
         let mut arrays = vec![names];
-        if uncertain.doubts(Doubts::PREPARED) {
+        if uncertain.doubts(StateChecks::PREPARED) {
             arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
         }
         let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
@@ -188,7 +188,7 @@ impl Relay {
         });
         let settled = uncertain.answered(&rows, wanted, startup, pins);
         server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
-        if uncertain.doubts(Doubts::DBLINK) {
+        if uncertain.doubts(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }
         self.take_told();
@@ -199,11 +199,11 @@ impl Relay {
     /// at startup again, and the client is told, as PostgreSQL would tell it.
     ///
     /// Where there is too much of them they stay where they are, on their server, and that with its client.
-    async fn take_down(&mut self, settled: Settled, pins: &mut Pins) -> Result<(), End> {
+    async fn take_down(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let Settled { wanted, mut applied, channels: _ } = settled;
+        let CheckedState { wanted, mut applied, channels: _ } = settled;
         if wanted != applied && restore(server, &wanted, &mut applied).await.is_err() {
-            return Err(End::ServerLost);
+            return Err(SessionEnd::ServerLost);
         }
         self.take_told();
         let Some(server) = self.server.as_mut() else { return Ok(()) };

@@ -12,18 +12,18 @@ use std::{
 
 use tracing::warn;
 
-use super::{BUFFERS, Relay, Step, no_tenant, session_end::End};
+use super::{BUFFERS, Relay, Step, no_tenant, session_end::SessionEnd};
 use crate::{
     data_path::{
         exchange::ClientSide,
-        login::connection_limits::Visitor,
+        login::connection_limits::ConnectionPermit,
         proxy::Proxy,
         session_state::{Settings, pins::Pins},
         sessions::registry::Registered,
         tenant_switch::{
-            Plan, Wish,
-            local_answers::{Next, first_text},
-            switcher::{Concierge, Room, Waits, room_name},
+            Plan, TenantRequest,
+            local_answers::{LocalStep, first_text},
+            switcher::{TenantSwitcher, SwitchTarget, SwitchWait, room_name},
         },
         worker::Worker,
     },
@@ -33,7 +33,7 @@ use crate::{
 
 /// A session between two places: everything of it that is not the place's.
 #[derive(Debug)]
-pub struct Seat {
+pub struct DetachedSession {
     /// The connection.
     pub client: Stream,
     /// What the client was slow to take.
@@ -49,18 +49,18 @@ pub struct Seat {
     /// What the client is told when it is between two transactions next.
     pub leaving: Option<Box<ClientError>>,
     /// Of a service login's session: what it chooses by.
-    pub concierge: Option<Box<Concierge>>,
+    pub concierge: Option<Box<TenantSwitcher>>,
     /// What all clients share.
     pub proxy: Arc<Proxy>,
 }
 
 /// A session that moves, and where to.
-pub type Departure = Box<(Seat, Room)>;
+pub type SessionTransfer = Box<(DetachedSession, SwitchTarget)>;
 
 impl Relay {
     /// Goes on with the pool that has taken the place of a retired one.
-    pub(in crate::data_path) fn succeed(&mut self) -> Result<(), End> {
-        self.pool = self.pool.current().ok_or_else(|| End::Refused(ClientError::AdminShutdown.into()))?;
+    pub(in crate::data_path) fn succeed(&mut self) -> Result<(), SessionEnd> {
+        self.pool = self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
         self.side.set_place(self.pool.place.clone());
         self.side.begun.pool_replaced();
         Ok(())
@@ -77,23 +77,23 @@ impl Relay {
     /// Whether what the client has sent need not be shown to the desk before a server is borrowed for it.
     #[inline]
     pub(in crate::data_path) fn passes_desk(&self, sent: &[u8]) -> bool {
-        let passes = |concierge: &Concierge| !concierge.is_new && concierge.desk.passes(sent, &self.side);
+        let passes = |concierge: &TenantSwitcher| !concierge.is_new && concierge.desk.passes(sent, &self.side);
         self.concierge.as_ref().is_none_or(|concierge| passes(concierge))
     }
 
     /// Whether nothing more is read from the client for now.
     #[inline]
     pub(in crate::data_path) fn holds_back(&self) -> bool {
-        self.concierge.as_ref().is_some_and(|concierge| concierge.waits != Waits::No)
+        self.concierge.as_ref().is_some_and(|concierge| concierge.waits != SwitchWait::No)
     }
 
     /// Keeps what must wait until everything before it is answered.
     #[cold]
-    pub(in crate::data_path) fn hold_back(&mut self, rest: Vec<u8>, waits: Waits) -> Result<(), Step> {
+    pub(in crate::data_path) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
         self.inbox = rest;
         let (proxy, first) = (&self.proxy, Some(self.pool.tenant.id));
         let concierge =
-            self.concierge.get_or_insert_with(|| Concierge::new(proxy.clone(), first, Arc::default()));
+            self.concierge.get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
         concierge.waits = waits;
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Relay {
         let over =
             lease.is_none_or(|lease| lease.is_over()) && !self.side.mid_message() && self.held.is_empty();
         let answered = lease.is_none_or(|lease| !lease.is_working() || lease.takes_copy_data());
-        concierge.is_to_leave() && over || concierge.waits != Waits::No && answered
+        concierge.is_to_leave() && over || concierge.waits != SwitchWait::No && answered
     }
 
     /// Lets the desk answer what it can, while no server is held. `None`: what is in `inbox` is for a server, and one may be
@@ -130,7 +130,7 @@ impl Relay {
         let mut replies = Vec::new();
         let led = match concierge.desk.next(inbox, &mut self.side, Some(&self.pool.tenant.name), &mut replies)
         {
-            Err(refusal) => return Some(Some(Step::End(End::Refused(refusal.into())))),
+            Err(refusal) => return Some(Some(Step::End(SessionEnd::Refused(refusal.into())))),
             Ok((used, led)) => {
                 inbox.drain(..used);
                 led
@@ -138,16 +138,16 @@ impl Relay {
         };
         self.unsent.push(&replies);
         let led = match led {
-            Next::Server if concierge.is_new => Some(Some(Step::Borrow)),
-            Next::Server => None,
-            Next::Waits => Some(None),
-            Next::Terminated => Some(Some(Step::End(End::Terminated))),
-            Next::Ended => Some(Some(Step::Desk)),
-            Next::Choose(wish) => {
+            LocalStep::Server if concierge.is_new => Some(Some(Step::Borrow)),
+            LocalStep::Server => None,
+            LocalStep::Waits => Some(None),
+            LocalStep::Terminated => Some(Some(Step::End(SessionEnd::Terminated))),
+            LocalStep::Ended => Some(Some(Step::Desk)),
+            LocalStep::Choose(wish) => {
                 concierge.wish = Some(wish);
                 Some(Some(Step::Desk))
             }
-            Next::SetPassword(password) => {
+            LocalStep::SetPassword(password) => {
                 concierge.password = Some(password);
                 Some(Some(Step::Desk))
             }
@@ -158,7 +158,7 @@ impl Relay {
 
     /// Does what [`Self::is_called`] is about, and looks at what else the client has sent. Where it leads, if the session
     /// moves.
-    pub(in crate::data_path) async fn at_desk(&mut self) -> Result<Option<Room>, End> {
+    pub(in crate::data_path) async fn at_desk(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
             self.succeed()?;
         }
@@ -169,22 +169,22 @@ impl Relay {
         self.dismiss();
         match moved? {
             // Nobody would tell it what it goes on listening to.
-            Some(_) if self.heard.is_some() => Err(End::Refused(ClientError::ListenerPaused.into())),
+            Some(_) if self.heard.is_some() => Err(SessionEnd::Refused(ClientError::ListenerPaused.into())),
             Some(room) => Ok(Some(room)),
             None => self.pass_on().await.map(|()| None),
         }
     }
 
-    async fn with_concierge(&mut self, concierge: &mut Concierge) -> Result<Option<Room>, End> {
-        let waits = std::mem::replace(&mut concierge.waits, Waits::No);
+    async fn with_concierge(&mut self, concierge: &mut TenantSwitcher) -> Result<Option<SwitchTarget>, SessionEnd> {
+        let waits = std::mem::replace(&mut concierge.waits, SwitchWait::No);
         if self.server.as_ref().is_some_and(|server| !server.side.lease.is_over()) {
-            if waits == Waits::Choice {
+            if waits == SwitchWait::Choice {
                 self.deny_first();
             }
             return Ok(None);
         }
         let here = (self.pool.tenant.id, self.pool.access);
-        let mut first = waits == Waits::Choice;
+        let mut first = waits == SwitchWait::Choice;
         loop {
             if concierge.is_to_leave()
                 && let Some(room) = concierge.back(&self.handle, here).await
@@ -193,18 +193,18 @@ impl Relay {
             }
             let mut replies = Vec::new();
             let name = &self.pool.tenant.name;
-            let asked = concierge.wish.take().map(Next::Choose);
-            let (used, next) = match asked.or_else(|| concierge.password.take().map(Next::SetPassword)) {
+            let asked = concierge.wish.take().map(LocalStep::Choose);
+            let (used, next) = match asked.or_else(|| concierge.password.take().map(LocalStep::SetPassword)) {
                 Some(next) => (0, next),
                 None => {
                     let next = concierge.desk.next(&self.inbox, &mut self.side, Some(name), &mut replies);
-                    next.map_err(|refusal| End::Refused(refusal.into()))?
+                    next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?
                 }
             };
             self.inbox.drain(..used);
             let first = std::mem::take(&mut first) && used == 0;
             match next {
-                Next::Choose(wish) => {
+                LocalStep::Choose(wish) => {
                     let found = match self.is_free_to_go(concierge, &wish) {
                         Ok(()) => concierge.follow(&wish, &self.handle, Some(here)).await,
                         Err(refusal) => Err(refusal),
@@ -218,30 +218,30 @@ impl Relay {
                         return Ok(Some(room));
                     }
                 }
-                Next::SetPassword(password) => {
+                LocalStep::SetPassword(password) => {
                     concierge.set_password(&self.handle, password, &mut self.side, &mut replies).await;
                 }
                 // What was held back for a choice is none to the desk: it must not come round again.
-                Next::Server if first => {
+                LocalStep::Server if first => {
                     ClientError::from(TenantSwitchError::NotAlone).write(Severity::Error, &mut replies);
                     self.side.begin_refusing(concierge.desk.failed());
                 }
-                Next::Ended => {}
-                Next::Waits | Next::Server => {
-                    if next == Next::Server && self.server.is_some() {
+                LocalStep::Ended => {}
+                LocalStep::Waits | LocalStep::Server => {
+                    if next == LocalStep::Server && self.server.is_some() {
                         concierge.desk.leave_batch();
                     }
                     self.unsent.push(&replies);
                     return Ok(None);
                 }
-                Next::Terminated => return Err(End::Terminated),
+                LocalStep::Terminated => return Err(SessionEnd::Terminated),
             }
             self.unsent.push(&replies);
         }
     }
 
     /// A session that keeps its server may name the tenant that it is in.
-    fn is_free_to_go(&self, concierge: &Concierge, wish: &Wish) -> Result<(), ClientError> {
+    fn is_free_to_go(&self, concierge: &TenantSwitcher, wish: &TenantRequest) -> Result<(), ClientError> {
         let id = self.pool.tenant.id;
         let stays = match &wish.tenant {
             Some(name) => **name == *self.pool.tenant.name,
@@ -276,7 +276,7 @@ impl Relay {
     }
 
     /// What is left in the inbox goes to the server that the session holds.
-    async fn pass_on(&mut self) -> Result<(), End> {
+    async fn pass_on(&mut self) -> Result<(), SessionEnd> {
         if self.server.is_none() || self.inbox.is_empty() || self.is_at_desk() {
             return Ok(());
         }
@@ -292,7 +292,7 @@ impl Relay {
 
     /// Before the first statement that a tenant's servers get from a session that has come from elsewhere: its settings are
     /// tried, unless they are known to be good. `false`: the statement has been refused.
-    pub(in crate::data_path) async fn settle_in(&mut self) -> Result<bool, End> {
+    pub(in crate::data_path) async fn settle_in(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
             self.side.set_place(pool.place.clone());
             self.pool = pool;
@@ -308,13 +308,13 @@ impl Relay {
                 let Some(concierge) = self.concierge.as_mut() else { return Ok(true) };
                 concierge.is_new = false;
                 if let Err(limit) = self.side.keep(greeting.settings) {
-                    return Err(End::Refused(self.side.rules().too_much(limit).into()));
+                    return Err(SessionEnd::Refused(self.side.rules().too_much(limit).into()));
                 }
                 self.side.begun = greeting.start.into();
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.
-            Err(refusal @ ClientError::Server { .. }) => Err(End::Refused(refusal.into())),
+            Err(refusal @ ClientError::Server { .. }) => Err(SessionEnd::Refused(refusal.into())),
             Err(refusal) => {
                 self.refuse_request(&refusal);
                 Ok(false)
@@ -332,7 +332,7 @@ impl Relay {
     }
 
     /// Leaves the tenant for another room. The server it holds is cleaned, or closed, without it.
-    pub(in crate::data_path) fn depart(mut self: Box<Self>, room: Room) -> Departure {
+    pub(in crate::data_path) fn depart(mut self: Box<Self>, room: SwitchTarget) -> SessionTransfer {
         self.side.take_held(&mut self.inbox);
         // What it has not heard yet of channels there is nothing to it any more.
         drop(self.handle.take_notifications());
@@ -346,17 +346,17 @@ impl Relay {
             self.leave_behind(server, false, false);
         }
         let Self { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy, .. } = *self;
-        Box::new((Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy }, room))
+        Box::new((DetachedSession { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy }, room))
     }
 }
 
 /// Serves a session that moves from room to room, to its end. Runs on the worker of the room it is in; `at` is that
 /// worker's number, `None` where any will do.
-pub(in crate::data_path) async fn travel(mut next: Departure, visitor: Visitor, at: Option<usize>) {
+pub(in crate::data_path) async fn travel(mut next: SessionTransfer, visitor: ConnectionPermit, at: Option<usize>) {
     loop {
         let (mut seat, room) = *next;
         let worker = match &room {
-            Room::Tenant(pool, _) if at != Some(pool.worker.index) => Some(pool.worker.clone()),
+            SwitchTarget::Tenant(pool, _) if at != Some(pool.worker.index) => Some(pool.worker.clone()),
             _ => None,
         };
         if let Some(worker) = worker {
@@ -367,12 +367,12 @@ pub(in crate::data_path) async fn travel(mut next: Departure, visitor: Visitor, 
             return move_to(&worker, Box::new((seat, room)), visitor);
         }
         let gone = match room {
-            Room::Tenant(pool, present) => {
+            SwitchTarget::Tenant(pool, present) => {
                 let gone = Box::new(Relay::new(seat, pool)).run().await;
                 drop(present);
                 gone
             }
-            Room::Lobby => {
+            SwitchTarget::Lobby => {
                 seat.handle.enter(None);
                 no_tenant::run(seat).await
             }
@@ -385,7 +385,7 @@ pub(in crate::data_path) async fn travel(mut next: Departure, visitor: Visitor, 
 }
 
 /// Goes on with [`travel`] on another worker.
-fn move_to(worker: &Arc<Worker>, mut next: Departure, visitor: Visitor) {
+fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, visitor: ConnectionPermit) {
     let index = worker.index;
     worker.spawn(async move {
         if let Err(error) = next.0.client.attach() {

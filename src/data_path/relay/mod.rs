@@ -30,10 +30,10 @@ use tokio::{
 };
 
 use self::{
-    acquire_server::{Awaits, Link},
-    change_tenant::{Departure, Seat},
-    notifications::Heard,
-    session_end::End,
+    acquire_server::{ReplyWait, ServerLink},
+    change_tenant::{SessionTransfer, DetachedSession},
+    notifications::Subscription,
+    session_end::SessionEnd,
 };
 use crate::{
     data_path::{
@@ -42,9 +42,9 @@ use crate::{
         pool::{Pinned, Pool, PooledServer},
         proxy::Proxy,
         server::connection::Server,
-        session_state::side_effects::Signal,
+        session_state::side_effects::BackendSignal,
         sessions::registry::{Doing, Registered},
-        tenant_switch::switcher::{Concierge, Waits},
+        tenant_switch::switcher::{TenantSwitcher, SwitchWait},
     },
     error::ClientError,
     wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
@@ -80,7 +80,7 @@ pub struct Relay {
     pub(super) buffers: Charge,
     pub(super) pool: Arc<Pool>,
     /// What it LISTENs to.
-    pub(super) heard: Option<Heard>,
+    pub(super) heard: Option<Subscription>,
     pub(super) server: Option<Box<PooledServer>>,
     pub(super) handle: Registered,
     /// A cancel that the server has not settled yet: it serves nobody else until then.
@@ -95,9 +95,9 @@ pub struct Relay {
     /// What the client is told when it is between two transactions next.
     pub(super) leaving: Option<Box<ClientError>>,
     /// What is in the inbox waits for the server's answers to what it has got.
-    pub(super) awaits: Awaits,
+    pub(super) awaits: ReplyWait,
     /// Of a service login's session: it may go to another tenant; and of one that changes its password just now.
-    pub(super) concierge: Option<Box<Concierge>>,
+    pub(super) concierge: Option<Box<TenantSwitcher>>,
     /// What all clients share.
     pub(super) proxy: Arc<Proxy>,
 }
@@ -112,13 +112,13 @@ pub(super) enum Step {
     /// The session's tenant is in question.
     Desk,
     /// The session ends.
-    End(End),
+    End(SessionEnd),
 }
 
 impl Relay {
     /// A session that has been greeted, at a pool.
-    pub fn new(seat: Seat, pool: Arc<Pool>) -> Self {
-        let Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy } = seat;
+    pub fn new(seat: DetachedSession, pool: Arc<Pool>) -> Self {
+        let DetachedSession { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy } = seat;
         Self {
             client,
             unsent,
@@ -136,7 +136,7 @@ impl Relay {
             leased_at: None,
             asked_at: None,
             leaving,
-            awaits: Awaits::Nothing,
+            awaits: ReplyWait::Nothing,
             concierge,
             proxy,
         }
@@ -145,7 +145,7 @@ impl Relay {
     /// Serves the client to its end, or until it goes to another tenant.
     ///
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
-    pub async fn run(mut self: Box<Self>) -> Option<Departure> {
+    pub async fn run(mut self: Box<Self>) -> Option<SessionTransfer> {
         poll_fn(|cx| {
             self.handle.wake_with(cx.waker());
             Poll::Ready(())
@@ -204,7 +204,7 @@ impl Relay {
                             self.tell_heard();
                         }
                     }
-                    Err(error) => return Poll::Ready(Step::End(End::client_lost(Err(error)))),
+                    Err(error) => return Poll::Ready(Step::End(SessionEnd::client_lost(Err(error)))),
                 }
             }
             match self.poll_server(buffers, cx) {
@@ -235,7 +235,7 @@ impl Relay {
         let server: &mut Server = server;
         // A server that takes no more bytes says why when it is read from.
         let drained = !server.unsent.is_empty()
-            && End::unless_timed_out(server.unsent.drain(&mut server.stream, cx)).map_err(Step::End)?;
+            && SessionEnd::unless_timed_out(server.unsent.drain(&mut server.stream, cx)).map_err(Step::End)?;
         if drained && server.side.lease.is_over() {
             // What held it was the rest of a message that nobody answers.
             return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
@@ -247,13 +247,13 @@ impl Relay {
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(lost) => return Err(Step::End(End::server_lost(lost))),
+            Poll::Ready(lost) => return Err(Step::End(SessionEnd::server_lost(lost))),
         }
         let chunk = read.filled();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
         let (handle, pool, itself) = (&self.handle, &self.pool, Cell::new(false));
         let send = |number, signal| {
-            itself.set(itself.get() || (number, signal) == (handle.process_id, Signal::Terminate));
+            itself.set(itself.get() || (number, signal) == (handle.process_id, BackendSignal::Terminate));
             handle.send(signal, number, &pool.place)
         };
         let heard = match server.side.take(chunk, &mut self.side, &mut out, &send) {
@@ -261,7 +261,7 @@ impl Relay {
             Err(broken) => return Err(Step::End(self.broken(broken))),
         };
         if itself.get() {
-            return Err(Step::End(End::Refused(ClientError::AdminShutdown.into())));
+            return Err(Step::End(SessionEnd::Refused(ClientError::AdminShutdown.into())));
         }
         let bytes = out.finish();
         let stats = &self.pool.stats;
@@ -277,10 +277,10 @@ impl Relay {
             self.unsent.push(&std::mem::take(&mut self.held));
             self.unsent.push(bytes);
         } else if let Err(error) = self.unsent.send(&mut self.client, cx, bytes) {
-            return Err(Step::End(End::client_lost(Err(error))));
+            return Err(Step::End(SessionEnd::client_lost(Err(error))));
         }
         if heard.fatal {
-            return Err(Step::End(End::ServerSaidGoodbye));
+            return Err(Step::End(SessionEnd::ServerSaidGoodbye));
         }
         match self.note_heard(heard) {
             Some(step) => Err(step),
@@ -290,7 +290,7 @@ impl Relay {
 
     /// What has come for the client is on its way: counts it, and gives the server back if that was all.
     #[inline]
-    fn note_heard(&mut self, heard: crate::data_path::exchange::Heard) -> Option<Step> {
+    fn note_heard(&mut self, heard: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
         let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
         if heard.errors > 0 {
             server.failed = true;
@@ -321,14 +321,14 @@ impl Relay {
         if stays || self.holds_back() {
             return Ok(Poll::Pending);
         }
-        if self.awaits != Awaits::Nothing {
+        if self.awaits != ReplyWait::Nothing {
             return self.go_on(buffers, cx);
         }
         let mut read = ReadBuf::new(&mut buffers.read);
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(lost) => return Err(Step::End(End::client_lost(lost))),
+            Poll::Ready(lost) => return Err(Step::End(SessionEnd::client_lost(lost))),
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -337,7 +337,7 @@ impl Relay {
             return Err(Step::Desk);
         }
         if self.server.is_none()
-            && (!self.inbox.is_empty() || !self.passes_desk(chunk) || self.link(chunk)? != Link::Linked)
+            && (!self.inbox.is_empty() || !self.passes_desk(chunk) || self.link(chunk)? != ServerLink::Linked)
         {
             self.inbox.extend_from_slice(chunk);
             return match self.serve_inbox(buffers, cx) {
@@ -390,12 +390,12 @@ impl Relay {
                 self.after_reply(Instant::now()).map_or(Ok(()), Err)
             }
             Ok(Flow::Goes) => Ok(()),
-            Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
-            Ok(Flow::Chooses(rest)) => self.hold_back(rest, Waits::Choice),
-            Ok(Flow::Pauses(rest)) => self.hold_back(rest, Waits::Pause),
-            Ok(Flow::Awaits(rest)) => self.await_answers(rest, Awaits::Meaning),
-            Ok(Flow::Full(rest)) => self.await_answers(rest, Awaits::Room),
-            Err(refusal) => Err(Step::End(End::Refused(refusal.into()))),
+            Ok(Flow::Terminated) => Err(Step::End(SessionEnd::Terminated)),
+            Ok(Flow::Chooses(rest)) => self.hold_back(rest, SwitchWait::Choice),
+            Ok(Flow::Pauses(rest)) => self.hold_back(rest, SwitchWait::Pause),
+            Ok(Flow::Awaits(rest)) => self.await_answers(rest, ReplyWait::Meaning),
+            Ok(Flow::Full(rest)) => self.await_answers(rest, ReplyWait::Room),
+            Err(refusal) => Err(Step::End(SessionEnd::Refused(refusal.into()))),
         }
     }
 
@@ -427,7 +427,7 @@ impl Relay {
         } else {
             self.give_back();
         }
-        self.leaving.take().map(|reason| Step::End(End::Refused(reason)))
+        self.leaving.take().map(|reason| Step::End(SessionEnd::Refused(reason)))
     }
 
     pub(super) fn give_back(&mut self) {

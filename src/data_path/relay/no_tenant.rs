@@ -11,23 +11,23 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tracing::info;
 
 use super::{
-    change_tenant::{Departure, Seat},
-    session_end::{End, say_goodbye},
+    change_tenant::{SessionTransfer, DetachedSession},
+    session_end::{SessionEnd, say_goodbye},
 };
 use crate::{
     data_path::{
         exchange::FIRST_MESSAGE_BYTES,
-        session_state::{Settings, parameter_status::Reported},
+        session_state::{Settings, parameter_status::ReportedParameters},
         tenant_switch::{
-            local_answers::Next,
-            switcher::{Concierge, Room, room_name},
+            local_answers::LocalStep,
+            switcher::{TenantSwitcher, SwitchTarget, room_name},
         },
     },
     wire::message::Severity,
 };
 
 /// Serves the client until it chooses a tenant, or leaves.
-pub(in crate::data_path) async fn run(mut seat: Seat) -> Option<Departure> {
+pub(in crate::data_path) async fn run(mut seat: DetachedSession) -> Option<SessionTransfer> {
     let mut concierge = seat.concierge.take()?;
     poll_fn(|cx| {
         seat.handle.wake_with(cx.waker());
@@ -57,24 +57,24 @@ pub(in crate::data_path) async fn run(mut seat: Seat) -> Option<Departure> {
 }
 
 /// Answers what has come. Where a choice leads, if one was made.
-async fn attend(seat: &mut Seat, concierge: &mut Concierge) -> Result<Option<Room>, End> {
+async fn attend(seat: &mut DetachedSession, concierge: &mut TenantSwitcher) -> Result<Option<SwitchTarget>, SessionEnd> {
     loop {
         let mut replies = Vec::new();
         let next = concierge.desk.next(&seat.inbox, &mut seat.side, None, &mut replies);
-        let (used, next) = next.map_err(|refusal| End::Refused(refusal.into()))?;
+        let (used, next) = next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?;
         seat.inbox.drain(..used);
         match next {
-            Next::Terminated => return Err(End::Terminated),
-            Next::Waits => {
+            LocalStep::Terminated => return Err(SessionEnd::Terminated),
+            LocalStep::Waits => {
                 seat.unsent.push(&replies);
                 return Ok(None);
             }
             // Without a tenant nothing is a server's.
-            Next::Ended | Next::Server => {}
-            Next::SetPassword(password) => {
+            LocalStep::Ended | LocalStep::Server => {}
+            LocalStep::SetPassword(password) => {
                 concierge.set_password(&seat.handle, password, &mut seat.side, &mut replies).await;
             }
-            Next::Choose(wish) => {
+            LocalStep::Choose(wish) => {
                 let found = concierge.follow(&wish, &seat.handle, None).await;
                 match &found {
                     Ok(room) => concierge.desk.chosen(room_name(room.as_ref(), None), &mut replies),
@@ -90,24 +90,24 @@ async fn attend(seat: &mut Seat, concierge: &mut Concierge) -> Result<Option<Roo
     }
 }
 
-impl Seat {
+impl DetachedSession {
     /// Resolves when the client has sent more, and has been sent everything.
-    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionEnd>> {
         if self.handle.is_signalled() {
             let signals = self.handle.take_signals();
             // Nothing runs here: whoever wants to cancel it is answered by the drop.
             if let Some(reason) = signals.end.or(signals.end_when_free) {
-                return Poll::Ready(Err(End::Refused(reason.into())));
+                return Poll::Ready(Err(SessionEnd::Refused(reason.into())));
             }
         }
         if let Some(reason) = self.leaving.take() {
-            return Poll::Ready(Err(End::Refused(reason)));
+            return Poll::Ready(Err(SessionEnd::Refused(reason)));
         }
         if !self.unsent.is_empty() {
             match self.unsent.drain(&mut self.client, cx) {
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(End::client_lost(Err(error)))),
+                Err(error) => return Poll::Ready(Err(SessionEnd::client_lost(Err(error)))),
             }
         }
         let mut bytes = [0; 4096];
@@ -115,7 +115,7 @@ impl Seat {
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(lost) => return Poll::Ready(Err(End::client_lost(lost))),
+            Poll::Ready(lost) => return Poll::Ready(Err(SessionEnd::client_lost(lost))),
         }
         self.inbox.extend_from_slice(read.filled());
         debug_assert!(self.inbox.len() <= FIRST_MESSAGE_BYTES + bytes.len(), "a long message is refused");
@@ -129,7 +129,7 @@ pub(in crate::data_path) fn greeting(
     asked: &Settings,
     login: &str,
     server_version: Option<&str>,
-) -> Arc<Reported> {
+) -> Arc<ReportedParameters> {
     let reported = [
         ("application_name", ""),
         ("client_encoding", "UTF8"),
@@ -146,21 +146,21 @@ pub(in crate::data_path) fn greeting(
         ("TimeZone", "Etc/UTC"),
     ];
     let value = |name: &str, value| asked.get(&name.to_ascii_lowercase()).unwrap_or(value);
-    Arc::new(Reported::new(reported.iter().map(|(name, known)| (*name, value(name, known).as_bytes()))))
+    Arc::new(ReportedParameters::new(reported.iter().map(|(name, known)| (*name, value(name, known).as_bytes()))))
 }
 
 /// Said where no server has been seen yet: drivers use nothing then that is newer.
 const OLDEST_VERSION: &str = "13.0";
 
-async fn leave(mut seat: Seat, end: End) {
+async fn leave(mut seat: DetachedSession, end: SessionEnd) {
     let end = end.reported("", &seat.handle);
     info!(login = seat.handle.login.name, connection = seat.handle.process_id, end = ?end, "session ended");
-    if let End::Refused(refusal) = &end {
+    if let SessionEnd::Refused(refusal) = &end {
         let mut bytes = Vec::new();
         refusal.write(Severity::Fatal, &mut bytes);
         seat.unsent.push(&bytes);
     }
-    if !matches!(end, End::ClientGone | End::Terminated) {
+    if !matches!(end, SessionEnd::ClientGone | SessionEnd::Terminated) {
         say_goodbye(seat.client, seat.unsent).await;
     }
 }

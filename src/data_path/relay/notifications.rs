@@ -9,14 +9,14 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use tracing::warn;
 
-use super::{Relay, session_end::End};
+use super::{Relay, session_end::SessionEnd};
 use crate::{
     data_path::{
         memory_limit::Charge,
         pool::shared_listener::{Deaf, Handover, Seat, around_mark},
         server::connection::{AskError, Server},
         session_state::{
-            channels::{Channels, Hearing, MARKS, each},
+            channels::{Channels, NotificationFilter, MARKS, each},
             pins::Pins,
         },
     },
@@ -26,7 +26,7 @@ use crate::{
 
 /// What a session hears by its pool's ear.
 #[derive(Debug)]
-pub struct Heard {
+pub struct Subscription {
     channels: Arc<Channels>,
     /// What they take, here and at the ear.
     charge: Charge,
@@ -35,18 +35,18 @@ pub struct Heard {
 }
 
 /// Why the ear does not take over.
-enum NotHeard {
+enum ListenError {
     Ear(ClientError),
     Server,
 }
 
-impl From<Deaf> for NotHeard {
+impl From<Deaf> for ListenError {
     fn from(_: Deaf) -> Self {
         Self::Ear(ClientError::ListenerLost)
     }
 }
 
-impl From<AskError> for NotHeard {
+impl From<AskError> for ListenError {
     fn from(_: AskError) -> Self {
         Self::Server
     }
@@ -55,15 +55,15 @@ impl From<AskError> for NotHeard {
 impl Relay {
     /// The server listens to what its client listens to; in the same write as the client's next request.
     #[cold]
-    pub(in crate::data_path) fn listen_along(heard: &Heard, server: &mut Server, out: &mut Vec<u8>) {
+    pub(in crate::data_path) fn listen_along(heard: &Subscription, server: &mut Server, out: &mut Vec<u8>) {
         let side = &mut server.side;
         append(out, b'Q', |out| {
             out.extend_from_slice(each("LISTEN", heard.channels.iter()).as_bytes());
             out.push(0);
         });
         let _ = side.lease.ask(
-            crate::data_path::exchange::pending_replies::Asked::Query(None),
-            crate::data_path::exchange::pending_replies::Whose::Ours,
+            crate::data_path::exchange::pending_replies::Request::Query(None),
+            crate::data_path::exchange::pending_replies::Origin::Ours,
         );
         side.statements.set_unnamed(0);
         side.hearing.channels = Some(heard.channels.clone());
@@ -86,7 +86,7 @@ impl Relay {
         &mut self,
         channels: Channels,
         pins: &mut Pins,
-    ) -> Result<(), End> {
+    ) -> Result<(), SessionEnd> {
         let before = self.heard.as_ref().map(|heard| &*heard.channels);
         if before.unwrap_or(&Channels::default()) == &channels {
             pins.remove(Pins::LISTEN);
@@ -97,12 +97,12 @@ impl Relay {
             && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
             true => self.hand_over(Arc::new(channels.clone())).await,
-            false => Err(NotHeard::Ear(ClientError::NotSupported("too many channels".to_owned()))),
+            false => Err(ListenError::Ear(ClientError::NotSupported("too many channels".to_owned()))),
         };
-        if let Err(NotHeard::Ear(reason)) = &taken {
+        if let Err(ListenError::Ear(reason)) = &taken {
             warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %reason, "a client that listens keeps its server");
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
-                return Err(End::Refused(ClientError::ListenerPaused.into()));
+                return Err(SessionEnd::Refused(ClientError::ListenerPaused.into()));
             }
             pins.insert(Pins::LISTEN);
             if self.heard.is_none() {
@@ -116,34 +116,34 @@ impl Relay {
             }
         }
         taken.map_err(|error| match error {
-            NotHeard::Ear(reason) => End::Refused(reason.into()),
-            NotHeard::Server => End::ServerLost,
+            ListenError::Ear(reason) => SessionEnd::Refused(reason.into()),
+            ListenError::Server => SessionEnd::ServerLost,
         })
     }
 
     /// From a mark on, the session hears these channels by the ear, and no others.
-    async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), NotHeard> {
+    async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
         let (before, seat) = match self.heard.take() {
-            Some(Heard { channels, seat, .. }) => (channels, seat),
+            Some(Subscription { channels, seat, .. }) => (channels, seat),
             None => {
                 let memory = &self.side.rules().memory;
-                (Arc::default(), self.pool.seat(&self.handle, memory).await.map_err(NotHeard::Ear)?)
+                (Arc::default(), self.pool.seat(&self.handle, memory).await.map_err(ListenError::Ear)?)
             }
         };
         let outcome = self.change_over(&seat, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.heard = Some(Heard { channels: now, charge: Charge::default(), seat });
+            self.heard = Some(Subscription { channels: now, charge: Charge::default(), seat });
         }
         outcome
     }
 
     /// Server and ear hear the mark. Of what came before it the client gets from its server what it did not hear by the ear
     /// until now, of what comes behind it what it does not hear by the ear from now on.
-    async fn change_over(&mut self, seat: &Seat, channels: &Arc<Channels>) -> Result<(), NotHeard> {
-        let Some(server) = self.server.as_mut() else { return Err(NotHeard::Server) };
+    async fn change_over(&mut self, seat: &Seat, channels: &Arc<Channels>) -> Result<(), ListenError> {
+        let Some(server) = self.server.as_mut() else { return Err(ListenError::Server) };
         if server.side.reported_value("client_encoding") != Some(seat.encoding()) && !channels.is_empty() {
-            return Err(NotHeard::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
+            return Err(ListenError::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
         let Handover { mark, done } = seat.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;
@@ -184,7 +184,7 @@ impl Relay {
 
     /// Everything is settled: the client gets the reply that was kept back, and in front of its end what has been heard
     /// meanwhile. A server that goes back listens no more.
-    pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), End> {
+    pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if let Some(heard) = self.heard.as_ref().filter(|_| server.side.hearing.overheard > 0) {
             // An ear that is lost has ended this session already.
@@ -198,19 +198,19 @@ impl Relay {
         self.unsent.push(&std::mem::take(&mut self.held));
         let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
         if written.is_err() {
-            return Err(End::ClientGone);
+            return Err(SessionEnd::ClientGone);
         }
         if let Some(server) = self.server.as_mut()
             && !server.side.is_pinned(self.side.follows())
             && server.side.hearing.channels.is_some()
         {
-            server.run("UNLISTEN *").await.map_err(|_| End::ServerLost)?;
+            server.run("UNLISTEN *").await.map_err(|_| SessionEnd::ServerLost)?;
             // What it was told of meanwhile, the ear has heard as well.
             server.notified.clear();
-            server.side.hearing = Hearing {
+            server.side.hearing = NotificationFilter {
                 process_id: server.side.hearing.process_id,
                 told_as: server.side.hearing.told_as,
-                ..Hearing::default()
+                ..NotificationFilter::default()
             };
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, task::Context, time::Instant};
 
-use super::{Relay, Step, session_end::End};
+use super::{Relay, Step, session_end::SessionEnd};
 
 impl Relay {
     /// Attends to signals and to a cancel that is under way.
@@ -23,12 +23,12 @@ impl Relay {
             let called_back = self.handle.is_called_back();
             let signals = self.handle.take_signals();
             if let Some(reason) = signals.end {
-                return Some(Step::End(End::Refused(reason.into())));
+                return Some(Step::End(SessionEnd::Refused(reason.into())));
             }
             if let Some(reason) = signals.end_when_free {
                 let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
                 if free && self.inbox.is_empty() {
-                    return Some(Step::End(End::Refused(reason.into())));
+                    return Some(Step::End(SessionEnd::Refused(reason.into())));
                 }
                 self.leaving = Some(reason.into());
             }

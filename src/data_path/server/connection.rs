@@ -21,8 +21,8 @@ use crate::{
     data_path::{
         exchange::ServerSide,
         memory_limit::{Account, Charge, PIECE_BYTES},
-        prepared::Capacity,
-        session_state::{Settings, parameter_status::Reported},
+        prepared::PreparedLimits,
+        session_state::{Settings, parameter_status::ReportedParameters},
     },
     wire::{
         frame::{HEADER_BYTES, header},
@@ -88,8 +88,8 @@ pub enum AskError {
 
 impl Server {
     /// A connection that has just been opened.
-    pub fn new(opened: Opened, prepared_max: Capacity) -> Self {
-        let mut reported = Reported::default();
+    pub fn new(opened: Opened, prepared_max: PreparedLimits) -> Self {
+        let mut reported = ReportedParameters::default();
         for (name, value) in &opened.parameters {
             reported.set(&String::from_utf8_lossy(name), value);
         }

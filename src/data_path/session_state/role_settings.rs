@@ -7,7 +7,7 @@ use super::Settings;
 
 /// What the servers of a pool began with.
 #[derive(Debug, Default)]
-pub struct SessionStart {
+pub struct RoleSettings {
     /// What the catalogue says is set for role and database; `None`: the server would not tell.
     written: Option<Vec<u8>>,
     /// The parameters among that which a session may set itself.
@@ -18,7 +18,7 @@ pub struct SessionStart {
     built_in: Settings,
 }
 
-impl SessionStart {
+impl RoleSettings {
     /// What a session that began with this must set on servers that began with `now`, to find what it has found so far.
     pub fn differing_from(&self, now: &Self) -> Vec<(Box<str>, Box<str>)> {
         let built_in = |name: &str| now.built_in.get(name).or_else(|| self.built_in.get(name));
@@ -57,17 +57,17 @@ impl SessionStart {
 
 /// Where a session stands to the servers of its pool.
 #[derive(Debug, Default)]
-pub enum Begun {
+pub enum StartSettings {
     /// It was told what was known, with no server at hand: its first one says what it begins with.
     #[default]
     Unseen,
     /// It began with what the pool's servers began with, or has set what differs.
-    Alike(Arc<SessionStart>),
+    Alike(Arc<RoleSettings>),
     /// It began with this, and its pool has been replaced since.
-    Before(Arc<SessionStart>),
+    Before(Arc<RoleSettings>),
 }
 
-impl Begun {
+impl StartSettings {
     /// Whether servers of its pool are as it expects.
     #[inline]
     pub fn is_alike(&self) -> bool {
@@ -82,8 +82,8 @@ impl Begun {
     }
 }
 
-impl From<Option<Arc<SessionStart>>> for Begun {
-    fn from(start: Option<Arc<SessionStart>>) -> Self {
+impl From<Option<Arc<RoleSettings>>> for StartSettings {
+    fn from(start: Option<Arc<RoleSettings>>) -> Self {
         start.map_or(Self::Unseen, Self::Alike)
     }
 }

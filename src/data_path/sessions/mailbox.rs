@@ -13,7 +13,7 @@ use super::registry::{NOTIFIED, Registered, SessionHandle};
 use crate::{
     data_path::{
         memory_limit::{Account, Charge},
-        session_state::side_effects::Signal,
+        session_state::side_effects::BackendSignal,
         tenant::Place,
     },
     error::ClientError,
@@ -51,7 +51,7 @@ pub struct Signals {
 impl Registered {
     /// Signals the session with this number, as one of PostgreSQL's functions does; `false` if there is none at the same place,
     /// where all sessions are the same role.
-    pub(in crate::data_path) fn send(&self, signal: Signal, number: i32, place: &Place) -> bool {
+    pub(in crate::data_path) fn send(&self, signal: BackendSignal, number: i32, place: &Place) -> bool {
         let same = |other: &Place| (other.tenant.id, other.access) == (place.tenant.id, place.access);
         let found = self.sessions().numbered(number);
         let Some(session) = found.filter(|session| session.place().is_some_and(|other| same(&other))) else {
@@ -66,8 +66,8 @@ impl Registered {
             "a session signals another one"
         );
         match signal {
-            Signal::Cancel => drop(session.cancel()),
-            Signal::Terminate => session.end(ClientError::AdminShutdown),
+            BackendSignal::Cancel => drop(session.cancel()),
+            BackendSignal::Terminate => session.end(ClientError::AdminShutdown),
         }
         true
     }

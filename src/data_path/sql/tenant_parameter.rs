@@ -7,7 +7,7 @@ pub const PARAMETER: &str = "pglobby.tenant";
 
 /// What a text has to do with the tenant of the session that runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Talk {
+pub enum TenantMention {
     /// Nothing.
     #[default]
     Silent,
@@ -17,7 +17,7 @@ pub enum Talk {
     Chooses,
 }
 
-impl Talk {
+impl TenantMention {
     /// Of one statement.
     pub fn of(statement: &Statement<'_>) -> Self {
         let is_parameter = |name: &[u8]| name == PARAMETER.as_bytes();

@@ -19,17 +19,17 @@ use crate::{
     data_path::{
         exchange::ClientSide,
         session_state::{
-            identity::{NewPassword, Verdict},
-            side_effects::{Aftermath, Tidying},
+            identity::{NewPassword, IdentityDecision},
+            side_effects::{SideEffects, DriverReset},
         },
-        sql::{self, Argument, Discard, Kind, Lexing, SetConfig, SetValue, Talk, TransactionModes},
+        sql::{self, Argument, Discard, Kind, Lexing, SetConfig, SetValue, TenantMention, TransactionModes},
     },
     error::IdentityError,
 };
 
 /// Where a session that chooses wants to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wish {
+pub struct TenantRequest {
     /// To a tenant of this name; `None`: to where the session began.
     pub tenant: Option<Box<str>>,
     /// For this transaction only.
@@ -100,7 +100,7 @@ pub enum Plan {
     /// What pools send between two users of a connection.
     Tidy {
         /// What it leaves.
-        tidying: Tidying,
+        tidying: DriverReset,
         /// Of each of its statements.
         tags: Box<[&'static str]>,
     },
@@ -110,8 +110,8 @@ impl Plan {
     /// What a text of this session comes to.
     pub fn of(sql: &[u8], session: &ClientSide) -> Self {
         match session.rules().identity.judge(sql, session.lexing()) {
-            Some(Verdict::Password(password)) => Self::Password(password),
-            Some(Verdict::Refused(reason)) => Self::Refused(reason),
+            Some(IdentityDecision::Password(password)) => Self::Password(password),
+            Some(IdentityDecision::Refused(reason)) => Self::Refused(reason),
             None => Self::read(sql, session.lexing()),
         }
     }
@@ -133,7 +133,7 @@ impl Plan {
             Kind::Show(Some(name)) => text(name).map_or(Self::Server, Self::Show),
             Kind::Query if first.text.eq_ignore_ascii_case(b"select 1") => Self::Ping,
             _ if first.effects.is_empty() && first.deferred.is_empty() => Self::Server,
-            _ if Talk::of(&first) == Talk::Chooses => Self::choice(&first).map_or(Self::Mixed, Self::Choose),
+            _ if TenantMention::of(&first) == TenantMention::Chooses => Self::choice(&first).map_or(Self::Mixed, Self::Choose),
             Kind::Set { local: false, name, value: SetValue::Text(value) } => {
                 let set = text(name).zip(text(value));
                 set.map_or(Self::Server, |(name, value)| Self::Set(name, value))
@@ -147,9 +147,9 @@ impl Plan {
 
     /// A text of several statements, or of one that may be a pool's tidying up.
     fn of_many(sql: &[u8], lexing: Lexing) -> Self {
-        let aftermath = Aftermath::read(sql, lexing);
+        let aftermath = SideEffects::read(sql, lexing);
         match aftermath.tidies {
-            _ if aftermath.talk == Talk::Chooses => Self::Mixed,
+            _ if aftermath.talk == TenantMention::Chooses => Self::Mixed,
             Some(tidying) => {
                 let tags = sql::statements(sql, lexing).map(|statement| tag(&statement.kind)).collect();
                 Self::Tidy { tidying, tags }
@@ -207,7 +207,7 @@ impl Choice {
     }
 
     /// What is wished for, with these parameters. `None`: they do not say.
-    fn wish(&self, parameters: &[Option<&[u8]>]) -> Option<Wish> {
+    fn wish(&self, parameters: &[Option<&[u8]>]) -> Option<TenantRequest> {
         let given = |number: u16| parameters.get(usize::from(number).checked_sub(1)?).copied();
         let tenant = match &self.tenant {
             Value::Text(tenant) => tenant.clone(),
@@ -221,7 +221,7 @@ impl Choice {
             Value::Parameter(number) => boolean(given(number)?)?,
             Value::Text(_) => return None,
         };
-        Some(Wish { tenant, local })
+        Some(TenantRequest { tenant, local })
     }
 }
 

@@ -2,24 +2,24 @@
 
 use super::*;
 
-fn asked(lease: &mut Lease, requests: &str) {
+fn asked(lease: &mut ReplyTracker, requests: &str) {
     for request in requests.chars() {
         let asked = match request {
-            'P' => Asked::Parse(None),
-            'B' => Asked::Bind,
-            'D' => Asked::Describe,
-            'E' => Asked::Execute(None),
-            'C' => Asked::Close(None),
-            'S' => Asked::Sync,
-            'Q' => Asked::Query(None),
-            'F' => Asked::FunctionCall,
+            'P' => Request::Parse(None),
+            'B' => Request::Bind,
+            'D' => Request::Describe,
+            'E' => Request::Execute(None),
+            'C' => Request::Close(None),
+            'S' => Request::Sync,
+            'Q' => Request::Query(None),
+            'F' => Request::FunctionCall,
             other => panic!("{other}"),
         };
-        let _ = lease.ask(asked, Whose::Client);
+        let _ = lease.ask(asked, Origin::Client);
     }
 }
 
-fn replies(lease: &mut Lease, tags: &str) -> Result<(), Desync> {
+fn replies(lease: &mut ReplyTracker, tags: &str) -> Result<(), Desync> {
     for tag in tags.bytes() {
         match tag {
             b'Z' => drop(lease.ready(b'I')?),
@@ -32,7 +32,7 @@ fn replies(lease: &mut Lease, tags: &str) -> Result<(), Desync> {
 
 #[test]
 fn a_simple_query_needs_the_server_until_ready_for_query() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "Q");
     replies(&mut lease, "TDDC").unwrap();
     assert!(!lease.is_over());
@@ -42,7 +42,7 @@ fn a_simple_query_needs_the_server_until_ready_for_query() {
 
 #[test]
 fn a_transaction_keeps_the_server_between_its_statements() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "Q");
     replies(&mut lease, "C").unwrap();
     assert!(lease.ready(b'T').unwrap());
@@ -55,7 +55,7 @@ fn a_transaction_keeps_the_server_between_its_statements() {
 /// pgdog#164: Parse, Describe and Flush without Sync, and the server was given back inside an implicit transaction.
 #[test]
 fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "PD");
     replies(&mut lease, "1tT").unwrap();
     assert!(!lease.is_over());
@@ -66,7 +66,7 @@ fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
 
 #[test]
 fn an_error_skips_to_the_sync_of_its_own_batch_only() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "PBDESPBES");
     replies(&mut lease, "1E").unwrap();
     assert!(!lease.is_over());
@@ -76,11 +76,11 @@ fn an_error_skips_to_the_sync_of_its_own_batch_only() {
 
 #[test]
 fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "P");
     replies(&mut lease, "E").unwrap();
-    assert!(!lease.ask(Asked::Bind, Whose::Client));
-    assert!(!lease.ask(Asked::Query(None), Whose::Client), "a simple query is skipped as well");
+    assert!(!lease.ask(Request::Bind, Origin::Client));
+    assert!(!lease.ask(Request::Query(None), Origin::Client), "a simple query is skipped as well");
     asked(&mut lease, "S");
     replies(&mut lease, "Z").unwrap();
     assert!(lease.is_over());
@@ -88,7 +88,7 @@ fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
 
 #[test]
 fn an_error_of_a_simple_query_behind_a_batch_skips_nothing_of_the_query() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "QQ");
     replies(&mut lease, "EZCZ").unwrap();
     assert!(lease.is_over());
@@ -97,7 +97,7 @@ fn an_error_of_a_simple_query_behind_a_batch_skips_nothing_of_the_query() {
 /// libpq sends Sync with the COPY's Execute already; the server ignores it while it takes data.
 #[test]
 fn a_sync_sent_before_copy_data_is_not_answered() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "PBES");
     replies(&mut lease, "12G").unwrap();
     assert!(!lease.is_over());
@@ -110,7 +110,7 @@ fn a_sync_sent_before_copy_data_is_not_answered() {
 /// The whole COPY in one write: the Sync behind CopyDone is answered, the one before it is not.
 #[test]
 fn a_copy_that_is_sent_at_once_ends_with_the_sync_behind_its_data() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "PBES");
     lease.copy_done();
     asked(&mut lease, "SQ");
@@ -122,7 +122,7 @@ fn a_copy_that_is_sent_at_once_ends_with_the_sync_behind_its_data() {
 
 #[test]
 fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     lease.copy_done();
     assert!(lease.is_over());
     asked(&mut lease, "Q");
@@ -135,7 +135,7 @@ fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
 
 #[test]
 fn copy_data_that_fails_half_way_ends_with_the_sync_behind_it() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "PBES");
     replies(&mut lease, "12GE").unwrap();
     assert!(!lease.is_over(), "the server skips until a Sync that is yet to come");
@@ -147,11 +147,11 @@ fn copy_data_that_fails_half_way_ends_with_the_sync_behind_it() {
 
 #[test]
 fn what_nobody_asked_for_is_a_desync() {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     assert_eq!(replies(&mut lease, "C"), Err(Desync(b'C')));
     asked(&mut lease, "PS");
     assert_eq!(replies(&mut lease, "1D"), Err(Desync(b'D')));
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     assert_eq!(lease.ready(b'I'), Err(Desync(b'Z')));
     asked(&mut lease, "Q");
     assert_eq!(lease.ready(b'X'), Err(Desync(b'Z')));
@@ -159,8 +159,8 @@ fn what_nobody_asked_for_is_a_desync() {
 
 #[test]
 fn replies_to_what_we_put_in_stay_with_us() {
-    let mut lease = Lease::default();
-    assert!(lease.ask(Asked::Parse(None), Whose::Follow));
+    let mut lease = ReplyTracker::default();
+    assert!(lease.ask(Request::Parse(None), Origin::Follow));
     asked(&mut lease, "BES");
     assert!(!lease.reply(b'1').unwrap().pass);
     assert!(lease.reply(b'2').unwrap().pass);
@@ -168,10 +168,10 @@ fn replies_to_what_we_put_in_stay_with_us() {
 
 #[test]
 fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
-    let mut lease = Lease::default();
-    assert!(lease.ask(Asked::Parse(None), Whose::Follow));
+    let mut lease = ReplyTracker::default();
+    assert!(lease.ask(Request::Parse(None), Origin::Follow));
     asked(&mut lease, "BES");
-    assert_eq!(lease.error(|_, _| {}), Ok(Whose::Follow));
+    assert_eq!(lease.error(|_, _| {}), Ok(Origin::Follow));
     assert!(lease.ready(b'I').unwrap());
 }
 
@@ -180,7 +180,7 @@ fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
 #[test]
 fn a_query_that_is_skipped_does_not_end_its_batch() {
     for rest in ["Q", "F", "EQ", "QQ"] {
-        let mut lease = Lease::default();
+        let mut lease = ReplyTracker::default();
         asked(&mut lease, &format!("PB{rest}"));
         replies(&mut lease, "1E").unwrap();
         assert!(!lease.is_over() && !lease.is_settled(), "{rest}");
@@ -190,7 +190,7 @@ fn a_query_that_is_skipped_does_not_end_its_batch() {
         assert!(lease.is_over());
     }
     // One that runs does.
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     asked(&mut lease, "PBEQ");
     replies(&mut lease, "12CTDCZ").unwrap();
     assert!(lease.is_over());

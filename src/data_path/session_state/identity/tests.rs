@@ -52,8 +52,8 @@ fn identity(access: Access) -> Identity {
 fn judged(access: Access, sql: &str) -> String {
     match identity(access).judge(sql.as_bytes(), Lexing::default()) {
         None => "-".into(),
-        Some(Verdict::Password(password)) => format!("password {}", password.expose()),
-        Some(Verdict::Refused(why)) => format!("{why:?}"),
+        Some(IdentityDecision::Password(password)) => format!("password {}", password.expose()),
+        Some(IdentityDecision::Refused(why)) => format!("{why:?}"),
     }
 }
 
