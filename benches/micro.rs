@@ -11,8 +11,8 @@ use divan::{Bencher, black_box, counter::BytesCount};
 use pglobby::{
     data_path::{
         exchange::{
-            ClientSide, SessionRules, ServerSide,
-            pending_replies::{Request, ReplyTracker, Origin},
+            ClientSide, ServerSide, SessionRules,
+            pending_replies::{Origin, ReplyTracker, Request},
         },
         functions::FunctionEffects,
         prepared::{PreparedLimits, shared_statements::SharedStatements},
@@ -107,8 +107,8 @@ impl Table {
         let table = Arc::new(SharedStatements::default());
         let rules = SessionRules {
             follow: true,
-            table: table.clone(),
-            catalogue: Arc::new(FunctionEffects::without_functions()),
+            shared_statements: table.clone(),
+            functions: Arc::new(FunctionEffects::without_functions()),
             inspect_bytes_max: 1 << 20,
             statements_max: 1000,
             settings_max: 256,
@@ -222,7 +222,7 @@ fn lease_of_a_simple_query(bencher: Bencher<'_, '_>) {
     let mut lease = ReplyTracker::default();
     bencher.bench_local(|| {
         let lease = black_box(&mut lease);
-        let asked = lease.ask(Request::Query(None), Origin::Client);
+        let asked = lease.track(Request::Query(None), Origin::Client);
         for tag in [b'T', b'D', b'C'] {
             lease.reply(tag).unwrap();
         }

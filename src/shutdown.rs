@@ -33,7 +33,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Ends every session. The caller has stopped accepting before, and ends the workers after. A drain waits no longer once
 /// `impatience` resolves: what is left is ended with the same words.
 pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl Future<Output = ()>) {
-    proxy.door.close();
+    proxy.connection_limits.close();
     let began = Instant::now();
     if let Ending::Drain { at_most } = ending {
         info!(sessions = proxy.sessions.len(), "draining");

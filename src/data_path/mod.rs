@@ -23,12 +23,12 @@ use std::sync::Arc;
 
 use self::{
     login::{
-        authentication::{AuthContext, Authenticated, prove},
+        authentication::{AuthContext, Authenticated, authenticate},
         connection_limits::ConnectionPermit,
         startup::{FirstRequest, StartupError, TlsRules},
         tenant_routing::Route,
     },
-    proxy::{ConsoleVisit, Proxy},
+    proxy::{ConsoleClient, Proxy},
 };
 use crate::{
     config::{Config, TlsMode},
@@ -43,7 +43,7 @@ pub async fn serve_client(mut stream: Stream, visitor: ConnectionPermit, proxy: 
         // Until it says something and has its turn, a connection costs next to nothing.
         stream.readable().await?;
         let (client, origin, at_a_time) = (&mut stream, visitor.origin(), config.limits.logins_at_a_time);
-        let turns = &proxy.turns;
+        let turns = &proxy.login_turns;
         turns
             .take(origin, at_a_time, || {
                 visitor.begin_login(&config.limits);
@@ -61,12 +61,10 @@ pub async fn serve_client(mut stream: Stream, visitor: ConnectionPermit, proxy: 
                 session_start::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent)
                     .await;
             }
-            Route::Lobby => {
-                session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await
-            }
+            Route::NoTenant => session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await,
             Route::Console { read_only } => {
                 let console = proxy.console.clone();
-                console(ConsoleVisit { stream, hello, login, read_only, unsent, proxy, visitor }).await;
+                console(ConsoleClient { stream, hello, login, read_only, unsent, proxy, visitor }).await;
             }
         },
         Ok(None) => {}
@@ -107,7 +105,7 @@ async fn log_in(
         failed_login_rules: &config.limits.failed_logins,
         metrics: &proxy.metrics,
     };
-    let proven = prove(stream, &mut hello, gate).await?;
+    let proven = authenticate(stream, &mut hello, gate).await?;
     visitor.logged_in(&config.limits)?;
     Ok(Some((hello, proven)))
 }

@@ -21,13 +21,13 @@ use crate::{
         refuse,
         relay::{
             Relay,
-            change_tenant::{DetachedSession, travel},
+            change_tenant::{DetachedSession, run_session},
             no_tenant,
         },
         session_state::{Settings, identity::Identity},
-        sessions::registry::{Arrival, Registered},
+        sessions::registry::{NewSession, Registered},
         tenant::{Access, Login, LoginKind, Tenant},
-        tenant_switch::switcher::{TenantSwitcher, SwitchTarget},
+        tenant_switch::switcher::{SwitchTarget, TenantSwitcher},
     },
     error::{ClientError, Limit},
     wire::{
@@ -82,7 +82,7 @@ pub async fn open_session(
         let gone = relay.run().await;
         drop(present);
         if let Some(departure) = gone {
-            Box::pin(travel(departure, visitor, Some(index))).await;
+            Box::pin(run_session(departure, visitor, Some(index))).await;
         }
     });
 }
@@ -117,7 +117,7 @@ async fn greet(
             return None;
         }
     };
-    let arrival = Arrival {
+    let arrival = NewSession {
         login,
         place: Some(pool.place.clone()),
         peer: hello.peer,
@@ -145,23 +145,23 @@ async fn greet(
         is_service.then(|| TenantSwitcher::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
     let rules = SessionRules {
         follow: pool.rules.mode == PoolMode::Transaction,
-        table: pool.statements.clone(),
-        catalogue: pool.catalogue.clone(),
+        shared_statements: pool.statements.clone(),
+        functions: pool.catalogue.clone(),
         identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
         memory,
         ..rules(&config, is_service)
     };
     let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
-    (side.told, side.begun, side.began) = (greeting.told, greeting.start.into(), began);
+    (side.told, side.start_settings, side.began) = (greeting.told, greeting.start.into(), began);
     let seat = DetachedSession {
         client: stream,
         unsent: bytes.into(),
         side,
-        inbox: hello.leftover,
+        inbox: hello.unread,
         handle,
         query_wait: wait,
         leaving: None,
-        concierge,
+        switcher: concierge,
         proxy: proxy.clone(),
     };
     let mut relay = Box::new(Relay::new(seat, pool));
@@ -191,12 +191,12 @@ async fn meet(
 fn rules(config: &Config, chooses: bool) -> SessionRules {
     SessionRules {
         follow: true,
-        chooses,
-        stance: CurrentTenant::AtHome,
+        may_switch_tenant: chooses,
+        current_tenant: CurrentTenant::First,
         identity: Identity::default(),
         sees_binds: chooses,
-        table: Arc::default(),
-        catalogue: Arc::default(),
+        shared_statements: Arc::default(),
+        functions: Arc::default(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
         statements_bytes_max: config.limits.client_prepared_bytes_max,
@@ -233,7 +233,7 @@ pub async fn open_lobby(
             return refuse_proven(stream, unsent, &refusal).await;
         }
     };
-    let arrival = Arrival {
+    let arrival = NewSession {
         login,
         place: None,
         peer: hello.peer,
@@ -264,15 +264,15 @@ pub async fn open_lobby(
         client: stream,
         unsent: bytes.into(),
         side,
-        inbox: hello.leftover,
+        inbox: hello.unread,
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,
-        concierge: Some(TenantSwitcher::new(proxy.clone(), None, told)),
+        switcher: Some(TenantSwitcher::new(proxy.clone(), None, told)),
         proxy: proxy.clone(),
     };
     if visitor.has_missed_changes() {
         proxy.look_again_at(&seat.handle).await;
     }
-    tokio::spawn(travel(Box::new((seat, SwitchTarget::Lobby)), visitor, None));
+    tokio::spawn(run_session(Box::new((seat, SwitchTarget::NoTenant)), visitor, None));
 }

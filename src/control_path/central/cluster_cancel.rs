@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{Central, CentralError};
-use crate::data_path::proxy::ForeignCancel;
+use crate::data_path::proxy::ClusterCancel;
 
 /// The channel on which cancels travel.
 pub const CANCEL_CHANNEL: &str = "pglobby_cancel";
@@ -56,7 +56,7 @@ impl CancelKey {
 }
 
 /// Passes cancels on, `queue_max` (`max_cancels`) waiting at most: what comes on top is dropped, as a cancel may be.
-pub fn messenger(central: Central, queue_max: usize) -> ForeignCancel {
+pub fn messenger(central: Central, queue_max: usize) -> ClusterCancel {
     let (queue, mut queued) = mpsc::channel::<CancelKey>(queue_max.max(1));
     tokio::spawn(async move {
         while let Some(key) = queued.recv().await {

@@ -35,7 +35,7 @@ use crate::{
     control_path::admin::actor::{Actor, AdminContext},
     data_path::{
         login::connection_limits::ConnectionPermit,
-        proxy::{Console, ConsoleVisit, Proxy},
+        proxy::{Console, ConsoleClient, Proxy},
         tenant::{Login, LoginKind},
     },
     shutdown::Ending,
@@ -107,13 +107,13 @@ pub fn door(context: ConsoleContext) -> Console {
     })
 }
 
-async fn receive(visit: ConsoleVisit, context: ConsoleContext) {
-    let ConsoleVisit { mut stream, hello, login, read_only, unsent, proxy, visitor } = visit;
+async fn receive(visit: ConsoleClient, context: ConsoleContext) {
+    let ConsoleClient { mut stream, hello, login, read_only, unsent, proxy, visitor } = visit;
     if let Err(error) = stream.attach() {
         return debug!(%error, "an administrator's connection broke");
     }
     info!(login = login.name, peer = ?hello.peer, read_only, "console opened");
-    let connection = ConsoleConnection::new(stream, &hello.leftover, unsent);
+    let connection = ConsoleConnection::new(stream, &hello.unread, unsent);
     let name = login.name.clone();
     let session = Session {
         proxy,

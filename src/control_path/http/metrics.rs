@@ -20,7 +20,7 @@ use crate::data_path::{
     pool::stats::{BUCKET_BOUNDS_US, Histogram, PoolStats},
     proxy::Proxy,
     session_state::pins::Pins,
-    sessions::registry::{Doing, SessionHandle},
+    sessions::registry::{Activity, SessionHandle},
 };
 
 /// What `/metrics` says.
@@ -204,9 +204,14 @@ impl Collector {
             ([("reason", reason)], count as u64)
         });
         gauges(encoder, "pins", "Sessions that keep their server, by reason", pinned)?;
-        gauge(encoder, "clients", "Connections of clients, logged in or not", proxy.door.clients() as u64)?;
+        gauge(
+            encoder,
+            "clients",
+            "Connections of clients, logged in or not",
+            proxy.connection_limits.clients() as u64,
+        )?;
         gauge(encoder, "clients_max", "max_client_conn", proxy.config.load().limits.max_client_conn as u64)?;
-        let unproven = proxy.door.unproven() as u64;
+        let unproven = proxy.connection_limits.unproven() as u64;
         gauge(encoder, "clients_logging_in", "Connections of clients that have not logged in", unproven)?;
         gauge(encoder, "pools", "Pools", proxy.pools.all().len() as u64)?;
         let accounts = &proxy.pools.accounts;
@@ -219,7 +224,7 @@ impl Collector {
         }
         let reachable = u64::from(proxy.metrics.central_reachable());
         gauge(encoder, "central_reachable", "1 while the central database tells of changes", reachable)?;
-        gauge(encoder, "draining", "1 while the process ends", proxy.door.is_closed().into())?;
+        gauge(encoder, "draining", "1 while the process ends", proxy.connection_limits.is_closed().into())?;
         let uptime = proxy.sessions.started.elapsed().as_secs();
         gauge(encoder, "uptime_seconds", "Since the process started", uptime)?;
         let process = Process::now();
@@ -255,11 +260,11 @@ impl Sum {
 
     fn add_session(&mut self, session: &SessionHandle) {
         let state = match session.doing().0 {
-            Doing::Idle => 0,
-            Doing::Waiting => 1,
-            Doing::Active => 2,
-            Doing::InTransaction => 3,
-            Doing::Pinned => 4,
+            Activity::Idle => 0,
+            Activity::Waiting => 1,
+            Activity::Active => 2,
+            Activity::InTransaction => 3,
+            Activity::Pinned => 4,
         };
         if let Some(count) = self.sessions.get_mut(state) {
             *count += 1;

@@ -5,19 +5,19 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{
     client_side::{SessionRules, violation},
     ensure_prepared::{AWAITS, Ensured, WaitReason},
-    pending_replies::{Request, Origin},
-    prepare::ask_shape,
-    return_to_tenant::{ReturnState, CurrentTenant},
+    pending_replies::{Origin, Request},
+    prepare::describe_parsed,
+    return_to_tenant::{CurrentTenant, ReturnState},
     sequences::{SequenceUse, note_sequences},
     server_side::ServerSide,
-    sql_prepare::{RewrittenText, ParsedUnder},
+    sql_prepare::{ParsedUnder, RewrittenText},
     tenant_choice::{is_read_along, kind_and_name},
 };
 use crate::{
     data_path::{
         functions::FoundEffects,
         prepared::{
-            ClientStatements, StatementName, Statement, parse_settings::ParseSettings, rename,
+            ClientStatements, Statement, StatementName, parse_settings::ParseSettings, rename,
             sql_prepare_effects::disowned,
         },
         session_state::{Settings, side_effects::SideEffects, state_query::StateChecks},
@@ -40,8 +40,8 @@ pub struct ClientMessages<'a, 'c> {
     /// What it began with.
     pub(super) startup: &'a Settings,
     pub(super) unnamed_serial: &'a mut u64,
-    pub(super) advances: &'a mut SequenceUse,
-    pub(super) bounds: &'a mut ReturnState,
+    pub(super) sequence_use: &'a mut SequenceUse,
+    pub(super) return_state: &'a mut ReturnState,
     pub(super) server: &'a mut ServerSide,
     pub(super) out: &'a mut Outgoing<'c>,
 }
@@ -55,10 +55,10 @@ impl ClientMessages<'_, '_> {
         bytes: &[u8],
         whole: bool,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        if self.server.uncertain.pending.is_some() {
+        if self.server.checks.pending.is_some() {
             self.startup_again(tag, bytes);
         }
-        if self.rules.stance != CurrentTenant::AtHome && !self.is_within_bounds(tag, bytes, whole)? {
+        if self.rules.current_tenant != CurrentTenant::First && !self.is_within_bounds(tag, bytes, whole)? {
             return GOES_ON;
         }
         match tag {
@@ -74,7 +74,7 @@ impl ClientMessages<'_, '_> {
             b'D' if self.rules.follow => return self.describe(bytes),
             b'C' if self.rules.follow => return self.close(bytes),
             b'F' => {
-                self.note(&SideEffects { advances: true, ..SideEffects::anything() }, false);
+                self.note(&SideEffects { advances_sequence: true, ..SideEffects::anything() }, false);
                 self.ask(Request::FunctionCall);
             }
             b'P' => self.ask(Request::Parse(None)),
@@ -83,7 +83,7 @@ impl ClientMessages<'_, '_> {
             b'C' => self.ask(Request::Close(None)),
             b'E' => self.execute(bytes),
             b'S' => self.ask(Request::Sync),
-            b'c' | b'f' => self.server.lease.copy_done(),
+            b'c' | b'f' => self.server.replies.copy_done(),
             _ => {}
         }
         self.out.pass(bytes);
@@ -93,19 +93,19 @@ impl ClientMessages<'_, '_> {
     #[inline]
     pub(super) fn ask(&mut self, asked: Request) {
         // What the server skips has no effect and gets no reply; the bytes go to it all the same.
-        let _ = self.server.lease.ask(asked, Origin::Client);
+        let _ = self.server.replies.track(asked, Origin::Client);
     }
 
     /// Whether what was sent before may yet change what the client calls `name`.
     #[inline]
     fn is_doubtful(&mut self, name: &[u8]) -> bool {
-        self.server.lease.is_doubtful(name) || (!name.is_empty() && self.server.lease.is_forgetting())
+        self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_forgetting())
     }
 
     /// A text with this aftermath goes to the server.
     #[inline]
     pub(super) fn note(&mut self, aftermath: &SideEffects, alone: bool) {
-        note(aftermath, alone, self.advances, self.rules, self.server);
+        note(aftermath, alone, self.sequence_use, self.rules, self.server);
     }
 
     /// And this is the text: what does it call?
@@ -116,7 +116,7 @@ impl ClientMessages<'_, '_> {
 
     fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
-        if self.server.lease.is_skipping() {
+        if self.server.replies.is_skipping() {
             self.out.pass(bytes);
             return GOES_ON;
         }
@@ -136,23 +136,23 @@ impl ClientMessages<'_, '_> {
         {
             return Ok(flow);
         }
-        if (aftermath.names_statements || aftermath.inspects) && self.server.lease.may_have_others() {
+        if (aftermath.names_statements || aftermath.inspects) && self.server.replies.may_have_others() {
             return AWAITS;
         }
-        if aftermath.names_statements && self.server.lease.is_forgetting() {
+        if aftermath.names_statements && self.server.replies.is_forgetting() {
             return AWAITS;
         }
-        if aftermath.names_statements && self.server.lease.may_yet_skip() {
+        if aftermath.names_statements && self.server.replies.may_yet_skip() {
             // What is brought to the server for it comes in a batch of its own, which would end the client's.
-            self.server.lease.wait_for_all();
+            self.server.replies.wait_for_all();
             return AWAITS;
         }
         if let Err(limit) = self.rules.admit_settings(&self.server.applied, &aftermath) {
             return self.refuse(b'Q', limit);
         }
         self.end_unnamed();
-        let settled = self.server.lease.is_settled();
-        let alone = settled && self.server.lease.status() == b'I';
+        let settled = self.server.replies.is_settled();
+        let alone = settled && self.server.replies.status() == b'I';
         let knew_settings = self.server.parsing(self.under).is_some();
         self.note(&aftermath, alone);
         self.part_sequences(true);
@@ -162,7 +162,7 @@ impl ClientMessages<'_, '_> {
             self.show_what_is_prepared(settled);
         } else if settled
             && self.statements.has_any_in_sql()
-            && self.server.uncertain.doubts(StateChecks::PREPARED)
+            && self.server.checks.includes(StateChecks::PREPARED)
         {
             self.show_to_code();
         }
@@ -173,11 +173,11 @@ impl ClientMessages<'_, '_> {
                 true => ParsedUnder::ThisQuery,
                 false => ParsedUnder::ItsEnd,
             };
-            let rewritten = match self.with_server_names(sql, settings) {
+            let rewritten = match self.rewrite_names(sql, settings) {
                 Ok(rewritten) => rewritten,
                 Err(limit) => return self.refuse(b'Q', limit),
             };
-            if let Some(RewrittenText { text, requires, deeds, .. }) = rewritten {
+            if let Some(RewrittenText { text, requires, prepare_effects: deeds, .. }) = rewritten {
                 let mut preparer = self.server.preparer(self.under, self.startup);
                 for statement in &requires {
                     preparer.ensure_for_query(statement, self.out);
@@ -210,7 +210,7 @@ impl ClientMessages<'_, '_> {
             {
                 return Ok(flow);
             }
-            if aftermath.names_statements && self.server.lease.may_have_others() {
+            if aftermath.names_statements && self.server.replies.may_have_others() {
                 return AWAITS;
             }
             if let Err(limit) = self.admit_unnamed(if whole { body } else { b"" }, &aftermath) {
@@ -236,7 +236,7 @@ impl ClientMessages<'_, '_> {
         if !whole {
             return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
         }
-        if self.server.lease.may_have_others() || self.server.lease.is_forgetting() {
+        if self.server.replies.may_have_others() || self.server.replies.is_forgetting() {
             return AWAITS;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
@@ -263,7 +263,7 @@ impl ClientMessages<'_, '_> {
             Ok(Some(text)) => return self.parse_with_server_names(name, body, read, text),
         }
         let statement = self.made(body, read, None);
-        if self.server.lease.shows_shape_of(&statement, name) && self.server.lease.is_awaited() {
+        if self.server.replies.describes(&statement, name) && self.server.replies.is_awaited() {
             // Parsed again it may have another shape, which must not be taken for that of the other name.
             return AWAITS;
         }
@@ -276,14 +276,14 @@ impl ClientMessages<'_, '_> {
         let statement = statement.clone();
         self.server.preparer(self.under, self.startup).make_room_for(&statement, self.out.build());
         let naming = StatementName { client_name: Some(name.into()), statement: statement.clone() };
-        if self.server.lease.ask(Request::Parse(Some(Box::new(naming))), Origin::Client) {
-            self.server.statements.queued(&statement, self.server.lease.batch());
+        if self.server.replies.track(Request::Parse(Some(Box::new(naming))), Origin::Client) {
+            self.server.statements.queued(&statement, self.server.replies.batch());
             self.server.statements.tally.client_parses += 1;
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
-        let ServerSide { lease, .. } = &mut *self.server;
-        ask_shape(&statement, Some(name), Origin::Follow, lease, self.out.build());
+        let ServerSide { replies: lease, .. } = &mut *self.server;
+        describe_parsed(&statement, Some(name), Origin::Prepare, lease, self.out.build());
     }
 
     fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
@@ -291,7 +291,7 @@ impl ClientMessages<'_, '_> {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
-            if self.server.lease.is_unnamed_doubtful() {
+            if self.server.replies.is_unnamed_doubtful() {
                 return AWAITS;
             }
             let inspects = self.statements.unnamed_aftermath().inspects;
@@ -302,14 +302,14 @@ impl ClientMessages<'_, '_> {
             {
                 return Ok(flow);
             }
-            if self.statements.unnamed_naming().is_some() && self.server.lease.may_have_others() {
+            if self.statements.unnamed_naming().is_some() && self.server.replies.may_have_others() {
                 return AWAITS;
             }
             if let Some(naming) = self.statements.unnamed_naming().cloned() {
                 self.bind_naming(portal, &naming);
             }
             self.statements.run_unnamed();
-            note(self.statements.unnamed_aftermath(), false, self.advances, self.rules, self.server);
+            note(self.statements.unnamed_aftermath(), false, self.sequence_use, self.rules, self.server);
             self.part_sequences(false);
             note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
             self.server.note_resets(self.statements.unnamed_aftermath(), self.startup, Some(portal));
@@ -335,8 +335,8 @@ impl ClientMessages<'_, '_> {
             }
             return GOES_ON;
         };
-        if statement.aftermath.is_guarded()
-            && let Some(flow) = self.guard_bound(&statement.aftermath, statement.body(), whole)?
+        if statement.side_effects.is_guarded()
+            && let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)?
         {
             return Ok(flow);
         }
@@ -345,11 +345,11 @@ impl ClientMessages<'_, '_> {
             Ok(None) => return AWAITS,
             Err(limit) => return self.refuse_bind(limit, whole),
         };
-        if statement.naming.is_some() && self.server.lease.may_have_others() {
+        if statement.naming.is_some() && self.server.replies.may_have_others() {
             return AWAITS;
         }
-        match self.bring(name, &statement) {
-            Ensured::Here => {}
+        match self.ensure_statement(name, &statement) {
+            Ensured::Present => {}
             Ensured::Awaited => return AWAITS,
             Ensured::Changed => {
                 self.refuse_changed(Request::Bind, bytes, at, name.len());
@@ -360,11 +360,11 @@ impl ClientMessages<'_, '_> {
             self.bind_naming(portal, naming);
         }
         self.server.statements.tally.binds += 1;
-        self.note(&statement.aftermath, false);
+        self.note(&statement.side_effects, false);
         self.part_sequences(false);
-        self.note_calls(statement.body(), Some(&statement.seen));
-        self.server.note_resets(&statement.aftermath, self.startup, Some(portal));
-        if statement.aftermath.inspects {
+        self.note_calls(statement.body(), Some(&statement.found_effects));
+        self.server.note_resets(&statement.side_effects, self.startup, Some(portal));
+        if statement.side_effects.inspects {
             self.show_what_is_prepared(false);
         }
         self.ask(Request::Bind);
@@ -374,7 +374,7 @@ impl ClientMessages<'_, '_> {
 
     fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
         let (kind, name) = kind_and_name(bytes)?;
-        if kind == b'S' && (self.is_doubtful(name) || self.server.lease.is_unnamed_doubtful()) {
+        if kind == b'S' && (self.is_doubtful(name) || self.server.replies.is_unnamed_doubtful()) {
             return AWAITS;
         }
         match self.statements.get(name).cloned() {
@@ -399,8 +399,8 @@ impl ClientMessages<'_, '_> {
                     Err(limit) => return self.refuse(b'D', limit),
                 };
                 let at = HEADER_BYTES + 1;
-                match self.bring(name, &statement) {
-                    Ensured::Here => {}
+                match self.ensure_statement(name, &statement) {
+                    Ensured::Present => {}
                     Ensured::Awaited => return AWAITS,
                     Ensured::Changed => {
                         self.refuse_changed(Request::Describe, bytes, at, name.len());
@@ -436,7 +436,7 @@ impl ClientMessages<'_, '_> {
                 self.statements.forget_unnamed();
                 self.server.statements.set_unnamed(0);
             }
-        } else if self.server.lease.ask(Request::Close(naming), Origin::Client) && kind == b'S' {
+        } else if self.server.replies.track(Request::Close(naming), Origin::Client) && kind == b'S' {
             self.statements.remove(name);
         }
         self.out.pass(bytes);
@@ -445,22 +445,28 @@ impl ClientMessages<'_, '_> {
 }
 
 #[inline]
-fn note(aftermath: &SideEffects, alone: bool, advances: &mut SequenceUse, rules: &SessionRules, server: &mut ServerSide) {
-    server.uncertain.note(aftermath, alone);
+fn note(
+    aftermath: &SideEffects,
+    alone: bool,
+    advances: &mut SequenceUse,
+    rules: &SessionRules,
+    server: &mut ServerSide,
+) {
+    server.checks.note(aftermath, alone);
     note_sequences(aftermath, advances, rules, server);
-    server.lease.committing |= aftermath.commits;
-    server.lease.forgetting |= aftermath.forgets_statements;
-    server.signalling.note(aftermath.signals);
-    if rules.catalogue.may_be_changed_by(aftermath.doubts) {
-        server.uncertain.changes_functions(&rules.catalogue);
+    server.replies.committing |= aftermath.commits;
+    server.replies.forgetting |= aftermath.deallocates;
+    server.signals.note(aftermath.signals);
+    if rules.functions.may_be_changed_by(aftermath.checks) {
+        server.checks.changes_functions(&rules.functions);
     }
 }
 
 #[inline]
 fn note_calls(text: &[u8], seen: Option<&FoundEffects>, rules: &SessionRules, server: &mut ServerSide) {
-    if !rules.catalogue.is_plain() {
+    if !rules.functions.is_plain() {
         let tangled = server.lexing().characters != Characters::AsciiSafe;
-        server.uncertain.note_calls(&rules.catalogue, text, tangled, seen);
+        server.checks.note_calls(&rules.functions, text, tangled, seen);
     }
 }
 

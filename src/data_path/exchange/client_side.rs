@@ -4,8 +4,8 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     client_messages::ClientMessages,
-    restore_settings::prelude,
-    return_to_tenant::{ReturnState, CurrentTenant},
+    restore_settings::restore_settings,
+    return_to_tenant::{CurrentTenant, ReturnState},
     sequences::SequenceUse,
     server_side::ServerSide,
     skipped_messages::SkippedMessage,
@@ -19,7 +19,7 @@ use crate::{
             Settings,
             identity::Identity,
             parameter_status::ReportedParameters,
-            role_settings::{StartSettings, RoleSettings},
+            role_settings::{RoleSettings, StartSettings},
         },
     },
     error::{ClientError, RequestError},
@@ -42,15 +42,15 @@ pub struct ClientSide {
     /// What it believes of its session: the ParameterStatus that it has been sent.
     pub told: Arc<ReportedParameters>,
     /// How it stands to what its pool's servers began with.
-    pub begun: StartSettings,
+    pub start_settings: StartSettings,
     /// Under what its texts are parsed while nothing changes that; and of which of its settings that was found out.
     pub(super) parse_settings: (Arc<ParseSettings>, Arc<Settings>),
     pub(super) rules: SessionRules,
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
-    pub(super) advances: SequenceUse,
-    pub(super) left_out: SkippedMessage,
-    bounds: ReturnState,
+    pub(super) sequence_use: SequenceUse,
+    pub(super) skipped: SkippedMessage,
+    return_state: ReturnState,
     /// What the beginning of a message takes that must be seen whole.
     pub(super) holding: Charge,
     /// What `wanted` takes, where it is another than `startup`.
@@ -65,17 +65,17 @@ pub struct SessionRules {
     /// Statements and settings follow the client from server to server: `pool_mode = "transaction"`.
     pub follow: bool,
     /// It may choose its tenant by `SET pglobby.tenant`: a service login's session.
-    pub chooses: bool,
+    pub may_switch_tenant: bool,
     /// How it stands to the tenant it is in.
-    pub stance: CurrentTenant,
+    pub current_tenant: CurrentTenant,
     /// Who it is on its servers.
     pub identity: Identity,
     /// A Bind may be one of a statement that no server is to have: it is seen whole where it can be.
     pub sees_binds: bool,
     /// The pool's statements.
-    pub table: Arc<SharedStatements>,
+    pub shared_statements: Arc<SharedStatements>,
     /// What the database's functions leave behind.
-    pub catalogue: Arc<FunctionEffects>,
+    pub functions: Arc<FunctionEffects>,
     /// `statement_inspect_bytes_max`.
     pub inspect_bytes_max: usize,
     /// `client_prepared_statements_max`.
@@ -97,12 +97,12 @@ impl SessionRules {
     pub fn nobody(table: &Arc<SharedStatements>) -> Self {
         Self {
             follow: false,
-            chooses: false,
-            stance: CurrentTenant::AtHome,
+            may_switch_tenant: false,
+            current_tenant: CurrentTenant::First,
             identity: Identity::default(),
             sees_binds: false,
-            table: table.clone(),
-            catalogue: Arc::default(),
+            shared_statements: table.clone(),
+            functions: Arc::default(),
             inspect_bytes_max: 0,
             statements_max: 0,
             statements_bytes_max: 0,
@@ -118,16 +118,16 @@ impl SessionRules {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Flow {
     /// It does.
-    Goes,
+    Continues,
     /// It said Terminate.
     Terminated,
     /// It speaks of its tenant. That message and all behind it have not been passed on, and wait until everything before
     /// is answered.
-    Chooses(Vec<u8>),
+    ChoosesTenant(Vec<u8>),
     /// What it said last may lead it to another tenant: all behind it waits for the answer.
     Pauses(Vec<u8>),
     /// What this message means, and whether it may be passed on, shows when the server has answered what it was sent before.
-    Awaits(Vec<u8>),
+    AwaitsReplies(Vec<u8>),
     /// More is unanswered than may be: the rest waits until half of it is answered.
     Full(Vec<u8>),
 }
@@ -139,15 +139,15 @@ impl ClientSide {
             framer: Framer::default(),
             statements: ClientStatements::new(rules.memory.clone()),
             startup: wanted.clone(),
-            parse_settings: (rules.table.settings.of(&wanted), wanted.clone()),
+            parse_settings: (rules.shared_statements.settings.of(&wanted), wanted.clone()),
             wanted,
             told: Arc::default(),
-            begun: StartSettings::default(),
+            start_settings: StartSettings::default(),
             rules,
             unnamed_serial: first_serial,
-            advances: SequenceUse::default(),
-            left_out: SkippedMessage::default(),
-            bounds: ReturnState::default(),
+            sequence_use: SequenceUse::default(),
+            skipped: SkippedMessage::default(),
+            return_state: ReturnState::default(),
             holding: Charge::default(),
             kept: Charge::default(),
             began: Charge::default(),
@@ -180,7 +180,7 @@ impl ClientSide {
     /// as if it had been set then.
     #[cold]
     pub fn keep_start(&mut self, now: &Arc<RoleSettings>) {
-        if let StartSettings::Before(then) = &self.begun {
+        if let StartSettings::Before(then) = &self.start_settings {
             for (name, value) in then.differing_from(now) {
                 for settings in [&mut self.startup, &mut self.wanted] {
                     if settings.get(&name).is_none() {
@@ -189,7 +189,7 @@ impl ClientSide {
                 }
             }
         }
-        self.begun = StartSettings::Alike(now.clone());
+        self.start_settings = StartSettings::Alike(now.clone());
     }
 
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
@@ -197,17 +197,17 @@ impl ClientSide {
     pub fn turn(&mut self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
         if begins {
             self.look_at_settings();
-            server.uncertain.begin();
+            server.checks.begin();
             server.begins_with(self, out);
-            server.part_sequences_first(&self.advances, &self.rules, out);
+            server.part_sequences_first(&self.sequence_use, &self.rules, out);
         }
         if begins && server.statements.has_own_names() {
             let mut preparer = server.preparer(&self.parse_settings.0, &self.startup);
             preparer.put_own_names_away(&self.statements, out.build());
         }
-        let ServerSide { statements, lease, applied, ours, .. } = server;
+        let ServerSide { statements, replies: lease, applied, ours, .. } = server;
         if !Arc::ptr_eq(applied, &self.wanted) {
-            if prelude(applied, &self.wanted, ours, lease, out.build()) {
+            if restore_settings(applied, &self.wanted, ours, lease, out.build()) {
                 statements.set_unnamed(0);
             }
             *applied = self.wanted.clone();
@@ -218,7 +218,8 @@ impl ClientSide {
     #[inline]
     pub(super) fn look_at_settings(&mut self) {
         if !Arc::ptr_eq(&self.parse_settings.1, &self.wanted) {
-            self.parse_settings = (self.rules.table.settings.of(&self.wanted), self.wanted.clone());
+            self.parse_settings =
+                (self.rules.shared_statements.settings.of(&self.wanted), self.wanted.clone());
         }
     }
 
@@ -236,7 +237,7 @@ impl ClientSide {
         let flow = self.pass_on(chunk, server, out);
         // A Terminate is not passed on, whole or not.
         server.half_passed =
-            self.framer.mid_message() && !self.left_out.is_ignored() && !matches!(flow, Ok(Flow::Terminated));
+            self.framer.mid_message() && !self.skipped.is_ignored() && !matches!(flow, Ok(Flow::Terminated));
         flow
     }
 
@@ -253,19 +254,28 @@ impl ClientSide {
             parse_settings,
             startup,
             unnamed_serial,
-            advances,
-            left_out,
-            bounds,
+            sequence_use: advances,
+            skipped: left_out,
+            return_state: bounds,
             holding,
             ..
         } = self;
-        if !server.lease.is_working() {
+        if !server.replies.is_working() {
             server.unanswered_bytes = 0;
         }
         let may_fill = server.may_fill(rules.unanswered_max, chunk.len());
         let under = &parse_settings.0;
-        let mut requests =
-            ClientMessages { statements, rules, under, startup, unnamed_serial, advances, bounds, server, out };
+        let mut requests = ClientMessages {
+            statements,
+            rules,
+            under,
+            startup,
+            unnamed_serial,
+            sequence_use: advances,
+            return_state: bounds,
+            server,
+            out,
+        };
         let mut full = None;
         loop {
             let piece = framer.next_within(
@@ -281,7 +291,7 @@ impl ClientSide {
                     if holding.bytes() > 0 && framer.held_bytes() == 0 {
                         holding.clear();
                     }
-                    return Ok(Flow::Goes);
+                    return Ok(Flow::Continues);
                 }
                 Some(Piece::Rest { bytes, last }) => {
                     if !left_out.is_ignored() {
@@ -289,7 +299,7 @@ impl ClientSide {
                     } else if last {
                         left_out.end_ignored();
                     }
-                    if last && std::mem::take(&mut requests.bounds.pauses) {
+                    if last && std::mem::take(&mut requests.return_state.pauses) {
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
                 }
@@ -303,7 +313,7 @@ impl ClientSide {
                         framer.put_back();
                         return Ok(requests.hold(hold, waits));
                     }
-                    if std::mem::take(&mut requests.bounds.pauses) {
+                    if std::mem::take(&mut requests.return_state.pauses) {
                         framer.take_held(&mut Vec::new());
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
@@ -334,7 +344,16 @@ impl ClientSide {
         out: &mut Vec<u8>,
     ) -> usize {
         let Ok(Some((tag, length))) = header(inbox) else { return 0 };
-        let Self { statements, rules, parse_settings, startup, unnamed_serial, advances, bounds, .. } = self;
+        let Self {
+            statements,
+            rules,
+            parse_settings,
+            startup,
+            unnamed_serial,
+            sequence_use: advances,
+            return_state: bounds,
+            ..
+        } = self;
         let (under, mut out) = (&parse_settings.0, Outgoing::new(&[], out));
         let mut requests = ClientMessages {
             statements,
@@ -342,8 +361,8 @@ impl ClientSide {
             under,
             startup,
             unnamed_serial,
-            advances,
-            bounds,
+            sequence_use: advances,
+            return_state: bounds,
             server,
             out: &mut out,
         };

@@ -4,7 +4,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::{GOES_ON, ClientMessages},
+    client_messages::{ClientMessages, GOES_ON},
     client_side::{ClientSide, SessionRules},
     ensure_prepared::WaitReason,
     server_side::ServerSide,
@@ -52,7 +52,7 @@ impl SessionRules {
         if statements.bytes() + bytes > self.statements_bytes_max {
             return Err(Limit::StatementBytes);
         }
-        self.table.memory.admits(bytes)
+        self.shared_statements.memory.admits(bytes)
     }
 
     /// Whether a session that has these settings may SET what a text sets.
@@ -74,7 +74,7 @@ impl SessionRules {
     }
 
     /// What the client is told.
-    pub fn refusal(&self, request_error: RequestError) -> ClientError {
+    pub fn client_error(&self, request_error: RequestError) -> ClientError {
         match request_error {
             RequestError::TenantSwitch(reason) => reason.into(),
             RequestError::Identity(reason) => reason.into(),
@@ -89,7 +89,9 @@ impl SessionRules {
             Limit::Statements => self.statements_max,
             Limit::StatementBytes => self.statements_bytes_max,
             Limit::SettingBytes => self.settings_bytes_max,
-            other => self.memory.max_of(other).or_else(|| self.table.memory.max_of(other)).unwrap_or(0),
+            other => {
+                self.memory.max_of(other).or_else(|| self.shared_statements.memory.max_of(other)).unwrap_or(0)
+            }
         };
         ClientError::MemoryLimit { limit, max }
     }
@@ -124,12 +126,12 @@ impl ServerSide {
     /// the server would owe more replies for it than it has bytes.
     #[inline]
     pub(super) fn may_fill(&self, replies_max: usize, bytes: usize) -> bool {
-        self.lease.owed() + bytes >= replies_max || self.unanswered_bytes + bytes > UNANSWERED_BYTES_MAX
+        self.replies.pending() + bytes >= replies_max || self.unanswered_bytes + bytes > UNANSWERED_BYTES_MAX
     }
 
     /// Whether so much is unanswered that nothing more is taken from a client that pipelines.
     fn is_full(&self, replies_max: usize, built: usize) -> bool {
-        let owed = self.lease.owed();
+        let owed = self.replies.pending();
         owed >= replies_max
             || owed > 0 && (self.unanswered_bytes > UNANSWERED_BYTES_MAX || built > UNANSWERED_BYTES_MAX)
     }
@@ -137,7 +139,7 @@ impl ServerSide {
     /// Whether that is over.
     pub fn has_room(&mut self, replies_max: usize) -> bool {
         let bytes_max = if self.unanswered_bytes > UNANSWERED_BYTES_MAX { 0 } else { replies_max / 2 };
-        let has_room = self.lease.owed() <= bytes_max || self.lease.takes_copy_data();
+        let has_room = self.replies.pending() <= bytes_max || self.replies.takes_copy_data();
         if has_room {
             self.unanswered_bytes = 0;
         }
@@ -173,7 +175,7 @@ impl ClientMessages<'_, '_> {
         limit: Limit,
         whole: bool,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        self.bounds.denied |= !whole;
+        self.return_state.denied |= !whole;
         self.refuse(b'B', limit)
     }
 

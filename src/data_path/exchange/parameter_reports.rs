@@ -2,7 +2,7 @@
 
 use super::{
     client_side::ClientSide,
-    pending_replies::{Request, Origin},
+    pending_replies::{Origin, Request},
     server_side::ServerSide,
 };
 use crate::{
@@ -26,7 +26,7 @@ impl ServerSide {
     /// A client begins to use it: it may believe something else than the server reports.
     #[inline]
     pub fn begins_with(&mut self, client: &ClientSide, out: &mut Outgoing<'_>) {
-        self.telling |= self.reported != *client.told;
+        self.must_tell |= self.reported != *client.told;
         if self.is_stale {
             self.stir(out.build());
         }
@@ -37,13 +37,13 @@ impl ServerSide {
     fn stir(&mut self, out: &mut Vec<u8>) {
         self.is_stale = false;
         append(out, b'S', |_| {});
-        let _ = self.lease.ask(Request::Sync, Origin::Ours);
+        let _ = self.replies.track(Request::Sync, Origin::Proxy);
     }
 
     /// In front of what the client gets next: what it believes of its session becomes what the server reports.
     #[cold]
     pub(super) fn tell(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
-        self.telling = false;
+        self.must_tell = false;
         if self.reported != *client.told {
             self.reported.tell(&mut client.told, out.build());
         }
@@ -53,8 +53,8 @@ impl ServerSide {
     /// what was, the client is told in front of its own reply, if it believes something else.
     pub(super) fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
         let name = self.note_parameter(bytes);
-        if let (Some(name), true) = (name, self.lease.whose() != Some(Origin::Ours)) {
-            self.uncertain.reported(&name);
+        if let (Some(name), true) = (name, self.replies.origin() != Some(Origin::Proxy)) {
+            self.checks.reported(&name);
             self.tell(client, out);
         }
     }
@@ -68,7 +68,7 @@ impl ServerSide {
             return None;
         }
         if self.reported.set(&name, value) {
-            (self.news, self.telling) = (true, true);
+            (self.parameters_changed, self.must_tell) = (true, true);
             self.lexing = lexing(&self.reported);
         }
         Some(name.to_ascii_lowercase())

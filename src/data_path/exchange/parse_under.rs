@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     pending_checks::PendingChecks,
-    pending_replies::{Request, ReplyTracker, Origin},
+    pending_replies::{Origin, ReplyTracker, Request},
 };
 use crate::{
     data_path::{
@@ -110,7 +110,7 @@ impl<'a> ParseContext<'a> {
         let those = ParseSettings::unknown();
         if lease.status() != b'E' {
             let unlisted = array_literal(self.unlisted());
-            once(TELL, &[&unlisted], Request::Settings(those.clone()), whose, lease, out);
+            once(TELL, &[&unlisted], Request::AskSettings(those.clone()), whose, lease, out);
         }
         those
     }
@@ -160,11 +160,11 @@ pub fn once(
     lease: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    if !lease.ask(Request::Close(None), whose) {
+    if !lease.track(Request::Close(None), whose) {
         return;
     }
     for asked in [Request::ParseAsIs, Request::Bind, asked, Request::Close(None), Request::Close(None)] {
-        let _ = lease.ask(asked, whose);
+        let _ = lease.track(asked, whose);
     }
     close_statement(ONCE, out);
     parse(ONCE, sql, out);

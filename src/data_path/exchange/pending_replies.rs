@@ -19,9 +19,9 @@ mod tests;
 
 use std::{collections::VecDeque, sync::Arc};
 
-pub use super::pending_reply::{Request, PendingReply, Origin};
+pub use super::pending_reply::{Origin, PendingReply, Request};
 use crate::data_path::{
-    prepared::{StatementName, Statement, sql_prepare_effects::PrepareEffects},
+    prepared::{Statement, StatementName, sql_prepare_effects::PrepareEffects},
     session_state::pins::Pins,
 };
 
@@ -115,7 +115,7 @@ impl ReplyTracker {
     /// A request goes to the server; `false` if the server will ignore it, because it skips to the next Sync.
     #[inline(always)]
     #[must_use = "a request that the server ignores has no effect"]
-    pub fn ask(&mut self, asked: Request, whose: Origin) -> bool {
+    pub fn track(&mut self, asked: Request, whose: Origin) -> bool {
         match asked {
             Request::Sync if self.copy_in == CopyIn::Taking && whose == Origin::Client => return true,
             Request::Sync => {
@@ -141,17 +141,17 @@ impl ReplyTracker {
             }
             _ => self.unsynced |= whose.is_for_client(),
         }
-        self.tells_us |= matches!(asked, Request::Shape(_) | Request::Settings(_));
-        self.owed.push_back(PendingReply { asked, whose });
+        self.tells_us |= matches!(asked, Request::DescribeParsed(_) | Request::AskSettings(_));
+        self.owed.push_back(PendingReply { request: asked, origin: whose });
         true
     }
 
     /// The client's COPY data ends: CopyDone or CopyFail goes to the server. Perhaps before the server has said that it
     /// takes data.
     pub fn copy_done(&mut self) {
-        let marked = matches!(self.owed.back(), None | Some(PendingReply { asked: Request::CopyEnd, .. }));
+        let marked = matches!(self.owed.back(), None | Some(PendingReply { request: Request::CopyEnd, .. }));
         if self.copy_in == CopyIn::None && !marked {
-            self.owed.push_back(PendingReply { asked: Request::CopyEnd, whose: Origin::Client });
+            self.owed.push_back(PendingReply { request: Request::CopyEnd, origin: Origin::Client });
         }
         self.copy_in = CopyIn::None;
     }
@@ -167,28 +167,30 @@ impl ReplyTracker {
     /// No COPY was waiting for this end.
     #[inline]
     fn skip_copy_end(&mut self) {
-        while let Some(PendingReply { asked: Request::CopyEnd, .. }) = self.owed.front() {
+        while let Some(PendingReply { request: Request::CopyEnd, .. }) = self.owed.front() {
             self.owed.pop_front();
         }
     }
 
     /// For whom the message that comes now is; `None` when nothing is owed.
     #[inline]
-    pub fn whose(&self) -> Option<Origin> {
-        self.owed.front().map(|owed| owed.whose)
+    pub fn origin(&self) -> Option<Origin> {
+        self.owed.front().map(|owed| owed.origin)
     }
 
     /// What the simple query or Execute that is being answered does to the client's statements.
-    pub fn deeds(&mut self) -> Option<&mut Option<Box<PrepareEffects>>> {
+    pub fn prepare_effects(&mut self) -> Option<&mut Option<Box<PrepareEffects>>> {
         match self.owed.front_mut() {
-            Some(PendingReply { asked: Request::Query(deeds) | Request::Execute(deeds), .. }) => Some(deeds),
+            Some(PendingReply { request: Request::Query(deeds) | Request::Execute(deeds), .. }) => {
+                Some(deeds)
+            }
             _ => None,
         }
     }
 
     /// The client's name for the statement that the Parse being answered makes, or would make.
     pub fn client_name(&self) -> Option<&StatementName> {
-        match &self.owed.front()?.asked {
+        match &self.owed.front()?.request {
             Request::Parse(Some(naming)) | Request::ParseTaken(naming) => Some(naming),
             _ => None,
         }
@@ -196,18 +198,18 @@ impl ReplyTracker {
 
     /// Whether a reply that is owed may tell us something.
     #[inline]
-    pub fn tells_us(&self) -> bool {
+    pub fn answers_proxy(&self) -> bool {
         self.tells_us
     }
 
     /// Whether the oldest reply that is owed tells us the shape of a statement.
-    pub fn is_shape_owed(&self) -> bool {
-        matches!(self.owed.front(), Some(PendingReply { asked: Request::Shape(_), .. }))
+    pub fn is_description_pending(&self) -> bool {
+        matches!(self.owed.front(), Some(PendingReply { request: Request::DescribeParsed(_), .. }))
     }
 
     /// Whether the oldest reply that is owed tells us which settings the server has.
-    pub fn are_settings_owed(&self) -> bool {
-        matches!(self.owed.front(), Some(PendingReply { asked: Request::Settings(_), .. }))
+    pub fn are_settings_pending(&self) -> bool {
+        matches!(self.owed.front(), Some(PendingReply { request: Request::AskSettings(_), .. }))
     }
 
     /// Whether a batch before the client's present one may yet fail, and change what `name` means.
@@ -233,8 +235,8 @@ impl ReplyTracker {
         if self.copy_in == CopyIn::Taking {
             return false;
         }
-        let last_sync = self.owed.iter().rposition(|owed| matches!(owed.asked, Request::Sync)).unwrap_or(0);
-        self.owed.iter().take(last_sync).any(|owed| match &owed.asked {
+        let last_sync = self.owed.iter().rposition(|owed| matches!(owed.request, Request::Sync)).unwrap_or(0);
+        self.owed.iter().take(last_sync).any(|owed| match &owed.request {
             Request::Parse(Some(naming)) | Request::Close(Some(naming)) => {
                 naming.client_name.as_deref() == Some(name)
             }
@@ -246,7 +248,7 @@ impl ReplyTracker {
     #[cold]
     pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
         for owed in &mut self.owed {
-            if let Request::Close(Some(naming)) = &mut owed.asked
+            if let Request::Close(Some(naming)) = &mut owed.request
                 && naming.client_name.as_deref() == Some(name)
                 && naming.statement.is(old)
             {
@@ -257,9 +259,9 @@ impl ReplyTracker {
 
     /// Whether what is owed tells the shape of a statement that is being prepared by another name.
     #[cold]
-    pub fn shows_shape_of(&self, statement: &Statement, name: &[u8]) -> bool {
-        self.owed.iter().any(|owed| match &owed.asked {
-            Request::Shape(naming) => {
+    pub fn describes(&self, statement: &Statement, name: &[u8]) -> bool {
+        self.owed.iter().any(|owed| match &owed.request {
+            Request::DescribeParsed(naming) => {
                 naming.statement.is(statement) && naming.client_name.as_deref() != Some(name)
             }
             _ => false,
@@ -270,11 +272,15 @@ impl ReplyTracker {
     /// from the client.
     pub fn is_awaited(&self) -> bool {
         let tells = |asked: &Request| match asked {
-            Request::Parse(_) | Request::Close(Some(_)) | Request::CloseUnnamed | Request::Shape(_) => true,
+            Request::Parse(_)
+            | Request::Close(Some(_))
+            | Request::CloseUnnamed
+            | Request::DescribeParsed(_) => true,
             Request::Query(_) => self.unnamed_before,
             _ => false,
         };
-        self.copy_in != CopyIn::Taking && self.owed.iter().any(|owed| self.all_awaited || tells(&owed.asked))
+        self.copy_in != CopyIn::Taking
+            && self.owed.iter().any(|owed| self.all_awaited || tells(&owed.request))
     }
 
     /// Whether a batch that the client has begun, and not ended, may yet fail: the server would skip what comes behind it, unless a
@@ -306,40 +312,39 @@ impl ReplyTracker {
         let Some(front) = self.owed.front() else {
             return Err(Desync(tag));
         };
-        let completes = match (tag, &front.asked) {
+        let completes = match (tag, &front.request) {
             (b'1', Request::Parse(_) | Request::ParseAsIs | Request::ParseTaken(_))
             | (b'2', Request::Bind)
             | (b'3', Request::Close(_) | Request::CloseUnnamed) => true,
-            (b'T' | b'n', Request::Describe | Request::Shape(_)) => true,
-            (b'C' | b'I' | b's', Request::Execute(_)) | (b'C', Request::Settings(_)) => true,
-            (b't', Request::Describe | Request::Shape(_)) => false,
+            (b'T' | b'n', Request::Describe | Request::DescribeParsed(_)) => true,
+            (b'C' | b'I' | b's', Request::Execute(_)) | (b'C', Request::AskSettings(_)) => true,
+            (b't', Request::Describe | Request::DescribeParsed(_)) => false,
             (b'T' | b'C' | b'I', Request::Query(_)) | (b'V', Request::FunctionCall) => false,
-            (b'D' | b'H' | b'd' | b'c', Request::Execute(_) | Request::Query(_)) | (b'D', Request::Settings(_)) => {
-                false
-            }
+            (b'D' | b'H' | b'd' | b'c', Request::Execute(_) | Request::Query(_))
+            | (b'D', Request::AskSettings(_)) => false,
             (b'G', Request::Execute(_) | Request::Query(_)) => {
                 self.start_copy_in();
                 false
             }
             _ => return Err(Desync(tag)),
         };
-        let pass = self.whose() == Some(Origin::Client);
-        let done = if completes { self.settle_front().map(|owed| owed.asked) } else { None };
+        let pass = self.origin() == Some(Origin::Client);
+        let done = if completes { self.settle_front().map(|owed| owed.request) } else { None };
         Ok(ReplyOutcome { pass, done })
     }
 
     /// The server takes COPY data now: it ignores every Sync that comes before it hears that the data has ended.
     fn start_copy_in(&mut self) {
-        let end = self.owed.iter().position(|owed| matches!(owed.asked, Request::CopyEnd));
+        let end = self.owed.iter().position(|owed| matches!(owed.request, Request::CopyEnd));
         let behind = end.map(|end| self.owed.split_off(end + 1));
         let before = self.owed.len();
-        self.owed.retain(|owed| !matches!(owed.asked, Request::Sync | Request::CopyEnd));
+        self.owed.retain(|owed| !matches!(owed.request, Request::Sync | Request::CopyEnd));
         let ignored_syncs = before - self.owed.len() > usize::from(end.is_some());
         match behind {
             Some(mut behind) => self.owed.append(&mut behind),
             None => self.copy_in = CopyIn::Taking,
         }
-        self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.asked, Request::Sync));
+        self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.request, Request::Sync));
     }
 
     /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that the server will now skip
@@ -352,11 +357,11 @@ impl ReplyTracker {
         let Some(front) = self.owed.front() else {
             return Err(Desync(b'E'));
         };
-        let whose = front.whose;
-        if matches!(front.asked, Request::Sync | Request::Query(_) | Request::FunctionCall) {
+        let whose = front.origin;
+        if matches!(front.request, Request::Sync | Request::Query(_) | Request::FunctionCall) {
             return Ok(whose);
         }
-        let sync = self.owed.iter().position(|owed| matches!(owed.asked, Request::Sync));
+        let sync = self.owed.iter().position(|owed| matches!(owed.request, Request::Sync));
         self.skipping = sync.is_none();
         // Also where a simple query stood in the batch, which would have ended it.
         self.unsynced |= self.skipping;
@@ -379,7 +384,10 @@ impl ReplyTracker {
             return Err(Desync(b'Z'));
         }
         match self.settle_front() {
-            Some(PendingReply { asked: Request::Sync | Request::Query(_) | Request::FunctionCall, whose }) => {
+            Some(PendingReply {
+                request: Request::Sync | Request::Query(_) | Request::FunctionCall,
+                origin: whose,
+            }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
                 if self.owed.is_empty() {
@@ -401,7 +409,7 @@ impl ReplyTracker {
 
     /// How many replies are owed.
     #[inline]
-    pub fn owed(&self) -> usize {
+    pub fn pending(&self) -> usize {
         self.owed.len()
     }
 
@@ -413,12 +421,13 @@ impl ReplyTracker {
     /// Whether the status is that in which the client's next query finds the server: what is still owed is ours, and in batches of its
     /// own.
     pub fn is_settled(&self) -> bool {
-        !self.unsynced && self.owed.iter().all(|owed| matches!(owed.whose, Origin::Ours | Origin::Attempt))
+        !self.unsynced
+            && self.owed.iter().all(|owed| matches!(owed.origin, Origin::Proxy | Origin::TryPrepare))
     }
 
     /// A BEGIN of ours goes to the server: what comes behind it finds it in a transaction.
     pub fn begin(&mut self) {
-        let _ = self.ask(Request::Query(None), Origin::Ours);
+        let _ = self.track(Request::Query(None), Origin::Proxy);
         self.status = b'T';
     }
 

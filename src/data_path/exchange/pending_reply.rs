@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    data_path::prepared::{StatementName, parse_settings::ParseSettings, sql_prepare_effects::PrepareEffects},
+    data_path::prepared::{
+        StatementName, parse_settings::ParseSettings, sql_prepare_effects::PrepareEffects,
+    },
     error::RequestError,
 };
 
@@ -13,11 +15,11 @@ pub enum Origin {
     /// The client asked: it gets the reply.
     Client,
     /// Put in so that the client's next request works on this server: success is left out, an error is the client's.
-    Follow,
+    Prepare,
     /// Put in for the client's next request, in a batch of its own: success and error are left out.
-    Attempt,
+    TryPrepare,
     /// Our own bookkeeping: the reply is left out, and an error ends both connections.
-    Ours,
+    Proxy,
     /// Put in place of what the client asked, to fail: the client gets the error in words of ours.
     Denied(RequestError),
 }
@@ -25,7 +27,7 @@ pub enum Origin {
 impl Origin {
     /// Whether it belongs to what the client asked, and fails with it.
     pub fn is_for_client(self) -> bool {
-        matches!(self, Self::Client | Self::Follow | Self::Denied(_))
+        matches!(self, Self::Client | Self::Prepare | Self::Denied(_))
     }
 }
 
@@ -43,11 +45,11 @@ pub enum Request {
     /// Describe.
     Describe,
     /// Describe of a statement that has just been parsed here, for ourselves: is it what its client knows?
-    Shape(Box<StatementName>),
+    DescribeParsed(Box<StatementName>),
     /// Execute; with what the portal's PREPARE or DEALLOCATE does.
     Execute(Option<Box<PrepareEffects>>),
     /// A question of ours, in the middle of what the client has begun, which settings the server has at that moment.
-    Settings(Arc<ParseSettings>),
+    AskSettings(Arc<ParseSettings>),
     /// Close; of a named statement what to restore if it is skipped.
     Close(Option<Box<StatementName>>),
     /// Close of the unnamed statement.
@@ -67,15 +69,15 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct PendingReply {
     /// To which request.
-    pub asked: Request,
+    pub request: Request,
     /// For whom.
-    pub whose: Origin,
+    pub origin: Origin,
 }
 
 impl PendingReply {
     /// Whether the client asks for another unnamed statement, or takes it away.
     pub fn changes_unnamed(&self) -> bool {
-        self.whose == Origin::Client
-            && matches!(self.asked, Request::Parse(None) | Request::CloseUnnamed | Request::Query(_))
+        self.origin == Origin::Client
+            && matches!(self.request, Request::Parse(None) | Request::CloseUnnamed | Request::Query(_))
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::{
     parse_under::ParseContext,
-    pending_replies::{Request, ReplyTracker, Origin},
+    pending_replies::{Origin, ReplyTracker, Request},
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         prepared::{
-            ClientStatements, OnServer, StatementName, ServerStatements, Statement,
+            ClientStatements, OnServer, ServerStatements, Statement, StatementName,
             parse_settings::ParseSettings,
             row_description::is_parsed_once,
             sql_prepare_effects::{PrepareEffect, PrepareEffects},
@@ -28,8 +28,8 @@ use crate::{
 /// A server's statements, the replies that it owes, and where texts are parsed.
 pub(super) struct Preparer<'s> {
     pub statements: &'s mut ServerStatements,
-    pub lease: &'s mut ReplyTracker,
-    pub here: ParseContext<'s>,
+    pub replies: &'s mut ReplyTracker,
+    pub context: ParseContext<'s>,
 }
 
 impl ServerSide {
@@ -40,9 +40,9 @@ impl ServerSide {
         under: &'s Arc<ParseSettings>,
         startup: &'s Settings,
     ) -> Preparer<'s> {
-        let Self { statements, lease, applied, uncertain, .. } = self;
+        let Self { statements, replies: lease, applied, checks: uncertain, .. } = self;
         let here = ParseContext::new(under, startup, applied, uncertain, lease);
-        Preparer { statements, lease, here }
+        Preparer { statements, replies: lease, context: here }
     }
 }
 
@@ -84,7 +84,7 @@ impl Preparer<'_> {
     pub fn close(&mut self, id: u64, out: &mut Vec<u8>) -> bool {
         let Some(statement) = self.statements.get(id).cloned() else { return false };
         let naming = StatementName { client_name: None, statement: statement.clone() };
-        let goes = self.lease.ask(Request::Close(Some(Box::new(naming))), Origin::Follow);
+        let goes = self.replies.track(Request::Close(Some(Box::new(naming))), Origin::Prepare);
         if goes {
             close_statement(statement.server_name(), out);
             self.statements.remove(&statement);
@@ -94,8 +94,8 @@ impl Preparer<'_> {
 
     /// Puts in what is missing so that the server knows `statement`.
     pub fn ensure(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if self.statements.find(statement, self.lease.batch()) == OnServer::Missing {
-            self.prepare(statement, Origin::Follow, out.build());
+        if self.statements.find(statement, self.replies.batch()) == OnServer::Missing {
+            self.prepare(statement, Origin::Prepare, out.build());
         }
     }
 
@@ -103,8 +103,8 @@ impl Preparer<'_> {
     /// the server skip the query and wait for ever. If it fails, the query's EXECUTE says so.
     #[cold]
     pub fn ensure_for_query(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if !self.statements.has(statement) && self.prepare(statement, Origin::Attempt, out.build()) {
-            let _ = self.lease.ask(Request::Sync, Origin::Ours);
+        if !self.statements.has(statement) && self.prepare(statement, Origin::TryPrepare, out.build()) {
+            let _ = self.replies.track(Request::Sync, Origin::Proxy);
             append(out.build(), b'S', |_| {});
         }
     }
@@ -125,17 +125,17 @@ impl Preparer<'_> {
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, out);
-        let Self { statements, lease, here } = self;
+        let Self { statements, replies: lease, context: here } = self;
         let parses = |lease: &mut ReplyTracker, out: &mut Vec<u8>| {
             if statement.in_sql {
                 return prepare_in_sql(statements, statement, whose, lease, out);
             }
             let naming = StatementName { client_name: None, statement: statement.clone() };
-            let goes = lease.ask(Request::Parse(Some(Box::new(naming))), whose);
+            let goes = lease.track(Request::Parse(Some(Box::new(naming))), whose);
             if goes {
                 statements.queued(statement, lease.batch());
                 parse(statement.server_name(), statement.body(), out);
-                ask_shape(statement, client_name, whose, lease, out);
+                describe_parsed(statement, client_name, whose, lease, out);
             }
             goes
         };
@@ -144,17 +144,17 @@ impl Preparer<'_> {
 
     /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
     #[cold]
-    pub fn bring_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let Self { statements, lease, here } = self;
+    pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
+        let Self { statements, replies: lease, context: here } = self;
         let Some((serial, body, parsed_under)) = client.readable_unnamed() else {
-            if lease.ask(Request::CloseUnnamed, Origin::Follow) {
+            if lease.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);
                 append(out, b'C', |out| out.extend_from_slice(b"S\0"));
             }
             return;
         };
         let mut parses = |lease: &mut ReplyTracker, out: &mut Vec<u8>| {
-            let goes = lease.ask(Request::Parse(None), Origin::Follow);
+            let goes = lease.track(Request::Parse(None), Origin::Prepare);
             if goes {
                 statements.set_unnamed(serial);
                 parse(b"", body, out);
@@ -163,14 +163,14 @@ impl Preparer<'_> {
         };
         let sql = cstr(&mut { body }).unwrap_or_default();
         match parsed_under {
-            Some(under) => here.parse_under(under, is_parsed_once(sql), Origin::Follow, lease, out, parses),
+            Some(under) => here.parse_under(under, is_parsed_once(sql), Origin::Prepare, lease, out, parses),
             None => parses(lease, out),
         };
     }
 }
 
 /// Behind a Parse: what shape has the statement now?
-pub(super) fn ask_shape(
+pub(super) fn describe_parsed(
     statement: &Arc<Statement>,
     client_name: Option<&[u8]>,
     whose: Origin,
@@ -178,7 +178,7 @@ pub(super) fn ask_shape(
     out: &mut Vec<u8>,
 ) {
     let naming = StatementName { client_name: client_name.map(Into::into), statement: statement.clone() };
-    if statement.is_looked_at && lease.ask(Request::Shape(Box::new(naming)), whose) {
+    if statement.is_description_checked && lease.track(Request::DescribeParsed(Box::new(naming)), whose) {
         append(out, b'D', |out| {
             out.push(b'S');
             append_cstr(out, statement.server_name());
@@ -196,12 +196,13 @@ fn prepare_in_sql(
     out: &mut Vec<u8>,
 ) -> bool {
     let naming = StatementName { client_name: None, statement: statement.clone() };
-    let deeds = PrepareEffects { list: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
-    let goes = lease.ask(Request::Parse(None), whose);
+    let deeds =
+        PrepareEffects { effects: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
+    let goes = lease.track(Request::Parse(None), whose);
     if goes {
         statements.doubt_unnamed();
-        let _ = lease.ask(Request::Bind, whose);
-        let _ = lease.ask(Request::Execute(Some(Box::new(deeds))), whose);
+        let _ = lease.track(Request::Bind, whose);
+        let _ = lease.track(Request::Execute(Some(Box::new(deeds))), whose);
         statements.queued(statement, lease.batch());
         parse(b"", statement.body(), out);
         bind(b"", &[], out);

@@ -322,12 +322,12 @@ fn error(out: &mut Vec<u8>) {
 pub(super) fn client(table: &std::sync::Arc<SharedStatements>, number: u64) -> ClientSide {
     let rules = SessionRules {
         follow: true,
-        chooses: false,
-        stance: CurrentTenant::AtHome,
+        may_switch_tenant: false,
+        current_tenant: CurrentTenant::First,
         identity: Default::default(),
         sees_binds: false,
-        table: table.clone(),
-        catalogue: std::sync::Arc::new(FunctionEffects::without_functions()),
+        shared_statements: table.clone(),
+        functions: std::sync::Arc::new(FunctionEffects::without_functions()),
         inspect_bytes_max: 1 << 20,
         statements_max: 100,
         statements_bytes_max: 1 << 20,
@@ -371,17 +371,17 @@ pub(super) fn exchange(
         let mut out = Outgoing::new(&part, &mut scratch);
         let flow = client.take(&part, server, &mut out).unwrap();
         forwarded.extend_from_slice(out.finish());
-        if let Flow::Awaits(rest) = flow {
+        if let Flow::AwaitsReplies(rest) = flow {
             said.push_front(rest);
             answer(&mut forwarded, client, server);
-            assert!(!server.lease.is_awaited());
+            assert!(!server.replies.is_awaited());
         } else if part.len() % 2 == 0 && server.is_between_messages() {
             // Somebody else would get the server.
-            assert!(!answer(&mut forwarded, client, server) || !server.lease.is_over());
+            assert!(!answer(&mut forwarded, client, server) || !server.replies.is_over());
         }
     }
     answer(&mut forwarded, client, server);
-    assert!(server.lease.is_over() && server.is_between_messages() && !client.mid_message());
+    assert!(server.replies.is_over() && server.is_between_messages() && !client.mid_message());
     heard
 }
 
@@ -406,7 +406,7 @@ proptest! {
             let heard = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
             prop_assert_eq!(Pipeline(heard), Pipeline(alone[who].hear(&request.0)));
             // Nobody else would get this server before the session ends, and then it is cleaned: both begin anew.
-            if !server.lease.pins.is_empty() {
+            if !server.replies.pins.is_empty() {
                 (*server, *postgres) = (ServerSide::new(Default::default(), PreparedLimits { statements: capacity, bytes: 100 }), backend(&shared));
                 (clients[who], alone[who]) = (client(&table, serial.next().unwrap()), backend(&own));
             }

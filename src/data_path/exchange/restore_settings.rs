@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::pending_replies::{Request, ReplyTracker, Origin};
+use super::pending_replies::{Origin, ReplyTracker, Request};
 use crate::{
     data_path::session_state::Settings,
     wire::message::{append, append_cstr, bind, close_statement, execute, parse},
@@ -53,7 +53,7 @@ const QUESTION: &[u8] = b"pglobby_ask";
 /// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
 /// `true` if a simple query is among it, which ends the server's unnamed statement.
 #[must_use = "the server's unnamed statement may be gone"]
-pub fn prelude(
+pub fn restore_settings(
     applied: &Arc<Settings>,
     wanted: &Arc<Settings>,
     ours: &mut ProxyStatements,
@@ -69,7 +69,7 @@ pub fn prelude(
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
         // Neither role nor session authorisation is touched by RESET ALL.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
-        let _ = lease.ask(Request::Query(None), Origin::Ours);
+        let _ = lease.track(Request::Query(None), Origin::Proxy);
         queried = true;
         from = &none;
     }
@@ -88,7 +88,7 @@ pub fn prelude(
     }
     if any {
         append(out, b'S', |_| {});
-        let _ = lease.ask(Request::Sync, Origin::Ours);
+        let _ = lease.track(Request::Sync, Origin::Proxy);
     }
     queried
 }
@@ -147,12 +147,12 @@ impl ProxyStatements {
             && !std::mem::replace(known, true)
         {
             parse(statement, text, out);
-            let _ = lease.ask(Request::ParseAsIs, Origin::Ours);
+            let _ = lease.track(Request::ParseAsIs, Origin::Proxy);
         }
         bind(statement, &[name, value], out);
-        let _ = lease.ask(Request::Bind, Origin::Ours);
+        let _ = lease.track(Request::Bind, Origin::Proxy);
         execute(out);
-        let _ = lease.ask(Request::Execute(None), Origin::Ours);
+        let _ = lease.track(Request::Execute(None), Origin::Proxy);
     }
 
     /// Takes them from a server on which a session is about to look at what is prepared.
@@ -160,13 +160,13 @@ impl ProxyStatements {
         for (at, statement, _) in SETTERS {
             if let Some(known) = self.setters.get_mut(at)
                 && *known
-                && lease.ask(Request::Close(None), Origin::Ours)
+                && lease.track(Request::Close(None), Origin::Proxy)
             {
                 *known = false;
                 close_statement(statement, out);
             }
         }
-        if self.kept != KeptQuestion::Not && lease.ask(Request::Close(None), Origin::Ours) {
+        if self.kept != KeptQuestion::Not && lease.track(Request::Close(None), Origin::Proxy) {
             self.kept = KeptQuestion::Not;
             close_statement(QUESTION, out);
         }

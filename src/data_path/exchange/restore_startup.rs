@@ -6,7 +6,7 @@
 use super::{
     client_messages::ClientMessages,
     parse_under::once,
-    pending_replies::{Request, ReplyTracker, Origin},
+    pending_replies::{Origin, ReplyTracker, Request},
     server_side::ServerSide,
 };
 use crate::{
@@ -46,9 +46,9 @@ impl ServerSide {
 
     #[cold]
     fn takes_back(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
-        let mut pending = self.uncertain.pending.take().unwrap_or_default();
+        let mut pending = self.checks.pending.take().unwrap_or_default();
         pending.note(resets, startup, portal);
-        self.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
+        self.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
 }
 
@@ -56,7 +56,7 @@ impl ClientMessages<'_, '_> {
     /// Something has been reset, or is when a portal runs; and this message comes.
     #[cold]
     pub(super) fn startup_again(&mut self, tag: u8, bytes: &[u8]) {
-        let Some(mut pending) = self.server.uncertain.pending.take() else { return };
+        let Some(mut pending) = self.server.checks.pending.take() else { return };
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if !self.does_without(tag, body, &mut pending) {
             self.set_again(&mut pending);
@@ -64,12 +64,12 @@ impl ClientMessages<'_, '_> {
         if tag == b'E' {
             pending.runs(cstr(&mut { body }).unwrap_or_default());
         }
-        self.server.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
+        self.server.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
 
     /// Whether the server can do without when it has this message.
     fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
-        let lease = &self.server.lease;
+        let lease = &self.server.replies;
         let refuses = lease.is_settled() && lease.status() == b'E';
         if refuses || lease.is_skipping() || lease.takes_copy_data() {
             return true;
@@ -124,19 +124,19 @@ impl ClientMessages<'_, '_> {
 
     /// Sets again what is due. What the server has is asked for, then, when the transaction is over.
     fn set_again(&mut self, pending: &mut PendingRestore) {
-        let lease = &mut self.server.lease;
+        let lease = &mut self.server.replies;
         let apart = !lease.is_unsynced();
         let due = pending.take_due(apart);
         if due.is_empty() {
             return;
         }
-        let whose = if apart { Origin::Attempt } else { Origin::Follow };
+        let whose = if apart { Origin::TryPrepare } else { Origin::Prepare };
         if due.iter().any(|reset| !reset.local) {
-            self.server.uncertain.doubt(StateChecks::ANY_SETTING);
+            self.server.checks.add(StateChecks::ANY_SETTING);
         }
-        set(&due, self.startup, whose, &mut self.server.lease, self.out.build());
+        set(&due, self.startup, whose, &mut self.server.replies, self.out.build());
         if apart {
-            let _ = self.server.lease.ask(Request::Sync, Origin::Ours);
+            let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
             append(self.out.build(), b'S', |_| {});
         }
     }

@@ -14,43 +14,43 @@ use crate::{
 pub enum CurrentTenant {
     /// It began there, and returns there.
     #[default]
-    AtHome,
+    First,
     /// It has chosen it: a reset leads elsewhere.
-    Away,
+    Chosen,
     /// For one transaction.
-    Visiting,
+    ForTransaction,
 }
 
 /// Whether a text leads a session that is away from its tenant back to where it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReturnPoint {
     /// It does not.
-    GoesOn,
+    None,
     /// It does when it is over.
-    Ends,
+    AtEnd,
     /// It does, and goes on with something that would still run here; or it begins the next transaction at once.
-    TooLong,
+    Within,
 }
 
 impl ReturnPoint {
     /// Reads a text.
     pub fn read(sql: &[u8], lexing: Lexing, stance: CurrentTenant) -> Self {
-        let visiting = stance == CurrentTenant::Visiting;
+        let visiting = stance == CurrentTenant::ForTransaction;
         let mut ended = false;
         for statement in sql::statements(sql, lexing) {
             let ends = match statement.kind {
                 Kind::Commit { chain: true } | Kind::Rollback { chain: true } if visiting => {
-                    return Self::TooLong;
+                    return Self::Within;
                 }
                 Kind::Commit { .. } | Kind::Rollback { .. } | Kind::PrepareTransaction => visiting,
-                Kind::ResetAll | Kind::Discard(Discard::All) => stance != CurrentTenant::AtHome,
+                Kind::ResetAll | Kind::Discard(Discard::All) => stance != CurrentTenant::First,
                 Kind::Discard(_) | Kind::Unlisten(None) | Kind::CloseCursor(None) => continue,
-                _ if ended => return Self::TooLong,
+                _ if ended => return Self::Within,
                 _ => continue,
             };
             ended |= ends;
         }
-        if ended { Self::Ends } else { Self::GoesOn }
+        if ended { Self::AtEnd } else { Self::None }
     }
 }
 
@@ -74,43 +74,44 @@ impl ClientMessages<'_, '_> {
         bytes: &[u8],
         whole: bool,
     ) -> Result<bool, ClientError> {
-        let visiting = self.rules.stance == CurrentTenant::Visiting;
+        let visiting = self.rules.current_tenant == CurrentTenant::ForTransaction;
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let ended = self.bounds.ended;
+        let ended = self.return_state.ended;
         let stay = match tag {
             b'Q' => {
                 let sql = if whole { cstr(&mut { body }).map_err(violation)? } else { b"" };
-                let stay = if ended { ReturnPoint::TooLong } else { self.stay(sql) };
-                *self.bounds = ReturnState { pauses: visiting || stay != ReturnPoint::GoesOn, ..ReturnState::default() };
+                let stay = if ended { ReturnPoint::Within } else { self.stay(sql) };
+                *self.return_state =
+                    ReturnState { pauses: visiting || stay != ReturnPoint::None, ..ReturnState::default() };
                 stay
             }
             b'B' => {
-                let stay = if ended { ReturnPoint::TooLong } else { self.stay_of_bound(body)? };
-                self.bounds.ended |= stay == ReturnPoint::Ends;
+                let stay = if ended { ReturnPoint::Within } else { self.stay_of_bound(body)? };
+                self.return_state.ended |= stay == ReturnPoint::AtEnd;
                 stay
             }
             b'F' => {
-                *self.bounds = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
-                if ended { ReturnPoint::TooLong } else { ReturnPoint::GoesOn }
+                *self.return_state = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
+                if ended { ReturnPoint::Within } else { ReturnPoint::None }
             }
             b'S' => {
-                *self.bounds = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
-                ReturnPoint::GoesOn
+                *self.return_state = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
+                ReturnPoint::None
             }
-            _ => ReturnPoint::GoesOn,
+            _ => ReturnPoint::None,
         };
         match stay {
-            ReturnPoint::GoesOn | ReturnPoint::Ends => Ok(true),
-            ReturnPoint::TooLong => {
+            ReturnPoint::None | ReturnPoint::AtEnd => Ok(true),
+            ReturnPoint::Within => {
                 self.deny(tag, TenantSwitchError::Over);
-                self.bounds.denied = !whole;
+                self.return_state.denied = !whole;
                 Ok(false)
             }
         }
     }
 
     fn stay(&self, sql: &[u8]) -> ReturnPoint {
-        ReturnPoint::read(sql, self.server.lexing(), self.rules.stance)
+        ReturnPoint::read(sql, self.server.lexing(), self.rules.current_tenant)
     }
 
     fn stay_of_bound(&self, mut body: &[u8]) -> Result<ReturnPoint, ClientError> {
@@ -121,7 +122,7 @@ impl ClientMessages<'_, '_> {
             _ => self.statements.get(name).map(|statement| statement.body()),
         };
         let sql = bound.and_then(|mut body| cstr(&mut body).ok());
-        Ok(sql.map_or(ReturnPoint::GoesOn, |sql| self.stay(sql)))
+        Ok(sql.map_or(ReturnPoint::None, |sql| self.stay(sql)))
     }
 }
 
@@ -131,25 +132,26 @@ mod tests {
 
     #[test]
     fn a_stay_ends_with_its_transaction_and_lets_nothing_run_behind_it() {
-        let visiting = |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::Visiting);
-        let away = |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::Away);
+        let visiting =
+            |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::ForTransaction);
+        let away = |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::Chosen);
         for (sql, stay) in [
-            ("SELECT 1", ReturnPoint::GoesOn),
-            ("SAVEPOINT a; ROLLBACK TO a; RELEASE a", ReturnPoint::GoesOn),
-            ("INSERT INTO t VALUES (1); COMMIT", ReturnPoint::Ends),
-            ("ROLLBACK", ReturnPoint::Ends),
-            ("PREPARE TRANSACTION 'x'", ReturnPoint::Ends),
-            ("COMMIT; SELECT 1", ReturnPoint::TooLong),
-            ("COMMIT AND CHAIN", ReturnPoint::TooLong),
-            ("END; BEGIN", ReturnPoint::TooLong),
+            ("SELECT 1", ReturnPoint::None),
+            ("SAVEPOINT a; ROLLBACK TO a; RELEASE a", ReturnPoint::None),
+            ("INSERT INTO t VALUES (1); COMMIT", ReturnPoint::AtEnd),
+            ("ROLLBACK", ReturnPoint::AtEnd),
+            ("PREPARE TRANSACTION 'x'", ReturnPoint::AtEnd),
+            ("COMMIT; SELECT 1", ReturnPoint::Within),
+            ("COMMIT AND CHAIN", ReturnPoint::Within),
+            ("END; BEGIN", ReturnPoint::Within),
         ] {
             assert_eq!(visiting(sql), stay, "{sql}");
         }
         for (sql, stay) in [
-            ("COMMIT; SELECT 1", ReturnPoint::GoesOn),
-            ("DISCARD ALL", ReturnPoint::Ends),
-            ("RESET ALL; UNLISTEN *; CLOSE ALL", ReturnPoint::Ends),
-            ("RESET ALL; SELECT 1", ReturnPoint::TooLong),
+            ("COMMIT; SELECT 1", ReturnPoint::None),
+            ("DISCARD ALL", ReturnPoint::AtEnd),
+            ("RESET ALL; UNLISTEN *; CLOSE ALL", ReturnPoint::AtEnd),
+            ("RESET ALL; SELECT 1", ReturnPoint::Within),
         ] {
             assert_eq!(away(sql), stay, "{sql}");
         }

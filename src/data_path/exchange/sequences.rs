@@ -8,7 +8,7 @@
 use super::{
     client_messages::ClientMessages,
     client_side::SessionRules,
-    pending_replies::{Request, Origin},
+    pending_replies::{Origin, Request},
     server_side::ServerSide,
 };
 use crate::{
@@ -106,27 +106,27 @@ impl ServerSide {
             return;
         }
         here.mixed |= here.is_behind(advances);
-        if here.mixed && rules.catalogue.are_sequences_read() {
+        if here.mixed && rules.functions.are_sequences_read() {
             here.count = Some(advances.count);
-            self.discard_sequences(Origin::Attempt, out.build());
+            self.discard_sequences(Origin::TryPrepare, out.build());
         }
     }
 
     /// `whose`: [`Whose::Attempt`] in a batch of its own, which would end one that is under way, or [`Whose::Follow`] within one.
     #[cold]
     fn discard_sequences(&mut self, whose: Origin, out: &mut Vec<u8>) {
-        if !self.lease.ask(Request::Parse(None), whose) {
+        if !self.replies.track(Request::Parse(None), whose) {
             return;
         }
-        let _ = self.lease.ask(Request::Bind, whose);
-        let _ = self.lease.ask(Request::Execute(None), whose);
+        let _ = self.replies.track(Request::Bind, whose);
+        let _ = self.replies.track(Request::Execute(None), whose);
         self.statements.doubt_unnamed();
         self.sequences.mixed = false;
         parse(b"", b"DISCARD SEQUENCES", out);
         bind(b"", &[], out);
         execute(out);
-        if whose == Origin::Attempt {
-            let _ = self.lease.ask(Request::Sync, Origin::Ours);
+        if whose == Origin::TryPrepare {
+            let _ = self.replies.track(Request::Sync, Origin::Proxy);
             append(out, b'S', |_| {});
         }
     }
@@ -139,9 +139,9 @@ impl ClientMessages<'_, '_> {
     pub(super) fn part_sequences(&mut self, alone: bool) {
         self.server.sequences.stirred = true;
         let first = std::mem::take(&mut self.server.sequences.untouched);
-        if first && self.server.sequences.mixed && self.rules.catalogue.are_sequences_read() {
-            let apart = alone && !self.server.lease.is_unsynced();
-            let whose = if apart { Origin::Attempt } else { Origin::Follow };
+        if first && self.server.sequences.mixed && self.rules.functions.are_sequences_read() {
+            let apart = alone && !self.server.replies.is_unsynced();
+            let whose = if apart { Origin::TryPrepare } else { Origin::Prepare };
             self.server.discard_sequences(whose, self.out.build());
         }
     }
@@ -158,19 +158,19 @@ pub(super) fn note_sequences(
     let here = &mut server.sequences;
     // Its own values, too, are not the last ones if it has been elsewhere since.
     here.mixed |= here.untouched && here.is_behind(advances);
-    advances.count = advances.count.wrapping_add(u32::from(aftermath.advances));
+    advances.count = advances.count.wrapping_add(u32::from(aftermath.advances_sequence));
     here.count = Some(advances.count);
     if aftermath.pins.contains(Pins::SEQUENCE) {
-        rules.catalogue.sequence_is_read();
+        rules.functions.sequence_is_read();
         advances.reads = true;
     }
-    if aftermath.advances && !server.uncertain.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
-        let read = rules.catalogue.are_sequences_read();
+    if aftermath.advances_sequence && !server.checks.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
+        let read = rules.functions.are_sequences_read();
         if read || advances.trials > 0 {
             advances.trials = if read { TRIALS } else { advances.trials - 1 };
             let reads = if advances.reads { Pins::SEQUENCE } else { Pins::empty() };
             let written = SideEffects { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..SideEffects::default() };
-            server.uncertain.note(&written, false);
+            server.checks.note(&written, false);
         }
     }
 }

@@ -6,8 +6,8 @@ use super::{
     client_side::ClientSide,
     parameter_reports::lexing,
     pending_checks::PendingChecks,
-    pending_replies::{Request, Desync, ReplyTracker, Origin},
-    pg_terminate_backend::{SignalSender, BackendSignals},
+    pending_replies::{Desync, Origin, ReplyTracker, Request},
+    pg_terminate_backend::{BackendSignals, SignalSender},
     restore_settings::ProxyStatements,
     sequences::ServerSequences,
 };
@@ -19,7 +19,8 @@ use crate::{
             sql_prepare_effects::{PrepareEffects, in_the_clients_words, without_position},
         },
         session_state::{
-            Settings, channels::NotificationFilter, parameter_status::ReportedParameters, pins::Pins, state_query::StateChecks,
+            Settings, channels::NotificationFilter, parameter_status::ReportedParameters, pins::Pins,
+            state_query::StateChecks,
         },
         sql::Lexing,
     },
@@ -50,29 +51,29 @@ pub struct ServerSide {
     /// The rest of the message that is coming in is left out.
     hiding: bool,
     /// Who waits for what.
-    pub lease: ReplyTracker,
+    pub replies: ReplyTracker,
     /// What it has prepared.
     pub statements: ServerStatements,
     /// What it has SET, as far as we know.
     pub applied: Arc<Settings>,
     /// What may have changed since.
-    pub uncertain: PendingChecks,
+    pub checks: PendingChecks,
     /// Its session has set parameters whose names nobody knows, and has not reset everything since.
     pub opaque_settings: bool,
     /// Its part in what the client hears of notifications.
-    pub hearing: NotificationFilter,
+    pub notifications: NotificationFilter,
     /// The portal that was bound last, if it is of a text that prepares or forgets statements.
     pub bound: Option<(Box<[u8]>, PrepareEffects)>,
     /// Why a statement could not be brought here: in its stead the client would be told that it does not exist.
     attempted: Option<Vec<u8>>,
     /// What is being read of a statement's shape.
-    pub(super) shape: DescriptionReader,
+    pub(super) description: DescriptionReader,
     /// What the server has said so far of its settings; `None`: too much of it.
-    pub(super) told: Option<Settings>,
+    pub(super) told_settings: Option<Settings>,
     /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
     pub sought: Option<(Arc<Statement>, bool)>,
     /// What its client's texts do to other sessions.
-    pub signalling: BackendSignals,
+    pub signals: BackendSignals,
     /// Whose sequences it remembers.
     pub sequences: ServerSequences,
     /// Those of our own statements that are prepared.
@@ -82,11 +83,11 @@ pub struct ServerSide {
     /// Every reported parameter, as last reported.
     pub reported: ReportedParameters,
     /// What it has reported is yet to be compared with what its pool knows.
-    pub news: bool,
+    pub parameters_changed: bool,
     /// It may report something else than it has, and says so when it is spoken to.
     pub is_stale: bool,
     /// Its client is yet to be told of what differs from what it believes.
-    pub(super) telling: bool,
+    pub(super) must_tell: bool,
     pub(super) lexing: Lexing,
 }
 
@@ -124,26 +125,26 @@ impl ServerSide {
             framer: Framer::default(),
             half_passed: false,
             hiding: false,
-            lease: ReplyTracker::default(),
+            replies: ReplyTracker::default(),
             statements: ServerStatements::new(prepared_max),
             applied: Arc::default(),
-            uncertain: PendingChecks::default(),
+            checks: PendingChecks::default(),
             opaque_settings: false,
-            hearing: NotificationFilter::default(),
+            notifications: NotificationFilter::default(),
             bound: None,
             attempted: None,
-            shape: DescriptionReader::default(),
-            told: Some(Settings::default()),
+            description: DescriptionReader::default(),
+            told_settings: Some(Settings::default()),
             sought: None,
             sequences: ServerSequences::default(),
-            signalling: BackendSignals::default(),
+            signals: BackendSignals::default(),
             ours: ProxyStatements::default(),
             unanswered_bytes: 0,
             lexing: lexing(&reported),
             reported,
-            news: true,
+            parameters_changed: true,
             is_stale: false,
-            telling: false,
+            must_tell: false,
         }
     }
 
@@ -164,10 +165,10 @@ impl ServerSide {
         self.ours = ProxyStatements::default();
         self.sequences = ServerSequences::default();
         self.applied = Arc::default();
-        self.hearing.channels = None;
-        self.uncertain.clear();
+        self.notifications.channels = None;
+        self.checks.clear();
         self.opaque_settings = false;
-        self.lease.pins = Pins::default();
+        self.replies.pins = Pins::default();
     }
 
     /// The names of what it has prepared, as a PostgreSQL array.
@@ -208,9 +209,9 @@ impl ServerSide {
                     }
                 }
                 Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
-                Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signalling.warned(bytes, send) => {}
+                Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signals.warned(bytes, send) => {}
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
-                    let taken = if tag == b'E' || tag == b'D' && self.signalling.is_awaited() {
+                    let taken = if tag == b'E' || tag == b'D' && self.signals.is_awaited() {
                         self.reworded_message(tag, bytes, client, &mut heard, out)
                     } else {
                         self.message(tag, bytes, client, &mut heard, out)
@@ -231,7 +232,7 @@ impl ServerSide {
     fn let_pass(&mut self, pass: bool, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
         self.hiding = !pass;
         if pass {
-            if self.telling {
+            if self.must_tell {
                 self.tell(client, out);
             }
             out.pass(bytes);
@@ -251,7 +252,7 @@ impl ServerSide {
         let (reworded, pass) = if tag == b'E' {
             (self.reworded(bytes, client), self.error(bytes, client, heard, out)?)
         } else {
-            (self.signalling.answered(bytes), self.reply(tag, bytes, client)?)
+            (self.signals.answered(bytes), self.reply(tag, bytes, client)?)
         };
         self.let_pass(pass, reworded.as_deref().unwrap_or(bytes), client, out);
         Ok(())
@@ -268,18 +269,18 @@ impl ServerSide {
     ) -> Result<bool, ExchangeError> {
         match tag {
             b'Z' => {
-                if let Some(undone) = self.lease.deeds().and_then(Option::take) {
+                if let Some(undone) = self.replies.prepare_effects().and_then(Option::take) {
                     undone.undone(&mut client.statements, &mut self.statements);
                 }
                 let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
-                let pass = self.lease.ready(status)?;
+                let pass = self.replies.ready(status)?;
                 heard.ready += u32::from(pass);
                 if pass {
                     self.attempted = None;
                 }
                 heard.transaction_ended = status == b'I';
-                if !self.lease.is_working() {
-                    self.signalling.over();
+                if !self.replies.is_working() {
+                    self.signals.over();
                 }
                 Ok(pass)
             }
@@ -287,7 +288,7 @@ impl ServerSide {
                 self.parameter_status(bytes, client, out);
                 Ok(false)
             }
-            b'N' => Ok(self.lease.whose() != Some(Origin::Ours)),
+            b'N' => Ok(self.replies.origin() != Some(Origin::Proxy)),
             _ => self.reply(tag, bytes, client),
         }
     }
@@ -295,19 +296,19 @@ impl ServerSide {
     /// A message that answers something, other than ErrorResponse and ReadyForQuery; `true` if the client gets it.
     #[inline(always)]
     fn reply(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide) -> Result<bool, ExchangeError> {
-        if tag == b'C' && self.lease.deeds().is_some() {
+        if tag == b'C' && self.replies.prepare_effects().is_some() {
             self.command_complete(bytes, client);
         }
-        if self.lease.tells_us() {
+        if self.replies.answers_proxy() {
             self.take_answer(tag, bytes);
         }
-        let settled = self.lease.reply(tag)?;
+        let settled = self.replies.reply(tag)?;
         match settled.done {
-            Some(Request::Parse(Some(naming))) if !naming.statement.is_looked_at => {
+            Some(Request::Parse(Some(naming))) if !naming.statement.is_description_checked => {
                 self.statements.confirmed(&naming.statement);
             }
-            Some(Request::Shape(naming)) => self.shaped(*naming, client),
-            Some(Request::Settings(settings)) => self.told_all(&settings),
+            Some(Request::DescribeParsed(naming)) => self.described(*naming, client),
+            Some(Request::AskSettings(settings)) => self.told_all(&settings),
             _ => {}
         }
         Ok(settled.pass)
@@ -317,9 +318,9 @@ impl ServerSide {
     #[inline]
     fn need(&self, tag: u8, length: usize) -> Result<Need, FrameError> {
         Ok(match tag {
-            b'T' | b't' | b'D' if self.lease.tells_us() && self.is_told_by(tag, length) => Need::Whole,
-            b'D' if length <= ANSWER_BYTES && self.signalling.is_awaited() => Need::Whole,
-            b'N' if length <= REPORT_BYTES_MAX && self.signalling.listens() => Need::Whole,
+            b'T' | b't' | b'D' if self.replies.answers_proxy() && self.is_told_by(tag, length) => Need::Whole,
+            b'D' if length <= ANSWER_BYTES && self.signals.is_awaited() => Need::Whole,
+            b'N' if length <= REPORT_BYTES_MAX && self.signals.listens() => Need::Whole,
             b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
             b'Z' if length == 5 => Need::Whole,
             b'Z' => return Err(FrameError::Length),
@@ -335,55 +336,55 @@ impl ServerSide {
     #[cold]
     fn is_told_by(&self, tag: u8, length: usize) -> bool {
         match tag {
-            b'D' => length <= REPORT_BYTES_MAX && self.lease.are_settings_owed(),
-            _ => length <= SHAPE_BYTES_MAX && self.lease.is_shape_owed(),
+            b'D' => length <= REPORT_BYTES_MAX && self.replies.are_settings_pending(),
+            _ => length <= SHAPE_BYTES_MAX && self.replies.is_description_pending(),
         }
     }
 
     /// Takes down what we have asked for.
     #[cold]
     fn take_answer(&mut self, tag: u8, bytes: &[u8]) {
-        if matches!(tag, b'T' | b't' | b'n') && self.lease.is_shape_owed() {
-            self.shape.take(bytes);
-        } else if tag == b'D' && self.lease.are_settings_owed() {
+        if matches!(tag, b'T' | b't' | b'n') && self.replies.is_description_pending() {
+            self.description.take(bytes);
+        } else if tag == b'D' && self.replies.are_settings_pending() {
             self.told_setting(bytes);
         }
     }
 
     /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
     fn notification(&mut self, bytes: &[u8], client: &ClientSide, out: &mut Outgoing<'_>) {
-        let unknown = self.hearing.notified(bytes, out.build());
-        if unknown && client.follows() && !self.lease.pins.contains(Pins::LISTEN) {
-            self.uncertain.doubt(StateChecks::LISTEN);
+        let unknown = self.notifications.notified(bytes, out.build());
+        if unknown && client.follows() && !self.replies.pins.contains(Pins::LISTEN) {
+            self.checks.add(StateChecks::LISTEN);
         }
     }
 
     /// It stays with its client between transactions. `follows`: the client's session follows it to others.
     #[inline]
     pub fn is_pinned(&self, follows: bool) -> bool {
-        !self.lease.pins.is_empty() || !follows
+        !self.replies.pins.is_empty() || !follows
     }
 
     /// Something is left to do when the transaction is over, before its client is told so and the server may go back.
     #[inline]
-    pub fn is_unsettled(&self, follows: bool) -> bool {
-        !self.uncertain.is_empty() || self.has_read_on() || self.is_hearing_unsettled(follows)
+    pub fn has_pending_checks(&self, follows: bool) -> bool {
+        !self.checks.is_empty() || self.has_read_on() || self.is_hearing_unsettled(follows)
     }
 
     /// It was kept for a `currval` behind what its client wrote, and the next transaction has come.
     #[inline]
     fn has_read_on(&self) -> bool {
-        self.sequences.stirred && self.lease.pins.contains(Pins::SEQUENCE_WRITTEN)
+        self.sequences.stirred && self.replies.pins.contains(Pins::SEQUENCE_WRITTEN)
     }
 
     #[inline]
     fn is_hearing_unsettled(&self, follows: bool) -> bool {
-        let NotificationFilter { channels, overheard, .. } = &self.hearing;
+        let NotificationFilter { channels, overheard, .. } = &self.notifications;
         channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
     }
 
     /// Whether the server closes the connection behind this ErrorResponse.
-    pub fn is_farewell(&self, bytes: &[u8]) -> bool {
+    pub fn closes_connection(&self, bytes: &[u8]) -> bool {
         is_fatal(bytes)
     }
 
@@ -398,12 +399,12 @@ impl ServerSide {
             heard.fatal = true;
             return Ok(true);
         }
-        let Self { lease, statements, told, .. } = self;
+        let Self { replies: lease, statements, told_settings: told, .. } = self;
         let whose = lease.error(|owed, skipped| {
             if owed.changes_unnamed() {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
             }
-            match owed.asked {
+            match owed.request {
                 Request::Parse(Some(naming)) => {
                     statements.failed(&naming.statement);
                     if let Some(name) = &naming.client_name {
@@ -414,8 +415,8 @@ impl ServerSide {
                     // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
                     statements.doubt_unnamed();
                 }
-                Request::Shape(naming) => statements.failed(&naming.statement),
-                Request::Settings(_) => *told = Some(Settings::default()),
+                Request::DescribeParsed(naming) => statements.failed(&naming.statement),
+                Request::AskSettings(_) => *told = Some(Settings::default()),
                 // It was to take an unnamed statement away, another client's perhaps, which is still there.
                 Request::CloseUnnamed => statements.doubt_unnamed(),
                 Request::Query(deeds) => {
@@ -431,14 +432,14 @@ impl ServerSide {
             }
         })?;
         match whose {
-            Origin::Ours => return Err(ExchangeError::Bookkeeping(ServerError::read(bytes))),
-            Origin::Attempt => return Ok(false),
+            Origin::Proxy => return Err(ExchangeError::Bookkeeping(ServerError::read(bytes))),
+            Origin::TryPrepare => return Ok(false),
             Origin::Denied(reason) => {
                 heard.errors += 1;
-                client.rules().refusal(reason).write(Severity::Error, out.build());
+                client.rules().client_error(reason).write(Severity::Error, out.build());
                 return Ok(false);
             }
-            Origin::Client | Origin::Follow => {}
+            Origin::Client | Origin::Prepare => {}
         }
         heard.errors += 1;
         Ok(true)
@@ -447,7 +448,7 @@ impl ServerSide {
     /// An error in which the client finds its own names, where that differs.
     #[cold]
     fn reworded(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
-        if self.lease.whose() == Some(Origin::Attempt) {
+        if self.replies.origin() == Some(Origin::TryPrepare) {
             self.attempted = Some(without_position(bytes));
             return None;
         }
@@ -455,11 +456,11 @@ impl ServerSide {
         if let Some(attempted) = self.attempted.take().filter(|_| is_missing) {
             return Some(attempted);
         }
-        let shifts = match self.lease.deeds() {
+        let shifts = match self.replies.prepare_effects() {
             Some(Some(deeds)) => std::mem::take(&mut deeds.shifts),
             _ => Vec::new(),
         };
-        let parsed = self.lease.client_name();
+        let parsed = self.replies.client_name();
         in_the_clients_words(bytes, &shifts, |ours| {
             let parsed = parsed.filter(|naming| naming.statement.server_name() == ours);
             let name = parsed.and_then(|naming| naming.client_name.as_deref());
@@ -471,11 +472,11 @@ impl ServerSide {
     fn command_complete(&mut self, bytes: &[u8], client: &mut ClientSide) {
         let tag = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if matches!(tag, b"DEALLOCATE\0" | b"PREPARE\0")
-            && let Some(Some(deeds)) = self.lease.deeds()
+            && let Some(Some(deeds)) = self.replies.prepare_effects()
         {
             deeds.done(&mut client.statements, &mut self.statements);
         }
-        if self.lease.whose() != Some(Origin::Client) {
+        if self.replies.origin() != Some(Origin::Client) {
             return;
         }
         if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
@@ -492,7 +493,7 @@ impl ServerSide {
             b"DISCARD SEQUENCES\0" => Pins::SEQUENCES,
             _ => return,
         };
-        self.lease.pins.remove(gone);
-        client.advances.reads = false;
+        self.replies.pins.remove(gone);
+        client.sequence_use.reads = false;
     }
 }

@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{GOES_ON, ClientMessages},
+    client_messages::{ClientMessages, GOES_ON},
     client_side::{ClientSide, need_of_client, violation},
     ensure_prepared::WaitReason,
 };
@@ -88,7 +88,7 @@ impl ClientMessages<'_, '_> {
         bytes: &[u8],
         may_fill: bool,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        if asks_nothing(tag) && self.server.lease.is_over() {
+        if asks_nothing(tag) && self.server.replies.is_over() {
             return GOES_ON;
         }
         if (may_fill || self.is_much_built()) && self.is_full(tag) {
@@ -107,7 +107,7 @@ impl ClientMessages<'_, '_> {
         full: Option<Limit>,
         left_out: &mut SkippedMessage,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        if asks_nothing(tag) && self.server.lease.is_over() {
+        if asks_nothing(tag) && self.server.replies.is_over() {
             left_out.ignore();
             return GOES_ON;
         }
@@ -120,7 +120,7 @@ impl ClientMessages<'_, '_> {
             return GOES_ON;
         }
         let flow = self.message(tag, bytes, false)?;
-        if std::mem::take(&mut self.bounds.denied) {
+        if std::mem::take(&mut self.return_state.denied) {
             left_out.ignore();
         }
         Ok(flow)
@@ -147,24 +147,24 @@ impl ClientSide {
     /// Whether what the client sends next is left out.
     #[inline]
     pub fn is_leaving_out(&self) -> bool {
-        self.left_out.until != Until::Nothing
+        self.skipped.until != Until::Nothing
     }
 
     /// Whether that is the rest of a request that was refused.
     #[inline]
     pub fn is_refusing(&self) -> bool {
-        self.is_leaving_out() && !self.left_out.is_ignored()
+        self.is_leaving_out() && !self.skipped.is_ignored()
     }
 
     /// The request that comes next was answered with an error of ours: it is left out. `status` is what ReadyForQuery says
     /// behind it.
     pub fn begin_refusing(&mut self, status: u8) {
-        self.left_out = SkippedMessage { until: Until::Request, status };
+        self.skipped = SkippedMessage { until: Until::Request, status };
     }
 
     /// The same, in the middle of a batch.
     pub fn refuse_to_sync(&mut self, status: u8) {
-        self.left_out = SkippedMessage { until: Until::Sync, status };
+        self.skipped = SkippedMessage { until: Until::Sync, status };
     }
 
     /// Leaves out what is at the front of `chunk` and no server gets, and answers the end of a refused request, a simple query
@@ -178,7 +178,7 @@ impl ClientSide {
         mut chunk: &'c [u8],
         replies: &mut Vec<u8>,
     ) -> Result<&'c [u8], ClientError> {
-        let Self { framer, rules, left_out, .. } = self;
+        let Self { framer, rules, skipped: left_out, .. } = self;
         loop {
             if !framer.mid_message() {
                 // Of a header that is not whole nothing is taken: it may be of something else.

@@ -12,14 +12,14 @@ use std::{
 };
 
 use super::{
-    client_messages::{GOES_ON, ClientMessages},
+    client_messages::{ClientMessages, GOES_ON},
     ensure_prepared::WaitReason,
-    pending_replies::{Request, Origin},
+    pending_replies::{Origin, Request},
 };
 use crate::{
     data_path::{
         prepared::{
-            StatementName, SqlNames, Statement,
+            SqlNames, Statement, StatementName,
             parse_settings::ParseSettings,
             sql_prepare_effects::{PrepareEffect, PrepareEffects, disowned},
         },
@@ -39,7 +39,7 @@ pub(super) struct RewrittenText {
     pub text: Vec<u8>,
     /// Statements that the server must know before it runs.
     pub requires: Vec<Arc<Statement>>,
-    pub deeds: PrepareEffects,
+    pub prepare_effects: PrepareEffects,
     /// Characters of `text` as far as names in it are replaced.
     characters: usize,
 }
@@ -52,7 +52,7 @@ impl RewrittenText {
         // Of what is new only: there may be tens of thousands of names.
         let characters = |bytes| String::from_utf8_lossy(bytes).chars().count();
         self.characters += characters(between) + characters(ours);
-        self.deeds.shifts.push((self.characters, ours.len().cast_signed() - length.cast_signed()));
+        self.prepare_effects.shifts.push((self.characters, ours.len().cast_signed() - length.cast_signed()));
     }
 }
 
@@ -94,18 +94,18 @@ impl ClientMessages<'_, '_> {
     /// Those under which a PREPARE in a text is read.
     fn settings_of(&mut self, which: ParsedUnder) -> Arc<ParseSettings> {
         match which {
-            ParsedUnder::ThisBatch => self.settings_now(Origin::Follow),
+            ParsedUnder::ThisBatch => self.settings_now(Origin::Prepare),
             ParsedUnder::ThisQuery => {
-                let under = self.settings_now(Origin::Attempt);
+                let under = self.settings_now(Origin::TryPrepare);
                 if self.server.parsing(self.under).is_none() {
-                    let _ = self.server.lease.ask(Request::Sync, Origin::Ours);
+                    let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
                     append(self.out.build(), b'S', |_| {});
                 }
                 under
             }
             ParsedUnder::ItsEnd => {
                 let under = ParseSettings::unknown();
-                self.server.uncertain.parses(&under);
+                self.server.checks.parses(&under);
                 under
             }
         }
@@ -118,14 +118,14 @@ impl ClientMessages<'_, '_> {
         mut body: &[u8],
     ) -> Result<Option<RewrittenText>, Limit> {
         match read.names_statements {
-            true => self.with_server_names(cstr(&mut body).unwrap_or_default(), ParsedUnder::ThisBatch),
+            true => self.rewrite_names(cstr(&mut body).unwrap_or_default(), ParsedUnder::ThisBatch),
             false => Ok(None),
         }
     }
 
     /// Replaces every name of a statement; `None` if nothing need be replaced.
     #[cold]
-    pub(super) fn with_server_names(
+    pub(super) fn rewrite_names(
         &mut self,
         sql: &[u8],
         settings: ParsedUnder,
@@ -156,9 +156,10 @@ impl ClientMessages<'_, '_> {
                     let aftermath = SideEffects::read(aftermath, self.server.lexing());
                     let (text, range) = as_kept(sql, &found, &name.range);
                     let under = self.settings_of(settings);
-                    let statement = self.rules.table.in_sql(aftermath, text, range, &under);
-                    let naming = StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                    rewritten.deeds.list.push_back(PrepareEffect::Prepares(naming));
+                    let statement = self.rules.shared_statements.in_sql(aftermath, text, range, &under);
+                    let naming =
+                        StatementName { client_name: Some(value.into()), statement: statement.clone() };
+                    rewritten.prepare_effects.effects.push_back(PrepareEffect::Prepares(naming));
                     let ours = statement.server_name().to_vec();
                     local.names.insert(value.into(), Some(statement));
                     ours
@@ -167,12 +168,13 @@ impl ClientMessages<'_, '_> {
                     followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
-                        let naming = StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                        rewritten.deeds.list.push_back(PrepareEffect::Forgets(Some(naming)));
+                        let naming =
+                            StatementName { client_name: Some(value.into()), statement: statement.clone() };
+                        rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(Some(naming)));
                         local.names.insert(value.into(), None);
                     }
-                    self.note(&statement.aftermath, false);
-                    self.note_calls(statement.body(), Some(&statement.seen));
+                    self.note(&statement.side_effects, false);
+                    self.note_calls(statement.body(), Some(&statement.found_effects));
                     if !made_here && local.required.insert(statement.id) {
                         rewritten.requires.push(statement);
                     }
@@ -180,9 +182,12 @@ impl ClientMessages<'_, '_> {
                 }
                 (kind, None) => {
                     // Code may have prepared it: the server is asked, and says so itself if there is none.
-                    self.note(&SideEffects { doubts: StateChecks::PREPARED, ..SideEffects::default() }, false);
+                    self.note(
+                        &SideEffects { checks: StateChecks::PREPARED, ..SideEffects::default() },
+                        false,
+                    );
                     if *kind == Kind::Deallocate {
-                        rewritten.deeds.list.push_back(PrepareEffect::Forgets(None));
+                        rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(None));
                     }
                     match disowned(value) {
                         Some(ours) => ours,
@@ -213,7 +218,7 @@ impl ClientMessages<'_, '_> {
         aftermath: SideEffects,
         rewritten: RewrittenText,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        let RewrittenText { mut text, requires, mut deeds, .. } = rewritten;
+        let RewrittenText { mut text, requires, prepare_effects: mut deeds, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
         text.extend_from_slice(types);
@@ -248,11 +253,11 @@ impl ClientMessages<'_, '_> {
     pub(super) fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
         let (requires, deeds) = naming;
         for statement in requires {
-            self.note(&statement.aftermath, false);
-            self.note_calls(statement.body(), Some(&statement.seen));
+            self.note(&statement.side_effects, false);
+            self.note_calls(statement.body(), Some(&statement.found_effects));
         }
         self.ensure_named(Some(naming));
-        if !deeds.list.is_empty() {
+        if !deeds.effects.is_empty() {
             self.server.bound = Some((portal.into(), deeds.clone()));
         }
     }

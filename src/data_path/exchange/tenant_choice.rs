@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{GOES_ON, ClientMessages},
+    client_messages::{ClientMessages, GOES_ON},
     client_side::{SessionRules, violation},
     ensure_prepared::WaitReason,
-    pending_replies::{Request, Origin},
+    pending_replies::{Origin, Request},
 };
 use crate::{
     data_path::{
@@ -31,7 +31,7 @@ pub(super) fn is_read_along(bytes: &[u8], rules: &SessionRules) -> bool {
     if bytes.first() == Some(&b'P') {
         let _ = cstr(&mut body);
     }
-    rules.chooses || may_change_identity(cstr(&mut body).unwrap_or_default()) || names_choice(bytes)
+    rules.may_switch_tenant || may_change_identity(cstr(&mut body).unwrap_or_default()) || names_choice(bytes)
 }
 
 fn names_choice(bytes: &[u8]) -> bool {
@@ -53,8 +53,8 @@ impl ClientMessages<'_, '_> {
     /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
     #[cold]
     pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<WaitReason> {
-        let lease = &self.server.lease;
-        if !self.rules.chooses {
+        let lease = &self.server.replies;
+        if !self.rules.may_switch_tenant {
             self.deny(tag, TenantSwitchError::Employee);
         } else if lease.is_unsynced() || lease.takes_copy_data() {
             self.deny(tag, TenantSwitchError::TransactionBegun);
@@ -66,9 +66,14 @@ impl ClientMessages<'_, '_> {
 
     /// A text that is guarded; `None`: it goes its way.
     #[cold]
-    pub(super) fn guard(&mut self, tag: u8, aftermath: &SideEffects, sql: &[u8]) -> Option<ControlFlow<WaitReason>> {
-        match aftermath.talk {
-            TenantMention::Chooses => Some(self.choice(tag)),
+    pub(super) fn guard(
+        &mut self,
+        tag: u8,
+        aftermath: &SideEffects,
+        sql: &[u8],
+    ) -> Option<ControlFlow<WaitReason>> {
+        match aftermath.tenant {
+            TenantMention::Sets => Some(self.choice(tag)),
             _ => self.guard_identity(tag, sql),
         }
     }
@@ -76,7 +81,7 @@ impl ClientMessages<'_, '_> {
     /// A text that would change who the session is on its servers: it is refused, or waits if it is a change of its login's
     /// password, which is made where no transaction is open.
     fn guard_identity(&mut self, tag: u8, sql: &[u8]) -> Option<ControlFlow<WaitReason>> {
-        let lease = &self.server.lease;
+        let lease = &self.server.replies;
         match self.rules.identity.judge(sql, self.server.lexing())? {
             IdentityDecision::Password(_) if lease.is_unsynced() || lease.takes_copy_data() => {
                 self.deny(tag, IdentityError::PasswordInTransaction);
@@ -105,7 +110,7 @@ impl ClientMessages<'_, '_> {
         match (tag, known) {
             (b'C', Some(_)) => drop(self.statements.remove(name)),
             (_, Some(statement)) => {
-                if let Some(flow) = self.guard_bound(&statement.aftermath, statement.body(), whole)? {
+                if let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)? {
                     return Ok(flow);
                 }
             }
@@ -133,7 +138,7 @@ impl ClientMessages<'_, '_> {
             // With the rest yet to come it is too long for what it says.
             Some(ControlFlow::Break(_)) if !whole => {
                 self.deny(b'B', TenantSwitchError::NotAlone);
-                self.bounds.denied = true;
+                self.return_state.denied = true;
                 Ok(Some(ControlFlow::Continue(())))
             }
             flow => Ok(flow),
@@ -144,16 +149,16 @@ impl ClientMessages<'_, '_> {
     #[cold]
     pub(super) fn deny(&mut self, tag: u8, reason: impl Into<RequestError>) {
         let request_error = reason.into();
-        if self.server.lease.takes_copy_data() {
+        if self.server.replies.takes_copy_data() {
             // Whatever it is: the COPY fails of it.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else if matches!(tag, b'Q' | b'F') {
             self.end_unnamed();
-            let _ = self.server.lease.ask(Request::Query(None), Origin::Denied(request_error));
+            let _ = self.server.replies.track(Request::Query(None), Origin::Denied(request_error));
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else {
             self.server.statements.doubt_unnamed();
-            let _ = self.server.lease.ask(Request::Parse(None), Origin::Denied(request_error));
+            let _ = self.server.replies.track(Request::Parse(None), Origin::Denied(request_error));
             parse(b"", UNREADABLE, self.out.build());
         }
     }
@@ -174,17 +179,19 @@ impl ClientMessages<'_, '_> {
         {
             return Ok(flow);
         }
-        let talk = sql.map(|sql| match self.rules.chooses || names_choice(sql) {
-            true => SideEffects::read(sql, self.server.lexing()).talk,
-            false => TenantMention::Silent,
+        let talk = sql.map(|sql| match self.rules.may_switch_tenant || names_choice(sql) {
+            true => SideEffects::read(sql, self.server.lexing()).tenant,
+            false => TenantMention::None,
         });
         if matches!(talk, Ok(TenantMention::Resets)) {
-            self.server.uncertain.note_reset();
+            self.server.checks.note_reset();
         }
         match (tag, talk) {
-            (b'Q', Ok(TenantMention::Chooses)) => return Ok(self.choice(tag)),
-            (_, Ok(TenantMention::Chooses)) if !self.rules.chooses => self.deny(tag, TenantSwitchError::Employee),
-            (_, Ok(TenantMention::Chooses)) => self.deny(tag, TenantSwitchError::SessionMode),
+            (b'Q', Ok(TenantMention::Sets)) => return Ok(self.choice(tag)),
+            (_, Ok(TenantMention::Sets)) if !self.rules.may_switch_tenant => {
+                self.deny(tag, TenantSwitchError::Employee)
+            }
+            (_, Ok(TenantMention::Sets)) => self.deny(tag, TenantSwitchError::SessionMode),
             (b'Q', _) => {
                 self.end_unnamed();
                 self.ask(Request::Query(None));

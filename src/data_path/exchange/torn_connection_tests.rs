@@ -54,11 +54,11 @@ impl Session {
         shared.coming.extend(shared.postgres.hear(out.finish()));
         assert_eq!(shared.server.has_whole_messages(), shared.postgres.half.is_empty());
         match flow {
-            Flow::Awaits(rest) => {
+            Flow::AwaitsReplies(rest) => {
                 self.hears(usize::MAX, shared);
                 self.says(&rest, shared);
             }
-            Flow::Goes => self.gives_back(shared),
+            Flow::Continues => self.gives_back(shared),
             other => panic!("{other:?}"),
         }
     }
@@ -74,8 +74,8 @@ impl Session {
     }
 
     fn gives_back(&mut self, shared: &mut Shared) {
-        if shared.held && shared.server.lease.is_over() && shared.server.is_between_messages() {
-            shared.server.uncertain.clear(); // asked, and answered
+        if shared.held && shared.server.replies.is_over() && shared.server.is_between_messages() {
+            shared.server.checks.clear(); // asked, and answered
             shared.held = false;
             self.side.take_held(&mut self.inbox);
         }
@@ -95,7 +95,7 @@ impl Shared {
         Say::Query("SELECT 1").write(&mut request);
         let heard = exchange(&mut client(table, 77), &mut self.server, &mut self.postgres, &request, &[]);
         assert_eq!(Pipeline(heard), Pipeline(Backend::default().hear(&request)));
-        self.server.uncertain.clear();
+        self.server.checks.clear();
     }
 
     fn is_at_rest(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::{
     client_messages::ClientMessages,
-    pending_replies::{Request, Origin},
+    pending_replies::{Origin, Request},
 };
 use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
@@ -10,11 +10,11 @@ impl ClientMessages<'_, '_> {
     /// Asks for what changes the unnamed statement.
     #[inline(always)]
     pub(super) fn ask_unnamed(&mut self, asked: Request) -> bool {
-        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
-            self.server.uncertain.doubt(StateChecks::UNREAD);
+        if self.server.replies.pins.contains(Pins::UNREAD_UNNAMED) {
+            self.server.checks.add(StateChecks::UNREAD);
         }
-        let may_be_skipped = self.server.lease.is_working();
-        let goes = self.server.lease.ask(asked, Origin::Client);
+        let may_be_skipped = self.server.replies.is_working();
+        let goes = self.server.replies.track(asked, Origin::Client);
         if goes {
             self.statements.succeed_unnamed(may_be_skipped);
         }
@@ -23,10 +23,10 @@ impl ClientMessages<'_, '_> {
 
     /// A simple query ends the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
-        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
-            self.server.uncertain.doubt(StateChecks::UNREAD);
+        if self.server.replies.pins.contains(Pins::UNREAD_UNNAMED) {
+            self.server.checks.add(StateChecks::UNREAD);
         }
-        self.statements.succeed_unnamed(self.server.lease.is_working());
+        self.statements.succeed_unnamed(self.server.replies.is_working());
         self.statements.forget_unnamed();
         self.server.statements.set_unnamed(0);
     }
@@ -44,6 +44,6 @@ impl ClientMessages<'_, '_> {
     #[cold]
     fn bring_unnamed(&mut self) {
         let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.bring_unnamed(self.statements, self.out.build());
+        preparer.ensure_unnamed(self.statements, self.out.build());
     }
 }

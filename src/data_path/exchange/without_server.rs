@@ -10,7 +10,7 @@ use crate::{
         prepared::shared_statements::SharedStatements,
         session_state::side_effects::SideEffects,
         sql::{Characters, Lexing},
-        tenant::Place,
+        tenant::TenantAccess,
     },
     error::Limit,
     wire::frame::cstr,
@@ -43,7 +43,7 @@ impl ClientSide {
             return Ok(());
         }
         self.rules.admit(&self.statements, 1, name.len() + body.len())?;
-        let statement = self.rules.table.intern(body, under, || (aftermath, None));
+        let statement = self.rules.shared_statements.intern(body, under, || (aftermath, None));
         self.statements.insert(name, statement);
         Ok(())
     }
@@ -58,20 +58,20 @@ impl ClientSide {
     }
 
     /// The session's servers log in as these roles now.
-    pub fn set_place(&mut self, place: Arc<Place>) {
+    pub fn set_place(&mut self, place: Arc<TenantAccess>) {
         self.rules.identity.place = Some(place);
     }
 
     /// The session stands so to its tenant now.
     pub fn set_stance(&mut self, stance: CurrentTenant) {
-        self.rules.stance = stance;
+        self.rules.current_tenant = stance;
     }
 
     /// The session goes on with another tenant's servers: its statements become that tenant's. None of them is known to
     /// any server there by what servers of the old one knew it by.
     pub fn move_to(
         &mut self,
-        place: Option<Arc<Place>>,
+        place: Option<Arc<TenantAccess>>,
         table: Arc<SharedStatements>,
         catalogue: Arc<FunctionEffects>,
         memory: Arc<Account>,
@@ -81,8 +81,8 @@ impl ClientSide {
         self.count_in(memory);
         self.statements.move_to(&table, &self.wanted, &self.rules.memory);
         self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());
-        self.rules.catalogue = catalogue;
-        self.rules.table = table;
+        self.rules.functions = catalogue;
+        self.rules.shared_statements = table;
         self.rules.follow = follow;
     }
 }

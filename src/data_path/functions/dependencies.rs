@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::effects_by_name::{EffectsByName, NamedEffects, CallEffects, is_write, key};
+use super::effects_by_name::{CallEffects, EffectsByName, NamedEffects, is_write, key};
 use crate::data_path::{memory_limit::PIECE_BYTES, sql::words};
 
 /// A catalogue, by its object number, and an object in it.
@@ -134,7 +134,9 @@ impl DependencyGraph {
             let word = self.names.get(&node).and_then(|name| key(name));
             for &user in word.and_then(|word| mentions.get(&word)).into_iter().flatten() {
                 let traces = if self.writers.contains(&user) { &whole } else { &level.always };
-                if self.merge(user, &NamedEffects { always: traces.clone(), on_write: CallEffects::default() }) {
+                if self
+                    .merge(user, &NamedEffects { always: traces.clone(), on_write: CallEffects::default() })
+                {
                     changed.push_back(user);
                 }
             }
@@ -196,7 +198,7 @@ mod tests {
         closure.name((RELATIONS, 10), b"jobs".to_vec());
         closure.uses(Dependency { used: (FUNCTIONS, 2), user: (TRIGGER, 20), on_write: false });
         closure.uses(Dependency { used: (TRIGGER, 20), user: (RELATIONS, 10), on_write: true });
-        closure.root((FUNCTIONS, 1), &CallEffects { doubts: StateChecks::LOCKS, ..CallEffects::default() });
+        closure.root((FUNCTIONS, 1), &CallEffects { checks: StateChecks::LOCKS, ..CallEffects::default() });
         let known = closure.close(usize::MAX).unwrap();
         for sql in
             ["SELECT take_lock()", "SELECT on_insert()", "INSERT INTO jobs VALUES (1)", "SELECT fill()"]
@@ -215,8 +217,10 @@ mod tests {
         let mut closure = DependencyGraph::default();
         for oid in 0..1000 {
             let names = (0..100).map(|at| format!("my{oid}.name{at}").into()).collect();
-            closure
-                .root((FUNCTIONS, oid), &CallEffects { doubts: StateChecks::ANY_SETTING, names, ..CallEffects::default() });
+            closure.root(
+                (FUNCTIONS, oid),
+                &CallEffects { checks: StateChecks::ANY_SETTING, names, ..CallEffects::default() },
+            );
             closure.uses(Dependency { used: (FUNCTIONS, oid), user: (FUNCTIONS, oid + 1), on_write: false });
         }
         assert!(closure.bytes() > 100 * 1000 * 16);

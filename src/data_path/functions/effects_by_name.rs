@@ -17,7 +17,7 @@ use crate::data_path::{
 /// What may be left behind by something that is called or used by its name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CallEffects {
-    pub doubts: StateChecks,
+    pub checks: StateChecks,
     pub pins: Pins,
     /// Parameters.
     pub names: BTreeSet<Box<str>>,
@@ -25,7 +25,7 @@ pub struct CallEffects {
 
 impl CallEffects {
     pub fn is_empty(&self) -> bool {
-        self.doubts.is_empty() && self.pins.is_empty()
+        self.checks.is_empty() && self.pins.is_empty()
     }
 
     /// What its names take.
@@ -35,22 +35,22 @@ impl CallEffects {
 
     /// Adds `other`'s; whether that made a difference.
     pub fn merge(&mut self, other: &Self) -> bool {
-        let before = (self.doubts, self.pins, self.names.len());
-        self.doubts.insert(other.doubts);
+        let before = (self.checks, self.pins, self.names.len());
+        self.checks.insert(other.checks);
         self.pins.insert(other.pins);
         for name in &other.names {
             if !self.names.contains(name) {
                 self.names.insert(name.clone());
             }
         }
-        before != (self.doubts, self.pins, self.names.len())
+        before != (self.checks, self.pins, self.names.len())
     }
 }
 
 impl From<SideEffects> for CallEffects {
     fn from(aftermath: SideEffects) -> Self {
         let names = aftermath.names.into_iter().flatten().collect();
-        Self { doubts: aftermath.doubts, pins: aftermath.pins, names }
+        Self { checks: aftermath.checks, pins: aftermath.pins, names }
     }
 }
 
@@ -95,7 +95,11 @@ static LAST_VERSION: AtomicU64 = AtomicU64::new(0);
 
 impl EffectsByName {
     /// From what things are called and what their use leaves behind.
-    pub fn new(named: impl IntoIterator<Item = (Vec<u8>, NamedEffects)>, any: CallEffects, ddl: CallEffects) -> Self {
+    pub fn new(
+        named: impl IntoIterator<Item = (Vec<u8>, NamedEffects)>,
+        any: CallEffects,
+        ddl: CallEffects,
+    ) -> Self {
         let version = LAST_VERSION.fetch_add(1, Ordering::Relaxed) + 1;
         let charge = Charge::default();
         let mut known = Self { version, names: HashMap::new(), all: any.clone(), any, ddl, charge };
@@ -164,15 +168,15 @@ impl EffectsByName {
         if found.is_empty() {
             return None;
         }
-        if found.doubts.contains(StateChecks::UNNAMED) {
+        if found.checks.contains(StateChecks::UNNAMED) {
             found.names.extend(dotted_names(text)); // what it runs may have come with the call
         }
         let names: Vec<Box<str>> = found.names.into_iter().collect();
         if !names.is_empty() {
-            found.doubts.insert(StateChecks::NAMED_SETTINGS);
+            found.checks.insert(StateChecks::NAMED_SETTINGS);
         }
         let names = (!names.is_empty()).then(|| names.into());
-        Some(SideEffects { doubts: found.doubts, pins: found.pins, names, ..SideEffects::default() })
+        Some(SideEffects { checks: found.checks, pins: found.pins, names, ..SideEffects::default() })
     }
 }
 
@@ -208,7 +212,7 @@ mod tests {
     use super::*;
 
     fn level(always: StateChecks, on_write: StateChecks) -> NamedEffects {
-        let traces = |doubts| CallEffects { doubts, ..CallEffects::default() };
+        let traces = |doubts| CallEffects { checks: doubts, ..CallEffects::default() };
         NamedEffects { always: traces(always), on_write: traces(on_write) }
     }
 
@@ -222,7 +226,7 @@ mod tests {
     }
 
     fn doubts(sql: &str) -> StateChecks {
-        known().look(sql.as_bytes(), false).map(|found| found.doubts).unwrap_or_default()
+        known().look(sql.as_bytes(), false).map(|found| found.checks).unwrap_or_default()
     }
 
     #[test]

@@ -136,24 +136,26 @@ mod tests {
             "begin perform set_config('app.user', who, true); return 1; end",
             "begin set local search_path = a; new.changed = now(); return new; end",
         ] {
-            assert_eq!(of(body).doubts, StateChecks::LOCAL_SETTINGS, "{body}");
+            assert_eq!(of(body).checks, StateChecks::LOCAL_SETTINGS, "{body}");
         }
     }
 
     #[test]
     fn what_a_body_shows_is_found() {
-        assert_eq!(of("begin perform pg_advisory_lock(1); end").doubts, StateChecks::LOCKS);
-        assert_eq!(of("begin create temp table x (i int); end").doubts, StateChecks::TEMPORARY);
+        assert_eq!(of("begin perform pg_advisory_lock(1); end").checks, StateChecks::LOCKS);
+        assert_eq!(of("begin create temp table x (i int); end").checks, StateChecks::TEMPORARY);
         let set = of("begin perform set_config('app.user', who, false); end");
         assert!(set.names.contains("app.user") && set.pins.is_empty());
         assert_eq!(of("begin perform set_config(a || b, who, false); end").pins, Pins::SETTINGS);
         let dynamic = of("begin execute 'set app.' || 'user = 1'; execute 'set my.note = 1'; end");
-        assert!(dynamic.doubts.contains(StateChecks::EVERYTHING) && dynamic.doubts.contains(StateChecks::UNNAMED));
+        assert!(
+            dynamic.checks.contains(StateChecks::EVERYTHING) && dynamic.checks.contains(StateChecks::UNNAMED)
+        );
         assert!(dynamic.names.contains("my.note"));
         let built = of("begin execute 'set my.note = 1'; end");
-        assert!(built.doubts.contains(StateChecks::ANY_SETTING) && built.names.contains("my.note"));
+        assert!(built.checks.contains(StateChecks::ANY_SETTING) && built.names.contains("my.note"));
         let set = of("begin set my.note = 'x'; reset work_mem; end");
-        assert!(set.doubts.contains(StateChecks::ANY_SETTING) && set.names.contains("my.note"));
+        assert!(set.checks.contains(StateChecks::ANY_SETTING) && set.names.contains("my.note"));
     }
 
     #[test]
@@ -161,11 +163,11 @@ mod tests {
         let foreign =
             Function { language: b"plpython3u", body: b"plpy.execute('set my.note = 1')", library: b"" };
         assert!(
-            traces(&foreign).doubts.contains(StateChecks::EVERYTHING)
+            traces(&foreign).checks.contains(StateChecks::EVERYTHING)
                 && traces(&foreign).names.contains("my.note")
         );
         let c = |library: &'static [u8]| traces(&Function { language: b"c", body: b"", library });
         assert!(c(b"$libdir/postgis-3").is_empty());
-        assert!(c(b"$libdir/our_own").doubts.contains(StateChecks::EVERYTHING));
+        assert!(c(b"$libdir/our_own").checks.contains(StateChecks::EVERYTHING));
     }
 }

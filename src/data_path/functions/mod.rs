@@ -106,7 +106,7 @@ pub struct Lookup {
     /// What is known of them.
     pub functions: LoadState,
     /// They are to be read when the transaction is over.
-    pub learn: bool,
+    pub load: bool,
     /// As far as they are known.
     pub found: Option<Arc<SideEffects>>,
 }
@@ -204,7 +204,7 @@ impl FunctionEffects {
             }
             None => known.look(text, tangled).map(Arc::new),
         });
-        Lookup { functions: known_are, learn, found }
+        Lookup { functions: known_are, load: learn, found }
     }
 
     /// Functions have been read since these texts ran: what they may have left behind by what they call. Where that cannot be
@@ -218,7 +218,7 @@ impl FunctionEffects {
             return vec![SideEffects::anything()];
         };
         let found: Vec<_> = texts.filter_map(|(text, tangled)| known.look(text, tangled)).collect();
-        if found.iter().any(|found| self.may_be_changed_by(found.doubts)) {
+        if found.iter().any(|found| self.may_be_changed_by(found.checks)) {
             self.doubt();
         }
         found
@@ -265,12 +265,12 @@ impl FunctionEffects {
     }
 
     /// Whether somebody should read them now.
-    pub fn is_to_be_learnt(&self) -> bool {
+    pub fn must_load(&self) -> bool {
         self.locked().is_to_be_learnt()
     }
 
     /// Begins to read them; `None` if somebody does already, or need not.
-    pub(in crate::data_path) fn begin_learning(&self) -> Option<Loading<'_>> {
+    pub(in crate::data_path) fn begin_load(&self) -> Option<Loading<'_>> {
         let mut state = self.locked();
         if state.learning || (state.is_current() && !state.due) {
             return None;
@@ -304,7 +304,7 @@ impl Loading<'_> {
     }
 
     /// They have been read.
-    pub fn learnt(&self, known: EffectsByName, fingerprint: String, counts: String) {
+    pub fn loaded(&self, known: EffectsByName, fingerprint: String, counts: String) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
             state.known = Some(Arc::new(known));

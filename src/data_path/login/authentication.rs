@@ -18,11 +18,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{info, warn};
 
 use super::{
-    connection_limits::Origin,
+    connection_limits::ClientNetwork,
     failed_logins::{FailedLogins, Outcome},
     scram_proof::Verifier,
-    startup::{StartupPacket, LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError},
-    tenant_routing::{RouteRequest, LoginRefusal, Route, Goal, Hints, Known, Verdict, is_tenant},
+    startup::{LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError, StartupPacket},
+    tenant_routing::{Goal, Hints, Known, LoginRefusal, Route, RouteRequest, Verdict, is_tenant},
 };
 use crate::{
     config::FailedLoginRules,
@@ -74,7 +74,11 @@ pub struct AuthContext<'a> {
 ///
 /// # Errors
 /// [`StartupError`]; the operator's log has the real reason.
-pub async fn prove(stream: &mut Stream, hello: &mut StartupPacket, gate: AuthContext<'_>) -> Result<Authenticated, StartupError> {
+pub async fn authenticate(
+    stream: &mut Stream,
+    hello: &mut StartupPacket,
+    gate: AuthContext<'_>,
+) -> Result<Authenticated, StartupError> {
     let server_name = hello.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
     let hints = Hints {
         option: hello.tenant_hint.clone(),
@@ -142,7 +146,7 @@ async fn answer_in_time(
     };
     // `alice@acme` is `alice`, whatever tenant is named.
     let login = hello.user.rsplit_once('@').map_or(hello.user.as_str(), |(login, _)| login);
-    let origin = Origin::of(hello.peer);
+    let origin = ClientNetwork::of(hello.peer);
     let delay = gate.failed_logins.judge(origin, login, outcome, Instant::now(), gate.failed_login_rules);
     match refused {
         // The address first: nothing that a client chooses stands before it. docs/security.md has the filter for fail2ban.
@@ -166,7 +170,7 @@ async fn answer_in_time(
 async fn settle(case: &RouteRequest<'_>, directory: &dyn Directory) -> Result<Route, Verdict> {
     let tenant = match case.goal()? {
         Goal::Console { read_only } => return Ok(Route::Console { read_only }),
-        Goal::Lobby => return Ok(Route::Lobby),
+        Goal::Lobby => return Ok(Route::NoTenant),
         Goal::Named(tenant) => Some(tenant),
         Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
             warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");
@@ -252,7 +256,7 @@ async fn exchange(
     stream.write_all(&request).await?;
     stream.flush().await?;
 
-    let initial = sasl_message(stream, &mut hello.leftover).await?;
+    let initial = sasl_message(stream, &mut hello.unread).await?;
     let first = client_first(&initial, plus)?;
     let (server_first, waiting) = scram
         .on_client_first_message_with_secret(first, verifier.secret())
@@ -262,7 +266,7 @@ async fn exchange(
     stream.write_all(&challenge).await?;
     stream.flush().await?;
 
-    let last = sasl_message(stream, &mut hello.leftover).await?;
+    let last = sasl_message(stream, &mut hello.unread).await?;
     without_nul(&last)?;
     if !verifier.is_proved(first, &server_first, &last) {
         return Ok(Proof::Wrong);

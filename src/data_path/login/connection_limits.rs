@@ -22,9 +22,9 @@ const LOGIN_BYTES: usize = 60 << 10;
 
 /// Where clients come from, as far as they are told apart: an address, of IPv6 its network of 64 bits, which one client may have all of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Origin(Option<IpAddr>);
+pub struct ClientNetwork(Option<IpAddr>);
 
-impl Origin {
+impl ClientNetwork {
     /// `None`: a Unix socket.
     pub fn of(peer: Option<IpAddr>) -> Self {
         Self(peer.map(|peer| match peer.to_canonical() {
@@ -55,7 +55,7 @@ struct Held {
     next: u64,
     count: usize,
     bytes: usize,
-    by_origin: HashMap<Origin, BTreeMap<u64, Place>>,
+    by_origin: HashMap<ClientNetwork, BTreeMap<u64, Place>>,
 }
 
 #[derive(Debug)]
@@ -79,9 +79,9 @@ pub struct ConnectionPermit {
 
 /// Somebody who is told that there is no room; counted until it is dropped.
 #[derive(Debug)]
-pub struct TurnedAway(Arc<ConnectionLimits>);
+pub struct Rejected(Arc<ConnectionLimits>);
 
-impl Drop for TurnedAway {
+impl Drop for Rejected {
     fn drop(&mut self) {
         self.0.turned_away.fetch_sub(1, Ordering::AcqRel);
     }
@@ -89,7 +89,7 @@ impl Drop for TurnedAway {
 
 impl Held {
     /// Takes a place in; `None` if its origin has as many already as may be, or if there is no room and nobody has more than it.
-    fn enter(&mut self, origin: Origin, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
+    fn enter(&mut self, origin: ClientNetwork, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
         let own = self.by_origin.get(&origin).map_or(0, BTreeMap::len);
         if own >= limits.max_unauthenticated_per_address {
             return None;
@@ -114,7 +114,7 @@ impl Held {
     }
 
     /// The connection logs in now, which takes memory; others make room for it.
-    fn begin_login(&mut self, origin: Origin, number: u64, limits: &Limits) {
+    fn begin_login(&mut self, origin: ClientNetwork, number: u64, limits: &Limits) {
         let place = self.by_origin.get_mut(&origin).and_then(|places| places.get_mut(&number));
         let Some(place) = place else { return };
         self.bytes += WAITING_BYTES + LOGIN_BYTES - place.bytes;
@@ -136,7 +136,7 @@ impl Held {
     }
 
     /// Takes a place out, if it is there still.
-    fn leave(&mut self, origin: Origin, number: u64) -> Option<Place> {
+    fn leave(&mut self, origin: ClientNetwork, number: u64) -> Option<Place> {
         let places = self.by_origin.get_mut(&origin)?;
         let place = places.remove(&number)?;
         if places.is_empty() {
@@ -156,15 +156,15 @@ impl ConnectionLimits {
     /// A client has been accepted. `None`: there is no room for it.
     pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<ConnectionPermit> {
         let changes = self.changes.load(Ordering::Acquire);
-        let (number, leave) = self.held().enter(Origin::of(peer), limits)?;
+        let (number, leave) = self.held().enter(ClientNetwork::of(peer), limits)?;
         self.unproven.fetch_add(1, Ordering::AcqRel);
         let is_session = AtomicBool::new(false);
         Some(ConnectionPermit { door: self.clone(), peer, number, leave, is_session, changes })
     }
 
     /// Counts somebody who is told that there is no room. `None`: so many are being told that it is closed without a word.
-    pub fn turn_away(self: &Arc<Self>, limits: &Limits) -> Option<TurnedAway> {
-        let counted = TurnedAway(self.clone());
+    pub fn turn_away(self: &Arc<Self>, limits: &Limits) -> Option<Rejected> {
+        let counted = Rejected(self.clone());
         let others = self.turned_away.fetch_add(1, Ordering::AcqRel);
         (others < limits.max_unauthenticated_conn).then_some(counted)
     }
@@ -212,8 +212,8 @@ impl ConnectionPermit {
     }
 
     /// The same, as far as clients are told apart.
-    pub fn origin(&self) -> Origin {
-        Origin::of(self.peer)
+    pub fn origin(&self) -> ClientNetwork {
+        ClientNetwork::of(self.peer)
     }
 
     /// Returns when the connection must make room for others.
@@ -310,7 +310,8 @@ mod tests {
 
     #[test]
     fn logins_take_memory_and_others_make_room_for_them() {
-        let (door, limits) = (Arc::<ConnectionLimits>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
+        let (door, limits) =
+            (Arc::<ConnectionLimits>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
         let silent: Vec<_> = (0..4).map(|_| door.enter(at(1), &limits).unwrap()).collect();
         silent[0].begin_login(&limits);
         assert!(silent.iter().all(|visitor| !is_gone(visitor)));
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_origin() {
-        let origin = |text: &str| Origin::of(Some(text.parse().unwrap()));
+        let origin = |text: &str| ClientNetwork::of(Some(text.parse().unwrap()));
         assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:1"));
         assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
         assert_eq!(origin("::ffff:10.0.0.1"), origin("10.0.0.1"));

@@ -67,7 +67,7 @@ pub enum FirstRequest {
 #[derive(Debug, Default)]
 pub struct StartupPacket {
     /// Bytes that came behind the packet.
-    pub leftover: Vec<u8>,
+    pub unread: Vec<u8>,
     /// Protocol 3.`minor` is spoken.
     pub minor: u16,
     /// The user name.
@@ -145,7 +145,7 @@ pub async fn receive(
                 if rules.required && tls.is_none() && peer.is_some() {
                     return Err(ClientError::EncryptionRequired.into());
                 }
-                let mut hello = StartupPacket { leftover: buffer, tls, peer, ..StartupPacket::default() };
+                let mut hello = StartupPacket { unread: buffer, tls, peer, ..StartupPacket::default() };
                 read_hello(code, &body, &mut hello)?;
                 return Ok(FirstRequest::Client(hello));
             }
@@ -346,7 +346,7 @@ mod tests {
         let hello = hello(&bytes);
         assert_eq!((hello.user.as_str(), hello.database.as_deref()), ("alice", Some("acme")));
         assert_eq!(hello.settings, [("a".into(), "1".into()), ("datestyle".into(), "ISO".into())]);
-        assert_eq!((hello.tenant_hint.as_deref(), &*hello.leftover), (Some("acme"), &b"behind"[..]));
+        assert_eq!((hello.tenant_hint.as_deref(), &*hello.unread), (Some("acme"), &b"behind"[..]));
         assert_eq!((hello.minor, hello.unsent.len()), (0, 0));
     }
 

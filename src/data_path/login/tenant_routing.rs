@@ -35,7 +35,7 @@ pub enum Route {
         read_only: bool,
     },
     /// To no tenant yet: the session chooses one by `SET pglobby.tenant`.
-    Lobby,
+    NoTenant,
 }
 
 /// What a client says about where it wants to go.
@@ -278,7 +278,8 @@ impl RouteRequest<'_> {
     /// [`Verdict`].
     pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Route, Verdict> {
         let tenant = tenant.ok_or(Verdict::Denied(LoginRefusal::UnknownTenant))?;
-        let access = access_to(&self.login.kind, tenant.id).ok_or(Verdict::Denied(LoginRefusal::NotGranted))?;
+        let access =
+            access_to(&self.login.kind, tenant.id).ok_or(Verdict::Denied(LoginRefusal::NotGranted))?;
         if !allowed_from(&tenant.allow_from, self.peer) {
             return Err(Verdict::Denied(LoginRefusal::Address));
         }

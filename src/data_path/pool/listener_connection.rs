@@ -146,7 +146,7 @@ impl Line {
             taken += message.len();
             match message.first() {
                 Some(b'A') => ear.hear(message, pool.rules.notifications_bytes_max),
-                Some(b'E') if self.server.side.is_farewell(message) => {
+                Some(b'E') if self.server.side.closes_connection(message) => {
                     return Err(Lost::Broken("the server said goodbye".to_owned()));
                 }
                 Some(b'E') => ear.refused(),

@@ -53,7 +53,7 @@ use crate::{
         prepared::{PreparedLimits, shared_statements::SharedStatements},
         server::DialOptions,
         session_state::role_settings::RoleSettings,
-        tenant::{Access, Credential, Place, Tenant},
+        tenant::{Access, Credential, Tenant, TenantAccess},
         worker::Worker,
     },
     error::{ClientError, Limit},
@@ -137,7 +137,7 @@ pub struct Pool {
     /// With what rights its servers were opened.
     pub access: Access,
     /// Where its sessions are.
-    pub place: Arc<Place>,
+    pub place: Arc<TenantAccess>,
     /// What it was made with.
     pub rules: PoolRules,
     /// Where it lives.
@@ -245,7 +245,7 @@ impl Pool {
     #[inline]
     pub fn give_back(&self, mut server: Box<PooledServer>) {
         server.returned();
-        if server.side.news {
+        if server.side.parameters_changed {
             self.hear(&mut server);
         }
         let now = self.worker.clock.now();
@@ -284,7 +284,7 @@ impl Pool {
         if !ours || !server.is_reusable() || !server.is_quiet(&self.tenant.name) {
             return None;
         }
-        if server.side.news {
+        if server.side.parameters_changed {
             self.hear(&mut server);
         }
         Some(server)

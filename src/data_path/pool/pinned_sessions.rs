@@ -11,7 +11,7 @@ use super::Pool;
 use crate::{
     data_path::{
         session_state::pins::Pins,
-        sessions::registry::{Doing, SessionHandle},
+        sessions::registry::{Activity, SessionHandle},
     },
     error::ClientError,
 };
@@ -142,7 +142,9 @@ fn grace_ms(pins: Pins, others_read: bool) -> u32 {
 fn idle_ms(session: &SessionHandle, now_ms: u32) -> Option<u32> {
     match session.doing() {
         // The clock wraps; what lies ahead of it was noted since it was read.
-        (Doing::Pinned, since_ms) => Some(now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned()),
+        (Activity::Pinned, since_ms) => {
+            Some(now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned())
+        }
         _ => None,
     }
 }

@@ -313,7 +313,7 @@ impl Pool {
     /// have been idle since are heard before their next reply.
     #[cold]
     pub(super) fn hear(&self, server: &mut PooledServer) {
-        server.side.news = false;
+        server.side.parameters_changed = false;
         let contradicts = self.greetings.locked().hear(server);
         if contradicts {
             info!(

@@ -266,7 +266,7 @@ impl ClientStatements {
         let under = table.settings.of(settings);
         let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.naming.is_none();
         for statement in self.named.values_mut().filter(followed) {
-            *statement = table.intern(statement.body(), &under, || (statement.aftermath.clone(), None));
+            *statement = table.intern(statement.body(), &under, || (statement.side_effects.clone(), None));
         }
     }
 

@@ -72,7 +72,7 @@ pub enum OnServer {
     /// It has it.
     Known,
     /// It has been asked for it in this batch.
-    Asked,
+    Requested,
     /// Or so it may be.
     Missing,
 }
@@ -251,7 +251,7 @@ impl ServerStatements {
         known.used = self.clock;
         match known.certainty {
             Certainty::Confirmed | Certainty::Expected => OnServer::Known,
-            Certainty::Within(asked) if asked == batch => OnServer::Asked,
+            Certainty::Within(asked) if asked == batch => OnServer::Requested,
             Certainty::Within(_) | Certainty::Doubtful => OnServer::Missing,
         }
     }

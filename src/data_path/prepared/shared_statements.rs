@@ -75,7 +75,7 @@ impl SharedStatements {
         name: &[u8],
     ) -> Option<Arc<Statement>> {
         let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
-        let aftermath = statement.aftermath.clone();
+        let aftermath = statement.side_effects.clone();
         let mut own = Statement::new(Box::default(), aftermath, &statement.parsed_under, &self.memory);
         own.server_name = name.into();
         own.proved = AtomicBool::new(statement.is_proved());
@@ -128,12 +128,12 @@ impl SharedStatements {
     /// The same statement, as one client's alone that goes on using it under other settings.
     #[cold]
     pub fn parted(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
-        let aftermath = shared.aftermath.clone();
+        let aftermath = shared.side_effects.clone();
         Arc::new(Statement {
             naming: shared.naming.clone(),
-            is_looked_at: shared.is_looked_at,
+            is_description_checked: shared.is_description_checked,
             is_parsed_once: shared.is_parsed_once,
-            shape: shared.shape.clone(),
+            description: shared.description.clone(),
             proved: AtomicBool::new(shared.is_proved()),
             ..Statement::new(shared.body.clone(), aftermath, under, &self.memory)
         })
@@ -147,13 +147,13 @@ impl SharedStatements {
         let mut table = self.locked();
         let mut alike = before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
         let known = alike.as_deref().and_then(|alike| living(alike, &before.body, under));
-        if let Some(known) = known.filter(|known| known.shape.get() == Some(&shape)) {
+        if let Some(known) = known.filter(|known| known.description.get() == Some(&shape)) {
             return known;
         }
-        let (body, aftermath) = (before.body.clone(), before.aftermath.clone());
+        let (body, aftermath) = (before.body.clone(), before.side_effects.clone());
         let statement = Arc::new(Statement {
-            is_looked_at: true,
-            shape: shape.into(),
+            is_description_checked: true,
+            description: shape.into(),
             proved: AtomicBool::new(true),
             is_shared: before.is_shared,
             ..Statement::new(body, aftermath, under, &self.memory)

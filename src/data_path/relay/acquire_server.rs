@@ -20,7 +20,7 @@ use crate::{
         },
         server::connection::Server,
         session_state::{pins::Pins, role_settings::StartSettings},
-        sessions::registry::Doing,
+        sessions::registry::Activity,
     },
     error::ClientError,
 };
@@ -63,7 +63,7 @@ impl Relay {
         if self.pool.is_retired() {
             self.succeed().map_err(Step::End)?;
         }
-        Ok(match self.side.begun.is_alike().then(|| self.pool.try_borrow()).flatten() {
+        Ok(match self.side.start_settings.is_alike().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
                 self.take_on(server);
                 ServerLink::Linked
@@ -74,20 +74,20 @@ impl Relay {
 
     /// The session has a server from its login on.
     pub(in crate::data_path) fn engage(&mut self, mut server: Box<PooledServer>) {
-        server.side.lease.pins = Pins::SESSION_MODE;
+        server.side.replies.pins = Pins::SESSION_MODE;
         self.handle.set_pins(Pins::SESSION_MODE);
         self.take_on(server);
         // What came together with the end of the login goes first.
         if !self.inbox.is_empty() {
-            self.awaits = ReplyWait::Meaning;
+            self.reply_wait = ReplyWait::Meaning;
         }
-        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+        self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
     }
 
     pub(in crate::data_path) fn take_on(&mut self, server: Box<PooledServer>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
-        server.side.hearing.told_as =
+        server.side.notifications.told_as =
             if self.side.follows() { self.handle.process_id } else { server.process_id };
         server.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.handle.process_id);
@@ -113,8 +113,8 @@ impl Relay {
                 self.unsent.push(&replies);
                 replies.clear();
             }
-            if self.concierge.is_some()
-                && let Some(led) = self.ask_desk(&mut inbox)
+            if self.switcher.is_some()
+                && let Some(led) = self.answer_locally(&mut inbox)
             {
                 self.inbox = inbox;
                 return led;
@@ -127,7 +127,7 @@ impl Relay {
             let answered = self.side.answer_unserved(&inbox, &mut replies);
             if answered == 0 {
                 self.inbox = inbox;
-                return (linked == ServerLink::NoneIdle).then_some(Step::Borrow);
+                return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer);
             }
             inbox.drain(..answered);
             // At once: what is behind it may wait in line for long.
@@ -139,9 +139,9 @@ impl Relay {
 
     /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
     /// not the session's end.
-    pub(in crate::data_path) async fn borrow(&mut self) -> Result<(), SessionEnd> {
+    pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // What is rare is boxed: this future is moved for each wait.
-        if self.concierge.as_ref().is_some_and(|concierge| concierge.is_new())
+        if self.switcher.as_ref().is_some_and(|concierge| concierge.is_new())
             && !Box::pin(self.settle_in()).await?
         {
             return Ok(());
@@ -151,7 +151,7 @@ impl Relay {
             return Ok(());
         }
         let began = Instant::now();
-        self.handle.set_doing(Doing::Waiting, self.pool.worker.clock.now_ms());
+        self.handle.set_doing(Activity::Waiting, self.pool.worker.clock.now_ms());
         let pool = self.pool.clone();
         let borrowed = tokio::select! {
             biased;
@@ -161,7 +161,7 @@ impl Relay {
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.side.begun.is_alike() && !Box::pin(self.begin_at(&mut server)).await? {
+                if !self.side.start_settings.is_alike() && !Box::pin(self.begin_at(&mut server)).await? {
                     return Ok(());
                 }
                 self.take_on(server);
@@ -181,7 +181,7 @@ impl Relay {
             }
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(refusal) => {
-                self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+                self.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
                 self.refuse_request(&refusal);
                 Ok(())
             }
@@ -191,7 +191,7 @@ impl Relay {
     /// Before a session's first request to the servers of its pool: it learns what they began with, or sets what it began with itself.
     /// `false`: this server is not for it, and it asks for another one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
-        if matches!(self.side.begun, StartSettings::Unseen)
+        if matches!(self.side.start_settings, StartSettings::Unseen)
             && !self.pool.is_as_begun(server).await.map_err(|_| SessionEnd::ServerLost)?
         {
             return Ok(false);
@@ -207,14 +207,14 @@ impl Relay {
     #[cold]
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
-        let free = server.side.lease.is_over() && self.held.is_empty();
-        if !free || !self.side.follows() || !yields(server.side.lease.pins) {
+        let free = server.side.replies.is_over() && self.held.is_empty();
+        if !free || !self.side.follows() || !yields(server.side.replies.pins) {
             return None;
         }
-        if server.side.lease.pins.contains(Pins::UNREAD_UNNAMED) {
+        if server.side.replies.pins.contains(Pins::UNREAD_UNNAMED) {
             self.side.statements.forget_unnamed();
         }
-        server.side.lease.pins = Pins::empty();
+        server.side.replies.pins = Pins::empty();
         self.handle.set_pins(Pins::empty());
         self.pinned = None;
         self.after_reply(Instant::now())
@@ -222,16 +222,16 @@ impl Relay {
 
     /// The session is between two transactions and keeps its server, unless somebody waits who needs it more.
     pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
-        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+        self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
         if self.handle.is_notified() {
-            self.tell_heard();
+            self.send_notifications();
         }
         if follows && self.pool.waiting() > 0 { self.make_way() } else { None }
     }
 
     #[cold]
     fn make_way(&mut self) -> Option<Step> {
-        let pins = self.server.as_ref()?.side.lease.pins;
+        let pins = self.server.as_ref()?.side.replies.pins;
         match self.pool.wants_back(&self.handle, pins) {
             Wanted::No => None,
             Wanted::Yielded => self.yield_server(),
@@ -241,8 +241,12 @@ impl Relay {
 
     /// Keeps what must wait until what the server has got is answered.
     #[cold]
-    pub(in crate::data_path) fn await_answers(&mut self, rest: Vec<u8>, awaits: ReplyWait) -> Result<(), Step> {
-        (self.inbox, self.awaits) = (rest, awaits);
+    pub(in crate::data_path) fn await_answers(
+        &mut self,
+        rest: Vec<u8>,
+        awaits: ReplyWait,
+    ) -> Result<(), Step> {
+        (self.inbox, self.reply_wait) = (rest, awaits);
         Ok(())
     }
 
@@ -253,15 +257,15 @@ impl Relay {
         buffers: &mut Buffers,
         cx: &mut Context<'_>,
     ) -> Result<Poll<()>, Step> {
-        let answered = self.server.as_mut().is_none_or(|server| match self.awaits {
+        let answered = self.server.as_mut().is_none_or(|server| match self.reply_wait {
             ReplyWait::Nothing => true,
-            ReplyWait::Meaning => !server.side.lease.is_awaited(),
+            ReplyWait::Meaning => !server.side.replies.is_awaited(),
             ReplyWait::Room => server.side.has_room(self.side.rules().unanswered_max),
         });
         if !answered {
             return Ok(Poll::Pending);
         }
-        self.awaits = ReplyWait::Nothing;
+        self.reply_wait = ReplyWait::Nothing;
         if self.server.is_none() {
             return self.serve_inbox(buffers, cx).map_or(Ok(Poll::Ready(())), Err);
         }

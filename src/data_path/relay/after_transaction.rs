@@ -25,13 +25,13 @@ use crate::{
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
-    pub(in crate::data_path) async fn settle(&mut self) -> Result<(), SessionEnd> {
+    pub(in crate::data_path) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
         let settled = self.settle_transaction().await;
         if settled.is_err()
             && let Some(server) = self.server.as_mut()
         {
             // What is left of the session on it is not known any more: it cannot be undone either.
-            server.side.lease.pins = Pins::all();
+            server.side.replies.pins = Pins::all();
         }
         settled?;
         match self.after_reply(Instant::now()) {
@@ -42,26 +42,29 @@ impl Relay {
 
     async fn settle_transaction(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let mut uncertain = std::mem::take(&mut server.side.uncertain);
+        let mut uncertain = std::mem::take(&mut server.side.checks);
         let failed = std::mem::take(&mut server.failed);
-        if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
+        if let Some(concierge) = self.switcher.as_mut().filter(|_| uncertain.resets() && !failed) {
             concierge.reset();
         }
-        let unlearnt = uncertain.take_unlearnt();
-        if (unlearnt.is_some() || uncertain.learns()) && uncertain.only_learns() && self.heard.is_none() {
+        let unlearnt = uncertain.take_before_load();
+        if (unlearnt.is_some() || uncertain.must_load_functions())
+            && uncertain.only_loads_functions()
+            && self.subscription.is_none()
+        {
             self.release_reply().await?;
         }
         if let Some(unlearnt) = unlearnt {
             let changed = uncertain.has_changed_functions();
-            self.learn().await?;
+            self.load().await?;
             for found in self.pool.catalogue.look_again(&unlearnt, changed) {
                 uncertain.note(&found, false);
             }
-            self.part_with(uncertain.misprepared());
+            self.part_with(uncertain.prepared_in_error());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = uncertain.pins(failed);
-        let before = server.side.lease.pins;
+        let before = server.side.replies.pins;
         let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
         server.side.opaque_settings &= failed || !uncertain.resets();
@@ -69,12 +72,12 @@ impl Relay {
         if pins.contains(Pins::SETTINGS) && uncertain.decides_on_settings() {
             pins.set(Pins::SETTINGS, server.side.opaque_settings);
         }
-        if self.side.follows() && uncertain.has_doubts() {
+        if self.side.follows() && uncertain.must_ask_server() {
             if failed {
                 uncertain.failed();
             }
-            let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
-            match tidied.filter(|_| !failed && pins.is_empty() && self.heard.is_none()) {
+            let tidied = uncertain.after_driver_reset(&self.side.wanted, &self.side.startup);
+            match tidied.filter(|_| !failed && pins.is_empty() && self.subscription.is_none()) {
                 Some(settled) => self.take_down(settled, &mut pins).await?,
                 None => match self.ask(&uncertain, &mut pins).await {
                     Ok(mut settled) => {
@@ -94,7 +97,7 @@ impl Relay {
                 },
             }
         }
-        if uncertain.doubts(StateChecks::SESSION_START)
+        if uncertain.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
             self.pool.is_as_begun(server).await.map_err(|_| SessionEnd::ServerLost)?;
@@ -104,7 +107,7 @@ impl Relay {
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
         pins.set(Pins::UNREAD_UNNAMED, statements.keeps_unnamed_unread(there));
         if !pins.contains(Pins::UNREAD_UNNAMED) {
-            self.learn().await?;
+            self.load().await?;
         }
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
@@ -113,7 +116,7 @@ impl Relay {
             if server.side.opaque_settings {
                 pins.insert(Pins::SETTINGS);
             }
-            server.side.lease.pins = pins;
+            server.side.replies.pins = pins;
         }
         self.handle.set_pins(pins);
         self.release_reply().await?;
@@ -126,7 +129,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
             server.side.statements.failed(&statement);
-            self.side.statements.part_with(&statement, &self.side.rules().table.clone());
+            self.side.statements.part_with(&statement, &self.side.rules().shared_statements.clone());
         }
     }
 
@@ -134,7 +137,7 @@ impl Relay {
     /// somewhere else than it is.
     async fn is_where_it_says(&mut self, uncertain: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.concierge.is_none() || !uncertain.doubts_any_setting() {
+        if self.switcher.is_none() || !uncertain.includes_any_setting() {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
@@ -155,9 +158,9 @@ impl Relay {
     }
 
     /// Reads what functions leave behind, where that may have changed.
-    async fn learn(&mut self) -> Result<(), SessionEnd> {
+    async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.side.follows() && self.pool.catalogue.is_to_be_learnt() {
+        if self.side.follows() && self.pool.catalogue.must_load() {
             learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
                 .await
                 .map_err(|_| SessionEnd::ServerLost)?;
@@ -177,7 +180,7 @@ impl Relay {
         };
         let (sql, names) = uncertain.question(wanted, startup, answer);
         let mut arrays = vec![names];
-        if uncertain.doubts(StateChecks::PREPARED) {
+        if uncertain.includes(StateChecks::PREPARED) {
             arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
         }
         let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
@@ -188,7 +191,7 @@ impl Relay {
         });
         let settled = uncertain.answered(&rows, wanted, startup, pins);
         server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
-        if uncertain.doubts(StateChecks::DBLINK) {
+        if uncertain.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }
         self.take_told();

@@ -23,7 +23,7 @@ use crate::{
         tenant_switch::{
             Plan, TenantRequest,
             local_answers::{LocalStep, first_text},
-            switcher::{TenantSwitcher, SwitchTarget, SwitchWait, room_name},
+            switcher::{SwitchTarget, SwitchWait, TenantSwitcher, room_name},
         },
         worker::Worker,
     },
@@ -49,7 +49,7 @@ pub struct DetachedSession {
     /// What the client is told when it is between two transactions next.
     pub leaving: Option<Box<ClientError>>,
     /// Of a service login's session: what it chooses by.
-    pub concierge: Option<Box<TenantSwitcher>>,
+    pub switcher: Option<Box<TenantSwitcher>>,
     /// What all clients share.
     pub proxy: Arc<Proxy>,
 }
@@ -60,31 +60,33 @@ pub type SessionTransfer = Box<(DetachedSession, SwitchTarget)>;
 impl Relay {
     /// Goes on with the pool that has taken the place of a retired one.
     pub(in crate::data_path) fn succeed(&mut self) -> Result<(), SessionEnd> {
-        self.pool = self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
+        self.pool =
+            self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
         self.side.set_place(self.pool.place.clone());
-        self.side.begun.pool_replaced();
+        self.side.start_settings.pool_replaced();
         Ok(())
     }
 
     /// Whether what the client sends is for the desk, though a server is held.
     #[inline]
-    pub(in crate::data_path) fn is_at_desk(&self) -> bool {
-        self.concierge.as_ref().is_some_and(|concierge| {
-            self.server.is_some() && (concierge.desk.is_in_batch() || self.side.is_refusing())
+    pub(in crate::data_path) fn is_answered_locally(&self) -> bool {
+        self.switcher.as_ref().is_some_and(|concierge| {
+            self.server.is_some() && (concierge.responder.is_in_batch() || self.side.is_refusing())
         })
     }
 
     /// Whether what the client has sent need not be shown to the desk before a server is borrowed for it.
     #[inline]
-    pub(in crate::data_path) fn passes_desk(&self, sent: &[u8]) -> bool {
-        let passes = |concierge: &TenantSwitcher| !concierge.is_new && concierge.desk.passes(sent, &self.side);
-        self.concierge.as_ref().is_none_or(|concierge| passes(concierge))
+    pub(in crate::data_path) fn needs_server(&self, sent: &[u8]) -> bool {
+        let passes =
+            |concierge: &TenantSwitcher| !concierge.is_new && concierge.responder.passes(sent, &self.side);
+        self.switcher.as_ref().is_none_or(|concierge| passes(concierge))
     }
 
     /// Whether nothing more is read from the client for now.
     #[inline]
     pub(in crate::data_path) fn holds_back(&self) -> bool {
-        self.concierge.as_ref().is_some_and(|concierge| concierge.waits != SwitchWait::No)
+        self.switcher.as_ref().is_some_and(|concierge| concierge.wait != SwitchWait::No)
     }
 
     /// Keeps what must wait until everything before it is answered.
@@ -93,63 +95,64 @@ impl Relay {
         self.inbox = rest;
         let (proxy, first) = (&self.proxy, Some(self.pool.tenant.id));
         let concierge =
-            self.concierge.get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
-        concierge.waits = waits;
+            self.switcher.get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
+        concierge.wait = waits;
         Ok(())
     }
 
     /// An employee's session has changed its password, and needs nobody for that any more.
     fn dismiss(&mut self) {
-        let chooses = self.side.rules().chooses;
-        self.concierge.take_if(|concierge| !chooses && concierge.is_idle());
+        let chooses = self.side.rules().may_switch_tenant;
+        self.switcher.take_if(|concierge| !chooses && concierge.is_idle());
     }
 
     /// Whether there is something to decide about the session's tenant, which cannot be done within a poll.
     pub(in crate::data_path) fn is_called(&self) -> bool {
-        let Some(concierge) = &self.concierge else { return false };
+        let Some(concierge) = &self.switcher else { return false };
         if self.cancelling.is_some() {
             return false;
         }
-        let lease = self.server.as_ref().map(|server| &server.side.lease);
+        let lease = self.server.as_ref().map(|server| &server.side.replies);
         let over =
             lease.is_none_or(|lease| lease.is_over()) && !self.side.mid_message() && self.held.is_empty();
         let answered = lease.is_none_or(|lease| !lease.is_working() || lease.takes_copy_data());
-        concierge.is_to_leave() && over || concierge.waits != SwitchWait::No && answered
+        concierge.is_to_leave() && over || concierge.wait != SwitchWait::No && answered
     }
 
     /// Lets the desk answer what it can, while no server is held. `None`: what is in `inbox` is for a server, and one may be
     /// borrowed for it.
     #[cold]
-    pub(in crate::data_path) fn ask_desk(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
+    pub(in crate::data_path) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
         if self.pool.is_retired()
             && let Err(end) = self.succeed()
         {
             return Some(Some(Step::End(end)));
         }
-        let concierge = self.concierge.as_mut()?;
+        let concierge = self.switcher.as_mut()?;
         let mut replies = Vec::new();
-        let led = match concierge.desk.next(inbox, &mut self.side, Some(&self.pool.tenant.name), &mut replies)
-        {
-            Err(refusal) => return Some(Some(Step::End(SessionEnd::Refused(refusal.into())))),
-            Ok((used, led)) => {
-                inbox.drain(..used);
-                led
-            }
-        };
+        let led =
+            match concierge.responder.next(inbox, &mut self.side, Some(&self.pool.tenant.name), &mut replies)
+            {
+                Err(refusal) => return Some(Some(Step::End(SessionEnd::Refused(refusal.into())))),
+                Ok((used, led)) => {
+                    inbox.drain(..used);
+                    led
+                }
+            };
         self.unsent.push(&replies);
         let led = match led {
-            LocalStep::Server if concierge.is_new => Some(Some(Step::Borrow)),
+            LocalStep::Server if concierge.is_new => Some(Some(Step::AcquireServer)),
             LocalStep::Server => None,
             LocalStep::Waits => Some(None),
             LocalStep::Terminated => Some(Some(Step::End(SessionEnd::Terminated))),
-            LocalStep::Ended => Some(Some(Step::Desk)),
+            LocalStep::Ended => Some(Some(Step::SwitchTenant)),
             LocalStep::Choose(wish) => {
-                concierge.wish = Some(wish);
-                Some(Some(Step::Desk))
+                concierge.request = Some(wish);
+                Some(Some(Step::SwitchTenant))
             }
             LocalStep::SetPassword(password) => {
                 concierge.password = Some(password);
-                Some(Some(Step::Desk))
+                Some(Some(Step::SwitchTenant))
             }
         };
         self.dismiss();
@@ -158,26 +161,31 @@ impl Relay {
 
     /// Does what [`Self::is_called`] is about, and looks at what else the client has sent. Where it leads, if the session
     /// moves.
-    pub(in crate::data_path) async fn at_desk(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
+    pub(in crate::data_path) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
             self.succeed()?;
         }
-        let Some(mut concierge) = self.concierge.take() else { return Ok(None) };
-        let moved = self.with_concierge(&mut concierge).await;
+        let Some(mut concierge) = self.switcher.take() else { return Ok(None) };
+        let moved = self.with_switcher(&mut concierge).await;
         self.side.set_stance(concierge.stance());
-        self.concierge = Some(concierge);
+        self.switcher = Some(concierge);
         self.dismiss();
         match moved? {
             // Nobody would tell it what it goes on listening to.
-            Some(_) if self.heard.is_some() => Err(SessionEnd::Refused(ClientError::ListenerPaused.into())),
+            Some(_) if self.subscription.is_some() => {
+                Err(SessionEnd::Refused(ClientError::ListenerPaused.into()))
+            }
             Some(room) => Ok(Some(room)),
             None => self.pass_on().await.map(|()| None),
         }
     }
 
-    async fn with_concierge(&mut self, concierge: &mut TenantSwitcher) -> Result<Option<SwitchTarget>, SessionEnd> {
-        let waits = std::mem::replace(&mut concierge.waits, SwitchWait::No);
-        if self.server.as_ref().is_some_and(|server| !server.side.lease.is_over()) {
+    async fn with_switcher(
+        &mut self,
+        concierge: &mut TenantSwitcher,
+    ) -> Result<Option<SwitchTarget>, SessionEnd> {
+        let waits = std::mem::replace(&mut concierge.wait, SwitchWait::No);
+        if self.server.as_ref().is_some_and(|server| !server.side.replies.is_over()) {
             if waits == SwitchWait::Choice {
                 self.deny_first();
             }
@@ -193,11 +201,12 @@ impl Relay {
             }
             let mut replies = Vec::new();
             let name = &self.pool.tenant.name;
-            let asked = concierge.wish.take().map(LocalStep::Choose);
+            let asked = concierge.request.take().map(LocalStep::Choose);
             let (used, next) = match asked.or_else(|| concierge.password.take().map(LocalStep::SetPassword)) {
                 Some(next) => (0, next),
                 None => {
-                    let next = concierge.desk.next(&self.inbox, &mut self.side, Some(name), &mut replies);
+                    let next =
+                        concierge.responder.next(&self.inbox, &mut self.side, Some(name), &mut replies);
                     next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?
                 }
             };
@@ -210,8 +219,10 @@ impl Relay {
                         Err(refusal) => Err(refusal),
                     };
                     match &found {
-                        Ok(room) => concierge.desk.chosen(room_name(room.as_ref(), Some(name)), &mut replies),
-                        Err(refusal) => concierge.desk.refuse(refusal, &mut self.side, &mut replies),
+                        Ok(room) => {
+                            concierge.responder.chosen(room_name(room.as_ref(), Some(name)), &mut replies)
+                        }
+                        Err(refusal) => concierge.responder.refuse(refusal, &mut self.side, &mut replies),
                     }
                     if let Ok(Some(room)) = found {
                         self.unsent.push(&replies);
@@ -224,12 +235,12 @@ impl Relay {
                 // What was held back for a choice is none to the desk: it must not come round again.
                 LocalStep::Server if first => {
                     ClientError::from(TenantSwitchError::NotAlone).write(Severity::Error, &mut replies);
-                    self.side.begin_refusing(concierge.desk.failed());
+                    self.side.begin_refusing(concierge.responder.failed());
                 }
                 LocalStep::Ended => {}
                 LocalStep::Waits | LocalStep::Server => {
                     if next == LocalStep::Server && self.server.is_some() {
-                        concierge.desk.leave_batch();
+                        concierge.responder.leave_batch();
                     }
                     self.unsent.push(&replies);
                     return Ok(None);
@@ -247,10 +258,10 @@ impl Relay {
             Some(name) => **name == *self.pool.tenant.name,
             None => concierge.first == Some(id),
         };
-        let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.lease.pins);
+        let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins);
         // What `currval` remembers is about this tenant's sequences: nobody misses it at another.
         let mut kept = pins.difference(Pins::SEQUENCES);
-        if self.heard.is_some() {
+        if self.subscription.is_some() {
             kept.insert(Pins::LISTEN);
         }
         match () {
@@ -277,7 +288,7 @@ impl Relay {
 
     /// What is left in the inbox goes to the server that the session holds.
     async fn pass_on(&mut self) -> Result<(), SessionEnd> {
-        if self.server.is_none() || self.inbox.is_empty() || self.is_at_desk() {
+        if self.server.is_none() || self.inbox.is_empty() || self.is_answered_locally() {
             return Ok(());
         }
         let inbox = std::mem::take(&mut self.inbox);
@@ -305,12 +316,12 @@ impl Relay {
         };
         match greeted {
             Ok(greeting) => {
-                let Some(concierge) = self.concierge.as_mut() else { return Ok(true) };
+                let Some(concierge) = self.switcher.as_mut() else { return Ok(true) };
                 concierge.is_new = false;
                 if let Err(limit) = self.side.keep(greeting.settings) {
                     return Err(SessionEnd::Refused(self.side.rules().too_much(limit).into()));
                 }
-                self.side.begun = greeting.start.into();
+                self.side.start_settings = greeting.start.into();
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.
@@ -324,7 +335,7 @@ impl Relay {
 
     /// The request at the front of the inbox is answered with an error, and left out.
     pub(in crate::data_path) fn refuse_request(&mut self, refusal: &ClientError) {
-        let status = self.concierge.as_mut().map_or(b'I', |concierge| concierge.desk.failed());
+        let status = self.switcher.as_mut().map_or(b'I', |concierge| concierge.responder.failed());
         self.side.begin_refusing(status);
         let mut replies = Vec::new();
         refusal.write(Severity::Error, &mut replies);
@@ -332,12 +343,12 @@ impl Relay {
     }
 
     /// Leaves the tenant for another room. The server it holds is cleaned, or closed, without it.
-    pub(in crate::data_path) fn depart(mut self: Box<Self>, room: SwitchTarget) -> SessionTransfer {
+    pub(in crate::data_path) fn into_transfer(mut self: Box<Self>, room: SwitchTarget) -> SessionTransfer {
         self.side.take_held(&mut self.inbox);
         // What it has not heard yet of channels there is nothing to it any more.
         drop(self.handle.take_notifications());
         room.receive(&mut self.side);
-        if let Some(concierge) = self.concierge.as_mut() {
+        if let Some(concierge) = self.switcher.as_mut() {
             concierge.arrive();
         }
         if let Some(server) = self.server.take() {
@@ -345,14 +356,33 @@ impl Relay {
             self.handle.set_pins(Pins::empty());
             self.leave_behind(server, false, false);
         }
-        let Self { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy, .. } = *self;
-        Box::new((DetachedSession { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy }, room))
+        let Self {
+            client, unsent, side, inbox, handle, query_wait, leaving, switcher: concierge, proxy, ..
+        } = *self;
+        Box::new((
+            DetachedSession {
+                client,
+                unsent,
+                side,
+                inbox,
+                handle,
+                query_wait,
+                leaving,
+                switcher: concierge,
+                proxy,
+            },
+            room,
+        ))
     }
 }
 
 /// Serves a session that moves from room to room, to its end. Runs on the worker of the room it is in; `at` is that
 /// worker's number, `None` where any will do.
-pub(in crate::data_path) async fn travel(mut next: SessionTransfer, visitor: ConnectionPermit, at: Option<usize>) {
+pub(in crate::data_path) async fn run_session(
+    mut next: SessionTransfer,
+    visitor: ConnectionPermit,
+    at: Option<usize>,
+) {
     loop {
         let (mut seat, room) = *next;
         let worker = match &room {
@@ -372,7 +402,7 @@ pub(in crate::data_path) async fn travel(mut next: SessionTransfer, visitor: Con
                 drop(present);
                 gone
             }
-            SwitchTarget::Lobby => {
+            SwitchTarget::NoTenant => {
                 seat.handle.enter(None);
                 no_tenant::run(seat).await
             }
@@ -391,6 +421,6 @@ fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, visitor: ConnectionP
         if let Err(error) = next.0.client.attach() {
             return warn!(side = "client", %error, "cannot move a session to its worker");
         }
-        travel(next, visitor, Some(index)).await;
+        run_session(next, visitor, Some(index)).await;
     });
 }

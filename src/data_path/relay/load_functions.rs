@@ -9,10 +9,10 @@ use crate::{
         functions::{
             FunctionEffects,
             dependencies::{
-                CASTS, DependencyGraph, EVENT_TRIGGERS, FUNCTIONS, Node, OPERATOR_CLASSES, OPERATORS,
-                SUPPORT_FUNCTIONS, Dependency,
+                CASTS, Dependency, DependencyGraph, EVENT_TRIGGERS, FUNCTIONS, Node, OPERATOR_CLASSES,
+                OPERATORS, SUPPORT_FUNCTIONS,
             },
-            effects_by_name::{EffectsByName, CallEffects},
+            effects_by_name::{CallEffects, EffectsByName},
             function_effects::{self, Function},
         },
         memory_limit::{Account, Charge},
@@ -34,7 +34,7 @@ pub async fn learn(
     bytes_max: usize,
     memory: &Arc<Account>,
 ) -> Result<(), AskError> {
-    let Some(learning) = catalogue.begin_learning() else { return Ok(()) };
+    let Some(learning) = catalogue.begin_load() else { return Ok(()) };
     let answer = async {
         let counts = server.ask(COUNTS, &[]).await?;
         let counts = counts.first().map(|row| text(row, 0)).unwrap_or_default();
@@ -52,19 +52,19 @@ pub async fn learn(
                 bytes,
                 "more functions than functions_inspect_max: every transaction is asked about"
             );
-            learning.learnt(EffectsByName::nothing(), fingerprint, counts);
+            learning.loaded(EffectsByName::nothing(), fingerprint, counts);
         } else {
             // Names, numbers and the protocol's own bytes come on top.
             let mut reader =
                 Reader { server, memory, bytes_max: bytes_max.saturating_mul(2), charge: Charge::default() };
             match reader.read().await {
-                Ok(known) => learning.learnt(known.charged(reader.charge, memory), fingerprint, counts),
+                Ok(known) => learning.loaded(known.charged(reader.charge, memory), fingerprint, counts),
                 Err(AskError::Refused(error)) if error.is_too_long() => {
                     tracing::warn!(
                         "functions take more memory than there is: every transaction is asked about"
                     );
                     // Tried again when it is looked next whether they have changed.
-                    learning.learnt(EffectsByName::nothing(), String::new(), String::new());
+                    learning.loaded(EffectsByName::nothing(), String::new(), String::new());
                 }
                 Err(error) => return Err(error),
             }

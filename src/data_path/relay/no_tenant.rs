@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tracing::info;
 
 use super::{
-    change_tenant::{SessionTransfer, DetachedSession},
+    change_tenant::{DetachedSession, SessionTransfer},
     session_end::{SessionEnd, say_goodbye},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         session_state::{Settings, parameter_status::ReportedParameters},
         tenant_switch::{
             local_answers::LocalStep,
-            switcher::{TenantSwitcher, SwitchTarget, room_name},
+            switcher::{SwitchTarget, TenantSwitcher, room_name},
         },
     },
     wire::message::Severity,
@@ -28,7 +28,7 @@ use crate::{
 
 /// Serves the client until it chooses a tenant, or leaves.
 pub(in crate::data_path) async fn run(mut seat: DetachedSession) -> Option<SessionTransfer> {
-    let mut concierge = seat.concierge.take()?;
+    let mut concierge = seat.switcher.take()?;
     poll_fn(|cx| {
         seat.handle.wake_with(cx.waker());
         Poll::Ready(())
@@ -40,7 +40,7 @@ pub(in crate::data_path) async fn run(mut seat: DetachedSession) -> Option<Sessi
                 concierge.arrive();
                 seat.side.set_stance(concierge.stance());
                 room.receive(&mut seat.side);
-                seat.concierge = Some(concierge);
+                seat.switcher = Some(concierge);
                 return Some(Box::new((seat, room)));
             }
             Ok(None) => {}
@@ -57,10 +57,13 @@ pub(in crate::data_path) async fn run(mut seat: DetachedSession) -> Option<Sessi
 }
 
 /// Answers what has come. Where a choice leads, if one was made.
-async fn attend(seat: &mut DetachedSession, concierge: &mut TenantSwitcher) -> Result<Option<SwitchTarget>, SessionEnd> {
+async fn attend(
+    seat: &mut DetachedSession,
+    concierge: &mut TenantSwitcher,
+) -> Result<Option<SwitchTarget>, SessionEnd> {
     loop {
         let mut replies = Vec::new();
-        let next = concierge.desk.next(&seat.inbox, &mut seat.side, None, &mut replies);
+        let next = concierge.responder.next(&seat.inbox, &mut seat.side, None, &mut replies);
         let (used, next) = next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?;
         seat.inbox.drain(..used);
         match next {
@@ -77,8 +80,8 @@ async fn attend(seat: &mut DetachedSession, concierge: &mut TenantSwitcher) -> R
             LocalStep::Choose(wish) => {
                 let found = concierge.follow(&wish, &seat.handle, None).await;
                 match &found {
-                    Ok(room) => concierge.desk.chosen(room_name(room.as_ref(), None), &mut replies),
-                    Err(refusal) => concierge.desk.refuse(refusal, &mut seat.side, &mut replies),
+                    Ok(room) => concierge.responder.chosen(room_name(room.as_ref(), None), &mut replies),
+                    Err(refusal) => concierge.responder.refuse(refusal, &mut seat.side, &mut replies),
                 }
                 if let Ok(Some(room)) = found {
                     seat.unsent.push(&replies);
@@ -146,7 +149,9 @@ pub(in crate::data_path) fn greeting(
         ("TimeZone", "Etc/UTC"),
     ];
     let value = |name: &str, value| asked.get(&name.to_ascii_lowercase()).unwrap_or(value);
-    Arc::new(ReportedParameters::new(reported.iter().map(|(name, known)| (*name, value(name, known).as_bytes()))))
+    Arc::new(ReportedParameters::new(
+        reported.iter().map(|(name, known)| (*name, value(name, known).as_bytes())),
+    ))
 }
 
 /// Said where no server has been seen yet: drivers use nothing then that is newer.

@@ -16,7 +16,7 @@ use crate::{
         pool::shared_listener::{Deaf, Handover, Seat, around_mark},
         server::connection::{AskError, Server},
         session_state::{
-            channels::{Channels, NotificationFilter, MARKS, each},
+            channels::{Channels, MARKS, NotificationFilter, each},
             pins::Pins,
         },
     },
@@ -61,21 +61,21 @@ impl Relay {
             out.extend_from_slice(each("LISTEN", heard.channels.iter()).as_bytes());
             out.push(0);
         });
-        let _ = side.lease.ask(
+        let _ = side.replies.track(
             crate::data_path::exchange::pending_replies::Request::Query(None),
-            crate::data_path::exchange::pending_replies::Origin::Ours,
+            crate::data_path::exchange::pending_replies::Origin::Proxy,
         );
         side.statements.set_unnamed(0);
-        side.hearing.channels = Some(heard.channels.clone());
+        side.notifications.channels = Some(heard.channels.clone());
     }
 
     /// Tells the client what has been heard for it, if it is between two transactions.
     #[cold]
-    pub(in crate::data_path) fn tell_heard(&mut self) {
+    pub(in crate::data_path) fn send_notifications(&mut self) {
         let between = self
             .server
             .as_ref()
-            .is_none_or(|server| server.side.lease.is_over() && !server.side.mid_message());
+            .is_none_or(|server| server.side.replies.is_over() && !server.side.mid_message());
         if between && self.held.is_empty() && self.unsent.is_empty() {
             self.unsent.push(&self.handle.take_notifications());
         }
@@ -87,7 +87,7 @@ impl Relay {
         channels: Channels,
         pins: &mut Pins,
     ) -> Result<(), SessionEnd> {
-        let before = self.heard.as_ref().map(|heard| &*heard.channels);
+        let before = self.subscription.as_ref().map(|heard| &*heard.channels);
         if before.unwrap_or(&Channels::default()) == &channels {
             pins.remove(Pins::LISTEN);
             return Ok(());
@@ -105,13 +105,13 @@ impl Relay {
                 return Err(SessionEnd::Refused(ClientError::ListenerPaused.into()));
             }
             pins.insert(Pins::LISTEN);
-            if self.heard.is_none() {
+            if self.subscription.is_none() {
                 return Ok(());
             }
             taken = self.hand_over(Arc::default()).await;
         } else {
             pins.remove(Pins::LISTEN);
-            if let Some(heard) = self.heard.as_mut() {
+            if let Some(heard) = self.subscription.as_mut() {
                 heard.charge = charge;
             }
         }
@@ -123,7 +123,7 @@ impl Relay {
 
     /// From a mark on, the session hears these channels by the ear, and no others.
     async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
-        let (before, seat) = match self.heard.take() {
+        let (before, seat) = match self.subscription.take() {
             Some(Subscription { channels, seat, .. }) => (channels, seat),
             None => {
                 let memory = &self.side.rules().memory;
@@ -133,7 +133,7 @@ impl Relay {
         let outcome = self.change_over(&seat, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.heard = Some(Subscription { channels: now, charge: Charge::default(), seat });
+            self.subscription = Some(Subscription { channels: now, charge: Charge::default(), seat });
         }
         outcome
     }
@@ -153,7 +153,7 @@ impl Relay {
         done.await.map_err(|_| Deaf)?;
         let told = std::mem::take(&mut server.notified);
         let (before, behind) = around_mark(&told, &mark);
-        let hearing = &mut server.side.hearing;
+        let hearing = &mut server.side.notifications;
         let mut bytes = Vec::new();
         hearing.notified_all(before, &mut bytes);
         bytes.extend(hearing.adopt(&self.handle.take_notifications()));
@@ -168,7 +168,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return };
         let told = std::mem::take(&mut server.notified);
         let mut bytes = Vec::new();
-        server.side.hearing.notified_all(&told, &mut bytes);
+        server.side.notifications.notified_all(&told, &mut bytes);
         self.tell(&bytes);
     }
 
@@ -186,11 +186,11 @@ impl Relay {
     /// meanwhile. A server that goes back listens no more.
     pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if let Some(heard) = self.heard.as_ref().filter(|_| server.side.hearing.overheard > 0) {
+        if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.overheard > 0) {
             // An ear that is lost has ended this session already.
             let _ = heard.seat.caught_up().await;
         }
-        let mut news = server.side.hearing.adopt(&self.handle.take_notifications());
+        let mut news = server.side.notifications.adopt(&self.handle.take_notifications());
         if server.side.reported != *self.side.told {
             server.side.reported.tell(&mut self.side.told, &mut news);
         }
@@ -202,14 +202,14 @@ impl Relay {
         }
         if let Some(server) = self.server.as_mut()
             && !server.side.is_pinned(self.side.follows())
-            && server.side.hearing.channels.is_some()
+            && server.side.notifications.channels.is_some()
         {
             server.run("UNLISTEN *").await.map_err(|_| SessionEnd::ServerLost)?;
             // What it was told of meanwhile, the ear has heard as well.
             server.notified.clear();
-            server.side.hearing = NotificationFilter {
-                process_id: server.side.hearing.process_id,
-                told_as: server.side.hearing.told_as,
+            server.side.notifications = NotificationFilter {
+                process_id: server.side.notifications.process_id,
+                told_as: server.side.notifications.told_as,
                 ..NotificationFilter::default()
             };
         }

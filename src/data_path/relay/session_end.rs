@@ -9,7 +9,7 @@ use super::{Relay, cancel};
 use crate::{
     config::PoolMode,
     data_path::{
-        exchange::{ExchangeError, ClientSide},
+        exchange::{ClientSide, ExchangeError},
         pool::{Pool, PooledServer},
         server::connection::Server,
         session_state::pins::Pins,
@@ -109,14 +109,14 @@ impl Relay {
             self.pinned = None;
             match end {
                 SessionEnd::Terminated => {
-                    let is_working = server.side.lease.is_working();
+                    let is_working = server.side.replies.is_working();
                     self.leave_behind(server, is_working, false);
                 }
                 SessionEnd::ClientGone | SessionEnd::Refused(_) => self.leave_behind(server, false, true),
                 _ => drop(server),
             }
         }
-        self.heard = None;
+        self.subscription = None;
         self.unsent.push(&std::mem::take(&mut self.held));
         let mut bytes = Vec::new();
         if let Some(refusal) = last_words.filter(|_| in_step) {
@@ -149,7 +149,7 @@ impl Relay {
     }
 
     fn is_committing(&self) -> bool {
-        self.server.as_ref().is_some_and(|server| server.side.lease.committing)
+        self.server.as_ref().is_some_and(|server| server.side.replies.committing)
     }
 
     /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run
@@ -170,7 +170,7 @@ impl Relay {
             if finish && !run_to_end(&mut server, &pool).await {
                 return;
             }
-            if cancel && server.side.lease.is_working() {
+            if cancel && server.side.replies.is_working() {
                 cancel::send(&pool, &server).await;
                 terminate(&mut server).await;
                 return;
@@ -217,7 +217,7 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
         if !drained.await {
             return false;
         }
-        let lease = &server.side.lease;
+        let lease = &server.side.replies;
         if !lease.is_working() {
             return true;
         }

@@ -95,7 +95,7 @@ impl Server {
         }
         let address = opened.stream.addresses().map(|(_, theirs)| theirs);
         let mut side = ServerSide::new(reported, prepared_max);
-        side.hearing.process_id = opened.process_id;
+        side.notifications.process_id = opened.process_id;
         Self {
             stream: opened.stream,
             unsent: Unsent::default(),

@@ -209,7 +209,13 @@ mod tests {
 
     #[test]
     fn only_the_last_of_a_servers_notifications_are_its_present_clients() {
-        let mut hearing = NotificationFilter { process_id: 7, told_as: 70, overheard: 3, own: 1, ..NotificationFilter::default() };
+        let mut hearing = NotificationFilter {
+            process_id: 7,
+            told_as: 70,
+            overheard: 3,
+            own: 1,
+            ..NotificationFilter::default()
+        };
         let heard = [told(7, "a", "a stranger's"), told(7, "a", "ours"), told(8, "a", "another's")];
         let adopted = hearing.adopt(&heard.concat());
         assert_eq!(

@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use crate::{
     data_path::{
         sql::{GivenPassword, IdentityChange, Lexing, Named, identity_changes, may_change_identity},
-        tenant::{Access, Login, Place, Tenant},
+        tenant::{Access, Login, Tenant, TenantAccess},
     },
     error::IdentityError,
 };
@@ -25,7 +25,7 @@ pub struct Identity {
     /// `None`: nobody's, in tests and for replies that nobody wants.
     pub login: Option<Arc<Login>>,
     /// `None`: no tenant is chosen.
-    pub place: Option<Arc<Place>>,
+    pub place: Option<Arc<TenantAccess>>,
 }
 
 /// What becomes of a text that would change a role or a database of the session's own.
@@ -75,7 +75,9 @@ impl Identity {
         let verdicts: Vec<_> = changes.iter().filter_map(|change| self.verdict(change)).collect();
         let refused = verdicts.iter().find(|verdict| matches!(verdict, IdentityDecision::Refused(_)));
         match refused.or(verdicts.first())? {
-            IdentityDecision::Password(_) if statements > 1 => Some(IdentityDecision::Refused(IdentityError::PasswordNotAlone)),
+            IdentityDecision::Password(_) if statements > 1 => {
+                Some(IdentityDecision::Refused(IdentityError::PasswordNotAlone))
+            }
             verdict => Some(verdict.clone()),
         }
     }

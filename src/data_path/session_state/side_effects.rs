@@ -16,7 +16,7 @@ use crate::data_path::sql::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SideEffects {
     /// What to ask the server when the transaction is over.
-    pub doubts: StateChecks,
+    pub checks: StateChecks,
     /// The parameters it names, in lower case.
     pub names: Option<Box<[Box<str>]>>,
     /// Bytes of the statements that SET them.
@@ -24,23 +24,23 @@ pub struct SideEffects {
     /// What the server cannot be asked about, and pins.
     pub pins: Pins,
     /// It only tidies up, as drivers' pools do between two users of a connection.
-    pub tidies: Option<DriverReset>,
+    pub driver_reset: Option<DriverReset>,
     /// It is LOAD and nothing else: if it fails, nothing is loaded.
     pub only_loads: bool,
     /// PREPARE, EXECUTE or DEALLOCATE: servers know statements under other names.
     pub names_statements: bool,
     /// It takes statements away that are prepared: DEALLOCATE, DISCARD ALL.
-    pub forgets_statements: bool,
+    pub deallocates: bool,
     /// It may look at what is prepared (`pg_prepared_statements`).
     pub inspects: bool,
     /// What it has to do with the tenant of the session.
-    pub talk: TenantMention,
+    pub tenant: TenantMention,
     /// It is about roles or a database: see [`super::identity`].
     pub identity: bool,
     /// It may commit a transaction that was begun before.
     pub commits: bool,
     /// It may advance a sequence, by a default perhaps.
-    pub advances: bool,
+    pub advances_sequence: bool,
     /// It calls a function that signals another session; `None` too if it calls both.
     pub signals: Option<BackendSignal>,
     /// It takes parameters back to what they were when the session began.
@@ -106,14 +106,14 @@ impl SideEffects {
     /// It may have to wait, or be refused: it speaks of the session's tenant, or of roles or a database.
     #[inline]
     pub fn is_guarded(&self) -> bool {
-        self.identity || self.talk == TenantMention::Chooses
+        self.identity || self.tenant == TenantMention::Sets
     }
 
     /// A text nobody reads.
     pub fn unread() -> Self {
         let mut doubts = StateChecks::FUNCTIONS;
-        doubts.insert(Self::anything().doubts);
-        Self { doubts, commits: true, advances: true, ..Self::default() }
+        doubts.insert(Self::anything().checks);
+        Self { checks: doubts, commits: true, advances_sequence: true, ..Self::default() }
     }
 
     /// Reads a text.
@@ -125,8 +125,8 @@ impl SideEffects {
         let commits = effects.contains(Effects::TRANSACTION) && commits(sql);
         let (advances, signals) = (may_advance(sql), BackendSignal::of(effects));
         match harmless {
-            true => Self { commits, advances, signals, ..Self::default() },
-            false => Self { commits, advances, signals, ..Self::of(effects, sql, lexing) },
+            true => Self { commits, advances_sequence: advances, signals, ..Self::default() },
+            false => Self { commits, advances_sequence: advances, signals, ..Self::of(effects, sql, lexing) },
         }
     }
 
@@ -134,7 +134,7 @@ impl SideEffects {
     pub fn anything() -> Self {
         let mut doubts = StateChecks::EVERYTHING;
         doubts.insert(StateChecks::UNNAMED);
-        Self { doubts, ..Self::default() }
+        Self { checks: doubts, ..Self::default() }
     }
 
     /// A call of a function of PostgreSQL's own, wherever it stands.
@@ -143,8 +143,8 @@ impl SideEffects {
         let effects = Effects::of_call(name);
         call.follow(effects);
         if effects.contains(Effects::SET_CONFIG) {
-            call.doubts.insert(StateChecks::ANY_SETTING);
-            call.doubts.insert(StateChecks::UNNAMED);
+            call.checks.insert(StateChecks::ANY_SETTING);
+            call.checks.insert(StateChecks::UNNAMED);
         }
         call
     }
@@ -156,12 +156,12 @@ impl SideEffects {
             found.follow(effects);
             let mut names = Vec::new();
             if effects.intersects(Effects::SETTING | Effects::DYNAMIC) {
-                found.doubts.insert(StateChecks::ANY_SETTING);
+                found.checks.insert(StateChecks::ANY_SETTING);
                 names.extend(dotted_names(body));
             }
             let calls = sql::set_configs(body).filter(|call| call.local != Argument::Boolean(true));
             for call in calls.take_while(|_| effects.contains(Effects::SET_CONFIG)) {
-                found.doubts.insert(StateChecks::ANY_SETTING);
+                found.checks.insert(StateChecks::ANY_SETTING);
                 match call.name {
                     Argument::Text(name) => names.push(String::from_utf8_lossy(&name).into()),
                     _ => found.pins.insert(Pins::SETTINGS),
@@ -170,10 +170,10 @@ impl SideEffects {
             found.names = (!names.is_empty()).then(|| names.into());
         }
         if effects.intersects(Effects::SETTING_LOCAL | Effects::SET_CONFIG) {
-            found.doubts.insert(StateChecks::LOCAL_SETTINGS);
+            found.checks.insert(StateChecks::LOCAL_SETTINGS);
         }
         if effects.intersects(Effects::DDL) {
-            found.doubts.insert(changed_objects(body, false));
+            found.checks.insert(changed_objects(body, false));
         }
         found
     }
@@ -187,7 +187,7 @@ impl SideEffects {
     fn follow(&mut self, effects: Effects) {
         for (effect, doubt, pin) in CONSEQUENCES {
             if effects.intersects(effect) {
-                self.doubts.insert(doubt);
+                self.checks.insert(doubt);
                 self.pins.insert(pin);
             }
         }
@@ -197,7 +197,7 @@ impl SideEffects {
     fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
         let mut followed = Self::default();
         followed.follow(effects);
-        let Self { mut doubts, mut pins, .. } = followed;
+        let Self { checks: mut doubts, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
         let (inspects, mut forgets_statements) = (effects.contains(Effects::INSPECTION), false);
@@ -222,7 +222,7 @@ impl SideEffects {
                 // A FETCH may do it, at the latest when the transaction ends: what is held is read then.
                 let mut later = Self::default();
                 later.follow(statement.deferred);
-                doubts.insert(later.doubts);
+                doubts.insert(later.checks);
                 pins.insert(later.pins);
             }
             if resets(&statement.kind) {
@@ -251,9 +251,25 @@ impl SideEffects {
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = DriverReset::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
-        let read = Self { doubts, names, pins, tidies, set_bytes, only_loads, ..Self::default() };
+        let read = Self {
+            checks: doubts,
+            names,
+            pins,
+            driver_reset: tidies,
+            set_bytes,
+            only_loads,
+            ..Self::default()
+        };
         let resets = taken_back.unless_none();
-        Self { names_statements, forgets_statements, inspects, talk, identity, resets, ..read }
+        Self {
+            names_statements,
+            deallocates: forgets_statements,
+            inspects,
+            tenant: talk,
+            identity,
+            resets,
+            ..read
+        }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.
@@ -416,7 +432,8 @@ fn changed_objects(text: &[u8], tables: bool) -> StateChecks {
         // A view or a default that calls one of PostgreSQL's own leaves something behind by itself.
         calls |= word.len() > 6 && SESSION_FUNCTIONS.iter().any(|name| is(&name.as_bytes()));
     }
-    let functions = changed.contains(StateChecks::FUNCTIONS) || calls && changed.contains(StateChecks::CALLERS);
+    let functions =
+        changed.contains(StateChecks::FUNCTIONS) || calls && changed.contains(StateChecks::CALLERS);
     if functions { changed.difference(StateChecks::CALLERS).union(StateChecks::FUNCTIONS) } else { changed }
 }
 

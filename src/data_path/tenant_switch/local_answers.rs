@@ -22,10 +22,12 @@ use crate::{
     data_path::{
         exchange::{
             ClientSide, FIRST_MESSAGE_BYTES, need_of_client,
-            pending_replies::{Request, ReplyTracker, Origin},
+            pending_replies::{Origin, ReplyTracker, Request},
             violation,
         },
-        session_state::{identity::NewPassword, parameter_status::ReportedParameters, side_effects::DriverReset},
+        session_state::{
+            identity::NewPassword, parameter_status::ReportedParameters, side_effects::DriverReset,
+        },
         sql::{PARAMETER, TransactionModes, is_plain_query},
     },
     error::{ClientError, IdentityError, Limit, TenantSwitchError},
@@ -222,13 +224,15 @@ impl LocalResponder {
             Plan::Server => false,
             Plan::Password(_) | Plan::Refused(_) => true,
             // An employee's session is here to change its password, and for nothing else.
-            _ if !side.rules().chooses => false,
+            _ if !side.rules().may_switch_tenant => false,
             Plan::Choose(_) | Plan::Mixed => true,
             Plan::Show(name) if **name == *PARAMETER => true,
             Plan::Show(name) => here.is_none() && side.told.find(name).is_some(),
             Plan::Begin { .. } => here.is_none() || self.begun.is_none(),
             Plan::Finish { .. } => here.is_none() || self.begun.is_some(),
-            Plan::Empty | Plan::Ping | Plan::Set(..) | Plan::Unset(_) | Plan::Tidy { .. } => here.is_none(),
+            Plan::Empty | Plan::Ping | Plan::Set(..) | Plan::Unset(_) | Plan::DriverReset { .. } => {
+                here.is_none()
+            }
         }
     }
 
@@ -355,7 +359,7 @@ impl LocalResponder {
                 }
                 "RESET"
             }
-            Plan::Tidy { tidying, tags } => {
+            Plan::DriverReset { tidying, tags } => {
                 if *tidying != DriverReset::KeepsSettings {
                     side.keep(side.startup.clone())?;
                     self.first.tell(&mut side.told, replies);
@@ -447,7 +451,7 @@ impl LocalResponder {
         lease.begin();
         if modes != TransactionModes::default() {
             append(out, b'Q', |out| append_cstr(out, messages::set_transaction(modes).as_bytes()));
-            let _ = lease.ask(Request::Query(None), Origin::Attempt);
+            let _ = lease.track(Request::Query(None), Origin::TryPrepare);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{
     Form, Plan,
-    local_answers::{LocalResponder, BatchResult, Portal, Protocol, aborted},
+    local_answers::{BatchResult, LocalResponder, Portal, Protocol, aborted},
     messages::{self, Type},
 };
 use crate::{

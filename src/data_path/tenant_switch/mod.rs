@@ -19,8 +19,8 @@ use crate::{
     data_path::{
         exchange::ClientSide,
         session_state::{
-            identity::{NewPassword, IdentityDecision},
-            side_effects::{SideEffects, DriverReset},
+            identity::{IdentityDecision, NewPassword},
+            side_effects::{DriverReset, SideEffects},
         },
         sql::{self, Argument, Discard, Kind, Lexing, SetConfig, SetValue, TenantMention, TransactionModes},
     },
@@ -98,7 +98,7 @@ pub enum Plan {
     /// RESET of some other parameter.
     Unset(Box<str>),
     /// What pools send between two users of a connection.
-    Tidy {
+    DriverReset {
         /// What it leaves.
         tidying: DriverReset,
         /// Of each of its statements.
@@ -133,7 +133,9 @@ impl Plan {
             Kind::Show(Some(name)) => text(name).map_or(Self::Server, Self::Show),
             Kind::Query if first.text.eq_ignore_ascii_case(b"select 1") => Self::Ping,
             _ if first.effects.is_empty() && first.deferred.is_empty() => Self::Server,
-            _ if TenantMention::of(&first) == TenantMention::Chooses => Self::choice(&first).map_or(Self::Mixed, Self::Choose),
+            _ if TenantMention::of(&first) == TenantMention::Sets => {
+                Self::choice(&first).map_or(Self::Mixed, Self::Choose)
+            }
             Kind::Set { local: false, name, value: SetValue::Text(value) } => {
                 let set = text(name).zip(text(value));
                 set.map_or(Self::Server, |(name, value)| Self::Set(name, value))
@@ -148,11 +150,11 @@ impl Plan {
     /// A text of several statements, or of one that may be a pool's tidying up.
     fn of_many(sql: &[u8], lexing: Lexing) -> Self {
         let aftermath = SideEffects::read(sql, lexing);
-        match aftermath.tidies {
-            _ if aftermath.talk == TenantMention::Chooses => Self::Mixed,
+        match aftermath.driver_reset {
+            _ if aftermath.tenant == TenantMention::Sets => Self::Mixed,
             Some(tidying) => {
                 let tags = sql::statements(sql, lexing).map(|statement| tag(&statement.kind)).collect();
-                Self::Tidy { tidying, tags }
+                Self::DriverReset { tidying, tags }
             }
             None => Self::Server,
         }

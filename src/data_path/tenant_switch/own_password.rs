@@ -27,8 +27,8 @@ impl TenantSwitcher {
         replies: &mut Vec<u8>,
     ) {
         match self.store_password(handle, password).await {
-            Ok(()) => self.desk.chosen(None, replies),
-            Err(refusal) => self.desk.refuse(&refusal, side, replies),
+            Ok(()) => self.responder.chosen(None, replies),
+            Err(refusal) => self.responder.refuse(&refusal, side, replies),
         }
     }
 

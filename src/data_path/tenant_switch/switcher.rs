@@ -25,20 +25,20 @@ use crate::{
 #[derive(Debug)]
 pub struct TenantSwitcher {
     /// Answers while no server is held.
-    pub desk: LocalResponder,
+    pub responder: LocalResponder,
     pub(in crate::data_path) proxy: Arc<Proxy>,
     /// The tenant that the session began with, by id: RESET leads there.
     pub(in crate::data_path) first: Option<i64>,
     /// The tenant that it has chosen for longer than a transaction.
     chosen: Option<i64>,
     /// It is somewhere else for one transaction.
-    visiting: bool,
+    for_transaction: bool,
     /// RESET ALL or DISCARD ALL has been run: it goes back to where it began.
     resetting: bool,
     /// Why what is in the inbox waits for the replies to what came before.
-    pub(in crate::data_path) waits: SwitchWait,
+    pub(in crate::data_path) wait: SwitchWait,
     /// A choice that is yet to be decided on.
-    pub(in crate::data_path) wish: Option<TenantRequest>,
+    pub(in crate::data_path) request: Option<TenantRequest>,
     /// A password that is yet to be set.
     pub(in crate::data_path) password: Option<NewPassword>,
     /// It has not held a server of this tenant yet.
@@ -51,7 +51,7 @@ pub enum SwitchTarget {
     /// In a tenant's pool, and counted there.
     Tenant(Arc<Pool>, Present),
     /// Nowhere: no tenant is chosen.
-    Lobby,
+    NoTenant,
 }
 
 impl SwitchTarget {
@@ -65,7 +65,7 @@ impl SwitchTarget {
                 side.move_to(Some(pool.place.clone()), statements, catalogue, memory, follow);
             }
             // What the session has counts where it was, until it chooses another tenant.
-            Self::Lobby => {
+            Self::NoTenant => {
                 side.move_to(None, Arc::default(), Arc::default(), side.rules().memory.clone(), true);
             }
         }
@@ -73,10 +73,13 @@ impl SwitchTarget {
 }
 
 /// The name of the tenant where a choice has led.
-pub(in crate::data_path) fn room_name<'a>(room: Option<&'a SwitchTarget>, here: Option<&'a str>) -> Option<&'a str> {
+pub(in crate::data_path) fn room_name<'a>(
+    room: Option<&'a SwitchTarget>,
+    here: Option<&'a str>,
+) -> Option<&'a str> {
     match room {
         Some(SwitchTarget::Tenant(pool, _)) => Some(&pool.tenant.name),
-        Some(SwitchTarget::Lobby) => None,
+        Some(SwitchTarget::NoTenant) => None,
         None => here,
     }
 }
@@ -96,14 +99,14 @@ impl TenantSwitcher {
     pub fn new(proxy: Arc<Proxy>, first: Option<i64>, told: Arc<ReportedParameters>) -> Box<Self> {
         let desk = LocalResponder::new(told);
         Box::new(Self {
-            desk,
+            responder: desk,
             proxy,
             first,
             chosen: first,
-            visiting: false,
+            for_transaction: false,
             resetting: false,
-            waits: SwitchWait::No,
-            wish: None,
+            wait: SwitchWait::No,
+            request: None,
             password: None,
             is_new: false,
         })
@@ -111,11 +114,11 @@ impl TenantSwitcher {
 
     /// Nothing waits for it, and nothing was said to it that no server knows.
     pub fn is_idle(&self) -> bool {
-        self.waits == SwitchWait::No
-            && self.wish.is_none()
+        self.wait == SwitchWait::No
+            && self.request.is_none()
             && self.password.is_none()
             && !self.is_to_leave()
-            && self.desk.is_clear()
+            && self.responder.is_clear()
     }
 
     /// The session is new to its tenant's servers: see [`Relay::settle_in`].
@@ -125,15 +128,15 @@ impl TenantSwitcher {
 
     /// It goes on in another room.
     pub fn arrive(&mut self) {
-        (self.waits, self.is_new) = (SwitchWait::No, true);
+        (self.wait, self.is_new) = (SwitchWait::No, true);
     }
 
     /// How the session stands to the tenant it is in.
     pub fn stance(&self) -> CurrentTenant {
         match () {
-            () if self.visiting => CurrentTenant::Visiting,
-            () if self.chosen == self.first => CurrentTenant::AtHome,
-            () => CurrentTenant::Away,
+            () if self.for_transaction => CurrentTenant::ForTransaction,
+            () if self.chosen == self.first => CurrentTenant::First,
+            () => CurrentTenant::Chosen,
         }
     }
 
@@ -144,7 +147,7 @@ impl TenantSwitcher {
 
     /// Whether the session must leave its tenant now that no transaction is open.
     pub fn is_to_leave(&self) -> bool {
-        self.resetting || self.visiting && !self.desk.has_begun()
+        self.resetting || self.for_transaction && !self.responder.has_begun()
     }
 
     /// The tenant that a wish names, if this login may go there. A tenant that does not exist, one that is not granted and
@@ -211,7 +214,7 @@ impl TenantSwitcher {
             (None, Some(first)) => TenantRef::Id(first),
             (None, None) => {
                 self.note(wish, None);
-                return Ok(here.map(|_| SwitchTarget::Lobby));
+                return Ok(here.map(|_| SwitchTarget::NoTenant));
             }
         };
         let (tenant, access) = self.resolve(handle, goal).await?;
@@ -231,9 +234,9 @@ impl TenantSwitcher {
 
     fn note(&mut self, wish: &TenantRequest, tenant: Option<i64>) {
         if wish.local {
-            self.visiting = true;
+            self.for_transaction = true;
         } else {
-            (self.chosen, self.visiting) = (tenant, false);
+            (self.chosen, self.for_transaction) = (tenant, false);
         }
     }
 
@@ -243,8 +246,8 @@ impl TenantSwitcher {
         if std::mem::take(&mut self.resetting) {
             self.chosen = self.first;
         }
-        self.visiting = false;
-        let Some(id) = self.chosen else { return Some(SwitchTarget::Lobby) };
+        self.for_transaction = false;
+        let Some(id) = self.chosen else { return Some(SwitchTarget::NoTenant) };
         let gone = match self.resolve(handle, TenantRef::Id(id)).await {
             Ok((tenant, access)) if here == (tenant.id, access) => return None,
             Ok((tenant, access)) => match self.enter(handle, tenant, access).await {
@@ -255,7 +258,7 @@ impl TenantSwitcher {
         };
         info!(login = handle.login.name, tenant = id, reason = %gone, "a session cannot go back to its tenant");
         self.chosen = None;
-        Some(SwitchTarget::Lobby)
+        Some(SwitchTarget::NoTenant)
     }
 }
 

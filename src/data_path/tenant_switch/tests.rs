@@ -79,7 +79,7 @@ struct Talked {
 impl Talked {
     fn new() -> Self {
         let rules = SessionRules {
-            chooses: true,
+            may_switch_tenant: true,
             follow: true,
             inspect_bytes_max: 1 << 20,
             statements_max: 10,
@@ -88,7 +88,10 @@ impl Talked {
             settings_bytes_max: 1 << 20,
             ..SessionRules::nobody(&Arc::default())
         };
-        Self { desk: LocalResponder::new(Arc::default()), side: ClientSide::new(rules, Arc::default(), 1 << 32) }
+        Self {
+            desk: LocalResponder::new(Arc::default()),
+            side: ClientSide::new(rules, Arc::default(), 1 << 32),
+        }
     }
 
     /// Sends simple queries in one go; tells the tags of the replies, how many queries were left, and what is next.
@@ -122,8 +125,12 @@ use std::sync::Arc;
 #[test]
 fn begin_is_kept_until_a_server_is_needed() {
     let mut talked = Talked::new();
-    assert_eq!(talked.query(Some("acme"), &["BEGIN READ ONLY", "SELECT 1"]), ("CZT".into(), 1, LocalStep::Server));
-    let (mut lease, mut out) = (crate::data_path::exchange::pending_replies::ReplyTracker::default(), Vec::new());
+    assert_eq!(
+        talked.query(Some("acme"), &["BEGIN READ ONLY", "SELECT 1"]),
+        ("CZT".into(), 1, LocalStep::Server)
+    );
+    let (mut lease, mut out) =
+        (crate::data_path::exchange::pending_replies::ReplyTracker::default(), Vec::new());
     talked.desk.hand_over(&mut lease, &mut out);
     let sent = String::from_utf8_lossy(&out);
     assert!(sent.contains("BEGIN\0") && sent.contains("SET TRANSACTION READ ONLY\0"), "{sent}");

@@ -15,7 +15,7 @@ fn asked(lease: &mut ReplyTracker, requests: &str) {
             'F' => Request::FunctionCall,
             other => panic!("{other}"),
         };
-        let _ = lease.ask(asked, Origin::Client);
+        let _ = lease.track(asked, Origin::Client);
     }
 }
 
@@ -79,8 +79,8 @@ fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
     let mut lease = ReplyTracker::default();
     asked(&mut lease, "P");
     replies(&mut lease, "E").unwrap();
-    assert!(!lease.ask(Request::Bind, Origin::Client));
-    assert!(!lease.ask(Request::Query(None), Origin::Client), "a simple query is skipped as well");
+    assert!(!lease.track(Request::Bind, Origin::Client));
+    assert!(!lease.track(Request::Query(None), Origin::Client), "a simple query is skipped as well");
     asked(&mut lease, "S");
     replies(&mut lease, "Z").unwrap();
     assert!(lease.is_over());
@@ -160,7 +160,7 @@ fn what_nobody_asked_for_is_a_desync() {
 #[test]
 fn replies_to_what_we_put_in_stay_with_us() {
     let mut lease = ReplyTracker::default();
-    assert!(lease.ask(Request::Parse(None), Origin::Follow));
+    assert!(lease.track(Request::Parse(None), Origin::Prepare));
     asked(&mut lease, "BES");
     assert!(!lease.reply(b'1').unwrap().pass);
     assert!(lease.reply(b'2').unwrap().pass);
@@ -169,9 +169,9 @@ fn replies_to_what_we_put_in_stay_with_us() {
 #[test]
 fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
     let mut lease = ReplyTracker::default();
-    assert!(lease.ask(Request::Parse(None), Origin::Follow));
+    assert!(lease.track(Request::Parse(None), Origin::Prepare));
     asked(&mut lease, "BES");
-    assert_eq!(lease.error(|_, _| {}), Ok(Origin::Follow));
+    assert_eq!(lease.error(|_, _| {}), Ok(Origin::Prepare));
     assert!(lease.ready(b'I').unwrap());
 }
 

@@ -150,13 +150,13 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
     };
     let destination = case.goal().and_then(|goal| match goal {
         Goal::Console { read_only } => Ok(Route::Console { read_only }),
-        Goal::Lobby => Ok(Route::Lobby),
+        Goal::Lobby => Ok(Route::NoTenant),
         Goal::Named(tenant) => case.enter(Some(tenant)),
         Goal::Only(id) => case.enter([&acme, &globex].into_iter().find(|it| it.id == id).cloned()),
     });
     match destination {
         Ok(Route::Tenant { tenant, access }) => format!("{} {access:?}", tenant.name),
-        Ok(Route::Lobby) => "lobby".to_owned(),
+        Ok(Route::NoTenant) => "lobby".to_owned(),
         Ok(Route::Console { read_only }) => format!("console, read only: {read_only}"),
         Err(Verdict::Denied(denial)) => format!("denied: {denial:?}"),
         Err(Verdict::Refused(refusal)) => refusal.sqlstate().to_owned(),

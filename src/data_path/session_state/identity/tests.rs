@@ -45,7 +45,7 @@ fn identity(access: Access) -> Identity {
         disabled: false,
         allow_from: Vec::new(),
     };
-    Identity { login: Some(login.into()), place: Some(Place { tenant: tenant.into(), access }.into()) }
+    Identity { login: Some(login.into()), place: Some(TenantAccess { tenant: tenant.into(), access }.into()) }
 }
 
 /// `-`: the server's business; `password`: the login's; else why it is refused.

@@ -26,7 +26,7 @@ fn what_a_transaction_sets_for_itself_matters_when_a_text_is_parsed() {
         "SELECT set_config('TimeZone', $1, true)",
         "DO 'BEGIN SET LOCAL DateStyle = german; END'",
     ] {
-        assert_eq!(read(sql).doubts, StateChecks::LOCAL_SETTINGS, "{sql}");
+        assert_eq!(read(sql).checks, StateChecks::LOCAL_SETTINGS, "{sql}");
     }
     assert_eq!(read("SELECT set_config('work_mem', $1, true)"), SideEffects::default());
 }
@@ -41,10 +41,10 @@ fn what_may_advance_a_sequence_is_known() {
         "CALL p()",
         "DO ''",
     ] {
-        assert!(read(sql).advances, "{sql}");
+        assert!(read(sql).advances_sequence, "{sql}");
     }
     for sql in ["SELECT x FROM t;", "UPDATE t SET value = 1", "DELETE FROM t", "BEGIN", ""] {
-        assert!(!read(sql).advances, "{sql}");
+        assert!(!read(sql).advances_sequence, "{sql}");
     }
 }
 
@@ -64,14 +64,14 @@ fn what_may_change_functions_or_their_callers_is_looked_after() {
         ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", StateChecks::FUNCTIONS),
         ("CREATE VIEW v AS SELECT Setseed(0.5)", StateChecks::FUNCTIONS),
     ] {
-        assert_eq!(read(sql).doubts, doubts, "{sql}");
+        assert_eq!(read(sql).checks, doubts, "{sql}");
     }
 }
 
 #[test]
 fn what_may_change_what_sessions_begin_with_is_looked_after() {
     for sql in ["ALTER ROLE ALL SET work_mem = '8MB'", "SELECT 1; alter database acme reset all"] {
-        assert_eq!(read(sql).doubts, StateChecks::SESSION_START, "{sql}");
+        assert_eq!(read(sql).checks, StateChecks::SESSION_START, "{sql}");
     }
 }
 
@@ -97,7 +97,7 @@ fn what_code_sets_under_names_that_can_be_told_is_asked_about_and_pins_nothing()
         assert_eq!(read.pins, Pins::empty(), "{sql}");
         let names = read.names.unwrap_or_default();
         assert!(named.is_none_or(|named| names.iter().any(|name| **name == *named)), "{sql}");
-        assert!(read.doubts.intersects(StateChecks::ANY_SETTING | StateChecks::NAMED_SETTINGS), "{sql}");
+        assert!(read.checks.intersects(StateChecks::ANY_SETTING | StateChecks::NAMED_SETTINGS), "{sql}");
     }
 }
 
@@ -111,19 +111,19 @@ fn what_nobody_can_be_asked_about_pins() {
     );
     assert_eq!(read("LOAD 'x'").pins, Pins::LOAD);
     assert_eq!(read("SELECT lastval()").pins, Pins::SEQUENCE);
-    assert_eq!(read("FROBNICATE").doubts, SideEffects::anything().doubts);
+    assert_eq!(read("FROBNICATE").checks, SideEffects::anything().checks);
 }
 
 #[test]
 fn the_resets_of_drivers_are_known_for_what_they_are() {
     let asyncpg = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
-    assert_eq!(read(asyncpg).tidies, Some(DriverReset::ResetsSettings));
-    assert_eq!(read("DISCARD ALL").tidies, Some(DriverReset::DiscardsAll));
+    assert_eq!(read(asyncpg).driver_reset, Some(DriverReset::ResetsSettings));
+    assert_eq!(read("DISCARD ALL").driver_reset, Some(DriverReset::DiscardsAll));
     let npgsql = "CLOSE ALL;UNLISTEN *;SELECT pg_advisory_unlock_all();DISCARD SEQUENCES;DISCARD TEMP";
-    assert_eq!(read(npgsql).tidies, Some(DriverReset::KeepsSettings));
+    assert_eq!(read(npgsql).driver_reset, Some(DriverReset::KeepsSettings));
     for other in
         ["RESET ALL; SET a = 1", "ROLLBACK; RESET ALL", "SELECT pg_advisory_unlock_all(), f()", "RESET x"]
     {
-        assert_eq!(read(other).tidies, None, "{other}");
+        assert_eq!(read(other).driver_reset, None, "{other}");
     }
 }
