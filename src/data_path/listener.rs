@@ -193,7 +193,7 @@ async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
 fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     let config = proxy.config.load();
     match proxy.connection_limits.enter(peer, &config.limits) {
-        Some(visitor) => drop(tokio::spawn(serve_client(stream, visitor, proxy.clone()))),
+        Some(permit) => drop(tokio::spawn(serve_client(stream, permit, proxy.clone()))),
         None => {
             proxy.metrics.login_refused(&ClientError::TooManyClients);
             let Some(counted) = proxy.connection_limits.turn_away(&config.limits) else { return };

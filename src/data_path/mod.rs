@@ -37,39 +37,39 @@ use crate::{
 };
 
 /// One client, from its first byte to its last. Whatever goes wrong on the way is told to the client, if there is a way.
-pub async fn serve_client(mut stream: Stream, visitor: ConnectionPermit, proxy: Arc<Proxy>) {
+pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
     let in_time = tokio::time::timeout(config.timeouts.client_login, async {
         // Until it says something and has its turn, a connection costs next to nothing.
         stream.readable().await?;
-        let (client, origin, at_a_time) = (&mut stream, visitor.origin(), config.limits.logins_at_a_time);
+        let (client, origin, at_a_time) = (&mut stream, permit.origin(), config.limits.logins_at_a_time);
         let turns = &proxy.login_turns;
         turns
             .take(origin, at_a_time, || {
-                visitor.begin_login(&config.limits);
-                log_in(client, &visitor, &proxy, &config)
+                permit.begin_login(&config.limits);
+                log_in(client, &permit, &proxy, &config)
             })
             .await
     });
     let login = tokio::select! {
         login = in_time => login.unwrap_or(Err(ClientError::LoginTimeout.into())),
-        () = visitor.must_leave() => Err(ClientError::TooManyClients.into()),
+        () = permit.must_leave() => Err(ClientError::TooManyClients.into()),
     };
     match login {
-        Ok(Some((hello, Authenticated { login, destination, unsent }))) => match destination {
+        Ok(Some((packet, Authenticated { login, destination, unsent }))) => match destination {
             Route::Tenant { tenant, access } => {
-                session_start::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent)
+                session_start::open_session(stream, permit, proxy, packet, login, tenant, access, unsent)
                     .await;
             }
-            Route::NoTenant => session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await,
+            Route::NoTenant => session_start::open_lobby(stream, permit, proxy, packet, login, unsent).await,
             Route::Console { read_only } => {
                 let console = proxy.console.clone();
-                console(ConsoleClient { stream, hello, login, read_only, unsent, proxy, visitor }).await;
+                console(ConsoleClient { stream, packet, login, read_only, unsent, proxy, permit }).await;
             }
         },
         Ok(None) => {}
         Err(error @ (StartupError::Garbled(_) | StartupError::Io(_))) => {
-            tracing::debug!(peer = ?visitor.peer(), %error, "a client left before login")
+            tracing::debug!(peer = ?permit.peer(), %error, "a client left before login")
         }
         Err(StartupError::Refused(refusal)) => {
             proxy.metrics.login_refused(&refusal);
@@ -81,22 +81,22 @@ pub async fn serve_client(mut stream: Stream, visitor: ConnectionPermit, proxy: 
 /// Startup and proof; `None` where there is nobody to serve: a cancel request, or somebody who left.
 async fn log_in(
     stream: &mut Stream,
-    visitor: &ConnectionPermit,
+    permit: &ConnectionPermit,
     proxy: &Proxy,
     config: &Config,
 ) -> Result<Option<(self::login::startup::StartupPacket, Authenticated)>, StartupError> {
     let door = proxy.tls.load_full();
     let required = !matches!(config.client_tls.mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
     let rules = TlsRules { door: door.as_deref(), required };
-    let mut hello = match self::login::startup::receive(stream, visitor.peer(), rules).await? {
-        FirstRequest::Client(hello) => hello,
+    let mut packet = match self::login::startup::receive(stream, permit.peer(), rules).await? {
+        FirstRequest::Client(packet) => packet,
         FirstRequest::Cancel { process_id, secret } => {
             proxy.cancel(process_id, &secret).await;
             return Ok(None);
         }
         FirstRequest::Gone => return Ok(None),
     };
-    visitor.admitted(&config.limits)?;
+    permit.admitted(&config.limits)?;
     let gate = AuthContext {
         directory: &*proxy.directory,
         tenant_host_suffixes: &config.tenant_host_suffixes,
@@ -105,9 +105,9 @@ async fn log_in(
         failed_login_rules: &config.limits.failed_logins,
         metrics: &proxy.metrics,
     };
-    let proven = authenticate(stream, &mut hello, gate).await?;
-    visitor.logged_in(&config.limits)?;
-    Ok(Some((hello, proven)))
+    let proven = authenticate(stream, &mut packet, gate).await?;
+    permit.logged_in(&config.limits)?;
+    Ok(Some((packet, proven)))
 }
 
 /// Tells a client that has no session why, and closes.

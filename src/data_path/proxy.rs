@@ -33,7 +33,7 @@ pub struct ConsoleClient {
     /// The connection, on the runtime that accepted it.
     pub stream: Stream,
     /// What it said at startup; `leftover` is what it has sent since.
-    pub hello: StartupPacket,
+    pub packet: StartupPacket,
     /// Who.
     pub login: Arc<Login>,
     /// May only SHOW.
@@ -43,7 +43,7 @@ pub struct ConsoleClient {
     /// What there is to see.
     pub proxy: Arc<Proxy>,
     /// Its place among the clients.
-    pub visitor: ConnectionPermit,
+    pub permit: ConnectionPermit,
 }
 
 /// The admin console; the control path has it.

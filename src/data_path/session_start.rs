@@ -43,9 +43,9 @@ use crate::{
 )]
 pub async fn open_session(
     mut stream: Stream,
-    visitor: ConnectionPermit,
+    permit: ConnectionPermit,
     proxy: Arc<Proxy>,
-    hello: StartupPacket,
+    packet: StartupPacket,
     login: Arc<Login>,
     tenant: Arc<Tenant>,
     access: Access,
@@ -70,19 +70,19 @@ pub async fn open_session(
             warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
             return None;
         }
-        greet(stream, &proxy, pool, hello, login, unsent).await
+        greet(stream, &proxy, pool, packet, login, unsent).await
     });
     worker.spawn(async move {
         let Some(relay) = welcome.await else { return };
-        if visitor.has_missed_changes() {
+        if permit.has_missed_changes() {
             Box::pin(watcher.look_again_at(&relay.handle)).await;
         }
         drop(watcher);
         let index = relay.pool.worker.index;
         let gone = relay.run().await;
         drop(present);
-        if let Some(departure) = gone {
-            Box::pin(run_session(departure, visitor, Some(index))).await;
+        if let Some(transfer) = gone {
+            Box::pin(run_session(transfer, permit, Some(index))).await;
         }
     });
 }
@@ -99,13 +99,13 @@ async fn greet(
     stream: Stream,
     proxy: &Arc<Proxy>,
     pool: Arc<Pool>,
-    hello: StartupPacket,
+    packet: StartupPacket,
     login: Arc<Login>,
     unsent: Vec<u8>,
 ) -> Option<Box<Relay>> {
     let config = proxy.config.load_full();
     let addresses = stream.addresses();
-    let asked = Settings::new(hello.settings);
+    let asked = Settings::new(packet.settings);
     let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
     let (greeting, server, began) = match meet(&pool, asked, &memory, wait).await {
@@ -120,13 +120,13 @@ async fn greet(
     let arrival = NewSession {
         login,
         place: Some(pool.place.clone()),
-        peer: hello.peer,
+        peer: packet.peer,
         addresses,
         now_ms: pool.worker.clock.now_ms(),
-        tls: hello.tls.is_some(),
+        tls: packet.tls.is_some(),
         application_name: greeting.told.text("application_name").unwrap_or_default().into(),
         known_as: server.as_ref().map(|server| server.process_id),
-        secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
+        secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
     let (handle, secret) = proxy.sessions.register(arrival);
     pool.stats.logins.fetch_add(1, Relaxed);
@@ -141,7 +141,7 @@ async fn greet(
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
-    let concierge =
+    let switcher =
         is_service.then(|| TenantSwitcher::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
     let rules = SessionRules {
         follow: pool.rules.mode == PoolMode::Transaction,
@@ -153,18 +153,18 @@ async fn greet(
     };
     let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
     (side.told, side.start_settings, side.began) = (greeting.told, greeting.start.into(), began);
-    let seat = DetachedSession {
+    let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),
         side,
-        inbox: hello.unread,
+        inbox: packet.unread,
         handle,
         query_wait: wait,
         leaving: None,
-        switcher: concierge,
+        switcher: switcher,
         proxy: proxy.clone(),
     };
-    let mut relay = Box::new(Relay::new(seat, pool));
+    let mut relay = Box::new(Relay::new(session, pool));
     if let Some(server) = server {
         relay.engage(server);
     }
@@ -215,14 +215,14 @@ fn first_serial(handle: &Registered) -> u64 {
 /// A service login that names no tenant: a session on this worker, until it chooses one.
 pub async fn open_lobby(
     stream: Stream,
-    visitor: ConnectionPermit,
+    permit: ConnectionPermit,
     proxy: Arc<Proxy>,
-    hello: StartupPacket,
+    packet: StartupPacket,
     login: Arc<Login>,
     unsent: Vec<u8>,
 ) {
     let config = proxy.config.load_full();
-    let asked = Settings::new(hello.settings);
+    let asked = Settings::new(packet.settings);
     let nowhere = &proxy.pools.accounts.nowhere;
     let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[nowhere]);
     let began = match startup_charge(&asked, &memory) {
@@ -236,13 +236,13 @@ pub async fn open_lobby(
     let arrival = NewSession {
         login,
         place: None,
-        peer: hello.peer,
+        peer: packet.peer,
         addresses: stream.addresses(),
         now_ms: proxy.workers.first().map_or(0, |worker| worker.clock.now_ms()),
-        tls: hello.tls.is_some(),
+        tls: packet.tls.is_some(),
         application_name: asked.get("application_name").unwrap_or_default().into(),
         known_as: None,
-        secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
+        secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
     let (handle, secret) = proxy.sessions.register(arrival);
     if config.log.connections {
@@ -260,19 +260,19 @@ pub async fn open_lobby(
     let rules = SessionRules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
     (side.told, side.began) = (told.clone(), began);
-    let seat = DetachedSession {
+    let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),
         side,
-        inbox: hello.unread,
+        inbox: packet.unread,
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,
         switcher: Some(TenantSwitcher::new(proxy.clone(), None, told)),
         proxy: proxy.clone(),
     };
-    if visitor.has_missed_changes() {
-        proxy.look_again_at(&seat.handle).await;
+    if permit.has_missed_changes() {
+        proxy.look_again_at(&session.handle).await;
     }
-    tokio::spawn(run_session(Box::new((seat, SwitchTarget::NoTenant)), visitor, None));
+    tokio::spawn(run_session(Box::new((session, SwitchTarget::NoTenant)), permit, None));
 }

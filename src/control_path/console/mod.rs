@@ -108,22 +108,22 @@ pub fn door(context: ConsoleContext) -> Console {
 }
 
 async fn receive(visit: ConsoleClient, context: ConsoleContext) {
-    let ConsoleClient { mut stream, hello, login, read_only, unsent, proxy, visitor } = visit;
+    let ConsoleClient { mut stream, packet, login, read_only, unsent, proxy, permit } = visit;
     if let Err(error) = stream.attach() {
         return debug!(%error, "an administrator's connection broke");
     }
-    info!(login = login.name, peer = ?hello.peer, read_only, "console opened");
-    let connection = ConsoleConnection::new(stream, &hello.unread, unsent);
+    info!(login = login.name, peer = ?packet.peer, read_only, "console opened");
+    let connection = ConsoleConnection::new(stream, &packet.unread, unsent);
     let name = login.name.clone();
     let session = Session {
         proxy,
         context,
         login,
         read_only,
-        peer: hello.peer,
+        peer: packet.peer,
         in_transaction: false,
         extended: Extended::default(),
-        _visitor: visitor,
+        _permit: permit,
     };
     let end = session.serve(connection).await;
     info!(login = name, end = ?end.err(), "console closed");
@@ -139,7 +139,7 @@ struct Session {
     /// Drivers that said BEGIN look whether they are believed.
     in_transaction: bool,
     extended: Extended,
-    _visitor: ConnectionPermit,
+    _permit: ConnectionPermit,
 }
 
 impl Session {

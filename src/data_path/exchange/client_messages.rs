@@ -104,8 +104,8 @@ impl ClientMessages<'_, '_> {
 
     /// A text with this aftermath goes to the server.
     #[inline]
-    pub(super) fn note(&mut self, aftermath: &SideEffects, alone: bool) {
-        note(aftermath, alone, self.sequence_use, self.rules, self.server);
+    pub(super) fn note(&mut self, side_effects: &SideEffects, alone: bool) {
+        note(side_effects, alone, self.sequence_use, self.rules, self.server);
     }
 
     /// And this is the text: what does it call?
@@ -127,38 +127,38 @@ impl ClientMessages<'_, '_> {
             return GOES_ON;
         }
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let aftermath = match (whole, cstr(&mut { body })) {
+        let side_effects = match (whole, cstr(&mut { body })) {
             (true, Ok(sql)) => SideEffects::read(sql, self.server.lexing()),
             _ => SideEffects::unread(),
         };
-        if aftermath.is_guarded()
-            && let Some(flow) = self.guard(b'Q', &aftermath, cstr(&mut { body }).unwrap_or_default())
+        if side_effects.is_guarded()
+            && let Some(flow) = self.guard(b'Q', &side_effects, cstr(&mut { body }).unwrap_or_default())
         {
             return Ok(flow);
         }
-        if (aftermath.names_statements || aftermath.inspects) && self.server.replies.may_have_others() {
+        if (side_effects.names_statements || side_effects.inspects) && self.server.replies.may_have_others() {
             return AWAITS;
         }
-        if aftermath.names_statements && self.server.replies.is_forgetting() {
+        if side_effects.names_statements && self.server.replies.is_forgetting() {
             return AWAITS;
         }
-        if aftermath.names_statements && self.server.replies.may_yet_skip() {
+        if side_effects.names_statements && self.server.replies.may_yet_skip() {
             // What is brought to the server for it comes in a batch of its own, which would end the client's.
             self.server.replies.wait_for_all();
             return AWAITS;
         }
-        if let Err(limit) = self.rules.admit_settings(&self.server.applied, &aftermath) {
+        if let Err(limit) = self.rules.admit_settings(&self.server.applied, &side_effects) {
             return self.refuse(b'Q', limit);
         }
         self.end_unnamed();
         let settled = self.server.replies.is_settled();
         let alone = settled && self.server.replies.status() == b'I';
         let knew_settings = self.server.parsing(self.under).is_some();
-        self.note(&aftermath, alone);
+        self.note(&side_effects, alone);
         self.part_sequences(true);
         self.note_calls(body, None);
-        self.server.note_resets(&aftermath, self.startup, None);
-        if aftermath.inspects {
+        self.server.note_resets(&side_effects, self.startup, None);
+        if side_effects.inspects {
             self.show_what_is_prepared(settled);
         } else if settled
             && self.statements.has_any_in_sql()
@@ -166,7 +166,7 @@ impl ClientMessages<'_, '_> {
         {
             self.show_to_code();
         }
-        if aftermath.names_statements {
+        if side_effects.names_statements {
             let sql = cstr(&mut { body }).unwrap_or_default();
             let knows_settings = self.server.parsing(self.under).is_some();
             let settings = match settled && knew_settings == knows_settings {
@@ -177,14 +177,14 @@ impl ClientMessages<'_, '_> {
                 Ok(rewritten) => rewritten,
                 Err(limit) => return self.refuse(b'Q', limit),
             };
-            if let Some(RewrittenText { text, requires, prepare_effects: deeds, .. }) = rewritten {
+            if let Some(RewrittenText { text, requires, prepare_effects: prepare_effects, .. }) = rewritten {
                 let mut preparer = self.server.preparer(self.under, self.startup);
                 for statement in &requires {
                     preparer.ensure_for_query(statement, self.out);
                 }
-                preparer.make_room(deeds.prepared(), self.out.build());
-                deeds.expect(self.statements, preparer.statements);
-                self.ask(Request::Query(Some(Box::new(deeds))));
+                preparer.make_room(prepare_effects.prepared(), self.out.build());
+                prepare_effects.expect(self.statements, preparer.statements);
+                self.ask(Request::Query(Some(Box::new(prepare_effects))));
                 append(self.out.build(), b'Q', |out| append_cstr(out, &text));
                 return GOES_ON;
             }
@@ -198,34 +198,34 @@ impl ClientMessages<'_, '_> {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = cstr(&mut body).map_err(violation)?;
-        let aftermath = |lexing| match cstr(&mut { body }) {
+        let side_effects = |lexing| match cstr(&mut { body }) {
             Ok(sql) if whole => SideEffects::read(sql, lexing),
             _ => SideEffects::unread(),
         };
         let lexing = self.server.lexing();
         if name.is_empty() {
-            let aftermath = aftermath(lexing);
-            if aftermath.is_guarded()
-                && let Some(flow) = self.guard(b'P', &aftermath, cstr(&mut { body }).unwrap_or_default())
+            let side_effects = side_effects(lexing);
+            if side_effects.is_guarded()
+                && let Some(flow) = self.guard(b'P', &side_effects, cstr(&mut { body }).unwrap_or_default())
             {
                 return Ok(flow);
             }
-            if aftermath.names_statements && self.server.replies.may_have_others() {
+            if side_effects.names_statements && self.server.replies.may_have_others() {
                 return AWAITS;
             }
-            if let Err(limit) = self.admit_unnamed(if whole { body } else { b"" }, &aftermath) {
+            if let Err(limit) = self.admit_unnamed(if whole { body } else { b"" }, &side_effects) {
                 return self.refuse(b'P', limit);
             }
             *self.unnamed_serial += 1;
-            match self.rewritten(&aftermath, body) {
+            match self.rewritten(&side_effects, body) {
                 Err(limit) => return self.refuse(b'P', limit),
                 Ok(None) => {}
-                Ok(Some(text)) => return self.parse_with_server_names(name, body, aftermath, text),
+                Ok(Some(text)) => return self.parse_with_server_names(name, body, side_effects, text),
             }
             if self.ask_unnamed(Request::Parse(None)) {
                 let (serial, under) = (*self.unnamed_serial, self.server.parsing(self.under));
                 match whole {
-                    true => self.statements.set_unnamed(serial, body, aftermath, None, under),
+                    true => self.statements.set_unnamed(serial, body, side_effects, None, under),
                     false => self.unnamed_unread(serial),
                 }
                 self.server.statements.set_unnamed(*self.unnamed_serial);
@@ -247,7 +247,7 @@ impl ClientMessages<'_, '_> {
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
             return GOES_ON;
         }
-        let read = aftermath(lexing);
+        let read = side_effects(lexing);
         if read.is_guarded()
             && let Some(flow) = self.guard(b'P', &read, cstr(&mut { body }).unwrap_or_default())
         {
@@ -282,8 +282,8 @@ impl ClientMessages<'_, '_> {
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
-        let ServerSide { replies: lease, .. } = &mut *self.server;
-        describe_parsed(&statement, Some(name), Origin::Prepare, lease, self.out.build());
+        let ServerSide { replies: replies, .. } = &mut *self.server;
+        describe_parsed(&statement, Some(name), Origin::Prepare, replies, self.out.build());
     }
 
     fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
@@ -446,18 +446,18 @@ impl ClientMessages<'_, '_> {
 
 #[inline]
 fn note(
-    aftermath: &SideEffects,
+    side_effects: &SideEffects,
     alone: bool,
     advances: &mut SequenceUse,
     rules: &SessionRules,
     server: &mut ServerSide,
 ) {
-    server.checks.note(aftermath, alone);
-    note_sequences(aftermath, advances, rules, server);
-    server.replies.committing |= aftermath.commits;
-    server.replies.forgetting |= aftermath.deallocates;
-    server.signals.note(aftermath.signals);
-    if rules.functions.may_be_changed_by(aftermath.checks) {
+    server.checks.note(side_effects, alone);
+    note_sequences(side_effects, advances, rules, server);
+    server.replies.committing |= side_effects.commits;
+    server.replies.forgetting |= side_effects.deallocates;
+    server.signals.note(side_effects.signals);
+    if rules.functions.may_be_changed_by(side_effects.checks) {
         server.checks.changes_functions(&rules.functions);
     }
 }

@@ -78,26 +78,26 @@ impl ClientMessages<'_, '_> {
     pub(super) fn made(
         &mut self,
         body: &[u8],
-        aftermath: SideEffects,
+        side_effects: SideEffects,
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
         let is_known = self.server.parsing(self.under).is_some();
         if is_known || !is_parsed_once(cstr(&mut { body }).unwrap_or_default()) {
-            let statement = self.rules.shared_statements.intern(body, self.under, || (aftermath, naming));
+            let statement = self.rules.shared_statements.intern(body, self.under, || (side_effects, naming));
             self.server.checks.prepares(&statement);
             return statement;
         }
         let under = self.settings_now(Origin::Prepare);
-        self.rules.shared_statements.own(body, &under, aftermath, naming)
+        self.rules.shared_statements.own(body, &under, side_effects, naming)
     }
 
     /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
     #[cold]
-    pub(super) fn settings_now(&mut self, whose: Origin) -> Arc<ParseSettings> {
-        let Preparer { replies: lease, context: here, .. } = self.server.preparer(self.under, self.startup);
+    pub(super) fn settings_now(&mut self, origin: Origin) -> Arc<ParseSettings> {
+        let Preparer { replies: replies, context: here, .. } = self.server.preparer(self.under, self.startup);
         match here.under {
             Some(under) => under.clone(),
-            None => here.ask(whose, lease, self.out.build()),
+            None => here.ask(origin, replies, self.out.build()),
         }
     }
 
@@ -152,31 +152,31 @@ impl ClientMessages<'_, '_> {
 
     #[cold]
     fn ensure_absent(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
-        let ServerSide { statements, replies: lease, sought, applied, checks: uncertain, .. } =
+        let ServerSide { statements, replies: replies, sought, applied, checks: checks, .. } =
             &mut *self.server;
-        let here = ParseContext::new(self.under, self.startup, applied, uncertain, lease);
+        let here = ParseContext::new(self.under, self.startup, applied, checks, replies);
         let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
         if changed == Some(true) {
             return Ensured::Changed;
         }
-        let shows = match statements.find(statement, lease.batch()) {
+        let shows = match statements.find(statement, replies.batch()) {
             // The same text by another of the client's names.
-            OnServer::Requested => lease.describes(statement, name),
+            OnServer::Requested => replies.describes(statement, name),
             // Its client is yet to be told the shape that another must be compared with.
             _ if statement.is_description_checked
                 && statement.description.get().is_none()
-                && lease.is_awaited() =>
+                && replies.is_awaited() =>
             {
                 return Ensured::Awaited;
             }
-            _ if lease.may_have_others() => return Ensured::Awaited,
-            _ => Preparer { statements, replies: lease, context: here }.prepare(
+            _ if replies.may_have_others() => return Ensured::Awaited,
+            _ => Preparer { statements, replies: replies, context: here }.prepare(
                 statement,
                 Origin::Prepare,
                 self.out.build(),
             ),
         };
-        if !shows || statement.description.get().is_none() || lease.takes_copy_data() {
+        if !shows || statement.description.get().is_none() || replies.takes_copy_data() {
             return Ensured::Present;
         }
         *sought = Some((statement.clone(), false));
@@ -202,8 +202,8 @@ impl ClientMessages<'_, '_> {
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
         self.statements.take_own_names(&self.rules.shared_statements);
-        let ServerSide { replies: lease, ours, .. } = &mut *self.server;
-        ours.hide(lease, self.out.build());
+        let ServerSide { replies: replies, ours, .. } = &mut *self.server;
+        ours.hide(replies, self.out.build());
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.hide_others(self.statements, self.out.build());
         if settled {

@@ -60,17 +60,17 @@ impl SessionRules {
     /// # Errors
     /// The limit that would be exceeded.
     #[inline]
-    pub fn admit_settings(&self, settings: &Settings, aftermath: &SideEffects) -> Result<(), Limit> {
-        if aftermath.set_bytes == 0 { Ok(()) } else { self.admit_set(settings, aftermath) }
+    pub fn admit_settings(&self, settings: &Settings, side_effects: &SideEffects) -> Result<(), Limit> {
+        if side_effects.set_bytes == 0 { Ok(()) } else { self.admit_set(settings, side_effects) }
     }
 
     #[cold]
-    fn admit_set(&self, settings: &Settings, aftermath: &SideEffects) -> Result<(), Limit> {
-        let names = aftermath.names.as_deref().unwrap_or_default();
-        if settings.bytes_with(names, aftermath.set_bytes) > self.settings_bytes_max {
+    fn admit_set(&self, settings: &Settings, side_effects: &SideEffects) -> Result<(), Limit> {
+        let names = side_effects.names.as_deref().unwrap_or_default();
+        if settings.bytes_with(names, side_effects.set_bytes) > self.settings_bytes_max {
             return Err(Limit::SettingBytes);
         }
-        self.memory.admits(aftermath.set_bytes)
+        self.memory.admits(side_effects.set_bytes)
     }
 
     /// What the client is told.
@@ -180,10 +180,10 @@ impl ClientMessages<'_, '_> {
     }
 
     /// Whether the text of an unnamed statement may be kept, and what it sets.
-    pub(super) fn admit_unnamed(&self, body: &[u8], aftermath: &SideEffects) -> Result<(), Limit> {
+    pub(super) fn admit_unnamed(&self, body: &[u8], side_effects: &SideEffects) -> Result<(), Limit> {
         if body.len() > UNNAMED_BYTES_KEPT {
             self.rules.memory.admits(body.len())?;
         }
-        self.rules.admit_settings(&self.server.applied, aftermath)
+        self.rules.admit_settings(&self.server.applied, side_effects)
     }
 }

@@ -29,7 +29,7 @@ pub struct ParseContext<'a> {
     /// What the server had when the transaction began.
     pub applied: &'a Settings,
     /// What may have changed since.
-    pub uncertain: &'a PendingChecks,
+    pub checks: &'a PendingChecks,
 }
 
 impl<'a> ParseContext<'a> {
@@ -39,20 +39,20 @@ impl<'a> ParseContext<'a> {
         under: &'a Arc<ParseSettings>,
         startup: &'a Settings,
         applied: &'a Settings,
-        uncertain: &'a PendingChecks,
-        lease: &ReplyTracker,
+        checks: &'a PendingChecks,
+        replies: &ReplyTracker,
     ) -> Self {
-        Self { under: Self::under(under, uncertain, lease), startup, applied, uncertain }
+        Self { under: Self::under(under, checks, replies), startup, applied, checks }
     }
 
     /// `under`, unless something may have changed that has not been asked about.
     #[inline]
     pub fn under<'s>(
         under: &'s Arc<ParseSettings>,
-        uncertain: &PendingChecks,
-        lease: &ReplyTracker,
+        checks: &PendingChecks,
+        replies: &ReplyTracker,
     ) -> Option<&'s Arc<ParseSettings>> {
-        let known = !uncertain.changes_parsing() && !lease.pins.contains(Pins::SETTINGS);
+        let known = !checks.changes_parsing() && !replies.pins.contains(Pins::SETTINGS);
         known.then_some(under)
     }
 
@@ -63,8 +63,8 @@ impl<'a> ParseContext<'a> {
     }
 
     /// What must be put in place to parse as under `those`; `None` where nothing need be, or can be, or nobody knows.
-    fn differs(&self, those: &Arc<ParseSettings>, lease: &ReplyTracker) -> Option<Settings> {
-        let can = lease.status() != b'E' && !lease.takes_copy_data() && !lease.is_skipping();
+    fn differs(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
+        let can = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
         if self.is(those) || !can {
             return None;
         }
@@ -80,7 +80,7 @@ impl<'a> ParseContext<'a> {
     /// Parameters that PostgreSQL does not list and that may be set.
     fn unlisted(&self) -> impl Iterator<Item = &str> {
         let applied = self.applied.iter().map(|(name, _)| name);
-        ["role"].into_iter().chain(applied.chain(self.uncertain.named()).filter(|name| name.contains('.')))
+        ["role"].into_iter().chain(applied.chain(self.checks.named()).filter(|name| name.contains('.')))
     }
 
     /// Runs `parses`, which sends what is to be parsed, as under `those` settings if they `matter` to it; its own result.
@@ -88,29 +88,31 @@ impl<'a> ParseContext<'a> {
         &self,
         those: &Arc<ParseSettings>,
         matter: bool,
-        whose: Origin,
-        lease: &mut ReplyTracker,
+        origin: Origin,
+        replies: &mut ReplyTracker,
         out: &mut Vec<u8>,
         parses: impl FnOnce(&mut ReplyTracker, &mut Vec<u8>) -> bool,
     ) -> bool {
-        let Some(settings) = self.differs(those, lease).filter(|_| matter) else { return parses(lease, out) };
+        let Some(settings) = self.differs(those, replies).filter(|_| matter) else {
+            return parses(replies, out);
+        };
         let set = || settings.iter().filter(|(name, _)| *name != "session_authorization");
         let names = array_literal(set().map(|(name, _)| name));
         let values = array_literal(set().map(|(_, value)| value));
         let others = array_literal(self.unlisted().filter(|name| settings.get(name).is_none()));
         let listed = array_literal(HARMLESS.into_iter().chain(UNASKABLE));
-        once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), whose, lease, out);
-        let goes = parses(lease, out);
-        once(LEAVE, &[], Request::Execute(None), whose, lease, out);
+        once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), origin, replies, out);
+        let goes = parses(replies, out);
+        once(LEAVE, &[], Request::Execute(None), origin, replies, out);
         goes
     }
 
     /// Those under which a text is parsed that goes to the server next, where that must be asked: in front of it.
-    pub fn ask(&self, whose: Origin, lease: &mut ReplyTracker, out: &mut Vec<u8>) -> Arc<ParseSettings> {
+    pub fn ask(&self, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) -> Arc<ParseSettings> {
         let those = ParseSettings::unknown();
-        if lease.status() != b'E' {
+        if replies.status() != b'E' {
             let unlisted = array_literal(self.unlisted());
-            once(TELL, &[&unlisted], Request::AskSettings(those.clone()), whose, lease, out);
+            once(TELL, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
         }
         those
     }
@@ -156,15 +158,15 @@ pub fn once(
     sql: &[u8],
     parameters: &[&str],
     asked: Request,
-    whose: Origin,
-    lease: &mut ReplyTracker,
+    origin: Origin,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    if !lease.track(Request::Close(None), whose) {
+    if !replies.track(Request::Close(None), origin) {
         return;
     }
     for asked in [Request::ParseAsIs, Request::Bind, asked, Request::Close(None), Request::Close(None)] {
-        let _ = lease.track(asked, whose);
+        let _ = replies.track(asked, origin);
     }
     close_statement(ONCE, out);
     parse(ONCE, sql, out);

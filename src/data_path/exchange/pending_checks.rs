@@ -88,22 +88,22 @@ impl PendingChecks {
 
     /// A text with this aftermath goes to the server. `alone`: in a transaction of its own, as far as that can be told.
     #[inline]
-    pub fn note(&mut self, aftermath: &SideEffects, alone: bool) {
-        let doubts = aftermath.checks.difference(StateChecks::LOCAL_SETTINGS);
-        if !doubts.is_empty() {
+    pub fn note(&mut self, side_effects: &SideEffects, alone: bool) {
+        let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
+        if !checks.is_empty() {
             let is_all = alone && self.is_empty();
-            self.driver_reset = aftermath.driver_reset.filter(|_| is_all);
-            self.only_loads = aftermath.only_loads && is_all;
+            self.driver_reset = side_effects.driver_reset.filter(|_| is_all);
+            self.only_loads = side_effects.only_loads && is_all;
         }
-        self.resets |= aftermath.tenant == TenantMention::Resets;
+        self.resets |= side_effects.tenant == TenantMention::Resets;
         self.changes_parsing |=
-            aftermath.checks.intersects(StateChecks::LOCAL_SETTINGS | StateChecks::ANY_SETTING);
-        if let Some(resets) = &aftermath.resets {
+            side_effects.checks.intersects(StateChecks::LOCAL_SETTINGS | StateChecks::ANY_SETTING);
+        if let Some(resets) = &side_effects.resets {
             self.taken_back.add(resets);
         }
-        self.pins.insert(aftermath.pins);
-        self.checks.insert(doubts);
-        for name in aftermath.names.iter().flatten() {
+        self.pins.insert(side_effects.pins);
+        self.checks.insert(checks);
+        for name in side_effects.names.iter().flatten() {
             self.name(name);
         }
     }
@@ -161,9 +161,9 @@ impl PendingChecks {
     }
 
     /// Something that no text has told is doubtful as well.
-    pub fn add(&mut self, doubts: StateChecks) {
+    pub fn add(&mut self, checks: StateChecks) {
         self.driver_reset = None;
-        self.checks.insert(doubts);
+        self.checks.insert(checks);
     }
 
     /// RESET ALL or DISCARD ALL goes to the server.

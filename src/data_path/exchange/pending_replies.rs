@@ -115,13 +115,13 @@ impl ReplyTracker {
     /// A request goes to the server; `false` if the server will ignore it, because it skips to the next Sync.
     #[inline(always)]
     #[must_use = "a request that the server ignores has no effect"]
-    pub fn track(&mut self, asked: Request, whose: Origin) -> bool {
+    pub fn track(&mut self, asked: Request, origin: Origin) -> bool {
         match asked {
-            Request::Sync if self.copy_in == CopyIn::Taking && whose == Origin::Client => return true,
+            Request::Sync if self.copy_in == CopyIn::Taking && origin == Origin::Client => return true,
             Request::Sync => {
                 self.batch = self.batch.wrapping_add(1);
                 self.skipping = false;
-                self.unsynced &= whose != Origin::Client;
+                self.unsynced &= origin != Origin::Client;
                 self.changed_before |= std::mem::take(&mut self.changes);
                 self.unnamed_before |= std::mem::take(&mut self.unnamed);
             }
@@ -133,16 +133,16 @@ impl ReplyTracker {
             }
             Request::Parse(Some(_)) | Request::Close(Some(_)) => {
                 self.changes = true;
-                self.unsynced |= whose.is_for_client();
+                self.unsynced |= origin.is_for_client();
             }
             Request::Parse(None) | Request::CloseUnnamed => {
-                self.unnamed |= whose.is_for_client();
-                self.unsynced |= whose.is_for_client();
+                self.unnamed |= origin.is_for_client();
+                self.unsynced |= origin.is_for_client();
             }
-            _ => self.unsynced |= whose.is_for_client(),
+            _ => self.unsynced |= origin.is_for_client(),
         }
         self.tells_us |= matches!(asked, Request::DescribeParsed(_) | Request::AskSettings(_));
-        self.owed.push_back(PendingReply { request: asked, origin: whose });
+        self.owed.push_back(PendingReply { request: asked, origin: origin });
         true
     }
 
@@ -181,9 +181,10 @@ impl ReplyTracker {
     /// What the simple query or Execute that is being answered does to the client's statements.
     pub fn prepare_effects(&mut self) -> Option<&mut Option<Box<PrepareEffects>>> {
         match self.owed.front_mut() {
-            Some(PendingReply { request: Request::Query(deeds) | Request::Execute(deeds), .. }) => {
-                Some(deeds)
-            }
+            Some(PendingReply {
+                request: Request::Query(prepare_effects) | Request::Execute(prepare_effects),
+                ..
+            }) => Some(prepare_effects),
             _ => None,
         }
     }
@@ -357,9 +358,9 @@ impl ReplyTracker {
         let Some(front) = self.owed.front() else {
             return Err(Desync(b'E'));
         };
-        let whose = front.origin;
+        let origin = front.origin;
         if matches!(front.request, Request::Sync | Request::Query(_) | Request::FunctionCall) {
-            return Ok(whose);
+            return Ok(origin);
         }
         let sync = self.owed.iter().position(|owed| matches!(owed.request, Request::Sync));
         self.skipping = sync.is_none();
@@ -371,7 +372,7 @@ impl ReplyTracker {
             skipped(owed, SkippedRequest { failed: place == 0, unnamed_later });
         }
         self.skip_copy_end();
-        Ok(whose)
+        Ok(origin)
     }
 
     /// ReadyForQuery has arrived; `true` if the client gets it.
@@ -386,7 +387,7 @@ impl ReplyTracker {
         match self.settle_front() {
             Some(PendingReply {
                 request: Request::Sync | Request::Query(_) | Request::FunctionCall,
-                origin: whose,
+                origin: origin,
             }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
@@ -395,7 +396,7 @@ impl ReplyTracker {
                     self.committing = false;
                     (self.tells_us, self.all_awaited, self.forgetting) = (false, false, false);
                 }
-                Ok(matches!(whose, Origin::Client | Origin::Denied(_)))
+                Ok(matches!(origin, Origin::Client | Origin::Denied(_)))
             }
             _ => Err(Desync(b'Z')),
         }

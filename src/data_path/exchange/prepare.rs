@@ -40,9 +40,9 @@ impl ServerSide {
         under: &'s Arc<ParseSettings>,
         startup: &'s Settings,
     ) -> Preparer<'s> {
-        let Self { statements, replies: lease, applied, checks: uncertain, .. } = self;
-        let here = ParseContext::new(under, startup, applied, uncertain, lease);
-        Preparer { statements, replies: lease, context: here }
+        let Self { statements, replies: replies, applied, checks: checks, .. } = self;
+        let here = ParseContext::new(under, startup, applied, checks, replies);
+        Preparer { statements, replies: replies, context: here }
     }
 }
 
@@ -111,8 +111,8 @@ impl Preparer<'_> {
 
     /// Prepares `statement` anew, whether the server knows it or not.
     #[cold]
-    pub fn prepare(&mut self, statement: &Arc<Statement>, whose: Origin, out: &mut Vec<u8>) -> bool {
-        self.prepare_as(statement, None, whose, out)
+    pub fn prepare(&mut self, statement: &Arc<Statement>, origin: Origin, out: &mut Vec<u8>) -> bool {
+        self.prepare_as(statement, None, origin, out)
     }
 
     /// The same; `client_name`: the client has prepared it by that name just now, and takes the shape that it has.
@@ -121,40 +121,40 @@ impl Preparer<'_> {
         &mut self,
         statement: &Arc<Statement>,
         client_name: Option<&[u8]>,
-        whose: Origin,
+        origin: Origin,
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, out);
-        let Self { statements, replies: lease, context: here } = self;
-        let parses = |lease: &mut ReplyTracker, out: &mut Vec<u8>| {
+        let Self { statements, replies: replies, context: here } = self;
+        let parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
             if statement.in_sql {
-                return prepare_in_sql(statements, statement, whose, lease, out);
+                return prepare_in_sql(statements, statement, origin, replies, out);
             }
             let naming = StatementName { client_name: None, statement: statement.clone() };
-            let goes = lease.track(Request::Parse(Some(Box::new(naming))), whose);
+            let goes = replies.track(Request::Parse(Some(Box::new(naming))), origin);
             if goes {
-                statements.queued(statement, lease.batch());
+                statements.queued(statement, replies.batch());
                 parse(statement.server_name(), statement.body(), out);
-                describe_parsed(statement, client_name, whose, lease, out);
+                describe_parsed(statement, client_name, origin, replies, out);
             }
             goes
         };
-        here.parse_under(&statement.parsed_under, statement.is_parsed_once, whose, lease, out, parses)
+        here.parse_under(&statement.parsed_under, statement.is_parsed_once, origin, replies, out, parses)
     }
 
     /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let Self { statements, replies: lease, context: here } = self;
+        let Self { statements, replies: replies, context: here } = self;
         let Some((serial, body, parsed_under)) = client.readable_unnamed() else {
-            if lease.track(Request::CloseUnnamed, Origin::Prepare) {
+            if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);
                 append(out, b'C', |out| out.extend_from_slice(b"S\0"));
             }
             return;
         };
-        let mut parses = |lease: &mut ReplyTracker, out: &mut Vec<u8>| {
-            let goes = lease.track(Request::Parse(None), Origin::Prepare);
+        let mut parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
+            let goes = replies.track(Request::Parse(None), Origin::Prepare);
             if goes {
                 statements.set_unnamed(serial);
                 parse(b"", body, out);
@@ -163,8 +163,10 @@ impl Preparer<'_> {
         };
         let sql = cstr(&mut { body }).unwrap_or_default();
         match parsed_under {
-            Some(under) => here.parse_under(under, is_parsed_once(sql), Origin::Prepare, lease, out, parses),
-            None => parses(lease, out),
+            Some(under) => {
+                here.parse_under(under, is_parsed_once(sql), Origin::Prepare, replies, out, parses)
+            }
+            None => parses(replies, out),
         };
     }
 }
@@ -173,12 +175,12 @@ impl Preparer<'_> {
 pub(super) fn describe_parsed(
     statement: &Arc<Statement>,
     client_name: Option<&[u8]>,
-    whose: Origin,
-    lease: &mut ReplyTracker,
+    origin: Origin,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
     let naming = StatementName { client_name: client_name.map(Into::into), statement: statement.clone() };
-    if statement.is_description_checked && lease.track(Request::DescribeParsed(Box::new(naming)), whose) {
+    if statement.is_description_checked && replies.track(Request::DescribeParsed(Box::new(naming)), origin) {
         append(out, b'D', |out| {
             out.push(b'S');
             append_cstr(out, statement.server_name());
@@ -191,19 +193,19 @@ pub(super) fn describe_parsed(
 fn prepare_in_sql(
     statements: &mut ServerStatements,
     statement: &Arc<Statement>,
-    whose: Origin,
-    lease: &mut ReplyTracker,
+    origin: Origin,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) -> bool {
     let naming = StatementName { client_name: None, statement: statement.clone() };
-    let deeds =
+    let prepare_effects =
         PrepareEffects { effects: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
-    let goes = lease.track(Request::Parse(None), whose);
+    let goes = replies.track(Request::Parse(None), origin);
     if goes {
         statements.doubt_unnamed();
-        let _ = lease.track(Request::Bind, whose);
-        let _ = lease.track(Request::Execute(Some(Box::new(deeds))), whose);
-        statements.queued(statement, lease.batch());
+        let _ = replies.track(Request::Bind, origin);
+        let _ = replies.track(Request::Execute(Some(Box::new(prepare_effects))), origin);
+        statements.queued(statement, replies.batch());
         parse(b"", statement.body(), out);
         bind(b"", &[], out);
         execute(out);

@@ -57,7 +57,7 @@ pub fn restore_settings(
     applied: &Arc<Settings>,
     wanted: &Arc<Settings>,
     ours: &mut ProxyStatements,
-    lease: &mut ReplyTracker,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) -> bool {
     if Arc::ptr_eq(applied, wanted) || applied == wanted {
@@ -69,7 +69,7 @@ pub fn restore_settings(
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
         // Neither role nor session authorisation is touched by RESET ALL.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
-        let _ = lease.track(Request::Query(None), Origin::Proxy);
+        let _ = replies.track(Request::Query(None), Origin::Proxy);
         queried = true;
         from = &none;
     }
@@ -84,11 +84,11 @@ pub fn restore_settings(
     let mut any = false;
     for (name, value) in ordered {
         any = true;
-        ours.set(if name == "role" { ROLE } else { PARAMETER }, name, value, lease, out);
+        ours.set(if name == "role" { ROLE } else { PARAMETER }, name, value, replies, out);
     }
     if any {
         append(out, b'S', |_| {});
-        let _ = lease.track(Request::Sync, Origin::Proxy);
+        let _ = replies.track(Request::Sync, Origin::Proxy);
     }
     queried
 }
@@ -140,33 +140,33 @@ impl ProxyStatements {
         (at, statement, text): Setter,
         name: &str,
         value: &str,
-        lease: &mut ReplyTracker,
+        replies: &mut ReplyTracker,
         out: &mut Vec<u8>,
     ) {
         if let Some(known) = self.setters.get_mut(at)
             && !std::mem::replace(known, true)
         {
             parse(statement, text, out);
-            let _ = lease.track(Request::ParseAsIs, Origin::Proxy);
+            let _ = replies.track(Request::ParseAsIs, Origin::Proxy);
         }
         bind(statement, &[name, value], out);
-        let _ = lease.track(Request::Bind, Origin::Proxy);
+        let _ = replies.track(Request::Bind, Origin::Proxy);
         execute(out);
-        let _ = lease.track(Request::Execute(None), Origin::Proxy);
+        let _ = replies.track(Request::Execute(None), Origin::Proxy);
     }
 
     /// Takes them from a server on which a session is about to look at what is prepared.
-    pub fn hide(&mut self, lease: &mut ReplyTracker, out: &mut Vec<u8>) {
+    pub fn hide(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         for (at, statement, _) in SETTERS {
             if let Some(known) = self.setters.get_mut(at)
                 && *known
-                && lease.track(Request::Close(None), Origin::Proxy)
+                && replies.track(Request::Close(None), Origin::Proxy)
             {
                 *known = false;
                 close_statement(statement, out);
             }
         }
-        if self.kept != KeptQuestion::Not && lease.track(Request::Close(None), Origin::Proxy) {
+        if self.kept != KeptQuestion::Not && replies.track(Request::Close(None), Origin::Proxy) {
             self.kept = KeptQuestion::Not;
             close_statement(QUESTION, out);
         }

@@ -38,8 +38,13 @@ const ROLE_AGAIN: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_r
 impl ServerSide {
     /// A text has been noted that runs in a simple query, or where this portal does: it may reset what was given at `startup`.
     #[inline]
-    pub(super) fn note_resets(&mut self, aftermath: &SideEffects, startup: &Settings, portal: Option<&[u8]>) {
-        if let Some(resets) = &aftermath.resets {
+    pub(super) fn note_resets(
+        &mut self,
+        side_effects: &SideEffects,
+        startup: &Settings,
+        portal: Option<&[u8]>,
+    ) {
+        if let Some(resets) = &side_effects.resets {
             self.takes_back(resets, startup, portal);
         }
     }
@@ -69,9 +74,9 @@ impl ClientMessages<'_, '_> {
 
     /// Whether the server can do without when it has this message.
     fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
-        let lease = &self.server.replies;
-        let refuses = lease.is_settled() && lease.status() == b'E';
-        if refuses || lease.is_skipping() || lease.takes_copy_data() {
+        let replies = &self.server.replies;
+        let refuses = replies.is_settled() && replies.status() == b'E';
+        if refuses || replies.is_skipping() || replies.takes_copy_data() {
             return true;
         }
         match tag {
@@ -124,17 +129,17 @@ impl ClientMessages<'_, '_> {
 
     /// Sets again what is due. What the server has is asked for, then, when the transaction is over.
     fn set_again(&mut self, pending: &mut PendingRestore) {
-        let lease = &mut self.server.replies;
-        let apart = !lease.is_unsynced();
+        let replies = &mut self.server.replies;
+        let apart = !replies.is_unsynced();
         let due = pending.take_due(apart);
         if due.is_empty() {
             return;
         }
-        let whose = if apart { Origin::TryPrepare } else { Origin::Prepare };
+        let origin = if apart { Origin::TryPrepare } else { Origin::Prepare };
         if due.iter().any(|reset| !reset.local) {
             self.server.checks.add(StateChecks::ANY_SETTING);
         }
-        set(&due, self.startup, whose, &mut self.server.replies, self.out.build());
+        set(&due, self.startup, origin, &mut self.server.replies, self.out.build());
         if apart {
             let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
             append(self.out.build(), b'S', |_| {});
@@ -143,7 +148,7 @@ impl ClientMessages<'_, '_> {
 }
 
 /// The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
-fn set(due: &[Reset], startup: &Settings, whose: Origin, lease: &mut ReplyTracker, out: &mut Vec<u8>) {
+fn set(due: &[Reset], startup: &Settings, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
     let is_encoding = |reset: &&Reset| *reset.name == *"client_encoding";
     let is_role = |reset: &&Reset| *reset.name == *"role";
     let encoding: Vec<&Reset> = due.iter().filter(is_encoding).collect();
@@ -154,9 +159,9 @@ fn set(due: &[Reset], startup: &Settings, whose: Origin, lease: &mut ReplyTracke
         let names = array_literal(resets.iter().map(|reset| &*reset.name));
         let values = array_literal(resets.iter().map(|reset| value(reset)));
         let locals = array_literal(resets.iter().map(|reset| local(reset)));
-        once(AGAIN, &[&names, &values, &locals], Request::Execute(None), whose, lease, out);
+        once(AGAIN, &[&names, &values, &locals], Request::Execute(None), origin, replies, out);
     }
     for role in due.iter().filter(is_role) {
-        once(ROLE_AGAIN, &[value(role), local(role)], Request::Execute(None), whose, lease, out);
+        once(ROLE_AGAIN, &[value(role), local(role)], Request::Execute(None), origin, replies, out);
     }
 }

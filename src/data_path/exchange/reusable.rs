@@ -28,10 +28,10 @@ impl ServerSide {
     /// What its session has left can be undone by statements of ours.
     pub fn is_cleanable(&self) -> bool {
         let keeps = Pins::LOAD | Pins::FUNCTION_STATE | Pins::DBLINK;
-        let Self { replies: lease, .. } = self;
+        let Self { replies: replies, .. } = self;
         self.is_between_messages()
-            && !lease.is_working()
-            && !lease.is_unsynced()
-            && !lease.pins.intersects(keeps)
+            && !replies.is_working()
+            && !replies.is_unsynced()
+            && !replies.pins.intersects(keeps)
     }
 }

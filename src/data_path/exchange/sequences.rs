@@ -114,18 +114,18 @@ impl ServerSide {
 
     /// `whose`: [`Whose::Attempt`] in a batch of its own, which would end one that is under way, or [`Whose::Follow`] within one.
     #[cold]
-    fn discard_sequences(&mut self, whose: Origin, out: &mut Vec<u8>) {
-        if !self.replies.track(Request::Parse(None), whose) {
+    fn discard_sequences(&mut self, origin: Origin, out: &mut Vec<u8>) {
+        if !self.replies.track(Request::Parse(None), origin) {
             return;
         }
-        let _ = self.replies.track(Request::Bind, whose);
-        let _ = self.replies.track(Request::Execute(None), whose);
+        let _ = self.replies.track(Request::Bind, origin);
+        let _ = self.replies.track(Request::Execute(None), origin);
         self.statements.doubt_unnamed();
         self.sequences.mixed = false;
         parse(b"", b"DISCARD SEQUENCES", out);
         bind(b"", &[], out);
         execute(out);
-        if whose == Origin::TryPrepare {
+        if origin == Origin::TryPrepare {
             let _ = self.replies.track(Request::Sync, Origin::Proxy);
             append(out, b'S', |_| {});
         }
@@ -141,8 +141,8 @@ impl ClientMessages<'_, '_> {
         let first = std::mem::take(&mut self.server.sequences.untouched);
         if first && self.server.sequences.mixed && self.rules.functions.are_sequences_read() {
             let apart = alone && !self.server.replies.is_unsynced();
-            let whose = if apart { Origin::TryPrepare } else { Origin::Prepare };
-            self.server.discard_sequences(whose, self.out.build());
+            let origin = if apart { Origin::TryPrepare } else { Origin::Prepare };
+            self.server.discard_sequences(origin, self.out.build());
         }
     }
 }
@@ -150,7 +150,7 @@ impl ClientMessages<'_, '_> {
 /// Takes down that a text reads sequences, or may advance one.
 #[inline]
 pub(super) fn note_sequences(
-    aftermath: &SideEffects,
+    side_effects: &SideEffects,
     advances: &mut SequenceUse,
     rules: &SessionRules,
     server: &mut ServerSide,
@@ -158,13 +158,13 @@ pub(super) fn note_sequences(
     let here = &mut server.sequences;
     // Its own values, too, are not the last ones if it has been elsewhere since.
     here.mixed |= here.untouched && here.is_behind(advances);
-    advances.count = advances.count.wrapping_add(u32::from(aftermath.advances_sequence));
+    advances.count = advances.count.wrapping_add(u32::from(side_effects.advances_sequence));
     here.count = Some(advances.count);
-    if aftermath.pins.contains(Pins::SEQUENCE) {
+    if side_effects.pins.contains(Pins::SEQUENCE) {
         rules.functions.sequence_is_read();
         advances.reads = true;
     }
-    if aftermath.advances_sequence && !server.checks.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
+    if side_effects.advances_sequence && !server.checks.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
         let read = rules.functions.are_sequences_read();
         if read || advances.trials > 0 {
             advances.trials = if read { TRIALS } else { advances.trials - 1 };

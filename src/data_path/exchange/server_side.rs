@@ -399,8 +399,8 @@ impl ServerSide {
             heard.fatal = true;
             return Ok(true);
         }
-        let Self { replies: lease, statements, told_settings: told, .. } = self;
-        let whose = lease.error(|owed, skipped| {
+        let Self { replies: replies, statements, told_settings: told, .. } = self;
+        let origin = replies.error(|owed, skipped| {
             if owed.changes_unnamed() {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
             }
@@ -419,11 +419,15 @@ impl ServerSide {
                 Request::AskSettings(_) => *told = Some(Settings::default()),
                 // It was to take an unnamed statement away, another client's perhaps, which is still there.
                 Request::CloseUnnamed => statements.doubt_unnamed(),
-                Request::Query(deeds) => {
+                Request::Query(prepare_effects) => {
                     statements.doubt_unnamed();
-                    deeds.into_iter().for_each(|deeds| deeds.undone(&mut client.statements, statements));
+                    prepare_effects.into_iter().for_each(|prepare_effects| {
+                        prepare_effects.undone(&mut client.statements, statements)
+                    });
                 }
-                Request::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
+                Request::Execute(Some(prepare_effects)) => {
+                    prepare_effects.undone(&mut client.statements, statements)
+                }
                 Request::Close(Some(naming)) => match &naming.client_name {
                     Some(name) => client.statements.insert(name, naming.statement.clone()),
                     None => statements.not_closed(&naming.statement),
@@ -431,7 +435,7 @@ impl ServerSide {
                 _ => {}
             }
         })?;
-        match whose {
+        match origin {
             Origin::Proxy => return Err(ExchangeError::Bookkeeping(ServerError::read(bytes))),
             Origin::TryPrepare => return Ok(false),
             Origin::Denied(reason) => {
@@ -457,7 +461,7 @@ impl ServerSide {
             return Some(attempted);
         }
         let shifts = match self.replies.prepare_effects() {
-            Some(Some(deeds)) => std::mem::take(&mut deeds.shifts),
+            Some(Some(prepare_effects)) => std::mem::take(&mut prepare_effects.shifts),
             _ => Vec::new(),
         };
         let parsed = self.replies.client_name();
@@ -472,9 +476,9 @@ impl ServerSide {
     fn command_complete(&mut self, bytes: &[u8], client: &mut ClientSide) {
         let tag = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if matches!(tag, b"DEALLOCATE\0" | b"PREPARE\0")
-            && let Some(Some(deeds)) = self.replies.prepare_effects()
+            && let Some(Some(prepare_effects)) = self.replies.prepare_effects()
         {
-            deeds.done(&mut client.statements, &mut self.statements);
+            prepare_effects.done(&mut client.statements, &mut self.statements);
         }
         if self.replies.origin() != Some(Origin::Client) {
             return;

@@ -80,15 +80,16 @@ impl ClientMessages<'_, '_> {
     /// A portal runs; its text may have named statements.
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
-        let mut deeds = None;
+        let mut prepare_effects = None;
         if let Some((portal, _)) = &self.server.bound {
             let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
-            deeds = self.server.bound.take_if(|_| named).map(|(_, deeds)| Box::new(deeds));
+            prepare_effects =
+                self.server.bound.take_if(|_| named).map(|(_, prepare_effects)| Box::new(prepare_effects));
         }
-        if let Some(deeds) = &deeds {
-            deeds.expect(self.statements, &mut self.server.statements);
+        if let Some(prepare_effects) = &prepare_effects {
+            prepare_effects.expect(self.statements, &mut self.server.statements);
         }
-        self.ask(Request::Execute(deeds));
+        self.ask(Request::Execute(prepare_effects));
     }
 
     /// Those under which a PREPARE in a text is read.
@@ -152,11 +153,11 @@ impl ClientMessages<'_, '_> {
                 (Kind::Prepare { body, .. }, None) => {
                     (named, bytes) = (named + 1, bytes + found.text.len());
                     self.rules.admit(self.statements, named, bytes)?;
-                    let aftermath = found.text.get(body.clone()).unwrap_or_default();
-                    let aftermath = SideEffects::read(aftermath, self.server.lexing());
+                    let side_effects = found.text.get(body.clone()).unwrap_or_default();
+                    let side_effects = SideEffects::read(side_effects, self.server.lexing());
                     let (text, range) = as_kept(sql, &found, &name.range);
                     let under = self.settings_of(settings);
-                    let statement = self.rules.shared_statements.in_sql(aftermath, text, range, &under);
+                    let statement = self.rules.shared_statements.in_sql(side_effects, text, range, &under);
                     let naming =
                         StatementName { client_name: Some(value.into()), statement: statement.clone() };
                     rewritten.prepare_effects.effects.push_back(PrepareEffect::Prepares(naming));
@@ -215,21 +216,21 @@ impl ClientMessages<'_, '_> {
         &mut self,
         name: &[u8],
         body: &[u8],
-        aftermath: SideEffects,
+        side_effects: SideEffects,
         rewritten: RewrittenText,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        let RewrittenText { mut text, requires, prepare_effects: mut deeds, .. } = rewritten;
+        let RewrittenText { mut text, requires, prepare_effects: mut prepare_effects, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
         text.extend_from_slice(types);
-        deeds.shifts = Vec::new();
+        prepare_effects.shifts = Vec::new();
         let mut message = Vec::new();
         append(&mut message, b'P', |out| {
             append_cstr(out, name);
             out.extend_from_slice(&text);
         });
         if !name.is_empty() {
-            let statement = self.made(&text, aftermath, Some(Arc::new((requires, deeds))));
+            let statement = self.made(&text, side_effects, Some(Arc::new((requires, prepare_effects))));
             self.parse_statement(&message, name, &statement);
             return GOES_ON;
         }
@@ -241,7 +242,13 @@ impl ClientMessages<'_, '_> {
         if self.ask_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
             let under = self.server.parsing(self.under);
-            self.statements.set_unnamed(serial, &text, aftermath, Some(Arc::new((requires, deeds))), under);
+            self.statements.set_unnamed(
+                serial,
+                &text,
+                side_effects,
+                Some(Arc::new((requires, prepare_effects))),
+                under,
+            );
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);
@@ -251,14 +258,14 @@ impl ClientMessages<'_, '_> {
     /// A portal of a text that names statements: they must be there when it runs.
     #[cold]
     pub(super) fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
-        let (requires, deeds) = naming;
+        let (requires, prepare_effects) = naming;
         for statement in requires {
             self.note(&statement.side_effects, false);
             self.note_calls(statement.body(), Some(&statement.found_effects));
         }
         self.ensure_named(Some(naming));
-        if !deeds.effects.is_empty() {
-            self.server.bound = Some((portal.into(), deeds.clone()));
+        if !prepare_effects.effects.is_empty() {
+            self.server.bound = Some((portal.into(), prepare_effects.clone()));
         }
     }
 

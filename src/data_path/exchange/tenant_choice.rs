@@ -53,10 +53,10 @@ impl ClientMessages<'_, '_> {
     /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
     #[cold]
     pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<WaitReason> {
-        let lease = &self.server.replies;
+        let replies = &self.server.replies;
         if !self.rules.may_switch_tenant {
             self.deny(tag, TenantSwitchError::Employee);
-        } else if lease.is_unsynced() || lease.takes_copy_data() {
+        } else if replies.is_unsynced() || replies.takes_copy_data() {
             self.deny(tag, TenantSwitchError::TransactionBegun);
         } else {
             return ControlFlow::Break(WaitReason::Choice);
@@ -69,10 +69,10 @@ impl ClientMessages<'_, '_> {
     pub(super) fn guard(
         &mut self,
         tag: u8,
-        aftermath: &SideEffects,
+        side_effects: &SideEffects,
         sql: &[u8],
     ) -> Option<ControlFlow<WaitReason>> {
-        match aftermath.tenant {
+        match side_effects.tenant {
             TenantMention::Sets => Some(self.choice(tag)),
             _ => self.guard_identity(tag, sql),
         }
@@ -81,9 +81,9 @@ impl ClientMessages<'_, '_> {
     /// A text that would change who the session is on its servers: it is refused, or waits if it is a change of its login's
     /// password, which is made where no transaction is open.
     fn guard_identity(&mut self, tag: u8, sql: &[u8]) -> Option<ControlFlow<WaitReason>> {
-        let lease = &self.server.replies;
+        let replies = &self.server.replies;
         match self.rules.identity.judge(sql, self.server.lexing())? {
-            IdentityDecision::Password(_) if lease.is_unsynced() || lease.takes_copy_data() => {
+            IdentityDecision::Password(_) if replies.is_unsynced() || replies.takes_copy_data() => {
                 self.deny(tag, IdentityError::PasswordInTransaction);
             }
             IdentityDecision::Password(_) => return Some(ControlFlow::Break(WaitReason::Choice)),
@@ -129,11 +129,11 @@ impl ClientMessages<'_, '_> {
     #[cold]
     pub(super) fn guard_bound(
         &mut self,
-        aftermath: &SideEffects,
+        side_effects: &SideEffects,
         body: &[u8],
         whole: bool,
     ) -> Result<Option<ControlFlow<WaitReason>>, ClientError> {
-        let flow = self.guard(b'B', aftermath, cstr(&mut { body }).unwrap_or_default());
+        let flow = self.guard(b'B', side_effects, cstr(&mut { body }).unwrap_or_default());
         match flow {
             // With the rest yet to come it is too long for what it says.
             Some(ControlFlow::Break(_)) if !whole => {

@@ -33,17 +33,17 @@ impl ClientSide {
     /// # Errors
     /// The limit that would be exceeded.
     pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
-        let aftermath = SideEffects::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
+        let side_effects = SideEffects::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         self.look_at_settings();
         let under = &self.parse_settings.0;
         self.rules.sees_binds = true;
         if name.is_empty() {
             self.unnamed_serial += 1;
-            self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None, Some(under));
+            self.statements.set_unnamed(self.unnamed_serial, body, side_effects, None, Some(under));
             return Ok(());
         }
         self.rules.admit(&self.statements, 1, name.len() + body.len())?;
-        let statement = self.rules.shared_statements.intern(body, under, || (aftermath, None));
+        let statement = self.rules.shared_statements.intern(body, under, || (side_effects, None));
         self.statements.insert(name, statement);
         Ok(())
     }

@@ -48,9 +48,9 @@ impl CallEffects {
 }
 
 impl From<SideEffects> for CallEffects {
-    fn from(aftermath: SideEffects) -> Self {
-        let names = aftermath.names.into_iter().flatten().collect();
-        Self { checks: aftermath.checks, pins: aftermath.pins, names }
+    fn from(side_effects: SideEffects) -> Self {
+        let names = side_effects.names.into_iter().flatten().collect();
+        Self { checks: side_effects.checks, pins: side_effects.pins, names }
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     fn level(always: StateChecks, on_write: StateChecks) -> NamedEffects {
-        let traces = |doubts| CallEffects { checks: doubts, ..CallEffects::default() };
+        let traces = |checks| CallEffects { checks: checks, ..CallEffects::default() };
         NamedEffects { always: traces(always), on_write: traces(on_write) }
     }
 
@@ -225,7 +225,7 @@ mod tests {
         EffectsByName::new(named, CallEffects::default(), CallEffects::default())
     }
 
-    fn doubts(sql: &str) -> StateChecks {
+    fn checks(sql: &str) -> StateChecks {
         known().look(sql.as_bytes(), false).map(|found| found.checks).unwrap_or_default()
     }
 
@@ -234,18 +234,18 @@ mod tests {
         for sql in
             ["SELECT next_job()", "select public.Next_Job (1)", "call \"next_job\"()", "DO 'x next_job()'"]
         {
-            assert_eq!(doubts(sql), StateChecks::LOCKS, "{sql}");
+            assert_eq!(checks(sql), StateChecks::LOCKS, "{sql}");
         }
-        assert_eq!(doubts("SELECT \"Odd name\"(1)"), StateChecks::TEMPORARY);
-        assert_eq!(doubts("SELECT next_jobs(), my_next_job()"), StateChecks::empty());
-        assert!(doubts("SELECT U&\"\\006eext_job\"()").contains(StateChecks::LOCKS));
+        assert_eq!(checks("SELECT \"Odd name\"(1)"), StateChecks::TEMPORARY);
+        assert_eq!(checks("SELECT next_jobs(), my_next_job()"), StateChecks::empty());
+        assert!(checks("SELECT U&\"\\006eext_job\"()").contains(StateChecks::LOCKS));
     }
 
     #[test]
     fn what_a_trigger_does_counts_where_its_table_is_written_to() {
-        assert_eq!(doubts("SELECT * FROM orders"), StateChecks::empty());
-        assert_eq!(doubts("INSERT INTO orders VALUES (1)"), StateChecks::CURSORS);
-        assert_eq!(doubts("COPY orders FROM STDIN"), StateChecks::CURSORS);
+        assert_eq!(checks("SELECT * FROM orders"), StateChecks::empty());
+        assert_eq!(checks("INSERT INTO orders VALUES (1)"), StateChecks::CURSORS);
+        assert_eq!(checks("COPY orders FROM STDIN"), StateChecks::CURSORS);
     }
 
     #[test]

@@ -173,8 +173,8 @@ impl FunctionEffects {
     /// Whether a text with these doubts may change what is known. Where no function leaves anything behind, nothing that calls
     /// them does: a migration that makes tables and views is not slowed down.
     #[inline]
-    pub fn may_be_changed_by(&self, doubts: StateChecks) -> bool {
-        doubts.contains(StateChecks::FUNCTIONS) || doubts.contains(StateChecks::CALLERS) && !self.is_plain()
+    pub fn may_be_changed_by(&self, checks: StateChecks) -> bool {
+        checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
     }
 
     /// What a text may leave behind by what it calls. `seen` is where a prepared statement remembers it; `tangled`: the text's

@@ -76,26 +76,26 @@ pub struct AuthContext<'a> {
 /// [`StartupError`]; the operator's log has the real reason.
 pub async fn authenticate(
     stream: &mut Stream,
-    hello: &mut StartupPacket,
+    packet: &mut StartupPacket,
     gate: AuthContext<'_>,
 ) -> Result<Authenticated, StartupError> {
-    let server_name = hello.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+    let server_name = packet.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
     let hints = Hints {
-        option: hello.tenant_hint.clone(),
-        database: hello.database.clone(),
-        user: hello.user.clone(),
+        option: packet.tenant_hint.clone(),
+        database: packet.database.clone(),
+        user: packet.user.clone(),
         server_name: server_name
             .and_then(|name| Hints::tenant_of_server_name(name, gate.tenant_host_suffixes)),
     };
     let begun = Instant::now();
     let found = look_up(&hints, gate.directory).await;
     let stored = found.login.as_ref().map(|login| login.verifier.expose_secret());
-    let (verifier, is_stored) = Verifier::of(stored, &hello.user, gate.directory.mock_salt());
+    let (verifier, is_stored) = Verifier::of(stored, &packet.user, gate.directory.mock_salt());
     tokio::time::sleep_until(gate.directory.answer_at(begun).into()).await;
 
     // Until here nothing but the client's own words has decided what was asked of whom; and only a right proof gets
     // to know more than that it failed.
-    let proof = exchange(stream, hello, &verifier).await?;
+    let proof = exchange(stream, packet, &verifier).await?;
     let verdict = match (&found.login, proof) {
         // A password that is wrong may be a new one, and a name that is unknown a new name.
         (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.is_current() => {
@@ -110,15 +110,15 @@ pub async fn authenticate(
                 hints: &hints,
                 split: found.split,
                 tenants: &found.tenants,
-                peer: hello.peer,
+                peer: packet.peer,
                 now: SystemTime::now(),
                 admin_allow_from: gate.admin_allow_from,
             };
             settle(&case, gate.directory).await.map(|destination| (login, destination, server_final))
         }
     };
-    let verdict = verdict.map_err(|verdict| (verdict.to_string(), verdict.into_refusal(&hello.user)));
-    answer_in_time(hello, verdict.as_ref().err(), gate).await?;
+    let verdict = verdict.map_err(|verdict| (verdict.to_string(), verdict.into_refusal(&packet.user)));
+    answer_in_time(packet, verdict.as_ref().err(), gate).await?;
     match verdict {
         Ok((login, destination, server_final)) => {
             let mut unsent = Vec::new();
@@ -135,7 +135,7 @@ pub async fn authenticate(
 /// # Errors
 /// [`ClientError::TooManyFailedLogins`]: it may not hear it.
 async fn answer_in_time(
-    hello: &StartupPacket,
+    packet: &StartupPacket,
     refused: Option<&(String, ClientError)>,
     gate: AuthContext<'_>,
 ) -> Result<(), ClientError> {
@@ -145,17 +145,17 @@ async fn answer_in_time(
         _ => Outcome::Right,
     };
     // `alice@acme` is `alice`, whatever tenant is named.
-    let login = hello.user.rsplit_once('@').map_or(hello.user.as_str(), |(login, _)| login);
-    let origin = ClientNetwork::of(hello.peer);
+    let login = packet.user.rsplit_once('@').map_or(packet.user.as_str(), |(login, _)| login);
+    let origin = ClientNetwork::of(packet.peer);
     let delay = gate.failed_logins.judge(origin, login, outcome, Instant::now(), gate.failed_login_rules);
     match refused {
         // The address first: nothing that a client chooses stands before it. docs/security.md has the filter for fail2ban.
         Some((reason, _)) if delay.is_logged => {
-            let address = hello.peer.map_or_else(|| "local".to_owned(), |peer| peer.to_string());
-            warn!(%address, user = hello.user, database = hello.database, reason, "login failed");
+            let address = packet.peer.map_or_else(|| "local".to_owned(), |peer| peer.to_string());
+            warn!(%address, user = packet.user, database = packet.database, reason, "login failed");
         }
         Some((reason, _)) if outcome != Outcome::Wrong => {
-            info!(user = hello.user, database = hello.database, peer = ?hello.peer, reason, "login refused");
+            info!(user = packet.user, database = packet.database, peer = ?packet.peer, reason, "login refused");
         }
         _ => {}
     }
@@ -238,14 +238,14 @@ enum Proof {
 /// The SASL exchange. It takes the same course whether the secret is a login's or a mock.
 async fn exchange(
     stream: &mut Stream,
-    hello: &mut StartupPacket,
+    packet: &mut StartupPacket,
     verifier: &Verifier,
 ) -> Result<Proof, StartupError> {
     let offered =
-        hello.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
+        packet.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
     let plus = offered.is_some();
     let scram = offered.cloned().unwrap_or_else(ScramServerAuth::new);
-    let mut request = std::mem::take(&mut hello.unsent);
+    let mut request = std::mem::take(&mut packet.unsent);
     append(&mut request, b'R', |out| {
         out.extend_from_slice(&10u32.to_be_bytes());
         for mechanism in [PLUS, PLAIN].into_iter().filter(|mechanism| plus || *mechanism == PLAIN) {
@@ -256,7 +256,7 @@ async fn exchange(
     stream.write_all(&request).await?;
     stream.flush().await?;
 
-    let initial = sasl_message(stream, &mut hello.unread).await?;
+    let initial = sasl_message(stream, &mut packet.unread).await?;
     let first = client_first(&initial, plus)?;
     let (server_first, waiting) = scram
         .on_client_first_message_with_secret(first, verifier.secret())
@@ -266,7 +266,7 @@ async fn exchange(
     stream.write_all(&challenge).await?;
     stream.flush().await?;
 
-    let last = sasl_message(stream, &mut hello.unread).await?;
+    let last = sasl_message(stream, &mut packet.unread).await?;
     without_nul(&last)?;
     if !verifier.is_proved(first, &server_first, &last) {
         return Ok(Proof::Wrong);

@@ -285,13 +285,13 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
-    fn is_gone(visitor: &ConnectionPermit) -> bool {
-        !visitor
+    fn is_gone(permit: &ConnectionPermit) -> bool {
+        !permit
             .door
             .held()
             .by_origin
-            .get(&visitor.origin())
-            .is_some_and(|held| held.contains_key(&visitor.number))
+            .get(&permit.origin())
+            .is_some_and(|held| held.contains_key(&permit.number))
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod tests {
             (Arc::<ConnectionLimits>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
         let silent: Vec<_> = (0..4).map(|_| door.enter(at(1), &limits).unwrap()).collect();
         silent[0].begin_login(&limits);
-        assert!(silent.iter().all(|visitor| !is_gone(visitor)));
+        assert!(silent.iter().all(|permit| !is_gone(permit)));
         let other = door.enter(at(2), &limits).unwrap();
         assert!(is_gone(&silent[0]));
         other.begin_login(&limits);
@@ -326,7 +326,7 @@ mod tests {
         let (door, mut limits) = (Arc::<ConnectionLimits>::default(), limits(10, 10, 1 << 20));
         limits.max_client_conn = 1;
         let strangers: Vec<_> = (0..5).map(|_| door.enter(at(1), &limits).unwrap()).collect();
-        assert!(strangers.iter().all(|visitor| visitor.admitted(&limits).is_ok()));
+        assert!(strangers.iter().all(|permit| permit.admitted(&limits).is_ok()));
         assert!(strangers[0].logged_in(&limits).is_ok());
         assert!(strangers[1].logged_in(&limits).is_err() && strangers[1].admitted(&limits).is_err());
         assert_eq!((door.sessions(), door.unproven(), door.clients()), (1, 4, 5));

@@ -145,9 +145,9 @@ pub async fn receive(
                 if rules.required && tls.is_none() && peer.is_some() {
                     return Err(ClientError::EncryptionRequired.into());
                 }
-                let mut hello = StartupPacket { unread: buffer, tls, peer, ..StartupPacket::default() };
-                read_hello(code, &body, &mut hello)?;
-                return Ok(FirstRequest::Client(hello));
+                let mut packet = StartupPacket { unread: buffer, tls, peer, ..StartupPacket::default() };
+                read_startup_packet(code, &body, &mut packet)?;
+                return Ok(FirstRequest::Client(packet));
             }
         }
     }
@@ -206,14 +206,14 @@ fn cancel_request(body: &[u8]) -> Result<FirstRequest, StartupError> {
     }
 }
 
-fn read_hello(version: u32, mut body: &[u8], hello: &mut StartupPacket) -> Result<(), ClientError> {
+fn read_startup_packet(version: u32, mut body: &[u8], packet: &mut StartupPacket) -> Result<(), ClientError> {
     let (major, minor) = (version >> 16, (version & 0xffff) as u16);
     if major != 3 {
         return Err(ClientError::NotSupported(format!(
             "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{MINOR_NEWEST}"
         )));
     }
-    hello.minor = minor.min(MINOR_NEWEST);
+    packet.minor = minor.min(MINOR_NEWEST);
     let mut unknown = Vec::new();
     let (mut user, mut options) = (None, None);
     loop {
@@ -224,7 +224,7 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut StartupPacket) -> Resul
         let value = cstr(&mut body).map_err(|_| layout())?;
         match name {
             b"user" => user = Some(text(value)?),
-            b"database" => hello.database = Some(text(value)?).filter(|name| !name.is_empty()),
+            b"database" => packet.database = Some(text(value)?).filter(|name| !name.is_empty()),
             b"options" => options = Some(text(value)?),
             b"replication" if !matches!(value, b"false" | b"off" | b"no" | b"0") => {
                 return Err(ClientError::NotSupported(
@@ -233,29 +233,29 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut StartupPacket) -> Resul
             }
             b"replication" => {}
             name if name.starts_with(b"_pq_.") => unknown.push(name.to_vec()),
-            name => hello.settings.push((text(name)?, text(value)?)),
+            name => packet.settings.push((text(name)?, text(value)?)),
         }
     }
     if !body.is_empty() {
         return Err(layout());
     }
-    hello.user = user.filter(|name| !name.is_empty()).ok_or(ClientError::NoUser)?;
+    packet.user = user.filter(|name| !name.is_empty()).ok_or(ClientError::NoUser)?;
     if let Some(options) = options {
         let (settings, tenant) = settings_of_options(&options)?;
-        hello.settings.splice(0..0, settings);
-        hello.tenant_hint = tenant;
+        packet.settings.splice(0..0, settings);
+        packet.tenant_hint = tenant;
     }
     // Drivers may also give it as a parameter of its own; the last one counts, as with every parameter.
-    hello.settings.retain(|(name, value)| {
+    packet.settings.retain(|(name, value)| {
         let is_hint = names_tenant(name);
         if is_hint {
-            hello.tenant_hint = Some(value.clone());
+            packet.tenant_hint = Some(value.clone());
         }
         !is_hint
     });
-    hello.tenant_hint.take_if(|name| name.is_empty());
+    packet.tenant_hint.take_if(|name| name.is_empty());
     if minor > MINOR_NEWEST || !unknown.is_empty() {
-        negotiate(hello.minor, &unknown, &mut hello.unsent);
+        negotiate(packet.minor, &unknown, &mut packet.unsent);
     }
     Ok(())
 }
@@ -324,9 +324,9 @@ mod tests {
         })
     }
 
-    fn hello(bytes: &[u8]) -> StartupPacket {
+    fn packet(bytes: &[u8]) -> StartupPacket {
         match arrive(bytes, &[]) {
-            Ok(FirstRequest::Client(hello)) => hello,
+            Ok(FirstRequest::Client(packet)) => packet,
             other => panic!("{other:?}"),
         }
     }
@@ -343,20 +343,20 @@ mod tests {
             ],
         );
         bytes.extend_from_slice(b"behind");
-        let hello = hello(&bytes);
-        assert_eq!((hello.user.as_str(), hello.database.as_deref()), ("alice", Some("acme")));
-        assert_eq!(hello.settings, [("a".into(), "1".into()), ("datestyle".into(), "ISO".into())]);
-        assert_eq!((hello.tenant_hint.as_deref(), &*hello.unread), (Some("acme"), &b"behind"[..]));
-        assert_eq!((hello.minor, hello.unsent.len()), (0, 0));
+        let packet = packet(&bytes);
+        assert_eq!((packet.user.as_str(), packet.database.as_deref()), ("alice", Some("acme")));
+        assert_eq!(packet.settings, [("a".into(), "1".into()), ("datestyle".into(), "ISO".into())]);
+        assert_eq!((packet.tenant_hint.as_deref(), &*packet.unread), (Some("acme"), &b"behind"[..]));
+        assert_eq!((packet.minor, packet.unsent.len()), (0, 0));
     }
 
     #[test]
     fn a_newer_protocol_and_unknown_options_are_negotiated_down() {
-        let hello = hello(&packet_of(3 << 16 | 9999, &[("user", "a"), ("_pq_.x", "1")]));
-        assert_eq!(hello.minor, 2);
+        let packet = packet(&packet_of(3 << 16 | 9999, &[("user", "a"), ("_pq_.x", "1")]));
+        assert_eq!(packet.minor, 2);
         let mut expected = Vec::new();
         negotiate(2, &[b"_pq_.x".to_vec()], &mut expected);
-        assert_eq!(hello.unsent, expected);
+        assert_eq!(packet.unsent, expected);
     }
 
     #[test]
@@ -395,8 +395,8 @@ mod tests {
         #[test]
         fn any_fragmentation_gives_the_same_hello(cuts in prop::collection::vec(any::<usize>(), 0..12)) {
             let bytes = packet_of(3 << 16, &[("user", "alice"), ("database", "acme"), ("application_name", "x")]);
-            let Ok(FirstRequest::Client(hello)) = arrive(&bytes, &cuts) else { panic!() };
-            prop_assert_eq!((hello.user.as_str(), hello.settings.len()), ("alice", 1));
+            let Ok(FirstRequest::Client(packet)) = arrive(&bytes, &cuts) else { panic!() };
+            prop_assert_eq!((packet.user.as_str(), packet.settings.len()), ("alice", 1));
         }
 
         #[test]

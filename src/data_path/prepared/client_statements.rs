@@ -47,7 +47,7 @@ pub(in crate::data_path) struct UnnamedStatement {
     pub(in crate::data_path) serial: u64,
     /// As in [`Statement::body`]; the buffer is used again and again.
     pub(in crate::data_path) body: Vec<u8>,
-    aftermath: SideEffects,
+    side_effects: SideEffects,
     /// As in [`Statement::naming`].
     naming: Option<Arc<SqlNames>>,
     /// Its text was too long to be kept: no other server can have it. And it is gone once the transaction is over in which it
@@ -195,7 +195,7 @@ impl ClientStatements {
         &mut self,
         serial: u64,
         body: &[u8],
-        aftermath: SideEffects,
+        side_effects: SideEffects,
         naming: Option<Arc<SqlNames>>,
         under: Option<&Arc<ParseSettings>>,
     ) {
@@ -211,7 +211,7 @@ impl ClientStatements {
         self.unnamed.body.clear();
         self.unnamed.body.extend_from_slice(body);
         self.unnamed.serial = serial;
-        self.unnamed.aftermath = aftermath;
+        self.unnamed.side_effects = side_effects;
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT {
             self.unnamed.charge.set(&self.memory, self.unnamed.body.capacity());
         }
@@ -307,7 +307,7 @@ impl ClientStatements {
 
     /// What executing the unnamed statement may do.
     pub fn unnamed_aftermath(&self) -> &SideEffects {
-        &self.unnamed.aftermath
+        &self.unnamed.side_effects
     }
 
     /// The unnamed statement is gone: a simple query, a Close or a failed Parse.

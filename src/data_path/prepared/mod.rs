@@ -75,7 +75,7 @@ pub struct Statement {
 impl Statement {
     pub(super) fn new(
         body: Box<[u8]>,
-        aftermath: SideEffects,
+        side_effects: SideEffects,
         under: &Arc<ParseSettings>,
         memory: &Arc<Account>,
     ) -> Self {
@@ -85,7 +85,7 @@ impl Statement {
             server_name: format!("pglobby_{id}").into_bytes().into(),
             charge: Charge::new(memory, Self::weight(1, body.len())),
             body,
-            side_effects: aftermath,
+            side_effects: side_effects,
             found_effects: FoundEffects::default(),
             in_sql: false,
             renamed: None,

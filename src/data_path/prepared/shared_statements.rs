@@ -55,12 +55,12 @@ impl SharedStatements {
     /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
     pub fn in_sql(
         &self,
-        aftermath: SideEffects,
+        side_effects: SideEffects,
         text: &[u8],
         named: Range<usize>,
         under: &Arc<ParseSettings>,
     ) -> Arc<Statement> {
-        let mut statement = Statement::new(Box::default(), aftermath, under, &self.memory);
+        let mut statement = Statement::new(Box::default(), side_effects, under, &self.memory);
         let renamed = text.get(named.clone()).unwrap_or_default();
         let mut body = replaced(text, named.clone(), &statement.server_name);
         body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
@@ -75,8 +75,8 @@ impl SharedStatements {
         name: &[u8],
     ) -> Option<Arc<Statement>> {
         let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
-        let aftermath = statement.side_effects.clone();
-        let mut own = Statement::new(Box::default(), aftermath, &statement.parsed_under, &self.memory);
+        let side_effects = statement.side_effects.clone();
+        let mut own = Statement::new(Box::default(), side_effects, &statement.parsed_under, &self.memory);
         own.server_name = name.into();
         own.proved = AtomicBool::new(statement.is_proved());
         let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
@@ -106,8 +106,8 @@ impl SharedStatements {
         if let Some(statement) = living(alike, body, under) {
             return statement;
         }
-        let (aftermath, naming) = made();
-        let statement = Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming);
+        let (side_effects, naming) = made();
+        let statement = Statement::new(body.into(), side_effects, under, &self.memory).parsed(naming);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
         alike.retain(|known| known.strong_count() > 0);
         alike.push(Arc::downgrade(&statement));
@@ -119,23 +119,23 @@ impl SharedStatements {
         &self,
         body: &[u8],
         under: &Arc<ParseSettings>,
-        aftermath: SideEffects,
+        side_effects: SideEffects,
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
-        Arc::new(Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming))
+        Arc::new(Statement::new(body.into(), side_effects, under, &self.memory).parsed(naming))
     }
 
     /// The same statement, as one client's alone that goes on using it under other settings.
     #[cold]
     pub fn parted(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
-        let aftermath = shared.side_effects.clone();
+        let side_effects = shared.side_effects.clone();
         Arc::new(Statement {
             naming: shared.naming.clone(),
             is_description_checked: shared.is_description_checked,
             is_parsed_once: shared.is_parsed_once,
             description: shared.description.clone(),
             proved: AtomicBool::new(shared.is_proved()),
-            ..Statement::new(shared.body.clone(), aftermath, under, &self.memory)
+            ..Statement::new(shared.body.clone(), side_effects, under, &self.memory)
         })
     }
 
@@ -150,13 +150,13 @@ impl SharedStatements {
         if let Some(known) = known.filter(|known| known.description.get() == Some(&shape)) {
             return known;
         }
-        let (body, aftermath) = (before.body.clone(), before.side_effects.clone());
+        let (body, side_effects) = (before.body.clone(), before.side_effects.clone());
         let statement = Arc::new(Statement {
             is_description_checked: true,
             description: shape.into(),
             proved: AtomicBool::new(true),
             is_shared: before.is_shared,
-            ..Statement::new(body, aftermath, under, &self.memory)
+            ..Statement::new(body, side_effects, under, &self.memory)
         });
         if let Some(alike) = &mut alike {
             alike.retain(|known| known.upgrade().is_some_and(|known| !is_of(&known, &before.body, under)));

@@ -141,7 +141,7 @@ impl Relay {
     /// not the session's end.
     pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // What is rare is boxed: this future is moved for each wait.
-        if self.switcher.as_ref().is_some_and(|concierge| concierge.is_new())
+        if self.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
             && !Box::pin(self.settle_in()).await?
         {
             return Ok(());

@@ -42,52 +42,52 @@ impl Relay {
 
     async fn settle_transaction(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let mut uncertain = std::mem::take(&mut server.side.checks);
+        let mut checks = std::mem::take(&mut server.side.checks);
         let failed = std::mem::take(&mut server.failed);
-        if let Some(concierge) = self.switcher.as_mut().filter(|_| uncertain.resets() && !failed) {
-            concierge.reset();
+        if let Some(switcher) = self.switcher.as_mut().filter(|_| checks.resets() && !failed) {
+            switcher.reset();
         }
-        let unlearnt = uncertain.take_before_load();
-        if (unlearnt.is_some() || uncertain.must_load_functions())
-            && uncertain.only_loads_functions()
+        let unlearnt = checks.take_before_load();
+        if (unlearnt.is_some() || checks.must_load_functions())
+            && checks.only_loads_functions()
             && self.subscription.is_none()
         {
             self.release_reply().await?;
         }
         if let Some(unlearnt) = unlearnt {
-            let changed = uncertain.has_changed_functions();
+            let changed = checks.has_changed_functions();
             self.load().await?;
             for found in self.pool.catalogue.look_again(&unlearnt, changed) {
-                uncertain.note(&found, false);
+                checks.note(&found, false);
             }
-            self.part_with(uncertain.prepared_in_error());
+            self.part_with(checks.prepared_in_error());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let news = uncertain.pins(failed);
+        let news = checks.pins(failed);
         let before = server.side.replies.pins;
         let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
-        server.side.opaque_settings &= failed || !uncertain.resets();
+        server.side.opaque_settings &= failed || !checks.resets();
         server.side.opaque_settings |= news.contains(Pins::SETTINGS);
-        if pins.contains(Pins::SETTINGS) && uncertain.decides_on_settings() {
+        if pins.contains(Pins::SETTINGS) && checks.decides_on_settings() {
             pins.set(Pins::SETTINGS, server.side.opaque_settings);
         }
-        if self.side.follows() && uncertain.must_ask_server() {
+        if self.side.follows() && checks.must_ask_server() {
             if failed {
-                uncertain.failed();
+                checks.failed();
             }
-            let tidied = uncertain.after_driver_reset(&self.side.wanted, &self.side.startup);
+            let tidied = checks.after_driver_reset(&self.side.wanted, &self.side.startup);
             match tidied.filter(|_| !failed && pins.is_empty() && self.subscription.is_none()) {
                 Some(settled) => self.take_down(settled, &mut pins).await?,
-                None => match self.ask(&uncertain, &mut pins).await {
+                None => match self.ask(&checks, &mut pins).await {
                     Ok(mut settled) => {
                         let channels = settled.channels.take();
-                        uncertain.has_left(&self.side.wanted, &settled.wanted);
+                        checks.has_left(&self.side.wanted, &settled.wanted);
                         self.take_down(settled, &mut pins).await?;
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
                         }
-                        self.is_where_it_says(&uncertain).await?;
+                        self.is_where_it_says(&checks).await?;
                     }
                     Err(AskError::Lost(_)) => return Err(SessionEnd::ServerLost),
                     Err(error) => {
@@ -97,12 +97,12 @@ impl Relay {
                 },
             }
         }
-        if uncertain.includes(StateChecks::SESSION_START)
+        if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
             self.pool.is_as_begun(server).await.map_err(|_| SessionEnd::ServerLost)?;
         }
-        uncertain.has_changed_functions();
+        checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
         pins.set(Pins::UNREAD_UNNAMED, statements.keeps_unnamed_unread(there));
@@ -135,9 +135,9 @@ impl Relay {
 
     /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for
     /// somewhere else than it is.
-    async fn is_where_it_says(&mut self, uncertain: &PendingChecks) -> Result<(), SessionEnd> {
+    async fn is_where_it_says(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.switcher.is_none() || !uncertain.includes_any_setting() {
+        if self.switcher.is_none() || !checks.includes_any_setting() {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
@@ -169,7 +169,7 @@ impl Relay {
         Ok(())
     }
 
-    async fn ask(&mut self, uncertain: &PendingChecks, pins: &mut Pins) -> Result<CheckedState, AskError> {
+    async fn ask(&mut self, checks: &PendingChecks, pins: &mut Pins) -> Result<CheckedState, AskError> {
         let (wanted, startup) = (&self.side.wanted, &self.side.startup);
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
@@ -178,9 +178,9 @@ impl Relay {
             value_bytes: self.side.rules().settings_bytes_max,
             channels: self.pool.rules.channels_max,
         };
-        let (sql, names) = uncertain.question(wanted, startup, answer);
+        let (sql, names) = checks.question(wanted, startup, answer);
         let mut arrays = vec![names];
-        if uncertain.includes(StateChecks::PREPARED) {
+        if checks.includes(StateChecks::PREPARED) {
             arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
         }
         let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
@@ -189,9 +189,9 @@ impl Relay {
             [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
             _ => None,
         });
-        let settled = uncertain.answered(&rows, wanted, startup, pins);
+        let settled = checks.answered(&rows, wanted, startup, pins);
         server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
-        if uncertain.includes(StateChecks::DBLINK) {
+        if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }
         self.take_told();

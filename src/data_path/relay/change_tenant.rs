@@ -23,7 +23,7 @@ use crate::{
         tenant_switch::{
             Plan, TenantRequest,
             local_answers::{LocalStep, first_text},
-            switcher::{SwitchTarget, SwitchWait, TenantSwitcher, room_name},
+            switcher::{SwitchTarget, SwitchWait, TenantSwitcher, target_name},
         },
         worker::Worker,
     },
@@ -70,8 +70,8 @@ impl Relay {
     /// Whether what the client sends is for the desk, though a server is held.
     #[inline]
     pub(in crate::data_path) fn is_answered_locally(&self) -> bool {
-        self.switcher.as_ref().is_some_and(|concierge| {
-            self.server.is_some() && (concierge.responder.is_in_batch() || self.side.is_refusing())
+        self.switcher.as_ref().is_some_and(|switcher| {
+            self.server.is_some() && (switcher.responder.is_in_batch() || self.side.is_refusing())
         })
     }
 
@@ -79,14 +79,14 @@ impl Relay {
     #[inline]
     pub(in crate::data_path) fn needs_server(&self, sent: &[u8]) -> bool {
         let passes =
-            |concierge: &TenantSwitcher| !concierge.is_new && concierge.responder.passes(sent, &self.side);
-        self.switcher.as_ref().is_none_or(|concierge| passes(concierge))
+            |switcher: &TenantSwitcher| !switcher.is_new && switcher.responder.passes(sent, &self.side);
+        self.switcher.as_ref().is_none_or(|switcher| passes(switcher))
     }
 
     /// Whether nothing more is read from the client for now.
     #[inline]
     pub(in crate::data_path) fn holds_back(&self) -> bool {
-        self.switcher.as_ref().is_some_and(|concierge| concierge.wait != SwitchWait::No)
+        self.switcher.as_ref().is_some_and(|switcher| switcher.wait != SwitchWait::No)
     }
 
     /// Keeps what must wait until everything before it is answered.
@@ -94,29 +94,30 @@ impl Relay {
     pub(in crate::data_path) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
         self.inbox = rest;
         let (proxy, first) = (&self.proxy, Some(self.pool.tenant.id));
-        let concierge =
+        let switcher =
             self.switcher.get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
-        concierge.wait = waits;
+        switcher.wait = waits;
         Ok(())
     }
 
     /// An employee's session has changed its password, and needs nobody for that any more.
     fn dismiss(&mut self) {
         let chooses = self.side.rules().may_switch_tenant;
-        self.switcher.take_if(|concierge| !chooses && concierge.is_idle());
+        self.switcher.take_if(|switcher| !chooses && switcher.is_idle());
     }
 
     /// Whether there is something to decide about the session's tenant, which cannot be done within a poll.
     pub(in crate::data_path) fn is_called(&self) -> bool {
-        let Some(concierge) = &self.switcher else { return false };
+        let Some(switcher) = &self.switcher else { return false };
         if self.cancelling.is_some() {
             return false;
         }
-        let lease = self.server.as_ref().map(|server| &server.side.replies);
-        let over =
-            lease.is_none_or(|lease| lease.is_over()) && !self.side.mid_message() && self.held.is_empty();
-        let answered = lease.is_none_or(|lease| !lease.is_working() || lease.takes_copy_data());
-        concierge.is_to_leave() && over || concierge.wait != SwitchWait::No && answered
+        let replies = self.server.as_ref().map(|server| &server.side.replies);
+        let over = replies.is_none_or(|replies| replies.is_over())
+            && !self.side.mid_message()
+            && self.held.is_empty();
+        let answered = replies.is_none_or(|replies| !replies.is_working() || replies.takes_copy_data());
+        switcher.is_to_leave() && over || switcher.wait != SwitchWait::No && answered
     }
 
     /// Lets the desk answer what it can, while no server is held. `None`: what is in `inbox` is for a server, and one may be
@@ -128,30 +129,33 @@ impl Relay {
         {
             return Some(Some(Step::End(end)));
         }
-        let concierge = self.switcher.as_mut()?;
+        let switcher = self.switcher.as_mut()?;
         let mut replies = Vec::new();
-        let led =
-            match concierge.responder.next(inbox, &mut self.side, Some(&self.pool.tenant.name), &mut replies)
-            {
-                Err(refusal) => return Some(Some(Step::End(SessionEnd::Refused(refusal.into())))),
-                Ok((used, led)) => {
-                    inbox.drain(..used);
-                    led
-                }
-            };
+        let led = match switcher.responder.next(
+            inbox,
+            &mut self.side,
+            Some(&self.pool.tenant.name),
+            &mut replies,
+        ) {
+            Err(refusal) => return Some(Some(Step::End(SessionEnd::Refused(refusal.into())))),
+            Ok((used, led)) => {
+                inbox.drain(..used);
+                led
+            }
+        };
         self.unsent.push(&replies);
         let led = match led {
-            LocalStep::Server if concierge.is_new => Some(Some(Step::AcquireServer)),
+            LocalStep::Server if switcher.is_new => Some(Some(Step::AcquireServer)),
             LocalStep::Server => None,
             LocalStep::Waits => Some(None),
             LocalStep::Terminated => Some(Some(Step::End(SessionEnd::Terminated))),
             LocalStep::Ended => Some(Some(Step::SwitchTenant)),
-            LocalStep::Choose(wish) => {
-                concierge.request = Some(wish);
+            LocalStep::Choose(request) => {
+                switcher.request = Some(request);
                 Some(Some(Step::SwitchTenant))
             }
             LocalStep::SetPassword(password) => {
-                concierge.password = Some(password);
+                switcher.password = Some(password);
                 Some(Some(Step::SwitchTenant))
             }
         };
@@ -165,26 +169,26 @@ impl Relay {
         if self.pool.is_retired() && self.server.is_none() {
             self.succeed()?;
         }
-        let Some(mut concierge) = self.switcher.take() else { return Ok(None) };
-        let moved = self.with_switcher(&mut concierge).await;
-        self.side.set_stance(concierge.stance());
-        self.switcher = Some(concierge);
+        let Some(mut switcher) = self.switcher.take() else { return Ok(None) };
+        let moved = self.with_switcher(&mut switcher).await;
+        self.side.set_stance(switcher.stance());
+        self.switcher = Some(switcher);
         self.dismiss();
         match moved? {
             // Nobody would tell it what it goes on listening to.
             Some(_) if self.subscription.is_some() => {
                 Err(SessionEnd::Refused(ClientError::ListenerPaused.into()))
             }
-            Some(room) => Ok(Some(room)),
+            Some(target) => Ok(Some(target)),
             None => self.pass_on().await.map(|()| None),
         }
     }
 
     async fn with_switcher(
         &mut self,
-        concierge: &mut TenantSwitcher,
+        switcher: &mut TenantSwitcher,
     ) -> Result<Option<SwitchTarget>, SessionEnd> {
-        let waits = std::mem::replace(&mut concierge.wait, SwitchWait::No);
+        let waits = std::mem::replace(&mut switcher.wait, SwitchWait::No);
         if self.server.as_ref().is_some_and(|server| !server.side.replies.is_over()) {
             if waits == SwitchWait::Choice {
                 self.deny_first();
@@ -194,53 +198,52 @@ impl Relay {
         let here = (self.pool.tenant.id, self.pool.access);
         let mut first = waits == SwitchWait::Choice;
         loop {
-            if concierge.is_to_leave()
-                && let Some(room) = concierge.back(&self.handle, here).await
+            if switcher.is_to_leave()
+                && let Some(target) = switcher.back(&self.handle, here).await
             {
-                return Ok(Some(room));
+                return Ok(Some(target));
             }
             let mut replies = Vec::new();
             let name = &self.pool.tenant.name;
-            let asked = concierge.request.take().map(LocalStep::Choose);
-            let (used, next) = match asked.or_else(|| concierge.password.take().map(LocalStep::SetPassword)) {
+            let asked = switcher.request.take().map(LocalStep::Choose);
+            let (used, next) = match asked.or_else(|| switcher.password.take().map(LocalStep::SetPassword)) {
                 Some(next) => (0, next),
                 None => {
-                    let next =
-                        concierge.responder.next(&self.inbox, &mut self.side, Some(name), &mut replies);
+                    let next = switcher.responder.next(&self.inbox, &mut self.side, Some(name), &mut replies);
                     next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?
                 }
             };
             self.inbox.drain(..used);
             let first = std::mem::take(&mut first) && used == 0;
             match next {
-                LocalStep::Choose(wish) => {
-                    let found = match self.is_free_to_go(concierge, &wish) {
-                        Ok(()) => concierge.follow(&wish, &self.handle, Some(here)).await,
+                LocalStep::Choose(request) => {
+                    let found = match self.is_free_to_go(switcher, &request) {
+                        Ok(()) => switcher.follow(&request, &self.handle, Some(here)).await,
                         Err(refusal) => Err(refusal),
                     };
                     match &found {
-                        Ok(room) => {
-                            concierge.responder.chosen(room_name(room.as_ref(), Some(name)), &mut replies)
+                        Ok(target) => {
+                            switcher.responder.chosen(target_name(target.as_ref(), Some(name)), &mut replies)
                         }
-                        Err(refusal) => concierge.responder.refuse(refusal, &mut self.side, &mut replies),
+                        Err(refusal) => switcher.responder.refuse(refusal, &mut self.side, &mut replies),
                     }
-                    if let Ok(Some(room)) = found {
+                    if let Ok(Some(target)) = found {
                         self.unsent.push(&replies);
-                        return Ok(Some(room));
+                        return Ok(Some(target));
                     }
                 }
                 LocalStep::SetPassword(password) => {
-                    concierge.set_password(&self.handle, password, &mut self.side, &mut replies).await;
+                    switcher.set_password(&self.handle, password, &mut self.side, &mut replies).await;
                 }
                 // What was held back for a choice is none to the desk: it must not come round again.
                 LocalStep::Server if first => {
                     ClientError::from(TenantSwitchError::NotAlone).write(Severity::Error, &mut replies);
-                    self.side.begin_refusing(concierge.responder.failed());
+                    self.side.begin_refusing(switcher.responder.failed());
                 }
                 LocalStep::Ended => {}
                 LocalStep::Waits | LocalStep::Server => {
                     if next == LocalStep::Server && self.server.is_some() {
-                        concierge.responder.leave_batch();
+                        switcher.responder.leave_batch();
                     }
                     self.unsent.push(&replies);
                     return Ok(None);
@@ -252,11 +255,11 @@ impl Relay {
     }
 
     /// A session that keeps its server may name the tenant that it is in.
-    fn is_free_to_go(&self, concierge: &TenantSwitcher, wish: &TenantRequest) -> Result<(), ClientError> {
+    fn is_free_to_go(&self, switcher: &TenantSwitcher, request: &TenantRequest) -> Result<(), ClientError> {
         let id = self.pool.tenant.id;
-        let stays = match &wish.tenant {
+        let stays = match &request.tenant {
             Some(name) => **name == *self.pool.tenant.name,
-            None => concierge.first == Some(id),
+            None => switcher.first == Some(id),
         };
         let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins);
         // What `currval` remembers is about this tenant's sequences: nobody misses it at another.
@@ -316,8 +319,8 @@ impl Relay {
         };
         match greeted {
             Ok(greeting) => {
-                let Some(concierge) = self.switcher.as_mut() else { return Ok(true) };
-                concierge.is_new = false;
+                let Some(switcher) = self.switcher.as_mut() else { return Ok(true) };
+                switcher.is_new = false;
                 if let Err(limit) = self.side.keep(greeting.settings) {
                     return Err(SessionEnd::Refused(self.side.rules().too_much(limit).into()));
                 }
@@ -335,7 +338,7 @@ impl Relay {
 
     /// The request at the front of the inbox is answered with an error, and left out.
     pub(in crate::data_path) fn refuse_request(&mut self, refusal: &ClientError) {
-        let status = self.switcher.as_mut().map_or(b'I', |concierge| concierge.responder.failed());
+        let status = self.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
         self.side.begin_refusing(status);
         let mut replies = Vec::new();
         refusal.write(Severity::Error, &mut replies);
@@ -343,13 +346,13 @@ impl Relay {
     }
 
     /// Leaves the tenant for another room. The server it holds is cleaned, or closed, without it.
-    pub(in crate::data_path) fn into_transfer(mut self: Box<Self>, room: SwitchTarget) -> SessionTransfer {
+    pub(in crate::data_path) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
         self.side.take_held(&mut self.inbox);
         // What it has not heard yet of channels there is nothing to it any more.
         drop(self.handle.take_notifications());
-        room.receive(&mut self.side);
-        if let Some(concierge) = self.switcher.as_mut() {
-            concierge.arrive();
+        target.receive(&mut self.side);
+        if let Some(switcher) = self.switcher.as_mut() {
+            switcher.arrive();
         }
         if let Some(server) = self.server.take() {
             self.handle.server_process_id.store(0, Ordering::Relaxed);
@@ -357,7 +360,7 @@ impl Relay {
             self.leave_behind(server, false, false);
         }
         let Self {
-            client, unsent, side, inbox, handle, query_wait, leaving, switcher: concierge, proxy, ..
+            client, unsent, side, inbox, handle, query_wait, leaving, switcher: switcher, proxy, ..
         } = *self;
         Box::new((
             DetachedSession {
@@ -368,10 +371,10 @@ impl Relay {
                 handle,
                 query_wait,
                 leaving,
-                switcher: concierge,
+                switcher: switcher,
                 proxy,
             },
-            room,
+            target,
         ))
     }
 }
@@ -380,47 +383,47 @@ impl Relay {
 /// worker's number, `None` where any will do.
 pub(in crate::data_path) async fn run_session(
     mut next: SessionTransfer,
-    visitor: ConnectionPermit,
+    permit: ConnectionPermit,
     at: Option<usize>,
 ) {
     loop {
-        let (mut seat, room) = *next;
-        let worker = match &room {
+        let (mut session, target) = *next;
+        let worker = match &target {
             SwitchTarget::Tenant(pool, _) if at != Some(pool.worker.index) => Some(pool.worker.clone()),
             _ => None,
         };
         if let Some(worker) = worker {
-            let tenant = room_name(Some(&room), None).unwrap_or_default();
-            if let Err(error) = seat.client.detach() {
+            let tenant = target_name(Some(&target), None).unwrap_or_default();
+            if let Err(error) = session.client.detach() {
                 return warn!(tenant, side = "client", %error, "cannot move a session to its worker");
             }
-            return move_to(&worker, Box::new((seat, room)), visitor);
+            return move_to(&worker, Box::new((session, target)), permit);
         }
-        let gone = match room {
+        let gone = match target {
             SwitchTarget::Tenant(pool, present) => {
-                let gone = Box::new(Relay::new(seat, pool)).run().await;
+                let gone = Box::new(Relay::new(session, pool)).run().await;
                 drop(present);
                 gone
             }
             SwitchTarget::NoTenant => {
-                seat.handle.enter(None);
-                no_tenant::run(seat).await
+                session.handle.enter(None);
+                no_tenant::run(session).await
             }
         };
         match gone {
-            Some(departure) => next = departure,
+            Some(transfer) => next = transfer,
             None => return,
         }
     }
 }
 
 /// Goes on with [`travel`] on another worker.
-fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, visitor: ConnectionPermit) {
+fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, permit: ConnectionPermit) {
     let index = worker.index;
     worker.spawn(async move {
         if let Err(error) = next.0.client.attach() {
             return warn!(side = "client", %error, "cannot move a session to its worker");
         }
-        run_session(next, visitor, Some(index)).await;
+        run_session(next, permit, Some(index)).await;
     });
 }

@@ -142,9 +142,9 @@ impl Reader<'_> {
 
     fn close(&mut self, closure: DependencyGraph) -> Result<EffectsByName, AskError> {
         // It counts when it is done; while it grows, as much as may be taken for it.
-        let room = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
-        self.charge.try_set(self.memory, room).map_err(|_| too_long())?;
-        closure.close(room).ok_or_else(too_long)
+        let target = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
+        self.charge.try_set(self.memory, target).map_err(|_| too_long())?;
+        closure.close(target).ok_or_else(too_long)
     }
 
     /// Counts what has been put together, now and then.

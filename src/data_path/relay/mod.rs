@@ -117,7 +117,7 @@ pub(super) enum Step {
 
 impl Relay {
     /// A session that has been greeted, at a pool.
-    pub fn new(seat: DetachedSession, pool: Arc<Pool>) -> Self {
+    pub fn new(session: DetachedSession, pool: Arc<Pool>) -> Self {
         let DetachedSession {
             client,
             unsent,
@@ -126,9 +126,9 @@ impl Relay {
             handle,
             query_wait,
             leaving,
-            switcher: concierge,
+            switcher: switcher,
             proxy,
-        } = seat;
+        } = session;
         Self {
             client,
             unsent,
@@ -147,7 +147,7 @@ impl Relay {
             request_at: None,
             leaving,
             reply_wait: ReplyWait::Nothing,
-            switcher: concierge,
+            switcher: switcher,
             proxy,
         }
     }
@@ -175,7 +175,7 @@ impl Relay {
                 }
                 Step::SwitchTenant => match Box::pin(self.switch_tenant()).await {
                     Ok(None) => {}
-                    Ok(Some(room)) => return Some(self.into_transfer(room)),
+                    Ok(Some(target)) => return Some(self.into_transfer(target)),
                     Err(end) => break end,
                 },
                 Step::End(end) => break end,
@@ -391,8 +391,8 @@ impl Relay {
         if let (Some(heard), None) = (&self.subscription, &server.side.notifications.channels) {
             Self::listen_along(heard, server, out.build());
         }
-        if let Some(concierge) = self.switcher.as_mut() {
-            concierge.responder.hand_over(&mut server.side.replies, out.build());
+        if let Some(switcher) = self.switcher.as_mut() {
+            switcher.responder.hand_over(&mut server.side.replies, out.build());
         }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
         // What a server does not take any more is told by what it sends, or by its end.

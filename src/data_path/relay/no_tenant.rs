@@ -20,37 +20,37 @@ use crate::{
         session_state::{Settings, parameter_status::ReportedParameters},
         tenant_switch::{
             local_answers::LocalStep,
-            switcher::{SwitchTarget, TenantSwitcher, room_name},
+            switcher::{SwitchTarget, TenantSwitcher, target_name},
         },
     },
     wire::message::Severity,
 };
 
 /// Serves the client until it chooses a tenant, or leaves.
-pub(in crate::data_path) async fn run(mut seat: DetachedSession) -> Option<SessionTransfer> {
-    let mut concierge = seat.switcher.take()?;
+pub(in crate::data_path) async fn run(mut session: DetachedSession) -> Option<SessionTransfer> {
+    let mut switcher = session.switcher.take()?;
     poll_fn(|cx| {
-        seat.handle.wake_with(cx.waker());
+        session.handle.wake_with(cx.waker());
         Poll::Ready(())
     })
     .await;
     loop {
-        match Box::pin(attend(&mut seat, &mut concierge)).await {
-            Ok(Some(room)) => {
-                concierge.arrive();
-                seat.side.set_stance(concierge.stance());
-                room.receive(&mut seat.side);
-                seat.switcher = Some(concierge);
-                return Some(Box::new((seat, room)));
+        match Box::pin(attend(&mut session, &mut switcher)).await {
+            Ok(Some(target)) => {
+                switcher.arrive();
+                session.side.set_stance(switcher.stance());
+                target.receive(&mut session.side);
+                session.switcher = Some(switcher);
+                return Some(Box::new((session, target)));
             }
             Ok(None) => {}
             Err(end) => {
-                Box::pin(leave(seat, end)).await;
+                Box::pin(leave(session, end)).await;
                 return None;
             }
         }
-        if let Err(end) = poll_fn(|cx| seat.poll_client(cx)).await {
-            Box::pin(leave(seat, end)).await;
+        if let Err(end) = poll_fn(|cx| session.poll_client(cx)).await {
+            Box::pin(leave(session, end)).await;
             return None;
         }
     }
@@ -58,38 +58,38 @@ pub(in crate::data_path) async fn run(mut seat: DetachedSession) -> Option<Sessi
 
 /// Answers what has come. Where a choice leads, if one was made.
 async fn attend(
-    seat: &mut DetachedSession,
-    concierge: &mut TenantSwitcher,
+    session: &mut DetachedSession,
+    switcher: &mut TenantSwitcher,
 ) -> Result<Option<SwitchTarget>, SessionEnd> {
     loop {
         let mut replies = Vec::new();
-        let next = concierge.responder.next(&seat.inbox, &mut seat.side, None, &mut replies);
+        let next = switcher.responder.next(&session.inbox, &mut session.side, None, &mut replies);
         let (used, next) = next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?;
-        seat.inbox.drain(..used);
+        session.inbox.drain(..used);
         match next {
             LocalStep::Terminated => return Err(SessionEnd::Terminated),
             LocalStep::Waits => {
-                seat.unsent.push(&replies);
+                session.unsent.push(&replies);
                 return Ok(None);
             }
             // Without a tenant nothing is a server's.
             LocalStep::Ended | LocalStep::Server => {}
             LocalStep::SetPassword(password) => {
-                concierge.set_password(&seat.handle, password, &mut seat.side, &mut replies).await;
+                switcher.set_password(&session.handle, password, &mut session.side, &mut replies).await;
             }
-            LocalStep::Choose(wish) => {
-                let found = concierge.follow(&wish, &seat.handle, None).await;
+            LocalStep::Choose(request) => {
+                let found = switcher.follow(&request, &session.handle, None).await;
                 match &found {
-                    Ok(room) => concierge.responder.chosen(room_name(room.as_ref(), None), &mut replies),
-                    Err(refusal) => concierge.responder.refuse(refusal, &mut seat.side, &mut replies),
+                    Ok(target) => switcher.responder.chosen(target_name(target.as_ref(), None), &mut replies),
+                    Err(refusal) => switcher.responder.refuse(refusal, &mut session.side, &mut replies),
                 }
-                if let Ok(Some(room)) = found {
-                    seat.unsent.push(&replies);
-                    return Ok(Some(room));
+                if let Ok(Some(target)) = found {
+                    session.unsent.push(&replies);
+                    return Ok(Some(target));
                 }
             }
         }
-        seat.unsent.push(&replies);
+        session.unsent.push(&replies);
     }
 }
 
@@ -157,15 +157,15 @@ pub(in crate::data_path) fn greeting(
 /// Said where no server has been seen yet: drivers use nothing then that is newer.
 const OLDEST_VERSION: &str = "13.0";
 
-async fn leave(mut seat: DetachedSession, end: SessionEnd) {
-    let end = end.reported("", &seat.handle);
-    info!(login = seat.handle.login.name, connection = seat.handle.process_id, end = ?end, "session ended");
+async fn leave(mut session: DetachedSession, end: SessionEnd) {
+    let end = end.reported("", &session.handle);
+    info!(login = session.handle.login.name, connection = session.handle.process_id, end = ?end, "session ended");
     if let SessionEnd::Refused(refusal) = &end {
         let mut bytes = Vec::new();
         refusal.write(Severity::Fatal, &mut bytes);
-        seat.unsent.push(&bytes);
+        session.unsent.push(&bytes);
     }
     if !matches!(end, SessionEnd::ClientGone | SessionEnd::Terminated) {
-        say_goodbye(seat.client, seat.unsent).await;
+        say_goodbye(session.client, session.unsent).await;
     }
 }

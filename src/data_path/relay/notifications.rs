@@ -31,7 +31,7 @@ pub struct Subscription {
     /// What they take, here and at the ear.
     charge: Charge,
     /// Given up by drop.
-    seat: Seat,
+    session: Seat,
 }
 
 /// Why the ear does not take over.
@@ -123,29 +123,29 @@ impl Relay {
 
     /// From a mark on, the session hears these channels by the ear, and no others.
     async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
-        let (before, seat) = match self.subscription.take() {
-            Some(Subscription { channels, seat, .. }) => (channels, seat),
+        let (before, session) = match self.subscription.take() {
+            Some(Subscription { channels, session, .. }) => (channels, session),
             None => {
                 let memory = &self.side.rules().memory;
                 (Arc::default(), self.pool.seat(&self.handle, memory).await.map_err(ListenError::Ear)?)
             }
         };
-        let outcome = self.change_over(&seat, &channels).await;
+        let outcome = self.change_over(&session, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.subscription = Some(Subscription { channels: now, charge: Charge::default(), seat });
+            self.subscription = Some(Subscription { channels: now, charge: Charge::default(), session });
         }
         outcome
     }
 
     /// Server and ear hear the mark. Of what came before it the client gets from its server what it did not hear by the ear
     /// until now, of what comes behind it what it does not hear by the ear from now on.
-    async fn change_over(&mut self, seat: &Seat, channels: &Arc<Channels>) -> Result<(), ListenError> {
+    async fn change_over(&mut self, session: &Seat, channels: &Arc<Channels>) -> Result<(), ListenError> {
         let Some(server) = self.server.as_mut() else { return Err(ListenError::Server) };
-        if server.side.reported_value("client_encoding") != Some(seat.encoding()) && !channels.is_empty() {
+        if server.side.reported_value("client_encoding") != Some(session.encoding()) && !channels.is_empty() {
             return Err(ListenError::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
-        let Handover { mark, done } = seat.prepare(channels.clone()).await?;
+        let Handover { mark, done } = session.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;
         if !channels.has(MARKS.as_bytes()) {
             server.run(&format!("UNLISTEN {MARKS}")).await?;
@@ -188,7 +188,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.overheard > 0) {
             // An ear that is lost has ended this session already.
-            let _ = heard.seat.caught_up().await;
+            let _ = heard.session.caught_up().await;
         }
         let mut news = server.side.notifications.adopt(&self.handle.take_notifications());
         if server.side.reported != *self.side.told {

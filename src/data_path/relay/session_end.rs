@@ -217,11 +217,11 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
         if !drained.await {
             return false;
         }
-        let lease = &server.side.replies;
-        if !lease.is_working() {
+        let replies = &server.side.replies;
+        if !replies.is_working() {
             return true;
         }
-        if !is_ending && (lease.takes_copy_data() || lease.is_unsynced()) {
+        if !is_ending && (replies.takes_copy_data() || replies.is_unsynced()) {
             if !server.takes_message() {
                 return false;
             }

@@ -111,9 +111,9 @@ impl SideEffects {
 
     /// A text nobody reads.
     pub fn unread() -> Self {
-        let mut doubts = StateChecks::FUNCTIONS;
-        doubts.insert(Self::anything().checks);
-        Self { checks: doubts, commits: true, advances_sequence: true, ..Self::default() }
+        let mut checks = StateChecks::FUNCTIONS;
+        checks.insert(Self::anything().checks);
+        Self { checks: checks, commits: true, advances_sequence: true, ..Self::default() }
     }
 
     /// Reads a text.
@@ -132,9 +132,9 @@ impl SideEffects {
 
     /// What cannot be told at all may leave anything behind.
     pub fn anything() -> Self {
-        let mut doubts = StateChecks::EVERYTHING;
-        doubts.insert(StateChecks::UNNAMED);
-        Self { checks: doubts, ..Self::default() }
+        let mut checks = StateChecks::EVERYTHING;
+        checks.insert(StateChecks::UNNAMED);
+        Self { checks: checks, ..Self::default() }
     }
 
     /// A call of a function of PostgreSQL's own, wherever it stands.
@@ -197,13 +197,13 @@ impl SideEffects {
     fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
         let mut followed = Self::default();
         followed.follow(effects);
-        let Self { checks: mut doubts, mut pins, .. } = followed;
+        let Self { checks: mut checks, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
         let (inspects, mut forgets_statements) = (effects.contains(Effects::INSPECTION), false);
         let (mut talk, mut set_bytes, mut taken_back) = (TenantMention::default(), 0, Resets::default());
         if effects.intersects(Effects::DDL) {
-            doubts.insert(changed_objects(sql, true));
+            checks.insert(changed_objects(sql, true));
         }
         if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC | Effects::UNKNOWN) {
             names.extend(dotted_names(sql));
@@ -222,37 +222,37 @@ impl SideEffects {
                 // A FETCH may do it, at the latest when the transaction ends: what is held is read then.
                 let mut later = Self::default();
                 later.follow(statement.deferred);
-                doubts.insert(later.checks);
+                checks.insert(later.checks);
                 pins.insert(later.pins);
             }
             if resets(&statement.kind) {
-                doubts.insert(StateChecks::SOURCES);
+                checks.insert(StateChecks::SOURCES);
             }
             let named = names.len();
             if !Self::parameters(&statement, &mut names) {
-                doubts.insert(StateChecks::ANY_SETTING);
+                checks.insert(StateChecks::ANY_SETTING);
             }
             let (asked, opaque) = Self::set_configs(&statement, &mut names);
-            doubts.insert(asked);
+            checks.insert(asked);
             pins.insert(opaque);
             if changes_parsing(&statement) {
-                doubts.insert(StateChecks::LOCAL_SETTINGS);
+                checks.insert(StateChecks::LOCAL_SETTINGS);
             }
             if names.len() > named && is_set(&statement) {
                 set_bytes += statement.text.len();
             }
         }
         if !names.is_empty() {
-            doubts.insert(StateChecks::NAMED_SETTINGS);
+            checks.insert(StateChecks::NAMED_SETTINGS);
         }
         if names_statements && !unfollowed && !effects.intersects(EVERYTHING_PREPARED) {
-            doubts = doubts.difference(StateChecks::PREPARED);
+            checks = checks.difference(StateChecks::PREPARED);
         }
         let names = (!names.is_empty()).then(|| names.into());
         let tidies = DriverReset::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
         let read = Self {
-            checks: doubts,
+            checks: checks,
             names,
             pins,
             driver_reset: tidies,

@@ -57,7 +57,7 @@ pub struct LocalResponder {
 #[derive(Debug)]
 pub(super) struct Portal {
     pub plan: Plan,
-    pub wish: Option<TenantRequest>,
+    pub request: Option<TenantRequest>,
     /// Format of the result.
     pub binary: bool,
 }
@@ -214,8 +214,8 @@ impl LocalResponder {
             return self.elsewhere(Protocol::Simple, side, here, replies);
         }
         side.statements.forget_unnamed();
-        let wish = if let Plan::Choose(choice) = &plan { choice.wish(&[]) } else { None };
-        self.run(&plan, wish.as_ref(), Protocol::Simple, side, here, replies)
+        let request = if let Plan::Choose(choice) = &plan { choice.request(&[]) } else { None };
+        self.run(&plan, request.as_ref(), Protocol::Simple, side, here, replies)
     }
 
     /// Whether it is answered here.
@@ -268,20 +268,20 @@ impl LocalResponder {
     pub(super) fn run(
         &mut self,
         plan: &Plan,
-        wish: Option<&TenantRequest>,
+        request: Option<&TenantRequest>,
         protocol: Protocol,
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
     ) -> BatchResult {
-        let refusal = match (plan, wish) {
+        let refusal = match (plan, request) {
             _ if self.is_deaf(plan) => aborted(),
-            (Plan::Choose(choice), Some(wish)) => match (wish.local, self.begun) {
+            (Plan::Choose(choice), Some(request)) => match (request.local, self.begun) {
                 (true, None) => TenantSwitchError::NoTransaction.into(),
                 (false, Some(_)) => TenantSwitchError::NotLocal.into(),
                 _ => {
                     self.choosing = Some((choice.form, protocol));
-                    return Ok(Some(LocalStep::Choose(wish.clone())));
+                    return Ok(Some(LocalStep::Choose(request.clone())));
                 }
             },
             (Plan::Choose(_), None) | (Plan::Mixed, _) => TenantSwitchError::NotAlone.into(),
@@ -443,15 +443,15 @@ impl LocalResponder {
 
     /// A server takes over: it is told of the transaction that has begun here. A BEGIN that failed for its modes would
     /// leave no transaction, and what comes behind it would run all the same; so they are set behind it.
-    pub fn hand_over(&mut self, lease: &mut ReplyTracker, out: &mut Vec<u8>) {
+    pub fn hand_over(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         self.in_batch = false;
         self.portals.clear();
         let Some(modes) = self.begun.take() else { return };
         append(out, b'Q', |out| append_cstr(out, b"BEGIN"));
-        lease.begin();
+        replies.begin();
         if modes != TransactionModes::default() {
             append(out, b'Q', |out| append_cstr(out, messages::set_transaction(modes).as_bytes()));
-            let _ = lease.track(Request::Query(None), Origin::TryPrepare);
+            let _ = replies.track(Request::Query(None), Origin::TryPrepare);
         }
     }
 }

@@ -70,13 +70,13 @@ impl LocalResponder {
         }
         let (parameters, binary) =
             bound(body).ok_or_else(|| ClientError::ProtocolViolation("invalid Bind message".into()))?;
-        let wish = if let Plan::Choose(choice) = &plan { choice.wish(&parameters) } else { None };
+        let request = if let Plan::Choose(choice) = &plan { choice.request(&parameters) } else { None };
         if self.portals.len() >= PORTALS_MAX && !self.portals.contains_key(portal) {
             let message = format!("more than {PORTALS_MAX} portals while no server is held");
             let many = ClientError::AsPostgres { sqlstate: "53400", message };
             return self.fail(&many, Protocol::Extended(false), side, replies);
         }
-        self.portals.insert(portal.into(), Portal { plan, wish, binary });
+        self.portals.insert(portal.into(), Portal { plan, request, binary });
         self.answered(b'2', replies)
     }
 
@@ -116,11 +116,11 @@ impl LocalResponder {
         replies: &mut Vec<u8>,
     ) -> BatchResult {
         let name = cstr(&mut body).map_err(violation)?;
-        let Some(Portal { plan, wish, binary }) = self.portals.remove(name) else {
+        let Some(Portal { plan, request, binary }) = self.portals.remove(name) else {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         };
         self.in_batch = true;
-        self.run(&plan, wish.as_ref(), Protocol::Extended(binary), side, here, replies)
+        self.run(&plan, request.as_ref(), Protocol::Extended(binary), side, here, replies)
     }
 
     /// Servers keep what other clients may use; only the client's own name for it goes.

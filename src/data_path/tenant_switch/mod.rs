@@ -149,9 +149,9 @@ impl Plan {
 
     /// A text of several statements, or of one that may be a pool's tidying up.
     fn of_many(sql: &[u8], lexing: Lexing) -> Self {
-        let aftermath = SideEffects::read(sql, lexing);
-        match aftermath.driver_reset {
-            _ if aftermath.tenant == TenantMention::Sets => Self::Mixed,
+        let side_effects = SideEffects::read(sql, lexing);
+        match side_effects.driver_reset {
+            _ if side_effects.tenant == TenantMention::Sets => Self::Mixed,
             Some(tidying) => {
                 let tags = sql::statements(sql, lexing).map(|statement| tag(&statement.kind)).collect();
                 Self::DriverReset { tidying, tags }
@@ -209,7 +209,7 @@ impl Choice {
     }
 
     /// What is wished for, with these parameters. `None`: they do not say.
-    fn wish(&self, parameters: &[Option<&[u8]>]) -> Option<TenantRequest> {
+    fn request(&self, parameters: &[Option<&[u8]>]) -> Option<TenantRequest> {
         let given = |number: u16| parameters.get(usize::from(number).checked_sub(1)?).copied();
         let tenant = match &self.tenant {
             Value::Text(tenant) => tenant.clone(),

@@ -73,11 +73,11 @@ impl SwitchTarget {
 }
 
 /// The name of the tenant where a choice has led.
-pub(in crate::data_path) fn room_name<'a>(
-    room: Option<&'a SwitchTarget>,
+pub(in crate::data_path) fn target_name<'a>(
+    target: Option<&'a SwitchTarget>,
     here: Option<&'a str>,
 ) -> Option<&'a str> {
-    match room {
+    match target {
         Some(SwitchTarget::Tenant(pool, _)) => Some(&pool.tenant.name),
         Some(SwitchTarget::NoTenant) => None,
         None => here,
@@ -205,35 +205,35 @@ impl TenantSwitcher {
     /// Where a wish leads from `here`; `None`: the session is there already.
     pub async fn follow(
         &mut self,
-        wish: &TenantRequest,
+        request: &TenantRequest,
         handle: &Registered,
         here: Option<(i64, Access)>,
     ) -> Result<Option<SwitchTarget>, ClientError> {
-        let goal = match (&wish.tenant, self.first) {
+        let goal = match (&request.tenant, self.first) {
             (Some(name), _) => TenantRef::Name(name),
             (None, Some(first)) => TenantRef::Id(first),
             (None, None) => {
-                self.note(wish, None);
+                self.note(request, None);
                 return Ok(here.map(|_| SwitchTarget::NoTenant));
             }
         };
         let (tenant, access) = self.resolve(handle, goal).await?;
         let id = tenant.id;
         // There nothing is read, so that nobody would see the end of the transaction.
-        if wish.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
+        if request.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
             return Err(TenantSwitchError::SessionMode.into());
         }
         if here == Some((id, access)) {
-            self.note(wish, Some(id));
+            self.note(request, Some(id));
             return Ok(None);
         }
-        let room = self.enter(handle, tenant, access).await?;
-        self.note(wish, Some(id));
-        Ok(Some(room))
+        let target = self.enter(handle, tenant, access).await?;
+        self.note(request, Some(id));
+        Ok(Some(target))
     }
 
-    fn note(&mut self, wish: &TenantRequest, tenant: Option<i64>) {
-        if wish.local {
+    fn note(&mut self, request: &TenantRequest, tenant: Option<i64>) {
+        if request.local {
             self.for_transaction = true;
         } else {
             (self.chosen, self.for_transaction) = (tenant, false);
@@ -251,7 +251,7 @@ impl TenantSwitcher {
         let gone = match self.resolve(handle, TenantRef::Id(id)).await {
             Ok((tenant, access)) if here == (tenant.id, access) => return None,
             Ok((tenant, access)) => match self.enter(handle, tenant, access).await {
-                Ok(room) => return Some(room),
+                Ok(target) => return Some(target),
                 Err(refusal) => refusal,
             },
             Err(refusal) => refusal,

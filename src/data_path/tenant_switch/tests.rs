@@ -10,9 +10,11 @@ fn plan(sql: &str) -> Plan {
     Plan::read(sql.as_bytes(), Lexing::default())
 }
 
-fn wish(sql: &str) -> Option<(Option<String>, bool)> {
+fn request(sql: &str) -> Option<(Option<String>, bool)> {
     match plan(sql) {
-        Plan::Choose(choice) => choice.wish(&[]).map(|wish| (wish.tenant.map(String::from), wish.local)),
+        Plan::Choose(choice) => {
+            choice.request(&[]).map(|request| (request.tenant.map(String::from), request.local))
+        }
         _ => None,
     }
 }
@@ -29,13 +31,13 @@ fn every_spelling_of_the_choice_is_read() {
         "SELECT set_config('pglobby.tenant', 'acme', false)",
         "select pg_catalog.set_config('PGLOBBY.tenant', 'acme'::text, NULL);",
     ] {
-        assert_eq!(wish(sql), named(false), "{sql}");
+        assert_eq!(request(sql), named(false), "{sql}");
     }
     for sql in ["SET LOCAL pglobby.tenant = 'acme'", "SELECT set_config('pglobby.tenant', 'acme', true)"] {
-        assert_eq!(wish(sql), named(true), "{sql}");
+        assert_eq!(request(sql), named(true), "{sql}");
     }
     for sql in ["RESET pglobby.tenant", "SET pglobby.tenant TO DEFAULT"] {
-        assert_eq!(wish(sql), Some((None, false)), "{sql}");
+        assert_eq!(request(sql), Some((None, false)), "{sql}");
     }
     assert_eq!(plan("SHOW pglobby.tenant"), Plan::Show("pglobby.tenant".into()));
 }
@@ -129,9 +131,9 @@ fn begin_is_kept_until_a_server_is_needed() {
         talked.query(Some("acme"), &["BEGIN READ ONLY", "SELECT 1"]),
         ("CZT".into(), 1, LocalStep::Server)
     );
-    let (mut lease, mut out) =
+    let (mut replies, mut out) =
         (crate::data_path::exchange::pending_replies::ReplyTracker::default(), Vec::new());
-    talked.desk.hand_over(&mut lease, &mut out);
+    talked.desk.hand_over(&mut replies, &mut out);
     let sent = String::from_utf8_lossy(&out);
     assert!(sent.contains("BEGIN\0") && sent.contains("SET TRANSACTION READ ONLY\0"), "{sent}");
     assert!(!talked.desk.has_begun());

@@ -58,13 +58,13 @@ fn what_may_commit_is_known() {
 
 #[test]
 fn what_may_change_functions_or_their_callers_is_looked_after() {
-    for (sql, doubts) in [
+    for (sql, checks) in [
         ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", StateChecks::FUNCTIONS),
         ("ALTER TABLE t ADD x int DEFAULT f()", StateChecks::CALLERS),
         ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", StateChecks::FUNCTIONS),
         ("CREATE VIEW v AS SELECT Setseed(0.5)", StateChecks::FUNCTIONS),
     ] {
-        assert_eq!(read(sql).checks, doubts, "{sql}");
+        assert_eq!(read(sql).checks, checks, "{sql}");
     }
 }
 
