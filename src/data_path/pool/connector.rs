@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deadpool::unmanaged::Object;
 use tokio::io::AsyncWriteExt;
 use tracing::{debug, info, warn};
 
 use super::{
-    Counted, Pool, PooledServer,
+    Pool, PooledServer,
     connect_backoff::{Attempt, ConnectBackoff},
     host_budget::Permit,
     host_connecting::Turn,
@@ -36,6 +35,26 @@ const PAUSES: [Duration; 4] = [
     Duration::from_millis(100),
 ];
 
+/// Counts a server that is being opened. Dropped, the pool looks again whether it wants another one: a session that began to wait
+/// meanwhile has counted on this one.
+struct Opening(Arc<Pool>);
+
+impl Opening {
+    fn of(pool: &Arc<Pool>) -> Self {
+        pool.opening.fetch_add(1, Ordering::SeqCst);
+        Self(pool.clone())
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Ordering::SeqCst);
+        if self.0.waiting() > 0 {
+            self.0.ask_again();
+        }
+    }
+}
+
 impl Pool {
     /// Opens servers for sessions that wait, as far as pool, host, budget and earlier failures allow. Runs on the pool's worker.
     pub(super) fn open_wanted(self: &Arc<Self>) {
@@ -53,7 +72,7 @@ impl Pool {
     /// Tells all who wait why they get no server, unless one is open that may come back, or is being opened.
     pub(super) fn refuse_waiting(&self, reason: &Refusal) {
         if self.live() == 0 && !self.is_paused() {
-            self.line.refuse_all(reason);
+            self.queue.refuse_all(reason);
         }
     }
 
@@ -120,7 +139,7 @@ impl Pool {
     fn begin_to_open(self: &Arc<Self>, turn: Turn) -> bool {
         let Some(permit) = self.budget.acquire(self) else { return false };
         let pool = self.clone();
-        let opening = Counted::new(self, |pool| &pool.opening);
+        let opening = Opening::of(self);
         self.worker.spawn(async move {
             pool.open(turn, permit).await;
             drop(opening);
@@ -146,7 +165,7 @@ impl Pool {
         };
         let permit = if self.has_room() { self.budget.acquire(self) } else { None };
         let Some(permit) = permit else { return Ok(None) };
-        let _opening = Counted::new(self, |pool| &pool.opening);
+        let _opening = Opening::of(self);
         let attempt = self.begin();
         match self.connect_making_room(&turn, startup).await {
             Ok(opened) => Ok(Some(self.started(opened, turn, permit, startup.clone()))),
@@ -172,9 +191,8 @@ impl Pool {
             Ok(opened) => {
                 let mut server = self.started(opened, turn, permit, Settings::default());
                 match self.is_as_begun(&mut server).await {
-                    Ok(true) if !self.is_paused() => self.offer(server),
-                    // Those who wait go on with the pool's successor; or the pool was paused meanwhile, and nobody is to have it.
-                    Ok(_) => {}
+                    Ok(true) => self.put(server),
+                    Ok(false) => {} // waiting sessions go on with the pool's successor
                     Err(error) => {
                         warn!(tenant = self.tenant.name, side = "server", %error, "a new server is lost");
                         drop(server);
@@ -363,11 +381,10 @@ impl Pool {
     async fn check(&self, mut server: Box<PooledServer>) {
         let answer = tokio::time::timeout(self.dial.connect_timeout, server.run("")).await;
         match answer.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into())) {
-            Ok(_) if !self.is_paused() => {
+            Ok(_) => {
                 server.answered_at = self.worker.clock.now();
-                self.offer(server);
+                self.put(server);
             }
-            Ok(_) => {}
             Err(error) => {
                 warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "an idle server is gone");
             }
@@ -386,21 +403,20 @@ impl Pool {
             self.catalogue.check(self.rules.functions_check);
         }
         self.call_back_unread();
-        let mut idle = Vec::new();
-        while let Ok(object) = self.servers.try_get() {
-            idle.push(object);
-        }
+        let mut idle: Vec<_> = std::iter::from_fn(|| self.queue.take_idle()).collect();
         let mut spare = self.live().saturating_sub(self.rules.min_size);
         // Popped newest first: the oldest go first, and the newest are put back last, to be lent first.
-        while let Some(mut object) = idle.pop() {
-            let unused = now.saturating_sub(object.idle_since) >= self.rules.server_idle && spare > 0;
-            let aged = now.saturating_sub(object.opened_at) >= self.rules.server_lifetime;
-            if unused || aged || !object.is_quiet(&self.tenant.name) {
+        while let Some(mut server) = idle.pop() {
+            let unused = now.saturating_sub(server.idle_since) >= self.rules.server_idle && spare > 0;
+            let aged = now.saturating_sub(server.opened_at) >= self.rules.server_lifetime;
+            if unused || aged || !server.is_quiet(&self.tenant.name) {
                 spare = spare.saturating_sub(1);
-                drop(Object::take(object));
-            } else if now.saturating_sub(object.answered_at) >= self.rules.server_check {
+                drop(server);
+            } else if now.saturating_sub(server.answered_at) >= self.rules.server_check {
                 let pool = self.clone();
-                self.worker.spawn(async move { pool.check(Object::take(object)).await });
+                self.worker.spawn(async move { pool.check(server).await });
+            } else {
+                self.put(server);
             }
         }
         self.open_wanted();

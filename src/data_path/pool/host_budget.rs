@@ -57,7 +57,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.live.fetch_sub(1, Ordering::AcqRel);
         if let Some(pool) = self.pool.upgrade() {
-            pool.live.fetch_sub(1, Ordering::AcqRel);
+            pool.live.fetch_sub(1, Ordering::SeqCst);
             if pool.waiting() > 0 {
                 pool.ask_again();
             }
@@ -163,7 +163,7 @@ impl Budget {
         if !self.try_count() {
             return None;
         }
-        pool.live.fetch_add(1, Ordering::AcqRel);
+        pool.live.fetch_add(1, Ordering::SeqCst);
         Some(Permit { budget: self.clone(), pool: Arc::downgrade(pool) })
     }
 

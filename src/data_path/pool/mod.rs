@@ -30,8 +30,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deadpool::unmanaged::{self, Object};
-
 pub use self::pinned_sessions::Pinned;
 pub use self::pooled_server::PooledServer;
 pub use self::tenant_pools::{Done, Looking, Mending, PoolMaking, TenantPools};
@@ -44,7 +42,7 @@ use self::{
     shared_listener::EarPlace,
     startup_parameters::Greetings,
     stats::PoolStats,
-    wait_queue::{InLine, Line},
+    wait_queue::{ServerWait, WaitQueue},
 };
 use crate::{
     config::Config,
@@ -162,7 +160,8 @@ pub struct Pool {
     beginning_anew: tokio::sync::Mutex<()>,
     /// Listens for clients that LISTEN.
     ear: Arc<EarPlace>,
-    servers: unmanaged::Pool<Box<PooledServer>>,
+    /// Idle servers and the sessions that wait for one.
+    queue: WaitQueue<Box<PooledServer>>,
     budget: Arc<Budget>,
     dial: Arc<DialOptions>,
     /// Servers open or being opened. Counted up where a permit is got, down by the permit's drop.
@@ -174,14 +173,11 @@ pub struct Pool {
     connects: Arc<HostConnects>,
     /// It waits for its turn there.
     awaits_turn: AtomicBool,
-    line: Line<Box<PooledServer>>,
     cancelling: AtomicUsize,
     kept: self::pinned_sessions::Kept,
     last_used_ms: AtomicU64,
     /// When it was last to be looked whether functions were changed past us, on the same clock.
     functions_checked_ms: AtomicU64,
-    /// Lends nothing for now; see `pause.rs`.
-    paused: AtomicBool,
     retired: AtomicBool,
     /// All pools, this one among them.
     keeper: Weak<TenantPools>,
@@ -222,10 +218,8 @@ impl Pool {
     /// it, and only [`Pool::give_back`] returns it.
     #[inline]
     pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
-        while !self.is_paused()
-            && let Ok(object) = self.servers.try_get()
-        {
-            if let Some(server) = self.vet(Object::take(object)) {
+        while let Some(server) = self.queue.take_idle() {
+            if let Some(server) = self.inspect(server) {
                 return Some(server);
             }
         }
@@ -237,7 +231,7 @@ impl Pool {
         let mut idle: Vec<Box<PooledServer>> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
         for server in idle.into_iter().rev() {
-            self.offer(server);
+            self.put(server);
         }
         longest
     }
@@ -252,13 +246,19 @@ impl Pool {
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
         let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= self::host_budget::HOLD;
-        if wished || self.is_paused() || age >= self.rules.server_lifetime || !server.is_reusable() {
+        if wished || age >= self.rules.server_lifetime || !server.is_reusable() {
             return;
         }
         server.idle_since = now;
         server.answered_at = now;
         self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.offer(server);
+        self.put(server);
+    }
+
+    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is paused or retired.
+    #[inline]
+    pub(super) fn put(&self, server: Box<PooledServer>) {
+        drop(self.queue.put(server));
     }
 
     /// A server, opened if need be; waits in line for at most `wait` from `since` on.
@@ -271,12 +271,12 @@ impl Pool {
         since: Instant,
         wait: Duration,
     ) -> Result<Box<PooledServer>, Refusal> {
-        InLine::new(self, since, wait).await
+        ServerWait::new(self, since, wait).await
     }
 
     /// Lets an idle server pass that is this pool's own and has nothing to say; any other is closed.
     #[inline]
-    fn vet(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
+    pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
         let changes = self.greetings.changes();
         if server.changes_seen != changes {
@@ -293,7 +293,7 @@ impl Pool {
 
     /// Takes an idle server out for good, for the budget of another pool.
     pub fn take_idle(&self) -> Option<Box<PooledServer>> {
-        self.servers.try_remove().ok()
+        self.queue.take_idle()
     }
 
     /// How its servers are reached.
@@ -303,22 +303,22 @@ impl Pool {
 
     /// Servers open or being opened.
     pub fn live(&self) -> usize {
-        self.live.load(Ordering::Acquire)
+        self.live.load(Ordering::SeqCst)
     }
 
     /// Servers idle now.
     pub fn idle(&self) -> usize {
-        self.servers.status().available
+        self.queue.idle()
     }
 
     /// Servers being opened.
     pub fn opening(&self) -> usize {
-        self.opening.load(Ordering::Acquire)
+        self.opening.load(Ordering::SeqCst)
     }
 
     /// Sessions that wait for a server.
     pub fn waiting(&self) -> usize {
-        self.line.waiting()
+        self.queue.waiting()
     }
 
     /// Cancel requests on their way to its servers.
@@ -370,7 +370,7 @@ impl Pool {
     /// Whether it lends nothing for now.
     #[inline]
     pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
+        self.queue.is_paused()
     }
 
     /// Whether it lends nothing any more.
@@ -387,7 +387,6 @@ impl Pool {
             let _ = self.successor.set(successor);
         }
         self.retired.store(true, Ordering::Release);
-        self.servers.close();
-        self.line.close();
+        self.queue.close();
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{Pool, TenantPools};
@@ -79,8 +79,7 @@ impl TenantPools {
     pub fn pause(&self, whom: Whom) {
         self.halts.set_paused(whom, true);
         for pool in self.of_whom(whom) {
-            pool.paused.store(true, Ordering::Release);
-            while pool.take_idle().is_some() {}
+            pool.queue.set_paused(true);
             pool.ear.end(Refusal::ListeningMoved);
         }
     }
@@ -89,7 +88,7 @@ impl TenantPools {
     pub fn resume(&self, whom: Whom) {
         self.halts.set_paused(whom, false);
         for pool in self.of_whom(whom) {
-            pool.paused.store(self.halts.is_paused(pool.tenant.id), Ordering::Release);
+            pool.queue.set_paused(self.halts.is_paused(pool.tenant.id));
             pool.ask_again();
         }
     }

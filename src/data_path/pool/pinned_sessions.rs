@@ -70,7 +70,7 @@ impl Pool {
 
     /// Somebody waits: asks one session that idles to let go of its server, where none is being opened; `false` if there is
     /// none to ask.
-    pub(super) fn ask_for_kept(&self) -> bool {
+    pub(super) fn reclaim_pinned(&self) -> bool {
         !self.is_paused() && self.opening() < self.waiting() && self.call_back()
     }
 
@@ -99,7 +99,7 @@ impl Pool {
     #[cold]
     pub fn wants_back(&self, session: &SessionHandle, pins: Pins) -> Wanted {
         if yields(pins) {
-            let stays = pins.contains(Pins::SEQUENCE_WRITTEN) || !self.line.is_impatient();
+            let stays = pins.contains(Pins::SEQUENCE_WRITTEN) || !self.queue.has_long_wait();
             return if stays { Wanted::No } else { Wanted::Yielded };
         }
         let kept = self.kept.sessions();

@@ -381,9 +381,6 @@ impl Pool {
     ) -> Result<(Arc<Self>, Box<PooledServer>), Refusal> {
         let mut pool = self.clone();
         loop {
-            if let Some(server) = pool.try_borrow() {
-                return Ok((pool, server));
-            }
             match pool.borrow(Instant::now(), wait).await {
                 Ok(server) => return Ok((pool, server)),
                 Err(refusal) => match pool.current().filter(|_| pool.is_retired()) {

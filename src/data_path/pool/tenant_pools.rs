@@ -14,13 +14,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use deadpool::unmanaged;
 use tracing::{info, warn};
 
 use super::{
     Pool, PoolRules, connect_backoff::ConnectBackoff, host_budget::Budget, host_connecting::HostConnects,
     pause::Halts, shared_listener::EarPlace, startup_parameters::Greetings, stats::PoolStats,
-    wait_queue::Line,
+    wait_queue::WaitQueue,
 };
 use crate::{
     config::Config,
@@ -177,19 +176,17 @@ impl TenantPools {
             start: OnceLock::new(),
             beginning_anew: tokio::sync::Mutex::default(),
             ear,
-            servers: unmanaged::Pool::new(rules.size),
+            queue: WaitQueue::new(rules.size, self.halts.is_paused(tenant.id)),
             dial: self.dial.load_full(),
             live: AtomicUsize::new(0),
             opening: AtomicUsize::new(0),
             backoff: Mutex::new(ConnectBackoff::new(rules.connecting_max, rules.server_login_retry)),
             connects: connects.clone(),
             awaits_turn: AtomicBool::new(false),
-            line: Line::default(),
             cancelling: AtomicUsize::new(0),
             kept: super::pinned_sessions::Kept::default(),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
-            paused: AtomicBool::new(self.halts.is_paused(tenant.id)),
             retired: AtomicBool::new(false),
             keeper: self.me.clone(),
             successor: OnceLock::new(),
