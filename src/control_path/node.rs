@@ -323,7 +323,7 @@ async fn keep_house(proxy: Arc<Proxy>, period: Arc<Period>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        proxy.pools.keep_house().await;
+        proxy.pools.maintain().await;
         period.keep(&proxy.pools);
     }
 }

@@ -98,7 +98,7 @@ pub(in crate::data_path) async fn enter(
         Some(limit) => limit as usize,
         None => proxy.config.load().limits.max_db_client_connections,
     };
-    match pool.enter(limit) {
+    match pool.stats.enter(limit) {
         Some(present) => Ok((pool, present)),
         None => Err(Refusal::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
     }

@@ -57,7 +57,7 @@ impl Line {
     /// # Errors
     /// The budget is spent, or the server cannot be reached.
     pub async fn open(pool: &Arc<Pool>) -> Result<Self, Refusal> {
-        let mut server = pool.open_apart().await?;
+        let mut server = pool.open_beside().await?;
         server.listens();
         let lost = |error: AskError| {
             warn!(tenant = pool.tenant.name, side = "server", %error, "cannot listen");

@@ -80,7 +80,7 @@ impl TenantPools {
         self.halts.set_paused(whom, true);
         for pool in self.of_whom(whom) {
             pool.queue.set_paused(true);
-            pool.ear.end(Refusal::ListeningMoved);
+            pool.listener.end(Refusal::ListeningMoved);
         }
     }
 
@@ -89,14 +89,14 @@ impl TenantPools {
         self.halts.set_paused(whom, false);
         for pool in self.of_whom(whom) {
             pool.queue.set_paused(self.halts.is_paused(pool.tenant.id));
-            pool.ask_again();
+            pool.open_wanted_soon();
         }
     }
 
     /// Replaces pools by new ones: sessions get new servers from their next transaction on. What has failed before is forgotten.
     pub async fn reconnect(&self, whom: Whom) {
         for pool in self.of_whom(whom) {
-            pool.connects.forget();
+            pool.connector.forget_failures();
             self.replace(&pool, pool.tenant.clone()).await;
         }
     }

@@ -365,7 +365,7 @@ impl Pool {
             if let Some(server) = pool.try_borrow() {
                 return Ok((pool.clone(), server, false));
             }
-            if let Ok(server) = pool.open_apart().await {
+            if let Ok(server) = pool.open_beside().await {
                 drop(aside);
                 return Ok((pool, server, true));
             }

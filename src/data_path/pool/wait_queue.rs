@@ -343,11 +343,12 @@ async fn watch(pool: Arc<Pool>) {
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
         let now = Instant::now();
-        if !pool.queue.watch(now, pool.silent(now).as_ref(), |since| pool.reason_since(since)) {
+        let silent = if pool.is_paused() { None } else { pool.connector.silent(now) };
+        if !pool.queue.watch(now, silent.as_ref(), |since| pool.connector.reason_since(since)) {
             return;
         }
         // After a failure the next attempt waits for the end of a pause.
-        if pool.is_failing() {
+        if pool.connector.is_failing() {
             pool.open_wanted();
         }
         // Pinned sessions are left alone for a while; then each waiting session reclaims one server.

@@ -16,7 +16,7 @@ use crate::{
         exchange::{FIRST_MESSAGE_BYTES, Front, pending_replies::Pins},
         pool::{
             PooledServer,
-            pinned_sessions::{Wanted, yields},
+            pinned_sessions::{Reclaim, can_return},
             role_settings::Begun,
         },
         server::connection::Server,
@@ -208,7 +208,7 @@ impl Relay {
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
         let free = server.side.lease.is_over() && self.held.is_empty();
-        if !free || !self.side.follows() || !yields(server.side.lease.pins) {
+        if !free || !self.side.follows() || !can_return(server.side.lease.pins) {
             return None;
         }
         if server.side.lease.pins.contains(Pins::UNREAD_UNNAMED) {
@@ -232,10 +232,10 @@ impl Relay {
     #[cold]
     fn make_way(&mut self) -> Option<Step> {
         let pins = self.server.as_ref()?.side.lease.pins;
-        match self.pool.wants_back(&self.handle, pins) {
-            Wanted::No => None,
-            Wanted::Yielded => self.yield_server(),
-            Wanted::Ended(reason) => Some(Step::End(End::Refused(reason.into()))),
+        match self.pool.reclaims(&self.handle, pins) {
+            Reclaim::Nothing => None,
+            Reclaim::Server => self.yield_server(),
+            Reclaim::Session(reason) => Some(Step::End(End::Refused(reason.into()))),
         }
     }
 

@@ -149,7 +149,7 @@ impl Relay {
             self.pinned = None;
         } else if self.pinned.is_none() {
             self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
-            self.pinned = Some(self.pool.keep(&self.handle));
+            self.pinned = Some(self.pool.pin(&self.handle));
         }
     }
 
