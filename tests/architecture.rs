@@ -13,18 +13,10 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("data_path", &["wire", "config", "error", "metrics"]),
     ("control_path", &["data_path", "wire", "config", "error", "metrics", "shutdown", "local_postgres"]),
     ("local_postgres", &[]),
-    ("config", &["data_path"]),
+    ("config", &[]),
     ("error", &["wire"]),
     ("metrics", &["error"]),
     ("shutdown", &["data_path", "error"]),
-];
-
-/// The stated exceptions, each with what it may name. One that is no longer needed fails the test, too.
-const EXCEPTIONS: [(&str, &str); 2] = [
-    // On a cache miss a login asks the directory.
-    ("data_path/tenant.rs", "control_path::directory"),
-    // Its test makes a verifier the way the command line does.
-    ("data_path/login/scram_proof.rs", "control_path::secrets::scram_verifier"),
 ];
 
 /// Longer than this, and a file has more than one subject.
@@ -205,7 +197,7 @@ fn expand<'c>(base: &[String], mut rest: &'c str, paths: &mut BTreeSet<Vec<Strin
 #[test]
 fn paths_are_read_however_they_are_written() {
     let code = "use crate::{config::Config, data_path::{pool::{Pool, stats::*}, lease as hold}};\n\
-                fn f() { super::super::wire::frame::cstr(); let x = crate::error::Refusal::NoUser; }";
+                fn f() { super::super::wire::frame::cstr(); let x = crate::error::ClientError::NoUser; }";
     let paths = paths_from_root(&["data_path", "pool"], code);
     let joined: Vec<String> = paths.iter().map(|path| path.join("::")).collect();
     assert_eq!(
@@ -215,7 +207,7 @@ fn paths_are_read_however_they_are_written() {
             "data_path::lease",
             "data_path::pool::Pool",
             "data_path::pool::stats",
-            "error::Refusal::NoUser",
+            "error::ClientError::NoUser",
             "wire::frame::cstr"
         ]
     );
@@ -225,7 +217,6 @@ fn paths_are_read_however_they_are_written() {
 #[test]
 fn use_goes_from_the_control_path_to_the_data_path_to_the_wire_and_never_back() {
     let mut wrong = Vec::new();
-    let mut excused = BTreeSet::new();
     for source in sources() {
         let module = module_of(&source.path);
         let Some((own, allowed)) = ALLOWED.iter().find(|(part, _)| module.first() == Some(part)) else {
@@ -242,15 +233,10 @@ fn use_goes_from_the_control_path_to_the_data_path_to_the_wire_and_never_back() 
             if !known || used == *own || allowed.contains(&used) {
                 continue;
             }
-            let path = path.join("::");
-            match EXCEPTIONS.iter().find(|(file, may)| *file == source.path && path.starts_with(may)) {
-                Some(exception) => drop(excused.insert(*exception)),
-                None => wrong.push(format!("{} uses {path}", source.path)),
-            }
+            wrong.push(format!("{} uses {}", source.path, path.join("::")));
         }
     }
     assert!(wrong.is_empty(), "against the direction of use:\n{}", wrong.join("\n"));
-    assert_eq!(excused, BTreeSet::from(EXCEPTIONS), "an exception that nobody needs");
 }
 
 #[test]

@@ -7,15 +7,15 @@ mod support;
 use std::{path::PathBuf, time::Duration};
 
 use pglobby::{
-    config::Config,
+    config::{Config, TlsMode},
     data_path::{
         server::{
             DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel,
         },
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress, TlsMode},
+        tenant::{Credential, Host, HostAddress},
     },
-    error::Refusal,
+    error::ClientError,
 };
 use secrecy::SecretString;
 use support::{
@@ -110,7 +110,7 @@ impl Server {
         }
         assert!(!error.to_string().contains(PASSWORD) && !format!("{error:?}").contains(PASSWORD));
         assert!(error.to_string().contains("acme_rw") && error.to_string().contains("secret_host"));
-        let Refusal::ServerUnreachable { reason, .. } = refusal else { panic!("{refusal:?}") };
+        let ClientError::ServerUnreachable { reason, .. } = refusal else { panic!("{refusal:?}") };
         (error, sqlstate, reason)
     }
 }

@@ -11,16 +11,20 @@ use std::{
 };
 
 use pglobby::{
+    config::PoolMode,
     control_path::{
         central::{
             Central,
-            change_feed::{self, Notice},
+            change_feed::{self, FeedEvent},
         },
-        directory::{Directory, DirectoryError},
+        directory::CentralDirectory,
         init::init,
-        secrets::{keyring::Keyring, seal::Place},
+        secrets::{keyring::Keyring, seal::SecretLocation},
     },
-    data_path::tenant::{Access, Change, HostAddress, LoginKind, PoolMode},
+    data_path::{
+        directory::{Directory as _, DirectoryError},
+        tenant::{Access, Change, HostAddress, LoginKind},
+    },
 };
 use secrecy::{ExposeSecret, SecretString};
 use support::{
@@ -36,7 +40,7 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
     let id = lobby.add_tenant("acme").await;
     let config = lobby.config("");
     let keyring = Keyring::load(&config).unwrap();
-    let place = Place { table: "tenants", row: &id.to_string(), column: "sealed_ro_password" };
+    let place = SecretLocation { table: "tenants", row: &id.to_string(), column: "sealed_ro_password" };
     let sealed = keyring.seal(&place, &SecretString::from("reader's")).unwrap();
     let client = lobby.central().await;
     let update = "UPDATE pglobby.tenants SET ro_username = 'acme_ro', sealed_ro_password = $1, pool_mode = 'session',
@@ -265,19 +269,19 @@ async fn a_stale_row_is_asked_for_again_before_it_is_used() {
 // ---- notifications --------------------------------------------------------------------------------------------------
 
 /// Follows in a task; its changes arrive in the channel.
-fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::UnboundedReceiver<Change> {
+fn follow(central: Central, directory: Option<Arc<CentralDirectory>>) -> mpsc::UnboundedReceiver<Change> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::spawn(change_feed::follow(
-        central,
-        move |notice| {
-            let Notice::Changed(change) = notice else { return };
+    let (events, mut received) = mpsc::channel(1);
+    tokio::spawn(change_feed::follow(central, events, |_| {}));
+    tokio::spawn(async move {
+        while let Some(event) = received.recv().await {
+            let FeedEvent::Changed(change) = event else { continue };
             if let Some(directory) = &directory {
                 directory.forget(&change);
             }
             let _ = sender.send(change);
-        },
-        |_| {},
-    ));
+        }
+    });
     receiver
 }
 

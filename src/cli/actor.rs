@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     cli::{Failure, Globals},
     control_path::{
-        admin::actor::Operator, central::Central, migrations, secrets::keyring_reload::LiveKeyring,
+        admin::actor::Actor, central::Central, migrations, secrets::keyring_reload::ReloadableKeyring,
     },
 };
 
@@ -13,12 +13,12 @@ use crate::{
 ///
 /// # Errors
 /// Configuration, keys, or the central database's schema.
-pub async fn operator(globals: &Globals) -> Result<Operator, Failure> {
+pub async fn operator(globals: &Globals) -> Result<Actor, Failure> {
     let config = globals.load_config()?;
-    let keyring = LiveKeyring::load(&config)?;
+    let keyring = ReloadableKeyring::load(&config)?;
     let central = Central::open(&config)?;
     migrations::require_current(&**central.client().await?).await?;
-    Ok(Operator::new(central, Arc::new(keyring), actor()))
+    Ok(Actor::new(central, Arc::new(keyring), actor()))
 }
 
 /// Who is recorded; `sudo` hides nobody.

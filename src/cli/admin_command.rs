@@ -14,8 +14,8 @@ use crate::{
     },
     control_path::{
         admin::{
-            actor::Operator,
-            commands::{Gone, MadeLogin, Order, Outcome},
+            actor::Actor,
+            commands::{AdminCommand, CommandOutcome, MadeLogin, Removed},
             hosts::HostReport,
         },
         onboarding::{
@@ -28,7 +28,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Failure`], in one line.
-pub async fn carry_out(globals: &Globals, order: Order, json: bool) -> Result<(), Failure> {
+pub async fn carry_out(globals: &Globals, order: AdminCommand, json: bool) -> Result<(), Failure> {
     carry_out_as(operator(globals).await?, order, json).await
 }
 
@@ -36,31 +36,31 @@ pub async fn carry_out(globals: &Globals, order: Order, json: bool) -> Result<()
 ///
 /// # Errors
 /// [`Failure`], in one line.
-pub async fn carry_out_as(mut operator: Operator, order: Order, json: bool) -> Result<(), Failure> {
+pub async fn carry_out_as(mut operator: Actor, order: AdminCommand, json: bool) -> Result<(), Failure> {
     let (title, subject) = (order.title(), order.subject().to_owned());
     watched(&mut operator, order.takes_long());
-    let outcome = order.carry_out(&operator).await?;
+    let outcome = order.execute(&operator).await?;
     drop(operator); // and with it what was shown of the work
     answer(json, &outcome, || tell(title, &subject, &outcome));
     Ok(())
 }
 
-fn tell(title: &str, subject: &str, outcome: &Outcome) {
+fn tell(title: &str, subject: &str, outcome: &CommandOutcome) {
     match outcome {
-        Outcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
+        CommandOutcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
             "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
              next: pglobby login create NAME --tenant {}",
             shell_word(name)
         )),
-        Outcome::Tenant(changed) => match title {
+        CommandOutcome::Tenant(changed) => match title {
             "ALTER TENANT" => table::fields(&tenant::fields(changed)),
             "RENAME TENANT" => line(format!("tenant {subject} is now called {}", changed.name)),
             _ => line(format!("tenant {} is {}", changed.name, changed.status)),
         },
-        Outcome::RotatedTenant(RotatedTenant { name, roles, .. }) => {
+        CommandOutcome::RotatedTenant(RotatedTenant { name, roles, .. }) => {
             line(format!("tenant {name}: new passwords for {}", roles.join(" and ")));
         }
-        Outcome::MovedTenant(Moved {
+        CommandOutcome::MovedTenant(Moved {
             name,
             from,
             host,
@@ -75,30 +75,30 @@ fn tell(title: &str, subject: &str, outcome: &Outcome) {
             let why = dumped_because.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             line(format!("copied by {copied_by}{why}; clients were held for {held_ms} ms"));
         }
-        Outcome::DroppedTenant(Dropped { name, database, database_dropped, .. }) => {
+        CommandOutcome::DroppedTenant(Dropped { name, database, database_dropped, .. }) => {
             line(match database_dropped {
                 true => format!("tenant {name} and its database are gone"),
                 false => format!("tenant {name} is gone; database {database} stays"),
             })
         }
-        Outcome::MadeLogin(MadeLogin { name, tenant, kind, access, password }) => {
+        CommandOutcome::MadeLogin(MadeLogin { name, tenant, kind, access, password }) => {
             let place = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
             line(format!("{kind} login {name}{place} may log in ({access})"));
             if let Some(password) = password {
                 line(format!("password (shown once): {}", password.expose_secret()));
             }
         }
-        Outcome::Login(changed) => table::fields(&login::fields(changed)),
-        Outcome::Gone(Gone { name, status }) => line(match *status {
+        CommandOutcome::Login(changed) => table::fields(&login::fields(changed)),
+        CommandOutcome::Removed(Removed { name, status }) => line(match *status {
             "removed" => format!("host {name} is forgotten"),
             _ => format!("login {name} is gone"),
         }),
-        Outcome::RotatedKeys(done) => {
+        CommandOutcome::RotatedKeys(done) => {
             line(format!("{} credentials sealed anew with key {}", done.resealed, done.key));
             if !done.retired.is_empty() {
                 line(format!("retired: {}", done.retired.join(", ")));
             }
         }
-        Outcome::Host(HostReport { name, .. }) => line(format!("host {name} is registered")),
+        CommandOutcome::Host(HostReport { name, .. }) => line(format!("host {name} is registered")),
     }
 }

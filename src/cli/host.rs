@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{
@@ -14,9 +14,10 @@ use crate::{
         table::{self, answer},
         tenant::key_and_value,
     },
+    config::TlsMode,
     control_path::{
         admin::{
-            commands::Order,
+            commands::AdminCommand,
             hosts::{self, HostReport, NewHost},
         },
         onboarding::names::shell_word,
@@ -60,7 +61,7 @@ struct Add {
     #[arg(long, default_value_t = 5432)]
     port: u16,
     /// libpq's sslmode
-    #[arg(long, default_value = "prefer", value_parser = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])]
+    #[arg(long, default_value = "prefer", value_parser = PossibleValuesParser::new(TlsMode::WORDS))]
     tls_mode: String,
     /// PEM file of certificate authorities, the same path on every node; default: the system's
     #[arg(long, value_name = "FILE")]
@@ -145,7 +146,7 @@ impl HostCommand {
             Action::List(List { json }) => list(globals, json).await,
             Action::Set(command) => command.run(globals).await,
             Action::Remove(Remove { name, json }) => {
-                carry_out(globals, Order::RemoveHost { name }, json).await
+                carry_out(globals, AdminCommand::RemoveHost { name }, json).await
             }
         }
     }
@@ -189,7 +190,7 @@ impl Set {
 }
 
 async fn close(
-    operator: &crate::control_path::admin::actor::Operator,
+    operator: &crate::control_path::admin::actor::Actor,
     report: &mut HostReport,
 ) -> Result<(), Failure> {
     let ours = ["postgres".to_owned(), "template1".to_owned()];

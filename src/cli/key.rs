@@ -13,7 +13,7 @@ use crate::{
         output,
         table::{self, answer},
     },
-    control_path::{admin::commands::Order, secrets::key_rotation},
+    control_path::{admin::commands::AdminCommand, secrets::key_rotation},
 };
 
 /// Make, list and rotate sealing keys
@@ -93,7 +93,7 @@ impl KeyCommand {
             }
             Action::Rotate(command) => {
                 let config = Arc::new(globals.load_config()?);
-                carry_out(globals, Order::RotateKeys { retire: command.retire, config }, command.json)
+                carry_out(globals, AdminCommand::RotateKeys { retire: command.retire, config }, command.json)
                     .await?;
             }
         }

@@ -14,11 +14,11 @@ use crate::{
     },
     control_path::{
         admin::{
-            commands::Order,
+            commands::AdminCommand,
             logins::{self, LoginSummary, NewLogin, NewLoginKind},
         },
-        secrets::scram_verifier::Given,
-        timestamp::parse_moment,
+        secrets::scram_verifier::LoginPassword,
+        timestamp::parse_timestamp,
     },
 };
 
@@ -81,7 +81,7 @@ struct Create {
     #[arg(long)]
     read_only: bool,
     /// Refused from then on: 2027-01-31, 2027-01-31 18:00 (UTC), or RFC 3339
-    #[arg(long, value_name = "TS", value_parser = parse_moment)]
+    #[arg(long, value_name = "TS", value_parser = parse_timestamp)]
     valid_until: Option<OffsetDateTime>,
     /// Networks it may come from
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
@@ -183,21 +183,23 @@ impl LoginCommand {
             }
             Action::SetPassword(command) => command.run(globals).await,
             Action::Set(Set { name, settings, json }) => {
-                carry_out(globals, Order::SetLogin { name, settings }, json).await
+                carry_out(globals, AdminCommand::SetLogin { name, settings }, json).await
             }
             Action::Grant(Tenants { name, tenants, all_tenants, read_only, json }) => {
-                carry_out(globals, Order::Grant { name, tenants, all_tenants, read_only }, json).await
+                carry_out(globals, AdminCommand::Grant { name, tenants, all_tenants, read_only }, json).await
             }
             Action::Revoke(Tenants { name, tenants, all_tenants, json, .. }) => {
-                carry_out(globals, Order::Revoke { name, tenants, all_tenants }, json).await
+                carry_out(globals, AdminCommand::Revoke { name, tenants, all_tenants }, json).await
             }
             Action::Disable(Named { name, json }) => {
-                carry_out(globals, Order::DisableLogin { name, disabled: true }, json).await
+                carry_out(globals, AdminCommand::DisableLogin { name, disabled: true }, json).await
             }
             Action::Enable(Named { name, json }) => {
-                carry_out(globals, Order::DisableLogin { name, disabled: false }, json).await
+                carry_out(globals, AdminCommand::DisableLogin { name, disabled: false }, json).await
             }
-            Action::Drop(Named { name, json }) => carry_out(globals, Order::DropLogin { name }, json).await,
+            Action::Drop(Named { name, json }) => {
+                carry_out(globals, AdminCommand::DropLogin { name }, json).await
+            }
         }
     }
 }
@@ -205,7 +207,7 @@ impl LoginCommand {
 impl Create {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let operator = operator(globals).await?;
-        let Given { password, generated } = self.password.obtain(&self.name)?;
+        let LoginPassword { password, generated } = self.password.obtain(&self.name)?;
         let kind = match self.tenant {
             Some(tenant) => NewLoginKind::Employee { tenant },
             None if self.admin => NewLoginKind::Admin,
@@ -219,7 +221,7 @@ impl Create {
             valid_until: self.valid_until,
             allow_from: self.allow_from,
         };
-        carry_out_as(operator, Order::CreateLogin { login, generated }, self.json).await
+        carry_out_as(operator, AdminCommand::CreateLogin { login, generated }, self.json).await
     }
 }
 
@@ -228,7 +230,7 @@ impl SetPassword {
         let operator = operator(globals).await?;
         logins::show(&operator, &self.name).await?; // before anybody types a password for nobody
         let password = self.password.obtain(&self.name)?;
-        carry_out_as(operator, Order::SetPassword { name: self.name, password }, self.json).await
+        carry_out_as(operator, AdminCommand::SetPassword { name: self.name, password }, self.json).await
     }
 }
 

@@ -14,14 +14,14 @@ use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::{
     cli::output::complain,
-    control_path::admin::actor::{Operator, Progress},
+    control_path::admin::actor::{Actor, Progress},
 };
 
 /// Elsewhere than on a terminal, one line for each of so many parts of what is counted.
 const LINES: u64 = 10;
 
 /// Whoever watches long work at this command line: on a terminal a bar; elsewhere lines, if the work is `long`.
-pub fn watched(operator: &mut Operator, long: bool) {
+pub fn watched(operator: &mut Actor, long: bool) {
     operator.progress = if std::io::stderr().is_terminal() {
         Some(Arc::new(Bar(ProgressBar::new_spinner())))
     } else if long {

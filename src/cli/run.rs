@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     cli::{Failure, Globals, actor::operator, output, progress::bar, table},
     control_path::{
-        admin::run_on_tenants::{Outcome, Wanted, fan_out},
+        admin::run_on_tenants::{TenantOutcome, TenantSelection, run_on_tenants},
         onboarding::schema_files,
     },
 };
@@ -45,7 +45,7 @@ struct Told<'a> {
     ok: bool,
     succeeded: usize,
     failed: usize,
-    tenants: &'a [Outcome],
+    tenants: &'a [TenantOutcome],
 }
 
 impl Run {
@@ -56,16 +56,16 @@ impl Run {
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let sql = self.text()?;
         let operator = operator(globals).await?;
-        let wanted = match self.tenants.as_slice() {
-            [all] if all == "all" => Wanted::All,
-            names => Wanted::Named(names.to_vec()),
+        let selection = match self.tenants.as_slice() {
+            [all] if all == "all" => TenantSelection::All,
+            names => TenantSelection::Named(names.to_vec()),
         };
         let bar = bar("tenants");
         let concurrency = usize::from(self.concurrency);
-        let outcomes = fan_out(
+        let outcomes = run_on_tenants(
             &operator,
             &sql,
-            &wanted,
+            &selection,
             concurrency,
             |count| bar.set_length(count as u64),
             |done| {
@@ -115,7 +115,7 @@ impl Run {
     }
 }
 
-fn tell(bar: &ProgressBar, done: &Outcome) {
+fn tell(bar: &ProgressBar, done: &TenantOutcome) {
     bar.inc(1);
     let outcome = match &done.error {
         None => format!("{}: done in {} ms", done.tenant, done.elapsed_ms),
@@ -131,7 +131,7 @@ fn tell(bar: &ProgressBar, done: &Outcome) {
 }
 
 /// Tenants whose answers have the same columns share a table.
-fn in_tables(outcomes: &[Outcome]) {
+fn in_tables(outcomes: &[TenantOutcome]) {
     let mut tables: Vec<(Vec<&str>, Vec<Vec<String>>)> = Vec::new();
     for outcome in outcomes {
         for answer in &outcome.results {
@@ -158,7 +158,7 @@ fn in_tables(outcomes: &[Outcome]) {
     }
 }
 
-fn line_of(outcome: &Outcome, row: &[Option<String>]) -> Vec<String> {
+fn line_of(outcome: &TenantOutcome, row: &[Option<String>]) -> Vec<String> {
     let cells = row.iter().map(|cell| cell.clone().unwrap_or_else(|| "-".to_owned()));
     std::iter::once(outcome.tenant.clone()).chain(cells).collect()
 }

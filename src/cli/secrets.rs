@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use crate::control_path::secrets::scram_verifier::Given;
+use crate::control_path::secrets::scram_verifier::LoginPassword;
 
 /// Where a login's password comes from.
 #[derive(Debug, Clone, clap::Args)]
@@ -23,16 +23,16 @@ impl PasswordSource {
     ///
     /// # Errors
     /// Standard input or the terminal cannot be read, or the repetition differs.
-    pub fn obtain(&self, whose: &str) -> io::Result<Given> {
+    pub fn obtain(&self, whose: &str) -> io::Result<LoginPassword> {
         if self.password_stdin {
-            return Ok(Given::by(Some(first_line()?)));
+            return Ok(LoginPassword::given_or_generated(Some(first_line()?)));
         }
         if self.generate || !io::stdin().is_terminal() {
-            return Ok(Given::by(None));
+            return Ok(LoginPassword::given_or_generated(None));
         }
         let password = prompt(&format!("Password for {whose} (empty: make one): "))?;
         if password.expose_secret().is_empty() {
-            return Ok(Given::by(None));
+            return Ok(LoginPassword::given_or_generated(None));
         }
         let again = prompt("The same again: ")?;
         if again.expose_secret() != password.expose_secret() {
@@ -41,7 +41,7 @@ impl PasswordSource {
                 "the passwords differ; nothing was changed",
             ));
         }
-        Ok(Given::by(Some(password)))
+        Ok(LoginPassword::given_or_generated(Some(password)))
     }
 }
 

@@ -6,7 +6,7 @@ use tracing::{error, info};
 
 use crate::{
     cli::{Failure, Globals, logging, process},
-    control_path::{console::Request, node::Serving},
+    control_path::{console::Request, node::Node},
     shutdown::Ending,
 };
 
@@ -29,7 +29,7 @@ impl Serve {
         let mut signals = Signals::catch()?;
         let grace = config.timeouts.shutdown;
         let serving = tokio::select! {
-            started = Serving::start(config) => started?,
+            started = Node::start(config) => started?,
             // While it waits for the central database.
             () = signals.impatience() => return Ok(()),
         };
@@ -55,7 +55,7 @@ impl Serve {
     }
 }
 
-async fn reload(globals: &Globals, serving: &Serving) -> Result<(), String> {
+async fn reload(globals: &Globals, serving: &Node) -> Result<(), String> {
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
     let reloaded = match globals.load_own_config() {
         Ok(config) => serving.reload(config).await.map_err(|error| error.to_string()),

@@ -15,9 +15,9 @@ use crate::{
     config::units,
     control_path::{
         admin::{
-            actor::OperatorError,
-            commands::Order,
-            tenants::{self, Sessions, TenantSummary},
+            actor::AdminError,
+            commands::AdminCommand,
+            tenants::{self, SuspendSessions, TenantSummary},
         },
         onboarding::{
             adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, move_tenant::MoveTenant,
@@ -263,25 +263,28 @@ impl TenantCommand {
                 Ok(())
             }
             Action::Set(Set { name, settings, json }) => {
-                carry_out(globals, Order::SetTenant { name, settings }, json).await
+                carry_out(globals, AdminCommand::SetTenant { name, settings }, json).await
             }
             Action::Suspend(Suspend { name, reason, after_transaction, json, .. }) => {
-                let sessions =
-                    if after_transaction { Sessions::EndAfterTransaction } else { Sessions::EndNow };
-                carry_out(globals, Order::SuspendTenant { name, reason, sessions }, json).await
+                let sessions = if after_transaction {
+                    SuspendSessions::EndAfterTransaction
+                } else {
+                    SuspendSessions::EndNow
+                };
+                carry_out(globals, AdminCommand::SuspendTenant { name, reason, sessions }, json).await
             }
             Action::Resume(Named { name, json }) => {
-                carry_out(globals, Order::ResumeTenant { name }, json).await
+                carry_out(globals, AdminCommand::ResumeTenant { name }, json).await
             }
             Action::Rotate(Rotate { name, json }) => {
-                carry_out(globals, Order::RotateTenant { name }, json).await
+                carry_out(globals, AdminCommand::RotateTenant { name }, json).await
             }
             Action::Move(Move { name, host, patience, keep_source, json }) => {
                 let to = MoveTenant { host, patience, keep_source };
-                carry_out(globals, Order::MoveTenant { name, to }, json).await
+                carry_out(globals, AdminCommand::MoveTenant { name, to }, json).await
             }
             Action::Rename(Rename { name, new_name: to, json }) => {
-                carry_out(globals, Order::RenameTenant { name, to }, json).await
+                carry_out(globals, AdminCommand::RenameTenant { name, to }, json).await
             }
             Action::Drop(command) => command.run(globals).await,
         }
@@ -298,7 +301,7 @@ impl Create {
             template: self.template,
             schema,
         };
-        carry_out(globals, Order::CreateTenant(wanted), self.json).await
+        carry_out(globals, AdminCommand::CreateTenant(wanted), self.json).await
     }
 }
 
@@ -306,7 +309,7 @@ impl Adopt {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let wanted =
             AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
-        carry_out(globals, Order::AdoptTenant(wanted), self.json).await
+        carry_out(globals, AdminCommand::AdoptTenant(wanted), self.json).await
     }
 }
 
@@ -368,21 +371,21 @@ impl Drop {
             self.ask(&tenants::show(&operator, &self.name).await?)?;
         }
         let database = DropDatabase::of(self.leave_host, self.with_database);
-        let order = Order::DropTenant { name: self.name, database, final_dump: self.final_dump };
+        let order = AdminCommand::DropTenant { name: self.name, database, final_dump: self.final_dump };
         carry_out_as(operator, order, self.json).await
     }
 
     /// Typing the name is what makes one look at it.
-    fn ask(&self, tenant: &TenantSummary) -> Result<(), OperatorError> {
+    fn ask(&self, tenant: &TenantSummary) -> Result<(), AdminError> {
         if !std::io::stdin().is_terminal() {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "nobody is there to confirm dropping tenant {:?}; give --yes",
                 self.name
             )));
         }
         let stays = self.leave_host || (tenant.adopted && !self.with_database);
         let fate = if stays { "stays" } else { "is deleted with all its data" };
-        let refused = |why: &str| OperatorError::Refused(format!("{why}; nothing was dropped"));
+        let refused = |why: &str| AdminError::Refused(format!("{why}; nothing was dropped"));
         output::line(format!(
             "Tenant {} goes, with {} logins. Its database {} on host {} {fate}.\nType the tenant's name to drop it:",
             tenant.name, tenant.logins, tenant.database, tenant.host

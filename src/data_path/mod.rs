@@ -1,5 +1,6 @@
 //! One client connection, in the order things happen to it. Start reading at [`serve_client`].
 
+pub mod directory;
 pub mod exchange;
 pub mod functions;
 pub mod login;
@@ -26,11 +27,10 @@ use self::{
         tenant_routing::Destination,
     },
     proxy::{ConsoleVisit, Proxy},
-    tenant::TlsMode,
 };
 use crate::{
-    config::Config,
-    error::Refusal,
+    config::{Config, TlsMode},
+    error::ClientError,
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
 
@@ -50,8 +50,8 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
             .await
     });
     let login = tokio::select! {
-        login = in_time => login.unwrap_or(Err(Refusal::LoginTimeout.into())),
-        () = visitor.must_leave() => Err(Refusal::TooManyClients.into()),
+        login = in_time => login.unwrap_or(Err(ClientError::LoginTimeout.into())),
+        () = visitor.must_leave() => Err(ClientError::TooManyClients.into()),
     };
     match login {
         Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
@@ -100,7 +100,7 @@ async fn log_in(
     };
     visitor.admitted(&config.limits)?;
     let gate = Gate {
-        directory: &proxy.directory,
+        directory: &*proxy.directory,
         tenant_host_suffixes: &config.tenant_host_suffixes,
         admin_allow_from: &config.admin_allow_from,
         failed_logins: &proxy.failed_logins,
@@ -113,7 +113,7 @@ async fn log_in(
 }
 
 /// Tells a client that has no session why, and closes.
-pub async fn refuse(stream: Stream, refusal: &Refusal) {
+pub async fn refuse(stream: Stream, refusal: &ClientError) {
     let mut words = Vec::new();
     refusal.write(Severity::Fatal, &mut words);
     let mut unsent = Unsent::default();

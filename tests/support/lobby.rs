@@ -6,9 +6,9 @@ use pglobby::{
     config::Config,
     control_path::{
         central::Central,
-        directory::Directory,
+        directory::CentralDirectory,
         init::init,
-        secrets::{keyring::Keyring, keyring_reload::LiveKeyring, seal::Place},
+        secrets::{keyring::Keyring, keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
 };
 use secrecy::SecretString;
@@ -59,10 +59,10 @@ impl Lobby {
         self.cluster.client("central").await
     }
 
-    pub fn directory(&self, config: &Config) -> (Arc<Directory>, Central) {
+    pub fn directory(&self, config: &Config) -> (Arc<CentralDirectory>, Central) {
         let central = Central::open(config).unwrap();
-        let keyring = Arc::new(LiveKeyring::load(config).unwrap());
-        (Directory::new(central.clone(), keyring, config), central)
+        let keyring = Arc::new(ReloadableKeyring::load(config).unwrap());
+        (CentralDirectory::new(central.clone(), keyring, config), central)
     }
 
     /// A row as onboarding makes it; returns the tenant's id.
@@ -74,7 +74,7 @@ impl Lobby {
         );
         let id = client.ask(&insert).await;
         let keyring = Keyring::load(&self.config("")).unwrap();
-        let place = Place { table: "tenants", row: &id, column: "sealed_password" };
+        let place = SecretLocation { table: "tenants", row: &id, column: "sealed_password" };
         let blob = keyring.seal(&place, &SecretString::from(format!("{name}'s password"))).unwrap();
         let update = "UPDATE pglobby.tenants SET sealed_password = $1, status = 'active' WHERE id = $2";
         let id: i64 = id.parse().unwrap();

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         logins::{self, NewLogin, NewLoginKind},
         tenants,
     },
@@ -35,8 +35,8 @@ const CONSOLE: &str = "pglobby";
 /// Makes what is missing of the demo. A tenant that was dropped stays dropped, and so do its logins.
 ///
 /// # Errors
-/// [`OperatorError`].
-pub async fn make(operator: &Operator) -> Result<Vec<DemoLogin>, OperatorError> {
+/// [`AdminError`].
+pub async fn make(operator: &Actor) -> Result<Vec<DemoLogin>, AdminError> {
     let tenants = tenants::list(operator, true).await?;
     let logins = logins::list(operator, None).await?;
     let mut made = Vec::new();
@@ -66,11 +66,7 @@ pub async fn make(operator: &Operator) -> Result<Vec<DemoLogin>, OperatorError> 
     Ok(made)
 }
 
-async fn make_login(
-    operator: &Operator,
-    name: &str,
-    kind: NewLoginKind,
-) -> Result<SecretString, OperatorError> {
+async fn make_login(operator: &Actor, name: &str, kind: NewLoginKind) -> Result<SecretString, AdminError> {
     let password = generate_password();
     let login = NewLogin {
         name: name.to_owned(),

@@ -19,12 +19,12 @@ use crate::{
     cli::{Failure, logging, output, serve::Signals},
     config::Config,
     control_path::{
-        admin::{actor::Operator, hosts},
+        admin::{actor::Actor, hosts},
         central::Central,
         console::Request,
         init::{DEFAULT_HOST, init},
-        node::Serving,
-        secrets::keyring_reload::LiveKeyring,
+        node::Node,
+        secrets::keyring_reload::ReloadableKeyring,
     },
     local_postgres::cluster::Stop,
     shutdown::Ending,
@@ -67,7 +67,7 @@ impl Dev {
 
         logging::start(&config.log)?;
         let mut signals = Signals::catch()?;
-        let serving = Serving::start(config.clone()).await?;
+        let serving = Node::start(config.clone()).await?;
         let _note = announce(&folder);
         if let Some(listen) = config.listen.first() {
             output::line("pglobby and its PostgreSQL run.\n");
@@ -86,7 +86,7 @@ impl Dev {
 }
 
 /// HUP and RELOAD read `proxy.toml` again, as they do for `serve`; every other signal, and SHUTDOWN, is the end.
-async fn until_told_to_stop(signals: &mut Signals, serving: &Serving, folder: &DataFolder) {
+async fn until_told_to_stop(signals: &mut Signals, serving: &Node, folder: &DataFolder) {
     loop {
         let tell = tokio::select! {
             kind = signals.next() => match kind == SignalKind::hangup() {
@@ -111,13 +111,13 @@ async fn until_told_to_stop(signals: &mut Signals, serving: &Serving, folder: &D
     }
 }
 
-fn operator(config: &Config) -> Result<Operator, Failure> {
-    let keyring = LiveKeyring::load(config)?;
-    Ok(Operator::new(Central::open(config)?, Arc::new(keyring), "pglobby dev"))
+fn operator(config: &Config) -> Result<Actor, Failure> {
+    let keyring = ReloadableKeyring::load(config)?;
+    Ok(Actor::new(Central::open(config)?, Arc::new(keyring), "pglobby dev"))
 }
 
 /// The tenants' host is the PostgreSQL that was just started, wherever it listens now.
-async fn follow_postgres(operator: &Operator, port: u16) -> Result<(), Failure> {
+async fn follow_postgres(operator: &Actor, port: u16) -> Result<(), Failure> {
     let hosts = hosts::list(operator).await?;
     if hosts.iter().any(|host| host.name == DEFAULT_HOST && host.port != i32::from(port)) {
         hosts::set(operator, DEFAULT_HOST, &[("port".to_owned(), port.to_string())], None).await?;

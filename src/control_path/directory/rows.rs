@@ -7,14 +7,13 @@ use std::{
 
 use ipnet::IpNet;
 use secrecy::SecretString;
-use serde::{Deserialize, de::IntoDeserializer};
 use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
     control_path::{
         admin::tenants::{CLIENTS_MAX, SERVERS_MAX},
         central::causes,
-        secrets::{keyring_reload::LiveKeyring, seal::Place},
+        secrets::{keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
     data_path::tenant::{
         Access, Credential, Grant, Host, HostAddress, Login, LoginKind, Tenant, TenantStatus,
@@ -65,7 +64,7 @@ pub const LOGIN_BY_NAME: &str = "
 ///
 /// # Errors
 /// What is wrong with it, for the operator.
-pub fn tenant(row: &Row, keyring: &LiveKeyring) -> Result<Tenant, String> {
+pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> {
     let id: i64 = get(row, "id")?;
     let status = tenant_status(get(row, "status")?)?;
     let read_only = match get::<Option<String>>(row, "ro_username")? {
@@ -87,7 +86,7 @@ pub fn tenant(row: &Row, keyring: &LiveKeyring) -> Result<Tenant, String> {
         status,
         status_reason: get(row, "status_reason")?,
         drain: get(row, "drain")?,
-        pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(word).transpose()?,
+        pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(str::parse).transpose()?,
         pool_size: count(row, "pool_size", SERVERS_MAX)?,
         min_pool_size: count(row, "min_pool_size", SERVERS_MAX)?,
         max_clients: count(row, "max_clients", CLIENTS_MAX)?,
@@ -101,11 +100,16 @@ pub fn tenant(row: &Row, keyring: &LiveKeyring) -> Result<Tenant, String> {
 }
 
 /// The schema lets a password be missing only where nobody may enter, so an empty one stands for it.
-fn open(row: &Row, keyring: &LiveKeyring, id: i64, column: &'static str) -> Result<SecretString, String> {
+fn open(
+    row: &Row,
+    keyring: &ReloadableKeyring,
+    id: i64,
+    column: &'static str,
+) -> Result<SecretString, String> {
     match get::<Option<&[u8]>>(row, column)? {
         None => Ok(SecretString::default()),
         Some(blob) => {
-            let place = Place { table: "tenants", row: &id.to_string(), column };
+            let place = SecretLocation { table: "tenants", row: &id.to_string(), column };
             keyring.open(&place, blob).map_err(|error| error.to_string())
         }
     }
@@ -131,7 +135,7 @@ fn host(row: &Row) -> Result<Host, String> {
             true => HostAddress::Unix { directory: address.into(), port },
             false => HostAddress::Tcp { name: address, port },
         },
-        tls_mode: word(get(row, "tls_mode")?)?,
+        tls_mode: get::<&str>(row, "tls_mode")?.parse()?,
         tls_root_ca: get::<Option<String>>(row, "tls_root_ca")?.map(Into::into),
         max_connections: count(row, "max_connections", SERVERS_MAX)?,
     })
@@ -200,11 +204,6 @@ fn count(row: &Row, column: &str, most: u32) -> Result<Option<u32>, String> {
         .map(|number| u32::try_from(number).map_err(|_| format!("{column} is negative")))
         .map(|number| number.map(|number| number.min(most)))
         .transpose()
-}
-
-/// A word that the configuration spells the same way.
-fn word<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
-    T::deserialize(text.into_deserializer()).map_err(|error: serde::de::value::Error| error.to_string())
 }
 
 fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, String> {

@@ -26,8 +26,11 @@ use super::{
 };
 use crate::{
     config::FailedLoginRules,
-    data_path::tenant::{Directory, DirectoryError, Login},
-    error::Refusal,
+    data_path::{
+        directory::{Directory, DirectoryError},
+        tenant::Login,
+    },
+    error::ClientError,
     metrics::Metrics,
     wire::{
         frame::{HEADER_BYTES, cstr, header},
@@ -54,7 +57,7 @@ pub struct Proven {
 #[derive(Debug, Clone, Copy)]
 pub struct Gate<'a> {
     /// Logins and tenants.
-    pub directory: &'a Directory,
+    pub directory: &'a dyn Directory,
     /// `tenant_host_suffixes`.
     pub tenant_host_suffixes: &'a [String],
     /// `admin_allow_from`.
@@ -91,8 +94,8 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
     let proof = exchange(stream, hello, &verifier).await?;
     let verdict = match (&found.login, proof) {
         // A password that is wrong may be a new one, and a name that is unknown a new name.
-        (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.in_touch() => {
-            Err(Verdict::Refused(Refusal::DirectoryUnavailable))
+        (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.is_current() => {
+            Err(Verdict::Refused(ClientError::DirectoryUnavailable))
         }
         (None, _) => Err(Verdict::Denied(Denial::UnknownLogin)),
         (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(Denial::BrokenVerifier)),
@@ -126,15 +129,15 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
 /// Returns when the client may hear how its login went: later, the more of them have failed.
 ///
 /// # Errors
-/// [`Refusal::TooManyFailedLogins`]: it may not hear it.
+/// [`ClientError::TooManyFailedLogins`]: it may not hear it.
 async fn answer_in_time(
     hello: &Hello,
-    refused: Option<&(String, Refusal)>,
+    refused: Option<&(String, ClientError)>,
     gate: Gate<'_>,
-) -> Result<(), Refusal> {
+) -> Result<(), ClientError> {
     let outcome = match refused {
-        Some((_, Refusal::LoginFailed { .. })) => Outcome::Wrong,
-        Some((_, Refusal::DirectoryUnavailable)) => Outcome::Unknown,
+        Some((_, ClientError::LoginFailed { .. })) => Outcome::Wrong,
+        Some((_, ClientError::DirectoryUnavailable)) => Outcome::Unknown,
         _ => Outcome::Right,
     };
     // `alice@acme` is `alice`, whatever tenant is named.
@@ -156,18 +159,18 @@ async fn answer_in_time(
         gate.metrics.login_delayed();
         tokio::time::sleep(delay.wait).await;
     }
-    if delay.is_refused { Err(Refusal::TooManyFailedLogins) } else { Ok(()) }
+    if delay.is_refused { Err(ClientError::TooManyFailedLogins) } else { Ok(()) }
 }
 
 /// Where a login that has proved itself goes.
-async fn settle(case: &Case<'_>, directory: &Directory) -> Result<Destination, Verdict> {
+async fn settle(case: &Case<'_>, directory: &dyn Directory) -> Result<Destination, Verdict> {
     let tenant = match case.goal()? {
         Goal::Console { read_only } => return Ok(Destination::Console { read_only }),
         Goal::Lobby => return Ok(Destination::Lobby),
         Goal::Named(tenant) => Some(tenant),
         Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
             warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");
-            Verdict::Refused(Refusal::DirectoryUnavailable)
+            Verdict::Refused(ClientError::DirectoryUnavailable)
         })?,
     };
     case.enter(tenant)
@@ -186,7 +189,7 @@ struct Found {
 
 /// Asks for every name, whatever the answer to another one: what is asked depends on what the client says and on
 /// nothing that it may want to find out.
-async fn look_up(hints: &Hints, directory: &Directory) -> Found {
+async fn look_up(hints: &Hints, directory: &dyn Directory) -> Found {
     let half_name = hints.split_user().map(|(name, _)| name);
     let logins =
         join_all([Some(&*hints.user), half_name].into_iter().flatten().map(|name| login(name, directory)));
@@ -205,12 +208,12 @@ async fn look_up(hints: &Hints, directory: &Directory) -> Found {
     Found { split: login.is_some(), login, unavailable, tenants }
 }
 
-async fn login(name: &str, directory: &Directory) -> Result<Option<Arc<Login>>, DirectoryError> {
+async fn login(name: &str, directory: &dyn Directory) -> Result<Option<Arc<Login>>, DirectoryError> {
     let found = directory.login(name).await;
     found.inspect_err(|error| warn!(user = name, side = "central", %error, "cannot look up a login"))
 }
 
-async fn tenant(name: &str, directory: &Directory) -> (String, Known) {
+async fn tenant(name: &str, directory: &dyn Directory) -> (String, Known) {
     let known = match directory.tenant(name).await {
         Ok(Some(tenant)) => Known::Tenant(tenant),
         Ok(None) => Known::Nobody,
@@ -253,7 +256,7 @@ async fn exchange(
     let first = client_first(&initial, plus)?;
     let (server_first, waiting) = scram
         .on_client_first_message_with_secret(first, verifier.secret())
-        .map_err(|_| Refusal::ProtocolViolation("malformed SCRAM message".into()))?;
+        .map_err(|_| ClientError::ProtocolViolation("malformed SCRAM message".into()))?;
     let mut challenge = Vec::new();
     sasl(&mut challenge, 11, server_first.as_bytes());
     stream.write_all(&challenge).await?;
@@ -269,8 +272,8 @@ async fn exchange(
 }
 
 /// The client-first-message of a SASLInitialResponse whose mechanism was offered and fits its channel-binding flag.
-fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], Refusal> {
-    let violation = |words: &str| Refusal::ProtocolViolation(words.into());
+fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], ClientError> {
+    let violation = |words: &str| ClientError::ProtocolViolation(words.into());
     let mechanism = cstr(&mut body).map_err(|_| violation("malformed SASL message"))?;
     let Some((length, first)) = body.split_first_chunk::<4>() else {
         return Err(violation("malformed SASL message"));
@@ -291,9 +294,9 @@ fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], Refusal> {
 }
 
 /// SCRAM is text; PostgreSQL's words for what is not.
-fn without_nul(message: &[u8]) -> Result<(), Refusal> {
+fn without_nul(message: &[u8]) -> Result<(), ClientError> {
     if message.is_empty() || message.contains(&0) {
-        return Err(Refusal::ProtocolViolation("malformed SCRAM message".into()));
+        return Err(ClientError::ProtocolViolation("malformed SCRAM message".into()));
     }
     Ok(())
 }
@@ -309,14 +312,14 @@ fn sasl(out: &mut Vec<u8>, kind: u32, data: &[u8]) {
 /// The body of the next message, which must be of type `p` and of decent size.
 async fn sasl_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Vec<u8>, StartupError> {
     loop {
-        let header = header(buffer).map_err(|error| Refusal::ProtocolViolation(error.to_string()))?;
+        let header = header(buffer).map_err(|error| ClientError::ProtocolViolation(error.to_string()))?;
         if let Some((tag, length)) = header {
             if tag != b'p' {
                 let words = format!("expected SASL response, got message type {tag}");
-                return Err(Refusal::ProtocolViolation(words).into());
+                return Err(ClientError::ProtocolViolation(words).into());
             }
             if length > STARTUP_BYTES_MAX {
-                return Err(Refusal::ProtocolViolation("SASL response too long".into()).into());
+                return Err(ClientError::ProtocolViolation("SASL response too long".into()).into());
             }
             if buffer.len() > length {
                 let rest = buffer.split_off(length + 1);

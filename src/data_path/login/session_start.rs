@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{connection_limits::Visitor, startup::Hello};
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         exchange::{ClientSide, Rules, startup_charge},
         memory_limit::{Account, Charge},
@@ -26,10 +26,10 @@ use crate::{
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
-        tenant::{Access, Login, LoginKind, PoolMode, Tenant},
+        tenant::{Access, Login, LoginKind, Tenant},
         tenant_switch::{Stance, switcher::Concierge},
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
     wire::{
         message::{backend_key_data, ready_for_query},
         stream::Stream,
@@ -92,7 +92,7 @@ pub(in crate::data_path) async fn enter(
     proxy: &Proxy,
     tenant: &Arc<Tenant>,
     access: Access,
-) -> Result<(Arc<Pool>, Present), Refusal> {
+) -> Result<(Arc<Pool>, Present), ClientError> {
     let pool = proxy.pools.of(tenant, access).await?;
     let limit = match tenant.max_clients {
         Some(limit) => limit as usize,
@@ -100,11 +100,11 @@ pub(in crate::data_path) async fn enter(
     };
     match pool.stats.enter(limit) {
         Some(present) => Ok((pool, present)),
-        None => Err(Refusal::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
+        None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
     }
 }
 
-async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &Refusal) {
+async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &ClientError) {
     let mut stream = stream;
     if tokio::io::AsyncWriteExt::write_all(&mut stream, &unsent).await.is_ok() {
         refuse(stream, refusal).await;
@@ -195,7 +195,7 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), Refusal> {
+) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), ClientError> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.greet(asked, wait).await?, None, began));

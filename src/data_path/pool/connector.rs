@@ -26,7 +26,7 @@ use crate::{
         session_state::Settings,
         tenant::{Credential, Tenant},
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// Between attempts on a host that is full. PostgreSQL counts a connection until its process has ended.
@@ -153,7 +153,7 @@ impl Connector {
     ///
     /// # Errors
     /// Why the host cannot be reached.
-    pub async fn turn(&self) -> Result<Turn, Refusal> {
+    pub async fn turn(&self) -> Result<Turn, ClientError> {
         self.host.wait(self.tenant.id).await
     }
 
@@ -176,20 +176,20 @@ impl Connector {
     }
 
     /// Why the last attempt after `since` failed, if none has succeeded after it.
-    pub fn reason_since(&self, since: Instant) -> Option<Refusal> {
+    pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
         let own = self.backoff().reason_since(since);
         own.or_else(|| self.host.reason_since(since))
     }
 
     /// The error for all waiting sessions where the next attempt is too far away to wait for it.
-    pub fn told_at_once(&self, now: Instant) -> Option<Refusal> {
+    pub fn told_at_once(&self, now: Instant) -> Option<ClientError> {
         let own = self.backoff().told_at_once(now);
         own.or_else(|| self.host.told_at_once(now))
     }
 
     /// The error for sessions that have waited for [`TOLD_WITHIN`](super::connect_backoff::TOLD_WITHIN) on a host that fails
     /// and has not answered since, while no server is open.
-    pub fn silent(&self, now: Instant) -> Option<Refusal> {
+    pub fn silent(&self, now: Instant) -> Option<ClientError> {
         if self.live() <= self.opening() { self.host.silent(now) } else { None }
     }
 
@@ -211,7 +211,7 @@ impl Connector {
 
     /// An attempt failed: logs and counts it, and begins a pause, for the host where the host failed, else for this tenant.
     /// Returns the error for clients.
-    pub fn failed(&self, turn: Turn, attempt: Attempt, error: &DialError) -> Refusal {
+    pub fn failed(&self, turn: Turn, attempt: Attempt, error: &DialError) -> ClientError {
         let refusal = error.to_refusal();
         let is_news = if error.is_of_host(turn.is_answered()) && !self.is_full_of_ours(error) {
             turn.failed(&refusal)
@@ -224,7 +224,7 @@ impl Connector {
     }
 
     /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a warning.
-    pub fn failed_for_tenant(&self, attempt: Attempt, reason: &Refusal) -> bool {
+    pub fn failed_for_tenant(&self, attempt: Attempt, reason: &ClientError) -> bool {
         self.backoff().failed(attempt, reason, Instant::now(), rand::random())
     }
 

@@ -51,17 +51,17 @@ use self::{
     wait_queue::{ServerWait, WaitQueue},
 };
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         functions::Catalogue,
         memory_limit::Account,
         prepared::{Capacity, shared_statements::StatementTable},
         server::DialOptions,
         sessions::registry::Place,
-        tenant::{Access, PoolMode, Tenant},
+        tenant::{Access, Tenant},
         worker::Worker,
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
 };
 
 /// What a pool is made with; a change of these makes a new pool.
@@ -200,13 +200,13 @@ impl Pool {
     /// A server, opened if need be; waits for at most `wait` from `since` on.
     ///
     /// # Errors
-    /// [`Refusal::PoolBusy`] after that time, [`Refusal::ServerUnreachable`] when none could be opened,
-    /// [`Refusal::AdminShutdown`] when the pool was retired meanwhile.
+    /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be opened,
+    /// [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
         self: &Arc<Self>,
         since: Instant,
         wait: Duration,
-    ) -> Result<Box<PooledServer>, Refusal> {
+    ) -> Result<Box<PooledServer>, ClientError> {
         ServerWait::new(self, since, wait).await
     }
 

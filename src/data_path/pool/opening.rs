@@ -17,7 +17,7 @@ use crate::{
         server::{DialError, Opened, connection::Server},
         session_state::Settings,
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 impl Pool {
@@ -39,7 +39,7 @@ impl Pool {
     }
 
     /// Ends all waits with this reason, unless a server is open that may come back, or is being opened.
-    pub(super) fn refuse_waiting(&self, reason: &Refusal) {
+    pub(super) fn refuse_waiting(&self, reason: &ClientError) {
         if self.live() == 0 && !self.is_paused() {
             self.queue.refuse_all(reason);
         }
@@ -94,7 +94,7 @@ impl Pool {
                         if self.put_right_if_changed(&error).await {
                             return; // as above
                         }
-                        let lost = Refusal::ServerLost;
+                        let lost = ClientError::ServerLost;
                         self.connector.failed_for_tenant(attempt, &lost);
                         self.refuse_waiting(&lost);
                     }
@@ -119,11 +119,11 @@ impl Pool {
     /// no more connections while this pool has others.
     ///
     /// # Errors
-    /// [`Refusal::Server`] with the server's own words where it refuses a parameter, [`Refusal::ServerUnreachable`].
+    /// [`ClientError::Server`] with the server's own words where it refuses a parameter, [`ClientError::ServerUnreachable`].
     pub(super) async fn open_for(
         self: &Arc<Self>,
         startup: &Settings,
-    ) -> Result<Option<Box<PooledServer>>, Refusal> {
+    ) -> Result<Option<Box<PooledServer>>, ClientError> {
         if !self.has_room() {
             return Ok(None);
         }
@@ -156,9 +156,9 @@ impl Pool {
     /// A server beside the pool: it counts in the host's budget, not in the pool's size, and is never given back.
     ///
     /// # Errors
-    /// [`Refusal::PoolBusy`] if the budget is spent, [`Refusal::ServerUnreachable`].
-    pub(super) async fn open_beside(self: &Arc<Self>) -> Result<Box<PooledServer>, Refusal> {
-        let busy = Refusal::PoolBusy { waited: Duration::ZERO };
+    /// [`ClientError::PoolBusy`] if the budget is spent, [`ClientError::ServerUnreachable`].
+    pub(super) async fn open_beside(self: &Arc<Self>) -> Result<Box<PooledServer>, ClientError> {
+        let busy = ClientError::PoolBusy { waited: Duration::ZERO };
         let permit = self.connector.permit_beside(self).ok_or(busy)?;
         self.connector.pause().await;
         let turn = self.connector.turn().await?;
@@ -191,7 +191,7 @@ impl Pool {
         &self,
         server: Box<PooledServer>,
         startup: Settings,
-    ) -> Result<Box<PooledServer>, Refusal> {
+    ) -> Result<Box<PooledServer>, ClientError> {
         let (mut server, permit) = server.into_parts();
         let _ = server.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
         drop(server);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Pool, TenantPools};
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// Whom an administrator means: one tenant, by id, or all of them.
 pub type Whom = Option<i64>;
@@ -80,7 +80,7 @@ impl TenantPools {
         self.halts.set_paused(whom, true);
         for pool in self.of_whom(whom) {
             pool.queue.set_paused(true);
-            pool.listener.end(Refusal::ListeningMoved);
+            pool.listener.end(ClientError::ListenerPaused);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
         functions::Catalogue,
         sessions::registry::{Doing, SessionHandle},
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// Grace period of a session that has just written a sequence, and so may read `lastval` next: if it has read one before, if
@@ -59,7 +59,7 @@ pub enum Reclaim {
     /// Return its server; the values that it kept it for are forgotten.
     Server,
     /// End, with this error.
-    Session(Refusal),
+    Session(ClientError),
 }
 
 impl PinnedSessions {
@@ -114,9 +114,9 @@ impl PinnedSessions {
         firm.position(|other| other.process_id == session.process_id).is_some_and(|place| place >= self.limit)
     }
 
-    fn too_many(&self, pins: Pins) -> Refusal {
+    fn too_many(&self, pins: Pins) -> ClientError {
         let reasons = pins.names().collect::<Vec<_>>().join(", ");
-        Refusal::TooManyPinned { limit: self.limit, reasons }
+        ClientError::TooManyPinned { limit: self.limit, reasons }
     }
 }
 

@@ -24,7 +24,7 @@ use std::{
 use deadpool::unmanaged;
 
 use super::{Pool, PooledServer, connect_backoff::TOLD_WITHIN};
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no timer.
 const WATCH_EVERY: Duration = Duration::from_millis(25);
@@ -55,7 +55,7 @@ struct State<S> {
     next_number: u64,
     waiting: VecDeque<Waiter>,
     /// Results for sessions that have been woken and have not polled yet.
-    results: Vec<(u64, Result<S, Refusal>)>,
+    results: Vec<(u64, Result<S, ClientError>)>,
     /// The watching task runs.
     is_watched: bool,
 }
@@ -175,7 +175,7 @@ impl<S> WaitQueue<S> {
     }
 
     /// The result for a session; `None`: it waits still, and `waker` is woken.
-    fn poll_result(&self, number: u64, waker: &Waker) -> Option<Result<S, Refusal>> {
+    fn poll_result(&self, number: u64, waker: &Waker) -> Option<Result<S, ClientError>> {
         let mut state = self.locked();
         if let Some(at) = state.results.iter().position(|(of, _)| *of == number) {
             return Some(state.results.swap_remove(at).1);
@@ -183,7 +183,7 @@ impl<S> WaitQueue<S> {
         match state.waiting.iter_mut().find(|waiter| waiter.number == number) {
             Some(waiter) => waiter.waker.clone_from(waker),
             // Unreachable: a waiter stays in the queue until it has a result.
-            None => return Some(Err(Refusal::AdminShutdown)),
+            None => return Some(Err(ClientError::AdminShutdown)),
         }
         None
     }
@@ -199,7 +199,11 @@ impl<S> WaitQueue<S> {
         None
     }
 
-    fn refuse_where(&self, mut state: MutexGuard<'_, State<S>>, why: impl Fn(&Waiter) -> Option<Refusal>) {
+    fn refuse_where(
+        &self,
+        mut state: MutexGuard<'_, State<S>>,
+        why: impl Fn(&Waiter) -> Option<ClientError>,
+    ) {
         let mut woken = Vec::new();
         let State { waiting, results, .. } = &mut *state;
         waiting.retain(|waiter| match why(waiter) {
@@ -216,7 +220,7 @@ impl<S> WaitQueue<S> {
     }
 
     /// Ends all waits with this error.
-    pub fn refuse_all(&self, refusal: &Refusal) {
+    pub fn refuse_all(&self, refusal: &ClientError) {
         self.refuse_where(self.locked(), |_| Some(refusal.clone()));
     }
 
@@ -236,7 +240,7 @@ impl<S> WaitQueue<S> {
     pub fn close(&self) {
         let mut state = self.locked();
         state.closed = true;
-        self.refuse_where(state, |_| Some(Refusal::AdminShutdown));
+        self.refuse_where(state, |_| Some(ClientError::AdminShutdown));
         self.drop_idle();
     }
 
@@ -256,12 +260,12 @@ impl<S> WaitQueue<S> {
     fn watch(
         &self,
         now: Instant,
-        silent: Option<&Refusal>,
-        reason: impl Fn(Instant) -> Option<Refusal>,
+        silent: Option<&ClientError>,
+        reason: impl Fn(Instant) -> Option<ClientError>,
     ) -> bool {
         self.refuse_where(self.locked(), |waiter| {
             let waited = now.saturating_duration_since(waiter.since);
-            let busy = || Refusal::PoolBusy { waited: waiter.wait_max };
+            let busy = || ClientError::PoolBusy { waited: waiter.wait_max };
             let too_long = (waited >= waiter.wait_max).then(|| reason(waiter.since).unwrap_or_else(busy));
             too_long.or_else(|| silent.filter(|_| waited >= TOLD_WITHIN).cloned())
         });
@@ -291,11 +295,11 @@ impl<'p> ServerWait<'p> {
         Self { pool, since, wait_max, number: None, first: false }
     }
 
-    fn enter(&mut self, waker: &Waker) -> Poll<Result<Box<PooledServer>, Refusal>> {
+    fn enter(&mut self, waker: &Waker) -> Poll<Result<Box<PooledServer>, ClientError>> {
         let pool = self.pool;
         loop {
             match pool.queue.enter(self.since, self.wait_max, waker, self.first) {
-                Entered::Closed => return Poll::Ready(Err(Refusal::AdminShutdown)),
+                Entered::Closed => return Poll::Ready(Err(ClientError::AdminShutdown)),
                 Entered::Idle(server) => match pool.inspect(server) {
                     Some(server) => return Poll::Ready(Ok(server)),
                     None => continue,
@@ -315,7 +319,7 @@ impl<'p> ServerWait<'p> {
 }
 
 impl Future for ServerWait<'_> {
-    type Output = Result<Box<PooledServer>, Refusal>;
+    type Output = Result<Box<PooledServer>, ClientError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(number) = self.number {
@@ -435,7 +439,7 @@ mod tests {
         assert!(queue.watch(now + LONG_WAIT, None, |_| None) && queue.has_long_wait());
         assert!(queue.watch(now + WAIT, None, |_| None) && queue.has_long_wait());
         let refused = queue.poll_result(first, Waker::noop());
-        assert!(matches!(refused, Some(Err(Refusal::PoolBusy { waited: WAIT }))), "{refused:?}");
+        assert!(matches!(refused, Some(Err(ClientError::PoolBusy { waited: WAIT }))), "{refused:?}");
         assert_eq!((result(&queue, second), queue.leave(second)), (None, None));
         // The queue is empty: the next session that waits starts the watching task again.
         assert!(
@@ -448,7 +452,7 @@ mod tests {
         let closed = queue();
         let waiter = wait(&closed, Instant::now(), false);
         closed.close();
-        assert!(matches!(closed.poll_result(waiter, Waker::noop()), Some(Err(Refusal::AdminShutdown))));
+        assert!(matches!(closed.poll_result(waiter, Waker::noop()), Some(Err(ClientError::AdminShutdown))));
         assert!(matches!(enter(&closed, Instant::now(), false), Entered::Closed));
         let with_idle = queue();
         with_idle.put(7).unwrap();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::data_path::tenant::{Credential, Grant, Host, HostAddress, TlsMode};
+use crate::config::TlsMode;
+use crate::data_path::tenant::{Credential, Grant, Host, HostAddress};
 
 fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -15,7 +16,7 @@ fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
     }
 }
 
-fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, Refusal> {
+fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, ClientError> {
     hints.tenant(split, |name| name == "acme" || name == "globex")
 }
 
@@ -51,7 +52,7 @@ fn hints_that_contradict_each_other_are_refused() {
         hints("", "acme", "alice", "globex"),
         hints("", "nowhere", "alice", "acme"),
     ] {
-        assert!(matches!(tenant(&hints, false), Err(Refusal::ContradictingTenants { .. })), "{hints:?}");
+        assert!(matches!(tenant(&hints, false), Err(ClientError::ContradictingTenants { .. })), "{hints:?}");
     }
 }
 
