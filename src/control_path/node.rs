@@ -34,7 +34,7 @@ use crate::{
             failed_logins::FailedLogins,
             listener::{Accepting, Listeners},
         },
-        pool::{Looking, PoolMaking, TenantPools},
+        pool::{TenantLookup, BeforeFirstPool, TenantPools},
         proxy::Proxy,
         relay::own_password::PasswordPace,
         server::DialOptions,
@@ -251,7 +251,7 @@ fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
 }
 
 /// Access to an adopted database's tables, granted when its first pool is made.
-fn grants(context: AdminContext) -> PoolMaking {
+fn grants(context: AdminContext) -> BeforeFirstPool {
     Arc::new(move |tenant| {
         let actor = context.actor("pglobby");
         Box::pin(async move { complete_grants(&actor, tenant.id).await.map_err(|error| causes(&error)) })
@@ -259,7 +259,7 @@ fn grants(context: AdminContext) -> PoolMaking {
 }
 
 /// A tenant's row after the change that is being made to it now, if one is: `FOR SHARE` waits for whoever holds it.
-fn looking(central: Central, directory: Arc<CentralDirectory>) -> Looking {
+fn looking(central: Central, directory: Arc<CentralDirectory>) -> TenantLookup {
     Arc::new(move |id| {
         let (central, directory) = (central.clone(), directory.clone());
         Box::pin(async move {

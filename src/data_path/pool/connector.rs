@@ -1,4 +1,4 @@
-//! Connects a pool to its servers: counts them, dials, and remembers failures.
+//! Connecting a pool to its servers: counts them, dials, and remembers failures.
 //!
 //! When an attempt may begin is decided in `host_connecting.rs` for all pools of a host, and after failures of the tenant's
 //! own (database dropped, role locked out, CONNECTION LIMIT) in `connect_backoff.rs`.
@@ -16,13 +16,13 @@ use tracing::{debug, info, warn};
 use super::{
     Pool, PoolRules,
     connect_backoff::{Attempt, ConnectBackoff},
-    host_budget::{Budget, Permit},
-    host_connecting::{HostConnects, Turn},
+    host_budget::{HostBudget, Permit},
+    host_connecting::{HostConnecting, Turn},
     stats::PoolStats,
 };
 use crate::{
     data_path::{
-        server::{self, DialError, DialOptions, OnAnswer, Opened, Target},
+        server::{self, DialError, DialOptions, OnAnswer, NewConnection, DialTarget},
         session_state::Settings,
         tenant::{Credential, Tenant},
     },
@@ -43,8 +43,8 @@ pub(super) struct Connector {
     tenant: Arc<Tenant>,
     credential: Credential,
     options: Arc<DialOptions>,
-    budget: Arc<Budget>,
-    host: Arc<HostConnects>,
+    budget: Arc<HostBudget>,
+    host: Arc<HostConnecting>,
     stats: Arc<PoolStats>,
     /// Servers open or being opened: permits that count in the pool's size.
     live: AtomicUsize,
@@ -61,8 +61,8 @@ impl Connector {
         tenant: Arc<Tenant>,
         credential: Credential,
         options: Arc<DialOptions>,
-        budget: Arc<Budget>,
-        host: Arc<HostConnects>,
+        budget: Arc<HostBudget>,
+        host: Arc<HostConnecting>,
         stats: Arc<PoolStats>,
         rules: &PoolRules,
     ) -> Self {
@@ -126,7 +126,7 @@ impl Connector {
     /// Whether another pool of the host waits for a permit.
     #[inline]
     pub fn is_permit_wanted(&self) -> bool {
-        self.budget.has_wishes()
+        self.budget.is_permit_wanted()
     }
 
     /// A permit for `pool`, the one that this connects; `None`: `pool` is asked again when one is free.
@@ -136,7 +136,7 @@ impl Connector {
 
     /// A permit for a server beside the pool, now or not at all.
     pub fn permit_beside(&self, pool: &Arc<Pool>) -> Option<Permit> {
-        self.budget.acquire_apart(pool)
+        self.budget.acquire_beside(pool)
     }
 
     /// Whether the host refused `error`'s connection while others of ours are open there, of which one may come free.
@@ -245,7 +245,7 @@ impl Connector {
         pool: &Arc<Pool>,
         turn: &Turn,
         startup: &Settings,
-    ) -> Result<Opened, DialError> {
+    ) -> Result<NewConnection, DialError> {
         // Without other connections of ours there, closing makes no room: after a failure one attempt is enough.
         let alone = self.host.is_failing() && self.budget.live() <= 1;
         let mut opened = self.connect(turn, startup).await;
@@ -266,9 +266,9 @@ impl Connector {
     ///
     /// # Errors
     /// [`DialError`].
-    pub async fn connect(&self, turn: &Turn, startup: &Settings) -> Result<Opened, DialError> {
+    pub async fn connect(&self, turn: &Turn, startup: &Settings) -> Result<NewConnection, DialError> {
         let answered = || turn.answered();
-        let target = Target {
+        let target = DialTarget {
             host: &self.tenant.host,
             tenant: &self.tenant.name,
             database: &self.tenant.database,

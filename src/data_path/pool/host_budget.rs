@@ -2,7 +2,7 @@
 //!
 //! Every open server holds a [`Permit`]; dropping the server frees it. A pool that finds the budget spent leaves a wish,
 //! once, and is asked again when a permit comes free. Before that an idle server of the pool that was used least
-//! recently is closed for it, and while wishes stand, a pool that has held a server for [`HOLD`] gives it up instead of
+//! recently is closed for it, and while queue stand, a pool that has held a server for [`HOLD`] gives it up instead of
 //! keeping it: without that pause the pools would thrash (a connect for every query).
 //!
 //! A host that takes no more connections, because it has no budget or others use it as well, has for a while the budget of
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::Pool;
 
-/// How long a server serves its pool although another pool wishes for it. Measured with 1 ms queries and 3 ms connects:
+/// How long a server serves its pool although another pool queue for it. Measured with 1 ms queries and 3 ms connects:
 /// 0 ms gives 1 016 queries a second, 20 ms 2 138, 100 ms 822 (with longer waits).
 pub const HOLD: Duration = Duration::from_millis(20);
 
@@ -33,15 +33,15 @@ const SPARE_MAX: usize = 3;
 
 /// One host's budget.
 #[derive(Debug)]
-pub struct Budget {
+pub struct HostBudget {
     /// `hosts.max_connections`; `usize::MAX` where there is no limit.
     limit: AtomicUsize,
     /// What the host has been found to take, and until when that is believed.
     found: Mutex<Option<(usize, Instant)>>,
     live: AtomicUsize,
-    /// How many wishes stand; read without the lock on every give-back.
-    wishing: AtomicUsize,
-    wishes: Mutex<VecDeque<Weak<Pool>>>,
+    /// How many queue stand; read without the lock on every give-back.
+    queued: AtomicUsize,
+    queue: Mutex<VecDeque<Weak<Pool>>>,
     pools: Mutex<Vec<Weak<Pool>>>,
 }
 
@@ -49,7 +49,7 @@ pub struct Budget {
 /// again: its own pool if sessions wait there, and the oldest wish.
 #[derive(Debug)]
 pub struct Permit {
-    budget: Arc<Budget>,
+    budget: Arc<HostBudget>,
     pool: Weak<Pool>,
 }
 
@@ -62,21 +62,21 @@ impl Drop for Permit {
                 pool.open_wanted_soon();
             }
         }
-        if let Some(pool) = self.budget.next_wish() {
+        if let Some(pool) = self.budget.next_in_queue() {
             pool.open_wanted_soon();
         }
     }
 }
 
-impl Budget {
+impl HostBudget {
     /// A budget of `limit` server connections; `None`: no limit.
     pub fn new(limit: Option<u32>) -> Arc<Self> {
         let budget = Self {
             limit: AtomicUsize::new(usize::MAX),
             found: Mutex::default(),
             live: AtomicUsize::new(0),
-            wishing: AtomicUsize::new(0),
-            wishes: Mutex::default(),
+            queued: AtomicUsize::new(0),
+            queue: Mutex::default(),
             pools: Mutex::default(),
         };
         budget.set_limit(limit);
@@ -97,8 +97,8 @@ impl Budget {
 
     /// Whether some pool waits for a permit.
     #[inline]
-    pub fn has_wishes(&self) -> bool {
-        self.wishing.load(Ordering::Relaxed) > 0
+    pub fn is_permit_wanted(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > 0
     }
 
     /// Live server connections.
@@ -113,7 +113,7 @@ impl Budget {
             return Some(permit);
         }
         // The wish comes first: a permit freed from here on finds it.
-        self.wish(pool);
+        self.enqueue(pool);
         self.close_one_idle(Some(pool));
         let permit = self.try_acquire(pool)?;
         self.withdraw(pool);
@@ -121,7 +121,7 @@ impl Budget {
     }
 
     /// A permit for a connection of `pool`'s that does not count in its size. Leaves no wish: it is wanted now or not at all.
-    pub fn acquire_apart(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
+    pub fn acquire_beside(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
         let permit = self.try_count().then(|| Permit { budget: self.clone(), pool: Weak::new() });
         permit.or_else(|| {
             self.close_one_idle(Some(pool));
@@ -143,10 +143,10 @@ impl Budget {
         found.map_or(usize::MAX, |(limit, _)| limit)
     }
 
-    /// The host has refused a connection: of `wisher`, which holds a permit for it, or of somebody who is no pool. Closes idle
+    /// The host has refused a connection: of `requester`, which holds a permit for it, or of somebody who is no pool. Closes idle
     /// servers of the pools used least recently, one for it and a few for others.
-    pub fn make_room(&self, wisher: Option<&Arc<Pool>>) {
-        let (permits, stranger) = (usize::from(wisher.is_some()), usize::from(wisher.is_none()));
+    pub fn make_room(&self, requester: Option<&Arc<Pool>>) {
+        let (permits, stranger) = (usize::from(requester.is_some()), usize::from(requester.is_none()));
         let open = self.live().saturating_sub(permits);
         let known = self.found_limit();
         // Once: who is refused again waits for a process of the server's that is just ending.
@@ -155,7 +155,7 @@ impl Budget {
         let found = Some((limit, Instant::now() + FULL_FOR));
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
         for _ in 0..(open + permits).saturating_sub(limit).max(1) {
-            self.close_one_idle(wisher);
+            self.close_one_idle(requester);
         }
     }
 
@@ -167,43 +167,43 @@ impl Budget {
         Some(Permit { budget: self.clone(), pool: Arc::downgrade(pool) })
     }
 
-    fn wish(&self, pool: &Arc<Pool>) {
-        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        if !wishes.iter().any(|wish| wish.as_ptr() == Arc::as_ptr(pool)) {
-            wishes.push_back(Arc::downgrade(pool));
+    fn enqueue(&self, pool: &Arc<Pool>) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if !queue.iter().any(|wish| wish.as_ptr() == Arc::as_ptr(pool)) {
+            queue.push_back(Arc::downgrade(pool));
         }
-        self.wishing.store(wishes.len(), Ordering::Release);
+        self.queued.store(queue.len(), Ordering::Release);
     }
 
     fn withdraw(&self, pool: &Arc<Pool>) {
-        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
-        wishes.retain(|wish| wish.as_ptr() != Arc::as_ptr(pool));
-        self.wishing.store(wishes.len(), Ordering::Release);
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.retain(|wish| wish.as_ptr() != Arc::as_ptr(pool));
+        self.queued.store(queue.len(), Ordering::Release);
     }
 
-    fn next_wish(&self) -> Option<Arc<Pool>> {
-        if !self.has_wishes() {
+    fn next_in_queue(&self) -> Option<Arc<Pool>> {
+        if !self.is_permit_wanted() {
             return None;
         }
-        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = None;
         while next.is_none() {
-            let Some(wish) = wishes.pop_front() else { break };
+            let Some(wish) = queue.pop_front() else { break };
             next = wish.upgrade();
         }
-        self.wishing.store(wishes.len(), Ordering::Release);
+        self.queued.store(queue.len(), Ordering::Release);
         next
     }
 
-    /// Closes an idle server of the pool used least recently, other than `wisher`. The server is dropped without a lock
+    /// Closes an idle server of the pool used least recently, other than `requester`. The server is dropped without a lock
     /// held: its permit's drop takes the locks again.
-    fn close_one_idle(&self, wisher: Option<&Arc<Pool>>) {
+    fn close_one_idle(&self, requester: Option<&Arc<Pool>>) {
         let mut others: Vec<Arc<Pool>> = {
             let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
             pools
                 .iter()
                 .filter_map(Weak::upgrade)
-                .filter(|pool| wisher.is_none_or(|wisher| !Arc::ptr_eq(pool, wisher)))
+                .filter(|pool| requester.is_none_or(|requester| !Arc::ptr_eq(pool, requester)))
                 .collect()
         };
         others.sort_by_key(|pool| pool.last_used());

@@ -21,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// One host's.
 #[derive(Debug)]
-pub struct HostConnects {
+pub struct HostConnecting {
     name: String,
     state: Mutex<State>,
     pools: Mutex<Vec<Weak<Pool>>>,
@@ -69,11 +69,11 @@ impl Waiter {
 /// The right to open one server. Dropped without an outcome, nothing is learnt of the host.
 #[derive(Debug)]
 pub struct Turn {
-    host: Arc<HostConnects>,
+    host: Arc<HostConnecting>,
     number: u64,
 }
 
-impl HostConnects {
+impl HostConnecting {
     /// Nothing is known of it yet.
     pub fn new(name: &str, most: usize, longest_pause: Duration) -> Self {
         let state = State { turns: ConnectTurns::new(most, longest_pause), hands_out: false };

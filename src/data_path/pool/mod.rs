@@ -38,14 +38,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::pinned_sessions::Pinned;
 pub use self::pooled_server::PooledServer;
 pub use self::stats::Present;
-pub use self::tenant_pools::{Done, Looking, Mending, PoolMaking, TenantPools};
+pub use self::tenant_pools::{PoolTotals, TenantLookup, RoleRepair, BeforeFirstPool, TenantPools};
 use self::{
     connector::Connector,
     pinned_sessions::PinnedSessions,
     role_settings::RoleStart,
     server_list::ServerList,
-    shared_listener::EarPlace,
-    startup_parameters::Greetings,
+    shared_listener::ListenerSlot,
+    startup_parameters::StatusCache,
     stats::PoolStats,
     succession::Succession,
     wait_queue::{ServerWait, WaitQueue},
@@ -162,9 +162,9 @@ pub struct Pool {
     connector: Connector,
     /// Settings of role and database that its servers began with.
     role_start: RoleStart,
-    greetings: Greetings,
+    status_cache: StatusCache,
     /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
-    listener: Arc<EarPlace>,
+    listener: Arc<ListenerSlot>,
     pinned: Arc<PinnedSessions>,
     /// A permit for each cancel request under way.
     cancels: Arc<Semaphore>,
@@ -215,7 +215,7 @@ impl Pool {
     pub fn give_back(&self, mut server: Box<PooledServer>) {
         server.returned();
         if server.side.news {
-            self.hear(&mut server);
+            self.note_reported(&mut server);
         }
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
@@ -240,7 +240,7 @@ impl Pool {
     #[inline]
     pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
-        let changes = self.greetings.changes();
+        let changes = self.status_cache.changes();
         if server.changes_seen != changes {
             (server.changes_seen, server.side.is_stale) = (changes, true);
         }
@@ -248,7 +248,7 @@ impl Pool {
             return None;
         }
         if server.side.news {
-            self.hear(&mut server);
+            self.note_reported(&mut server);
         }
         Some(server)
     }

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::{Pool, PooledServer, connector::Opening, host_budget::Permit, host_connecting::Turn};
 use crate::{
     data_path::{
-        server::{DialError, Opened, connection::Server},
+        server::{DialError, NewConnection, connection::Server},
         session_state::Settings,
     },
     error::ClientError,
@@ -85,13 +85,13 @@ impl Pool {
         match self.connector.connect_making_room(self, &turn, &Settings::default()).await {
             Ok(opened) => {
                 let mut server = self.opened(opened, turn, permit, Settings::default());
-                match self.is_as_begun(&mut server).await {
+                match self.has_same_start(&mut server).await {
                     Ok(true) => self.put(server),
                     Ok(false) => {} // waiting sessions go on with the pool's successor
                     Err(error) => {
                         warn!(tenant = self.tenant.name, side = "server", %error, "new server lost");
                         drop(server);
-                        if self.put_right_if_changed(&error).await {
+                        if self.repair_role_after(&error).await {
                             return; // as above
                         }
                         let lost = ClientError::ServerLost;
@@ -179,7 +179,7 @@ impl Pool {
         }
         let opened = opened.map_err(|error| error.to_refusal())?;
         let mut server = self.wrap(Server::new(opened, self.rules.prepared_max), permit);
-        self.hear(&mut server);
+        self.note_reported(&mut server);
         Ok(server)
     }
 
@@ -209,12 +209,12 @@ impl Pool {
         }
     }
 
-    fn opened(&self, opened: Opened, turn: Turn, permit: Permit, startup: Settings) -> Box<PooledServer> {
+    fn opened(&self, opened: NewConnection, turn: Turn, permit: Permit, startup: Settings) -> Box<PooledServer> {
         let mut server = Server::new(opened, self.rules.prepared_max);
         server.startup = startup;
         let mut server = self.wrap(server, permit);
-        server.changes_seen = self.greetings.changes();
-        self.hear(&mut server);
+        server.changes_seen = self.status_cache.changes();
+        self.note_reported(&mut server);
         debug!(tenant = self.tenant.name, server_pid = server.process_id, "server opened");
         self.connector.succeeded(turn);
         server
@@ -230,7 +230,7 @@ impl Pool {
     /// moment before they change in its row.
     async fn repair(self: &Arc<Self>, error: &DialError, startup: &Settings) -> bool {
         match error.identity_trouble(startup) {
-            Some(trouble) => self.put_right(trouble).await,
+            Some(trouble) => self.repair_role(trouble).await,
             None => false,
         }
     }

@@ -129,13 +129,13 @@ impl Pool {
     ///
     /// # Errors
     /// [`AskError::Lost`]: the server must be closed.
-    pub async fn is_as_begun(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
+    pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened and written still: so it began with that.
         let before = self.start();
         let written = match server.ask(&written(), &[self.as_made()]).await {
             Ok(mut rows) => {
                 if let Some(trouble) = self.unlike_made(&mut rows)
-                    && self.put_right(trouble).await
+                    && self.repair_role(trouble).await
                 {
                     return Ok(false);
                 }
@@ -143,7 +143,7 @@ impl Pool {
                 Some(values.flat_map(|value| [value.unwrap_or_default(), vec![0]]).flatten().collect())
             }
             Err(error @ AskError::Refused(_)) => {
-                if self.put_right_if_changed(&error).await {
+                if self.repair_role_after(&error).await {
                     return Ok(false);
                 }
                 None
@@ -164,7 +164,7 @@ impl Pool {
             return Ok(true);
         }
         if let Some(pools) = self.all_pools() {
-            pools.begin_anew(self).await;
+            pools.replace_for_new_sessions(self).await;
             info!(
                 tenant = self.tenant.name,
                 "settings of role or database have changed: new sessions get new servers"
@@ -201,7 +201,7 @@ impl Pool {
 
     /// Has the control path put right what is not as it was made. `true`: the pool was replaced by one that knows the role as it is
     /// now.
-    pub(super) async fn put_right(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
+    pub(super) async fn repair_role(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
         match self.all_pools() {
             Some(pools) => pools.renew(self, trouble).await,
             None => false,
@@ -210,9 +210,9 @@ impl Pool {
 
     /// The same for a server that has broken, or has refused a question of ours, as its session began: settings of the role may
     /// be why.
-    pub(super) async fn put_right_if_changed(self: &Arc<Self>, error: &AskError) -> bool {
+    pub(super) async fn repair_role_after(self: &Arc<Self>, error: &AskError) -> bool {
         let said = format!("a session of role {:?} broke as it began: {error}", self.connector.username());
-        self.put_right(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
+        self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
     }
 }
 

@@ -15,9 +15,9 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connector::Connector, host_budget::Budget, host_connecting::HostConnects, pause::Halts,
-    pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::EarPlace,
-    startup_parameters::Greetings, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    Pool, PoolRules, connector::Connector, host_budget::HostBudget, host_connecting::HostConnecting, pause::Pauses,
+    pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::ListenerSlot,
+    startup_parameters::StatusCache, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
 };
 use crate::{
     config::{Config, TlsMode},
@@ -35,49 +35,49 @@ use crate::{
 
 /// What the control path does before a tenant's first pool is made: access to an adopted database's tables. An error is
 /// logged, and the pool is made all the same.
-pub type PoolMaking =
+pub type BeforeFirstPool =
     Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
 /// How a tenant's row is looked up anew, after whoever is changing it now, for a pool whose credentials the host refuses.
-pub type Looking =
+pub type TenantLookup =
     Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
 
 /// What the control path does where a tenant's role or database is not as it was made: puts it right, if it is the tenant's doing
 /// and its turn has come. Resolves when that is over, well or not; `false`: it was not its turn.
-pub type Mending =
+pub type RoleRepair =
     Arc<dyn Fn(Arc<Tenant>, IdentityTrouble) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Every pool of this process.
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
-    budgets: Mutex<HashMap<String, Arc<Budget>>>,
+    budgets: Mutex<HashMap<String, Arc<HostBudget>>>,
     /// By name and how it is reached: one that is reached otherwise is another, of which nothing is known.
-    connects: Mutex<HashMap<HostKey, Weak<HostConnects>>>,
+    connects: Mutex<HashMap<HostKey, Weak<HostConnecting>>>,
     /// What is known of each tenant's functions, as long as it has a pool.
     catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
-    /// What is kept for whom.
+    /// What is kept for scope.
     pub accounts: Accounts,
     workers: Vec<Arc<Worker>>,
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
-    before_first: PoolMaking,
-    look_again: Looking,
-    mend: Mending,
+    before_first: BeforeFirstPool,
+    lookup: TenantLookup,
+    repair: RoleRepair,
     /// For the pools to know where they belong.
     me: Weak<Self>,
-    /// What each has done since the process started, whether it has a pool now or not.
-    done: Mutex<HashMap<(i64, Access), Done>>,
+    /// What each has totals since the process started, whether it has a pool now or not.
+    totals: Mutex<HashMap<(i64, Access), PoolTotals>>,
     /// Pools that were replaced or closed, as long as somebody still holds one of their servers.
     retired: Mutex<Vec<Weak<Pool>>>,
     /// What administrators have stopped.
-    pub halts: Halts,
+    pub pauses: Pauses,
 }
 
 type HostKey = (String, HostAddress, TlsMode, Option<PathBuf>);
 
-/// What the pools of one (tenant, access) have done since the process started.
+/// What the pools of one (tenant, access) have totals since the process started.
 #[derive(Debug, Clone)]
-pub struct Done {
+pub struct PoolTotals {
     /// Its id.
     pub tenant_id: i64,
     /// Its name when its last pool was made.
@@ -94,9 +94,9 @@ impl TenantPools {
         workers: Vec<Arc<Worker>>,
         config: Arc<ArcSwap<Config>>,
         dial: Arc<ArcSwap<DialOptions>>,
-        before_first: PoolMaking,
-        look_again: Looking,
-        mend: Mending,
+        before_first: BeforeFirstPool,
+        lookup: TenantLookup,
+        repair: RoleRepair,
     ) -> Arc<Self> {
         let pools =
             moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
@@ -111,11 +111,11 @@ impl TenantPools {
             config,
             dial,
             before_first,
-            look_again,
-            mend,
-            done: Mutex::default(),
+            lookup,
+            repair,
+            totals: Mutex::default(),
             retired: Mutex::default(),
-            halts: Halts::default(),
+            pauses: Pauses::default(),
         })
     }
 
@@ -125,7 +125,7 @@ impl TenantPools {
     /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`] if an administrator
     /// has disabled it on this node.
     pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, ClientError> {
-        if self.halts.is_disabled(tenant.id) {
+        if self.pauses.is_disabled(tenant.id) {
             let reason = Some("disabled by an administrator".to_owned());
             return Err(ClientError::Suspended { tenant: tenant.name.clone(), reason });
         }
@@ -153,7 +153,7 @@ impl TenantPools {
         tenant: Arc<Tenant>,
         access: Access,
         statements: Arc<StatementTable>,
-        listener: Arc<EarPlace>,
+        listener: Arc<ListenerSlot>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
@@ -177,10 +177,10 @@ impl TenantPools {
             statements,
             memory: self.memory_of(&tenant),
             server_list: Arc::default(),
-            queue: WaitQueue::new(rules.size, self.halts.is_paused(tenant.id)),
+            queue: WaitQueue::new(rules.size, self.pauses.is_paused(tenant.id)),
             connector,
             role_start: RoleStart::default(),
-            greetings: Greetings::default(),
+            status_cache: StatusCache::default(),
             listener,
             pinned: PinnedSessions::new(rules.pinned_max, catalogue.clone()),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
@@ -222,14 +222,14 @@ impl TenantPools {
         Arc::new(StatementTable::new(Account::new(Limit::Tenant, usize::MAX, &parents)))
     }
 
-    fn budget_of(&self, host: &Host) -> Arc<Budget> {
+    fn budget_of(&self, host: &Host) -> Arc<HostBudget> {
         let mut budgets = locked(&self.budgets);
-        let budget = budgets.entry(host.name.clone()).or_insert_with(|| Budget::new(host.max_connections));
+        let budget = budgets.entry(host.name.clone()).or_insert_with(|| HostBudget::new(host.max_connections));
         budget.set_limit(host.max_connections);
         budget.clone()
     }
 
-    fn connects_of(&self, host: &Host, rules: &PoolRules) -> Arc<HostConnects> {
+    fn connects_of(&self, host: &Host, rules: &PoolRules) -> Arc<HostConnecting> {
         let key = (host.name.clone(), host.address.clone(), host.tls_mode, host.tls_root_ca.clone());
         let mut all = locked(&self.connects);
         if all.len() == all.capacity() {
@@ -237,7 +237,7 @@ impl TenantPools {
         }
         let (most, longest_pause) = (rules.connecting_max, rules.server_login_retry);
         let known = all.get(&key).and_then(Weak::upgrade);
-        let connects = known.unwrap_or_else(|| Arc::new(HostConnects::new(&host.name, most, longest_pause)));
+        let connects = known.unwrap_or_else(|| Arc::new(HostConnecting::new(&host.name, most, longest_pause)));
         connects.set_limits(most, longest_pause);
         all.insert(key, Arc::downgrade(&connects));
         connects
@@ -264,17 +264,17 @@ impl TenantPools {
 
     /// The counters of a (tenant, access), which outlive its pools.
     fn stats_of(&self, tenant: &Tenant, access: Access) -> Arc<PoolStats> {
-        let mut all = locked(&self.done);
+        let mut all = locked(&self.totals);
         let limit = usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX);
         if all.len() >= limit {
-            all.retain(|_, done| Arc::strong_count(&done.stats) > 1);
+            all.retain(|_, totals| Arc::strong_count(&totals.stats) > 1);
         }
         let other = match access {
             Access::ReadWrite => Access::ReadOnly,
             Access::ReadOnly => Access::ReadWrite,
         };
-        let of_tenant = all.get(&(tenant.id, other)).map(|done| done.stats.sessions_of_tenant.clone());
-        let known = all.entry((tenant.id, access)).or_insert_with(|| Done {
+        let of_tenant = all.get(&(tenant.id, other)).map(|totals| totals.stats.sessions_of_tenant.clone());
+        let known = all.entry((tenant.id, access)).or_insert_with(|| PoolTotals {
             tenant_id: tenant.id,
             tenant: String::new(),
             access,
@@ -294,7 +294,7 @@ impl TenantPools {
 
     /// Puts a new pool in the place of one whose servers began with settings of role and database that have changed since. To new
     /// sessions the same text is another statement than to those that go on with the statements that they have.
-    pub(super) async fn begin_anew(&self, old: &Arc<Pool>) {
+    pub(super) async fn replace_for_new_sessions(&self, old: &Arc<Pool>) {
         let _alone = old.role_start.replacing().await;
         if !old.is_retired() {
             self.put_in_place(old, old.tenant.clone(), Arc::default()).await;
@@ -312,19 +312,19 @@ impl TenantPools {
         // While the host lets the role in, no session waits for the central database without need.
         let is_silent = trouble.is_silent();
         if !is_silent {
-            self.look_again_at(pool).await;
+            self.read_row_again(pool).await;
         }
         if !pool.is_retired() {
-            let tried = (self.mend)(pool.tenant.clone(), trouble).await;
+            let tried = (self.repair)(pool.tenant.clone(), trouble).await;
             if tried || !is_silent {
-                self.look_again_at(pool).await;
+                self.read_row_again(pool).await;
             }
         }
         pool.is_retired()
     }
 
-    async fn look_again_at(&self, pool: &Arc<Pool>) {
-        if let Some(tenant) = (self.look_again)(pool.tenant.id).await
+    async fn read_row_again(&self, pool: &Arc<Pool>) {
+        if let Some(tenant) = (self.lookup)(pool.tenant.id).await
             && tenant.generation > pool.tenant.generation
         {
             self.refresh(&tenant).await;
@@ -344,9 +344,9 @@ impl TenantPools {
         locked(&self.budgets).get(host).map_or(0, |budget| budget.live())
     }
 
-    /// What everybody has done since the process started, those too that have no pool now.
-    pub fn done(&self) -> Vec<Done> {
-        locked(&self.done).values().cloned().collect()
+    /// What everybody has totals since the process started, those too that have no pool now.
+    pub fn totals(&self) -> Vec<PoolTotals> {
+        locked(&self.totals).values().cloned().collect()
     }
 
     /// Takes a pool out of use; `successor` serves its sessions from now on.
@@ -365,7 +365,7 @@ impl TenantPools {
 
     /// The version that some server of ours has reported, if there was one.
     pub fn server_version(&self) -> Option<Box<str>> {
-        self.pools.iter().find_map(|(_, pool)| pool.greetings.server_version())
+        self.pools.iter().find_map(|(_, pool)| pool.status_cache.server_version())
     }
 
     /// Every pool there is now.

@@ -192,7 +192,7 @@ impl Relay {
     /// `false`: this server is not for it, and it asks for another one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, End> {
         if matches!(self.side.begun, Begun::Unseen)
-            && !self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?
+            && !self.pool.has_same_start(server).await.map_err(|_| End::ServerLost)?
         {
             return Ok(false);
         }

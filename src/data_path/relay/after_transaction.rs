@@ -96,7 +96,7 @@ impl Relay {
         if uncertain.doubts(Doubts::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?;
+            self.pool.has_same_start(server).await.map_err(|_| End::ServerLost)?;
         }
         uncertain.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);

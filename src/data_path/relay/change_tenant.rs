@@ -311,17 +311,17 @@ impl Relay {
         let pool = self.pool.clone();
         let wanted = Settings::clone(&self.side.wanted);
         let greeted = tokio::select! {
-            greeted = pool.greet(wanted, self.query_wait) => greeted,
+            greeted = pool.startup_status(wanted, self.query_wait) => greeted,
             interrupted = self.interrupted() => Err(interrupted?),
         };
         match greeted {
-            Ok(greeting) => {
+            Ok(status) => {
                 let Some(concierge) = self.concierge.as_mut() else { return Ok(true) };
                 concierge.is_new = false;
-                if let Err(limit) = self.side.keep(greeting.settings) {
+                if let Err(limit) = self.side.keep(status.settings) {
                     return Err(End::Refused(self.side.rules().too_much(limit).into()));
                 }
-                self.side.begun = greeting.start.into();
+                self.side.begun = status.start.into();
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.

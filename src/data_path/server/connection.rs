@@ -16,7 +16,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tracing::warn;
 
-use super::Opened;
+use super::NewConnection;
 use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
@@ -87,7 +87,7 @@ pub enum AskError {
 
 impl Server {
     /// A connection that has just been opened.
-    pub fn new(opened: Opened, prepared_max: Capacity) -> Self {
+    pub fn new(opened: NewConnection, prepared_max: Capacity) -> Self {
         let mut reported = Reported::default();
         for (name, value) in &opened.parameters {
             reported.set(&String::from_utf8_lossy(name), value);

@@ -53,7 +53,7 @@ const CANCEL_REQUEST: i32 = 80_877_102;
 
 /// Whose connection is wanted.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
+pub struct DialTarget<'a> {
     /// Where the database lives.
     pub host: &'a Host,
     /// The database on that host.
@@ -96,7 +96,7 @@ pub struct DialOptions {
 
 /// A server connection, logged in, idle, and proved to be the target's.
 #[derive(Debug)]
-pub struct Opened {
+pub struct NewConnection {
     /// Nothing that was sent is unread.
     pub stream: Stream,
     /// What a CancelRequest names.
@@ -157,7 +157,7 @@ impl DialOptions {
 ///
 /// # Errors
 /// [`DialError`]; whatever had been opened is closed.
-pub async fn open(target: &Target<'_>, options: &DialOptions) -> Result<Opened, DialError> {
+pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialError> {
     // Boxed: inlined into a client's task it would cost every idle client some kilobytes.
     match timeout(options.connect_timeout, Box::pin(try_all(target, options))).await {
         Ok(outcome) => outcome,
@@ -244,7 +244,7 @@ fn encryptions(host: &Host) -> (Encryption, Option<Encryption>) {
     }
 }
 
-async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, DialCause> {
+async fn try_all(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialCause> {
     let (first, fallback) = encryptions(target.host);
     let mut encrypted = first == Encryption::Demanded;
     let outcome = match connect(target.host, None, first, options).await {

@@ -3,7 +3,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use super::Target;
+use super::DialTarget;
 use crate::{
     data_path::{
         session_state::Settings,
@@ -177,7 +177,7 @@ impl fmt::Display for ServerError {
 }
 
 impl DialError {
-    pub(super) fn new(target: &Target<'_>, cause: DialCause) -> Self {
+    pub(super) fn new(target: &DialTarget<'_>, cause: DialCause) -> Self {
         let mut hidden = vec![
             target.database.to_owned(),
             target.credential.username.clone(),

@@ -10,7 +10,7 @@ use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
 };
 
-use super::{DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel};
+use super::{DialError, DialOptions, OnAnswer, NewConnection, DialTarget, dial_error::DialCause, open, send_cancel};
 use crate::{
     config::TlsMode,
     data_path::{
@@ -50,7 +50,7 @@ impl Place {
     }
 
     /// Opens a connection to a server that says `bytes` after the startup packet and then nothing more.
-    async fn open_and_hear(&self, bytes: &[u8]) -> Result<Opened, DialError> {
+    async fn open_and_hear(&self, bytes: &[u8]) -> Result<NewConnection, DialError> {
         let serve = async {
             let mut client = self.accept().await;
             // We may have hung up on it before it is done.
@@ -65,7 +65,7 @@ impl Place {
 }
 
 /// [`Place::open_and_hear`], once.
-fn hear(bytes: &[u8]) -> Result<Opened, DialError> {
+fn hear(bytes: &[u8]) -> Result<NewConnection, DialError> {
     run(async { Place::new().open_and_hear(bytes).await })
 }
 
@@ -73,14 +73,14 @@ fn host(address: HostAddress, tls_mode: TlsMode) -> Host {
     Host { name: "default".to_owned(), address, tls_mode, tls_root_ca: None, max_connections: None }
 }
 
-async fn dial(host: &Host) -> Result<Opened, DialError> {
+async fn dial(host: &Host) -> Result<NewConnection, DialError> {
     let options = DialOptions::for_tests(Duration::from_secs(20));
     dial_with(host, &options).await
 }
 
-async fn dial_with(host: &Host, options: &DialOptions) -> Result<Opened, DialError> {
+async fn dial_with(host: &Host, options: &DialOptions) -> Result<NewConnection, DialError> {
     let credential = Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
-    let target = Target {
+    let target = DialTarget {
         host,
         tenant: "acme",
         database: "acme_db",
@@ -268,7 +268,7 @@ async fn scram(
     place: &Place,
     challenge: impl Fn(&str) -> Vec<u8>,
     last: &[u8],
-) -> (Result<Opened, DialError>, usize) {
+) -> (Result<NewConnection, DialError>, usize) {
     let serve = async {
         let mut client = place.accept().await;
         let mut out = Vec::new();

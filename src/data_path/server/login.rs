@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use zeroize::Zeroize as _;
 
 use super::{
-    DialOptions, Opened, Target,
+    DialOptions, NewConnection, DialTarget,
     dial_error::{DialCause, ServerError},
     scram::{Binding, Exchange, SaltedPasswords},
 };
@@ -41,9 +41,9 @@ const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, CURRENT_USER";
 /// From the startup packet to the proved, idle session.
 pub(super) async fn log_in(
     stream: Stream,
-    target: &Target<'_>,
+    target: &DialTarget<'_>,
     options: &DialOptions,
-) -> Result<Opened, DialCause> {
+) -> Result<NewConnection, DialCause> {
     let mut login = Login {
         stream,
         target,
@@ -63,12 +63,12 @@ pub(super) async fn log_in(
     }
     let (process_id, secret) = login.key.unwrap_or_default();
     let Login { stream, parameters, notices, minor, .. } = login;
-    Ok(Opened { stream, process_id, secret, parameters, notices, minor })
+    Ok(NewConnection { stream, process_id, secret, parameters, notices, minor })
 }
 
 struct Login<'a> {
     stream: Stream,
-    target: &'a Target<'a>,
+    target: &'a DialTarget<'a>,
     reader: MessageReader,
     bytes_received: usize,
     minor: u16,
@@ -244,7 +244,7 @@ impl Login<'_> {
         if self.expect(b'Z').await?.body() != b"I" {
             return Err(unexpected("a transaction behind the identity query"));
         }
-        let Target { database: meant, credential, .. } = self.target;
+        let DialTarget { database: meant, credential, .. } = self.target;
         if (database, role) != (meant.as_bytes(), credential.username.as_bytes()) {
             let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
             return Err(DialCause::WrongIdentity { database: text(database), role: text(role) });

@@ -9,5 +9,5 @@ mod login;
 mod reset;
 mod scram;
 
-pub use self::dial::{DialOptions, OnAnswer, Opened, Target, open, send_cancel};
+pub use self::dial::{DialOptions, OnAnswer, NewConnection, DialTarget, open, send_cancel};
 pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};
