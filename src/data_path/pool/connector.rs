@@ -182,12 +182,12 @@ impl Connector {
     }
 
     /// The error for all waiting sessions where the next attempt is too far away to wait for it.
-    pub fn told_at_once(&self, now: Instant) -> Option<ClientError> {
-        let own = self.backoff().told_at_once(now);
-        own.or_else(|| self.host.told_at_once(now))
+    pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
+        let own = self.backoff().error_at_once(now);
+        own.or_else(|| self.host.error_at_once(now))
     }
 
-    /// The error for sessions that have waited for [`TOLD_WITHIN`](super::connect_backoff::TOLD_WITHIN) on a host that fails
+    /// The error for sessions that have waited for [`ERROR_WITHIN`](super::connect_backoff::ERROR_WITHIN) on a host that fails
     /// and has not answered since, while no server is open.
     pub fn silent(&self, now: Instant) -> Option<ClientError> {
         if self.live() <= self.opening() { self.host.silent(now) } else { None }

@@ -1,4 +1,4 @@
-//! Server connections of one (tenant, access): lent to sessions, given back, kept, closed.
+//! Pools of server connections, one per (tenant, access): servers are lent to sessions, given back, kept idle, closed.
 //!
 //! Idle servers are in a deadpool `unmanaged` pool, which with the waiting sessions is one state: `wait_queue.rs`.
 //! `opening.rs` opens servers, within the host's `host_budget.rs`. A pool lives on its tenant's worker: all its servers are
@@ -64,46 +64,46 @@ use crate::{
     error::{ClientError, Limit},
 };
 
-/// What a pool is made with; a change of these makes a new pool.
+/// Settings of a pool, from the tenant's row and the configuration. A change makes a new pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolRules {
-    /// How long a session keeps a server.
+    /// For a transaction or a session.
     pub mode: PoolMode,
-    /// Servers at most.
+    /// Most servers.
     pub size: usize,
-    /// Servers kept open.
+    /// Servers that stay open when idle.
     pub min_size: usize,
-    /// Servers that sessions may keep between transactions while others wait.
+    /// Most servers that sessions may keep between transactions while others wait.
     pub pinned_max: usize,
-    /// Statements a server keeps prepared.
+    /// Most prepared statements of a server.
     pub prepared_max: Capacity,
-    /// Servers being opened at a time on its host.
+    /// Most servers being opened at a time on its host.
     pub connecting_max: usize,
-    /// The longest pause between two attempts to open a server that fail.
+    /// The longest pause after a failed attempt to open a server.
     pub server_login_retry: Duration,
-    /// Function text that is read at most.
+    /// Most bytes of function text that are read.
     pub functions_bytes_max: usize,
-    /// How long functions may be changed past us.
+    /// How often functions are checked for changes made by other connections.
     pub functions_check: Duration,
-    /// Cancel requests under way at a time.
+    /// Most cancel requests under way at a time.
     pub cancels_max: usize,
-    /// Channels a session may LISTEN to and still share servers.
+    /// Most channels to which a session may LISTEN and still share servers.
     pub channels_max: usize,
-    /// Bytes of notifications that may wait for one client.
+    /// Most bytes of notifications that may wait for one client.
     pub notifications_bytes_max: usize,
     /// An idle server is closed after this.
     pub server_idle: Duration,
-    /// A server idle for so long is asked whether it is still there.
+    /// A server that is idle for this long is checked.
     pub server_check: Duration,
-    /// A server is closed when idle after this.
+    /// A server of this age is closed when it is not lent.
     pub server_lifetime: Duration,
 }
 
-/// In a pool of fewer servers than this every one may be kept by a session.
+/// In a pool with fewer servers than this, all may be kept by sessions.
 const SMALL_POOL: usize = 5;
 
 impl PoolRules {
-    /// What the tenant's row says, else the configuration.
+    /// The tenant's row overrides the configuration.
     pub fn of(tenant: &Tenant, config: &Config) -> Self {
         let size = tenant.pool_size.unwrap_or(config.pool.default_pool_size).max(1) as usize;
         Self {
@@ -111,7 +111,7 @@ impl PoolRules {
             size,
             min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
             pinned_max: match config.pool.max_pinned_servers {
-                // A small pool's users wait for each other as they always did.
+                // In a small pool, one server for other sessions would be too large a part of it.
                 0 if size < SMALL_POOL => size,
                 0 => size - 1,
                 given => given,

@@ -27,7 +27,7 @@ impl Pool {
         if self.live() > 0 {
             return; // one may come back
         }
-        if let Some(reason) = self.connector.told_at_once(Instant::now()) {
+        if let Some(reason) = self.connector.error_at_once(Instant::now()) {
             self.refuse_waiting(&reason);
         }
     }

@@ -1,5 +1,5 @@
-//! What an administrator stops for a while: a tenant's pools lend no server (PAUSE), take in no new session (DISABLE),
-//! or open new servers instead of the old ones (RECONNECT). It holds on this node, until it ends or is told otherwise.
+//! The console's PAUSE (a tenant's pools lend no server), DISABLE (no new sessions) and RECONNECT (new servers for old ones).
+//! They hold on this node, until RESUME, ENABLE or the end of the process.
 
 use std::{
     collections::HashSet,
@@ -12,7 +12,7 @@ use crate::error::ClientError;
 /// TenantScope an administrator means: one tenant, by id, or all of them.
 pub type TenantScope = Option<i64>;
 
-/// Who is stopped. Tenants are named by administrators one by one, so there are few.
+/// The tenants that are paused or disabled. Administrators name them one by one, so there are few.
 #[derive(Debug, Default)]
 pub struct Pauses(Mutex<State>);
 
@@ -28,29 +28,29 @@ impl Pauses {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a tenant's pools lend nothing now.
+    /// Whether a tenant's pools lend no server.
     pub fn is_paused(&self, tenant: i64) -> bool {
         let state = self.locked();
         state.all_paused || state.paused.contains(&tenant)
     }
 
-    /// Whether everybody's pools lend nothing now.
+    /// Whether no pool lends a server.
     pub fn all_paused(&self) -> bool {
         self.locked().all_paused
     }
 
-    /// Whether a tenant takes in no new session.
+    /// Whether a tenant takes no new session.
     pub fn is_disabled(&self, tenant: i64) -> bool {
         self.locked().disabled.contains(&tenant)
     }
 
-    /// Tenants, by id, that were stopped by name.
+    /// Ids of the tenants that were paused or disabled by name.
     pub fn named(&self) -> Vec<i64> {
         let state = self.locked();
         state.paused.union(&state.disabled).copied().collect()
     }
 
-    /// Lets no new session in, or again.
+    /// Takes no new session, or takes them again.
     pub fn set_disabled(&self, tenant: i64, disabled: bool) {
         let mut state = self.locked();
         match disabled {
@@ -74,8 +74,8 @@ impl Pauses {
 }
 
 impl TenantPools {
-    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait;
-    /// those that listen are ended, because nobody listens for them meanwhile.
+    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait. Those that LISTEN are
+    /// ended, because they would miss notifications.
     pub fn pause(&self, scope: TenantScope) {
         self.pauses.set_paused(scope, true);
         for pool in self.in_scope(scope) {
@@ -93,7 +93,7 @@ impl TenantPools {
         }
     }
 
-    /// Replaces pools by new ones: sessions get new servers from their next transaction on. What has failed before is forgotten.
+    /// Replaces pools: sessions get new servers from their next transaction on. Forgets earlier failures of the hosts.
     pub async fn reconnect(&self, scope: TenantScope) {
         for pool in self.in_scope(scope) {
             pool.connector.forget_failures();

@@ -23,7 +23,7 @@ use std::{
 
 use deadpool::unmanaged;
 
-use super::{Pool, PooledServer, connect_backoff::TOLD_WITHIN};
+use super::{Pool, PooledServer, connect_backoff::ERROR_WITHIN};
 use crate::error::ClientError;
 
 /// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no timer.
@@ -255,7 +255,7 @@ impl<S> WaitQueue<S> {
     }
 
     /// Ends waits that have taken too long, with the `reason` why no server could be opened since they began, if there
-    /// is one. Where the host is `silent`, waits end after [`TOLD_WITHIN`]. `false`: the queue is empty, and the watching
+    /// is one. Where the host is `silent`, waits end after [`ERROR_WITHIN`]. `false`: the queue is empty, and the watching
     /// task ends.
     fn watch(
         &self,
@@ -267,7 +267,7 @@ impl<S> WaitQueue<S> {
             let waited = now.saturating_duration_since(waiter.since);
             let busy = || ClientError::PoolBusy { waited: waiter.wait_max };
             let too_long = (waited >= waiter.wait_max).then(|| reason(waiter.since).unwrap_or_else(busy));
-            too_long.or_else(|| silent.filter(|_| waited >= TOLD_WITHIN).cloned())
+            too_long.or_else(|| silent.filter(|_| waited >= ERROR_WITHIN).cloned())
         });
         let mut state = self.locked();
         let first = state.waiting.front();
@@ -351,11 +351,11 @@ async fn watch(pool: Arc<Pool>) {
         if !pool.queue.watch(now, silent.as_ref(), |since| pool.connector.reason_since(since)) {
             return;
         }
-        // After a failure the next attempt waits for the end of a pause.
+        // After a failure, the next attempt begins when a pause is over.
         if pool.connector.is_failing() {
             pool.open_wanted();
         }
-        // Pinned sessions are left alone for a while; then each waiting session reclaims one server.
+        // Grace periods of pinned sessions end; each waiting session reclaims one server.
         for _ in 0..pool.waiting() {
             if !pool.reclaim_pinned() {
                 break;
