@@ -34,7 +34,7 @@ use crate::{
             failed_logins::FailedLogins,
             listener::{Accepting, Listeners},
         },
-        pool::{TenantLookup, BeforeFirstPool, TenantPools},
+        pool::{BeforeFirstPool, TenantLookup, TenantPools},
         proxy::Proxy,
         relay::own_password::PasswordPace,
         server::DialOptions,

@@ -1,8 +1,8 @@
-//! How many servers may be opened at a time, and when. After a failure one server is opened at a time, after a pause that doubles
-//! up to `server_login_retry`. Each success doubles how many may be opened at a time.
+//! How many servers may be opened at a time, and when. After a failure one server is opened at a time, after
+//! a pause that doubles up to `server_login_retry`. Each success doubles how many may be opened at a time.
 //!
-//! A pool has one for failures of the tenant's own (database dropped, role locked out, CONNECTION LIMIT). A host has one for
-//! failures that all of its pools share (`connect_turns.rs`).
+//! A pool has one for failures of the tenant's own (database dropped, role locked out, CONNECTION LIMIT). A
+//! host has one for failures that all of its pools share (`connect_turns.rs`).
 //!
 //! Pure: the time and the jitter are arguments.
 
@@ -12,7 +12,8 @@ use crate::error::ClientError;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
-/// A waiting session gets an error within this time: where the next attempt is further away, it gets the last error at once.
+/// A waiting session gets an error within this time: where the next attempt is further away, it gets the last
+/// error at once.
 pub const ERROR_WITHIN: Duration = Duration::from_secs(1);
 /// The same error is logged as a warning again after this time.
 const LOGGED_AGAIN: Duration = Duration::from_secs(10);
@@ -73,8 +74,8 @@ impl ConnectBackoff {
         Attempt { failures_before: self.failures }
     }
 
-    /// The server has asked for authentication: the pause is over, and more may be opened at a time. If the attempt fails after
-    /// that, the next pause is longer all the same.
+    /// The server has asked for authentication: the pause is over, and more may be opened at a time. If the
+    /// attempt fails after that, the next pause is longer all the same.
     pub fn answered(&mut self) {
         self.allowed = self.allowed.saturating_mul(2).min(self.attempts_max);
         self.last = None;
@@ -86,8 +87,9 @@ impl ConnectBackoff {
         self.failures = 0;
     }
 
-    /// An attempt failed. Attempts that began before another's failure do not count again. `jitter`, from 0 to 1, spreads the
-    /// pause. Returns whether to log a warning: for the first failure, another error, or the same after [`LOGGED_AGAIN`].
+    /// An attempt failed. Attempts that began before another's failure do not count again. `jitter`, from 0
+    /// to 1, spreads the pause. Returns whether to log a warning: for the first failure, another error, or
+    /// the same after [`LOGGED_AGAIN`].
     pub fn failed(&mut self, attempt: Attempt, reason: &ClientError, now: Instant, jitter: f64) -> bool {
         self.allowed = 1;
         let known = self.last.take();
@@ -191,7 +193,8 @@ mod tests {
     }
 
     proptest! {
-        /// In any sequence: no pause is longer than the limit, and after a failure one attempt is allowed at a time.
+        /// In any sequence: no pause is longer than the limit, and after a failure one attempt is allowed at
+        /// a time.
         #[test]
         fn pauses_are_bounded(steps in proptest::collection::vec((any::<bool>(), 0.0..1.0f64), 1..100)) {
             let longest = Duration::from_secs(1);

@@ -1,8 +1,8 @@
-//! Which pool may open a server on a host next. All pools of a host share `max_connecting_servers`, and the pauses after a failure
-//! of the host: while it is down, one pool tries, and the others use the result.
+//! Which pool may open a server on a host next. All pools of a host share `max_connecting_servers`, and the
+//! pauses after a failure of the host: while it is down, one pool tries, and the others use the result.
 //!
-//! Tenants get turns in the order in which they asked. A tenant gets at most three for each one that it leaves free, so that the
-//! next tenant gets one at once, however long the logins of the first take.
+//! Tenants get turns in the order in which they asked. A tenant gets at most three for each one that it
+//! leaves free, so that the next tenant gets one at once, however long the logins of the first take.
 //!
 //! Pure: `W` waits for a turn, a tenant is a number; the time and the jitter are arguments.
 
@@ -79,7 +79,8 @@ impl<W> ConnectTurns<W> {
         self.waiting.push_back((tenant, waiter));
     }
 
-    /// The next that may begin now, with the number of its attempt. Removes those that do not `want` a turn any more.
+    /// The next that may begin now, with the number of its attempt. Removes those that do not `want` a turn
+    /// any more.
     pub fn next(&mut self, now: Instant, want: impl Fn(&W) -> bool) -> Option<(u64, W)> {
         let free = self.backoff.at_a_time(now).saturating_sub(self.running.len());
         let mut at = 0;
@@ -111,7 +112,8 @@ impl<W> ConnectTurns<W> {
         number
     }
 
-    /// The server has asked for authentication: the host is up, also if this attempt fails. Returns whether it was failing.
+    /// The server has asked for authentication: the host is up, also if this attempt fails. Returns whether
+    /// it was failing.
     pub fn answered(&mut self, number: u64) -> bool {
         let attempt = self.running.iter_mut().find(|attempt| attempt.number == number);
         let Some(attempt) = attempt.filter(|attempt| !attempt.answered) else { return false };
@@ -149,8 +151,8 @@ impl<W> ConnectTurns<W> {
         taken.into_iter().map(|(_, waiter)| waiter).collect()
     }
 
-    /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host fails, and the attempt under way has had no answer
-    /// for as long.
+    /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host fails, and the attempt under
+    /// way has had no answer for as long.
     pub fn silent(&self, now: Instant) -> Option<&ClientError> {
         let silent = |attempt: &Running| {
             !attempt.answered && now.saturating_duration_since(attempt.began) > ERROR_WITHIN
@@ -274,8 +276,9 @@ mod tests {
     }
 
     proptest! {
-        /// In any sequence of events: never more attempts than the limit; one at a time while the host fails; no tenant overtakes
-        /// another that may begin; without an attempt under way or a pause, the first in the queue begins.
+        /// In any sequence of events: never more attempts than the limit; one at a time while the host fails;
+        /// no tenant overtakes another that may begin; without an attempt under way or a pause, the first in
+        /// the queue begins.
         #[test]
         fn turns_are_bounded_and_nobody_is_left_behind(steps in prop::collection::vec(steps(), 1..300)) {
             let (mut turns, mut now) = (turns(&[]), Instant::now());

@@ -1,7 +1,7 @@
 //! Connecting a pool to its servers: counts them, dials, and remembers failures.
 //!
-//! When an attempt may begin is decided in `host_connecting.rs` for all pools of a host, and after failures of the tenant's
-//! own (database dropped, role locked out, CONNECTION LIMIT) in `connect_backoff.rs`.
+//! When an attempt may begin is decided in `host_connecting.rs` for all pools of a host, and after failures
+//! of the tenant's own (database dropped, role locked out, CONNECTION LIMIT) in `connect_backoff.rs`.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     data_path::{
-        server::{self, DialError, DialOptions, OnAnswer, NewConnection, DialTarget},
+        server::{self, DialError, DialOptions, DialTarget, NewConnection, OnAnswer},
         session_state::Settings,
         tenant::{Credential, Tenant},
     },
@@ -139,7 +139,8 @@ impl Connector {
         self.budget.acquire_beside(pool)
     }
 
-    /// Whether the host refused `error`'s connection while others of ours are open there, of which one may come free.
+    /// Whether the host refused `error`'s connection while others of ours are open there, of which one may
+    /// come free.
     pub fn is_full_of_ours(&self, error: &DialError) -> bool {
         error.is_host_full() && self.budget.live() > 1
     }
@@ -187,8 +188,8 @@ impl Connector {
         own.or_else(|| self.host.error_at_once(now))
     }
 
-    /// The error for sessions that have waited for [`ERROR_WITHIN`](super::connect_backoff::ERROR_WITHIN) on a host that fails
-    /// and has not answered since, while no server is open.
+    /// The error for sessions that have waited for [`ERROR_WITHIN`](super::connect_backoff::ERROR_WITHIN) on
+    /// a host that fails and has not answered since, while no server is open.
     pub fn silent(&self, now: Instant) -> Option<ClientError> {
         if self.live() <= self.opening() { self.host.silent(now) } else { None }
     }
@@ -209,10 +210,10 @@ impl Connector {
         backoff.succeeded();
     }
 
-    /// An attempt failed: logs and counts it, and begins a pause, for the host where the host failed, else for this tenant.
-    /// Returns the error for clients.
+    /// An attempt failed: logs and counts it, and begins a pause, for the host where the host failed, else
+    /// for this tenant. Returns the error for clients.
     pub fn failed(&self, turn: Turn, attempt: Attempt, error: &DialError) -> ClientError {
-        let refusal = error.to_refusal();
+        let refusal = error.client_error();
         let is_news = if error.is_of_host(turn.is_answered()) && !self.is_full_of_ours(error) {
             turn.failed(&refusal)
         } else {
@@ -223,7 +224,8 @@ impl Connector {
         refusal
     }
 
-    /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a warning.
+    /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a
+    /// warning.
     pub fn failed_for_tenant(&self, attempt: Attempt, reason: &ClientError) -> bool {
         self.backoff().failed(attempt, reason, Instant::now(), rand::random())
     }
@@ -239,21 +241,24 @@ impl Connector {
         }
     }
 
-    /// As [`Self::connect`]. Where the host takes no more connections, closes idle servers of other pools, and tries again.
+    /// As [`Self::connect`]. Where the host takes no more connections, closes idle servers of other pools,
+    /// and tries again.
     pub async fn connect_making_room(
         &self,
         pool: &Arc<Pool>,
         turn: &Turn,
         startup: &Settings,
     ) -> Result<NewConnection, DialError> {
-        // Without other connections of ours there, closing makes no room: after a failure one attempt is enough.
+        // Without other connections of ours there, closing makes no room: after a failure one attempt is
+        // enough.
         let alone = self.host.is_failing() && self.budget.live() <= 1;
         let mut opened = self.connect(turn, startup).await;
         let pauses = if alone { &[] } else { &HOST_FULL_PAUSES[..] };
         for (at, &pause) in pauses.iter().enumerate() {
             let Some(error) = opened.as_ref().err().filter(|error| error.is_host_full()) else { break };
             if at == 0 {
-                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "host is full");
+                let (tenant, host) = (&self.tenant.name, &self.tenant.host.name);
+                warn!(tenant, host, side = "server", %error, "host is full");
             }
             self.budget.make_room(Some(pool));
             tokio::time::sleep(pause).await;
@@ -281,8 +286,8 @@ impl Connector {
     }
 }
 
-/// Counts a server that is being opened. When it is dropped the pool looks whether it wants another one: a session that began
-/// to wait meanwhile has counted on this one.
+/// Counts a server that is being opened. When it is dropped the pool looks whether it wants another one: a
+/// session that began to wait meanwhile has counted on this one.
 pub(super) struct Opening(Arc<Pool>);
 
 impl Opening {

@@ -1,11 +1,14 @@
-//! The host's budget: how many server connections a host may have over all its tenants, and which pool gets the next one.
+//! The host's budget: how many server connections a host may have over all its tenants, and which pool gets
+//! the next one.
 //!
-//! Each open server holds a [`Permit`]; dropping the server frees it. A pool that finds the budget spent enters a queue, and
-//! opens a server when a permit is free. First an idle server of the least recently used pool is closed for it. While the queue
-//! is not empty, a pool closes a server that comes back after [`HOLD`] instead of keeping it.
+//! Each open server holds a [`Permit`]; dropping the server frees it. A pool that finds the budget spent
+//! enters a queue, and opens a server when a permit is free. First an idle server of the least recently used
+//! pool is closed for it. While the queue is not empty, a pool closes a server that comes back after [`HOLD`]
+//! instead of keeping it.
 //!
-//! When a host refuses connections as full (others use it as well, or it has no budget), its budget is for [`FULL_FOR`] what is
-//! open then, less a few: so idle tenants lock out neither the next tenant nor an operator.
+//! When a host refuses connections as full (others use it as well, or it has no budget), its budget is for
+//! [`FULL_FOR`] what is open then, less a few: so idle tenants lock out neither the next tenant nor an
+//! operator.
 
 use std::{
     collections::VecDeque,
@@ -20,8 +23,9 @@ use tokio::time::Instant;
 
 use super::Pool;
 
-/// How long a server stays in its pool although another pool needs its permit. Without it, pools open a connection per query.
-/// Measured with 1 ms queries and 3 ms connects: 0 ms gives 1,016 queries a second, 20 ms 2,138, 100 ms 822 (longer waits).
+/// How long a server stays in its pool although another pool needs its permit. Without it, pools open a
+/// connection per query. Measured with 1 ms queries and 3 ms connects: 0 ms gives 1,016 queries a second, 20
+/// ms 2,138, 100 ms 822 (longer waits).
 pub const HOLD: Duration = Duration::from_millis(20);
 
 /// How long a host counts as full after it has refused a connection.
@@ -44,8 +48,8 @@ pub struct HostBudget {
     pools: Mutex<Vec<Weak<Pool>>>,
 }
 
-/// One server's share of the host's budget and of its pool's size. Dropping it frees both: then its own pool, if sessions wait
-/// there, and the first pool in the queue try to open a server.
+/// One server's share of the host's budget and of its pool's size. Dropping it frees both: then its own pool,
+/// if sessions wait there, and the first pool in the queue try to open a server.
 #[derive(Debug)]
 pub struct Permit {
     budget: Arc<HostBudget>,
@@ -105,8 +109,8 @@ impl HostBudget {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// A permit for `pool`; an idle server of another pool is closed for it if need be. `None`: the pool is in the queue, and
-    /// [`Pool::open_wanted_soon`] is called when a permit is free.
+    /// A permit for `pool`; an idle server of another pool is closed for it if need be. `None`: the pool is
+    /// in the queue, and [`Pool::open_wanted_soon`] is called when a permit is free.
     pub fn acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
         if let Some(permit) = self.try_acquire(pool) {
             return Some(permit);
@@ -142,8 +146,8 @@ impl HostBudget {
         found.map_or(usize::MAX, |(limit, _)| limit)
     }
 
-    /// The host has refused a connection as full: one of `requester`, which holds a permit for it, or one of no pool. Closes idle
-    /// servers of the least recently used pools, one for it and a few for others.
+    /// The host has refused a connection as full: one of `requester`, which holds a permit for it, or one of
+    /// no pool. Closes idle servers of the least recently used pools, one for it and a few for others.
     pub fn make_room(&self, requester: Option<&Arc<Pool>>) {
         let (permits, other) = (usize::from(requester.is_some()), usize::from(requester.is_none()));
         let open = self.live().saturating_sub(permits);
@@ -194,8 +198,8 @@ impl HostBudget {
         next
     }
 
-    /// Closes an idle server of the least recently used pool, other than `requester`. The server is dropped without a lock:
-    /// its permit's drop takes the locks.
+    /// Closes an idle server of the least recently used pool, other than `requester`. The server is dropped
+    /// without a lock: its permit's drop takes the locks.
     fn close_one_idle(&self, requester: Option<&Arc<Pool>>) {
         let mut others: Vec<Arc<Pool>> = {
             let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);

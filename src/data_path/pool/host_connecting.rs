@@ -1,5 +1,5 @@
-//! Attempts to open servers on a host, by all of its pools. `connect_turns.rs` decides which pool may begin; here it gets its
-//! turn, and a failure of the host ends the waits of all sessions on that host.
+//! Attempts to open servers on a host, by all of its pools. `connect_turns.rs` decides which pool may begin;
+//! here it gets its turn, and a failure of the host ends the waits of all sessions on that host.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -116,8 +116,8 @@ impl HostConnecting {
         self.locked().turns.backoff().error_at_once(now)
     }
 
-    /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host has failed, and the attempt under way has had no
-    /// answer for as long.
+    /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host has failed, and the attempt
+    /// under way has had no answer for as long.
     pub fn silent(&self, now: Instant) -> Option<ClientError> {
         self.locked().turns.silent(now).cloned()
     }
@@ -147,7 +147,8 @@ impl HostConnecting {
                 return got.unwrap_or(Err(ClientError::AdminShutdown));
             }
             let now = Instant::now();
-            let silent = || self.silent(now).filter(|_| now.saturating_duration_since(asked_at) >= ERROR_WITHIN);
+            let silent =
+                || self.silent(now).filter(|_| now.saturating_duration_since(asked_at) >= ERROR_WITHIN);
             if let Some(reason) = self.error_at_once(now).or_else(silent) {
                 return Err(reason);
             }

@@ -1,4 +1,5 @@
-//! The connection of a shared listener: its task reads it, and moves to another connection when the pool is replaced.
+//! The connection of a shared listener: its task reads it, and moves to another connection when the pool is
+//! replaced.
 
 use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll};
 
@@ -7,7 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pool, PooledServer,
-    shared_listener::{SharedListener, Instruction, around_mark, is_mark},
+    shared_listener::{Instruction, SharedListener, around_mark, is_mark},
 };
 use crate::{
     data_path::{
@@ -166,9 +167,15 @@ impl ListenerConnection {
         }
     }
 
-    /// Goes on with a connection of the pool that replaced this one: notifications up to a mark are taken from the old one,
-    /// from the mark on from the new one. Another database has other notifications: some would be missed, so the listener ends.
-    async fn move_to(&mut self, listener: &Arc<SharedListener>, pool: &Arc<Pool>, next: &Arc<Pool>) -> Result<(), Lost> {
+    /// Goes on with a connection of the pool that replaced this one: notifications up to a mark are taken
+    /// from the old one, from the mark on from the new one. Another database has other notifications: some
+    /// would be missed, so the listener ends.
+    async fn move_to(
+        &mut self,
+        listener: &Arc<SharedListener>,
+        pool: &Arc<Pool>,
+        next: &Arc<Pool>,
+    ) -> Result<(), Lost> {
         let (old, new) = (&pool.tenant, &next.tenant);
         if (&old.host.address, &old.database) != (&new.host.address, &new.database) {
             return Err(Lost::Ordered(ClientError::ListenerPaused));

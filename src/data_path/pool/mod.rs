@@ -1,8 +1,9 @@
-//! Pools of server connections, one per (tenant, access): servers are lent to sessions, given back, kept idle, closed.
+//! Pools of server connections, one per (tenant, access): servers are lent to sessions, given back, kept
+//! idle, closed.
 //!
-//! Idle servers are in a deadpool `unmanaged` pool, which with the waiting sessions is one state: `wait_queue.rs`.
-//! `opening.rs` opens servers, within the host's `host_budget.rs`. A pool lives on its tenant's worker: all its servers are
-//! registered with that worker's reactor.
+//! Idle servers are in a deadpool `unmanaged` pool, which with the waiting sessions is one state:
+//! `wait_queue.rs`. `opening.rs` opens servers, within the host's `host_budget.rs`. A pool lives on its
+//! tenant's worker: all its servers are registered with that worker's reactor.
 
 mod connect_backoff;
 mod connect_turns;
@@ -38,7 +39,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::pinned_sessions::Pinned;
 pub use self::pooled_server::PooledServer;
 pub use self::stats::Present;
-pub use self::tenant_pools::{PoolTotals, TenantLookup, RoleRepair, BeforeFirstPool, TenantPools};
+pub use self::tenant_pools::{BeforeFirstPool, PoolTotals, RoleRepair, TenantLookup, TenantPools};
 use self::{
     connector::Connector,
     pinned_sessions::PinnedSessions,
@@ -176,7 +177,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An idle server, if there is one; then no session waits. Dropping it closes it; only [`Pool::give_back`] returns it.
+    /// An idle server, if there is one; then no session waits. Dropping it closes it; only
+    /// [`Pool::give_back`] returns it.
     #[inline]
     pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
         while let Some(server) = self.queue.take_idle() {
@@ -187,7 +189,8 @@ impl Pool {
         None
     }
 
-    /// The server that has been idle for longest; [`Pool::try_borrow`] lends the one that was given back last.
+    /// The server that has been idle for longest; [`Pool::try_borrow`] lends the one that was given back
+    /// last.
     pub(super) fn take_longest_idle(&self) -> Option<Box<PooledServer>> {
         let mut idle: Vec<_> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
@@ -200,8 +203,8 @@ impl Pool {
     /// A server, opened if need be; waits for at most `wait` from `since` on.
     ///
     /// # Errors
-    /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be opened,
-    /// [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
+    /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be
+    /// opened, [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
         self: &Arc<Self>,
         since: Instant,
@@ -210,7 +213,8 @@ impl Pool {
         ServerWait::new(self, since, wait).await
     }
 
-    /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its permit.
+    /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its
+    /// permit.
     #[inline]
     pub fn give_back(&self, mut server: Box<PooledServer>) {
         server.returned();
@@ -230,13 +234,15 @@ impl Pool {
         self.put(server);
     }
 
-    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is paused or retired.
+    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is
+    /// paused or retired.
     #[inline]
     pub(super) fn put(&self, server: Box<PooledServer>) {
         drop(self.queue.put(server));
     }
 
-    /// The last check before a server is lent. Closes it if it is not this pool's own, not reusable, or has ended.
+    /// The last check before a server is lent. Closes it if it is not this pool's own, not reusable, or has
+    /// ended.
     #[inline]
     pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);

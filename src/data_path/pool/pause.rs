@@ -1,5 +1,5 @@
-//! The console's PAUSE (a tenant's pools lend no server), DISABLE (no new sessions) and RECONNECT (new servers for old ones).
-//! They hold on this node, until RESUME, ENABLE or the end of the process.
+//! The console's PAUSE (a tenant's pools lend no server), DISABLE (no new sessions) and RECONNECT (new
+//! servers for old ones). They hold on this node, until RESUME, ENABLE or the end of the process.
 
 use std::{
     collections::HashSet,
@@ -74,8 +74,8 @@ impl Pauses {
 }
 
 impl TenantPools {
-    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait. Those that LISTEN are
-    /// ended, because they would miss notifications.
+    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait.
+    /// Those that LISTEN are ended, because they would miss notifications.
     pub fn pause(&self, scope: TenantScope) {
         self.pauses.set_paused(scope, true);
         for pool in self.in_scope(scope) {
@@ -93,7 +93,8 @@ impl TenantPools {
         }
     }
 
-    /// Replaces pools: sessions get new servers from their next transaction on. Forgets earlier failures of the hosts.
+    /// Replaces pools: sessions get new servers from their next transaction on. Forgets earlier failures of
+    /// the hosts.
     pub async fn reconnect(&self, scope: TenantScope) {
         for pool in self.in_scope(scope) {
             pool.connector.forget_failures();

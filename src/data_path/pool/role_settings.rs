@@ -1,12 +1,14 @@
-//! Settings of role and database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL reads them when a session begins, and
-//! never again for that session.
+//! Settings of role and database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL reads them when a
+//! session begins, and never again for that session.
 //!
-//! All servers of a pool began with the same settings. Those in the catalogue are compared whenever a server is opened; where they
-//! differ, the pool is replaced. A new session checks them at its login (`startup_parameters.rs`) and gets servers of the new
-//! pool. An older session sets, on servers of the new pool, the values that it began with.
+//! All servers of a pool began with the same settings. Those in the catalogue are compared whenever a server
+//! is opened; where they differ, the pool is replaced. A new session checks them at its login
+//! (`startup_parameters.rs`) and gets servers of the new pool. An older session sets, on servers of the new
+//! pool, the values that it began with.
 //!
-//! Only pglobby sets parameters for the role that all logins of a tenant share: none, or `default_transaction_read_only`. The
-//! tenant's own code can set others; they are found here and undone (`control_path/onboarding/repair.rs`).
+//! Only pglobby sets parameters for the role that all logins of a tenant share: none, or
+//! `default_transaction_read_only`. The tenant's own code can set others; they are found here and undone
+//! (`control_path/onboarding/repair.rs`).
 
 use std::{
     collections::BTreeSet,
@@ -39,7 +41,8 @@ pub struct SessionStart {
 }
 
 impl SessionStart {
-    /// The parameters that a session which began with these settings must set on servers that began with `now`.
+    /// The parameters that a session which began with these settings must set on servers that began with
+    /// `now`.
     pub fn differing_from(&self, now: &Self) -> Vec<(Box<str>, Box<str>)> {
         let built_in = |name: &str| now.built_in.get(name).or_else(|| self.built_in.get(name));
         let value = |start: &'_ Self, name: &str| -> Option<Box<str>> {
@@ -124,8 +127,8 @@ impl Pool {
         self.role_start.start.get()
     }
 
-    /// Asks a server whether a session that begins now gets the settings with which this pool's servers began. If not, replaces
-    /// the pool; the server may then serve only a session that has it already.
+    /// Asks a server whether a session that begins now gets the settings with which this pool's servers
+    /// began. If not, replaces the pool; the server may then serve only a session that has it already.
     ///
     /// # Errors
     /// [`AskError::Lost`]: the server must be closed.
@@ -165,10 +168,7 @@ impl Pool {
         }
         if let Some(pools) = self.all_pools() {
             pools.replace_for_new_sessions(self).await;
-            info!(
-                tenant = self.tenant.name,
-                "pool replaced: settings of role or database changed"
-            );
+            info!(tenant = self.tenant.name, "pool replaced: settings of role or database changed");
         }
         Ok(false)
     }
@@ -183,7 +183,8 @@ impl Pool {
         }
     }
 
-    /// Whether the role has other settings than it was created with. Removes from the rows the columns for this question.
+    /// Whether the role has other settings than it was created with. Removes from the rows the columns for
+    /// this question.
     fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
         let (mut others, mut is_made) = (Vec::new(), false);
         for row in rows {
@@ -199,7 +200,8 @@ impl Pool {
         Some(IdentityTrouble { kind: TroubleKind::Settings, said: said.into() })
     }
 
-    /// Has the control path repair a role or database that is not as it was created. `true`: the pool was replaced.
+    /// Has the control path repair a role or database that is not as it was created. `true`: the pool was
+    /// replaced.
     pub(super) async fn repair_role(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
         match self.all_pools() {
             Some(pools) => pools.repair_role(self, trouble).await,
@@ -207,9 +209,11 @@ impl Pool {
         }
     }
 
-    /// The same for a server that was lost, or refused a query of ours, at its start: settings of the role may be the cause.
+    /// The same for a server that was lost, or refused a query of ours, at its start: settings of the role
+    /// may be the cause.
     pub(super) async fn repair_role_after(self: &Arc<Self>, error: &AskError) -> bool {
-        let said = format!("a session of role {:?} was lost at its start: {error}", self.connector.username());
+        let said =
+            format!("a session of role {:?} was lost at its start: {error}", self.connector.username());
         self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
     }
 }
@@ -222,8 +226,9 @@ const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
 
-/// The catalogue's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that the role was not
-/// created with ($1 is the one that it may have been created with), and whether it has that one.
+/// The catalogue's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that
+/// the role was not created with ($1 is the one that it may have been created with), and whether it has that
+/// one.
 fn written() -> String {
     format!(
         "SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig, \
@@ -234,7 +239,8 @@ fn written() -> String {
     )
 }
 
-/// `(name, value, built-in value, whether it is in the catalogue)`, without parameters that only a superuser may set.
+/// `(name, value, built-in value, whether it is in the catalogue)`, without parameters that only a superuser
+/// may set.
 fn values() -> String {
     format!(
         "WITH named AS (SELECT DISTINCT pg_catalog.lower(pg_catalog.split_part(entry, '=', 1)) AS name \

@@ -1,4 +1,5 @@
-//! The shared listener: one server connection that listens for all sessions of a (tenant, access) that LISTEN.
+//! The shared listener: one server connection that listens for all sessions of a (tenant, access) that
+//! LISTEN.
 //!
 //! ```text
 //!                     LISTEN commits                   the mark
@@ -8,9 +9,10 @@
 //! the shared listener      ─ ─ ─ ─ LISTEN ────────────────┴──────────────────────────▶
 //! ```
 //!
-//! A mark is a NOTIFY of ours that both connections receive. PostgreSQL sends notifications to all listeners in one order.
-//! So those before the mark are taken from one connection, those after it from the other, and none twice or never.
-//! The connection and its task are in `listener_connection.rs`. When it is lost, the sessions that subscribed are ended.
+//! A mark is a NOTIFY of ours that both connections receive. PostgreSQL sends notifications to all listeners
+//! in one order. So those before the mark are taken from one connection, those after it from the other, and
+//! none twice or never. The connection and its task are in `listener_connection.rs`. When it is lost, the
+//! sessions that subscribed are ended.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -33,7 +35,8 @@ use crate::{
     wire::message::{append, append_cstr},
 };
 
-/// The shared listener of a (tenant, access), if there is one. A pool shares it with the pools that replace it.
+/// The shared listener of a (tenant, access), if there is one. A pool shares it with the pools that replace
+/// it.
 #[derive(Debug, Default)]
 pub struct ListenerSlot {
     current: Mutex<Option<Arc<SharedListener>>>,
@@ -121,7 +124,8 @@ pub(super) enum Instruction {
 }
 
 impl Pool {
-    /// Subscribes a session to the shared listener, which is opened if there is none. `memory` counts its notifications.
+    /// Subscribes a session to the shared listener, which is opened if there is none. `memory` counts its
+    /// notifications.
     ///
     /// # Errors
     /// As [`Pool::open_beside`].
@@ -130,11 +134,15 @@ impl Pool {
         session: &Arc<SessionHandle>,
         memory: &Arc<Account>,
     ) -> Result<Subscription, ClientError> {
-        if let Some(subscription) = self.listener.now().and_then(|listener| listener.subscribe(session, memory)) {
+        if let Some(subscription) =
+            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
+        {
             return Ok(subscription);
         }
         let _opening = self.listener.opening.lock().await;
-        if let Some(subscription) = self.listener.now().and_then(|listener| listener.subscribe(session, memory)) {
+        if let Some(subscription) =
+            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
+        {
             return Ok(subscription);
         }
         let pool = self.current().ok_or(ClientError::AdminShutdown)?;
@@ -186,7 +194,11 @@ impl SharedListener {
     }
 
     /// `None`: the listener has ended.
-    fn subscribe(self: &Arc<Self>, session: &Arc<SessionHandle>, memory: &Arc<Account>) -> Option<Subscription> {
+    fn subscribe(
+        self: &Arc<Self>,
+        session: &Arc<SessionHandle>,
+        memory: &Arc<Account>,
+    ) -> Option<Subscription> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut state = self.locked();
@@ -226,8 +238,8 @@ impl SharedListener {
         Channels::new(self.locked().needed.keys().map(|name| name.to_string()))
     }
 
-    /// Passes a NotificationResponse to the subscribers of its channel. A session for which more than `bytes_max` would wait
-    /// is ended.
+    /// Passes a NotificationResponse to the subscribers of its channel. A session for which more than
+    /// `bytes_max` would wait is ended.
     pub(super) fn deliver(&self, message: &[u8], bytes_max: usize) {
         let Some(Notification { channel, payload, .. }) = Notification::read(message) else { return };
         let (Ok(channel), mut state) = (std::str::from_utf8(channel), self.locked()) else { return };
@@ -267,7 +279,8 @@ impl SharedListener {
         true
     }
 
-    /// The task has ended: fails what waits for it, and ends the subscribed sessions between two transactions.
+    /// The task has ended: fails what waits for it, and ends the subscribed sessions between two
+    /// transactions.
     pub(super) fn ended(&self, reason: &ClientError) {
         let mut state = self.locked();
         state.ended.get_or_insert(reason.clone());
@@ -326,7 +339,9 @@ impl State {
 
     /// The mark was received: from now on the session gets its new channels, and only these.
     fn hand_over(&mut self, mark: &str) {
-        let Some(PendingHandover { subscription, channels, done }) = self.handovers.remove(mark) else { return };
+        let Some(PendingHandover { subscription, channels, done }) = self.handovers.remove(mark) else {
+            return;
+        };
         let Some(subscriber) = self.subscribers.get_mut(&subscription) else { return };
         let before = std::mem::replace(&mut subscriber.channels, channels.clone());
         self.forget(subscription, &before);
@@ -392,7 +407,8 @@ impl Subscription {
         }
     }
 
-    /// Returns when all earlier notifications have been received: a server sends them before it answers a query.
+    /// Returns when all earlier notifications have been received: a server sends them before it answers a
+    /// query.
     ///
     /// # Errors
     /// [`ListenerLost`].

@@ -1,9 +1,10 @@
-//! Startup parameters, and the ParameterStatus messages that a client gets after its login: those that a server with these
-//! startup parameters would send.
+//! Startup parameters, and the ParameterStatus messages that a client gets after its login: those that a
+//! server with these startup parameters would send.
 //!
-//! A bad parameter is refused with the server's own error. The pool remembers what servers have accepted, and knows by rule what
-//! they cannot refuse (`startup_values.rs`), so that a login need not wait while all servers are busy. At each login an idle
-//! server is asked whether its reports are still the same. A server that reports something else, then or later, clears the cache.
+//! A bad parameter is refused with the server's own error. The pool remembers what servers have accepted, and
+//! knows by rule what they cannot refuse (`startup_values.rs`), so that a login need not wait while all
+//! servers are busy. At each login an idle server is asked whether its reports are still the same. A server
+//! that reports something else, then or later, clears the cache.
 
 use std::{
     collections::VecDeque,
@@ -110,7 +111,12 @@ impl Known {
             }
         }
         let notices = notices.clone();
-        Some(StartupStatus { settings: Arc::new(settings), reported: Arc::new(reported), notices, start: None })
+        Some(StartupStatus {
+            settings: Arc::new(settings),
+            reported: Arc::new(reported),
+            notices,
+            start: None,
+        })
     }
 
     fn keep(&mut self, asked: Settings, status: StartupStatus, quiet: bool) {
@@ -128,7 +134,8 @@ impl Known {
         self.kept.push_front((asked, status));
     }
 
-    /// Notes reports of parameters that no session has set. Returns whether they contradict the cache, which is cleared then.
+    /// Notes reports of parameters that no session has set. Returns whether they contradict the cache, which
+    /// is cleared then.
     fn note_reported(&mut self, server: &Server) -> bool {
         let side = &server.side;
         let is_set = |name: &str| {
@@ -170,7 +177,8 @@ impl StatusCache {
         self.locked().base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
     }
 
-    /// Counts reports that contradicted the cache. A server that has been idle since may have changes that it has not reported.
+    /// Counts reports that contradicted the cache. A server that has been idle since may have changes that it
+    /// has not reported.
     #[inline]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
@@ -187,11 +195,16 @@ pub struct SessionServer {
 }
 
 impl Pool {
-    /// A server that was started with the client's parameters, for the whole session: `pool_mode = "session"`.
+    /// A server that was started with the client's parameters, for the whole session: `pool_mode =
+    /// "session"`.
     ///
     /// # Errors
     /// As [`Pool::startup_status`].
-    pub async fn session_server(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<SessionServer, ClientError> {
+    pub async fn session_server(
+        self: &Arc<Self>,
+        asked: Settings,
+        wait: Duration,
+    ) -> Result<SessionServer, ClientError> {
         loop {
             let pool = self.current().ok_or(ClientError::AdminShutdown)?;
             let opened = pool.open_for(&asked).await?;
@@ -222,8 +235,8 @@ impl Pool {
         }
     }
 
-    /// In session mode, where no new server can be opened: the one that has been idle longest, so that its process number,
-    /// which the last client was told, is not reused soon.
+    /// In session mode, where no new server can be opened: the one that has been idle longest, so that its
+    /// process number, which the last client was told, is not reused soon.
     async fn longest_idle_for(
         self: &Arc<Self>,
         asked: Settings,
@@ -237,11 +250,16 @@ impl Pool {
         Ok((pool, server))
     }
 
-    /// The status for a client with these startup parameters. Waits for a server only where the cache has none.
+    /// The status for a client with these startup parameters. Waits for a server only where the cache has
+    /// none.
     ///
     /// # Errors
     /// As [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a parameter it refuses.
-    pub async fn startup_status(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<StartupStatus, ClientError> {
+    pub async fn startup_status(
+        self: &Arc<Self>,
+        asked: Settings,
+        wait: Duration,
+    ) -> Result<StartupStatus, ClientError> {
         let seen = self.ask_idle_server().await;
         let mut pool = self.current().ok_or(ClientError::AdminShutdown)?;
         if let Some(status) = pool.known_status(&asked, seen) {
@@ -307,8 +325,8 @@ impl Pool {
         }
     }
 
-    /// Notes what a server has reported. If that contradicts the cache, it is cleared, and the other servers are stale until
-    /// their next reply.
+    /// Notes what a server has reported. If that contradicts the cache, it is cleared, and the other servers
+    /// are stale until their next reply.
     #[cold]
     pub(super) fn note_reported(&self, server: &mut PooledServer) {
         server.side.news = false;
@@ -323,8 +341,8 @@ impl Pool {
         }
     }
 
-    /// Lets an idle server report what has changed: it does so with its next reply only. `false`: no server answered. Logins at
-    /// the same time share one check, which begins after each of them asked for it.
+    /// Lets an idle server report what has changed: it does so with its next reply only. `false`: no server
+    /// answered. Logins at the same time share one check, which begins after each of them asked for it.
     async fn ask_idle_server(self: &Arc<Self>) -> bool {
         let asked_at = self.status_cache.checks_begun.load(Ordering::Acquire);
         let pool = self.clone();
@@ -347,8 +365,8 @@ impl Pool {
         matches!(tokio::time::timeout(CHECK_TIME_MAX, check).await, Ok(Ok(true)))
     }
 
-    /// A server to try startup parameters on. `true`: those of the pool are all busy, and this one was opened beside it, to be
-    /// closed afterwards.
+    /// A server to try startup parameters on. `true`: those of the pool are all busy, and this one was opened
+    /// beside it, to be closed afterwards.
     async fn borrow_for_status(
         self: &Arc<Self>,
         wait: Duration,
@@ -390,8 +408,8 @@ impl Pool {
     }
 }
 
-/// Sets these parameters on a server. Returns their values in the server's spelling, and its notices (about a name that is too
-/// long, for example).
+/// Sets these parameters on a server. Returns their values in the server's spelling, and its notices (about a
+/// name that is too long, for example).
 async fn apply(server: &mut Server, asked: &Settings) -> Result<(Arc<Settings>, Vec<u8>), AskError> {
     if !server.side.applied.is_empty() {
         server.run("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await?;
@@ -411,5 +429,5 @@ async fn apply(server: &mut Server, asked: &Settings) -> Result<(Arc<Settings>, 
         settings.set(name, Some(spelled.as_deref().unwrap_or(value)));
     }
     server.side.applied = Arc::new(settings);
-    Ok((server.side.applied.clone(), std::mem::take(&mut server.said)))
+    Ok((server.side.applied.clone(), std::mem::take(&mut server.answer_notices)))
 }

@@ -1,5 +1,5 @@
-//! How PostgreSQL spells the value of a startup parameter, where that is known without a server: it cannot refuse the value, and
-//! a rule gives its spelling. `None` in all other cases. Pure.
+//! How PostgreSQL spells the value of a startup parameter, where that is known without a server: it cannot
+//! refuse the value, and a rule gives its spelling. `None` in all other cases. Pure.
 //!
 //! Source: PostgreSQL's `variable.c` (DateStyle, client_encoding, application_name), `guc_tables.c`.
 
@@ -46,7 +46,8 @@ fn names(value: &str) -> bool {
     })
 }
 
-/// PostgreSQL 16 and later write bytes that are not printable ASCII in hexadecimal, earlier versions as question marks.
+/// PostgreSQL 16 and later write bytes that are not printable ASCII in hexadecimal, earlier versions as
+/// question marks.
 fn application_name(value: &str, base: &Reported) -> Option<String> {
     let printable = |byte: u8| (b' '..=b'~').contains(&byte);
     match value {

@@ -66,8 +66,8 @@ impl Drop for Present {
 }
 
 impl PoolStats {
-    /// Counts a session as long as the result lives, also when its pool is replaced meanwhile; `None`: the tenant has `limit`
-    /// sessions (0: no limit).
+    /// Counts a session as long as the result lives, also when its pool is replaced meanwhile; `None`: the
+    /// tenant has `limit` sessions (0: no limit).
     pub fn enter(self: &Arc<Self>, limit: usize) -> Option<Present> {
         let of_tenant = &self.sessions_of_tenant;
         let counted = of_tenant.fetch_update(AcqRel, Acquire, |sessions| {

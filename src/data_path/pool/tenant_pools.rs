@@ -1,5 +1,5 @@
-//! The pools of all tenants, one per (tenant, access). A pool is made on first use, replaced when the tenant's row changes, and
-//! dropped when it has been unused for `pool_idle_timeout`.
+//! The pools of all tenants, one per (tenant, access). A pool is made on first use, replaced when the
+//! tenant's row changes, and dropped when it has been unused for `pool_idle_timeout`.
 
 use std::{
     collections::HashMap,
@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connector::Connector, host_budget::HostBudget, host_connecting::HostConnecting, pause::Pauses,
-    pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::ListenerSlot,
+    Pool, PoolRules, connector::Connector, host_budget::HostBudget, host_connecting::HostConnecting,
+    pause::Pauses, pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::ListenerSlot,
     startup_parameters::StatusCache, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
 };
 use crate::{
@@ -33,17 +33,18 @@ use crate::{
     error::{ClientError, Limit},
 };
 
-/// Runs before a tenant's first pool is made: grants access to the tables of an adopted database. An error is logged, and the
-/// pool is made all the same.
+/// Runs before a tenant's first pool is made: grants access to the tables of an adopted database. An error is
+/// logged, and the pool is made all the same.
 pub type BeforeFirstPool =
     Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
-/// Reads a tenant's row again, after a change that is under way, for a pool whose credentials the host rejects.
+/// Reads a tenant's row again, after a change that is under way, for a pool whose credentials the host
+/// rejects.
 pub type TenantLookup =
     Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
 
-/// Repairs a tenant's role or database that is not as it was made. Resolves when that has succeeded or failed; `false`: no
-/// repair was due.
+/// Repairs a tenant's role or database that is not as it was made. Resolves when that has succeeded or
+/// failed; `false`: no repair was due.
 pub type RoleRepair =
     Arc<dyn Fn(Arc<Tenant>, IdentityTrouble) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
@@ -122,8 +123,8 @@ impl TenantPools {
     /// The tenant's pool. Opens no server.
     ///
     /// # Errors
-    /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`] if an administrator
-    /// has disabled it on this node.
+    /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`]
+    /// if an administrator has disabled it on this node.
     pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, ClientError> {
         if self.pauses.is_disabled(tenant.id) {
             let reason = Some("disabled by an administrator".to_owned());
@@ -224,7 +225,8 @@ impl TenantPools {
 
     fn budget_of(&self, host: &Host) -> Arc<HostBudget> {
         let mut budgets = locked(&self.budgets);
-        let budget = budgets.entry(host.name.clone()).or_insert_with(|| HostBudget::new(host.max_connections));
+        let budget =
+            budgets.entry(host.name.clone()).or_insert_with(|| HostBudget::new(host.max_connections));
         budget.set_limit(host.max_connections);
         budget.clone()
     }
@@ -237,14 +239,15 @@ impl TenantPools {
         }
         let (attempts_max, pause_max) = (rules.connecting_max, rules.server_login_retry);
         let known = all.get(&key).and_then(Weak::upgrade);
-        let connects = known.unwrap_or_else(|| Arc::new(HostConnecting::new(&host.name, attempts_max, pause_max)));
+        let connects =
+            known.unwrap_or_else(|| Arc::new(HostConnecting::new(&host.name, attempts_max, pause_max)));
         connects.set_limits(attempts_max, pause_max);
         all.insert(key, Arc::downgrade(&connects));
         connects
     }
 
-    /// The tenant's row is now as given. Replaces pools that differ: idle servers are closed at once, lent ones when they come
-    /// back. A tenant that is not active gets no new pool.
+    /// The tenant's row is now as given. Replaces pools that differ: idle servers are closed at once, lent
+    /// ones when they come back. A tenant that is not active gets no new pool.
     pub async fn refresh(&self, tenant: &Arc<Tenant>) {
         for access in [Access::ReadWrite, Access::ReadOnly] {
             let key = (tenant.id, access);
@@ -292,8 +295,8 @@ impl TenantPools {
         self.put_in_place(old, tenant, old.statements.clone()).await;
     }
 
-    /// Replaces a pool because the settings of its role or database have changed. The new pool shares no statements: the same
-    /// text may mean something else under other settings.
+    /// Replaces a pool because the settings of its role or database have changed. The new pool shares no
+    /// statements: the same text may mean something else under other settings.
     pub(super) async fn replace_for_new_sessions(&self, old: &Arc<Pool>) {
         let _alone = old.role_start.replacing().await;
         if !old.is_retired() {
@@ -307,8 +310,8 @@ impl TenantPools {
         self.retire(old, Some(new));
     }
 
-    /// The role or database of `pool` is not as it was made: replaces the pool if the tenant's row has, or gets, new credentials.
-    /// Returns whether it was replaced.
+    /// The role or database of `pool` is not as it was made: replaces the pool if the tenant's row has, or
+    /// gets, new credentials. Returns whether it was replaced.
     pub(super) async fn repair_role(&self, pool: &Arc<Pool>, trouble: IdentityTrouble) -> bool {
         // While the host accepts the role, no session waits for the central database.
         let is_silent = trouble.is_silent();
@@ -332,7 +335,8 @@ impl TenantPools {
         }
     }
 
-    /// Another part of the process was refused a connection to a host that is full: closes idle servers there.
+    /// Another part of the process was refused a connection to a host that is full: closes idle servers
+    /// there.
     pub fn make_room(&self, host: &str) {
         let budget = locked(&self.budgets).get(host).cloned();
         if let Some(budget) = budget {

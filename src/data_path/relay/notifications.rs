@@ -140,9 +140,15 @@ impl Relay {
 
     /// Server and ear hear the mark. Of what came before it the client gets from its server what it did not hear by the ear
     /// until now, of what comes behind it what it does not hear by the ear from now on.
-    async fn change_over(&mut self, subscription: &Subscription, channels: &Arc<Channels>) -> Result<(), NotHeard> {
+    async fn change_over(
+        &mut self,
+        subscription: &Subscription,
+        channels: &Arc<Channels>,
+    ) -> Result<(), NotHeard> {
         let Some(server) = self.server.as_mut() else { return Err(NotHeard::Server) };
-        if server.side.reported_value("client_encoding") != Some(subscription.encoding()) && !channels.is_empty() {
+        if server.side.reported_value("client_encoding") != Some(subscription.encoding())
+            && !channels.is_empty()
+        {
             return Err(NotHeard::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
         let Handover { mark, done } = subscription.prepare(channels.clone()).await?;
