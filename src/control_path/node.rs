@@ -32,7 +32,7 @@ use crate::{
         directory::Directory as _,
         listener::{Accepting, Listeners},
         login::{failed_logins::FailedLogins, password_pace::PasswordPace},
-        pool::{Looking, PoolMaking, TenantPools},
+        pool::{BeforeFirstPool, TenantLookup, TenantPools},
         proxy::Proxy,
         server::DialOptions,
         sessions::{registry::Sessions, timeouts},
@@ -252,7 +252,7 @@ fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
 }
 
 /// Access to an adopted database's tables, granted when its first pool is made.
-fn grants(context: AdminContext) -> PoolMaking {
+fn grants(context: AdminContext) -> BeforeFirstPool {
     Arc::new(move |tenant| {
         let actor = context.actor("pglobby");
         Box::pin(async move { complete_grants(&actor, tenant.id).await.map_err(|error| causes(&error)) })
@@ -260,7 +260,7 @@ fn grants(context: AdminContext) -> PoolMaking {
 }
 
 /// A tenant's row after the change that is being made to it now, if one is: `FOR SHARE` waits for whoever holds it.
-fn looking(central: Central, directory: Arc<CentralDirectory>) -> Looking {
+fn looking(central: Central, directory: Arc<CentralDirectory>) -> TenantLookup {
     Arc::new(move |id| {
         let (central, directory) = (central.clone(), directory.clone());
         Box::pin(async move {
@@ -329,7 +329,7 @@ async fn keep_house(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        proxy.pools.keep_house().await;
+        proxy.pools.maintain().await;
         window.keep(&proxy.pools);
     }
 }

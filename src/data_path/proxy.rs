@@ -201,7 +201,7 @@ impl Proxy {
             Some(limit) => limit as usize,
             None => self.config.load().limits.max_db_client_connections,
         };
-        match pool.enter(limit) {
+        match pool.stats.enter(limit) {
             Some(present) => Ok((pool, present)),
             None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
         }

@@ -15,7 +15,7 @@ use crate::{
         memory_limit::{Account, Charge},
         pool::{
             Pool, PooledServer,
-            startup_parameters::{Engaged, Greeting},
+            startup_parameters::{SessionServer, StartupStatus},
         },
         proxy::Proxy,
         refuse,
@@ -108,7 +108,7 @@ async fn greet(
     let asked = Settings::new(packet.settings);
     let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
-    let (greeting, server, began) = match meet(&pool, asked, &memory, wait).await {
+    let (status, server, began) = match meet(&pool, asked, &memory, wait).await {
         Ok(greeted) => greeted,
         Err(refusal) => {
             info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
@@ -124,7 +124,7 @@ async fn greet(
         addresses,
         now_ms: pool.worker.clock.now_ms(),
         tls: packet.tls.is_some(),
-        application_name: greeting.told.text("application_name").unwrap_or_default().into(),
+        application_name: status.reported.text("application_name").unwrap_or_default().into(),
         known_as: server.as_ref().map(|server| server.process_id),
         secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
@@ -137,12 +137,12 @@ async fn greet(
         );
     }
     let mut bytes = unsent;
-    greeting.write(&mut bytes);
+    status.write(&mut bytes);
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
     let switcher =
-        is_service.then(|| TenantSwitcher::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
+        is_service.then(|| TenantSwitcher::new(proxy.clone(), Some(pool.tenant.id), status.reported.clone()));
     let rules = SessionRules {
         follow: pool.rules.mode == PoolMode::Transaction,
         shared_statements: pool.statements.clone(),
@@ -151,8 +151,8 @@ async fn greet(
         memory,
         ..rules(&config, is_service)
     };
-    let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
-    (side.told, side.start_settings, side.began) = (greeting.told, greeting.start.into(), began);
+    let mut side = ClientSide::new(rules, status.settings, first_serial(&handle));
+    (side.told, side.start_settings, side.began) = (status.reported, status.start.into(), began);
     let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),
@@ -178,13 +178,13 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), ClientError> {
+) -> Result<(StartupStatus, Option<Box<PooledServer>>, Charge), ClientError> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
-        return Ok((pool.greet(asked, wait).await?, None, began));
+        return Ok((pool.startup_status(asked, wait).await?, None, began));
     }
-    let Engaged { server, greeting } = pool.engage(asked, wait).await?;
-    Ok((greeting, Some(server), began))
+    let SessionServer { server, status } = pool.session_server(asked, wait).await?;
+    Ok((status, Some(server), began))
 }
 
 /// What holds for a session that is in no pool.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{ConsoleError, Request, Session, statement::NodeCommand};
-use crate::{data_path::pool::pause::Whom, error::ClientError, shutdown::Ending};
+use crate::{data_path::pool::pause::TenantScope, error::ClientError, shutdown::Ending};
 
 /// How often it is looked whether servers are closed.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -49,11 +49,11 @@ impl Session {
                 "RESUME"
             }
             NodeCommand::Disable(tenant) => {
-                pools.halts.set_disabled(self.id_of(tenant).await?, true);
+                pools.pauses.set_disabled(self.id_of(tenant).await?, true);
                 "DISABLE"
             }
             NodeCommand::Enable(tenant) => {
-                pools.halts.set_disabled(self.id_of(tenant).await?, false);
+                pools.pauses.set_disabled(self.id_of(tenant).await?, false);
                 "ENABLE"
             }
             NodeCommand::Reconnect(tenant) => {
@@ -85,12 +85,12 @@ impl Session {
     }
 
     /// Whether nobody has said RESUME meanwhile.
-    fn still_paused(&self, whom: Whom) -> bool {
-        let halts = &self.proxy.pools.halts;
-        whom.map_or_else(|| halts.all_paused(), |tenant| halts.is_paused(tenant))
+    fn still_paused(&self, whom: TenantScope) -> bool {
+        let pauses = &self.proxy.pools.pauses;
+        whom.map_or_else(|| pauses.all_paused(), |tenant| pauses.is_paused(tenant))
     }
 
-    async fn whom(&self, tenant: &Option<String>) -> Result<Whom, ConsoleError> {
+    async fn whom(&self, tenant: &Option<String>) -> Result<TenantScope, ConsoleError> {
         match tenant {
             Some(tenant) => Ok(Some(self.id_of(tenant).await?)),
             None => Ok(None),

@@ -22,7 +22,7 @@ use crate::{
         central::causes,
     },
     data_path::{
-        pool::Mending,
+        pool::RoleRepair,
         server::{IdentityTrouble, TroubleKind},
         tenant::Tenant,
     },
@@ -95,7 +95,7 @@ impl Turns {
 }
 
 /// What pools call where a host refuses them. The work goes on in a task of this node's own, whoever waits for it.
-pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> Mending {
+pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> RoleRepair {
     let turns: Arc<Mutex<Turns>> = Arc::default();
     let runtime = tokio::runtime::Handle::current();
     Arc::new(move |tenant, trouble| {

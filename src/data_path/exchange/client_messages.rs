@@ -177,7 +177,7 @@ impl ClientMessages<'_, '_> {
                 Ok(rewritten) => rewritten,
                 Err(limit) => return self.refuse(b'Q', limit),
             };
-            if let Some(RewrittenText { text, requires, prepare_effects: prepare_effects, .. }) = rewritten {
+            if let Some(RewrittenText { text, requires, prepare_effects, .. }) = rewritten {
                 let mut preparer = self.server.preparer(self.under, self.startup);
                 for statement in &requires {
                     preparer.ensure_for_query(statement, self.out);
@@ -282,7 +282,7 @@ impl ClientMessages<'_, '_> {
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
-        let ServerSide { replies: replies, .. } = &mut *self.server;
+        let ServerSide { replies, .. } = &mut *self.server;
         describe_parsed(&statement, Some(name), Origin::Prepare, replies, self.out.build());
     }
 

@@ -205,7 +205,7 @@ impl ClientSide {
             let mut preparer = server.preparer(&self.parse_settings.0, &self.startup);
             preparer.put_own_names_away(&self.statements, out.build());
         }
-        let ServerSide { statements, replies: replies, applied, ours, .. } = server;
+        let ServerSide { statements, replies, applied, ours, .. } = server;
         if !Arc::ptr_eq(applied, &self.wanted) {
             if restore_settings(applied, &self.wanted, ours, replies, out.build()) {
                 statements.set_unnamed(0);

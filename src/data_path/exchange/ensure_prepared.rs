@@ -94,7 +94,7 @@ impl ClientMessages<'_, '_> {
     /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
     #[cold]
     pub(super) fn settings_now(&mut self, origin: Origin) -> Arc<ParseSettings> {
-        let Preparer { replies: replies, context: here, .. } = self.server.preparer(self.under, self.startup);
+        let Preparer { replies, context: here, .. } = self.server.preparer(self.under, self.startup);
         match here.under {
             Some(under) => under.clone(),
             None => here.ask(origin, replies, self.out.build()),
@@ -152,8 +152,7 @@ impl ClientMessages<'_, '_> {
 
     #[cold]
     fn ensure_absent(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
-        let ServerSide { statements, replies: replies, sought, applied, checks: checks, .. } =
-            &mut *self.server;
+        let ServerSide { statements, replies, sought, applied, checks, .. } = &mut *self.server;
         let here = ParseContext::new(self.under, self.startup, applied, checks, replies);
         let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
         if changed == Some(true) {
@@ -202,7 +201,7 @@ impl ClientMessages<'_, '_> {
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
         self.statements.take_own_names(&self.rules.shared_statements);
-        let ServerSide { replies: replies, ours, .. } = &mut *self.server;
+        let ServerSide { replies, ours, .. } = &mut *self.server;
         ours.hide(replies, self.out.build());
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.hide_others(self.statements, self.out.build());

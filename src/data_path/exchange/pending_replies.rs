@@ -387,7 +387,7 @@ impl ReplyTracker {
         match self.settle_front() {
             Some(PendingReply {
                 request: Request::Sync | Request::Query(_) | Request::FunctionCall,
-                origin: origin,
+                origin,
             }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;

@@ -40,7 +40,7 @@ impl ServerSide {
         under: &'s Arc<ParseSettings>,
         startup: &'s Settings,
     ) -> Preparer<'s> {
-        let Self { statements, replies: replies, applied, checks: checks, .. } = self;
+        let Self { statements, replies, applied, checks, .. } = self;
         let here = ParseContext::new(under, startup, applied, checks, replies);
         Preparer { statements, replies: replies, context: here }
     }
@@ -125,7 +125,7 @@ impl Preparer<'_> {
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, out);
-        let Self { statements, replies: replies, context: here } = self;
+        let Self { statements, replies, context: here } = self;
         let parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
             if statement.in_sql {
                 return prepare_in_sql(statements, statement, origin, replies, out);
@@ -145,7 +145,7 @@ impl Preparer<'_> {
     /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let Self { statements, replies: replies, context: here } = self;
+        let Self { statements, replies, context: here } = self;
         let Some((serial, body, parsed_under)) = client.readable_unnamed() else {
             if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);

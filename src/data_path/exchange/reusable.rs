@@ -28,7 +28,7 @@ impl ServerSide {
     /// What its session has left can be undone by statements of ours.
     pub fn is_cleanable(&self) -> bool {
         let keeps = Pins::LOAD | Pins::FUNCTION_STATE | Pins::DBLINK;
-        let Self { replies: replies, .. } = self;
+        let Self { replies, .. } = self;
         self.is_between_messages()
             && !replies.is_working()
             && !replies.is_unsynced()

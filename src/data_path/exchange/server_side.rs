@@ -399,7 +399,7 @@ impl ServerSide {
             heard.fatal = true;
             return Ok(true);
         }
-        let Self { replies: replies, statements, told_settings: told, .. } = self;
+        let Self { replies, statements, told_settings: told, .. } = self;
         let origin = replies.error(|owed, skipped| {
             if owed.changes_unnamed() {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);

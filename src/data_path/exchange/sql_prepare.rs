@@ -219,7 +219,7 @@ impl ClientMessages<'_, '_> {
         side_effects: SideEffects,
         rewritten: RewrittenText,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        let RewrittenText { mut text, requires, prepare_effects: mut prepare_effects, .. } = rewritten;
+        let RewrittenText { mut text, requires, mut prepare_effects, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
         text.extend_from_slice(types);

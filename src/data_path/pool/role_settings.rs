@@ -1,14 +1,16 @@
-//! What PostgreSQL reads when a session begins, and never again for that session: settings of its role and its database
-//! (`ALTER ROLE … SET`, `ALTER DATABASE … SET`).
+//! Settings of role and database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL reads them when a
+//! session begins, and never again for that session.
 //!
-//! What is set for the role that all logins of a tenant share is pglobby's alone: nothing, or that a reader reads. Code of the
-//! tenant's can set more, which a text does not show; it is found here and undone (`control_path/onboarding/repair.rs`).
+//! All servers of a pool began with the same settings. Those in the catalogue are compared whenever a server
+//! is opened; where they differ, the pool is replaced. A new session checks them at its login
+//! (`startup_parameters.rs`) and gets servers of the new pool. An older session sets, on servers of the new
+//! pool, the values that it began with.
 //!
-//! All servers of a pool began with the same: what each one finds written when it is opened is compared with what the first one
-//! found, and where that differs the pool is replaced. A new session makes sure of it at its login (`startup_parameters.rs`) and gets servers
-//! of the new pool. A session that is older sets, on servers of the new pool, what it began with.
+//! Only pglobby sets parameters for the role that all logins of a tenant share: none, or
+//! `default_transaction_read_only`. The tenant's own code can set others; they are found here and undone
+//! (`control_path/onboarding/repair.rs`).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tracing::info;
 
@@ -22,24 +24,40 @@ use crate::data_path::{
     tenant::Access,
 };
 
+/// The settings that the servers of one pool began with.
+#[derive(Debug, Default)]
+pub(super) struct RoleStart {
+    /// Known once a server was open.
+    start: OnceLock<Arc<RoleSettings>>,
+    /// Held while the pool is replaced because they have changed.
+    replacing: tokio::sync::Mutex<()>,
+}
+
+impl RoleStart {
+    /// Lets one task at a time replace the pool.
+    pub async fn replacing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.replacing.lock().await
+    }
+}
+
 impl Pool {
-    /// What its servers began with, once one was opened.
+    /// The settings that its servers began with, once one was open.
     pub fn start(&self) -> Option<&Arc<RoleSettings>> {
-        self.start.get()
+        self.role_start.start.get()
     }
 
-    /// Whether a server that is opened now begins with what this one, and all others of the pool, began with. If not, the pool is
-    /// replaced, and the server serves no session that does not have it already.
+    /// Asks a server whether a session that begins now gets the settings with which this pool's servers
+    /// began. If not, replaces the pool; the server may then serve only a session that has it already.
     ///
     /// # Errors
     /// [`AskError::Lost`]: the server must be closed.
-    pub async fn is_as_begun(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
-        // Known before the server was opened and written still: so it began with that.
-        let before = self.start.get();
+    pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
+        // Known before the server was opened, and still in the catalogue: so it began with them.
+        let before = self.start();
         let written = match server.ask(&written(), &[self.as_made()]).await {
             Ok(mut rows) => {
                 if let Some(trouble) = self.unlike_made(&mut rows)
-                    && self.put_right(trouble).await
+                    && self.repair_role(trouble).await
                 {
                     return Ok(false);
                 }
@@ -47,7 +65,7 @@ impl Pool {
                 Some(values.flat_map(|value| [value.unwrap_or_default(), vec![0]]).flatten().collect())
             }
             Err(error @ AskError::Refused(_)) => {
-                if self.put_right_if_changed(&error).await {
+                if self.repair_role_after(&error).await {
                     return Ok(false);
                 }
                 None
@@ -61,25 +79,22 @@ impl Pool {
                     Err(AskError::Refused(_)) => Vec::new(),
                     values => values?,
                 };
-                self.start.get_or_init(|| Arc::new(RoleSettings::read(written.clone(), &values)))
+                self.role_start.start.get_or_init(|| Arc::new(RoleSettings::read(written.clone(), &values)))
             }
         };
         if !start.is_written_otherwise(written.as_deref()) {
             return Ok(true);
         }
-        if let Some(pools) = self.keeper.upgrade() {
-            pools.begin_anew(self).await;
-            info!(
-                tenant = self.tenant.name,
-                "settings of role or database have changed: new sessions get new servers"
-            );
+        if let Some(pools) = self.all_pools() {
+            pools.replace_for_new_sessions(self).await;
+            info!(tenant = self.tenant.name, "pool replaced: settings of role or database changed");
         }
         Ok(false)
     }
 }
 
 impl Pool {
-    /// The one setting that its role was made with; empty: none.
+    /// The one setting that its role was created with; empty: none.
     fn as_made(&self) -> &'static str {
         match self.access {
             Access::ReadWrite => "",
@@ -87,49 +102,52 @@ impl Pool {
         }
     }
 
-    /// Whether the role has other settings than it was made with. Takes from the rows what was asked for that alone.
+    /// Whether the role has other settings than it was created with. Removes from the rows the columns for
+    /// this question.
     fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
         let (mut others, mut is_made) = (Vec::new(), false);
         for row in rows {
             is_made |= row.pop().flatten().as_deref() == Some(b"t");
             others.extend(row.pop().flatten().map(|names| String::from_utf8_lossy(&names).into_owned()));
         }
-        let role = &self.credential.username;
+        let role = self.connector.username();
         let said = match others.is_empty() {
             false => format!("role {role:?} has settings of its own: {}", others.join(", ")),
             true if is_made || self.as_made().is_empty() => return None,
-            true => format!("role {role:?} is no longer set to read by default"),
+            true => format!("role {role:?} is no longer read-only by default"),
         };
         Some(IdentityTrouble { kind: TroubleKind::Settings, said: said.into() })
     }
 
-    /// Has the control path put right what is not as it was made. `true`: the pool was replaced by one that knows the role as it is
-    /// now.
-    pub(super) async fn put_right(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
-        match self.keeper.upgrade() {
-            Some(pools) => pools.renew(self, trouble).await,
+    /// Has the control path repair a role or database that is not as it was created. `true`: the pool was
+    /// replaced.
+    pub(super) async fn repair_role(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
+        match self.all_pools() {
+            Some(pools) => pools.repair_role(self, trouble).await,
             None => false,
         }
     }
 
-    /// The same for a server that has broken, or has refused a question of ours, as its session began: settings of the role may
-    /// be why.
-    pub(super) async fn put_right_if_changed(self: &Arc<Self>, error: &AskError) -> bool {
-        let said = format!("a session of role {:?} broke as it began: {error}", self.credential.username);
-        self.put_right(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
+    /// The same for a server that was lost, or refused a query of ours, at its start: settings of the role
+    /// may be the cause.
+    pub(super) async fn repair_role_after(self: &Arc<Self>, error: &AskError) -> bool {
+        let said =
+            format!("a session of role {:?} was lost at its start: {error}", self.connector.username());
+        self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
     }
 }
 
-/// What a role that reads is made with (`control_path/onboarding/roles.rs`).
+/// The setting of a read-only role (`control_path/onboarding/roles.rs`).
 const READER_AS_MADE: &str = "default_transaction_read_only=on";
 
-/// Rows about the database and the role of the session.
+/// FunctionEffects rows for the session's database and role.
 const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
 
-/// What is written in the catalogue; a row that was written again is another. Behind that the names of what the role was not made
-/// with, $1 being the one thing that it may have been made with, and whether it has that.
+/// The catalogue's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that
+/// the role was not created with ($1 is the one that it may have been created with), and whether it has that
+/// one.
 fn written() -> String {
     format!(
         "SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig, \
@@ -140,8 +158,8 @@ fn written() -> String {
     )
 }
 
-/// `(name, value, the value PostgreSQL was built with, whether it is written)`. What only a superuser may set is left out: no
-/// session could.
+/// `(name, value, built-in value, whether it is in the catalogue)`, without parameters that only a superuser
+/// may set.
 fn values() -> String {
     format!(
         "WITH named AS (SELECT DISTINCT pg_catalog.lower(pg_catalog.split_part(entry, '=', 1)) AS name \
@@ -178,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_sets_what_it_began_with_and_nothing_else() {
+    fn a_session_sets_only_parameters_that_differ_from_its_start() {
         let then = start(&[("work_mem", "8MB", Some("4096")), ("timezone", "UTC", None)]);
         let now = start(&[
             ("timezone", "Asia/Tokyo", Some("GMT")),

@@ -16,7 +16,7 @@ use crate::{
         exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
         pool::{
             PooledServer,
-            pinned_sessions::{Wanted, yields},
+            pinned_sessions::{Reclaim, can_return},
         },
         server::connection::Server,
         session_state::{pins::Pins, role_settings::StartSettings},
@@ -192,7 +192,7 @@ impl Relay {
     /// `false`: this server is not for it, and it asks for another one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
         if matches!(self.side.start_settings, StartSettings::Unseen)
-            && !self.pool.is_as_begun(server).await.map_err(|_| SessionEnd::ServerLost)?
+            && !self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?
         {
             return Ok(false);
         }
@@ -208,7 +208,7 @@ impl Relay {
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
         let free = server.side.replies.is_over() && self.held.is_empty();
-        if !free || !self.side.follows() || !yields(server.side.replies.pins) {
+        if !free || !self.side.follows() || !can_return(server.side.replies.pins) {
             return None;
         }
         if server.side.replies.pins.contains(Pins::UNREAD_UNNAMED) {
@@ -232,10 +232,10 @@ impl Relay {
     #[cold]
     fn make_way(&mut self) -> Option<Step> {
         let pins = self.server.as_ref()?.side.replies.pins;
-        match self.pool.wants_back(&self.handle, pins) {
-            Wanted::No => None,
-            Wanted::Yielded => self.yield_server(),
-            Wanted::Ended(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
+        match self.pool.reclaims(&self.handle, pins) {
+            Reclaim::Nothing => None,
+            Reclaim::Server => self.yield_server(),
+            Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
         }
     }
 

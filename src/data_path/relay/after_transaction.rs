@@ -100,7 +100,7 @@ impl Relay {
         if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.is_as_begun(server).await.map_err(|_| SessionEnd::ServerLost)?;
+            self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?;
         }
         checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
@@ -153,7 +153,7 @@ impl Relay {
             self.pinned = None;
         } else if self.pinned.is_none() {
             self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
-            self.pinned = Some(self.pool.keep(&self.handle));
+            self.pinned = Some(self.pool.pin(&self.handle));
         }
     }
 

@@ -314,17 +314,17 @@ impl Relay {
         let pool = self.pool.clone();
         let wanted = Settings::clone(&self.side.wanted);
         let greeted = tokio::select! {
-            greeted = pool.greet(wanted, self.query_wait) => greeted,
+            greeted = pool.startup_status(wanted, self.query_wait) => greeted,
             interrupted = self.interrupted() => Err(interrupted?),
         };
         match greeted {
-            Ok(greeting) => {
+            Ok(status) => {
                 let Some(switcher) = self.switcher.as_mut() else { return Ok(true) };
                 switcher.is_new = false;
-                if let Err(limit) = self.side.keep(greeting.settings) {
+                if let Err(limit) = self.side.keep(status.settings) {
                     return Err(SessionEnd::Refused(self.side.rules().too_much(limit).into()));
                 }
-                self.side.start_settings = greeting.start.into();
+                self.side.start_settings = status.start.into();
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.
@@ -359,9 +359,7 @@ impl Relay {
             self.handle.set_pins(Pins::empty());
             self.leave_behind(server, false, false);
         }
-        let Self {
-            client, unsent, side, inbox, handle, query_wait, leaving, switcher: switcher, proxy, ..
-        } = *self;
+        let Self { client, unsent, side, inbox, handle, query_wait, leaving, switcher, proxy, .. } = *self;
         Box::new((
             DetachedSession {
                 client,

@@ -32,7 +32,7 @@ use tokio::{
 use self::{
     acquire_server::{ReplyWait, ServerLink},
     change_tenant::{DetachedSession, SessionTransfer},
-    notifications::Subscription,
+    notifications::Listening,
     session_end::SessionEnd,
 };
 use crate::{
@@ -80,7 +80,7 @@ pub struct Relay {
     pub(super) buffers: Charge,
     pub(super) pool: Arc<Pool>,
     /// What it LISTENs to.
-    pub(super) subscription: Option<Subscription>,
+    pub(super) subscription: Option<Listening>,
     pub(super) server: Option<Box<PooledServer>>,
     pub(super) handle: Registered,
     /// A cancel that the server has not settled yet: it serves nobody else until then.
@@ -118,17 +118,8 @@ pub(super) enum Step {
 impl Relay {
     /// A session that has been greeted, at a pool.
     pub fn new(session: DetachedSession, pool: Arc<Pool>) -> Self {
-        let DetachedSession {
-            client,
-            unsent,
-            side,
-            inbox,
-            handle,
-            query_wait,
-            leaving,
-            switcher: switcher,
-            proxy,
-        } = session;
+        let DetachedSession { client, unsent, side, inbox, handle, query_wait, leaving, switcher, proxy } =
+            session;
         Self {
             client,
             unsent,

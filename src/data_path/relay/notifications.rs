@@ -13,7 +13,7 @@ use super::{Relay, session_end::SessionEnd};
 use crate::{
     data_path::{
         memory_limit::Charge,
-        pool::shared_listener::{Deaf, Handover, Seat, around_mark},
+        pool::shared_listener::{Handover, ListenerLost, Subscription, around_mark},
         server::connection::{AskError, Server},
         session_state::{
             channels::{Channels, MARKS, NotificationFilter, each},
@@ -26,12 +26,12 @@ use crate::{
 
 /// What a session hears by its pool's ear.
 #[derive(Debug)]
-pub struct Subscription {
+pub struct Listening {
     channels: Arc<Channels>,
     /// What they take, here and at the ear.
     charge: Charge,
     /// Given up by drop.
-    session: Seat,
+    subscription: Subscription,
 }
 
 /// Why the ear does not take over.
@@ -40,8 +40,8 @@ enum ListenError {
     Server,
 }
 
-impl From<Deaf> for ListenError {
-    fn from(_: Deaf) -> Self {
+impl From<ListenerLost> for ListenError {
+    fn from(_: ListenerLost) -> Self {
         Self::Ear(ClientError::ListenerLost)
     }
 }
@@ -55,7 +55,7 @@ impl From<AskError> for ListenError {
 impl Relay {
     /// The server listens to what its client listens to; in the same write as the client's next request.
     #[cold]
-    pub(in crate::data_path) fn listen_along(heard: &Subscription, server: &mut Server, out: &mut Vec<u8>) {
+    pub(in crate::data_path) fn listen_along(heard: &Listening, server: &mut Server, out: &mut Vec<u8>) {
         let side = &mut server.side;
         append(out, b'Q', |out| {
             out.extend_from_slice(each("LISTEN", heard.channels.iter()).as_bytes());
@@ -123,34 +123,40 @@ impl Relay {
 
     /// From a mark on, the session hears these channels by the ear, and no others.
     async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
-        let (before, session) = match self.subscription.take() {
-            Some(Subscription { channels, session, .. }) => (channels, session),
+        let (before, subscription) = match self.subscription.take() {
+            Some(Listening { channels, subscription, .. }) => (channels, subscription),
             None => {
                 let memory = &self.side.rules().memory;
-                (Arc::default(), self.pool.seat(&self.handle, memory).await.map_err(ListenError::Ear)?)
+                (Arc::default(), self.pool.subscribe(&self.handle, memory).await.map_err(ListenError::Ear)?)
             }
         };
-        let outcome = self.change_over(&session, &channels).await;
+        let outcome = self.change_over(&subscription, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.subscription = Some(Subscription { channels: now, charge: Charge::default(), session });
+            self.subscription = Some(Listening { channels: now, charge: Charge::default(), subscription });
         }
         outcome
     }
 
     /// Server and ear hear the mark. Of what came before it the client gets from its server what it did not hear by the ear
     /// until now, of what comes behind it what it does not hear by the ear from now on.
-    async fn change_over(&mut self, session: &Seat, channels: &Arc<Channels>) -> Result<(), ListenError> {
+    async fn change_over(
+        &mut self,
+        subscription: &Subscription,
+        channels: &Arc<Channels>,
+    ) -> Result<(), ListenError> {
         let Some(server) = self.server.as_mut() else { return Err(ListenError::Server) };
-        if server.side.reported_value("client_encoding") != Some(session.encoding()) && !channels.is_empty() {
+        if server.side.reported_value("client_encoding") != Some(subscription.encoding())
+            && !channels.is_empty()
+        {
             return Err(ListenError::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
-        let Handover { mark, done } = session.prepare(channels.clone()).await?;
+        let Handover { mark, done } = subscription.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;
         if !channels.has(MARKS.as_bytes()) {
             server.run(&format!("UNLISTEN {MARKS}")).await?;
         }
-        done.await.map_err(|_| Deaf)?;
+        done.await.map_err(|_| ListenerLost)?;
         let told = std::mem::take(&mut server.notified);
         let (before, behind) = around_mark(&told, &mark);
         let hearing = &mut server.side.notifications;
@@ -188,7 +194,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.overheard > 0) {
             // An ear that is lost has ended this session already.
-            let _ = heard.session.caught_up().await;
+            let _ = heard.subscription.caught_up().await;
         }
         let mut news = server.side.notifications.adopt(&self.handle.take_notifications());
         if server.side.reported != *self.side.told {

@@ -197,7 +197,7 @@ impl SideEffects {
     fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
         let mut followed = Self::default();
         followed.follow(effects);
-        let Self { checks: mut checks, mut pins, .. } = followed;
+        let Self { mut checks, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
         let (inspects, mut forgets_statements) = (effects.contains(Effects::INSPECTION), false);
