@@ -27,8 +27,7 @@ use super::{
     enter_host,
     extensions::Extensions,
     names::ident,
-    new_passwords,
-    operation::{Operation, SealedPasswords, TenantLock},
+    operation::{Operation, Passwords, SealedPasswords, TenantLock},
     replication::{self, Stopped},
     replication_checks, role_attributes,
     roles::{self, Roles},
@@ -164,7 +163,7 @@ async fn carry(
     replication_checks::refuse_hidden(source, &origin).await?;
     let host = work.admin.name.clone();
     let extensions = Extensions::look(source, &origin, &work.session, work.rights, &host).await?;
-    let passwords = new_passwords();
+    let passwords = Passwords::generate();
     let made = work.make_roles(&passwords).await?;
     work.record("roles").await?;
     let copy = Copy { source, origin, programs, extensions, made, passwords };

@@ -18,7 +18,6 @@ use serde_json::json;
 use super::{
     enter_host, grants,
     names::{ident, literal, shell_word},
-    new_passwords,
     operation::{Operation, Passwords, TenantLock},
     role_attributes::{self, Belongings},
     roles::{self, Roles},
@@ -123,7 +122,7 @@ async fn rotate_if(
     }
 
     let operation = begin(actor, &mut lock, before.id).await?;
-    let passwords = new_passwords();
+    let passwords = Passwords::generate();
     let changed = change(actor, &mut lock, &operation, &session, &before, &passwords).await;
     let proved = match changed {
         Ok(()) => verify(&admin, &session, &before, &passwords).await,
