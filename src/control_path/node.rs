@@ -328,7 +328,7 @@ async fn keep_house(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        proxy.pools.keep_house().await;
+        proxy.pools.maintain().await;
         window.keep(&proxy.pools);
     }
 }

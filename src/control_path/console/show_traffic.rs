@@ -184,7 +184,7 @@ pub fn clients(proxy: &Proxy) -> Table {
     let mut table = Table { columns, rows: Vec::new() };
     let servers = proxy.pools.all().into_iter().chain(proxy.pools.retired());
     let links: HashMap<i32, u64> = servers
-        .flat_map(|pool| pool.roster.all())
+        .flat_map(|pool| pool.server_list.all())
         .filter_map(|server| Some((server.borrower()?, server.id)))
         .collect();
     for session in by_id(proxy.sessions.all()) {
@@ -238,7 +238,7 @@ pub fn servers(proxy: &Proxy) -> Table {
     let current = proxy.pools.all().into_iter().map(|pool| (pool, false));
     let retired = proxy.pools.retired().into_iter().map(|pool| (pool, true));
     for (pool, retired) in current.chain(retired) {
-        for server in pool.roster.all() {
+        for server in pool.server_list.all() {
             let session = server.borrower().and_then(|borrower| sessions.get(&borrower));
             table.rows.push(server_row(&pool, retired, &server, session));
         }

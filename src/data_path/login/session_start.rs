@@ -14,7 +14,7 @@ use crate::{
         exchange::{ClientSide, Rules, startup_charge},
         memory_limit::{Account, Charge},
         pool::{
-            Pool, Present,
+            Pool, PooledServer, Present,
             startup_parameters::{Engaged, Greeting},
         },
         proxy::Proxy,
@@ -24,7 +24,6 @@ use crate::{
             change_tenant::{Room, Seat, travel},
             no_tenant,
         },
-        server::connection::Server,
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
         tenant::{Access, Login, LoginKind, Tenant},
@@ -99,7 +98,7 @@ pub(in crate::data_path) async fn enter(
         Some(limit) => limit as usize,
         None => proxy.config.load().limits.max_db_client_connections,
     };
-    match pool.enter(limit) {
+    match pool.stats.enter(limit) {
         Some(present) => Ok((pool, present)),
         None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
     }
@@ -196,7 +195,7 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<Server>>, Charge), ClientError> {
+) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), ClientError> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.greet(asked, wait).await?, None, began));
