@@ -52,6 +52,8 @@ pub struct PoolStats {
     pub query_time: Histogram,
     /// Time spent waiting for a server; those that found one idle count as zero and are not in here.
     pub wait_time: Histogram,
+    /// Waits that ended without a server, at `query_wait_timeout`.
+    pub waits_timed_out: AtomicU64,
 }
 
 /// A session of a pool, counted as long as this lives.
