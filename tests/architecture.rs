@@ -20,7 +20,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
 ];
 
 /// Longer than this, and a file has more than one subject.
-const LINES_MAX: usize = 500;
+const LINES_MAX: usize = 600;
 
 /// Files that decide: bytes and time come in, decisions go out. Nothing here may wait, look at a clock or touch a socket.
 const PURE: &[&str] = &[
@@ -240,7 +240,7 @@ fn use_goes_from_the_control_path_to_the_data_path_to_the_wire_and_never_back() 
 }
 
 #[test]
-fn no_file_has_more_than_500_lines() {
+fn no_file_has_more_than_600_lines() {
     for source in sources() {
         let lines = source.text.lines().count();
         assert!(lines <= LINES_MAX, "{} has {lines} lines, more than {LINES_MAX}", source.path);
