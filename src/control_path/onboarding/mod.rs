@@ -43,6 +43,7 @@ use self::{
     names::{check_database_name, check_tenant_name, shell_word},
     operation::{Operation, Passwords, SealedPasswords, TenantLock},
 };
+use crate::control_path::admin::fields::described;
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
     host_connection::{AdminRights, HostAdmin, HostSession},
@@ -51,19 +52,21 @@ use crate::control_path::admin::{
 pub use self::undo::undo_remains;
 use self::undo::{forget, undo_after};
 
-/// What `tenant create` and `tenant adopt` answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct NewTenant {
-    /// `tenants.name`.
-    pub name: String,
-    /// `active`.
-    pub status: String,
-    /// Where it lives.
-    pub host: String,
-    /// Its database there.
-    pub database: String,
-    /// Its own role there.
-    pub username: String,
+described! {
+    /// What `tenant create` and `tenant adopt` answer.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct NewTenant {
+        /// `tenants.name`.
+        pub name: String,
+        /// `active`.
+        pub status: String,
+        /// Where it lives.
+        pub host: String,
+        /// Its database there.
+        pub database: String,
+        /// Its own role there.
+        pub username: String,
+    }
 }
 
 /// One piece of work under way: the lock, the record, and the host it happens on.

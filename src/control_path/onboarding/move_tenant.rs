@@ -37,6 +37,7 @@ use super::{
 use crate::control_path::{
     admin::{
         actor::{Actor, AdminError},
+        fields::described,
         host_connection::HostAdmin,
         pg_dump::CopyPrograms,
     },
@@ -62,26 +63,28 @@ impl MoveTenant {
     pub const PATIENCE: &'static str = "30s";
 }
 
-/// What `tenant move` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Moved {
-    /// The tenant's name.
-    pub name: String,
-    /// Where it was.
-    pub from: String,
-    /// Where it is.
-    pub host: String,
-    /// Its database there.
-    pub database: String,
-    /// Whether the old database is gone.
-    pub source_dropped: bool,
-    /// `replication` (clients waited for the end of it only) or `dump` (they waited for all of it).
-    pub copied_by: String,
-    /// Why it was a dump.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dumped_because: Option<String>,
-    /// How long clients were held.
-    pub held_ms: u64,
+described! {
+    /// What `tenant move` answers.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct Moved {
+        /// The tenant's name.
+        pub name: String,
+        /// Where it was.
+        pub from: String,
+        /// Where it is.
+        pub host: String,
+        /// Its database there.
+        pub database: String,
+        /// Whether the old database is gone.
+        pub source_dropped: bool,
+        /// `replication` (clients waited for the end of it only) or `dump` (they waited for all of it).
+        pub copied_by: String,
+        /// Why it was a dump.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub dumped_because: Option<String>,
+        /// How long clients were held.
+        pub held_ms: u64,
+    }
 }
 
 /// Moves a tenant, or leaves it where it is; or finishes a move that died.

@@ -22,6 +22,7 @@ use super::{
     role_attributes::{self, Belongings},
     roles::{self, Roles},
 };
+use crate::control_path::admin::fields::described;
 use crate::{
     control_path::{
         admin::{
@@ -34,15 +35,17 @@ use crate::{
     data_path::server::{IdentityTrouble, TroubleKind},
 };
 
-/// What `tenant rotate` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RotatedTenant {
-    /// The tenant's name.
-    pub name: String,
-    /// As before: `active` or `suspended`.
-    pub status: String,
-    /// Roles with new passwords.
-    pub roles: Vec<String>,
+described! {
+    /// What `tenant rotate` answers.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct RotatedTenant {
+        /// The tenant's name.
+        pub name: String,
+        /// As before: `active` or `suspended`.
+        pub status: String,
+        /// Roles with new passwords.
+        pub roles: Vec<String>,
+    }
 }
 
 /// The row as it was.
