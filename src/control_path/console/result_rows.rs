@@ -1,4 +1,4 @@
-//! What an order answers in SQL: the object that the command line prints as JSON, as a row.
+//! The answer to an admin command in SQL: the object that the command line prints as JSON, as one row.
 
 use serde_json::Value;
 
@@ -39,7 +39,7 @@ const LOGIN: &[&str] = &[
     "may_add_logins",
 ];
 
-/// The columns that an order answers, which a client may ask for before there is an answer.
+/// The columns of a command's answer. A client may describe the statement before it runs.
 pub(super) fn columns(command: &AdminCommand) -> Table {
     Table::new(&match command {
         AdminCommand::CreateTenant(_) | AdminCommand::AdoptTenant(_) => columns_of::<NewTenant>(&[], true),
@@ -56,7 +56,7 @@ pub(super) fn columns(command: &AdminCommand) -> Table {
         AdminCommand::SetLogin { .. }
         | AdminCommand::Grant { .. }
         | AdminCommand::Revoke { .. }
-        | AdminCommand::DisableLogin { .. } => LOGIN,
+        | AdminCommand::DisableLogin { .. } => columns_of::<LoginSummary>(LOGIN, true),
         AdminCommand::DropLogin { .. }
         | AdminCommand::AddHost(_)
         | AdminCommand::SetHost { .. }
