@@ -1,7 +1,7 @@
-//! Ending the process without breaking what runs.
+//! Ends the process without breaking running work.
 //!
-//! Signals as PgBouncer has them since 1.23: HUP reloads, TERM drains (a second TERM ends at once), INT waits for servers,
-//! QUIT ends at once.
+//! Signals as in PgBouncer since 1.23: HUP reloads, TERM drains (a second TERM ends at once), INT waits for
+//! servers, QUIT ends at once.
 
 use std::{
     sync::Arc,

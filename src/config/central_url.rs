@@ -1,7 +1,7 @@
-//! Where the central database is: libpq's two spellings, `postgres://…` and `host=… user=…`.
+//! The URL of the central database, in libpq's two forms: `postgres://…` and `host=… user=…`.
 //!
-//! tokio-postgres reads both, but knows neither `sslmode=verify-full` nor `sslrootcert`, so these are taken out before
-//! it looks.
+//! tokio-postgres parses both but does not support `sslmode=verify-full` and `sslrootcert`, so these are
+//! removed first.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! How much memory this process may use: that of the machine, or what its control groups leave it.
+//! How much memory this process may use: the machine's, or the limit of its control groups.
 
 use std::{fs, path::Path};
 

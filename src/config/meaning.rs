@@ -1,4 +1,5 @@
-//! From what was written to what is meant: every key once, with its default, then what must agree.
+//! From the configuration as written to its meaning: each key once, with its default; then the checks
+//! across keys.
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
-//! Durations and sizes as people write them: `30s`, `256MB`. A number without a unit is refused, because every
-//! program thinks of another one.
+//! Durations and sizes with units: `30s`, `256MB`. A number without a unit is refused, because programs
+//! differ in the unit they assume.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
-//! What was written: `proxy.toml` flattened to `section.key`, environment variables laid over it.
+//! The configuration as written: `proxy.toml` flattened to `section.key`, overridden by environment
+//! variables.
 //!
-//! Each typed question (`duration`, `count`, …) names its key, which makes the key known; whatever nobody asked for is
-//! unknown. Problems are collected, so that all are said at once.
+//! Each typed read (`duration`, `count`, …) makes its key known. A key that is never read is unknown.
+//! Problems are collected, so that all are reported at once.
 
 use std::{
     collections::BTreeMap,

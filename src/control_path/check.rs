@@ -1,4 +1,4 @@
-//! Whether everything is there that serving needs: looks, and changes nothing.
+//! `pglobby check`: finds out whether `serve` would work. Changes nothing.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;

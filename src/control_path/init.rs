@@ -1,6 +1,6 @@
-//! From an empty cluster, or an older version of ourselves, to a central database that can be served from.
+//! `pglobby init`: creates or upgrades the central database.
 //!
-//! Every step looks first whether it is needed, so that all of it can be repeated at any time.
+//! Each step checks first whether it is needed, so `init` may be run at any time.
 
 use secrecy::SecretString;
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! A node at work: everything that `pglobby serve` (and `pglobby dev`) runs, put together.
+//! A node: all that `pglobby serve` and `pglobby dev` run, put together.
 
 use std::{
     net::SocketAddr,

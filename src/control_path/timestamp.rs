@@ -1,4 +1,4 @@
-//! Moments as people write them.
+//! Reads timestamps as people write them.
 
 use time::{
     Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339,

@@ -1,4 +1,4 @@
-//! The limits of what is kept for clients, and what a client is told that would exceed one.
+//! The limits on memory that is kept for clients, and their errors.
 
 /// A limit of what is kept for clients (`data_path/memory_limit.rs`). Small, because every request to a server may carry one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
-//! What we tell a client when we will not, or cannot, do what it asks: a SQLSTATE and a sentence that helps.
+//! Errors that clients read: a SQLSTATE and a sentence that helps.
 //!
-//! The operator's half (the cause, the tenant, the side that failed) is logged where it happens and never sent.
+//! The cause, the tenant and the side that failed are logged where the error happens, and never sent.
 
 mod limit;
 

@@ -1,7 +1,7 @@
-//! Where this machine keeps PostgreSQL's programs.
+//! Finds PostgreSQL's programs on this machine.
 //!
-//! Every distribution has its own place, and few put `initdb` on the PATH. A folder counts only when `initdb`,
-//! `postgres` and `pg_ctl` in it all run and agree on their version: a stray wrapper called `postgres` does not.
+//! Distributions differ in where they install them, and few put `initdb` on the PATH. A folder counts only
+//! if `initdb`, `postgres` and `pg_ctl` in it all run and have the same version.
 
 use std::{
     env, fs,

@@ -1,10 +1,10 @@
-//! A PostgreSQL of our own on this machine, for `pglobby dev` and for the tests: made, started, stopped.
+//! A PostgreSQL cluster on this machine, for `pglobby dev` and the tests: create, start, stop.
 //!
-//! PostgreSQL refuses to run as root, so root's clusters run as another user who gets the data folder. A cluster
-//! never outlives the process that started it: stopping is by drop, and a watcher at the other end of a pipe stops
-//! it where that process was killed.
+//! PostgreSQL refuses to run as root, so root's clusters run as another user, who owns the data folder. A
+//! cluster never outlives the process that started it: drop stops it, and a watcher process stops it if
+//! that process is killed.
 //!
-//! Everything here blocks; asynchronous callers use `spawn_blocking`.
+//! All functions block; asynchronous callers use `spawn_blocking`.
 
 use std::{
     fs,

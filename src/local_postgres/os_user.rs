@@ -1,7 +1,7 @@
-//! Who PostgreSQL's processes run as, and whether that user can reach the data folder.
+//! The user that PostgreSQL's processes run as, and whether that user can reach the data folder.
 //!
-//! PostgreSQL refuses root. Where we are root, a user without rights takes it over: `postgres`, which packages
-//! create, else `nobody`.
+//! PostgreSQL refuses root. For root, an unprivileged user takes over: `postgres`, which packages create,
+//! or else `nobody`.
 
 use std::{
     fs, io,

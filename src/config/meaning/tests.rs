@@ -1,4 +1,4 @@
-//! Keys and values that are right and wrong.
+//! Valid and invalid keys and values.
 
 use std::path::PathBuf;
 

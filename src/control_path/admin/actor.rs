@@ -1,7 +1,7 @@
-//! Who does something to tenants, logins and hosts, and how it is told when it went wrong.
+//! The actor behind an admin command, and the errors of admin commands.
 //!
-//! The command line, the console and the HTTP API all act through an [`Actor`]; what it does is in `tenants.rs`,
-//! `logins.rs`, `hosts.rs` and `onboarding/`.
+//! The command line, the console and the HTTP API act through an [`Actor`]. The work itself is in
+//! `tenants.rs`, `logins.rs`, `hosts.rs` and `onboarding/`.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
-//! Keys for the HTTP management API: made, listed, revoked, recognised.
+//! API keys of the HTTP management API: create, list, revoke, check.
 //!
-//! A key is 256 random bits, so a plain hash is enough to store: there is nothing to guess. It is printed once.
+//! A key is 256 random bits and cannot be guessed, so a plain hash is stored. The key itself is shown once.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::Rng as _;

@@ -1,4 +1,4 @@
-//! `audit_log`, read: who did what, newest first. It is written by [`Actor::audit`], beside what it tells of.
+//! Reads `audit_log`, newest first. [`Actor::audit`] writes it, in the transaction that makes the change.
 
 use serde::Serialize;
 use serde_json::Value;

@@ -1,8 +1,8 @@
-//! What can be asked of pglobby, however it was said: the command line, the console's SQL and the HTTP API each turn
-//! their words into an [`AdminCommand`], have it carried out here, and show its [`CommandOutcome`].
+//! Every admin command. The command line, the console's SQL and the HTTP API parse their input into an
+//! [`AdminCommand`], execute it here, and show its [`CommandOutcome`].
 //!
-//! Nothing is decided twice: who may give an order, how it is called in logs and what comes of it stand here; how it is
-//! done stands in `tenants.rs`, `logins.rs`, `hosts.rs`, `onboarding/` and `key_rotation.rs`.
+//! This file says which role may run a command, its name in logs, and the type of its answer. The work is
+//! in `tenants.rs`, `logins.rs`, `hosts.rs`, `onboarding/` and `key_rotation.rs`.
 
 use std::{path::PathBuf, sync::Arc};
 

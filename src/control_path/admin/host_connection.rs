@@ -1,7 +1,8 @@
-//! Connections to the clusters that tenant databases live on, for onboarding and nothing else.
+//! Connections to hosts, for onboarding only: as the host's administrator
+//! ([`master_session`](super::tenant_database)), or as a tenant's role to run what the tenant defines
+//! (schema files, a dump).
 //!
-//! As the host's administrator ([`master_session`](super::tenant_database)), or as a tenant's role where what runs is not
-//! ours (schema files, what a dump holds). Client input never comes here (invariant 7).
+//! Nothing a client sends comes here (invariant 7).
 
 use std::{
     fmt::Display,

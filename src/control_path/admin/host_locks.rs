@@ -1,9 +1,10 @@
-//! What a statement of a host's administrator waits for, and how that ends.
+//! Ends what a statement of a host's administrator waits for.
 //!
-//! A tenant's transaction can lock rows that the administrator must change: its own role (`ALTER ROLE` in a code block), its
-//! database, whatever another tenant was granted something on; and it can stay open as long as the tenant likes, prepared even
-//! without a session. So a tenant's transaction that the administrator has waited for is ended. Other roles' are left alone: such
-//! a wait ends with `lock_timeout`, in words.
+//! A tenant's transaction can lock rows that the administrator must change: the row of its own role, of its
+//! database, or of an object on which another tenant has a privilege. It can stay open for as long as the
+//! tenant likes, even without a session if it is prepared. Therefore a tenant's transaction is ended once
+//! the administrator has waited for it. Transactions of other roles are not ended: the administrator's
+//! statement then fails with `lock_timeout`.
 
 use std::{
     pin::{Pin, pin},

@@ -1,4 +1,4 @@
-//! Clusters that tenant databases live on: registered, looked at, changed, removed.
+//! Hosts: register, list, change, remove.
 
 use secrecy::SecretString;
 use serde::Serialize;

@@ -1,6 +1,6 @@
-//! Who may log in: employees of one tenant, services that may enter several, administrators of the console.
+//! Logins: employees of one tenant, services that may enter several tenants, administrators of the console.
 //!
-//! Passwords arrive here, are turned into verifiers, and are forgotten.
+//! A password becomes a verifier here and is not stored.
 
 mod grants;
 

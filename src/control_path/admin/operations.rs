@@ -1,4 +1,4 @@
-//! Long work as it stands in `pglobby.operations`, to be followed by whoever asked for it.
+//! Reads `pglobby.operations`, so that a caller can follow long work.
 
 use serde::Serialize;
 use time::OffsetDateTime;

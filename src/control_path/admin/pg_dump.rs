@@ -1,9 +1,10 @@
-//! Whole databases, copied by PostgreSQL's own `pg_dump` and `pg_restore`: into a file, or from host to host.
+//! Copies a whole database with `pg_dump` and `pg_restore`: into a file, or from host to host.
 //!
-//! `pg_dump` logs in as the host's administrator, and reads: tables, and what the catalogs say, but no view, no function
-//! and no policy of the tenant's ([`master_session`](super::tenant_database)). `pg_restore` runs what the tenant has
-//! defined (constraints, defaults, indexes, types), so it logs in as the tenant's own role. Passwords travel in the
-//! child's environment, which only its own user and root can read; never in its arguments.
+//! `pg_dump` logs in as the host's administrator and only reads tables and catalogs. It runs no view,
+//! function or policy of the tenant ([`master_session`](super::tenant_database)). `pg_restore` runs code
+//! that the tenant defined (constraints, defaults, indexes, types), so it logs in as the tenant's own role.
+//! Passwords go into the environment of the child process, which only its user and root can read, never
+//! into its arguments.
 
 use std::{
     fs::{self, File, OpenOptions},

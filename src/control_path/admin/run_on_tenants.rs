@@ -1,7 +1,7 @@
-//! One piece of SQL over many tenants, each with its own role: what a team needs to migrate a thousand schemas.
+//! `pglobby run`: one SQL text for many tenants, each with its own role; for example a schema migration.
 //!
-//! Straight to the hosts, past the pools. A tenant that fails stops nobody else; for a tenant, all statements of a text
-//! are one transaction unless the text says otherwise.
+//! Connects to the hosts directly, without the pools. A tenant that fails does not stop the others. For
+//! each tenant the text is one transaction, unless the text itself says otherwise.
 
 use std::{pin::pin, time::Instant};
 

@@ -1,9 +1,10 @@
-//! How a host's administrator enters a database in which a tenant can define things: so that nothing of the tenant's
-//! runs with the administrator's rights.
+//! How a host's administrator enters a tenant's database without running the tenant's code with the
+//! administrator's rights.
 //!
-//! What a tenant may SET for its database (a role, a search path, a library to load, an event trigger's function)
-//! would otherwise be part of the administrator's session. Everything that steers a session is therefore given at its
-//! start, where it counts more than what a database or a role was SET to, and what cannot be given is looked for.
+//! A tenant may SET things for its database that would become part of the administrator's session: a role,
+//! a search path, a library to load, the function of an event trigger. So every such parameter is set at
+//! the start of the session, which overrides what was SET for the database or the role. What cannot be set
+//! this way is checked.
 
 use super::{
     actor::AdminError,

@@ -1,4 +1,4 @@
-//! Tenants that exist: listed, shown, changed, suspended, resumed. Making and dropping them is `onboarding/`.
+//! Existing tenants: list, show, change, suspend, resume. `onboarding/` creates and drops them.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
-//! Who gives an order at a node and has the answer finds that this node has heard of it.
+//! Read-your-writes: an admin command returns only after this node has applied the change.
 //!
-//! Changes are carried to pools and sessions by notification, on the node that made them as on all others: one road
-//! (`node.rs`). Behind a change that was ordered here goes a mark, and the answer waits until the mark has come round.
+//! A change reaches pools and sessions by notification, also on the node that made it. After the change
+//! this node sends itself a notification of its own, and the command waits until that arrives:
+//! notifications arrive in commit order.
 
 use std::{
     collections::HashMap,

@@ -1,10 +1,11 @@
-//! Several nodes behind one balancer: a cancel request may reach any of them, and only one has the session.
+//! Cancel requests among several nodes behind a load balancer: a request may reach any node, and only one
+//! node has the session.
 //!
-//! A process number names its node (`data_path/sessions/registry.rs`). What is not ours is told to the others over the central
-//! database, which only the master login may enter; whoever has the session acts, and nobody else can tell. The client's
-//! cancel connection does not wait for it.
+//! The process number that a client got names its node (`data_path/sessions/registry.rs`). A request for
+//! another node is sent to all nodes through the central database, which only the master login may enter.
+//! The node that has the session acts. The client's cancel connection does not wait for that.
 //!
-//! In the same way all nodes hear that a host had no connection left for an operator.
+//! A full host is announced to all nodes in the same way.
 
 use std::{fmt::Write as _, sync::Arc};
 

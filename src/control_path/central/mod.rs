@@ -1,6 +1,7 @@
-//! The central database: a small pool of connections for our own queries, and single ones for long work.
+//! The central database: a small pool of connections for queries, and single connections for long work.
 //!
-//! Nothing a client sends arrives here except as a bound parameter (invariant 7), and every query is schema-qualified.
+//! What a client sends arrives here as a bound parameter only (invariant 7). Every query is
+//! schema-qualified.
 
 pub mod change_barrier;
 pub mod change_feed;

@@ -1,7 +1,8 @@
-//! Tenants that are held still, on this node: while a row of the central database says `fenced`, its pools lend no server
-//! and its sessions wait. So a tenant moves from host to host and its clients see latency.
+//! Pauses the pools of tenants that move to another host. While a tenant's row says `fenced`, its pools on
+//! this node lend no server and its sessions wait, so clients see latency and no error.
 //!
-//! A move ends an administrator's PAUSE of the same tenant on the node's console: both use one switch.
+//! A move and an administrator's PAUSE use the same switch: the end of a move also ends a PAUSE of that
+//! tenant.
 
 use std::{collections::HashSet, sync::Arc};
 

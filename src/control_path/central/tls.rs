@@ -1,4 +1,4 @@
-//! TLS towards the central database and for onboarding: `wire::tls` in the clothes tokio-postgres wants.
+//! TLS towards the central database and hosts: adapts `wire::tls` to tokio-postgres.
 
 use std::{
     convert::Infallible,

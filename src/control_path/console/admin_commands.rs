@@ -1,8 +1,9 @@
-//! The life of tenants and logins in SQL: `CREATE TENANT acme`, `GRANT TENANT acme TO shop`, …. Words are read into an
-//! [`AdminCommand`], the same that the command line and the HTTP API give.
+//! Admin commands in SQL: `CREATE TENANT acme`, `GRANT TENANT acme TO shop`, …. Each statement becomes an
+//! [`AdminCommand`].
 //!
-//! A statement is kept as its words and read again when it is carried out: a password that is made belongs to one
-//! execution. No word of it is ever logged or repeated in an error, for one of them may be a password.
+//! The console keeps a statement as its parsed pieces and reads it again for each execution, because each
+//! execution generates a password of its own. Pieces are never logged or repeated in errors: one of them
+//! may be a password.
 
 use std::fmt;
 

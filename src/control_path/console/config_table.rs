@@ -1,4 +1,4 @@
-//! SHOW CONFIG: every key as `proxy.toml` spells it, with what holds now and its default.
+//! SHOW CONFIG: every key of `proxy.toml` with its present value and its default.
 
 use std::{fmt::Display, time::Duration};
 

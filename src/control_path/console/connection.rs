@@ -1,7 +1,7 @@
-//! The console's end of the protocol: one message at a time, each in a buffer of its own, and answers gathered until
-//! the administrator has nothing more to say.
+//! The wire protocol of the console: reads one message at a time and collects answers until the
+//! administrator waits for them.
 //!
-//! Messages are encoded by pgwire. What arrives is read here, on slices: pgwire's decoders panic on malformed input.
+//! pgwire encodes messages. Input is decoded here, because pgwire's decoders panic on malformed input.
 
 use bytes::BytesMut;
 use pgwire::messages::{

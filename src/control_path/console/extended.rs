@@ -1,4 +1,5 @@
-//! Parse, Bind, Describe, Execute, Close: many drivers say everything this way. Statements have no parameters here.
+//! The extended protocol (Parse, Bind, Describe, Execute, Close), which many drivers always use. Statements
+//! have no parameters here.
 
 use std::collections::HashMap;
 

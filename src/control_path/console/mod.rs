@@ -1,8 +1,7 @@
-//! The admin console: what `psql -U admin pglobby` talks to. SHOW with PgBouncer's commands, columns and order, ours
-//! appended, so that its exporters and dashboards work; what an operator does to a running node; and the life of tenants and
-//! logins in SQL.
+//! The admin console, database `pglobby`: SHOW with PgBouncer's commands, columns and order (our columns
+//! follow), so that its exporters and dashboards work; commands to this node; admin commands in SQL.
 //!
-//! It lives on the control path's own threads: a long list made here delays no query.
+//! It runs on the control path's threads, so a long answer delays no query.
 
 mod admin_commands;
 mod config_table;

@@ -1,5 +1,4 @@
-//! What an administrator does to this node. It holds here and until the process ends; what is to hold everywhere is in
-//! the central database.
+//! Commands to this node only: PAUSE, KILL, RELOAD and so on. They hold until the process ends.
 
 use std::time::Duration;
 

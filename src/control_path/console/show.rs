@@ -1,4 +1,4 @@
-//! SHOW, by its first word; and the few things drivers ask before they trust a server.
+//! SHOW by its first word, and the few queries that drivers send at connect.
 
 use super::{
     ConsoleError, Session, config_table,

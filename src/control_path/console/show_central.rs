@@ -1,4 +1,5 @@
-//! SHOW of what the central database holds: tenants, logins, hosts. Also in PgBouncer's words: databases, users, lists.
+//! SHOW of the central database's content: tenants, logins, hosts; databases, users and lists as PgBouncer
+//! names them.
 
 use std::collections::HashMap;
 

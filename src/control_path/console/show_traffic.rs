@@ -1,4 +1,4 @@
-//! SHOW of what moves: pools, clients, servers, and what they have done.
+//! SHOW of pools, clients and servers, and of their counters.
 
 use std::{
     collections::HashMap,

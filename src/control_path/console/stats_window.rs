@@ -1,4 +1,4 @@
-//! Averages over the last period, for SHOW STATS.
+//! Averages over the last minute, for SHOW STATS.
 
 use std::{
     collections::{BTreeMap, HashMap},

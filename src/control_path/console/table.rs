@@ -1,4 +1,4 @@
-//! An answer of the console: columns with their types, rows, and how both look on the wire.
+//! A table: columns with types, rows, and their encoding on the wire.
 
 use bytes::{BufMut as _, BytesMut};
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};

@@ -1,4 +1,4 @@
-//! What SHOW STATS counts, tenant by tenant: both accesses together, as one database.
+//! The counters of SHOW STATS by tenant. Both accesses of a tenant count as one database.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 

@@ -1,8 +1,7 @@
-//! Rows by key, remembered: fresh ones are used, stale ones are refreshed and used where that takes too long, changed
-//! ones never. One look-up at a time for a key.
+//! A cache of rows by key. A fresh row is used. A stale row is refreshed, and used if the refresh takes too
+//! long. A changed row is never used. There is one look-up at a time for each key.
 //!
-//! That a name is nobody's is remembered as long and in the same way as a row, so that nothing in how a name is treated tells
-//! whether it is somebody's.
+//! A missing name is cached like a row and for as long, so that no response time tells which names exist.
 
 #[cfg(test)]
 mod tests;

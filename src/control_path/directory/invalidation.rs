@@ -1,7 +1,7 @@
-//! What changed when: a count of changes, and for each thing the count at which it last changed.
+//! Counts changes, and keeps for each changed thing the count at its last change.
 //!
-//! A remembered row carries the count at which its look-up began. Comparing the two tells, in constant time and without
-//! searching any cache, whether the row may still be used, and it tells it of look-ups that were under way too.
+//! A cached row carries the count from the start of its look-up. Comparing the two tells in constant time
+//! whether the row may still be used, also for a look-up that was running when the change came.
 
 use std::{
     collections::HashMap,

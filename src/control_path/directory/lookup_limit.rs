@@ -1,5 +1,5 @@
-//! Who may ask the central database now: a bounded number of look-ups at a time, and while it is down a few tries a
-//! second, whose failure answers everybody else at once.
+//! Limits queries to the central database: a bounded number of look-ups at a time. While the database is
+//! down, a few attempts a second; all other look-ups fail at once with the same error.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

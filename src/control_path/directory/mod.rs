@@ -1,8 +1,8 @@
-//! Who may log in and which tenants there are: the central database's rows, remembered.
+//! The directory: a cache of the logins and tenants of the central database.
 //!
-//! Asked once per session, on a miss; no running query waits here. Names come from clients that have not proved
-//! anything yet, so they travel as bound parameters of prepared statements, and what is too long to be a name is not
-//! looked up at all.
+//! A session asks once, at login; no query waits here. Names come from clients that are not authenticated
+//! yet. They are sent as bound parameters of prepared statements, and a name that is too long is not looked
+//! up.
 
 mod cache;
 mod invalidation;

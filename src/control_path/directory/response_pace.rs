@@ -1,5 +1,5 @@
-//! How soon a client that has proved nothing yet is answered: as late as if everything it named had to be looked up, also
-//! where it is remembered. Otherwise the time would tell which names are in use.
+//! Delays answers to clients that are not authenticated yet, as if every name had to be looked up.
+//! Otherwise a cached name would be answered faster, and the time would tell which names exist.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! From rows of the central database to the records that sessions hold, sealed passwords opened.
+//! Turns rows of the central database into the records that sessions hold. Opens sealed passwords.
 
 use std::{
     sync::Arc,

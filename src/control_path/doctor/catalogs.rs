@@ -1,4 +1,4 @@
-//! What a host's shared catalogs say of its tenants' roles and databases: one question each for all of them.
+//! Checks of a host's shared catalogs: one query for all its tenants' roles and databases.
 
 use super::{CheckedTenant, Finding, Fix};
 use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};

@@ -1,4 +1,4 @@
-//! The part of the doctor that changes something, and writes down that it did.
+//! Applies the fixes of `pglobby doctor --fix`, and records them in the audit log.
 
 use serde_json::json;
 

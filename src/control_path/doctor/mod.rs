@@ -1,8 +1,8 @@
-//! `pglobby doctor`: proves that tenants are kept apart, and says how to mend where they are not.
+//! `pglobby doctor`: checks that tenants are isolated from each other, and says how to fix what is wrong.
 //!
-//! What catalogs can tell is asked host by host ([`catalogs`], [`templates`]); the rest is tried, tenant by tenant, over
-//! real connections ([`doors`]). Looking changes nothing. What is safe to mend ([`Fix`]) is mended on demand, and then
-//! everything is looked at again, so that a report tells what is, not what should have helped.
+//! The catalogs of each host are queried ([`catalogs`], [`templates`]). Logins are tried for each tenant
+//! over real connections ([`tenant_access`]). The examination changes nothing. With `--fix` safe fixes
+//! ([`Fix`]) are applied, and everything is examined again, so that the report shows the result.
 
 mod catalogs;
 mod fix;

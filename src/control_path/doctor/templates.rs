@@ -1,4 +1,4 @@
-//! Databases that new tenants are copied from: what is wrong there is wrong in every tenant to come.
+//! Checks of template databases. A fault in a template is copied into every new tenant.
 
 use tokio_postgres::Client;
 

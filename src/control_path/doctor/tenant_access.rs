@@ -1,5 +1,5 @@
-//! A tenant's doors, tried with its own keys: its database opens, as whom it should; others' do not; and who may only
-//! read cannot write.
+//! Checks with a tenant's own credentials: its database can be entered, other databases cannot, and the
+//! read-only role cannot write.
 
 use secrecy::SecretString;
 

@@ -1,6 +1,5 @@
-//! HTTP connections that are held: `max_connections` at most, and a newcomer always gets in. Where all places are taken, the
-//! connection loses its own that has been silent for longest and that nothing is being done for: so whatever others do, a
-//! probe is answered.
+//! Limits HTTP connections to `max_connections` and always accepts a new one. If all places are taken, the
+//! connection that has been idle for longest is closed. So a health probe is always answered.
 
 use std::{
     collections::HashMap,

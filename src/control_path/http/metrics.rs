@@ -1,7 +1,7 @@
-//! `/metrics`: every counter and gauge, read when asked for. The data path only counts.
+//! `/metrics`: reads every counter and gauge on request. The data path only counts.
 //!
-//! Labels are bounded: the first `metrics_tenants_max` tenants that are seen keep their names as long as the process
-//! lives, everybody else is `other`. A name never moves, so that no counter ever falls or leaps.
+//! Labels are bounded: the first `metrics_tenants_max` tenants keep a label of their own for the life of
+//! the process; all others share `other`. A tenant never changes its label, so no counter falls.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,9 +1,9 @@
-//! HTTP: metrics and health for those who watch a node, and the management API.
+//! HTTP: metrics, health, and the management API.
 //!
-//! - `/healthz`: the process is alive; restart it if not.
-//! - `/readyz`: it takes in clients and can serve them; send them elsewhere if not, it says why.
-//! - `/metrics`: OpenMetrics text, as Prometheus reads it.
-//! - `/v1/…`: management, for those who have an API key; see `api/`.
+//! - `/healthz`: 200 while the process is alive; otherwise restart it.
+//! - `/readyz`: 200 if this node can serve new clients; otherwise 503 with the reason.
+//! - `/metrics`: OpenMetrics text for Prometheus.
+//! - `/v1/…`: management, with an API key; see `api/`.
 
 mod api;
 mod connections;

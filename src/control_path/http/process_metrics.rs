@@ -1,4 +1,4 @@
-//! What the operating system says of this process.
+//! Memory and descriptors of this process, as the operating system reports them.
 
 /// Resources in use; what cannot be found out is left out.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! `/readyz`: whether clients that are sent here can be served.
+//! `/readyz`: whether this node can serve new clients.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -1,7 +1,7 @@
-//! The central schema, in numbered steps that only ever go forward.
+//! The schema of the central database, in numbered steps. There is no way back.
 //!
-//! Each step is applied in a transaction of its own, which holds an advisory lock: of two `pglobby init` at a time the
-//! second waits and then finds the work done.
+//! Each step runs in a transaction of its own that holds an advisory lock. If two `pglobby init` run at the
+//! same time, the second waits and then finds nothing to do.
 
 use tokio_postgres::{Client, GenericClient, error::SqlState};
 

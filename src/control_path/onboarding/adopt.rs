@@ -1,5 +1,5 @@
-//! `tenant adopt`: an existing database becomes a tenant. It keeps its owner; the tenant gets roles of its own, and
-//! access to its tables when its first pool is made.
+//! `tenant adopt`: makes an existing database a tenant's. The database keeps its owner. The tenant gets
+//! roles of its own, and access to the tables when its first pool is made.
 
 use async_trait::async_trait;
 use serde_json::{Value, json};

@@ -1,8 +1,8 @@
-//! The copy of a moving tenant's database: an empty one on the new host, what is defined, and the rows; either by
-//! replication ([`following`](super::replication)) or by a dump.
+//! Copies a moving tenant's database: creates an empty one on the new host, then definitions, then rows, by
+//! replication ([`replication`](super::replication)) or by a dump.
 //!
-//! Whatever may run code of the tenant's is done by a session that logged in as the tenant's role on the new host. The
-//! administrator makes an empty database and its extensions, and grants.
+//! Code that the tenant defined runs only in a session of the tenant's role on the new host. The
+//! administrator creates the empty database and its extensions, and grants privileges.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `tenant create`: a tenant with a new database of its own.
+//! `tenant create`: makes a tenant with a new database.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! `tenant drop`: clients are refused first, then servers end, then the database goes, then the roles; a tombstone
-//! stays, so that a late client gets a clear error at once.
+//! `tenant drop`: refuses clients, ends servers, drops the database, drops the roles. A tombstone stays, so
+//! that a late client gets a clear error at once.
 
 use std::path::Path;
 

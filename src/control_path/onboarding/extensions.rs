@@ -1,6 +1,6 @@
-//! Extensions of a tenant that moves: made in its database on the new host while that is empty, before anything of the
-//! tenant's is there that their scripts could meet. What the tenant's role cannot make (the untrusted ones), the
-//! administrator makes here, and never later.
+//! Extensions of a moving tenant. They are created in its new database while that is empty, so that their
+//! scripts meet nothing the tenant defined. The administrator creates those that the tenant's role may not
+//! (untrusted extensions) here and never later.
 
 use super::{
     names::{ident, literal},

@@ -1,10 +1,11 @@
-//! Who may do what in a tenant's database: the statements, and the order they go in.
+//! Privileges in a tenant's database.
 //!
-//! The read-only role may CONNECT, use every schema, and SELECT from every table and sequence, present and future. It
-//! may not create anything, temporary tables and large objects included: those are writes to the database's catalogs and disk.
+//! The read-only role may CONNECT, use every schema, and SELECT from every table and sequence, present and
+//! future. It may create nothing, not even temporary tables or large objects, because those write to the
+//! database.
 //!
-//! On tables of others (an adopted database's, the administrator's) a tenant gets every right but TRIGGER: its function
-//! would run as whoever writes to the table.
+//! On tables that others own (in an adopted database) the tenant gets every privilege except TRIGGER: a
+//! trigger's function would run as the role that writes to the table.
 
 use super::{
     names::{ident, literal},

@@ -1,16 +1,19 @@
-//! A tenant's beginning and end: role, database, privileges, credentials; all or nothing, whatever dies on the way.
+//! Creates, adopts, rotates, moves, renames and drops tenants: role, database, privileges, credentials.
+//! Each either completes or leaves nothing behind, even if the process dies.
 //!
 //! Each piece of work is a recorded [`operation`] under a lock on the tenant:
-//! - [`create`](create::create): roles, database, closed to others, owned, schema files, proved by logging in, active;
-//! - [`adopt`](adopt::adopt): the same around a database that exists; its tables are granted when its first pool is
-//!   made ([`adopt::complete_grants`]);
-//! - [`rotate`](rotate::rotate): new passwords on the host and in the row, proved by logging in;
-//! - [`move`](self::move_tenant::move_tenant): roles and database on another host, fenced, copied, proved, switched;
+//! - [`create`](create::create): roles; a database, closed to others and owned by the tenant; schema files;
+//!   test logins; active;
+//! - [`adopt`](adopt::adopt): the same for an existing database; access to its tables is granted with its
+//!   first pool ([`adopt::complete_grants`]);
+//! - [`rotate`](rotate::rotate): new passwords on the host and in the row, verified by test logins;
+//! - [`move`](self::move_tenant::move_tenant): roles and database on another host: paused, copied,
+//!   verified, switched;
 //! - [`rename`](rename::rename): another name;
-//! - [`drop`](drop::drop_tenant): fenced, ended, dropped, a tombstone kept.
+//! - [`drop`](drop::drop_tenant): refuses clients, ends servers, drops the database, keeps a tombstone.
 //!
-//! A run that died while creating or adopting is undone by the next one, which then starts afresh: one road back
-//! instead of one road on from every step. Dropping only ever goes on.
+//! If a run dies while it creates or adopts, the next run undoes its work and starts again. A drop is
+//! always continued.
 
 pub mod adopt;
 mod copy_database;

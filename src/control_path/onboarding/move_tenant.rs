@@ -1,4 +1,5 @@
-//! `tenant move`: the same tenant on another host. Its sessions stay; between two transactions they wait for the copy.
+//! `tenant move`: moves a tenant to another host. Its sessions stay; between two transactions they wait for
+//! the copy.
 //!
 //! ```text
 //! begun ─▶ roles ─▶ database ─▶ schema ─┬─▶ following ─▶ owned ─▶ published ─▶ subscribed ─▶ synced ─▶ fenced ─▶ quiet ─▶ caught up ─▶ copied ─┬─▶ verified ─▶ switched ─▶ moved
@@ -6,14 +7,17 @@
 //! └─────────── dies here: undone by the next run, the old host serves ───────────────────────────────────────────────────────┘      └─ goes on ─┘
 //! ```
 //!
-//! What the tenant has defined is made on the new host by a session that logged in as the tenant's role there, never by
-//! the administrator: making it runs it. So it is known before clients wait whether that role can make all of it.
+//! The definitions of the tenant are created on the new host by a session of the tenant's role, never by
+//! the administrator, because creating them runs them. So it is known before clients wait whether the
+//! tenant's role can create all of them.
 //!
-//! Where both hosts allow it, the copy is made by replication while clients work (the upper way, `replication.rs`); where
-//! not, or where that comes to nothing, by a dump while they wait (the lower way).
+//! If both hosts allow it, replication copies the database while clients work (the upper line,
+//! `replication.rs`). Otherwise, or if replication fails, a dump copies it while they wait (the lower
+//! line).
 //!
-//! The fence is a column that every node follows (`move_pause.rs`). That all of them have followed is seen on the old host:
-//! no session of the tenant's roles is left there, and then none can come, because the roles may not log in.
+//! Every node follows the column `fenced` (`move_pause.rs`). The move knows that all nodes have paused the
+//! tenant when the old host has no session of the tenant's roles left. No session can start then, because
+//! the roles may not log in.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Recorded operations: long work on one tenant, by one operator at a time, whose steps outlive the process.
+//! Recorded operations: long work on one tenant, by one actor at a time. The recorded steps outlive the
+//! process.
 //!
 //! ```text
 //! running ──every step recorded──▶ done
@@ -7,8 +8,8 @@
 //!        whoever locks the tenant next undoes it (create, adopt) or goes on with it (drop)
 //! ```
 //!
-//! The lock and the records share one connection. If it breaks, the next record fails, so nobody works on without
-//! the lock.
+//! Lock and record share one connection. If it breaks, recording the next step fails, so no work goes on
+//! without the lock.
 
 use secrecy::SecretString;
 use serde_json::Value;

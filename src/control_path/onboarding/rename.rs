@@ -1,7 +1,6 @@
-//! `tenant rename`: another name to ask for, and nothing else.
+//! `tenant rename`: changes the name that clients ask for, and nothing else.
 //!
-//! The tenant's id names its pools, its logins and its sessions, so all of them go on. One row changes, in one
-//! transaction: there is no step to die after.
+//! Pools, logins and sessions refer to the tenant by id, so they stay. One row changes in one transaction.
 
 use serde_json::json;
 use tokio_postgres::error::SqlState;

@@ -1,7 +1,7 @@
-//! Everything in a cloned database becomes its tenant's.
+//! Gives everything in a cloned database to its tenant.
 //!
-//! `REASSIGN OWNED` cannot do it: it would take the old owner's *databases* along. So every object is named, by
-//! PostgreSQL's own words for it (`pg_identify_object`), and altered.
+//! `REASSIGN OWNED` cannot do it, because it would also take the old owner's databases. So each object is
+//! named by `pg_identify_object` and altered.
 
 use tokio_postgres::types::ToSql;
 

@@ -1,9 +1,10 @@
-//! A tenant's role or database that is not as it was made, because a host refuses it or because new sessions begin with settings
-//! that pglobby did not give the role, is put right by this node, by itself: new passwords, and everything as it was made. What a
-//! tenant's function may have done to the roles that its logins share keeps nobody out for longer than that takes.
+//! Repairs a tenant's roles and database when a host refuses them, or when new sessions start with settings
+//! that pglobby did not give the role: new passwords, and all attributes as pglobby made them. So a
+//! tenant's function that changed the roles keeps clients out only for as long as a repair takes.
 //!
-//! One attempt at a time for a tenant; a few that succeed at once, and each later one after a longer pause: a tenant that does it
-//! again and again rotates nothing but its own passwords, and seldom.
+//! There is one attempt at a time for each tenant. A few may succeed without a pause; later ones follow
+//! after growing pauses. A tenant that changes its roles again and again causes few repairs, and only its
+//! own passwords change.
 
 use std::{
     collections::HashMap,

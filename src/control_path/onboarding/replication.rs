@@ -1,16 +1,17 @@
-//! A copy that follows its original, by PostgreSQL's logical replication: while the tenant goes on working on the old
-//! host, a subscription on the new one fetches what there is and then what changes, so that clients are held only
-//! until the last of it has arrived.
+//! Copies a moving tenant's database by PostgreSQL's logical replication: a subscription on the new host
+//! fetches the rows and then the changes while the tenant works on the old host. Clients wait only for the
+//! last changes.
 //!
-//! Replication carries rows of tables and nothing else. What it would leave behind is either looked for beforehand
-//! ([`obstacles`](super::replication_checks)), or compared when nobody can change it any more ([`Following::catch_up`]: the
-//! schema), or brought along then (sequences). Whatever is in the way, a dump copies instead.
+//! Replication carries rows of tables. Other things are checked beforehand
+//! ([`obstacles`](super::replication_checks)), compared when the tenant is paused ([`Following::catch_up`]:
+//! the schema), or copied then (sequences). If anything is in the way, a dump copies the database instead.
 //!
-//! What is copied meets constraints, defaults, triggers and types of the tenant's on the new host, so the subscription
-//! belongs to the tenant's own role there, and its workers are that role (PostgreSQL 16 and newer).
+//! Copied rows meet constraints, defaults, triggers and types of the tenant on the new host. So the
+//! subscription belongs to the tenant's own role there, and its workers run as that role (PostgreSQL 16 and
+//! newer).
 //!
-//! Publication, slot, subscription and the role that the subscription logs in with all have one name, which the
-//! operation's mark gives: so they are found and removed ([`sweep`]) whoever died when.
+//! Publication, slot, subscription and the role of the subscription share one name, taken from the
+//! operation's mark. [`sweep`] finds and removes them by it, whichever process died at which step.
 
 use std::time::Duration;
 

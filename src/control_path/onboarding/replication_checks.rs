@@ -1,7 +1,6 @@
-//! What is in the way of moving a tenant by logical replication, looked for before anything is made.
+//! Checks whether a tenant can be moved by logical replication, before anything is made.
 //!
-//! Replication carries rows of tables. What it would leave behind or would not be allowed to carry is said in words, for
-//! the operator to read why a dump was made instead.
+//! Each reason against it is a sentence for the operator, who then knows why a dump was used.
 
 use super::{replication::Stopped, source_host::Source};
 use crate::control_path::admin::{

@@ -1,8 +1,8 @@
-//! What a tenant's roles are on their host, whatever has been done to them: who may log in, and what was changed behind the
-//! operator's back.
+//! The attributes that a tenant's roles must have on their host: whether they may log in, and what a
+//! tenant's SQL may have changed.
 //!
-//! All that a tenant's SQL can change about its own roles and its database shows in shared catalogs. It is found there and
-//! undone from the administrator's own database: nobody need enter the tenant's.
+//! All that a tenant's SQL can change about its own roles and its database is in shared catalogs. It is
+//! checked and undone from the administrator's own database, without entering the tenant's.
 
 use super::{
     names::ident,

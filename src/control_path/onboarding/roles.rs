@@ -1,7 +1,8 @@
-//! A tenant's two roles: made, found again by their mark, and let go of.
+//! A tenant's two roles: create, find by mark, remove.
 //!
-//! Each role carries the mark of the operation that made it, as its comment, from the transaction that creates it.
-//! What a dead operation left is found by that mark, so nothing that was there before is ever taken for ours.
+//! Each role carries the mark of the operation that made it, as its comment, from the transaction that
+//! creates it. A run that died is cleaned up by that mark, so an older role is never taken for one of
+//! pglobby's.
 
 use rand::Rng as _;
 use tokio_postgres::error::SqlState;

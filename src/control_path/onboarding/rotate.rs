@@ -1,15 +1,15 @@
-//! `tenant rotate`: new passwords for a tenant's roles, while its clients go on.
+//! `tenant rotate`: gives a tenant's roles new passwords while its clients work.
 //!
-//! A server session outlives a change of its role's password, so what matters is the moment in between: servers opened
-//! after the host has the new verifiers and before the proxies know. Both changes are therefore prepared in transactions
-//! and committed one right after the other; a trigger bumps the row's generation, and the proxies change pools.
+//! An open server survives a change of its role's password. A new server must not be opened between the
+//! change on the host and the change in the row. So both changes are prepared in transactions and committed
+//! one right after the other. A trigger increases the row's generation, and the nodes replace their pools.
 //!
 //! ```text
 //! begun ──both prepared──▶ prepared ──host commits──▶ roles ──row commits──▶ stored ──both log in──▶ rotated
 //!                                                                            └── they do not ──▶ undone
 //! ```
 //!
-//! A run that died is not taken up but repeated: whatever passwords it left behind, those of the next run replace them.
+//! After a run that died the next one starts again; its passwords replace those left behind.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;

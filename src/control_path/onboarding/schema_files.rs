@@ -1,8 +1,8 @@
 //! SQL files that a new tenant's database starts with.
 //!
-//! They run as the tenant's own role, over a login of its own: whatever a file does, it does with the tenant's rights.
-//! Each file is one simple query, hence one transaction unless it says otherwise; psql's commands and data behind
-//! `COPY … FROM stdin` are not understood.
+//! They run as the tenant's own role in a session of its own, with the tenant's rights only. Each file is
+//! one simple query, so it is one transaction unless it says otherwise. psql's commands and `COPY … FROM
+//! stdin` with data are not supported.
 
 use std::path::{Path, PathBuf};
 

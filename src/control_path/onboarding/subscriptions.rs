@@ -1,4 +1,4 @@
-//! The end of a subscription that a tenant owns.
+//! Ends a subscription that a tenant owns.
 
 use tokio_postgres::error::SqlState;
 

@@ -1,4 +1,4 @@
-//! The road back: everything a create or adopt has made, and nothing else, is removed.
+//! Undoes a create or adopt: removes all that it made, and nothing else.
 
 use tokio_postgres::error::SqlState;
 

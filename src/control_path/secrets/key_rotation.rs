@@ -1,6 +1,7 @@
-//! New sealing keys, and every stored credential sealed anew: online, in batches, and again from where it stopped.
+//! Rotates sealing keys: makes a new key and seals every stored credential again, online, in batches. An
+//! interrupted run is continued.
 //!
-//! Old keys stay in the ring until nothing is sealed with them, so a run that dies leaves everything readable.
+//! Old keys stay in the key ring until nothing is sealed with them, so everything stays readable.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
-//! The key ring: named 32-byte keys, of which one writes and all read.
+//! The key ring: named keys of 32 bytes. One key seals, all keys open (`seal.rs`).
 //!
-//! What the keys are used for is `seal.rs`. The ring is a TOML file that nobody but its owner may read, or the
-//! environment variable `PGLOBBY_KEYS` with the same text in it:
+//! The ring is a TOML file that only its owner may read, or the same text in the environment variable
+//! `PGLOBBY_KEYS`:
 //!
 //! ```toml
 //! writing = "k20260131-x7q2"

@@ -1,7 +1,7 @@
-//! The key ring of a node that runs. `pglobby key rotate` changes the file while nodes serve, so a node that meets a key
-//! it does not know looks at the file again, by itself; and so does whoever is about to seal.
+//! The key ring of a running node. `pglobby key rotate` changes the file while nodes serve. A node reads
+//! the file again when it meets an unknown key, and before it seals.
 //!
-//! Each version of the file is read once, whatever it holds: blobs that name keys nobody has cost no more than a `stat`.
+//! Each version of the file is read once. So blobs that name unknown keys cost no more than a `stat`.
 
 use std::{
     fs,

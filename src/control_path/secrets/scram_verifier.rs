@@ -1,4 +1,4 @@
-//! Passwords of logins: made here, kept only as SCRAM-SHA-256 verifiers.
+//! Passwords of logins: generated here, stored only as SCRAM-SHA-256 verifiers.
 
 use rand::Rng as _;
 use secrecy::{ExposeSecret as _, SecretString};

@@ -1,8 +1,8 @@
-//! Sealing: encrypting a credential for one place in the central database.
+//! Sealing: encrypts a credential for one column of one row of the central database.
 //!
-//! A blob is `version (1) | key id length (1) | key id | nonce (24) | ciphertext and tag`, XChaCha20-Poly1305. The
-//! associated data names the key and the place (table, row, column), so that a blob copied to another tenant's row
-//! does not open there.
+//! A blob is `version (1) | key id length (1) | key id | nonce (24) | ciphertext and tag`,
+//! XChaCha20-Poly1305. The associated data is the key id, table, row and column, so a blob that is copied
+//! to another row does not open there.
 
 use chacha20poly1305::{
     KeyInit as _, XChaCha20Poly1305, XNonce,

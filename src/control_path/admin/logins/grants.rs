@@ -1,4 +1,4 @@
-//! Which tenants a service login may enter.
+//! The tenants that a service login may enter.
 
 use serde_json::json;
 use tokio_postgres::{Client, GenericClient};

@@ -1,4 +1,4 @@
-//! Long work: begun, answered with an operation to follow, and carried on whether or not anybody is there to hear.
+//! Long work: starts it, answers with its operation, and completes it even if the caller disconnects.
 
 use std::{
     collections::BTreeSet,

@@ -1,8 +1,9 @@
-//! The management API: `/v1`, for programs that look after tenants and logins.
+//! The management API `/v1`, for programs that manage tenants and logins.
 //!
-//! A request passes [`guard`] (room, time, key, role: the route's, from the table in `routes.rs`), becomes an order
-//! (`request_bodies.rs`), is carried out by `orders.rs` as any order is, and is answered (`answers.rs`); long work is answered
-//! with an operation to follow (`long_operations.rs`). The same table makes the OpenAPI document (`openapi.rs`).
+//! [`guard`] checks each request: limit, time, API key, role of the route (`routes.rs`). The body becomes
+//! an admin command (`request_bodies.rs`), which `admin/commands.rs` executes; `responses.rs` writes the
+//! answer. Long work is answered with an operation to follow (`long_operations.rs`). The table of routes
+//! also makes the OpenAPI document (`openapi.rs`).
 
 mod long_operations;
 mod openapi;

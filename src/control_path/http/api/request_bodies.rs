@@ -1,4 +1,4 @@
-//! What callers send: JSON, read strictly, and turned into an [`AdminCommand`] where it lies in the body alone.
+//! Request bodies: JSON, parsed strictly, turned into an [`AdminCommand`] where the body alone decides.
 
 use axum::{
     body::Bytes,

@@ -1,4 +1,4 @@
-//! What a caller is told: the objects of `--json`, and errors with a code that stays the same.
+//! Responses: the same objects as `--json` prints, and errors with stable codes.
 
 use axum::{
     Json,

@@ -1,5 +1,5 @@
-//! Every route: who may take it, what goes in and comes out, and what it does. The router and the OpenAPI document are
-//! both made of this table, so neither can have what the other lacks.
+//! The table of routes: role, request, answer and handler of each. Both the router and the OpenAPI document
+//! are made from it.
 
 use std::collections::HashMap;
 
