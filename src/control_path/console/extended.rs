@@ -17,10 +17,10 @@ use super::{
 };
 use crate::wire::message_reader::Message;
 
-/// Statements, and portals, that an administrator may have prepared.
+/// Maximum of prepared statements and of portals.
 const NAMES_MAX: usize = 1000;
 
-/// What was prepared, by name. `None`: an empty statement.
+/// Prepared statements and portals by name. `None`: an empty statement.
 #[derive(Debug, Default)]
 pub struct Extended {
     statements: HashMap<String, Option<ConsoleCommand>>,
@@ -31,12 +31,12 @@ pub struct Extended {
 struct Portal {
     command: Option<ConsoleCommand>,
     formats: Formats,
-    /// What it brought, and how many rows have been sent.
+    /// The answer, and how many of its rows were sent.
     result: Option<(Table, &'static str, usize)>,
 }
 
 impl Extended {
-    /// Portals end with their transaction, which is the batch where nobody said BEGIN.
+    /// Portals end with their transaction, or with their batch outside one.
     pub fn forget_portals(&mut self) {
         self.portals.clear();
     }
@@ -204,7 +204,7 @@ impl Session {
             return Ok(());
         };
         if portal.result.is_none() {
-            match connection.unless_gone(self.run(&command)).await? {
+            match connection.while_connected(self.run(&command)).await? {
                 ConsoleReply::Done(tag) => {
                     connection.complete(tag);
                     return Ok(());

@@ -131,7 +131,7 @@ fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: R
     let name = &tenant.name;
     match mended {
         Ok(true) => {
-            metrics.roles_mended(true);
+            metrics.roles_repaired(true);
             let event = match trouble.is_silent() {
                 true => "roles were put right: their settings were not those that pglobby gives them",
                 false => "roles were put right after their host had refused them",
@@ -144,7 +144,7 @@ fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: R
             debug!(tenant = name, side = "server", error = %causes(&error), "cannot look at a tenant's roles");
         }
         Err(error) => {
-            metrics.roles_mended(false);
+            metrics.roles_repaired(false);
             warn!(tenant = name, side = "server", error = %causes(&error), "roles that are not as they were made could not be put right");
         }
     }
