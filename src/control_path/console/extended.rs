@@ -108,7 +108,7 @@ impl Extended {
 }
 
 impl Session {
-    /// One message of a batch.
+    /// Handles one message.
     pub(super) async fn extended_query(
         &mut self,
         message: &Message,
@@ -167,7 +167,7 @@ impl Session {
         Ok(())
     }
 
-    /// What the rows of a statement look like, without doing what it says; `None`: it brings none.
+    /// The columns of a statement's answer, without running it; `None`: it has none.
     async fn columns(&mut self, command: &Option<ConsoleCommand>) -> Result<Option<Table>, ConsoleError> {
         match command {
             Some(ConsoleCommand::Admin(words)) => Ok(words.columns()),
@@ -175,7 +175,7 @@ impl Session {
         }
     }
 
-    /// The answer to a question; `None` to anything that is more than a question.
+    /// The answer of a statement that only reads; `None`: the statement may change something.
     async fn look(
         &mut self,
         command: &Option<ConsoleCommand>,

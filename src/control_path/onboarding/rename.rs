@@ -23,7 +23,7 @@ pub async fn rename(actor: &Actor, name: &str, to: &str) -> Result<TenantSummary
     if name == to {
         return tenants::show(actor, name).await;
     }
-    // Both names, always in the same order: two renames the other way round must not wait for each other.
+    // Both names are locked in a fixed order, so that two opposite renames do not deadlock.
     let (first, second) = if name < to { (name, to) } else { (to, name) };
     let mut lock = TenantLock::take(actor, first).await?;
     let _other = TenantLock::take(actor, second).await?;
