@@ -34,7 +34,7 @@ async fn ears(behind: &Client) -> String {
     behind.ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby listener'").await
 }
 
-/// Waits until `sql`, asked behind the proxy, says `answer`.
+/// SwitchWait until `sql`, asked behind the proxy, says `answer`.
 async fn until(behind: &Client, sql: &str, answer: &str) {
     in_time(sql, async {
         while behind.ask(sql).await != answer {
@@ -346,7 +346,7 @@ async fn suspended_and_paused_listeners_are_told_why() {
     suspended.query("LISTEN news").await;
     proxy.console().await.run("PAUSE acme").await;
     let end = paused.until_end().await;
-    assert!(end[0].field(b'M').unwrap().contains("held still"), "{end:?}");
+    assert!(end[0].field(b'M').unwrap().contains("paused"), "{end:?}");
     proxy.command(&["tenant", "suspend", "globex", "--reason", "unpaid"]);
     let end = suspended.until_end().await;
     assert!(end[0].field(b'M').unwrap().contains("unpaid"), "{end:?}");

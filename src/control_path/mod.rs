@@ -1,4 +1,4 @@
-//! Everything a running query never waits for.
+//! The control path: everything that a running query never waits for.
 
 pub mod admin;
 pub mod central;
@@ -12,4 +12,5 @@ pub mod migrations;
 pub mod node;
 pub mod onboarding;
 pub mod secrets;
+mod timed_out_waits;
 pub mod timestamp;

@@ -1,30 +1,35 @@
-//! `audit_log`, read: who did what, newest first. It is written by [`Actor::audit`], beside what it tells of.
+//! Reads `audit_log`, newest first. [`Actor::audit`] writes it, in the transaction that makes the change.
 
 use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::actor::{Actor, AdminError};
+use super::{
+    actor::{Actor, AdminError},
+    fields::described,
+};
 
-/// One row of `pglobby.audit_log`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct AuditEntry {
-    /// `audit_log.id`.
-    pub id: i64,
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub at: OffsetDateTime,
-    /// Who: `os:peter`, `login:admin`, `api:deploy`, `pglobby`.
-    pub actor: String,
-    /// What: `tenant.create`, `login.set_password`, ….
-    pub action: String,
-    /// To which tenant.
-    pub tenant: Option<String>,
-    /// More about it; no secrets.
-    pub detail: Value,
+described! {
+    /// One row of `pglobby.audit_log`.
+    #[derive(Debug, Clone, PartialEq, Serialize)]
+    pub struct AuditEntry {
+        /// `audit_log.id`.
+        pub id: i64,
+        /// When.
+        #[serde(with = "time::serde::rfc3339")]
+        pub at: OffsetDateTime,
+        /// The actor: `os:peter`, `login:admin`, `api:deploy`, `pglobby`.
+        pub actor: String,
+        /// The action: `tenant.create`, `login.set_password`, ….
+        pub action: String,
+        /// The tenant.
+        pub tenant: Option<String>,
+        /// Details, without secrets.
+        pub detail: Value,
+    }
 }
 
-/// The newest `limit` entries, of one tenant if so asked, that are older than the one called `before`.
+/// The newest `limit` entries with an id below `before`, of `tenant` only if given.
 ///
 /// # Errors
 /// The central database.

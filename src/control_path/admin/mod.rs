@@ -1,9 +1,10 @@
-//! What an operator can do, whichever way it is asked for: command line, console SQL or HTTP.
+//! Admin commands, the same for the command line, the console and the HTTP API.
 
 pub mod actor;
 pub mod api_keys;
 pub mod audit;
 pub mod commands;
+pub mod fields;
 pub mod host_connection;
 pub mod host_locks;
 pub mod hosts;
