@@ -30,13 +30,10 @@ use crate::{
     },
     data_path::{
         directory::Directory as _,
-        login::{
-            failed_logins::FailedLogins,
-            listener::{Accepting, Listeners},
-        },
+        listener::{Accepting, Listeners},
+        login::{failed_logins::FailedLogins, password_pace::PasswordPace},
         pool::{BeforeFirstPool, TenantLookup, TenantPools},
         proxy::Proxy,
-        relay::own_password::PasswordPace,
         server::DialOptions,
         sessions::{registry::Sessions, timeouts},
         tenant::Change,
@@ -136,7 +133,11 @@ impl Node {
         let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone(), directory.clone(), barrier)),
             tokio::spawn(keep_house(proxy.clone(), window)),
-            tokio::spawn(timeouts::watch(proxy.clone())),
+            tokio::spawn(timeouts::watch(
+                proxy.sessions.clone(),
+                proxy.config.clone(),
+                workers.all().to_vec(),
+            )),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {

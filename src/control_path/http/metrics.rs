@@ -17,9 +17,9 @@ use prometheus_client::{
 
 use super::process_metrics::Process;
 use crate::data_path::{
-    exchange::pending_replies::Pins,
     pool::stats::{BUCKET_BOUNDS_US, Histogram, PoolStats},
     proxy::Proxy,
+    session_state::pins::Pins,
     sessions::registry::{Doing, SessionHandle},
 };
 

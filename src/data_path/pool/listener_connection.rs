@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     data_path::{
-        exchange::channels::{MARKS, each, messages},
         server::connection::{AskError, Server},
+        session_state::channels::{MARKS, each, messages},
     },
     error::ClientError,
     wire::frame::header,

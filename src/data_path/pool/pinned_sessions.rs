@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Pool;
 use crate::{
     data_path::{
-        exchange::pending_replies::Pins,
         functions::Catalogue,
+        session_state::pins::Pins,
         sessions::registry::{Doing, SessionHandle},
     },
     error::ClientError,

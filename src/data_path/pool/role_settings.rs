@@ -10,10 +10,7 @@
 //! `default_transaction_read_only`. The tenant's own code can set others; they are found here and undone
 //! (`control_path/onboarding/repair.rs`).
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use tracing::info;
 
@@ -23,87 +20,9 @@ use crate::data_path::{
         IdentityTrouble, TroubleKind,
         connection::{AskError, Row, Server},
     },
-    session_state::Settings,
+    session_state::role_settings::SessionStart,
     tenant::Access,
 };
-
-/// Settings that the servers of a pool began with.
-#[derive(Debug, Default)]
-pub struct SessionStart {
-    /// The catalogue's rows for role and database; `None`: the server refused the query.
-    written: Option<Vec<u8>>,
-    /// The parameters in these rows that a session may set itself.
-    named: BTreeSet<Box<str>>,
-    /// Values at session start, of `named` and of parameters that differ from PostgreSQL's built-in value.
-    values: Settings,
-    /// PostgreSQL's built-in values of `named`.
-    built_in: Settings,
-}
-
-impl SessionStart {
-    /// The parameters that a session which began with these settings must set on servers that began with
-    /// `now`.
-    pub fn differing_from(&self, now: &Self) -> Vec<(Box<str>, Box<str>)> {
-        let built_in = |name: &str| now.built_in.get(name).or_else(|| self.built_in.get(name));
-        let value = |start: &'_ Self, name: &str| -> Option<Box<str>> {
-            start.values.get(name).or_else(|| built_in(name)).map(Into::into)
-        };
-        let differs = |name: &str| {
-            let (then, now) = (value(self, name)?, value(now, name)?);
-            (then != now).then(|| (name.into(), then))
-        };
-        self.named.union(&now.named).filter_map(|name| differs(name)).collect()
-    }
-
-    fn read(written: Option<Vec<u8>>, values: &[Row]) -> Self {
-        let mut start = Self { written, ..Self::default() };
-        for row in values {
-            let text = |at: usize| {
-                row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
-            };
-            let (Some(name), Some(value)) = (text(0), text(1)) else { continue };
-            start.values.set(name, Some(value));
-            if text(3) == Some("t") {
-                start.named.insert(name.into());
-                start.built_in.set(name, Some(text(2).unwrap_or_default()));
-            }
-        }
-        start
-    }
-}
-
-/// Whether a session began with the same settings as the servers of its pool.
-#[derive(Debug, Default)]
-pub enum Begun {
-    /// Not known: the session logged in without a server. Its first server decides.
-    #[default]
-    Unseen,
-    /// It did, or has set the parameters that differ.
-    Alike(Arc<SessionStart>),
-    /// It began with these; its pool has been replaced since.
-    Before(Arc<SessionStart>),
-}
-
-impl Begun {
-    /// Whether it can use servers of its pool as they are.
-    #[inline]
-    pub fn is_alike(&self) -> bool {
-        matches!(self, Self::Alike(_))
-    }
-
-    /// Its pool has been replaced.
-    pub fn pool_replaced(&mut self) {
-        if let Self::Alike(start) = self {
-            *self = Self::Before(start.clone());
-        }
-    }
-}
-
-impl From<Option<Arc<SessionStart>>> for Begun {
-    fn from(start: Option<Arc<SessionStart>>) -> Self {
-        start.map_or(Self::Unseen, Self::Alike)
-    }
-}
 
 /// The settings that the servers of one pool began with.
 #[derive(Debug, Default)]
@@ -163,7 +82,7 @@ impl Pool {
                 self.role_start.start.get_or_init(|| Arc::new(SessionStart::read(written.clone(), &values)))
             }
         };
-        if start.written.is_none() || written.is_none() || start.written == written {
+        if !start.is_written_otherwise(written.as_deref()) {
             return Ok(true);
         }
         if let Some(pools) = self.all_pools() {

@@ -27,8 +27,8 @@ use tokio::sync::{Notify, oneshot};
 use super::{Pool, listener_connection::ListenerConnection};
 use crate::{
     data_path::{
-        exchange::channels::{Channels, MARKS, Notification, each, messages},
         memory_limit::Account,
+        session_state::channels::{Channels, MARKS, Notification, each, messages},
         sessions::registry::SessionHandle,
     },
     error::ClientError,

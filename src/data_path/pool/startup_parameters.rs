@@ -17,11 +17,11 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Pool, PooledServer, role_settings::SessionStart, startup_values::spelled};
+use super::{Pool, PooledServer, startup_values::spelled};
 use crate::{
     data_path::{
         server::connection::{AskError, Server},
-        session_state::{Settings, parameter_status::Reported},
+        session_state::{Settings, parameter_status::Reported, role_settings::SessionStart},
     },
     error::ClientError,
 };

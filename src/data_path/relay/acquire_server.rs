@@ -13,13 +13,13 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::{BUFFERS, Buffers, Relay, Step, session_end::End};
 use crate::{
     data_path::{
-        exchange::{FIRST_MESSAGE_BYTES, Front, pending_replies::Pins},
+        exchange::{FIRST_MESSAGE_BYTES, Front},
         pool::{
             PooledServer,
             pinned_sessions::{Reclaim, can_return},
-            role_settings::Begun,
         },
         server::connection::Server,
+        session_state::{pins::Pins, role_settings::Begun},
         sessions::registry::Doing,
     },
     error::ClientError,

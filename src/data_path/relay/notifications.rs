@@ -12,13 +12,13 @@ use tracing::warn;
 use super::{Relay, session_end::End};
 use crate::{
     data_path::{
-        exchange::{
-            channels::{Channels, Hearing, MARKS, each},
-            pending_replies::Pins,
-        },
         memory_limit::Charge,
         pool::shared_listener::{Handover, ListenerLost, Subscription, around_mark},
         server::connection::{AskError, Server},
+        session_state::{
+            channels::{Channels, Hearing, MARKS, each},
+            pins::Pins,
+        },
     },
     error::ClientError,
     wire::message::append,

@@ -18,7 +18,7 @@ use tracing::warn;
 use super::NewConnection;
 use crate::{
     data_path::{
-        exchange::{ServerError, ServerSide},
+        exchange::ServerSide,
         memory_limit::{Account, Charge, PIECE_BYTES},
         prepared::Capacity,
         session_state::{Settings, parameter_status::Reported},
@@ -26,6 +26,7 @@ use crate::{
     wire::{
         frame::{HEADER_BYTES, header},
         message::{append, append_cstr, bind, close_statement, execute, parse},
+        server_error::ServerError,
         stream::Stream,
         unsent::Unsent,
     },

@@ -18,7 +18,7 @@ use super::{
     scram::{Binding, SaltedPasswords, ScramExchange},
 };
 use crate::{
-    data_path::{session_state::parameter_status::PARAMETERS_MAX, tenant_switch::PARAMETER},
+    data_path::{session_state::parameter_status::PARAMETERS_MAX, sql::PARAMETER},
     wire::{
         message_reader::{Message, MessageReader},
         stream::{Socket, Stream},

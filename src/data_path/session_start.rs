@@ -7,27 +7,27 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{connection_limits::Visitor, startup::Hello};
 use crate::{
     config::{Config, PoolMode},
     data_path::{
-        exchange::{ClientSide, Rules, startup_charge},
+        exchange::{ClientSide, Rules, return_to_tenant::Stance, startup_charge},
+        login::{connection_limits::Visitor, startup::Hello},
         memory_limit::{Account, Charge},
         pool::{
-            Pool, PooledServer, Present,
+            Pool, PooledServer,
             startup_parameters::{SessionServer, StartupStatus},
         },
         proxy::Proxy,
         refuse,
         relay::{
             Relay,
-            change_tenant::{Room, Seat, travel},
+            change_tenant::{Seat, travel},
             no_tenant,
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
         tenant::{Access, Login, LoginKind, Tenant},
-        tenant_switch::{Stance, switcher::Concierge},
+        tenant_switch::switcher::{Concierge, Room},
     },
     error::{ClientError, Limit},
     wire::{
@@ -51,7 +51,7 @@ pub async fn open_session(
     access: Access,
     unsent: Vec<u8>,
 ) {
-    let (pool, present) = match enter(&proxy, &tenant, access).await {
+    let (pool, present) = match proxy.enter_pool(&tenant, access).await {
         Ok(entered) => entered,
         Err(refusal) => {
             proxy.metrics.login_refused(&refusal);
@@ -85,23 +85,6 @@ pub async fn open_session(
             Box::pin(travel(departure, visitor, Some(index))).await;
         }
     });
-}
-
-/// The tenant's pool and a place in it, if there is room for one more session.
-pub(in crate::data_path) async fn enter(
-    proxy: &Proxy,
-    tenant: &Arc<Tenant>,
-    access: Access,
-) -> Result<(Arc<Pool>, Present), ClientError> {
-    let pool = proxy.pools.of(tenant, access).await?;
-    let limit = match tenant.max_clients {
-        Some(limit) => limit as usize,
-        None => proxy.config.load().limits.max_db_client_connections,
-    };
-    match pool.stats.enter(limit) {
-        Some(present) => Ok((pool, present)),
-        None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
-    }
 }
 
 async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &ClientError) {
