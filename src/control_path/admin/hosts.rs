@@ -7,6 +7,7 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
     actor::{Actor, AdminError, nearest},
+    fields::described,
     host_connection::HostAdmin,
     tenants::SERVERS_MAX,
 };
@@ -18,31 +19,33 @@ use crate::{
     },
 };
 
-/// One row of `pglobby.hosts`, for people and scripts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct HostSummary {
-    /// `hosts.name`.
-    pub name: String,
-    /// DNS name, address, or the folder of a Unix socket.
-    pub address: String,
-    /// TCP port, or the part of the socket's name.
-    pub port: i32,
-    /// libpq's `sslmode`.
-    pub tls_mode: String,
-    /// PEM file of authorities on every node.
-    pub tls_root_ca: Option<String>,
-    /// May create databases and roles.
-    pub admin_user: String,
-    /// Where it does so from.
-    pub admin_database: String,
-    /// Whether a password is sealed for it.
-    pub has_password: bool,
-    /// The budget.
-    pub max_connections: Option<i32>,
-    /// Whether new tenants may go there.
-    pub accepts_tenants: bool,
-    /// Living tenants.
-    pub tenants: i64,
+described! {
+    /// One row of `pglobby.hosts`, for people and scripts.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct HostSummary {
+        /// `hosts.name`.
+        pub name: String,
+        /// DNS name, address, or the folder of a Unix socket.
+        pub address: String,
+        /// TCP port, or the part of the socket's name.
+        pub port: i32,
+        /// libpq's `sslmode`.
+        pub tls_mode: String,
+        /// PEM file of authorities on every node.
+        pub tls_root_ca: Option<String>,
+        /// May create databases and roles.
+        pub admin_user: String,
+        /// Where it does so from.
+        pub admin_database: String,
+        /// Whether a password is sealed for it.
+        pub has_password: bool,
+        /// The budget.
+        pub max_connections: Option<i32>,
+        /// Whether new tenants may go there.
+        pub accepts_tenants: bool,
+        /// Living tenants.
+        pub tenants: i64,
+    }
 }
 
 /// What to register.
@@ -70,18 +73,20 @@ pub struct NewHost {
     pub accepts_tenants: bool,
 }
 
-/// What was found when a host was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct HostReport {
-    /// `hosts.name`.
-    pub name: String,
-    /// `server_version_num`.
-    pub server_version: i32,
-    /// Whether the administrator is a superuser.
-    pub superuser: bool,
-    /// Databases that everybody with a role on this host may connect to, tenants' roles among them; see
-    /// [`close_to_public`].
-    pub open_to_public: Vec<String>,
+described! {
+    /// What was found when a host was looked at.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct HostReport {
+        /// `hosts.name`.
+        pub name: String,
+        /// `server_version_num`.
+        pub server_version: i32,
+        /// Whether the administrator is a superuser.
+        pub superuser: bool,
+        /// Databases that everybody with a role on this host may connect to, tenants' roles among them; see
+        /// [`close_to_public`].
+        pub open_to_public: Vec<String>,
+    }
 }
 
 /// As long as a DNS name can be; the path of a Unix socket is shorter.

@@ -312,7 +312,7 @@ pub fn pins(proxy: &Proxy) -> Table {
             server_pid.into(),
             session.pins().names().collect::<Vec<_>>().join(",").into(),
             state.into(),
-            moment(ago(clock_of(proxy), session.asked_ms())).into(),
+            timestamp(ago(clock_of(proxy), session.asked_ms())).into(),
         ]);
     }
     table
@@ -421,8 +421,8 @@ impl Socket<'_> {
             port(self.remote),
             address(self.local),
             port(self.local),
-            moment(self.connected).into(),
-            moment(self.asked).into(),
+            timestamp(self.connected).into(),
+            timestamp(self.asked).into(),
             self.wait.as_secs().into(),
             self.wait.subsec_micros().into(),
             i32::from(self.close_needed).into(),
@@ -453,13 +453,13 @@ fn clock_of(proxy: &Proxy) -> u32 {
     proxy.workers.first().map_or(0, |worker| worker.clock.now_ms())
 }
 
-/// Wall clock of a moment on a coarse clock.
+/// The wall clock time of a time on a coarse clock.
 fn ago(now_ms: u32, then_ms: u32) -> SystemTime {
     SystemTime::now() - Duration::from_millis(now_ms.wrapping_sub(then_ms).into())
 }
 
 /// As PgBouncer writes it.
-pub fn moment(at: SystemTime) -> String {
+pub fn timestamp(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
     let (hour, minute, second) = at.to_hms();
     format!("{} {hour:02}:{minute:02}:{second:02} UTC", at.date())
@@ -487,6 +487,6 @@ mod tests {
     #[test]
     fn moments_are_written_as_pgbouncer_does() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 + 3_661);
-        assert_eq!(moment(at), "1970-01-02 01:01:01 UTC");
+        assert_eq!(timestamp(at), "1970-01-02 01:01:01 UTC");
     }
 }

@@ -209,7 +209,11 @@ impl Pool {
         since: Instant,
         wait: Duration,
     ) -> Result<Box<PooledServer>, ClientError> {
-        ServerWait::new(self, since, wait).await
+        let borrowed = ServerWait::new(self, since, wait).await;
+        if matches!(borrowed, Err(ClientError::PoolBusy { .. })) {
+            self.stats.waits_timed_out.fetch_add(1, Ordering::Relaxed);
+        }
+        borrowed
     }
 
     /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its

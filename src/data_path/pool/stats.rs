@@ -52,6 +52,8 @@ pub struct PoolStats {
     pub query_time: Histogram,
     /// Time that sessions waited for a server. A session that found one idle is not counted.
     pub wait_time: Histogram,
+    /// Waits that ended without a server, at `query_wait_timeout`.
+    pub waits_timed_out: AtomicU64,
 }
 
 /// A session of a pool, counted as long as this lives.

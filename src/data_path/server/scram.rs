@@ -1,8 +1,7 @@
 //! The client side of SCRAM-SHA-256 (RFC 5802, RFC 7677), with a server that is not trusted yet.
 //!
 //! postgres-protocol has one as well. This one keeps the salted password, which saves some milliseconds of
-//! CPU per connection, and allows more iterations than 100,000, which operators set on purpose. Pure: text
-//! in, text out.
+//! CPU per connection, and allows more iterations than 100,000, which operators set on purpose.
 
 use std::{sync::Arc, time::Duration};
 
