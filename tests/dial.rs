@@ -103,7 +103,7 @@ impl Server {
     /// Why it cannot be opened: for the operator, and for the client (SQLSTATE, reason).
     async fn refusal(&self, database: &str, password: &str) -> (DialError, String, String) {
         let error = self.open_with(database, password, None).await.map(|_| ()).expect_err("refused");
-        let refusal = error.to_refusal();
+        let refusal = error.client_error();
         let sqlstate = refusal.sqlstate().to_owned();
         let told = refusal.to_string();
         for hidden in ["acme_rw", "acme_db", "secret_host", "127.0.0.1", PASSWORD] {
@@ -230,7 +230,7 @@ async fn each_tls_mode_verifies_what_libpq_verifies() {
             Ok(mut opened) => assert_eq!(Some(is_encrypted(&mut opened).await), encrypted, "{what}"),
             Err(error) => {
                 assert!(matches!(error.cause, DialCause::Tls(_)) && encrypted.is_none(), "{what}: {error}");
-                let refusal = error.to_refusal();
+                let refusal = error.client_error();
                 assert_eq!(refusal.sqlstate(), "08006");
                 assert!(!refusal.to_string().contains(folder.path().to_str().unwrap()), "{refusal}");
             }
@@ -285,7 +285,7 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
     };
     let error = open(&target, &options("scram-sha-256")).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("\"no_such\" does not exist"), "{error}");
-    let refusal = error.to_refusal();
+    let refusal = error.client_error();
     assert_eq!(refusal.sqlstate(), "3D000");
     assert!(!refusal.to_string().contains("no_such"), "{refusal}");
 

@@ -121,9 +121,9 @@ async fn a_server_that_answers_nothing_costs_the_timeout_and_one_that_is_down_no
     server.cluster.stop();
     let error = server.open(Some("127.0.0.1")).await.unwrap_err();
     assert_eq!(
-        error.to_refusal().to_string(),
+        error.client_error().to_string(),
         "could not connect to the tenant's database: connection refused"
     );
-    assert_eq!(error.to_refusal().sqlstate(), "08006");
+    assert_eq!(error.client_error().sqlstate(), "08006");
     assert!(server.open(None).await.is_err());
 }

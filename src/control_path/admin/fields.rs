@@ -97,9 +97,9 @@ macro_rules! described {
             $($(#[$each])* pub $field: $type,)+
         }
 
-        impl $self::Described for $name {
-            const FIELDS: &'static [$self::Field] =
-                &[$($self::Field::of::<$type>(stringify!($field)),)+];
+        impl $crate::control_path::admin::fields::Described for $name {
+            const FIELDS: &'static [$crate::control_path::admin::fields::Field] =
+                &[$($crate::control_path::admin::fields::Field::of::<$type>(stringify!($field)),)+];
         }
     )+};
 }

@@ -236,7 +236,7 @@ impl Pool {
     }
 
     /// In session mode, where no new server can be opened: the one that has been idle longest, so that its
-    /// process number, which the last client was told, is not reused soon.
+    /// process number, which its last client knows, is not reused soon.
     async fn longest_idle_for(
         self: &Arc<Self>,
         asked: Settings,

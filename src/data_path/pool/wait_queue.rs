@@ -6,9 +6,9 @@
 //!                    └─ none waits ───────▶ idle ──▶ taken by the next session that needs one
 //! ```
 //!
-//! A server becomes idle, and a session enters the queue, under one lock only. Taking an idle server needs no
-//! lock here: it cannot break the rule. Waiting sessions have no timer of their own; one task per pool
-//! watches all of them.
+//! Both decisions, to make a server idle and to let a session wait, are taken under one lock. Taking an idle
+//! server needs no lock here: it cannot leave a session waiting beside an idle server. Waiting sessions have
+//! no timer of their own; one task per pool watches all of them.
 
 use std::{
     collections::VecDeque,
@@ -40,8 +40,8 @@ pub struct WaitQueue<S> {
     idle: unmanaged::Pool<S>,
     state: Mutex<State<S>>,
     /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open
-    /// and being opened: either a session that begins to wait sees that a place has come free, or that
-    /// place's end sees the session.
+    /// and being opened: if an attempt ends while a session begins to wait, at least one of the two sees the
+    /// other.
     waiting: AtomicUsize,
     /// Copy of `state.paused`; written under the lock.
     paused: AtomicBool,
@@ -51,9 +51,9 @@ pub struct WaitQueue<S> {
 
 #[derive(Debug)]
 struct State<S> {
-    /// No server is lent or becomes idle, until this is false again.
+    /// While true, no server is lent or becomes idle.
     paused: bool,
-    /// The same for good.
+    /// The same for ever, and no session may wait.
     closed: bool,
     next_number: u64,
     waiting: VecDeque<Waiter>,
@@ -71,7 +71,7 @@ struct Waiter {
     waker: Waker,
 }
 
-/// What a session gets that asks for a server.
+/// What a session gets when it asks for a server.
 #[derive(Debug)]
 enum Entered<S> {
     Idle(S),
@@ -157,8 +157,8 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    /// Takes an idle server, or else a place in the queue: the `first` one, for a session whose turn had come
-    /// already.
+    /// Takes an idle server, or else a place in the queue: the first one if the session's turn had come
+    /// already (`first`).
     fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
         let mut state = self.locked();
         if state.closed {
@@ -248,7 +248,7 @@ impl<S> WaitQueue<S> {
         self.drop_idle();
     }
 
-    /// Without the lock: a server's drop may open another one, which looks at the queue.
+    /// Not under the lock: the drop of a server may open another one, which reads the queue.
     fn drop_idle(&self) {
         while self.take_idle().is_some() {}
     }
@@ -290,7 +290,7 @@ pub(super) struct ServerWait<'p> {
     since: Instant,
     wait_max: Duration,
     number: Option<u64>,
-    /// A server was handed over and had died: the session is the first again.
+    /// The server that was handed over had ended: the session is the first again.
     first: bool,
 }
 
@@ -347,7 +347,7 @@ impl Drop for ServerWait<'_> {
     }
 }
 
-/// The watching task: runs as long as sessions wait, for what becomes due with time.
+/// The watching task: does what becomes due with time, as long as sessions wait.
 async fn watch(pool: Arc<Pool>) {
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
@@ -419,7 +419,7 @@ mod tests {
         queue.put(7).unwrap();
         assert_eq!((woken.0.load(Ordering::Relaxed), queue.idle()), (1, 0));
         assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(7)));
-        // A session whose server had died comes before all others.
+        // A session whose server had ended comes before all others.
         let first = wait(&queue, Instant::now(), true);
         queue.put(8).unwrap();
         assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(8)));

@@ -175,7 +175,7 @@ fn another_database_or_role_is_rejected_and_the_client_reads_neither_name() {
         identity(&mut bytes, &columns);
         let error = open_once(&bytes).unwrap_err();
         assert_eq!(matches!(error.cause, DialCause::WrongIdentity { .. }), told, "{error}");
-        let read = error.to_refusal().to_string();
+        let read = error.client_error().to_string();
         assert!(!read.contains("other_db") && !read.contains("acme"), "{read}");
     }
 }
@@ -232,7 +232,7 @@ fn lengths_and_values_out_of_bounds_are_protocol_errors() {
     ] {
         let error = open_once(&bytes).unwrap_err();
         assert!(matches!(error.cause, DialCause::Protocol(_)), "{what}: {error}");
-        assert_eq!(error.to_refusal().sqlstate(), "08006");
+        assert_eq!(error.client_error().sqlstate(), "08006");
     }
 }
 
@@ -261,7 +261,7 @@ fn an_error_response_may_lack_every_field() {
         append(&mut bytes, b'E', |out| out.extend_from_slice(body));
         let error = open_once(&bytes).unwrap_err();
         assert!(matches!(error.cause, DialCause::Refused(_)), "{error}");
-        assert_eq!(error.to_refusal().sqlstate(), "08006");
+        assert_eq!(error.client_error().sqlstate(), "08006");
     }
 }
 
@@ -398,13 +398,13 @@ async fn a_silent_server_costs_the_connect_timeout_and_a_closed_port_costs_nothi
     let address = HostAddress::Tcp { name: "localhost".to_owned(), port };
     let error = dial(&host(address, TlsMode::Prefer)).await.unwrap_err();
     assert_eq!(
-        error.to_refusal().to_string(),
+        error.client_error().to_string(),
         "could not connect to the tenant's database: connection refused"
     );
 
     let address = HostAddress::Unix { directory: PathBuf::from("/nonexistent"), port: 1 };
     let error = dial(&host(address, TlsMode::Prefer)).await.unwrap_err();
-    assert!(!error.to_refusal().to_string().contains("nonexistent"));
+    assert!(!error.client_error().to_string().contains("nonexistent"));
     assert!(error.to_string().contains("nonexistent") && !format!("{error:?}").contains(PASSWORD));
 }
 

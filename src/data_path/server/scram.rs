@@ -1,8 +1,7 @@
 //! The client side of SCRAM-SHA-256 (RFC 5802, RFC 7677), with a server that is not trusted yet.
 //!
 //! postgres-protocol has one as well. This one keeps the salted password, which saves some milliseconds of
-//! CPU per connection, and allows more iterations than 100,000, which operators set on purpose. Pure: text
-//! in, text out.
+//! CPU per connection, and allows more iterations than 100,000, which operators set on purpose.
 
 use std::{sync::Arc, time::Duration};
 
@@ -183,7 +182,7 @@ impl SaltedPasswords {
         key.update(password.expose_secret());
 
         let make = async {
-            // Held by the work itself: a caller that is gone does not allow more work.
+            // Held by the work itself: a caller that stops waiting does not allow more work.
             let permit = self.hashing.clone().acquire_owned().await.map_err(|error| error.to_string())?;
             let (password, salt, iterations) = (password.clone(), salt.clone(), *iterations);
             tokio::task::spawn_blocking(move || {
