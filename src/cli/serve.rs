@@ -12,16 +12,17 @@ use crate::{
 
 /// Run the proxy
 ///
-/// HUP reloads the configuration, TERM drains (a second TERM ends at once), INT waits for transactions, QUIT ends at once.
+/// Signals: HUP reloads the configuration; TERM drains, for shutdown_timeout at most (a second TERM ends at once); INT
+/// waits until all transactions have ended; QUIT ends at once.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby serve --config proxy.toml")]
+#[command(after_help = "Example:\n  pglobby serve\n  pglobby serve --config /etc/pglobby/proxy.toml")]
 pub struct Serve {}
 
 impl Serve {
     /// Serves until a signal ends it.
     ///
     /// # Errors
-    /// Whatever keeps it from starting.
+    /// The configuration cannot be used, a port is taken, or a file cannot be read.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let config = globals.load_own_config()?;
         logging::start(&config.log)?;
@@ -30,8 +31,8 @@ impl Serve {
         let grace = config.timeouts.shutdown;
         let serving = tokio::select! {
             started = Serving::start(config) => started?,
-            // While it waits for the central database.
-            () = signals.impatience() => return Ok(()),
+            // Starting takes as long as the central database cannot be reached.
+            () = signals.end_requested() => return Ok(()),
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let ending = loop {
@@ -49,8 +50,8 @@ impl Serve {
             }
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-        info!(?ending, "stopping");
-        serving.end(ending, signals.impatience()).await;
+        info!(how = ending_name(ending), "stopping");
+        serving.end(ending, signals.end_requested()).await;
         Ok(())
     }
 }
@@ -62,13 +63,21 @@ async fn reload(globals: &Globals, serving: &Serving) -> Result<(), String> {
         Err(failure) => Err(failure.to_string()),
     };
     if let Err(error) = &reloaded {
-        error!(%error, "the configuration was not reloaded");
+        error!(%error, "configuration not reloaded");
     }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     reloaded
 }
 
-/// The signals that mean something to us.
+fn ending_name(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Drain { at_most: Some(_) } => "drain within shutdown_timeout",
+        Ending::Drain { at_most: None } => "wait for transactions",
+        Ending::Now => "at once",
+    }
+}
+
+/// The signals that `serve` and `dev` act on.
 pub(super) struct Signals {
     hangup: Signal,
     terminate: Signal,
@@ -95,8 +104,8 @@ impl Signals {
         }
     }
 
-    /// Another signal to end, while ending.
-    async fn impatience(&mut self) {
+    /// Returns at the next signal that asks to end.
+    async fn end_requested(&mut self) {
         while self.next().await == SignalKind::hangup() {}
     }
 }
