@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// Why a client was refused before it had a session, as a metric's label has it.
 pub const REASONS: [&str; 10] = [
@@ -30,7 +30,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// A client was told that it gets no session.
-    pub fn login_refused(&self, refusal: &Refusal) {
+    pub fn login_refused(&self, refusal: &ClientError) {
         let reason = reason(refusal);
         let at = REASONS.iter().position(|known| *known == reason);
         if let Some(counter) = at.and_then(|at| self.refused.get(at)) {
@@ -75,22 +75,22 @@ impl Metrics {
     }
 }
 
-fn reason(refusal: &Refusal) -> &'static str {
+fn reason(refusal: &ClientError) -> &'static str {
     match refusal {
-        Refusal::LoginFailed { .. } => "password",
-        Refusal::TooManyFailedLogins => "too_many_failures",
-        Refusal::Suspended { .. }
-        | Refusal::Dropped { .. }
-        | Refusal::NotReady { .. }
-        | Refusal::NoReadOnlyRole => "tenant_closed",
-        Refusal::TooManyClients | Refusal::TooManyClientsOfTenant { .. } => "too_many_clients",
-        Refusal::DirectoryUnavailable => "directory_unavailable",
-        Refusal::ServerUnreachable { .. } | Refusal::Server { .. } | Refusal::ServerLost => {
+        ClientError::LoginFailed { .. } => "password",
+        ClientError::TooManyFailedLogins => "too_many_failures",
+        ClientError::Suspended { .. }
+        | ClientError::Dropped { .. }
+        | ClientError::NotReady { .. }
+        | ClientError::NoReadOnlyRole => "tenant_closed",
+        ClientError::TooManyClients | ClientError::TooManyClientsOfTenant { .. } => "too_many_clients",
+        ClientError::DirectoryUnavailable => "directory_unavailable",
+        ClientError::ServerUnreachable { .. } | ClientError::Server { .. } | ClientError::ServerLost => {
             "server_unreachable"
         }
-        Refusal::PoolBusy { .. } => "pool_busy",
-        Refusal::LoginTimeout => "timeout",
-        Refusal::AdminShutdown => "shutdown",
+        ClientError::PoolBusy { .. } => "pool_busy",
+        ClientError::LoginTimeout => "timeout",
+        ClientError::AdminShutdown => "shutdown",
         _ => "other",
     }
 }
@@ -103,16 +103,16 @@ mod tests {
     fn every_refusal_has_a_reason_that_is_listed() {
         let metrics = Metrics::default();
         let refusals = [
-            Refusal::LoginFailed { user: "alice".into() },
-            Refusal::TooManyFailedLogins,
-            Refusal::NoTenantChosen,
-            Refusal::TooManyClients,
-            Refusal::LoginTimeout,
-            Refusal::AdminShutdown,
-            Refusal::ServerLost,
-            Refusal::DirectoryUnavailable,
-            Refusal::NoReadOnlyRole,
-            Refusal::PoolBusy { waited: std::time::Duration::ZERO },
+            ClientError::LoginFailed { user: "alice".into() },
+            ClientError::TooManyFailedLogins,
+            ClientError::NoTenantChosen,
+            ClientError::TooManyClients,
+            ClientError::LoginTimeout,
+            ClientError::AdminShutdown,
+            ClientError::ServerLost,
+            ClientError::DirectoryUnavailable,
+            ClientError::NoReadOnlyRole,
+            ClientError::PoolBusy { waited: std::time::Duration::ZERO },
         ];
         for refusal in &refusals {
             metrics.login_refused(refusal);

@@ -10,7 +10,7 @@ use std::{
 
 use tracing::info;
 
-use crate::{data_path::proxy::Proxy, error::Refusal};
+use crate::{data_path::proxy::Proxy, error::ClientError};
 
 /// How to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl F
     if let Ending::Drain { at_most } = ending {
         info!(sessions = proxy.sessions.len(), "draining");
         for session in proxy.sessions.all() {
-            session.end_when_free(Refusal::AdminShutdown);
+            session.end_when_free(ClientError::AdminShutdown);
         }
         let drained = async {
             while !proxy.sessions.is_empty() && at_most.is_none_or(|at_most| began.elapsed() < at_most) {
@@ -50,7 +50,7 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl F
             () = impatience => info!(sessions = proxy.sessions.len(), "stopping now"),
         }
     }
-    let cut = proxy.sessions.end(&Refusal::AdminShutdown, |_| true);
+    let cut = proxy.sessions.end(&ClientError::AdminShutdown, |_| true);
     let ended = Instant::now();
     while !proxy.sessions.is_empty() && ended.elapsed() < LAST_WORDS {
         tokio::time::sleep(LOOK_EVERY).await;

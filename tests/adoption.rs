@@ -4,7 +4,7 @@
 mod support;
 
 use pglobby::control_path::{
-    admin::{actor::OperatorError, tenants},
+    admin::{actor::AdminError, tenants},
     onboarding::{
         adopt::{AdoptTenant, adopt, complete_grants},
         create::{CreateTenant, create},
@@ -281,8 +281,5 @@ async fn two_tenants_never_share_a_database() {
 
     let refused = adopt(&desk.operator, &wanted).await.expect_err("taken");
 
-    assert!(
-        matches!(&refused, OperatorError::Exists(words) if words.contains("another tenant's")),
-        "{refused}"
-    );
+    assert!(matches!(&refused, AdminError::Exists(words) if words.contains("another tenant's")), "{refused}");
 }

@@ -205,7 +205,7 @@ fn expand<'c>(base: &[String], mut rest: &'c str, paths: &mut BTreeSet<Vec<Strin
 #[test]
 fn paths_are_read_however_they_are_written() {
     let code = "use crate::{config::Config, data_path::{pool::{Pool, stats::*}, lease as hold}};\n\
-                fn f() { super::super::wire::frame::cstr(); let x = crate::error::Refusal::NoUser; }";
+                fn f() { super::super::wire::frame::cstr(); let x = crate::error::ClientError::NoUser; }";
     let paths = paths_from_root(&["data_path", "pool"], code);
     let joined: Vec<String> = paths.iter().map(|path| path.join("::")).collect();
     assert_eq!(
@@ -215,7 +215,7 @@ fn paths_are_read_however_they_are_written() {
             "data_path::lease",
             "data_path::pool::Pool",
             "data_path::pool::stats",
-            "error::Refusal::NoUser",
+            "error::ClientError::NoUser",
             "wire::frame::cstr"
         ]
     );

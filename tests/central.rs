@@ -11,7 +11,7 @@ use pglobby::{
         check::{self, Check},
         init::{InitError, InitReport, init},
         migrations::{self, MigrationError, SchemaState},
-        secrets::{keyring::Keyring, seal::Place},
+        secrets::{keyring::Keyring, seal::SecretLocation},
     },
     data_path::tenant::{Change, TenantStatus},
 };
@@ -44,7 +44,7 @@ async fn init_makes_everything_once_and_then_changes_nothing() {
     assert_eq!(fs::read_to_string(lobby.folder.path().join("keyring.toml")).unwrap(), ring);
 
     let client = lobby.central().await;
-    let place = Place { table: "hosts", row: "default", column: "sealed_admin_password" };
+    let place = SecretLocation { table: "hosts", row: "default", column: "sealed_admin_password" };
     let row =
         client.query_one("SELECT sealed_admin_password, admin_user FROM pglobby.hosts", &[]).await.unwrap();
     let opened = Keyring::load(&config).unwrap().open(&place, row.get(0)).unwrap();

@@ -15,7 +15,7 @@ use pglobby::{
         session_state::Settings,
         tenant::{Credential, Host, HostAddress, TlsMode},
     },
-    error::Refusal,
+    error::ClientError,
 };
 use secrecy::SecretString;
 use support::{
@@ -110,7 +110,7 @@ impl Server {
         }
         assert!(!error.to_string().contains(PASSWORD) && !format!("{error:?}").contains(PASSWORD));
         assert!(error.to_string().contains("acme_rw") && error.to_string().contains("secret_host"));
-        let Refusal::ServerUnreachable { reason, .. } = refusal else { panic!("{refusal:?}") };
+        let ClientError::ServerUnreachable { reason, .. } = refusal else { panic!("{refusal:?}") };
         (error, sqlstate, reason)
     }
 }

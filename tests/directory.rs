@@ -14,11 +14,11 @@ use pglobby::{
     control_path::{
         central::{
             Central,
-            change_feed::{self, Notice},
+            change_feed::{self, FeedEvent},
         },
         directory::{Directory, DirectoryError},
         init::init,
-        secrets::{keyring::Keyring, seal::Place},
+        secrets::{keyring::Keyring, seal::SecretLocation},
     },
     data_path::tenant::{Access, Change, HostAddress, LoginKind, PoolMode},
 };
@@ -36,7 +36,7 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
     let id = lobby.add_tenant("acme").await;
     let config = lobby.config("");
     let keyring = Keyring::load(&config).unwrap();
-    let place = Place { table: "tenants", row: &id.to_string(), column: "sealed_ro_password" };
+    let place = SecretLocation { table: "tenants", row: &id.to_string(), column: "sealed_ro_password" };
     let sealed = keyring.seal(&place, &SecretString::from("reader's")).unwrap();
     let client = lobby.central().await;
     let update = "UPDATE pglobby.tenants SET ro_username = 'acme_ro', sealed_ro_password = $1, pool_mode = 'session',
@@ -270,7 +270,7 @@ fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::Unbounde
     tokio::spawn(change_feed::follow(
         central,
         move |notice| {
-            let Notice::Changed(change) = notice else { return };
+            let FeedEvent::Changed(change) = notice else { return };
             if let Some(directory) = &directory {
                 directory.forget(&change);
             }

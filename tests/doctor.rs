@@ -50,7 +50,7 @@ async fn ordinary_house(master: Master) -> Desk {
     desk.superuser("initech").await.run("CREATE TABLE t (a int); ALTER TABLE t OWNER TO old_owner").await;
     let wanted = AdoptTenant { name: "initech".to_owned(), ..AdoptTenant::default() };
     adopt(&desk.operator, &wanted).await.unwrap();
-    tenants::suspend(&desk.operator, "globex", None, tenants::Sessions::EndNow).await.unwrap();
+    tenants::suspend(&desk.operator, "globex", None, tenants::SuspendSessions::EndNow).await.unwrap();
     desk
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use pglobby::control_path::{
-    admin::actor::{Operator, OperatorError, Progress},
+    admin::actor::{Actor, AdminError, Progress},
     doctor::examine,
     onboarding::{
         create::create,
@@ -51,7 +51,7 @@ async fn west_on(cluster: Builder, central: &Client) -> Cluster {
     west
 }
 
-async fn move_to(operator: &Operator, host: &str) -> Result<Moved, OperatorError> {
+async fn move_to(operator: &Actor, host: &str) -> Result<Moved, AdminError> {
     let to = MoveTenant { host: host.to_owned(), patience: Duration::from_secs(20), keep_source: false };
     move_tenant(operator, "acme", &to).await
 }

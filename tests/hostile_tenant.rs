@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use pglobby::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
-        run_on_tenants::{Wanted, fan_out},
+        actor::{Actor, AdminError},
+        run_on_tenants::{TenantSelection, run_on_tenants},
         tenants,
     },
     doctor::examine,
@@ -62,13 +62,14 @@ async fn hostile_acme(desk: &Desk) {
     desk.superuser("postgres").await.run(&hostile::settings("acme", "acme_rw")).await;
 }
 
-async fn move_to_west(operator: &Operator) -> Result<Moved, OperatorError> {
+async fn move_to_west(operator: &Actor) -> Result<Moved, AdminError> {
     let to = MoveTenant { host: "west".to_owned(), patience: Duration::from_secs(20), keep_source: false };
     move_tenant(operator, "acme", &to).await
 }
 
 async fn asked(desk: &Desk, sql: &str) -> bool {
-    let outcomes = fan_out(&desk.operator, sql, &Wanted::All, 2, |_| {}, |_| {}).await.unwrap();
+    let outcomes =
+        run_on_tenants(&desk.operator, sql, &TenantSelection::All, 2, |_| {}, |_| {}).await.unwrap();
     outcomes.iter().all(|outcome| outcome.ok)
 }
 
@@ -94,7 +95,7 @@ async fn a_life_among_traps(cluster: Builder, final_dump: bool) {
     assert_harmless(cluster, &ours, "run").await;
     examine(&desk.operator, &[], true).await.unwrap();
     assert_harmless(cluster, &ours, "doctor --fix").await;
-    tenants::suspend(&desk.operator, "acme", None, tenants::Sessions::EndNow).await.unwrap();
+    tenants::suspend(&desk.operator, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
     tenants::resume(&desk.operator, "acme").await.unwrap();
     rename(&desk.operator, "acme", "acme2").await.unwrap();
     assert_harmless(cluster, &ours, "rename").await;
@@ -263,7 +264,7 @@ async fn an_event_triggers_function_stays_its_superusers_when_a_template_is_copi
     assert_eq!(sqlstate(&own.try_run(replaced).await.expect_err("a superuser's")), "42501");
 }
 
-async fn event_triggers_of_others(cluster: Builder) -> (Result<(), OperatorError>, Vec<String>) {
+async fn event_triggers_of_others(cluster: Builder) -> (Result<(), AdminError>, Vec<String>) {
     let desk = Desk::on(cluster, Master::Superuser).await;
     let superuser = desk.superuser("postgres").await;
     superuser.run("CREATE ROLE app LOGIN").await.run("CREATE DATABASE acme OWNER app").await;

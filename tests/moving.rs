@@ -13,7 +13,7 @@ use std::{
 
 use pglobby::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         tenants,
     },
     doctor::examine,
@@ -48,7 +48,7 @@ fn to(host: &str) -> MoveTenant {
     MoveTenant { host: host.to_owned(), patience: Duration::from_secs(20), keep_source: false }
 }
 
-async fn move_to(operator: &Operator, host: &str) -> Result<Moved, OperatorError> {
+async fn move_to(operator: &Actor, host: &str) -> Result<Moved, AdminError> {
     move_tenant(operator, "acme", &to(host)).await
 }
 
@@ -189,7 +189,7 @@ async fn a_tenant_whose_move_died_with_its_host_can_be_dropped() {
         let refused = drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap_err();
         drop_tenant(&desk.operator, "acme", DropDatabase::Left).await.unwrap();
 
-        assert!(matches!(refused, OperatorError::Refused(_) | OperatorError::Connect { .. }), "{refused}");
+        assert!(matches!(refused, AdminError::Refused(_) | AdminError::Connect { .. }), "{refused}");
         let central = desk.superuser("central").await;
         let open = "SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed')";
         assert_eq!(central.ask(open).await, "0", "killed after {step}");
@@ -209,7 +209,7 @@ async fn what_cannot_be_copied_stays_where_it_is() {
         assert!(error.contains(says), "{error}");
     }
     west.client("postgres").await.run("CREATE DATABASE acme").await;
-    assert!(matches!(move_to(&desk.operator, "west").await, Err(OperatorError::Exists(_))));
+    assert!(matches!(move_to(&desk.operator, "west").await, Err(AdminError::Exists(_))));
     west.client("postgres").await.run("DROP DATABASE acme").await;
     let session = desk.login(&made.username, "acme").await.unwrap();
     session.run("BEGIN; SELECT 1").await;
@@ -258,7 +258,7 @@ async fn the_roles_of_a_suspended_tenant_are_locked_wherever_its_move_died() {
     let desk = Desk::new().await;
     let west = west(&desk.superuser("central").await).await;
     create(&desk.operator, &tenant("acme")).await.unwrap();
-    tenants::suspend(&desk.operator, "acme", None, tenants::Sessions::EndNow).await.unwrap();
+    tenants::suspend(&desk.operator, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
     let locked = "acme acme_ro (locked) acme_rw (locked)";
     for step in ["schema", "fenced", "quiet", "copied", "verified"] {
         let mut dying = desk.another_operator();

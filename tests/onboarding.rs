@@ -6,7 +6,7 @@ mod support;
 use std::{path::PathBuf, sync::Arc};
 
 use pglobby::control_path::{
-    admin::{actor::OperatorError, tenants},
+    admin::{actor::AdminError, tenants},
     onboarding::{
         create::{CreateTenant, create},
         drop::{DropDatabase, drop_tenant},
@@ -171,7 +171,7 @@ async fn what_was_there_before_is_never_taken_nor_touched() {
     let initech = create(&desk.operator, &tenant("initech")).await.expect_err("is there");
 
     assert_eq!((acme.username.as_str(), globex.username.as_str()), ("acme_2_rw", "globex_2_rw"));
-    assert!(matches!(&initech, OperatorError::Exists(words) if words.contains("adopt")), "{initech}");
+    assert!(matches!(&initech, AdminError::Exists(words) if words.contains("adopt")), "{initech}");
     assert_eq!(superuser.ask("SELECT count(*) FROM pg_database WHERE datname = 'initech'").await, "1");
     for name in ["acme", "globex"] {
         drop_tenant(&desk.operator, name, DropDatabase::IfOurs).await.unwrap();
@@ -198,7 +198,7 @@ async fn killed_after_any_step_creating_starts_again_and_leaves_nothing_over() {
             let again = create(&desk.another_operator(), &wanted).await;
 
             match step {
-                "active" => assert!(matches!(again, Err(OperatorError::Exists(_))), "{again:?}"),
+                "active" => assert!(matches!(again, Err(AdminError::Exists(_))), "{again:?}"),
                 _ => assert_eq!(again.unwrap().username, "acme_rw", "killed after {step}"),
             }
             drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
@@ -287,7 +287,7 @@ async fn of_two_operators_at_once_one_makes_the_tenant_and_the_other_hears_of_it
 
     let (made, refused) = if first.is_ok() { (first, second) } else { (second, first) };
     assert_eq!(made.unwrap().username, "acme_rw");
-    assert!(matches!(refused, Err(OperatorError::Exists(_))), "{refused:?}");
+    assert!(matches!(refused, Err(AdminError::Exists(_))), "{refused:?}");
     let databases = "SELECT count(*) FROM pg_database WHERE datname = 'acme'";
     assert_eq!(desk.superuser("postgres").await.ask(databases).await, "1");
 }

@@ -11,7 +11,7 @@ use std::sync::{
 use async_trait::async_trait;
 use pglobby::control_path::{
     admin::{
-        actor::{Operator, OperatorError, Progress},
+        actor::{Actor, AdminError, Progress},
         tenants,
     },
     central::Central,
@@ -20,7 +20,7 @@ use pglobby::control_path::{
         drop::{DropDatabase, drop_tenant},
         rotate::{RotatedTenant, rotate},
     },
-    secrets::{key_rotation, keyring_reload::LiveKeyring, seal::Place},
+    secrets::{key_rotation, keyring_reload::ReloadableKeyring, seal::SecretLocation},
 };
 use secrecy::SecretString;
 use support::{
@@ -37,7 +37,7 @@ async fn assert_row_lets_in(desk: &Desk, name: &str) {
         let sql = format!("SELECT id, {role}, {column}, database FROM pglobby.tenants WHERE name = $1");
         let row = central.query_one(&sql, &[&name]).await.unwrap();
         let id = row.get::<_, i64>(0).to_string();
-        let place = Place { table: "tenants", row: &id, column };
+        let place = SecretLocation { table: "tenants", row: &id, column };
         let password: SecretString = desk.operator.keyring.open(&place, row.get(2)).unwrap();
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(desk.lobby.cluster.port()).user(row.get::<_, String>(1));
@@ -165,7 +165,7 @@ async fn who_has_no_passwords_or_foreign_roles_is_not_rotated() {
     let desk = Desk::new().await;
     assert!(rotate(&desk.operator, "acme").await.expect_err("nobody").to_string().contains("no tenant"));
     create(&desk.operator, &tenant("acme")).await.unwrap();
-    tenants::suspend(&desk.operator, "acme", None, tenants::Sessions::EndNow).await.unwrap();
+    tenants::suspend(&desk.operator, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
     assert_eq!(rotate(&desk.operator, "acme").await.unwrap().status, "suspended");
     let before = verifiers(&desk).await;
     desk.superuser("postgres").await.run("COMMENT ON ROLE acme_ro IS 'mine'").await;
@@ -245,10 +245,10 @@ impl Progress for HoldAt {
 /// A rotation of acme's that is held where the host has the new passwords and the row has not.
 async fn between_the_two_commits(
     proxy: &Proxy,
-) -> (Arc<HoldAt>, JoinHandle<Result<RotatedTenant, OperatorError>>) {
+) -> (Arc<HoldAt>, JoinHandle<Result<RotatedTenant, AdminError>>) {
     let config = pglobby::config::Config::load(Some(&proxy.config_file())).unwrap();
-    let keyring = Arc::new(LiveKeyring::load(&config).unwrap());
-    let mut operator = Operator::new(Central::open(&config).unwrap(), keyring, "test");
+    let keyring = Arc::new(ReloadableKeyring::load(&config).unwrap());
+    let mut operator = Actor::new(Central::open(&config).unwrap(), keyring, "test");
     let hold = Arc::new(HoldAt { step: "roles", ..HoldAt::default() });
     operator.progress = Some(hold.clone());
     let rotating = tokio::spawn(async move { rotate(&operator, "acme").await });

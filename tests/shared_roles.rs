@@ -5,7 +5,7 @@
 mod support;
 
 use pglobby::control_path::{
-    admin::tenants::{self, Sessions},
+    admin::tenants::{self, SuspendSessions},
     doctor::examine,
     onboarding::{
         create::create,
@@ -346,7 +346,7 @@ async fn a_suspension_keeps_the_roles_out_through_whatever_is_done_to_the_tenant
     create(&desk.operator, &tenant("acme")).await.unwrap();
     let superuser = desk.superuser("postgres").await;
     assert_eq!(may_log_in(&superuser).await, "true true");
-    tenants::suspend(&desk.operator, "acme", None, Sessions::EndNow).await.unwrap();
+    tenants::suspend(&desk.operator, "acme", None, SuspendSessions::EndNow).await.unwrap();
     assert_eq!(may_log_in(&superuser).await, "false false");
     rotate(&desk.operator, "acme").await.unwrap();
     assert_eq!(may_log_in(&superuser).await, "false false", "rotated");

@@ -57,7 +57,7 @@ async fn a_role_that_its_tenant_has_locked(master: Master) {
     rotate(&desk.operator, "acme").await.unwrap();
     assert_eq!(prepared(&desk).await, "0");
     prepare(&desk, "acme", LOCKS_ITS_ROLE).await;
-    tenants::suspend(&desk.operator, "acme", None, tenants::Sessions::EndNow).await.unwrap();
+    tenants::suspend(&desk.operator, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
     assert_eq!(prepared(&desk).await, "0");
     let locked = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'acme%' AND NOT rolcanlogin";
     assert_eq!(desk.superuser("postgres").await.ask(locked).await, "2", "suspended on its host, too");

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 
 use pglobby::{
     config::Config,
-    control_path::secrets::{keyring::Keyring, scram_verifier::scram_verifier, seal::Place},
+    control_path::secrets::{keyring::Keyring, scram_verifier::scram_verifier, seal::SecretLocation},
     local_postgres::binaries::PostgresBinaries,
 };
 use secrecy::{ExposeSecret as _, SecretString};
@@ -203,7 +203,7 @@ impl Stand {
         let id = central.ask(&insert).await;
         let file = self.proxy.config_file();
         let config = Config::read(&fs::read_to_string(&file).unwrap(), Some(&file), &|_| None).unwrap();
-        let place = Place { table: "tenants", row: &id, column: "sealed_password" };
+        let place = SecretLocation { table: "tenants", row: &id, column: "sealed_password" };
         let blob = Keyring::load(&config).unwrap().seal(&place, &password).unwrap();
         let update = "UPDATE pglobby.tenants SET sealed_password = $1, status = 'active' WHERE id = $2";
         central.execute(update, &[&blob, &id.parse::<i64>().unwrap()]).await.unwrap();

@@ -6,7 +6,7 @@ use crate::{
     cli::{Failure, Globals},
     config::Config,
     control_path::{
-        admin::actor::Operator, central::Central, migrations, secrets::keyring_reload::LiveKeyring,
+        admin::actor::Actor, central::Central, migrations, secrets::keyring_reload::ReloadableKeyring,
     },
 };
 
@@ -14,7 +14,7 @@ use crate::{
 ///
 /// # Errors
 /// The configuration, the key ring or the central database cannot be used, or its schema is another version's.
-pub async fn actor(globals: &Globals) -> Result<Operator, Failure> {
+pub async fn actor(globals: &Globals) -> Result<Actor, Failure> {
     actor_with(&globals.load_config()?).await
 }
 
@@ -22,11 +22,11 @@ pub async fn actor(globals: &Globals) -> Result<Operator, Failure> {
 ///
 /// # Errors
 /// As for [`actor`].
-pub async fn actor_with(config: &Config) -> Result<Operator, Failure> {
-    let keyring = LiveKeyring::load(config)?;
+pub async fn actor_with(config: &Config) -> Result<Actor, Failure> {
+    let keyring = ReloadableKeyring::load(config)?;
     let central = Central::open(config)?;
     migrations::require_current(&**central.client().await?).await?;
-    Ok(Operator::new(central, Arc::new(keyring), audit_name()))
+    Ok(Actor::new(central, Arc::new(keyring), audit_name()))
 }
 
 /// Returns `os:NAME` for the audit log. Under sudo it is the user that called sudo.

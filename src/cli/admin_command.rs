@@ -15,8 +15,8 @@ use crate::{
     config::Config,
     control_path::{
         admin::{
-            actor::Operator,
-            commands::{Gone, MadeLogin, Order, Outcome},
+            actor::Actor,
+            commands::{AdminCommand, CommandOutcome, MadeLogin, Removed},
             hosts::HostReport,
         },
         onboarding::{
@@ -29,7 +29,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Failure`], in one line.
-pub async fn run(globals: &Globals, command: Order, json: bool) -> Result<(), Failure> {
+pub async fn run(globals: &Globals, command: AdminCommand, json: bool) -> Result<(), Failure> {
     let config = globals.load_config()?;
     run_as(actor_with(&config).await?, &config, command, json).await
 }
@@ -38,31 +38,36 @@ pub async fn run(globals: &Globals, command: Order, json: bool) -> Result<(), Fa
 ///
 /// # Errors
 /// [`Failure`], in one line.
-pub async fn run_as(mut actor: Operator, config: &Config, command: Order, json: bool) -> Result<(), Failure> {
+pub async fn run_as(
+    mut actor: Actor,
+    config: &Config,
+    command: AdminCommand,
+    json: bool,
+) -> Result<(), Failure> {
     let (title, subject) = (command.title(), command.subject().to_owned());
     watch(&mut actor, command.takes_long());
-    let outcome = command.carry_out(&actor).await?;
+    let outcome = command.execute(&actor).await?;
     drop(actor); // Removes the progress bar before the result is printed.
     answer(json, &outcome, || print(title, &subject, &outcome, config));
     Ok(())
 }
 
-fn print(title: &str, subject: &str, outcome: &Outcome, config: &Config) {
+fn print(title: &str, subject: &str, outcome: &CommandOutcome, config: &Config) {
     match outcome {
-        Outcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
+        CommandOutcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
             "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
              next: pglobby login create NAME --tenant {}",
             shell_word(name)
         )),
-        Outcome::Tenant(changed) => match title {
+        CommandOutcome::Tenant(changed) => match title {
             "ALTER TENANT" => table::fields(&tenant::fields(changed, config)),
             "RENAME TENANT" => line(format!("tenant {subject} is renamed to {}", changed.name)),
             _ => line(format!("tenant {} is {}", changed.name, changed.status)),
         },
-        Outcome::RotatedTenant(RotatedTenant { name, roles, .. }) => {
+        CommandOutcome::RotatedTenant(RotatedTenant { name, roles, .. }) => {
             line(format!("tenant {name}: new passwords for roles {}", roles.join(" and ")));
         }
-        Outcome::MovedTenant(Moved {
+        CommandOutcome::MovedTenant(Moved {
             name,
             from,
             host,
@@ -77,13 +82,13 @@ fn print(title: &str, subject: &str, outcome: &Outcome, config: &Config) {
             let why = dumped_because.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             line(format!("copied by {copied_by}{why}; clients waited {held_ms} ms"));
         }
-        Outcome::DroppedTenant(Dropped { name, database, database_dropped, .. }) => {
+        CommandOutcome::DroppedTenant(Dropped { name, database, database_dropped, .. }) => {
             line(match database_dropped {
                 true => format!("tenant {name} is dropped, with database {database}"),
                 false => format!("tenant {name} is dropped; database {database} is kept"),
             })
         }
-        Outcome::MadeLogin(MadeLogin { name, tenant, kind, access, password }) => {
+        CommandOutcome::MadeLogin(MadeLogin { name, tenant, kind, access, password }) => {
             let of_tenant = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
             line(match title {
                 "CREATE LOGIN" => format!("{kind} login {name}{of_tenant} is created, access {access}"),
@@ -93,17 +98,17 @@ fn print(title: &str, subject: &str, outcome: &Outcome, config: &Config) {
                 line(format!("password (shown only now): {}", password.expose_secret()));
             }
         }
-        Outcome::Login(changed) => table::fields(&login::fields(changed)),
-        Outcome::Gone(Gone { name, status }) => line(match *status {
+        CommandOutcome::Login(changed) => table::fields(&login::fields(changed)),
+        CommandOutcome::Removed(Removed { name, status }) => line(match *status {
             "removed" => format!("host {name} is removed"),
             _ => format!("login {name} is dropped"),
         }),
-        Outcome::RotatedKeys(done) => {
+        CommandOutcome::RotatedKeys(done) => {
             line(format!("{} credentials are sealed with key {} now", done.resealed, done.key));
             if !done.retired.is_empty() {
                 line(format!("keys removed from the key ring: {}", done.retired.join(", ")));
             }
         }
-        Outcome::Host(HostReport { name, .. }) => line(format!("host {name} is registered")),
+        CommandOutcome::Host(HostReport { name, .. }) => line(format!("host {name} is registered")),
     }
 }

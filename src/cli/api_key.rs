@@ -14,7 +14,7 @@ use crate::{
     },
     control_path::{
         admin::api_keys::{self, ApiKey, Role},
-        timestamp::parse_moment,
+        timestamp::parse_timestamp,
     },
 };
 
@@ -42,7 +42,7 @@ struct Create {
     #[arg(long, value_enum)]
     role: Role,
     /// When the key expires: 2027-01-31, 2027-01-31 18:00 (UTC) or RFC 3339
-    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    #[arg(long, value_name = "TIME", value_parser = parse_timestamp)]
     expires: Option<OffsetDateTime>,
     /// Print JSON
     #[arg(long)]

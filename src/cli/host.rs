@@ -15,8 +15,8 @@ use crate::{
     },
     control_path::{
         admin::{
-            actor::Operator,
-            commands::Order,
+            actor::Actor,
+            commands::AdminCommand,
             hosts::{self, HostReport, NewHost},
         },
         onboarding::names::shell_word,
@@ -148,7 +148,7 @@ impl HostCommand {
             Action::List(List { json }) => list(globals, json).await,
             Action::Set(command) => command.run(globals).await,
             Action::Remove(Remove { name, json }) => {
-                admin_command::run(globals, Order::RemoveHost { name }, json).await
+                admin_command::run(globals, AdminCommand::RemoveHost { name }, json).await
             }
         }
     }
@@ -193,7 +193,7 @@ impl Set {
     }
 }
 
-async fn close(actor: &Operator, report: &mut HostReport) -> Result<(), Failure> {
+async fn close(actor: &Actor, report: &mut HostReport) -> Result<(), Failure> {
     let databases = ["postgres".to_owned(), "template1".to_owned()];
     let closed = hosts::close_to_public(actor, &report.name, &databases).await?;
     report.open_to_public.retain(|database| !closed.contains(database));

@@ -12,7 +12,7 @@ use crate::{
         admin_command, output,
         table::{self, answer},
     },
-    control_path::{admin::commands::Order, secrets::key_rotation},
+    control_path::{admin::commands::AdminCommand, secrets::key_rotation},
 };
 
 /// Generate, list and rotate the keys that seal stored credentials
@@ -94,7 +94,7 @@ impl KeyCommand {
             }
             Action::Rotate(command) => {
                 let config = Arc::new(globals.load_config()?);
-                let rotate = Order::RotateKeys { retire: command.retire, config };
+                let rotate = AdminCommand::RotateKeys { retire: command.retire, config };
                 admin_command::run(globals, rotate, command.json).await?;
             }
         }

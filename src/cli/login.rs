@@ -14,11 +14,11 @@ use crate::{
     },
     control_path::{
         admin::{
-            commands::Order,
+            commands::AdminCommand,
             logins::{self, LoginSummary, NewLogin, NewLoginKind},
         },
-        secrets::scram_verifier::Given,
-        timestamp::parse_moment,
+        secrets::scram_verifier::LoginPassword,
+        timestamp::parse_timestamp,
     },
 };
 
@@ -80,7 +80,7 @@ struct Create {
     #[arg(long)]
     read_only: bool,
     /// When the login expires: 2027-01-31, 2027-01-31 18:00 (UTC) or RFC 3339
-    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    #[arg(long, value_name = "TIME", value_parser = parse_timestamp)]
     valid_until: Option<OffsetDateTime>,
     /// Networks that the login may connect from; without it, any
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
@@ -206,16 +206,20 @@ impl LoginCommand {
                 answer(json, &login, || table::fields(&fields(&login)));
                 return Ok(());
             }
-            Action::Set(Set { name, settings, json }) => (Order::SetLogin { name, settings }, json),
+            Action::Set(Set { name, settings, json }) => (AdminCommand::SetLogin { name, settings }, json),
             Action::Grant(Grant { name, tenants, all_tenants, read_only, json }) => {
-                (Order::Grant { name, tenants, all_tenants, read_only }, json)
+                (AdminCommand::Grant { name, tenants, all_tenants, read_only }, json)
             }
             Action::Revoke(Revoke { name, tenants, all_tenants, json, .. }) => {
-                (Order::Revoke { name, tenants, all_tenants }, json)
+                (AdminCommand::Revoke { name, tenants, all_tenants }, json)
             }
-            Action::Disable(Named { name, json }) => (Order::DisableLogin { name, disabled: true }, json),
-            Action::Enable(Named { name, json }) => (Order::DisableLogin { name, disabled: false }, json),
-            Action::Drop(Named { name, json }) => (Order::DropLogin { name }, json),
+            Action::Disable(Named { name, json }) => {
+                (AdminCommand::DisableLogin { name, disabled: true }, json)
+            }
+            Action::Enable(Named { name, json }) => {
+                (AdminCommand::DisableLogin { name, disabled: false }, json)
+            }
+            Action::Drop(Named { name, json }) => (AdminCommand::DropLogin { name }, json),
         };
         admin_command::run(globals, command, json).await
     }
@@ -225,7 +229,7 @@ impl Create {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let config = globals.load_config()?;
         let actor = actor_with(&config).await?;
-        let Given { password, generated } = self.password.obtain(&self.name)?;
+        let LoginPassword { password, generated } = self.password.obtain(&self.name)?;
         let kind = match self.tenant {
             Some(tenant) => NewLoginKind::Employee { tenant },
             None if self.admin => NewLoginKind::Admin,
@@ -239,7 +243,7 @@ impl Create {
             valid_until: self.valid_until,
             allow_from: self.allow_from,
         };
-        admin_command::run_as(actor, &config, Order::CreateLogin { login, generated }, self.json).await
+        admin_command::run_as(actor, &config, AdminCommand::CreateLogin { login, generated }, self.json).await
     }
 }
 
@@ -249,7 +253,7 @@ impl SetPassword {
         let actor = actor_with(&config).await?;
         logins::show(&actor, &self.name).await?; // An unknown login is an error before the prompt, not after it.
         let password = self.password.obtain(&self.name)?;
-        let command = Order::SetPassword { name: self.name, password };
+        let command = AdminCommand::SetPassword { name: self.name, password };
         admin_command::run_as(actor, &config, command, self.json).await
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     cli::{Failure, Globals, actor::actor, output, progress::bar, table},
     control_path::{
-        admin::run_on_tenants::{Outcome, Wanted, fan_out},
+        admin::run_on_tenants::{TenantOutcome, TenantSelection, run_on_tenants},
         onboarding::schema_files,
     },
 };
@@ -45,7 +45,7 @@ struct Summary<'a> {
     ok: bool,
     succeeded: usize,
     failed: usize,
-    tenants: &'a [Outcome],
+    tenants: &'a [TenantOutcome],
 }
 
 impl Run {
@@ -56,16 +56,16 @@ impl Run {
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let sql = self.text()?;
         let actor = actor(globals).await?;
-        let wanted = match self.tenants.as_slice() {
-            [all] if all == "all" => Wanted::All,
-            names => Wanted::Named(names.to_vec()),
+        let selection = match self.tenants.as_slice() {
+            [all] if all == "all" => TenantSelection::All,
+            names => TenantSelection::Named(names.to_vec()),
         };
         let bar = bar("tenants");
         let concurrency = usize::from(self.concurrency);
-        let outcomes = fan_out(
+        let outcomes = run_on_tenants(
             &actor,
             &sql,
-            &wanted,
+            &selection,
             concurrency,
             |count| bar.set_length(count as u64),
             |done| print_progress(&bar, done),
@@ -113,7 +113,7 @@ impl Run {
     }
 }
 
-fn print_progress(bar: &ProgressBar, done: &Outcome) {
+fn print_progress(bar: &ProgressBar, done: &TenantOutcome) {
     bar.inc(1);
     let result = match &done.error {
         None => format!("{}: done in {} ms", done.tenant, done.elapsed_ms),
@@ -129,7 +129,7 @@ fn print_progress(bar: &ProgressBar, done: &Outcome) {
 }
 
 /// Prints one table for all results with the same columns.
-fn print_tables(outcomes: &[Outcome]) {
+fn print_tables(outcomes: &[TenantOutcome]) {
     let mut tables: Vec<(Vec<&str>, Vec<Vec<String>>)> = Vec::new();
     for outcome in outcomes {
         for answer in &outcome.results {
@@ -156,7 +156,7 @@ fn print_tables(outcomes: &[Outcome]) {
     }
 }
 
-fn cells(outcome: &Outcome, row: &[Option<String>]) -> Vec<String> {
+fn cells(outcome: &TenantOutcome, row: &[Option<String>]) -> Vec<String> {
     let cells = row.iter().map(|cell| cell.clone().unwrap_or_else(|| "-".to_owned()));
     std::iter::once(outcome.tenant.clone()).chain(cells).collect()
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
-use crate::control_path::secrets::scram_verifier::Given;
+use crate::control_path::secrets::scram_verifier::LoginPassword;
 
 /// Where the password of a login comes from.
 #[derive(Debug, Clone, clap::Args)]
@@ -23,16 +23,16 @@ impl PasswordSource {
     ///
     /// # Errors
     /// Standard input or the terminal cannot be read, or the repeated password differs.
-    pub fn obtain(&self, login: &str) -> io::Result<Given> {
+    pub fn obtain(&self, login: &str) -> io::Result<LoginPassword> {
         if self.password_stdin {
-            return Ok(Given::by(Some(first_line()?)));
+            return Ok(LoginPassword::given_or_generated(Some(first_line()?)));
         }
         if self.generate || !io::stdin().is_terminal() {
-            return Ok(Given::by(None));
+            return Ok(LoginPassword::given_or_generated(None));
         }
         let password = prompt(&format!("Password for {login} (empty to generate one): "))?;
         if password.expose_secret().is_empty() {
-            return Ok(Given::by(None));
+            return Ok(LoginPassword::given_or_generated(None));
         }
         let again = prompt("Repeat the password: ")?;
         if again.expose_secret() != password.expose_secret() {
@@ -41,7 +41,7 @@ impl PasswordSource {
                 "the passwords differ, so nothing was changed; run the command again",
             ));
         }
-        Ok(Given::by(Some(password)))
+        Ok(LoginPassword::given_or_generated(Some(password)))
     }
 }
 

@@ -6,7 +6,7 @@ use tracing::{error, info};
 
 use crate::{
     cli::{Failure, Globals, logging, process},
-    control_path::{console::Request, node::Serving},
+    control_path::{console::Request, node::Node},
     shutdown::Ending,
 };
 
@@ -29,8 +29,8 @@ impl Serve {
         process::prepare(&config);
         let mut signals = Signals::catch()?;
         let grace = config.timeouts.shutdown;
-        let serving = tokio::select! {
-            started = Serving::start(config) => started?,
+        let node = tokio::select! {
+            started = Node::start(config) => started?,
             // Starting takes as long as the central database cannot be reached.
             () = signals.end_requested() => return Ok(()),
         };
@@ -38,28 +38,28 @@ impl Serve {
         let ending = loop {
             tokio::select! {
                 kind = signals.next() => match kind {
-                    kind if kind == SignalKind::hangup() => drop(reload(globals, &serving).await),
+                    kind if kind == SignalKind::hangup() => drop(reload(globals, &node).await),
                     kind if kind == SignalKind::terminate() => break Ending::Drain { at_most: Some(grace) },
                     kind if kind == SignalKind::interrupt() => break Ending::Drain { at_most: None },
                     _ => break Ending::Now,
                 },
-                request = serving.requested() => match request {
-                    Request::Reload(tell) => drop(tell.send(reload(globals, &serving).await)),
+                request = node.requested() => match request {
+                    Request::Reload(reply) => drop(reply.send(reload(globals, &node).await)),
                     Request::Shutdown(ending) => break ending,
                 },
             }
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         info!(how = ending_name(ending), "stopping");
-        serving.end(ending, signals.end_requested()).await;
+        node.end(ending, signals.end_requested()).await;
         Ok(())
     }
 }
 
-async fn reload(globals: &Globals, serving: &Serving) -> Result<(), String> {
+async fn reload(globals: &Globals, node: &Node) -> Result<(), String> {
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
     let reloaded = match globals.load_own_config() {
-        Ok(config) => serving.reload(config).await.map_err(|error| error.to_string()),
+        Ok(config) => node.reload(config).await.map_err(|error| error.to_string()),
         Err(failure) => Err(failure.to_string()),
     };
     if let Err(error) = &reloaded {

@@ -14,8 +14,8 @@ use crate::{
     config::{Config, units},
     control_path::{
         admin::{
-            commands::Order,
-            tenants::{self, Sessions, TenantSummary},
+            commands::AdminCommand,
+            tenants::{self, SuspendSessions, TenantSummary},
         },
         onboarding::{
             adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, move_tenant::MoveTenant,
@@ -264,18 +264,23 @@ impl TenantCommand {
                 answer(json, &tenant, || table::fields(&fields(&tenant, &config)));
                 return Ok(());
             }
-            Action::Set(Set { name, settings, json }) => (Order::SetTenant { name, settings }, json),
+            Action::Set(Set { name, settings, json }) => (AdminCommand::SetTenant { name, settings }, json),
             Action::Suspend(Suspend { name, reason, after_transaction, json, .. }) => {
-                let sessions =
-                    if after_transaction { Sessions::EndAfterTransaction } else { Sessions::EndNow };
-                (Order::SuspendTenant { name, reason, sessions }, json)
+                let sessions = if after_transaction {
+                    SuspendSessions::EndAfterTransaction
+                } else {
+                    SuspendSessions::EndNow
+                };
+                (AdminCommand::SuspendTenant { name, reason, sessions }, json)
             }
-            Action::Resume(Named { name, json }) => (Order::ResumeTenant { name }, json),
-            Action::Rotate(Rotate { name, json }) => (Order::RotateTenant { name }, json),
+            Action::Resume(Named { name, json }) => (AdminCommand::ResumeTenant { name }, json),
+            Action::Rotate(Rotate { name, json }) => (AdminCommand::RotateTenant { name }, json),
             Action::Move(Move { name, host, patience, keep_source, json }) => {
-                (Order::MoveTenant { name, to: MoveTenant { host, patience, keep_source } }, json)
+                (AdminCommand::MoveTenant { name, to: MoveTenant { host, patience, keep_source } }, json)
             }
-            Action::Rename(Rename { name, new_name: to, json }) => (Order::RenameTenant { name, to }, json),
+            Action::Rename(Rename { name, new_name: to, json }) => {
+                (AdminCommand::RenameTenant { name, to }, json)
+            }
         };
         admin_command::run(globals, command, json).await
     }
@@ -291,7 +296,7 @@ impl Create {
             template: self.template,
             schema,
         };
-        admin_command::run(globals, Order::CreateTenant(wanted), self.json).await
+        admin_command::run(globals, AdminCommand::CreateTenant(wanted), self.json).await
     }
 }
 
@@ -299,7 +304,7 @@ impl Adopt {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let wanted =
             AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
-        admin_command::run(globals, Order::AdoptTenant(wanted), self.json).await
+        admin_command::run(globals, AdminCommand::AdoptTenant(wanted), self.json).await
     }
 }
 
@@ -369,7 +374,7 @@ impl Drop {
             self.confirm(&tenants::show(&actor, &self.name).await?)?;
         }
         let database = DropDatabase::of(self.leave_host, self.with_database);
-        let command = Order::DropTenant { name: self.name, database, final_dump: self.final_dump };
+        let command = AdminCommand::DropTenant { name: self.name, database, final_dump: self.final_dump };
         admin_command::run_as(actor, &config, command, self.json).await
     }
 

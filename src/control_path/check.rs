@@ -10,7 +10,7 @@ use crate::{
         central::{Central, CentralError, causes, tls::CentralTlsConnector},
         init::{keyring_origin, open_to_public},
         migrations,
-        secrets::{keyring::Keyring, seal::Place},
+        secrets::{keyring::Keyring, seal::SecretLocation},
     },
     data_path::tenant::TlsMode,
     wire::tls::{
@@ -135,7 +135,7 @@ async fn tenants_open(client: &Client, keyring: &Keyring) -> Result<Check, Centr
         let (id, name): (i64, &str) = (row.try_get("id")?, row.try_get("name")?);
         for column in ["sealed_password", "sealed_ro_password"] {
             let Some(blob) = row.try_get::<_, Option<&[u8]>>(column)? else { continue };
-            match keyring.open(&Place { table: "tenants", row: &id.to_string(), column }, blob) {
+            match keyring.open(&SecretLocation { table: "tenants", row: &id.to_string(), column }, blob) {
                 Ok(_) => opened += 1,
                 Err(error) => problems.push(format!("tenant {name:?}: {error}")),
             }
@@ -185,7 +185,7 @@ async fn reach_host(name: &str, row: &Row, keyring: &Keyring, config: &Config) -
             TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
         });
     if let Some(blob) = row.try_get::<_, Option<&[u8]>>("sealed_admin_password").map_err(unreadable)? {
-        let place = Place { table: "hosts", row: name, column: "sealed_admin_password" };
+        let place = SecretLocation { table: "hosts", row: name, column: "sealed_admin_password" };
         let password: SecretString = keyring.open(&place, blob).map_err(|error| error.to_string())?;
         connection.password(password.expose_secret());
     }

@@ -13,7 +13,7 @@ use crate::{
         migrations::{self, MigrationError},
         secrets::{
             keyring::{Keyring, KeyringError},
-            seal::{Place, SealError},
+            seal::{SealError, SecretLocation},
         },
     },
     data_path::tenant::TlsMode,
@@ -270,7 +270,7 @@ async fn register_host(config: &Config, client: &Client, keyring: &Keyring) -> R
 }
 
 fn seal_for_host(keyring: &Keyring, password: &SecretString) -> Result<Vec<u8>, SealError> {
-    let place = Place { table: "hosts", row: DEFAULT_HOST, column: "sealed_admin_password" };
+    let place = SecretLocation { table: "hosts", row: DEFAULT_HOST, column: "sealed_admin_password" };
     keyring.seal(&place, password)
 }
 

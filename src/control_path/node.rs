@@ -14,19 +14,19 @@ use tracing::{info, warn};
 use crate::{
     config::Config,
     control_path::{
-        admin::actor::Office,
+        admin::actor::AdminContext,
         central::{
             Central, CentralError, causes,
-            change_barrier::Marks,
-            change_feed::{self, Notice},
+            change_barrier::ChangeBarrier,
+            change_feed::{self, FeedEvent},
             cluster_cancel,
-            move_pause::Fences,
+            move_pause::MovePauses,
         },
-        console::{self, Backstage, Period, Request},
+        console::{self, ConsoleContext, Request, StatsWindow},
         directory::Directory,
         http, migrations,
         onboarding::{adopt::complete_grants, repair::mending},
-        secrets::keyring_reload::LiveKeyring,
+        secrets::keyring_reload::ReloadableKeyring,
     },
     data_path::{
         login::{
@@ -55,12 +55,12 @@ const START_PAUSE: Duration = Duration::from_millis(250);
 /// How often idle servers and pools are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// A node that serves clients. Ends with [`Serving::end`]; dropping it ends everything at once.
+/// A node that serves clients. Ends with [`Node::end`]; dropping it ends everything at once.
 #[derive(Debug)]
-pub struct Serving {
+pub struct Node {
     /// What the clients share.
     pub proxy: Arc<Proxy>,
-    keyring: Arc<LiveKeyring>,
+    keyring: Arc<ReloadableKeyring>,
     dial: Arc<ArcSwap<DialOptions>>,
     listeners: Listeners,
     http: Option<SocketAddr>,
@@ -74,45 +74,46 @@ pub struct Serving {
 /// Why a node does not start, or does not take over a new configuration: a sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct ServeError(String);
+pub struct NodeError(String);
 
-fn refused(error: impl std::error::Error + 'static) -> ServeError {
-    ServeError(causes(&error))
+fn refused(error: impl std::error::Error + 'static) -> NodeError {
+    NodeError(causes(&error))
 }
 
-impl Serving {
+impl Node {
     /// Checks everything, binds, and serves.
     ///
     /// # Errors
     /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served then.
-    pub async fn start(config: Config) -> Result<Self, ServeError> {
-        let keyring = Arc::new(LiveKeyring::load(&config).map_err(refused)?);
+    pub async fn start(config: Config) -> Result<Self, NodeError> {
+        let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
         let client = first_client(&central, &config).await?;
         migrations::require_current(&**client).await.map_err(refused)?;
         drop(client);
         let tls = ArcSwapOption::from(client_tls(&config)?.map(Arc::new));
         let dial = Arc::new(ArcSwap::from_pointee(DialOptions::new(&config).map_err(refused)?));
-        let http = config.http_listen.map(http::bind).transpose().map_err(ServeError)?;
-        let listeners = Listeners::bind(&config).map_err(ServeError)?;
+        let http = config.http_listen.map(http::bind).transpose().map_err(NodeError)?;
+        let listeners = Listeners::bind(&config).map_err(NodeError)?;
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
         let directory = Directory::new(central.clone(), keyring.clone(), &config);
-        directory.learn_mock_salt().await.map_err(refused)?;
+        directory.load_mock_salt().await.map_err(refused)?;
         let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let marks = Arc::new(Marks::default());
-        let office = Office { central: central.clone(), keyring: keyring.clone(), marks: marks.clone() };
-        let before_first = grants(office.clone());
+        let barrier = Arc::new(ChangeBarrier::default());
+        let context =
+            AdminContext { central: central.clone(), keyring: keyring.clone(), barrier: barrier.clone() };
+        let before_first = grants(context.clone());
         let look_again = looking(central.clone(), directory.clone());
         let all_workers = workers.all().to_vec();
         let metrics = Arc::<Metrics>::default();
-        let mend = mending(office.clone(), metrics.clone());
+        let mend = mending(context.clone(), metrics.clone());
         let pools =
             TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again, mend);
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
-        let period = Arc::new(Period::default());
-        let backstage = Backstage { office: office.clone(), period: period.clone(), requests };
+        let window = Arc::new(StatsWindow::default());
+        let console_context = ConsoleContext { admin: context.clone(), window: window.clone(), requests };
         let proxy = Arc::new(Proxy {
             config,
             tls,
@@ -120,7 +121,7 @@ impl Serving {
             pools,
             sessions: Arc::new(Sessions::default()),
             workers: workers.all().to_vec(),
-            console: console::door(backstage),
+            console: console::door(console_context),
             foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
             door: Arc::default(),
             turns: Arc::default(),
@@ -129,13 +130,13 @@ impl Serving {
             metrics,
         });
         let mut tasks = vec![
-            tokio::spawn(follow(central, proxy.clone(), marks)),
-            tokio::spawn(keep_house(proxy.clone(), period)),
+            tokio::spawn(follow(central, proxy.clone(), barrier)),
+            tokio::spawn(keep_house(proxy.clone(), window)),
             tokio::spawn(timeouts::watch(proxy.clone())),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
-            tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), office)));
+            tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), context)));
         }
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
@@ -178,8 +179,8 @@ impl Serving {
     ///
     /// # Errors
     /// What is wrong.
-    pub async fn reload(&self, config: Config) -> Result<(), ServeError> {
-        let keyring = LiveKeyring::load(&config).map_err(refused)?;
+    pub async fn reload(&self, config: Config) -> Result<(), NodeError> {
+        let keyring = ReloadableKeyring::load(&config).map_err(refused)?;
         let tls = client_tls(&config)?;
         let dial = DialOptions::new(&config).map_err(refused)?;
         self.proxy.tls.store(tls.map(Arc::new));
@@ -200,7 +201,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for Node {
     fn drop(&mut self) {
         for task in &self.tasks {
             task.abort();
@@ -210,7 +211,7 @@ impl Drop for Serving {
 
 /// A connection to the central database, which may come up a little later than we do: after a restart of the machine, a
 /// failover. What does not pass by itself is said at once.
-async fn first_client(central: &Central, config: &Config) -> Result<Object, ServeError> {
+async fn first_client(central: &Central, config: &Config) -> Result<Object, NodeError> {
     let begun = Instant::now();
     let mut told = false;
     loop {
@@ -229,7 +230,7 @@ async fn first_client(central: &Central, config: &Config) -> Result<Object, Serv
 }
 
 /// The certificate for clients, if there is to be one.
-fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, ServeError> {
+fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
     let tls = &config.client_tls;
     let (
         TlsMode::Allow | TlsMode::Prefer | TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull,
@@ -247,10 +248,10 @@ fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, ServeError> 
 }
 
 /// Access to an adopted database's tables, granted when its first pool is made.
-fn grants(office: Office) -> PoolMaking {
+fn grants(context: AdminContext) -> PoolMaking {
     Arc::new(move |tenant| {
-        let operator = office.operator("pglobby");
-        Box::pin(async move { complete_grants(&operator, tenant.id).await.map_err(|error| causes(&error)) })
+        let actor = context.actor("pglobby");
+        Box::pin(async move { complete_grants(&actor, tenant.id).await.map_err(|error| causes(&error)) })
     })
 }
 
@@ -275,10 +276,10 @@ fn looking(central: Central, directory: Arc<Directory>) -> Looking {
 }
 
 /// Carries changes of the central database to pools and sessions, in order.
-async fn follow(central: Central, proxy: Arc<Proxy>, marks: Arc<Marks>) {
+async fn follow(central: Central, proxy: Arc<Proxy>, barrier: Arc<ChangeBarrier>) {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let (metrics, directory) = (proxy.metrics.clone(), proxy.directory.clone());
-    let mut fences = Fences::new(central.clone(), proxy.clone());
+    let mut move_pauses = MovePauses::new(central.clone(), proxy.clone());
     let listening = change_feed::follow(
         central,
         move |notice| drop(tell.send(notice)),
@@ -291,24 +292,24 @@ async fn follow(central: Central, proxy: Arc<Proxy>, marks: Arc<Marks>) {
         loop {
             let notice = tokio::select! {
                 notice = told.recv() => notice,
-                () = tokio::time::sleep(HOUSEKEEPING), if fences.is_behind() => {
-                    fences.follow_rows().await;
+                () = tokio::time::sleep(HOUSEKEEPING), if move_pauses.must_retry() => {
+                    move_pauses.apply().await;
                     continue;
                 }
             };
             let Some(notice) = notice else { return };
             match notice {
-                Notice::Changed(change) => {
+                FeedEvent::Changed(change) => {
                     let may_move = matches!(change, Change::Tenant(_) | Change::Everything);
                     proxy.apply(change).await;
                     if may_move {
-                        fences.follow_rows().await;
+                        move_pauses.apply().await;
                     }
                 }
-                Notice::HostFull(host) => proxy.pools.make_room(&host),
-                Notice::Mark(payload) => marks.heard(&payload),
+                FeedEvent::HostFull(host) => proxy.pools.make_room(&host),
+                FeedEvent::Barrier(payload) => barrier.arrived(&payload),
                 // Told without waiting for it to settle: the client that asked is another node's.
-                Notice::Cancel(key) => {
+                FeedEvent::Cancel(key) => {
                     drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))
                 }
             }
@@ -318,12 +319,12 @@ async fn follow(central: Central, proxy: Arc<Proxy>, marks: Arc<Marks>) {
     warn!(side = "central", "no longer following changes");
 }
 
-async fn keep_house(proxy: Arc<Proxy>, period: Arc<Period>) {
+async fn keep_house(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
     let mut interval = tokio::time::interval(HOUSEKEEPING);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         proxy.pools.keep_house().await;
-        period.keep(&proxy.pools);
+        window.keep(&proxy.pools);
     }
 }

@@ -9,7 +9,7 @@ use time::{
 ///
 /// # Errors
 /// A sentence to follow the option's name.
-pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
+pub fn parse_timestamp(text: &str) -> Result<OffsetDateTime, String> {
     let text = text.trim();
     let date = format_description!("[year]-[month]-[day]");
     let minute = format_description!("[year]-[month]-[day] [hour]:[minute]");
@@ -42,10 +42,10 @@ mod tests {
             ("2027-01-31 18:00:01", datetime!(2027-01-31 18:00:01 UTC)),
             ("2027-01-31T18:00:00+01:00", datetime!(2027-01-31 17:00 UTC)),
         ] {
-            assert_eq!(parse_moment(text), Ok(moment), "{text}");
+            assert_eq!(parse_timestamp(text), Ok(moment), "{text}");
         }
         for text in ["", "tomorrow", "2027-02-30", "2027-01-31 25:00"] {
-            assert!(parse_moment(text).is_err(), "{text}");
+            assert!(parse_timestamp(text).is_err(), "{text}");
         }
     }
 }

@@ -30,7 +30,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    error::Refusal,
+    error::ClientError,
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
 
@@ -50,8 +50,8 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
             .await
     });
     let login = tokio::select! {
-        login = in_time => login.unwrap_or(Err(Refusal::LoginTimeout.into())),
-        () = visitor.must_leave() => Err(Refusal::TooManyClients.into()),
+        login = in_time => login.unwrap_or(Err(ClientError::LoginTimeout.into())),
+        () = visitor.must_leave() => Err(ClientError::TooManyClients.into()),
     };
     match login {
         Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
@@ -113,7 +113,7 @@ async fn log_in(
 }
 
 /// Tells a client that has no session why, and closes.
-pub async fn refuse(stream: Stream, refusal: &Refusal) {
+pub async fn refuse(stream: Stream, refusal: &ClientError) {
     let mut words = Vec::new();
     refusal.write(Severity::Fatal, &mut words);
     let mut unsent = Unsent::default();

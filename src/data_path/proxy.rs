@@ -21,7 +21,7 @@ use crate::{
         tenant::{Change, Directory, Login, allowed_from},
         worker::Worker,
     },
-    error::Refusal,
+    error::ClientError,
     metrics::Metrics,
     wire::{stream::Stream, tls::towards_clients::ClientTlsAcceptor},
 };
@@ -139,15 +139,15 @@ impl Proxy {
                 self.pools.refresh(tenant).await;
                 admit(tenant).err()
             }
-            None => Some(Refusal::AdminShutdown),
+            None => Some(ClientError::AdminShutdown),
         };
         if let Some(tenant) = &tenant {
-            let reason = Refusal::Ended("the networks that may enter this tenant were changed".into());
+            let reason = ClientError::Ended("the networks that may enter this tenant were changed".into());
             self.sessions
                 .end(&reason, |session| session.is_at(id) && !allowed_from(&tenant.allow_from, session.peer));
         }
         let Some(refusal) = refusal else { return };
-        let reason = Refusal::Ended(refusal.to_string());
+        let reason = ClientError::Ended(refusal.to_string());
         if tenant.is_some_and(|tenant| tenant.drain) {
             for session in self.sessions.all().into_iter().filter(|session| session.is_at(id)) {
                 session.end_when_free(reason.clone());
@@ -172,7 +172,7 @@ impl Proxy {
         });
         match stays {
             Some(login) => self.sessions.set_valid_until(session, login.valid_until),
-            None => session.end(Refusal::Ended("the login was changed".into())),
+            None => session.end(ClientError::Ended("the login was changed".into())),
         }
     }
 
@@ -182,9 +182,10 @@ impl Proxy {
         self.login_changed(session).await;
         let Some(place) = session.place() else { return };
         if let Ok(tenant) = self.directory.tenant_by_id(place.tenant.id).await
-            && let Some(refusal) = tenant.map_or(Some(Refusal::AdminShutdown), |tenant| admit(&tenant).err())
+            && let Some(refusal) =
+                tenant.map_or(Some(ClientError::AdminShutdown), |tenant| admit(&tenant).err())
         {
-            session.end(Refusal::Ended(refusal.to_string()));
+            session.end(ClientError::Ended(refusal.to_string()));
         }
     }
 }

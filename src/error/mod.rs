@@ -13,7 +13,7 @@ use crate::wire::message::{Severity, error_response};
 /// An ErrorResponse of our own. `Display` is the message a client reads; it never carries a name that the client
 /// did not itself send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum ClientError {
     /// Worded alike for an unknown login, an unknown tenant and a wrong password, so that names cannot be probed.
     #[error("password authentication failed for user \"{user}\"")]
     LoginFailed {
@@ -74,7 +74,7 @@ pub enum Refusal {
     },
     /// More would be kept for the session, its tenant or all than may be.
     #[error("{}", .limit.words(*.max))]
-    TooMuchKept {
+    MemoryLimit {
         /// The limit that would be exceeded.
         limit: Limit,
         /// What it is.
@@ -82,7 +82,7 @@ pub enum Refusal {
     },
     /// The same, where it is no statement that can be refused.
     #[error("terminating connection because it does not take what it is sent: {}", .limit.words(*.max))]
-    TooMuchUnsent {
+    UnsentLimit {
         /// The limit that would be exceeded.
         limit: Limit,
         /// What it is.
@@ -98,12 +98,12 @@ pub enum Refusal {
     },
     /// The connection that listened for this client broke.
     #[error("terminating connection because the connection that listened for it was lost; LISTEN again")]
-    ListeningLost,
+    ListenerLost,
     /// PAUSE, `tenant move`: nobody listens meanwhile.
     #[error(
         "terminating connection because notifications could be missed while the database is held still; LISTEN again"
     )]
-    ListeningMoved,
+    ListenerPaused,
     /// A service login's session that has chosen no tenant yet.
     #[error(
         "no tenant is chosen; choose one with SET pglobby.tenant = 'NAME' (or in a transaction: SET LOCAL)"
@@ -125,10 +125,10 @@ pub enum Refusal {
     },
     /// A choice of a tenant that cannot be made there, or so.
     #[error(transparent)]
-    NoChoice(#[from] NoChoice),
+    TenantSwitch(#[from] TenantSwitchError),
     /// A change of a role or a database that is the operator's, or a change of a password that cannot be made so.
     #[error(transparent)]
-    Identity(#[from] IdentityRefusal),
+    Identity(#[from] IdentityError),
     /// The central database did not say whether it has taken a login's new password.
     #[error(
         "pglobby cannot change passwords at the moment, and the old or the new one may hold; please try again"
@@ -228,7 +228,7 @@ pub enum Refusal {
 
 /// Why a text that speaks of `pglobby.tenant` is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NoChoice {
+pub enum TenantSwitchError {
     /// An employee's session belongs to one tenant.
     #[error("permission denied to set parameter \"pglobby.tenant\": the login belongs to one tenant")]
     Employee,
@@ -263,7 +263,7 @@ pub enum NoChoice {
 /// Why a text about roles or about the database itself is refused. The roles on the server are shared by all logins of a
 /// tenant, so what would change them belongs to the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityRefusal {
+pub enum IdentityError {
     /// ALTER ROLE, DROP ROLE and their like of a tenant's role.
     #[error("permission denied to change the database's own roles")]
     Role,
@@ -305,7 +305,7 @@ pub enum IdentityRefusal {
     LoginChanged,
 }
 
-impl IdentityRefusal {
+impl IdentityError {
     fn sqlstate(self) -> &'static str {
         match self {
             Self::Role
@@ -359,36 +359,36 @@ impl IdentityRefusal {
 
 /// Why a server is made to refuse what its client has asked of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Objection {
+pub enum RequestError {
     /// It speaks of the session's tenant.
-    NoChoice(NoChoice),
+    TenantSwitch(TenantSwitchError),
     /// It would change a role, the database or a password.
-    Identity(IdentityRefusal),
+    Identity(IdentityError),
     /// The statement would give other columns than the client knows of.
     ResultChanged,
     /// More would be kept than may be.
-    TooMuchKept(Limit),
+    MemoryLimit(Limit),
 }
 
-impl From<NoChoice> for Objection {
-    fn from(reason: NoChoice) -> Self {
-        Self::NoChoice(reason)
+impl From<TenantSwitchError> for RequestError {
+    fn from(reason: TenantSwitchError) -> Self {
+        Self::TenantSwitch(reason)
     }
 }
 
-impl From<IdentityRefusal> for Objection {
-    fn from(reason: IdentityRefusal) -> Self {
+impl From<IdentityError> for RequestError {
+    fn from(reason: IdentityError) -> Self {
         Self::Identity(reason)
     }
 }
 
-impl From<Limit> for Objection {
+impl From<Limit> for RequestError {
     fn from(limit: Limit) -> Self {
-        Self::TooMuchKept(limit)
+        Self::MemoryLimit(limit)
     }
 }
 
-impl NoChoice {
+impl TenantSwitchError {
     fn sqlstate(self) -> &'static str {
         match self {
             Self::Employee => "42501",
@@ -400,7 +400,7 @@ impl NoChoice {
     }
 }
 
-impl Refusal {
+impl ClientError {
     /// The SQLSTATE (PostgreSQL documentation, appendix A).
     pub fn sqlstate(&self) -> &str {
         match self {
@@ -416,11 +416,11 @@ impl Refusal {
             | Self::TooManyClientsOfTenant { .. }
             | Self::TooManyPinned { .. } => "53300",
             Self::TooManyNotifications { .. } | Self::PasswordTooOften { .. } => "53400",
-            Self::TooMuchKept { limit, .. } | Self::TooMuchUnsent { limit, .. } => limit.sqlstate(),
+            Self::MemoryLimit { limit, .. } | Self::UnsentLimit { limit, .. } => limit.sqlstate(),
             Self::NoTenantChosen => "55000",
             Self::TenantDenied { .. } => "42501",
             Self::TenantPinned { .. } => "55006",
-            Self::NoChoice(reason) => reason.sqlstate(),
+            Self::TenantSwitch(reason) => reason.sqlstate(),
             Self::Identity(reason) => reason.sqlstate(),
             Self::AsPostgres { sqlstate, .. } => sqlstate,
             Self::ResultChanged => "0A000",
@@ -434,7 +434,7 @@ impl Refusal {
             Self::OutcomeUnknown => "08007",
             Self::ProtocolViolation(_) => "08P01",
             Self::NotSupported(_) => "0A000",
-            Self::AdminShutdown | Self::Ended(_) | Self::ListeningLost | Self::ListeningMoved => "57P01",
+            Self::AdminShutdown | Self::Ended(_) | Self::ListenerLost | Self::ListenerPaused => "57P01",
             Self::LoginTimeout => "57014",
             Self::TimedOut { sqlstate, .. } => sqlstate,
             Self::Internal => "XX000",

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use pglobby::control_path::{
-    admin::actor::{Operator, Progress},
+    admin::actor::{Actor, Progress},
     central::Central,
     init::init,
     onboarding::create::CreateTenant,
-    secrets::keyring_reload::LiveKeyring,
+    secrets::keyring_reload::ReloadableKeyring,
 };
 use tokio_postgres::Config;
 
@@ -27,7 +27,7 @@ pub enum Master {
 
 pub struct Desk {
     pub lobby: Lobby,
-    pub operator: Operator,
+    pub operator: Actor,
     pub config: pglobby::config::Config,
 }
 
@@ -52,13 +52,13 @@ impl Desk {
         Self { lobby, operator, config }
     }
 
-    fn operator_of(config: &pglobby::config::Config) -> Operator {
-        let keyring = LiveKeyring::load(config).unwrap();
-        Operator::new(Central::open(config).unwrap(), Arc::new(keyring), "test")
+    fn operator_of(config: &pglobby::config::Config) -> Actor {
+        let keyring = ReloadableKeyring::load(config).unwrap();
+        Actor::new(Central::open(config).unwrap(), Arc::new(keyring), "test")
     }
 
     /// Another process, as far as the servers can tell: connections of its own.
-    pub fn another_operator(&self) -> Operator {
+    pub fn another_operator(&self) -> Actor {
         Self::operator_of(&self.config)
     }
 

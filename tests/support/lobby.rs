@@ -8,7 +8,7 @@ use pglobby::{
         central::Central,
         directory::Directory,
         init::init,
-        secrets::{keyring::Keyring, keyring_reload::LiveKeyring, seal::Place},
+        secrets::{keyring::Keyring, keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
 };
 use secrecy::SecretString;
@@ -61,7 +61,7 @@ impl Lobby {
 
     pub fn directory(&self, config: &Config) -> (Arc<Directory>, Central) {
         let central = Central::open(config).unwrap();
-        let keyring = Arc::new(LiveKeyring::load(config).unwrap());
+        let keyring = Arc::new(ReloadableKeyring::load(config).unwrap());
         (Directory::new(central.clone(), keyring, config), central)
     }
 
@@ -74,7 +74,7 @@ impl Lobby {
         );
         let id = client.ask(&insert).await;
         let keyring = Keyring::load(&self.config("")).unwrap();
-        let place = Place { table: "tenants", row: &id, column: "sealed_password" };
+        let place = SecretLocation { table: "tenants", row: &id, column: "sealed_password" };
         let blob = keyring.seal(&place, &SecretString::from(format!("{name}'s password"))).unwrap();
         let update = "UPDATE pglobby.tenants SET sealed_password = $1, status = 'active' WHERE id = $2";
         let id: i64 = id.parse().unwrap();

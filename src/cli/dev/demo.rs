@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         logins::{self, NewLogin, NewLoginKind},
         tenants,
     },
@@ -35,8 +35,8 @@ const CONSOLE: &str = "pglobby";
 /// Creates the demo tenants and logins that are missing. A tenant that was dropped stays dropped, with its login.
 ///
 /// # Errors
-/// [`OperatorError`].
-pub async fn create(actor: &Operator) -> Result<Vec<DemoLogin>, OperatorError> {
+/// [`AdminError`].
+pub async fn create(actor: &Actor) -> Result<Vec<DemoLogin>, AdminError> {
     let tenants = tenants::list(actor, true).await?;
     let logins = logins::list(actor, None).await?;
     let mut demo = Vec::new();
@@ -63,11 +63,7 @@ pub async fn create(actor: &Operator) -> Result<Vec<DemoLogin>, OperatorError> {
     Ok(demo)
 }
 
-async fn create_login(
-    actor: &Operator,
-    name: &str,
-    kind: NewLoginKind,
-) -> Result<SecretString, OperatorError> {
+async fn create_login(actor: &Actor, name: &str, kind: NewLoginKind) -> Result<SecretString, AdminError> {
     let password = generate_password();
     let login = NewLogin {
         name: name.to_owned(),

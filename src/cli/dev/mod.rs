@@ -19,12 +19,12 @@ use crate::{
     cli::{Failure, logging, output, serve::Signals},
     config::Config,
     control_path::{
-        admin::{actor::Operator, hosts},
+        admin::{actor::Actor, hosts},
         central::Central,
         console::Request,
         init::{DEFAULT_HOST, init},
-        node::Serving,
-        secrets::keyring_reload::LiveKeyring,
+        node::Node,
+        secrets::keyring_reload::ReloadableKeyring,
     },
     local_postgres::cluster::Stop,
     shutdown::Ending,
@@ -69,39 +69,39 @@ impl Dev {
 
         logging::start(&config.log)?;
         let mut signals = Signals::catch()?;
-        let serving = Serving::start(config.clone()).await?;
+        let node = Node::start(config.clone()).await?;
         let _announcement = announce(&folder);
         if let Some(listen) = config.listen.first() {
             output::line("pglobby and its PostgreSQL are running.\n");
             output::line(demo::instructions(&logins, *listen, folder.path()));
         }
         tokio::select! {
-            () = until_stopped(&mut signals, &serving, &folder) => {}
+            () = until_stopped(&mut signals, &node, &folder) => {}
             () = postgres_ended => {
                 let log = folder.path().join("postgres.log");
                 return Err(Failure::new(format!("PostgreSQL has ended; see {}", log.display())));
             }
         }
-        serving.end(Ending::Now, std::future::pending()).await;
+        node.end(Ending::Now, std::future::pending()).await;
         Ok(postgres.stop(Stop::Fast)?)
     }
 }
 
 /// Reloads `proxy.toml` at HUP and RELOAD, as `serve` does; returns at any other signal and at SHUTDOWN.
-async fn until_stopped(signals: &mut Signals, serving: &Serving, folder: &DataFolder) {
+async fn until_stopped(signals: &mut Signals, node: &Node, folder: &DataFolder) {
     loop {
         let reply = tokio::select! {
             kind = signals.next() => match kind == SignalKind::hangup() {
                 true => None,
                 false => return,
             },
-            request = serving.requested() => match request {
+            request = node.requested() => match request {
                 Request::Reload(reply) => Some(reply),
                 Request::Shutdown(_) => return,
             },
         };
         let reloaded = match folder.config(None) {
-            Ok(config) => serving.reload(config).await.map_err(|error| error.to_string()),
+            Ok(config) => node.reload(config).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = &reloaded {
@@ -113,13 +113,13 @@ async fn until_stopped(signals: &mut Signals, serving: &Serving, folder: &DataFo
     }
 }
 
-fn actor(config: &Config) -> Result<Operator, Failure> {
-    let keyring = LiveKeyring::load(config)?;
-    Ok(Operator::new(Central::open(config)?, Arc::new(keyring), "pglobby dev"))
+fn actor(config: &Config) -> Result<Actor, Failure> {
+    let keyring = ReloadableKeyring::load(config)?;
+    Ok(Actor::new(Central::open(config)?, Arc::new(keyring), "pglobby dev"))
 }
 
 /// PostgreSQL may listen on another port than in the last run: updates the port of the tenants' host.
-async fn update_host_port(actor: &Operator, port: u16) -> Result<(), Failure> {
+async fn update_host_port(actor: &Actor, port: u16) -> Result<(), Failure> {
     let hosts = hosts::list(actor).await?;
     if hosts.iter().any(|host| host.name == DEFAULT_HOST && host.port != i32::from(port)) {
         hosts::set(actor, DEFAULT_HOST, &[("port".to_owned(), port.to_string())], None).await?;

@@ -1,6 +1,6 @@
 //! Who does something to tenants, logins and hosts, and how it is told when it went wrong.
 //!
-//! The command line, the console and the HTTP API all act through an [`Operator`]; what it does is in `tenants.rs`,
+//! The command line, the console and the HTTP API all act through an [`Actor`]; what it does is in `tenants.rs`,
 //! `logins.rs`, `hosts.rs` and `onboarding/`.
 
 use std::sync::Arc;
@@ -10,44 +10,44 @@ use serde_json::Value;
 use tokio_postgres::{GenericClient, error::SqlState};
 
 use crate::control_path::{
-    central::{self, Central, CentralError, causes, change_barrier::Marks},
+    central::{self, Central, CentralError, causes, change_barrier::ChangeBarrier},
     onboarding::names::NameError,
-    secrets::{keyring::KeyringError, keyring_reload::LiveKeyring, seal::SealError},
+    secrets::{keyring::KeyringError, keyring_reload::ReloadableKeyring, seal::SealError},
 };
 
 /// One operator at work. Cheap to clone.
 #[derive(Clone)]
-pub struct Operator {
+pub struct Actor {
     /// Where everything is recorded.
     pub central: Central,
     /// What credentials are sealed with, as it is now: keys may be rotated while long work goes on.
-    pub keyring: Arc<LiveKeyring>,
+    pub keyring: Arc<ReloadableKeyring>,
     /// For `audit_log` and `operations`: `os:peter`, `login:admin`, `api:deploy`.
-    pub actor: String,
+    pub name: String,
     /// Told of each step of long work, if anybody wants to know.
     pub progress: Option<Arc<dyn Progress>>,
 }
 
 /// Where the operators of a running node come from: those of the console and of the API.
 #[derive(Debug, Clone)]
-pub struct Office {
+pub struct AdminContext {
     /// Where everything is recorded.
     pub central: Central,
     /// What credentials are sealed with.
-    pub keyring: Arc<LiveKeyring>,
+    pub keyring: Arc<ReloadableKeyring>,
     /// How to know that this node has heard of an order.
-    pub marks: Arc<Marks>,
+    pub barrier: Arc<ChangeBarrier>,
 }
 
-impl Office {
+impl AdminContext {
     /// Returns when this node has done what was ordered (and committed) before.
     pub async fn until_applied(&self) {
-        self.marks.wait_until_applied(&self.central).await;
+        self.barrier.wait_until_applied(&self.central).await;
     }
 
-    /// Somebody called `actor`.
-    pub fn operator(&self, actor: impl Into<String>) -> Operator {
-        Operator::new(self.central.clone(), self.keyring.clone(), actor)
+    /// The actor called `name`.
+    pub fn actor(&self, name: impl Into<String>) -> Actor {
+        Actor::new(self.central.clone(), self.keyring.clone(), name)
     }
 }
 
@@ -69,7 +69,7 @@ pub trait Progress: Send + Sync {
 
 /// Why an operator's wish was not fulfilled. One sentence each that says what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum OperatorError {
+pub enum AdminError {
     /// The central database.
     #[error(transparent)]
     Central(#[from] CentralError),
@@ -129,13 +129,13 @@ pub enum OperatorError {
     },
 }
 
-impl From<tokio_postgres::Error> for OperatorError {
+impl From<tokio_postgres::Error> for AdminError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Central(CentralError::Query(error))
     }
 }
 
-impl OperatorError {
+impl AdminError {
     /// The SQLSTATE that a host or the central database gave, if one did.
     pub fn code(&self) -> Option<&SqlState> {
         match self {
@@ -152,27 +152,27 @@ pub(crate) fn server_words(error: &tokio_postgres::Error) -> String {
     format!("{} (SQLSTATE {})", central::said(said).replace('\n', "; "), said.code().code())
 }
 
-impl Operator {
-    /// Somebody called `actor`, who wants no progress.
-    pub fn new(central: Central, keyring: Arc<LiveKeyring>, actor: impl Into<String>) -> Self {
-        Self { central, keyring, actor: actor.into(), progress: None }
+impl Actor {
+    /// The actor called `name`, who wants no progress.
+    pub fn new(central: Central, keyring: Arc<ReloadableKeyring>, name: impl Into<String>) -> Self {
+        Self { central, keyring, name: name.into(), progress: None }
     }
 
     /// Records what was done, on the connection (or in the transaction) that did it. `detail` holds no secrets.
     ///
     /// # Errors
-    /// [`OperatorError::Central`].
+    /// [`AdminError::Central`].
     pub async fn audit(
         &self,
         client: &impl GenericClient,
         action: &str,
         tenant: Option<&str>,
         detail: &Value,
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         client
             .execute(
                 "INSERT INTO pglobby.audit_log (actor, action, tenant, detail) VALUES ($1, $2, $3, $4)",
-                &[&self.actor, &action, &tenant, detail],
+                &[&self.name, &action, &tenant, detail],
             )
             .await?;
         Ok(())
@@ -187,7 +187,7 @@ impl Operator {
 
     /// Tells whoever wants to know.
     pub(crate) async fn report(&self, tenant: &str, step: &str) {
-        tracing::debug!(tenant, step, actor = self.actor, "step done");
+        tracing::debug!(tenant, step, actor = self.name, "step done");
         if let Some(progress) = &self.progress {
             progress.step(tenant, step).await;
         }
@@ -203,26 +203,26 @@ impl Operator {
 
     /// Tells whoever wants to know, and the log.
     pub(crate) async fn report_note(&self, tenant: &str, sentence: &str) {
-        tracing::info!(tenant, actor = self.actor, "{sentence}");
+        tracing::info!(tenant, actor = self.name, "{sentence}");
         if let Some(progress) = &self.progress {
             progress.note(tenant, sentence).await;
         }
     }
 
-    /// [`OperatorError::NotFound`] with the nearest of the names that `all_names` selects.
+    /// [`AdminError::NotFound`] with the nearest of the names that `all_names` selects.
     pub(crate) async fn not_found(
         &self,
         client: &impl GenericClient,
         what: &'static str,
         name: &str,
         all_names: &str,
-    ) -> OperatorError {
+    ) -> AdminError {
         let names: Vec<String> = match client.query(all_names, &[]).await {
             Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
             Err(error) => return error.into(),
         };
         let nearest = nearest(name, names.iter().map(String::as_str)).map(str::to_owned);
-        OperatorError::NotFound { what, name: name.to_owned(), nearest }
+        AdminError::NotFound { what, name: name.to_owned(), nearest }
     }
 }
 
@@ -235,9 +235,9 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
         .map(|(_, candidate)| candidate)
 }
 
-impl std::fmt::Debug for Operator {
+impl std::fmt::Debug for Actor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Operator").field("actor", &self.actor).finish_non_exhaustive()
+        f.debug_struct("Actor").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio_postgres::{Client, GenericClient, Row, error::SqlState};
 
-use super::actor::{Operator, OperatorError};
+use super::actor::{Actor, AdminError};
 use crate::control_path::onboarding::names::check_identifier;
 
 /// Begins every key, so that scanners for leaked secrets can tell what they found.
@@ -85,8 +85,8 @@ fn hash_of(key: &str) -> Vec<u8> {
 ///
 /// # Errors
 /// The central database.
-pub async fn list(operator: &Operator) -> Result<Vec<ApiKey>, OperatorError> {
-    let client = operator.central.client().await?;
+pub async fn list(actor: &Actor) -> Result<Vec<ApiKey>, AdminError> {
+    let client = actor.central.client().await?;
     Ok(client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?.iter().map(summary).collect())
 }
 
@@ -95,18 +95,18 @@ pub async fn list(operator: &Operator) -> Result<Vec<ApiKey>, OperatorError> {
 /// # Errors
 /// The name is taken, also by a revoked key: the audit log must not mean two by one name.
 pub async fn create(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     role: Role,
     expires_at: Option<OffsetDateTime>,
-) -> Result<(ApiKey, SecretString), OperatorError> {
+) -> Result<(ApiKey, SecretString), AdminError> {
     check_identifier("API key", name)?;
     if expires_at.is_some_and(|moment| moment <= OffsetDateTime::now_utc()) {
-        return Err(OperatorError::Invalid("a key that has expired already lets nobody in".to_owned()));
+        return Err(AdminError::Invalid("a key that has expired already lets nobody in".to_owned()));
     }
     let random: [u8; 32] = rand::rng().random();
     let key = SecretString::from(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random)));
-    let mut client = operator.central.client().await?;
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let sql = "INSERT INTO pglobby.api_keys (name, key_hash, role, expires_at) VALUES ($1, $2, $3, $4)
                RETURNING name, role, created_at, expires_at, revoked_at";
@@ -115,14 +115,14 @@ pub async fn create(
     let made = match inserted {
         Ok(row) => summary(&row),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-            return Err(OperatorError::Exists(format!(
+            return Err(AdminError::Exists(format!(
                 "there is an API key {name:?} already, perhaps revoked; choose another name (see `pglobby api-key list`)"
             )));
         }
         Err(error) => return Err(error.into()),
     };
     let detail = json!({ "key": name, "role": role });
-    operator.audit(&transaction, "api_key.create", None, &detail).await?;
+    actor.audit(&transaction, "api_key.create", None, &detail).await?;
     transaction.commit().await?;
     Ok((made, key))
 }
@@ -130,17 +130,17 @@ pub async fn create(
 /// Refuses a key from now on, for good. Revoked again, it stays revoked since the first time.
 ///
 /// # Errors
-/// [`OperatorError::NotFound`].
-pub async fn revoke(operator: &Operator, name: &str) -> Result<ApiKey, OperatorError> {
-    let mut client = operator.central.client().await?;
+/// [`AdminError::NotFound`].
+pub async fn revoke(actor: &Actor, name: &str) -> Result<ApiKey, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let sql = "UPDATE pglobby.api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE name = $1
                RETURNING name, role, created_at, expires_at, revoked_at";
     let Some(row) = transaction.query_opt(sql, &[&name]).await? else {
         let names = "SELECT name FROM pglobby.api_keys";
-        return Err(operator.not_found(&transaction, "API key", name, names).await);
+        return Err(actor.not_found(&transaction, "API key", name, names).await);
     };
-    operator.audit(&transaction, "api_key.revoke", None, &json!({ "key": name })).await?;
+    actor.audit(&transaction, "api_key.revoke", None, &json!({ "key": name })).await?;
     transaction.commit().await?;
     Ok(summary(&row))
 }
@@ -153,7 +153,7 @@ pub async fn revoke(operator: &Operator, name: &str) -> Result<ApiKey, OperatorE
 pub async fn recognise(
     client: &impl GenericClient,
     presented: &SecretString,
-) -> Result<Option<ApiKey>, OperatorError> {
+) -> Result<Option<ApiKey>, AdminError> {
     let presented = presented.expose_secret();
     if presented.len() != KEY_BYTES || !presented.starts_with(PREFIX) {
         return Ok(None);

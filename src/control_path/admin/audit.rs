@@ -1,10 +1,10 @@
-//! `audit_log`, read: who did what, newest first. It is written by [`Operator::audit`], beside what it tells of.
+//! `audit_log`, read: who did what, newest first. It is written by [`Actor::audit`], beside what it tells of.
 
 use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::actor::{Operator, OperatorError};
+use super::actor::{Actor, AdminError};
 
 /// One row of `pglobby.audit_log`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,12 +29,12 @@ pub struct AuditEntry {
 /// # Errors
 /// The central database.
 pub async fn list(
-    operator: &Operator,
+    actor: &Actor,
     tenant: Option<&str>,
     before: Option<i64>,
     limit: i64,
-) -> Result<Vec<AuditEntry>, OperatorError> {
-    let client = operator.central.client().await?;
+) -> Result<Vec<AuditEntry>, AdminError> {
+    let client = actor.central.client().await?;
     let sql = "SELECT id, at, actor, action, tenant, detail FROM pglobby.audit_log
                WHERE ($1::text IS NULL OR tenant = $1) AND ($2::bigint IS NULL OR id < $2)
                ORDER BY id DESC LIMIT $3";

@@ -1,5 +1,5 @@
 //! What can be asked of pglobby, however it was said: the command line, the console's SQL and the HTTP API each turn
-//! their words into an [`Order`], have it carried out here, and show its [`Outcome`].
+//! their words into an [`AdminCommand`], have it carried out here, and show its [`CommandOutcome`].
 //!
 //! Nothing is decided twice: who may give an order, how it is called in logs and what comes of it stand here; how it is
 //! done stands in `tenants.rs`, `logins.rs`, `hosts.rs`, `onboarding/` and `key_rotation.rs`.
@@ -10,11 +10,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Serialize, Serializer};
 
 use super::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     api_keys::Role,
     hosts::{self, HostReport, NewHost},
     logins::{self, LoginSummary, NewLogin, NewLoginKind},
-    tenants::{self, Sessions, TenantSummary},
+    tenants::{self, SuspendSessions, TenantSummary},
 };
 use crate::{
     config::Config,
@@ -28,12 +28,12 @@ use crate::{
             rename::rename,
             rotate::{RotatedTenant, rotate},
         },
-        secrets::{key_rotation, scram_verifier::Given},
+        secrets::{key_rotation, scram_verifier::LoginPassword},
     },
 };
 
 /// One wish. Not `Debug`: schema files and passwords are in it.
-pub enum Order {
+pub enum AdminCommand {
     /// A tenant with a new database.
     CreateTenant(CreateTenant),
     /// A tenant of a database that exists.
@@ -52,7 +52,7 @@ pub enum Order {
         /// Clients read it.
         reason: Option<String>,
         /// What becomes of those that are there.
-        sessions: Sessions,
+        sessions: SuspendSessions,
     },
     /// Open again.
     ResumeTenant {
@@ -106,7 +106,7 @@ pub enum Order {
         /// The login.
         name: String,
         /// What it is.
-        password: Given,
+        password: LoginPassword,
     },
     /// Tenants for a service.
     Grant {
@@ -169,7 +169,7 @@ pub enum Order {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 #[expect(missing_docs, reason = "each variant is what its type is")]
-pub enum Outcome {
+pub enum CommandOutcome {
     NewTenant(NewTenant),
     Tenant(Box<TenantSummary>),
     RotatedTenant(RotatedTenant),
@@ -178,8 +178,8 @@ pub enum Outcome {
     MadeLogin(MadeLogin),
     Login(Box<LoginSummary>),
     Host(HostReport),
-    RotatedKeys(key_rotation::Rotated),
-    Gone(Gone),
+    RotatedKeys(key_rotation::RotatedKeys),
+    Removed(Removed),
 }
 
 /// What `login create` and `login set-password` answer.
@@ -204,14 +204,14 @@ fn shown_once<S: Serializer>(password: &Option<SecretString>, serializer: S) -> 
 
 /// What is no more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Gone {
+pub struct Removed {
     /// What it was called.
     pub name: String,
     /// `dropped` or `removed`.
     pub status: &'static str,
 }
 
-impl Order {
+impl AdminCommand {
     /// As a command tag of SQL, and in logs.
     pub fn title(&self) -> &'static str {
         match self {
@@ -277,7 +277,7 @@ impl Order {
     ///
     /// # Errors
     /// The central database.
-    pub async fn role(&self, operator: &Operator) -> Result<Role, OperatorError> {
+    pub async fn role(&self, actor: &Actor) -> Result<Role, AdminError> {
         Ok(match self {
             Self::DropTenant { .. }
             | Self::AddHost(_)
@@ -289,7 +289,7 @@ impl Order {
             | Self::SetPassword { name, .. }
             | Self::DisableLogin { name, .. }
             | Self::DropLogin { name }
-                if logins::is_admin(operator, name).await? =>
+                if logins::is_admin(actor, name).await? =>
             {
                 Role::Admin
             }
@@ -300,56 +300,58 @@ impl Order {
     /// Does it.
     ///
     /// # Errors
-    /// [`OperatorError`], in a sentence that says what is wrong and what to do.
-    pub async fn carry_out(self, operator: &Operator) -> Result<Outcome, OperatorError> {
-        let tenant = |tenant| Outcome::Tenant(Box::new(tenant));
-        let login = |login| Outcome::Login(Box::new(login));
+    /// [`AdminError`], in a sentence that says what is wrong and what to do.
+    pub async fn execute(self, actor: &Actor) -> Result<CommandOutcome, AdminError> {
+        let tenant = |tenant| CommandOutcome::Tenant(Box::new(tenant));
+        let login = |login| CommandOutcome::Login(Box::new(login));
         Ok(match self {
-            Self::CreateTenant(wanted) => Outcome::NewTenant(create(operator, &wanted).await?),
-            Self::AdoptTenant(wanted) => Outcome::NewTenant(adopt(operator, &wanted).await?),
-            Self::SetTenant { name, settings } => tenant(tenants::set(operator, &name, &settings).await?),
+            Self::CreateTenant(wanted) => CommandOutcome::NewTenant(create(actor, &wanted).await?),
+            Self::AdoptTenant(wanted) => CommandOutcome::NewTenant(adopt(actor, &wanted).await?),
+            Self::SetTenant { name, settings } => tenant(tenants::set(actor, &name, &settings).await?),
             Self::SuspendTenant { name, reason, sessions } => {
-                tenant(tenants::suspend(operator, &name, reason.as_deref(), sessions).await?)
+                tenant(tenants::suspend(actor, &name, reason.as_deref(), sessions).await?)
             }
-            Self::ResumeTenant { name } => tenant(tenants::resume(operator, &name).await?),
-            Self::RotateTenant { name } => Outcome::RotatedTenant(rotate(operator, &name).await?),
-            Self::MoveTenant { name, to } => Outcome::MovedTenant(move_tenant(operator, &name, &to).await?),
-            Self::RenameTenant { name, to } => tenant(rename(operator, &name, &to).await?),
-            Self::DropTenant { name, database, final_dump } => Outcome::DroppedTenant(
-                drop_tenant_keeping(operator, &name, database, final_dump.as_deref()).await?,
+            Self::ResumeTenant { name } => tenant(tenants::resume(actor, &name).await?),
+            Self::RotateTenant { name } => CommandOutcome::RotatedTenant(rotate(actor, &name).await?),
+            Self::MoveTenant { name, to } => {
+                CommandOutcome::MovedTenant(move_tenant(actor, &name, &to).await?)
+            }
+            Self::RenameTenant { name, to } => tenant(rename(actor, &name, &to).await?),
+            Self::DropTenant { name, database, final_dump } => CommandOutcome::DroppedTenant(
+                drop_tenant_keeping(actor, &name, database, final_dump.as_deref()).await?,
             ),
             Self::CreateLogin { login, generated } => {
-                let made = logins::create(operator, &login).await?;
-                Outcome::MadeLogin(MadeLogin::of(made, generated.then_some(login.password)))
+                let made = logins::create(actor, &login).await?;
+                CommandOutcome::MadeLogin(MadeLogin::of(made, generated.then_some(login.password)))
             }
-            Self::SetLogin { name, settings } => login(logins::set(operator, &name, &settings).await?),
-            Self::SetPassword { name, password: Given { password, generated } } => {
-                let changed = logins::set_password(operator, &name, &password).await?;
-                Outcome::MadeLogin(MadeLogin::of(changed, generated.then_some(password)))
+            Self::SetLogin { name, settings } => login(logins::set(actor, &name, &settings).await?),
+            Self::SetPassword { name, password: LoginPassword { password, generated } } => {
+                let changed = logins::set_password(actor, &name, &password).await?;
+                CommandOutcome::MadeLogin(MadeLogin::of(changed, generated.then_some(password)))
             }
             Self::Grant { name, tenants, all_tenants, read_only } => {
-                login(logins::grant(operator, &name, &tenants, all_tenants, read_only).await?)
+                login(logins::grant(actor, &name, &tenants, all_tenants, read_only).await?)
             }
             Self::Revoke { name, tenants, all_tenants } => {
-                login(logins::revoke(operator, &name, &tenants, all_tenants).await?)
+                login(logins::revoke(actor, &name, &tenants, all_tenants).await?)
             }
             Self::DisableLogin { name, disabled } => {
-                login(logins::set_disabled(operator, &name, disabled).await?)
+                login(logins::set_disabled(actor, &name, disabled).await?)
             }
             Self::DropLogin { name } => {
-                logins::drop_login(operator, &name).await?;
-                Outcome::Gone(Gone { name, status: "dropped" })
+                logins::drop_login(actor, &name).await?;
+                CommandOutcome::Removed(Removed { name, status: "dropped" })
             }
-            Self::AddHost(host) => Outcome::Host(hosts::add(operator, &host).await?),
+            Self::AddHost(host) => CommandOutcome::Host(hosts::add(actor, &host).await?),
             Self::SetHost { name, settings, password } => {
-                Outcome::Host(hosts::set(operator, &name, &settings, password.as_ref()).await?)
+                CommandOutcome::Host(hosts::set(actor, &name, &settings, password.as_ref()).await?)
             }
             Self::RemoveHost { name } => {
-                hosts::remove(operator, &name).await?;
-                Outcome::Gone(Gone { name, status: "removed" })
+                hosts::remove(actor, &name).await?;
+                CommandOutcome::Removed(Removed { name, status: "removed" })
             }
             Self::RotateKeys { retire, config } => {
-                Outcome::RotatedKeys(key_rotation::rotate(operator, &config, retire).await?)
+                CommandOutcome::RotatedKeys(key_rotation::rotate(actor, &config, retire).await?)
             }
         })
     }

@@ -16,14 +16,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Client, GenericClient, Row, SimpleQueryMessage, error::SqlState, types::ToSql};
 
 use super::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     host_locks::Waiting,
 };
 use crate::{
     config::CentralTls,
     control_path::{
         central::{Central, cluster_cancel, tls::CentralTlsConnector},
-        secrets::seal::Place,
+        secrets::seal::SecretLocation,
     },
     data_path::tenant::TlsMode,
 };
@@ -62,7 +62,7 @@ pub struct HostAdmin {
     /// Where nodes are told that the host is full.
     central: Central,
     /// What the administrator may do there, once somebody has asked.
-    pub(in crate::control_path) rights: Arc<OnceLock<Rights>>,
+    pub(in crate::control_path) rights: Arc<OnceLock<AdminRights>>,
 }
 
 /// A connection to one database of a host. Errors say what was being done.
@@ -75,7 +75,7 @@ pub struct HostSession {
 
 /// What one statement answered, as text.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Answer {
+pub struct StatementResult {
     /// Names of the columns; empty where the statement returns none.
     pub columns: Vec<String>,
     /// NULL is `None`.
@@ -88,7 +88,7 @@ pub struct Answer {
 
 /// What the administrator may do on its host.
 #[derive(Debug, Clone, Copy)]
-pub struct Rights {
+pub struct AdminRights {
     /// `server_version_num`.
     pub server_version: i32,
     /// Everything.
@@ -104,11 +104,7 @@ impl HostAdmin {
     ///
     /// # Errors
     /// No such host, the central database, or a password that does not open.
-    pub async fn load(
-        operator: &Operator,
-        client: &impl GenericClient,
-        name: &str,
-    ) -> Result<Self, OperatorError> {
+    pub async fn load(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<Self, AdminError> {
         let row = client
             .query_opt(
                 "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
@@ -117,11 +113,11 @@ impl HostAdmin {
             )
             .await?;
         let Some(row) = row else {
-            return Err(operator.not_found(client, "host", name, "SELECT name FROM pglobby.hosts").await);
+            return Err(actor.not_found(client, "host", name, "SELECT name FROM pglobby.hosts").await);
         };
-        let place = Place { table: "hosts", row: name, column: "sealed_admin_password" };
+        let place = SecretLocation { table: "hosts", row: name, column: "sealed_admin_password" };
         let sealed: Option<Vec<u8>> = row.get("sealed_admin_password");
-        let password = sealed.map(|blob| operator.keyring.open(&place, &blob)).transpose()?;
+        let password = sealed.map(|blob| actor.keyring.open(&place, &blob)).transpose()?;
         Ok(Self {
             name: name.to_owned(),
             address: row.get("address"),
@@ -131,7 +127,7 @@ impl HostAdmin {
             user: row.get("admin_user"),
             database: row.get("admin_database"),
             password,
-            central: operator.central.clone(),
+            central: actor.central.clone(),
             rights: Arc::default(),
         })
     }
@@ -140,14 +136,14 @@ impl HostAdmin {
     /// of tenants have all its connections, nodes give some up.
     ///
     /// # Errors
-    /// [`OperatorError::Connect`].
+    /// [`AdminError::Connect`].
     pub async fn connect_as(
         &self,
         user: &str,
         password: Option<&SecretString>,
         database: &str,
         options: &str,
-    ) -> Result<HostSession, OperatorError> {
+    ) -> Result<HostSession, AdminError> {
         let mut connected = self.connect_once(user, password, database, options).await;
         for pause in PAUSES_FOR_ROOM {
             match &connected {
@@ -169,10 +165,10 @@ impl HostAdmin {
         password: Option<&SecretString>,
         database: &str,
         options: &str,
-    ) -> Result<HostSession, OperatorError> {
+    ) -> Result<HostSession, AdminError> {
         let tls = CentralTls { mode: self.tls_mode, root_ca: self.tls_root_ca.clone() };
         let tls = CentralTlsConnector::new(&tls).map_err(|error| {
-            OperatorError::Invalid(format!("host {:?}: {error}; see `pglobby host set`", self.name))
+            AdminError::Invalid(format!("host {:?}: {error}; see `pglobby host set`", self.name))
         })?;
         let mut config = tokio_postgres::Config::new();
         config
@@ -192,12 +188,12 @@ impl HostAdmin {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(tls)).await;
         let (client, driver) = connected
             .map_err(|_| {
-                OperatorError::Refused(format!(
+                AdminError::Refused(format!(
                     "host {:?} ({place}) did not answer within {CONNECT_TIMEOUT:?}; see `pglobby host list`",
                     self.name
                 ))
             })?
-            .map_err(|cause| OperatorError::Connect { host: self.name.clone(), place, cause })?;
+            .map_err(|cause| AdminError::Connect { host: self.name.clone(), place, cause })?;
         // Ends when the client is dropped; what goes wrong on the way is told by the query that met it.
         tokio::spawn(driver);
         Ok(HostSession { client, host: self.name.clone(), waiting: None })
@@ -208,17 +204,17 @@ impl HostAdmin {
     /// Logs in as `role`, as pools will do, and makes sure that the server sees it so.
     ///
     /// # Errors
-    /// [`OperatorError::Connect`], or [`OperatorError::Refused`] where it is somebody else or elsewhere.
+    /// [`AdminError::Connect`], or [`AdminError::Refused`] where it is somebody else or elsewhere.
     pub async fn prove_login(
         &self,
         role: &str,
         password: &SecretString,
         database: &str,
-    ) -> Result<HostSession, OperatorError> {
+    ) -> Result<HostSession, AdminError> {
         let session = self.connect_as(role, Some(password), database, "").await?;
         let found = session.identity().await?;
         if found != (database.to_owned(), role.to_owned()) {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "host {:?} lets role {role:?} into database {database:?} as {:?} in {:?}; is a pooler in between?",
                 self.name, found.1, found.0
             )));
@@ -229,16 +225,16 @@ impl HostAdmin {
 
 /// Whether the host has no connection left. A role or a database that has too many of them (CONNECTION LIMIT) gets the same
 /// SQLSTATE from other routines of PostgreSQL, and no room that others make helps it.
-fn is_host_full(error: &OperatorError) -> bool {
-    let OperatorError::Connect { cause, .. } = error else { return false };
+fn is_host_full(error: &AdminError) -> bool {
+    let AdminError::Connect { cause, .. } = error else { return false };
     let routine = cause.as_db_error().and_then(|error| error.routine());
     cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
         && !matches!(routine, Some("InitializeSessionUserId" | "CheckMyDatabase"))
 }
 
 /// Whether it is the database's own limit that keeps connections out.
-pub(in crate::control_path) fn is_database_full(error: &OperatorError) -> bool {
-    let OperatorError::Connect { cause, .. } = error else { return false };
+pub(in crate::control_path) fn is_database_full(error: &AdminError) -> bool {
+    let AdminError::Connect { cause, .. } = error else { return false };
     cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
         && cause.as_db_error().and_then(|error| error.routine()) == Some("CheckMyDatabase")
 }
@@ -247,9 +243,9 @@ pub(in crate::control_path) fn is_database_full(error: &OperatorError) -> bool {
 ///
 /// # Errors
 /// Another word.
-pub(in crate::control_path) fn parse_tls_mode(text: &str) -> Result<TlsMode, OperatorError> {
+pub(in crate::control_path) fn parse_tls_mode(text: &str) -> Result<TlsMode, AdminError> {
     serde_json::from_value(serde_json::Value::from(text))
-        .map_err(|_| OperatorError::Invalid(format!("{text:?} is no TLS mode")))
+        .map_err(|_| AdminError::Invalid(format!("{text:?} is no TLS mode")))
 }
 
 /// tokio-postgres knows three modes; the verifying ones are the connector's business.
@@ -267,11 +263,11 @@ impl HostSession {
     /// way is ended, though it be a transaction in their own database.
     ///
     /// # Errors
-    /// [`OperatorError::Host`].
+    /// [`AdminError::Host`].
     pub(in crate::control_path) async fn before_tenants(
         mut self,
         admin: &HostAdmin,
-    ) -> Result<Self, OperatorError> {
+    ) -> Result<Self, AdminError> {
         self.waiting = Some(Waiting::of(admin, &self).await?);
         Ok(self)
     }
@@ -286,42 +282,42 @@ impl HostSession {
     /// Runs `sql`, one or several statements, without results.
     ///
     /// # Errors
-    /// [`OperatorError::Host`], naming `doing`.
-    pub async fn run(&self, doing: impl Display, sql: &str) -> Result<(), OperatorError> {
+    /// [`AdminError::Host`], naming `doing`.
+    pub async fn run(&self, doing: impl Display, sql: &str) -> Result<(), AdminError> {
         self.done(self.client.batch_execute(sql)).await.map_err(|cause| self.refused(doing, cause))
     }
 
     /// Rows of one statement.
     ///
     /// # Errors
-    /// [`OperatorError::Host`], naming `doing`.
+    /// [`AdminError::Host`], naming `doing`.
     pub async fn query(
         &self,
         doing: impl Display,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, OperatorError> {
+    ) -> Result<Vec<Row>, AdminError> {
         self.done(self.client.query(sql, parameters)).await.map_err(|cause| self.refused(doing, cause))
     }
 
     /// The first column of all rows, as text that `sql` made.
     ///
     /// # Errors
-    /// [`OperatorError::Host`], naming `doing`.
+    /// [`AdminError::Host`], naming `doing`.
     pub async fn texts(
         &self,
         doing: impl Display,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<String>, OperatorError> {
+    ) -> Result<Vec<String>, AdminError> {
         Ok(self.query(doing, sql, parameters).await?.iter().map(|row| row.get(0)).collect())
     }
 
     /// What the administrator may do here.
     ///
     /// # Errors
-    /// [`OperatorError::Host`].
-    pub async fn rights(&self) -> Result<Rights, OperatorError> {
+    /// [`AdminError::Host`].
+    pub async fn rights(&self) -> Result<AdminRights, AdminError> {
         let rows = self
             .query(
                 "asking for the administrator's rights",
@@ -331,9 +327,9 @@ impl HostSession {
             )
             .await?;
         let Some(row) = rows.first() else {
-            return Err(OperatorError::Refused(format!("host {:?} does not know its own user", self.host)));
+            return Err(AdminError::Refused(format!("host {:?} does not know its own user", self.host)));
         };
-        Ok(Rights {
+        Ok(AdminRights {
             server_version: row.get(0),
             superuser: row.get(1),
             create_databases: row.get(2),
@@ -352,17 +348,17 @@ impl HostSession {
     /// Runs text that is not ours, and adds what each statement answers, of all of them `rows_max` rows at most.
     ///
     /// # Errors
-    /// [`OperatorError::Host`], naming `doing`; what was answered before is there.
+    /// [`AdminError::Host`], naming `doing`; what was answered before is there.
     pub async fn answers(
         &self,
         doing: impl Display,
         sql: &str,
         rows_max: usize,
-        answers: &mut Vec<Answer>,
-    ) -> Result<(), OperatorError> {
+        answers: &mut Vec<StatementResult>,
+    ) -> Result<(), AdminError> {
         let refused = |cause| self.refused(&doing, cause);
         let mut messages = pin!(self.client.simple_query_raw(sql).await.map_err(refused)?);
-        let (mut answer, mut kept) = (Answer::default(), 0);
+        let (mut answer, mut kept) = (StatementResult::default(), 0);
         while let Some(message) = messages.next().await {
             match message.map_err(refused)? {
                 SimpleQueryMessage::RowDescription(columns) => {
@@ -386,14 +382,14 @@ impl HostSession {
     /// Sends what `out` (a COPY … TO STDOUT) answers here to `into` (a COPY … FROM STDIN) at `other`.
     ///
     /// # Errors
-    /// [`OperatorError::Host`], naming `doing`.
+    /// [`AdminError::Host`], naming `doing`.
     pub async fn copy_to(
         &self,
         other: &Self,
         doing: impl Display,
         out: &str,
         into: &str,
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         let rows = self.client.copy_out(out).await.map_err(|cause| self.refused(&doing, cause))?;
         let rows = rows.map_err(|cause| self.refused(&doing, cause));
         let sink = other.client.copy_in(into).await.map_err(|cause| other.refused(&doing, cause))?;
@@ -405,8 +401,8 @@ impl HostSession {
     /// `current_database` and `current_user`, by the server's word.
     ///
     /// # Errors
-    /// [`OperatorError::Host`].
-    pub async fn identity(&self) -> Result<(String, String), OperatorError> {
+    /// [`AdminError::Host`].
+    pub async fn identity(&self) -> Result<(String, String), AdminError> {
         let said = self
             .client
             .simple_query("SELECT CURRENT_CATALOG, CURRENT_USER")
@@ -420,12 +416,12 @@ impl HostSession {
         Ok((column(0), column(1)))
     }
 
-    fn refused(&self, doing: impl Display, cause: tokio_postgres::Error) -> OperatorError {
-        OperatorError::Host { host: self.host.clone(), doing: doing.to_string(), cause }
+    fn refused(&self, doing: impl Display, cause: tokio_postgres::Error) -> AdminError {
+        AdminError::Host { host: self.host.clone(), doing: doing.to_string(), cause }
     }
 }
 
-impl Rights {
+impl AdminRights {
     /// What is missing for onboarding, in words; `None`: nothing.
     pub fn missing(&self) -> Option<&'static str> {
         match (self.superuser, self.create_databases, self.create_roles) {

@@ -13,7 +13,7 @@ use std::{
 use tokio_postgres::{error::SqlState, types::ToSql};
 
 use super::{
-    actor::OperatorError,
+    actor::AdminError,
     host_connection::{HostAdmin, HostSession},
 };
 use crate::control_path::onboarding::{
@@ -64,7 +64,7 @@ pub(in crate::control_path) struct Waiting {
 impl Waiting {
     /// # Errors
     /// The host.
-    pub async fn of(admin: &HostAdmin, session: &HostSession) -> Result<Self, OperatorError> {
+    pub async fn of(admin: &HostAdmin, session: &HostSession) -> Result<Self, AdminError> {
         let rows = session.query("asking for the process", "SELECT pg_catalog.pg_backend_pid()", &[]).await?;
         let pid = rows.first().map_or(0, |row| row.get(0));
         Ok(Self { admin: admin.clone(), pid })
@@ -89,7 +89,7 @@ impl Waiting {
     }
 
     /// Boxed: its own statements are watched alike.
-    fn end_tenants(&self) -> Pin<Box<dyn Future<Output = Result<(), OperatorError>> + Send + '_>> {
+    fn end_tenants(&self) -> Pin<Box<dyn Future<Output = Result<(), AdminError>> + Send + '_>> {
         Box::pin(async {
             let session = self.admin.connect().await?;
             let rows = session.query("asking what is in the way", IN_THE_WAY, &[&self.pid]).await?;
@@ -144,11 +144,11 @@ impl<'a> Dumping<'a> {
     /// What `work` comes to, which reads what the program writes.
     ///
     /// # Errors
-    /// Its own; or [`OperatorError::Refused`] where the program waits too long.
+    /// Its own; or [`AdminError::Refused`] where the program waits too long.
     pub async fn see_through<T>(
         &self,
-        work: impl Future<Output = Result<T, OperatorError>>,
-    ) -> Result<T, OperatorError> {
+        work: impl Future<Output = Result<T, AdminError>>,
+    ) -> Result<T, AdminError> {
         let mut work = pin!(work);
         let milliseconds = Self::PATIENCE.as_secs_f64() * 1000.0;
         loop {
@@ -158,7 +158,7 @@ impl<'a> Dumping<'a> {
             let session = self.admin.connect().await?;
             let parameters: [&(dyn ToSql + Sync); 2] = [&self.name, &milliseconds];
             if !session.query("looking at pg_dump", END_IF_WAITING, &parameters).await?.is_empty() {
-                return Err(OperatorError::Refused(format!(
+                return Err(AdminError::Refused(format!(
                     "pg_dump has waited {:?} for a lock in database {:?} that another session holds; try again when that \
                      has ended its transaction",
                     Self::PATIENCE,
@@ -181,7 +181,7 @@ impl Prepared {
     ///
     /// # Errors
     /// The host.
-    pub async fn of(session: &HostSession, role: &str, database: &str) -> Result<Vec<Self>, OperatorError> {
+    pub async fn of(session: &HostSession, role: &str, database: &str) -> Result<Vec<Self>, AdminError> {
         let sql =
             "SELECT gid, owner::pg_catalog.text, database::pg_catalog.text FROM pg_catalog.pg_prepared_xacts
                    WHERE owner = $1 OR database = $2";
@@ -194,7 +194,7 @@ impl Prepared {
     ///
     /// # Errors
     /// The host; not that it has ended meanwhile.
-    pub async fn roll_back(&self, admin: &HostAdmin) -> Result<(), OperatorError> {
+    pub async fn roll_back(&self, admin: &HostAdmin) -> Result<(), AdminError> {
         let Self { gid, owner, database } = self;
         let inside = admin.connect_to(database).await?;
         let doing =

@@ -6,13 +6,13 @@ use serde_json::json;
 use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
-    actor::{Operator, OperatorError, nearest},
+    actor::{Actor, AdminError, nearest},
     host_connection::{HostAdmin, parse_tls_mode},
     tenants::SERVERS_MAX,
 };
 use crate::control_path::{
     onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
-    secrets::seal::Place,
+    secrets::seal::SecretLocation,
 };
 
 /// One row of `pglobby.hosts`, for people and scripts.
@@ -107,8 +107,8 @@ const SUMMARY: &str = "SELECT name, address, port, tls_mode, tls_root_ca, admin_
 ///
 /// # Errors
 /// The central database.
-pub async fn list(operator: &Operator) -> Result<Vec<HostSummary>, OperatorError> {
-    let client = operator.central.client().await?;
+pub async fn list(actor: &Actor) -> Result<Vec<HostSummary>, AdminError> {
+    let client = actor.central.client().await?;
     let rows = client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?;
     Ok(rows.iter().map(summary).collect())
 }
@@ -133,7 +133,7 @@ fn summary(row: &Row) -> HostSummary {
 ///
 /// # Errors
 /// It is there already, cannot be reached, or the rights are missing; then nothing is registered.
-pub async fn add(operator: &Operator, host: &NewHost) -> Result<HostReport, OperatorError> {
+pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError> {
     check_identifier("host", &host.name)?;
     let (port, limit) = (host.port.to_string(), host.max_connections.map(|limit| limit.to_string()));
     for (key, value) in [
@@ -147,7 +147,7 @@ pub async fn add(operator: &Operator, host: &NewHost) -> Result<HostReport, Oper
     ] {
         checked(key, value)?;
     }
-    let mut client = operator.central.client().await?;
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let port = i32::from(host.port);
     let max_connections = to_integer("max_connections", host.max_connections)?;
@@ -171,17 +171,17 @@ pub async fn add(operator: &Operator, host: &NewHost) -> Result<HostReport, Oper
         .await;
     match inserted {
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-            return Err(OperatorError::Exists(format!(
+            return Err(AdminError::Exists(format!(
                 "host {:?} exists already; change it with `pglobby host set`",
                 host.name
             )));
         }
         inserted => inserted?,
     };
-    seal_password(operator, &transaction, &host.name, host.admin_password.as_ref()).await?;
-    let report = look_at(operator, &transaction, &host.name).await?;
+    seal_password(actor, &transaction, &host.name, host.admin_password.as_ref()).await?;
+    let report = look_at(actor, &transaction, &host.name).await?;
     let detail = json!({ "host": host.name, "address": host.address, "admin_user": host.admin_user });
-    operator.audit(&transaction, "host.add", None, &detail).await?;
+    actor.audit(&transaction, "host.add", None, &detail).await?;
     transaction.commit().await?;
     Ok(report)
 }
@@ -191,12 +191,12 @@ pub async fn add(operator: &Operator, host: &NewHost) -> Result<HostReport, Oper
 /// # Errors
 /// Unknown key, bad value, or the host cannot be reached like that.
 pub async fn set(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     settings: &[(String, String)],
     password: Option<&SecretString>,
-) -> Result<HostReport, OperatorError> {
-    let mut client = operator.central.client().await?;
+) -> Result<HostReport, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     for (key, value) in settings {
         let Some(column) = SETTINGS.iter().find(|setting| *setting == key) else {
@@ -209,21 +209,21 @@ pub async fn set(
         transaction.execute(&sql, &[&name, &*value]).await?;
     }
     if password.is_some() {
-        seal_password(operator, &transaction, name, password).await?;
+        seal_password(actor, &transaction, name, password).await?;
     }
-    let report = look_at(operator, &transaction, name).await?;
+    let report = look_at(actor, &transaction, name).await?;
     let changed: Vec<&String> = settings.iter().map(|(key, _)| key).collect();
     let detail = json!({ "host": name, "changed": changed, "password": password.is_some() });
-    operator.audit(&transaction, "host.set", None, &detail).await?;
+    actor.audit(&transaction, "host.set", None, &detail).await?;
     transaction.commit().await?;
     Ok(report)
 }
 
 /// A setting as its column takes it, `None` where there is no value.
-fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send>, OperatorError> {
+fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send>, AdminError> {
     let wrong = |wanted: &str| {
         let given = value.map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
-        OperatorError::Invalid(format!("{key} is {wanted}, not {given}"))
+        AdminError::Invalid(format!("{key} is {wanted}, not {given}"))
     };
     let text = |bytes_max| match value {
         Some(text) if (1..=bytes_max).contains(&text.len()) && !text.contains(char::is_control) => {
@@ -263,27 +263,27 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
 ///
 /// # Errors
 /// No such host, or tenants live on it.
-pub async fn remove(operator: &Operator, name: &str) -> Result<(), OperatorError> {
-    let mut client = operator.central.client().await?;
+pub async fn remove(actor: &Actor, name: &str) -> Result<(), AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let locked =
         transaction.query_opt("SELECT 1 FROM pglobby.hosts WHERE name = $1 FOR UPDATE", &[&name]).await?;
     if locked.is_none() {
-        return Err(operator.not_found(&transaction, "host", name, "SELECT name FROM pglobby.hosts").await);
+        return Err(actor.not_found(&transaction, "host", name, "SELECT name FROM pglobby.hosts").await);
     }
     let living =
         "SELECT name FROM pglobby.tenants WHERE host = $1 AND status <> 'dropped' ORDER BY name LIMIT 4";
     let living: Vec<String> =
         transaction.query(living, &[&name]).await?.iter().map(|row| row.get(0)).collect();
     if !living.is_empty() {
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "tenants live on host {name:?} ({}, …); drop or move them first",
             living.join(", ")
         )));
     }
     transaction.execute("DELETE FROM pglobby.tenants WHERE host = $1", &[&name]).await?;
     transaction.execute("DELETE FROM pglobby.hosts WHERE name = $1", &[&name]).await?;
-    operator.audit(&transaction, "host.remove", None, &json!({ "host": name })).await?;
+    actor.audit(&transaction, "host.remove", None, &json!({ "host": name })).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -295,12 +295,12 @@ pub async fn remove(operator: &Operator, name: &str) -> Result<(), OperatorError
 /// # Errors
 /// The host.
 pub async fn close_to_public(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     databases: &[String],
-) -> Result<Vec<String>, OperatorError> {
-    let client = operator.central.client().await?;
-    let admin = HostAdmin::load(operator, &**client, name).await?;
+) -> Result<Vec<String>, AdminError> {
+    let client = actor.central.client().await?;
+    let admin = HostAdmin::load(actor, &**client, name).await?;
     let session = admin.connect().await?;
     let mut closed = Vec::new();
     for database in session.texts("listing databases", OPEN_TO_PUBLIC, &[]).await? {
@@ -311,7 +311,7 @@ pub async fn close_to_public(
         }
     }
     if !closed.is_empty() {
-        operator.audit(&**client, "host.close", None, &json!({ "host": name, "databases": closed })).await?;
+        actor.audit(&**client, "host.close", None, &json!({ "host": name, "databases": closed })).await?;
     }
     Ok(closed)
 }
@@ -323,16 +323,12 @@ const OPEN_TO_PUBLIC: &str = "SELECT datname::text FROM pg_catalog.pg_database
     ORDER BY datname";
 
 /// Goes there and looks.
-async fn look_at(
-    operator: &Operator,
-    client: &impl GenericClient,
-    name: &str,
-) -> Result<HostReport, OperatorError> {
-    let admin = HostAdmin::load(operator, client, name).await?;
+async fn look_at(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<HostReport, AdminError> {
+    let admin = HostAdmin::load(actor, client, name).await?;
     let session = admin.connect().await?;
     let rights = session.rights().await?;
     if let Some(missing) = rights.missing() {
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "role {:?} on {}:{} lacks {missing}, which making tenants needs; run there: ALTER ROLE {} CREATEDB \
              CREATEROLE",
             admin.user,
@@ -350,29 +346,29 @@ async fn look_at(
 }
 
 async fn seal_password(
-    operator: &Operator,
+    actor: &Actor,
     client: &impl GenericClient,
     name: &str,
     password: Option<&SecretString>,
-) -> Result<(), OperatorError> {
-    let place = Place { table: "hosts", row: name, column: "sealed_admin_password" };
-    let sealed = password.map(|password| operator.keyring.seal(&place, password)).transpose()?;
+) -> Result<(), AdminError> {
+    let place = SecretLocation { table: "hosts", row: name, column: "sealed_admin_password" };
+    let sealed = password.map(|password| actor.keyring.seal(&place, password)).transpose()?;
     let sql = "UPDATE pglobby.hosts SET sealed_admin_password = $2 WHERE name = $1";
     client.execute(sql, &[&name, &sealed]).await?;
     Ok(())
 }
 
-fn to_integer(what: &str, number: Option<u32>) -> Result<Option<i32>, OperatorError> {
+fn to_integer(what: &str, number: Option<u32>) -> Result<Option<i32>, AdminError> {
     number
         .map(i32::try_from)
         .transpose()
-        .map_err(|_| OperatorError::Invalid(format!("{what} is at most {}", i32::MAX)))
+        .map_err(|_| AdminError::Invalid(format!("{what} is at most {}", i32::MAX)))
 }
 
 /// A key that is none of `known`.
-pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> OperatorError {
+pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> AdminError {
     let near = nearest(key, known.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
-    OperatorError::Invalid(format!(
+    AdminError::Invalid(format!(
         "there is no setting {key:?}{} (there are: {})",
         near.unwrap_or_default(),
         known.join(", ")
@@ -380,6 +376,6 @@ pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> Ope
 }
 
 /// A value that the schema refuses; anything else is what it is.
-pub(in crate::control_path) fn invalid(error: &tokio_postgres::Error) -> OperatorError {
-    OperatorError::Invalid(super::actor::server_words(error))
+pub(in crate::control_path) fn invalid(error: &tokio_postgres::Error) -> AdminError {
+    AdminError::Invalid(super::actor::server_words(error))
 }

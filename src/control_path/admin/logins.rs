@@ -13,13 +13,13 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 use self::grants::grant_each;
 pub use self::grants::{grant, revoke};
 use super::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     hosts::unknown_setting,
     tenants::{id_of, parse_networks},
 };
 use crate::{
     control_path::{
-        onboarding::names::check_text, secrets::scram_verifier::scram_verifier, timestamp::parse_moment,
+        onboarding::names::check_text, secrets::scram_verifier::scram_verifier, timestamp::parse_timestamp,
     },
     data_path::tenant::{Login, LoginKind},
 };
@@ -120,8 +120,8 @@ pub(in crate::control_path) const LIVING: &str =
 ///
 /// # Errors
 /// The central database.
-pub async fn list(operator: &Operator, tenant: Option<&str>) -> Result<Vec<LoginSummary>, OperatorError> {
-    let client = operator.central.client().await?;
+pub async fn list(actor: &Actor, tenant: Option<&str>) -> Result<Vec<LoginSummary>, AdminError> {
+    let client = actor.central.client().await?;
     let sql = format!(
         "{SUMMARY} WHERE {LIVING} AND ($1::text IS NULL OR t.name = $1 OR EXISTS (
             SELECT FROM pglobby.login_tenants lt JOIN pglobby.tenants g ON g.id = lt.tenant_id
@@ -134,12 +134,12 @@ pub async fn list(operator: &Operator, tenant: Option<&str>) -> Result<Vec<Login
 /// One login.
 ///
 /// # Errors
-/// [`OperatorError::NotFound`].
-pub async fn show(operator: &Operator, name: &str) -> Result<LoginSummary, OperatorError> {
-    let client = operator.central.client().await?;
+/// [`AdminError::NotFound`].
+pub async fn show(actor: &Actor, name: &str) -> Result<LoginSummary, AdminError> {
+    let client = actor.central.client().await?;
     match client.query_opt(&format!("{SUMMARY} WHERE l.name = $1 AND {LIVING}"), &[&name]).await? {
         Some(row) => Ok(summary(&row)),
-        None => Err(missing(operator, &**client, name).await),
+        None => Err(missing(actor, &**client, name).await),
     }
 }
 
@@ -163,7 +163,7 @@ fn summary(row: &Row) -> LoginSummary {
 ///
 /// # Errors
 /// The name is taken or cannot be, the password cannot be, or there is no such tenant.
-pub async fn create(operator: &Operator, login: &NewLogin) -> Result<LoginSummary, OperatorError> {
+pub async fn create(actor: &Actor, login: &NewLogin) -> Result<LoginSummary, AdminError> {
     check_text("login", &login.name, LOGIN_NAME_BYTES_MAX)?;
     let verifier = verifier_of(&login.password)?;
     let networks = parse_networks(login.allow_from.iter().map(String::as_str))?;
@@ -173,10 +173,10 @@ pub async fn create(operator: &Operator, login: &NewLogin) -> Result<LoginSummar
         NewLoginKind::Admin => ("admin", false),
     };
 
-    let mut client = operator.central.client().await?;
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let tenant_id = match &login.kind {
-        NewLoginKind::Employee { tenant } => Some(id_of(operator, &transaction, tenant).await?),
+        NewLoginKind::Employee { tenant } => Some(id_of(actor, &transaction, tenant).await?),
         _ => None,
     };
     let buried = format!("DELETE FROM pglobby.logins WHERE name = $1 AND NOT {LIVING}");
@@ -200,7 +200,7 @@ pub async fn create(operator: &Operator, login: &NewLogin) -> Result<LoginSummar
     let login_id: i64 = match inserted {
         Ok(row) => row.get(0),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-            return Err(OperatorError::Exists(format!(
+            return Err(AdminError::Exists(format!(
                 "login {:?} exists already; names are unique over all tenants (try an e-mail address, or `pglobby login \
                  set-password`)",
                 login.name
@@ -209,32 +209,32 @@ pub async fn create(operator: &Operator, login: &NewLogin) -> Result<LoginSummar
         Err(error) => return Err(error.into()),
     };
     if let NewLoginKind::Service { tenants, .. } = &login.kind {
-        grant_each(operator, &transaction, login_id, tenants, login.read_only).await?;
+        grant_each(actor, &transaction, login_id, tenants, login.read_only).await?;
     }
     let tenant = match &login.kind {
         NewLoginKind::Employee { tenant } => Some(tenant.as_str()),
         _ => None,
     };
     let detail = json!({ "login": login.name, "kind": kind, "access": access(login.read_only) });
-    operator.audit(&transaction, "login.create", tenant, &detail).await?;
+    actor.audit(&transaction, "login.create", tenant, &detail).await?;
     transaction.commit().await?;
     drop(client);
-    show(operator, &login.name).await
+    show(actor, &login.name).await
 }
 
 fn access(read_only: bool) -> &'static str {
     if read_only { "read_only" } else { "read_write" }
 }
 
-fn verifier_of(password: &SecretString) -> Result<SecretString, OperatorError> {
+fn verifier_of(password: &SecretString) -> Result<SecretString, AdminError> {
     let text = password.expose_secret();
     if text.is_empty() {
-        return Err(OperatorError::Invalid(
+        return Err(AdminError::Invalid(
             "an empty password lets nobody in; give one, or --generate".to_owned(),
         ));
     }
     if text.len() > PASSWORD_BYTES_MAX || text.contains('\0') {
-        return Err(OperatorError::Invalid(format!(
+        return Err(AdminError::Invalid(format!(
             "a password has at most {PASSWORD_BYTES_MAX} bytes, and no NUL among them"
         )));
     }
@@ -246,13 +246,13 @@ fn verifier_of(password: &SecretString) -> Result<SecretString, OperatorError> {
 /// # Errors
 /// No such login, or the password cannot be.
 pub async fn set_password(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     password: &SecretString,
-) -> Result<LoginSummary, OperatorError> {
+) -> Result<LoginSummary, AdminError> {
     let verifier = verifier_of(password)?;
     let set = "verifier = $2";
-    change(operator, name, "login.set_password", set, &verifier.expose_secret()).await
+    change(actor, name, "login.set_password", set, &verifier.expose_secret()).await
 }
 
 /// A login changes its own verifier, which was one of `before`; `false`: it is another by now, or the login is refused. So a
@@ -261,12 +261,12 @@ pub async fn set_password(
 /// # Errors
 /// The central database.
 pub(in crate::control_path) async fn change_own_verifier(
-    operator: &Operator,
+    actor: &Actor,
     login: &Login,
     before: &[SecretString],
     verifier: &SecretString,
-) -> Result<bool, OperatorError> {
-    let mut client = operator.central.client().await?;
+) -> Result<bool, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let before: Vec<_> = before.iter().map(|verifier| verifier.expose_secret()).collect();
     let sql = format!(
@@ -280,7 +280,7 @@ pub(in crate::control_path) async fn change_own_verifier(
             _ => None,
         };
         let detail = json!({ "login": login.name, "by": "itself" });
-        operator.audit(&transaction, "login.set_password", tenant, &detail).await?;
+        actor.audit(&transaction, "login.set_password", tenant, &detail).await?;
     }
     transaction.commit().await?;
     Ok(changed)
@@ -295,52 +295,47 @@ pub const SETTINGS: [&str; 4] = ["access", "may_add_logins", "valid_until", "all
 /// # Errors
 /// Unknown key (naming the nearest), bad value, no such login; then nothing is changed.
 pub async fn set(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     settings: &[(String, String)],
-) -> Result<LoginSummary, OperatorError> {
-    let mut client = operator.central.client().await?;
+) -> Result<LoginSummary, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     for (key, value) in settings {
         if set_one(&transaction, name, key, value.trim()).await? == 0 {
-            return Err(missing(operator, &transaction, name).await);
+            return Err(missing(actor, &transaction, name).await);
         }
     }
     let mut detail: serde_json::Map<_, _> =
         settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
     detail.insert("login".to_owned(), name.into());
-    operator.audit(&transaction, "login.set", None, &detail.into()).await?;
+    actor.audit(&transaction, "login.set", None, &detail.into()).await?;
     transaction.commit().await?;
     drop(client);
-    show(operator, name).await
+    show(actor, name).await
 }
 
-async fn set_one(
-    client: &impl GenericClient,
-    name: &str,
-    key: &str,
-    value: &str,
-) -> Result<u64, OperatorError> {
+async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str) -> Result<u64, AdminError> {
     let run = async |assignment: &str, value: &(dyn ToSql + Sync)| {
         let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1 AND {LIVING}");
-        client.execute(&sql, &[&name, value]).await.map_err(OperatorError::from)
+        client.execute(&sql, &[&name, value]).await.map_err(AdminError::from)
     };
     match key {
         "access" => match value {
             "read_write" | "read_only" => run("access = $2", &value).await,
-            _ => Err(OperatorError::Invalid(format!("access is read_write or read_only, not {value:?}"))),
+            _ => Err(AdminError::Invalid(format!("access is read_write or read_only, not {value:?}"))),
         },
         "may_add_logins" => {
             let may = match value {
                 "true" => true,
                 "false" | "" => false,
                 _ => {
-                    return Err(OperatorError::Invalid(format!("{key} is true or false, not {value:?}")));
+                    return Err(AdminError::Invalid(format!("{key} is true or false, not {value:?}")));
                 }
             };
             let run = run("may_add_logins = $2", &may).await;
             run.map_err(|error| match error.code() {
-                Some(code) if *code == SqlState::CHECK_VIOLATION => OperatorError::Refused(format!(
+                Some(code) if *code == SqlState::CHECK_VIOLATION => AdminError::Refused(format!(
                     "login {name:?} belongs to no tenant; {key} is for a tenant's employees"
                 )),
                 _ => error,
@@ -348,8 +343,8 @@ async fn set_one(
         }
         "valid_until" => {
             let given = Some(value).filter(|value| !value.is_empty());
-            let moment = given.map(parse_moment).transpose();
-            let moment = moment.map_err(|why| OperatorError::Invalid(format!("valid_until: {why}")))?;
+            let moment = given.map(parse_timestamp).transpose();
+            let moment = moment.map_err(|why| AdminError::Invalid(format!("valid_until: {why}")))?;
             run("valid_until = $2", &moment).await
         }
         "allow_from" => run("allow_from = $2::text[]::cidr[]", &parse_networks(value.split(','))?).await,
@@ -361,9 +356,9 @@ async fn set_one(
 ///
 /// # Errors
 /// The central database.
-pub async fn is_admin(operator: &Operator, name: &str) -> Result<bool, OperatorError> {
+pub async fn is_admin(actor: &Actor, name: &str) -> Result<bool, AdminError> {
     let sql = "SELECT kind = 'admin' FROM pglobby.logins WHERE name = $1";
-    let row = operator.central.client().await?.query_opt(sql, &[&name]).await?;
+    let row = actor.central.client().await?.query_opt(sql, &[&name]).await?;
     Ok(row.is_some_and(|row| row.get(0)))
 }
 
@@ -371,57 +366,51 @@ pub async fn is_admin(operator: &Operator, name: &str) -> Result<bool, OperatorE
 ///
 /// # Errors
 /// No such login.
-pub async fn set_disabled(
-    operator: &Operator,
-    name: &str,
-    disabled: bool,
-) -> Result<LoginSummary, OperatorError> {
+pub async fn set_disabled(actor: &Actor, name: &str, disabled: bool) -> Result<LoginSummary, AdminError> {
     let action = if disabled { "login.disable" } else { "login.enable" };
     // Disabled twice, it stays disabled since the first time.
     let set = "disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, now()) END";
-    change(operator, name, action, set, &disabled).await
+    change(actor, name, action, set, &disabled).await
 }
 
 async fn change<T>(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     action: &str,
     assignment: &str,
     value: &T,
-) -> Result<LoginSummary, OperatorError>
+) -> Result<LoginSummary, AdminError>
 where
     T: ToSql + Sync,
 {
-    let mut client = operator.central.client().await?;
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let sql = format!("UPDATE pglobby.logins SET {assignment} WHERE name = $1 AND {LIVING}");
     if transaction.execute(&sql, &[&name, value]).await? == 0 {
-        return Err(missing(operator, &transaction, name).await);
+        return Err(missing(actor, &transaction, name).await);
     }
-    operator.audit(&transaction, action, None, &json!({ "login": name })).await?;
+    actor.audit(&transaction, action, None, &json!({ "login": name })).await?;
     transaction.commit().await?;
     drop(client);
-    show(operator, name).await
+    show(actor, name).await
 }
 
 /// Removes a login and its grants.
 ///
 /// # Errors
 /// No such login.
-pub async fn drop_login(operator: &Operator, name: &str) -> Result<(), OperatorError> {
-    let mut client = operator.central.client().await?;
+pub async fn drop_login(actor: &Actor, name: &str) -> Result<(), AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let sql = format!("DELETE FROM pglobby.logins WHERE name = $1 AND {LIVING}");
     if transaction.execute(&sql, &[&name]).await? == 0 {
-        return Err(missing(operator, &transaction, name).await);
+        return Err(missing(actor, &transaction, name).await);
     }
-    operator.audit(&transaction, "login.drop", None, &json!({ "login": name })).await?;
+    actor.audit(&transaction, "login.drop", None, &json!({ "login": name })).await?;
     transaction.commit().await?;
     Ok(())
 }
 
-async fn missing(operator: &Operator, client: &impl GenericClient, name: &str) -> OperatorError {
-    operator
-        .not_found(client, "login", name, &format!("SELECT name FROM pglobby.logins WHERE {LIVING}"))
-        .await
+async fn missing(actor: &Actor, client: &impl GenericClient, name: &str) -> AdminError {
+    actor.not_found(client, "login", name, &format!("SELECT name FROM pglobby.logins WHERE {LIVING}")).await
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::Row;
 
-use super::actor::{Operator, OperatorError};
+use super::actor::{Actor, AdminError};
 
 /// One row of `pglobby.operations`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,13 +48,13 @@ const SUMMARY: &str =
 /// # Errors
 /// The central database.
 pub async fn list(
-    operator: &Operator,
+    actor: &Actor,
     tenant: Option<&str>,
     status: Option<&str>,
     before: Option<i64>,
     limit: i64,
-) -> Result<Vec<OperationSummary>, OperatorError> {
-    let client = operator.central.client().await?;
+) -> Result<Vec<OperationSummary>, AdminError> {
+    let client = actor.central.client().await?;
     let sql = format!(
         "{SUMMARY} WHERE ($1::text IS NULL OR coalesce(t.name, o.arguments ->> 'name') = $1)
            AND ($2::text IS NULL OR o.status = $2) AND ($3::bigint IS NULL OR o.id < $3)
@@ -66,12 +66,12 @@ pub async fn list(
 /// One of them.
 ///
 /// # Errors
-/// [`OperatorError::NotFound`].
-pub async fn show(operator: &Operator, id: i64) -> Result<OperationSummary, OperatorError> {
-    let client = operator.central.client().await?;
+/// [`AdminError::NotFound`].
+pub async fn show(actor: &Actor, id: i64) -> Result<OperationSummary, AdminError> {
+    let client = actor.central.client().await?;
     match client.query_opt(&format!("{SUMMARY} WHERE o.id = $1"), &[&id]).await? {
         Some(row) => Ok(summary(&row)),
-        None => Err(OperatorError::NotFound { what: "operation", name: id.to_string(), nearest: None }),
+        None => Err(AdminError::NotFound { what: "operation", name: id.to_string(), nearest: None }),
     }
 }
 
@@ -79,8 +79,8 @@ pub async fn show(operator: &Operator, id: i64) -> Result<OperationSummary, Oper
 ///
 /// # Errors
 /// The central database.
-pub async fn note_error(operator: &Operator, id: i64, error: &OperatorError) -> Result<(), OperatorError> {
-    let client = operator.central.client().await?;
+pub async fn note_error(actor: &Actor, id: i64, error: &AdminError) -> Result<(), AdminError> {
+    let client = actor.central.client().await?;
     let sql = "UPDATE pglobby.operations SET error = coalesce(error, $2), updated_at = now(),
                       status = CASE WHEN status = 'running' THEN 'failed' ELSE status END
                WHERE id = $1 AND status <> 'done'";

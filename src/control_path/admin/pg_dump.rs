@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    actor::OperatorError,
+    actor::AdminError,
     host_connection::{HostAdmin, HostSession},
     host_locks::Dumping,
 };
@@ -68,12 +68,12 @@ impl CopyPrograms {
     ///
     /// # Errors
     /// There are none on this machine.
-    pub async fn for_server(session: &HostSession) -> Result<Self, OperatorError> {
+    pub async fn for_server(session: &HostSession) -> Result<Self, AdminError> {
         let major = u32::try_from(session.rights().await?.server_version / 10_000).unwrap_or_default();
         let found = PostgresBinaries::find_major(None, major).or_else(|_| PostgresBinaries::find(None));
-        let binaries = found.map_err(|error| OperatorError::Refused(error.to_string()))?;
+        let binaries = found.map_err(|error| AdminError::Refused(error.to_string()))?;
         if binaries.major() < major {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "the server is PostgreSQL {major}, and pg_dump on this machine is {}, which cannot read it; install a \
                  newer one, or name its folder with {}",
                 binaries.major(),
@@ -88,7 +88,7 @@ impl CopyPrograms {
         &self,
         admin: &'a HostAdmin,
         database: &'a str,
-    ) -> Result<(Command, Dumping<'a>), OperatorError> {
+    ) -> Result<(Command, Dumping<'a>), AdminError> {
         let options = admin.dump_options(database).await?;
         let mut command = self.program("pg_dump", admin, database, &admin.user, admin.password.as_ref());
         command.env("PGOPTIONS", options).stdout(Stdio::piped());
@@ -152,12 +152,11 @@ impl CopyPrograms {
     ///
     /// # Errors
     /// The file exists, the disk is full, or pg_dump's own words.
-    pub async fn dump_to(&self, admin: &HostAdmin, database: &str, file: &Path) -> Result<(), OperatorError> {
+    pub async fn dump_to(&self, admin: &HostAdmin, database: &str, file: &Path) -> Result<(), AdminError> {
         refuse_existing(file)?;
         let (mut command, dumping) = self.dump(admin, database).await?;
         let unfinished = unfinished(file);
-        let wrong =
-            |error: std::io::Error| OperatorError::Refused(format!("{}: {error}", unfinished.display()));
+        let wrong = |error: std::io::Error| AdminError::Refused(format!("{}: {error}", unfinished.display()));
         let _ = fs::remove_file(&unfinished);
         let out =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(wrong)?;
@@ -193,7 +192,7 @@ impl CopyPrograms {
         admin: &HostAdmin,
         database: &str,
         part: Part,
-    ) -> Result<Definitions, OperatorError> {
+    ) -> Result<Definitions, AdminError> {
         let (mut dump, dumping) = self.dump(admin, database).await?;
         dump.args(["--format=custom", "--no-owner", "--no-privileges"]);
         dump.arg(match part {
@@ -208,7 +207,7 @@ impl CopyPrograms {
     ///
     /// # Errors
     /// pg_restore's own words.
-    pub async fn statements(&self, definitions: &Definitions) -> Result<String, OperatorError> {
+    pub async fn statements(&self, definitions: &Definitions) -> Result<String, AdminError> {
         let mut restore = Command::new(self.binaries.program("pg_restore"));
         restore.args([
             "--file=-",
@@ -231,7 +230,7 @@ impl CopyPrograms {
         to: &Restorer<'_>,
         definitions: &Definitions,
         made: &[u32],
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         let mut list = Command::new(self.binaries.program("pg_restore"));
         let list = fed(list.arg("--list").stdout(Stdio::piped()), &definitions.0).await?;
         let wanted = ListFile::new(&still_to_make(&String::from_utf8_lossy(&list), made))?;
@@ -249,7 +248,7 @@ impl CopyPrograms {
         from: &HostAdmin,
         to: &Restorer<'_>,
         left_out: &[String],
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         let (mut dump, of_dump) = self.dump(from, to.database).await?;
         dump.args(["--format=custom", "--section=data"]);
         dump.args(left_out.iter().map(|table| format!("--exclude-table-data={table}")));
@@ -265,7 +264,7 @@ impl CopyPrograms {
         match (dumped, restored) {
             (Ok(_), restored) => restored.map(drop),
             (dumped, Ok(_)) => dumped.map(drop),
-            (Err(one), Err(other)) => Err(OperatorError::Refused(format!("{other}; {one}"))),
+            (Err(one), Err(other)) => Err(AdminError::Refused(format!("{other}; {one}"))),
         }
     }
 }
@@ -288,9 +287,9 @@ fn still_to_make(list: &str, made: &[u32]) -> String {
 struct ListFile(PathBuf);
 
 impl ListFile {
-    fn new(list: &str) -> Result<Self, OperatorError> {
+    fn new(list: &str) -> Result<Self, AdminError> {
         let path = std::env::temp_dir().join(format!("pglobby-{:032x}.list", rand::random::<u128>()));
-        let wrong = |error: std::io::Error| OperatorError::Refused(format!("{}: {error}", path.display()));
+        let wrong = |error: std::io::Error| AdminError::Refused(format!("{}: {error}", path.display()));
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(wrong)?;
         let file_of_ours = Self(path.clone());
@@ -306,7 +305,7 @@ impl Drop for ListFile {
 }
 
 /// Runs pg_restore with an archive to read, and answers what it printed.
-async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, OperatorError> {
+async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, AdminError> {
     let child = restore.stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
     let mut child = child.map_err(|error| not_started("pg_restore", &error))?;
     let stdin = child.stdin.take();
@@ -324,14 +323,14 @@ async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, OperatorE
 ///
 /// # Errors
 /// It is there, or its folder is not.
-pub fn refuse_existing(file: &Path) -> Result<(), OperatorError> {
+pub fn refuse_existing(file: &Path) -> Result<(), AdminError> {
     if file.exists() {
-        return Err(OperatorError::Exists(format!("{} exists already; name another file", file.display())));
+        return Err(AdminError::Exists(format!("{} exists already; name another file", file.display())));
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match folder.is_dir() {
         true => Ok(()),
-        false => Err(OperatorError::Invalid(format!("there is no folder {}", folder.display()))),
+        false => Err(AdminError::Invalid(format!("there is no folder {}", folder.display()))),
     }
 }
 
@@ -364,14 +363,14 @@ fn keep(out: &File, unfinished: &Path, file: &Path) -> std::io::Result<()> {
 }
 
 /// What it printed, where that was not sent elsewhere.
-async fn finished(program: &str, child: std::io::Result<Child>) -> Result<Vec<u8>, OperatorError> {
+async fn finished(program: &str, child: std::io::Result<Child>) -> Result<Vec<u8>, AdminError> {
     let child = child.map_err(|error| not_started(program, &error))?;
     let Output { status, stderr, stdout } =
         child.wait_with_output().await.map_err(|error| not_started(program, &error))?;
     if status.success() {
         return Ok(stdout);
     }
-    Err(OperatorError::Refused(format!("{program} failed ({status}): {}", own_words(&stderr))))
+    Err(AdminError::Refused(format!("{program} failed ({status}): {}", own_words(&stderr))))
 }
 
 /// What pg_dump or pg_restore says itself. A server's DETAIL and CONTEXT below that quote a tenant's rows.
@@ -382,8 +381,8 @@ fn own_words(stderr: &[u8]) -> String {
     own.join("; ").chars().take(TOLD_BYTES_MAX).collect()
 }
 
-fn not_started(program: &str, error: &std::io::Error) -> OperatorError {
-    OperatorError::Refused(format!("{program} could not be run: {error}"))
+fn not_started(program: &str, error: &std::io::Error) -> AdminError {
+    AdminError::Refused(format!("{program} could not be run: {error}"))
 }
 
 /// As libpq spells it.

@@ -13,13 +13,13 @@ use sha2::{Digest as _, Sha256};
 use tokio_postgres::{Client, Row};
 
 use super::{
-    actor::{Operator, OperatorError},
-    host_connection::{Answer, HostAdmin},
+    actor::{Actor, AdminError},
+    host_connection::{HostAdmin, StatementResult},
     tenants::missing,
 };
 use crate::control_path::{
     onboarding::{adopt::complete_grants, role_attributes::allow},
-    secrets::seal::Place,
+    secrets::seal::SecretLocation,
 };
 
 /// Rows kept of each tenant's answer: the whole answer of all tenants is in memory at the end.
@@ -27,7 +27,7 @@ pub const ROWS_MAX: usize = 1_000;
 
 /// Whom it concerns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum TenantSelection {
     /// Every tenant that is active or suspended.
     All,
     /// These.
@@ -36,13 +36,13 @@ pub enum Wanted {
 
 /// What became of it for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Outcome {
+pub struct TenantOutcome {
     /// Its name.
     pub tenant: String,
     /// Whether every statement succeeded.
     pub ok: bool,
     /// One for each statement; where one failed, those before it (which are undone).
-    pub results: Vec<Answer>,
+    pub results: Vec<StatementResult>,
     /// In words.
     pub error: Option<String>,
     /// Of the error, where a server gave one.
@@ -52,7 +52,7 @@ pub struct Outcome {
 }
 
 /// A tenant to run it for.
-struct Target {
+struct RunTarget {
     id: i64,
     name: String,
     host: String,
@@ -69,19 +69,19 @@ struct Target {
 /// # Errors
 /// The central database, or a tenant that is not there or not open: then nothing was run. What goes wrong for a tenant is
 /// in its outcome.
-pub async fn fan_out(
-    operator: &Operator,
+pub async fn run_on_tenants(
+    actor: &Actor,
     sql: &str,
-    wanted: &Wanted,
+    selection: &TenantSelection,
     concurrency: usize,
     on_begin: impl FnOnce(usize),
-    mut on_done: impl FnMut(&Outcome),
-) -> Result<Vec<Outcome>, OperatorError> {
-    let client = operator.central.client().await?;
-    let targets = targets(operator, &client, wanted).await?;
+    mut on_done: impl FnMut(&TenantOutcome),
+) -> Result<Vec<TenantOutcome>, AdminError> {
+    let client = actor.central.client().await?;
+    let targets = targets(actor, &client, selection).await?;
     let count = targets.len();
     on_begin(count);
-    let running = stream::iter(targets).map(|target| run_one(operator, target, sql));
+    let running = stream::iter(targets).map(|target| run_one(actor, target, sql));
     let mut running = pin!(running.buffer_unordered(concurrency.max(1)));
     let mut outcomes = Vec::with_capacity(count);
     while let Some(outcome) = running.next().await {
@@ -94,42 +94,42 @@ pub async fn fan_out(
     // The text may hold what nobody else should read; its hash tells whether it was this text.
     let hash: String = Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let detail = json!({ "sql_sha256": hash, "tenants": count, "failed": failed });
-    operator.audit(&**client, "run", None, &detail).await?;
+    actor.audit(&**client, "run", None, &detail).await?;
     Ok(outcomes)
 }
 
 async fn targets(
-    operator: &Operator,
+    actor: &Actor,
     client: &Client,
-    wanted: &Wanted,
-) -> Result<Vec<Target>, OperatorError> {
+    selection: &TenantSelection,
+) -> Result<Vec<RunTarget>, AdminError> {
     let open =
         "SELECT id, name, host, database, username, sealed_password, grants_pending, status FROM pglobby.tenants
                 WHERE status IN ('active', 'suspended') AND sealed_password IS NOT NULL
                   AND ($1::text[] IS NULL OR name = ANY ($1)) ORDER BY name";
-    let names = match wanted {
-        Wanted::All => None,
-        Wanted::Named(names) => Some(names),
+    let names = match selection {
+        TenantSelection::All => None,
+        TenantSelection::Named(names) => Some(names),
     };
-    let targets: Vec<Target> = client.query(open, &[&names]).await?.iter().map(target).collect();
+    let targets: Vec<RunTarget> = client.query(open, &[&names]).await?.iter().map(target).collect();
     for name in names.into_iter().flatten() {
         if targets.iter().any(|target| target.name == *name) {
             continue;
         }
         let sql = "SELECT status FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
         return Err(match client.query_opt(sql, &[name]).await? {
-            Some(row) => OperatorError::Refused(format!(
+            Some(row) => AdminError::Refused(format!(
                 "tenant {name:?} is {}; nothing was run for anybody",
                 row.get::<_, String>(0)
             )),
-            None => missing(operator, client, name).await,
+            None => missing(actor, client, name).await,
         });
     }
     Ok(targets)
 }
 
-fn target(row: &Row) -> Target {
-    Target {
+fn target(row: &Row) -> RunTarget {
+    RunTarget {
         id: row.get("id"),
         name: row.get("name"),
         host: row.get("host"),
@@ -141,11 +141,11 @@ fn target(row: &Row) -> Target {
     }
 }
 
-async fn run_one(operator: &Operator, target: Target, sql: &str) -> Outcome {
+async fn run_one(actor: &Actor, target: RunTarget, sql: &str) -> TenantOutcome {
     let begun = Instant::now();
     let mut results = Vec::new();
-    let error = ask(operator, &target, sql, &mut results).await.err();
-    Outcome {
+    let error = ask(actor, &target, sql, &mut results).await.err();
+    TenantOutcome {
         tenant: target.name,
         ok: error.is_none(),
         results,
@@ -156,20 +156,20 @@ async fn run_one(operator: &Operator, target: Target, sql: &str) -> Outcome {
 }
 
 async fn ask(
-    operator: &Operator,
-    target: &Target,
+    actor: &Actor,
+    target: &RunTarget,
     sql: &str,
-    results: &mut Vec<Answer>,
-) -> Result<(), OperatorError> {
+    results: &mut Vec<StatementResult>,
+) -> Result<(), AdminError> {
     if target.grants_pending {
-        complete_grants(operator, target.id).await?;
+        complete_grants(actor, target.id).await?;
     }
-    let client = operator.central.client().await?;
-    let admin = HostAdmin::load(operator, &**client, &target.host).await?;
+    let client = actor.central.client().await?;
+    let admin = HostAdmin::load(actor, &**client, &target.host).await?;
     drop(client);
     let row = target.id.to_string();
-    let place = Place { table: "tenants", row: &row, column: "sealed_password" };
-    let password: SecretString = operator.keyring.open(&place, &target.sealed)?;
+    let place = SecretLocation { table: "tenants", row: &row, column: "sealed_password" };
+    let password: SecretString = actor.keyring.open(&place, &target.sealed)?;
     // Only an operator gets in while the tenant is suspended, and only for as long as the door takes to open.
     let doorkeeper = if target.suspended { Some(admin.connect().await?) } else { None };
     if let Some(doorkeeper) = &doorkeeper {

@@ -6,8 +6,8 @@
 //! start, where it counts more than what a database or a role was SET to, and what cannot be given is looked for.
 
 use super::{
-    actor::OperatorError,
-    host_connection::{HostAdmin, HostSession, Rights, is_database_full},
+    actor::AdminError,
+    host_connection::{AdminRights, HostAdmin, HostSession, is_database_full},
 };
 use crate::control_path::onboarding::roles::MARK;
 
@@ -54,8 +54,8 @@ impl HostAdmin {
     /// databases) is not a tenant's to change.
     ///
     /// # Errors
-    /// [`OperatorError::Connect`] or [`OperatorError::Host`].
-    pub async fn connect(&self) -> Result<HostSession, OperatorError> {
+    /// [`AdminError::Connect`] or [`AdminError::Host`].
+    pub async fn connect(&self) -> Result<HostSession, AdminError> {
         let session = self.connect_as(&self.user, self.password.as_ref(), &self.database, STEERED).await?;
         session.before_tenants(self).await
     }
@@ -63,8 +63,8 @@ impl HostAdmin {
     /// A session of the administrator in `database`, in which nothing runs that somebody else has defined there.
     ///
     /// # Errors
-    /// [`OperatorError::Connect`]; or [`OperatorError::Refused`] where something would run.
-    pub async fn connect_to(&self, database: &str) -> Result<HostSession, OperatorError> {
+    /// [`AdminError::Connect`]; or [`AdminError::Refused`] where something would run.
+    pub async fn connect_to(&self, database: &str) -> Result<HostSession, AdminError> {
         if database == self.database {
             return self.connect().await;
         }
@@ -79,7 +79,7 @@ impl HostAdmin {
         let rows = inside.query(doing, SETTLE, &[]).await?;
         let who = rows.first().map(|row| (row.get::<_, String>(0), row.get::<_, String>(1)));
         if who.as_ref().is_none_or(|(session, current)| session != current || *session != self.user) {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "host {:?} lets {:?} into database {database:?} as somebody else ({who:?}); see ALTER DATABASE … SET and \
                  ALTER ROLE … SET there",
                 self.name, self.user
@@ -93,7 +93,7 @@ impl HostAdmin {
 
     /// A tenant may have limited its database's connections; that counts for every administrator but a superuser. Whether
     /// it was that.
-    async fn lift_limit(&self, database: &str) -> Result<bool, OperatorError> {
+    async fn lift_limit(&self, database: &str) -> Result<bool, AdminError> {
         let session = self.connect().await?;
         let limited =
             session.texts("looking at the database's limit", TENANTS_LIMIT, &[&database, &MARK]).await?;
@@ -106,10 +106,7 @@ impl HostAdmin {
     ///
     /// # Errors
     /// As [`HostAdmin::connect_to`], which is tried first: pg_dump enters where we may.
-    pub(in crate::control_path) async fn dump_options(
-        &self,
-        database: &str,
-    ) -> Result<String, OperatorError> {
+    pub(in crate::control_path) async fn dump_options(&self, database: &str) -> Result<String, AdminError> {
         let inside = self.connect_to(database).await?;
         let known = "SELECT 1 FROM pg_catalog.pg_settings WHERE name = 'restrict_nonsystem_relation_kind'";
         let known = inside.query("looking at what the server knows", known, &[]).await?;
@@ -120,12 +117,12 @@ impl HostAdmin {
         Ok(options)
     }
 
-    async fn refuse_event_triggers(&self, inside: &HostSession, database: &str) -> Result<(), OperatorError> {
+    async fn refuse_event_triggers(&self, inside: &HostSession, database: &str) -> Result<(), AdminError> {
         let found = inside.texts("looking for event triggers", FOREIGN_EVENT_TRIGGERS, &[]).await?;
         if found.is_empty() {
             return Ok(());
         }
-        Err(OperatorError::Refused(format!(
+        Err(AdminError::Refused(format!(
             "database {database:?} on host {:?} has event triggers whose functions others can replace, and which would run \
              with the rights of {:?}: {}; as a superuser there: ALTER EVENT TRIGGER … DISABLE, or give the function to \
              a superuser",
@@ -137,7 +134,7 @@ impl HostAdmin {
 
     /// What the administrator may do, asked once, from its own database. Refuses a database whose event trigger would fire
     /// at our login, where that cannot be kept from firing.
-    async fn known_rights(&self, database: &str) -> Result<Rights, OperatorError> {
+    async fn known_rights(&self, database: &str) -> Result<AdminRights, AdminError> {
         if let Some(rights) = self.rights.get()
             && (rights.superuser || rights.server_version < LOGIN_TRIGGERS_SINCE)
         {
@@ -149,7 +146,7 @@ impl HostAdmin {
         if !rights.superuser
             && !session.query("looking for a login trigger", LOGIN_TRIGGER, &[&database]).await?.is_empty()
         {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "database {database:?} on host {:?} has an event trigger that fires at login, and {:?} is no superuser, \
                  whom it would spare; drop it there (DROP EVENT TRIGGER)",
                 self.name, self.user
@@ -160,12 +157,12 @@ impl HostAdmin {
 }
 
 /// From 17 on a superuser can leave all of them out.
-fn event_triggers_are_off(rights: Rights) -> bool {
+fn event_triggers_are_off(rights: AdminRights) -> bool {
     rights.superuser && rights.server_version >= LOGIN_TRIGGERS_SINCE
 }
 
 /// What the administrator's session in another's database starts with.
-fn options(rights: Rights, user: &str) -> String {
+fn options(rights: AdminRights, user: &str) -> String {
     let mut options = STEERED.to_owned();
     if rights.server_version >= IDLE_TIMEOUT_SINCE {
         options += " -c idle_session_timeout=0";
@@ -206,7 +203,7 @@ mod tests {
 
     #[test]
     fn only_what_the_server_knows_is_asked_of_it() {
-        let rights = |server_version, superuser| Rights {
+        let rights = |server_version, superuser| AdminRights {
             server_version,
             superuser,
             create_databases: true,

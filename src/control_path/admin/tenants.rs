@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio_postgres::{Client, GenericClient, Row, types::ToSql};
 
 use super::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     hosts::{invalid, unknown_setting},
 };
 use crate::{config::units, control_path::onboarding::role_attributes};
@@ -77,8 +77,8 @@ const SUMMARY: &str = "SELECT name, status, status_reason, host, database, usern
 ///
 /// # Errors
 /// The central database.
-pub async fn list(operator: &Operator, dropped_too: bool) -> Result<Vec<TenantSummary>, OperatorError> {
-    let client = operator.central.client().await?;
+pub async fn list(actor: &Actor, dropped_too: bool) -> Result<Vec<TenantSummary>, AdminError> {
+    let client = actor.central.client().await?;
     let sql = format!("{SUMMARY} WHERE $1 OR status <> 'dropped' ORDER BY name, id");
     Ok(client.query(&sql, &[&dropped_too]).await?.iter().map(summary).collect())
 }
@@ -86,13 +86,13 @@ pub async fn list(operator: &Operator, dropped_too: bool) -> Result<Vec<TenantSu
 /// One tenant: the living one of that name, or else its latest tombstone.
 ///
 /// # Errors
-/// [`OperatorError::NotFound`].
-pub async fn show(operator: &Operator, name: &str) -> Result<TenantSummary, OperatorError> {
-    let client = operator.central.client().await?;
+/// [`AdminError::NotFound`].
+pub async fn show(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError> {
+    let client = actor.central.client().await?;
     let sql = format!("{SUMMARY} WHERE name = $1 ORDER BY status = 'dropped', id DESC LIMIT 1");
     match client.query_opt(&sql, &[&name]).await? {
         Some(row) => Ok(summary(&row)),
-        None => Err(missing(operator, &**client, name).await),
+        None => Err(missing(actor, &**client, name).await),
     }
 }
 
@@ -134,37 +134,32 @@ fn in_words(millis: i64) -> String {
 /// # Errors
 /// Unknown key (naming the nearest), bad value, no such tenant; then nothing is changed.
 pub async fn set(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     settings: &[(String, String)],
-) -> Result<TenantSummary, OperatorError> {
-    let mut client = operator.central.client().await?;
+) -> Result<TenantSummary, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     for (key, value) in settings {
         if set_one(&transaction, name, key, value.trim()).await? == 0 {
-            return Err(missing(operator, &transaction, name).await);
+            return Err(missing(actor, &transaction, name).await);
         }
     }
     let changed: serde_json::Map<_, _> =
         settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
-    operator.audit(&transaction, "tenant.set", Some(name), &changed.into()).await?;
+    actor.audit(&transaction, "tenant.set", Some(name), &changed.into()).await?;
     transaction.commit().await?;
     drop(client);
-    show(operator, name).await
+    show(actor, name).await
 }
 
-async fn set_one(
-    client: &impl GenericClient,
-    name: &str,
-    key: &str,
-    value: &str,
-) -> Result<u64, OperatorError> {
+async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str) -> Result<u64, AdminError> {
     let given = Some(value).filter(|value| !value.is_empty());
     let run = async |assignment: &str, value: &(dyn ToSql + Sync)| {
         let sql = format!("UPDATE pglobby.tenants SET {assignment} WHERE name = $1 AND status <> 'dropped'");
         client.execute(&sql, &[&name, value]).await.map_err(|error| match error.code() {
             Some(code) if code.code().starts_with("22") || code.code().starts_with("23") => {
-                OperatorError::Invalid(format!("{key}={value:?} cannot be: {}", invalid(&error)))
+                AdminError::Invalid(format!("{key}={value:?} cannot be: {}", invalid(&error)))
             }
             _ => error.into(),
         })
@@ -173,7 +168,7 @@ async fn set_one(
         "pool_mode" => match given {
             None | Some("transaction" | "session") => run("pool_mode = $2", &given).await,
             Some(other) => {
-                Err(OperatorError::Invalid(format!("pool_mode is transaction or session, not {other:?}")))
+                Err(AdminError::Invalid(format!("pool_mode is transaction or session, not {other:?}")))
             }
         },
         "pool_size" | "min_pool_size" | "max_clients" => {
@@ -183,7 +178,7 @@ async fn set_one(
                 None => None,
                 Some(Ok(number)) if number >= least && number.unsigned_abs() <= most => Some(number),
                 Some(_) => {
-                    return Err(OperatorError::Invalid(format!(
+                    return Err(AdminError::Invalid(format!(
                         "{key} is a whole number from {least} to {most}, not {value:?}; `{key}=` takes the default"
                     )));
                 }
@@ -202,10 +197,10 @@ async fn set_one(
     }
 }
 
-fn parse_timeout(text: &str) -> Result<i64, OperatorError> {
+fn parse_timeout(text: &str) -> Result<i64, AdminError> {
     /// PostgreSQL counts it in milliseconds, in 31 bits.
     const LONGEST: Duration = Duration::from_secs(24 * 86_400);
-    let wrong = |why: &str| OperatorError::Invalid(format!("statement_timeout={text:?} {why}"));
+    let wrong = |why: &str| AdminError::Invalid(format!("statement_timeout={text:?} {why}"));
     let duration = units::duration(text).map_err(|why| wrong(&why))?;
     if duration > LONGEST {
         return Err(wrong("is longer than PostgreSQL can count (24d)"));
@@ -216,18 +211,18 @@ fn parse_timeout(text: &str) -> Result<i64, OperatorError> {
 /// Networks as `10.0.0.0/8` or single addresses, as PostgreSQL's cidr will take them.
 ///
 /// # Errors
-/// [`OperatorError::Invalid`].
-pub fn parse_networks<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<String>, OperatorError> {
+/// [`AdminError::Invalid`].
+pub fn parse_networks<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<String>, AdminError> {
     texts.map(str::trim).filter(|text| !text.is_empty()).map(parse_network).collect()
 }
 
-fn parse_network(text: &str) -> Result<String, OperatorError> {
+fn parse_network(text: &str) -> Result<String, AdminError> {
     let network: IpNet = text
         .parse()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
-        .map_err(|_| OperatorError::Invalid(format!("{text:?} is no network (10.0.0.0/8) and no address")))?;
+        .map_err(|_| AdminError::Invalid(format!("{text:?} is no network (10.0.0.0/8) and no address")))?;
     if network.trunc() != network {
-        return Err(OperatorError::Invalid(format!(
+        return Err(AdminError::Invalid(format!(
             "{text:?} is no network; did you mean {}?",
             network.trunc()
         )));
@@ -237,7 +232,7 @@ fn parse_network(text: &str) -> Result<String, OperatorError> {
 
 /// What becomes of the sessions of a tenant that is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sessions {
+pub enum SuspendSessions {
     /// They end at once, with whatever they are doing.
     EndNow,
     /// They end after the transaction they are in.
@@ -249,16 +244,15 @@ pub enum Sessions {
 /// # Errors
 /// Only an active tenant can be suspended.
 pub async fn suspend(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     reason: Option<&str>,
-    sessions: Sessions,
-) -> Result<TenantSummary, OperatorError> {
-    let drain = sessions == Sessions::EndAfterTransaction;
-    let suspended =
-        change_status(operator, name, &["active", "suspended"], "suspended", reason, drain).await?;
+    sessions: SuspendSessions,
+) -> Result<TenantSummary, AdminError> {
+    let drain = sessions == SuspendSessions::EndAfterTransaction;
+    let suspended = change_status(actor, name, &["active", "suspended"], "suspended", reason, drain).await?;
     // Past pglobby as well: who knows the password of a role logs in at the host.
-    role_attributes::follow_status(operator, name).await;
+    role_attributes::follow_status(actor, name).await;
     Ok(suspended)
 }
 
@@ -266,20 +260,20 @@ pub async fn suspend(
 ///
 /// # Errors
 /// It is neither.
-pub async fn resume(operator: &Operator, name: &str) -> Result<TenantSummary, OperatorError> {
-    role_attributes::let_in(operator, name).await;
-    change_status(operator, name, &["suspended", "active"], "active", None, false).await
+pub async fn resume(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError> {
+    role_attributes::let_in(actor, name).await;
+    change_status(actor, name, &["suspended", "active"], "active", None, false).await
 }
 
 async fn change_status(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     from: &[&str],
     to: &str,
     reason: Option<&str>,
     drain: bool,
-) -> Result<TenantSummary, OperatorError> {
-    let mut client = operator.central.client().await?;
+) -> Result<TenantSummary, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     let changed = transaction
         .execute(
@@ -291,41 +285,41 @@ async fn change_status(
     if changed == 0 {
         drop(transaction);
         drop(client);
-        let status = show(operator, name).await?.status;
-        return Err(OperatorError::Refused(format!("tenant {name:?} is {status}, so it cannot become {to}")));
+        let status = show(actor, name).await?.status;
+        return Err(AdminError::Refused(format!("tenant {name:?} is {status}, so it cannot become {to}")));
     }
     let action = if to == "active" { "tenant.resume" } else { "tenant.suspend" };
-    operator.audit(&transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
+    actor.audit(&transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
     transaction.commit().await?;
     drop(client);
-    show(operator, name).await
+    show(actor, name).await
 }
 
-/// [`OperatorError::NotFound`] for a tenant.
+/// [`AdminError::NotFound`] for a tenant.
 pub(in crate::control_path) async fn missing(
-    operator: &Operator,
+    actor: &Actor,
     client: &impl GenericClient,
     name: &str,
-) -> OperatorError {
+) -> AdminError {
     let living = "SELECT name FROM pglobby.tenants WHERE status <> 'dropped'";
-    operator.not_found(client, "tenant", name, living).await
+    actor.not_found(client, "tenant", name, living).await
 }
 
 /// The id of a living tenant.
 ///
 /// # Errors
-/// [`OperatorError::NotFound`].
+/// [`AdminError::NotFound`].
 pub(in crate::control_path) async fn id_of(
-    operator: &Operator,
+    actor: &Actor,
     client: &impl GenericClient,
     name: &str,
-) -> Result<i64, OperatorError> {
+) -> Result<i64, AdminError> {
     // Locked, so that it cannot be dropped between this and what refers to it.
     let sql = "SELECT id FROM pglobby.tenants
                WHERE name = $1 AND status NOT IN ('dropping', 'dropped') FOR SHARE";
     match client.query_opt(sql, &[&name]).await? {
         Some(row) => Ok(row.get(0)),
-        None => Err(missing(operator, client, name).await),
+        None => Err(missing(actor, client, name).await),
     }
 }
 

@@ -17,23 +17,23 @@ use tracing::warn;
 use super::{Central, CentralError};
 
 /// The channel on which marks travel.
-pub const MARK_CHANNEL: &str = "pglobby_mark";
+pub const BARRIER_CHANNEL: &str = "pglobby_mark";
 
 /// Marks of this node that are under way: no more than orders are.
 #[derive(Debug)]
-pub struct Marks {
+pub struct ChangeBarrier {
     node: u64,
     sent: AtomicU64,
     under_way: Mutex<HashMap<u64, oneshot::Sender<()>>>,
 }
 
-impl Default for Marks {
+impl Default for ChangeBarrier {
     fn default() -> Self {
         Self { node: rand::random(), sent: AtomicU64::new(0), under_way: Mutex::default() }
     }
 }
 
-impl Marks {
+impl ChangeBarrier {
     /// Waits until this node has done what was committed before; `central_timeout` at most, since while nothing is heard of
     /// the central database everything will be looked at anew when it is.
     pub async fn wait_until_applied(&self, central: &Central) {
@@ -43,7 +43,7 @@ impl Marks {
         let come_round = async {
             let client = central.client().await?;
             let payload = format!("{:x} {number}", self.node);
-            client.execute("SELECT pg_catalog.pg_notify($1, $2)", &[&MARK_CHANNEL, &payload]).await?;
+            client.execute("SELECT pg_catalog.pg_notify($1, $2)", &[&BARRIER_CHANNEL, &payload]).await?;
             let _ = told.await;
             Ok::<_, CentralError>(())
         };
@@ -58,7 +58,7 @@ impl Marks {
     }
 
     /// A mark was heard, and all that came before it is done.
-    pub fn heard(&self, payload: &str) {
+    pub fn arrived(&self, payload: &str) {
         let ours = payload.split_once(' ').filter(|(node, _)| u64::from_str_radix(node, 16) == Ok(self.node));
         let number = ours.and_then(|(_, number)| number.parse().ok());
         if let Some(tell) = number.and_then(|number: u64| self.locked().remove(&number)) {
@@ -77,15 +77,15 @@ mod tests {
 
     #[test]
     fn a_mark_is_known_by_node_and_number_and_nonsense_is_not() {
-        let marks = Marks::default();
+        let barrier = ChangeBarrier::default();
         let (tell, mut told) = oneshot::channel();
-        marks.locked().insert(7, tell);
-        let others = marks.node.wrapping_add(1);
-        for odd in ["", "7", "x 7", &format!("{others:x} 7"), &format!("{:x} 8", marks.node)] {
-            marks.heard(odd);
+        barrier.locked().insert(7, tell);
+        let others = barrier.node.wrapping_add(1);
+        for odd in ["", "7", "x 7", &format!("{others:x} 7"), &format!("{:x} 8", barrier.node)] {
+            barrier.arrived(odd);
         }
         assert!(told.try_recv().is_err(), "not yet");
-        marks.heard(&format!("{:x} 7", marks.node));
+        barrier.arrived(&format!("{:x} 7", barrier.node));
         assert_eq!(told.try_recv(), Ok(()));
     }
 }

@@ -11,7 +11,7 @@ use tokio_postgres::{AsyncMessage, Connection, Socket};
 
 use super::{
     Central, causes,
-    change_barrier::MARK_CHANNEL,
+    change_barrier::BARRIER_CHANNEL,
     cluster_cancel::{CANCEL_CHANNEL, CancelKey, FULL_CHANNEL},
     tls::CentralTlsStream,
 };
@@ -26,7 +26,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(1);
 
 /// What is heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {
+pub enum FeedEvent {
     /// A row changed.
     Changed(Change),
     /// A client asked some node to cancel a session that is not its own.
@@ -34,12 +34,12 @@ pub enum Notice {
     /// A host, by name, had no connection left for an operator.
     HostFull(String),
     /// Some node wants to know when it has heard what came before.
-    Mark(String),
+    Barrier(String),
 }
 
 /// Listens for ever, and calls `on_notice` for each notice in the order they were committed. After every (re)connect
 /// it says [`Change::Everything`]. `on_state` hears whether it listens now. Ends only by being dropped.
-pub async fn follow(central: Central, mut on_notice: impl FnMut(Notice), on_state: impl Fn(bool)) {
+pub async fn follow(central: Central, mut on_notice: impl FnMut(FeedEvent), on_state: impl Fn(bool)) {
     let mut retry = RETRY_SHORTEST;
     let mut lost_before = false;
     loop {
@@ -71,7 +71,7 @@ pub async fn follow(central: Central, mut on_notice: impl FnMut(Notice), on_stat
 }
 
 /// One connection, from LISTEN to its end; returns why it ended.
-async fn listen(central: &Central, mut on_notice: impl FnMut(Notice)) -> String {
+async fn listen(central: &Central, mut on_notice: impl FnMut(FeedEvent)) -> String {
     match listen_until_lost(central, &mut on_notice).await {
         Ok(never) => match never {},
         Err(why) => why,
@@ -80,7 +80,7 @@ async fn listen(central: &Central, mut on_notice: impl FnMut(Notice)) -> String 
 
 async fn listen_until_lost(
     central: &Central,
-    on_notice: &mut impl FnMut(Notice),
+    on_notice: &mut impl FnMut(FeedEvent),
 ) -> Result<Infallible, String> {
     let (client, mut connection) = central.connect_undriven().await.map_err(|error| error.to_string())?;
     let subscribe = answered(
@@ -91,7 +91,7 @@ async fn listen_until_lost(
     );
     // Whatever arrives meanwhile is covered by what is said next.
     hear_while(&mut connection, subscribe, &mut |_| {}).await??;
-    on_notice(Notice::Changed(Change::Everything));
+    on_notice(FeedEvent::Changed(Change::Everything));
     loop {
         hear_while(&mut connection, tokio::time::sleep(PROBE_EVERY), on_notice).await?;
         hear_while(&mut connection, answered(central, client.batch_execute("SELECT 1")), on_notice).await??;
@@ -113,7 +113,7 @@ async fn answered(
 async fn hear_while<T>(
     connection: &mut Connection<Socket, CentralTlsStream<Socket>>,
     work: impl Future<Output = T>,
-    on_notice: &mut impl FnMut(Notice),
+    on_notice: &mut impl FnMut(FeedEvent),
 ) -> Result<T, String> {
     let mut work = pin!(work);
     loop {
@@ -134,12 +134,12 @@ async fn hear_while<T>(
 }
 
 /// What is told on a channel; `None`: nothing that can be read.
-fn notice(channel: &str, payload: &str) -> Option<Notice> {
+fn notice(channel: &str, payload: &str) -> Option<FeedEvent> {
     match channel {
-        CANCEL_CHANNEL => CancelKey::parse(payload).map(Notice::Cancel),
-        FULL_CHANNEL => Some(Notice::HostFull(payload.to_owned())),
-        MARK_CHANNEL => Some(Notice::Mark(payload.to_owned())),
-        _ => Some(Notice::Changed(parse(payload))),
+        CANCEL_CHANNEL => CancelKey::parse(payload).map(FeedEvent::Cancel),
+        FULL_CHANNEL => Some(FeedEvent::HostFull(payload.to_owned())),
+        BARRIER_CHANNEL => Some(FeedEvent::Barrier(payload.to_owned())),
+        _ => Some(FeedEvent::Changed(parse(payload))),
     }
 }
 

@@ -11,26 +11,26 @@ use super::Central;
 use crate::data_path::proxy::Proxy;
 
 /// What this node holds still because of rows, not of administrators.
-pub struct Fences {
+pub struct MovePauses {
     central: Central,
     proxy: Arc<Proxy>,
     held: HashSet<i64>,
     behind: bool,
 }
 
-impl Fences {
+impl MovePauses {
     /// Holds nothing yet.
     pub fn new(central: Central, proxy: Arc<Proxy>) -> Self {
         Self { central, proxy, held: HashSet::new(), behind: false }
     }
 
     /// Whether the rows could not be read the last time, so that somebody may wait in vain.
-    pub fn is_behind(&self) -> bool {
+    pub fn must_retry(&self) -> bool {
         self.behind
     }
 
     /// Does what the rows say now. To be called after pools were refreshed: who is let go must find the new host.
-    pub async fn follow_rows(&mut self) {
+    pub async fn apply(&mut self) {
         match self.fenced().await {
             Ok(fenced) => {
                 self.behind = false;

@@ -1,5 +1,5 @@
 //! The life of tenants and logins in SQL: `CREATE TENANT acme`, `GRANT TENANT acme TO shop`, …. Words are read into an
-//! [`Order`], the same that the command line and the HTTP API give.
+//! [`AdminCommand`], the same that the command line and the HTTP API give.
 //!
 //! A statement is kept as its words and read again when it is carried out: a password that is made belongs to one
 //! execution. No word of it is ever logged or repeated in an error, for one of them may be a password.
@@ -9,29 +9,29 @@ use std::fmt;
 use secrecy::SecretString;
 use tracing::info;
 
-use super::{Answer, Complaint, Session, result_rows, statement::Token, table::Table};
+use super::{ConsoleError, ConsoleReply, Session, result_rows, statement::Token, table::Table};
 use crate::{
     config::units,
     control_path::{
         admin::{
-            actor::OperatorError,
-            commands::Order,
+            actor::AdminError,
+            commands::AdminCommand,
             logins::{NewLogin, NewLoginKind},
-            tenants::Sessions,
+            tenants::SuspendSessions,
         },
         onboarding::{adopt::AdoptTenant, create::CreateTenant, drop::DropDatabase, move_tenant::MoveTenant},
-        secrets::scram_verifier::Given,
-        timestamp::parse_moment,
+        secrets::scram_verifier::LoginPassword,
+        timestamp::parse_timestamp,
     },
 };
 
 /// A statement about tenants or logins, known to be well formed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Words(Vec<Token>);
+pub struct AdminStatement(Vec<Token>);
 
-impl Words {
+impl AdminStatement {
     /// The statement, if it is one about tenants or logins; `Some(Err)` if it is not as it should be.
-    pub fn read(statement: &[Token]) -> Option<Result<Self, Complaint>> {
+    pub fn read(statement: &[Token]) -> Option<Result<Self, ConsoleError>> {
         let word = |at: usize| match statement.get(at) {
             Some(Token::Word(word)) => word.as_str(),
             _ => "",
@@ -46,15 +46,15 @@ impl Words {
         };
         ours.then(|| {
             let words = Self(statement.to_vec());
-            words.order().map(|_| words)
+            words.command().map(|_| words)
         })
     }
 
-    fn order(&self) -> Result<Order, Complaint> {
+    fn command(&self) -> Result<AdminCommand, ConsoleError> {
         let mut reader = Reader { rest: &self.0 };
-        let order = reader.order()?;
+        let command = reader.command()?;
         match reader.rest {
-            [] => Ok(order),
+            [] => Ok(command),
             [Token::Word(word), ..] => Err(wrong(format!("{word:?} was not expected here"))),
             _ => Err(wrong("there is more than was expected")),
         }
@@ -62,23 +62,23 @@ impl Words {
 
     /// Whether it destroys what no ROLLBACK brings back.
     pub fn destroys(&self) -> bool {
-        matches!(self.order(), Ok(Order::DropTenant { .. }))
+        matches!(self.command(), Ok(AdminCommand::DropTenant { .. }))
     }
 
     /// What a client that describes the statement is told of its rows.
     pub fn columns(&self) -> Option<Table> {
-        self.order().ok().map(|order| result_rows::columns(&order))
+        self.command().ok().map(|command| result_rows::columns(&command))
     }
 }
 
-impl fmt::Debug for Words {
+impl fmt::Debug for AdminStatement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Words").finish_non_exhaustive()
+        f.debug_tuple("AdminStatement").finish_non_exhaustive()
     }
 }
 
-fn wrong(words: impl Into<String>) -> Complaint {
-    Complaint::new("42601", words).hint("SHOW HELP lists what the console understands.")
+fn wrong(words: impl Into<String>) -> ConsoleError {
+    ConsoleError::new("42601", words).hint("SHOW HELP lists what the console understands.")
 }
 
 /// Takes one word after the other.
@@ -100,7 +100,7 @@ impl Reader<'_> {
         true
     }
 
-    fn needs(&mut self, words: &str) -> Result<(), Complaint> {
+    fn needs(&mut self, words: &str) -> Result<(), ConsoleError> {
         if self.takes(words) { Ok(()) } else { Err(wrong(format!("{} was expected", words.to_uppercase()))) }
     }
 
@@ -113,7 +113,7 @@ impl Reader<'_> {
     }
 
     /// A name, or a value: a word or something in quotes.
-    fn name(&mut self, what: &str) -> Result<String, Complaint> {
+    fn name(&mut self, what: &str) -> Result<String, ConsoleError> {
         match self.rest.split_first() {
             Some((Token::Word(name) | Token::Quoted(name), rest)) => {
                 self.rest = rest;
@@ -123,7 +123,7 @@ impl Reader<'_> {
         }
     }
 
-    fn text(&mut self, what: &str) -> Result<String, Complaint> {
+    fn text(&mut self, what: &str) -> Result<String, ConsoleError> {
         match self.rest.first() {
             Some(Token::Quoted(_)) => self.name(what),
             _ => Err(wrong(format!("{what} in quotes was expected"))),
@@ -131,7 +131,7 @@ impl Reader<'_> {
     }
 
     /// The value behind a keyword, if that is next.
-    fn option(&mut self, keyword: &str) -> Result<Option<String>, Complaint> {
+    fn option(&mut self, keyword: &str) -> Result<Option<String>, ConsoleError> {
         if self.takes(keyword) {
             self.name(&format!("what follows {}", keyword.to_uppercase())).map(Some)
         } else {
@@ -139,7 +139,7 @@ impl Reader<'_> {
         }
     }
 
-    fn names(&mut self, what: &str) -> Result<Vec<String>, Complaint> {
+    fn names(&mut self, what: &str) -> Result<Vec<String>, ConsoleError> {
         let mut names = vec![self.name(what)?];
         while self.takes_symbol(',') {
             names.push(self.name(what)?);
@@ -147,7 +147,7 @@ impl Reader<'_> {
         Ok(names)
     }
 
-    fn order(&mut self) -> Result<Order, Complaint> {
+    fn command(&mut self) -> Result<AdminCommand, ConsoleError> {
         if self.takes("create tenant") {
             self.create_tenant()
         } else if self.takes("adopt tenant") {
@@ -155,22 +155,22 @@ impl Reader<'_> {
         } else if self.takes("alter tenant") {
             let name = self.name("a tenant")?;
             self.needs("set")?;
-            Ok(Order::SetTenant { name, settings: self.settings()? })
+            Ok(AdminCommand::SetTenant { name, settings: self.settings()? })
         } else if self.takes("suspend tenant") {
             let (name, reason) = (self.name("a tenant")?, self.option("reason")?);
             let sessions = match self.takes("after transaction") {
-                true => Sessions::EndAfterTransaction,
-                false => Sessions::EndNow,
+                true => SuspendSessions::EndAfterTransaction,
+                false => SuspendSessions::EndNow,
             };
-            Ok(Order::SuspendTenant { name, reason, sessions })
+            Ok(AdminCommand::SuspendTenant { name, reason, sessions })
         } else if self.takes("resume tenant") {
-            Ok(Order::ResumeTenant { name: self.name("a tenant")? })
+            Ok(AdminCommand::ResumeTenant { name: self.name("a tenant")? })
         } else if self.takes("rename tenant") {
             let name = self.name("a tenant")?;
             self.needs("to")?;
-            Ok(Order::RenameTenant { name, to: self.name("a name")? })
+            Ok(AdminCommand::RenameTenant { name, to: self.name("a name")? })
         } else if self.takes("rotate tenant") {
-            Ok(Order::RotateTenant { name: self.name("a tenant")? })
+            Ok(AdminCommand::RotateTenant { name: self.name("a tenant")? })
         } else if self.takes("move tenant") {
             self.move_tenant()
         } else if self.takes("drop tenant") {
@@ -182,27 +182,27 @@ impl Reader<'_> {
             } else {
                 DropDatabase::IfOurs
             };
-            Ok(Order::DropTenant { name, database, final_dump: None })
+            Ok(AdminCommand::DropTenant { name, database, final_dump: None })
         } else if self.takes("create login") {
             self.create_login()
         } else if self.takes("alter login") {
             self.alter_login()
         } else if self.takes("drop login") {
-            Ok(Order::DropLogin { name: self.name("a login")? })
+            Ok(AdminCommand::DropLogin { name: self.name("a login")? })
         } else if self.takes("grant") {
             let (tenants, all_tenants) = self.granted()?;
             self.needs("to")?;
             let name = self.name("a login")?;
-            Ok(Order::Grant { name, tenants, all_tenants, read_only: self.takes("read only") })
+            Ok(AdminCommand::Grant { name, tenants, all_tenants, read_only: self.takes("read only") })
         } else {
             self.needs("revoke")?;
             let (tenants, all_tenants) = self.granted()?;
             self.needs("from")?;
-            Ok(Order::Revoke { name: self.name("a login")?, tenants, all_tenants })
+            Ok(AdminCommand::Revoke { name: self.name("a login")?, tenants, all_tenants })
         }
     }
 
-    fn create_tenant(&mut self) -> Result<Order, Complaint> {
+    fn create_tenant(&mut self) -> Result<AdminCommand, ConsoleError> {
         let mut wanted = CreateTenant { name: self.name("a name")?, ..CreateTenant::default() };
         loop {
             if let Some(host) = self.option("host")? {
@@ -212,12 +212,12 @@ impl Reader<'_> {
             } else if let Some(database) = self.option("database")? {
                 wanted.database = Some(database);
             } else {
-                return Ok(Order::CreateTenant(wanted));
+                return Ok(AdminCommand::CreateTenant(wanted));
             }
         }
     }
 
-    fn adopt_tenant(&mut self) -> Result<Order, Complaint> {
+    fn adopt_tenant(&mut self) -> Result<AdminCommand, ConsoleError> {
         let mut wanted = AdoptTenant { name: self.name("a name")?, ..AdoptTenant::default() };
         loop {
             if let Some(host) = self.option("host")? {
@@ -227,12 +227,12 @@ impl Reader<'_> {
             } else if let Some(owner) = self.option("owner")? {
                 wanted.owner = Some(owner);
             } else {
-                return Ok(Order::AdoptTenant(wanted));
+                return Ok(AdminCommand::AdoptTenant(wanted));
             }
         }
     }
 
-    fn move_tenant(&mut self) -> Result<Order, Complaint> {
+    fn move_tenant(&mut self) -> Result<AdminCommand, ConsoleError> {
         let name = self.name("a tenant")?;
         self.needs("to host")?;
         let host = self.name("a host")?;
@@ -240,11 +240,11 @@ impl Reader<'_> {
         let patience = units::duration(patience.as_deref().unwrap_or(MoveTenant::PATIENCE));
         let patience = patience.map_err(|why| wrong(format!("PATIENCE {why}")))?;
         let to = MoveTenant { host, patience, keep_source: self.takes("keep source") };
-        Ok(Order::MoveTenant { name, to })
+        Ok(AdminCommand::MoveTenant { name, to })
     }
 
     /// `k = v, k = DEFAULT`.
-    fn settings(&mut self) -> Result<Vec<(String, String)>, Complaint> {
+    fn settings(&mut self) -> Result<Vec<(String, String)>, ConsoleError> {
         let mut settings = Vec::new();
         loop {
             let key = self.name("a setting")?;
@@ -259,7 +259,7 @@ impl Reader<'_> {
         }
     }
 
-    fn create_login(&mut self) -> Result<Order, Complaint> {
+    fn create_login(&mut self) -> Result<AdminCommand, ConsoleError> {
         let name = self.name("a name")?;
         let kind = if let Some(tenant) = self.option("tenant")? {
             NewLoginKind::Employee { tenant }
@@ -280,29 +280,33 @@ impl Reader<'_> {
             } else if self.takes("password") {
                 password = Some(SecretString::from(self.text("a password")?));
             } else if self.takes("valid until") {
-                valid_until = Some(parse_moment(&self.text("a moment")?).map_err(wrong)?);
+                valid_until = Some(parse_timestamp(&self.text("a moment")?).map_err(wrong)?);
             } else if self.takes("from") {
                 allow_from = self.text("networks")?.split(',').map(str::to_owned).collect();
             } else {
                 break;
             }
         }
-        let Given { password, generated } = Given::by(password);
+        let LoginPassword { password, generated } = LoginPassword::given_or_generated(password);
         let login = NewLogin { name, kind, read_only, password, valid_until, allow_from };
-        Ok(Order::CreateLogin { login, generated })
+        Ok(AdminCommand::CreateLogin { login, generated })
     }
 
-    fn alter_login(&mut self) -> Result<Order, Complaint> {
+    fn alter_login(&mut self) -> Result<AdminCommand, ConsoleError> {
         let name = self.name("a login")?;
-        let set =
-            |name, key: &str, value| Ok(Order::SetLogin { name, settings: vec![(key.to_owned(), value)] });
+        let set = |name, key: &str, value| {
+            Ok(AdminCommand::SetLogin { name, settings: vec![(key.to_owned(), value)] })
+        };
         if self.takes("password") {
             let given = if self.rest.is_empty() { None } else { Some(self.text("a password")?) };
-            Ok(Order::SetPassword { name, password: Given::by(given.map(SecretString::from)) })
+            Ok(AdminCommand::SetPassword {
+                name,
+                password: LoginPassword::given_or_generated(given.map(SecretString::from)),
+            })
         } else if self.takes("enable") {
-            Ok(Order::DisableLogin { name, disabled: false })
+            Ok(AdminCommand::DisableLogin { name, disabled: false })
         } else if self.takes("disable") {
-            Ok(Order::DisableLogin { name, disabled: true })
+            Ok(AdminCommand::DisableLogin { name, disabled: true })
         } else if self.takes("valid until") {
             let forever = self.takes("infinity");
             let moment = if forever { String::new() } else { self.text("a moment, or INFINITY,")? };
@@ -317,12 +321,12 @@ impl Reader<'_> {
             set(name, "access", "read_write".to_owned())
         } else {
             self.needs("set")?;
-            Ok(Order::SetLogin { name, settings: self.settings()? })
+            Ok(AdminCommand::SetLogin { name, settings: self.settings()? })
         }
     }
 
     /// `TENANT a, b` or `ALL TENANTS`.
-    fn granted(&mut self) -> Result<(Vec<String>, bool), Complaint> {
+    fn granted(&mut self) -> Result<(Vec<String>, bool), ConsoleError> {
         if self.takes("all tenants") {
             return Ok((Vec::new(), true));
         }
@@ -333,20 +337,20 @@ impl Reader<'_> {
 
 impl Session {
     /// Has an order carried out. Once begun it goes on, whether or not the administrator stays to hear of it.
-    pub(super) async fn carry_out(&self, words: &Words) -> Result<Answer, Complaint> {
-        let order = words.order()?;
-        let (tag, subject) = (order.title(), order.subject().to_owned());
-        info!(login = self.login.name, order = tag, subject, "an administrator acts");
-        let (operator, office) = (self.operator(), self.backstage.office.clone());
-        let table = result_rows::columns(&order);
+    pub(super) async fn carry_out(&self, words: &AdminStatement) -> Result<ConsoleReply, ConsoleError> {
+        let command = words.command()?;
+        let (tag, subject) = (command.title(), command.subject().to_owned());
+        info!(login = self.login.name, command = tag, subject, "an administrator acts");
+        let (actor, context) = (self.actor(), self.context.admin.clone());
+        let table = result_rows::columns(&command);
         let work = tokio::spawn(async move {
-            let outcome = order.carry_out(&operator).await?;
-            office.until_applied().await;
-            Ok::<_, OperatorError>(outcome)
+            let outcome = command.execute(&actor).await?;
+            context.until_applied().await;
+            Ok::<_, AdminError>(outcome)
         });
         let outcome =
-            work.await.map_err(|_| Complaint::new("XX000", "the work broke off; see the log"))??;
-        Ok(Answer::Rows { table: result_rows::in_columns(table, &outcome), tag })
+            work.await.map_err(|_| ConsoleError::new("XX000", "the work broke off; see the log"))??;
+        Ok(ConsoleReply::Rows { table: result_rows::in_columns(table, &outcome), tag })
     }
 }
 
@@ -355,9 +359,9 @@ mod tests {
     use super::*;
     use crate::control_path::console::statement;
 
-    fn order(text: &str) -> Order {
+    fn command(text: &str) -> AdminCommand {
         match statement::read(text).unwrap().remove(0) {
-            statement::Command::Order(words) => words.order().unwrap(),
+            statement::ConsoleCommand::Admin(words) => words.command().unwrap(),
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -388,11 +392,11 @@ mod tests {
             ("REVOKE ALL TENANTS FROM shop", "REVOKE", "shop"),
             ("DROP LOGIN bob", "DROP LOGIN", "bob"),
         ] {
-            let order = order(text);
-            assert_eq!((order.title(), order.subject()), (title, subject), "{text}");
+            let command = command(text);
+            assert_eq!((command.title(), command.subject()), (title, subject), "{text}");
         }
-        let Order::SetTenant { settings, .. } =
-            order("ALTER TENANT a SET pool_size = DEFAULT, pool_mode = session")
+        let AdminCommand::SetTenant { settings, .. } =
+            command("ALTER TENANT a SET pool_size = DEFAULT, pool_mode = session")
         else {
             panic!()
         };
@@ -418,9 +422,9 @@ mod tests {
             "REVOKE TENANT acme TO shop",
             "SUSPEND TENANT acme BECAUSE 'x'",
         ] {
-            let complaint = statement::read(text).unwrap_err();
-            assert_eq!(complaint.sqlstate, "42601", "{text}");
-            assert!(!complaint.message.contains("hunter2"), "{}", complaint.message);
+            let error = statement::read(text).unwrap_err();
+            assert_eq!(error.sqlstate, "42601", "{text}");
+            assert!(!error.message.contains("hunter2"), "{}", error.message);
         }
         let words = statement::read("CREATE LOGIN bob TENANT acme PASSWORD 'hunter2'").unwrap();
         assert!(!format!("{words:?}").contains("hunter2"));

@@ -11,7 +11,7 @@ use pgwire::messages::{
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
-    Answer, Complaint,
+    ConsoleError, ConsoleReply,
     table::{Formats, Table},
 };
 use crate::wire::{
@@ -41,7 +41,7 @@ pub const SERVER_VERSION: &str = concat!("15.0 (pglobby ", env!("CARGO_PKG_VERSI
 
 /// The connection is of no further use.
 #[derive(Debug, thiserror::Error)]
-pub enum Lost {
+pub enum ConnectionLost {
     /// It could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -52,13 +52,13 @@ pub enum Lost {
 
 /// An administrator's connection, with what has arrived and what is to be sent.
 #[derive(Debug)]
-pub struct Conversation {
+pub struct ConsoleConnection {
     stream: Stream,
     reader: MessageReader,
     out: BytesMut,
 }
 
-impl Conversation {
+impl ConsoleConnection {
     /// `leftover` has arrived already; `unsent` goes out first.
     pub fn new(stream: Stream, leftover: &[u8], unsent: Vec<u8>) -> Self {
         Self {
@@ -82,8 +82,8 @@ impl Conversation {
     /// The next message. Everything said so far goes out before it is waited for.
     ///
     /// # Errors
-    /// [`Lost`]
-    pub async fn next(&mut self) -> Result<Message, Lost> {
+    /// [`ConnectionLost`]
+    pub async fn next(&mut self) -> Result<Message, ConnectionLost> {
         if !self.reader.has_message(MESSAGE_BYTES_MAX) {
             self.flush().await?;
         }
@@ -96,13 +96,13 @@ impl Conversation {
     /// Those of `work`, and that nobody is there.
     pub async fn unless_gone<T>(
         &mut self,
-        work: impl Future<Output = Result<T, Complaint>>,
-    ) -> Result<T, Complaint> {
+        work: impl Future<Output = Result<T, ConsoleError>>,
+    ) -> Result<T, ConsoleError> {
         tokio::select! {
             biased;
             done = work => done,
             () = self.reader.end_of(&mut self.stream, MESSAGE_BYTES_MAX as usize) => {
-                Err(Complaint::new("57P01", "the administrator has left"))
+                Err(ConsoleError::new("57P01", "the administrator has left"))
             }
         }
     }
@@ -110,8 +110,8 @@ impl Conversation {
     /// Sends what was said.
     ///
     /// # Errors
-    /// [`Lost`]
-    pub async fn flush(&mut self) -> Result<(), Lost> {
+    /// [`ConnectionLost`]
+    pub async fn flush(&mut self) -> Result<(), ConnectionLost> {
         if !self.out.is_empty() {
             self.stream.write_all(&self.out).await?;
             self.stream.flush().await?;
@@ -143,14 +143,14 @@ impl Conversation {
     }
 
     /// A whole answer, described.
-    pub fn answer(&mut self, answer: &Answer, formats: &Formats) {
+    pub fn answer(&mut self, answer: &ConsoleReply, formats: &Formats) {
         match answer {
-            Answer::Rows { table, tag } => {
+            ConsoleReply::Rows { table, tag } => {
                 self.say(&table.description(formats));
                 self.rows(table, &table.rows, formats);
                 self.complete(tag);
             }
-            Answer::Done(tag) => self.complete(tag),
+            ConsoleReply::Done(tag) => self.complete(tag),
         }
     }
 
@@ -171,17 +171,17 @@ impl Conversation {
 ///
 /// # Errors
 /// There is none, or it is not UTF-8.
-pub fn text<'a>(body: &mut &'a [u8]) -> Result<&'a str, Complaint> {
+pub fn text<'a>(body: &mut &'a [u8]) -> Result<&'a str, ConsoleError> {
     let bytes = cstr(body).map_err(|_| malformed())?;
     std::str::from_utf8(bytes)
-        .map_err(|_| Complaint::new("22021", "invalid byte sequence for encoding \"UTF8\""))
+        .map_err(|_| ConsoleError::new("22021", "invalid byte sequence for encoding \"UTF8\""))
 }
 
 /// Takes a two-byte number from the front of a message's body.
 ///
 /// # Errors
 /// There is none.
-pub fn number(body: &mut &[u8]) -> Result<i16, Complaint> {
+pub fn number(body: &mut &[u8]) -> Result<i16, ConsoleError> {
     let (bytes, rest) = body.split_first_chunk().ok_or_else(malformed)?;
     *body = rest;
     Ok(i16::from_be_bytes(*bytes))
@@ -191,13 +191,13 @@ pub fn number(body: &mut &[u8]) -> Result<i16, Complaint> {
 ///
 /// # Errors
 /// There is none.
-pub fn long_number(body: &mut &[u8]) -> Result<i32, Complaint> {
+pub fn long_number(body: &mut &[u8]) -> Result<i32, ConsoleError> {
     let (bytes, rest) = body.split_first_chunk().ok_or_else(malformed)?;
     *body = rest;
     Ok(i32::from_be_bytes(*bytes))
 }
 
 /// A message that is not as the protocol has it.
-pub fn malformed() -> Complaint {
-    Complaint::new("08P01", "invalid message format")
+pub fn malformed() -> ConsoleError {
+    ConsoleError::new("08P01", "invalid message format")
 }

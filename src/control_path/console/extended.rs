@@ -9,9 +9,9 @@ use pgwire::messages::{
 };
 
 use super::{
-    Answer, Complaint, Session,
-    connection::{Conversation, long_number, malformed, number, text},
-    statement::{self, Command},
+    ConsoleError, ConsoleReply, Session,
+    connection::{ConsoleConnection, long_number, malformed, number, text},
+    statement::{self, ConsoleCommand},
     table::{Formats, Table},
 };
 use crate::wire::message_reader::Message;
@@ -22,13 +22,13 @@ const NAMES_MAX: usize = 1000;
 /// What was prepared, by name. `None`: an empty statement.
 #[derive(Debug, Default)]
 pub struct Extended {
-    statements: HashMap<String, Option<Command>>,
+    statements: HashMap<String, Option<ConsoleCommand>>,
     portals: HashMap<String, Portal>,
 }
 
 #[derive(Debug)]
 struct Portal {
-    command: Option<Command>,
+    command: Option<ConsoleCommand>,
     formats: Formats,
     /// What it brought, and how many rows have been sent.
     result: Option<(Table, &'static str, usize)>,
@@ -40,47 +40,50 @@ impl Extended {
         self.portals.clear();
     }
 
-    fn parse(&mut self, mut body: &[u8]) -> Result<(), Complaint> {
+    fn parse(&mut self, mut body: &[u8]) -> Result<(), ConsoleError> {
         let name = text(&mut body)?;
         let sql = text(&mut body)?;
         let mut commands = statement::read(sql)?;
         if commands.len() > 1 {
-            return Err(Complaint::new("42601", "cannot insert multiple commands into a prepared statement"));
+            return Err(ConsoleError::new(
+                "42601",
+                "cannot insert multiple commands into a prepared statement",
+            ));
         }
         if !name.is_empty() && self.statements.contains_key(name) {
-            return Err(Complaint::new("42P05", format!("prepared statement \"{name}\" already exists")));
+            return Err(ConsoleError::new("42P05", format!("prepared statement \"{name}\" already exists")));
         }
         if self.statements.len() >= NAMES_MAX {
-            return Err(Complaint::new("53400", format!("at most {NAMES_MAX} prepared statements")));
+            return Err(ConsoleError::new("53400", format!("at most {NAMES_MAX} prepared statements")));
         }
         self.statements.insert(name.to_owned(), commands.pop());
         Ok(())
     }
 
-    fn bind(&mut self, mut body: &[u8]) -> Result<(), Complaint> {
+    fn bind(&mut self, mut body: &[u8]) -> Result<(), ConsoleError> {
         let portal = text(&mut body)?;
         let command = self.statement(text(&mut body)?)?.clone();
         for _ in 0..number(&mut body)? {
             number(&mut body)?;
         }
         if number(&mut body)? != 0 {
-            return Err(Complaint::new("08P01", "statements of the console have no parameters"));
+            return Err(ConsoleError::new("08P01", "statements of the console have no parameters"));
         }
         let mut formats = Vec::new();
         for _ in 0..number(&mut body)? {
             formats.push(match number(&mut body)? {
                 format @ (0 | 1) => format,
-                other => return Err(Complaint::new("22023", format!("unsupported format code: {other}"))),
+                other => return Err(ConsoleError::new("22023", format!("unsupported format code: {other}"))),
             });
         }
         if self.portals.len() >= NAMES_MAX {
-            return Err(Complaint::new("53400", format!("at most {NAMES_MAX} portals")));
+            return Err(ConsoleError::new("53400", format!("at most {NAMES_MAX} portals")));
         }
         self.portals.insert(portal.to_owned(), Portal { command, formats: Formats(formats), result: None });
         Ok(())
     }
 
-    fn close(&mut self, body: &[u8]) -> Result<(), Complaint> {
+    fn close(&mut self, body: &[u8]) -> Result<(), ConsoleError> {
         let (kind, mut name) = body.split_first().ok_or_else(malformed)?;
         let name = text(&mut name)?;
         match kind {
@@ -91,14 +94,14 @@ impl Extended {
         Ok(())
     }
 
-    fn statement(&self, name: &str) -> Result<&Option<Command>, Complaint> {
-        self.statements
-            .get(name)
-            .ok_or_else(|| Complaint::new("26000", format!("prepared statement \"{name}\" does not exist")))
+    fn statement(&self, name: &str) -> Result<&Option<ConsoleCommand>, ConsoleError> {
+        self.statements.get(name).ok_or_else(|| {
+            ConsoleError::new("26000", format!("prepared statement \"{name}\" does not exist"))
+        })
     }
 
-    fn portal(&mut self, name: &str) -> Result<&mut Portal, Complaint> {
-        let missing = || Complaint::new("34000", format!("portal \"{name}\" does not exist"));
+    fn portal(&mut self, name: &str) -> Result<&mut Portal, ConsoleError> {
+        let missing = || ConsoleError::new("34000", format!("portal \"{name}\" does not exist"));
         self.portals.get_mut(name).ok_or_else(missing)
     }
 }
@@ -108,35 +111,39 @@ impl Session {
     pub(super) async fn extended_query(
         &mut self,
         message: &Message,
-        conversation: &mut Conversation,
-    ) -> Result<(), Complaint> {
+        connection: &mut ConsoleConnection,
+    ) -> Result<(), ConsoleError> {
         let body = message.body();
         match message.tag() {
             b'P' => {
                 self.extended.parse(body)?;
-                conversation.say(&ParseComplete::new());
+                connection.say(&ParseComplete::new());
             }
             b'B' => {
                 self.extended.bind(body)?;
-                conversation.say(&BindComplete::new());
+                connection.say(&BindComplete::new());
             }
             b'C' => {
                 self.extended.close(body)?;
-                conversation.say(&CloseComplete::new());
+                connection.say(&CloseComplete::new());
             }
-            b'D' => self.describe(body, conversation).await?,
-            _ => self.execute(body, conversation).await?,
+            b'D' => self.describe(body, connection).await?,
+            _ => self.execute(body, connection).await?,
         }
         Ok(())
     }
 
-    async fn describe(&mut self, body: &[u8], conversation: &mut Conversation) -> Result<(), Complaint> {
+    async fn describe(
+        &mut self,
+        body: &[u8],
+        connection: &mut ConsoleConnection,
+    ) -> Result<(), ConsoleError> {
         let (kind, mut name) = body.split_first().ok_or_else(malformed)?;
         let name = text(&mut name)?;
         let (table, formats) = match kind {
             b'S' => {
                 let command = self.extended.statement(name)?.clone();
-                conversation.say(&ParameterDescription::new(Vec::new()));
+                connection.say(&ParameterDescription::new(Vec::new()));
                 (self.columns(&command).await?, Formats::default())
             }
             b'P' => {
@@ -153,46 +160,57 @@ impl Session {
             _ => return Err(malformed()),
         };
         match table {
-            Some(table) => conversation.say(&table.description(&formats)),
-            None => conversation.say(&NoData::new()),
+            Some(table) => connection.say(&table.description(&formats)),
+            None => connection.say(&NoData::new()),
         }
         Ok(())
     }
 
     /// What the rows of a statement look like, without doing what it says; `None`: it brings none.
-    async fn columns(&mut self, command: &Option<Command>) -> Result<Option<Table>, Complaint> {
+    async fn columns(&mut self, command: &Option<ConsoleCommand>) -> Result<Option<Table>, ConsoleError> {
         match command {
-            Some(Command::Order(words)) => Ok(words.columns()),
+            Some(ConsoleCommand::Admin(words)) => Ok(words.columns()),
             question => Ok(self.look(question).await?.map(|(table, _)| table)),
         }
     }
 
     /// The answer to a question; `None` to anything that is more than a question.
-    async fn look(&mut self, command: &Option<Command>) -> Result<Option<(Table, &'static str)>, Complaint> {
+    async fn look(
+        &mut self,
+        command: &Option<ConsoleCommand>,
+    ) -> Result<Option<(Table, &'static str)>, ConsoleError> {
         match command {
-            Some(command @ (Command::Show(_) | Command::Select(_))) => match self.run(command).await? {
-                Answer::Rows { table, tag } => Ok(Some((table, tag))),
-                Answer::Done(_) => Ok(None),
-            },
+            Some(command @ (ConsoleCommand::Show(_) | ConsoleCommand::Select(_))) => {
+                match self.run(command).await? {
+                    ConsoleReply::Rows { table, tag } => Ok(Some((table, tag))),
+                    ConsoleReply::Done(_) => Ok(None),
+                }
+            }
             _ => Ok(None),
         }
     }
 
-    async fn execute(&mut self, mut body: &[u8], conversation: &mut Conversation) -> Result<(), Complaint> {
+    async fn execute(
+        &mut self,
+        mut body: &[u8],
+        connection: &mut ConsoleConnection,
+    ) -> Result<(), ConsoleError> {
         let name = text(&mut body)?;
         let rows_max = usize::try_from(long_number(&mut body)?).unwrap_or(0);
         let portal = self.extended.portal(name)?;
         let Some(command) = portal.command.clone() else {
-            conversation.say(&EmptyQueryResponse::new());
+            connection.say(&EmptyQueryResponse::new());
             return Ok(());
         };
         if portal.result.is_none() {
-            match conversation.unless_gone(self.run(&command)).await? {
-                Answer::Done(tag) => {
-                    conversation.complete(tag);
+            match connection.unless_gone(self.run(&command)).await? {
+                ConsoleReply::Done(tag) => {
+                    connection.complete(tag);
                     return Ok(());
                 }
-                Answer::Rows { table, tag } => self.extended.portal(name)?.result = Some((table, tag, 0)),
+                ConsoleReply::Rows { table, tag } => {
+                    self.extended.portal(name)?.result = Some((table, tag, 0))
+                }
             }
         }
         let Portal { formats, result: Some((table, tag, sent)), .. } = self.extended.portal(name)? else {
@@ -200,12 +218,12 @@ impl Session {
         };
         let rest = table.rows.get(*sent..).unwrap_or_default();
         let rows = rest.get(..rows_max).filter(|_| rows_max > 0).unwrap_or(rest);
-        conversation.rows(table, rows, formats);
+        connection.rows(table, rows, formats);
         *sent += rows.len();
         if *sent < table.rows.len() {
-            conversation.say(&PortalSuspended::new());
+            connection.say(&PortalSuspended::new());
         } else {
-            conversation.complete(tag);
+            connection.complete(tag);
         }
         Ok(())
     }

@@ -24,15 +24,15 @@ use pgwire::{error::ErrorInfo, messages::response::ErrorResponse};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{debug, info};
 
-pub use self::stats_window::Period;
+pub use self::stats_window::StatsWindow;
 use self::{
-    connection::{Conversation, Lost},
+    connection::{ConnectionLost, ConsoleConnection},
     extended::Extended,
-    statement::{Command, Wait},
+    statement::{ConsoleCommand, ShutdownWait},
     table::{Formats, Table},
 };
 use crate::{
-    control_path::admin::actor::{Office, Operator},
+    control_path::admin::actor::{Actor, AdminContext},
     data_path::{
         login::connection_limits::Visitor,
         proxy::{Console, ConsoleVisit, Proxy},
@@ -43,11 +43,11 @@ use crate::{
 
 /// What the console needs beside the proxy itself.
 #[derive(Clone)]
-pub struct Backstage {
+pub struct ConsoleContext {
     /// Tenants, logins and hosts.
-    pub office: Office,
+    pub admin: AdminContext,
     /// Averages of the last period.
-    pub period: Arc<Period>,
+    pub window: Arc<StatsWindow>,
     /// What only the owner of the process can do.
     pub requests: mpsc::Sender<Request>,
 }
@@ -63,13 +63,13 @@ pub enum Request {
 
 /// An error that the administrator reads; the connection goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Complaint {
+struct ConsoleError {
     sqlstate: &'static str,
     message: String,
     hint: Option<&'static str>,
 }
 
-impl Complaint {
+impl ConsoleError {
     fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
         Self { sqlstate, message: message.into(), hint: None }
     }
@@ -88,36 +88,36 @@ impl Complaint {
 
 /// What a statement brought.
 #[derive(Debug)]
-enum Answer {
+enum ConsoleReply {
     Rows { table: Table, tag: &'static str },
     Done(&'static str),
 }
 
 /// What the data path calls for an administrator. Must be made on the runtime that is to serve them.
-pub fn door(backstage: Backstage) -> Console {
+pub fn door(context: ConsoleContext) -> Console {
     let here = Handle::current();
     Arc::new(move |mut visit| {
-        let (here, backstage) = (here.clone(), backstage.clone());
+        let (here, context) = (here.clone(), context.clone());
         Box::pin(async move {
             if let Err(error) = visit.stream.detach() {
                 return debug!(%error, "an administrator's connection broke");
             }
-            here.spawn(receive(visit, backstage));
+            here.spawn(receive(visit, context));
         })
     })
 }
 
-async fn receive(visit: ConsoleVisit, backstage: Backstage) {
+async fn receive(visit: ConsoleVisit, context: ConsoleContext) {
     let ConsoleVisit { mut stream, hello, login, read_only, unsent, proxy, visitor } = visit;
     if let Err(error) = stream.attach() {
         return debug!(%error, "an administrator's connection broke");
     }
     info!(login = login.name, peer = ?hello.peer, read_only, "console opened");
-    let conversation = Conversation::new(stream, &hello.leftover, unsent);
+    let connection = ConsoleConnection::new(stream, &hello.leftover, unsent);
     let name = login.name.clone();
     let session = Session {
         proxy,
-        backstage,
+        context,
         login,
         read_only,
         peer: hello.peer,
@@ -125,14 +125,14 @@ async fn receive(visit: ConsoleVisit, backstage: Backstage) {
         extended: Extended::default(),
         _visitor: visitor,
     };
-    let end = session.serve(conversation).await;
+    let end = session.serve(connection).await;
     info!(login = name, end = ?end.err(), "console closed");
 }
 
 /// One administrator's connection.
 struct Session {
     proxy: Arc<Proxy>,
-    backstage: Backstage,
+    context: ConsoleContext,
     login: Arc<Login>,
     read_only: bool,
     peer: Option<IpAddr>,
@@ -144,15 +144,15 @@ struct Session {
 
 impl Session {
     /// Until the administrator leaves.
-    async fn serve(mut self, mut conversation: Conversation) -> Result<(), Lost> {
-        conversation.greet();
+    async fn serve(mut self, mut connection: ConsoleConnection) -> Result<(), ConnectionLost> {
+        connection.greet();
         // After an error in a batch, everything up to its Sync is left out.
         let mut skipping = false;
         loop {
-            let message = conversation.next().await?;
-            if let Err(complaint) = self.look_at_login().await {
-                conversation.say(&complaint.to_message("FATAL"));
-                return conversation.flush().await;
+            let message = connection.next().await?;
+            if let Err(error) = self.look_at_login().await {
+                connection.say(&error.to_message("FATAL"));
+                return connection.flush().await;
             }
             match message.tag() {
                 b'X' => return Ok(()),
@@ -161,33 +161,33 @@ impl Session {
                     if !self.in_transaction {
                         self.extended.forget_portals();
                     }
-                    conversation.ready(self.in_transaction);
+                    connection.ready(self.in_transaction);
                 }
                 _ if skipping => {}
                 b'Q' => {
-                    self.simple_query(message.body(), &mut conversation).await;
-                    conversation.ready(self.in_transaction);
+                    self.simple_query(message.body(), &mut connection).await;
+                    connection.ready(self.in_transaction);
                 }
                 b'P' | b'B' | b'D' | b'E' | b'C' => {
-                    if let Err(complaint) = self.extended_query(&message, &mut conversation).await {
-                        conversation.say(&complaint.to_message("ERROR"));
+                    if let Err(error) = self.extended_query(&message, &mut connection).await {
+                        connection.say(&error.to_message("ERROR"));
                         skipping = true;
                     }
                 }
-                b'H' => conversation.flush().await?,
+                b'H' => connection.flush().await?,
                 // Data for a COPY that is not there is ignored, as PostgreSQL does.
                 b'd' | b'c' | b'f' => {}
                 tag => {
                     let words = format!("invalid frontend message type {tag}");
-                    conversation.say(&Complaint::new("08P01", words).to_message("FATAL"));
-                    return conversation.flush().await;
+                    connection.say(&ConsoleError::new("08P01", words).to_message("FATAL"));
+                    return connection.flush().await;
                 }
             }
         }
     }
 
     /// Whether this is still an administrator, and of which rank. While nobody can be asked, nothing has changed.
-    async fn look_at_login(&mut self) -> Result<(), Complaint> {
+    async fn look_at_login(&mut self) -> Result<(), ConsoleError> {
         let Ok(now) = self.proxy.directory.login(&self.login.name).await else { return Ok(()) };
         let still = now.filter(|now| now.still_admits(&self.login, self.peer)).map(|now| now.kind.clone());
         match still {
@@ -195,77 +195,80 @@ impl Session {
                 self.read_only = read_only;
                 Ok(())
             }
-            _ => Err(Complaint::new("57P01", "terminating connection: the login was changed")),
+            _ => Err(ConsoleError::new("57P01", "terminating connection: the login was changed")),
         }
     }
 
     /// Statements up to the first that fails.
-    async fn simple_query(&mut self, body: &[u8], conversation: &mut Conversation) {
+    async fn simple_query(&mut self, body: &[u8], connection: &mut ConsoleConnection) {
         let commands = match self::connection::text(&mut { body }).and_then(statement::read) {
             Ok(commands) => commands,
-            Err(complaint) => return conversation.say(&complaint.to_message("ERROR")),
+            Err(error) => return connection.say(&error.to_message("ERROR")),
         };
         if commands.is_empty() {
-            conversation.nothing_asked();
+            connection.nothing_asked();
         }
         // As PostgreSQL has it of DROP DATABASE: nothing of the text is done.
-        let destroys = |command: &Command| matches!(command, Command::Order(words) if words.destroys());
+        let destroys =
+            |command: &ConsoleCommand| matches!(command, ConsoleCommand::Admin(words) if words.destroys());
         if commands.len() > 1 && commands.iter().any(destroys) {
-            return conversation.say(&not_alone().to_message("ERROR"));
+            return connection.say(&not_alone().to_message("ERROR"));
         }
         for command in &commands {
-            match conversation.unless_gone(self.run(command)).await {
-                Ok(answer) => conversation.answer(&answer, &Formats::default()),
-                Err(complaint) => return conversation.say(&complaint.to_message("ERROR")),
+            match connection.unless_gone(self.run(command)).await {
+                Ok(answer) => connection.answer(&answer, &Formats::default()),
+                Err(error) => return connection.say(&error.to_message("ERROR")),
             }
         }
     }
 
-    async fn run(&mut self, command: &Command) -> Result<Answer, Complaint> {
+    async fn run(&mut self, command: &ConsoleCommand) -> Result<ConsoleReply, ConsoleError> {
         Ok(match command {
-            Command::Show(words) => Answer::Rows { table: self.show(words).await?, tag: "SHOW" },
-            Command::Select(what) => Answer::Rows { table: self.select(what)?, tag: "SELECT 1" },
-            Command::Accepted(tag) => Answer::Done(tag),
-            Command::Begin => {
+            ConsoleCommand::Show(words) => ConsoleReply::Rows { table: self.show(words).await?, tag: "SHOW" },
+            ConsoleCommand::Select(what) => ConsoleReply::Rows { table: self.select(what)?, tag: "SELECT 1" },
+            ConsoleCommand::Accepted(tag) => ConsoleReply::Done(tag),
+            ConsoleCommand::Begin => {
                 self.in_transaction = true;
-                Answer::Done("BEGIN")
+                ConsoleReply::Done("BEGIN")
             }
-            Command::End(tag) => {
+            ConsoleCommand::End(tag) => {
                 self.in_transaction = false;
                 self.extended.forget_portals();
-                Answer::Done(tag)
+                ConsoleReply::Done(tag)
             }
-            Command::Act(_) | Command::Order(_) if self.read_only => {
-                return Err(Complaint::new("42501", "this administrator may only SHOW"));
+            ConsoleCommand::Node(_) | ConsoleCommand::Admin(_) if self.read_only => {
+                return Err(ConsoleError::new("42501", "this administrator may only SHOW"));
             }
-            Command::Order(words) if self.in_transaction && words.destroys() => return Err(not_alone()),
-            Command::Act(action) => {
+            ConsoleCommand::Admin(words) if self.in_transaction && words.destroys() => {
+                return Err(not_alone());
+            }
+            ConsoleCommand::Node(action) => {
                 info!(login = self.login.name, ?action, "an administrator acts");
-                Answer::Done(self.act(action).await?)
+                ConsoleReply::Done(self.act(action).await?)
             }
-            Command::Order(words) => self.carry_out(words).await?,
+            ConsoleCommand::Admin(words) => self.carry_out(words).await?,
         })
     }
 
-    fn operator(&self) -> Operator {
-        self.backstage.office.operator(format!("login:{}", self.login.name))
+    fn actor(&self) -> Actor {
+        self.context.admin.actor(format!("login:{}", self.login.name))
     }
 }
 
-fn not_alone() -> Complaint {
-    Complaint::new(
+fn not_alone() -> ConsoleError {
+    ConsoleError::new(
         "25001",
         "DROP TENANT cannot run in a transaction block, or in a text with other statements",
     )
     .hint("It takes effect at once and cannot be undone: send it alone.")
 }
 
-impl From<Wait> for Ending {
-    fn from(wait: Wait) -> Self {
+impl From<ShutdownWait> for Ending {
+    fn from(wait: ShutdownWait) -> Self {
         match wait {
-            Wait::No => Self::Now,
+            ShutdownWait::No => Self::Now,
             // Idle sessions end at once in both, others with their transaction.
-            Wait::ForServers | Wait::ForClients => Self::Drain { at_most: None },
+            ShutdownWait::ForServers | ShutdownWait::ForClients => Self::Drain { at_most: None },
         }
     }
 }

@@ -5,38 +5,38 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Complaint, Request, Session, statement::Action};
-use crate::{data_path::pool::pause::Whom, error::Refusal, shutdown::Ending};
+use super::{ConsoleError, Request, Session, statement::NodeCommand};
+use crate::{data_path::pool::pause::Whom, error::ClientError, shutdown::Ending};
 
 /// How often it is looked whether servers are closed.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl Session {
     /// Does it; the command tag.
-    pub(super) async fn act(&mut self, action: &Action) -> Result<&'static str, Complaint> {
+    pub(super) async fn act(&mut self, action: &NodeCommand) -> Result<&'static str, ConsoleError> {
         let pools = self.proxy.pools.clone();
         Ok(match action {
-            Action::Reload => self.reload().await?,
-            Action::Shutdown(wait) => {
+            NodeCommand::Reload => self.reload().await?,
+            NodeCommand::Shutdown(wait) => {
                 self.request(Request::Shutdown(Ending::from(*wait))).await?;
                 "SHUTDOWN"
             }
-            Action::Kill(tenant) => {
+            NodeCommand::Kill(tenant) => {
                 let whom = self.whom(tenant).await?;
                 pools.pause(whom);
-                let reason = Refusal::Ended("KILL".into());
+                let reason = ClientError::Ended("KILL".into());
                 self.proxy.sessions.end(&reason, |session| whom.is_none_or(|id| session.is_at(id)));
                 "KILL"
             }
-            Action::KillClient(id) => {
-                let reason = Refusal::Ended("KILL_CLIENT".into());
+            NodeCommand::KillClient(id) => {
+                let reason = ClientError::Ended("KILL_CLIENT".into());
                 if self.proxy.sessions.end(&reason, |session| session.process_id == *id) == 0 {
-                    return Err(Complaint::new("42704", format!("there is no client {id}"))
+                    return Err(ConsoleError::new("42704", format!("there is no client {id}"))
                         .hint("SHOW CLIENTS has the ids."));
                 }
                 "KILL_CLIENT"
             }
-            Action::Pause(tenant) => {
+            NodeCommand::Pause(tenant) => {
                 let whom = self.whom(tenant).await?;
                 pools.pause(whom);
                 while pools.live(whom) > 0 && self.still_paused(whom) {
@@ -44,23 +44,23 @@ impl Session {
                 }
                 "PAUSE"
             }
-            Action::Resume(tenant) => {
+            NodeCommand::Resume(tenant) => {
                 pools.resume(self.whom(tenant).await?);
                 "RESUME"
             }
-            Action::Disable(tenant) => {
+            NodeCommand::Disable(tenant) => {
                 pools.halts.set_disabled(self.id_of(tenant).await?, true);
                 "DISABLE"
             }
-            Action::Enable(tenant) => {
+            NodeCommand::Enable(tenant) => {
                 pools.halts.set_disabled(self.id_of(tenant).await?, false);
                 "ENABLE"
             }
-            Action::Reconnect(tenant) => {
+            NodeCommand::Reconnect(tenant) => {
                 pools.reconnect(self.whom(tenant).await?).await;
                 "RECONNECT"
             }
-            Action::WaitClose(tenant) => {
+            NodeCommand::WaitClose(tenant) => {
                 let whom = self.whom(tenant).await?;
                 while !pools.leaving(whom).is_empty() {
                     tokio::time::sleep(LOOK_EVERY).await;
@@ -70,18 +70,18 @@ impl Session {
         })
     }
 
-    async fn reload(&self) -> Result<&'static str, Complaint> {
+    async fn reload(&self) -> Result<&'static str, ConsoleError> {
         let (tell, told) = oneshot::channel();
         self.request(Request::Reload(tell)).await?;
         match told.await {
             Ok(Ok(())) => Ok("RELOAD"),
-            Ok(Err(error)) => Err(Complaint::new("F0000", format!("nothing was changed: {error}"))),
+            Ok(Err(error)) => Err(ConsoleError::new("F0000", format!("nothing was changed: {error}"))),
             Err(_) => Err(ending()),
         }
     }
 
-    async fn request(&self, request: Request) -> Result<(), Complaint> {
-        self.backstage.requests.send(request).await.map_err(|_| ending())
+    async fn request(&self, request: Request) -> Result<(), ConsoleError> {
+        self.context.requests.send(request).await.map_err(|_| ending())
     }
 
     /// Whether nobody has said RESUME meanwhile.
@@ -90,23 +90,23 @@ impl Session {
         whom.map_or_else(|| halts.all_paused(), |tenant| halts.is_paused(tenant))
     }
 
-    async fn whom(&self, tenant: &Option<String>) -> Result<Whom, Complaint> {
+    async fn whom(&self, tenant: &Option<String>) -> Result<Whom, ConsoleError> {
         match tenant {
             Some(tenant) => Ok(Some(self.id_of(tenant).await?)),
             None => Ok(None),
         }
     }
 
-    async fn id_of(&self, tenant: &str) -> Result<i64, Complaint> {
+    async fn id_of(&self, tenant: &str) -> Result<i64, ConsoleError> {
         match self.proxy.directory.tenant(tenant).await {
             Ok(Some(tenant)) => Ok(tenant.id),
-            Ok(None) => Err(Complaint::new("3D000", format!("there is no tenant \"{tenant}\""))
+            Ok(None) => Err(ConsoleError::new("3D000", format!("there is no tenant \"{tenant}\""))
                 .hint("SHOW TENANTS lists them.")),
-            Err(error) => Err(Complaint::new("58000", error.to_string())),
+            Err(error) => Err(ConsoleError::new("58000", error.to_string())),
         }
     }
 }
 
-fn ending() -> Complaint {
-    Complaint::new("57P01", "the process is ending")
+fn ending() -> ConsoleError {
+    ConsoleError::new("57P01", "the process is ending")
 }

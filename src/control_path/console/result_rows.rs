@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::table::{Cell, Column, Kind, Table};
-use crate::control_path::admin::commands::{Order, Outcome};
+use crate::control_path::admin::commands::{AdminCommand, CommandOutcome};
 
 const NEW_TENANT: &[Column] = &[
     ("name", Kind::Text),
@@ -66,30 +66,31 @@ const LOGIN: &[Column] = &[
 const GONE: &[Column] = &[("name", Kind::Text), ("status", Kind::Text)];
 
 /// The columns that an order answers, which a client may ask for before there is an answer.
-pub(super) fn columns(order: &Order) -> Table {
-    Table::new(match order {
-        Order::CreateTenant(_) | Order::AdoptTenant(_) => NEW_TENANT,
-        Order::SetTenant { .. }
-        | Order::SuspendTenant { .. }
-        | Order::ResumeTenant { .. }
-        | Order::RenameTenant { .. } => TENANT,
-        Order::RotateTenant { .. } => ROTATED_TENANT,
-        Order::MoveTenant { .. } => MOVED_TENANT,
-        Order::DropTenant { .. } => DROPPED_TENANT,
-        Order::CreateLogin { .. } | Order::SetPassword { .. } => MADE_LOGIN,
-        Order::SetLogin { .. } | Order::Grant { .. } | Order::Revoke { .. } | Order::DisableLogin { .. } => {
-            LOGIN
-        }
-        Order::DropLogin { .. }
-        | Order::AddHost(_)
-        | Order::SetHost { .. }
-        | Order::RemoveHost { .. }
-        | Order::RotateKeys { .. } => GONE,
+pub(super) fn columns(command: &AdminCommand) -> Table {
+    Table::new(match command {
+        AdminCommand::CreateTenant(_) | AdminCommand::AdoptTenant(_) => NEW_TENANT,
+        AdminCommand::SetTenant { .. }
+        | AdminCommand::SuspendTenant { .. }
+        | AdminCommand::ResumeTenant { .. }
+        | AdminCommand::RenameTenant { .. } => TENANT,
+        AdminCommand::RotateTenant { .. } => ROTATED_TENANT,
+        AdminCommand::MoveTenant { .. } => MOVED_TENANT,
+        AdminCommand::DropTenant { .. } => DROPPED_TENANT,
+        AdminCommand::CreateLogin { .. } | AdminCommand::SetPassword { .. } => MADE_LOGIN,
+        AdminCommand::SetLogin { .. }
+        | AdminCommand::Grant { .. }
+        | AdminCommand::Revoke { .. }
+        | AdminCommand::DisableLogin { .. } => LOGIN,
+        AdminCommand::DropLogin { .. }
+        | AdminCommand::AddHost(_)
+        | AdminCommand::SetHost { .. }
+        | AdminCommand::RemoveHost { .. }
+        | AdminCommand::RotateKeys { .. } => GONE,
     })
 }
 
 /// The outcome in these columns.
-pub(super) fn in_columns(mut table: Table, outcome: &Outcome) -> Table {
+pub(super) fn in_columns(mut table: Table, outcome: &CommandOutcome) -> Table {
     let object = serde_json::to_value(outcome).unwrap_or_default();
     let row = table.columns.iter().map(|(name, _)| cell(object.get(*name).unwrap_or(&Value::Null))).collect();
     table.rows.push(row);

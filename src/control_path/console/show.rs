@@ -1,7 +1,7 @@
 //! SHOW, by its first word; and the few things drivers ask before they trust a server.
 
 use super::{
-    Complaint, Session, config_table,
+    ConsoleError, Session, config_table,
     connection::{PARAMETERS, SERVER_VERSION},
     show_central, show_traffic,
     table::{Cell, Kind, Table},
@@ -72,7 +72,7 @@ const HELP: &[(&str, &str)] = &[
 
 impl Session {
     /// SHOW.
-    pub(super) async fn show(&self, words: &[String]) -> Result<Table, Complaint> {
+    pub(super) async fn show(&self, words: &[String]) -> Result<Table, ConsoleError> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let (pools, sessions) = (&self.proxy.pools, &self.proxy.sessions);
         Ok(match words.as_slice() {
@@ -82,16 +82,16 @@ impl Session {
             ["clients"] => show_traffic::clients(&self.proxy),
             ["servers"] => show_traffic::servers(&self.proxy),
             ["pins"] => show_traffic::pins(&self.proxy),
-            ["stats"] => show_traffic::stats(pools, &self.backstage.period),
+            ["stats"] => show_traffic::stats(pools, &self.context.window),
             ["stats_totals"] => show_traffic::stats_totals(pools),
-            ["stats_averages"] => show_traffic::stats_averages(pools, &self.backstage.period),
-            ["totals"] => show_traffic::totals(pools, &self.backstage.period),
-            ["databases"] => show_central::databases(&self.operator(), &self.proxy).await?,
-            ["users"] => show_central::users(&self.operator(), sessions).await?,
-            ["tenants"] => show_central::tenants(&self.operator()).await?,
-            ["logins"] => show_central::logins(&self.operator()).await?,
-            ["hosts"] => show_central::hosts(&self.operator(), pools).await?,
-            ["lists"] => show_central::lists(&self.operator(), &self.proxy).await?,
+            ["stats_averages"] => show_traffic::stats_averages(pools, &self.context.window),
+            ["totals"] => show_traffic::totals(pools, &self.context.window),
+            ["databases"] => show_central::databases(&self.actor(), &self.proxy).await?,
+            ["users"] => show_central::users(&self.actor(), sessions).await?,
+            ["tenants"] => show_central::tenants(&self.actor()).await?,
+            ["logins"] => show_central::logins(&self.actor()).await?,
+            ["hosts"] => show_central::hosts(&self.actor(), pools).await?,
+            ["lists"] => show_central::lists(&self.actor(), &self.proxy).await?,
             ["config"] => config_table::show(&self.proxy.config.load()),
             ["state"] => show_traffic::state(pools),
             parameter => driver_parameter(parameter)?,
@@ -99,7 +99,7 @@ impl Session {
     }
 
     /// SELECT of one thing that drivers select.
-    pub(super) fn select(&self, what: &str) -> Result<Table, Complaint> {
+    pub(super) fn select(&self, what: &str) -> Result<Table, ConsoleError> {
         let text = |column, text: &str| Ok(Table::of_text(column, text));
         match what.trim_start_matches("pg_catalog.") {
             "version()" => text("version", &format!("PostgreSQL {SERVER_VERSION}")),
@@ -110,12 +110,12 @@ impl Session {
             digits if !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()) => {
                 let number: i32 = digits
                     .parse()
-                    .map_err(|_| Complaint::new("22003", format!("{digits} is out of range")))?;
+                    .map_err(|_| ConsoleError::new("22003", format!("{digits} is out of range")))?;
                 let mut table = Table::new(&[("?column?", Kind::Int)]);
                 table.rows.push(vec![Cell::from(number)]);
                 Ok(table)
             }
-            _ => Err(Complaint::new("0A000", "the console has no tables to SELECT from")
+            _ => Err(ConsoleError::new("0A000", "the console has no tables to SELECT from")
                 .hint("SHOW HELP lists what there is to see.")),
         }
     }
@@ -128,7 +128,7 @@ fn help() -> Table {
 }
 
 /// `SHOW client_encoding` and the like.
-fn driver_parameter(words: &[&str]) -> Result<Table, Complaint> {
+fn driver_parameter(words: &[&str]) -> Result<Table, ConsoleError> {
     let reported = |word: &str| PARAMETERS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
     match words {
         [word] if reported(word).is_some() => {
@@ -146,7 +146,7 @@ fn driver_parameter(words: &[&str]) -> Result<Table, Complaint> {
         ["search_path"] => Ok(Table::of_text("search_path", "public")),
         ["application_name"] => Ok(Table::of_text("application_name", "")),
         ["max_identifier_length"] => Ok(Table::of_text("max_identifier_length", "63")),
-        _ => Err(Complaint::new("42601", format!("there is no SHOW {}", words.join(" ").to_uppercase()))
+        _ => Err(ConsoleError::new("42601", format!("there is no SHOW {}", words.join(" ").to_uppercase()))
             .hint("SHOW HELP lists what there is.")),
     }
 }
@@ -160,7 +160,7 @@ mod tests {
         let value = |words: &[&str]| driver_parameter(words).unwrap().rows[0][0].clone();
         assert_eq!(value(&["datestyle"]), Cell::from("ISO, MDY"));
         assert_eq!(value(&["transaction", "isolation", "level"]), Cell::from("read committed"));
-        let complaint = driver_parameter(&["poools"]).unwrap_err();
-        assert_eq!(complaint.message, "there is no SHOW POOOLS");
+        let error = driver_parameter(&["poools"]).unwrap_err();
+        assert_eq!(error.message, "there is no SHOW POOOLS");
     }
 }

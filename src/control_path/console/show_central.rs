@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    Complaint,
+    ConsoleError,
     show_traffic::moment,
     table::{Cell, Column, Kind, Table},
 };
 use crate::{
     control_path::admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         hosts, logins, tenants,
     },
     data_path::{
@@ -55,16 +55,16 @@ const USERS: &[Column] = &[
     ("tenant", Kind::Text),
 ];
 
-impl From<OperatorError> for Complaint {
-    fn from(error: OperatorError) -> Self {
+impl From<AdminError> for ConsoleError {
+    fn from(error: AdminError) -> Self {
         let sqlstate = match error {
-            OperatorError::NotFound { .. } => "42704",
-            OperatorError::Invalid(_) => "22023",
-            OperatorError::Central(ref error) if error.is_about_a_value() => "22023",
-            OperatorError::Name(_) => "42602",
-            OperatorError::Exists(_) => "42710",
-            OperatorError::Refused(_) => "55000",
-            OperatorError::Busy { .. } => "55P03",
+            AdminError::NotFound { .. } => "42704",
+            AdminError::Invalid(_) => "22023",
+            AdminError::Central(ref error) if error.is_about_a_value() => "22023",
+            AdminError::Name(_) => "42602",
+            AdminError::Exists(_) => "42710",
+            AdminError::Refused(_) => "55000",
+            AdminError::Busy { .. } => "55P03",
             _ => "58000",
         };
         Self::new(sqlstate, error.to_string())
@@ -72,12 +72,12 @@ impl From<OperatorError> for Complaint {
 }
 
 /// SHOW DATABASES.
-pub async fn databases(operator: &Operator, proxy: &Proxy) -> Result<Table, Complaint> {
+pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleError> {
     let config = proxy.config.load();
     let hosts: HashMap<String, hosts::HostSummary> =
-        hosts::list(operator).await?.into_iter().map(|host| (host.name.clone(), host)).collect();
+        hosts::list(actor).await?.into_iter().map(|host| (host.name.clone(), host)).collect();
     let (mut servers, mut sessions) = (HashMap::new(), HashMap::new());
-    let ids = halted(operator, &proxy.pools).await?;
+    let ids = halted(actor, &proxy.pools).await?;
     for pool in proxy.pools.all().into_iter().chain(proxy.pools.retired()) {
         *servers.entry(pool.tenant.name.clone()).or_insert(0) += pool.live();
     }
@@ -87,7 +87,7 @@ pub async fn databases(operator: &Operator, proxy: &Proxy) -> Result<Table, Comp
         }
     }
     let mut table = Table::new(DATABASES);
-    for tenant in tenants::list(operator, false).await? {
+    for tenant in tenants::list(actor, false).await? {
         let host = hosts.get(&tenant.host);
         let size = tenant.pool_size.unwrap_or_else(|| number(config.pool.default_pool_size));
         let halts = &proxy.pools.halts;
@@ -118,19 +118,19 @@ pub async fn databases(operator: &Operator, proxy: &Proxy) -> Result<Table, Comp
 }
 
 /// Ids of the tenants that were paused or disabled by name.
-async fn halted(operator: &Operator, pools: &TenantPools) -> Result<HashMap<String, i64>, Complaint> {
+async fn halted(actor: &Actor, pools: &TenantPools) -> Result<HashMap<String, i64>, ConsoleError> {
     let named = pools.halts.named();
     if named.is_empty() {
         return Ok(HashMap::new());
     }
-    let client = operator.central.client().await.map_err(OperatorError::from)?;
+    let client = actor.central.client().await.map_err(AdminError::from)?;
     let sql = "SELECT name, id FROM pglobby.tenants WHERE id = ANY ($1)";
-    let rows = client.query(sql, &[&named]).await.map_err(OperatorError::from)?;
+    let rows = client.query(sql, &[&named]).await.map_err(AdminError::from)?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// SHOW USERS.
-pub async fn users(operator: &Operator, sessions: &Sessions) -> Result<Table, Complaint> {
+pub async fn users(actor: &Actor, sessions: &Sessions) -> Result<Table, ConsoleError> {
     let mut present: HashMap<String, (i32, i32)> = HashMap::new();
     for session in sessions.all() {
         let (clients, servers) = present.entry(session.login.name.clone()).or_default();
@@ -138,7 +138,7 @@ pub async fn users(operator: &Operator, sessions: &Sessions) -> Result<Table, Co
         *servers += i32::from(!matches!(session.doing().0, Doing::Idle | Doing::Waiting));
     }
     let mut table = Table::new(USERS);
-    for login in logins::list(operator, None).await? {
+    for login in logins::list(actor, None).await? {
         let (clients, servers) = present.get(&login.name).copied().unwrap_or_default();
         table.rows.push(vec![
             login.name.into(),
@@ -157,7 +157,7 @@ pub async fn users(operator: &Operator, sessions: &Sessions) -> Result<Table, Co
 }
 
 /// SHOW TENANTS.
-pub async fn tenants(operator: &Operator) -> Result<Table, Complaint> {
+pub async fn tenants(actor: &Actor) -> Result<Table, ConsoleError> {
     let mut table = Table::new(&[
         ("name", Kind::Text),
         ("status", Kind::Text),
@@ -177,7 +177,7 @@ pub async fn tenants(operator: &Operator) -> Result<Table, Complaint> {
         ("created_at", Kind::Text),
         ("updated_at", Kind::Text),
     ]);
-    for tenant in tenants::list(operator, true).await? {
+    for tenant in tenants::list(actor, true).await? {
         table.rows.push(vec![
             tenant.name.into(),
             tenant.status.into(),
@@ -202,7 +202,7 @@ pub async fn tenants(operator: &Operator) -> Result<Table, Complaint> {
 }
 
 /// SHOW LOGINS.
-pub async fn logins(operator: &Operator) -> Result<Table, Complaint> {
+pub async fn logins(actor: &Actor) -> Result<Table, ConsoleError> {
     let mut table = Table::new(&[
         ("name", Kind::Text),
         ("kind", Kind::Text),
@@ -214,7 +214,7 @@ pub async fn logins(operator: &Operator) -> Result<Table, Complaint> {
         ("allow_from", Kind::Text),
         ("created_at", Kind::Text),
     ]);
-    for login in logins::list(operator, None).await? {
+    for login in logins::list(actor, None).await? {
         let granted = login.tenants.iter().map(|grant| grant.tenant.as_str()).collect::<Vec<_>>().join(",");
         let written = |at: Option<OffsetDateTime>| at.and_then(|at| at.format(&Rfc3339).ok());
         table.rows.push(vec![
@@ -234,7 +234,7 @@ pub async fn logins(operator: &Operator) -> Result<Table, Complaint> {
 }
 
 /// SHOW HOSTS.
-pub async fn hosts(operator: &Operator, pools: &TenantPools) -> Result<Table, Complaint> {
+pub async fn hosts(actor: &Actor, pools: &TenantPools) -> Result<Table, ConsoleError> {
     let mut table = Table::new(&[
         ("name", Kind::Text),
         ("address", Kind::Text),
@@ -246,7 +246,7 @@ pub async fn hosts(operator: &Operator, pools: &TenantPools) -> Result<Table, Co
         ("max_connections", Kind::Int),
         ("current_connections", Kind::Int),
     ]);
-    for host in hosts::list(operator).await? {
+    for host in hosts::list(actor).await? {
         let live = pools.live_on(&host.name);
         table.rows.push(vec![
             host.name.into(),
@@ -264,14 +264,14 @@ pub async fn hosts(operator: &Operator, pools: &TenantPools) -> Result<Table, Co
 }
 
 /// SHOW LISTS.
-pub async fn lists(operator: &Operator, proxy: &Proxy) -> Result<Table, Complaint> {
-    let client = operator.central.client().await.map_err(OperatorError::from)?;
+pub async fn lists(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleError> {
+    let client = actor.central.client().await.map_err(AdminError::from)?;
     let sql = format!(
         "SELECT (SELECT count(*) FROM pglobby.tenants WHERE status <> 'dropped'),
                 (SELECT count(*) FROM pglobby.logins WHERE {living})",
         living = logins::LIVING
     );
-    let row = client.query_one(&sql, &[]).await.map_err(OperatorError::from)?;
+    let row = client.query_one(&sql, &[]).await.map_err(AdminError::from)?;
     let pools = proxy.pools.all();
     let retired = proxy.pools.retired();
     let servers: usize = pools.iter().chain(&retired).map(|pool| pool.live()).sum();

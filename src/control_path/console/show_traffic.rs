@@ -10,7 +10,7 @@ use std::{
 use time::OffsetDateTime;
 
 use super::{
-    stats_window::Period,
+    stats_window::StatsWindow,
     table::{Cell, Column, Kind, Table},
     tenant_counts::{self, ALL, Counts, SHARED},
 };
@@ -319,10 +319,10 @@ pub fn pins(proxy: &Proxy) -> Table {
 }
 
 /// SHOW STATS.
-pub fn stats(pools: &TenantPools, period: &Period) -> Table {
+pub fn stats(pools: &TenantPools, window: &StatsWindow) -> Table {
     let names = TOTALS.iter().chain(&AVERAGES).chain(&OWN_TOTALS);
     per_tenant(names, pools, |tenant, totals| {
-        let averages = period.averages_of(tenant);
+        let averages = window.averages_of(tenant);
         [&totals[..SHARED], &averages[..SHARED], &totals[SHARED..]].concat()
     })
 }
@@ -333,9 +333,9 @@ pub fn stats_totals(pools: &TenantPools) -> Table {
 }
 
 /// SHOW STATS_AVERAGES.
-pub fn stats_averages(pools: &TenantPools, period: &Period) -> Table {
+pub fn stats_averages(pools: &TenantPools, window: &StatsWindow) -> Table {
     let names = STATS_TOTALS[..8].iter().chain(&AVERAGES[8..]);
-    per_tenant(names, pools, |tenant, _| period.averages_of(tenant)[..SHARED].to_vec())
+    per_tenant(names, pools, |tenant, _| window.averages_of(tenant)[..SHARED].to_vec())
 }
 
 fn per_tenant<'a>(
@@ -356,12 +356,12 @@ fn per_tenant<'a>(
 }
 
 /// SHOW TOTALS.
-pub fn totals(pools: &TenantPools, period: &Period) -> Table {
+pub fn totals(pools: &TenantPools, window: &StatsWindow) -> Table {
     let mut totals = [0; ALL];
     for (_, counts) in tenant_counts::by_tenant(pools).values() {
         tenant_counts::add(&mut totals, counts);
     }
-    let averages = period.average_of_all();
+    let averages = window.average_of_all();
     let shared = TOTALS.iter().zip(&totals).chain(AVERAGES.iter().zip(&averages));
     let own = OWN_TOTALS.iter().zip(&totals[SHARED..]);
     let mut table = Table::new(&[("name", Kind::Text), ("value", Kind::BigInt)]);

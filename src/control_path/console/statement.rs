@@ -1,10 +1,10 @@
-//! What an administrator, or the driver in front of one, writes: a few words, read once into a [`Command`].
+//! What an administrator, or the driver in front of one, writes: a few words, read once into a [`ConsoleCommand`].
 
-use super::{Complaint, admin_commands::Words};
+use super::{ConsoleError, admin_commands::AdminStatement};
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
+pub enum ConsoleCommand {
     /// `SHOW …`: the words behind it, in lower case.
     Show(Vec<String>),
     /// `SELECT …` of one thing: its words, in lower case, without spaces between them.
@@ -16,18 +16,18 @@ pub enum Command {
     /// `COMMIT`, `END`, `ROLLBACK`, `ABORT`; the command tag to answer.
     End(&'static str),
     /// Something is to be done on this node.
-    Act(Action),
+    Node(NodeCommand),
     /// Something is to be done to a tenant or a login, everywhere.
-    Order(Words),
+    Admin(AdminStatement),
 }
 
 /// What an administrator may have done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub enum NodeCommand {
     /// Read the configuration again.
     Reload,
     /// End the process.
-    Shutdown(Wait),
+    Shutdown(ShutdownWait),
     /// End every session of a tenant, or all; nobody is served until RESUME.
     Kill(Option<String>),
     /// End one session.
@@ -48,7 +48,7 @@ pub enum Action {
 
 /// What a SHUTDOWN waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
+pub enum ShutdownWait {
     /// Nothing.
     No,
     /// Transactions.
@@ -92,16 +92,16 @@ pub enum Token {
 /// Reads a text of statements separated by semicolons; empty ones are left out.
 ///
 /// # Errors
-/// A [`Complaint`] about the first that is not understood.
-pub fn read(text: &str) -> Result<Vec<Command>, Complaint> {
+/// A [`ConsoleError`] about the first that is not understood.
+pub fn read(text: &str) -> Result<Vec<ConsoleCommand>, ConsoleError> {
     let tokens = tokens(text)?;
     let statements = tokens.split(|token| *token == Token::Symbol(';'));
     statements.filter(|statement| !statement.is_empty()).map(command).collect()
 }
 
-fn command(statement: &[Token]) -> Result<Command, Complaint> {
-    if let Some(words) = Words::read(statement) {
-        return words.map(Command::Order);
+fn command(statement: &[Token]) -> Result<ConsoleCommand, ConsoleError> {
+    if let Some(words) = AdminStatement::read(statement) {
+        return words.map(ConsoleCommand::Admin);
     }
     let Some((Token::Word(verb), rest)) = statement.split_first() else {
         return Err(not_understood(statement));
@@ -114,51 +114,57 @@ fn command(statement: &[Token]) -> Result<Command, Complaint> {
         })
         .collect();
     Ok(match verb.as_str() {
-        "show" if words.len() == rest.len() => Command::Show(words.into_iter().map(str::to_owned).collect()),
-        "select" => Command::Select(rest.iter().map(Token::written).collect()),
+        "show" if words.len() == rest.len() => {
+            ConsoleCommand::Show(words.into_iter().map(str::to_owned).collect())
+        }
+        "select" => ConsoleCommand::Select(rest.iter().map(Token::written).collect()),
         "set" => match words.iter().find(|word| !matches!(**word, "session" | "local")) {
-            Some(name) if HARMLESS_SETTINGS.contains(name) => Command::Accepted("SET"),
+            Some(name) if HARMLESS_SETTINGS.contains(name) => ConsoleCommand::Accepted("SET"),
             _ => {
-                return Err(Complaint::new("0A000", "the console cannot change settings")
+                return Err(ConsoleError::new("0A000", "the console cannot change settings")
                     .hint("Change the configuration file and RELOAD; SHOW CONFIG shows what holds."));
             }
         },
-        "reset" => Command::Accepted("RESET"),
-        "discard" => Command::Accepted("DISCARD ALL"),
-        "deallocate" => Command::Accepted("DEALLOCATE"),
-        "begin" | "start" => Command::Begin,
-        "commit" | "end" => Command::End("COMMIT"),
-        "rollback" | "abort" => Command::End("ROLLBACK"),
-        _ => Command::Act(action(verb, rest).ok_or_else(|| not_understood(statement))?),
+        "reset" => ConsoleCommand::Accepted("RESET"),
+        "discard" => ConsoleCommand::Accepted("DISCARD ALL"),
+        "deallocate" => ConsoleCommand::Accepted("DEALLOCATE"),
+        "begin" | "start" => ConsoleCommand::Begin,
+        "commit" | "end" => ConsoleCommand::End("COMMIT"),
+        "rollback" | "abort" => ConsoleCommand::End("ROLLBACK"),
+        _ => ConsoleCommand::Node(action(verb, rest).ok_or_else(|| not_understood(statement))?),
     })
 }
 
-fn action(verb: &str, rest: &[Token]) -> Option<Action> {
+fn action(verb: &str, rest: &[Token]) -> Option<NodeCommand> {
     let tenant = match rest {
         [] => None,
         [Token::Word(name) | Token::Quoted(name)] => Some(name.clone()),
         _ => return None,
     };
     Some(match (verb, tenant) {
-        ("reload", None) => Action::Reload,
-        ("shutdown", None) => Action::Shutdown(Wait::No),
-        ("shutdown", Some(word)) if word == "wait_for_servers" => Action::Shutdown(Wait::ForServers),
-        ("shutdown", Some(word)) if word == "wait_for_clients" => Action::Shutdown(Wait::ForClients),
-        ("kill", tenant) => Action::Kill(tenant),
-        ("kill_client", Some(id)) => Action::KillClient(id.parse().ok()?),
-        ("pause", tenant) => Action::Pause(tenant),
-        ("resume", tenant) => Action::Resume(tenant),
-        ("disable", Some(tenant)) => Action::Disable(tenant),
-        ("enable", Some(tenant)) => Action::Enable(tenant),
-        ("reconnect", tenant) => Action::Reconnect(tenant),
-        ("wait_close", tenant) => Action::WaitClose(tenant),
+        ("reload", None) => NodeCommand::Reload,
+        ("shutdown", None) => NodeCommand::Shutdown(ShutdownWait::No),
+        ("shutdown", Some(word)) if word == "wait_for_servers" => {
+            NodeCommand::Shutdown(ShutdownWait::ForServers)
+        }
+        ("shutdown", Some(word)) if word == "wait_for_clients" => {
+            NodeCommand::Shutdown(ShutdownWait::ForClients)
+        }
+        ("kill", tenant) => NodeCommand::Kill(tenant),
+        ("kill_client", Some(id)) => NodeCommand::KillClient(id.parse().ok()?),
+        ("pause", tenant) => NodeCommand::Pause(tenant),
+        ("resume", tenant) => NodeCommand::Resume(tenant),
+        ("disable", Some(tenant)) => NodeCommand::Disable(tenant),
+        ("enable", Some(tenant)) => NodeCommand::Enable(tenant),
+        ("reconnect", tenant) => NodeCommand::Reconnect(tenant),
+        ("wait_close", tenant) => NodeCommand::WaitClose(tenant),
         _ => return None,
     })
 }
 
-fn not_understood(statement: &[Token]) -> Complaint {
+fn not_understood(statement: &[Token]) -> ConsoleError {
     let start: Vec<String> = statement.iter().take(2).map(Token::written).collect();
-    Complaint::new("42601", format!("the console does not understand \"{}\"", start.join(" ")))
+    ConsoleError::new("42601", format!("the console does not understand \"{}\"", start.join(" ")))
         .hint("SHOW HELP lists what it does.")
 }
 
@@ -172,7 +178,7 @@ impl Token {
     }
 }
 
-fn tokens(text: &str) -> Result<Vec<Token>, Complaint> {
+fn tokens(text: &str) -> Result<Vec<Token>, ConsoleError> {
     let mut tokens = Vec::new();
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
@@ -207,7 +213,7 @@ fn is_of_word(character: char) -> bool {
 }
 
 /// What stands before the closing quote, a doubled one being one, and what is behind it.
-fn quoted(text: &str, quote: char) -> Result<(String, &str), Complaint> {
+fn quoted(text: &str, quote: char) -> Result<(String, &str), ConsoleError> {
     let mut quoted = String::new();
     let mut rest = text;
     loop {
@@ -223,22 +229,22 @@ fn quoted(text: &str, quote: char) -> Result<(String, &str), Complaint> {
     }
 }
 
-fn unterminated(what: &str) -> Complaint {
-    Complaint::new("42601", format!("unterminated {what}"))
+fn unterminated(what: &str) -> ConsoleError {
+    ConsoleError::new("42601", format!("unterminated {what}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn one(text: &str) -> Command {
+    fn one(text: &str) -> ConsoleCommand {
         let mut commands = read(text).unwrap();
         assert_eq!(commands.len(), 1, "{text}");
         commands.remove(0)
     }
 
-    fn show(words: &[&str]) -> Command {
-        Command::Show(words.iter().map(|word| (*word).to_owned()).collect())
+    fn show(words: &[&str]) -> ConsoleCommand {
+        ConsoleCommand::Show(words.iter().map(|word| (*word).to_owned()).collect())
     }
 
     #[test]
@@ -261,22 +267,28 @@ mod tests {
             "SET NAMES 'utf8'",
             "SET LOCAL statement_timeout = 0",
         ] {
-            assert_eq!(one(text), Command::Accepted("SET"), "{text}");
+            assert_eq!(one(text), ConsoleCommand::Accepted("SET"), "{text}");
         }
-        assert_eq!(one("BEGIN"), Command::Begin);
-        assert_eq!(one("START TRANSACTION READ ONLY"), Command::Begin);
-        assert_eq!(one("ROLLBACK"), Command::End("ROLLBACK"));
-        assert_eq!(one("select version()"), Command::Select("version()".into()));
-        assert_eq!(one("SELECT 1;"), Command::Select("1".into()));
+        assert_eq!(one("BEGIN"), ConsoleCommand::Begin);
+        assert_eq!(one("START TRANSACTION READ ONLY"), ConsoleCommand::Begin);
+        assert_eq!(one("ROLLBACK"), ConsoleCommand::End("ROLLBACK"));
+        assert_eq!(one("select version()"), ConsoleCommand::Select("version()".into()));
+        assert_eq!(one("SELECT 1;"), ConsoleCommand::Select("1".into()));
     }
 
     #[test]
     fn a_tenant_may_be_quoted_and_may_have_a_dash() {
-        assert_eq!(one("KILL my-shop"), Command::Act(Action::Kill(Some("my-shop".into()))));
-        assert_eq!(one("PAUSE \"My Shop\""), Command::Act(Action::Pause(Some("My Shop".into()))));
-        assert_eq!(one("pause Acme--now"), Command::Act(Action::Pause(Some("acme".into()))));
-        assert_eq!(one("KILL_CLIENT 42"), Command::Act(Action::KillClient(42)));
-        assert_eq!(one("SHUTDOWN WAIT_FOR_CLIENTS"), Command::Act(Action::Shutdown(Wait::ForClients)));
+        assert_eq!(one("KILL my-shop"), ConsoleCommand::Node(NodeCommand::Kill(Some("my-shop".into()))));
+        assert_eq!(
+            one("PAUSE \"My Shop\""),
+            ConsoleCommand::Node(NodeCommand::Pause(Some("My Shop".into())))
+        );
+        assert_eq!(one("pause Acme--now"), ConsoleCommand::Node(NodeCommand::Pause(Some("acme".into()))));
+        assert_eq!(one("KILL_CLIENT 42"), ConsoleCommand::Node(NodeCommand::KillClient(42)));
+        assert_eq!(
+            one("SHUTDOWN WAIT_FOR_CLIENTS"),
+            ConsoleCommand::Node(NodeCommand::Shutdown(ShutdownWait::ForClients))
+        );
     }
 
     #[test]
@@ -284,9 +296,9 @@ mod tests {
         for text in
             ["SELEKT 1", "KILL a b", "DISABLE", "KILL_CLIENT x", "1", "'x'", "INSERT INTO t VALUES (1)"]
         {
-            let complaint = read(text).unwrap_err();
-            assert_eq!(complaint.sqlstate, "42601", "{text}");
-            assert!(complaint.hint.is_some(), "{text}");
+            let error = read(text).unwrap_err();
+            assert_eq!(error.sqlstate, "42601", "{text}");
+            assert!(error.hint.is_some(), "{text}");
         }
         assert_eq!(read("SET default_pool_size = 3").unwrap_err().sqlstate, "0A000");
         assert_eq!(read("SHOW 'x").unwrap_err().message, "unterminated string");

@@ -14,7 +14,7 @@ const LENGTH: Duration = Duration::from_secs(60);
 
 /// The last period, and the one that goes on. Holds an entry for each tenant that was ever served, as the counters do.
 #[derive(Debug)]
-pub struct Period(Mutex<Inner>);
+pub struct StatsWindow(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -26,7 +26,7 @@ struct Inner {
     average_of_all: Counts,
 }
 
-impl Default for Period {
+impl Default for StatsWindow {
     fn default() -> Self {
         Self(Mutex::new(Inner {
             began: Instant::now(),
@@ -37,7 +37,7 @@ impl Default for Period {
     }
 }
 
-impl Period {
+impl StatsWindow {
     fn locked(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,19 +87,19 @@ mod tests {
 
     #[test]
     fn a_period_is_averaged_when_the_next_begins() {
-        let period = Period::default();
-        let began = period.locked().began;
+        let window = StatsWindow::default();
+        let began = window.locked().began;
         let counts = |queries| {
             let mut counts = [0; ALL];
             counts[2] = queries;
             BTreeMap::from([(7, ("acme".to_owned(), counts))])
         };
-        assert_eq!(period.averages_of(7), [0; ALL]);
-        period.turn(counts(600), began + LENGTH);
-        assert_eq!(period.averages_of(7)[2], 10);
-        period.turn(counts(720), began + 2 * LENGTH);
-        assert_eq!(period.averages_of(7)[2], 2);
-        assert_eq!(period.averages_of(8), [0; ALL]);
-        assert_eq!(period.average_of_all()[2], 2);
+        assert_eq!(window.averages_of(7), [0; ALL]);
+        window.turn(counts(600), began + LENGTH);
+        assert_eq!(window.averages_of(7)[2], 10);
+        window.turn(counts(720), began + 2 * LENGTH);
+        assert_eq!(window.averages_of(7)[2], 2);
+        assert_eq!(window.averages_of(8), [0; ALL]);
+        assert_eq!(window.average_of_all()[2], 2);
     }
 }

@@ -22,9 +22,9 @@ use tokio::{sync::SetOnce, time::timeout};
 
 use super::{
     DirectoryError,
-    invalidation::{DependsOn, Ledger, Standing},
-    lookup_limit::Gate,
-    response_pace::Pace,
+    invalidation::{ChangeCounts, DependsOn, Validity},
+    lookup_limit::LookupLimit,
+    response_pace::ResponsePace,
 };
 use crate::{control_path::central::CentralError, data_path::tenant::Change};
 
@@ -37,7 +37,7 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// From the configuration.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct CacheLimits {
     /// `directory_cache_max`.
     pub entries: u64,
     /// `directory_fresh`.
@@ -49,7 +49,7 @@ pub struct Limits {
 }
 
 /// What a look-up may find.
-pub enum Answer<V> {
+pub enum Lookup<V> {
     /// A row.
     Found(Arc<V>),
     /// No row.
@@ -59,30 +59,30 @@ pub enum Answer<V> {
 }
 
 /// The rows. Cheap to clone.
-pub struct Memory<K, V> {
+pub struct RowCache<K, V> {
     entries: Cache<K, Arc<Entry<V>>>,
     /// Keys that nobody has. Strangers invent them, so they have a place of their own: however many come, they push out
     /// each other.
     absent: Cache<K, Arc<Entry<V>>>,
     /// The change by which a key comes to be somebody's.
     appearance: fn(&K) -> Change,
-    shared: Shared,
-    limits: Limits,
+    shared: CacheShared,
+    limits: CacheLimits,
 }
 
 /// What the memories of a directory have in common.
 #[derive(Debug, Clone)]
-pub struct Shared {
+pub struct CacheShared {
     /// What changed.
-    pub ledger: Arc<Ledger>,
+    pub changes: Arc<ChangeCounts>,
     /// Who may ask now.
-    pub gate: Arc<Gate>,
+    pub lookups: Arc<LookupLimit>,
     /// How long asking takes.
-    pub pace: Arc<Pace>,
+    pub pace: Arc<ResponsePace>,
 }
 
 struct Entry<V> {
-    answer: Answer<V>,
+    answer: Lookup<V>,
     /// The ledger's count when the look-up began.
     since: u64,
     fresh_until: Instant,
@@ -95,32 +95,32 @@ struct Entry<V> {
 }
 
 /// Why a look-up has led to no row; whoever waited for the same one shares it.
-enum Missed<V> {
+enum LookupMiss<V> {
     Absent(Arc<Entry<V>>),
     Failed(DirectoryError),
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Worth {
+enum Freshness {
     Fresh,
     Stale,
     Nothing,
 }
 
-impl<K, V> Memory<K, V>
+impl<K, V> RowCache<K, V>
 where
     K: Hash + Eq + Clone + Debug + Send + Sync + 'static,
     V: DependsOn + Send + Sync + 'static,
 {
     /// Empty.
-    pub fn new(limits: Limits, shared: Shared, appearance: fn(&K) -> Change) -> Self {
+    pub fn new(limits: CacheLimits, shared: CacheShared, appearance: fn(&K) -> Change) -> Self {
         let cache = || Cache::builder().max_capacity(limits.entries).expire_after(AsLongAsUsable).build();
         Self { entries: cache(), absent: cache(), appearance, shared, limits }
     }
 
     /// Whether any row is remembered that can be used.
     pub fn has_usable(&self) -> bool {
-        self.entries.iter().any(|(key, entry)| self.worth(&key, &entry) != Worth::Nothing)
+        self.entries.iter().any(|(key, entry)| self.freshness(&key, &entry) != Freshness::Nothing)
     }
 
     /// The row under `key`, by `look_up` where it is not known well enough.
@@ -130,7 +130,7 @@ where
     pub async fn recall<L, F>(&self, key: K, look_up: L) -> Result<Option<Arc<V>>, DirectoryError>
     where
         L: Fn() -> F,
-        F: Future<Output = Result<Answer<V>, CentralError>> + Send + 'static,
+        F: Future<Output = Result<Lookup<V>, CentralError>> + Send + 'static,
     {
         let in_time = timeout(self.limits.answer, self.recall_or_wait(key, look_up)).await;
         in_time.unwrap_or_else(|_| {
@@ -143,31 +143,31 @@ where
     async fn recall_or_wait<L, F>(&self, key: K, look_up: L) -> Result<Option<Arc<V>>, DirectoryError>
     where
         L: Fn() -> F,
-        F: Future<Output = Result<Answer<V>, CentralError>> + Send + 'static,
+        F: Future<Output = Result<Lookup<V>, CentralError>> + Send + 'static,
     {
-        let asked_at = self.shared.ledger.count();
+        let asked_at = self.shared.changes.count();
         loop {
             if let Some(entry) = self.remembered(&key).await {
-                match self.worth(&key, &entry) {
-                    Worth::Fresh => return entry.answer.get(),
-                    Worth::Stale => {
+                match self.freshness(&key, &entry) {
+                    Freshness::Fresh => return entry.answer.get(),
+                    Freshness::Stale => {
                         if let Some(entry) = self.refresh(&key, entry, &look_up).await {
                             return entry.answer.get();
                         }
                     }
-                    Worth::Nothing => {}
+                    Freshness::Nothing => {}
                 }
                 self.entries.invalidate(&key).await;
                 self.absent.invalidate(&key).await;
             }
             let looked_up = self.entries.try_get_with(key.clone(), self.look_up_row(&key, look_up())).await;
             let entry = match looked_up.map_err(Arc::unwrap_or_clone) {
-                Ok(entry) | Err(Missed::Absent(entry)) => entry,
-                Err(Missed::Failed(error)) => return Err(error),
+                Ok(entry) | Err(LookupMiss::Absent(entry)) => entry,
+                Err(LookupMiss::Failed(error)) => return Err(error),
             };
             // We may have joined a look-up that was under way when a change came. One that began after we were asked
             // is good enough, whatever has changed since: so this ends after the second round.
-            if entry.since >= asked_at || self.worth(&key, &entry) != Worth::Nothing {
+            if entry.since >= asked_at || self.freshness(&key, &entry) != Freshness::Nothing {
                 return entry.answer.get();
             }
         }
@@ -181,36 +181,36 @@ where
     async fn look_up_row(
         &self,
         key: &K,
-        look_up: impl Future<Output = Result<Answer<V>, CentralError>>,
-    ) -> Result<Arc<Entry<V>>, Missed<V>> {
-        let entry = self.look_up(look_up).await.map_err(Missed::Failed)?;
-        if matches!(entry.answer, Answer::Absent) {
+        look_up: impl Future<Output = Result<Lookup<V>, CentralError>>,
+    ) -> Result<Arc<Entry<V>>, LookupMiss<V>> {
+        let entry = self.look_up(look_up).await.map_err(LookupMiss::Failed)?;
+        if matches!(entry.answer, Lookup::Absent) {
             self.absent.insert(key.clone(), entry.clone()).await;
-            return Err(Missed::Absent(entry));
+            return Err(LookupMiss::Absent(entry));
         }
         Ok(entry)
     }
 
     async fn look_up(
         &self,
-        look_up: impl Future<Output = Result<Answer<V>, CentralError>>,
+        look_up: impl Future<Output = Result<Lookup<V>, CentralError>>,
     ) -> Result<Arc<Entry<V>>, DirectoryError> {
-        let (since, begun) = (self.shared.ledger.count(), Instant::now());
+        let (since, begun) = (self.shared.changes.count(), Instant::now());
         let answered = timeout(self.limits.answer, async {
-            let _turn = self.shared.gate.pass().await?;
+            let _turn = self.shared.lookups.pass().await?;
             look_up.await.map_err(|error| Arc::from(error.to_string())).inspect_err(|cause: &Arc<str>| {
-                self.shared.gate.failed(cause.clone());
+                self.shared.lookups.failed(cause.clone());
             })
         });
         let answer = answered.await.unwrap_or_else(|_| {
             let waited = self.limits.answer;
             let cause: Arc<str> = format!("no answer within {waited:?} (central_timeout)").into();
-            self.shared.gate.failed(cause.clone());
+            self.shared.lookups.failed(cause.clone());
             Err(cause)
         });
         self.shared.pace.took(begun.elapsed());
         let answer = answer.map_err(DirectoryError::Unavailable)?;
-        self.shared.gate.succeeded();
+        self.shared.lookups.succeeded();
         Ok(Arc::new(Entry::new(answer, since, self.limits)))
     }
 
@@ -219,49 +219,49 @@ where
     async fn refresh<L, F>(&self, key: &K, stale: Arc<Entry<V>>, look_up: &L) -> Option<Arc<Entry<V>>>
     where
         L: Fn() -> F,
-        F: Future<Output = Result<Answer<V>, CentralError>> + Send + 'static,
+        F: Future<Output = Result<Lookup<V>, CentralError>> + Send + 'static,
     {
         if Instant::now() < stale.retry_at {
             return Some(stale);
         }
         if !stale.refreshing.swap(true, Ordering::AcqRel) {
-            let (memory, key, stale, asked) = (self.clone(), key.clone(), stale.clone(), look_up());
+            let (cache, key, stale, asked) = (self.clone(), key.clone(), stale.clone(), look_up());
             tokio::spawn(async move {
-                let renewed = memory.look_up(asked).await;
-                memory.keep(key, renewed.unwrap_or_else(|_| stale.postponed())).await;
+                let renewed = cache.look_up(asked).await;
+                cache.keep(key, renewed.unwrap_or_else(|_| stale.postponed())).await;
                 let _ = stale.refreshed.set(());
             });
         }
         let _ = timeout(REFRESH_PATIENCE, stale.refreshed.wait()).await;
         let newest = self.remembered(key).await.unwrap_or(stale);
-        (self.worth(key, &newest) != Worth::Nothing).then_some(newest)
+        (self.freshness(key, &newest) != Freshness::Nothing).then_some(newest)
     }
 
     async fn keep(&self, key: K, entry: Arc<Entry<V>>) {
         let (home, other) = match entry.answer {
-            Answer::Absent => (&self.absent, &self.entries),
-            Answer::Found(_) | Answer::Broken(_) => (&self.entries, &self.absent),
+            Lookup::Absent => (&self.absent, &self.entries),
+            Lookup::Found(_) | Lookup::Broken(_) => (&self.entries, &self.absent),
         };
         home.insert(key.clone(), entry).await;
         other.invalidate(&key).await;
     }
 
-    fn worth(&self, key: &K, entry: &Entry<V>) -> Worth {
+    fn freshness(&self, key: &K, entry: &Entry<V>) -> Freshness {
         let now = Instant::now();
-        let standing = match &entry.answer {
+        let validity = match &entry.answer {
             // Any change may have been the one that repaired it.
-            Answer::Broken(_) if self.shared.ledger.count() > entry.since => Standing::Changed,
-            Answer::Broken(_) => Standing::Unchanged,
-            Answer::Found(_) | Answer::Absent => {
+            Lookup::Broken(_) if self.shared.changes.count() > entry.since => Validity::Changed,
+            Lookup::Broken(_) => Validity::Unchanged,
+            Lookup::Found(_) | Lookup::Absent => {
                 let appearance = (self.appearance)(key);
-                self.shared.ledger.standing(entry.since, &Remembered { entry, appearance })
+                self.shared.changes.validity(entry.since, &Remembered { entry, appearance })
             }
         };
-        match standing {
-            Standing::Changed => Worth::Nothing,
-            _ if now >= entry.usable_until => Worth::Nothing,
-            Standing::Unchanged if now < entry.fresh_until => Worth::Fresh,
-            _ => Worth::Stale,
+        match validity {
+            Validity::Changed => Freshness::Nothing,
+            _ if now >= entry.usable_until => Freshness::Nothing,
+            Validity::Unchanged if now < entry.fresh_until => Freshness::Fresh,
+            _ => Freshness::Stale,
         }
     }
 }
@@ -275,15 +275,15 @@ struct Remembered<'a, V> {
 impl<V: DependsOn> DependsOn for Remembered<'_, V> {
     fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
         match &self.entry.answer {
-            Answer::Found(value) => {
+            Lookup::Found(value) => {
                 value.depends_on_any(changed) || value.has_gone() && changed(&self.appearance)
             }
-            Answer::Absent | Answer::Broken(_) => changed(&self.appearance),
+            Lookup::Absent | Lookup::Broken(_) => changed(&self.appearance),
         }
     }
 }
 
-impl<V> Clone for Missed<V> {
+impl<V> Clone for LookupMiss<V> {
     fn clone(&self) -> Self {
         match self {
             Self::Absent(entry) => Self::Absent(entry.clone()),
@@ -293,11 +293,11 @@ impl<V> Clone for Missed<V> {
 }
 
 impl<V> Entry<V> {
-    fn new(answer: Answer<V>, since: u64, limits: Limits) -> Self {
+    fn new(answer: Lookup<V>, since: u64, limits: CacheLimits) -> Self {
         let now = Instant::now();
         let (fresh, usable) = match answer {
-            Answer::Found(_) | Answer::Absent => (limits.fresh, limits.stale),
-            Answer::Broken(_) => (BROKEN_FRESH, BROKEN_FRESH),
+            Lookup::Found(_) | Lookup::Absent => (limits.fresh, limits.stale),
+            Lookup::Broken(_) => (BROKEN_FRESH, BROKEN_FRESH),
         };
         Self {
             answer,
@@ -324,7 +324,7 @@ impl<V> Entry<V> {
     }
 }
 
-impl<V> Answer<V> {
+impl<V> Lookup<V> {
     fn get(&self) -> Result<Option<Arc<V>>, DirectoryError> {
         match self {
             Self::Found(value) => Ok(Some(value.clone())),
@@ -334,7 +334,7 @@ impl<V> Answer<V> {
     }
 }
 
-impl<V> Clone for Answer<V> {
+impl<V> Clone for Lookup<V> {
     fn clone(&self) -> Self {
         match self {
             Self::Found(value) => Self::Found(value.clone()),
@@ -344,7 +344,7 @@ impl<V> Clone for Answer<V> {
     }
 }
 
-impl<K, V> Clone for Memory<K, V> {
+impl<K, V> Clone for RowCache<K, V> {
     fn clone(&self) -> Self {
         Self {
             entries: self.entries.clone(),

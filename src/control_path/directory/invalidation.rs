@@ -12,14 +12,14 @@ use crate::data_path::tenant::{Change, Login, LoginKind, Tenant, TenantStatus};
 
 /// The count and the changes.
 #[derive(Debug)]
-pub struct Ledger {
-    pages: Mutex<Pages>,
+pub struct ChangeCounts {
+    counts: Mutex<Counts>,
     /// Changes kept one by one.
     entries_max: u64,
 }
 
 #[derive(Debug, Default)]
-struct Pages {
+struct Counts {
     count: u64,
     /// The last [`Change::Everything`].
     everything: u64,
@@ -30,7 +30,7 @@ struct Pages {
 
 /// What a remembered row is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Validity {
     /// Nothing it depends on changed since.
     Unchanged,
     /// Something may have changed while nobody listened.
@@ -39,48 +39,48 @@ pub enum Standing {
     Changed,
 }
 
-impl Ledger {
+impl ChangeCounts {
     /// Keeps `entries_max` changes one by one; beyond that, everything remembered is looked up anew.
     pub fn new(entries_max: u64) -> Self {
-        Self { pages: Mutex::default(), entries_max }
+        Self { counts: Mutex::default(), entries_max }
     }
 
     /// Writes a change down.
     pub fn note(&self, change: &Change) {
-        let mut pages = self.pages();
-        pages.count += 1;
-        let count = pages.count;
+        let mut counts = self.counts();
+        counts.count += 1;
+        let count = counts.count;
         if *change == Change::Everything {
-            pages.everything = count;
+            counts.everything = count;
             return;
         }
-        if pages.changed.len() as u64 >= self.entries_max {
-            pages.changed.clear();
-            pages.summed_up = count;
+        if counts.changed.len() as u64 >= self.entries_max {
+            counts.changed.clear();
+            counts.summed_up = count;
         }
-        pages.changed.insert(change.clone(), count);
+        counts.changed.insert(change.clone(), count);
     }
 
     /// The count now; to be taken before a look-up begins.
     pub fn count(&self) -> u64 {
-        self.pages().count
+        self.counts().count
     }
 
     /// What a row is worth whose look-up began at `since`.
-    pub fn standing(&self, since: u64, row: &impl DependsOn) -> Standing {
-        let pages = self.pages();
-        if pages.count <= since {
-            return Standing::Unchanged;
+    pub fn validity(&self, since: u64, row: &impl DependsOn) -> Validity {
+        let counts = self.counts();
+        if counts.count <= since {
+            return Validity::Unchanged;
         }
-        let changed = |on: &Change| pages.changed.get(on).is_some_and(|at| *at > since);
-        if pages.summed_up > since || row.depends_on_any(&changed) {
-            return Standing::Changed;
+        let changed = |on: &Change| counts.changed.get(on).is_some_and(|at| *at > since);
+        if counts.summed_up > since || row.depends_on_any(&changed) {
+            return Validity::Changed;
         }
-        if pages.everything > since { Standing::Doubtful } else { Standing::Unchanged }
+        if counts.everything > since { Validity::Doubtful } else { Validity::Unchanged }
     }
 
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,38 +133,38 @@ mod tests {
 
     #[test]
     fn a_change_counts_for_rows_looked_up_before_it_only() {
-        let ledger = Ledger::new(10);
-        let before = ledger.count();
-        ledger.note(&Change::Tenant(1));
-        ledger.note(&Change::Login(2));
+        let changes = ChangeCounts::new(10);
+        let before = changes.count();
+        changes.note(&Change::Tenant(1));
+        changes.note(&Change::Login(2));
 
-        assert_eq!(ledger.standing(before, &Row(1)), Standing::Changed);
-        assert_eq!(ledger.standing(before, &Row(2)), Standing::Unchanged);
-        assert_eq!(ledger.standing(ledger.count(), &Row(1)), Standing::Unchanged);
+        assert_eq!(changes.validity(before, &Row(1)), Validity::Changed);
+        assert_eq!(changes.validity(before, &Row(2)), Validity::Unchanged);
+        assert_eq!(changes.validity(changes.count(), &Row(1)), Validity::Unchanged);
     }
 
     #[test]
     fn everything_is_a_doubt_and_a_known_change_stays_one() {
-        let ledger = Ledger::new(10);
-        let before = ledger.count();
-        ledger.note(&Change::Tenant(1));
-        ledger.note(&Change::Everything);
+        let changes = ChangeCounts::new(10);
+        let before = changes.count();
+        changes.note(&Change::Tenant(1));
+        changes.note(&Change::Everything);
 
-        assert_eq!(ledger.standing(before, &Row(1)), Standing::Changed);
-        assert_eq!(ledger.standing(before, &Row(2)), Standing::Doubtful);
+        assert_eq!(changes.validity(before, &Row(1)), Validity::Changed);
+        assert_eq!(changes.validity(before, &Row(2)), Validity::Doubtful);
     }
 
     #[test]
     fn a_full_ledger_forgets_nothing_but_the_details() {
-        let ledger = Ledger::new(2);
-        let before = ledger.count();
+        let changes = ChangeCounts::new(2);
+        let before = changes.count();
         for id in 1..=5 {
-            ledger.note(&Change::Tenant(id));
+            changes.note(&Change::Tenant(id));
         }
-        assert!(ledger.pages().changed.len() <= 2);
+        assert!(changes.counts().changed.len() <= 2);
         for id in 1..=6 {
-            assert_eq!(ledger.standing(before, &Row(id)), Standing::Changed);
+            assert_eq!(changes.validity(before, &Row(id)), Validity::Changed);
         }
-        assert_eq!(ledger.standing(ledger.count(), &Row(5)), Standing::Unchanged);
+        assert_eq!(changes.validity(changes.count(), &Row(5)), Validity::Unchanged);
     }
 }

@@ -29,12 +29,12 @@ enum State {
 
 /// Shared by all look-ups.
 #[derive(Debug)]
-pub struct Gate {
+pub struct LookupLimit {
     state: Mutex<State>,
     look_ups: Semaphore,
 }
 
-impl Gate {
+impl LookupLimit {
     /// Lets `look_ups_max` ask at a time.
     pub fn new(look_ups_max: usize) -> Self {
         Self { state: Mutex::new(State::Open), look_ups: Semaphore::new(look_ups_max) }
@@ -93,23 +93,23 @@ mod tests {
 
     #[tokio::test]
     async fn after_a_failure_one_tries_while_the_others_hear_its_cause() {
-        let gate = Gate::new(4);
-        assert!(gate.pass().await.is_ok());
-        gate.failed("down".into());
-        assert_eq!(&*gate.pass().await.unwrap_err(), "down");
+        let lookups = LookupLimit::new(4);
+        assert!(lookups.pass().await.is_ok());
+        lookups.failed("down".into());
+        assert_eq!(&*lookups.pass().await.unwrap_err(), "down");
 
-        *gate.state() = State::Closed { until: Instant::now(), cause: "down".into() };
-        assert!(gate.pass().await.is_ok(), "the one that tries");
-        assert_eq!(&*gate.pass().await.unwrap_err(), "down");
+        *lookups.state() = State::Closed { until: Instant::now(), cause: "down".into() };
+        assert!(lookups.pass().await.is_ok(), "the one that tries");
+        assert_eq!(&*lookups.pass().await.unwrap_err(), "down");
 
-        gate.succeeded();
-        assert!(gate.pass().await.is_ok());
+        lookups.succeeded();
+        assert!(lookups.pass().await.is_ok());
     }
 
     #[tokio::test]
     async fn a_try_that_was_given_up_does_not_block_the_next() {
-        let gate = Gate::new(4);
-        *gate.state() = State::Trying { until: Instant::now(), cause: "down".into() };
-        assert!(gate.pass().await.is_ok());
+        let lookups = LookupLimit::new(4);
+        *lookups.state() = State::Trying { until: Instant::now(), cause: "down".into() };
+        assert!(lookups.pass().await.is_ok());
     }
 }

@@ -24,17 +24,17 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
 use self::{
-    cache::{Answer, Limits, Memory, Shared},
-    invalidation::Ledger,
-    lookup_limit::Gate,
-    response_pace::Pace,
+    cache::{CacheLimits, CacheShared, Lookup, RowCache},
+    invalidation::ChangeCounts,
+    lookup_limit::LookupLimit,
+    response_pace::ResponsePace,
 };
 use crate::{
     config::Config,
     control_path::{
-        admin::{actor::Operator, logins::change_own_verifier},
+        admin::{actor::Actor, logins::change_own_verifier},
         central::{Central, CentralError},
-        secrets::{keyring_reload::LiveKeyring, scram_verifier::scram_verifier},
+        secrets::{keyring_reload::ReloadableKeyring, scram_verifier::scram_verifier},
     },
     data_path::tenant::{Change, Login, Tenant},
 };
@@ -43,7 +43,7 @@ use crate::{
 const LOGIN_NAME_BYTES_MAX: usize = 255;
 const TENANT_NAME_BYTES_MAX: usize = 63;
 
-/// Why a name could not be looked up. `Display` is for the operator; a client gets `Refusal::DirectoryUnavailable`.
+/// Why a name could not be looked up. `Display` is for the operator; a client gets `ClientError::DirectoryUnavailable`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// The central database did not answer and nothing usable was remembered.
@@ -56,38 +56,38 @@ pub enum DirectoryError {
 
 /// The directory. One per process, shared by all workers.
 pub struct Directory {
-    source: Source,
-    shared: Shared,
+    source: RowSource,
+    shared: CacheShared,
     /// Changes are heard of.
     listening: AtomicBool,
     mock_salt: OnceLock<Vec<u8>>,
-    logins: Memory<String, Login>,
-    tenants_by_name: Memory<String, Tenant>,
-    tenants_by_id: Memory<i64, Tenant>,
+    logins: RowCache<String, Login>,
+    tenants_by_name: RowCache<String, Tenant>,
+    tenants_by_id: RowCache<i64, Tenant>,
     answer_within: Duration,
 }
 
 impl Directory {
     /// An empty directory; asks nobody yet.
-    pub fn new(central: Central, keyring: Arc<LiveKeyring>, config: &Config) -> Arc<Self> {
-        let limits = Limits {
+    pub fn new(central: Central, keyring: Arc<ReloadableKeyring>, config: &Config) -> Arc<Self> {
+        let limits = CacheLimits {
             entries: config.limits.directory_cache_max,
             fresh: config.timeouts.directory_fresh,
             stale: config.timeouts.directory_stale,
             answer: config.timeouts.central,
         };
-        let shared = Shared {
-            ledger: Arc::new(Ledger::new(config.limits.directory_cache_max)),
-            gate: Arc::new(Gate::new(config.limits.directory_look_ups_max)),
-            pace: Arc::new(Pace::default()),
+        let shared = CacheShared {
+            changes: Arc::new(ChangeCounts::new(config.limits.directory_cache_max)),
+            lookups: Arc::new(LookupLimit::new(config.limits.directory_look_ups_max)),
+            pace: Arc::new(ResponsePace::default()),
         };
         Arc::new(Self {
-            logins: Memory::new(limits, shared.clone(), |name: &String| Change::LoginName(name.clone())),
-            tenants_by_name: Memory::new(limits, shared.clone(), |name: &String| {
+            logins: RowCache::new(limits, shared.clone(), |name: &String| Change::LoginName(name.clone())),
+            tenants_by_name: RowCache::new(limits, shared.clone(), |name: &String| {
                 Change::TenantName(name.clone())
             }),
-            tenants_by_id: Memory::new(limits, shared.clone(), |id| Change::Tenant(*id)),
-            source: Source { central, keyring },
+            tenants_by_id: RowCache::new(limits, shared.clone(), |id| Change::Tenant(*id)),
+            source: RowSource { central, keyring },
             answer_within: config.timeouts.central,
             shared,
             listening: AtomicBool::new(true),
@@ -99,7 +99,7 @@ impl Directory {
     ///
     /// # Errors
     /// [`CentralError`].
-    pub async fn learn_mock_salt(&self) -> Result<(), CentralError> {
+    pub async fn load_mock_salt(&self) -> Result<(), CentralError> {
         let client = self.source.central.client().await?;
         let row = client.query_opt("SELECT value FROM pglobby.secrets WHERE name = 'mock_salt'", &[]).await?;
         match row {
@@ -111,7 +111,7 @@ impl Directory {
         Ok(())
     }
 
-    /// What [`Directory::learn_mock_salt`] has read.
+    /// What [`Directory::load_mock_salt`] has read.
     pub fn mock_salt(&self) -> &[u8] {
         self.mock_salt.get_or_init(|| rand::random::<[u8; 32]>().to_vec())
     }
@@ -123,11 +123,11 @@ impl Directory {
 
     /// Whether the central database answers, as far as is known: what is remembered may have changed otherwise.
     pub fn in_touch(&self) -> bool {
-        self.listening.load(Ordering::Relaxed) && self.shared.gate.is_open()
+        self.listening.load(Ordering::Relaxed) && self.shared.lookups.is_open()
     }
 
     /// Whether anybody could log in if nothing could be looked up.
-    pub fn remembers_anybody(&self) -> bool {
+    pub fn has_usable_entries(&self) -> bool {
         self.logins.has_usable() && (self.tenants_by_name.has_usable() || self.tenants_by_id.has_usable())
     }
 
@@ -195,8 +195,8 @@ impl Directory {
             return Err(unavailable(&"the new verifier could not be made"));
         }
         let (central, keyring) = (self.source.central.clone(), self.source.keyring.clone());
-        let operator = Operator::new(central, keyring, format!("login:{}", login.name));
-        let stored = change_own_verifier(&operator, login, before, verifier);
+        let actor = Actor::new(central, keyring, format!("login:{}", login.name));
+        let stored = change_own_verifier(&actor, login, before, verifier);
         let stored = tokio::time::timeout(self.answer_within, stored).await;
         let changed = match stored {
             Ok(stored) => stored.map_err(|error| unavailable(&error))?,
@@ -209,7 +209,7 @@ impl Directory {
     /// Hears of a change. What it names is looked up anew before it is used again, also where a look-up is under way;
     /// [`Change::Everything`] makes all remembered rows stale: asked for again, and used only while nobody answers.
     pub fn forget(&self, change: &Change) {
-        self.shared.ledger.note(change);
+        self.shared.changes.note(change);
     }
 }
 
@@ -226,23 +226,23 @@ fn may_be_name(name: &str, bytes_max: usize) -> bool {
 
 /// Where rows come from.
 #[derive(Debug, Clone)]
-struct Source {
+struct RowSource {
     central: Central,
-    keyring: Arc<LiveKeyring>,
+    keyring: Arc<ReloadableKeyring>,
 }
 
-impl Source {
-    async fn login(self, name: String) -> Result<Answer<Login>, CentralError> {
+impl RowSource {
+    async fn login(self, name: String) -> Result<Lookup<Login>, CentralError> {
         let row = self.row(rows::LOGIN_BY_NAME, &[&name]).await?;
         Ok(answer(row, rows::login, || format!("login {name:?}")))
     }
 
-    async fn tenant_by_name(self, name: String) -> Result<Answer<Tenant>, CentralError> {
+    async fn tenant_by_name(self, name: String) -> Result<Lookup<Tenant>, CentralError> {
         let row = self.row(rows::TENANT_BY_NAME, &[&name]).await?;
         Ok(answer(row, |row| rows::tenant(row, &self.keyring), || format!("tenant {name:?}")))
     }
 
-    async fn tenant_by_id(self, id: i64) -> Result<Answer<Tenant>, CentralError> {
+    async fn tenant_by_id(self, id: i64) -> Result<Lookup<Tenant>, CentralError> {
         let row = self.row(rows::TENANT_BY_ID, &[&id]).await?;
         Ok(answer(row, |row| rows::tenant(row, &self.keyring), || format!("tenant {id}")))
     }
@@ -279,14 +279,14 @@ fn answer<V>(
     row: Option<Row>,
     read: impl FnOnce(&Row) -> Result<V, String>,
     whose: impl FnOnce() -> String,
-) -> Answer<V> {
+) -> Lookup<V> {
     match row.as_ref().map(read) {
-        None => Answer::Absent,
-        Some(Ok(value)) => Answer::Found(Arc::new(value)),
+        None => Lookup::Absent,
+        Some(Ok(value)) => Lookup::Found(Arc::new(value)),
         Some(Err(cause)) => {
             let whose = whose();
             tracing::error!(row = whose, cause, "this row of the central database cannot be used");
-            Answer::Broken(format!("{whose}: {cause}").into())
+            Lookup::Broken(format!("{whose}: {cause}").into())
         }
     }
 }

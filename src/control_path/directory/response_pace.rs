@@ -19,7 +19,7 @@ const LATEST: usize = 16;
 /// What look-ups have taken lately: longer than all of them but one. That one may have had to connect first, and would hold every
 /// login up for as long as only few are looked up.
 #[derive(Debug, Default)]
-pub struct Pace {
+pub struct ResponsePace {
     latest: Mutex<Latest>,
     usual_micros: AtomicU64,
 }
@@ -30,7 +30,7 @@ struct Latest {
     next: usize,
 }
 
-impl Pace {
+impl ResponsePace {
     /// A look-up took so long.
     pub fn took(&self, time: Duration) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn an_answer_waits_for_as_long_as_look_ups_take_and_never_for_long() {
-        let (pace, begun) = (Pace::default(), Instant::now());
-        let wait = |pace: &Pace| pace.answer_at(begun) - begun;
+        let (pace, begun) = (ResponsePace::default(), Instant::now());
+        let wait = |pace: &ResponsePace| pace.answer_at(begun) - begun;
         assert_eq!(wait(&pace), SHORTEST);
         pace.took(Duration::from_millis(10));
         assert_eq!(

@@ -14,7 +14,7 @@ use crate::{
     control_path::{
         admin::tenants::{CLIENTS_MAX, SERVERS_MAX},
         central::causes,
-        secrets::{keyring_reload::LiveKeyring, seal::Place},
+        secrets::{keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
     data_path::tenant::{
         Access, Credential, Grant, Host, HostAddress, Login, LoginKind, Tenant, TenantStatus,
@@ -65,7 +65,7 @@ pub const LOGIN_BY_NAME: &str = "
 ///
 /// # Errors
 /// What is wrong with it, for the operator.
-pub fn tenant(row: &Row, keyring: &LiveKeyring) -> Result<Tenant, String> {
+pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> {
     let id: i64 = get(row, "id")?;
     let status = tenant_status(get(row, "status")?)?;
     let read_only = match get::<Option<String>>(row, "ro_username")? {
@@ -101,11 +101,16 @@ pub fn tenant(row: &Row, keyring: &LiveKeyring) -> Result<Tenant, String> {
 }
 
 /// The schema lets a password be missing only where nobody may enter, so an empty one stands for it.
-fn open(row: &Row, keyring: &LiveKeyring, id: i64, column: &'static str) -> Result<SecretString, String> {
+fn open(
+    row: &Row,
+    keyring: &ReloadableKeyring,
+    id: i64,
+    column: &'static str,
+) -> Result<SecretString, String> {
     match get::<Option<&[u8]>>(row, column)? {
         None => Ok(SecretString::default()),
         Some(blob) => {
-            let place = Place { table: "tenants", row: &id.to_string(), column };
+            let place = SecretLocation { table: "tenants", row: &id.to_string(), column };
             keyring.open(&place, blob).map_err(|error| error.to_string())
         }
     }

@@ -1,7 +1,7 @@
 //! What a host's shared catalogs say of its tenants' roles and databases: one question each for all of them.
 
-use super::{Cure, Finding, Patient};
-use crate::control_path::admin::{actor::OperatorError, host_connection::HostSession};
+use super::{CheckedTenant, Finding, Fix};
+use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};
 
 /// A question: which check, what to do where no statement mends it, and the query. Each row is a tenant, what was found,
 /// and the statement that mends it, if there is one that is safe.
@@ -189,14 +189,14 @@ pub(super) async fn look(
     session: &HostSession,
     host: &str,
     central: &str,
-    patients: &[Patient],
-) -> Result<Vec<Finding>, OperatorError> {
-    let column = |of: fn(&Patient) -> Option<&str>| patients.iter().map(of).collect::<Vec<_>>();
-    let tenants = column(|patient| Some(&patient.name));
-    let databases = column(|patient| Some(&patient.database));
+    patients: &[CheckedTenant],
+) -> Result<Vec<Finding>, AdminError> {
+    let column = |of: fn(&CheckedTenant) -> Option<&str>| patients.iter().map(of).collect::<Vec<_>>();
+    let tenants = column(|checked| Some(&checked.name));
+    let databases = column(|checked| Some(&checked.database));
     let (writers, readers) =
-        (column(|patient| Some(&patient.read_write)), column(|patient| patient.read_only.as_deref()));
-    let suspended: Vec<bool> = patients.iter().map(|patient| patient.suspended).collect();
+        (column(|checked| Some(&checked.read_write)), column(|checked| checked.read_only.as_deref()));
+    let suspended: Vec<bool> = patients.iter().map(|checked| checked.suspended).collect();
     let mut findings = Vec::new();
     for question in &QUESTIONS {
         let sql = format!("{TENANTS} {} ORDER BY 1, 2", question.sql);
@@ -208,12 +208,12 @@ pub(super) async fn look(
             )
             .await?;
         for row in rows {
-            let (tenant, detail, cure): (&str, &str, Option<String>) = (row.get(0), row.get(1), row.get(2));
-            let finding = Finding::new(question.check, detail, cure.as_deref().unwrap_or(question.mend))
+            let (tenant, detail, fix): (&str, &str, Option<String>) = (row.get(0), row.get(1), row.get(2));
+            let finding = Finding::new(question.check, detail, fix.as_deref().unwrap_or(question.mend))
                 .of(tenant)
                 .on(host);
-            findings.push(match cure {
-                Some(sql) => finding.cured_by(Cure::OnHost { host: host.to_owned(), database: None, sql }),
+            findings.push(match fix {
+                Some(sql) => finding.fixed_by(Fix::OnHost { host: host.to_owned(), database: None, sql }),
                 None => finding,
             });
         }

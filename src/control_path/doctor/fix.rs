@@ -2,22 +2,22 @@
 
 use serde_json::json;
 
-use super::{Cure, Finding};
+use super::{Finding, Fix};
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         host_connection::HostAdmin,
     },
     onboarding::rotate::rotate,
 };
 
 /// Does what mends a finding; nothing, where nobody should do it unasked.
-pub(super) async fn apply(operator: &Operator, finding: &Finding) -> Result<(), OperatorError> {
-    let Some(cure) = &finding.cure else { return Ok(()) };
-    match cure {
-        Cure::OnHost { host, database, sql } => {
-            let client = operator.central.client().await?;
-            let admin = HostAdmin::load(operator, &**client, host).await?;
+pub(super) async fn apply(actor: &Actor, finding: &Finding) -> Result<(), AdminError> {
+    let Some(fix) = &finding.fix else { return Ok(()) };
+    match fix {
+        Fix::OnHost { host, database, sql } => {
+            let client = actor.central.client().await?;
+            let admin = HostAdmin::load(actor, &**client, host).await?;
             drop(client);
             let session = match database {
                 Some(database) => admin.connect_to(database).await?,
@@ -25,12 +25,12 @@ pub(super) async fn apply(operator: &Operator, finding: &Finding) -> Result<(), 
             };
             session.run(sql, sql).await?;
         }
-        Cure::Central { sql } => operator.central.client().await?.batch_execute(sql).await?,
-        Cure::Rotate { tenant } => {
-            rotate(operator, tenant).await?;
+        Fix::Central { sql } => actor.central.client().await?.batch_execute(sql).await?,
+        Fix::Rotate { tenant } => {
+            rotate(actor, tenant).await?;
         }
     }
-    let client = operator.central.client().await?;
+    let client = actor.central.client().await?;
     let detail = json!({ "check": finding.check, "detail": finding.detail, "host": finding.host });
-    operator.audit(&**client, "doctor.fix", finding.tenant.as_deref(), &detail).await
+    actor.audit(&**client, "doctor.fix", finding.tenant.as_deref(), &detail).await
 }

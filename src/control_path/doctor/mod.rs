@@ -1,7 +1,7 @@
 //! `pglobby doctor`: proves that tenants are kept apart, and says how to mend where they are not.
 //!
 //! What catalogs can tell is asked host by host ([`catalogs`], [`templates`]); the rest is tried, tenant by tenant, over
-//! real connections ([`doors`]). Looking changes nothing. What is safe to mend ([`Cure`]) is mended on demand, and then
+//! real connections ([`doors`]). Looking changes nothing. What is safe to mend ([`Fix`]) is mended on demand, and then
 //! everything is looked at again, so that a report tells what is, not what should have helped.
 
 mod catalogs;
@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Row};
 
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         host_connection::HostAdmin,
         tenants::missing,
     },
@@ -44,12 +44,12 @@ pub struct Finding {
     /// Whether `--fix` does it.
     pub fixable: bool,
     #[serde(skip)]
-    cure: Option<Cure>,
+    fix: Option<Fix>,
 }
 
 /// What mends a finding without harm to anybody who is where they belong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Cure {
+enum Fix {
     /// A statement for the host's administrator; `None`: in its own database.
     OnHost { host: String, database: Option<String>, sql: String },
     /// A statement for the central database.
@@ -75,7 +75,7 @@ pub struct Report {
 
 /// A tenant as the doctor needs it.
 #[derive(Debug, Clone)]
-struct Patient {
+struct CheckedTenant {
     id: i64,
     name: String,
     database: String,
@@ -91,18 +91,18 @@ struct Patient {
 ///
 /// # Errors
 /// The central database, or a tenant that does not exist. A host that cannot be reached is a finding.
-pub async fn examine(operator: &Operator, wanted: &[String], fix: bool) -> Result<Report, OperatorError> {
-    let before = look(operator, wanted).await?;
-    if !fix || before.findings.iter().all(|finding| finding.cure.is_none()) {
+pub async fn examine(actor: &Actor, wanted: &[String], fix: bool) -> Result<Report, AdminError> {
+    let before = look(actor, wanted).await?;
+    if !fix || before.findings.iter().all(|finding| finding.fix.is_none()) {
         return Ok(before);
     }
     let mut refused = BTreeMap::new();
     for finding in &before.findings {
-        if let Err(error) = self::fix::apply(operator, finding).await {
+        if let Err(error) = self::fix::apply(actor, finding).await {
             refused.insert((finding.check.clone(), finding.detail.clone()), error.to_string());
         }
     }
-    let mut after = look(operator, wanted).await?;
+    let mut after = look(actor, wanted).await?;
     for finding in &mut after.findings {
         if let Some(why) = refused.get(&(finding.check.clone(), finding.detail.clone())) {
             finding.mend = format!("{} (--fix could not: {why})", finding.mend);
@@ -117,25 +117,25 @@ pub async fn examine(operator: &Operator, wanted: &[String], fix: bool) -> Resul
     Ok(after)
 }
 
-async fn look(operator: &Operator, wanted: &[String]) -> Result<Report, OperatorError> {
-    let client = operator.central.client().await?;
-    let mut report = Report { findings: central(operator, &client).await?, ..Report::default() };
+async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
+    let client = actor.central.client().await?;
+    let mut report = Report { findings: central(actor, &client).await?, ..Report::default() };
     report.findings.extend(unfinished(&client).await?);
     let by_host = patients(&client).await?;
     for name in wanted {
-        if !by_host.values().flatten().any(|patient| patient.name == *name) {
-            return Err(missing(operator, &**client, name).await);
+        if !by_host.values().flatten().any(|checked| checked.name == *name) {
+            return Err(missing(actor, &**client, name).await);
         }
     }
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
 
-    let all = by_host.values().flatten().filter(|patient| is_wanted(&patient.name)).count();
+    let all = by_host.values().flatten().filter(|checked| is_wanted(&checked.name)).count();
     let mut looked_at = (0, all);
-    operator.report_part("tenants", 0, all).await;
+    actor.report_part("tenants", 0, all).await;
     for (host, patients) in &by_host {
         report.hosts += 1;
-        report.tenants += patients.iter().filter(|patient| is_wanted(&patient.name)).count();
-        match look_at_host(operator, &client, host, patients, &is_wanted, &mut looked_at).await {
+        report.tenants += patients.iter().filter(|checked| is_wanted(&checked.name)).count();
+        match look_at_host(actor, &client, host, patients, &is_wanted, &mut looked_at).await {
             Ok(found) => report.findings.extend(found),
             Err(error) => report.findings.push(
                 Finding::new(
@@ -153,52 +153,52 @@ async fn look(operator: &Operator, wanted: &[String]) -> Result<Report, Operator
 }
 
 async fn look_at_host(
-    operator: &Operator,
+    actor: &Actor,
     client: &Client,
     host: &str,
-    patients: &[Patient],
+    patients: &[CheckedTenant],
     is_wanted: &impl Fn(&str) -> bool,
     looked_at: &mut (usize, usize),
-) -> Result<Vec<Finding>, OperatorError> {
-    let admin = HostAdmin::load(operator, client, host).await?;
+) -> Result<Vec<Finding>, AdminError> {
+    let admin = HostAdmin::load(actor, client, host).await?;
     let session = admin.connect().await?;
-    let mut findings = catalogs::look(&session, host, operator.central.database(), patients).await?;
-    findings.extend(templates::look(operator, client, &admin, &session).await?);
+    let mut findings = catalogs::look(&session, host, actor.central.database(), patients).await?;
+    findings.extend(templates::look(actor, client, &admin, &session).await?);
     drop(session);
 
     let neighbours = patients.iter().cycle().skip(1);
-    let wanted = patients.iter().zip(neighbours).filter(|(patient, _)| is_wanted(&patient.name));
+    let wanted = patients.iter().zip(neighbours).filter(|(checked, _)| is_wanted(&checked.name));
     let tried = stream::iter(wanted)
-        .map(|(patient, neighbour)| self::tenant_access::try_doors(operator, &admin, patient, neighbour))
+        .map(|(checked, neighbour)| self::tenant_access::try_doors(actor, &admin, checked, neighbour))
         .buffered(TENANTS_AT_ONCE);
     let mut tried = pin!(tried);
     while let Some(found) = tried.next().await {
         findings.extend(found);
         looked_at.0 += 1;
-        operator.report_part("tenants", looked_at.0, looked_at.1).await;
+        actor.report_part("tenants", looked_at.0, looked_at.1).await;
     }
     Ok(findings)
 }
 
 /// Tenants that have roles and a database, by host. Hosts without tenants matter to nobody yet, but their templates do.
-async fn patients(client: &Client) -> Result<BTreeMap<String, Vec<Patient>>, OperatorError> {
+async fn patients(client: &Client) -> Result<BTreeMap<String, Vec<CheckedTenant>>, AdminError> {
     let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username, t.ro_username, t.sealed_password,
                       t.sealed_ro_password, t.status, t.adopted
                FROM pglobby.hosts h
                LEFT JOIN pglobby.tenants t ON t.host = h.name AND t.status IN ('active', 'suspended')
                ORDER BY h.name, t.name";
-    let mut by_host: BTreeMap<String, Vec<Patient>> = BTreeMap::new();
+    let mut by_host: BTreeMap<String, Vec<CheckedTenant>> = BTreeMap::new();
     for row in client.query(sql, &[]).await? {
         let patients = by_host.entry(row.get("host")).or_default();
         if row.get::<_, Option<i64>>("id").is_some() {
-            patients.push(patient(&row));
+            patients.push(checked(&row));
         }
     }
     Ok(by_host)
 }
 
-fn patient(row: &Row) -> Patient {
-    Patient {
+fn checked(row: &Row) -> CheckedTenant {
+    CheckedTenant {
         id: row.get("id"),
         name: row.get("name"),
         database: row.get("database"),
@@ -211,27 +211,25 @@ fn patient(row: &Row) -> Patient {
     }
 }
 
-async fn central(operator: &Operator, client: &Client) -> Result<Vec<Finding>, OperatorError> {
+async fn central(actor: &Actor, client: &Client) -> Result<Vec<Finding>, AdminError> {
     let mut findings = Vec::new();
     if open_to_public(client).await? {
-        let database = crate::control_path::onboarding::names::ident(operator.central.database());
+        let database = crate::control_path::onboarding::names::ident(actor.central.database());
         let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC");
         let detail = format!("every role may connect to the central database {database}");
-        findings
-            .push(Finding::new("central_open", detail, &sql).cured_by(Cure::Central { sql: sql.clone() }));
+        findings.push(Finding::new("central_open", detail, &sql).fixed_by(Fix::Central { sql: sql.clone() }));
     }
     let open = "SELECT pg_catalog.has_schema_privilege('public', 'pglobby', 'USAGE')";
     if client.query_one(open, &[]).await?.get(0) {
         let sql = "REVOKE ALL ON SCHEMA pglobby FROM PUBLIC".to_owned();
         let detail = "every role that is in the central database may use its schema pglobby";
-        findings
-            .push(Finding::new("central_open", detail, &sql).cured_by(Cure::Central { sql: sql.clone() }));
+        findings.push(Finding::new("central_open", detail, &sql).fixed_by(Fix::Central { sql: sql.clone() }));
     }
     Ok(findings)
 }
 
 /// Work that died on the way. What is being worked on now is locked, and is left out.
-async fn unfinished(client: &Client) -> Result<Vec<Finding>, OperatorError> {
+async fn unfinished(client: &Client) -> Result<Vec<Finding>, AdminError> {
     let sql = "SELECT t.name, o.kind, o.step, o.error FROM pglobby.operations o
                JOIN pglobby.tenants t ON t.id = o.tenant_id
                WHERE o.status IN ('running', 'failed')
@@ -256,7 +254,7 @@ async fn unfinished(client: &Client) -> Result<Vec<Finding>, OperatorError> {
 }
 
 /// A rotation of sealing keys that died. One that is at work holds the lock on the ring.
-async fn unfinished_rotation(client: &Client) -> Result<Option<Finding>, OperatorError> {
+async fn unfinished_rotation(client: &Client) -> Result<Option<Finding>, AdminError> {
     let sql = "SELECT step, error FROM pglobby.operations
                WHERE kind = 'key_rotate' AND status IN ('running', 'failed')
                  AND pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('pglobby key ring', 0))
@@ -280,7 +278,7 @@ impl Finding {
             detail: detail.into(),
             mend: mend.to_owned(),
             fixable: false,
-            cure: None,
+            fix: None,
         }
     }
 
@@ -294,9 +292,9 @@ impl Finding {
         self
     }
 
-    fn cured_by(mut self, cure: Cure) -> Self {
+    fn fixed_by(mut self, fix: Fix) -> Self {
         self.fixable = true;
-        self.cure = Some(cure);
+        self.fix = Some(fix);
         self
     }
 }

@@ -2,9 +2,9 @@
 
 use tokio_postgres::Client;
 
-use super::{Cure, Finding};
+use super::{Finding, Fix};
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
 };
 
@@ -27,23 +27,23 @@ WHERE c.oid >= 16384 AND n.nspname NOT LIKE 'pg\_%' AND c.relkind IN ('r', 'p', 
 ORDER BY 1 LIMIT 3";
 
 pub(super) async fn look(
-    operator: &Operator,
+    actor: &Actor,
     client: &Client,
     admin: &HostAdmin,
     session: &HostSession,
-) -> Result<Vec<Finding>, OperatorError> {
+) -> Result<Vec<Finding>, AdminError> {
     let used = "SELECT DISTINCT arguments ->> 'template' FROM pglobby.operations
                 WHERE kind = 'create' AND arguments ->> 'host' = $1 AND arguments ->> 'template' IS NOT NULL";
     let used: Vec<String> = client.query(used, &[&admin.name]).await?.iter().map(|row| row.get(0)).collect();
     let mut findings = Vec::new();
     for template in session.texts("looking for templates", TEMPLATES, &[&used]).await? {
-        if template == operator.central.database() {
+        if template == actor.central.database() {
             let detail =
                 "the central database is marked as a template: whoever may create databases may copy it";
             let database = crate::control_path::onboarding::names::ident(&template);
             let sql = format!("ALTER DATABASE {database} IS_TEMPLATE false");
             findings.push(
-                Finding::new("template_unclean", detail, &sql).on(&admin.name).cured_by(Cure::OnHost {
+                Finding::new("template_unclean", detail, &sql).on(&admin.name).fixed_by(Fix::OnHost {
                     host: admin.name.clone(),
                     database: None,
                     sql: sql.clone(),
@@ -66,7 +66,7 @@ async fn look_inside(
     inside: &HostSession,
     admin: &HostAdmin,
     template: &str,
-) -> Result<Vec<Finding>, OperatorError> {
+) -> Result<Vec<Finding>, AdminError> {
     let mut findings = Vec::new();
     for schema in inside.texts("looking for open schemas", OPEN_SCHEMAS, &[]).await? {
         let sql = format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC");
@@ -74,11 +74,7 @@ async fn look_inside(
         findings.push(
             Finding::new("template_unclean", detail, &format!("in database {template:?}: {sql}"))
                 .on(&admin.name)
-                .cured_by(Cure::OnHost {
-                    host: admin.name.clone(),
-                    database: Some(template.to_owned()),
-                    sql,
-                }),
+                .fixed_by(Fix::OnHost { host: admin.name.clone(), database: Some(template.to_owned()), sql }),
         );
     }
     if template == "template1" {

@@ -3,14 +3,14 @@
 
 use secrecy::SecretString;
 
-use super::{Cure, Finding, Patient};
+use super::{CheckedTenant, Finding, Fix};
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         host_connection::{HostAdmin, HostSession},
     },
     onboarding::{grants, names::shell_word},
-    secrets::seal::{Place, SealError},
+    secrets::seal::{SealError, SecretLocation},
 };
 
 /// What a read-only role may do that it should not; asked in its own session, so that PUBLIC's rights count, too.
@@ -44,74 +44,79 @@ WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN ('lo_creat', 'lo_
 
 /// Tries the doors of one tenant; `neighbour` is another on the same host (or the same, where it is alone).
 pub(super) async fn try_doors(
-    operator: &Operator,
+    actor: &Actor,
     admin: &HostAdmin,
-    patient: &Patient,
-    neighbour: &Patient,
+    checked: &CheckedTenant,
+    neighbour: &CheckedTenant,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let roles = [
-        (Some(&patient.read_write), &patient.sealed, "sealed_password"),
-        (patient.read_only.as_ref(), &patient.sealed_ro, "sealed_ro_password"),
+        (Some(&checked.read_write), &checked.sealed, "sealed_password"),
+        (checked.read_only.as_ref(), &checked.sealed_ro, "sealed_ro_password"),
     ];
     for (role, sealed, column) in roles {
         let (Some(role), Some(sealed)) = (role, sealed) else { continue };
-        let row = patient.id.to_string();
-        match operator.keyring.open(&Place { table: "tenants", row: &row, column }, sealed) {
-            Err(error) => findings.push(does_not_open(patient, &error).on(&admin.name)),
+        let row = checked.id.to_string();
+        match actor.keyring.open(&SecretLocation { table: "tenants", row: &row, column }, sealed) {
+            Err(error) => findings.push(does_not_open(checked, &error).on(&admin.name)),
             Ok(password) => {
-                findings.extend(own_door(admin, patient, role, &password).await);
-                findings.extend(foreign_doors(operator, admin, patient, neighbour, role, &password).await);
+                findings.extend(own_door(admin, checked, role, &password).await);
+                findings.extend(foreign_doors(actor, admin, checked, neighbour, role, &password).await);
             }
         }
     }
-    operator.report(&patient.name, "examined").await;
+    actor.report(&checked.name, "examined").await;
     findings
 }
 
-fn does_not_open(patient: &Patient, error: &SealError) -> Finding {
+fn does_not_open(checked: &CheckedTenant, error: &SealError) -> Finding {
     // Not mended by itself: a doctor with the wrong key ring would lock out every node that has the right one.
     let mend = format!(
         "if this is the key ring that your nodes use: pglobby tenant rotate {}; otherwise run the doctor with theirs",
-        shell_word(&patient.name)
+        shell_word(&checked.name)
     );
-    Finding::new("credential_sealed", error.to_string(), &mend).of(&patient.name)
+    Finding::new("credential_sealed", error.to_string(), &mend).of(&checked.name)
 }
 
-async fn own_door(admin: &HostAdmin, patient: &Patient, role: &str, password: &SecretString) -> Vec<Finding> {
-    let session = match admin.prove_login(role, password, &patient.database).await {
+async fn own_door(
+    admin: &HostAdmin,
+    checked: &CheckedTenant,
+    role: &str,
+    password: &SecretString,
+) -> Vec<Finding> {
+    let session = match admin.prove_login(role, password, &checked.database).await {
         Ok(session) => session,
         // As it must be: nobody gets in past pglobby either.
-        Err(error) if patient.suspended && error.code().is_some_and(|code| code.code() == "28000") => {
+        Err(error) if checked.suspended && error.code().is_some_and(|code| code.code() == "28000") => {
             return Vec::new();
         }
         Err(error) => {
-            let mend = format!("pglobby tenant rotate {}", shell_word(&patient.name));
+            let mend = format!("pglobby tenant rotate {}", shell_word(&checked.name));
             let wrong_password = error.code().is_some_and(|code| code.code() == "28P01");
             let finding =
-                Finding::new("login_fails", error.to_string(), &mend).of(&patient.name).on(&admin.name);
+                Finding::new("login_fails", error.to_string(), &mend).of(&checked.name).on(&admin.name);
             return vec![match wrong_password {
-                true => finding.cured_by(Cure::Rotate { tenant: patient.name.clone() }),
+                true => finding.fixed_by(Fix::Rotate { tenant: checked.name.clone() }),
                 false => finding,
             }];
         }
     };
-    if patient.read_only.as_deref() != Some(role) {
+    if checked.read_only.as_deref() != Some(role) {
         return Vec::new();
     }
     let may = what_a_reader_may(&session).await;
-    let mut findings: Vec<_> = large_objects(admin, patient, role, &session).await.into_iter().collect();
+    let mut findings: Vec<_> = large_objects(admin, checked, role, &session).await.into_iter().collect();
     findings.extend(match may {
         Ok(may) if may.is_empty() => None,
         Ok(may) => {
             let detail = format!("read-only role {role:?} {}", may.join(", "));
             let mend =
                 "revoke that from the role, or from PUBLIC if it is everybody's, in the tenant's database";
-            Some(Finding::new("reader_writes", detail, mend).of(&patient.name).on(&admin.name))
+            Some(Finding::new("reader_writes", detail, mend).of(&checked.name).on(&admin.name))
         }
         Err(error) => {
             let mend = "mend it and run the doctor again";
-            Some(Finding::new("login_fails", error.to_string(), mend).of(&patient.name).on(&admin.name))
+            Some(Finding::new("login_fails", error.to_string(), mend).of(&checked.name).on(&admin.name))
         }
     });
     findings
@@ -120,7 +125,7 @@ async fn own_door(admin: &HostAdmin, patient: &Patient, role: &str, password: &S
 /// Asked behind [`what_a_reader_may`], whose search path holds.
 async fn large_objects(
     admin: &HostAdmin,
-    patient: &Patient,
+    checked: &CheckedTenant,
     role: &str,
     session: &HostSession,
 ) -> Option<Finding> {
@@ -131,44 +136,44 @@ async fn large_objects(
     }
     let detail =
         format!("read-only role {role:?} may make large objects and write them ({})", makers.join(", "));
-    let sql = grants::keep_large_objects_for(&patient.read_write);
+    let sql = grants::keep_large_objects_for(&checked.read_write);
     let mend = format!("as a superuser, in the tenant's database: {}", sql.replace('\n', " ").trim());
-    let finding = Finding::new("reader_makes_large_objects", detail, &mend).of(&patient.name).on(&admin.name);
+    let finding = Finding::new("reader_makes_large_objects", detail, &mend).of(&checked.name).on(&admin.name);
     // In a database that is others' as well, they may need it.
-    Some(match patient.adopted {
+    Some(match checked.adopted {
         true => finding,
-        false => finding.cured_by(Cure::OnHost {
+        false => finding.fixed_by(Fix::OnHost {
             host: admin.name.clone(),
-            database: Some(patient.database.clone()),
+            database: Some(checked.database.clone()),
             sql,
         }),
     })
 }
 
-async fn what_a_reader_may(session: &HostSession) -> Result<Vec<String>, OperatorError> {
+async fn what_a_reader_may(session: &HostSession) -> Result<Vec<String>, AdminError> {
     // A tenant may have set another search path for its database, with its own idea of has_table_privilege in it.
     session.run("asking what the read-only role may do", "SET search_path = pg_catalog").await?;
     session.texts("asking what the read-only role may do", READER_MAY, &[]).await
 }
 
 async fn foreign_doors(
-    operator: &Operator,
+    actor: &Actor,
     admin: &HostAdmin,
-    patient: &Patient,
-    neighbour: &Patient,
+    checked: &CheckedTenant,
+    neighbour: &CheckedTenant,
     role: &str,
     password: &SecretString,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let central = (operator.central.database(), "enters_central", "the central database");
+    let central = (actor.central.database(), "enters_central", "the central database");
     let other = (neighbour.database.as_str(), "enters_neighbour", "another tenant's database");
     for (database, check, whose) in [central, other] {
-        if database != patient.database
+        if database != checked.database
             && let Ok(_entered) = admin.connect_as(role, Some(password), database, "").await
         {
             let detail = format!("role {role:?} gets into {whose}, {database:?}");
             let mend = "take CONNECT on it from PUBLIC and from the role; see the other findings";
-            findings.push(Finding::new(check, detail, mend).of(&patient.name).on(&admin.name));
+            findings.push(Finding::new(check, detail, mend).of(&checked.name).on(&admin.name));
         }
     }
     findings

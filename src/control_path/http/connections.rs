@@ -21,12 +21,12 @@ use tokio::{
 #[derive(Debug)]
 pub struct Connections {
     max: usize,
-    held: Mutex<Held>,
+    held: Mutex<OpenConnections>,
     left: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct OpenConnections {
     last_id: u64,
     by_id: HashMap<u64, (Arc<Activity>, AbortHandle)>,
 }
@@ -63,7 +63,7 @@ impl Connections {
         let id = held.last_id;
         let connections = self.clone();
         let task = tokio::spawn(async move {
-            let _leaving = Leaving(connections, id);
+            let _leaving = ConnectionSlot(connections, id);
             serving.await;
         });
         held.by_id.insert(id, (activity, task.abort_handle()));
@@ -82,15 +82,15 @@ impl Connections {
         true
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, OpenConnections> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Gives a connection's place back, however it ends.
-struct Leaving(Arc<Connections>, u64);
+struct ConnectionSlot(Arc<Connections>, u64);
 
-impl Drop for Leaving {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.0.held().by_id.remove(&self.1);
         self.0.left.notify_one();
@@ -136,14 +136,14 @@ impl Drop for Request {
 
 /// A stream that notes when something has moved.
 #[derive(Debug)]
-pub struct Watched<S> {
+pub struct TrackedStream<S> {
     /// Where it goes.
     pub stream: S,
     /// Where it is noted.
     pub activity: Arc<Activity>,
 }
 
-impl<S> Watched<S> {
+impl<S> TrackedStream<S> {
     fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if matches!(polled, Poll::Ready(Ok(_))) {
             self.activity.moved();
@@ -152,7 +152,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -163,7 +163,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.note(polled)

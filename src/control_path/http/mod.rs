@@ -29,11 +29,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use self::{
-    connections::{Activity, Connections, Watched},
+    connections::{Activity, Connections, TrackedStream},
     metrics::Exposition,
     readiness::Readiness,
 };
-use crate::{control_path::admin::actor::Office, data_path::proxy::Proxy};
+use crate::{control_path::admin::actor::AdminContext, data_path::proxy::Proxy};
 
 /// Binds, so that an address in use is known before any client is served.
 ///
@@ -46,15 +46,15 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, String> {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>, office: Office) {
+pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>, context: AdminContext) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return warn!(%error, "HTTP is not served"),
     };
     info!(address = ?listener.local_addr().ok(), "serving metrics, health and management");
     let config = proxy.config.load_full();
-    let readiness = Readiness::new(proxy.clone(), office.clone());
-    let router = router(proxy, office, readiness.clone());
+    let readiness = Readiness::new(proxy.clone(), context.clone());
+    let router = router(proxy, context, readiness.clone());
     let connections = Connections::new(config.limits.http_connections_max);
     let accepting = async {
         loop {
@@ -77,7 +77,7 @@ pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>, office: O
 
 /// One connection, request by request.
 async fn converse(stream: TcpStream, activity: Arc<Activity>, router: Router, head_timeout: Duration) {
-    let stream = TokioIo::new(Watched { stream, activity: activity.clone() });
+    let stream = TokioIo::new(TrackedStream { stream, activity: activity.clone() });
     let service = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |request| {
         let (answer, request) = (service.call(request), activity.request());
@@ -99,13 +99,13 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Descriptors may have run out; some come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-fn router(proxy: Arc<Proxy>, office: Office, readiness: Arc<Readiness>) -> Router {
+fn router(proxy: Arc<Proxy>, context: AdminContext, readiness: Arc<Readiness>) -> Router {
     let exposition = Arc::new(Exposition::new(proxy.clone()));
     Router::new()
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready).with_state(readiness))
         .route("/metrics", get(metrics).with_state(exposition))
-        .merge(api::router(proxy, office))
+        .merge(api::router(proxy, context))
 }
 
 async fn ready(State(readiness): State<Arc<Readiness>>) -> impl IntoResponse {

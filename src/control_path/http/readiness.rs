@@ -6,11 +6,11 @@ use arc_swap::ArcSwapOption;
 
 use crate::{
     control_path::{
-        admin::actor::Office,
+        admin::actor::AdminContext,
         central::CentralError,
         secrets::{
             keyring::Keyring,
-            seal::{Place, SealError},
+            seal::{SealError, SecretLocation},
         },
     },
     data_path::proxy::Proxy,
@@ -25,14 +25,14 @@ const SAMPLE: &str = "SELECT id::text, sealed_password FROM pglobby.tenants
 
 /// Why the key ring is of no use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Unfit {
+enum KeyringProblem {
     /// It lacks the key that seals most tenants' passwords.
     Lacks(String),
     /// It has another key by that name: none of the passwords opens.
     HasAnother(String),
 }
 
-impl std::fmt::Display for Unfit {
+impl std::fmt::Display for KeyringProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Lacks(key) => {
@@ -51,15 +51,15 @@ impl std::fmt::Display for Unfit {
 /// What is known of it.
 pub struct Readiness {
     proxy: Arc<Proxy>,
-    office: Office,
+    context: AdminContext,
     /// What is wrong with the key ring.
-    unfit: ArcSwapOption<Unfit>,
+    problem: ArcSwapOption<KeyringProblem>,
 }
 
 impl Readiness {
     /// Of this node.
-    pub fn new(proxy: Arc<Proxy>, office: Office) -> Arc<Self> {
-        Arc::new(Self { proxy, office, unfit: ArcSwapOption::empty() })
+    pub fn new(proxy: Arc<Proxy>, context: AdminContext) -> Arc<Self> {
+        Arc::new(Self { proxy, context, problem: ArcSwapOption::empty() })
     }
 
     /// Why no clients should be sent here; `None`: they should.
@@ -69,11 +69,11 @@ impl Readiness {
             Some("draining".to_owned())
         } else if door.sessions() >= self.proxy.config.load().limits.max_client_conn {
             Some("full: max_client_conn is reached".to_owned())
-        } else if !directory.in_touch() && !directory.remembers_anybody() {
+        } else if !directory.in_touch() && !directory.has_usable_entries() {
             // What is remembered serves on, else.
             Some("the central database is away and no login is remembered".to_owned())
         } else {
-            self.unfit.load_full().map(|unfit| unfit.to_string())
+            self.problem.load_full().map(|problem| problem.to_string())
         }
     }
 
@@ -82,57 +82,57 @@ impl Readiness {
         let mut told = None;
         loop {
             // While nobody can say, nothing has changed.
-            if let Ok(unfit) = self.look().await {
-                if unfit != told
-                    && let Some(reason) = &unfit
+            if let Ok(problem) = self.look().await {
+                if problem != told
+                    && let Some(reason) = &problem
                 {
                     tracing::error!(%reason, "nobody can log in at this node");
                 }
-                self.unfit.store(unfit.clone().map(Arc::new));
-                told = unfit;
+                self.problem.store(problem.clone().map(Arc::new));
+                told = problem;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    async fn look(&self) -> Result<Option<Unfit>, CentralError> {
-        let rows = self.office.central.client().await?.query(SAMPLE, &[]).await?;
-        let keyring = self.office.keyring.fresh();
+    async fn look(&self) -> Result<Option<KeyringProblem>, CentralError> {
+        let rows = self.context.central.client().await?.query(SAMPLE, &[]).await?;
+        let keyring = self.context.keyring.fresh();
         let looked_at = rows.iter().filter_map(|row| {
             let (id, blob) = (row.get(0), row.get(1));
-            let place = Place { table: "tenants", row: id, column: "sealed_password" };
+            let place = SecretLocation { table: "tenants", row: id, column: "sealed_password" };
             let outcome = match keyring.open(&place, blob) {
-                Ok(_) => Outcome::Opens,
-                Err(SealError::UnknownKey { .. }) => Outcome::Unknown,
-                Err(_) => Outcome::Fails,
+                Ok(_) => OpenResult::Opens,
+                Err(SealError::UnknownKey { .. }) => OpenResult::Unknown,
+                Err(_) => OpenResult::Fails,
             };
             Some((Keyring::key_of(blob)?, outcome))
         });
-        Ok(unfit(looked_at))
+        Ok(problem(looked_at))
     }
 }
 
 /// What has come of opening a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum OpenResult {
     Opens,
     Unknown,
     Fails,
 }
 
 /// Decided by the key that seals most: a single row that somebody has spoilt takes no node out.
-fn unfit<'a>(rows: impl Iterator<Item = (&'a str, Outcome)>) -> Option<Unfit> {
-    let mut keys: BTreeMap<&str, Vec<Outcome>> = BTreeMap::new();
+fn problem<'a>(rows: impl Iterator<Item = (&'a str, OpenResult)>) -> Option<KeyringProblem> {
+    let mut keys: BTreeMap<&str, Vec<OpenResult>> = BTreeMap::new();
     for (key, outcome) in rows {
         keys.entry(key).or_default().push(outcome);
     }
     let (most, outcomes) = keys.into_iter().max_by_key(|(_, outcomes)| outcomes.len())?;
-    if outcomes.contains(&Outcome::Opens) {
+    if outcomes.contains(&OpenResult::Opens) {
         None
-    } else if outcomes.contains(&Outcome::Unknown) {
-        Some(Unfit::Lacks(most.to_owned()))
+    } else if outcomes.contains(&OpenResult::Unknown) {
+        Some(KeyringProblem::Lacks(most.to_owned()))
     } else {
-        Some(Unfit::HasAnother(most.to_owned()))
+        Some(KeyringProblem::HasAnother(most.to_owned()))
     }
 }
 
@@ -142,13 +142,16 @@ mod tests {
 
     #[test]
     fn the_key_that_seals_most_decides() {
-        use Outcome::{Fails, Opens, Unknown};
-        let of = |rows: &[(&'static str, Outcome)]| unfit(rows.iter().copied());
+        use OpenResult::{Fails, Opens, Unknown};
+        let of = |rows: &[(&'static str, OpenResult)]| problem(rows.iter().copied());
         let (old, new) = ("old", "new");
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[(old, Opens), (old, Opens), (new, Unknown)]), None);
         assert_eq!(of(&[(old, Opens), (old, Fails), (old, Fails)]), None, "rows that are spoilt");
-        assert_eq!(of(&[(old, Opens), (new, Unknown), (new, Unknown)]), Some(Unfit::Lacks(new.to_owned())));
-        assert_eq!(of(&[(old, Fails), (old, Fails)]), Some(Unfit::HasAnother(old.to_owned())));
+        assert_eq!(
+            of(&[(old, Opens), (new, Unknown), (new, Unknown)]),
+            Some(KeyringProblem::Lacks(new.to_owned()))
+        );
+        assert_eq!(of(&[(old, Fails), (old, Fails)]), Some(KeyringProblem::HasAnother(old.to_owned())));
     }
 }

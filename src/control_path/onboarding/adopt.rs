@@ -12,7 +12,7 @@ use super::{
     undo::{forget, undo_after, undo_remains},
 };
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     host_connection::HostAdmin,
 };
 
@@ -32,37 +32,37 @@ pub struct AdoptTenant {
 /// Takes a database in, or changes nothing.
 ///
 /// # Errors
-/// [`OperatorError`]; all that was made is undone again.
-pub async fn adopt(operator: &Operator, wanted: &AdoptTenant) -> Result<NewTenant, OperatorError> {
+/// [`AdminError`]; all that was made is undone again.
+pub async fn adopt(actor: &Actor, wanted: &AdoptTenant) -> Result<NewTenant, AdminError> {
     let database = wanted.database.as_deref().unwrap_or(&wanted.name);
-    check_tenant_name(&wanted.name, operator.central.database())?;
-    check_database_name(database, operator.central.database())?;
+    check_tenant_name(&wanted.name, actor.central.database())?;
+    check_database_name(database, actor.central.database())?;
     if let Some(owner) = &wanted.owner {
         check_identifier("role", owner)?;
     }
 
-    let mut lock = TenantLock::take(operator, &wanted.name).await?;
-    undo_remains(operator, &mut lock).await?;
-    let admin = choose_host(operator, &lock.client, wanted.host.as_deref()).await?;
+    let mut lock = TenantLock::take(actor, &wanted.name).await?;
+    undo_remains(actor, &mut lock).await?;
+    let admin = choose_host(actor, &lock.client, wanted.host.as_deref()).await?;
     let row = NewRow { host: &admin.name.clone(), database, adopted: true };
     let passwords = new_passwords();
     let arguments = json!({ "owner": wanted.owner });
-    let operation = begin_new(operator, &mut lock, "adopt", &row, arguments).await?;
+    let operation = begin_new(actor, &mut lock, "adopt", &row, arguments).await?;
 
     let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
         Ok(entered) => entered,
         Err(error) => {
-            forget(operator, &mut lock, &operation).await?;
+            forget(actor, &mut lock, &operation).await?;
             return Err(error);
         }
     };
-    let mut work = Work { operator, lock, operation, admin, session, rights };
+    let mut work = Work { actor, lock, operation, admin, session, rights };
     match take_in(&mut work, wanted, database, &passwords).await {
         Ok(made) => work.open_tenant(&made, &row).await,
         Err(error) => {
             let Work { mut lock, operation, session, .. } = work;
             drop(session); // and with it the lock on the host, which undoing takes
-            Err(undo_after(operator, &mut lock, &operation, error).await)
+            Err(undo_after(actor, &mut lock, &operation, error).await)
         }
     }
 }
@@ -72,7 +72,7 @@ async fn take_in(
     wanted: &AdoptTenant,
     database: &str,
     passwords: &Passwords,
-) -> Result<Made, OperatorError> {
+) -> Result<Made, AdminError> {
     let taken = look_at(work, database).await?;
     grants::refuse_out_of_reach(&work.admin.connect_to(database).await?).await?;
     if let Some(owner) = &wanted.owner {
@@ -89,12 +89,12 @@ async fn take_in(
     work.record("closed").await?;
     work.verify_logins(database, &roles, passwords).await?;
     work.record("verified").await?;
-    let sealed = passwords.seal(work.operator, work.operation.tenant_id)?;
+    let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
     Ok(Made { roles, sealed })
 }
 
 /// Whether the database can be a tenant's; answers what PUBLIC may do with it now.
-async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, OperatorError> {
+async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, AdminError> {
     let rows = work
         .session
         .query(
@@ -110,7 +110,7 @@ async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, Operato
         .await?;
     let (name, host) = (&work.lock.name, &work.admin.name);
     let Some(row) = rows.first() else {
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "there is no database {database:?} on host {host:?}; make a new one with `pglobby tenant create {}`, or \
              name an existing one with --database",
             shell_word(name)
@@ -119,12 +119,12 @@ async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, Operato
     let (template, connections, reachable, owner): (bool, bool, bool, String) =
         (row.get(0), row.get(1), row.get(2), row.get(3));
     if template || !connections {
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "database {database:?} is a template or takes no connections; a tenant needs an ordinary database"
         )));
     }
     if !reachable {
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "database {database:?} belongs to {owner:?}, whom the host's administrator {:?} cannot act for; GRANT the one \
              to the other, or register a superuser with `pglobby host set {}`",
             work.admin.user,
@@ -134,18 +134,16 @@ async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, Operato
     Ok(row.get(4))
 }
 
-async fn refuse_foreign_owner(work: &Work<'_>, owner: &str) -> Result<(), OperatorError> {
+async fn refuse_foreign_owner(work: &Work<'_>, owner: &str) -> Result<(), AdminError> {
     let sql = "SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = $1";
     let rows = work.session.query("looking at the owner", sql, &[&owner]).await?;
     match rows.first().map(|row| row.get::<_, bool>(0)) {
         Some(true) => Ok(()),
-        Some(false) => Err(OperatorError::Refused(format!(
+        Some(false) => Err(AdminError::Refused(format!(
             "the host's administrator {:?} cannot act for {owner:?}; GRANT the one to the other first",
             work.admin.user
         ))),
-        None => {
-            Err(OperatorError::Refused(format!("there is no role {owner:?} on host {:?}", work.admin.name)))
-        }
+        None => Err(AdminError::Refused(format!("there is no role {owner:?} on host {:?}", work.admin.name))),
     }
 }
 
@@ -154,16 +152,16 @@ async fn refuse_foreign_owner(work: &Work<'_>, owner: &str) -> Result<(), Operat
 ///
 /// # Errors
 /// The host or the central database; then the grants stay pending.
-pub async fn complete_grants(operator: &Operator, tenant_id: i64) -> Result<(), OperatorError> {
+pub async fn complete_grants(actor: &Actor, tenant_id: i64) -> Result<(), AdminError> {
     let pending = "SELECT name, host, database, username, ro_username FROM pglobby.tenants
                    WHERE id = $1 AND grants_pending AND status IN ('active', 'suspended')";
-    let client = operator.central.client().await?;
+    let client = actor.central.client().await?;
     let Some(row) = client.query_opt(pending, &[&tenant_id]).await? else { return Ok(()) };
     drop(client);
 
-    let mut lock = TenantLock::take(operator, row.get("name")).await?;
+    let mut lock = TenantLock::take(actor, row.get("name")).await?;
     let Some(row) = lock.client.query_opt(pending, &[&tenant_id]).await? else { return Ok(()) };
-    let admin = HostAdmin::load(operator, &lock.client, row.get("host")).await?;
+    let admin = HostAdmin::load(actor, &lock.client, row.get("host")).await?;
     let read_only: Option<String> = row.get("ro_username");
     let roles = Roles { read_write: row.get("username"), read_only: read_only.unwrap_or_default() };
     let asked = "SELECT arguments ->> 'owner' FROM pglobby.operations
@@ -177,7 +175,7 @@ pub async fn complete_grants(operator: &Operator, tenant_id: i64) -> Result<(), 
     let transaction = lock.client.transaction().await?;
     let sql = "UPDATE pglobby.tenants SET grants_pending = false WHERE id = $1";
     transaction.execute(sql, &[&tenant_id]).await?;
-    operator.audit(&transaction, "tenant.grants", Some(&name), &json!({})).await?;
+    actor.audit(&transaction, "tenant.grants", Some(&name), &json!({})).await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -20,7 +20,7 @@ use super::{
     undo::drop_database,
 };
 use crate::control_path::admin::{
-    actor::OperatorError,
+    actor::AdminError,
     host_connection::{HostAdmin, HostSession},
     pg_dump::{CopyPrograms, Definitions, Part, Restorer},
 };
@@ -38,7 +38,7 @@ pub(super) struct Copy<'a> {
 
 impl Copy<'_> {
     /// An empty database on the new host, closed to everybody but the tenant; with the extensions that it will need.
-    pub async fn make_database(&self, work: &Work<'_>) -> Result<(), OperatorError> {
+    pub async fn make_database(&self, work: &Work<'_>) -> Result<(), AdminError> {
         let (source, made) = (self.source, &self.made);
         let close = grants::close_database(&source.database, made);
         for statement in source.create_database(made).into_iter().chain(close.split(";\n").map(str::to_owned))
@@ -52,7 +52,7 @@ impl Copy<'_> {
     }
 
     /// Somebody who logs in as the tenant's role in its new database.
-    async fn tenant(&self, work: &Work<'_>) -> Result<HostSession, OperatorError> {
+    async fn tenant(&self, work: &Work<'_>) -> Result<HostSession, AdminError> {
         let (role, password) = (&self.made.read_write, &self.passwords.read_write);
         work.admin.prove_login(role, password, &self.source.database).await
     }
@@ -66,17 +66,17 @@ impl Copy<'_> {
         }
     }
 
-    async fn define(&self, work: &Work<'_>, definitions: &Definitions) -> Result<(), OperatorError> {
+    async fn define(&self, work: &Work<'_>, definitions: &Definitions) -> Result<(), AdminError> {
         let made = self.extensions.schemas();
         self.programs.define(&self.restorer(&work.admin), definitions, &made).await
     }
 
     /// All that is defined, without rows. What it was.
-    pub async fn make_schema(&self, work: &Work<'_>) -> Result<Schema, OperatorError> {
+    pub async fn make_schema(&self, work: &Work<'_>) -> Result<Schema, AdminError> {
         let (programs, source) = (self.programs, self.source);
         let (schema, definitions) = Schema::look(programs, source, &self.origin).await?;
         self.define(work, &definitions).await.map_err(|error| {
-            OperatorError::Refused(format!(
+            AdminError::Refused(format!(
                 "host {:?} does not let the tenant's role make all that the tenant has, and nothing of a tenant's is made \
                  with the administrator's rights: {error}. Drop it on host {:?}, or make it part of an extension",
                 work.admin.name, source.admin.name
@@ -86,7 +86,7 @@ impl Copy<'_> {
     }
 
     /// What has arrived is the tenant's already; its other role may read it.
-    async fn grant(&self, work: &Work<'_>) -> Result<(), OperatorError> {
+    async fn grant(&self, work: &Work<'_>) -> Result<(), AdminError> {
         let inside = work.admin.connect_to(&self.source.database).await?;
         grants::grant_inside(&inside, &self.made).await
     }
@@ -108,14 +108,14 @@ impl Copy<'_> {
         let held = hold(work, self.source, patience).await.map_err(Stopped::Failed)?;
         following.catch_up(patience).await?;
         work.record("caught up").await.map_err(Stopped::Failed)?;
-        replication::sweep(work.operator, &work.lock, &mut work.operation).await.map_err(Stopped::Failed)?;
+        replication::sweep(work.actor, &work.lock, &mut work.operation).await.map_err(Stopped::Failed)?;
         work.record("copied").await.map_err(Stopped::Failed)?;
         Ok(held)
     }
 
     /// Holds clients, and copies everything. Since when they are held.
-    pub async fn dump(&self, work: &mut Work<'_>, patience: Duration) -> Result<Instant, OperatorError> {
-        replication::sweep(work.operator, &work.lock, &mut work.operation).await?;
+    pub async fn dump(&self, work: &mut Work<'_>, patience: Duration) -> Result<Instant, AdminError> {
+        replication::sweep(work.actor, &work.lock, &mut work.operation).await?;
         let held = hold(work, self.source, patience).await?;
         // The schema that is there has constraints and triggers already, and may be out of date.
         drop_database(&work.admin, &work.session, &self.source.database).await?;

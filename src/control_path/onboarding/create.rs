@@ -16,7 +16,7 @@ use super::{
     schema_files::{self, SchemaFile},
     undo::{forget, undo_after, undo_remains},
 };
-use crate::control_path::admin::actor::{Operator, OperatorError};
+use crate::control_path::admin::actor::{Actor, AdminError};
 
 /// A template that others are connected to cannot be copied; the server itself waits 5 s at each try.
 const TEMPLATE_WAIT: Duration = Duration::from_secs(60);
@@ -40,40 +40,40 @@ pub struct CreateTenant {
 /// Makes a tenant, or nothing. What a dead run left of it is undone first.
 ///
 /// # Errors
-/// [`OperatorError`]; all that was made is undone again.
-pub async fn create(operator: &Operator, wanted: &CreateTenant) -> Result<NewTenant, OperatorError> {
+/// [`AdminError`]; all that was made is undone again.
+pub async fn create(actor: &Actor, wanted: &CreateTenant) -> Result<NewTenant, AdminError> {
     let database = wanted.database.as_deref().unwrap_or(&wanted.name);
-    check_tenant_name(&wanted.name, operator.central.database())?;
-    check_database_name(database, operator.central.database())?;
+    check_tenant_name(&wanted.name, actor.central.database())?;
+    check_database_name(database, actor.central.database())?;
     if let Some(template) = &wanted.template {
         check_identifier("template database", template)?;
-        if template == operator.central.database() {
-            return Err(OperatorError::Invalid("the central database cannot be a template".to_owned()));
+        if template == actor.central.database() {
+            return Err(AdminError::Invalid("the central database cannot be a template".to_owned()));
         }
     }
 
-    let mut lock = TenantLock::take(operator, &wanted.name).await?;
-    undo_remains(operator, &mut lock).await?;
-    let admin = choose_host(operator, &lock.client, wanted.host.as_deref()).await?;
+    let mut lock = TenantLock::take(actor, &wanted.name).await?;
+    undo_remains(actor, &mut lock).await?;
+    let admin = choose_host(actor, &lock.client, wanted.host.as_deref()).await?;
     let row = NewRow { host: &admin.name.clone(), database, adopted: false };
     let passwords = new_passwords();
     let arguments = json!({ "template": wanted.template });
-    let operation = begin_new(operator, &mut lock, "create", &row, arguments).await?;
+    let operation = begin_new(actor, &mut lock, "create", &row, arguments).await?;
 
     let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
         Ok(entered) => entered,
         Err(error) => {
-            forget(operator, &mut lock, &operation).await?;
+            forget(actor, &mut lock, &operation).await?;
             return Err(error);
         }
     };
-    let mut work = Work { operator, lock, operation, admin, session, rights };
+    let mut work = Work { actor, lock, operation, admin, session, rights };
     match build(&mut work, wanted, database, &passwords).await {
         Ok(made) => work.open_tenant(&made, &row).await,
         Err(error) => {
             let Work { mut lock, operation, session, .. } = work;
             drop(session); // and with it the lock on the host, which undoing takes
-            Err(undo_after(operator, &mut lock, &operation, error).await)
+            Err(undo_after(actor, &mut lock, &operation, error).await)
         }
     }
 }
@@ -83,7 +83,7 @@ async fn build(
     wanted: &CreateTenant,
     database: &str,
     passwords: &Passwords,
-) -> Result<Made, OperatorError> {
+) -> Result<Made, AdminError> {
     refuse_taken(work, database).await?;
     let roles = work.make_roles(passwords).await?;
     work.record("roles").await?;
@@ -116,17 +116,17 @@ async fn build(
     }
     work.verify_logins(database, &roles, passwords).await?;
     work.record("verified").await?;
-    let sealed = passwords.seal(work.operator, work.operation.tenant_id)?;
+    let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
     Ok(Made { roles, sealed })
 }
 
-async fn refuse_taken(work: &Work<'_>, database: &str) -> Result<(), OperatorError> {
+async fn refuse_taken(work: &Work<'_>, database: &str) -> Result<(), AdminError> {
     let sql = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
     if work.session.query("looking for the database", sql, &[&database]).await?.is_empty() {
         return Ok(());
     }
     let (name, host) = (&work.lock.name, &work.admin.name);
-    Err(OperatorError::Exists(format!(
+    Err(AdminError::Exists(format!(
         "database {database:?} exists already on host {host:?}; take it in with `pglobby tenant adopt {}`, or give \
          --database another name",
         shell_word(name)
@@ -140,7 +140,7 @@ async fn create_database(
     database: &str,
     template: Option<&str>,
     roles: &Roles,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let template = template.map(|template| format!(" TEMPLATE {}", ident(template))).unwrap_or_default();
     let sql = format!(
         "CREATE DATABASE {} OWNER {}{template} ALLOW_CONNECTIONS false",

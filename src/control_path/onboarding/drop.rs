@@ -12,7 +12,7 @@ use super::{
     roles, undo, undo_remains,
 };
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
     pg_dump::{CopyPrograms, refuse_existing},
 };
@@ -55,13 +55,9 @@ pub struct Dropped {
 /// Drops a tenant; or goes on with a drop that died; or undoes a tenant that was never finished.
 ///
 /// # Errors
-/// [`OperatorError`]; once begun the tenant stays closed, and the same call goes on.
-pub async fn drop_tenant(
-    operator: &Operator,
-    name: &str,
-    database: DropDatabase,
-) -> Result<Dropped, OperatorError> {
-    drop_tenant_keeping(operator, name, database, None).await
+/// [`AdminError`]; once begun the tenant stays closed, and the same call goes on.
+pub async fn drop_tenant(actor: &Actor, name: &str, database: DropDatabase) -> Result<Dropped, AdminError> {
+    drop_tenant_keeping(actor, name, database, None).await
 }
 
 /// The same, with a last copy of the database in a new file (pg_dump's custom format), made when nobody can change it
@@ -70,13 +66,13 @@ pub async fn drop_tenant(
 /// # Errors
 /// As [`drop_tenant`]; a file that exists, or a copy that fails, comes before anything is dropped.
 pub async fn drop_tenant_keeping(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     database: DropDatabase,
     final_dump: Option<&Path>,
-) -> Result<Dropped, OperatorError> {
-    let mut lock = TenantLock::take(operator, name).await?;
-    match move_tenant::settle(operator, &mut lock).await {
+) -> Result<Dropped, AdminError> {
+    let mut lock = TenantLock::take(actor, name).await?;
+    match move_tenant::settle(actor, &mut lock).await {
         // What that move has left stays, too.
         Err(error) if database == DropDatabase::Left => {
             tracing::warn!(tenant = name, %error, "an unfinished move is given up as it is");
@@ -93,7 +89,7 @@ pub async fn drop_tenant_keeping(
         .await?;
     let Some(row) = row else {
         let living = "SELECT name FROM pglobby.tenants WHERE status <> 'dropped'";
-        return Err(operator.not_found(&lock.client, "tenant", name, living).await);
+        return Err(actor.not_found(&lock.client, "tenant", name, living).await);
     };
     let mut dropped = Dropped {
         name: name.to_owned(),
@@ -106,7 +102,7 @@ pub async fn drop_tenant_keeping(
         },
     };
     if row.get::<_, String>("status") == "provisioning" {
-        undo_remains(operator, &mut lock).await?;
+        undo_remains(actor, &mut lock).await?;
         return Ok(dropped);
     }
     let roles = [Some(row.get::<_, String>("username")), row.get::<_, Option<String>>("ro_username")];
@@ -114,24 +110,24 @@ pub async fn drop_tenant_keeping(
 
     let final_dump = final_dump.map(whole_path).transpose()?;
     if final_dump.is_some() && database != DropDatabase::Left {
-        refuse_undumpable(operator, &lock, row.get("host")).await?;
+        refuse_undumpable(actor, &lock, row.get("host")).await?;
     }
-    let mut operation = fence(operator, &mut lock, row.get("id"), &dropped, final_dump).await?;
+    let mut operation = fence(actor, &mut lock, row.get("id"), &dropped, final_dump).await?;
     if database == DropDatabase::Left {
-        bury(operator, &mut lock, &operation, &dropped).await?;
+        bury(actor, &mut lock, &operation, &dropped).await?;
         return Ok(dropped);
     }
     // As the first run was told, whatever this one was.
     dropped.database_dropped =
         operation.arguments["drop_database"].as_bool().unwrap_or(dropped.database_dropped);
-    match remove(operator, &lock, &mut operation, row.get("host"), &dropped, &roles).await {
+    match remove(actor, &lock, &mut operation, row.get("host"), &dropped, &roles).await {
         Ok(()) => {
-            bury(operator, &mut lock, &operation, &dropped).await?;
+            bury(actor, &mut lock, &operation, &dropped).await?;
             Ok(dropped)
         }
         Err(error) => {
             operation.note_failure(&lock, &error).await?;
-            Err(OperatorError::Refused(format!(
+            Err(AdminError::Refused(format!(
                 "{error}. The tenant is closed; run `pglobby tenant drop {}` again to finish, with \
                  --leave-host where its host is gone for good",
                 shell_word(name)
@@ -142,8 +138,8 @@ pub async fn drop_tenant_keeping(
 
 /// Whether this machine has a pg_dump for the tenant's host, while the tenant is still open. A host that does not answer now is
 /// met later, and then the tenant is closed at least.
-async fn refuse_undumpable(operator: &Operator, lock: &TenantLock, host: &str) -> Result<(), OperatorError> {
-    let admin = HostAdmin::load(operator, &lock.client, host).await?;
+async fn refuse_undumpable(actor: &Actor, lock: &TenantLock, host: &str) -> Result<(), AdminError> {
+    let admin = HostAdmin::load(actor, &lock.client, host).await?;
     match admin.connect().await {
         Ok(session) => CopyPrograms::for_server(&session).await.map(drop),
         Err(_) => Ok(()),
@@ -151,26 +147,26 @@ async fn refuse_undumpable(operator: &Operator, lock: &TenantLock, host: &str) -
 }
 
 /// A run that goes on with it may have another working directory.
-fn whole_path(file: &Path) -> Result<String, OperatorError> {
-    let wrong = |why: String| OperatorError::Invalid(format!("{}: {why}", file.display()));
+fn whole_path(file: &Path) -> Result<String, AdminError> {
+    let wrong = |why: String| AdminError::Invalid(format!("{}: {why}", file.display()));
     let whole = std::path::absolute(file).map_err(|error| wrong(error.to_string()))?;
     whole.into_os_string().into_string().map_err(|_| wrong("is not UTF-8".to_owned()))
 }
 
 /// Refuses clients from now on, on every node, and records what will be done.
 async fn fence(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     tenant_id: i64,
     dropped: &Dropped,
     final_dump: Option<String>,
-) -> Result<Operation, OperatorError> {
+) -> Result<Operation, AdminError> {
     if let Some(mut operation) = Operation::left_running(lock).await? {
         // A first file may be in the way by now.
         if let Some(file) = final_dump {
             operation.arguments["final_dump"] = file.into();
         }
-        operator.report_begun(operation.id).await;
+        actor.report_begun(operation.id).await;
         return Ok(operation);
     }
     if let Some(file) = &final_dump {
@@ -182,48 +178,48 @@ async fn fence(
     transaction.execute(sql, &[&tenant_id]).await?;
     let arguments = json!({ "name": name, "database": dropped.database, "drop_database": dropped.database_dropped, "final_dump": final_dump });
     Operation::supersede(&transaction, tenant_id, &["rotate", "move"]).await?;
-    let operation = Operation::begin(&transaction, operator, "drop", tenant_id, arguments).await?;
+    let operation = Operation::begin(&transaction, actor, "drop", tenant_id, arguments).await?;
     let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
-    operator.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;
+    actor.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;
     transaction.commit().await?;
-    operator.report_begun(operation.id).await;
-    operator.report(&name, "fenced").await;
+    actor.report_begun(operation.id).await;
+    actor.report(&name, "fenced").await;
     Ok(operation)
 }
 
 async fn remove(
-    operator: &Operator,
+    actor: &Actor,
     lock: &TenantLock,
     operation: &mut Operation,
     host: &str,
     dropped: &Dropped,
     roles: &[String],
-) -> Result<(), OperatorError> {
-    let admin = HostAdmin::load(operator, &lock.client, host).await?;
+) -> Result<(), AdminError> {
+    let admin = HostAdmin::load(actor, &lock.client, host).await?;
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
     for role in roles {
         roles::shut_out(&admin, &session, role).await?;
     }
-    operation.record(operator, lock, "ended").await?;
-    keep_copy(operator, lock, operation, &admin, &session).await?;
+    operation.record(actor, lock, "ended").await?;
+    keep_copy(actor, lock, operation, &admin, &session).await?;
     if dropped.database_dropped {
-        drop_database(operator, lock, operation, &admin, &session).await?;
+        drop_database(actor, lock, operation, &admin, &session).await?;
     }
-    operation.record(operator, lock, "database").await?;
+    operation.record(actor, lock, "database").await?;
     for role in roles {
         roles::release(&admin, &session, role).await?;
     }
-    operation.record(operator, lock, "roles").await
+    operation.record(actor, lock, "roles").await
 }
 
 /// The last copy, if one was asked for and is not made yet. While it is made, none of the tenant's roles can log in.
 async fn keep_copy(
-    operator: &Operator,
+    actor: &Actor,
     lock: &TenantLock,
     operation: &mut Operation,
     admin: &HostAdmin,
     session: &HostSession,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let file = operation.argument("final_dump").to_owned();
     if file.is_empty() || operation.arguments["dumped"] == Value::Bool(true) {
         return Ok(());
@@ -231,24 +227,24 @@ async fn keep_copy(
     let programs = CopyPrograms::for_server(session).await?;
     programs.dump_to(admin, operation.argument("database"), Path::new(&file)).await?;
     operation.arguments["dumped"] = true.into();
-    operation.record(operator, lock, "dumped").await
+    operation.record(actor, lock, "dumped").await
 }
 
 /// Drops the database that the tenant had when the drop began: by its oid, so that one made by that name since is
 /// left alone.
 async fn drop_database(
-    operator: &Operator,
+    actor: &Actor,
     lock: &TenantLock,
     operation: &mut Operation,
     admin: &HostAdmin,
     session: &HostSession,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let sql = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
     let rows = session.query("looking for the database", sql, &[&operation.argument("database")]).await?;
     let found: Option<u32> = rows.first().map(|row| row.get(0));
     if operation.arguments.get("oid").is_none() {
         operation.arguments["oid"] = found.into();
-        operation.record(operator, lock, "found").await?;
+        operation.record(actor, lock, "found").await?;
     }
     if found.is_none() || operation.arguments["oid"] != Value::from(found) {
         return Ok(());
@@ -259,11 +255,11 @@ async fn drop_database(
 /// The tombstone: no credentials, and the name free to be taken again. Logins and grants stay where they were, unlisted: who
 /// proves to have had one is told that the tenant is gone.
 async fn bury(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,
     dropped: &Dropped,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let transaction = lock.client.transaction().await?;
     let sql =
         "UPDATE pglobby.tenants SET status = 'dropped', sealed_password = NULL, sealed_ro_password = NULL,
@@ -271,8 +267,8 @@ async fn bury(
     transaction.execute(sql, &[&operation.tenant_id]).await?;
     operation.close(&transaction, "done", &dropped.name).await?;
     let detail = json!({ "operation": operation.id });
-    operator.audit(&transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;
+    actor.audit(&transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;
     transaction.commit().await?;
-    operator.report(&dropped.name, "dropped").await;
+    actor.report(&dropped.name, "dropped").await;
     Ok(())
 }

@@ -8,8 +8,8 @@ use super::{
     source_host::Source,
 };
 use crate::control_path::admin::{
-    actor::OperatorError,
-    host_connection::{HostSession, Rights},
+    actor::AdminError,
+    host_connection::{AdminRights, HostSession},
 };
 
 /// In the order in which they were made, since one may need another. `$1`: the tenant's role.
@@ -74,14 +74,14 @@ impl Extensions {
     /// What there is, on the old host (`origin` is in the tenant's database); the new one, where `target` is, can have it.
     ///
     /// # Errors
-    /// A host; or [`OperatorError::Refused`] where the new one cannot have it.
+    /// A host; or [`AdminError::Refused`] where the new one cannot have it.
     pub async fn look(
         source: &Source,
         origin: &HostSession,
         target: &HostSession,
-        rights: Rights,
+        rights: AdminRights,
         host: &str,
-    ) -> Result<Self, OperatorError> {
+    ) -> Result<Self, AdminError> {
         let owner = &source.roles.read_write;
         let found = origin.query("listing extensions", EXTENSIONS, &[owner]).await?;
         let names: Vec<String> = found.iter().map(|row| row.get(0)).collect();
@@ -91,12 +91,12 @@ impl Extensions {
             let name: String = row.get(0);
             let there = available.iter().find(|there| there.get::<_, String>(0) == name);
             let Some(needs_superuser) = there.map(|there| there.get::<_, bool>(1)) else {
-                return Err(OperatorError::Refused(format!(
+                return Err(AdminError::Refused(format!(
                     "extension {name:?} of the tenant is not installed on host {host:?}"
                 )));
             };
             if needs_superuser && !rights.superuser {
-                return Err(OperatorError::Refused(format!(
+                return Err(AdminError::Refused(format!(
                     "extension {name:?} of the tenant takes a superuser to make, and the administrator of host {host:?} \
                      is none; register one with `pglobby host set`, or drop the extension"
                 )));
@@ -126,7 +126,7 @@ impl Extensions {
         inside: &HostSession,
         tenant: &HostSession,
         roles: &Roles,
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         let owner = ident(&roles.read_write);
         for extension in &self.all {
             let (name, schema) = (ident(&extension.name), ident(&extension.schema));
@@ -162,7 +162,7 @@ impl Extensions {
 
 impl Content {
     /// As the administrator on both sides: the table is the extension's, and so is the condition.
-    async fn copy(&self, origin: &HostSession, inside: &HostSession) -> Result<(), OperatorError> {
+    async fn copy(&self, origin: &HostSession, inside: &HostSession) -> Result<(), AdminError> {
         let Self { relation, condition, columns, .. } = self;
         let doing = format!("copying what {relation} keeps");
         if self.is_sequence {

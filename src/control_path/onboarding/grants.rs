@@ -10,7 +10,7 @@ use super::{
     names::{ident, literal},
     roles::Roles,
 };
-use crate::control_path::admin::{actor::OperatorError, host_connection::HostSession};
+use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};
 
 /// Closes the database to everybody but its tenant, from outside: nobody need enter it.
 pub fn close_database(database: &str, roles: &Roles) -> String {
@@ -60,7 +60,7 @@ WHERE pg_catalog.pg_has_role(r.oid, 'USAGE') AND r.rolname NOT LIKE 'pg\_%' AND 
 ///
 /// # Errors
 /// The host; or the read-only role could write after all.
-pub async fn grant_inside(session: &HostSession, roles: &Roles) -> Result<(), OperatorError> {
+pub async fn grant_inside(session: &HostSession, roles: &Roles) -> Result<(), AdminError> {
     let mut sql = String::from("BEGIN;\n");
     sql += &own_public_schema(session, roles).await?;
     sql += &read_everything(session, &roles.read_only).await?;
@@ -82,7 +82,7 @@ pub async fn grant_adopted(
     session: &HostSession,
     roles: &Roles,
     owner: Option<&str>,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     refuse_out_of_reach(session).await?;
     let (rw, ro) = (ident(&roles.read_write), ident(&roles.read_only));
     let mut owners = session.texts("listing owners of tables", OWNERS, &[]).await?;
@@ -113,13 +113,13 @@ pub async fn grant_adopted(
 /// Refuses an adoption whose grants would fail later, in front of clients.
 ///
 /// # Errors
-/// [`OperatorError::Refused`] with examples and the way out.
-pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), OperatorError> {
+/// [`AdminError::Refused`] with examples and the way out.
+pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), AdminError> {
     let examples = session.texts("looking for tables of others", OUT_OF_REACH, &[]).await?;
     if examples.is_empty() {
         return Ok(());
     }
-    Err(OperatorError::Refused(format!(
+    Err(AdminError::Refused(format!(
         "the host's administrator may not grant access to {}, …; make it a member of their owners (GRANT owner TO \
          administrator) or register a superuser with `pglobby host set`",
         examples.join(", ")
@@ -127,7 +127,7 @@ pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), OperatorEr
 }
 
 /// Before PostgreSQL 15 `public` is the superuser's, and everybody may create in it.
-async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<String, OperatorError> {
+async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<String, AdminError> {
     let rows = session
         .query(
             "looking at schema public",
@@ -163,13 +163,13 @@ pub fn keep_large_objects_for(role: &str) -> String {
     )
 }
 
-async fn large_objects_of(session: &HostSession, role: &str) -> Result<String, OperatorError> {
+async fn large_objects_of(session: &HostSession, role: &str) -> Result<String, AdminError> {
     let superuser = session.rights().await?.superuser;
     Ok(if superuser { keep_large_objects_for(role) } else { String::new() })
 }
 
 /// SELECT on all that is there, for one role.
-async fn read_everything(session: &HostSession, role: &str) -> Result<String, OperatorError> {
+async fn read_everything(session: &HostSession, role: &str) -> Result<String, AdminError> {
     let role = ident(role);
     let mut sql = String::new();
     for schema in session.texts("listing schemas", SCHEMAS, &[]).await? {
@@ -204,8 +204,8 @@ fn future_of(owner: &str, user: Option<&str>, reader: &str) -> String {
 /// The promise of the read-only role, checked where it can be broken: schemas in which everybody may create.
 ///
 /// # Errors
-/// [`OperatorError::Refused`] with the way out.
-async fn refuse_writable_schemas(session: &HostSession, role: &str) -> Result<(), OperatorError> {
+/// [`AdminError::Refused`] with the way out.
+async fn refuse_writable_schemas(session: &HostSession, role: &str) -> Result<(), AdminError> {
     let sql = format!(
         r"SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname NOT LIKE 'pg\_%'
           AND pg_catalog.has_schema_privilege({}, oid, 'CREATE')",
@@ -213,7 +213,7 @@ async fn refuse_writable_schemas(session: &HostSession, role: &str) -> Result<()
     );
     match session.texts("checking the read-only role", &sql, &[]).await?.first() {
         None => Ok(()),
-        Some(schema) => Err(OperatorError::Refused(format!(
+        Some(schema) => Err(AdminError::Refused(format!(
             "everybody may create tables in schema {schema:?} of the template, a read-only role too; as a superuser, \
              in the template database: REVOKE CREATE ON SCHEMA {0} FROM PUBLIC; ALTER SCHEMA {0} OWNER TO the host's \
              administrator",

@@ -44,8 +44,8 @@ use self::{
 };
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
-        host_connection::{HostAdmin, HostSession, Rights},
+        actor::{Actor, AdminError},
+        host_connection::{AdminRights, HostAdmin, HostSession},
     },
     secrets::scram_verifier::generate_password,
 };
@@ -69,12 +69,12 @@ pub struct NewTenant {
 
 /// One piece of work under way: the lock, the record, and the host it happens on.
 struct Work<'a> {
-    operator: &'a Operator,
+    actor: &'a Actor,
     lock: TenantLock,
     operation: Operation,
     admin: HostAdmin,
     session: HostSession,
-    rights: Rights,
+    rights: AdminRights,
 }
 
 /// What the row of a finished tenant holds.
@@ -91,18 +91,18 @@ struct NewRow<'a> {
 }
 
 impl Work<'_> {
-    async fn record(&mut self, step: &str) -> Result<(), OperatorError> {
-        self.operation.record(self.operator, &self.lock, step).await
+    async fn record(&mut self, step: &str) -> Result<(), AdminError> {
+        self.operation.record(self.actor, &self.lock, step).await
     }
 
     /// The tenant's two roles, made and marked; tried again under another name if somebody was faster.
-    async fn make_roles(&self, passwords: &Passwords) -> Result<roles::Roles, OperatorError> {
+    async fn make_roles(&self, passwords: &Passwords) -> Result<roles::Roles, AdminError> {
         loop {
             let chosen = roles::choose(&self.session, &self.lock.name).await?;
             let mark = self.operation.argument("mark");
             match roles::create(&self.session, &self.rights, &chosen, passwords, mark).await {
                 // Ends: every turn means one more role that exists, and `choose` gives up.
-                Err(OperatorError::Exists(_)) => {}
+                Err(AdminError::Exists(_)) => {}
                 made => return made.map(|()| chosen),
             }
         }
@@ -114,7 +114,7 @@ impl Work<'_> {
         database: &str,
         roles: &roles::Roles,
         passwords: &Passwords,
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         for (role, password) in
             [(&roles.read_write, &passwords.read_write), (&roles.read_only, &passwords.read_only)]
         {
@@ -124,7 +124,7 @@ impl Work<'_> {
     }
 
     /// Opens the tenant: the row becomes active and the operation done, in one transaction.
-    async fn open_tenant(mut self, made: &Made, row: &NewRow<'_>) -> Result<NewTenant, OperatorError> {
+    async fn open_tenant(mut self, made: &Made, row: &NewRow<'_>) -> Result<NewTenant, AdminError> {
         let transaction = self.lock.client.transaction().await?;
         transaction
             .execute(
@@ -146,9 +146,9 @@ impl Work<'_> {
             "host": row.host, "database": row.database, "username": made.roles.read_write, "operation": self.operation.id,
         });
         let action = format!("tenant.{}", self.operation.kind);
-        self.operator.audit(&transaction, &action, Some(&self.lock.name), &detail).await?;
+        self.actor.audit(&transaction, &action, Some(&self.lock.name), &detail).await?;
         transaction.commit().await?;
-        self.operator.report(&self.lock.name, "active").await;
+        self.actor.report(&self.lock.name, "active").await;
         Ok(NewTenant {
             name: self.lock.name.clone(),
             status: "active".to_owned(),
@@ -161,12 +161,12 @@ impl Work<'_> {
 
 /// Begins work on a tenant that is not there yet: its row (provisioning) and the operation.
 async fn begin_new(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     kind: &str,
     row: &NewRow<'_>,
     mut arguments: Value,
-) -> Result<Operation, OperatorError> {
+) -> Result<Operation, AdminError> {
     arguments["name"] = lock.name.clone().into();
     arguments["host"] = row.host.into();
     arguments["database"] = row.database.into();
@@ -185,7 +185,7 @@ async fn begin_new(
         Ok(inserted) => inserted.get(0),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
             let of_name = error.as_db_error().and_then(|said| said.constraint()) == Some("tenants_name");
-            return Err(OperatorError::Exists(match of_name {
+            return Err(AdminError::Exists(match of_name {
                 true => {
                     let word = shell_word(&name);
                     format!("tenant {name:?} exists already; see `pglobby tenant show {word}`")
@@ -198,16 +198,16 @@ async fn begin_new(
         }
         Err(error) => return Err(error.into()),
     };
-    let operation = Operation::begin(&transaction, operator, kind, tenant_id, arguments).await?;
+    let operation = Operation::begin(&transaction, actor, kind, tenant_id, arguments).await?;
     transaction.commit().await?;
-    operator.report_begun(operation.id).await;
-    operator.report(&name, "begun").await;
+    actor.report_begun(operation.id).await;
+    actor.report(&name, "begun").await;
     Ok(operation)
 }
 
 /// The administrator's session on the host, locked against what a dead run of ours may still have going there: a
 /// server ends a running CREATE DATABASE whether or not its client is alive.
-async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, Rights), OperatorError> {
+async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, AdminRights), AdminError> {
     let session = admin.connect().await?;
     let key = format!("'pglobby tenant {tenant_id}'");
     let lock = format!("SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended({key}, 0))");
@@ -215,7 +215,7 @@ async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, R
     let rights = session.rights().await?;
     match rights.missing() {
         None => Ok((session, rights)),
-        Some(missing) => Err(OperatorError::Refused(format!(
+        Some(missing) => Err(AdminError::Refused(format!(
             "role {:?} on host {:?} lacks {missing}; grant it (ALTER ROLE … {missing}), or register another with \
              `pglobby host set {} admin_user=…`",
             admin.user,
@@ -227,10 +227,10 @@ async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, R
 
 /// The host a new tenant goes to: the one asked for, or, of those that accept tenants, the one with the fewest.
 async fn choose_host(
-    operator: &Operator,
+    actor: &Actor,
     client: &impl GenericClient,
     wanted: Option<&str>,
-) -> Result<HostAdmin, OperatorError> {
+) -> Result<HostAdmin, AdminError> {
     let fewest = "SELECT name FROM pglobby.hosts h WHERE accepts_tenants ORDER BY
         (SELECT count(*) FROM pglobby.tenants t WHERE t.host = h.name AND t.status <> 'dropped'), name LIMIT 1";
     let name: String = match wanted {
@@ -238,13 +238,13 @@ async fn choose_host(
         None => match client.query_opt(fewest, &[]).await? {
             Some(row) => row.get(0),
             None => {
-                return Err(OperatorError::Refused(
+                return Err(AdminError::Refused(
                     "no host accepts tenants; add one with `pglobby host add`".to_owned(),
                 ));
             }
         },
     };
-    HostAdmin::load(operator, client, &name).await
+    HostAdmin::load(actor, client, &name).await
 }
 
 fn new_passwords() -> Passwords {

@@ -37,11 +37,11 @@ use super::{
 };
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         host_connection::HostAdmin,
         pg_dump::CopyPrograms,
     },
-    secrets::seal::Place,
+    secrets::seal::SecretLocation,
 };
 
 /// How often the old host is asked whether the tenant's sessions have left it.
@@ -88,62 +88,58 @@ pub struct Moved {
 /// Moves a tenant, or leaves it where it is; or finishes a move that died.
 ///
 /// # Errors
-/// [`OperatorError`]; until the switch everything is undone, after it the same call goes on.
-pub async fn move_tenant(
-    operator: &Operator,
-    name: &str,
-    wanted: &MoveTenant,
-) -> Result<Moved, OperatorError> {
-    let moved = try_to_move(operator, name, wanted).await;
+/// [`AdminError`]; until the switch everything is undone, after it the same call goes on.
+pub async fn move_tenant(actor: &Actor, name: &str, wanted: &MoveTenant) -> Result<Moved, AdminError> {
+    let moved = try_to_move(actor, name, wanted).await;
     // The roles that it has on the new host may log in until here, also where it is suspended.
-    role_attributes::follow_status(operator, name).await;
+    role_attributes::follow_status(actor, name).await;
     moved
 }
 
-async fn try_to_move(operator: &Operator, name: &str, wanted: &MoveTenant) -> Result<Moved, OperatorError> {
-    let mut lock = TenantLock::take(operator, name).await?;
+async fn try_to_move(actor: &Actor, name: &str, wanted: &MoveTenant) -> Result<Moved, AdminError> {
+    let mut lock = TenantLock::take(actor, name).await?;
     match Operation::left(&lock, "move").await? {
         Some(operation) if operation.arguments["switched"] == true => {
-            operator.report_begun(operation.id).await;
-            return finish(operator, &mut lock, operation).await;
+            actor.report_begun(operation.id).await;
+            return finish(actor, &mut lock, operation).await;
         }
-        Some(mut operation) => put_back(operator, &mut lock, &mut operation).await?,
+        Some(mut operation) => put_back(actor, &mut lock, &mut operation).await?,
         None => {}
     }
     Operation::refuse_unfinished(&lock).await?;
-    let source = Source::load(operator, &lock).await?;
+    let source = Source::load(actor, &lock).await?;
     if source.admin.name == wanted.host {
-        return Err(OperatorError::Refused(format!("tenant {name:?} is on host {:?} already", wanted.host)));
+        return Err(AdminError::Refused(format!("tenant {name:?} is on host {:?} already", wanted.host)));
     }
-    let admin = HostAdmin::load(operator, &lock.client, &wanted.host).await?;
+    let admin = HostAdmin::load(actor, &lock.client, &wanted.host).await?;
     let (_source_lock, _) = enter_host(&source.admin, source.tenant_id).await?;
     let (session, rights) = enter_host(&admin, source.tenant_id).await?;
     source.refuse_unmovable(&lock, &session, &wanted.host).await?;
     let programs = CopyPrograms::for_server(&source.session).await?;
 
-    let operation = begin(operator, &mut lock, &source, wanted).await?;
-    let mut work = Work { operator, lock, operation, admin, session, rights };
+    let operation = begin(actor, &mut lock, &source, wanted).await?;
+    let mut work = Work { actor, lock, operation, admin, session, rights };
     let carried = carry(&mut work, &source, &programs, wanted.patience).await;
     let Work { mut lock, mut operation, session, .. } = work;
     drop((session, _source_lock)); // and with them the locks on the hosts, which undoing takes
     let error = match carried {
-        Ok(()) => return finish(operator, &mut lock, operation).await,
+        Ok(()) => return finish(actor, &mut lock, operation).await,
         Err(error) => error,
     };
-    match put_back(operator, &mut lock, &mut operation).await {
-        Ok(()) => Err(OperatorError::Refused(format!("{error}. Tenant {name:?} stays where it is"))),
-        Err(second) => Err(OperatorError::Refused(format!(
+    match put_back(actor, &mut lock, &mut operation).await {
+        Ok(()) => Err(AdminError::Refused(format!("{error}. Tenant {name:?} stays where it is"))),
+        Err(second) => Err(AdminError::Refused(format!(
             "{error}. Undoing that failed as well ({second}); mend it and run the same command again"
         ))),
     }
 }
 
 async fn begin(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     source: &Source,
     wanted: &MoveTenant,
-) -> Result<Operation, OperatorError> {
+) -> Result<Operation, AdminError> {
     let name = lock.name.clone();
     let arguments = json!({
         "name": name, "host": wanted.host, "from": source.admin.name, "database": source.database,
@@ -151,10 +147,10 @@ async fn begin(
         "mark": roles::new_mark("move", &name), "keep_source": wanted.keep_source,
     });
     let transaction = lock.client.transaction().await?;
-    let operation = Operation::begin(&transaction, operator, "move", source.tenant_id, arguments).await?;
+    let operation = Operation::begin(&transaction, actor, "move", source.tenant_id, arguments).await?;
     transaction.commit().await?;
-    operator.report_begun(operation.id).await;
-    operator.report(&name, "begun").await;
+    actor.report_begun(operation.id).await;
+    actor.report(&name, "begun").await;
     Ok(operation)
 }
 
@@ -163,7 +159,7 @@ async fn carry(
     source: &Source,
     programs: &CopyPrograms,
     patience: Duration,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let origin = source.admin.connect_to(&source.database).await?;
     replication_checks::refuse_hidden(source, &origin).await?;
     let host = work.admin.name.clone();
@@ -182,7 +178,7 @@ async fn carry(
         Err(Stopped::Failed(error)) => return Err(error),
         Err(Stopped::Unsuitable(why)) => {
             let sentence = format!("copied by a dump, for which clients wait, because {why}");
-            work.operator.report_note(&work.lock.name, &sentence).await;
+            work.actor.report_note(&work.lock.name, &sentence).await;
             work.operation.arguments["dumped_because"] = why.into();
             copy.dump(work, patience).await?
         }
@@ -192,7 +188,7 @@ async fn carry(
     }
     work.verify_logins(&source.database, &copy.made, &copy.passwords).await?;
     work.record("verified").await?;
-    let sealed = copy.passwords.seal(work.operator, source.tenant_id)?;
+    let sealed = copy.passwords.seal(work.actor, source.tenant_id)?;
     switch(work, &copy.made, &sealed, held).await
 }
 
@@ -201,9 +197,9 @@ pub(super) async fn hold(
     work: &mut Work<'_>,
     source: &Source,
     patience: Duration,
-) -> Result<Instant, OperatorError> {
+) -> Result<Instant, AdminError> {
     let held = Instant::now();
-    set_fenced(work.operator, &work.lock, source.tenant_id, true).await?;
+    set_fenced(work.actor, &work.lock, source.tenant_id, true).await?;
     work.record("fenced").await?;
     wait_until_quiet(source, patience).await?;
     source.session.run("keeping the tenant's roles out", &source.login_allowed(false)).await?;
@@ -213,7 +209,7 @@ pub(super) async fn hold(
 }
 
 /// No session of the tenant's roles is left on the old host.
-async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), OperatorError> {
+async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), AdminError> {
     let give_up = Instant::now() + patience;
     loop {
         let left = source.sessions().await?;
@@ -221,7 +217,7 @@ async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), Ope
             return Ok(());
         }
         if Instant::now() >= give_up {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "{left} sessions of the tenant did not come to the end of their transaction, are pinned to their \
                  server, or have left a prepared transaction, after {patience:?}; try again with a longer --patience, or end them first"
             )));
@@ -230,15 +226,10 @@ async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), Ope
     }
 }
 
-async fn set_fenced(
-    operator: &Operator,
-    lock: &TenantLock,
-    id: i64,
-    fenced: bool,
-) -> Result<(), OperatorError> {
+async fn set_fenced(actor: &Actor, lock: &TenantLock, id: i64, fenced: bool) -> Result<(), AdminError> {
     let sql = "UPDATE pglobby.tenants SET fenced = $2 WHERE id = $1 AND fenced <> $2";
     lock.client.execute(sql, &[&id, &fenced]).await?;
-    tracing::debug!(tenant = lock.name, fenced, actor = operator.actor, "fence");
+    tracing::debug!(tenant = lock.name, fenced, actor = actor.name, "fence");
     Ok(())
 }
 
@@ -248,7 +239,7 @@ async fn switch(
     made: &Roles,
     sealed: &SealedPasswords,
     held: Instant,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     work.operation.arguments["switched"] = true.into();
     work.operation.arguments["held_ms"] =
         u64::try_from(held.elapsed().as_millis()).unwrap_or(u64::MAX).into();
@@ -274,9 +265,9 @@ async fn switch(
     let detail = json!({
         "operation": work.operation.id, "from": work.operation.argument("from"), "to": work.operation.argument("host"),
     });
-    work.operator.audit(&transaction, "tenant.move", Some(&work.lock.name), &detail).await?;
+    work.actor.audit(&transaction, "tenant.move", Some(&work.lock.name), &detail).await?;
     transaction.commit().await?;
-    work.operator.report(&work.lock.name, "switched").await;
+    work.actor.report(&work.lock.name, "switched").await;
     Ok(())
 }
 
@@ -284,13 +275,13 @@ async fn switch(
 ///
 /// # Errors
 /// As [`move_tenant`].
-pub(super) async fn settle(operator: &Operator, lock: &mut TenantLock) -> Result<(), OperatorError> {
+pub(super) async fn settle(actor: &Actor, lock: &mut TenantLock) -> Result<(), AdminError> {
     match Operation::left(lock, "move").await? {
         None => Ok(()),
         Some(operation) if operation.arguments["switched"] == true => {
-            finish(operator, lock, operation).await.map(drop)
+            finish(actor, lock, operation).await.map(drop)
         }
-        Some(mut operation) => put_back(operator, lock, &mut operation).await,
+        Some(mut operation) => put_back(actor, lock, &mut operation).await,
     }
 }
 
@@ -298,38 +289,30 @@ pub(super) async fn settle(operator: &Operator, lock: &mut TenantLock) -> Result
 ///
 /// # Errors
 /// It has switched already: then the next run goes on. Or a host does not answer.
-async fn put_back(
-    operator: &Operator,
-    lock: &mut TenantLock,
-    operation: &mut Operation,
-) -> Result<(), OperatorError> {
+async fn put_back(actor: &Actor, lock: &mut TenantLock, operation: &mut Operation) -> Result<(), AdminError> {
     // By the record, not by memory: a commit may have come through though its answer did not.
     if Operation::left(lock, "move").await?.is_some_and(|left| left.arguments["switched"] == true) {
-        return Err(OperatorError::Refused("it has moved already".to_owned()));
+        return Err(AdminError::Refused("it has moved already".to_owned()));
     }
-    let source = Source::load(operator, lock).await?;
+    let source = Source::load(actor, lock).await?;
     let allowed = source.login_allowed(!source.suspended);
     source.session.run("letting the tenant's roles in again", &allowed).await?;
-    set_fenced(operator, lock, operation.tenant_id, false).await?;
-    replication::sweep(operator, lock, operation).await?;
-    undo(operator, lock, operation).await
+    set_fenced(actor, lock, operation.tenant_id, false).await?;
+    replication::sweep(actor, lock, operation).await?;
+    undo(actor, lock, operation).await
 }
 
 /// The old database and its roles go, unless they are to be kept.
-async fn finish(
-    operator: &Operator,
-    lock: &mut TenantLock,
-    operation: Operation,
-) -> Result<Moved, OperatorError> {
+async fn finish(actor: &Actor, lock: &mut TenantLock, operation: Operation) -> Result<Moved, AdminError> {
     let name = lock.name.clone();
     let keep = operation.arguments["keep_source"] == true;
     let cleaned = match keep {
         true => Ok(()),
-        false => clean_up(operator, lock, &operation).await,
+        false => clean_up(actor, lock, &operation).await,
     };
     if let Err(error) = cleaned {
         operation.note_failure(lock, &error).await?;
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "tenant {name:?} has moved, but what is left on host {:?} could not be removed ({error}); run the same command \
              again",
             operation.argument("from")
@@ -338,7 +321,7 @@ async fn finish(
     let transaction = lock.client.transaction().await?;
     operation.close(&transaction, "done", &name).await?;
     transaction.commit().await?;
-    operator.report(&name, "moved").await;
+    actor.report(&name, "moved").await;
     let why = operation.arguments["dumped_because"].as_str().map(str::to_owned);
     Ok(Moved {
         name,
@@ -352,13 +335,9 @@ async fn finish(
     })
 }
 
-async fn clean_up(
-    operator: &Operator,
-    lock: &TenantLock,
-    operation: &Operation,
-) -> Result<(), OperatorError> {
+async fn clean_up(actor: &Actor, lock: &TenantLock, operation: &Operation) -> Result<(), AdminError> {
     let database = operation.argument("database");
-    let admin = HostAdmin::load(operator, &lock.client, operation.argument("from")).await?;
+    let admin = HostAdmin::load(actor, &lock.client, operation.argument("from")).await?;
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
     // By its oid: one made by that name since is somebody else's.
     let sql = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
@@ -371,19 +350,19 @@ async fn clean_up(
     }
     // Statistics do not travel with a dump; without them the first queries are planned in the dark. Expressions of the
     // tenant's are evaluated for them, so it is the tenant's role that asks.
-    if let Err(error) = analyse(operator, lock, operation).await {
+    if let Err(error) = analyse(actor, lock, operation).await {
         tracing::warn!(%error, "the moved database could not be analysed; autovacuum will");
     }
     Ok(())
 }
 
-async fn analyse(operator: &Operator, lock: &TenantLock, operation: &Operation) -> Result<(), OperatorError> {
+async fn analyse(actor: &Actor, lock: &TenantLock, operation: &Operation) -> Result<(), AdminError> {
     let sql = "SELECT username, sealed_password FROM pglobby.tenants WHERE id = $1";
     let row = lock.client.query_one(sql, &[&operation.tenant_id]).await?;
     let id = operation.tenant_id.to_string();
-    let place = Place { table: "tenants", row: &id, column: "sealed_password" };
-    let password = operator.keyring.open(&place, row.get("sealed_password"))?;
-    let host = HostAdmin::load(operator, &lock.client, operation.argument("host")).await?;
+    let place = SecretLocation { table: "tenants", row: &id, column: "sealed_password" };
+    let password = actor.keyring.open(&place, row.get("sealed_password"))?;
+    let host = HostAdmin::load(actor, &lock.client, operation.argument("host")).await?;
     let database = operation.argument("database");
     let tenant = host.prove_login(row.get("username"), &password, database).await?;
     tenant.run(format!("analysing {}", ident(database)), "ANALYZE").await

@@ -16,8 +16,8 @@ use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::names::shell_word;
 use crate::control_path::{
-    admin::actor::{Operator, OperatorError},
-    secrets::seal::Place,
+    admin::actor::{Actor, AdminError},
+    secrets::seal::SecretLocation,
 };
 
 /// How long a second operator waits for the first.
@@ -38,28 +38,28 @@ impl TenantLock {
     /// Waits for whoever works on `name` now, up to a minute.
     ///
     /// # Errors
-    /// [`OperatorError::Busy`], or the central database.
-    pub async fn take(operator: &Operator, name: &str) -> Result<Self, OperatorError> {
-        Self::take_within(operator, name, LOCK_WAIT_MS).await
+    /// [`AdminError::Busy`], or the central database.
+    pub async fn take(actor: &Actor, name: &str) -> Result<Self, AdminError> {
+        Self::take_within(actor, name, LOCK_WAIT_MS).await
     }
 
     /// The same, without waiting for longer than it takes to ask.
     ///
     /// # Errors
-    /// [`OperatorError::Busy`], or the central database.
-    pub async fn take_at_once(operator: &Operator, name: &str) -> Result<Self, OperatorError> {
-        Self::take_within(operator, name, AT_ONCE_MS).await
+    /// [`AdminError::Busy`], or the central database.
+    pub async fn take_at_once(actor: &Actor, name: &str) -> Result<Self, AdminError> {
+        Self::take_within(actor, name, AT_ONCE_MS).await
     }
 
-    async fn take_within(operator: &Operator, name: &str, wait_ms: u32) -> Result<Self, OperatorError> {
-        let client = operator.central.connect_to(operator.central.database()).await?;
+    async fn take_within(actor: &Actor, name: &str, wait_ms: u32) -> Result<Self, AdminError> {
+        let client = actor.central.connect_to(actor.central.database()).await?;
         client.batch_execute(&format!("SET lock_timeout = {wait_ms}")).await?;
         let lock =
             "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('pglobby tenant ' || $1, 0))";
         match client.execute(lock, &[&name]).await {
             Ok(_) => {}
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                return Err(OperatorError::Busy { tenant: name.to_owned() });
+                return Err(AdminError::Busy { tenant: name.to_owned() });
             }
             Err(error) => return Err(error.into()),
         }
@@ -87,19 +87,19 @@ impl Operation {
     /// Begins one, in the transaction that makes or changes the tenant's row.
     ///
     /// # Errors
-    /// [`OperatorError::Central`].
+    /// [`AdminError::Central`].
     pub async fn begin(
         transaction: &Transaction<'_>,
-        operator: &Operator,
+        actor: &Actor,
         kind: &str,
         tenant_id: i64,
         arguments: Value,
-    ) -> Result<Self, OperatorError> {
+    ) -> Result<Self, AdminError> {
         let row = transaction
             .query_one(
                 "INSERT INTO pglobby.operations (kind, tenant_id, arguments, actor)
                  VALUES ($1, $2, $3, $4) RETURNING id, step",
-                &[&kind, &tenant_id, &arguments, &operator.actor],
+                &[&kind, &tenant_id, &arguments, &actor.name],
             )
             .await?;
         Ok(Self { id: row.get(0), kind: kind.to_owned(), tenant_id, arguments, step: row.get(1) })
@@ -108,8 +108,8 @@ impl Operation {
     /// The operation that died while it worked on the locked tenant, if there is one.
     ///
     /// # Errors
-    /// [`OperatorError::Central`].
-    pub async fn left_running(lock: &TenantLock) -> Result<Option<Self>, OperatorError> {
+    /// [`AdminError::Central`].
+    pub async fn left_running(lock: &TenantLock) -> Result<Option<Self>, AdminError> {
         let row = lock
             .client
             .query_opt(
@@ -127,8 +127,8 @@ impl Operation {
     /// The operation of `kind` that died while it worked on the locked tenant, whatever state the tenant is in.
     ///
     /// # Errors
-    /// [`OperatorError::Central`].
-    pub async fn left(lock: &TenantLock, kind: &str) -> Result<Option<Self>, OperatorError> {
+    /// [`AdminError::Central`].
+    pub async fn left(lock: &TenantLock, kind: &str) -> Result<Option<Self>, AdminError> {
         let sql = "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
                    FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
                    WHERE t.name = $1 AND t.status <> 'dropped' AND o.kind = $2 AND o.status IN ('running', 'failed')
@@ -150,13 +150,13 @@ impl Operation {
     /// Refuses work on a tenant that other work, now dead, has left half done.
     ///
     /// # Errors
-    /// [`OperatorError::Refused`] with the command that finishes it.
-    pub async fn refuse_unfinished(lock: &TenantLock) -> Result<(), OperatorError> {
+    /// [`AdminError::Refused`] with the command that finishes it.
+    pub async fn refuse_unfinished(lock: &TenantLock) -> Result<(), AdminError> {
         let sql = "SELECT o.kind FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
                    WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed') LIMIT 1";
         match lock.client.query_opt(sql, &[&lock.name]).await?.map(|row| row.get::<_, String>(0)) {
             None => Ok(()),
-            Some(kind) => Err(OperatorError::Refused(format!(
+            Some(kind) => Err(AdminError::Refused(format!(
                 "tenant {name:?}: an earlier `pglobby tenant {kind} {word}` has not finished; run that again first",
                 name = lock.name,
                 word = shell_word(&lock.name)
@@ -168,12 +168,12 @@ impl Operation {
     /// pointless.
     ///
     /// # Errors
-    /// [`OperatorError::Central`].
+    /// [`AdminError::Central`].
     pub async fn supersede(
         transaction: &Transaction<'_>,
         tenant_id: i64,
         kinds: &[&str],
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         transaction
             .execute(
                 "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it', updated_at = now()
@@ -192,12 +192,12 @@ impl Operation {
     /// Keeps what its arguments are now.
     ///
     /// # Errors
-    /// [`OperatorError::Busy`] if somebody else has taken over.
-    pub async fn remember(&self, lock: &TenantLock) -> Result<(), OperatorError> {
+    /// [`AdminError::Busy`] if somebody else has taken over.
+    pub async fn remember(&self, lock: &TenantLock) -> Result<(), AdminError> {
         let sql = "UPDATE pglobby.operations SET step = $2, arguments = $3, updated_at = now()
                    WHERE id = $1 AND status IN ('running', 'failed')";
         match lock.client.execute(sql, &[&self.id, &self.step, &self.arguments]).await? {
-            0 => Err(OperatorError::Busy { tenant: lock.name.clone() }),
+            0 => Err(AdminError::Busy { tenant: lock.name.clone() }),
             _ => Ok(()),
         }
     }
@@ -205,29 +205,24 @@ impl Operation {
     /// Records that `step` is done, and tells whoever wants to know.
     ///
     /// # Errors
-    /// [`OperatorError::Busy`] if somebody else has taken over.
-    pub async fn record(
-        &mut self,
-        operator: &Operator,
-        lock: &TenantLock,
-        step: &str,
-    ) -> Result<(), OperatorError> {
+    /// [`AdminError::Busy`] if somebody else has taken over.
+    pub async fn record(&mut self, actor: &Actor, lock: &TenantLock, step: &str) -> Result<(), AdminError> {
         step.clone_into(&mut self.step);
         self.remember(lock).await?;
-        operator.report(&lock.name, step).await;
+        actor.report(&lock.name, step).await;
         Ok(())
     }
 
     /// Closes the row as `done` or `undone`, in the transaction that makes it so.
     ///
     /// # Errors
-    /// [`OperatorError::Busy`] if somebody else has closed it.
+    /// [`AdminError::Busy`] if somebody else has closed it.
     pub async fn close(
         &self,
         transaction: &Transaction<'_>,
         status: &str,
         tenant: &str,
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         let closed = transaction
             .execute(
                 "UPDATE pglobby.operations SET status = $2, updated_at = now()
@@ -236,7 +231,7 @@ impl Operation {
             )
             .await?;
         if closed == 0 {
-            return Err(OperatorError::Busy { tenant: tenant.to_owned() });
+            return Err(AdminError::Busy { tenant: tenant.to_owned() });
         }
         Ok(())
     }
@@ -244,8 +239,8 @@ impl Operation {
     /// Notes why it stopped; the next run takes it from here.
     ///
     /// # Errors
-    /// [`OperatorError::Central`].
-    pub async fn note_failure(&self, lock: &TenantLock, error: &OperatorError) -> Result<(), OperatorError> {
+    /// [`AdminError::Central`].
+    pub async fn note_failure(&self, lock: &TenantLock, error: &AdminError) -> Result<(), AdminError> {
         lock.client
             .execute(
                 "UPDATE pglobby.operations SET status = 'failed', error = $2, updated_at = now()
@@ -279,13 +274,13 @@ impl Passwords {
     /// Seals both for the row `tenant_id`.
     ///
     /// # Errors
-    /// [`OperatorError::Seal`].
-    pub fn seal(&self, operator: &Operator, tenant_id: i64) -> Result<SealedPasswords, OperatorError> {
+    /// [`AdminError::Seal`].
+    pub fn seal(&self, actor: &Actor, tenant_id: i64) -> Result<SealedPasswords, AdminError> {
         let row = tenant_id.to_string();
-        let place = |column| Place { table: "tenants", row: &row, column };
+        let place = |column| SecretLocation { table: "tenants", row: &row, column };
         Ok(SealedPasswords {
-            read_write: operator.keyring.seal(&place("sealed_password"), &self.read_write)?,
-            read_only: operator.keyring.seal(&place("sealed_ro_password"), &self.read_only)?,
+            read_write: actor.keyring.seal(&place("sealed_password"), &self.read_write)?,
+            read_only: actor.keyring.seal(&place("sealed_ro_password"), &self.read_only)?,
         })
     }
 }

@@ -11,7 +11,7 @@ use super::{
     operation::{Operation, TenantLock},
 };
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     tenants::{self, TenantSummary, missing},
 };
 
@@ -19,15 +19,15 @@ use crate::control_path::admin::{
 ///
 /// # Errors
 /// No such tenant, a name that cannot be or is taken, or work on the tenant that died and is to be finished first.
-pub async fn rename(operator: &Operator, name: &str, to: &str) -> Result<TenantSummary, OperatorError> {
-    check_tenant_name(to, operator.central.database())?;
+pub async fn rename(actor: &Actor, name: &str, to: &str) -> Result<TenantSummary, AdminError> {
+    check_tenant_name(to, actor.central.database())?;
     if name == to {
-        return tenants::show(operator, name).await;
+        return tenants::show(actor, name).await;
     }
     // Both names, always in the same order: two renames the other way round must not wait for each other.
     let (first, second) = if name < to { (name, to) } else { (to, name) };
-    let mut lock = TenantLock::take(operator, first).await?;
-    let _other = TenantLock::take(operator, second).await?;
+    let mut lock = TenantLock::take(actor, first).await?;
+    let _other = TenantLock::take(actor, second).await?;
     name.clone_into(&mut lock.name);
     Operation::refuse_unfinished(&lock).await?;
 
@@ -35,7 +35,7 @@ pub async fn rename(operator: &Operator, name: &str, to: &str) -> Result<TenantS
     let sql = "UPDATE pglobby.tenants SET name = $2 WHERE name = $1 AND status IN ('active', 'suspended') RETURNING id";
     let renamed = match transaction.query_opt(sql, &[&name, &to]).await {
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-            return Err(OperatorError::Exists(format!(
+            return Err(AdminError::Exists(format!(
                 "there is a tenant {to:?} already; see `pglobby tenant show {}`",
                 shell_word(to)
             )));
@@ -43,14 +43,14 @@ pub async fn rename(operator: &Operator, name: &str, to: &str) -> Result<TenantS
         renamed => renamed?,
     };
     let Some(row) = renamed else {
-        return Err(missing(operator, &transaction, name).await);
+        return Err(missing(actor, &transaction, name).await);
     };
     let arguments = json!({ "name": name, "to": to });
-    let operation = Operation::begin(&transaction, operator, "rename", row.get(0), arguments).await?;
+    let operation = Operation::begin(&transaction, actor, "rename", row.get(0), arguments).await?;
     operation.close(&transaction, "done", name).await?;
     let detail = json!({ "from": name, "operation": operation.id });
-    operator.audit(&transaction, "tenant.rename", Some(to), &detail).await?;
+    actor.audit(&transaction, "tenant.rename", Some(to), &detail).await?;
     transaction.commit().await?;
-    operator.report(to, "renamed").await;
-    tenants::show(operator, to).await
+    actor.report(to, "renamed").await;
+    tenants::show(actor, to).await
 }

@@ -6,7 +6,7 @@
 use tokio_postgres::types::ToSql;
 
 use super::names::ident;
-use crate::control_path::admin::{actor::OperatorError, host_connection::HostSession};
+use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};
 
 /// Objects with an owner that are neither the system's, nor an extension's, nor part of another object (which follow
 /// their table), and are not `$1`'s yet. One `ALTER … OWNER TO` each, schemas first: the new owner needs them.
@@ -85,7 +85,7 @@ ORDER BY owned.classid <> 'pg_namespace'::regclass, owned.classid, owned.objid";
 ///
 /// # Errors
 /// The host, naming the objects that are not the administrator's to give.
-pub async fn reown(session: &HostSession, owner: &str) -> Result<(), OperatorError> {
+pub async fn reown(session: &HostSession, owner: &str) -> Result<(), AdminError> {
     // Multirange types follow their range types in newer versions, and must not be altered there; in older ones they
     // do not, and must.
     for multiranges in [false, true] {

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::{role_attributes, rotate::rotate_in_trouble};
 use crate::{
     control_path::{
-        admin::actor::{Office, Operator, OperatorError},
+        admin::actor::{Actor, AdminContext, AdminError},
         central::causes,
     },
     data_path::{
@@ -95,7 +95,7 @@ impl Turns {
 }
 
 /// What pools call where a host refuses them. The work goes on in a task of this node's own, whoever waits for it.
-pub fn mending(office: Office, metrics: Arc<Metrics>) -> Mending {
+pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> Mending {
     let turns: Arc<Mutex<Turns>> = Arc::default();
     let runtime = tokio::runtime::Handle::current();
     Arc::new(move |tenant, trouble| {
@@ -109,10 +109,10 @@ pub fn mending(office: Office, metrics: Arc<Metrics>) -> Mending {
             Chance::UnderWay(over) => return Box::pin(wait(over)),
             Chance::Begins(over) => over,
         };
-        let (operator, metrics, turns) = (office.operator("pglobby"), metrics.clone(), turns.clone());
+        let (actor, metrics, turns) = (context.actor("pglobby"), metrics.clone(), turns.clone());
         let under_way = over.subscribe();
         runtime.spawn(async move {
-            let mended = mend(&operator, &tenant, &trouble).await;
+            let mended = mend(&actor, &tenant, &trouble).await;
             let is_mended = matches!(mended, Ok(true));
             tell(&tenant, &trouble, &metrics, mended);
             locked(&turns).end(tenant.id, is_mended, Instant::now());
@@ -126,7 +126,7 @@ fn locked(turns: &Mutex<Turns>) -> MutexGuard<'_, Turns> {
     turns.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: Result<bool, OperatorError>) {
+fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: Result<bool, AdminError>) {
     let name = &tenant.name;
     match mended {
         Ok(true) => {
@@ -150,22 +150,18 @@ fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: R
 }
 
 /// `false`: there was nothing to do, or somebody else has done it.
-async fn mend(
-    operator: &Operator,
-    tenant: &Tenant,
-    trouble: &IdentityTrouble,
-) -> Result<bool, OperatorError> {
-    match rotate_in_trouble(operator, &tenant.name, tenant.generation, trouble).await {
+async fn mend(actor: &Actor, tenant: &Tenant, trouble: &IdentityTrouble) -> Result<bool, AdminError> {
+    match rotate_in_trouble(actor, &tenant.name, tenant.generation, trouble).await {
         Ok(true) => {}
         // Who works on the tenant leaves its roles as they must be.
-        Ok(false) | Err(OperatorError::Busy { .. }) => return Ok(false),
+        Ok(false) | Err(AdminError::Busy { .. }) => return Ok(false),
         Err(error) => return Err(error),
     }
     // It may have been suspended meanwhile, by somebody who did not wait for this.
-    role_attributes::follow_status(operator, &tenant.name).await;
-    let client = operator.central.client().await?;
+    role_attributes::follow_status(actor, &tenant.name).await;
+    let client = actor.central.client().await?;
     let detail = json!({ "because": trouble.said });
-    operator.audit(&**client, "tenant.roles_mended", Some(&tenant.name), &detail).await?;
+    actor.audit(&**client, "tenant.roles_mended", Some(&tenant.name), &detail).await?;
     Ok(true)
 }
 

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::control_path::{
     admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         host_connection::{HostAdmin, HostSession},
         pg_dump::{CopyPrograms, Definitions, Part, ssl_mode},
     },
@@ -54,14 +54,14 @@ pub(super) enum Stopped {
     /// Replication will not do for this tenant, here and now; a dump may.
     Unsuitable(String),
     /// Nothing will do.
-    Failed(OperatorError),
+    Failed(AdminError),
 }
 
 impl Stopped {
     /// What a host says is in the way of replication; everything else of the whole move.
-    pub fn of(error: OperatorError) -> Self {
+    pub fn of(error: AdminError) -> Self {
         match error {
-            OperatorError::Host { .. } | OperatorError::Connect { .. } => Self::Unsuitable(error.to_string()),
+            AdminError::Host { .. } | AdminError::Connect { .. } => Self::Unsuitable(error.to_string()),
             error => Self::Failed(error),
         }
     }
@@ -102,7 +102,7 @@ impl Schema {
         programs: &CopyPrograms,
         source: &Source,
         origin: &HostSession,
-    ) -> Result<(Self, Definitions), OperatorError> {
+    ) -> Result<(Self, Definitions), AdminError> {
         // Numbers first: what changes in between is told from what it was.
         let shape = origin.texts("looking at the shape of tables", SHAPE, &[]).await?.concat();
         let definitions = programs.definitions(&source.admin, &source.database, Part::All).await?;
@@ -189,7 +189,7 @@ impl<'a> Following<'a> {
 
     /// The publication, and the role that reads it: a member of the tenant's own, so that it may read all of the tenant's
     /// tables and nothing else. The password of the host's administrator stays with us.
-    async fn publish(&self, work: &Work<'_>) -> Result<SecretString, OperatorError> {
+    async fn publish(&self, work: &Work<'_>) -> Result<SecretString, AdminError> {
         let (name, tenant) = (ident(&self.name), ident(&self.source.roles.read_write));
         let tables =
             self.origin.texts("listing the tenant's tables", replication_checks::PUBLISHED, &[]).await?;
@@ -253,7 +253,7 @@ impl<'a> Following<'a> {
             if copied == tables && missing <= NEAR_BYTES {
                 return Ok(());
             }
-            work.operator.report_part("tables", copied, tables).await;
+            work.actor.report_part("tables", copied, tables).await;
             if at_work && (copied, missing) != moved.1 {
                 moved = (Instant::now(), (copied, missing));
             }
@@ -267,7 +267,7 @@ impl<'a> Following<'a> {
         }
     }
 
-    async fn standing(&self) -> Result<Standing, OperatorError> {
+    async fn standing(&self) -> Result<Standing, AdminError> {
         let sql = "SELECT s.subenabled,
                 EXISTS (SELECT FROM pg_catalog.pg_stat_subscription a WHERE a.subid = s.oid AND a.pid IS NOT NULL),
                 count(r) FILTER (WHERE r.srsubstate = 'r'), count(r)
@@ -275,13 +275,13 @@ impl<'a> Following<'a> {
             WHERE s.oid = $1 GROUP BY s.oid, s.subenabled";
         let rows = self.replica.query("asking how far the copy is", sql, &[&self.subscription]).await?;
         let Some(row) = rows.first() else {
-            return Err(OperatorError::Refused("somebody has dropped the subscription".to_owned()));
+            return Err(AdminError::Refused("somebody has dropped the subscription".to_owned()));
         };
         Ok(Standing { enabled: row.get(0), at_work: row.get(1), copied: row.get(2), tables: row.get(3) })
     }
 
     /// What the new host has not confirmed to have on its disk.
-    async fn missing_bytes(&self) -> Result<i64, OperatorError> {
+    async fn missing_bytes(&self) -> Result<i64, AdminError> {
         let sql = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn)::int8
                    FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL";
         let rows = self.origin.query("asking how far the copy is", sql, &[&self.name]).await?;
@@ -375,7 +375,7 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'";
 
-fn unsuitable(error: &OperatorError) -> Stopped {
+fn unsuitable(error: &AdminError) -> Stopped {
     Stopped::Unsuitable(error.to_string())
 }
 
@@ -391,18 +391,18 @@ const WAIT_AS_USUAL: &str = "RESET statement_timeout; RESET lock_timeout";
 /// # Errors
 /// A host, or the central database; then the next run goes on.
 pub(super) async fn sweep(
-    operator: &Operator,
+    actor: &Actor,
     lock: &TenantLock,
     operation: &mut Operation,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     if operation.arguments["follows"] != true {
         return Ok(());
     }
-    let unsubscribed = match HostAdmin::load(operator, &lock.client, operation.argument("host")).await {
+    let unsubscribed = match HostAdmin::load(actor, &lock.client, operation.argument("host")).await {
         Ok(admin) => unsubscribe(lock, operation, &admin).await,
         Err(error) => Err(error),
     };
-    let admin = HostAdmin::load(operator, &lock.client, operation.argument("from")).await?;
+    let admin = HostAdmin::load(actor, &lock.client, operation.argument("from")).await?;
     unpublish(operation, &admin).await?;
     unsubscribed?;
     operation.arguments["follows"] = false.into();
@@ -413,7 +413,7 @@ async fn unsubscribe(
     lock: &TenantLock,
     operation: &mut Operation,
     admin: &HostAdmin,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let session = admin.connect().await?;
     // By its number: since it is the tenant's, the tenant may have renamed it.
     let known = operation.arguments["subscription"].as_u64().and_then(|oid| u32::try_from(oid).ok());
@@ -427,7 +427,7 @@ async fn unsubscribe(
     end_subscription(admin, found.get(1), found.get(0)).await
 }
 
-async fn unpublish(operation: &Operation, admin: &HostAdmin) -> Result<(), OperatorError> {
+async fn unpublish(operation: &Operation, admin: &HostAdmin) -> Result<(), AdminError> {
     let (name, database) = (name_of(operation), operation.argument("database"));
     let session = admin.connect().await?;
     let ours = r"SELECT slot_name::text FROM pg_catalog.pg_replication_slots
@@ -448,7 +448,7 @@ async fn unpublish(operation: &Operation, admin: &HostAdmin) -> Result<(), Opera
     Ok(())
 }
 
-async fn drop_slot(session: &HostSession, slot: &str) -> Result<(), OperatorError> {
+async fn drop_slot(session: &HostSession, slot: &str) -> Result<(), AdminError> {
     let end = "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots
                WHERE slot_name = $1 AND active_pid IS NOT NULL";
     let drop = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots

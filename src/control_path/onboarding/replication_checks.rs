@@ -6,8 +6,8 @@
 use super::{replication::Stopped, source_host::Source};
 use crate::{
     control_path::admin::{
-        actor::OperatorError,
-        host_connection::{HostAdmin, HostSession, Rights},
+        actor::AdminError,
+        host_connection::{AdminRights, HostAdmin, HostSession},
     },
     data_path::tenant::TlsMode,
 };
@@ -88,11 +88,11 @@ SELECT why FROM (
 /// What would keep a dump from being made, in front of clients that wait for it.
 ///
 /// # Errors
-/// [`OperatorError::Refused`] with the way out.
-pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Result<(), OperatorError> {
+/// [`AdminError::Refused`] with the way out.
+pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Result<(), AdminError> {
     match origin.texts("looking for hidden rows", HIDDEN, &[]).await?.first() {
         None => Ok(()),
-        Some(table) => Err(OperatorError::Refused(format!(
+        Some(table) => Err(AdminError::Refused(format!(
             "policies of table {table} bind its owner, too (FORCE ROW LEVEL SECURITY), and hide rows from the administrator \
              of host {:?}; move it with one who may bypass them (BYPASSRLS, or a superuser), or ALTER TABLE … NO FORCE",
             source.admin.name
@@ -117,7 +117,7 @@ pub(super) async fn look(
         )));
     }
     for (session, sql) in [(origin, HERE), (there, THERE)] {
-        let Rights { superuser, .. } = session.rights().await.map_err(Stopped::of)?;
+        let AdminRights { superuser, .. } = session.rights().await.map_err(Stopped::of)?;
         let found = session.texts("looking for what is in the way", sql, &[&superuser]).await;
         if let Some(why) = found.map_err(Stopped::of)?.into_iter().next() {
             return Err(Stopped::Unsuitable(why));

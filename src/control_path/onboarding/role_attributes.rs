@@ -10,7 +10,7 @@ use super::{
     roles,
 };
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
 };
 
@@ -94,7 +94,7 @@ impl Belongings<'_> {
     ///
     /// # Errors
     /// The host.
-    pub async fn database_as_made(&self, session: &HostSession) -> Result<Vec<String>, OperatorError> {
+    pub async fn database_as_made(&self, session: &HostSession) -> Result<Vec<String>, AdminError> {
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
             [&self.database, &self.read_write, &self.read_only];
         session.texts("looking at the tenant's database", DATABASE_AS_MADE, &parameters).await
@@ -104,7 +104,7 @@ impl Belongings<'_> {
     ///
     /// # Errors
     /// The host.
-    pub async fn are_changed(&self, session: &HostSession) -> Result<bool, OperatorError> {
+    pub async fn are_changed(&self, session: &HostSession) -> Result<bool, AdminError> {
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
             [&self.database, &self.read_write, &self.read_only];
         let changed = session.texts("looking at the tenant's roles", CHANGED_ROLES, &parameters).await?;
@@ -115,7 +115,7 @@ impl Belongings<'_> {
     ///
     /// # Errors
     /// The host.
-    pub async fn reader_has_nothing(&self, session: &HostSession) -> Result<bool, OperatorError> {
+    pub async fn reader_has_nothing(&self, session: &HostSession) -> Result<bool, AdminError> {
         let sql = "SELECT FROM pg_catalog.pg_shdepend s
                    JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid AND r.rolname = $2
                    JOIN pg_catalog.pg_database d ON d.oid = s.dbid AND d.datname = $1
@@ -129,35 +129,35 @@ impl Belongings<'_> {
 
 /// Lets a tenant's roles log in on their host, or keeps them out, as the tenant's status says. Where that cannot be done now it is
 /// said and left: whoever closes a tenant must not fail because its host is down.
-pub async fn follow_status(operator: &Operator, name: &str) {
-    if let Err(error) = try_to_follow(operator, name, None).await {
+pub async fn follow_status(actor: &Actor, name: &str) {
+    if let Err(error) = try_to_follow(actor, name, None).await {
         let sentence = format!(
             "the right of the tenant's roles to log in directly on their host could not be changed ({error}); `pglobby doctor \
              --fix` does it once that is mended"
         );
-        operator.report_note(name, &sentence).await;
+        actor.report_note(name, &sentence).await;
     }
 }
 
 /// Lets a tenant's roles log in, before it is opened. Where that cannot be done now, the first connection that they are
 /// refused has them let in.
-pub async fn let_in(operator: &Operator, name: &str) {
-    if let Err(error) = try_to_follow(operator, name, Some(true)).await {
+pub async fn let_in(actor: &Actor, name: &str) {
+    if let Err(error) = try_to_follow(actor, name, Some(true)).await {
         let sentence = format!("the tenant's roles could not be let in on their host yet ({error})");
-        operator.report_note(name, &sentence).await;
+        actor.report_note(name, &sentence).await;
     }
 }
 
-async fn try_to_follow(operator: &Operator, name: &str, enter: Option<bool>) -> Result<(), OperatorError> {
-    let lock = TenantLock::take_at_once(operator, name).await?;
+async fn try_to_follow(actor: &Actor, name: &str, enter: Option<bool>) -> Result<(), AdminError> {
+    let lock = TenantLock::take_at_once(actor, name).await?;
     if Operation::left(&lock, "move").await?.is_some() {
-        return Err(OperatorError::Refused("its move is not finished".to_owned()));
+        return Err(AdminError::Refused("its move is not finished".to_owned()));
     }
     let sql = "SELECT host, status, username, ro_username FROM pglobby.tenants
                WHERE name = $1 AND status IN ('active', 'suspended')";
     let Some(row) = lock.client.query_opt(sql, &[&name]).await? else { return Ok(()) };
     let enter = enter.unwrap_or_else(|| row.get::<_, String>("status") == "active");
-    let admin = HostAdmin::load(operator, &lock.client, row.get("host")).await?;
+    let admin = HostAdmin::load(actor, &lock.client, row.get("host")).await?;
     let session = admin.connect().await?;
     let names: [Option<String>; 2] = [row.get("username"), row.get("ro_username")];
     for role in names.into_iter().flatten() {
@@ -172,7 +172,7 @@ async fn try_to_follow(operator: &Operator, name: &str, enter: Option<bool>) -> 
 ///
 /// # Errors
 /// The host.
-pub async fn allow(session: &HostSession, role: &str, enter: bool) -> Result<(), OperatorError> {
+pub async fn allow(session: &HostSession, role: &str, enter: bool) -> Result<(), AdminError> {
     let login = if enter { "LOGIN" } else { "NOLOGIN" };
     session
         .run(format!("setting {login} for role {role:?}"), &format!("ALTER ROLE {} {login}", ident(role)))

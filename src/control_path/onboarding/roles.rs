@@ -12,8 +12,8 @@ use super::{
 };
 use crate::control_path::{
     admin::{
-        actor::OperatorError,
-        host_connection::{HostAdmin, HostSession, Rights},
+        actor::AdminError,
+        host_connection::{AdminRights, HostAdmin, HostSession},
         host_locks::Prepared,
     },
     secrets::scram_verifier::scram_verifier,
@@ -42,7 +42,7 @@ pub fn new_mark(kind: &str, tenant: &str) -> String {
 ///
 /// # Errors
 /// The host, or no free name.
-pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, OperatorError> {
+pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, AdminError> {
     for attempt in 1..=ROLE_CANDIDATES_MAX {
         let (read_write, read_only) = role_names(tenant, attempt);
         let sql = "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = ANY ($1)";
@@ -51,7 +51,7 @@ pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, Operat
             return Ok(Roles { read_write, read_only });
         }
     }
-    Err(OperatorError::Refused(format!(
+    Err(AdminError::Refused(format!(
         "{ROLE_CANDIDATES_MAX} role names for tenant {tenant:?} are taken; drop what is not needed"
     )))
 }
@@ -59,14 +59,14 @@ pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, Operat
 /// Makes both roles, marked, all or nothing. The server sees verifiers, never a password: statements may be logged.
 ///
 /// # Errors
-/// The host; [`OperatorError::Exists`] where somebody was faster.
+/// The host; [`AdminError::Exists`] where somebody was faster.
 pub async fn create(
     session: &HostSession,
-    rights: &Rights,
+    rights: &AdminRights,
     roles: &Roles,
     passwords: &Passwords,
     mark: &str,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let mut sql = String::from("BEGIN;\n");
     for (role, password) in
         [(&roles.read_write, &passwords.read_write), (&roles.read_only, &passwords.read_only)]
@@ -89,10 +89,7 @@ pub async fn create(
             if matches!(error.code(), Some(&SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION)) =>
         {
             session.run("giving up on a role name", "ROLLBACK").await?;
-            Err(OperatorError::Exists(format!(
-                "role {:?} was made by somebody else just now",
-                roles.read_write
-            )))
+            Err(AdminError::Exists(format!("role {:?} was made by somebody else just now", roles.read_write)))
         }
         _ => made,
     }
@@ -102,7 +99,7 @@ pub async fn create(
 ///
 /// # Errors
 /// The host.
-pub async fn marked(session: &HostSession, mark: &str) -> Result<Vec<String>, OperatorError> {
+pub async fn marked(session: &HostSession, mark: &str) -> Result<Vec<String>, AdminError> {
     session
         .texts(
             "looking for the roles of an operation",
@@ -117,7 +114,7 @@ pub async fn marked(session: &HostSession, mark: &str) -> Result<Vec<String>, Op
 ///
 /// # Errors
 /// The host.
-pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<String>, OperatorError> {
+pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<String>, AdminError> {
     session
         .texts(
             "looking for the database of an operation",
@@ -132,7 +129,7 @@ pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<S
 ///
 /// # Errors
 /// The host.
-pub async fn shut_out(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), OperatorError> {
+pub async fn shut_out(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), AdminError> {
     if !ours(session, role).await? {
         return Ok(());
     }
@@ -152,7 +149,7 @@ pub async fn shut_out(admin: &HostAdmin, session: &HostSession, role: &str) -> R
 ///
 /// # Errors
 /// The host.
-pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), OperatorError> {
+pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Result<(), AdminError> {
     if !ours(session, role).await? {
         return Ok(());
     }
@@ -211,7 +208,7 @@ GROUP BY d.oid, d.datname, d.datdba, r.oid";
 ///
 /// # Errors
 /// The host.
-pub async fn ours(session: &HostSession, role: &str) -> Result<bool, OperatorError> {
+pub async fn ours(session: &HostSession, role: &str) -> Result<bool, AdminError> {
     let sql =
         "SELECT pg_catalog.shobj_description(oid, 'pg_authid') FROM pg_catalog.pg_roles WHERE rolname = $1";
     let rows = session.query(format!("looking at role {role:?}"), sql, &[&role]).await?;

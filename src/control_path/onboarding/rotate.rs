@@ -26,11 +26,11 @@ use super::{
 use crate::{
     control_path::{
         admin::{
-            actor::{Operator, OperatorError},
+            actor::{Actor, AdminError},
             host_connection::{HostAdmin, HostSession},
             tenants::missing,
         },
-        secrets::{scram_verifier::scram_verifier, seal::Place},
+        secrets::{scram_verifier::scram_verifier, seal::SecretLocation},
     },
     data_path::server::{IdentityTrouble, TroubleKind},
 };
@@ -63,12 +63,12 @@ struct Before {
 /// Gives the tenant's roles new passwords, or leaves the old ones.
 ///
 /// # Errors
-/// [`OperatorError`]; what was changed is changed back, or the error says that it could not be.
-pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, OperatorError> {
-    let rotated = rotate_if(operator, name, None).await;
+/// [`AdminError`]; what was changed is changed back, or the error says that it could not be.
+pub async fn rotate(actor: &Actor, name: &str) -> Result<RotatedTenant, AdminError> {
+    let rotated = rotate_if(actor, name, None).await;
     // A tenant that is suspended is locked again, whatever came of it.
-    role_attributes::follow_status(operator, name).await;
-    rotated?.ok_or_else(|| OperatorError::Refused(format!("nothing was rotated for tenant {name:?}")))
+    role_attributes::follow_status(actor, name).await;
+    rotated?.ok_or_else(|| AdminError::Refused(format!("nothing was rotated for tenant {name:?}")))
 }
 
 /// The same by itself, because the tenant's host has refused its role or its database; `false`: the tenant has other
@@ -77,30 +77,30 @@ pub async fn rotate(operator: &Operator, name: &str) -> Result<RotatedTenant, Op
 /// # Errors
 /// As [`rotate`].
 pub async fn rotate_in_trouble(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     generation: i64,
     trouble: &IdentityTrouble,
-) -> Result<bool, OperatorError> {
-    Ok(rotate_if(operator, name, Some((generation, trouble))).await?.is_some())
+) -> Result<bool, AdminError> {
+    Ok(rotate_if(actor, name, Some((generation, trouble))).await?.is_some())
 }
 
 async fn rotate_if(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     trouble: Option<(i64, &IdentityTrouble)>,
-) -> Result<Option<RotatedTenant>, OperatorError> {
-    let mut lock = TenantLock::take(operator, name).await?;
+) -> Result<Option<RotatedTenant>, AdminError> {
+    let mut lock = TenantLock::take(actor, name).await?;
     if Operation::left(&lock, "move").await?.is_some() {
         Operation::refuse_unfinished(&lock).await?;
     }
-    let before = load(operator, &lock).await?;
+    let before = load(actor, &lock).await?;
     if let Some((generation, _)) = trouble
         && (before.generation != generation || before.status != "active")
     {
         return Ok(None);
     }
-    let admin = HostAdmin::load(operator, &lock.client, &before.host).await?;
+    let admin = HostAdmin::load(actor, &lock.client, &before.host).await?;
     let (session, _) = enter_host(&admin, before.id).await?;
     for role in before.roles() {
         if !roles::ours(&session, role).await? {
@@ -108,7 +108,7 @@ async fn rotate_if(
             if trouble.is_some_and(|(_, trouble)| trouble.is_silent()) {
                 return Ok(None);
             }
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "role {role:?} on host {:?} was not made by pglobby (its comment says so), so its password is left alone",
                 before.host
             )));
@@ -122,24 +122,24 @@ async fn rotate_if(
         return Ok(None);
     }
 
-    let operation = begin(operator, &mut lock, before.id).await?;
+    let operation = begin(actor, &mut lock, before.id).await?;
     let passwords = new_passwords();
-    let changed = change(operator, &mut lock, &operation, &session, &before, &passwords).await;
+    let changed = change(actor, &mut lock, &operation, &session, &before, &passwords).await;
     let proved = match changed {
         Ok(()) => verify(&admin, &session, &before, &passwords).await,
         Err(error) => Err(error),
     };
     let done = match proved {
-        Ok(()) => finish(operator, &mut lock, &operation, &before, "done").await,
+        Ok(()) => finish(actor, &mut lock, &operation, &before, "done").await,
         Err(error) => Err(error),
     };
     match done {
         Ok(()) => {
-            operator.report(name, "rotated").await;
+            actor.report(name, "rotated").await;
             let roles = before.roles().map(str::to_owned).collect();
             Ok(Some(RotatedTenant { name: name.to_owned(), status: before.status, roles }))
         }
-        Err(error) => Err(undo_after(operator, &mut lock, &operation, &admin, &before, error).await),
+        Err(error) => Err(undo_after(actor, &mut lock, &operation, &admin, &before, error).await),
     }
 }
 
@@ -157,10 +157,12 @@ impl Before {
     }
 
     /// The passwords in use, opened; `None` if they do not open.
-    fn passwords(&self, operator: &Operator) -> Option<Passwords> {
+    fn passwords(&self, actor: &Actor) -> Option<Passwords> {
         let row = self.id.to_string();
         let open = |column, blob: &Option<Vec<u8>>| match blob {
-            Some(blob) => operator.keyring.open(&Place { table: "tenants", row: &row, column }, blob).ok(),
+            Some(blob) => {
+                actor.keyring.open(&SecretLocation { table: "tenants", row: &row, column }, blob).ok()
+            }
             None => None,
         };
         let read_write = open("sealed_password", &self.sealed)?;
@@ -172,16 +174,16 @@ impl Before {
     }
 }
 
-async fn load(operator: &Operator, lock: &TenantLock) -> Result<Before, OperatorError> {
+async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
     let sql = "SELECT id, status, host, database, username, ro_username, sealed_password, sealed_ro_password,
                       generation, adopted
                FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
     let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
-        return Err(missing(operator, &lock.client, &lock.name).await);
+        return Err(missing(actor, &lock.client, &lock.name).await);
     };
     let status: String = row.get("status");
     if !matches!(status.as_str(), "active" | "suspended") {
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "tenant {:?} is {status}; only one that is active or suspended has passwords to rotate",
             lock.name
         )));
@@ -201,27 +203,27 @@ async fn load(operator: &Operator, lock: &TenantLock) -> Result<Before, Operator
 }
 
 /// Records that it begins; what a dead run recorded is closed, since this one does all of it again.
-async fn begin(operator: &Operator, lock: &mut TenantLock, id: i64) -> Result<Operation, OperatorError> {
+async fn begin(actor: &Actor, lock: &mut TenantLock, id: i64) -> Result<Operation, AdminError> {
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
     Operation::supersede(&transaction, id, &["rotate"]).await?;
-    let operation = Operation::begin(&transaction, operator, "rotate", id, json!({ "name": name })).await?;
+    let operation = Operation::begin(&transaction, actor, "rotate", id, json!({ "name": name })).await?;
     transaction.commit().await?;
-    operator.report_begun(operation.id).await;
-    operator.report(&name, "begun").await;
+    actor.report_begun(operation.id).await;
+    actor.report(&name, "begun").await;
     Ok(operation)
 }
 
 async fn change(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,
     session: &HostSession,
     before: &Before,
     passwords: &Passwords,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let name = lock.name.clone();
-    let sealed = passwords.seal(operator, before.id)?;
+    let sealed = passwords.seal(actor, before.id)?;
     for statement in before.belongings().database_as_made(session).await? {
         session.run("putting the tenant's database right", &statement).await?;
     }
@@ -241,12 +243,12 @@ async fn change(
         let _ = session.run("giving up the new passwords", "ROLLBACK").await;
         return Err(error);
     }
-    operator.report(&name, "prepared").await;
+    actor.report(&name, "prepared").await;
 
     session.run("changing the passwords", "COMMIT").await?;
-    operator.report(&name, "roles").await;
+    actor.report(&name, "roles").await;
     transaction.commit().await?;
-    operator.report(&name, "stored").await;
+    actor.report(&name, "stored").await;
     Ok(())
 }
 
@@ -270,7 +272,7 @@ async fn store(
     id: i64,
     sealed: Option<&Vec<u8>>,
     sealed_ro: Option<&Vec<u8>>,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let sql = "UPDATE pglobby.tenants SET sealed_password = $2, sealed_ro_password = $3 WHERE id = $1";
     client.execute(sql, &[&id, &sealed, &sealed_ro]).await?;
     Ok(())
@@ -282,7 +284,7 @@ async fn verify(
     session: &HostSession,
     before: &Before,
     passwords: &Passwords,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     if !before.adopted && before.belongings().reader_has_nothing(session).await? {
         let read_only = before.read_only.clone().unwrap_or_default();
         let roles = Roles { read_write: before.read_write.clone(), read_only };
@@ -295,49 +297,49 @@ async fn verify(
 }
 
 async fn finish(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,
     before: &Before,
     status: &str,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
     operation.close(&transaction, status, &name).await?;
     let action = if status == "done" { "tenant.rotate" } else { "tenant.rotate.undone" };
     let roles: Vec<&str> = before.roles().collect();
     let detail = json!({ "operation": operation.id, "roles": roles });
-    operator.audit(&transaction, action, Some(&name), &detail).await?;
+    actor.audit(&transaction, action, Some(&name), &detail).await?;
     transaction.commit().await?;
     Ok(())
 }
 
 /// Both places as they were, over connections of their own: which one of the commits failed need not be known.
 async fn undo_after(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,
     admin: &HostAdmin,
     before: &Before,
-    error: OperatorError,
-) -> OperatorError {
+    error: AdminError,
+) -> AdminError {
     let undone = async {
-        let old = before.passwords(operator).ok_or_else(|| {
-            OperatorError::Refused("the old passwords do not open with any key of the ring".to_owned())
+        let old = before.passwords(actor).ok_or_else(|| {
+            AdminError::Refused("the old passwords do not open with any key of the ring".to_owned())
         })?;
         let session = admin.connect().await?;
         session
             .run("restoring the old passwords", &format!("BEGIN;\n{}COMMIT", alter_roles(before, &old)))
             .await?;
         store(&lock.client, before.id, before.sealed.as_ref(), before.sealed_ro.as_ref()).await?;
-        finish(operator, lock, operation, before, "undone").await
+        finish(actor, lock, operation, before, "undone").await
     };
     match undone.await {
         Ok(()) => {
-            operator.report(&lock.name, "undone").await;
-            OperatorError::Refused(format!("{error}. The old passwords are in use again"))
+            actor.report(&lock.name, "undone").await;
+            AdminError::Refused(format!("{error}. The old passwords are in use again"))
         }
-        Err(second) => OperatorError::Refused(format!(
+        Err(second) => AdminError::Refused(format!(
             "{error}. Going back to the old passwords failed as well ({second}); mend it and run `pglobby tenant rotate {}` \
              again, which makes new ones",
             shell_word(&lock.name)

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio_postgres::error::ErrorPosition;
 
 use crate::control_path::admin::{
-    actor::{OperatorError, server_words},
+    actor::{AdminError, server_words},
     host_connection::HostSession,
 };
 
@@ -28,13 +28,13 @@ pub struct SchemaFile {
 /// Reads all files, before anything is made.
 ///
 /// # Errors
-/// [`OperatorError::Invalid`]: not there, not UTF-8, too large.
-pub fn read(paths: &[PathBuf]) -> Result<Vec<SchemaFile>, OperatorError> {
+/// [`AdminError::Invalid`]: not there, not UTF-8, too large.
+pub fn read(paths: &[PathBuf]) -> Result<Vec<SchemaFile>, AdminError> {
     paths.iter().map(|path| read_one(path)).collect()
 }
 
-fn read_one(path: &Path) -> Result<SchemaFile, OperatorError> {
-    let wrong = |what: String| OperatorError::Invalid(format!("schema file {}: {what}", path.display()));
+fn read_one(path: &Path) -> Result<SchemaFile, AdminError> {
+    let wrong = |what: String| AdminError::Invalid(format!("schema file {}: {what}", path.display()));
     let length = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
     if length > SCHEMA_FILE_BYTES_MAX {
         return Err(wrong(format!("{length} bytes are more than {SCHEMA_FILE_BYTES_MAX}")));
@@ -51,8 +51,8 @@ fn read_one(path: &Path) -> Result<SchemaFile, OperatorError> {
 /// Runs one file over a session of the tenant's role.
 ///
 /// # Errors
-/// [`OperatorError::Invalid`] with file, line, column and the server's words.
-pub async fn load(session: &HostSession, file: &SchemaFile) -> Result<(), OperatorError> {
+/// [`AdminError::Invalid`] with file, line, column and the server's words.
+pub async fn load(session: &HostSession, file: &SchemaFile) -> Result<(), AdminError> {
     session.run_text(&file.sql).await.map_err(|error| {
         let place = match error.as_db_error().and_then(|said| said.position()) {
             Some(ErrorPosition::Original(position)) => {
@@ -61,7 +61,7 @@ pub async fn load(session: &HostSession, file: &SchemaFile) -> Result<(), Operat
             }
             _ => file.path.display().to_string(),
         };
-        OperatorError::Invalid(format!(
+        AdminError::Invalid(format!(
             "schema file {place}: {}{}",
             server_words(&error),
             hint(&error, &file.sql)

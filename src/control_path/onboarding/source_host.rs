@@ -6,7 +6,7 @@ use super::{
     roles::{self, Roles},
 };
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
     tenants::missing,
 };
@@ -69,20 +69,20 @@ impl Source {
     ///
     /// # Errors
     /// No such tenant, one that is not open, or its host.
-    pub async fn load(operator: &Operator, lock: &TenantLock) -> Result<Self, OperatorError> {
+    pub async fn load(actor: &Actor, lock: &TenantLock) -> Result<Self, AdminError> {
         let sql = "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
                    WHERE name = $1 AND status <> 'dropped'";
         let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
-            return Err(missing(operator, &lock.client, &lock.name).await);
+            return Err(missing(actor, &lock.client, &lock.name).await);
         };
         let status: String = row.get("status");
         if !matches!(status.as_str(), "active" | "suspended") {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "tenant {:?} is {status}; only one that is active or suspended can move",
                 lock.name
             )));
         }
-        let admin = HostAdmin::load(operator, &lock.client, row.get("host")).await?;
+        let admin = HostAdmin::load(actor, &lock.client, row.get("host")).await?;
         let session = admin.connect().await?;
         let database: String = row.get("database");
         let found = session
@@ -94,7 +94,7 @@ impl Source {
             )
             .await?;
         let Some(found) = found.first() else {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "there is no database {database:?} on host {:?}; see `pglobby doctor`",
                 admin.name
             )));
@@ -124,15 +124,15 @@ impl Source {
     /// What cannot be moved, and where to it cannot be moved.
     ///
     /// # Errors
-    /// [`OperatorError::Refused`] or [`OperatorError::Exists`], before anything is made.
+    /// [`AdminError::Refused`] or [`AdminError::Exists`], before anything is made.
     pub async fn refuse_unmovable(
         &self,
         lock: &TenantLock,
         target: &HostSession,
         host: &str,
-    ) -> Result<(), OperatorError> {
+    ) -> Result<(), AdminError> {
         if self.adopted {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "tenant {:?} was adopted: its tables belong to roles that the other host does not know; copy it with \
                  pg_dump and adopt the copy",
                 lock.name
@@ -140,7 +140,7 @@ impl Source {
         }
         for role in [&self.roles.read_write, &self.roles.read_only] {
             if !role.is_empty() && !roles::ours(&self.session, role).await? {
-                return Err(OperatorError::Refused(format!(
+                return Err(AdminError::Refused(format!(
                     "role {role:?} on host {:?} was not made by pglobby (its comment says so), so it is left alone",
                     self.admin.name
                 )));
@@ -151,7 +151,7 @@ impl Source {
             target.rights().await?.server_version / 10_000,
         );
         if there < here {
-            return Err(OperatorError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "host {host:?} is PostgreSQL {there}, older than {here} where the tenant is now; a dump goes upwards only"
             )));
         }
@@ -162,7 +162,7 @@ impl Source {
         if there.is_empty() && lock.client.query(claimed, &[&host, &self.database]).await?.is_empty() {
             return Ok(());
         }
-        Err(OperatorError::Exists(format!(
+        Err(AdminError::Exists(format!(
             "there is a database {:?} on host {host:?} already; rename or drop that first",
             self.database
         )))
@@ -186,7 +186,7 @@ impl Source {
     ///
     /// # Errors
     /// The host.
-    pub async fn sessions(&self) -> Result<i64, OperatorError> {
+    pub async fn sessions(&self) -> Result<i64, AdminError> {
         let sql = "SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = ANY ($1))
                      + (SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = $2)";
         let roles = vec![&self.roles.read_write, &self.roles.read_only];
@@ -207,7 +207,7 @@ impl Source {
     ///
     /// # Errors
     /// The host.
-    pub async fn settings(&self, new: &Roles) -> Result<Vec<String>, OperatorError> {
+    pub async fn settings(&self, new: &Roles) -> Result<Vec<String>, AdminError> {
         let rows = self
             .session
             .query(

@@ -2,7 +2,7 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::control_path::admin::{actor::OperatorError, host_connection::HostAdmin};
+use crate::control_path::admin::{actor::AdminError, host_connection::HostAdmin};
 
 /// How often a subscription may have another name when it is ended than a moment before.
 const RENAMED_MAX: u32 = 20;
@@ -12,11 +12,7 @@ const RENAMED_MAX: u32 = 20;
 ///
 /// # Errors
 /// The host.
-pub(super) async fn end_subscription(
-    admin: &HostAdmin,
-    database: &str,
-    oid: u32,
-) -> Result<(), OperatorError> {
+pub(super) async fn end_subscription(admin: &HostAdmin, database: &str, oid: u32) -> Result<(), AdminError> {
     let inside = admin.connect_to(database).await?.before_tenants(admin).await?;
     let doing = "ending the subscription";
     let workers = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_subscription

@@ -10,7 +10,7 @@ use super::{
     subscriptions::end_subscription,
 };
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
     host_locks::Prepared,
 };
@@ -19,9 +19,9 @@ use crate::control_path::admin::{
 ///
 /// # Errors
 /// The host or the central database; then it is still there for the next try.
-pub async fn undo_remains(operator: &Operator, lock: &mut TenantLock) -> Result<(), OperatorError> {
+pub async fn undo_remains(actor: &Actor, lock: &mut TenantLock) -> Result<(), AdminError> {
     match Operation::left_running(lock).await? {
-        Some(operation) if operation.kind == "drop" => Err(OperatorError::Refused(format!(
+        Some(operation) if operation.kind == "drop" => Err(AdminError::Refused(format!(
             "tenant {name:?} is being dropped; finish that first with `pglobby tenant drop {word}`",
             name = lock.name,
             word = shell_word(&lock.name)
@@ -33,7 +33,7 @@ pub async fn undo_remains(operator: &Operator, lock: &mut TenantLock) -> Result<
                 step = operation.step,
                 "undoing what a dead run left"
             );
-            undo(operator, lock, &operation).await
+            undo(actor, lock, &operation).await
         }
         None => Ok(()),
     }
@@ -41,19 +41,19 @@ pub async fn undo_remains(operator: &Operator, lock: &mut TenantLock) -> Result<
 
 /// After `error`: undoes, and tells of both if that fails too.
 pub(super) async fn undo_after(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,
-    error: OperatorError,
-) -> OperatorError {
-    if matches!(error, OperatorError::Busy { .. }) {
+    error: AdminError,
+) -> AdminError {
+    if matches!(error, AdminError::Busy { .. }) {
         return error; // no longer ours to undo
     }
-    let Err(second) = undo(operator, lock, operation).await else { return error };
+    let Err(second) = undo(actor, lock, operation).await else { return error };
     if let Err(third) = operation.note_failure(lock, &error).await {
         tracing::warn!(cause = %third, "the failure could not be recorded");
     }
-    OperatorError::Refused(format!(
+    AdminError::Refused(format!(
         "{error}. Undoing that failed as well ({second}); mend it and run the same command again, or `pglobby tenant \
          drop {}`",
         shell_word(&lock.name)
@@ -65,11 +65,11 @@ pub(super) async fn undo_after(
 /// # Errors
 /// The host or the central database.
 pub(super) async fn undo(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,
-) -> Result<(), OperatorError> {
-    let admin = HostAdmin::load(operator, &lock.client, operation.argument("host")).await?;
+) -> Result<(), AdminError> {
+    let admin = HostAdmin::load(actor, &lock.client, operation.argument("host")).await?;
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
     let mark = operation.argument("mark");
 
@@ -90,24 +90,24 @@ pub(super) async fn undo(
         roles::release(&admin, &session, &role).await?;
     }
 
-    forget(operator, lock, operation).await
+    forget(actor, lock, operation).await
 }
 
 /// Closes an operation that has left nothing (any more) on its host, and takes the tenant's row away.
 pub(super) async fn forget(
-    operator: &Operator,
+    actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
     operation.close(&transaction, "undone", &name).await?;
     let sql = "DELETE FROM pglobby.tenants WHERE id = $1 AND status = 'provisioning'";
     transaction.execute(sql, &[&operation.tenant_id]).await?;
     let detail = serde_json::json!({ "operation": operation.id, "step": operation.step });
-    operator.audit(&transaction, &format!("tenant.{}.undone", operation.kind), Some(&name), &detail).await?;
+    actor.audit(&transaction, &format!("tenant.{}.undone", operation.kind), Some(&name), &detail).await?;
     transaction.commit().await?;
-    operator.report(&name, "undone").await;
+    actor.report(&name, "undone").await;
     Ok(())
 }
 
@@ -119,7 +119,7 @@ pub(super) async fn drop_database(
     admin: &HostAdmin,
     session: &HostSession,
     database: &str,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     let name = ident(database);
     let doing = format!("dropping database {database:?}");
     free_database(admin, session, database).await?;
@@ -135,11 +135,7 @@ pub(super) async fn drop_database(
 }
 
 /// Ends what would keep a database from being dropped, and can be ended from inside only.
-async fn free_database(
-    admin: &HostAdmin,
-    session: &HostSession,
-    database: &str,
-) -> Result<(), OperatorError> {
+async fn free_database(admin: &HostAdmin, session: &HostSession, database: &str) -> Result<(), AdminError> {
     let prepared = Prepared::of(session, "", database).await?;
     let subscribed = "SELECT s.oid FROM pg_catalog.pg_subscription s
                       JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = $1";

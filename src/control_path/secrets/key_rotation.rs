@@ -10,12 +10,12 @@ use tokio_postgres::Client;
 
 use super::{
     keyring::{Keyring, KeyringError},
-    seal::Place,
+    seal::SecretLocation,
 };
 use crate::{
     config::Config,
     control_path::admin::{
-        actor::{Operator, OperatorError},
+        actor::{Actor, AdminError},
         operations,
     },
 };
@@ -45,7 +45,7 @@ pub struct KeyUse {
 
 /// What a rotation did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Rotated {
+pub struct RotatedKeys {
     /// The key everything is sealed with now.
     pub key: String,
     /// Whether it was made just now; otherwise an earlier run or `key generate` made it.
@@ -60,10 +60,10 @@ pub struct Rotated {
 ///
 /// # Errors
 /// The central database.
-pub async fn list(operator: &Operator) -> Result<Vec<KeyUse>, OperatorError> {
-    let client = operator.central.client().await?;
+pub async fn list(actor: &Actor) -> Result<Vec<KeyUse>, AdminError> {
+    let client = actor.central.client().await?;
     let sealed = count_by_key(&client).await?;
-    Ok(uses(&operator.keyring.fresh(), sealed))
+    Ok(uses(&actor.keyring.fresh(), sealed))
 }
 
 fn uses(keyring: &Keyring, mut sealed: BTreeMap<String, u64>) -> Vec<KeyUse> {
@@ -80,7 +80,7 @@ fn uses(keyring: &Keyring, mut sealed: BTreeMap<String, u64>) -> Vec<KeyUse> {
     in_ring.into_iter().chain(lost).collect()
 }
 
-async fn count_by_key(client: &Client) -> Result<BTreeMap<String, u64>, OperatorError> {
+async fn count_by_key(client: &Client) -> Result<BTreeMap<String, u64>, AdminError> {
     let mut counts = BTreeMap::new();
     for (table, _, _, column) in PLACES {
         let sql = format!("SELECT {column} FROM pglobby.{table} WHERE {column} IS NOT NULL");
@@ -97,9 +97,9 @@ async fn count_by_key(client: &Client) -> Result<BTreeMap<String, u64>, Operator
 ///
 /// # Errors
 /// The ring is not in a file, or the file cannot be written.
-pub async fn generate(operator: &Operator, config: &Config) -> Result<String, OperatorError> {
-    let lock = lock_ring(operator).await?;
-    add_key(operator, &lock, config).await
+pub async fn generate(actor: &Actor, config: &Config) -> Result<String, AdminError> {
+    let lock = lock_ring(actor).await?;
+    add_key(actor, &lock, config).await
 }
 
 /// Seals everything with one key: the writing one if something is not sealed with it yet, else a fresh one. With
@@ -108,51 +108,51 @@ pub async fn generate(operator: &Operator, config: &Config) -> Result<String, Op
 /// # Errors
 /// The ring, the central database, or a credential that does not open; what was done stays done, and the next run
 /// goes on.
-pub async fn rotate(operator: &Operator, config: &Config, retire: bool) -> Result<Rotated, OperatorError> {
+pub async fn rotate(actor: &Actor, config: &Config, retire: bool) -> Result<RotatedKeys, AdminError> {
     ring_file(config)?;
-    let mut client = lock_ring(operator).await?;
-    let operation = begin(operator, &client).await?;
-    let rotated = rotate_recorded(operator, config, retire, &mut client, operation).await;
+    let mut client = lock_ring(actor).await?;
+    let operation = begin(actor, &client).await?;
+    let rotated = rotate_recorded(actor, config, retire, &mut client, operation).await;
     match &rotated {
         Ok(_) => {
             let sql = "UPDATE pglobby.operations SET status = 'done', updated_at = now() WHERE id = $1";
             client.execute(sql, &[&operation]).await?;
         }
-        Err(error) => operations::note_error(operator, operation, error).await?,
+        Err(error) => operations::note_error(actor, operation, error).await?,
     }
     rotated
 }
 
 /// Records that it begins. What a dead run recorded is closed, because this one goes on with its work.
-async fn begin(operator: &Operator, client: &Client) -> Result<i64, OperatorError> {
+async fn begin(actor: &Actor, client: &Client) -> Result<i64, AdminError> {
     let supersede =
         "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it',
                             updated_at = now()
                      WHERE kind = 'key_rotate' AND status IN ('running', 'failed')";
     client.execute(supersede, &[]).await?;
     let sql = "INSERT INTO pglobby.operations (kind, actor) VALUES ('key_rotate', $1) RETURNING id";
-    let operation = client.query_one(sql, &[&operator.actor]).await?.get(0);
-    operator.report_begun(operation).await;
+    let operation = client.query_one(sql, &[&actor.name]).await?.get(0);
+    actor.report_begun(operation).await;
     Ok(operation)
 }
 
 async fn rotate_recorded(
-    operator: &Operator,
+    actor: &Actor,
     config: &Config,
     retire: bool,
     client: &mut Client,
     operation: i64,
-) -> Result<Rotated, OperatorError> {
+) -> Result<RotatedKeys, AdminError> {
     let ring = Keyring::load(config)?;
     let outdated = count_by_key(client).await?.keys().any(|key| key != ring.writing_key());
     if !outdated {
-        add_key(operator, client, config).await?;
+        add_key(actor, client, config).await?;
     }
     let mut ring = Keyring::load(config)?;
     let all: u64 = count_by_key(client).await?.values().sum();
     let (mut resealed, mut looked_at) = (0, 0);
     for place in PLACES {
-        resealed += reseal(operator, client, &ring, place, (&mut looked_at, all)).await?;
+        resealed += reseal(actor, client, &ring, place, (&mut looked_at, all)).await?;
         let step = format!("{}.{}", place.0, place.3);
         let sql = "UPDATE pglobby.operations SET step = $2, updated_at = now() WHERE id = $1";
         client.execute(sql, &[&operation, &step]).await?;
@@ -170,22 +170,22 @@ async fn rotate_recorded(
     }
     let key = ring.writing_key().to_owned();
     let detail = json!({ "key": key, "resealed": resealed, "retired": retired, "operation": operation });
-    operator.audit(client, "key.rotate", None, &detail).await?;
-    Ok(Rotated { key, generated: !outdated, resealed, retired })
+    actor.audit(client, "key.rotate", None, &detail).await?;
+    Ok(RotatedKeys { key, generated: !outdated, resealed, retired })
 }
 
 /// One at a time: of two that write the ring at once, one's key would be lost with all that it sealed.
-async fn lock_ring(operator: &Operator) -> Result<Client, OperatorError> {
-    let client = operator.central.connect_to(operator.central.database()).await?;
+async fn lock_ring(actor: &Actor) -> Result<Client, AdminError> {
+    let client = actor.central.connect_to(actor.central.database()).await?;
     let sql = "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('pglobby key ring', 0))";
     client.execute(sql, &[]).await?;
     Ok(client)
 }
 
-fn ring_file(config: &Config) -> Result<&std::path::Path, OperatorError> {
+fn ring_file(config: &Config) -> Result<&std::path::Path, AdminError> {
     match (&config.keys_text, &config.keys_file) {
         (None, Some(path)) => Ok(path),
-        _ => Err(OperatorError::Refused(
+        _ => Err(AdminError::Refused(
             "the key ring is in PGLOBBY_KEYS, which cannot be written; put it into a file ([keys] file) for as long as \
              keys change"
                 .to_owned(),
@@ -193,7 +193,7 @@ fn ring_file(config: &Config) -> Result<&std::path::Path, OperatorError> {
     }
 }
 
-async fn add_key(operator: &Operator, lock: &Client, config: &Config) -> Result<String, OperatorError> {
+async fn add_key(actor: &Actor, lock: &Client, config: &Config) -> Result<String, AdminError> {
     let path = ring_file(config)?;
     let id = match Keyring::load(config) {
         Ok(mut ring) => {
@@ -208,17 +208,17 @@ async fn add_key(operator: &Operator, lock: &Client, config: &Config) -> Result<
         }
         Err(error) => return Err(error.into()),
     };
-    operator.audit(lock, "key.generate", None, &json!({ "key": id })).await?;
+    actor.audit(lock, "key.generate", None, &json!({ "key": id })).await?;
     Ok(id)
 }
 
 async fn reseal(
-    operator: &Operator,
+    actor: &Actor,
     client: &mut Client,
     ring: &Keyring,
     (table, key, key_type, column): (&'static str, &str, &str, &'static str),
     (looked_at, all): (&mut u64, u64),
-) -> Result<u64, OperatorError> {
+) -> Result<u64, AdminError> {
     let batch = format!(
         "SELECT {key}::text, {column} FROM pglobby.{table}
          WHERE {column} IS NOT NULL AND {key}::text COLLATE \"C\" > $1
@@ -232,7 +232,7 @@ async fn reseal(
         for row in &rows {
             let (id, blob): (String, Vec<u8>) = (row.get(0), row.get(1));
             if Keyring::key_of(&blob) != Some(ring.writing_key()) {
-                let place = Place { table, row: &id, column };
+                let place = SecretLocation { table, row: &id, column };
                 let sealed = ring.seal(&place, &ring.open(&place, &blob)?)?;
                 resealed += transaction.execute(&update, &[&id, &sealed]).await?;
             }
@@ -243,6 +243,6 @@ async fn reseal(
             return Ok(resealed);
         }
         *looked_at += rows.len() as u64;
-        operator.report_part("credentials", *looked_at, all).await;
+        actor.report_part("credentials", *looked_at, all).await;
     }
 }

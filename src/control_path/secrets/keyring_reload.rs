@@ -16,12 +16,12 @@ use tracing::{info, warn};
 
 use super::{
     keyring::{Keyring, KeyringError},
-    seal::{Place, SealError},
+    seal::{SealError, SecretLocation},
 };
 use crate::config::Config;
 
 /// A ring and where it came from.
-pub struct LiveKeyring {
+pub struct ReloadableKeyring {
     ring: ArcSwap<Keyring>,
     origin: Mutex<Origin>,
 }
@@ -39,7 +39,7 @@ struct Version {
     modified: (i64, i64),
 }
 
-impl LiveKeyring {
+impl ReloadableKeyring {
     /// The ring that `config` names.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl LiveKeyring {
     ///
     /// # Errors
     /// [`SealError`].
-    pub fn seal(&self, place: &Place<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
+    pub fn seal(&self, place: &SecretLocation<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
         self.fresh().seal(place, secret)
     }
 
@@ -78,7 +78,7 @@ impl LiveKeyring {
     ///
     /// # Errors
     /// [`SealError`].
-    pub fn open(&self, place: &Place<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
+    pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
         match self.ring.load().open(place, blob) {
             Err(SealError::UnknownKey { .. } | SealError::DoesNotOpen { .. }) if self.look_again() => {
                 self.ring.load().open(place, blob)
@@ -116,9 +116,9 @@ fn version_of(config: &Config) -> Option<Version> {
     Some(Version { inode: metadata.ino(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
 }
 
-impl std::fmt::Debug for LiveKeyring {
+impl std::fmt::Debug for ReloadableKeyring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("LiveKeyring").field(&self.ring.load()).finish()
+        f.debug_tuple("ReloadableKeyring").field(&self.ring.load()).finish()
     }
 }
 
@@ -126,7 +126,7 @@ impl std::fmt::Debug for LiveKeyring {
 mod tests {
     use super::*;
 
-    const ACME: Place<'_> = Place { table: "tenants", row: "7", column: "sealed_password" };
+    const ACME: SecretLocation<'_> = SecretLocation { table: "tenants", row: "7", column: "sealed_password" };
 
     #[test]
     fn a_key_added_while_it_runs_is_found_and_a_broken_file_changes_nothing() {
@@ -136,7 +136,7 @@ mod tests {
         ring.create_file(&path).unwrap();
         let text = "[central]\nurl = \"postgres://m@h/c\"\n[keys]\nfile = \"keyring.toml\"\n";
         let config = Config::read(text, Some(&folder.path().join("proxy.toml")), &|_| None).unwrap();
-        let live = LiveKeyring::load(&config).unwrap();
+        let live = ReloadableKeyring::load(&config).unwrap();
 
         let added = ring.add_key();
         let blob = ring.seal(&ACME, &SecretString::from("x")).unwrap();

@@ -13,16 +13,16 @@ const ALPHABET: &[u8; 57] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrs
 
 /// A login's password, and whether it must be told because nobody knows it yet.
 #[derive(Debug, Clone)]
-pub struct Given {
+pub struct LoginPassword {
     /// What it is.
     pub password: SecretString,
     /// Made here.
     pub generated: bool,
 }
 
-impl Given {
+impl LoginPassword {
     /// The caller's own, or one made here.
-    pub fn by(caller: Option<SecretString>) -> Self {
+    pub fn given_or_generated(caller: Option<SecretString>) -> Self {
         match caller {
             Some(password) => Self { password, generated: false },
             None => Self { password: generate_password(), generated: true },

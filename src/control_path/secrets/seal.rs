@@ -19,7 +19,7 @@ const TAG_BYTES: usize = 16;
 
 /// Where in the central database a sealed credential lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place<'a> {
+pub struct SecretLocation<'a> {
     /// `tenants` or `hosts`.
     pub table: &'static str,
     /// The row's key: a tenant's id in decimal, a host's name.
@@ -28,7 +28,7 @@ pub struct Place<'a> {
     pub column: &'static str,
 }
 
-impl std::fmt::Display for Place<'_> {
+impl std::fmt::Display for SecretLocation<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{} of {:?}", self.table, self.column, self.row)
     }
@@ -82,7 +82,7 @@ impl Keyring {
     ///
     /// # Errors
     /// [`SealError::CouldNotSeal`].
-    pub fn seal(&self, place: &Place<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
+    pub fn seal(&self, place: &SecretLocation<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
         let failed = || SealError::CouldNotSeal { place: place.to_string() };
         let id = self.writing_key();
         let key = self.key(id).ok_or_else(failed)?;
@@ -97,7 +97,7 @@ impl Keyring {
     ///
     /// # Errors
     /// Every [`SealError`] but `CouldNotSeal`.
-    pub fn open(&self, place: &Place<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
+    pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
         let Sealed { key_id, nonce, ciphertext } = Sealed::parse(place, blob)?;
         let key = self
             .key(key_id)
@@ -113,7 +113,7 @@ impl Keyring {
 
     /// The id of the key a blob was sealed with; `None` where that cannot be a blob.
     pub fn key_of(blob: &[u8]) -> Option<&str> {
-        let nowhere = Place { table: "", row: "", column: "" };
+        let nowhere = SecretLocation { table: "", row: "", column: "" };
         Sealed::parse(&nowhere, blob).ok().map(|sealed| sealed.key_id)
     }
 }
@@ -126,7 +126,7 @@ struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    fn parse(place: &Place<'_>, blob: &'a [u8]) -> Result<Self, SealError> {
+    fn parse(place: &SecretLocation<'_>, blob: &'a [u8]) -> Result<Self, SealError> {
         let truncated = || SealError::Truncated { place: place.to_string(), bytes: blob.len() };
         let (&version, rest) = blob.split_first().ok_or_else(truncated)?;
         if version != VERSION {
@@ -147,7 +147,7 @@ impl<'a> Sealed<'a> {
 }
 
 /// Each part with its length before it, so that no two places read alike.
-fn associated_data(key_id: &str, place: &Place<'_>) -> Vec<u8> {
+fn associated_data(key_id: &str, place: &SecretLocation<'_>) -> Vec<u8> {
     let mut data = Vec::new();
     for part in ["pglobby sealed credential", key_id, place.table, place.row, place.column] {
         data.extend_from_slice(&(part.len() as u64).to_be_bytes());
@@ -162,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    const ACME: Place<'_> = Place { table: "tenants", row: "7", column: "sealed_password" };
+    const ACME: SecretLocation<'_> = SecretLocation { table: "tenants", row: "7", column: "sealed_password" };
 
     fn secret(text: &str) -> SecretString {
         SecretString::from(text)
@@ -175,11 +175,11 @@ mod tests {
 
         assert_eq!(ring.open(&ACME, &blob).unwrap().expose_secret(), "pässword");
         for elsewhere in [
-            Place { row: "8", ..ACME },
-            Place { column: "sealed_ro_password", ..ACME },
-            Place { table: "hosts", ..ACME },
+            SecretLocation { row: "8", ..ACME },
+            SecretLocation { column: "sealed_ro_password", ..ACME },
+            SecretLocation { table: "hosts", ..ACME },
             // The same letters, divided otherwise.
-            Place { table: "tenants7", row: "", ..ACME },
+            SecretLocation { table: "tenants7", row: "", ..ACME },
         ] {
             let error = ring.open(&elsewhere, &blob).unwrap_err();
             assert!(matches!(error, SealError::DoesNotOpen { .. }), "{error}");
@@ -226,7 +226,7 @@ mod tests {
             cut in any::<prop::sample::Index>(),
         ) {
             let ring = Keyring::generate();
-            let place = Place { row: &row, ..ACME };
+            let place = SecretLocation { row: &row, ..ACME };
             let blob = ring.seal(&place, &secret(&text)).unwrap();
             let opened = ring.open(&place, &blob).unwrap();
             prop_assert_eq!(opened.expose_secret(), text.as_str());

@@ -23,7 +23,7 @@ use crate::{
         sql::Characters,
         tenant_switch::Stance,
     },
-    error::Refusal,
+    error::ClientError,
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
@@ -54,7 +54,7 @@ impl Requests<'_, '_> {
         tag: u8,
         bytes: &[u8],
         whole: bool,
-    ) -> Result<ControlFlow<Hold>, Refusal> {
+    ) -> Result<ControlFlow<Hold>, ClientError> {
         if self.server.uncertain.pending.is_some() {
             self.startup_again(tag, bytes);
         }
@@ -114,7 +114,7 @@ impl Requests<'_, '_> {
         note_calls(text, seen, self.rules, self.server);
     }
 
-    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
+    fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         if self.server.lease.is_skipping() {
             self.out.pass(bytes);
@@ -194,7 +194,7 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
-    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
+    fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = cstr(&mut body).map_err(violation)?;
@@ -287,7 +287,7 @@ impl Requests<'_, '_> {
         ServerStatements::ask_shape(&statement, Some(name), Whose::Follow, lease, self.out.build());
     }
 
-    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
+    fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, ClientError> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
@@ -373,7 +373,7 @@ impl Requests<'_, '_> {
         GOES_ON
     }
 
-    fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
+    fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, ClientError> {
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && (self.is_doubtful(name) || self.server.lease.is_unnamed_doubtful()) {
             return AWAITS;
@@ -420,7 +420,7 @@ impl Requests<'_, '_> {
 
     /// A Close takes the client's name away; the statement stays on the server, for others. What is passed on closes a
     /// name that the server does not have, which PostgreSQL answers like any other.
-    fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
+    fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<Hold>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         let (kind, name) = kind_and_name(bytes)?;
         if kind == b'S' && self.is_doubtful(name) {
@@ -466,4 +466,4 @@ fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut Serv
 }
 
 /// The message has gone its way.
-pub(super) const GOES_ON: Result<ControlFlow<Hold>, Refusal> = Ok(ControlFlow::Continue(()));
+pub(super) const GOES_ON: Result<ControlFlow<Hold>, ClientError> = Ok(ControlFlow::Continue(()));

@@ -17,7 +17,7 @@ use crate::{
         },
         tenant_switch::Stance,
     },
-    error::{Objection, Refusal},
+    error::{ClientError, RequestError},
     wire::{
         frame::{FrameError, Framer, NAMES_BYTES_MAX, Need, Piece, header},
         outgoing::Outgoing,
@@ -226,7 +226,7 @@ impl ClientSide {
         chunk: &[u8],
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
-    ) -> Result<Flow, Refusal> {
+    ) -> Result<Flow, ClientError> {
         let flow = self.pass_on(chunk, server, out);
         // A Terminate is not passed on, whole or not.
         server.half_passed =
@@ -239,7 +239,7 @@ impl ClientSide {
         mut chunk: &[u8],
         server: &mut ServerSide,
         out: &mut Outgoing<'_>,
-    ) -> Result<Flow, Refusal> {
+    ) -> Result<Flow, ClientError> {
         let Self {
             framer,
             statements,
@@ -323,7 +323,7 @@ impl ClientSide {
     pub fn deny(
         &mut self,
         inbox: &[u8],
-        reason: Objection,
+        reason: RequestError,
         server: &mut ServerSide,
         out: &mut Vec<u8>,
     ) -> usize {
@@ -347,8 +347,8 @@ impl ClientSide {
 }
 
 /// What a client that broke the protocol is told.
-pub fn violation(error: FrameError) -> Refusal {
-    Refusal::ProtocolViolation(match error {
+pub fn violation(error: FrameError) -> ClientError {
+    ClientError::ProtocolViolation(match error {
         FrameError::Type(tag) => format!("invalid frontend message type {tag}"),
         other => other.to_string(),
     })

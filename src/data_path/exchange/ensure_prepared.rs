@@ -23,7 +23,7 @@ use crate::{
         },
         session_state::side_effects::Aftermath,
     },
-    error::{Limit, Objection, Refusal},
+    error::{ClientError, Limit, RequestError},
     wire::{frame::cstr, message::append},
 };
 
@@ -42,7 +42,7 @@ pub(super) enum Brought {
 }
 
 /// The message waits for answers that are owed.
-pub(super) const AWAITS: Result<ControlFlow<Hold>, Refusal> = Ok(ControlFlow::Break(Hold::Answers));
+pub(super) const AWAITS: Result<ControlFlow<Hold>, ClientError> = Ok(ControlFlow::Break(Hold::Answers));
 
 /// Why a message must wait.
 #[derive(Debug, Clone, Copy)]
@@ -184,7 +184,7 @@ impl Requests<'_, '_> {
     /// The server is made to refuse a Bind or Describe of a statement, and its client hears why in PostgreSQL's words.
     #[cold]
     pub(super) fn refuse_changed(&mut self, asked: Asked, bytes: &[u8], at: usize, length: usize) {
-        let _ = self.server.lease.ask(asked, Whose::Denied(Objection::ResultChanged));
+        let _ = self.server.lease.ask(asked, Whose::Denied(RequestError::ResultChanged));
         rename(bytes, at, length, NOBODYS, self.out.build());
     }
 

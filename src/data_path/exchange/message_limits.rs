@@ -15,7 +15,7 @@ use crate::{
         prepared::{ClientStatements, Statement, UNNAMED_BYTES_KEPT},
         session_state::{Settings, side_effects::Aftermath},
     },
-    error::{Limit, Objection, Refusal},
+    error::{ClientError, Limit, RequestError},
 };
 
 /// Bytes of texts and names that may be unanswered, and bytes that are put in front of what a client has sent.
@@ -28,13 +28,13 @@ const STARTUP_BYTES_UNCOUNTED: usize = 1024;
 ///
 /// # Errors
 /// There is no memory for a session that asks for so much.
-pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge, Refusal> {
+pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge, ClientError> {
     let mut charge = Charge::default();
     let bytes = asked.bytes();
     if bytes > STARTUP_BYTES_UNCOUNTED {
         charge
             .try_set(memory, 2 * bytes)
-            .map_err(|limit| Refusal::TooMuchKept { limit, max: memory.max_of(limit).unwrap_or(0) })?;
+            .map_err(|limit| ClientError::MemoryLimit { limit, max: memory.max_of(limit).unwrap_or(0) })?;
     }
     Ok(charge)
 }
@@ -74,24 +74,24 @@ impl Rules {
     }
 
     /// What the client is told.
-    pub fn refusal(&self, objection: Objection) -> Refusal {
-        match objection {
-            Objection::NoChoice(reason) => reason.into(),
-            Objection::Identity(reason) => reason.into(),
-            Objection::ResultChanged => Refusal::ResultChanged,
-            Objection::TooMuchKept(limit) => self.too_much(limit),
+    pub fn refusal(&self, request_error: RequestError) -> ClientError {
+        match request_error {
+            RequestError::TenantSwitch(reason) => reason.into(),
+            RequestError::Identity(reason) => reason.into(),
+            RequestError::ResultChanged => ClientError::ResultChanged,
+            RequestError::MemoryLimit(limit) => self.too_much(limit),
         }
     }
 
     /// The same, of a limit.
-    pub fn too_much(&self, limit: Limit) -> Refusal {
+    pub fn too_much(&self, limit: Limit) -> ClientError {
         let max = match limit {
             Limit::Statements => self.statements_max,
             Limit::StatementBytes => self.statements_bytes_max,
             Limit::SettingBytes => self.settings_bytes_max,
             other => self.memory.max_of(other).or_else(|| self.table.memory.max_of(other)).unwrap_or(0),
         };
-        Refusal::TooMuchKept { limit, max }
+        ClientError::MemoryLimit { limit, max }
     }
 }
 
@@ -161,14 +161,18 @@ impl Requests<'_, '_> {
 
     /// A message is not passed on: its client gets an error in its place.
     #[cold]
-    pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<Hold>, Refusal> {
+    pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<Hold>, ClientError> {
         self.deny(tag, limit);
         GOES_ON
     }
 
     /// The same of a Bind, of which more may be to come.
     #[cold]
-    pub(super) fn refuse_bind(&mut self, limit: Limit, whole: bool) -> Result<ControlFlow<Hold>, Refusal> {
+    pub(super) fn refuse_bind(
+        &mut self,
+        limit: Limit,
+        whole: bool,
+    ) -> Result<ControlFlow<Hold>, ClientError> {
         self.bounds.denied |= !whole;
         self.refuse(b'B', limit)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     data_path::prepared::{Statement, parse_settings::ParseSettings, sql_prepare_effects::Deeds},
-    error::Objection,
+    error::RequestError,
 };
 
 /// On whose behalf a request went to the server.
@@ -19,7 +19,7 @@ pub enum Whose {
     /// Our own bookkeeping: the reply is left out, and an error ends both connections.
     Ours,
     /// Put in place of what the client asked, to fail: the client gets the error in words of ours.
-    Denied(Objection),
+    Denied(RequestError),
 }
 
 impl Whose {

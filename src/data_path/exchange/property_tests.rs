@@ -18,7 +18,7 @@ use crate::{
         session_state::Settings,
         tenant_switch::Stance,
     },
-    error::Refusal,
+    error::ClientError,
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{Severity, append, append_cstr, ready_for_query},
@@ -283,7 +283,7 @@ impl Backend {
     fn valid(&mut self, name: &[u8], out: &mut Vec<u8>) -> Option<Prepared> {
         let found = self.statements.get(name)?;
         if found.is_of_table() && found.table != self.table.get() {
-            Refusal::ResultChanged.write(Severity::Error, out);
+            ClientError::ResultChanged.write(Severity::Error, out);
             self.skipping = true;
             return None;
         }

@@ -5,7 +5,7 @@
 use super::{client_messages::Requests, client_side::violation};
 use crate::{
     data_path::tenant_switch::{Stance, Stay},
-    error::{NoChoice, Refusal},
+    error::{ClientError, TenantSwitchError},
     wire::frame::{HEADER_BYTES, cstr},
 };
 
@@ -23,7 +23,12 @@ pub(super) struct Bounds {
 impl Requests<'_, '_> {
     /// Looks at a message of a session that is away; `false` if it must not be passed on and has been seen to.
     #[cold]
-    pub(super) fn is_within_bounds(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Result<bool, Refusal> {
+    pub(super) fn is_within_bounds(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+        whole: bool,
+    ) -> Result<bool, ClientError> {
         let visiting = self.rules.stance == Stance::Visiting;
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let ended = self.bounds.ended;
@@ -52,7 +57,7 @@ impl Requests<'_, '_> {
         match stay {
             Stay::GoesOn | Stay::Ends => Ok(true),
             Stay::TooLong => {
-                self.deny(tag, NoChoice::Over);
+                self.deny(tag, TenantSwitchError::Over);
                 self.bounds.denied = !whole;
                 Ok(false)
             }
@@ -63,7 +68,7 @@ impl Requests<'_, '_> {
         Stay::read(sql, self.server.lexing(), self.rules.stance)
     }
 
-    fn stay_of_bound(&self, mut body: &[u8]) -> Result<Stay, Refusal> {
+    fn stay_of_bound(&self, mut body: &[u8]) -> Result<Stay, ClientError> {
         cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         let bound = match name {

@@ -11,7 +11,7 @@ use super::{
     ensure_prepared::Hold,
 };
 use crate::{
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
     wire::{
         frame::{Need, Piece, header},
         message::ready_for_query,
@@ -87,7 +87,7 @@ impl Requests<'_, '_> {
         tag: u8,
         bytes: &[u8],
         may_fill: bool,
-    ) -> Result<ControlFlow<Hold>, Refusal> {
+    ) -> Result<ControlFlow<Hold>, ClientError> {
         if asks_nothing(tag) && self.server.lease.is_over() {
             return GOES_ON;
         }
@@ -106,7 +106,7 @@ impl Requests<'_, '_> {
         may_fill: bool,
         full: Option<Limit>,
         left_out: &mut LeftOut,
-    ) -> Result<ControlFlow<Hold>, Refusal> {
+    ) -> Result<ControlFlow<Hold>, ClientError> {
         if asks_nothing(tag) && self.server.lease.is_over() {
             left_out.ignore();
             return GOES_ON;
@@ -133,7 +133,7 @@ impl ClientSide {
     /// # Errors
     /// The client broke the protocol.
     #[inline]
-    pub fn front(&self, sent: &[u8]) -> Result<Front, Refusal> {
+    pub fn front(&self, sent: &[u8]) -> Result<Front, ClientError> {
         let Some((tag, length)) = header(sent).map_err(violation)? else { return Ok(Front::Nothing) };
         let _: Need = need_of_client(tag, length, &self.rules).map_err(violation)?;
         let is_enough = sent.len() > length || sent.len() >= FIRST_MESSAGE_BYTES;
@@ -173,7 +173,11 @@ impl ClientSide {
     ///
     /// # Errors
     /// The client broke the protocol.
-    pub fn leave_out<'c>(&mut self, mut chunk: &'c [u8], replies: &mut Vec<u8>) -> Result<&'c [u8], Refusal> {
+    pub fn leave_out<'c>(
+        &mut self,
+        mut chunk: &'c [u8],
+        replies: &mut Vec<u8>,
+    ) -> Result<&'c [u8], ClientError> {
         let Self { framer, rules, left_out, .. } = self;
         loop {
             if !framer.mid_message() {

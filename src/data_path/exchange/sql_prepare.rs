@@ -26,7 +26,7 @@ use crate::{
         session_state::{side_effects::Aftermath, state_query::Doubts},
         sql::{self, Discard, Kind},
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
     wire::{
         frame::{HEADER_BYTES, cstr},
         message::{append, append_cstr},
@@ -212,7 +212,7 @@ impl Requests<'_, '_> {
         body: &[u8],
         aftermath: Aftermath,
         rewritten: Rewritten,
-    ) -> Result<ControlFlow<Hold>, Refusal> {
+    ) -> Result<ControlFlow<Hold>, ClientError> {
         let Rewritten { mut text, requires, mut deeds, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();

@@ -14,7 +14,7 @@ use crate::{
         sql::may_change_identity,
         tenant_switch::Talk,
     },
-    error::{IdentityRefusal, NoChoice, Objection, Refusal},
+    error::{ClientError, IdentityError, RequestError, TenantSwitchError},
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr},
         message::{append, append_cstr, parse},
@@ -42,7 +42,7 @@ fn names_choice(bytes: &[u8]) -> bool {
 
 /// What Describe or Close is about: `S` or `P`, and its name.
 #[inline(always)]
-pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), Refusal> {
+pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), ClientError> {
     let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {
         return Err(violation(FrameError::Strings));
     };
@@ -56,9 +56,9 @@ impl Requests<'_, '_> {
     pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<Hold> {
         let lease = &self.server.lease;
         if !self.rules.chooses {
-            self.deny(tag, NoChoice::Employee);
+            self.deny(tag, TenantSwitchError::Employee);
         } else if lease.is_unsynced() || lease.takes_copy_data() {
-            self.deny(tag, NoChoice::TransactionBegun);
+            self.deny(tag, TenantSwitchError::TransactionBegun);
         } else {
             return ControlFlow::Break(Hold::Choice);
         }
@@ -80,7 +80,7 @@ impl Requests<'_, '_> {
         let lease = &self.server.lease;
         match self.rules.identity.judge(sql, self.server.lexing())? {
             Verdict::Password(_) if lease.is_unsynced() || lease.takes_copy_data() => {
-                self.deny(tag, IdentityRefusal::PasswordInTransaction);
+                self.deny(tag, IdentityError::PasswordInTransaction);
             }
             Verdict::Password(_) => return Some(ControlFlow::Break(Hold::Choice)),
             Verdict::Refused(reason) => self.deny(tag, reason),
@@ -96,7 +96,7 @@ impl Requests<'_, '_> {
         tag: u8,
         bytes: &[u8],
         whole: bool,
-    ) -> Result<ControlFlow<Hold>, Refusal> {
+    ) -> Result<ControlFlow<Hold>, ClientError> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = match tag {
             b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).map_err(violation)?,
@@ -128,12 +128,12 @@ impl Requests<'_, '_> {
         aftermath: &Aftermath,
         body: &[u8],
         whole: bool,
-    ) -> Result<Option<ControlFlow<Hold>>, Refusal> {
+    ) -> Result<Option<ControlFlow<Hold>>, ClientError> {
         let flow = self.guard(b'B', aftermath, cstr(&mut { body }).unwrap_or_default());
         match flow {
             // With the rest yet to come it is too long for what it says.
             Some(ControlFlow::Break(_)) if !whole => {
-                self.deny(b'B', NoChoice::NotAlone);
+                self.deny(b'B', TenantSwitchError::NotAlone);
                 self.bounds.denied = true;
                 Ok(Some(ControlFlow::Continue(())))
             }
@@ -143,24 +143,28 @@ impl Requests<'_, '_> {
 
     /// In place of a message the server gets one that it cannot read, and its error goes to the client in words of ours.
     #[cold]
-    pub(super) fn deny(&mut self, tag: u8, reason: impl Into<Objection>) {
-        let objection = reason.into();
+    pub(super) fn deny(&mut self, tag: u8, reason: impl Into<RequestError>) {
+        let request_error = reason.into();
         if self.server.lease.takes_copy_data() {
             // Whatever it is: the COPY fails of it.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else if matches!(tag, b'Q' | b'F') {
             self.end_unnamed();
-            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(objection));
+            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(request_error));
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else {
             self.server.statements.doubt_unnamed();
-            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(objection));
+            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(request_error));
             parse(b"", UNREADABLE, self.out.build());
         }
     }
 
     /// A session that keeps its server: read along for one thing only, and of an employee's only where it is named.
-    pub(super) fn in_session_mode(&mut self, tag: u8, bytes: &[u8]) -> Result<ControlFlow<Hold>, Refusal> {
+    pub(super) fn in_session_mode(
+        &mut self,
+        tag: u8,
+        bytes: &[u8],
+    ) -> Result<ControlFlow<Hold>, ClientError> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if tag == b'P' {
             cstr(&mut body).map_err(violation)?;
@@ -180,8 +184,8 @@ impl Requests<'_, '_> {
         }
         match (tag, talk) {
             (b'Q', Ok(Talk::Chooses)) => return Ok(self.choice(tag)),
-            (_, Ok(Talk::Chooses)) if !self.rules.chooses => self.deny(tag, NoChoice::Employee),
-            (_, Ok(Talk::Chooses)) => self.deny(tag, NoChoice::SessionMode),
+            (_, Ok(Talk::Chooses)) if !self.rules.chooses => self.deny(tag, TenantSwitchError::Employee),
+            (_, Ok(Talk::Chooses)) => self.deny(tag, TenantSwitchError::SessionMode),
             (b'Q', _) => {
                 self.end_unnamed();
                 self.ask(Asked::Query(None));

@@ -3,7 +3,7 @@
 use super::{client_messages::Requests, pending_replies::Asked};
 use crate::{
     data_path::session_state::{pins::Pins, side_effects::Aftermath, state_query::Doubts},
-    error::Refusal,
+    error::ClientError,
 };
 
 impl Requests<'_, '_> {
@@ -28,7 +28,7 @@ impl Requests<'_, '_> {
 
     /// A statement that is too long to keep: the server gets it as the client calls it, and stays with this client until it has no
     /// such statement any more.
-    pub(super) fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         self.server.lease.pins.insert(Pins::UNREAD);
         self.note_unread();
         self.ask(Asked::ParseAsIs);

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::FailedLoginRules,
     data_path::tenant::{Directory, DirectoryError, Login},
-    error::Refusal,
+    error::ClientError,
     metrics::Metrics,
     wire::{
         frame::{HEADER_BYTES, cstr, header},
@@ -92,7 +92,7 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
     let verdict = match (&found.login, proof) {
         // A password that is wrong may be a new one, and a name that is unknown a new name.
         (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.in_touch() => {
-            Err(Verdict::Refused(Refusal::DirectoryUnavailable))
+            Err(Verdict::Refused(ClientError::DirectoryUnavailable))
         }
         (None, _) => Err(Verdict::Denied(Denial::UnknownLogin)),
         (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(Denial::BrokenVerifier)),
@@ -126,15 +126,15 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
 /// Returns when the client may hear how its login went: later, the more of them have failed.
 ///
 /// # Errors
-/// [`Refusal::TooManyFailedLogins`]: it may not hear it.
+/// [`ClientError::TooManyFailedLogins`]: it may not hear it.
 async fn answer_in_time(
     hello: &Hello,
-    refused: Option<&(String, Refusal)>,
+    refused: Option<&(String, ClientError)>,
     gate: Gate<'_>,
-) -> Result<(), Refusal> {
+) -> Result<(), ClientError> {
     let outcome = match refused {
-        Some((_, Refusal::LoginFailed { .. })) => Outcome::Wrong,
-        Some((_, Refusal::DirectoryUnavailable)) => Outcome::Unknown,
+        Some((_, ClientError::LoginFailed { .. })) => Outcome::Wrong,
+        Some((_, ClientError::DirectoryUnavailable)) => Outcome::Unknown,
         _ => Outcome::Right,
     };
     // `alice@acme` is `alice`, whatever tenant is named.
@@ -156,7 +156,7 @@ async fn answer_in_time(
         gate.metrics.login_delayed();
         tokio::time::sleep(delay.wait).await;
     }
-    if delay.is_refused { Err(Refusal::TooManyFailedLogins) } else { Ok(()) }
+    if delay.is_refused { Err(ClientError::TooManyFailedLogins) } else { Ok(()) }
 }
 
 /// Where a login that has proved itself goes.
@@ -167,7 +167,7 @@ async fn settle(case: &Case<'_>, directory: &Directory) -> Result<Destination, V
         Goal::Named(tenant) => Some(tenant),
         Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
             warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");
-            Verdict::Refused(Refusal::DirectoryUnavailable)
+            Verdict::Refused(ClientError::DirectoryUnavailable)
         })?,
     };
     case.enter(tenant)
@@ -253,7 +253,7 @@ async fn exchange(
     let first = client_first(&initial, plus)?;
     let (server_first, waiting) = scram
         .on_client_first_message_with_secret(first, verifier.secret())
-        .map_err(|_| Refusal::ProtocolViolation("malformed SCRAM message".into()))?;
+        .map_err(|_| ClientError::ProtocolViolation("malformed SCRAM message".into()))?;
     let mut challenge = Vec::new();
     sasl(&mut challenge, 11, server_first.as_bytes());
     stream.write_all(&challenge).await?;
@@ -269,8 +269,8 @@ async fn exchange(
 }
 
 /// The client-first-message of a SASLInitialResponse whose mechanism was offered and fits its channel-binding flag.
-fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], Refusal> {
-    let violation = |words: &str| Refusal::ProtocolViolation(words.into());
+fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], ClientError> {
+    let violation = |words: &str| ClientError::ProtocolViolation(words.into());
     let mechanism = cstr(&mut body).map_err(|_| violation("malformed SASL message"))?;
     let Some((length, first)) = body.split_first_chunk::<4>() else {
         return Err(violation("malformed SASL message"));
@@ -291,9 +291,9 @@ fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], Refusal> {
 }
 
 /// SCRAM is text; PostgreSQL's words for what is not.
-fn without_nul(message: &[u8]) -> Result<(), Refusal> {
+fn without_nul(message: &[u8]) -> Result<(), ClientError> {
     if message.is_empty() || message.contains(&0) {
-        return Err(Refusal::ProtocolViolation("malformed SCRAM message".into()));
+        return Err(ClientError::ProtocolViolation("malformed SCRAM message".into()));
     }
     Ok(())
 }
@@ -309,14 +309,14 @@ fn sasl(out: &mut Vec<u8>, kind: u32, data: &[u8]) {
 /// The body of the next message, which must be of type `p` and of decent size.
 async fn sasl_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Vec<u8>, StartupError> {
     loop {
-        let header = header(buffer).map_err(|error| Refusal::ProtocolViolation(error.to_string()))?;
+        let header = header(buffer).map_err(|error| ClientError::ProtocolViolation(error.to_string()))?;
         if let Some((tag, length)) = header {
             if tag != b'p' {
                 let words = format!("expected SASL response, got message type {tag}");
-                return Err(Refusal::ProtocolViolation(words).into());
+                return Err(ClientError::ProtocolViolation(words).into());
             }
             if length > STARTUP_BYTES_MAX {
-                return Err(Refusal::ProtocolViolation("SASL response too long".into()).into());
+                return Err(ClientError::ProtocolViolation("SASL response too long".into()).into());
             }
             if buffer.len() > length {
                 let rest = buffer.split_off(length + 1);

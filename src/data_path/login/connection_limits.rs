@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{config::Limits, error::Refusal};
+use crate::{config::Limits, error::ClientError};
 
 /// What a connection costs that has not sent a byte or waits for its turn: its task, socket and place here.
 const WAITING_BYTES: usize = 4 << 10;
@@ -229,23 +229,23 @@ impl Visitor {
     /// Whether there is room; asked when the client has said hello and can be told.
     ///
     /// # Errors
-    /// [`Refusal::TooManyClients`], [`Refusal::AdminShutdown`].
-    pub fn admitted(&self, limits: &Limits) -> Result<(), Refusal> {
+    /// [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].
+    pub fn admitted(&self, limits: &Limits) -> Result<(), ClientError> {
         if self.door.is_closed() {
-            return Err(Refusal::AdminShutdown);
+            return Err(ClientError::AdminShutdown);
         }
-        if self.door.sessions() >= limits.max_client_conn { Err(Refusal::TooManyClients) } else { Ok(()) }
+        if self.door.sessions() >= limits.max_client_conn { Err(ClientError::TooManyClients) } else { Ok(()) }
     }
 
     /// The client has proved itself: it counts among the sessions from now on, and no longer among strangers.
     ///
     /// # Errors
-    /// [`Refusal::TooManyClients`].
-    pub fn logged_in(&self, limits: &Limits) -> Result<(), Refusal> {
+    /// [`ClientError::TooManyClients`].
+    pub fn logged_in(&self, limits: &Limits) -> Result<(), ClientError> {
         let counted = self.door.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
             (sessions < limits.max_client_conn).then_some(sessions + 1)
         });
-        counted.map_err(|_| Refusal::TooManyClients)?;
+        counted.map_err(|_| ClientError::TooManyClients)?;
         self.is_session.store(true, Ordering::Release);
         self.no_stranger();
         Ok(())

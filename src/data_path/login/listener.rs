@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::{
     config::Config,
     data_path::{proxy::Proxy, refuse, serve_client},
-    error::Refusal,
+    error::ClientError,
     wire::stream::Stream,
 };
 
@@ -195,10 +195,10 @@ fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     match proxy.door.enter(peer, &config.limits) {
         Some(visitor) => drop(tokio::spawn(serve_client(stream, visitor, proxy.clone()))),
         None => {
-            proxy.metrics.login_refused(&Refusal::TooManyClients);
+            proxy.metrics.login_refused(&ClientError::TooManyClients);
             let Some(counted) = proxy.door.turn_away(&config.limits) else { return };
             drop(tokio::spawn(async move {
-                refuse(stream, &Refusal::TooManyClients).await;
+                refuse(stream, &ClientError::TooManyClients).await;
                 drop(counted);
             }));
         }
@@ -208,7 +208,7 @@ fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
 /// `accept` failed: no error of it ends the acceptor.
 async fn recover(error: io::Error, turned_away: Option<Stream>) {
     if let Some(stream) = turned_away {
-        refuse(stream, &Refusal::TooManyClients).await;
+        refuse(stream, &ClientError::TooManyClients).await;
     }
     // A client that left before it was accepted is nothing to wait for.
     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {

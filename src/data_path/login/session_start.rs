@@ -30,7 +30,7 @@ use crate::{
         tenant::{Access, Login, LoginKind, PoolMode, Tenant},
         tenant_switch::{Stance, switcher::Concierge},
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
     wire::{
         message::{backend_key_data, ready_for_query},
         stream::Stream,
@@ -93,7 +93,7 @@ pub(in crate::data_path) async fn enter(
     proxy: &Proxy,
     tenant: &Arc<Tenant>,
     access: Access,
-) -> Result<(Arc<Pool>, Present), Refusal> {
+) -> Result<(Arc<Pool>, Present), ClientError> {
     let pool = proxy.pools.of(tenant, access).await?;
     let limit = match tenant.max_clients {
         Some(limit) => limit as usize,
@@ -101,11 +101,11 @@ pub(in crate::data_path) async fn enter(
     };
     match pool.enter(limit) {
         Some(present) => Ok((pool, present)),
-        None => Err(Refusal::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
+        None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
     }
 }
 
-async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &Refusal) {
+async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &ClientError) {
     let mut stream = stream;
     if tokio::io::AsyncWriteExt::write_all(&mut stream, &unsent).await.is_ok() {
         refuse(stream, refusal).await;
@@ -196,7 +196,7 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<Server>>, Charge), Refusal> {
+) -> Result<(Greeting, Option<Box<Server>>, Charge), ClientError> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.greet(asked, wait).await?, None, began));

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::startup_options::{names_tenant, settings_of_options};
 use crate::{
-    error::Refusal,
+    error::ClientError,
     wire::{
         frame::cstr,
         message::{append, append_cstr},
@@ -100,7 +100,7 @@ pub struct TlsFacts {
 pub enum StartupError {
     /// The client is told.
     #[error("{0}")]
-    Refused(#[from] Refusal),
+    Refused(#[from] ClientError),
     /// No PostgreSQL client, or one that left by a Terminate before it came in: closed without a word, as PostgreSQL does.
     #[error("{0}")]
     Garbled(&'static str),
@@ -130,7 +130,7 @@ pub async fn receive(
         match code {
             SSL_REQUEST | GSSENC_REQUEST if !buffer.is_empty() => {
                 let words = "received unencrypted data after SSL request";
-                return Err(Refusal::ProtocolViolation(words.into()).into());
+                return Err(ClientError::ProtocolViolation(words.into()).into());
             }
             SSL_REQUEST => match rules.door {
                 Some(door) if tls.is_none() && peer.is_some() => {
@@ -143,7 +143,7 @@ pub async fn receive(
             CANCEL_REQUEST => return cancel_request(&body),
             _ => {
                 if rules.required && tls.is_none() && peer.is_some() {
-                    return Err(Refusal::EncryptionRequired.into());
+                    return Err(ClientError::EncryptionRequired.into());
                 }
                 let mut hello = Hello { leftover: buffer, tls, peer, ..Hello::default() };
                 read_hello(code, &body, &mut hello)?;
@@ -151,7 +151,7 @@ pub async fn receive(
             }
         }
     }
-    Err(Refusal::ProtocolViolation("too many requests for encryption".into()).into())
+    Err(ClientError::ProtocolViolation("too many requests for encryption".into()).into())
 }
 
 /// Whether the first byte is a TLS handshake's; it stays unread.
@@ -206,10 +206,10 @@ fn cancel_request(body: &[u8]) -> Result<Arrival, StartupError> {
     }
 }
 
-fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Refusal> {
+fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), ClientError> {
     let (major, minor) = (version >> 16, (version & 0xffff) as u16);
     if major != 3 {
-        return Err(Refusal::NotSupported(format!(
+        return Err(ClientError::NotSupported(format!(
             "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{MINOR_NEWEST}"
         )));
     }
@@ -227,7 +227,7 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Re
             b"database" => hello.database = Some(text(value)?).filter(|name| !name.is_empty()),
             b"options" => options = Some(text(value)?),
             b"replication" if !matches!(value, b"false" | b"off" | b"no" | b"0") => {
-                return Err(Refusal::NotSupported(
+                return Err(ClientError::NotSupported(
                     "replication connections are not supported by pglobby".into(),
                 ));
             }
@@ -239,7 +239,7 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Re
     if !body.is_empty() {
         return Err(layout());
     }
-    hello.user = user.filter(|name| !name.is_empty()).ok_or(Refusal::NoUser)?;
+    hello.user = user.filter(|name| !name.is_empty()).ok_or(ClientError::NoUser)?;
     if let Some(options) = options {
         let (settings, tenant) = settings_of_options(&options)?;
         hello.settings.splice(0..0, settings);
@@ -260,14 +260,14 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Re
     Ok(())
 }
 
-fn layout() -> Refusal {
-    Refusal::ProtocolViolation("invalid startup packet layout: expected terminator as last byte".into())
+fn layout() -> ClientError {
+    ClientError::ProtocolViolation("invalid startup packet layout: expected terminator as last byte".into())
 }
 
 /// A name read lossily would be another name.
-fn text(bytes: &[u8]) -> Result<String, Refusal> {
+fn text(bytes: &[u8]) -> Result<String, ClientError> {
     let invalid = |_| {
-        Refusal::ProtocolViolation("invalid byte sequence for encoding \"UTF8\" in startup packet".into())
+        ClientError::ProtocolViolation("invalid byte sequence for encoding \"UTF8\" in startup packet".into())
     };
     std::str::from_utf8(bytes).map(str::to_owned).map_err(invalid)
 }
@@ -368,7 +368,7 @@ mod tests {
         }
         assert!(matches!(
             arrive(&packet_of(2 << 16, &[]), &[]),
-            Err(StartupError::Refused(Refusal::NotSupported(_)))
+            Err(StartupError::Refused(ClientError::NotSupported(_)))
         ));
     }
 

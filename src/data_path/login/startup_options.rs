@@ -2,7 +2,7 @@
 //!
 //! Source: `pg_split_opts` and `process_postgres_switches` in PostgreSQL's source.
 
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// Settings in order, and the tenant if one is named (`pglobby.tenant=…`, or bare `tenant=…`).
 pub type OptionSettings = (Vec<(String, String)>, Option<String>);
@@ -11,7 +11,7 @@ pub type OptionSettings = (Vec<(String, String)>, Option<String>);
 ///
 /// # Errors
 /// A switch that PostgreSQL refuses as well, or one that cannot be had from an open server connection.
-pub fn settings_of_options(options: &str) -> Result<OptionSettings, Refusal> {
+pub fn settings_of_options(options: &str) -> Result<OptionSettings, ClientError> {
     let mut settings = Vec::new();
     let mut tenant = None;
     let mut words = split(options).into_iter();
@@ -58,8 +58,8 @@ pub fn names_tenant(parameter: &str) -> bool {
     parameter.eq_ignore_ascii_case("pglobby.tenant")
 }
 
-fn invalid(words: &str) -> Refusal {
-    Refusal::Server { sqlstate: "42601".into(), message: words.into() }
+fn invalid(words: &str) -> ClientError {
+    ClientError::Server { sqlstate: "42601".into(), message: words.into() }
 }
 
 /// The one-letter switches of the `postgres` program that set a parameter and that a client may use.

@@ -10,7 +10,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use crate::{
     data_path::tenant::{Access, Login, LoginKind, Tenant, TenantStatus, allowed_from},
-    error::Refusal,
+    error::ClientError,
 };
 
 /// The databases that are the admin console; the second so that existing exporters work.
@@ -93,8 +93,8 @@ impl Hints {
     /// `exists` tells whether a name is a tenant's.
     ///
     /// # Errors
-    /// [`Refusal::ContradictingTenants`].
-    pub fn tenant(&self, split: bool, exists: impl Fn(&str) -> bool) -> Result<Option<String>, Refusal> {
+    /// [`ClientError::ContradictingTenants`].
+    pub fn tenant(&self, split: bool, exists: impl Fn(&str) -> bool) -> Result<Option<String>, ClientError> {
         let login =
             if split { self.split_user().map_or(&*self.user, |(login, _)| login) } else { &self.user };
         // Drivers send the user name where no database was given.
@@ -109,7 +109,10 @@ impl Hints {
         for hint in hints.into_iter().flatten() {
             match named {
                 Some(first) if first != hint => {
-                    return Err(Refusal::ContradictingTenants { first: first.into(), second: hint.into() });
+                    return Err(ClientError::ContradictingTenants {
+                        first: first.into(),
+                        second: hint.into(),
+                    });
                 }
                 _ => named = Some(hint),
             }
@@ -159,14 +162,14 @@ pub enum Verdict {
     Denied(Denial),
     /// A client whose proof is right hears this.
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(ClientError),
 }
 
 impl Verdict {
     /// What a client that proved to be `user`, or failed to, is told.
-    pub fn into_refusal(self, user: &str) -> Refusal {
+    pub fn into_refusal(self, user: &str) -> ClientError {
         match self {
-            Self::Denied(_) => Refusal::LoginFailed { user: user.to_owned() },
+            Self::Denied(_) => ClientError::LoginFailed { user: user.to_owned() },
             Self::Refused(refusal) => refusal,
         }
     }
@@ -254,13 +257,13 @@ impl Case<'_> {
             Some(name) => match known(self.tenants, &name) {
                 Known::Tenant(tenant) => Ok(Goal::Named(tenant.clone())),
                 Known::Nobody => Err(Verdict::Denied(Denial::UnknownTenant)),
-                Known::Unavailable => Err(Verdict::Refused(Refusal::DirectoryUnavailable)),
+                Known::Unavailable => Err(Verdict::Refused(ClientError::DirectoryUnavailable)),
             },
             None => {
                 // A database equal to the user name may be a tenant all the same. An employee has one tenant in any case.
                 let unsure = self.hints.database.as_deref().map(|name| known(self.tenants, name));
                 if matches!((unsure, kind), (Some(Known::Unavailable), LoginKind::Service { .. })) {
-                    return Err(Verdict::Refused(Refusal::DirectoryUnavailable));
+                    return Err(Verdict::Refused(ClientError::DirectoryUnavailable));
                 }
                 // A service login may choose later.
                 let only = only_tenant(kind).filter(|_| !self.hints.wants_lobby());
@@ -326,14 +329,14 @@ fn only_tenant(kind: &LoginKind) -> Option<i64> {
 ///
 /// # Errors
 /// Why it is not, in words for those who belong to it.
-pub fn admit(tenant: &Tenant) -> Result<(), Refusal> {
+pub fn admit(tenant: &Tenant) -> Result<(), ClientError> {
     let name = tenant.name.clone();
     match tenant.status {
         TenantStatus::Active => Ok(()),
-        TenantStatus::Provisioning => Err(Refusal::NotReady { tenant: name }),
+        TenantStatus::Provisioning => Err(ClientError::NotReady { tenant: name }),
         TenantStatus::Suspended => {
-            Err(Refusal::Suspended { tenant: name, reason: tenant.status_reason.clone() })
+            Err(ClientError::Suspended { tenant: name, reason: tenant.status_reason.clone() })
         }
-        TenantStatus::Dropping | TenantStatus::Dropped => Err(Refusal::Dropped { tenant: name }),
+        TenantStatus::Dropping | TenantStatus::Dropped => Err(ClientError::Dropped { tenant: name }),
     }
 }

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -33,7 +33,7 @@ pub struct ConnectBackoff {
 
 #[derive(Debug)]
 struct Failure {
-    reason: Refusal,
+    reason: ClientError,
     at: Instant,
     /// When the next attempt may begin.
     next_at: Instant,
@@ -87,7 +87,7 @@ impl ConnectBackoff {
 
     /// An attempt failed. Attempts that began at the same time count as one failure. `jitter`, from 0 to 1, spreads the pause.
     /// Returns whether it is worth a line in the log at WARN: the first failure, another reason, or the same after a while.
-    pub fn failed(&mut self, attempt: Attempt, reason: &Refusal, now: Instant, jitter: f64) -> bool {
+    pub fn failed(&mut self, attempt: Attempt, reason: &ClientError, now: Instant, jitter: f64) -> bool {
         self.abreast = 1;
         let known = self.last.take();
         let is_old = attempt.failures_before < self.failures;
@@ -111,17 +111,17 @@ impl ConnectBackoff {
     }
 
     /// Why the last attempt failed, if none has succeeded after it.
-    pub fn reason(&self) -> Option<&Refusal> {
+    pub fn reason(&self) -> Option<&ClientError> {
         self.last.as_ref().map(|last| &last.reason)
     }
 
     /// Why the last attempt since then failed, if none has succeeded after it.
-    pub fn reason_since(&self, since: Instant) -> Option<Refusal> {
+    pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
         self.last.as_ref().filter(|last| last.at >= since).map(|last| last.reason.clone())
     }
 
     /// What sessions are told at once, because the next attempt is too far away to wait for.
-    pub fn told_at_once(&self, now: Instant) -> Option<Refusal> {
+    pub fn told_at_once(&self, now: Instant) -> Option<ClientError> {
         let far = |last: &&Failure| last.next_at.saturating_duration_since(now) > TOLD_WITHIN;
         self.last.as_ref().filter(far).map(|last| last.reason.clone())
     }
@@ -133,8 +133,8 @@ mod tests {
 
     use super::*;
 
-    fn reason(words: &str) -> Refusal {
-        Refusal::ServerUnreachable { sqlstate: None, reason: words.to_owned() }
+    fn reason(words: &str) -> ClientError {
+        ClientError::ServerUnreachable { sqlstate: None, reason: words.to_owned() }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::connect_backoff::{Attempt, ConnectBackoff, TOLD_WITHIN};
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// One tenant's attempts for each one that is left free.
 const FOR_EACH_FREE: usize = 3;
@@ -43,7 +43,7 @@ pub enum Ended<'a> {
     /// A server was opened, or refused for the tenant's own sake.
     Answered,
     /// The host failed.
-    Failed(&'a Refusal),
+    Failed(&'a ClientError),
     /// Nobody knows: it was given up.
     Unknown,
 }
@@ -151,7 +151,7 @@ impl<W> ConnectTurns<W> {
 
     /// What sessions are told that have waited for [`TOLD_WITHIN`]: the host fails, and the attempt that is under way has had no
     /// answer for as long.
-    pub fn silent(&self, now: Instant) -> Option<&Refusal> {
+    pub fn silent(&self, now: Instant) -> Option<&ClientError> {
         let silent = |attempt: &UnderWay| {
             !attempt.answered && now.saturating_duration_since(attempt.began) > TOLD_WITHIN
         };
@@ -167,8 +167,8 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_secs(1);
 
-    fn gone() -> Refusal {
-        Refusal::ServerUnreachable { sqlstate: None, reason: "gone".to_owned() }
+    fn gone() -> ClientError {
+        ClientError::ServerUnreachable { sqlstate: None, reason: "gone".to_owned() }
     }
 
     fn turns(waiting: &[i64]) -> ConnectTurns<i64> {
@@ -312,7 +312,7 @@ mod tests {
                         let (number, _) = begun.swap_remove(which % begun.len());
                         let how = match step {
                             Step::Open(_) => Ended::Answered,
-                            Step::Fail(_) => Ended::Failed(&Refusal::ServerLost),
+                            Step::Fail(_) => Ended::Failed(&ClientError::ServerLost),
                             _ => Ended::Unknown,
                         };
                         turns.ended(number, how, now, 0.5);

@@ -25,7 +25,7 @@ use crate::{
         server::{self, DialError, OnAnswer, Opened, Target, connection::Server},
         session_state::Settings,
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// Between attempts to connect to a host that is full, each after an idle connection of another pool was closed.
@@ -51,7 +51,7 @@ impl Pool {
     }
 
     /// Tells all who wait why they get no server, unless one is open that may come back, or is being opened.
-    pub(super) fn refuse_waiting(&self, reason: &Refusal) {
+    pub(super) fn refuse_waiting(&self, reason: &ClientError) {
         if self.live() == 0 && !self.is_paused() {
             self.line.refuse_all(reason);
         }
@@ -79,13 +79,13 @@ impl Pool {
     }
 
     /// Why the last attempt since then failed, if none has succeeded after it.
-    pub(super) fn reason_since(&self, since: Instant) -> Option<Refusal> {
+    pub(super) fn reason_since(&self, since: Instant) -> Option<ClientError> {
         let own = self.backoff().reason_since(since);
         own.or_else(|| self.connects.reason_since(since))
     }
 
     /// What those are told who have waited for [`TOLD_WITHIN`](super::connect_backoff::TOLD_WITHIN), and have no server to wait for.
-    pub(super) fn silent(&self, now: Instant) -> Option<Refusal> {
+    pub(super) fn silent(&self, now: Instant) -> Option<ClientError> {
         let hopeless = self.live() <= self.opening() && !self.is_paused();
         if hopeless { self.connects.silent(now) } else { None }
     }
@@ -132,11 +132,11 @@ impl Pool {
     /// takes no more connections while this pool has others.
     ///
     /// # Errors
-    /// [`Refusal::Server`] with the server's own words where it refuses a parameter, [`Refusal::ServerUnreachable`].
+    /// [`ClientError::Server`] with the server's own words where it refuses a parameter, [`ClientError::ServerUnreachable`].
     pub(super) async fn open_for(
         self: &Arc<Self>,
         startup: &Settings,
-    ) -> Result<Option<Box<Server>>, Refusal> {
+    ) -> Result<Option<Box<Server>>, ClientError> {
         if !self.has_room() {
             return Ok(None);
         }
@@ -181,7 +181,7 @@ impl Pool {
                         if self.put_right_if_changed(&error).await {
                             return; // as below
                         }
-                        let lost = Refusal::ServerLost;
+                        let lost = ClientError::ServerLost;
                         self.own_failure(attempt, &lost);
                         self.refuse_waiting(&lost);
                     }
@@ -207,9 +207,9 @@ impl Pool {
     /// A server that serves no session; it counts in the host's budget, and not in the pool's size.
     ///
     /// # Errors
-    /// [`Refusal::PoolBusy`] if the budget is spent, [`Refusal::ServerUnreachable`] if none can be opened.
-    pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, Refusal> {
-        let busy = Refusal::PoolBusy { waited: std::time::Duration::ZERO };
+    /// [`ClientError::PoolBusy`] if the budget is spent, [`ClientError::ServerUnreachable`] if none can be opened.
+    pub(super) async fn open_apart(self: &Arc<Self>) -> Result<Box<Server>, ClientError> {
+        let busy = ClientError::PoolBusy { waited: std::time::Duration::ZERO };
         let permit = self.budget.acquire_apart(self).ok_or(busy)?;
         // Others may fail meanwhile; one that is wanted apart is not waited for any longer.
         let pause = self.backoff().pause(Instant::now());
@@ -250,12 +250,12 @@ impl Pool {
     /// Another server in the place of this one, started with what a client asks for.
     ///
     /// # Errors
-    /// [`Refusal::Server`] with the server's own words where it refuses a parameter, [`Refusal::ServerUnreachable`].
+    /// [`ClientError::Server`] with the server's own words where it refuses a parameter, [`ClientError::ServerUnreachable`].
     pub(super) async fn restart(
         &self,
         server: Box<Server>,
         startup: Settings,
-    ) -> Result<Box<Server>, Refusal> {
+    ) -> Result<Box<Server>, ClientError> {
         let Server { mut stream, permit, entry, .. } = *server;
         drop(entry);
         let _ = stream.write_all(&[b'X', 0, 0, 0, 4]).await;
@@ -292,7 +292,7 @@ impl Pool {
     }
 
     /// Says so to operators, and pauses: this pool, or all of the host's where the failure is the host's. What clients are told.
-    fn cannot_open(&self, turn: Turn, attempt: Attempt, error: &DialError) -> Refusal {
+    fn cannot_open(&self, turn: Turn, attempt: Attempt, error: &DialError) -> ClientError {
         let refusal = error.to_refusal();
         // A host that is full of ours as well has servers that come free.
         let full_of_ours = error.is_host_full() && self.budget.live() > 1;
@@ -312,7 +312,7 @@ impl Pool {
     }
 
     /// A failure that concerns no other tenant. Returns whether it is worth a line in the log.
-    fn own_failure(&self, attempt: Attempt, reason: &Refusal) -> bool {
+    fn own_failure(&self, attempt: Attempt, reason: &ClientError) -> bool {
         self.backoff().failed(attempt, reason, Instant::now(), rand::random())
     }
 

@@ -14,7 +14,7 @@ use super::{
     connect_backoff::TOLD_WITHIN,
     connect_turns::{ConnectTurns, Ended},
 };
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// How often somebody who waits for a turn of its own looks whether a pause is over.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -40,7 +40,7 @@ enum Waiter {
     /// A pool, for whichever session of its comes first.
     Pool(Weak<Pool>),
     /// A server for one purpose.
-    One(oneshot::Sender<Result<Turn, Refusal>>),
+    One(oneshot::Sender<Result<Turn, ClientError>>),
 }
 
 impl Waiter {
@@ -107,17 +107,17 @@ impl HostConnects {
     }
 
     /// Why the host's last attempt since then failed, if none has succeeded after it.
-    pub fn reason_since(&self, since: Instant) -> Option<Refusal> {
+    pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
         self.locked().turns.backoff().reason_since(since)
     }
 
     /// What sessions are told at once, because the next attempt is too far away to wait for.
-    pub fn told_at_once(&self, now: Instant) -> Option<Refusal> {
+    pub fn told_at_once(&self, now: Instant) -> Option<ClientError> {
         self.locked().turns.backoff().told_at_once(now)
     }
 
     /// What sessions are told that have waited for [`TOLD_WITHIN`]: the host failed, and has been silent since for as long.
-    pub fn silent(&self, now: Instant) -> Option<Refusal> {
+    pub fn silent(&self, now: Instant) -> Option<ClientError> {
         self.locked().turns.silent(now).cloned()
     }
 
@@ -136,14 +136,14 @@ impl HostConnects {
     ///
     /// # Errors
     /// Why the host cannot be reached, if an attempt fails meanwhile or the next one is too far away.
-    pub async fn wait(self: &Arc<Self>, tenant: i64) -> Result<Turn, Refusal> {
+    pub async fn wait(self: &Arc<Self>, tenant: i64) -> Result<Turn, ClientError> {
         let came = Instant::now();
         let (sender, mut turn) = oneshot::channel();
         self.locked().turns.join(tenant, Waiter::One(sender));
         loop {
             self.hand_out(None);
             if let Ok(got) = tokio::time::timeout(LOOK_EVERY, &mut turn).await {
-                return got.unwrap_or(Err(Refusal::AdminShutdown));
+                return got.unwrap_or(Err(ClientError::AdminShutdown));
             }
             let now = Instant::now();
             let silent = || self.silent(now).filter(|_| now.saturating_duration_since(came) >= TOLD_WITHIN);
@@ -188,7 +188,7 @@ impl HostConnects {
     }
 
     /// Tells all who wait on this host, in whichever pool.
-    fn tell(&self, reason: &Refusal) {
+    fn tell(&self, reason: &ClientError) {
         let ones = self.locked().turns.take_out(|waiter| matches!(waiter, Waiter::One(_)));
         for one in ones {
             if let Waiter::One(sender) = one {
@@ -227,7 +227,7 @@ impl Turn {
     }
 
     /// The host failed: all who wait there are told. Returns whether it is worth a line in the log.
-    pub fn failed(self, reason: &Refusal) -> bool {
+    pub fn failed(self, reason: &ClientError) -> bool {
         let is_news = self.ended(Ended::Failed(reason));
         self.host.tell(reason);
         is_news

@@ -14,7 +14,7 @@ use crate::{
         exchange::channels::{MARKS, each, messages},
         server::connection::{AskError, Server},
     },
-    error::Refusal,
+    error::ClientError,
     wire::frame::header,
 };
 
@@ -34,7 +34,7 @@ pub(super) struct Line {
 /// Why a connection listens no more.
 enum Lost {
     /// Somebody wished it.
-    Wished(Refusal),
+    Wished(ClientError),
     /// It broke, or its server ended it.
     Broken(String),
 }
@@ -56,12 +56,12 @@ impl Line {
     ///
     /// # Errors
     /// The budget is spent, or the server cannot be reached.
-    pub async fn open(pool: &Arc<Pool>) -> Result<Self, Refusal> {
+    pub async fn open(pool: &Arc<Pool>) -> Result<Self, ClientError> {
         let mut server = pool.open_apart().await?;
         server.entry.listens();
         let lost = |error: AskError| {
             warn!(tenant = pool.tenant.name, side = "server", %error, "cannot listen");
-            Refusal::ServerLost
+            ClientError::ServerLost
         };
         server.run(NEVER_TOO_IDLE).await.map_err(lost)?;
         let sql = format!("SET application_name = 'pglobby ear'; LISTEN {MARKS}");
@@ -85,7 +85,7 @@ impl Line {
             }
             Lost::Broken(error) => {
                 warn!(tenant = pool.tenant.name, side = "server", error, "the listening connection is lost");
-                Refusal::ListeningLost
+                ClientError::ListenerLost
             }
         };
         ear.over(&reason);
@@ -171,7 +171,7 @@ impl Line {
     async fn move_to(&mut self, ear: &Arc<Ear>, pool: &Arc<Pool>, next: &Arc<Pool>) -> Result<(), Lost> {
         let (old, new) = (&pool.tenant, &next.tenant);
         if (&old.host.address, &old.database) != (&new.host.address, &new.database) {
-            return Err(Lost::Wished(Refusal::ListeningMoved));
+            return Err(Lost::Wished(ClientError::ListenerPaused));
         }
         // Answers still owed are the old connection's.
         while ear.is_owed() {
@@ -184,7 +184,7 @@ impl Line {
             Err(refusal) => return Err(Lost::Broken(refusal.to_string())),
         };
         if fresh.encoding() != &*ear.encoding {
-            return Err(Lost::Wished(Refusal::ListeningMoved));
+            return Err(Lost::Wished(ClientError::ListenerPaused));
         }
         let mark = format!("{:032x}", rand::random::<u128>());
         let wanted = ear.wanted();

@@ -55,7 +55,7 @@ use crate::{
         tenant::{Access, Credential, PoolMode, Tenant},
         worker::Worker,
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
 };
 
 /// What a pool is made with; a change of these makes a new pool.
@@ -262,9 +262,13 @@ impl Pool {
     /// A server, opened if need be; waits in line for at most `wait` from `since` on.
     ///
     /// # Errors
-    /// [`Refusal::PoolBusy`] when the wait was in vain, [`Refusal::ServerUnreachable`] when none could be opened,
-    /// [`Refusal::AdminShutdown`] when the pool was retired meanwhile.
-    pub async fn borrow(self: &Arc<Self>, since: Instant, wait: Duration) -> Result<Box<Server>, Refusal> {
+    /// [`ClientError::PoolBusy`] when the wait was in vain, [`ClientError::ServerUnreachable`] when none could be opened,
+    /// [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
+    pub async fn borrow(
+        self: &Arc<Self>,
+        since: Instant,
+        wait: Duration,
+    ) -> Result<Box<Server>, ClientError> {
         InLine::new(self, since, wait).await
     }
 

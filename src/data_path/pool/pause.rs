@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Pool, TenantPools};
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// Whom an administrator means: one tenant, by id, or all of them.
 pub type Whom = Option<i64>;
@@ -81,7 +81,7 @@ impl TenantPools {
         for pool in self.of_whom(whom) {
             pool.paused.store(true, Ordering::Release);
             while pool.take_idle().is_some() {}
-            pool.ear.end(Refusal::ListeningMoved);
+            pool.ear.end(ClientError::ListenerPaused);
         }
     }
 

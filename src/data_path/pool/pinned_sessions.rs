@@ -13,7 +13,7 @@ use crate::{
         exchange::pending_replies::Pins,
         sessions::registry::{Doing, SessionHandle},
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// Who has just inserted is about to ask for `lastval`: so long it is left alone if it has asked before, if others of its tenant
@@ -110,9 +110,9 @@ impl Pool {
         }
     }
 
-    fn too_many(&self, pins: Pins) -> Refusal {
+    fn too_many(&self, pins: Pins) -> ClientError {
         let reasons = pins.names().collect::<Vec<_>>().join(", ");
-        Refusal::TooManyPinned { limit: self.rules.pinned_max, reasons }
+        ClientError::TooManyPinned { limit: self.rules.pinned_max, reasons }
     }
 }
 
@@ -124,7 +124,7 @@ pub enum Wanted {
     /// That it gives the server back, and forgets what it was for.
     Yielded,
     /// That it ends.
-    Ended(Refusal),
+    Ended(ClientError),
 }
 
 /// How long a session that idles is left alone.

@@ -29,7 +29,7 @@ use crate::{
         memory_limit::Account,
         sessions::registry::SessionHandle,
     },
-    error::Refusal,
+    error::ClientError,
     wire::message::{append, append_cstr},
 };
 
@@ -64,7 +64,7 @@ struct State {
     /// Who waits for the answer to each query in or behind the outbox.
     owed: VecDeque<Owed>,
     successor: Option<Arc<Pool>>,
-    over: Option<Refusal>,
+    over: Option<ClientError>,
 }
 
 /// A listening session.
@@ -116,7 +116,7 @@ pub(super) enum Wish {
     Nothing,
     /// Go on with a connection of this pool.
     Move(Arc<Pool>),
-    End(Refusal),
+    End(ClientError),
 }
 
 impl Pool {
@@ -128,7 +128,7 @@ impl Pool {
         self: &Arc<Self>,
         session: &Arc<SessionHandle>,
         memory: &Arc<Account>,
-    ) -> Result<Seat, Refusal> {
+    ) -> Result<Seat, ClientError> {
         if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session, memory)) {
             return Ok(seat);
         }
@@ -136,17 +136,17 @@ impl Pool {
         if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session, memory)) {
             return Ok(seat);
         }
-        let pool = self.current().ok_or(Refusal::AdminShutdown)?;
+        let pool = self.current().ok_or(ClientError::AdminShutdown)?;
         let line = Line::open(&pool).await?;
         let ear = Arc::new(Ear {
             encoding: line.encoding().into(),
             state: Mutex::default(),
             changed: Notify::new(),
         });
-        let seat = ear.seat(session, memory).ok_or(Refusal::Internal)?;
+        let seat = ear.seat(session, memory).ok_or(ClientError::Internal)?;
         *self.ear.locked() = Some(ear.clone());
         if self.is_paused() || self.current().is_none() {
-            ear.end(Refusal::AdminShutdown);
+            ear.end(ClientError::AdminShutdown);
         }
         let worker = pool.worker.clone();
         worker.spawn(line.listen(ear, pool));
@@ -164,7 +164,7 @@ impl EarPlace {
     }
 
     /// Whoever hears by it is told `reason` by the end of its session.
-    pub fn end(&self, reason: Refusal) {
+    pub fn end(&self, reason: ClientError) {
         if let Some(ear) = self.locked().take() {
             ear.end(reason);
         }
@@ -197,7 +197,7 @@ impl Ear {
         Some(Seat { ear: self.clone(), id })
     }
 
-    fn end(&self, reason: Refusal) {
+    fn end(&self, reason: ClientError) {
         self.locked().over.get_or_insert(reason);
         self.changed.notify_one();
     }
@@ -266,7 +266,7 @@ impl Ear {
     }
 
     /// The task has ended: those who waited for it hear of it, those who heard by it are ended between two transactions.
-    pub(super) fn over(&self, reason: &Refusal) {
+    pub(super) fn over(&self, reason: &ClientError) {
         let mut state = self.locked();
         state.over.get_or_insert(reason.clone());
         let seats = std::mem::take(&mut state.seats);
@@ -423,7 +423,7 @@ impl Drop for Seat {
         }
         // Nobody is left to be told.
         if state.seats.is_empty() {
-            state.over.get_or_insert(Refusal::ListeningLost);
+            state.over.get_or_insert(ClientError::ListenerLost);
         }
         self.ear.changed.notify_one();
     }

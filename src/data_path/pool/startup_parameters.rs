@@ -23,7 +23,7 @@ use crate::{
         server::connection::{AskError, Server},
         session_state::{Settings, parameter_status::Reported},
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// Greetings kept per pool. Applications have one set of startup parameters, rarely a handful.
@@ -193,9 +193,9 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::greet`].
-    pub async fn engage(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Engaged, Refusal> {
+    pub async fn engage(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Engaged, ClientError> {
         loop {
-            let pool = self.current().ok_or(Refusal::AdminShutdown)?;
+            let pool = self.current().ok_or(ClientError::AdminShutdown)?;
             let opened = pool.open_for(&asked).await?;
             let is_new = opened.is_some();
             let (pool, mut server) = match opened {
@@ -214,7 +214,7 @@ impl Pool {
                 Ok(false) => {}
                 Err(error) if is_new => {
                     if !pool.put_right_if_changed(&error).await {
-                        return Err(Refusal::ServerLost);
+                        return Err(ClientError::ServerLost);
                     }
                 }
                 Err(error) => {
@@ -230,7 +230,7 @@ impl Pool {
         self: &Arc<Self>,
         asked: Settings,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>), Refusal> {
+    ) -> Result<(Arc<Self>, Box<Server>), ClientError> {
         let (pool, server) = match self.take_longest_idle() {
             Some(server) => (self.clone(), server),
             None => self.borrow_of_current(wait).await?,
@@ -242,10 +242,10 @@ impl Pool {
     /// What a client that asks for these parameters is told. Waits for a server only where that is not known.
     ///
     /// # Errors
-    /// As [`Pool::borrow`]; [`Refusal::Server`] with the server's own words for a parameter it refuses.
-    pub async fn greet(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Greeting, Refusal> {
+    /// As [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a parameter it refuses.
+    pub async fn greet(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Greeting, ClientError> {
         let seen = self.look_again().await;
-        let mut pool = self.current().ok_or(Refusal::AdminShutdown)?;
+        let mut pool = self.current().ok_or(ClientError::AdminShutdown)?;
         if let Some(greeting) = pool.known_greeting(&asked, seen) {
             return Ok(greeting);
         }
@@ -254,7 +254,7 @@ impl Pool {
             pool = of;
             match pool.is_as_begun(&mut server).await {
                 Ok(true) => return pool.greet_by(server, apart, asked).await,
-                Ok(false) => pool = pool.current().ok_or(Refusal::AdminShutdown)?,
+                Ok(false) => pool = pool.current().ok_or(ClientError::AdminShutdown)?,
                 Err(error) => {
                     warn!(tenant = self.tenant.name, side = "server", %error, "an idle server is gone")
                 }
@@ -283,7 +283,7 @@ impl Pool {
         mut server: Box<Server>,
         apart: bool,
         asked: Settings,
-    ) -> Result<Greeting, Refusal> {
+    ) -> Result<Greeting, ClientError> {
         let changes = self.greetings.changes();
         match apply(&mut server, &asked).await {
             Ok((settings, said)) => {
@@ -303,9 +303,9 @@ impl Pool {
                 if !apart && server.clean().await.is_ok() {
                     self.give_back(server);
                 }
-                Err(Refusal::Server { sqlstate: error.sqlstate, message: error.message })
+                Err(ClientError::Server { sqlstate: error.sqlstate, message: error.message })
             }
-            Err(AskError::Lost(_)) => Err(Refusal::ServerLost),
+            Err(AskError::Lost(_)) => Err(ClientError::ServerLost),
         }
     }
 
@@ -354,8 +354,8 @@ impl Pool {
     async fn borrow_to_greet(
         self: &Arc<Self>,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>, bool), Refusal> {
-        let pool = self.current().ok_or(Refusal::AdminShutdown)?;
+    ) -> Result<(Arc<Self>, Box<Server>, bool), ClientError> {
+        let pool = self.current().ok_or(ClientError::AdminShutdown)?;
         if let Some(server) = pool.try_borrow() {
             return Ok((pool, server, false));
         }
@@ -378,7 +378,7 @@ impl Pool {
     async fn borrow_of_current(
         self: &Arc<Self>,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>), Refusal> {
+    ) -> Result<(Arc<Self>, Box<Server>), ClientError> {
         let mut pool = self.clone();
         loop {
             if let Some(server) = pool.try_borrow() {

@@ -33,7 +33,7 @@ use crate::{
         tenant::{Access, Host, HostAddress, Tenant, TenantStatus, TlsMode},
         worker::{Worker, Workers},
     },
-    error::{Limit, Refusal},
+    error::{ClientError, Limit},
 };
 
 /// What the control path does before a tenant's first pool is made: access to an adopted database's tables. An error is
@@ -125,12 +125,12 @@ impl TenantPools {
     /// The tenant's pool. Opens no server.
     ///
     /// # Errors
-    /// [`Refusal::NoReadOnlyRole`] if the tenant has no role for that access, [`Refusal::Suspended`] if an administrator
+    /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`] if an administrator
     /// has disabled it on this node.
-    pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, Refusal> {
+    pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, ClientError> {
         if self.halts.is_disabled(tenant.id) {
             let reason = Some("disabled by an administrator".to_owned());
-            return Err(Refusal::Suspended { tenant: tenant.name.clone(), reason });
+            return Err(ClientError::Suspended { tenant: tenant.name.clone(), reason });
         }
         let pool = self
             .pools
@@ -139,7 +139,7 @@ impl TenantPools {
                     warn!(tenant = tenant.name, %error, "cannot grant access to an adopted database's tables");
                 }
                 let statements = self.statements_of(tenant);
-                self.make(tenant.clone(), access, statements, Arc::default()).ok_or(Refusal::NoReadOnlyRole)
+                self.make(tenant.clone(), access, statements, Arc::default()).ok_or(ClientError::NoReadOnlyRole)
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
@@ -147,7 +147,7 @@ impl TenantPools {
         if pool.tenant.generation < tenant.generation {
             self.refresh(tenant).await;
         }
-        pool.current().ok_or(Refusal::AdminShutdown)
+        pool.current().ok_or(ClientError::AdminShutdown)
     }
 
     /// A pool without servers; `None` if the tenant has no role for that access.

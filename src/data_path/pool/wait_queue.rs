@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{Pool, Server, connect_backoff::TOLD_WITHIN};
-use crate::error::Refusal;
+use crate::error::ClientError;
 
 /// How often it is looked after those who wait: their deadlines, and those asked who keep a server. Coarse, so that a wait
 /// costs nothing but its place.
@@ -39,7 +39,7 @@ struct Places<S> {
     next: u64,
     waiting: VecDeque<Waiter>,
     /// What is kept for those who have been woken and have not come yet.
-    served: Vec<(u64, Result<S, Refusal>)>,
+    served: Vec<(u64, Result<S, ClientError>)>,
     looked_after: bool,
     closed: bool,
 }
@@ -126,14 +126,14 @@ impl<S> Line<S> {
     }
 
     /// What the one with this number has got; `None`: it waits still, and `waker` is woken.
-    fn ask(&self, number: u64, waker: &Waker) -> Option<Result<S, Refusal>> {
+    fn ask(&self, number: u64, waker: &Waker) -> Option<Result<S, ClientError>> {
         let mut places = self.locked();
         if let Some(at) = places.served.iter().position(|(served, _)| *served == number) {
             return Some(places.served.swap_remove(at).1);
         }
         match places.waiting.iter_mut().find(|waiter| waiter.number == number) {
             Some(waiter) => waiter.waker.clone_from(waker),
-            None => return Some(Err(Refusal::AdminShutdown)), // never so
+            None => return Some(Err(ClientError::AdminShutdown)), // never so
         }
         None
     }
@@ -165,7 +165,7 @@ impl<S> Line<S> {
     }
 
     /// Sends away those who wait in vain, and tells them why.
-    fn refuse(&self, why: impl Fn(&Waiter) -> Option<Refusal>) {
+    fn refuse(&self, why: impl Fn(&Waiter) -> Option<ClientError>) {
         let mut woken = Vec::new();
         let mut places = self.locked();
         let Places { waiting, served, .. } = &mut *places;
@@ -183,14 +183,14 @@ impl<S> Line<S> {
     }
 
     /// Nobody can be served for now: all are told why.
-    pub fn refuse_all(&self, refusal: &Refusal) {
+    pub fn refuse_all(&self, refusal: &ClientError) {
         self.refuse(|_| Some(refusal.clone()));
     }
 
     /// Nobody is served any more.
     pub fn close(&self) {
         self.locked().closed = true;
-        self.refuse_all(&Refusal::AdminShutdown);
+        self.refuse_all(&ClientError::AdminShutdown);
     }
 
     /// Whether somebody has to begin to look after those who wait.
@@ -204,12 +204,12 @@ impl<S> Line<S> {
     fn look_after(
         &self,
         now: Instant,
-        silent: Option<&Refusal>,
-        reason: impl Fn(Instant) -> Option<Refusal>,
+        silent: Option<&ClientError>,
+        reason: impl Fn(Instant) -> Option<ClientError>,
     ) -> bool {
         self.refuse(|waiter| {
             let waited = now.saturating_duration_since(waiter.since);
-            let busy = || Refusal::PoolBusy { waited: waiter.wait };
+            let busy = || ClientError::PoolBusy { waited: waiter.wait };
             let too_long = (waited >= waiter.wait).then(|| reason(waiter.since).unwrap_or_else(busy));
             too_long.or_else(|| silent.filter(|_| waited >= TOLD_WITHIN).cloned())
         });
@@ -239,11 +239,11 @@ impl<'p> InLine<'p> {
         Self { pool, since, wait, number: None, served: false }
     }
 
-    fn come(&mut self, waker: &Waker) -> Poll<Result<Box<Server>, Refusal>> {
+    fn come(&mut self, waker: &Waker) -> Poll<Result<Box<Server>, ClientError>> {
         let pool = self.pool;
         match pool.line.come(self.since, self.wait, waker, self.served, || pool.try_borrow()) {
             Came::Served(server) => Poll::Ready(Ok(server)),
-            Came::Closed => Poll::Ready(Err(Refusal::AdminShutdown)),
+            Came::Closed => Poll::Ready(Err(ClientError::AdminShutdown)),
             Came::Waits(number) => {
                 self.number = Some(number);
                 pool.open_wanted();
@@ -258,7 +258,7 @@ impl<'p> InLine<'p> {
 }
 
 impl Future for InLine<'_> {
-    type Output = Result<Box<Server>, Refusal>;
+    type Output = Result<Box<Server>, ClientError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(number) = self.number {
@@ -386,7 +386,7 @@ mod tests {
         assert!(line.look_after(now + IMPATIENT_AFTER, None, |_| None) && line.is_impatient());
         assert!(line.look_after(now + WAIT, None, |_| None) && line.is_impatient());
         let refused = line.ask(first, Waker::noop());
-        assert!(matches!(refused, Some(Err(Refusal::PoolBusy { waited: WAIT }))), "{refused:?}");
+        assert!(matches!(refused, Some(Err(ClientError::PoolBusy { waited: WAIT }))), "{refused:?}");
         assert_eq!((got(&line, second), line.leave(second)), (None, None));
         // Nobody waits: the next who comes has somebody look after the line again.
         assert!(!line.look_after(now + WAIT, None, |_| None) && !line.is_impatient() && line.begins());
@@ -397,7 +397,7 @@ mod tests {
         let line = Line::<u32>::default();
         let waiter = waits(&line, Instant::now(), false);
         line.close();
-        assert!(matches!(line.ask(waiter, Waker::noop()), Some(Err(Refusal::AdminShutdown))));
+        assert!(matches!(line.ask(waiter, Waker::noop()), Some(Err(ClientError::AdminShutdown))));
         assert!(matches!(line.come(Instant::now(), WAIT, Waker::noop(), false, || None), Came::Closed));
     }
 

@@ -21,7 +21,7 @@ use crate::{
         server::connection::Server,
         sessions::registry::Doing,
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// What the rest of a client's requests waits for.
@@ -270,14 +270,14 @@ impl Relay {
 
     /// Resolves when the client leaves, or a signal comes, while it waits for a server. What is to be sent to the client is
     /// sent meanwhile, and what it sends is taken in as long as the inbox is small.
-    pub(in crate::data_path) async fn interrupted(&mut self) -> Result<Refusal, End> {
+    pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, End> {
         poll_fn(|cx| {
             if self.handle.is_signalled() {
                 let signals = self.handle.take_signals();
                 self.leaving = self.leaving.take().or(signals.end_when_free.map(Box::new));
                 match signals.end {
                     Some(reason) => return Poll::Ready(Err(End::Refused(reason.into()))),
-                    None if !signals.cancels.is_empty() => return Poll::Ready(Ok(Refusal::Cancelled)),
+                    None if !signals.cancels.is_empty() => return Poll::Ready(Ok(ClientError::Cancelled)),
                     None => {}
                 }
             }

@@ -21,7 +21,7 @@ use crate::{
         server::connection::{AskError, Server},
         session_state::{AnswerMax, Settings, Settled, Uncertain, state_query::Doubts},
     },
-    error::NoChoice,
+    error::TenantSwitchError,
 };
 
 impl Relay {
@@ -139,7 +139,7 @@ impl Relay {
         let rows = server.ask(sql, &[]).await.map_err(|_| End::ServerLost)?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
-        if is_here { Ok(()) } else { Err(End::Refused(Box::new(NoChoice::NotAlone.into()))) }
+        if is_here { Ok(()) } else { Err(End::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
     /// Takes a place among the sessions that keep their server, or gives it up.

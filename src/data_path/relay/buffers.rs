@@ -5,7 +5,7 @@
 //! it, a request is refused, and a client that does not take what it is sent is ended.
 
 use super::{Relay, session_end::End};
-use crate::error::{Limit, Refusal};
+use crate::error::{ClientError, Limit};
 
 /// So little is not counted: a request that waits for a server is shorter nearly always.
 const UNCOUNTED: usize = 1024;
@@ -40,7 +40,7 @@ impl Relay {
 
     /// The same while a request waits for a server: what is said in place of an answer.
     #[cold]
-    pub(in crate::data_path) fn no_room_to_wait(&mut self) -> Option<Refusal> {
+    pub(in crate::data_path) fn no_room_to_wait(&mut self) -> Option<ClientError> {
         let bytes = self.inbox.capacity() + self.unsent.allocated();
         if bytes <= UNCOUNTED {
             return None;
@@ -56,6 +56,6 @@ impl Relay {
         let memory = &self.side.rules().memory;
         let limit = memory.admits(0).err().unwrap_or(Limit::Tenant);
         let max = memory.max_of(limit).unwrap_or(0);
-        End::Refused(Refusal::TooMuchUnsent { limit, max }.into())
+        End::Refused(ClientError::UnsentLimit { limit, max }.into())
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         },
         worker::Worker,
     },
-    error::{IdentityRefusal, NoChoice, Refusal},
+    error::{ClientError, IdentityError, TenantSwitchError},
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
 
@@ -49,7 +49,7 @@ pub struct Seat {
     /// `query_wait_timeout`.
     pub query_wait: Duration,
     /// What the client is told when it is between two transactions next.
-    pub leaving: Option<Box<Refusal>>,
+    pub leaving: Option<Box<ClientError>>,
     /// Of a service login's session: what it chooses by.
     pub concierge: Option<Box<Concierge>>,
     /// What all clients share.
@@ -71,7 +71,7 @@ pub type Departure = Box<(Seat, Room)>;
 impl Relay {
     /// Goes on with the pool that has taken the place of a retired one.
     pub(in crate::data_path) fn succeed(&mut self) -> Result<(), End> {
-        self.pool = self.pool.current().ok_or_else(|| End::Refused(Refusal::AdminShutdown.into()))?;
+        self.pool = self.pool.current().ok_or_else(|| End::Refused(ClientError::AdminShutdown.into()))?;
         self.side.set_place(self.pool.place.clone());
         self.side.begun.pool_replaced();
         Ok(())
@@ -180,7 +180,7 @@ impl Relay {
         self.dismiss();
         match moved? {
             // Nobody would tell it what it goes on listening to.
-            Some(_) if self.heard.is_some() => Err(End::Refused(Refusal::ListeningMoved.into())),
+            Some(_) if self.heard.is_some() => Err(End::Refused(ClientError::ListenerPaused.into())),
             Some(room) => Ok(Some(room)),
             None => self.pass_on().await.map(|()| None),
         }
@@ -234,7 +234,7 @@ impl Relay {
                 }
                 // What was held back for a choice is none to the desk: it must not come round again.
                 Next::Server if first => {
-                    Refusal::from(NoChoice::NotAlone).write(Severity::Error, &mut replies);
+                    ClientError::from(TenantSwitchError::NotAlone).write(Severity::Error, &mut replies);
                     self.side.begin_refusing(concierge.desk.failed());
                 }
                 Next::Ended => {}
@@ -252,7 +252,7 @@ impl Relay {
     }
 
     /// A session that keeps its server may name the tenant that it is in.
-    fn is_free_to_go(&self, concierge: &Concierge, wish: &Wish) -> Result<(), Refusal> {
+    fn is_free_to_go(&self, concierge: &Concierge, wish: &Wish) -> Result<(), ClientError> {
         let id = self.pool.tenant.id;
         let stays = match &wish.tenant {
             Some(name) => **name == *self.pool.tenant.name,
@@ -266,9 +266,9 @@ impl Relay {
         }
         match () {
             () if stays => Ok(()),
-            () if self.server.is_some() && !self.side.follows() => Err(NoChoice::SessionMode.into()),
+            () if self.server.is_some() && !self.side.follows() => Err(TenantSwitchError::SessionMode.into()),
             () if kept.is_empty() => Ok(()),
-            () => Err(Refusal::TenantPinned { reasons: kept.names().collect::<Vec<_>>().join(", ") }),
+            () => Err(ClientError::TenantPinned { reasons: kept.names().collect::<Vec<_>>().join(", ") }),
         }
     }
 
@@ -278,8 +278,8 @@ impl Relay {
         let mut out = Vec::new();
         let verdict = first_text(&self.inbox, &self.side).map(|sql| self.side.plan(sql));
         let reason = match verdict {
-            Some(Plan::Password(_)) => IdentityRefusal::PasswordInTransaction.into(),
-            _ => NoChoice::TransactionBegun.into(),
+            Some(Plan::Password(_)) => IdentityError::PasswordInTransaction.into(),
+            _ => TenantSwitchError::TransactionBegun.into(),
         };
         let used = self.side.deny(&self.inbox, reason, &mut server.side, &mut out);
         self.inbox.drain(..used);
@@ -325,7 +325,7 @@ impl Relay {
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.
-            Err(refusal @ Refusal::Server { .. }) => Err(End::Refused(refusal.into())),
+            Err(refusal @ ClientError::Server { .. }) => Err(End::Refused(refusal.into())),
             Err(refusal) => {
                 self.refuse_request(&refusal);
                 Ok(false)
@@ -334,7 +334,7 @@ impl Relay {
     }
 
     /// The request at the front of the inbox is answered with an error, and left out.
-    pub(in crate::data_path) fn refuse_request(&mut self, refusal: &Refusal) {
+    pub(in crate::data_path) fn refuse_request(&mut self, refusal: &ClientError) {
         let status = self.concierge.as_mut().map_or(b'I', |concierge| concierge.desk.failed());
         self.side.begin_refusing(status);
         let mut replies = Vec::new();

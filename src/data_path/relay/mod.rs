@@ -46,7 +46,7 @@ use crate::{
         sessions::registry::{Doing, Registered},
         tenant_switch::switcher::{Concierge, Waits},
     },
-    error::Refusal,
+    error::ClientError,
     wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
 };
 
@@ -93,7 +93,7 @@ pub struct Relay {
     /// When the request came that the server works on.
     asked_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
-    pub(super) leaving: Option<Box<Refusal>>,
+    pub(super) leaving: Option<Box<ClientError>>,
     /// What is in the inbox waits for the server's answers to what it has got.
     pub(super) awaits: Awaits,
     /// Of a service login's session: it may go to another tenant; and of one that changes its password just now.
@@ -260,7 +260,7 @@ impl Relay {
             Err(broken) => return Err(Step::End(self.broken(broken))),
         };
         if itself.get() {
-            return Err(Step::End(End::Refused(Refusal::AdminShutdown.into())));
+            return Err(Step::End(End::Refused(ClientError::AdminShutdown.into())));
         }
         let bytes = out.finish();
         let stats = &self.pool.stats;

@@ -20,7 +20,7 @@ use crate::{
         pool::shared_listener::{Deaf, Handover, Seat, around_mark},
         server::connection::{AskError, Server},
     },
-    error::Refusal,
+    error::ClientError,
     wire::message::append,
 };
 
@@ -36,13 +36,13 @@ pub struct Heard {
 
 /// Why the ear does not take over.
 enum NotHeard {
-    Ear(Refusal),
+    Ear(ClientError),
     Server,
 }
 
 impl From<Deaf> for NotHeard {
     fn from(_: Deaf) -> Self {
-        Self::Ear(Refusal::ListeningLost)
+        Self::Ear(ClientError::ListenerLost)
     }
 }
 
@@ -97,12 +97,12 @@ impl Relay {
             && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
             true => self.hand_over(Arc::new(channels.clone())).await,
-            false => Err(NotHeard::Ear(Refusal::NotSupported("too many channels".to_owned()))),
+            false => Err(NotHeard::Ear(ClientError::NotSupported("too many channels".to_owned()))),
         };
         if let Err(NotHeard::Ear(reason)) = &taken {
             warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %reason, "a client that listens keeps its server");
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
-                return Err(End::Refused(Refusal::ListeningMoved.into()));
+                return Err(End::Refused(ClientError::ListenerPaused.into()));
             }
             pins.insert(Pins::LISTEN);
             if self.heard.is_none() {
@@ -143,7 +143,7 @@ impl Relay {
     async fn change_over(&mut self, seat: &Seat, channels: &Arc<Channels>) -> Result<(), NotHeard> {
         let Some(server) = self.server.as_mut() else { return Err(NotHeard::Server) };
         if server.side.reported_value("client_encoding") != Some(seat.encoding()) && !channels.is_empty() {
-            return Err(NotHeard::Ear(Refusal::NotSupported("another client_encoding".to_owned())));
+            return Err(NotHeard::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
         let Handover { mark, done } = seat.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;

@@ -21,7 +21,7 @@ use crate::{
         tenant::Login,
         tenant_switch::switcher::Concierge,
     },
-    error::{IdentityRefusal, Refusal},
+    error::{ClientError, IdentityError},
 };
 
 /// A login changes its password so often at once, and then once in each interval: every change is a row in the audit log and a
@@ -73,10 +73,10 @@ impl Concierge {
         }
     }
 
-    async fn store_password(&self, handle: &Registered, password: NewPassword) -> Result<(), Refusal> {
+    async fn store_password(&self, handle: &Registered, password: NewPassword) -> Result<(), ClientError> {
         let directory = &self.proxy.directory;
         let begun = self.proxy.password_pace.begin(handle.login.id, Instant::now());
-        begun.map_err(|wait| Refusal::PasswordTooOften { wait })?;
+        begun.map_err(|wait| ClientError::PasswordTooOften { wait })?;
         let verifier = match Verifier::read(password.expose()) {
             Some(_) => password.to_secret(),
             None => directory.verifier_of(password.to_secret()).await,
@@ -95,12 +95,12 @@ impl Concierge {
                     login = handle.login.name,
                     "a login that was changed meanwhile cannot change its password"
                 );
-                Err(IdentityRefusal::LoginChanged.into())
+                Err(IdentityError::LoginChanged.into())
             }
             // It may have been stored all the same, so both count.
             Err(error) => {
                 warn!(login = handle.login.name, side = "central", %error, "cannot change a login's password");
-                Err(Refusal::PasswordNotStored)
+                Err(ClientError::PasswordNotStored)
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::{
         server::connection::Server,
         sessions::registry::SessionHandle,
     },
-    error::Refusal,
+    error::ClientError,
     wire::{message::Severity, outgoing::Outgoing, stream::Stream, unsent::Unsent},
 };
 
@@ -36,7 +36,7 @@ pub enum End {
     /// The server's own FATAL has gone to the client.
     ServerSaidGoodbye,
     /// We end it. Boxed: the task of an idle client has room for an end.
-    Refused(Box<Refusal>),
+    Refused(Box<ClientError>),
 }
 
 impl End {
@@ -88,9 +88,9 @@ impl Relay {
     pub(in crate::data_path) async fn end(mut self, end: End) {
         let end = end.reported(&self.pool.tenant.name, &self.handle);
         let last_words = match &end {
-            End::Refused(refusal) => Some(Refusal::clone(refusal)),
-            End::ServerLost if self.is_committing() => Some(Refusal::OutcomeUnknown),
-            End::ServerLost => Some(Refusal::ServerLost),
+            End::Refused(refusal) => Some(ClientError::clone(refusal)),
+            End::ServerLost if self.is_committing() => Some(ClientError::OutcomeUnknown),
+            End::ServerLost => Some(ClientError::ServerLost),
             _ => None,
         };
         info!(
@@ -135,7 +135,7 @@ impl Relay {
                 if !sqlstate.starts_with("57P") {
                     message.insert_str(0, "what the session has set cannot be set on another server: ");
                 }
-                End::Refused(Refusal::Server { sqlstate, message }.into())
+                End::Refused(ClientError::Server { sqlstate, message }.into())
             }
             Broken::Frame(_) | Broken::Desync(_) => {
                 self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use crate::{
         session_state::side_effects::Signal,
         sessions::registry::{NOTIFIED, Place, Registered, SessionHandle},
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// Where others leave what they want of a session.
@@ -43,9 +43,9 @@ impl Mailbox {
 #[derive(Debug, Default)]
 pub struct Signals {
     /// End the session with these words.
-    pub end: Option<Refusal>,
+    pub end: Option<ClientError>,
     /// The same, once it is between two transactions.
-    pub end_when_free: Option<Refusal>,
+    pub end_when_free: Option<ClientError>,
     /// Cancel what runs; each is dropped when the cancel has settled.
     pub cancels: Vec<oneshot::Sender<()>>,
 }
@@ -69,7 +69,7 @@ impl Registered {
         );
         match signal {
             Signal::Cancel => drop(session.cancel()),
-            Signal::Terminate => session.end(Refusal::AdminShutdown),
+            Signal::Terminate => session.end(ClientError::AdminShutdown),
         }
         true
     }
@@ -80,10 +80,10 @@ impl SessionHandle {
     ///
     /// # Errors
     /// So many wait already that there is no room in `bytes_max`, or no memory.
-    pub fn notify(&self, message: &[u8], bytes_max: usize, memory: &Arc<Account>) -> Result<(), Refusal> {
+    pub fn notify(&self, message: &[u8], bytes_max: usize, memory: &Arc<Account>) -> Result<(), ClientError> {
         let mut mailbox = self.mailbox();
         if mailbox.notifications.len() + message.len() > bytes_max {
-            return Err(Refusal::TooManyNotifications { limit: bytes_max });
+            return Err(ClientError::TooManyNotifications { limit: bytes_max });
         }
         let Mailbox { notifications, charge, .. } = &mut *mailbox;
         notifications.extend_from_slice(message);
@@ -91,7 +91,7 @@ impl SessionHandle {
             && let Err(limit) = charge.try_set(memory, notifications.capacity())
         {
             let max = memory.max_of(limit).unwrap_or(0);
-            return Err(Refusal::TooMuchUnsent { limit, max });
+            return Err(ClientError::UnsentLimit { limit, max });
         }
         self.signals.fetch_or(NOTIFIED, Ordering::AcqRel);
         let waker = mailbox.waker.clone();

@@ -9,7 +9,7 @@ use crate::{
         session_state::Settings,
         tenant::{Host, HostAddress},
     },
-    error::Refusal,
+    error::ClientError,
     wire::message_reader::ReadError,
 };
 
@@ -245,15 +245,15 @@ impl DialError {
     }
 
     /// What the client that waited for this server is told.
-    pub fn to_refusal(&self) -> Refusal {
+    pub fn to_refusal(&self) -> ClientError {
         let (sqlstate, reason) = self.cause.for_client(&self.hidden);
-        Refusal::ServerUnreachable { sqlstate, reason }
+        ClientError::ServerUnreachable { sqlstate, reason }
     }
 }
 
 impl DialError {
     /// The server's own words about a parameter that a client has given at startup.
-    pub fn about_parameter(&self) -> Option<Refusal> {
+    pub fn about_parameter(&self) -> Option<ClientError> {
         let DialCause::Refused(error) = &self.cause else { return None };
         let message = error.message.clone()?;
         let sqlstate = error.code()?.to_owned();
@@ -262,7 +262,7 @@ impl DialError {
             "42501" => message.contains("parameter"),
             _ => false,
         };
-        told.then_some(Refusal::Server { sqlstate, message })
+        told.then_some(ClientError::Server { sqlstate, message })
     }
 }
 

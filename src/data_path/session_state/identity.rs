@@ -17,7 +17,7 @@ use crate::{
         sql::{GivenPassword, IdentityChange, Lexing, Named, identity_changes, may_change_identity},
         tenant::{Access, Login, Tenant},
     },
-    error::IdentityRefusal,
+    error::IdentityError,
 };
 
 /// Who a session is: its login, and the tenant whose roles and database its servers have.
@@ -35,7 +35,7 @@ pub enum Verdict {
     /// It changes the login's password.
     Password(NewPassword),
     /// It is refused.
-    Refused(IdentityRefusal),
+    Refused(IdentityError),
 }
 
 /// A password as a client has sent it: a text, or a verifier made from one. Never printed.
@@ -76,9 +76,7 @@ impl Identity {
         let verdicts: Vec<_> = changes.iter().filter_map(|change| self.verdict(change)).collect();
         let refused = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Refused(_)));
         match refused.or(verdicts.first())? {
-            Verdict::Password(_) if statements > 1 => {
-                Some(Verdict::Refused(IdentityRefusal::PasswordNotAlone))
-            }
+            Verdict::Password(_) if statements > 1 => Some(Verdict::Refused(IdentityError::PasswordNotAlone)),
             verdict => Some(verdict.clone()),
         }
     }
@@ -88,15 +86,15 @@ impl Identity {
         let any_of_ours = |roles: &[Named<'_>]| roles.iter().any(|role| self.is_our_role(role));
         match change {
             IdentityChange::Password { role, password } if self.is_self(role) => Some(new_password(password)),
-            IdentityChange::Password { role, .. } => refused(self.is_our_role(role), IdentityRefusal::Role),
-            IdentityChange::Roles(roles) => refused(any_of_ours(roles), IdentityRefusal::Role),
-            IdentityChange::Membership(roles) => refused(any_of_ours(roles), IdentityRefusal::Membership),
-            IdentityChange::Owned(roles) => refused(any_of_ours(roles), IdentityRefusal::Owned),
-            IdentityChange::Database(name) => refused(self.is_our_database(name), IdentityRefusal::Database),
+            IdentityChange::Password { role, .. } => refused(self.is_our_role(role), IdentityError::Role),
+            IdentityChange::Roles(roles) => refused(any_of_ours(roles), IdentityError::Role),
+            IdentityChange::Membership(roles) => refused(any_of_ours(roles), IdentityError::Membership),
+            IdentityChange::Owned(roles) => refused(any_of_ours(roles), IdentityError::Owned),
+            IdentityChange::Database(name) => refused(self.is_our_database(name), IdentityError::Database),
             IdentityChange::DatabaseSetting(name, parameter) => {
                 let forbidden =
                     parameter.as_ref().is_some_and(|name| FORBIDDEN_FOR_DATABASE.contains(&&**name));
-                refused(forbidden && self.is_our_database(name), IdentityRefusal::DatabaseSetting)
+                refused(forbidden && self.is_our_database(name), IdentityError::DatabaseSetting)
             }
             IdentityChange::DatabaseAccess { databases, roles, revoke } => {
                 let ours = databases.iter().any(|name| self.is_our_database(name));
@@ -105,7 +103,7 @@ impl Identity {
                     // The role that owns the database has everything as it is.
                     false => is_public(role) || self.is_our_role(role) && !self.is_owner(role),
                 });
-                refused(ours && concerns, IdentityRefusal::DatabaseAccess)
+                refused(ours && concerns, IdentityError::DatabaseAccess)
             }
         }
     }
@@ -160,15 +158,15 @@ fn is_named(name: &[u8], known: Option<&str>) -> bool {
 
 fn new_password(given: &GivenPassword<'_>) -> Verdict {
     let text = match given {
-        GivenPassword::Null => return Verdict::Refused(IdentityRefusal::PasswordMissing),
-        GivenPassword::Unclear => return Verdict::Refused(IdentityRefusal::PasswordUnclear),
+        GivenPassword::Null => return Verdict::Refused(IdentityError::PasswordMissing),
+        GivenPassword::Unclear => return Verdict::Refused(IdentityError::PasswordUnclear),
         GivenPassword::Text(text) => std::str::from_utf8(text),
     };
     let refusal = match text {
-        Err(_) => IdentityRefusal::PasswordUnclear,
-        Ok("") => IdentityRefusal::PasswordMissing,
-        Ok(text) if text.len() > PASSWORD_BYTES_MAX => IdentityRefusal::PasswordTooLong,
-        Ok(text) if is_md5(text) => IdentityRefusal::PasswordMd5,
+        Err(_) => IdentityError::PasswordUnclear,
+        Ok("") => IdentityError::PasswordMissing,
+        Ok(text) if text.len() > PASSWORD_BYTES_MAX => IdentityError::PasswordTooLong,
+        Ok(text) if is_md5(text) => IdentityError::PasswordMd5,
         Ok(text) => return Verdict::Password(NewPassword(Box::<str>::from(text).into())),
     };
     Verdict::Refused(refusal)

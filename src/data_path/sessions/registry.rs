@@ -25,7 +25,7 @@ use crate::{
         relay::signals::{Mailbox, Signals},
         tenant::{Access, Login, Tenant},
     },
-    error::Refusal,
+    error::ClientError,
 };
 
 /// A cancel key: four bytes for protocol 3.0, 32 for 3.2.
@@ -148,7 +148,7 @@ impl SessionHandle {
     }
 
     /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.
-    pub fn end(&self, reason: Refusal) {
+    pub fn end(&self, reason: ClientError) {
         let waker = {
             let mut mailbox = self.mailbox();
             mailbox.signals().end.get_or_insert(reason);
@@ -161,7 +161,7 @@ impl SessionHandle {
     }
 
     /// Ends the session as soon as it is between two transactions.
-    pub fn end_when_free(&self, reason: Refusal) {
+    pub fn end_when_free(&self, reason: ClientError) {
         let waker = {
             let mut mailbox = self.mailbox();
             mailbox.signals().end_when_free.get_or_insert(reason);
@@ -465,7 +465,7 @@ impl Sessions {
     }
 
     /// Ends those that `which` picks; how many there were.
-    pub fn end(&self, reason: &Refusal, which: impl Fn(&SessionHandle) -> bool) -> usize {
+    pub fn end(&self, reason: &ClientError, which: impl Fn(&SessionHandle) -> bool) -> usize {
         let ended: Vec<_> = self.all().into_iter().filter(|handle| which(handle)).collect();
         for handle in &ended {
             handle.end(reason.clone());

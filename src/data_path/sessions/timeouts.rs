@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::registry::{Doing, SessionHandle, Sessions};
-use crate::{config::Timeouts, data_path::proxy::Proxy, error::Refusal};
+use crate::{config::Timeouts, data_path::proxy::Proxy, error::ClientError};
 
 /// How often the sessions are walked: a limit is kept to within this and the clock's own coarseness.
 const WALK_EVERY: Duration = Duration::from_millis(250);
@@ -50,7 +50,7 @@ impl Sessions {
         }
         // Whoever comes while we walk counts from here on.
         self.first_end.swap(u64::MAX, Ordering::AcqRel);
-        let expired = Refusal::Ended("the login is no longer valid".into());
+        let expired = ClientError::Ended("the login is no longer valid".into());
         for session in self.all() {
             let end = session.valid_until.load(Ordering::Relaxed);
             if now >= end {
@@ -79,13 +79,13 @@ impl Standing {
 }
 
 /// The limit that a session is over, if any.
-fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<Refusal> {
+fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<ClientError> {
     let over = |since_ms: u32, limit: Option<Duration>| {
         // The clock wraps; what lies ahead of it was noted since it was read.
         let passed = now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned();
         limit.is_some_and(|limit| Duration::from_millis(passed.into()) >= limit)
     };
-    let refusal = |setting, sqlstate| Some(Refusal::TimedOut { setting, sqlstate });
+    let refusal = |setting, sqlstate| Some(ClientError::TimedOut { setting, sqlstate });
     match session.doing {
         Doing::Idle | Doing::Pinned if over(session.since_ms, limits.client_idle) => {
             refusal("client_idle_timeout", "57P05")
@@ -127,7 +127,7 @@ mod tests {
         limits.idle_transaction = Some(Duration::from_millis(20));
         limits.client_idle = Some(Duration::from_millis(30));
         match overdue(&Standing { doing, since_ms, asked_ms, began_ms }, now_ms, &limits) {
-            Some(Refusal::TimedOut { setting, .. }) => Some(setting),
+            Some(ClientError::TimedOut { setting, .. }) => Some(setting),
             None => None,
             other => panic!("{other:?}"),
         }

@@ -28,7 +28,7 @@ use crate::{
         session_state::{identity::NewPassword, parameter_status::Reported, side_effects::Tidying},
         sql::{TransactionModes, is_plain_query},
     },
-    error::{IdentityRefusal, Limit, NoChoice, Refusal},
+    error::{ClientError, IdentityError, Limit, TenantSwitchError},
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr, header},
         message::{Severity, append, append_cstr, ready_for_query},
@@ -86,7 +86,7 @@ pub enum Next {
 }
 
 /// Where a message leads: `None` where it has been answered.
-pub(super) type Led = Result<Option<Next>, Refusal>;
+pub(super) type Led = Result<Option<Next>, ClientError>;
 
 impl Desk {
     /// A session that has been told these parameters at login.
@@ -137,7 +137,7 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Result<(usize, Next), Refusal> {
+    ) -> Result<(usize, Next), ClientError> {
         let mut rest = inbox;
         let next = loop {
             rest = side.leave_out(rest, replies)?;
@@ -253,11 +253,11 @@ impl Desk {
     }
 
     /// Why no server gets what the client asks.
-    fn unserved(&self, here: Option<&str>) -> Option<Refusal> {
+    fn unserved(&self, here: Option<&str>) -> Option<ClientError> {
         match here {
             _ if self.failed => Some(aborted()),
             Some(_) => None,
-            None => Some(Refusal::NoTenantChosen),
+            None => Some(ClientError::NoTenantChosen),
         }
     }
 
@@ -273,16 +273,16 @@ impl Desk {
         let refusal = match (plan, wish) {
             _ if self.is_deaf(plan) => aborted(),
             (Plan::Choose(choice), Some(wish)) => match (wish.local, self.begun) {
-                (true, None) => NoChoice::NoTransaction.into(),
-                (false, Some(_)) => NoChoice::NotLocal.into(),
+                (true, None) => TenantSwitchError::NoTransaction.into(),
+                (false, Some(_)) => TenantSwitchError::NotLocal.into(),
                 _ => {
                     self.choosing = Some((choice.form, protocol));
                     return Ok(Some(Next::Choose(wish.clone())));
                 }
             },
-            (Plan::Choose(_), None) | (Plan::Mixed, _) => NoChoice::NotAlone.into(),
+            (Plan::Choose(_), None) | (Plan::Mixed, _) => TenantSwitchError::NotAlone.into(),
             (Plan::Refused(reason), _) => (*reason).into(),
-            (Plan::Password(_), _) if self.begun.is_some() => IdentityRefusal::PasswordInTransaction.into(),
+            (Plan::Password(_), _) if self.begun.is_some() => IdentityError::PasswordInTransaction.into(),
             (Plan::Password(password), _) => {
                 self.choosing = Some((Form::AlterRole, protocol));
                 return Ok(Some(Next::SetPassword(password.clone())));
@@ -291,7 +291,7 @@ impl Desk {
                 if side.wanted.get(name).is_none() && side.wanted.len() >= side.rules().settings_max =>
             {
                 let message = "too many parameters set (max_tracked_parameters)".into();
-                Refusal::AsPostgres { sqlstate: "53400", message }
+                ClientError::AsPostgres { sqlstate: "53400", message }
             }
             _ => match self.perform(plan, protocol, side, here, replies) {
                 Ok(()) => {
@@ -398,7 +398,7 @@ impl Desk {
     }
 
     /// The choice, or the change of the password, was refused.
-    pub fn refuse(&mut self, refusal: &Refusal, side: &mut ClientSide, replies: &mut Vec<u8>) {
+    pub fn refuse(&mut self, refusal: &ClientError, side: &mut ClientSide, replies: &mut Vec<u8>) {
         if let Some((_, protocol)) = self.choosing.take() {
             let _ = self.fail(refusal, protocol, side, replies);
         }
@@ -406,7 +406,7 @@ impl Desk {
 
     pub(super) fn fail(
         &mut self,
-        refusal: &Refusal,
+        refusal: &ClientError,
         protocol: Protocol,
         side: &mut ClientSide,
         replies: &mut Vec<u8>,
@@ -475,9 +475,9 @@ pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> 
     cstr(&mut body).ok()
 }
 
-pub(super) fn aborted() -> Refusal {
+pub(super) fn aborted() -> ClientError {
     let message = "current transaction is aborted, commands ignored until end of transaction block".into();
-    Refusal::AsPostgres { sqlstate: "25P02", message }
+    ClientError::AsPostgres { sqlstate: "25P02", message }
 }
 
 /// A parameter has this value now: the client is told, if servers report it.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     data_path::exchange::{ClientSide, violation},
-    error::{NoChoice, Refusal},
+    error::{ClientError, TenantSwitchError},
     wire::{
         frame::{FrameError, cstr},
         message::append,
@@ -35,14 +35,14 @@ impl Desk {
             return self.fail(&aborted(), Protocol::Extended(false), side, replies);
         }
         if plan == Plan::Mixed {
-            return self.fail(&NoChoice::NotAlone.into(), Protocol::Extended(false), side, replies);
+            return self.fail(&TenantSwitchError::NotAlone.into(), Protocol::Extended(false), side, replies);
         }
         if let Plan::Refused(reason) = plan {
             return self.fail(&reason.into(), Protocol::Extended(false), side, replies);
         }
         if !name.is_empty() && side.statements.get(name).is_some() {
             let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
-            let taken = Refusal::AsPostgres { sqlstate: "42P05", message };
+            let taken = ClientError::AsPostgres { sqlstate: "42P05", message };
             return self.fail(&taken, Protocol::Extended(false), side, replies);
         }
         if let Err(limit) = side.prepare_unserved(name, body) {
@@ -69,11 +69,11 @@ impl Desk {
             return self.fail(&aborted(), Protocol::Extended(false), side, replies);
         }
         let (parameters, binary) =
-            bound(body).ok_or_else(|| Refusal::ProtocolViolation("invalid Bind message".into()))?;
+            bound(body).ok_or_else(|| ClientError::ProtocolViolation("invalid Bind message".into()))?;
         let wish = if let Plan::Choose(choice) = &plan { choice.wish(&parameters) } else { None };
         if self.portals.len() >= PORTALS_MAX && !self.portals.contains_key(portal) {
             let message = format!("more than {PORTALS_MAX} portals while no server is held");
-            let many = Refusal::AsPostgres { sqlstate: "53400", message };
+            let many = ClientError::AsPostgres { sqlstate: "53400", message };
             return self.fail(&many, Protocol::Extended(false), side, replies);
         }
         self.portals.insert(portal.into(), Portal { plan, wish, binary });
@@ -156,7 +156,7 @@ fn describe(plan: &Plan, binary: bool, replies: &mut Vec<u8>) {
     }
 }
 
-fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), Refusal> {
+fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), ClientError> {
     let Some((kind, mut rest)) = body.split_first() else { return Err(violation(FrameError::Strings)) };
     Ok((*kind, cstr(&mut rest).map_err(violation)?))
 }

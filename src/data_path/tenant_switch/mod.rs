@@ -22,7 +22,7 @@ use crate::{
         },
         sql::{self, Argument, Discard, Effects, Kind, Lexing, SetConfig, SetValue, TransactionModes},
     },
-    error::IdentityRefusal,
+    error::IdentityError,
 };
 
 /// The parameter that names the tenant. Servers have it as well, from their startup packet on: there SHOW finds it.
@@ -156,7 +156,7 @@ pub enum Plan {
     /// Give the login another password.
     Password(NewPassword),
     /// Refuse it: it would change a role or the database.
-    Refused(IdentityRefusal),
+    Refused(IdentityError),
     /// SHOW of a parameter.
     Show(Box<str>),
     /// BEGIN, START TRANSACTION.

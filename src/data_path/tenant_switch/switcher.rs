@@ -20,7 +20,7 @@ use crate::{
         sessions::registry::Registered,
         tenant::{Access, PoolMode, Tenant, allowed_from},
     },
-    error::{NoChoice, Refusal},
+    error::{ClientError, TenantSwitchError},
 };
 
 /// What a service login's session has chosen.
@@ -115,11 +115,15 @@ impl Concierge {
 
     /// The tenant that a wish names, if this login may go there. A tenant that does not exist, one that is not granted and
     /// one that is closed to the client's address get the same words.
-    async fn resolve(&self, handle: &Registered, goal: Goal<'_>) -> Result<(Arc<Tenant>, Access), Refusal> {
+    async fn resolve(
+        &self,
+        handle: &Registered,
+        goal: Goal<'_>,
+    ) -> Result<(Arc<Tenant>, Access), ClientError> {
         let directory = &self.proxy.directory;
         let unavailable = |error| {
             warn!(login = handle.login.name, side = "central", %error, "cannot look up a chosen tenant");
-            Refusal::DirectoryUnavailable
+            ClientError::DirectoryUnavailable
         };
         let login = directory.login(&handle.login.name).await.map_err(unavailable)?;
         let tenant = match goal {
@@ -136,14 +140,19 @@ impl Concierge {
             Goal::Name(name) => name.to_owned(),
             Goal::Id(_) => String::new(),
         };
-        let (tenant, access) = place.ok_or(Refusal::TenantDenied { tenant: denied })?;
+        let (tenant, access) = place.ok_or(ClientError::TenantDenied { tenant: denied })?;
         admit(&tenant)?;
         Ok((tenant, access))
     }
 
     /// Takes a place among the sessions of a tenant. Whoever closes the tenant meanwhile either finds the session there, or
     /// is found by it.
-    async fn enter(&self, handle: &Registered, tenant: Arc<Tenant>, access: Access) -> Result<Room, Refusal> {
+    async fn enter(
+        &self,
+        handle: &Registered,
+        tenant: Arc<Tenant>,
+        access: Access,
+    ) -> Result<Room, ClientError> {
         let (pool, present) = enter(&self.proxy, &tenant, access).await?;
         let before = handle.place();
         handle.enter(Some(pool.place.clone()));
@@ -151,7 +160,7 @@ impl Concierge {
             Ok((_, still)) if still == access => Ok(Room::Tenant(pool, present)),
             other => {
                 handle.enter(before);
-                Err(other.err().unwrap_or(Refusal::TenantDenied { tenant: tenant.name.clone() }))
+                Err(other.err().unwrap_or(ClientError::TenantDenied { tenant: tenant.name.clone() }))
             }
         }
     }
@@ -162,7 +171,7 @@ impl Concierge {
         wish: &Wish,
         handle: &Registered,
         here: Option<(i64, Access)>,
-    ) -> Result<Option<Room>, Refusal> {
+    ) -> Result<Option<Room>, ClientError> {
         let goal = match (&wish.tenant, self.first) {
             (Some(name), _) => Goal::Name(name),
             (None, Some(first)) => Goal::Id(first),
@@ -175,7 +184,7 @@ impl Concierge {
         let id = tenant.id;
         // There nothing is read, so that nobody would see the end of the transaction.
         if wish.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
-            return Err(NoChoice::SessionMode.into());
+            return Err(TenantSwitchError::SessionMode.into());
         }
         if here == Some((id, access)) {
             self.note(wish, Some(id));

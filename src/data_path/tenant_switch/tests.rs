@@ -170,7 +170,7 @@ fn a_refused_choice_fails_the_transaction_it_was_made_in() {
     assert_eq!((&*tags, left), ("CZT", 1));
     assert_eq!(next, Next::Choose(Wish { tenant: Some("x".into()), local: true }));
     let mut replies = Vec::new();
-    talked.desk.refuse(&crate::error::Refusal::NoTenantChosen, &mut talked.side, &mut replies);
+    talked.desk.refuse(&crate::error::ClientError::NoTenantChosen, &mut talked.side, &mut replies);
     assert!(replies.ends_with(b"E"), "ReadyForQuery says that the transaction has failed");
     assert_eq!(talked.query(Some("acme"), &["SELECT 1"]), ("EZE".into(), 0, Next::Waits));
     assert_eq!(talked.query(Some("acme"), &["COMMIT"]), ("CZI".into(), 0, Next::Ended));

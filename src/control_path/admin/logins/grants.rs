@@ -5,7 +5,7 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{LIVING, LoginSummary, access, missing, show};
 use crate::control_path::admin::{
-    actor::{Operator, OperatorError},
+    actor::{Actor, AdminError},
     tenants::id_of,
 };
 
@@ -14,16 +14,16 @@ use crate::control_path::admin::{
 /// # Errors
 /// No such login or tenant, or it is no service.
 pub async fn grant(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     tenants: &[String],
     all_tenants: bool,
     read_only: bool,
-) -> Result<LoginSummary, OperatorError> {
-    let mut client = operator.central.client().await?;
+) -> Result<LoginSummary, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    let login_id = service_id(operator, &transaction, name).await?;
-    grant_each(operator, &transaction, login_id, tenants, read_only).await?;
+    let login_id = service_id(actor, &transaction, name).await?;
+    grant_each(actor, &transaction, login_id, tenants, read_only).await?;
     if all_tenants {
         let sql = "UPDATE pglobby.logins SET all_tenants = true, access = $2 WHERE id = $1";
         transaction.execute(sql, &[&login_id, &access(read_only)]).await?;
@@ -31,10 +31,10 @@ pub async fn grant(
     let detail = json!({
         "login": name, "tenants": tenants, "all_tenants": all_tenants, "access": access(read_only),
     });
-    operator.audit(&transaction, "login.grant", None, &detail).await?;
+    actor.audit(&transaction, "login.grant", None, &detail).await?;
     transaction.commit().await?;
     drop(client);
-    show(operator, name).await
+    show(actor, name).await
 }
 
 /// Takes `tenants` from a service login, or its right to every tenant (those granted one by one stay).
@@ -42,16 +42,16 @@ pub async fn grant(
 /// # Errors
 /// No such login or tenant, or it is no service.
 pub async fn revoke(
-    operator: &Operator,
+    actor: &Actor,
     name: &str,
     tenants: &[String],
     all_tenants: bool,
-) -> Result<LoginSummary, OperatorError> {
-    let mut client = operator.central.client().await?;
+) -> Result<LoginSummary, AdminError> {
+    let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    let login_id = service_id(operator, &transaction, name).await?;
+    let login_id = service_id(actor, &transaction, name).await?;
     for tenant in tenants {
-        let tenant_id = id_of(operator, &transaction, tenant).await?;
+        let tenant_id = id_of(actor, &transaction, tenant).await?;
         let sql = "DELETE FROM pglobby.login_tenants WHERE login_id = $1 AND tenant_id = $2";
         transaction.execute(sql, &[&login_id, &tenant_id]).await?;
     }
@@ -60,21 +60,21 @@ pub async fn revoke(
         transaction.execute(sql, &[&login_id]).await?;
     }
     let detail = json!({ "login": name, "tenants": tenants, "all_tenants": all_tenants });
-    operator.audit(&transaction, "login.revoke", None, &detail).await?;
+    actor.audit(&transaction, "login.revoke", None, &detail).await?;
     transaction.commit().await?;
     drop(client);
-    show(operator, name).await
+    show(actor, name).await
 }
 
 pub(super) async fn grant_each(
-    operator: &Operator,
+    actor: &Actor,
     client: &impl GenericClient,
     login_id: i64,
     tenants: &[String],
     read_only: bool,
-) -> Result<(), OperatorError> {
+) -> Result<(), AdminError> {
     for tenant in tenants {
-        let tenant_id = id_of(operator, client, tenant).await?;
+        let tenant_id = id_of(actor, client, tenant).await?;
         client
             .execute(
                 "INSERT INTO pglobby.login_tenants (login_id, tenant_id, access) VALUES ($1, $2, $3)
@@ -86,18 +86,14 @@ pub(super) async fn grant_each(
     Ok(())
 }
 
-async fn service_id(
-    operator: &Operator,
-    client: &impl GenericClient,
-    name: &str,
-) -> Result<i64, OperatorError> {
+async fn service_id(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<i64, AdminError> {
     let sql = format!("SELECT id, kind FROM pglobby.logins WHERE name = $1 AND {LIVING} FOR UPDATE");
     let Some(row) = client.query_opt(&sql, &[&name]).await? else {
-        return Err(missing(operator, client, name).await);
+        return Err(missing(actor, client, name).await);
     };
     let kind: String = row.get(1);
     if kind != "service" {
-        return Err(OperatorError::Refused(format!(
+        return Err(AdminError::Refused(format!(
             "login {name:?} is an {kind} login; only a service login may be granted tenants (make one with `pglobby login \
              create … --service`)"
         )));

@@ -15,24 +15,27 @@ impl DependsOn for Row {
     }
 }
 
-fn memory() -> (Memory<&'static str, Row>, Arc<Ledger>) {
+fn cache() -> (RowCache<&'static str, Row>, Arc<ChangeCounts>) {
     let second = Duration::from_secs(1);
-    let limits = Limits { entries: 10, fresh: 60 * second, stale: 600 * second, answer: 10 * second };
-    let ledger = Arc::new(Ledger::new(10));
-    let shared =
-        Shared { ledger: ledger.clone(), gate: Arc::new(Gate::new(10)), pace: Arc::new(Pace::default()) };
-    (Memory::new(limits, shared, |name| Change::TenantName((*name).to_owned())), ledger)
+    let limits = CacheLimits { entries: 10, fresh: 60 * second, stale: 600 * second, answer: 10 * second };
+    let changes = Arc::new(ChangeCounts::new(10));
+    let shared = CacheShared {
+        changes: changes.clone(),
+        lookups: Arc::new(LookupLimit::new(10)),
+        pace: Arc::new(ResponsePace::default()),
+    };
+    (RowCache::new(limits, shared, |name| Change::TenantName((*name).to_owned())), changes)
 }
 
-fn found(text: &'static str) -> Answer<Row> {
-    Answer::Found(Arc::new(Row(text)))
+fn found(text: &'static str) -> Lookup<Row> {
+    Lookup::Found(Arc::new(Row(text)))
 }
 
 /// A look-up that says when it has begun and answers when told to.
 fn slow_look_up(
     begun: oneshot::Sender<()>,
     answer: oneshot::Receiver<&'static str>,
-) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<Answer<Row>, CentralError>> {
+) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<Lookup<Row>, CentralError>> {
     let once = std::sync::Mutex::new(Some((begun, answer)));
     move || {
         let (begun, answer) = once.lock().unwrap().take().expect("asked once");
@@ -45,18 +48,18 @@ fn slow_look_up(
 
 #[tokio::test]
 async fn whoever_asks_after_a_change_does_not_get_an_answer_begun_before_it() {
-    let (memory, ledger) = memory();
+    let (cache, changes) = cache();
     let ((begun, has_begun), (reply, answer)) = (oneshot::channel(), oneshot::channel());
     let first = tokio::spawn({
-        let memory = memory.clone();
-        async move { memory.recall("acme", slow_look_up(begun, answer)).await }
+        let cache = cache.clone();
+        async move { cache.recall("acme", slow_look_up(begun, answer)).await }
     });
     has_begun.await.unwrap();
-    ledger.note(&Change::Tenant(1));
+    changes.note(&Change::Tenant(1));
 
     let second = tokio::spawn({
-        let memory = memory.clone();
-        async move { memory.recall("acme", || async { Ok(found("new")) }).await }
+        let cache = cache.clone();
+        async move { cache.recall("acme", || async { Ok(found("new")) }).await }
     });
     tokio::task::yield_now().await;
     reply.send("old").unwrap();
@@ -64,30 +67,30 @@ async fn whoever_asks_after_a_change_does_not_get_an_answer_begun_before_it() {
     assert_eq!(*second.await.unwrap().unwrap().unwrap(), Row("new"));
     // Who asked before the change may get either.
     first.await.unwrap().unwrap().unwrap();
-    let kept = memory.recall("acme", || async { panic!("it is remembered") }).await;
+    let kept = cache.recall("acme", || async { panic!("it is remembered") }).await;
     assert_eq!(*kept.unwrap().unwrap(), Row("new"));
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_while_its_look_up_runs_leaves_no_trace() {
-    let (memory, _) = memory();
+    let (cache, _) = cache();
     let ((begun, has_begun), (_reply, answer)) = (oneshot::channel(), oneshot::channel());
     let leaver = tokio::spawn({
-        let memory = memory.clone();
-        async move { memory.recall("acme", slow_look_up(begun, answer)).await }
+        let cache = cache.clone();
+        async move { cache.recall("acme", slow_look_up(begun, answer)).await }
     });
     has_begun.await.unwrap();
     leaver.abort();
 
-    let other = memory.recall("acme", || async { Ok(found("acme")) }).await;
+    let other = cache.recall("acme", || async { Ok(found("acme")) }).await;
 
     assert_eq!(*other.unwrap().unwrap(), Row("acme"));
 }
 
-type LookedUp = std::future::Ready<Result<Answer<Row>, CentralError>>;
+type LookedUp = std::future::Ready<Result<Lookup<Row>, CentralError>>;
 
 /// Counts how often it is asked.
-fn counted(answer: fn() -> Answer<Row>) -> (Arc<AtomicU32>, impl Fn() -> LookedUp) {
+fn counted(answer: fn() -> Lookup<Row>) -> (Arc<AtomicU32>, impl Fn() -> LookedUp) {
     let asked = Arc::new(AtomicU32::new(0));
     let count = asked.clone();
     let look_up = move || {
@@ -99,8 +102,8 @@ fn counted(answer: fn() -> Answer<Row>) -> (Arc<AtomicU32>, impl Fn() -> LookedU
 
 #[tokio::test]
 async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it_comes() {
-    let (memory, ledger) = memory();
-    let (absent, look_up_absent) = counted(|| Answer::Absent);
+    let (cache, changes) = cache();
+    let (absent, look_up_absent) = counted(|| Lookup::Absent);
     let (known, look_up_known) = counted(|| found("known"));
     for change in [
         Change::Login(77),
@@ -110,32 +113,32 @@ async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it
         Change::Host("h".to_owned()),
     ] {
         for _ in 0..10 {
-            assert!(memory.recall("nobody", &look_up_absent).await.unwrap().is_none());
-            assert!(memory.recall("known", &look_up_known).await.unwrap().is_some());
+            assert!(cache.recall("nobody", &look_up_absent).await.unwrap().is_none());
+            assert!(cache.recall("known", &look_up_known).await.unwrap().is_some());
         }
-        ledger.note(&change);
+        changes.note(&change);
     }
     assert_eq!(absent.load(Ordering::Relaxed), known.load(Ordering::Relaxed));
 
-    ledger.note(&Change::TenantName("nobody".to_owned()));
+    changes.note(&Change::TenantName("nobody".to_owned()));
     let (came, look_up) = counted(|| found("came"));
-    assert_eq!(*memory.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
-    assert_eq!(*memory.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
+    assert_eq!(*cache.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
+    assert_eq!(*cache.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
     assert_eq!(came.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
 async fn a_flood_of_invented_names_pushes_out_nothing_that_is_real_and_has_a_limit() {
-    let (memory, _) = memory();
+    let (cache, _) = cache();
     let (known, look_up) = counted(|| found("known"));
-    memory.recall("known", &look_up).await.unwrap();
+    cache.recall("known", &look_up).await.unwrap();
     for number in 0..2000 {
         let invented: &'static str = Box::leak(format!("invented {number}").into_boxed_str());
-        assert!(memory.recall(invented, || async { Ok(Answer::Absent) }).await.unwrap().is_none());
+        assert!(cache.recall(invented, || async { Ok(Lookup::Absent) }).await.unwrap().is_none());
     }
-    memory.entries.run_pending_tasks().await;
-    memory.absent.run_pending_tasks().await;
-    memory.recall("known", &look_up).await.unwrap();
+    cache.entries.run_pending_tasks().await;
+    cache.absent.run_pending_tasks().await;
+    cache.recall("known", &look_up).await.unwrap();
     assert_eq!(known.load(Ordering::Relaxed), 1);
-    assert!(memory.absent.entry_count() <= memory.limits.entries, "{}", memory.absent.entry_count());
+    assert!(cache.absent.entry_count() <= cache.limits.entries, "{}", cache.absent.entry_count());
 }

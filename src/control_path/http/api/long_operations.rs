@@ -22,8 +22,8 @@ use super::{
     responses::{ApiError, answered, creates, done},
 };
 use crate::control_path::admin::{
-    actor::{OperatorError, Progress},
-    commands::Order,
+    actor::{AdminError, Progress},
+    commands::AdminCommand,
     operations::{self, OperationSummary},
 };
 
@@ -31,13 +31,13 @@ use crate::control_path::admin::{
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What is carried on at this node.
-pub struct UnderWay {
+pub struct RunningOperations {
     /// `max_operations`.
     pub places: Arc<Semaphore>,
     ids: watch::Sender<BTreeSet<i64>>,
 }
 
-impl UnderWay {
+impl RunningOperations {
     /// Nothing yet; `max_operations` at a time.
     pub fn new(max_operations: usize) -> Self {
         Self { places: Arc::new(Semaphore::new(max_operations)), ids: watch::Sender::default() }
@@ -50,18 +50,18 @@ impl UnderWay {
 }
 
 /// Takes an operation off the list of those under way, however it ends.
-struct Listed(Arc<UnderWay>, i64);
+struct ListedOperation(Arc<RunningOperations>, i64);
 
-impl Listed {
-    fn new(under_way: Arc<UnderWay>, id: i64) -> Self {
-        under_way.ids.send_modify(|ids| {
+impl ListedOperation {
+    fn new(running: Arc<RunningOperations>, id: i64) -> Self {
+        running.ids.send_modify(|ids| {
             ids.insert(id);
         });
-        Self(under_way, id)
+        Self(running, id)
     }
 }
 
-impl Drop for Listed {
+impl Drop for ListedOperation {
     fn drop(&mut self) {
         self.0.ids.send_modify(|ids| {
             ids.remove(&self.1);
@@ -70,10 +70,10 @@ impl Drop for Listed {
 }
 
 /// Tells which row the work is, once.
-struct Begun(Mutex<Option<oneshot::Sender<i64>>>);
+struct OperationStarted(Mutex<Option<oneshot::Sender<i64>>>);
 
 #[async_trait]
-impl Progress for Begun {
+impl Progress for OperationStarted {
     async fn begun(&self, operation: i64) {
         if let Some(tell) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = tell.send(operation);
@@ -89,37 +89,37 @@ impl Progress for Begun {
 ///
 /// # Errors
 /// [`ApiError`].
-pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Response, ApiError> {
-    caller.admit(&order).await?;
-    let Ok(place) = caller.api.under_way.places.clone().try_acquire_owned() else {
+pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Result<Response, ApiError> {
+    caller.admit(&command).await?;
+    let Ok(place) = caller.api.running.places.clone().try_acquire_owned() else {
         return Err(ApiError::new(
             "too_many_requests",
             "as many operations are under way as max_operations of [http] allows; follow them at /v1/operations",
         ));
     };
     let (tell, begun) = oneshot::channel();
-    let mut operator = caller.operator.clone();
-    operator.progress = Some(Arc::new(Begun(Mutex::new(Some(tell)))));
-    let (title, subject, created) = (order.title(), order.subject().to_owned(), creates(&order));
-    let office = caller.api.office.clone();
+    let mut actor = caller.actor.clone();
+    actor.progress = Some(Arc::new(OperationStarted(Mutex::new(Some(tell)))));
+    let (title, subject, created) = (command.title(), command.subject().to_owned(), creates(&command));
+    let context = caller.api.context.clone();
     let mut work = Box::pin(async move {
-        let outcome = order.carry_out(&operator).await?;
-        office.until_applied().await;
-        Ok::<_, OperatorError>(outcome)
+        let outcome = command.execute(&actor).await?;
+        context.until_applied().await;
+        Ok::<_, AdminError>(outcome)
     });
     let id = tokio::select! {
         biased;
         outcome = &mut work => return Ok(done(created, &outcome?)),
         Ok(id) = begun => id,
     };
-    info!(actor = caller.operator.actor, order = title, subject, operation = id, "an operation begins");
-    let operator = caller.operator.clone();
-    let listed = Listed::new(caller.api.under_way.clone(), id);
+    info!(actor = caller.actor.name, command = title, subject, operation = id, "an operation begins");
+    let actor = caller.actor.clone();
+    let listed = ListedOperation::new(caller.api.running.clone(), id);
     let carried_on = tokio::spawn(async move {
         let outcome = work.await;
         if let Err(error) = &outcome {
-            warn!(order = title, subject, operation = id, %error, "an operation has failed");
-            if let Err(error) = operations::note_error(&operator, id, error).await {
+            warn!(command = title, subject, operation = id, %error, "an operation has failed");
+            if let Err(error) = operations::note_error(&actor, id, error).await {
                 warn!(operation = id, %error, "the failure could not be recorded");
             }
         }
@@ -128,7 +128,7 @@ pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Resp
     });
     let mut response = match tokio::time::timeout(wait, carried_on).await {
         Ok(Ok(outcome)) => done(created, &outcome?),
-        _ => answered(StatusCode::ACCEPTED, &operations::show(&caller.operator, id).await?),
+        _ => answered(StatusCode::ACCEPTED, &operations::show(&caller.actor, id).await?),
     };
     if let Ok(place) = HeaderValue::from_str(&format!("/v1/operations/{id}")) {
         response.headers_mut().insert(LOCATION, place);
@@ -139,14 +139,14 @@ pub async fn begin(caller: &Caller, order: Order, wait: Duration) -> Result<Resp
 /// An operation as it stands, or as it stands when it is over, if that is within `wait`.
 ///
 /// # Errors
-/// [`OperatorError::NotFound`], or the central database.
-pub async fn follow(caller: &Caller, id: i64, wait: Duration) -> Result<OperationSummary, OperatorError> {
+/// [`AdminError::NotFound`], or the central database.
+pub async fn follow(caller: &Caller, id: i64, wait: Duration) -> Result<OperationSummary, AdminError> {
     let until = Instant::now() + wait;
     loop {
-        let operation = operations::show(&caller.operator, id).await?;
+        let operation = operations::show(&caller.actor, id).await?;
         if operation.is_over() {
-            caller.api.under_way.until_over(id).await;
-            caller.api.office.until_applied().await;
+            caller.api.running.until_over(id).await;
+            caller.api.context.until_applied().await;
             return Ok(operation);
         }
         if Instant::now() >= until {

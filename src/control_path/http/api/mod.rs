@@ -25,15 +25,15 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use self::{
-    long_operations::UnderWay,
+    long_operations::RunningOperations,
     responses::{ApiError, creates, done, shown},
 };
 use crate::{
     config::{Config, units},
     control_path::admin::{
-        actor::{Office, Operator, OperatorError},
+        actor::{Actor, AdminContext, AdminError},
         api_keys::{self, Role},
-        commands::Order,
+        commands::AdminCommand,
     },
     data_path::proxy::Proxy,
 };
@@ -42,16 +42,16 @@ use crate::{
 #[derive(Clone)]
 pub struct Api {
     proxy: Arc<Proxy>,
-    office: Office,
+    context: AdminContext,
     requests: Arc<Semaphore>,
-    under_way: Arc<UnderWay>,
+    running: Arc<RunningOperations>,
 }
 
 /// Who asks, known by a key.
 #[derive(Clone)]
 pub struct Caller {
     api: Api,
-    operator: Operator,
+    actor: Actor,
     role: Role,
 }
 
@@ -65,19 +65,19 @@ struct Rules {
 
 /// `?wait=30s`: how long the caller is willing to wait for long work.
 #[derive(Clone, Copy)]
-struct Patience(Duration);
+struct MaxWait(Duration);
 
 /// Everything below `/v1`, and the words for paths that are nowhere.
-pub fn router(proxy: Arc<Proxy>, office: Office) -> Router {
+pub fn router(proxy: Arc<Proxy>, context: AdminContext) -> Router {
     let config = proxy.config.load_full();
     let api = Api {
         proxy,
-        office,
+        context,
         // A place stays for probes.
         requests: Arc::new(Semaphore::new(
             config.limits.http_requests_max.min(config.limits.http_connections_max.saturating_sub(1)).max(1),
         )),
-        under_way: Arc::new(UnderWay::new(config.limits.http_operations_max)),
+        running: Arc::new(RunningOperations::new(config.limits.http_operations_max)),
     };
     let document = openapi::document(&routes::all());
     let mut router = Router::new().route(openapi::PATH, get(async move || shown(&document)));
@@ -160,16 +160,16 @@ async fn recognise(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
         let words = "an API key is needed: Authorization: Bearer …; `pglobby api-key create` makes one";
         return Err(ApiError::new("unauthorized", words));
     };
-    let client = api.office.central.client().await.map_err(OperatorError::from)?;
+    let client = api.context.central.client().await.map_err(AdminError::from)?;
     let Some(key) = api_keys::recognise(&**client, &presented).await? else {
         return Err(ApiError::new("unauthorized", "this API key is unknown, expired or revoked"));
     };
-    let operator = api.office.operator(format!("api:{}", key.name));
-    Ok(Caller { api: api.clone(), operator, role: key.role })
+    let actor = api.context.actor(format!("api:{}", key.name));
+    Ok(Caller { api: api.clone(), actor, role: key.role })
 }
 
 /// Refuses what the route does not know behind `?`: a misspelt filter must not answer everything.
-fn patience(uri: &Uri, known: &[&str], config: &Config) -> Result<Patience, ApiError> {
+fn patience(uri: &Uri, known: &[&str], config: &Config) -> Result<MaxWait, ApiError> {
     let mut patience = Duration::ZERO;
     for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -183,23 +183,23 @@ fn patience(uri: &Uri, known: &[&str], config: &Config) -> Result<Patience, ApiE
             patience = wait.min(config.timeouts.http_wait);
         }
     }
-    Ok(Patience(patience))
+    Ok(MaxWait(patience))
 }
 
 impl Caller {
     /// Whether the caller's role allows the order.
-    async fn admit(&self, order: &Order) -> Result<(), ApiError> {
-        let role = order.role(&self.operator).await?;
+    async fn admit(&self, command: &AdminCommand) -> Result<(), ApiError> {
+        let role = command.role(&self.actor).await?;
         if self.role < role { Err(forbidden(role)) } else { Ok(()) }
     }
 
     /// Has an order carried out that does not take long.
-    async fn carry_out(&self, order: Order) -> Result<Response, ApiError> {
-        self.admit(&order).await?;
-        let (title, subject, created) = (order.title(), order.subject().to_owned(), creates(&order));
-        let outcome = order.carry_out(&self.operator).await?;
-        self.api.office.until_applied().await;
-        info!(actor = self.operator.actor, order = title, subject, "an operator acts");
+    async fn carry_out(&self, command: AdminCommand) -> Result<Response, ApiError> {
+        self.admit(&command).await?;
+        let (title, subject, created) = (command.title(), command.subject().to_owned(), creates(&command));
+        let outcome = command.execute(&self.actor).await?;
+        self.api.context.until_applied().await;
+        info!(actor = self.actor.name, command = title, subject, "an operator acts");
         Ok(done(created, &outcome))
     }
 }

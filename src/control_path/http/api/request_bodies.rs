@@ -1,4 +1,4 @@
-//! What callers send: JSON, read strictly, and turned into an [`Order`] where it lies in the body alone.
+//! What callers send: JSON, read strictly, and turned into an [`AdminCommand`] where it lies in the body alone.
 
 use axum::{
     body::Bytes,
@@ -14,16 +14,16 @@ use crate::{
     config::units,
     control_path::{
         admin::{
-            commands::Order,
+            commands::AdminCommand,
             hosts::NewHost,
             logins::{NewLogin, NewLoginKind},
-            tenants::Sessions,
+            tenants::SuspendSessions,
         },
         onboarding::{
             adopt::AdoptTenant, create::CreateTenant, move_tenant::MoveTenant, schema_files::SchemaFile,
         },
-        secrets::scram_verifier::Given,
-        timestamp::parse_moment,
+        secrets::scram_verifier::LoginPassword,
+        timestamp::parse_timestamp,
     },
 };
 
@@ -81,7 +81,7 @@ pub struct NewTenantBody {
     owner: Option<String>,
 }
 
-impl TryFrom<NewTenantBody> for Order {
+impl TryFrom<NewTenantBody> for AdminCommand {
     type Error = ApiError;
 
     fn try_from(body: NewTenantBody) -> Result<Self, ApiError> {
@@ -112,12 +112,12 @@ pub struct SuspendBody {
 
 impl SuspendBody {
     /// The order.
-    pub fn of(self, name: String) -> Order {
+    pub fn of(self, name: String) -> AdminCommand {
         let sessions = match self.after_transaction {
-            true => Sessions::EndAfterTransaction,
-            false => Sessions::EndNow,
+            true => SuspendSessions::EndAfterTransaction,
+            false => SuspendSessions::EndNow,
         };
-        Order::SuspendTenant { name, reason: self.reason, sessions }
+        AdminCommand::SuspendTenant { name, reason: self.reason, sessions }
     }
 }
 
@@ -144,11 +144,11 @@ impl MoveBody {
     ///
     /// # Errors
     /// A patience that is no duration.
-    pub fn of(self, name: String) -> Result<Order, ApiError> {
+    pub fn of(self, name: String) -> Result<AdminCommand, ApiError> {
         let patience = units::duration(self.patience.as_deref().unwrap_or(MoveTenant::PATIENCE));
         let patience = patience.map_err(|why| invalid(&format!("patience {why}")))?;
         let to = MoveTenant { host: self.host, patience, keep_source: self.keep_source };
-        Ok(Order::MoveTenant { name, to })
+        Ok(AdminCommand::MoveTenant { name, to })
     }
 }
 
@@ -174,7 +174,7 @@ pub struct NewLoginBody {
     allow_from: Vec<String>,
 }
 
-impl TryFrom<NewLoginBody> for Order {
+impl TryFrom<NewLoginBody> for AdminCommand {
     type Error = ApiError;
 
     fn try_from(body: NewLoginBody) -> Result<Self, ApiError> {
@@ -190,8 +190,8 @@ impl TryFrom<NewLoginBody> for Order {
         if !is_service && (body.all_tenants || !body.tenants.is_empty()) {
             return Err(invalid("tenants and all_tenants are for a service"));
         }
-        let valid_until = body.valid_until.as_deref().map(parse_moment).transpose();
-        let Given { password, generated } = Given::by(body.password);
+        let valid_until = body.valid_until.as_deref().map(parse_timestamp).transpose();
+        let LoginPassword { password, generated } = LoginPassword::given_or_generated(body.password);
         let login = NewLogin {
             name: body.name,
             kind,
@@ -229,14 +229,14 @@ impl GrantBody {
     ///
     /// # Errors
     /// Nothing is named.
-    pub fn of(self, name: String, grant: bool) -> Result<Order, ApiError> {
+    pub fn of(self, name: String, grant: bool) -> Result<AdminCommand, ApiError> {
         let Self { tenants, all_tenants, read_only } = self;
         if tenants.is_empty() && !all_tenants {
             return Err(invalid("name \"tenants\", or \"all_tenants\": true"));
         }
         Ok(match grant {
-            true => Order::Grant { name, tenants, all_tenants, read_only },
-            false => Order::Revoke { name, tenants, all_tenants },
+            true => AdminCommand::Grant { name, tenants, all_tenants, read_only },
+            false => AdminCommand::Revoke { name, tenants, all_tenants },
         })
     }
 }
@@ -257,7 +257,7 @@ pub struct NewHostBody {
     accepts_tenants: Option<bool>,
 }
 
-impl From<NewHostBody> for Order {
+impl From<NewHostBody> for AdminCommand {
     fn from(body: NewHostBody) -> Self {
         Self::AddHost(NewHost {
             name: body.name,

@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::control_path::admin::{
-    actor::OperatorError,
-    commands::{Order, Outcome},
+    actor::AdminError,
+    commands::{AdminCommand, CommandOutcome},
 };
 
 /// Why a request was not fulfilled: `{"error": {"code", "message"}}`.
@@ -56,18 +56,18 @@ impl ApiError {
     }
 }
 
-impl From<OperatorError> for ApiError {
-    fn from(error: OperatorError) -> Self {
+impl From<AdminError> for ApiError {
+    fn from(error: AdminError) -> Self {
         let code = match &error {
-            OperatorError::NotFound { .. } => "not_found",
-            OperatorError::Exists(_) => "exists",
-            OperatorError::Busy { .. } => "busy",
-            OperatorError::Refused(_) => "refused",
-            OperatorError::Invalid(_) | OperatorError::Name(_) => "invalid",
-            OperatorError::Central(error) if error.is_about_a_value() => "invalid",
-            OperatorError::Central(_) => "central_unavailable",
-            OperatorError::Connect { .. } | OperatorError::Host { .. } => "host_unavailable",
-            OperatorError::Seal(_) | OperatorError::Keyring(_) => "keys_unavailable",
+            AdminError::NotFound { .. } => "not_found",
+            AdminError::Exists(_) => "exists",
+            AdminError::Busy { .. } => "busy",
+            AdminError::Refused(_) => "refused",
+            AdminError::Invalid(_) | AdminError::Name(_) => "invalid",
+            AdminError::Central(error) if error.is_about_a_value() => "invalid",
+            AdminError::Central(_) => "central_unavailable",
+            AdminError::Connect { .. } | AdminError::Host { .. } => "host_unavailable",
+            AdminError::Seal(_) | AdminError::Keyring(_) => "keys_unavailable",
         };
         Self::new(code, error.to_string())
     }
@@ -93,7 +93,7 @@ pub fn shown(value: &impl Serialize) -> Response {
 }
 
 /// What was done: 201 where something has come into being.
-pub fn done(created: bool, outcome: &Outcome) -> Response {
+pub fn done(created: bool, outcome: &CommandOutcome) -> Response {
     answered(if created { StatusCode::CREATED } else { StatusCode::OK }, outcome)
 }
 
@@ -103,9 +103,12 @@ pub fn answered(status: StatusCode, value: &impl Serialize) -> Response {
 }
 
 /// Whether an order brings something into being.
-pub fn creates(order: &Order) -> bool {
+pub fn creates(command: &AdminCommand) -> bool {
     matches!(
-        order,
-        Order::CreateTenant(_) | Order::AdoptTenant(_) | Order::CreateLogin { .. } | Order::AddHost(_)
+        command,
+        AdminCommand::CreateTenant(_)
+            | AdminCommand::AdoptTenant(_)
+            | AdminCommand::CreateLogin { .. }
+            | AdminCommand::AddHost(_)
     )
 }

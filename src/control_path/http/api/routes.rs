@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use super::{
-    Caller, Patience,
+    Caller, MaxWait,
     long_operations::{begin, follow},
     request_bodies::{
         Body, GrantBody, MoveBody, NewHostBody, NewLoginBody, NewTenantBody, PasswordBody, RenameBody,
@@ -22,9 +22,9 @@ use super::{
     responses::{ApiError, shown},
 };
 use crate::control_path::{
-    admin::{api_keys::Role, audit, commands::Order, hosts, logins, operations, tenants},
+    admin::{api_keys::Role, audit, commands::AdminCommand, hosts, logins, operations, tenants},
     onboarding::drop::DropDatabase,
-    secrets::{key_rotation, scram_verifier::Given},
+    secrets::{key_rotation, scram_verifier::LoginPassword},
 };
 
 /// One route, for the router, the guard and the document.
@@ -78,7 +78,7 @@ pub fn all() -> Vec<Route> {
 }
 
 type Query = axum::extract::Query<HashMap<String, String>>;
-type Answer = Result<Response, ApiError>;
+type RouteResult = Result<Response, ApiError>;
 
 fn tenants_routes() -> Vec<Route> {
     use Role::{Admin, Operator, Viewer};
@@ -124,8 +124,8 @@ fn tenants_routes() -> Vec<Route> {
             Operator,
             (200, "Tenant"),
             "Open a suspended tenant",
-            post(async |Path(name), Extension(caller): Extension<Caller>| -> Answer {
-                caller.carry_out(Order::ResumeTenant { name }).await
+            post(async |Path(name), Extension(caller): Extension<Caller>| -> RouteResult {
+                caller.carry_out(AdminCommand::ResumeTenant { name }).await
             }),
         ),
         Route::new(
@@ -156,70 +156,70 @@ fn tenants_routes() -> Vec<Route> {
     ]
 }
 
-async fn list_tenants(Extension(caller): Extension<Caller>, query: Query) -> Answer {
-    Ok(shown(&tenants::list(&caller.operator, truth(&query, "dropped")?).await?))
+async fn list_tenants(Extension(caller): Extension<Caller>, query: Query) -> RouteResult {
+    Ok(shown(&tenants::list(&caller.actor, truth(&query, "dropped")?).await?))
 }
 
 async fn create_tenant(
     Extension(caller): Extension<Caller>,
-    Extension(patience): Extension<Patience>,
+    Extension(patience): Extension<MaxWait>,
     Body(body): Body<NewTenantBody>,
-) -> Answer {
+) -> RouteResult {
     begin(&caller, body.try_into()?, patience.0).await
 }
 
-async fn show_tenant(Path(name): Path<String>, Extension(caller): Extension<Caller>) -> Answer {
-    Ok(shown(&tenants::show(&caller.operator, &name).await?))
+async fn show_tenant(Path(name): Path<String>, Extension(caller): Extension<Caller>) -> RouteResult {
+    Ok(shown(&tenants::show(&caller.actor, &name).await?))
 }
 
 async fn set_tenant(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
     Body(body): Body<Map<String, Value>>,
-) -> Answer {
-    caller.carry_out(Order::SetTenant { name, settings: settings(body)? }).await
+) -> RouteResult {
+    caller.carry_out(AdminCommand::SetTenant { name, settings: settings(body)? }).await
 }
 
 async fn drop_tenant(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
-    Extension(patience): Extension<Patience>,
+    Extension(patience): Extension<MaxWait>,
     query: Query,
-) -> Answer {
+) -> RouteResult {
     let database = DropDatabase::of(truth(&query, "leave_host")?, truth(&query, "with_database")?);
-    begin(&caller, Order::DropTenant { name, database, final_dump: None }, patience.0).await
+    begin(&caller, AdminCommand::DropTenant { name, database, final_dump: None }, patience.0).await
 }
 
 async fn suspend(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
     Body(body): Body<SuspendBody>,
-) -> Answer {
+) -> RouteResult {
     caller.carry_out(body.of(name)).await
 }
 
 async fn rotate(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
-    Extension(patience): Extension<Patience>,
-) -> Answer {
-    begin(&caller, Order::RotateTenant { name }, patience.0).await
+    Extension(patience): Extension<MaxWait>,
+) -> RouteResult {
+    begin(&caller, AdminCommand::RotateTenant { name }, patience.0).await
 }
 
 async fn rename(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
     Body(body): Body<RenameBody>,
-) -> Answer {
-    caller.carry_out(Order::RenameTenant { name, to: body.to }).await
+) -> RouteResult {
+    caller.carry_out(AdminCommand::RenameTenant { name, to: body.to }).await
 }
 
 async fn move_tenant(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
-    Extension(patience): Extension<Patience>,
+    Extension(patience): Extension<MaxWait>,
     Body(body): Body<MoveBody>,
-) -> Answer {
+) -> RouteResult {
     begin(&caller, body.of(name)?, patience.0).await
 }
 
@@ -252,8 +252,8 @@ fn logins_routes() -> Vec<Route> {
             Operator,
             (200, "Gone"),
             "Remove a login; its sessions end",
-            delete(async |Path(name), Extension(caller): Extension<Caller>| -> Answer {
-                caller.carry_out(Order::DropLogin { name }).await
+            delete(async |Path(name), Extension(caller): Extension<Caller>| -> RouteResult {
+                caller.carry_out(AdminCommand::DropLogin { name }).await
             }),
         ),
         Route::new(
@@ -273,47 +273,52 @@ fn logins_routes() -> Vec<Route> {
     ]
 }
 
-async fn list_logins(Extension(caller): Extension<Caller>, query: Query) -> Answer {
-    Ok(shown(&logins::list(&caller.operator, query.get("tenant").map(String::as_str)).await?))
+async fn list_logins(Extension(caller): Extension<Caller>, query: Query) -> RouteResult {
+    Ok(shown(&logins::list(&caller.actor, query.get("tenant").map(String::as_str)).await?))
 }
 
-async fn create_login(Extension(caller): Extension<Caller>, Body(body): Body<NewLoginBody>) -> Answer {
+async fn create_login(Extension(caller): Extension<Caller>, Body(body): Body<NewLoginBody>) -> RouteResult {
     caller.carry_out(body.try_into()?).await
 }
 
-async fn show_login(Path(name): Path<String>, Extension(caller): Extension<Caller>) -> Answer {
-    Ok(shown(&logins::show(&caller.operator, &name).await?))
+async fn show_login(Path(name): Path<String>, Extension(caller): Extension<Caller>) -> RouteResult {
+    Ok(shown(&logins::show(&caller.actor, &name).await?))
 }
 
 async fn set_login(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
     Body(body): Body<Map<String, Value>>,
-) -> Answer {
-    caller.carry_out(Order::SetLogin { name, settings: settings(body)? }).await
+) -> RouteResult {
+    caller.carry_out(AdminCommand::SetLogin { name, settings: settings(body)? }).await
 }
 
 async fn set_password(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
     Body(body): Body<PasswordBody>,
-) -> Answer {
-    caller.carry_out(Order::SetPassword { name, password: Given::by(body.password) }).await
+) -> RouteResult {
+    caller
+        .carry_out(AdminCommand::SetPassword {
+            name,
+            password: LoginPassword::given_or_generated(body.password),
+        })
+        .await
 }
 
 async fn grant<const GRANT: bool>(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
     Body(body): Body<GrantBody>,
-) -> Answer {
+) -> RouteResult {
     caller.carry_out(body.of(name, GRANT)?).await
 }
 
 async fn disable<const DISABLED: bool>(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
-) -> Answer {
-    caller.carry_out(Order::DisableLogin { name, disabled: DISABLED }).await
+) -> RouteResult {
+    caller.carry_out(AdminCommand::DisableLogin { name, disabled: DISABLED }).await
 }
 
 fn estate_routes() -> Vec<Route> {
@@ -335,8 +340,8 @@ fn estate_routes() -> Vec<Route> {
             Admin,
             (200, "Gone"),
             "Forget a host that no tenant lives on",
-            delete(async |Path(name), Extension(caller): Extension<Caller>| -> Answer {
-                caller.carry_out(Order::RemoveHost { name }).await
+            delete(async |Path(name), Extension(caller): Extension<Caller>| -> RouteResult {
+                caller.carry_out(AdminCommand::RemoveHost { name }).await
             }),
         ),
         Route::new(
@@ -358,11 +363,11 @@ fn estate_routes() -> Vec<Route> {
     ]
 }
 
-async fn list_hosts(Extension(caller): Extension<Caller>) -> Answer {
-    Ok(shown(&hosts::list(&caller.operator).await?))
+async fn list_hosts(Extension(caller): Extension<Caller>) -> RouteResult {
+    Ok(shown(&hosts::list(&caller.actor).await?))
 }
 
-async fn add_host(Extension(caller): Extension<Caller>, Body(body): Body<NewHostBody>) -> Answer {
+async fn add_host(Extension(caller): Extension<Caller>, Body(body): Body<NewHostBody>) -> RouteResult {
     caller.carry_out(body.into()).await
 }
 
@@ -370,27 +375,27 @@ async fn set_host(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
     Body(mut body): Body<Map<String, Value>>,
-) -> Answer {
+) -> RouteResult {
     let password = match body.remove("admin_password") {
         None => None,
         Some(Value::String(password)) => Some(SecretString::from(password)),
         Some(_) => return Err(invalid("admin_password is a text")),
     };
     let settings = if body.is_empty() && password.is_some() { Vec::new() } else { settings(body)? };
-    caller.carry_out(Order::SetHost { name, settings, password }).await
+    caller.carry_out(AdminCommand::SetHost { name, settings, password }).await
 }
 
-async fn list_keys(Extension(caller): Extension<Caller>) -> Answer {
-    Ok(shown(&key_rotation::list(&caller.operator).await?))
+async fn list_keys(Extension(caller): Extension<Caller>) -> RouteResult {
+    Ok(shown(&key_rotation::list(&caller.actor).await?))
 }
 
 async fn rotate_keys(
     Extension(caller): Extension<Caller>,
-    Extension(patience): Extension<Patience>,
+    Extension(patience): Extension<MaxWait>,
     Body(body): Body<RotateKeysBody>,
-) -> Answer {
+) -> RouteResult {
     let config = caller.api.proxy.config.load_full();
-    begin(&caller, Order::RotateKeys { retire: body.retire, config }, patience.0).await
+    begin(&caller, AdminCommand::RotateKeys { retire: body.retire, config }, patience.0).await
 }
 
 fn record_routes() -> Vec<Route> {
@@ -423,26 +428,26 @@ fn record_routes() -> Vec<Route> {
     ]
 }
 
-async fn list_operations(Extension(caller): Extension<Caller>, query: Query) -> Answer {
+async fn list_operations(Extension(caller): Extension<Caller>, query: Query) -> RouteResult {
     let (tenant, status) = (query.get("tenant"), query.get("status"));
     let (before, limit) = page(&query)?;
     let text = |value: Option<&'_ String>| value.map(|text| text.as_str().to_owned());
     let (tenant, status) = (text(tenant), text(status));
-    Ok(shown(&operations::list(&caller.operator, tenant.as_deref(), status.as_deref(), before, limit).await?))
+    Ok(shown(&operations::list(&caller.actor, tenant.as_deref(), status.as_deref(), before, limit).await?))
 }
 
 async fn show_operation(
     Path(id): Path<String>,
     Extension(caller): Extension<Caller>,
-    Extension(patience): Extension<Patience>,
-) -> Answer {
+    Extension(patience): Extension<MaxWait>,
+) -> RouteResult {
     let id = id.parse().map_err(|_| ApiError::new("not_found", format!("there is no operation {id:?}")))?;
     Ok(shown(&follow(&caller, id, patience.0).await?))
 }
 
-async fn list_audit(Extension(caller): Extension<Caller>, query: Query) -> Answer {
+async fn list_audit(Extension(caller): Extension<Caller>, query: Query) -> RouteResult {
     let (before, limit) = page(&query)?;
-    Ok(shown(&audit::list(&caller.operator, query.get("tenant").map(String::as_str), before, limit).await?))
+    Ok(shown(&audit::list(&caller.actor, query.get("tenant").map(String::as_str), before, limit).await?))
 }
 
 /// Rows in one answer, where the caller does not say; and at most.

@@ -15,7 +15,7 @@ fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
     }
 }
 
-fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, Refusal> {
+fn tenant(hints: &Hints, split: bool) -> Result<Option<String>, ClientError> {
     hints.tenant(split, |name| name == "acme" || name == "globex")
 }
 
@@ -51,7 +51,7 @@ fn hints_that_contradict_each_other_are_refused() {
         hints("", "acme", "alice", "globex"),
         hints("", "nowhere", "alice", "acme"),
     ] {
-        assert!(matches!(tenant(&hints, false), Err(Refusal::ContradictingTenants { .. })), "{hints:?}");
+        assert!(matches!(tenant(&hints, false), Err(ClientError::ContradictingTenants { .. })), "{hints:?}");
     }
 }
 
