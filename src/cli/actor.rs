@@ -13,7 +13,8 @@ use crate::{
 /// Returns the user at this command line, with the central database and the key ring open.
 ///
 /// # Errors
-/// The configuration, the key ring or the central database cannot be used, or its schema is another version's.
+/// The configuration, the key ring or the central database cannot be used, or its schema is another
+/// version's.
 pub async fn actor(globals: &Globals) -> Result<Actor, Failure> {
     actor_with(&globals.load_config()?).await
 }

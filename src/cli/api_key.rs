@@ -20,6 +20,7 @@ use crate::{
 
 /// Create, list and revoke keys for the HTTP management API
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby api-key create deploy --role operator\n  pglobby api-key list")]
 pub struct ApiKeyCommand {
     #[command(subcommand)]
     action: Action,

@@ -15,9 +15,10 @@ use crate::{
 
 /// Check the isolation of every tenant over real connections
 ///
-/// Checks what PUBLIC may connect to; attributes, memberships, grants and objects of the tenants' roles; that each
-/// sealed credential logs in to its own database and to no other; that read-only roles cannot write; templates; the
-/// central database; interrupted operations. Each finding says how to fix it. The exit status is 1 if there is one.
+/// Checks what PUBLIC may connect to; attributes, memberships, grants and objects of the tenants' roles; that
+/// each sealed credential logs in to its own database and to no other; that read-only roles cannot write;
+/// templates; the central database; interrupted operations. Each finding says how to fix it. The exit status
+/// is 1 if there is one.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby doctor\n  pglobby doctor --tenants acme,globex --fix --json")]
 pub struct Doctor {

@@ -28,6 +28,7 @@ const PASSWORD_VARIABLE: &str = "PGLOBBY_HOST_PASSWORD";
 
 /// Register, list, change and remove hosts
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby host list\n  pglobby host set west max_connections=400")]
 pub struct HostCommand {
     #[command(subcommand)]
     action: Action,
@@ -41,7 +42,8 @@ enum Action {
     Remove(Remove),
 }
 
-/// Register a PostgreSQL cluster for tenants, after a test that its administrator can create databases and roles
+/// Register a PostgreSQL cluster for tenants, after a test that its administrator can create databases and
+/// roles
 ///
 /// The password is read from the terminal, with --password-stdin, or from PGLOBBY_HOST_PASSWORD.
 #[derive(Debug, Args)]
@@ -56,27 +58,28 @@ struct Add {
     #[arg(long)]
     address: String,
     /// TCP port
-    #[arg(long, default_value_t = 5432)]
+    #[arg(long, value_name = "N", default_value_t = 5432)]
     port: u16,
     /// TLS mode, with the meaning of libpq's sslmode
-    #[arg(long, default_value = "prefer", value_parser = TLS_MODES)]
+    #[arg(long, value_name = "MODE", default_value = "prefer", value_parser = TLS_MODES)]
     tls_mode: String,
     /// PEM file of certificate authorities, the same path on every node; without it, the system's
     #[arg(long, value_name = "FILE")]
     tls_root_ca: Option<String>,
     /// Role that creates databases and roles: a superuser, or one with CREATEDB and CREATEROLE
-    #[arg(long, default_value = "postgres")]
+    #[arg(long, value_name = "ROLE", default_value = "postgres")]
     admin_user: String,
     /// Database that this role connects to
-    #[arg(long, default_value = "postgres")]
+    #[arg(long, value_name = "DB", default_value = "postgres")]
     admin_database: String,
     /// Limit of server connections on this host, over all tenants and nodes; without it, no limit
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
     /// Put a new tenant there only if `tenant create --host` names the host
     #[arg(long)]
     no_new_tenants: bool,
-    /// Revoke CONNECT and TEMP on postgres and template1 from PUBLIC; only for clusters without other applications
+    /// Revoke CONNECT and TEMP on postgres and template1 from PUBLIC; only for clusters without other
+    /// applications
     #[arg(long)]
     close_public: bool,
     /// Read the password from the first line of standard input
@@ -102,7 +105,8 @@ struct List {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Keys: address, port, tls_mode, tls_root_ca, admin_user, admin_database, max_connections, \
-                  accepts_tenants\n\nExample:\n  pglobby host set west address=10.0.0.7 max_connections=400\n  \
+                  accepts_tenants\n\nExample:\n  \
+                  pglobby host set west address=10.0.0.7 max_connections=400\n  \
                   pglobby host set west --password"
 )]
 struct Set {
@@ -118,7 +122,8 @@ struct Set {
     /// Read the new password from the first line of standard input
     #[arg(long)]
     password_stdin: bool,
-    /// Revoke CONNECT and TEMP on postgres and template1 from PUBLIC; only for clusters without other applications
+    /// Revoke CONNECT and TEMP on postgres and template1 from PUBLIC; only for clusters without other
+    /// applications
     #[arg(long)]
     close_public: bool,
     /// Print JSON
@@ -220,11 +225,10 @@ fn print(report: &HostReport, json: bool) {
     answer(json, report, || {
         output::line(format!("host {}: PostgreSQL {major}; its administrator {rights}", report.name));
         if !report.open_to_public.is_empty() {
+            let (databases, name) = (report.open_to_public.join(", "), shell_word(&report.name));
             output::line(format!(
-                "note: PUBLIC has CONNECT on {} (PostgreSQL's default), so the tenants' roles may connect there.\n      \
-                 To revoke it: pglobby host set {} --close-public, or REVOKE CONNECT ON DATABASE … FROM PUBLIC",
-                report.open_to_public.join(", "),
-                shell_word(&report.name)
+                "note: PUBLIC may connect to {databases}, so the tenants' roles may too.\n      \
+                 To revoke that on postgres and template1: pglobby host set {name} --close-public"
             ));
         }
     });

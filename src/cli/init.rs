@@ -9,8 +9,9 @@ use crate::{
 
 /// Create or upgrade the central database and the key ring
 ///
-/// Creates the central database if it is missing, upgrades its schema, revokes CONNECT on it from PUBLIC, creates the
-/// key ring if there is none, and registers the cluster of the central database as host "default". Safe to run again.
+/// Creates the central database if it is missing, upgrades its schema, revokes CONNECT on it from PUBLIC,
+/// creates the key ring if there is none, and registers the cluster of the central database as host
+/// "default". Safe to run again.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby init\n  pglobby init --config /etc/pglobby/proxy.toml")]
 pub struct Init {

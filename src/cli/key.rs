@@ -17,6 +17,7 @@ use crate::{
 
 /// Generate, list and rotate the keys that seal stored credentials
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby key list\n  pglobby key rotate --retire")]
 pub struct KeyCommand {
     #[command(subcommand)]
     action: Action,
@@ -51,8 +52,8 @@ struct List {
 
 /// Seal all stored credentials with the newest key
 ///
-/// Generates a key first if all credentials are sealed with the newest one already. Clients notice nothing. If the
-/// command is interrupted, run it again: it continues where it stopped.
+/// Generates a key first if all credentials are sealed with the newest one already. Clients notice nothing.
+/// If the command is interrupted, run it again: it continues where it stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby key rotate --retire")]
 struct Rotate {

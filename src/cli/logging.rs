@@ -27,8 +27,9 @@ pub fn start(log: &Log) -> Result<(), Failure> {
     started.map_err(|error| Failure::new(format!("cannot start logging: {error}")))
 }
 
-/// Only pglobby's own events are logged, whatever the filter says: libraries log statements, parameters and verifiers
-/// of passwords below `info`, and above it events without tenant and login that pglobby reports in its own words.
+/// Only pglobby's own events are logged, whatever the filter says: libraries log statements, parameters and
+/// verifiers of passwords below `info`, and above it events without tenant and login that pglobby reports in
+/// its own words.
 fn is_own(event: &Metadata<'_>) -> bool {
     event.target().split("::").next() == Some(env!("CARGO_PKG_NAME"))
 }

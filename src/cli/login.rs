@@ -24,6 +24,7 @@ use crate::{
 
 /// Create, list, change and drop logins
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby login create alice --tenant acme\n  pglobby login show alice")]
 pub struct LoginCommand {
     #[command(subcommand)]
     action: Action,
@@ -56,7 +57,8 @@ enum Action {
 #[command(
     group = clap::ArgGroup::new("kind").required(true).args(["tenant", "service", "admin"]),
     after_help = "Example:\n  pglobby login create alice --tenant acme --valid-until 2027-01-31\n  \
-                  pglobby login create api --service --tenants acme,globex\n  pglobby login create root --admin"
+                  pglobby login create api --service --tenants acme,globex\n  \
+                  pglobby login create root --admin"
 )]
 struct Create {
     /// Name of the login, unique over all tenants; may be an e-mail address
@@ -115,11 +117,9 @@ struct Named {
 
 /// Change the access of a login, when it expires, and where it connects from; affected sessions end
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Keys: access (read_write, read_only), may_add_logins (true, false), valid_until, allow_from; \
-                  `KEY=` removes a limit\n\n\
-                  Example:\n  pglobby login set alice access=read_only valid_until=2027-01-31 allow_from=10.0.0.0/8"
-)]
+#[command(after_help = "Keys: access (read_write, read_only), may_add_logins (true, false), valid_until, \
+                  allow_from; `KEY=` removes a limit\n\nExample:\n  \
+                  pglobby login set alice access=read_only valid_until=2027-01-31 allow_from=10.0.0.0/8")]
 struct Set {
     /// Name of the login
     name: String,
@@ -251,7 +251,8 @@ impl SetPassword {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let config = globals.load_config()?;
         let actor = actor_with(&config).await?;
-        logins::show(&actor, &self.name).await?; // An unknown login is an error before the prompt, not after it.
+        // An unknown login is an error before the prompt, not after it.
+        logins::show(&actor, &self.name).await?;
         let password = self.password.obtain(&self.name)?;
         let command = AdminCommand::SetPassword { name: self.name, password };
         admin_command::run_as(actor, &config, command, self.json).await

@@ -1,7 +1,7 @@
 //! The command line: one file per command.
 //!
-//! A command is an `Args` (or a `Subcommand` of several) with `async fn run(self, &Globals) -> Result<(), Failure>` and
-//! a line in [`Command`]. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
+//! A command is an `Args` (or a `Subcommand` of several) with `async fn run(self, &Globals) -> Result<(),
+//! Failure>` and a line in [`Command`]. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 
 mod actor;
 mod admin_command;
@@ -38,7 +38,8 @@ use crate::{
 
 /// One PostgreSQL endpoint in front of a database per tenant.
 #[derive(Debug, Parser)]
-#[command(name = "pglobby", version, arg_required_else_help = true, max_term_width = 110, after_help = AFTER_HELP)]
+#[command(name = "pglobby", version, arg_required_else_help = true, max_term_width = 110)]
+#[command(after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -62,15 +63,16 @@ enum Command {
 }
 
 const AFTER_HELP: &str = "\
-Configuration: the file of --config or PGLOBBY_CONFIG; without them that of a `pglobby dev` that was started in this \
-folder, then ./proxy.toml, then that of any running `pglobby dev` of this user. PGLOBBY_ variables override its keys.
+Configuration: the file of --config or PGLOBBY_CONFIG; without them that of a `pglobby dev` that was \
+started in this folder, then ./proxy.toml, then that of any running `pglobby dev` of this user. PGLOBBY_ \
+variables override its keys.
 
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 
 Example:
   pglobby dev
   pglobby tenant create acme
-  pglobby tenant create --help";
+  pglobby tenant list --json";
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -90,8 +92,8 @@ pub struct Globals {
 
 /// Why a command failed: one line on stderr, exit status 1.
 ///
-/// `?` converts any error to it. It does not implement `Error`, because the conversion would then conflict with
-/// `From<T> for T`.
+/// `?` converts any error to it. It does not implement `Error`, because the conversion would then conflict
+/// with `From<T> for T`.
 #[derive(Debug)]
 pub struct Failure(String);
 
@@ -126,7 +128,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The command line, with usage lines in the order of the examples: arguments, required options, other options.
+/// The command line, with usage lines in the order of the examples: arguments, required options, other
+/// options.
 fn command_line() -> clap::Command {
     let mut whole = Cli::command();
     whole.build();
@@ -151,8 +154,8 @@ fn options_last(command: clap::Command) -> clap::Command {
 }
 
 impl Globals {
-    /// Reads and checks the configuration; [`dev::running`] has the order in which the file is looked for. Without a file,
-    /// the environment alone must be enough.
+    /// Reads and checks the configuration; [`dev::running`] has the order in which the file is looked for.
+    /// Without a file, the environment alone must be enough.
     ///
     /// # Errors
     /// Everything that is wrong with it.
@@ -174,7 +177,8 @@ impl Globals {
         Config::load(path.as_deref()).map_err(|error: ConfigError| match path {
             Some(_) => error.into(),
             None => Failure(format!(
-                "there is no proxy.toml here (name one with --config), and the environment is not enough: {error}"
+                "there is no proxy.toml here (name one with --config), and the environment is not enough: \
+                 {error}"
             )),
         })
     }
@@ -208,8 +212,8 @@ mod tests {
     fn every_command_shows_examples_of_itself_that_can_be_parsed() {
         let whole = command_line();
         whole.clone().debug_assert();
-        let commands = leaves(&whole, "pglobby");
-        assert!(commands.len() > 30, "{}", commands.len());
+        let commands = all(&whole, "pglobby");
+        assert!(commands.len() > 40, "{}", commands.len());
         for (path, command) in commands {
             let help =
                 command.get_after_help().unwrap_or_else(|| panic!("{path} has no example")).to_string();
@@ -228,12 +232,11 @@ mod tests {
         }
     }
 
-    /// All commands without subcommands, with what is typed to run them.
-    fn leaves<'a>(command: &'a clap::Command, path: &str) -> Vec<(String, &'a clap::Command)> {
+    /// The command and all that are below it, with what is typed to run them.
+    fn all<'a>(command: &'a clap::Command, path: &str) -> Vec<(String, &'a clap::Command)> {
         let below = command.get_subcommands().filter(|command| command.get_name() != "help");
-        let below: Vec<_> =
-            below.flat_map(|command| leaves(command, &format!("{path} {}", command.get_name()))).collect();
-        if below.is_empty() { vec![(path.to_owned(), command)] } else { below }
+        let below = below.flat_map(|command| all(command, &format!("{path} {}", command.get_name())));
+        std::iter::once((path.to_owned(), command)).chain(below).collect()
     }
 
     #[test]

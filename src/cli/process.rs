@@ -8,9 +8,11 @@ use crate::config::Config;
 /// File descriptors beside those of clients and servers: listeners, reactors, the central database, logs.
 const OWN_DESCRIPTORS: u64 = 100;
 
-/// Raises the limit of file descriptors to what `max_client_conn` needs, and keeps credentials out of core files.
+/// Raises the limit of file descriptors to what `max_client_conn` needs, and keeps credentials out of core
+/// files.
 ///
-/// Too few descriptors are a warning, not an error: the listener refuses the connections for which there is none.
+/// Too few descriptors are a warning, not an error: the listener refuses the connections for which there is
+/// none.
 pub fn prepare(config: &Config) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = config.limits.max_client_conn as u64 * 2 + OWN_DESCRIPTORS;

@@ -20,7 +20,8 @@ use crate::{
 /// Lines for counted work, such as 10 for a copy of 1000 tables, where there is no terminal.
 const LINES: u64 = 10;
 
-/// Shows the progress of what `actor` does: with a bar on a terminal; elsewhere with lines, if the work is `long`.
+/// Shows the progress of what `actor` does: with a bar on a terminal; elsewhere with lines, if the work is
+/// `long`.
 pub fn watch(actor: &mut Actor, long: bool) {
     actor.progress = if std::io::stderr().is_terminal() {
         Some(Arc::new(Bar(ProgressBar::new_spinner())))

@@ -16,8 +16,9 @@ use crate::{
 
 /// Run SQL in many tenants, as the role of each
 ///
-/// All statements for a tenant are one transaction, unless they say otherwise. If one tenant fails, the others go on;
-/// the failed ones are named at the end, and the exit status is 1. At most 1000 rows of each result are printed.
+/// All statements for a tenant are one transaction, unless they say otherwise. If one tenant fails, the
+/// others go on; the failed ones are named at the end, and the exit status is 1. At most 1000 rows of each
+/// result are printed.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby run \"SELECT count(*) FROM pg_tables\" --tenants all\n  \
                         pglobby run --file migration.sql --tenants acme,globex --concurrency 8 --json")]

@@ -1,4 +1,5 @@
-//! Reads passwords: from a prompt or from standard input. Passwords never come from `argv`, where `ps` shows them.
+//! Reads passwords: from a prompt or from standard input. Passwords never come from `argv`, where `ps` shows
+//! them.
 
 use std::io::{self, BufRead as _, IsTerminal as _};
 

@@ -12,8 +12,8 @@ use crate::{
 
 /// Run the proxy
 ///
-/// Signals: HUP reloads the configuration; TERM drains, for shutdown_timeout at most (a second TERM ends at once); INT
-/// waits until all transactions have ended; QUIT ends at once.
+/// Signals: HUP reloads the configuration; TERM drains, for shutdown_timeout at most (a second TERM ends at
+/// once); INT waits until all transactions have ended; QUIT ends at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby serve\n  pglobby serve --config /etc/pglobby/proxy.toml")]
 pub struct Serve {}

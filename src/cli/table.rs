@@ -1,4 +1,5 @@
-//! Answers for people: tables, fields, times and defaults. With `--json` the same value is printed for scripts.
+//! Answers for people: tables, fields, times and defaults. With `--json` the same value is printed for
+//! scripts.
 
 use std::{fmt::Display, io::IsTerminal as _};
 
@@ -7,8 +8,8 @@ use time::{OffsetDateTime, UtcOffset, macros::format_description};
 
 use crate::cli::output::{json, line};
 
-/// Columns are not made narrower than this to fit the terminal.
-const COLUMN_WIDTH_MIN: usize = 10;
+/// A word that is longer may be broken to fit the terminal.
+const WORD_WIDTH_MAX: usize = 30;
 /// Space between two columns.
 const GAP: usize = 2;
 
@@ -19,7 +20,8 @@ pub fn answer(as_json: bool, value: &impl Serialize, words: impl FnOnce()) {
 
 /// Prints a table, or `nothing` if there are no rows.
 ///
-/// On a terminal that is too narrow, long cells continue on further lines. Elsewhere a row stays one line, for `grep`.
+/// On a terminal that is too narrow, long cells continue on further lines. Elsewhere a row stays one line,
+/// for `grep`.
 pub fn table(nothing: &str, headings: &[&str], rows: &[Vec<String>]) {
     line(if rows.is_empty() { nothing.to_owned() } else { aligned(headings, rows, terminal_width()) });
 }
@@ -40,19 +42,24 @@ fn aligned(headings: &[&str], rows: &[Vec<String>], limit: Option<usize>) -> Str
         |column: usize| lines.iter().filter_map(|row| row.get(column)).map(|it| it.chars().count()).max();
     let mut widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or_default()).collect();
     if let Some(limit) = limit {
-        narrow(&mut widths, limit);
+        let longest_word = |cell: &String| cell.split(' ').map(|word| word.chars().count()).max();
+        let least = (0..columns).map(|column| {
+            let words = lines.iter().filter_map(|row| row.get(column)).filter_map(longest_word);
+            words.max().unwrap_or_default().min(WORD_WIDTH_MAX)
+        });
+        narrow(&mut widths, &least.collect::<Vec<_>>(), limit);
     }
     let printed = lines.iter().flat_map(|row| printed_lines(row, &widths));
     printed.collect::<Vec<_>>().join("\n")
 }
 
 /// Takes from the widest columns until the table fits, as far as that is possible.
-fn narrow(widths: &mut [usize], limit: usize) {
+fn narrow(widths: &mut [usize], least: &[usize], limit: usize) {
     let mut excess =
         (widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)).saturating_sub(limit);
     while excess > 0 {
-        match widths.iter_mut().max().filter(|width| **width > COLUMN_WIDTH_MIN) {
-            Some(widest) => *widest -= 1,
+        match widths.iter_mut().zip(least).filter(|(width, least)| **width > **least).max() {
+            Some((widest, _)) => *widest -= 1,
             None => return,
         }
         excess -= 1;
@@ -86,7 +93,8 @@ fn wrapped(cell: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Cells may hold data of tenants: a line feed would break the table, an escape sequence could command the terminal.
+/// Cells may hold data of tenants: a line feed would break the table, an escape sequence could command the
+/// terminal.
 fn printable(cell: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     cell.chars().map(escaped).collect()

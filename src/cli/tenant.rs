@@ -27,6 +27,7 @@ use crate::{
 
 /// Create, adopt, list, change, suspend, move and drop tenants
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pglobby tenant create acme\n  pglobby tenant set acme pool_size=40")]
 pub struct TenantCommand {
     #[command(subcommand)]
     action: Action,
@@ -53,9 +54,9 @@ enum Action {
 
 /// Create a tenant: a database, its roles and their credentials
 ///
-/// The tenant's role owns the database; PUBLIC loses CONNECT on it. A second role can read all of it, including later
-/// tables, and can write nothing, not even temporary tables. If the command fails, everything is undone. If it is
-/// interrupted, run it again: it undoes what is there and starts again.
+/// The tenant's role owns the database; PUBLIC loses CONNECT on it. A second role can read all of it,
+/// including later tables, and can write nothing, not even temporary tables. If the command fails, everything
+/// is undone. If it is interrupted, run it again: it undoes what is there and starts again.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant create acme\n  \
                         pglobby tenant create acme --template app_template --schema schema.sql --json")]
@@ -81,8 +82,8 @@ struct Create {
 
 /// Make a tenant of an existing database
 ///
-/// The database keeps its owner. The tenant gets roles of its own, and they get privileges on all tables, including
-/// later ones, when the first client connects. PUBLIC loses CONNECT and TEMP on the database.
+/// The database keeps its owner. The tenant gets roles of its own, and they get privileges on all tables,
+/// including later ones, when the first client connects. PUBLIC loses CONNECT and TEMP on the database.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant adopt acme --database acme_production --owner app")]
 struct Adopt {
@@ -125,11 +126,10 @@ struct Named {
 
 /// Change settings of a tenant; `KEY=` returns to the default of the configuration
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, statement_timeout, allow_from\n\nExample:\n  \
+#[command(after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, statement_timeout, \
+                  allow_from\n\nExample:\n  \
                   pglobby tenant set acme pool_size=40 statement_timeout=30s allow_from=10.0.0.0/8\n  \
-                  pglobby tenant set acme pool_mode=session"
-)]
+                  pglobby tenant set acme pool_mode=session")]
 struct Set {
     /// Name of the tenant
     name: String,
@@ -164,8 +164,8 @@ struct Suspend {
 
 /// Give the roles of a tenant new passwords; clients notice nothing
 ///
-/// The passwords are generated, sealed, tested by a login, and shown to no one. If the test fails, the old ones are
-/// used again. If the command is interrupted, run it again.
+/// The passwords are generated, sealed, tested by a login, and shown to no one. If the test fails, the old
+/// ones are used again. If the command is interrupted, run it again.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant rotate acme")]
 struct Rotate {
@@ -178,10 +178,10 @@ struct Rotate {
 
 /// Move a tenant to another host; its sessions stay connected and wait
 ///
-/// If both hosts allow logical replication, the copy is made while clients work, and sessions wait only for the switch.
-/// Otherwise pg_dump and pg_restore make the copy, and sessions wait for all of it, up to query_wait_timeout. A move that
-/// fails before the switch is undone. If the command is interrupted, run it again: it undoes or completes the move.
-/// Adopted databases cannot be moved.
+/// If both hosts allow logical replication, the copy is made while clients work, and sessions wait only for
+/// the switch. Otherwise pg_dump and pg_restore make the copy, and sessions wait for all of it, up to
+/// query_wait_timeout. A move that fails before the switch is undone. If the command is interrupted, run it
+/// again: it undoes or completes the move. Adopted databases cannot be moved.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant move acme --host west --patience 2min")]
 struct Move {
@@ -191,7 +191,7 @@ struct Move {
     #[arg(long)]
     host: String,
     /// How long to wait for open transactions before the move is cancelled
-    #[arg(long, value_name = "DURATION", default_value = MoveTenant::PATIENCE, value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = MoveTenant::PATIENCE, value_parser = units::duration)]
     patience: Duration,
     /// Keep the old database, closed to clients
     #[arg(long)]
@@ -218,9 +218,8 @@ struct Rename {
 
 /// Drop a tenant with its roles, logins and database (an adopted database is kept)
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  pglobby tenant drop acme --final-dump acme.dump\n  pglobby tenant drop acme --yes"
-)]
+#[command(after_help = "Example:\n  pglobby tenant drop acme --final-dump acme.dump\n  \
+                  pglobby tenant drop acme --yes")]
 struct Drop {
     /// Name of the tenant
     name: String,

@@ -8,8 +8,8 @@
 //! DIR/lock
 //! ```
 //!
-//! `proxy.toml` is written first: a first run that is interrupted leaves a password without a cluster, and never a cluster
-//! without its password.
+//! `proxy.toml` is written first: a first run that is interrupted leaves a password without a cluster, and
+//! never a cluster without its password.
 
 use std::{
     env,
@@ -59,12 +59,14 @@ pub enum DevError {
     },
     /// The cluster exists, but `proxy.toml` with its password does not.
     #[error(
-        "{0:?} has a PostgreSQL but no proxy.toml with its password; restore the file, or remove the folder to start again"
+        "{0:?} has a PostgreSQL but no proxy.toml with its password; restore the file, or remove the \
+         folder to start again"
     )]
     NoConfig(PathBuf),
     /// `proxy.toml` was edited so that dev cannot use it.
     #[error(
-        "{0:?} does not name a central database on 127.0.0.1 with a password; restore that, or remove the folder to start again"
+        "{0:?} does not name a central database on 127.0.0.1 with a password; restore that, or remove \
+         the folder to start again"
     )]
     NotOurs(PathBuf),
     /// No port is free for PostgreSQL.
@@ -93,8 +95,8 @@ pub enum DevError {
 }
 
 impl DataFolder {
-    /// The default data folder: for root in `/var/lib`, because PostgreSQL's user cannot enter root's home; for others in
-    /// their home.
+    /// The default data folder: for root in `/var/lib`, because PostgreSQL's user cannot enter root's home;
+    /// for others in their home.
     pub fn default_path() -> PathBuf {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if rustix::process::geteuid().is_root() {
@@ -165,8 +167,8 @@ impl DataFolder {
         Ok(Config::read(&text, Some(&path), &|_| None)?)
     }
 
-    /// Starts the folder's PostgreSQL, and creates it in the first run. If its port is in use, it gets another one; the
-    /// configuration that is returned has it. Blocks.
+    /// Starts the folder's PostgreSQL, and creates it in the first run. If its port is in use, it gets
+    /// another one; the configuration that is returned has it. Blocks.
     pub fn start_postgres(
         &self,
         mut config: Config,
@@ -258,7 +260,8 @@ pub fn must_be_free(address: SocketAddr) -> Result<(), DevError> {
     TcpListener::bind(address).map(drop).map_err(|source| DevError::ListenTaken { address, source })
 }
 
-/// Refuses a folder that has files but no lock file of dev: dev must not rewrite a `proxy.toml` of other origin.
+/// Refuses a folder that has files but no lock file of dev: dev must not rewrite a `proxy.toml` of other
+/// origin.
 fn refuse_other_folders(path: &Path) -> Result<(), DevError> {
     let mut entries = fs::read_dir(path).map_err(|source| io_error(path, source))?;
     match path.join(LOCK).exists() || entries.next().is_none() {
@@ -291,7 +294,8 @@ fn listen_lines(listen: SocketAddr) -> String {
     format!("listen_addr = \"{}\"\nlisten_port = {}", listen.ip(), listen.port())
 }
 
-/// HTTP listens 3000 ports above the proxy, as the default ports do, so that two devs do not use the same port.
+/// HTTP listens 3000 ports above the proxy, as the default ports do, so that two devs do not use the same
+/// port.
 fn http_line(listen: SocketAddr) -> String {
     let port = listen.port().checked_add(HTTP_PORT_DISTANCE);
     port.map_or("listen = \"off\"".to_owned(), |port| format!("listen = \"127.0.0.1:{port}\""))

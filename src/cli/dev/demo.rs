@@ -32,7 +32,8 @@ pub struct DemoLogin {
 const DEMO: [(&str, &str); 3] = [("alice", "acme"), ("bob", "globex"), ("admin", CONSOLE)];
 const CONSOLE: &str = "pglobby";
 
-/// Creates the demo tenants and logins that are missing. A tenant that was dropped stays dropped, with its login.
+/// Creates the demo tenants and logins that are missing. A tenant that was dropped stays dropped, with its
+/// login.
 ///
 /// # Errors
 /// [`AdminError`].
@@ -94,10 +95,7 @@ pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> 
     if logins.iter().any(|login| login.password.is_some()) {
         lines.push("Passwords are shown only now and are not stored. To set a new one:".to_owned());
     } else {
-        lines.push(
-            "Passwords were shown when the logins were created and are not stored. To set a new one:"
-                .to_owned(),
-        );
+        lines.push("The first run printed the passwords; they are not stored. To set a new one:".to_owned());
     }
     lines.push("  pglobby login set-password alice --generate".to_owned());
     lines.push(String::new());

@@ -32,8 +32,8 @@ use crate::{
 
 /// Run everything on this machine: PostgreSQL, central database, two demo tenants, proxy
 ///
-/// The first run creates a PostgreSQL in DIR, the tenants acme and globex with a login each, and an administrator's
-/// login for the console. Later runs use them again. Ctrl-C stops everything.
+/// The first run creates a PostgreSQL in DIR, the tenants acme and globex with a login each, and an
+/// administrator's login for the console. Later runs use them again. Ctrl-C stops everything.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  pglobby dev\n  pglobby dev --data-dir ./dev-data --listen 127.0.0.1:7432"
@@ -42,7 +42,8 @@ pub struct Dev {
     /// Folder for all data [default: /var/lib/pglobby-dev as root, else ~/.local/share/pglobby/dev]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Address for clients; HTTP listens 3000 ports above [default: that of the last run, at first 127.0.0.1:6432]
+    /// Address for clients; HTTP listens 3000 ports above [default: that of the last run, at first
+    /// 127.0.0.1:6432]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Folder with PostgreSQL's programs, if they are not in a usual place
@@ -127,7 +128,8 @@ async fn update_host_port(actor: &Actor, port: u16) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lets other commands find this process without `--config`. A state folder that cannot be written is no failure.
+/// Lets other commands find this process without `--config`. A state folder that cannot be written is no
+/// failure.
 fn announce(folder: &DataFolder) -> Option<Announcement> {
     let dev = RunningDev { config: folder.config_path(), started_in: std::env::current_dir().ok()? };
     running::announce(&running::state_folder()?, &dev)

@@ -1,11 +1,12 @@
 //! Lets a command in another terminal find the `pglobby dev` that is running.
 //!
-//! A running dev keeps a file in the user's state folder, and a lock on it. The lock tells that the process is alive: it
-//! ends with the process, and unlike a process id it is never reused.
+//! A running dev keeps a file in the user's state folder, and a lock on it. The lock tells that the process
+//! is alive: it ends with the process, and unlike a process id it is never reused.
 //!
-//! A command looks for its configuration in this order: `--config`; `PGLOBBY_CONFIG`; a dev that was started in the current
-//! folder; `./proxy.toml`; any dev of this user. So the `proxy.toml` of a folder comes before a dev that was started
-//! elsewhere; and in the source tree, which has a `proxy.toml`, commands find the dev that `scripts/dev` started there.
+//! A command looks for its configuration in this order: `--config`; `PGLOBBY_CONFIG`; a dev that was started
+//! in the current folder; `./proxy.toml`; any dev of this user. So the `proxy.toml` of a folder comes before
+//! a dev that was started elsewhere; and in the source tree, which has a `proxy.toml`, commands find the dev
+//! that `scripts/dev` started there.
 
 use std::{
     env,
@@ -60,8 +61,8 @@ pub fn announce(state: &Path, dev: &RunningDev) -> io::Result<Announcement> {
     Ok(Announcement { path, _lock: file })
 }
 
-/// Returns the configuration of a command for which neither `--config` nor `PGLOBBY_CONFIG` names one, if there is one.
-/// `folder` is the current folder.
+/// Returns the configuration of a command for which neither `--config` nor `PGLOBBY_CONFIG` names one, if
+/// there is one. `folder` is the current folder.
 pub fn find_config(folder: &Path, state: Option<&Path>) -> Option<PathBuf> {
     let devs = state.map(running).unwrap_or_default();
     let here = devs.iter().find(|dev| same_folder(&dev.started_in, folder)).map(|dev| dev.config.clone());
