@@ -13,7 +13,10 @@ use pglobby::{
         migrations::{self, MigrationError, SchemaState},
         secrets::{keyring::Keyring, seal::SecretLocation},
     },
-    data_path::tenant::{Change, TenantStatus},
+    data_path::{
+        directory::Directory as _,
+        tenant::{Change, TenantStatus},
+    },
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;

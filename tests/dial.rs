@@ -7,13 +7,13 @@ mod support;
 use std::{path::PathBuf, time::Duration};
 
 use pglobby::{
-    config::Config,
+    config::{Config, TlsMode},
     data_path::{
         server::{
             DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel,
         },
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress, TlsMode},
+        tenant::{Credential, Host, HostAddress},
     },
     error::ClientError,
 };

@@ -11,16 +11,20 @@ use std::{
 };
 
 use pglobby::{
+    config::PoolMode,
     control_path::{
         central::{
             Central,
             change_feed::{self, FeedEvent},
         },
-        directory::{Directory, DirectoryError},
+        directory::CentralDirectory,
         init::init,
         secrets::{keyring::Keyring, seal::SecretLocation},
     },
-    data_path::tenant::{Access, Change, HostAddress, LoginKind, PoolMode},
+    data_path::{
+        directory::{Directory as _, DirectoryError},
+        tenant::{Access, Change, HostAddress, LoginKind},
+    },
 };
 use secrecy::{ExposeSecret, SecretString};
 use support::{
@@ -265,19 +269,19 @@ async fn a_stale_row_is_asked_for_again_before_it_is_used() {
 // ---- notifications --------------------------------------------------------------------------------------------------
 
 /// Follows in a task; its changes arrive in the channel.
-fn follow(central: Central, directory: Option<Arc<Directory>>) -> mpsc::UnboundedReceiver<Change> {
+fn follow(central: Central, directory: Option<Arc<CentralDirectory>>) -> mpsc::UnboundedReceiver<Change> {
     let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::spawn(change_feed::follow(
-        central,
-        move |notice| {
-            let FeedEvent::Changed(change) = notice else { return };
+    let (events, mut received) = mpsc::channel(1);
+    tokio::spawn(change_feed::follow(central, events, |_| {}));
+    tokio::spawn(async move {
+        while let Some(event) = received.recv().await {
+            let FeedEvent::Changed(change) = event else { continue };
             if let Some(directory) = &directory {
                 directory.forget(&change);
             }
             let _ = sender.send(change);
-        },
-        |_| {},
-    ));
+        }
+    });
     receiver
 }
 

@@ -355,3 +355,13 @@ async fn a_tenant_with_an_odd_name_leaves_the_page_readable() {
         assert!(unquoted.chars().all(|c| c.is_ascii_alphanumeric() || "_=,".contains(c)), "{line}");
     }
 }
+
+#[tokio::test]
+async fn a_wait_that_reaches_its_limit_is_counted() {
+    let proxy =
+        Proxy::with_tenant("acme").pool_size(1).config("query_wait_timeout", "\"300ms\"").start().await;
+    let (mut holder, mut waiter) = (proxy.wire("acme").await, proxy.wire("acme").await);
+    holder.query("BEGIN").await;
+    waiter.query("SELECT 1").await;
+    has_value(&proxy, "pglobby_waits_timed_out_total{tenant=\"acme\"}", 1.0).await;
+}

@@ -5,11 +5,11 @@
 mod support;
 
 use pglobby::{
-    config::Config,
+    config::{Config, TlsMode},
     data_path::{
         server::{DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open},
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress, TlsMode},
+        tenant::{Credential, Host, HostAddress},
     },
 };
 use secrecy::SecretString;

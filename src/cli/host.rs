@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
         table::{self, answer},
         tenant::key_and_value,
     },
+    config::TlsMode,
     control_path::{
         admin::{
             actor::Actor,
@@ -61,7 +62,8 @@ struct Add {
     #[arg(long, value_name = "N", default_value_t = 5432)]
     port: u16,
     /// TLS mode, with the meaning of libpq's sslmode
-    #[arg(long, value_name = "MODE", default_value = "prefer", value_parser = TLS_MODES)]
+    #[arg(long, value_name = "MODE", default_value = "prefer", 
+          value_parser = PossibleValuesParser::new(TlsMode::WORDS))]
     tls_mode: String,
     /// PEM file of certificate authorities, the same path on every node; without it, the system's
     #[arg(long, value_name = "FILE")]
@@ -89,8 +91,6 @@ struct Add {
     #[arg(long)]
     json: bool,
 }
-
-const TLS_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 /// List hosts
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use crate::{
         admin_command, output,
         table::{self, answer},
     },
-    config::{Config, units},
+    config::{Config, PoolMode, units},
     control_path::{
         admin::{
             commands::AdminCommand,
@@ -22,7 +22,6 @@ use crate::{
             schema_files,
         },
     },
-    data_path::tenant::PoolMode,
 };
 
 /// Create, adopt, list, change, suspend, move and drop tenants

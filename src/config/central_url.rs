@@ -11,13 +11,10 @@ use std::{
 };
 
 use secrecy::SecretString;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 use zeroize::Zeroizing;
 
-use crate::{
-    config::{Central, CentralTls},
-    data_path::tenant::TlsMode,
-};
+use super::{Central, CentralTls, TlsMode};
 
 /// A passfile of some thousand lines.
 const PASSFILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -41,11 +38,7 @@ pub fn parse(url: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Central,
     let all_unix = !connection.get_hosts().is_empty()
         && connection.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
     let tls = CentralTls { mode: if all_unix { TlsMode::Disable } else { ours.mode }, root_ca: ours.root_ca };
-    connection.ssl_mode(match tls.mode {
-        TlsMode::Disable => SslMode::Disable,
-        TlsMode::Allow | TlsMode::Prefer => SslMode::Prefer,
-        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
-    });
+    connection.ssl_mode(tls.mode.for_tokio_postgres());
     let password = find_password(&connection, env)?;
     let mut without_password = connection.clone();
     if connection.get_password().is_some() {
@@ -61,7 +54,7 @@ struct TlsOptions {
 
 /// Splits `sslmode` and `sslrootcert` off; what is left is for tokio-postgres.
 fn take_tls_options(url: &str) -> Result<(Zeroizing<String>, TlsOptions), String> {
-    let mut options = TlsOptions { mode: TlsMode::default(), root_ca: None };
+    let mut options = TlsOptions { mode: TlsMode::Prefer, root_ca: None };
     let mut ours = |key: &str, value: &str| -> Result<bool, String> {
         match key {
             "sslmode" => options.mode = tls_mode(value)?,
@@ -99,18 +92,12 @@ fn take_tls_options(url: &str) -> Result<(Zeroizing<String>, TlsOptions), String
 }
 
 fn tls_mode(value: &str) -> Result<TlsMode, String> {
-    Ok(match value {
-        "disable" => TlsMode::Disable,
-        "allow" | "prefer" => TlsMode::Prefer,
-        "require" => TlsMode::Require,
-        "verify-ca" => TlsMode::VerifyCa,
-        "verify-full" => TlsMode::VerifyFull,
-        _ => {
-            return Err(
-                "has an unknown sslmode (disable, prefer, require, verify-ca or verify-full)".to_owned()
-            );
-        }
-    })
+    match value.parse() {
+        // The connection tries TLS first for both.
+        Ok(TlsMode::Allow) => Ok(TlsMode::Prefer),
+        Ok(mode) => Ok(mode),
+        Err(_) => Err(format!("has an unknown sslmode ({})", TlsMode::WORDS.join(", "))),
+    }
 }
 
 /// libpq's `key = value` form: values may stand in single quotes, backslash escapes.
@@ -286,7 +273,7 @@ mod tests {
             assert_eq!(central.password.unwrap().expose_secret(), "p@ss'w");
             let tls = CentralTls { mode: TlsMode::VerifyFull, root_ca: Some("/etc/ca.pem".into()) };
             assert_eq!(central.tls, tls);
-            assert_eq!(central.connection.get_ssl_mode(), SslMode::Require);
+            assert_eq!(central.connection.get_ssl_mode(), tokio_postgres::config::SslMode::Require);
             assert!(central.connection.get_password().is_none_or(<[u8]>::is_empty));
         }
     }

@@ -12,26 +12,15 @@ use std::{
 
 use secrecy::SecretString;
 
-use crate::{
-    config::{
-        Central, CentralTls, ClientTls, Config, Keepalive, Log, PoolConfig, ServerTls, Timeouts, central_url,
-        limits::limits,
-        written::{Environment, Written},
-    },
-    data_path::tenant::{PoolMode, TlsMode},
+use crate::config::{
+    Central, CentralTls, ClientTls, Config, Keepalive, Log, PoolConfig, PoolMode, ServerTls, Timeouts,
+    TlsMode, central_url,
+    limits::limits,
+    written::{Environment, Written},
 };
 
 /// `sun_path` has 108 bytes, one of them for the NUL.
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
-
-const TLS_MODES: &[(&str, TlsMode)] = &[
-    ("disable", TlsMode::Disable),
-    ("allow", TlsMode::Allow),
-    ("prefer", TlsMode::Prefer),
-    ("require", TlsMode::Require),
-    ("verify-ca", TlsMode::VerifyCa),
-    ("verify-full", TlsMode::VerifyFull),
-];
 
 /// Reads the whole configuration.
 ///
@@ -102,9 +91,8 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
 }
 
 fn pool(w: &mut Written<'_>) -> PoolConfig {
-    let modes = [("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
     PoolConfig {
-        pool_mode: w.choice("pool_mode", &modes).unwrap_or(PoolMode::Transaction),
+        pool_mode: w.choice("pool_mode", PoolMode::ALL).unwrap_or(PoolMode::Transaction),
         default_pool_size: w.count("default_pool_size", 20, 1),
         min_pool_size: w.count("min_pool_size", 0, 0),
         max_pinned_servers: w.count("max_pinned_servers", 0, 0),
@@ -179,7 +167,7 @@ fn client_tls(w: &mut Written<'_>) -> ClientTls {
     // Whoever gives a certificate wants it used.
     let default = if cert_file.is_some() { TlsMode::Prefer } else { TlsMode::Disable };
     ClientTls {
-        mode: w.choice("client_tls_sslmode", TLS_MODES).unwrap_or(default),
+        mode: w.choice("client_tls_sslmode", TlsMode::ALL).unwrap_or(default),
         key_file,
         cert_file,
         ca_file: w.path("client_tls_ca_file"),
@@ -188,7 +176,7 @@ fn client_tls(w: &mut Written<'_>) -> ClientTls {
 
 fn server_tls(w: &mut Written<'_>) -> ServerTls {
     ServerTls {
-        mode: w.choice("server_tls_sslmode", TLS_MODES).unwrap_or_default(),
+        mode: w.choice("server_tls_sslmode", TlsMode::ALL).unwrap_or(TlsMode::Prefer),
         ca_file: w.path("server_tls_ca_file"),
         cert_file: w.path("server_tls_cert_file"),
         key_file: w.path("server_tls_key_file"),
@@ -277,7 +265,7 @@ fn check_tls(w: &mut Written<'_>, config: &Config) {
         }
         _ => {}
     }
-    if matches!(mode, TlsMode::VerifyCa | TlsMode::VerifyFull) && ca_file.is_none() {
+    if mode.verifies() && ca_file.is_none() {
         w.problem("client_tls_sslmode asks for client certificates, and there is no client_tls_ca_file to verify them");
     }
     match (&config.server_tls.cert_file, &config.server_tls.key_file) {

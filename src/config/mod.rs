@@ -7,6 +7,7 @@ mod central_url;
 mod limits;
 mod machine;
 mod meaning;
+mod modes;
 pub mod units;
 mod written;
 
@@ -20,7 +21,7 @@ use std::{
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::data_path::tenant::{PoolMode, TlsMode};
+pub use self::modes::{PoolMode, TlsMode};
 
 /// What is meant. Checked: whoever holds one need not check again.
 #[derive(Debug, Clone)]

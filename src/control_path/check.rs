@@ -1,18 +1,17 @@
 //! Whether everything is there that serving needs: looks, and changes nothing.
 
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize as _, Serialize, de::IntoDeserializer as _};
+use serde::Serialize;
 use tokio_postgres::{Client, Row, config::SslMode};
 
 use crate::{
-    config::{CentralTls, Config},
+    config::{CentralTls, Config, TlsMode},
     control_path::{
         central::{Central, CentralError, causes, tls::CentralTlsConnector},
         init::{keyring_origin, open_to_public},
         migrations,
         secrets::{keyring::Keyring, seal::SecretLocation},
     },
-    data_path::tenant::TlsMode,
     wire::tls::{
         towards_clients::{CertificateFiles, ClientTlsAcceptor},
         towards_servers::{ServerTlsConfigs, Trust},
@@ -107,7 +106,7 @@ fn certificates(config: &Config) -> Vec<Check> {
     let (client, server) = (&config.client_tls, &config.server_tls);
     let mut checks = Vec::new();
     if let (Some(certificate), Some(key)) = (&client.cert_file, &client.key_file) {
-        let asks_clients = matches!(client.mode, TlsMode::VerifyCa | TlsMode::VerifyFull);
+        let asks_clients = client.mode.verifies();
         let client_authorities = client.ca_file.as_deref().filter(|_| asks_clients);
         let files = CertificateFiles { certificate, key, client_authorities };
         let loaded = ClientTlsAcceptor::load(files).map(|_| certificate.display().to_string());
@@ -164,9 +163,7 @@ async fn reach_host(name: &str, row: &Row, keyring: &Keyring, config: &Config) -
     let unreadable = |error: tokio_postgres::Error| causes(&error);
     let text = |column: &str| row.try_get::<_, String>(column).map_err(unreadable);
     let (address, port) = (text("address")?, row.try_get::<_, i32>("port").map_err(unreadable)?);
-    let mode = text("tls_mode")?;
-    let mode = TlsMode::deserialize(mode.as_str().into_deserializer())
-        .map_err(|error: serde::de::value::Error| error.to_string())?;
+    let mode: TlsMode = text("tls_mode")?.parse()?;
     let root_ca = row.try_get::<_, Option<String>>("tls_root_ca").map_err(unreadable)?.map(Into::into);
     let over_unix = address.starts_with('/');
     let tls = CentralTlsConnector::new(&CentralTls { mode, root_ca }).map_err(|error| error.to_string())?;
@@ -178,12 +175,7 @@ async fn reach_host(name: &str, row: &Row, keyring: &Keyring, config: &Config) -
         .user(text("admin_user")?)
         .dbname(text("admin_database")?)
         .application_name("pglobby check")
-        .ssl_mode(match mode {
-            TlsMode::Disable => SslMode::Disable,
-            _ if over_unix => SslMode::Disable,
-            TlsMode::Allow | TlsMode::Prefer => SslMode::Prefer,
-            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
-        });
+        .ssl_mode(if over_unix { SslMode::Disable } else { mode.for_tokio_postgres() });
     if let Some(blob) = row.try_get::<_, Option<&[u8]>>("sealed_admin_password").map_err(unreadable)? {
         let place = SecretLocation { table: "hosts", row: name, column: "sealed_admin_password" };
         let password: SecretString = keyring.open(&place, blob).map_err(|error| error.to_string())?;

@@ -16,7 +16,6 @@ use crate::{
             seal::{SealError, SecretLocation},
         },
     },
-    data_path::tenant::TlsMode,
 };
 
 /// Where a cluster is asked to create another database.
@@ -257,7 +256,7 @@ async fn register_host(config: &Config, client: &Client, keyring: &Keyring) -> R
                 &DEFAULT_HOST,
                 &address,
                 &port,
-                &tls_mode_name(config.central.tls.mode),
+                &config.central.tls.mode.word(),
                 &root_ca,
                 &user,
                 &MAINTENANCE_DATABASE,
@@ -272,17 +271,6 @@ async fn register_host(config: &Config, client: &Client, keyring: &Keyring) -> R
 fn seal_for_host(keyring: &Keyring, password: &SecretString) -> Result<Vec<u8>, SealError> {
     let place = SecretLocation { table: "hosts", row: DEFAULT_HOST, column: "sealed_admin_password" };
     keyring.seal(&place, password)
-}
-
-fn tls_mode_name(mode: TlsMode) -> &'static str {
-    match mode {
-        TlsMode::Disable => "disable",
-        TlsMode::Allow => "allow",
-        TlsMode::Prefer => "prefer",
-        TlsMode::Require => "require",
-        TlsMode::VerifyCa => "verify-ca",
-        TlsMode::VerifyFull => "verify-full",
-    }
 }
 
 /// For the few statements that take no parameters. The names come from the configuration.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::{
-    config::Config,
+    config::{Config, TlsMode},
     control_path::{
         admin::actor::AdminContext,
         central::{
@@ -23,12 +23,14 @@ use crate::{
             move_pause::MovePauses,
         },
         console::{self, ConsoleContext, Request, StatsWindow},
-        directory::Directory,
+        directory::CentralDirectory,
         http, migrations,
         onboarding::{adopt::complete_grants, repair::mending},
         secrets::keyring_reload::ReloadableKeyring,
+        timed_out_waits::TimedOutWaits,
     },
     data_path::{
+        directory::Directory as _,
         login::{
             failed_logins::FailedLogins,
             listener::{Accepting, Listeners},
@@ -38,7 +40,7 @@ use crate::{
         relay::own_password::PasswordPace,
         server::DialOptions,
         sessions::{registry::Sessions, timeouts},
-        tenant::{Change, TlsMode},
+        tenant::Change,
         worker::Workers,
     },
     metrics::Metrics,
@@ -46,8 +48,11 @@ use crate::{
     wire::tls::towards_clients::{CertificateFiles, ClientTlsAcceptor},
 };
 
-/// Administrators' requests that wait to be heard; RELOAD and SHUTDOWN come one by one.
+/// Queue of requests to the owner of the process. RELOAD and SHUTDOWN are rare.
 const REQUESTS_MAX: usize = 8;
+
+/// Notifications read and not yet applied. Beyond this the connection is not read until some are applied.
+const EVENTS_MAX: usize = 4096;
 
 /// Between two tries to reach the central database at the start.
 const START_PAUSE: Duration = Duration::from_millis(250);
@@ -97,7 +102,7 @@ impl Node {
         let listeners = Listeners::bind(&config).map_err(NodeError)?;
         let workers = Workers::start(config.worker_threads).map_err(refused)?;
 
-        let directory = Directory::new(central.clone(), keyring.clone(), &config);
+        let directory = CentralDirectory::new(central.clone(), keyring.clone(), &config);
         directory.load_mock_salt().await.map_err(refused)?;
         let cancels_max = config.limits.cancels_max;
         let config = Arc::new(ArcSwap::from_pointee(config));
@@ -117,7 +122,7 @@ impl Node {
         let proxy = Arc::new(Proxy {
             config,
             tls,
-            directory,
+            directory: directory.clone(),
             pools,
             sessions: Arc::new(Sessions::default()),
             workers: workers.all().to_vec(),
@@ -130,13 +135,13 @@ impl Node {
             metrics,
         });
         let mut tasks = vec![
-            tokio::spawn(follow(central, proxy.clone(), barrier)),
+            tokio::spawn(follow(central, proxy.clone(), directory.clone(), barrier)),
             tokio::spawn(keep_house(proxy.clone(), window)),
             tokio::spawn(timeouts::watch(proxy.clone())),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
-            tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), context)));
+            tasks.push(tokio::spawn(http::serve(listener, proxy.clone(), directory, context)));
         }
         let accepting = listeners.serve(&proxy).map_err(refused)?;
         for address in listeners.addresses() {
@@ -240,8 +245,7 @@ fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
     else {
         return Ok(None);
     };
-    let client_authorities =
-        tls.ca_file.as_deref().filter(|_| matches!(tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull));
+    let client_authorities = tls.ca_file.as_deref().filter(|_| tls.mode.verifies());
     ClientTlsAcceptor::load(CertificateFiles { certificate, key, client_authorities })
         .map(Some)
         .map_err(refused)
@@ -256,7 +260,7 @@ fn grants(context: AdminContext) -> PoolMaking {
 }
 
 /// A tenant's row after the change that is being made to it now, if one is: `FOR SHARE` waits for whoever holds it.
-fn looking(central: Central, directory: Arc<Directory>) -> Looking {
+fn looking(central: Central, directory: Arc<CentralDirectory>) -> Looking {
     Arc::new(move |id| {
         let (central, directory) = (central.clone(), directory.clone());
         Box::pin(async move {
@@ -275,30 +279,31 @@ fn looking(central: Central, directory: Arc<Directory>) -> Looking {
     })
 }
 
-/// Carries changes of the central database to pools and sessions, in order.
-async fn follow(central: Central, proxy: Arc<Proxy>, barrier: Arc<ChangeBarrier>) {
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let (metrics, directory) = (proxy.metrics.clone(), proxy.directory.clone());
+/// Applies changes of the central database to pools and sessions, in commit order.
+async fn follow(
+    central: Central,
+    proxy: Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
+    barrier: Arc<ChangeBarrier>,
+) {
+    let (sender, mut events) = mpsc::channel(EVENTS_MAX);
+    let metrics = proxy.metrics.clone();
     let mut move_pauses = MovePauses::new(central.clone(), proxy.clone());
-    let listening = change_feed::follow(
-        central,
-        move |notice| drop(tell.send(notice)),
-        move |listening| {
-            metrics.set_central_reachable(listening);
-            directory.set_listening(listening);
-        },
-    );
+    let listening = change_feed::follow(central, sender, move |listening| {
+        metrics.set_central_reachable(listening);
+        directory.set_listening(listening);
+    });
     let applying = async {
         loop {
-            let notice = tokio::select! {
-                notice = told.recv() => notice,
+            let event = tokio::select! {
+                event = events.recv() => event,
                 () = tokio::time::sleep(HOUSEKEEPING), if move_pauses.must_retry() => {
                     move_pauses.apply().await;
                     continue;
                 }
             };
-            let Some(notice) = notice else { return };
-            match notice {
+            let Some(event) = event else { return };
+            match event {
                 FeedEvent::Changed(change) => {
                     let may_move = matches!(change, Change::Tenant(_) | Change::Everything);
                     proxy.apply(change).await;
@@ -308,7 +313,7 @@ async fn follow(central: Central, proxy: Arc<Proxy>, barrier: Arc<ChangeBarrier>
                 }
                 FeedEvent::HostFull(host) => proxy.pools.make_room(&host),
                 FeedEvent::Barrier(payload) => barrier.arrived(&payload),
-                // Told without waiting for it to settle: the client that asked is another node's.
+                // Without waiting for its end: the client that asked is at another node.
                 FeedEvent::Cancel(key) => {
                     drop(proxy.sessions.find(key.process_id, &key.secret).map(|session| session.cancel()))
                 }
@@ -321,10 +326,12 @@ async fn follow(central: Central, proxy: Arc<Proxy>, barrier: Arc<ChangeBarrier>
 
 async fn keep_house(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
     let mut interval = tokio::time::interval(HOUSEKEEPING);
+    let mut timed_out_waits = TimedOutWaits::new();
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        proxy.pools.keep_house().await;
+        proxy.pools.maintain().await;
         window.keep(&proxy.pools);
+        timed_out_waits.log(&proxy.pools);
     }
 }

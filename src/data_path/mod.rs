@@ -1,5 +1,6 @@
 //! One client connection, in the order things happen to it. Start reading at [`serve_client`].
 
+pub mod directory;
 pub mod exchange;
 pub mod functions;
 pub mod login;
@@ -26,10 +27,9 @@ use self::{
         tenant_routing::Destination,
     },
     proxy::{ConsoleVisit, Proxy},
-    tenant::TlsMode,
 };
 use crate::{
-    config::Config,
+    config::{Config, TlsMode},
     error::ClientError,
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
@@ -100,7 +100,7 @@ async fn log_in(
     };
     visitor.admitted(&config.limits)?;
     let gate = Gate {
-        directory: &proxy.directory,
+        directory: &*proxy.directory,
         tenant_host_suffixes: &config.tenant_host_suffixes,
         admin_allow_from: &config.admin_allow_from,
         failed_logins: &proxy.failed_logins,

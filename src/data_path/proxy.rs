@@ -8,6 +8,7 @@ use tracing::warn;
 use crate::{
     config::Config,
     data_path::{
+        directory::Directory,
         login::{
             connection_limits::{Door, Visitor},
             failed_logins::FailedLogins,
@@ -18,7 +19,7 @@ use crate::{
         pool::TenantPools,
         relay::own_password::PasswordPace,
         sessions::registry::{SessionHandle, Sessions},
-        tenant::{Change, Directory, Login, allowed_from},
+        tenant::{Change, Login, allowed_from},
         worker::Worker,
     },
     error::ClientError,
@@ -58,7 +59,7 @@ pub struct Proxy {
     /// TLS towards clients; `None`: off.
     pub tls: ArcSwapOption<ClientTlsAcceptor>,
     /// Logins and tenants.
-    pub directory: Arc<Directory>,
+    pub directory: Arc<dyn Directory>,
     /// Pools.
     pub pools: Arc<TenantPools>,
     /// Sessions.

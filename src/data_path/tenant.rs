@@ -1,12 +1,14 @@
 //! Who a tenant is, who may log in, and which tenant a session belongs to.
 //!
-//! The records here are what the directory in `control_path` reads from the central database, with the sealed
+//! The records here are what a [directory](super::directory) reads from the central database, with the sealed
 //! passwords already opened. Sessions hold them by `Arc` and never ask again (invariant 1).
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::config::{PoolMode, TlsMode};
 
 /// A customer with a database of its own: one row of `pglobby.tenants`, credentials opened.
 #[derive(Debug)]
@@ -64,16 +66,6 @@ pub enum TenantStatus {
     Dropped,
 }
 
-/// How long a session keeps a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PoolMode {
-    /// For a transaction; what the session has set follows it from server to server.
-    Transaction,
-    /// For the session's life.
-    Session,
-}
-
 /// What a session may do in its tenant's database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
@@ -124,25 +116,6 @@ pub enum HostAddress {
         /// Part of the socket's file name.
         port: u16,
     },
-}
-
-/// libpq's `sslmode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TlsMode {
-    /// Never TLS.
-    Disable,
-    /// TLS only if the server refuses plain.
-    Allow,
-    /// TLS if the server offers it.
-    #[default]
-    Prefer,
-    /// TLS, whoever answers.
-    Require,
-    /// TLS with a certificate signed by a known authority.
-    VerifyCa,
-    /// The same, and its name matches.
-    VerifyFull,
 }
 
 /// Who may log in: one row of `pglobby.logins` with its grants.
@@ -240,6 +213,3 @@ pub enum Change {
 pub fn allowed_from(list: &[IpNet], address: Option<IpAddr>) -> bool {
     list.is_empty() || address.is_some_and(|address| list.iter().any(|net| net.contains(&address)))
 }
-
-/// The one line of exception to `control_path -> data_path -> wire`: on a cache miss a login asks the directory.
-pub use crate::control_path::directory::{Directory, DirectoryError};

@@ -6,7 +6,7 @@ use pglobby::{
     config::Config,
     control_path::{
         central::Central,
-        directory::Directory,
+        directory::CentralDirectory,
         init::init,
         secrets::{keyring::Keyring, keyring_reload::ReloadableKeyring, seal::SecretLocation},
     },
@@ -59,10 +59,10 @@ impl Lobby {
         self.cluster.client("central").await
     }
 
-    pub fn directory(&self, config: &Config) -> (Arc<Directory>, Central) {
+    pub fn directory(&self, config: &Config) -> (Arc<CentralDirectory>, Central) {
         let central = Central::open(config).unwrap();
         let keyring = Arc::new(ReloadableKeyring::load(config).unwrap());
-        (Directory::new(central.clone(), keyring, config), central)
+        (CentralDirectory::new(central.clone(), keyring, config), central)
     }
 
     /// A row as onboarding makes it; returns the tenant's id.

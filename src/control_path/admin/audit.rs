@@ -5,23 +5,26 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::actor::{Actor, AdminError};
+use super::fields::described;
 
-/// One row of `pglobby.audit_log`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct AuditEntry {
-    /// `audit_log.id`.
-    pub id: i64,
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub at: OffsetDateTime,
-    /// Who: `os:peter`, `login:admin`, `api:deploy`, `pglobby`.
-    pub actor: String,
-    /// What: `tenant.create`, `login.set_password`, ….
-    pub action: String,
-    /// To which tenant.
-    pub tenant: Option<String>,
-    /// More about it; no secrets.
-    pub detail: Value,
+described! {
+    /// One row of `pglobby.audit_log`.
+    #[derive(Debug, Clone, PartialEq, Serialize)]
+    pub struct AuditEntry {
+        /// `audit_log.id`.
+        pub id: i64,
+        /// When.
+        #[serde(with = "time::serde::rfc3339")]
+        pub at: OffsetDateTime,
+        /// Who: `os:peter`, `login:admin`, `api:deploy`, `pglobby`.
+        pub actor: String,
+        /// What: `tenant.create`, `login.set_password`, ….
+        pub action: String,
+        /// To which tenant.
+        pub tenant: Option<String>,
+        /// More about it; no secrets.
+        pub detail: Value,
+    }
 }
 
 /// The newest `limit` entries, of one tenant if so asked, that are older than the one called `before`.

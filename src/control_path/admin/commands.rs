@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 use super::{
     actor::{Actor, AdminError},
     api_keys::Role,
+    fields::described,
     hosts::{self, HostReport, NewHost},
     logins::{self, LoginSummary, NewLogin, NewLoginKind},
     tenants::{self, SuspendSessions, TenantSummary},
@@ -182,33 +183,37 @@ pub enum CommandOutcome {
     Removed(Removed),
 }
 
-/// What `login create` and `login set-password` answer.
-#[derive(Debug, Serialize)]
-pub struct MadeLogin {
-    /// Its name.
-    pub name: String,
-    /// An employee's tenant.
-    pub tenant: Option<String>,
-    /// `employee`, `service` or `admin`.
-    pub kind: String,
-    /// `read_write` or `read_only`.
-    pub access: String,
-    /// Only where it was made here; shown this once.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown_once")]
-    pub password: Option<SecretString>,
+described! {
+    /// What `login create` and `login set-password` answer.
+    #[derive(Debug, Serialize)]
+    pub struct MadeLogin {
+        /// Its name.
+        pub name: String,
+        /// An employee's tenant.
+        pub tenant: Option<String>,
+        /// `employee`, `service` or `admin`.
+        pub kind: String,
+        /// `read_write` or `read_only`.
+        pub access: String,
+        /// Only where it was made here; shown this once.
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown_once")]
+        pub password: Option<SecretString>,
+    }
 }
 
 fn shown_once<S: Serializer>(password: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(password.as_ref().map_or("", |password| password.expose_secret()))
 }
 
-/// What is no more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    /// What it was called.
-    pub name: String,
-    /// `dropped` or `removed`.
-    pub status: &'static str,
+described! {
+    /// What is no more.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct Removed {
+        /// What it was called.
+        pub name: String,
+        /// `dropped` or `removed`.
+        pub status: &'static str,
+    }
 }
 
 impl AdminCommand {

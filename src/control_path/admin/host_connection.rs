@@ -20,12 +20,11 @@ use super::{
     host_locks::Waiting,
 };
 use crate::{
-    config::CentralTls,
+    config::{CentralTls, TlsMode},
     control_path::{
         central::{Central, cluster_cancel, tls::CentralTlsConnector},
         secrets::seal::SecretLocation,
     },
-    data_path::tenant::TlsMode,
 };
 
 /// How long a host may take to let us in.
@@ -122,7 +121,7 @@ impl HostAdmin {
             name: name.to_owned(),
             address: row.get("address"),
             port: u16::try_from(row.get::<_, i32>("port")).unwrap_or_default(),
-            tls_mode: parse_tls_mode(row.get("tls_mode"))?,
+            tls_mode: row.get::<_, &str>("tls_mode").parse().map_err(AdminError::Invalid)?,
             tls_root_ca: row.get::<_, Option<String>>("tls_root_ca").map(PathBuf::from),
             user: row.get("admin_user"),
             database: row.get("admin_database"),
@@ -180,7 +179,7 @@ impl HostAdmin {
             .application_name("pglobby")
             .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(Duration::from_secs(30))
-            .ssl_mode(ssl_mode(self.tls_mode));
+            .ssl_mode(self.tls_mode.for_tokio_postgres());
         if let Some(password) = password {
             config.password(password.expose_secret());
         }
@@ -237,25 +236,6 @@ pub(in crate::control_path) fn is_database_full(error: &AdminError) -> bool {
     let AdminError::Connect { cause, .. } = error else { return false };
     cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
         && cause.as_db_error().and_then(|error| error.routine()) == Some("CheckMyDatabase")
-}
-
-/// libpq's words.
-///
-/// # Errors
-/// Another word.
-pub(in crate::control_path) fn parse_tls_mode(text: &str) -> Result<TlsMode, AdminError> {
-    serde_json::from_value(serde_json::Value::from(text))
-        .map_err(|_| AdminError::Invalid(format!("{text:?} is no TLS mode")))
-}
-
-/// tokio-postgres knows three modes; the verifying ones are the connector's business.
-fn ssl_mode(mode: TlsMode) -> tokio_postgres::config::SslMode {
-    use tokio_postgres::config::SslMode;
-    match mode {
-        TlsMode::Disable => SslMode::Disable,
-        TlsMode::Allow | TlsMode::Prefer => SslMode::Prefer,
-        TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
-    }
 }
 
 impl HostSession {

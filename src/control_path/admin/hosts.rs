@@ -7,39 +7,43 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState, types::ToSql};
 
 use super::{
     actor::{Actor, AdminError, nearest},
-    host_connection::{HostAdmin, parse_tls_mode},
+    fields::described,
+    host_connection::HostAdmin,
     tenants::SERVERS_MAX,
 };
+use crate::config::TlsMode;
 use crate::control_path::{
     onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
     secrets::seal::SecretLocation,
 };
 
-/// One row of `pglobby.hosts`, for people and scripts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct HostSummary {
-    /// `hosts.name`.
-    pub name: String,
-    /// DNS name, address, or the folder of a Unix socket.
-    pub address: String,
-    /// TCP port, or the part of the socket's name.
-    pub port: i32,
-    /// libpq's `sslmode`.
-    pub tls_mode: String,
-    /// PEM file of authorities on every node.
-    pub tls_root_ca: Option<String>,
-    /// May create databases and roles.
-    pub admin_user: String,
-    /// Where it does so from.
-    pub admin_database: String,
-    /// Whether a password is sealed for it.
-    pub has_password: bool,
-    /// The budget.
-    pub max_connections: Option<i32>,
-    /// Whether new tenants may go there.
-    pub accepts_tenants: bool,
-    /// Living tenants.
-    pub tenants: i64,
+described! {
+    /// One row of `pglobby.hosts`, for people and scripts.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct HostSummary {
+        /// `hosts.name`.
+        pub name: String,
+        /// DNS name, address, or the folder of a Unix socket.
+        pub address: String,
+        /// TCP port, or the part of the socket's name.
+        pub port: i32,
+        /// libpq's `sslmode`.
+        pub tls_mode: String,
+        /// PEM file of authorities on every node.
+        pub tls_root_ca: Option<String>,
+        /// May create databases and roles.
+        pub admin_user: String,
+        /// Where it does so from.
+        pub admin_database: String,
+        /// Whether a password is sealed for it.
+        pub has_password: bool,
+        /// The budget.
+        pub max_connections: Option<i32>,
+        /// Whether new tenants may go there.
+        pub accepts_tenants: bool,
+        /// Living tenants.
+        pub tenants: i64,
+    }
 }
 
 /// What to register.
@@ -67,18 +71,20 @@ pub struct NewHost {
     pub accepts_tenants: bool,
 }
 
-/// What was found when a host was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct HostReport {
-    /// `hosts.name`.
-    pub name: String,
-    /// `server_version_num`.
-    pub server_version: i32,
-    /// Whether the administrator is a superuser.
-    pub superuser: bool,
-    /// Databases that everybody with a role on this host may connect to, tenants' roles among them; see
-    /// [`close_to_public`].
-    pub open_to_public: Vec<String>,
+described! {
+    /// What was found when a host was looked at.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct HostReport {
+        /// `hosts.name`.
+        pub name: String,
+        /// `server_version_num`.
+        pub server_version: i32,
+        /// Whether the administrator is a superuser.
+        pub superuser: bool,
+        /// Databases that everybody with a role on this host may connect to, tenants' roles among them; see
+        /// [`close_to_public`].
+        pub open_to_public: Vec<String>,
+    }
 }
 
 /// As long as a DNS name can be; the path of a Unix socket is shorter.
@@ -235,9 +241,8 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
         "address" => Box::new(text(ADDRESS_BYTES_MAX)?),
         "admin_user" | "admin_database" => Box::new(text(NAME_BYTES_MAX)?),
         "tls_mode" => {
-            let known = value.filter(|word| parse_tls_mode(word).is_ok());
-            let wanted = "disable, allow, prefer, require, verify-ca or verify-full";
-            Box::new(known.ok_or_else(|| wrong(wanted))?.to_owned())
+            let known = value.filter(|word| word.parse::<TlsMode>().is_ok());
+            Box::new(known.ok_or_else(|| wrong(&format!("one of {}", TlsMode::WORDS.join(", "))))?.to_owned())
         }
         "port" => {
             let port = value.and_then(|text| text.parse::<u16>().ok()).filter(|port| *port > 0);

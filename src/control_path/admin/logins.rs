@@ -14,6 +14,7 @@ use self::grants::grant_each;
 pub use self::grants::{grant, revoke};
 use super::{
     actor::{Actor, AdminError},
+    fields::{FieldKind, FieldType, described},
     hosts::unknown_setting,
     tenants::{id_of, parse_networks},
 };
@@ -65,43 +66,51 @@ pub struct NewLogin {
     pub allow_from: Vec<String>,
 }
 
-/// One row of `pglobby.logins`, without its verifier.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LoginSummary {
-    /// `logins.name`.
-    pub name: String,
-    /// An employee's tenant.
-    pub tenant: Option<String>,
-    /// `employee`, `service` or `admin`.
-    pub kind: String,
-    /// `read_write` or `read_only`.
-    pub access: String,
-    /// An employee who may make logins of the tenant: for applications, which ask for it.
-    pub may_add_logins: bool,
-    /// A service that may enter every tenant.
-    pub all_tenants: bool,
-    /// Tenants granted to a service, each with its access.
-    pub tenants: Vec<GrantSummary>,
-    /// Refused from then on.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub valid_until: Option<OffsetDateTime>,
-    /// Refused since.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub disabled_at: Option<OffsetDateTime>,
-    /// Networks it may come from; empty: all.
-    pub allow_from: Vec<String>,
-    /// When it was made.
-    #[serde(with = "time::serde::rfc3339")]
-    pub created_at: OffsetDateTime,
+described! {
+    /// One row of `pglobby.logins`, without its verifier.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct LoginSummary {
+        /// `logins.name`.
+        pub name: String,
+        /// An employee's tenant.
+        pub tenant: Option<String>,
+        /// `employee`, `service` or `admin`.
+        pub kind: String,
+        /// `read_write` or `read_only`.
+        pub access: String,
+        /// An employee who may make logins of the tenant: for applications, which ask for it.
+        pub may_add_logins: bool,
+        /// A service that may enter every tenant.
+        pub all_tenants: bool,
+        /// Tenants granted to a service, each with its access.
+        pub tenants: Vec<GrantSummary>,
+        /// Refused from then on.
+        #[serde(with = "time::serde::rfc3339::option")]
+        pub valid_until: Option<OffsetDateTime>,
+        /// Refused since.
+        #[serde(with = "time::serde::rfc3339::option")]
+        pub disabled_at: Option<OffsetDateTime>,
+        /// Networks it may come from; empty: all.
+        pub allow_from: Vec<String>,
+        /// When it was made.
+        #[serde(with = "time::serde::rfc3339")]
+        pub created_at: OffsetDateTime,
+    }
 }
 
-/// One tenant granted to a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct GrantSummary {
-    /// Its name.
-    pub tenant: String,
-    /// `read_write` or `read_only`.
-    pub access: String,
+described! {
+    /// One tenant granted to a service.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+    pub struct GrantSummary {
+        /// Its name.
+        pub tenant: String,
+        /// `read_write` or `read_only`.
+        pub access: String,
+    }
+}
+
+impl FieldType for Vec<GrantSummary> {
+    const KIND: FieldKind = FieldKind::List("Grant");
 }
 
 const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.may_add_logins, l.all_tenants,

@@ -4,6 +4,7 @@ pub mod actor;
 pub mod api_keys;
 pub mod audit;
 pub mod commands;
+pub mod fields;
 pub mod host_connection;
 pub mod host_locks;
 pub mod hosts;

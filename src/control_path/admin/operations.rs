@@ -5,30 +5,33 @@ use time::OffsetDateTime;
 use tokio_postgres::Row;
 
 use super::actor::{Actor, AdminError};
+use super::fields::described;
 
-/// One row of `pglobby.operations`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct OperationSummary {
-    /// `operations.id`.
-    pub id: i64,
-    /// `create`, `adopt`, `rotate`, `move`, `rename`, `drop`, `key_rotate`.
-    pub kind: String,
-    /// Whose, as it is (or was) called.
-    pub tenant: Option<String>,
-    /// `running`, `done`, `failed` (run it again) or `undone` (nothing is left of it).
-    pub status: String,
-    /// The last step that was recorded.
-    pub step: String,
-    /// Why it is not done.
-    pub error: Option<String>,
-    /// Who began it.
-    pub actor: String,
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub started_at: OffsetDateTime,
-    /// When its row last changed.
-    #[serde(with = "time::serde::rfc3339")]
-    pub updated_at: OffsetDateTime,
+described! {
+    /// One row of `pglobby.operations`.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct OperationSummary {
+        /// `operations.id`.
+        pub id: i64,
+        /// `create`, `adopt`, `rotate`, `move`, `rename`, `drop`, `key_rotate`.
+        pub kind: String,
+        /// Whose, as it is (or was) called.
+        pub tenant: Option<String>,
+        /// `running`, `done`, `failed` (run it again) or `undone` (nothing is left of it).
+        pub status: String,
+        /// The last step that was recorded.
+        pub step: String,
+        /// Why it is not done.
+        pub error: Option<String>,
+        /// Who began it.
+        pub actor: String,
+        /// When.
+        #[serde(with = "time::serde::rfc3339")]
+        pub started_at: OffsetDateTime,
+        /// When its row last changed.
+        #[serde(with = "time::serde::rfc3339")]
+        pub updated_at: OffsetDateTime,
+    }
 }
 
 impl OperationSummary {

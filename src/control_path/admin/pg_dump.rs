@@ -24,7 +24,7 @@ use super::{
     host_connection::{HostAdmin, HostSession},
     host_locks::Dumping,
 };
-use crate::{data_path::tenant::TlsMode, local_postgres::binaries::PostgresBinaries};
+use crate::{config::TlsMode, local_postgres::binaries::PostgresBinaries};
 
 /// Of what a program said before it failed, as much is told.
 const TOLD_BYTES_MAX: usize = 600;
@@ -127,7 +127,7 @@ impl CopyPrograms {
             .env("PGUSER", user)
             .env("PGDATABASE", database)
             .env("PGAPPNAME", "pglobby")
-            .env("PGSSLMODE", ssl_mode(host.tls_mode))
+            .env("PGSSLMODE", host.tls_mode.word())
             .kill_on_drop(true)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
@@ -383,18 +383,6 @@ fn own_words(stderr: &[u8]) -> String {
 
 fn not_started(program: &str, error: &std::io::Error) -> AdminError {
     AdminError::Refused(format!("{program} could not be run: {error}"))
-}
-
-/// As libpq spells it.
-pub(in crate::control_path) fn ssl_mode(mode: TlsMode) -> &'static str {
-    match mode {
-        TlsMode::Disable => "disable",
-        TlsMode::Allow => "allow",
-        TlsMode::Prefer => "prefer",
-        TlsMode::Require => "require",
-        TlsMode::VerifyCa => "verify-ca",
-        TlsMode::VerifyFull => "verify-full",
-    }
 }
 
 #[cfg(test)]

@@ -10,51 +10,57 @@ use tokio_postgres::{Client, GenericClient, Row, types::ToSql};
 
 use super::{
     actor::{Actor, AdminError},
+    fields::described,
     hosts::{invalid, unknown_setting},
 };
-use crate::{config::units, control_path::onboarding::role_attributes};
+use crate::{
+    config::{PoolMode, units},
+    control_path::onboarding::role_attributes,
+};
 
-/// One row of `pglobby.tenants`, without credentials. `null` means the configuration's default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TenantSummary {
-    /// `tenants.name`.
-    pub name: String,
-    /// `provisioning`, `active`, `suspended`, `dropping` or `dropped`.
-    pub status: String,
-    /// Why, where an operator gave a reason.
-    pub status_reason: Option<String>,
-    /// Where it lives.
-    pub host: String,
-    /// Its database there.
-    pub database: String,
-    /// Its own role there.
-    pub username: String,
-    /// Its role that cannot write.
-    pub ro_username: Option<String>,
-    /// `transaction` or `session`.
-    pub pool_mode: Option<String>,
-    /// Server connections at most.
-    pub pool_size: Option<i32>,
-    /// Server connections kept.
-    pub min_pool_size: Option<i32>,
-    /// Sessions at most.
-    pub max_clients: Option<i32>,
-    /// As `30s`; `null`: none of its own.
-    pub statement_timeout: Option<String>,
-    /// Networks that may enter; empty: all.
-    pub allow_from: Vec<String>,
-    /// Existed before it was a tenant.
-    pub adopted: bool,
-    /// Its tables are granted when its first pool is made.
-    pub grants_pending: bool,
-    /// Employees' logins.
-    pub logins: i64,
-    /// When it was made.
-    #[serde(with = "time::serde::rfc3339")]
-    pub created_at: OffsetDateTime,
-    /// When its row last changed.
-    #[serde(with = "time::serde::rfc3339")]
-    pub updated_at: OffsetDateTime,
+described! {
+    /// One row of `pglobby.tenants`, without credentials. `null` means the configuration's default.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct TenantSummary {
+        /// `tenants.name`.
+        pub name: String,
+        /// `provisioning`, `active`, `suspended`, `dropping` or `dropped`.
+        pub status: String,
+        /// Why, where an operator gave a reason.
+        pub status_reason: Option<String>,
+        /// Where it lives.
+        pub host: String,
+        /// Its database there.
+        pub database: String,
+        /// Its own role there.
+        pub username: String,
+        /// Its role that cannot write.
+        pub ro_username: Option<String>,
+        /// `transaction` or `session`.
+        pub pool_mode: Option<String>,
+        /// Server connections at most.
+        pub pool_size: Option<i32>,
+        /// Server connections kept.
+        pub min_pool_size: Option<i32>,
+        /// Sessions at most.
+        pub max_clients: Option<i32>,
+        /// As `30s`; `null`: none of its own.
+        pub statement_timeout: Option<String>,
+        /// Networks that may enter; empty: all.
+        pub allow_from: Vec<String>,
+        /// Existed before it was a tenant.
+        pub adopted: bool,
+        /// Its tables are granted when its first pool is made.
+        pub grants_pending: bool,
+        /// Employees' logins.
+        pub logins: i64,
+        /// When it was made.
+        #[serde(with = "time::serde::rfc3339")]
+        pub created_at: OffsetDateTime,
+        /// When its row last changed.
+        #[serde(with = "time::serde::rfc3339")]
+        pub updated_at: OffsetDateTime,
+    }
 }
 
 /// As many connections as PostgreSQL can have.
@@ -166,10 +172,11 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
     };
     match key {
         "pool_mode" => match given {
-            None | Some("transaction" | "session") => run("pool_mode = $2", &given).await,
-            Some(other) => {
-                Err(AdminError::Invalid(format!("pool_mode is transaction or session, not {other:?}")))
+            Some(word) if word.parse::<PoolMode>().is_err() => {
+                let words = PoolMode::WORDS.join(" or ");
+                Err(AdminError::Invalid(format!("pool_mode is {words}, not {word:?}")))
             }
+            given => run("pool_mode = $2", &given).await,
         },
         "pool_size" | "min_pool_size" | "max_clients" => {
             let least = if key == "min_pool_size" { 0 } else { 1 };

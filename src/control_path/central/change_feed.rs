@@ -1,12 +1,13 @@
-//! What changed in the central database, and which sessions other nodes are asked to cancel: heard over a connection of
-//! its own that LISTENs.
+//! Reads what the central database reports by NOTIFY, over a connection of its own: changed rows, cancel requests of
+//! other nodes, full hosts, barriers.
 //!
-//! Notices are not replayed: after every connect, also the first, everything may have changed. A network that swallows
-//! packets says nothing, so the connection is asked something once in a while.
+//! PostgreSQL does not repeat notifications. After every connect, the first one included, everything may have changed. A
+//! probe at intervals finds a connection that broke without an error.
 
 use std::{convert::Infallible, future::poll_fn, pin::pin, time::Duration};
 
 use rand::Rng as _;
+use tokio::sync::mpsc::Sender;
 use tokio_postgres::{AsyncMessage, Connection, Socket};
 
 use super::{
@@ -17,51 +18,49 @@ use super::{
 };
 use crate::data_path::tenant::Change;
 
-/// How often a silent connection is asked whether it lives.
+/// Interval between probes of a silent connection.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
-/// Waits between two connection tries. The shortest, less its jitter, keeps us under 10 tries a second; the longest
-/// decides how late changes are heard after the central database is back.
+/// Waits between two attempts to connect. The shortest, less its jitter, keeps a node below 10 attempts a second. The
+/// longest decides how late a node sees changes after the central database is back.
 const RETRY_SHORTEST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
 
-/// What is heard.
+/// One notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FeedEvent {
     /// A row changed.
     Changed(Change),
-    /// A client asked some node to cancel a session that is not its own.
+    /// A node received a cancel request for a session of another node.
     Cancel(CancelKey),
-    /// A host, by name, had no connection left for an operator.
+    /// The host of this name had no connection left for an admin command.
     HostFull(String),
-    /// Some node wants to know when it has heard what came before.
+    /// A node waits until it has applied all earlier changes (`change_barrier.rs`).
     Barrier(String),
 }
 
-/// Listens for ever, and calls `on_notice` for each notice in the order they were committed. After every (re)connect
-/// it says [`Change::Everything`]. `on_state` hears whether it listens now. Ends only by being dropped.
-pub async fn follow(central: Central, mut on_notice: impl FnMut(FeedEvent), on_state: impl Fn(bool)) {
+/// Sends each notification to `events`, in commit order, and [`Change::Everything`] after every connect. Waits while
+/// `events` is full, so that none is lost. `on_state` is called with whether the connection listens. Returns only if it is
+/// dropped.
+pub async fn follow(central: Central, events: Sender<FeedEvent>, on_state: impl Fn(bool)) {
     let mut retry = RETRY_SHORTEST;
     let mut lost_before = false;
     loop {
         let mut listening = false;
-        let ended = listen(&central, |notice| {
-            if !listening {
-                listening = true;
-                on_state(true);
-                if lost_before {
-                    tracing::info!("hearing of changes in the central database again");
-                }
+        let on_listening = || {
+            listening = true;
+            on_state(true);
+            if lost_before {
+                tracing::info!(side = "central", "following changes again");
             }
-            on_notice(notice);
-        })
-        .await;
+        };
+        let Err(cause) = listen(&central, &events, on_listening).await;
         on_state(false);
         if listening {
             retry = RETRY_SHORTEST;
         }
-        // Once for each outage; the tries that follow are not news.
+        // Once for each outage, not for each attempt.
         if listening || !lost_before {
-            tracing::warn!(cause = %ended, "not hearing of changes in the central database; trying again");
+            tracing::warn!(side = "central", cause, "cannot follow changes; retrying");
         }
         lost_before = true;
         let pause = rand::rng().random_range(retry / 2..retry);
@@ -70,17 +69,11 @@ pub async fn follow(central: Central, mut on_notice: impl FnMut(FeedEvent), on_s
     }
 }
 
-/// One connection, from LISTEN to its end; returns why it ended.
-async fn listen(central: &Central, mut on_notice: impl FnMut(FeedEvent)) -> String {
-    match listen_until_lost(central, &mut on_notice).await {
-        Ok(never) => match never {},
-        Err(why) => why,
-    }
-}
-
-async fn listen_until_lost(
+/// One connection, from LISTEN to its end. The error is the reason of the end.
+async fn listen(
     central: &Central,
-    on_notice: &mut impl FnMut(FeedEvent),
+    events: &Sender<FeedEvent>,
+    on_listening: impl FnOnce(),
 ) -> Result<Infallible, String> {
     let (client, mut connection) = central.connect_undriven().await.map_err(|error| error.to_string())?;
     let subscribe = answered(
@@ -89,40 +82,42 @@ async fn listen_until_lost(
             "LISTEN pglobby_changed; LISTEN pglobby_cancel; LISTEN pglobby_full; LISTEN pglobby_mark",
         ),
     );
-    // Whatever arrives meanwhile is covered by what is said next.
-    hear_while(&mut connection, subscribe, &mut |_| {}).await??;
-    on_notice(FeedEvent::Changed(Change::Everything));
+    // Notifications before the end of LISTEN are covered by `Everything`.
+    drive(&mut connection, subscribe, None).await??;
+    on_listening();
+    let _ = events.send(FeedEvent::Changed(Change::Everything)).await;
     loop {
-        hear_while(&mut connection, tokio::time::sleep(PROBE_EVERY), on_notice).await?;
-        hear_while(&mut connection, answered(central, client.batch_execute("SELECT 1")), on_notice).await??;
+        drive(&mut connection, tokio::time::sleep(PROBE_EVERY), Some(events)).await?;
+        drive(&mut connection, answered(central, client.batch_execute("SELECT 1")), Some(events)).await??;
     }
 }
 
 async fn answered(
     central: &Central,
-    question: impl Future<Output = Result<(), tokio_postgres::Error>>,
+    query: impl Future<Output = Result<(), tokio_postgres::Error>>,
 ) -> Result<(), String> {
-    match tokio::time::timeout(central.timeout(), question).await {
+    match tokio::time::timeout(central.timeout(), query).await {
         Ok(answer) => answer.map_err(|error| causes(&error)),
         Err(_) => Err(format!("no answer within {:?} (central_timeout)", central.timeout())),
     }
 }
 
-/// Does `work` while hearing what the connection says; the connection has to be polled for the client's own questions
-/// to proceed.
-async fn hear_while<T>(
+/// Runs `work` and forwards notifications meanwhile. The connection must be polled for the client's own queries to
+/// proceed. `events: None` drops the notifications.
+async fn drive<T>(
     connection: &mut Connection<Socket, CentralTlsStream<Socket>>,
     work: impl Future<Output = T>,
-    on_notice: &mut impl FnMut(FeedEvent),
+    events: Option<&Sender<FeedEvent>>,
 ) -> Result<T, String> {
     let mut work = pin!(work);
     loop {
         tokio::select! {
             done = &mut work => return Ok(done),
             message = poll_fn(|cx| connection.poll_message(cx)) => match message {
-                Some(Ok(AsyncMessage::Notification(told))) => {
-                    if let Some(notice) = notice(told.channel(), told.payload()) {
-                        on_notice(notice);
+                Some(Ok(AsyncMessage::Notification(notification))) => {
+                    let event = event(notification.channel(), notification.payload());
+                    if let (Some(event), Some(events)) = (event, events) {
+                        let _ = events.send(event).await;
                     }
                 }
                 Some(Ok(_)) => {}
@@ -133,8 +128,8 @@ async fn hear_while<T>(
     }
 }
 
-/// What is told on a channel; `None`: nothing that can be read.
-fn notice(channel: &str, payload: &str) -> Option<FeedEvent> {
+/// `None`: a cancel request whose payload is invalid.
+fn event(channel: &str, payload: &str) -> Option<FeedEvent> {
     match channel {
         CANCEL_CHANNEL => CancelKey::parse(payload).map(FeedEvent::Cancel),
         FULL_CHANNEL => Some(FeedEvent::HostFull(payload.to_owned())),
@@ -143,7 +138,7 @@ fn notice(channel: &str, payload: &str) -> Option<FeedEvent> {
     }
 }
 
-/// Reads a payload of `pglobby.tell_changed()`. One that is none of ours may stand for anything, and is taken so.
+/// Reads a payload of `pglobby.tell_changed()`. An unknown payload counts as [`Change::Everything`].
 fn parse(payload: &str) -> Change {
     let id = |text: &str| {
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -161,8 +156,9 @@ fn parse(payload: &str) -> Change {
     change.unwrap_or_else(|| {
         let start: String = payload.chars().take(40).collect();
         tracing::warn!(
+            side = "central",
             payload = start,
-            "a notification in a form unknown to this pglobby; taken as: everything"
+            "unknown notification; all cached rows count as changed"
         );
         Change::Everything
     })

@@ -15,8 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 
 use crate::{
-    config::CentralTls,
-    data_path::tenant::TlsMode,
+    config::{CentralTls, TlsMode},
     wire::tls::{
         TlsError,
         towards_servers::{ServerTlsConfigs, Trust, server_end_point},

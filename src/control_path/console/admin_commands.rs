@@ -9,7 +9,7 @@ use std::fmt;
 use secrecy::SecretString;
 use tracing::info;
 
-use super::{ConsoleError, ConsoleReply, Session, result_rows, statement::Token, table::Table};
+use super::{ConsoleError, ConsoleReply, Session, result_rows, table::Table};
 use crate::{
     config::units,
     control_path::{
@@ -23,17 +23,18 @@ use crate::{
         secrets::scram_verifier::LoginPassword,
         timestamp::parse_timestamp,
     },
+    data_path::sql::Piece,
 };
 
 /// A statement about tenants or logins, known to be well formed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct AdminStatement(Vec<Token>);
+pub struct AdminStatement(Vec<Piece>);
 
 impl AdminStatement {
     /// The statement, if it is one about tenants or logins; `Some(Err)` if it is not as it should be.
-    pub fn read(statement: &[Token]) -> Option<Result<Self, ConsoleError>> {
+    pub fn read(statement: &[Piece]) -> Option<Result<Self, ConsoleError>> {
         let word = |at: usize| match statement.get(at) {
-            Some(Token::Word(word)) => word.as_str(),
+            Some(Piece::Word(word)) => word.as_str(),
             _ => "",
         };
         let about = (word(0), word(1));
@@ -55,7 +56,7 @@ impl AdminStatement {
         let command = reader.command()?;
         match reader.rest {
             [] => Ok(command),
-            [Token::Word(word), ..] => Err(wrong(format!("{word:?} was not expected here"))),
+            [Piece::Word(word), ..] => Err(wrong(format!("{word:?} was not expected here"))),
             _ => Err(wrong("there is more than was expected")),
         }
     }
@@ -83,7 +84,7 @@ fn wrong(words: impl Into<String>) -> ConsoleError {
 
 /// Takes one word after the other.
 struct Reader<'a> {
-    rest: &'a [Token],
+    rest: &'a [Piece],
 }
 
 impl Reader<'_> {
@@ -92,7 +93,7 @@ impl Reader<'_> {
         let mut rest = self.rest;
         for word in words.split(' ') {
             match rest.split_first() {
-                Some((Token::Word(next), behind)) if next == word => rest = behind,
+                Some((Piece::Word(next), behind)) if next == word => rest = behind,
                 _ => return false,
             }
         }
@@ -105,7 +106,7 @@ impl Reader<'_> {
     }
 
     fn takes_symbol(&mut self, symbol: char) -> bool {
-        let taken = matches!(self.rest.first(), Some(Token::Symbol(next)) if *next == symbol);
+        let taken = matches!(self.rest.first(), Some(Piece::Symbol(next)) if *next == symbol);
         if taken {
             self.rest = &self.rest[1..];
         }
@@ -115,7 +116,7 @@ impl Reader<'_> {
     /// A name, or a value: a word or something in quotes.
     fn name(&mut self, what: &str) -> Result<String, ConsoleError> {
         match self.rest.split_first() {
-            Some((Token::Word(name) | Token::Quoted(name), rest)) => {
+            Some((Piece::Word(name) | Piece::Quoted(name), rest)) => {
                 self.rest = rest;
                 Ok(name.clone())
             }
@@ -125,7 +126,7 @@ impl Reader<'_> {
 
     fn text(&mut self, what: &str) -> Result<String, ConsoleError> {
         match self.rest.first() {
-            Some(Token::Quoted(_)) => self.name(what),
+            Some(Piece::Quoted(_)) => self.name(what),
             _ => Err(wrong(format!("{what} in quotes was expected"))),
         }
     }

@@ -3,10 +3,7 @@
 use std::{fmt::Display, time::Duration};
 
 use super::table::{Cell, Kind, Table};
-use crate::{
-    config::Config,
-    data_path::tenant::{PoolMode, TlsMode},
-};
+use crate::config::Config;
 
 /// Takes effect with a RELOAD, or only with a restart.
 const CHANGEABLE: bool = true;
@@ -56,12 +53,12 @@ fn places(config: &Config) -> Vec<Entry> {
         ("worker_threads", config.worker_threads.to_string(), AT_START),
         ("tenant_host_suffixes", config.tenant_host_suffixes.join(","), CHANGEABLE),
         ("admin_allow_from", join(&config.admin_allow_from), CHANGEABLE),
-        ("pool_mode", mode(config.pool.pool_mode).into(), CHANGEABLE),
-        ("client_tls_sslmode", tls(config.client_tls.mode).into(), CHANGEABLE),
+        ("pool_mode", config.pool.pool_mode.word().into(), CHANGEABLE),
+        ("client_tls_sslmode", config.client_tls.mode.word().into(), CHANGEABLE),
         ("client_tls_key_file", path(&config.client_tls.key_file), CHANGEABLE),
         ("client_tls_cert_file", path(&config.client_tls.cert_file), CHANGEABLE),
         ("client_tls_ca_file", path(&config.client_tls.ca_file), CHANGEABLE),
-        ("server_tls_sslmode", tls(config.server_tls.mode).into(), CHANGEABLE),
+        ("server_tls_sslmode", config.server_tls.mode.word().into(), CHANGEABLE),
         ("server_require_auth", require_auth(config.server_proves_itself).into(), CHANGEABLE),
         ("server_tls_ca_file", path(&config.server_tls.ca_file), CHANGEABLE),
         ("server_tls_cert_file", path(&config.server_tls.cert_file), CHANGEABLE),
@@ -169,26 +166,8 @@ fn join<T: Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn mode(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
-    }
-}
-
 fn require_auth(proves_itself: bool) -> &'static str {
     if proves_itself { "scram-sha-256" } else { "any" }
-}
-
-fn tls(mode: TlsMode) -> &'static str {
-    match mode {
-        TlsMode::Disable => "disable",
-        TlsMode::Allow => "allow",
-        TlsMode::Prefer => "prefer",
-        TlsMode::Require => "require",
-        TlsMode::VerifyCa => "verify-ca",
-        TlsMode::VerifyFull => "verify-full",
-    }
 }
 
 #[cfg(test)]

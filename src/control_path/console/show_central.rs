@@ -2,11 +2,8 @@
 
 use std::collections::HashMap;
 
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-
 use super::{
     ConsoleError,
-    show_traffic::moment,
     table::{Cell, Column, Kind, Table},
 };
 use crate::{
@@ -156,109 +153,71 @@ pub async fn users(actor: &Actor, sessions: &Sessions) -> Result<Table, ConsoleE
     Ok(table)
 }
 
-/// SHOW TENANTS.
+/// SHOW TENANTS, tombstones included.
 pub async fn tenants(actor: &Actor) -> Result<Table, ConsoleError> {
-    let mut table = Table::new(&[
-        ("name", Kind::Text),
-        ("status", Kind::Text),
-        ("status_reason", Kind::Text),
-        ("host", Kind::Text),
-        ("database", Kind::Text),
-        ("username", Kind::Text),
-        ("ro_username", Kind::Text),
-        ("pool_mode", Kind::Text),
-        ("pool_size", Kind::Int),
-        ("min_pool_size", Kind::Int),
-        ("max_clients", Kind::Int),
-        ("statement_timeout", Kind::Text),
-        ("allow_from", Kind::Text),
-        ("adopted", Kind::Truth),
-        ("logins", Kind::BigInt),
-        ("created_at", Kind::Text),
-        ("updated_at", Kind::Text),
-    ]);
-    for tenant in tenants::list(actor, true).await? {
-        table.rows.push(vec![
-            tenant.name.into(),
-            tenant.status.into(),
-            tenant.status_reason.into(),
-            tenant.host.into(),
-            tenant.database.into(),
-            tenant.username.into(),
-            tenant.ro_username.into(),
-            tenant.pool_mode.into(),
-            tenant.pool_size.into(),
-            tenant.min_pool_size.into(),
-            tenant.max_clients.into(),
-            tenant.statement_timeout.into(),
-            tenant.allow_from.join(",").into(),
-            tenant.adopted.into(),
-            tenant.logins.into(),
-            moment(tenant.created_at.into()).into(),
-            moment(tenant.updated_at.into()).into(),
-        ]);
-    }
-    Ok(table)
+    const COLUMNS: &[&str] = &[
+        "name",
+        "status",
+        "status_reason",
+        "host",
+        "database",
+        "username",
+        "ro_username",
+        "pool_mode",
+        "pool_size",
+        "min_pool_size",
+        "max_clients",
+        "statement_timeout",
+        "allow_from",
+        "adopted",
+        "logins",
+        "created_at",
+        "updated_at",
+    ];
+    Ok(Table::of(COLUMNS, &tenants::list(actor, true).await?))
 }
 
 /// SHOW LOGINS.
 pub async fn logins(actor: &Actor) -> Result<Table, ConsoleError> {
-    let mut table = Table::new(&[
-        ("name", Kind::Text),
-        ("kind", Kind::Text),
-        ("tenant", Kind::Text),
-        ("access", Kind::Text),
-        ("tenants", Kind::Text),
-        ("valid_until", Kind::Text),
-        ("disabled_at", Kind::Text),
-        ("allow_from", Kind::Text),
-        ("created_at", Kind::Text),
-    ]);
-    for login in logins::list(actor, None).await? {
-        let granted = login.tenants.iter().map(|grant| grant.tenant.as_str()).collect::<Vec<_>>().join(",");
-        let written = |at: Option<OffsetDateTime>| at.and_then(|at| at.format(&Rfc3339).ok());
-        table.rows.push(vec![
-            login.name.into(),
-            login.kind.into(),
-            login.tenant.into(),
-            login.access.into(),
-            if login.all_tenants { "all".to_owned() } else { granted }.into(),
-            // May be thousands of years away.
-            written(login.valid_until).into(),
-            written(login.disabled_at).into(),
-            login.allow_from.join(",").into(),
-            moment(login.created_at.into()).into(),
-        ]);
+    const COLUMNS: &[&str] = &[
+        "name",
+        "kind",
+        "tenant",
+        "access",
+        "tenants",
+        "valid_until",
+        "disabled_at",
+        "allow_from",
+        "created_at",
+    ];
+    let logins = logins::list(actor, None).await?;
+    let mut table = Table::of(COLUMNS, &logins);
+    let at = COLUMNS.iter().position(|column| *column == "tenants").unwrap_or_default();
+    for (login, row) in logins.iter().zip(&mut table.rows) {
+        // Names only, without each one's access.
+        let names = || login.tenants.iter().map(|grant| grant.tenant.as_str()).collect::<Vec<_>>().join(",");
+        row[at] = if login.all_tenants { "all".into() } else { names().into() };
     }
     Ok(table)
 }
 
 /// SHOW HOSTS.
 pub async fn hosts(actor: &Actor, pools: &TenantPools) -> Result<Table, ConsoleError> {
-    let mut table = Table::new(&[
-        ("name", Kind::Text),
-        ("address", Kind::Text),
-        ("port", Kind::Int),
-        ("tls_mode", Kind::Text),
-        ("admin_user", Kind::Text),
-        ("accepts_tenants", Kind::Truth),
-        ("tenants", Kind::BigInt),
-        ("max_connections", Kind::Int),
-        ("current_connections", Kind::Int),
-    ]);
-    for host in hosts::list(actor).await? {
-        let live = pools.live_on(&host.name);
-        table.rows.push(vec![
-            host.name.into(),
-            host.address.into(),
-            host.port.into(),
-            host.tls_mode.into(),
-            host.admin_user.into(),
-            host.accepts_tenants.into(),
-            host.tenants.into(),
-            host.max_connections.into(),
-            live.into(),
-        ]);
+    const COLUMNS: &[&str] = &[
+        "name",
+        "address",
+        "port",
+        "tls_mode",
+        "admin_user",
+        "accepts_tenants",
+        "tenants",
+        "max_connections",
+    ];
+    let hosts = hosts::list(actor).await?;
+    let mut table = Table::of(COLUMNS, &hosts);
+    table.columns.push(("current_connections", Kind::Int));
+    for (host, row) in hosts.iter().zip(&mut table.rows) {
+        row.push(pools.live_on(&host.name).into());
     }
     Ok(table)
 }

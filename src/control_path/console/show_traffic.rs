@@ -19,7 +19,7 @@ use crate::data_path::{
     pool::{Pool, TenantPools, server_list::ServerEntry},
     proxy::Proxy,
     sessions::registry::{Doing, SessionHandle},
-    tenant::{Access, PoolMode, Tenant},
+    tenant::{Access, Tenant},
 };
 
 const POOLS: &[Column] = &[
@@ -168,7 +168,7 @@ fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
         opening.into(),
         longest.as_secs().into(),
         longest.subsec_micros().into(),
-        mode(pool.rules.mode).into(),
+        pool.rules.mode.word().into(),
         Cell::Null,
         access(pool.access).into(),
         pool.tenant.host.name.as_str().into(),
@@ -184,7 +184,7 @@ pub fn clients(proxy: &Proxy) -> Table {
     let mut table = Table { columns, rows: Vec::new() };
     let servers = proxy.pools.all().into_iter().chain(proxy.pools.retired());
     let links: HashMap<i32, u64> = servers
-        .flat_map(|pool| pool.roster.all())
+        .flat_map(|pool| pool.server_list.all())
         .filter_map(|server| Some((server.borrower()?, server.id)))
         .collect();
     for session in by_id(proxy.sessions.all()) {
@@ -238,7 +238,7 @@ pub fn servers(proxy: &Proxy) -> Table {
     let current = proxy.pools.all().into_iter().map(|pool| (pool, false));
     let retired = proxy.pools.retired().into_iter().map(|pool| (pool, true));
     for (pool, retired) in current.chain(retired) {
-        for server in pool.roster.all() {
+        for server in pool.server_list.all() {
             let session = server.borrower().and_then(|borrower| sessions.get(&borrower));
             table.rows.push(server_row(&pool, retired, &server, session));
         }
@@ -312,7 +312,7 @@ pub fn pins(proxy: &Proxy) -> Table {
             server_pid.into(),
             session.pins().names().collect::<Vec<_>>().join(",").into(),
             state.into(),
-            moment(ago(clock_of(proxy), session.asked_ms())).into(),
+            timestamp(ago(clock_of(proxy), session.asked_ms())).into(),
         ]);
     }
     table
@@ -421,8 +421,8 @@ impl Socket<'_> {
             port(self.remote),
             address(self.local),
             port(self.local),
-            moment(self.connected).into(),
-            moment(self.asked).into(),
+            timestamp(self.connected).into(),
+            timestamp(self.asked).into(),
             self.wait.as_secs().into(),
             self.wait.subsec_micros().into(),
             i32::from(self.close_needed).into(),
@@ -453,13 +453,13 @@ fn clock_of(proxy: &Proxy) -> u32 {
     proxy.workers.first().map_or(0, |worker| worker.clock.now_ms())
 }
 
-/// Wall clock of a moment on a coarse clock.
+/// The wall clock time of a time on a coarse clock.
 fn ago(now_ms: u32, then_ms: u32) -> SystemTime {
     SystemTime::now() - Duration::from_millis(now_ms.wrapping_sub(then_ms).into())
 }
 
 /// As PgBouncer writes it.
-pub fn moment(at: SystemTime) -> String {
+pub fn timestamp(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
     let (hour, minute, second) = at.to_hms();
     format!("{} {hour:02}:{minute:02}:{second:02} UTC", at.date())
@@ -480,13 +480,6 @@ fn access(access: Access) -> &'static str {
     }
 }
 
-fn mode(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -494,6 +487,6 @@ mod tests {
     #[test]
     fn moments_are_written_as_pgbouncer_does() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 + 3_661);
-        assert_eq!(moment(at), "1970-01-02 01:01:01 UTC");
+        assert_eq!(timestamp(at), "1970-01-02 01:01:01 UTC");
     }
 }

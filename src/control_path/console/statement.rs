@@ -1,52 +1,53 @@
 //! What an administrator, or the driver in front of one, writes: a few words, read once into a [`ConsoleCommand`].
 
 use super::{ConsoleError, admin_commands::AdminStatement};
+use crate::data_path::sql::{self, Piece};
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConsoleCommand {
-    /// `SHOW …`: the words behind it, in lower case.
+    /// `SHOW …`: the words after it, in lower case.
     Show(Vec<String>),
-    /// `SELECT …` of one thing: its words, in lower case, without spaces between them.
+    /// `SELECT …`: its words in lower case, without spaces.
     Select(String),
-    /// What drivers say and nobody need hear; the command tag to answer.
+    /// A setting that drivers send and the console ignores; the command tag to answer.
     Accepted(&'static str),
     /// `BEGIN`, `START TRANSACTION`.
     Begin,
     /// `COMMIT`, `END`, `ROLLBACK`, `ABORT`; the command tag to answer.
     End(&'static str),
-    /// Something is to be done on this node.
+    /// A command to this node.
     Node(NodeCommand),
-    /// Something is to be done to a tenant or a login, everywhere.
+    /// A command about a tenant or a login, for all nodes.
     Admin(AdminStatement),
 }
 
-/// What an administrator may have done.
+/// A command to this node. It holds until the process ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeCommand {
     /// Read the configuration again.
     Reload,
     /// End the process.
     Shutdown(ShutdownWait),
-    /// End every session of a tenant, or all; nobody is served until RESUME.
+    /// End every session of a tenant, or all, and lend no server until RESUME.
     Kill(Option<String>),
     /// End one session.
     KillClient(i32),
-    /// Close servers as they come back; nobody is served until RESUME.
+    /// Close servers as they come back, and lend none until RESUME.
     Pause(Option<String>),
     /// Serve again.
     Resume(Option<String>),
-    /// Let no new session in.
+    /// Accept no new session of the tenant.
     Disable(String),
-    /// Let sessions in again.
+    /// Accept sessions again.
     Enable(String),
-    /// Open new servers instead of those there are.
+    /// Replace the servers by new ones.
     Reconnect(Option<String>),
-    /// Return when servers that were to be closed are.
+    /// Return when the servers to be closed are closed.
     WaitClose(Option<String>),
 }
 
-/// What a SHUTDOWN waits for.
+/// What SHUTDOWN waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShutdownWait {
     /// Nothing.
@@ -57,7 +58,7 @@ pub enum ShutdownWait {
     ForClients,
 }
 
-/// Parameters that drivers set without being asked.
+/// Parameters that drivers set by themselves.
 const HARMLESS_SETTINGS: [&str; 17] = [
     "application_name",
     "bytea_output",
@@ -78,38 +79,33 @@ const HARMLESS_SETTINGS: [&str; 17] = [
     "transaction",
 ];
 
-/// A word of a statement. Not to be logged: it may be a password.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Token {
-    /// Folded to lower case.
-    Word(String),
-    /// `"…"` or `'…'`.
-    Quoted(String),
-    /// Anything else.
-    Symbol(char),
-}
-
-/// Reads a text of statements separated by semicolons; empty ones are left out.
+/// Reads statements separated by semicolons; empty ones are left out.
 ///
 /// # Errors
-/// A [`ConsoleError`] about the first that is not understood.
+/// The first statement that is not understood.
 pub fn read(text: &str) -> Result<Vec<ConsoleCommand>, ConsoleError> {
-    let tokens = tokens(text)?;
-    let statements = tokens.split(|token| *token == Token::Symbol(';'));
+    let unterminated = |what| ConsoleError::new("42601", format!("unterminated {what}"));
+    let mut pieces = sql::pieces(text).map_err(unterminated)?;
+    for piece in &mut pieces {
+        if let Piece::Word(word) = piece {
+            *word = word.to_lowercase();
+        }
+    }
+    let statements = pieces.split(|piece| *piece == Piece::Symbol(';'));
     statements.filter(|statement| !statement.is_empty()).map(command).collect()
 }
 
-fn command(statement: &[Token]) -> Result<ConsoleCommand, ConsoleError> {
+fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
     if let Some(words) = AdminStatement::read(statement) {
         return words.map(ConsoleCommand::Admin);
     }
-    let Some((Token::Word(verb), rest)) = statement.split_first() else {
+    let Some((Piece::Word(verb), rest)) = statement.split_first() else {
         return Err(not_understood(statement));
     };
     let words: Vec<&str> = rest
         .iter()
-        .filter_map(|token| match token {
-            Token::Word(word) => Some(word.as_str()),
+        .filter_map(|piece| match piece {
+            Piece::Word(word) => Some(word.as_str()),
             _ => None,
         })
         .collect();
@@ -117,7 +113,7 @@ fn command(statement: &[Token]) -> Result<ConsoleCommand, ConsoleError> {
         "show" if words.len() == rest.len() => {
             ConsoleCommand::Show(words.into_iter().map(str::to_owned).collect())
         }
-        "select" => ConsoleCommand::Select(rest.iter().map(Token::written).collect()),
+        "select" => ConsoleCommand::Select(rest.iter().map(written).collect()),
         "set" => match words.iter().find(|word| !matches!(**word, "session" | "local")) {
             Some(name) if HARMLESS_SETTINGS.contains(name) => ConsoleCommand::Accepted("SET"),
             _ => {
@@ -135,10 +131,10 @@ fn command(statement: &[Token]) -> Result<ConsoleCommand, ConsoleError> {
     })
 }
 
-fn action(verb: &str, rest: &[Token]) -> Option<NodeCommand> {
+fn action(verb: &str, rest: &[Piece]) -> Option<NodeCommand> {
     let tenant = match rest {
         [] => None,
-        [Token::Word(name) | Token::Quoted(name)] => Some(name.clone()),
+        [Piece::Word(name) | Piece::Quoted(name)] => Some(name.clone()),
         _ => return None,
     };
     Some(match (verb, tenant) {
@@ -162,75 +158,19 @@ fn action(verb: &str, rest: &[Token]) -> Option<NodeCommand> {
     })
 }
 
-fn not_understood(statement: &[Token]) -> ConsoleError {
-    let start: Vec<String> = statement.iter().take(2).map(Token::written).collect();
-    ConsoleError::new("42601", format!("the console does not understand \"{}\"", start.join(" ")))
+fn not_understood(statement: &[Piece]) -> ConsoleError {
+    let start: Vec<String> = statement.iter().take(2).map(written).collect();
+    ConsoleError::new("42601", format!("the console does not know \"{}\"", start.join(" ")))
         .hint("SHOW HELP lists what it does.")
 }
 
-impl Token {
-    fn written(&self) -> String {
-        match self {
-            Self::Word(word) => word.clone(),
-            Self::Quoted(_) => "'…'".to_owned(),
-            Self::Symbol(symbol) => symbol.to_string(),
-        }
+/// The text without what is quoted.
+fn written(piece: &Piece) -> String {
+    match piece {
+        Piece::Word(word) => word.clone(),
+        Piece::Quoted(_) => "'…'".to_owned(),
+        Piece::Symbol(symbol) => symbol.to_string(),
     }
-}
-
-fn tokens(text: &str) -> Result<Vec<Token>, ConsoleError> {
-    let mut tokens = Vec::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        if let Some(comment) = rest.strip_prefix("--") {
-            rest = comment.find('\n').map_or("", |end| &comment[end..]);
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            let end = comment.find("*/").ok_or_else(|| unterminated("comment"))?;
-            rest = &comment[end + 2..];
-        } else if first == '\'' || first == '"' {
-            let (quoted, behind) = quoted(&rest[1..], first)?;
-            tokens.push(Token::Quoted(quoted));
-            rest = behind;
-        } else if is_of_word(first) {
-            let end = rest.find(|other| !is_of_word(other)).unwrap_or(rest.len());
-            // A comment may begin right behind a word.
-            let end = rest[..end].find("--").unwrap_or(end);
-            tokens.push(Token::Word(rest[..end].to_lowercase()));
-            rest = &rest[end..];
-        } else {
-            if !first.is_whitespace() {
-                tokens.push(Token::Symbol(first));
-            }
-            rest = &rest[first.len_utf8()..];
-        }
-    }
-    Ok(tokens)
-}
-
-/// Tenants may be called `my-shop`, and nobody subtracts here.
-fn is_of_word(character: char) -> bool {
-    character.is_alphanumeric() || matches!(character, '_' | '-' | '.' | '@' | '$')
-}
-
-/// What stands before the closing quote, a doubled one being one, and what is behind it.
-fn quoted(text: &str, quote: char) -> Result<(String, &str), ConsoleError> {
-    let mut quoted = String::new();
-    let mut rest = text;
-    loop {
-        let (part, behind) = rest.split_once(quote).ok_or_else(|| unterminated("string"))?;
-        quoted.push_str(part);
-        match behind.strip_prefix(quote) {
-            Some(more) => {
-                quoted.push(quote);
-                rest = more;
-            }
-            None => return Ok((quoted, behind)),
-        }
-    }
-}
-
-fn unterminated(what: &str) -> ConsoleError {
-    ConsoleError::new("42601", format!("unterminated {what}"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 
 use bytes::{BufMut as _, BytesMut};
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
+use serde_json::Value;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::control_path::admin::fields::{Described, Field, FieldKind};
 
 /// A column's type. PgBouncer's own numbers are `int4`, and `numeric` where they can grow; those are `int8` here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +22,25 @@ pub enum Kind {
 
 /// A column's name and type.
 pub type Column = (&'static str, Kind);
+
+/// Columns for these fields of `T`, all of them if `names` is empty. Whole numbers are `int8` if `wide`.
+pub fn columns_of<T: Described>(names: &[&str], wide: bool) -> Vec<Column> {
+    let kind = |kind| match kind {
+        FieldKind::Int if !wide => Kind::Int,
+        FieldKind::Int | FieldKind::BigInt => Kind::BigInt,
+        FieldKind::Truth => Kind::Truth,
+        _ => Kind::Text,
+    };
+    let column = |field: &Field| (field.name, kind(field.kind));
+    match names {
+        [] => T::FIELDS.iter().map(column).collect(),
+        _ => names
+            .iter()
+            .filter_map(|name| T::FIELDS.iter().find(|field| field.name == *name))
+            .map(column)
+            .collect(),
+    }
+}
 
 /// One value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +68,27 @@ impl Table {
     /// No rows yet.
     pub fn new(columns: &[Column]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// A row for each of `values`, with these fields. A time that is always there is in the past and is shown as PgBouncer
+    /// shows times; others may be thousands of years away and are RFC 3339.
+    pub fn of<T: Described>(names: &[&str], values: &[T]) -> Self {
+        let mut table = Self { columns: columns_of::<T>(names, false), rows: Vec::new() };
+        for value in values {
+            let object = serde_json::to_value(value).unwrap_or_default();
+            let cell = |(name, _): &Column| {
+                let value = object.get(*name).unwrap_or(&Value::Null);
+                let past = |field: &&Field| field.kind == FieldKind::Time && !field.optional;
+                let is_past = T::FIELDS.iter().filter(past).any(|field| field.name == *name);
+                let time = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+                match time.filter(|_| is_past) {
+                    Some(time) => super::show_traffic::timestamp(time.into()).into(),
+                    None => Cell::of_json(value, ","),
+                }
+            };
+            table.rows.push(table.columns.iter().map(cell).collect());
+        }
+        table
     }
 
     /// One row of one text.
@@ -90,6 +134,16 @@ impl Formats {
 }
 
 impl Cell {
+    /// A JSON value. The elements of a list are joined with `separator`.
+    pub fn of_json(value: &Value, separator: &str) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(truth) => Self::Truth(*truth),
+            Value::Number(number) => number.as_i64().map_or(Self::Null, Self::Number),
+            other => Self::Text(text_of(other, separator)),
+        }
+    }
+
     fn encode(&self, kind: Kind, binary: bool, out: &mut BytesMut) {
         let mut put = |bytes: &[u8]| {
             out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
@@ -106,6 +160,20 @@ impl Cell {
             Self::Number(number) if binary => put(&number.to_be_bytes()),
             Self::Number(number) => put(number.to_string().as_bytes()),
         }
+    }
+}
+
+/// A list's elements; an object's values.
+fn text_of(value: &Value, separator: &str) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => {
+            list.iter().map(|item| text_of(item, separator)).collect::<Vec<_>>().join(separator)
+        }
+        Value::Object(object) => {
+            object.values().map(|value| text_of(value, separator)).collect::<Vec<_>>().join(" ")
+        }
+        other => other.to_string(),
     }
 }
 

@@ -21,12 +21,14 @@ use moka::{Expiry, future::Cache};
 use tokio::{sync::SetOnce, time::timeout};
 
 use super::{
-    DirectoryError,
     invalidation::{ChangeCounts, DependsOn, Validity},
     lookup_limit::LookupLimit,
     response_pace::ResponsePace,
 };
-use crate::{control_path::central::CentralError, data_path::tenant::Change};
+use crate::{
+    control_path::central::CentralError,
+    data_path::{directory::DirectoryError, tenant::Change},
+};
 
 /// How long a row that is broken is not asked for again.
 const BROKEN_FRESH: Duration = Duration::from_secs(1);
@@ -127,7 +129,7 @@ where
     ///
     /// # Errors
     /// [`DirectoryError`], after `central_timeout` at most.
-    pub async fn recall<L, F>(&self, key: K, look_up: L) -> Result<Option<Arc<V>>, DirectoryError>
+    pub async fn get<L, F>(&self, key: K, look_up: L) -> Result<Option<Arc<V>>, DirectoryError>
     where
         L: Fn() -> F,
         F: Future<Output = Result<Lookup<V>, CentralError>> + Send + 'static,

@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use deadpool_postgres::Object;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
@@ -36,26 +37,18 @@ use crate::{
         central::{Central, CentralError},
         secrets::{keyring_reload::ReloadableKeyring, scram_verifier::scram_verifier},
     },
-    data_path::tenant::{Change, Login, Tenant},
+    data_path::{
+        directory::{Directory, DirectoryError},
+        tenant::{Change, Login, Tenant},
+    },
 };
 
 /// `logins.name` and `tenants.name` are no longer than this, says the schema.
 const LOGIN_NAME_BYTES_MAX: usize = 255;
 const TENANT_NAME_BYTES_MAX: usize = 63;
 
-/// Why a name could not be looked up. `Display` is for the operator; a client gets `ClientError::DirectoryUnavailable`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DirectoryError {
-    /// The central database did not answer and nothing usable was remembered.
-    #[error("{0}")]
-    Unavailable(Arc<str>),
-    /// The row is there and makes no sense: a sealed password that does not open, for one. Others are not affected.
-    #[error("{0}")]
-    Broken(Arc<str>),
-}
-
-/// The directory. One per process, shared by all workers.
-pub struct Directory {
+/// The directory of a node, shared by all its threads.
+pub struct CentralDirectory {
     source: RowSource,
     shared: CacheShared,
     /// Changes are heard of.
@@ -67,7 +60,7 @@ pub struct Directory {
     answer_within: Duration,
 }
 
-impl Directory {
+impl CentralDirectory {
     /// An empty directory; asks nobody yet.
     pub fn new(central: Central, keyring: Arc<ReloadableKeyring>, config: &Config) -> Arc<Self> {
         let limits = CacheLimits {
@@ -111,79 +104,65 @@ impl Directory {
         Ok(())
     }
 
-    /// What [`Directory::load_mock_salt`] has read.
-    pub fn mock_salt(&self) -> &[u8] {
-        self.mock_salt.get_or_init(|| rand::random::<[u8; 32]>().to_vec())
-    }
-
     /// Hears whether changes are heard of now.
     pub fn set_listening(&self, listening: bool) {
         self.listening.store(listening, Ordering::Relaxed);
-    }
-
-    /// Whether the central database answers, as far as is known: what is remembered may have changed otherwise.
-    pub fn in_touch(&self) -> bool {
-        self.listening.load(Ordering::Relaxed) && self.shared.lookups.is_open()
     }
 
     /// Whether anybody could log in if nothing could be looked up.
     pub fn has_usable_entries(&self) -> bool {
         self.logins.has_usable() && (self.tenants_by_name.has_usable() || self.tenants_by_id.has_usable())
     }
+}
 
-    /// When a client may be answered that named what was looked up since `begun`; see `response_pace.rs`.
-    pub fn answer_at(&self, begun: Instant) -> Instant {
-        self.shared.pace.answer_at(begun)
-    }
-
-    /// The login of that name, of any kind, disabled and expired ones too: the caller judges.
-    ///
-    /// # Errors
-    /// [`DirectoryError`], after `central_timeout` at most.
-    pub async fn login(&self, name: &str) -> Result<Option<Arc<Login>>, DirectoryError> {
+#[async_trait]
+impl Directory for CentralDirectory {
+    async fn login(&self, name: &str) -> Result<Option<Arc<Login>>, DirectoryError> {
         if !may_be_name(name, LOGIN_NAME_BYTES_MAX) {
             return Ok(None);
         }
         let (source, name) = (self.source.clone(), name.to_owned());
         let key = name.clone();
-        self.logins.recall(key, move || source.clone().login(name.clone())).await
+        self.logins.get(key, move || source.clone().login(name.clone())).await
     }
 
-    /// The tenant of that name; where none is living, the newest tombstone.
-    ///
-    /// # Errors
-    /// [`DirectoryError`], after `central_timeout` at most.
-    pub async fn tenant(&self, name: &str) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+    async fn tenant(&self, name: &str) -> Result<Option<Arc<Tenant>>, DirectoryError> {
         if !may_be_name(name, TENANT_NAME_BYTES_MAX) {
             return Ok(None);
         }
         let (source, name) = (self.source.clone(), name.to_owned());
         let key = name.clone();
-        self.tenants_by_name.recall(key, move || source.clone().tenant_by_name(name.clone())).await
+        self.tenants_by_name.get(key, move || source.clone().tenant_by_name(name.clone())).await
     }
 
-    /// The tenant with that id, tombstones included.
-    ///
-    /// # Errors
-    /// [`DirectoryError`], after `central_timeout` at most.
-    pub async fn tenant_by_id(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
+    async fn tenant_by_id(&self, id: i64) -> Result<Option<Arc<Tenant>>, DirectoryError> {
         let source = self.source.clone();
-        self.tenants_by_id.recall(id, move || source.clone().tenant_by_id(id)).await
+        self.tenants_by_id.get(id, move || source.clone().tenant_by_id(id)).await
     }
 
-    /// The verifier of a password. Costs a few milliseconds of CPU, elsewhere.
-    pub async fn verifier_of(&self, password: SecretString) -> SecretString {
+    fn is_current(&self) -> bool {
+        self.listening.load(Ordering::Relaxed) && self.shared.lookups.is_open()
+    }
+
+    fn mock_salt(&self) -> &[u8] {
+        self.mock_salt.get_or_init(|| rand::random::<[u8; 32]>().to_vec())
+    }
+
+    fn answer_at(&self, begun: Instant) -> Instant {
+        self.shared.pace.answer_at(begun)
+    }
+
+    fn forget(&self, change: &Change) {
+        self.shared.changes.note(change);
+    }
+
+    async fn verifier_of(&self, password: SecretString) -> SecretString {
         let made = tokio::task::spawn_blocking(move || scram_verifier(&password));
         // A task that panicked or was given up at shutdown: a verifier that nobody can prove, which is refused below.
         made.await.unwrap_or_default()
     }
 
-    /// A login changes its own verifier, which was one of `before`; `false`: it is another by now, or the login is refused.
-    /// Who logs in here from now on is judged by the new one.
-    ///
-    /// # Errors
-    /// [`DirectoryError::Unavailable`]; whether it was stored is not known then.
-    pub async fn set_verifier(
+    async fn set_verifier(
         &self,
         login: &Login,
         before: &[SecretString],
@@ -205,17 +184,11 @@ impl Directory {
         self.forget(&Change::Login(login.id));
         Ok(changed)
     }
-
-    /// Hears of a change. What it names is looked up anew before it is used again, also where a look-up is under way;
-    /// [`Change::Everything`] makes all remembered rows stale: asked for again, and used only while nobody answers.
-    pub fn forget(&self, change: &Change) {
-        self.shared.changes.note(change);
-    }
 }
 
-impl std::fmt::Debug for Directory {
+impl std::fmt::Debug for CentralDirectory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Directory").field("central", &self.source.central).finish_non_exhaustive()
+        f.debug_struct("CentralDirectory").field("central", &self.source.central).finish_non_exhaustive()
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
 
 use ipnet::IpNet;
 use secrecy::SecretString;
-use serde::{Deserialize, de::IntoDeserializer};
 use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
@@ -87,7 +86,7 @@ pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> 
         status,
         status_reason: get(row, "status_reason")?,
         drain: get(row, "drain")?,
-        pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(word).transpose()?,
+        pool_mode: get::<Option<&str>>(row, "pool_mode")?.map(str::parse).transpose()?,
         pool_size: count(row, "pool_size", SERVERS_MAX)?,
         min_pool_size: count(row, "min_pool_size", SERVERS_MAX)?,
         max_clients: count(row, "max_clients", CLIENTS_MAX)?,
@@ -136,7 +135,7 @@ fn host(row: &Row) -> Result<Host, String> {
             true => HostAddress::Unix { directory: address.into(), port },
             false => HostAddress::Tcp { name: address, port },
         },
-        tls_mode: word(get(row, "tls_mode")?)?,
+        tls_mode: get::<&str>(row, "tls_mode")?.parse()?,
         tls_root_ca: get::<Option<String>>(row, "tls_root_ca")?.map(Into::into),
         max_connections: count(row, "max_connections", SERVERS_MAX)?,
     })
@@ -205,11 +204,6 @@ fn count(row: &Row, column: &str, most: u32) -> Result<Option<u32>, String> {
         .map(|number| u32::try_from(number).map_err(|_| format!("{column} is negative")))
         .map(|number| number.map(|number| number.min(most)))
         .transpose()
-}
-
-/// A word that the configuration spells the same way.
-fn word<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
-    T::deserialize(text.into_deserializer()).map_err(|error: serde::de::value::Error| error.to_string())
 }
 
 fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, String> {

@@ -80,7 +80,7 @@ struct Times {
 
 type Counter = (&'static str, &'static str, fn(&PoolStats) -> u64);
 
-const COUNTERS: [Counter; 14] = [
+const COUNTERS: [Counter; 15] = [
     ("logins", "Logins that led to a session", |stats| stats.logins.load(Relaxed)),
     ("server_assignments", "Times a server was lent to a session", |stats| stats.assignments.load(Relaxed)),
     ("transactions", "Transactions finished", |stats| stats.transactions.load(Relaxed)),
@@ -101,6 +101,9 @@ const COUNTERS: [Counter; 14] = [
         stats.server_parses.load(Relaxed)
     }),
     ("binds", "Named statements that clients bound", |stats| stats.binds.load(Relaxed)),
+    ("waits_timed_out", "Waits for a server that ended without one, at query_wait_timeout", |stats| {
+        stats.waits_timed_out.load(Relaxed)
+    }),
 ];
 
 type TimeMeasure = (&'static str, &'static str, fn(&PoolStats) -> &Histogram);

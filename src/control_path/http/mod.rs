@@ -33,7 +33,10 @@ use self::{
     metrics::Exposition,
     readiness::Readiness,
 };
-use crate::{control_path::admin::actor::AdminContext, data_path::proxy::Proxy};
+use crate::{
+    control_path::{admin::actor::AdminContext, directory::CentralDirectory},
+    data_path::proxy::Proxy,
+};
 
 /// Binds, so that an address in use is known before any client is served.
 ///
@@ -46,14 +49,19 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, String> {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: std::net::TcpListener, proxy: Arc<Proxy>, context: AdminContext) {
+pub async fn serve(
+    listener: std::net::TcpListener,
+    proxy: Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
+    context: AdminContext,
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return warn!(%error, "HTTP is not served"),
     };
     info!(address = ?listener.local_addr().ok(), "serving metrics, health and management");
     let config = proxy.config.load_full();
-    let readiness = Readiness::new(proxy.clone(), context.clone());
+    let readiness = Readiness::new(proxy.clone(), directory, context.clone());
     let router = router(proxy, context, readiness.clone());
     let connections = Connections::new(config.limits.http_connections_max);
     let accepting = async {

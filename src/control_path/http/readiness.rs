@@ -8,12 +8,13 @@ use crate::{
     control_path::{
         admin::actor::AdminContext,
         central::CentralError,
+        directory::CentralDirectory,
         secrets::{
             keyring::Keyring,
             seal::{SealError, SecretLocation},
         },
     },
-    data_path::proxy::Proxy,
+    data_path::{directory::Directory as _, proxy::Proxy},
 };
 
 /// How often the keys that tenants' passwords are sealed with are compared with the key ring.
@@ -51,6 +52,7 @@ impl std::fmt::Display for KeyringProblem {
 /// What is known of it.
 pub struct Readiness {
     proxy: Arc<Proxy>,
+    directory: Arc<CentralDirectory>,
     context: AdminContext,
     /// What is wrong with the key ring.
     problem: ArcSwapOption<KeyringProblem>,
@@ -58,18 +60,18 @@ pub struct Readiness {
 
 impl Readiness {
     /// Of this node.
-    pub fn new(proxy: Arc<Proxy>, context: AdminContext) -> Arc<Self> {
-        Arc::new(Self { proxy, context, problem: ArcSwapOption::empty() })
+    pub fn new(proxy: Arc<Proxy>, directory: Arc<CentralDirectory>, context: AdminContext) -> Arc<Self> {
+        Arc::new(Self { proxy, directory, context, problem: ArcSwapOption::empty() })
     }
 
     /// Why no clients should be sent here; `None`: they should.
     pub fn obstacle(&self) -> Option<String> {
-        let (door, directory) = (&self.proxy.door, &self.proxy.directory);
+        let (door, directory) = (&self.proxy.door, &self.directory);
         if door.is_closed() {
             Some("draining".to_owned())
         } else if door.sessions() >= self.proxy.config.load().limits.max_client_conn {
             Some("full: max_client_conn is reached".to_owned())
-        } else if !directory.in_touch() && !directory.has_usable_entries() {
+        } else if !directory.is_current() && !directory.has_usable_entries() {
             // What is remembered serves on, else.
             Some("the central database is away and no login is remembered".to_owned())
         } else {

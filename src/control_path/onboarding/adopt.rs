@@ -1,15 +1,14 @@
 //! `tenant adopt`: an existing database becomes a tenant. It keeps its owner; the tenant gets roles of its own, and
 //! access to its tables when its first pool is made.
 
-use serde_json::json;
+use async_trait::async_trait;
+use serde_json::{Value, json};
 
 use super::{
-    Made, NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
-    names::{check_database_name, check_identifier, check_tenant_name, shell_word},
-    new_passwords,
+    DatabaseSource, Made, Names, NewTenant, Work, grants, make_tenant,
+    names::{check_identifier, shell_word},
     operation::{Passwords, TenantLock},
     roles::Roles,
-    undo::{forget, undo_after, undo_remains},
 };
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
@@ -29,68 +28,56 @@ pub struct AdoptTenant {
     pub owner: Option<String>,
 }
 
-/// Takes a database in, or changes nothing.
+/// Makes an existing database a tenant's, or changes nothing.
 ///
 /// # Errors
 /// [`AdminError`]; all that was made is undone again.
 pub async fn adopt(actor: &Actor, wanted: &AdoptTenant) -> Result<NewTenant, AdminError> {
-    let database = wanted.database.as_deref().unwrap_or(&wanted.name);
-    check_tenant_name(&wanted.name, actor.central.database())?;
-    check_database_name(database, actor.central.database())?;
-    if let Some(owner) = &wanted.owner {
-        check_identifier("role", owner)?;
-    }
-
-    let mut lock = TenantLock::take(actor, &wanted.name).await?;
-    undo_remains(actor, &mut lock).await?;
-    let admin = choose_host(actor, &lock.client, wanted.host.as_deref()).await?;
-    let row = NewRow { host: &admin.name.clone(), database, adopted: true };
-    let passwords = new_passwords();
-    let arguments = json!({ "owner": wanted.owner });
-    let operation = begin_new(actor, &mut lock, "adopt", &row, arguments).await?;
-
-    let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
-        Ok(entered) => entered,
-        Err(error) => {
-            forget(actor, &mut lock, &operation).await?;
-            return Err(error);
-        }
-    };
-    let mut work = Work { actor, lock, operation, admin, session, rights };
-    match take_in(&mut work, wanted, database, &passwords).await {
-        Ok(made) => work.open_tenant(&made, &row).await,
-        Err(error) => {
-            let Work { mut lock, operation, session, .. } = work;
-            drop(session); // and with it the lock on the host, which undoing takes
-            Err(undo_after(actor, &mut lock, &operation, error).await)
-        }
-    }
+    make_tenant(actor, wanted).await
 }
 
-async fn take_in(
-    work: &mut Work<'_>,
-    wanted: &AdoptTenant,
-    database: &str,
-    passwords: &Passwords,
-) -> Result<Made, AdminError> {
-    let taken = look_at(work, database).await?;
-    grants::refuse_out_of_reach(&work.admin.connect_to(database).await?).await?;
-    if let Some(owner) = &wanted.owner {
-        refuse_foreign_owner(work, owner).await?;
-    }
-    let roles = work.make_roles(passwords).await?;
-    // Before it is taken, so that undoing gives back neither more nor less.
-    work.operation.arguments["taken_from_public"] = taken.into();
-    work.record("roles").await?;
+#[async_trait]
+impl DatabaseSource for AdoptTenant {
+    const KIND: &'static str = "adopt";
+    const ADOPTED: bool = true;
 
-    for statement in grants::close_database(database, &roles).split(";\n") {
-        work.session.run("closing the database to everybody else", statement).await?;
+    fn names(&self) -> Names<'_> {
+        Names { tenant: &self.name, host: self.host.as_deref(), database: self.database.as_deref() }
     }
-    work.record("closed").await?;
-    work.verify_logins(database, &roles, passwords).await?;
-    work.record("verified").await?;
-    let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
-    Ok(Made { roles, sealed })
+
+    fn check(&self, _: &str) -> Result<(), AdminError> {
+        self.owner.as_deref().map_or(Ok(()), |owner| Ok(check_identifier("role", owner)?))
+    }
+
+    fn arguments(&self) -> Value {
+        json!({ "owner": self.owner })
+    }
+
+    async fn build(
+        &self,
+        work: &mut Work<'_>,
+        database: &str,
+        passwords: &Passwords,
+    ) -> Result<Made, AdminError> {
+        let taken = look_at(work, database).await?;
+        grants::refuse_out_of_reach(&work.admin.connect_to(database).await?).await?;
+        if let Some(owner) = &self.owner {
+            refuse_foreign_owner(work, owner).await?;
+        }
+        let roles = work.make_roles(passwords).await?;
+        // Before it is taken, so that undoing gives back neither more nor less.
+        work.operation.arguments["taken_from_public"] = taken.into();
+        work.record("roles").await?;
+
+        for statement in grants::close_database(database, &roles).split(";\n") {
+            work.session.run("closing the database to everybody else", statement).await?;
+        }
+        work.record("closed").await?;
+        work.verify_logins(database, &roles, passwords).await?;
+        work.record("verified").await?;
+        let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
+        Ok(Made { roles, sealed })
+    }
 }
 
 /// Whether the database can be a tenant's; answers what PUBLIC may do with it now.

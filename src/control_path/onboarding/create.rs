@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use async_trait::async_trait;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 use super::{
-    Made, NewRow, NewTenant, Work, begin_new, choose_host, enter_host, grants,
-    names::{check_database_name, check_identifier, check_tenant_name, ident, shell_word},
-    new_passwords,
-    operation::{Passwords, TenantLock},
+    DatabaseSource, Made, Names, NewTenant, Work, grants, make_tenant,
+    names::{check_identifier, ident, shell_word},
+    operation::Passwords,
     reown,
     roles::Roles,
     schema_files::{self, SchemaFile},
-    undo::{forget, undo_after, undo_remains},
 };
 use crate::control_path::admin::actor::{Actor, AdminError};
 
@@ -37,87 +36,77 @@ pub struct CreateTenant {
     pub schema: Vec<SchemaFile>,
 }
 
-/// Makes a tenant, or nothing. What a dead run left of it is undone first.
+/// Makes a tenant, or nothing. What an interrupted run left of it is undone first.
 ///
 /// # Errors
 /// [`AdminError`]; all that was made is undone again.
 pub async fn create(actor: &Actor, wanted: &CreateTenant) -> Result<NewTenant, AdminError> {
-    let database = wanted.database.as_deref().unwrap_or(&wanted.name);
-    check_tenant_name(&wanted.name, actor.central.database())?;
-    check_database_name(database, actor.central.database())?;
-    if let Some(template) = &wanted.template {
-        check_identifier("template database", template)?;
-        if template == actor.central.database() {
-            return Err(AdminError::Invalid("the central database cannot be a template".to_owned()));
-        }
-    }
-
-    let mut lock = TenantLock::take(actor, &wanted.name).await?;
-    undo_remains(actor, &mut lock).await?;
-    let admin = choose_host(actor, &lock.client, wanted.host.as_deref()).await?;
-    let row = NewRow { host: &admin.name.clone(), database, adopted: false };
-    let passwords = new_passwords();
-    let arguments = json!({ "template": wanted.template });
-    let operation = begin_new(actor, &mut lock, "create", &row, arguments).await?;
-
-    let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
-        Ok(entered) => entered,
-        Err(error) => {
-            forget(actor, &mut lock, &operation).await?;
-            return Err(error);
-        }
-    };
-    let mut work = Work { actor, lock, operation, admin, session, rights };
-    match build(&mut work, wanted, database, &passwords).await {
-        Ok(made) => work.open_tenant(&made, &row).await,
-        Err(error) => {
-            let Work { mut lock, operation, session, .. } = work;
-            drop(session); // and with it the lock on the host, which undoing takes
-            Err(undo_after(actor, &mut lock, &operation, error).await)
-        }
-    }
+    make_tenant(actor, wanted).await
 }
 
-async fn build(
-    work: &mut Work<'_>,
-    wanted: &CreateTenant,
-    database: &str,
-    passwords: &Passwords,
-) -> Result<Made, AdminError> {
-    refuse_taken(work, database).await?;
-    let roles = work.make_roles(passwords).await?;
-    work.record("roles").await?;
+#[async_trait]
+impl DatabaseSource for CreateTenant {
+    const KIND: &'static str = "create";
+    const ADOPTED: bool = false;
 
-    create_database(work, database, wanted.template.as_deref(), &roles).await?;
-    work.record("database").await?;
-
-    let open = format!(
-        "{};\nALTER DATABASE {} ALLOW_CONNECTIONS true",
-        grants::close_database(database, &roles),
-        ident(database)
-    );
-    for statement in open.split(";\n") {
-        work.session.run("closing the database to everybody else", statement).await?;
+    fn names(&self) -> Names<'_> {
+        Names { tenant: &self.name, host: self.host.as_deref(), database: self.database.as_deref() }
     }
-    work.record("closed").await?;
 
-    let inside = work.admin.connect_to(database).await?;
-    reown::reown(&inside, &roles.read_write).await?;
-    work.record("owned").await?;
-    grants::grant_inside(&inside, &roles).await?;
-    drop(inside);
-    work.record("granted").await?;
-
-    for (index, file) in wanted.schema.iter().enumerate() {
-        let tenant =
-            work.admin.connect_as(&roles.read_write, Some(&passwords.read_write), database, "").await?;
-        schema_files::load(&tenant, file).await?;
-        work.record(&format!("schema {}", index + 1)).await?;
+    fn check(&self, central_database: &str) -> Result<(), AdminError> {
+        let Some(template) = &self.template else { return Ok(()) };
+        check_identifier("template database", template)?;
+        match template == central_database {
+            true => Err(AdminError::Invalid("the central database cannot be a template".to_owned())),
+            false => Ok(()),
+        }
     }
-    work.verify_logins(database, &roles, passwords).await?;
-    work.record("verified").await?;
-    let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
-    Ok(Made { roles, sealed })
+
+    fn arguments(&self) -> Value {
+        json!({ "template": self.template })
+    }
+
+    async fn build(
+        &self,
+        work: &mut Work<'_>,
+        database: &str,
+        passwords: &Passwords,
+    ) -> Result<Made, AdminError> {
+        refuse_taken(work, database).await?;
+        let roles = work.make_roles(passwords).await?;
+        work.record("roles").await?;
+
+        create_database(work, database, self.template.as_deref(), &roles).await?;
+        work.record("database").await?;
+
+        let open = format!(
+            "{};\nALTER DATABASE {} ALLOW_CONNECTIONS true",
+            grants::close_database(database, &roles),
+            ident(database)
+        );
+        for statement in open.split(";\n") {
+            work.session.run("closing the database to everybody else", statement).await?;
+        }
+        work.record("closed").await?;
+
+        let inside = work.admin.connect_to(database).await?;
+        reown::reown(&inside, &roles.read_write).await?;
+        work.record("owned").await?;
+        grants::grant_inside(&inside, &roles).await?;
+        drop(inside);
+        work.record("granted").await?;
+
+        for (index, file) in self.schema.iter().enumerate() {
+            let tenant =
+                work.admin.connect_as(&roles.read_write, Some(&passwords.read_write), database, "").await?;
+            schema_files::load(&tenant, file).await?;
+            work.record(&format!("schema {}", index + 1)).await?;
+        }
+        work.verify_logins(database, &roles, passwords).await?;
+        work.record("verified").await?;
+        let sealed = passwords.seal(work.actor, work.operation.tenant_id)?;
+        Ok(Made { roles, sealed })
+    }
 }
 
 async fn refuse_taken(work: &Work<'_>, database: &str) -> Result<(), AdminError> {

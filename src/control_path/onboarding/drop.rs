@@ -11,6 +11,7 @@ use super::{
     operation::{Operation, TenantLock},
     roles, undo, undo_remains,
 };
+use crate::control_path::admin::fields::described;
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
@@ -39,17 +40,19 @@ impl DropDatabase {
     }
 }
 
-/// What became of the database.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Dropped {
-    /// The tenant's name.
-    pub name: String,
-    /// `dropped`.
-    pub status: String,
-    /// Its database.
-    pub database: String,
-    /// Whether that is gone, too.
-    pub database_dropped: bool,
+described! {
+    /// What became of the database.
+    #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+    pub struct Dropped {
+        /// The tenant's name.
+        pub name: String,
+        /// `dropped`.
+        pub status: String,
+        /// Its database.
+        pub database: String,
+        /// Whether that is gone, too.
+        pub database_dropped: bool,
+    }
 }
 
 /// Drops a tenant; or goes on with a drop that died; or undoes a tenant that was never finished.

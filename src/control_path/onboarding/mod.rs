@@ -34,37 +34,39 @@ mod source_host;
 mod subscriptions;
 mod undo;
 
+use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::{GenericClient, error::SqlState};
 
 use self::{
-    names::shell_word,
+    names::{check_database_name, check_tenant_name, shell_word},
     operation::{Operation, Passwords, SealedPasswords, TenantLock},
 };
-use crate::control_path::{
-    admin::{
-        actor::{Actor, AdminError},
-        host_connection::{AdminRights, HostAdmin, HostSession},
-    },
-    secrets::scram_verifier::generate_password,
+use crate::control_path::admin::fields::described;
+use crate::control_path::admin::{
+    actor::{Actor, AdminError},
+    host_connection::{AdminRights, HostAdmin, HostSession},
 };
 
 pub use self::undo::undo_remains;
+use self::undo::{forget, undo_after};
 
-/// What `tenant create` and `tenant adopt` answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct NewTenant {
-    /// `tenants.name`.
-    pub name: String,
-    /// `active`.
-    pub status: String,
-    /// Where it lives.
-    pub host: String,
-    /// Its database there.
-    pub database: String,
-    /// Its own role there.
-    pub username: String,
+described! {
+    /// What `tenant create` and `tenant adopt` answer.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct NewTenant {
+        /// `tenants.name`.
+        pub name: String,
+        /// `active`.
+        pub status: String,
+        /// Where it lives.
+        pub host: String,
+        /// Its database there.
+        pub database: String,
+        /// Its own role there.
+        pub username: String,
+    }
 }
 
 /// One piece of work under way: the lock, the record, and the host it happens on.
@@ -159,7 +161,74 @@ impl Work<'_> {
     }
 }
 
-/// Begins work on a tenant that is not there yet: its row (provisioning) and the operation.
+/// Where a new tenant's database comes from: `create` makes it, `adopt` finds it.
+#[async_trait]
+trait DatabaseSource: Sync {
+    /// `operations.kind`.
+    const KIND: &'static str;
+    /// The database exists before the tenant does.
+    const ADOPTED: bool;
+
+    fn names(&self) -> Names<'_>;
+
+    /// Checks what is not a name of [`Names`].
+    fn check(&self, central_database: &str) -> Result<(), AdminError>;
+
+    /// What is recorded of the request beside its names.
+    fn arguments(&self) -> Value;
+
+    /// Makes roles and database and verifies them; records each step.
+    async fn build(
+        &self,
+        work: &mut Work<'_>,
+        database: &str,
+        passwords: &Passwords,
+    ) -> Result<Made, AdminError>;
+}
+
+/// The names in a request for a new tenant.
+struct Names<'a> {
+    tenant: &'a str,
+    /// `None`: see [`choose_host`].
+    host: Option<&'a str>,
+    /// `None`: the tenant's name.
+    database: Option<&'a str>,
+}
+
+/// Makes a tenant from `source`, or undoes all that was made.
+async fn make_tenant<S: DatabaseSource>(actor: &Actor, source: &S) -> Result<NewTenant, AdminError> {
+    let names = source.names();
+    let database = names.database.unwrap_or(names.tenant);
+    check_tenant_name(names.tenant, actor.central.database())?;
+    check_database_name(database, actor.central.database())?;
+    source.check(actor.central.database())?;
+
+    let mut lock = TenantLock::take(actor, names.tenant).await?;
+    undo_remains(actor, &mut lock).await?;
+    let admin = choose_host(actor, &lock.client, names.host).await?;
+    let row = NewRow { host: &admin.name.clone(), database, adopted: S::ADOPTED };
+    let passwords = Passwords::generate();
+    let operation = begin_new(actor, &mut lock, S::KIND, &row, source.arguments()).await?;
+
+    let (session, rights) = match enter_host(&admin, operation.tenant_id).await {
+        Ok(entered) => entered,
+        Err(error) => {
+            forget(actor, &mut lock, &operation).await?;
+            return Err(error);
+        }
+    };
+    let mut work = Work { actor, lock, operation, admin, session, rights };
+    match source.build(&mut work, database, &passwords).await {
+        Ok(made) => work.open_tenant(&made, &row).await,
+        Err(error) => {
+            let Work { mut lock, operation, session, .. } = work;
+            drop(session); // with it the lock on the host, which `undo_after` takes
+            Err(undo_after(actor, &mut lock, &operation, error).await)
+        }
+    }
+}
+
+/// Inserts a new tenant's row (`provisioning`) and its operation.
 async fn begin_new(
     actor: &Actor,
     lock: &mut TenantLock,
@@ -245,8 +314,4 @@ async fn choose_host(
         },
     };
     HostAdmin::load(actor, client, &name).await
-}
-
-fn new_passwords() -> Passwords {
-    Passwords { read_write: generate_password(), read_only: generate_password() }
 }

@@ -27,8 +27,7 @@ use super::{
     enter_host,
     extensions::Extensions,
     names::ident,
-    new_passwords,
-    operation::{Operation, SealedPasswords, TenantLock},
+    operation::{Operation, Passwords, SealedPasswords, TenantLock},
     replication::{self, Stopped},
     replication_checks, role_attributes,
     roles::{self, Roles},
@@ -38,6 +37,7 @@ use super::{
 use crate::control_path::{
     admin::{
         actor::{Actor, AdminError},
+        fields::described,
         host_connection::HostAdmin,
         pg_dump::CopyPrograms,
     },
@@ -63,26 +63,28 @@ impl MoveTenant {
     pub const PATIENCE: &'static str = "30s";
 }
 
-/// What `tenant move` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Moved {
-    /// The tenant's name.
-    pub name: String,
-    /// Where it was.
-    pub from: String,
-    /// Where it is.
-    pub host: String,
-    /// Its database there.
-    pub database: String,
-    /// Whether the old database is gone.
-    pub source_dropped: bool,
-    /// `replication` (clients waited for the end of it only) or `dump` (they waited for all of it).
-    pub copied_by: String,
-    /// Why it was a dump.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dumped_because: Option<String>,
-    /// How long clients were held.
-    pub held_ms: u64,
+described! {
+    /// What `tenant move` answers.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct Moved {
+        /// The tenant's name.
+        pub name: String,
+        /// Where it was.
+        pub from: String,
+        /// Where it is.
+        pub host: String,
+        /// Its database there.
+        pub database: String,
+        /// Whether the old database is gone.
+        pub source_dropped: bool,
+        /// `replication` (clients waited for the end of it only) or `dump` (they waited for all of it).
+        pub copied_by: String,
+        /// Why it was a dump.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub dumped_because: Option<String>,
+        /// How long clients were held.
+        pub held_ms: u64,
+    }
 }
 
 /// Moves a tenant, or leaves it where it is; or finishes a move that died.
@@ -164,7 +166,7 @@ async fn carry(
     replication_checks::refuse_hidden(source, &origin).await?;
     let host = work.admin.name.clone();
     let extensions = Extensions::look(source, &origin, &work.session, work.rights, &host).await?;
-    let passwords = new_passwords();
+    let passwords = Passwords::generate();
     let made = work.make_roles(&passwords).await?;
     work.record("roles").await?;
     let copy = Copy { source, origin, programs, extensions, made, passwords };

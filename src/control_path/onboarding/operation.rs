@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Transaction, error::SqlState};
 use super::names::shell_word;
 use crate::control_path::{
     admin::actor::{Actor, AdminError},
-    secrets::seal::SecretLocation,
+    secrets::{scram_verifier::generate_password, seal::SecretLocation},
 };
 
 /// How long a second operator waits for the first.
@@ -271,6 +271,11 @@ pub struct SealedPasswords {
 }
 
 impl Passwords {
+    /// Two new random passwords.
+    pub fn generate() -> Self {
+        Self { read_write: generate_password(), read_only: generate_password() }
+    }
+
     /// Seals both for the row `tenant_id`.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ use crate::control_path::{
     admin::{
         actor::{Actor, AdminError},
         host_connection::{HostAdmin, HostSession},
-        pg_dump::{CopyPrograms, Definitions, Part, ssl_mode},
+        pg_dump::{CopyPrograms, Definitions, Part},
     },
     secrets::scram_verifier::{generate_password, scram_verifier},
 };
@@ -235,7 +235,7 @@ impl<'a> Following<'a> {
             quote(&self.source.database),
             quote(&self.name),
             quote(password.expose_secret()),
-            ssl_mode(admin.tls_mode),
+            admin.tls_mode.word(),
             quote(&self.name),
         )
     }

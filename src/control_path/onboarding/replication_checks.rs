@@ -4,12 +4,9 @@
 //! the operator to read why a dump was made instead.
 
 use super::{replication::Stopped, source_host::Source};
-use crate::{
-    control_path::admin::{
-        actor::AdminError,
-        host_connection::{AdminRights, HostAdmin, HostSession},
-    },
-    data_path::tenant::TlsMode,
+use crate::control_path::admin::{
+    actor::AdminError,
+    host_connection::{AdminRights, HostAdmin, HostSession},
 };
 
 /// The tables that are published, as `CREATE PUBLICATION … FOR TABLE` wants them: partitions one by one, no table that an
@@ -110,7 +107,7 @@ pub(super) async fn look(
     target: &HostAdmin,
     there: &HostSession,
 ) -> Result<(), Stopped> {
-    if matches!(source.admin.tls_mode, TlsMode::VerifyCa | TlsMode::VerifyFull) {
+    if source.admin.tls_mode.verifies() {
         return Err(Stopped::Unsuitable(format!(
             "host {:?} is to be reached with its certificate verified, and whether host {:?} can do so is not known",
             source.admin.name, target.name

@@ -18,11 +18,11 @@ use serde_json::json;
 use super::{
     enter_host, grants,
     names::{ident, literal, shell_word},
-    new_passwords,
     operation::{Operation, Passwords, TenantLock},
     role_attributes::{self, Belongings},
     roles::{self, Roles},
 };
+use crate::control_path::admin::fields::described;
 use crate::{
     control_path::{
         admin::{
@@ -35,15 +35,17 @@ use crate::{
     data_path::server::{IdentityTrouble, TroubleKind},
 };
 
-/// What `tenant rotate` answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RotatedTenant {
-    /// The tenant's name.
-    pub name: String,
-    /// As before: `active` or `suspended`.
-    pub status: String,
-    /// Roles with new passwords.
-    pub roles: Vec<String>,
+described! {
+    /// What `tenant rotate` answers.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct RotatedTenant {
+        /// The tenant's name.
+        pub name: String,
+        /// As before: `active` or `suspended`.
+        pub status: String,
+        /// Roles with new passwords.
+        pub roles: Vec<String>,
+    }
 }
 
 /// The row as it was.
@@ -123,7 +125,7 @@ async fn rotate_if(
     }
 
     let operation = begin(actor, &mut lock, before.id).await?;
-    let passwords = new_passwords();
+    let passwords = Passwords::generate();
     let changed = change(actor, &mut lock, &operation, &session, &before, &passwords).await;
     let proved = match changed {
         Ok(()) => verify(&admin, &session, &before, &passwords).await,

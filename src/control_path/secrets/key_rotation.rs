@@ -12,6 +12,7 @@ use super::{
     keyring::{Keyring, KeyringError},
     seal::SecretLocation,
 };
+use crate::control_path::admin::fields::described;
 use crate::{
     config::Config,
     control_path::admin::{
@@ -30,30 +31,34 @@ const PLACES: [(&str, &str, &str, &str); 3] = [
     ("tenants", "id", "bigint", "sealed_ro_password"),
 ];
 
-/// A key, and what depends on it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct KeyUse {
-    /// Its id.
-    pub id: String,
-    /// Whether new credentials are sealed with it.
-    pub writes: bool,
-    /// Whether the ring has it; if not, what it sealed is lost.
-    pub in_ring: bool,
-    /// Credentials sealed with it.
-    pub sealed: u64,
+described! {
+    /// A key, and what depends on it.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct KeyUse {
+        /// Its id.
+        pub id: String,
+        /// Whether new credentials are sealed with it.
+        pub writes: bool,
+        /// Whether the ring has it; if not, what it sealed is lost.
+        pub in_ring: bool,
+        /// Credentials sealed with it.
+        pub sealed: u64,
+    }
 }
 
-/// What a rotation did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RotatedKeys {
-    /// The key everything is sealed with now.
-    pub key: String,
-    /// Whether it was made just now; otherwise an earlier run or `key generate` made it.
-    pub generated: bool,
-    /// Credentials sealed anew.
-    pub resealed: u64,
-    /// Keys taken from the ring.
-    pub retired: Vec<String>,
+described! {
+    /// What a rotation did.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct RotatedKeys {
+        /// The key everything is sealed with now.
+        pub key: String,
+        /// Whether it was made just now; otherwise an earlier run or `key generate` made it.
+        pub generated: bool,
+        /// Credentials sealed anew.
+        pub resealed: u64,
+        /// Keys taken from the ring.
+        pub retired: Vec<String>,
+    }
 }
 
 /// Every key of the ring and every key that something is sealed with.

@@ -26,7 +26,10 @@ use super::{
 };
 use crate::{
     config::FailedLoginRules,
-    data_path::tenant::{Directory, DirectoryError, Login},
+    data_path::{
+        directory::{Directory, DirectoryError},
+        tenant::Login,
+    },
     error::ClientError,
     metrics::Metrics,
     wire::{
@@ -54,7 +57,7 @@ pub struct Proven {
 #[derive(Debug, Clone, Copy)]
 pub struct Gate<'a> {
     /// Logins and tenants.
-    pub directory: &'a Directory,
+    pub directory: &'a dyn Directory,
     /// `tenant_host_suffixes`.
     pub tenant_host_suffixes: &'a [String],
     /// `admin_allow_from`.
@@ -91,7 +94,7 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
     let proof = exchange(stream, hello, &verifier).await?;
     let verdict = match (&found.login, proof) {
         // A password that is wrong may be a new one, and a name that is unknown a new name.
-        (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.in_touch() => {
+        (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.is_current() => {
             Err(Verdict::Refused(ClientError::DirectoryUnavailable))
         }
         (None, _) => Err(Verdict::Denied(Denial::UnknownLogin)),
@@ -160,7 +163,7 @@ async fn answer_in_time(
 }
 
 /// Where a login that has proved itself goes.
-async fn settle(case: &Case<'_>, directory: &Directory) -> Result<Destination, Verdict> {
+async fn settle(case: &Case<'_>, directory: &dyn Directory) -> Result<Destination, Verdict> {
     let tenant = match case.goal()? {
         Goal::Console { read_only } => return Ok(Destination::Console { read_only }),
         Goal::Lobby => return Ok(Destination::Lobby),
@@ -186,7 +189,7 @@ struct Found {
 
 /// Asks for every name, whatever the answer to another one: what is asked depends on what the client says and on
 /// nothing that it may want to find out.
-async fn look_up(hints: &Hints, directory: &Directory) -> Found {
+async fn look_up(hints: &Hints, directory: &dyn Directory) -> Found {
     let half_name = hints.split_user().map(|(name, _)| name);
     let logins =
         join_all([Some(&*hints.user), half_name].into_iter().flatten().map(|name| login(name, directory)));
@@ -205,12 +208,12 @@ async fn look_up(hints: &Hints, directory: &Directory) -> Found {
     Found { split: login.is_some(), login, unavailable, tenants }
 }
 
-async fn login(name: &str, directory: &Directory) -> Result<Option<Arc<Login>>, DirectoryError> {
+async fn login(name: &str, directory: &dyn Directory) -> Result<Option<Arc<Login>>, DirectoryError> {
     let found = directory.login(name).await;
     found.inspect_err(|error| warn!(user = name, side = "central", %error, "cannot look up a login"))
 }
 
-async fn tenant(name: &str, directory: &Directory) -> (String, Known) {
+async fn tenant(name: &str, directory: &dyn Directory) -> (String, Known) {
     let known = match directory.tenant(name).await {
         Ok(Some(tenant)) => Known::Tenant(tenant),
         Ok(None) => Known::Nobody,

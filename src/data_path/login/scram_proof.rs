@@ -98,13 +98,12 @@ mod tests {
     use pgwire::api::auth::sasl::scram::ScramServerAuth;
     use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
     use proptest::prelude::*;
-    use secrecy::ExposeSecret as _;
 
     use super::*;
 
     fn verifier(password: &str) -> Verifier {
-        let text = crate::control_path::secrets::scram_verifier::scram_verifier(&password.into());
-        Verifier::read(text.expose_secret()).unwrap()
+        let text = postgres_protocol::password::scram_sha_256(password.as_bytes());
+        Verifier::read(&text).unwrap()
     }
 
     /// The three messages of an exchange between a client that knows `password` and the verifier, and pgwire's opinion.

@@ -9,12 +9,12 @@ use tracing::{info, warn};
 
 use super::{connection_limits::Visitor, startup::Hello};
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         exchange::{ClientSide, Rules, startup_charge},
         memory_limit::{Account, Charge},
         pool::{
-            Pool, Present,
+            Pool, PooledServer, Present,
             startup_parameters::{Engaged, Greeting},
         },
         proxy::Proxy,
@@ -24,10 +24,9 @@ use crate::{
             change_tenant::{Room, Seat, travel},
             no_tenant,
         },
-        server::connection::Server,
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
-        tenant::{Access, Login, LoginKind, PoolMode, Tenant},
+        tenant::{Access, Login, LoginKind, Tenant},
         tenant_switch::{Stance, switcher::Concierge},
     },
     error::{ClientError, Limit},
@@ -99,7 +98,7 @@ pub(in crate::data_path) async fn enter(
         Some(limit) => limit as usize,
         None => proxy.config.load().limits.max_db_client_connections,
     };
-    match pool.enter(limit) {
+    match pool.stats.enter(limit) {
         Some(present) => Ok((pool, present)),
         None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
     }
@@ -196,7 +195,7 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<Server>>, Charge), ClientError> {
+) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), ClientError> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
         return Ok((pool.greet(asked, wait).await?, None, began));

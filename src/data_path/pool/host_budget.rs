@@ -57,13 +57,13 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.live.fetch_sub(1, Ordering::AcqRel);
         if let Some(pool) = self.pool.upgrade() {
-            pool.live.fetch_sub(1, Ordering::AcqRel);
+            pool.connector.permit_dropped();
             if pool.waiting() > 0 {
-                pool.ask_again();
+                pool.open_wanted_soon();
             }
         }
         if let Some(pool) = self.budget.next_wish() {
-            pool.ask_again();
+            pool.open_wanted_soon();
         }
     }
 }
@@ -107,7 +107,7 @@ impl Budget {
     }
 
     /// A permit for `pool`, taken from an idle server of another pool if need be. `None`: the wish is noted, and
-    /// [`Pool::ask_again`] is called when a permit is free.
+    /// [`Pool::open_wanted_soon`] is called when a permit is free.
     pub fn acquire(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Permit> {
         if let Some(permit) = self.try_acquire(pool) {
             return Some(permit);
@@ -163,7 +163,7 @@ impl Budget {
         if !self.try_count() {
             return None;
         }
-        pool.live.fetch_add(1, Ordering::AcqRel);
+        pool.connector.permit_issued();
         Some(Permit { budget: self.clone(), pool: Arc::downgrade(pool) })
     }
 

@@ -2,7 +2,7 @@
 //! handed over, and a failure of the host's is told to all who wait on that host.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -49,7 +49,7 @@ impl Waiter {
         match self {
             Self::Pool(pool) => pool.upgrade().is_some_and(|pool| {
                 let wants = pool.wants_more();
-                pool.awaits_turn.store(wants, Ordering::Release);
+                pool.connector.set_awaits_turn(wants);
                 wants
             }),
             Self::One(sender) => !sender.is_closed(),
@@ -61,7 +61,7 @@ impl Waiter {
         if let Self::Pool(pool) = self
             && let Some(pool) = pool.upgrade()
         {
-            pool.awaits_turn.store(false, Ordering::Release);
+            pool.connector.set_awaits_turn(false);
         }
     }
 }
@@ -125,7 +125,7 @@ impl HostConnects {
     pub fn take(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Turn> {
         {
             let mut state = self.locked();
-            if !pool.awaits_turn.swap(true, Ordering::AcqRel) {
+            if !pool.connector.set_awaits_turn(true) {
                 state.turns.join(pool.tenant.id, Waiter::Pool(Arc::downgrade(pool)));
             }
         }

@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tracing::{debug, info, warn};
 
 use super::{
-    Pool,
+    Pool, PooledServer,
     shared_listener::{Ear, Wish, around_mark, is_mark},
 };
 use crate::{
@@ -27,7 +27,7 @@ const NEVER_TOO_IDLE: &str = "SELECT pg_catalog.set_config(name, '0', false) FRO
 
 /// A connection that listens. It counts in the host's budget, and not in the pool's size.
 pub(super) struct Line {
-    server: Box<Server>,
+    server: Box<PooledServer>,
     buffer: Vec<u8>,
 }
 
@@ -57,8 +57,8 @@ impl Line {
     /// # Errors
     /// The budget is spent, or the server cannot be reached.
     pub async fn open(pool: &Arc<Pool>) -> Result<Self, ClientError> {
-        let mut server = pool.open_apart().await?;
-        server.entry.listens();
+        let mut server = pool.open_beside().await?;
+        server.listens();
         let lost = |error: AskError| {
             warn!(tenant = pool.tenant.name, side = "server", %error, "cannot listen");
             ClientError::ServerLost
@@ -119,7 +119,7 @@ impl Line {
     /// Writes what waits, and reads what has come; returns when one of them got on.
     async fn stir(&mut self) -> io::Result<()> {
         poll_fn(|cx| {
-            let Server { stream, unsent, .. } = &mut *self.server;
+            let Server { stream, unsent, .. } = &mut **self.server;
             if !unsent.is_empty() && unsent.drain(stream, cx)? {
                 return Poll::Ready(Ok(()));
             }

@@ -1,8 +1,8 @@
 //! Server connections of one (tenant, access): lent to sessions, given back, kept, closed.
 //!
-//! A deadpool `unmanaged` pool holds the idle ones; who waits stands in `wait_queue.rs`. Filling it is the business of
-//! `connector.rs`, within the host's `host_budget.rs`. A pool lives on its tenant's worker: every server in it is registered
-//! with that worker's reactor.
+//! Idle servers are in a deadpool `unmanaged` pool, which with the waiting sessions is one state: `wait_queue.rs`.
+//! `opening.rs` opens servers, within the host's `host_budget.rs`. A pool lives on its tenant's worker: all its servers are
+//! registered with that worker's reactor.
 
 mod connect_backoff;
 mod connect_turns;
@@ -10,49 +10,55 @@ mod connector;
 pub mod host_budget;
 mod host_connecting;
 mod listener_connection;
+mod maintenance;
+mod opening;
 pub mod pause;
 pub mod pinned_sessions;
+mod pooled_server;
 pub mod role_settings;
 pub mod server_list;
 pub mod shared_listener;
 pub mod startup_parameters;
 mod startup_values;
 pub mod stats;
+mod succession;
 mod tenant_pools;
 mod wait_queue;
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use deadpool::unmanaged::{self, Object};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::pinned_sessions::Pinned;
+pub use self::pooled_server::PooledServer;
+pub use self::stats::Present;
 pub use self::tenant_pools::{Done, Looking, Mending, PoolMaking, TenantPools};
 use self::{
-    connect_backoff::ConnectBackoff,
-    host_budget::Budget,
-    host_connecting::HostConnects,
-    role_settings::SessionStart,
-    server_list::Roster,
+    connector::Connector,
+    pinned_sessions::PinnedSessions,
+    role_settings::RoleStart,
+    server_list::ServerList,
     shared_listener::EarPlace,
     startup_parameters::Greetings,
     stats::PoolStats,
-    wait_queue::{InLine, Line},
+    succession::Succession,
+    wait_queue::{ServerWait, WaitQueue},
 };
 use crate::{
-    config::Config,
+    config::{Config, PoolMode},
     data_path::{
         functions::Catalogue,
         memory_limit::Account,
         prepared::{Capacity, shared_statements::StatementTable},
-        server::{DialOptions, connection::Server},
+        server::DialOptions,
         sessions::registry::Place,
-        tenant::{Access, Credential, PoolMode, Tenant},
+        tenant::{Access, Tenant},
         worker::Worker,
     },
     error::{ClientError, Limit},
@@ -128,153 +134,115 @@ impl PoolRules {
     }
 }
 
-/// One pool.
+/// The pool of one (tenant, access). It lives on its tenant's worker.
 #[derive(Debug)]
 pub struct Pool {
-    /// Whose.
+    /// The tenant as its row was when the pool was made.
     pub tenant: Arc<Tenant>,
-    /// With what rights its servers were opened.
+    /// Which of the tenant's roles its servers are logged in as.
     pub access: Access,
-    /// Where its sessions are.
+    /// Shared by its sessions in the registry.
     pub place: Arc<Place>,
-    /// What it was made with.
+    /// A change of these makes a new pool.
     pub rules: PoolRules,
-    /// Where it lives.
+    /// The worker whose reactor has all its servers.
     pub worker: Arc<Worker>,
-    /// What its database's functions leave behind.
+    /// What functions of the tenant's database do to a session. Shared by the tenant's pools.
     pub catalogue: Arc<Catalogue>,
-    /// What is kept for its tenant.
+    /// Memory that is kept for the tenant.
     pub memory: Arc<Account>,
-    /// Statements its clients have prepared.
+    /// Statements that its clients have prepared.
     pub statements: Arc<StatementTable>,
-    /// What it has done.
+    /// Counters; they outlive the pool.
     pub stats: Arc<PoolStats>,
     /// Its servers, for operators.
-    pub roster: Arc<Roster>,
-    /// What its servers were logged in with.
-    credential: Credential,
+    pub server_list: Arc<ServerList>,
+    /// Idle servers, and the sessions that wait for one.
+    queue: WaitQueue<Box<PooledServer>>,
+    connector: Connector,
+    /// Settings of role and database that its servers began with.
+    role_start: RoleStart,
     greetings: Greetings,
-    /// What its servers began with, once one was opened.
-    start: OnceLock<Arc<SessionStart>>,
-    /// Held by whoever replaces it because that has changed.
-    beginning_anew: tokio::sync::Mutex<()>,
-    /// Listens for clients that LISTEN.
-    ear: Arc<EarPlace>,
-    servers: unmanaged::Pool<Box<Server>>,
-    budget: Arc<Budget>,
-    dial: Arc<DialOptions>,
-    /// Servers open or being opened. Counted up where a permit is got, down by the permit's drop.
-    live: AtomicUsize,
-    opening: AtomicUsize,
-    /// What failures of its tenant's own have led to.
-    backoff: Mutex<ConnectBackoff>,
-    /// Servers being opened on its host, by all of the host's pools.
-    connects: Arc<HostConnects>,
-    /// It waits for its turn there.
-    awaits_turn: AtomicBool,
-    line: Line<Box<Server>>,
-    cancelling: AtomicUsize,
-    kept: self::pinned_sessions::Kept,
+    /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
+    listener: Arc<EarPlace>,
+    pinned: Arc<PinnedSessions>,
+    /// A permit for each cancel request under way.
+    cancels: Arc<Semaphore>,
+    /// When a server was last given back, on the worker's coarse clock.
     last_used_ms: AtomicU64,
-    /// When it was last to be looked whether functions were changed past us, on the same clock.
+    /// When the functions were last checked for changes, on the same clock.
     functions_checked_ms: AtomicU64,
-    /// Lends nothing for now; see `pause.rs`.
-    paused: AtomicBool,
-    retired: AtomicBool,
-    /// All pools, this one among them.
-    keeper: Weak<TenantPools>,
-    /// Who serves this tenant instead, once retired.
-    successor: OnceLock<Arc<Pool>>,
-}
-
-/// A session of a pool, counted as long as this lives.
-#[derive(Debug)]
-pub struct Present(Arc<PoolStats>);
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::AcqRel);
-        self.0.sessions_of_tenant.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Counts something for as long as it lives.
-#[derive(Debug)]
-pub struct Counted<F: Fn(&Pool) -> &AtomicUsize>(Arc<Pool>, F);
-
-impl<F: Fn(&Pool) -> &AtomicUsize> Counted<F> {
-    fn new(pool: &Arc<Pool>, counter: F) -> Self {
-        counter(pool).fetch_add(1, Ordering::AcqRel);
-        Self(pool.clone(), counter)
-    }
-}
-
-impl<F: Fn(&Pool) -> &AtomicUsize> Drop for Counted<F> {
-    fn drop(&mut self) {
-        self.1(&self.0).fetch_sub(1, Ordering::AcqRel);
-    }
+    succession: Succession,
 }
 
 impl Pool {
-    /// A server that is idle now, if there is one and nobody waits for it. It is out of the pool then: dropping it closes
-    /// it, and only [`Pool::give_back`] returns it.
+    /// An idle server, if there is one; then no session waits. Dropping it closes it; only [`Pool::give_back`] returns it.
     #[inline]
-    pub fn try_borrow(&self) -> Option<Box<Server>> {
-        while !self.is_paused()
-            && let Ok(object) = self.servers.try_get()
-        {
-            if let Some(server) = self.vet(Object::take(object)) {
+    pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
+        while let Some(server) = self.queue.take_idle() {
+            if let Some(server) = self.inspect(server) {
                 return Some(server);
             }
         }
         None
     }
 
-    /// The server that has been idle for longest, as [`Pool::try_borrow`] lends the one that was last given back.
-    pub(super) fn take_longest_idle(&self) -> Option<Box<Server>> {
-        let mut idle: Vec<Box<Server>> = std::iter::from_fn(|| self.try_borrow()).collect();
+    /// The server that has been idle for longest; [`Pool::try_borrow`] lends the one that was given back last.
+    pub(super) fn take_longest_idle(&self) -> Option<Box<PooledServer>> {
+        let mut idle: Vec<_> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
         for server in idle.into_iter().rev() {
-            self.offer(server);
+            self.put(server);
         }
         longest
     }
 
-    /// Returns a clean server. One that is not reusable, has lived its time or is wished for by another pool is closed.
-    #[inline]
-    pub fn give_back(&self, mut server: Box<Server>) {
-        server.entry.came_back(server.side.statements.len());
-        if server.side.news {
-            self.hear(&mut server);
-        }
-        let now = self.worker.clock.now();
-        let age = now.saturating_sub(server.opened_at);
-        let wished = self.budget.has_wishes() && self.waiting() == 0 && age >= self::host_budget::HOLD;
-        if wished || self.is_paused() || age >= self.rules.server_lifetime || !server.is_reusable() {
-            return;
-        }
-        server.idle_since = now;
-        server.heard_at = now;
-        self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.offer(server);
-    }
-
-    /// A server, opened if need be; waits in line for at most `wait` from `since` on.
+    /// A server, opened if need be; waits for at most `wait` from `since` on.
     ///
     /// # Errors
-    /// [`ClientError::PoolBusy`] when the wait was in vain, [`ClientError::ServerUnreachable`] when none could be opened,
+    /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be opened,
     /// [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
         self: &Arc<Self>,
         since: Instant,
         wait: Duration,
-    ) -> Result<Box<Server>, ClientError> {
-        InLine::new(self, since, wait).await
+    ) -> Result<Box<PooledServer>, ClientError> {
+        let borrowed = ServerWait::new(self, since, wait).await;
+        if matches!(borrowed, Err(ClientError::PoolBusy { .. })) {
+            self.stats.waits_timed_out.fetch_add(1, Ordering::Relaxed);
+        }
+        borrowed
     }
 
-    /// Lets an idle server pass that is this pool's own and has nothing to say; any other is closed.
+    /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its permit.
     #[inline]
-    fn vet(&self, mut server: Box<Server>) -> Option<Box<Server>> {
+    pub fn give_back(&self, mut server: Box<PooledServer>) {
+        server.returned();
+        if server.side.news {
+            self.hear(&mut server);
+        }
+        let now = self.worker.clock.now();
+        let age = now.saturating_sub(server.opened_at);
+        let yields =
+            self.connector.is_permit_wanted() && self.waiting() == 0 && age >= self::host_budget::HOLD;
+        if yields || age >= self.rules.server_lifetime || !server.is_reusable() {
+            return;
+        }
+        server.idle_since = now;
+        server.answered_at = now;
+        self.last_used_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.put(server);
+    }
+
+    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is paused or retired.
+    #[inline]
+    pub(super) fn put(&self, server: Box<PooledServer>) {
+        drop(self.queue.put(server));
+    }
+
+    /// The last check before a server is lent. Closes it if it is not this pool's own, not reusable, or has ended.
+    #[inline]
+    pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
         let changes = self.greetings.changes();
         if server.changes_seen != changes {
@@ -289,44 +257,50 @@ impl Pool {
         Some(server)
     }
 
-    /// Takes an idle server out for good, for the budget of another pool.
-    pub fn take_idle(&self) -> Option<Box<Server>> {
-        self.servers.try_remove().ok()
+    /// Takes an idle server out for good, to free its permit.
+    pub fn take_idle(&self) -> Option<Box<PooledServer>> {
+        self.queue.take_idle()
     }
 
     /// How its servers are reached.
     pub fn dial_options(&self) -> &DialOptions {
-        &self.dial
+        self.connector.options()
     }
 
     /// Servers open or being opened.
     pub fn live(&self) -> usize {
-        self.live.load(Ordering::Acquire)
+        self.connector.live()
     }
 
     /// Servers idle now.
     pub fn idle(&self) -> usize {
-        self.servers.status().available
+        self.queue.idle()
     }
 
     /// Servers being opened.
     pub fn opening(&self) -> usize {
-        self.opening.load(Ordering::Acquire)
+        self.connector.opening()
     }
 
     /// Sessions that wait for a server.
     pub fn waiting(&self) -> usize {
-        self.line.waiting()
+        self.queue.waiting()
     }
 
-    /// Cancel requests on their way to its servers.
+    /// Whether it lends no server for now; see `pause.rs`.
+    #[inline]
+    pub fn is_paused(&self) -> bool {
+        self.queue.is_paused()
+    }
+
+    /// Cancel requests under way to its servers.
     pub fn cancelling(&self) -> usize {
-        self.cancelling.load(Ordering::Acquire)
+        self.rules.cancels_max.saturating_sub(self.cancels.available_permits())
     }
 
-    /// Counts a cancel request for as long as the result lives.
-    pub fn cancel_under_way(self: &Arc<Self>) -> Counted<impl Fn(&Pool) -> &AtomicUsize + use<>> {
-        Counted::new(self, |pool: &Pool| &pool.cancelling)
+    /// Counts a cancel request as long as the result lives; `None`: there are too many.
+    pub fn begin_cancel(&self) -> Option<OwnedSemaphorePermit> {
+        self.cancels.clone().try_acquire_owned().ok()
     }
 
     /// Sessions of this pool, and of those it replaced.
@@ -334,19 +308,7 @@ impl Pool {
         self.stats.sessions.load(Ordering::Acquire)
     }
 
-    /// Counts a session for as long as the result lives, also when this pool is replaced meanwhile; `None` if the tenant
-    /// has `limit` already (0: no limit).
-    pub fn enter(&self, limit: usize) -> Option<Present> {
-        let of_tenant = &self.stats.sessions_of_tenant;
-        let counted = of_tenant.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
-            (limit == 0 || sessions < limit).then_some(sessions + 1)
-        });
-        counted.ok()?;
-        self.stats.sessions.fetch_add(1, Ordering::AcqRel);
-        Some(Present(self.stats.clone()))
-    }
-
-    /// The account of a session, for which so much may be kept.
+    /// A memory account for a session, of at most `bytes_max`.
     pub fn account(&self, bytes_max: usize) -> Arc<Account> {
         Account::new(Limit::Client, bytes_max, &[&self.memory])
     }
@@ -354,38 +316,5 @@ impl Pool {
     /// When a server was last given back, on the worker's coarse clock (milliseconds).
     pub fn last_used(&self) -> u64 {
         self.last_used_ms.load(Ordering::Relaxed)
-    }
-
-    /// The pool to use from now on: this one, or what replaced it; `None` if the tenant is closed.
-    pub fn current(self: &Arc<Self>) -> Option<Arc<Self>> {
-        let mut pool = self;
-        while pool.retired.load(Ordering::Acquire) {
-            pool = pool.successor.get()?;
-        }
-        Some(pool.clone())
-    }
-
-    /// Whether it lends nothing for now.
-    #[inline]
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
-    }
-
-    /// Whether it lends nothing any more.
-    #[inline]
-    pub fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire)
-    }
-
-    /// Lends nothing any more: idle servers are closed now, lent ones when they come back.
-    pub fn retire(&self, successor: Option<Arc<Self>>) {
-        // Without one, whoever listens is ended with a reason by whoever closes the tenant; the ear ends with them.
-        if let Some(successor) = successor {
-            self.ear.replaced_by(&successor);
-            let _ = self.successor.set(successor);
-        }
-        self.retired.store(true, Ordering::Release);
-        self.servers.close();
-        self.line.close();
     }
 }

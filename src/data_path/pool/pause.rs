@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{Pool, TenantPools};
@@ -79,9 +79,8 @@ impl TenantPools {
     pub fn pause(&self, whom: Whom) {
         self.halts.set_paused(whom, true);
         for pool in self.of_whom(whom) {
-            pool.paused.store(true, Ordering::Release);
-            while pool.take_idle().is_some() {}
-            pool.ear.end(ClientError::ListenerPaused);
+            pool.queue.set_paused(true);
+            pool.listener.end(ClientError::ListenerPaused);
         }
     }
 
@@ -89,15 +88,15 @@ impl TenantPools {
     pub fn resume(&self, whom: Whom) {
         self.halts.set_paused(whom, false);
         for pool in self.of_whom(whom) {
-            pool.paused.store(self.halts.is_paused(pool.tenant.id), Ordering::Release);
-            pool.ask_again();
+            pool.queue.set_paused(self.halts.is_paused(pool.tenant.id));
+            pool.open_wanted_soon();
         }
     }
 
     /// Replaces pools by new ones: sessions get new servers from their next transaction on. What has failed before is forgotten.
     pub async fn reconnect(&self, whom: Whom) {
         for pool in self.of_whom(whom) {
-            pool.connects.forget();
+            pool.connector.forget_failures();
             self.replace(&pool, pool.tenant.clone()).await;
         }
     }

@@ -8,7 +8,10 @@
 //! found, and where that differs the pool is replaced. A new session makes sure of it at its login (`startup_parameters.rs`) and gets servers
 //! of the new pool. A session that is older sets, on servers of the new pool, what it began with.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
 use tracing::info;
 
@@ -99,10 +102,26 @@ impl From<Option<Arc<SessionStart>>> for Begun {
     }
 }
 
+/// What the servers of one pool began with.
+#[derive(Debug, Default)]
+pub(super) struct RoleStart {
+    /// Known once a server was opened.
+    start: OnceLock<Arc<SessionStart>>,
+    /// Held while the pool is replaced because that has changed.
+    replacing: tokio::sync::Mutex<()>,
+}
+
+impl RoleStart {
+    /// For the one task that replaces the pool.
+    pub async fn replacing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.replacing.lock().await
+    }
+}
+
 impl Pool {
     /// What its servers began with, once one was opened.
     pub fn start(&self) -> Option<&Arc<SessionStart>> {
-        self.start.get()
+        self.role_start.start.get()
     }
 
     /// Whether a server that is opened now begins with what this one, and all others of the pool, began with. If not, the pool is
@@ -112,7 +131,7 @@ impl Pool {
     /// [`AskError::Lost`]: the server must be closed.
     pub async fn is_as_begun(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened and written still: so it began with that.
-        let before = self.start.get();
+        let before = self.start();
         let written = match server.ask(&written(), &[self.as_made()]).await {
             Ok(mut rows) => {
                 if let Some(trouble) = self.unlike_made(&mut rows)
@@ -138,13 +157,13 @@ impl Pool {
                     Err(AskError::Refused(_)) => Vec::new(),
                     values => values?,
                 };
-                self.start.get_or_init(|| Arc::new(SessionStart::read(written.clone(), &values)))
+                self.role_start.start.get_or_init(|| Arc::new(SessionStart::read(written.clone(), &values)))
             }
         };
         if start.written.is_none() || written.is_none() || start.written == written {
             return Ok(true);
         }
-        if let Some(pools) = self.keeper.upgrade() {
+        if let Some(pools) = self.all_pools() {
             pools.begin_anew(self).await;
             info!(
                 tenant = self.tenant.name,
@@ -171,7 +190,7 @@ impl Pool {
             is_made |= row.pop().flatten().as_deref() == Some(b"t");
             others.extend(row.pop().flatten().map(|names| String::from_utf8_lossy(&names).into_owned()));
         }
-        let role = &self.credential.username;
+        let role = self.connector.username();
         let said = match others.is_empty() {
             false => format!("role {role:?} has settings of its own: {}", others.join(", ")),
             true if is_made || self.as_made().is_empty() => return None,
@@ -183,7 +202,7 @@ impl Pool {
     /// Has the control path put right what is not as it was made. `true`: the pool was replaced by one that knows the role as it is
     /// now.
     pub(super) async fn put_right(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
-        match self.keeper.upgrade() {
+        match self.all_pools() {
             Some(pools) => pools.renew(self, trouble).await,
             None => false,
         }
@@ -192,7 +211,7 @@ impl Pool {
     /// The same for a server that has broken, or has refused a question of ours, as its session began: settings of the role may
     /// be why.
     pub(super) async fn put_right_if_changed(self: &Arc<Self>, error: &AskError) -> bool {
-        let said = format!("a session of role {:?} broke as it began: {error}", self.credential.username);
+        let said = format!("a session of role {:?} broke as it began: {error}", self.connector.username());
         self.put_right(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
     }
 }

@@ -43,7 +43,7 @@ impl ServerEntry {
 
     /// Nobody has it any more; it keeps `prepared` statements.
     #[inline]
-    pub fn came_back(&self, prepared: usize) {
+    pub fn returned(&self, prepared: usize) {
         self.borrower.store(0, Relaxed);
         self.prepared.store(u32::try_from(prepared).unwrap_or(u32::MAX), Relaxed);
     }
@@ -76,22 +76,22 @@ impl ServerEntry {
 
 /// One pool's servers.
 #[derive(Debug, Default)]
-pub struct Roster(Mutex<Vec<Arc<ServerEntry>>>);
+pub struct ServerList(Mutex<Vec<Arc<ServerEntry>>>);
 
-/// A server's place on the roster, given up by drop.
+/// A server's place on the list, given up by drop.
 #[derive(Debug)]
-pub struct OnRoster {
-    roster: Arc<Roster>,
+pub struct ListedServer {
+    list: Arc<ServerList>,
     entry: Arc<ServerEntry>,
 }
 
-impl Roster {
+impl ServerList {
     fn locked(&self) -> MutexGuard<'_, Vec<Arc<ServerEntry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in a server that has just been opened.
-    pub fn enter(self: &Arc<Self>, stream: &Stream, process_id: i32, now_ms: u32) -> OnRoster {
+    pub fn add(self: &Arc<Self>, stream: &Stream, process_id: i32, now_ms: u32) -> ListedServer {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let entry = Arc::new(ServerEntry {
             id: NEXT_ID.fetch_add(1, Relaxed),
@@ -105,7 +105,7 @@ impl Roster {
             prepared: AtomicU32::new(0),
         });
         self.locked().push(entry.clone());
-        OnRoster { roster: self.clone(), entry }
+        ListedServer { list: self.clone(), entry }
     }
 
     /// Every server there is now.
@@ -114,7 +114,7 @@ impl Roster {
     }
 }
 
-impl std::ops::Deref for OnRoster {
+impl std::ops::Deref for ListedServer {
     type Target = ServerEntry;
 
     fn deref(&self) -> &ServerEntry {
@@ -122,8 +122,8 @@ impl std::ops::Deref for OnRoster {
     }
 }
 
-impl Drop for OnRoster {
+impl Drop for ListedServer {
     fn drop(&mut self) {
-        self.roster.locked().retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+        self.list.locked().retain(|entry| !Arc::ptr_eq(entry, &self.entry));
     }
 }

@@ -129,11 +129,11 @@ impl Pool {
         session: &Arc<SessionHandle>,
         memory: &Arc<Account>,
     ) -> Result<Seat, ClientError> {
-        if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session, memory)) {
+        if let Some(seat) = self.listener.now().and_then(|ear| ear.seat(session, memory)) {
             return Ok(seat);
         }
-        let _one = self.ear.opening.lock().await;
-        if let Some(seat) = self.ear.now().and_then(|ear| ear.seat(session, memory)) {
+        let _one = self.listener.opening.lock().await;
+        if let Some(seat) = self.listener.now().and_then(|ear| ear.seat(session, memory)) {
             return Ok(seat);
         }
         let pool = self.current().ok_or(ClientError::AdminShutdown)?;
@@ -144,7 +144,7 @@ impl Pool {
             changed: Notify::new(),
         });
         let seat = ear.seat(session, memory).ok_or(ClientError::Internal)?;
-        *self.ear.locked() = Some(ear.clone());
+        *self.listener.locked() = Some(ear.clone());
         if self.is_paused() || self.current().is_none() {
             ear.end(ClientError::AdminShutdown);
         }

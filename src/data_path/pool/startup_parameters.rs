@@ -17,7 +17,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Pool, role_settings::SessionStart, startup_values::spelled};
+use super::{Pool, PooledServer, role_settings::SessionStart, startup_values::spelled};
 use crate::{
     data_path::{
         server::connection::{AskError, Server},
@@ -183,7 +183,7 @@ impl Greetings {
 #[derive(Debug)]
 pub struct Engaged {
     /// The server.
-    pub server: Box<Server>,
+    pub server: Box<PooledServer>,
     /// What the client is told.
     pub greeting: Greeting,
 }
@@ -230,7 +230,7 @@ impl Pool {
         self: &Arc<Self>,
         asked: Settings,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>), ClientError> {
+    ) -> Result<(Arc<Self>, Box<PooledServer>), ClientError> {
         let (pool, server) = match self.take_longest_idle() {
             Some(server) => (self.clone(), server),
             None => self.borrow_of_current(wait).await?,
@@ -280,7 +280,7 @@ impl Pool {
 
     async fn greet_by(
         &self,
-        mut server: Box<Server>,
+        mut server: Box<PooledServer>,
         apart: bool,
         asked: Settings,
     ) -> Result<Greeting, ClientError> {
@@ -312,7 +312,7 @@ impl Pool {
     /// Takes down what a server has reported. Where it contradicts what was known, all of that is forgotten, and servers that
     /// have been idle since are heard before their next reply.
     #[cold]
-    pub(super) fn hear(&self, server: &mut Server) {
+    pub(super) fn hear(&self, server: &mut PooledServer) {
         server.side.news = false;
         let contradicts = self.greetings.locked().hear(server);
         if contradicts {
@@ -354,7 +354,7 @@ impl Pool {
     async fn borrow_to_greet(
         self: &Arc<Self>,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>, bool), ClientError> {
+    ) -> Result<(Arc<Self>, Box<PooledServer>, bool), ClientError> {
         let pool = self.current().ok_or(ClientError::AdminShutdown)?;
         if let Some(server) = pool.try_borrow() {
             return Ok((pool, server, false));
@@ -365,7 +365,7 @@ impl Pool {
             if let Some(server) = pool.try_borrow() {
                 return Ok((pool.clone(), server, false));
             }
-            if let Ok(server) = pool.open_apart().await {
+            if let Ok(server) = pool.open_beside().await {
                 drop(aside);
                 return Ok((pool, server, true));
             }
@@ -378,12 +378,9 @@ impl Pool {
     async fn borrow_of_current(
         self: &Arc<Self>,
         wait: Duration,
-    ) -> Result<(Arc<Self>, Box<Server>), ClientError> {
+    ) -> Result<(Arc<Self>, Box<PooledServer>), ClientError> {
         let mut pool = self.clone();
         loop {
-            if let Some(server) = pool.try_borrow() {
-                return Ok((pool, server));
-            }
             match pool.borrow(Instant::now(), wait).await {
                 Ok(server) => return Ok((pool, server)),
                 Err(refusal) => match pool.current().filter(|_| pool.is_retired()) {

@@ -2,7 +2,10 @@
 
 use std::{
     sync::Arc,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU64, AtomicUsize,
+        Ordering::{AcqRel, Acquire, Relaxed},
+    },
     time::Duration,
 };
 
@@ -49,9 +52,34 @@ pub struct PoolStats {
     pub query_time: Histogram,
     /// Time spent waiting for a server; those that found one idle count as zero and are not in here.
     pub wait_time: Histogram,
+    /// Waits that ended without a server, at `query_wait_timeout`.
+    pub waits_timed_out: AtomicU64,
+}
+
+/// A session of a pool, counted as long as this lives.
+#[derive(Debug)]
+pub struct Present(Arc<PoolStats>);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, AcqRel);
+        self.0.sessions_of_tenant.fetch_sub(1, AcqRel);
+    }
 }
 
 impl PoolStats {
+    /// Counts a session as long as the result lives, also when its pool is replaced meanwhile; `None`: the tenant has `limit`
+    /// sessions (0: no limit).
+    pub fn enter(self: &Arc<Self>, limit: usize) -> Option<Present> {
+        let of_tenant = &self.sessions_of_tenant;
+        let counted = of_tenant.fetch_update(AcqRel, Acquire, |sessions| {
+            (limit == 0 || sessions < limit).then_some(sessions + 1)
+        });
+        counted.ok()?;
+        self.sessions.fetch_add(1, AcqRel);
+        Some(Present(self.clone()))
+    }
+
     /// Adds what a transaction did with named statements; most do nothing.
     #[inline]
     pub fn count_statements(&self, tally: Tally) {

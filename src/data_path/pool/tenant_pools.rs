@@ -6,31 +6,28 @@ use std::{
     future::Future,
     path::PathBuf,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use deadpool::unmanaged;
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connect_backoff::ConnectBackoff, host_budget::Budget, host_connecting::HostConnects,
-    pause::Halts, shared_listener::EarPlace, startup_parameters::Greetings, stats::PoolStats,
-    wait_queue::Line,
+    Pool, PoolRules, connector::Connector, host_budget::Budget, host_connecting::HostConnects, pause::Halts,
+    pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::EarPlace,
+    startup_parameters::Greetings, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
 };
 use crate::{
-    config::Config,
+    config::{Config, TlsMode},
     data_path::{
         functions::Catalogue,
         memory_limit::{Account, Accounts},
         prepared::shared_statements::StatementTable,
         server::{DialOptions, IdentityTrouble},
         sessions::registry::Place,
-        tenant::{Access, Host, HostAddress, Tenant, TenantStatus, TlsMode},
+        tenant::{Access, Host, HostAddress, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },
     error::{ClientError, Limit},
@@ -156,7 +153,7 @@ impl TenantPools {
         tenant: Arc<Tenant>,
         access: Access,
         statements: Arc<StatementTable>,
-        ear: Arc<EarPlace>,
+        listener: Arc<EarPlace>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
@@ -165,39 +162,37 @@ impl TenantPools {
         let rules = PoolRules::of(&tenant, &self.config.load());
         let budget = self.budget_of(&tenant.host);
         let connects = self.connects_of(&tenant.host, &rules);
+        let (catalogue, stats) = (self.catalogue_of(&tenant), self.stats_of(&tenant, access));
+        let connector = Connector::new(
+            tenant.clone(),
+            credential,
+            self.dial.load_full(),
+            budget.clone(),
+            connects.clone(),
+            stats.clone(),
+            &rules,
+        );
         let pool = Arc::new(Pool {
             worker: Workers::of(&self.workers, tenant.id)?.clone(),
             statements,
-            catalogue: self.catalogue_of(&tenant),
             memory: self.memory_of(&tenant),
-            stats: self.stats_of(&tenant, access),
-            roster: Arc::default(),
-            credential,
+            server_list: Arc::default(),
+            queue: WaitQueue::new(rules.size, self.halts.is_paused(tenant.id)),
+            connector,
+            role_start: RoleStart::default(),
             greetings: Greetings::default(),
-            start: OnceLock::new(),
-            beginning_anew: tokio::sync::Mutex::default(),
-            ear,
-            servers: unmanaged::Pool::new(rules.size),
-            dial: self.dial.load_full(),
-            live: AtomicUsize::new(0),
-            opening: AtomicUsize::new(0),
-            backoff: Mutex::new(ConnectBackoff::new(rules.connecting_max, rules.server_login_retry)),
-            connects: connects.clone(),
-            awaits_turn: AtomicBool::new(false),
-            line: Line::default(),
-            cancelling: AtomicUsize::new(0),
-            kept: super::pinned_sessions::Kept::default(),
+            listener,
+            pinned: PinnedSessions::new(rules.pinned_max, catalogue.clone()),
+            cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
-            paused: AtomicBool::new(self.halts.is_paused(tenant.id)),
-            retired: AtomicBool::new(false),
-            keeper: self.me.clone(),
-            successor: OnceLock::new(),
+            succession: Succession::new(self.me.clone()),
             place: Arc::new(Place { tenant: tenant.clone(), access }),
+            catalogue,
+            stats,
             tenant,
             access,
             rules,
-            budget: budget.clone(),
         });
         budget.register(&pool);
         connects.register(&pool);
@@ -300,14 +295,14 @@ impl TenantPools {
     /// Puts a new pool in the place of one whose servers began with settings of role and database that have changed since. To new
     /// sessions the same text is another statement than to those that go on with the statements that they have.
     pub(super) async fn begin_anew(&self, old: &Arc<Pool>) {
-        let _alone = old.beginning_anew.lock().await;
+        let _alone = old.role_start.replacing().await;
         if !old.is_retired() {
             self.put_in_place(old, old.tenant.clone(), Arc::default()).await;
         }
     }
 
     async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<StatementTable>) {
-        let Some(new) = self.make(tenant, old.access, statements, old.ear.clone()) else { return };
+        let Some(new) = self.make(tenant, old.access, statements, old.listener.clone()) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));
     }
@@ -379,7 +374,7 @@ impl TenantPools {
     }
 
     /// Looks after every pool: on its own worker, now and then.
-    pub async fn keep_house(&self) {
+    pub async fn maintain(&self) {
         let idle = self.config.load().timeouts.pool_idle;
         for pool in self.all() {
             let unused = pool.worker.clock.now().saturating_sub(Duration::from_millis(pool.last_used()));
@@ -388,7 +383,7 @@ impl TenantPools {
                 self.retire(&pool, None);
             } else {
                 let worker = pool.worker.clone();
-                worker.spawn(async move { pool.keep_house() });
+                worker.spawn(async move { pool.maintain() });
             }
         }
         self.pools.run_pending_tasks().await;

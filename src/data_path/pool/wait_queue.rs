@@ -1,7 +1,13 @@
-//! Who waits for a server of a pool: first come, first served.
+//! Idle servers and waiting sessions of a pool: one state, so that no session waits while a server is idle.
 //!
-//! What comes back is handed to whoever has waited longest, on the spot: it does not lie idle where somebody who comes
-//! later would find it. Nobody who waits has a timer; while there are any, one task of the pool's looks after all of them.
+//! ```text
+//!                    ┌─ a session waits ──▶ handed to the one that has waited longest
+//! a server comes back┤
+//!                    └─ none waits ───────▶ idle ──▶ taken by the next session that needs one
+//! ```
+//!
+//! A server becomes idle, and a session enters the queue, under one lock only. Taking an idle server needs no lock here:
+//! it cannot break the rule. Waiting sessions have no timer of their own; one task per pool watches all of them.
 
 use std::{
     collections::VecDeque,
@@ -15,304 +21,343 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Pool, Server, connect_backoff::TOLD_WITHIN};
+use deadpool::unmanaged;
+
+use super::{Pool, PooledServer, connect_backoff::TOLD_WITHIN};
 use crate::error::ClientError;
 
-/// How often it is looked after those who wait: their deadlines, and those asked who keep a server. Coarse, so that a wait
-/// costs nothing but its place.
-const LOOK_AFTER_EVERY: Duration = Duration::from_millis(25);
-/// Who has waited so long has a session's server that needs it less, as soon as that is between two transactions.
-const IMPATIENT_AFTER: Duration = Duration::from_millis(100);
+/// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no timer.
+const WATCH_EVERY: Duration = Duration::from_millis(25);
+/// After this wait, a pinned session is asked to return its server at its next transaction boundary.
+const LONG_WAIT: Duration = Duration::from_millis(100);
 
-/// Those who wait for an `S`.
+/// Idle servers (`S`) and waiting sessions.
 #[derive(Debug)]
-pub struct Line<S> {
-    places: Mutex<Places<S>>,
-    /// How many wait; written under the lock.
+pub struct WaitQueue<S> {
+    /// Servers are added under the lock of `state` only.
+    idle: unmanaged::Pool<S>,
+    state: Mutex<State<S>>,
+    /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open and being opened:
+    /// either a session that begins to wait sees that a place has come free, or that place's end sees the session.
     waiting: AtomicUsize,
-    /// Whether the first of them had waited for [`IMPATIENT_AFTER`] when it was last looked after them.
-    impatient: AtomicBool,
+    /// Copy of `state.paused`; written under the lock.
+    paused: AtomicBool,
+    /// Whether the first session had waited for [`LONG_WAIT`] when the watching task last looked.
+    has_long_wait: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Places<S> {
-    next: u64,
-    waiting: VecDeque<Waiter>,
-    /// What is kept for those who have been woken and have not come yet.
-    served: Vec<(u64, Result<S, ClientError>)>,
-    looked_after: bool,
+struct State<S> {
+    /// No server is lent or becomes idle, until this is false again.
+    paused: bool,
+    /// The same for good.
     closed: bool,
+    next_number: u64,
+    waiting: VecDeque<Waiter>,
+    /// Results for sessions that have been woken and have not polled yet.
+    results: Vec<(u64, Result<S, ClientError>)>,
+    /// The watching task runs.
+    is_watched: bool,
 }
 
 #[derive(Debug)]
 struct Waiter {
     number: u64,
     since: Instant,
-    /// How long it waits at most.
-    wait: Duration,
+    wait_max: Duration,
     waker: Waker,
 }
 
-/// What becomes of somebody who comes.
+/// What a session gets that asks for a server.
 #[derive(Debug)]
-enum Came<S> {
-    /// It has a place, with this number.
+enum Entered<S> {
+    Idle(S),
+    /// It waits under this number.
     Waits(u64),
-    /// It need not wait.
-    Served(S),
-    /// Nobody is served any more.
     Closed,
 }
 
-impl<S> Default for Line<S> {
-    fn default() -> Self {
-        let places = Places {
-            next: 0,
-            waiting: VecDeque::new(),
-            served: Vec::new(),
-            looked_after: false,
+impl<S> WaitQueue<S> {
+    /// No server yet, and room for `size` of them.
+    pub fn new(size: usize, paused: bool) -> Self {
+        let state = State {
+            paused,
             closed: false,
+            next_number: 0,
+            waiting: VecDeque::new(),
+            results: Vec::new(),
+            is_watched: false,
         };
-        Self { places: Mutex::new(places), waiting: AtomicUsize::new(0), impatient: AtomicBool::new(false) }
-    }
-}
-
-impl<S> Line<S> {
-    fn locked(&self) -> MutexGuard<'_, Places<S>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn counted(&self, places: &Places<S>) {
-        self.waiting.store(places.waiting.len(), Ordering::Release);
+        Self {
+            idle: unmanaged::Pool::new(size),
+            state: Mutex::new(state),
+            waiting: AtomicUsize::new(0),
+            paused: AtomicBool::new(paused),
+            has_long_wait: AtomicBool::new(false),
+        }
     }
 
-    /// How many wait.
+    fn locked(&self) -> MutexGuard<'_, State<S>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count_waiting(&self, state: &State<S>) {
+        self.waiting.store(state.waiting.len(), Ordering::SeqCst);
+    }
+
+    /// Sessions that wait.
     #[inline]
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Acquire)
+        self.waiting.load(Ordering::SeqCst)
     }
 
-    /// Whether somebody has waited for long.
-    pub fn is_impatient(&self) -> bool {
-        self.impatient.load(Ordering::Relaxed)
+    /// Servers that are idle.
+    pub fn idle(&self) -> usize {
+        self.idle.status().available
     }
 
-    /// Takes a place, the first one for who was `served` in vain; unless there is a `spare` one after all, which nobody
-    /// else finds meanwhile.
-    fn come(
-        &self,
-        since: Instant,
-        wait: Duration,
-        waker: &Waker,
-        served: bool,
-        spare: impl FnOnce() -> Option<S>,
-    ) -> Came<S> {
-        let mut places = self.locked();
-        if places.closed {
-            return Came::Closed;
-        }
-        if let Some(spare) = spare() {
-            return Came::Served(spare);
-        }
-        let number = places.next;
-        places.next += 1;
-        let waiter = Waiter { number, since, wait, waker: waker.clone() };
-        match served {
-            true => places.waiting.push_front(waiter),
-            false => places.waiting.push_back(waiter),
-        }
-        self.counted(&places);
-        Came::Waits(number)
+    /// Whether no server is lent for now.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
-    /// What the one with this number has got; `None`: it waits still, and `waker` is woken.
-    fn ask(&self, number: u64, waker: &Waker) -> Option<Result<S, ClientError>> {
-        let mut places = self.locked();
-        if let Some(at) = places.served.iter().position(|(served, _)| *served == number) {
-            return Some(places.served.swap_remove(at).1);
-        }
-        match places.waiting.iter_mut().find(|waiter| waiter.number == number) {
-            Some(waiter) => waiter.waker.clone_from(waker),
-            None => return Some(Err(ClientError::AdminShutdown)), // never so
-        }
-        None
+    /// Whether a session has waited for long.
+    pub fn has_long_wait(&self) -> bool {
+        self.has_long_wait.load(Ordering::Relaxed)
     }
 
-    /// Gives a place up; hands back what was kept for it.
-    fn leave(&self, number: u64) -> Option<S> {
-        let mut places = self.locked();
-        if let Some(at) = places.served.iter().position(|(served, _)| *served == number) {
-            return places.served.swap_remove(at).1.ok();
-        }
-        places.waiting.retain(|waiter| waiter.number != number);
-        self.counted(&places);
-        None
-    }
-
-    /// For whoever has waited longest; `keep` has it if nobody waits, before anybody can come.
+    /// The idle server that was put back last.
     #[inline]
-    fn hand(&self, served: S, keep: impl FnOnce(S)) {
-        let mut places = self.locked();
-        match places.waiting.pop_front() {
-            None => keep(served),
+    pub fn take_idle(&self) -> Option<S> {
+        self.idle.try_remove().ok()
+    }
+
+    /// Hands a server to the session that has waited longest, or makes it idle.
+    ///
+    /// # Errors
+    /// The server, to be closed: the pool is paused or closed.
+    #[inline]
+    pub fn put(&self, server: S) -> Result<(), S> {
+        let mut state = self.locked();
+        if state.paused || state.closed {
+            return Err(server);
+        }
+        match state.waiting.pop_front() {
+            None => self.idle.try_add(server).map_err(|(server, _)| server),
             Some(waiter) => {
-                places.served.push((waiter.number, Ok(served)));
-                self.counted(&places);
-                drop(places);
+                state.results.push((waiter.number, Ok(server)));
+                self.count_waiting(&state);
+                drop(state);
                 waiter.waker.wake();
+                Ok(())
             }
         }
     }
 
-    /// Sends away those who wait in vain, and tells them why.
-    fn refuse(&self, why: impl Fn(&Waiter) -> Option<ClientError>) {
+    /// Takes an idle server, or else a place in the queue: the `first` one, for a session whose turn had come already.
+    fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
+        let mut state = self.locked();
+        if state.closed {
+            return Entered::Closed;
+        }
+        if let Some(server) = self.take_idle() {
+            return Entered::Idle(server);
+        }
+        let number = state.next_number;
+        state.next_number += 1;
+        let waiter = Waiter { number, since, wait_max, waker: waker.clone() };
+        match first {
+            true => state.waiting.push_front(waiter),
+            false => state.waiting.push_back(waiter),
+        }
+        self.count_waiting(&state);
+        Entered::Waits(number)
+    }
+
+    /// The result for a session; `None`: it waits still, and `waker` is woken.
+    fn poll_result(&self, number: u64, waker: &Waker) -> Option<Result<S, ClientError>> {
+        let mut state = self.locked();
+        if let Some(at) = state.results.iter().position(|(of, _)| *of == number) {
+            return Some(state.results.swap_remove(at).1);
+        }
+        match state.waiting.iter_mut().find(|waiter| waiter.number == number) {
+            Some(waiter) => waiter.waker.clone_from(waker),
+            // Unreachable: a waiter stays in the queue until it has a result.
+            None => return Some(Err(ClientError::AdminShutdown)),
+        }
+        None
+    }
+
+    /// Leaves the queue; returns the server that was handed over already.
+    fn leave(&self, number: u64) -> Option<S> {
+        let mut state = self.locked();
+        if let Some(at) = state.results.iter().position(|(of, _)| *of == number) {
+            return state.results.swap_remove(at).1.ok();
+        }
+        state.waiting.retain(|waiter| waiter.number != number);
+        self.count_waiting(&state);
+        None
+    }
+
+    fn refuse_where(
+        &self,
+        mut state: MutexGuard<'_, State<S>>,
+        why: impl Fn(&Waiter) -> Option<ClientError>,
+    ) {
         let mut woken = Vec::new();
-        let mut places = self.locked();
-        let Places { waiting, served, .. } = &mut *places;
+        let State { waiting, results, .. } = &mut *state;
         waiting.retain(|waiter| match why(waiter) {
             None => true,
             Some(refusal) => {
-                served.push((waiter.number, Err(refusal)));
+                results.push((waiter.number, Err(refusal)));
                 woken.push(waiter.waker.clone());
                 false
             }
         });
-        self.counted(&places);
-        drop(places);
+        self.count_waiting(&state);
+        drop(state);
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// Nobody can be served for now: all are told why.
+    /// Ends all waits with this error.
     pub fn refuse_all(&self, refusal: &ClientError) {
-        self.refuse(|_| Some(refusal.clone()));
+        self.refuse_where(self.locked(), |_| Some(refusal.clone()));
     }
 
-    /// Nobody is served any more.
+    /// Lends no server until it is called with `false`; idle ones are dropped. Sessions go on waiting.
+    pub fn set_paused(&self, paused: bool) {
+        {
+            let mut state = self.locked();
+            state.paused = paused;
+            self.paused.store(paused, Ordering::Relaxed);
+        }
+        if paused {
+            self.drop_idle();
+        }
+    }
+
+    /// Lends no server any more: drops the idle ones and ends all waits.
     pub fn close(&self) {
-        self.locked().closed = true;
-        self.refuse_all(&ClientError::AdminShutdown);
+        let mut state = self.locked();
+        state.closed = true;
+        self.refuse_where(state, |_| Some(ClientError::AdminShutdown));
+        self.drop_idle();
     }
 
-    /// Whether somebody has to begin to look after those who wait.
-    fn begins(&self) -> bool {
-        !std::mem::replace(&mut self.locked().looked_after, true)
+    /// Without the lock: a server's drop may open another one, which looks at the queue.
+    fn drop_idle(&self) {
+        while self.take_idle().is_some() {}
     }
 
-    /// Sends away whoever has waited too long, with the `reason` why no server could be opened since then, if there is one; and
-    /// whoever has waited for [`TOLD_WITHIN`] where the host is `silent`. `false` if nobody waits any more, and so nobody looks
-    /// after the line.
-    fn look_after(
+    /// Whether the caller has to start the watching task.
+    fn starts_watching(&self) -> bool {
+        !std::mem::replace(&mut self.locked().is_watched, true)
+    }
+
+    /// Ends waits that have taken too long, with the `reason` why no server could be opened since they began, if there
+    /// is one. Where the host is `silent`, waits end after [`TOLD_WITHIN`]. `false`: the queue is empty, and the watching
+    /// task ends.
+    fn watch(
         &self,
         now: Instant,
         silent: Option<&ClientError>,
         reason: impl Fn(Instant) -> Option<ClientError>,
     ) -> bool {
-        self.refuse(|waiter| {
+        self.refuse_where(self.locked(), |waiter| {
             let waited = now.saturating_duration_since(waiter.since);
-            let busy = || ClientError::PoolBusy { waited: waiter.wait };
-            let too_long = (waited >= waiter.wait).then(|| reason(waiter.since).unwrap_or_else(busy));
+            let busy = || ClientError::PoolBusy { waited: waiter.wait_max };
+            let too_long = (waited >= waiter.wait_max).then(|| reason(waiter.since).unwrap_or_else(busy));
             too_long.or_else(|| silent.filter(|_| waited >= TOLD_WITHIN).cloned())
         });
-        let mut places = self.locked();
-        let first = places.waiting.front();
-        self.impatient
-            .store(first.is_some_and(|first| now - first.since >= IMPATIENT_AFTER), Ordering::Relaxed);
-        places.looked_after = !places.waiting.is_empty();
-        places.looked_after
+        let mut state = self.locked();
+        let first = state.waiting.front();
+        let is_long = first.is_some_and(|first| now.saturating_duration_since(first.since) >= LONG_WAIT);
+        self.has_long_wait.store(is_long, Ordering::Relaxed);
+        state.is_watched = !state.waiting.is_empty();
+        state.is_watched
     }
 }
 
-/// A place in a pool's line, and at last a server. Dropping it gives both up.
+/// A session's wait for a server. Dropping it leaves the queue; a server that was handed over already goes back.
 #[derive(Debug)]
-pub(super) struct InLine<'p> {
+pub(super) struct ServerWait<'p> {
     pool: &'p Arc<Pool>,
     since: Instant,
-    wait: Duration,
+    wait_max: Duration,
     number: Option<u64>,
-    /// It had a server, which was of no use.
-    served: bool,
+    /// A server was handed over and had died: the session is the first again.
+    first: bool,
 }
 
-impl<'p> InLine<'p> {
-    /// Waits for at most `wait` from `since` on.
-    pub(super) fn new(pool: &'p Arc<Pool>, since: Instant, wait: Duration) -> Self {
-        Self { pool, since, wait, number: None, served: false }
+impl<'p> ServerWait<'p> {
+    /// Waits for at most `wait_max` from `since` on.
+    pub(super) fn new(pool: &'p Arc<Pool>, since: Instant, wait_max: Duration) -> Self {
+        Self { pool, since, wait_max, number: None, first: false }
     }
 
-    fn come(&mut self, waker: &Waker) -> Poll<Result<Box<Server>, ClientError>> {
+    fn enter(&mut self, waker: &Waker) -> Poll<Result<Box<PooledServer>, ClientError>> {
         let pool = self.pool;
-        match pool.line.come(self.since, self.wait, waker, self.served, || pool.try_borrow()) {
-            Came::Served(server) => Poll::Ready(Ok(server)),
-            Came::Closed => Poll::Ready(Err(ClientError::AdminShutdown)),
-            Came::Waits(number) => {
-                self.number = Some(number);
-                pool.open_wanted();
-                pool.ask_for_kept();
-                if pool.line.begins() {
-                    pool.worker.spawn(look_after(pool.clone()));
+        loop {
+            match pool.queue.enter(self.since, self.wait_max, waker, self.first) {
+                Entered::Closed => return Poll::Ready(Err(ClientError::AdminShutdown)),
+                Entered::Idle(server) => match pool.inspect(server) {
+                    Some(server) => return Poll::Ready(Ok(server)),
+                    None => continue,
+                },
+                Entered::Waits(number) => {
+                    self.number = Some(number);
+                    pool.open_wanted();
+                    pool.reclaim_pinned();
+                    if pool.queue.starts_watching() {
+                        pool.worker.spawn(watch(pool.clone()));
+                    }
+                    return Poll::Pending;
                 }
-                Poll::Pending
             }
         }
     }
 }
 
-impl Future for InLine<'_> {
-    type Output = Result<Box<Server>, ClientError>;
+impl Future for ServerWait<'_> {
+    type Output = Result<Box<PooledServer>, ClientError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(number) = self.number {
-            let Some(got) = self.pool.line.ask(number, cx.waker()) else { return Poll::Pending };
+            let Some(result) = self.pool.queue.poll_result(number, cx.waker()) else { return Poll::Pending };
             self.number = None;
-            match got.map(|server| self.pool.vet(server)) {
-                Ok(Some(server)) => return Poll::Ready(Ok(server)),
-                Err(refusal) => return Poll::Ready(Err(refusal)),
-                Ok(None) => self.served = true,
+            if let Some(server) = self.pool.inspect(result?) {
+                return Poll::Ready(Ok(server));
             }
+            self.first = true;
         }
-        self.come(cx.waker())
+        self.enter(cx.waker())
     }
 }
 
-impl Drop for InLine<'_> {
+impl Drop for ServerWait<'_> {
     fn drop(&mut self) {
-        if let Some(server) = self.number.and_then(|number| self.pool.line.leave(number)) {
+        if let Some(server) = self.number.and_then(|number| self.pool.queue.leave(number)) {
             self.pool.give_back(server);
         }
     }
 }
 
-impl Pool {
-    /// A server that nobody has: for who has waited longest, or idle.
-    #[inline]
-    pub(super) fn offer(&self, server: Box<Server>) {
-        // A retired pool is closed and hands the server back to be dropped.
-        self.line.hand(server, |server| drop(self.servers.try_add(server)));
-    }
-}
-
-/// Looks after those who wait for as long as there are any.
-async fn look_after(pool: Arc<Pool>) {
+/// The watching task: runs as long as sessions wait, for what becomes due with time.
+async fn watch(pool: Arc<Pool>) {
     loop {
-        tokio::time::sleep(LOOK_AFTER_EVERY).await;
+        tokio::time::sleep(WATCH_EVERY).await;
         let now = Instant::now();
-        if !pool.line.look_after(now, pool.silent(now).as_ref(), |since| pool.reason_since(since)) {
+        let silent = if pool.is_paused() { None } else { pool.connector.silent(now) };
+        if !pool.queue.watch(now, silent.as_ref(), |since| pool.connector.reason_since(since)) {
             return;
         }
-        // Nobody waits where a server is idle; but another thread may have come just as one was looked at.
-        while pool.waiting() > 0
-            && let Some(server) = pool.try_borrow()
-        {
-            pool.offer(server);
-        }
-        // Nor does nobody open one; but another thread may have come just as the last attempt failed, and behind a failure
-        // the next attempt waits for the end of a pause.
-        if pool.live() == 0 || pool.is_failing() {
+        // After a failure the next attempt waits for the end of a pause.
+        if pool.connector.is_failing() {
             pool.open_wanted();
         }
-        // Whoever has just begun to keep a server may be asked a moment later; one of them for each who waits.
+        // Pinned sessions are left alone for a while; then each waiting session reclaims one server.
         for _ in 0..pool.waiting() {
-            if !pool.ask_for_kept() {
+            if !pool.reclaim_pinned() {
                 break;
             }
         }
@@ -328,6 +373,7 @@ mod tests {
     use super::*;
 
     const WAIT: Duration = Duration::from_secs(1);
+    const ROOM: usize = 300;
 
     #[derive(Default)]
     struct Woken(AtomicU32);
@@ -338,112 +384,172 @@ mod tests {
         }
     }
 
-    fn waits(line: &Line<u32>, since: Instant, served: bool) -> u64 {
-        match line.come(since, WAIT, Waker::noop(), served, || None) {
-            Came::Waits(number) => number,
+    fn queue() -> WaitQueue<u32> {
+        WaitQueue::new(ROOM, false)
+    }
+
+    fn enter(queue: &WaitQueue<u32>, since: Instant, first: bool) -> Entered<u32> {
+        queue.enter(since, WAIT, Waker::noop(), first)
+    }
+
+    fn wait(queue: &WaitQueue<u32>, since: Instant, first: bool) -> u64 {
+        match enter(queue, since, first) {
+            Entered::Waits(number) => number,
             other => panic!("{other:?}"),
         }
     }
 
-    fn got(line: &Line<u32>, number: u64) -> Option<u32> {
-        line.ask(number, Waker::noop()).map(Result::unwrap)
+    fn result(queue: &WaitQueue<u32>, number: u64) -> Option<u32> {
+        queue.poll_result(number, Waker::noop()).map(Result::unwrap)
     }
 
     #[test]
-    fn who_came_first_is_served_first_and_woken_once() {
-        let (line, woken) = (Line::default(), Arc::new(Woken::default()));
-        let Came::Waits(first) = line.come(Instant::now(), WAIT, &woken.clone().into(), false, || None)
-        else {
+    fn the_longest_waiter_is_served_first_and_woken_once() {
+        let (queue, woken) = (queue(), Arc::new(Woken::default()));
+        let Entered::Waits(first) = queue.enter(Instant::now(), WAIT, &woken.clone().into(), false) else {
             panic!("served")
         };
-        let second = waits(&line, Instant::now(), false);
-        line.hand(7, |_| panic!("kept"));
-        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
-        assert_eq!((got(&line, second), got(&line, first)), (None, Some(7)));
-        // Who was served in vain comes before everybody else.
-        let first = waits(&line, Instant::now(), true);
-        line.hand(8, |_| panic!("kept"));
-        assert_eq!((got(&line, second), got(&line, first)), (None, Some(8)));
-        assert_eq!(line.waiting(), 1);
+        let second = wait(&queue, Instant::now(), false);
+        queue.put(7).unwrap();
+        assert_eq!((woken.0.load(Ordering::Relaxed), queue.idle()), (1, 0));
+        assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(7)));
+        // A session whose server had died comes before all others.
+        let first = wait(&queue, Instant::now(), true);
+        queue.put(8).unwrap();
+        assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(8)));
+        assert_eq!((queue.waiting(), queue.idle()), (1, 0));
     }
 
     #[test]
-    fn what_is_spare_is_found_before_a_place_is_taken() {
-        let line = Line::default();
-        assert!(matches!(line.come(Instant::now(), WAIT, Waker::noop(), false, || Some(7)), Came::Served(7)));
-        let mut kept = None;
-        line.hand(8, |served| kept = Some(served));
-        assert_eq!((kept, line.waiting()), (Some(8), 0));
+    fn a_session_takes_the_idle_server_that_was_used_last_instead_of_a_place() {
+        let queue = queue();
+        queue.put(6).unwrap();
+        queue.put(7).unwrap();
+        assert!(matches!(enter(&queue, Instant::now(), false), Entered::Idle(7)));
+        assert_eq!((queue.waiting(), queue.take_idle(), queue.take_idle()), (0, Some(6), None));
     }
 
     #[test]
-    fn who_has_waited_too_long_is_sent_away_and_who_has_waited_long_is_impatient() {
-        let (line, now) = (Line::default(), Instant::now());
-        assert!(line.begins() && !line.begins());
-        let first = waits(&line, now, false);
-        let second = waits(&line, now + WAIT / 2, false);
-        assert!(line.look_after(now + IMPATIENT_AFTER / 2, None, |_| None) && !line.is_impatient());
-        assert!(line.look_after(now + IMPATIENT_AFTER, None, |_| None) && line.is_impatient());
-        assert!(line.look_after(now + WAIT, None, |_| None) && line.is_impatient());
-        let refused = line.ask(first, Waker::noop());
+    fn a_wait_that_is_too_long_ends_and_a_long_one_is_known() {
+        let (queue, now) = (queue(), Instant::now());
+        assert!(queue.starts_watching() && !queue.starts_watching());
+        let first = wait(&queue, now, false);
+        let second = wait(&queue, now + WAIT / 2, false);
+        assert!(queue.watch(now + LONG_WAIT / 2, None, |_| None) && !queue.has_long_wait());
+        assert!(queue.watch(now + LONG_WAIT, None, |_| None) && queue.has_long_wait());
+        assert!(queue.watch(now + WAIT, None, |_| None) && queue.has_long_wait());
+        let refused = queue.poll_result(first, Waker::noop());
         assert!(matches!(refused, Some(Err(ClientError::PoolBusy { waited: WAIT }))), "{refused:?}");
-        assert_eq!((got(&line, second), line.leave(second)), (None, None));
-        // Nobody waits: the next who comes has somebody look after the line again.
-        assert!(!line.look_after(now + WAIT, None, |_| None) && !line.is_impatient() && line.begins());
+        assert_eq!((result(&queue, second), queue.leave(second)), (None, None));
+        // The queue is empty: the next session that waits starts the watching task again.
+        assert!(
+            !queue.watch(now + WAIT, None, |_| None) && !queue.has_long_wait() && queue.starts_watching()
+        );
     }
 
     #[test]
-    fn a_closed_line_refuses_those_in_it_and_those_who_come() {
-        let line = Line::<u32>::default();
-        let waiter = waits(&line, Instant::now(), false);
-        line.close();
-        assert!(matches!(line.ask(waiter, Waker::noop()), Some(Err(ClientError::AdminShutdown))));
-        assert!(matches!(line.come(Instant::now(), WAIT, Waker::noop(), false, || None), Came::Closed));
+    fn a_closed_queue_ends_all_waits_and_keeps_no_server() {
+        let closed = queue();
+        let waiter = wait(&closed, Instant::now(), false);
+        closed.close();
+        assert!(matches!(closed.poll_result(waiter, Waker::noop()), Some(Err(ClientError::AdminShutdown))));
+        assert!(matches!(enter(&closed, Instant::now(), false), Entered::Closed));
+        let with_idle = queue();
+        with_idle.put(7).unwrap();
+        with_idle.close();
+        assert_eq!((with_idle.take_idle(), with_idle.put(8)), (None, Err(8)));
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Enter { first: bool },
+        Put,
+        Take,
+        Poll(usize),
+        Leave(usize),
+        Pause(bool),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => any::<bool>().prop_map(|first| Step::Enter { first }),
+            4 => Just(Step::Put),
+            1 => Just(Step::Take),
+            3 => any::<usize>().prop_map(Step::Poll),
+            2 => any::<usize>().prop_map(Step::Leave),
+            1 => any::<bool>().prop_map(Step::Pause),
+        ];
+        proptest::collection::vec(step, 1..200)
     }
 
     proptest! {
-        /// Whatever happens, everything that was handed in is with exactly one of: who waited, who keeps it, who left it.
+        /// In any sequence of events: each server is in exactly one place; sessions are served in order; none waits while
+        /// a server is idle; nothing is idle or handed over during a pause.
         #[test]
-        fn nothing_is_lost_and_nobody_overtakes(steps in proptest::collection::vec((0u8..4, 0usize..8), 1..200)) {
-            let line = Line::default();
-            let (mut here, mut order, mut handed, mut out) = (Vec::new(), VecDeque::new(), 0, 0);
-            for (step, which) in steps {
+        fn no_server_is_lost_and_no_session_overtaken_or_left_waiting(steps in steps()) {
+            let queue = queue();
+            let (mut sessions, mut order, mut idle) = (Vec::new(), VecDeque::new(), Vec::new());
+            let (mut next, mut out, mut paused) = (0, 0, false);
+            for step in steps {
                 match step {
-                    0 => {
-                        let number = waits(&line, Instant::now(), false);
-                        here.push(number);
-                        order.push_back(number);
+                    Step::Enter { first } => match enter(&queue, Instant::now(), first) {
+                        Entered::Waits(number) => {
+                            sessions.push(number);
+                            if first { order.push_front(number) } else { order.push_back(number) }
+                            prop_assert!(idle.is_empty());
+                        }
+                        Entered::Idle(server) => {
+                            prop_assert_eq!(Some(server), idle.pop());
+                            out += 1;
+                        }
+                        Entered::Closed => prop_assert!(false),
+                    },
+                    Step::Put => {
+                        let put = queue.put(next);
+                        prop_assert_eq!(put.is_err(), paused);
+                        if paused {
+                            out += 1;
+                        } else if order.pop_front().is_none() {
+                            idle.push(next);
+                        }
+                        next += 1;
                     }
-                    1 => {
-                        let mut kept = false;
-                        line.hand(handed, |_| kept = true);
-                        handed += 1;
-                        out += u32::from(kept);
-                        prop_assert_eq!(kept, order.is_empty());
-                        order.pop_front();
+                    Step::Take => {
+                        let taken = queue.take_idle();
+                        prop_assert_eq!(taken, idle.pop());
+                        out += u32::from(taken.is_some());
                     }
-                    _ if here.is_empty() => {}
-                    2 => {
-                        let at = which % here.len();
-                        let got = got(&line, here[at]);
-                        prop_assert_eq!(got.is_some(), !order.contains(&here[at]));
-                        if got.is_some() {
-                            here.swap_remove(at);
+                    Step::Pause(pause) => {
+                        queue.set_paused(pause);
+                        paused = pause;
+                        if pause {
+                            out += idle.drain(..).len() as u32;
+                        }
+                    }
+                    Step::Poll(_) | Step::Leave(_) if sessions.is_empty() => {}
+                    Step::Poll(which) => {
+                        let at = which % sessions.len();
+                        let result = result(&queue, sessions[at]);
+                        prop_assert_eq!(result.is_some(), !order.contains(&sessions[at]));
+                        if result.is_some() {
+                            sessions.swap_remove(at);
                             out += 1;
                         }
                     }
-                    _ => {
-                        let left = here.swap_remove(which % here.len());
-                        let got = line.leave(left);
-                        prop_assert_eq!(got.is_some(), !order.contains(&left));
-                        out += u32::from(got.is_some());
+                    Step::Leave(which) => {
+                        let left = sessions.swap_remove(which % sessions.len());
+                        let result = queue.leave(left);
+                        prop_assert_eq!(result.is_some(), !order.contains(&left));
+                        out += u32::from(result.is_some());
                         order.retain(|number| *number != left);
                     }
                 }
-                prop_assert_eq!(line.waiting(), order.len());
+                prop_assert_eq!((queue.waiting(), queue.idle()), (order.len(), idle.len()));
+                prop_assert!(order.is_empty() || idle.is_empty());
             }
-            out += here.iter().filter(|number| line.leave(**number).is_some()).count() as u32;
-            prop_assert_eq!(out, handed);
+            out += sessions.iter().filter(|number| queue.leave(**number).is_some()).count() as u32;
+            out += idle.len() as u32;
+            prop_assert_eq!(out, next);
         }
     }
 }

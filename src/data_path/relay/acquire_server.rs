@@ -15,7 +15,8 @@ use crate::{
     data_path::{
         exchange::{FIRST_MESSAGE_BYTES, Front, pending_replies::Pins},
         pool::{
-            pinned_sessions::{Wanted, yields},
+            PooledServer,
+            pinned_sessions::{Reclaim, can_return},
             role_settings::Begun,
         },
         server::connection::Server,
@@ -72,7 +73,7 @@ impl Relay {
     }
 
     /// The session has a server from its login on.
-    pub(in crate::data_path) fn engage(&mut self, mut server: Box<Server>) {
+    pub(in crate::data_path) fn engage(&mut self, mut server: Box<PooledServer>) {
         server.side.lease.pins = Pins::SESSION_MODE;
         self.handle.set_pins(Pins::SESSION_MODE);
         self.take_on(server);
@@ -83,12 +84,12 @@ impl Relay {
         self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
     }
 
-    pub(in crate::data_path) fn take_on(&mut self, server: Box<Server>) {
+    pub(in crate::data_path) fn take_on(&mut self, server: Box<PooledServer>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
         server.side.hearing.told_as =
             if self.side.follows() { self.handle.process_id } else { server.process_id };
-        server.entry.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
+        server.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
@@ -207,7 +208,7 @@ impl Relay {
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
         let free = server.side.lease.is_over() && self.held.is_empty();
-        if !free || !self.side.follows() || !yields(server.side.lease.pins) {
+        if !free || !self.side.follows() || !can_return(server.side.lease.pins) {
             return None;
         }
         if server.side.lease.pins.contains(Pins::UNREAD_UNNAMED) {
@@ -231,10 +232,10 @@ impl Relay {
     #[cold]
     fn make_way(&mut self) -> Option<Step> {
         let pins = self.server.as_ref()?.side.lease.pins;
-        match self.pool.wants_back(&self.handle, pins) {
-            Wanted::No => None,
-            Wanted::Yielded => self.yield_server(),
-            Wanted::Ended(reason) => Some(Step::End(End::Refused(reason.into()))),
+        match self.pool.reclaims(&self.handle, pins) {
+            Reclaim::Nothing => None,
+            Reclaim::Server => self.yield_server(),
+            Reclaim::Session(reason) => Some(Step::End(End::Refused(reason.into()))),
         }
     }
 

@@ -60,7 +60,8 @@ impl Relay {
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = uncertain.pins(failed);
-        let mut pins = server.side.sequences.after_transaction(server.side.lease.pins, news);
+        let before = server.side.lease.pins;
+        let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
         server.side.opaque_settings &= failed || !uncertain.resets();
         server.side.opaque_settings |= news.contains(Pins::SETTINGS);
@@ -148,7 +149,7 @@ impl Relay {
             self.pinned = None;
         } else if self.pinned.is_none() {
             self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
-            self.pinned = Some(self.pool.keep(&self.handle));
+            self.pinned = Some(self.pool.pin(&self.handle));
         }
     }
 

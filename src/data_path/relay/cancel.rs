@@ -23,16 +23,15 @@ impl Relay {
         if server.side.lease.whose().is_none_or(|whose| !whose.is_for_client()) {
             return;
         }
-        if self.pool.cancelling() >= self.pool.rules.cancels_max {
-            return debug!(tenant = self.pool.tenant.name, "a cancel too many is dropped");
-        }
+        let Some(under_way) = self.pool.begin_cancel() else {
+            return debug!(tenant = self.pool.tenant.name, "cancel dropped: cancels_max are under way");
+        };
         let (settled, cancelling) = oneshot::channel();
         let before = self.cancelling.replace(cancelling);
         let key = Key::of(server);
         let pool = self.pool.clone();
         tokio::spawn(async move {
-            let _under_way = pool.cancel_under_way();
-            let _settled = (settled, waiting);
+            let _settled = (settled, waiting, under_way);
             if let Some(before) = before {
                 let _ = before.await;
             }
@@ -56,7 +55,7 @@ struct Key {
 
 impl Key {
     fn of(server: &Server) -> Self {
-        let at = server.entry.addresses.map(|(_, theirs)| theirs);
+        let at = server.address;
         Self { process_id: server.process_id, secret: server.secret.clone(), at }
     }
 

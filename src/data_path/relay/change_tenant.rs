@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::{BUFFERS, Relay, Step, no_tenant, session_end::End};
 use crate::{
+    config::PoolMode,
     data_path::{
         exchange::{ClientSide, pending_replies::Pins},
         login::connection_limits::Visitor,
@@ -21,7 +22,6 @@ use crate::{
         proxy::Proxy,
         session_state::Settings,
         sessions::registry::Registered,
-        tenant::PoolMode,
         tenant_switch::{
             Plan, Wish,
             local_answers::{Next, first_text},

@@ -39,7 +39,7 @@ use crate::{
     data_path::{
         exchange::{ClientSide, Flow},
         memory_limit::Charge,
-        pool::{Pinned, Pool},
+        pool::{Pinned, Pool, PooledServer},
         proxy::Proxy,
         server::connection::Server,
         session_state::side_effects::Signal,
@@ -81,7 +81,7 @@ pub struct Relay {
     pub(super) pool: Arc<Pool>,
     /// What it LISTENs to.
     pub(super) heard: Option<Heard>,
-    pub(super) server: Option<Box<Server>>,
+    pub(super) server: Option<Box<PooledServer>>,
     pub(super) handle: Registered,
     /// A cancel that the server has not settled yet: it serves nobody else until then.
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
@@ -232,6 +232,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Ok(Poll::Pending);
         };
+        let server: &mut Server = server;
         // A server that takes no more bytes says why when it is read from.
         let drained = !server.unsent.is_empty()
             && End::unless_timed_out(server.unsent.drain(&mut server.stream, cx)).map_err(Step::End)?;
@@ -359,6 +360,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else {
             return Ok(());
         };
+        let server: &mut Server = server;
         let mut begins = false;
         if self.asked_at.is_none() {
             let now = Instant::now();

@@ -9,7 +9,7 @@ use super::{Relay, cancel};
 use crate::{
     data_path::{
         exchange::{Broken, ClientSide, ServerError, pending_replies::Pins},
-        pool::Pool,
+        pool::{Pool, PooledServer},
         server::connection::Server,
         sessions::registry::SessionHandle,
     },
@@ -150,7 +150,12 @@ impl Relay {
 
     /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run
     /// to its end; what runs for one that is gone is cancelled.
-    pub(in crate::data_path) fn leave_behind(&mut self, server: Box<Server>, finish: bool, cancel: bool) {
+    pub(in crate::data_path) fn leave_behind(
+        &mut self,
+        server: Box<PooledServer>,
+        finish: bool,
+        cancel: bool,
+    ) {
         let pool = self.pool.clone();
         let cancelling = self.cancelling.take();
         tokio::spawn(async move {
@@ -172,8 +177,8 @@ impl Relay {
 }
 
 /// Gives the server back, clean; or closes it.
-async fn make_reusable(mut server: Box<Server>, pool: &Pool) {
-    let clean = server.is_reusable() && pool.rules.mode == crate::data_path::tenant::PoolMode::Transaction;
+async fn make_reusable(mut server: Box<PooledServer>, pool: &Pool) {
+    let clean = server.is_reusable() && pool.rules.mode == crate::config::PoolMode::Transaction;
     match if clean { Ok(()) } else { server.clean().await } {
         Ok(()) => return pool.give_back(server),
         Err(error) => debug!(tenant = pool.tenant.name, %error, "a server could not be cleaned"),

@@ -6,6 +6,7 @@
 use std::{
     io,
     mem::MaybeUninit,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -20,13 +21,8 @@ use crate::{
     data_path::{
         exchange::{ServerError, ServerSide},
         memory_limit::{Account, Charge, PIECE_BYTES},
-        pool::{
-            host_budget::Permit,
-            server_list::{OnRoster, Roster},
-        },
         prepared::Capacity,
         session_state::{Settings, parameter_status::Reported},
-        tenant::Access,
     },
     wire::{
         frame::{HEADER_BYTES, header},
@@ -65,26 +61,14 @@ pub struct Server {
     pub process_id: i32,
     /// The server's cancel key.
     pub secret: Box<[u8]>,
-    /// Whom it belongs to, for life: tenant and access. Compared whenever it is lent (invariant 2).
-    pub owner: (i64, Access),
+    /// The server's end of the connection; `None`: a Unix socket.
+    pub address: Option<SocketAddr>,
     /// Notifications that came in the middle of an answer to us: its client is to get them.
     pub notified: Vec<u8>,
     /// NoticeResponses in the last answer to us.
     pub said: Vec<u8>,
-    /// What its pool had found changed when it was last heard.
-    pub changes_seen: u64,
     /// A client got an error from it since it was last asked what a transaction left behind.
     pub failed: bool,
-    /// When it was opened, on the worker's coarse clock.
-    pub opened_at: Duration,
-    /// When it was last given back, on the worker's coarse clock.
-    pub idle_since: Duration,
-    /// When it was last heard of, idle or not, on the worker's coarse clock.
-    pub heard_at: Duration,
-    /// Its share of the host's budget; given back by drop.
-    pub permit: Permit,
-    /// What operators see of it.
-    pub entry: OnRoster,
 }
 
 /// A row of an answer: text, or NULL.
@@ -103,20 +87,12 @@ pub enum AskError {
 
 impl Server {
     /// A connection that has just been opened.
-    pub fn new(
-        opened: Opened,
-        owner: (i64, Access),
-        permit: Permit,
-        prepared_max: Capacity,
-        now: Duration,
-        roster: &Arc<Roster>,
-    ) -> Self {
+    pub fn new(opened: Opened, prepared_max: Capacity) -> Self {
         let mut reported = Reported::default();
         for (name, value) in &opened.parameters {
             reported.set(&String::from_utf8_lossy(name), value);
         }
-        let now_ms = now.as_millis() as u32;
-        let entry = roster.enter(&opened.stream, opened.process_id, now_ms);
+        let address = opened.stream.addresses().map(|(_, theirs)| theirs);
         let mut side = ServerSide::new(reported, prepared_max);
         side.hearing.process_id = opened.process_id;
         Self {
@@ -128,21 +104,10 @@ impl Server {
             said: Vec::new(),
             process_id: opened.process_id,
             secret: opened.secret.into(),
-            owner,
+            address,
             notified: Vec::new(),
-            changes_seen: 0,
             failed: false,
-            opened_at: now,
-            idle_since: now,
-            heard_at: now,
-            permit,
-            entry,
         }
-    }
-
-    /// Whether it may be lent again: the one check, whose default is to close (pitfalls: "Staying in step").
-    pub fn is_reusable(&self) -> bool {
-        self.side.is_reusable() && self.unsent.is_empty() && self.notified.is_empty()
     }
 
     /// Everything that was passed to it was whole and has been written: what is written next is read as a message.
@@ -261,24 +226,6 @@ impl Server {
         append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));
         self.side.statements.set_unnamed(0);
         self.converse(&request, Answer::default()).await.map(|(rows, _)| rows)
-    }
-
-    /// Undoes what a session left behind: an open transaction, and everything DISCARD ALL knows of.
-    ///
-    /// # Errors
-    /// As [`Self::ask`]; then, and if something cannot be undone, the server must be closed.
-    pub async fn clean(&mut self) -> Result<(), AskError> {
-        if !self.side.is_cleanable() || !self.unsent.is_empty() {
-            return Err(io::Error::other("the session left something that cannot be undone").into());
-        }
-        if self.side.lease.status() != b'I' {
-            self.run("ROLLBACK").await?;
-            self.side.lease = Default::default();
-        }
-        self.run("DISCARD ALL").await?;
-        self.notified = Vec::new();
-        self.side.discarded();
-        Ok(())
     }
 
     async fn converse(&mut self, request: &[u8], answer: Answer) -> Result<(Vec<Row>, Charge), AskError> {

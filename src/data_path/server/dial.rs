@@ -27,10 +27,10 @@ use super::{
     scram::SaltedPasswords,
 };
 use crate::{
-    config::{Config, Keepalive},
+    config::{Config, Keepalive, TlsMode},
     data_path::{
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress, TlsMode},
+        tenant::{Credential, Host, HostAddress},
     },
     wire::{
         stream::{Socket, Stream},

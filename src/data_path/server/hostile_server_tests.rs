@@ -12,9 +12,10 @@ use tokio::{
 
 use super::{DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel};
 use crate::{
+    config::TlsMode,
     data_path::{
         session_state::Settings,
-        tenant::{Credential, Host, HostAddress, TlsMode},
+        tenant::{Credential, Host, HostAddress},
     },
     wire::message::{
         append, append_cstr, authentication_ok, backend_key_data, parameter_status, ready_for_query,

@@ -6,6 +6,7 @@ pub mod dial_error;
 #[cfg(test)]
 mod hostile_server_tests;
 mod login;
+mod reset;
 mod scram;
 
 pub use self::dial::{DialOptions, OnAnswer, Opened, Target, open, send_cancel};

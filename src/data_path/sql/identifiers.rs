@@ -72,7 +72,7 @@ fn cut(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
 }
 
 /// What is before the closing quote, doubled ones made single. `bytes` starts after the opening one.
-fn doubled(bytes: &[u8], quote: u8) -> Cow<'_, [u8]> {
+pub(super) fn doubled(bytes: &[u8], quote: u8) -> Cow<'_, [u8]> {
     let body = bytes.strip_suffix(&[quote]).unwrap_or(bytes);
     if !body.contains(&quote) {
         return Cow::Borrowed(body);

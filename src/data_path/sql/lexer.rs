@@ -56,16 +56,23 @@ pub(super) struct Lexer<'a> {
     sql: &'a [u8],
     at: usize,
     lexing: Lexing,
+    /// The string or comment that the text ends in.
+    unterminated: Option<&'static str>,
 }
 
 impl<'a> Lexer<'a> {
     pub fn new(sql: &'a [u8], lexing: Lexing) -> Self {
-        Self { sql, at: 0, lexing }
+        Self { sql, at: 0, lexing, unterminated: None }
     }
 
     /// The whole text, from which tokens are taken by their range.
     pub fn sql(&self) -> &'a [u8] {
         self.sql
+    }
+
+    /// `string` or `comment` if the text ended before that did.
+    pub fn unterminated(&self) -> Option<&'static str> {
+        self.unterminated
     }
 
     /// Whether nothing has been read yet.
@@ -198,6 +205,7 @@ impl<'a> Lexer<'a> {
             }
             if self.at >= self.sql.len() {
                 self.at = self.sql.len();
+                self.unterminated = Some("string");
                 return kind;
             }
         }
@@ -211,11 +219,12 @@ impl<'a> Lexer<'a> {
                 (b'"', b'"') => self.at += 2,
                 (b'"', _) => {
                     self.at += 1;
-                    break;
+                    return TokenKind::QuotedName;
                 }
                 _ => self.at += 1,
             }
         }
+        self.unterminated = Some("string");
         TokenKind::QuotedName
     }
 
@@ -301,6 +310,7 @@ impl<'a> Lexer<'a> {
                 _ => self.at += 1,
             }
         }
+        self.unterminated = Some("comment");
     }
 }
 

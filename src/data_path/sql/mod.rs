@@ -18,6 +18,7 @@ mod effects;
 mod function_body;
 mod identifiers;
 mod lexer;
+mod pieces;
 mod plain_query;
 #[cfg(test)]
 mod property_tests;
@@ -36,6 +37,7 @@ pub use self::effects::{Effects, SESSION_FUNCTIONS};
 pub use self::function_body::effects_of_body;
 pub use self::identifiers::{QualifiedName, QualifiedNames};
 use self::lexer::Lexer;
+pub use self::pieces::{Piece, pieces};
 pub use self::roles_and_databases::{
     GivenPassword, IdentityChange, Named, identity_changes, may_change_identity,
 };

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::{Stance, Wish, local_answers::Desk};
 use crate::{
+    config::PoolMode,
     data_path::{
         login::{
             session_start::enter,
@@ -18,7 +19,7 @@ use crate::{
         relay::change_tenant::Room,
         session_state::{identity::NewPassword, parameter_status::Reported},
         sessions::registry::Registered,
-        tenant::{Access, PoolMode, Tenant, allowed_from},
+        tenant::{Access, Tenant, allowed_from},
     },
     error::{ClientError, TenantSwitchError},
 };

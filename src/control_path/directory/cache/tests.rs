@@ -52,14 +52,14 @@ async fn whoever_asks_after_a_change_does_not_get_an_answer_begun_before_it() {
     let ((begun, has_begun), (reply, answer)) = (oneshot::channel(), oneshot::channel());
     let first = tokio::spawn({
         let cache = cache.clone();
-        async move { cache.recall("acme", slow_look_up(begun, answer)).await }
+        async move { cache.get("acme", slow_look_up(begun, answer)).await }
     });
     has_begun.await.unwrap();
     changes.note(&Change::Tenant(1));
 
     let second = tokio::spawn({
         let cache = cache.clone();
-        async move { cache.recall("acme", || async { Ok(found("new")) }).await }
+        async move { cache.get("acme", || async { Ok(found("new")) }).await }
     });
     tokio::task::yield_now().await;
     reply.send("old").unwrap();
@@ -67,7 +67,7 @@ async fn whoever_asks_after_a_change_does_not_get_an_answer_begun_before_it() {
     assert_eq!(*second.await.unwrap().unwrap().unwrap(), Row("new"));
     // Who asked before the change may get either.
     first.await.unwrap().unwrap().unwrap();
-    let kept = cache.recall("acme", || async { panic!("it is remembered") }).await;
+    let kept = cache.get("acme", || async { panic!("it is remembered") }).await;
     assert_eq!(*kept.unwrap().unwrap(), Row("new"));
 }
 
@@ -77,12 +77,12 @@ async fn a_client_that_leaves_while_its_look_up_runs_leaves_no_trace() {
     let ((begun, has_begun), (_reply, answer)) = (oneshot::channel(), oneshot::channel());
     let leaver = tokio::spawn({
         let cache = cache.clone();
-        async move { cache.recall("acme", slow_look_up(begun, answer)).await }
+        async move { cache.get("acme", slow_look_up(begun, answer)).await }
     });
     has_begun.await.unwrap();
     leaver.abort();
 
-    let other = cache.recall("acme", || async { Ok(found("acme")) }).await;
+    let other = cache.get("acme", || async { Ok(found("acme")) }).await;
 
     assert_eq!(*other.unwrap().unwrap(), Row("acme"));
 }
@@ -113,8 +113,8 @@ async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it
         Change::Host("h".to_owned()),
     ] {
         for _ in 0..10 {
-            assert!(cache.recall("nobody", &look_up_absent).await.unwrap().is_none());
-            assert!(cache.recall("known", &look_up_known).await.unwrap().is_some());
+            assert!(cache.get("nobody", &look_up_absent).await.unwrap().is_none());
+            assert!(cache.get("known", &look_up_known).await.unwrap().is_some());
         }
         changes.note(&change);
     }
@@ -122,8 +122,8 @@ async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it
 
     changes.note(&Change::TenantName("nobody".to_owned()));
     let (came, look_up) = counted(|| found("came"));
-    assert_eq!(*cache.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
-    assert_eq!(*cache.recall("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
+    assert_eq!(*cache.get("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
+    assert_eq!(*cache.get("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
     assert_eq!(came.load(Ordering::Relaxed), 1);
 }
 
@@ -131,14 +131,14 @@ async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it
 async fn a_flood_of_invented_names_pushes_out_nothing_that_is_real_and_has_a_limit() {
     let (cache, _) = cache();
     let (known, look_up) = counted(|| found("known"));
-    cache.recall("known", &look_up).await.unwrap();
+    cache.get("known", &look_up).await.unwrap();
     for number in 0..2000 {
         let invented: &'static str = Box::leak(format!("invented {number}").into_boxed_str());
-        assert!(cache.recall(invented, || async { Ok(Lookup::Absent) }).await.unwrap().is_none());
+        assert!(cache.get(invented, || async { Ok(Lookup::Absent) }).await.unwrap().is_none());
     }
     cache.entries.run_pending_tasks().await;
     cache.absent.run_pending_tasks().await;
-    cache.recall("known", &look_up).await.unwrap();
+    cache.get("known", &look_up).await.unwrap();
     assert_eq!(known.load(Ordering::Relaxed), 1);
     assert!(cache.absent.entry_count() <= cache.limits.entries, "{}", cache.absent.entry_count());
 }

@@ -1,10 +1,23 @@
-//! The OpenAPI 3 document of `/v1`, made of the table of routes.
+//! The OpenAPI 3 document of `/v1`, made from the table of routes and the types of the answers.
 
 use serde_json::{Map, Value, json};
 
 use super::{responses::CODES, routes::Route};
+use crate::control_path::{
+    admin::{
+        audit::AuditEntry,
+        commands::{MadeLogin, Removed},
+        fields::{Described, FieldKind},
+        hosts::{HostReport, HostSummary},
+        logins::{GrantSummary, LoginSummary},
+        operations::OperationSummary,
+        tenants::TenantSummary,
+    },
+    onboarding::{NewTenant, drop::Dropped, move_tenant::Moved, rotate::RotatedTenant},
+    secrets::key_rotation::{KeyUse, RotatedKeys},
+};
 
-/// Where it is served, without a key: it tells nothing of this installation.
+/// Its path. It needs no API key, because it says nothing about this installation.
 pub const PATH: &str = "/v1/openapi.json";
 
 /// The document.
@@ -100,7 +113,7 @@ fn errors() -> String {
     codes.collect::<Vec<_>>().join("; ")
 }
 
-/// `name:type`, with `?` where it may be null or missing, and `[]` for a list.
+/// The schema of a request body: `name:type` each, `?` if it may be null or missing, `[]` for a list.
 fn object(fields: &str) -> Value {
     let mut properties = Map::new();
     let mut required = Vec::new();
@@ -123,22 +136,37 @@ fn object(fields: &str) -> Value {
 
 fn typed(kind: &str) -> Value {
     match kind {
-        "string" | "integer" | "boolean" | "object" => json!({ "type": kind }),
-        "time" => json!({ "type": "string", "format": "date-time" }),
+        "string" | "integer" | "boolean" => json!({ "type": kind }),
         "secret" => json!({ "type": "string", "format": "password" }),
         schema => reference(schema),
     }
 }
 
+/// The schema of an answer.
+fn answer<T: Described>() -> Value {
+    let properties = T::FIELDS.iter().map(|field| {
+        let mut schema = match field.kind {
+            FieldKind::Text => json!({ "type": "string" }),
+            FieldKind::Int | FieldKind::BigInt => json!({ "type": "integer" }),
+            FieldKind::Truth => json!({ "type": "boolean" }),
+            FieldKind::Time => json!({ "type": "string", "format": "date-time" }),
+            FieldKind::Secret => json!({ "type": "string", "format": "password" }),
+            FieldKind::Object => json!({ "type": "object" }),
+            FieldKind::Texts => json!({ "type": "array", "items": { "type": "string" } }),
+            FieldKind::List(item) => json!({ "type": "array", "items": reference(item) }),
+        };
+        if field.optional {
+            schema["nullable"] = true.into();
+        }
+        (field.name.to_owned(), schema)
+    });
+    let properties: Map<_, _> = properties.collect();
+    let required: Vec<_> = T::FIELDS.iter().filter(|field| !field.optional).map(|field| field.name).collect();
+    json!({ "type": "object", "properties": properties, "required": required })
+}
+
 fn schemas() -> Value {
-    const SCHEMAS: &[(&str, &str)] = &[
-        (
-            "Tenant",
-            "name status status_reason:string? host database username ro_username:string? pool_mode:string?
-             pool_size:integer? min_pool_size:integer? max_clients:integer? statement_timeout:string? allow_from:string[]
-             adopted:boolean grants_pending:boolean logins:integer created_at:time updated_at:time",
-        ),
-        ("NewTenant", "name status host database username"),
+    const BODIES: &[(&str, &str)] = &[
         (
             "NewTenantBody",
             "name host:string? database:string? template:string? schema:string[]? adopt:boolean? owner:string?",
@@ -151,30 +179,14 @@ fn schemas() -> Value {
         ("SuspendBody", "reason:string? after_transaction:boolean?"),
         ("RenameBody", "to"),
         ("MoveBody", "host patience:string? keep_source:boolean?"),
-        ("RotatedTenant", "name status roles:string[]"),
-        ("MovedTenant", "name from host database source_dropped:boolean copied_by dumped_because:string? held_ms:integer"),
-        ("DroppedTenant", "name status database database_dropped:boolean"),
-        (
-            "Login",
-            "name tenant:string? kind access may_add_logins:boolean all_tenants:boolean tenants:Grant[] valid_until:time?
-             disabled_at:time? allow_from:string[] created_at:time",
-        ),
-        ("Grant", "tenant access"),
         (
             "NewLoginBody",
             "name tenant:string? service:boolean? tenants:string[]? all_tenants:boolean? admin:boolean? read_only:boolean?
              password:secret? valid_until:string? allow_from:string[]?",
         ),
-        ("MadeLogin", "name tenant:string? kind access password:secret?"),
         ("LoginSettings", "access:string? may_add_logins:boolean? valid_until:string? allow_from:string[]?"),
         ("PasswordBody", "password:secret?"),
         ("GrantBody", "tenants:string[]? all_tenants:boolean? read_only:boolean?"),
-        ("Gone", "name status"),
-        (
-            "Host",
-            "name address port:integer tls_mode tls_root_ca:string? admin_user admin_database has_password:boolean
-             max_connections:integer? accepts_tenants:boolean tenants:integer",
-        ),
         (
             "NewHostBody",
             "name address port:integer? tls_mode:string? tls_root_ca:string? admin_user:string? admin_database:string?
@@ -185,19 +197,29 @@ fn schemas() -> Value {
             "address:string? port:integer? tls_mode:string? tls_root_ca:string? admin_user:string? admin_database:string?
              admin_password:secret? max_connections:integer? accepts_tenants:boolean?",
         ),
-        ("HostReport", "name server_version:integer superuser:boolean open_to_public:string[]"),
-        ("Key", "id writes:boolean in_ring:boolean sealed:integer"),
         ("RotateKeysBody", "retire:boolean?"),
-        ("RotatedKeys", "key generated:boolean resealed:integer retired:string[]"),
-        (
-            "Operation",
-            "id:integer kind tenant:string? status step error:string? actor started_at:time updated_at:time",
-        ),
-        ("AuditEntry", "id:integer at:time actor action tenant:string? detail:object"),
         ("Error", "error:ErrorWords"),
         ("ErrorWords", "code message"),
     ];
-    SCHEMAS.iter().map(|(name, fields)| ((*name).to_owned(), object(fields))).collect::<Map<_, _>>().into()
+    let answers = [
+        ("Tenant", answer::<TenantSummary>()),
+        ("NewTenant", answer::<NewTenant>()),
+        ("RotatedTenant", answer::<RotatedTenant>()),
+        ("MovedTenant", answer::<Moved>()),
+        ("DroppedTenant", answer::<Dropped>()),
+        ("Login", answer::<LoginSummary>()),
+        ("Grant", answer::<GrantSummary>()),
+        ("MadeLogin", answer::<MadeLogin>()),
+        ("Gone", answer::<Removed>()),
+        ("Host", answer::<HostSummary>()),
+        ("HostReport", answer::<HostReport>()),
+        ("Key", answer::<KeyUse>()),
+        ("RotatedKeys", answer::<RotatedKeys>()),
+        ("Operation", answer::<OperationSummary>()),
+        ("AuditEntry", answer::<AuditEntry>()),
+    ];
+    let bodies = BODIES.iter().map(|(name, fields)| (*name, object(fields)));
+    bodies.chain(answers).map(|(name, schema)| (name.to_owned(), schema)).collect::<Map<_, _>>().into()
 }
 
 #[cfg(test)]

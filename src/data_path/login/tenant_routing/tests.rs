@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::data_path::tenant::{Credential, Grant, Host, HostAddress, TlsMode};
+use crate::config::TlsMode;
+use crate::data_path::tenant::{Credential, Grant, Host, HostAddress};
 
 fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::data_path::tenant::{Credential, Host, HostAddress, LoginKind, TenantStatus, TlsMode};
+use crate::config::TlsMode;
+use crate::data_path::tenant::{Credential, Host, HostAddress, LoginKind, TenantStatus};
 
 fn identity(access: Access) -> Identity {
     let credential = |username: &str| Credential { username: username.into(), password: "x".into() };

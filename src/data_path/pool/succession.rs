@@ -1,0 +1,56 @@
+//! A pool that is replaced, and the pool that serves its sessions from then on.
+
+use std::sync::{
+    Arc, OnceLock, Weak,
+    atomic::{AtomicBool, Ordering},
+};
+
+use super::{Pool, TenantPools};
+
+/// Whether a pool is retired, and by what it is replaced.
+#[derive(Debug)]
+pub(super) struct Succession {
+    /// All pools of the process.
+    pools: Weak<TenantPools>,
+    retired: AtomicBool,
+    successor: OnceLock<Arc<Pool>>,
+}
+
+impl Succession {
+    pub fn new(pools: Weak<TenantPools>) -> Self {
+        Self { pools, retired: AtomicBool::new(false), successor: OnceLock::new() }
+    }
+}
+
+impl Pool {
+    /// All pools of the process; `None` at its end.
+    pub(super) fn all_pools(&self) -> Option<Arc<TenantPools>> {
+        self.succession.pools.upgrade()
+    }
+
+    /// Whether it lends no server any more.
+    #[inline]
+    pub fn is_retired(&self) -> bool {
+        self.succession.retired.load(Ordering::Acquire)
+    }
+
+    /// The pool to use from now on: this one or its successor; `None`: the tenant is closed.
+    pub fn current(self: &Arc<Self>) -> Option<Arc<Self>> {
+        let mut pool = self;
+        while pool.is_retired() {
+            pool = pool.succession.successor.get()?;
+        }
+        Some(pool.clone())
+    }
+
+    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Without a successor, the caller also
+    /// ends the tenant's sessions, and the shared listener ends with them.
+    pub fn retire(&self, successor: Option<Arc<Self>>) {
+        if let Some(successor) = successor {
+            self.listener.replaced_by(&successor);
+            let _ = self.succession.successor.set(successor);
+        }
+        self.succession.retired.store(true, Ordering::Release);
+        self.queue.close();
+    }
+}

@@ -1,0 +1,30 @@
+//! When a server may serve another session, and the reset that makes it so.
+
+use std::io;
+
+use super::connection::{AskError, Server};
+
+impl Server {
+    /// Whether another session may have it as it is. The one check; every doubt closes the connection.
+    pub fn is_reusable(&self) -> bool {
+        self.side.is_reusable() && self.unsent.is_empty() && self.notified.is_empty()
+    }
+
+    /// Rolls back an open transaction and runs DISCARD ALL.
+    ///
+    /// # Errors
+    /// As [`Server::ask`], and where the session left something that these cannot undo. The server must be closed then.
+    pub async fn clean(&mut self) -> Result<(), AskError> {
+        if !self.side.is_cleanable() || !self.unsent.is_empty() {
+            return Err(io::Error::other("the session left state that DISCARD ALL does not undo").into());
+        }
+        if self.side.lease.status() != b'I' {
+            self.run("ROLLBACK").await?;
+            self.side.lease = Default::default();
+        }
+        self.run("DISCARD ALL").await?;
+        self.notified = Vec::new();
+        self.side.discarded();
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! Cuts a text into words, quoted strings and symbols, for a language that is not SQL: the admin console's.
+
+use std::borrow::Cow;
+
+use super::{
+    Lexing, identifiers,
+    lexer::{Lexer, TokenKind},
+};
+
+/// A part of a statement. Not to be logged: it may be a password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// A word, as it is written. `my-shop` and `bob@example.com` are one word.
+    Word(String),
+    /// The content of `"…"`, `'…'` or `$$…$$`.
+    Quoted(String),
+    /// One character of anything else.
+    Symbol(char),
+}
+
+/// Cuts `text`, without white space and comments.
+///
+/// # Errors
+/// `string` or `comment` if the text ends in one.
+pub fn pieces(text: &str) -> Result<Vec<Piece>, &'static str> {
+    let mut lexer = Lexer::new(text.as_bytes(), Lexing::default());
+    let (mut pieces, mut word_end) = (Vec::new(), None);
+    loop {
+        let token = lexer.next();
+        if token.kind == TokenKind::End {
+            return lexer.unterminated().map_or(Ok(pieces), Err);
+        }
+        let bytes = lexer.bytes(token);
+        let content = match token.kind {
+            TokenKind::QuotedName => bytes.get(1..).map(|rest| identifiers::doubled(rest, b'"')),
+            _ => identifiers::of_literal(&lexer, token),
+        };
+        if let Some(content) = content {
+            pieces.push(Piece::Quoted(owned(content)));
+            word_end = None;
+        } else if bytes.iter().all(|byte| is_of_word(*byte)) {
+            let part = String::from_utf8_lossy(bytes);
+            match pieces.last_mut() {
+                Some(Piece::Word(word)) if word_end == Some(token.start) => word.push_str(&part),
+                _ => pieces.push(Piece::Word(part.into_owned())),
+            }
+            word_end = Some(token.end);
+        } else {
+            pieces.extend(String::from_utf8_lossy(bytes).chars().next().map(Piece::Symbol));
+        }
+    }
+}
+
+fn owned(content: Cow<'_, [u8]>) -> String {
+    String::from_utf8_lossy(&content).into_owned()
+}
+
+fn is_of_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte >= 128 || matches!(byte, b'_' | b'-' | b'.' | b'@' | b'$')
+}
