@@ -3,15 +3,7 @@
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    cli::{
-        Failure, Globals,
-        actor::actor_with,
-        login,
-        output::line,
-        progress::watch,
-        table::{self, answer},
-        tenant,
-    },
+    cli::{Failure, Globals, actor::actor_with, login, output::line, progress::watch, table::answer, tenant},
     config::Config,
     control_path::{
         admin::{
@@ -60,7 +52,7 @@ fn print(title: &str, subject: &str, outcome: &CommandOutcome, config: &Config) 
             shell_word(name)
         )),
         CommandOutcome::Tenant(changed) => match title {
-            "ALTER TENANT" => table::fields(&tenant::fields(changed, config)),
+            "ALTER TENANT" => tenant::show(changed, config),
             "RENAME TENANT" => line(format!("tenant {subject} is renamed to {}", changed.name)),
             _ => line(format!("tenant {} is {}", changed.name, changed.status)),
         },
@@ -98,7 +90,7 @@ fn print(title: &str, subject: &str, outcome: &CommandOutcome, config: &Config) 
                 line(format!("password (shown only now): {}", password.expose_secret()));
             }
         }
-        CommandOutcome::Login(changed) => table::fields(&login::fields(changed)),
+        CommandOutcome::Login(changed) => login::show(changed),
         CommandOutcome::Removed(Removed { name, status }) => line(match *status {
             "removed" => format!("host {name} is removed"),
             _ => format!("login {name} is dropped"),

@@ -15,7 +15,7 @@ use crate::{
     control_path::{
         admin::{
             commands::AdminCommand,
-            logins::{self, LoginSummary, NewLogin, NewLoginKind},
+            logins::{self, GrantSummary, LoginSummary, NewLogin, NewLoginKind},
         },
         secrets::scram_verifier::LoginPassword,
         timestamp::parse_timestamp,
@@ -203,7 +203,7 @@ impl LoginCommand {
             Action::SetPassword(command) => return command.run(globals).await,
             Action::Show(Named { name, json }) => {
                 let login = logins::show(&actor(globals).await?, &name).await?;
-                answer(json, &login, || table::fields(&fields(&login)));
+                answer(json, &login, || show(&login));
                 return Ok(());
             }
             Action::Set(Set { name, settings, json }) => (AdminCommand::SetLogin { name, settings }, json),
@@ -285,14 +285,19 @@ impl List {
     }
 }
 
-/// The tenants that a login may connect to, with `(read_only)` where writes are refused.
+/// The tenants that a login may connect to.
 fn tenants(login: &LoginSummary) -> Vec<String> {
-    let granted = login.tenants.iter().map(|grant| match grant.access.as_str() {
+    let all = login.all_tenants.then(|| "all".to_owned());
+    login.tenant.clone().into_iter().chain(all).chain(granted(login)).collect()
+}
+
+/// The tenants that are granted by name, with `(read_only)` where writes are refused.
+fn granted(login: &LoginSummary) -> Vec<String> {
+    let name = |grant: &GrantSummary| match grant.access.as_str() {
         "read_only" => format!("{} (read_only)", grant.tenant),
         _ => grant.tenant.clone(),
-    });
-    let all = login.all_tenants.then(|| "all".to_owned());
-    login.tenant.clone().into_iter().chain(all).chain(granted).collect()
+    };
+    login.tenants.iter().map(name).collect()
 }
 
 /// As many names as fit a column of a listing; `login show` has all.
@@ -312,19 +317,13 @@ fn all_of(names: &[String]) -> String {
     if names.is_empty() { "-".to_owned() } else { names.join(", ") }
 }
 
-/// The fields of `login show`.
-pub(super) fn fields(login: &LoginSummary) -> Vec<(&'static str, String)> {
-    vec![
-        ("name", login.name.clone()),
-        ("kind", login.kind.clone()),
-        ("tenants", all_of(&tenants(login))),
-        ("access", login.access.clone()),
-        ("may_add_logins", login.may_add_logins.to_string()),
-        ("valid_until", table::or_dash(login.valid_until.map(table::time))),
-        ("disabled_at", table::or_dash(login.disabled_at.map(table::time))),
-        ("allow_from", table::networks(&login.allow_from)),
-        ("created_at", table::time(login.created_at)),
-    ]
+/// Prints everything about a login.
+pub(super) fn show(login: &LoginSummary) {
+    table::show(login, |field| match field {
+        "tenants" => Some(all_of(&granted(login))),
+        "allow_from" => Some(table::networks(&login.allow_from)),
+        _ => None,
+    });
 }
 
 #[cfg(test)]

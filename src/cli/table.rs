@@ -4,9 +4,13 @@
 use std::{fmt::Display, io::IsTerminal as _};
 
 use serde::Serialize;
-use time::{OffsetDateTime, UtcOffset, macros::format_description};
+use serde_json::Value;
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339, macros::format_description};
 
-use crate::cli::output::{json, line};
+use crate::{
+    cli::output::{json, line},
+    control_path::admin::fields::{Described, Field, FieldKind},
+};
 
 /// A word that is longer may be broken to fit the terminal.
 const WORD_WIDTH_MAX: usize = 30;
@@ -100,11 +104,25 @@ fn printable(cell: &str) -> String {
     cell.chars().map(escaped).collect()
 }
 
-/// Prints an object's fields, one a line, for `show`.
-pub fn fields(fields: &[(&str, String)]) {
-    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    for (name, value) in fields {
-        line(format!("{name:width$}  {value}"));
+/// Prints the fields of an object, one a line. `in_words` returns the text of those that are not shown as in
+/// JSON.
+pub fn show<T: Described>(object: &T, in_words: impl Fn(&str) -> Option<String>) {
+    let values = serde_json::to_value(object).unwrap_or_default();
+    let width = T::FIELDS.iter().map(|field| field.name.len()).max().unwrap_or_default();
+    for Field { name, kind, .. } in T::FIELDS {
+        let text = in_words(name).unwrap_or_else(|| in_general(&values[name], *kind));
+        line(format!("{name:width$}  {text}"));
+    }
+}
+
+fn in_general(value: &Value, kind: FieldKind) -> String {
+    match (value, kind) {
+        (Value::Null, _) => "-".to_owned(),
+        (Value::String(text), FieldKind::Time) => {
+            OffsetDateTime::parse(text, &Rfc3339).map_or_else(|_| text.clone(), time)
+        }
+        (Value::String(text), _) => printable(text),
+        (other, _) => other.to_string(),
     }
 }
 

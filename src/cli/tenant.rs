@@ -11,7 +11,7 @@ use crate::{
         admin_command, output,
         table::{self, answer},
     },
-    config::{Config, PoolMode, units},
+    config::{Config, units},
     control_path::{
         admin::{
             commands::AdminCommand,
@@ -259,7 +259,7 @@ impl TenantCommand {
             Action::Show(Named { name, json }) => {
                 let config = globals.load_config()?;
                 let tenant = tenants::show(&actor_with(&config).await?, &name).await?;
-                answer(json, &tenant, || table::fields(&fields(&tenant, &config)));
+                answer(json, &tenant, || show(&tenant, &config));
                 return Ok(());
             }
             Action::Set(Set { name, settings, json }) => (AdminCommand::SetTenant { name, settings }, json),
@@ -316,7 +316,7 @@ impl List {
                 tenant.status.clone(),
                 tenant.host.clone(),
                 tenant.database.clone(),
-                tenant.pool_mode.clone().unwrap_or_else(|| default_pool_mode(&config).to_owned()),
+                tenant.pool_mode.clone().unwrap_or_else(|| config.pool.pool_mode.word().to_owned()),
                 table::or_default(tenant.pool_size, config.pool.default_pool_size),
                 tenant.logins.to_string(),
             ]
@@ -330,38 +330,23 @@ impl List {
     }
 }
 
-/// The fields of `tenant show`, with the defaults of `config`.
-pub(super) fn fields(tenant: &TenantSummary, config: &Config) -> Vec<(&'static str, String)> {
+/// Prints everything about a tenant, with the defaults of `config`.
+pub(super) fn show(tenant: &TenantSummary, config: &Config) {
     let max_clients = match config.limits.max_db_client_connections {
         0 => "no limit".to_owned(),
         limit => limit.to_string(),
     };
-    vec![
-        ("name", tenant.name.clone()),
-        ("status", tenant.status.clone()),
-        ("reason", table::or_dash(tenant.status_reason.as_ref())),
-        ("host", tenant.host.clone()),
-        ("database", tenant.database.clone()),
-        ("username", tenant.username.clone()),
-        ("ro_username", table::or_dash(tenant.ro_username.as_ref())),
-        ("pool_mode", table::or_default(tenant.pool_mode.as_ref(), default_pool_mode(config))),
-        ("pool_size", table::or_default(tenant.pool_size, config.pool.default_pool_size)),
-        ("min_pool_size", table::or_default(tenant.min_pool_size, config.pool.min_pool_size)),
-        ("max_clients", table::or_default(tenant.max_clients, max_clients)),
-        ("statement_timeout", table::or_default(tenant.statement_timeout.as_ref(), "that of the server")),
-        ("allow_from", table::networks(&tenant.allow_from)),
-        ("adopted", if tenant.adopted { "yes" } else { "no" }.to_owned()),
-        ("logins", tenant.logins.to_string()),
-        ("created_at", table::time(tenant.created_at)),
-        ("updated_at", table::time(tenant.updated_at)),
-    ]
-}
-
-fn default_pool_mode(config: &Config) -> &'static str {
-    match config.pool.pool_mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
-    }
+    table::show(tenant, |field| match field {
+        "pool_mode" => Some(table::or_default(tenant.pool_mode.as_ref(), config.pool.pool_mode.word())),
+        "pool_size" => Some(table::or_default(tenant.pool_size, config.pool.default_pool_size)),
+        "min_pool_size" => Some(table::or_default(tenant.min_pool_size, config.pool.min_pool_size)),
+        "max_clients" => Some(table::or_default(tenant.max_clients, &max_clients)),
+        "statement_timeout" => {
+            Some(table::or_default(tenant.statement_timeout.as_ref(), "that of the server"))
+        }
+        "allow_from" => Some(table::networks(&tenant.allow_from)),
+        _ => None,
+    });
 }
 
 impl Drop {
