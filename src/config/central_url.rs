@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use tokio_postgres::config::Host;
 use zeroize::Zeroizing;
 
-use super::{Central, CentralTls, TlsMode};
+use crate::config::{Central, CentralTls, TlsMode};
 
 /// Maximum size of a passfile.
 const PASSFILE_BYTES_MAX: u64 = 1024 * 1024;

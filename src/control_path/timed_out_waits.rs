@@ -32,7 +32,7 @@ impl TimedOutWaits {
             return;
         }
         self.looked_at = Instant::now();
-        for done in pools.done() {
+        for done in pools.totals() {
             let total = done.stats.waits_timed_out.load(Relaxed);
             if total == 0 {
                 continue;

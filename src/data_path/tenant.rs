@@ -1,6 +1,6 @@
 //! Who a tenant is, who may log in, and which tenant a session belongs to.
 //!
-//! The records here are what a [directory](super::directory) reads from the central database, with the sealed
+//! The records here are what a [directory](crate::data_path::directory) reads from the central database, with the sealed
 //! passwords already opened. Sessions hold them by `Arc` and never ask again (invariant 1).
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
@@ -73,6 +73,15 @@ pub enum Access {
     ReadWrite,
     /// A role that cannot write.
     ReadOnly,
+}
+
+/// Where a session is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The tenant.
+    pub tenant: Arc<Tenant>,
+    /// With what rights.
+    pub access: Access,
 }
 
 /// What we present to a server. The password is never printed: `Debug` redacts it, drop zeroises it.
