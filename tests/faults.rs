@@ -393,7 +393,7 @@ async fn an_idle_server_that_fell_silent_is_found_out_before_a_client_gets_it() 
     client.run("SET my.note = 'kept'").await;
     let silent = client.server_pid().await;
     forwarder.set(Fault::Stall);
-    proxy.logged("an idle server is gone").await;
+    proxy.logged("idle server lost").await;
     forwarder.set(Fault::None);
     assert_ne!(client.server_pid().await, silent);
     assert_eq!(client.ask("SELECT current_setting('my.note')").await, "kept");

@@ -98,5 +98,5 @@ async fn two_lost_probes_end_neither_a_client_nor_a_server_and_a_lost_network_is
     }
     // Who comes now is served: what idled in the pool is not handed out.
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
-    proxy.logged("an idle server did not answer TCP").await;
+    proxy.logged("idle server lost: no answer to TCP").await;
 }

@@ -35,7 +35,7 @@ pub struct AdminContext {
     pub central: Central,
     /// The key ring.
     pub keyring: Arc<ReloadableKeyring>,
-    /// Waits until this node has applied a change.
+    /// SwitchWait until this node has applied a change.
     pub barrier: Arc<ChangeBarrier>,
 }
 

@@ -36,7 +36,7 @@ pub struct TenantLock {
 }
 
 impl TenantLock {
-    /// Waits up to a minute for the lock.
+    /// SwitchWait up to a minute for the lock.
     ///
     /// # Errors
     /// [`AdminError::Busy`], or the central database.

@@ -1,4 +1,4 @@
-//! Connecting a pool to its servers: counts them, dials, and remembers failures.
+//! Connects a pool to its servers: counts them, dials, remembers failures.
 //!
 //! When an attempt may begin is decided in `host_connecting.rs` for all pools of a host, and after failures
 //! of the tenant's own (database dropped, role locked out, CONNECTION LIMIT) in `connect_backoff.rs`.
@@ -129,7 +129,7 @@ impl Connector {
         self.budget.is_permit_wanted()
     }
 
-    /// A permit for `pool`, the one that this connects; `None`: `pool` is asked again when one is free.
+    /// A permit for `pool` (this connector's); `None`: the pool is asked again when one is free.
     pub fn permit(&self, pool: &Arc<Pool>) -> Option<Permit> {
         self.budget.acquire(pool)
     }
@@ -139,7 +139,7 @@ impl Connector {
         self.budget.acquire_beside(pool)
     }
 
-    /// Whether the host refused `error`'s connection while others of ours are open there, of which one may
+    /// Whether the host is full (`error`) while other servers of the proxy are open there, of which one may
     /// come free.
     pub fn is_full_of_ours(&self, error: &DialError) -> bool {
         error.is_host_full() && self.budget.live() > 1
@@ -150,7 +150,7 @@ impl Connector {
         self.host.take(pool)
     }
 
-    /// Waits for a turn on the host.
+    /// SwitchWait for a turn on the host.
     ///
     /// # Errors
     /// Why the host cannot be reached.
@@ -158,7 +158,7 @@ impl Connector {
         self.host.wait(self.tenant.id).await
     }
 
-    /// Waits until the pause after a failure of the tenant's own is over.
+    /// SwitchWait until the pause after a failure of the tenant's own is over.
     pub async fn pause(&self) {
         let pause = self.backoff().pause(Instant::now());
         tokio::time::sleep(pause).await;
@@ -249,7 +249,7 @@ impl Connector {
         turn: &Turn,
         startup: &Settings,
     ) -> Result<NewConnection, DialError> {
-        // Without other connections of ours there, closing makes no room: after a failure one attempt is
+        // Without other servers of the proxy there, closing makes no room: after a failure one attempt is
         // enough.
         let alone = self.host.is_failing() && self.budget.live() <= 1;
         let mut opened = self.connect(turn, startup).await;
@@ -267,7 +267,7 @@ impl Connector {
         opened
     }
 
-    /// Opens a connection, logged in and proved to be the tenant's.
+    /// Opens a connection that is logged in and verified to be the tenant's.
     ///
     /// # Errors
     /// [`DialError`].

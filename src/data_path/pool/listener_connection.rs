@@ -34,7 +34,7 @@ pub(super) struct ListenerConnection {
 
 /// Why the task ends.
 enum Lost {
-    /// It was told to.
+    /// By instruction.
     Ordered(ClientError),
     /// The connection broke, or the server ended it.
     Broken(String),
@@ -147,7 +147,7 @@ impl ListenerConnection {
             taken += message.len();
             match message.first() {
                 Some(b'A') => listener.deliver(message, pool.rules.notifications_bytes_max),
-                Some(b'E') if self.server.side.is_farewell(message) => {
+                Some(b'E') if self.server.side.closes_connection(message) => {
                     return Err(Lost::Broken("the server ended the session".to_owned()));
                 }
                 Some(b'E') => listener.refused(),
@@ -211,12 +211,12 @@ impl ListenerConnection {
     /// Handles the messages before the mark; `true`: the mark has been received.
     fn reached_mark(&mut self, listener: &SharedListener, pool: &Pool, mark: &str) -> Result<bool, Lost> {
         let (before, _) = around_mark(&self.buffer, mark);
-        let heard =
+        let reached =
             before.len() < self.buffer.len() && messages(&self.buffer).any(|message| is_mark(message, mark));
-        if heard {
+        if reached {
             self.buffer.truncate(before.len());
         }
         self.handle_messages(listener, pool)?;
-        Ok(heard)
+        Ok(reached)
     }
 }

@@ -1,5 +1,5 @@
-//! What is done for a pool from time to time: closes servers that are idle too long or too old, checks those
-//! that have not answered for long, keeps `min_pool_size` open.
+//! Maintains a pool from time to time: closes servers that are idle too long or too old, checks those that
+//! have not answered for long, opens servers up to `min_pool_size`.
 
 use std::{
     io,
@@ -38,8 +38,8 @@ impl Pool {
         while self.live() < self.rules.min_size && self.open_one_more() {}
     }
 
-    /// Puts an idle server back if it answers. A connection that the network has swallowed (a failover, a
-    /// firewall that forgets) is found here, and not by a client.
+    /// Puts an idle server back if it answers. So a connection that the network has dropped silently (after a
+    /// failover, by a firewall) is found before a client gets it.
     async fn check(&self, mut server: Box<PooledServer>) {
         let answer = tokio::time::timeout(self.connector.options().connect_timeout, server.run("")).await;
         match answer.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
@@ -55,7 +55,7 @@ impl Pool {
         }
     }
 
-    /// Has the database's functions looked at again, if the pool was used since that was done.
+    /// Has the database's functions checked for changes, if the pool was used since the last check.
     fn check_functions(&self, now: Duration) {
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let checked_ms = self.functions_checked_ms.load(Ordering::Relaxed);

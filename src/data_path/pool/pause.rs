@@ -9,10 +9,10 @@ use std::{
 use super::{Pool, TenantPools};
 use crate::error::ClientError;
 
-/// TenantScope an administrator means: one tenant, by id, or all of them.
+/// One tenant, by id; `None`: all tenants.
 pub type TenantScope = Option<i64>;
 
-/// The tenants that are paused or disabled. Administrators name them one by one, so there are few.
+/// The tenants that administrators have paused or disabled, one by one, so there are few.
 #[derive(Debug, Default)]
 pub struct Pauses(Mutex<State>);
 

@@ -1,4 +1,5 @@
-//! Pinned sessions: those that keep their server between transactions. Which must return it when others wait?
+//! Pinned sessions keep their server between transactions. Here is decided which of them must return it when
+//! other sessions wait.
 //!
 //! While no session waits, all may keep their servers. Then each waiting session reclaims one, and again from
 //! time to time:
@@ -14,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Pool;
 use crate::{
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         session_state::pins::Pins,
-        sessions::registry::{Doing, SessionHandle},
+        sessions::registry::{Activity, SessionHandle},
     },
     error::ClientError,
 };
@@ -24,10 +25,10 @@ use crate::{
 /// Grace period of a session that has just written a sequence, and so may read `lastval` next: if it has read
 /// one before, if others of its tenant have, and if none has.
 const GRACE_MS: [u32; 3] = [1_000, 250, 50];
-/// Grace period of a session that has read it: it may read it again.
+/// Grace period of a session that has read `lastval`: it may read it again.
 const AGAIN_MS: u32 = 250;
 
-/// The same for a tenant none of whose clients reads `currval` or `lastval`, also while no session waits.
+/// While no session of the tenant reads `currval` or `lastval`, servers return after this even if none waits.
 const UNREAD_MS: u32 = 1_000;
 
 /// The pinned sessions of a pool, in the order in which they were pinned.
@@ -36,7 +37,7 @@ pub struct PinnedSessions {
     sessions: Mutex<Vec<Arc<SessionHandle>>>,
     /// `max_pinned_servers`.
     limit: usize,
-    catalogue: Arc<Catalogue>,
+    catalogue: Arc<FunctionEffects>,
 }
 
 /// A session is pinned as long as this lives.
@@ -57,14 +58,14 @@ impl Drop for Pinned {
 pub enum Reclaim {
     /// Nothing yet.
     Nothing,
-    /// Return its server; the values that it kept it for are forgotten.
+    /// Return its server; the values for which it was pinned are lost.
     Server,
     /// End, with this error.
     Session(ClientError),
 }
 
 impl PinnedSessions {
-    pub(super) fn new(limit: usize, catalogue: Arc<Catalogue>) -> Arc<Self> {
+    pub(super) fn new(limit: usize, catalogue: Arc<FunctionEffects>) -> Arc<Self> {
         Arc::new(Self { sessions: Mutex::default(), limit, catalogue })
     }
 
@@ -147,7 +148,7 @@ impl Pool {
         is_needed && self.pinned.reclaim_one(self.worker.clock.now_ms())
     }
 
-    /// Has servers returned that are kept for a `currval` which no client of the tenant reads.
+    /// Reclaims servers that are pinned for `currval` and `lastval`, if no session of the tenant reads these.
     pub(super) fn reclaim_unread(&self) {
         self.pinned.reclaim_unread(self.worker.clock.now_ms());
     }
@@ -167,7 +168,9 @@ fn grace_ms(pins: Pins, others_read: bool) -> u32 {
 fn idle_ms(session: &SessionHandle, now_ms: u32) -> Option<u32> {
     match session.doing() {
         // The clock wraps, and may be read before the session notes a later time.
-        (Doing::Pinned, since_ms) => Some(now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned()),
+        (Activity::Pinned, since_ms) => {
+            Some(now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned())
+        }
         _ => None,
     }
 }

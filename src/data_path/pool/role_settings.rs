@@ -20,7 +20,7 @@ use crate::data_path::{
         IdentityTrouble, TroubleKind,
         connection::{AskError, Row, Server},
     },
-    session_state::role_settings::SessionStart,
+    session_state::role_settings::RoleSettings,
     tenant::Access,
 };
 
@@ -28,7 +28,7 @@ use crate::data_path::{
 #[derive(Debug, Default)]
 pub(super) struct RoleStart {
     /// Known once a server was open.
-    start: OnceLock<Arc<SessionStart>>,
+    start: OnceLock<Arc<RoleSettings>>,
     /// Held while the pool is replaced because they have changed.
     replacing: tokio::sync::Mutex<()>,
 }
@@ -42,7 +42,7 @@ impl RoleStart {
 
 impl Pool {
     /// The settings that its servers began with, once one was open.
-    pub fn start(&self) -> Option<&Arc<SessionStart>> {
+    pub fn start(&self) -> Option<&Arc<RoleSettings>> {
         self.role_start.start.get()
     }
 
@@ -79,7 +79,7 @@ impl Pool {
                     Err(AskError::Refused(_)) => Vec::new(),
                     values => values?,
                 };
-                self.role_start.start.get_or_init(|| Arc::new(SessionStart::read(written.clone(), &values)))
+                self.role_start.start.get_or_init(|| Arc::new(RoleSettings::read(written.clone(), &values)))
             }
         };
         if !start.is_written_otherwise(written.as_deref()) {
@@ -140,7 +140,7 @@ impl Pool {
 /// The setting of a read-only role (`control_path/onboarding/roles.rs`).
 const READER_AS_MADE: &str = "default_transaction_read_only=on";
 
-/// Catalogue rows for the session's database and role.
+/// FunctionEffects rows for the session's database and role.
 const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
@@ -177,7 +177,7 @@ fn values() -> String {
 mod tests {
     use super::*;
 
-    fn start(rows: &[(&str, &str, Option<&str>)]) -> SessionStart {
+    fn start(rows: &[(&str, &str, Option<&str>)]) -> RoleSettings {
         let text = |text: &str| Some(text.as_bytes().to_vec());
         let row = |(name, value, built_in): &(&str, &str, Option<&str>)| -> Row {
             vec![
@@ -187,10 +187,10 @@ mod tests {
                 text(if built_in.is_some() { "t" } else { "f" }),
             ]
         };
-        SessionStart::read(Some(Vec::new()), &rows.iter().map(row).collect::<Vec<_>>())
+        RoleSettings::read(Some(Vec::new()), &rows.iter().map(row).collect::<Vec<_>>())
     }
 
-    fn differing(then: &SessionStart, now: &SessionStart) -> Vec<(String, String)> {
+    fn differing(then: &RoleSettings, now: &RoleSettings) -> Vec<(String, String)> {
         let differing = then.differing_from(now).into_iter();
         differing.map(|(name, value)| (name.into(), value.into())).collect()
     }

@@ -388,11 +388,11 @@ impl Subscription {
                 return Err(ListenerLost);
             }
             let sql = each("LISTEN", state.need(&channels));
-            let (done, heard) = oneshot::channel();
+            let (done, received) = oneshot::channel();
             let pending = PendingHandover { subscription: self.id, channels: channels.clone(), done };
             state.handovers.insert(mark.clone(), pending);
             // Also where `sql` is empty: the answers to LISTENs of other sessions come before this one's.
-            (self.listener.send(&mut state, &sql), heard)
+            (self.listener.send(&mut state, &sql), received)
         };
         match answer.await {
             Ok(()) => Ok(Handover { mark, done }),
@@ -449,7 +449,7 @@ impl Drop for Subscription {
 /// Whether a message is this mark.
 pub(super) fn is_mark(message: &[u8], mark: &str) -> bool {
     Notification::read(message)
-        .is_some_and(|heard| heard.channel == MARKS.as_bytes() && heard.payload == mark.as_bytes())
+        .is_some_and(|received| received.channel == MARKS.as_bytes() && received.payload == mark.as_bytes())
 }
 
 /// The messages before the mark, and those after it; without a mark all are before it.

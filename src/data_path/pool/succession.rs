@@ -1,4 +1,4 @@
-//! A pool that is replaced, and the pool that serves its sessions from then on.
+//! Replacing a pool: its sessions go on with the successor.
 
 use std::sync::{
     Arc, OnceLock, Weak,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use super::{Pool, TenantPools};
 
-/// Whether a pool is retired, and by what it is replaced.
+/// Whether a pool is retired, and its successor.
 #[derive(Debug)]
 pub(super) struct Succession {
     /// All pools of the process.

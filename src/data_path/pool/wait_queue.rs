@@ -6,9 +6,9 @@
 //!                    └─ none waits ───────▶ idle ──▶ taken by the next session that needs one
 //! ```
 //!
-//! A server becomes idle, and a session enters the queue, under one lock only. Taking an idle server needs no
-//! lock here: it cannot break the rule. Waiting sessions have no timer of their own; one task per pool
-//! watches all of them.
+//! Both decisions, to make a server idle and to let a session wait, are taken under one lock. Taking an idle
+//! server needs no lock here: it cannot leave a session waiting beside an idle server. Waiting sessions have
+//! no timer of their own; one task per pool watches all of them.
 
 use std::{
     collections::VecDeque,
@@ -40,8 +40,8 @@ pub struct WaitQueue<S> {
     idle: unmanaged::Pool<S>,
     state: Mutex<State<S>>,
     /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open
-    /// and being opened: either a session that begins to wait sees that a place has come free, or that
-    /// place's end sees the session.
+    /// and being opened: if an attempt ends while a session begins to wait, at least one of the two sees the
+    /// other.
     waiting: AtomicUsize,
     /// Copy of `state.paused`; written under the lock.
     paused: AtomicBool,
@@ -51,9 +51,9 @@ pub struct WaitQueue<S> {
 
 #[derive(Debug)]
 struct State<S> {
-    /// No server is lent or becomes idle, until this is false again.
+    /// While true, no server is lent or becomes idle.
     paused: bool,
-    /// The same for good.
+    /// The same for ever, and no session may wait.
     closed: bool,
     next_number: u64,
     waiting: VecDeque<Waiter>,
@@ -71,12 +71,12 @@ struct Waiter {
     waker: Waker,
 }
 
-/// What a session gets that asks for a server.
+/// What a session gets when it asks for a server.
 #[derive(Debug)]
 enum Entered<S> {
     Idle(S),
     /// It waits under this number.
-    Waits(u64),
+    SwitchWait(u64),
     Closed,
 }
 
@@ -157,8 +157,8 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    /// Takes an idle server, or else a place in the queue: the `first` one, for a session whose turn had come
-    /// already.
+    /// Takes an idle server, or else a place in the queue: the first one if the session's turn had come
+    /// already (`first`).
     fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
         let mut state = self.locked();
         if state.closed {
@@ -175,7 +175,7 @@ impl<S> WaitQueue<S> {
             false => state.waiting.push_back(waiter),
         }
         self.count_waiting(&state);
-        Entered::Waits(number)
+        Entered::SwitchWait(number)
     }
 
     /// The result for a session; `None`: it waits still, and `waker` is woken.
@@ -248,7 +248,7 @@ impl<S> WaitQueue<S> {
         self.drop_idle();
     }
 
-    /// Without the lock: a server's drop may open another one, which looks at the queue.
+    /// Not under the lock: the drop of a server may open another one, which reads the queue.
     fn drop_idle(&self) {
         while self.take_idle().is_some() {}
     }
@@ -290,12 +290,12 @@ pub(super) struct ServerWait<'p> {
     since: Instant,
     wait_max: Duration,
     number: Option<u64>,
-    /// A server was handed over and had died: the session is the first again.
+    /// The server that was handed over had ended: the session is the first again.
     first: bool,
 }
 
 impl<'p> ServerWait<'p> {
-    /// Waits for at most `wait_max` from `since` on.
+    /// SwitchWait for at most `wait_max` from `since` on.
     pub(super) fn new(pool: &'p Arc<Pool>, since: Instant, wait_max: Duration) -> Self {
         Self { pool, since, wait_max, number: None, first: false }
     }
@@ -309,7 +309,7 @@ impl<'p> ServerWait<'p> {
                     Some(server) => return Poll::Ready(Ok(server)),
                     None => continue,
                 },
-                Entered::Waits(number) => {
+                Entered::SwitchWait(number) => {
                     self.number = Some(number);
                     pool.open_wanted();
                     pool.reclaim_pinned();
@@ -347,7 +347,7 @@ impl Drop for ServerWait<'_> {
     }
 }
 
-/// The watching task: runs as long as sessions wait, for what becomes due with time.
+/// The watching task: does what becomes due with time, as long as sessions wait.
 async fn watch(pool: Arc<Pool>) {
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
@@ -399,7 +399,7 @@ mod tests {
 
     fn wait(queue: &WaitQueue<u32>, since: Instant, first: bool) -> u64 {
         match enter(queue, since, first) {
-            Entered::Waits(number) => number,
+            Entered::SwitchWait(number) => number,
             other => panic!("{other:?}"),
         }
     }
@@ -411,14 +411,15 @@ mod tests {
     #[test]
     fn the_longest_waiter_is_served_first_and_woken_once() {
         let (queue, woken) = (queue(), Arc::new(Woken::default()));
-        let Entered::Waits(first) = queue.enter(Instant::now(), WAIT, &woken.clone().into(), false) else {
+        let Entered::SwitchWait(first) = queue.enter(Instant::now(), WAIT, &woken.clone().into(), false)
+        else {
             panic!("served")
         };
         let second = wait(&queue, Instant::now(), false);
         queue.put(7).unwrap();
         assert_eq!((woken.0.load(Ordering::Relaxed), queue.idle()), (1, 0));
         assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(7)));
-        // A session whose server had died comes before all others.
+        // A session whose server had ended comes before all others.
         let first = wait(&queue, Instant::now(), true);
         queue.put(8).unwrap();
         assert_eq!((result(&queue, second), result(&queue, first)), (None, Some(8)));
@@ -498,7 +499,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Enter { first } => match enter(&queue, Instant::now(), first) {
-                        Entered::Waits(number) => {
+                        Entered::SwitchWait(number) => {
                             sessions.push(number);
                             if first { order.push_front(number) } else { order.push_back(number) }
                             prop_assert!(idle.is_empty());

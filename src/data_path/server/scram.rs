@@ -182,7 +182,7 @@ impl SaltedPasswords {
         key.update(password.expose_secret());
 
         let make = async {
-            // Held by the work itself: a caller that is gone does not allow more work.
+            // Held by the work itself: a caller that stops waiting does not allow more work.
             let permit = self.hashing.clone().acquire_owned().await.map_err(|error| error.to_string())?;
             let (password, salt, iterations) = (password.clone(), salt.clone(), *iterations);
             tokio::task::spawn_blocking(move || {
