@@ -84,11 +84,6 @@ impl Connector {
         &self.options
     }
 
-    /// The role's name on the server.
-    pub fn username(&self) -> &str {
-        &self.credential.username
-    }
-
     /// Servers open or being opened.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
