@@ -11,11 +11,11 @@ use divan::{Bencher, black_box, counter::BytesCount};
 use pglobby::{
     data_path::{
         exchange::{
-            ClientSide, Rules, ServerSide,
-            pending_replies::{Asked, Lease, Whose},
+            ClientSide, ServerSide, SessionRules,
+            pending_replies::{Origin, ReplyTracker, Request},
         },
-        functions::Catalogue,
-        prepared::{Capacity, shared_statements::StatementTable},
+        functions::FunctionEffects,
+        prepared::{PreparedLimits, shared_statements::SharedStatements},
         session_state::Settings,
     },
     wire::{
@@ -98,27 +98,27 @@ fn prepared() -> Conversation {
 /// A session and the servers it meets.
 struct Table {
     client: ClientSide,
-    table: Arc<StatementTable>,
+    table: Arc<SharedStatements>,
     scratch: Vec<u8>,
 }
 
 impl Table {
     fn new() -> Self {
-        let table = Arc::new(StatementTable::default());
-        let rules = Rules {
+        let table = Arc::new(SharedStatements::default());
+        let rules = SessionRules {
             follow: true,
-            table: table.clone(),
-            catalogue: Arc::new(Catalogue::without_functions()),
+            shared_statements: table.clone(),
+            functions: Arc::new(FunctionEffects::without_functions()),
             inspect_bytes_max: 1 << 20,
             statements_max: 1000,
             settings_max: 256,
-            ..Rules::nobody(&table)
+            ..SessionRules::nobody(&table)
         };
         Self { client: ClientSide::new(rules, Arc::default(), 1 << 32), table, scratch: Vec::new() }
     }
 
     fn server() -> ServerSide {
-        ServerSide::new(Default::default(), Capacity { statements: 200, bytes: 1 << 20 })
+        ServerSide::new(Default::default(), PreparedLimits { statements: 200, bytes: 1 << 20 })
     }
 
     /// There and back; the bytes written.
@@ -219,10 +219,10 @@ fn outgoing_with_a_change(bencher: Bencher<'_, '_>, messages: usize) {
 
 #[divan::bench]
 fn lease_of_a_simple_query(bencher: Bencher<'_, '_>) {
-    let mut lease = Lease::default();
+    let mut lease = ReplyTracker::default();
     bencher.bench_local(|| {
         let lease = black_box(&mut lease);
-        let asked = lease.ask(Asked::Query(None), Whose::Client);
+        let asked = lease.track(Request::Query(None), Origin::Client);
         for tag in [b'T', b'D', b'C'] {
             lease.reply(tag).unwrap();
         }

@@ -33,7 +33,7 @@ const LAST_ERROR: Duration = Duration::from_millis(500);
 /// Ends every session. The caller stops accepting clients before, and ends the workers after. When
 /// `impatience` resolves, a drain ends the remaining sessions at once with the same error.
 pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl Future<Output = ()>) {
-    proxy.door.close();
+    proxy.connection_limits.close();
     let began = Instant::now();
     if let Ending::Drain { at_most } = ending {
         info!(sessions = proxy.sessions.len(), "draining");

@@ -15,7 +15,7 @@ use pglobby::{
     },
     data_path::{
         directory::Directory as _,
-        tenant::{Change, TenantStatus},
+        tenant::{DirectoryChange, TenantStatus},
     },
 };
 use secrecy::ExposeSecret;
@@ -353,7 +353,7 @@ async fn a_dropped_tenants_name_can_be_taken_again_and_a_living_ones_database_ca
     assert_eq!((tombstone.id, tombstone.status), (old, TenantStatus::Dropped));
 
     let new = lobby.add_tenant("acme").await;
-    directory.forget(&Change::Tenant(old));
+    directory.forget(&DirectoryChange::Tenant(old));
     let living = directory.tenant("acme").await.unwrap().unwrap();
     assert_eq!((living.id, living.status), (new, TenantStatus::Active));
     assert_eq!(directory.tenant_by_id(old).await.unwrap().unwrap().status, TenantStatus::Dropped);

@@ -23,7 +23,7 @@ use pglobby::{
     },
     data_path::{
         directory::{Directory as _, DirectoryError},
-        tenant::{Access, Change, HostAddress, LoginKind},
+        tenant::{Access, DirectoryChange, HostAddress, LoginKind},
     },
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -184,7 +184,7 @@ async fn while_the_central_database_is_down_known_names_work_and_unknown_ones_fa
     assert!(directory.tenant("acme").await.unwrap().is_some());
 
     lobby.cluster.stop();
-    directory.forget(&Change::Everything);
+    directory.forget(&DirectoryChange::Everything);
     for _ in 0..50 {
         let asked = Instant::now();
         assert!(directory.login("alice").await.unwrap().is_some());
@@ -194,7 +194,7 @@ async fn while_the_central_database_is_down_known_names_work_and_unknown_ones_fa
         assert!(asked.elapsed() < Duration::from_secs(2));
     }
     // What is known to have changed is not used, whatever else there is.
-    directory.forget(&Change::Tenant(acme));
+    directory.forget(&DirectoryChange::Tenant(acme));
     assert!(directory.tenant("acme").await.is_err());
 
     lobby.cluster.start_again();
@@ -217,7 +217,7 @@ async fn while_the_central_database_is_slow_known_names_do_not_wait_for_it() {
     assert!(directory.login("alice").await.unwrap().is_some());
     let blocker = lobby.central().await;
     blocker.run("BEGIN; LOCK TABLE pglobby.logins IN ACCESS EXCLUSIVE MODE").await;
-    directory.forget(&Change::Everything);
+    directory.forget(&DirectoryChange::Everything);
 
     let asked = Instant::now();
     assert!(directory.login("alice").await.unwrap().is_some());
@@ -242,7 +242,7 @@ async fn no_look_up_fails_because_its_pooled_connection_died() {
     let killer = lobby.central().await;
     for _ in 0..30 {
         assert!(directory.login("alice").await.unwrap().is_some());
-        directory.forget(&Change::Login(alice));
+        directory.forget(&DirectoryChange::Login(alice));
         let kill =
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pglobby'";
         let (_, login) = tokio::join!(killer.ask_all(kill), directory.login("alice"));
@@ -269,7 +269,10 @@ async fn a_stale_row_is_asked_for_again_before_it_is_used() {
 // ---- notifications --------------------------------------------------------------------------------------------------
 
 /// Follows in a task; its changes arrive in the channel.
-fn follow(central: Central, directory: Option<Arc<CentralDirectory>>) -> mpsc::UnboundedReceiver<Change> {
+fn follow(
+    central: Central,
+    directory: Option<Arc<CentralDirectory>>,
+) -> mpsc::UnboundedReceiver<DirectoryChange> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let (events, mut received) = mpsc::channel(1);
     tokio::spawn(change_feed::follow(central, events, |_| {}));
@@ -285,16 +288,16 @@ fn follow(central: Central, directory: Option<Arc<CentralDirectory>>) -> mpsc::U
     receiver
 }
 
-async fn next(changes: &mut mpsc::UnboundedReceiver<Change>) -> Change {
+async fn next(changes: &mut mpsc::UnboundedReceiver<DirectoryChange>) -> DirectoryChange {
     loop {
         match in_time("a change", changes.recv()).await.unwrap() {
-            Change::TenantName(_) | Change::LoginName(_) => {}
+            DirectoryChange::TenantName(_) | DirectoryChange::LoginName(_) => {}
             change => return change,
         }
     }
 }
 
-async fn heard(changes: &mut mpsc::UnboundedReceiver<Change>, wanted: Change) {
+async fn heard(changes: &mut mpsc::UnboundedReceiver<DirectoryChange>, wanted: DirectoryChange) {
     while in_time("a change", changes.recv()).await.unwrap() != wanted {}
 }
 
@@ -307,7 +310,7 @@ async fn unknown_names_are_looked_up_as_often_as_known_ones() {
     lobby.add_login("alice", acme).await;
     let (directory, central) = lobby.directory(&lobby.config(""));
     let mut changes = follow(central, Some(directory.clone()));
-    heard(&mut changes, Change::Everything).await;
+    heard(&mut changes, DirectoryChange::Everything).await;
     let asked = |name: &str| lobby.cluster.log().matches(&format!("$1 = '{name}'")).count();
     let before = ["alice", "acme"].map(asked);
     for round in 0..5 {
@@ -318,9 +321,9 @@ async fn unknown_names_are_looked_up_as_often_as_known_ones() {
             assert!(directory.tenant("nowhere").await.unwrap().is_none());
         }
         let other = lobby.add_login(&format!("other-{round}"), acme).await;
-        heard(&mut changes, Change::Login(other)).await;
+        heard(&mut changes, DirectoryChange::Login(other)).await;
         let other = lobby.add_tenant(&format!("other-{round}")).await;
-        heard(&mut changes, Change::Tenant(other)).await;
+        heard(&mut changes, DirectoryChange::Tenant(other)).await;
     }
     for (known, before, unknown) in [("alice", before[0], "nobody"), ("acme", before[1], "nowhere")] {
         assert_eq!(asked(known) - before, asked(unknown), "{known}, {unknown}");
@@ -332,21 +335,21 @@ async fn unknown_names_are_looked_up_as_often_as_known_ones() {
 async fn changes_are_heard_and_after_a_loss_everything_may_have_changed() {
     let mut lobby = Lobby::initialised().await;
     let mut changes = follow(Central::open(&lobby.config("")).unwrap(), None);
-    assert_eq!(next(&mut changes).await, Change::Everything);
+    assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
 
     let acme = lobby.add_tenant("acme").await;
-    assert_eq!(next(&mut changes).await, Change::Tenant(acme));
-    assert_eq!(next(&mut changes).await, Change::Tenant(acme));
+    assert_eq!(next(&mut changes).await, DirectoryChange::Tenant(acme));
+    assert_eq!(next(&mut changes).await, DirectoryChange::Tenant(acme));
 
     // A backend killed alone, then the whole server.
     let client = lobby.central().await;
     client.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").await;
-    assert_eq!(next(&mut changes).await, Change::Everything);
+    assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
     lobby.cluster.restart();
-    assert_eq!(next(&mut changes).await, Change::Everything);
+    assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
 
     let login = lobby.add_login("alice", acme).await;
-    assert_eq!(next(&mut changes).await, Change::Login(login));
+    assert_eq!(next(&mut changes).await, DirectoryChange::Login(login));
 }
 
 #[tokio::test]
@@ -356,23 +359,23 @@ async fn what_plain_sql_changes_is_known_to_the_directory_once_it_is_heard() {
     let alice = lobby.add_login("alice", acme).await;
     let (directory, central) = lobby.directory(&lobby.config("directory_fresh = \"10min\""));
     let mut changes = follow(central, Some(directory.clone()));
-    assert_eq!(next(&mut changes).await, Change::Everything);
+    assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
     assert!(!directory.login("alice").await.unwrap().unwrap().disabled);
     assert!(directory.tenant("acme").await.unwrap().unwrap().pool_size.is_none());
     assert!(directory.login("bob").await.unwrap().is_none());
     let client = lobby.central().await;
 
     client.run("UPDATE pglobby.logins SET disabled_at = now()").await;
-    assert_eq!(next(&mut changes).await, Change::Login(alice));
+    assert_eq!(next(&mut changes).await, DirectoryChange::Login(alice));
     assert!(directory.login("alice").await.unwrap().unwrap().disabled);
 
     client.run("UPDATE pglobby.hosts SET max_connections = 5").await;
-    assert_eq!(next(&mut changes).await, Change::Host("default".to_owned()));
+    assert_eq!(next(&mut changes).await, DirectoryChange::Host("default".to_owned()));
     assert_eq!(directory.tenant("acme").await.unwrap().unwrap().host.max_connections, Some(5));
 
     // A renamed tenant: the login that names it, and both names.
     client.run("UPDATE pglobby.tenants SET name = 'acme2'").await;
-    assert_eq!(next(&mut changes).await, Change::Tenant(acme));
+    assert_eq!(next(&mut changes).await, DirectoryChange::Tenant(acme));
     let login = directory.login("alice").await.unwrap().unwrap();
     assert!(
         matches!(&login.kind, LoginKind::Employee { tenant_name, .. } if tenant_name == "acme2"),
@@ -382,12 +385,15 @@ async fn what_plain_sql_changes_is_known_to_the_directory_once_it_is_heard() {
 
     // Names that were asked for before they existed.
     let bob = lobby.add_login("bob", acme).await;
-    assert_eq!(next(&mut changes).await, Change::Login(bob));
-    heard(&mut changes, Change::LoginName("bob".to_owned())).await;
+    assert_eq!(next(&mut changes).await, DirectoryChange::Login(bob));
+    heard(&mut changes, DirectoryChange::LoginName("bob".to_owned())).await;
     assert!(directory.login("bob").await.unwrap().is_some());
     for (sql, change) in [
-        ("UPDATE pglobby.logins SET name = 'rob' WHERE name = 'bob'", Change::LoginName("rob".to_owned())),
-        ("UPDATE pglobby.tenants SET name = 'ac me'", Change::TenantName("ac me".to_owned())),
+        (
+            "UPDATE pglobby.logins SET name = 'rob' WHERE name = 'bob'",
+            DirectoryChange::LoginName("rob".to_owned()),
+        ),
+        ("UPDATE pglobby.tenants SET name = 'ac me'", DirectoryChange::TenantName("ac me".to_owned())),
     ] {
         assert!(
             directory.login("rob").await.unwrap().is_none()

@@ -1,4 +1,4 @@
-//! `pglobby tenant|login|host|key` as operators and scripts run them: words, JSON, exit status.
+//! `pglobby tenant|login|host|key` as administrators and scripts run them: tables, JSON, errors, exit status.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -11,14 +11,14 @@ use std::{
 use serde_json::{Value, json};
 use support::{Cluster, lobby::Lobby, proxy::pglobby};
 
-/// Runs a command that must succeed; its JSON.
+/// Runs a command that must succeed, and returns its JSON.
 fn json_of(lobby: &Lobby, arguments: &[&str]) -> Value {
     let output = lobby.run(&[arguments, &["--json"]].concat());
     assert!(output.status.success(), "{arguments:?}: {}", words(&output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Runs a command that must be refused with status 1; what it says, on one line.
+/// Runs a command that must fail with exit status 1, and returns its error, which is one line.
 fn refusal(lobby: &Lobby, arguments: &[&str]) -> String {
     let output = lobby.run(arguments);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", words(&output));
@@ -39,6 +39,45 @@ fn run_with(lobby: &Lobby, arguments: &[&str], stdin: &str) -> Output {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
+}
+
+/// Tables and fields for people: 80 columns, RFC 3339 times, defaults marked, no colour outside a terminal.
+#[tokio::test]
+async fn listings_fit_80_columns_and_show_defaults_and_times_in_rfc_3339() {
+    let lobby = Lobby::initialised().await;
+    for tenant in ["acme", "globex", "initech", "umbrella"] {
+        json_of(&lobby, &["tenant", "create", tenant]);
+    }
+    json_of(&lobby, &["tenant", "set", "acme", "pool_size=40"]);
+    let api = ["login", "create", "api", "--service", "--tenants", "acme,globex,initech,umbrella"];
+    json_of(&lobby, &[&api[..], &["--valid-until", "2030-01-31 18:00"]].concat());
+    json_of(&lobby, &["api-key", "create", "deploy", "--role", "operator", "--expires", "2030-01-31"]);
+    let printed = |arguments: &[&str]| {
+        let output = lobby.run(arguments);
+        assert!(output.status.success(), "{}", words(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    for kind in ["tenant", "login", "host", "key", "api-key"] {
+        let table = printed(&[kind, "list"]);
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    }
+
+    let tenants = printed(&["tenant", "list"]);
+    assert!(tenants.contains("transaction  40            0"), "{tenants}");
+    assert!(tenants.contains("transaction  20 (default)  0"), "{tenants}");
+    assert!(printed(&["login", "list"]).contains("acme, globex, +2  read_write  2030-01-31T18:00:00Z"));
+    let tenant = printed(&["tenant", "show", "acme"]);
+    let field = |name: &str| {
+        let line = tenant.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line[name.len()..].trim().to_owned()
+    };
+    assert_eq!((&*field("pool_mode"), &*field("pool_size")), ("transaction (default)", "40"));
+    assert_eq!((&*field("max_clients"), &*field("allow_from")), ("no limit (default)", "any"));
+    let created_at = field("created_at");
+    assert!(created_at.len() == "2030-01-31T18:00:00Z".len() && created_at.ends_with('Z'), "{created_at}");
+    let checks = printed(&["check"]);
+    assert!(checks.lines().all(|line| line.starts_with("ok      ")), "{checks}");
 }
 
 #[tokio::test]
@@ -101,7 +140,7 @@ async fn logins_of_every_kind_by_commands() {
     }
 
     let alice = json_of(&lobby, &["login", "create", "alice@example.com", "--tenant", "acme"]);
-    let password = alice["password"].as_str().expect("made, since nobody gave one");
+    let password = alice["password"].as_str().expect("generated, because none was given");
     assert!(password.len() >= 20);
     let expected = json!({
         "name": "alice@example.com", "tenant": "acme", "kind": "employee", "access": "read_write", "password": password,
@@ -175,7 +214,7 @@ async fn logins_of_every_kind_by_commands() {
         assert_eq!(lobby.run(usage).status.code(), Some(2), "{usage:?}");
     }
 
-    // A tenant's logins and grants go with it; the others stay.
+    // Dropping a tenant drops its logins and grants, and no others.
     json_of(&lobby, &["tenant", "drop", "acme", "--yes"]);
     let names: Vec<Value> = json_of(&lobby, &["login", "list"])
         .as_array()
@@ -190,7 +229,7 @@ async fn logins_of_every_kind_by_commands() {
     assert_eq!(lobby.central().await.ask(leaked).await, "0");
 }
 
-/// Several threads: a command blocks one, and a client that was dropped still has to leave.
+/// Several threads: a command blocks one, while the connection of a dropped client must still be closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_on_another_host_by_commands() {
     let lobby = Lobby::initialised().await;
@@ -233,7 +272,7 @@ async fn tenants_on_another_host_by_commands() {
         (&json!("default"), &json!("west"), &json!(true))
     );
 
-    // The one with the fewest tenants, then the one that is named.
+    // Without --host: the host with the fewest tenants that takes new ones.
     assert_eq!(json_of(&lobby, &["tenant", "create", "acme"])["host"], "default");
     assert_eq!(json_of(&lobby, &["tenant", "create", "globex"])["host"], "west");
     assert_eq!(json_of(&lobby, &["host", "set", "west", "accepts_tenants=false"])["name"], "west");
@@ -252,7 +291,7 @@ async fn tenants_on_another_host_by_commands() {
 }
 
 #[tokio::test]
-async fn a_host_of_our_own_is_closed_to_public_when_asked() {
+async fn close_public_revokes_connect_on_a_host_from_public() {
     let lobby = Lobby::initialised().await;
     json_of(&lobby, &["tenant", "create", "acme"]);
 
@@ -265,13 +304,13 @@ async fn a_host_of_our_own_is_closed_to_public_when_asked() {
 }
 
 #[tokio::test]
-async fn keys_rotate_and_everything_still_opens() {
+async fn keys_rotate_and_every_credential_is_sealed_with_the_new_one() {
     let lobby = Lobby::initialised().await;
     json_of(&lobby, &["tenant", "create", "acme"]);
     let old = json_of(&lobby, &["key", "list"]);
     assert_eq!((&old[0]["sealed"], &old[0]["writes"]), (&json!(3), &json!(true)));
 
-    // As a run that died after the new key was made, and half of the rows: the next goes on with that key.
+    // As after a run that was interrupted when it had generated the key: the next run uses that key.
     let fresh = json_of(&lobby, &["key", "generate"])["key"].clone();
     json_of(&lobby, &["tenant", "create", "globex"]);
     let rotated = json_of(&lobby, &["key", "rotate", "--retire"]);

@@ -1,17 +1,10 @@
-//! Orders given at the command line: carried out as everybody's are, and told in words or as JSON.
+//! Runs administration commands and prints their results, in words or as JSON.
 
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    cli::{
-        Failure, Globals,
-        actor::operator,
-        login,
-        output::line,
-        progress::watched,
-        table::{self, answer},
-        tenant,
-    },
+    cli::{Failure, Globals, actor::actor_with, login, output::line, progress::watch, table::answer, tenant},
+    config::Config,
     control_path::{
         admin::{
             actor::Actor,
@@ -24,28 +17,34 @@ use crate::{
     },
 };
 
-/// Has an order carried out by the person at this command line, and tells what came of it.
+/// Runs a command as the user at this command line, and prints the result.
 ///
 /// # Errors
 /// [`Failure`], in one line.
-pub async fn carry_out(globals: &Globals, order: AdminCommand, json: bool) -> Result<(), Failure> {
-    carry_out_as(operator(globals).await?, order, json).await
+pub async fn run(globals: &Globals, command: AdminCommand, json: bool) -> Result<(), Failure> {
+    let config = globals.load_config()?;
+    run_as(actor_with(&config).await?, &config, command, json).await
 }
 
-/// The same for somebody who has been asked about already.
+/// The same with an actor that is open already.
 ///
 /// # Errors
 /// [`Failure`], in one line.
-pub async fn carry_out_as(mut operator: Actor, order: AdminCommand, json: bool) -> Result<(), Failure> {
-    let (title, subject) = (order.title(), order.subject().to_owned());
-    watched(&mut operator, order.takes_long());
-    let outcome = order.execute(&operator).await?;
-    drop(operator); // and with it what was shown of the work
-    answer(json, &outcome, || tell(title, &subject, &outcome));
+pub async fn run_as(
+    mut actor: Actor,
+    config: &Config,
+    command: AdminCommand,
+    json: bool,
+) -> Result<(), Failure> {
+    let (title, subject) = (command.title(), command.subject().to_owned());
+    watch(&mut actor, command.takes_long());
+    let outcome = command.execute(&actor).await?;
+    drop(actor); // Removes the progress bar before the result is printed.
+    answer(json, &outcome, || print(title, &subject, &outcome, config));
     Ok(())
 }
 
-fn tell(title: &str, subject: &str, outcome: &CommandOutcome) {
+fn print(title: &str, subject: &str, outcome: &CommandOutcome, config: &Config) {
     match outcome {
         CommandOutcome::NewTenant(NewTenant { name, status, host, database, username }) => line(format!(
             "tenant {name} is {status}: database {database} on host {host}, role {username}\n\
@@ -53,12 +52,12 @@ fn tell(title: &str, subject: &str, outcome: &CommandOutcome) {
             shell_word(name)
         )),
         CommandOutcome::Tenant(changed) => match title {
-            "ALTER TENANT" => table::fields(&tenant::fields(changed)),
-            "RENAME TENANT" => line(format!("tenant {subject} is now called {}", changed.name)),
+            "ALTER TENANT" => tenant::show(changed, config),
+            "RENAME TENANT" => line(format!("tenant {subject} is renamed to {}", changed.name)),
             _ => line(format!("tenant {} is {}", changed.name, changed.status)),
         },
         CommandOutcome::RotatedTenant(RotatedTenant { name, roles, .. }) => {
-            line(format!("tenant {name}: new passwords for {}", roles.join(" and ")));
+            line(format!("tenant {name}: new passwords for roles {}", roles.join(" and ")));
         }
         CommandOutcome::MovedTenant(Moved {
             name,
@@ -70,33 +69,36 @@ fn tell(title: &str, subject: &str, outcome: &CommandOutcome) {
             held_ms,
             ..
         }) => {
-            let rest = if *source_dropped { "is gone" } else { "is kept there, closed" };
-            line(format!("tenant {name} is on host {host}; its old database on {from} {rest}"));
+            let old = if *source_dropped { "is dropped" } else { "is kept and closed to clients" };
+            line(format!("tenant {name} is on host {host}; its old database on host {from} {old}"));
             let why = dumped_because.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-            line(format!("copied by {copied_by}{why}; clients were held for {held_ms} ms"));
+            line(format!("copied by {copied_by}{why}; clients waited {held_ms} ms"));
         }
         CommandOutcome::DroppedTenant(Dropped { name, database, database_dropped, .. }) => {
             line(match database_dropped {
-                true => format!("tenant {name} and its database are gone"),
-                false => format!("tenant {name} is gone; database {database} stays"),
+                true => format!("tenant {name} is dropped, with database {database}"),
+                false => format!("tenant {name} is dropped; database {database} is kept"),
             })
         }
         CommandOutcome::MadeLogin(MadeLogin { name, tenant, kind, access, password }) => {
-            let place = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
-            line(format!("{kind} login {name}{place} may log in ({access})"));
+            let of_tenant = tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
+            line(match title {
+                "CREATE LOGIN" => format!("{kind} login {name}{of_tenant} is created, access {access}"),
+                _ => format!("{kind} login {name}{of_tenant} has a new password"),
+            });
             if let Some(password) = password {
-                line(format!("password (shown once): {}", password.expose_secret()));
+                line(format!("password (shown only now): {}", password.expose_secret()));
             }
         }
-        CommandOutcome::Login(changed) => table::fields(&login::fields(changed)),
+        CommandOutcome::Login(changed) => login::show(changed),
         CommandOutcome::Removed(Removed { name, status }) => line(match *status {
-            "removed" => format!("host {name} is forgotten"),
-            _ => format!("login {name} is gone"),
+            "removed" => format!("host {name} is removed"),
+            _ => format!("login {name} is dropped"),
         }),
         CommandOutcome::RotatedKeys(done) => {
-            line(format!("{} credentials sealed anew with key {}", done.resealed, done.key));
+            line(format!("{} credentials are sealed with key {} now", done.resealed, done.key));
             if !done.retired.is_empty() {
-                line(format!("retired: {}", done.retired.join(", ")));
+                line(format!("keys removed from the key ring: {}", done.retired.join(", ")));
             }
         }
         CommandOutcome::Host(HostReport { name, .. }) => line(format!("host {name} is registered")),

@@ -1,14 +1,14 @@
-//! `pglobby api-key`: who may use the HTTP management API. (`pglobby key` is about sealing keys.)
+//! `pglobby api-key`: keys for the HTTP management API. (`pglobby key` is about sealing keys.)
 
 use clap::{Args, Subcommand};
 use secrecy::ExposeSecret as _;
 use serde_json::json;
-use time::OffsetDateTime;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     cli::{
         Failure, Globals,
-        actor::operator,
+        actor::actor,
         output,
         table::{self, answer},
     },
@@ -18,9 +18,9 @@ use crate::{
     },
 };
 
-/// Make, list and revoke keys for the HTTP management API
+/// Create, list and revoke keys for the HTTP management API
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby api-key create deploy --role operator --expires 2027-01-31")]
+#[command(after_help = "Example:\n  pglobby api-key create deploy --role operator\n  pglobby api-key list")]
 pub struct ApiKeyCommand {
     #[command(subcommand)]
     action: Action,
@@ -33,24 +33,24 @@ enum Action {
     Revoke(Revoke),
 }
 
-/// Make a key; it is printed once, and stored as a hash
+/// Create a key and print it once; pglobby stores only a hash
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby api-key create deploy --role operator --expires 2027-01-31")]
 struct Create {
-    /// Stands in the audit log as api:NAME
+    /// Name of the key; the audit log has it as api:NAME
     name: String,
-    /// What it may do: viewer looks, operator works on tenants and logins, admin does everything
+    /// What the key may do: viewer reads, operator manages tenants and logins, admin does everything
     #[arg(long, value_enum)]
     role: Role,
-    /// Refused from then on: 2027-01-31, 2027-01-31 18:00 (UTC), or RFC 3339
-    #[arg(long, value_name = "TS", value_parser = parse_timestamp)]
+    /// When the key expires: 2027-01-31, 2027-01-31 18:00 (UTC) or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = parse_timestamp)]
     expires: Option<OffsetDateTime>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// List keys, revoked and expired ones, too
+/// List keys, including revoked and expired ones
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby api-key list --json")]
 struct List {
@@ -59,11 +59,11 @@ struct List {
     json: bool,
 }
 
-/// Refuse a key from now on
+/// Revoke a key; requests with it are refused from now on
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby api-key revoke deploy")]
 struct Revoke {
-    /// The key's name
+    /// Name of the key
     name: String,
     /// Print JSON
     #[arg(long)]
@@ -71,36 +71,37 @@ struct Revoke {
 }
 
 impl ApiKeyCommand {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let operator = operator(globals).await?;
+        let actor = actor(globals).await?;
         match self.action {
             Action::Create(command) => {
-                let made = api_keys::create(&operator, &command.name, command.role, command.expires).await?;
-                let (made, key) = (made.0, made.1.expose_secret().to_owned());
-                let told = json!({
-                    "name": made.name, "role": made.role, "expires_at": in_json(made.expires_at), "key": key,
-                });
-                answer(command.json, &told, || {
-                    output::line(format!(
-                        "API key {}, role {}; it is shown this once:\n{key}",
-                        made.name,
-                        made.role.name()
-                    ));
+                let (made, key) =
+                    api_keys::create(&actor, &command.name, command.role, command.expires).await?;
+                let key = key.expose_secret();
+                let expires_at = made.expires_at.and_then(|time| time.format(&Rfc3339).ok());
+                let result =
+                    json!({ "name": made.name, "role": made.role, "expires_at": expires_at, "key": key });
+                answer(command.json, &result, || {
+                    let until = made.expires_at.map(|time| format!(", expires {}", table::time(time)));
+                    let (name, role, until) = (&made.name, made.role.name(), until.unwrap_or_default());
+                    output::line(format!("API key {name} is created, role {role}{until}"));
+                    output::line(format!("key (shown only now): {key}"));
                 });
             }
             Action::List(command) => {
-                let keys = api_keys::list(&operator).await?;
+                let keys = api_keys::list(&actor).await?;
                 let rows: Vec<Vec<String>> = keys.iter().map(row).collect();
                 answer(command.json, &keys, || {
-                    table::table("no API keys", &["NAME", "ROLE", "STATE", "CREATED"], &rows);
+                    let nothing = "no API keys; create one with: pglobby api-key create NAME --role ROLE";
+                    table::table(nothing, &["NAME", "ROLE", "STATE", "EXPIRES", "CREATED"], &rows);
                 });
             }
             Action::Revoke(command) => {
-                let key = api_keys::revoke(&operator, &command.name).await?;
+                let key = api_keys::revoke(&actor, &command.name).await?;
                 answer(command.json, &key, || output::line(format!("API key {} is revoked", key.name)));
             }
         }
@@ -108,16 +109,17 @@ impl ApiKeyCommand {
     }
 }
 
-fn in_json(moment: Option<OffsetDateTime>) -> Option<String> {
-    moment.and_then(|moment| moment.format(&time::format_description::well_known::Rfc3339).ok())
-}
-
 fn row(key: &ApiKey) -> Vec<String> {
     let state = match (key.revoked_at, key.expires_at) {
-        (Some(since), _) => format!("revoked {since}"),
-        (None, Some(moment)) if moment <= OffsetDateTime::now_utc() => format!("expired {moment}"),
-        (None, Some(moment)) => format!("until {moment}"),
-        (None, None) => "good".to_owned(),
+        (Some(_), _) => "revoked",
+        (None, Some(time)) if time <= OffsetDateTime::now_utc() => "expired",
+        _ => "active",
     };
-    vec![key.name.clone(), key.role.name().to_owned(), state, key.created_at.to_string()]
+    vec![
+        key.name.clone(),
+        key.role.name().to_owned(),
+        state.to_owned(),
+        table::or_dash(key.expires_at.map(table::time)),
+        table::time(key.created_at),
+    ]
 }

@@ -3,43 +3,46 @@
 use clap::Args;
 
 use crate::{
-    cli::{Failure, Globals, output},
+    cli::{
+        Failure, Globals,
+        output::{self, BAD, GOOD, coloured},
+    },
     control_path::check::{Check as Checked, check},
 };
 
-/// Validate configuration, keys and reachability without serving
+/// Test configuration, keys, hosts and credentials without serving
 ///
-/// Says everything that is wrong; exit status 1 if anything is.
+/// Prints the result of every check. The exit status is 1 if one failed.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby check --config proxy.toml --json")]
+#[command(after_help = "Example:\n  pglobby check\n  pglobby check --json")]
 pub struct Check {
-    /// Print the findings as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 impl Check {
-    /// Checks and says what was found.
+    /// Runs all checks and prints their results.
     ///
     /// # Errors
-    /// How many findings there are; they themselves are printed.
+    /// The number of failed checks, after each of them is printed.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let checks = match globals.load_config() {
             Ok(config) => check(&config).await,
             Err(failure) => vec![Checked::failed("configuration", failure.to_string())],
         };
-        let findings = checks.iter().filter(|check| !check.ok).count();
+        let failed = checks.iter().filter(|check| !check.ok).count();
         if self.json {
-            output::json(&serde_json::json!({ "ok": findings == 0, "checks": checks }));
+            output::json(&serde_json::json!({ "ok": failed == 0, "checks": checks }));
         } else {
             for Checked { check, ok, detail } in &checks {
-                output::line(format!("{}  {check}: {detail}", if *ok { "ok    " } else { "FAILED" }));
+                let word = if *ok { coloured("ok    ", GOOD) } else { coloured("FAILED", BAD) };
+                output::line(format!("{word}  {check}: {detail}"));
             }
         }
-        match findings {
+        match failed {
             0 => Ok(()),
-            1 => Err(Failure::new("1 check failed; it is named above")),
-            _ => Err(Failure::new(format!("{findings} checks failed; they are named above"))),
+            _ => Err(Failure::new(format!("{failed} of {} checks failed; see FAILED above", checks.len()))),
         }
     }
 }

@@ -1,24 +1,31 @@
-//! `pglobby doctor`: whether tenants are kept apart, proved.
+//! `pglobby doctor`: checks that tenants are isolated from each other.
 
 use clap::Args;
 
 use crate::{
-    cli::{Failure, Globals, actor::operator, output, progress::watched, table::answer},
+    cli::{
+        Failure, Globals,
+        actor::actor,
+        output::{self, BAD, GOOD, coloured},
+        progress::watch,
+        table::answer,
+    },
     control_path::doctor::{Finding, Report, examine},
 };
 
-/// Audit isolation, tenant by tenant, over real connections; exit status 1 on a finding
+/// Check the isolation of every tenant over real connections
 ///
-/// Looked at: what PUBLIC may enter; powers, memberships, grants and possessions of the tenants' roles; whether sealed
-/// credentials open and log in as they should, and nowhere else; whether read-only roles can write; templates; the
-/// central database; work that died on the way. Each finding says how to mend it.
+/// Checks what PUBLIC may connect to; attributes, memberships, grants and objects of the tenants' roles; that
+/// each sealed credential logs in to its own database and to no other; that read-only roles cannot write;
+/// templates; the central database; interrupted operations. Each finding says how to fix it. The exit status
+/// is 1 if there is one.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby doctor\n  pglobby doctor --tenants acme,globex --fix --json")]
 pub struct Doctor {
-    /// Only these tenants, and what all depend on
+    /// Check only these tenants, and what all tenants depend on
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     tenants: Vec<String>,
-    /// Mend what can be mended without harm, then look again
+    /// Fix what can be fixed without harm, then check again
     #[arg(long)]
     fix: bool,
     /// Print JSON
@@ -27,48 +34,48 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    /// Does it.
+    /// Runs the checks and prints the findings.
     ///
     /// # Errors
-    /// [`Failure`], also where something was found.
+    /// The number of findings, after each of them is printed.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let mut operator = operator(globals).await?;
-        watched(&mut operator, true);
-        let report = examine(&operator, &self.tenants, self.fix).await?;
-        drop(operator); // and with it what was shown of the work
-        answer(self.json, &report, || in_words(&report));
+        let mut actor = actor(globals).await?;
+        watch(&mut actor, true);
+        let report = examine(&actor, &self.tenants, self.fix).await?;
+        drop(actor); // Removes the progress bar before the result is printed.
+        answer(self.json, &report, || print(&report));
+        let findings = match report.findings.len() {
+            1 => "1 finding".to_owned(),
+            count => format!("{count} findings"),
+        };
         let fixable = report.findings.iter().filter(|finding| finding.fixable).count();
         match (report.ok, fixable) {
             (true, _) => Ok(()),
-            (false, 0) => Err(Failure::new(format!("{} findings", report.findings.len()))),
-            (false, _) if self.fix => {
-                Err(Failure::new(format!("{} findings are left", report.findings.len())))
-            }
-            (false, _) => Err(Failure::new(format!(
-                "{} findings; {fixable} of them can be mended with `pglobby doctor --fix`",
-                report.findings.len()
-            ))),
+            (false, 0) => Err(Failure::new(format!("{findings}; fix by hand as shown above"))),
+            (false, _) if self.fix => Err(Failure::new(format!("{findings} left after --fix"))),
+            (false, _) => Err(Failure::new(format!("{findings}; `pglobby doctor --fix` can fix {fixable}"))),
         }
     }
 }
 
-fn in_words(report: &Report) {
+fn print(report: &Report) {
     for finding in &report.fixed {
-        output::line(format!("mended   {}", sentence(finding)));
+        output::line(format!("{}  {}", coloured("fixed  ", GOOD), in_words(finding)));
     }
     for finding in &report.findings {
-        output::line(format!("FINDING  {}\n         mend: {}", sentence(finding), finding.mend));
+        let (word, fix) = (coloured("FINDING", BAD), &finding.mend);
+        output::line(format!("{word}  {}\n         fix: {fix}", in_words(finding)));
     }
     if report.ok {
-        let (tenants, hosts) = (report.tenants, report.hosts);
-        output::line(format!("all is well: tenants are kept apart (tenants: {tenants}, hosts: {hosts})"));
+        let (word, tenants, hosts) = (coloured("ok", GOOD), report.tenants, report.hosts);
+        output::line(format!("{word}  no findings (tenants checked: {tenants}, hosts: {hosts})"));
     }
 }
 
-fn sentence(finding: &Finding) -> String {
-    let whose = [("tenant", &finding.tenant), ("host", &finding.host)];
-    let whose = whose.iter().filter_map(|(what, name)| name.as_ref().map(|name| format!("{what} {name}")));
-    let whose = whose.collect::<Vec<_>>().join(", ");
-    let whose = if whose.is_empty() { "central database".to_owned() } else { whose };
-    format!("{} ({whose}): {}", finding.check, finding.detail)
+fn in_words(finding: &Finding) -> String {
+    let about = [("tenant", &finding.tenant), ("host", &finding.host)];
+    let about = about.iter().filter_map(|(kind, name)| name.as_ref().map(|name| format!("{kind} {name}")));
+    let about = about.collect::<Vec<_>>().join(", ");
+    let about = if about.is_empty() { "central database".to_owned() } else { about };
+    format!("{} ({about}): {}", finding.check, finding.detail)
 }

@@ -8,15 +8,15 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::{
     cli::{
         Failure, Globals,
-        actor::operator,
-        admin_command::carry_out,
-        output, secrets,
+        actor::actor,
+        admin_command, output, secrets,
         table::{self, answer},
         tenant::key_and_value,
     },
     config::TlsMode,
     control_path::{
         admin::{
+            actor::Actor,
             commands::AdminCommand,
             hosts::{self, HostReport, NewHost},
         },
@@ -24,12 +24,12 @@ use crate::{
     },
 };
 
-/// The administrator's password, for scripts that have no standard input to spare.
+/// The administrator's password, for scripts that cannot use standard input.
 const PASSWORD_VARIABLE: &str = "PGLOBBY_HOST_PASSWORD";
 
 /// Register, list, change and remove hosts
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby host add west --address db-west.internal --admin-user master")]
+#[command(after_help = "Example:\n  pglobby host list\n  pglobby host set west max_connections=400")]
 pub struct HostCommand {
     #[command(subcommand)]
     action: Action,
@@ -38,50 +38,53 @@ pub struct HostCommand {
 #[derive(Debug, Subcommand)]
 enum Action {
     Add(Add),
-    /// List hosts
     List(List),
     Set(Set),
     Remove(Remove),
 }
 
-/// Register a cluster, after reaching it and finding that its administrator may create databases and roles
+/// Register a PostgreSQL cluster for tenants, after a test that its administrator can create databases and
+/// roles
 ///
-/// Password: from the terminal, --password-stdin or PGLOBBY_HOST_PASSWORD.
+/// The password is read from the terminal, with --password-stdin, or from PGLOBBY_HOST_PASSWORD.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  pglobby host add west --address db-west.internal --tls-mode verify-full --max-connections 400"
+    after_help = "Example:\n  pglobby host add west --address db-west.internal --admin-user master \\\n    \
+                        --tls-mode verify-full --max-connections 400"
 )]
 struct Add {
-    /// What it is called here
+    /// Name of the host in pglobby
     name: String,
-    /// DNS name, address, or the folder of a Unix socket
+    /// DNS name, IP address, or folder of a Unix socket
     #[arg(long)]
     address: String,
-    /// Port
-    #[arg(long, default_value_t = 5432)]
+    /// TCP port
+    #[arg(long, value_name = "N", default_value_t = 5432)]
     port: u16,
-    /// libpq's sslmode
-    #[arg(long, default_value = "prefer", value_parser = PossibleValuesParser::new(TlsMode::WORDS))]
+    /// TLS mode, with the meaning of libpq's sslmode
+    #[arg(long, value_name = "MODE", default_value = "prefer", 
+          value_parser = PossibleValuesParser::new(TlsMode::WORDS))]
     tls_mode: String,
-    /// PEM file of certificate authorities, the same path on every node; default: the system's
+    /// PEM file of certificate authorities, the same path on every node; without it, the system's
     #[arg(long, value_name = "FILE")]
     tls_root_ca: Option<String>,
-    /// A superuser, or a role with CREATEDB and CREATEROLE
-    #[arg(long, default_value = "postgres")]
+    /// Role that creates databases and roles: a superuser, or one with CREATEDB and CREATEROLE
+    #[arg(long, value_name = "ROLE", default_value = "postgres")]
     admin_user: String,
-    /// Where it works from
-    #[arg(long, default_value = "postgres")]
+    /// Database that this role connects to
+    #[arg(long, value_name = "DB", default_value = "postgres")]
     admin_database: String,
-    /// Server connections over all tenants at most
-    #[arg(long)]
+    /// Limit of server connections on this host, over all tenants and nodes; without it, no limit
+    #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
-    /// New tenants go there only when it is named
+    /// Put a new tenant there only if `tenant create --host` names the host
     #[arg(long)]
     no_new_tenants: bool,
-    /// Take CONNECT and TEMP on postgres and template1 from PUBLIC; for clusters that serve nothing else
+    /// Revoke CONNECT and TEMP on postgres and template1 from PUBLIC; only for clusters without other
+    /// applications
     #[arg(long)]
     close_public: bool,
-    /// Read the password from standard input, its first line
+    /// Read the password from the first line of standard input
     #[arg(long)]
     password_stdin: bool,
     /// Print JSON
@@ -89,6 +92,7 @@ struct Add {
     json: bool,
 }
 
+/// List hosts
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby host list --json")]
 struct List {
@@ -97,26 +101,29 @@ struct List {
     json: bool,
 }
 
-/// Change a host; it is reached as it will be before anything is kept
+/// Change settings of a host, after a test that pglobby can connect with them
 #[derive(Debug, Args)]
 #[command(
     after_help = "Keys: address, port, tls_mode, tls_root_ca, admin_user, admin_database, max_connections, \
-                        accepts_tenants\n\nExample:\n  pglobby host set west address=10.0.0.7 max_connections=400\n  \
-                        pglobby host set west --password"
+                  accepts_tenants\n\nExample:\n  \
+                  pglobby host set west address=10.0.0.7 max_connections=400\n  \
+                  pglobby host set west --password"
 )]
 struct Set {
-    /// The host
+    /// Name of the host
     name: String,
-    /// What to change; `KEY=` clears
-    #[arg(value_name = "KEY=VALUE", value_parser = key_and_value, required_unless_present_any = ["password", "password_stdin", "close_public"])]
+    /// Settings to change; `KEY=` removes a value
+    #[arg(value_name = "KEY=VALUE", value_parser = key_and_value,
+          required_unless_present_any = ["password", "password_stdin", "close_public"])]
     settings: Vec<(String, String)>,
-    /// Ask for another password of the administrator
+    /// Ask for a new password of the administrator
     #[arg(long)]
     password: bool,
-    /// Read it from standard input, its first line
+    /// Read the new password from the first line of standard input
     #[arg(long)]
     password_stdin: bool,
-    /// Take CONNECT and TEMP on postgres and template1 from PUBLIC; for clusters that serve nothing else
+    /// Revoke CONNECT and TEMP on postgres and template1 from PUBLIC; only for clusters without other
+    /// applications
     #[arg(long)]
     close_public: bool,
     /// Print JSON
@@ -124,11 +131,11 @@ struct Set {
     json: bool,
 }
 
-/// Forget a host that no tenant lives on; the cluster itself is left alone
+/// Remove a host that has no tenants; the cluster itself is not changed
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby host remove west")]
 struct Remove {
-    /// The host
+    /// Name of the host
     name: String,
     /// Print JSON
     #[arg(long)]
@@ -136,7 +143,7 @@ struct Remove {
 }
 
 impl HostCommand {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     /// [`Failure`], in one line.
@@ -146,7 +153,7 @@ impl HostCommand {
             Action::List(List { json }) => list(globals, json).await,
             Action::Set(command) => command.run(globals).await,
             Action::Remove(Remove { name, json }) => {
-                carry_out(globals, AdminCommand::RemoveHost { name }, json).await
+                admin_command::run(globals, AdminCommand::RemoveHost { name }, json).await
             }
         }
     }
@@ -154,7 +161,7 @@ impl HostCommand {
 
 impl Add {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let operator = operator(globals).await?;
+        let actor = actor(globals).await?;
         let admin_password = password(&self.admin_user, self.password_stdin)?;
         let host = NewHost {
             name: self.name.clone(),
@@ -168,71 +175,67 @@ impl Add {
             max_connections: self.max_connections,
             accepts_tenants: !self.no_new_tenants,
         };
-        let mut report = hosts::add(&operator, &host).await?;
+        let mut report = hosts::add(&actor, &host).await?;
         if self.close_public {
-            close(&operator, &mut report).await?;
+            close(&actor, &mut report).await?;
         }
-        tell(&report, self.json)
+        print(&report, self.json);
+        Ok(())
     }
 }
 
 impl Set {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let operator = operator(globals).await?;
+        let actor = actor(globals).await?;
         let asked = self.password || self.password_stdin;
         let password = if asked { password(&self.name, self.password_stdin)? } else { None };
-        let mut report = hosts::set(&operator, &self.name, &self.settings, password.as_ref()).await?;
+        let mut report = hosts::set(&actor, &self.name, &self.settings, password.as_ref()).await?;
         if self.close_public {
-            close(&operator, &mut report).await?;
+            close(&actor, &mut report).await?;
         }
-        tell(&report, self.json)
+        print(&report, self.json);
+        Ok(())
     }
 }
 
-async fn close(
-    operator: &crate::control_path::admin::actor::Actor,
-    report: &mut HostReport,
-) -> Result<(), Failure> {
-    let ours = ["postgres".to_owned(), "template1".to_owned()];
-    let closed = hosts::close_to_public(operator, &report.name, &ours).await?;
+async fn close(actor: &Actor, report: &mut HostReport) -> Result<(), Failure> {
+    let databases = ["postgres".to_owned(), "template1".to_owned()];
+    let closed = hosts::close_to_public(actor, &report.name, &databases).await?;
     report.open_to_public.retain(|database| !closed.contains(database));
     Ok(())
 }
 
-/// `None`: none is needed (peer, trust, certificate).
-fn password(whose: &str, from_stdin: bool) -> std::io::Result<Option<SecretString>> {
+/// Reads the administrator's password. `None` if the host asks for none (peer, trust, certificate).
+fn password(user: &str, from_stdin: bool) -> std::io::Result<Option<SecretString>> {
     let password = if from_stdin {
         secrets::first_line()?
     } else if let Ok(password) = std::env::var(PASSWORD_VARIABLE) {
         SecretString::from(password)
     } else if std::io::stdin().is_terminal() {
-        secrets::prompt(&format!("Password of {whose} (empty: none needed): "))?
+        secrets::prompt(&format!("Password of {user} (empty if the host asks for none): "))?
     } else {
         return Ok(None);
     };
     Ok(Some(password).filter(|password| !password.expose_secret().is_empty()))
 }
 
-fn tell(report: &HostReport, json: bool) -> Result<(), Failure> {
+fn print(report: &HostReport, json: bool) {
     let major = report.server_version / 10_000;
-    let rank = if report.superuser { "a superuser" } else { "CREATEDB and CREATEROLE" };
+    let rights = if report.superuser { "is a superuser" } else { "has CREATEDB and CREATEROLE" };
     answer(json, report, || {
-        output::line(format!("host {} is PostgreSQL {major}; its administrator is {rank}", report.name));
+        output::line(format!("host {}: PostgreSQL {major}; its administrator {rights}", report.name));
         if !report.open_to_public.is_empty() {
+            let (databases, name) = (report.open_to_public.join(", "), shell_word(&report.name));
             output::line(format!(
-                "note: every role of that cluster, tenants' roles included, may connect to {} (PostgreSQL's default \
-                 for PUBLIC); where that is not wanted: pglobby host set {} --close-public, or REVOKE CONNECT ON \
-                 DATABASE … FROM PUBLIC",
-                report.open_to_public.join(", "),
-                shell_word(&report.name)
+                "note: PUBLIC may connect to {databases}, so the tenants' roles may too.\n      \
+                 To revoke that on postgres and template1: pglobby host set {name} --close-public"
             ));
         }
     });
-    Ok(())
 }
 
 async fn list(globals: &Globals, json: bool) -> Result<(), Failure> {
-    let hosts = hosts::list(&operator(globals).await?).await?;
+    let hosts = hosts::list(&actor(globals).await?).await?;
     let rows: Vec<Vec<String>> = hosts
         .iter()
         .map(|host| {
@@ -241,13 +244,15 @@ async fn list(globals: &Globals, json: bool) -> Result<(), Failure> {
                 format!("{}:{}", host.address, host.port),
                 host.tls_mode.clone(),
                 host.admin_user.clone(),
-                table::or_dash(host.max_connections),
+                host.max_connections.map_or_else(|| "no limit".to_owned(), |limit| limit.to_string()),
                 if host.accepts_tenants { "yes" } else { "no" }.to_owned(),
                 host.tenants.to_string(),
             ]
         })
         .collect();
-    let headings = ["NAME", "ADDRESS", "TLS", "ADMIN", "MAX CONNECTIONS", "ACCEPTS", "TENANTS"];
-    answer(json, &hosts, || table::table("no hosts; `pglobby init` registers the first", &headings, &rows));
+    let headings = ["NAME", "ADDRESS", "TLS", "ADMIN", "MAX CONN", "NEW TENANTS", "TENANTS"];
+    answer(json, &hosts, || {
+        table::table("no hosts; register the first with: pglobby init", &headings, &rows)
+    });
     Ok(())
 }

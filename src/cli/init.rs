@@ -7,20 +7,21 @@ use crate::{
     control_path::init::{InitReport, init},
 };
 
-/// Create or upgrade the central database; make a key ring if there is none
+/// Create or upgrade the central database and the key ring
 ///
-/// Creates the central database if it is missing, applies what its schema lacks, closes it to everybody but the master
-/// login, and registers the cluster it lives on as host "default". Run it again whenever you like.
+/// Creates the central database if it is missing, upgrades its schema, revokes CONNECT on it from PUBLIC,
+/// creates the key ring if there is none, and registers the cluster of the central database as host
+/// "default". Safe to run again.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby init --config proxy.toml")]
+#[command(after_help = "Example:\n  pglobby init\n  pglobby init --config /etc/pglobby/proxy.toml")]
 pub struct Init {
-    /// Say what was done as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 impl Init {
-    /// Does it and says what was done.
+    /// Runs the command and prints what it did.
     ///
     /// # Errors
     /// What is missing, and how to supply it.
@@ -29,34 +30,36 @@ impl Init {
         let report = init(&config).await?;
         match self.json {
             true => output::json(&report),
-            false => say(&report),
+            false => print(&report),
         }
         Ok(())
     }
 }
 
-fn say(report: &InitReport) {
-    let done =
-        |done: bool, what: &str, already: &str| output::line(if done { what } else { already }.to_owned());
+fn print(report: &InitReport) {
     let InitReport { central, schema_version, keyring, host, .. } = report;
-    done(
+    let print = |done: bool, new: String, old: String| output::line(if done { new } else { old });
+    print(
         report.database_created,
-        &format!("created the central database {central}"),
-        &format!("central database {central} exists"),
+        format!("central database {central} is created"),
+        format!("central database {central} exists"),
     );
-    done(
+    print(
         !report.migrations_applied.is_empty(),
-        &format!("upgraded its schema to version {schema_version}: {}", report.migrations_applied.join(", ")),
-        &format!("its schema has version {schema_version}"),
+        format!(
+            "its schema is upgraded to version {schema_version}: {}",
+            report.migrations_applied.join(", ")
+        ),
+        format!("its schema has version {schema_version}"),
     );
-    done(
+    print(
         report.keyring_created,
-        &format!("made a key ring: {keyring} (keep a copy in a safe place)"),
-        &format!("key ring {keyring} exists"),
+        format!("key ring {keyring} is created; keep a copy in a safe place"),
+        format!("key ring {keyring} exists"),
     );
-    done(
+    print(
         report.host_registered,
-        &format!("registered its cluster as host \"{host}\""),
-        &format!("host \"{host}\" is registered"),
+        format!("its cluster is registered as host \"{host}\""),
+        format!("host \"{host}\" is registered"),
     );
 }

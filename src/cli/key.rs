@@ -1,4 +1,4 @@
-//! `pglobby key`: what stored credentials are sealed with.
+//! `pglobby key`: the keys that seal (encrypt) stored credentials.
 
 use std::sync::Arc;
 
@@ -8,15 +8,14 @@ use serde_json::json;
 use crate::{
     cli::{
         Failure, Globals,
-        actor::operator,
-        admin_command::carry_out,
-        output,
+        actor::actor,
+        admin_command, output,
         table::{self, answer},
     },
     control_path::{admin::commands::AdminCommand, secrets::key_rotation},
 };
 
-/// Make, list and rotate sealing keys
+/// Generate, list and rotate the keys that seal stored credentials
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby key list\n  pglobby key rotate --retire")]
 pub struct KeyCommand {
@@ -31,9 +30,9 @@ enum Action {
     Rotate(Rotate),
 }
 
-/// Add a key to the ring; it seals from now on
+/// Add a key to the key ring; new credentials are sealed with it
 ///
-/// Where several nodes serve: generate, copy the ring to every node and reload them (HUP), then rotate.
+/// With several nodes: generate, copy the key ring to every node, reload them (SIGHUP), then rotate.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby key generate")]
 struct Generate {
@@ -42,7 +41,7 @@ struct Generate {
     json: bool,
 }
 
-/// List keys, and how many credentials are sealed with each
+/// List keys, with the number of credentials that each has sealed
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby key list --json")]
 struct List {
@@ -51,13 +50,14 @@ struct List {
     json: bool,
 }
 
-/// Seal every stored credential with the newest key, made now if all are sealed with the newest already
+/// Seal all stored credentials with the newest key
 ///
-/// Online and in batches; a run that died is finished by the next.
+/// Generates a key first if all credentials are sealed with the newest one already. Clients notice nothing.
+/// If the command is interrupted, run it again: it continues where it stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby key rotate --retire")]
 struct Rotate {
-    /// Take keys from the ring that nothing is sealed with any more
+    /// Remove keys that no credential is sealed with from the key ring
     #[arg(long)]
     retire: bool,
     /// Print JSON
@@ -66,35 +66,37 @@ struct Rotate {
 }
 
 impl KeyCommand {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         match self.action {
             Action::Generate(command) => {
-                let key = key_rotation::generate(&operator(globals).await?, &globals.load_config()?).await?;
+                let key = key_rotation::generate(&actor(globals).await?, &globals.load_config()?).await?;
                 answer(command.json, &json!({ "key": key }), || {
-                    output::line(format!("key {key} seals from now on"))
+                    output::line(format!("key {key} is generated; new credentials are sealed with it"));
                 });
             }
             Action::List(command) => {
-                let keys = key_rotation::list(&operator(globals).await?).await?;
+                let keys = key_rotation::list(&actor(globals).await?).await?;
                 let row = |key: &key_rotation::KeyUse| {
                     let state = match (key.writes, key.in_ring) {
-                        (true, _) => "writes",
-                        (false, true) => "reads",
-                        (false, false) => "MISSING from the ring",
+                        (true, _) => "current",
+                        (false, true) => "old",
+                        (false, false) => "MISSING from the key ring",
                     };
                     vec![key.id.clone(), state.to_owned(), key.sealed.to_string()]
                 };
                 let rows: Vec<Vec<String>> = keys.iter().map(row).collect();
-                answer(command.json, &keys, || table::table("no keys", &["KEY", "STATE", "SEALED"], &rows));
+                answer(command.json, &keys, || {
+                    table::table("no keys", &["KEY", "STATE", "CREDENTIALS"], &rows)
+                });
             }
             Action::Rotate(command) => {
                 let config = Arc::new(globals.load_config()?);
-                carry_out(globals, AdminCommand::RotateKeys { retire: command.retire, config }, command.json)
-                    .await?;
+                let rotate = AdminCommand::RotateKeys { retire: command.retire, config };
+                admin_command::run(globals, rotate, command.json).await?;
             }
         }
         Ok(())

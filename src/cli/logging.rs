@@ -1,6 +1,6 @@
-//! Logs on standard error, as text or JSON.
+//! Starts the log on standard error, as text or JSON, one line for each event.
 
-use tracing::{Level, Metadata};
+use tracing::Metadata;
 use tracing_subscriber::{
     EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -10,7 +10,7 @@ use crate::{cli::Failure, config::Log};
 /// Starts logging as the configuration says; `RUST_LOG` overrides the level.
 ///
 /// # Errors
-/// A filter that cannot be read.
+/// The filter cannot be read.
 pub fn start(log: &Log) -> Result<(), Failure> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.is_empty() => filter,
@@ -18,7 +18,7 @@ pub fn start(log: &Log) -> Result<(), Failure> {
     };
     let filter = EnvFilter::try_new(&filter)
         .map_err(|error| Failure::new(format!("log level {filter:?}: {error}")))?;
-    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(keeps_secrets));
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_own));
     let started = if log.json {
         registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
     } else {
@@ -27,9 +27,9 @@ pub fn start(log: &Log) -> Result<(), Failure> {
     started.map_err(|error| Failure::new(format!("cannot start logging: {error}")))
 }
 
-/// Below `info`, libraries log what passes through them: tokio-postgres the texts and parameters of statements, verifiers and
-/// passwords of roles among them. No filter lets that through.
-fn keeps_secrets(event: &Metadata<'_>) -> bool {
-    let crate_name = event.target().split("::").next();
-    crate_name == Some(env!("CARGO_PKG_NAME")) || *event.level() <= Level::INFO
+/// Only pglobby's own events are logged, whatever the filter says: libraries log statements, parameters and
+/// verifiers of passwords below `info`, and above it events without tenant and login that pglobby reports in
+/// its own words.
+fn is_own(event: &Metadata<'_>) -> bool {
+    event.target().split("::").next() == Some(env!("CARGO_PKG_NAME"))
 }

@@ -1,4 +1,4 @@
-//! `pglobby login`: who may log in, and where to.
+//! `pglobby login`: the logins of clients and administrators.
 
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use crate::{
     cli::{
         Failure, Globals,
-        actor::operator,
-        admin_command::{carry_out, carry_out_as},
+        actor::{actor, actor_with},
+        admin_command,
         secrets::PasswordSource,
         table::{self, answer},
         tenant::key_and_value,
@@ -15,18 +15,16 @@ use crate::{
     control_path::{
         admin::{
             commands::AdminCommand,
-            logins::{self, LoginSummary, NewLogin, NewLoginKind},
+            logins::{self, GrantSummary, LoginSummary, NewLogin, NewLoginKind},
         },
         secrets::scram_verifier::LoginPassword,
         timestamp::parse_timestamp,
     },
 };
 
-/// Make, list, change and drop logins
+/// Create, list, change and drop logins
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  pglobby login create alice --tenant acme\n  pglobby login create billing --service --all-tenants --read-only"
-)]
+#[command(after_help = "Example:\n  pglobby login create alice --tenant acme\n  pglobby login show alice")]
 pub struct LoginCommand {
     #[command(subcommand)]
     action: Action,
@@ -36,54 +34,57 @@ pub struct LoginCommand {
 enum Action {
     Create(Create),
     List(List),
-    /// Everything about one login
+    /// Show everything about a login
+    #[command(after_help = "Example:\n  pglobby login show alice")]
     Show(Named),
     Set(Set),
     SetPassword(SetPassword),
-    /// Let a service login enter tenants
-    Grant(Tenants),
-    /// Take tenants from a service login
-    Revoke(Tenants),
-    /// Refuse a login from now on; its sessions end
+    Grant(Grant),
+    Revoke(Revoke),
+    /// Disable a login: its sessions end, and new ones are refused
+    #[command(after_help = "Example:\n  pglobby login disable alice")]
     Disable(Named),
-    /// Refuse it no longer
+    /// Enable a disabled login
+    #[command(after_help = "Example:\n  pglobby login enable alice")]
     Enable(Named),
-    /// Remove a login; its sessions end
+    /// Drop a login; its sessions end
+    #[command(after_help = "Example:\n  pglobby login drop alice")]
     Drop(Named),
 }
 
-/// Make a login: of one tenant, of a service, or of an administrator
+/// Create a login for an employee of one tenant, for a service, or for an administrator
 #[derive(Debug, Args)]
 #[command(
     group = clap::ArgGroup::new("kind").required(true).args(["tenant", "service", "admin"]),
     after_help = "Example:\n  pglobby login create alice --tenant acme --valid-until 2027-01-31\n  \
-                  pglobby login create api --service --tenants acme,globex\n  pglobby login create root --admin"
+                  pglobby login create api --service --tenants acme,globex\n  \
+                  pglobby login create root --admin"
 )]
 struct Create {
-    /// Unique over all tenants; may be an e-mail address
+    /// Name of the login, unique over all tenants; may be an e-mail address
     name: String,
-    /// An employee's tenant
+    /// Employee login: connects to this tenant only
     #[arg(long)]
     tenant: Option<String>,
-    /// May enter several tenants
+    /// Service login: connects to several tenants
     #[arg(long)]
     service: bool,
-    /// Which ones
+    /// Tenants of the service login
     #[arg(long, requires = "service", value_delimiter = ',', value_name = "A,B")]
     tenants: Vec<String>,
-    /// Every one, also those to come
+    /// The service login may connect to every tenant, including later ones
     #[arg(long, requires = "service", conflicts_with = "tenants")]
     all_tenants: bool,
-    /// For the admin console
+    /// Administrator's login for the console
     #[arg(long)]
     admin: bool,
-    /// May not write; an administrator may only SHOW
+    /// Refuse writes; an administrator may only use SHOW
     #[arg(long)]
     read_only: bool,
-    /// Refused from then on: 2027-01-31, 2027-01-31 18:00 (UTC), or RFC 3339
-    #[arg(long, value_name = "TS", value_parser = parse_timestamp)]
+    /// When the login expires: 2027-01-31, 2027-01-31 18:00 (UTC) or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = parse_timestamp)]
     valid_until: Option<OffsetDateTime>,
-    /// Networks it may come from
+    /// Networks that the login may connect from; without it, any
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
     allow_from: Vec<String>,
     #[command(flatten)]
@@ -97,7 +98,7 @@ struct Create {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby login list --tenant acme --json")]
 struct List {
-    /// Only those that may enter this tenant by name
+    /// Only logins of this tenant, and services that this tenant is granted to by name
     #[arg(long)]
     tenant: Option<String>,
     /// Print JSON
@@ -106,25 +107,23 @@ struct List {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby login show alice --json")]
 struct Named {
-    /// The login
+    /// Name of the login
     name: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Change what a login may do, until when, and from where; sessions that this concerns end
+/// Change the access of a login, when it expires, and where it connects from; affected sessions end
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Keys: access (read_write, read_only), may_add_logins (true, false), valid_until, allow_from; `KEY=` lifts the limit\n\n\
-                  Example:\n  pglobby login set alice access=read_only valid_until=2027-01-31 allow_from=10.0.0.0/8"
-)]
+#[command(after_help = "Keys: access (read_write, read_only), may_add_logins (true, false), valid_until, \
+                  allow_from; `KEY=` removes a limit\n\nExample:\n  \
+                  pglobby login set alice access=read_only valid_until=2027-01-31 allow_from=10.0.0.0/8")]
 struct Set {
-    /// The login
+    /// Name of the login
     name: String,
-    /// What to change
+    /// Settings to change
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
     settings: Vec<(String, String)>,
     /// Print JSON
@@ -132,11 +131,11 @@ struct Set {
     json: bool,
 }
 
-/// Give a login another password
+/// Give a login a new password
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby login set-password alice --generate")]
 struct SetPassword {
-    /// The login
+    /// Name of the login
     name: String,
     #[command(flatten)]
     password: PasswordSource,
@@ -145,21 +144,23 @@ struct SetPassword {
     json: bool,
 }
 
+/// Allow a service login to connect to tenants
 #[derive(Debug, Args)]
 #[command(
     group = clap::ArgGroup::new("which").required(true).args(["tenants", "all_tenants"]),
-    after_help = "Example:\n  pglobby login grant api --tenants acme,globex --read-only\n  pglobby login revoke api --tenants acme"
+    after_help = "Example:\n  pglobby login grant api --tenants acme,globex --read-only\n  \
+                  pglobby login grant api --all-tenants"
 )]
-struct Tenants {
-    /// The service login
+struct Grant {
+    /// Name of the service login
     name: String,
-    /// Which ones
+    /// Tenants to add
     #[arg(long, alias = "tenant", value_delimiter = ',', value_name = "A,B")]
     tenants: Vec<String>,
-    /// The right to every one
+    /// Every tenant, including later ones
     #[arg(long)]
     all_tenants: bool,
-    /// (grant) without writing
+    /// Refuse writes in these tenants
     #[arg(long)]
     read_only: bool,
     /// Print JSON
@@ -167,46 +168,67 @@ struct Tenants {
     json: bool,
 }
 
+/// Take tenants from a service login; its sessions in them end
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("which").required(true).args(["tenants", "all_tenants"]),
+    after_help = "Example:\n  pglobby login revoke api --tenants acme"
+)]
+struct Revoke {
+    /// Name of the service login
+    name: String,
+    /// Tenants to remove
+    #[arg(long, alias = "tenant", value_delimiter = ',', value_name = "A,B")]
+    tenants: Vec<String>,
+    /// The right to every tenant; grants by name stay
+    #[arg(long)]
+    all_tenants: bool,
+    /// Without effect; kept for scripts
+    #[arg(long, hide = true)]
+    read_only: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 impl LoginCommand {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        match self.action {
-            Action::Create(command) => command.run(globals).await,
-            Action::List(command) => command.run(globals).await,
+        let (command, json) = match self.action {
+            Action::Create(command) => return command.run(globals).await,
+            Action::List(command) => return command.run(globals).await,
+            Action::SetPassword(command) => return command.run(globals).await,
             Action::Show(Named { name, json }) => {
-                let login = logins::show(&operator(globals).await?, &name).await?;
-                answer(json, &login, || table::fields(&fields(&login)));
-                Ok(())
+                let login = logins::show(&actor(globals).await?, &name).await?;
+                answer(json, &login, || show(&login));
+                return Ok(());
             }
-            Action::SetPassword(command) => command.run(globals).await,
-            Action::Set(Set { name, settings, json }) => {
-                carry_out(globals, AdminCommand::SetLogin { name, settings }, json).await
+            Action::Set(Set { name, settings, json }) => (AdminCommand::SetLogin { name, settings }, json),
+            Action::Grant(Grant { name, tenants, all_tenants, read_only, json }) => {
+                (AdminCommand::Grant { name, tenants, all_tenants, read_only }, json)
             }
-            Action::Grant(Tenants { name, tenants, all_tenants, read_only, json }) => {
-                carry_out(globals, AdminCommand::Grant { name, tenants, all_tenants, read_only }, json).await
-            }
-            Action::Revoke(Tenants { name, tenants, all_tenants, json, .. }) => {
-                carry_out(globals, AdminCommand::Revoke { name, tenants, all_tenants }, json).await
+            Action::Revoke(Revoke { name, tenants, all_tenants, json, .. }) => {
+                (AdminCommand::Revoke { name, tenants, all_tenants }, json)
             }
             Action::Disable(Named { name, json }) => {
-                carry_out(globals, AdminCommand::DisableLogin { name, disabled: true }, json).await
+                (AdminCommand::DisableLogin { name, disabled: true }, json)
             }
             Action::Enable(Named { name, json }) => {
-                carry_out(globals, AdminCommand::DisableLogin { name, disabled: false }, json).await
+                (AdminCommand::DisableLogin { name, disabled: false }, json)
             }
-            Action::Drop(Named { name, json }) => {
-                carry_out(globals, AdminCommand::DropLogin { name }, json).await
-            }
-        }
+            Action::Drop(Named { name, json }) => (AdminCommand::DropLogin { name }, json),
+        };
+        admin_command::run(globals, command, json).await
     }
 }
 
 impl Create {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let operator = operator(globals).await?;
+        let config = globals.load_config()?;
+        let actor = actor_with(&config).await?;
         let LoginPassword { password, generated } = self.password.obtain(&self.name)?;
         let kind = match self.tenant {
             Some(tenant) => NewLoginKind::Employee { tenant },
@@ -221,65 +243,98 @@ impl Create {
             valid_until: self.valid_until,
             allow_from: self.allow_from,
         };
-        carry_out_as(operator, AdminCommand::CreateLogin { login, generated }, self.json).await
+        admin_command::run_as(actor, &config, AdminCommand::CreateLogin { login, generated }, self.json).await
     }
 }
 
 impl SetPassword {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let operator = operator(globals).await?;
-        logins::show(&operator, &self.name).await?; // before anybody types a password for nobody
+        let config = globals.load_config()?;
+        let actor = actor_with(&config).await?;
+        // An unknown login is an error before the prompt, not after it.
+        logins::show(&actor, &self.name).await?;
         let password = self.password.obtain(&self.name)?;
-        carry_out_as(operator, AdminCommand::SetPassword { name: self.name, password }, self.json).await
+        let command = AdminCommand::SetPassword { name: self.name, password };
+        admin_command::run_as(actor, &config, command, self.json).await
     }
 }
 
 impl List {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let logins = logins::list(&operator(globals).await?, self.tenant.as_deref()).await?;
-        let rows: Vec<Vec<String>> = logins
-            .iter()
-            .map(|login| {
-                vec![
-                    login.name.clone(),
-                    login.kind.clone(),
-                    entrances(login),
-                    login.access.clone(),
-                    table::or_dash(login.valid_until),
-                    if login.disabled_at.is_some() { "disabled" } else { "enabled" }.to_owned(),
-                ]
-            })
-            .collect();
+        let logins = logins::list(&actor(globals).await?, self.tenant.as_deref()).await?;
+        let row = |login: &LoginSummary| {
+            vec![
+                login.name.clone(),
+                login.kind.clone(),
+                first_few(&tenants(login)),
+                login.access.clone(),
+                table::or_dash(login.valid_until.map(table::time)),
+                if login.disabled_at.is_some() { "disabled" } else { "enabled" }.to_owned(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = logins.iter().map(row).collect();
         let headings = ["NAME", "KIND", "TENANTS", "ACCESS", "VALID UNTIL", "STATE"];
         answer(self.json, &logins, || {
-            table::table("no logins; make one with: pglobby login create NAME --tenant T", &headings, &rows)
+            table::table(
+                "no logins; create one with: pglobby login create NAME --tenant T",
+                &headings,
+                &rows,
+            );
         });
         Ok(())
     }
 }
 
-fn entrances(login: &LoginSummary) -> String {
-    let granted = login.tenants.iter().map(|grant| match grant.access.as_str() {
+/// The tenants that a login may connect to.
+fn tenants(login: &LoginSummary) -> Vec<String> {
+    let all = login.all_tenants.then(|| "all".to_owned());
+    login.tenant.clone().into_iter().chain(all).chain(granted(login)).collect()
+}
+
+/// The tenants that are granted by name, with `(read_only)` where writes are refused.
+fn granted(login: &LoginSummary) -> Vec<String> {
+    let name = |grant: &GrantSummary| match grant.access.as_str() {
         "read_only" => format!("{} (read_only)", grant.tenant),
         _ => grant.tenant.clone(),
-    });
-    let all = login.all_tenants.then(|| "all".to_owned());
-    let names: Vec<String> = login.tenant.clone().into_iter().chain(all).chain(granted).collect();
+    };
+    login.tenants.iter().map(name).collect()
+}
+
+/// As many names as fit a column of a listing; `login show` has all.
+fn first_few(names: &[String]) -> String {
+    const WIDTH_MAX: usize = 18;
+    let mut shown = names.len();
+    while shown > 1 && names[..shown].join(", ").chars().count() > WIDTH_MAX {
+        shown -= 1;
+    }
+    match names.len() - shown {
+        0 => all_of(names),
+        more => format!("{}, +{more}", names[..shown].join(", ")),
+    }
+}
+
+fn all_of(names: &[String]) -> String {
     if names.is_empty() { "-".to_owned() } else { names.join(", ") }
 }
 
-/// A login, for people.
-pub(super) fn fields(login: &LoginSummary) -> Vec<(&'static str, String)> {
-    let networks = if login.allow_from.is_empty() { "all".to_owned() } else { login.allow_from.join(", ") };
-    vec![
-        ("name", login.name.clone()),
-        ("kind", login.kind.clone()),
-        ("tenants", entrances(login)),
-        ("access", login.access.clone()),
-        ("may_add_logins", login.may_add_logins.to_string()),
-        ("valid_until", table::or_dash(login.valid_until)),
-        ("disabled_at", table::or_dash(login.disabled_at)),
-        ("allow_from", networks),
-        ("created_at", login.created_at.to_string()),
-    ]
+/// Prints everything about a login.
+pub(super) fn show(login: &LoginSummary) {
+    table::show(login, |field| match field {
+        "tenants" => Some(all_of(&granted(login))),
+        "allow_from" => Some(table::networks(&login.allow_from)),
+        _ => None,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_names_the_first_tenants_and_counts_the_others() {
+        let names: Vec<String> = ["acme", "globex", "initech", "umbrella"].map(str::to_owned).into();
+        assert_eq!(first_few(&names), "acme, globex, +2");
+        assert_eq!(first_few(&names[..2]), "acme, globex");
+        assert_eq!(first_few(&[]), "-");
+    }
 }

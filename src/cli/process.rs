@@ -1,16 +1,18 @@
-//! What the process may use, set once at its start.
+//! Prepares the process that serves: its limit of file descriptors, and no core files.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tracing::warn;
 
 use crate::config::Config;
 
-/// Descriptors that are neither a client's nor a server's: listeners, reactors, the central database, logs.
+/// File descriptors beside those of clients and servers: listeners, reactors, the central database, logs.
 const OWN_DESCRIPTORS: u64 = 100;
 
-/// Raises the limit of open descriptors as far as it goes, and keeps credentials out of core files.
+/// Raises the limit of file descriptors to what `max_client_conn` needs, and keeps credentials out of core
+/// files.
 ///
-/// Too few descriptors for `max_client_conn` are no reason not to start: those who come on top are told.
+/// Too few descriptors are a warning, not an error: the listener refuses the connections for which there is
+/// none.
 pub fn prepare(config: &Config) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = config.limits.max_client_conn as u64 * 2 + OWN_DESCRIPTORS;
@@ -18,14 +20,15 @@ pub fn prepare(config: &Config) {
     if current.is_some_and(|current| current < reachable) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(reachable), maximum });
     }
-    if let Some(now) = getrlimit(Resource::Nofile).current.filter(|now| *now < wanted) {
+    if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < wanted) {
         warn!(
-            descriptors = now,
+            limit,
+            wanted,
             max_client_conn = config.limits.max_client_conn,
-            "fewer descriptors than clients and servers may need"
+            "the limit of file descriptors is too low for max_client_conn"
         );
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        warn!(%error, "core files may hold credentials");
+        warn!(%error, "cannot turn off core files, which may contain credentials");
     }
 }

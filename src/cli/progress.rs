@@ -1,6 +1,6 @@
-//! A sign of life while it takes long, on standard error: a bar on a terminal, lines elsewhere.
+//! Shows the progress of long work on standard error: a bar on a terminal, lines elsewhere.
 //!
-//! Standard output belongs to the answer, so that `--json` stays JSON.
+//! Standard output is for results only, so that `--json` stays JSON.
 
 use std::{
     fmt::Write,
@@ -13,16 +13,17 @@ use async_trait::async_trait;
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::{
-    cli::output::complain,
+    cli::output::error_line,
     control_path::admin::actor::{Actor, Progress},
 };
 
-/// Elsewhere than on a terminal, one line for each of so many parts of what is counted.
+/// Lines for counted work, such as 10 for a copy of 1000 tables, where there is no terminal.
 const LINES: u64 = 10;
 
-/// Whoever watches long work at this command line: on a terminal a bar; elsewhere lines, if the work is `long`.
-pub fn watched(operator: &mut Actor, long: bool) {
-    operator.progress = if std::io::stderr().is_terminal() {
+/// Shows the progress of what `actor` does: with a bar on a terminal; elsewhere with lines, if the work is
+/// `long`.
+pub fn watch(actor: &mut Actor, long: bool) {
+    actor.progress = if std::io::stderr().is_terminal() {
         Some(Arc::new(Bar(ProgressBar::new_spinner())))
     } else if long {
         Some(Arc::new(Lines::default()))
@@ -31,7 +32,7 @@ pub fn watched(operator: &mut Actor, long: bool) {
     };
 }
 
-/// Of work that is soon done nothing is shown but what is worth a sentence.
+/// For short work without a terminal: prints notes and no steps.
 struct Notes;
 
 #[async_trait]
@@ -39,11 +40,11 @@ impl Progress for Notes {
     async fn step(&self, _tenant: &str, _step: &str) {}
 
     async fn note(&self, tenant: &str, sentence: &str) {
-        complain(format!("{tenant}: {sentence}"));
+        error_line(format!("{tenant}: {sentence}"));
     }
 }
 
-/// The bar of something that is counted, such as tenants.
+/// Returns a bar that counts, for example tenants; hidden without a terminal.
 pub fn bar(what: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -55,7 +56,7 @@ fn counting(what: &str) -> ProgressStyle {
     let template = format!("{{bar:30}} {{pos}}/{{len}} {what}{{left}}  {{msg}}");
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.with_key("left", |state: &ProgressState, text: &mut dyn Write| {
-        // Nothing done says nothing about the rest.
+        // The time left cannot be estimated before the first part is done.
         if state.pos() > 0 && !state.is_finished() {
             let _ = write!(text, ", {:#} left", HumanDuration(state.eta()));
         }
@@ -76,7 +77,7 @@ impl Progress for Bar {
             self.0.set_style(ProgressStyle::default_spinner());
         }
         self.0.enable_steady_tick(Duration::from_millis(100));
-        self.0.set_message(format!("{tenant}: {step}"));
+        self.0.set_message(format!("{tenant}: {}", in_words(step)));
     }
 
     async fn part(&self, what: &str, done: u64, total: u64) {
@@ -96,29 +97,59 @@ impl Drop for Bar {
     }
 }
 
-/// What was said last of something that is counted.
+/// The tenth that was printed last, of the work that is counted.
 #[derive(Default)]
 struct Lines(Mutex<Option<(String, u64)>>);
 
 #[async_trait]
 impl Progress for Lines {
     async fn step(&self, tenant: &str, step: &str) {
-        complain(format!("{tenant}: {step}"));
+        error_line(format!("{tenant}: {}", in_words(step)));
     }
 
     async fn part(&self, what: &str, done: u64, total: u64) {
         let tenth = (what.to_owned(), done * LINES / total.max(1));
-        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(tenth.clone());
-        if said != Some(tenth) {
-            complain(format!("{done} of {total} {what}"));
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(tenth.clone());
+        if last != Some(tenth) {
+            error_line(format!("{done} of {total} {what}"));
         }
     }
 
     async fn note(&self, tenant: &str, sentence: &str) {
-        complain(format!("{tenant}: {sentence}"));
+        error_line(format!("{tenant}: {sentence}"));
     }
 }
 
+/// The last step of an operation.
 fn is_last(step: &str) -> bool {
     matches!(step, "active" | "dropped" | "undone" | "rotated" | "renamed" | "moved")
+}
+
+/// Words for the steps that `pglobby.operations` records.
+fn in_words(step: &str) -> &str {
+    match step {
+        "begun" => "started",
+        "roles" => "roles done",
+        "database" => "database done",
+        "schema" => "schema copied",
+        "closed" => "access revoked from PUBLIC",
+        "owned" => "ownership set",
+        "granted" => "privileges set",
+        "verified" => "tested by logging in",
+        "prepared" => "new passwords prepared",
+        "stored" => "new passwords stored",
+        "published" => "publication created",
+        "subscribed" => "subscription created",
+        "following" => "both hosts allow replication",
+        "synced" => "replication caught up",
+        "copied" => "data copied",
+        "fenced" => "clients stopped",
+        "quiet" => "transactions ended",
+        "switched" => "new host in use",
+        "found" => "database found",
+        "dumped" => "dump written",
+        "ended" => "sessions ended",
+        "examined" => "checked",
+        other => other,
+    }
 }

@@ -1,4 +1,4 @@
-//! `pglobby run`: one piece of SQL over many tenants.
+//! `pglobby run`: the same SQL in many tenants.
 
 use std::{io::Read as _, path::PathBuf};
 
@@ -7,41 +7,42 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::{
-    cli::{Failure, Globals, actor::operator, output, progress::bar, table},
+    cli::{Failure, Globals, actor::actor, output, progress::bar, table},
     control_path::{
         admin::run_on_tenants::{TenantOutcome, TenantSelection, run_on_tenants},
         onboarding::schema_files,
     },
 };
 
-/// Run SQL for many tenants, as each tenant's own role; exit status 1 unless all succeeded
+/// Run SQL in many tenants, as the role of each
 ///
-/// For a tenant, all statements are one transaction unless they say otherwise. A tenant that fails stops nobody else;
-/// who failed is named at the end, so that the same can be run for them again. At most 1000 rows are kept of each answer.
+/// All statements for a tenant are one transaction, unless they say otherwise. If one tenant fails, the
+/// others go on; the failed ones are named at the end, and the exit status is 1. At most 1000 rows of each
+/// result are printed.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby run \"SELECT count(*) FROM orders\" --tenants all\n  \
+#[command(after_help = "Example:\n  pglobby run \"SELECT count(*) FROM pg_tables\" --tenants all\n  \
                         pglobby run --file migration.sql --tenants acme,globex --concurrency 8 --json")]
 pub struct Run {
-    /// What to run
+    /// The SQL
     #[arg(value_name = "SQL", required_unless_present = "file", conflicts_with = "file")]
     sql: Option<String>,
-    /// Run this file (`-`: standard input); psql's own commands (\…) are not understood
+    /// Run this file (`-` is standard input); commands of psql (\…) are not supported
     #[arg(long, value_name = "FILE.sql")]
     file: Option<PathBuf>,
-    /// For whom: `all` (active and suspended ones), or names
+    /// Names of tenants, or `all` for all active and suspended ones
     #[arg(long, required = true, value_delimiter = ',', value_name = "all|A,B")]
     tenants: Vec<String>,
-    /// Tenants at a time; each holds one connection to its host meanwhile
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    /// How many tenants to work on at once, with one connection each
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// With `--json`.
+/// The answer with `--json`.
 #[derive(Serialize)]
-struct Told<'a> {
+struct Summary<'a> {
     ok: bool,
     succeeded: usize,
     failed: usize,
@@ -49,13 +50,13 @@ struct Told<'a> {
 }
 
 impl Run {
-    /// Does it.
+    /// Runs the SQL and prints the results.
     ///
     /// # Errors
-    /// [`Failure`], also where it failed for one tenant.
+    /// [`Failure`], also if the SQL failed for one tenant.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let sql = self.text()?;
-        let operator = operator(globals).await?;
+        let actor = actor(globals).await?;
         let selection = match self.tenants.as_slice() {
             [all] if all == "all" => TenantSelection::All,
             names => TenantSelection::Named(names.to_vec()),
@@ -63,14 +64,12 @@ impl Run {
         let bar = bar("tenants");
         let concurrency = usize::from(self.concurrency);
         let outcomes = run_on_tenants(
-            &operator,
+            &actor,
             &sql,
             &selection,
             concurrency,
             |count| bar.set_length(count as u64),
-            |done| {
-                tell(&bar, done);
-            },
+            |done| print_progress(&bar, done),
         )
         .await?;
         bar.finish_and_clear();
@@ -79,19 +78,19 @@ impl Run {
             outcomes.iter().filter(|outcome| !outcome.ok).map(|outcome| outcome.tenant.as_str()).collect();
         let succeeded = outcomes.len() - failed.len();
         match self.json {
-            true => output::json(&Told {
+            true => output::json(&Summary {
                 ok: failed.is_empty(),
                 succeeded,
                 failed: failed.len(),
                 tenants: &outcomes,
             }),
-            false => in_tables(&outcomes),
+            false => print_tables(&outcomes),
         }
         if failed.is_empty() {
             return Ok(());
         }
         Err(Failure::new(format!(
-            "failed for {} of {} tenants; the same for them again: --tenants {}",
+            "failed for {} of {} tenants; to repeat it for them: --tenants {}",
             failed.len(),
             outcomes.len(),
             failed.join(",")
@@ -110,44 +109,44 @@ impl Run {
                 let files = schema_files::read(std::slice::from_ref(file))?;
                 Ok(files.into_iter().map(|file| file.sql).collect())
             }
-            (None, None) => Err(Failure::new("give the SQL, or --file")),
+            (None, None) => Err(Failure::new("name the SQL, or a file with --file")),
         }
     }
 }
 
-fn tell(bar: &ProgressBar, done: &TenantOutcome) {
+fn print_progress(bar: &ProgressBar, done: &TenantOutcome) {
     bar.inc(1);
-    let outcome = match &done.error {
+    let result = match &done.error {
         None => format!("{}: done in {} ms", done.tenant, done.elapsed_ms),
-        Some(error) => format!("{}: {error}", done.tenant),
+        Some(error) => format!("{}: failed: {error}", done.tenant),
     };
     match (bar.is_hidden(), done.ok) {
         (true, _) => {
-            output::complain(format!("{}/{} {outcome}", bar.position(), bar.length().unwrap_or_default()));
+            output::error_line(format!("{}/{} {result}", bar.position(), bar.length().unwrap_or_default()));
         }
         (false, true) => bar.set_message(done.tenant.clone()),
-        (false, false) => bar.println(outcome),
+        (false, false) => bar.println(result),
     }
 }
 
-/// Tenants whose answers have the same columns share a table.
-fn in_tables(outcomes: &[TenantOutcome]) {
+/// Prints one table for all results with the same columns.
+fn print_tables(outcomes: &[TenantOutcome]) {
     let mut tables: Vec<(Vec<&str>, Vec<Vec<String>>)> = Vec::new();
     for outcome in outcomes {
         for answer in &outcome.results {
             let mut headings = vec!["TENANT"];
             headings.extend(answer.columns.iter().map(String::as_str));
-            let mut rows: Vec<Vec<String>> = answer.rows.iter().map(|row| line_of(outcome, row)).collect();
+            let mut rows: Vec<Vec<String>> = answer.rows.iter().map(|row| cells(outcome, row)).collect();
             if answer.columns.is_empty() {
                 headings.push("RESULT");
-                rows.push(vec![outcome.tenant.clone(), format!("done, {} rows", answer.row_count)]);
+                rows.push(vec![outcome.tenant.clone(), format!("ok, {} rows", answer.row_count)]);
             } else if answer.truncated {
-                rows.push(vec![outcome.tenant.clone(), format!("… of {} rows", answer.row_count)]);
+                rows.push(vec![outcome.tenant.clone(), format!("… {} rows in all", answer.row_count)]);
             }
-            place(&mut tables, headings, rows);
+            append(&mut tables, headings, rows);
         }
         if let Some(error) = &outcome.error {
-            place(&mut tables, vec!["TENANT", "ERROR"], vec![vec![outcome.tenant.clone(), error.clone()]]);
+            append(&mut tables, vec!["TENANT", "ERROR"], vec![vec![outcome.tenant.clone(), error.clone()]]);
         }
     }
     for (headings, rows) in &tables {
@@ -158,12 +157,12 @@ fn in_tables(outcomes: &[TenantOutcome]) {
     }
 }
 
-fn line_of(outcome: &TenantOutcome, row: &[Option<String>]) -> Vec<String> {
+fn cells(outcome: &TenantOutcome, row: &[Option<String>]) -> Vec<String> {
     let cells = row.iter().map(|cell| cell.clone().unwrap_or_else(|| "-".to_owned()));
     std::iter::once(outcome.tenant.clone()).chain(cells).collect()
 }
 
-fn place<'a>(
+fn append<'a>(
     tables: &mut Vec<(Vec<&'a str>, Vec<Vec<String>>)>,
     headings: Vec<&'a str>,
     rows: Vec<Vec<String>>,

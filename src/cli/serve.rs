@@ -12,63 +12,72 @@ use crate::{
 
 /// Run the proxy
 ///
-/// HUP reloads the configuration, TERM drains (a second TERM ends at once), INT waits for transactions, QUIT ends at once.
+/// Signals: HUP reloads the configuration; TERM drains, for shutdown_timeout at most (a second TERM ends at
+/// once); INT waits until all transactions have ended; QUIT ends at once.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby serve --config proxy.toml")]
+#[command(after_help = "Example:\n  pglobby serve\n  pglobby serve --config /etc/pglobby/proxy.toml")]
 pub struct Serve {}
 
 impl Serve {
     /// Serves until a signal ends it.
     ///
     /// # Errors
-    /// Whatever keeps it from starting.
+    /// The configuration cannot be used, a port is taken, or a file cannot be read.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let config = globals.load_own_config()?;
         logging::start(&config.log)?;
         process::prepare(&config);
         let mut signals = Signals::catch()?;
         let grace = config.timeouts.shutdown;
-        let serving = tokio::select! {
+        let node = tokio::select! {
             started = Node::start(config) => started?,
-            // While it waits for the central database.
-            () = signals.impatience() => return Ok(()),
+            // Starting takes as long as the central database cannot be reached.
+            () = signals.end_requested() => return Ok(()),
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let ending = loop {
             tokio::select! {
                 kind = signals.next() => match kind {
-                    kind if kind == SignalKind::hangup() => drop(reload(globals, &serving).await),
+                    kind if kind == SignalKind::hangup() => drop(reload(globals, &node).await),
                     kind if kind == SignalKind::terminate() => break Ending::Drain { at_most: Some(grace) },
                     kind if kind == SignalKind::interrupt() => break Ending::Drain { at_most: None },
                     _ => break Ending::Now,
                 },
-                request = serving.requested() => match request {
-                    Request::Reload(tell) => drop(tell.send(reload(globals, &serving).await)),
+                request = node.requested() => match request {
+                    Request::Reload(reply) => drop(reply.send(reload(globals, &node).await)),
                     Request::Shutdown(ending) => break ending,
                 },
             }
         };
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-        info!(?ending, "stopping");
-        serving.end(ending, signals.impatience()).await;
+        info!(how = ending_name(ending), "stopping");
+        node.end(ending, signals.end_requested()).await;
         Ok(())
     }
 }
 
-async fn reload(globals: &Globals, serving: &Node) -> Result<(), String> {
+async fn reload(globals: &Globals, node: &Node) -> Result<(), String> {
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
     let reloaded = match globals.load_own_config() {
-        Ok(config) => serving.reload(config).await.map_err(|error| error.to_string()),
+        Ok(config) => node.reload(config).await.map_err(|error| error.to_string()),
         Err(failure) => Err(failure.to_string()),
     };
     if let Err(error) = &reloaded {
-        error!(%error, "the configuration was not reloaded");
+        error!(%error, "configuration not reloaded");
     }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     reloaded
 }
 
-/// The signals that mean something to us.
+fn ending_name(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Drain { at_most: Some(_) } => "drain within shutdown_timeout",
+        Ending::Drain { at_most: None } => "wait for transactions",
+        Ending::Now => "at once",
+    }
+}
+
+/// The signals that `serve` and `dev` act on.
 pub(super) struct Signals {
     hangup: Signal,
     terminate: Signal,
@@ -95,8 +104,8 @@ impl Signals {
         }
     }
 
-    /// Another signal to end, while ending.
-    async fn impatience(&mut self) {
+    /// Returns at the next signal that asks to end.
+    async fn end_requested(&mut self) {
         while self.next().await == SignalKind::hangup() {}
     }
 }

@@ -1,4 +1,4 @@
-//! `pglobby tenant`: customers, each with a database of its own.
+//! `pglobby tenant`: tenants, each with its own database and roles.
 
 use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
@@ -7,15 +7,13 @@ use clap::{Args, Subcommand};
 use crate::{
     cli::{
         Failure, Globals,
-        actor::operator,
-        admin_command::{carry_out, carry_out_as},
-        output,
+        actor::actor_with,
+        admin_command, output,
         table::{self, answer},
     },
-    config::units,
+    config::{Config, units},
     control_path::{
         admin::{
-            actor::AdminError,
             commands::AdminCommand,
             tenants::{self, SuspendSessions, TenantSummary},
         },
@@ -26,11 +24,9 @@ use crate::{
     },
 };
 
-/// Make, adopt, list, change, suspend and drop tenants
+/// Create, adopt, list, change, suspend, move and drop tenants
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  pglobby tenant create acme --schema schema.sql\n  pglobby tenant set acme pool_size=40"
-)]
+#[command(after_help = "Example:\n  pglobby tenant create acme\n  pglobby tenant set acme pool_size=40")]
 pub struct TenantCommand {
     #[command(subcommand)]
     action: Action,
@@ -41,11 +37,13 @@ enum Action {
     Create(Create),
     Adopt(Adopt),
     List(List),
-    /// Everything about one tenant
+    /// Show everything about a tenant
+    #[command(after_help = "Example:\n  pglobby tenant show acme")]
     Show(Named),
     Set(Set),
     Suspend(Suspend),
-    /// Open a suspended tenant again
+    /// Let clients of a suspended tenant connect again
+    #[command(after_help = "Example:\n  pglobby tenant resume acme")]
     Resume(Named),
     Rotate(Rotate),
     Move(Move),
@@ -53,27 +51,27 @@ enum Action {
     Drop(Drop),
 }
 
-/// Make a tenant: roles, a database, credentials; all or nothing
+/// Create a tenant: a database, its roles and their credentials
 ///
-/// The database belongs to the tenant's role and is closed to everybody else. A second role can read all of it, now
-/// and later, and write nothing, temporary tables included. A run that died is undone by running it again.
+/// The tenant's role owns the database; PUBLIC loses CONNECT on it. A second role can read all of it,
+/// including later tables, and can write nothing, not even temporary tables. If the command fails, everything
+/// is undone. If it is interrupted, run it again: it undoes what is there and starts again.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  pglobby tenant create acme --template app_template --schema schema.sql --json"
-)]
+#[command(after_help = "Example:\n  pglobby tenant create acme\n  \
+                        pglobby tenant create acme --template app_template --schema schema.sql --json")]
 struct Create {
-    /// What clients will ask for
+    /// Name of the tenant, which clients connect to
     name: String,
-    /// Where its database goes; default: the accepting host with the fewest tenants
+    /// Host of its database; without it, the host with the fewest tenants that takes new ones
     #[arg(long)]
     host: Option<String>,
-    /// Copy this database; everything in it becomes the tenant's
+    /// Database to copy; the tenant's role owns all objects of the copy
     #[arg(long, value_name = "DB")]
     template: Option<String>,
-    /// Name of the database; default: the tenant's
+    /// Name of the database; without it, that of the tenant
     #[arg(long, value_name = "DB")]
     database: Option<String>,
-    /// Run this SQL file in it, as the tenant's role; may be given several times
+    /// SQL file to run in the database as the tenant's role; may be repeated
     #[arg(long, value_name = "FILE.sql")]
     schema: Vec<PathBuf>,
     /// Print JSON
@@ -81,22 +79,22 @@ struct Create {
     json: bool,
 }
 
-/// Take an existing database in as a tenant
+/// Make a tenant of an existing database
 ///
-/// The database keeps its owner. The tenant gets roles of its own; they are granted access to its tables, present
-/// and future, when its first pool is made. PUBLIC loses CONNECT and TEMP on it.
+/// The database keeps its owner. The tenant gets roles of its own, and they get privileges on all tables,
+/// including later ones, when the first client connects. PUBLIC loses CONNECT and TEMP on the database.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant adopt acme --database acme_production --owner app")]
 struct Adopt {
-    /// What clients will ask for
+    /// Name of the tenant, which clients connect to
     name: String,
-    /// Where the database is
+    /// Host of the database
     #[arg(long)]
     host: Option<String>,
-    /// The database; default: named as the tenant
+    /// Name of the database; without it, that of the tenant
     #[arg(long, value_name = "DB")]
     database: Option<String>,
-    /// A role whose future tables the tenant may use as well, beside those who own tables now
+    /// Role that will own later tables; owners of present tables need not be named
     #[arg(long, value_name = "ROLE")]
     owner: Option<String>,
     /// Print JSON
@@ -108,7 +106,7 @@ struct Adopt {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant list --json")]
 struct List {
-    /// Tombstones, too
+    /// Include dropped tenants
     #[arg(long)]
     all: bool,
     /// Print JSON
@@ -117,25 +115,24 @@ struct List {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant show acme\n  pglobby tenant resume acme")]
 struct Named {
-    /// The tenant
+    /// Name of the tenant
     name: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Change settings of a tenant; `KEY=` takes the configuration's default again
+/// Change settings of a tenant; `KEY=` returns to the default of the configuration
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, statement_timeout, allow_from\n\n\
-                        Example:\n  pglobby tenant set acme pool_mode=session statement_timeout=30s allow_from=10.0.0.0/8"
-)]
+#[command(after_help = "Keys: pool_mode, pool_size, min_pool_size, max_clients, statement_timeout, \
+                  allow_from\n\nExample:\n  \
+                  pglobby tenant set acme pool_size=40 statement_timeout=30s allow_from=10.0.0.0/8\n  \
+                  pglobby tenant set acme pool_mode=session")]
 struct Set {
-    /// The tenant
+    /// Name of the tenant
     name: String,
-    /// What to change
+    /// Settings to change
     #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
     settings: Vec<(String, String)>,
     /// Print JSON
@@ -143,20 +140,20 @@ struct Set {
     json: bool,
 }
 
-/// Close a tenant to clients; its sessions end at once, or after their transaction
+/// Suspend a tenant: its sessions end, and new ones are refused
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant suspend acme --reason \"unpaid; call 555-0199\"\n  \
                         pglobby tenant suspend acme --after-transaction")]
 struct Suspend {
-    /// The tenant
+    /// Name of the tenant
     name: String,
-    /// Clients read this
+    /// Reason, which clients read in the error
     #[arg(long)]
     reason: Option<String>,
-    /// Sessions end at once, with whatever they are doing (the default)
+    /// End sessions at once, in the middle of a transaction too (the default)
     #[arg(long, conflicts_with = "after_transaction")]
     now: bool,
-    /// Sessions end after the transaction they are in; suspend again with --now to end the rest
+    /// End sessions after their transaction; suspend again with --now to end those that are left
     #[arg(long)]
     after_transaction: bool,
     /// Print JSON
@@ -164,38 +161,38 @@ struct Suspend {
     json: bool,
 }
 
-/// Give a tenant's roles new passwords; its clients notice nothing
+/// Give the roles of a tenant new passwords; clients notice nothing
 ///
-/// The new passwords are made here, sealed, proved by logging in, and shown to nobody; if they do not let in, the old
-/// ones come back. A run that died is repeated by the next.
+/// The passwords are generated, sealed, tested by a login, and shown to no one. If the test fails, the old
+/// ones are used again. If the command is interrupted, run it again.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant rotate acme")]
 struct Rotate {
-    /// The tenant
+    /// Name of the tenant
     name: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Move a tenant to another host; its sessions stay and wait meanwhile
+/// Move a tenant to another host; its sessions stay connected and wait
 ///
-/// Where both hosts allow logical replication, the copy is made while clients work, and they are held for its last moment
-/// only; elsewhere it is made with pg_dump and pg_restore while every node holds the tenant's sessions still between two
-/// transactions; they wait as they do for a busy pool, up to query_wait_timeout. Until the new host serves, whatever fails
-/// is undone; a run that died is undone or finished by the next. Adopted databases are not moved.
+/// If both hosts allow logical replication, the copy is made while clients work, and sessions wait only for
+/// the switch. Otherwise pg_dump and pg_restore make the copy, and sessions wait for all of it, up to
+/// query_wait_timeout. A move that fails before the switch is undone. If the command is interrupted, run it
+/// again: it undoes or completes the move. Adopted databases cannot be moved.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant move acme --host west --patience 2min")]
 struct Move {
-    /// The tenant
+    /// Name of the tenant
     name: String,
-    /// The host to move to
+    /// Host to move to
     #[arg(long)]
     host: String,
-    /// How long transactions under way may take before the move is given up
-    #[arg(long, default_value = MoveTenant::PATIENCE, value_parser = units::duration)]
+    /// How long to wait for open transactions before the move is cancelled
+    #[arg(long, value_name = "TIME", default_value = MoveTenant::PATIENCE, value_parser = units::duration)]
     patience: Duration,
-    /// Leave the old database where it is, closed
+    /// Keep the old database, closed to clients
     #[arg(long)]
     keep_source: bool,
     /// Print JSON
@@ -203,37 +200,38 @@ struct Move {
     json: bool,
 }
 
-/// Call a tenant something else; its sessions go on, its database and roles keep their names
+/// Rename a tenant; its sessions stay connected, its database and roles keep their names
 ///
-/// From then on clients ask for the new name. Those who ask for the old one are refused, so change both together.
+/// New connections must use the new name; the old one is refused.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pglobby tenant rename acme acme-gmbh")]
 struct Rename {
-    /// The tenant
+    /// Name of the tenant
     name: String,
-    /// What clients will ask for
+    /// New name
     new_name: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Drop a tenant, its roles, its logins and its database (an adopted one stays)
+/// Drop a tenant with its roles, logins and database (an adopted database is kept)
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby tenant drop acme --final-dump acme.dump")]
+#[command(after_help = "Example:\n  pglobby tenant drop acme --final-dump acme.dump\n  \
+                  pglobby tenant drop acme --yes")]
 struct Drop {
-    /// The tenant
+    /// Name of the tenant
     name: String,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// The database of an adopted tenant, too
+    /// Drop the database of an adopted tenant too
     #[arg(long)]
     with_database: bool,
-    /// Touch nothing on the host, which will never be reached again: database and roles stay there
+    /// For a host that is lost: do not connect to it; database and roles stay there
     #[arg(long, conflicts_with_all = ["with_database", "final_dump"])]
     leave_host: bool,
-    /// Keep a copy in this new file, made by pg_dump when all sessions have ended; pg_restore reads it
+    /// Write a dump to this new file (for pg_restore) when all sessions have ended
     #[arg(long, value_name = "FILE")]
     final_dump: Option<PathBuf>,
     /// Print JSON
@@ -241,53 +239,48 @@ struct Drop {
     json: bool,
 }
 
-/// `KEY=VALUE`.
+/// Reads `KEY=VALUE`.
 pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, or KEY= for the default")?;
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
 impl TenantCommand {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        match self.action {
-            Action::Create(command) => command.run(globals).await,
-            Action::Adopt(command) => command.run(globals).await,
-            Action::List(command) => command.run(globals).await,
-            Action::Show(command) => {
-                let tenant = tenants::show(&operator(globals).await?, &command.name).await?;
-                answer(command.json, &tenant, || table::fields(&fields(&tenant)));
-                Ok(())
+        let (command, json) = match self.action {
+            Action::Create(command) => return command.run(globals).await,
+            Action::Adopt(command) => return command.run(globals).await,
+            Action::List(command) => return command.run(globals).await,
+            Action::Drop(command) => return command.run(globals).await,
+            Action::Show(Named { name, json }) => {
+                let config = globals.load_config()?;
+                let tenant = tenants::show(&actor_with(&config).await?, &name).await?;
+                answer(json, &tenant, || show(&tenant, &config));
+                return Ok(());
             }
-            Action::Set(Set { name, settings, json }) => {
-                carry_out(globals, AdminCommand::SetTenant { name, settings }, json).await
-            }
+            Action::Set(Set { name, settings, json }) => (AdminCommand::SetTenant { name, settings }, json),
             Action::Suspend(Suspend { name, reason, after_transaction, json, .. }) => {
                 let sessions = if after_transaction {
                     SuspendSessions::EndAfterTransaction
                 } else {
                     SuspendSessions::EndNow
                 };
-                carry_out(globals, AdminCommand::SuspendTenant { name, reason, sessions }, json).await
+                (AdminCommand::SuspendTenant { name, reason, sessions }, json)
             }
-            Action::Resume(Named { name, json }) => {
-                carry_out(globals, AdminCommand::ResumeTenant { name }, json).await
-            }
-            Action::Rotate(Rotate { name, json }) => {
-                carry_out(globals, AdminCommand::RotateTenant { name }, json).await
-            }
+            Action::Resume(Named { name, json }) => (AdminCommand::ResumeTenant { name }, json),
+            Action::Rotate(Rotate { name, json }) => (AdminCommand::RotateTenant { name }, json),
             Action::Move(Move { name, host, patience, keep_source, json }) => {
-                let to = MoveTenant { host, patience, keep_source };
-                carry_out(globals, AdminCommand::MoveTenant { name, to }, json).await
+                (AdminCommand::MoveTenant { name, to: MoveTenant { host, patience, keep_source } }, json)
             }
             Action::Rename(Rename { name, new_name: to, json }) => {
-                carry_out(globals, AdminCommand::RenameTenant { name, to }, json).await
+                (AdminCommand::RenameTenant { name, to }, json)
             }
-            Action::Drop(command) => command.run(globals).await,
-        }
+        };
+        admin_command::run(globals, command, json).await
     }
 }
 
@@ -301,7 +294,7 @@ impl Create {
             template: self.template,
             schema,
         };
-        carry_out(globals, AdminCommand::CreateTenant(wanted), self.json).await
+        admin_command::run(globals, AdminCommand::CreateTenant(wanted), self.json).await
     }
 }
 
@@ -309,93 +302,85 @@ impl Adopt {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let wanted =
             AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
-        carry_out(globals, AdminCommand::AdoptTenant(wanted), self.json).await
+        admin_command::run(globals, AdminCommand::AdoptTenant(wanted), self.json).await
     }
 }
 
 impl List {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let tenants = tenants::list(&operator(globals).await?, self.all).await?;
-        let rows: Vec<Vec<String>> = tenants
-            .iter()
-            .map(|tenant| {
-                vec![
-                    tenant.name.clone(),
-                    tenant.status.clone(),
-                    tenant.host.clone(),
-                    tenant.database.clone(),
-                    tenant.username.clone(),
-                    table::or_dash(tenant.pool_mode.as_ref()),
-                    table::or_dash(tenant.pool_size),
-                    tenant.logins.to_string(),
-                ]
-            })
-            .collect();
-        let headings = ["NAME", "STATUS", "HOST", "DATABASE", "USERNAME", "POOL MODE", "POOL SIZE", "LOGINS"];
+        let config = globals.load_config()?;
+        let tenants = tenants::list(&actor_with(&config).await?, self.all).await?;
+        let row = |tenant: &TenantSummary| {
+            vec![
+                tenant.name.clone(),
+                tenant.status.clone(),
+                tenant.host.clone(),
+                tenant.database.clone(),
+                tenant.pool_mode.clone().unwrap_or_else(|| config.pool.pool_mode.word().to_owned()),
+                table::or_default(tenant.pool_size, config.pool.default_pool_size),
+                tenant.logins.to_string(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = tenants.iter().map(row).collect();
+        let headings = ["NAME", "STATUS", "HOST", "DATABASE", "POOL MODE", "POOL SIZE", "LOGINS"];
         answer(self.json, &tenants, || {
-            table::table("no tenants yet; make one with: pglobby tenant create NAME", &headings, &rows)
+            table::table("no tenants; create one with: pglobby tenant create NAME", &headings, &rows);
         });
         Ok(())
     }
 }
 
-pub(super) fn fields(tenant: &TenantSummary) -> Vec<(&'static str, String)> {
-    vec![
-        ("name", tenant.name.clone()),
-        ("status", tenant.status.clone()),
-        ("reason", table::or_dash(tenant.status_reason.as_ref())),
-        ("host", tenant.host.clone()),
-        ("database", tenant.database.clone()),
-        ("username", tenant.username.clone()),
-        ("ro_username", table::or_dash(tenant.ro_username.as_ref())),
-        ("pool_mode", table::or_dash(tenant.pool_mode.as_ref())),
-        ("pool_size", table::or_dash(tenant.pool_size)),
-        ("min_pool_size", table::or_dash(tenant.min_pool_size)),
-        ("max_clients", table::or_dash(tenant.max_clients)),
-        ("statement_timeout", table::or_dash(tenant.statement_timeout.as_ref())),
-        (
-            "allow_from",
-            if tenant.allow_from.is_empty() { "all".to_owned() } else { tenant.allow_from.join(", ") },
-        ),
-        ("adopted", if tenant.adopted { "yes" } else { "no" }.to_owned()),
-        ("logins", tenant.logins.to_string()),
-        ("created_at", tenant.created_at.to_string()),
-        ("updated_at", tenant.updated_at.to_string()),
-    ]
+/// Prints everything about a tenant, with the defaults of `config`.
+pub(super) fn show(tenant: &TenantSummary, config: &Config) {
+    let max_clients = match config.limits.max_db_client_connections {
+        0 => "no limit".to_owned(),
+        limit => limit.to_string(),
+    };
+    table::show(tenant, |field| match field {
+        "pool_mode" => Some(table::or_default(tenant.pool_mode.as_ref(), config.pool.pool_mode.word())),
+        "pool_size" => Some(table::or_default(tenant.pool_size, config.pool.default_pool_size)),
+        "min_pool_size" => Some(table::or_default(tenant.min_pool_size, config.pool.min_pool_size)),
+        "max_clients" => Some(table::or_default(tenant.max_clients, &max_clients)),
+        "statement_timeout" => {
+            Some(table::or_default(tenant.statement_timeout.as_ref(), "that of the server"))
+        }
+        "allow_from" => Some(table::networks(&tenant.allow_from)),
+        _ => None,
+    });
 }
 
 impl Drop {
     async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let operator = operator(globals).await?;
+        let config = globals.load_config()?;
+        let actor = actor_with(&config).await?;
         if !self.yes {
-            self.ask(&tenants::show(&operator, &self.name).await?)?;
+            self.confirm(&tenants::show(&actor, &self.name).await?)?;
         }
         let database = DropDatabase::of(self.leave_host, self.with_database);
-        let order = AdminCommand::DropTenant { name: self.name, database, final_dump: self.final_dump };
-        carry_out_as(operator, order, self.json).await
+        let command = AdminCommand::DropTenant { name: self.name, database, final_dump: self.final_dump };
+        admin_command::run_as(actor, &config, command, self.json).await
     }
 
-    /// Typing the name is what makes one look at it.
-    fn ask(&self, tenant: &TenantSummary) -> Result<(), AdminError> {
+    /// Asks for the tenant's name: a habitual `y` would not make the user look at it.
+    fn confirm(&self, tenant: &TenantSummary) -> Result<(), Failure> {
+        let name = &self.name;
         if !std::io::stdin().is_terminal() {
-            return Err(AdminError::Refused(format!(
-                "nobody is there to confirm dropping tenant {:?}; give --yes",
-                self.name
+            return Err(Failure::new(format!(
+                "dropping tenant {name:?} needs a confirmation, and standard input is no terminal; add --yes"
             )));
         }
-        let stays = self.leave_host || (tenant.adopted && !self.with_database);
-        let fate = if stays { "stays" } else { "is deleted with all its data" };
-        let refused = |why: &str| AdminError::Refused(format!("{why}; nothing was dropped"));
+        let kept = self.leave_host || (tenant.adopted && !self.with_database);
+        let database = if kept { "is kept" } else { "is dropped with all its data" };
         output::line(format!(
-            "Tenant {} goes, with {} logins. Its database {} on host {} {fate}.\nType the tenant's name to drop it:",
-            tenant.name, tenant.logins, tenant.database, tenant.host
+            "Tenant {name} and its {} logins are dropped. Database {} on host {} {database}.\n\
+             Type the name of the tenant to confirm:",
+            tenant.logins, tenant.database, tenant.host
         ));
         let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer).map_err(|error| refused(&error.to_string()))?;
-        if answer.trim_end_matches(['\r', '\n']) == self.name {
-            Ok(())
-        } else {
-            Err(refused("that is another name"))
+        std::io::stdin().read_line(&mut answer)?;
+        match answer.trim_end_matches(['\r', '\n']) == name {
+            true => Ok(()),
+            false => Err(Failure::new(format!("the answer is not {name:?}, so nothing was dropped"))),
         }
     }
 }

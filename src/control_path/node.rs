@@ -37,7 +37,7 @@ use crate::{
         proxy::Proxy,
         server::DialOptions,
         sessions::{registry::Sessions, timeouts},
-        tenant::Change,
+        tenant::DirectoryChange,
         worker::Workers,
     },
     metrics::Metrics,
@@ -125,8 +125,8 @@ impl Node {
             workers: workers.all().to_vec(),
             console: console::entry(console_context),
             foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
-            door: Arc::default(),
-            turns: Arc::default(),
+            connection_limits: Arc::default(),
+            login_turns: Arc::default(),
             failed_logins: FailedLogins::default(),
             password_pace: PasswordPace::default(),
             metrics,
@@ -194,7 +194,7 @@ impl Node {
         self.dial.store(Arc::new(dial));
         self.proxy.pools.accounts.limit(&config.limits);
         self.proxy.config.store(Arc::new(config));
-        self.proxy.apply(Change::Everything).await;
+        self.proxy.apply(DirectoryChange::Everything).await;
         info!("configuration reloaded");
         Ok(())
     }
@@ -274,7 +274,7 @@ fn looking(central: Central, directory: Arc<CentralDirectory>) -> TenantLookup {
                 warn!(tenant = id, side = "central", %error, "cannot look up a tenant whose credentials a host refused");
                 return None;
             }
-            directory.forget(&Change::Tenant(id));
+            directory.forget(&DirectoryChange::Tenant(id));
             directory.tenant_by_id(id).await.ok().flatten()
         })
     })
@@ -306,7 +306,7 @@ async fn follow(
             let Some(event) = event else { return };
             match event {
                 FeedEvent::Changed(change) => {
-                    let may_move = matches!(change, Change::Tenant(_) | Change::Everything);
+                    let may_move = matches!(change, DirectoryChange::Tenant(_) | DirectoryChange::Everything);
                     proxy.apply(change).await;
                     if may_move {
                         move_pauses.apply().await;

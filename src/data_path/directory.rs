@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 use secrecy::SecretString;
 
-use crate::data_path::tenant::{Change, Login, Tenant};
+use crate::data_path::tenant::{DirectoryChange, Login, Tenant};
 
 /// Why a name could not be looked up. `Display` is for the operator; a client gets `ClientError::DirectoryUnavailable`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +43,7 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     fn answer_at(&self, begun: Instant) -> Instant;
 
     /// Marks cached rows that `change` concerns, so that the next look-up reads them again.
-    fn forget(&self, change: &Change);
+    fn forget(&self, change: &DirectoryChange);
 
     /// The SCRAM verifier of a new password. Takes a few milliseconds of CPU on another thread.
     async fn verifier_of(&self, password: SecretString) -> SecretString;

@@ -192,11 +192,11 @@ async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
 /// A client has come: it is served by a task of its own.
 fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     let config = proxy.config.load();
-    match proxy.door.enter(peer, &config.limits) {
-        Some(visitor) => drop(tokio::spawn(serve_client(stream, visitor, proxy.clone()))),
+    match proxy.connection_limits.enter(peer, &config.limits) {
+        Some(permit) => drop(tokio::spawn(serve_client(stream, permit, proxy.clone()))),
         None => {
             proxy.metrics.login_refused(&ClientError::TooManyClients);
-            let Some(counted) = proxy.door.turn_away(&config.limits) else { return };
+            let Some(counted) = proxy.connection_limits.turn_away(&config.limits) else { return };
             drop(tokio::spawn(async move {
                 refuse(stream, &ClientError::TooManyClients).await;
                 drop(counted);

@@ -23,12 +23,12 @@ use std::sync::Arc;
 
 use self::{
     login::{
-        authentication::{Gate, Proven, prove},
-        connection_limits::Visitor,
-        startup::{Arrival, StartupError, TlsRules},
-        tenant_routing::Destination,
+        authentication::{AuthContext, Authenticated, authenticate},
+        connection_limits::ConnectionPermit,
+        startup::{FirstRequest, StartupError, TlsRules},
+        tenant_routing::Route,
     },
-    proxy::{ConsoleVisit, Proxy},
+    proxy::{ConsoleClient, Proxy},
 };
 use crate::{
     config::{Config, TlsMode},
@@ -37,41 +37,39 @@ use crate::{
 };
 
 /// One client, from its first byte to its last. Whatever goes wrong on the way is told to the client, if there is a way.
-pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy>) {
+pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
     let in_time = tokio::time::timeout(config.timeouts.client_login, async {
         // Until it says something and has its turn, a connection costs next to nothing.
         stream.readable().await?;
-        let (client, origin, at_a_time) = (&mut stream, visitor.origin(), config.limits.logins_at_a_time);
-        let turns = &proxy.turns;
+        let (client, origin, at_a_time) = (&mut stream, permit.origin(), config.limits.logins_at_a_time);
+        let turns = &proxy.login_turns;
         turns
             .take(origin, at_a_time, || {
-                visitor.begin_login(&config.limits);
-                log_in(client, &visitor, &proxy, &config)
+                permit.begin_login(&config.limits);
+                log_in(client, &permit, &proxy, &config)
             })
             .await
     });
     let login = tokio::select! {
         login = in_time => login.unwrap_or(Err(ClientError::LoginTimeout.into())),
-        () = visitor.must_leave() => Err(ClientError::TooManyClients.into()),
+        () = permit.must_leave() => Err(ClientError::TooManyClients.into()),
     };
     match login {
-        Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
-            Destination::Tenant { tenant, access } => {
-                session_start::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent)
+        Ok(Some((packet, Authenticated { login, destination, unsent }))) => match destination {
+            Route::Tenant { tenant, access } => {
+                session_start::open_session(stream, permit, proxy, packet, login, tenant, access, unsent)
                     .await;
             }
-            Destination::Lobby => {
-                session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await
-            }
-            Destination::Console { read_only } => {
+            Route::NoTenant => session_start::open_lobby(stream, permit, proxy, packet, login, unsent).await,
+            Route::Console { read_only } => {
                 let console = proxy.console.clone();
-                console(ConsoleVisit { stream, hello, login, read_only, unsent, proxy, visitor }).await;
+                console(ConsoleClient { stream, packet, login, read_only, unsent, proxy, permit }).await;
             }
         },
         Ok(None) => {}
         Err(error @ (StartupError::Garbled(_) | StartupError::Io(_))) => {
-            tracing::debug!(peer = ?visitor.peer(), %error, "a client left before login")
+            tracing::debug!(peer = ?permit.peer(), %error, "a client left before login")
         }
         Err(StartupError::Refused(refusal)) => {
             proxy.metrics.login_refused(&refusal);
@@ -83,23 +81,23 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
 /// Startup and proof; `None` where there is nobody to serve: a cancel request, or somebody who left.
 async fn log_in(
     stream: &mut Stream,
-    visitor: &Visitor,
+    permit: &ConnectionPermit,
     proxy: &Proxy,
     config: &Config,
-) -> Result<Option<(self::login::startup::Hello, Proven)>, StartupError> {
+) -> Result<Option<(self::login::startup::StartupPacket, Authenticated)>, StartupError> {
     let door = proxy.tls.load_full();
     let required = !matches!(config.client_tls.mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
     let rules = TlsRules { door: door.as_deref(), required };
-    let mut hello = match self::login::startup::receive(stream, visitor.peer(), rules).await? {
-        Arrival::Client(hello) => hello,
-        Arrival::Cancel { process_id, secret } => {
+    let mut packet = match self::login::startup::receive(stream, permit.peer(), rules).await? {
+        FirstRequest::Client(packet) => packet,
+        FirstRequest::Cancel { process_id, secret } => {
             proxy.cancel(process_id, &secret).await;
             return Ok(None);
         }
-        Arrival::Gone => return Ok(None),
+        FirstRequest::Gone => return Ok(None),
     };
-    visitor.admitted(&config.limits)?;
-    let gate = Gate {
+    permit.admitted(&config.limits)?;
+    let gate = AuthContext {
         directory: &*proxy.directory,
         tenant_host_suffixes: &config.tenant_host_suffixes,
         admin_allow_from: &config.admin_allow_from,
@@ -107,9 +105,9 @@ async fn log_in(
         failed_login_rules: &config.limits.failed_logins,
         metrics: &proxy.metrics,
     };
-    let proven = prove(stream, &mut hello, gate).await?;
-    visitor.logged_in(&config.limits)?;
-    Ok(Some((hello, proven)))
+    let proven = authenticate(stream, &mut packet, gate).await?;
+    permit.logged_in(&config.limits)?;
+    Ok(Some((packet, proven)))
 }
 
 /// Tells a client that has no session why, and closes.

@@ -10,16 +10,16 @@ use crate::{
     data_path::{
         directory::Directory,
         login::{
-            connection_limits::{Door, Visitor},
+            connection_limits::{ConnectionLimits, ConnectionPermit},
             failed_logins::FailedLogins,
             login_turns::LoginTurns,
             password_pace::PasswordPace,
-            startup::Hello,
+            startup::StartupPacket,
             tenant_routing::{access_to, admit},
         },
         pool::{Pool, Present, TenantPools},
         sessions::registry::{SessionHandle, Sessions},
-        tenant::{Access, Change, Login, Tenant, allowed_from},
+        tenant::{Access, DirectoryChange, Login, Tenant, allowed_from},
         worker::Worker,
     },
     error::ClientError,
@@ -29,11 +29,11 @@ use crate::{
 
 /// An administrator who has logged in.
 #[derive(Debug)]
-pub struct ConsoleVisit {
+pub struct ConsoleClient {
     /// The connection, on the runtime that accepted it.
     pub stream: Stream,
     /// What it said at startup; `leftover` is what it has sent since.
-    pub hello: Hello,
+    pub packet: StartupPacket,
     /// Who.
     pub login: Arc<Login>,
     /// May only SHOW.
@@ -43,14 +43,14 @@ pub struct ConsoleVisit {
     /// What there is to see.
     pub proxy: Arc<Proxy>,
     /// Its place among the clients.
-    pub visitor: Visitor,
+    pub permit: ConnectionPermit,
 }
 
 /// The admin console; the control path has it.
-pub type Console = Arc<dyn Fn(ConsoleVisit) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+pub type Console = Arc<dyn Fn(ConsoleClient) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// Passes a cancel request for another node's session on; the control path knows how.
-pub type ForeignCancel = Arc<dyn Fn(i32, Vec<u8>) + Send + Sync>;
+pub type ClusterCancel = Arc<dyn Fn(i32, Vec<u8>) + Send + Sync>;
 
 /// What all clients share.
 pub struct Proxy {
@@ -69,11 +69,11 @@ pub struct Proxy {
     /// The admin console.
     pub console: Console,
     /// Cancels that are not ours.
-    pub foreign_cancel: ForeignCancel,
+    pub foreign_cancel: ClusterCancel,
     /// Who is at the door.
-    pub door: Arc<Door>,
+    pub connection_limits: Arc<ConnectionLimits>,
     /// Whose login is next.
-    pub turns: Arc<LoginTurns>,
+    pub login_turns: Arc<LoginTurns>,
     /// What slows guessing down.
     pub failed_logins: FailedLogins,
     /// What slows down changes of one's own password.
@@ -100,17 +100,17 @@ impl Proxy {
     }
 
     /// Something changed in the central database: pools and sessions it concerns follow.
-    pub async fn apply(&self, change: Change) {
+    pub async fn apply(&self, change: DirectoryChange) {
         self.directory.forget(&change);
         // Between the two: whoever logs in meanwhile either is among the sessions when they are walked, or sees this.
-        self.door.changed();
+        self.connection_limits.changed();
         match change {
-            Change::Tenant(id) => self.tenant_changed(id).await,
-            Change::Login(id) => self.logins_changed(|session| session.login.id == id).await,
+            DirectoryChange::Tenant(id) => self.tenant_changed(id).await,
+            DirectoryChange::Login(id) => self.logins_changed(|session| session.login.id == id).await,
             // Nobody can be there by a name that was not.
-            Change::TenantName(_) | Change::LoginName(_) => {}
-            Change::Host(name) => self.tenants_changed(|host| host == name).await,
-            Change::Everything => {
+            DirectoryChange::TenantName(_) | DirectoryChange::LoginName(_) => {}
+            DirectoryChange::Host(name) => self.tenants_changed(|host| host == name).await,
+            DirectoryChange::Everything => {
                 self.tenants_changed(|_| true).await;
                 self.logins_changed(|_| true).await;
             }

@@ -10,8 +10,8 @@ use tracing::{info, warn};
 use crate::{
     config::{Config, PoolMode},
     data_path::{
-        exchange::{ClientSide, Rules, return_to_tenant::Stance, startup_charge},
-        login::{connection_limits::Visitor, startup::Hello},
+        exchange::{ClientSide, SessionRules, return_to_tenant::CurrentTenant, startup_charge},
+        login::{connection_limits::ConnectionPermit, startup::StartupPacket},
         memory_limit::{Account, Charge},
         pool::{
             Pool, PooledServer,
@@ -21,13 +21,13 @@ use crate::{
         refuse,
         relay::{
             Relay,
-            change_tenant::{Seat, travel},
+            change_tenant::{DetachedSession, run_session},
             no_tenant,
         },
         session_state::{Settings, identity::Identity},
-        sessions::registry::{Arrival, Registered},
+        sessions::registry::{NewSession, Registered},
         tenant::{Access, Login, LoginKind, Tenant},
-        tenant_switch::switcher::{Concierge, Room},
+        tenant_switch::switcher::{SwitchTarget, TenantSwitcher},
     },
     error::{ClientError, Limit},
     wire::{
@@ -43,9 +43,9 @@ use crate::{
 )]
 pub async fn open_session(
     mut stream: Stream,
-    visitor: Visitor,
+    permit: ConnectionPermit,
     proxy: Arc<Proxy>,
-    hello: Hello,
+    packet: StartupPacket,
     login: Arc<Login>,
     tenant: Arc<Tenant>,
     access: Access,
@@ -70,19 +70,19 @@ pub async fn open_session(
             warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
             return None;
         }
-        greet(stream, &proxy, pool, hello, login, unsent).await
+        greet(stream, &proxy, pool, packet, login, unsent).await
     });
     worker.spawn(async move {
         let Some(relay) = welcome.await else { return };
-        if visitor.has_missed_changes() {
+        if permit.has_missed_changes() {
             Box::pin(watcher.look_again_at(&relay.handle)).await;
         }
         drop(watcher);
         let index = relay.pool.worker.index;
         let gone = relay.run().await;
         drop(present);
-        if let Some(departure) = gone {
-            Box::pin(travel(departure, visitor, Some(index))).await;
+        if let Some(transfer) = gone {
+            Box::pin(run_session(transfer, permit, Some(index))).await;
         }
     });
 }
@@ -99,13 +99,13 @@ async fn greet(
     stream: Stream,
     proxy: &Arc<Proxy>,
     pool: Arc<Pool>,
-    hello: Hello,
+    packet: StartupPacket,
     login: Arc<Login>,
     unsent: Vec<u8>,
 ) -> Option<Box<Relay>> {
     let config = proxy.config.load_full();
     let addresses = stream.addresses();
-    let asked = Settings::new(hello.settings);
+    let asked = Settings::new(packet.settings);
     let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
     let (status, server, began) = match meet(&pool, asked, &memory, wait).await {
@@ -117,16 +117,16 @@ async fn greet(
             return None;
         }
     };
-    let arrival = Arrival {
+    let arrival = NewSession {
         login,
         place: Some(pool.place.clone()),
-        peer: hello.peer,
+        peer: packet.peer,
         addresses,
         now_ms: pool.worker.clock.now_ms(),
-        tls: hello.tls.is_some(),
+        tls: packet.tls.is_some(),
         application_name: status.reported.text("application_name").unwrap_or_default().into(),
         known_as: server.as_ref().map(|server| server.process_id),
-        secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
+        secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
     let (handle, secret) = proxy.sessions.register(arrival);
     pool.stats.logins.fetch_add(1, Relaxed);
@@ -141,30 +141,30 @@ async fn greet(
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
-    let concierge =
-        is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), status.reported.clone()));
-    let rules = Rules {
+    let switcher =
+        is_service.then(|| TenantSwitcher::new(proxy.clone(), Some(pool.tenant.id), status.reported.clone()));
+    let rules = SessionRules {
         follow: pool.rules.mode == PoolMode::Transaction,
-        table: pool.statements.clone(),
-        catalogue: pool.catalogue.clone(),
+        shared_statements: pool.statements.clone(),
+        functions: pool.catalogue.clone(),
         identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
         memory,
         ..rules(&config, is_service)
     };
     let mut side = ClientSide::new(rules, status.settings, first_serial(&handle));
-    (side.told, side.begun, side.began) = (status.reported, status.start.into(), began);
-    let seat = Seat {
+    (side.told, side.start_settings, side.began) = (status.reported, status.start.into(), began);
+    let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),
         side,
-        inbox: hello.leftover,
+        inbox: packet.unread,
         handle,
         query_wait: wait,
         leaving: None,
-        concierge,
+        switcher: switcher,
         proxy: proxy.clone(),
     };
-    let mut relay = Box::new(Relay::new(seat, pool));
+    let mut relay = Box::new(Relay::new(session, pool));
     if let Some(server) = server {
         relay.engage(server);
     }
@@ -188,15 +188,15 @@ async fn meet(
 }
 
 /// What holds for a session that is in no pool.
-fn rules(config: &Config, chooses: bool) -> Rules {
-    Rules {
+fn rules(config: &Config, chooses: bool) -> SessionRules {
+    SessionRules {
         follow: true,
-        chooses,
-        stance: Stance::AtHome,
+        may_switch_tenant: chooses,
+        current_tenant: CurrentTenant::First,
         identity: Identity::default(),
         sees_binds: chooses,
-        table: Arc::default(),
-        catalogue: Arc::default(),
+        shared_statements: Arc::default(),
+        functions: Arc::default(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
         statements_max: config.limits.client_prepared_statements_max,
         statements_bytes_max: config.limits.client_prepared_bytes_max,
@@ -215,14 +215,14 @@ fn first_serial(handle: &Registered) -> u64 {
 /// A service login that names no tenant: a session on this worker, until it chooses one.
 pub async fn open_lobby(
     stream: Stream,
-    visitor: Visitor,
+    permit: ConnectionPermit,
     proxy: Arc<Proxy>,
-    hello: Hello,
+    packet: StartupPacket,
     login: Arc<Login>,
     unsent: Vec<u8>,
 ) {
     let config = proxy.config.load_full();
-    let asked = Settings::new(hello.settings);
+    let asked = Settings::new(packet.settings);
     let nowhere = &proxy.pools.accounts.nowhere;
     let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[nowhere]);
     let began = match startup_charge(&asked, &memory) {
@@ -233,16 +233,16 @@ pub async fn open_lobby(
             return refuse_proven(stream, unsent, &refusal).await;
         }
     };
-    let arrival = Arrival {
+    let arrival = NewSession {
         login,
         place: None,
-        peer: hello.peer,
+        peer: packet.peer,
         addresses: stream.addresses(),
         now_ms: proxy.workers.first().map_or(0, |worker| worker.clock.now_ms()),
-        tls: hello.tls.is_some(),
+        tls: packet.tls.is_some(),
         application_name: asked.get("application_name").unwrap_or_default().into(),
         known_as: None,
-        secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
+        secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
     let (handle, secret) = proxy.sessions.register(arrival);
     if config.log.connections {
@@ -257,22 +257,22 @@ pub async fn open_lobby(
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
     let identity = Identity { login: Some(handle.login.clone()), place: None };
-    let rules = Rules { identity, memory, ..rules(&config, true) };
+    let rules = SessionRules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
     (side.told, side.began) = (told.clone(), began);
-    let seat = Seat {
+    let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),
         side,
-        inbox: hello.leftover,
+        inbox: packet.unread,
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,
-        concierge: Some(Concierge::new(proxy.clone(), None, told)),
+        switcher: Some(TenantSwitcher::new(proxy.clone(), None, told)),
         proxy: proxy.clone(),
     };
-    if visitor.has_missed_changes() {
-        proxy.look_again_at(&seat.handle).await;
+    if permit.has_missed_changes() {
+        proxy.look_again_at(&session.handle).await;
     }
-    tokio::spawn(travel(Box::new((seat, Room::Lobby)), visitor, None));
+    tokio::spawn(run_session(Box::new((session, SwitchTarget::NoTenant)), permit, None));
 }

@@ -77,7 +77,7 @@ pub enum Access {
 
 /// Where a session is.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct TenantAccess {
     /// The tenant.
     pub tenant: Arc<Tenant>,
     /// With what rights.
@@ -202,7 +202,7 @@ pub struct Grant {
 
 /// What changed in the central database, as told by `NOTIFY pglobby_changed`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Change {
+pub enum DirectoryChange {
     /// A tenant's row, by id.
     Tenant(i64),
     /// A login's row or its grants, by id.

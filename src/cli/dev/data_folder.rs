@@ -1,14 +1,15 @@
-//! What `pglobby dev` keeps between two runs, and that only one of them uses it at a time.
+//! The data folder of `pglobby dev`, which one process uses at a time.
 //!
 //! ```text
-//! DIR/proxy.toml     the configuration; the master login's password stands in it, so 0600
+//! DIR/proxy.toml     the configuration, 0600: it has the master login's password
 //! DIR/keyring.toml   the sealing keys, 0600
-//! DIR/postgres       PostgreSQL's data, its user's alone
+//! DIR/postgres       PostgreSQL's data, 0700
 //! DIR/postgres.log
 //! DIR/lock
 //! ```
 //!
-//! `proxy.toml` comes first: an interrupted first run has at most a password for a cluster that is not there yet.
+//! `proxy.toml` is written first: a first run that is interrupted leaves a password without a cluster, and
+//! never a cluster without its password.
 
 use std::{
     env,
@@ -32,44 +33,46 @@ use crate::{
     },
 };
 
-/// A data folder that is ours while this lives.
+/// A data folder, locked while this value lives.
 #[derive(Debug)]
 pub struct DataFolder {
     path: PathBuf,
     _lock: File,
 }
 
-/// Why dev does not start. `Display` is one line that ends in what to do.
+/// Why dev does not start. The message is one line that ends with what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
-    /// Another dev has the folder.
-    #[error("another pglobby dev runs on {0:?}; stop it, or choose another --data-dir")]
+    /// Another dev uses the folder.
+    #[error("another pglobby dev runs with {0:?}; stop it, or choose another --data-dir")]
     InUse(PathBuf),
-    /// Something else lies there.
-    #[error("{0:?} is not empty and was not made by pglobby dev; choose a new folder with --data-dir")]
+    /// The folder has other files.
+    #[error("{0:?} is not empty and is not a folder of pglobby dev; choose another with --data-dir")]
     NotADevFolder(PathBuf),
-    /// Somebody listens where the proxy would.
+    /// Another process listens on the proxy's address.
     #[error("{address} is taken ({source}); choose another with --listen")]
     ListenTaken {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The cluster is there and its password is not.
+    /// The cluster exists, but `proxy.toml` with its password does not.
     #[error(
-        "{0:?} has a PostgreSQL but no proxy.toml, which held its password; put it back, or remove the folder to begin anew"
+        "{0:?} has a PostgreSQL but no proxy.toml with its password; restore the file, or remove the \
+         folder to start again"
     )]
     NoConfig(PathBuf),
-    /// Somebody edited `proxy.toml` so that it is no dev's any more.
+    /// `proxy.toml` was edited so that dev cannot use it.
     #[error(
-        "{0:?} does not name a central database on 127.0.0.1 with a password; remove the folder to begin anew"
+        "{0:?} does not name a central database on 127.0.0.1 with a password; restore that, or remove \
+         the folder to start again"
     )]
     NotOurs(PathBuf),
-    /// No port left for PostgreSQL.
+    /// No port is free for PostgreSQL.
     #[error("no port between {FIRST_PORT} and {LAST_PORT} is free on 127.0.0.1 for PostgreSQL")]
     NoPort,
-    /// See [`ConfigError`].
+    /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// See [`ClusterError`].
@@ -81,10 +84,10 @@ pub enum DevError {
     /// See [`OwnerError`].
     #[error(transparent)]
     Owner(#[from] OwnerError),
-    /// A file of ours.
+    /// A file cannot be read or written.
     #[error("{path:?}: {source}")]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -92,8 +95,8 @@ pub enum DevError {
 }
 
 impl DataFolder {
-    /// Where dev keeps its data if it is not told: root's in `/var/lib`, since PostgreSQL's user may not pass through
-    /// root's home; other users' under their own.
+    /// The default data folder: for root in `/var/lib`, because PostgreSQL's user cannot enter root's home;
+    /// for others in their home.
     pub fn default_path() -> PathBuf {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if rustix::process::geteuid().is_root() {
@@ -103,16 +106,16 @@ impl DataFolder {
         data.map_or_else(|| env::temp_dir().join("pglobby-dev"), |data| data.join("pglobby/dev"))
     }
 
-    /// Takes the folder, made if need be, for this process alone.
+    /// Locks the folder for this process, and creates it if it does not exist.
     pub fn take(path: &Path) -> Result<Self, DevError> {
         let path = std::path::absolute(path).map_err(|source| io_error(path, source))?;
         let owner = ClusterOwner::current()?;
         let there_already = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
         owner.may_enter(there_already)?;
         if there_already == path {
-            refuse_a_strangers_folder(&path)?;
+            refuse_other_folders(&path)?;
         } else {
-            // PostgreSQL's user passes through, and sees only what is its own.
+            // PostgreSQL's user must pass through to its data, and cannot list the folder.
             let mode = if owner == ClusterOwner::Ourselves { 0o700 } else { 0o711 };
             fs::create_dir_all(&path)
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
@@ -138,8 +141,7 @@ impl DataFolder {
         self.path.join("proxy.toml")
     }
 
-    /// The configuration, written at the first run and read at later ones; `listen` replaces what it says of the
-    /// proxy's address.
+    /// Reads the configuration, and writes it in the first run. `listen` replaces the proxy's address in it.
     pub fn config(&self, listen: Option<SocketAddr>) -> Result<Config, DevError> {
         let path = self.config_path();
         match fs::read_to_string(&path) {
@@ -161,12 +163,12 @@ impl DataFolder {
             Err(source) => return Err(io_error(&path, source)),
         }
         let text = fs::read_to_string(&path).map_err(|source| io_error(&path, source))?;
-        // Not the environment: a PGLOBBY_CENTRAL_URL meant for a real installation must not lead dev there.
+        // Without the environment: dev must not use a PGLOBBY_CENTRAL_URL of another installation.
         Ok(Config::read(&text, Some(&path), &|_| None)?)
     }
 
-    /// Starts this folder's PostgreSQL, made at the first run. Where its port was taken meanwhile it moves to another,
-    /// and so does the configuration that is returned with it. Blocks.
+    /// Starts the folder's PostgreSQL, and creates it in the first run. If its port is in use, it gets
+    /// another one; the configuration that is returned has it. Blocks.
     pub fn start_postgres(
         &self,
         mut config: Config,
@@ -187,7 +189,7 @@ impl DataFolder {
             let started = cluster.start(&[
                 ("listen_addresses", "127.0.0.1"),
                 ("port", &port),
-                // By TCP alone: a socket's path may be too long here, and passwords are asked for everywhere.
+                // TCP only: the path of a socket in this folder may be too long.
                 ("unix_socket_directories", ""),
                 ("max_connections", "200"),
                 ("shared_buffers", "64MB"),
@@ -196,7 +198,7 @@ impl DataFolder {
                 Err(ClusterError::DidNotStart { reason, .. })
                     if reason.contains("Address already in use") =>
                 {
-                    // Ends when no port is left; each round is a port that somebody else has.
+                    // Ends with NoPort at the latest: each round tries another port.
                     config = self.move_postgres(&config)?;
                 }
                 started => return Ok((started?, config)),
@@ -214,7 +216,7 @@ impl DataFolder {
         self.config(None)
     }
 
-    /// Port and master password of this folder's own PostgreSQL.
+    /// Returns port and master password of the folder's PostgreSQL.
     ///
     /// # Errors
     /// [`DevError::NotOurs`].
@@ -231,7 +233,7 @@ impl DataFolder {
         self.path.join("postgres")
     }
 
-    /// Written beside and renamed: a reader sees the old one or the new one.
+    /// Writes another file and renames it: a reader sees the old text or the new one.
     fn write_config(&self, text: &SecretString) -> Result<(), DevError> {
         let path = self.config_path();
         let unfinished = path.with_extension("unfinished");
@@ -249,17 +251,18 @@ impl DataFolder {
     }
 }
 
-/// Refuses an address on which somebody listens, before anything was started.
+/// Checks, before anything is started, that no process listens on `address`.
 ///
 /// # Errors
 /// [`DevError::ListenTaken`].
 pub fn must_be_free(address: SocketAddr) -> Result<(), DevError> {
-    // Bound as an ordinary program binds: with SO_REUSEPORT we would join another pglobby unnoticed.
+    // Without SO_REUSEPORT: with it, the proxy would share the port with another pglobby.
     TcpListener::bind(address).map(drop).map_err(|source| DevError::ListenTaken { address, source })
 }
 
-/// Our lock, or nothing at all: another folder's proxy.toml is not ours to rewrite.
-fn refuse_a_strangers_folder(path: &Path) -> Result<(), DevError> {
+/// Refuses a folder that has files but no lock file of dev: dev must not rewrite a `proxy.toml` of other
+/// origin.
+fn refuse_other_folders(path: &Path) -> Result<(), DevError> {
     let mut entries = fs::read_dir(path).map_err(|source| io_error(path, source))?;
     match path.join(LOCK).exists() || entries.next().is_none() {
         true => Ok(()),
@@ -270,7 +273,7 @@ fn refuse_a_strangers_folder(path: &Path) -> Result<(), DevError> {
 fn first_config(listen: SocketAddr, postgres_port: u16, password: &SecretString) -> SecretString {
     let password = password.expose_secret();
     SecretString::from(format!(
-        "# Made by `pglobby dev`, which reads it at each start. The passwords below are this machine's alone.
+        "# `pglobby dev` wrote this file and reads it at each start.
 {}
 
 [central]
@@ -291,13 +294,14 @@ fn listen_lines(listen: SocketAddr) -> String {
     format!("listen_addr = \"{}\"\nlisten_port = {}", listen.ip(), listen.port())
 }
 
-/// As far from the proxy's port as the defaults are from each other, so that two devs do not meet.
+/// HTTP listens 3000 ports above the proxy, as the default ports do, so that two devs do not use the same
+/// port.
 fn http_line(listen: SocketAddr) -> String {
     let port = listen.port().checked_add(HTTP_PORT_DISTANCE);
     port.map_or("listen = \"off\"".to_owned(), |port| format!("listen = \"127.0.0.1:{port}\""))
 }
 
-/// The same file with another address for the proxy, and HTTP moved along; what the user added stays.
+/// Replaces the addresses of proxy and HTTP in the file; what the user added stays.
 fn with_listen(text: &str, listen: SocketAddr) -> SecretString {
     let mut section = "";
     let mut lines: Vec<String> = vec![listen_lines(listen)];
@@ -315,7 +319,7 @@ fn with_listen(text: &str, listen: SocketAddr) -> SecretString {
     SecretString::from(lines.join("\n") + "\n")
 }
 
-/// Below the ports that outgoing connections are given, so that it is still free at the next start.
+/// Finds a free port below those of outgoing connections, so that it is probably free at the next start too.
 fn free_port() -> Result<u16, DevError> {
     let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     (FIRST_PORT..=LAST_PORT).find(free).ok_or(DevError::NoPort)
@@ -329,9 +333,9 @@ const LOCK: &str = "lock";
 const MASTER: &str = "master";
 const CENTRAL_DATABASE: &str = "central";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6432);
-/// 9432 - 6432.
+/// 9432 - 6432, the default ports.
 const HTTP_PORT_DISTANCE: u16 = 3000;
-/// 5432 is left to the system's own PostgreSQL.
+/// Not 5432: the system's PostgreSQL uses it.
 const FIRST_PORT: u16 = 5433;
 const LAST_PORT: u16 = 5532;
 

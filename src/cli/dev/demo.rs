@@ -1,4 +1,4 @@
-//! The two tenants that `pglobby dev` begins with, and the lines to paste.
+//! The demo tenants and logins of `pglobby dev`, and the instructions that it prints.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -13,33 +13,34 @@ use crate::control_path::{
         logins::{self, NewLogin, NewLoginKind},
         tenants,
     },
-    onboarding::create::{self, CreateTenant},
+    onboarding::create::{CreateTenant, create as create_tenant},
     secrets::scram_verifier::generate_password,
 };
 
-/// A login to try, and where it goes.
+/// A login to try, and the database that it connects to.
 #[derive(Debug)]
 pub struct DemoLogin {
     /// Its name.
     pub name: &'static str,
-    /// What it connects to: a tenant, or the console.
+    /// A tenant, or the console.
     pub database: &'static str,
-    /// Known only in the run that made it: what is stored is a verifier.
+    /// `None` after the run that created it: only a verifier is stored.
     pub password: Option<SecretString>,
 }
 
-/// (login, database); the last one is the administrator's, for the console.
+/// Login and database; the last one is the administrator's.
 const DEMO: [(&str, &str); 3] = [("alice", "acme"), ("bob", "globex"), ("admin", CONSOLE)];
 const CONSOLE: &str = "pglobby";
 
-/// Makes what is missing of the demo. A tenant that was dropped stays dropped, and so do its logins.
+/// Creates the demo tenants and logins that are missing. A tenant that was dropped stays dropped, with its
+/// login.
 ///
 /// # Errors
 /// [`AdminError`].
-pub async fn make(operator: &Actor) -> Result<Vec<DemoLogin>, AdminError> {
-    let tenants = tenants::list(operator, true).await?;
-    let logins = logins::list(operator, None).await?;
-    let mut made = Vec::new();
+pub async fn create(actor: &Actor) -> Result<Vec<DemoLogin>, AdminError> {
+    let tenants = tenants::list(actor, true).await?;
+    let logins = logins::list(actor, None).await?;
+    let mut demo = Vec::new();
     for (name, database) in DEMO {
         let mut same_name = tenants.iter().filter(|tenant| tenant.name == database).peekable();
         let kind = match database {
@@ -48,25 +49,22 @@ pub async fn make(operator: &Actor) -> Result<Vec<DemoLogin>, AdminError> {
         };
         if database != CONSOLE {
             if same_name.peek().is_none() {
-                create::create(
-                    operator,
-                    &CreateTenant { name: database.to_owned(), ..CreateTenant::default() },
-                )
-                .await?;
+                create_tenant(actor, &CreateTenant { name: database.to_owned(), ..CreateTenant::default() })
+                    .await?;
             } else if same_name.all(|tenant| tenant.status != "active") {
                 continue;
             }
         }
         let password = match logins.iter().any(|login| login.name == name) {
             true => None,
-            false => Some(make_login(operator, name, kind).await?),
+            false => Some(create_login(actor, name, kind).await?),
         };
-        made.push(DemoLogin { name, database, password });
+        demo.push(DemoLogin { name, database, password });
     }
-    Ok(made)
+    Ok(demo)
 }
 
-async fn make_login(operator: &Actor, name: &str, kind: NewLoginKind) -> Result<SecretString, AdminError> {
+async fn create_login(actor: &Actor, name: &str, kind: NewLoginKind) -> Result<SecretString, AdminError> {
     let password = generate_password();
     let login = NewLogin {
         name: name.to_owned(),
@@ -76,11 +74,11 @@ async fn make_login(operator: &Actor, name: &str, kind: NewLoginKind) -> Result<
         valid_until: None,
         allow_from: Vec::new(),
     };
-    logins::create(operator, &login).await?;
+    logins::create(actor, &login).await?;
     Ok(password)
 }
 
-/// What is printed when everything runs.
+/// Returns the text that `dev` prints when everything is running.
 pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> String {
     let at = reachable(listen);
     let mut lines = vec!["Connect:".to_owned()];
@@ -95,18 +93,16 @@ pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> 
     }
     lines.push(String::new());
     if logins.iter().any(|login| login.password.is_some()) {
-        lines.push("Passwords are shown this once; they are not stored. For a new one:".to_owned());
+        lines.push("Passwords are shown only now and are not stored. To set a new one:".to_owned());
     } else {
-        lines.push(
-            "Passwords were shown when the logins were made; they are not stored. For a new one:".to_owned(),
-        );
+        lines.push("The first run printed the passwords; they are not stored. To set a new one:".to_owned());
     }
     lines.push("  pglobby login set-password alice --generate".to_owned());
     lines.push(String::new());
-    lines.push("A tenant of your own, in another terminal:".to_owned());
+    lines.push("To create a tenant, in another terminal:".to_owned());
     lines.push("  pglobby tenant create initech && pglobby login create peter --tenant initech".to_owned());
     lines.push(format!(
-        "Where a proxy.toml of another installation lies, name this one: --config {}",
+        "In a folder with another proxy.toml, add: --config {}",
         folder.join("proxy.toml").display()
     ));
     lines.push(String::new());
@@ -114,7 +110,7 @@ pub fn instructions(logins: &[DemoLogin], listen: SocketAddr, folder: &Path) -> 
     lines.join("\n")
 }
 
-/// An address to connect to: "any" is one to listen on only.
+/// Returns an address that clients can connect to: 127.0.0.1 for 0.0.0.0.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     match listen {
         SocketAddr::V4(it) if it.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, it.port()).into(),

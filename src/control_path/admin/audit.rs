@@ -4,8 +4,10 @@ use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::actor::{Actor, AdminError};
-use super::fields::described;
+use super::{
+    actor::{Actor, AdminError},
+    fields::described,
+};
 
 described! {
     /// One row of `pglobby.audit_log`.

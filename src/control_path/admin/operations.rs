@@ -4,8 +4,10 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::Row;
 
-use super::actor::{Actor, AdminError};
-use super::fields::described;
+use super::{
+    actor::{Actor, AdminError},
+    fields::described,
+};
 
 described! {
     /// One row of `pglobby.operations`.

@@ -16,7 +16,7 @@ use super::{
     cluster_cancel::{CANCEL_CHANNEL, CancelKey, FULL_CHANNEL},
     tls::CentralTlsStream,
 };
-use crate::data_path::tenant::Change;
+use crate::data_path::tenant::DirectoryChange;
 
 /// Interval between probes of a silent connection.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FeedEvent {
     /// A row changed.
-    Changed(Change),
+    Changed(DirectoryChange),
     /// A node received a cancel request for a session of another node.
     Cancel(CancelKey),
     /// The host of this name had no connection left for an admin command.
@@ -85,7 +85,7 @@ async fn listen(
     // Notifications before the end of LISTEN are covered by `Everything`.
     drive(&mut connection, subscribe, None).await??;
     on_listening();
-    let _ = events.send(FeedEvent::Changed(Change::Everything)).await;
+    let _ = events.send(FeedEvent::Changed(DirectoryChange::Everything)).await;
     loop {
         drive(&mut connection, tokio::time::sleep(PROBE_EVERY), Some(events)).await?;
         drive(&mut connection, answered(central, client.batch_execute("SELECT 1")), Some(events)).await??;
@@ -139,18 +139,18 @@ fn event(channel: &str, payload: &str) -> Option<FeedEvent> {
 }
 
 /// Reads a payload of `pglobby.tell_changed()`. An unknown payload counts as [`Change::Everything`].
-fn parse(payload: &str) -> Change {
+fn parse(payload: &str) -> DirectoryChange {
     let id = |text: &str| {
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         plain.then(|| text.parse::<i64>().ok()).flatten()
     };
     let change = match payload.split_once(' ') {
-        Some(("tenant", key)) => id(key).map(Change::Tenant),
-        Some(("login", key)) => id(key).map(Change::Login),
-        Some(("tenant_name", name)) => Some(Change::TenantName(name.to_owned())),
-        Some(("login_name", name)) => Some(Change::LoginName(name.to_owned())),
-        Some(("host", name)) if !name.is_empty() => Some(Change::Host(name.to_owned())),
-        None if payload == "everything" => Some(Change::Everything),
+        Some(("tenant", key)) => id(key).map(DirectoryChange::Tenant),
+        Some(("login", key)) => id(key).map(DirectoryChange::Login),
+        Some(("tenant_name", name)) => Some(DirectoryChange::TenantName(name.to_owned())),
+        Some(("login_name", name)) => Some(DirectoryChange::LoginName(name.to_owned())),
+        Some(("host", name)) if !name.is_empty() => Some(DirectoryChange::Host(name.to_owned())),
+        None if payload == "everything" => Some(DirectoryChange::Everything),
         _ => None,
     };
     change.unwrap_or_else(|| {
@@ -160,7 +160,7 @@ fn parse(payload: &str) -> Change {
             payload = start,
             "unknown notification; all cached rows count as changed"
         );
-        Change::Everything
+        DirectoryChange::Everything
     })
 }
 
@@ -170,11 +170,11 @@ mod tests {
 
     #[test]
     fn payloads_are_read_strictly_and_doubt_means_everything() {
-        assert_eq!(parse("tenant 17"), Change::Tenant(17));
-        assert_eq!(parse("login 9223372036854775807"), Change::Login(i64::MAX));
-        assert_eq!(parse("login_name a b "), Change::LoginName("a b ".to_owned()));
-        assert_eq!(parse("tenant_name 7"), Change::TenantName("7".to_owned()));
-        assert_eq!(parse("host my host"), Change::Host("my host".to_owned()));
+        assert_eq!(parse("tenant 17"), DirectoryChange::Tenant(17));
+        assert_eq!(parse("login 9223372036854775807"), DirectoryChange::Login(i64::MAX));
+        assert_eq!(parse("login_name a b "), DirectoryChange::LoginName("a b ".to_owned()));
+        assert_eq!(parse("tenant_name 7"), DirectoryChange::TenantName("7".to_owned()));
+        assert_eq!(parse("host my host"), DirectoryChange::Host("my host".to_owned()));
         for odd in [
             "everything",
             "",
@@ -186,7 +186,7 @@ mod tests {
             "host ",
             "pool 3",
         ] {
-            assert_eq!(parse(odd), Change::Everything, "{odd}");
+            assert_eq!(parse(odd), DirectoryChange::Everything, "{odd}");
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{Central, CentralError};
-use crate::data_path::proxy::ForeignCancel;
+use crate::data_path::proxy::ClusterCancel;
 
 /// The channel of cancel requests.
 pub const CANCEL_CHANNEL: &str = "pglobby_cancel";
@@ -58,7 +58,7 @@ impl CancelKey {
 
 /// Forwards cancel requests to other nodes. At most `queue_max` (`max_cancels`) wait; more are dropped,
 /// since the protocol does not guarantee a cancel.
-pub fn messenger(central: Central, queue_max: usize) -> ForeignCancel {
+pub fn messenger(central: Central, queue_max: usize) -> ClusterCancel {
     let (queue, mut queued) = mpsc::channel::<CancelKey>(queue_max.max(1));
     tokio::spawn(async move {
         while let Some(key) = queued.recv().await {

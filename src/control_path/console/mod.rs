@@ -33,8 +33,8 @@ use self::{
 use crate::{
     control_path::admin::actor::{Actor, AdminContext},
     data_path::{
-        login::connection_limits::Visitor,
-        proxy::{Console, ConsoleVisit, Proxy},
+        login::connection_limits::ConnectionPermit,
+        proxy::{Console, ConsoleClient, Proxy},
         tenant::{Login, LoginKind},
     },
     shutdown::Ending,
@@ -47,7 +47,7 @@ pub struct ConsoleContext {
     pub admin: AdminContext,
     /// For SHOW STATS.
     pub window: Arc<StatsWindow>,
-    /// Requests to the owner of the process.
+    /// ClientMessages to the owner of the process.
     pub requests: mpsc::Sender<Request>,
 }
 
@@ -107,23 +107,28 @@ pub fn entry(context: ConsoleContext) -> Console {
     })
 }
 
-async fn receive(visit: ConsoleVisit, context: ConsoleContext) {
-    let ConsoleVisit { mut stream, hello, login, read_only, unsent, proxy, visitor } = visit;
+async fn receive(visit: ConsoleClient, context: ConsoleContext) {
+    let ConsoleClient { mut stream, packet, login, read_only, unsent, proxy, permit } = visit;
     if let Err(error) = stream.attach() {
         return debug!(%error, "console connection lost");
     }
-    info!(login = login.name, address = hello.peer.map(tracing::field::display), read_only, "console opened");
-    let connection = ConsoleConnection::new(stream, &hello.leftover, unsent);
+    info!(
+        login = login.name,
+        address = packet.peer.map(tracing::field::display),
+        read_only,
+        "console opened"
+    );
+    let connection = ConsoleConnection::new(stream, &packet.unread, unsent);
     let name = login.name.clone();
     let session = Session {
         proxy,
         context,
         login,
         read_only,
-        peer: hello.peer,
+        peer: packet.peer,
         in_transaction: false,
         extended: Extended::default(),
-        _visitor: visitor,
+        _permit: permit,
     };
     let end = session.serve(connection).await;
     info!(login = name, cause = end.err().map(tracing::field::display), "console closed");
@@ -139,7 +144,7 @@ struct Session {
     /// Between BEGIN and its end, for drivers that check the transaction status.
     in_transaction: bool,
     extended: Extended,
-    _visitor: Visitor,
+    _permit: ConnectionPermit,
 }
 
 impl Session {

@@ -15,7 +15,7 @@ use crate::{
     data_path::{
         pool::TenantPools,
         proxy::Proxy,
-        sessions::registry::{Doing, Sessions},
+        sessions::registry::{Activity, Sessions},
     },
 };
 
@@ -133,7 +133,7 @@ pub async fn users(actor: &Actor, sessions: &Sessions) -> Result<Table, ConsoleE
     for session in sessions.all() {
         let (clients, servers) = present.entry(session.login.name.clone()).or_default();
         *clients += 1;
-        *servers += i32::from(!matches!(session.doing().0, Doing::Idle | Doing::Waiting));
+        *servers += i32::from(!matches!(session.doing().0, Activity::Idle | Activity::Waiting));
     }
     let mut table = Table::new(USERS);
     for login in logins::list(actor, None).await? {
@@ -244,8 +244,8 @@ pub async fn lists(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleError> 
         ("peer_pools", 0.into()),
         // Closed clients and servers are not kept, and DNS is not cached.
         ("free_clients", 0.into()),
-        ("used_clients", proxy.door.clients().into()),
-        ("login_clients", proxy.door.unproven().into()),
+        ("used_clients", proxy.connection_limits.clients().into()),
+        ("login_clients", proxy.connection_limits.unproven().into()),
         ("free_servers", 0.into()),
         ("used_servers", servers.into()),
         ("dns_names", 0.into()),

@@ -18,7 +18,7 @@ use crate::data_path::{
     login::tenant_routing::LOBBY_DATABASE,
     pool::{Pool, TenantPools, server_list::ServerEntry},
     proxy::Proxy,
-    sessions::registry::{Doing, SessionHandle},
+    sessions::registry::{Activity, SessionHandle},
     tenant::{Access, Tenant},
 };
 
@@ -149,7 +149,7 @@ fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
     let longest = waits.max().unwrap_or_default();
     // A login may wait for a server too, before its session starts.
     let waiting = pool.waiting();
-    let in_line = sessions.iter().filter(|session| session.doing().0 == Doing::Waiting).count();
+    let in_line = sessions.iter().filter(|session| session.doing().0 == Activity::Waiting).count();
     let pinned = sessions.iter().filter(|session| !session.pins().is_empty()).count();
     let cancelling = pool.cancelling();
     vec![
@@ -192,9 +192,9 @@ pub fn clients(proxy: &Proxy) -> Table {
         let place = session.place();
         let wait = waits(&session, now_ms).unwrap_or_default();
         let state = match session.doing().0 {
-            Doing::Idle => "idle",
-            Doing::Waiting => "waiting",
-            Doing::Active | Doing::InTransaction | Doing::Pinned => "active",
+            Activity::Idle => "idle",
+            Activity::Waiting => "waiting",
+            Activity::Active | Activity::InTransaction | Activity::Pinned => "active",
         };
         let server_pid = session.server_process_id.load(std::sync::atomic::Ordering::Relaxed);
         let socket = Socket {
@@ -302,7 +302,7 @@ pub fn pins(proxy: &Proxy) -> Table {
         if session.pins().is_empty() {
             continue;
         }
-        let state = if session.doing().0 == Doing::Active { "active" } else { "idle" };
+        let state = if session.doing().0 == Activity::Active { "active" } else { "idle" };
         table.rows.push(vec![
             session.process_id.into(),
             place.tenant.name.as_str().into(),
@@ -445,7 +445,7 @@ fn by_id(mut sessions: Vec<Arc<SessionHandle>>) -> Vec<Arc<SessionHandle>> {
 /// How long a session has waited for a server, if it waits.
 fn waits(session: &SessionHandle, now_ms: u32) -> Option<Duration> {
     let (doing, since) = session.doing();
-    (doing == Doing::Waiting).then(|| Duration::from_millis(now_ms.wrapping_sub(since).into()))
+    (doing == Activity::Waiting).then(|| Duration::from_millis(now_ms.wrapping_sub(since).into()))
 }
 
 /// The coarse clock of the workers.

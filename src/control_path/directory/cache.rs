@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     control_path::central::CentralError,
-    data_path::{directory::DirectoryError, tenant::Change},
+    data_path::{directory::DirectoryError, tenant::DirectoryChange},
 };
 
 /// How long an invalid row is not read again.
@@ -66,7 +66,7 @@ pub struct RowCache<K, V> {
     /// displace rows.
     absent: Cache<K, Arc<Entry<V>>>,
     /// The change that reports a new row for a key.
-    appearance: fn(&K) -> Change,
+    appearance: fn(&K) -> DirectoryChange,
     shared: CacheShared,
     limits: CacheLimits,
 }
@@ -114,7 +114,7 @@ where
     V: DependsOn + Send + Sync + 'static,
 {
     /// Empty.
-    pub fn new(limits: CacheLimits, shared: CacheShared, appearance: fn(&K) -> Change) -> Self {
+    pub fn new(limits: CacheLimits, shared: CacheShared, appearance: fn(&K) -> DirectoryChange) -> Self {
         let cache = || Cache::builder().max_capacity(limits.entries).expire_after(AsLongAsUsable).build();
         Self { entries: cache(), absent: cache(), appearance, shared, limits }
     }
@@ -271,11 +271,11 @@ where
 /// A cached entry, and what it depends on.
 struct Remembered<'a, V> {
     entry: &'a Entry<V>,
-    appearance: Change,
+    appearance: DirectoryChange,
 }
 
 impl<V: DependsOn> DependsOn for Remembered<'_, V> {
-    fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
+    fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
         match &self.entry.answer {
             Lookup::Found(value) => {
                 value.depends_on_any(changed) || value.frees_its_name() && changed(&self.appearance)

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::data_path::tenant::{Change, Login, LoginKind, Tenant, TenantStatus};
+use crate::data_path::tenant::{DirectoryChange, Login, LoginKind, Tenant, TenantStatus};
 
 /// The count of changes, and the count at each thing's last change.
 #[derive(Debug)]
@@ -21,11 +21,11 @@ pub struct ChangeCounts {
 #[derive(Debug, Default)]
 struct Counts {
     count: u64,
-    /// Count at the last [`Change::Everything`].
+    /// Count at the last [`DirectoryChange::Everything`].
     everything: u64,
     /// Details of changes up to this count were dropped: every row older than it counts as changed.
     dropped_up_to: u64,
-    changed: HashMap<Change, u64>,
+    changed: HashMap<DirectoryChange, u64>,
 }
 
 /// Whether a cached row may be used.
@@ -46,11 +46,11 @@ impl ChangeCounts {
     }
 
     /// Counts a change.
-    pub fn note(&self, change: &Change) {
+    pub fn note(&self, change: &DirectoryChange) {
         let mut counts = self.counts();
         counts.count += 1;
         let count = counts.count;
-        if *change == Change::Everything {
+        if *change == DirectoryChange::Everything {
             counts.everything = count;
             return;
         }
@@ -72,7 +72,7 @@ impl ChangeCounts {
         if counts.count <= since {
             return Validity::Unchanged;
         }
-        let changed = |on: &Change| counts.changed.get(on).is_some_and(|at| *at > since);
+        let changed = |on: &DirectoryChange| counts.changed.get(on).is_some_and(|at| *at > since);
         if counts.dropped_up_to > since || row.depends_on_any(&changed) {
             return Validity::Changed;
         }
@@ -87,7 +87,7 @@ impl ChangeCounts {
 /// A record read from rows.
 pub trait DependsOn {
     /// Whether `changed` is true for any of its rows.
-    fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool;
+    fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool;
 
     /// Whether a new row may take its name.
     fn frees_its_name(&self) -> bool {
@@ -96,8 +96,8 @@ pub trait DependsOn {
 }
 
 impl DependsOn for Tenant {
-    fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
-        changed(&Change::Tenant(self.id)) || changed(&Change::Host(self.host.name.clone()))
+    fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+        changed(&DirectoryChange::Tenant(self.id)) || changed(&DirectoryChange::Host(self.host.name.clone()))
     }
 
     fn frees_its_name(&self) -> bool {
@@ -106,13 +106,13 @@ impl DependsOn for Tenant {
 }
 
 impl DependsOn for Login {
-    fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
-        changed(&Change::Login(self.id))
+    fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+        changed(&DirectoryChange::Login(self.id))
             || match &self.kind {
                 // The record contains the tenant's name.
-                LoginKind::Employee { tenant_id, .. } => changed(&Change::Tenant(*tenant_id)),
+                LoginKind::Employee { tenant_id, .. } => changed(&DirectoryChange::Tenant(*tenant_id)),
                 LoginKind::Service { granted, .. } => {
-                    granted.iter().any(|grant| changed(&Change::Tenant(grant.tenant_id)))
+                    granted.iter().any(|grant| changed(&DirectoryChange::Tenant(grant.tenant_id)))
                 }
                 LoginKind::Admin { .. } => false,
             }
@@ -126,8 +126,8 @@ mod tests {
     struct Row(i64);
 
     impl DependsOn for Row {
-        fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
-            changed(&Change::Tenant(self.0))
+        fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+            changed(&DirectoryChange::Tenant(self.0))
         }
     }
 
@@ -135,8 +135,8 @@ mod tests {
     fn a_change_counts_for_rows_looked_up_before_it_only() {
         let changes = ChangeCounts::new(10);
         let before = changes.count();
-        changes.note(&Change::Tenant(1));
-        changes.note(&Change::Login(2));
+        changes.note(&DirectoryChange::Tenant(1));
+        changes.note(&DirectoryChange::Login(2));
 
         assert_eq!(changes.validity(before, &Row(1)), Validity::Changed);
         assert_eq!(changes.validity(before, &Row(2)), Validity::Unchanged);
@@ -147,8 +147,8 @@ mod tests {
     fn everything_is_a_doubt_and_a_known_change_stays_one() {
         let changes = ChangeCounts::new(10);
         let before = changes.count();
-        changes.note(&Change::Tenant(1));
-        changes.note(&Change::Everything);
+        changes.note(&DirectoryChange::Tenant(1));
+        changes.note(&DirectoryChange::Everything);
 
         assert_eq!(changes.validity(before, &Row(1)), Validity::Changed);
         assert_eq!(changes.validity(before, &Row(2)), Validity::Doubtful);
@@ -159,7 +159,7 @@ mod tests {
         let changes = ChangeCounts::new(2);
         let before = changes.count();
         for id in 1..=5 {
-            changes.note(&Change::Tenant(id));
+            changes.note(&DirectoryChange::Tenant(id));
         }
         assert!(changes.counts().changed.len() <= 2);
         for id in 1..=6 {

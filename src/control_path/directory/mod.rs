@@ -39,7 +39,7 @@ use crate::{
     },
     data_path::{
         directory::{Directory, DirectoryError},
-        tenant::{Change, Login, Tenant},
+        tenant::{DirectoryChange, Login, Tenant},
     },
 };
 
@@ -75,11 +75,13 @@ impl CentralDirectory {
             pace: Arc::new(ResponsePace::default()),
         };
         Arc::new(Self {
-            logins: RowCache::new(limits, shared.clone(), |name: &String| Change::LoginName(name.clone())),
-            tenants_by_name: RowCache::new(limits, shared.clone(), |name: &String| {
-                Change::TenantName(name.clone())
+            logins: RowCache::new(limits, shared.clone(), |name: &String| {
+                DirectoryChange::LoginName(name.clone())
             }),
-            tenants_by_id: RowCache::new(limits, shared.clone(), |id| Change::Tenant(*id)),
+            tenants_by_name: RowCache::new(limits, shared.clone(), |name: &String| {
+                DirectoryChange::TenantName(name.clone())
+            }),
+            tenants_by_id: RowCache::new(limits, shared.clone(), |id| DirectoryChange::Tenant(*id)),
             source: RowSource { central, keyring },
             answer_within: config.timeouts.central,
             shared,
@@ -152,7 +154,7 @@ impl Directory for CentralDirectory {
         self.shared.pace.answer_at(begun)
     }
 
-    fn forget(&self, change: &Change) {
+    fn forget(&self, change: &DirectoryChange) {
         self.shared.changes.note(change);
     }
 
@@ -181,7 +183,7 @@ impl Directory for CentralDirectory {
             Ok(stored) => stored.map_err(|error| unavailable(&error))?,
             Err(_) => return Err(unavailable(&"no answer within central_timeout")),
         };
-        self.forget(&Change::Login(login.id));
+        self.forget(&DirectoryChange::Login(login.id));
         Ok(changed)
     }
 }

@@ -38,7 +38,7 @@ pub struct Activity(Mutex<State>);
 struct State {
     /// Time of its last read or write.
     moved_at: Instant,
-    /// Requests in progress.
+    /// ClientMessages in progress.
     requests: usize,
 }
 

@@ -20,7 +20,7 @@ use crate::data_path::{
     pool::stats::{BUCKET_BOUNDS_US, Histogram, PoolStats},
     proxy::Proxy,
     session_state::pins::Pins,
-    sessions::registry::{Doing, SessionHandle},
+    sessions::registry::{Activity, SessionHandle},
 };
 
 /// The registry behind `/metrics`.
@@ -101,7 +101,7 @@ const COUNTERS: [Counter; 15] = [
         stats.server_parses.load(Relaxed)
     }),
     ("binds", "Named statements that clients bound", |stats| stats.binds.load(Relaxed)),
-    ("waits_timed_out", "Waits for a server that ended without one, at query_wait_timeout", |stats| {
+    ("waits_timed_out", "SwitchWait for a server that ended without one, at query_wait_timeout", |stats| {
         stats.waits_timed_out.load(Relaxed)
     }),
 ];
@@ -202,9 +202,14 @@ impl Collector {
             ([("reason", reason)], count as u64)
         });
         gauges(encoder, "pins", "Pinned sessions by reason", pinned)?;
-        gauge(encoder, "clients", "Client connections, before and after login", proxy.door.clients() as u64)?;
+        gauge(
+            encoder,
+            "clients",
+            "Client connections, before and after login",
+            proxy.connection_limits.clients() as u64,
+        )?;
         gauge(encoder, "clients_max", "max_client_conn", proxy.config.load().limits.max_client_conn as u64)?;
-        let unproven = proxy.door.unproven() as u64;
+        let unproven = proxy.connection_limits.unproven() as u64;
         gauge(encoder, "clients_logging_in", "Client connections before login", unproven)?;
         gauge(encoder, "pools", "Pools of server connections", proxy.pools.all().len() as u64)?;
         let accounts = &proxy.pools.accounts;
@@ -222,7 +227,7 @@ impl Collector {
             "1 while changes of the central database are received",
             reachable,
         )?;
-        gauge(encoder, "draining", "1 while the process drains", proxy.door.is_closed().into())?;
+        gauge(encoder, "draining", "1 while the process drains", proxy.connection_limits.is_closed().into())?;
         let uptime = proxy.sessions.started.elapsed().as_secs();
         gauge(encoder, "uptime_seconds", "Seconds since the process started", uptime)?;
         let process = Process::now();
@@ -258,11 +263,11 @@ impl Sum {
 
     fn add_session(&mut self, session: &SessionHandle) {
         let state = match session.doing().0 {
-            Doing::Idle => 0,
-            Doing::Waiting => 1,
-            Doing::Active => 2,
-            Doing::InTransaction => 3,
-            Doing::Pinned => 4,
+            Activity::Idle => 0,
+            Activity::Waiting => 1,
+            Activity::Active => 2,
+            Activity::InTransaction => 3,
+            Activity::Pinned => 4,
         };
         if let Some(count) = self.sessions.get_mut(state) {
             *count += 1;

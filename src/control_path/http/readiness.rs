@@ -66,7 +66,7 @@ impl Readiness {
 
     /// Why this node is not ready; `None`: it is ready.
     pub fn obstacle(&self) -> Option<String> {
-        let (door, directory) = (&self.proxy.door, &self.directory);
+        let (door, directory) = (&self.proxy.connection_limits, &self.directory);
         if door.is_closed() {
             Some("draining".to_owned())
         } else if door.sessions() >= self.proxy.config.load().limits.max_client_conn {

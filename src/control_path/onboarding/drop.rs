@@ -11,9 +11,9 @@ use super::{
     operation::{Operation, TenantLock},
     roles, undo, undo_remains,
 };
-use crate::control_path::admin::fields::described;
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
+    fields::described,
     host_connection::{HostAdmin, HostSession},
     pg_dump::{CopyPrograms, refuse_existing},
 };

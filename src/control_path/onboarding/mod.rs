@@ -45,15 +45,15 @@ use tokio_postgres::{GenericClient, error::SqlState};
 use self::{
     names::{check_database_name, check_tenant_name, shell_word},
     operation::{Operation, Passwords, SealedPasswords, TenantLock},
+    undo::{forget, undo_after},
 };
-use crate::control_path::admin::fields::described;
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
+    fields::described,
     host_connection::{AdminRights, HostAdmin, HostSession},
 };
 
 pub use self::undo::undo_remains;
-use self::undo::{forget, undo_after};
 
 described! {
     /// The answer of `tenant create` and `tenant adopt`.

@@ -22,11 +22,11 @@ use super::{
     role_attributes::{self, Belongings},
     roles::{self, Roles},
 };
-use crate::control_path::admin::fields::described;
 use crate::{
     control_path::{
         admin::{
             actor::{Actor, AdminError},
+            fields::described,
             host_connection::{HostAdmin, HostSession},
             tenants::missing,
         },

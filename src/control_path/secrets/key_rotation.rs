@@ -13,11 +13,11 @@ use super::{
     keyring::{Keyring, KeyringError},
     seal::SecretLocation,
 };
-use crate::control_path::admin::fields::described;
 use crate::{
     config::Config,
     control_path::admin::{
         actor::{Actor, AdminError},
+        fields::described,
         operations,
     },
 };

@@ -3,23 +3,23 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::Requests,
-    restore_settings::prelude,
-    return_to_tenant::{Bounds, Stance},
-    sequences::Advances,
+    client_messages::ClientMessages,
+    restore_settings::restore_settings,
+    return_to_tenant::{CurrentTenant, ReturnState},
+    sequences::SequenceUse,
     server_side::ServerSide,
-    skipped_messages::LeftOut,
+    skipped_messages::SkippedMessage,
 };
 use crate::{
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::{Account, Charge},
-        prepared::{ClientStatements, parse_settings::ParseSettings, shared_statements::StatementTable},
+        prepared::{ClientStatements, parse_settings::ParseSettings, shared_statements::SharedStatements},
         session_state::{
             Settings,
             identity::Identity,
-            parameter_status::Reported,
-            role_settings::{Begun, SessionStart},
+            parameter_status::ReportedParameters,
+            role_settings::{RoleSettings, StartSettings},
         },
     },
     error::{ClientError, RequestError},
@@ -40,17 +40,17 @@ pub struct ClientSide {
     /// What it has SET.
     pub wanted: Arc<Settings>,
     /// What it believes of its session: the ParameterStatus that it has been sent.
-    pub told: Arc<Reported>,
+    pub told: Arc<ReportedParameters>,
     /// How it stands to what its pool's servers began with.
-    pub begun: Begun,
+    pub start_settings: StartSettings,
     /// Under what its texts are parsed while nothing changes that; and of which of its settings that was found out.
     pub(super) parse_settings: (Arc<ParseSettings>, Arc<Settings>),
-    pub(super) rules: Rules,
+    pub(super) rules: SessionRules,
     /// Of the last unnamed statement; unique over the process.
     pub(super) unnamed_serial: u64,
-    pub(super) advances: Advances,
-    pub(super) left_out: LeftOut,
-    bounds: Bounds,
+    pub(super) sequence_use: SequenceUse,
+    pub(super) skipped: SkippedMessage,
+    return_state: ReturnState,
     /// What the beginning of a message takes that must be seen whole.
     pub(super) holding: Charge,
     /// What `wanted` takes, where it is another than `startup`.
@@ -61,21 +61,21 @@ pub struct ClientSide {
 
 /// What holds for a session from its first to its last byte.
 #[derive(Debug, Clone)]
-pub struct Rules {
+pub struct SessionRules {
     /// Statements and settings follow the client from server to server: `pool_mode = "transaction"`.
     pub follow: bool,
     /// It may choose its tenant by `SET pglobby.tenant`: a service login's session.
-    pub chooses: bool,
+    pub may_switch_tenant: bool,
     /// How it stands to the tenant it is in.
-    pub stance: Stance,
+    pub current_tenant: CurrentTenant,
     /// Who it is on its servers.
     pub identity: Identity,
     /// A Bind may be one of a statement that no server is to have: it is seen whole where it can be.
     pub sees_binds: bool,
     /// The pool's statements.
-    pub table: Arc<StatementTable>,
+    pub shared_statements: Arc<SharedStatements>,
     /// What the database's functions leave behind.
-    pub catalogue: Arc<Catalogue>,
+    pub functions: Arc<FunctionEffects>,
     /// `statement_inspect_bytes_max`.
     pub inspect_bytes_max: usize,
     /// `client_prepared_statements_max`.
@@ -92,17 +92,17 @@ pub struct Rules {
     pub memory: Arc<Account>,
 }
 
-impl Rules {
+impl SessionRules {
     /// For replies that nobody wants any more.
-    pub fn nobody(table: &Arc<StatementTable>) -> Self {
+    pub fn nobody(table: &Arc<SharedStatements>) -> Self {
         Self {
             follow: false,
-            chooses: false,
-            stance: Stance::AtHome,
+            may_switch_tenant: false,
+            current_tenant: CurrentTenant::First,
             identity: Identity::default(),
             sees_binds: false,
-            table: table.clone(),
-            catalogue: Arc::default(),
+            shared_statements: table.clone(),
+            functions: Arc::default(),
             inspect_bytes_max: 0,
             statements_max: 0,
             statements_bytes_max: 0,
@@ -118,36 +118,36 @@ impl Rules {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Flow {
     /// It does.
-    Goes,
+    Continues,
     /// It said Terminate.
     Terminated,
     /// It speaks of its tenant. That message and all behind it have not been passed on, and wait until everything before
     /// is answered.
-    Chooses(Vec<u8>),
+    ChoosesTenant(Vec<u8>),
     /// What it said last may lead it to another tenant: all behind it waits for the answer.
     Pauses(Vec<u8>),
     /// What this message means, and whether it may be passed on, shows when the server has answered what it was sent before.
-    Awaits(Vec<u8>),
+    AwaitsReplies(Vec<u8>),
     /// More is unanswered than may be: the rest waits until half of it is answered.
     Full(Vec<u8>),
 }
 
 impl ClientSide {
     /// A session that has just logged in. `first_serial` is unique over the process, with 32 bits of room above it.
-    pub fn new(rules: Rules, wanted: Arc<Settings>, first_serial: u64) -> Self {
+    pub fn new(rules: SessionRules, wanted: Arc<Settings>, first_serial: u64) -> Self {
         Self {
             framer: Framer::default(),
             statements: ClientStatements::new(rules.memory.clone()),
             startup: wanted.clone(),
-            parse_settings: (rules.table.settings.of(&wanted), wanted.clone()),
+            parse_settings: (rules.shared_statements.settings.of(&wanted), wanted.clone()),
             wanted,
             told: Arc::default(),
-            begun: Begun::default(),
+            start_settings: StartSettings::default(),
             rules,
             unnamed_serial: first_serial,
-            advances: Advances::default(),
-            left_out: LeftOut::default(),
-            bounds: Bounds::default(),
+            sequence_use: SequenceUse::default(),
+            skipped: SkippedMessage::default(),
+            return_state: ReturnState::default(),
             holding: Charge::default(),
             kept: Charge::default(),
             began: Charge::default(),
@@ -155,7 +155,7 @@ impl ClientSide {
     }
 
     /// What holds for the session.
-    pub fn rules(&self) -> &Rules {
+    pub fn rules(&self) -> &SessionRules {
         &self.rules
     }
 
@@ -179,8 +179,8 @@ impl ClientSide {
     /// Its pool has been replaced by one whose servers began with `now`: what differs from what the session began with is from now on
     /// as if it had been set then.
     #[cold]
-    pub fn keep_start(&mut self, now: &Arc<SessionStart>) {
-        if let Begun::Before(then) = &self.begun {
+    pub fn keep_start(&mut self, now: &Arc<RoleSettings>) {
+        if let StartSettings::Before(then) = &self.start_settings {
             for (name, value) in then.differing_from(now) {
                 for settings in [&mut self.startup, &mut self.wanted] {
                     if settings.get(&name).is_none() {
@@ -189,7 +189,7 @@ impl ClientSide {
                 }
             }
         }
-        self.begun = Begun::Alike(now.clone());
+        self.start_settings = StartSettings::Alike(now.clone());
     }
 
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
@@ -197,17 +197,17 @@ impl ClientSide {
     pub fn turn(&mut self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
         if begins {
             self.look_at_settings();
-            server.uncertain.begin();
+            server.checks.begin();
             server.begins_with(self, out);
-            server.part_sequences_first(&self.advances, &self.rules, out);
+            server.part_sequences_first(&self.sequence_use, &self.rules, out);
         }
         if begins && server.statements.has_own_names() {
             let mut preparer = server.preparer(&self.parse_settings.0, &self.startup);
             preparer.put_own_names_away(&self.statements, out.build());
         }
-        let ServerSide { statements, lease, applied, ours, .. } = server;
+        let ServerSide { statements, replies, applied, ours, .. } = server;
         if !Arc::ptr_eq(applied, &self.wanted) {
-            if prelude(applied, &self.wanted, ours, lease, out.build()) {
+            if restore_settings(applied, &self.wanted, ours, replies, out.build()) {
                 statements.set_unnamed(0);
             }
             *applied = self.wanted.clone();
@@ -218,7 +218,8 @@ impl ClientSide {
     #[inline]
     pub(super) fn look_at_settings(&mut self) {
         if !Arc::ptr_eq(&self.parse_settings.1, &self.wanted) {
-            self.parse_settings = (self.rules.table.settings.of(&self.wanted), self.wanted.clone());
+            self.parse_settings =
+                (self.rules.shared_statements.settings.of(&self.wanted), self.wanted.clone());
         }
     }
 
@@ -236,7 +237,7 @@ impl ClientSide {
         let flow = self.pass_on(chunk, server, out);
         // A Terminate is not passed on, whole or not.
         server.half_passed =
-            self.framer.mid_message() && !self.left_out.is_ignored() && !matches!(flow, Ok(Flow::Terminated));
+            self.framer.mid_message() && !self.skipped.is_ignored() && !matches!(flow, Ok(Flow::Terminated));
         flow
     }
 
@@ -253,19 +254,28 @@ impl ClientSide {
             parse_settings,
             startup,
             unnamed_serial,
-            advances,
-            left_out,
-            bounds,
+            sequence_use: advances,
+            skipped: left_out,
+            return_state: bounds,
             holding,
             ..
         } = self;
-        if !server.lease.is_working() {
+        if !server.replies.is_working() {
             server.unanswered_bytes = 0;
         }
         let may_fill = server.may_fill(rules.unanswered_max, chunk.len());
         let under = &parse_settings.0;
-        let mut requests =
-            Requests { statements, rules, under, startup, unnamed_serial, advances, bounds, server, out };
+        let mut requests = ClientMessages {
+            statements,
+            rules,
+            under,
+            startup,
+            unnamed_serial,
+            sequence_use: advances,
+            return_state: bounds,
+            server,
+            out,
+        };
         let mut full = None;
         loop {
             let piece = framer.next_within(
@@ -281,7 +291,7 @@ impl ClientSide {
                     if holding.bytes() > 0 && framer.held_bytes() == 0 {
                         holding.clear();
                     }
-                    return Ok(Flow::Goes);
+                    return Ok(Flow::Continues);
                 }
                 Some(Piece::Rest { bytes, last }) => {
                     if !left_out.is_ignored() {
@@ -289,7 +299,7 @@ impl ClientSide {
                     } else if last {
                         left_out.end_ignored();
                     }
-                    if last && std::mem::take(&mut requests.bounds.pauses) {
+                    if last && std::mem::take(&mut requests.return_state.pauses) {
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
                 }
@@ -303,7 +313,7 @@ impl ClientSide {
                         framer.put_back();
                         return Ok(requests.hold(hold, waits));
                     }
-                    if std::mem::take(&mut requests.bounds.pauses) {
+                    if std::mem::take(&mut requests.return_state.pauses) {
                         framer.take_held(&mut Vec::new());
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
@@ -334,16 +344,25 @@ impl ClientSide {
         out: &mut Vec<u8>,
     ) -> usize {
         let Ok(Some((tag, length))) = header(inbox) else { return 0 };
-        let Self { statements, rules, parse_settings, startup, unnamed_serial, advances, bounds, .. } = self;
+        let Self {
+            statements,
+            rules,
+            parse_settings,
+            startup,
+            unnamed_serial,
+            sequence_use: advances,
+            return_state: bounds,
+            ..
+        } = self;
         let (under, mut out) = (&parse_settings.0, Outgoing::new(&[], out));
-        let mut requests = Requests {
+        let mut requests = ClientMessages {
             statements,
             rules,
             under,
             startup,
             unnamed_serial,
-            advances,
-            bounds,
+            sequence_use: advances,
+            return_state: bounds,
             server,
             out: &mut out,
         };
@@ -362,7 +381,7 @@ pub fn violation(error: FrameError) -> ClientError {
 
 /// How much of a client's message must be seen; also where a first header is judged before a server is borrowed.
 #[inline]
-pub fn need_of_client(tag: u8, length: usize, rules: &Rules) -> Result<Need, FrameError> {
+pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
     Ok(match tag {
         b'Q' | b'P' if length <= rules.inspect_bytes_max => Need::Whole,
         b'P' => Need::Strings(1),

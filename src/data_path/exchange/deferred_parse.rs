@@ -36,7 +36,7 @@ impl ClientSide {
             return None;
         }
         self.look_at_settings();
-        let found = self.rules.table.find(body, &self.parse_settings.0);
+        let found = self.rules.shared_statements.find(body, &self.parse_settings.0);
         let statement = found.filter(|statement| statement.is_proved())?;
         self.statements.insert(name, statement);
         self.statements.postpone(name);

@@ -8,20 +8,20 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::Requests,
+    client_messages::ClientMessages,
     client_side::Flow,
-    parse_under::Here,
-    pending_replies::{Asked, Whose},
+    parse_under::ParseContext,
+    pending_replies::{Origin, Request},
     prepare::Preparer,
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         prepared::{
-            Found, SqlNames, Statement, parse_settings::ParseSettings, rename,
+            OnServer, SqlNames, Statement, parse_settings::ParseSettings, rename,
             row_description::is_parsed_once,
         },
-        session_state::side_effects::Aftermath,
+        session_state::side_effects::SideEffects,
     },
     error::{ClientError, Limit, RequestError},
     wire::{frame::cstr, message::append},
@@ -32,9 +32,9 @@ const NOBODYS: &[u8] = b"pglobby__";
 
 /// How a server stands to a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Brought {
+pub(super) enum Ensured {
     /// It has it, or will have it in time.
-    Here,
+    Present,
     /// It will say what shape it has there.
     Awaited,
     /// It has another shape there.
@@ -42,30 +42,31 @@ pub(super) enum Brought {
 }
 
 /// The message waits for answers that are owed.
-pub(super) const AWAITS: Result<ControlFlow<Hold>, ClientError> = Ok(ControlFlow::Break(Hold::Answers));
+pub(super) const AWAITS: Result<ControlFlow<WaitReason>, ClientError> =
+    Ok(ControlFlow::Break(WaitReason::Replies));
 
 /// Why a message must wait.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Hold {
+pub(super) enum WaitReason {
     /// It chooses the tenant.
     Choice,
     /// What the server has been sent before it decides on what it means.
-    Answers,
+    Replies,
     /// So much has been sent that is not answered that no more is taken.
     Room,
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// `waits` begins with a message that must wait. Where it is for answers, the server is to send what it has.
     #[cold]
-    pub(super) fn hold(&mut self, hold: Hold, waits: Vec<u8>) -> Flow {
+    pub(super) fn hold(&mut self, hold: WaitReason, waits: Vec<u8>) -> Flow {
         match hold {
-            Hold::Choice => Flow::Chooses(waits),
-            Hold::Answers => {
+            WaitReason::Choice => Flow::ChoosesTenant(waits),
+            WaitReason::Replies => {
                 append(self.out.build(), b'H', |_| {});
-                Flow::Awaits(waits)
+                Flow::AwaitsReplies(waits)
             }
-            Hold::Room => {
+            WaitReason::Room => {
                 append(self.out.build(), b'H', |_| {});
                 Flow::Full(waits)
             }
@@ -77,26 +78,26 @@ impl Requests<'_, '_> {
     pub(super) fn made(
         &mut self,
         body: &[u8],
-        aftermath: Aftermath,
+        side_effects: SideEffects,
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
         let is_known = self.server.parsing(self.under).is_some();
         if is_known || !is_parsed_once(cstr(&mut { body }).unwrap_or_default()) {
-            let statement = self.rules.table.intern(body, self.under, || (aftermath, naming));
-            self.server.uncertain.prepares(&statement);
+            let statement = self.rules.shared_statements.intern(body, self.under, || (side_effects, naming));
+            self.server.checks.prepares(&statement);
             return statement;
         }
-        let under = self.settings_now(Whose::Follow);
-        self.rules.table.own(body, &under, aftermath, naming)
+        let under = self.settings_now(Origin::Prepare);
+        self.rules.shared_statements.own(body, &under, side_effects, naming)
     }
 
     /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
     #[cold]
-    pub(super) fn settings_now(&mut self, whose: Whose) -> Arc<ParseSettings> {
-        let Preparer { lease, here, .. } = self.server.preparer(self.under, self.startup);
+    pub(super) fn settings_now(&mut self, origin: Origin) -> Arc<ParseSettings> {
+        let Preparer { replies, context: here, .. } = self.server.preparer(self.under, self.startup);
         match here.under {
             Some(under) => under.clone(),
-            None => here.ask(whose, lease, self.out.build()),
+            None => here.ask(origin, replies, self.out.build()),
         }
     }
 
@@ -122,69 +123,76 @@ impl Requests<'_, '_> {
 
     #[cold]
     fn part(&mut self, name: &[u8], shared: &Statement) -> Result<Option<Arc<Statement>>, Limit> {
-        if self.server.lease.is_awaited() {
+        if self.server.replies.is_awaited() {
             return Ok(None);
         }
-        self.rules.table.memory.admits(shared.bytes())?;
-        let own = self.rules.table.parted(shared, &shared.parsed_under);
+        self.rules.shared_statements.memory.admits(shared.bytes())?;
+        let own = self.rules.shared_statements.parted(shared, &shared.parsed_under);
         self.statements.insert(name, own.clone());
         Ok(Some(own))
     }
 
     /// Sees to it that the server has a statement that the client calls `name`.
     #[inline]
-    pub(super) fn bring(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
+    pub(super) fn ensure_statement(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
         if self.statements.is_any_postponed() {
-            if self.server.lease.may_have_others() {
-                return Brought::Awaited;
+            if self.server.replies.may_have_others() {
+                return Ensured::Awaited;
             }
             if self.statements.take_postponed(name) {
-                self.bring_postponed(name, statement);
-                return Brought::Here;
+                self.ensure_postponed(name, statement);
+                return Ensured::Present;
             }
         }
-        if self.server.statements.find(statement, self.server.lease.batch()) == Found::Known {
-            return Brought::Here;
+        if self.server.statements.find(statement, self.server.replies.batch()) == OnServer::Known {
+            return Ensured::Present;
         }
-        self.bring_anew(name, statement)
+        self.ensure_absent(name, statement)
     }
 
     #[cold]
-    fn bring_anew(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
-        let ServerSide { statements, lease, sought, applied, uncertain, .. } = &mut *self.server;
-        let here = Here::new(self.under, self.startup, applied, uncertain, lease);
+    fn ensure_absent(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
+        let ServerSide { statements, replies, sought, applied, checks, .. } = &mut *self.server;
+        let here = ParseContext::new(self.under, self.startup, applied, checks, replies);
         let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
         if changed == Some(true) {
-            return Brought::Changed;
+            return Ensured::Changed;
         }
-        let shows = match statements.find(statement, lease.batch()) {
+        let shows = match statements.find(statement, replies.batch()) {
             // The same text by another of the client's names.
-            Found::Asked => lease.shows_shape_of(statement, name),
+            OnServer::Requested => replies.describes(statement, name),
             // Its client is yet to be told the shape that another must be compared with.
-            _ if statement.is_looked_at && statement.shape.get().is_none() && lease.is_awaited() => {
-                return Brought::Awaited;
+            _ if statement.is_description_checked
+                && statement.description.get().is_none()
+                && replies.is_awaited() =>
+            {
+                return Ensured::Awaited;
             }
-            _ if lease.may_have_others() => return Brought::Awaited,
-            _ => Preparer { statements, lease, here }.prepare(statement, Whose::Follow, self.out.build()),
+            _ if replies.may_have_others() => return Ensured::Awaited,
+            _ => Preparer { statements, replies: replies, context: here }.prepare(
+                statement,
+                Origin::Prepare,
+                self.out.build(),
+            ),
         };
-        if !shows || statement.shape.get().is_none() || lease.takes_copy_data() {
-            return Brought::Here;
+        if !shows || statement.description.get().is_none() || replies.takes_copy_data() {
+            return Ensured::Present;
         }
         *sought = Some((statement.clone(), false));
-        Brought::Awaited
+        Ensured::Awaited
     }
 
     /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
     #[cold]
-    pub(super) fn bring_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
+    pub(super) fn ensure_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
         let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.prepare_as(statement, Some(name), Whose::Follow, self.out.build());
+        preparer.prepare_as(statement, Some(name), Origin::Prepare, self.out.build());
     }
 
     /// The server is made to refuse a Bind or Describe of a statement, and its client hears why in PostgreSQL's words.
     #[cold]
-    pub(super) fn refuse_changed(&mut self, asked: Asked, bytes: &[u8], at: usize, length: usize) {
-        let _ = self.server.lease.ask(asked, Whose::Denied(RequestError::ResultChanged));
+    pub(super) fn refuse_changed(&mut self, asked: Request, bytes: &[u8], at: usize, length: usize) {
+        let _ = self.server.replies.track(asked, Origin::Denied(RequestError::ResultChanged));
         rename(bytes, at, length, NOBODYS, self.out.build());
     }
 
@@ -192,9 +200,9 @@ impl Requests<'_, '_> {
     /// lacks can only be brought to it while no batch is under way: `settled`.
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
-        self.statements.take_own_names(&self.rules.table);
-        let ServerSide { lease, ours, .. } = &mut *self.server;
-        ours.hide(lease, self.out.build());
+        self.statements.take_own_names(&self.rules.shared_statements);
+        let ServerSide { replies, ours, .. } = &mut *self.server;
+        ours.hide(replies, self.out.build());
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.hide_others(self.statements, self.out.build());
         if settled {
@@ -205,7 +213,7 @@ impl Requests<'_, '_> {
     /// Code is about to run that may EXECUTE, by its name, what the session has made by PREPARE.
     #[cold]
     pub(super) fn show_to_code(&mut self) {
-        self.statements.take_own_names(&self.rules.table);
+        self.statements.take_own_names(&self.rules.shared_statements);
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.show_own(self.statements, true, self.out);
     }

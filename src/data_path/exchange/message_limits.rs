@@ -4,16 +4,16 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::{GOES_ON, Requests},
-    client_side::{ClientSide, Rules},
-    ensure_prepared::Hold,
+    client_messages::{ClientMessages, GOES_ON},
+    client_side::{ClientSide, SessionRules},
+    ensure_prepared::WaitReason,
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         memory_limit::{Account, Charge},
         prepared::{ClientStatements, Statement, UNNAMED_BYTES_KEPT},
-        session_state::{Settings, side_effects::Aftermath},
+        session_state::{Settings, side_effects::SideEffects},
     },
     error::{ClientError, Limit, RequestError},
 };
@@ -39,7 +39,7 @@ pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge,
     Ok(charge)
 }
 
-impl Rules {
+impl SessionRules {
     /// Whether a client that has these statements may prepare so many more, with so much text.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl Rules {
         if statements.bytes() + bytes > self.statements_bytes_max {
             return Err(Limit::StatementBytes);
         }
-        self.table.memory.admits(bytes)
+        self.shared_statements.memory.admits(bytes)
     }
 
     /// Whether a session that has these settings may SET what a text sets.
@@ -60,21 +60,21 @@ impl Rules {
     /// # Errors
     /// The limit that would be exceeded.
     #[inline]
-    pub fn admit_settings(&self, settings: &Settings, aftermath: &Aftermath) -> Result<(), Limit> {
-        if aftermath.set_bytes == 0 { Ok(()) } else { self.admit_set(settings, aftermath) }
+    pub fn admit_settings(&self, settings: &Settings, side_effects: &SideEffects) -> Result<(), Limit> {
+        if side_effects.set_bytes == 0 { Ok(()) } else { self.admit_set(settings, side_effects) }
     }
 
     #[cold]
-    fn admit_set(&self, settings: &Settings, aftermath: &Aftermath) -> Result<(), Limit> {
-        let names = aftermath.names.as_deref().unwrap_or_default();
-        if settings.bytes_with(names, aftermath.set_bytes) > self.settings_bytes_max {
+    fn admit_set(&self, settings: &Settings, side_effects: &SideEffects) -> Result<(), Limit> {
+        let names = side_effects.names.as_deref().unwrap_or_default();
+        if settings.bytes_with(names, side_effects.set_bytes) > self.settings_bytes_max {
             return Err(Limit::SettingBytes);
         }
-        self.memory.admits(aftermath.set_bytes)
+        self.memory.admits(side_effects.set_bytes)
     }
 
     /// What the client is told.
-    pub fn refusal(&self, request_error: RequestError) -> ClientError {
+    pub fn client_error(&self, request_error: RequestError) -> ClientError {
         match request_error {
             RequestError::TenantSwitch(reason) => reason.into(),
             RequestError::Identity(reason) => reason.into(),
@@ -89,7 +89,9 @@ impl Rules {
             Limit::Statements => self.statements_max,
             Limit::StatementBytes => self.statements_bytes_max,
             Limit::SettingBytes => self.settings_bytes_max,
-            other => self.memory.max_of(other).or_else(|| self.table.memory.max_of(other)).unwrap_or(0),
+            other => {
+                self.memory.max_of(other).or_else(|| self.shared_statements.memory.max_of(other)).unwrap_or(0)
+            }
         };
         ClientError::MemoryLimit { limit, max }
     }
@@ -124,12 +126,12 @@ impl ServerSide {
     /// the server would owe more replies for it than it has bytes.
     #[inline]
     pub(super) fn may_fill(&self, replies_max: usize, bytes: usize) -> bool {
-        self.lease.owed() + bytes >= replies_max || self.unanswered_bytes + bytes > UNANSWERED_BYTES_MAX
+        self.replies.pending() + bytes >= replies_max || self.unanswered_bytes + bytes > UNANSWERED_BYTES_MAX
     }
 
     /// Whether so much is unanswered that nothing more is taken from a client that pipelines.
     fn is_full(&self, replies_max: usize, built: usize) -> bool {
-        let owed = self.lease.owed();
+        let owed = self.replies.pending();
         owed >= replies_max
             || owed > 0 && (self.unanswered_bytes > UNANSWERED_BYTES_MAX || built > UNANSWERED_BYTES_MAX)
     }
@@ -137,7 +139,7 @@ impl ServerSide {
     /// Whether that is over.
     pub fn has_room(&mut self, replies_max: usize) -> bool {
         let bytes_max = if self.unanswered_bytes > UNANSWERED_BYTES_MAX { 0 } else { replies_max / 2 };
-        let has_room = self.lease.owed() <= bytes_max || self.lease.takes_copy_data();
+        let has_room = self.replies.pending() <= bytes_max || self.replies.takes_copy_data();
         if has_room {
             self.unanswered_bytes = 0;
         }
@@ -145,7 +147,7 @@ impl ServerSide {
     }
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Whether so much has been put in front of what the client has sent that a message may have to wait.
     #[inline]
     pub(super) fn is_much_built(&self) -> bool {
@@ -161,7 +163,7 @@ impl Requests<'_, '_> {
 
     /// A message is not passed on: its client gets an error in its place.
     #[cold]
-    pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<Hold>, ClientError> {
+    pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.deny(tag, limit);
         GOES_ON
     }
@@ -172,16 +174,16 @@ impl Requests<'_, '_> {
         &mut self,
         limit: Limit,
         whole: bool,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
-        self.bounds.denied |= !whole;
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+        self.return_state.denied |= !whole;
         self.refuse(b'B', limit)
     }
 
     /// Whether the text of an unnamed statement may be kept, and what it sets.
-    pub(super) fn admit_unnamed(&self, body: &[u8], aftermath: &Aftermath) -> Result<(), Limit> {
+    pub(super) fn admit_unnamed(&self, body: &[u8], side_effects: &SideEffects) -> Result<(), Limit> {
         if body.len() > UNNAMED_BYTES_KEPT {
             self.rules.memory.admits(body.len())?;
         }
-        self.rules.admit_settings(&self.server.applied, aftermath)
+        self.rules.admit_settings(&self.server.applied, side_effects)
     }
 }

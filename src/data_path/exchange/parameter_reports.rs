@@ -2,12 +2,12 @@
 
 use super::{
     client_side::ClientSide,
-    pending_replies::{Asked, Whose},
+    pending_replies::{Origin, Request},
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
-        session_state::parameter_status::Reported,
+        session_state::parameter_status::ReportedParameters,
         sql::{Characters, Lexing},
     },
     wire::{
@@ -26,7 +26,7 @@ impl ServerSide {
     /// A client begins to use it: it may believe something else than the server reports.
     #[inline]
     pub fn begins_with(&mut self, client: &ClientSide, out: &mut Outgoing<'_>) {
-        self.telling |= self.reported != *client.told;
+        self.must_tell |= self.reported != *client.told;
         if self.is_stale {
             self.stir(out.build());
         }
@@ -37,13 +37,13 @@ impl ServerSide {
     fn stir(&mut self, out: &mut Vec<u8>) {
         self.is_stale = false;
         append(out, b'S', |_| {});
-        let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+        let _ = self.replies.track(Request::Sync, Origin::Proxy);
     }
 
     /// In front of what the client gets next: what it believes of its session becomes what the server reports.
     #[cold]
     pub(super) fn tell(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
-        self.telling = false;
+        self.must_tell = false;
         if self.reported != *client.told {
             self.reported.tell(&mut client.told, out.build());
         }
@@ -53,8 +53,8 @@ impl ServerSide {
     /// what was, the client is told in front of its own reply, if it believes something else.
     pub(super) fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
         let name = self.note_parameter(bytes);
-        if let (Some(name), true) = (name, self.lease.whose() != Some(Whose::Ours)) {
-            self.uncertain.reported(&name);
+        if let (Some(name), true) = (name, self.replies.origin() != Some(Origin::Proxy)) {
+            self.checks.reported(&name);
             self.tell(client, out);
         }
     }
@@ -68,7 +68,7 @@ impl ServerSide {
             return None;
         }
         if self.reported.set(&name, value) {
-            (self.news, self.telling) = (true, true);
+            (self.parameters_changed, self.must_tell) = (true, true);
             self.lexing = lexing(&self.reported);
         }
         Some(name.to_ascii_lowercase())
@@ -76,7 +76,7 @@ impl ServerSide {
 }
 
 /// How a server that reports this reads string literals.
-pub(super) fn lexing(reported: &Reported) -> Lexing {
+pub(super) fn lexing(reported: &ReportedParameters) -> Lexing {
     let value = |wanted: &str| reported.text(wanted);
     Lexing {
         standard_conforming_strings: value("standard_conforming_strings") != Some("off"),

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{client_side::ClientSide, parse_under::Here, server_side::ServerSide};
+use super::{client_side::ClientSide, parse_under::ParseContext, server_side::ServerSide};
 use crate::{
     data_path::{
-        prepared::{Naming, parse_settings::ParseSettings},
+        prepared::{StatementName, parse_settings::ParseSettings},
         session_state::Settings,
     },
     wire::frame::HEADER_BYTES,
@@ -16,15 +16,15 @@ impl ServerSide {
     /// transaction began.
     #[inline]
     pub(super) fn parsing<'s>(&'s self, under: &'s Arc<ParseSettings>) -> Option<&'s Arc<ParseSettings>> {
-        Here::under(under, &self.uncertain, &self.lease)
+        ParseContext::under(under, &self.checks, &self.replies)
     }
 
     /// A statement has been parsed, and this is what it takes and gives.
     #[cold]
-    pub(super) fn shaped(&mut self, naming: Naming, client: &mut ClientSide) {
-        let Naming { client_name, statement } = naming;
-        let shape = self.shape.finish();
-        let known = shape.map(|shape| (shape, *statement.shape.get_or_init(|| shape)));
+    pub(super) fn described(&mut self, naming: StatementName, client: &mut ClientSide) {
+        let StatementName { client_name, statement } = naming;
+        let shape = self.description.finish();
+        let known = shape.map(|shape| (shape, *statement.description.get_or_init(|| shape)));
         let Some((shape, _)) = known.filter(|(shape, known)| shape != known) else {
             // Whoever sought it has found it; what comes of it later is another's.
             let _ = self.sought.take_if(|(sought, _)| sought.is(&statement));
@@ -34,9 +34,9 @@ impl ServerSide {
         self.statements.failed(&statement);
         match client_name {
             Some(name) => {
-                let reshaped = client.rules().table.reshaped(&statement, shape);
+                let reshaped = client.rules().shared_statements.reshaped(&statement, shape);
                 // It may have been closed meanwhile, by what is skipped in the end.
-                self.lease.closes_instead(&name, &statement, &reshaped);
+                self.replies.closes_instead(&name, &statement, &reshaped);
                 if client.statements.get(&name).is_some_and(|known| known.is(&statement)) {
                     client.statements.insert(&name, reshaped);
                 }
@@ -52,13 +52,13 @@ impl ServerSide {
     /// A DataRow of ours tells one of its settings.
     #[cold]
     pub(super) fn told_setting(&mut self, row: &[u8]) {
-        self.told = self.told.take().and_then(|told| with_setting(told, row));
+        self.told_settings = self.told_settings.take().and_then(|told| with_setting(told, row));
     }
 
     /// Those were all.
     #[cold]
     pub(super) fn told_all(&mut self, settings: &ParseSettings) {
-        let told = self.told.replace(Settings::default());
+        let told = self.told_settings.replace(Settings::default());
         told.into_iter().for_each(|told| settings.are(&told));
     }
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::{
-    pending_checks::Uncertain,
-    pending_replies::{Asked, Lease, Whose},
+    pending_checks::PendingChecks,
+    pending_replies::{Origin, ReplyTracker, Request},
 };
 use crate::{
     data_path::{
@@ -21,7 +21,7 @@ use crate::{
 
 /// Where a text is to be parsed: a session's settings on its server at this moment.
 #[derive(Debug, Clone, Copy)]
-pub struct Here<'a> {
+pub struct ParseContext<'a> {
     /// `None`: something may have changed them that has not been asked about.
     pub under: Option<&'a Arc<ParseSettings>>,
     /// What the session began with, which its servers may no longer begin with: it holds for what was parsed before that, too.
@@ -29,30 +29,30 @@ pub struct Here<'a> {
     /// What the server had when the transaction began.
     pub applied: &'a Settings,
     /// What may have changed since.
-    pub uncertain: &'a Uncertain,
+    pub checks: &'a PendingChecks,
 }
 
-impl<'a> Here<'a> {
+impl<'a> ParseContext<'a> {
     /// `under` are the session's as they were when the transaction began.
     #[inline]
     pub fn new(
         under: &'a Arc<ParseSettings>,
         startup: &'a Settings,
         applied: &'a Settings,
-        uncertain: &'a Uncertain,
-        lease: &Lease,
+        checks: &'a PendingChecks,
+        replies: &ReplyTracker,
     ) -> Self {
-        Self { under: Self::under(under, uncertain, lease), startup, applied, uncertain }
+        Self { under: Self::under(under, checks, replies), startup, applied, checks }
     }
 
     /// `under`, unless something may have changed that has not been asked about.
     #[inline]
     pub fn under<'s>(
         under: &'s Arc<ParseSettings>,
-        uncertain: &Uncertain,
-        lease: &Lease,
+        checks: &PendingChecks,
+        replies: &ReplyTracker,
     ) -> Option<&'s Arc<ParseSettings>> {
-        let known = !uncertain.changes_parsing() && !lease.pins.contains(Pins::SETTINGS);
+        let known = !checks.changes_parsing() && !replies.pins.contains(Pins::SETTINGS);
         known.then_some(under)
     }
 
@@ -63,8 +63,8 @@ impl<'a> Here<'a> {
     }
 
     /// What must be put in place to parse as under `those`; `None` where nothing need be, or can be, or nobody knows.
-    fn differs(&self, those: &Arc<ParseSettings>, lease: &Lease) -> Option<Settings> {
-        let can = lease.status() != b'E' && !lease.takes_copy_data() && !lease.is_skipping();
+    fn differs(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
+        let can = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
         if self.is(those) || !can {
             return None;
         }
@@ -80,7 +80,7 @@ impl<'a> Here<'a> {
     /// Parameters that PostgreSQL does not list and that may be set.
     fn unlisted(&self) -> impl Iterator<Item = &str> {
         let applied = self.applied.iter().map(|(name, _)| name);
-        ["role"].into_iter().chain(applied.chain(self.uncertain.named()).filter(|name| name.contains('.')))
+        ["role"].into_iter().chain(applied.chain(self.checks.named()).filter(|name| name.contains('.')))
     }
 
     /// Runs `parses`, which sends what is to be parsed, as under `those` settings if they `matter` to it; its own result.
@@ -88,29 +88,31 @@ impl<'a> Here<'a> {
         &self,
         those: &Arc<ParseSettings>,
         matter: bool,
-        whose: Whose,
-        lease: &mut Lease,
+        origin: Origin,
+        replies: &mut ReplyTracker,
         out: &mut Vec<u8>,
-        parses: impl FnOnce(&mut Lease, &mut Vec<u8>) -> bool,
+        parses: impl FnOnce(&mut ReplyTracker, &mut Vec<u8>) -> bool,
     ) -> bool {
-        let Some(settings) = self.differs(those, lease).filter(|_| matter) else { return parses(lease, out) };
+        let Some(settings) = self.differs(those, replies).filter(|_| matter) else {
+            return parses(replies, out);
+        };
         let set = || settings.iter().filter(|(name, _)| *name != "session_authorization");
         let names = array_literal(set().map(|(name, _)| name));
         let values = array_literal(set().map(|(_, value)| value));
         let others = array_literal(self.unlisted().filter(|name| settings.get(name).is_none()));
         let listed = array_literal(HARMLESS.into_iter().chain(UNASKABLE));
-        once(ENTER, &[&names, &values, &others, &listed], Asked::Execute(None), whose, lease, out);
-        let goes = parses(lease, out);
-        once(LEAVE, &[], Asked::Execute(None), whose, lease, out);
+        once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), origin, replies, out);
+        let goes = parses(replies, out);
+        once(LEAVE, &[], Request::Execute(None), origin, replies, out);
         goes
     }
 
     /// Those under which a text is parsed that goes to the server next, where that must be asked: in front of it.
-    pub fn ask(&self, whose: Whose, lease: &mut Lease, out: &mut Vec<u8>) -> Arc<ParseSettings> {
+    pub fn ask(&self, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) -> Arc<ParseSettings> {
         let those = ParseSettings::unknown();
-        if lease.status() != b'E' {
+        if replies.status() != b'E' {
             let unlisted = array_literal(self.unlisted());
-            once(TELL, &[&unlisted], Asked::Settings(those.clone()), whose, lease, out);
+            once(TELL, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
         }
         those
     }
@@ -155,16 +157,16 @@ const ONCE: &[u8] = b"pglobby_once";
 pub fn once(
     sql: &[u8],
     parameters: &[&str],
-    asked: Asked,
-    whose: Whose,
-    lease: &mut Lease,
+    asked: Request,
+    origin: Origin,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    if !lease.ask(Asked::Close(None), whose) {
+    if !replies.track(Request::Close(None), origin) {
         return;
     }
-    for asked in [Asked::ParseAsIs, Asked::Bind, asked, Asked::Close(None), Asked::Close(None)] {
-        let _ = lease.ask(asked, whose);
+    for asked in [Request::ParseAsIs, Request::Bind, asked, Request::Close(None), Request::Close(None)] {
+        let _ = replies.track(asked, origin);
     }
     close_statement(ONCE, out);
     parse(ONCE, sql, out);

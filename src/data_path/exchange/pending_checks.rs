@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::{
     data_path::{
-        functions::{Catalogue, Changing, Functions, Look, Seen, Unlearnt},
+        functions::{FoundEffects, FunctionEffects, FunctionsChanging, LoadState, Lookup, TextsBeforeLoad},
         memory_limit::PIECE_BYTES,
         prepared::{Statement, parse_settings::ParseSettings},
         session_state::{
@@ -16,23 +16,23 @@ use crate::{
             channels::Channels,
             parameters::{UNASKABLE, matters},
             pins::Pins,
-            resets::{Pending, Resets},
-            side_effects::{Aftermath, Tidying},
-            state_query::Doubts,
+            resets::{PendingRestore, Resets},
+            side_effects::{DriverReset, SideEffects},
+            state_query::StateChecks,
         },
-        sql::Talk,
+        sql::TenantMention,
     },
     wire::message::array_literal,
 };
 
 /// What the transactions of a lease have left uncertain so far.
 #[derive(Debug, Default)]
-pub struct Uncertain {
-    doubts: Doubts,
+pub struct PendingChecks {
+    checks: StateChecks,
     pins: Pins,
     names: Vec<Box<str>>,
     /// One text, and nothing else, made all of it uncertain, outside a transaction block: and it only tidies up.
-    tidied: Option<Tidying>,
+    driver_reset: Option<DriverReset>,
     /// The same of one that only loads a library.
     only_loads: bool,
     /// RESET ALL or DISCARD ALL is among it.
@@ -47,13 +47,13 @@ pub struct Uncertain {
     /// What has been parsed under the settings that it leaves, as far as can be told.
     parsed: Vec<Arc<ParseSettings>>,
     /// Functions may be changed by the transaction that is under way.
-    changing: Option<Changing>,
+    functions_changing: Option<FunctionsChanging>,
     /// Texts that may call functions which nobody has read yet.
-    unlearnt: Option<Box<Unlearnt>>,
+    before_load: Option<Box<TextsBeforeLoad>>,
     /// What texts have taken back to what it was when the session began.
     taken_back: Resets,
     /// What is to be set again for that.
-    pub pending: Option<Box<Pending>>,
+    pub pending: Option<Box<PendingRestore>>,
 }
 
 /// Names of parameters that are taken down of one transaction take at most this much.
@@ -61,7 +61,7 @@ const NAMES_BYTES_MAX: usize = 32 * 1024;
 
 /// How much the server may answer.
 #[derive(Debug, Clone, Copy)]
-pub struct AnswerMax {
+pub struct AnswerLimits {
     /// Bytes of a parameter's name and value.
     pub value_bytes: usize,
     /// Channels that it listens to.
@@ -70,7 +70,7 @@ pub struct AnswerMax {
 
 /// What the session's and the server's settings are, now that nothing is uncertain.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Settled {
+pub struct CheckedState {
     /// What the session wants from now on.
     pub wanted: Settings,
     /// What the server has. Less than wanted where the client has reset what it asked for at startup.
@@ -79,30 +79,31 @@ pub struct Settled {
     pub channels: Option<Channels>,
 }
 
-impl Uncertain {
+impl PendingChecks {
     /// Nothing to ask and nothing to pin.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.doubts.is_empty() && self.pins.is_empty() && !self.resets && self.unlearnt.is_none()
+        self.checks.is_empty() && self.pins.is_empty() && !self.resets && self.before_load.is_none()
     }
 
     /// A text with this aftermath goes to the server. `alone`: in a transaction of its own, as far as that can be told.
     #[inline]
-    pub fn note(&mut self, aftermath: &Aftermath, alone: bool) {
-        let doubts = aftermath.doubts.difference(Doubts::LOCAL_SETTINGS);
-        if !doubts.is_empty() {
+    pub fn note(&mut self, side_effects: &SideEffects, alone: bool) {
+        let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
+        if !checks.is_empty() {
             let is_all = alone && self.is_empty();
-            self.tidied = aftermath.tidies.filter(|_| is_all);
-            self.only_loads = aftermath.only_loads && is_all;
+            self.driver_reset = side_effects.driver_reset.filter(|_| is_all);
+            self.only_loads = side_effects.only_loads && is_all;
         }
-        self.resets |= aftermath.talk == Talk::Resets;
-        self.changes_parsing |= aftermath.doubts.intersects(Doubts::LOCAL_SETTINGS | Doubts::ANY_SETTING);
-        if let Some(resets) = &aftermath.resets {
+        self.resets |= side_effects.tenant == TenantMention::Resets;
+        self.changes_parsing |=
+            side_effects.checks.intersects(StateChecks::LOCAL_SETTINGS | StateChecks::ANY_SETTING);
+        if let Some(resets) = &side_effects.resets {
             self.taken_back.add(resets);
         }
-        self.pins.insert(aftermath.pins);
-        self.doubts.insert(doubts);
-        for name in aftermath.names.iter().flatten() {
+        self.pins.insert(side_effects.pins);
+        self.checks.insert(checks);
+        for name in side_effects.names.iter().flatten() {
             self.name(name);
         }
     }
@@ -112,41 +113,41 @@ impl Uncertain {
     #[cold]
     pub fn note_calls(
         &mut self,
-        catalogue: &Arc<Catalogue>,
+        catalogue: &Arc<FunctionEffects>,
         text: &[u8],
         tangled: bool,
-        seen: Option<&Seen>,
+        seen: Option<&FoundEffects>,
     ) {
-        let Look { functions, learn, found } = catalogue.look(text, tangled, seen);
+        let Lookup { functions, load: learn, found } = catalogue.look(text, tangled, seen);
         match functions {
-            Functions::Current => {}
-            Functions::NotLoaded => self.unlearnt.get_or_insert_default().push(text, tangled),
-            Functions::Changed => self.note(&Aftermath::anything(), false),
+            LoadState::Current => {}
+            LoadState::NotLoaded => self.before_load.get_or_insert_default().push(text, tangled),
+            LoadState::Changed => self.note(&SideEffects::anything(), false),
         }
         if learn {
-            self.doubts.insert(Doubts::LEARN);
+            self.checks.insert(StateChecks::LEARN);
         }
         if let Some(found) = found {
             self.note(&found, false);
-            if catalogue.may_be_changed_by(found.doubts) {
+            if catalogue.may_be_changed_by(found.checks) {
                 self.changes_functions(catalogue);
             }
         }
     }
 
     /// What is to be looked at again when they have been read.
-    pub fn take_unlearnt(&mut self) -> Option<Box<Unlearnt>> {
-        self.unlearnt.take()
+    pub fn take_before_load(&mut self) -> Option<Box<TextsBeforeLoad>> {
+        self.before_load.take()
     }
 
     /// Whether functions are to be read.
-    pub fn learns(&self) -> bool {
-        self.doubts.contains(Doubts::LEARN)
+    pub fn must_load_functions(&self) -> bool {
+        self.checks.contains(StateChecks::LEARN)
     }
 
     /// Whether nothing is to be done but to read functions.
-    pub fn only_learns(&self) -> bool {
-        self.doubts.difference(Doubts::LEARN).is_empty() && self.pins.is_empty() && !self.resets
+    pub fn only_loads_functions(&self) -> bool {
+        self.checks.difference(StateChecks::LEARN).is_empty() && self.pins.is_empty() && !self.resets
     }
 
     /// The pins that no question decides.
@@ -156,13 +157,13 @@ impl Uncertain {
 
     /// Something failed: what is named may not have been set.
     pub fn failed(&mut self) {
-        self.doubts.insert(Doubts::SOURCES);
+        self.checks.insert(StateChecks::SOURCES);
     }
 
     /// Something that no text has told is doubtful as well.
-    pub fn doubt(&mut self, doubts: Doubts) {
-        self.tidied = None;
-        self.doubts.insert(doubts);
+    pub fn add(&mut self, checks: StateChecks) {
+        self.driver_reset = None;
+        self.checks.insert(checks);
     }
 
     /// RESET ALL or DISCARD ALL goes to the server.
@@ -176,42 +177,45 @@ impl Uncertain {
     }
 
     /// Whether that is doubtful.
-    pub fn doubts(&self, what: Doubts) -> bool {
-        self.doubts.intersects(what)
+    pub fn includes(&self, what: StateChecks) -> bool {
+        self.checks.intersects(what)
     }
 
     /// Whether any parameter may have been set.
-    pub fn doubts_any_setting(&self) -> bool {
-        self.doubts.contains(Doubts::ANY_SETTING)
+    pub fn includes_any_setting(&self) -> bool {
+        self.checks.contains(StateChecks::ANY_SETTING)
     }
 
     /// The session keeps its server for settings that cannot be put elsewhere: where any may have changed, all are asked for,
     /// and it is decided anew whether it must. Whether that is so.
     pub fn decides_on_settings(&mut self) -> bool {
-        if self.doubts.contains(Doubts::NAMED_SETTINGS) {
-            self.doubt(Doubts::ANY_SETTING);
+        if self.checks.contains(StateChecks::NAMED_SETTINGS) {
+            self.add(StateChecks::ANY_SETTING);
         }
-        self.decides_on_settings = self.doubts.contains(Doubts::ANY_SETTING);
+        self.decides_on_settings = self.checks.contains(StateChecks::ANY_SETTING);
         self.decides_on_settings
     }
 
     /// Whether the server must be asked what has become of the session.
-    pub fn has_doubts(&self) -> bool {
-        let unasked =
-            Doubts::FUNCTIONS | Doubts::CALLERS | Doubts::LEARN | Doubts::SESSION_START | Doubts::UNREAD;
-        !self.doubts.difference(unasked).is_empty()
+    pub fn must_ask_server(&self) -> bool {
+        let unasked = StateChecks::FUNCTIONS
+            | StateChecks::CALLERS
+            | StateChecks::LEARN
+            | StateChecks::SESSION_START
+            | StateChecks::UNREAD;
+        !self.checks.difference(unasked).is_empty()
     }
 
     /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
-    pub fn tidied(&self, wanted: &Settings, startup: &Settings) -> Option<Settled> {
-        match self.tidied? {
-            Tidying::KeepsSettings => {
-                Some(Settled { wanted: wanted.clone(), applied: wanted.clone(), channels: None })
+    pub fn after_driver_reset(&self, wanted: &Settings, startup: &Settings) -> Option<CheckedState> {
+        match self.driver_reset? {
+            DriverReset::KeepsSettings => {
+                Some(CheckedState { wanted: wanted.clone(), applied: wanted.clone(), channels: None })
             }
             // RESET ALL leaves the role.
-            Tidying::ResetsSettings if wanted.get("role").is_some() => None,
-            Tidying::ResetsSettings | Tidying::DiscardsAll => {
-                Some(Settled { wanted: startup.clone(), applied: Settings::default(), channels: None })
+            DriverReset::ResetsSettings if wanted.get("role").is_some() => None,
+            DriverReset::ResetsSettings | DriverReset::DiscardsAll => {
+                Some(CheckedState { wanted: startup.clone(), applied: Settings::default(), channels: None })
             }
         }
     }
@@ -219,9 +223,9 @@ impl Uncertain {
     /// That parameter is reported to have changed. Where no text has named it, it need not be the session's: the host's
     /// configuration may have been read anew.
     pub fn reported(&mut self, name: &str) {
-        if self.tidied.is_none() {
+        if self.driver_reset.is_none() {
             if !self.names.iter().any(|known| **known == *name) {
-                self.doubts.insert(Doubts::SOURCES);
+                self.checks.insert(StateChecks::SOURCES);
             }
             self.name(name);
         }
@@ -229,7 +233,7 @@ impl Uncertain {
 
     fn name(&mut self, name: &str) {
         self.changes_parsing |= matters(name);
-        self.doubts.insert(Doubts::NAMED_SETTINGS);
+        self.checks.insert(StateChecks::NAMED_SETTINGS);
         if self.names.iter().any(|known| **known == *name) {
             return;
         }
@@ -257,13 +261,13 @@ impl Uncertain {
     /// A statement is prepared to be shared: it must not be if functions have changed settings in front of it.
     #[inline]
     pub fn prepares(&mut self, statement: &Arc<Statement>) {
-        if self.unlearnt.is_some() && statement.is_parsed_once {
+        if self.before_load.is_some() && statement.is_parsed_once {
             self.prepared.push(statement.clone());
         }
     }
 
     /// Those of them that have been prepared under settings which nobody knows, now that functions have been read.
-    pub fn misprepared(&mut self) -> Vec<Arc<Statement>> {
+    pub fn prepared_in_error(&mut self) -> Vec<Arc<Statement>> {
         let prepared = std::mem::take(&mut self.prepared);
         if self.changes_parsing { prepared } else { Vec::new() }
     }
@@ -293,13 +297,13 @@ impl Uncertain {
 
     /// Functions may be changed by the transaction that is under way.
     #[cold]
-    pub fn changes_functions(&mut self, catalogue: &Arc<Catalogue>) {
-        self.changing.get_or_insert_with(|| catalogue.changing());
+    pub fn changes_functions(&mut self, catalogue: &Arc<FunctionEffects>) {
+        self.functions_changing.get_or_insert_with(|| catalogue.changing());
     }
 
     /// The transaction is over: what it may have changed can be read now. Whether it may have changed functions.
     pub fn has_changed_functions(&mut self) -> bool {
-        self.changing.take().is_some()
+        self.functions_changing.take().is_some()
     }
 
     /// Nothing is uncertain any more.
@@ -317,10 +321,10 @@ impl Uncertain {
     /// prepared under names of its own and others may prepare again; and all that the server is known to have, with a row
     /// `('m', name, '', true)` for each that is missing.
     /// Of a value of more than `max.value_bytes` comes `('l', name, '', true)`, where the session has set it.
-    pub fn question(&self, carried: &Settings, startup: &Settings, max: AnswerMax) -> (String, String) {
+    pub fn question(&self, carried: &Settings, startup: &Settings, max: AnswerLimits) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
-        if self.doubts.contains(Doubts::ANY_SETTING) {
+        if self.checks.contains(StateChecks::ANY_SETTING) {
             // PostgreSQL itself leaves such marks, of a transaction that is over, and of another session perhaps.
             parts.push(format!(
                 "SELECT 's', pg_catalog.lower(name), pg_catalog.current_setting(name), true \
@@ -333,8 +337,8 @@ impl Uncertain {
         names.retain(|name| !UNASKABLE.contains(name));
         // What a refused SET, or a RESET, has left as it was need not be set elsewhere, and may not be settable at all. A
         // parameter that is not listed is the session's own.
-        let sources_matter =
-            self.doubts.contains(Doubts::SOURCES) || names.iter().any(|name| startup.get(name).is_some());
+        let sources_matter = self.checks.contains(StateChecks::SOURCES)
+            || names.iter().any(|name| startup.get(name).is_some());
         let is_set = match sources_matter {
             true => {
                 "coalesce((SELECT source = 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), true)"
@@ -344,20 +348,21 @@ impl Uncertain {
         parts.push(format!(
             "SELECT 's', n, pg_catalog.current_setting(n, true), {is_set} FROM pg_catalog.unnest($1::text[]) AS n"
         ));
-        for (doubt, pin, holds) in Doubts::PINS {
-            if self.doubts.contains(doubt) {
+        for (doubt, pin, holds) in StateChecks::PINS {
+            if self.checks.contains(doubt) {
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
         // Code that has run DEALLOCATE has done so to everybody.
-        if self.doubts.contains(Doubts::PREPARED) {
+        if self.checks.contains(StateChecks::PREPARED) {
             parts.push(
                 "SELECT 'm', n, '', true FROM pg_catalog.unnest($3::text[]) AS n \
                  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = n)"
                     .to_owned(),
             );
         }
-        if self.doubts.contains(Doubts::ANY_SETTING) || self.names.iter().any(|name| **name == *AUTHORIZATION)
+        if self.checks.contains(StateChecks::ANY_SETTING)
+            || self.names.iter().any(|name| **name == *AUTHORIZATION)
         {
             parts.push(format!("SELECT 'p', '{}', '', true WHERE {ANOTHERS_RIGHTS}", Pins::SETTINGS.bits()));
         }
@@ -366,7 +371,7 @@ impl Uncertain {
         if under_role && names.iter().any(|name| *name != "role") || self.decides_on_settings {
             parts.push(format!("SELECT 'p', '{}', '', true WHERE {ROLES_OWN}", Pins::SETTINGS.bits()));
         }
-        if self.doubts.contains(Doubts::LISTEN) {
+        if self.checks.contains(StateChecks::LISTEN) {
             // One more than may be says that there are too many.
             let channels = max.channels.saturating_add(1);
             parts.push(format!(
@@ -385,11 +390,11 @@ impl Uncertain {
         carried: &Settings,
         startup: &Settings,
         pins: &mut Pins,
-    ) -> Settled {
-        let any = self.doubts.contains(Doubts::ANY_SETTING);
+    ) -> CheckedState {
+        let any = self.checks.contains(StateChecks::ANY_SETTING);
         let mut applied = if any { Settings::default() } else { carried.clone() };
-        for (doubt, pin, _) in Doubts::PINS {
-            if self.doubts.contains(doubt) {
+        for (doubt, pin, _) in StateChecks::PINS {
+            if self.checks.contains(doubt) {
                 pins.remove(pin);
             }
         }
@@ -432,15 +437,15 @@ impl Uncertain {
         }
         let mut wanted = applied.clone();
         // What a session has set under names that nobody knows must not be reset while it keeps its server for that.
-        if self.doubts.contains(Doubts::UNNAMED) && !pins.contains(Pins::SETTINGS) {
+        if self.checks.contains(StateChecks::UNNAMED) && !pins.contains(Pins::SETTINGS) {
             applied.set(UNNAMED, Some(""));
         }
         let may_be_reset = |name: &str| any || self.names.iter().any(|known| **known == *name);
         for (name, value) in startup.iter().filter(|(name, _)| may_be_reset(name) && !kept.contains(name)) {
             wanted.set(name, Some(value));
         }
-        let channels = self.doubts.contains(Doubts::LISTEN).then(|| Channels::new(channels));
-        Settled { wanted, applied, channels }
+        let channels = self.checks.contains(StateChecks::LISTEN).then(|| Channels::new(channels));
+        CheckedState { wanted, applied, channels }
     }
 }
 

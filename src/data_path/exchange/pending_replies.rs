@@ -19,15 +19,15 @@ mod tests;
 
 use std::{collections::VecDeque, sync::Arc};
 
-pub use super::pending_reply::{Asked, Owed, Whose};
+pub use super::pending_reply::{Origin, PendingReply, Request};
 use crate::data_path::{
-    prepared::{Naming, Statement, sql_prepare_effects::Deeds},
+    prepared::{Statement, StatementName, sql_prepare_effects::PrepareEffects},
     session_state::pins::Pins,
 };
 
 /// How a request came to nothing.
 #[derive(Debug, Clone, Copy)]
-pub struct Skipped {
+pub struct SkippedRequest {
     /// It has failed itself.
     pub failed: bool,
     /// In later batches so many requests change the unnamed statement.
@@ -50,17 +50,17 @@ enum CopyIn {
 
 /// What became of a reply.
 #[derive(Debug)]
-pub struct Settled {
+pub struct ReplyOutcome {
     /// Whether the client gets it.
     pub pass: bool,
     /// The request that this reply completed.
-    pub done: Option<Asked>,
+    pub done: Option<Request>,
 }
 
 /// One session's hold on one server.
 #[derive(Debug)]
-pub struct Lease {
-    owed: VecDeque<Owed>,
+pub struct ReplyTracker {
+    owed: VecDeque<PendingReply>,
     /// As the last ReadyForQuery said: `I`, `T` or `E`.
     status: u8,
     /// The client has sent extended-protocol messages and no Sync yet, nor a simple query, which does as well unless it is skipped.
@@ -89,7 +89,7 @@ pub struct Lease {
     pub pins: Pins,
 }
 
-impl Default for Lease {
+impl Default for ReplyTracker {
     fn default() -> Self {
         Self {
             owed: VecDeque::new(),
@@ -111,54 +111,54 @@ impl Default for Lease {
     }
 }
 
-impl Lease {
+impl ReplyTracker {
     /// A request goes to the server; `false` if the server will ignore it, because it skips to the next Sync.
     #[inline(always)]
     #[must_use = "a request that the server ignores has no effect"]
-    pub fn ask(&mut self, asked: Asked, whose: Whose) -> bool {
+    pub fn track(&mut self, asked: Request, origin: Origin) -> bool {
         match asked {
-            Asked::Sync if self.copy_in == CopyIn::Taking && whose == Whose::Client => return true,
-            Asked::Sync => {
+            Request::Sync if self.copy_in == CopyIn::Taking && origin == Origin::Client => return true,
+            Request::Sync => {
                 self.batch = self.batch.wrapping_add(1);
                 self.skipping = false;
-                self.unsynced &= whose != Whose::Client;
+                self.unsynced &= origin != Origin::Client;
                 self.changed_before |= std::mem::take(&mut self.changes);
                 self.unnamed_before |= std::mem::take(&mut self.unnamed);
             }
             _ if self.skipping => return false,
-            Asked::Query(_) | Asked::FunctionCall => {
+            Request::Query(_) | Request::FunctionCall => {
                 // In a batch that has begun it may be skipped, and leave the unnamed statement as it is.
                 self.unnamed |= self.unsynced;
                 self.unsynced = false;
             }
-            Asked::Parse(Some(_)) | Asked::Close(Some(_)) => {
+            Request::Parse(Some(_)) | Request::Close(Some(_)) => {
                 self.changes = true;
-                self.unsynced |= whose.is_for_client();
+                self.unsynced |= origin.is_for_client();
             }
-            Asked::Parse(None) | Asked::CloseUnnamed => {
-                self.unnamed |= whose.is_for_client();
-                self.unsynced |= whose.is_for_client();
+            Request::Parse(None) | Request::CloseUnnamed => {
+                self.unnamed |= origin.is_for_client();
+                self.unsynced |= origin.is_for_client();
             }
-            _ => self.unsynced |= whose.is_for_client(),
+            _ => self.unsynced |= origin.is_for_client(),
         }
-        self.tells_us |= matches!(asked, Asked::Shape(_) | Asked::Settings(_));
-        self.owed.push_back(Owed { asked, whose });
+        self.tells_us |= matches!(asked, Request::DescribeParsed(_) | Request::AskSettings(_));
+        self.owed.push_back(PendingReply { request: asked, origin: origin });
         true
     }
 
     /// The client's COPY data ends: CopyDone or CopyFail goes to the server. Perhaps before the server has said that it
     /// takes data.
     pub fn copy_done(&mut self) {
-        let marked = matches!(self.owed.back(), None | Some(Owed { asked: Asked::CopyEnd, .. }));
+        let marked = matches!(self.owed.back(), None | Some(PendingReply { request: Request::CopyEnd, .. }));
         if self.copy_in == CopyIn::None && !marked {
-            self.owed.push_back(Owed { asked: Asked::CopyEnd, whose: Whose::Client });
+            self.owed.push_back(PendingReply { request: Request::CopyEnd, origin: Origin::Client });
         }
         self.copy_in = CopyIn::None;
     }
 
     /// The oldest reply is in.
     #[inline]
-    fn settle_front(&mut self) -> Option<Owed> {
+    fn settle_front(&mut self) -> Option<PendingReply> {
         let settled = self.owed.pop_front();
         self.skip_copy_end();
         settled
@@ -167,47 +167,50 @@ impl Lease {
     /// No COPY was waiting for this end.
     #[inline]
     fn skip_copy_end(&mut self) {
-        while let Some(Owed { asked: Asked::CopyEnd, .. }) = self.owed.front() {
+        while let Some(PendingReply { request: Request::CopyEnd, .. }) = self.owed.front() {
             self.owed.pop_front();
         }
     }
 
     /// For whom the message that comes now is; `None` when nothing is owed.
     #[inline]
-    pub fn whose(&self) -> Option<Whose> {
-        self.owed.front().map(|owed| owed.whose)
+    pub fn origin(&self) -> Option<Origin> {
+        self.owed.front().map(|owed| owed.origin)
     }
 
     /// What the simple query or Execute that is being answered does to the client's statements.
-    pub fn deeds(&mut self) -> Option<&mut Option<Box<Deeds>>> {
+    pub fn prepare_effects(&mut self) -> Option<&mut Option<Box<PrepareEffects>>> {
         match self.owed.front_mut() {
-            Some(Owed { asked: Asked::Query(deeds) | Asked::Execute(deeds), .. }) => Some(deeds),
+            Some(PendingReply {
+                request: Request::Query(prepare_effects) | Request::Execute(prepare_effects),
+                ..
+            }) => Some(prepare_effects),
             _ => None,
         }
     }
 
     /// The client's name for the statement that the Parse being answered makes, or would make.
-    pub fn client_name(&self) -> Option<&Naming> {
-        match &self.owed.front()?.asked {
-            Asked::Parse(Some(naming)) | Asked::ParseTaken(naming) => Some(naming),
+    pub fn client_name(&self) -> Option<&StatementName> {
+        match &self.owed.front()?.request {
+            Request::Parse(Some(naming)) | Request::ParseTaken(naming) => Some(naming),
             _ => None,
         }
     }
 
     /// Whether a reply that is owed may tell us something.
     #[inline]
-    pub fn tells_us(&self) -> bool {
+    pub fn answers_proxy(&self) -> bool {
         self.tells_us
     }
 
     /// Whether the oldest reply that is owed tells us the shape of a statement.
-    pub fn is_shape_owed(&self) -> bool {
-        matches!(self.owed.front(), Some(Owed { asked: Asked::Shape(_), .. }))
+    pub fn is_description_pending(&self) -> bool {
+        matches!(self.owed.front(), Some(PendingReply { request: Request::DescribeParsed(_), .. }))
     }
 
     /// Whether the oldest reply that is owed tells us which settings the server has.
-    pub fn are_settings_owed(&self) -> bool {
-        matches!(self.owed.front(), Some(Owed { asked: Asked::Settings(_), .. }))
+    pub fn are_settings_pending(&self) -> bool {
+        matches!(self.owed.front(), Some(PendingReply { request: Request::AskSettings(_), .. }))
     }
 
     /// Whether a batch before the client's present one may yet fail, and change what `name` means.
@@ -233,9 +236,9 @@ impl Lease {
         if self.copy_in == CopyIn::Taking {
             return false;
         }
-        let last_sync = self.owed.iter().rposition(|owed| matches!(owed.asked, Asked::Sync)).unwrap_or(0);
-        self.owed.iter().take(last_sync).any(|owed| match &owed.asked {
-            Asked::Parse(Some(naming)) | Asked::Close(Some(naming)) => {
+        let last_sync = self.owed.iter().rposition(|owed| matches!(owed.request, Request::Sync)).unwrap_or(0);
+        self.owed.iter().take(last_sync).any(|owed| match &owed.request {
+            Request::Parse(Some(naming)) | Request::Close(Some(naming)) => {
                 naming.client_name.as_deref() == Some(name)
             }
             _ => false,
@@ -246,7 +249,7 @@ impl Lease {
     #[cold]
     pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
         for owed in &mut self.owed {
-            if let Asked::Close(Some(naming)) = &mut owed.asked
+            if let Request::Close(Some(naming)) = &mut owed.request
                 && naming.client_name.as_deref() == Some(name)
                 && naming.statement.is(old)
             {
@@ -257,9 +260,9 @@ impl Lease {
 
     /// Whether what is owed tells the shape of a statement that is being prepared by another name.
     #[cold]
-    pub fn shows_shape_of(&self, statement: &Statement, name: &[u8]) -> bool {
-        self.owed.iter().any(|owed| match &owed.asked {
-            Asked::Shape(naming) => {
+    pub fn describes(&self, statement: &Statement, name: &[u8]) -> bool {
+        self.owed.iter().any(|owed| match &owed.request {
+            Request::DescribeParsed(naming) => {
                 naming.statement.is(statement) && naming.client_name.as_deref() != Some(name)
             }
             _ => false,
@@ -269,12 +272,16 @@ impl Lease {
     /// Whether what is owed will tell what names mean, or what shape a statement has, and comes without anything further
     /// from the client.
     pub fn is_awaited(&self) -> bool {
-        let tells = |asked: &Asked| match asked {
-            Asked::Parse(_) | Asked::Close(Some(_)) | Asked::CloseUnnamed | Asked::Shape(_) => true,
-            Asked::Query(_) => self.unnamed_before,
+        let tells = |asked: &Request| match asked {
+            Request::Parse(_)
+            | Request::Close(Some(_))
+            | Request::CloseUnnamed
+            | Request::DescribeParsed(_) => true,
+            Request::Query(_) => self.unnamed_before,
             _ => false,
         };
-        self.copy_in != CopyIn::Taking && self.owed.iter().any(|owed| self.all_awaited || tells(&owed.asked))
+        self.copy_in != CopyIn::Taking
+            && self.owed.iter().any(|owed| self.all_awaited || tells(&owed.request))
     }
 
     /// Whether a batch that the client has begun, and not ended, may yet fail: the server would skip what comes behind it, unless a
@@ -302,44 +309,43 @@ impl Lease {
     /// # Errors
     /// [`Desync`] if it answers nothing that was asked.
     #[inline(always)]
-    pub fn reply(&mut self, tag: u8) -> Result<Settled, Desync> {
+    pub fn reply(&mut self, tag: u8) -> Result<ReplyOutcome, Desync> {
         let Some(front) = self.owed.front() else {
             return Err(Desync(tag));
         };
-        let completes = match (tag, &front.asked) {
-            (b'1', Asked::Parse(_) | Asked::ParseAsIs | Asked::ParseTaken(_))
-            | (b'2', Asked::Bind)
-            | (b'3', Asked::Close(_) | Asked::CloseUnnamed) => true,
-            (b'T' | b'n', Asked::Describe | Asked::Shape(_)) => true,
-            (b'C' | b'I' | b's', Asked::Execute(_)) | (b'C', Asked::Settings(_)) => true,
-            (b't', Asked::Describe | Asked::Shape(_)) => false,
-            (b'T' | b'C' | b'I', Asked::Query(_)) | (b'V', Asked::FunctionCall) => false,
-            (b'D' | b'H' | b'd' | b'c', Asked::Execute(_) | Asked::Query(_)) | (b'D', Asked::Settings(_)) => {
-                false
-            }
-            (b'G', Asked::Execute(_) | Asked::Query(_)) => {
+        let completes = match (tag, &front.request) {
+            (b'1', Request::Parse(_) | Request::ParseAsIs | Request::ParseTaken(_))
+            | (b'2', Request::Bind)
+            | (b'3', Request::Close(_) | Request::CloseUnnamed) => true,
+            (b'T' | b'n', Request::Describe | Request::DescribeParsed(_)) => true,
+            (b'C' | b'I' | b's', Request::Execute(_)) | (b'C', Request::AskSettings(_)) => true,
+            (b't', Request::Describe | Request::DescribeParsed(_)) => false,
+            (b'T' | b'C' | b'I', Request::Query(_)) | (b'V', Request::FunctionCall) => false,
+            (b'D' | b'H' | b'd' | b'c', Request::Execute(_) | Request::Query(_))
+            | (b'D', Request::AskSettings(_)) => false,
+            (b'G', Request::Execute(_) | Request::Query(_)) => {
                 self.start_copy_in();
                 false
             }
             _ => return Err(Desync(tag)),
         };
-        let pass = self.whose() == Some(Whose::Client);
-        let done = if completes { self.settle_front().map(|owed| owed.asked) } else { None };
-        Ok(Settled { pass, done })
+        let pass = self.origin() == Some(Origin::Client);
+        let done = if completes { self.settle_front().map(|owed| owed.request) } else { None };
+        Ok(ReplyOutcome { pass, done })
     }
 
     /// The server takes COPY data now: it ignores every Sync that comes before it hears that the data has ended.
     fn start_copy_in(&mut self) {
-        let end = self.owed.iter().position(|owed| matches!(owed.asked, Asked::CopyEnd));
+        let end = self.owed.iter().position(|owed| matches!(owed.request, Request::CopyEnd));
         let behind = end.map(|end| self.owed.split_off(end + 1));
         let before = self.owed.len();
-        self.owed.retain(|owed| !matches!(owed.asked, Asked::Sync | Asked::CopyEnd));
+        self.owed.retain(|owed| !matches!(owed.request, Request::Sync | Request::CopyEnd));
         let ignored_syncs = before - self.owed.len() > usize::from(end.is_some());
         match behind {
             Some(mut behind) => self.owed.append(&mut behind),
             None => self.copy_in = CopyIn::Taking,
         }
-        self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.asked, Asked::Sync));
+        self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.request, Request::Sync));
     }
 
     /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that the server will now skip
@@ -347,26 +353,26 @@ impl Lease {
     ///
     /// # Errors
     /// [`Desync`] if it answers nothing.
-    pub fn error(&mut self, mut skipped: impl FnMut(Owed, Skipped)) -> Result<Whose, Desync> {
+    pub fn error(&mut self, mut skipped: impl FnMut(PendingReply, SkippedRequest)) -> Result<Origin, Desync> {
         self.copy_in = CopyIn::None;
         let Some(front) = self.owed.front() else {
             return Err(Desync(b'E'));
         };
-        let whose = front.whose;
-        if matches!(front.asked, Asked::Sync | Asked::Query(_) | Asked::FunctionCall) {
-            return Ok(whose);
+        let origin = front.origin;
+        if matches!(front.request, Request::Sync | Request::Query(_) | Request::FunctionCall) {
+            return Ok(origin);
         }
-        let sync = self.owed.iter().position(|owed| matches!(owed.asked, Asked::Sync));
+        let sync = self.owed.iter().position(|owed| matches!(owed.request, Request::Sync));
         self.skipping = sync.is_none();
         // Also where a simple query stood in the batch, which would have ended it.
         self.unsynced |= self.skipping;
         let end = sync.unwrap_or(self.owed.len());
         let unnamed_later = self.owed.iter().skip(end).filter(|owed| owed.changes_unnamed()).count();
         for (place, owed) in self.owed.drain(..end).enumerate().rev() {
-            skipped(owed, Skipped { failed: place == 0, unnamed_later });
+            skipped(owed, SkippedRequest { failed: place == 0, unnamed_later });
         }
         self.skip_copy_end();
-        Ok(whose)
+        Ok(origin)
     }
 
     /// ReadyForQuery has arrived; `true` if the client gets it.
@@ -379,7 +385,10 @@ impl Lease {
             return Err(Desync(b'Z'));
         }
         match self.settle_front() {
-            Some(Owed { asked: Asked::Sync | Asked::Query(_) | Asked::FunctionCall, whose }) => {
+            Some(PendingReply {
+                request: Request::Sync | Request::Query(_) | Request::FunctionCall,
+                origin,
+            }) => {
                 self.status = status;
                 self.copy_in = CopyIn::None;
                 if self.owed.is_empty() {
@@ -387,7 +396,7 @@ impl Lease {
                     self.committing = false;
                     (self.tells_us, self.all_awaited, self.forgetting) = (false, false, false);
                 }
-                Ok(matches!(whose, Whose::Client | Whose::Denied(_)))
+                Ok(matches!(origin, Origin::Client | Origin::Denied(_)))
             }
             _ => Err(Desync(b'Z')),
         }
@@ -401,7 +410,7 @@ impl Lease {
 
     /// How many replies are owed.
     #[inline]
-    pub fn owed(&self) -> usize {
+    pub fn pending(&self) -> usize {
         self.owed.len()
     }
 
@@ -413,12 +422,13 @@ impl Lease {
     /// Whether the status is that in which the client's next query finds the server: what is still owed is ours, and in batches of its
     /// own.
     pub fn is_settled(&self) -> bool {
-        !self.unsynced && self.owed.iter().all(|owed| matches!(owed.whose, Whose::Ours | Whose::Attempt))
+        !self.unsynced
+            && self.owed.iter().all(|owed| matches!(owed.origin, Origin::Proxy | Origin::TryPrepare))
     }
 
     /// A BEGIN of ours goes to the server: what comes behind it finds it in a transaction.
     pub fn begin(&mut self) {
-        let _ = self.ask(Asked::Query(None), Whose::Ours);
+        let _ = self.track(Request::Query(None), Origin::Proxy);
         self.status = b'T';
     }
 

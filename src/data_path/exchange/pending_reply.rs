@@ -3,59 +3,61 @@
 use std::sync::Arc;
 
 use crate::{
-    data_path::prepared::{Naming, parse_settings::ParseSettings, sql_prepare_effects::Deeds},
+    data_path::prepared::{
+        StatementName, parse_settings::ParseSettings, sql_prepare_effects::PrepareEffects,
+    },
     error::RequestError,
 };
 
 /// On whose behalf a request went to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub enum Origin {
     /// The client asked: it gets the reply.
     Client,
     /// Put in so that the client's next request works on this server: success is left out, an error is the client's.
-    Follow,
+    Prepare,
     /// Put in for the client's next request, in a batch of its own: success and error are left out.
-    Attempt,
+    TryPrepare,
     /// Our own bookkeeping: the reply is left out, and an error ends both connections.
-    Ours,
+    Proxy,
     /// Put in place of what the client asked, to fail: the client gets the error in words of ours.
     Denied(RequestError),
 }
 
-impl Whose {
+impl Origin {
     /// Whether it belongs to what the client asked, and fails with it.
     pub fn is_for_client(self) -> bool {
-        matches!(self, Self::Client | Self::Follow | Self::Denied(_))
+        matches!(self, Self::Client | Self::Prepare | Self::Denied(_))
     }
 }
 
 /// What was asked, as far as its reply or failure matters.
 #[derive(Debug, Clone)]
-pub enum Asked {
+pub enum Request {
     /// Parse, of the unnamed statement where there is no naming; else what to take back if it fails.
-    Parse(Option<Box<Naming>>),
+    Parse(Option<Box<StatementName>>),
     /// Parse of a named statement that the server gets under the client's name: nothing to take back.
     ParseAsIs,
     /// Parse of a name that is taken, sent to be refused: nothing to take back.
-    ParseTaken(Box<Naming>),
+    ParseTaken(Box<StatementName>),
     /// Bind.
     Bind,
     /// Describe.
     Describe,
     /// Describe of a statement that has just been parsed here, for ourselves: is it what its client knows?
-    Shape(Box<Naming>),
+    DescribeParsed(Box<StatementName>),
     /// Execute; with what the portal's PREPARE or DEALLOCATE does.
-    Execute(Option<Box<Deeds>>),
+    Execute(Option<Box<PrepareEffects>>),
     /// A question of ours, in the middle of what the client has begun, which settings the server has at that moment.
-    Settings(Arc<ParseSettings>),
+    AskSettings(Arc<ParseSettings>),
     /// Close; of a named statement what to restore if it is skipped.
-    Close(Option<Box<Naming>>),
+    Close(Option<Box<StatementName>>),
     /// Close of the unnamed statement.
     CloseUnnamed,
     /// Sync.
     Sync,
     /// A simple query; with what it does by PREPARE and DEALLOCATE.
-    Query(Option<Box<Deeds>>),
+    Query(Option<Box<PrepareEffects>>),
     /// FunctionCall.
     FunctionCall,
     /// CopyDone or CopyFail sent before the server has said that it takes data. Gets no reply: it marks which Syncs the
@@ -65,17 +67,17 @@ pub enum Asked {
 
 /// A reply the server owes.
 #[derive(Debug, Clone)]
-pub struct Owed {
+pub struct PendingReply {
     /// To which request.
-    pub asked: Asked,
+    pub request: Request,
     /// For whom.
-    pub whose: Whose,
+    pub origin: Origin,
 }
 
-impl Owed {
+impl PendingReply {
     /// Whether the client asks for another unnamed statement, or takes it away.
     pub fn changes_unnamed(&self) -> bool {
-        self.whose == Whose::Client
-            && matches!(self.asked, Asked::Parse(None) | Asked::CloseUnnamed | Asked::Query(_))
+        self.origin == Origin::Client
+            && matches!(self.request, Request::Parse(None) | Request::CloseUnnamed | Request::Query(_))
     }
 }

@@ -4,10 +4,10 @@
 //! such process. Where a text calls one of them by its name, that warning has the session ended, or what it runs cancelled; it
 //! is left out, and a row that is nothing but this answer becomes `true`.
 
-use crate::{data_path::session_state::side_effects::Signal, wire::server_error::error_field};
+use crate::{data_path::session_state::side_effects::BackendSignal, wire::server_error::error_field};
 
 /// Signals the session with this number; `false` if there is none that the caller may signal.
-pub type Send<'s> = &'s dyn Fn(i32, Signal) -> bool;
+pub type SignalSender<'s> = &'s dyn Fn(i32, BackendSignal) -> bool;
 
 /// No process of PostgreSQL's has this number or one above it (Linux), and no session one below.
 const NUMBER_MIN: i32 = 1 << 22;
@@ -17,18 +17,18 @@ const WARNS: &[u8] = b"pg_signal_backend";
 
 /// What is known of a server's latest texts and answers.
 #[derive(Debug, Default)]
-pub struct Signalling {
+pub struct BackendSignals {
     /// What they call; both would leave it open which of them has warned.
-    called: Option<Signal>,
+    called: Option<BackendSignal>,
     both: bool,
     /// Sessions were signalled, and the answers that say otherwise are yet to come.
     answers: u32,
 }
 
-impl Signalling {
+impl BackendSignals {
     /// A text goes to the server that calls this.
     #[inline]
-    pub fn note(&mut self, signal: Option<Signal>) {
+    pub fn note(&mut self, signal: Option<BackendSignal>) {
         if signal.is_some() {
             self.both |= self.called.is_some() && self.called != signal;
             self.called = signal;
@@ -56,7 +56,7 @@ impl Signalling {
     }
 
     /// A NoticeResponse; whether it is left out, because its session was signalled.
-    pub fn warned(&mut self, notice: &[u8], send: Send<'_>) -> bool {
+    pub fn warned(&mut self, notice: &[u8], send: SignalSender<'_>) -> bool {
         let signal = self.called.filter(|_| !self.both && error_field(notice, b'R') == Some(WARNS));
         let number = error_field(notice, b'M').and_then(number).filter(|number| *number >= NUMBER_MIN);
         let (Some(signal), Some(number)) = (signal, number) else { return false };
@@ -103,9 +103,9 @@ mod tests {
 
     #[test]
     fn a_warning_of_a_sessions_number_signals_it_and_turns_its_answer_round() {
-        let mut signalling = Signalling::default();
-        signalling.note(Some(Signal::Terminate));
-        let only = |number, signal| (number, signal) == (9_437_302, Signal::Terminate);
+        let mut signalling = BackendSignals::default();
+        signalling.note(Some(BackendSignal::Terminate));
+        let only = |number, signal| (number, signal) == (9_437_302, BackendSignal::Terminate);
         assert!(signalling.warned(&warning("pg_signal_backend", GONE), &only));
         assert_eq!(signalling.answered(b"D\0\0\0\x0b\0\x01\0\0\0\x01t"), None);
         assert_eq!(signalling.answered(NO).as_deref(), Some(&b"D\0\0\0\x0b\0\x01\0\0\0\x01t"[..]));
@@ -116,14 +116,14 @@ mod tests {
     fn nothing_else_signals_anybody() {
         let anybody = |_, _| -> bool { panic!("signalled") };
         let ours = warning("pg_signal_backend", GONE);
-        let mut nobody_asked = Signalling::default();
+        let mut nobody_asked = BackendSignals::default();
         assert!(!nobody_asked.warned(&ours, &anybody));
-        let mut open_which = Signalling::default();
-        open_which.note(Some(Signal::Terminate));
-        open_which.note(Some(Signal::Cancel));
+        let mut open_which = BackendSignals::default();
+        open_which.note(Some(BackendSignal::Terminate));
+        open_which.note(Some(BackendSignal::Cancel));
         assert!(!open_which.warned(&ours, &anybody));
-        let mut asked = Signalling::default();
-        asked.note(Some(Signal::Cancel));
+        let mut asked = BackendSignals::default();
+        asked.note(Some(BackendSignal::Cancel));
         asked.note(None);
         assert!(!asked.warned(&warning("exec_stmt_raise", GONE), &anybody));
         assert!(!asked.warned(&warning("pg_signal_backend", "PID 4194303 is no process"), &anybody));
@@ -131,7 +131,7 @@ mod tests {
         asked.over();
         assert!(!asked.warned(&ours, &anybody));
         // There is no such session.
-        asked.note(Some(Signal::Cancel));
+        asked.note(Some(BackendSignal::Cancel));
         assert!(!asked.warned(&ours, &|_, _| false) && !asked.is_awaited());
     }
 }

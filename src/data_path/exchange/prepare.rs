@@ -4,17 +4,17 @@
 use std::sync::Arc;
 
 use super::{
-    parse_under::Here,
-    pending_replies::{Asked, Lease, Whose},
+    parse_under::ParseContext,
+    pending_replies::{Origin, ReplyTracker, Request},
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         prepared::{
-            ClientStatements, Found, Naming, ServerStatements, Statement,
+            ClientStatements, OnServer, ServerStatements, Statement, StatementName,
             parse_settings::ParseSettings,
             row_description::is_parsed_once,
-            sql_prepare_effects::{Deed, Deeds},
+            sql_prepare_effects::{PrepareEffect, PrepareEffects},
         },
         session_state::Settings,
     },
@@ -28,8 +28,8 @@ use crate::{
 /// A server's statements, the replies that it owes, and where texts are parsed.
 pub(super) struct Preparer<'s> {
     pub statements: &'s mut ServerStatements,
-    pub lease: &'s mut Lease,
-    pub here: Here<'s>,
+    pub replies: &'s mut ReplyTracker,
+    pub context: ParseContext<'s>,
 }
 
 impl ServerSide {
@@ -40,9 +40,9 @@ impl ServerSide {
         under: &'s Arc<ParseSettings>,
         startup: &'s Settings,
     ) -> Preparer<'s> {
-        let Self { statements, lease, applied, uncertain, .. } = self;
-        let here = Here::new(under, startup, applied, uncertain, lease);
-        Preparer { statements, lease, here }
+        let Self { statements, replies, applied, checks, .. } = self;
+        let here = ParseContext::new(under, startup, applied, checks, replies);
+        Preparer { statements, replies: replies, context: here }
     }
 }
 
@@ -83,8 +83,8 @@ impl Preparer<'_> {
     /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
     pub fn close(&mut self, id: u64, out: &mut Vec<u8>) -> bool {
         let Some(statement) = self.statements.get(id).cloned() else { return false };
-        let naming = Naming { client_name: None, statement: statement.clone() };
-        let goes = self.lease.ask(Asked::Close(Some(Box::new(naming))), Whose::Follow);
+        let naming = StatementName { client_name: None, statement: statement.clone() };
+        let goes = self.replies.track(Request::Close(Some(Box::new(naming))), Origin::Prepare);
         if goes {
             close_statement(statement.server_name(), out);
             self.statements.remove(&statement);
@@ -94,8 +94,8 @@ impl Preparer<'_> {
 
     /// Puts in what is missing so that the server knows `statement`.
     pub fn ensure(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if self.statements.find(statement, self.lease.batch()) == Found::Missing {
-            self.prepare(statement, Whose::Follow, out.build());
+        if self.statements.find(statement, self.replies.batch()) == OnServer::Missing {
+            self.prepare(statement, Origin::Prepare, out.build());
         }
     }
 
@@ -103,16 +103,16 @@ impl Preparer<'_> {
     /// the server skip the query and wait for ever. If it fails, the query's EXECUTE says so.
     #[cold]
     pub fn ensure_for_query(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
-        if !self.statements.has(statement) && self.prepare(statement, Whose::Attempt, out.build()) {
-            let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+        if !self.statements.has(statement) && self.prepare(statement, Origin::TryPrepare, out.build()) {
+            let _ = self.replies.track(Request::Sync, Origin::Proxy);
             append(out.build(), b'S', |_| {});
         }
     }
 
     /// Prepares `statement` anew, whether the server knows it or not.
     #[cold]
-    pub fn prepare(&mut self, statement: &Arc<Statement>, whose: Whose, out: &mut Vec<u8>) -> bool {
-        self.prepare_as(statement, None, whose, out)
+    pub fn prepare(&mut self, statement: &Arc<Statement>, origin: Origin, out: &mut Vec<u8>) -> bool {
+        self.prepare_as(statement, None, origin, out)
     }
 
     /// The same; `client_name`: the client has prepared it by that name just now, and takes the shape that it has.
@@ -121,40 +121,40 @@ impl Preparer<'_> {
         &mut self,
         statement: &Arc<Statement>,
         client_name: Option<&[u8]>,
-        whose: Whose,
+        origin: Origin,
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, out);
-        let Self { statements, lease, here } = self;
-        let parses = |lease: &mut Lease, out: &mut Vec<u8>| {
+        let Self { statements, replies, context: here } = self;
+        let parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
             if statement.in_sql {
-                return prepare_in_sql(statements, statement, whose, lease, out);
+                return prepare_in_sql(statements, statement, origin, replies, out);
             }
-            let naming = Naming { client_name: None, statement: statement.clone() };
-            let goes = lease.ask(Asked::Parse(Some(Box::new(naming))), whose);
+            let naming = StatementName { client_name: None, statement: statement.clone() };
+            let goes = replies.track(Request::Parse(Some(Box::new(naming))), origin);
             if goes {
-                statements.queued(statement, lease.batch());
+                statements.queued(statement, replies.batch());
                 parse(statement.server_name(), statement.body(), out);
-                ask_shape(statement, client_name, whose, lease, out);
+                describe_parsed(statement, client_name, origin, replies, out);
             }
             goes
         };
-        here.parse_under(&statement.parsed_under, statement.is_parsed_once, whose, lease, out, parses)
+        here.parse_under(&statement.parsed_under, statement.is_parsed_once, origin, replies, out, parses)
     }
 
     /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
     #[cold]
-    pub fn bring_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let Self { statements, lease, here } = self;
+    pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
+        let Self { statements, replies, context: here } = self;
         let Some((serial, body, parsed_under)) = client.readable_unnamed() else {
-            if lease.ask(Asked::CloseUnnamed, Whose::Follow) {
+            if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);
                 append(out, b'C', |out| out.extend_from_slice(b"S\0"));
             }
             return;
         };
-        let mut parses = |lease: &mut Lease, out: &mut Vec<u8>| {
-            let goes = lease.ask(Asked::Parse(None), Whose::Follow);
+        let mut parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
+            let goes = replies.track(Request::Parse(None), Origin::Prepare);
             if goes {
                 statements.set_unnamed(serial);
                 parse(b"", body, out);
@@ -163,22 +163,24 @@ impl Preparer<'_> {
         };
         let sql = cstr(&mut { body }).unwrap_or_default();
         match parsed_under {
-            Some(under) => here.parse_under(under, is_parsed_once(sql), Whose::Follow, lease, out, parses),
-            None => parses(lease, out),
+            Some(under) => {
+                here.parse_under(under, is_parsed_once(sql), Origin::Prepare, replies, out, parses)
+            }
+            None => parses(replies, out),
         };
     }
 }
 
 /// Behind a Parse: what shape has the statement now?
-pub(super) fn ask_shape(
+pub(super) fn describe_parsed(
     statement: &Arc<Statement>,
     client_name: Option<&[u8]>,
-    whose: Whose,
-    lease: &mut Lease,
+    origin: Origin,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    let naming = Naming { client_name: client_name.map(Into::into), statement: statement.clone() };
-    if statement.is_looked_at && lease.ask(Asked::Shape(Box::new(naming)), whose) {
+    let naming = StatementName { client_name: client_name.map(Into::into), statement: statement.clone() };
+    if statement.is_description_checked && replies.track(Request::DescribeParsed(Box::new(naming)), origin) {
         append(out, b'D', |out| {
             out.push(b'S');
             append_cstr(out, statement.server_name());
@@ -191,18 +193,19 @@ pub(super) fn ask_shape(
 fn prepare_in_sql(
     statements: &mut ServerStatements,
     statement: &Arc<Statement>,
-    whose: Whose,
-    lease: &mut Lease,
+    origin: Origin,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) -> bool {
-    let naming = Naming { client_name: None, statement: statement.clone() };
-    let deeds = Deeds { list: [Deed::Prepares(naming)].into(), ..Deeds::default() };
-    let goes = lease.ask(Asked::Parse(None), whose);
+    let naming = StatementName { client_name: None, statement: statement.clone() };
+    let prepare_effects =
+        PrepareEffects { effects: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
+    let goes = replies.track(Request::Parse(None), origin);
     if goes {
         statements.doubt_unnamed();
-        let _ = lease.ask(Asked::Bind, whose);
-        let _ = lease.ask(Asked::Execute(Some(Box::new(deeds))), whose);
-        statements.queued(statement, lease.batch());
+        let _ = replies.track(Request::Bind, origin);
+        let _ = replies.track(Request::Execute(Some(Box::new(prepare_effects))), origin);
+        statements.queued(statement, replies.batch());
         parse(b"", statement.body(), out);
         bind(b"", &[], out);
         execute(out);

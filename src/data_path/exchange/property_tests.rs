@@ -10,11 +10,11 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{return_to_tenant::Stance, *};
+use super::{return_to_tenant::CurrentTenant, *};
 use crate::{
     data_path::{
-        functions::Catalogue,
-        prepared::{Capacity, shared_statements::StatementTable},
+        functions::FunctionEffects,
+        prepared::{PreparedLimits, shared_statements::SharedStatements},
         session_state::{Settings, channels::messages},
     },
     error::ClientError,
@@ -319,15 +319,15 @@ fn error(out: &mut Vec<u8>) {
     append(out, b'E', |out| out.extend_from_slice(b"VERROR\0C00000\0\0"));
 }
 
-pub(super) fn client(table: &std::sync::Arc<StatementTable>, number: u64) -> ClientSide {
-    let rules = Rules {
+pub(super) fn client(table: &std::sync::Arc<SharedStatements>, number: u64) -> ClientSide {
+    let rules = SessionRules {
         follow: true,
-        chooses: false,
-        stance: Stance::AtHome,
+        may_switch_tenant: false,
+        current_tenant: CurrentTenant::First,
         identity: Default::default(),
         sees_binds: false,
-        table: table.clone(),
-        catalogue: std::sync::Arc::new(Catalogue::without_functions()),
+        shared_statements: table.clone(),
+        functions: std::sync::Arc::new(FunctionEffects::without_functions()),
         inspect_bytes_max: 1 << 20,
         statements_max: 100,
         statements_bytes_max: 1 << 20,
@@ -371,17 +371,17 @@ pub(super) fn exchange(
         let mut out = Outgoing::new(&part, &mut scratch);
         let flow = client.take(&part, server, &mut out).unwrap();
         forwarded.extend_from_slice(out.finish());
-        if let Flow::Awaits(rest) = flow {
+        if let Flow::AwaitsReplies(rest) = flow {
             said.push_front(rest);
             answer(&mut forwarded, client, server);
-            assert!(!server.lease.is_awaited());
+            assert!(!server.replies.is_awaited());
         } else if part.len() % 2 == 0 && server.is_between_messages() {
             // Somebody else would get the server.
-            assert!(!answer(&mut forwarded, client, server) || !server.lease.is_over());
+            assert!(!answer(&mut forwarded, client, server) || !server.replies.is_over());
         }
     }
     answer(&mut forwarded, client, server);
-    assert!(server.lease.is_over() && server.is_between_messages() && !client.mid_message());
+    assert!(server.replies.is_over() && server.is_between_messages() && !client.mid_message());
     heard
 }
 
@@ -393,21 +393,21 @@ proptest! {
         talk in vec((0..3usize, 0..2usize, pipeline(), vec(any::<usize>(), 0..4)), 1..25),
         capacity in 1..4usize,
     ) {
-        let table = std::sync::Arc::new(StatementTable::default());
+        let table = std::sync::Arc::new(SharedStatements::default());
         let mut serial = 0..;
         let mut clients: Vec<_> = (0..3).map(|_| client(&table, serial.next().unwrap())).collect();
         let (own, shared) = (Rc::default(), Rc::default());
         let backend = |table: &Rc<Cell<u32>>| Backend { table: table.clone(), ..Backend::default() };
         let mut alone: Vec<_> = (0..3).map(|_| backend(&own)).collect();
         let mut servers: Vec<_> =
-            (0..2).map(|_| (ServerSide::new(Default::default(), Capacity { statements: capacity, bytes: 100 }), backend(&shared))).collect();
+            (0..2).map(|_| (ServerSide::new(Default::default(), PreparedLimits { statements: capacity, bytes: 100 }), backend(&shared))).collect();
         for (who, whence, request, cuts) in talk {
             let (server, postgres) = &mut servers[whence];
             let heard = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
             prop_assert_eq!(Pipeline(heard), Pipeline(alone[who].hear(&request.0)));
             // Nobody else would get this server before the session ends, and then it is cleaned: both begin anew.
-            if !server.lease.pins.is_empty() {
-                (*server, *postgres) = (ServerSide::new(Default::default(), Capacity { statements: capacity, bytes: 100 }), backend(&shared));
+            if !server.replies.pins.is_empty() {
+                (*server, *postgres) = (ServerSide::new(Default::default(), PreparedLimits { statements: capacity, bytes: 100 }), backend(&shared));
                 (clients[who], alone[who]) = (client(&table, serial.next().unwrap()), backend(&own));
             }
         }
@@ -420,8 +420,8 @@ proptest! {
         tags in vec((select(&b"QPBDCESHdcfFX123sntTDCEIZGHVNASKR"[..]), vec(any::<u8>(), 0..20)), 0..6),
         first in any::<bool>(),
     ) {
-        let table = std::sync::Arc::new(StatementTable::default());
-        let (mut client, mut server) = (client(&table, 0), ServerSide::new(Default::default(), Capacity { statements: 2, bytes: 100 }));
+        let table = std::sync::Arc::new(SharedStatements::default());
+        let (mut client, mut server) = (client(&table, 0), ServerSide::new(Default::default(), PreparedLimits { statements: 2, bytes: 100 }));
         let (mut scratch, mut bytes) = (Vec::new(), requests.concat());
         for (tag, body) in tags {
             append(&mut bytes, tag, |out| out.extend_from_slice(&body));

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::pending_replies::{Asked, Lease, Whose};
+use super::pending_replies::{Origin, ReplyTracker, Request};
 use crate::{
     data_path::session_state::Settings,
     wire::message::{append, append_cstr, bind, close_statement, execute, parse},
@@ -13,15 +13,15 @@ use crate::{
 
 /// Our own statements that a server has prepared.
 #[derive(Debug, Default)]
-pub struct OurStatements {
+pub struct ProxyStatements {
     setters: [bool; 2],
     /// What it was asked last, and whether it keeps that prepared.
     question: Box<str>,
-    kept: Kept,
+    kept: KeptQuestion,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Kept {
+enum KeptQuestion {
     #[default]
     Not,
     Prepared,
@@ -53,11 +53,11 @@ const QUESTION: &[u8] = b"pglobby_ask";
 /// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
 /// `true` if a simple query is among it, which ends the server's unnamed statement.
 #[must_use = "the server's unnamed statement may be gone"]
-pub fn prelude(
+pub fn restore_settings(
     applied: &Arc<Settings>,
     wanted: &Arc<Settings>,
-    ours: &mut OurStatements,
-    lease: &mut Lease,
+    ours: &mut ProxyStatements,
+    replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) -> bool {
     if Arc::ptr_eq(applied, wanted) || applied == wanted {
@@ -69,7 +69,7 @@ pub fn prelude(
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
         // Neither role nor session authorisation is touched by RESET ALL.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
-        let _ = lease.ask(Asked::Query(None), Whose::Ours);
+        let _ = replies.track(Request::Query(None), Origin::Proxy);
         queried = true;
         from = &none;
     }
@@ -84,20 +84,20 @@ pub fn prelude(
     let mut any = false;
     for (name, value) in ordered {
         any = true;
-        ours.set(if name == "role" { ROLE } else { PARAMETER }, name, value, lease, out);
+        ours.set(if name == "role" { ROLE } else { PARAMETER }, name, value, replies, out);
     }
     if any {
         append(out, b'S', |_| {});
-        let _ = lease.ask(Asked::Sync, Whose::Ours);
+        let _ = replies.track(Request::Sync, Origin::Proxy);
     }
     queried
 }
 
-impl OurStatements {
+impl ProxyStatements {
     /// The names of those that the server has.
     pub fn names(&self) -> impl Iterator<Item = &'static [u8]> {
         let setters = SETTERS.into_iter().zip(self.setters).filter(|(_, known)| *known);
-        let question = (self.kept == Kept::Prepared).then_some(QUESTION);
+        let question = (self.kept == KeptQuestion::Prepared).then_some(QUESTION);
         setters.map(|((_, name, _), _)| name).chain(question)
     }
 
@@ -107,7 +107,7 @@ impl OurStatements {
             *known &= !names.contains(&name);
         }
         if names.contains(&QUESTION) {
-            self.kept = Kept::Not;
+            self.kept = KeptQuestion::Not;
         }
     }
 
@@ -115,14 +115,14 @@ impl OurStatements {
     /// kept.
     pub fn parse_question(&mut self, sql: &str, out: &mut Vec<u8>) -> &'static [u8] {
         let again = *self.question == *sql;
-        if again && self.kept == Kept::Prepared {
+        if again && self.kept == KeptQuestion::Prepared {
             return QUESTION;
         }
-        if self.kept != Kept::Not {
+        if self.kept != KeptQuestion::Not {
             close_statement(QUESTION, out);
         }
         let name = if again { QUESTION } else { b"" };
-        self.kept = if again { Kept::Prepared } else { Kept::Not };
+        self.kept = if again { KeptQuestion::Prepared } else { KeptQuestion::Not };
         self.question = sql.into();
         parse(name, sql.as_bytes(), out);
         name
@@ -130,8 +130,8 @@ impl OurStatements {
 
     /// The question was refused; perhaps because code has taken it away.
     pub fn question_refused(&mut self) {
-        if self.kept == Kept::Prepared {
-            self.kept = Kept::Doubtful;
+        if self.kept == KeptQuestion::Prepared {
+            self.kept = KeptQuestion::Doubtful;
         }
     }
 
@@ -140,34 +140,34 @@ impl OurStatements {
         (at, statement, text): Setter,
         name: &str,
         value: &str,
-        lease: &mut Lease,
+        replies: &mut ReplyTracker,
         out: &mut Vec<u8>,
     ) {
         if let Some(known) = self.setters.get_mut(at)
             && !std::mem::replace(known, true)
         {
             parse(statement, text, out);
-            let _ = lease.ask(Asked::ParseAsIs, Whose::Ours);
+            let _ = replies.track(Request::ParseAsIs, Origin::Proxy);
         }
         bind(statement, &[name, value], out);
-        let _ = lease.ask(Asked::Bind, Whose::Ours);
+        let _ = replies.track(Request::Bind, Origin::Proxy);
         execute(out);
-        let _ = lease.ask(Asked::Execute(None), Whose::Ours);
+        let _ = replies.track(Request::Execute(None), Origin::Proxy);
     }
 
     /// Takes them from a server on which a session is about to look at what is prepared.
-    pub fn hide(&mut self, lease: &mut Lease, out: &mut Vec<u8>) {
+    pub fn hide(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         for (at, statement, _) in SETTERS {
             if let Some(known) = self.setters.get_mut(at)
                 && *known
-                && lease.ask(Asked::Close(None), Whose::Ours)
+                && replies.track(Request::Close(None), Origin::Proxy)
             {
                 *known = false;
                 close_statement(statement, out);
             }
         }
-        if self.kept != Kept::Not && lease.ask(Asked::Close(None), Whose::Ours) {
-            self.kept = Kept::Not;
+        if self.kept != KeptQuestion::Not && replies.track(Request::Close(None), Origin::Proxy) {
+            self.kept = KeptQuestion::Not;
             close_statement(QUESTION, out);
         }
     }

@@ -4,17 +4,17 @@
 //! its way already, the question here goes in front of that: it sets those parameters that are not set any more.
 
 use super::{
-    client_messages::Requests,
+    client_messages::ClientMessages,
     parse_under::once,
-    pending_replies::{Asked, Lease, Whose},
+    pending_replies::{Origin, ReplyTracker, Request},
     server_side::ServerSide,
 };
 use crate::{
     data_path::session_state::{
         Settings,
-        resets::{Pending, Reset, Resets, needs_none},
-        side_effects::Aftermath,
-        state_query::Doubts,
+        resets::{PendingRestore, Reset, Resets, needs_none},
+        side_effects::SideEffects,
+        state_query::StateChecks,
     },
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr},
@@ -38,25 +38,30 @@ const ROLE_AGAIN: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_r
 impl ServerSide {
     /// A text has been noted that runs in a simple query, or where this portal does: it may reset what was given at `startup`.
     #[inline]
-    pub(super) fn note_resets(&mut self, aftermath: &Aftermath, startup: &Settings, portal: Option<&[u8]>) {
-        if let Some(resets) = &aftermath.resets {
+    pub(super) fn note_resets(
+        &mut self,
+        side_effects: &SideEffects,
+        startup: &Settings,
+        portal: Option<&[u8]>,
+    ) {
+        if let Some(resets) = &side_effects.resets {
             self.takes_back(resets, startup, portal);
         }
     }
 
     #[cold]
     fn takes_back(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
-        let mut pending = self.uncertain.pending.take().unwrap_or_default();
+        let mut pending = self.checks.pending.take().unwrap_or_default();
         pending.note(resets, startup, portal);
-        self.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
+        self.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Something has been reset, or is when a portal runs; and this message comes.
     #[cold]
     pub(super) fn startup_again(&mut self, tag: u8, bytes: &[u8]) {
-        let Some(mut pending) = self.server.uncertain.pending.take() else { return };
+        let Some(mut pending) = self.server.checks.pending.take() else { return };
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if !self.does_without(tag, body, &mut pending) {
             self.set_again(&mut pending);
@@ -64,14 +69,14 @@ impl Requests<'_, '_> {
         if tag == b'E' {
             pending.runs(cstr(&mut { body }).unwrap_or_default());
         }
-        self.server.uncertain.pending = Some(pending).filter(|pending| !pending.is_empty());
+        self.server.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
 
     /// Whether the server can do without when it has this message.
-    fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut Pending) -> bool {
-        let lease = &self.server.lease;
-        let refuses = lease.is_settled() && lease.status() == b'E';
-        if refuses || lease.is_skipping() || lease.takes_copy_data() {
+    fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
+        let replies = &self.server.replies;
+        let refuses = replies.is_settled() && replies.status() == b'E';
+        if refuses || replies.is_skipping() || replies.takes_copy_data() {
             return true;
         }
         match tag {
@@ -105,7 +110,7 @@ impl Requests<'_, '_> {
     }
 
     /// Whether a text does without. If it undoes what has been set again in this batch, that is due once more.
-    fn passes(text: Result<&[u8], FrameError>, pending: &mut Pending) -> bool {
+    fn passes(text: Result<&[u8], FrameError>, pending: &mut PendingRestore) -> bool {
         let passes = needs_none(text.unwrap_or_default());
         if passes {
             pending.is_due_again();
@@ -123,27 +128,27 @@ impl Requests<'_, '_> {
     }
 
     /// Sets again what is due. What the server has is asked for, then, when the transaction is over.
-    fn set_again(&mut self, pending: &mut Pending) {
-        let lease = &mut self.server.lease;
-        let apart = !lease.is_unsynced();
+    fn set_again(&mut self, pending: &mut PendingRestore) {
+        let replies = &mut self.server.replies;
+        let apart = !replies.is_unsynced();
         let due = pending.take_due(apart);
         if due.is_empty() {
             return;
         }
-        let whose = if apart { Whose::Attempt } else { Whose::Follow };
+        let origin = if apart { Origin::TryPrepare } else { Origin::Prepare };
         if due.iter().any(|reset| !reset.local) {
-            self.server.uncertain.doubt(Doubts::ANY_SETTING);
+            self.server.checks.add(StateChecks::ANY_SETTING);
         }
-        set(&due, self.startup, whose, &mut self.server.lease, self.out.build());
+        set(&due, self.startup, origin, &mut self.server.replies, self.out.build());
         if apart {
-            let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
+            let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
             append(self.out.build(), b'S', |_| {});
         }
     }
 }
 
 /// The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
-fn set(due: &[Reset], startup: &Settings, whose: Whose, lease: &mut Lease, out: &mut Vec<u8>) {
+fn set(due: &[Reset], startup: &Settings, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
     let is_encoding = |reset: &&Reset| *reset.name == *"client_encoding";
     let is_role = |reset: &&Reset| *reset.name == *"role";
     let encoding: Vec<&Reset> = due.iter().filter(is_encoding).collect();
@@ -154,9 +159,9 @@ fn set(due: &[Reset], startup: &Settings, whose: Whose, lease: &mut Lease, out: 
         let names = array_literal(resets.iter().map(|reset| &*reset.name));
         let values = array_literal(resets.iter().map(|reset| value(reset)));
         let locals = array_literal(resets.iter().map(|reset| local(reset)));
-        once(AGAIN, &[&names, &values, &locals], Asked::Execute(None), whose, lease, out);
+        once(AGAIN, &[&names, &values, &locals], Request::Execute(None), origin, replies, out);
     }
     for role in due.iter().filter(is_role) {
-        once(ROLE_AGAIN, &[value(role), local(role)], Asked::Execute(None), whose, lease, out);
+        once(ROLE_AGAIN, &[value(role), local(role)], Request::Execute(None), origin, replies, out);
     }
 }

@@ -18,20 +18,20 @@ impl ServerSide {
 
     /// Another session may have it as it is.
     pub fn is_reusable(&self) -> bool {
-        self.lease.is_over()
+        self.replies.is_over()
             && self.is_between_messages()
-            && self.lease.pins.is_empty()
-            && self.uncertain.is_empty()
-            && self.hearing.channels.is_none()
+            && self.replies.pins.is_empty()
+            && self.checks.is_empty()
+            && self.notifications.channels.is_none()
     }
 
     /// What its session has left can be undone by statements of ours.
     pub fn is_cleanable(&self) -> bool {
         let keeps = Pins::LOAD | Pins::FUNCTION_STATE | Pins::DBLINK;
-        let Self { lease, .. } = self;
+        let Self { replies, .. } = self;
         self.is_between_messages()
-            && !lease.is_working()
-            && !lease.is_unsynced()
-            && !lease.pins.intersects(keeps)
+            && !replies.is_working()
+            && !replies.is_unsynced()
+            && !replies.pins.intersects(keeps)
     }
 }

@@ -6,13 +6,13 @@
 //! first one finds its value as well, every session does so the first few times.
 
 use super::{
-    client_messages::Requests,
-    client_side::Rules,
-    pending_replies::{Asked, Whose},
+    client_messages::ClientMessages,
+    client_side::SessionRules,
+    pending_replies::{Origin, Request},
     server_side::ServerSide,
 };
 use crate::{
-    data_path::session_state::{pins::Pins, side_effects::Aftermath},
+    data_path::session_state::{pins::Pins, side_effects::SideEffects},
     wire::{
         message::{append, bind, execute, parse},
         outgoing::Outgoing,
@@ -26,7 +26,7 @@ const TRIALS: u8 = 8;
 
 /// What a session has done with sequences.
 #[derive(Debug, Clone, Copy)]
-pub struct Advances {
+pub struct SequenceUse {
     /// How often it still keeps its server for a `currval` that nobody has been seen to ask for.
     trials: u8,
     /// Counts the texts that may have advanced one.
@@ -35,7 +35,7 @@ pub struct Advances {
     pub(super) reads: bool,
 }
 
-impl Default for Advances {
+impl Default for SequenceUse {
     fn default() -> Self {
         Self { trials: TRIALS, count: 0, reads: false }
     }
@@ -43,7 +43,7 @@ impl Default for Advances {
 
 /// Whose values a server remembers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Sequences {
+pub struct ServerSequences {
     /// The session that holds it, or held it last; 0: nobody.
     of: i32,
     /// [`Advances::count`] when that session was last here.
@@ -61,7 +61,7 @@ pub struct Sequences {
 /// Drivers look up what a sequence is called, perhaps, before they ask for its value.
 const PATIENCE: u8 = 3;
 
-impl Sequences {
+impl ServerSequences {
     /// The server is lent to that session.
     #[inline]
     pub fn lent_to(&mut self, session: i32) {
@@ -74,7 +74,7 @@ impl Sequences {
 
     /// The session has advanced others elsewhere since it was last here.
     #[inline]
-    fn is_behind(&self, advances: &Advances) -> bool {
+    fn is_behind(&self, advances: &SequenceUse) -> bool {
         self.count.is_some_and(|count| count != advances.count)
     }
 
@@ -97,8 +97,8 @@ impl ServerSide {
     #[inline]
     pub(super) fn part_sequences_first(
         &mut self,
-        advances: &Advances,
-        rules: &Rules,
+        advances: &SequenceUse,
+        rules: &SessionRules,
         out: &mut Outgoing<'_>,
     ) {
         let here = &mut self.sequences;
@@ -106,43 +106,43 @@ impl ServerSide {
             return;
         }
         here.mixed |= here.is_behind(advances);
-        if here.mixed && rules.catalogue.are_sequences_read() {
+        if here.mixed && rules.functions.are_sequences_read() {
             here.count = Some(advances.count);
-            self.discard_sequences(Whose::Attempt, out.build());
+            self.discard_sequences(Origin::TryPrepare, out.build());
         }
     }
 
     /// `whose`: [`Whose::Attempt`] in a batch of its own, which would end one that is under way, or [`Whose::Follow`] within one.
     #[cold]
-    fn discard_sequences(&mut self, whose: Whose, out: &mut Vec<u8>) {
-        if !self.lease.ask(Asked::Parse(None), whose) {
+    fn discard_sequences(&mut self, origin: Origin, out: &mut Vec<u8>) {
+        if !self.replies.track(Request::Parse(None), origin) {
             return;
         }
-        let _ = self.lease.ask(Asked::Bind, whose);
-        let _ = self.lease.ask(Asked::Execute(None), whose);
+        let _ = self.replies.track(Request::Bind, origin);
+        let _ = self.replies.track(Request::Execute(None), origin);
         self.statements.doubt_unnamed();
         self.sequences.mixed = false;
         parse(b"", b"DISCARD SEQUENCES", out);
         bind(b"", &[], out);
         execute(out);
-        if whose == Whose::Attempt {
-            let _ = self.lease.ask(Asked::Sync, Whose::Ours);
+        if origin == Origin::TryPrepare {
+            let _ = self.replies.track(Request::Sync, Origin::Proxy);
             append(out, b'S', |_| {});
         }
     }
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// A text goes to the server, and has been noted: the first of its tenant, perhaps, that reads sequences. `alone`: it is a simple
     /// query.
     #[inline(always)]
     pub(super) fn part_sequences(&mut self, alone: bool) {
         self.server.sequences.stirred = true;
         let first = std::mem::take(&mut self.server.sequences.untouched);
-        if first && self.server.sequences.mixed && self.rules.catalogue.are_sequences_read() {
-            let apart = alone && !self.server.lease.is_unsynced();
-            let whose = if apart { Whose::Attempt } else { Whose::Follow };
-            self.server.discard_sequences(whose, self.out.build());
+        if first && self.server.sequences.mixed && self.rules.functions.are_sequences_read() {
+            let apart = alone && !self.server.replies.is_unsynced();
+            let origin = if apart { Origin::TryPrepare } else { Origin::Prepare };
+            self.server.discard_sequences(origin, self.out.build());
         }
     }
 }
@@ -150,27 +150,27 @@ impl Requests<'_, '_> {
 /// Takes down that a text reads sequences, or may advance one.
 #[inline]
 pub(super) fn note_sequences(
-    aftermath: &Aftermath,
-    advances: &mut Advances,
-    rules: &Rules,
+    side_effects: &SideEffects,
+    advances: &mut SequenceUse,
+    rules: &SessionRules,
     server: &mut ServerSide,
 ) {
     let here = &mut server.sequences;
     // Its own values, too, are not the last ones if it has been elsewhere since.
     here.mixed |= here.untouched && here.is_behind(advances);
-    advances.count = advances.count.wrapping_add(u32::from(aftermath.advances));
+    advances.count = advances.count.wrapping_add(u32::from(side_effects.advances_sequence));
     here.count = Some(advances.count);
-    if aftermath.pins.contains(Pins::SEQUENCE) {
-        rules.catalogue.sequence_is_read();
+    if side_effects.pins.contains(Pins::SEQUENCE) {
+        rules.functions.sequence_is_read();
         advances.reads = true;
     }
-    if aftermath.advances && !server.uncertain.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
-        let read = rules.catalogue.are_sequences_read();
+    if side_effects.advances_sequence && !server.checks.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
+        let read = rules.functions.are_sequences_read();
         if read || advances.trials > 0 {
             advances.trials = if read { TRIALS } else { advances.trials - 1 };
             let reads = if advances.reads { Pins::SEQUENCE } else { Pins::empty() };
-            let written = Aftermath { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..Aftermath::default() };
-            server.uncertain.note(&written, false);
+            let written = SideEffects { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..SideEffects::default() };
+            server.checks.note(&written, false);
         }
     }
 }

@@ -5,21 +5,22 @@ use std::sync::Arc;
 use super::{
     client_side::ClientSide,
     parameter_reports::lexing,
-    pending_checks::Uncertain,
-    pending_replies::{Asked, Desync, Lease, Whose},
-    pg_terminate_backend::{Send, Signalling},
-    restore_settings::OurStatements,
-    sequences::Sequences,
+    pending_checks::PendingChecks,
+    pending_replies::{Desync, Origin, ReplyTracker, Request},
+    pg_terminate_backend::{BackendSignals, SignalSender},
+    restore_settings::ProxyStatements,
+    sequences::ServerSequences,
 };
 use crate::{
     data_path::{
         prepared::{
-            Capacity, ServerStatements, Statement,
-            row_description::Reading,
-            sql_prepare_effects::{Deeds, in_the_clients_words, without_position},
+            PreparedLimits, ServerStatements, Statement,
+            row_description::DescriptionReader,
+            sql_prepare_effects::{PrepareEffects, in_the_clients_words, without_position},
         },
         session_state::{
-            Settings, channels::Hearing, parameter_status::Reported, pins::Pins, state_query::Doubts,
+            Settings, channels::NotificationFilter, parameter_status::ReportedParameters, pins::Pins,
+            state_query::StateChecks,
         },
         sql::Lexing,
     },
@@ -50,49 +51,49 @@ pub struct ServerSide {
     /// The rest of the message that is coming in is left out.
     hiding: bool,
     /// Who waits for what.
-    pub lease: Lease,
+    pub replies: ReplyTracker,
     /// What it has prepared.
     pub statements: ServerStatements,
     /// What it has SET, as far as we know.
     pub applied: Arc<Settings>,
     /// What may have changed since.
-    pub uncertain: Uncertain,
+    pub checks: PendingChecks,
     /// Its session has set parameters whose names nobody knows, and has not reset everything since.
     pub opaque_settings: bool,
     /// Its part in what the client hears of notifications.
-    pub hearing: Hearing,
+    pub notifications: NotificationFilter,
     /// The portal that was bound last, if it is of a text that prepares or forgets statements.
-    pub bound: Option<(Box<[u8]>, Deeds)>,
+    pub bound: Option<(Box<[u8]>, PrepareEffects)>,
     /// Why a statement could not be brought here: in its stead the client would be told that it does not exist.
     attempted: Option<Vec<u8>>,
     /// What is being read of a statement's shape.
-    pub(super) shape: Reading,
+    pub(super) description: DescriptionReader,
     /// What the server has said so far of its settings; `None`: too much of it.
-    pub(super) told: Option<Settings>,
+    pub(super) told_settings: Option<Settings>,
     /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
     pub sought: Option<(Arc<Statement>, bool)>,
     /// What its client's texts do to other sessions.
-    pub signalling: Signalling,
+    pub signals: BackendSignals,
     /// Whose sequences it remembers.
-    pub sequences: Sequences,
+    pub sequences: ServerSequences,
     /// Those of our own statements that are prepared.
-    pub ours: OurStatements,
+    pub ours: ProxyStatements,
     /// Bytes of requests that may be kept until they are answered.
     pub(super) unanswered_bytes: usize,
     /// Every reported parameter, as last reported.
-    pub reported: Reported,
+    pub reported: ReportedParameters,
     /// What it has reported is yet to be compared with what its pool knows.
-    pub news: bool,
+    pub parameters_changed: bool,
     /// It may report something else than it has, and says so when it is spoken to.
     pub is_stale: bool,
     /// Its client is yet to be told of what differs from what it believes.
-    pub(super) telling: bool,
+    pub(super) must_tell: bool,
     pub(super) lexing: Lexing,
 }
 
 /// What a chunk of the server's brought, beside bytes to pass on.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Heard {
+pub struct ChunkEvents {
     /// ReadyForQuery messages that the client gets.
     pub ready: u32,
     /// The last of them ended a transaction.
@@ -105,7 +106,7 @@ pub struct Heard {
 
 /// Why a server cannot be used, nor its client be served, any longer.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub enum ExchangeError {
     /// Bytes that are not the protocol.
     #[error("the server broke the protocol: {0}")]
     Frame(#[from] FrameError),
@@ -119,31 +120,31 @@ pub enum Broken {
 
 impl ServerSide {
     /// A server that has just been opened, with what it reported.
-    pub fn new(reported: Reported, prepared_max: Capacity) -> Self {
+    pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
         Self {
             framer: Framer::default(),
             half_passed: false,
             hiding: false,
-            lease: Lease::default(),
+            replies: ReplyTracker::default(),
             statements: ServerStatements::new(prepared_max),
             applied: Arc::default(),
-            uncertain: Uncertain::default(),
+            checks: PendingChecks::default(),
             opaque_settings: false,
-            hearing: Hearing::default(),
+            notifications: NotificationFilter::default(),
             bound: None,
             attempted: None,
-            shape: Reading::default(),
-            told: Some(Settings::default()),
+            description: DescriptionReader::default(),
+            told_settings: Some(Settings::default()),
             sought: None,
-            sequences: Sequences::default(),
-            signalling: Signalling::default(),
-            ours: OurStatements::default(),
+            sequences: ServerSequences::default(),
+            signals: BackendSignals::default(),
+            ours: ProxyStatements::default(),
             unanswered_bytes: 0,
             lexing: lexing(&reported),
             reported,
-            news: true,
+            parameters_changed: true,
             is_stale: false,
-            telling: false,
+            must_tell: false,
         }
     }
 
@@ -161,13 +162,13 @@ impl ServerSide {
     /// Everything prepared and set is gone: DISCARD ALL has succeeded.
     pub fn discarded(&mut self) {
         self.statements.forget_all();
-        self.ours = OurStatements::default();
-        self.sequences = Sequences::default();
+        self.ours = ProxyStatements::default();
+        self.sequences = ServerSequences::default();
         self.applied = Arc::default();
-        self.hearing.channels = None;
-        self.uncertain.clear();
+        self.notifications.channels = None;
+        self.checks.clear();
         self.opaque_settings = false;
-        self.lease.pins = Pins::default();
+        self.replies.pins = Pins::default();
     }
 
     /// The names of what it has prepared, as a PostgreSQL array.
@@ -194,9 +195,9 @@ impl ServerSide {
         mut chunk: &[u8],
         client: &mut ClientSide,
         out: &mut Outgoing<'_>,
-        send: Send<'_>,
-    ) -> Result<Heard, Broken> {
-        let mut heard = Heard::default();
+        send: SignalSender<'_>,
+    ) -> Result<ChunkEvents, ExchangeError> {
+        let mut heard = ChunkEvents::default();
         // Taken out for the loop, so that a piece may borrow it while the rest of `self` is at work.
         let mut framer = std::mem::take(&mut self.framer);
         let result = loop {
@@ -208,9 +209,9 @@ impl ServerSide {
                     }
                 }
                 Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
-                Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signalling.warned(bytes, send) => {}
+                Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signals.warned(bytes, send) => {}
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
-                    let taken = if tag == b'E' || tag == b'D' && self.signalling.is_awaited() {
+                    let taken = if tag == b'E' || tag == b'D' && self.signals.is_awaited() {
                         self.reworded_message(tag, bytes, client, &mut heard, out)
                     } else {
                         self.message(tag, bytes, client, &mut heard, out)
@@ -231,7 +232,7 @@ impl ServerSide {
     fn let_pass(&mut self, pass: bool, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
         self.hiding = !pass;
         if pass {
-            if self.telling {
+            if self.must_tell {
                 self.tell(client, out);
             }
             out.pass(bytes);
@@ -245,13 +246,13 @@ impl ServerSide {
         tag: u8,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut Heard,
+        heard: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), ExchangeError> {
         let (reworded, pass) = if tag == b'E' {
             (self.reworded(bytes, client), self.error(bytes, client, heard, out)?)
         } else {
-            (self.signalling.answered(bytes), self.reply(tag, bytes, client)?)
+            (self.signals.answered(bytes), self.reply(tag, bytes, client)?)
         };
         self.let_pass(pass, reworded.as_deref().unwrap_or(bytes), client, out);
         Ok(())
@@ -263,23 +264,23 @@ impl ServerSide {
         tag: u8,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut Heard,
+        heard: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, ExchangeError> {
         match tag {
             b'Z' => {
-                if let Some(undone) = self.lease.deeds().and_then(Option::take) {
+                if let Some(undone) = self.replies.prepare_effects().and_then(Option::take) {
                     undone.undone(&mut client.statements, &mut self.statements);
                 }
                 let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
-                let pass = self.lease.ready(status)?;
+                let pass = self.replies.ready(status)?;
                 heard.ready += u32::from(pass);
                 if pass {
                     self.attempted = None;
                 }
                 heard.transaction_ended = status == b'I';
-                if !self.lease.is_working() {
-                    self.signalling.over();
+                if !self.replies.is_working() {
+                    self.signals.over();
                 }
                 Ok(pass)
             }
@@ -287,27 +288,27 @@ impl ServerSide {
                 self.parameter_status(bytes, client, out);
                 Ok(false)
             }
-            b'N' => Ok(self.lease.whose() != Some(Whose::Ours)),
+            b'N' => Ok(self.replies.origin() != Some(Origin::Proxy)),
             _ => self.reply(tag, bytes, client),
         }
     }
 
     /// A message that answers something, other than ErrorResponse and ReadyForQuery; `true` if the client gets it.
     #[inline(always)]
-    fn reply(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide) -> Result<bool, Broken> {
-        if tag == b'C' && self.lease.deeds().is_some() {
+    fn reply(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide) -> Result<bool, ExchangeError> {
+        if tag == b'C' && self.replies.prepare_effects().is_some() {
             self.command_complete(bytes, client);
         }
-        if self.lease.tells_us() {
+        if self.replies.answers_proxy() {
             self.take_answer(tag, bytes);
         }
-        let settled = self.lease.reply(tag)?;
+        let settled = self.replies.reply(tag)?;
         match settled.done {
-            Some(Asked::Parse(Some(naming))) if !naming.statement.is_looked_at => {
+            Some(Request::Parse(Some(naming))) if !naming.statement.is_description_checked => {
                 self.statements.confirmed(&naming.statement);
             }
-            Some(Asked::Shape(naming)) => self.shaped(*naming, client),
-            Some(Asked::Settings(settings)) => self.told_all(&settings),
+            Some(Request::DescribeParsed(naming)) => self.described(*naming, client),
+            Some(Request::AskSettings(settings)) => self.told_all(&settings),
             _ => {}
         }
         Ok(settled.pass)
@@ -317,9 +318,9 @@ impl ServerSide {
     #[inline]
     fn need(&self, tag: u8, length: usize) -> Result<Need, FrameError> {
         Ok(match tag {
-            b'T' | b't' | b'D' if self.lease.tells_us() && self.is_told_by(tag, length) => Need::Whole,
-            b'D' if length <= ANSWER_BYTES && self.signalling.is_awaited() => Need::Whole,
-            b'N' if length <= REPORT_BYTES_MAX && self.signalling.listens() => Need::Whole,
+            b'T' | b't' | b'D' if self.replies.answers_proxy() && self.is_told_by(tag, length) => Need::Whole,
+            b'D' if length <= ANSWER_BYTES && self.signals.is_awaited() => Need::Whole,
+            b'N' if length <= REPORT_BYTES_MAX && self.signals.listens() => Need::Whole,
             b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
             b'Z' if length == 5 => Need::Whole,
             b'Z' => return Err(FrameError::Length),
@@ -335,55 +336,55 @@ impl ServerSide {
     #[cold]
     fn is_told_by(&self, tag: u8, length: usize) -> bool {
         match tag {
-            b'D' => length <= REPORT_BYTES_MAX && self.lease.are_settings_owed(),
-            _ => length <= SHAPE_BYTES_MAX && self.lease.is_shape_owed(),
+            b'D' => length <= REPORT_BYTES_MAX && self.replies.are_settings_pending(),
+            _ => length <= SHAPE_BYTES_MAX && self.replies.is_description_pending(),
         }
     }
 
     /// Takes down what we have asked for.
     #[cold]
     fn take_answer(&mut self, tag: u8, bytes: &[u8]) {
-        if matches!(tag, b'T' | b't' | b'n') && self.lease.is_shape_owed() {
-            self.shape.take(bytes);
-        } else if tag == b'D' && self.lease.are_settings_owed() {
+        if matches!(tag, b'T' | b't' | b'n') && self.replies.is_description_pending() {
+            self.description.take(bytes);
+        } else if tag == b'D' && self.replies.are_settings_pending() {
             self.told_setting(bytes);
         }
     }
 
     /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
     fn notification(&mut self, bytes: &[u8], client: &ClientSide, out: &mut Outgoing<'_>) {
-        let unknown = self.hearing.notified(bytes, out.build());
-        if unknown && client.follows() && !self.lease.pins.contains(Pins::LISTEN) {
-            self.uncertain.doubt(Doubts::LISTEN);
+        let unknown = self.notifications.notified(bytes, out.build());
+        if unknown && client.follows() && !self.replies.pins.contains(Pins::LISTEN) {
+            self.checks.add(StateChecks::LISTEN);
         }
     }
 
     /// It stays with its client between transactions. `follows`: the client's session follows it to others.
     #[inline]
     pub fn is_pinned(&self, follows: bool) -> bool {
-        !self.lease.pins.is_empty() || !follows
+        !self.replies.pins.is_empty() || !follows
     }
 
     /// Something is left to do when the transaction is over, before its client is told so and the server may go back.
     #[inline]
-    pub fn is_unsettled(&self, follows: bool) -> bool {
-        !self.uncertain.is_empty() || self.has_read_on() || self.is_hearing_unsettled(follows)
+    pub fn has_pending_checks(&self, follows: bool) -> bool {
+        !self.checks.is_empty() || self.has_read_on() || self.is_hearing_unsettled(follows)
     }
 
     /// It was kept for a `currval` behind what its client wrote, and the next transaction has come.
     #[inline]
     fn has_read_on(&self) -> bool {
-        self.sequences.stirred && self.lease.pins.contains(Pins::SEQUENCE_WRITTEN)
+        self.sequences.stirred && self.replies.pins.contains(Pins::SEQUENCE_WRITTEN)
     }
 
     #[inline]
     fn is_hearing_unsettled(&self, follows: bool) -> bool {
-        let Hearing { channels, overheard, .. } = &self.hearing;
+        let NotificationFilter { channels, overheard, .. } = &self.notifications;
         channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
     }
 
     /// Whether the server closes the connection behind this ErrorResponse.
-    pub fn is_farewell(&self, bytes: &[u8]) -> bool {
+    pub fn closes_connection(&self, bytes: &[u8]) -> bool {
         is_fatal(bytes)
     }
 
@@ -391,54 +392,58 @@ impl ServerSide {
         &mut self,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut Heard,
+        heard: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, ExchangeError> {
         if is_fatal(bytes) {
             heard.fatal = true;
             return Ok(true);
         }
-        let Self { lease, statements, told, .. } = self;
-        let whose = lease.error(|owed, skipped| {
+        let Self { replies, statements, told_settings: told, .. } = self;
+        let origin = replies.error(|owed, skipped| {
             if owed.changes_unnamed() {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
             }
-            match owed.asked {
-                Asked::Parse(Some(naming)) => {
+            match owed.request {
+                Request::Parse(Some(naming)) => {
                     statements.failed(&naming.statement);
                     if let Some(name) = &naming.client_name {
                         client.statements.remove(name);
                     }
                 }
-                Asked::Parse(None) => {
+                Request::Parse(None) => {
                     // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
                     statements.doubt_unnamed();
                 }
-                Asked::Shape(naming) => statements.failed(&naming.statement),
-                Asked::Settings(_) => *told = Some(Settings::default()),
+                Request::DescribeParsed(naming) => statements.failed(&naming.statement),
+                Request::AskSettings(_) => *told = Some(Settings::default()),
                 // It was to take an unnamed statement away, another client's perhaps, which is still there.
-                Asked::CloseUnnamed => statements.doubt_unnamed(),
-                Asked::Query(deeds) => {
+                Request::CloseUnnamed => statements.doubt_unnamed(),
+                Request::Query(prepare_effects) => {
                     statements.doubt_unnamed();
-                    deeds.into_iter().for_each(|deeds| deeds.undone(&mut client.statements, statements));
+                    prepare_effects.into_iter().for_each(|prepare_effects| {
+                        prepare_effects.undone(&mut client.statements, statements)
+                    });
                 }
-                Asked::Execute(Some(deeds)) => deeds.undone(&mut client.statements, statements),
-                Asked::Close(Some(naming)) => match &naming.client_name {
+                Request::Execute(Some(prepare_effects)) => {
+                    prepare_effects.undone(&mut client.statements, statements)
+                }
+                Request::Close(Some(naming)) => match &naming.client_name {
                     Some(name) => client.statements.insert(name, naming.statement.clone()),
                     None => statements.not_closed(&naming.statement),
                 },
                 _ => {}
             }
         })?;
-        match whose {
-            Whose::Ours => return Err(Broken::Bookkeeping(ServerError::read(bytes))),
-            Whose::Attempt => return Ok(false),
-            Whose::Denied(reason) => {
+        match origin {
+            Origin::Proxy => return Err(ExchangeError::Bookkeeping(ServerError::read(bytes))),
+            Origin::TryPrepare => return Ok(false),
+            Origin::Denied(reason) => {
                 heard.errors += 1;
-                client.rules().refusal(reason).write(Severity::Error, out.build());
+                client.rules().client_error(reason).write(Severity::Error, out.build());
                 return Ok(false);
             }
-            Whose::Client | Whose::Follow => {}
+            Origin::Client | Origin::Prepare => {}
         }
         heard.errors += 1;
         Ok(true)
@@ -447,7 +452,7 @@ impl ServerSide {
     /// An error in which the client finds its own names, where that differs.
     #[cold]
     fn reworded(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
-        if self.lease.whose() == Some(Whose::Attempt) {
+        if self.replies.origin() == Some(Origin::TryPrepare) {
             self.attempted = Some(without_position(bytes));
             return None;
         }
@@ -455,11 +460,11 @@ impl ServerSide {
         if let Some(attempted) = self.attempted.take().filter(|_| is_missing) {
             return Some(attempted);
         }
-        let shifts = match self.lease.deeds() {
-            Some(Some(deeds)) => std::mem::take(&mut deeds.shifts),
+        let shifts = match self.replies.prepare_effects() {
+            Some(Some(prepare_effects)) => std::mem::take(&mut prepare_effects.shifts),
             _ => Vec::new(),
         };
-        let parsed = self.lease.client_name();
+        let parsed = self.replies.client_name();
         in_the_clients_words(bytes, &shifts, |ours| {
             let parsed = parsed.filter(|naming| naming.statement.server_name() == ours);
             let name = parsed.and_then(|naming| naming.client_name.as_deref());
@@ -471,17 +476,17 @@ impl ServerSide {
     fn command_complete(&mut self, bytes: &[u8], client: &mut ClientSide) {
         let tag = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if matches!(tag, b"DEALLOCATE\0" | b"PREPARE\0")
-            && let Some(Some(deeds)) = self.lease.deeds()
+            && let Some(Some(prepare_effects)) = self.replies.prepare_effects()
         {
-            deeds.done(&mut client.statements, &mut self.statements);
+            prepare_effects.done(&mut client.statements, &mut self.statements);
         }
-        if self.lease.whose() != Some(Whose::Client) {
+        if self.replies.origin() != Some(Origin::Client) {
             return;
         }
         if tag.starts_with(b"D") && (tag.starts_with(b"DISCARD ALL") || tag.starts_with(b"DEALLOCATE ALL")) {
             self.statements.forget_all();
             client.statements.forget_all();
-            self.ours = OurStatements::default();
+            self.ours = ProxyStatements::default();
         }
         // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
         let gone = match tag {
@@ -492,7 +497,7 @@ impl ServerSide {
             b"DISCARD SEQUENCES\0" => Pins::SEQUENCES,
             _ => return,
         };
-        self.lease.pins.remove(gone);
-        client.advances.reads = false;
+        self.replies.pins.remove(gone);
+        client.sequence_use.reads = false;
     }
 }

@@ -6,9 +6,9 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{GOES_ON, Requests},
+    client_messages::{ClientMessages, GOES_ON},
     client_side::{ClientSide, need_of_client, violation},
-    ensure_prepared::Hold,
+    ensure_prepared::WaitReason,
 };
 use crate::{
     error::{ClientError, Limit},
@@ -24,7 +24,7 @@ pub const FIRST_MESSAGE_BYTES: usize = 16 * 1024;
 
 /// What a client that holds no server has begun to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Front {
+pub enum FirstMessage {
     /// Nothing that a server is needed for, or too little of it.
     Nothing,
     /// A request.
@@ -41,7 +41,7 @@ pub(super) fn asks_nothing(tag: u8) -> bool {
 
 /// How far what is left out goes.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct LeftOut {
+pub(super) struct SkippedMessage {
     until: Until,
     /// What ReadyForQuery says behind a request that was refused.
     status: u8,
@@ -61,7 +61,7 @@ enum Until {
     Sync,
 }
 
-impl LeftOut {
+impl SkippedMessage {
     /// The rest of the message that is coming in asks for nothing.
     pub fn ignore(&mut self) {
         self.until = Until::Ignored;
@@ -79,7 +79,7 @@ impl LeftOut {
     }
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Sees to a message that is there whole. It stops at one that must wait: nothing has been done about it then.
     #[inline(always)]
     pub(super) fn take(
@@ -87,12 +87,12 @@ impl Requests<'_, '_> {
         tag: u8,
         bytes: &[u8],
         may_fill: bool,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
-        if asks_nothing(tag) && self.server.lease.is_over() {
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+        if asks_nothing(tag) && self.server.replies.is_over() {
             return GOES_ON;
         }
         if (may_fill || self.is_much_built()) && self.is_full(tag) {
-            return Ok(ControlFlow::Break(Hold::Room));
+            return Ok(ControlFlow::Break(WaitReason::Room));
         }
         self.message(tag, bytes, true)
     }
@@ -105,14 +105,14 @@ impl Requests<'_, '_> {
         bytes: &[u8],
         may_fill: bool,
         full: Option<Limit>,
-        left_out: &mut LeftOut,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
-        if asks_nothing(tag) && self.server.lease.is_over() {
+        left_out: &mut SkippedMessage,
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+        if asks_nothing(tag) && self.server.replies.is_over() {
             left_out.ignore();
             return GOES_ON;
         }
         if (may_fill || self.is_much_built()) && self.is_full(tag) {
-            return Ok(ControlFlow::Break(Hold::Room));
+            return Ok(ControlFlow::Break(WaitReason::Room));
         }
         if let Some(limit) = full.filter(|_| self.rules.follow) {
             self.deny(tag, limit);
@@ -120,7 +120,7 @@ impl Requests<'_, '_> {
             return GOES_ON;
         }
         let flow = self.message(tag, bytes, false)?;
-        if std::mem::take(&mut self.bounds.denied) {
+        if std::mem::take(&mut self.return_state.denied) {
             left_out.ignore();
         }
         Ok(flow)
@@ -133,38 +133,38 @@ impl ClientSide {
     /// # Errors
     /// The client broke the protocol.
     #[inline]
-    pub fn front(&self, sent: &[u8]) -> Result<Front, ClientError> {
-        let Some((tag, length)) = header(sent).map_err(violation)? else { return Ok(Front::Nothing) };
+    pub fn front(&self, sent: &[u8]) -> Result<FirstMessage, ClientError> {
+        let Some((tag, length)) = header(sent).map_err(violation)? else { return Ok(FirstMessage::Nothing) };
         let _: Need = need_of_client(tag, length, &self.rules).map_err(violation)?;
         let is_enough = sent.len() > length || sent.len() >= FIRST_MESSAGE_BYTES;
         Ok(match tag {
-            b'X' => Front::Goodbye,
-            tag if is_enough && !asks_nothing(tag) => Front::Request,
-            _ => Front::Nothing,
+            b'X' => FirstMessage::Goodbye,
+            tag if is_enough && !asks_nothing(tag) => FirstMessage::Request,
+            _ => FirstMessage::Nothing,
         })
     }
 
     /// Whether what the client sends next is left out.
     #[inline]
     pub fn is_leaving_out(&self) -> bool {
-        self.left_out.until != Until::Nothing
+        self.skipped.until != Until::Nothing
     }
 
     /// Whether that is the rest of a request that was refused.
     #[inline]
     pub fn is_refusing(&self) -> bool {
-        self.is_leaving_out() && !self.left_out.is_ignored()
+        self.is_leaving_out() && !self.skipped.is_ignored()
     }
 
     /// The request that comes next was answered with an error of ours: it is left out. `status` is what ReadyForQuery says
     /// behind it.
     pub fn begin_refusing(&mut self, status: u8) {
-        self.left_out = LeftOut { until: Until::Request, status };
+        self.skipped = SkippedMessage { until: Until::Request, status };
     }
 
     /// The same, in the middle of a batch.
     pub fn refuse_to_sync(&mut self, status: u8) {
-        self.left_out = LeftOut { until: Until::Sync, status };
+        self.skipped = SkippedMessage { until: Until::Sync, status };
     }
 
     /// Leaves out what is at the front of `chunk` and no server gets, and answers the end of a refused request, a simple query
@@ -178,7 +178,7 @@ impl ClientSide {
         mut chunk: &'c [u8],
         replies: &mut Vec<u8>,
     ) -> Result<&'c [u8], ClientError> {
-        let Self { framer, rules, left_out, .. } = self;
+        let Self { framer, rules, skipped: left_out, .. } = self;
         loop {
             if !framer.mid_message() {
                 // Of a header that is not whole nothing is taken: it may be of something else.

@@ -12,18 +12,18 @@ use std::{
 };
 
 use super::{
-    client_messages::{GOES_ON, Requests},
-    ensure_prepared::Hold,
-    pending_replies::{Asked, Whose},
+    client_messages::{ClientMessages, GOES_ON},
+    ensure_prepared::WaitReason,
+    pending_replies::{Origin, Request},
 };
 use crate::{
     data_path::{
         prepared::{
-            Naming, SqlNames, Statement,
+            SqlNames, Statement, StatementName,
             parse_settings::ParseSettings,
-            sql_prepare_effects::{Deed, Deeds, disowned},
+            sql_prepare_effects::{PrepareEffect, PrepareEffects, disowned},
         },
-        session_state::{side_effects::Aftermath, state_query::Doubts},
+        session_state::{side_effects::SideEffects, state_query::StateChecks},
         sql::{self, Discard, Kind},
     },
     error::{ClientError, Limit},
@@ -35,16 +35,16 @@ use crate::{
 
 /// A text as servers get it.
 #[derive(Debug, Default)]
-pub(super) struct Rewritten {
+pub(super) struct RewrittenText {
     pub text: Vec<u8>,
     /// Statements that the server must know before it runs.
     pub requires: Vec<Arc<Statement>>,
-    pub deeds: Deeds,
+    pub prepare_effects: PrepareEffects,
     /// Characters of `text` as far as names in it are replaced.
     characters: usize,
 }
 
-impl Rewritten {
+impl RewrittenText {
     /// Behind `between`, which stays, comes `ours` in the place of `length` bytes.
     fn replace(&mut self, between: &[u8], length: usize, ours: &[u8]) {
         self.text.extend_from_slice(between);
@@ -52,13 +52,13 @@ impl Rewritten {
         // Of what is new only: there may be tens of thousands of names.
         let characters = |bytes| String::from_utf8_lossy(bytes).chars().count();
         self.characters += characters(between) + characters(ours);
-        self.deeds.shifts.push((self.characters, ours.len().cast_signed() - length.cast_signed()));
+        self.prepare_effects.shifts.push((self.characters, ours.len().cast_signed() - length.cast_signed()));
     }
 }
 
 /// Which settings PREPARE finds.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum SettingsOf {
+pub(super) enum ParsedUnder {
     /// Those of now; the batch that has begun goes on with the text.
     ThisBatch,
     /// Those of now; a simple query of its own, behind which no batch is under way.
@@ -69,43 +69,44 @@ pub(super) enum SettingsOf {
 
 /// What names mean in the middle of a text, as far as the text itself has changed it.
 #[derive(Default)]
-struct Local {
+struct LocalNames {
     names: HashMap<Box<[u8]>, Option<Arc<Statement>>>,
     all_gone: bool,
     /// Statements that must be there, each once however often it is named.
     required: HashSet<u64>,
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// A portal runs; its text may have named statements.
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
-        let mut deeds = None;
+        let mut prepare_effects = None;
         if let Some((portal, _)) = &self.server.bound {
             let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
-            deeds = self.server.bound.take_if(|_| named).map(|(_, deeds)| Box::new(deeds));
+            prepare_effects =
+                self.server.bound.take_if(|_| named).map(|(_, prepare_effects)| Box::new(prepare_effects));
         }
-        if let Some(deeds) = &deeds {
-            deeds.expect(self.statements, &mut self.server.statements);
+        if let Some(prepare_effects) = &prepare_effects {
+            prepare_effects.expect(self.statements, &mut self.server.statements);
         }
-        self.ask(Asked::Execute(deeds));
+        self.ask(Request::Execute(prepare_effects));
     }
 
     /// Those under which a PREPARE in a text is read.
-    fn settings_of(&mut self, which: SettingsOf) -> Arc<ParseSettings> {
+    fn settings_of(&mut self, which: ParsedUnder) -> Arc<ParseSettings> {
         match which {
-            SettingsOf::ThisBatch => self.settings_now(Whose::Follow),
-            SettingsOf::ThisQuery => {
-                let under = self.settings_now(Whose::Attempt);
+            ParsedUnder::ThisBatch => self.settings_now(Origin::Prepare),
+            ParsedUnder::ThisQuery => {
+                let under = self.settings_now(Origin::TryPrepare);
                 if self.server.parsing(self.under).is_none() {
-                    let _ = self.server.lease.ask(Asked::Sync, Whose::Ours);
+                    let _ = self.server.replies.track(Request::Sync, Origin::Proxy);
                     append(self.out.build(), b'S', |_| {});
                 }
                 under
             }
-            SettingsOf::ItsEnd => {
+            ParsedUnder::ItsEnd => {
                 let under = ParseSettings::unknown();
-                self.server.uncertain.parses(&under);
+                self.server.checks.parses(&under);
                 under
             }
         }
@@ -114,28 +115,28 @@ impl Requests<'_, '_> {
     /// [`Self::with_server_names`] of a Parse message's body behind the name.
     pub(super) fn rewritten(
         &mut self,
-        read: &Aftermath,
+        read: &SideEffects,
         mut body: &[u8],
-    ) -> Result<Option<Rewritten>, Limit> {
+    ) -> Result<Option<RewrittenText>, Limit> {
         match read.names_statements {
-            true => self.with_server_names(cstr(&mut body).unwrap_or_default(), SettingsOf::ThisBatch),
+            true => self.rewrite_names(cstr(&mut body).unwrap_or_default(), ParsedUnder::ThisBatch),
             false => Ok(None),
         }
     }
 
     /// Replaces every name of a statement; `None` if nothing need be replaced.
     #[cold]
-    pub(super) fn with_server_names(
+    pub(super) fn rewrite_names(
         &mut self,
         sql: &[u8],
-        settings: SettingsOf,
-    ) -> Result<Option<Rewritten>, Limit> {
-        let mut rewritten = Rewritten::default();
-        let mut local = Local::default();
+        settings: ParsedUnder,
+    ) -> Result<Option<RewrittenText>, Limit> {
+        let mut rewritten = RewrittenText::default();
+        let mut local = LocalNames::default();
         let (mut copied, mut followed, mut named, mut bytes) = (0, false, 0, 0);
         for found in sql::statements(sql, self.server.lexing()) {
             if matches!(found.kind, Kind::DeallocateAll | Kind::Discard(Discard::All)) {
-                local = Local { all_gone: true, ..Local::default() };
+                local = LocalNames { all_gone: true, ..LocalNames::default() };
             }
             let Some(name) = &found.prepared else { continue };
             let value = name.value.as_ref();
@@ -152,13 +153,14 @@ impl Requests<'_, '_> {
                 (Kind::Prepare { body, .. }, None) => {
                     (named, bytes) = (named + 1, bytes + found.text.len());
                     self.rules.admit(self.statements, named, bytes)?;
-                    let aftermath = found.text.get(body.clone()).unwrap_or_default();
-                    let aftermath = Aftermath::read(aftermath, self.server.lexing());
+                    let side_effects = found.text.get(body.clone()).unwrap_or_default();
+                    let side_effects = SideEffects::read(side_effects, self.server.lexing());
                     let (text, range) = as_kept(sql, &found, &name.range);
                     let under = self.settings_of(settings);
-                    let statement = self.rules.table.in_sql(aftermath, text, range, &under);
-                    let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
-                    rewritten.deeds.list.push_back(Deed::Prepares(naming));
+                    let statement = self.rules.shared_statements.in_sql(side_effects, text, range, &under);
+                    let naming =
+                        StatementName { client_name: Some(value.into()), statement: statement.clone() };
+                    rewritten.prepare_effects.effects.push_back(PrepareEffect::Prepares(naming));
                     let ours = statement.server_name().to_vec();
                     local.names.insert(value.into(), Some(statement));
                     ours
@@ -167,12 +169,13 @@ impl Requests<'_, '_> {
                     followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
-                        let naming = Naming { client_name: Some(value.into()), statement: statement.clone() };
-                        rewritten.deeds.list.push_back(Deed::Forgets(Some(naming)));
+                        let naming =
+                            StatementName { client_name: Some(value.into()), statement: statement.clone() };
+                        rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(Some(naming)));
                         local.names.insert(value.into(), None);
                     }
-                    self.note(&statement.aftermath, false);
-                    self.note_calls(statement.body(), Some(&statement.seen));
+                    self.note(&statement.side_effects, false);
+                    self.note_calls(statement.body(), Some(&statement.found_effects));
                     if !made_here && local.required.insert(statement.id) {
                         rewritten.requires.push(statement);
                     }
@@ -180,9 +183,12 @@ impl Requests<'_, '_> {
                 }
                 (kind, None) => {
                     // Code may have prepared it: the server is asked, and says so itself if there is none.
-                    self.note(&Aftermath { doubts: Doubts::PREPARED, ..Aftermath::default() }, false);
+                    self.note(
+                        &SideEffects { checks: StateChecks::PREPARED, ..SideEffects::default() },
+                        false,
+                    );
                     if *kind == Kind::Deallocate {
-                        rewritten.deeds.list.push_back(Deed::Forgets(None));
+                        rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(None));
                     }
                     match disowned(value) {
                         Some(ours) => ours,
@@ -210,21 +216,21 @@ impl Requests<'_, '_> {
         &mut self,
         name: &[u8],
         body: &[u8],
-        aftermath: Aftermath,
-        rewritten: Rewritten,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
-        let Rewritten { mut text, requires, mut deeds, .. } = rewritten;
+        side_effects: SideEffects,
+        rewritten: RewrittenText,
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+        let RewrittenText { mut text, requires, mut prepare_effects, .. } = rewritten;
         let types =
             body.iter().position(|byte| *byte == 0).and_then(|end| body.get(end..)).unwrap_or_default();
         text.extend_from_slice(types);
-        deeds.shifts = Vec::new();
+        prepare_effects.shifts = Vec::new();
         let mut message = Vec::new();
         append(&mut message, b'P', |out| {
             append_cstr(out, name);
             out.extend_from_slice(&text);
         });
         if !name.is_empty() {
-            let statement = self.made(&text, aftermath, Some(Arc::new((requires, deeds))));
+            let statement = self.made(&text, side_effects, Some(Arc::new((requires, prepare_effects))));
             self.parse_statement(&message, name, &statement);
             return GOES_ON;
         }
@@ -233,10 +239,16 @@ impl Requests<'_, '_> {
         for statement in &requires {
             preparer.ensure(statement, self.out);
         }
-        if self.ask_unnamed(Asked::Parse(None)) {
+        if self.ask_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
             let under = self.server.parsing(self.under);
-            self.statements.set_unnamed(serial, &text, aftermath, Some(Arc::new((requires, deeds))), under);
+            self.statements.set_unnamed(
+                serial,
+                &text,
+                side_effects,
+                Some(Arc::new((requires, prepare_effects))),
+                under,
+            );
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);
@@ -246,14 +258,14 @@ impl Requests<'_, '_> {
     /// A portal of a text that names statements: they must be there when it runs.
     #[cold]
     pub(super) fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
-        let (requires, deeds) = naming;
+        let (requires, prepare_effects) = naming;
         for statement in requires {
-            self.note(&statement.aftermath, false);
-            self.note_calls(statement.body(), Some(&statement.seen));
+            self.note(&statement.side_effects, false);
+            self.note_calls(statement.body(), Some(&statement.found_effects));
         }
         self.ensure_named(Some(naming));
-        if !deeds.list.is_empty() {
-            self.server.bound = Some((portal.into(), deeds.clone()));
+        if !prepare_effects.effects.is_empty() {
+            self.server.bound = Some((portal.into(), prepare_effects.clone()));
         }
     }
 

@@ -3,15 +3,15 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{GOES_ON, Requests},
-    client_side::{Rules, violation},
-    ensure_prepared::Hold,
-    pending_replies::{Asked, Whose},
+    client_messages::{ClientMessages, GOES_ON},
+    client_side::{SessionRules, violation},
+    ensure_prepared::WaitReason,
+    pending_replies::{Origin, Request},
 };
 use crate::{
     data_path::{
-        session_state::{identity::Verdict, side_effects::Aftermath},
-        sql::{Talk, may_change_identity},
+        session_state::{identity::IdentityDecision, side_effects::SideEffects},
+        sql::{TenantMention, may_change_identity},
     },
     error::{ClientError, IdentityError, RequestError, TenantSwitchError},
     wire::{
@@ -26,12 +26,12 @@ const UNREADABLE: &[u8] = b"pglobby.tenant";
 /// Whether a text in session mode is read: it may be about the tenant, or about roles or a database. A session pays this much
 /// for each.
 #[inline]
-pub(super) fn is_read_along(bytes: &[u8], rules: &Rules) -> bool {
+pub(super) fn is_read_along(bytes: &[u8], rules: &SessionRules) -> bool {
     let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
     if bytes.first() == Some(&b'P') {
         let _ = cstr(&mut body);
     }
-    rules.chooses || may_change_identity(cstr(&mut body).unwrap_or_default()) || names_choice(bytes)
+    rules.may_switch_tenant || may_change_identity(cstr(&mut body).unwrap_or_default()) || names_choice(bytes)
 }
 
 fn names_choice(bytes: &[u8]) -> bool {
@@ -48,41 +48,46 @@ pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), ClientError> {
     Ok((*kind, cstr(&mut rest).map_err(violation)?))
 }
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// A text that chooses the tenant. It waits where nothing else of its transaction has gone to the server; elsewhere the
     /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
     #[cold]
-    pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<Hold> {
-        let lease = &self.server.lease;
-        if !self.rules.chooses {
+    pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<WaitReason> {
+        let replies = &self.server.replies;
+        if !self.rules.may_switch_tenant {
             self.deny(tag, TenantSwitchError::Employee);
-        } else if lease.is_unsynced() || lease.takes_copy_data() {
+        } else if replies.is_unsynced() || replies.takes_copy_data() {
             self.deny(tag, TenantSwitchError::TransactionBegun);
         } else {
-            return ControlFlow::Break(Hold::Choice);
+            return ControlFlow::Break(WaitReason::Choice);
         }
         ControlFlow::Continue(())
     }
 
     /// A text that is guarded; `None`: it goes its way.
     #[cold]
-    pub(super) fn guard(&mut self, tag: u8, aftermath: &Aftermath, sql: &[u8]) -> Option<ControlFlow<Hold>> {
-        match aftermath.talk {
-            Talk::Chooses => Some(self.choice(tag)),
+    pub(super) fn guard(
+        &mut self,
+        tag: u8,
+        side_effects: &SideEffects,
+        sql: &[u8],
+    ) -> Option<ControlFlow<WaitReason>> {
+        match side_effects.tenant {
+            TenantMention::Sets => Some(self.choice(tag)),
             _ => self.guard_identity(tag, sql),
         }
     }
 
     /// A text that would change who the session is on its servers: it is refused, or waits if it is a change of its login's
     /// password, which is made where no transaction is open.
-    fn guard_identity(&mut self, tag: u8, sql: &[u8]) -> Option<ControlFlow<Hold>> {
-        let lease = &self.server.lease;
+    fn guard_identity(&mut self, tag: u8, sql: &[u8]) -> Option<ControlFlow<WaitReason>> {
+        let replies = &self.server.replies;
         match self.rules.identity.judge(sql, self.server.lexing())? {
-            Verdict::Password(_) if lease.is_unsynced() || lease.takes_copy_data() => {
+            IdentityDecision::Password(_) if replies.is_unsynced() || replies.takes_copy_data() => {
                 self.deny(tag, IdentityError::PasswordInTransaction);
             }
-            Verdict::Password(_) => return Some(ControlFlow::Break(Hold::Choice)),
-            Verdict::Refused(reason) => self.deny(tag, reason),
+            IdentityDecision::Password(_) => return Some(ControlFlow::Break(WaitReason::Choice)),
+            IdentityDecision::Refused(reason) => self.deny(tag, reason),
         }
         Some(ControlFlow::Continue(()))
     }
@@ -95,7 +100,7 @@ impl Requests<'_, '_> {
         tag: u8,
         bytes: &[u8],
         whole: bool,
-    ) -> Result<ControlFlow<Hold>, ClientError> {
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let name = match tag {
             b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).map_err(violation)?,
@@ -105,16 +110,16 @@ impl Requests<'_, '_> {
         match (tag, known) {
             (b'C', Some(_)) => drop(self.statements.remove(name)),
             (_, Some(statement)) => {
-                if let Some(flow) = self.guard_bound(&statement.aftermath, statement.body(), whole)? {
+                if let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)? {
                     return Ok(flow);
                 }
             }
             _ => {}
         }
         self.ask(match tag {
-            b'B' => Asked::Bind,
-            b'D' => Asked::Describe,
-            _ => Asked::Close(None),
+            b'B' => Request::Bind,
+            b'D' => Request::Describe,
+            _ => Request::Close(None),
         });
         self.out.pass(bytes);
         GOES_ON
@@ -124,16 +129,16 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn guard_bound(
         &mut self,
-        aftermath: &Aftermath,
+        side_effects: &SideEffects,
         body: &[u8],
         whole: bool,
-    ) -> Result<Option<ControlFlow<Hold>>, ClientError> {
-        let flow = self.guard(b'B', aftermath, cstr(&mut { body }).unwrap_or_default());
+    ) -> Result<Option<ControlFlow<WaitReason>>, ClientError> {
+        let flow = self.guard(b'B', side_effects, cstr(&mut { body }).unwrap_or_default());
         match flow {
             // With the rest yet to come it is too long for what it says.
             Some(ControlFlow::Break(_)) if !whole => {
                 self.deny(b'B', TenantSwitchError::NotAlone);
-                self.bounds.denied = true;
+                self.return_state.denied = true;
                 Ok(Some(ControlFlow::Continue(())))
             }
             flow => Ok(flow),
@@ -144,16 +149,16 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn deny(&mut self, tag: u8, reason: impl Into<RequestError>) {
         let request_error = reason.into();
-        if self.server.lease.takes_copy_data() {
+        if self.server.replies.takes_copy_data() {
             // Whatever it is: the COPY fails of it.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else if matches!(tag, b'Q' | b'F') {
             self.end_unnamed();
-            let _ = self.server.lease.ask(Asked::Query(None), Whose::Denied(request_error));
+            let _ = self.server.replies.track(Request::Query(None), Origin::Denied(request_error));
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else {
             self.server.statements.doubt_unnamed();
-            let _ = self.server.lease.ask(Asked::Parse(None), Whose::Denied(request_error));
+            let _ = self.server.replies.track(Request::Parse(None), Origin::Denied(request_error));
             parse(b"", UNREADABLE, self.out.build());
         }
     }
@@ -163,7 +168,7 @@ impl Requests<'_, '_> {
         &mut self,
         tag: u8,
         bytes: &[u8],
-    ) -> Result<ControlFlow<Hold>, ClientError> {
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
         let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         if tag == b'P' {
             cstr(&mut body).map_err(violation)?;
@@ -174,24 +179,26 @@ impl Requests<'_, '_> {
         {
             return Ok(flow);
         }
-        let talk = sql.map(|sql| match self.rules.chooses || names_choice(sql) {
-            true => Aftermath::read(sql, self.server.lexing()).talk,
-            false => Talk::Silent,
+        let talk = sql.map(|sql| match self.rules.may_switch_tenant || names_choice(sql) {
+            true => SideEffects::read(sql, self.server.lexing()).tenant,
+            false => TenantMention::None,
         });
-        if matches!(talk, Ok(Talk::Resets)) {
-            self.server.uncertain.note_reset();
+        if matches!(talk, Ok(TenantMention::Resets)) {
+            self.server.checks.note_reset();
         }
         match (tag, talk) {
-            (b'Q', Ok(Talk::Chooses)) => return Ok(self.choice(tag)),
-            (_, Ok(Talk::Chooses)) if !self.rules.chooses => self.deny(tag, TenantSwitchError::Employee),
-            (_, Ok(Talk::Chooses)) => self.deny(tag, TenantSwitchError::SessionMode),
+            (b'Q', Ok(TenantMention::Sets)) => return Ok(self.choice(tag)),
+            (_, Ok(TenantMention::Sets)) if !self.rules.may_switch_tenant => {
+                self.deny(tag, TenantSwitchError::Employee)
+            }
+            (_, Ok(TenantMention::Sets)) => self.deny(tag, TenantSwitchError::SessionMode),
             (b'Q', _) => {
                 self.end_unnamed();
-                self.ask(Asked::Query(None));
+                self.ask(Request::Query(None));
                 self.out.pass(bytes);
             }
             _ => {
-                self.ask(Asked::Parse(None));
+                self.ask(Request::Parse(None));
                 self.out.pass(bytes);
             }
         }

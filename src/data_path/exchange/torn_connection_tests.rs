@@ -10,7 +10,7 @@ use super::{
     *,
 };
 use crate::{
-    data_path::prepared::{Capacity, shared_statements::StatementTable},
+    data_path::prepared::{PreparedLimits, shared_statements::SharedStatements},
     wire::outgoing::Outgoing,
 };
 
@@ -40,7 +40,7 @@ impl Session {
         self.inbox.extend_from_slice(bytes);
         let inbox = std::mem::take(&mut self.inbox);
         let rest = self.side.leave_out(&inbox, &mut self.heard).unwrap();
-        if self.side.is_leaving_out() || self.side.front(rest).unwrap() != Front::Request {
+        if self.side.is_leaving_out() || self.side.front(rest).unwrap() != FirstMessage::Request {
             return self.inbox.extend_from_slice(rest);
         }
         shared.held = true;
@@ -54,11 +54,11 @@ impl Session {
         shared.coming.extend(shared.postgres.hear(out.finish()));
         assert_eq!(shared.server.has_whole_messages(), shared.postgres.half.is_empty());
         match flow {
-            Flow::Awaits(rest) => {
+            Flow::AwaitsReplies(rest) => {
                 self.hears(usize::MAX, shared);
                 self.says(&rest, shared);
             }
-            Flow::Goes => self.gives_back(shared),
+            Flow::Continues => self.gives_back(shared),
             other => panic!("{other:?}"),
         }
     }
@@ -74,8 +74,8 @@ impl Session {
     }
 
     fn gives_back(&mut self, shared: &mut Shared) {
-        if shared.held && shared.server.lease.is_over() && shared.server.is_between_messages() {
-            shared.server.uncertain.clear(); // asked, and answered
+        if shared.held && shared.server.replies.is_over() && shared.server.is_between_messages() {
+            shared.server.checks.clear(); // asked, and answered
             shared.held = false;
             self.side.take_held(&mut self.inbox);
         }
@@ -84,18 +84,18 @@ impl Session {
 
 impl Shared {
     fn new() -> Self {
-        let server = ServerSide::new(Default::default(), Capacity { statements: 3, bytes: 100 });
+        let server = ServerSide::new(Default::default(), PreparedLimits { statements: 3, bytes: 100 });
         Self { server, postgres: Backend::default(), coming: Vec::new(), held: false }
     }
 
     /// Whoever has it now is in step with PostgreSQL.
-    fn serves_another(&mut self, table: &Arc<StatementTable>) {
+    fn serves_another(&mut self, table: &Arc<SharedStatements>) {
         assert!(self.server.is_reusable() && self.is_at_rest() && self.postgres.begun.is_none());
         let mut request = Vec::new();
         Say::Query("SELECT 1").write(&mut request);
         let heard = exchange(&mut client(table, 77), &mut self.server, &mut self.postgres, &request, &[]);
         assert_eq!(Pipeline(heard), Pipeline(Backend::default().hear(&request)));
-        self.server.uncertain.clear();
+        self.server.checks.clear();
     }
 
     fn is_at_rest(&self) -> bool {
@@ -104,7 +104,7 @@ impl Shared {
     }
 
     /// Its session has ended, whatever was under way: it is used again, cleaned or closed.
-    fn ends(mut self, table: &Arc<StatementTable>) {
+    fn ends(mut self, table: &Arc<SharedStatements>) {
         if self.server.is_reusable() {
             self.serves_another(table);
         } else if self.server.is_cleanable() {
@@ -117,7 +117,7 @@ impl Shared {
 
 /// What one client says and hears in a conversation of which it, or its server, says no more than a part.
 fn converse(said: &[u8], cuts: &[usize], heard: &[usize]) {
-    let table = Arc::new(StatementTable::default());
+    let table = Arc::new(SharedStatements::default());
     let mut shared = Shared::new();
     let mut session = Session { side: client(&table, 0), inbox: Vec::new(), heard: Vec::new() };
     let mut heard = heard.iter().cycle();

@@ -1,20 +1,20 @@
 //! The unnamed statement, which follows its client from server to server as named ones do.
 
 use super::{
-    client_messages::Requests,
-    pending_replies::{Asked, Whose},
+    client_messages::ClientMessages,
+    pending_replies::{Origin, Request},
 };
-use crate::data_path::session_state::{pins::Pins, state_query::Doubts};
+use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
-impl Requests<'_, '_> {
+impl ClientMessages<'_, '_> {
     /// Asks for what changes the unnamed statement.
     #[inline(always)]
-    pub(super) fn ask_unnamed(&mut self, asked: Asked) -> bool {
-        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
-            self.server.uncertain.doubt(Doubts::UNREAD);
+    pub(super) fn ask_unnamed(&mut self, asked: Request) -> bool {
+        if self.server.replies.pins.contains(Pins::UNREAD_UNNAMED) {
+            self.server.checks.add(StateChecks::UNREAD);
         }
-        let may_be_skipped = self.server.lease.is_working();
-        let goes = self.server.lease.ask(asked, Whose::Client);
+        let may_be_skipped = self.server.replies.is_working();
+        let goes = self.server.replies.track(asked, Origin::Client);
         if goes {
             self.statements.succeed_unnamed(may_be_skipped);
         }
@@ -23,16 +23,16 @@ impl Requests<'_, '_> {
 
     /// A simple query ends the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
-        if self.server.lease.pins.contains(Pins::UNREAD_UNNAMED) {
-            self.server.uncertain.doubt(Doubts::UNREAD);
+        if self.server.replies.pins.contains(Pins::UNREAD_UNNAMED) {
+            self.server.checks.add(StateChecks::UNREAD);
         }
-        self.statements.succeed_unnamed(self.server.lease.is_working());
+        self.statements.succeed_unnamed(self.server.replies.is_working());
         self.statements.forget_unnamed();
         self.server.statements.set_unnamed(0);
     }
 
     /// A request that uses it goes to the server.
-    pub(super) fn with_unnamed(&mut self, asked: Asked, bytes: &[u8]) {
+    pub(super) fn with_unnamed(&mut self, asked: Request, bytes: &[u8]) {
         if !self.server.statements.has_unnamed_of(self.statements) {
             self.bring_unnamed();
         }
@@ -44,6 +44,6 @@ impl Requests<'_, '_> {
     #[cold]
     fn bring_unnamed(&mut self) {
         let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.bring_unnamed(self.statements, self.out.build());
+        preparer.ensure_unnamed(self.statements, self.out.build());
     }
 }

@@ -37,7 +37,7 @@ impl Preparer<'_> {
         let mut own: Vec<&Arc<Statement>> =
             client.all().filter(|statement| statement.in_sql || !in_sql).collect();
         own.sort_unstable_by_key(|statement| statement.id);
-        let safe = |statement: &&&Arc<Statement>| match self.lease.status() {
+        let safe = |statement: &&&Arc<Statement>| match self.replies.status() {
             b'I' => true,
             status => status == b'T' && statement.is_proved(),
         };

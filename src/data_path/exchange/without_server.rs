@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{client_side::ClientSide, return_to_tenant::Stance};
+use super::{client_side::ClientSide, return_to_tenant::CurrentTenant};
 use crate::{
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::Account,
-        prepared::shared_statements::StatementTable,
-        session_state::side_effects::Aftermath,
+        prepared::shared_statements::SharedStatements,
+        session_state::side_effects::SideEffects,
         sql::{Characters, Lexing},
-        tenant::Place,
+        tenant::TenantAccess,
     },
     error::Limit,
     wire::frame::cstr,
@@ -33,17 +33,17 @@ impl ClientSide {
     /// # Errors
     /// The limit that would be exceeded.
     pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
-        let aftermath = Aftermath::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
+        let side_effects = SideEffects::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
         self.look_at_settings();
         let under = &self.parse_settings.0;
         self.rules.sees_binds = true;
         if name.is_empty() {
             self.unnamed_serial += 1;
-            self.statements.set_unnamed(self.unnamed_serial, body, aftermath, None, Some(under));
+            self.statements.set_unnamed(self.unnamed_serial, body, side_effects, None, Some(under));
             return Ok(());
         }
         self.rules.admit(&self.statements, 1, name.len() + body.len())?;
-        let statement = self.rules.table.intern(body, under, || (aftermath, None));
+        let statement = self.rules.shared_statements.intern(body, under, || (side_effects, None));
         self.statements.insert(name, statement);
         Ok(())
     }
@@ -58,22 +58,22 @@ impl ClientSide {
     }
 
     /// The session's servers log in as these roles now.
-    pub fn set_place(&mut self, place: Arc<Place>) {
+    pub fn set_place(&mut self, place: Arc<TenantAccess>) {
         self.rules.identity.place = Some(place);
     }
 
     /// The session stands so to its tenant now.
-    pub fn set_stance(&mut self, stance: Stance) {
-        self.rules.stance = stance;
+    pub fn set_stance(&mut self, stance: CurrentTenant) {
+        self.rules.current_tenant = stance;
     }
 
     /// The session goes on with another tenant's servers: its statements become that tenant's. None of them is known to
     /// any server there by what servers of the old one knew it by.
     pub fn move_to(
         &mut self,
-        place: Option<Arc<Place>>,
-        table: Arc<StatementTable>,
-        catalogue: Arc<Catalogue>,
+        place: Option<Arc<TenantAccess>>,
+        table: Arc<SharedStatements>,
+        catalogue: Arc<FunctionEffects>,
         memory: Arc<Account>,
         follow: bool,
     ) {
@@ -81,8 +81,8 @@ impl ClientSide {
         self.count_in(memory);
         self.statements.move_to(&table, &self.wanted, &self.rules.memory);
         self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());
-        self.rules.catalogue = catalogue;
-        self.rules.table = table;
+        self.rules.functions = catalogue;
+        self.rules.shared_statements = table;
         self.rules.follow = follow;
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::effects_by_name::{Known, Level, Traces, is_write, key};
+use super::effects_by_name::{CallEffects, EffectsByName, NamedEffects, is_write, key};
 use crate::data_path::{memory_limit::PIECE_BYTES, sql::words};
 
 /// A catalogue, by its object number, and an object in it.
@@ -26,7 +26,7 @@ const SOME_RELATION: Node = (RELATIONS, 0);
 
 /// Whoever uses `used` uses `user`.
 #[derive(Debug, Clone, Copy)]
-pub struct Use {
+pub struct Dependency {
     pub used: Node,
     pub user: Node,
     /// Only a text that writes to `user` uses `used`.
@@ -35,8 +35,8 @@ pub struct Use {
 
 /// Objects, what uses what, and where it all begins.
 #[derive(Debug, Default)]
-pub struct Closure {
-    levels: HashMap<Node, Level>,
+pub struct DependencyGraph {
+    levels: HashMap<Node, NamedEffects>,
     names: HashMap<Node, Vec<u8>>,
     uses: HashMap<Node, Vec<(Node, bool)>>,
     /// Functions by the words in their bodies.
@@ -50,10 +50,10 @@ pub struct Closure {
 /// What an entry of a map takes beside what is in it.
 const ENTRY_BYTES: usize = 4 * PIECE_BYTES;
 
-impl Closure {
+impl DependencyGraph {
     /// An object may leave something behind by itself.
-    pub fn root(&mut self, node: Node, traces: &Traces) {
-        self.bytes += ENTRY_BYTES + size_of::<Level>() + traces.bytes();
+    pub fn root(&mut self, node: Node, traces: &CallEffects) {
+        self.bytes += ENTRY_BYTES + size_of::<NamedEffects>() + traces.bytes();
         self.levels.entry(node).or_default().always.merge(traces);
     }
 
@@ -89,11 +89,11 @@ impl Closure {
 
     /// A function uses tables and views whose names nobody knows.
     pub fn uses_any_relation(&mut self, node: Node) {
-        self.uses(Use { used: SOME_RELATION, user: node, on_write: false });
+        self.uses(Dependency { used: SOME_RELATION, user: node, on_write: false });
     }
 
     /// One object is used by another.
-    pub fn uses(&mut self, link: Use) {
+    pub fn uses(&mut self, link: Dependency) {
         self.bytes += ENTRY_BYTES;
         self.uses.entry(link.used).or_default().push((link.user, link.on_write));
     }
@@ -105,7 +105,7 @@ impl Closure {
 
     /// Follows it all to its end; `None` where that would take more than `bytes_max`, as it may with what is put together by
     /// thousands of functions that call each other.
-    pub fn close(mut self, bytes_max: usize) -> Option<Known> {
+    pub fn close(mut self, bytes_max: usize) -> Option<EffectsByName> {
         let (uses, mentions) = (std::mem::take(&mut self.uses), std::mem::take(&mut self.mentions));
         let mut changed: VecDeque<Node> = self.levels.keys().copied().collect();
         while let Some(node) = changed.pop_front() {
@@ -120,10 +120,10 @@ impl Closure {
             whole.merge(&level.on_write);
             for &(user, on_write) in uses.get(&node).into_iter().flatten() {
                 let passed = match on_write {
-                    true => Level { always: Traces::default(), on_write: whole.clone() },
+                    true => NamedEffects { always: CallEffects::default(), on_write: whole.clone() },
                     // A function does with its own what it does, whether its caller writes or not.
                     false if user.0 == FUNCTIONS => {
-                        Level { always: whole.clone(), on_write: Traces::default() }
+                        NamedEffects { always: whole.clone(), on_write: CallEffects::default() }
                     }
                     false => level.clone(),
                 };
@@ -134,7 +134,9 @@ impl Closure {
             let word = self.names.get(&node).and_then(|name| key(name));
             for &user in word.and_then(|word| mentions.get(&word)).into_iter().flatten() {
                 let traces = if self.writers.contains(&user) { &whole } else { &level.always };
-                if self.merge(user, &Level { always: traces.clone(), on_write: Traces::default() }) {
+                if self
+                    .merge(user, &NamedEffects { always: traces.clone(), on_write: CallEffects::default() })
+                {
                     changed.push_back(user);
                 }
             }
@@ -143,7 +145,7 @@ impl Closure {
     }
 
     /// Adds to what using an object leaves behind; whether that made a difference.
-    fn merge(&mut self, node: Node, level: &Level) -> bool {
+    fn merge(&mut self, node: Node, level: &NamedEffects) -> bool {
         let known = self.levels.entry(node).or_default();
         let before = known.bytes();
         let changed = known.merge(level);
@@ -151,8 +153,8 @@ impl Closure {
         changed
     }
 
-    fn known(self) -> Known {
-        let (mut any, mut ddl) = (Traces::default(), Traces::default());
+    fn known(self) -> EffectsByName {
+        let (mut any, mut ddl) = (CallEffects::default(), CallEffects::default());
         let mut named = Vec::new();
         for (node, level) in self.levels {
             match node.0 {
@@ -168,20 +170,20 @@ impl Closure {
                 }
             }
         }
-        Known::new(named, any, ddl)
+        EffectsByName::new(named, any, ddl)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data_path::session_state::state_query::Doubts;
+    use crate::data_path::session_state::state_query::StateChecks;
 
     const TRIGGER: u32 = 2620;
 
     #[test]
     fn a_lock_in_a_function_is_found_behind_triggers_tables_and_callers() {
-        let mut closure = Closure::default();
+        let mut closure = DependencyGraph::default();
         for (oid, name, body) in [
             (1, "take_lock", "perform pg_advisory_lock(1)"),
             (2, "on_insert", "begin perform take_lock(); return new; end"),
@@ -194,9 +196,9 @@ mod tests {
         }
         closure.uses_any_relation((FUNCTIONS, 5));
         closure.name((RELATIONS, 10), b"jobs".to_vec());
-        closure.uses(Use { used: (FUNCTIONS, 2), user: (TRIGGER, 20), on_write: false });
-        closure.uses(Use { used: (TRIGGER, 20), user: (RELATIONS, 10), on_write: true });
-        closure.root((FUNCTIONS, 1), &Traces { doubts: Doubts::LOCKS, ..Traces::default() });
+        closure.uses(Dependency { used: (FUNCTIONS, 2), user: (TRIGGER, 20), on_write: false });
+        closure.uses(Dependency { used: (TRIGGER, 20), user: (RELATIONS, 10), on_write: true });
+        closure.root((FUNCTIONS, 1), &CallEffects { checks: StateChecks::LOCKS, ..CallEffects::default() });
         let known = closure.close(usize::MAX).unwrap();
         for sql in
             ["SELECT take_lock()", "SELECT on_insert()", "INSERT INTO jobs VALUES (1)", "SELECT fill()"]
@@ -212,12 +214,14 @@ mod tests {
     /// A thousand functions that call each other, each with a hundred names of its own, came to gigabytes.
     #[test]
     fn what_functions_hand_on_to_each_other_has_a_limit() {
-        let mut closure = Closure::default();
+        let mut closure = DependencyGraph::default();
         for oid in 0..1000 {
             let names = (0..100).map(|at| format!("my{oid}.name{at}").into()).collect();
-            closure
-                .root((FUNCTIONS, oid), &Traces { doubts: Doubts::ANY_SETTING, names, ..Traces::default() });
-            closure.uses(Use { used: (FUNCTIONS, oid), user: (FUNCTIONS, oid + 1), on_write: false });
+            closure.root(
+                (FUNCTIONS, oid),
+                &CallEffects { checks: StateChecks::ANY_SETTING, names, ..CallEffects::default() },
+            );
+            closure.uses(Dependency { used: (FUNCTIONS, oid), user: (FUNCTIONS, oid + 1), on_write: false });
         }
         assert!(closure.bytes() > 100 * 1000 * 16);
         assert!(closure.close(16 << 20).is_none());

@@ -10,22 +10,22 @@ use std::{
 
 use crate::data_path::{
     memory_limit::{Account, Charge, PIECE_BYTES},
-    session_state::{pins::Pins, side_effects::Aftermath, state_query::Doubts},
+    session_state::{pins::Pins, side_effects::SideEffects, state_query::StateChecks},
     sql::{NAME_BYTES_MAX, dotted_names, words},
 };
 
 /// What may be left behind by something that is called or used by its name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Traces {
-    pub doubts: Doubts,
+pub struct CallEffects {
+    pub checks: StateChecks,
     pub pins: Pins,
     /// Parameters.
     pub names: BTreeSet<Box<str>>,
 }
 
-impl Traces {
+impl CallEffects {
     pub fn is_empty(&self) -> bool {
-        self.doubts.is_empty() && self.pins.is_empty()
+        self.checks.is_empty() && self.pins.is_empty()
     }
 
     /// What its names take.
@@ -35,35 +35,35 @@ impl Traces {
 
     /// Adds `other`'s; whether that made a difference.
     pub fn merge(&mut self, other: &Self) -> bool {
-        let before = (self.doubts, self.pins, self.names.len());
-        self.doubts.insert(other.doubts);
+        let before = (self.checks, self.pins, self.names.len());
+        self.checks.insert(other.checks);
         self.pins.insert(other.pins);
         for name in &other.names {
             if !self.names.contains(name) {
                 self.names.insert(name.clone());
             }
         }
-        before != (self.doubts, self.pins, self.names.len())
+        before != (self.checks, self.pins, self.names.len())
     }
 }
 
-impl From<Aftermath> for Traces {
-    fn from(aftermath: Aftermath) -> Self {
-        let names = aftermath.names.into_iter().flatten().collect();
-        Self { doubts: aftermath.doubts, pins: aftermath.pins, names }
+impl From<SideEffects> for CallEffects {
+    fn from(side_effects: SideEffects) -> Self {
+        let names = side_effects.names.into_iter().flatten().collect();
+        Self { checks: side_effects.checks, pins: side_effects.pins, names }
     }
 }
 
 /// What a name stands for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Level {
+pub struct NamedEffects {
     /// What is left behind however it is used.
-    pub always: Traces,
+    pub always: CallEffects,
     /// What only a text that writes can bring about: triggers, defaults, checks.
-    pub on_write: Traces,
+    pub on_write: CallEffects,
 }
 
-impl Level {
+impl NamedEffects {
     /// What its names take.
     pub fn bytes(&self) -> usize {
         self.always.bytes() + self.on_write.bytes()
@@ -77,25 +77,29 @@ impl Level {
 
 /// What was read from a catalogue.
 #[derive(Debug)]
-pub struct Known {
+pub struct EffectsByName {
     /// Unique over the process.
     pub version: u64,
-    names: HashMap<Box<[u8]>, Level>,
+    names: HashMap<Box<[u8]>, NamedEffects>,
     /// What any text may leave behind.
-    any: Traces,
+    any: CallEffects,
     /// What a text that makes, changes or drops objects may leave behind.
-    ddl: Traces,
+    ddl: CallEffects,
     /// All of it: for a text whose words cannot be told.
-    all: Traces,
+    all: CallEffects,
     /// What it takes.
     charge: Charge,
 }
 
 static LAST_VERSION: AtomicU64 = AtomicU64::new(0);
 
-impl Known {
+impl EffectsByName {
     /// From what things are called and what their use leaves behind.
-    pub fn new(named: impl IntoIterator<Item = (Vec<u8>, Level)>, any: Traces, ddl: Traces) -> Self {
+    pub fn new(
+        named: impl IntoIterator<Item = (Vec<u8>, NamedEffects)>,
+        any: CallEffects,
+        ddl: CallEffects,
+    ) -> Self {
         let version = LAST_VERSION.fetch_add(1, Ordering::Relaxed) + 1;
         let charge = Charge::default();
         let mut known = Self { version, names: HashMap::new(), all: any.clone(), any, ddl, charge };
@@ -116,12 +120,12 @@ impl Known {
 
     /// There is too much to read: anything may be left behind by anything.
     pub fn nothing() -> Self {
-        Self::new([], Aftermath::anything().into(), Traces::default())
+        Self::new([], SideEffects::anything().into(), CallEffects::default())
     }
 
     /// Counts what it takes, in the place of what was counted while it was put together.
     pub fn charged(mut self, mut charge: Charge, memory: &Arc<Account>) -> Self {
-        let each = size_of::<(Box<[u8]>, Level)>() + 2 * PIECE_BYTES;
+        let each = size_of::<(Box<[u8]>, NamedEffects)>() + 2 * PIECE_BYTES;
         let names: usize = self.names.iter().map(|(name, level)| name.len() + level.bytes() + each).sum();
         charge.set(memory, names + self.any.bytes() + self.ddl.bytes() + self.all.bytes());
         self.charge = charge;
@@ -134,9 +138,9 @@ impl Known {
     }
 
     /// What a text may leave behind by what it calls.
-    pub fn look(&self, text: &[u8], tangled: bool) -> Option<Aftermath> {
+    pub fn look(&self, text: &[u8], tangled: bool) -> Option<SideEffects> {
         let mut found = self.any.clone();
-        let mut on_write = Traces::default();
+        let mut on_write = CallEffects::default();
         let mut writes = false;
         if tangled || has_unicode_names(text) {
             found.merge(&self.all);
@@ -164,15 +168,15 @@ impl Known {
         if found.is_empty() {
             return None;
         }
-        if found.doubts.contains(Doubts::UNNAMED) {
+        if found.checks.contains(StateChecks::UNNAMED) {
             found.names.extend(dotted_names(text)); // what it runs may have come with the call
         }
         let names: Vec<Box<str>> = found.names.into_iter().collect();
         if !names.is_empty() {
-            found.doubts.insert(Doubts::NAMED_SETTINGS);
+            found.checks.insert(StateChecks::NAMED_SETTINGS);
         }
         let names = (!names.is_empty()).then(|| names.into());
-        Some(Aftermath { doubts: found.doubts, pins: found.pins, names, ..Aftermath::default() })
+        Some(SideEffects { checks: found.checks, pins: found.pins, names, ..SideEffects::default() })
     }
 }
 
@@ -207,22 +211,22 @@ fn has_unicode_names(text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn level(always: Doubts, on_write: Doubts) -> Level {
-        let traces = |doubts| Traces { doubts, ..Traces::default() };
-        Level { always: traces(always), on_write: traces(on_write) }
+    fn level(always: StateChecks, on_write: StateChecks) -> NamedEffects {
+        let traces = |checks| CallEffects { checks: checks, ..CallEffects::default() };
+        NamedEffects { always: traces(always), on_write: traces(on_write) }
     }
 
-    fn known() -> Known {
+    fn known() -> EffectsByName {
         let named = [
-            (b"next_job".to_vec(), level(Doubts::LOCKS, Doubts::empty())),
-            (b"Odd name".to_vec(), level(Doubts::TEMPORARY, Doubts::empty())),
-            (b"orders".to_vec(), level(Doubts::empty(), Doubts::CURSORS)),
+            (b"next_job".to_vec(), level(StateChecks::LOCKS, StateChecks::empty())),
+            (b"Odd name".to_vec(), level(StateChecks::TEMPORARY, StateChecks::empty())),
+            (b"orders".to_vec(), level(StateChecks::empty(), StateChecks::CURSORS)),
         ];
-        Known::new(named, Traces::default(), Traces::default())
+        EffectsByName::new(named, CallEffects::default(), CallEffects::default())
     }
 
-    fn doubts(sql: &str) -> Doubts {
-        known().look(sql.as_bytes(), false).map(|found| found.doubts).unwrap_or_default()
+    fn checks(sql: &str) -> StateChecks {
+        known().look(sql.as_bytes(), false).map(|found| found.checks).unwrap_or_default()
     }
 
     #[test]
@@ -230,26 +234,26 @@ mod tests {
         for sql in
             ["SELECT next_job()", "select public.Next_Job (1)", "call \"next_job\"()", "DO 'x next_job()'"]
         {
-            assert_eq!(doubts(sql), Doubts::LOCKS, "{sql}");
+            assert_eq!(checks(sql), StateChecks::LOCKS, "{sql}");
         }
-        assert_eq!(doubts("SELECT \"Odd name\"(1)"), Doubts::TEMPORARY);
-        assert_eq!(doubts("SELECT next_jobs(), my_next_job()"), Doubts::empty());
-        assert!(doubts("SELECT U&\"\\006eext_job\"()").contains(Doubts::LOCKS));
+        assert_eq!(checks("SELECT \"Odd name\"(1)"), StateChecks::TEMPORARY);
+        assert_eq!(checks("SELECT next_jobs(), my_next_job()"), StateChecks::empty());
+        assert!(checks("SELECT U&\"\\006eext_job\"()").contains(StateChecks::LOCKS));
     }
 
     #[test]
     fn what_a_trigger_does_counts_where_its_table_is_written_to() {
-        assert_eq!(doubts("SELECT * FROM orders"), Doubts::empty());
-        assert_eq!(doubts("INSERT INTO orders VALUES (1)"), Doubts::CURSORS);
-        assert_eq!(doubts("COPY orders FROM STDIN"), Doubts::CURSORS);
+        assert_eq!(checks("SELECT * FROM orders"), StateChecks::empty());
+        assert_eq!(checks("INSERT INTO orders VALUES (1)"), StateChecks::CURSORS);
+        assert_eq!(checks("COPY orders FROM STDIN"), StateChecks::CURSORS);
     }
 
     #[test]
     fn a_name_without_a_readable_word_makes_every_text_doubtful() {
-        let known = Known::new(
-            [("ß".into(), level(Doubts::LOCKS, Doubts::empty()))],
-            Traces::default(),
-            Traces::default(),
+        let known = EffectsByName::new(
+            [("ß".into(), level(StateChecks::LOCKS, StateChecks::empty()))],
+            CallEffects::default(),
+            CallEffects::default(),
         );
         assert!(known.look(b"SELECT 1", false).is_some());
         assert!(!known.is_empty());

@@ -1,8 +1,8 @@
 //! What one function may leave behind, by its language and its text. Pure.
 
-use super::effects_by_name::Traces;
+use super::effects_by_name::CallEffects;
 use crate::data_path::{
-    session_state::side_effects::Aftermath,
+    session_state::side_effects::SideEffects,
     sql::{self, Effects},
 };
 
@@ -16,18 +16,18 @@ pub struct Function<'a> {
 }
 
 /// What a call of it may leave behind, and whether it uses tables and views whose names nobody knows.
-pub fn read(function: &Function<'_>) -> (Traces, bool) {
+pub fn read(function: &Function<'_>) -> (CallEffects, bool) {
     let traces = match function.language {
         b"sql" | b"plpgsql" => {
             let effects = sql::effects_of_body(function.body);
-            let traces = Aftermath::of_body(effects, function.body).into();
+            let traces = SideEffects::of_body(effects, function.body).into();
             return (traces, effects.contains(Effects::ANY_RELATION));
         }
-        b"internal" => Traces::default(),
-        b"c" if is_known(function.library) => Traces::default(),
-        b"c" => Aftermath::anything().into(),
+        b"internal" => CallEffects::default(),
+        b"c" if is_known(function.library) => CallEffects::default(),
+        b"c" => SideEffects::anything().into(),
         // What a Python or a Perl runs it puts together itself.
-        _ => Aftermath::of_foreign_body(function.body).into(),
+        _ => SideEffects::of_foreign_body(function.body).into(),
     };
     (traces, false)
 }
@@ -107,13 +107,13 @@ fn is_known(library: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data_path::session_state::{pins::Pins, state_query::Doubts};
+    use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
-    fn traces(function: &Function<'_>) -> Traces {
+    fn traces(function: &Function<'_>) -> CallEffects {
         read(function).0
     }
 
-    fn of(body: &str) -> Traces {
+    fn of(body: &str) -> CallEffects {
         traces(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })
     }
 
@@ -136,24 +136,26 @@ mod tests {
             "begin perform set_config('app.user', who, true); return 1; end",
             "begin set local search_path = a; new.changed = now(); return new; end",
         ] {
-            assert_eq!(of(body).doubts, Doubts::LOCAL_SETTINGS, "{body}");
+            assert_eq!(of(body).checks, StateChecks::LOCAL_SETTINGS, "{body}");
         }
     }
 
     #[test]
     fn what_a_body_shows_is_found() {
-        assert_eq!(of("begin perform pg_advisory_lock(1); end").doubts, Doubts::LOCKS);
-        assert_eq!(of("begin create temp table x (i int); end").doubts, Doubts::TEMPORARY);
+        assert_eq!(of("begin perform pg_advisory_lock(1); end").checks, StateChecks::LOCKS);
+        assert_eq!(of("begin create temp table x (i int); end").checks, StateChecks::TEMPORARY);
         let set = of("begin perform set_config('app.user', who, false); end");
         assert!(set.names.contains("app.user") && set.pins.is_empty());
         assert_eq!(of("begin perform set_config(a || b, who, false); end").pins, Pins::SETTINGS);
         let dynamic = of("begin execute 'set app.' || 'user = 1'; execute 'set my.note = 1'; end");
-        assert!(dynamic.doubts.contains(Doubts::EVERYTHING) && dynamic.doubts.contains(Doubts::UNNAMED));
+        assert!(
+            dynamic.checks.contains(StateChecks::EVERYTHING) && dynamic.checks.contains(StateChecks::UNNAMED)
+        );
         assert!(dynamic.names.contains("my.note"));
         let built = of("begin execute 'set my.note = 1'; end");
-        assert!(built.doubts.contains(Doubts::ANY_SETTING) && built.names.contains("my.note"));
+        assert!(built.checks.contains(StateChecks::ANY_SETTING) && built.names.contains("my.note"));
         let set = of("begin set my.note = 'x'; reset work_mem; end");
-        assert!(set.doubts.contains(Doubts::ANY_SETTING) && set.names.contains("my.note"));
+        assert!(set.checks.contains(StateChecks::ANY_SETTING) && set.names.contains("my.note"));
     }
 
     #[test]
@@ -161,11 +163,11 @@ mod tests {
         let foreign =
             Function { language: b"plpython3u", body: b"plpy.execute('set my.note = 1')", library: b"" };
         assert!(
-            traces(&foreign).doubts.contains(Doubts::EVERYTHING)
+            traces(&foreign).checks.contains(StateChecks::EVERYTHING)
                 && traces(&foreign).names.contains("my.note")
         );
         let c = |library: &'static [u8]| traces(&Function { language: b"c", body: b"", library });
         assert!(c(b"$libdir/postgis-3").is_empty());
-        assert!(c(b"$libdir/our_own").doubts.contains(Doubts::EVERYTHING));
+        assert!(c(b"$libdir/our_own").checks.contains(StateChecks::EVERYTHING));
     }
 }

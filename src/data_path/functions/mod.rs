@@ -22,10 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::effects_by_name::Known;
-pub use self::not_loaded::Unlearnt;
+pub use self::effects_by_name::EffectsByName;
+pub use self::not_loaded::TextsBeforeLoad;
 
-use crate::data_path::session_state::{side_effects::Aftermath, state_query::Doubts};
+use crate::data_path::session_state::{side_effects::SideEffects, state_query::StateChecks};
 
 /// How often in a row a server's statistics are believed when they count no change. Sessions publish what they have counted a
 /// little late, and a superuser's may count nothing at all.
@@ -33,7 +33,7 @@ const BELIEVED_MAX: u8 = 5;
 
 /// What is known of the functions of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]
-pub struct Catalogue {
+pub struct FunctionEffects {
     /// No text need be looked at: the one thing that is read for each of them.
     plain: AtomicBool,
     /// Some client of the tenant reads currval or lastval.
@@ -44,7 +44,7 @@ pub struct Catalogue {
 #[derive(Debug, Default)]
 struct State {
     /// `None`: nothing yet.
-    known: Option<Arc<Known>>,
+    known: Option<Arc<EffectsByName>>,
     /// What the server said of its functions when they were read.
     fingerprint: String,
     /// What its statistics said of them when it was last asked.
@@ -87,11 +87,11 @@ impl State {
 
 /// What was found in a statement's text, and by which [`Known`].
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<Option<(u64, Option<Arc<Aftermath>>)>>);
+pub struct FoundEffects(Mutex<Option<(u64, Option<Arc<SideEffects>>)>>);
 
 /// What is known of the functions that a text may call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Functions {
+pub enum LoadState {
     /// They are as they were read.
     Current,
     /// They have not been read since the tenant's first pool was made.
@@ -102,20 +102,20 @@ pub enum Functions {
 
 /// What a text may leave behind by what it calls.
 #[derive(Debug)]
-pub struct Look {
+pub struct Lookup {
     /// What is known of them.
-    pub functions: Functions,
+    pub functions: LoadState,
     /// They are to be read when the transaction is over.
-    pub learn: bool,
+    pub load: bool,
     /// As far as they are known.
-    pub found: Option<Arc<Aftermath>>,
+    pub found: Option<Arc<SideEffects>>,
 }
 
 /// A transaction that may change functions is under way, or not looked after yet.
 #[derive(Debug)]
-pub struct Changing(Arc<Catalogue>);
+pub struct FunctionsChanging(Arc<FunctionEffects>);
 
-impl Drop for Changing {
+impl Drop for FunctionsChanging {
     fn drop(&mut self) {
         self.0.update(|state| {
             state.changes -= 1;
@@ -125,8 +125,8 @@ impl Drop for Changing {
 }
 
 /// Somebody is reading the functions. Dropping it leaves things as they were.
-pub(in crate::data_path) struct Learning<'a> {
-    catalogue: &'a Catalogue,
+pub(in crate::data_path) struct Loading<'a> {
+    catalogue: &'a FunctionEffects,
     generation: u64,
     /// What the server said of its functions when they were read.
     pub fingerprint: String,
@@ -134,19 +134,19 @@ pub(in crate::data_path) struct Learning<'a> {
     pub counts: String,
 }
 
-impl Drop for Learning<'_> {
+impl Drop for Loading<'_> {
     fn drop(&mut self) {
         self.catalogue.update(|state| state.learning = false);
     }
 }
 
-impl Catalogue {
+impl FunctionEffects {
     /// Of a database whose functions leave nothing behind, and stay so.
     pub fn without_functions() -> Self {
-        let known = Known::new(
+        let known = EffectsByName::new(
             [],
-            self::effects_by_name::Traces::default(),
-            self::effects_by_name::Traces::default(),
+            self::effects_by_name::CallEffects::default(),
+            self::effects_by_name::CallEffects::default(),
         );
         let state = State { known: Some(Arc::new(known)), ..State::default() };
         Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
@@ -173,25 +173,25 @@ impl Catalogue {
     /// Whether a text with these doubts may change what is known. Where no function leaves anything behind, nothing that calls
     /// them does: a migration that makes tables and views is not slowed down.
     #[inline]
-    pub fn may_be_changed_by(&self, doubts: Doubts) -> bool {
-        doubts.contains(Doubts::FUNCTIONS) || doubts.contains(Doubts::CALLERS) && !self.is_plain()
+    pub fn may_be_changed_by(&self, checks: StateChecks) -> bool {
+        checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
     }
 
     /// What a text may leave behind by what it calls. `seen` is where a prepared statement remembers it; `tangled`: the text's
     /// encoding hides where words begin.
     #[cold]
-    pub fn look(&self, text: &[u8], tangled: bool, seen: Option<&Seen>) -> Look {
+    pub fn look(&self, text: &[u8], tangled: bool, seen: Option<&FoundEffects>) -> Lookup {
         let (known, current, cold, learn) = {
             let state = self.locked();
             (state.known.clone(), state.is_current(), state.cold, state.is_to_be_learnt())
         };
         let known_are = match (current, cold) {
-            (true, _) => Functions::Current,
-            (false, true) => Functions::NotLoaded,
-            (false, false) => Functions::Changed,
+            (true, _) => LoadState::Current,
+            (false, true) => LoadState::NotLoaded,
+            (false, false) => LoadState::Changed,
         };
         let found = known.and_then(|known| match seen {
-            Some(Seen(seen)) => {
+            Some(FoundEffects(seen)) => {
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 match &*seen {
                     Some((version, found)) if *version == known.version => found.clone(),
@@ -204,21 +204,21 @@ impl Catalogue {
             }
             None => known.look(text, tangled).map(Arc::new),
         });
-        Look { functions: known_are, learn, found }
+        Lookup { functions: known_are, load: learn, found }
     }
 
     /// Functions have been read since these texts ran: what they may have left behind by what they call. Where that cannot be
     /// told, or they `changed` functions themselves, it may be anything.
-    pub fn look_again(&self, unlearnt: &Unlearnt, changed: bool) -> Vec<Aftermath> {
+    pub fn look_again(&self, unlearnt: &TextsBeforeLoad, changed: bool) -> Vec<SideEffects> {
         let (known, current) = {
             let state = self.locked();
             (state.known.clone(), state.is_current())
         };
         let (Some(known), Some(texts)) = (known.filter(|_| current && !changed), unlearnt.texts()) else {
-            return vec![Aftermath::anything()];
+            return vec![SideEffects::anything()];
         };
         let found: Vec<_> = texts.filter_map(|(text, tangled)| known.look(text, tangled)).collect();
-        if found.iter().any(|found| self.may_be_changed_by(found.doubts)) {
+        if found.iter().any(|found| self.may_be_changed_by(found.checks)) {
             self.doubt();
         }
         found
@@ -241,9 +241,9 @@ impl Catalogue {
     }
 
     /// A text that may change functions is about to run.
-    pub fn changing(self: &Arc<Self>) -> Changing {
+    pub fn changing(self: &Arc<Self>) -> FunctionsChanging {
         self.update(|state| state.changes += 1);
-        Changing(self.clone())
+        FunctionsChanging(self.clone())
     }
 
     /// They may have been changed past us: somebody is to find out, unless somebody has asked within `functions_check`.
@@ -265,12 +265,12 @@ impl Catalogue {
     }
 
     /// Whether somebody should read them now.
-    pub fn is_to_be_learnt(&self) -> bool {
+    pub fn must_load(&self) -> bool {
         self.locked().is_to_be_learnt()
     }
 
     /// Begins to read them; `None` if somebody does already, or need not.
-    pub(in crate::data_path) fn begin_learning(&self) -> Option<Learning<'_>> {
+    pub(in crate::data_path) fn begin_load(&self) -> Option<Loading<'_>> {
         let mut state = self.locked();
         if state.learning || (state.is_current() && !state.due) {
             return None;
@@ -282,11 +282,11 @@ impl Catalogue {
         // What this proxy has seen change may not be counted yet.
         let believable = state.is_current() && state.believed < BELIEVED_MAX;
         let counts = if believable { state.counts.clone() } else { String::new() };
-        Some(Learning { catalogue: self, generation: state.generation, fingerprint, counts })
+        Some(Loading { catalogue: self, generation: state.generation, fingerprint, counts })
     }
 }
 
-impl Learning<'_> {
+impl Loading<'_> {
     /// By what its statistics count, nothing has changed.
     pub fn believed(&self) {
         self.catalogue.update(|state| {
@@ -304,7 +304,7 @@ impl Learning<'_> {
     }
 
     /// They have been read.
-    pub fn learnt(&self, known: Known, fingerprint: String, counts: String) {
+    pub fn loaded(&self, known: EffectsByName, fingerprint: String, counts: String) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
             state.known = Some(Arc::new(known));

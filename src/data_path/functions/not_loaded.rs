@@ -7,13 +7,13 @@ const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// The texts of one transaction, to be looked at when the functions have been read.
 #[derive(Debug, Default)]
-pub struct Unlearnt {
+pub struct TextsBeforeLoad {
     /// And whether their encoding hides where words begin.
     texts: Vec<(Box<[u8]>, bool)>,
     bytes: usize,
 }
 
-impl Unlearnt {
+impl TextsBeforeLoad {
     /// One more text.
     pub fn push(&mut self, text: &[u8], tangled: bool) {
         self.bytes = self.bytes.saturating_add(text.len() + size_of::<(Box<[u8]>, bool)>() + PIECE_BYTES);

@@ -18,11 +18,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{info, warn};
 
 use super::{
-    connection_limits::Origin,
+    connection_limits::ClientNetwork,
     failed_logins::{FailedLogins, Outcome},
     scram_proof::Verifier,
-    startup::{Hello, LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError},
-    tenant_routing::{Case, Denial, Destination, Goal, Hints, Known, Verdict, is_tenant},
+    startup::{LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError, StartupPacket},
+    tenant_routing::{Goal, Hints, Known, LoginRefusal, Route, RouteRequest, Verdict, is_tenant},
 };
 use crate::{
     config::FailedLoginRules,
@@ -44,18 +44,18 @@ const PLUS: &str = "SCRAM-SHA-256-PLUS";
 
 /// Who proved to be who, and may go where.
 #[derive(Debug)]
-pub struct Proven {
+pub struct Authenticated {
     /// Who.
     pub login: Arc<Login>,
     /// Where to.
-    pub destination: Destination,
+    pub destination: Route,
     /// AuthenticationSASLFinal and AuthenticationOk; they go out with the session's first write.
     pub unsent: Vec<u8>,
 }
 
 /// What a login is judged by, beside what the client says.
 #[derive(Debug, Clone, Copy)]
-pub struct Gate<'a> {
+pub struct AuthContext<'a> {
     /// Logins and tenants.
     pub directory: &'a dyn Directory,
     /// `tenant_host_suffixes`.
@@ -74,53 +74,57 @@ pub struct Gate<'a> {
 ///
 /// # Errors
 /// [`StartupError`]; the operator's log has the real reason.
-pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Result<Proven, StartupError> {
-    let server_name = hello.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+pub async fn authenticate(
+    stream: &mut Stream,
+    packet: &mut StartupPacket,
+    gate: AuthContext<'_>,
+) -> Result<Authenticated, StartupError> {
+    let server_name = packet.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
     let hints = Hints {
-        option: hello.tenant_hint.clone(),
-        database: hello.database.clone(),
-        user: hello.user.clone(),
+        option: packet.tenant_hint.clone(),
+        database: packet.database.clone(),
+        user: packet.user.clone(),
         server_name: server_name
             .and_then(|name| Hints::tenant_of_server_name(name, gate.tenant_host_suffixes)),
     };
     let begun = Instant::now();
     let found = look_up(&hints, gate.directory).await;
     let stored = found.login.as_ref().map(|login| login.verifier.expose_secret());
-    let (verifier, is_stored) = Verifier::of(stored, &hello.user, gate.directory.mock_salt());
+    let (verifier, is_stored) = Verifier::of(stored, &packet.user, gate.directory.mock_salt());
     tokio::time::sleep_until(gate.directory.answer_at(begun).into()).await;
 
     // Until here nothing but the client's own words has decided what was asked of whom; and only a right proof gets
     // to know more than that it failed.
-    let proof = exchange(stream, hello, &verifier).await?;
+    let proof = exchange(stream, packet, &verifier).await?;
     let verdict = match (&found.login, proof) {
         // A password that is wrong may be a new one, and a name that is unknown a new name.
         (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.is_current() => {
             Err(Verdict::Refused(ClientError::DirectoryUnavailable))
         }
-        (None, _) => Err(Verdict::Denied(Denial::UnknownLogin)),
-        (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(Denial::BrokenVerifier)),
-        (Some(_), Proof::Wrong) => Err(Verdict::Denied(Denial::WrongPassword)),
+        (None, _) => Err(Verdict::Denied(LoginRefusal::UnknownLogin)),
+        (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(LoginRefusal::BrokenVerifier)),
+        (Some(_), Proof::Wrong) => Err(Verdict::Denied(LoginRefusal::WrongPassword)),
         (Some(login), Proof::Right(server_final)) => {
-            let case = Case {
+            let case = RouteRequest {
                 login,
                 hints: &hints,
                 split: found.split,
                 tenants: &found.tenants,
-                peer: hello.peer,
+                peer: packet.peer,
                 now: SystemTime::now(),
                 admin_allow_from: gate.admin_allow_from,
             };
             settle(&case, gate.directory).await.map(|destination| (login, destination, server_final))
         }
     };
-    let verdict = verdict.map_err(|verdict| (verdict.to_string(), verdict.into_refusal(&hello.user)));
-    answer_in_time(hello, verdict.as_ref().err(), gate).await?;
+    let verdict = verdict.map_err(|verdict| (verdict.to_string(), verdict.into_refusal(&packet.user)));
+    answer_in_time(packet, verdict.as_ref().err(), gate).await?;
     match verdict {
         Ok((login, destination, server_final)) => {
             let mut unsent = Vec::new();
             sasl(&mut unsent, 12, server_final.as_bytes());
             authentication_ok(&mut unsent);
-            Ok(Proven { login: login.clone(), destination, unsent })
+            Ok(Authenticated { login: login.clone(), destination, unsent })
         }
         Err((_, refusal)) => Err(refusal.into()),
     }
@@ -131,9 +135,9 @@ pub async fn prove(stream: &mut Stream, hello: &mut Hello, gate: Gate<'_>) -> Re
 /// # Errors
 /// [`ClientError::TooManyFailedLogins`]: it may not hear it.
 async fn answer_in_time(
-    hello: &Hello,
+    packet: &StartupPacket,
     refused: Option<&(String, ClientError)>,
-    gate: Gate<'_>,
+    gate: AuthContext<'_>,
 ) -> Result<(), ClientError> {
     let outcome = match refused {
         Some((_, ClientError::LoginFailed { .. })) => Outcome::Wrong,
@@ -141,17 +145,17 @@ async fn answer_in_time(
         _ => Outcome::Right,
     };
     // `alice@acme` is `alice`, whatever tenant is named.
-    let login = hello.user.rsplit_once('@').map_or(hello.user.as_str(), |(login, _)| login);
-    let origin = Origin::of(hello.peer);
+    let login = packet.user.rsplit_once('@').map_or(packet.user.as_str(), |(login, _)| login);
+    let origin = ClientNetwork::of(packet.peer);
     let delay = gate.failed_logins.judge(origin, login, outcome, Instant::now(), gate.failed_login_rules);
     match refused {
         // The address first: nothing that a client chooses stands before it. docs/security.md has the filter for fail2ban.
         Some((reason, _)) if delay.is_logged => {
-            let address = hello.peer.map_or_else(|| "local".to_owned(), |peer| peer.to_string());
-            warn!(%address, user = hello.user, database = hello.database, reason, "login failed");
+            let address = packet.peer.map_or_else(|| "local".to_owned(), |peer| peer.to_string());
+            warn!(%address, user = packet.user, database = packet.database, reason, "login failed");
         }
         Some((reason, _)) if outcome != Outcome::Wrong => {
-            info!(user = hello.user, database = hello.database, peer = ?hello.peer, reason, "login refused");
+            info!(user = packet.user, database = packet.database, peer = ?packet.peer, reason, "login refused");
         }
         _ => {}
     }
@@ -163,10 +167,10 @@ async fn answer_in_time(
 }
 
 /// Where a login that has proved itself goes.
-async fn settle(case: &Case<'_>, directory: &dyn Directory) -> Result<Destination, Verdict> {
+async fn settle(case: &RouteRequest<'_>, directory: &dyn Directory) -> Result<Route, Verdict> {
     let tenant = match case.goal()? {
-        Goal::Console { read_only } => return Ok(Destination::Console { read_only }),
-        Goal::Lobby => return Ok(Destination::Lobby),
+        Goal::Console { read_only } => return Ok(Route::Console { read_only }),
+        Goal::Lobby => return Ok(Route::NoTenant),
         Goal::Named(tenant) => Some(tenant),
         Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
             warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");
@@ -234,14 +238,14 @@ enum Proof {
 /// The SASL exchange. It takes the same course whether the secret is a login's or a mock.
 async fn exchange(
     stream: &mut Stream,
-    hello: &mut Hello,
+    packet: &mut StartupPacket,
     verifier: &Verifier,
 ) -> Result<Proof, StartupError> {
     let offered =
-        hello.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
+        packet.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
     let plus = offered.is_some();
     let scram = offered.cloned().unwrap_or_else(ScramServerAuth::new);
-    let mut request = std::mem::take(&mut hello.unsent);
+    let mut request = std::mem::take(&mut packet.unsent);
     append(&mut request, b'R', |out| {
         out.extend_from_slice(&10u32.to_be_bytes());
         for mechanism in [PLUS, PLAIN].into_iter().filter(|mechanism| plus || *mechanism == PLAIN) {
@@ -252,7 +256,7 @@ async fn exchange(
     stream.write_all(&request).await?;
     stream.flush().await?;
 
-    let initial = sasl_message(stream, &mut hello.leftover).await?;
+    let initial = sasl_message(stream, &mut packet.unread).await?;
     let first = client_first(&initial, plus)?;
     let (server_first, waiting) = scram
         .on_client_first_message_with_secret(first, verifier.secret())
@@ -262,7 +266,7 @@ async fn exchange(
     stream.write_all(&challenge).await?;
     stream.flush().await?;
 
-    let last = sasl_message(stream, &mut hello.leftover).await?;
+    let last = sasl_message(stream, &mut packet.unread).await?;
     without_nul(&last)?;
     if !verifier.is_proved(first, &server_first, &last) {
         return Ok(Proof::Wrong);

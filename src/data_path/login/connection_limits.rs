@@ -22,9 +22,9 @@ const LOGIN_BYTES: usize = 60 << 10;
 
 /// Where clients come from, as far as they are told apart: an address, of IPv6 its network of 64 bits, which one client may have all of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Origin(Option<IpAddr>);
+pub struct ClientNetwork(Option<IpAddr>);
 
-impl Origin {
+impl ClientNetwork {
     /// `None`: a Unix socket.
     pub fn of(peer: Option<IpAddr>) -> Self {
         Self(peer.map(|peer| match peer.to_canonical() {
@@ -36,7 +36,7 @@ impl Origin {
 
 /// Everybody who is here.
 #[derive(Debug, Default)]
-pub struct Door {
+pub struct ConnectionLimits {
     held: Mutex<Held>,
     /// How many have not logged in.
     unproven: AtomicUsize,
@@ -55,7 +55,7 @@ struct Held {
     next: u64,
     count: usize,
     bytes: usize,
-    by_origin: HashMap<Origin, BTreeMap<u64, Place>>,
+    by_origin: HashMap<ClientNetwork, BTreeMap<u64, Place>>,
 }
 
 #[derive(Debug)]
@@ -67,8 +67,8 @@ struct Place {
 
 /// A client's place; given back by drop.
 #[derive(Debug)]
-pub struct Visitor {
-    door: Arc<Door>,
+pub struct ConnectionPermit {
+    door: Arc<ConnectionLimits>,
     peer: Option<IpAddr>,
     number: u64,
     leave: Arc<Notify>,
@@ -79,9 +79,9 @@ pub struct Visitor {
 
 /// Somebody who is told that there is no room; counted until it is dropped.
 #[derive(Debug)]
-pub struct TurnedAway(Arc<Door>);
+pub struct Rejected(Arc<ConnectionLimits>);
 
-impl Drop for TurnedAway {
+impl Drop for Rejected {
     fn drop(&mut self) {
         self.0.turned_away.fetch_sub(1, Ordering::AcqRel);
     }
@@ -89,7 +89,7 @@ impl Drop for TurnedAway {
 
 impl Held {
     /// Takes a place in; `None` if its origin has as many already as may be, or if there is no room and nobody has more than it.
-    fn enter(&mut self, origin: Origin, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
+    fn enter(&mut self, origin: ClientNetwork, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
         let own = self.by_origin.get(&origin).map_or(0, BTreeMap::len);
         if own >= limits.max_unauthenticated_per_address {
             return None;
@@ -114,7 +114,7 @@ impl Held {
     }
 
     /// The connection logs in now, which takes memory; others make room for it.
-    fn begin_login(&mut self, origin: Origin, number: u64, limits: &Limits) {
+    fn begin_login(&mut self, origin: ClientNetwork, number: u64, limits: &Limits) {
         let place = self.by_origin.get_mut(&origin).and_then(|places| places.get_mut(&number));
         let Some(place) = place else { return };
         self.bytes += WAITING_BYTES + LOGIN_BYTES - place.bytes;
@@ -136,7 +136,7 @@ impl Held {
     }
 
     /// Takes a place out, if it is there still.
-    fn leave(&mut self, origin: Origin, number: u64) -> Option<Place> {
+    fn leave(&mut self, origin: ClientNetwork, number: u64) -> Option<Place> {
         let places = self.by_origin.get_mut(&origin)?;
         let place = places.remove(&number)?;
         if places.is_empty() {
@@ -148,23 +148,23 @@ impl Held {
     }
 }
 
-impl Door {
+impl ConnectionLimits {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client has been accepted. `None`: there is no room for it.
-    pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<Visitor> {
+    pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<ConnectionPermit> {
         let changes = self.changes.load(Ordering::Acquire);
-        let (number, leave) = self.held().enter(Origin::of(peer), limits)?;
+        let (number, leave) = self.held().enter(ClientNetwork::of(peer), limits)?;
         self.unproven.fetch_add(1, Ordering::AcqRel);
         let is_session = AtomicBool::new(false);
-        Some(Visitor { door: self.clone(), peer, number, leave, is_session, changes })
+        Some(ConnectionPermit { door: self.clone(), peer, number, leave, is_session, changes })
     }
 
     /// Counts somebody who is told that there is no room. `None`: so many are being told that it is closed without a word.
-    pub fn turn_away(self: &Arc<Self>, limits: &Limits) -> Option<TurnedAway> {
-        let counted = TurnedAway(self.clone());
+    pub fn turn_away(self: &Arc<Self>, limits: &Limits) -> Option<Rejected> {
+        let counted = Rejected(self.clone());
         let others = self.turned_away.fetch_add(1, Ordering::AcqRel);
         (others < limits.max_unauthenticated_conn).then_some(counted)
     }
@@ -200,7 +200,7 @@ impl Door {
     }
 }
 
-impl Visitor {
+impl ConnectionPermit {
     /// Whether something has changed since the client came. A session that is registered hears of what comes later.
     pub fn has_missed_changes(&self) -> bool {
         self.changes != self.door.changes.load(Ordering::Acquire)
@@ -212,8 +212,8 @@ impl Visitor {
     }
 
     /// The same, as far as clients are told apart.
-    pub fn origin(&self) -> Origin {
-        Origin::of(self.peer)
+    pub fn origin(&self) -> ClientNetwork {
+        ClientNetwork::of(self.peer)
     }
 
     /// Returns when the connection must make room for others.
@@ -257,7 +257,7 @@ impl Visitor {
     }
 }
 
-impl Drop for Visitor {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if *self.is_session.get_mut() {
             self.door.sessions.fetch_sub(1, Ordering::AcqRel);
@@ -285,18 +285,18 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
-    fn is_gone(visitor: &Visitor) -> bool {
-        !visitor
+    fn is_gone(permit: &ConnectionPermit) -> bool {
+        !permit
             .door
             .held()
             .by_origin
-            .get(&visitor.origin())
-            .is_some_and(|held| held.contains_key(&visitor.number))
+            .get(&permit.origin())
+            .is_some_and(|held| held.contains_key(&permit.number))
     }
 
     #[test]
     fn a_newcomer_takes_the_place_of_the_oldest_where_most_are() {
-        let (door, limits) = (Arc::<Door>::default(), limits(4, 3, 1 << 20));
+        let (door, limits) = (Arc::<ConnectionLimits>::default(), limits(4, 3, 1 << 20));
         let crowd: Vec<_> = (0..3).map(|_| door.enter(at(1), &limits).unwrap()).collect();
         assert!(door.enter(at(1), &limits).is_none(), "an address has its own limit");
         let second = door.enter(at(2), &limits).unwrap();
@@ -310,10 +310,11 @@ mod tests {
 
     #[test]
     fn logins_take_memory_and_others_make_room_for_them() {
-        let (door, limits) = (Arc::<Door>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
+        let (door, limits) =
+            (Arc::<ConnectionLimits>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
         let silent: Vec<_> = (0..4).map(|_| door.enter(at(1), &limits).unwrap()).collect();
         silent[0].begin_login(&limits);
-        assert!(silent.iter().all(|visitor| !is_gone(visitor)));
+        assert!(silent.iter().all(|permit| !is_gone(permit)));
         let other = door.enter(at(2), &limits).unwrap();
         assert!(is_gone(&silent[0]));
         other.begin_login(&limits);
@@ -322,10 +323,10 @@ mod tests {
 
     #[test]
     fn strangers_do_not_count_among_the_sessions() {
-        let (door, mut limits) = (Arc::<Door>::default(), limits(10, 10, 1 << 20));
+        let (door, mut limits) = (Arc::<ConnectionLimits>::default(), limits(10, 10, 1 << 20));
         limits.max_client_conn = 1;
         let strangers: Vec<_> = (0..5).map(|_| door.enter(at(1), &limits).unwrap()).collect();
-        assert!(strangers.iter().all(|visitor| visitor.admitted(&limits).is_ok()));
+        assert!(strangers.iter().all(|permit| permit.admitted(&limits).is_ok()));
         assert!(strangers[0].logged_in(&limits).is_ok());
         assert!(strangers[1].logged_in(&limits).is_err() && strangers[1].admitted(&limits).is_err());
         assert_eq!((door.sessions(), door.unproven(), door.clients()), (1, 4, 5));
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_origin() {
-        let origin = |text: &str| Origin::of(Some(text.parse().unwrap()));
+        let origin = |text: &str| ClientNetwork::of(Some(text.parse().unwrap()));
         assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:1"));
         assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
         assert_eq!(origin("::ffff:10.0.0.1"), origin("10.0.0.1"));
@@ -347,7 +348,7 @@ mod tests {
         #[test]
         fn what_is_held_stays_within_its_limits(steps in proptest::collection::vec((0u8..4, 0u8..6, any::<prop::sample::Index>()), 1..120)) {
             let limits = limits(12, 6, 8 * WAITING_BYTES + 2 * LOGIN_BYTES);
-            let (door, mut here) = (Arc::<Door>::default(), Vec::new());
+            let (door, mut here) = (Arc::<ConnectionLimits>::default(), Vec::new());
             for (step, address, which) in steps {
                 match step {
                     0 | 1 => here.extend(door.enter(at(address), &limits)),

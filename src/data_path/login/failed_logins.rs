@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::connection_limits::Origin;
+use super::connection_limits::ClientNetwork;
 use crate::config::FailedLoginRules;
 
 /// The pause after the first failure that is not free; each further one doubles it.
@@ -53,7 +53,7 @@ pub struct FailedLogins {
 
 #[derive(Debug, Default)]
 struct State {
-    origins: Recent<OfOrigin>,
+    origins: Recent<PerNetwork>,
     logins: Recent<u32>,
     succeeded: Recent<()>,
     /// The second that log lines are counted in, and how many it has.
@@ -61,7 +61,7 @@ struct State {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct OfOrigin {
+struct PerNetwork {
     failures: u32,
     /// When the next answer may be given.
     next_at: Option<Instant>,
@@ -112,7 +112,7 @@ impl FailedLogins {
     /// A login has been judged: what becomes of its answer.
     pub fn judge(
         &self,
-        origin: Origin,
+        origin: ClientNetwork,
         login: &str,
         outcome: Outcome,
         now: Instant,
@@ -226,8 +226,8 @@ mod tests {
         logged_max: 10,
     };
 
-    fn at(last: u8) -> Origin {
-        Origin::of(Some(IpAddr::from([10, 0, 0, last])))
+    fn at(last: u8) -> ClientNetwork {
+        ClientNetwork::of(Some(IpAddr::from([10, 0, 0, last])))
     }
 
     fn of(is_right: bool) -> Outcome {

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::connection_limits::Origin;
+use super::connection_limits::ClientNetwork;
 
 /// How long a login has its turn to itself. One over a local network takes a few milliseconds; what takes longer goes on without.
 const TURN: Duration = Duration::from_millis(100);
@@ -59,7 +59,7 @@ pub struct LoginTurns(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     taken: usize,
-    queue: FairQueue<Origin, oneshot::Sender<Turn>>,
+    queue: FairQueue<ClientNetwork, oneshot::Sender<Turn>>,
 }
 
 /// A client's turn; over when it is dropped.
@@ -78,7 +78,7 @@ impl LoginTurns {
     /// Does `login` when it is its turn: `at_a_time` (`max_logins_at_a_time`) of them have one. It is made only then.
     pub async fn take<F: Future>(
         self: &Arc<Self>,
-        origin: Origin,
+        origin: ClientNetwork,
         at_a_time: usize,
         login: impl FnOnce() -> F,
     ) -> F::Output {
@@ -93,7 +93,7 @@ impl LoginTurns {
         }
     }
 
-    async fn wait(self: &Arc<Self>, origin: Origin, at_a_time: usize) -> Turn {
+    async fn wait(self: &Arc<Self>, origin: ClientNetwork, at_a_time: usize) -> Turn {
         let turn = {
             let mut state = self.locked();
             if state.taken < at_a_time {
@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn a_turn_is_passed_on_also_past_those_who_have_left() {
         let turns: Arc<LoginTurns> = Arc::default();
-        let origin = Origin::of(None);
+        let origin = ClientNetwork::of(None);
         let first = turns.wait(origin, 1).await;
         let left = tokio::spawn({
             let turns = turns.clone();
@@ -193,7 +193,7 @@ mod tests {
     #[tokio::test]
     async fn a_login_that_dawdles_goes_on_without_its_turn() {
         let turns: Arc<LoginTurns> = Arc::default();
-        let origin = Origin::of(None);
+        let origin = ClientNetwork::of(None);
         let (finish, finished) = oneshot::channel::<()>();
         let slow = tokio::spawn({
             let turns = turns.clone();

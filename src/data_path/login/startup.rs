@@ -49,9 +49,9 @@ pub struct TlsRules<'a> {
 
 /// Who came.
 #[derive(Debug)]
-pub enum Arrival {
+pub enum FirstRequest {
     /// A client that wants to log in.
-    Client(Hello),
+    Client(StartupPacket),
     /// A cancel request; its connection is closed when it has settled.
     Cancel {
         /// The process number it names.
@@ -65,9 +65,9 @@ pub enum Arrival {
 
 /// A startup packet, read.
 #[derive(Debug, Default)]
-pub struct Hello {
+pub struct StartupPacket {
     /// Bytes that came behind the packet.
-    pub leftover: Vec<u8>,
+    pub unread: Vec<u8>,
     /// Protocol 3.`minor` is spoken.
     pub minor: u16,
     /// The user name.
@@ -117,7 +117,7 @@ pub async fn receive(
     stream: &mut Stream,
     peer: Option<IpAddr>,
     rules: TlsRules<'_>,
-) -> Result<Arrival, StartupError> {
+) -> Result<FirstRequest, StartupError> {
     let mut tls = None;
     if let (Some(door), true) = (rules.door, starts_with_tls(stream).await?) {
         tls = Some(encrypt(stream, door, true).await?);
@@ -125,7 +125,7 @@ pub async fn receive(
     let mut buffer = Vec::new();
     for _ in 0..=REQUESTS_MAX {
         let Some((code, body)) = packet(stream, &mut buffer).await? else {
-            return Ok(Arrival::Gone);
+            return Ok(FirstRequest::Gone);
         };
         match code {
             SSL_REQUEST | GSSENC_REQUEST if !buffer.is_empty() => {
@@ -145,9 +145,9 @@ pub async fn receive(
                 if rules.required && tls.is_none() && peer.is_some() {
                     return Err(ClientError::EncryptionRequired.into());
                 }
-                let mut hello = Hello { leftover: buffer, tls, peer, ..Hello::default() };
-                read_hello(code, &body, &mut hello)?;
-                return Ok(Arrival::Client(hello));
+                let mut packet = StartupPacket { unread: buffer, tls, peer, ..StartupPacket::default() };
+                read_startup_packet(code, &body, &mut packet)?;
+                return Ok(FirstRequest::Client(packet));
             }
         }
     }
@@ -197,23 +197,23 @@ async fn packet(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Option<(u32
     }
 }
 
-fn cancel_request(body: &[u8]) -> Result<Arrival, StartupError> {
+fn cancel_request(body: &[u8]) -> Result<FirstRequest, StartupError> {
     match body.split_first_chunk::<4>() {
         Some((process_id, secret)) if (4..=256).contains(&secret.len()) => {
-            Ok(Arrival::Cancel { process_id: i32::from_be_bytes(*process_id), secret: secret.to_vec() })
+            Ok(FirstRequest::Cancel { process_id: i32::from_be_bytes(*process_id), secret: secret.to_vec() })
         }
         _ => Err(StartupError::Garbled("invalid length of cancel request packet")),
     }
 }
 
-fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), ClientError> {
+fn read_startup_packet(version: u32, mut body: &[u8], packet: &mut StartupPacket) -> Result<(), ClientError> {
     let (major, minor) = (version >> 16, (version & 0xffff) as u16);
     if major != 3 {
         return Err(ClientError::NotSupported(format!(
             "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{MINOR_NEWEST}"
         )));
     }
-    hello.minor = minor.min(MINOR_NEWEST);
+    packet.minor = minor.min(MINOR_NEWEST);
     let mut unknown = Vec::new();
     let (mut user, mut options) = (None, None);
     loop {
@@ -224,7 +224,7 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Cl
         let value = cstr(&mut body).map_err(|_| layout())?;
         match name {
             b"user" => user = Some(text(value)?),
-            b"database" => hello.database = Some(text(value)?).filter(|name| !name.is_empty()),
+            b"database" => packet.database = Some(text(value)?).filter(|name| !name.is_empty()),
             b"options" => options = Some(text(value)?),
             b"replication" if !matches!(value, b"false" | b"off" | b"no" | b"0") => {
                 return Err(ClientError::NotSupported(
@@ -233,29 +233,29 @@ fn read_hello(version: u32, mut body: &[u8], hello: &mut Hello) -> Result<(), Cl
             }
             b"replication" => {}
             name if name.starts_with(b"_pq_.") => unknown.push(name.to_vec()),
-            name => hello.settings.push((text(name)?, text(value)?)),
+            name => packet.settings.push((text(name)?, text(value)?)),
         }
     }
     if !body.is_empty() {
         return Err(layout());
     }
-    hello.user = user.filter(|name| !name.is_empty()).ok_or(ClientError::NoUser)?;
+    packet.user = user.filter(|name| !name.is_empty()).ok_or(ClientError::NoUser)?;
     if let Some(options) = options {
         let (settings, tenant) = settings_of_options(&options)?;
-        hello.settings.splice(0..0, settings);
-        hello.tenant_hint = tenant;
+        packet.settings.splice(0..0, settings);
+        packet.tenant_hint = tenant;
     }
     // Drivers may also give it as a parameter of its own; the last one counts, as with every parameter.
-    hello.settings.retain(|(name, value)| {
+    packet.settings.retain(|(name, value)| {
         let is_hint = names_tenant(name);
         if is_hint {
-            hello.tenant_hint = Some(value.clone());
+            packet.tenant_hint = Some(value.clone());
         }
         !is_hint
     });
-    hello.tenant_hint.take_if(|name| name.is_empty());
+    packet.tenant_hint.take_if(|name| name.is_empty());
     if minor > MINOR_NEWEST || !unknown.is_empty() {
-        negotiate(hello.minor, &unknown, &mut hello.unsent);
+        negotiate(packet.minor, &unknown, &mut packet.unsent);
     }
     Ok(())
 }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     /// Sends `bytes` cut at `cuts` and then closes.
-    fn arrive(bytes: &[u8], cuts: &[usize]) -> Result<Arrival, StartupError> {
+    fn arrive(bytes: &[u8], cuts: &[usize]) -> Result<FirstRequest, StartupError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (mut client, server) = UnixStream::pair().unwrap();
@@ -324,9 +324,9 @@ mod tests {
         })
     }
 
-    fn hello(bytes: &[u8]) -> Hello {
+    fn packet(bytes: &[u8]) -> StartupPacket {
         match arrive(bytes, &[]) {
-            Ok(Arrival::Client(hello)) => hello,
+            Ok(FirstRequest::Client(packet)) => packet,
             other => panic!("{other:?}"),
         }
     }
@@ -343,20 +343,20 @@ mod tests {
             ],
         );
         bytes.extend_from_slice(b"behind");
-        let hello = hello(&bytes);
-        assert_eq!((hello.user.as_str(), hello.database.as_deref()), ("alice", Some("acme")));
-        assert_eq!(hello.settings, [("a".into(), "1".into()), ("datestyle".into(), "ISO".into())]);
-        assert_eq!((hello.tenant_hint.as_deref(), &*hello.leftover), (Some("acme"), &b"behind"[..]));
-        assert_eq!((hello.minor, hello.unsent.len()), (0, 0));
+        let packet = packet(&bytes);
+        assert_eq!((packet.user.as_str(), packet.database.as_deref()), ("alice", Some("acme")));
+        assert_eq!(packet.settings, [("a".into(), "1".into()), ("datestyle".into(), "ISO".into())]);
+        assert_eq!((packet.tenant_hint.as_deref(), &*packet.unread), (Some("acme"), &b"behind"[..]));
+        assert_eq!((packet.minor, packet.unsent.len()), (0, 0));
     }
 
     #[test]
     fn a_newer_protocol_and_unknown_options_are_negotiated_down() {
-        let hello = hello(&packet_of(3 << 16 | 9999, &[("user", "a"), ("_pq_.x", "1")]));
-        assert_eq!(hello.minor, 2);
+        let packet = packet(&packet_of(3 << 16 | 9999, &[("user", "a"), ("_pq_.x", "1")]));
+        assert_eq!(packet.minor, 2);
         let mut expected = Vec::new();
         negotiate(2, &[b"_pq_.x".to_vec()], &mut expected);
-        assert_eq!(hello.unsent, expected);
+        assert_eq!(packet.unsent, expected);
     }
 
     #[test]
@@ -380,23 +380,23 @@ mod tests {
             bytes.extend_from_slice(&7i32.to_be_bytes());
             bytes.extend(vec![9; length]);
             assert!(
-                matches!(arrive(&bytes, &[]), Ok(Arrival::Cancel { process_id: 7, secret }) if secret == vec![9; length])
+                matches!(arrive(&bytes, &[]), Ok(FirstRequest::Cancel { process_id: 7, secret }) if secret == vec![9; length])
             );
         }
     }
 
     #[test]
     fn a_client_that_leaves_is_no_error() {
-        assert!(matches!(arrive(b"", &[]), Ok(Arrival::Gone)));
-        assert!(matches!(arrive(&[0, 0, 0], &[]), Ok(Arrival::Gone)));
+        assert!(matches!(arrive(b"", &[]), Ok(FirstRequest::Gone)));
+        assert!(matches!(arrive(&[0, 0, 0], &[]), Ok(FirstRequest::Gone)));
     }
 
     proptest! {
         #[test]
         fn any_fragmentation_gives_the_same_hello(cuts in prop::collection::vec(any::<usize>(), 0..12)) {
             let bytes = packet_of(3 << 16, &[("user", "alice"), ("database", "acme"), ("application_name", "x")]);
-            let Ok(Arrival::Client(hello)) = arrive(&bytes, &cuts) else { panic!() };
-            prop_assert_eq!((hello.user.as_str(), hello.settings.len()), ("alice", 1));
+            let Ok(FirstRequest::Client(packet)) = arrive(&bytes, &cuts) else { panic!() };
+            prop_assert_eq!((packet.user.as_str(), packet.settings.len()), ("alice", 1));
         }
 
         #[test]

@@ -21,7 +21,7 @@ pub const LOBBY_DATABASE: &str = CONSOLE_DATABASES[0];
 
 /// Where a proven session goes.
 #[derive(Debug, Clone)]
-pub enum Destination {
+pub enum Route {
     /// To a tenant's database.
     Tenant {
         /// Which.
@@ -35,7 +35,7 @@ pub enum Destination {
         read_only: bool,
     },
     /// To no tenant yet: the session chooses one by `SET pglobby.tenant`.
-    Lobby,
+    NoTenant,
 }
 
 /// What a client says about where it wants to go.
@@ -124,7 +124,7 @@ impl Hints {
 /// Why a login fails although its password may be right. Told to the operator only: the client hears the same words as for
 /// a wrong password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Denial {
+pub enum LoginRefusal {
     /// No such login.
     #[error("no such login")]
     UnknownLogin,
@@ -159,7 +159,7 @@ pub enum Denial {
 pub enum Verdict {
     /// The client hears of a wrong password.
     #[error("{0}")]
-    Denied(Denial),
+    Denied(LoginRefusal),
     /// A client whose proof is right hears this.
     #[error("{0}")]
     Refused(ClientError),
@@ -204,7 +204,7 @@ pub enum Goal {
 
 /// A login that has proved itself, and everything it is judged by.
 #[derive(Debug)]
-pub struct Case<'a> {
+pub struct RouteRequest<'a> {
     /// The login.
     pub login: &'a Login,
     /// What the client says.
@@ -221,7 +221,7 @@ pub struct Case<'a> {
     pub admin_allow_from: &'a [ipnet::IpNet],
 }
 
-impl Case<'_> {
+impl RouteRequest<'_> {
     /// Where the login wants to go, if it may be used at all.
     ///
     /// # Errors
@@ -229,24 +229,24 @@ impl Case<'_> {
     pub fn goal(&self) -> Result<Goal, Verdict> {
         let denied = |denial| Err(Verdict::Denied(denial));
         if self.login.disabled {
-            return denied(Denial::Disabled);
+            return denied(LoginRefusal::Disabled);
         }
         if self.login.valid_until.is_some_and(|until| until <= self.now) {
-            return denied(Denial::Expired);
+            return denied(LoginRefusal::Expired);
         }
         if !allowed_from(&self.login.allow_from, self.peer) {
-            return denied(Denial::Address);
+            return denied(LoginRefusal::Address);
         }
         match (&self.login.kind, self.hints.wants_console()) {
             // A Unix socket is this machine.
             (LoginKind::Admin { .. }, true)
                 if self.peer.is_some() && !allowed_from(self.admin_allow_from, self.peer) =>
             {
-                denied(Denial::Address)
+                denied(LoginRefusal::Address)
             }
             (LoginKind::Admin { read_only }, true) => Ok(Goal::Console { read_only: *read_only }),
             (LoginKind::Service { .. }, true) if self.hints.wants_lobby() => self.tenant_of(&self.login.kind),
-            (LoginKind::Admin { .. }, false) | (_, true) => denied(Denial::Console),
+            (LoginKind::Admin { .. }, false) | (_, true) => denied(LoginRefusal::Console),
             (kind, false) => self.tenant_of(kind),
         }
     }
@@ -256,7 +256,7 @@ impl Case<'_> {
         match self.hints.tenant(self.split, exists).map_err(Verdict::Refused)? {
             Some(name) => match known(self.tenants, &name) {
                 Known::Tenant(tenant) => Ok(Goal::Named(tenant.clone())),
-                Known::Nobody => Err(Verdict::Denied(Denial::UnknownTenant)),
+                Known::Nobody => Err(Verdict::Denied(LoginRefusal::UnknownTenant)),
                 Known::Unavailable => Err(Verdict::Refused(ClientError::DirectoryUnavailable)),
             },
             None => {
@@ -276,14 +276,15 @@ impl Case<'_> {
     ///
     /// # Errors
     /// [`Verdict`].
-    pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Destination, Verdict> {
-        let tenant = tenant.ok_or(Verdict::Denied(Denial::UnknownTenant))?;
-        let access = access_to(&self.login.kind, tenant.id).ok_or(Verdict::Denied(Denial::NotGranted))?;
+    pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Route, Verdict> {
+        let tenant = tenant.ok_or(Verdict::Denied(LoginRefusal::UnknownTenant))?;
+        let access =
+            access_to(&self.login.kind, tenant.id).ok_or(Verdict::Denied(LoginRefusal::NotGranted))?;
         if !allowed_from(&tenant.allow_from, self.peer) {
-            return Err(Verdict::Denied(Denial::Address));
+            return Err(Verdict::Denied(LoginRefusal::Address));
         }
         admit(&tenant).map_err(Verdict::Refused)?;
-        Ok(Destination::Tenant { tenant, access })
+        Ok(Route::Tenant { tenant, access })
     }
 }
 

@@ -147,7 +147,7 @@ impl ListenerConnection {
             taken += message.len();
             match message.first() {
                 Some(b'A') => listener.deliver(message, pool.rules.notifications_bytes_max),
-                Some(b'E') if self.server.side.is_farewell(message) => {
+                Some(b'E') if self.server.side.closes_connection(message) => {
                     return Err(Lost::Broken("the server ended the session".to_owned()));
                 }
                 Some(b'E') => listener.refused(),

@@ -54,11 +54,11 @@ use self::{
 use crate::{
     config::{Config, PoolMode},
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::Account,
-        prepared::{Capacity, shared_statements::StatementTable},
+        prepared::{PreparedLimits, shared_statements::SharedStatements},
         server::DialOptions,
-        tenant::{Access, Place, Tenant},
+        tenant::{Access, Tenant, TenantAccess},
         worker::Worker,
     },
     error::{ClientError, Limit},
@@ -76,7 +76,7 @@ pub struct PoolRules {
     /// Most servers that sessions may keep between transactions while others wait.
     pub pinned_max: usize,
     /// Most prepared statements of a server.
-    pub prepared_max: Capacity,
+    pub prepared_max: PreparedLimits,
     /// Most servers being opened at a time on its host.
     pub connecting_max: usize,
     /// The longest pause after a failed attempt to open a server.
@@ -116,7 +116,7 @@ impl PoolRules {
                 0 => size - 1,
                 given => given,
             },
-            prepared_max: Capacity {
+            prepared_max: PreparedLimits {
                 statements: config.pool.max_prepared_statements,
                 bytes: config.pool.max_prepared_bytes,
             },
@@ -142,17 +142,17 @@ pub struct Pool {
     /// Which of the tenant's roles its servers are logged in as.
     pub access: Access,
     /// Shared by its sessions in the registry.
-    pub place: Arc<Place>,
+    pub place: Arc<TenantAccess>,
     /// A change of these makes a new pool.
     pub rules: PoolRules,
     /// The worker whose reactor has all its servers.
     pub worker: Arc<Worker>,
     /// What functions of the tenant's database do to a session. Shared by the tenant's pools.
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Arc<FunctionEffects>,
     /// Memory that is kept for the tenant.
     pub memory: Arc<Account>,
     /// Statements that its clients have prepared.
-    pub statements: Arc<StatementTable>,
+    pub statements: Arc<SharedStatements>,
     /// Counters; they outlive the pool.
     pub stats: Arc<PoolStats>,
     /// Its servers, for operators.
@@ -221,7 +221,7 @@ impl Pool {
     #[inline]
     pub fn give_back(&self, mut server: Box<PooledServer>) {
         server.returned();
-        if server.side.news {
+        if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
         let now = self.worker.clock.now();
@@ -256,7 +256,7 @@ impl Pool {
         if !ours || !server.is_reusable() || !server.is_quiet(&self.tenant.name) {
             return None;
         }
-        if server.side.news {
+        if server.side.parameters_changed {
             self.note_reported(&mut server);
         }
         Some(server)

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Pool;
 use crate::{
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         session_state::pins::Pins,
-        sessions::registry::{Doing, SessionHandle},
+        sessions::registry::{Activity, SessionHandle},
     },
     error::ClientError,
 };
@@ -37,7 +37,7 @@ pub struct PinnedSessions {
     sessions: Mutex<Vec<Arc<SessionHandle>>>,
     /// `max_pinned_servers`.
     limit: usize,
-    catalogue: Arc<Catalogue>,
+    catalogue: Arc<FunctionEffects>,
 }
 
 /// A session is pinned as long as this lives.
@@ -65,7 +65,7 @@ pub enum Reclaim {
 }
 
 impl PinnedSessions {
-    pub(super) fn new(limit: usize, catalogue: Arc<Catalogue>) -> Arc<Self> {
+    pub(super) fn new(limit: usize, catalogue: Arc<FunctionEffects>) -> Arc<Self> {
         Arc::new(Self { sessions: Mutex::default(), limit, catalogue })
     }
 
@@ -168,7 +168,9 @@ fn grace_ms(pins: Pins, others_read: bool) -> u32 {
 fn idle_ms(session: &SessionHandle, now_ms: u32) -> Option<u32> {
     match session.doing() {
         // The clock wraps, and may be read before the session notes a later time.
-        (Doing::Pinned, since_ms) => Some(now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned()),
+        (Activity::Pinned, since_ms) => {
+            Some(now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned())
+        }
         _ => None,
     }
 }

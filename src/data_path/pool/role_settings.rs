@@ -20,7 +20,7 @@ use crate::data_path::{
         IdentityTrouble, TroubleKind,
         connection::{AskError, Row, Server},
     },
-    session_state::role_settings::SessionStart,
+    session_state::role_settings::RoleSettings,
     tenant::Access,
 };
 
@@ -30,7 +30,7 @@ pub(super) struct RoleStart {
     role: Box<str>,
     access: Access,
     /// Known once a server was open.
-    start: OnceLock<Arc<SessionStart>>,
+    start: OnceLock<Arc<RoleSettings>>,
     /// Held while the pool is replaced because they have changed.
     replacing: tokio::sync::Mutex<()>,
 }
@@ -74,7 +74,7 @@ impl RoleStart {
 
 impl Pool {
     /// The settings that its servers began with, once one was open.
-    pub fn start(&self) -> Option<&Arc<SessionStart>> {
+    pub fn start(&self) -> Option<&Arc<RoleSettings>> {
         self.role_start.start.get()
     }
 
@@ -111,7 +111,7 @@ impl Pool {
                     Err(AskError::Refused(_)) => Vec::new(),
                     values => values?,
                 };
-                self.role_start.start.get_or_init(|| Arc::new(SessionStart::read(written.clone(), &values)))
+                self.role_start.start.get_or_init(|| Arc::new(RoleSettings::read(written.clone(), &values)))
             }
         };
         if !start.is_written_otherwise(written.as_deref()) {
@@ -181,7 +181,7 @@ fn values() -> String {
 mod tests {
     use super::*;
 
-    fn start(rows: &[(&str, &str, Option<&str>)]) -> SessionStart {
+    fn start(rows: &[(&str, &str, Option<&str>)]) -> RoleSettings {
         let text = |text: &str| Some(text.as_bytes().to_vec());
         let row = |(name, value, built_in): &(&str, &str, Option<&str>)| -> Row {
             vec![
@@ -191,10 +191,10 @@ mod tests {
                 text(if built_in.is_some() { "t" } else { "f" }),
             ]
         };
-        SessionStart::read(Some(Vec::new()), &rows.iter().map(row).collect::<Vec<_>>())
+        RoleSettings::read(Some(Vec::new()), &rows.iter().map(row).collect::<Vec<_>>())
     }
 
-    fn differing(then: &SessionStart, now: &SessionStart) -> Vec<(String, String)> {
+    fn differing(then: &RoleSettings, now: &RoleSettings) -> Vec<(String, String)> {
         let differing = then.differing_from(now).into_iter();
         differing.map(|(name, value)| (name.into(), value.into())).collect()
     }

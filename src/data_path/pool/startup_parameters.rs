@@ -21,7 +21,7 @@ use super::{Pool, PooledServer, startup_values::spelled};
 use crate::{
     data_path::{
         server::connection::{AskError, Server},
-        session_state::{Settings, parameter_status::Reported, role_settings::SessionStart},
+        session_state::{Settings, parameter_status::ReportedParameters, role_settings::RoleSettings},
     },
     error::ClientError,
 };
@@ -44,11 +44,11 @@ pub struct StartupStatus {
     /// The startup parameters, as the server spells their values.
     pub settings: Arc<Settings>,
     /// All reported parameters.
-    pub reported: Arc<Reported>,
+    pub reported: Arc<ReportedParameters>,
     /// NoticeResponse messages, sent first.
     notices: Arc<[u8]>,
     /// Settings of role and database; `None`: known with the session's first server.
-    pub start: Option<Arc<SessionStart>>,
+    pub start: Option<Arc<RoleSettings>>,
 }
 
 impl StartupStatus {
@@ -75,7 +75,7 @@ pub struct StatusCache {
 #[derive(Debug, Default)]
 struct Known {
     /// Reports and start notices of servers without startup parameters; `None`: there was none yet.
-    base: Option<(Reported, Arc<[u8]>)>,
+    base: Option<(ReportedParameters, Arc<[u8]>)>,
     /// Keyed by startup parameters; the last used first.
     kept: VecDeque<(Settings, StartupStatus)>,
     /// Name, value, and the server's spelling of it; the newest first.
@@ -149,7 +149,7 @@ impl Known {
         let reported = || side.reported.iter().filter(|(name, _)| !is_set(name));
         let Some((base, notices)) = &mut self.base else {
             if server.startup.is_empty() {
-                self.base = Some((Reported::new(reported()), server.notices.clone().into()));
+                self.base = Some((ReportedParameters::new(reported()), server.notices.clone().into()));
             }
             return false;
         };
@@ -279,7 +279,7 @@ impl Pool {
     /// are stale until their next reply.
     #[cold]
     pub(super) fn note_reported(&self, server: &mut PooledServer) {
-        server.side.news = false;
+        server.side.parameters_changed = false;
         let contradicts = self.status_cache.locked().note_reported(server);
         if contradicts {
             info!(

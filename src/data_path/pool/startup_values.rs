@@ -3,13 +3,13 @@
 //!
 //! Source: PostgreSQL's `variable.c` (DateStyle, client_encoding, application_name), `guc_tables.c`.
 
-use crate::data_path::session_state::parameter_status::Reported;
+use crate::data_path::session_state::parameter_status::ReportedParameters;
 
 /// PostgreSQL truncates longer names, with a notice.
 const NAME_BYTES_MAX: usize = 63;
 
 /// The value of a parameter (name in lower case) as a server shows it that reports `base`.
-pub fn spelled(name: &str, value: &str, base: &Reported) -> Option<String> {
+pub fn spelled(name: &str, value: &str, base: &ReportedParameters) -> Option<String> {
     match name {
         "application_name" => application_name(value, base),
         "client_encoding" => client_encoding(value, base.text("server_encoding")?),
@@ -48,7 +48,7 @@ fn names(value: &str) -> bool {
 
 /// PostgreSQL 16 and later write bytes that are not printable ASCII in hexadecimal, earlier versions as
 /// question marks.
-fn application_name(value: &str, base: &Reported) -> Option<String> {
+fn application_name(value: &str, base: &ReportedParameters) -> Option<String> {
     let printable = |byte: u8| (b' '..=b'~').contains(&byte);
     match value {
         _ if value.len() > NAME_BYTES_MAX => None,
@@ -117,7 +117,7 @@ mod tests {
 
     fn of(version: &str, name: &str, value: &str) -> Option<String> {
         let base = [("server_version", version), ("server_encoding", "UTF8"), ("DateStyle", "ISO, MDY")];
-        spelled(name, value, &Reported::new(base.map(|(name, value)| (name, value.as_bytes()))))
+        spelled(name, value, &ReportedParameters::new(base.map(|(name, value)| (name, value.as_bytes()))))
     }
 
     #[test]

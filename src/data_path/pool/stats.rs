@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::data_path::prepared::Tally;
+use crate::data_path::prepared::StatementCounts;
 
 /// Counters of one (tenant, access). They outlive its pools.
 #[derive(Debug, Default)]
@@ -82,8 +82,8 @@ impl PoolStats {
 
     /// Adds the named statements of a transaction; most have none.
     #[inline]
-    pub fn count_statements(&self, tally: Tally) {
-        if tally != Tally::default() {
+    pub fn count_statements(&self, tally: StatementCounts) {
+        if tally != StatementCounts::default() {
             self.client_parses.fetch_add(tally.client_parses.into(), Relaxed);
             self.server_parses.fetch_add(tally.server_parses.into(), Relaxed);
             self.binds.fetch_add(tally.binds.into(), Relaxed);

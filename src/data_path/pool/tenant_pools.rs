@@ -22,11 +22,11 @@ use super::{
 use crate::{
     config::{Config, TlsMode},
     data_path::{
-        functions::Catalogue,
+        functions::FunctionEffects,
         memory_limit::{Account, Accounts},
-        prepared::shared_statements::StatementTable,
+        prepared::shared_statements::SharedStatements,
         server::{DialOptions, IdentityTrouble},
-        tenant::{Access, Host, HostAddress, Place, Tenant, TenantStatus},
+        tenant::{Access, Host, HostAddress, Tenant, TenantAccess, TenantStatus},
         worker::{Worker, Workers},
     },
     error::{ClientError, Limit},
@@ -54,7 +54,7 @@ pub struct TenantPools {
     /// A host whose address or TLS settings change is another host, without known failures.
     connecting: Mutex<HashMap<HostKey, Weak<HostConnecting>>>,
     /// Effects of each tenant's functions, as long as it has a pool.
-    catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
+    catalogues: Mutex<HashMap<i64, Weak<FunctionEffects>>>,
     /// Memory that is kept for tenants and sessions.
     pub accounts: Accounts,
     workers: Vec<Arc<Worker>>,
@@ -152,7 +152,7 @@ impl TenantPools {
         &self,
         tenant: Arc<Tenant>,
         access: Access,
-        statements: Arc<StatementTable>,
+        statements: Arc<SharedStatements>,
         listener: Arc<ListenerSlot>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
@@ -188,7 +188,7 @@ impl TenantPools {
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
             succession: Succession::new(self.me.clone()),
-            place: Arc::new(Place { tenant: tenant.clone(), access }),
+            place: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
             catalogue,
             stats,
             tenant,
@@ -201,7 +201,7 @@ impl TenantPools {
     }
 
     /// Shared by all pools of the tenant.
-    fn catalogue_of(&self, tenant: &Tenant) -> Arc<Catalogue> {
+    fn catalogue_of(&self, tenant: &Tenant) -> Arc<FunctionEffects> {
         let mut catalogues = locked(&self.catalogues);
         // Unused entries are removed when the map would have to grow.
         if catalogues.len() == catalogues.capacity() {
@@ -218,9 +218,9 @@ impl TenantPools {
     }
 
     /// An empty table.
-    fn statements_of(&self, tenant: &Tenant) -> Arc<StatementTable> {
+    fn statements_of(&self, tenant: &Tenant) -> Arc<SharedStatements> {
         let parents = [&self.memory_of(tenant), &self.accounts.statements];
-        Arc::new(StatementTable::new(Account::new(Limit::Tenant, usize::MAX, &parents)))
+        Arc::new(SharedStatements::new(Account::new(Limit::Tenant, usize::MAX, &parents)))
     }
 
     fn budget_of(&self, host: &Host) -> Arc<HostBudget> {
@@ -304,7 +304,7 @@ impl TenantPools {
         }
     }
 
-    async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<StatementTable>) {
+    async fn put_in_place(&self, old: &Arc<Pool>, tenant: Arc<Tenant>, statements: Arc<SharedStatements>) {
         let Some(new) = self.make(tenant, old.access, statements, old.listener.clone()) else { return };
         self.pools.insert((new.tenant.id, new.access), new.clone()).await;
         self.retire(old, Some(new));

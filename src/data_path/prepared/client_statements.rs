@@ -5,10 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{SqlNames, Statement, parse_settings::ParseSettings, shared_statements::StatementTable};
+use super::{SqlNames, Statement, parse_settings::ParseSettings, shared_statements::SharedStatements};
 use crate::data_path::{
     memory_limit::{Account, Charge, PIECE_BYTES},
-    session_state::{Settings, side_effects::Aftermath},
+    session_state::{Settings, side_effects::SideEffects},
 };
 
 /// What one client has prepared.
@@ -22,7 +22,7 @@ pub struct ClientStatements {
     /// Of that, what counts for the session: whole blocks, so that a statement more or less is not felt.
     names: Charge,
     memory: Arc<Account>,
-    pub(in crate::data_path) unnamed: Unnamed,
+    pub(in crate::data_path) unnamed: UnnamedStatement,
     /// What few clients ever need; an idle one is charged for it otherwise.
     rare: Option<Box<Rare>>,
 }
@@ -32,7 +32,7 @@ struct Rare {
     /// Names whose Parse no server has seen yet (see `exchange/deferred_parse.rs`).
     postponed: Vec<Box<[u8]>>,
     /// What was the unnamed statement before; of a pipeline that is under way.
-    replaced: VecDeque<Unnamed>,
+    replaced: VecDeque<UnnamedStatement>,
     /// The names that were taken away last: a server may yet say that there is no such statement.
     lost: VecDeque<(Box<[u8]>, Arc<Statement>)>,
     /// Some named statement has been made by PREPARE.
@@ -42,12 +42,12 @@ struct Rare {
 /// The client's unnamed statement. Kept, because Parse and Sync may be followed by a Bind in a later batch, on another
 /// server (lib/pq and pg8000 do so).
 #[derive(Debug, Default)]
-pub(in crate::data_path) struct Unnamed {
+pub(in crate::data_path) struct UnnamedStatement {
     /// Unique over all clients of the process; 0: there is none.
     pub(in crate::data_path) serial: u64,
     /// As in [`Statement::body`]; the buffer is used again and again.
     pub(in crate::data_path) body: Vec<u8>,
-    aftermath: Aftermath,
+    side_effects: SideEffects,
     /// As in [`Statement::naming`].
     naming: Option<Arc<SqlNames>>,
     /// Its text was too long to be kept: no other server can have it. And it is gone once the transaction is over in which it
@@ -183,7 +183,7 @@ impl ClientStatements {
             (false, 0) => self.unnamed = replaced.pop_back().unwrap_or_default(),
             (true, _) => {
                 if let Some(unnamed) = place.and_then(|place| replaced.get_mut(place)) {
-                    *unnamed = Unnamed::default();
+                    *unnamed = UnnamedStatement::default();
                 }
             }
             (false, _) => drop(place.map(|place| replaced.remove(place))),
@@ -195,7 +195,7 @@ impl ClientStatements {
         &mut self,
         serial: u64,
         body: &[u8],
-        aftermath: Aftermath,
+        side_effects: SideEffects,
         naming: Option<Arc<SqlNames>>,
         under: Option<&Arc<ParseSettings>>,
     ) {
@@ -211,7 +211,7 @@ impl ClientStatements {
         self.unnamed.body.clear();
         self.unnamed.body.extend_from_slice(body);
         self.unnamed.serial = serial;
-        self.unnamed.aftermath = aftermath;
+        self.unnamed.side_effects = side_effects;
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT {
             self.unnamed.charge.set(&self.memory, self.unnamed.body.capacity());
         }
@@ -232,7 +232,7 @@ impl ClientStatements {
 
     /// A Parse of the unnamed statement goes to the server that is too long to be kept.
     pub fn set_unnamed_unread(&mut self, serial: u64) {
-        self.set_unnamed(serial, b"", Aftermath::unread(), None, None);
+        self.set_unnamed(serial, b"", SideEffects::unread(), None, None);
         self.unnamed.is_unread = true;
     }
 
@@ -259,19 +259,19 @@ impl ClientStatements {
 
     /// Every named statement becomes `table`'s, to be parsed under the settings that the session has there. One that is made by
     /// PREPARE, or names such, is the client's own and stays.
-    pub fn move_to(&mut self, table: &StatementTable, settings: &Settings, memory: &Arc<Account>) {
+    pub fn move_to(&mut self, table: &SharedStatements, settings: &Settings, memory: &Arc<Account>) {
         self.memory = memory.clone();
         self.names.set(memory, self.names.bytes());
         self.unnamed.charge.set(memory, self.unnamed.charge.bytes());
         let under = table.settings.of(settings);
         let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.naming.is_none();
         for statement in self.named.values_mut().filter(followed) {
-            *statement = table.intern(statement.body(), &under, || (statement.aftermath.clone(), None));
+            *statement = table.intern(statement.body(), &under, || (statement.side_effects.clone(), None));
         }
     }
 
     /// A statement that was to be shared becomes the client's own, by whichever names it has it.
-    pub fn part_with(&mut self, shared: &Statement, table: &StatementTable) {
+    pub fn part_with(&mut self, shared: &Statement, table: &SharedStatements) {
         for statement in self.named.values_mut().filter(|statement| statement.is(shared)) {
             *statement = table.parted(shared, &ParseSettings::unknown());
         }
@@ -286,7 +286,7 @@ impl ClientStatements {
     /// From now on servers know what PREPARE has made by its own names: the session looks at them, or runs one by its name in
     /// code.
     #[cold]
-    pub fn take_own_names(&mut self, table: &StatementTable) {
+    pub fn take_own_names(&mut self, table: &SharedStatements) {
         for (name, statement) in &mut self.named {
             if let Some(own) = table.under_own_name(statement, name) {
                 self.bytes = self.bytes + own.bytes() - statement.bytes();
@@ -306,15 +306,15 @@ impl ClientStatements {
     }
 
     /// What executing the unnamed statement may do.
-    pub fn unnamed_aftermath(&self) -> &Aftermath {
-        &self.unnamed.aftermath
+    pub fn unnamed_aftermath(&self) -> &SideEffects {
+        &self.unnamed.side_effects
     }
 
     /// The unnamed statement is gone: a simple query, a Close or a failed Parse.
     pub fn forget_unnamed(&mut self) {
         self.unnamed.serial = 0;
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT {
-            self.unnamed = Unnamed::default();
+            self.unnamed = UnnamedStatement::default();
         }
     }
 

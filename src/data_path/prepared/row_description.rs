@@ -13,17 +13,17 @@ use crate::{
 
 /// A digest of parameter types and result columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape(u64);
+pub struct RowDescription(u64);
 
 /// Of one Describe, while its answer comes in.
 #[derive(Debug, Default)]
-pub struct Reading {
+pub struct DescriptionReader {
     hasher: DefaultHasher,
     /// Something could not be read.
     incomplete: bool,
 }
 
-impl Reading {
+impl DescriptionReader {
     /// ParameterDescription, RowDescription or NoData.
     pub fn take(&mut self, message: &[u8]) {
         let read = match message.first() {
@@ -49,9 +49,9 @@ impl Reading {
     }
 
     /// The end of the answer; `None` where it is too long to be read, and nothing is known.
-    pub fn finish(&mut self) -> Option<Shape> {
+    pub fn finish(&mut self) -> Option<RowDescription> {
         let Self { hasher, incomplete } = std::mem::take(self);
-        (!incomplete).then(|| Shape(hasher.finish()))
+        (!incomplete).then(|| RowDescription(hasher.finish()))
     }
 }
 
@@ -80,8 +80,8 @@ mod tests {
     use super::*;
     use crate::wire::message::{append, append_cstr};
 
-    fn shape(columns: &[(&str, u32, u32)], parameters: &[u8]) -> Option<Shape> {
-        let mut reading = Reading::default();
+    fn shape(columns: &[(&str, u32, u32)], parameters: &[u8]) -> Option<RowDescription> {
+        let mut reading = DescriptionReader::default();
         let mut message = Vec::new();
         append(&mut message, b't', |out| out.extend_from_slice(parameters));
         reading.take(&message);
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_ends_too_early_has_none() {
-        let mut reading = Reading::default();
+        let mut reading = DescriptionReader::default();
         reading.take(b"T\0\0\0\x07\0\x01x");
         assert_eq!(reading.finish(), None);
     }

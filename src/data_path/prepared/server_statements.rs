@@ -13,23 +13,23 @@ use super::{ClientStatements, Statement};
 #[derive(Debug)]
 pub struct ServerStatements {
     /// By our own number: nobody can choose it so that others are slow.
-    known: FxHashMap<u64, Known>,
+    known: FxHashMap<u64, KnownStatement>,
     /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
     unnamed: u64,
     /// Of their texts.
     bytes: usize,
     /// How many have a client's own name.
     own_names: usize,
-    capacity: Capacity,
+    capacity: PreparedLimits,
     /// Counts uses, to find the least recent.
     clock: u64,
     /// What has been done since it was last taken down.
-    pub tally: Tally,
+    pub tally: StatementCounts,
 }
 
 /// What a server keeps prepared at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
+pub struct PreparedLimits {
     /// `max_prepared_statements`.
     pub statements: usize,
     /// `max_prepared_bytes`. A longer statement is kept alone.
@@ -38,7 +38,7 @@ pub struct Capacity {
 
 /// How often named statements were prepared and used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
+pub struct StatementCounts {
     /// Prepared by clients.
     pub client_parses: u32,
     /// Prepared on the server, for whichever reason.
@@ -48,7 +48,7 @@ pub struct Tally {
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownStatement {
     pub statement: Arc<Statement>,
     pub certainty: Certainty,
     used: u64,
@@ -68,18 +68,18 @@ enum Certainty {
 
 /// How a server stood to a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum OnServer {
     /// It has it.
     Known,
     /// It has been asked for it in this batch.
-    Asked,
+    Requested,
     /// Or so it may be.
     Missing,
 }
 
 impl ServerStatements {
     /// A server that has just been opened.
-    pub fn new(capacity: Capacity) -> Self {
+    pub fn new(capacity: PreparedLimits) -> Self {
         Self {
             known: FxHashMap::default(),
             bytes: 0,
@@ -87,7 +87,7 @@ impl ServerStatements {
             unnamed: 0,
             capacity,
             clock: 0,
-            tally: Tally::default(),
+            tally: StatementCounts::default(),
         }
     }
 
@@ -170,7 +170,7 @@ impl ServerStatements {
     /// How many more statements, and bytes of their texts, make one too many: the one to close first, which was not used for
     /// longest.
     pub fn one_too_many(&self, more: usize, bytes: usize) -> Option<u64> {
-        let Capacity { statements: count_max, bytes: bytes_max } = self.capacity;
+        let PreparedLimits { statements: count_max, bytes: bytes_max } = self.capacity;
         let too_many = self.known.len() + more > count_max || self.bytes + bytes > bytes_max;
         let oldest = self.known.iter().filter(|_| too_many).min_by_key(|(_, known)| known.used);
         oldest.map(|(id, _)| *id)
@@ -184,7 +184,7 @@ impl ServerStatements {
     fn insert(&mut self, statement: &Arc<Statement>, certainty: Certainty, used: u64) {
         self.bytes += statement.body().len();
         self.own_names += usize::from(statement.has_own_name());
-        let known = Known { statement: statement.clone(), certainty, used };
+        let known = KnownStatement { statement: statement.clone(), certainty, used };
         let before = self.known.insert(statement.id, known);
         self.without(before);
     }
@@ -195,8 +195,8 @@ impl ServerStatements {
         self.without(before);
     }
 
-    fn without(&mut self, gone: Option<Known>) {
-        if let Some(Known { statement, .. }) = gone {
+    fn without(&mut self, gone: Option<KnownStatement>) {
+        if let Some(KnownStatement { statement, .. }) = gone {
             self.bytes -= statement.body().len();
             self.own_names -= usize::from(statement.has_own_name());
         }
@@ -245,14 +245,14 @@ impl ServerStatements {
 
     /// How the server stands to `statement`, which is about to be used.
     #[inline]
-    pub fn find(&mut self, statement: &Statement, batch: u32) -> Found {
+    pub fn find(&mut self, statement: &Statement, batch: u32) -> OnServer {
         self.clock += 1;
-        let Some(known) = self.known.get_mut(&statement.id) else { return Found::Missing };
+        let Some(known) = self.known.get_mut(&statement.id) else { return OnServer::Missing };
         known.used = self.clock;
         match known.certainty {
-            Certainty::Confirmed | Certainty::Expected => Found::Known,
-            Certainty::Within(asked) if asked == batch => Found::Asked,
-            Certainty::Within(_) | Certainty::Doubtful => Found::Missing,
+            Certainty::Confirmed | Certainty::Expected => OnServer::Known,
+            Certainty::Within(asked) if asked == batch => OnServer::Requested,
+            Certainty::Within(_) | Certainty::Doubtful => OnServer::Missing,
         }
     }
 }

@@ -16,17 +16,17 @@ use std::{
 use super::{
     SqlNames, Statement,
     parse_settings::{ParseSettings, ParseSettingsTable},
-    row_description::Shape,
+    row_description::RowDescription,
     sql_prepare_effects::OUR_PREFIX,
 };
 use crate::data_path::{
     memory_limit::{Account, Charge},
-    session_state::side_effects::Aftermath,
+    session_state::side_effects::SideEffects,
 };
 
 /// The statements of one pool, each once.
 #[derive(Debug, Default)]
-pub struct StatementTable {
+pub struct SharedStatements {
     /// Weak: a statement lives as long as a client or a server has it. By a digest of the text and its settings: a text stands
     /// in its statement only, and is gone with it.
     by_digest: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
@@ -46,7 +46,7 @@ pub fn next_id() -> u64 {
     LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-impl StatementTable {
+impl SharedStatements {
     /// Empty; what will be in it counts there.
     pub fn new(memory: Arc<Account>) -> Self {
         Self { memory, ..Self::default() }
@@ -55,12 +55,12 @@ impl StatementTable {
     /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
     pub fn in_sql(
         &self,
-        aftermath: Aftermath,
+        side_effects: SideEffects,
         text: &[u8],
         named: Range<usize>,
         under: &Arc<ParseSettings>,
     ) -> Arc<Statement> {
-        let mut statement = Statement::new(Box::default(), aftermath, under, &self.memory);
+        let mut statement = Statement::new(Box::default(), side_effects, under, &self.memory);
         let renamed = text.get(named.clone()).unwrap_or_default();
         let mut body = replaced(text, named.clone(), &statement.server_name);
         body.extend_from_slice(&[0, 0, 0]); // the end, and no parameters
@@ -75,8 +75,8 @@ impl StatementTable {
         name: &[u8],
     ) -> Option<Arc<Statement>> {
         let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
-        let aftermath = statement.aftermath.clone();
-        let mut own = Statement::new(Box::default(), aftermath, &statement.parsed_under, &self.memory);
+        let side_effects = statement.side_effects.clone();
+        let mut own = Statement::new(Box::default(), side_effects, &statement.parsed_under, &self.memory);
         own.server_name = name.into();
         own.proved = AtomicBool::new(statement.is_proved());
         let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
@@ -95,7 +95,7 @@ impl StatementTable {
         &self,
         body: &[u8],
         under: &Arc<ParseSettings>,
-        made: impl FnOnce() -> (Aftermath, Option<Arc<SqlNames>>),
+        made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
         let mut table = self.locked();
         // The dead are swept when the table would have to grow: amortised, and it never holds more than twice the living.
@@ -106,8 +106,8 @@ impl StatementTable {
         if let Some(statement) = living(alike, body, under) {
             return statement;
         }
-        let (aftermath, naming) = made();
-        let statement = Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming);
+        let (side_effects, naming) = made();
+        let statement = Statement::new(body.into(), side_effects, under, &self.memory).parsed(naming);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
         alike.retain(|known| known.strong_count() > 0);
         alike.push(Arc::downgrade(&statement));
@@ -119,44 +119,44 @@ impl StatementTable {
         &self,
         body: &[u8],
         under: &Arc<ParseSettings>,
-        aftermath: Aftermath,
+        side_effects: SideEffects,
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
-        Arc::new(Statement::new(body.into(), aftermath, under, &self.memory).parsed(naming))
+        Arc::new(Statement::new(body.into(), side_effects, under, &self.memory).parsed(naming))
     }
 
     /// The same statement, as one client's alone that goes on using it under other settings.
     #[cold]
     pub fn parted(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
-        let aftermath = shared.aftermath.clone();
+        let side_effects = shared.side_effects.clone();
         Arc::new(Statement {
             naming: shared.naming.clone(),
-            is_looked_at: shared.is_looked_at,
+            is_description_checked: shared.is_description_checked,
             is_parsed_once: shared.is_parsed_once,
-            shape: shared.shape.clone(),
+            description: shared.description.clone(),
             proved: AtomicBool::new(shared.is_proved()),
-            ..Statement::new(shared.body.clone(), aftermath, under, &self.memory)
+            ..Statement::new(shared.body.clone(), side_effects, under, &self.memory)
         })
     }
 
     /// A client has prepared `before`, and was told of another shape than its clients before. Theirs it stays, whose next use
     /// PostgreSQL refuses; from now on the text makes another statement.
     #[cold]
-    pub fn reshaped(&self, before: &Statement, shape: Shape) -> Arc<Statement> {
+    pub fn reshaped(&self, before: &Statement, shape: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
         let mut table = self.locked();
         let mut alike = before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
         let known = alike.as_deref().and_then(|alike| living(alike, &before.body, under));
-        if let Some(known) = known.filter(|known| known.shape.get() == Some(&shape)) {
+        if let Some(known) = known.filter(|known| known.description.get() == Some(&shape)) {
             return known;
         }
-        let (body, aftermath) = (before.body.clone(), before.aftermath.clone());
+        let (body, side_effects) = (before.body.clone(), before.side_effects.clone());
         let statement = Arc::new(Statement {
-            is_looked_at: true,
-            shape: shape.into(),
+            is_description_checked: true,
+            description: shape.into(),
             proved: AtomicBool::new(true),
             is_shared: before.is_shared,
-            ..Statement::new(body, aftermath, under, &self.memory)
+            ..Statement::new(body, side_effects, under, &self.memory)
         });
         if let Some(alike) = &mut alike {
             alike.retain(|known| known.upgrade().is_some_and(|known| !is_of(&known, &before.body, under)));

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{ClientStatements, Naming, ServerStatements, Statement};
+use super::{ClientStatements, ServerStatements, Statement, StatementName};
 use crate::wire::{
     frame::{HEADER_BYTES, cstr},
     message::{append, append_cstr},
@@ -10,31 +10,31 @@ use crate::wire::{
 
 /// One statement's.
 #[derive(Debug, Clone)]
-pub enum Deed {
+pub enum PrepareEffect {
     /// PREPARE.
-    Prepares(Naming),
+    Prepares(StatementName),
     /// DEALLOCATE; `None` where the name is no statement of the session's.
-    Forgets(Option<Naming>),
+    Deallocates(Option<StatementName>),
 }
 
 /// Those of a text, in order, and where names in it were replaced.
 #[derive(Debug, Clone, Default)]
-pub struct Deeds {
+pub struct PrepareEffects {
     /// What is yet to succeed.
-    pub list: VecDeque<Deed>,
+    pub effects: VecDeque<PrepareEffect>,
     /// Places behind which the text that the server got is so much longer than the client's, in characters.
     pub shifts: Vec<(usize, isize)>,
 }
 
-impl Deeds {
+impl PrepareEffects {
     /// The statements that it prepares.
     pub fn prepared(&self) -> impl Iterator<Item = &Arc<Statement>> {
-        self.list.iter().filter_map(Deed::prepares).map(|naming| &naming.statement)
+        self.effects.iter().filter_map(PrepareEffect::prepares).map(|naming| &naming.statement)
     }
 
     /// The PREPAREs, as far as the client has no statement of that name: it has now, unless they fail.
     pub fn expect(&self, client: &mut ClientStatements, server: &mut ServerStatements) {
-        for naming in self.list.iter().filter_map(Deed::prepares) {
+        for naming in self.effects.iter().filter_map(PrepareEffect::prepares) {
             server.expected(&naming.statement);
             if let Some(name) = naming.client_name.as_deref().filter(|name| client.get(name).is_none()) {
                 client.insert(name, naming.statement.clone());
@@ -44,15 +44,15 @@ impl Deeds {
 
     /// A PREPARE or a DEALLOCATE has succeeded, by its command tag.
     pub fn done(&mut self, client: &mut ClientStatements, server: &mut ServerStatements) {
-        match self.list.pop_front() {
-            Some(Deed::Prepares(naming)) => {
+        match self.effects.pop_front() {
+            Some(PrepareEffect::Prepares(naming)) => {
                 server.expected(&naming.statement);
                 server.confirmed(&naming.statement);
                 if let Some(name) = &naming.client_name {
                     client.insert(name, naming.statement.clone());
                 }
             }
-            Some(Deed::Forgets(Some(Naming { client_name: Some(name), statement }))) => {
+            Some(PrepareEffect::Deallocates(Some(StatementName { client_name: Some(name), statement }))) => {
                 client.remove(&name);
                 server.deallocated(&statement);
             }
@@ -62,7 +62,7 @@ impl Deeds {
 
     /// The rest failed or was skipped.
     pub fn undone(self, client: &mut ClientStatements, server: &mut ServerStatements) {
-        for naming in self.list.iter().filter_map(Deed::prepares) {
+        for naming in self.effects.iter().filter_map(PrepareEffect::prepares) {
             server.failed(&naming.statement);
             if let Some(name) = &naming.client_name
                 && client.get(name).is_some_and(|known| known.is(&naming.statement))
@@ -73,11 +73,11 @@ impl Deeds {
     }
 }
 
-impl Deed {
-    fn prepares(&self) -> Option<&Naming> {
+impl PrepareEffect {
+    fn prepares(&self) -> Option<&StatementName> {
         match self {
             Self::Prepares(naming) => Some(naming),
-            Self::Forgets(_) => None,
+            Self::Deallocates(_) => None,
         }
     }
 }

@@ -10,24 +10,24 @@ use std::{
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{BUFFERS, Buffers, Relay, Step, session_end::End};
+use super::{BUFFERS, Buffers, Relay, Step, session_end::SessionEnd};
 use crate::{
     data_path::{
-        exchange::{FIRST_MESSAGE_BYTES, Front},
+        exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
         pool::{
             PooledServer,
             pinned_sessions::{Reclaim, can_return},
         },
         server::connection::Server,
-        session_state::{pins::Pins, role_settings::Begun},
-        sessions::registry::Doing,
+        session_state::{pins::Pins, role_settings::StartSettings},
+        sessions::registry::Activity,
     },
     error::ClientError,
 };
 
 /// What the rest of a client's requests waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data_path) enum Awaits {
+pub(in crate::data_path) enum ReplyWait {
     /// Nothing, or there is no rest.
     Nothing,
     /// The answers that decide on what it means.
@@ -38,7 +38,7 @@ pub(in crate::data_path) enum Awaits {
 
 /// What came of looking for a server for what a client has sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data_path) enum Link {
+pub(in crate::data_path) enum ServerLink {
     /// It has one.
     Linked,
     /// All are busy.
@@ -50,44 +50,44 @@ pub(in crate::data_path) enum Link {
 impl Relay {
     /// Borrows an idle server for what the client has begun to send, if that is enough of a message and one is idle.
     #[inline]
-    pub(in crate::data_path) fn link(&mut self, request: &[u8]) -> Result<Link, Step> {
+    pub(in crate::data_path) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
         if self.side.is_leaving_out() {
-            return Ok(Link::NoRequest);
+            return Ok(ServerLink::NoRequest);
         }
         match self.side.front(request) {
-            Ok(Front::Request) => {}
-            Ok(Front::Nothing) => return Ok(Link::NoRequest),
-            Ok(Front::Goodbye) => return Err(Step::End(End::Terminated)),
-            Err(refusal) => return Err(Step::End(End::Refused(refusal.into()))),
+            Ok(FirstMessage::Request) => {}
+            Ok(FirstMessage::Nothing) => return Ok(ServerLink::NoRequest),
+            Ok(FirstMessage::Goodbye) => return Err(Step::End(SessionEnd::Terminated)),
+            Err(refusal) => return Err(Step::End(SessionEnd::Refused(refusal.into()))),
         }
         if self.pool.is_retired() {
             self.succeed().map_err(Step::End)?;
         }
-        Ok(match self.side.begun.is_alike().then(|| self.pool.try_borrow()).flatten() {
+        Ok(match self.side.start_settings.is_alike().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
                 self.take_on(server);
-                Link::Linked
+                ServerLink::Linked
             }
-            None => Link::NoneIdle,
+            None => ServerLink::NoneIdle,
         })
     }
 
     /// The session has a server from its login on.
     pub(in crate::data_path) fn engage(&mut self, mut server: Box<PooledServer>) {
-        server.side.lease.pins = Pins::SESSION_MODE;
+        server.side.replies.pins = Pins::SESSION_MODE;
         self.handle.set_pins(Pins::SESSION_MODE);
         self.take_on(server);
         // What came together with the end of the login goes first.
         if !self.inbox.is_empty() {
-            self.awaits = Awaits::Meaning;
+            self.reply_wait = ReplyWait::Meaning;
         }
-        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+        self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
     }
 
     pub(in crate::data_path) fn take_on(&mut self, server: Box<PooledServer>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
-        server.side.hearing.told_as =
+        server.side.notifications.told_as =
             if self.side.follows() { self.handle.process_id } else { server.process_id };
         server.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.handle.process_id);
@@ -107,41 +107,41 @@ impl Relay {
             let mut replies = Vec::new();
             match self.side.leave_out(&inbox, &mut replies) {
                 Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
-                Err(refusal) => return Some(Step::End(End::Refused(refusal.into()))),
+                Err(refusal) => return Some(Step::End(SessionEnd::Refused(refusal.into()))),
             }
             if !replies.is_empty() {
                 self.unsent.push(&replies);
                 replies.clear();
             }
-            if self.concierge.is_some()
-                && let Some(led) = self.ask_desk(&mut inbox)
+            if self.switcher.is_some()
+                && let Some(led) = self.answer_locally(&mut inbox)
             {
                 self.inbox = inbox;
                 return led;
             }
             let linked = match self.link(&inbox) {
                 Err(step) => return Some(step),
-                Ok(Link::Linked) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
+                Ok(ServerLink::Linked) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
                 Ok(linked) => linked,
             };
             let answered = self.side.answer_unserved(&inbox, &mut replies);
             if answered == 0 {
                 self.inbox = inbox;
-                return (linked == Link::NoneIdle).then_some(Step::Borrow);
+                return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer);
             }
             inbox.drain(..answered);
             // At once: what is behind it may wait in line for long.
             if let Err(error) = self.unsent.send(&mut self.client, cx, &replies) {
-                return Some(Step::End(End::client_lost(Err(error))));
+                return Some(Step::End(SessionEnd::client_lost(Err(error))));
             }
         }
     }
 
     /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
     /// not the session's end.
-    pub(in crate::data_path) async fn borrow(&mut self) -> Result<(), End> {
+    pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // What is rare is boxed: this future is moved for each wait.
-        if self.concierge.as_ref().is_some_and(|concierge| concierge.is_new())
+        if self.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
             && !Box::pin(self.settle_in()).await?
         {
             return Ok(());
@@ -151,7 +151,7 @@ impl Relay {
             return Ok(());
         }
         let began = Instant::now();
-        self.handle.set_doing(Doing::Waiting, self.pool.worker.clock.now_ms());
+        self.handle.set_doing(Activity::Waiting, self.pool.worker.clock.now_ms());
         let pool = self.pool.clone();
         let borrowed = tokio::select! {
             biased;
@@ -161,7 +161,7 @@ impl Relay {
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.side.begun.is_alike() && !Box::pin(self.begin_at(&mut server)).await? {
+                if !self.side.start_settings.is_alike() && !Box::pin(self.begin_at(&mut server)).await? {
                     return Ok(());
                 }
                 self.take_on(server);
@@ -177,11 +177,11 @@ impl Relay {
                 }
             }
             Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(End::Refused(refusal.into()))
+                Err(SessionEnd::Refused(refusal.into()))
             }
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(refusal) => {
-                self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+                self.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
                 self.refuse_request(&refusal);
                 Ok(())
             }
@@ -190,9 +190,9 @@ impl Relay {
 
     /// Before a session's first request to the servers of its pool: it learns what they began with, or sets what it began with itself.
     /// `false`: this server is not for it, and it asks for another one.
-    async fn begin_at(&mut self, server: &mut Server) -> Result<bool, End> {
-        if matches!(self.side.begun, Begun::Unseen)
-            && !self.pool.has_same_start(server).await.map_err(|_| End::ServerLost)?
+    async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
+        if matches!(self.side.start_settings, StartSettings::Unseen)
+            && !self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?
         {
             return Ok(false);
         }
@@ -207,14 +207,14 @@ impl Relay {
     #[cold]
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
-        let free = server.side.lease.is_over() && self.held.is_empty();
-        if !free || !self.side.follows() || !can_return(server.side.lease.pins) {
+        let free = server.side.replies.is_over() && self.held.is_empty();
+        if !free || !self.side.follows() || !can_return(server.side.replies.pins) {
             return None;
         }
-        if server.side.lease.pins.contains(Pins::UNREAD_UNNAMED) {
+        if server.side.replies.pins.contains(Pins::UNREAD_UNNAMED) {
             self.side.statements.forget_unnamed();
         }
-        server.side.lease.pins = Pins::empty();
+        server.side.replies.pins = Pins::empty();
         self.handle.set_pins(Pins::empty());
         self.pinned = None;
         self.after_reply(Instant::now())
@@ -222,27 +222,31 @@ impl Relay {
 
     /// The session is between two transactions and keeps its server, unless somebody waits who needs it more.
     pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
-        self.handle.set_doing(Doing::Pinned, self.pool.worker.clock.now_ms());
+        self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
         if self.handle.is_notified() {
-            self.tell_heard();
+            self.send_notifications();
         }
         if follows && self.pool.waiting() > 0 { self.make_way() } else { None }
     }
 
     #[cold]
     fn make_way(&mut self) -> Option<Step> {
-        let pins = self.server.as_ref()?.side.lease.pins;
+        let pins = self.server.as_ref()?.side.replies.pins;
         match self.pool.reclaims(&self.handle, pins) {
             Reclaim::Nothing => None,
             Reclaim::Server => self.yield_server(),
-            Reclaim::Session(reason) => Some(Step::End(End::Refused(reason.into()))),
+            Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
         }
     }
 
     /// Keeps what must wait until what the server has got is answered.
     #[cold]
-    pub(in crate::data_path) fn await_answers(&mut self, rest: Vec<u8>, awaits: Awaits) -> Result<(), Step> {
-        (self.inbox, self.awaits) = (rest, awaits);
+    pub(in crate::data_path) fn await_answers(
+        &mut self,
+        rest: Vec<u8>,
+        awaits: ReplyWait,
+    ) -> Result<(), Step> {
+        (self.inbox, self.reply_wait) = (rest, awaits);
         Ok(())
     }
 
@@ -253,15 +257,15 @@ impl Relay {
         buffers: &mut Buffers,
         cx: &mut Context<'_>,
     ) -> Result<Poll<()>, Step> {
-        let answered = self.server.as_mut().is_none_or(|server| match self.awaits {
-            Awaits::Nothing => true,
-            Awaits::Meaning => !server.side.lease.is_awaited(),
-            Awaits::Room => server.side.has_room(self.side.rules().unanswered_max),
+        let answered = self.server.as_mut().is_none_or(|server| match self.reply_wait {
+            ReplyWait::Nothing => true,
+            ReplyWait::Meaning => !server.side.replies.is_awaited(),
+            ReplyWait::Room => server.side.has_room(self.side.rules().unanswered_max),
         });
         if !answered {
             return Ok(Poll::Pending);
         }
-        self.awaits = Awaits::Nothing;
+        self.reply_wait = ReplyWait::Nothing;
         if self.server.is_none() {
             return self.serve_inbox(buffers, cx).map_or(Ok(Poll::Ready(())), Err);
         }
@@ -271,13 +275,13 @@ impl Relay {
 
     /// Resolves when the client leaves, or a signal comes, while it waits for a server. What is to be sent to the client is
     /// sent meanwhile, and what it sends is taken in as long as the inbox is small.
-    pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, End> {
+    pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
         poll_fn(|cx| {
             if self.handle.is_signalled() {
                 let signals = self.handle.take_signals();
                 self.leaving = self.leaving.take().or(signals.end_when_free.map(Box::new));
                 match signals.end {
-                    Some(reason) => return Poll::Ready(Err(End::Refused(reason.into()))),
+                    Some(reason) => return Poll::Ready(Err(SessionEnd::Refused(reason.into()))),
                     None if !signals.cancels.is_empty() => return Poll::Ready(Ok(ClientError::Cancelled)),
                     None => {}
                 }
@@ -285,7 +289,7 @@ impl Relay {
             if !self.unsent.is_empty()
                 && let Err(error) = self.unsent.drain(&mut self.client, cx)
             {
-                return Poll::Ready(Err(End::client_lost(Err(error))));
+                return Poll::Ready(Err(SessionEnd::client_lost(Err(error))));
             }
             BUFFERS.with_borrow_mut(|buffers| {
                 while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
@@ -295,7 +299,7 @@ impl Relay {
                         Poll::Ready(Ok(())) if !read.filled().is_empty() => {
                             self.inbox.extend_from_slice(read.filled())
                         }
-                        Poll::Ready(lost) => return Poll::Ready(Err(End::client_lost(lost))),
+                        Poll::Ready(lost) => return Poll::Ready(Err(SessionEnd::client_lost(lost))),
                     }
                 }
                 Poll::Pending

@@ -12,26 +12,26 @@ use std::{
 
 use tracing::warn;
 
-use super::{Relay, Step, load_functions::learn, session_end::End};
+use super::{Relay, Step, load_functions::learn, session_end::SessionEnd};
 use crate::{
     data_path::{
-        exchange::pending_checks::{AnswerMax, Settled, Uncertain},
+        exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
         prepared::Statement,
         server::connection::{AskError, Server},
-        session_state::{Settings, pins::Pins, state_query::Doubts},
+        session_state::{Settings, pins::Pins, state_query::StateChecks},
     },
     error::TenantSwitchError,
 };
 
 impl Relay {
     /// Settles what is uncertain, and gives the server back if nothing pins it.
-    pub(in crate::data_path) async fn settle(&mut self) -> Result<(), End> {
+    pub(in crate::data_path) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
         let settled = self.settle_transaction().await;
         if settled.is_err()
             && let Some(server) = self.server.as_mut()
         {
             // What is left of the session on it is not known any more: it cannot be undone either.
-            server.side.lease.pins = Pins::all();
+            server.side.replies.pins = Pins::all();
         }
         settled?;
         match self.after_reply(Instant::now()) {
@@ -40,53 +40,56 @@ impl Relay {
         }
     }
 
-    async fn settle_transaction(&mut self) -> Result<(), End> {
+    async fn settle_transaction(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let mut uncertain = std::mem::take(&mut server.side.uncertain);
+        let mut checks = std::mem::take(&mut server.side.checks);
         let failed = std::mem::take(&mut server.failed);
-        if let Some(concierge) = self.concierge.as_mut().filter(|_| uncertain.resets() && !failed) {
-            concierge.reset();
+        if let Some(switcher) = self.switcher.as_mut().filter(|_| checks.resets() && !failed) {
+            switcher.reset();
         }
-        let unlearnt = uncertain.take_unlearnt();
-        if (unlearnt.is_some() || uncertain.learns()) && uncertain.only_learns() && self.heard.is_none() {
+        let unlearnt = checks.take_before_load();
+        if (unlearnt.is_some() || checks.must_load_functions())
+            && checks.only_loads_functions()
+            && self.subscription.is_none()
+        {
             self.release_reply().await?;
         }
         if let Some(unlearnt) = unlearnt {
-            let changed = uncertain.has_changed_functions();
-            self.learn().await?;
+            let changed = checks.has_changed_functions();
+            self.load().await?;
             for found in self.pool.catalogue.look_again(&unlearnt, changed) {
-                uncertain.note(&found, false);
+                checks.note(&found, false);
             }
-            self.part_with(uncertain.misprepared());
+            self.part_with(checks.prepared_in_error());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let news = uncertain.pins(failed);
-        let before = server.side.lease.pins;
+        let news = checks.pins(failed);
+        let before = server.side.replies.pins;
         let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
-        server.side.opaque_settings &= failed || !uncertain.resets();
+        server.side.opaque_settings &= failed || !checks.resets();
         server.side.opaque_settings |= news.contains(Pins::SETTINGS);
-        if pins.contains(Pins::SETTINGS) && uncertain.decides_on_settings() {
+        if pins.contains(Pins::SETTINGS) && checks.decides_on_settings() {
             pins.set(Pins::SETTINGS, server.side.opaque_settings);
         }
-        if self.side.follows() && uncertain.has_doubts() {
+        if self.side.follows() && checks.must_ask_server() {
             if failed {
-                uncertain.failed();
+                checks.failed();
             }
-            let tidied = uncertain.tidied(&self.side.wanted, &self.side.startup);
-            match tidied.filter(|_| !failed && pins.is_empty() && self.heard.is_none()) {
+            let tidied = checks.after_driver_reset(&self.side.wanted, &self.side.startup);
+            match tidied.filter(|_| !failed && pins.is_empty() && self.subscription.is_none()) {
                 Some(settled) => self.take_down(settled, &mut pins).await?,
-                None => match self.ask(&uncertain, &mut pins).await {
+                None => match self.ask(&checks, &mut pins).await {
                     Ok(mut settled) => {
                         let channels = settled.channels.take();
-                        uncertain.has_left(&self.side.wanted, &settled.wanted);
+                        checks.has_left(&self.side.wanted, &settled.wanted);
                         self.take_down(settled, &mut pins).await?;
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
                         }
-                        self.is_where_it_says(&uncertain).await?;
+                        self.is_where_it_says(&checks).await?;
                     }
-                    Err(AskError::Lost(_)) => return Err(End::ServerLost),
+                    Err(AskError::Lost(_)) => return Err(SessionEnd::ServerLost),
                     Err(error) => {
                         warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
                         pins.insert(Pins::SETTINGS);
@@ -94,17 +97,17 @@ impl Relay {
                 },
             }
         }
-        if uncertain.doubts(Doubts::SESSION_START)
+        if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.has_same_start(server).await.map_err(|_| End::ServerLost)?;
+            self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?;
         }
-        uncertain.has_changed_functions();
+        checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
         pins.set(Pins::UNREAD_UNNAMED, statements.keeps_unnamed_unread(there));
         if !pins.contains(Pins::UNREAD_UNNAMED) {
-            self.learn().await?;
+            self.load().await?;
         }
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
@@ -113,7 +116,7 @@ impl Relay {
             if server.side.opaque_settings {
                 pins.insert(Pins::SETTINGS);
             }
-            server.side.lease.pins = pins;
+            server.side.replies.pins = pins;
         }
         self.handle.set_pins(pins);
         self.release_reply().await?;
@@ -126,22 +129,22 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
             server.side.statements.failed(&statement);
-            self.side.statements.part_with(&statement, &self.side.rules().table.clone());
+            self.side.statements.part_with(&statement, &self.side.rules().shared_statements.clone());
         }
     }
 
     /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for
     /// somewhere else than it is.
-    async fn is_where_it_says(&mut self, uncertain: &Uncertain) -> Result<(), End> {
+    async fn is_where_it_says(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.concierge.is_none() || !uncertain.doubts_any_setting() {
+        if self.switcher.is_none() || !checks.includes_any_setting() {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
-        let rows = server.ask(sql, &[]).await.map_err(|_| End::ServerLost)?;
+        let rows = server.ask(sql, &[]).await.map_err(|_| SessionEnd::ServerLost)?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
-        if is_here { Ok(()) } else { Err(End::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
+        if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
     /// Takes a place among the sessions that keep their server, or gives it up.
@@ -155,29 +158,29 @@ impl Relay {
     }
 
     /// Reads what functions leave behind, where that may have changed.
-    async fn learn(&mut self) -> Result<(), End> {
+    async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.side.follows() && self.pool.catalogue.is_to_be_learnt() {
+        if self.side.follows() && self.pool.catalogue.must_load() {
             learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
                 .await
-                .map_err(|_| End::ServerLost)?;
+                .map_err(|_| SessionEnd::ServerLost)?;
             self.take_told();
         }
         Ok(())
     }
 
-    async fn ask(&mut self, uncertain: &Uncertain, pins: &mut Pins) -> Result<Settled, AskError> {
+    async fn ask(&mut self, checks: &PendingChecks, pins: &mut Pins) -> Result<CheckedState, AskError> {
         let (wanted, startup) = (&self.side.wanted, &self.side.startup);
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
         };
-        let answer = AnswerMax {
+        let answer = AnswerLimits {
             value_bytes: self.side.rules().settings_bytes_max,
             channels: self.pool.rules.channels_max,
         };
-        let (sql, names) = uncertain.question(wanted, startup, answer);
+        let (sql, names) = checks.question(wanted, startup, answer);
         let mut arrays = vec![names];
-        if uncertain.doubts(Doubts::PREPARED) {
+        if checks.includes(StateChecks::PREPARED) {
             arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
         }
         let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
@@ -186,9 +189,9 @@ impl Relay {
             [Some(kind), Some(name), ..] if kind == b"m" => Some(&**name),
             _ => None,
         });
-        let settled = uncertain.answered(&rows, wanted, startup, pins);
+        let settled = checks.answered(&rows, wanted, startup, pins);
         server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
-        if uncertain.doubts(Doubts::DBLINK) {
+        if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }
         self.take_told();
@@ -199,11 +202,11 @@ impl Relay {
     /// at startup again, and the client is told, as PostgreSQL would tell it.
     ///
     /// Where there is too much of them they stay where they are, on their server, and that with its client.
-    async fn take_down(&mut self, settled: Settled, pins: &mut Pins) -> Result<(), End> {
+    async fn take_down(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        let Settled { wanted, mut applied, channels: _ } = settled;
+        let CheckedState { wanted, mut applied, channels: _ } = settled;
         if wanted != applied && restore(server, &wanted, &mut applied).await.is_err() {
-            return Err(End::ServerLost);
+            return Err(SessionEnd::ServerLost);
         }
         self.take_told();
         let Some(server) = self.server.as_mut() else { return Ok(()) };

@@ -4,7 +4,7 @@
 //! A little is part of what any session takes. One read's worth is there before anybody counts it; nothing more is read then until it is gone. Where there is no memory for
 //! it, a request is refused, and a client that does not take what it is sent is ended.
 
-use super::{Relay, session_end::End};
+use super::{Relay, session_end::SessionEnd};
 use crate::error::{ClientError, Limit};
 
 /// So little is not counted: a request that waits for a server is shorter nearly always.
@@ -52,10 +52,10 @@ impl Relay {
 
     /// How a client ends that does not take what it is sent.
     #[cold]
-    pub(in crate::data_path) fn takes_nothing(&self) -> End {
+    pub(in crate::data_path) fn takes_nothing(&self) -> SessionEnd {
         let memory = &self.side.rules().memory;
         let limit = memory.admits(0).err().unwrap_or(Limit::Tenant);
         let max = memory.max_of(limit).unwrap_or(0);
-        End::Refused(ClientError::UnsentLimit { limit, max }.into())
+        SessionEnd::Refused(ClientError::UnsentLimit { limit, max }.into())
     }
 }

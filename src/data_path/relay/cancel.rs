@@ -20,7 +20,7 @@ impl Relay {
     /// has settled.
     pub(in crate::data_path) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
         let Some(server) = self.server.as_ref() else { return };
-        if server.side.lease.whose().is_none_or(|whose| !whose.is_for_client()) {
+        if server.side.replies.origin().is_none_or(|origin| !origin.is_for_client()) {
             return;
         }
         let Some(under_way) = self.pool.begin_cancel() else {

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use crate::{
     data_path::{
         functions::{
-            Catalogue,
+            FunctionEffects,
             dependencies::{
-                CASTS, Closure, EVENT_TRIGGERS, FUNCTIONS, Node, OPERATOR_CLASSES, OPERATORS,
-                SUPPORT_FUNCTIONS, Use,
+                CASTS, Dependency, DependencyGraph, EVENT_TRIGGERS, FUNCTIONS, Node, OPERATOR_CLASSES,
+                OPERATORS, SUPPORT_FUNCTIONS,
             },
-            effects_by_name::{Known, Traces},
+            effects_by_name::{CallEffects, EffectsByName},
             function_effects::{self, Function},
         },
         memory_limit::{Account, Charge},
         server::connection::{AskError, Row, Server},
-        session_state::side_effects::Aftermath,
+        session_state::side_effects::SideEffects,
         sql::SESSION_FUNCTIONS,
     },
     wire::server_error::ServerError,
@@ -30,11 +30,11 @@ use crate::{
 /// [`AskError::Lost`]: the server must be closed.
 pub async fn learn(
     server: &mut Server,
-    catalogue: &Catalogue,
+    catalogue: &FunctionEffects,
     bytes_max: usize,
     memory: &Arc<Account>,
 ) -> Result<(), AskError> {
-    let Some(learning) = catalogue.begin_learning() else { return Ok(()) };
+    let Some(learning) = catalogue.begin_load() else { return Ok(()) };
     let answer = async {
         let counts = server.ask(COUNTS, &[]).await?;
         let counts = counts.first().map(|row| text(row, 0)).unwrap_or_default();
@@ -52,19 +52,19 @@ pub async fn learn(
                 bytes,
                 "more functions than functions_inspect_max: every transaction is asked about"
             );
-            learning.learnt(Known::nothing(), fingerprint, counts);
+            learning.loaded(EffectsByName::nothing(), fingerprint, counts);
         } else {
             // Names, numbers and the protocol's own bytes come on top.
             let mut reader =
                 Reader { server, memory, bytes_max: bytes_max.saturating_mul(2), charge: Charge::default() };
             match reader.read().await {
-                Ok(known) => learning.learnt(known.charged(reader.charge, memory), fingerprint, counts),
+                Ok(known) => learning.loaded(known.charged(reader.charge, memory), fingerprint, counts),
                 Err(AskError::Refused(error)) if error.is_too_long() => {
                     tracing::warn!(
                         "functions take more memory than there is: every transaction is asked about"
                     );
                     // Tried again when it is looked next whether they have changed.
-                    learning.learnt(Known::nothing(), String::new(), String::new());
+                    learning.loaded(EffectsByName::nothing(), String::new(), String::new());
                 }
                 Err(error) => return Err(error),
             }
@@ -91,8 +91,8 @@ struct Reader<'r> {
 }
 
 impl Reader<'_> {
-    async fn read(&mut self) -> Result<Known, AskError> {
-        let mut closure = Closure::default();
+    async fn read(&mut self) -> Result<EffectsByName, AskError> {
+        let mut closure = DependencyGraph::default();
         let (functions, charge) = self.ask(FUNCTION_TEXTS, &[]).await?;
         for row in functions {
             let node = (FUNCTIONS, oid(&row, 0));
@@ -113,7 +113,7 @@ impl Reader<'_> {
         let functions: Vec<String> = SESSION_FUNCTIONS.iter().map(|name| (*name).to_owned()).collect();
         let (calls, _) = self.ask(DIRECT_CALLS, &[&format!("{{{}}}", functions.join(","))]).await?;
         for row in calls {
-            let traces: Traces = Aftermath::of_call(bytes(&row, 2)).into();
+            let traces: CallEffects = SideEffects::of_call(bytes(&row, 2)).into();
             if !traces.is_empty() {
                 closure.root((oid(&row, 0), oid(&row, 1)), &traces);
             }
@@ -130,7 +130,7 @@ impl Reader<'_> {
         let (uses, _charge) = self.ask(&uses(), &[]).await?;
         for row in uses {
             let node = |at: usize| -> Node { (oid(&row, at), oid(&row, at + 1)) };
-            closure.uses(Use { used: node(0), user: node(2), on_write: bytes(&row, 4) == b"t" });
+            closure.uses(Dependency { used: node(0), user: node(2), on_write: bytes(&row, 4) == b"t" });
             self.count(&closure)?;
         }
         self.close(closure)
@@ -140,15 +140,15 @@ impl Reader<'_> {
         self.server.ask_for(sql, parameters, self.bytes_max, self.memory).await
     }
 
-    fn close(&mut self, closure: Closure) -> Result<Known, AskError> {
+    fn close(&mut self, closure: DependencyGraph) -> Result<EffectsByName, AskError> {
         // It counts when it is done; while it grows, as much as may be taken for it.
-        let room = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
-        self.charge.try_set(self.memory, room).map_err(|_| too_long())?;
-        closure.close(room).ok_or_else(too_long)
+        let target = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
+        self.charge.try_set(self.memory, target).map_err(|_| too_long())?;
+        closure.close(target).ok_or_else(too_long)
     }
 
     /// Counts what has been put together, now and then.
-    fn count(&mut self, closure: &Closure) -> Result<(), AskError> {
+    fn count(&mut self, closure: &DependencyGraph) -> Result<(), AskError> {
         if closure.bytes() <= self.charge.bytes() {
             return Ok(());
         }

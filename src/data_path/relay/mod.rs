@@ -30,10 +30,10 @@ use tokio::{
 };
 
 use self::{
-    acquire_server::{Awaits, Link},
-    change_tenant::{Departure, Seat},
-    notifications::Heard,
-    session_end::End,
+    acquire_server::{ReplyWait, ServerLink},
+    change_tenant::{DetachedSession, SessionTransfer},
+    notifications::Listening,
+    session_end::SessionEnd,
 };
 use crate::{
     data_path::{
@@ -42,9 +42,9 @@ use crate::{
         pool::{Pinned, Pool, PooledServer},
         proxy::Proxy,
         server::connection::Server,
-        session_state::side_effects::Signal,
-        sessions::registry::{Doing, Registered},
-        tenant_switch::switcher::{Concierge, Waits},
+        session_state::side_effects::BackendSignal,
+        sessions::registry::{Activity, Registered},
+        tenant_switch::switcher::{SwitchWait, TenantSwitcher},
     },
     error::ClientError,
     wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
@@ -80,7 +80,7 @@ pub struct Relay {
     pub(super) buffers: Charge,
     pub(super) pool: Arc<Pool>,
     /// What it LISTENs to.
-    pub(super) heard: Option<Heard>,
+    pub(super) subscription: Option<Listening>,
     pub(super) server: Option<Box<PooledServer>>,
     pub(super) handle: Registered,
     /// A cancel that the server has not settled yet: it serves nobody else until then.
@@ -91,13 +91,13 @@ pub struct Relay {
     /// When the transaction began.
     leased_at: Option<Instant>,
     /// When the request came that the server works on.
-    asked_at: Option<Instant>,
+    request_at: Option<Instant>,
     /// What the client is told when it is between two transactions next.
     pub(super) leaving: Option<Box<ClientError>>,
     /// What is in the inbox waits for the server's answers to what it has got.
-    pub(super) awaits: Awaits,
+    pub(super) reply_wait: ReplyWait,
     /// Of a service login's session: it may go to another tenant; and of one that changes its password just now.
-    pub(super) concierge: Option<Box<Concierge>>,
+    pub(super) switcher: Option<Box<TenantSwitcher>>,
     /// What all clients share.
     pub(super) proxy: Arc<Proxy>,
 }
@@ -106,19 +106,20 @@ pub struct Relay {
 #[derive(Debug)]
 pub(super) enum Step {
     /// The inbox holds a request, and no server is idle.
-    Borrow,
+    AcquireServer,
     /// The transaction is over and has left something uncertain.
-    Settle,
+    AfterTransaction,
     /// The session's tenant is in question.
-    Desk,
+    SwitchTenant,
     /// The session ends.
-    End(End),
+    End(SessionEnd),
 }
 
 impl Relay {
     /// A session that has been greeted, at a pool.
-    pub fn new(seat: Seat, pool: Arc<Pool>) -> Self {
-        let Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy } = seat;
+    pub fn new(session: DetachedSession, pool: Arc<Pool>) -> Self {
+        let DetachedSession { client, unsent, side, inbox, handle, query_wait, leaving, switcher, proxy } =
+            session;
         Self {
             client,
             unsent,
@@ -127,17 +128,17 @@ impl Relay {
             held: Vec::new(),
             buffers: Charge::default(),
             pool,
-            heard: None,
+            subscription: None,
             server: None,
             handle,
             cancelling: None,
             query_wait,
             pinned: None,
             leased_at: None,
-            asked_at: None,
+            request_at: None,
             leaving,
-            awaits: Awaits::Nothing,
-            concierge,
+            reply_wait: ReplyWait::Nothing,
+            switcher: switcher,
             proxy,
         }
     }
@@ -145,7 +146,7 @@ impl Relay {
     /// Serves the client to its end, or until it goes to another tenant.
     ///
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
-    pub async fn run(mut self: Box<Self>) -> Option<Departure> {
+    pub async fn run(mut self: Box<Self>) -> Option<SessionTransfer> {
         poll_fn(|cx| {
             self.handle.wake_with(cx.waker());
             Poll::Ready(())
@@ -153,19 +154,19 @@ impl Relay {
         .await;
         let end = loop {
             match poll_fn(|cx| BUFFERS.with_borrow_mut(|buffers| self.poll(buffers, cx))).await {
-                Step::Borrow => {
-                    if let Err(end) = Box::pin(self.borrow()).await {
+                Step::AcquireServer => {
+                    if let Err(end) = Box::pin(self.acquire_server()).await {
                         break end;
                     }
                 }
-                Step::Settle => {
-                    if let Err(end) = Box::pin(self.settle()).await {
+                Step::AfterTransaction => {
+                    if let Err(end) = Box::pin(self.after_transaction()).await {
                         break end;
                     }
                 }
-                Step::Desk => match Box::pin(self.at_desk()).await {
+                Step::SwitchTenant => match Box::pin(self.switch_tenant()).await {
                     Ok(None) => {}
-                    Ok(Some(room)) => return Some(self.depart(room)),
+                    Ok(Some(target)) => return Some(self.into_transfer(target)),
                     Err(end) => break end,
                 },
                 Step::End(end) => break end,
@@ -178,12 +179,12 @@ impl Relay {
     /// Moves bytes as long as any can be moved.
     fn poll(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Poll<Step> {
         if (self.handle.is_signalled() || self.cancelling.is_some())
-            && let Some(step) = self.attend(cx)
+            && let Some(step) = self.take_signals(cx)
         {
             return Poll::Ready(step);
         }
-        if self.concierge.is_some() && self.is_called() {
-            return Poll::Ready(Step::Desk);
+        if self.switcher.is_some() && self.is_called() {
+            return Poll::Ready(Step::SwitchTenant);
         }
         if !self.inbox.is_empty()
             && self.server.is_none()
@@ -192,8 +193,8 @@ impl Relay {
             return Poll::Ready(step);
         }
         loop {
-            if self.concierge.is_some() && self.is_called() {
-                return Poll::Ready(Step::Desk);
+            if self.switcher.is_some() && self.is_called() {
+                return Poll::Ready(Step::SwitchTenant);
             }
             let mut moved = false;
             if !self.unsent.is_empty() {
@@ -201,10 +202,10 @@ impl Relay {
                     Ok(emptied) => {
                         moved |= emptied;
                         if self.handle.is_notified() {
-                            self.tell_heard();
+                            self.send_notifications();
                         }
                     }
-                    Err(error) => return Poll::Ready(Step::End(End::client_lost(Err(error)))),
+                    Err(error) => return Poll::Ready(Step::End(SessionEnd::client_lost(Err(error)))),
                 }
             }
             match self.poll_server(buffers, cx) {
@@ -235,8 +236,9 @@ impl Relay {
         let server: &mut Server = server;
         // A server that takes no more bytes says why when it is read from.
         let drained = !server.unsent.is_empty()
-            && End::unless_timed_out(server.unsent.drain(&mut server.stream, cx)).map_err(Step::End)?;
-        if drained && server.side.lease.is_over() {
+            && SessionEnd::unless_timed_out(server.unsent.drain(&mut server.stream, cx))
+                .map_err(Step::End)?;
+        if drained && server.side.replies.is_over() {
             // What held it was the rest of a message that nobody answers.
             return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
         }
@@ -247,13 +249,13 @@ impl Relay {
         match Pin::new(&mut server.stream).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(if drained { Poll::Ready(()) } else { Poll::Pending }),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(lost) => return Err(Step::End(End::server_lost(lost))),
+            Poll::Ready(lost) => return Err(Step::End(SessionEnd::server_lost(lost))),
         }
         let chunk = read.filled();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
         let (handle, pool, itself) = (&self.handle, &self.pool, Cell::new(false));
         let send = |number, signal| {
-            itself.set(itself.get() || (number, signal) == (handle.process_id, Signal::Terminate));
+            itself.set(itself.get() || (number, signal) == (handle.process_id, BackendSignal::Terminate));
             handle.send(signal, number, &pool.place)
         };
         let heard = match server.side.take(chunk, &mut self.side, &mut out, &send) {
@@ -261,15 +263,15 @@ impl Relay {
             Err(broken) => return Err(Step::End(self.broken(broken))),
         };
         if itself.get() {
-            return Err(Step::End(End::Refused(ClientError::AdminShutdown.into())));
+            return Err(Step::End(SessionEnd::Refused(ClientError::AdminShutdown.into())));
         }
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         // While a message is under way to the server it cannot be asked: the reply does not wait for the rest.
         let holds = (heard.ready > 0 || !self.held.is_empty())
-            && server.side.is_unsettled(self.side.follows())
-            && server.side.lease.is_over()
+            && server.side.has_pending_checks(self.side.follows())
+            && server.side.replies.is_over()
             && server.side.has_whole_messages();
         if holds {
             self.held.extend_from_slice(bytes);
@@ -277,10 +279,10 @@ impl Relay {
             self.unsent.push(&std::mem::take(&mut self.held));
             self.unsent.push(bytes);
         } else if let Err(error) = self.unsent.send(&mut self.client, cx, bytes) {
-            return Err(Step::End(End::client_lost(Err(error))));
+            return Err(Step::End(SessionEnd::client_lost(Err(error))));
         }
         if heard.fatal {
-            return Err(Step::End(End::ServerSaidGoodbye));
+            return Err(Step::End(SessionEnd::ServerSaidGoodbye));
         }
         match self.note_heard(heard) {
             Some(step) => Err(step),
@@ -290,7 +292,7 @@ impl Relay {
 
     /// What has come for the client is on its way: counts it, and gives the server back if that was all.
     #[inline]
-    fn note_heard(&mut self, heard: crate::data_path::exchange::Heard) -> Option<Step> {
+    fn note_heard(&mut self, heard: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
         let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
         if heard.errors > 0 {
             server.failed = true;
@@ -298,16 +300,16 @@ impl Relay {
         }
         if heard.ready > 0 {
             stats.queries.fetch_add(heard.ready.into(), Ordering::Relaxed);
-            let working = server.side.lease.is_working();
+            let working = server.side.replies.is_working();
             let now = Instant::now();
-            if let Some(asked_at) = self.asked_at.take() {
+            if let Some(asked_at) = self.request_at.take() {
                 stats.query_time.record(now - asked_at);
             }
-            self.asked_at = working.then_some(now);
+            self.request_at = working.then_some(now);
             return self.after_reply(now);
         }
         // Only our own bookkeeping was answered, put in for what nobody answers.
-        if server.side.lease.is_over() { self.after_reply(Instant::now()) } else { None }
+        if server.side.replies.is_over() { self.after_reply(Instant::now()) } else { None }
     }
 
     /// Client to server.
@@ -321,23 +323,25 @@ impl Relay {
         if stays || self.holds_back() {
             return Ok(Poll::Pending);
         }
-        if self.awaits != Awaits::Nothing {
+        if self.reply_wait != ReplyWait::Nothing {
             return self.go_on(buffers, cx);
         }
         let mut read = ReadBuf::new(&mut buffers.read);
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-            Poll::Ready(lost) => return Err(Step::End(End::client_lost(lost))),
+            Poll::Ready(lost) => return Err(Step::End(SessionEnd::client_lost(lost))),
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        if self.is_at_desk() {
+        if self.is_answered_locally() {
             self.inbox.extend_from_slice(chunk);
-            return Err(Step::Desk);
+            return Err(Step::SwitchTenant);
         }
         if self.server.is_none()
-            && (!self.inbox.is_empty() || !self.passes_desk(chunk) || self.link(chunk)? != Link::Linked)
+            && (!self.inbox.is_empty()
+                || !self.needs_server(chunk)
+                || self.link(chunk)? != ServerLink::Linked)
         {
             self.inbox.extend_from_slice(chunk);
             return match self.serve_inbox(buffers, cx) {
@@ -362,10 +366,10 @@ impl Relay {
         };
         let server: &mut Server = server;
         let mut begins = false;
-        if self.asked_at.is_none() {
+        if self.request_at.is_none() {
             let now = Instant::now();
             let now_ms = self.pool.worker.clock.now_ms();
-            self.asked_at = Some(now);
+            self.request_at = Some(now);
             begins = self.leased_at.is_none();
             if begins {
                 self.leased_at = Some(now);
@@ -375,27 +379,27 @@ impl Relay {
         }
         let mut out = Outgoing::new(chunk, scratch);
         self.side.turn(&mut server.side, begins, &mut out);
-        if let (Some(heard), None) = (&self.heard, &server.side.hearing.channels) {
+        if let (Some(heard), None) = (&self.subscription, &server.side.notifications.channels) {
             Self::listen_along(heard, server, out.build());
         }
-        if let Some(concierge) = self.concierge.as_mut() {
-            concierge.desk.hand_over(&mut server.side.lease, out.build());
+        if let Some(switcher) = self.switcher.as_mut() {
+            switcher.responder.hand_over(&mut server.side.replies, out.build());
         }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
         // What a server does not take any more is told by what it sends, or by its end.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
         match flow {
             // Nothing was asked: the end of a message that the server had given up on, or what needs no reply.
-            Ok(Flow::Goes) if server.side.lease.is_over() => {
+            Ok(Flow::Continues) if server.side.replies.is_over() => {
                 self.after_reply(Instant::now()).map_or(Ok(()), Err)
             }
-            Ok(Flow::Goes) => Ok(()),
-            Ok(Flow::Terminated) => Err(Step::End(End::Terminated)),
-            Ok(Flow::Chooses(rest)) => self.hold_back(rest, Waits::Choice),
-            Ok(Flow::Pauses(rest)) => self.hold_back(rest, Waits::Pause),
-            Ok(Flow::Awaits(rest)) => self.await_answers(rest, Awaits::Meaning),
-            Ok(Flow::Full(rest)) => self.await_answers(rest, Awaits::Room),
-            Err(refusal) => Err(Step::End(End::Refused(refusal.into()))),
+            Ok(Flow::Continues) => Ok(()),
+            Ok(Flow::Terminated) => Err(Step::End(SessionEnd::Terminated)),
+            Ok(Flow::ChoosesTenant(rest)) => self.hold_back(rest, SwitchWait::Choice),
+            Ok(Flow::Pauses(rest)) => self.hold_back(rest, SwitchWait::Pause),
+            Ok(Flow::AwaitsReplies(rest)) => self.await_answers(rest, ReplyWait::Meaning),
+            Ok(Flow::Full(rest)) => self.await_answers(rest, ReplyWait::Room),
+            Err(refusal) => Err(Step::End(SessionEnd::Refused(refusal.into()))),
         }
     }
 
@@ -403,16 +407,16 @@ impl Relay {
     #[inline]
     pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;
-        if !server.side.lease.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
-            if !server.side.lease.is_working() {
-                self.handle.set_doing(Doing::InTransaction, self.pool.worker.clock.now_ms());
+        if !server.side.replies.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
+            if !server.side.replies.is_working() {
+                self.handle.set_doing(Activity::InTransaction, self.pool.worker.clock.now_ms());
             }
             return None;
         }
-        self.asked_at = None;
+        self.request_at = None;
         let follows = self.side.follows();
-        if server.side.is_unsettled(follows) {
-            return Some(Step::Settle);
+        if server.side.has_pending_checks(follows) {
+            return Some(Step::AfterTransaction);
         }
         if let Some(leased_at) = self.leased_at.take() {
             let stats = &self.pool.stats;
@@ -427,13 +431,13 @@ impl Relay {
         } else {
             self.give_back();
         }
-        self.leaving.take().map(|reason| Step::End(End::Refused(reason)))
+        self.leaving.take().map(|reason| Step::End(SessionEnd::Refused(reason)))
     }
 
     pub(super) fn give_back(&mut self) {
         let Some(server) = self.server.take() else { return };
         self.handle.server_process_id.store(0, Ordering::Relaxed);
-        self.handle.set_doing(Doing::Idle, self.pool.worker.clock.now_ms());
+        self.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
         self.handle.set_prepared(self.side.statements.len());
         // The beginning of the client's next message waits here, where the next server will get it from.
         self.side.take_held(&mut self.inbox);

@@ -9,14 +9,14 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use tracing::warn;
 
-use super::{Relay, session_end::End};
+use super::{Relay, session_end::SessionEnd};
 use crate::{
     data_path::{
         memory_limit::Charge,
         pool::shared_listener::{Handover, ListenerLost, Subscription, around_mark},
         server::connection::{AskError, Server},
         session_state::{
-            channels::{Channels, Hearing, MARKS, each},
+            channels::{Channels, MARKS, NotificationFilter, each},
             pins::Pins,
         },
     },
@@ -26,7 +26,7 @@ use crate::{
 
 /// What a session hears by its pool's ear.
 #[derive(Debug)]
-pub struct Heard {
+pub struct Listening {
     channels: Arc<Channels>,
     /// What they take, here and at the ear.
     charge: Charge,
@@ -35,18 +35,18 @@ pub struct Heard {
 }
 
 /// Why the ear does not take over.
-enum NotHeard {
+enum ListenError {
     Ear(ClientError),
     Server,
 }
 
-impl From<ListenerLost> for NotHeard {
+impl From<ListenerLost> for ListenError {
     fn from(_: ListenerLost) -> Self {
         Self::Ear(ClientError::ListenerLost)
     }
 }
 
-impl From<AskError> for NotHeard {
+impl From<AskError> for ListenError {
     fn from(_: AskError) -> Self {
         Self::Server
     }
@@ -55,27 +55,27 @@ impl From<AskError> for NotHeard {
 impl Relay {
     /// The server listens to what its client listens to; in the same write as the client's next request.
     #[cold]
-    pub(in crate::data_path) fn listen_along(heard: &Heard, server: &mut Server, out: &mut Vec<u8>) {
+    pub(in crate::data_path) fn listen_along(heard: &Listening, server: &mut Server, out: &mut Vec<u8>) {
         let side = &mut server.side;
         append(out, b'Q', |out| {
             out.extend_from_slice(each("LISTEN", heard.channels.iter()).as_bytes());
             out.push(0);
         });
-        let _ = side.lease.ask(
-            crate::data_path::exchange::pending_replies::Asked::Query(None),
-            crate::data_path::exchange::pending_replies::Whose::Ours,
+        let _ = side.replies.track(
+            crate::data_path::exchange::pending_replies::Request::Query(None),
+            crate::data_path::exchange::pending_replies::Origin::Proxy,
         );
         side.statements.set_unnamed(0);
-        side.hearing.channels = Some(heard.channels.clone());
+        side.notifications.channels = Some(heard.channels.clone());
     }
 
     /// Tells the client what has been heard for it, if it is between two transactions.
     #[cold]
-    pub(in crate::data_path) fn tell_heard(&mut self) {
+    pub(in crate::data_path) fn send_notifications(&mut self) {
         let between = self
             .server
             .as_ref()
-            .is_none_or(|server| server.side.lease.is_over() && !server.side.mid_message());
+            .is_none_or(|server| server.side.replies.is_over() && !server.side.mid_message());
         if between && self.held.is_empty() && self.unsent.is_empty() {
             self.unsent.push(&self.handle.take_notifications());
         }
@@ -86,8 +86,8 @@ impl Relay {
         &mut self,
         channels: Channels,
         pins: &mut Pins,
-    ) -> Result<(), End> {
-        let before = self.heard.as_ref().map(|heard| &*heard.channels);
+    ) -> Result<(), SessionEnd> {
+        let before = self.subscription.as_ref().map(|heard| &*heard.channels);
         if before.unwrap_or(&Channels::default()) == &channels {
             pins.remove(Pins::LISTEN);
             return Ok(());
@@ -97,43 +97,43 @@ impl Relay {
             && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
             true => self.hand_over(Arc::new(channels.clone())).await,
-            false => Err(NotHeard::Ear(ClientError::NotSupported("too many channels".to_owned()))),
+            false => Err(ListenError::Ear(ClientError::NotSupported("too many channels".to_owned()))),
         };
-        if let Err(NotHeard::Ear(reason)) = &taken {
+        if let Err(ListenError::Ear(reason)) = &taken {
             warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %reason, "a client that listens keeps its server");
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
-                return Err(End::Refused(ClientError::ListenerPaused.into()));
+                return Err(SessionEnd::Refused(ClientError::ListenerPaused.into()));
             }
             pins.insert(Pins::LISTEN);
-            if self.heard.is_none() {
+            if self.subscription.is_none() {
                 return Ok(());
             }
             taken = self.hand_over(Arc::default()).await;
         } else {
             pins.remove(Pins::LISTEN);
-            if let Some(heard) = self.heard.as_mut() {
+            if let Some(heard) = self.subscription.as_mut() {
                 heard.charge = charge;
             }
         }
         taken.map_err(|error| match error {
-            NotHeard::Ear(reason) => End::Refused(reason.into()),
-            NotHeard::Server => End::ServerLost,
+            ListenError::Ear(reason) => SessionEnd::Refused(reason.into()),
+            ListenError::Server => SessionEnd::ServerLost,
         })
     }
 
     /// From a mark on, the session hears these channels by the ear, and no others.
-    async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), NotHeard> {
-        let (before, subscription) = match self.heard.take() {
-            Some(Heard { channels, subscription, .. }) => (channels, subscription),
+    async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
+        let (before, subscription) = match self.subscription.take() {
+            Some(Listening { channels, subscription, .. }) => (channels, subscription),
             None => {
                 let memory = &self.side.rules().memory;
-                (Arc::default(), self.pool.subscribe(&self.handle, memory).await.map_err(NotHeard::Ear)?)
+                (Arc::default(), self.pool.subscribe(&self.handle, memory).await.map_err(ListenError::Ear)?)
             }
         };
         let outcome = self.change_over(&subscription, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.heard = Some(Heard { channels: now, charge: Charge::default(), subscription });
+            self.subscription = Some(Listening { channels: now, charge: Charge::default(), subscription });
         }
         outcome
     }
@@ -144,12 +144,12 @@ impl Relay {
         &mut self,
         subscription: &Subscription,
         channels: &Arc<Channels>,
-    ) -> Result<(), NotHeard> {
-        let Some(server) = self.server.as_mut() else { return Err(NotHeard::Server) };
+    ) -> Result<(), ListenError> {
+        let Some(server) = self.server.as_mut() else { return Err(ListenError::Server) };
         if server.side.reported_value("client_encoding") != Some(subscription.encoding())
             && !channels.is_empty()
         {
-            return Err(NotHeard::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
+            return Err(ListenError::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
         let Handover { mark, done } = subscription.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;
@@ -159,7 +159,7 @@ impl Relay {
         done.await.map_err(|_| ListenerLost)?;
         let told = std::mem::take(&mut server.notified);
         let (before, behind) = around_mark(&told, &mark);
-        let hearing = &mut server.side.hearing;
+        let hearing = &mut server.side.notifications;
         let mut bytes = Vec::new();
         hearing.notified_all(before, &mut bytes);
         bytes.extend(hearing.adopt(&self.handle.take_notifications()));
@@ -174,7 +174,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return };
         let told = std::mem::take(&mut server.notified);
         let mut bytes = Vec::new();
-        server.side.hearing.notified_all(&told, &mut bytes);
+        server.side.notifications.notified_all(&told, &mut bytes);
         self.tell(&bytes);
     }
 
@@ -190,13 +190,13 @@ impl Relay {
 
     /// Everything is settled: the client gets the reply that was kept back, and in front of its end what has been heard
     /// meanwhile. A server that goes back listens no more.
-    pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), End> {
+    pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if let Some(heard) = self.heard.as_ref().filter(|_| server.side.hearing.overheard > 0) {
+        if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.overheard > 0) {
             // An ear that is lost has ended this session already.
             let _ = heard.subscription.caught_up().await;
         }
-        let mut news = server.side.hearing.adopt(&self.handle.take_notifications());
+        let mut news = server.side.notifications.adopt(&self.handle.take_notifications());
         if server.side.reported != *self.side.told {
             server.side.reported.tell(&mut self.side.told, &mut news);
         }
@@ -204,19 +204,19 @@ impl Relay {
         self.unsent.push(&std::mem::take(&mut self.held));
         let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
         if written.is_err() {
-            return Err(End::ClientGone);
+            return Err(SessionEnd::ClientGone);
         }
         if let Some(server) = self.server.as_mut()
             && !server.side.is_pinned(self.side.follows())
-            && server.side.hearing.channels.is_some()
+            && server.side.notifications.channels.is_some()
         {
-            server.run("UNLISTEN *").await.map_err(|_| End::ServerLost)?;
+            server.run("UNLISTEN *").await.map_err(|_| SessionEnd::ServerLost)?;
             // What it was told of meanwhile, the ear has heard as well.
             server.notified.clear();
-            server.side.hearing = Hearing {
-                process_id: server.side.hearing.process_id,
-                told_as: server.side.hearing.told_as,
-                ..Hearing::default()
+            server.side.notifications = NotificationFilter {
+                process_id: server.side.notifications.process_id,
+                told_as: server.side.notifications.told_as,
+                ..NotificationFilter::default()
             };
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::{Relay, cancel};
 use crate::{
     config::PoolMode,
     data_path::{
-        exchange::{Broken, ClientSide},
+        exchange::{ClientSide, ExchangeError},
         pool::{Pool, PooledServer},
         server::connection::Server,
         session_state::pins::Pins,
@@ -26,7 +26,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why a session ends.
 #[derive(Debug)]
-pub enum End {
+pub enum SessionEnd {
     /// The client said Terminate.
     Terminated,
     /// The client's connection ended or broke.
@@ -43,7 +43,7 @@ pub enum End {
     Refused(Box<ClientError>),
 }
 
-impl End {
+impl SessionEnd {
     /// A read or a write on the client's connection had this outcome, and no bytes.
     #[cold]
     pub(in crate::data_path) fn client_lost(outcome: io::Result<()>) -> Self {
@@ -89,12 +89,12 @@ fn is_timeout(outcome: &io::Result<()>) -> bool {
 
 impl Relay {
     /// Tells the client, closes its connection, and sees to the server.
-    pub(in crate::data_path) async fn end(mut self, end: End) {
+    pub(in crate::data_path) async fn end(mut self, end: SessionEnd) {
         let end = end.reported(&self.pool.tenant.name, &self.handle);
         let last_words = match &end {
-            End::Refused(refusal) => Some(ClientError::clone(refusal)),
-            End::ServerLost if self.is_committing() => Some(ClientError::OutcomeUnknown),
-            End::ServerLost => Some(ClientError::ServerLost),
+            SessionEnd::Refused(refusal) => Some(ClientError::clone(refusal)),
+            SessionEnd::ServerLost if self.is_committing() => Some(ClientError::OutcomeUnknown),
+            SessionEnd::ServerLost => Some(ClientError::ServerLost),
             _ => None,
         };
         info!(
@@ -108,21 +108,21 @@ impl Relay {
             self.handle.set_pins(Pins::empty());
             self.pinned = None;
             match end {
-                End::Terminated => {
-                    let is_working = server.side.lease.is_working();
+                SessionEnd::Terminated => {
+                    let is_working = server.side.replies.is_working();
                     self.leave_behind(server, is_working, false);
                 }
-                End::ClientGone | End::Refused(_) => self.leave_behind(server, false, true),
+                SessionEnd::ClientGone | SessionEnd::Refused(_) => self.leave_behind(server, false, true),
                 _ => drop(server),
             }
         }
-        self.heard = None;
+        self.subscription = None;
         self.unsent.push(&std::mem::take(&mut self.held));
         let mut bytes = Vec::new();
         if let Some(refusal) = last_words.filter(|_| in_step) {
             refusal.write(Severity::Fatal, &mut bytes);
         }
-        if !matches!(end, End::ClientGone | End::Terminated) {
+        if !matches!(end, SessionEnd::ClientGone | SessionEnd::Terminated) {
             self.unsent.push(&bytes);
             // Nobody finds the session any more, though its client may take its time.
             let Self { client, unsent, handle, .. } = self;
@@ -132,24 +132,24 @@ impl Relay {
     }
 
     /// The server cannot be used any longer: how the session ends.
-    pub(in crate::data_path) fn broken(&self, broken: Broken) -> End {
+    pub(in crate::data_path) fn broken(&self, broken: ExchangeError) -> SessionEnd {
         warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, side = "server", %broken, "closing both connections");
         match broken {
-            Broken::Bookkeeping(ServerError { sqlstate, mut message }) => {
+            ExchangeError::Bookkeeping(ServerError { sqlstate, mut message }) => {
                 if !sqlstate.starts_with("57P") {
                     message.insert_str(0, "what the session has set cannot be set on another server: ");
                 }
-                End::Refused(ClientError::Server { sqlstate, message }.into())
+                SessionEnd::Refused(ClientError::Server { sqlstate, message }.into())
             }
-            Broken::Frame(_) | Broken::Desync(_) => {
+            ExchangeError::Frame(_) | ExchangeError::Desync(_) => {
                 self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);
-                End::ServerLost
+                SessionEnd::ServerLost
             }
         }
     }
 
     fn is_committing(&self) -> bool {
-        self.server.as_ref().is_some_and(|server| server.side.lease.committing)
+        self.server.as_ref().is_some_and(|server| server.side.replies.committing)
     }
 
     /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run
@@ -170,7 +170,7 @@ impl Relay {
             if finish && !run_to_end(&mut server, &pool).await {
                 return;
             }
-            if cancel && server.side.lease.is_working() {
+            if cancel && server.side.replies.is_working() {
                 cancel::send(&pool, &server).await;
                 terminate(&mut server).await;
                 return;
@@ -203,7 +203,7 @@ async fn terminate(server: &mut Server) {
 /// the client will never send, the rest of a COPY or the Sync of a batch, gets the client's Terminate and ends.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     let mut nobody = ClientSide::new(
-        crate::data_path::exchange::Rules::nobody(&pool.statements),
+        crate::data_path::exchange::SessionRules::nobody(&pool.statements),
         server.side.applied.clone(),
         0,
     );
@@ -217,11 +217,11 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
         if !drained.await {
             return false;
         }
-        let lease = &server.side.lease;
-        if !lease.is_working() {
+        let replies = &server.side.replies;
+        if !replies.is_working() {
             return true;
         }
-        if !is_ending && (lease.takes_copy_data() || lease.is_unsynced()) {
+        if !is_ending && (replies.takes_copy_data() || replies.is_unsynced()) {
             if !server.takes_message() {
                 return false;
             }

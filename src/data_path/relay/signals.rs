@@ -2,12 +2,12 @@
 
 use std::{future::Future, pin::Pin, task::Context, time::Instant};
 
-use super::{Relay, Step, session_end::End};
+use super::{Relay, Step, session_end::SessionEnd};
 
 impl Relay {
     /// Attends to signals and to a cancel that is under way.
     #[cold]
-    pub(in crate::data_path) fn attend(&mut self, cx: &mut Context<'_>) -> Option<Step> {
+    pub(in crate::data_path) fn take_signals(&mut self, cx: &mut Context<'_>) -> Option<Step> {
         if let Some(cancelling) = self.cancelling.as_mut()
             && Pin::new(cancelling).poll(cx).is_ready()
         {
@@ -17,18 +17,18 @@ impl Relay {
             }
         }
         if self.handle.is_notified() {
-            self.tell_heard();
+            self.send_notifications();
         }
         if self.handle.is_signalled() {
             let called_back = self.handle.is_called_back();
             let signals = self.handle.take_signals();
             if let Some(reason) = signals.end {
-                return Some(Step::End(End::Refused(reason.into())));
+                return Some(Step::End(SessionEnd::Refused(reason.into())));
             }
             if let Some(reason) = signals.end_when_free {
-                let free = self.server.as_ref().is_none_or(|server| server.side.lease.is_over());
+                let free = self.server.as_ref().is_none_or(|server| server.side.replies.is_over());
                 if free && self.inbox.is_empty() {
-                    return Some(Step::End(End::Refused(reason.into())));
+                    return Some(Step::End(SessionEnd::Refused(reason.into())));
                 }
                 self.leaving = Some(reason.into());
             }

@@ -20,8 +20,8 @@ use crate::{
     data_path::{
         exchange::ServerSide,
         memory_limit::{Account, Charge, PIECE_BYTES},
-        prepared::Capacity,
-        session_state::{Settings, parameter_status::Reported},
+        prepared::PreparedLimits,
+        session_state::{Settings, parameter_status::ReportedParameters},
     },
     wire::{
         frame::{HEADER_BYTES, header},
@@ -87,14 +87,14 @@ pub enum AskError {
 
 impl Server {
     /// A connection that was just opened, for at most `prepared_max` statements.
-    pub fn new(opened: NewConnection, prepared_max: Capacity) -> Self {
-        let mut reported = Reported::default();
+    pub fn new(opened: NewConnection, prepared_max: PreparedLimits) -> Self {
+        let mut reported = ReportedParameters::default();
         for (name, value) in &opened.parameters {
             reported.set(&String::from_utf8_lossy(name), value);
         }
         let address = opened.stream.addresses().map(|(_, theirs)| theirs);
         let mut side = ServerSide::new(reported, prepared_max);
-        side.hearing.process_id = opened.process_id;
+        side.notifications.process_id = opened.process_id;
         Self {
             stream: opened.stream,
             unsent: Unsent::default(),

@@ -19,9 +19,9 @@ impl Server {
         if !self.side.is_cleanable() || !self.unsent.is_empty() {
             return Err(io::Error::other("the session left state that DISCARD ALL does not undo").into());
         }
-        if self.side.lease.status() != b'I' {
+        if self.side.replies.status() != b'I' {
             self.run("ROLLBACK").await?;
-            self.side.lease = Default::default();
+            self.side.replies = Default::default();
         }
         self.run("DISCARD ALL").await?;
         self.notified = Vec::new();

@@ -103,7 +103,7 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// A server's part in what its client hears.
 #[derive(Debug, Default)]
-pub struct Hearing {
+pub struct NotificationFilter {
     /// What its client hears by the ear, and this server therefore listens to as well; `None`: nothing.
     pub channels: Option<Arc<Channels>>,
     /// The server's own process…
@@ -116,7 +116,7 @@ pub struct Hearing {
     pub own: usize,
 }
 
-impl Hearing {
+impl NotificationFilter {
     /// A notification has come from the server; `out` gets what goes to the client at once. `true` if it is of a channel
     /// that the client does not hear by the ear.
     pub fn notified(&mut self, message: &[u8], out: &mut Vec<u8>) -> bool {
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_the_ear_hears_is_left_out_and_what_it_does_not_hear_yet_is_passed() {
-        let mut hearing = Hearing { process_id: 7, told_as: 70, ..Hearing::default() };
+        let mut hearing = NotificationFilter { process_id: 7, told_as: 70, ..NotificationFilter::default() };
         let mut out = Vec::new();
         assert!(hearing.notified(&told(8, "new", "x"), &mut out));
         assert!(hearing.notified(&told(7, "new", "y"), &mut out));
@@ -209,7 +209,13 @@ mod tests {
 
     #[test]
     fn only_the_last_of_a_servers_notifications_are_its_present_clients() {
-        let mut hearing = Hearing { process_id: 7, told_as: 70, overheard: 3, own: 1, ..Hearing::default() };
+        let mut hearing = NotificationFilter {
+            process_id: 7,
+            told_as: 70,
+            overheard: 3,
+            own: 1,
+            ..NotificationFilter::default()
+        };
         let heard = [told(7, "a", "a stranger's"), told(7, "a", "ours"), told(8, "a", "another's")];
         let adopted = hearing.adopt(&heard.concat());
         assert_eq!(

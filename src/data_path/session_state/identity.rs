@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use crate::{
     data_path::{
         sql::{GivenPassword, IdentityChange, Lexing, Named, identity_changes, may_change_identity},
-        tenant::{Access, Login, Place, Tenant},
+        tenant::{Access, Login, Tenant, TenantAccess},
     },
     error::IdentityError,
 };
@@ -25,12 +25,12 @@ pub struct Identity {
     /// `None`: nobody's, in tests and for replies that nobody wants.
     pub login: Option<Arc<Login>>,
     /// `None`: no tenant is chosen.
-    pub place: Option<Arc<Place>>,
+    pub place: Option<Arc<TenantAccess>>,
 }
 
 /// What becomes of a text that would change a role or a database of the session's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum IdentityDecision {
     /// It changes the login's password.
     Password(NewPassword),
     /// It is refused.
@@ -69,19 +69,21 @@ const FORBIDDEN_FOR_DATABASE: [&[u8]; 4] =
 
 impl Identity {
     /// What becomes of a text; `None`: it is the server's business.
-    pub fn judge(&self, sql: &[u8], lexing: Lexing) -> Option<Verdict> {
+    pub fn judge(&self, sql: &[u8], lexing: Lexing) -> Option<IdentityDecision> {
         self.login.as_ref().filter(|_| may_change_identity(sql))?;
         let (changes, statements) = identity_changes(sql, lexing);
         let verdicts: Vec<_> = changes.iter().filter_map(|change| self.verdict(change)).collect();
-        let refused = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Refused(_)));
+        let refused = verdicts.iter().find(|verdict| matches!(verdict, IdentityDecision::Refused(_)));
         match refused.or(verdicts.first())? {
-            Verdict::Password(_) if statements > 1 => Some(Verdict::Refused(IdentityError::PasswordNotAlone)),
+            IdentityDecision::Password(_) if statements > 1 => {
+                Some(IdentityDecision::Refused(IdentityError::PasswordNotAlone))
+            }
             verdict => Some(verdict.clone()),
         }
     }
 
-    fn verdict(&self, change: &IdentityChange<'_>) -> Option<Verdict> {
-        let refused = |is_ours: bool, why| is_ours.then_some(Verdict::Refused(why));
+    fn verdict(&self, change: &IdentityChange<'_>) -> Option<IdentityDecision> {
+        let refused = |is_ours: bool, why| is_ours.then_some(IdentityDecision::Refused(why));
         let any_of_ours = |roles: &[Named<'_>]| roles.iter().any(|role| self.is_our_role(role));
         match change {
             IdentityChange::Password { role, password } if self.is_self(role) => Some(new_password(password)),
@@ -155,10 +157,10 @@ fn is_named(name: &[u8], known: Option<&str>) -> bool {
     })
 }
 
-fn new_password(given: &GivenPassword<'_>) -> Verdict {
+fn new_password(given: &GivenPassword<'_>) -> IdentityDecision {
     let text = match given {
-        GivenPassword::Null => return Verdict::Refused(IdentityError::PasswordMissing),
-        GivenPassword::Unclear => return Verdict::Refused(IdentityError::PasswordUnclear),
+        GivenPassword::Null => return IdentityDecision::Refused(IdentityError::PasswordMissing),
+        GivenPassword::Unclear => return IdentityDecision::Refused(IdentityError::PasswordUnclear),
         GivenPassword::Text(text) => std::str::from_utf8(text),
     };
     let refusal = match text {
@@ -166,9 +168,9 @@ fn new_password(given: &GivenPassword<'_>) -> Verdict {
         Ok("") => IdentityError::PasswordMissing,
         Ok(text) if text.len() > PASSWORD_BYTES_MAX => IdentityError::PasswordTooLong,
         Ok(text) if is_md5(text) => IdentityError::PasswordMd5,
-        Ok(text) => return Verdict::Password(NewPassword(Box::<str>::from(text).into())),
+        Ok(text) => return IdentityDecision::Password(NewPassword(Box::<str>::from(text).into())),
     };
-    Verdict::Refused(refusal)
+    IdentityDecision::Refused(refusal)
 }
 
 /// As PostgreSQL tells a hash from a password.

@@ -18,7 +18,7 @@ const BYTES_MAX: usize = 128 * 1024;
 
 /// Reported parameters and their values, in the order in which they were first reported.
 #[derive(Debug, Clone, Default)]
-pub struct Reported {
+pub struct ReportedParameters {
     /// Shared with whoever knows the same: a copy costs no allocation for each value.
     values: Vec<(Arc<str>, Arc<[u8]>)>,
     /// The same for the same names and values, whatever their order.
@@ -27,7 +27,7 @@ pub struct Reported {
     bytes: usize,
 }
 
-impl PartialEq for Reported {
+impl PartialEq for ReportedParameters {
     fn eq(&self, other: &Self) -> bool {
         self.fingerprint == other.fingerprint
     }
@@ -40,7 +40,7 @@ fn fingerprint_of(name: &str, value: &[u8]) -> u64 {
     HASHER.hash_one((name, value))
 }
 
-impl Reported {
+impl ReportedParameters {
     /// From names and values; of a name given twice the last value counts.
     pub fn new<'v>(values: impl IntoIterator<Item = (&'v str, &'v [u8])>) -> Self {
         let mut reported = Self::default();
@@ -129,8 +129,8 @@ impl Reported {
 mod tests {
     use super::*;
 
-    fn of(values: &[(&str, &str)]) -> Reported {
-        Reported::new(values.iter().map(|(name, value)| (*name, value.as_bytes())))
+    fn of(values: &[(&str, &str)]) -> ReportedParameters {
+        ReportedParameters::new(values.iter().map(|(name, value)| (*name, value.as_bytes())))
     }
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn no_server_makes_us_keep_more_than_postgresql_reports() {
-        let mut reported = Reported::default();
+        let mut reported = ReportedParameters::default();
         let long = vec![b'x'; BYTES_MAX / 2];
         assert!(reported.set("one", &long) && !reported.set("two", &long) && reported.set("one", b"1"));
         assert!(reported.set("two", &long) && !reported.set("one", &long));
@@ -172,9 +172,9 @@ mod tests {
 
     #[test]
     fn a_name_in_another_encoding_is_no_news() {
-        let mut told = Arc::new(Reported::new([("session_authorization", &b"\xe9"[..])]));
+        let mut told = Arc::new(ReportedParameters::new([("session_authorization", &b"\xe9"[..])]));
         let mut out = Vec::new();
-        Reported::new([("session_authorization", "é".as_bytes())]).tell(&mut told, &mut out);
+        ReportedParameters::new([("session_authorization", "é".as_bytes())]).tell(&mut told, &mut out);
         assert_eq!(out, b"");
     }
 }

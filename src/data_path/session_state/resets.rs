@@ -104,7 +104,7 @@ const NAMES_MAX: usize = 1000;
 
 /// What is to be set again, in the transactions of a lease.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub struct PendingRestore {
     /// In front of the next request.
     due: Vec<Reset>,
     /// Has been set again in a batch that may yet fail, when what came before it has succeeded: once more, behind it.
@@ -118,7 +118,7 @@ pub struct Pending {
 /// So many portals that take something back are told apart.
 const PORTALS_MAX: usize = 64;
 
-impl Pending {
+impl PendingRestore {
     /// A text with these `resets` runs, in a simple query or behind this portal's next Execute.
     pub fn note(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
         let taken = resets.concerned(startup);
@@ -196,7 +196,7 @@ pub fn needs_none(text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data_path::{session_state::side_effects::Aftermath, sql::Lexing};
+    use crate::data_path::{session_state::side_effects::SideEffects, sql::Lexing};
 
     fn startup() -> Settings {
         let values = [("datestyle", "SQL"), ("role", "one"), ("my.note", "a"), ("search_path", "s")];
@@ -205,8 +205,8 @@ mod tests {
 
     /// What is set again behind a text; with a `~` for the transaction only.
     fn behind(sql: &str) -> String {
-        let mut pending = Pending::default();
-        let read = Aftermath::read(sql.as_bytes(), Lexing::default());
+        let mut pending = PendingRestore::default();
+        let read = SideEffects::read(sql.as_bytes(), Lexing::default());
         if let Some(resets) = read.resets {
             pending.note(&resets, &startup(), None);
         }
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_portal_takes_back_when_it_runs() {
-        let mut pending = Pending::default();
+        let mut pending = PendingRestore::default();
         let all = Resets { all: true, ..Resets::default() };
         pending.note(&all, &startup(), Some(b"one"));
         pending.note(&all, &startup(), Some(b"two"));

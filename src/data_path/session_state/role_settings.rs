@@ -1,25 +1,26 @@
-//! What PostgreSQL reads when a session begins, and never again for that session: settings of its role and its database
-//! (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). Pure; a pool reads them in `pool/role_settings.rs`.
+//! Settings of role and database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL reads them when a session begins,
+//! and never again for that session. Pure; a pool asks for them in `pool/role_settings.rs`.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::Settings;
 
-/// What the servers of a pool began with.
+/// Settings that the servers of a pool began with.
 #[derive(Debug, Default)]
-pub struct SessionStart {
-    /// What the catalogue says is set for role and database; `None`: the server would not tell.
+pub struct RoleSettings {
+    /// The catalogue's rows for role and database; `None`: the server refused the query.
     written: Option<Vec<u8>>,
-    /// The parameters among that which a session may set itself.
+    /// The parameters in these rows that a session may set itself.
     named: BTreeSet<Box<str>>,
-    /// Values that sessions begin with, of those that are named, and of those that PostgreSQL was not built with.
+    /// Values at session start, of `named` and of parameters that differ from PostgreSQL's built-in value.
     values: Settings,
-    /// Values that PostgreSQL was built with, of those that are named.
+    /// PostgreSQL's built-in values of `named`.
     built_in: Settings,
 }
 
-impl SessionStart {
-    /// What a session that began with this must set on servers that began with `now`, to find what it has found so far.
+impl RoleSettings {
+    /// The parameters that a session which began with these settings must set on servers that began with
+    /// `now`.
     pub fn differing_from(&self, now: &Self) -> Vec<(Box<str>, Box<str>)> {
         let built_in = |name: &str| now.built_in.get(name).or_else(|| self.built_in.get(name));
         let value = |start: &'_ Self, name: &str| -> Option<Box<str>> {
@@ -32,12 +33,12 @@ impl SessionStart {
         self.named.union(&now.named).filter_map(|name| differs(name)).collect()
     }
 
-    /// Whether the catalogue says something else by now. Where it said nothing, or says nothing, that is not known.
+    /// Whether the catalogue's rows have changed. `false` where either are not known.
     pub fn is_written_otherwise(&self, now: Option<&[u8]>) -> bool {
         self.written.as_deref().zip(now).is_some_and(|(then, now)| then != now)
     }
 
-    /// From what the catalogue says, and the rows `(name, value, built-in value, whether it is named)`.
+    /// From the catalogue's rows, and the rows `(name, value, built-in value, whether the catalogue names it)`.
     pub fn read(written: Option<Vec<u8>>, values: &[Vec<Option<Vec<u8>>>]) -> Self {
         let mut start = Self { written, ..Self::default() };
         for row in values {
@@ -55,20 +56,20 @@ impl SessionStart {
     }
 }
 
-/// Where a session stands to the servers of its pool.
+/// Whether a session began with the same settings as the servers of its pool.
 #[derive(Debug, Default)]
-pub enum Begun {
-    /// It was told what was known, with no server at hand: its first one says what it begins with.
+pub enum StartSettings {
+    /// Not known: the session logged in without a server. Its first server decides.
     #[default]
     Unseen,
-    /// It began with what the pool's servers began with, or has set what differs.
-    Alike(Arc<SessionStart>),
-    /// It began with this, and its pool has been replaced since.
-    Before(Arc<SessionStart>),
+    /// It did, or has set the parameters that differ.
+    Alike(Arc<RoleSettings>),
+    /// It began with these; its pool has been replaced since.
+    Before(Arc<RoleSettings>),
 }
 
-impl Begun {
-    /// Whether servers of its pool are as it expects.
+impl StartSettings {
+    /// Whether it can use servers of its pool as they are.
     #[inline]
     pub fn is_alike(&self) -> bool {
         matches!(self, Self::Alike(_))
@@ -82,8 +83,8 @@ impl Begun {
     }
 }
 
-impl From<Option<Arc<SessionStart>>> for Begun {
-    fn from(start: Option<Arc<SessionStart>>) -> Self {
+impl From<Option<Arc<RoleSettings>>> for StartSettings {
+    fn from(start: Option<Arc<RoleSettings>>) -> Self {
         start.map_or(Self::Unseen, Self::Alike)
     }
 }

@@ -6,17 +6,17 @@
 #[cfg(test)]
 mod tests;
 
-use super::{parameters::matters, pins::Pins, resets::Resets, state_query::Doubts};
+use super::{parameters::matters, pins::Pins, resets::Resets, state_query::StateChecks};
 use crate::data_path::sql::{
     self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs, SetValue,
-    Statement, Talk, dotted_names, words,
+    Statement, TenantMention, dotted_names, words,
 };
 
 /// What a text may leave behind in the session that runs it; read once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Aftermath {
+pub struct SideEffects {
     /// What to ask the server when the transaction is over.
-    pub doubts: Doubts,
+    pub checks: StateChecks,
     /// The parameters it names, in lower case.
     pub names: Option<Box<[Box<str>]>>,
     /// Bytes of the statements that SET them.
@@ -24,39 +24,39 @@ pub struct Aftermath {
     /// What the server cannot be asked about, and pins.
     pub pins: Pins,
     /// It only tidies up, as drivers' pools do between two users of a connection.
-    pub tidies: Option<Tidying>,
+    pub driver_reset: Option<DriverReset>,
     /// It is LOAD and nothing else: if it fails, nothing is loaded.
     pub only_loads: bool,
     /// PREPARE, EXECUTE or DEALLOCATE: servers know statements under other names.
     pub names_statements: bool,
     /// It takes statements away that are prepared: DEALLOCATE, DISCARD ALL.
-    pub forgets_statements: bool,
+    pub deallocates: bool,
     /// It may look at what is prepared (`pg_prepared_statements`).
     pub inspects: bool,
     /// What it has to do with the tenant of the session.
-    pub talk: Talk,
+    pub tenant: TenantMention,
     /// It is about roles or a database: see [`super::identity`].
     pub identity: bool,
     /// It may commit a transaction that was begun before.
     pub commits: bool,
     /// It may advance a sequence, by a default perhaps.
-    pub advances: bool,
+    pub advances_sequence: bool,
     /// It calls a function that signals another session; `None` too if it calls both.
-    pub signals: Option<Signal>,
+    pub signals: Option<BackendSignal>,
     /// It takes parameters back to what they were when the session began.
     pub resets: Option<Box<Resets>>,
 }
 
 /// What one session may do to another by SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
+pub enum BackendSignal {
     /// `pg_cancel_backend`: ends what it runs.
     Cancel,
     /// `pg_terminate_backend`: ends it.
     Terminate,
 }
 
-impl Signal {
+impl BackendSignal {
     fn of(effects: Effects) -> Option<Self> {
         match (effects.contains(Effects::CANCEL), effects.contains(Effects::TERMINATE)) {
             (true, false) => Some(Self::Cancel),
@@ -68,7 +68,7 @@ impl Signal {
 
 /// What a text that only tidies up leaves of the session's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tidying {
+pub enum DriverReset {
     /// All of them.
     KeepsSettings,
     /// None but the role: RESET ALL.
@@ -77,7 +77,7 @@ pub enum Tidying {
     DiscardsAll,
 }
 
-impl Tidying {
+impl DriverReset {
     /// What a text of nothing but such statements does; `None` if another one is among them.
     fn read(sql: &[u8], lexing: Lexing) -> Option<Self> {
         let mut all = Self::KeepsSettings;
@@ -102,18 +102,18 @@ fn is_unlock_all(statement: &Statement<'_>) -> bool {
     call == Some(b"pg_advisory_unlock_all()")
 }
 
-impl Aftermath {
+impl SideEffects {
     /// It may have to wait, or be refused: it speaks of the session's tenant, or of roles or a database.
     #[inline]
     pub fn is_guarded(&self) -> bool {
-        self.identity || self.talk == Talk::Chooses
+        self.identity || self.tenant == TenantMention::Sets
     }
 
     /// A text nobody reads.
     pub fn unread() -> Self {
-        let mut doubts = Doubts::FUNCTIONS;
-        doubts.insert(Self::anything().doubts);
-        Self { doubts, commits: true, advances: true, ..Self::default() }
+        let mut checks = StateChecks::FUNCTIONS;
+        checks.insert(Self::anything().checks);
+        Self { checks: checks, commits: true, advances_sequence: true, ..Self::default() }
     }
 
     /// Reads a text.
@@ -123,18 +123,18 @@ impl Aftermath {
         let harmless =
             HARMLESS.contains(effects) && !effects.intersects(Effects::DDL | Effects::SETTING_LOCAL);
         let commits = effects.contains(Effects::TRANSACTION) && commits(sql);
-        let (advances, signals) = (may_advance(sql), Signal::of(effects));
+        let (advances, signals) = (may_advance(sql), BackendSignal::of(effects));
         match harmless {
-            true => Self { commits, advances, signals, ..Self::default() },
-            false => Self { commits, advances, signals, ..Self::of(effects, sql, lexing) },
+            true => Self { commits, advances_sequence: advances, signals, ..Self::default() },
+            false => Self { commits, advances_sequence: advances, signals, ..Self::of(effects, sql, lexing) },
         }
     }
 
     /// What cannot be told at all may leave anything behind.
     pub fn anything() -> Self {
-        let mut doubts = Doubts::EVERYTHING;
-        doubts.insert(Doubts::UNNAMED);
-        Self { doubts, ..Self::default() }
+        let mut checks = StateChecks::EVERYTHING;
+        checks.insert(StateChecks::UNNAMED);
+        Self { checks: checks, ..Self::default() }
     }
 
     /// A call of a function of PostgreSQL's own, wherever it stands.
@@ -143,8 +143,8 @@ impl Aftermath {
         let effects = Effects::of_call(name);
         call.follow(effects);
         if effects.contains(Effects::SET_CONFIG) {
-            call.doubts.insert(Doubts::ANY_SETTING);
-            call.doubts.insert(Doubts::UNNAMED);
+            call.checks.insert(StateChecks::ANY_SETTING);
+            call.checks.insert(StateChecks::UNNAMED);
         }
         call
     }
@@ -156,12 +156,12 @@ impl Aftermath {
             found.follow(effects);
             let mut names = Vec::new();
             if effects.intersects(Effects::SETTING | Effects::DYNAMIC) {
-                found.doubts.insert(Doubts::ANY_SETTING);
+                found.checks.insert(StateChecks::ANY_SETTING);
                 names.extend(dotted_names(body));
             }
             let calls = sql::set_configs(body).filter(|call| call.local != Argument::Boolean(true));
             for call in calls.take_while(|_| effects.contains(Effects::SET_CONFIG)) {
-                found.doubts.insert(Doubts::ANY_SETTING);
+                found.checks.insert(StateChecks::ANY_SETTING);
                 match call.name {
                     Argument::Text(name) => names.push(String::from_utf8_lossy(&name).into()),
                     _ => found.pins.insert(Pins::SETTINGS),
@@ -170,10 +170,10 @@ impl Aftermath {
             found.names = (!names.is_empty()).then(|| names.into());
         }
         if effects.intersects(Effects::SETTING_LOCAL | Effects::SET_CONFIG) {
-            found.doubts.insert(Doubts::LOCAL_SETTINGS);
+            found.checks.insert(StateChecks::LOCAL_SETTINGS);
         }
         if effects.intersects(Effects::DDL) {
-            found.doubts.insert(changed_objects(body, false));
+            found.checks.insert(changed_objects(body, false));
         }
         found
     }
@@ -187,7 +187,7 @@ impl Aftermath {
     fn follow(&mut self, effects: Effects) {
         for (effect, doubt, pin) in CONSEQUENCES {
             if effects.intersects(effect) {
-                self.doubts.insert(doubt);
+                self.checks.insert(doubt);
                 self.pins.insert(pin);
             }
         }
@@ -197,13 +197,13 @@ impl Aftermath {
     fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
         let mut followed = Self::default();
         followed.follow(effects);
-        let Self { mut doubts, mut pins, .. } = followed;
+        let Self { mut checks, mut pins, .. } = followed;
         let mut names: Vec<Box<str>> = Vec::new();
         let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
         let (inspects, mut forgets_statements) = (effects.contains(Effects::INSPECTION), false);
-        let (mut talk, mut set_bytes, mut taken_back) = (Talk::default(), 0, Resets::default());
+        let (mut talk, mut set_bytes, mut taken_back) = (TenantMention::default(), 0, Resets::default());
         if effects.intersects(Effects::DDL) {
-            doubts.insert(changed_objects(sql, true));
+            checks.insert(changed_objects(sql, true));
         }
         if effects.intersects(Effects::HIDDEN | Effects::DYNAMIC | Effects::UNKNOWN) {
             names.extend(dotted_names(sql));
@@ -215,45 +215,61 @@ impl Aftermath {
                 Kind::Deallocate | Kind::DeallocateAll | Kind::Discard(Discard::All)
             );
             unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
-            talk = talk.max(Talk::of(&statement));
+            talk = talk.max(TenantMention::of(&statement));
             identity |= statement.identity_change().is_some();
             taken_back.take(&statement);
             if !is_read_again(&statement) {
                 // A FETCH may do it, at the latest when the transaction ends: what is held is read then.
                 let mut later = Self::default();
                 later.follow(statement.deferred);
-                doubts.insert(later.doubts);
+                checks.insert(later.checks);
                 pins.insert(later.pins);
             }
             if resets(&statement.kind) {
-                doubts.insert(Doubts::SOURCES);
+                checks.insert(StateChecks::SOURCES);
             }
             let named = names.len();
             if !Self::parameters(&statement, &mut names) {
-                doubts.insert(Doubts::ANY_SETTING);
+                checks.insert(StateChecks::ANY_SETTING);
             }
             let (asked, opaque) = Self::set_configs(&statement, &mut names);
-            doubts.insert(asked);
+            checks.insert(asked);
             pins.insert(opaque);
             if changes_parsing(&statement) {
-                doubts.insert(Doubts::LOCAL_SETTINGS);
+                checks.insert(StateChecks::LOCAL_SETTINGS);
             }
             if names.len() > named && is_set(&statement) {
                 set_bytes += statement.text.len();
             }
         }
         if !names.is_empty() {
-            doubts.insert(Doubts::NAMED_SETTINGS);
+            checks.insert(StateChecks::NAMED_SETTINGS);
         }
         if names_statements && !unfollowed && !effects.intersects(EVERYTHING_PREPARED) {
-            doubts = doubts.difference(Doubts::PREPARED);
+            checks = checks.difference(StateChecks::PREPARED);
         }
         let names = (!names.is_empty()).then(|| names.into());
-        let tidies = Tidying::read(sql, lexing);
+        let tidies = DriverReset::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
-        let read = Self { doubts, names, pins, tidies, set_bytes, only_loads, ..Self::default() };
+        let read = Self {
+            checks: checks,
+            names,
+            pins,
+            driver_reset: tidies,
+            set_bytes,
+            only_loads,
+            ..Self::default()
+        };
         let resets = taken_back.unless_none();
-        Self { names_statements, forgets_statements, inspects, talk, identity, resets, ..read }
+        Self {
+            names_statements,
+            deallocates: forgets_statements,
+            inspects,
+            tenant: talk,
+            identity,
+            resets,
+            ..read
+        }
     }
 
     /// The parameters that a SET or RESET names; `false` if it may change others as well.
@@ -279,8 +295,8 @@ impl Aftermath {
 
     /// The parameters that calls of set_config name. One that cannot be told may be of a kind that PostgreSQL does not
     /// list: that pins. What code in PL/pgSQL runs by EXECUTE is asked about as in any other code.
-    fn set_configs(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> (Doubts, Pins) {
-        const ANY: Doubts = Doubts::ANY_SETTING;
+    fn set_configs(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> (StateChecks, Pins) {
+        const ANY: StateChecks = StateChecks::ANY_SETTING;
         if !statement.effects.contains(Effects::SET_CONFIG) {
             return Default::default();
         }
@@ -289,7 +305,7 @@ impl Aftermath {
         let told = told && code.as_deref().is_none_or(|code| Self::name_all(sql::set_configs(code), names));
         match code {
             _ if !told => (ANY, Pins::SETTINGS),
-            Some(_) => (ANY | Doubts::UNNAMED, Pins::default()),
+            Some(_) => (ANY | StateChecks::UNNAMED, Pins::default()),
             None if statement.effects.contains(Effects::HIDDEN) => (ANY, Pins::SETTINGS),
             None => Default::default(),
         }
@@ -378,7 +394,7 @@ const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).un
 
 /// Whether a text may make or change functions, or only what calls them; or settings of a role or a database. `tables`: tables
 /// count, whose defaults may.
-fn changed_objects(text: &[u8], tables: bool) -> Doubts {
+fn changed_objects(text: &[u8], tables: bool) -> StateChecks {
     const FUNCTIONS: [&[u8]; 11] = [
         b"function",
         b"procedure",
@@ -398,26 +414,27 @@ fn changed_objects(text: &[u8], tables: bool) -> Doubts {
     const SESSION_STARTS: [&[u8]; 4] = [b"role", b"user", b"group", b"database"];
     let words =
         text.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_').filter(|word| !word.is_empty());
-    let (mut before, mut changed, mut calls): (&[u8], _, _) = (b"", Doubts::empty(), false);
+    let (mut before, mut changed, mut calls): (&[u8], _, _) = (b"", StateChecks::empty(), false);
     for word in words {
         let verb =
             [&b"create"[..], b"alter", b"replace"].iter().any(|verb| before.eq_ignore_ascii_case(verb));
         before = word;
         let is = |object: &&[u8]| word.eq_ignore_ascii_case(object);
         if verb && SESSION_STARTS.iter().any(is) {
-            changed.insert(Doubts::SESSION_START);
+            changed.insert(StateChecks::SESSION_START);
         }
         if verb && FUNCTIONS.iter().any(is) {
-            changed.insert(Doubts::FUNCTIONS);
+            changed.insert(StateChecks::FUNCTIONS);
         }
         if verb && (CALLERS.iter().any(is) || tables && TABLES.iter().any(is)) {
-            changed.insert(Doubts::CALLERS);
+            changed.insert(StateChecks::CALLERS);
         }
         // A view or a default that calls one of PostgreSQL's own leaves something behind by itself.
         calls |= word.len() > 6 && SESSION_FUNCTIONS.iter().any(|name| is(&name.as_bytes()));
     }
-    let functions = changed.contains(Doubts::FUNCTIONS) || calls && changed.contains(Doubts::CALLERS);
-    if functions { changed.difference(Doubts::CALLERS).union(Doubts::FUNCTIONS) } else { changed }
+    let functions =
+        changed.contains(StateChecks::FUNCTIONS) || calls && changed.contains(StateChecks::CALLERS);
+    if functions { changed.difference(StateChecks::CALLERS).union(StateChecks::FUNCTIONS) } else { changed }
 }
 
 /// How PostgreSQL reads a boolean, as far as drivers write one.
@@ -440,18 +457,18 @@ const HARMLESS: Effects = Effects::TRANSACTION
     .union(Effects::HIDDEN);
 
 /// What each effect makes doubtful, and what it pins.
-const CONSEQUENCES: [(Effects, Doubts, Pins); 13] = [
-    (Effects::PREPARED, Doubts::PREPARED, Pins::empty()),
-    (Effects::LISTEN, Doubts::LISTEN, Pins::empty()),
-    (Effects::CURSOR.union(Effects::CURSOR_HOLD), Doubts::CURSORS, Pins::empty()),
-    (Effects::TEMPORARY.union(Effects::DROP), Doubts::TEMPORARY, Pins::empty()),
-    (Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK), Doubts::LOCKS, Pins::empty()),
-    (Effects::LOAD, Doubts::ANY_SETTING, Pins::LOAD),
-    (Effects::SEQUENCE_READ, Doubts::empty(), Pins::SEQUENCE),
-    (Effects::SEED, Doubts::empty(), Pins::FUNCTION_STATE),
-    (Effects::FUNCTION_STATE, Doubts::empty(), Pins::FUNCTION_STATE),
-    (Effects::DBLINK, Doubts::DBLINK, Pins::empty()),
-    (Effects::DISCARD, Doubts::EVERYTHING, Pins::empty()),
-    (Effects::DYNAMIC, Doubts::EVERYTHING.union(Doubts::UNNAMED), Pins::empty()),
-    (Effects::UNKNOWN, Doubts::EVERYTHING.union(Doubts::UNNAMED), Pins::empty()),
+const CONSEQUENCES: [(Effects, StateChecks, Pins); 13] = [
+    (Effects::PREPARED, StateChecks::PREPARED, Pins::empty()),
+    (Effects::LISTEN, StateChecks::LISTEN, Pins::empty()),
+    (Effects::CURSOR.union(Effects::CURSOR_HOLD), StateChecks::CURSORS, Pins::empty()),
+    (Effects::TEMPORARY.union(Effects::DROP), StateChecks::TEMPORARY, Pins::empty()),
+    (Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK), StateChecks::LOCKS, Pins::empty()),
+    (Effects::LOAD, StateChecks::ANY_SETTING, Pins::LOAD),
+    (Effects::SEQUENCE_READ, StateChecks::empty(), Pins::SEQUENCE),
+    (Effects::SEED, StateChecks::empty(), Pins::FUNCTION_STATE),
+    (Effects::FUNCTION_STATE, StateChecks::empty(), Pins::FUNCTION_STATE),
+    (Effects::DBLINK, StateChecks::DBLINK, Pins::empty()),
+    (Effects::DISCARD, StateChecks::EVERYTHING, Pins::empty()),
+    (Effects::DYNAMIC, StateChecks::EVERYTHING.union(StateChecks::UNNAMED), Pins::empty()),
+    (Effects::UNKNOWN, StateChecks::EVERYTHING.union(StateChecks::UNNAMED), Pins::empty()),
 ];

@@ -5,7 +5,7 @@ use super::pins::Pins;
 bitflags::bitflags! {
     /// What a transaction leaves uncertain until the server is asked.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-    pub struct Doubts: u16 {
+    pub struct StateChecks: u16 {
         /// Parameters whose names are known.
         const NAMED_SETTINGS = 1;
         /// Any parameter.
@@ -44,7 +44,7 @@ bitflags::bitflags! {
     }
 }
 
-impl Doubts {
+impl StateChecks {
     /// The pins that the server's answer decides on. `$2` are the names of statements that we know of.
     pub const PINS: [(Self, Pins, &'static str); 5] = [
         (

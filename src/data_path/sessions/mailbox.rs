@@ -13,8 +13,8 @@ use super::registry::{NOTIFIED, Registered, SessionHandle};
 use crate::{
     data_path::{
         memory_limit::{Account, Charge},
-        session_state::side_effects::Signal,
-        tenant::Place,
+        session_state::side_effects::BackendSignal,
+        tenant::TenantAccess,
     },
     error::ClientError,
 };
@@ -51,8 +51,13 @@ pub struct Signals {
 impl Registered {
     /// Signals the session with this number, as one of PostgreSQL's functions does; `false` if there is none at the same place,
     /// where all sessions are the same role.
-    pub(in crate::data_path) fn send(&self, signal: Signal, number: i32, place: &Place) -> bool {
-        let same = |other: &Place| (other.tenant.id, other.access) == (place.tenant.id, place.access);
+    pub(in crate::data_path) fn send(
+        &self,
+        signal: BackendSignal,
+        number: i32,
+        place: &TenantAccess,
+    ) -> bool {
+        let same = |other: &TenantAccess| (other.tenant.id, other.access) == (place.tenant.id, place.access);
         let found = self.sessions().numbered(number);
         let Some(session) = found.filter(|session| session.place().is_some_and(|other| same(&other))) else {
             return false;
@@ -66,8 +71,8 @@ impl Registered {
             "a session signals another one"
         );
         match signal {
-            Signal::Cancel => drop(session.cancel()),
-            Signal::Terminate => session.end(ClientError::AdminShutdown),
+            BackendSignal::Cancel => drop(session.cancel()),
+            BackendSignal::Terminate => session.end(ClientError::AdminShutdown),
         }
         true
     }

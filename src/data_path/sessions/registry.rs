@@ -26,7 +26,7 @@ use crate::{
     data_path::{
         login::password_pace::AT_ONCE,
         session_state::pins::Pins,
-        tenant::{Login, Place},
+        tenant::{Login, TenantAccess},
     },
     error::ClientError,
 };
@@ -37,7 +37,7 @@ pub type Secret = Box<[u8]>;
 /// What a session is doing, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Doing {
+pub enum Activity {
     /// Between transactions, without a server.
     Idle = 0,
     /// Waits for a server.
@@ -66,7 +66,7 @@ pub struct SessionHandle {
     /// Who logged in.
     pub login: Arc<Login>,
     /// Where it is now; `None`: no tenant is chosen. Written where the session moves.
-    place: ArcSwapOption<Place>,
+    place: ArcSwapOption<TenantAccess>,
     /// From where; `None`: a Unix socket.
     pub peer: Option<IpAddr>,
     /// Our end and the client's; `None`: a Unix socket.
@@ -99,7 +99,7 @@ pub struct SessionHandle {
 
 impl SessionHandle {
     /// Where the session is; `None`: no tenant is chosen.
-    pub fn place(&self) -> Option<Arc<Place>> {
+    pub fn place(&self) -> Option<Arc<TenantAccess>> {
         self.place.load_full()
     }
 
@@ -109,7 +109,7 @@ impl SessionHandle {
     }
 
     /// The session is somewhere else now.
-    pub fn enter(&self, place: Option<Arc<Place>>) {
+    pub fn enter(&self, place: Option<Arc<TenantAccess>>) {
         self.place.store(place);
     }
 
@@ -204,7 +204,7 @@ impl SessionHandle {
 
     /// Takes down what the session is doing now.
     #[inline]
-    pub fn set_doing(&self, doing: Doing, now_ms: u32) {
+    pub fn set_doing(&self, doing: Activity, now_ms: u32) {
         self.doing.store(doing as u8, Ordering::Relaxed);
         self.since_ms.store(now_ms, Ordering::Relaxed);
     }
@@ -212,7 +212,7 @@ impl SessionHandle {
     /// Takes down that the client has asked for something.
     #[inline]
     pub fn set_asked(&self, now_ms: u32) {
-        self.set_doing(Doing::Active, now_ms);
+        self.set_doing(Activity::Active, now_ms);
         self.asked_ms.store(now_ms, Ordering::Relaxed);
     }
 
@@ -254,13 +254,13 @@ impl SessionHandle {
     }
 
     /// What the session is doing, and since when by its worker's coarse clock (milliseconds).
-    pub fn doing(&self) -> (Doing, u32) {
+    pub fn doing(&self) -> (Activity, u32) {
         let doing = match self.doing.load(Ordering::Relaxed) {
-            1 => Doing::Waiting,
-            2 => Doing::Active,
-            3 => Doing::InTransaction,
-            4 => Doing::Pinned,
-            _ => Doing::Idle,
+            1 => Activity::Waiting,
+            2 => Activity::Active,
+            3 => Activity::InTransaction,
+            4 => Activity::Pinned,
+            _ => Activity::Idle,
         };
         (doing, self.since_ms.load(Ordering::Relaxed))
     }
@@ -278,11 +278,11 @@ impl SessionHandle {
 
 /// What is known of a session when it begins.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct NewSession {
     /// Who.
     pub login: Arc<Login>,
     /// Where; `None`: no tenant is chosen.
-    pub place: Option<Arc<Place>>,
+    pub place: Option<Arc<TenantAccess>>,
     /// From where.
     pub peer: Option<IpAddr>,
     /// Our end and the client's.
@@ -381,7 +381,7 @@ impl Sessions {
     }
 
     /// Takes a session in, under a process number and a secret of its own.
-    pub fn register(self: &Arc<Self>, arrival: Arrival) -> (Registered, Secret) {
+    pub fn register(self: &Arc<Self>, arrival: NewSession) -> (Registered, Secret) {
         let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
         rand::fill(&mut secret[..]);
         let mut registry = self.locked();
@@ -405,7 +405,7 @@ impl Sessions {
             application_name: Mutex::new(arrival.application_name),
             connected_at: SystemTime::now(),
             server_process_id: AtomicU32::new(0),
-            doing: AtomicU8::new(Doing::Idle as u8),
+            doing: AtomicU8::new(Activity::Idle as u8),
             since_ms: AtomicU32::new(arrival.now_ms),
             asked_ms: AtomicU32::new(arrival.now_ms),
             began_ms: AtomicU32::new(arrival.now_ms),

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::registry::{Doing, SessionHandle, Sessions};
+use super::registry::{Activity, SessionHandle, Sessions};
 use crate::{
     config::{Config, Timeouts},
     data_path::worker::Worker,
@@ -70,7 +70,7 @@ impl Sessions {
 /// What a session is doing, and since when, in milliseconds of the coarse clock.
 #[derive(Debug, Clone, Copy)]
 struct Standing {
-    doing: Doing,
+    doing: Activity,
     since_ms: u32,
     asked_ms: u32,
     began_ms: u32,
@@ -92,14 +92,14 @@ fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<ClientE
     };
     let refusal = |setting, sqlstate| Some(ClientError::TimedOut { setting, sqlstate });
     match session.doing {
-        Doing::Idle | Doing::Pinned if over(session.since_ms, limits.client_idle) => {
+        Activity::Idle | Activity::Pinned if over(session.since_ms, limits.client_idle) => {
             refusal("client_idle_timeout", "57P05")
         }
-        Doing::Active if over(session.asked_ms, limits.query) => refusal("query_timeout", "57014"),
-        Doing::InTransaction if over(session.since_ms, limits.idle_transaction) => {
+        Activity::Active if over(session.asked_ms, limits.query) => refusal("query_timeout", "57014"),
+        Activity::InTransaction if over(session.since_ms, limits.idle_transaction) => {
             refusal("idle_transaction_timeout", "25P03")
         }
-        Doing::Active | Doing::InTransaction if over(session.began_ms, limits.transaction) => {
+        Activity::Active | Activity::InTransaction if over(session.began_ms, limits.transaction) => {
             refusal("transaction_timeout", "25P04")
         }
         _ => None,
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn setting(
-        doing: Doing,
+        doing: Activity,
         since_ms: u32,
         asked_ms: u32,
         began_ms: u32,
@@ -140,22 +140,22 @@ mod tests {
 
     #[test]
     fn each_limit_is_kept_for_what_it_limits() {
-        assert_eq!(setting(Doing::Active, 0, 90, 90, 99), None);
-        assert_eq!(setting(Doing::Active, 0, 90, 90, 100), Some("query_timeout"));
-        assert_eq!(setting(Doing::Active, 0, 95, 60, 100), Some("transaction_timeout"));
-        assert_eq!(setting(Doing::InTransaction, 81, 0, 61, 100), None);
-        assert_eq!(setting(Doing::InTransaction, 80, 0, 61, 100), Some("idle_transaction_timeout"));
-        assert_eq!(setting(Doing::InTransaction, 99, 0, 60, 100), Some("transaction_timeout"));
-        assert_eq!(setting(Doing::Idle, 71, 0, 0, 100), None);
-        assert_eq!(setting(Doing::Idle, 70, 0, 0, 100), Some("client_idle_timeout"));
-        assert_eq!(setting(Doing::Pinned, 70, 0, 0, 100), Some("client_idle_timeout"));
-        assert_eq!(setting(Doing::Waiting, 0, 0, 0, 1000), None);
+        assert_eq!(setting(Activity::Active, 0, 90, 90, 99), None);
+        assert_eq!(setting(Activity::Active, 0, 90, 90, 100), Some("query_timeout"));
+        assert_eq!(setting(Activity::Active, 0, 95, 60, 100), Some("transaction_timeout"));
+        assert_eq!(setting(Activity::InTransaction, 81, 0, 61, 100), None);
+        assert_eq!(setting(Activity::InTransaction, 80, 0, 61, 100), Some("idle_transaction_timeout"));
+        assert_eq!(setting(Activity::InTransaction, 99, 0, 60, 100), Some("transaction_timeout"));
+        assert_eq!(setting(Activity::Idle, 71, 0, 0, 100), None);
+        assert_eq!(setting(Activity::Idle, 70, 0, 0, 100), Some("client_idle_timeout"));
+        assert_eq!(setting(Activity::Pinned, 70, 0, 0, 100), Some("client_idle_timeout"));
+        assert_eq!(setting(Activity::Waiting, 0, 0, 0, 1000), None);
     }
 
     #[test]
     fn a_clock_that_wraps_or_was_read_too_early_ends_nobody() {
-        assert_eq!(setting(Doing::Active, 0, u32::MAX - 2, u32::MAX - 2, 3), None);
-        assert_eq!(setting(Doing::Active, 0, 105, 105, 100), None);
-        assert_eq!(setting(Doing::Active, 0, u32::MAX - 8, u32::MAX - 8, 3), Some("query_timeout"));
+        assert_eq!(setting(Activity::Active, 0, u32::MAX - 2, u32::MAX - 2, 3), None);
+        assert_eq!(setting(Activity::Active, 0, 105, 105, 100), None);
+        assert_eq!(setting(Activity::Active, 0, u32::MAX - 8, u32::MAX - 8, 3), Some("query_timeout"));
     }
 }

@@ -44,7 +44,7 @@ pub use self::roles_and_databases::{
     GivenPassword, IdentityChange, Named, identity_changes, may_change_identity,
 };
 pub use self::set_config::{Argument, SetConfig, SetConfigs};
-pub use self::tenant_parameter::{PARAMETER, Talk};
+pub use self::tenant_parameter::{PARAMETER, TenantMention};
 pub use self::words::{NAME_BYTES_MAX, dotted_names, words};
 
 /// What of the session decides how a text is cut into tokens. For a whole text the settings count that hold when it

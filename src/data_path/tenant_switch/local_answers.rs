@@ -15,17 +15,19 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Form, Plan, Wish,
+    Form, Plan, TenantRequest,
     messages::{self, ONE_ROW, Type},
 };
 use crate::{
     data_path::{
         exchange::{
             ClientSide, FIRST_MESSAGE_BYTES, need_of_client,
-            pending_replies::{Asked, Lease, Whose},
+            pending_replies::{Origin, ReplyTracker, Request},
             violation,
         },
-        session_state::{identity::NewPassword, parameter_status::Reported, side_effects::Tidying},
+        session_state::{
+            identity::NewPassword, parameter_status::ReportedParameters, side_effects::DriverReset,
+        },
         sql::{PARAMETER, TransactionModes, is_plain_query},
     },
     error::{ClientError, IdentityError, Limit, TenantSwitchError},
@@ -37,7 +39,7 @@ use crate::{
 
 /// What a session of a service login has said since it held a server last.
 #[derive(Debug)]
-pub struct Desk {
+pub struct LocalResponder {
     /// BEGIN has been answered, and no server knows of it.
     begun: Option<TransactionModes>,
     /// That transaction has failed: nothing but its end is heard.
@@ -48,14 +50,14 @@ pub struct Desk {
     /// How the choice was asked for that is being decided on.
     choosing: Option<(Form, Protocol)>,
     /// What the client was told at login: what RESET leads to where there is no server.
-    first: Arc<Reported>,
+    first: Arc<ReportedParameters>,
 }
 
 /// What Bind has made of a statement.
 #[derive(Debug)]
 pub(super) struct Portal {
     pub plan: Plan,
-    pub wish: Option<Wish>,
+    pub request: Option<TenantRequest>,
     /// Format of the result.
     pub binary: bool,
 }
@@ -70,13 +72,13 @@ pub(super) enum Protocol {
 
 /// What comes after what has been answered.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum LocalStep {
     /// Nothing; the next message is not there yet.
     Waits,
     /// A server's business.
     Server,
     /// A choice. [`Desk::chosen`] or [`Desk::refuse`] answers it.
-    Choose(Wish),
+    Choose(TenantRequest),
     /// Another password for the login; answered likewise.
     SetPassword(NewPassword),
     /// The transaction that began here is over: the session may belong elsewhere now.
@@ -86,11 +88,11 @@ pub enum Next {
 }
 
 /// Where a message leads: `None` where it has been answered.
-pub(super) type Led = Result<Option<Next>, ClientError>;
+pub(super) type BatchResult = Result<Option<LocalStep>, ClientError>;
 
-impl Desk {
+impl LocalResponder {
     /// A session that has been told these parameters at login.
-    pub fn new(first: Arc<Reported>) -> Self {
+    pub fn new(first: Arc<ReportedParameters>) -> Self {
         let portals = HashMap::new();
         Self { begun: None, failed: false, in_batch: false, portals, choosing: None, first }
     }
@@ -137,28 +139,28 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Result<(usize, Next), ClientError> {
+    ) -> Result<(usize, LocalStep), ClientError> {
         let mut rest = inbox;
         let next = loop {
             rest = side.leave_out(rest, replies)?;
-            let Some((tag, length)) = header(rest).map_err(violation)? else { break Next::Waits };
+            let Some((tag, length)) = header(rest).map_err(violation)? else { break LocalStep::Waits };
             need_of_client(tag, length, side.rules()).map_err(violation)?;
             if tag == b'X' {
-                break Next::Terminated;
+                break LocalStep::Terminated;
             }
             let Some((message, behind)) = rest.split_at_checked(length + 1) else {
                 if rest.len() < FIRST_MESSAGE_BYTES {
-                    break Next::Waits;
+                    break LocalStep::Waits;
                 }
                 // Too long to be waited for whole: nothing that is answered here is.
-                let Some(refusal) = self.unserved(here) else { break Next::Server };
+                let Some(refusal) = self.unserved(here) else { break LocalStep::Server };
                 refusal.write(Severity::Error, replies);
                 side.begin_refusing(self.failed());
                 continue;
             };
             match self.message(tag, message, side, here, replies)? {
                 None => rest = behind,
-                Some(Next::Server) => break Next::Server,
+                Some(LocalStep::Server) => break LocalStep::Server,
                 Some(next) => {
                     rest = behind;
                     break next;
@@ -175,7 +177,7 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         match tag {
             b'Q' => self.query(body, side, here, replies),
@@ -206,14 +208,14 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         let plan = Plan::of(cstr(&mut body).map_err(violation)?, side);
         if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Simple, side, here, replies);
         }
         side.statements.forget_unnamed();
-        let wish = if let Plan::Choose(choice) = &plan { choice.wish(&[]) } else { None };
-        self.run(&plan, wish.as_ref(), Protocol::Simple, side, here, replies)
+        let request = if let Plan::Choose(choice) = &plan { choice.request(&[]) } else { None };
+        self.run(&plan, request.as_ref(), Protocol::Simple, side, here, replies)
     }
 
     /// Whether it is answered here.
@@ -222,13 +224,15 @@ impl Desk {
             Plan::Server => false,
             Plan::Password(_) | Plan::Refused(_) => true,
             // An employee's session is here to change its password, and for nothing else.
-            _ if !side.rules().chooses => false,
+            _ if !side.rules().may_switch_tenant => false,
             Plan::Choose(_) | Plan::Mixed => true,
             Plan::Show(name) if **name == *PARAMETER => true,
             Plan::Show(name) => here.is_none() && side.told.find(name).is_some(),
             Plan::Begin { .. } => here.is_none() || self.begun.is_none(),
             Plan::Finish { .. } => here.is_none() || self.begun.is_some(),
-            Plan::Empty | Plan::Ping | Plan::Set(..) | Plan::Unset(_) | Plan::Tidy { .. } => here.is_none(),
+            Plan::Empty | Plan::Ping | Plan::Set(..) | Plan::Unset(_) | Plan::DriverReset { .. } => {
+                here.is_none()
+            }
         }
     }
 
@@ -244,11 +248,11 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         forget_unnamed_in_session_mode(side);
         match self.unserved(here) {
             Some(refusal) => self.fail(&refusal, protocol, side, replies),
-            None => Ok(Some(Next::Server)),
+            None => Ok(Some(LocalStep::Server)),
         }
     }
 
@@ -264,20 +268,20 @@ impl Desk {
     pub(super) fn run(
         &mut self,
         plan: &Plan,
-        wish: Option<&Wish>,
+        request: Option<&TenantRequest>,
         protocol: Protocol,
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
-        let refusal = match (plan, wish) {
+    ) -> BatchResult {
+        let refusal = match (plan, request) {
             _ if self.is_deaf(plan) => aborted(),
-            (Plan::Choose(choice), Some(wish)) => match (wish.local, self.begun) {
+            (Plan::Choose(choice), Some(request)) => match (request.local, self.begun) {
                 (true, None) => TenantSwitchError::NoTransaction.into(),
                 (false, Some(_)) => TenantSwitchError::NotLocal.into(),
                 _ => {
                     self.choosing = Some((choice.form, protocol));
-                    return Ok(Some(Next::Choose(wish.clone())));
+                    return Ok(Some(LocalStep::Choose(request.clone())));
                 }
             },
             (Plan::Choose(_), None) | (Plan::Mixed, _) => TenantSwitchError::NotAlone.into(),
@@ -285,7 +289,7 @@ impl Desk {
             (Plan::Password(_), _) if self.begun.is_some() => IdentityError::PasswordInTransaction.into(),
             (Plan::Password(password), _) => {
                 self.choosing = Some((Form::AlterRole, protocol));
-                return Ok(Some(Next::SetPassword(password.clone())));
+                return Ok(Some(LocalStep::SetPassword(password.clone())));
             }
             (Plan::Set(name, _), _)
                 if side.wanted.get(name).is_none() && side.wanted.len() >= side.rules().settings_max =>
@@ -298,7 +302,7 @@ impl Desk {
                     if protocol == Protocol::Simple {
                         ready_for_query(replies, self.status());
                     }
-                    return Ok(matches!(plan, Plan::Finish { .. }).then_some(Next::Ended));
+                    return Ok(matches!(plan, Plan::Finish { .. }).then_some(LocalStep::Ended));
                 }
                 Err(limit) => side.rules().too_much(limit),
             },
@@ -355,12 +359,12 @@ impl Desk {
                 }
                 "RESET"
             }
-            Plan::Tidy { tidying, tags } => {
-                if *tidying != Tidying::KeepsSettings {
+            Plan::DriverReset { tidying, tags } => {
+                if *tidying != DriverReset::KeepsSettings {
                     side.keep(side.startup.clone())?;
                     self.first.tell(&mut side.told, replies);
                 }
-                if *tidying == Tidying::DiscardsAll {
+                if *tidying == DriverReset::DiscardsAll {
                     side.statements.forget_all();
                 }
                 for tag in tags {
@@ -410,7 +414,7 @@ impl Desk {
         protocol: Protocol,
         side: &mut ClientSide,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         refusal.write(Severity::Error, replies);
         let status = self.failed();
         match protocol {
@@ -439,15 +443,15 @@ impl Desk {
 
     /// A server takes over: it is told of the transaction that has begun here. A BEGIN that failed for its modes would
     /// leave no transaction, and what comes behind it would run all the same; so they are set behind it.
-    pub fn hand_over(&mut self, lease: &mut Lease, out: &mut Vec<u8>) {
+    pub fn hand_over(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         self.in_batch = false;
         self.portals.clear();
         let Some(modes) = self.begun.take() else { return };
         append(out, b'Q', |out| append_cstr(out, b"BEGIN"));
-        lease.begin();
+        replies.begin();
         if modes != TransactionModes::default() {
             append(out, b'Q', |out| append_cstr(out, messages::set_transaction(modes).as_bytes()));
-            let _ = lease.ask(Asked::Query(None), Whose::Attempt);
+            let _ = replies.track(Request::Query(None), Origin::TryPrepare);
         }
     }
 }
@@ -483,7 +487,7 @@ pub(super) fn aborted() -> ClientError {
 /// A parameter has this value now: the client is told, if servers report it.
 fn tell(side: &mut ClientSide, name: &str, value: &[u8], replies: &mut Vec<u8>) {
     if let Some((spelled, _)) = side.told.find(name) {
-        Reported::new([(spelled, value)]).tell(&mut side.told, replies);
+        ReportedParameters::new([(spelled, value)]).tell(&mut side.told, replies);
     }
 }
 

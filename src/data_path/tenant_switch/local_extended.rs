@@ -3,7 +3,7 @@
 
 use super::{
     Form, Plan,
-    local_answers::{Desk, Led, Portal, Protocol, aborted},
+    local_answers::{BatchResult, LocalResponder, Portal, Protocol, aborted},
     messages::{self, Type},
 };
 use crate::{
@@ -18,14 +18,14 @@ use crate::{
 /// Portals at a time while no server is held; drivers use one.
 const PORTALS_MAX: usize = 16;
 
-impl Desk {
+impl LocalResponder {
     pub(super) fn parse(
         &mut self,
         mut body: &[u8],
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         let name = cstr(&mut body).map_err(violation)?;
         let plan = Plan::of(cstr(&mut { body }).map_err(violation)?, side);
         if !self.is_ours(&plan, here, side) {
@@ -58,7 +58,7 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         let plan = plan_of(name, side);
@@ -70,13 +70,13 @@ impl Desk {
         }
         let (parameters, binary) =
             bound(body).ok_or_else(|| ClientError::ProtocolViolation("invalid Bind message".into()))?;
-        let wish = if let Plan::Choose(choice) = &plan { choice.wish(&parameters) } else { None };
+        let request = if let Plan::Choose(choice) = &plan { choice.request(&parameters) } else { None };
         if self.portals.len() >= PORTALS_MAX && !self.portals.contains_key(portal) {
             let message = format!("more than {PORTALS_MAX} portals while no server is held");
             let many = ClientError::AsPostgres { sqlstate: "53400", message };
             return self.fail(&many, Protocol::Extended(false), side, replies);
         }
-        self.portals.insert(portal.into(), Portal { plan, wish, binary });
+        self.portals.insert(portal.into(), Portal { plan, request, binary });
         self.answered(b'2', replies)
     }
 
@@ -86,7 +86,7 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         let (kind, name) = kind_and_name(body)?;
         let bound =
             self.portals.get(name).filter(|_| kind == b'P').map(|portal| (&portal.plan, portal.binary));
@@ -114,17 +114,17 @@ impl Desk {
         side: &mut ClientSide,
         here: Option<&str>,
         replies: &mut Vec<u8>,
-    ) -> Led {
+    ) -> BatchResult {
         let name = cstr(&mut body).map_err(violation)?;
-        let Some(Portal { plan, wish, binary }) = self.portals.remove(name) else {
+        let Some(Portal { plan, request, binary }) = self.portals.remove(name) else {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         };
         self.in_batch = true;
-        self.run(&plan, wish.as_ref(), Protocol::Extended(binary), side, here, replies)
+        self.run(&plan, request.as_ref(), Protocol::Extended(binary), side, here, replies)
     }
 
     /// Servers keep what other clients may use; only the client's own name for it goes.
-    pub(super) fn close(&mut self, body: &[u8], side: &mut ClientSide, replies: &mut Vec<u8>) -> Led {
+    pub(super) fn close(&mut self, body: &[u8], side: &mut ClientSide, replies: &mut Vec<u8>) -> BatchResult {
         let (kind, name) = kind_and_name(body)?;
         match kind {
             b'S' if name.is_empty() => side.statements.forget_unnamed(),
@@ -134,7 +134,7 @@ impl Desk {
         self.answered(b'3', replies)
     }
 
-    fn answered(&mut self, tag: u8, replies: &mut Vec<u8>) -> Led {
+    fn answered(&mut self, tag: u8, replies: &mut Vec<u8>) -> BatchResult {
         self.in_batch = true;
         append(replies, tag, |_| {});
         Ok(None)

@@ -19,17 +19,17 @@ use crate::{
     data_path::{
         exchange::ClientSide,
         session_state::{
-            identity::{NewPassword, Verdict},
-            side_effects::{Aftermath, Tidying},
+            identity::{IdentityDecision, NewPassword},
+            side_effects::{DriverReset, SideEffects},
         },
-        sql::{self, Argument, Discard, Kind, Lexing, SetConfig, SetValue, Talk, TransactionModes},
+        sql::{self, Argument, Discard, Kind, Lexing, SetConfig, SetValue, TenantMention, TransactionModes},
     },
     error::IdentityError,
 };
 
 /// Where a session that chooses wants to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wish {
+pub struct TenantRequest {
     /// To a tenant of this name; `None`: to where the session began.
     pub tenant: Option<Box<str>>,
     /// For this transaction only.
@@ -98,9 +98,9 @@ pub enum Plan {
     /// RESET of some other parameter.
     Unset(Box<str>),
     /// What pools send between two users of a connection.
-    Tidy {
+    DriverReset {
         /// What it leaves.
-        tidying: Tidying,
+        tidying: DriverReset,
         /// Of each of its statements.
         tags: Box<[&'static str]>,
     },
@@ -110,8 +110,8 @@ impl Plan {
     /// What a text of this session comes to.
     pub fn of(sql: &[u8], session: &ClientSide) -> Self {
         match session.rules().identity.judge(sql, session.lexing()) {
-            Some(Verdict::Password(password)) => Self::Password(password),
-            Some(Verdict::Refused(reason)) => Self::Refused(reason),
+            Some(IdentityDecision::Password(password)) => Self::Password(password),
+            Some(IdentityDecision::Refused(reason)) => Self::Refused(reason),
             None => Self::read(sql, session.lexing()),
         }
     }
@@ -133,7 +133,9 @@ impl Plan {
             Kind::Show(Some(name)) => text(name).map_or(Self::Server, Self::Show),
             Kind::Query if first.text.eq_ignore_ascii_case(b"select 1") => Self::Ping,
             _ if first.effects.is_empty() && first.deferred.is_empty() => Self::Server,
-            _ if Talk::of(&first) == Talk::Chooses => Self::choice(&first).map_or(Self::Mixed, Self::Choose),
+            _ if TenantMention::of(&first) == TenantMention::Sets => {
+                Self::choice(&first).map_or(Self::Mixed, Self::Choose)
+            }
             Kind::Set { local: false, name, value: SetValue::Text(value) } => {
                 let set = text(name).zip(text(value));
                 set.map_or(Self::Server, |(name, value)| Self::Set(name, value))
@@ -147,12 +149,12 @@ impl Plan {
 
     /// A text of several statements, or of one that may be a pool's tidying up.
     fn of_many(sql: &[u8], lexing: Lexing) -> Self {
-        let aftermath = Aftermath::read(sql, lexing);
-        match aftermath.tidies {
-            _ if aftermath.talk == Talk::Chooses => Self::Mixed,
+        let side_effects = SideEffects::read(sql, lexing);
+        match side_effects.driver_reset {
+            _ if side_effects.tenant == TenantMention::Sets => Self::Mixed,
             Some(tidying) => {
                 let tags = sql::statements(sql, lexing).map(|statement| tag(&statement.kind)).collect();
-                Self::Tidy { tidying, tags }
+                Self::DriverReset { tidying, tags }
             }
             None => Self::Server,
         }
@@ -207,7 +209,7 @@ impl Choice {
     }
 
     /// What is wished for, with these parameters. `None`: they do not say.
-    fn wish(&self, parameters: &[Option<&[u8]>]) -> Option<Wish> {
+    fn request(&self, parameters: &[Option<&[u8]>]) -> Option<TenantRequest> {
         let given = |number: u16| parameters.get(usize::from(number).checked_sub(1)?).copied();
         let tenant = match &self.tenant {
             Value::Text(tenant) => tenant.clone(),
@@ -221,7 +223,7 @@ impl Choice {
             Value::Parameter(number) => boolean(given(number)?)?,
             Value::Text(_) => return None,
         };
-        Some(Wish { tenant, local })
+        Some(TenantRequest { tenant, local })
     }
 }
 

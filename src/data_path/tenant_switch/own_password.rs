@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::switcher::Concierge;
+use super::switcher::TenantSwitcher;
 use crate::{
     data_path::{
         exchange::ClientSide, login::scram_proof::Verifier, session_state::identity::NewPassword,
@@ -16,7 +16,7 @@ use crate::{
     error::{ClientError, IdentityError},
 };
 
-impl Concierge {
+impl TenantSwitcher {
     /// Gives the session's login another password, and answers. The one statement of a session that waits for the central
     /// database, besides a choice of tenant.
     pub(in crate::data_path) async fn set_password(
@@ -27,8 +27,8 @@ impl Concierge {
         replies: &mut Vec<u8>,
     ) {
         match self.store_password(handle, password).await {
-            Ok(()) => self.desk.chosen(None, replies),
-            Err(refusal) => self.desk.refuse(&refusal, side, replies),
+            Ok(()) => self.responder.chosen(None, replies),
+            Err(refusal) => self.responder.refuse(&refusal, side, replies),
         }
     }
 

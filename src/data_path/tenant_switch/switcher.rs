@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{Wish, local_answers::Desk};
+use super::{TenantRequest, local_answers::LocalResponder};
 use crate::{
     config::PoolMode,
     data_path::{
-        exchange::{ClientSide, return_to_tenant::Stance},
+        exchange::{ClientSide, return_to_tenant::CurrentTenant},
         login::tenant_routing::{access_to, admit},
         pool::{Pool, PoolRules, Present},
         proxy::Proxy,
-        session_state::{identity::NewPassword, parameter_status::Reported},
+        session_state::{identity::NewPassword, parameter_status::ReportedParameters},
         sessions::registry::Registered,
         tenant::{Access, Tenant, allowed_from},
     },
@@ -23,22 +23,22 @@ use crate::{
 
 /// What a service login's session has chosen.
 #[derive(Debug)]
-pub struct Concierge {
+pub struct TenantSwitcher {
     /// Answers while no server is held.
-    pub desk: Desk,
+    pub responder: LocalResponder,
     pub(in crate::data_path) proxy: Arc<Proxy>,
     /// The tenant that the session began with, by id: RESET leads there.
     pub(in crate::data_path) first: Option<i64>,
     /// The tenant that it has chosen for longer than a transaction.
     chosen: Option<i64>,
     /// It is somewhere else for one transaction.
-    visiting: bool,
+    for_transaction: bool,
     /// RESET ALL or DISCARD ALL has been run: it goes back to where it began.
     resetting: bool,
     /// Why what is in the inbox waits for the replies to what came before.
-    pub(in crate::data_path) waits: Waits,
+    pub(in crate::data_path) wait: SwitchWait,
     /// A choice that is yet to be decided on.
-    pub(in crate::data_path) wish: Option<Wish>,
+    pub(in crate::data_path) request: Option<TenantRequest>,
     /// A password that is yet to be set.
     pub(in crate::data_path) password: Option<NewPassword>,
     /// It has not held a server of this tenant yet.
@@ -47,14 +47,14 @@ pub struct Concierge {
 
 /// Where a session is.
 #[derive(Debug)]
-pub enum Room {
+pub enum SwitchTarget {
     /// In a tenant's pool, and counted there.
     Tenant(Arc<Pool>, Present),
     /// Nowhere: no tenant is chosen.
-    Lobby,
+    NoTenant,
 }
 
-impl Room {
+impl SwitchTarget {
     /// A session's statements become those of the pool that it goes to.
     pub(in crate::data_path) fn receive(&self, side: &mut ClientSide) {
         match self {
@@ -65,7 +65,7 @@ impl Room {
                 side.move_to(Some(pool.place.clone()), statements, catalogue, memory, follow);
             }
             // What the session has counts where it was, until it chooses another tenant.
-            Self::Lobby => {
+            Self::NoTenant => {
                 side.move_to(None, Arc::default(), Arc::default(), side.rules().memory.clone(), true);
             }
         }
@@ -73,17 +73,20 @@ impl Room {
 }
 
 /// The name of the tenant where a choice has led.
-pub(in crate::data_path) fn room_name<'a>(room: Option<&'a Room>, here: Option<&'a str>) -> Option<&'a str> {
-    match room {
-        Some(Room::Tenant(pool, _)) => Some(&pool.tenant.name),
-        Some(Room::Lobby) => None,
+pub(in crate::data_path) fn target_name<'a>(
+    target: Option<&'a SwitchTarget>,
+    here: Option<&'a str>,
+) -> Option<&'a str> {
+    match target {
+        Some(SwitchTarget::Tenant(pool, _)) => Some(&pool.tenant.name),
+        Some(SwitchTarget::NoTenant) => None,
         None => here,
     }
 }
 
 /// Why nothing more is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data_path) enum Waits {
+pub(in crate::data_path) enum SwitchWait {
     No,
     /// At the front of the inbox is a choice.
     Choice,
@@ -91,19 +94,19 @@ pub(in crate::data_path) enum Waits {
     Pause,
 }
 
-impl Concierge {
+impl TenantSwitcher {
     /// Of a session that begins at a tenant, or at none, and is `told` these parameters.
-    pub fn new(proxy: Arc<Proxy>, first: Option<i64>, told: Arc<Reported>) -> Box<Self> {
-        let desk = Desk::new(told);
+    pub fn new(proxy: Arc<Proxy>, first: Option<i64>, told: Arc<ReportedParameters>) -> Box<Self> {
+        let desk = LocalResponder::new(told);
         Box::new(Self {
-            desk,
+            responder: desk,
             proxy,
             first,
             chosen: first,
-            visiting: false,
+            for_transaction: false,
             resetting: false,
-            waits: Waits::No,
-            wish: None,
+            wait: SwitchWait::No,
+            request: None,
             password: None,
             is_new: false,
         })
@@ -111,11 +114,11 @@ impl Concierge {
 
     /// Nothing waits for it, and nothing was said to it that no server knows.
     pub fn is_idle(&self) -> bool {
-        self.waits == Waits::No
-            && self.wish.is_none()
+        self.wait == SwitchWait::No
+            && self.request.is_none()
             && self.password.is_none()
             && !self.is_to_leave()
-            && self.desk.is_clear()
+            && self.responder.is_clear()
     }
 
     /// The session is new to its tenant's servers: see [`Relay::settle_in`].
@@ -125,15 +128,15 @@ impl Concierge {
 
     /// It goes on in another room.
     pub fn arrive(&mut self) {
-        (self.waits, self.is_new) = (Waits::No, true);
+        (self.wait, self.is_new) = (SwitchWait::No, true);
     }
 
     /// How the session stands to the tenant it is in.
-    pub fn stance(&self) -> Stance {
+    pub fn stance(&self) -> CurrentTenant {
         match () {
-            () if self.visiting => Stance::Visiting,
-            () if self.chosen == self.first => Stance::AtHome,
-            () => Stance::Away,
+            () if self.for_transaction => CurrentTenant::ForTransaction,
+            () if self.chosen == self.first => CurrentTenant::First,
+            () => CurrentTenant::Chosen,
         }
     }
 
@@ -144,7 +147,7 @@ impl Concierge {
 
     /// Whether the session must leave its tenant now that no transaction is open.
     pub fn is_to_leave(&self) -> bool {
-        self.resetting || self.visiting && !self.desk.has_begun()
+        self.resetting || self.for_transaction && !self.responder.has_begun()
     }
 
     /// The tenant that a wish names, if this login may go there. A tenant that does not exist, one that is not granted and
@@ -152,7 +155,7 @@ impl Concierge {
     async fn resolve(
         &self,
         handle: &Registered,
-        goal: Goal<'_>,
+        goal: TenantRef<'_>,
     ) -> Result<(Arc<Tenant>, Access), ClientError> {
         let directory = &self.proxy.directory;
         let unavailable = |error| {
@@ -161,8 +164,8 @@ impl Concierge {
         };
         let login = directory.login(&handle.login.name).await.map_err(unavailable)?;
         let tenant = match goal {
-            Goal::Name(name) => directory.tenant(name).await,
-            Goal::Id(id) => directory.tenant_by_id(id).await,
+            TenantRef::Name(name) => directory.tenant(name).await,
+            TenantRef::Id(id) => directory.tenant_by_id(id).await,
         };
         let tenant = tenant.map_err(unavailable)?;
         let login = login.filter(|login| handle.is_admitted_by(login));
@@ -171,8 +174,8 @@ impl Concierge {
             allowed_from(&tenant.allow_from, handle.peer).then_some((tenant, access))
         });
         let denied = match goal {
-            Goal::Name(name) => name.to_owned(),
-            Goal::Id(_) => String::new(),
+            TenantRef::Name(name) => name.to_owned(),
+            TenantRef::Id(_) => String::new(),
         };
         let (tenant, access) = place.ok_or(ClientError::TenantDenied { tenant: denied })?;
         admit(&tenant)?;
@@ -186,12 +189,12 @@ impl Concierge {
         handle: &Registered,
         tenant: Arc<Tenant>,
         access: Access,
-    ) -> Result<Room, ClientError> {
+    ) -> Result<SwitchTarget, ClientError> {
         let (pool, present) = self.proxy.enter_pool(&tenant, access).await?;
         let before = handle.place();
         handle.enter(Some(pool.place.clone()));
-        match self.resolve(handle, Goal::Id(tenant.id)).await {
-            Ok((_, still)) if still == access => Ok(Room::Tenant(pool, present)),
+        match self.resolve(handle, TenantRef::Id(tenant.id)).await {
+            Ok((_, still)) if still == access => Ok(SwitchTarget::Tenant(pool, present)),
             other => {
                 handle.enter(before);
                 Err(other.err().unwrap_or(ClientError::TenantDenied { tenant: tenant.name.clone() }))
@@ -202,66 +205,66 @@ impl Concierge {
     /// Where a wish leads from `here`; `None`: the session is there already.
     pub async fn follow(
         &mut self,
-        wish: &Wish,
+        request: &TenantRequest,
         handle: &Registered,
         here: Option<(i64, Access)>,
-    ) -> Result<Option<Room>, ClientError> {
-        let goal = match (&wish.tenant, self.first) {
-            (Some(name), _) => Goal::Name(name),
-            (None, Some(first)) => Goal::Id(first),
+    ) -> Result<Option<SwitchTarget>, ClientError> {
+        let goal = match (&request.tenant, self.first) {
+            (Some(name), _) => TenantRef::Name(name),
+            (None, Some(first)) => TenantRef::Id(first),
             (None, None) => {
-                self.note(wish, None);
-                return Ok(here.map(|_| Room::Lobby));
+                self.note(request, None);
+                return Ok(here.map(|_| SwitchTarget::NoTenant));
             }
         };
         let (tenant, access) = self.resolve(handle, goal).await?;
         let id = tenant.id;
         // There nothing is read, so that nobody would see the end of the transaction.
-        if wish.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
+        if request.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
             return Err(TenantSwitchError::SessionMode.into());
         }
         if here == Some((id, access)) {
-            self.note(wish, Some(id));
+            self.note(request, Some(id));
             return Ok(None);
         }
-        let room = self.enter(handle, tenant, access).await?;
-        self.note(wish, Some(id));
-        Ok(Some(room))
+        let target = self.enter(handle, tenant, access).await?;
+        self.note(request, Some(id));
+        Ok(Some(target))
     }
 
-    fn note(&mut self, wish: &Wish, tenant: Option<i64>) {
-        if wish.local {
-            self.visiting = true;
+    fn note(&mut self, request: &TenantRequest, tenant: Option<i64>) {
+        if request.local {
+            self.for_transaction = true;
         } else {
-            (self.chosen, self.visiting) = (tenant, false);
+            (self.chosen, self.for_transaction) = (tenant, false);
         }
     }
 
     /// Where a session belongs whose transaction, or whose user, is gone; `None`: it is there already. Where it may not go
     /// any more, it is nowhere.
-    pub async fn back(&mut self, handle: &Registered, here: (i64, Access)) -> Option<Room> {
+    pub async fn back(&mut self, handle: &Registered, here: (i64, Access)) -> Option<SwitchTarget> {
         if std::mem::take(&mut self.resetting) {
             self.chosen = self.first;
         }
-        self.visiting = false;
-        let Some(id) = self.chosen else { return Some(Room::Lobby) };
-        let gone = match self.resolve(handle, Goal::Id(id)).await {
+        self.for_transaction = false;
+        let Some(id) = self.chosen else { return Some(SwitchTarget::NoTenant) };
+        let gone = match self.resolve(handle, TenantRef::Id(id)).await {
             Ok((tenant, access)) if here == (tenant.id, access) => return None,
             Ok((tenant, access)) => match self.enter(handle, tenant, access).await {
-                Ok(room) => return Some(room),
+                Ok(target) => return Some(target),
                 Err(refusal) => refusal,
             },
             Err(refusal) => refusal,
         };
         info!(login = handle.login.name, tenant = id, reason = %gone, "a session cannot go back to its tenant");
         self.chosen = None;
-        Some(Room::Lobby)
+        Some(SwitchTarget::NoTenant)
     }
 }
 
 /// A tenant, as it is asked for.
 #[derive(Debug, Clone, Copy)]
-enum Goal<'a> {
+enum TenantRef<'a> {
     Name(&'a str),
     Id(i64),
 }

@@ -2,7 +2,7 @@
 
 use super::{local_answers::*, *};
 use crate::{
-    data_path::exchange::{ClientSide, Rules},
+    data_path::exchange::{ClientSide, SessionRules},
     wire::message::{append, append_cstr},
 };
 
@@ -10,9 +10,11 @@ fn plan(sql: &str) -> Plan {
     Plan::read(sql.as_bytes(), Lexing::default())
 }
 
-fn wish(sql: &str) -> Option<(Option<String>, bool)> {
+fn request(sql: &str) -> Option<(Option<String>, bool)> {
     match plan(sql) {
-        Plan::Choose(choice) => choice.wish(&[]).map(|wish| (wish.tenant.map(String::from), wish.local)),
+        Plan::Choose(choice) => {
+            choice.request(&[]).map(|request| (request.tenant.map(String::from), request.local))
+        }
         _ => None,
     }
 }
@@ -29,13 +31,13 @@ fn every_spelling_of_the_choice_is_read() {
         "SELECT set_config('pglobby.tenant', 'acme', false)",
         "select pg_catalog.set_config('PGLOBBY.tenant', 'acme'::text, NULL);",
     ] {
-        assert_eq!(wish(sql), named(false), "{sql}");
+        assert_eq!(request(sql), named(false), "{sql}");
     }
     for sql in ["SET LOCAL pglobby.tenant = 'acme'", "SELECT set_config('pglobby.tenant', 'acme', true)"] {
-        assert_eq!(wish(sql), named(true), "{sql}");
+        assert_eq!(request(sql), named(true), "{sql}");
     }
     for sql in ["RESET pglobby.tenant", "SET pglobby.tenant TO DEFAULT"] {
-        assert_eq!(wish(sql), Some((None, false)), "{sql}");
+        assert_eq!(request(sql), Some((None, false)), "{sql}");
     }
     assert_eq!(plan("SHOW pglobby.tenant"), Plan::Show("pglobby.tenant".into()));
 }
@@ -72,27 +74,30 @@ fn what_only_looks_like_a_choice_is_a_servers_business() {
 
 /// A desk and the client it talks to.
 struct Talked {
-    desk: Desk,
+    desk: LocalResponder,
     side: ClientSide,
 }
 
 impl Talked {
     fn new() -> Self {
-        let rules = Rules {
-            chooses: true,
+        let rules = SessionRules {
+            may_switch_tenant: true,
             follow: true,
             inspect_bytes_max: 1 << 20,
             statements_max: 10,
             statements_bytes_max: 1 << 20,
             settings_max: 10,
             settings_bytes_max: 1 << 20,
-            ..Rules::nobody(&Arc::default())
+            ..SessionRules::nobody(&Arc::default())
         };
-        Self { desk: Desk::new(Arc::default()), side: ClientSide::new(rules, Arc::default(), 1 << 32) }
+        Self {
+            desk: LocalResponder::new(Arc::default()),
+            side: ClientSide::new(rules, Arc::default(), 1 << 32),
+        }
     }
 
     /// Sends simple queries in one go; tells the tags of the replies, how many queries were left, and what is next.
-    fn query(&mut self, here: Option<&str>, queries: &[&str]) -> (String, usize, Next) {
+    fn query(&mut self, here: Option<&str>, queries: &[&str]) -> (String, usize, LocalStep) {
         let mut inbox = Vec::new();
         for sql in queries {
             append(&mut inbox, b'Q', |out| append_cstr(out, sql.as_bytes()));
@@ -122,9 +127,13 @@ use std::sync::Arc;
 #[test]
 fn begin_is_kept_until_a_server_is_needed() {
     let mut talked = Talked::new();
-    assert_eq!(talked.query(Some("acme"), &["BEGIN READ ONLY", "SELECT 1"]), ("CZT".into(), 1, Next::Server));
-    let (mut lease, mut out) = (crate::data_path::exchange::pending_replies::Lease::default(), Vec::new());
-    talked.desk.hand_over(&mut lease, &mut out);
+    assert_eq!(
+        talked.query(Some("acme"), &["BEGIN READ ONLY", "SELECT 1"]),
+        ("CZT".into(), 1, LocalStep::Server)
+    );
+    let (mut replies, mut out) =
+        (crate::data_path::exchange::pending_replies::ReplyTracker::default(), Vec::new());
+    talked.desk.hand_over(&mut replies, &mut out);
     let sent = String::from_utf8_lossy(&out);
     assert!(sent.contains("BEGIN\0") && sent.contains("SET TRANSACTION READ ONLY\0"), "{sent}");
     assert!(!talked.desk.has_begun());
@@ -134,7 +143,7 @@ fn begin_is_kept_until_a_server_is_needed() {
 fn nothing_behind_the_end_of_a_transaction_is_looked_at_before_the_session_is_where_it_belongs() {
     let mut talked = Talked::new();
     let (tags, left, next) = talked.query(Some("acme"), &["BEGIN", "COMMIT", "SELECT 1"]);
-    assert_eq!((&*tags, left, next), ("CZTCZI", 1, Next::Ended));
+    assert_eq!((&*tags, left, next), ("CZTCZI", 1, LocalStep::Ended));
 }
 
 #[test]
@@ -142,13 +151,13 @@ fn a_refused_choice_fails_the_transaction_it_was_made_in() {
     let mut talked = Talked::new();
     let (tags, left, next) = talked.query(None, &["BEGIN", "SET LOCAL pglobby.tenant = 'x'", "INSERT"]);
     assert_eq!((&*tags, left), ("CZT", 1));
-    assert_eq!(next, Next::Choose(Wish { tenant: Some("x".into()), local: true }));
+    assert_eq!(next, LocalStep::Choose(TenantRequest { tenant: Some("x".into()), local: true }));
     let mut replies = Vec::new();
     talked.desk.refuse(&crate::error::ClientError::NoTenantChosen, &mut talked.side, &mut replies);
     assert!(replies.ends_with(b"E"), "ReadyForQuery says that the transaction has failed");
-    assert_eq!(talked.query(Some("acme"), &["SELECT 1"]), ("EZE".into(), 0, Next::Waits));
-    assert_eq!(talked.query(Some("acme"), &["COMMIT"]), ("CZI".into(), 0, Next::Ended));
-    assert_eq!(talked.query(Some("acme"), &["SELECT 1"]).2, Next::Server);
+    assert_eq!(talked.query(Some("acme"), &["SELECT 1"]), ("EZE".into(), 0, LocalStep::Waits));
+    assert_eq!(talked.query(Some("acme"), &["COMMIT"]), ("CZI".into(), 0, LocalStep::Ended));
+    assert_eq!(talked.query(Some("acme"), &["SELECT 1"]).2, LocalStep::Server);
 }
 
 #[test]
@@ -209,7 +218,7 @@ fn what_passes_the_desk_at_a_glance_is_what_it_would_have_let_pass() {
                 assert!(!talked.desk.passes(&message[..message.len() - 1], &talked.side), "a part of {sql}");
             }
             if passes {
-                assert_eq!(talked.query(Some("acme"), &[sql]).2, Next::Server);
+                assert_eq!(talked.query(Some("acme"), &[sql]).2, LocalStep::Server);
                 assert_eq!(talked.query(Some("acme"), &["BEGIN"]).0, "CZT");
                 assert!(!talked.desk.passes(&query, &talked.side), "{sql} behind a BEGIN");
             }

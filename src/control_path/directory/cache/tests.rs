@@ -10,8 +10,8 @@ use super::*;
 struct Row(&'static str);
 
 impl DependsOn for Row {
-    fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
-        changed(&Change::Tenant(1))
+    fn depends_on_any(&self, changed: &dyn Fn(&DirectoryChange) -> bool) -> bool {
+        changed(&DirectoryChange::Tenant(1))
     }
 }
 
@@ -24,7 +24,7 @@ fn cache() -> (RowCache<&'static str, Row>, Arc<ChangeCounts>) {
         lookups: Arc::new(LookupLimit::new(10)),
         pace: Arc::new(ResponsePace::default()),
     };
-    (RowCache::new(limits, shared, |name| Change::TenantName((*name).to_owned())), changes)
+    (RowCache::new(limits, shared, |name| DirectoryChange::TenantName((*name).to_owned())), changes)
 }
 
 fn found(text: &'static str) -> Lookup<Row> {
@@ -55,7 +55,7 @@ async fn whoever_asks_after_a_change_does_not_get_an_answer_begun_before_it() {
         async move { cache.get("acme", slow_look_up(begun, answer)).await }
     });
     has_begun.await.unwrap();
-    changes.note(&Change::Tenant(1));
+    changes.note(&DirectoryChange::Tenant(1));
 
     let second = tokio::spawn({
         let cache = cache.clone();
@@ -106,11 +106,11 @@ async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it
     let (absent, look_up_absent) = counted(|| Lookup::Absent);
     let (known, look_up_known) = counted(|| found("known"));
     for change in [
-        Change::Login(77),
-        Change::Tenant(2),
-        Change::TenantName("other".to_owned()),
-        Change::Everything,
-        Change::Host("h".to_owned()),
+        DirectoryChange::Login(77),
+        DirectoryChange::Tenant(2),
+        DirectoryChange::TenantName("other".to_owned()),
+        DirectoryChange::Everything,
+        DirectoryChange::Host("h".to_owned()),
     ] {
         for _ in 0..10 {
             assert!(cache.get("nobody", &look_up_absent).await.unwrap().is_none());
@@ -120,7 +120,7 @@ async fn an_absent_name_is_asked_for_as_often_as_a_known_one_and_at_once_when_it
     }
     assert_eq!(absent.load(Ordering::Relaxed), known.load(Ordering::Relaxed));
 
-    changes.note(&Change::TenantName("nobody".to_owned()));
+    changes.note(&DirectoryChange::TenantName("nobody".to_owned()));
     let (came, look_up) = counted(|| found("came"));
     assert_eq!(*cache.get("nobody", &look_up).await.unwrap().unwrap(), Row("came"));
     assert_eq!(*cache.get("nobody", &look_up).await.unwrap().unwrap(), Row("came"));

@@ -99,7 +99,7 @@ fn tenants_routes() -> Vec<Route> {
             ("PATCH", "/v1/tenants/{name}"),
             Operator,
             (200, "Tenant"),
-            "Change settings; null takes the configuration's default",
+            "DirectoryChange settings; null takes the configuration's default",
             patch(set_tenant),
         )
         .body("TenantSettings"),
@@ -243,7 +243,7 @@ fn logins_routes() -> Vec<Route> {
             ("PATCH", "/v1/logins/{name}"),
             Operator,
             login,
-            "Change what a login may do, until when, and from where; null lifts the limit",
+            "DirectoryChange what a login may do, until when, and from where; null lifts the limit",
             patch(set_login),
         )
         .body("LoginSettings"),
@@ -331,7 +331,7 @@ fn estate_routes() -> Vec<Route> {
             ("PATCH", "/v1/hosts/{name}"),
             Admin,
             (200, "HostReport"),
-            "Change a host; it is reached as it will be before anything is kept",
+            "DirectoryChange a host; it is reached as it will be before anything is kept",
             patch(set_host),
         )
         .body("HostSettings"),

@@ -139,7 +139,7 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
         ((*name).to_owned(), known)
     };
     let tenants: Vec<_> = hints.names().iter().map(known).collect();
-    let case = Case {
+    let case = RouteRequest {
         login,
         hints,
         split: false,
@@ -149,15 +149,15 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
         admin_allow_from: &[net("127.0.0.0/8")],
     };
     let destination = case.goal().and_then(|goal| match goal {
-        Goal::Console { read_only } => Ok(Destination::Console { read_only }),
-        Goal::Lobby => Ok(Destination::Lobby),
+        Goal::Console { read_only } => Ok(Route::Console { read_only }),
+        Goal::Lobby => Ok(Route::NoTenant),
         Goal::Named(tenant) => case.enter(Some(tenant)),
         Goal::Only(id) => case.enter([&acme, &globex].into_iter().find(|it| it.id == id).cloned()),
     });
     match destination {
-        Ok(Destination::Tenant { tenant, access }) => format!("{} {access:?}", tenant.name),
-        Ok(Destination::Lobby) => "lobby".to_owned(),
-        Ok(Destination::Console { read_only }) => format!("console, read only: {read_only}"),
+        Ok(Route::Tenant { tenant, access }) => format!("{} {access:?}", tenant.name),
+        Ok(Route::NoTenant) => "lobby".to_owned(),
+        Ok(Route::Console { read_only }) => format!("console, read only: {read_only}"),
         Err(Verdict::Denied(denial)) => format!("denied: {denial:?}"),
         Err(Verdict::Refused(refusal)) => refusal.sqlstate().to_owned(),
     }

@@ -45,15 +45,15 @@ fn identity(access: Access) -> Identity {
         disabled: false,
         allow_from: Vec::new(),
     };
-    Identity { login: Some(login.into()), place: Some(Place { tenant: tenant.into(), access }.into()) }
+    Identity { login: Some(login.into()), place: Some(TenantAccess { tenant: tenant.into(), access }.into()) }
 }
 
 /// `-`: the server's business; `password`: the login's; else why it is refused.
 fn judged(access: Access, sql: &str) -> String {
     match identity(access).judge(sql.as_bytes(), Lexing::default()) {
         None => "-".into(),
-        Some(Verdict::Password(password)) => format!("password {}", password.expose()),
-        Some(Verdict::Refused(why)) => format!("{why:?}"),
+        Some(IdentityDecision::Password(password)) => format!("password {}", password.expose()),
+        Some(IdentityDecision::Refused(why)) => format!("{why:?}"),
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
-fn read(sql: &str) -> Aftermath {
-    Aftermath::read(sql.as_bytes(), Lexing::default())
+fn read(sql: &str) -> SideEffects {
+    SideEffects::read(sql.as_bytes(), Lexing::default())
 }
 
 #[test]
@@ -13,7 +13,7 @@ fn an_ordinary_transaction_leaves_nothing_behind() {
         "SELECT pg_advisory_xact_lock(1)",
         "TRUNCATE t; CREATE INDEX i ON t (x); GRANT SELECT ON t TO x; NOTIFY x",
     ] {
-        assert_eq!(read(sql), Aftermath::default(), "{sql}");
+        assert_eq!(read(sql), SideEffects::default(), "{sql}");
     }
 }
 
@@ -26,9 +26,9 @@ fn what_a_transaction_sets_for_itself_matters_when_a_text_is_parsed() {
         "SELECT set_config('TimeZone', $1, true)",
         "DO 'BEGIN SET LOCAL DateStyle = german; END'",
     ] {
-        assert_eq!(read(sql).doubts, Doubts::LOCAL_SETTINGS, "{sql}");
+        assert_eq!(read(sql).checks, StateChecks::LOCAL_SETTINGS, "{sql}");
     }
-    assert_eq!(read("SELECT set_config('work_mem', $1, true)"), Aftermath::default());
+    assert_eq!(read("SELECT set_config('work_mem', $1, true)"), SideEffects::default());
 }
 
 #[test]
@@ -41,10 +41,10 @@ fn what_may_advance_a_sequence_is_known() {
         "CALL p()",
         "DO ''",
     ] {
-        assert!(read(sql).advances, "{sql}");
+        assert!(read(sql).advances_sequence, "{sql}");
     }
     for sql in ["SELECT x FROM t;", "UPDATE t SET value = 1", "DELETE FROM t", "BEGIN", ""] {
-        assert!(!read(sql).advances, "{sql}");
+        assert!(!read(sql).advances_sequence, "{sql}");
     }
 }
 
@@ -58,20 +58,20 @@ fn what_may_commit_is_known() {
 
 #[test]
 fn what_may_change_functions_or_their_callers_is_looked_after() {
-    for (sql, doubts) in [
-        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", Doubts::FUNCTIONS),
-        ("ALTER TABLE t ADD x int DEFAULT f()", Doubts::CALLERS),
-        ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", Doubts::FUNCTIONS),
-        ("CREATE VIEW v AS SELECT Setseed(0.5)", Doubts::FUNCTIONS),
+    for (sql, checks) in [
+        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", StateChecks::FUNCTIONS),
+        ("ALTER TABLE t ADD x int DEFAULT f()", StateChecks::CALLERS),
+        ("CREATE TABLE t (x int); ALTER FUNCTION f() STABLE", StateChecks::FUNCTIONS),
+        ("CREATE VIEW v AS SELECT Setseed(0.5)", StateChecks::FUNCTIONS),
     ] {
-        assert_eq!(read(sql).doubts, doubts, "{sql}");
+        assert_eq!(read(sql).checks, checks, "{sql}");
     }
 }
 
 #[test]
 fn what_may_change_what_sessions_begin_with_is_looked_after() {
     for sql in ["ALTER ROLE ALL SET work_mem = '8MB'", "SELECT 1; alter database acme reset all"] {
-        assert_eq!(read(sql).doubts, Doubts::SESSION_START, "{sql}");
+        assert_eq!(read(sql).checks, StateChecks::SESSION_START, "{sql}");
     }
 }
 
@@ -97,7 +97,7 @@ fn what_code_sets_under_names_that_can_be_told_is_asked_about_and_pins_nothing()
         assert_eq!(read.pins, Pins::empty(), "{sql}");
         let names = read.names.unwrap_or_default();
         assert!(named.is_none_or(|named| names.iter().any(|name| **name == *named)), "{sql}");
-        assert!(read.doubts.intersects(Doubts::ANY_SETTING | Doubts::NAMED_SETTINGS), "{sql}");
+        assert!(read.checks.intersects(StateChecks::ANY_SETTING | StateChecks::NAMED_SETTINGS), "{sql}");
     }
 }
 
@@ -111,19 +111,19 @@ fn what_nobody_can_be_asked_about_pins() {
     );
     assert_eq!(read("LOAD 'x'").pins, Pins::LOAD);
     assert_eq!(read("SELECT lastval()").pins, Pins::SEQUENCE);
-    assert_eq!(read("FROBNICATE").doubts, Aftermath::anything().doubts);
+    assert_eq!(read("FROBNICATE").checks, SideEffects::anything().checks);
 }
 
 #[test]
 fn the_resets_of_drivers_are_known_for_what_they_are() {
     let asyncpg = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
-    assert_eq!(read(asyncpg).tidies, Some(Tidying::ResetsSettings));
-    assert_eq!(read("DISCARD ALL").tidies, Some(Tidying::DiscardsAll));
+    assert_eq!(read(asyncpg).driver_reset, Some(DriverReset::ResetsSettings));
+    assert_eq!(read("DISCARD ALL").driver_reset, Some(DriverReset::DiscardsAll));
     let npgsql = "CLOSE ALL;UNLISTEN *;SELECT pg_advisory_unlock_all();DISCARD SEQUENCES;DISCARD TEMP";
-    assert_eq!(read(npgsql).tidies, Some(Tidying::KeepsSettings));
+    assert_eq!(read(npgsql).driver_reset, Some(DriverReset::KeepsSettings));
     for other in
         ["RESET ALL; SET a = 1", "ROLLBACK; RESET ALL", "SELECT pg_advisory_unlock_all(), f()", "RESET x"]
     {
-        assert_eq!(read(other).tidies, None, "{other}");
+        assert_eq!(read(other).driver_reset, None, "{other}");
     }
 }
