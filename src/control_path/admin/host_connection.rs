@@ -30,7 +30,7 @@ use crate::{
 
 /// Limit on connecting to a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// SwitchWait between attempts to connect to a full host, whose idle servers the nodes were asked to close.
+/// Waits between attempts to connect to a full host, whose idle servers the nodes were asked to close.
 const PAUSES_FOR_ROOM: [Duration; 4] = [
     Duration::from_millis(100),
     Duration::from_millis(400),

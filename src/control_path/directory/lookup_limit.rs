@@ -40,7 +40,7 @@ impl LookupLimit {
         Self { state: Mutex::new(State::Open), look_ups: Semaphore::new(look_ups_max) }
     }
 
-    /// SwitchWait for a permit, which is held until the look-up ends.
+    /// Waits for a permit, which is held until the look-up ends.
     ///
     /// # Errors
     /// The cause of the last failure, at once, during a pause.

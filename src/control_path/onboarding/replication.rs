@@ -291,7 +291,7 @@ impl<'a> Following<'a> {
         Ok(rows.first().map_or(i64::MAX, |row| row.get(0)))
     }
 
-    /// Called while clients are paused. SwitchWait for the last changes, compares the schema, and copies
+    /// Called while clients are paused. Waits for the last changes, compares the schema, and copies
     /// sequences.
     ///
     /// # Errors
