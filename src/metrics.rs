@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::error::ClientError;
 
-/// Why a client was refused before it had a session, as a metric's label has it.
+/// Reasons why a client got no session: values of the metric's label.
 pub const REASONS: [&str; 10] = [
     "password",
     "too_many_failures",
@@ -18,18 +18,18 @@ pub const REASONS: [&str; 10] = [
     "other",
 ];
 
-/// Counted since the process started.
+/// Counters since the process started.
 #[derive(Debug, Default)]
 pub struct Metrics {
     refused: [AtomicU64; REASONS.len()],
     delayed: AtomicU64,
     central_reachable: AtomicBool,
-    roles_mended: AtomicU64,
-    roles_not_mended: AtomicU64,
+    roles_repaired: AtomicU64,
+    role_repairs_failed: AtomicU64,
 }
 
 impl Metrics {
-    /// A client was told that it gets no session.
+    /// Counts a client that got no session.
     pub fn login_refused(&self, refusal: &ClientError) {
         let reason = reason(refusal);
         let at = REASONS.iter().position(|known| *known == reason);
@@ -38,38 +38,38 @@ impl Metrics {
         }
     }
 
-    /// How many clients were refused, for each of [`REASONS`].
+    /// The number of refused clients for each of [`REASONS`].
     pub fn logins_refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
         REASONS.into_iter().zip(self.refused.iter().map(|counter| counter.load(Relaxed)))
     }
 
-    /// Roles or a database that their host refused were put right, or could not be.
-    pub fn roles_mended(&self, well: bool) {
-        let counter = if well { &self.roles_mended } else { &self.roles_not_mended };
+    /// Counts a repair of a tenant's roles (`onboarding/repair.rs`).
+    pub fn roles_repaired(&self, well: bool) {
+        let counter = if well { &self.roles_repaired } else { &self.role_repairs_failed };
         counter.fetch_add(1, Relaxed);
     }
 
-    /// How often roles were put right, and how often they could not be.
-    pub fn roles_mendings(&self) -> [(&'static str, u64); 2] {
-        [("mended", self.roles_mended.load(Relaxed)), ("failed", self.roles_not_mended.load(Relaxed))]
+    /// The number of repairs that succeeded and that failed.
+    pub fn role_repairs(&self) -> [(&'static str, u64); 2] {
+        [("mended", self.roles_repaired.load(Relaxed)), ("failed", self.role_repairs_failed.load(Relaxed))]
     }
 
-    /// A login's answer waits because others have failed.
+    /// Counts a login that is delayed because of earlier failures.
     pub fn login_delayed(&self) {
         self.delayed.fetch_add(1, Relaxed);
     }
 
-    /// How many logins were answered late.
+    /// The number of delayed logins.
     pub fn logins_delayed(&self) -> u64 {
         self.delayed.load(Relaxed)
     }
 
-    /// The connection on which the central database tells of changes has been made, or lost.
+    /// Sets whether the connection that reports changes of the central database is up.
     pub fn set_central_reachable(&self, reachable: bool) {
         self.central_reachable.store(reachable, Relaxed);
     }
 
-    /// Whether the central database tells of changes now.
+    /// Whether that connection is up.
     pub fn central_reachable(&self) -> bool {
         self.central_reachable.load(Relaxed)
     }

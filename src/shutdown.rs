@@ -1,7 +1,7 @@
-//! Ending the process without breaking what runs.
+//! Ends the process without breaking running work.
 //!
-//! Signals as PgBouncer has them since 1.23: HUP reloads, TERM drains (a second TERM ends at once), INT waits for servers,
-//! QUIT ends at once.
+//! Signals as in PgBouncer since 1.23: HUP reloads, TERM drains (a second TERM ends at once), INT waits for
+//! servers, QUIT ends at once.
 
 use std::{
     sync::Arc,
@@ -12,26 +12,26 @@ use tracing::info;
 
 use crate::{data_path::proxy::Proxy, error::ClientError};
 
-/// How to end.
+/// How sessions end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Idle sessions at once, others when their transaction is over or the time is up.
+    /// Idle sessions at once, others after their transaction, and all of them at the limit.
     Drain {
-        /// `shutdown_timeout`; `None`: as long as it takes.
+        /// `shutdown_timeout`; `None`: no limit.
         at_most: Option<Duration>,
     },
-    /// Everything at once.
+    /// All sessions at once.
     Now,
 }
 
-/// How often a drain looks whether it is done.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Interval at which a drain checks whether all sessions have ended.
+const CHECK_EVERY: Duration = Duration::from_millis(20);
 
-/// How long the last words to clients may take.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long sending the last error to clients may take.
+const LAST_ERROR: Duration = Duration::from_millis(500);
 
-/// Ends every session. The caller has stopped accepting before, and ends the workers after. A drain waits no longer once
-/// `impatience` resolves: what is left is ended with the same words.
+/// Ends every session. The caller stops accepting clients before, and ends the workers after. When
+/// `impatience` resolves, a drain ends the remaining sessions at once with the same error.
 pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl Future<Output = ()>) {
     proxy.door.close();
     let began = Instant::now();
@@ -42,7 +42,7 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl F
         }
         let drained = async {
             while !proxy.sessions.is_empty() && at_most.is_none_or(|at_most| began.elapsed() < at_most) {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(CHECK_EVERY).await;
             }
         };
         tokio::select! {
@@ -52,10 +52,10 @@ pub async fn end_sessions(proxy: &Arc<Proxy>, ending: Ending, impatience: impl F
     }
     let cut = proxy.sessions.end(&ClientError::AdminShutdown, |_| true);
     let ended = Instant::now();
-    while !proxy.sessions.is_empty() && ended.elapsed() < LAST_WORDS {
-        tokio::time::sleep(LOOK_EVERY).await;
+    while !proxy.sessions.is_empty() && ended.elapsed() < LAST_ERROR {
+        tokio::time::sleep(CHECK_EVERY).await;
     }
-    info!(cut, took = ?began.elapsed(), "sessions ended");
+    info!(cut, duration_ms = began.elapsed().as_millis(), "sessions ended");
     for pool in proxy.pools.all() {
         pool.retire(None);
     }

@@ -245,7 +245,7 @@ async fn check_names_everything_that_is_wrong_at_once() {
     let names: Vec<&str> = failed.iter().map(|check| check.check.as_str()).collect();
     assert_eq!(
         names,
-        ["TLS towards clients", "central database's doors", "tenants' credentials", "host gone"]
+        ["TLS towards clients", "central database access", "tenants' credentials", "host gone"]
     );
     assert!(failed[2].detail.contains("tenant \"bad\"") && !failed[2].detail.contains("good"), "{failed:?}");
     assert!(failed[3].detail.contains("Connection refused"), "{failed:?}");

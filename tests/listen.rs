@@ -344,7 +344,7 @@ async fn suspended_and_paused_listeners_are_told_why() {
     suspended.query("LISTEN news").await;
     proxy.console().await.run("PAUSE acme").await;
     let end = paused.until_end().await;
-    assert!(end[0].field(b'M').unwrap().contains("held still"), "{end:?}");
+    assert!(end[0].field(b'M').unwrap().contains("paused"), "{end:?}");
     proxy.command(&["tenant", "suspend", "globex", "--reason", "unpaid"]);
     let end = suspended.until_end().await;
     assert!(end[0].field(b'M').unwrap().contains("unpaid"), "{end:?}");

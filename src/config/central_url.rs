@@ -1,7 +1,7 @@
-//! Where the central database is: libpq's two spellings, `postgres://…` and `host=… user=…`.
+//! The URL of the central database, in libpq's two forms: `postgres://…` and `host=… user=…`.
 //!
-//! tokio-postgres reads both, but knows neither `sslmode=verify-full` nor `sslrootcert`, so these are taken out before
-//! it looks.
+//! tokio-postgres parses both but does not support `sslmode=verify-full` and `sslrootcert`, so these are
+//! removed first.
 
 use std::{
     fs::File,
@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 
 use super::{Central, CentralTls, TlsMode};
 
-/// A passfile of some thousand lines.
+/// Maximum size of a passfile.
 const PASSFILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Takes `[central] url` apart and finds its password: in the URL, in `PGLOBBY_CENTRAL_PASSWORD`, in `PGPASSWORD`, in
-/// the passfile. `env` looks up an environment variable.
+/// Parses `[central] url` and finds the password: in the URL, in `PGLOBBY_CENTRAL_PASSWORD`, in
+/// `PGPASSWORD`, in the passfile. `env` reads an environment variable.
 ///
 /// # Errors
 /// A sentence that does not quote the URL, because there may be a password in it.
@@ -52,7 +52,7 @@ struct TlsOptions {
     root_ca: Option<PathBuf>,
 }
 
-/// Splits `sslmode` and `sslrootcert` off; what is left is for tokio-postgres.
+/// Removes `sslmode` and `sslrootcert`, and returns them and the rest for tokio-postgres.
 fn take_tls_options(url: &str) -> Result<(Zeroizing<String>, TlsOptions), String> {
     let mut options = TlsOptions { mode: TlsMode::Prefer, root_ca: None };
     let mut ours = |key: &str, value: &str| -> Result<bool, String> {
@@ -100,7 +100,7 @@ fn tls_mode(value: &str) -> Result<TlsMode, String> {
     }
 }
 
-/// libpq's `key = value` form: values may stand in single quotes, backslash escapes.
+/// libpq's `key = value` form. Values may be in single quotes; a backslash escapes.
 fn key_values(text: &str) -> Result<Vec<(String, Zeroizing<String>)>, String> {
     let mut pairs = Vec::new();
     let mut rest = text.trim_start();
@@ -220,7 +220,7 @@ fn search_passfile(connection: &tokio_postgres::Config, path: &Path) -> Result<O
         let [host, port, line_database, line_user, password] = passfile_fields(line)?;
         let is = |field: &str, value: &str| field == "*" || field == value;
         let host_matches = hosts.iter().any(|(name, number)| {
-            // libpq looks for "localhost" where the connection is a Unix socket's.
+            // libpq looks up "localhost" for a Unix socket.
             (is(&host, name) || (name.starts_with('/') && host.as_str() == "localhost"))
                 && is(&port, &number.to_string())
         });
@@ -235,7 +235,7 @@ fn passfile_fields(line: &str) -> Option<[Zeroizing<String>; 5]> {
     let mut letters = line.chars();
     while let Some(letter) = letters.next() {
         match letter {
-            // The password is the rest of the line, colons and all.
+            // The password is the rest of the line, colons included.
             ':' if fields.len() < 5 => fields.push(Zeroizing::new(String::with_capacity(line.len()))),
             '\\' => fields.last_mut()?.push(letters.next()?),
             letter => fields.last_mut()?.push(letter),
@@ -244,7 +244,7 @@ fn passfile_fields(line: &str) -> Option<[Zeroizing<String>; 5]> {
     fields.try_into().ok()
 }
 
-/// tokio-postgres keeps the reason out of its own words.
+/// The `Display` of tokio-postgres leaves the cause out.
 fn cause(error: &tokio_postgres::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -1,4 +1,4 @@
-//! What is too much, by its keys and defaults.
+//! The limits: keys and defaults.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! How much memory this process may use: that of the machine, or what its control groups leave it.
+//! How much memory this process may use: the machine's, or the limit of its control groups.
 
 use std::{fs, path::Path};
 
-/// A quarter of it, and 1 GiB at most: the rest is for what is counted elsewhere, buffers of sockets and TLS, and other
-/// programs.
+/// A quarter of the memory, 1 GiB at most. The rest is for buffers of sockets and TLS, which are not
+/// counted, and for other programs.
 pub fn memory_share() -> usize {
     const MAX: usize = 1 << 30;
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -21,8 +21,8 @@ fn machine_bytes(meminfo: &str) -> Option<usize> {
     kilobytes.checked_mul(1024)
 }
 
-/// Where the limits stand of the groups named in `/proc/self/cgroup` and of those above them, in both versions. Within a container
-/// the own group is the root.
+/// Files with the limits of the groups in `/proc/self/cgroup` and their parents, for both versions of
+/// control groups. In a container the own group is the root.
 fn group_files(groups: &str) -> Vec<String> {
     let mut files = Vec::new();
     for line in groups.lines() {

@@ -1,4 +1,5 @@
-//! From what was written to what is meant: every key once, with its default, then what must agree.
+//! From the configuration as written to its meaning: each key once, with its default; then the checks
+//! across keys.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ use crate::config::{
     written::{Environment, Written},
 };
 
-/// `sun_path` has 108 bytes, one of them for the NUL.
+/// `sun_path` has 108 bytes, one for the NUL.
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Reads the whole configuration.
@@ -39,7 +40,7 @@ pub fn read(text: &str, path: Option<&Path>, environment: Environment<'_>) -> Re
     }
 }
 
-/// `None` where there is no central database to speak of; everything else has a default to go on with.
+/// `None` if there is no central database. All other keys have defaults.
 fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment<'_>) -> Option<Config> {
     let listen_port = w.count("listen_port", 6432_u16, 0);
     let listen = w.text("listen_addr", |text| listen_addresses(text, listen_port));
@@ -136,7 +137,7 @@ fn timeouts(w: &mut Written<'_>) -> Timeouts {
     }
 }
 
-/// A user timeout that is shorter than all probes together would end idle connections at the first lost probe.
+/// If TCP_USER_TIMEOUT were shorter than all probes together, one lost probe would end an idle connection.
 fn keepalive(w: &mut Written<'_>, keys: [&'static str; 3], idle_s: u64, interval_s: u64) -> Keepalive {
     let [idle, interval, user_timeout] = keys;
     let mut keepalive = Keepalive {
@@ -145,7 +146,7 @@ fn keepalive(w: &mut Written<'_>, keys: [&'static str; 3], idle_s: u64, interval
         user_timeout: None,
     };
     for (key, value) in [(idle, keepalive.idle), (interval, keepalive.interval)] {
-        // The kernel counts whole seconds, and at most this many.
+        // The kernel counts in seconds up to this maximum.
         if value.subsec_nanos() != 0 || !(1..=32_767).contains(&value.as_secs()) {
             w.problem(format!("{key} must be whole seconds, from 1s to 32767s"));
         }
@@ -164,7 +165,7 @@ fn keepalive(w: &mut Written<'_>, keys: [&'static str; 3], idle_s: u64, interval
 
 fn client_tls(w: &mut Written<'_>) -> ClientTls {
     let (key_file, cert_file) = (w.path("client_tls_key_file"), w.path("client_tls_cert_file"));
-    // Whoever gives a certificate wants it used.
+    // A configured certificate is meant to be used.
     let default = if cert_file.is_some() { TlsMode::Prefer } else { TlsMode::Disable };
     ClientTls {
         mode: w.choice("client_tls_sslmode", TlsMode::ALL).unwrap_or(default),
@@ -210,7 +211,7 @@ fn loopback() -> Vec<ipnet::IpNet> {
     ]
 }
 
-/// `*`, or names and addresses with commas between them; `none` for no TCP at all.
+/// `*`, or names and addresses separated by commas; `none`: no TCP.
 fn listen_addresses(text: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     let mut addresses = Vec::new();
     for name in text.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none") {
@@ -224,16 +225,16 @@ fn listen_addresses(text: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
             addresses.extend(found);
         }
     }
-    // In order, since the first is the one that is shown.
+    // In order, because the first is shown.
     let mut seen = std::collections::HashSet::new();
     addresses.retain(|address| seen.insert(*address));
     Ok(addresses)
 }
 
-/// What no key can see alone.
+/// Checks across keys.
 fn check_agreement(w: &mut Written<'_>, config: &Config) {
     if config.listen.is_empty() && config.unix_socket_dir.is_none() {
-        w.problem("nobody could connect: listen_addr is none and there is no unix_socket_dir");
+        w.problem("no client could connect: listen_addr is none and unix_socket_dir is not set");
     }
     if let Some(folder) = &config.unix_socket_dir {
         let bytes = folder.join(format!(".s.PGSQL.{}", config.listen_port)).as_os_str().len();

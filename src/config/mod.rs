@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 pub use self::modes::{PoolMode, TlsMode};
 
-/// What is meant. Checked: whoever holds one need not check again.
+/// The configuration. All checks were made.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where clients connect: `listen_addr` (several, comma separated; `*` for all) and `listen_port` (6432).
@@ -243,7 +243,7 @@ pub struct Timeouts {
     /// `functions_check_delay`: how long functions changed past this proxy may go unnoticed, default 10 s; PostgreSQL's statistics,
     /// which tell of them, come a few seconds late.
     pub functions_check_delay: Duration,
-    /// `pool_idle_timeout`: a pool nobody uses is dropped, default 10 min.
+    /// `pool_idle_timeout`: an unused pool is closed, default 10 min.
     pub pool_idle: Duration,
     /// `shutdown_timeout`: grace for running transactions on TERM, default 30 s.
     pub shutdown: Duration,

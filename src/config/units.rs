@@ -1,9 +1,9 @@
-//! Durations and sizes as people write them: `30s`, `256MB`. A number without a unit is refused, because every
-//! program thinks of another one.
+//! Durations and sizes with units: `30s`, `256MB`. A number without a unit is refused, because programs
+//! differ in the unit they assume.
 
 use std::time::Duration;
 
-/// Reads `250ms`, `30s`, `10min` (or `10m`), `1h`, `1d`. Zero is a duration; what it means is the caller's business.
+/// Parses `250ms`, `30s`, `10min` (or `10m`), `1h`, `1d`. Zero is allowed.
 ///
 /// # Errors
 /// A sentence to follow the key's name.
@@ -25,7 +25,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit_micros).map(Duration::from_micros).ok_or_else(|| "is too long".to_owned())
 }
 
-/// Reads `512B`, `64kB`, `256MB`, `1GB`, each unit 1024 of the one before, as PostgreSQL has it.
+/// Parses `512B`, `64kB`, `256MB`, `1GB`; each unit is 1024 of the one before, as in PostgreSQL.
 ///
 /// # Errors
 /// A sentence to follow the key's name.

@@ -1,7 +1,8 @@
-//! What was written: `proxy.toml` flattened to `section.key`, environment variables laid over it.
+//! The configuration as written: `proxy.toml` flattened to `section.key`, overridden by environment
+//! variables.
 //!
-//! Each typed question (`duration`, `count`, …) names its key, which makes the key known; whatever nobody asked for is
-//! unknown. Problems are collected, so that all are said at once.
+//! Each typed read (`duration`, `count`, …) makes its key known. A key that is never read is unknown.
+//! Problems are collected, so that all are reported at once.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +17,10 @@ use zeroize::Zeroizing;
 
 use crate::config::units;
 
-/// Looks up an environment variable; a function, so that tests need not touch the process's own.
+/// Reads an environment variable. A function, so that tests need no real environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The values, and what was found wrong with them so far.
+/// The values, and the problems found so far.
 pub struct Written<'a> {
     values: BTreeMap<String, Entry>,
     environment: Environment<'a>,
@@ -34,7 +35,7 @@ struct Entry {
     origin: Origin,
 }
 
-/// Zeroised where it is text: the central URL may have a password in it.
+/// Text is zeroised, because the central URL may contain a password.
 enum Value {
     Text(Zeroizing<String>),
     Number(i64),
@@ -50,7 +51,7 @@ enum Origin {
 }
 
 impl<'a> Written<'a> {
-    /// Reads the file's text. A syntax error becomes a problem, and the rest is read as if the file were empty.
+    /// Parses the file. A syntax error becomes a problem, and the file then counts as empty.
     pub fn parse(text: &str, folder: Option<&Path>, environment: Environment<'a>) -> Self {
         let mut written = Self {
             values: BTreeMap::new(),
@@ -62,7 +63,7 @@ impl<'a> Written<'a> {
         let line_of = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
         match DeTable::parse(text) {
             Ok(table) => written.flatten("", table.get_ref(), &line_of),
-            // Its own rendering quotes the line, and there may be a password in it.
+            // The parser's message quotes the line, which may contain a password.
             Err(error) => {
                 let line = line_of(error.span().map_or(0, |span| span.start));
                 written.problems.push(format!("line {line}: {}", error.message()));
@@ -109,7 +110,7 @@ impl<'a> Written<'a> {
         entry.filter(|entry| !matches!(&entry.value, Value::Text(text) if text.trim().is_empty()))
     }
 
-    /// Asks for a key and reads it with `read`, whose errors are sentences to follow the key's name.
+    /// Reads a key with `read`, whose errors follow the key's name.
     fn ask<T>(&mut self, key: &'static str, read: impl FnOnce(Value) -> Result<T, String>) -> Option<T> {
         let entry = self.take(key)?;
         match read(entry.value) {
@@ -162,7 +163,7 @@ impl<'a> Written<'a> {
         self.ask(key, read).unwrap_or(default)
     }
 
-    /// The same; `None` for `auto`, and where nothing is written.
+    /// The same; `None` for `auto` or no value.
     pub fn bytes_or_auto(&mut self, key: &'static str) -> Option<usize> {
         let read = |value| match value {
             Value::Text(text) if text.trim() == "auto" => Ok(None),
@@ -207,7 +208,7 @@ impl<'a> Written<'a> {
         self.ask(key, read).unwrap_or(default)
     }
 
-    /// One of a few words; `None` where nothing was written.
+    /// One of a few words; `None` if the key is missing.
     pub fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
         let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
         let read = |value| match value {
@@ -220,7 +221,7 @@ impl<'a> Written<'a> {
         self.ask(key, read)
     }
 
-    /// Text that `parse` understands.
+    /// Text, parsed by `parse`.
     pub fn text<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         self.ask(key, |value| match value {
             Value::Text(text) => parse(text.trim()),
@@ -257,12 +258,12 @@ impl<'a> Written<'a> {
         })
     }
 
-    /// Adds a problem that no single key has.
+    /// Adds a problem of several keys together.
     pub fn problem(&mut self, problem: impl Into<String>) {
         self.problems.push(problem.into());
     }
 
-    /// Every key that was asked for, and all problems, unknown keys among them.
+    /// All known keys, and all problems, unknown keys included.
     pub fn finish(mut self) -> (Vec<&'static str>, Vec<String>) {
         for (key, entry) in &self.values {
             let similarity = |known: &&&str| (strsim::jaro_winkler(key, known) * 1000.0) as u32;

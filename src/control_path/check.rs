@@ -1,4 +1,4 @@
-//! Whether everything is there that serving needs: looks, and changes nothing.
+//! `pglobby check`: finds out whether `serve` would work. Changes nothing.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
@@ -18,24 +18,24 @@ use crate::{
     },
 };
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What: `configuration`, `key ring`, `host default`, …
+    /// What was checked: `configuration`, `key ring`, `host default`, …
     pub check: String,
-    /// Whether it is as it should be.
+    /// Whether it passed.
     pub ok: bool,
-    /// What was found, and what to do about it.
+    /// The finding, and how to fix it.
     pub detail: String,
 }
 
 impl Check {
-    /// As it should be.
+    /// A check that passed.
     pub fn passed(check: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { check: check.into(), ok: true, detail: detail.into() }
     }
 
-    /// Not as it should be.
+    /// A check that failed.
     pub fn failed(check: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { check: check.into(), ok: false, detail: detail.into() }
     }
@@ -48,7 +48,7 @@ impl Check {
     }
 }
 
-/// Looks at everything; goes on after a failure wherever that makes sense.
+/// Runs all checks, also after a failure where possible.
 pub async fn check(config: &Config) -> Vec<Check> {
     let origin = config.path.as_ref().map_or("the environment".to_owned(), |path| path.display().to_string());
     let mut checks = vec![Check::passed("configuration", origin)];
@@ -74,11 +74,11 @@ pub async fn check(config: &Config) -> Vec<Check> {
     checks
         .push(Check::passed("central database", format!("{}, schema version {version}", config.central.url)));
     checks.push(match open_to_public(&client).await {
-        Ok(false) => Check::passed("central database's doors", "only granted roles may connect"),
+        Ok(false) => Check::passed("central database access", "PUBLIC may not connect"),
         Ok(true) => {
-            Check::failed("central database's doors", "every role may connect; `pglobby init` closes it")
+            Check::failed("central database access", "PUBLIC may connect; run `pglobby init` to revoke that")
         }
-        Err(error) => Check::failed("central database's doors", error.to_string()),
+        Err(error) => Check::failed("central database access", error.to_string()),
     });
     if let Ok(keyring) = &keyring {
         checks.push(
@@ -101,7 +101,7 @@ async fn enter(config: &Config) -> Result<Client, String> {
     Ok(client)
 }
 
-/// Loads what serving would load: a file that is there may still hold another key's certificate.
+/// Loads the files as `serve` does: a file may contain the certificate of another key.
 fn certificates(config: &Config) -> Vec<Check> {
     let (client, server) = (&config.client_tls, &config.server_tls);
     let mut checks = Vec::new();
@@ -114,7 +114,7 @@ fn certificates(config: &Config) -> Vec<Check> {
     }
     let identity = server.cert_file.as_deref().zip(server.key_file.as_deref());
     if identity.is_some() || server.ca_file.is_some() {
-        // The system's authorities may be missing where nobody asks for them.
+        // Does not load the system's authorities, which may be missing where they are not used.
         let trust = if server.ca_file.is_some() { Trust::Authority } else { Trust::Anybody };
         let loaded = ServerTlsConfigs::new(server.ca_file.clone(), identity).and_then(|configs| {
             configs.get(trust, None).map(|_| "certificates and authorities can be used".to_owned())
@@ -124,7 +124,7 @@ fn certificates(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// Opens every sealed password of the living tenants, and names those that do not open.
+/// Opens every sealed password of living tenants.
 async fn tenants_open(client: &Client, keyring: &Keyring) -> Result<Check, CentralError> {
     let sql = "SELECT id, name, sealed_password, sealed_ro_password FROM pglobby.tenants
         WHERE status <> 'dropped' ORDER BY name";

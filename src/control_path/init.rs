@@ -1,6 +1,6 @@
-//! From an empty cluster, or an older version of ourselves, to a central database that can be served from.
+//! `pglobby init`: creates or upgrades the central database.
 //!
-//! Every step looks first whether it is needed, so that all of it can be repeated at any time.
+//! Each step checks first whether it is needed, so `init` may be run at any time.
 
 use secrecy::SecretString;
 use serde::Serialize;
@@ -18,35 +18,35 @@ use crate::{
     },
 };
 
-/// Where a cluster is asked to create another database.
+/// The database to connect to for CREATE DATABASE.
 const MAINTENANCE_DATABASE: &str = "postgres";
-/// The name under which the central cluster is registered.
+/// The name of the central cluster among the hosts.
 pub const DEFAULT_HOST: &str = "default";
 
-/// What was found or done.
+/// What was found and done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InitReport {
-    /// Where the central database is, without a password.
+    /// URL of the central database, without a password.
     pub central: String,
-    /// It was missing.
+    /// Whether it was created.
     pub database_created: bool,
-    /// PUBLIC could connect to it.
+    /// Whether CONNECT was revoked from PUBLIC.
     pub closed_to_public: bool,
-    /// The schema's version now.
+    /// Version of the schema.
     pub schema_version: i32,
-    /// Names of the steps that were missing.
+    /// Names of the migrations that were applied.
     pub migrations_applied: Vec<&'static str>,
     /// The key ring's file, or `PGLOBBY_KEYS`.
     pub keyring: String,
-    /// There was none.
+    /// Whether it was created.
     pub keyring_created: bool,
     /// [`DEFAULT_HOST`].
     pub host: &'static str,
-    /// It was not registered.
+    /// Whether it was registered.
     pub host_registered: bool,
 }
 
-/// Why `init` stopped. What was done before stays done.
+/// Why `init` stopped. Steps before the failed one stay done.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// The central database.
@@ -61,12 +61,12 @@ pub enum InitError {
     /// Sealing the master's password.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// The master login may not do its work.
+    /// The master login lacks a privilege.
     #[error("the master login \"{user}\" lacks {missing}; run as a superuser: ALTER ROLE {role} {missing}")]
     Rights {
         /// Its name.
         user: String,
-        /// The same, quoted for SQL.
+        /// Its name, quoted for SQL.
         role: String,
         /// `CREATEDB`, `CREATEROLE` or both.
         missing: String,
@@ -79,7 +79,7 @@ pub enum InitError {
         /// Why.
         cause: tokio_postgres::Error,
     },
-    /// Only its owner may close it.
+    /// PUBLIC may connect, and only the owner can revoke that.
     #[error(
         "PUBLIC may connect to the central database and \"{user}\" cannot change that; run as its owner: \
          REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC"
@@ -90,7 +90,7 @@ pub enum InitError {
         /// The database, quoted for SQL.
         database: String,
     },
-    /// The ring is missing while something is sealed with it.
+    /// The ring is missing, and something is sealed with one of its keys.
     #[error(
         "there is no key ring {path}, but stored passwords are sealed with key {key}; put the ring back \
          (a new one could not open them)"
@@ -103,7 +103,7 @@ pub enum InitError {
     },
 }
 
-/// Makes everything that `serve` and `tenant create` need.
+/// Creates everything that `serve` and `tenant create` need.
 ///
 /// # Errors
 /// [`InitError`], saying what to do.
@@ -136,10 +136,10 @@ async fn enter_or_create_database(central: &Central) -> Result<(Client, bool), I
     let maintenance = central.connect_to(MAINTENANCE_DATABASE).await?;
     require_rights(&maintenance).await?;
     let database = quote_identifier(central.database());
-    // template0: nobody is connected to it, and nothing local is in it.
+    // template0 has no connections and no local objects.
     let created = maintenance.batch_execute(&format!("CREATE DATABASE {database} TEMPLATE template0")).await;
     if let Err(cause) = created {
-        // Another `init` was faster; at the very same time it is the catalogue's index that says so.
+        // Another `init` created it. If both do it at once, the unique index of the catalog reports it.
         let duplicate = [Some(&SqlState::DUPLICATE_DATABASE), Some(&SqlState::UNIQUE_VIOLATION)];
         if !duplicate.contains(&cause.code()) {
             return Err(InitError::CreateDatabase { database: central.database().to_owned(), cause });
@@ -149,7 +149,8 @@ async fn enter_or_create_database(central: &Central) -> Result<(Client, bool), I
     Ok((central.connect_to(central.database()).await?, true))
 }
 
-/// The master makes a database and roles for every tenant; better said now than at the first `tenant create`.
+/// The master login creates databases and roles for tenants. A missing privilege is reported now rather
+/// than at the first `tenant create`.
 async fn require_rights(client: &Client) -> Result<(), InitError> {
     let sql = "SELECT rolname::text, rolsuper OR rolcreatedb, rolsuper OR rolcreaterole
         FROM pg_catalog.pg_roles WHERE rolname = current_user";
@@ -167,7 +168,7 @@ async fn require_rights(client: &Client) -> Result<(), InitError> {
     }
 }
 
-/// Tenants' roles live on the same cluster, and by default every role may enter every database.
+/// Roles of tenants may be on the same cluster, and by default every role may connect to every database.
 async fn close_to_public(client: &Client, user: &str) -> Result<bool, InitError> {
     if !open_to_public(client).await? {
         return Ok(false);
@@ -175,7 +176,7 @@ async fn close_to_public(client: &Client, user: &str) -> Result<bool, InitError>
     let sql = "SELECT pg_catalog.quote_ident(pg_catalog.current_database())";
     let row = client.query_one(sql, &[]).await.map_err(CentralError::from)?;
     let database: String = row.try_get(0).map_err(CentralError::from)?;
-    // Somebody who is not the owner gets a warning or an error; what counts is the outcome.
+    // A role that is not the owner gets a warning or an error. The result is checked below.
     let _ =
         client.batch_execute(&format!("REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC")).await;
     match open_to_public(client).await? {
@@ -208,7 +209,7 @@ async fn load_or_create_keyring(config: &Config, client: &Client) -> Result<(Key
         loaded => return Ok((loaded?, false)),
     };
     if let Some(key) = a_key_in_use(client).await? {
-        // Another `init` may have made the ring and sealed with it between the two looks.
+        // Another `init` may have created the ring and sealed with it in between.
         return match Keyring::load(config) {
             Err(KeyringError::Missing { path }) => {
                 Err(InitError::KeyringLost { path: path.display().to_string(), key })
@@ -218,7 +219,7 @@ async fn load_or_create_keyring(config: &Config, client: &Client) -> Result<(Key
     }
     let keyring = Keyring::generate();
     match keyring.create_file(&path) {
-        // Another `init` was faster.
+        // Another `init` created it.
         Err(KeyringError::Exists { .. }) => Ok((Keyring::load(config)?, false)),
         created => created.map(|()| (keyring, true)).map_err(InitError::from),
     }
@@ -273,7 +274,7 @@ fn seal_for_host(keyring: &Keyring, password: &SecretString) -> Result<Vec<u8>, 
     keyring.seal(&place, password)
 }
 
-/// For the few statements that take no parameters. The names come from the configuration.
+/// For statements that take no parameters. The names come from the configuration.
 fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

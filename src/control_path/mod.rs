@@ -1,4 +1,4 @@
-//! Everything a running query never waits for.
+//! The control path: everything that a running query never waits for.
 
 pub mod admin;
 pub mod central;

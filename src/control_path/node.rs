@@ -1,4 +1,4 @@
-//! A node at work: everything that `pglobby serve` (and `pglobby dev`) runs, put together.
+//! A node: all that `pglobby serve` and `pglobby dev` run, put together.
 
 use std::{
     net::SocketAddr,
@@ -54,16 +54,16 @@ const REQUESTS_MAX: usize = 8;
 /// Notifications read and not yet applied. Beyond this the connection is not read until some are applied.
 const EVENTS_MAX: usize = 4096;
 
-/// Between two tries to reach the central database at the start.
+/// Wait between attempts to reach the central database at the start.
 const START_PAUSE: Duration = Duration::from_millis(250);
 
-/// How often idle servers and pools are looked after.
+/// Interval of the maintenance of pools.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// A node that serves clients. Ends with [`Node::end`]; dropping it ends everything at once.
 #[derive(Debug)]
 pub struct Node {
-    /// What the clients share.
+    /// Shared by all clients.
     pub proxy: Arc<Proxy>,
     keyring: Arc<ReloadableKeyring>,
     dial: Arc<ArcSwap<DialOptions>>,
@@ -72,11 +72,11 @@ pub struct Node {
     requests: tokio::sync::Mutex<mpsc::Receiver<Request>>,
     accepting: Option<Accepting>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    /// Last: with the workers every session ends.
+    /// Dropped last: every session ends with the workers.
     _workers: Workers,
 }
 
-/// Why a node does not start, or does not take over a new configuration: a sentence for the operator.
+/// Why a node does not start or reload: one sentence.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NodeError(String);
@@ -86,7 +86,7 @@ fn refused(error: impl std::error::Error + 'static) -> NodeError {
 }
 
 impl Node {
-    /// Checks everything, binds, and serves.
+    /// Checks the configuration, binds, and serves.
     ///
     /// # Errors
     /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served then.
@@ -116,7 +116,7 @@ impl Node {
         let mend = mending(context.clone(), metrics.clone());
         let pools =
             TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again, mend);
-        let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+        let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let window = Arc::new(StatsWindow::default());
         let console_context = ConsoleContext { admin: context.clone(), window: window.clone(), requests };
         let proxy = Arc::new(Proxy {
@@ -126,7 +126,7 @@ impl Node {
             pools,
             sessions: Arc::new(Sessions::default()),
             workers: workers.all().to_vec(),
-            console: console::door(console_context),
+            console: console::entry(console_context),
             foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
             door: Arc::default(),
             turns: Arc::default(),
@@ -136,7 +136,7 @@ impl Node {
         });
         let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone(), directory.clone(), barrier)),
-            tokio::spawn(keep_house(proxy.clone(), window)),
+            tokio::spawn(maintain(proxy.clone(), window)),
             tokio::spawn(timeouts::watch(proxy.clone())),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -153,24 +153,24 @@ impl Node {
             dial,
             listeners,
             http: http_address,
-            requests: tokio::sync::Mutex::new(asked),
+            requests: tokio::sync::Mutex::new(received),
             accepting: Some(accepting),
             tasks,
             _workers: workers,
         })
     }
 
-    /// Where TCP clients can connect.
+    /// Addresses for TCP clients.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.addresses()
     }
 
-    /// Where metrics and health are served, if they are.
+    /// Address of HTTP, if it is served.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http
     }
 
-    /// What an administrator wants from the owner of this process. Cancel-safe.
+    /// The next request of an administrator to the owner of the process. Cancel-safe.
     pub async fn requested(&self) -> Request {
         match self.requests.lock().await.recv().await {
             Some(request) => request,
@@ -179,8 +179,8 @@ impl Node {
         }
     }
 
-    /// Takes over a new configuration: limits, timeouts, TLS files, keys. What is wrong leaves everything as it was.
-    /// Addresses, workers and the central database stay as they were at the start.
+    /// Applies a new configuration: limits, timeouts, TLS files, keys. After an error the old one stays in
+    /// force. Addresses, workers and the central database do not change.
     ///
     /// # Errors
     /// What is wrong.
@@ -198,7 +198,7 @@ impl Node {
         Ok(())
     }
 
-    /// Stops accepting and ends every session; at once when `impatience` resolves.
+    /// Stops accepting clients and ends every session; at once when `impatience` resolves.
     pub async fn end(mut self, ending: Ending, impatience: impl Future<Output = ()>) {
         self.accepting = None;
         self.listeners.close();
@@ -214,11 +214,11 @@ impl Drop for Node {
     }
 }
 
-/// A connection to the central database, which may come up a little later than we do: after a restart of the machine, a
-/// failover. What does not pass by itself is said at once.
+/// A connection to the central database. Retries if the database is still starting, for example after a
+/// restart of the machine or a failover. Other errors are returned at once.
 async fn first_client(central: &Central, config: &Config) -> Result<Object, NodeError> {
     let begun = Instant::now();
-    let mut told = false;
+    let mut is_logged = false;
     loop {
         let error = match central.client().await {
             Ok(client) => return Ok(client),
@@ -227,14 +227,14 @@ async fn first_client(central: &Central, config: &Config) -> Result<Object, Node
         if !error.passes() || begun.elapsed() >= config.timeouts.central_start {
             return Err(refused(error));
         }
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut is_logged, true) {
             warn!(side = "central", %error, "waiting for the central database, for central_start_timeout at most");
         }
         tokio::time::sleep(START_PAUSE).await;
     }
 }
 
-/// The certificate for clients, if there is to be one.
+/// TLS towards clients, if it is configured.
 fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
     let tls = &config.client_tls;
     let (
@@ -251,7 +251,7 @@ fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
         .map_err(refused)
 }
 
-/// Access to an adopted database's tables, granted when its first pool is made.
+/// Grants access to an adopted tenant's tables before its first pool is made.
 fn grants(context: AdminContext) -> PoolMaking {
     Arc::new(move |tenant| {
         let actor = context.actor("pglobby");
@@ -259,7 +259,7 @@ fn grants(context: AdminContext) -> PoolMaking {
     })
 }
 
-/// A tenant's row after the change that is being made to it now, if one is: `FOR SHARE` waits for whoever holds it.
+/// Reads a tenant's row again. `FOR SHARE` waits for a change of the row that is not yet committed.
 fn looking(central: Central, directory: Arc<CentralDirectory>) -> Looking {
     Arc::new(move |id| {
         let (central, directory) = (central.clone(), directory.clone());
@@ -270,7 +270,7 @@ fn looking(central: Central, directory: Arc<CentralDirectory>) -> Looking {
                 client.query_opt(sql, &[&id]).await.map_err(CentralError::from)
             };
             if let Err(error) = changed.await {
-                warn!(tenant = id, side = "central", %error, "cannot look up a tenant whose credentials are refused");
+                warn!(tenant = id, side = "central", %error, "cannot look up a tenant whose credentials a host refused");
                 return None;
             }
             directory.forget(&Change::Tenant(id));
@@ -321,10 +321,10 @@ async fn follow(
         }
     };
     tokio::join!(listening, applying);
-    warn!(side = "central", "no longer following changes");
+    warn!(side = "central", "stopped following changes");
 }
 
-async fn keep_house(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
+async fn maintain(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
     let mut interval = tokio::time::interval(HOUSEKEEPING);
     let mut timed_out_waits = TimedOutWaits::new();
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

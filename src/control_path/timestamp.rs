@@ -1,11 +1,11 @@
-//! Moments as people write them.
+//! Reads timestamps as people write them.
 
 use time::{
     Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339,
     macros::format_description,
 };
 
-/// A moment as people write it: `2027-01-31`, `2027-01-31 18:00`, both UTC, or RFC 3339 with any offset.
+/// Parses `2027-01-31`, `2027-01-31 18:00` (both UTC) or RFC 3339 with any offset.
 ///
 /// # Errors
 /// A sentence to follow the option's name.
@@ -24,7 +24,9 @@ pub fn parse_timestamp(text: &str) -> Result<OffsetDateTime, String> {
         .or_else(|_| PrimitiveDateTime::parse(text, minute))
         .map(PrimitiveDateTime::assume_utc)
         .map_err(|_| {
-            format!("{text:?} is no moment; write 2027-01-31, 2027-01-31 18:00 or 2027-01-31T18:00:00+01:00")
+            format!(
+                "{text:?} is not a timestamp; write 2027-01-31, 2027-01-31 18:00 or 2027-01-31T18:00:00+01:00"
+            )
         })
 }
 
@@ -35,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_read_as_people_write_them() {
+    fn timestamps_are_read_as_people_write_them() {
         for (text, moment) in [
             ("2027-01-31", datetime!(2027-01-31 00:00 UTC)),
             ("2027-01-31 18:00", datetime!(2027-01-31 18:00 UTC)),

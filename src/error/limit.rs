@@ -1,6 +1,7 @@
-//! The limits of what is kept for clients, and what a client is told that would exceed one.
+//! The limits on memory that is kept for clients, and their errors.
 
-/// A limit of what is kept for clients (`data_path/memory_limit.rs`). Small, because every request to a server may carry one.
+/// A limit on memory kept for clients (`data_path/memory_limit.rs`). Kept small, because every request to a
+/// server may carry one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Limit {
@@ -34,8 +35,8 @@ impl Limit {
         }
     }
 
-    /// What a client is told.
-    pub(super) fn words(self, max: usize) -> String {
+    /// The message.
+    pub(super) fn message(self, max: usize) -> String {
         let setting = self.setting();
         match self {
             Self::Statements => format!("a session may have at most {max} prepared statements ({setting})"),
@@ -43,19 +44,19 @@ impl Limit {
                 format!("the prepared statements of a session may take at most {max} bytes ({setting})")
             }
             Self::StatementsInAll => format!(
-                "the prepared statements of all sessions may take at most {max} bytes, and this database has its share ({setting})"
+                "the prepared statements of all sessions may take at most {max} bytes, and this database has used up its share ({setting})"
             ),
             Self::SettingBytes => {
                 format!("the parameters that a session has SET may take at most {max} bytes ({setting})")
             }
-            Self::Client => format!("at most {max} bytes are kept for a session ({setting})"),
+            Self::Client => format!("a session may use at most {max} bytes of memory ({setting})"),
             Self::Tenant | Self::Process => format!(
-                "out of memory: the sessions of this database have taken their share of {max} bytes ({setting})"
+                "out of memory: the sessions of this database have used up their share of {max} bytes ({setting})"
             ),
         }
     }
 
-    /// Out of memory where others have taken it; else the limit of what was configured.
+    /// 53200 (out of memory) if other sessions used the memory up; otherwise 53400 (configuration limit).
     pub(super) fn sqlstate(self) -> &'static str {
         match self {
             Self::Tenant | Self::Process => "53200",

@@ -1,6 +1,6 @@
-//! What we tell a client when we will not, or cannot, do what it asks: a SQLSTATE and a sentence that helps.
+//! Errors that clients read: a SQLSTATE and a sentence that helps.
 //!
-//! The operator's half (the cause, the tenant, the side that failed) is logged where it happens and never sent.
+//! The cause, the tenant and the side that failed are logged where the error happens, and never sent.
 
 mod limit;
 
@@ -10,11 +10,12 @@ pub use self::limit::Limit;
 
 use crate::wire::message::{Severity, error_response};
 
-/// An ErrorResponse of our own. `Display` is the message a client reads; it never carries a name that the client
-/// did not itself send.
+/// An ErrorResponse made by pglobby. `Display` is the message that the client reads. It contains no name
+/// that the client did not send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// Worded alike for an unknown login, an unknown tenant and a wrong password, so that names cannot be probed.
+    /// The same for an unknown login, an unknown tenant and a wrong password, so that names cannot be
+    /// probed.
     #[error("password authentication failed for user \"{user}\"")]
     LoginFailed {
         /// As the client sent it.
@@ -29,20 +30,20 @@ pub enum ClientError {
     /// Hints that name different tenants.
     #[error("the connection names more than one tenant: {first} and {second}")]
     ContradictingTenants {
-        /// The hint that speaks first.
+        /// The hint with the highest precedence.
         first: String,
-        /// The one that disagrees.
+        /// The hint that contradicts it.
         second: String,
     },
-    /// An operator closed the tenant.
+    /// `tenant suspend`.
     #[error("tenant \"{tenant}\" is suspended{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
     Suspended {
         /// The tenant the proven login asked for.
         tenant: String,
-        /// The operator's words.
+        /// The operator's reason.
         reason: Option<String>,
     },
-    /// A tombstone.
+    /// The tenant was dropped; its row is a tombstone.
     #[error("database \"{tenant}\" does not exist (it was dropped)")]
     Dropped {
         /// The tenant the proven login asked for.
@@ -51,135 +52,137 @@ pub enum ClientError {
     /// A read_only login of a tenant that has no read-only role.
     #[error("there is no read-only role for this database yet")]
     NoReadOnlyRole,
-    /// Being made or removed.
+    /// The tenant is being created or dropped.
     #[error("tenant \"{tenant}\" is not ready yet; please try again")]
     NotReady {
         /// The tenant the proven login asked for.
         tenant: String,
     },
-    /// The central database did not answer and nothing was cached.
+    /// The central database did not answer, and the cache had no usable row.
     #[error("pglobby cannot look up logins at the moment; please try again")]
     DirectoryUnavailable,
-    /// `max_client_conn`, or descriptors ran out.
+    /// `max_client_conn`, or no file descriptors are left.
     #[error("sorry, too many clients already")]
     TooManyClients,
-    /// Guesses, from the client's address: what it said is not told to be right or wrong.
+    /// Too many wrong passwords from the client's address. Does not say whether this one was right.
     #[error("too many failed logins from this address; please try again later")]
     TooManyFailedLogins,
-    /// The tenant's own limit.
+    /// `max_clients` of the tenant.
     #[error("too many connections for database \"{tenant}\"")]
     TooManyClientsOfTenant {
         /// The tenant the proven login asked for.
         tenant: String,
     },
-    /// More would be kept for the session, its tenant or all than may be.
-    #[error("{}", .limit.words(*.max))]
+    /// A limit on memory for the session, its tenant or the process is reached.
+    #[error("{}", .limit.message(*.max))]
     MemoryLimit {
-        /// The limit that would be exceeded.
+        /// The limit.
         limit: Limit,
-        /// What it is.
+        /// Its value.
         max: usize,
     },
-    /// The same, where it is no statement that can be refused.
-    #[error("terminating connection because it does not take what it is sent: {}", .limit.words(*.max))]
+    /// The same for data that is not a request and cannot be refused alone.
+    #[error("terminating connection because the client does not read: {}", .limit.message(*.max))]
     UnsentLimit {
-        /// The limit that would be exceeded.
+        /// The limit.
         limit: Limit,
-        /// What it is.
+        /// Its value.
         max: usize,
     },
     /// `max_queued_notifications`.
     #[error(
-        "terminating connection because more than {limit} bytes of notifications wait for it (max_queued_notifications)"
+        "terminating connection because more than {limit} bytes of notifications are queued for it (max_queued_notifications)"
     )]
     TooManyNotifications {
         /// The limit.
         limit: usize,
     },
-    /// The connection that listened for this client broke.
-    #[error("terminating connection because the connection that listened for it was lost; LISTEN again")]
-    ListenerLost,
-    /// PAUSE, `tenant move`: nobody listens meanwhile.
+    /// The shared server connection that listens for this client broke.
     #[error(
-        "terminating connection because notifications could be missed while the database is held still; LISTEN again"
+        "terminating connection because the server connection for its LISTEN was lost; connect and LISTEN again"
+    )]
+    ListenerLost,
+    /// PAUSE or `tenant move`: no server connection listens meanwhile.
+    #[error(
+        "terminating connection because it could miss notifications while the database is paused; connect and LISTEN again"
     )]
     ListenerPaused,
-    /// A service login's session that has chosen no tenant yet.
+    /// A session of a service login has not chosen a tenant yet.
     #[error(
-        "no tenant is chosen; choose one with SET pglobby.tenant = 'NAME' (or in a transaction: SET LOCAL)"
+        "no tenant is chosen; choose one by SET pglobby.tenant = 'NAME' (or in a transaction: SET LOCAL)"
     )]
     NoTenantChosen,
-    /// Worded alike for a tenant that does not exist and one that is not granted.
+    /// The same for a tenant that does not exist and one that is not granted.
     #[error("permission denied for tenant \"{tenant}\"")]
     TenantDenied {
-        /// As the client spelled it.
+        /// As the client wrote it.
         tenant: String,
     },
-    /// The session has something in its tenant's database that it would lose.
+    /// The session is pinned: it would lose state in its present tenant's database.
     #[error(
         "the tenant cannot be changed while the session keeps its server ({reasons}): undo that first, or DISCARD ALL"
     )]
     TenantPinned {
-        /// The pins, by name.
+        /// Names of the pins.
         reasons: String,
     },
-    /// A choice of a tenant that cannot be made there, or so.
+    /// `SET pglobby.tenant` that is refused.
     #[error(transparent)]
     TenantSwitch(#[from] TenantSwitchError),
-    /// A change of a role or a database that is the operator's, or a change of a password that cannot be made so.
+    /// A change of a role, of the database or of a password that is refused.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The central database did not say whether it has taken a login's new password.
+    /// The central database did not answer when a login's new password was stored.
     #[error(
-        "pglobby cannot change passwords at the moment, and the old or the new one may hold; please try again"
+        "pglobby could not confirm the new password: either the old or the new one is valid; please try again"
     )]
     PasswordNotStored,
-    /// A login's own password was changed again and again.
+    /// A login changed its own password too often.
     #[error(
         "the password of this login was changed too often; please try again in {} s",
         wait.as_millis().div_ceil(1000)
     )]
     PasswordTooOften {
-        /// When it may be changed again.
+        /// How long until the next change is allowed.
         wait: Duration,
     },
-    /// PostgreSQL's own answer, given where no server is asked.
+    /// The error that PostgreSQL would give; pglobby answers without a server.
     #[error("{message}")]
     AsPostgres {
         /// Its SQLSTATE.
         sqlstate: &'static str,
-        /// Its words.
+        /// Its message.
         message: String,
     },
-    /// PostgreSQL's answer to a statement whose columns have changed.
+    /// A prepared statement whose result columns have changed.
     #[error("cached plan must not change result type")]
     ResultChanged,
-    /// `max_pinned_servers`: the session would have had to keep its server.
+    /// `max_pinned_servers`: the session would have to keep its server.
     #[error(
-        "too many sessions keep a server of this database for themselves: at most {limit} may (max_pinned_servers); \
-         this one would because of: {reasons}. What it asked for last was done"
+        "too many sessions of this database keep a server (max_pinned_servers = {limit}); this session would keep one \
+         because of: {reasons}. Its last request was completed"
     )]
     TooManyPinned {
         /// The limit.
         limit: usize,
-        /// Why it would have kept it.
+        /// Names of the pins.
         reasons: String,
     },
-    /// Every server of this pool stayed busy for the whole wait.
+    /// No server of the pool became free within the wait.
     #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
     PoolBusy {
         /// `query_wait_timeout`.
         waited: Duration,
     },
-    /// The server could not be reached or refused us; `reason` has no host, role or password in it.
+    /// No server connection could be opened. `reason` contains no host, role or password.
     #[error("could not connect to the tenant's database: {reason}")]
     ServerUnreachable {
-        /// The SQLSTATE the server gave, if it gave one.
+        /// The SQLSTATE of the server, if it sent one.
         sqlstate: Option<[u8; 5]>,
-        /// The real reason, fit for a client.
+        /// The reason, safe to show to a client.
         reason: String,
     },
-    /// The server's own error, at login.
+    /// An error of the server at login.
     #[error("{message}")]
     Server {
         /// Its SQLSTATE.
@@ -187,18 +190,18 @@ pub enum ClientError {
         /// Its message.
         message: String,
     },
-    /// The server's connection broke while it worked for this client.
+    /// The server connection broke during a request of this client.
     #[error("server closed the connection unexpectedly")]
     ServerLost,
-    /// The same where a COMMIT was not answered.
+    /// The server connection broke after COMMIT was sent and before it was answered.
     #[error(
         "the connection to the server was lost before it answered a COMMIT: whether the transaction was committed is not known"
     )]
     OutcomeUnknown,
-    /// Bytes that are not PostgreSQL's protocol.
+    /// The client broke the protocol.
     #[error("{0}")]
     ProtocolViolation(String),
-    /// Something PostgreSQL has and we do not.
+    /// A feature of PostgreSQL that pglobby does not support.
     #[error("{0}")]
     NotSupported(String),
     /// TERM, drain, restart.
@@ -215,44 +218,42 @@ pub enum ClientError {
     TimedOut {
         /// The setting's name.
         setting: &'static str,
-        /// Which SQLSTATE PostgreSQL gives for the like.
+        /// The SQLSTATE that PostgreSQL uses for its own timeout of this kind.
         sqlstate: &'static str,
     },
-    /// A cancel request came while the client waited for a server.
+    /// A cancel request arrived while the client waited for a server.
     #[error("canceling statement due to user request")]
     Cancelled,
-    /// A defect of ours; the operator's log has the story.
+    /// A defect in pglobby; the log has the details.
     #[error("internal error in pglobby")]
     Internal,
 }
 
-/// Why a text that speaks of `pglobby.tenant` is refused.
+/// Why `SET pglobby.tenant` is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TenantSwitchError {
-    /// An employee's session belongs to one tenant.
+    /// The login is an employee's, which has one tenant only.
     #[error("permission denied to set parameter \"pglobby.tenant\": the login belongs to one tenant")]
     Employee,
-    /// A server has begun the transaction.
+    /// The transaction has begun on a server.
     #[error(
-        "the tenant cannot be chosen in a transaction that has begun: choose it before, or first thing in it by SET LOCAL"
+        "the tenant cannot be changed in a transaction: SET it before BEGIN, or use SET LOCAL as the first statement after BEGIN"
     )]
     TransactionBegun,
-    /// SET without LOCAL behind BEGIN.
+    /// SET without LOCAL after BEGIN.
     #[error(
-        "SET pglobby.tenant does not go into a transaction: SET LOCAL pglobby.tenant does, or SET before BEGIN"
+        "SET pglobby.tenant is not allowed in a transaction: use SET LOCAL pglobby.tenant, or SET before BEGIN"
     )]
     NotLocal,
     /// SET LOCAL without BEGIN.
-    #[error("SET LOCAL pglobby.tenant chooses the tenant of one transaction: BEGIN first")]
+    #[error("SET LOCAL pglobby.tenant needs a transaction: send BEGIN first")]
     NoTransaction,
-    /// Other statements in the same text, or a spelling that is not supported.
-    #[error(
-        "the tenant is chosen by a statement of its own: SET pglobby.tenant = 'NAME', and nothing else in its text"
-    )]
+    /// Other statements in the same query, or a form of SET that is not supported.
+    #[error("send SET pglobby.tenant = 'NAME' in a query of its own, without other statements")]
     NotAlone,
-    /// The transaction that had a tenant of its own is over, or a reset has been run.
+    /// Statements follow the end of a transaction with SET LOCAL, or a reset, in the same query or batch.
     #[error(
-        "nothing can run behind the end of a transaction with a tenant of its own, or behind a reset, in the same text or batch"
+        "send the statements after COMMIT, ROLLBACK or RESET in a query of their own: the transaction used SET LOCAL pglobby.tenant"
     )]
     Over,
     /// `pool_mode = "session"`.
@@ -260,11 +261,11 @@ pub enum TenantSwitchError {
     SessionMode,
 }
 
-/// Why a text about roles or about the database itself is refused. The roles on the server are shared by all logins of a
-/// tenant, so what would change them belongs to the operator.
+/// Why a statement about roles or the database is refused. All logins of a tenant share its roles on the
+/// server, so only the operator may change them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// ALTER ROLE, DROP ROLE and their like of a tenant's role.
+    /// ALTER ROLE, DROP ROLE and similar, of a tenant's role.
     #[error("permission denied to change the database's own roles")]
     Role,
     /// GRANT or REVOKE of a tenant's role.
@@ -276,16 +277,16 @@ pub enum IdentityError {
     /// ALTER DATABASE, DROP DATABASE.
     #[error("permission denied to change the database itself")]
     Database,
-    /// ALTER DATABASE … SET of a parameter that decides who a session is, or whether it starts.
+    /// ALTER DATABASE … SET of a parameter that decides the session's role or whether a session can start.
     #[error("permission denied to set this parameter for the database")]
     DatabaseSetting,
     /// GRANT or REVOKE ON DATABASE.
-    #[error("permission denied to change who may use the database")]
+    #[error("permission denied to change privileges on the database")]
     DatabaseAccess,
-    /// The password of one's own login, inside a transaction.
+    /// A change of the login's own password inside a transaction.
     #[error("a password cannot be changed inside a transaction block")]
     PasswordInTransaction,
-    /// The same, with something else in its text.
+    /// The same, with other statements in the query.
     #[error("a password is changed by a statement of its own")]
     PasswordNotAlone,
     /// PASSWORD NULL, PASSWORD ''.
@@ -294,13 +295,13 @@ pub enum IdentityError {
     /// `md5…`.
     #[error("md5 passwords are not supported")]
     PasswordMd5,
-    /// U&'…', or bytes that are no UTF-8.
+    /// `U&'…'`, or not UTF-8.
     #[error("the password is written in a way that is not supported")]
     PasswordUnclear,
-    /// Longer than PostgreSQL takes one from a client.
+    /// Longer than PostgreSQL accepts from a client.
     #[error("the password is too long")]
     PasswordTooLong,
-    /// The login is not what it was when this session began.
+    /// The login was changed since this session began.
     #[error("the login was changed meanwhile; log in again to change its password")]
     LoginChanged,
 }
@@ -325,8 +326,8 @@ impl IdentityError {
         match self {
             Self::Role => {
                 "All logins of this database share its roles. A login's own password is changed by ALTER ROLE CURRENT_USER \
-                 PASSWORD; an operator changes logins by `pglobby login set` and limits by `pglobby tenant set`; settings for \
-                 everybody are made by ALTER DATABASE ... SET."
+                 PASSWORD; an operator changes logins by `pglobby login set` and limits by `pglobby tenant set`; ALTER DATABASE \
+                 ... SET makes settings for all sessions."
             }
             Self::Membership => {
                 "An operator decides what a login may do: `pglobby login create`, `pglobby login set`."
@@ -357,16 +358,16 @@ impl IdentityError {
     }
 }
 
-/// Why a server is made to refuse what its client has asked of it.
+/// Why pglobby refuses a request whose place among the replies a server must answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestError {
-    /// It speaks of the session's tenant.
+    /// It is about the session's tenant.
     TenantSwitch(TenantSwitchError),
     /// It would change a role, the database or a password.
     Identity(IdentityError),
-    /// The statement would give other columns than the client knows of.
+    /// The statement would return other columns than the client expects.
     ResultChanged,
-    /// More would be kept than may be.
+    /// A memory limit is reached.
     MemoryLimit(Limit),
 }
 
@@ -441,9 +442,9 @@ impl ClientError {
         }
     }
 
-    /// Appends the ErrorResponse that a client gets.
+    /// Appends the ErrorResponse.
     pub fn write(&self, severity: Severity, out: &mut Vec<u8>) {
-        // Drivers (postgres.js, pgjdbc) prepare anew and try again only where this routine has spoken.
+        // Drivers (postgres.js, pgjdbc) prepare the statement again only if the error names this routine.
         let more = match self {
             Self::ResultChanged => Some((b'R', "RevalidateCachedQuery")),
             Self::Identity(reason) => Some((b'H', reason.hint())),

@@ -1,7 +1,7 @@
-//! Where this machine keeps PostgreSQL's programs.
+//! Finds PostgreSQL's programs on this machine.
 //!
-//! Every distribution has its own place, and few put `initdb` on the PATH. A folder counts only when `initdb`,
-//! `postgres` and `pg_ctl` in it all run and agree on their version: a stray wrapper called `postgres` does not.
+//! Distributions differ in where they install them, and few put `initdb` on the PATH. A folder counts only
+//! if `initdb`, `postgres` and `pg_ctl` in it all run and have the same version.
 
 use std::{
     env, fs,
@@ -9,23 +9,23 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// A folder with PostgreSQL's server programs, proved to run.
+/// A folder with PostgreSQL's programs, which were run once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresBinaries {
     folder: PathBuf,
     major: u32,
 }
 
-/// There is no PostgreSQL to run. `Display` is one line that ends in what to do.
+/// PostgreSQL was not found. `Display` is one line that ends in what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum NoBinaries {
-    /// The flag or [`ENVIRONMENT`] names a folder that does not serve.
+    /// The folder of the flag or of [`ENVIRONMENT`] has no usable programs.
     #[error("{folder:?} does not hold PostgreSQL's initdb, postgres and pg_ctl in a state that runs")]
     NotThere {
         /// As it was given.
         folder: PathBuf,
     },
-    /// Nothing anywhere we look.
+    /// No usable folder was found.
     #[error(
         "PostgreSQL's initdb is not on this machine; install it with `{install}`, or name its folder with {ENVIRONMENT}"
     )]
@@ -33,7 +33,7 @@ pub enum NoBinaries {
         /// The command that installs it on this system.
         install: &'static str,
     },
-    /// A data folder needs a version that is not installed.
+    /// The version of a data folder is not installed.
     #[error(
         "the data was made by PostgreSQL {wanted}, which is not there (found: {found}); install it, or choose another data folder"
     )]
@@ -45,12 +45,12 @@ pub enum NoBinaries {
     },
 }
 
-/// Names the folder of PostgreSQL's programs, where none of the usual ways finds the right one.
+/// Environment variable for the folder of PostgreSQL's programs, if it is not found otherwise.
 pub const ENVIRONMENT: &str = "PGLOBBY_POSTGRES_BIN";
 
 impl PostgresBinaries {
-    /// The folder `explicit` names, else [`ENVIRONMENT`], else the first that serves of: what `pg_config` says, the
-    /// PATH, the usual folders of Debian, Red Hat, Homebrew and Alpine (newest version first).
+    /// The folder `explicit`, or else [`ENVIRONMENT`], or else the first usable one of: `pg_config`, PATH,
+    /// the folders of Debian, Red Hat, Homebrew and Alpine (newest version first).
     pub fn find(explicit: Option<&Path>) -> Result<Self, NoBinaries> {
         if let Some(folder) = named(explicit) {
             return Self::in_folder(&folder).ok_or(NoBinaries::NotThere { folder });
@@ -61,7 +61,8 @@ impl PostgresBinaries {
             .ok_or(NoBinaries::NotInstalled { install: how_to_install() })
     }
 
-    /// As [`PostgresBinaries::find`], of one major version: a data folder is served by the version that made it.
+    /// Like [`PostgresBinaries::find`] for one major version: a data folder needs the version that created
+    /// it.
     pub fn find_major(explicit: Option<&Path>, wanted: u32) -> Result<Self, NoBinaries> {
         let folders = named(explicit).map_or_else(candidates, |folder| vec![folder]);
         let found: Vec<Self> = folders.iter().filter_map(|folder| Self::in_folder(folder)).collect();
@@ -73,9 +74,9 @@ impl PostgresBinaries {
             .ok_or(NoBinaries::NoSuchVersion { wanted, found: versions })
     }
 
-    /// What `folder` holds, if its programs run.
+    /// The programs in `folder`, if they run.
     pub fn in_folder(folder: &Path) -> Option<Self> {
-        // The real folder: PostgreSQL finds its libraries beside the program that was started.
+        // The real folder, because PostgreSQL finds its libraries relative to the program.
         let folder = fs::canonicalize(folder.join("initdb")).ok()?.parent()?.to_path_buf();
         let mut majors =
             ["initdb", "postgres", "pg_ctl"].map(|name| major_version(&folder.join(name))).into_iter();
@@ -105,7 +106,7 @@ fn named(explicit: Option<&Path>) -> Option<PathBuf> {
         .or_else(|| env::var_os(ENVIRONMENT).filter(|it| !it.is_empty()).map(PathBuf::from))
 }
 
-/// Folders worth a look, the likeliest first.
+/// Folders to search, the most likely first.
 fn candidates() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = ask_pg_config().into_iter().collect();
     folders.extend(env::var_os("PATH").iter().flat_map(env::split_paths));

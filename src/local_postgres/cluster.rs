@@ -1,10 +1,10 @@
-//! A PostgreSQL of our own on this machine, for `pglobby dev` and for the tests: made, started, stopped.
+//! A PostgreSQL cluster on this machine, for `pglobby dev` and the tests: create, start, stop.
 //!
-//! PostgreSQL refuses to run as root, so root's clusters run as another user who gets the data folder. A cluster
-//! never outlives the process that started it: stopping is by drop, and a watcher at the other end of a pipe stops
-//! it where that process was killed.
+//! PostgreSQL refuses to run as root, so root's clusters run as another user, who owns the data folder. A
+//! cluster never outlives the process that started it: drop stops it, and a watcher process stops it if
+//! that process is killed.
 //!
-//! Everything here blocks; asynchronous callers use `spawn_blocking`.
+//! All functions block; asynchronous callers use `spawn_blocking`.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use crate::local_postgres::{
     os_user::{ClusterOwner, OwnerError},
 };
 
-/// A data folder and the programs that serve it. Nothing runs yet.
+/// A data folder and its programs. Nothing runs yet.
 #[derive(Debug, Clone)]
 pub struct LocalCluster {
     binaries: PostgresBinaries,
@@ -32,27 +32,27 @@ pub struct LocalCluster {
     owner: ClusterOwner,
 }
 
-/// Why there is no cluster. `Display` is one line.
+/// Why a cluster could not be created or started. `Display` is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// Nobody to run it as, or nowhere they may go.
+    /// No user to run it as, or a folder that user cannot reach.
     #[error(transparent)]
     Owner(#[from] OwnerError),
-    /// A folder or a program of ours.
+    /// An error with a folder or a program.
     #[error("{what}: {source}")]
     Io {
-        /// What was attempted, and on which path.
+        /// The attempt and its path.
         what: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// `initdb` would not.
+    /// `initdb` failed.
     #[error("initdb failed: {0}")]
     Init(String),
-    /// The folder is there and is no finished data folder.
+    /// The folder exists and is not a complete data folder.
     #[error("{0:?} exists and is not a PostgreSQL data folder; remove it or choose another --data-dir")]
     NotADataFolder(PathBuf),
-    /// Made by another major version.
+    /// The data folder is of another major version.
     #[error(
         "{folder:?} was made by PostgreSQL {made_by}, and this is PostgreSQL {major}; choose another --data-dir or --postgres-bin"
     )]
@@ -64,7 +64,7 @@ pub enum ClusterError {
         /// The version of our programs.
         major: u32,
     },
-    /// A postmaster already serves this folder.
+    /// A postmaster already runs in this folder.
     #[error("a PostgreSQL (process {pid}) already runs on {folder:?}; stop it first")]
     AlreadyRunning {
         /// The data folder.
@@ -72,18 +72,18 @@ pub enum ClusterError {
         /// Its postmaster.
         pid: u32,
     },
-    /// PostgreSQL ended instead of becoming ready.
+    /// PostgreSQL ended during its start.
     #[error("PostgreSQL did not start: {reason} (log: {log:?})")]
     DidNotStart {
-        /// Its own words.
+        /// Its last log lines.
         reason: String,
-        /// Where the rest is.
+        /// Its log file.
         log: PathBuf,
     },
 }
 
 impl LocalCluster {
-    /// `data` is PostgreSQL's data folder, there or to be made; its log is written beside it as `<data>.log`.
+    /// `data` is the data folder, existing or not. Its log is beside it: `<data>.log`.
     pub fn new(binaries: PostgresBinaries, data: &Path) -> Result<Self, ClusterError> {
         let data = std::path::absolute(data).map_err(|source| io_error("finding", data, source))?;
         let mut log = data.clone().into_os_string();
@@ -101,7 +101,7 @@ impl LocalCluster {
         &self.log
     }
 
-    /// Who the server's processes run as.
+    /// The user of the server's processes.
     pub fn owner(&self) -> &ClusterOwner {
         &self.owner
     }
@@ -111,18 +111,18 @@ impl LocalCluster {
         &self.binaries
     }
 
-    /// The major version that made the data folder; `None` where there is no folder yet.
+    /// Major version of the data folder; `None` if it does not exist.
     pub fn made_by(data: &Path) -> Result<Option<u32>, ClusterError> {
         match fs::read_to_string(data.join("PG_VERSION")) {
-            // Before 10 a version was `9.6`; such a folder is of no version we could serve.
+            // Before 10 a version was `9.6`; such a folder is not supported.
             Ok(text) => Ok(Some(text.trim().split('.').next().and_then(|it| it.parse().ok()).unwrap_or(0))),
             Err(_) if data.exists() => Err(ClusterError::NotADataFolder(data.to_path_buf())),
             Err(_) => Ok(None),
         }
     }
 
-    /// Makes the data folder, with UTF-8, SCRAM passwords for every connection and `superuser` as the only role.
-    /// It appears complete or not at all: what an interrupted run left behind is made anew.
+    /// Creates the data folder with UTF-8, SCRAM passwords for every connection and `superuser` as the only
+    /// role. It appears complete or not at all; an interrupted run is repeated.
     pub fn init(
         &self,
         superuser: &str,
@@ -138,7 +138,7 @@ impl LocalCluster {
         fs::create_dir_all(parent).map_err(|source| io_error("making", parent, source))?;
         self.owner.may_enter(parent)?;
 
-        // C.UTF-8 sorts by code point and knows letters beyond ASCII; where the system lacks it, C does.
+        // C.UTF-8 sorts by code point and classifies letters beyond ASCII. Some systems have only C.
         let mut outcome = Err(ClusterError::Init("no locale".into()));
         for locale in ["C.UTF-8", "C"] {
             remove_folder(&unfinished)?;
@@ -191,7 +191,7 @@ impl LocalCluster {
         ))
     }
 
-    /// A real file: `/dev/fd` is not readable once the user was changed.
+    /// A real file, because `/dev/fd` is not readable after the change of user.
     fn write_password(&self, path: &Path, password: &SecretString) -> Result<(), ClusterError> {
         let _ = fs::remove_file(path);
         fs::OpenOptions::new()
@@ -204,7 +204,8 @@ impl LocalCluster {
         Ok(self.owner.give(path)?)
     }
 
-    /// Starts PostgreSQL with `settings` (names and values of postgresql.conf) and returns when it takes connections.
+    /// Starts PostgreSQL with `settings` (names and values of postgresql.conf) and returns when it accepts
+    /// connections.
     pub fn start(&self, settings: &[(&str, &str)]) -> Result<RunningCluster, ClusterError> {
         self.check_before_start()?;
         let mut running = self.spawn(settings)?;
@@ -219,7 +220,7 @@ impl LocalCluster {
             if Instant::now() > deadline {
                 return Err(self.did_not_start("it was not ready in time"));
             }
-            // As pg_ctl does: PostgreSQL announces its state in a file, and nothing wakes whoever waits for it.
+            // Polls like pg_ctl: PostgreSQL announces its state in a file without a notification.
             std::thread::sleep(LOOK_AGAIN);
         }
     }
@@ -252,8 +253,8 @@ impl LocalCluster {
         Ok(RunningCluster { child, watcher, data: self.data.clone() })
     }
 
-    /// A postmaster.pid that a killed machine or container left behind may carry the number of a process that is
-    /// somebody else by now, and PostgreSQL would then refuse to start.
+    /// The process id in a postmaster.pid left by a killed machine or container may be of another process
+    /// by now. PostgreSQL would then refuse to start.
     fn check_before_start(&self) -> Result<(), ClusterError> {
         let major = self.binaries.major();
         match Self::made_by(&self.data)? {
@@ -274,7 +275,7 @@ impl LocalCluster {
         }
     }
 
-    /// A postmaster works in its data folder. Where the system does not tell that (no /proc), pg_ctl's word counts.
+    /// The working folder of a postmaster is its data folder. Without /proc, pg_ctl decides.
     fn is_served_by(&self, pid: u32) -> bool {
         if Path::new("/proc/self/cwd").exists() {
             let working_folder = fs::read_link(format!("/proc/{pid}/cwd"));
@@ -286,7 +287,7 @@ impl LocalCluster {
         self.owner.run_as(&mut command).output().is_ok_and(|output| output.status.success())
     }
 
-    /// PostgreSQL's own last words are the best reason there is.
+    /// PostgreSQL's last log lines are the best reason.
     fn did_not_start(&self, otherwise: &str) -> ClusterError {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let telling = |line: &&str| line.contains("could not") || line.contains("FATAL:");
@@ -297,11 +298,11 @@ impl LocalCluster {
     }
 }
 
-/// A PostgreSQL that takes connections. Dropping it ends it at once (as `immediate` does).
+/// A running PostgreSQL. Drop stops it at once (`immediate`).
 #[derive(Debug)]
 pub struct RunningCluster {
     child: Child,
-    /// Holds the pipe whose other end is ours: it reads the end of file when this process is gone.
+    /// The watcher process. It reads the end of a pipe when this process is gone.
     watcher: Child,
     data: PathBuf,
 }
@@ -309,9 +310,9 @@ pub struct RunningCluster {
 /// How to stop. See `pg_ctl stop` in PostgreSQL's documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Disconnects everybody, rolls back, writes a checkpoint.
+    /// Ends all sessions, rolls back, and writes a checkpoint.
     Fast,
-    /// As if the power had gone: recovery at the next start.
+    /// Like a power failure; the next start recovers.
     Immediate,
 }
 
@@ -321,12 +322,12 @@ impl RunningCluster {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Something that reads as ended when PostgreSQL has ended, and says nothing before. Can be taken once.
+    /// A pipe that reaches its end when PostgreSQL has ended. Can be taken once.
     pub fn end_signal(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
@@ -336,12 +337,12 @@ impl RunningCluster {
         self.end(how)
     }
 
-    /// Kills the postmaster as the kernel would for want of memory, and waits until its children have noticed and
-    /// left (one that computes without a pause notices late). The next start recovers.
+    /// Kills the postmaster like the kernel out of memory, and waits until its children have ended (one
+    /// that computes without a pause ends late). The next start recovers.
     pub fn kill(mut self) -> io::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        // The children hold the other end; a new postmaster refuses to start while any of them lives.
+        // The children hold the other end; a new postmaster does not start while one of them runs.
         self.end_signal().map_or(Ok(()), |mut children| io::copy(&mut children, &mut io::sink()).map(drop))
     }
 
@@ -357,14 +358,15 @@ impl RunningCluster {
                 Stop::Fast => Signal::INT,
                 Stop::Immediate => Signal::QUIT,
             })?;
-            // A paused one hears nothing until it goes on.
+            // A stopped process handles no signal before CONT.
             self.signal(Signal::CONT)?;
             self.child.wait()?;
         }
         Ok(())
     }
 
-    /// The last line of postmaster.pid, since PostgreSQL 10; the first tells ours from one left behind.
+    /// The last line of postmaster.pid, since PostgreSQL 10. Its first line tells a running postmaster's
+    /// file from an old one.
     fn says_ready(&self) -> bool {
         let Ok(text) = fs::read_to_string(self.data.join("postmaster.pid")) else { return false };
         let mut lines = text.lines();
@@ -375,15 +377,15 @@ impl RunningCluster {
 
 impl Drop for RunningCluster {
     fn drop(&mut self) {
-        // The watcher goes after PostgreSQL is gone and before its process id can be anybody else's.
+        // The watcher ends after PostgreSQL and before its process id can be reused.
         let _ = self.end(Stop::Immediate);
         let _ = self.watcher.kill();
         let _ = self.watcher.wait();
     }
 }
 
-/// Stops PostgreSQL when this process is gone, however it went. A parent-death signal would be shorter, but it
-/// follows the thread that started the child, not the process, and needs `unsafe`.
+/// Stops PostgreSQL when this process ends for any reason. A parent-death signal would follow the thread
+/// that started the child, not the process, and needs `unsafe`.
 fn spawn_watcher(postmaster: u32) -> io::Result<Child> {
     Command::new("sh")
         .args(["-c", r#"read -r _; kill -INT "$1"; kill -CONT "$1""#, "pglobby-watcher"])
@@ -411,8 +413,8 @@ fn io_error(what: &str, path: &Path, source: io::Error) -> ClusterError {
     ClusterError::Io { what: format!("{what} {}", path.display()), source }
 }
 
-/// Recovery after a crash is the longest start there is; a development cluster has little to replay.
+/// Limit on a start. Recovery after a crash takes longest.
 const START_MAX: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// Lines at the end of the log that can belong to the start that just failed.
+/// Maximum of log lines shown after a failed start.
 const LAST_WORDS: usize = 8;

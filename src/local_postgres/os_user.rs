@@ -1,7 +1,7 @@
-//! Who PostgreSQL's processes run as, and whether that user can reach the data folder.
+//! The user that PostgreSQL's processes run as, and whether that user can reach the data folder.
 //!
-//! PostgreSQL refuses root. Where we are root, a user without rights takes it over: `postgres`, which packages
-//! create, else `nobody`.
+//! PostgreSQL refuses root. For root, an unprivileged user takes over: `postgres`, which packages create,
+//! or else `nobody`.
 
 use std::{
     fs, io,
@@ -13,12 +13,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The user a cluster belongs to.
+/// The user that owns a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterOwner {
-    /// Whoever we are.
+    /// The user of this process.
     Ourselves,
-    /// We are root and become this user for PostgreSQL's programs.
+    /// This process runs as root, and PostgreSQL's programs run as this user.
     Other {
         /// The user's name.
         name: String,
@@ -29,38 +29,38 @@ pub enum ClusterOwner {
     },
 }
 
-/// Nobody to run PostgreSQL as, or a folder closed to them.
+/// No user to run PostgreSQL as, or a folder that user cannot reach.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
-    /// Neither `postgres` nor `nobody` is known.
+    /// Neither `postgres` nor `nobody` exists.
     #[error(
         "PostgreSQL does not run as root, and there is no user postgres to run it as; create one (useradd --system postgres)"
     )]
     NoUser,
-    /// A parent folder lacks the right to pass.
+    /// The user may not pass through a parent folder.
     #[error(
         "user {user} may not pass through {closed:?} on the way to {folder:?}; choose a --data-dir outside it"
     )]
     ClosedParent {
         /// The user.
         user: String,
-        /// The first folder on the way that refuses.
+        /// The first folder that refuses.
         closed: PathBuf,
-        /// Where we wanted to go.
+        /// The target folder.
         folder: PathBuf,
     },
-    /// The system refused.
+    /// Another error of the system.
     #[error("{what}: {source}")]
     Io {
-        /// What was attempted, and on which path.
+        /// The attempt and its path.
         what: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
 impl ClusterOwner {
-    /// Ourselves, unless we are root.
+    /// The user of this process, or an unprivileged user for root.
     pub fn current() -> Result<Self, OwnerError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self::Ourselves);
@@ -81,7 +81,7 @@ impl ClusterOwner {
         }
     }
 
-    /// Makes `folder`, for this user alone.
+    /// Creates `folder` for this user only.
     pub fn make_folder(&self, folder: &Path) -> Result<(), OwnerError> {
         fs::create_dir_all(folder).map_err(|source| io_error("making", folder, source))?;
         fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
@@ -98,8 +98,8 @@ impl ClusterOwner {
         }
     }
 
-    /// That this user may pass through `folder` and all that is above it. Asked of the system, as this user:
-    /// access lists and read-only mounts know more than the mode does.
+    /// Checks that this user may pass through `folder` and its parents. The system is asked as this user,
+    /// because access lists and mounts count beside the mode.
     pub fn may_enter(&self, folder: &Path) -> Result<(), OwnerError> {
         let Self::Other { name, .. } = self else { return Ok(()) };
         let mut way: Vec<&Path> = folder.ancestors().collect();
@@ -121,7 +121,7 @@ impl ClusterOwner {
     }
 }
 
-/// The system's answer knows users that no file lists.
+/// The system knows users that are in no file.
 fn ask_id(flag: &str, user: &str) -> Option<u32> {
     let output = Command::new("id").args([flag, user]).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().parse().ok()).flatten()

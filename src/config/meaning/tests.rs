@@ -1,4 +1,4 @@
-//! Keys and values that are right and wrong.
+//! Valid and invalid keys and values.
 
 use std::path::PathBuf;
 
@@ -61,7 +61,7 @@ fn contradictions_are_refused() {
         ("server_tcp_user_timeout = \"19999ms\"", "server_tcp_user_timeout must be 20s or longer"),
         ("server_tcp_keepintvl = \"100ms\"", "server_tcp_keepintvl must be whole seconds"),
         ("directory_fresh = \"1h\"", "directory_stale is shorter"),
-        ("listen_addr = \"none\"", "nobody could connect"),
+        ("listen_addr = \"none\"", "no client could connect"),
         ("listen_port = 9432", "the same address and port"),
         ("listen_port = 65536", "is too large"),
         ("listen_addr = \"not an address\"", "not an address"),

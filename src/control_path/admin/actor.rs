@@ -1,7 +1,7 @@
-//! Who does something to tenants, logins and hosts, and how it is told when it went wrong.
+//! The actor behind an admin command, and the errors of admin commands.
 //!
-//! The command line, the console and the HTTP API all act through an [`Actor`]; what it does is in `tenants.rs`,
-//! `logins.rs`, `hosts.rs` and `onboarding/`.
+//! The command line, the console and the HTTP API act through an [`Actor`]. The work itself is in
+//! `tenants.rs`, `logins.rs`, `hosts.rs` and `onboarding/`.
 
 use std::sync::Arc;
 
@@ -15,32 +15,32 @@ use crate::control_path::{
     secrets::{keyring::KeyringError, keyring_reload::ReloadableKeyring, seal::SealError},
 };
 
-/// One operator at work. Cheap to clone.
+/// The actor of admin commands, with the central database and the key ring. Cheap to clone.
 #[derive(Clone)]
 pub struct Actor {
-    /// Where everything is recorded.
+    /// The central database.
     pub central: Central,
-    /// What credentials are sealed with, as it is now: keys may be rotated while long work goes on.
+    /// The key ring. It is reloaded when keys are rotated during long work.
     pub keyring: Arc<ReloadableKeyring>,
-    /// For `audit_log` and `operations`: `os:peter`, `login:admin`, `api:deploy`.
+    /// The name in `audit_log` and `operations`: `os:peter`, `login:admin`, `api:deploy`.
     pub name: String,
-    /// Told of each step of long work, if anybody wants to know.
+    /// Receives the steps of long work.
     pub progress: Option<Arc<dyn Progress>>,
 }
 
-/// Where the operators of a running node come from: those of the console and of the API.
+/// What the console and the HTTP API of a node need to run admin commands.
 #[derive(Debug, Clone)]
 pub struct AdminContext {
-    /// Where everything is recorded.
+    /// The central database.
     pub central: Central,
-    /// What credentials are sealed with.
+    /// The key ring.
     pub keyring: Arc<ReloadableKeyring>,
-    /// How to know that this node has heard of an order.
+    /// Waits until this node has applied a change.
     pub barrier: Arc<ChangeBarrier>,
 }
 
 impl AdminContext {
-    /// Returns when this node has done what was ordered (and committed) before.
+    /// Returns when this node has applied all changes committed so far.
     pub async fn until_applied(&self) {
         self.barrier.wait_until_applied(&self.central).await;
     }
@@ -51,38 +51,38 @@ impl AdminContext {
     }
 }
 
-/// Hears of the steps of long work, after each is recorded. The work goes on when `step` returns.
+/// Receives the steps of long work, each after it was recorded. The work continues when the method returns.
 #[async_trait]
 pub trait Progress: Send + Sync {
-    /// The work has begun: it is this row of `pglobby.operations`, to be followed there.
+    /// The work has begun; `operation` is its row in `pglobby.operations`.
     async fn begun(&self, _operation: i64) {}
 
     /// `step` of the work on `tenant` is done and recorded.
     async fn step(&self, tenant: &str, step: &str);
 
-    /// Of `what` (tables, credentials, tenants), so many are done.
+    /// `done` of `total` tables, credentials or tenants are finished.
     async fn part(&self, _what: &str, _done: u64, _total: u64) {}
 
-    /// Something about the work on `tenant` that is worth a sentence.
+    /// A remark about the work on `tenant`.
     async fn note(&self, _tenant: &str, _sentence: &str) {}
 }
 
-/// Why an operator's wish was not fulfilled. One sentence each that says what is wrong and what to do.
+/// Why an admin command failed: one sentence that says what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The central database.
     #[error(transparent)]
     Central(#[from] CentralError),
-    /// A credential does not open, or was not sealed.
+    /// A credential could not be opened or sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
     /// The key ring.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// A name that cannot be used.
+    /// An invalid name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// A value that cannot be used.
+    /// An invalid value.
     #[error("{0}")]
     Invalid(String),
     /// No such thing.
@@ -92,17 +92,17 @@ pub enum AdminError {
         what: &'static str,
         /// As asked for.
         name: String,
-        /// The nearest name there is.
+        /// A similar name that exists.
         nearest: Option<String>,
     },
     /// It is there already.
     #[error("{0}")]
     Exists(String),
-    /// Its state does not allow it.
+    /// The present state does not allow the command.
     #[error("{0}")]
     Refused(String),
-    /// Somebody else is at it.
-    #[error("another operator is working on tenant {tenant:?}; try again when that is done")]
+    /// Another command works on the same tenant.
+    #[error("another command is running on tenant {tenant:?}; try again when it has finished")]
     Busy {
         /// Its name.
         tenant: String,
@@ -136,7 +136,7 @@ impl From<tokio_postgres::Error> for AdminError {
 }
 
 impl AdminError {
-    /// The SQLSTATE that a host or the central database gave, if one did.
+    /// The SQLSTATE of the host or the central database, if there is one.
     pub fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Central(error) => error.code(),
@@ -153,12 +153,13 @@ pub(crate) fn server_words(error: &tokio_postgres::Error) -> String {
 }
 
 impl Actor {
-    /// The actor called `name`, who wants no progress.
+    /// The actor called `name`, without progress reports.
     pub fn new(central: Central, keyring: Arc<ReloadableKeyring>, name: impl Into<String>) -> Self {
         Self { central, keyring, name: name.into(), progress: None }
     }
 
-    /// Records what was done, on the connection (or in the transaction) that did it. `detail` holds no secrets.
+    /// Writes the audit log in the transaction `client` that makes the change. `detail` contains no
+    /// secrets.
     ///
     /// # Errors
     /// [`AdminError::Central`].
@@ -178,14 +179,14 @@ impl Actor {
         Ok(())
     }
 
-    /// Tells whoever wants to know that the work is recorded from now on.
+    /// Reports the start of recorded work.
     pub(crate) async fn report_begun(&self, operation: i64) {
         if let Some(progress) = &self.progress {
             progress.begun(operation).await;
         }
     }
 
-    /// Tells whoever wants to know.
+    /// Reports a finished step.
     pub(crate) async fn report(&self, tenant: &str, step: &str) {
         tracing::debug!(tenant, step, actor = self.name, "step done");
         if let Some(progress) = &self.progress {
@@ -193,7 +194,7 @@ impl Actor {
         }
     }
 
-    /// Tells whoever wants to know.
+    /// Reports a part of long work.
     pub(crate) async fn report_part(&self, what: &str, done: impl TryInto<u64>, total: impl TryInto<u64>) {
         if let Some(progress) = &self.progress {
             let (done, total) = (done.try_into().unwrap_or_default(), total.try_into().unwrap_or_default());
@@ -201,7 +202,7 @@ impl Actor {
         }
     }
 
-    /// Tells whoever wants to know, and the log.
+    /// Reports and logs a remark.
     pub(crate) async fn report_note(&self, tenant: &str, sentence: &str) {
         tracing::info!(tenant, actor = self.name, "{sentence}");
         if let Some(progress) = &self.progress {
@@ -209,7 +210,7 @@ impl Actor {
         }
     }
 
-    /// [`AdminError::NotFound`] with the nearest of the names that `all_names` selects.
+    /// [`AdminError::NotFound`] with the most similar of the names that `all_names` selects.
     pub(crate) async fn not_found(
         &self,
         client: &impl GenericClient,
@@ -226,7 +227,7 @@ impl Actor {
     }
 }
 
-/// The candidate that `word` was probably meant to be, if one is near enough.
+/// The candidate most similar to `word`, if one is similar enough to be what was meant.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))

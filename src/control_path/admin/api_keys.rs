@@ -1,6 +1,6 @@
-//! Keys for the HTTP management API: made, listed, revoked, recognised.
+//! API keys of the HTTP management API: create, list, revoke, check.
 //!
-//! A key is 256 random bits, so a plain hash is enough to store: there is nothing to guess. It is printed once.
+//! A key is 256 random bits and cannot be guessed, so a plain hash is stored. The key itself is shown once.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::Rng as _;
@@ -14,7 +14,7 @@ use tokio_postgres::{Client, GenericClient, Row, error::SqlState};
 use super::actor::{Actor, AdminError};
 use crate::control_path::onboarding::names::check_identifier;
 
-/// Begins every key, so that scanners for leaked secrets can tell what they found.
+/// Prefix of every key, so that secret scanners recognise it.
 pub const PREFIX: &str = "pglobby_";
 /// `PREFIX` and 32 bytes in base64.
 const KEY_BYTES: usize = PREFIX.len() + 43;
@@ -23,9 +23,9 @@ const KEY_BYTES: usize = PREFIX.len() + 43;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Look.
+    /// Read.
     Viewer,
-    /// Make, change, suspend, rotate; everything but dropping tenants and handling keys and hosts.
+    /// Create, change, suspend and rotate. Not: drop tenants, manage keys and hosts.
     Operator,
     /// Everything.
     Admin,
@@ -34,17 +34,17 @@ pub enum Role {
 /// One row of `pglobby.api_keys`, without the hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ApiKey {
-    /// Its name; `api:<name>` in the audit log.
+    /// Its name. The actor in the audit log is `api:<name>`.
     pub name: String,
     /// What it may do.
     pub role: Role,
-    /// When it was made.
+    /// Creation time.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// Refused from then on.
+    /// Invalid from then on.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
-    /// Refused since.
+    /// Revocation time.
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
 }
@@ -52,7 +52,7 @@ pub struct ApiKey {
 const SUMMARY: &str = "SELECT name, role, created_at, expires_at, revoked_at FROM pglobby.api_keys";
 
 impl Role {
-    /// As the table spells it.
+    /// The word in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Viewer => "viewer",
@@ -81,7 +81,7 @@ fn hash_of(key: &str) -> Vec<u8> {
     Sha256::digest(key.as_bytes()).to_vec()
 }
 
-/// All keys by name, revoked and expired ones, too.
+/// All keys by name, revoked and expired ones included.
 ///
 /// # Errors
 /// The central database.
@@ -90,7 +90,7 @@ pub async fn list(actor: &Actor) -> Result<Vec<ApiKey>, AdminError> {
     Ok(client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?.iter().map(summary).collect())
 }
 
-/// Makes a key. What it is, nobody can say a second time.
+/// Creates a key. The key is returned here and cannot be read again.
 ///
 /// # Errors
 /// The name is taken, also by a revoked key: the audit log must not mean two by one name.
@@ -102,7 +102,7 @@ pub async fn create(
 ) -> Result<(ApiKey, SecretString), AdminError> {
     check_identifier("API key", name)?;
     if expires_at.is_some_and(|moment| moment <= OffsetDateTime::now_utc()) {
-        return Err(AdminError::Invalid("a key that has expired already lets nobody in".to_owned()));
+        return Err(AdminError::Invalid("expires_at is in the past".to_owned()));
     }
     let random: [u8; 32] = rand::rng().random();
     let key = SecretString::from(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random)));
@@ -127,7 +127,7 @@ pub async fn create(
     Ok((made, key))
 }
 
-/// Refuses a key from now on, for good. Revoked again, it stays revoked since the first time.
+/// Revokes a key for good. A second call keeps the time of the first.
 ///
 /// # Errors
 /// [`AdminError::NotFound`].
@@ -145,12 +145,12 @@ pub async fn revoke(actor: &Actor, name: &str) -> Result<ApiKey, AdminError> {
     Ok(summary(&row))
 }
 
-/// Whose key `presented` is, if it is one that may be used now. It is looked up by its hash, so the time this takes tells
-/// nothing about keys that exist; what cannot be a key is not looked up.
+/// The API key that `presented` is, if it is valid now. It is looked up by its hash, so the time tells
+/// nothing about existing keys. Text that cannot be a key is not looked up.
 ///
 /// # Errors
 /// The central database.
-pub async fn recognise(
+pub async fn authenticate(
     client: &impl GenericClient,
     presented: &SecretString,
 ) -> Result<Option<ApiKey>, AdminError> {

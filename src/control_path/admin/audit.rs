@@ -1,4 +1,4 @@
-//! `audit_log`, read: who did what, newest first. It is written by [`Actor::audit`], beside what it tells of.
+//! Reads `audit_log`, newest first. [`Actor::audit`] writes it, in the transaction that makes the change.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -16,18 +16,18 @@ described! {
         /// When.
         #[serde(with = "time::serde::rfc3339")]
         pub at: OffsetDateTime,
-        /// Who: `os:peter`, `login:admin`, `api:deploy`, `pglobby`.
+        /// The actor: `os:peter`, `login:admin`, `api:deploy`, `pglobby`.
         pub actor: String,
-        /// What: `tenant.create`, `login.set_password`, ….
+        /// The action: `tenant.create`, `login.set_password`, ….
         pub action: String,
-        /// To which tenant.
+        /// The tenant.
         pub tenant: Option<String>,
-        /// More about it; no secrets.
+        /// Details, without secrets.
         pub detail: Value,
     }
 }
 
-/// The newest `limit` entries, of one tenant if so asked, that are older than the one called `before`.
+/// The newest `limit` entries with an id below `before`, of `tenant` only if given.
 ///
 /// # Errors
 /// The central database.

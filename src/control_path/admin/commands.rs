@@ -1,8 +1,8 @@
-//! What can be asked of pglobby, however it was said: the command line, the console's SQL and the HTTP API each turn
-//! their words into an [`AdminCommand`], have it carried out here, and show its [`CommandOutcome`].
+//! Every admin command. The command line, the console's SQL and the HTTP API parse their input into an
+//! [`AdminCommand`], execute it here, and show its [`CommandOutcome`].
 //!
-//! Nothing is decided twice: who may give an order, how it is called in logs and what comes of it stand here; how it is
-//! done stands in `tenants.rs`, `logins.rs`, `hosts.rs`, `onboarding/` and `key_rotation.rs`.
+//! This file says which role may run a command, its name in logs, and the type of its answer. The work is
+//! in `tenants.rs`, `logins.rs`, `hosts.rs`, `onboarding/` and `key_rotation.rs`.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -33,83 +33,83 @@ use crate::{
     },
 };
 
-/// One wish. Not `Debug`: schema files and passwords are in it.
+/// An admin command. Not `Debug`, because it may contain passwords.
 pub enum AdminCommand {
-    /// A tenant with a new database.
+    /// Create a tenant with a new database.
     CreateTenant(CreateTenant),
-    /// A tenant of a database that exists.
+    /// Make an existing database a tenant's.
     AdoptTenant(AdoptTenant),
     /// Other settings.
     SetTenant {
         /// The tenant.
         name: String,
-        /// Key and value; an empty value takes the default.
+        /// Key and value; an empty value restores the default.
         settings: Vec<(String, String)>,
     },
-    /// Closed to clients.
+    /// Refuse clients.
     SuspendTenant {
         /// The tenant.
         name: String,
-        /// Clients read it.
+        /// Shown to clients.
         reason: Option<String>,
-        /// What becomes of those that are there.
+        /// When present sessions end.
         sessions: SuspendSessions,
     },
-    /// Open again.
+    /// Accept clients again.
     ResumeTenant {
         /// The tenant.
         name: String,
     },
-    /// New passwords for its roles.
+    /// Give its roles new passwords.
     RotateTenant {
         /// The tenant.
         name: String,
     },
-    /// Another host.
+    /// Move to another host.
     MoveTenant {
         /// The tenant.
         name: String,
-        /// Where to.
+        /// Target.
         to: MoveTenant,
     },
-    /// Another name.
+    /// Rename.
     RenameTenant {
         /// The tenant.
         name: String,
-        /// What clients will ask for.
+        /// Its new name.
         to: String,
     },
     /// No more.
     DropTenant {
         /// The tenant.
         name: String,
-        /// What becomes of its database.
+        /// Whether its database is dropped.
         database: DropDatabase,
-        /// A last copy, on the machine that carries the order out.
+        /// File for a last dump, on the machine that runs the command.
         final_dump: Option<PathBuf>,
     },
-    /// A login.
+    /// Create a login.
     CreateLogin {
-        /// What is to be made.
+        /// The new login.
         login: NewLogin,
-        /// Nobody knows its password yet, so the outcome tells it.
+        /// The password was generated and is in the outcome.
         generated: bool,
     },
     /// Other settings.
     SetLogin {
         /// The login.
         name: String,
-        /// Key and value; an empty value clears.
+        /// Key and value; an empty value removes the setting.
         settings: Vec<(String, String)>,
     },
-    /// Another password.
+    /// Set a login's password.
     SetPassword {
         /// The login.
         name: String,
         /// What it is.
         password: LoginPassword,
     },
-    /// Tenants for a service.
+    /// Grant tenants to a service login.
     Grant {
         /// The login.
         name: String,
@@ -120,20 +120,20 @@ pub enum AdminCommand {
         /// Without writing.
         read_only: bool,
     },
-    /// No longer for a service.
+    /// Revoke tenants from a service login.
     Revoke {
         /// The login.
         name: String,
         /// Which ones.
         tenants: Vec<String>,
-        /// The right to every one.
+        /// The right to all tenants.
         all_tenants: bool,
     },
-    /// Refused from now on, or no longer.
+    /// Disable or enable a login.
     DisableLogin {
         /// The login.
         name: String,
-        /// Whether it is refused.
+        /// `false`: enable.
         disabled: bool,
     },
     /// No more.
@@ -141,15 +141,15 @@ pub enum AdminCommand {
         /// The login.
         name: String,
     },
-    /// A cluster for tenants.
+    /// Register a host.
     AddHost(NewHost),
     /// Other settings.
     SetHost {
         /// The host.
         name: String,
-        /// Key and value; an empty value clears.
+        /// Key and value; an empty value removes the setting.
         settings: Vec<(String, String)>,
-        /// Its administrator's new one.
+        /// The administrator's new password.
         password: Option<SecretString>,
     },
     /// No more.
@@ -157,16 +157,16 @@ pub enum AdminCommand {
         /// The host.
         name: String,
     },
-    /// A new sealing key.
+    /// Rotate the sealing keys.
     RotateKeys {
-        /// Take keys from the ring that nothing is sealed with any more.
+        /// Remove keys from the ring that seal nothing any more.
         retire: bool,
-        /// Says where the ring is.
+        /// Names the file of the ring.
         config: Arc<Config>,
     },
 }
 
-/// What came of it; as JSON the same object wherever it is shown.
+/// The outcome. As JSON it is the same object everywhere.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 #[expect(missing_docs, reason = "each variant is what its type is")]
@@ -184,7 +184,7 @@ pub enum CommandOutcome {
 }
 
 described! {
-    /// What `login create` and `login set-password` answer.
+    /// The answer of `login create` and `login set-password`.
     #[derive(Debug, Serialize)]
     pub struct MadeLogin {
         /// Its name.
@@ -195,7 +195,7 @@ described! {
         pub kind: String,
         /// `read_write` or `read_only`.
         pub access: String,
-        /// Only where it was made here; shown this once.
+        /// Only if it was generated. It is shown once.
         #[serde(skip_serializing_if = "Option::is_none", serialize_with = "shown_once")]
         pub password: Option<SecretString>,
     }
@@ -206,10 +206,10 @@ fn shown_once<S: Serializer>(password: &Option<SecretString>, serializer: S) -> 
 }
 
 described! {
-    /// What is no more.
+    /// A dropped login or removed host.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct Removed {
-        /// What it was called.
+        /// Its name.
         pub name: String,
         /// `dropped` or `removed`.
         pub status: &'static str,
@@ -217,7 +217,7 @@ described! {
 }
 
 impl AdminCommand {
-    /// As a command tag of SQL, and in logs.
+    /// The SQL command tag, also used in logs.
     pub fn title(&self) -> &'static str {
         match self {
             Self::CreateTenant(_) => "CREATE TENANT",
@@ -241,7 +241,7 @@ impl AdminCommand {
         }
     }
 
-    /// What it is about: the name of a tenant, a login or a host.
+    /// The name of the tenant, login or host.
     pub fn subject(&self) -> &str {
         match self {
             Self::CreateTenant(CreateTenant { name, .. })
@@ -267,7 +267,7 @@ impl AdminCommand {
         }
     }
 
-    /// Whether it copies what may be large, or goes through all that is stored.
+    /// Whether it may take minutes: it copies a database or seals all credentials again.
     pub fn takes_long(&self) -> bool {
         match self {
             Self::CreateTenant(wanted) => wanted.template.is_some() || !wanted.schema.is_empty(),
@@ -277,8 +277,8 @@ impl AdminCommand {
         }
     }
 
-    /// Who may give it, where somebody's role is a matter. Whatever touches an administrator's login takes one: it opens
-    /// the console, where everything may be done.
+    /// The role that an API key needs. Commands on an administrator's login need `admin`, because that
+    /// login opens the console, where every command is allowed.
     ///
     /// # Errors
     /// The central database.
@@ -302,7 +302,7 @@ impl AdminCommand {
         })
     }
 
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     /// [`AdminError`], in a sentence that says what is wrong and what to do.

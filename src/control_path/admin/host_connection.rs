@@ -1,7 +1,8 @@
-//! Connections to the clusters that tenant databases live on, for onboarding and nothing else.
+//! Connections to hosts, for onboarding only: as the host's administrator
+//! ([`master_session`](super::tenant_database)), or as a tenant's role to run what the tenant defines
+//! (schema files, a dump).
 //!
-//! As the host's administrator ([`master_session`](super::tenant_database)), or as a tenant's role where what runs is not
-//! ours (schema files, what a dump holds). Client input never comes here (invariant 7).
+//! Nothing a client sends comes here (invariant 7).
 
 use std::{
     fmt::Display,
@@ -27,9 +28,9 @@ use crate::{
     },
 };
 
-/// How long a host may take to let us in.
+/// Limit on connecting to a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where a host has no connection left, the nodes are asked for one, and these are the waits between our tries.
+/// Waits between attempts to connect to a full host, whose idle servers the nodes were asked to close.
 const PAUSES_FOR_ROOM: [Duration; 4] = [
     Duration::from_millis(100),
     Duration::from_millis(400),
@@ -39,7 +40,7 @@ const PAUSES_FOR_ROOM: [Duration; 4] = [
 /// PostgreSQL 16 changed what CREATEROLE may do, and how membership is granted.
 const MEMBERSHIP_OPTIONS_SINCE: i32 = 160_000;
 
-/// A host with its administrator's credential opened.
+/// A host and its administrator's credential.
 #[derive(Debug, Clone)]
 pub struct HostAdmin {
     /// `hosts.name`.
@@ -52,40 +53,40 @@ pub struct HostAdmin {
     pub tls_mode: TlsMode,
     /// PEM file of authorities; `None`: the system's.
     pub tls_root_ca: Option<PathBuf>,
-    /// May create databases and roles.
+    /// The administrator's role; it may create databases and roles.
     pub user: String,
     /// Where it does so from.
     pub database: String,
     /// `None`: none needed.
     pub password: Option<SecretString>,
-    /// Where nodes are told that the host is full.
+    /// Used to tell nodes that the host is full.
     central: Central,
-    /// What the administrator may do there, once somebody has asked.
+    /// The administrator's privileges, once they are known.
     pub(in crate::control_path) rights: Arc<OnceLock<AdminRights>>,
 }
 
-/// A connection to one database of a host. Errors say what was being done.
+/// A connection to one database of a host. Its errors name the step that failed.
 pub struct HostSession {
     client: Client,
     host: String,
-    /// Of an administrator whose statements tenants may not keep waiting.
+    /// Set for administrators that end tenants' transactions in their way (`host_locks.rs`).
     waiting: Option<Waiting>,
 }
 
-/// What one statement answered, as text.
+/// The result of one statement, as text.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct StatementResult {
-    /// Names of the columns; empty where the statement returns none.
+    /// Column names; empty if the statement returns no rows.
     pub columns: Vec<String>,
     /// NULL is `None`.
     pub rows: Vec<Vec<Option<String>>>,
-    /// Rows returned or changed, also those that were not kept.
+    /// Rows returned or changed, dropped ones included.
     pub row_count: u64,
-    /// Whether there were more rows than are kept.
+    /// Whether rows were dropped.
     pub truncated: bool,
 }
 
-/// What the administrator may do on its host.
+/// The privileges of the administrator on its host.
 #[derive(Debug, Clone, Copy)]
 pub struct AdminRights {
     /// `server_version_num`.
@@ -99,7 +100,7 @@ pub struct AdminRights {
 }
 
 impl HostAdmin {
-    /// The host called `name`, its password opened.
+    /// The host called `name`, with its password opened.
     ///
     /// # Errors
     /// No such host, the central database, or a password that does not open.
@@ -131,8 +132,8 @@ impl HostAdmin {
         })
     }
 
-    /// A session of `user` in `database`, with `options` as in a startup message. Where the host is full, because idle servers
-    /// of tenants have all its connections, nodes give some up.
+    /// A session of `user` in `database`, with `options` as in a startup message. If the host is full, the
+    /// nodes close idle servers of tenants and connecting is retried.
     ///
     /// # Errors
     /// [`AdminError::Connect`].
@@ -150,7 +151,7 @@ impl HostAdmin {
                 _ => break,
             }
             if let Err(error) = cluster_cancel::ask_for_room(&self.central, &self.name).await {
-                tracing::warn!(host = self.name, side = "central", %error, "cannot ask for room on a full host");
+                tracing::warn!(host = self.name, side = "central", %error, "cannot ask nodes to close idle servers on a full host");
             }
             tokio::time::sleep(pause).await;
             connected = self.connect_once(user, password, database, options).await;
@@ -193,14 +194,14 @@ impl HostAdmin {
                 ))
             })?
             .map_err(|cause| AdminError::Connect { host: self.name.clone(), place, cause })?;
-        // Ends when the client is dropped; what goes wrong on the way is told by the query that met it.
+        // Ends when the client is dropped. Its errors appear at the query that meets them.
         tokio::spawn(driver);
         Ok(HostSession { client, host: self.name.clone(), waiting: None })
     }
 }
 
 impl HostAdmin {
-    /// Logs in as `role`, as pools will do, and makes sure that the server sees it so.
+    /// Logs in as `role` like a pool does, and checks that the server reports this role and this database.
     ///
     /// # Errors
     /// [`AdminError::Connect`], or [`AdminError::Refused`] where it is somebody else or elsewhere.
@@ -222,8 +223,8 @@ impl HostAdmin {
     }
 }
 
-/// Whether the host has no connection left. A role or a database that has too many of them (CONNECTION LIMIT) gets the same
-/// SQLSTATE from other routines of PostgreSQL, and no room that others make helps it.
+/// Whether the host has no connection left. A CONNECTION LIMIT of a role or a database has the same
+/// SQLSTATE from another routine; closing servers does not help there.
 fn is_host_full(error: &AdminError) -> bool {
     let AdminError::Connect { cause, .. } = error else { return false };
     let routine = cause.as_db_error().and_then(|error| error.routine());
@@ -231,7 +232,7 @@ fn is_host_full(error: &AdminError) -> bool {
         && !matches!(routine, Some("InitializeSessionUserId" | "CheckMyDatabase"))
 }
 
-/// Whether it is the database's own limit that keeps connections out.
+/// Whether the database's own CONNECTION LIMIT refused the connection.
 pub(in crate::control_path) fn is_database_full(error: &AdminError) -> bool {
     let AdminError::Connect { cause, .. } = error else { return false };
     cause.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
@@ -239,8 +240,8 @@ pub(in crate::control_path) fn is_database_full(error: &AdminError) -> bool {
 }
 
 impl HostSession {
-    /// The same session of `admin`, whose statements tenants may keep waiting for a moment only: then what they have in the
-    /// way is ended, though it be a transaction in their own database.
+    /// The same session of `admin`. A tenant's transaction in the way of its statements is ended after
+    /// [`host_locks`](super::host_locks)' patience.
     ///
     /// # Errors
     /// [`AdminError::Host`].
@@ -259,7 +260,7 @@ impl HostSession {
         }
     }
 
-    /// Runs `sql`, one or several statements, without results.
+    /// Runs one or several statements and ignores rows.
     ///
     /// # Errors
     /// [`AdminError::Host`], naming `doing`.
@@ -280,7 +281,7 @@ impl HostSession {
         self.done(self.client.query(sql, parameters)).await.map_err(|cause| self.refused(doing, cause))
     }
 
-    /// The first column of all rows, as text that `sql` made.
+    /// The first column of all rows; `sql` makes it text.
     ///
     /// # Errors
     /// [`AdminError::Host`], naming `doing`.
@@ -293,7 +294,7 @@ impl HostSession {
         Ok(self.query(doing, sql, parameters).await?.iter().map(|row| row.get(0)).collect())
     }
 
-    /// What the administrator may do here.
+    /// The privileges of the administrator.
     ///
     /// # Errors
     /// [`AdminError::Host`].
@@ -317,7 +318,7 @@ impl HostSession {
         })
     }
 
-    /// Runs text that is not ours, statement by statement as the server splits it.
+    /// Runs a text of the tenant or operator as a simple query.
     ///
     /// # Errors
     /// The server's own, for whoever knows the text.
@@ -325,7 +326,8 @@ impl HostSession {
         self.client.batch_execute(sql).await
     }
 
-    /// Runs text that is not ours, and adds what each statement answers, of all of them `rows_max` rows at most.
+    /// Runs a text of the operator and appends the result of each statement, `rows_max` rows at most in
+    /// all.
     ///
     /// # Errors
     /// [`AdminError::Host`], naming `doing`; what was answered before is there.
@@ -359,7 +361,7 @@ impl HostSession {
         Ok(())
     }
 
-    /// Sends what `out` (a COPY … TO STDOUT) answers here to `into` (a COPY … FROM STDIN) at `other`.
+    /// Copies the rows of `out` (a COPY … TO STDOUT) to `into` (a COPY … FROM STDIN) at `other`.
     ///
     /// # Errors
     /// [`AdminError::Host`], naming `doing`.
@@ -378,7 +380,7 @@ impl HostSession {
         sink.close().await
     }
 
-    /// `current_database` and `current_user`, by the server's word.
+    /// `current_database` and `current_user`, as the server reports them.
     ///
     /// # Errors
     /// [`AdminError::Host`].
@@ -387,7 +389,7 @@ impl HostSession {
             .client
             .simple_query("SELECT CURRENT_CATALOG, CURRENT_USER")
             .await
-            .map_err(|cause| self.refused("asking who we are", cause))?;
+            .map_err(|cause| self.refused("asking for the current role", cause))?;
         let row = said.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -402,7 +404,7 @@ impl HostSession {
 }
 
 impl AdminRights {
-    /// What is missing for onboarding, in words; `None`: nothing.
+    /// The privilege that is missing for onboarding; `None`: nothing.
     pub fn missing(&self) -> Option<&'static str> {
         match (self.superuser, self.create_databases, self.create_roles) {
             (true, _, _) | (_, true, true) => None,
@@ -412,7 +414,8 @@ impl AdminRights {
         }
     }
 
-    /// How the administrator joins a role it has made, so that it may give it a database and act on its objects.
+    /// GRANT that makes the administrator a member of a role it created, so that it may give the role a
+    /// database and act on its objects.
     pub fn join(&self, quoted_role: &str) -> String {
         if self.superuser {
             String::new()

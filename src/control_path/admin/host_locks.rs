@@ -1,9 +1,10 @@
-//! What a statement of a host's administrator waits for, and how that ends.
+//! Ends what a statement of a host's administrator waits for.
 //!
-//! A tenant's transaction can lock rows that the administrator must change: its own role (`ALTER ROLE` in a code block), its
-//! database, whatever another tenant was granted something on; and it can stay open as long as the tenant likes, prepared even
-//! without a session. So a tenant's transaction that the administrator has waited for is ended. Other roles' are left alone: such
-//! a wait ends with `lock_timeout`, in words.
+//! A tenant's transaction can lock rows that the administrator must change: the row of its own role, of its
+//! database, or of an object on which another tenant has a privilege. It can stay open for as long as the
+//! tenant likes, even without a session if it is prepared. Therefore a tenant's transaction is ended once
+//! the administrator has waited for it. Transactions of other roles are not ended: the administrator's
+//! statement then fails with `lock_timeout`.
 
 use std::{
     pin::{Pin, pin},
@@ -21,10 +22,11 @@ use crate::control_path::onboarding::{
     roles::MARK,
 };
 
-/// So long a tenant's transaction may keep the administrator waiting; then everything of tenants that is in the way is ended.
+/// How long a tenant's transaction may keep the administrator waiting before it is ended.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The administrator's session `$1` and all that it waits for, directly or behind others who wait; 0 is a prepared transaction.
+/// The administrator's session `$1` and all sessions it waits for, directly or indirectly; 0 is a prepared
+/// transaction.
 const IN_THE_WAY: &str = r"
 WITH RECURSIVE waiting (pid) AS (
     SELECT $1::pg_catalog.int4
@@ -33,14 +35,14 @@ WITH RECURSIVE waiting (pid) AS (
 )
 SELECT pg_catalog.array_agg(pid) FROM waiting";
 
-/// Ends those of the sessions `$1` that belong to a role made by pglobby, its own worker processes included.
+/// Ends those of the sessions `$1` whose role pglobby created, parallel workers included.
 const END_SESSIONS: &str = r"
 SELECT pg_catalog.format('%s in database %s', a.usename, a.datname), pg_catalog.pg_terminate_backend(a.pid)
 FROM pg_catalog.pg_stat_activity a
 WHERE a.pid = ANY ($1) AND pg_catalog.starts_with(pg_catalog.shobj_description(a.usesysid, 'pg_authid'), $2)";
 
-/// Prepared transactions of such roles that hold what one of the sessions `$1` waits for. Locks do not say which of them they
-/// belong to, but by the transaction's lock on itself.
+/// Prepared transactions of such roles that hold a lock for which one of the sessions `$1` waits. A lock of
+/// a prepared transaction names it only through the transaction's lock on its own id.
 const PREPARED: &str = r"
 SELECT x.gid, x.owner::pg_catalog.text, x.database::pg_catalog.text FROM pg_catalog.pg_prepared_xacts x
 JOIN pg_catalog.pg_roles r ON r.rolname = x.owner
@@ -53,11 +55,11 @@ WHERE pg_catalog.starts_with(pg_catalog.shobj_description(r.oid, 'pg_authid'), $
     WHERE w.pid = ANY ($1) AND NOT w.granted AND h.granted AND h.pid IS NULL
       AND own.locktype = 'transactionid' AND own.pid IS NULL AND own.transactionid = x.transaction)";
 
-/// A session of the administrator that may come to wait.
+/// A session of the administrator whose statements may wait for tenants.
 #[derive(Debug, Clone)]
 pub(in crate::control_path) struct Waiting {
     admin: HostAdmin,
-    /// Its process at the host.
+    /// Process id at the host.
     pid: i32,
 }
 
@@ -70,7 +72,8 @@ impl Waiting {
         Ok(Self { admin: admin.clone(), pid })
     }
 
-    /// What `work` answers, a statement of that session. Where it takes long, what tenants have put in its way is ended.
+    /// Awaits `work`, a statement of that session. After the patience, tenants' transactions in its way are
+    /// ended.
     pub async fn see_through<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {
@@ -82,13 +85,13 @@ impl Waiting {
                 done = work.as_mut() => return done,
                 ended = self.end_tenants() => if let Err(error) = ended {
                     let host = &self.admin.name;
-                    tracing::warn!(host, side = "server", %error, "cannot end what an operator's statement waits for");
+                    tracing::warn!(host, side = "server", %error, "cannot end the transactions that an admin statement waits for");
                 }
             }
         }
     }
 
-    /// Boxed: its own statements are watched alike.
+    /// Boxed, because its own statements are watched in the same way.
     fn end_tenants(&self) -> Pin<Box<dyn Future<Output = Result<(), AdminError>> + Send + '_>> {
         Box::pin(async {
             let session = self.admin.connect().await?;
@@ -100,7 +103,7 @@ impl Waiting {
                     host = self.admin.name,
                     side = "server",
                     session = which,
-                    "ended a tenant's session that an operator waited for"
+                    "ended a tenant's session that blocked an admin statement"
                 );
             }
             if !all.contains(&0) {
@@ -116,32 +119,33 @@ impl Waiting {
     }
 }
 
-/// Ends sessions that call themselves `$1` and have waited for a lock for `$2` milliseconds. Servers before 14 do not say since
-/// when (`to_jsonb`, because they have no such column).
+/// Ends sessions with application_name `$1` that have waited for a lock for `$2` milliseconds. Servers
+/// before 14 have no column for that time, hence `to_jsonb`.
 const END_IF_WAITING: &str = r"
 SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
 JOIN pg_catalog.pg_locks l ON l.pid = a.pid AND NOT l.granted
 WHERE a.application_name = $1 AND pg_catalog.clock_timestamp() - $2::pg_catalog.float8 * interval '1 millisecond'
     > coalesce((pg_catalog.to_jsonb(l) ->> 'waitstart')::pg_catalog.timestamptz, a.query_start)";
 
-/// A pg_dump, whose own limit of waiting counts for tables only: not for a view or a sequence that a tenant has locked.
+/// A pg_dump. Its own option limits waits for tables only, not for views or sequences that a tenant has
+/// locked.
 #[derive(Debug)]
 pub(in crate::control_path) struct Dumping<'a> {
     admin: &'a HostAdmin,
     database: &'a str,
-    /// What it calls itself at the host.
+    /// Its application_name.
     pub name: String,
 }
 
 impl<'a> Dumping<'a> {
-    /// How long it waits for a lock.
+    /// Limit on its wait for a lock.
     pub const PATIENCE: Duration = Duration::from_secs(30);
 
     pub fn of(admin: &'a HostAdmin, database: &'a str) -> Self {
         Self { admin, database, name: format!("pglobby pg_dump {:016x}", rand::random::<u64>()) }
     }
 
-    /// What `work` comes to, which reads what the program writes.
+    /// Awaits `work`, which reads the program's output.
     ///
     /// # Errors
     /// Its own; or [`AdminError::Refused`] where the program waits too long.
@@ -169,7 +173,7 @@ impl<'a> Dumping<'a> {
     }
 }
 
-/// A transaction that was prepared, and waits for its end.
+/// A prepared transaction.
 pub(in crate::control_path) struct Prepared {
     pub gid: String,
     pub owner: String,
@@ -177,7 +181,7 @@ pub(in crate::control_path) struct Prepared {
 }
 
 impl Prepared {
-    /// All of `session`'s host that belong to `role` or are in `database`.
+    /// Prepared transactions of the host that belong to `role` or are in `database`.
     ///
     /// # Errors
     /// The host.
@@ -190,7 +194,7 @@ impl Prepared {
         Ok(found.collect())
     }
 
-    /// Whoever is no superuser does it as the role that has prepared it, in the same database.
+    /// An administrator that is no superuser does it as the role that prepared it, in the same database.
     ///
     /// # Errors
     /// The host; not that it has ended meanwhile.

@@ -1,4 +1,4 @@
-//! Clusters that tenant databases live on: registered, looked at, changed, removed.
+//! Hosts: register, list, change, remove.
 
 use secrecy::SecretString;
 use serde::Serialize;
@@ -18,7 +18,7 @@ use crate::control_path::{
 };
 
 described! {
-    /// One row of `pglobby.hosts`, for people and scripts.
+    /// One row of `pglobby.hosts`, without the password.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct HostSummary {
         /// `hosts.name`.
@@ -31,15 +31,15 @@ described! {
         pub tls_mode: String,
         /// PEM file of authorities on every node.
         pub tls_root_ca: Option<String>,
-        /// May create databases and roles.
+        /// The administrator's role; it may create databases and roles.
         pub admin_user: String,
-        /// Where it does so from.
+        /// The database it connects to.
         pub admin_database: String,
-        /// Whether a password is sealed for it.
+        /// Whether a password is stored for it.
         pub has_password: bool,
         /// The budget.
         pub max_connections: Option<i32>,
-        /// Whether new tenants may go there.
+        /// Whether new tenants may be placed there.
         pub accepts_tenants: bool,
         /// Living tenants.
         pub tenants: i64,
@@ -59,20 +59,20 @@ pub struct NewHost {
     pub tls_mode: String,
     /// PEM file of authorities on every node.
     pub tls_root_ca: Option<String>,
-    /// May create databases and roles.
+    /// The administrator's role; it may create databases and roles.
     pub admin_user: String,
-    /// Where it does so from.
+    /// The database it connects to.
     pub admin_database: String,
     /// Its password.
     pub admin_password: Option<SecretString>,
     /// The budget.
     pub max_connections: Option<u32>,
-    /// Whether new tenants may go there.
+    /// Whether new tenants may be placed there.
     pub accepts_tenants: bool,
 }
 
 described! {
-    /// What was found when a host was looked at.
+    /// The result of checking a host.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct HostReport {
         /// `hosts.name`.
@@ -81,13 +81,13 @@ described! {
         pub server_version: i32,
         /// Whether the administrator is a superuser.
         pub superuser: bool,
-        /// Databases that everybody with a role on this host may connect to, tenants' roles among them; see
+        /// Databases that every role of the host may connect to, tenants' roles included; see
         /// [`close_to_public`].
         pub open_to_public: Vec<String>,
     }
 }
 
-/// As long as a DNS name can be; the path of a Unix socket is shorter.
+/// Longest DNS name; the path of a Unix socket is shorter.
 const ADDRESS_BYTES_MAX: usize = 255;
 /// Linux's PATH_MAX.
 const PATH_BYTES_MAX: usize = 4096;
@@ -135,7 +135,7 @@ fn summary(row: &Row) -> HostSummary {
     }
 }
 
-/// Registers a host, after it was reached and its administrator found to have the rights.
+/// Registers a host after connecting to it and checking its administrator's privileges.
 ///
 /// # Errors
 /// It is there already, cannot be reached, or the rights are missing; then nothing is registered.
@@ -192,7 +192,7 @@ pub async fn add(actor: &Actor, host: &NewHost) -> Result<HostReport, AdminError
     Ok(report)
 }
 
-/// Changes a host; an empty value clears. It is reached as it will be before anything is kept.
+/// Changes a host; an empty value removes a setting. The host must be reachable with the new settings.
 ///
 /// # Errors
 /// Unknown key, bad value, or the host cannot be reached like that.
@@ -210,7 +210,7 @@ pub async fn set(
         };
         let value = Some(value.trim()).filter(|value| !value.is_empty());
         let value = checked(column, value)?;
-        // The column is one of ours, above.
+        // `column` is one of SETTINGS.
         let sql = format!("UPDATE pglobby.hosts SET {column} = $2 WHERE name = $1");
         transaction.execute(&sql, &[&name, &*value]).await?;
     }
@@ -225,7 +225,7 @@ pub async fn set(
     Ok(report)
 }
 
-/// A setting as its column takes it, `None` where there is no value.
+/// A setting as its column stores it; `None` if there is no value.
 fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send>, AdminError> {
     let wrong = |wanted: &str| {
         let given = value.map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
@@ -263,8 +263,8 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
     })
 }
 
-/// Forgets a host on which no tenant lives any more; tombstones of those that did go with it. The cluster itself is
-/// left alone.
+/// Removes a host without living tenants, and the tombstones of dropped ones. The cluster itself is not
+/// changed.
 ///
 /// # Errors
 /// No such host, or tenants live on it.
@@ -293,9 +293,9 @@ pub async fn remove(actor: &Actor, name: &str) -> Result<(), AdminError> {
     Ok(())
 }
 
-/// Takes CONNECT and TEMP from PUBLIC on the databases of a host that every role may enter by PostgreSQL's default:
-/// `postgres`, `template1`, and whatever else is named. On a cluster of one's own only: other applications' roles
-/// lose it, too. Answers those that were closed.
+/// Revokes CONNECT and TEMP from PUBLIC on `postgres`, `template1` and the databases named, which every
+/// role may enter by default. Only for a cluster of one's own: roles of other applications lose access too.
+/// Returns the databases that were changed.
 ///
 /// # Errors
 /// The host.
@@ -370,7 +370,7 @@ fn to_integer(what: &str, number: Option<u32>) -> Result<Option<i32>, AdminError
         .map_err(|_| AdminError::Invalid(format!("{what} is at most {}", i32::MAX)))
 }
 
-/// A key that is none of `known`.
+/// The error for a key that is none of `known`.
 pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> AdminError {
     let near = nearest(key, known.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
     AdminError::Invalid(format!(
@@ -380,7 +380,7 @@ pub(in crate::control_path) fn unknown_setting(key: &str, known: &[&str]) -> Adm
     ))
 }
 
-/// A value that the schema refuses; anything else is what it is.
+/// The message for a value that the schema refuses.
 pub(in crate::control_path) fn invalid(error: &tokio_postgres::Error) -> AdminError {
     AdminError::Invalid(super::actor::server_words(error))
 }

@@ -1,6 +1,6 @@
-//! Who may log in: employees of one tenant, services that may enter several, administrators of the console.
+//! Logins: employees of one tenant, services that may enter several tenants, administrators of the console.
 //!
-//! Passwords arrive here, are turned into verifiers, and are forgotten.
+//! A password becomes a verifier here and is not stored.
 
 mod grants;
 
@@ -25,12 +25,12 @@ use crate::{
     data_path::tenant::{Login, LoginKind},
 };
 
-/// As long as the schema allows; e-mail addresses fit.
+/// Limit of the schema; e-mail addresses fit.
 pub const LOGIN_NAME_BYTES_MAX: usize = 255;
 /// PostgreSQL's own limit on what a client may send as a password.
 pub const PASSWORD_BYTES_MAX: usize = 1024;
 
-/// Where a new login may go.
+/// The tenants that a new login may enter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewLoginKind {
     /// One tenant.
@@ -38,11 +38,11 @@ pub enum NewLoginKind {
         /// Its name.
         tenant: String,
     },
-    /// Several tenants, or every one.
+    /// Several tenants, or all.
     Service {
         /// By name.
         tenants: Vec<String>,
-        /// Every one, also those to come.
+        /// All tenants, present and future.
         all_tenants: bool,
     },
     /// The admin console.
@@ -56,9 +56,9 @@ pub struct NewLogin {
     pub name: String,
     /// Where it may go.
     pub kind: NewLoginKind,
-    /// May not write (or, an administrator: may only SHOW).
+    /// Read-only access; an administrator may only SHOW.
     pub read_only: bool,
-    /// What it proves itself with.
+    /// The password.
     pub password: SecretString,
     /// Refused from then on.
     pub valid_until: Option<OffsetDateTime>,
@@ -78,9 +78,9 @@ described! {
         pub kind: String,
         /// `read_write` or `read_only`.
         pub access: String,
-        /// An employee who may make logins of the tenant: for applications, which ask for it.
+        /// An employee that may create logins of the tenant. Applications read it; pglobby does not.
         pub may_add_logins: bool,
-        /// A service that may enter every tenant.
+        /// A service that may enter all tenants.
         pub all_tenants: bool,
         /// Tenants granted to a service, each with its access.
         pub tenants: Vec<GrantSummary>,
@@ -120,12 +120,12 @@ const SUMMARY: &str = "SELECT l.name, t.name AS tenant, l.kind, l.access, l.may_
     l.valid_until, l.disabled_at, l.allow_from::text[] AS allow_from, l.created_at
     FROM pglobby.logins l LEFT JOIN pglobby.tenants t ON t.id = l.tenant_id";
 
-/// The employees' logins of a dropped tenant are gone, but for one thing: who proves to have had one is told what became of
-/// the tenant. Their names are free. A condition on a row of `pglobby.logins`.
+/// Condition on a row of `pglobby.logins`: not an employee of a dropped tenant. Such a login is kept only
+/// to tell its client that the tenant was dropped; its name is free.
 pub(in crate::control_path) const LIVING: &str =
     "NOT EXISTS (SELECT FROM pglobby.tenants b WHERE b.id = tenant_id AND b.status = 'dropped')";
 
-/// All logins by name; or those of one tenant, services granted it one by one included.
+/// All logins by name, or those of one tenant, services with a grant for it included.
 ///
 /// # Errors
 /// The central database.
@@ -168,7 +168,7 @@ fn summary(row: &Row) -> LoginSummary {
     }
 }
 
-/// Makes a login.
+/// Creates a login.
 ///
 /// # Errors
 /// The name is taken or cannot be, the password cannot be, or there is no such tenant.
@@ -238,9 +238,7 @@ fn access(read_only: bool) -> &'static str {
 fn verifier_of(password: &SecretString) -> Result<SecretString, AdminError> {
     let text = password.expose_secret();
     if text.is_empty() {
-        return Err(AdminError::Invalid(
-            "an empty password lets nobody in; give one, or --generate".to_owned(),
-        ));
+        return Err(AdminError::Invalid("the password is empty; give one, or --generate".to_owned()));
     }
     if text.len() > PASSWORD_BYTES_MAX || text.contains('\0') {
         return Err(AdminError::Invalid(format!(
@@ -250,7 +248,7 @@ fn verifier_of(password: &SecretString) -> Result<SecretString, AdminError> {
     Ok(scram_verifier(password))
 }
 
-/// Gives a login another password.
+/// Sets a login's password.
 ///
 /// # Errors
 /// No such login, or the password cannot be.
@@ -264,8 +262,8 @@ pub async fn set_password(
     change(actor, name, "login.set_password", set, &verifier.expose_secret()).await
 }
 
-/// A login changes its own verifier, which was one of `before`; `false`: it is another by now, or the login is refused. So a
-/// session that an operator is about to end cannot take the login back.
+/// Sets a login's own verifier if its present one is among `before`; `false`: it is not, or the login is
+/// refused. So a session that an operator is about to end cannot take the login back.
 ///
 /// # Errors
 /// The central database.
@@ -298,8 +296,8 @@ pub(in crate::control_path) async fn change_own_verifier(
 /// Keys of `login set`.
 pub const SETTINGS: [&str; 4] = ["access", "may_add_logins", "valid_until", "allow_from"];
 
-/// Changes what a login may do, until when, and from where; an empty value lifts the limit. Its sessions end where the
-/// change concerns them.
+/// Changes access, validity or networks of a login; an empty value removes a limit. Sessions that the
+/// change excludes end.
 ///
 /// # Errors
 /// Unknown key (naming the nearest), bad value, no such login; then nothing is changed.
@@ -361,7 +359,7 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
     }
 }
 
-/// Whether there is an administrator's login of that name.
+/// Whether the login `name` is an administrator's.
 ///
 /// # Errors
 /// The central database.
@@ -371,13 +369,13 @@ pub async fn is_admin(actor: &Actor, name: &str) -> Result<bool, AdminError> {
     Ok(row.is_some_and(|row| row.get(0)))
 }
 
-/// Refuses a login from now on, or no longer.
+/// Disables or enables a login.
 ///
 /// # Errors
 /// No such login.
 pub async fn set_disabled(actor: &Actor, name: &str, disabled: bool) -> Result<LoginSummary, AdminError> {
     let action = if disabled { "login.disable" } else { "login.enable" };
-    // Disabled twice, it stays disabled since the first time.
+    // A second call keeps the time of the first.
     let set = "disabled_at = CASE WHEN $2 THEN coalesce(disabled_at, now()) END";
     change(actor, name, action, set, &disabled).await
 }

@@ -1,4 +1,4 @@
-//! What an operator can do, whichever way it is asked for: command line, console SQL or HTTP.
+//! Admin commands, the same for the command line, the console and the HTTP API.
 
 pub mod actor;
 pub mod api_keys;

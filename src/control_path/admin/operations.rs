@@ -1,4 +1,4 @@
-//! Long work as it stands in `pglobby.operations`, to be followed by whoever asked for it.
+//! Reads `pglobby.operations`, so that a caller can follow long work.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -15,15 +15,15 @@ described! {
         pub id: i64,
         /// `create`, `adopt`, `rotate`, `move`, `rename`, `drop`, `key_rotate`.
         pub kind: String,
-        /// Whose, as it is (or was) called.
+        /// Name of the tenant.
         pub tenant: Option<String>,
-        /// `running`, `done`, `failed` (run it again) or `undone` (nothing is left of it).
+        /// `running`, `done`, `failed` (run the command again) or `undone` (everything was removed).
         pub status: String,
-        /// The last step that was recorded.
+        /// The last recorded step.
         pub step: String,
-        /// Why it is not done.
+        /// Why it failed.
         pub error: Option<String>,
-        /// Who began it.
+        /// The actor that began it.
         pub actor: String,
         /// When.
         #[serde(with = "time::serde::rfc3339")]
@@ -35,7 +35,7 @@ described! {
 }
 
 impl OperationSummary {
-    /// Whether nobody is at it any more, as far as the row tells.
+    /// Whether it has ended, according to its row.
     pub fn is_over(&self) -> bool {
         self.status != "running"
     }
@@ -46,7 +46,7 @@ const SUMMARY: &str =
     o.error, o.actor, o.started_at, o.updated_at
     FROM pglobby.operations o LEFT JOIN pglobby.tenants t ON t.id = o.tenant_id";
 
-/// The newest `limit`, of one tenant or in one status if so asked, that began before the one called `before`.
+/// The newest `limit` operations with an id below `before`, of `tenant` or in `status` only if given.
 ///
 /// # Errors
 /// The central database.
@@ -78,7 +78,7 @@ pub async fn show(actor: &Actor, id: i64) -> Result<OperationSummary, AdminError
     }
 }
 
-/// Notes what went wrong where the row does not say it yet, for whoever follows it.
+/// Records an error in the row, unless there is one already.
 ///
 /// # Errors
 /// The central database.

@@ -1,9 +1,10 @@
-//! Whole databases, copied by PostgreSQL's own `pg_dump` and `pg_restore`: into a file, or from host to host.
+//! Copies a whole database with `pg_dump` and `pg_restore`: into a file, or from host to host.
 //!
-//! `pg_dump` logs in as the host's administrator, and reads: tables, and what the catalogs say, but no view, no function
-//! and no policy of the tenant's ([`master_session`](super::tenant_database)). `pg_restore` runs what the tenant has
-//! defined (constraints, defaults, indexes, types), so it logs in as the tenant's own role. Passwords travel in the
-//! child's environment, which only its own user and root can read; never in its arguments.
+//! `pg_dump` logs in as the host's administrator and only reads tables and catalogs. It runs no view,
+//! function or policy of the tenant ([`master_session`](super::tenant_database)). `pg_restore` runs code
+//! that the tenant defined (constraints, defaults, indexes, types), so it logs in as the tenant's own role.
+//! Passwords go into the environment of the child process, which only its user and root can read, never
+//! into its arguments.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{config::TlsMode, local_postgres::binaries::PostgresBinaries};
 
-/// Of what a program said before it failed, as much is told.
+/// How much of a program's error output is reported.
 const TOLD_BYTES_MAX: usize = 600;
 
 /// `pg_dump` and `pg_restore` of one version.
@@ -35,7 +36,7 @@ pub struct CopyPrograms {
     binaries: PostgresBinaries,
 }
 
-/// What pg_dump wrote in its custom format, without rows, which may be many.
+/// The output of pg_dump in its custom format, without rows.
 #[derive(Debug)]
 pub struct Definitions(Vec<u8>);
 
@@ -44,13 +45,13 @@ pub struct Definitions(Vec<u8>);
 pub enum Part {
     /// All of them.
     All,
-    /// What rows are put into.
+    /// Tables and what they need.
     BeforeRows,
-    /// What is made when they are there: indexes, constraints between tables, triggers.
+    /// Indexes, foreign keys and triggers.
     AfterRows,
 }
 
-/// Who restores: a tenant's own role in its database on the new host.
+/// The tenant's own role in its database on the new host, as which pg_restore logs in.
 #[derive(Debug, Clone, Copy)]
 pub struct Restorer<'a> {
     /// The new host.
@@ -64,7 +65,7 @@ pub struct Restorer<'a> {
 }
 
 impl CopyPrograms {
-    /// Programs that can read what this server has: of its version, or a newer one.
+    /// Programs of the server's version or a newer one.
     ///
     /// # Errors
     /// There are none on this machine.
@@ -83,7 +84,7 @@ impl CopyPrograms {
         Ok(Self { binaries })
     }
 
-    /// pg_dump as the administrator, who looks first whether anything of others would run.
+    /// pg_dump as the administrator, after a check that none of the tenant's code would run.
     async fn dump<'a>(
         &self,
         admin: &'a HostAdmin,
@@ -98,7 +99,7 @@ impl CopyPrograms {
         Ok((command, dumping))
     }
 
-    /// pg_restore as the tenant's role, all or nothing. The archive comes through its standard input.
+    /// pg_restore as the tenant's role, in one transaction. It reads the archive from standard input.
     fn restore_as(&self, to: &Restorer<'_>) -> Command {
         let mut command = self.program("pg_restore", to.host, to.database, to.role, Some(to.password));
         command.args(["--no-owner", "--no-privileges", "--no-tablespaces", "--exit-on-error"]);
@@ -135,7 +136,8 @@ impl CopyPrograms {
             (Some(root_ca), _) => {
                 command.env("PGSSLROOTCERT", root_ca);
             }
-            // Our own default; libpq's is a file in the user's home. It knows this word since version 16.
+            // The system's authorities; libpq's own default is a file in the home folder. `system` exists
+            // since version 16.
             (None, TlsMode::VerifyFull) => {
                 command.env("PGSSLROOTCERT", "system");
             }
@@ -147,8 +149,8 @@ impl CopyPrograms {
         command
     }
 
-    /// Writes `database` to a new file that only its owner can read, in pg_dump's custom format; what is there under
-    /// that name appears all at once, or not at all.
+    /// Writes `database` to a new file that only its owner can read, in pg_dump's custom format. The file
+    /// appears complete or not at all.
     ///
     /// # Errors
     /// The file exists, the disk is full, or pg_dump's own words.
@@ -164,7 +166,8 @@ impl CopyPrograms {
         let child = command.arg("--format=custom").spawn();
         let mut child = child.map_err(|error| not_started("pg_dump", &error))?;
         let from = child.stdout.take();
-        // We write the file: pg_dump ends well where the disk has no room for the last few kilobytes.
+        // pglobby writes the file itself, because pg_dump ends with success if the disk is full for the
+        // last kilobytes.
         let written = async {
             if let Some(mut from) = from {
                 tokio::io::copy(&mut from, &mut to).await?;
@@ -183,7 +186,7 @@ impl CopyPrograms {
         dumped
     }
 
-    /// What is defined in `database`, its rows aside; without owners and privileges, which are the new host's business.
+    /// The definitions in `database`, without rows, owners and privileges.
     ///
     /// # Errors
     /// pg_dump's own words.
@@ -203,7 +206,7 @@ impl CopyPrograms {
         Ok(Definitions(dumping.see_through(finished("pg_dump", dump.spawn())).await?))
     }
 
-    /// The same as statements, to be compared: without what replicates the database.
+    /// The same as SQL, to be compared; without publications and subscriptions.
     ///
     /// # Errors
     /// pg_restore's own words.
@@ -220,8 +223,8 @@ impl CopyPrograms {
         Ok(without_restriction(&String::from_utf8_lossy(&text)))
     }
 
-    /// Makes what `definitions` say as the tenant's role; but for extensions and for the schemas that `made` names by their
-    /// number on the old host, which are there already.
+    /// Creates the `definitions` as the tenant's role, without extensions and without the schemas `made`
+    /// (by oid on the old host), which exist already.
     ///
     /// # Errors
     /// pg_restore's own words: what this role cannot make is not made.
@@ -239,7 +242,7 @@ impl CopyPrograms {
         fed(&mut restore, &definitions.0).await.map(drop)
     }
 
-    /// Copies the rows of all tables but `left_out` (each quoted), values of sequences and large objects.
+    /// Copies rows of all tables except `left_out` (quoted names), values of sequences, and large objects.
     ///
     /// # Errors
     /// Either program's own words.
@@ -260,7 +263,7 @@ impl CopyPrograms {
         drop(restore); // and with it our end of the pipe
         let dumped = of_dump.see_through(finished("pg_dump", Ok(dumping)));
         let (dumped, restored) = tokio::join!(dumped, finished("pg_restore", restoring));
-        // Where one dies, the other complains of the pipe: both are worth hearing.
+        // If one program dies, the other reports a broken pipe: both messages are kept.
         match (dumped, restored) {
             (Ok(_), restored) => restored.map(drop),
             (dumped, Ok(_)) => dumped.map(drop),
@@ -269,7 +272,7 @@ impl CopyPrograms {
     }
 }
 
-/// Lines of an archive's list, which name what is to be restored: `3; 3079 16385 EXTENSION - pg_trgm`.
+/// Lines of an archive's list that name the objects to restore: `3; 3079 16385 EXTENSION - pg_trgm`.
 fn still_to_make(list: &str, made: &[u32]) -> String {
     let there = |line: &str| {
         let Some((_, entry)) = line.split_once("; ") else { return false };
@@ -283,7 +286,7 @@ fn still_to_make(list: &str, made: &[u32]) -> String {
     list.split_inclusive('\n').filter(|line| !there(line)).collect()
 }
 
-/// A list for `pg_restore --use-list`, which takes a file only. It goes with this value.
+/// A file for `pg_restore --use-list`. It is removed on drop.
 struct ListFile(PathBuf);
 
 impl ListFile {
@@ -304,14 +307,14 @@ impl Drop for ListFile {
     }
 }
 
-/// Runs pg_restore with an archive to read, and answers what it printed.
+/// Runs pg_restore on an archive and returns its output.
 async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, AdminError> {
     let child = restore.stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
     let mut child = child.map_err(|error| not_started("pg_restore", &error))?;
     let stdin = child.stdin.take();
     let feed = async {
         if let Some(mut stdin) = stdin {
-            // Where it does not read on, it says why.
+            // If pg_restore stops reading, its own error says why.
             let _ = stdin.write_all(archive).await;
         }
     };
@@ -319,7 +322,7 @@ async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, AdminErro
     restored
 }
 
-/// Refuses to write over something.
+/// Refuses a file that exists.
 ///
 /// # Errors
 /// It is there, or its folder is not.
@@ -334,7 +337,7 @@ pub fn refuse_existing(file: &Path) -> Result<(), AdminError> {
     }
 }
 
-/// Newer pg_dumps put the text between two lines for psql, with a word that is another every time.
+/// Newer versions of pg_dump put `\restrict` and `\unrestrict` lines with a random word around the text.
 fn without_restriction(text: &str) -> String {
     let word = text.lines().find_map(|line| line.strip_prefix(r"\restrict "));
     let ours = |line: &str| {
@@ -344,7 +347,7 @@ fn without_restriction(text: &str) -> String {
     text.split_inclusive('\n').filter(|line| !ours(line.trim_end())).collect()
 }
 
-/// `--dbname` takes a connection string; a name with `=` in it would be one.
+/// `--dbname` takes a connection string, and a database name with `=` would be read as one.
 fn connection_string(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', r"\\").replace('\'', r"\'"))
 }
@@ -355,14 +358,14 @@ fn unfinished(file: &Path) -> PathBuf {
     name.into()
 }
 
-/// The file is on the disk, under its own name.
+/// Moves the file, flushed to disk, to its own name.
 fn keep(out: &File, unfinished: &Path, file: &Path) -> std::io::Result<()> {
     out.sync_all()?;
     fs::hard_link(unfinished, file)?; // which, unlike a rename, never replaces anything
     fs::remove_file(unfinished)
 }
 
-/// What it printed, where that was not sent elsewhere.
+/// Its standard output, unless that was redirected.
 async fn finished(program: &str, child: std::io::Result<Child>) -> Result<Vec<u8>, AdminError> {
     let child = child.map_err(|error| not_started(program, &error))?;
     let Output { status, stderr, stdout } =
@@ -373,7 +376,7 @@ async fn finished(program: &str, child: std::io::Result<Child>) -> Result<Vec<u8
     Err(AdminError::Refused(format!("{program} failed ({status}): {}", own_words(&stderr))))
 }
 
-/// What pg_dump or pg_restore says itself. A server's DETAIL and CONTEXT below that quote a tenant's rows.
+/// The program's own error lines. A server's DETAIL and CONTEXT after them quote a tenant's rows.
 fn own_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let own: Vec<&str> =

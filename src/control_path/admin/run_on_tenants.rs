@@ -1,7 +1,7 @@
-//! One piece of SQL over many tenants, each with its own role: what a team needs to migrate a thousand schemas.
+//! `pglobby run`: one SQL text for many tenants, each with its own role; for example a schema migration.
 //!
-//! Straight to the hosts, past the pools. A tenant that fails stops nobody else; for a tenant, all statements of a text
-//! are one transaction unless the text says otherwise.
+//! Connects to the hosts directly, without the pools. A tenant that fails does not stop the others. For
+//! each tenant the text is one transaction, unless the text itself says otherwise.
 
 use std::{pin::pin, time::Instant};
 
@@ -22,10 +22,10 @@ use crate::control_path::{
     secrets::seal::SecretLocation,
 };
 
-/// Rows kept of each tenant's answer: the whole answer of all tenants is in memory at the end.
+/// Maximum of rows kept of each tenant: all answers are in memory at the end.
 pub const ROWS_MAX: usize = 1_000;
 
-/// Whom it concerns.
+/// The tenants to run it on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TenantSelection {
     /// Every tenant that is active or suspended.
@@ -34,24 +34,24 @@ pub enum TenantSelection {
     Named(Vec<String>),
 }
 
-/// What became of it for one tenant.
+/// The outcome for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TenantOutcome {
     /// Its name.
     pub tenant: String,
     /// Whether every statement succeeded.
     pub ok: bool,
-    /// One for each statement; where one failed, those before it (which are undone).
+    /// One for each statement; after an error, those before it, which were rolled back.
     pub results: Vec<StatementResult>,
-    /// In words.
+    /// The error.
     pub error: Option<String>,
-    /// Of the error, where a server gave one.
+    /// Its SQLSTATE, if a server sent one.
     pub sqlstate: Option<String>,
-    /// From connect to the last answer.
+    /// Time from connecting to the last answer.
     pub elapsed_ms: u64,
 }
 
-/// A tenant to run it for.
+/// A tenant to run it on.
 struct RunTarget {
     id: i64,
     name: String,
@@ -63,8 +63,8 @@ struct RunTarget {
     suspended: bool,
 }
 
-/// Runs `sql` for all `wanted`, `concurrency` at a time; `on_begin` hears how many there are, `on_done` of each as it
-/// ends. Answers in the order of names.
+/// Runs `sql` on the selected tenants, `concurrency` at a time. Calls `on_begin` with their number and
+/// `on_done` with each outcome. Returns the outcomes by name.
 ///
 /// # Errors
 /// The central database, or a tenant that is not there or not open: then nothing was run. What goes wrong for a tenant is
@@ -91,7 +91,7 @@ pub async fn run_on_tenants(
     outcomes.sort_by(|one, other| one.tenant.cmp(&other.tenant));
     let failed: Vec<&str> =
         outcomes.iter().filter(|outcome| !outcome.ok).map(|outcome| outcome.tenant.as_str()).collect();
-    // The text may hold what nobody else should read; its hash tells whether it was this text.
+    // The SQL may contain secrets. Its hash identifies it.
     let hash: String = Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let detail = json!({ "sql_sha256": hash, "tenants": count, "failed": failed });
     actor.audit(&**client, "run", None, &detail).await?;
@@ -119,7 +119,7 @@ async fn targets(
         let sql = "SELECT status FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
         return Err(match client.query_opt(sql, &[name]).await? {
             Some(row) => AdminError::Refused(format!(
-                "tenant {name:?} is {}; nothing was run for anybody",
+                "tenant {name:?} is {}; nothing was run",
                 row.get::<_, String>(0)
             )),
             None => missing(actor, client, name).await,
@@ -170,14 +170,14 @@ async fn ask(
     let row = target.id.to_string();
     let place = SecretLocation { table: "tenants", row: &row, column: "sealed_password" };
     let password: SecretString = actor.keyring.open(&place, &target.sealed)?;
-    // Only an operator gets in while the tenant is suspended, and only for as long as the door takes to open.
-    let doorkeeper = if target.suspended { Some(admin.connect().await?) } else { None };
-    if let Some(doorkeeper) = &doorkeeper {
-        allow(doorkeeper, &target.role, true).await?;
+    // A suspended tenant's role may not log in; this session allows it for the duration of the login.
+    let login_switch = if target.suspended { Some(admin.connect().await?) } else { None };
+    if let Some(login_switch) = &login_switch {
+        allow(login_switch, &target.role, true).await?;
     }
     let entered = admin.prove_login(&target.role, &password, &target.database).await;
-    if let Some(doorkeeper) = &doorkeeper {
-        allow(doorkeeper, &target.role, false).await?;
+    if let Some(login_switch) = &login_switch {
+        allow(login_switch, &target.role, false).await?;
     }
     let session = entered?;
     session.answers(format!("for tenant {:?}", target.name), sql, ROWS_MAX, results).await

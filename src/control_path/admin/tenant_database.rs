@@ -1,9 +1,10 @@
-//! How a host's administrator enters a database in which a tenant can define things: so that nothing of the tenant's
-//! runs with the administrator's rights.
+//! How a host's administrator enters a tenant's database without running the tenant's code with the
+//! administrator's rights.
 //!
-//! What a tenant may SET for its database (a role, a search path, a library to load, an event trigger's function)
-//! would otherwise be part of the administrator's session. Everything that steers a session is therefore given at its
-//! start, where it counts more than what a database or a role was SET to, and what cannot be given is looked for.
+//! A tenant may SET things for its database that would become part of the administrator's session: a role,
+//! a search path, a library to load, the function of an event trigger. So every such parameter is set at
+//! the start of the session, which overrides what was SET for the database or the role. What cannot be set
+//! this way is checked.
 
 use super::{
     actor::AdminError,
@@ -11,47 +12,47 @@ use super::{
 };
 use crate::control_path::onboarding::roles::MARK;
 
-/// For every session of the administrator. Names are found in `pg_catalog`, and what is temporary comes last. No wait for a
-/// lock is without end: who holds it may be a tenant, which can do so for as long as it likes.
+/// Options of every session of the administrator. Names resolve in `pg_catalog`, temporary objects last. No
+/// wait for a lock is unlimited, since a tenant may hold it for as long as it likes.
 const STEERED: &str = "-c search_path=pg_catalog,pg_temp -c role=none -c local_preload_libraries= \
      -c client_min_messages=warning -c statement_timeout=0 -c lock_timeout=60s -c idle_in_transaction_session_timeout=0 \
      -c default_transaction_read_only=off -c default_transaction_deferrable=off \
      -c default_transaction_isolation=read\\ committed -c standard_conforming_strings=on -c transform_null_equals=off \
      -c default_tablespace= -c default_table_access_method=heap -c row_security=on";
 
-/// `idle_session_timeout` came with it.
+/// First version with `idle_session_timeout`.
 const IDLE_TIMEOUT_SINCE: i32 = 140_000;
-/// `transaction_timeout`, `event_triggers`, and event triggers that fire at login.
+/// First version with `transaction_timeout`, `event_triggers` and login event triggers.
 const LOGIN_TRIGGERS_SINCE: i32 = 170_000;
 
-/// Who the server says that we are; and, where it knows how, no view and no foreign table is read from now on: a table
-/// may be replaced by one between two statements.
+/// Returns the roles of the session. Where the server supports it, views and foreign tables are not read
+/// from now on: one of them could replace a table between two statements.
 const SETTLE: &str = "
 SELECT SESSION_USER::pg_catalog.text, CURRENT_USER::pg_catalog.text,
        (SELECT pg_catalog.set_config(s.name, 'view,foreign-table', false) FROM pg_catalog.pg_settings s
         WHERE s.name = 'restrict_nonsystem_relation_kind')";
 
-/// Event triggers are a superuser's, but their functions may belong to somebody who can replace them.
+/// Only a superuser creates event triggers, but another role may be able to replace their functions.
 const FOREIGN_EVENT_TRIGGERS: &str = "
 SELECT pg_catalog.format('%I (function of %I)', e.evtname, r.rolname)
 FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid
 JOIN pg_catalog.pg_roles r ON r.oid = p.proowner
 WHERE e.evtenabled <> 'D' AND NOT r.rolsuper AND r.rolname <> SESSION_USER ORDER BY 1 LIMIT 3";
 
-/// `to_jsonb`, because older servers have no such column.
+/// `to_jsonb`, because older servers lack the column.
 const LOGIN_TRIGGER: &str = "
 SELECT 1 FROM pg_catalog.pg_database d
 WHERE d.datname = $1 AND pg_catalog.to_jsonb(d) ->> 'dathasloginevt' = 'true'";
 
-/// The statement that takes the limit from database `$1`, where that belongs to a role of ours.
+/// The statement that removes the CONNECTION LIMIT of database `$1`, if one of pglobby's roles owns it.
 const TENANTS_LIMIT: &str = "
 SELECT pg_catalog.format('ALTER DATABASE %I CONNECTION LIMIT -1', d.datname) FROM pg_catalog.pg_database d
 WHERE d.datname = $1 AND d.datconnlimit >= 0
   AND pg_catalog.starts_with(pg_catalog.shobj_description(d.datdba, 'pg_authid'), $2)";
 
 impl HostAdmin {
-    /// A session of the administrator in its own database, where no tenant may keep it waiting: what it changes there (roles,
-    /// databases) is not a tenant's to change.
+    /// A session of the administrator in its own database, for changes of roles and databases. Tenants'
+    /// transactions in its way are ended.
     ///
     /// # Errors
     /// [`AdminError::Connect`] or [`AdminError::Host`].
@@ -60,7 +61,7 @@ impl HostAdmin {
         session.before_tenants(self).await
     }
 
-    /// A session of the administrator in `database`, in which nothing runs that somebody else has defined there.
+    /// A session of the administrator in `database` in which no code of another role runs.
     ///
     /// # Errors
     /// [`AdminError::Connect`]; or [`AdminError::Refused`] where something would run.
@@ -77,10 +78,10 @@ impl HostAdmin {
         };
         let doing = "looking around before anything is done";
         let rows = inside.query(doing, SETTLE, &[]).await?;
-        let who = rows.first().map(|row| (row.get::<_, String>(0), row.get::<_, String>(1)));
-        if who.as_ref().is_none_or(|(session, current)| session != current || *session != self.user) {
+        let roles = rows.first().map(|row| (row.get::<_, String>(0), row.get::<_, String>(1)));
+        if roles.as_ref().is_none_or(|(session, current)| session != current || *session != self.user) {
             return Err(AdminError::Refused(format!(
-                "host {:?} lets {:?} into database {database:?} as somebody else ({who:?}); see ALTER DATABASE … SET and \
+                "host {:?} lets {:?} into database {database:?} as another role ({roles:?}); see ALTER DATABASE … SET and \
                  ALTER ROLE … SET there",
                 self.name, self.user
             )));
@@ -91,8 +92,8 @@ impl HostAdmin {
         Ok(inside)
     }
 
-    /// A tenant may have limited its database's connections; that counts for every administrator but a superuser. Whether
-    /// it was that.
+    /// Removes a CONNECTION LIMIT that the tenant set for its database, which counts for every
+    /// administrator that is no superuser. Returns whether there was one.
     async fn lift_limit(&self, database: &str) -> Result<bool, AdminError> {
         let session = self.connect().await?;
         let limited =
@@ -102,7 +103,7 @@ impl HostAdmin {
         Ok(true)
     }
 
-    /// What pg_dump's session as the administrator starts with. It sets its own search path.
+    /// Options of pg_dump's session as the administrator. pg_dump sets its own search path.
     ///
     /// # Errors
     /// As [`HostAdmin::connect_to`], which is tried first: pg_dump enters where we may.
@@ -132,8 +133,8 @@ impl HostAdmin {
         )))
     }
 
-    /// What the administrator may do, asked once, from its own database. Refuses a database whose event trigger would fire
-    /// at our login, where that cannot be kept from firing.
+    /// The administrator's privileges, queried once from its own database. Refuses a database whose login
+    /// event trigger cannot be switched off.
     async fn known_rights(&self, database: &str) -> Result<AdminRights, AdminError> {
         if let Some(rights) = self.rights.get()
             && (rights.superuser || rights.server_version < LOGIN_TRIGGERS_SINCE)
@@ -156,12 +157,12 @@ impl HostAdmin {
     }
 }
 
-/// From 17 on a superuser can leave all of them out.
+/// Since 17 a superuser can switch event triggers off.
 fn event_triggers_are_off(rights: AdminRights) -> bool {
     rights.superuser && rights.server_version >= LOGIN_TRIGGERS_SINCE
 }
 
-/// What the administrator's session in another's database starts with.
+/// Options of the administrator's session in a tenant's database.
 fn options(rights: AdminRights, user: &str) -> String {
     let mut options = STEERED.to_owned();
     if rights.server_version >= IDLE_TIMEOUT_SINCE {
@@ -174,13 +175,13 @@ fn options(rights: AdminRights, user: &str) -> String {
         options += " -c event_triggers=off";
     }
     if rights.superuser {
-        // Only a superuser can be made somebody else by ALTER DATABASE … SET SESSION AUTHORIZATION.
+        // Only a superuser's session can get another role by ALTER DATABASE … SET SESSION AUTHORIZATION.
         options += &format!(" -c session_authorization={}", escaped(user));
     }
     options
 }
 
-/// As the server splits options: at white space, unless a backslash is in front of it.
+/// Escapes white space, at which the server splits options.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {

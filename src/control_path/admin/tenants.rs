@@ -1,4 +1,4 @@
-//! Tenants that exist: listed, shown, changed, suspended, resumed. Making and dropping them is `onboarding/`.
+//! Existing tenants: list, show, change, suspend, resume. `onboarding/` creates and drops them.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ described! {
         pub name: String,
         /// `provisioning`, `active`, `suspended`, `dropping` or `dropped`.
         pub status: String,
-        /// Why, where an operator gave a reason.
+        /// The reason of a suspension, if one was given.
         pub status_reason: Option<String>,
         /// Where it lives.
         pub host: String,
@@ -34,25 +34,25 @@ described! {
         pub database: String,
         /// Its own role there.
         pub username: String,
-        /// Its role that cannot write.
+        /// Its read-only role.
         pub ro_username: Option<String>,
         /// `transaction` or `session`.
         pub pool_mode: Option<String>,
-        /// Server connections at most.
+        /// Maximum of server connections.
         pub pool_size: Option<i32>,
-        /// Server connections kept.
+        /// Server connections kept open.
         pub min_pool_size: Option<i32>,
-        /// Sessions at most.
+        /// Maximum of sessions.
         pub max_clients: Option<i32>,
-        /// As `30s`; `null`: none of its own.
+        /// As `30s`; `null`: none.
         pub statement_timeout: Option<String>,
         /// Networks that may enter; empty: all.
         pub allow_from: Vec<String>,
-        /// Existed before it was a tenant.
+        /// Whether the database existed before the tenant.
         pub adopted: bool,
-        /// Its tables are granted when its first pool is made.
+        /// Access to its tables is granted when its first pool is made.
         pub grants_pending: bool,
-        /// Employees' logins.
+        /// Number of employee logins.
         pub logins: i64,
         /// When it was made.
         #[serde(with = "time::serde::rfc3339")]
@@ -63,9 +63,9 @@ described! {
     }
 }
 
-/// As many connections as PostgreSQL can have.
+/// Maximum of connections of PostgreSQL.
 pub const SERVERS_MAX: u32 = 262_143;
-/// More sessions than any machine has descriptors for.
+/// More sessions than a machine has file descriptors.
 pub const CLIENTS_MAX: u32 = 1_000_000;
 
 /// Keys of `tenant set`.
@@ -79,7 +79,7 @@ const SUMMARY: &str = "SELECT name, status, status_reason, host, database, usern
     (SELECT count(*) FROM pglobby.logins l WHERE l.tenant_id = t.id) AS logins, created_at, updated_at
     FROM pglobby.tenants t";
 
-/// All tenants by name; tombstones only if asked for.
+/// All tenants by name, with tombstones if `dropped_too`.
 ///
 /// # Errors
 /// The central database.
@@ -89,7 +89,7 @@ pub async fn list(actor: &Actor, dropped_too: bool) -> Result<Vec<TenantSummary>
     Ok(client.query(&sql, &[&dropped_too]).await?.iter().map(summary).collect())
 }
 
-/// One tenant: the living one of that name, or else its latest tombstone.
+/// The living tenant of that name, or its latest tombstone.
 ///
 /// # Errors
 /// [`AdminError::NotFound`].
@@ -126,7 +126,7 @@ fn summary(row: &Row) -> TenantSummary {
     }
 }
 
-/// As `tenant set` takes it.
+/// In the form that `tenant set` takes.
 fn in_words(millis: i64) -> String {
     match millis {
         _ if millis % 60_000 == 0 && millis != 0 => format!("{}min", millis / 60_000),
@@ -135,7 +135,7 @@ fn in_words(millis: i64) -> String {
     }
 }
 
-/// Changes settings of a tenant; an empty value means the configuration's default again.
+/// Changes settings of a tenant; an empty value restores the default.
 ///
 /// # Errors
 /// Unknown key (naming the nearest), bad value, no such tenant; then nothing is changed.
@@ -205,7 +205,7 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
 }
 
 fn parse_timeout(text: &str) -> Result<i64, AdminError> {
-    /// PostgreSQL counts it in milliseconds, in 31 bits.
+    /// PostgreSQL stores it in milliseconds in 31 bits.
     const LONGEST: Duration = Duration::from_secs(24 * 86_400);
     let wrong = |why: &str| AdminError::Invalid(format!("statement_timeout={text:?} {why}"));
     let duration = units::duration(text).map_err(|why| wrong(&why))?;
@@ -215,7 +215,7 @@ fn parse_timeout(text: &str) -> Result<i64, AdminError> {
     i64::try_from(duration.as_millis()).map_err(|_| wrong("is too long"))
 }
 
-/// Networks as `10.0.0.0/8` or single addresses, as PostgreSQL's cidr will take them.
+/// Networks such as `10.0.0.0/8` or single addresses, in the form that `cidr` takes.
 ///
 /// # Errors
 /// [`AdminError::Invalid`].
@@ -237,16 +237,16 @@ fn parse_network(text: &str) -> Result<String, AdminError> {
     Ok(network.to_string())
 }
 
-/// What becomes of the sessions of a tenant that is closed.
+/// When the sessions of a suspended tenant end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SuspendSessions {
-    /// They end at once, with whatever they are doing.
+    /// At once.
     EndNow,
-    /// They end after the transaction they are in.
+    /// After their transaction.
     EndAfterTransaction,
 }
 
-/// Closes a tenant to clients; they read `reason`. Suspended again, to change the reason or to end at once after all.
+/// Suspends a tenant; clients read `reason`. A second call changes the reason or `sessions`.
 ///
 /// # Errors
 /// Only an active tenant can be suspended.
@@ -258,12 +258,12 @@ pub async fn suspend(
 ) -> Result<TenantSummary, AdminError> {
     let drain = sessions == SuspendSessions::EndAfterTransaction;
     let suspended = change_status(actor, name, &["active", "suspended"], "suspended", reason, drain).await?;
-    // Past pglobby as well: who knows the password of a role logs in at the host.
+    // The roles may not log in at the host either: a client may know a role's password.
     role_attributes::follow_status(actor, name).await;
     Ok(suspended)
 }
 
-/// Opens a suspended tenant; an active one stays active.
+/// Resumes a suspended tenant; an active one stays active.
 ///
 /// # Errors
 /// It is neither.
@@ -321,7 +321,7 @@ pub(in crate::control_path) async fn id_of(
     client: &impl GenericClient,
     name: &str,
 ) -> Result<i64, AdminError> {
-    // Locked, so that it cannot be dropped between this and what refers to it.
+    // Locks the row, so that the tenant cannot be dropped before the reference to it is committed.
     let sql = "SELECT id FROM pglobby.tenants
                WHERE name = $1 AND status NOT IN ('dropping', 'dropped') FOR SHARE";
     match client.query_opt(sql, &[&name]).await? {

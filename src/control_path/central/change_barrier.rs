@@ -1,7 +1,8 @@
-//! Who gives an order at a node and has the answer finds that this node has heard of it.
+//! Read-your-writes: an admin command returns only after this node has applied the change.
 //!
-//! Changes are carried to pools and sessions by notification, on the node that made them as on all others: one road
-//! (`node.rs`). Behind a change that was ordered here goes a mark, and the answer waits until the mark has come round.
+//! A change reaches pools and sessions by notification, also on the node that made it. After the change
+//! this node sends itself a notification of its own, and the command waits until that arrives:
+//! notifications arrive in commit order.
 
 use std::{
     collections::HashMap,
@@ -16,58 +17,58 @@ use tracing::warn;
 
 use super::{Central, CentralError};
 
-/// The channel on which marks travel.
+/// The channel of these notifications.
 pub const BARRIER_CHANNEL: &str = "pglobby_mark";
 
-/// Marks of this node that are under way: no more than orders are.
+/// Waits of this node for its own notifications. There are no more than admin commands.
 #[derive(Debug)]
 pub struct ChangeBarrier {
     node: u64,
     sent: AtomicU64,
-    under_way: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+    waits: Mutex<HashMap<u64, oneshot::Sender<()>>>,
 }
 
 impl Default for ChangeBarrier {
     fn default() -> Self {
-        Self { node: rand::random(), sent: AtomicU64::new(0), under_way: Mutex::default() }
+        Self { node: rand::random(), sent: AtomicU64::new(0), waits: Mutex::default() }
     }
 }
 
 impl ChangeBarrier {
-    /// Waits until this node has done what was committed before; `central_timeout` at most, since while nothing is heard of
-    /// the central database everything will be looked at anew when it is.
+    /// Waits until this node has applied all changes that were committed before, for `central_timeout` at
+    /// most. After a longer outage the node treats everything as changed anyway.
     pub async fn wait_until_applied(&self, central: &Central) {
         let number = self.sent.fetch_add(1, Ordering::Relaxed);
-        let (tell, told) = oneshot::channel();
-        self.locked().insert(number, tell);
-        let come_round = async {
+        let (sender, arrived) = oneshot::channel();
+        self.locked().insert(number, sender);
+        let round_trip = async {
             let client = central.client().await?;
             let payload = format!("{:x} {number}", self.node);
             client.execute("SELECT pg_catalog.pg_notify($1, $2)", &[&BARRIER_CHANNEL, &payload]).await?;
-            let _ = told.await;
+            let _ = arrived.await;
             Ok::<_, CentralError>(())
         };
-        match tokio::time::timeout(central.timeout(), come_round).await {
+        match tokio::time::timeout(central.timeout(), round_trip).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                warn!(side = "central", %error, "cannot tell whether this node follows an order")
+                warn!(side = "central", %error, "cannot confirm that this node has applied a change")
             }
-            Err(_) => warn!(side = "central", "this node has not heard yet of an order that was given here"),
+            Err(_) => warn!(side = "central", "change not applied on this node within central_timeout"),
         }
         self.locked().remove(&number);
     }
 
-    /// A mark was heard, and all that came before it is done.
+    /// A barrier notification arrived; all changes before it are applied.
     pub fn arrived(&self, payload: &str) {
         let ours = payload.split_once(' ').filter(|(node, _)| u64::from_str_radix(node, 16) == Ok(self.node));
         let number = ours.and_then(|(_, number)| number.parse().ok());
-        if let Some(tell) = number.and_then(|number: u64| self.locked().remove(&number)) {
-            let _ = tell.send(());
+        if let Some(sender) = number.and_then(|number: u64| self.locked().remove(&number)) {
+            let _ = sender.send(());
         }
     }
 
     fn locked(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<()>>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,16 +77,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_known_by_node_and_number_and_nonsense_is_not() {
+    fn a_barrier_is_known_by_node_and_number_and_other_payloads_are_ignored() {
         let barrier = ChangeBarrier::default();
-        let (tell, mut told) = oneshot::channel();
-        barrier.locked().insert(7, tell);
+        let (sender, mut arrived) = oneshot::channel();
+        barrier.locked().insert(7, sender);
         let others = barrier.node.wrapping_add(1);
         for odd in ["", "7", "x 7", &format!("{others:x} 7"), &format!("{:x} 8", barrier.node)] {
             barrier.arrived(odd);
         }
-        assert!(told.try_recv().is_err(), "not yet");
+        assert!(arrived.try_recv().is_err(), "not yet");
         barrier.arrived(&format!("{:x} 7", barrier.node));
-        assert_eq!(told.try_recv(), Ok(()));
+        assert_eq!(arrived.try_recv(), Ok(()));
     }
 }

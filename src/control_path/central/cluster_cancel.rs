@@ -1,10 +1,11 @@
-//! Several nodes behind one balancer: a cancel request may reach any of them, and only one has the session.
+//! Cancel requests among several nodes behind a load balancer: a request may reach any node, and only one
+//! node has the session.
 //!
-//! A process number names its node (`data_path/sessions/registry.rs`). What is not ours is told to the others over the central
-//! database, which only the master login may enter; whoever has the session acts, and nobody else can tell. The client's
-//! cancel connection does not wait for it.
+//! The process number that a client got names its node (`data_path/sessions/registry.rs`). A request for
+//! another node is sent to all nodes through the central database, which only the master login may enter.
+//! The node that has the session acts. The client's cancel connection does not wait for that.
 //!
-//! In the same way all nodes hear that a host had no connection left for an operator.
+//! A full host is announced to all nodes in the same way.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -14,12 +15,12 @@ use tracing::warn;
 use super::{Central, CentralError};
 use crate::data_path::proxy::ForeignCancel;
 
-/// The channel on which cancels travel.
+/// The channel of cancel requests.
 pub const CANCEL_CHANNEL: &str = "pglobby_cancel";
-/// The channel on which names of full hosts travel.
+/// The channel of names of full hosts.
 pub const FULL_CHANNEL: &str = "pglobby_full";
 
-/// What a cancel request names.
+/// The key in a cancel request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CancelKey {
     /// The process number.
@@ -44,7 +45,7 @@ impl CancelKey {
         text
     }
 
-    /// Reads a payload; `None` if it is none of ours.
+    /// Parses a payload; `None` if it is invalid.
     pub fn parse(payload: &str) -> Option<Self> {
         let (process_id, secret) = payload.split_once(' ')?;
         let digits = secret.as_bytes().chunks(2).map(|pair| {
@@ -55,20 +56,22 @@ impl CancelKey {
     }
 }
 
-/// Passes cancels on, `queue_max` (`max_cancels`) waiting at most: what comes on top is dropped, as a cancel may be.
+/// Forwards cancel requests to other nodes. At most `queue_max` (`max_cancels`) wait; more are dropped,
+/// since the protocol does not guarantee a cancel.
 pub fn messenger(central: Central, queue_max: usize) -> ForeignCancel {
     let (queue, mut queued) = mpsc::channel::<CancelKey>(queue_max.max(1));
     tokio::spawn(async move {
         while let Some(key) = queued.recv().await {
             if let Err(error) = tell(&central, CANCEL_CHANNEL, &key.payload()).await {
-                warn!(side = "central", %error, "a cancel for another node is lost");
+                warn!(side = "central", %error, "cancel request for another node lost");
             }
         }
     });
     Arc::new(move |process_id, secret| drop(queue.try_send(CancelKey { process_id, secret })))
 }
 
-/// Asks all nodes to close idle servers on a host, for somebody else's connection. Nobody answers; try again a little later.
+/// Asks all nodes to close idle servers on a host, to make room for an admin connection. There is no
+/// answer; the caller tries to connect again.
 ///
 /// # Errors
 /// [`CentralError`].

@@ -1,6 +1,7 @@
-//! The central database: a small pool of connections for our own queries, and single ones for long work.
+//! The central database: a small pool of connections for queries, and single connections for long work.
 //!
-//! Nothing a client sends arrives here except as a bound parameter (invariant 7), and every query is schema-qualified.
+//! What a client sends arrives here as a bound parameter only (invariant 7). Every query is
+//! schema-qualified.
 
 pub mod change_barrier;
 pub mod change_feed;
@@ -22,7 +23,7 @@ use crate::{
     wire::tls::TlsError,
 };
 
-/// The central database. Cheap to clone; connects when first asked.
+/// The central database. Cheap to clone; connects on first use.
 #[derive(Clone)]
 pub struct Central {
     pool: Pool,
@@ -32,33 +33,33 @@ pub struct Central {
 struct Shared {
     /// With password and session settings; for connections outside the pool.
     connection: tokio_postgres::Config,
-    /// The same for a person to read.
+    /// The same to be shown, without a password.
     url: String,
     tls: CentralTlsConnector,
     timeout: Duration,
 }
 
-/// What went wrong with the central database, for the operator. Never sent to a client.
+/// Errors of the central database. Logged; never sent to a client.
 #[derive(Debug, thiserror::Error)]
 pub enum CentralError {
     /// Certificates.
     #[error("central database: {0}")]
     Tls(#[from] TlsError),
-    /// The pool could not be made.
+    /// The pool could not be created.
     #[error("central database: {0}")]
     Setup(String),
     /// No connection.
     #[error("cannot connect to the central database {url}: {}", causes(cause))]
     Connect {
-        /// Where, without a password.
+        /// URL without a password.
         url: String,
         /// Why.
         cause: tokio_postgres::Error,
     },
-    /// Every connection stayed busy, or the server did not answer.
+    /// All connections stayed busy, or the server did not answer.
     #[error("the central database {url} did not answer within {waited:?} (central_timeout)")]
     TimedOut {
-        /// Where, without a password.
+        /// URL without a password.
         url: String,
         /// `central_timeout`.
         waited: Duration,
@@ -66,13 +67,13 @@ pub enum CentralError {
     /// A query failed.
     #[error("central database: {}", causes(.0))]
     Query(#[from] tokio_postgres::Error),
-    /// An answer that the schema does not allow.
+    /// A result that the schema does not allow.
     #[error("central database: {0}")]
     Nonsense(String),
 }
 
 impl CentralError {
-    /// The SQLSTATE the central database gave, if it gave one.
+    /// The SQLSTATE of the central database, if it sent one.
     pub fn code(&self) -> Option<&tokio_postgres::error::SqlState> {
         match self {
             Self::Connect { cause, .. } | Self::Query(cause) => cause.code(),
@@ -80,7 +81,8 @@ impl CentralError {
         }
     }
 
-    /// Whether it may be over in a moment: nobody answers, or a server that starts, ends or is full.
+    /// Whether a retry may succeed soon: no answer, or a server that starts, stops or has no connection
+    /// left.
     pub fn passes(&self) -> bool {
         let starting = ["53300", "57P01", "57P02", "57P03"];
         match self {
@@ -90,14 +92,14 @@ impl CentralError {
         }
     }
 
-    /// Whether it is there and cannot store what it was given.
+    /// Whether the database refused a value (data exception or constraint).
     pub fn is_about_a_value(&self) -> bool {
         self.code().is_some_and(|code| ["22", "23"].iter().any(|class| code.code().starts_with(class)))
     }
 }
 
 impl Central {
-    /// Prepares the pool; connects to nobody yet.
+    /// Prepares the pool without connecting.
     ///
     /// # Errors
     /// Certificate files that cannot be read.
@@ -120,12 +122,12 @@ impl Central {
         Ok(Self { pool, shared: Arc::new(shared) })
     }
 
-    /// A pooled connection, opened if need be. Its statements end after `central_timeout`.
+    /// A pooled connection. Its statements are cancelled after `central_timeout`.
     ///
     /// # Errors
     /// [`CentralError::Connect`] or [`CentralError::TimedOut`], after `central_timeout` at most.
     pub async fn client(&self) -> Result<Object, CentralError> {
-        // One deadline over waiting and connecting, which the pool counts separately.
+        // One deadline for waiting and connecting, which the pool counts separately.
         let got = tokio::time::timeout(self.shared.timeout, self.pool.get()).await;
         match got.map_err(|_| self.timed_out())? {
             Ok(client) => Ok(client),
@@ -135,8 +137,9 @@ impl Central {
         }
     }
 
-    /// A connection of its own to `database` on the central cluster, without a statement timeout: for long work as
-    /// creating a database and migrating it. It is driven by a task on the current runtime until dropped.
+    /// A connection outside the pool to `database` on the central cluster, without a statement timeout: for
+    /// long work such as creating or migrating a database. A task on the current runtime drives it until it
+    /// is dropped.
     ///
     /// # Errors
     /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
@@ -146,13 +149,13 @@ impl Central {
         let (client, driver) = self.connect(&connection).await?;
         tokio::spawn(async move {
             if let Err(error) = driver.await {
-                tracing::warn!(cause = %causes(&error), "a connection to the central database broke");
+                tracing::warn!(side = "central", cause = %causes(&error), "connection to the central database lost");
             }
         });
         Ok(client)
     }
 
-    /// A connection of its own to the central database and its driver, which the caller polls; for LISTEN.
+    /// A connection outside the pool for LISTEN, and its driver, which the caller polls.
     ///
     /// # Errors
     /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
@@ -183,7 +186,7 @@ impl Central {
         self.shared.connection.get_user().unwrap_or_default()
     }
 
-    /// Where it is, without a password.
+    /// Its URL without a password.
     pub fn url(&self) -> &str {
         &self.shared.url
     }
@@ -208,13 +211,13 @@ impl std::fmt::Debug for Central {
     }
 }
 
-/// What every connection to the central database has in common.
+/// Settings of every connection to the central database.
 fn session_settings(config: &Config) -> tokio_postgres::Config {
     let mut connection = config.central.connection.clone();
     if let Some(password) = &config.central.password {
         connection.password(password.expose_secret());
     }
-    // Last wins, so options of the URL cannot move the search path.
+    // The last option wins, so options in the URL cannot change the search path.
     let theirs = connection.get_options().unwrap_or_default();
     connection.options(format!("{theirs} -c search_path=pg_catalog -c client_min_messages=warning"));
     connection.application_name("pglobby");
@@ -230,14 +233,13 @@ fn session_settings(config: &Config) -> tokio_postgres::Config {
     connection
 }
 
-/// Classes of SQLSTATE whose DETAIL speaks of objects, connections and rights. Others quote rows ("Failing row contains
-/// …", "Key (name)=(…) already exists") or whatever a function raises, and with them what is stored: sealed passwords,
-/// verifiers.
+/// Classes of SQLSTATE whose DETAIL names objects, connections and privileges. Other DETAILs may quote rows
+/// ("Failing row contains …", "Key (name)=(…) already exists"), and so sealed passwords and verifiers.
 const DETAIL_TOLD: [&str; 14] =
     ["08", "0A", "0L", "0P", "25", "28", "2B", "3D", "42", "53", "54", "55", "57", "58"];
 
-/// What a server's error says, without any row's content: the only way in which an error of PostgreSQL is printed, logged,
-/// recorded or answered.
+/// The text of a server error without row contents. Every error of PostgreSQL that is printed, logged,
+/// recorded or answered goes through here.
 pub fn said(error: &DbError) -> String {
     let mut words = error.message().to_owned();
     let told = error.code().code().get(..2).is_some_and(|class| DETAIL_TOLD.contains(&class));
@@ -249,20 +251,20 @@ pub fn said(error: &DbError) -> String {
     words
 }
 
-/// An error with all its causes; tokio-postgres leaves them out of its own words.
+/// An error with all its causes, which the `Display` of tokio-postgres leaves out.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
         let of_server = |server: &DbError| format!("{}: {}", server.severity(), said(server));
         let words = error.downcast_ref().map_or_else(|| error.to_string(), of_server);
-        // tokio-postgres says "db error" and then, one deeper, what the server said.
+        // tokio-postgres says "db error"; the message of the server is its source.
         if words != "db error" && !text.contains(&words) {
             text.push_str(if text.is_empty() { "" } else { ": " });
             text.push_str(&words);
         }
         next = error.source();
     }
-    // DETAIL and HINT come on lines of their own; a log has one for each event.
+    // DETAIL and HINT are on separate lines; a log event has one line.
     text.replace('\n', "; ")
 }

@@ -1,7 +1,8 @@
-//! Tenants that are held still, on this node: while a row of the central database says `fenced`, its pools lend no server
-//! and its sessions wait. So a tenant moves from host to host and its clients see latency.
+//! Pauses the pools of tenants that move to another host. While a tenant's row says `fenced`, its pools on
+//! this node lend no server and its sessions wait, so clients see latency and no error.
 //!
-//! A move ends an administrator's PAUSE of the same tenant on the node's console: both use one switch.
+//! A move and an administrator's PAUSE use the same switch: the end of a move also ends a PAUSE of that
+//! tenant.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -10,43 +11,45 @@ use tracing::{info, warn};
 use super::Central;
 use crate::data_path::proxy::Proxy;
 
-/// What this node holds still because of rows, not of administrators.
+/// The tenants that this node has paused because of `fenced`. An administrator's PAUSE is not in here.
 pub struct MovePauses {
     central: Central,
     proxy: Arc<Proxy>,
-    held: HashSet<i64>,
+    paused: HashSet<i64>,
     behind: bool,
 }
 
 impl MovePauses {
-    /// Holds nothing yet.
+    /// Nothing is paused yet.
     pub fn new(central: Central, proxy: Arc<Proxy>) -> Self {
-        Self { central, proxy, held: HashSet::new(), behind: false }
+        Self { central, proxy, paused: HashSet::new(), behind: false }
     }
 
-    /// Whether the rows could not be read the last time, so that somebody may wait in vain.
+    /// Whether the rows could not be read the last time. A tenant may still be paused then, so `apply` must
+    /// be retried.
     pub fn must_retry(&self) -> bool {
         self.behind
     }
 
-    /// Does what the rows say now. To be called after pools were refreshed: who is let go must find the new host.
+    /// Pauses and resumes tenants as the rows say. To be called after pools were refreshed, so that a
+    /// resumed tenant finds its new host.
     pub async fn apply(&mut self) {
         match self.fenced().await {
             Ok(fenced) => {
                 self.behind = false;
-                for tenant in fenced.difference(&self.held) {
-                    info!(tenant, "held still while it moves");
+                for tenant in fenced.difference(&self.paused) {
+                    info!(tenant, "tenant paused for move");
                     self.proxy.pools.pause(Some(*tenant));
                 }
-                for tenant in self.held.difference(&fenced) {
-                    info!(tenant, "let go again");
+                for tenant in self.paused.difference(&fenced) {
+                    info!(tenant, "tenant resumed after move");
                     self.proxy.pools.resume(Some(*tenant));
                 }
-                self.held = fenced;
+                self.paused = fenced;
             }
             Err(error) => {
                 self.behind = true;
-                warn!(side = "central", %error, "cannot see which tenants are to be held still; trying again");
+                warn!(side = "central", %error, "cannot read which tenants are paused for a move; retrying");
             }
         }
     }

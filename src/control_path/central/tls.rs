@@ -1,4 +1,4 @@
-//! TLS towards the central database and for onboarding: `wire::tls` in the clothes tokio-postgres wants.
+//! TLS towards the central database and hosts: adapts `wire::tls` to tokio-postgres.
 
 use std::{
     convert::Infallible,
@@ -29,14 +29,15 @@ pub struct CentralTlsConnector {
 }
 
 impl CentralTlsConnector {
-    /// Reads the authorities and decides how much of a certificate is verified, with libpq's meaning of `sslmode`.
+    /// Reads the certificate authorities and decides how much of a certificate is verified, as `sslmode`
+    /// means in libpq.
     ///
     /// # Errors
     /// [`TlsError`] where authorities are needed and cannot be read.
     pub fn new(tls: &CentralTls) -> Result<Self, TlsError> {
         let trust = match (tls.mode, &tls.root_ca) {
             (TlsMode::VerifyFull, _) => Trust::AuthorityAndName,
-            // As libpq: `require` with authorities at hand means `verify-ca`.
+            // As in libpq: `require` with a file of authorities means `verify-ca`.
             (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => Trust::Authority,
             _ => Trust::Anybody,
         };
@@ -51,13 +52,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for C
     type Error = Infallible;
 
     fn make_tls_connect(&mut self, domain: &str) -> Result<NamedConnector, Infallible> {
-        // Asked for every connection, with an empty name for a Unix socket: what is no name matters only to TLS.
+        // Called for every connection, with an empty name for a Unix socket. An invalid name is an error
+        // only if TLS is used.
         let name = ServerName::try_from(domain).map(|name| name.to_owned());
         Ok(NamedConnector { config: self.config.clone(), name })
     }
 }
 
-/// One connection to be made to one name.
+/// A connector for one server name.
 pub struct NamedConnector {
     config: Arc<ClientConfig>,
     name: Result<ServerName<'static>, InvalidDnsNameError>,

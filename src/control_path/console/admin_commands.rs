@@ -1,8 +1,9 @@
-//! The life of tenants and logins in SQL: `CREATE TENANT acme`, `GRANT TENANT acme TO shop`, …. Words are read into an
-//! [`AdminCommand`], the same that the command line and the HTTP API give.
+//! Admin commands in SQL: `CREATE TENANT acme`, `GRANT TENANT acme TO shop`, …. Each statement becomes an
+//! [`AdminCommand`].
 //!
-//! A statement is kept as its words and read again when it is carried out: a password that is made belongs to one
-//! execution. No word of it is ever logged or repeated in an error, for one of them may be a password.
+//! The console keeps a statement as its parsed pieces and reads it again for each execution, because each
+//! execution generates a password of its own. Pieces are never logged or repeated in errors: one of them
+//! may be a password.
 
 use std::fmt;
 
@@ -26,12 +27,13 @@ use crate::{
     data_path::sql::Piece,
 };
 
-/// A statement about tenants or logins, known to be well formed.
+/// A well-formed admin command.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AdminStatement(Vec<Piece>);
 
 impl AdminStatement {
-    /// The statement, if it is one about tenants or logins; `Some(Err)` if it is not as it should be.
+    /// Parses an admin command. `None`: another statement. `Some(Err)`: an admin command with a syntax
+    /// error.
     pub fn read(statement: &[Piece]) -> Option<Result<Self, ConsoleError>> {
         let word = |at: usize| match statement.get(at) {
             Some(Piece::Word(word)) => word.as_str(),
@@ -56,17 +58,17 @@ impl AdminStatement {
         let command = reader.command()?;
         match reader.rest {
             [] => Ok(command),
-            [Piece::Word(word), ..] => Err(wrong(format!("{word:?} was not expected here"))),
-            _ => Err(wrong("there is more than was expected")),
+            [Piece::Word(word), ..] => Err(syntax_error(format!("{word:?} was not expected here"))),
+            _ => Err(syntax_error("there is more than expected at the end")),
         }
     }
 
-    /// Whether it destroys what no ROLLBACK brings back.
+    /// Whether no ROLLBACK can undo it.
     pub fn destroys(&self) -> bool {
         matches!(self.command(), Ok(AdminCommand::DropTenant { .. }))
     }
 
-    /// What a client that describes the statement is told of its rows.
+    /// The columns of its answer, for Describe.
     pub fn columns(&self) -> Option<Table> {
         self.command().ok().map(|command| result_rows::columns(&command))
     }
@@ -78,17 +80,17 @@ impl fmt::Debug for AdminStatement {
     }
 }
 
-fn wrong(words: impl Into<String>) -> ConsoleError {
-    ConsoleError::new("42601", words).hint("SHOW HELP lists what the console understands.")
+fn syntax_error(message: impl Into<String>) -> ConsoleError {
+    ConsoleError::new("42601", message).hint("SHOW HELP lists what the console understands.")
 }
 
-/// Takes one word after the other.
+/// Reads a statement piece by piece.
 struct Reader<'a> {
     rest: &'a [Piece],
 }
 
 impl Reader<'_> {
-    /// Takes these words, if they are next.
+    /// Steps over these words if they come next.
     fn takes(&mut self, words: &str) -> bool {
         let mut rest = self.rest;
         for word in words.split(' ') {
@@ -102,7 +104,11 @@ impl Reader<'_> {
     }
 
     fn needs(&mut self, words: &str) -> Result<(), ConsoleError> {
-        if self.takes(words) { Ok(()) } else { Err(wrong(format!("{} was expected", words.to_uppercase()))) }
+        if self.takes(words) {
+            Ok(())
+        } else {
+            Err(syntax_error(format!("{} was expected", words.to_uppercase())))
+        }
     }
 
     fn takes_symbol(&mut self, symbol: char) -> bool {
@@ -113,25 +119,25 @@ impl Reader<'_> {
         taken
     }
 
-    /// A name, or a value: a word or something in quotes.
+    /// A name or value: a word or a quoted string.
     fn name(&mut self, what: &str) -> Result<String, ConsoleError> {
         match self.rest.split_first() {
             Some((Piece::Word(name) | Piece::Quoted(name), rest)) => {
                 self.rest = rest;
                 Ok(name.clone())
             }
-            _ => Err(wrong(format!("{what} was expected"))),
+            _ => Err(syntax_error(format!("{what} was expected"))),
         }
     }
 
     fn text(&mut self, what: &str) -> Result<String, ConsoleError> {
         match self.rest.first() {
             Some(Piece::Quoted(_)) => self.name(what),
-            _ => Err(wrong(format!("{what} in quotes was expected"))),
+            _ => Err(syntax_error(format!("{what} in quotes was expected"))),
         }
     }
 
-    /// The value behind a keyword, if that is next.
+    /// The value after a keyword, if the keyword comes next.
     fn option(&mut self, keyword: &str) -> Result<Option<String>, ConsoleError> {
         if self.takes(keyword) {
             self.name(&format!("what follows {}", keyword.to_uppercase())).map(Some)
@@ -239,7 +245,7 @@ impl Reader<'_> {
         let host = self.name("a host")?;
         let patience = self.option("patience")?;
         let patience = units::duration(patience.as_deref().unwrap_or(MoveTenant::PATIENCE));
-        let patience = patience.map_err(|why| wrong(format!("PATIENCE {why}")))?;
+        let patience = patience.map_err(|why| syntax_error(format!("PATIENCE {why}")))?;
         let to = MoveTenant { host, patience, keep_source: self.takes("keep source") };
         Ok(AdminCommand::MoveTenant { name, to })
     }
@@ -272,7 +278,7 @@ impl Reader<'_> {
         } else if self.takes("admin") {
             NewLoginKind::Admin
         } else {
-            return Err(wrong("a login is of one TENANT, or a SERVICE, or an ADMIN"));
+            return Err(syntax_error("a login is of one TENANT, or a SERVICE, or an ADMIN"));
         };
         let (mut read_only, mut password, mut valid_until, mut allow_from) = (false, None, None, Vec::new());
         loop {
@@ -281,7 +287,7 @@ impl Reader<'_> {
             } else if self.takes("password") {
                 password = Some(SecretString::from(self.text("a password")?));
             } else if self.takes("valid until") {
-                valid_until = Some(parse_timestamp(&self.text("a moment")?).map_err(wrong)?);
+                valid_until = Some(parse_timestamp(&self.text("a timestamp")?).map_err(syntax_error)?);
             } else if self.takes("from") {
                 allow_from = self.text("networks")?.split(',').map(str::to_owned).collect();
             } else {
@@ -310,7 +316,7 @@ impl Reader<'_> {
             Ok(AdminCommand::DisableLogin { name, disabled: true })
         } else if self.takes("valid until") {
             let forever = self.takes("infinity");
-            let moment = if forever { String::new() } else { self.text("a moment, or INFINITY,")? };
+            let moment = if forever { String::new() } else { self.text("a timestamp, or INFINITY,")? };
             set(name, "valid_until", moment)
         } else if self.takes("from") {
             let anywhere = self.takes("anywhere");
@@ -337,11 +343,14 @@ impl Reader<'_> {
 }
 
 impl Session {
-    /// Has an order carried out. Once begun it goes on, whether or not the administrator stays to hear of it.
-    pub(super) async fn carry_out(&self, words: &AdminStatement) -> Result<ConsoleReply, ConsoleError> {
+    /// Runs a command. It continues if the administrator disconnects.
+    pub(super) async fn run_admin_command(
+        &self,
+        words: &AdminStatement,
+    ) -> Result<ConsoleReply, ConsoleError> {
         let command = words.command()?;
         let (tag, subject) = (command.title(), command.subject().to_owned());
-        info!(login = self.login.name, command = tag, subject, "an administrator acts");
+        info!(login = self.login.name, command = tag, subject, "admin command");
         let (actor, context) = (self.actor(), self.context.admin.clone());
         let table = result_rows::columns(&command);
         let work = tokio::spawn(async move {
@@ -350,7 +359,7 @@ impl Session {
             Ok::<_, AdminError>(outcome)
         });
         let outcome =
-            work.await.map_err(|_| ConsoleError::new("XX000", "the work broke off; see the log"))??;
+            work.await.map_err(|_| ConsoleError::new("XX000", "the command was aborted; see the log"))??;
         Ok(ConsoleReply::Rows { table: result_rows::in_columns(table, &outcome), tag })
     }
 }

@@ -1,15 +1,15 @@
-//! SHOW CONFIG: every key as `proxy.toml` spells it, with what holds now and its default.
+//! SHOW CONFIG: every key of `proxy.toml` with its present value and its default.
 
 use std::{fmt::Display, time::Duration};
 
 use super::table::{Cell, Kind, Table};
 use crate::config::Config;
 
-/// Takes effect with a RELOAD, or only with a restart.
+/// Whether RELOAD applies a change; otherwise a restart does.
 const CHANGEABLE: bool = true;
 const AT_START: bool = false;
 
-/// SHOW CONFIG. No value is a secret.
+/// SHOW CONFIG. Contains no secrets.
 pub fn show(config: &Config) -> Table {
     let mut table = Table::new(&[
         ("key", Kind::Text),
@@ -157,7 +157,7 @@ fn timeouts(config: &Config) -> Vec<Entry> {
     ]
 }
 
-/// PgBouncer shows seconds as a bare number.
+/// Seconds as a bare number, as PgBouncer shows them.
 fn seconds(duration: Duration) -> String {
     duration.as_secs_f64().to_string()
 }
@@ -176,7 +176,7 @@ mod tests {
 
     const SHIPPED: &str = include_str!("../../../proxy.toml");
 
-    /// Keys of the shipped file, sections before their keys' names.
+    /// Keys of the shipped proxy.toml with their sections.
     fn shipped_keys() -> Vec<String> {
         let mut section = String::new();
         let mut keys = Vec::new();

@@ -1,7 +1,7 @@
-//! The console's end of the protocol: one message at a time, each in a buffer of its own, and answers gathered until
-//! the administrator has nothing more to say.
+//! The wire protocol of the console: reads one message at a time and collects answers until the
+//! administrator waits for them.
 //!
-//! Messages are encoded by pgwire. What arrives is read here, on slices: pgwire's decoders panic on malformed input.
+//! pgwire encodes messages. Input is decoded here, because pgwire's decoders panic on malformed input.
 
 use bytes::BytesMut;
 use pgwire::messages::{
@@ -20,10 +20,10 @@ use crate::wire::{
     stream::Stream,
 };
 
-/// The longest message of an administrator; nobody types that much.
+/// Maximum size of a message.
 const MESSAGE_BYTES_MAX: u32 = 64 * 1024;
 
-/// What is told at the start, and to drivers that ask with SHOW. A server version that every driver knows.
+/// Parameters reported at the start and by SHOW. Every driver knows this server version.
 pub const PARAMETERS: [(&str, &str); 9] = [
     ("server_version", SERVER_VERSION),
     ("server_encoding", "UTF8"),
@@ -36,21 +36,21 @@ pub const PARAMETERS: [(&str, &str); 9] = [
     ("is_superuser", "off"),
 ];
 
-/// PostgreSQL's, first; then who is really here.
+/// A version of PostgreSQL first, because drivers parse it.
 pub const SERVER_VERSION: &str = concat!("15.0 (pglobby ", env!("CARGO_PKG_VERSION"), ")");
 
-/// The connection is of no further use.
+/// The connection is lost.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionLost {
     /// It could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// It could not be written.
+    /// Writing failed.
     #[error(transparent)]
     Write(#[from] std::io::Error),
 }
 
-/// An administrator's connection, with what has arrived and what is to be sent.
+/// A connection of an administrator, with buffers for input and output.
 #[derive(Debug)]
 pub struct ConsoleConnection {
     stream: Stream,
@@ -59,7 +59,7 @@ pub struct ConsoleConnection {
 }
 
 impl ConsoleConnection {
-    /// `leftover` has arrived already; `unsent` goes out first.
+    /// `leftover` is input that was read already; `unsent` is sent first.
     pub fn new(stream: Stream, leftover: &[u8], unsent: Vec<u8>) -> Self {
         Self {
             stream,
@@ -68,18 +68,18 @@ impl ConsoleConnection {
         }
     }
 
-    /// What a server says after a login.
+    /// The messages of a server after a login.
     pub fn greet(&mut self) {
         for (name, value) in PARAMETERS {
             self.say(&ParameterStatus::new(name.to_owned(), value.to_owned()));
         }
-        // Nothing here takes long enough to be cancelled: the key opens nothing.
+        // The cancel key cancels nothing, because no statement takes long.
         let process_id = i32::try_from(std::process::id()).unwrap_or(0);
         self.say(&BackendKeyData::new(process_id, SecretKey::I32(rand::random())));
         self.ready(false);
     }
 
-    /// The next message. Everything said so far goes out before it is waited for.
+    /// The next message. Sends all output before waiting for it.
     ///
     /// # Errors
     /// [`ConnectionLost`]
@@ -90,11 +90,11 @@ impl ConsoleConnection {
         Ok(self.reader.next(&mut self.stream, MESSAGE_BYTES_MAX).await?)
     }
 
-    /// Does what takes a while; no longer than the administrator is there to hear of it.
+    /// Runs `work` until it ends or the administrator disconnects.
     ///
     /// # Errors
     /// Those of `work`, and that nobody is there.
-    pub async fn unless_gone<T>(
+    pub async fn while_connected<T>(
         &mut self,
         work: impl Future<Output = Result<T, ConsoleError>>,
     ) -> Result<T, ConsoleError> {
@@ -107,7 +107,7 @@ impl ConsoleConnection {
         }
     }
 
-    /// Sends what was said.
+    /// Sends the output.
     ///
     /// # Errors
     /// [`ConnectionLost`]
@@ -120,11 +120,11 @@ impl ConsoleConnection {
         Ok(())
     }
 
-    /// Takes a message to be sent.
+    /// Adds a message to the output.
     pub fn say<M: pgwire::messages::Message>(&mut self, message: &M) {
         let before = self.out.len();
         if message.encode(&mut self.out).is_err() {
-            // Longer than the protocol allows; nothing of it may go out.
+            // Longer than the protocol allows: no part of it may be sent.
             self.out.truncate(before);
         }
     }
@@ -142,7 +142,7 @@ impl ConsoleConnection {
         self.say(&EmptyQueryResponse::new());
     }
 
-    /// A whole answer, described.
+    /// A complete answer with its description.
     pub fn answer(&mut self, answer: &ConsoleReply, formats: &Formats) {
         match answer {
             ConsoleReply::Rows { table, tag } => {
@@ -197,7 +197,7 @@ pub fn long_number(body: &mut &[u8]) -> Result<i32, ConsoleError> {
     Ok(i32::from_be_bytes(*bytes))
 }
 
-/// A message that is not as the protocol has it.
+/// The error for a malformed message.
 pub fn malformed() -> ConsoleError {
     ConsoleError::new("08P01", "invalid message format")
 }

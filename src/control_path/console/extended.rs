@@ -1,4 +1,5 @@
-//! Parse, Bind, Describe, Execute, Close: many drivers say everything this way. Statements have no parameters here.
+//! The extended protocol (Parse, Bind, Describe, Execute, Close), which many drivers always use. Statements
+//! have no parameters here.
 
 use std::collections::HashMap;
 
@@ -16,10 +17,10 @@ use super::{
 };
 use crate::wire::message_reader::Message;
 
-/// Statements, and portals, that an administrator may have prepared.
+/// Maximum of prepared statements and of portals.
 const NAMES_MAX: usize = 1000;
 
-/// What was prepared, by name. `None`: an empty statement.
+/// Prepared statements and portals by name. `None`: an empty statement.
 #[derive(Debug, Default)]
 pub struct Extended {
     statements: HashMap<String, Option<ConsoleCommand>>,
@@ -30,12 +31,12 @@ pub struct Extended {
 struct Portal {
     command: Option<ConsoleCommand>,
     formats: Formats,
-    /// What it brought, and how many rows have been sent.
+    /// The answer, and how many of its rows were sent.
     result: Option<(Table, &'static str, usize)>,
 }
 
 impl Extended {
-    /// Portals end with their transaction, which is the batch where nobody said BEGIN.
+    /// Portals end with their transaction, or with their batch outside one.
     pub fn forget_portals(&mut self) {
         self.portals.clear();
     }
@@ -107,7 +108,7 @@ impl Extended {
 }
 
 impl Session {
-    /// One message of a batch.
+    /// Handles one message.
     pub(super) async fn extended_query(
         &mut self,
         message: &Message,
@@ -166,7 +167,7 @@ impl Session {
         Ok(())
     }
 
-    /// What the rows of a statement look like, without doing what it says; `None`: it brings none.
+    /// The columns of a statement's answer, without running it; `None`: it has none.
     async fn columns(&mut self, command: &Option<ConsoleCommand>) -> Result<Option<Table>, ConsoleError> {
         match command {
             Some(ConsoleCommand::Admin(words)) => Ok(words.columns()),
@@ -174,7 +175,7 @@ impl Session {
         }
     }
 
-    /// The answer to a question; `None` to anything that is more than a question.
+    /// The answer of a statement that only reads; `None`: the statement may change something.
     async fn look(
         &mut self,
         command: &Option<ConsoleCommand>,
@@ -203,7 +204,7 @@ impl Session {
             return Ok(());
         };
         if portal.result.is_none() {
-            match connection.unless_gone(self.run(&command)).await? {
+            match connection.while_connected(self.run(&command)).await? {
                 ConsoleReply::Done(tag) => {
                     connection.complete(tag);
                     return Ok(());

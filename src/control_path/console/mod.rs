@@ -1,8 +1,7 @@
-//! The admin console: what `psql -U admin pglobby` talks to. SHOW with PgBouncer's commands, columns and order, ours
-//! appended, so that its exporters and dashboards work; what an operator does to a running node; and the life of tenants and
-//! logins in SQL.
+//! The admin console, database `pglobby`: SHOW with PgBouncer's commands, columns and order (our columns
+//! follow), so that its exporters and dashboards work; commands to this node; admin commands in SQL.
 //!
-//! It lives on the control path's own threads: a long list made here delays no query.
+//! It runs on the control path's threads, so a long answer delays no query.
 
 mod admin_commands;
 mod config_table;
@@ -41,27 +40,27 @@ use crate::{
     shutdown::Ending,
 };
 
-/// What the console needs beside the proxy itself.
+/// What the console needs besides the proxy.
 #[derive(Clone)]
 pub struct ConsoleContext {
-    /// Tenants, logins and hosts.
+    /// For admin commands.
     pub admin: AdminContext,
-    /// Averages of the last period.
+    /// For SHOW STATS.
     pub window: Arc<StatsWindow>,
-    /// What only the owner of the process can do.
+    /// Requests to the owner of the process.
     pub requests: mpsc::Sender<Request>,
 }
 
-/// What an administrator wants from whoever runs the process.
+/// A request of an administrator to the owner of the process.
 #[derive(Debug)]
 pub enum Request {
-    /// Read the configuration again, and say how that went.
+    /// Reload the configuration, and report the result.
     Reload(tokio::sync::oneshot::Sender<Result<(), String>>),
     /// End the process.
     Shutdown(Ending),
 }
 
-/// An error that the administrator reads; the connection goes on.
+/// An error for the administrator. The connection stays open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ConsoleError {
     sqlstate: &'static str,
@@ -86,21 +85,22 @@ impl ConsoleError {
     }
 }
 
-/// What a statement brought.
+/// The answer to a statement.
 #[derive(Debug)]
 enum ConsoleReply {
     Rows { table: Table, tag: &'static str },
     Done(&'static str),
 }
 
-/// What the data path calls for an administrator. Must be made on the runtime that is to serve them.
-pub fn door(context: ConsoleContext) -> Console {
+/// The entry of the console, which the data path calls. Must be created on the runtime that serves
+/// administrators.
+pub fn entry(context: ConsoleContext) -> Console {
     let here = Handle::current();
     Arc::new(move |mut visit| {
         let (here, context) = (here.clone(), context.clone());
         Box::pin(async move {
             if let Err(error) = visit.stream.detach() {
-                return debug!(%error, "an administrator's connection broke");
+                return debug!(%error, "console connection lost");
             }
             here.spawn(receive(visit, context));
         })
@@ -110,9 +110,9 @@ pub fn door(context: ConsoleContext) -> Console {
 async fn receive(visit: ConsoleVisit, context: ConsoleContext) {
     let ConsoleVisit { mut stream, hello, login, read_only, unsent, proxy, visitor } = visit;
     if let Err(error) = stream.attach() {
-        return debug!(%error, "an administrator's connection broke");
+        return debug!(%error, "console connection lost");
     }
-    info!(login = login.name, peer = ?hello.peer, read_only, "console opened");
+    info!(login = login.name, address = hello.peer.map(tracing::field::display), read_only, "console opened");
     let connection = ConsoleConnection::new(stream, &hello.leftover, unsent);
     let name = login.name.clone();
     let session = Session {
@@ -126,31 +126,31 @@ async fn receive(visit: ConsoleVisit, context: ConsoleContext) {
         _visitor: visitor,
     };
     let end = session.serve(connection).await;
-    info!(login = name, end = ?end.err(), "console closed");
+    info!(login = name, cause = end.err().map(tracing::field::display), "console closed");
 }
 
-/// One administrator's connection.
+/// A session of an administrator.
 struct Session {
     proxy: Arc<Proxy>,
     context: ConsoleContext,
     login: Arc<Login>,
     read_only: bool,
     peer: Option<IpAddr>,
-    /// Drivers that said BEGIN look whether they are believed.
+    /// Between BEGIN and its end, for drivers that check the transaction status.
     in_transaction: bool,
     extended: Extended,
     _visitor: Visitor,
 }
 
 impl Session {
-    /// Until the administrator leaves.
+    /// Serves until the administrator disconnects.
     async fn serve(mut self, mut connection: ConsoleConnection) -> Result<(), ConnectionLost> {
         connection.greet();
-        // After an error in a batch, everything up to its Sync is left out.
+        // After an error, messages up to Sync are skipped.
         let mut skipping = false;
         loop {
             let message = connection.next().await?;
-            if let Err(error) = self.look_at_login().await {
+            if let Err(error) = self.check_login().await {
                 connection.say(&error.to_message("FATAL"));
                 return connection.flush().await;
             }
@@ -175,19 +175,20 @@ impl Session {
                     }
                 }
                 b'H' => connection.flush().await?,
-                // Data for a COPY that is not there is ignored, as PostgreSQL does.
+                // COPY data without COPY is ignored, as PostgreSQL does.
                 b'd' | b'c' | b'f' => {}
                 tag => {
-                    let words = format!("invalid frontend message type {tag}");
-                    connection.say(&ConsoleError::new("08P01", words).to_message("FATAL"));
+                    let message = format!("invalid frontend message type {tag}");
+                    connection.say(&ConsoleError::new("08P01", message).to_message("FATAL"));
                     return connection.flush().await;
                 }
             }
         }
     }
 
-    /// Whether this is still an administrator, and of which rank. While nobody can be asked, nothing has changed.
-    async fn look_at_login(&mut self) -> Result<(), ConsoleError> {
+    /// Checks that the login is still an administrator's, and whether it is read-only. Nothing changes
+    /// while the central database is down.
+    async fn check_login(&mut self) -> Result<(), ConsoleError> {
         let Ok(now) = self.proxy.directory.login(&self.login.name).await else { return Ok(()) };
         let still = now.filter(|now| now.still_admits(&self.login, self.peer)).map(|now| now.kind.clone());
         match still {
@@ -199,7 +200,7 @@ impl Session {
         }
     }
 
-    /// Statements up to the first that fails.
+    /// Runs statements up to the first error.
     async fn simple_query(&mut self, body: &[u8], connection: &mut ConsoleConnection) {
         let commands = match self::connection::text(&mut { body }).and_then(statement::read) {
             Ok(commands) => commands,
@@ -208,14 +209,14 @@ impl Session {
         if commands.is_empty() {
             connection.nothing_asked();
         }
-        // As PostgreSQL has it of DROP DATABASE: nothing of the text is done.
+        // As for DROP DATABASE in PostgreSQL: no statement of the text runs.
         let destroys =
             |command: &ConsoleCommand| matches!(command, ConsoleCommand::Admin(words) if words.destroys());
         if commands.len() > 1 && commands.iter().any(destroys) {
             return connection.say(&not_alone().to_message("ERROR"));
         }
         for command in &commands {
-            match connection.unless_gone(self.run(command)).await {
+            match connection.while_connected(self.run(command)).await {
                 Ok(answer) => connection.answer(&answer, &Formats::default()),
                 Err(error) => return connection.say(&error.to_message("ERROR")),
             }
@@ -237,16 +238,24 @@ impl Session {
                 ConsoleReply::Done(tag)
             }
             ConsoleCommand::Node(_) | ConsoleCommand::Admin(_) if self.read_only => {
-                return Err(ConsoleError::new("42501", "this administrator may only SHOW"));
+                return Err(ConsoleError::new(
+                    "42501",
+                    "permission denied: this login is read-only and may only SHOW",
+                ));
             }
             ConsoleCommand::Admin(words) if self.in_transaction && words.destroys() => {
                 return Err(not_alone());
             }
             ConsoleCommand::Node(action) => {
-                info!(login = self.login.name, ?action, "an administrator acts");
+                info!(
+                    login = self.login.name,
+                    command = action.title(),
+                    subject = action.subject(),
+                    "admin command"
+                );
                 ConsoleReply::Done(self.act(action).await?)
             }
-            ConsoleCommand::Admin(words) => self.carry_out(words).await?,
+            ConsoleCommand::Admin(words) => self.run_admin_command(words).await?,
         })
     }
 
@@ -267,7 +276,7 @@ impl From<ShutdownWait> for Ending {
     fn from(wait: ShutdownWait) -> Self {
         match wait {
             ShutdownWait::No => Self::Now,
-            // Idle sessions end at once in both, others with their transaction.
+            // Idle sessions end at once in both cases, others after their transaction.
             ShutdownWait::ForServers | ShutdownWait::ForClients => Self::Drain { at_most: None },
         }
     }

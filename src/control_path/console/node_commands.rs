@@ -1,5 +1,4 @@
-//! What an administrator does to this node. It holds here and until the process ends; what is to hold everywhere is in
-//! the central database.
+//! Commands to this node only: PAUSE, KILL, RELOAD and so on. They hold until the process ends.
 
 use std::time::Duration;
 
@@ -8,11 +7,11 @@ use tokio::sync::oneshot;
 use super::{ConsoleError, Request, Session, statement::NodeCommand};
 use crate::{data_path::pool::pause::Whom, error::ClientError, shutdown::Ending};
 
-/// How often it is looked whether servers are closed.
+/// Interval at which PAUSE and WAIT_CLOSE check the servers.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl Session {
-    /// Does it; the command tag.
+    /// Runs the command and returns its tag.
     pub(super) async fn act(&mut self, action: &NodeCommand) -> Result<&'static str, ConsoleError> {
         let pools = self.proxy.pools.clone();
         Ok(match action {
@@ -84,7 +83,7 @@ impl Session {
         self.context.requests.send(request).await.map_err(|_| ending())
     }
 
-    /// Whether nobody has said RESUME meanwhile.
+    /// Whether RESUME was not run meanwhile.
     fn still_paused(&self, whom: Whom) -> bool {
         let halts = &self.proxy.pools.halts;
         whom.map_or_else(|| halts.all_paused(), |tenant| halts.is_paused(tenant))

@@ -1,4 +1,4 @@
-//! SHOW, by its first word; and the few things drivers ask before they trust a server.
+//! SHOW by its first word, and the few queries that drivers send at connect.
 
 use super::{
     ConsoleError, Session, config_table,
@@ -7,14 +7,14 @@ use super::{
     table::{Cell, Kind, Table},
 };
 
-/// The PgBouncer whose SHOW commands, columns and order these are; its exporters look at the first number they see.
+/// The PgBouncer version with these SHOW commands. Exporters parse the first number.
 const VERSION: &str = concat!("PgBouncer 1.25.0 compatible console, pglobby ", env!("CARGO_PKG_VERSION"));
 
 /// What SHOW HELP says.
 const HELP: &[(&str, &str)] = &[
     ("SHOW HELP", "this list"),
-    ("SHOW VERSION", "who this is"),
-    ("SHOW POOLS", "each tenant's pools: clients, servers, who waits"),
+    ("SHOW VERSION", "version of pglobby"),
+    ("SHOW POOLS", "pools of each tenant: clients, servers, waiting sessions"),
     ("SHOW CLIENTS", "sessions"),
     ("SHOW SERVERS", "server connections"),
     ("SHOW PINS", "sessions that keep a server between transactions, and why"),
@@ -37,7 +37,7 @@ const HELP: &[(&str, &str)] = &[
     ("ENABLE tenant", "let sessions in again"),
     ("RECONNECT [tenant]", "open new servers instead of those there are"),
     ("WAIT_CLOSE [tenant]", "return when the servers replaced by RECONNECT or RELOAD are closed"),
-    ("KILL [tenant]", "end sessions now, and let nobody work until RESUME"),
+    ("KILL [tenant]", "end sessions now, and pause until RESUME"),
     ("KILL_CLIENT id", "end the session with that id of SHOW CLIENTS"),
     ("SHUTDOWN", "end now"),
     ("SHUTDOWN WAIT_FOR_SERVERS", "end when transactions have ended"),
@@ -98,7 +98,7 @@ impl Session {
         })
     }
 
-    /// SELECT of one thing that drivers select.
+    /// SELECT of something that drivers select at connect.
     pub(super) fn select(&self, what: &str) -> Result<Table, ConsoleError> {
         let text = |column, text: &str| Ok(Table::of_text(column, text));
         match what.trim_start_matches("pg_catalog.") {
@@ -127,7 +127,7 @@ fn help() -> Table {
     table
 }
 
-/// `SHOW client_encoding` and the like.
+/// `SHOW client_encoding` and similar.
 fn driver_parameter(words: &[&str]) -> Result<Table, ConsoleError> {
     let reported = |word: &str| PARAMETERS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
     match words {

@@ -1,4 +1,5 @@
-//! SHOW of what the central database holds: tenants, logins, hosts. Also in PgBouncer's words: databases, users, lists.
+//! SHOW of the central database's content: tenants, logins, hosts; databases, users and lists as PgBouncer
+//! names them.
 
 use std::collections::HashMap;
 
@@ -114,7 +115,7 @@ pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleErr
     Ok(table)
 }
 
-/// Ids of the tenants that were paused or disabled by name.
+/// Ids of tenants that are paused or disabled by name.
 async fn halted(actor: &Actor, pools: &TenantPools) -> Result<HashMap<String, i64>, ConsoleError> {
     let named = pools.halts.named();
     if named.is_empty() {
@@ -241,7 +242,7 @@ pub async fn lists(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleError> 
         ("peers", 0.into()),
         ("pools", pools.len().into()),
         ("peer_pools", 0.into()),
-        // Nothing is kept of clients and servers that have gone, and there is no cache of DNS.
+        // Closed clients and servers are not kept, and DNS is not cached.
         ("free_clients", 0.into()),
         ("used_clients", proxy.door.clients().into()),
         ("login_clients", proxy.door.unproven().into()),

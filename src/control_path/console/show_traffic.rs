@@ -1,4 +1,4 @@
-//! SHOW of what moves: pools, clients, servers, and what they have done.
+//! SHOW of pools, clients and servers, and of their counters.
 
 use std::{
     collections::HashMap,
@@ -46,7 +46,7 @@ const POOLS: &[Column] = &[
     ("cl_pinned", Kind::Int),
 ];
 
-/// PgBouncer's columns of clients and servers alike.
+/// Columns of both clients and servers in PgBouncer.
 const SOCKET: [Column; 21] = [
     ("type", Kind::Text),
     ("user", Kind::Text),
@@ -116,7 +116,7 @@ const AVERAGES: [&str; SHARED] = [
     "avg_client_login_count",
 ];
 
-/// Ours, behind PgBouncer's.
+/// Columns that PgBouncer does not have.
 const OWN_TOTALS: [&str; ALL - SHARED] = [
     "total_error_count",
     "total_server_opened_count",
@@ -147,7 +147,7 @@ fn pool_row(pool: &Pool, sessions: &[Arc<SessionHandle>]) -> Vec<Cell> {
     let (live, idle, opening) = (pool.live(), pool.idle(), pool.opening());
     let waits = sessions.iter().filter_map(|session| waits(session, pool.worker.clock.now_ms()));
     let longest = waits.max().unwrap_or_default();
-    // A session may wait for its greeting too, before it is one.
+    // A login may wait for a server too, before its session starts.
     let waiting = pool.waiting();
     let in_line = sessions.iter().filter(|session| session.doing().0 == Doing::Waiting).count();
     let pinned = sessions.iter().filter(|session| !session.pins().is_empty()).count();
@@ -200,7 +200,7 @@ pub fn clients(proxy: &Proxy) -> Table {
         let socket = Socket {
             kind: "C",
             user: &session.login.name,
-            // Where no tenant is chosen: what clients call that place.
+            // The name that clients use when they choose no tenant.
             database: place.as_ref().map_or(LOBBY_DATABASE, |place| &place.tenant.name),
             state,
             remote: session.addresses.map(|(_, theirs)| theirs),
@@ -256,7 +256,7 @@ fn server_row(
         (None, _) if server.is_listening() => "listen",
         (None, _) => "idle",
         (Some(_), Some(_)) => "active",
-        // Its session has ended, and it is being cleaned.
+        // Its session has ended, and the server is being reset.
         (Some(_), None) => "tested",
     };
     let socket = Socket {
@@ -442,13 +442,13 @@ fn by_id(mut sessions: Vec<Arc<SessionHandle>>) -> Vec<Arc<SessionHandle>> {
     sessions
 }
 
-/// How long a session has waited for a server, if it does.
+/// How long a session has waited for a server, if it waits.
 fn waits(session: &SessionHandle, now_ms: u32) -> Option<Duration> {
     let (doing, since) = session.doing();
     (doing == Doing::Waiting).then(|| Duration::from_millis(now_ms.wrapping_sub(since).into()))
 }
 
-/// The coarse clock, which all workers share.
+/// The coarse clock of the workers.
 fn clock_of(proxy: &Proxy) -> u32 {
     proxy.workers.first().map_or(0, |worker| worker.clock.now_ms())
 }
@@ -458,7 +458,7 @@ fn ago(now_ms: u32, then_ms: u32) -> SystemTime {
     SystemTime::now() - Duration::from_millis(now_ms.wrapping_sub(then_ms).into())
 }
 
-/// As PgBouncer writes it.
+/// In the format of PgBouncer.
 pub fn timestamp(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
     let (hour, minute, second) = at.to_hms();

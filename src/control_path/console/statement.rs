@@ -47,6 +47,38 @@ pub enum NodeCommand {
     WaitClose(Option<String>),
 }
 
+impl NodeCommand {
+    /// The command's word, for logs.
+    pub fn title(&self) -> &'static str {
+        match self {
+            Self::Reload => "RELOAD",
+            Self::Shutdown(_) => "SHUTDOWN",
+            Self::Kill(_) => "KILL",
+            Self::KillClient(_) => "KILL_CLIENT",
+            Self::Pause(_) => "PAUSE",
+            Self::Resume(_) => "RESUME",
+            Self::Disable(_) => "DISABLE",
+            Self::Enable(_) => "ENABLE",
+            Self::Reconnect(_) => "RECONNECT",
+            Self::WaitClose(_) => "WAIT_CLOSE",
+        }
+    }
+
+    /// The tenant or client it names; empty if it names none.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Reload | Self::Shutdown(_) => String::new(),
+            Self::KillClient(id) => id.to_string(),
+            Self::Disable(tenant) | Self::Enable(tenant) => tenant.clone(),
+            Self::Kill(tenant)
+            | Self::Pause(tenant)
+            | Self::Resume(tenant)
+            | Self::Reconnect(tenant)
+            | Self::WaitClose(tenant) => tenant.clone().unwrap_or_default(),
+        }
+    }
+}
+
 /// What SHUTDOWN waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShutdownWait {

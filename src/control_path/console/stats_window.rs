@@ -1,4 +1,4 @@
-//! Averages over the last period, for SHOW STATS.
+//! Averages over the last minute, for SHOW STATS.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,16 +12,16 @@ use crate::data_path::pool::TenantPools;
 /// PgBouncer's `stats_period`.
 const LENGTH: Duration = Duration::from_secs(60);
 
-/// The last period, and the one that goes on. Holds an entry for each tenant that was ever served, as the counters do.
+/// The last and the present window. Has an entry for each tenant that was ever served, like the counters.
 #[derive(Debug)]
 pub struct StatsWindow(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     began: Instant,
-    /// At the beginning of this period.
+    /// At the start of the present window.
     counts: BTreeMap<i64, (String, Counts)>,
-    /// Of the last one.
+    /// Of the last window.
     averages: HashMap<i64, Counts>,
     average_of_all: Counts,
 }
@@ -42,7 +42,7 @@ impl StatsWindow {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called now and then: takes the averages when a period is over.
+    /// To be called at short intervals. Computes the averages at the end of a window.
     pub fn keep(&self, pools: &TenantPools) {
         if self.locked().began.elapsed() >= LENGTH {
             self.turn(tenant_counts::by_tenant(pools), Instant::now());
@@ -62,12 +62,12 @@ impl StatsWindow {
         *inner = Inner { began: now, counts, averages, average_of_all };
     }
 
-    /// A tenant's averages over the last period; nothing until one is over.
+    /// A tenant's averages over the last window; zero before the first ends.
     pub fn averages_of(&self, tenant: i64) -> Counts {
         self.locked().averages.get(&tenant).copied().unwrap_or([0; ALL])
     }
 
-    /// Everybody's together.
+    /// Averages over all tenants.
     pub fn average_of_all(&self) -> Counts {
         self.locked().average_of_all
     }

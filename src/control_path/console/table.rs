@@ -1,4 +1,4 @@
-//! An answer of the console: columns with their types, rows, and how both look on the wire.
+//! A table: columns with types, rows, and their encoding on the wire.
 
 use bytes::{BufMut as _, BytesMut};
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
@@ -7,7 +7,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::control_path::admin::fields::{Described, Field, FieldKind};
 
-/// A column's type. PgBouncer's own numbers are `int4`, and `numeric` where they can grow; those are `int8` here.
+/// A column's type. Where PgBouncer has `numeric` for numbers that grow, the console has `int8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `text`.

@@ -1,18 +1,18 @@
-//! What SHOW STATS counts, tenant by tenant: both accesses together, as one database.
+//! The counters of SHOW STATS by tenant. Both accesses of a tenant count as one database.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use crate::data_path::pool::{TenantPools, stats::PoolStats};
 
-/// How many of [`Counts`] PgBouncer has too; they come first, in its order, and have averages.
+/// The number of counters that PgBouncer has too. They come first, in its order, and have averages.
 pub const SHARED: usize = 12;
 
-/// All of them.
+/// The number of counters.
 pub const ALL: usize = 17;
 
-/// Server assignments, transactions, queries, bytes received and sent, times (microseconds) in transactions, queries and
-/// waits, statements parsed by clients and on servers, binds, logins; then ours: errors, servers opened, servers that
-/// could not be opened, leases pinned, servers out of step.
+/// PgBouncer's: server assignments, transactions, queries, bytes received and sent, time in transactions,
+/// queries and waits (microseconds), statements parsed by clients and on servers, binds, logins. Then
+/// errors, servers opened, servers that could not be opened, pinned leases, desyncs.
 pub type Counts = [u64; ALL];
 
 const ASSIGNMENTS: usize = 0;
@@ -22,7 +22,7 @@ const TRANSACTION_TIME: usize = 5;
 const QUERY_TIME: usize = 6;
 const WAIT_TIME: usize = 7;
 
-/// What one pool has counted.
+/// The counters of one pool.
 pub fn of(stats: &PoolStats) -> Counts {
     let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     [
@@ -53,7 +53,7 @@ pub fn add(sum: &mut Counts, more: &Counts) {
     }
 }
 
-/// Everybody's counts since the process started, by tenant.
+/// Counters of all tenants since the process started.
 pub fn by_tenant(pools: &TenantPools) -> BTreeMap<i64, (String, Counts)> {
     let mut tenants = BTreeMap::new();
     for done in pools.done() {
@@ -63,7 +63,7 @@ pub fn by_tenant(pools: &TenantPools) -> BTreeMap<i64, (String, Counts)> {
     tenants
 }
 
-/// What `elapsed` has brought: times per transaction, query or assignment, everything else per second.
+/// Averages over `elapsed`: times per transaction, query or assignment, other counters per second.
 pub fn averages(before: &Counts, after: &Counts, elapsed: Duration) -> Counts {
     let brought = |at: usize| {
         let of = |counts: &Counts| counts.get(at).copied().unwrap_or_default();

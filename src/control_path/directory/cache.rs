@@ -1,8 +1,7 @@
-//! Rows by key, remembered: fresh ones are used, stale ones are refreshed and used where that takes too long, changed
-//! ones never. One look-up at a time for a key.
+//! A cache of rows by key. A fresh row is used. A stale row is refreshed, and used if the refresh takes too
+//! long. A changed row is never used. There is one look-up at a time for each key.
 //!
-//! That a name is nobody's is remembered as long and in the same way as a row, so that nothing in how a name is treated tells
-//! whether it is somebody's.
+//! A missing name is cached like a row and for as long, so that no response time tells which names exist.
 
 #[cfg(test)]
 mod tests;
@@ -30,11 +29,11 @@ use crate::{
     data_path::{directory::DirectoryError, tenant::Change},
 };
 
-/// How long a row that is broken is not asked for again.
+/// How long an invalid row is not read again.
 const BROKEN_FRESH: Duration = Duration::from_secs(1);
-/// How long somebody with a stale row waits for a fresh one before using what there is.
+/// How long a caller with a stale row waits for its refresh.
 const REFRESH_PATIENCE: Duration = Duration::from_millis(50);
-/// How long a stale row is used without another try after one has failed.
+/// Pause after a failed refresh of a stale row.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// From the configuration.
@@ -50,53 +49,53 @@ pub struct CacheLimits {
     pub answer: Duration,
 }
 
-/// What a look-up may find.
+/// The result of a look-up.
 pub enum Lookup<V> {
     /// A row.
     Found(Arc<V>),
     /// No row.
     Absent,
-    /// A row that cannot be used.
+    /// An invalid row.
     Broken(Arc<str>),
 }
 
-/// The rows. Cheap to clone.
+/// The cache. Cheap to clone.
 pub struct RowCache<K, V> {
     entries: Cache<K, Arc<Entry<V>>>,
-    /// Keys that nobody has. Strangers invent them, so they have a place of their own: however many come, they push out
-    /// each other.
+    /// Missing keys. Clients can invent any number of them, so they have a cache of their own and cannot
+    /// displace rows.
     absent: Cache<K, Arc<Entry<V>>>,
-    /// The change by which a key comes to be somebody's.
+    /// The change that reports a new row for a key.
     appearance: fn(&K) -> Change,
     shared: CacheShared,
     limits: CacheLimits,
 }
 
-/// What the memories of a directory have in common.
+/// Shared by the caches of a directory.
 #[derive(Debug, Clone)]
 pub struct CacheShared {
-    /// What changed.
+    /// Changes.
     pub changes: Arc<ChangeCounts>,
-    /// Who may ask now.
+    /// Limit on look-ups.
     pub lookups: Arc<LookupLimit>,
-    /// How long asking takes.
+    /// Durations of look-ups.
     pub pace: Arc<ResponsePace>,
 }
 
 struct Entry<V> {
     answer: Lookup<V>,
-    /// The ledger's count when the look-up began.
+    /// Count of changes at the start of the look-up.
     since: u64,
     fresh_until: Instant,
-    /// Stale before this: used without asking, because asking has just failed.
+    /// Until then a stale row is used without a refresh, because one has just failed.
     retry_at: Instant,
     usable_until: Instant,
-    /// Somebody is looking it up again; `refreshed` tells when that has ended, well or not.
+    /// A refresh is running; `refreshed` is set at its end, successful or not.
     refreshing: AtomicBool,
     refreshed: SetOnce<()>,
 }
 
-/// Why a look-up has led to no row; whoever waited for the same one shares it.
+/// Why a look-up returned no row. Shared by all callers that waited for it.
 enum LookupMiss<V> {
     Absent(Arc<Entry<V>>),
     Failed(DirectoryError),
@@ -120,12 +119,12 @@ where
         Self { entries: cache(), absent: cache(), appearance, shared, limits }
     }
 
-    /// Whether any row is remembered that can be used.
+    /// Whether any cached row is usable.
     pub fn has_usable(&self) -> bool {
         self.entries.iter().any(|(key, entry)| self.freshness(&key, &entry) != Freshness::Nothing)
     }
 
-    /// The row under `key`, by `look_up` where it is not known well enough.
+    /// The row of `key`. Calls `look_up` if it is not cached or no longer usable.
     ///
     /// # Errors
     /// [`DirectoryError`], after `central_timeout` at most.
@@ -167,8 +166,9 @@ where
                 Ok(entry) | Err(LookupMiss::Absent(entry)) => entry,
                 Err(LookupMiss::Failed(error)) => return Err(error),
             };
-            // We may have joined a look-up that was under way when a change came. One that began after we were asked
-            // is good enough, whatever has changed since: so this ends after the second round.
+            // This may have joined a look-up that was running when a change came. A look-up that began
+            // after this call is good enough, whatever has changed since, so the loop ends after the second
+            // round.
             if entry.since >= asked_at || self.freshness(&key, &entry) != Freshness::Nothing {
                 return entry.answer.get();
             }
@@ -199,7 +199,7 @@ where
     ) -> Result<Arc<Entry<V>>, DirectoryError> {
         let (since, begun) = (self.shared.changes.count(), Instant::now());
         let answered = timeout(self.limits.answer, async {
-            let _turn = self.shared.lookups.pass().await?;
+            let _turn = self.shared.lookups.acquire().await?;
             look_up.await.map_err(|error| Arc::from(error.to_string())).inspect_err(|cause: &Arc<str>| {
                 self.shared.lookups.failed(cause.clone());
             })
@@ -216,8 +216,8 @@ where
         Ok(Arc::new(Entry::new(answer, since, self.limits)))
     }
 
-    /// Looks a stale row up again, in a task of its own, so that neither a slow answer nor a client that leaves is in
-    /// anybody's way; waits for it a little. `None`: it has changed meanwhile.
+    /// Refreshes a stale row in a task of its own, so that neither a slow answer nor a client that leaves
+    /// delays other callers. Waits a little for it. `None`: the row has changed.
     async fn refresh<L, F>(&self, key: &K, stale: Arc<Entry<V>>, look_up: &L) -> Option<Arc<Entry<V>>>
     where
         L: Fn() -> F,
@@ -251,7 +251,7 @@ where
     fn freshness(&self, key: &K, entry: &Entry<V>) -> Freshness {
         let now = Instant::now();
         let validity = match &entry.answer {
-            // Any change may have been the one that repaired it.
+            // Any change may have repaired it.
             Lookup::Broken(_) if self.shared.changes.count() > entry.since => Validity::Changed,
             Lookup::Broken(_) => Validity::Unchanged,
             Lookup::Found(_) | Lookup::Absent => {
@@ -268,7 +268,7 @@ where
     }
 }
 
-/// What is remembered under a key, and what it depends on.
+/// A cached entry, and what it depends on.
 struct Remembered<'a, V> {
     entry: &'a Entry<V>,
     appearance: Change,
@@ -278,7 +278,7 @@ impl<V: DependsOn> DependsOn for Remembered<'_, V> {
     fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
         match &self.entry.answer {
             Lookup::Found(value) => {
-                value.depends_on_any(changed) || value.has_gone() && changed(&self.appearance)
+                value.depends_on_any(changed) || value.frees_its_name() && changed(&self.appearance)
             }
             Lookup::Absent | Lookup::Broken(_) => changed(&self.appearance),
         }
@@ -312,7 +312,7 @@ impl<V> Entry<V> {
         }
     }
 
-    /// The same, as stale as it was, to be tried again after a pause.
+    /// The same entry, to be refreshed after a pause.
     fn postponed(&self) -> Arc<Self> {
         Arc::new(Self {
             answer: self.answer.clone(),
@@ -358,7 +358,7 @@ impl<K, V> Clone for RowCache<K, V> {
     }
 }
 
-/// moka drops an entry when nobody could use it any more.
+/// moka drops an entry that is no longer usable.
 struct AsLongAsUsable;
 
 impl<K, V> Expiry<K, Arc<Entry<V>>> for AsLongAsUsable {

@@ -1,7 +1,7 @@
-//! What changed when: a count of changes, and for each thing the count at which it last changed.
+//! Counts changes, and keeps for each changed thing the count at its last change.
 //!
-//! A remembered row carries the count at which its look-up began. Comparing the two tells, in constant time and without
-//! searching any cache, whether the row may still be used, and it tells it of look-ups that were under way too.
+//! A cached row carries the count from the start of its look-up. Comparing the two tells in constant time
+//! whether the row may still be used, also for a look-up that was running when the change came.
 
 use std::{
     collections::HashMap,
@@ -10,42 +10,42 @@ use std::{
 
 use crate::data_path::tenant::{Change, Login, LoginKind, Tenant, TenantStatus};
 
-/// The count and the changes.
+/// The count of changes, and the count at each thing's last change.
 #[derive(Debug)]
 pub struct ChangeCounts {
     counts: Mutex<Counts>,
-    /// Changes kept one by one.
+    /// Maximum of things with a count of their own.
     entries_max: u64,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     count: u64,
-    /// The last [`Change::Everything`].
+    /// Count at the last [`Change::Everything`].
     everything: u64,
-    /// All that was noted up to here is known only in sum: every row older than this counts as changed.
-    summed_up: u64,
+    /// Details of changes up to this count were dropped: every row older than it counts as changed.
+    dropped_up_to: u64,
     changed: HashMap<Change, u64>,
 }
 
-/// What a remembered row is worth.
+/// Whether a cached row may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {
-    /// Nothing it depends on changed since.
+    /// Nothing it depends on has changed.
     Unchanged,
-    /// Something may have changed while nobody listened.
+    /// It may have changed while no notifications were received.
     Doubtful,
-    /// It did change.
+    /// It has changed.
     Changed,
 }
 
 impl ChangeCounts {
-    /// Keeps `entries_max` changes one by one; beyond that, everything remembered is looked up anew.
+    /// Keeps `entries_max` counts. Beyond that all are dropped, and every cached row counts as changed.
     pub fn new(entries_max: u64) -> Self {
         Self { counts: Mutex::default(), entries_max }
     }
 
-    /// Writes a change down.
+    /// Counts a change.
     pub fn note(&self, change: &Change) {
         let mut counts = self.counts();
         counts.count += 1;
@@ -56,24 +56,24 @@ impl ChangeCounts {
         }
         if counts.changed.len() as u64 >= self.entries_max {
             counts.changed.clear();
-            counts.summed_up = count;
+            counts.dropped_up_to = count;
         }
         counts.changed.insert(change.clone(), count);
     }
 
-    /// The count now; to be taken before a look-up begins.
+    /// The present count; to be read before a look-up begins.
     pub fn count(&self) -> u64 {
         self.counts().count
     }
 
-    /// What a row is worth whose look-up began at `since`.
+    /// The validity of a row whose look-up began at count `since`.
     pub fn validity(&self, since: u64, row: &impl DependsOn) -> Validity {
         let counts = self.counts();
         if counts.count <= since {
             return Validity::Unchanged;
         }
         let changed = |on: &Change| counts.changed.get(on).is_some_and(|at| *at > since);
-        if counts.summed_up > since || row.depends_on_any(&changed) {
+        if counts.dropped_up_to > since || row.depends_on_any(&changed) {
             return Validity::Changed;
         }
         if counts.everything > since { Validity::Doubtful } else { Validity::Unchanged }
@@ -84,13 +84,13 @@ impl ChangeCounts {
     }
 }
 
-/// A record that was made of rows.
+/// A record read from rows.
 pub trait DependsOn {
-    /// Whether `changed` is true of any row it was made of.
+    /// Whether `changed` is true for any of its rows.
     fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool;
 
-    /// Whether another row, that does not exist yet, would take its place under its name.
-    fn has_gone(&self) -> bool {
+    /// Whether a new row may take its name.
+    fn frees_its_name(&self) -> bool {
         false
     }
 }
@@ -100,7 +100,7 @@ impl DependsOn for Tenant {
         changed(&Change::Tenant(self.id)) || changed(&Change::Host(self.host.name.clone()))
     }
 
-    fn has_gone(&self) -> bool {
+    fn frees_its_name(&self) -> bool {
         self.status == TenantStatus::Dropped
     }
 }
@@ -109,7 +109,7 @@ impl DependsOn for Login {
     fn depends_on_any(&self, changed: &dyn Fn(&Change) -> bool) -> bool {
         changed(&Change::Login(self.id))
             || match &self.kind {
-                // The names of tenants are in it.
+                // The record contains the tenant's name.
                 LoginKind::Employee { tenant_id, .. } => changed(&Change::Tenant(*tenant_id)),
                 LoginKind::Service { granted, .. } => {
                     granted.iter().any(|grant| changed(&Change::Tenant(grant.tenant_id)))

@@ -1,5 +1,5 @@
-//! Who may ask the central database now: a bounded number of look-ups at a time, and while it is down a few tries a
-//! second, whose failure answers everybody else at once.
+//! Limits queries to the central database: a bounded number of look-ups at a time. While the database is
+//! down, a few attempts a second; all other look-ups fail at once with the same error.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,10 +9,10 @@ use std::{
 use rand::Rng as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// After a failure nobody asks for as long as this, less up to half of it: five tries a second at most, which leaves
-/// room for those of `change_feed.rs` below ten.
+/// Pause after a failure, less up to half of it: at most five attempts a second, which together with
+/// `change_feed.rs` stays below ten.
 const PAUSE: Duration = Duration::from_millis(400);
-/// A try that has not ended after this (its client may have left) no longer keeps others from trying.
+/// After this time an attempt no longer blocks the next one; its client may have left.
 const TRY: Duration = Duration::from_millis(500);
 
 /// ```text
@@ -27,7 +27,7 @@ enum State {
     Trying { until: Instant, cause: Arc<str> },
 }
 
-/// Shared by all look-ups.
+/// The limit, shared by all look-ups.
 #[derive(Debug)]
 pub struct LookupLimit {
     state: Mutex<State>,
@@ -35,16 +35,16 @@ pub struct LookupLimit {
 }
 
 impl LookupLimit {
-    /// Lets `look_ups_max` ask at a time.
+    /// Allows `look_ups_max` look-ups at a time.
     pub fn new(look_ups_max: usize) -> Self {
         Self { state: Mutex::new(State::Open), look_ups: Semaphore::new(look_ups_max) }
     }
 
-    /// Waits for a turn; the permit is to be held until the answer is there.
+    /// Waits for a permit, which is held until the look-up ends.
     ///
     /// # Errors
     /// The cause of the last failure, at once, while nobody may try.
-    pub async fn pass(&self) -> Result<SemaphorePermit<'_>, Arc<str>> {
+    pub async fn acquire(&self) -> Result<SemaphorePermit<'_>, Arc<str>> {
         let permit = self.look_ups.acquire().await.map_err(|closed| closed.to_string())?;
         let now = Instant::now();
         let mut state = self.state();
@@ -60,25 +60,25 @@ impl LookupLimit {
         Ok(permit)
     }
 
-    /// Whether the last one who asked was answered.
+    /// Whether the last look-up was answered.
     pub fn is_open(&self) -> bool {
         matches!(*self.state(), State::Open)
     }
 
-    /// The central database answered.
+    /// Records a successful look-up.
     pub fn succeeded(&self) {
         if !matches!(std::mem::replace(&mut *self.state(), State::Open), State::Open) {
-            tracing::info!("the central database answers again");
+            tracing::info!(side = "central", "look-ups of logins and tenants work again");
         }
     }
 
-    /// It did not.
+    /// Records a failed look-up.
     pub fn failed(&self, cause: Arc<str>) {
         let pause = rand::rng().random_range(PAUSE / 2..PAUSE);
         let closed = State::Closed { until: Instant::now() + pause, cause: cause.clone() };
-        // Once for each outage; the tries that follow are not news.
+        // Once for each outage, not for each attempt.
         if matches!(std::mem::replace(&mut *self.state(), closed), State::Open) {
-            tracing::error!(%cause, "cannot look up logins and tenants; what is remembered is used meanwhile");
+            tracing::error!(side = "central", %cause, "cannot look up logins and tenants; cached ones are used");
         }
     }
 
@@ -94,22 +94,22 @@ mod tests {
     #[tokio::test]
     async fn after_a_failure_one_tries_while_the_others_hear_its_cause() {
         let lookups = LookupLimit::new(4);
-        assert!(lookups.pass().await.is_ok());
+        assert!(lookups.acquire().await.is_ok());
         lookups.failed("down".into());
-        assert_eq!(&*lookups.pass().await.unwrap_err(), "down");
+        assert_eq!(&*lookups.acquire().await.unwrap_err(), "down");
 
         *lookups.state() = State::Closed { until: Instant::now(), cause: "down".into() };
-        assert!(lookups.pass().await.is_ok(), "the one that tries");
-        assert_eq!(&*lookups.pass().await.unwrap_err(), "down");
+        assert!(lookups.acquire().await.is_ok(), "the one that tries");
+        assert_eq!(&*lookups.acquire().await.unwrap_err(), "down");
 
         lookups.succeeded();
-        assert!(lookups.pass().await.is_ok());
+        assert!(lookups.acquire().await.is_ok());
     }
 
     #[tokio::test]
     async fn a_try_that_was_given_up_does_not_block_the_next() {
         let lookups = LookupLimit::new(4);
         *lookups.state() = State::Trying { until: Instant::now(), cause: "down".into() };
-        assert!(lookups.pass().await.is_ok());
+        assert!(lookups.acquire().await.is_ok());
     }
 }

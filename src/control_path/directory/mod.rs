@@ -1,8 +1,8 @@
-//! Who may log in and which tenants there are: the central database's rows, remembered.
+//! The directory: a cache of the logins and tenants of the central database.
 //!
-//! Asked once per session, on a miss; no running query waits here. Names come from clients that have not proved
-//! anything yet, so they travel as bound parameters of prepared statements, and what is too long to be a name is not
-//! looked up at all.
+//! A session asks once, at login; no query waits here. Names come from clients that are not authenticated
+//! yet. They are sent as bound parameters of prepared statements, and a name that is too long is not looked
+//! up.
 
 mod cache;
 mod invalidation;
@@ -43,7 +43,7 @@ use crate::{
     },
 };
 
-/// `logins.name` and `tenants.name` are no longer than this, says the schema.
+/// Limits of the schema.
 const LOGIN_NAME_BYTES_MAX: usize = 255;
 const TENANT_NAME_BYTES_MAX: usize = 63;
 
@@ -51,7 +51,7 @@ const TENANT_NAME_BYTES_MAX: usize = 63;
 pub struct CentralDirectory {
     source: RowSource,
     shared: CacheShared,
-    /// Changes are heard of.
+    /// Changes are received.
     listening: AtomicBool,
     mock_salt: OnceLock<Vec<u8>>,
     logins: RowCache<String, Login>,
@@ -61,7 +61,7 @@ pub struct CentralDirectory {
 }
 
 impl CentralDirectory {
-    /// An empty directory; asks nobody yet.
+    /// An empty cache. Connects on first use.
     pub fn new(central: Central, keyring: Arc<ReloadableKeyring>, config: &Config) -> Arc<Self> {
         let limits = CacheLimits {
             entries: config.limits.directory_cache_max,
@@ -88,7 +88,7 @@ impl CentralDirectory {
         })
     }
 
-    /// Reads what salts for unknown logins are made of, which all nodes have in common.
+    /// Reads the secret that salts for unknown logins are derived from, the same for all nodes.
     ///
     /// # Errors
     /// [`CentralError`].
@@ -98,18 +98,18 @@ impl CentralDirectory {
         match row {
             Some(row) => drop(self.mock_salt.set(row.try_get(0)?)),
             None => tracing::warn!(
-                "pglobby.secrets lacks mock_salt: this node's salts for unknown logins are its own"
+                "pglobby.secrets lacks mock_salt; salts for unknown logins differ between nodes"
             ),
         }
         Ok(())
     }
 
-    /// Hears whether changes are heard of now.
+    /// Sets whether changes of the central database are received.
     pub fn set_listening(&self, listening: bool) {
         self.listening.store(listening, Ordering::Relaxed);
     }
 
-    /// Whether anybody could log in if nothing could be looked up.
+    /// Whether a login could succeed from the cache alone.
     pub fn has_usable_entries(&self) -> bool {
         self.logins.has_usable() && (self.tenants_by_name.has_usable() || self.tenants_by_id.has_usable())
     }
@@ -158,7 +158,7 @@ impl Directory for CentralDirectory {
 
     async fn verifier_of(&self, password: SecretString) -> SecretString {
         let made = tokio::task::spawn_blocking(move || scram_verifier(&password));
-        // A task that panicked or was given up at shutdown: a verifier that nobody can prove, which is refused below.
+        // If the task is gone, an empty verifier, which `set_verifier` refuses.
         made.await.unwrap_or_default()
     }
 
@@ -192,12 +192,12 @@ impl std::fmt::Debug for CentralDirectory {
     }
 }
 
-/// PostgreSQL's text knows no NUL, so no row has such a name.
+/// PostgreSQL's text contains no NUL, so no row has such a name.
 fn may_be_name(name: &str, bytes_max: usize) -> bool {
     !name.is_empty() && name.len() <= bytes_max && !name.contains('\0')
 }
 
-/// Where rows come from.
+/// Reads rows.
 #[derive(Debug, Clone)]
 struct RowSource {
     central: Central,
@@ -220,7 +220,7 @@ impl RowSource {
         Ok(answer(row, |row| rows::tenant(row, &self.keyring), || format!("tenant {id}")))
     }
 
-    /// A pooled connection may have died unnoticed, and looking up twice does no harm: a lost one is replaced once.
+    /// Retries once on another connection if a pooled one is broken. Reading twice does no harm.
     async fn row(&self, sql: &str, key: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, CentralError> {
         let mut tried = false;
         loop {
@@ -229,7 +229,7 @@ impl RowSource {
             match asked.await {
                 Ok(row) => return Ok(row),
                 Err(error) if is_lost(&error) && !tried => {
-                    // Out of the pool, which may not have noticed yet.
+                    // Removes the connection from the pool, which may not have noticed.
                     drop(Object::take(client));
                     tried = true;
                 }
@@ -239,7 +239,7 @@ impl RowSource {
     }
 }
 
-/// Whether the connection broke, or its server said that it would.
+/// Whether the connection is broken, or its server is shutting down.
 fn is_lost(error: &tokio_postgres::Error) -> bool {
     match error.code() {
         Some(code) => [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN].contains(code),
@@ -247,19 +247,19 @@ fn is_lost(error: &tokio_postgres::Error) -> bool {
     }
 }
 
-/// A row that makes no sense is the operator's business, and that row's only.
+/// Logs an invalid row. Other rows are not affected.
 fn answer<V>(
     row: Option<Row>,
     read: impl FnOnce(&Row) -> Result<V, String>,
-    whose: impl FnOnce() -> String,
+    name: impl FnOnce() -> String,
 ) -> Lookup<V> {
     match row.as_ref().map(read) {
         None => Lookup::Absent,
         Some(Ok(value)) => Lookup::Found(Arc::new(value)),
         Some(Err(cause)) => {
-            let whose = whose();
-            tracing::error!(row = whose, cause, "this row of the central database cannot be used");
-            Lookup::Broken(format!("{whose}: {cause}").into())
+            let name = name();
+            tracing::error!(side = "central", row = name, cause, "invalid row in the central database");
+            Lookup::Broken(format!("{name}: {cause}").into())
         }
     }
 }

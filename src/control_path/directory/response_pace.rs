@@ -1,5 +1,5 @@
-//! How soon a client that has proved nothing yet is answered: as late as if everything it named had to be looked up, also
-//! where it is remembered. Otherwise the time would tell which names are in use.
+//! Delays answers to clients that are not authenticated yet, as if every name had to be looked up.
+//! Otherwise a cached name would be answered faster, and the time would tell which names exist.
 
 use std::{
     sync::{
@@ -9,15 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Timers count milliseconds, and a look-up on a good network takes less.
+/// Shortest delay. Timers have millisecond resolution, and a look-up on a good network takes less.
 const SHORTEST: Duration = Duration::from_millis(2);
-/// While the central database is slow, what is remembered is not held up for longer than this.
+/// Longest delay, also while the central database is slow.
 const LONGEST: Duration = Duration::from_millis(50);
-/// So many look-ups are remembered.
+/// Number of look-ups measured.
 const LATEST: usize = 16;
 
-/// What look-ups have taken lately: longer than all of them but one. That one may have had to connect first, and would hold every
-/// login up for as long as only few are looked up.
+/// The second longest of the latest look-ups. The longest may include connecting, and would delay every
+/// login while there are few look-ups.
 #[derive(Debug, Default)]
 pub struct ResponsePace {
     latest: Mutex<Latest>,
@@ -31,7 +31,7 @@ struct Latest {
 }
 
 impl ResponsePace {
-    /// A look-up took so long.
+    /// Records the duration of a look-up.
     pub fn took(&self, time: Duration) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let next = latest.next;
@@ -42,7 +42,7 @@ impl ResponsePace {
         self.usual_micros.store(u64::try_from(times[LATEST - 2].as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// When a client whose look-ups began at `begun` may be answered.
+    /// When to answer a client whose look-ups began at `begun`.
     pub fn answer_at(&self, begun: Instant) -> Instant {
         let usual = Duration::from_micros(self.usual_micros.load(Relaxed));
         begun + (usual + usual / 2).clamp(SHORTEST, LONGEST)

@@ -1,4 +1,4 @@
-//! From rows of the central database to the records that sessions hold, sealed passwords opened.
+//! Turns rows of the central database into the records that sessions hold. Opens sealed passwords.
 
 use std::{
     sync::Arc,
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// A macro, because the two queries differ in their last lines only and `concat!` takes literals.
+/// A macro, because `concat!` takes literals only.
 macro_rules! tenant_query {
     ($ending:literal) => {
         concat!(
@@ -35,14 +35,14 @@ macro_rules! tenant_query {
     };
 }
 
-/// The living tenant of a name, or else the newest tombstone.
+/// The living tenant of that name, or its newest tombstone.
 pub const TENANT_BY_NAME: &str =
     tenant_query!("WHERE t.name = $1 ORDER BY (t.status = 'dropped'), t.id DESC LIMIT 1");
 
 /// By id.
 pub const TENANT_BY_ID: &str = tenant_query!("WHERE t.id = $1");
 
-/// A login with its grants, in one row. 'infinity' has no place in a `SystemTime`.
+/// A login with its grants. `SystemTime` has no 'infinity'.
 pub const LOGIN_BY_NAME: &str = "
     SELECT l.id, l.name, l.kind, l.tenant_id, t.name AS tenant_name, l.access, l.all_tenants, l.verifier,
         CASE WHEN l.valid_until < 'infinity'
@@ -99,7 +99,7 @@ pub fn tenant(row: &Row, keyring: &ReloadableKeyring) -> Result<Tenant, String> 
     })
 }
 
-/// The schema lets a password be missing only where nobody may enter, so an empty one stands for it.
+/// A password is missing only where no session can start; it is read as an empty one.
 fn open(
     row: &Row,
     keyring: &ReloadableKeyring,
@@ -187,7 +187,7 @@ fn access(text: &str) -> Result<Access, String> {
     }
 }
 
-/// `None`: so far away that it means never.
+/// `None`: too far away; it means never.
 fn time_of_epoch(seconds: f64) -> Option<SystemTime> {
     let since = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(since)
@@ -198,7 +198,7 @@ fn networks(row: &Row) -> Result<Vec<IpNet>, String> {
     texts.into_iter().map(|text| text.parse().map_err(|_| format!("unreadable network {text:?}"))).collect()
 }
 
-/// The schema refuses more than `most`; a row that is older than that means as many as there can be.
+/// The schema refuses more than `most`. Older rows may have more and mean the maximum.
 fn count(row: &Row, column: &str, most: u32) -> Result<Option<u32>, String> {
     get::<Option<i32>>(row, column)?
         .map(|number| u32::try_from(number).map_err(|_| format!("{column} is negative")))

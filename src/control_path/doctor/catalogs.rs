@@ -1,17 +1,17 @@
-//! What a host's shared catalogs say of its tenants' roles and databases: one question each for all of them.
+//! Checks of a host's shared catalogs: one query for all its tenants' roles and databases.
 
 use super::{CheckedTenant, Finding, Fix};
 use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};
 
-/// A question: which check, what to do where no statement mends it, and the query. Each row is a tenant, what was found,
-/// and the statement that mends it, if there is one that is safe.
+/// A check: its name, the advice if no statement fixes it, and the query. Each row is a tenant, a finding,
+/// and the statement that fixes it, if one is safe.
 struct Question {
     check: &'static str,
     mend: &'static str,
     sql: &'static str,
 }
 
-/// Before every query: `t`, the tenants of the host; `own`, their roles.
+/// Prefix of every query: `t`, the tenants of the host; `own`, their roles.
 const TENANTS: &str = r"
 WITH central AS (SELECT $5::text AS database), t AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $6::bool[])
@@ -47,7 +47,7 @@ const QUESTIONS: [Question; 12] = [
                FROM own o JOIN pg_roles r ON r.rolname = o.role
                WHERE rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls",
     },
-    // What SQL of the tenant's own can do to its roles, and what a suspension takes from them.
+    // Attributes that the tenant's own SQL can change, and that a suspension removes.
     Question {
         check: "role_changed",
         mend: "",
@@ -109,8 +109,8 @@ const QUESTIONS: [Question; 12] = [
                WHERE split_part(s.setting, '=', 1)
                      IN ('local_preload_libraries', 'session_preload_libraries', 'role', 'session_authorization')",
     },
-    // Dangerous is what leads, by however many steps, to somebody with powers, to a predefined role, or to the role of
-    // another tenant (or, for a reader, of its own).
+    // Dangerous memberships lead, directly or indirectly, to a role with powers, a predefined role, or the
+    // role of another tenant (or, for a read-only role, of its own).
     Question {
         check: "role_membership",
         mend: "",
@@ -134,7 +134,8 @@ const QUESTIONS: [Question; 12] = [
                     aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
                WHERE a.grantee = 0 GROUP BY t.tenant, d.datname",
     },
-    // A database that is nobody's may be the tenant's own under another name, so nothing is revoked there unasked.
+    // A database of no tenant may be the tenant's own under another name, so nothing is revoked there
+    // automatically.
     Question {
         check: "foreign_grant",
         mend: "REVOKE it from the role, unless somebody has renamed the tenant's database: then name it as it was",

@@ -1,4 +1,4 @@
-//! The part of the doctor that changes something, and writes down that it did.
+//! Applies the fixes of `pglobby doctor --fix`, and records them in the audit log.
 
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use crate::control_path::{
     onboarding::rotate::rotate,
 };
 
-/// Does what mends a finding; nothing, where nobody should do it unasked.
+/// Applies the fix of a finding; nothing if there is no safe fix.
 pub(super) async fn apply(actor: &Actor, finding: &Finding) -> Result<(), AdminError> {
     let Some(fix) = &finding.fix else { return Ok(()) };
     match fix {

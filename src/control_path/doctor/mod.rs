@@ -1,8 +1,8 @@
-//! `pglobby doctor`: proves that tenants are kept apart, and says how to mend where they are not.
+//! `pglobby doctor`: checks that tenants are isolated from each other, and says how to fix what is wrong.
 //!
-//! What catalogs can tell is asked host by host ([`catalogs`], [`templates`]); the rest is tried, tenant by tenant, over
-//! real connections ([`doors`]). Looking changes nothing. What is safe to mend ([`Fix`]) is mended on demand, and then
-//! everything is looked at again, so that a report tells what is, not what should have helped.
+//! The catalogs of each host are queried ([`catalogs`], [`templates`]). Logins are tried for each tenant
+//! over real connections ([`tenant_access`]). The examination changes nothing. With `--fix` safe fixes
+//! ([`Fix`]) are applied, and everything is examined again, so that the report shows the result.
 
 mod catalogs;
 mod fix;
@@ -25,15 +25,15 @@ use crate::control_path::{
     onboarding::names::shell_word,
 };
 
-/// Tenants whose doors are tried at a time; each holds one or two connections to its host meanwhile.
+/// Tenants examined at a time; each uses one or two connections to its host.
 const TENANTS_AT_ONCE: usize = 4;
 
-/// One thing that is not as it must be.
+/// A finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What kind of thing, as scripts know it: `database_open`, `role_power`, ….
+    /// Its kind, a fixed word for scripts: `database_open`, `role_power`, ….
     pub check: String,
-    /// Whose isolation it concerns; `None`: everybody's.
+    /// The tenant concerned; `None`: all tenants.
     pub tenant: Option<String>,
     /// Where.
     pub host: Option<String>,
@@ -41,16 +41,16 @@ pub struct Finding {
     pub detail: String,
     /// What to do about it.
     pub mend: String,
-    /// Whether `--fix` does it.
+    /// Whether `--fix` fixes it.
     pub fixable: bool,
     #[serde(skip)]
     fix: Option<Fix>,
 }
 
-/// What mends a finding without harm to anybody who is where they belong.
+/// A fix that harms no legitimate use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Fix {
-    /// A statement for the host's administrator; `None`: in its own database.
+    /// A statement for the host's administrator; `database: None`: its own database.
     OnHost { host: String, database: Option<String>, sql: String },
     /// A statement for the central database.
     Central { sql: String },
@@ -58,10 +58,10 @@ enum Fix {
     Rotate { tenant: String },
 }
 
-/// What the doctor has to say.
+/// The report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Whether nothing is left to mend.
+    /// Whether no finding is left.
     pub ok: bool,
     /// Tenants looked at.
     pub tenants: usize,
@@ -69,11 +69,11 @@ pub struct Report {
     pub hosts: usize,
     /// What is wrong now.
     pub findings: Vec<Finding>,
-    /// What was wrong before `--fix`, and is no longer.
+    /// Findings that `--fix` has fixed.
     pub fixed: Vec<Finding>,
 }
 
-/// A tenant as the doctor needs it.
+/// A tenant to check.
 #[derive(Debug, Clone)]
 struct CheckedTenant {
     id: i64,
@@ -87,7 +87,7 @@ struct CheckedTenant {
     adopted: bool,
 }
 
-/// Examines `wanted` tenants (empty: all) and what all depend on; mends what is safe if told to.
+/// Examines `wanted` tenants (empty: all), hosts and the central database; applies safe fixes if `fix`.
 ///
 /// # Errors
 /// The central database, or a tenant that does not exist. A host that cannot be reached is a finding.
@@ -121,7 +121,7 @@ async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
     let client = actor.central.client().await?;
     let mut report = Report { findings: central(actor, &client).await?, ..Report::default() };
     report.findings.extend(unfinished(&client).await?);
-    let by_host = patients(&client).await?;
+    let by_host = checked_tenants(&client).await?;
     for name in wanted {
         if !by_host.values().flatten().any(|checked| checked.name == *name) {
             return Err(missing(actor, &**client, name).await);
@@ -132,10 +132,10 @@ async fn look(actor: &Actor, wanted: &[String]) -> Result<Report, AdminError> {
     let all = by_host.values().flatten().filter(|checked| is_wanted(&checked.name)).count();
     let mut looked_at = (0, all);
     actor.report_part("tenants", 0, all).await;
-    for (host, patients) in &by_host {
+    for (host, checked_tenants) in &by_host {
         report.hosts += 1;
-        report.tenants += patients.iter().filter(|checked| is_wanted(&checked.name)).count();
-        match look_at_host(actor, &client, host, patients, &is_wanted, &mut looked_at).await {
+        report.tenants += checked_tenants.iter().filter(|checked| is_wanted(&checked.name)).count();
+        match look_at_host(actor, &client, host, checked_tenants, &is_wanted, &mut looked_at).await {
             Ok(found) => report.findings.extend(found),
             Err(error) => report.findings.push(
                 Finding::new(
@@ -156,20 +156,20 @@ async fn look_at_host(
     actor: &Actor,
     client: &Client,
     host: &str,
-    patients: &[CheckedTenant],
+    checked_tenants: &[CheckedTenant],
     is_wanted: &impl Fn(&str) -> bool,
     looked_at: &mut (usize, usize),
 ) -> Result<Vec<Finding>, AdminError> {
     let admin = HostAdmin::load(actor, client, host).await?;
     let session = admin.connect().await?;
-    let mut findings = catalogs::look(&session, host, actor.central.database(), patients).await?;
+    let mut findings = catalogs::look(&session, host, actor.central.database(), checked_tenants).await?;
     findings.extend(templates::look(actor, client, &admin, &session).await?);
     drop(session);
 
-    let neighbours = patients.iter().cycle().skip(1);
-    let wanted = patients.iter().zip(neighbours).filter(|(checked, _)| is_wanted(&checked.name));
+    let neighbours = checked_tenants.iter().cycle().skip(1);
+    let wanted = checked_tenants.iter().zip(neighbours).filter(|(checked, _)| is_wanted(&checked.name));
     let tried = stream::iter(wanted)
-        .map(|(checked, neighbour)| self::tenant_access::try_doors(actor, &admin, checked, neighbour))
+        .map(|(checked, neighbour)| self::tenant_access::try_logins(actor, &admin, checked, neighbour))
         .buffered(TENANTS_AT_ONCE);
     let mut tried = pin!(tried);
     while let Some(found) = tried.next().await {
@@ -180,8 +180,8 @@ async fn look_at_host(
     Ok(findings)
 }
 
-/// Tenants that have roles and a database, by host. Hosts without tenants matter to nobody yet, but their templates do.
-async fn patients(client: &Client) -> Result<BTreeMap<String, Vec<CheckedTenant>>, AdminError> {
+/// Tenants with roles and a database, by host. Hosts without tenants are included for their templates.
+async fn checked_tenants(client: &Client) -> Result<BTreeMap<String, Vec<CheckedTenant>>, AdminError> {
     let sql = "SELECT h.name AS host, t.id, t.name, t.database, t.username, t.ro_username, t.sealed_password,
                       t.sealed_ro_password, t.status, t.adopted
                FROM pglobby.hosts h
@@ -189,9 +189,9 @@ async fn patients(client: &Client) -> Result<BTreeMap<String, Vec<CheckedTenant>
                ORDER BY h.name, t.name";
     let mut by_host: BTreeMap<String, Vec<CheckedTenant>> = BTreeMap::new();
     for row in client.query(sql, &[]).await? {
-        let patients = by_host.entry(row.get("host")).or_default();
+        let checked_tenants = by_host.entry(row.get("host")).or_default();
         if row.get::<_, Option<i64>>("id").is_some() {
-            patients.push(checked(&row));
+            checked_tenants.push(checked(&row));
         }
     }
     Ok(by_host)
@@ -228,7 +228,7 @@ async fn central(actor: &Actor, client: &Client) -> Result<Vec<Finding>, AdminEr
     Ok(findings)
 }
 
-/// Work that died on the way. What is being worked on now is locked, and is left out.
+/// Interrupted operations. Running ones hold a lock and are left out.
 async fn unfinished(client: &Client) -> Result<Vec<Finding>, AdminError> {
     let sql = "SELECT t.name, o.kind, o.step, o.error FROM pglobby.operations o
                JOIN pglobby.tenants t ON t.id = o.tenant_id
@@ -253,7 +253,7 @@ async fn unfinished(client: &Client) -> Result<Vec<Finding>, AdminError> {
     Ok(findings)
 }
 
-/// A rotation of sealing keys that died. One that is at work holds the lock on the ring.
+/// An interrupted rotation of sealing keys. A running one holds the lock on the ring.
 async fn unfinished_rotation(client: &Client) -> Result<Option<Finding>, AdminError> {
     let sql = "SELECT step, error FROM pglobby.operations
                WHERE kind = 'key_rotate' AND status IN ('running', 'failed')

@@ -1,4 +1,4 @@
-//! Databases that new tenants are copied from: what is wrong there is wrong in every tenant to come.
+//! Checks of template databases. A fault in a template is copied into every new tenant.
 
 use tokio_postgres::Client;
 
@@ -8,17 +8,17 @@ use crate::control_path::admin::{
     host_connection::{HostAdmin, HostSession},
 };
 
-/// Templates by the server's word, and those that tenants were made from.
+/// Templates, and databases that tenants were created from.
 const TEMPLATES: &str = r"
 SELECT datname::text FROM pg_database
 WHERE datallowconn AND (datistemplate OR datname = 'template1' OR datname = ANY ($1)) ORDER BY 1";
 
-/// Schemas in which everybody may create.
+/// Schemas in which every role may create.
 const OPEN_SCHEMAS: &str = r"
 SELECT quote_ident(nspname) FROM pg_namespace
 WHERE nspname NOT LIKE 'pg\_%' AND has_schema_privilege('public', oid, 'CREATE') ORDER BY 1";
 
-/// What somebody made in template1, by mistake as a rule. An extension there is meant.
+/// Objects in template1, which are there by mistake as a rule. Extensions are intended.
 const OBJECTS: &str = r"
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid >= 16384 AND n.nspname NOT LIKE 'pg\_%' AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
@@ -38,8 +38,7 @@ pub(super) async fn look(
     let mut findings = Vec::new();
     for template in session.texts("looking for templates", TEMPLATES, &[&used]).await? {
         if template == actor.central.database() {
-            let detail =
-                "the central database is marked as a template: whoever may create databases may copy it";
+            let detail = "the central database is marked as a template: every role with CREATEDB may copy it";
             let database = crate::control_path::onboarding::names::ident(&template);
             let sql = format!("ALTER DATABASE {database} IS_TEMPLATE false");
             findings.push(
@@ -70,7 +69,7 @@ async fn look_inside(
     let mut findings = Vec::new();
     for schema in inside.texts("looking for open schemas", OPEN_SCHEMAS, &[]).await? {
         let sql = format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC");
-        let detail = format!("everybody may create tables in schema {schema} of template {template:?}");
+        let detail = format!("every role may create tables in schema {schema} of template {template:?}");
         findings.push(
             Finding::new("template_unclean", detail, &format!("in database {template:?}: {sql}"))
                 .on(&admin.name)

@@ -1,5 +1,5 @@
-//! A tenant's doors, tried with its own keys: its database opens, as whom it should; others' do not; and who may only
-//! read cannot write.
+//! Checks with a tenant's own credentials: its database can be entered, other databases cannot, and the
+//! read-only role cannot write.
 
 use secrecy::SecretString;
 
@@ -13,7 +13,8 @@ use crate::control_path::{
     secrets::seal::{SealError, SecretLocation},
 };
 
-/// What a read-only role may do that it should not; asked in its own session, so that PUBLIC's rights count, too.
+/// Privileges that a read-only role should not have. Queried in its own session, so that PUBLIC's
+/// privileges count too.
 const READER_MAY: &str = r"
 SELECT format('may create in schema %I', nspname)
 FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND has_schema_privilege(oid, 'CREATE')
@@ -35,15 +36,17 @@ UNION ALL
 SELECT 'may make schemas' WHERE has_database_privilege(current_database(), 'CREATE')
 LIMIT 5";
 
-/// By which functions it may make large objects, which it could write then; where the administrator, $1, can do something about it.
+/// Functions by which it can create large objects, which it could then write; only if the administrator,
+/// $1, can revoke them.
 const READER_MAKES_LARGE_OBJECTS: &str = r"
 SELECT oid::regprocedure::text FROM pg_proc
 WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN ('lo_creat', 'lo_create', 'lo_from_bytea')
   AND has_function_privilege(oid, 'EXECUTE')
   AND EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND rolsuper)";
 
-/// Tries the doors of one tenant; `neighbour` is another on the same host (or the same, where it is alone).
-pub(super) async fn try_doors(
+/// Tries logins of one tenant; `neighbour` is another tenant on the same host (or the same, if it is the
+/// only one).
+pub(super) async fn try_logins(
     actor: &Actor,
     admin: &HostAdmin,
     checked: &CheckedTenant,
@@ -60,8 +63,8 @@ pub(super) async fn try_doors(
         match actor.keyring.open(&SecretLocation { table: "tenants", row: &row, column }, sealed) {
             Err(error) => findings.push(does_not_open(checked, &error).on(&admin.name)),
             Ok(password) => {
-                findings.extend(own_door(admin, checked, role, &password).await);
-                findings.extend(foreign_doors(actor, admin, checked, neighbour, role, &password).await);
+                findings.extend(own_database(admin, checked, role, &password).await);
+                findings.extend(other_databases(actor, admin, checked, neighbour, role, &password).await);
             }
         }
     }
@@ -70,7 +73,8 @@ pub(super) async fn try_doors(
 }
 
 fn does_not_open(checked: &CheckedTenant, error: &SealError) -> Finding {
-    // Not mended by itself: a doctor with the wrong key ring would lock out every node that has the right one.
+    // Not fixed automatically: a doctor with the wrong key ring would break every node that has the right
+    // one.
     let mend = format!(
         "if this is the key ring that your nodes use: pglobby tenant rotate {}; otherwise run the doctor with theirs",
         shell_word(&checked.name)
@@ -78,7 +82,7 @@ fn does_not_open(checked: &CheckedTenant, error: &SealError) -> Finding {
     Finding::new("credential_sealed", error.to_string(), &mend).of(&checked.name)
 }
 
-async fn own_door(
+async fn own_database(
     admin: &HostAdmin,
     checked: &CheckedTenant,
     role: &str,
@@ -86,7 +90,7 @@ async fn own_door(
 ) -> Vec<Finding> {
     let session = match admin.prove_login(role, password, &checked.database).await {
         Ok(session) => session,
-        // As it must be: nobody gets in past pglobby either.
+        // Correct: a suspended tenant's role may not log in at the host.
         Err(error) if checked.suspended && error.code().is_some_and(|code| code.code() == "28000") => {
             return Vec::new();
         }
@@ -104,25 +108,24 @@ async fn own_door(
     if checked.read_only.as_deref() != Some(role) {
         return Vec::new();
     }
-    let may = what_a_reader_may(&session).await;
+    let may = reader_privileges(&session).await;
     let mut findings: Vec<_> = large_objects(admin, checked, role, &session).await.into_iter().collect();
     findings.extend(match may {
         Ok(may) if may.is_empty() => None,
         Ok(may) => {
             let detail = format!("read-only role {role:?} {}", may.join(", "));
-            let mend =
-                "revoke that from the role, or from PUBLIC if it is everybody's, in the tenant's database";
+            let mend = "revoke that from the role, or from PUBLIC, in the tenant's database";
             Some(Finding::new("reader_writes", detail, mend).of(&checked.name).on(&admin.name))
         }
         Err(error) => {
-            let mend = "mend it and run the doctor again";
+            let mend = "fix that and run the doctor again";
             Some(Finding::new("login_fails", error.to_string(), mend).of(&checked.name).on(&admin.name))
         }
     });
     findings
 }
 
-/// Asked behind [`what_a_reader_may`], whose search path holds.
+/// Called after [`reader_privileges`], which sets the search path.
 async fn large_objects(
     admin: &HostAdmin,
     checked: &CheckedTenant,
@@ -139,7 +142,7 @@ async fn large_objects(
     let sql = grants::keep_large_objects_for(&checked.read_write);
     let mend = format!("as a superuser, in the tenant's database: {}", sql.replace('\n', " ").trim());
     let finding = Finding::new("reader_makes_large_objects", detail, &mend).of(&checked.name).on(&admin.name);
-    // In a database that is others' as well, they may need it.
+    // In an adopted database other roles may need it.
     Some(match checked.adopted {
         true => finding,
         false => finding.fixed_by(Fix::OnHost {
@@ -150,13 +153,14 @@ async fn large_objects(
     })
 }
 
-async fn what_a_reader_may(session: &HostSession) -> Result<Vec<String>, AdminError> {
-    // A tenant may have set another search path for its database, with its own idea of has_table_privilege in it.
+async fn reader_privileges(session: &HostSession) -> Result<Vec<String>, AdminError> {
+    // The tenant may have set a search path for its database, with its own function has_table_privilege in
+    // it.
     session.run("asking what the read-only role may do", "SET search_path = pg_catalog").await?;
     session.texts("asking what the read-only role may do", READER_MAY, &[]).await
 }
 
-async fn foreign_doors(
+async fn other_databases(
     actor: &Actor,
     admin: &HostAdmin,
     checked: &CheckedTenant,
@@ -167,11 +171,11 @@ async fn foreign_doors(
     let mut findings = Vec::new();
     let central = (actor.central.database(), "enters_central", "the central database");
     let other = (neighbour.database.as_str(), "enters_neighbour", "another tenant's database");
-    for (database, check, whose) in [central, other] {
+    for (database, check, what) in [central, other] {
         if database != checked.database
             && let Ok(_entered) = admin.connect_as(role, Some(password), database, "").await
         {
-            let detail = format!("role {role:?} gets into {whose}, {database:?}");
+            let detail = format!("role {role:?} can connect to {what}, {database:?}");
             let mend = "take CONNECT on it from PUBLIC and from the role; see the other findings";
             findings.push(Finding::new(check, detail, mend).of(&checked.name).on(&admin.name));
         }

@@ -1,6 +1,5 @@
-//! HTTP connections that are held: `max_connections` at most, and a newcomer always gets in. Where all places are taken, the
-//! connection loses its own that has been silent for longest and that nothing is being done for: so whatever others do, a
-//! probe is answered.
+//! Limits HTTP connections to `max_connections` and always accepts a new one. If all places are taken, the
+//! connection that has been idle for longest is closed. So a health probe is always answered.
 
 use std::{
     collections::HashMap,
@@ -31,15 +30,15 @@ struct OpenConnections {
     by_id: HashMap<u64, (Arc<Activity>, AbortHandle)>,
 }
 
-/// What a connection does.
+/// What a connection is doing.
 #[derive(Debug)]
 pub struct Activity(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// When it last sent or took something.
+    /// Time of its last read or write.
     moved_at: Instant,
-    /// Requests that are being answered.
+    /// Requests in progress.
     requests: usize,
 }
 
@@ -49,13 +48,13 @@ impl Connections {
         Arc::new(Self { max, held: Mutex::default(), left: Notify::new() })
     }
 
-    /// Runs what serves a newcomer as a task, when there is a place for it.
+    /// Runs `serving` as a task once there is a place for it.
     pub async fn serve<F>(self: &Arc<Self>, activity: Arc<Activity>, serving: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
         while !self.make_room() {
-            // All of them are answered something now, which does not take for ever.
+            // Every connection has a request in progress, and each ends in bounded time.
             self.left.notified().await;
         }
         let mut held = self.held();
@@ -87,7 +86,7 @@ impl Connections {
     }
 }
 
-/// Gives a connection's place back, however it ends.
+/// Frees the place of a connection on drop.
 struct ConnectionSlot(Arc<Connections>, u64);
 
 impl Drop for ConnectionSlot {
@@ -98,7 +97,7 @@ impl Drop for ConnectionSlot {
 }
 
 impl Activity {
-    /// Of a connection that has just come.
+    /// Of a new connection.
     pub fn new() -> Arc<Self> {
         Arc::new(Self(Mutex::new(State { moved_at: Instant::now(), requests: 0 })))
     }
@@ -123,7 +122,7 @@ impl Activity {
     }
 }
 
-/// A request that is being answered.
+/// A request in progress.
 #[derive(Debug)]
 pub struct Request(Arc<Activity>);
 
@@ -134,12 +133,12 @@ impl Drop for Request {
     }
 }
 
-/// A stream that notes when something has moved.
+/// A stream that records reads and writes.
 #[derive(Debug)]
 pub struct TrackedStream<S> {
-    /// Where it goes.
+    /// The stream.
     pub stream: S,
-    /// Where it is noted.
+    /// The record.
     pub activity: Arc<Activity>,
 }
 

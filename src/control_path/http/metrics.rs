@@ -1,7 +1,7 @@
-//! `/metrics`: every counter and gauge, read when asked for. The data path only counts.
+//! `/metrics`: reads every counter and gauge on request. The data path only counts.
 //!
-//! Labels are bounded: the first `metrics_tenants_max` tenants that are seen keep their names as long as the process
-//! lives, everybody else is `other`. A name never moves, so that no counter ever falls or leaps.
+//! Labels are bounded: the first `metrics_tenants_max` tenants keep a label of their own for the life of
+//! the process; all others share `other`. A tenant never changes its label, so no counter falls.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,7 +23,7 @@ use crate::data_path::{
     sessions::registry::{Doing, SessionHandle},
 };
 
-/// What `/metrics` says.
+/// The registry behind `/metrics`.
 pub struct Exposition {
     registry: Registry,
 }
@@ -36,7 +36,7 @@ impl Exposition {
         Self { registry }
     }
 
-    /// Now.
+    /// The metrics as OpenMetrics text.
     ///
     /// # Errors
     /// None that is known.
@@ -49,7 +49,7 @@ impl Exposition {
 
 struct Collector {
     proxy: Arc<Proxy>,
-    /// Tenants that have their own labels, as [`escaped`] writes them.
+    /// Labels of tenants that have one of their own, as [`escaped`] writes them.
     named: Mutex<HashMap<i64, String>>,
 }
 
@@ -61,7 +61,7 @@ impl fmt::Debug for Collector {
 
 const OTHER: &str = "other";
 
-/// What several pools have done and have, together.
+/// Sums over pools.
 #[derive(Default)]
 struct Sum {
     counters: [u64; COUNTERS.len()],
@@ -84,15 +84,15 @@ const COUNTERS: [Counter; 15] = [
     ("logins", "Logins that led to a session", |stats| stats.logins.load(Relaxed)),
     ("server_assignments", "Times a server was lent to a session", |stats| stats.assignments.load(Relaxed)),
     ("transactions", "Transactions finished", |stats| stats.transactions.load(Relaxed)),
-    ("queries", "Queries finished: simple ones, and batches", |stats| stats.queries.load(Relaxed)),
+    ("queries", "Queries finished; a batch up to Sync counts as one", |stats| stats.queries.load(Relaxed)),
     ("received_bytes", "Bytes from clients", |stats| stats.bytes_received.load(Relaxed)),
     ("sent_bytes", "Bytes to clients", |stats| stats.bytes_sent.load(Relaxed)),
-    ("errors", "Errors of servers that clients got", |stats| stats.errors.load(Relaxed)),
+    ("errors", "Errors of servers sent to clients", |stats| stats.errors.load(Relaxed)),
     ("servers_opened", "Server connections opened", |stats| stats.servers_opened.load(Relaxed)),
     ("server_failures", "Server connections that could not be opened", |stats| {
         stats.connect_failures.load(Relaxed)
     }),
-    ("desyncs", "Servers closed because they were out of step; more than none is a defect", |stats| {
+    ("desyncs", "Servers closed because of a protocol error; above zero is a defect", |stats| {
         stats.desyncs.load(Relaxed)
     }),
     ("pinned", "Leases that outlasted their transaction", |stats| stats.pinned.load(Relaxed)),
@@ -111,7 +111,7 @@ type TimeMeasure = (&'static str, &'static str, fn(&PoolStats) -> &Histogram);
 const HISTOGRAMS: [TimeMeasure; 3] = [
     ("query_seconds", "Time from a request to its end", |stats| &stats.query_time),
     ("transaction_seconds", "Time a transaction held a server", |stats| &stats.transaction_time),
-    ("wait_seconds", "Time spent waiting for a server, by those that found none idle", |stats| {
+    ("wait_seconds", "Time waiting for a server, without waits that found one idle", |stats| {
         &stats.wait_time
     }),
 ];
@@ -133,22 +133,22 @@ impl prometheus_client::collector::Collector for Collector {
             let states = SESSION_STATES.iter().zip(sum.sessions);
             states.map(|(state, count)| ([("tenant", tenant.as_str()), ("state", *state)], count))
         });
-        gauges(&mut encoder, "sessions", "Sessions, by what they do", sessions)?;
+        gauges(&mut encoder, "sessions", "Sessions by state", sessions)?;
         let waiting = sums.iter().map(|(tenant, sum)| ([("tenant", tenant.as_str())], sum.waiting));
-        gauges(&mut encoder, "waiting", "Who waits for a server, logins included", waiting)?;
+        gauges(&mut encoder, "waiting", "Sessions that wait for a server, logins included", waiting)?;
         let servers = sums.iter().flat_map(|(tenant, sum)| {
             let states = SERVER_STATES.iter().zip(sum.servers);
             states.map(|(state, count)| ([("tenant", tenant.as_str()), ("state", *state)], count))
         });
         gauges(&mut encoder, "servers", "Server connections", servers)?;
         let memory = sums.iter().map(|(tenant, sum)| ([("tenant", tenant.as_str())], sum.memory));
-        gauges(&mut encoder, "memory_bytes", "Bytes kept for what clients do", memory)?;
+        gauges(&mut encoder, "memory_bytes", "Bytes of memory kept for clients", memory)?;
         self.whole_process(&mut encoder)
     }
 }
 
 impl Collector {
-    /// Everybody's sums, by label.
+    /// Sums by label.
     fn sums(&self) -> BTreeMap<String, Sum> {
         let mut sums: BTreeMap<String, Sum> = BTreeMap::new();
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,19 +186,14 @@ impl Collector {
         let proxy = &self.proxy;
         let refused = proxy.metrics.logins_refused().map(|(reason, count)| ([("reason", reason)], count));
         counters(encoder, "logins_refused", "Clients that got no session", refused)?;
-        let mended = proxy.metrics.roles_mendings().into_iter();
-        let mended = mended.map(|(outcome, count)| ([("outcome", outcome)], count));
-        counters(
-            encoder,
-            "roles_mended",
-            "Tenants whose roles were put right after their host had refused them",
-            mended,
-        )?;
+        let repairs = proxy.metrics.role_repairs().into_iter();
+        let repairs = repairs.map(|(outcome, count)| ([("outcome", outcome)], count));
+        counters(encoder, "roles_mended", "Repairs of tenants' roles, by outcome", repairs)?;
         let delayed = [([("reason", "failures")], proxy.metrics.logins_delayed())];
         counters(
             encoder,
             "logins_delayed",
-            "Logins answered late, because others had failed",
+            "Logins delayed because of earlier failures",
             delayed.into_iter(),
         )?;
         let sessions = proxy.sessions.all();
@@ -206,31 +201,36 @@ impl Collector {
             let count = sessions.iter().filter(|session| session.pins().contains(pin)).count();
             ([("reason", reason)], count as u64)
         });
-        gauges(encoder, "pins", "Sessions that keep their server, by reason", pinned)?;
-        gauge(encoder, "clients", "Connections of clients, logged in or not", proxy.door.clients() as u64)?;
+        gauges(encoder, "pins", "Pinned sessions by reason", pinned)?;
+        gauge(encoder, "clients", "Client connections, before and after login", proxy.door.clients() as u64)?;
         gauge(encoder, "clients_max", "max_client_conn", proxy.config.load().limits.max_client_conn as u64)?;
         let unproven = proxy.door.unproven() as u64;
-        gauge(encoder, "clients_logging_in", "Connections of clients that have not logged in", unproven)?;
-        gauge(encoder, "pools", "Pools", proxy.pools.all().len() as u64)?;
+        gauge(encoder, "clients_logging_in", "Client connections before login", unproven)?;
+        gauge(encoder, "pools", "Pools of server connections", proxy.pools.all().len() as u64)?;
         let accounts = &proxy.pools.accounts;
         for (name, help, bytes) in [
-            ("memory_kept_bytes", "Bytes kept for what all clients do", accounts.process.used()),
+            ("memory_kept_bytes", "Bytes of memory kept for all clients", accounts.process.used()),
             ("memory_max_bytes", "max_memory", accounts.process.max()),
-            ("prepared_bytes", "Of those, prepared statements", accounts.statements.used()),
+            ("prepared_bytes", "Bytes of memory kept for prepared statements", accounts.statements.used()),
         ] {
             gauge(encoder, name, help, bytes as u64)?;
         }
         let reachable = u64::from(proxy.metrics.central_reachable());
-        gauge(encoder, "central_reachable", "1 while the central database tells of changes", reachable)?;
-        gauge(encoder, "draining", "1 while the process ends", proxy.door.is_closed().into())?;
+        gauge(
+            encoder,
+            "central_reachable",
+            "1 while changes of the central database are received",
+            reachable,
+        )?;
+        gauge(encoder, "draining", "1 while the process drains", proxy.door.is_closed().into())?;
         let uptime = proxy.sessions.started.elapsed().as_secs();
-        gauge(encoder, "uptime_seconds", "Since the process started", uptime)?;
+        gauge(encoder, "uptime_seconds", "Seconds since the process started", uptime)?;
         let process = Process::now();
         for (name, help, value) in [
             ("process_open_fds", "Open file descriptors", process.descriptors),
-            ("process_max_fds", "Open file descriptors at most", process.descriptors_max),
-            ("process_resident_memory_bytes", "Memory in use", process.resident_bytes),
-            ("process_virtual_memory_bytes", "Address space in use", process.virtual_bytes),
+            ("process_max_fds", "Limit of open file descriptors", process.descriptors_max),
+            ("process_resident_memory_bytes", "Resident memory in bytes", process.resident_bytes),
+            ("process_virtual_memory_bytes", "Virtual memory in bytes", process.virtual_bytes),
         ] {
             if let Some(value) = value {
                 encoder
@@ -270,7 +270,7 @@ impl Sum {
     }
 }
 
-/// A label's value as the format writes it, which prometheus-client leaves to us.
+/// A label value with escapes, which prometheus-client does not add.
 fn escaped(name: &str) -> String {
     name.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
 }

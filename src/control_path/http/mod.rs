@@ -1,9 +1,9 @@
-//! HTTP: metrics and health for those who watch a node, and the management API.
+//! HTTP: metrics, health, and the management API.
 //!
-//! - `/healthz`: the process is alive; restart it if not.
-//! - `/readyz`: it takes in clients and can serve them; send them elsewhere if not, it says why.
-//! - `/metrics`: OpenMetrics text, as Prometheus reads it.
-//! - `/v1/…`: management, for those who have an API key; see `api/`.
+//! - `/healthz`: 200 while the process is alive; otherwise restart it.
+//! - `/readyz`: 200 if this node can serve new clients; otherwise 503 with the reason.
+//! - `/metrics`: OpenMetrics text for Prometheus.
+//! - `/v1/…`: management, with an API key; see `api/`.
 
 mod api;
 mod connections;
@@ -38,7 +38,7 @@ use crate::{
     data_path::proxy::Proxy,
 };
 
-/// Binds, so that an address in use is known before any client is served.
+/// Binds before any client is served, so that an address in use is an error at the start.
 ///
 /// # Errors
 /// The address and why.
@@ -59,7 +59,7 @@ pub async fn serve(
         Ok(listener) => listener,
         Err(error) => return warn!(%error, "HTTP is not served"),
     };
-    info!(address = ?listener.local_addr().ok(), "serving metrics, health and management");
+    info!(address = listener.local_addr().ok().map(tracing::field::display), "serving HTTP");
     let config = proxy.config.load_full();
     let readiness = Readiness::new(proxy.clone(), directory, context.clone());
     let router = router(proxy, context, readiness.clone());
@@ -83,7 +83,7 @@ pub async fn serve(
     tokio::join!(accepting, readiness.watch());
 }
 
-/// One connection, request by request.
+/// Serves one connection.
 async fn converse(stream: TcpStream, activity: Arc<Activity>, router: Router, head_timeout: Duration) {
     let stream = TokioIo::new(TrackedStream { stream, activity: activity.clone() });
     let service = TowerToHyperService::new(router);
@@ -98,13 +98,13 @@ async fn converse(stream: TcpStream, activity: Arc<Activity>, router: Router, he
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES_MAX);
     if let Err(error) = http.serve_connection(stream, service).await {
-        debug!(%error, "an HTTP connection broke");
+        debug!(%error, "HTTP connection lost");
     }
 }
 
-/// A request's head, and what is read of its body at once.
+/// Maximum of a request's head, and of one read of its body.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// Descriptors may have run out; some come back.
+/// File descriptors may be used up; some become free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 fn router(proxy: Arc<Proxy>, context: AdminContext, readiness: Arc<Readiness>) -> Router {

@@ -1,15 +1,15 @@
-//! What the operating system says of this process.
+//! Memory and descriptors of this process, as the operating system reports them.
 
-/// Resources in use; what cannot be found out is left out.
+/// Resources in use; `None` if the system does not tell.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// Open file descriptors.
     pub descriptors: Option<u64>,
     /// `RLIMIT_NOFILE`.
     pub descriptors_max: Option<u64>,
-    /// Bytes of memory that are really there.
+    /// Bytes of resident memory.
     pub resident_bytes: Option<u64>,
-    /// Bytes of address space.
+    /// Bytes of virtual memory.
     pub virtual_bytes: Option<u64>,
 }
 
@@ -21,7 +21,7 @@ impl Process {
         let mut bytes = || pages.next().flatten().map(|pages| pages * rustix::param::page_size() as u64);
         let (virtual_bytes, resident_bytes) = (bytes(), bytes());
         Self {
-            // Reading the folder opens one more.
+            // Minus the descriptor that reads the folder.
             descriptors: std::fs::read_dir("/proc/self/fd")
                 .ok()
                 .map(|folder| (folder.count() as u64).saturating_sub(1)),

@@ -1,4 +1,4 @@
-//! `/readyz`: whether clients that are sent here can be served.
+//! `/readyz`: whether this node can serve new clients.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,19 +17,19 @@ use crate::{
     data_path::{directory::Directory as _, proxy::Proxy},
 };
 
-/// How often the keys that tenants' passwords are sealed with are compared with the key ring.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Interval between checks of the key ring.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// As many tenants, the newest ones, stand for all: a rotation seals every one anew.
+/// The newest tenants as a sample: a rotation seals all tenants again.
 const SAMPLE: &str = "SELECT id::text, sealed_password FROM pglobby.tenants
     WHERE status = 'active' AND sealed_password IS NOT NULL ORDER BY tenants.id DESC LIMIT 100";
 
-/// Why the key ring is of no use.
+/// Why the key ring cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum KeyringProblem {
-    /// It lacks the key that seals most tenants' passwords.
+    /// The key of most tenants' passwords is missing.
     Lacks(String),
-    /// It has another key by that name: none of the passwords opens.
+    /// A key of that id is there, but opens none of the passwords.
     HasAnother(String),
 }
 
@@ -49,22 +49,22 @@ impl std::fmt::Display for KeyringProblem {
     }
 }
 
-/// What is known of it.
+/// The readiness of this node.
 pub struct Readiness {
     proxy: Arc<Proxy>,
     directory: Arc<CentralDirectory>,
     context: AdminContext,
-    /// What is wrong with the key ring.
+    /// The problem with the key ring.
     problem: ArcSwapOption<KeyringProblem>,
 }
 
 impl Readiness {
-    /// Of this node.
+    /// Not checked yet.
     pub fn new(proxy: Arc<Proxy>, directory: Arc<CentralDirectory>, context: AdminContext) -> Arc<Self> {
         Arc::new(Self { proxy, directory, context, problem: ArcSwapOption::empty() })
     }
 
-    /// Why no clients should be sent here; `None`: they should.
+    /// Why this node is not ready; `None`: it is ready.
     pub fn obstacle(&self) -> Option<String> {
         let (door, directory) = (&self.proxy.door, &self.directory);
         if door.is_closed() {
@@ -72,28 +72,28 @@ impl Readiness {
         } else if door.sessions() >= self.proxy.config.load().limits.max_client_conn {
             Some("full: max_client_conn is reached".to_owned())
         } else if !directory.is_current() && !directory.has_usable_entries() {
-            // What is remembered serves on, else.
-            Some("the central database is away and no login is remembered".to_owned())
+            // Otherwise the cache still serves logins.
+            Some("the central database is down and no login is cached".to_owned())
         } else {
             self.problem.load_full().map(|problem| problem.to_string())
         }
     }
 
-    /// Looks now, and again and again; ends only by being dropped.
+    /// Checks the key ring at intervals. Returns only if it is dropped.
     pub async fn watch(&self) {
-        let mut told = None;
+        let mut last = None;
         loop {
-            // While nobody can say, nothing has changed.
+            // While the central database is down, the last result stays.
             if let Ok(problem) = self.look().await {
-                if problem != told
+                if problem != last
                     && let Some(reason) = &problem
                 {
-                    tracing::error!(%reason, "nobody can log in at this node");
+                    tracing::error!(%reason, "this node cannot open the tenants' passwords");
                 }
                 self.problem.store(problem.clone().map(Arc::new));
-                told = problem;
+                last = problem;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_EVERY).await;
         }
     }
 
@@ -114,7 +114,7 @@ impl Readiness {
     }
 }
 
-/// What has come of opening a password.
+/// The result of opening a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OpenResult {
     Opens,
@@ -122,7 +122,7 @@ enum OpenResult {
     Fails,
 }
 
-/// Decided by the key that seals most: a single row that somebody has spoilt takes no node out.
+/// The key of most passwords decides, so that a single damaged row does not make a node unready.
 fn problem<'a>(rows: impl Iterator<Item = (&'a str, OpenResult)>) -> Option<KeyringProblem> {
     let mut keys: BTreeMap<&str, Vec<OpenResult>> = BTreeMap::new();
     for (key, outcome) in rows {

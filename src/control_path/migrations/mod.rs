@@ -1,7 +1,7 @@
-//! The central schema, in numbered steps that only ever go forward.
+//! The schema of the central database, in numbered steps. There is no way back.
 //!
-//! Each step is applied in a transaction of its own, which holds an advisory lock: of two `pglobby init` at a time the
-//! second waits and then finds the work done.
+//! Each step runs in a transaction of its own that holds an advisory lock. If two `pglobby init` run at the
+//! same time, the second waits and then finds nothing to do.
 
 use tokio_postgres::{Client, GenericClient, error::SqlState};
 
@@ -24,10 +24,10 @@ pub const ALL: &[Migration] = &[
     Migration { number: 3, name: "names_and_limits", sql: include_str!("0003_names_and_limits.sql") },
 ];
 
-/// "pglobby" in hexadecimal; any number nobody else in the central database locks.
+/// "pglobby" in hexadecimal. Any number that no other program locks in the central database.
 const ADVISORY_LOCK: i64 = 0x0070_676c_6f62_6279;
 
-/// Where the schema stands, seen from this binary.
+/// The state of the schema for this binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchemaState {
     /// Not made yet.
@@ -37,9 +37,9 @@ pub enum SchemaState {
         /// The last step applied.
         found: i32,
     },
-    /// As this binary wants it.
+    /// The version this binary needs.
     Current,
-    /// Made by a newer binary.
+    /// A newer version.
     Newer {
         /// The last step applied.
         found: i32,
@@ -49,7 +49,7 @@ pub enum SchemaState {
 /// Why the schema is not usable. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// A newer binary was here.
+    /// The schema is of a newer binary.
     #[error(
         "the central schema has version {found}, newer than this pglobby knows ({}); upgrade pglobby",
         latest()
@@ -77,17 +77,17 @@ pub enum MigrationError {
         /// Why.
         cause: tokio_postgres::Error,
     },
-    /// Anything else the central database said.
+    /// Any other error of the central database.
     #[error("central database: {}", causes(.0))]
     Database(#[from] tokio_postgres::Error),
 }
 
-/// The version this binary wants.
+/// The version this binary needs.
 pub fn latest() -> i32 {
     ALL.last().map_or(0, |migration| migration.number)
 }
 
-/// Applies what is missing and returns it. Idempotent; safe to run at the same time on several machines.
+/// Applies and returns the missing migrations. Safe to run on several machines at once.
 ///
 /// # Errors
 /// [`MigrationError::Newer`] before anything is touched; [`MigrationError::Step`] leaves the steps before it applied.
@@ -131,7 +131,7 @@ const CREATE_MIGRATIONS: &str = "
         applied_at  timestamptz NOT NULL DEFAULT now()
     );";
 
-/// Where the schema stands.
+/// The state of the schema.
 ///
 /// # Errors
 /// What the central database says.
@@ -150,7 +150,7 @@ pub async fn state(client: &impl GenericClient) -> Result<SchemaState, tokio_pos
     })
 }
 
-/// Refuses any schema but the one this binary was made for.
+/// Refuses any other version of the schema.
 ///
 /// # Errors
 /// [`MigrationError::Missing`], [`MigrationError::Older`] or [`MigrationError::Newer`].
@@ -160,7 +160,7 @@ pub async fn require_current(client: &impl GenericClient) -> Result<(), Migratio
         Ok(SchemaState::Missing) => Err(MigrationError::Missing),
         Ok(SchemaState::Older { found }) => Err(MigrationError::Older { found }),
         Ok(SchemaState::Newer { found }) => Err(MigrationError::Newer { found }),
-        // Another login than the master's may see that the schema exists, and no more.
+        // A login other than the master's may see that the schema exists, but not its tables.
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Err(MigrationError::Missing),
         Err(error) => Err(error.into()),
     }

@@ -1,5 +1,5 @@
-//! `tenant adopt`: an existing database becomes a tenant. It keeps its owner; the tenant gets roles of its own, and
-//! access to its tables when its first pool is made.
+//! `tenant adopt`: makes an existing database a tenant's. The database keeps its owner. The tenant gets
+//! roles of its own, and access to the tables when its first pool is made.
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -15,16 +15,16 @@ use crate::control_path::admin::{
     host_connection::HostAdmin,
 };
 
-/// What to take in.
+/// A request to adopt a database.
 #[derive(Debug, Clone, Default)]
 pub struct AdoptTenant {
-    /// What clients will ask for.
+    /// Name of the tenant.
     pub name: String,
-    /// Where the database is; `None`: the only host, or the accepting one with the fewest tenants.
+    /// Host of the database; `None`: see [`choose_host`](super::choose_host).
     pub host: Option<String>,
-    /// `None`: as the tenant.
+    /// `None`: the tenant's name.
     pub database: Option<String>,
-    /// One more role whose future tables the tenant may use, beside the owners of what is there now.
+    /// Another role whose future tables the tenant may use, besides the present owners.
     pub owner: Option<String>,
 }
 
@@ -59,18 +59,18 @@ impl DatabaseSource for AdoptTenant {
         database: &str,
         passwords: &Passwords,
     ) -> Result<Made, AdminError> {
-        let taken = look_at(work, database).await?;
+        let taken = inspect(work, database).await?;
         grants::refuse_out_of_reach(&work.admin.connect_to(database).await?).await?;
         if let Some(owner) = &self.owner {
             refuse_foreign_owner(work, owner).await?;
         }
         let roles = work.make_roles(passwords).await?;
-        // Before it is taken, so that undoing gives back neither more nor less.
+        // Recorded before it is revoked, so that undoing restores exactly this.
         work.operation.arguments["taken_from_public"] = taken.into();
         work.record("roles").await?;
 
         for statement in grants::close_database(database, &roles).split(";\n") {
-            work.session.run("closing the database to everybody else", statement).await?;
+            work.session.run("revoking access of other roles", statement).await?;
         }
         work.record("closed").await?;
         work.verify_logins(database, &roles, passwords).await?;
@@ -80,8 +80,8 @@ impl DatabaseSource for AdoptTenant {
     }
 }
 
-/// Whether the database can be a tenant's; answers what PUBLIC may do with it now.
-async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, AdminError> {
+/// Checks that the database can be a tenant's. Returns PUBLIC's privileges on it.
+async fn inspect(work: &Work<'_>, database: &str) -> Result<Vec<String>, AdminError> {
     let rows = work
         .session
         .query(
@@ -112,7 +112,7 @@ async fn look_at(work: &Work<'_>, database: &str) -> Result<Vec<String>, AdminEr
     }
     if !reachable {
         return Err(AdminError::Refused(format!(
-            "database {database:?} belongs to {owner:?}, whom the host's administrator {:?} cannot act for; GRANT the one \
+            "database {database:?} belongs to {owner:?}, and the host's administrator {:?} is no member of that role; GRANT the one \
              to the other, or register a superuser with `pglobby host set {}`",
             work.admin.user,
             shell_word(host)
@@ -134,8 +134,8 @@ async fn refuse_foreign_owner(work: &Work<'_>, owner: &str) -> Result<(), AdminE
     }
 }
 
-/// Gives an adopted tenant's roles access to its tables. Whoever makes its first pool calls this once, before the
-/// pool; idempotent, and a second caller waits for the first. Does nothing unless `grants_pending`.
+/// Grants an adopted tenant's roles access to its tables. Called before its first pool is made. Idempotent;
+/// a second call waits for the first. Does nothing unless `grants_pending`.
 ///
 /// # Errors
 /// The host or the central database; then the grants stay pending.

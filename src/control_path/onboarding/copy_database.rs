@@ -1,8 +1,8 @@
-//! The copy of a moving tenant's database: an empty one on the new host, what is defined, and the rows; either by
-//! replication ([`following`](super::replication)) or by a dump.
+//! Copies a moving tenant's database: creates an empty one on the new host, then definitions, then rows, by
+//! replication ([`replication`](super::replication)) or by a dump.
 //!
-//! Whatever may run code of the tenant's is done by a session that logged in as the tenant's role on the new host. The
-//! administrator makes an empty database and its extensions, and grants.
+//! Code that the tenant defined runs only in a session of the tenant's role on the new host. The
+//! administrator creates the empty database and its extensions, and grants privileges.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use crate::control_path::admin::{
     pg_dump::{CopyPrograms, Definitions, Part, Restorer},
 };
 
-/// What a copy is made of, and as whom.
+/// The source and the roles of a copy.
 pub(super) struct Copy<'a> {
     pub source: &'a Source,
     /// The administrator in the tenant's database on the old host.
@@ -37,7 +37,7 @@ pub(super) struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// An empty database on the new host, closed to everybody but the tenant; with the extensions that it will need.
+    /// Creates an empty database on the new host, closed to other roles, with the extensions it needs.
     pub async fn make_database(&self, work: &Work<'_>) -> Result<(), AdminError> {
         let (source, made) = (self.source, &self.made);
         let close = grants::close_database(&source.database, made);
@@ -51,7 +51,7 @@ impl Copy<'_> {
         self.extensions.make(&self.origin, &inside, &tenant, made).await
     }
 
-    /// Somebody who logs in as the tenant's role in its new database.
+    /// A session of the tenant's role in its new database.
     async fn tenant(&self, work: &Work<'_>) -> Result<HostSession, AdminError> {
         let (role, password) = (&self.made.read_write, &self.passwords.read_write);
         work.admin.prove_login(role, password, &self.source.database).await
@@ -71,7 +71,7 @@ impl Copy<'_> {
         self.programs.define(&self.restorer(&work.admin), definitions, &made).await
     }
 
-    /// All that is defined, without rows. What it was.
+    /// Creates all definitions, without rows. Returns the source's schema.
     pub async fn make_schema(&self, work: &Work<'_>) -> Result<Schema, AdminError> {
         let (programs, source) = (self.programs, self.source);
         let (schema, definitions) = Schema::look(programs, source, &self.origin).await?;
@@ -85,13 +85,14 @@ impl Copy<'_> {
         Ok(schema)
     }
 
-    /// What has arrived is the tenant's already; its other role may read it.
+    /// The copied objects belong to the tenant; this grants its read-only role access.
     async fn grant(&self, work: &Work<'_>) -> Result<(), AdminError> {
         let inside = work.admin.connect_to(&self.source.database).await?;
         grants::grant_inside(&inside, &self.made).await
     }
 
-    /// Copies while clients work, and holds them only until the last of it has arrived. Since when they are held.
+    /// Copies by replication while clients work, and pauses them for the last changes. Returns when the
+    /// pause began.
     pub async fn follow(
         &self,
         work: &mut Work<'_>,
@@ -113,11 +114,11 @@ impl Copy<'_> {
         Ok(held)
     }
 
-    /// Holds clients, and copies everything. Since when they are held.
+    /// Pauses clients and copies by a dump. Returns when the pause began.
     pub async fn dump(&self, work: &mut Work<'_>, patience: Duration) -> Result<Instant, AdminError> {
         replication::sweep(work.actor, &work.lock, &mut work.operation).await?;
         let held = hold(work, self.source, patience).await?;
-        // The schema that is there has constraints and triggers already, and may be out of date.
+        // The new database has constraints and triggers already, and its schema may be outdated.
         drop_database(&work.admin, &work.session, &self.source.database).await?;
         self.make_database(work).await?;
         work.record("database").await?;

@@ -1,4 +1,4 @@
-//! `tenant create`: a tenant with a new database of its own.
+//! `tenant create`: makes a tenant with a new database.
 
 use std::time::Duration;
 
@@ -17,22 +17,22 @@ use super::{
 };
 use crate::control_path::admin::actor::{Actor, AdminError};
 
-/// A template that others are connected to cannot be copied; the server itself waits 5 s at each try.
+/// A template with connections cannot be copied. The server waits 5 s at each attempt.
 const TEMPLATE_WAIT: Duration = Duration::from_secs(60);
 const TEMPLATE_PAUSE: Duration = Duration::from_millis(250);
 
-/// What to make.
+/// A request to create a tenant.
 #[derive(Debug, Clone, Default)]
 pub struct CreateTenant {
-    /// What clients will ask for.
+    /// Name of the tenant.
     pub name: String,
     /// `None`: the accepting host with the fewest tenants.
     pub host: Option<String>,
-    /// `None`: as the tenant, so that `current_database()` is what the client asked for.
+    /// `None`: the tenant's name, so that `current_database()` returns what the client asked for.
     pub database: Option<String>,
     /// The database to copy; `None`: the server's `template1`.
     pub template: Option<String>,
-    /// Run in the new database as the tenant's role, in this order.
+    /// SQL files, run in this order in the new database as the tenant's role.
     pub schema: Vec<SchemaFile>,
 }
 
@@ -85,7 +85,7 @@ impl DatabaseSource for CreateTenant {
             ident(database)
         );
         for statement in open.split(";\n") {
-            work.session.run("closing the database to everybody else", statement).await?;
+            work.session.run("revoking access of other roles", statement).await?;
         }
         work.record("closed").await?;
 
@@ -122,8 +122,8 @@ async fn refuse_taken(work: &Work<'_>, database: &str) -> Result<(), AdminError>
     )))
 }
 
-/// Owned by the tenant's role from its first moment, which is how a dead run's database is known for ours; and
-/// without connections until it is closed to PUBLIC.
+/// The tenant's role owns the database from its creation; by that an interrupted run's database is
+/// recognised. It accepts no connections until PUBLIC's access is revoked.
 async fn create_database(
     work: &Work<'_>,
     database: &str,
@@ -140,7 +140,7 @@ async fn create_database(
     loop {
         match work.session.run("creating the database", &sql).await {
             Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) && Instant::now() < give_up => {
-                tracing::info!(database, "the template is in use; trying again");
+                tracing::info!(database, "template in use; retrying");
                 tokio::time::sleep(TEMPLATE_PAUSE).await;
             }
             result => return result,

@@ -1,5 +1,5 @@
-//! `tenant drop`: clients are refused first, then servers end, then the database goes, then the roles; a tombstone
-//! stays, so that a late client gets a clear error at once.
+//! `tenant drop`: refuses clients, ends servers, drops the database, drops the roles. A tombstone stays, so
+//! that a late client gets a clear error at once.
 
 use std::path::Path;
 
@@ -21,16 +21,16 @@ use crate::control_path::admin::{
 /// What to do with the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropDatabase {
-    /// It goes if we made it, and stays if it was adopted.
+    /// Dropped if pglobby created it; kept if it was adopted.
     IfOurs,
     /// It goes.
     Always,
-    /// Nothing on its host is touched, roles neither: that will never be reached again.
+    /// Kept, with the roles: the host will never be reached again.
     Left,
 }
 
 impl DropDatabase {
-    /// As two switches say it.
+    /// From the two flags of the command line.
     pub fn of(leave_host: bool, with_database: bool) -> Self {
         match (leave_host, with_database) {
             (true, _) => Self::Left,
@@ -41,7 +41,7 @@ impl DropDatabase {
 }
 
 described! {
-    /// What became of the database.
+    /// The answer of `tenant drop`.
     #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
     pub struct Dropped {
         /// The tenant's name.
@@ -50,12 +50,12 @@ described! {
         pub status: String,
         /// Its database.
         pub database: String,
-        /// Whether that is gone, too.
+        /// Whether the database was dropped.
         pub database_dropped: bool,
     }
 }
 
-/// Drops a tenant; or goes on with a drop that died; or undoes a tenant that was never finished.
+/// Drops a tenant. Continues an interrupted drop; undoes an unfinished create.
 ///
 /// # Errors
 /// [`AdminError`]; once begun the tenant stays closed, and the same call goes on.
@@ -63,8 +63,8 @@ pub async fn drop_tenant(actor: &Actor, name: &str, database: DropDatabase) -> R
     drop_tenant_keeping(actor, name, database, None).await
 }
 
-/// The same, with a last copy of the database in a new file (pg_dump's custom format), made when nobody can change it
-/// any more.
+/// The same, with a last dump of the database in a new file (pg_dump's custom format), made when no client
+/// can change it any more.
 ///
 /// # Errors
 /// As [`drop_tenant`]; a file that exists, or a copy that fails, comes before anything is dropped.
@@ -76,9 +76,9 @@ pub async fn drop_tenant_keeping(
 ) -> Result<Dropped, AdminError> {
     let mut lock = TenantLock::take(actor, name).await?;
     match move_tenant::settle(actor, &mut lock).await {
-        // What that move has left stays, too.
+        // What that move left on the hosts stays too.
         Err(error) if database == DropDatabase::Left => {
-            tracing::warn!(tenant = name, %error, "an unfinished move is given up as it is");
+            tracing::warn!(tenant = name, %error, "unfinished move abandoned");
         }
         settled => settled?,
     }
@@ -117,15 +117,15 @@ pub async fn drop_tenant_keeping(
     }
     let mut operation = fence(actor, &mut lock, row.get("id"), &dropped, final_dump).await?;
     if database == DropDatabase::Left {
-        bury(actor, &mut lock, &operation, &dropped).await?;
+        make_tombstone(actor, &mut lock, &operation, &dropped).await?;
         return Ok(dropped);
     }
-    // As the first run was told, whatever this one was.
+    // As recorded by the first run.
     dropped.database_dropped =
         operation.arguments["drop_database"].as_bool().unwrap_or(dropped.database_dropped);
     match remove(actor, &lock, &mut operation, row.get("host"), &dropped, &roles).await {
         Ok(()) => {
-            bury(actor, &mut lock, &operation, &dropped).await?;
+            make_tombstone(actor, &mut lock, &operation, &dropped).await?;
             Ok(dropped)
         }
         Err(error) => {
@@ -139,8 +139,8 @@ pub async fn drop_tenant_keeping(
     }
 }
 
-/// Whether this machine has a pg_dump for the tenant's host, while the tenant is still open. A host that does not answer now is
-/// met later, and then the tenant is closed at least.
+/// Checks that this machine has a pg_dump for the tenant's host before clients are refused. A host that
+/// does not answer is an error later.
 async fn refuse_undumpable(actor: &Actor, lock: &TenantLock, host: &str) -> Result<(), AdminError> {
     let admin = HostAdmin::load(actor, &lock.client, host).await?;
     match admin.connect().await {
@@ -149,14 +149,14 @@ async fn refuse_undumpable(actor: &Actor, lock: &TenantLock, host: &str) -> Resu
     }
 }
 
-/// A run that goes on with it may have another working directory.
+/// A run that continues the drop may have another working directory.
 fn whole_path(file: &Path) -> Result<String, AdminError> {
     let wrong = |why: String| AdminError::Invalid(format!("{}: {why}", file.display()));
     let whole = std::path::absolute(file).map_err(|error| wrong(error.to_string()))?;
     whole.into_os_string().into_string().map_err(|_| wrong("is not UTF-8".to_owned()))
 }
 
-/// Refuses clients from now on, on every node, and records what will be done.
+/// Makes every node refuse clients, and records the plan.
 async fn fence(
     actor: &Actor,
     lock: &mut TenantLock,
@@ -165,7 +165,7 @@ async fn fence(
     final_dump: Option<String>,
 ) -> Result<Operation, AdminError> {
     if let Some(mut operation) = Operation::left_running(lock).await? {
-        // A first file may be in the way by now.
+        // A file of that name may exist by now.
         if let Some(file) = final_dump {
             operation.arguments["final_dump"] = file.into();
         }
@@ -215,7 +215,8 @@ async fn remove(
     operation.record(actor, lock, "roles").await
 }
 
-/// The last copy, if one was asked for and is not made yet. While it is made, none of the tenant's roles can log in.
+/// Makes the last dump, if it was requested and is not made yet. The tenant's roles cannot log in
+/// meanwhile.
 async fn keep_copy(
     actor: &Actor,
     lock: &TenantLock,
@@ -233,8 +234,7 @@ async fn keep_copy(
     operation.record(actor, lock, "dumped").await
 }
 
-/// Drops the database that the tenant had when the drop began: by its oid, so that one made by that name since is
-/// left alone.
+/// Drops the database by its oid, so that a newer one of the same name is left alone.
 async fn drop_database(
     actor: &Actor,
     lock: &TenantLock,
@@ -255,9 +255,9 @@ async fn drop_database(
     undo::drop_database(admin, session, operation.argument("database")).await
 }
 
-/// The tombstone: no credentials, and the name free to be taken again. Logins and grants stay where they were, unlisted: who
-/// proves to have had one is told that the tenant is gone.
-async fn bury(
+/// Makes the row a tombstone without credentials and frees the name. Logins stay, unlisted: their clients
+/// read that the tenant was dropped.
+async fn make_tombstone(
     actor: &Actor,
     lock: &mut TenantLock,
     operation: &Operation,

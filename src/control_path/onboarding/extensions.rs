@@ -1,6 +1,6 @@
-//! Extensions of a tenant that moves: made in its database on the new host while that is empty, before anything of the
-//! tenant's is there that their scripts could meet. What the tenant's role cannot make (the untrusted ones), the
-//! administrator makes here, and never later.
+//! Extensions of a moving tenant. They are created in its new database while that is empty, so that their
+//! scripts meet nothing the tenant defined. The administrator creates those that the tenant's role may not
+//! (untrusted extensions) here and never later.
 
 use super::{
     names::{ident, literal},
@@ -12,14 +12,14 @@ use crate::control_path::admin::{
     host_connection::{AdminRights, HostSession},
 };
 
-/// In the order in which they were made, since one may need another. `$1`: the tenant's role.
+/// In order of creation, because one may need another. `$1`: the tenant's role.
 const EXTENSIONS: &str = r"
 SELECT e.extname::text, n.nspname::text, n.oid, pg_catalog.pg_get_userbyid(e.extowner) = $1
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY e.oid";
 
-/// Tables and sequences of an extension whose content is the user's own: name, whether it is a sequence, columns, and which
-/// rows.
+/// Tables and sequences of extensions that hold user data: name, whether it is a sequence, columns, and the
+/// condition for rows.
 const CONTENT: &str = r"
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind = 'S', coalesce(u.condition, ''),
        (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum)
@@ -36,17 +36,17 @@ WHERE pg_catalog.has_foreign_data_wrapper_privilege($1, w.oid, 'USAGE') AND EXIS
     SELECT FROM pg_catalog.pg_depend d
     WHERE d.classid = 'pg_catalog.pg_foreign_data_wrapper'::regclass AND d.objid = w.oid AND d.deptype = 'e')";
 
-/// Whether the new host has it, and whether making it there takes a superuser.
+/// Whether the extension is available on the new host, and whether creating it needs a superuser.
 const AVAILABLE: &str = r"
 SELECT a.name::text, v.superuser AND NOT v.trusted
 FROM pg_catalog.pg_available_extensions a
 JOIN pg_catalog.pg_available_extension_versions v ON v.name = a.name AND v.version = a.default_version
 WHERE a.name = ANY ($1)";
 
-/// Schemas that are in every database.
+/// Schemas that exist in every database.
 const ALWAYS_THERE: [&str; 2] = ["public", "pg_catalog"];
 
-/// What a tenant's database on the old host has of them.
+/// The extensions of a tenant's database on the old host.
 pub(super) struct Extensions {
     all: Vec<Extension>,
     content: Vec<Content>,
@@ -58,7 +58,7 @@ struct Extension {
     schema: String,
     /// On the old host.
     schema_oid: u32,
-    /// It is the tenant's, and the tenant's role can make it.
+    /// The tenant owns it, and its role can create it.
     by_tenant: bool,
 }
 
@@ -71,7 +71,7 @@ struct Content {
 }
 
 impl Extensions {
-    /// What there is, on the old host (`origin` is in the tenant's database); the new one, where `target` is, can have it.
+    /// Finds the extensions of the old database, and checks that the new host can have them.
     ///
     /// # Errors
     /// A host; or [`AdminError::Refused`] where the new one cannot have it.
@@ -115,8 +115,8 @@ impl Extensions {
         Ok(Self { all, content: content.collect(), wrappers })
     }
 
-    /// Makes them in the empty database: `inside` is the administrator in it, `tenant` the tenant's role. What they keep is
-    /// read from `origin`.
+    /// Creates them in the empty database: `inside` is a session of the administrator, `tenant` one of the
+    /// tenant's role. Copies their user data from `origin`.
     ///
     /// # Errors
     /// A host.
@@ -148,20 +148,20 @@ impl Extensions {
         Ok(())
     }
 
-    /// The schemas that [`Extensions::make`] makes, by their numbers on the old host.
+    /// Schemas that [`Extensions::make`] creates, by oid on the old host.
     pub fn schemas(&self) -> Vec<u32> {
         let made = self.all.iter().filter(|extension| !ALWAYS_THERE.contains(&extension.schema.as_str()));
         made.map(|extension| extension.schema_oid).collect()
     }
 
-    /// The tables whose rows [`Extensions::make`] brings along.
+    /// Tables whose rows [`Extensions::make`] copies.
     pub fn filled(&self) -> Vec<String> {
         self.content.iter().map(|content| content.relation.clone()).collect()
     }
 }
 
 impl Content {
-    /// As the administrator on both sides: the table is the extension's, and so is the condition.
+    /// As the administrator on both sides: table and condition belong to the extension.
     async fn copy(&self, origin: &HostSession, inside: &HostSession) -> Result<(), AdminError> {
         let Self { relation, condition, columns, .. } = self;
         let doing = format!("copying what {relation} keeps");

@@ -1,10 +1,11 @@
-//! Who may do what in a tenant's database: the statements, and the order they go in.
+//! Privileges in a tenant's database.
 //!
-//! The read-only role may CONNECT, use every schema, and SELECT from every table and sequence, present and future. It
-//! may not create anything, temporary tables and large objects included: those are writes to the database's catalogs and disk.
+//! The read-only role may CONNECT, use every schema, and SELECT from every table and sequence, present and
+//! future. It may create nothing, not even temporary tables or large objects, because those write to the
+//! database.
 //!
-//! On tables of others (an adopted database's, the administrator's) a tenant gets every right but TRIGGER: its function
-//! would run as whoever writes to the table.
+//! On tables that others own (in an adopted database) the tenant gets every privilege except TRIGGER: a
+//! trigger's function would run as the role that writes to the table.
 
 use super::{
     names::{ident, literal},
@@ -12,7 +13,8 @@ use super::{
 };
 use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};
 
-/// Closes the database to everybody but its tenant, from outside: nobody need enter it.
+/// Statements that revoke access to the database from all roles except the tenant's. They run outside the
+/// database.
 pub fn close_database(database: &str, roles: &Roles) -> String {
     let (database, rw, ro) = (ident(database), ident(&roles.read_write), ident(&roles.read_only));
     format!(
@@ -22,7 +24,7 @@ pub fn close_database(database: &str, roles: &Roles) -> String {
     )
 }
 
-/// Relations in schemas that are not the system's, of one kind, that the administrator may grant on; one line a schema.
+/// Relations of one kind in user schemas on which the administrator may grant; one line a schema.
 const RELATIONS_BY_SCHEMA: &str = r"
 SELECT pg_catalog.string_agg(pg_catalog.format('%I.%I', n.nspname, c.relname), ', ')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -31,14 +33,14 @@ WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
   AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
 GROUP BY n.nspname";
 
-/// What a tenant may do with tables that are not its own.
+/// A tenant's privileges on tables it does not own.
 const ON_TABLES: &str = "SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES";
 
 const SCHEMAS: &str = r"
 SELECT pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_namespace
 WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema' AND pg_catalog.pg_has_role(nspowner, 'USAGE')";
 
-/// Tables that belong to somebody the administrator cannot act for, an extension's members aside.
+/// Tables of owners of which the administrator is no member, without members of extensions.
 const OUT_OF_REACH: &str = r"
 SELECT pg_catalog.format('%I.%I of %I', n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -48,7 +50,7 @@ WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 LIMIT 3";
 
-/// Roles whose future tables the tenant should reach: who owns tables or schemas here now, and the database's owner.
+/// Roles whose future tables the tenant may use: owners of tables, schemas or the database.
 const OWNERS: &str = r"
 SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_roles r
 WHERE pg_catalog.pg_has_role(r.oid, 'USAGE') AND r.rolname NOT LIKE 'pg\_%' AND (
@@ -56,7 +58,7 @@ WHERE pg_catalog.pg_has_role(r.oid, 'USAGE') AND r.rolname NOT LIKE 'pg\_%' AND 
    OR r.oid IN (SELECT nspowner FROM pg_catalog.pg_namespace WHERE oid >= 16384)
    OR r.oid IN (SELECT relowner FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')))";
 
-/// Gives the roles of a tenant that *owns* its database what they need inside it, present and future.
+/// Grants the roles of a tenant that owns its database what they need inside it, now and in future.
 ///
 /// # Errors
 /// The host; or the read-only role could write after all.
@@ -66,15 +68,15 @@ pub async fn grant_inside(session: &HostSession, roles: &Roles) -> Result<(), Ad
     sql += &read_everything(session, &roles.read_only).await?;
     sql += &large_objects_of(session, &roles.read_write).await?;
     sql += &future_of(&ident(&roles.read_write), None, &ident(&roles.read_only));
-    // Whatever the administrator adds later (a migration run by hand) is the tenant's to use, too.
+    // Tables that the administrator adds later (a migration by hand) are the tenant's to use too.
     sql += &future_of("CURRENT_USER", Some(&ident(&roles.read_write)), &ident(&roles.read_only));
     sql += "COMMIT";
     session.run("granting the tenant's roles access to what is in its database", &sql).await?;
     refuse_writable_schemas(session, &roles.read_only).await
 }
 
-/// Gives the roles of an *adopted* tenant access to everything in its database, present and future, while it stays
-/// its owners'. `owner`: one more role whose future tables count.
+/// Grants an adopted tenant's roles access to everything in its database, now and in future. Owners do not
+/// change. `owner`: another role whose future tables count.
 ///
 /// # Errors
 /// The host; or tables that the administrator has no right to grant.
@@ -110,7 +112,7 @@ pub async fn grant_adopted(
     session.run("granting the tenant's roles access to its tables", &sql).await
 }
 
-/// Refuses an adoption whose grants would fail later, in front of clients.
+/// Refuses an adoption if its grants would fail later.
 ///
 /// # Errors
 /// [`AdminError::Refused`] with examples and the way out.
@@ -126,7 +128,7 @@ pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), AdminError
     )))
 }
 
-/// Before PostgreSQL 15 `public` is the superuser's, and everybody may create in it.
+/// Before PostgreSQL 15 every role may create in schema `public`.
 async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<String, AdminError> {
     let rows = session
         .query(
@@ -149,12 +151,12 @@ async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<Strin
     Ok(sql)
 }
 
-/// Functions that make a large object, which whoever has made it may write. By default everybody may call them.
+/// Functions that create large objects, which their creator may write. Every role may call them by default.
 const LARGE_OBJECT_MAKERS: &str =
     "pg_catalog.lo_creat(integer), pg_catalog.lo_create(oid), pg_catalog.lo_from_bytea(oid, bytea)";
 
-/// Statements that keep the making of large objects for one role. The functions are the server's own: only a superuser may say
-/// who calls them.
+/// Statements that allow one role only to create large objects. The functions belong to the server, so only
+/// a superuser may run them.
 pub fn keep_large_objects_for(role: &str) -> String {
     format!(
         "REVOKE EXECUTE ON FUNCTION {LARGE_OBJECT_MAKERS} FROM PUBLIC;\n\
@@ -168,7 +170,7 @@ async fn large_objects_of(session: &HostSession, role: &str) -> Result<String, A
     Ok(if superuser { keep_large_objects_for(role) } else { String::new() })
 }
 
-/// SELECT on all that is there, for one role.
+/// Grants SELECT on everything to one role.
 async fn read_everything(session: &HostSession, role: &str) -> Result<String, AdminError> {
     let role = ident(role);
     let mut sql = String::new();
@@ -183,7 +185,7 @@ async fn read_everything(session: &HostSession, role: &str) -> Result<String, Ad
     Ok(sql)
 }
 
-/// Access to what `owner` will make in this database. All names quoted.
+/// Default privileges on objects that `owner` will create in this database. All names quoted.
 fn future_of(owner: &str, user: Option<&str>, reader: &str) -> String {
     let default = format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT");
     let mut sql = format!(
@@ -201,7 +203,7 @@ fn future_of(owner: &str, user: Option<&str>, reader: &str) -> String {
     sql
 }
 
-/// The promise of the read-only role, checked where it can be broken: schemas in which everybody may create.
+/// Checks that no schema lets every role create, since the read-only role may not write.
 ///
 /// # Errors
 /// [`AdminError::Refused`] with the way out.
@@ -214,7 +216,7 @@ async fn refuse_writable_schemas(session: &HostSession, role: &str) -> Result<()
     match session.texts("checking the read-only role", &sql, &[]).await?.first() {
         None => Ok(()),
         Some(schema) => Err(AdminError::Refused(format!(
-            "everybody may create tables in schema {schema:?} of the template, a read-only role too; as a superuser, \
+            "every role may create tables in schema {schema:?} of the template, read-only roles included; as a superuser, \
              in the template database: REVOKE CREATE ON SCHEMA {0} FROM PUBLIC; ALTER SCHEMA {0} OWNER TO the host's \
              administrator",
             ident(schema)

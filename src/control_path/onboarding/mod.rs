@@ -1,16 +1,19 @@
-//! A tenant's beginning and end: role, database, privileges, credentials; all or nothing, whatever dies on the way.
+//! Creates, adopts, rotates, moves, renames and drops tenants: role, database, privileges, credentials.
+//! Each either completes or leaves nothing behind, even if the process dies.
 //!
 //! Each piece of work is a recorded [`operation`] under a lock on the tenant:
-//! - [`create`](create::create): roles, database, closed to others, owned, schema files, proved by logging in, active;
-//! - [`adopt`](adopt::adopt): the same around a database that exists; its tables are granted when its first pool is
-//!   made ([`adopt::complete_grants`]);
-//! - [`rotate`](rotate::rotate): new passwords on the host and in the row, proved by logging in;
-//! - [`move`](self::move_tenant::move_tenant): roles and database on another host, fenced, copied, proved, switched;
+//! - [`create`](create::create): roles; a database, closed to others and owned by the tenant; schema files;
+//!   test logins; active;
+//! - [`adopt`](adopt::adopt): the same for an existing database; access to its tables is granted with its
+//!   first pool ([`adopt::complete_grants`]);
+//! - [`rotate`](rotate::rotate): new passwords on the host and in the row, verified by test logins;
+//! - [`move`](self::move_tenant::move_tenant): roles and database on another host: paused, copied,
+//!   verified, switched;
 //! - [`rename`](rename::rename): another name;
-//! - [`drop`](drop::drop_tenant): fenced, ended, dropped, a tombstone kept.
+//! - [`drop`](drop::drop_tenant): refuses clients, ends servers, drops the database, keeps a tombstone.
 //!
-//! A run that died while creating or adopting is undone by the next one, which then starts afresh: one road back
-//! instead of one road on from every step. Dropping only ever goes on.
+//! If a run dies while it creates or adopts, the next run undoes its work and starts again. A drop is
+//! always continued.
 
 pub mod adopt;
 mod copy_database;
@@ -53,14 +56,14 @@ pub use self::undo::undo_remains;
 use self::undo::{forget, undo_after};
 
 described! {
-    /// What `tenant create` and `tenant adopt` answer.
+    /// The answer of `tenant create` and `tenant adopt`.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct NewTenant {
         /// `tenants.name`.
         pub name: String,
         /// `active`.
         pub status: String,
-        /// Where it lives.
+        /// Its host.
         pub host: String,
         /// Its database there.
         pub database: String,
@@ -69,7 +72,7 @@ described! {
     }
 }
 
-/// One piece of work under way: the lock, the record, and the host it happens on.
+/// Work in progress: the lock, the record, and the host.
 struct Work<'a> {
     actor: &'a Actor,
     lock: TenantLock,
@@ -79,13 +82,13 @@ struct Work<'a> {
     rights: AdminRights,
 }
 
-/// What the row of a finished tenant holds.
+/// Roles and credentials for the row of the finished tenant.
 struct Made {
     roles: roles::Roles,
     sealed: SealedPasswords,
 }
 
-/// The row that a new tenant begins with.
+/// The first row of a new tenant.
 struct NewRow<'a> {
     host: &'a str,
     database: &'a str,
@@ -97,20 +100,21 @@ impl Work<'_> {
         self.operation.record(self.actor, &self.lock, step).await
     }
 
-    /// The tenant's two roles, made and marked; tried again under another name if somebody was faster.
+    /// Creates the tenant's two roles with the operation's mark. Retries with other names if a role of that
+    /// name was created meanwhile.
     async fn make_roles(&self, passwords: &Passwords) -> Result<roles::Roles, AdminError> {
         loop {
             let chosen = roles::choose(&self.session, &self.lock.name).await?;
             let mark = self.operation.argument("mark");
             match roles::create(&self.session, &self.rights, &chosen, passwords, mark).await {
-                // Ends: every turn means one more role that exists, and `choose` gives up.
+                // Ends: each round means one more existing role, and `choose` has a limit.
                 Err(AdminError::Exists(_)) => {}
                 made => return made.map(|()| chosen),
             }
         }
     }
 
-    /// Logs in as both roles, as pools will do.
+    /// Logs in as both roles like a pool does.
     async fn verify_logins(
         &self,
         database: &str,
@@ -125,7 +129,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Opens the tenant: the row becomes active and the operation done, in one transaction.
+    /// Activates the tenant and closes the operation in one transaction.
     async fn open_tenant(mut self, made: &Made, row: &NewRow<'_>) -> Result<NewTenant, AdminError> {
         let transaction = self.lock.client.transaction().await?;
         transaction
@@ -246,7 +250,7 @@ async fn begin_new(
         .query_one(
             "INSERT INTO pglobby.tenants (name, host, database, username, adopted) VALUES ($1, $2, $3, $4, $5)
              RETURNING id",
-            // The role is named when it is made; until then something that is nobody else's.
+            // The role is named when it is created; until then the mark stands here, which is unique.
             &[&name, &row.host, &row.database, &arguments["mark"].as_str(), &row.adopted],
         )
         .await;
@@ -274,13 +278,13 @@ async fn begin_new(
     Ok(operation)
 }
 
-/// The administrator's session on the host, locked against what a dead run of ours may still have going there: a
-/// server ends a running CREATE DATABASE whether or not its client is alive.
+/// The administrator's session on the host, under a lock against an interrupted run: a server completes a
+/// running CREATE DATABASE even if its client is gone.
 async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, AdminRights), AdminError> {
     let session = admin.connect().await?;
     let key = format!("'pglobby tenant {tenant_id}'");
     let lock = format!("SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended({key}, 0))");
-    session.run("waiting for what an earlier run left going", &lock).await?;
+    session.run("waiting for statements of an earlier run", &lock).await?;
     let rights = session.rights().await?;
     match rights.missing() {
         None => Ok((session, rights)),
@@ -294,7 +298,7 @@ async fn enter_host(admin: &HostAdmin, tenant_id: i64) -> Result<(HostSession, A
     }
 }
 
-/// The host a new tenant goes to: the one asked for, or, of those that accept tenants, the one with the fewest.
+/// The host `wanted`, or the host with the fewest tenants of those that accept tenants.
 async fn choose_host(
     actor: &Actor,
     client: &impl GenericClient,

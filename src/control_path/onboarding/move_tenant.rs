@@ -1,4 +1,5 @@
-//! `tenant move`: the same tenant on another host. Its sessions stay; between two transactions they wait for the copy.
+//! `tenant move`: moves a tenant to another host. Its sessions stay; between two transactions they wait for
+//! the copy.
 //!
 //! ```text
 //! begun ─▶ roles ─▶ database ─▶ schema ─┬─▶ following ─▶ owned ─▶ published ─▶ subscribed ─▶ synced ─▶ fenced ─▶ quiet ─▶ caught up ─▶ copied ─┬─▶ verified ─▶ switched ─▶ moved
@@ -6,14 +7,17 @@
 //! └─────────── dies here: undone by the next run, the old host serves ───────────────────────────────────────────────────────┘      └─ goes on ─┘
 //! ```
 //!
-//! What the tenant has defined is made on the new host by a session that logged in as the tenant's role there, never by
-//! the administrator: making it runs it. So it is known before clients wait whether that role can make all of it.
+//! The definitions of the tenant are created on the new host by a session of the tenant's role, never by
+//! the administrator, because creating them runs them. So it is known before clients wait whether the
+//! tenant's role can create all of them.
 //!
-//! Where both hosts allow it, the copy is made by replication while clients work (the upper way, `replication.rs`); where
-//! not, or where that comes to nothing, by a dump while they wait (the lower way).
+//! If both hosts allow it, replication copies the database while clients work (the upper line,
+//! `replication.rs`). Otherwise, or if replication fails, a dump copies it while they wait (the lower
+//! line).
 //!
-//! The fence is a column that every node follows (`move_pause.rs`). That all of them have followed is seen on the old host:
-//! no session of the tenant's roles is left there, and then none can come, because the roles may not log in.
+//! Every node follows the column `fenced` (`move_pause.rs`). The move knows that all nodes have paused the
+//! tenant when the old host has no session of the tenant's roles left. No session can start then, because
+//! the roles may not log in.
 
 use std::time::Duration;
 
@@ -44,56 +48,57 @@ use crate::control_path::{
     secrets::seal::SecretLocation,
 };
 
-/// How often the old host is asked whether the tenant's sessions have left it.
+/// Interval of the checks whether sessions of the tenant are left on the old host.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Where to, and how patiently.
+/// The target and options of a move.
 #[derive(Debug, Clone)]
 pub struct MoveTenant {
     /// The host to move to.
     pub host: String,
-    /// How long transactions that are under way may take; after that the move is given up.
+    /// How long open transactions may take before the move is cancelled.
     pub patience: Duration,
-    /// Leave the old database where it is, closed.
+    /// Keep the old database, closed.
     pub keep_source: bool,
 }
 
 impl MoveTenant {
-    /// How patient it is where nobody says.
+    /// Default patience.
     pub const PATIENCE: &'static str = "30s";
 }
 
 described! {
-    /// What `tenant move` answers.
+    /// The answer of `tenant move`.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct Moved {
         /// The tenant's name.
         pub name: String,
-        /// Where it was.
+        /// Old host.
         pub from: String,
-        /// Where it is.
+        /// New host.
         pub host: String,
         /// Its database there.
         pub database: String,
-        /// Whether the old database is gone.
+        /// Whether the old database was dropped.
         pub source_dropped: bool,
-        /// `replication` (clients waited for the end of it only) or `dump` (they waited for all of it).
+        /// `replication` (clients waited for the last changes) or `dump` (clients waited for the whole
+        /// copy).
         pub copied_by: String,
-        /// Why it was a dump.
+        /// Why a dump was used.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub dumped_because: Option<String>,
-        /// How long clients were held.
+        /// How long clients were paused, in milliseconds.
         pub held_ms: u64,
     }
 }
 
-/// Moves a tenant, or leaves it where it is; or finishes a move that died.
+/// Moves a tenant, or leaves it where it is. Continues an interrupted move.
 ///
 /// # Errors
 /// [`AdminError`]; until the switch everything is undone, after it the same call goes on.
 pub async fn move_tenant(actor: &Actor, name: &str, wanted: &MoveTenant) -> Result<Moved, AdminError> {
     let moved = try_to_move(actor, name, wanted).await;
-    // The roles that it has on the new host may log in until here, also where it is suspended.
+    // The roles on the new host may log in until now, also those of a suspended tenant.
     role_attributes::follow_status(actor, name).await;
     moved
 }
@@ -194,7 +199,8 @@ async fn carry(
     switch(work, &copy.made, &sealed, held).await
 }
 
-/// Fences the tenant, and waits until nobody is left on the old host, where from then on nobody can log in.
+/// Pauses the tenant and waits until no session is left on the old host, where its roles may not log in any
+/// more.
 pub(super) async fn hold(
     work: &mut Work<'_>,
     source: &Source,
@@ -210,7 +216,7 @@ pub(super) async fn hold(
     Ok(held)
 }
 
-/// No session of the tenant's roles is left on the old host.
+/// Waits until no session of the tenant's roles is left on the old host.
 async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), AdminError> {
     let give_up = Instant::now() + patience;
     loop {
@@ -231,11 +237,11 @@ async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), Adm
 async fn set_fenced(actor: &Actor, lock: &TenantLock, id: i64, fenced: bool) -> Result<(), AdminError> {
     let sql = "UPDATE pglobby.tenants SET fenced = $2 WHERE id = $1 AND fenced <> $2";
     lock.client.execute(sql, &[&id, &fenced]).await?;
-    tracing::debug!(tenant = lock.name, fenced, actor = actor.name, "fence");
+    tracing::debug!(tenant = lock.name, fenced, actor = actor.name, "paused for move");
     Ok(())
 }
 
-/// From here on the new host serves: the row, the fence and the record change in one transaction.
+/// Switches to the new host: row, `fenced` and record change in one transaction.
 async fn switch(
     work: &mut Work<'_>,
     made: &Roles,
@@ -273,7 +279,7 @@ async fn switch(
     Ok(())
 }
 
-/// Brings a move that died to an end, one or the other, before something else is done to the tenant.
+/// Completes or undoes an interrupted move before another command on the tenant.
 ///
 /// # Errors
 /// As [`move_tenant`].
@@ -287,12 +293,12 @@ pub(super) async fn settle(actor: &Actor, lock: &mut TenantLock) -> Result<(), A
     }
 }
 
-/// The old host serves again; then what was made on the new one goes.
+/// Resumes the tenant on the old host, then removes what was made on the new one.
 ///
 /// # Errors
 /// It has switched already: then the next run goes on. Or a host does not answer.
 async fn put_back(actor: &Actor, lock: &mut TenantLock, operation: &mut Operation) -> Result<(), AdminError> {
-    // By the record, not by memory: a commit may have come through though its answer did not.
+    // Reads the record, because a commit may have succeeded without its answer.
     if Operation::left(lock, "move").await?.is_some_and(|left| left.arguments["switched"] == true) {
         return Err(AdminError::Refused("it has moved already".to_owned()));
     }
@@ -304,7 +310,7 @@ async fn put_back(actor: &Actor, lock: &mut TenantLock, operation: &mut Operatio
     undo(actor, lock, operation).await
 }
 
-/// The old database and its roles go, unless they are to be kept.
+/// Drops the old database and its roles, unless they are to be kept.
 async fn finish(actor: &Actor, lock: &mut TenantLock, operation: Operation) -> Result<Moved, AdminError> {
     let name = lock.name.clone();
     let keep = operation.arguments["keep_source"] == true;
@@ -341,7 +347,7 @@ async fn clean_up(actor: &Actor, lock: &TenantLock, operation: &Operation) -> Re
     let database = operation.argument("database");
     let admin = HostAdmin::load(actor, &lock.client, operation.argument("from")).await?;
     let (session, _) = enter_host(&admin, operation.tenant_id).await?;
-    // By its oid: one made by that name since is somebody else's.
+    // By oid, so that a newer database of the same name is left alone.
     let sql = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
     let found = session.query("looking for the old database", sql, &[&database]).await?;
     if found.first().is_some_and(|row| operation.arguments["oid"] == row.get::<_, u32>(0)) {
@@ -350,10 +356,10 @@ async fn clean_up(actor: &Actor, lock: &TenantLock, operation: &Operation) -> Re
     for role in operation.arguments["old_roles"].as_array().into_iter().flatten() {
         roles::release(&admin, &session, role.as_str().unwrap_or_default()).await?;
     }
-    // Statistics do not travel with a dump; without them the first queries are planned in the dark. Expressions of the
-    // tenant's are evaluated for them, so it is the tenant's role that asks.
+    // A dump contains no statistics, and without them the first queries are planned badly. ANALYZE
+    // evaluates expressions of the tenant, so the tenant's role runs it.
     if let Err(error) = analyse(actor, lock, operation).await {
-        tracing::warn!(%error, "the moved database could not be analysed; autovacuum will");
+        tracing::warn!(%error, "cannot ANALYZE the moved database; autovacuum will");
     }
     Ok(())
 }

@@ -8,17 +8,17 @@ use std::borrow::Cow;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use sha2::{Digest as _, Sha256};
 
-/// PostgreSQL's NAMEDATALEN - 1: longer names would be cut without a word.
+/// PostgreSQL's NAMEDATALEN - 1. PostgreSQL truncates longer names.
 pub const NAME_BYTES_MAX: usize = 63;
-/// Room for `_` and a number of two digits where a derived role name is taken.
+/// Leaves room for `_` and a number of two digits, for a derived role name that is taken.
 const ROLE_STEM_BYTES_MAX: usize = NAME_BYTES_MAX - "_rw".len() - "_99".len();
-/// As many names as are tried for a role before giving up; each one taken is a role somebody else made.
+/// Maximum of role names tried; each one taken is an existing role.
 pub const ROLE_CANDIDATES_MAX: u32 = 99;
 
-/// Databases that are PostgreSQL's own, or that clients reach the admin console by.
+/// Databases of PostgreSQL itself, and names of the admin console.
 const RESERVED: [&str; 6] = ["pglobby", "pgbouncer", "postgres", "template0", "template1", "all"];
 
-/// Why a name cannot be used.
+/// Why a name is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Nothing there.
@@ -27,7 +27,7 @@ pub enum NameError {
         /// tenant, database, role, login, …
         what: &'static str,
     },
-    /// Would be cut by PostgreSQL.
+    /// PostgreSQL would truncate it.
     #[error("{what} name {name:?} has {bytes} bytes; PostgreSQL allows {max}")]
     TooLong {
         /// tenant, database, …
@@ -47,7 +47,7 @@ pub enum NameError {
         /// As given.
         name: String,
     },
-    /// Looks like another name to everybody but a computer.
+    /// A reader cannot tell it from the name without spaces.
     #[error("{what} name {name:?} begins or ends with a space; choose a name without it")]
     SurroundingSpace {
         /// tenant, database, …
@@ -69,19 +69,19 @@ pub enum NameError {
         /// As given.
         name: String,
     },
-    /// PostgreSQL's, the console's, or the central database.
+    /// Used by PostgreSQL, the console, or for the central database.
     #[error("{what} name {name:?} is reserved ({why}); choose another name")]
     Reserved {
         /// tenant, database, …
         what: &'static str,
         /// As given.
         name: String,
-        /// For whom.
+        /// By what it is used.
         why: &'static str,
     },
 }
 
-/// Whether a tenant may be called so. `central_database` is the central database's own name.
+/// Checks a tenant's name. `central_database` is the name of the central database.
 ///
 /// # Errors
 /// [`NameError`], in words for the operator.
@@ -96,7 +96,7 @@ pub fn check_tenant_name(name: &str, central_database: &str) -> Result<(), NameE
     check_not_reserved("tenant", name, central_database)
 }
 
-/// Whether a tenant's database may be called so.
+/// Checks the name of a tenant's database.
 ///
 /// # Errors
 /// [`NameError`].
@@ -105,7 +105,7 @@ pub fn check_database_name(name: &str, central_database: &str) -> Result<(), Nam
     check_not_reserved("database", name, central_database)
 }
 
-/// Whether PostgreSQL takes `name` for an identifier without changing it, and people can tell it from others.
+/// Checks that `name` is a valid identifier that PostgreSQL does not change.
 ///
 /// # Errors
 /// [`NameError`].
@@ -113,7 +113,7 @@ pub fn check_identifier(what: &'static str, name: &str) -> Result<(), NameError>
     check_text(what, name, NAME_BYTES_MAX)
 }
 
-/// Whether `name` is a name at all, of at most `max` bytes.
+/// Checks that `name` is not empty and has at most `max` bytes and no control characters or outer spaces.
 ///
 /// # Errors
 /// [`NameError`].
@@ -150,9 +150,10 @@ fn check_not_reserved(what: &'static str, name: &str, central_database: &str) ->
     Err(NameError::Reserved { what, name: name.to_owned(), why })
 }
 
-/// The names of a tenant's two roles, as the `attempt`-th try (from 1): `acme_rw` and `acme_ro`, then `acme_2_rw`, ….
+/// The names of a tenant's two roles at the `attempt`-th attempt (from 1): `acme_rw` and `acme_ro`, then
+/// `acme_2_rw`, ….
 ///
-/// Names too long to carry the ending are cut and told apart by a hash of the whole; `pg_` in front is PostgreSQL's.
+/// A long name is cut and gets a hash of the whole name. PostgreSQL reserves the prefix `pg_`.
 pub fn role_names(tenant: &str, attempt: u32) -> (String, String) {
     let mut stem = tenant.to_owned();
     if stem.starts_with("pg_") {
@@ -174,9 +175,9 @@ pub fn role_names(tenant: &str, attempt: u32) -> (String, String) {
     (format!("{stem}_rw"), format!("{stem}_ro"))
 }
 
-/// `name` as one word of a shell's command line, for the commands that messages tell to run.
+/// `name` as one word of a shell command, for commands in messages.
 pub fn shell_word(name: &str) -> Cow<'_, str> {
-    // NUL alone cannot be quoted, and no name has one.
+    // Only NUL cannot be quoted, and no name contains it.
     shlex::try_quote(name).unwrap_or(Cow::Borrowed(name))
 }
 

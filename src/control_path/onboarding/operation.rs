@@ -1,14 +1,15 @@
-//! Recorded operations: long work on one tenant, by one operator at a time, whose steps outlive the process.
+//! Recorded operations: long work on one tenant, by one actor at a time. The recorded steps outlive the
+//! process.
 //!
 //! ```text
 //! running ──every step recorded──▶ done
 //!    ├── a step failed, what was made is undone ──▶ undone (or failed, where even that failed)
 //!    └── the process died: the lock is free, the row still says running;
-//!        whoever locks the tenant next undoes it (create, adopt) or goes on with it (drop)
+//!        the next lock on the tenant undoes it (create, adopt) or continues it (drop)
 //! ```
 //!
-//! The lock and the records share one connection. If it breaks, the next record fails, so nobody works on without
-//! the lock.
+//! Lock and record share one connection. If it breaks, recording the next step fails, so no work goes on
+//! without the lock.
 
 use secrecy::SecretString;
 use serde_json::Value;
@@ -20,22 +21,22 @@ use crate::control_path::{
     secrets::{scram_verifier::generate_password, seal::SecretLocation},
 };
 
-/// How long a second operator waits for the first.
+/// How long a second command on a tenant waits for the first.
 const LOCK_WAIT_MS: u32 = 60_000;
-/// The same, where what is to be done can be left to the first.
+/// The same for work that may be skipped if another command is running.
 const AT_ONCE_MS: u32 = 500;
 
-/// The right to work on the tenant called `name`: a lock in the central database that ends with this value, or with
-/// the process.
+/// The lock on the tenant called `name`, held in the central database. It ends with this value, or with the
+/// process.
 pub struct TenantLock {
     /// The tenant's name.
     pub name: String,
-    /// The locking connection; all records go through it. Dropping it gives the lock back.
+    /// The connection that holds the lock. All records use it. Dropping it releases the lock.
     pub client: Client,
 }
 
 impl TenantLock {
-    /// Waits for whoever works on `name` now, up to a minute.
+    /// Waits up to a minute for the lock.
     ///
     /// # Errors
     /// [`AdminError::Busy`], or the central database.
@@ -43,7 +44,7 @@ impl TenantLock {
         Self::take_within(actor, name, LOCK_WAIT_MS).await
     }
 
-    /// The same, without waiting for longer than it takes to ask.
+    /// The same with a short wait.
     ///
     /// # Errors
     /// [`AdminError::Busy`], or the central database.
@@ -68,7 +69,7 @@ impl TenantLock {
     }
 }
 
-/// One row of `pglobby.operations` that is running.
+/// A running operation, one row of `pglobby.operations`.
 #[derive(Debug, Clone)]
 pub struct Operation {
     /// `operations.id`.
@@ -77,14 +78,14 @@ pub struct Operation {
     pub kind: String,
     /// The tenant's row.
     pub tenant_id: i64,
-    /// What to go on, or back, with.
+    /// What is needed to continue or undo it.
     pub arguments: Value,
-    /// The last step that was recorded.
+    /// The last recorded step.
     pub step: String,
 }
 
 impl Operation {
-    /// Begins one, in the transaction that makes or changes the tenant's row.
+    /// Inserts an operation in the transaction that creates or changes the tenant's row.
     ///
     /// # Errors
     /// [`AdminError::Central`].
@@ -105,7 +106,7 @@ impl Operation {
         Ok(Self { id: row.get(0), kind: kind.to_owned(), tenant_id, arguments, step: row.get(1) })
     }
 
-    /// The operation that died while it worked on the locked tenant, if there is one.
+    /// An interrupted operation on the locked tenant, if there is one.
     ///
     /// # Errors
     /// [`AdminError::Central`].
@@ -124,7 +125,7 @@ impl Operation {
         Ok(row.as_ref().map(Self::of_row))
     }
 
-    /// The operation of `kind` that died while it worked on the locked tenant, whatever state the tenant is in.
+    /// An interrupted operation of `kind` on the locked tenant, in any state of the tenant.
     ///
     /// # Errors
     /// [`AdminError::Central`].
@@ -147,7 +148,7 @@ impl Operation {
         }
     }
 
-    /// Refuses work on a tenant that other work, now dead, has left half done.
+    /// Refuses work on a tenant with an interrupted operation.
     ///
     /// # Errors
     /// [`AdminError::Refused`] with the command that finishes it.
@@ -164,8 +165,8 @@ impl Operation {
         }
     }
 
-    /// Closes what dead runs of these kinds left unfinished, because what begins now does all of it again, or makes it
-    /// pointless.
+    /// Closes interrupted operations of these kinds, because the new one repeats their work or makes it
+    /// unnecessary.
     ///
     /// # Errors
     /// [`AdminError::Central`].
@@ -184,15 +185,15 @@ impl Operation {
         Ok(())
     }
 
-    /// A text among the arguments; empty where there is none.
+    /// A text argument; empty if there is none.
     pub fn argument(&self, key: &str) -> &str {
         self.arguments.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Keeps what its arguments are now.
+    /// Stores the present step and arguments.
     ///
     /// # Errors
-    /// [`AdminError::Busy`] if somebody else has taken over.
+    /// [`AdminError::Busy`] if another run has taken over.
     pub async fn remember(&self, lock: &TenantLock) -> Result<(), AdminError> {
         let sql = "UPDATE pglobby.operations SET step = $2, arguments = $3, updated_at = now()
                    WHERE id = $1 AND status IN ('running', 'failed')";
@@ -202,10 +203,10 @@ impl Operation {
         }
     }
 
-    /// Records that `step` is done, and tells whoever wants to know.
+    /// Records and reports that `step` is done.
     ///
     /// # Errors
-    /// [`AdminError::Busy`] if somebody else has taken over.
+    /// [`AdminError::Busy`] if another run has taken over.
     pub async fn record(&mut self, actor: &Actor, lock: &TenantLock, step: &str) -> Result<(), AdminError> {
         step.clone_into(&mut self.step);
         self.remember(lock).await?;
@@ -213,10 +214,10 @@ impl Operation {
         Ok(())
     }
 
-    /// Closes the row as `done` or `undone`, in the transaction that makes it so.
+    /// Closes the row as `done` or `undone`, in the transaction that makes it true.
     ///
     /// # Errors
-    /// [`AdminError::Busy`] if somebody else has closed it.
+    /// [`AdminError::Busy`] if another run has closed it.
     pub async fn close(
         &self,
         transaction: &Transaction<'_>,
@@ -236,7 +237,7 @@ impl Operation {
         Ok(())
     }
 
-    /// Notes why it stopped; the next run takes it from here.
+    /// Records the error; the next run continues from here.
     ///
     /// # Errors
     /// [`AdminError::Central`].
@@ -252,12 +253,12 @@ impl Operation {
     }
 }
 
-/// What a tenant's two roles log in with.
+/// Passwords of a tenant's two roles.
 #[derive(Debug)]
 pub struct Passwords {
-    /// Of the role that owns everything.
+    /// Of the owner role.
     pub read_write: SecretString,
-    /// Of the role that cannot write.
+    /// Of the read-only role.
     pub read_only: SecretString,
 }
 

@@ -1,7 +1,6 @@
-//! `tenant rename`: another name to ask for, and nothing else.
+//! `tenant rename`: changes the name that clients ask for, and nothing else.
 //!
-//! The tenant's id names its pools, its logins and its sessions, so all of them go on. One row changes, in one
-//! transaction: there is no step to die after.
+//! Pools, logins and sessions refer to the tenant by id, so they stay. One row changes in one transaction.
 
 use serde_json::json;
 use tokio_postgres::error::SqlState;
@@ -24,7 +23,7 @@ pub async fn rename(actor: &Actor, name: &str, to: &str) -> Result<TenantSummary
     if name == to {
         return tenants::show(actor, name).await;
     }
-    // Both names, always in the same order: two renames the other way round must not wait for each other.
+    // Both names are locked in a fixed order, so that two opposite renames do not deadlock.
     let (first, second) = if name < to { (name, to) } else { (to, name) };
     let mut lock = TenantLock::take(actor, first).await?;
     let _other = TenantLock::take(actor, second).await?;

@@ -1,15 +1,16 @@
-//! Everything in a cloned database becomes its tenant's.
+//! Gives everything in a cloned database to its tenant.
 //!
-//! `REASSIGN OWNED` cannot do it: it would take the old owner's *databases* along. So every object is named, by
-//! PostgreSQL's own words for it (`pg_identify_object`), and altered.
+//! `REASSIGN OWNED` cannot do it, because it would also take the old owner's databases. So each object is
+//! named by `pg_identify_object` and altered.
 
 use tokio_postgres::types::ToSql;
 
 use super::names::ident;
 use crate::control_path::admin::{actor::AdminError, host_connection::HostSession};
 
-/// Objects with an owner that are neither the system's, nor an extension's, nor part of another object (which follow
-/// their table), and are not `$1`'s yet. One `ALTER … OWNER TO` each, schemas first: the new owner needs them.
+/// Objects of other owners than `$1`, except those of the system, of extensions, and parts of another
+/// object, which follow their table. One `ALTER … OWNER TO` each, schemas first, because the new owner
+/// needs them.
 const STATEMENTS: &str = r"
 WITH new_owner AS (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = $1),
 own_schemas AS (
@@ -81,13 +82,13 @@ WHERE owned.owner <> (SELECT oid FROM new_owner)
            OR (d.deptype IN ('a', 'i') AND owned.classid = 'pg_class'::regclass AND d.refobjsubid > 0)))
 ORDER BY owned.classid <> 'pg_namespace'::regclass, owned.classid, owned.objid";
 
-/// Makes `owner` the owner of everything in the database that `session` is in.
+/// Makes `owner` the owner of everything in the database of `session`.
 ///
 /// # Errors
 /// The host, naming the objects that are not the administrator's to give.
 pub async fn reown(session: &HostSession, owner: &str) -> Result<(), AdminError> {
-    // Multirange types follow their range types in newer versions, and must not be altered there; in older ones they
-    // do not, and must.
+    // In newer versions multirange types follow their range types and must not be altered here; in older
+    // ones they must.
     for multiranges in [false, true] {
         let parameters: [&(dyn ToSql + Sync); 3] = [&owner, &ident(owner), &multiranges];
         let statements =

@@ -1,9 +1,10 @@
-//! A tenant's role or database that is not as it was made, because a host refuses it or because new sessions begin with settings
-//! that pglobby did not give the role, is put right by this node, by itself: new passwords, and everything as it was made. What a
-//! tenant's function may have done to the roles that its logins share keeps nobody out for longer than that takes.
+//! Repairs a tenant's roles and database when a host refuses them, or when new sessions start with settings
+//! that pglobby did not give the role: new passwords, and all attributes as pglobby made them. So a
+//! tenant's function that changed the roles keeps clients out only for as long as a repair takes.
 //!
-//! One attempt at a time for a tenant; a few that succeed at once, and each later one after a longer pause: a tenant that does it
-//! again and again rotates nothing but its own passwords, and seldom.
+//! There is one attempt at a time for each tenant. A few may succeed without a pause; later ones follow
+//! after growing pauses. A tenant that changes its roles again and again causes few repairs, and only its
+//! own passwords change.
 
 use std::{
     collections::HashMap,
@@ -29,74 +30,75 @@ use crate::{
     metrics::Metrics,
 };
 
-/// So many that have put something right are followed by no pause: one is short, and whoever finds a fault in a function changes
-/// it and tries again.
+/// Number of successful repairs before pauses begin. A repair is short, and a developer who fixes a
+/// function tries again soon.
 const AT_ONCE: u32 = 5;
-/// Between two attempts for one tenant: at first, at most, and after how long without trouble it begins anew.
+/// Pause between two attempts for one tenant: the first, the longest, and the time without trouble after
+/// which it starts again at the first.
 const PAUSE_FIRST: Duration = Duration::from_secs(5);
 const PAUSE_LAST: Duration = Duration::from_secs(600);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
-/// When a tenant's next attempt may be.
+/// The state of attempts for one tenant.
 #[derive(Debug)]
-struct Turn {
-    /// Of an attempt that is under way: closed when it is over.
-    under_way: Option<watch::Receiver<()>>,
+struct TenantRepairs {
+    /// A running attempt; the channel closes at its end.
+    running: Option<watch::Receiver<()>>,
     next: Instant,
     pause: Duration,
-    /// How many have put something right.
-    mended: u32,
+    /// Number of successful repairs.
+    repaired: u32,
 }
 
 /// Attempts by tenant.
 #[derive(Debug, Default)]
-struct Turns(HashMap<i64, Turn>);
+struct RepairLimits(HashMap<i64, TenantRepairs>);
 
-/// What a pool that asks for an attempt gets.
+/// The answer to a pool that asks for a repair.
 #[derive(Debug)]
-enum Chance {
-    /// It is to make one; dropping this ends it for those who wait.
+enum Decision {
+    /// It makes the attempt. Dropping the sender ends the attempt for others that wait.
     Begins(watch::Sender<()>),
     /// One is under way.
     UnderWay(watch::Receiver<()>),
-    /// It is not the tenant's turn.
+    /// No attempt now.
     None,
 }
 
-impl Turns {
-    /// Whether an attempt may begin now; it is then under way until [`Self::end`].
-    fn begin(&mut self, tenant: i64, now: Instant) -> Chance {
+impl RepairLimits {
+    /// Starts an attempt if one may start now. It runs until [`Self::end`].
+    fn begin(&mut self, tenant: i64, now: Instant) -> Decision {
         self.0.retain(|_, turn| {
-            turn.under_way.is_some() || now.saturating_duration_since(turn.next) < FORGOTTEN_AFTER
+            turn.running.is_some() || now.saturating_duration_since(turn.next) < FORGOTTEN_AFTER
         });
-        let first = Turn { under_way: None, next: now, pause: Duration::ZERO, mended: 0 };
+        let first = TenantRepairs { running: None, next: now, pause: Duration::ZERO, repaired: 0 };
         let turn = self.0.entry(tenant).or_insert(first);
-        if let Some(under_way) = &turn.under_way {
-            return Chance::UnderWay(under_way.clone());
+        if let Some(running) = &turn.running {
+            return Decision::UnderWay(running.clone());
         }
         if now < turn.next {
-            return Chance::None;
+            return Decision::None;
         }
-        let (over, under_way) = watch::channel(());
-        turn.under_way = Some(under_way);
+        let (over, running) = watch::channel(());
+        turn.running = Some(running);
         turn.pause = (turn.pause * 2).clamp(PAUSE_FIRST, PAUSE_LAST);
-        Chance::Begins(over)
+        Decision::Begins(over)
     }
 
-    fn end(&mut self, tenant: i64, mended: bool, now: Instant) {
+    fn end(&mut self, tenant: i64, repaired: bool, now: Instant) {
         if let Some(turn) = self.0.get_mut(&tenant) {
-            turn.mended += u32::from(mended);
-            if mended && turn.mended < AT_ONCE {
+            turn.repaired += u32::from(repaired);
+            if repaired && turn.repaired < AT_ONCE {
                 turn.pause = Duration::ZERO;
             }
-            (turn.under_way, turn.next) = (None, now + turn.pause);
+            (turn.running, turn.next) = (None, now + turn.pause);
         }
     }
 }
 
-/// What pools call where a host refuses them. The work goes on in a task of this node's own, whoever waits for it.
+/// The function that pools call when a host refuses them. The repair runs in a task of its own.
 pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> Mending {
-    let turns: Arc<Mutex<Turns>> = Arc::default();
+    let turns: Arc<Mutex<RepairLimits>> = Arc::default();
     let runtime = tokio::runtime::Handle::current();
     Arc::new(move |tenant, trouble| {
         let chance = locked(&turns).begin(tenant.id, Instant::now());
@@ -105,32 +107,32 @@ pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> Mending {
             true
         };
         let over = match chance {
-            Chance::None => return Box::pin(std::future::ready(false)),
-            Chance::UnderWay(over) => return Box::pin(wait(over)),
-            Chance::Begins(over) => over,
+            Decision::None => return Box::pin(std::future::ready(false)),
+            Decision::UnderWay(over) => return Box::pin(wait(over)),
+            Decision::Begins(over) => over,
         };
         let (actor, metrics, turns) = (context.actor("pglobby"), metrics.clone(), turns.clone());
-        let under_way = over.subscribe();
+        let running = over.subscribe();
         runtime.spawn(async move {
-            let mended = mend(&actor, &tenant, &trouble).await;
-            let is_mended = matches!(mended, Ok(true));
-            tell(&tenant, &trouble, &metrics, mended);
+            let repaired = repair(&actor, &tenant, &trouble).await;
+            let is_mended = matches!(repaired, Ok(true));
+            tell(&tenant, &trouble, &metrics, repaired);
             locked(&turns).end(tenant.id, is_mended, Instant::now());
             drop(over);
         });
-        Box::pin(wait(under_way))
+        Box::pin(wait(running))
     })
 }
 
-fn locked(turns: &Mutex<Turns>) -> MutexGuard<'_, Turns> {
+fn locked(turns: &Mutex<RepairLimits>) -> MutexGuard<'_, RepairLimits> {
     turns.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: Result<bool, AdminError>) {
+fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, repaired: Result<bool, AdminError>) {
     let name = &tenant.name;
-    match mended {
+    match repaired {
         Ok(true) => {
-            metrics.roles_mended(true);
+            metrics.roles_repaired(true);
             let event = match trouble.is_silent() {
                 true => "roles were put right: their settings were not those that pglobby gives them",
                 false => "roles were put right after their host had refused them",
@@ -138,26 +140,26 @@ fn tell(tenant: &Tenant, trouble: &IdentityTrouble, metrics: &Metrics, mended: R
             info!(tenant = name, reason = %trouble.said, "{event}");
         }
         Ok(false) => {}
-        // It need not be the roles at all.
+        // The cause may be something else than the roles.
         Err(error) if trouble.kind == TroubleKind::Suspected => {
-            debug!(tenant = name, side = "server", error = %causes(&error), "cannot look at a tenant's roles");
+            debug!(tenant = name, side = "server", error = %causes(&error), "cannot check a tenant's roles");
         }
         Err(error) => {
-            metrics.roles_mended(false);
-            warn!(tenant = name, side = "server", error = %causes(&error), "roles that are not as they were made could not be put right");
+            metrics.roles_repaired(false);
+            warn!(tenant = name, side = "server", error = %causes(&error), "cannot repair a tenant's roles");
         }
     }
 }
 
-/// `false`: there was nothing to do, or somebody else has done it.
-async fn mend(actor: &Actor, tenant: &Tenant, trouble: &IdentityTrouble) -> Result<bool, AdminError> {
+/// `false`: nothing to repair, or another run has repaired it.
+async fn repair(actor: &Actor, tenant: &Tenant, trouble: &IdentityTrouble) -> Result<bool, AdminError> {
     match rotate_in_trouble(actor, &tenant.name, tenant.generation, trouble).await {
         Ok(true) => {}
-        // Who works on the tenant leaves its roles as they must be.
+        // Another command on the tenant leaves its roles as they must be.
         Ok(false) | Err(AdminError::Busy { .. }) => return Ok(false),
         Err(error) => return Err(error),
     }
-    // It may have been suspended meanwhile, by somebody who did not wait for this.
+    // It may have been suspended meanwhile by a command that did not wait for the lock.
     role_attributes::follow_status(actor, &tenant.name).await;
     let client = actor.central.client().await?;
     let detail = json!({ "because": trouble.said });
@@ -171,15 +173,15 @@ mod tests {
 
     #[test]
     fn attempts_for_a_tenant_come_one_at_a_time_and_ever_more_seldom() {
-        let (mut turns, mut now) = (Turns::default(), Instant::now());
-        let begins = |turns: &mut Turns, tenant, now| match turns.begin(tenant, now) {
-            Chance::Begins(over) => Some(over),
+        let (mut turns, mut now) = (RepairLimits::default(), Instant::now());
+        let begins = |turns: &mut RepairLimits, tenant, now| match turns.begin(tenant, now) {
+            Decision::Begins(over) => Some(over),
             _ => None,
         };
         let mut pause = PAUSE_FIRST;
         for _ in 0..12 {
             let over = begins(&mut turns, 1, now).expect("its turn");
-            let Chance::UnderWay(waits) = turns.begin(1, now + FORGOTTEN_AFTER * 2) else {
+            let Decision::UnderWay(waits) = turns.begin(1, now + FORGOTTEN_AFTER * 2) else {
                 panic!("a second")
             };
             assert!(begins(&mut turns, 2, now).is_some(), "others have their own turn");
@@ -199,8 +201,8 @@ mod tests {
 
     #[test]
     fn a_few_that_put_something_right_are_followed_by_no_pause() {
-        let (mut turns, mut now) = (Turns::default(), Instant::now());
-        let begins = |turns: &mut Turns, now| matches!(turns.begin(1, now), Chance::Begins(_));
+        let (mut turns, mut now) = (RepairLimits::default(), Instant::now());
+        let begins = |turns: &mut RepairLimits, now| matches!(turns.begin(1, now), Decision::Begins(_));
         for _ in 0..AT_ONCE {
             assert!(begins(&mut turns, now));
             turns.end(1, true, now);

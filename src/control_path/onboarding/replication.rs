@@ -1,16 +1,17 @@
-//! A copy that follows its original, by PostgreSQL's logical replication: while the tenant goes on working on the old
-//! host, a subscription on the new one fetches what there is and then what changes, so that clients are held only
-//! until the last of it has arrived.
+//! Copies a moving tenant's database by PostgreSQL's logical replication: a subscription on the new host
+//! fetches the rows and then the changes while the tenant works on the old host. Clients wait only for the
+//! last changes.
 //!
-//! Replication carries rows of tables and nothing else. What it would leave behind is either looked for beforehand
-//! ([`obstacles`](super::replication_checks)), or compared when nobody can change it any more ([`Following::catch_up`]: the
-//! schema), or brought along then (sequences). Whatever is in the way, a dump copies instead.
+//! Replication carries rows of tables. Other things are checked beforehand
+//! ([`obstacles`](super::replication_checks)), compared when the tenant is paused ([`Following::catch_up`]:
+//! the schema), or copied then (sequences). If anything is in the way, a dump copies the database instead.
 //!
-//! What is copied meets constraints, defaults, triggers and types of the tenant's on the new host, so the subscription
-//! belongs to the tenant's own role there, and its workers are that role (PostgreSQL 16 and newer).
+//! Copied rows meet constraints, defaults, triggers and types of the tenant on the new host. So the
+//! subscription belongs to the tenant's own role there, and its workers run as that role (PostgreSQL 16 and
+//! newer).
 //!
-//! Publication, slot, subscription and the role that the subscription logs in with all have one name, which the
-//! operation's mark gives: so they are found and removed ([`sweep`]) whoever died when.
+//! Publication, slot, subscription and the role of the subscription share one name, taken from the
+//! operation's mark. [`sweep`] finds and removes them by it, whichever process died at which step.
 
 use std::time::Duration;
 
@@ -36,29 +37,29 @@ use crate::control_path::{
     secrets::scram_verifier::{generate_password, scram_verifier},
 };
 
-/// How often the new host is asked how far it is.
+/// Interval of the checks of the new host's progress.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// While nothing arrives and nobody is at work for so long, it does not work.
+/// Replication counts as stalled if nothing arrives and no worker runs for this time.
 const STALLED: Duration = Duration::from_secs(60);
-/// So little may be missing when clients are held: the rest arrives in a moment.
+/// Clients are paused once fewer bytes than this are missing.
 const NEAR_BYTES: i64 = 1 << 20;
-/// For the locks and the snapshot that beginning takes. Whoever has a transaction open for longer than this would hold
-/// up the move, not the other way round.
+/// Limit on waiting for locks and for the snapshot at the start. A longer transaction makes the move fail
+/// instead of waiting behind it.
 const BEGIN_WAIT_MS: u32 = 30_000;
-/// A slot is given up by its process within a moment of its end.
+/// How long to wait for a slot to become inactive after its process has ended.
 const SLOT_WAIT: Duration = Duration::from_secs(10);
 
-/// Why it did not go that way.
+/// Why replication stopped.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    /// Replication will not do for this tenant, here and now; a dump may.
+    /// Replication is not possible for this tenant; a dump may be.
     Unsuitable(String),
     /// Nothing will do.
     Failed(AdminError),
 }
 
 impl Stopped {
-    /// What a host says is in the way of replication; everything else of the whole move.
+    /// Errors of a host stop replication only; other errors stop the whole move.
     pub fn of(error: AdminError) -> Self {
         match error {
             AdminError::Host { .. } | AdminError::Connect { .. } => Self::Unsuitable(error.to_string()),
@@ -72,21 +73,21 @@ pub(super) struct Following<'a> {
     source: &'a Source,
     programs: &'a CopyPrograms,
     name: String,
-    /// The subscription's number: it is the tenant's, which may give it another name.
+    /// The subscription's oid. The tenant owns it and may rename it.
     subscription: u32,
-    /// The administrator in the tenant's database, here and there.
+    /// Sessions of the administrator in the tenant's database on both hosts.
     origin: &'a HostSession,
     replica: HostSession,
     /// The tenant's role on the new host, and a session of it.
     owner: &'a str,
     tenant: &'a HostSession,
-    /// Tables there, quoted, whose policies bind their owner as well, who is to fill them.
+    /// Quoted tables on the new host whose policies also apply to their owner.
     forced: Vec<String>,
-    /// As it was when the copy began.
+    /// The schema at the start.
     before: Schema,
 }
 
-/// What is defined in a database at one moment: in SQL, and as the catalogue's own numbers.
+/// The schema of a database at one time: as SQL, and by oids of the catalog.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Schema {
     sql: String,
@@ -94,7 +95,7 @@ pub(super) struct Schema {
 }
 
 impl Schema {
-    /// What it is now, and what makes the same elsewhere.
+    /// Reads the schema, and the archive that recreates it.
     ///
     /// # Errors
     /// The host, or pg_dump.
@@ -103,22 +104,23 @@ impl Schema {
         source: &Source,
         origin: &HostSession,
     ) -> Result<(Self, Definitions), AdminError> {
-        // Numbers first: what changes in between is told from what it was.
+        // Oids first: a change in between is then noticed later.
         let shape = origin.texts("looking at the shape of tables", SHAPE, &[]).await?.concat();
         let definitions = programs.definitions(&source.admin, &source.database, Part::All).await?;
         Ok((Self { sql: programs.statements(&definitions).await?, shape }, definitions))
     }
 }
 
-/// The name of all that belongs to the operation: its mark ends in a number nobody else has.
+/// The common name of all that belongs to the operation. Its mark ends in a unique number.
 fn name_of(operation: &Operation) -> String {
     let token = operation.argument("mark").rsplit(' ').next().unwrap_or_default();
     format!("pglobby_{token}")
 }
 
 impl<'a> Following<'a> {
-    /// Looks for what is in the way. The schema is on the new host already, as it was `before` on the old one, where
-    /// `origin` is; and so is `tenant`, a session of the tenant's new role.
+    /// Checks that nothing is in the way, and publishes. The schema exists on the new host already.
+    /// `before` is the source's schema; `origin` and `tenant` are sessions of the administrator there and
+    /// of the tenant's new role.
     ///
     /// # Errors
     /// [`Stopped`]; what was made is for [`sweep`].
@@ -140,7 +142,7 @@ impl<'a> Following<'a> {
         Ok(Self { source, programs, name, subscription, origin, replica, owner, tenant, forced, before })
     }
 
-    /// Subscribes, and waits until all tables are there and hardly anything is missing.
+    /// Subscribes, and waits until all tables are copied and few changes are missing.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -149,13 +151,13 @@ impl<'a> Following<'a> {
         work.record("published").await.map_err(Stopped::Failed)?;
         let name = self.name.clone();
         self.force_policies(false).await?;
-        // The statement has a password in it, if only of a role that ends with this move.
+        // The statement contains the password of a role that ends with this move.
         let quiet = match work.rights.superuser {
             true => "SET log_statement = none; SET log_min_error_statement = panic",
             false => "",
         };
         self.replica.run("preparing to subscribe", quiet).await.map_err(Stopped::of)?;
-        // Nothing is at work before it is the tenant's.
+        // Workers start only after the tenant owns the subscription.
         let sql = format!(
             "CREATE SUBSCRIPTION {name} CONNECTION {} PUBLICATION {name}
              WITH (slot_name = {name}, enabled = false, synchronous_commit = on, disable_on_error = true,
@@ -178,7 +180,7 @@ impl<'a> Following<'a> {
         work.record("synced").await.map_err(Stopped::Failed)
     }
 
-    /// The subscription's number, while it is not yet the tenant's.
+    /// Records the subscription's oid before the tenant owns it.
     async fn remember(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
         let sql = "SELECT oid FROM pg_catalog.pg_subscription WHERE subname = $1";
         let rows = self.replica.query("looking at the subscription", sql, &[&self.name]).await;
@@ -187,15 +189,16 @@ impl<'a> Following<'a> {
         work.operation.remember(&work.lock).await.map_err(Stopped::Failed)
     }
 
-    /// The publication, and the role that reads it: a member of the tenant's own, so that it may read all of the tenant's
-    /// tables and nothing else. The password of the host's administrator stays with us.
+    /// Creates the publication and its role, a member of the tenant's role, which may read the tenant's
+    /// tables only. The password of the host's administrator is not used for replication.
     async fn publish(&self, work: &Work<'_>) -> Result<SecretString, AdminError> {
         let (name, tenant) = (ident(&self.name), ident(&self.source.roles.read_write));
         let tables =
             self.origin.texts("listing the tenant's tables", replication_checks::PUBLISHED, &[]).await?;
         let tables = tables.first().filter(|tables| !tables.is_empty());
         let tables = tables.map(|tables| format!(" FOR TABLE {tables}")).unwrap_or_default();
-        // Rows that a policy hides are copied as well; who may not give that right has been told of policies before.
+        // BYPASSRLS, to copy rows that a policy hides. If the administrator may not grant it, the policies
+        // were refused earlier.
         let ours = self.source.session.rights().await?;
         let rights = if ours.superuser { "BYPASSRLS" } else { "" };
         let password = generate_password();
@@ -216,7 +219,7 @@ impl<'a> Following<'a> {
         Ok(password)
     }
 
-    /// What binds the owner of a table would keep it from being filled, so that is for later.
+    /// Policies that apply to the owner would keep rows out, so they are forced again after the copy.
     async fn force_policies(&self, forced: bool) -> Result<(), Stopped> {
         let force = if forced { "FORCE" } else { "NO FORCE" };
         let alter = |table: &String| format!("ALTER TABLE {table} {force} ROW LEVEL SECURITY");
@@ -224,7 +227,7 @@ impl<'a> Following<'a> {
         self.tenant.run("filling tables with forced policies", &sql).await.map_err(Stopped::of)
     }
 
-    /// How the new host reaches the old one: as we do.
+    /// Connection string from the new host to the old one.
     fn conninfo(&self, password: &SecretString) -> String {
         let quote = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
         let admin = &self.source.admin;
@@ -243,7 +246,7 @@ impl<'a> Following<'a> {
     async fn wait_until_near(&self, work: &Work<'_>) -> Result<(), Stopped> {
         let mut moved = (Instant::now(), (0, i64::MAX));
         loop {
-            let Standing { enabled, at_work, copied, tables } = self.standing().await.map_err(Stopped::of)?;
+            let Progress { enabled, at_work, copied, tables } = self.standing().await.map_err(Stopped::of)?;
             if !enabled {
                 return Err(Stopped::Unsuitable(format!(
                     "the new host could not apply what it was sent; its log says why ({copied} of {tables} tables were copied)"
@@ -267,7 +270,7 @@ impl<'a> Following<'a> {
         }
     }
 
-    async fn standing(&self) -> Result<Standing, AdminError> {
+    async fn standing(&self) -> Result<Progress, AdminError> {
         let sql = "SELECT s.subenabled,
                 EXISTS (SELECT FROM pg_catalog.pg_stat_subscription a WHERE a.subid = s.oid AND a.pid IS NOT NULL),
                 count(r) FILTER (WHERE r.srsubstate = 'r'), count(r)
@@ -277,10 +280,10 @@ impl<'a> Following<'a> {
         let Some(row) = rows.first() else {
             return Err(AdminError::Refused("somebody has dropped the subscription".to_owned()));
         };
-        Ok(Standing { enabled: row.get(0), at_work: row.get(1), copied: row.get(2), tables: row.get(3) })
+        Ok(Progress { enabled: row.get(0), at_work: row.get(1), copied: row.get(2), tables: row.get(3) })
     }
 
-    /// What the new host has not confirmed to have on its disk.
+    /// Bytes of WAL that the new host has not confirmed.
     async fn missing_bytes(&self) -> Result<i64, AdminError> {
         let sql = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn)::int8
                    FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL";
@@ -288,7 +291,8 @@ impl<'a> Following<'a> {
         Ok(rows.first().map_or(i64::MAX, |row| row.get(0)))
     }
 
-    /// While nobody can change anything any more: everything arrives, the schema is still the same, sequences follow.
+    /// Called while clients are paused. Waits for the last changes, compares the schema, and copies
+    /// sequences.
     ///
     /// # Errors
     /// [`Stopped::Unsuitable`] where the schema has changed meanwhile, or the last of it does not arrive in `patience`.
@@ -309,7 +313,7 @@ impl<'a> Following<'a> {
     }
 
     async fn last_bytes(&self, patience: Duration) -> Result<(), Stopped> {
-        // The message behind it makes the server write, flush and send all that is in front of it.
+        // The message after it makes the server flush and send everything before it.
         let mark = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text";
         let end = self.origin.texts("looking where the old host is", mark, &[]).await.map_err(Stopped::of)?;
         let end = end.first().cloned().unwrap_or_default();
@@ -335,21 +339,21 @@ impl<'a> Following<'a> {
     }
 }
 
-/// How far the new host is.
-struct Standing {
+/// Progress of the new host.
+struct Progress {
     enabled: bool,
     at_work: bool,
     copied: i64,
     tables: i64,
 }
 
-impl Standing {
+impl Progress {
     fn is_whole(&self) -> bool {
         self.enabled && self.copied == self.tables
     }
 }
 
-/// The statements that give the values of all sequences, as one query that makes them.
+/// A query that makes the statements to set all sequences.
 const SEQUENCES: &str = r"
 SELECT coalesce(pg_catalog.string_agg(pg_catalog.format(
     'SELECT pg_catalog.format(%L, last_value, is_called) FROM %I.%I',
@@ -360,13 +364,14 @@ WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%'
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// On the new host, as the tenant's role: its tables whose policies bind it, too.
+/// On the new host, as the tenant's role: tables whose policies also apply to their owner.
 const FORCED: &str = r"
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relrowsecurity AND c.relforcerowsecurity AND c.relkind IN ('r', 'p')";
 
-/// What a dump of the schema does not show: a table that was dropped and made again, a column rewritten by ALTER.
+/// Changes that a dump of the schema does not show: a table that was recreated, a column rewritten by
+/// ALTER.
 const SHAPE: &str = r"
 SELECT coalesce(pg_catalog.md5(pg_catalog.string_agg(
     pg_catalog.concat_ws(' ', a.attrelid, a.attnum, a.xmin, a.attisdropped), ',' ORDER BY a.attrelid, a.attnum)), '')
@@ -385,8 +390,8 @@ fn wait_at_most(milliseconds: u32) -> String {
 
 const WAIT_AS_USUAL: &str = "RESET statement_timeout; RESET lock_timeout";
 
-/// Removes subscription, slots, publication and role, whoever made them and however far that was: by the record of the
-/// operation. The old host is freed even if the new one does not answer; a slot that nobody reads fills its disk.
+/// Removes subscription, slots, publication and role, using the record of the operation. The old host is
+/// cleaned even if the new one does not answer, because an unused slot fills its disk.
 ///
 /// # Errors
 /// A host, or the central database; then the next run goes on.
@@ -415,13 +420,13 @@ async fn unsubscribe(
     admin: &HostAdmin,
 ) -> Result<(), AdminError> {
     let session = admin.connect().await?;
-    // By its number: since it is the tenant's, the tenant may have renamed it.
+    // By oid, because the tenant may have renamed it.
     let known = operation.arguments["subscription"].as_u64().and_then(|oid| u32::try_from(oid).ok());
     let sql = "SELECT s.oid, d.datname::text FROM pg_catalog.pg_subscription s
                JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE s.subname = $1 OR s.oid = $2";
     let found = session.query("looking for the subscription", sql, &[&name_of(operation), &known]).await?;
     let Some(found) = found.first() else { return Ok(()) };
-    // Slots of tables that are still being copied carry this number. It is lost with the subscription.
+    // Names of slots of tables that are being copied contain this oid. It is lost with the subscription.
     operation.arguments["subscription"] = found.get::<_, u32>(0).into();
     operation.remember(lock).await?;
     end_subscription(admin, found.get(1), found.get(0)).await

@@ -1,7 +1,6 @@
-//! What is in the way of moving a tenant by logical replication, looked for before anything is made.
+//! Checks whether a tenant can be moved by logical replication, before anything is made.
 //!
-//! Replication carries rows of tables. What it would leave behind or would not be allowed to carry is said in words, for
-//! the operator to read why a dump was made instead.
+//! Each reason against it is a sentence for the operator, who then knows why a dump was used.
 
 use super::{replication::Stopped, source_host::Source};
 use crate::control_path::admin::{
@@ -9,8 +8,8 @@ use crate::control_path::admin::{
     host_connection::{AdminRights, HostAdmin, HostSession},
 };
 
-/// The tables that are published, as `CREATE PUBLICATION … FOR TABLE` wants them: partitions one by one, no table that an
-/// extension makes by itself.
+/// The tables to publish, as `CREATE PUBLICATION … FOR TABLE` takes them: each partition, and no table of
+/// an extension.
 pub(super) const PUBLISHED: &str = r"
 SELECT pg_catalog.string_agg(pg_catalog.format('ONLY %I.%I', n.nspname, c.relname), ', ')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -19,7 +18,7 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT LIKE 'pg\_%' 
                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 HAVING count(*) > 0";
 
-/// In the tenant's database on the old host. `$1`: the administrator may do everything there.
+/// Checks in the tenant's database on the old host. `$1`: the administrator is a superuser.
 const HERE: &str = r"
 WITH tables AS (
     SELECT c.*, pg_catalog.format('%I.%I', n.nspname, c.relname) AS named
@@ -61,15 +60,15 @@ SELECT why FROM (
     FROM tables WHERE NOT $1 AND relrowsecurity ORDER BY named LIMIT 1)
 ) AS obstacles (place, why) ORDER BY place LIMIT 1";
 
-/// Tables that a dump cannot read whole.
+/// Tables of which a dump would miss rows.
 const HIDDEN: &str = r"
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND c.relforcerowsecurity
   AND NOT (SELECT r.rolsuper OR r.rolbypassrls FROM pg_catalog.pg_roles r WHERE r.rolname = current_user) LIMIT 1";
 
-/// On the new host. `$1`: the administrator may do everything there. Before 16, what is applied is applied with the
-/// rights of the administrator, who makes the subscription: constraints and triggers are the tenant's.
+/// Checks on the new host. `$1`: the administrator is a superuser. Before version 16 changes are applied
+/// with the administrator's rights, although constraints and triggers are the tenant's.
 const THERE: &str = r"
 SELECT why FROM (
     SELECT 0, 'the new host is PostgreSQL ' || pg_catalog.current_setting('server_version')
@@ -82,7 +81,7 @@ SELECT why FROM (
     WHERE pg_catalog.current_setting('max_logical_replication_workers')::int < 2
 ) AS obstacles (place, why) ORDER BY place LIMIT 1";
 
-/// What would keep a dump from being made, in front of clients that wait for it.
+/// Refuses a tenant that a dump could not copy, before clients wait for it.
 ///
 /// # Errors
 /// [`AdminError::Refused`] with the way out.
@@ -97,7 +96,7 @@ pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Resu
     }
 }
 
-/// The first thing that is in the way, if there is one.
+/// Checks everything; the first obstacle is the error.
 ///
 /// # Errors
 /// [`Stopped::Unsuitable`] with it.

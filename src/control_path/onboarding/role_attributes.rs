@@ -1,8 +1,8 @@
-//! What a tenant's roles are on their host, whatever has been done to them: who may log in, and what was changed behind the
-//! operator's back.
+//! The attributes that a tenant's roles must have on their host: whether they may log in, and what a
+//! tenant's SQL may have changed.
 //!
-//! All that a tenant's SQL can change about its own roles and its database shows in shared catalogs. It is found there and
-//! undone from the administrator's own database: nobody need enter the tenant's.
+//! All that a tenant's SQL can change about its own roles and its database is in shared catalogs. It is
+//! checked and undone from the administrator's own database, without entering the tenant's.
 
 use super::{
     names::ident,
@@ -21,13 +21,13 @@ pub struct Belongings<'a> {
     pub database: &'a str,
     /// The role that owns it.
     pub read_write: &'a str,
-    /// The role that reads, if there is one.
+    /// The read-only role, if there is one.
     pub read_only: Option<&'a str>,
 }
 
-/// Statements that undo what was done to the database: who may connect, and settings that decide who a session is or whether
-/// it starts; where the tenant owns it, every limit, timeouts of less than 0.1 s, which end sessions as they begin, and that it is
-/// called a template. $1 the database, $2 and $3 the roles.
+/// Statements that undo changes of the database: CONNECT, and settings that decide the role of a session or
+/// whether it starts. If the tenant owns the database: every limit, timeouts below 0.1 s (which end new
+/// sessions), and IS_TEMPLATE. $1 the database, $2 and $3 the roles.
 const DATABASE_AS_MADE: &str = r"
 SELECT format('ALTER DATABASE %I CONNECTION LIMIT -1', datname) FROM pg_database
 WHERE datname = $1 AND (datconnlimit = 0 OR datconnlimit > 0 AND pg_get_userbyid(datdba) = $2)
@@ -56,7 +56,7 @@ SELECT format('GRANT CONNECT%s ON DATABASE %I TO %I', CASE WHEN r.rolname = $2 T
 FROM pg_database d, pg_roles r
 WHERE d.datname = $1 AND r.rolname IN ($2, $3) AND NOT has_database_privilege(r.oid, d.oid, 'CONNECT')";
 
-/// The roles that are not as they were made, but for their passwords. $1 the database, $2 and $3 the roles.
+/// Roles whose attributes were changed, passwords aside. $1 the database, $2 and $3 the roles.
 const CHANGED_ROLES: &str = r"
 SELECT r.rolname::text FROM pg_roles r
 WHERE r.rolname IN ($2, $3) AND (
@@ -73,7 +73,7 @@ impl Belongings<'_> {
         [Some(self.read_write), self.read_only].into_iter().flatten()
     }
 
-    /// Statements that make the roles what they were made as, but for their passwords; both may log in.
+    /// Statements that restore the roles, passwords aside. Both may log in.
     pub fn roles_as_made(&self) -> String {
         let database = ident(self.database);
         let as_made = |role: &str| {
@@ -90,7 +90,7 @@ impl Belongings<'_> {
         self.roles().map(as_made).collect()
     }
 
-    /// Statements that undo what was done to the database; none, if it is as it was made.
+    /// Statements that undo changes of the database; none if it is unchanged.
     ///
     /// # Errors
     /// The host.
@@ -100,7 +100,7 @@ impl Belongings<'_> {
         session.texts("looking at the tenant's database", DATABASE_AS_MADE, &parameters).await
     }
 
-    /// Whether the roles or the database are not as they were made.
+    /// Whether the roles or the database were changed.
     ///
     /// # Errors
     /// The host.
@@ -111,7 +111,7 @@ impl Belongings<'_> {
         Ok(!changed.is_empty() || !self.database_as_made(session).await?.is_empty())
     }
 
-    /// Whether the read-only role has lost what it was granted inside the database, as DROP OWNED takes it.
+    /// Whether the read-only role has lost its privileges inside the database, as by DROP OWNED.
     ///
     /// # Errors
     /// The host.
@@ -127,8 +127,8 @@ impl Belongings<'_> {
     }
 }
 
-/// Lets a tenant's roles log in on their host, or keeps them out, as the tenant's status says. Where that cannot be done now it is
-/// said and left: whoever closes a tenant must not fail because its host is down.
+/// Allows or forbids a tenant's roles to log in on their host, according to its status. A failure is only
+/// logged: suspending a tenant must not fail because its host is down.
 pub async fn follow_status(actor: &Actor, name: &str) {
     if let Err(error) = try_to_follow(actor, name, None).await {
         let sentence = format!(
@@ -139,8 +139,8 @@ pub async fn follow_status(actor: &Actor, name: &str) {
     }
 }
 
-/// Lets a tenant's roles log in, before it is opened. Where that cannot be done now, the first connection that they are
-/// refused has them let in.
+/// Allows a tenant's roles to log in before it is resumed. If that fails, the repair after the first
+/// refused connection does it.
 pub async fn let_in(actor: &Actor, name: &str) {
     if let Err(error) = try_to_follow(actor, name, Some(true)).await {
         let sentence = format!("the tenant's roles could not be let in on their host yet ({error})");
@@ -168,7 +168,7 @@ async fn try_to_follow(actor: &Actor, name: &str, enter: Option<bool>) -> Result
     Ok(())
 }
 
-/// Lets a role log in, or no longer; sessions that are there stay.
+/// Allows or forbids a role to log in. Present sessions stay.
 ///
 /// # Errors
 /// The host.

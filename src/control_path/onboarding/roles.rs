@@ -1,7 +1,8 @@
-//! A tenant's two roles: made, found again by their mark, and let go of.
+//! A tenant's two roles: create, find by mark, remove.
 //!
-//! Each role carries the mark of the operation that made it, as its comment, from the transaction that creates it.
-//! What a dead operation left is found by that mark, so nothing that was there before is ever taken for ours.
+//! Each role carries the mark of the operation that made it, as its comment, from the transaction that
+//! creates it. A run that died is cleaned up by that mark, so an older role is never taken for one of
+//! pglobby's.
 
 use rand::Rng as _;
 use tokio_postgres::error::SqlState;
@@ -20,25 +21,25 @@ use crate::control_path::{
 };
 use secrecy::ExposeSecret as _;
 
-/// Begins the comment of every role we made.
+/// Prefix of the comment of every role that pglobby creates.
 pub const MARK: &str = "pglobby: ";
 
 /// The roles of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roles {
-    /// Owns the database and what is in it (or, adopted, may use all of it).
+    /// Owns the database and its content; of an adopted tenant: may use all of it.
     pub read_write: String,
     /// Reads.
     pub read_only: String,
 }
 
-/// A mark nobody else has.
+/// A unique mark.
 pub fn new_mark(kind: &str, tenant: &str) -> String {
     let token: u128 = rand::rng().random();
     format!("{MARK}{kind} {tenant} {token:032x}")
 }
 
-/// Role names for `tenant` that are free on this host at the moment.
+/// Role names for `tenant` that are free on this host.
 ///
 /// # Errors
 /// The host, or no free name.
@@ -56,10 +57,11 @@ pub async fn choose(session: &HostSession, tenant: &str) -> Result<Roles, AdminE
     )))
 }
 
-/// Makes both roles, marked, all or nothing. The server sees verifiers, never a password: statements may be logged.
+/// Creates both roles with their mark, in one transaction. The server gets verifiers instead of passwords,
+/// because statements may be logged.
 ///
 /// # Errors
-/// The host; [`AdminError::Exists`] where somebody was faster.
+/// The host; [`AdminError::Exists`] if the name was taken meanwhile.
 pub async fn create(
     session: &HostSession,
     rights: &AdminRights,
@@ -79,8 +81,8 @@ pub async fn create(
         );
         sql += &rights.join(&name);
     }
-    // Not what keeps it from writing (it may be SET off), but functions of the tenant's that write with their
-    // owner's rights are refused by default, and the refusal says why.
+    // Does not prevent writing, because it may be SET off. But functions of the tenant that write with
+    // their owner's rights fail by default, with a clear error.
     sql += &format!("ALTER ROLE {} SET default_transaction_read_only = on;\n", ident(&roles.read_only));
     sql += "COMMIT";
     let made = session.run("creating the tenant's roles", &sql).await;
@@ -89,7 +91,10 @@ pub async fn create(
             if matches!(error.code(), Some(&SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION)) =>
         {
             session.run("giving up on a role name", "ROLLBACK").await?;
-            Err(AdminError::Exists(format!("role {:?} was made by somebody else just now", roles.read_write)))
+            Err(AdminError::Exists(format!(
+                "role {:?} was created by another session just now",
+                roles.read_write
+            )))
         }
         _ => made,
     }
@@ -110,7 +115,7 @@ pub async fn marked(session: &HostSession, mark: &str) -> Result<Vec<String>, Ad
         .await
 }
 
-/// The databases that a role carrying `mark` owns: made by the operation, since nobody else knew the role.
+/// Databases that a role with `mark` owns. The operation made them, because the role was unknown before.
 ///
 /// # Errors
 /// The host.
@@ -125,7 +130,7 @@ pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<S
         .await
 }
 
-/// Keeps a role out, ends its sessions, and rolls back what it has prepared.
+/// Forbids a role to log in, ends its sessions, and rolls back its prepared transactions.
 ///
 /// # Errors
 /// The host.
@@ -143,9 +148,10 @@ pub async fn shut_out(admin: &HostAdmin, session: &HostSession, role: &str) -> R
     Ok(())
 }
 
-/// Drops a role that we made, if it is there; what it was granted is taken back. What it owns in any database of the host
-/// passes to that database's owner. Where that is somebody with powers, it does not: an index's expression, a view, a
-/// function of the tenant's would run with those powers. Then the role stays as their owner, and nobody can log in as it.
+/// Drops a role that pglobby created, if it exists, and revokes its privileges. Its objects pass to the
+/// owner of their database. If that owner has powers, they do not, because code in them (an index
+/// expression, a view, a function) would run with those powers. Then the role stays as their owner and
+/// cannot log in.
 ///
 /// # Errors
 /// The host.
@@ -169,12 +175,12 @@ pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Re
                 continue;
             }
         };
-        // Another tenant's database, maybe, which may have granted it something there.
+        // It may be another tenant's database, which granted the role something.
         let there = admin.connect_to(&database).await?.before_tenants(admin).await?;
         there.run(format!("releasing what role {role:?} holds in database {database:?}"), &sql).await?;
     }
     if kept.is_empty() {
-        // What is granted on databases themselves counts in every database.
+        // Privileges on databases themselves are dropped from any database.
         let sql = format!("BEGIN; DROP OWNED BY {name}; DROP ROLE {name}; COMMIT");
         return session.run(format!("dropping role {role:?}"), &sql).await;
     }
@@ -189,8 +195,9 @@ pub async fn release(admin: &HostAdmin, session: &HostSession, role: &str) -> Re
     session.run(format!("locking role {role:?}"), &sql).await
 }
 
-/// Databases in which role `$1` owns or may do something; whether it owns; and who gets that: the database's owner, where
-/// that is neither the role itself, nor out of the administrator's reach, nor, by however many steps, somebody with powers.
+/// Databases in which role `$1` owns objects or has privileges; whether it owns objects; and the new owner:
+/// the database's owner, unless that is the role itself, is out of the administrator's reach, or has
+/// powers, directly or by membership.
 const HELD: &str = r"
 SELECT d.datname::text, coalesce(bool_or(s.deptype = 'o'), false),
        CASE WHEN d.datdba <> r.oid AND pg_catalog.pg_has_role(d.datdba, 'MEMBER') AND NOT EXISTS (
@@ -203,8 +210,8 @@ JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
 WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND r.rolname = $1 AND d.datallowconn
 GROUP BY d.oid, d.datname, d.datdba, r.oid";
 
-/// Whether the role is there and was made by us. A row of the central database edited by hand must not cost somebody
-/// else's role.
+/// Whether the role exists and pglobby created it. A row that was edited by hand must not cause the loss of
+/// another role.
 ///
 /// # Errors
 /// The host.

@@ -1,15 +1,15 @@
-//! `tenant rotate`: new passwords for a tenant's roles, while its clients go on.
+//! `tenant rotate`: gives a tenant's roles new passwords while its clients work.
 //!
-//! A server session outlives a change of its role's password, so what matters is the moment in between: servers opened
-//! after the host has the new verifiers and before the proxies know. Both changes are therefore prepared in transactions
-//! and committed one right after the other; a trigger bumps the row's generation, and the proxies change pools.
+//! An open server survives a change of its role's password. A new server must not be opened between the
+//! change on the host and the change in the row. So both changes are prepared in transactions and committed
+//! one right after the other. A trigger increases the row's generation, and the nodes replace their pools.
 //!
 //! ```text
 //! begun ──both prepared──▶ prepared ──host commits──▶ roles ──row commits──▶ stored ──both log in──▶ rotated
 //!                                                                            └── they do not ──▶ undone
 //! ```
 //!
-//! A run that died is not taken up but repeated: whatever passwords it left behind, those of the next run replace them.
+//! After a run that died the next one starts again; its passwords replace those left behind.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
@@ -36,12 +36,12 @@ use crate::{
 };
 
 described! {
-    /// What `tenant rotate` answers.
+    /// The answer of `tenant rotate`.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct RotatedTenant {
         /// The tenant's name.
         pub name: String,
-        /// As before: `active` or `suspended`.
+        /// Unchanged: `active` or `suspended`.
         pub status: String,
         /// Roles with new passwords.
         pub roles: Vec<String>,
@@ -68,13 +68,13 @@ struct Before {
 /// [`AdminError`]; what was changed is changed back, or the error says that it could not be.
 pub async fn rotate(actor: &Actor, name: &str) -> Result<RotatedTenant, AdminError> {
     let rotated = rotate_if(actor, name, None).await;
-    // A tenant that is suspended is locked again, whatever came of it.
+    // Forbids a suspended tenant's roles to log in again.
     role_attributes::follow_status(actor, name).await;
     rotated?.ok_or_else(|| AdminError::Refused(format!("nothing was rotated for tenant {name:?}")))
 }
 
-/// The same by itself, because the tenant's host has refused its role or its database; `false`: the tenant has other
-/// credentials than those of `generation` by now, is closed, or is as it was made.
+/// The same as a repair, after a host refused the tenant's role or database. `false`: the tenant's
+/// credentials are not of `generation` any more, it is closed, or nothing was changed.
 ///
 /// # Errors
 /// As [`rotate`].
@@ -106,7 +106,7 @@ async fn rotate_if(
     let (session, _) = enter_host(&admin, before.id).await?;
     for role in before.roles() {
         if !roles::ours(&session, role).await? {
-            // Its settings are its owner's affair, as long as it lets sessions in.
+            // Other settings are the owner's choice, as long as sessions can start.
             if trouble.is_some_and(|(_, trouble)| trouble.is_silent()) {
                 return Ok(None);
             }
@@ -158,7 +158,7 @@ impl Before {
         [Some(self.read_write.as_str()), self.read_only.as_deref()].into_iter().flatten()
     }
 
-    /// The passwords in use, opened; `None` if they do not open.
+    /// The present passwords; `None` if they do not open.
     fn passwords(&self, actor: &Actor) -> Option<Passwords> {
         let row = self.id.to_string();
         let open = |column, blob: &Option<Vec<u8>>| match blob {
@@ -204,7 +204,7 @@ async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
     })
 }
 
-/// Records that it begins; what a dead run recorded is closed, since this one does all of it again.
+/// Records the start. Closes an interrupted rotation, because this one repeats it.
 async fn begin(actor: &Actor, lock: &mut TenantLock, id: i64) -> Result<Operation, AdminError> {
     let name = lock.name.clone();
     let transaction = lock.client.transaction().await?;
@@ -241,7 +241,7 @@ async fn change(
         Ok(())
     };
     if let Err(error) = stored.await {
-        // Whoever undoes it would wait for what is open on the host.
+        // Otherwise undoing would wait for the open transaction on the host.
         let _ = session.run("giving up the new passwords", "ROLLBACK").await;
         return Err(error);
     }
@@ -254,8 +254,8 @@ async fn change(
     Ok(())
 }
 
-/// The server sees verifiers, never a password: statements may be logged. Whatever else was changed about the roles is undone
-/// with it: a setting or a limit would keep out the new password as it does the old one.
+/// The server gets verifiers instead of passwords, because statements may be logged. Other changes of the
+/// roles are undone too: a setting or a limit could keep sessions out.
 fn alter_roles(before: &Before, passwords: &Passwords) -> String {
     let alter = |(role, password): (&str, &SecretString)| {
         format!(
@@ -280,7 +280,7 @@ async fn store(
     Ok(())
 }
 
-/// Logs in as pools will do; and gives the reader back what DROP OWNED has taken from it.
+/// Logs in like a pool does, and restores the read-only role's privileges after DROP OWNED.
 async fn verify(
     admin: &HostAdmin,
     session: &HostSession,
@@ -316,7 +316,7 @@ async fn finish(
     Ok(())
 }
 
-/// Both places as they were, over connections of their own: which one of the commits failed need not be known.
+/// Restores host and row over new connections; it does not matter which commit failed.
 async fn undo_after(
     actor: &Actor,
     lock: &mut TenantLock,

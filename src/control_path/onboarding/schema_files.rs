@@ -1,8 +1,8 @@
 //! SQL files that a new tenant's database starts with.
 //!
-//! They run as the tenant's own role, over a login of its own: whatever a file does, it does with the tenant's rights.
-//! Each file is one simple query, hence one transaction unless it says otherwise; psql's commands and data behind
-//! `COPY … FROM stdin` are not understood.
+//! They run as the tenant's own role in a session of its own, with the tenant's rights only. Each file is
+//! one simple query, so it is one transaction unless it says otherwise. psql's commands and `COPY … FROM
+//! stdin` with data are not supported.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::control_path::admin::{
     host_connection::HostSession,
 };
 
-/// PostgreSQL takes messages of up to 1 GiB; a schema of this size is a mistake.
+/// PostgreSQL accepts messages up to 1 GiB; a schema of this size is a mistake.
 pub const SCHEMA_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// A file and its text.
@@ -25,7 +25,7 @@ pub struct SchemaFile {
     pub sql: String,
 }
 
-/// Reads all files, before anything is made.
+/// Reads all files before anything is created.
 ///
 /// # Errors
 /// [`AdminError::Invalid`]: not there, not UTF-8, too large.
@@ -43,12 +43,12 @@ fn read_one(path: &Path) -> Result<SchemaFile, AdminError> {
     if sql.contains('\0') {
         return Err(wrong("holds a NUL character".to_owned()));
     }
-    // Editors on some systems put a byte order mark in front, which SQL does not know.
+    // Some editors write a byte order mark, which is no SQL.
     let sql = sql.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(sql);
     Ok(SchemaFile { path: path.to_owned(), sql })
 }
 
-/// Runs one file over a session of the tenant's role.
+/// Runs one file in a session of the tenant's role.
 ///
 /// # Errors
 /// [`AdminError::Invalid`] with file, line, column and the server's words.
@@ -71,7 +71,7 @@ pub async fn load(session: &HostSession, file: &SchemaFile) -> Result<(), AdminE
 
 fn hint(error: &tokio_postgres::Error, sql: &str) -> &'static str {
     let said = error.as_db_error().map(tokio_postgres::error::DbError::message);
-    // The data is in the same message as the statement, so it is read as SQL; or, alone, waited for.
+    // COPY data in the same message is read as SQL; alone, the server would wait for it.
     if said.is_none_or(|said| said.contains("syntax error"))
         && sql.to_ascii_lowercase().contains("from stdin")
     {
@@ -83,7 +83,7 @@ fn hint(error: &tokio_postgres::Error, sql: &str) -> &'static str {
     }
 }
 
-/// Line and column, both from 1, of a position that counts characters from 1.
+/// Line and column, both from 1, of a character position from 1.
 fn line_and_column(sql: &str, position: u32) -> (usize, usize) {
     let before = sql.chars().take((position as usize).saturating_sub(1));
     before.fold(

@@ -11,24 +11,24 @@ use crate::control_path::admin::{
     tenants::missing,
 };
 
-/// A tenant where it is now.
+/// A tenant on its present host.
 pub(super) struct Source {
     pub tenant_id: i64,
     pub admin: HostAdmin,
-    /// The administrator, in its own database.
+    /// A session of the administrator in its own database.
     pub session: HostSession,
     pub database: String,
     pub oid: u32,
-    /// Without a read-only role its name is empty.
+    /// The read-only role's name is empty if there is none.
     pub roles: Roles,
     adopted: bool,
     /// Its roles may not log in.
     pub suspended: bool,
-    /// As `CREATE DATABASE` wants it.
+    /// Options for `CREATE DATABASE`.
     locale: String,
 }
 
-/// What a database and the tenant's roles in it were SET to, as the end of an ALTER DATABASE or ALTER ROLE.
+/// Settings of the database and of the tenant's roles in it, as the end of an ALTER DATABASE or ALTER ROLE.
 const SETTINGS: &str = r"
 SELECT CASE WHEN r.rolname IS NULL THEN '' ELSE r.rolname::text END, split_part(s.setting, '=', 1),
        substr(s.setting, strpos(s.setting, '=') + 1)
@@ -36,7 +36,7 @@ FROM pg_db_role_setting c JOIN pg_database d ON d.oid = c.setdatabase AND d.datn
 LEFT JOIN pg_roles r ON r.oid = c.setrole, unnest(c.setconfig) AS s (setting)
 WHERE c.setrole = 0 OR r.rolname IN ($2, $3)";
 
-/// Parameters whose value is a list of names; ALTER DATABASE takes its elements one by one.
+/// Parameters with a list of names, whose elements ALTER DATABASE takes one by one.
 const LISTS: [&str; 6] = [
     "search_path",
     "temp_tablespaces",
@@ -46,8 +46,8 @@ const LISTS: [&str; 6] = [
     "unix_socket_directories",
 ];
 
-/// A list as PostgreSQL keeps it, every element a literal. The tenant wrote it, and without quotes an element may be any
-/// text that has no space and no comma in it, a statement too.
+/// A list as PostgreSQL stores it, each element as a literal. The tenant wrote it, and an element without
+/// quotes may be any text without space and comma, so it must be escaped.
 fn list(kept: &str) -> String {
     let (mut elements, mut element, mut quoted) = (Vec::new(), String::new(), false);
     let mut letters = kept.chars().peekable();
@@ -65,7 +65,7 @@ fn list(kept: &str) -> String {
 }
 
 impl Source {
-    /// Looks it up, in the central database and on its host.
+    /// Reads the central database and the host.
     ///
     /// # Errors
     /// No such tenant, one that is not open, or its host.
@@ -121,7 +121,7 @@ impl Source {
         })
     }
 
-    /// What cannot be moved, and where to it cannot be moved.
+    /// Refuses tenants that cannot be moved, and targets that cannot take them.
     ///
     /// # Errors
     /// [`AdminError::Refused`] or [`AdminError::Exists`], before anything is made.
@@ -168,8 +168,8 @@ impl Source {
         )))
     }
 
-    /// An empty database of the same kind, and open to connections. From template0: what template1 holds is in the copy
-    /// already, if this tenant has it.
+    /// Statements for an empty database with the same locale, open to connections. From template0, because
+    /// the copy already contains what template1 added.
     pub fn create_database(&self, roles: &Roles) -> Vec<String> {
         let (database, owner) = (ident(&self.database), ident(&roles.read_write));
         vec![
@@ -182,7 +182,8 @@ impl Source {
         ]
     }
 
-    /// Sessions of the tenant's roles on the old host, and transactions that are prepared there: a copy would lose them.
+    /// Number of sessions and prepared transactions of the tenant's roles on the old host. A copy would
+    /// lose them.
     ///
     /// # Errors
     /// The host.
@@ -195,7 +196,7 @@ impl Source {
         Ok(rows.first().map_or(0, |row| row.get(0)))
     }
 
-    /// The statements that let both roles log in, or not.
+    /// Statements that allow or forbid both roles to log in.
     pub fn login_allowed(&self, allowed: bool) -> String {
         let login = if allowed { "LOGIN" } else { "NOLOGIN" };
         let roles = [&self.roles.read_write, &self.roles.read_only];
@@ -203,7 +204,7 @@ impl Source {
         present.map(|role| format!("ALTER ROLE {} {login};\n", ident(role))).collect()
     }
 
-    /// What the database and the roles in it were SET to, for the roles of the new host.
+    /// Settings of the database and its roles, for the roles on the new host.
     ///
     /// # Errors
     /// The host.
@@ -219,7 +220,7 @@ impl Source {
         let statement = |row: &tokio_postgres::Row| {
             let (role, key, value): (String, String, String) = (row.get(0), row.get(1), row.get(2));
             let database = ident(&self.database);
-            let whose = match role {
+            let target = match role {
                 role if role.is_empty() => format!("DATABASE {database}"),
                 role if role == self.roles.read_write => {
                     format!("ROLE {} IN DATABASE {database}", ident(&new.read_write))
@@ -228,7 +229,7 @@ impl Source {
             };
             let value = if LISTS.contains(&key.as_str()) { list(&value) } else { literal(&value) };
             let key: Vec<String> = key.split('.').map(ident).collect();
-            format!("ALTER {whose} SET {} TO {value}", key.join("."))
+            format!("ALTER {target} SET {} TO {value}", key.join("."))
         };
         Ok(rows.iter().map(statement).collect())
     }

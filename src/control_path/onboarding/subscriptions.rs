@@ -1,14 +1,14 @@
-//! The end of a subscription that a tenant owns.
+//! Ends a subscription that a tenant owns.
 
 use tokio_postgres::error::SqlState;
 
 use crate::control_path::admin::{actor::AdminError, host_connection::HostAdmin};
 
-/// How often a subscription may have another name when it is ended than a moment before.
+/// Maximum of renames of a subscription while it is dropped.
 const RENAMED_MAX: u32 = 20;
 
-/// Drops subscription `oid` of `database`, and leaves what it reads elsewhere alone. Its workers may hold it, or give it
-/// another name meanwhile: both are the tenant's code, and neither lasts.
+/// Drops subscription `oid` of `database`, without connecting to its publisher. Its workers run code of the
+/// tenant, which may lock or rename it meanwhile; so this retries.
 ///
 /// # Errors
 /// The host.
@@ -21,7 +21,7 @@ pub(super) async fn end_subscription(admin: &HostAdmin, database: &str, oid: u32
     loop {
         let sql = "SELECT pg_catalog.quote_ident(subname) FROM pg_catalog.pg_subscription WHERE oid = $1";
         let Some(name) = inside.texts(doing, sql, &[&oid]).await?.pop() else { return Ok(()) };
-        // Dropping it asks where it reads for what is left there: that is for us, and may be a place that never answers.
+        // DROP SUBSCRIPTION would connect to its publisher, which may never answer.
         let nowhere = "'host=127.0.0.1 port=1 password=none connect_timeout=2'";
         let disable =
             format!("ALTER SUBSCRIPTION {name} DISABLE; ALTER SUBSCRIPTION {name} CONNECTION {nowhere}");

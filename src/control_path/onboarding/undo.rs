@@ -1,4 +1,4 @@
-//! The road back: everything a create or adopt has made, and nothing else, is removed.
+//! Undoes a create or adopt: removes all that it made, and nothing else.
 
 use tokio_postgres::error::SqlState;
 
@@ -15,7 +15,8 @@ use crate::control_path::admin::{
     host_locks::Prepared,
 };
 
-/// Undoes what a dead run left of the locked tenant. A drop that died is the next drop's business.
+/// Undoes an interrupted run on the locked tenant. An interrupted drop is continued by the next drop
+/// instead.
 ///
 /// # Errors
 /// The host or the central database; then it is still there for the next try.
@@ -31,7 +32,7 @@ pub async fn undo_remains(actor: &Actor, lock: &mut TenantLock) -> Result<(), Ad
                 tenant = lock.name,
                 operation = operation.id,
                 step = operation.step,
-                "undoing what a dead run left"
+                "undoing an interrupted run"
             );
             undo(actor, lock, &operation).await
         }
@@ -39,7 +40,7 @@ pub async fn undo_remains(actor: &Actor, lock: &mut TenantLock) -> Result<(), Ad
     }
 }
 
-/// After `error`: undoes, and tells of both if that fails too.
+/// Undoes after `error`; reports both errors if undoing fails.
 pub(super) async fn undo_after(
     actor: &Actor,
     lock: &mut TenantLock,
@@ -51,16 +52,16 @@ pub(super) async fn undo_after(
     }
     let Err(second) = undo(actor, lock, operation).await else { return error };
     if let Err(third) = operation.note_failure(lock, &error).await {
-        tracing::warn!(cause = %third, "the failure could not be recorded");
+        tracing::warn!(cause = %third, "cannot record the failure of the operation");
     }
     AdminError::Refused(format!(
-        "{error}. Undoing that failed as well ({second}); mend it and run the same command again, or `pglobby tenant \
+        "{error}. Undoing that failed as well ({second}); fix that and run the same command again, or `pglobby tenant \
          drop {}`",
         shell_word(&lock.name)
     ))
 }
 
-/// Removes what carries the operation's mark on its host, and closes it.
+/// Removes everything with the operation's mark from its host, and closes the operation.
 ///
 /// # Errors
 /// The host or the central database.
@@ -83,7 +84,7 @@ pub(super) async fn undo(
         {
             let database = ident(operation.argument("database"));
             let sql = format!("GRANT {privilege} ON DATABASE {database} TO PUBLIC");
-            session.run("giving PUBLIC back what was taken", &sql).await?;
+            session.run("restoring PUBLIC's privileges", &sql).await?;
         }
     }
     for role in roles::marked(&session, mark).await? {
@@ -93,7 +94,7 @@ pub(super) async fn undo(
     forget(actor, lock, operation).await
 }
 
-/// Closes an operation that has left nothing (any more) on its host, and takes the tenant's row away.
+/// Closes an operation with nothing left on its host, and deletes the tenant's row.
 pub(super) async fn forget(
     actor: &Actor,
     lock: &mut TenantLock,
@@ -111,7 +112,7 @@ pub(super) async fn forget(
     Ok(())
 }
 
-/// Drops a database that is there, with whoever is in it, transactions that were prepared in it, and subscriptions of it.
+/// Drops an existing database with its sessions, prepared transactions and subscriptions.
 ///
 /// # Errors
 /// The host; or a superuser's session that a lesser administrator cannot end, after 5 s of waiting for it to leave.
@@ -123,10 +124,11 @@ pub(super) async fn drop_database(
     let name = ident(database);
     let doing = format!("dropping database {database:?}");
     free_database(admin, session, database).await?;
-    // A template cannot be dropped, and its owner may call it one.
+    // A template cannot be dropped, and the owner may have set IS_TEMPLATE.
     session.run(&doing, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false IS_TEMPLATE false")).await?;
     match session.run(&doing, &format!("DROP DATABASE {name} WITH (FORCE)")).await {
-        // Who cannot end a superuser's session (autovacuum's is one) can still wait for it; the server does.
+        // An administrator that may not end a superuser's session (such as autovacuum) can wait for it; the
+        // server does.
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             session.run(&doing, &format!("DROP DATABASE {name}")).await
         }
@@ -134,7 +136,7 @@ pub(super) async fn drop_database(
     }
 }
 
-/// Ends what would keep a database from being dropped, and can be ended from inside only.
+/// Ends what blocks dropping a database and can only be ended from inside.
 async fn free_database(admin: &HostAdmin, session: &HostSession, database: &str) -> Result<(), AdminError> {
     let prepared = Prepared::of(session, "", database).await?;
     let subscribed = "SELECT s.oid FROM pg_catalog.pg_subscription s
@@ -143,7 +145,7 @@ async fn free_database(admin: &HostAdmin, session: &HostSession, database: &str)
     if prepared.is_empty() && rows.is_empty() {
         return Ok(());
     }
-    // An earlier try may have closed it.
+    // An earlier attempt may have forbidden connections.
     let open = format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(database));
     session.run("entering a database that is to be dropped", &open).await?;
     for transaction in prepared {

@@ -1,6 +1,7 @@
-//! New sealing keys, and every stored credential sealed anew: online, in batches, and again from where it stopped.
+//! Rotates sealing keys: makes a new key and seals every stored credential again, online, in batches. An
+//! interrupted run is continued.
 //!
-//! Old keys stay in the ring until nothing is sealed with them, so a run that dies leaves everything readable.
+//! Old keys stay in the key ring until nothing is sealed with them, so everything stays readable.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +22,10 @@ use crate::{
     },
 };
 
-/// Rows sealed anew in one transaction.
+/// Rows that are sealed again in one transaction.
 const BATCH_ROWS: i64 = 100;
 
-/// Where credentials are stored: table, the row's key and its type, column.
+/// The columns with credentials: table, key column and its type, column.
 const PLACES: [(&str, &str, &str, &str); 3] = [
     ("hosts", "name", "text", "sealed_admin_password"),
     ("tenants", "id", "bigint", "sealed_password"),
@@ -32,14 +33,14 @@ const PLACES: [(&str, &str, &str, &str); 3] = [
 ];
 
 described! {
-    /// A key, and what depends on it.
+    /// A key and its use.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct KeyUse {
         /// Its id.
         pub id: String,
         /// Whether new credentials are sealed with it.
         pub writes: bool,
-        /// Whether the ring has it; if not, what it sealed is lost.
+        /// Whether the ring has it; if not, what it sealed cannot be opened.
         pub in_ring: bool,
         /// Credentials sealed with it.
         pub sealed: u64,
@@ -50,18 +51,18 @@ described! {
     /// What a rotation did.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
     pub struct RotatedKeys {
-        /// The key everything is sealed with now.
+        /// The key that seals everything now.
         pub key: String,
-        /// Whether it was made just now; otherwise an earlier run or `key generate` made it.
+        /// Whether this run made it; otherwise an earlier run or `key generate` did.
         pub generated: bool,
-        /// Credentials sealed anew.
+        /// Number of credentials sealed again.
         pub resealed: u64,
-        /// Keys taken from the ring.
+        /// Keys removed from the ring.
         pub retired: Vec<String>,
     }
 }
 
-/// Every key of the ring and every key that something is sealed with.
+/// Every key of the ring, and every key that seals something.
 ///
 /// # Errors
 /// The central database.
@@ -97,8 +98,8 @@ async fn count_by_key(client: &Client) -> Result<BTreeMap<String, u64>, AdminErr
     Ok(counts)
 }
 
-/// Adds a key to the ring's file, or makes the file; from now on this key seals. Other nodes need the file, too,
-/// before they meet what it sealed.
+/// Adds a key to the ring's file, or creates the file. The new key seals from now on. Copy the file to the
+/// other nodes before they need the key.
 ///
 /// # Errors
 /// The ring is not in a file, or the file cannot be written.
@@ -107,8 +108,8 @@ pub async fn generate(actor: &Actor, config: &Config) -> Result<String, AdminErr
     add_key(actor, &lock, config).await
 }
 
-/// Seals everything with one key: the writing one if something is not sealed with it yet, else a fresh one. With
-/// `retire`, keys that nothing is sealed with any more leave the ring.
+/// Seals everything with one key: the present sealing key if something is not sealed with it yet, otherwise
+/// a new key. `retire` removes keys from the ring that seal nothing any more.
 ///
 /// # Errors
 /// The ring, the central database, or a credential that does not open; what was done stays done, and the next run
@@ -128,7 +129,7 @@ pub async fn rotate(actor: &Actor, config: &Config, retire: bool) -> Result<Rota
     rotated
 }
 
-/// Records that it begins. What a dead run recorded is closed, because this one goes on with its work.
+/// Records the start, and closes the record of an interrupted run, whose work this one continues.
 async fn begin(actor: &Actor, client: &Client) -> Result<i64, AdminError> {
     let supersede =
         "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it',
@@ -179,7 +180,7 @@ async fn rotate_recorded(
     Ok(RotatedKeys { key, generated: !outdated, resealed, retired })
 }
 
-/// One at a time: of two that write the ring at once, one's key would be lost with all that it sealed.
+/// Only one rotation at a time: if two wrote the ring, one key would be lost with all that it sealed.
 async fn lock_ring(actor: &Actor) -> Result<Client, AdminError> {
     let client = actor.central.connect_to(actor.central.database()).await?;
     let sql = "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('pglobby key ring', 0))";

@@ -1,7 +1,7 @@
-//! The key ring: named 32-byte keys, of which one writes and all read.
+//! The key ring: named keys of 32 bytes. One key seals, all keys open (`seal.rs`).
 //!
-//! What the keys are used for is `seal.rs`. The ring is a TOML file that nobody but its owner may read, or the
-//! environment variable `PGLOBBY_KEYS` with the same text in it:
+//! The ring is a TOML file that only its owner may read, or the same text in the environment variable
+//! `PGLOBBY_KEYS`:
 //!
 //! ```toml
 //! writing = "k20260131-x7q2"
@@ -30,9 +30,9 @@ use crate::config::Config;
 pub const KEY_BYTES: usize = 32;
 /// Longest key id; it is written into every blob.
 pub const KEY_ID_BYTES_MAX: usize = 64;
-/// What a generated id ends with, so that two rings made on one day have different keys' names.
+/// Letters of the random end of a generated id, so that two rings of one day have different key ids.
 const ID_LETTERS: &[u8] = b"abcdefghjkmnpqrstvwxyz23456789";
-/// A ring of a thousand keys; what is longer is not a key ring.
+/// Room for a thousand keys; a longer file is not a key ring.
 const FILE_BYTES_MAX: u64 = 128 * 1024;
 
 /// The keys, in memory. Zeroised on drop; `Debug` shows ids only.
@@ -42,7 +42,7 @@ pub struct Keyring {
     keys: BTreeMap<String, Zeroizing<[u8; KEY_BYTES]>>,
 }
 
-/// Why there is no key ring to work with. Never quotes the ring's content.
+/// Why the key ring cannot be used. Never quotes its content.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
     /// Neither `[keys] file` nor `PGLOBBY_KEYS`.
@@ -60,7 +60,7 @@ pub enum KeyringError {
         /// `[keys] file`.
         path: PathBuf,
     },
-    /// Somebody else on this machine could read the keys.
+    /// Other users of this machine can read the file.
     #[error("key ring {} has mode {mode:04o}; run: chmod 600 {}", path.display(), path.display())]
     TooOpen {
         /// `[keys] file`.
@@ -68,7 +68,7 @@ pub enum KeyringError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The operating system said no.
+    /// An error of the operating system.
     #[error("key ring {}: {cause}", path.display())]
     Io {
         /// `[keys] file`.
@@ -81,13 +81,13 @@ pub enum KeyringError {
     Invalid {
         /// The file's path, or `PGLOBBY_KEYS`.
         origin: String,
-        /// What is wrong, without any of its content.
+        /// What is wrong, without content of the ring.
         problem: String,
     },
 }
 
 impl Keyring {
-    /// The ring that `config` names: `PGLOBBY_KEYS` if it was set, else `[keys] file`.
+    /// The ring that `config` names: `PGLOBBY_KEYS` if it is set, otherwise `[keys] file`.
     ///
     /// # Errors
     /// [`KeyringError`]; a file others may read is refused.
@@ -99,14 +99,14 @@ impl Keyring {
         }
     }
 
-    /// A ring with one fresh key.
+    /// A ring with one new key.
     pub fn generate() -> Self {
         let mut ring = Self { writing: String::new(), keys: BTreeMap::new() };
         ring.add_key();
         ring
     }
 
-    /// Adds a fresh key, makes it the writing one and returns its id. The older keys stay readable.
+    /// Adds a new key that seals from now on, and returns its id. Older keys still open.
     pub fn add_key(&mut self) -> String {
         let mut rng = rand::rng();
         let today = time::OffsetDateTime::now_utc();
@@ -125,17 +125,17 @@ impl Keyring {
         id
     }
 
-    /// Forgets a key nothing is sealed with any more. `false`: it is unknown, or the writing one.
+    /// Removes a key that seals nothing any more. `false`: the key is unknown, or the sealing one.
     pub fn remove_key(&mut self, id: &str) -> bool {
         id != self.writing && self.keys.remove(id).is_some()
     }
 
-    /// The id of the key that seals.
+    /// Id of the key that seals.
     pub fn writing_key(&self) -> &str {
         &self.writing
     }
 
-    /// Ids of all keys, the writing one among them, in alphabetical order.
+    /// Ids of all keys in alphabetical order.
     pub fn key_ids(&self) -> impl Iterator<Item = &str> {
         self.keys.keys().map(String::as_str)
     }
@@ -144,14 +144,14 @@ impl Keyring {
         self.keys.get(id).map(|key| &**key)
     }
 
-    /// Writes a ring that does not exist yet, mode 0600, whole or not at all.
+    /// Writes a new file, mode 0600, complete or not at all.
     ///
     /// # Errors
     /// [`KeyringError::Exists`], or what the operating system says.
     pub fn create_file(&self, path: &Path) -> Result<(), KeyringError> {
         let io = |cause| KeyringError::Io { path: path.to_owned(), cause };
         let draft = self.write_draft(path).map_err(io)?;
-        // A link fails where the name is taken, a rename would overwrite it.
+        // A link fails if the file exists; a rename would overwrite it.
         let linked = fs::hard_link(&draft, path);
         let removed = fs::remove_file(&draft);
         match linked {
@@ -162,7 +162,7 @@ impl Keyring {
         }
     }
 
-    /// Replaces the ring's file in one step: a reader sees the old ring or the new one.
+    /// Replaces the file atomically.
     ///
     /// # Errors
     /// What the operating system says; the old file stays valid then.
@@ -186,10 +186,10 @@ impl Keyring {
     }
 
     fn to_toml(&self) -> Zeroizing<String> {
-        // Reserved whole, so that growing leaves no copy of the keys behind.
+        // Full capacity at once, so that growing leaves no copy of the keys in memory.
         let mut text = Zeroizing::new(String::with_capacity(512 + self.keys.len() * (KEY_ID_BYTES_MAX + 64)));
         text.push_str(
-            "# pglobby's key ring. Whoever has it can open every sealed password; without it nobody can.\n",
+            "# The key ring of pglobby. It opens every sealed password. Without it no sealed password can be opened.\n",
         );
         text.push_str(
             "# Keep a copy in a safe place. `pglobby key rotate` adds keys, the old ones stay readable.\n\n",
@@ -209,7 +209,7 @@ impl Keyring {
             _ => KeyringError::Io { path: path.to_owned(), cause },
         };
         let file = File::open(path).map_err(io)?;
-        // Of the open file, not of the path: what was checked is what is read.
+        // Checks the open file, not the path, so that the checked file is the one read.
         let metadata = file.metadata().map_err(io)?;
         let mode = metadata.permissions().mode() & 0o7777;
         if mode & 0o077 != 0 {
@@ -221,7 +221,7 @@ impl Keyring {
         Self::parse(&text, &path.display().to_string())
     }
 
-    /// Reads a ring's text. `origin` says where it came from, for errors.
+    /// Parses a ring. `origin` names its source in errors.
     ///
     /// # Errors
     /// [`KeyringError::Invalid`]; the parser's own words are left out, because they quote the line.
@@ -278,7 +278,7 @@ pub(in crate::control_path) fn is_key_id(id: &str) -> bool {
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-/// A new name lasts only once its folder is on disk.
+/// Flushes the folder, so that the new name survives a crash.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()

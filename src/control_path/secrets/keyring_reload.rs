@@ -1,7 +1,7 @@
-//! The key ring of a node that runs. `pglobby key rotate` changes the file while nodes serve, so a node that meets a key
-//! it does not know looks at the file again, by itself; and so does whoever is about to seal.
+//! The key ring of a running node. `pglobby key rotate` changes the file while nodes serve. A node reads
+//! the file again when it meets an unknown key, and before it seals.
 //!
-//! Each version of the file is read once, whatever it holds: blobs that name keys nobody has cost no more than a `stat`.
+//! Each version of the file is read once. So blobs that name unknown keys cost no more than a `stat`.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::config::Config;
 
-/// A ring and where it came from.
+/// A key ring and its source.
 pub struct ReloadableKeyring {
     ring: ArcSwap<Keyring>,
     origin: Mutex<Origin>,
@@ -28,11 +28,11 @@ pub struct ReloadableKeyring {
 
 struct Origin {
     config: Config,
-    /// The file as it was when it was last read, or tried to be.
+    /// Version of the file at the last attempt to read it.
     version: Option<Version>,
 }
 
-/// `replace_file` puts another file in the place of the old one, so the inode tells; the time, where somebody edits.
+/// A replaced file has another inode; an edited one another time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Version {
     inode: u64,
@@ -40,33 +40,33 @@ struct Version {
 }
 
 impl ReloadableKeyring {
-    /// The ring that `config` names.
+    /// Loads the ring that `config` names.
     ///
     /// # Errors
     /// [`KeyringError`].
     pub fn load(config: &Config) -> Result<Self, KeyringError> {
-        // Looked at before it is read: replaced in between, it is read once more, which does no harm.
+        // The version is read first: if the file is replaced in between, it is read once more later.
         let version = version_of(config);
         let ring = Keyring::load(config)?;
         let origin = Origin { config: config.clone(), version };
         Ok(Self { ring: ArcSwap::from_pointee(ring), origin: Mutex::new(origin) })
     }
 
-    /// Another configuration holds from now on, with another ring perhaps.
+    /// Takes over the ring and source of `other`, after a reload.
     pub fn replace(&self, other: Self) {
         let origin = other.origin.into_inner().unwrap_or_else(PoisonError::into_inner);
         *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = origin;
         self.ring.store(other.ring.load_full());
     }
 
-    /// The ring as it is in the file now; what was read last where that cannot be read. Whoever seals takes this one: a
-    /// key that was retired meanwhile must seal nothing more.
+    /// The ring as it is in the file now, or as it was read last if the file cannot be read. Used for
+    /// sealing: a key that was retired meanwhile must not seal.
     pub fn fresh(&self) -> Arc<Keyring> {
-        self.look_again();
+        self.reload_if_changed();
         self.ring.load_full()
     }
 
-    /// [`Keyring::seal`], with the ring as it is now.
+    /// [`Keyring::seal`] with the newest ring.
     ///
     /// # Errors
     /// [`SealError`].
@@ -74,21 +74,21 @@ impl ReloadableKeyring {
         self.fresh().seal(place, secret)
     }
 
-    /// [`Keyring::open`]; for a key that is not known, or is another, after another look at the file.
+    /// [`Keyring::open`]; reads the file again if the key is unknown or does not open the blob.
     ///
     /// # Errors
     /// [`SealError`].
     pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
         match self.ring.load().open(place, blob) {
-            Err(SealError::UnknownKey { .. } | SealError::DoesNotOpen { .. }) if self.look_again() => {
+            Err(SealError::UnknownKey { .. } | SealError::DoesNotOpen { .. }) if self.reload_if_changed() => {
                 self.ring.load().open(place, blob)
             }
             opened => opened,
         }
     }
 
-    /// Whether there was something new.
-    fn look_again(&self) -> bool {
+    /// Reads the file if it has changed. Returns whether the ring is a new one.
+    fn reload_if_changed(&self) -> bool {
         let mut origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
         let version = version_of(&origin.config);
         if version.is_none() || version == origin.version {
@@ -97,19 +97,19 @@ impl ReloadableKeyring {
         origin.version = version;
         match Keyring::load(&origin.config) {
             Ok(ring) => {
-                info!(writing = ring.writing_key(), "the key ring has changed and was read again");
+                info!(key = ring.writing_key(), "key ring reloaded");
                 self.ring.store(Arc::new(ring));
                 true
             }
             Err(error) => {
-                warn!(%error, "the key ring has changed and cannot be read; the old one is used");
+                warn!(%error, "cannot read the changed key ring; the old one stays in use");
                 false
             }
         }
     }
 }
 
-/// `None`: the ring is not in a file, or that is gone.
+/// `None`: the ring is not in a file, or the file is missing.
 fn version_of(config: &Config) -> Option<Version> {
     let path: &Path = config.keys_file.as_deref().filter(|_| config.keys_text.is_none())?;
     let metadata = fs::metadata(path).ok()?;

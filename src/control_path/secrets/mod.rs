@@ -1,4 +1,4 @@
-//! Credentials: sealed for the central database, hashed for logins, and the keys they are sealed with.
+//! Credentials: sealed for the central database, hashed for logins; and the sealing keys.
 
 pub mod key_rotation;
 pub mod keyring;

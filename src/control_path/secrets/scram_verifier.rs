@@ -1,4 +1,4 @@
-//! Passwords of logins: made here, kept only as SCRAM-SHA-256 verifiers.
+//! Passwords of logins: generated here, stored only as SCRAM-SHA-256 verifiers.
 
 use rand::Rng as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -7,21 +7,20 @@ use zeroize::Zeroizing;
 /// 28 letters out of 57 are 163 bits.
 const GENERATED_PASSWORD_LETTERS: usize = 28;
 
-/// Without 0 O, 1 I l: read aloud or copied by hand they stay what they are. All of them stand for themselves in a
-/// URL, in SQL and in a shell.
+/// Without 0 O, 1 I l, which are easily confused. None needs quoting in a URL, in SQL or in a shell.
 const ALPHABET: &[u8; 57] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
 
-/// A login's password, and whether it must be told because nobody knows it yet.
+/// A password for a login, and whether it was generated and must be shown.
 #[derive(Debug, Clone)]
 pub struct LoginPassword {
-    /// What it is.
+    /// The password.
     pub password: SecretString,
-    /// Made here.
+    /// Generated here.
     pub generated: bool,
 }
 
 impl LoginPassword {
-    /// The caller's own, or one made here.
+    /// The given password, or a generated one.
     pub fn given_or_generated(caller: Option<SecretString>) -> Self {
         match caller {
             Some(password) => Self { password, generated: false },
@@ -30,19 +29,19 @@ impl LoginPassword {
     }
 }
 
-/// The verifier PostgreSQL itself would store for `password`: `SCRAM-SHA-256$4096:<salt>$<stored key>:<server key>`,
-/// with a random salt of 16 bytes. SASLprep is applied where the password allows it and skipped where it does not,
-/// as PostgreSQL does (RFC 5802, RFC 4013).
+/// The verifier that PostgreSQL would store: `SCRAM-SHA-256$4096:<salt>$<stored key>:<server key>`, with a
+/// random salt of 16 bytes. SASLprep is skipped for passwords that it does not allow, as PostgreSQL does
+/// (RFC 5802, RFC 4013).
 ///
 /// About 2 ms of CPU.
 pub fn scram_verifier(password: &SecretString) -> SecretString {
     SecretString::from(postgres_protocol::password::scram_sha_256(password.expose_secret().as_bytes()))
 }
 
-/// A fresh password that survives a URL, a shell and being read aloud.
+/// A new random password.
 pub fn generate_password() -> SecretString {
     let mut rng = rand::rng();
-    // Reserved whole, so that growing leaves no copy behind.
+    // Full capacity at once, so that growing leaves no copy in memory.
     let mut password = Zeroizing::new(String::with_capacity(GENERATED_PASSWORD_LETTERS));
     for _ in 0..GENERATED_PASSWORD_LETTERS {
         password.push(char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]));

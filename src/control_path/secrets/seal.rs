@@ -1,8 +1,8 @@
-//! Sealing: encrypting a credential for one place in the central database.
+//! Sealing: encrypts a credential for one column of one row of the central database.
 //!
-//! A blob is `version (1) | key id length (1) | key id | nonce (24) | ciphertext and tag`, XChaCha20-Poly1305. The
-//! associated data names the key and the place (table, row, column), so that a blob copied to another tenant's row
-//! does not open there.
+//! A blob is `version (1) | key id length (1) | key id | nonce (24) | ciphertext and tag`,
+//! XChaCha20-Poly1305. The associated data is the key id, table, row and column, so a blob that is copied
+//! to another row does not open there.
 
 use chacha20poly1305::{
     KeyInit as _, XChaCha20Poly1305, XNonce,
@@ -17,12 +17,12 @@ const VERSION: u8 = 1;
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
 
-/// Where in the central database a sealed credential lives.
+/// The column and row that a credential is sealed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SecretLocation<'a> {
     /// `tenants` or `hosts`.
     pub table: &'static str,
-    /// The row's key: a tenant's id in decimal, a host's name.
+    /// The row's key: a tenant's id in decimal or a host's name.
     pub row: &'a str,
     /// `sealed_password`, `sealed_ro_password`, `sealed_admin_password`.
     pub column: &'static str,
@@ -34,51 +34,51 @@ impl std::fmt::Display for SecretLocation<'_> {
     }
 }
 
-/// Why a secret was not sealed, or a blob does not open.
+/// Why a secret could not be sealed or opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// Shorter than any blob.
     #[error("{place}: the sealed value is truncated ({bytes} bytes)")]
     Truncated {
-        /// Whose.
+        /// The credential.
         place: String,
         /// How long it is.
         bytes: usize,
     },
-    /// Written by something newer, or not by us.
+    /// Written by a newer version, or not by pglobby.
     #[error("{place}: the sealed value has format {version}, this pglobby knows format {VERSION}")]
     UnknownVersion {
-        /// Whose.
+        /// The credential.
         place: String,
         /// Its first byte.
         version: u8,
     },
-    /// The ring lacks the key.
+    /// The key is not in the ring.
     #[error("{place}: sealed with key {key}, which is not in the key ring")]
     UnknownKey {
-        /// Whose.
+        /// The credential.
         place: String,
         /// The key's id.
         key: String,
     },
-    /// Right key, wrong place or wrong bytes: the cipher cannot tell which.
+    /// The key is there, but the blob is of another place or damaged. The cipher cannot tell which.
     #[error("{place}: does not open with key {key}; it was sealed for another row or column, or altered")]
     DoesNotOpen {
-        /// Whose.
+        /// The credential.
         place: String,
         /// The key's id.
         key: String,
     },
-    /// The cipher refused (only for secrets beyond its limit of 256 GiB).
+    /// The cipher refused it; only for secrets over 256 GiB.
     #[error("{place}: could not be sealed")]
     CouldNotSeal {
-        /// Whose.
+        /// The credential.
         place: String,
     },
 }
 
 impl Keyring {
-    /// Encrypts `secret` for `place` under the writing key.
+    /// Encrypts `secret` for `place` with the sealing key.
     ///
     /// # Errors
     /// [`SealError::CouldNotSeal`].
@@ -93,7 +93,7 @@ impl Keyring {
         Ok([&[VERSION, id_length], id.as_bytes(), &nonce[..], &ciphertext].concat())
     }
 
-    /// Decrypts what was sealed for `place`.
+    /// Decrypts a blob sealed for `place`.
     ///
     /// # Errors
     /// Every [`SealError`] but `CouldNotSeal`.
@@ -111,7 +111,7 @@ impl Keyring {
         std::str::from_utf8(&plain).map(SecretString::from).map_err(|_| does_not_open())
     }
 
-    /// The id of the key a blob was sealed with; `None` where that cannot be a blob.
+    /// Id of the key that sealed a blob; `None` if it is no blob.
     pub fn key_of(blob: &[u8]) -> Option<&str> {
         let nowhere = SecretLocation { table: "", row: "", column: "" };
         Sealed::parse(&nowhere, blob).ok().map(|sealed| sealed.key_id)
@@ -139,14 +139,14 @@ impl<'a> Sealed<'a> {
             return Err(truncated());
         }
         let key_id = std::str::from_utf8(key_id).ok().filter(|id| is_key_id(id)).ok_or_else(|| {
-            // Not an id we could have written; escaped, because it goes into a log line.
+            // Not a valid id. Escaped, because it goes into a log line.
             SealError::UnknownKey { place: place.to_string(), key: key_id.escape_ascii().to_string() }
         })?;
         Ok(Self { key_id, nonce, ciphertext })
     }
 }
 
-/// Each part with its length before it, so that no two places read alike.
+/// Each part is preceded by its length, so that no two places give the same bytes.
 fn associated_data(key_id: &str, place: &SecretLocation<'_>) -> Vec<u8> {
     let mut data = Vec::new();
     for part in ["pglobby sealed credential", key_id, place.table, place.row, place.column] {

@@ -1,4 +1,4 @@
-//! Which tenants a service login may enter.
+//! The tenants that a service login may enter.
 
 use serde_json::json;
 use tokio_postgres::{Client, GenericClient};
@@ -9,7 +9,7 @@ use crate::control_path::admin::{
     tenants::id_of,
 };
 
-/// Lets a service login enter `tenants` (again, to change the access), or every tenant.
+/// Grants `tenants`, or all tenants, to a service login. A second grant changes the access.
 ///
 /// # Errors
 /// No such login or tenant, or it is no service.
@@ -37,7 +37,7 @@ pub async fn grant(
     show(actor, name).await
 }
 
-/// Takes `tenants` from a service login, or its right to every tenant (those granted one by one stay).
+/// Revokes `tenants`, or the right to all tenants, from a service login. Single grants stay.
 ///
 /// # Errors
 /// No such login or tenant, or it is no service.

@@ -1,4 +1,4 @@
-//! What is remembered, and for how long.
+//! What is cached, and for how long.
 
 use std::sync::atomic::AtomicU32;
 

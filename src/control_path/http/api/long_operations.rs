@@ -1,4 +1,4 @@
-//! Long work: begun, answered with an operation to follow, and carried on whether or not anybody is there to hear.
+//! Long work: starts it, answers with its operation, and completes it even if the caller disconnects.
 
 use std::{
     collections::BTreeSet,
@@ -27,10 +27,10 @@ use crate::control_path::admin::{
     operations::{self, OperationSummary},
 };
 
-/// How often the row of an operation is looked at for somebody who follows it.
+/// Interval at which a followed operation is read.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// What is carried on at this node.
+/// Operations that run on this node.
 pub struct RunningOperations {
     /// `max_operations`.
     pub places: Arc<Semaphore>,
@@ -38,18 +38,19 @@ pub struct RunningOperations {
 }
 
 impl RunningOperations {
-    /// Nothing yet; `max_operations` at a time.
+    /// No operation yet; `max_operations` at a time.
     pub fn new(max_operations: usize) -> Self {
         Self { places: Arc::new(Semaphore::new(max_operations)), ids: watch::Sender::default() }
     }
 
-    /// Returns when the operation is over here, too: its row says so a moment before its place is free.
+    /// Returns when the operation has ended on this node. Its row says so a little before its place is
+    /// free.
     async fn until_over(&self, id: i64) {
         let _ = self.ids.subscribe().wait_for(|ids| !ids.contains(&id)).await;
     }
 }
 
-/// Takes an operation off the list of those under way, however it ends.
+/// Removes an operation from the list on drop.
 struct ListedOperation(Arc<RunningOperations>, i64);
 
 impl ListedOperation {
@@ -69,7 +70,7 @@ impl Drop for ListedOperation {
     }
 }
 
-/// Tells which row the work is, once.
+/// Sends the id of the operation, once.
 struct OperationStarted(Mutex<Option<oneshot::Sender<i64>>>);
 
 #[async_trait]
@@ -83,9 +84,9 @@ impl Progress for OperationStarted {
     async fn step(&self, _: &str, _: &str) {}
 }
 
-/// Begins `order` and answers 202 with its operation; or with the outcome, if that is there within `wait`. What is wrong
-/// from the outset is told at once. A caller that leaves before anything was recorded has asked for nothing; from then
-/// on the work goes on by itself.
+/// Starts `command`. Answers 202 with its operation, or the outcome if that is ready within `wait`. Errors
+/// before the start are answered at once. If the caller disconnects before the operation is recorded,
+/// nothing runs; afterwards it completes.
 ///
 /// # Errors
 /// [`ApiError`].
@@ -94,7 +95,7 @@ pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Re
     let Ok(place) = caller.api.running.places.clone().try_acquire_owned() else {
         return Err(ApiError::new(
             "too_many_requests",
-            "as many operations are under way as max_operations of [http] allows; follow them at /v1/operations",
+            "max_operations of [http] is reached; see /v1/operations",
         ));
     };
     let (tell, begun) = oneshot::channel();
@@ -112,15 +113,15 @@ pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Re
         outcome = &mut work => return Ok(done(created, &outcome?)),
         Ok(id) = begun => id,
     };
-    info!(actor = caller.actor.name, command = title, subject, operation = id, "an operation begins");
+    info!(actor = caller.actor.name, command = title, subject, operation = id, "operation started");
     let actor = caller.actor.clone();
     let listed = ListedOperation::new(caller.api.running.clone(), id);
     let carried_on = tokio::spawn(async move {
         let outcome = work.await;
         if let Err(error) = &outcome {
-            warn!(command = title, subject, operation = id, %error, "an operation has failed");
+            warn!(command = title, subject, operation = id, %error, "operation failed");
             if let Err(error) = operations::note_error(&actor, id, error).await {
-                warn!(operation = id, %error, "the failure could not be recorded");
+                warn!(operation = id, %error, "cannot record the failure of the operation");
             }
         }
         drop((place, listed)); // in this order
@@ -136,7 +137,7 @@ pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Re
     Ok(response)
 }
 
-/// An operation as it stands, or as it stands when it is over, if that is within `wait`.
+/// The operation, once it has ended or after `wait`.
 ///
 /// # Errors
 /// [`AdminError::NotFound`], or the central database.

@@ -1,8 +1,9 @@
-//! The management API: `/v1`, for programs that look after tenants and logins.
+//! The management API `/v1`, for programs that manage tenants and logins.
 //!
-//! A request passes [`guard`] (room, time, key, role: the route's, from the table in `routes.rs`), becomes an order
-//! (`request_bodies.rs`), is carried out by `orders.rs` as any order is, and is answered (`answers.rs`); long work is answered
-//! with an operation to follow (`long_operations.rs`). The same table makes the OpenAPI document (`openapi.rs`).
+//! [`guard`] checks each request: limit, time, API key, role of the route (`routes.rs`). The body becomes
+//! an admin command (`request_bodies.rs`), which `admin/commands.rs` executes; `responses.rs` writes the
+//! answer. Long work is answered with an operation to follow (`long_operations.rs`). The table of routes
+//! also makes the OpenAPI document (`openapi.rs`).
 
 mod long_operations;
 mod openapi;
@@ -38,7 +39,7 @@ use crate::{
     data_path::proxy::Proxy,
 };
 
-/// What all requests share.
+/// Shared by all requests.
 #[derive(Clone)]
 pub struct Api {
     proxy: Arc<Proxy>,
@@ -47,7 +48,7 @@ pub struct Api {
     running: Arc<RunningOperations>,
 }
 
-/// Who asks, known by a key.
+/// The caller, authenticated by an API key.
 #[derive(Clone)]
 pub struct Caller {
     api: Api,
@@ -55,7 +56,7 @@ pub struct Caller {
     role: Role,
 }
 
-/// What a route asks of every request.
+/// The requirements of a route.
 #[derive(Clone)]
 struct Rules {
     api: Api,
@@ -63,17 +64,17 @@ struct Rules {
     query: &'static [&'static str],
 }
 
-/// `?wait=30s`: how long the caller is willing to wait for long work.
+/// `?wait=30s`: how long the caller waits for long work.
 #[derive(Clone, Copy)]
 struct MaxWait(Duration);
 
-/// Everything below `/v1`, and the words for paths that are nowhere.
+/// Routes below `/v1`, and the answers for unknown paths.
 pub fn router(proxy: Arc<Proxy>, context: AdminContext) -> Router {
     let config = proxy.config.load_full();
     let api = Api {
         proxy,
         context,
-        // A place stays for probes.
+        // One connection stays free for health probes.
         requests: Arc::new(Semaphore::new(
             config.limits.http_requests_max.min(config.limits.http_connections_max.saturating_sub(1)).max(1),
         )),
@@ -89,22 +90,22 @@ pub fn router(proxy: Arc<Proxy>, context: AdminContext) -> Router {
     router
         .layer(DefaultBodyLimit::max(config.limits.http_body_bytes_max))
         .method_not_allowed_fallback(async || {
-            ApiError::new("method_not_allowed", "this path knows other methods; see /v1/openapi.json")
+            ApiError::new("method_not_allowed", "method not allowed for this path; see /v1/openapi.json")
         })
         .fallback(async |uri: Uri| {
             ApiError::new("not_found", format!("there is nothing at {}; see /v1/openapi.json", uri.path()))
         })
 }
 
-/// Room, time, key, role; only then the route itself.
+/// Checks limit, time, key and role before the handler runs.
 async fn guard(State(rules): State<Rules>, request: Request, next: Next) -> Response {
     let Rules { api, role, query } = rules;
     let Ok(_place) = api.requests.clone().try_acquire_owned() else {
-        let words = "as many requests are under way as max_requests of [http] allows";
+        let words = "max_requests of [http] is reached";
         return ApiError::new("too_many_requests", words).into_response();
     };
     if !is_text(request.uri()) {
-        let words = "the path or what follows it is no UTF-8, or holds a NUL character, which no name has";
+        let words = "the path or query is not valid UTF-8 or contains a NUL character";
         return ApiError::new("malformed", words).into_response();
     }
     let config = api.proxy.config.load_full();
@@ -128,7 +129,7 @@ async fn guard(State(rules): State<Rules>, request: Request, next: Next) -> Resp
     tokio::time::timeout(limit + patience.0, next.run(request)).await.unwrap_or_else(|_| timed_out())
 }
 
-/// Whether what is percent-encoded in it is text as PostgreSQL knows it.
+/// Whether the decoded path and query are UTF-8 without NUL, as PostgreSQL's text.
 fn is_text(uri: &Uri) -> bool {
     let mut parts = uri.path_and_query().map_or("", |whole| whole.as_str()).split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -142,12 +143,12 @@ fn is_text(uri: &Uri) -> bool {
 }
 
 fn timed_out() -> Response {
-    let words = "not answered within request_timeout of [http]; nothing was begun";
+    let words = "not answered within request_timeout of [http]; nothing was started";
     ApiError::new("timeout", words).into_response()
 }
 
 fn forbidden(role: Role) -> ApiError {
-    ApiError::new("forbidden", format!("this takes a key with role {}", role.name()))
+    ApiError::new("forbidden", format!("this needs an API key with role {}", role.name()))
 }
 
 async fn recognise(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
@@ -161,20 +162,20 @@ async fn recognise(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
         return Err(ApiError::new("unauthorized", words));
     };
     let client = api.context.central.client().await.map_err(AdminError::from)?;
-    let Some(key) = api_keys::recognise(&**client, &presented).await? else {
+    let Some(key) = api_keys::authenticate(&**client, &presented).await? else {
         return Err(ApiError::new("unauthorized", "this API key is unknown, expired or revoked"));
     };
     let actor = api.context.actor(format!("api:{}", key.name));
     Ok(Caller { api: api.clone(), actor, role: key.role })
 }
 
-/// Refuses what the route does not know behind `?`: a misspelt filter must not answer everything.
+/// Refuses unknown query parameters: a misspelt filter must not return everything.
 fn patience(uri: &Uri, known: &[&str], config: &Config) -> Result<MaxWait, ApiError> {
     let mut patience = Duration::ZERO;
     for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if !known.contains(&key) {
-            let words = format!("nothing is called {key:?} here (there are: {})", known.join(", "));
+            let words = format!("unknown query parameter {key:?} (known: {})", known.join(", "));
             return Err(ApiError::new("invalid", words));
         }
         if key == "wait" {
@@ -187,19 +188,19 @@ fn patience(uri: &Uri, known: &[&str], config: &Config) -> Result<MaxWait, ApiEr
 }
 
 impl Caller {
-    /// Whether the caller's role allows the order.
+    /// Checks the role that the command needs.
     async fn admit(&self, command: &AdminCommand) -> Result<(), ApiError> {
         let role = command.role(&self.actor).await?;
         if self.role < role { Err(forbidden(role)) } else { Ok(()) }
     }
 
-    /// Has an order carried out that does not take long.
-    async fn carry_out(&self, command: AdminCommand) -> Result<Response, ApiError> {
+    /// Runs a command that does not take long.
+    async fn execute(&self, command: AdminCommand) -> Result<Response, ApiError> {
         self.admit(&command).await?;
         let (title, subject, created) = (command.title(), command.subject().to_owned(), creates(&command));
         let outcome = command.execute(&self.actor).await?;
         self.api.context.until_applied().await;
-        info!(actor = self.actor.name, command = title, subject, "an operator acts");
+        info!(actor = self.actor.name, command = title, subject, "admin command");
         Ok(done(created, &outcome))
     }
 }

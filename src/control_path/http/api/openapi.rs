@@ -32,7 +32,7 @@ pub fn document(routes: &[Route]) -> Value {
         "info": {
             "title": "pglobby management API",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Tenants, logins, hosts and keys. Every request takes an API key (pglobby api-key create).",
+            "description": "Tenants, logins, hosts and keys. Every request needs an API key (pglobby api-key create).",
             "license": { "name": "MIT OR Apache-2.0" },
         },
         "security": [{ "key": [] }],
@@ -66,7 +66,7 @@ fn operation(route: &Route) -> Value {
     responses[status.to_string()] = json!({ "description": "Done.", "content": content(schema) });
     if route.takes_long() {
         responses["202"] = json!({
-            "description": "Begun; follow the operation at Location.",
+            "description": "Started; follow the operation at Location.",
             "headers": { "Location": { "schema": { "type": "string" } } },
             "content": content(reference("Operation")),
         });
@@ -74,7 +74,7 @@ fn operation(route: &Route) -> Value {
     let mut operation = json!({
         "summary": route.summary,
         "operationId": operation_id(route),
-        "description": format!("Takes a key with role {} or more.", route.role.name()),
+        "description": format!("Needs an API key with role {} or higher.", route.role.name()),
         "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
         "responses": responses,
     });
@@ -97,9 +97,9 @@ fn operation_id(route: &Route) -> String {
 fn parameter(name: &str) -> &'static str {
     match name {
         "wait" => "How long to wait for the outcome, as 30s; without it, long work is answered with 202",
-        "dropped" => "true: tombstones, too",
-        "leave_host" => "true: nothing on the host is touched, which will never be reached again",
-        "with_database" => "true: the database of an adopted tenant goes, too",
+        "dropped" => "true: dropped tenants too",
+        "leave_host" => "true: the host is lost for good; nothing on it is changed",
+        "with_database" => "true: drop the database of an adopted tenant too",
         "tenant" => "Only of this tenant",
         "status" => "running, done, failed or undone",
         "before" => "Only those with a smaller id: the next page",

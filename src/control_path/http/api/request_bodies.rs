@@ -1,4 +1,4 @@
-//! What callers send: JSON, read strictly, and turned into an [`AdminCommand`] where it lies in the body alone.
+//! Request bodies: JSON, parsed strictly, turned into an [`AdminCommand`] where the body alone decides.
 
 use axum::{
     body::Bytes,
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// A body, read; an empty one counts as `{}`.
+/// A parsed body; an empty one counts as `{}`.
 pub struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
@@ -55,7 +55,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// Whether a text of this JSON has a NUL in it, which JSON can write in one way only.
+/// Whether a string of this JSON contains NUL, which has one spelling only.
 fn holds_nul(json: &[u8]) -> bool {
     let mut escaped = false;
     json.iter().enumerate().any(|(at, byte)| {
@@ -111,7 +111,7 @@ pub struct SuspendBody {
 }
 
 impl SuspendBody {
-    /// The order.
+    /// The command.
     pub fn of(self, name: String) -> AdminCommand {
         let sessions = match self.after_transaction {
             true => SuspendSessions::EndAfterTransaction,
@@ -125,7 +125,7 @@ impl SuspendBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenameBody {
-    /// What clients will ask for.
+    /// The new name.
     pub to: String,
 }
 
@@ -140,7 +140,7 @@ pub struct MoveBody {
 }
 
 impl MoveBody {
-    /// The order.
+    /// The command.
     ///
     /// # Errors
     /// A patience that is no duration.
@@ -208,7 +208,7 @@ impl TryFrom<NewLoginBody> for AdminCommand {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PasswordBody {
-    /// Without one, one is made.
+    /// Without it, one is generated.
     pub password: Option<SecretString>,
 }
 
@@ -225,7 +225,7 @@ pub struct GrantBody {
 }
 
 impl GrantBody {
-    /// The order.
+    /// The command.
     ///
     /// # Errors
     /// Nothing is named.
@@ -278,12 +278,12 @@ impl From<NewHostBody> for AdminCommand {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotateKeysBody {
-    /// Take keys from the ring that nothing is sealed with any more.
+    /// Remove keys that seal nothing any more.
     #[serde(default)]
     pub retire: bool,
 }
 
-/// A PATCH: settings with their new values, `null` for the default, as `set KEY=VALUE` takes them.
+/// A PATCH: settings with new values as `set KEY=VALUE` takes them; `null` restores the default.
 ///
 /// # Errors
 /// A value that is an object, or nothing at all.
@@ -309,7 +309,7 @@ pub fn settings(body: Map<String, Value>) -> Result<Vec<(String, String)>, ApiEr
     body.into_iter().map(pair).collect()
 }
 
-/// A value that cannot be.
+/// The error for an invalid value.
 pub fn invalid(message: &str) -> ApiError {
     ApiError::new("invalid", message)
 }

@@ -1,4 +1,4 @@
-//! What a caller is told: the objects of `--json`, and errors with a code that stays the same.
+//! Responses: the same objects as `--json` prints, and errors with stable codes.
 
 use axum::{
     Json,
@@ -16,7 +16,7 @@ use crate::control_path::admin::{
     commands::{AdminCommand, CommandOutcome},
 };
 
-/// Why a request was not fulfilled: `{"error": {"code", "message"}}`.
+/// An error: `{"error": {"code", "message"}}`.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -24,7 +24,7 @@ pub struct ApiError {
     message: String,
 }
 
-/// Every code with its status and meaning; documented, and not to be changed.
+/// Every code with its status and meaning. Documented; must not change.
 pub const CODES: [(&str, StatusCode, &str); 15] = [
     (
         "malformed",
@@ -36,7 +36,7 @@ pub const CODES: [(&str, StatusCode, &str); 15] = [
     ("not_found", StatusCode::NOT_FOUND, "no such tenant, login, host, operation or path"),
     ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, "the path knows other methods"),
     ("exists", StatusCode::CONFLICT, "it is there already"),
-    ("busy", StatusCode::CONFLICT, "somebody else is working on the same tenant"),
+    ("busy", StatusCode::CONFLICT, "another command works on the same tenant"),
     ("refused", StatusCode::CONFLICT, "its state does not allow it; the message says what to do"),
     ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "more than max_body"),
     ("invalid", StatusCode::UNPROCESSABLE_ENTITY, "a field, a name or a value that cannot be"),
@@ -48,7 +48,7 @@ pub const CODES: [(&str, StatusCode, &str); 15] = [
 ];
 
 impl ApiError {
-    /// One of [`CODES`], in words for this case.
+    /// An error with one of [`CODES`].
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         let known = CODES.iter().find(|(known, ..)| *known == code);
         let status = known.map_or(StatusCode::INTERNAL_SERVER_ERROR, |(_, status, _)| *status);
@@ -92,17 +92,17 @@ pub fn shown(value: &impl Serialize) -> Response {
     answered(StatusCode::OK, value)
 }
 
-/// What was done: 201 where something has come into being.
+/// The answer to a command: 201 if it created something.
 pub fn done(created: bool, outcome: &CommandOutcome) -> Response {
     answered(if created { StatusCode::CREATED } else { StatusCode::OK }, outcome)
 }
 
-/// An answer may hold a password, and is nobody's to keep in any case.
+/// Answers may contain passwords and must not be cached.
 pub fn answered(status: StatusCode, value: &impl Serialize) -> Response {
     (status, [(CACHE_CONTROL, "no-store")], Json(value)).into_response()
 }
 
-/// Whether an order brings something into being.
+/// Whether a command creates something.
 pub fn creates(command: &AdminCommand) -> bool {
     matches!(
         command,

@@ -1,5 +1,5 @@
-//! Every route: who may take it, what goes in and comes out, and what it does. The router and the OpenAPI document are
-//! both made of this table, so neither can have what the other lacks.
+//! The table of routes: role, request, answer and handler of each. Both the router and the OpenAPI document
+//! are made from it.
 
 use std::collections::HashMap;
 
@@ -27,21 +27,21 @@ use crate::control_path::{
     secrets::{key_rotation, scram_verifier::LoginPassword},
 };
 
-/// One route, for the router, the guard and the document.
+/// One route.
 pub struct Route {
     /// `GET`, `POST`, `PATCH`, `DELETE`.
     pub method: &'static str,
-    /// With `{name}` where a name stands.
+    /// The path, with `{name}` for a name.
     pub path: &'static str,
-    /// The least role that may take it.
+    /// The lowest role that may use it.
     pub role: Role,
     /// For the document.
     pub summary: &'static str,
-    /// Names of what may stand behind `?`.
+    /// Known query parameters.
     pub query: &'static [&'static str],
-    /// The schema of the body, where there is one.
+    /// Schema of the body, if there is one.
     pub body: Option<&'static str>,
-    /// Status and schema of the answer; a schema in brackets is a list of it.
+    /// Status and schema of the answer; brackets mean a list.
     pub answer: (u16, &'static str),
     /// What it does.
     pub handler: MethodRouter,
@@ -66,7 +66,7 @@ impl Route {
         Self { body: Some(body), ..self }
     }
 
-    /// Whether the answer may be an operation to follow.
+    /// Whether the answer may be an operation.
     pub fn takes_long(&self) -> bool {
         self.query.contains(&"wait") && self.method != "GET"
     }
@@ -125,7 +125,7 @@ fn tenants_routes() -> Vec<Route> {
             (200, "Tenant"),
             "Open a suspended tenant",
             post(async |Path(name), Extension(caller): Extension<Caller>| -> RouteResult {
-                caller.carry_out(AdminCommand::ResumeTenant { name }).await
+                caller.execute(AdminCommand::ResumeTenant { name }).await
             }),
         ),
         Route::new(
@@ -177,7 +177,7 @@ async fn set_tenant(
     Extension(caller): Extension<Caller>,
     Body(body): Body<Map<String, Value>>,
 ) -> RouteResult {
-    caller.carry_out(AdminCommand::SetTenant { name, settings: settings(body)? }).await
+    caller.execute(AdminCommand::SetTenant { name, settings: settings(body)? }).await
 }
 
 async fn drop_tenant(
@@ -195,7 +195,7 @@ async fn suspend(
     Extension(caller): Extension<Caller>,
     Body(body): Body<SuspendBody>,
 ) -> RouteResult {
-    caller.carry_out(body.of(name)).await
+    caller.execute(body.of(name)).await
 }
 
 async fn rotate(
@@ -211,7 +211,7 @@ async fn rename(
     Extension(caller): Extension<Caller>,
     Body(body): Body<RenameBody>,
 ) -> RouteResult {
-    caller.carry_out(AdminCommand::RenameTenant { name, to: body.to }).await
+    caller.execute(AdminCommand::RenameTenant { name, to: body.to }).await
 }
 
 async fn move_tenant(
@@ -253,7 +253,7 @@ fn logins_routes() -> Vec<Route> {
             (200, "Gone"),
             "Remove a login; its sessions end",
             delete(async |Path(name), Extension(caller): Extension<Caller>| -> RouteResult {
-                caller.carry_out(AdminCommand::DropLogin { name }).await
+                caller.execute(AdminCommand::DropLogin { name }).await
             }),
         ),
         Route::new(
@@ -278,7 +278,7 @@ async fn list_logins(Extension(caller): Extension<Caller>, query: Query) -> Rout
 }
 
 async fn create_login(Extension(caller): Extension<Caller>, Body(body): Body<NewLoginBody>) -> RouteResult {
-    caller.carry_out(body.try_into()?).await
+    caller.execute(body.try_into()?).await
 }
 
 async fn show_login(Path(name): Path<String>, Extension(caller): Extension<Caller>) -> RouteResult {
@@ -290,7 +290,7 @@ async fn set_login(
     Extension(caller): Extension<Caller>,
     Body(body): Body<Map<String, Value>>,
 ) -> RouteResult {
-    caller.carry_out(AdminCommand::SetLogin { name, settings: settings(body)? }).await
+    caller.execute(AdminCommand::SetLogin { name, settings: settings(body)? }).await
 }
 
 async fn set_password(
@@ -299,7 +299,7 @@ async fn set_password(
     Body(body): Body<PasswordBody>,
 ) -> RouteResult {
     caller
-        .carry_out(AdminCommand::SetPassword {
+        .execute(AdminCommand::SetPassword {
             name,
             password: LoginPassword::given_or_generated(body.password),
         })
@@ -311,14 +311,14 @@ async fn grant<const GRANT: bool>(
     Extension(caller): Extension<Caller>,
     Body(body): Body<GrantBody>,
 ) -> RouteResult {
-    caller.carry_out(body.of(name, GRANT)?).await
+    caller.execute(body.of(name, GRANT)?).await
 }
 
 async fn disable<const DISABLED: bool>(
     Path(name): Path<String>,
     Extension(caller): Extension<Caller>,
 ) -> RouteResult {
-    caller.carry_out(AdminCommand::DisableLogin { name, disabled: DISABLED }).await
+    caller.execute(AdminCommand::DisableLogin { name, disabled: DISABLED }).await
 }
 
 fn estate_routes() -> Vec<Route> {
@@ -341,7 +341,7 @@ fn estate_routes() -> Vec<Route> {
             (200, "Gone"),
             "Forget a host that no tenant lives on",
             delete(async |Path(name), Extension(caller): Extension<Caller>| -> RouteResult {
-                caller.carry_out(AdminCommand::RemoveHost { name }).await
+                caller.execute(AdminCommand::RemoveHost { name }).await
             }),
         ),
         Route::new(
@@ -368,7 +368,7 @@ async fn list_hosts(Extension(caller): Extension<Caller>) -> RouteResult {
 }
 
 async fn add_host(Extension(caller): Extension<Caller>, Body(body): Body<NewHostBody>) -> RouteResult {
-    caller.carry_out(body.into()).await
+    caller.execute(body.into()).await
 }
 
 async fn set_host(
@@ -382,7 +382,7 @@ async fn set_host(
         Some(_) => return Err(invalid("admin_password is a text")),
     };
     let settings = if body.is_empty() && password.is_some() { Vec::new() } else { settings(body)? };
-    caller.carry_out(AdminCommand::SetHost { name, settings, password }).await
+    caller.execute(AdminCommand::SetHost { name, settings, password }).await
 }
 
 async fn list_keys(Extension(caller): Extension<Caller>) -> RouteResult {
@@ -421,7 +421,7 @@ fn record_routes() -> Vec<Route> {
             ("GET", "/v1/audit"),
             Viewer,
             (200, "[AuditEntry]"),
-            "Who did what, newest first",
+            "Audit log, newest first",
             get(list_audit),
         )
         .query(&["tenant", "before", "limit"]),
@@ -450,7 +450,7 @@ async fn list_audit(Extension(caller): Extension<Caller>, query: Query) -> Route
     Ok(shown(&audit::list(&caller.actor, query.get("tenant").map(String::as_str), before, limit).await?))
 }
 
-/// Rows in one answer, where the caller does not say; and at most.
+/// Default and maximum of rows in one answer.
 const PAGE_ROWS: i64 = 100;
 const PAGE_ROWS_MAX: i64 = 1000;
 
