@@ -257,8 +257,8 @@ async fn what_cannot_be_adopted_says_why() {
     let named = |database: &str| AdoptTenant { database: Some(database.to_owned()), ..adopt_acme() };
     for (wanted, words) in [
         (named("nowhere"), "there is no database"),
-        (named("theirs"), "cannot act for"),
-        (named("acme_production"), "cannot act for"),
+        (named("theirs"), "no member of that role"),
+        (named("acme_production"), "no member of that role"),
         (named("central"), "central database"),
         (named("template1"), "reserved"),
     ] {

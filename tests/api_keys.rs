@@ -61,7 +61,7 @@ async fn keys_by_commands() {
     assert!(listed[0].get("key").is_none());
     for (arguments, says) in [
         (&["api-key", "create", "deploy", "--role", "viewer"][..], "already"),
-        (&["api-key", "create", "late", "--role", "viewer", "--expires", "2020-01-01"], "expired already"),
+        (&["api-key", "create", "late", "--role", "viewer", "--expires", "2020-01-01"], "is in the past"),
         (&["api-key", "create", "", "--role", "viewer"], "needs a name"),
         (&["api-key", "revoke", "deplyo"], "did you mean \"deploy\"?"),
     ] {

@@ -10,7 +10,8 @@ use pglobby::{
     config::{Config, TlsMode},
     data_path::{
         server::{
-            DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel,
+            DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause, open,
+            send_cancel,
         },
         session_state::Settings,
         tenant::{Credential, Host, HostAddress},
@@ -73,7 +74,7 @@ impl Server {
         Host { name: "secret_host".to_owned(), address, tls_mode, tls_root_ca, max_connections: None }
     }
 
-    async fn open(&self) -> Result<Opened, DialError> {
+    async fn open(&self) -> Result<NewConnection, DialError> {
         self.open_with("acme_db", PASSWORD, None).await
     }
 
@@ -82,12 +83,12 @@ impl Server {
         database: &str,
         password: &str,
         statement_timeout: Option<Duration>,
-    ) -> Result<Opened, DialError> {
+    ) -> Result<NewConnection, DialError> {
         let credential =
             Credential { username: "acme_rw".to_owned(), password: SecretString::from(password) };
         let host = self.host();
         let startup = Settings::default();
-        let target = Target {
+        let target = DialTarget {
             host: &host,
             tenant: "acme",
             database,
@@ -102,7 +103,7 @@ impl Server {
     /// Why it cannot be opened: for the operator, and for the client (SQLSTATE, reason).
     async fn refusal(&self, database: &str, password: &str) -> (DialError, String, String) {
         let error = self.open_with(database, password, None).await.map(|_| ()).expect_err("refused");
-        let refusal = error.to_refusal();
+        let refusal = error.client_error();
         let sqlstate = refusal.sqlstate().to_owned();
         let told = refusal.to_string();
         for hidden in ["acme_rw", "acme_db", "secret_host", "127.0.0.1", PASSWORD] {
@@ -123,12 +124,12 @@ fn options(require_auth: &str) -> DialOptions {
     DialOptions::new(&Config::read(&text, None, &|_| None).unwrap()).unwrap()
 }
 
-async fn send(opened: &mut Opened, sql: &str) {
+async fn send(opened: &mut NewConnection, sql: &str) {
     opened.stream.write_all(&message(b'Q', &c_string(sql))).await.unwrap();
     opened.stream.flush().await.unwrap();
 }
 
-async fn answers(opened: &mut Opened) -> Vec<Message> {
+async fn answers(opened: &mut NewConnection) -> Vec<Message> {
     let mut seen: Vec<Message> = Vec::new();
     while seen.last().is_none_or(|last| last.tag != b'Z') {
         let tag = in_time("a message", opened.stream.read_u8()).await.unwrap();
@@ -140,12 +141,12 @@ async fn answers(opened: &mut Opened) -> Vec<Message> {
 }
 
 /// The first value of a statement's answer.
-async fn ask(opened: &mut Opened, sql: &str) -> String {
+async fn ask(opened: &mut NewConnection, sql: &str) -> String {
     send(opened, sql).await;
     rows(&answers(opened).await)[0][0].clone().unwrap()
 }
 
-async fn is_encrypted(opened: &mut Opened) -> bool {
+async fn is_encrypted(opened: &mut NewConnection) -> bool {
     ask(opened, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await == "t"
 }
 
@@ -229,7 +230,7 @@ async fn each_tls_mode_verifies_what_libpq_verifies() {
             Ok(mut opened) => assert_eq!(Some(is_encrypted(&mut opened).await), encrypted, "{what}"),
             Err(error) => {
                 assert!(matches!(error.cause, DialCause::Tls(_)) && encrypted.is_none(), "{what}: {error}");
-                let refusal = error.to_refusal();
+                let refusal = error.client_error();
                 assert_eq!(refusal.sqlstate(), "08006");
                 assert!(!refusal.to_string().contains(folder.path().to_str().unwrap()), "{refusal}");
             }
@@ -273,7 +274,7 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
     let credential =
         Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD.to_owned()) };
     let host = server.host();
-    let target = Target {
+    let target = DialTarget {
         tenant: "acme",
         host: &host,
         database: "no_such",
@@ -284,7 +285,7 @@ async fn what_the_server_says_reaches_the_client_without_names_and_never_doubts_
     };
     let error = open(&target, &options("scram-sha-256")).await.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("\"no_such\" does not exist"), "{error}");
-    let refusal = error.to_refusal();
+    let refusal = error.client_error();
     assert_eq!(refusal.sqlstate(), "3D000");
     assert!(!refusal.to_string().contains("no_such"), "{refusal}");
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::CommandFactory as _;
-use pglobby::{cli::Cli, data_path::exchange::pending_replies::Pins};
+use pglobby::{cli::Cli, data_path::session_state::pins::Pins};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -31,7 +31,7 @@ fn payloads(messages: &[Message]) -> Vec<String> {
 
 /// Connections that listen in the tenant's database, seen from behind the proxy.
 async fn ears(behind: &Client) -> String {
-    behind.ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby ear'").await
+    behind.ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby listener'").await
 }
 
 /// Waits until `sql`, asked behind the proxy, says `answer`.
@@ -86,7 +86,8 @@ async fn many_listen_on_two_servers_and_all_hear_everything_in_order() {
     }
     assert_eq!(proxy.metric(r#"pglobby_pins{reason="listen"}"#).await, 0.0);
     join_all(listeners.into_iter().map(Client::leave)).await;
-    until(&behind, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby ear'", "0").await;
+    until(&behind, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby listener'", "0")
+        .await;
 }
 
 /// Hangfire, Oban, pgx and others tell themselves apart from others by the order of messages and by the process number.
@@ -147,7 +148,7 @@ async fn listen_and_unlisten_take_effect_at_commit() {
     assert_eq!(support::wire::rows(&client.query(listening).await)[0][0], None);
     until(
         &proxy.behind("acme").await,
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby ear'",
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby listener'",
         "0",
     )
     .await;
@@ -244,7 +245,7 @@ async fn clients_that_listened_are_told_when_the_listening_connection_is_lost() 
     busy.query("BEGIN").await;
 
     behind
-        .ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pglobby ear'")
+        .ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pglobby listener'")
         .await;
 
     let end = idle.until_end().await;
@@ -332,7 +333,8 @@ async fn listeners_notice_nothing_when_their_pool_is_replaced() {
         }
     };
     tokio::time::timeout(4 * PATIENCE, async { tokio::join!(talking, replacing, listening) }).await.unwrap();
-    until(&behind, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby ear'", "1").await;
+    until(&behind, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby listener'", "1")
+        .await;
     assert_eq!(payloads(&client.query("NOTIFY news, 'own'").await), ["own"]);
 }
 
@@ -350,7 +352,7 @@ async fn suspended_and_paused_listeners_are_told_why() {
     assert!(end[0].field(b'M').unwrap().contains("unpaid"), "{end:?}");
     until(
         &proxy.behind("acme").await,
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby ear'",
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby listener'",
         "0",
     )
     .await;

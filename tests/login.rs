@@ -440,7 +440,7 @@ async fn while_the_central_database_is_away_a_stranger_sees_what_a_known_login_s
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
     assert_eq!(proxy.caller("remembered", "x", "acme").refusal().await, "28P01");
     proxy.cluster.stop();
-    proxy.logged("not hearing of changes").await;
+    proxy.logged("cannot follow changes").await;
     let mut views = Vec::new();
     // Known and remembered; nobody's and remembered as such; known and not remembered; nobody's.
     for user in ["acme_user", "remembered", "later", "nobody"] {

@@ -7,7 +7,7 @@ mod support;
 use pglobby::{
     config::{Config, TlsMode},
     data_path::{
-        server::{DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open},
+        server::{DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause, open},
         session_state::Settings,
         tenant::{Credential, Host, HostAddress},
     },
@@ -52,7 +52,7 @@ impl Server {
         }
     }
 
-    async fn open(&self, name: Option<&str>) -> Result<Opened, DialError> {
+    async fn open(&self, name: Option<&str>) -> Result<NewConnection, DialError> {
         self.open_within(name, "20s").await
     }
 
@@ -60,11 +60,11 @@ impl Server {
         &self,
         name: Option<&str>,
         server_connect_timeout: &str,
-    ) -> Result<Opened, DialError> {
+    ) -> Result<NewConnection, DialError> {
         let credential =
             Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
         let host = self.host(name);
-        let target = Target {
+        let target = DialTarget {
             host: &host,
             tenant: "acme",
             database: "acme_db",
@@ -77,7 +77,7 @@ impl Server {
     }
 
     /// Whether the connection is encrypted, as the server sees it.
-    async fn sees_tls(&self, opened: &Opened) -> bool {
+    async fn sees_tls(&self, opened: &NewConnection) -> bool {
         let sql = format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {}", opened.process_id);
         self.cluster.client("postgres").await.ask(&sql).await == "t"
     }
@@ -121,9 +121,9 @@ async fn a_server_that_answers_nothing_costs_the_timeout_and_one_that_is_down_no
     server.cluster.stop();
     let error = server.open(Some("127.0.0.1")).await.unwrap_err();
     assert_eq!(
-        error.to_refusal().to_string(),
+        error.client_error().to_string(),
         "could not connect to the tenant's database: connection refused"
     );
-    assert_eq!(error.to_refusal().sqlstate(), "08006");
+    assert_eq!(error.client_error().sqlstate(), "08006");
     assert!(server.open(None).await.is_err());
 }

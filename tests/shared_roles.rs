@@ -258,7 +258,7 @@ async fn settings_of_a_role_that_is_not_ours_are_left_alone_without_a_word() {
         assert_eq!(proxy.client("acme").ask("SHOW work_mem").await, "8MB");
     }
     assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="failed"}"#).await, 0.0);
-    assert!(!proxy.log().contains("could not be put right"));
+    assert!(!proxy.log().contains("cannot repair a tenant's roles"));
 }
 
 /// What cannot be put right is told to whoever waits, in the server's words, and is not tried again and again.
@@ -271,7 +271,7 @@ async fn roles_that_are_not_ours_are_left_alone_and_everybody_is_told() {
         let error = proxy.client("acme").try_connect().await.err().expect("refused");
         assert_eq!(sqlstate(&error), "08006");
     }
-    proxy.logged("could not be put right").await;
+    proxy.logged("cannot repair a tenant's roles").await;
     assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="failed"}"#).await, 1.0);
     assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 0.0);
 }

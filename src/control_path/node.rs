@@ -31,13 +31,10 @@ use crate::{
     },
     data_path::{
         directory::Directory as _,
-        login::{
-            failed_logins::FailedLogins,
-            listener::{Accepting, Listeners},
-        },
-        pool::{Looking, PoolMaking, TenantPools},
+        listener::{Accepting, Listeners},
+        login::{failed_logins::FailedLogins, password_pace::PasswordPace},
+        pool::{BeforeFirstPool, TenantLookup, TenantPools},
         proxy::Proxy,
-        relay::own_password::PasswordPace,
         server::DialOptions,
         sessions::{registry::Sessions, timeouts},
         tenant::Change,
@@ -89,7 +86,8 @@ impl Node {
     /// Checks the configuration, binds, and serves.
     ///
     /// # Errors
-    /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served then.
+    /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served
+    /// then.
     pub async fn start(config: Config) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;
@@ -137,7 +135,11 @@ impl Node {
         let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone(), directory.clone(), barrier)),
             tokio::spawn(maintain(proxy.clone(), window)),
-            tokio::spawn(timeouts::watch(proxy.clone())),
+            tokio::spawn(timeouts::watch(
+                proxy.sessions.clone(),
+                proxy.config.clone(),
+                workers.all().to_vec(),
+            )),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
@@ -252,7 +254,7 @@ fn client_tls(config: &Config) -> Result<Option<ClientTlsAcceptor>, NodeError> {
 }
 
 /// Grants access to an adopted tenant's tables before its first pool is made.
-fn grants(context: AdminContext) -> PoolMaking {
+fn grants(context: AdminContext) -> BeforeFirstPool {
     Arc::new(move |tenant| {
         let actor = context.actor("pglobby");
         Box::pin(async move { complete_grants(&actor, tenant.id).await.map_err(|error| causes(&error)) })
@@ -260,7 +262,7 @@ fn grants(context: AdminContext) -> PoolMaking {
 }
 
 /// Reads a tenant's row again. `FOR SHARE` waits for a change of the row that is not yet committed.
-fn looking(central: Central, directory: Arc<CentralDirectory>) -> Looking {
+fn looking(central: Central, directory: Arc<CentralDirectory>) -> TenantLookup {
     Arc::new(move |id| {
         let (central, directory) = (central.clone(), directory.clone());
         Box::pin(async move {

@@ -1,4 +1,5 @@
-//! Logs waits for a server that reached `query_wait_timeout`, once per tenant in [`EVERY`], with how many there were.
+//! Logs waits for a server that reached `query_wait_timeout`, once per tenant in [`EVERY`], with how many
+//! there were.
 
 use std::{
     collections::HashMap,
@@ -32,7 +33,7 @@ impl TimedOutWaits {
             return;
         }
         self.looked_at = Instant::now();
-        for done in pools.done() {
+        for done in pools.totals() {
             let total = done.stats.waits_timed_out.load(Relaxed);
             if total == 0 {
                 continue;

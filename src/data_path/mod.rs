@@ -3,6 +3,7 @@
 pub mod directory;
 pub mod exchange;
 pub mod functions;
+pub mod listener;
 pub mod login;
 pub mod memory_limit;
 pub mod pool;
@@ -10,6 +11,7 @@ pub mod prepared;
 pub mod proxy;
 pub mod relay;
 pub mod server;
+pub mod session_start;
 pub mod session_state;
 pub mod sessions;
 pub mod sql;
@@ -56,13 +58,11 @@ pub async fn serve_client(mut stream: Stream, visitor: Visitor, proxy: Arc<Proxy
     match login {
         Ok(Some((hello, Proven { login, destination, unsent }))) => match destination {
             Destination::Tenant { tenant, access } => {
-                self::login::session_start::open_session(
-                    stream, visitor, proxy, hello, login, tenant, access, unsent,
-                )
-                .await;
+                session_start::open_session(stream, visitor, proxy, hello, login, tenant, access, unsent)
+                    .await;
             }
             Destination::Lobby => {
-                self::login::session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await
+                session_start::open_lobby(stream, visitor, proxy, hello, login, unsent).await
             }
             Destination::Console { read_only } => {
                 let console = proxy.console.clone();

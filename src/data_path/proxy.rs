@@ -13,13 +13,13 @@ use crate::{
             connection_limits::{Door, Visitor},
             failed_logins::FailedLogins,
             login_turns::LoginTurns,
+            password_pace::PasswordPace,
             startup::Hello,
             tenant_routing::{access_to, admit},
         },
-        pool::TenantPools,
-        relay::own_password::PasswordPace,
+        pool::{Pool, Present, TenantPools},
         sessions::registry::{SessionHandle, Sessions},
-        tenant::{Change, Login, allowed_from},
+        tenant::{Access, Change, Login, Tenant, allowed_from},
         worker::Worker,
     },
     error::ClientError,
@@ -187,6 +187,23 @@ impl Proxy {
                 tenant.map_or(Some(ClientError::AdminShutdown), |tenant| admit(&tenant).err())
         {
             session.end(ClientError::Ended(refusal.to_string()));
+        }
+    }
+
+    /// The tenant's pool and a place in it, if there is room for one more session.
+    pub(in crate::data_path) async fn enter_pool(
+        &self,
+        tenant: &Arc<Tenant>,
+        access: Access,
+    ) -> Result<(Arc<Pool>, Present), ClientError> {
+        let pool = self.pools.of(tenant, access).await?;
+        let limit = match tenant.max_clients {
+            Some(limit) => limit as usize,
+            None => self.config.load().limits.max_db_client_connections,
+        };
+        match pool.stats.enter(limit) {
+            Some(present) => Ok((pool, present)),
+            None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
         }
     }
 }

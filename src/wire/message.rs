@@ -120,3 +120,10 @@ pub fn close_statement(name: &[u8], out: &mut Vec<u8>) {
         append_cstr(out, name);
     });
 }
+
+/// A PostgreSQL array, as text.
+pub fn array_literal<'v>(values: impl Iterator<Item = &'v str>) -> String {
+    let quoted: Vec<String> =
+        values.map(|value| format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))).collect();
+    format!("{{{}}}", quoted.join(","))
+}

@@ -4,6 +4,7 @@ pub mod frame;
 pub mod message;
 pub mod message_reader;
 pub mod outgoing;
+pub mod server_error;
 pub mod stream;
 pub mod tls;
 pub mod unsent;

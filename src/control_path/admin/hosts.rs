@@ -11,10 +11,12 @@ use super::{
     host_connection::HostAdmin,
     tenants::SERVERS_MAX,
 };
-use crate::config::TlsMode;
-use crate::control_path::{
-    onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
-    secrets::seal::SecretLocation,
+use crate::{
+    config::TlsMode,
+    control_path::{
+        onboarding::names::{NAME_BYTES_MAX, check_identifier, ident},
+        secrets::seal::SecretLocation,
+    },
 };
 
 described! {

@@ -88,7 +88,7 @@ pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleErr
     for tenant in tenants::list(actor, false).await? {
         let host = hosts.get(&tenant.host);
         let size = tenant.pool_size.unwrap_or_else(|| number(config.pool.default_pool_size));
-        let halts = &proxy.pools.halts;
+        let pauses = &proxy.pools.pauses;
         let halted =
             |asked: &dyn Fn(i64) -> bool| i32::from(ids.get(&tenant.name).is_some_and(|id| asked(*id)));
         table.rows.push(vec![
@@ -107,8 +107,8 @@ pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleErr
             servers.get(&tenant.name).copied().unwrap_or(0).into(),
             tenant.max_clients.unwrap_or_else(|| number(config.limits.max_db_client_connections)).into(),
             sessions.get(&tenant.name).copied().unwrap_or(0).into(),
-            if halts.all_paused() { 1 } else { halted(&|id| halts.is_paused(id)) }.into(),
-            halted(&|id| halts.is_disabled(id)).into(),
+            if pauses.all_paused() { 1 } else { halted(&|id| pauses.is_paused(id)) }.into(),
+            halted(&|id| pauses.is_disabled(id)).into(),
             tenant.status.into(),
         ]);
     }
@@ -117,7 +117,7 @@ pub async fn databases(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleErr
 
 /// Ids of tenants that are paused or disabled by name.
 async fn halted(actor: &Actor, pools: &TenantPools) -> Result<HashMap<String, i64>, ConsoleError> {
-    let named = pools.halts.named();
+    let named = pools.pauses.named();
     if named.is_empty() {
         return Ok(HashMap::new());
     }

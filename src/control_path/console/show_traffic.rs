@@ -371,7 +371,7 @@ pub fn totals(pools: &TenantPools, window: &StatsWindow) -> Table {
 
 /// SHOW STATE.
 pub fn state(pools: &TenantPools) -> Table {
-    let paused = pools.halts.all_paused();
+    let paused = pools.pauses.all_paused();
     let word = |truth| Cell::from(if truth { "yes" } else { "no" });
     let mut table = Table::new(&[("key", Kind::Text), ("value", Kind::Text)]);
     table.rows = vec![

@@ -56,7 +56,7 @@ pub fn add(sum: &mut Counts, more: &Counts) {
 /// Counters of all tenants since the process started.
 pub fn by_tenant(pools: &TenantPools) -> BTreeMap<i64, (String, Counts)> {
     let mut tenants = BTreeMap::new();
-    for done in pools.done() {
+    for done in pools.totals() {
         let (_, sum) = tenants.entry(done.tenant_id).or_insert_with(|| (done.tenant.clone(), [0; ALL]));
         add(sum, &of(&done.stats));
     }
@@ -95,6 +95,6 @@ mod tests {
         assert_eq!(averages[QUERIES], 10);
         assert_eq!(averages[TRANSACTION_TIME], 100);
         assert_eq!(averages[QUERY_TIME], 20);
-        assert_eq!(averages[WAIT_TIME], 0, "nobody was given a server");
+        assert_eq!(averages[WAIT_TIME], 0, "no server was lent");
     }
 }

@@ -17,9 +17,9 @@ use prometheus_client::{
 
 use super::process_metrics::Process;
 use crate::data_path::{
-    exchange::pending_replies::Pins,
     pool::stats::{BUCKET_BOUNDS_US, Histogram, PoolStats},
     proxy::Proxy,
+    session_state::pins::Pins,
     sessions::registry::{Doing, SessionHandle},
 };
 
@@ -153,7 +153,7 @@ impl Collector {
         let mut sums: BTreeMap<String, Sum> = BTreeMap::new();
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = self.proxy.config.load().limits.metrics_tenants_max;
-        let mut done = self.proxy.pools.done();
+        let mut done = self.proxy.pools.totals();
         done.sort_by_key(|done| done.tenant_id);
         for done in &done {
             if named.len() < limit {

@@ -23,7 +23,7 @@ use crate::{
         central::causes,
     },
     data_path::{
-        pool::Mending,
+        pool::RoleRepair,
         server::{IdentityTrouble, TroubleKind},
         tenant::Tenant,
     },
@@ -97,7 +97,7 @@ impl RepairLimits {
 }
 
 /// The function that pools call when a host refuses them. The repair runs in a task of its own.
-pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> Mending {
+pub fn mending(context: AdminContext, metrics: Arc<Metrics>) -> RoleRepair {
     let turns: Arc<Mutex<RepairLimits>> = Arc::default();
     let runtime = tokio::runtime::Handle::current();
     Arc::new(move |tenant, trouble| {

@@ -5,8 +5,9 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{
     client_side::{Rules, violation},
     ensure_prepared::{AWAITS, Brought, Hold},
-    pending_replies::{Asked, Naming, Whose},
-    return_to_tenant::Bounds,
+    pending_replies::{Asked, Whose},
+    prepare::ask_shape,
+    return_to_tenant::{Bounds, Stance},
     sequences::{Advances, note_sequences},
     server_side::ServerSide,
     sql_prepare::{Rewritten, SettingsOf},
@@ -16,12 +17,11 @@ use crate::{
     data_path::{
         functions::Seen,
         prepared::{
-            ClientStatements, ServerStatements, Statement, parse_settings::ParseSettings, rename,
+            ClientStatements, Naming, Statement, parse_settings::ParseSettings, rename,
             sql_prepare_effects::disowned,
         },
         session_state::{Settings, side_effects::Aftermath, state_query::Doubts},
         sql::Characters,
-        tenant_switch::Stance,
     },
     error::ClientError,
     wire::{
@@ -178,12 +178,12 @@ impl Requests<'_, '_> {
                 Err(limit) => return self.refuse(b'Q', limit),
             };
             if let Some(Rewritten { text, requires, deeds, .. }) = rewritten {
-                let (statements, lease, here) = self.server.parts(self.under, self.startup);
+                let mut preparer = self.server.preparer(self.under, self.startup);
                 for statement in &requires {
-                    statements.ensure_for_query(statement, here, lease, self.out);
+                    preparer.ensure_for_query(statement, self.out);
                 }
-                statements.make_room(deeds.prepared(), lease, self.out.build());
-                deeds.expect(self.statements, statements);
+                preparer.make_room(deeds.prepared(), self.out.build());
+                deeds.expect(self.statements, preparer.statements);
                 self.ask(Asked::Query(Some(Box::new(deeds))));
                 append(self.out.build(), b'Q', |out| append_cstr(out, &text));
                 return GOES_ON;
@@ -241,8 +241,7 @@ impl Requests<'_, '_> {
         }
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well, and says what PostgreSQL says.
-            let (statements, lease, here) = self.server.parts(self.under, self.startup);
-            statements.ensure(&taken, here, lease, self.out);
+            self.server.preparer(self.under, self.startup).ensure(&taken, self.out);
             let naming = Naming { client_name: Some(name.into()), statement: taken.clone() };
             self.ask(Asked::ParseTaken(Box::new(naming)));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
@@ -275,7 +274,7 @@ impl Requests<'_, '_> {
     /// The Parse of a statement goes to the server under our name for it.
     pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
-        self.server.statements.make_room_for(&statement, &mut self.server.lease, self.out.build());
+        self.server.preparer(self.under, self.startup).make_room_for(&statement, self.out.build());
         let naming = Naming { client_name: Some(name.into()), statement: statement.clone() };
         if self.server.lease.ask(Asked::Parse(Some(Box::new(naming))), Whose::Client) {
             self.server.statements.queued(&statement, self.server.lease.batch());
@@ -284,7 +283,7 @@ impl Requests<'_, '_> {
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
         let ServerSide { lease, .. } = &mut *self.server;
-        ServerStatements::ask_shape(&statement, Some(name), Whose::Follow, lease, self.out.build());
+        ask_shape(&statement, Some(name), Whose::Follow, lease, self.out.build());
     }
 
     fn bind(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<Hold>, ClientError> {
@@ -461,7 +460,7 @@ fn note(aftermath: &Aftermath, alone: bool, advances: &mut Advances, rules: &Rul
 fn note_calls(text: &[u8], seen: Option<&Seen>, rules: &Rules, server: &mut ServerSide) {
     if !rules.catalogue.is_plain() {
         let tangled = server.lexing().characters != Characters::AsciiSafe;
-        rules.catalogue.note(text, tangled, seen, &mut server.uncertain);
+        server.uncertain.note_calls(&rules.catalogue, text, tangled, seen);
     }
 }
 

@@ -3,19 +3,24 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::Requests, return_to_tenant::Bounds, sequences::Advances, server_side::ServerSide,
+    client_messages::Requests,
+    restore_settings::prelude,
+    return_to_tenant::{Bounds, Stance},
+    sequences::Advances,
+    server_side::ServerSide,
     skipped_messages::LeftOut,
 };
 use crate::{
     data_path::{
         functions::Catalogue,
         memory_limit::{Account, Charge},
-        pool::role_settings::{Begun, SessionStart},
         prepared::{ClientStatements, parse_settings::ParseSettings, shared_statements::StatementTable},
         session_state::{
-            Settings, identity::Identity, parameter_status::Reported, restore_settings::prelude,
+            Settings,
+            identity::Identity,
+            parameter_status::Reported,
+            role_settings::{Begun, SessionStart},
         },
-        tenant_switch::Stance,
     },
     error::{ClientError, RequestError},
     wire::{
@@ -196,10 +201,11 @@ impl ClientSide {
             server.begins_with(self, out);
             server.part_sequences_first(&self.advances, &self.rules, out);
         }
-        let ServerSide { statements, lease, applied, ours, .. } = server;
-        if begins && statements.has_own_names() {
-            statements.put_own_names_away(&self.statements, lease, out.build());
+        if begins && server.statements.has_own_names() {
+            let mut preparer = server.preparer(&self.parse_settings.0, &self.startup);
+            preparer.put_own_names_away(&self.statements, out.build());
         }
+        let ServerSide { statements, lease, applied, ours, .. } = server;
         if !Arc::ptr_eq(applied, &self.wanted) {
             if prelude(applied, &self.wanted, ours, lease, out.build()) {
                 statements.set_unnamed(0);

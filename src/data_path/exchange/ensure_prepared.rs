@@ -10,15 +10,15 @@ use std::{ops::ControlFlow, sync::Arc};
 use super::{
     client_messages::Requests,
     client_side::Flow,
+    parse_under::Here,
     pending_replies::{Asked, Whose},
+    prepare::Preparer,
     server_side::ServerSide,
 };
 use crate::{
     data_path::{
         prepared::{
-            Found, SqlNames, Statement,
-            parse_settings::{Here, ParseSettings},
-            rename,
+            Found, SqlNames, Statement, parse_settings::ParseSettings, rename,
             row_description::is_parsed_once,
         },
         session_state::side_effects::Aftermath,
@@ -93,7 +93,7 @@ impl Requests<'_, '_> {
     /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
     #[cold]
     pub(super) fn settings_now(&mut self, whose: Whose) -> Arc<ParseSettings> {
-        let (_, lease, here) = self.server.parts(self.under, self.startup);
+        let Preparer { lease, here, .. } = self.server.preparer(self.under, self.startup);
         match here.under {
             Some(under) => under.clone(),
             None => here.ask(whose, lease, self.out.build()),
@@ -143,7 +143,7 @@ impl Requests<'_, '_> {
                 return Brought::Here;
             }
         }
-        if self.server.statements.find(statement, &self.server.lease) == Found::Known {
+        if self.server.statements.find(statement, self.server.lease.batch()) == Found::Known {
             return Brought::Here;
         }
         self.bring_anew(name, statement)
@@ -151,13 +151,13 @@ impl Requests<'_, '_> {
 
     #[cold]
     fn bring_anew(&mut self, name: &[u8], statement: &Arc<Statement>) -> Brought {
-        let ServerSide { statements: servers, lease, sought, applied, uncertain, .. } = &mut *self.server;
+        let ServerSide { statements, lease, sought, applied, uncertain, .. } = &mut *self.server;
         let here = Here::new(self.under, self.startup, applied, uncertain, lease);
         let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
         if changed == Some(true) {
             return Brought::Changed;
         }
-        let shows = match servers.find(statement, lease) {
+        let shows = match statements.find(statement, lease.batch()) {
             // The same text by another of the client's names.
             Found::Asked => lease.shows_shape_of(statement, name),
             // Its client is yet to be told the shape that another must be compared with.
@@ -165,7 +165,7 @@ impl Requests<'_, '_> {
                 return Brought::Awaited;
             }
             _ if lease.may_have_others() => return Brought::Awaited,
-            _ => servers.prepare(statement, here, Whose::Follow, lease, self.out.build()),
+            _ => Preparer { statements, lease, here }.prepare(statement, Whose::Follow, self.out.build()),
         };
         if !shows || statement.shape.get().is_none() || lease.takes_copy_data() {
             return Brought::Here;
@@ -177,8 +177,8 @@ impl Requests<'_, '_> {
     /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
     #[cold]
     pub(super) fn bring_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
-        let (servers, lease, here) = self.server.parts(self.under, self.startup);
-        servers.prepare_as(statement, Some(name), here, Whose::Follow, lease, self.out.build());
+        let mut preparer = self.server.preparer(self.under, self.startup);
+        preparer.prepare_as(statement, Some(name), Whose::Follow, self.out.build());
     }
 
     /// The server is made to refuse a Bind or Describe of a statement, and its client hears why in PostgreSQL's words.
@@ -195,10 +195,10 @@ impl Requests<'_, '_> {
         self.statements.take_own_names(&self.rules.table);
         let ServerSide { lease, ours, .. } = &mut *self.server;
         ours.hide(lease, self.out.build());
-        let (statements, lease, here) = self.server.parts(self.under, self.startup);
-        statements.hide_others(self.statements, lease, self.out.build());
+        let mut preparer = self.server.preparer(self.under, self.startup);
+        preparer.hide_others(self.statements, self.out.build());
         if settled {
-            statements.show_own(self.statements, here, lease, false, self.out);
+            preparer.show_own(self.statements, false, self.out);
         }
     }
 
@@ -206,7 +206,7 @@ impl Requests<'_, '_> {
     #[cold]
     pub(super) fn show_to_code(&mut self) {
         self.statements.take_own_names(&self.rules.table);
-        let (statements, lease, here) = self.server.parts(self.under, self.startup);
-        statements.show_own(self.statements, here, lease, true, self.out);
+        let mut preparer = self.server.preparer(self.under, self.startup);
+        preparer.show_own(self.statements, true, self.out);
     }
 }

@@ -5,7 +5,6 @@
 //!
 //! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
 
-pub mod channels;
 mod client_messages;
 mod client_side;
 mod deferred_parse;
@@ -13,16 +12,19 @@ mod ensure_prepared;
 mod message_limits;
 mod parameter_reports;
 mod parse_results;
+pub mod parse_under;
+pub mod pending_checks;
 pub mod pending_replies;
-pub mod pending_reply;
+mod pending_reply;
 mod pg_terminate_backend;
+mod prepare;
 #[cfg(test)]
 mod property_tests;
+mod restore_settings;
 mod restore_startup;
-mod return_to_tenant;
+pub mod return_to_tenant;
 mod reusable;
 mod sequences;
-mod server_error;
 mod server_side;
 mod skipped_messages;
 mod sql_prepare;
@@ -31,11 +33,12 @@ mod tenant_choice;
 mod torn_connection_tests;
 mod unnamed_statement;
 mod unread_text;
+mod visible_statements;
 mod without_server;
 
 pub use self::client_side::{ClientSide, Flow, Rules, need_of_client, violation};
 pub use self::message_limits::startup_charge;
 pub use self::pg_terminate_backend::Send;
-pub use self::server_error::ServerError;
+
 pub use self::server_side::{Broken, Heard, ServerSide};
 pub use self::skipped_messages::{FIRST_MESSAGE_BYTES, Front};

@@ -2,17 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{
-    client_side::ClientSide,
-    pending_replies::{Lease, Naming},
-    server_side::ServerSide,
-};
+use super::{client_side::ClientSide, parse_under::Here, server_side::ServerSide};
 use crate::{
     data_path::{
-        prepared::{
-            ServerStatements,
-            parse_settings::{Here, ParseSettings},
-        },
+        prepared::{Naming, parse_settings::ParseSettings},
         session_state::Settings,
     },
     wire::frame::HEADER_BYTES,
@@ -24,18 +17,6 @@ impl ServerSide {
     #[inline]
     pub(super) fn parsing<'s>(&'s self, under: &'s Arc<ParseSettings>) -> Option<&'s Arc<ParseSettings>> {
         Here::under(under, &self.uncertain, &self.lease)
-    }
-
-    /// What it takes to prepare something.
-    #[inline]
-    pub(super) fn parts<'s>(
-        &'s mut self,
-        under: &'s Arc<ParseSettings>,
-        startup: &'s Settings,
-    ) -> (&'s mut ServerStatements, &'s mut Lease, Here<'s>) {
-        let Self { statements, lease, applied, uncertain, .. } = self;
-        let here = Here::new(under, startup, applied, uncertain, lease);
-        (statements, lease, here)
     }
 
     /// A statement has been parsed, and this is what it takes and gives.

@@ -19,9 +19,11 @@ mod tests;
 
 use std::{collections::VecDeque, sync::Arc};
 
-pub use super::pending_reply::{Asked, Naming, Owed, Whose};
-use crate::data_path::prepared::{Statement, sql_prepare_effects::Deeds};
-pub use crate::data_path::session_state::pins::Pins;
+pub use super::pending_reply::{Asked, Owed, Whose};
+use crate::data_path::{
+    prepared::{Naming, Statement, sql_prepare_effects::Deeds},
+    session_state::pins::Pins,
+};
 
 /// How a request came to nothing.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    data_path::prepared::{Statement, parse_settings::ParseSettings, sql_prepare_effects::Deeds},
+    data_path::prepared::{Naming, parse_settings::ParseSettings, sql_prepare_effects::Deeds},
     error::RequestError,
 };
 
@@ -61,15 +61,6 @@ pub enum Asked {
     /// CopyDone or CopyFail sent before the server has said that it takes data. Gets no reply: it marks which Syncs the
     /// server takes for part of the data.
     CopyEnd,
-}
-
-/// A statement that got, or lost, its name by a request that may yet be skipped.
-#[derive(Debug, Clone)]
-pub struct Naming {
-    /// The client's name for it; `None` where only the server's knowledge changed.
-    pub client_name: Option<Box<[u8]>>,
-    /// The statement.
-    pub statement: Arc<Statement>,
 }
 
 /// A reply the server owes.

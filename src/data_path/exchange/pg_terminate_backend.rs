@@ -4,8 +4,7 @@
 //! such process. Where a text calls one of them by its name, that warning has the session ended, or what it runs cancelled; it
 //! is left out, and a row that is nothing but this answer becomes `true`.
 
-use super::server_error::error_field;
-use crate::data_path::session_state::side_effects::Signal;
+use crate::{data_path::session_state::side_effects::Signal, wire::server_error::error_field};
 
 /// Signals the session with this number; `false` if there is none that the caller may signal.
 pub type Send<'s> = &'s dyn Fn(i32, Signal) -> bool;

@@ -10,13 +10,12 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{channels::messages, *};
+use super::{return_to_tenant::Stance, *};
 use crate::{
     data_path::{
         functions::Catalogue,
         prepared::{Capacity, shared_statements::StatementTable},
-        session_state::Settings,
-        tenant_switch::Stance,
+        session_state::{Settings, channels::messages},
     },
     error::ClientError,
     wire::{

@@ -5,22 +5,20 @@
 
 use super::{
     client_messages::Requests,
+    parse_under::once,
     pending_replies::{Asked, Lease, Whose},
     server_side::ServerSide,
 };
 use crate::{
-    data_path::{
-        prepared::parse_settings::once,
-        session_state::{
-            Settings, array_literal,
-            resets::{Pending, Reset, Resets, needs_none},
-            side_effects::Aftermath,
-            state_query::Doubts,
-        },
+    data_path::session_state::{
+        Settings,
+        resets::{Pending, Reset, Resets, needs_none},
+        side_effects::Aftermath,
+        state_query::Doubts,
     },
     wire::{
         frame::{FrameError, HEADER_BYTES, cstr},
-        message::append,
+        message::{append, array_literal},
     },
 };
 

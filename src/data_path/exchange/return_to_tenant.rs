@@ -4,10 +4,55 @@
 
 use super::{client_messages::Requests, client_side::violation};
 use crate::{
-    data_path::tenant_switch::{Stance, Stay},
+    data_path::sql::{self, Discard, Kind, Lexing},
     error::{ClientError, TenantSwitchError},
     wire::frame::{HEADER_BYTES, cstr},
 };
+
+/// How a session stands to the tenant that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stance {
+    /// It began there, and returns there.
+    #[default]
+    AtHome,
+    /// It has chosen it: a reset leads elsewhere.
+    Away,
+    /// For one transaction.
+    Visiting,
+}
+
+/// Whether a text leads a session that is away from its tenant back to where it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// It does not.
+    GoesOn,
+    /// It does when it is over.
+    Ends,
+    /// It does, and goes on with something that would still run here; or it begins the next transaction at once.
+    TooLong,
+}
+
+impl Stay {
+    /// Reads a text.
+    pub fn read(sql: &[u8], lexing: Lexing, stance: Stance) -> Self {
+        let visiting = stance == Stance::Visiting;
+        let mut ended = false;
+        for statement in sql::statements(sql, lexing) {
+            let ends = match statement.kind {
+                Kind::Commit { chain: true } | Kind::Rollback { chain: true } if visiting => {
+                    return Self::TooLong;
+                }
+                Kind::Commit { .. } | Kind::Rollback { .. } | Kind::PrepareTransaction => visiting,
+                Kind::ResetAll | Kind::Discard(Discard::All) => stance != Stance::AtHome,
+                Kind::Discard(_) | Kind::Unlisten(None) | Kind::CloseCursor(None) => continue,
+                _ if ended => return Self::TooLong,
+                _ => continue,
+            };
+            ended |= ends;
+        }
+        if ended { Self::Ends } else { Self::GoesOn }
+    }
+}
 
 /// What the session has sent that the rest must wait for.
 #[derive(Debug, Default)]
@@ -77,5 +122,36 @@ impl Requests<'_, '_> {
         };
         let sql = bound.and_then(|mut body| cstr(&mut body).ok());
         Ok(sql.map_or(Stay::GoesOn, |sql| self.stay(sql)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stay_ends_with_its_transaction_and_lets_nothing_run_behind_it() {
+        let visiting = |sql: &str| Stay::read(sql.as_bytes(), Lexing::default(), Stance::Visiting);
+        let away = |sql: &str| Stay::read(sql.as_bytes(), Lexing::default(), Stance::Away);
+        for (sql, stay) in [
+            ("SELECT 1", Stay::GoesOn),
+            ("SAVEPOINT a; ROLLBACK TO a; RELEASE a", Stay::GoesOn),
+            ("INSERT INTO t VALUES (1); COMMIT", Stay::Ends),
+            ("ROLLBACK", Stay::Ends),
+            ("PREPARE TRANSACTION 'x'", Stay::Ends),
+            ("COMMIT; SELECT 1", Stay::TooLong),
+            ("COMMIT AND CHAIN", Stay::TooLong),
+            ("END; BEGIN", Stay::TooLong),
+        ] {
+            assert_eq!(visiting(sql), stay, "{sql}");
+        }
+        for (sql, stay) in [
+            ("COMMIT; SELECT 1", Stay::GoesOn),
+            ("DISCARD ALL", Stay::Ends),
+            ("RESET ALL; UNLISTEN *; CLOSE ALL", Stay::Ends),
+            ("RESET ALL; SELECT 1", Stay::TooLong),
+        ] {
+            assert_eq!(away(sql), stay, "{sql}");
+        }
     }
 }

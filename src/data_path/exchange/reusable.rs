@@ -1,6 +1,7 @@
 //! Whether a server may serve another session: nothing is owed, open or left, and every message in either direction was whole.
 
-use super::{pending_replies::Pins, server_side::ServerSide};
+use super::server_side::ServerSide;
+use crate::data_path::session_state::pins::Pins;
 
 impl ServerSide {
     /// Everything that was passed to it was whole: what comes next is read as a message, and not as the rest of one.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::{
-    channels::Hearing,
     client_side::ClientSide,
     parameter_reports::lexing,
-    pending_replies::{Asked, Desync, Lease, Pins, Whose},
+    pending_checks::Uncertain,
+    pending_replies::{Asked, Desync, Lease, Whose},
     pg_terminate_backend::{Send, Signalling},
+    restore_settings::OurStatements,
     sequences::Sequences,
-    server_error::{ServerError, error_field, is_fatal},
 };
 use crate::{
     data_path::{
@@ -19,8 +19,7 @@ use crate::{
             sql_prepare_effects::{Deeds, in_the_clients_words, without_position},
         },
         session_state::{
-            Settings, Uncertain, parameter_status::Reported, restore_settings::OurStatements,
-            state_query::Doubts,
+            Settings, channels::Hearing, parameter_status::Reported, pins::Pins, state_query::Doubts,
         },
         sql::Lexing,
     },
@@ -28,6 +27,7 @@ use crate::{
         frame::{FrameError, Framer, HEADER_BYTES, Need, Piece},
         message::Severity,
         outgoing::Outgoing,
+        server_error::{ServerError, error_field, is_fatal},
     },
 };
 

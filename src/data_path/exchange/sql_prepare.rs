@@ -14,12 +14,12 @@ use std::{
 use super::{
     client_messages::{GOES_ON, Requests},
     ensure_prepared::Hold,
-    pending_replies::{Asked, Naming, Whose},
+    pending_replies::{Asked, Whose},
 };
 use crate::{
     data_path::{
         prepared::{
-            SqlNames, Statement,
+            Naming, SqlNames, Statement,
             parse_settings::ParseSettings,
             sql_prepare_effects::{Deed, Deeds, disowned},
         },
@@ -229,9 +229,9 @@ impl Requests<'_, '_> {
             return GOES_ON;
         }
         // PREPARE in front of it takes the unnamed statement's place.
-        let (statements, lease, here) = self.server.parts(self.under, self.startup);
+        let mut preparer = self.server.preparer(self.under, self.startup);
         for statement in &requires {
-            statements.ensure(statement, here, lease, self.out);
+            preparer.ensure(statement, self.out);
         }
         if self.ask_unnamed(Asked::Parse(None)) {
             let serial = *self.unnamed_serial;
@@ -259,9 +259,9 @@ impl Requests<'_, '_> {
 
     /// What an EXECUTE describes is what it runs: that must be there.
     pub(super) fn ensure_named(&mut self, naming: Option<&SqlNames>) {
-        let (statements, lease, here) = self.server.parts(self.under, self.startup);
+        let mut preparer = self.server.preparer(self.under, self.startup);
         for statement in naming.into_iter().flat_map(|names| &names.0) {
-            statements.ensure(statement, here, lease, self.out);
+            preparer.ensure(statement, self.out);
         }
     }
 }

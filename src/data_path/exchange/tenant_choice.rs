@@ -11,8 +11,7 @@ use super::{
 use crate::{
     data_path::{
         session_state::{identity::Verdict, side_effects::Aftermath},
-        sql::may_change_identity,
-        tenant_switch::Talk,
+        sql::{Talk, may_change_identity},
     },
     error::{ClientError, IdentityError, RequestError, TenantSwitchError},
     wire::{

@@ -2,9 +2,9 @@
 
 use super::{
     client_messages::Requests,
-    pending_replies::{Asked, Pins, Whose},
+    pending_replies::{Asked, Whose},
 };
-use crate::data_path::session_state::state_query::Doubts;
+use crate::data_path::session_state::{pins::Pins, state_query::Doubts};
 
 impl Requests<'_, '_> {
     /// Asks for what changes the unnamed statement.
@@ -43,7 +43,7 @@ impl Requests<'_, '_> {
     /// The server has another unnamed statement than the client's, or none.
     #[cold]
     fn bring_unnamed(&mut self) {
-        let (servers, lease, here) = self.server.parts(self.under, self.startup);
-        servers.bring_unnamed(self.statements, here, lease, self.out.build());
+        let mut preparer = self.server.preparer(self.under, self.startup);
+        preparer.bring_unnamed(self.statements, self.out.build());
     }
 }

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use super::client_side::ClientSide;
+use super::{client_side::ClientSide, return_to_tenant::Stance};
 use crate::{
     data_path::{
         functions::Catalogue,
         memory_limit::Account,
         prepared::shared_statements::StatementTable,
-        session_state::{identity::Verdict, side_effects::Aftermath},
-        sessions::registry::Place,
+        session_state::side_effects::Aftermath,
         sql::{Characters, Lexing},
-        tenant_switch::{Plan, Stance},
+        tenant::Place,
     },
     error::Limit,
     wire::frame::cstr,
@@ -56,15 +55,6 @@ impl ClientSide {
             _ => self.statements.get(name)?.body(),
         };
         cstr(&mut body).ok()
-    }
-
-    /// What a text comes to while no server is held.
-    pub fn plan(&self, sql: &[u8]) -> Plan {
-        match self.rules.identity.judge(sql, self.lexing()) {
-            Some(Verdict::Password(password)) => Plan::Password(password),
-            Some(Verdict::Refused(reason)) => Plan::Refused(reason),
-            None => Plan::read(sql, self.lexing()),
-        }
     }
 
     /// The session's servers log in as these roles now.

@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::effects_by_name::{Known, Level, Traces, is_write, key, words};
-use crate::data_path::memory_limit::PIECE_BYTES;
+use super::effects_by_name::{Known, Level, Traces, is_write, key};
+use crate::data_path::{memory_limit::PIECE_BYTES, sql::words};
 
 /// A catalogue, by its object number, and an object in it.
 pub type Node = (u32, u32);

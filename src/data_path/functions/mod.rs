@@ -9,10 +9,9 @@
 //! this proxy is looked for every `functions_check_delay`. In a database whose functions leave nothing behind, which
 //! are most, a text costs one load.
 
-mod dependencies;
-mod effects_by_name;
-mod function_effects;
-mod load;
+pub(super) mod dependencies;
+pub(super) mod effects_by_name;
+pub(super) mod function_effects;
 mod not_loaded;
 
 use std::{
@@ -23,11 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::effects_by_name::{Known, dotted_names, words};
-pub use self::load::learn;
+pub use self::effects_by_name::Known;
 pub use self::not_loaded::Unlearnt;
 
-use crate::data_path::session_state::{Uncertain, side_effects::Aftermath, state_query::Doubts};
+use crate::data_path::session_state::{side_effects::Aftermath, state_query::Doubts};
 
 /// How often in a row a server's statistics are believed when they count no change. Sessions publish what they have counted a
 /// little late, and a superuser's may count nothing at all.
@@ -91,6 +89,28 @@ impl State {
 #[derive(Debug, Default)]
 pub struct Seen(Mutex<Option<(u64, Option<Arc<Aftermath>>)>>);
 
+/// What is known of the functions that a text may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Functions {
+    /// They are as they were read.
+    Current,
+    /// They have not been read since the tenant's first pool was made.
+    NotLoaded,
+    /// They may have changed since they were read.
+    Changed,
+}
+
+/// What a text may leave behind by what it calls.
+#[derive(Debug)]
+pub struct Look {
+    /// What is known of them.
+    pub functions: Functions,
+    /// They are to be read when the transaction is over.
+    pub learn: bool,
+    /// As far as they are known.
+    pub found: Option<Arc<Aftermath>>,
+}
+
 /// A transaction that may change functions is under way, or not looked after yet.
 #[derive(Debug)]
 pub struct Changing(Arc<Catalogue>);
@@ -105,12 +125,13 @@ impl Drop for Changing {
 }
 
 /// Somebody is reading the functions. Dropping it leaves things as they were.
-struct Learning<'a> {
+pub(in crate::data_path) struct Learning<'a> {
     catalogue: &'a Catalogue,
     generation: u64,
-    fingerprint: String,
+    /// What the server said of its functions when they were read.
+    pub fingerprint: String,
     /// Where these are the same, they are believed; empty: not this time.
-    counts: String,
+    pub counts: String,
 }
 
 impl Drop for Learning<'_> {
@@ -156,30 +177,20 @@ impl Catalogue {
         doubts.contains(Doubts::FUNCTIONS) || doubts.contains(Doubts::CALLERS) && !self.is_plain()
     }
 
-    /// Takes down what a text may leave behind by what it calls. `seen` is where a prepared statement remembers it;
-    /// `tangled`: the text's encoding hides where words begin.
+    /// What a text may leave behind by what it calls. `seen` is where a prepared statement remembers it; `tangled`: the text's
+    /// encoding hides where words begin.
     #[cold]
-    pub fn note(
-        self: &Arc<Self>,
-        text: &[u8],
-        tangled: bool,
-        seen: Option<&Seen>,
-        uncertain: &mut Uncertain,
-    ) {
+    pub fn look(&self, text: &[u8], tangled: bool, seen: Option<&Seen>) -> Look {
         let (known, current, cold, learn) = {
             let state = self.locked();
             (state.known.clone(), state.is_current(), state.cold, state.is_to_be_learnt())
         };
-        match (current, cold) {
-            (true, _) => {}
-            (false, true) => uncertain.note_unlearnt(text, tangled),
-            (false, false) => uncertain.note(&Aftermath::anything(), false),
-        }
-        if learn {
-            uncertain.note_learning();
-        }
-        let Some(known) = known else { return };
-        let found = match seen {
+        let known_are = match (current, cold) {
+            (true, _) => Functions::Current,
+            (false, true) => Functions::NotLoaded,
+            (false, false) => Functions::Changed,
+        };
+        let found = known.and_then(|known| match seen {
             Some(Seen(seen)) => {
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 match &*seen {
@@ -192,31 +203,25 @@ impl Catalogue {
                 }
             }
             None => known.look(text, tangled).map(Arc::new),
-        };
-        if let Some(found) = found {
-            uncertain.note(&found, false);
-            if self.may_be_changed_by(found.doubts) {
-                uncertain.changes_functions(self);
-            }
-        }
+        });
+        Look { functions: known_are, learn, found }
     }
 
-    /// Functions have been read since these texts ran: takes down what they may have left behind by what they call. Where
-    /// that is not so, or they `changed` functions themselves, it may be anything.
-    pub fn look_again(&self, unlearnt: &Unlearnt, changed: bool, uncertain: &mut Uncertain) {
+    /// Functions have been read since these texts ran: what they may have left behind by what they call. Where that cannot be
+    /// told, or they `changed` functions themselves, it may be anything.
+    pub fn look_again(&self, unlearnt: &Unlearnt, changed: bool) -> Vec<Aftermath> {
         let (known, current) = {
             let state = self.locked();
             (state.known.clone(), state.is_current())
         };
         let (Some(known), Some(texts)) = (known.filter(|_| current && !changed), unlearnt.texts()) else {
-            return uncertain.note(&Aftermath::anything(), false);
+            return vec![Aftermath::anything()];
         };
-        for found in texts.filter_map(|(text, tangled)| known.look(text, tangled)) {
-            uncertain.note(&found, false);
-            if self.may_be_changed_by(found.doubts) {
-                self.doubt();
-            }
+        let found: Vec<_> = texts.filter_map(|(text, tangled)| known.look(text, tangled)).collect();
+        if found.iter().any(|found| self.may_be_changed_by(found.doubts)) {
+            self.doubt();
         }
+        found
     }
 
     /// They may be others by now.
@@ -265,7 +270,7 @@ impl Catalogue {
     }
 
     /// Begins to read them; `None` if somebody does already, or need not.
-    fn begin_learning(&self) -> Option<Learning<'_>> {
+    pub(in crate::data_path) fn begin_learning(&self) -> Option<Learning<'_>> {
         let mut state = self.locked();
         if state.learning || (state.is_current() && !state.due) {
             return None;
@@ -283,7 +288,7 @@ impl Catalogue {
 
 impl Learning<'_> {
     /// By what its statistics count, nothing has changed.
-    fn believed(&self) {
+    pub fn believed(&self) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
             state.believed += 1;
@@ -291,7 +296,7 @@ impl Learning<'_> {
     }
 
     /// They are as they were when they were read. `counts`: what the statistics said just before.
-    fn unchanged(&self, counts: String) {
+    pub fn unchanged(&self, counts: String) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
             (state.counts, state.believed) = (counts, 0);
@@ -299,7 +304,7 @@ impl Learning<'_> {
     }
 
     /// They have been read.
-    fn learnt(&self, known: Known, fingerprint: String, counts: String) {
+    pub fn learnt(&self, known: Known, fingerprint: String, counts: String) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
             state.known = Some(Arc::new(known));

@@ -3,10 +3,9 @@
 pub mod authentication;
 pub mod connection_limits;
 pub mod failed_logins;
-pub mod listener;
 pub mod login_turns;
+pub mod password_pace;
 pub mod scram_proof;
-pub mod session_start;
 pub mod startup;
 pub mod startup_options;
 pub mod tenant_routing;

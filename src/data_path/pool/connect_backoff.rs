@@ -1,10 +1,10 @@
-//! How many servers may be opened at a time, and when. After a failed attempt one server is opened at a time, with a pause
-//! before each attempt that grows up to `server_login_retry`; each success doubles how many may be opened at a time.
+//! How many servers may be opened at a time, and when. After a failure one server is opened at a time, after
+//! a pause that doubles up to `server_login_retry`. Each success doubles how many may be opened at a time.
 //!
-//! A pool has one for the failures that are its tenant's own (database gone, role locked out, CONNECTION LIMIT), and a host has one
-//! for the failures that all of its pools share (`connect_turns.rs`).
+//! A pool has one for failures of the tenant's own (database dropped, role locked out, CONNECTION LIMIT). A
+//! host has one for failures that all of its pools share (`connect_turns.rs`).
 //!
-//! Pure: the time and the jitter come in as arguments.
+//! Pure: the time and the jitter are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -12,21 +12,22 @@ use crate::error::ClientError;
 
 /// The pause after the first failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
-/// A session that waits is told why within this time: if the next attempt is further away, it gets the last reason at once.
-pub const TOLD_WITHIN: Duration = Duration::from_secs(1);
-/// The same reason is logged again after this time.
+/// A waiting session gets an error within this time: where the next attempt is further away, it gets the last
+/// error at once.
+pub const ERROR_WITHIN: Duration = Duration::from_secs(1);
+/// The same error is logged as a warning again after this time.
 const LOGGED_AGAIN: Duration = Duration::from_secs(10);
 
-/// What failed attempts have led to.
+/// Failures of one tenant's or one host's attempts.
 #[derive(Debug)]
 pub struct ConnectBackoff {
     /// `max_connecting_servers`.
-    most: usize,
+    attempts_max: usize,
     /// `server_login_retry`.
-    longest_pause: Duration,
-    /// How many may be opened at a time.
-    abreast: usize,
-    /// Failures without a success in between.
+    pause_max: Duration,
+    /// How many servers may be opened at a time.
+    allowed: usize,
+    /// Failures since the last success.
     failures: u32,
     last: Option<Failure>,
 }
@@ -47,18 +48,18 @@ pub struct Attempt {
 }
 
 impl ConnectBackoff {
-    /// Opens up to `most` servers at a time; pauses for up to `longest_pause` after failures.
-    pub fn new(most: usize, longest_pause: Duration) -> Self {
-        Self { most, longest_pause, abreast: most, failures: 0, last: None }
+    /// Allows `attempts_max` servers at a time; pauses for up to `pause_max` after failures.
+    pub fn new(attempts_max: usize, pause_max: Duration) -> Self {
+        Self { attempts_max, pause_max, allowed: attempts_max, failures: 0, last: None }
     }
 
     /// How many servers may be opened at a time; 0 during a pause.
     pub fn at_a_time(&self, now: Instant) -> usize {
         let pauses = self.last.as_ref().is_some_and(|last| now < last.next_at);
-        if pauses { 0 } else { self.abreast }
+        if pauses { 0 } else { self.allowed }
     }
 
-    /// How much of the pause is left; zero if there is none.
+    /// The rest of the pause, or zero.
     pub fn pause(&self, now: Instant) -> Duration {
         self.last.as_ref().map_or(Duration::ZERO, |last| last.next_at.saturating_duration_since(now))
     }
@@ -73,9 +74,10 @@ impl ConnectBackoff {
         Attempt { failures_before: self.failures }
     }
 
-    /// The pause is over: more may be opened at a time. If the attempt fails in the end, the next pause is longer all the same.
+    /// The server has asked for authentication: the pause is over, and more may be opened at a time. If the
+    /// attempt fails after that, the next pause is longer all the same.
     pub fn answered(&mut self) {
-        self.abreast = self.abreast.saturating_mul(2).min(self.most);
+        self.allowed = self.allowed.saturating_mul(2).min(self.attempts_max);
         self.last = None;
     }
 
@@ -85,10 +87,11 @@ impl ConnectBackoff {
         self.failures = 0;
     }
 
-    /// An attempt failed. Attempts that began at the same time count as one failure. `jitter`, from 0 to 1, spreads the pause.
-    /// Returns whether it is worth a line in the log at WARN: the first failure, another reason, or the same after a while.
+    /// An attempt failed. Attempts that began before another's failure do not count again. `jitter`, from 0
+    /// to 1, spreads the pause. Returns whether to log a warning: for the first failure, another error, or
+    /// the same after [`LOGGED_AGAIN`].
     pub fn failed(&mut self, attempt: Attempt, reason: &ClientError, now: Instant, jitter: f64) -> bool {
-        self.abreast = 1;
+        self.allowed = 1;
         let known = self.last.take();
         let is_old = attempt.failures_before < self.failures;
         let next_at = match &known {
@@ -96,7 +99,7 @@ impl ConnectBackoff {
             _ => {
                 let doubled = FIRST_PAUSE.saturating_mul(1 << self.failures.min(20));
                 self.failures = self.failures.saturating_add(1);
-                let pause = doubled.min(self.longest_pause);
+                let pause = doubled.min(self.pause_max);
                 now + pause / 2 + (pause / 2).mul_f64(jitter.clamp(0.0, 1.0))
             }
         };
@@ -115,14 +118,14 @@ impl ConnectBackoff {
         self.last.as_ref().map(|last| &last.reason)
     }
 
-    /// Why the last attempt since then failed, if none has succeeded after it.
+    /// Why the last attempt after `since` failed, if none has succeeded after it.
     pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
         self.last.as_ref().filter(|last| last.at >= since).map(|last| last.reason.clone())
     }
 
-    /// What sessions are told at once, because the next attempt is too far away to wait for.
-    pub fn told_at_once(&self, now: Instant) -> Option<ClientError> {
-        let far = |last: &&Failure| last.next_at.saturating_duration_since(now) > TOLD_WITHIN;
+    /// The error for sessions where the next attempt is too far away to wait for it.
+    pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
+        let far = |last: &&Failure| last.next_at.saturating_duration_since(now) > ERROR_WITHIN;
         self.last.as_ref().filter(far).map(|last| last.reason.clone())
     }
 }
@@ -143,7 +146,7 @@ mod tests {
         assert_eq!(backoff.at_a_time(now), 16);
         let attempts = [backoff.begin(), backoff.begin()];
         backoff.failed(attempts[0], &reason("gone"), now, 1.0);
-        // It began before the other failed: the pause does not grow by it.
+        // It began before the other failed: it does not double the pause.
         backoff.failed(attempts[1], &reason("gone"), now, 1.0);
         assert_eq!((backoff.at_a_time(now), backoff.pause(now)), (0, FIRST_PAUSE));
         let mut now = now + FIRST_PAUSE;
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_are_told_at_once_only_where_the_next_attempt_is_far_away() {
+    fn sessions_get_the_error_at_once_only_where_the_next_attempt_is_far_away() {
         let now = Instant::now();
         for (longest_s, told) in [(1, false), (60, true)] {
             let mut backoff = ConnectBackoff::new(16, Duration::from_secs(longest_s));
@@ -170,13 +173,13 @@ mod tests {
                 let attempt = backoff.begin();
                 backoff.failed(attempt, &reason("gone"), now, 0.5);
             }
-            assert_eq!(backoff.told_at_once(now).is_some(), told);
-            assert_eq!(backoff.told_at_once(now + Duration::from_secs(59)), None);
+            assert_eq!(backoff.error_at_once(now).is_some(), told);
+            assert_eq!(backoff.error_at_once(now + Duration::from_secs(59)), None);
         }
     }
 
     #[test]
-    fn a_reason_is_logged_when_it_is_new_and_then_now_and_again() {
+    fn an_error_is_logged_when_it_is_new_and_again_after_a_while() {
         let (mut backoff, now) = (ConnectBackoff::new(16, Duration::from_secs(1)), Instant::now());
         let mut failed = |words: &str, at| {
             let attempt = backoff.begin();
@@ -190,7 +193,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens: no pause is longer than the limit, and a failure never leaves more than one attempt at a time.
+        /// In any sequence: no pause is longer than the limit, and after a failure one attempt is allowed at
+        /// a time.
         #[test]
         fn pauses_are_bounded(steps in proptest::collection::vec((any::<bool>(), 0.0..1.0f64), 1..100)) {
             let longest = Duration::from_secs(1);

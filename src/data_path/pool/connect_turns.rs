@@ -1,35 +1,35 @@
-//! Whose turn it is to open a server on a host. All pools of a host share `max_connecting_servers`, and the pauses after a failure
-//! that is the host's: while it is down, one of them tries, and the others read what it has found.
+//! Which pool may open a server on a host next. All pools of a host share `max_connecting_servers`, and the
+//! pauses after a failure of the host: while it is down, one pool tries, and the others use the result.
 //!
-//! Tenants take turns in the order in which they came. A tenant takes three at most for each one that it leaves free, so that
-//! there is one for the next tenant at once, however long the logins of the first take.
+//! Tenants get turns in the order in which they asked. A tenant gets at most three for each one that it
+//! leaves free, so that the next tenant gets one at once, however long the logins of the first take.
 //!
-//! Pure: who waits is a `W`, a tenant is a number, the time and the jitter come in as arguments.
+//! Pure: `W` waits for a turn, a tenant is a number; the time and the jitter are arguments.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use super::connect_backoff::{Attempt, ConnectBackoff, TOLD_WITHIN};
+use super::connect_backoff::{Attempt, ConnectBackoff, ERROR_WITHIN};
 use crate::error::ClientError;
 
-/// One tenant's attempts for each one that is left free.
+/// A tenant's attempts for each one that is left free.
 const FOR_EACH_FREE: usize = 3;
 
-/// One host's.
+/// One host's turns.
 #[derive(Debug)]
 pub struct ConnectTurns<W> {
-    most: usize,
-    longest_pause: Duration,
+    attempts_max: usize,
+    pause_max: Duration,
     backoff: ConnectBackoff,
-    under_way: Vec<UnderWay>,
+    running: Vec<Running>,
     waiting: VecDeque<(i64, W)>,
     next_number: u64,
 }
 
 #[derive(Debug)]
-struct UnderWay {
+struct Running {
     number: u64,
     tenant: i64,
     began: Instant,
@@ -39,49 +39,50 @@ struct UnderWay {
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy)]
-pub enum Ended<'a> {
-    /// A server was opened, or refused for the tenant's own sake.
+pub enum Outcome<'a> {
+    /// A server was opened, or the attempt failed for a reason of the tenant's own.
     Answered,
     /// The host failed.
     Failed(&'a ClientError),
-    /// Nobody knows: it was given up.
+    /// The attempt was abandoned.
     Unknown,
 }
 
 impl<W> ConnectTurns<W> {
-    /// Up to `most` attempts at a time; pauses for up to `longest_pause` after failures.
-    pub fn new(most: usize, longest_pause: Duration) -> Self {
-        let backoff = ConnectBackoff::new(most, longest_pause);
-        let (under_way, waiting) = (Vec::new(), VecDeque::new());
-        Self { most, longest_pause, backoff, under_way, waiting, next_number: 0 }
+    /// Allows `attempts_max` attempts at a time; pauses for up to `pause_max` after failures.
+    pub fn new(attempts_max: usize, pause_max: Duration) -> Self {
+        let backoff = ConnectBackoff::new(attempts_max, pause_max);
+        let (running, waiting) = (Vec::new(), VecDeque::new());
+        Self { attempts_max, pause_max, backoff, running, waiting, next_number: 0 }
     }
 
-    /// The configuration has changed. What failed before is forgotten if it has.
-    pub fn set_limits(&mut self, most: usize, longest_pause: Duration) {
-        if (self.most, self.longest_pause) != (most, longest_pause) {
-            (self.most, self.longest_pause) = (most, longest_pause);
+    /// Applies the configuration. A change forgets earlier failures.
+    pub fn set_limits(&mut self, attempts_max: usize, pause_max: Duration) {
+        if (self.attempts_max, self.pause_max) != (attempts_max, pause_max) {
+            (self.attempts_max, self.pause_max) = (attempts_max, pause_max);
             self.forget();
         }
     }
 
-    /// Forgets what has failed before.
+    /// Forgets earlier failures.
     pub fn forget(&mut self) {
-        self.backoff = ConnectBackoff::new(self.most, self.longest_pause);
+        self.backoff = ConnectBackoff::new(self.attempts_max, self.pause_max);
     }
 
-    /// What failures have led to.
+    /// The host's failures.
     pub fn backoff(&self) -> &ConnectBackoff {
         &self.backoff
     }
 
-    /// Waits for its turn, behind those who have come before.
+    /// Enters the queue.
     pub fn join(&mut self, tenant: i64, waiter: W) {
         self.waiting.push_back((tenant, waiter));
     }
 
-    /// Who may begin now, with the number of its attempt; who does not `want` to any more is forgotten.
+    /// The next that may begin now, with the number of its attempt. Removes those that do not `want` a turn
+    /// any more.
     pub fn next(&mut self, now: Instant, want: impl Fn(&W) -> bool) -> Option<(u64, W)> {
-        let free = self.backoff.at_a_time(now).saturating_sub(self.under_way.len());
+        let free = self.backoff.at_a_time(now).saturating_sub(self.running.len());
         let mut at = 0;
         while free > 0
             && let Some((tenant, waiter)) = self.waiting.get(at)
@@ -100,20 +101,21 @@ impl<W> ConnectTurns<W> {
     }
 
     fn held(&self, tenant: i64) -> usize {
-        self.under_way.iter().filter(|attempt| attempt.tenant == tenant).count()
+        self.running.iter().filter(|attempt| attempt.tenant == tenant).count()
     }
 
     fn begin(&mut self, tenant: i64, now: Instant) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
         let attempt = self.backoff.begin();
-        self.under_way.push(UnderWay { number, tenant, began: now, attempt, answered: false });
+        self.running.push(Running { number, tenant, began: now, attempt, answered: false });
         number
     }
 
-    /// The host has asked for a proof of identity: it is up, whatever becomes of this attempt. Returns whether it was failing.
+    /// The server has asked for authentication: the host is up, also if this attempt fails. Returns whether
+    /// it was failing.
     pub fn answered(&mut self, number: u64) -> bool {
-        let attempt = self.under_way.iter_mut().find(|attempt| attempt.number == number);
+        let attempt = self.running.iter_mut().find(|attempt| attempt.number == number);
         let Some(attempt) = attempt.filter(|attempt| !attempt.answered) else { return false };
         attempt.answered = true;
         let was_failing = self.backoff.is_failing();
@@ -121,41 +123,41 @@ impl<W> ConnectTurns<W> {
         was_failing
     }
 
-    /// Whether the host has asked for a proof of identity.
+    /// Whether the server has asked for authentication.
     pub fn is_answered(&self, number: u64) -> bool {
-        self.under_way.iter().any(|attempt| attempt.number == number && attempt.answered)
+        self.running.iter().any(|attempt| attempt.number == number && attempt.answered)
     }
 
-    /// An attempt has ended. Returns whether that is worth a line in the log.
-    pub fn ended(&mut self, number: u64, how: Ended<'_>, now: Instant, jitter: f64) -> bool {
-        let Some(at) = self.under_way.iter().position(|attempt| attempt.number == number) else {
+    /// An attempt has ended. Returns whether that is to be logged as a warning.
+    pub fn ended(&mut self, number: u64, how: Outcome<'_>, now: Instant, jitter: f64) -> bool {
+        let Some(at) = self.running.iter().position(|attempt| attempt.number == number) else {
             return false;
         };
-        let attempt = self.under_way.swap_remove(at);
+        let attempt = self.running.swap_remove(at);
         match how {
-            Ended::Answered => {
+            Outcome::Answered => {
                 self.backoff.succeeded();
                 false
             }
-            Ended::Failed(reason) => self.backoff.failed(attempt.attempt, reason, now, jitter),
-            Ended::Unknown => false,
+            Outcome::Failed(reason) => self.backoff.failed(attempt.attempt, reason, now, jitter),
+            Outcome::Unknown => false,
         }
     }
 
-    /// Those who wait and are `such`; they wait no more.
+    /// Removes and returns those in the queue for which `such` holds.
     pub fn take_out(&mut self, such: impl Fn(&W) -> bool) -> Vec<W> {
         let (taken, left): (VecDeque<_>, _) = self.waiting.drain(..).partition(|(_, waiter)| such(waiter));
         self.waiting = left;
         taken.into_iter().map(|(_, waiter)| waiter).collect()
     }
 
-    /// What sessions are told that have waited for [`TOLD_WITHIN`]: the host fails, and the attempt that is under way has had no
-    /// answer for as long.
+    /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host fails, and the attempt under
+    /// way has had no answer for as long.
     pub fn silent(&self, now: Instant) -> Option<&ClientError> {
-        let silent = |attempt: &UnderWay| {
-            !attempt.answered && now.saturating_duration_since(attempt.began) > TOLD_WITHIN
+        let silent = |attempt: &Running| {
+            !attempt.answered && now.saturating_duration_since(attempt.began) > ERROR_WITHIN
         };
-        self.backoff.reason().filter(|_| self.under_way.iter().any(silent))
+        self.backoff.reason().filter(|_| self.running.iter().any(silent))
     }
 }
 
@@ -187,10 +189,10 @@ mod tests {
         assert_eq!(all_that_may(&mut turns, now).len(), 12);
         turns.join(2, 2);
         assert_eq!(turns.next(now, |_| true).map(|(_, tenant)| tenant), Some(2));
-        for most in 1..=3 {
-            let mut turns = ConnectTurns::new(most, LONGEST);
+        for attempts_max in 1..=3 {
+            let mut turns = ConnectTurns::new(attempts_max, LONGEST);
             (0..9).for_each(|_| turns.join(1, 1));
-            assert_eq!(all_that_may(&mut turns, now).len(), most);
+            assert_eq!(all_that_may(&mut turns, now).len(), attempts_max);
         }
     }
 
@@ -201,28 +203,28 @@ mod tests {
         let begun = all_that_may(&mut turns, now);
         assert_eq!(begun.len(), 16);
         for (number, tenant) in begun {
-            turns.ended(number, Ended::Failed(&gone()), now, 1.0);
+            turns.ended(number, Outcome::Failed(&gone()), now, 1.0);
             turns.join(tenant, tenant);
         }
         let mut attempts = 0;
         for _ in 0..40 {
             now += Duration::from_millis(100);
             for (number, tenant) in all_that_may(&mut turns, now) {
-                turns.ended(number, Ended::Failed(&gone()), now, 1.0);
+                turns.ended(number, Outcome::Failed(&gone()), now, 1.0);
                 turns.join(tenant, tenant);
                 attempts += 1;
             }
         }
         assert!((4..=8).contains(&attempts), "{attempts} attempts in 4 s");
         now += LONGEST;
-        // Up again: the first answer, no matter what comes of it, lets two begin, and so on.
+        // Up again: the first answer lets two begin, and so on.
         let mut served = 0;
         while served < 100 {
             let begun = all_that_may(&mut turns, now);
             assert!(!begun.is_empty());
             for (number, _) in begun {
                 turns.answered(number);
-                turns.ended(number, Ended::Answered, now, 1.0);
+                turns.ended(number, Outcome::Answered, now, 1.0);
                 served += 1;
             }
         }
@@ -230,23 +232,23 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_silent_host_is_told_what_was_found_before() {
+    fn a_session_that_waits_for_a_silent_host_gets_the_last_error() {
         let (mut turns, now) = (turns(&[1, 2, 3]), Instant::now());
         let first = all_that_may(&mut turns, now);
-        assert_eq!(turns.silent(now + TOLD_WITHIN * 3), None, "nothing is known yet");
+        assert_eq!(turns.silent(now + ERROR_WITHIN * 3), None, "no failure is known yet");
         for (number, _) in first {
-            turns.ended(number, Ended::Failed(&gone()), now, 0.0);
+            turns.ended(number, Outcome::Failed(&gone()), now, 0.0);
         }
         turns.join(4, 4);
         let now = now + LONGEST;
         let (number, _) = turns.next(now, |_| true).unwrap();
-        assert_eq!(turns.silent(now + TOLD_WITHIN), None);
-        assert_eq!(turns.silent(now + TOLD_WITHIN * 2), Some(&gone()));
-        // It asks for a password: however long the rest takes, it is not the host.
+        assert_eq!(turns.silent(now + ERROR_WITHIN), None);
+        assert_eq!(turns.silent(now + ERROR_WITHIN * 2), Some(&gone()));
+        // It asks for a password: a slow rest is not the host's failure.
         assert!(turns.answered(number) && turns.is_answered(number));
-        assert_eq!(turns.silent(now + TOLD_WITHIN * 2), None);
-        // But a failure of the host's behind that makes the pause grow as before.
-        turns.ended(number, Ended::Failed(&gone()), now, 1.0);
+        assert_eq!(turns.silent(now + ERROR_WITHIN * 2), None);
+        // A later failure of the host doubles the pause as before.
+        turns.ended(number, Outcome::Failed(&gone()), now, 1.0);
         assert_eq!(turns.backoff().pause(now), Duration::from_millis(50));
     }
 
@@ -274,8 +276,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens: never more than the limit, one at a time while the host fails, no two tenants overtake each other
-        /// where both may begin, and where nothing is under way and no pause lasts, the first who waits begins.
+        /// In any sequence of events: never more attempts than the limit; one at a time while the host fails;
+        /// no tenant overtakes another that may begin; without an attempt under way or a pause, the first in
+        /// the queue begins.
         #[test]
         fn turns_are_bounded_and_nobody_is_left_behind(steps in prop::collection::vec(steps(), 1..300)) {
             let (mut turns, mut now) = (turns(&[]), Instant::now());
@@ -311,9 +314,9 @@ mod tests {
                     Step::Open(which) | Step::Fail(which) | Step::GiveUp(which) => {
                         let (number, _) = begun.swap_remove(which % begun.len());
                         let how = match step {
-                            Step::Open(_) => Ended::Answered,
-                            Step::Fail(_) => Ended::Failed(&ClientError::ServerLost),
-                            _ => Ended::Unknown,
+                            Step::Open(_) => Outcome::Answered,
+                            Step::Fail(_) => Outcome::Failed(&ClientError::ServerLost),
+                            _ => Outcome::Unknown,
                         };
                         turns.ended(number, how, now, 0.5);
                         prop_assert!(turns.backoff().pause(now) <= LONGEST);

@@ -1,7 +1,7 @@
-//! Connects a pool to its servers: counts them, dials, and remembers failures.
+//! Connecting a pool to its servers: counts them, dials, and remembers failures.
 //!
-//! When an attempt may begin is decided in `host_connecting.rs` for all pools of a host, and after failures of the tenant's
-//! own (database dropped, role locked out, CONNECTION LIMIT) in `connect_backoff.rs`.
+//! When an attempt may begin is decided in `host_connecting.rs` for all pools of a host, and after failures
+//! of the tenant's own (database dropped, role locked out, CONNECTION LIMIT) in `connect_backoff.rs`.
 
 use std::{
     sync::{
@@ -16,13 +16,13 @@ use tracing::{debug, info, warn};
 use super::{
     Pool, PoolRules,
     connect_backoff::{Attempt, ConnectBackoff},
-    host_budget::{Budget, Permit},
-    host_connecting::{HostConnects, Turn},
+    host_budget::{HostBudget, Permit},
+    host_connecting::{HostConnecting, Turn},
     stats::PoolStats,
 };
 use crate::{
     data_path::{
-        server::{self, DialError, DialOptions, OnAnswer, Opened, Target},
+        server::{self, DialError, DialOptions, DialTarget, NewConnection, OnAnswer},
         session_state::Settings,
         tenant::{Credential, Tenant},
     },
@@ -43,8 +43,8 @@ pub(super) struct Connector {
     tenant: Arc<Tenant>,
     credential: Credential,
     options: Arc<DialOptions>,
-    budget: Arc<Budget>,
-    host: Arc<HostConnects>,
+    budget: Arc<HostBudget>,
+    host: Arc<HostConnecting>,
     stats: Arc<PoolStats>,
     /// Servers open or being opened: permits that count in the pool's size.
     live: AtomicUsize,
@@ -61,8 +61,8 @@ impl Connector {
         tenant: Arc<Tenant>,
         credential: Credential,
         options: Arc<DialOptions>,
-        budget: Arc<Budget>,
-        host: Arc<HostConnects>,
+        budget: Arc<HostBudget>,
+        host: Arc<HostConnecting>,
         stats: Arc<PoolStats>,
         rules: &PoolRules,
     ) -> Self {
@@ -126,7 +126,7 @@ impl Connector {
     /// Whether another pool of the host waits for a permit.
     #[inline]
     pub fn is_permit_wanted(&self) -> bool {
-        self.budget.has_wishes()
+        self.budget.is_permit_wanted()
     }
 
     /// A permit for `pool`, the one that this connects; `None`: `pool` is asked again when one is free.
@@ -136,10 +136,11 @@ impl Connector {
 
     /// A permit for a server beside the pool, now or not at all.
     pub fn permit_beside(&self, pool: &Arc<Pool>) -> Option<Permit> {
-        self.budget.acquire_apart(pool)
+        self.budget.acquire_beside(pool)
     }
 
-    /// Whether the host refused `error`'s connection while others of ours are open there, of which one may come free.
+    /// Whether the host refused `error`'s connection while others of ours are open there, of which one may
+    /// come free.
     pub fn is_full_of_ours(&self, error: &DialError) -> bool {
         error.is_host_full() && self.budget.live() > 1
     }
@@ -182,13 +183,13 @@ impl Connector {
     }
 
     /// The error for all waiting sessions where the next attempt is too far away to wait for it.
-    pub fn told_at_once(&self, now: Instant) -> Option<ClientError> {
-        let own = self.backoff().told_at_once(now);
-        own.or_else(|| self.host.told_at_once(now))
+    pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
+        let own = self.backoff().error_at_once(now);
+        own.or_else(|| self.host.error_at_once(now))
     }
 
-    /// The error for sessions that have waited for [`TOLD_WITHIN`](super::connect_backoff::TOLD_WITHIN) on a host that fails
-    /// and has not answered since, while no server is open.
+    /// The error for sessions that have waited for [`ERROR_WITHIN`](super::connect_backoff::ERROR_WITHIN) on
+    /// a host that fails and has not answered since, while no server is open.
     pub fn silent(&self, now: Instant) -> Option<ClientError> {
         if self.live() <= self.opening() { self.host.silent(now) } else { None }
     }
@@ -209,10 +210,10 @@ impl Connector {
         backoff.succeeded();
     }
 
-    /// An attempt failed: logs and counts it, and begins a pause, for the host where the host failed, else for this tenant.
-    /// Returns the error for clients.
+    /// An attempt failed: logs and counts it, and begins a pause, for the host where the host failed, else
+    /// for this tenant. Returns the error for clients.
     pub fn failed(&self, turn: Turn, attempt: Attempt, error: &DialError) -> ClientError {
-        let refusal = error.to_refusal();
+        let refusal = error.client_error();
         let is_news = if error.is_of_host(turn.is_answered()) && !self.is_full_of_ours(error) {
             turn.failed(&refusal)
         } else {
@@ -223,7 +224,8 @@ impl Connector {
         refusal
     }
 
-    /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a warning.
+    /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a
+    /// warning.
     pub fn failed_for_tenant(&self, attempt: Attempt, reason: &ClientError) -> bool {
         self.backoff().failed(attempt, reason, Instant::now(), rand::random())
     }
@@ -239,21 +241,24 @@ impl Connector {
         }
     }
 
-    /// As [`Self::connect`]. Where the host takes no more connections, closes idle servers of other pools, and tries again.
+    /// As [`Self::connect`]. Where the host takes no more connections, closes idle servers of other pools,
+    /// and tries again.
     pub async fn connect_making_room(
         &self,
         pool: &Arc<Pool>,
         turn: &Turn,
         startup: &Settings,
-    ) -> Result<Opened, DialError> {
-        // Without other connections of ours there, closing makes no room: after a failure one attempt is enough.
+    ) -> Result<NewConnection, DialError> {
+        // Without other connections of ours there, closing makes no room: after a failure one attempt is
+        // enough.
         let alone = self.host.is_failing() && self.budget.live() <= 1;
         let mut opened = self.connect(turn, startup).await;
         let pauses = if alone { &[] } else { &HOST_FULL_PAUSES[..] };
         for (at, &pause) in pauses.iter().enumerate() {
             let Some(error) = opened.as_ref().err().filter(|error| error.is_host_full()) else { break };
             if at == 0 {
-                warn!(tenant = self.tenant.name, host = self.tenant.host.name, side = "server", %error, "host is full");
+                let (tenant, host) = (&self.tenant.name, &self.tenant.host.name);
+                warn!(tenant, host, side = "server", %error, "host is full");
             }
             self.budget.make_room(Some(pool));
             tokio::time::sleep(pause).await;
@@ -266,9 +271,9 @@ impl Connector {
     ///
     /// # Errors
     /// [`DialError`].
-    pub async fn connect(&self, turn: &Turn, startup: &Settings) -> Result<Opened, DialError> {
+    pub async fn connect(&self, turn: &Turn, startup: &Settings) -> Result<NewConnection, DialError> {
         let answered = || turn.answered();
-        let target = Target {
+        let target = DialTarget {
             host: &self.tenant.host,
             tenant: &self.tenant.name,
             database: &self.tenant.database,
@@ -281,8 +286,8 @@ impl Connector {
     }
 }
 
-/// Counts a server that is being opened. When it is dropped the pool looks whether it wants another one: a session that began
-/// to wait meanwhile has counted on this one.
+/// Counts a server that is being opened. When it is dropped the pool looks whether it wants another one: a
+/// session that began to wait meanwhile has counted on this one.
 pub(super) struct Opening(Arc<Pool>);
 
 impl Opening {

@@ -1,5 +1,5 @@
-//! The servers that are being opened on a host, by all of its pools: who may begin is decided by `connect_turns.rs`; here a turn is
-//! handed over, and a failure of the host's is told to all who wait on that host.
+//! Attempts to open servers on a host, by all of its pools. `connect_turns.rs` decides which pool may begin;
+//! here it gets its turn, and a failure of the host ends the waits of all sessions on that host.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -11,17 +11,17 @@ use tracing::info;
 
 use super::{
     Pool,
-    connect_backoff::TOLD_WITHIN,
-    connect_turns::{ConnectTurns, Ended},
+    connect_backoff::ERROR_WITHIN,
+    connect_turns::{ConnectTurns, Outcome},
 };
 use crate::error::ClientError;
 
-/// How often somebody who waits for a turn of its own looks whether a pause is over.
+/// How often [`HostConnecting::wait`] looks whether a pause is over.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
-/// One host's.
+/// One host's attempts.
 #[derive(Debug)]
-pub struct HostConnects {
+pub struct HostConnecting {
     name: String,
     state: Mutex<State>,
     pools: Mutex<Vec<Weak<Pool>>>,
@@ -30,21 +30,21 @@ pub struct HostConnects {
 #[derive(Debug)]
 struct State {
     turns: ConnectTurns<Waiter>,
-    /// Somebody hands out turns, and goes on with those that become free meanwhile.
+    /// A thread is handing out turns, and goes on with those that become free meanwhile.
     hands_out: bool,
 }
 
-/// Who waits for a turn.
+/// What waits for a turn.
 #[derive(Debug)]
 enum Waiter {
-    /// A pool, for whichever session of its comes first.
+    /// A pool.
     Pool(Weak<Pool>),
-    /// A server for one purpose.
-    One(oneshot::Sender<Result<Turn, ClientError>>),
+    /// The caller of [`HostConnecting::wait`].
+    Caller(oneshot::Sender<Result<Turn, ClientError>>),
 }
 
 impl Waiter {
-    /// Whether it has a use for a turn; if not, it waits no more.
+    /// Whether it still needs a turn; if not, it is removed.
     fn wants(&self) -> bool {
         match self {
             Self::Pool(pool) => pool.upgrade().is_some_and(|pool| {
@@ -52,12 +52,12 @@ impl Waiter {
                 pool.connector.set_awaits_turn(wants);
                 wants
             }),
-            Self::One(sender) => !sender.is_closed(),
+            Self::Caller(sender) => !sender.is_closed(),
         }
     }
 
-    /// Its turn has come.
-    fn waits_no_more(&self) {
+    /// It is getting a turn.
+    fn gets_turn(&self) {
         if let Self::Pool(pool) = self
             && let Some(pool) = pool.upgrade()
         {
@@ -66,17 +66,17 @@ impl Waiter {
     }
 }
 
-/// The right to open one server. Dropped without an outcome, nothing is learnt of the host.
+/// The right to open one server. Dropped without an outcome, it says nothing about the host.
 #[derive(Debug)]
 pub struct Turn {
-    host: Arc<HostConnects>,
+    host: Arc<HostConnecting>,
     number: u64,
 }
 
-impl HostConnects {
-    /// Nothing is known of it yet.
-    pub fn new(name: &str, most: usize, longest_pause: Duration) -> Self {
-        let state = State { turns: ConnectTurns::new(most, longest_pause), hands_out: false };
+impl HostConnecting {
+    /// A host without known failures.
+    pub fn new(name: &str, attempts_max: usize, pause_max: Duration) -> Self {
+        let state = State { turns: ConnectTurns::new(attempts_max, pause_max), hands_out: false };
         Self { name: name.to_owned(), state: Mutex::new(state), pools: Mutex::default() }
     }
 
@@ -84,44 +84,45 @@ impl HostConnects {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The configuration may have changed.
-    pub fn set_limits(&self, most: usize, longest_pause: Duration) {
-        self.locked().turns.set_limits(most, longest_pause);
+    /// Applies the configuration.
+    pub fn set_limits(&self, attempts_max: usize, pause_max: Duration) {
+        self.locked().turns.set_limits(attempts_max, pause_max);
     }
 
-    /// Forgets what has failed before.
+    /// Forgets earlier failures.
     pub fn forget(&self) {
         self.locked().turns.forget();
     }
 
-    /// A pool of this host, which is told what fails there.
+    /// Adds a pool of this host: when the host fails, its waits end.
     pub fn register(&self, pool: &Arc<Pool>) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|known| known.strong_count() > 0);
         pools.push(Arc::downgrade(pool));
     }
 
-    /// Whether its last attempt failed.
+    /// Whether the host's last attempt failed.
     pub fn is_failing(&self) -> bool {
         self.locked().turns.backoff().is_failing()
     }
 
-    /// Why the host's last attempt since then failed, if none has succeeded after it.
+    /// Why the host's last attempt after `since` failed, if none has succeeded after it.
     pub fn reason_since(&self, since: Instant) -> Option<ClientError> {
         self.locked().turns.backoff().reason_since(since)
     }
 
-    /// What sessions are told at once, because the next attempt is too far away to wait for.
-    pub fn told_at_once(&self, now: Instant) -> Option<ClientError> {
-        self.locked().turns.backoff().told_at_once(now)
+    /// The error for sessions where the next attempt is too far away to wait for it.
+    pub fn error_at_once(&self, now: Instant) -> Option<ClientError> {
+        self.locked().turns.backoff().error_at_once(now)
     }
 
-    /// What sessions are told that have waited for [`TOLD_WITHIN`]: the host failed, and has been silent since for as long.
+    /// The error for sessions that have waited for [`ERROR_WITHIN`]: the host has failed, and the attempt
+    /// under way has had no answer for as long.
     pub fn silent(&self, now: Instant) -> Option<ClientError> {
         self.locked().turns.silent(now).cloned()
     }
 
-    /// A turn for `pool`. `None`: the pool waits for it now, and [`Pool::open_by`] gets it.
+    /// A turn for `pool`. `None`: the pool waits for it, and [`Pool::open_by`] gets it.
     pub fn take(self: &Arc<Self>, pool: &Arc<Pool>) -> Option<Turn> {
         {
             let mut state = self.locked();
@@ -132,28 +133,29 @@ impl HostConnects {
         self.hand_out(Some(pool))
     }
 
-    /// A turn for one server of `tenant`'s, as soon as it comes.
+    /// Waits for a turn for one server of `tenant`.
     ///
     /// # Errors
     /// Why the host cannot be reached, if an attempt fails meanwhile or the next one is too far away.
     pub async fn wait(self: &Arc<Self>, tenant: i64) -> Result<Turn, ClientError> {
-        let came = Instant::now();
+        let asked_at = Instant::now();
         let (sender, mut turn) = oneshot::channel();
-        self.locked().turns.join(tenant, Waiter::One(sender));
+        self.locked().turns.join(tenant, Waiter::Caller(sender));
         loop {
             self.hand_out(None);
             if let Ok(got) = tokio::time::timeout(LOOK_EVERY, &mut turn).await {
                 return got.unwrap_or(Err(ClientError::AdminShutdown));
             }
             let now = Instant::now();
-            let silent = || self.silent(now).filter(|_| now.saturating_duration_since(came) >= TOLD_WITHIN);
-            if let Some(reason) = self.told_at_once(now).or_else(silent) {
+            let silent =
+                || self.silent(now).filter(|_| now.saturating_duration_since(asked_at) >= ERROR_WITHIN);
+            if let Some(reason) = self.error_at_once(now).or_else(silent) {
                 return Err(reason);
             }
         }
     }
 
-    /// Hands turns to those who may begin now; one for `here` is returned.
+    /// Hands turns to all that may begin now; one for `here` is returned.
     fn hand_out(self: &Arc<Self>, here: Option<&Arc<Pool>>) -> Option<Turn> {
         let mut own = None;
         if std::mem::replace(&mut self.locked().hands_out, true) {
@@ -161,7 +163,7 @@ impl HostConnects {
         }
         while let Some((turn, waiter)) = self.next() {
             match waiter {
-                Waiter::One(sender) => drop(sender.send(Ok(turn))),
+                Waiter::Caller(sender) => drop(sender.send(Ok(turn))),
                 Waiter::Pool(pool) => {
                     let Some(pool) = pool.upgrade() else { continue };
                     match here {
@@ -177,21 +179,21 @@ impl HostConnects {
         own
     }
 
-    /// The next who may begin; `None`: nobody, and nobody hands out turns any more.
+    /// The next that may begin; `None`: none, and this thread stops handing out turns.
     fn next(self: &Arc<Self>) -> Option<(Turn, Waiter)> {
         let mut state = self.locked();
         let next = state.turns.next(Instant::now(), Waiter::wants);
         state.hands_out = next.is_some();
         let (number, waiter) = next?;
-        waiter.waits_no_more();
+        waiter.gets_turn();
         Some((Turn { host: self.clone(), number }, waiter))
     }
 
-    /// Tells all who wait on this host, in whichever pool.
-    fn tell(&self, reason: &ClientError) {
-        let ones = self.locked().turns.take_out(|waiter| matches!(waiter, Waiter::One(_)));
-        for one in ones {
-            if let Waiter::One(sender) = one {
+    /// Ends all waits on this host, in all pools.
+    fn end_waits(&self, reason: &ClientError) {
+        let callers = self.locked().turns.take_out(|waiter| matches!(waiter, Waiter::Caller(_)));
+        for caller in callers {
+            if let Waiter::Caller(sender) = caller {
                 let _ = sender.send(Err(reason.clone()));
             }
         }
@@ -206,41 +208,41 @@ impl HostConnects {
 }
 
 impl Turn {
-    /// The host has asked for a proof of identity.
+    /// The server has asked for authentication: the host is up.
     pub fn answered(&self) {
         let was_failing = self.host.locked().turns.answered(self.number);
         if was_failing {
-            info!(host = self.host.name, "the host answers again");
+            info!(host = self.host.name, "host answers again");
         }
         self.host.hand_out(None);
     }
 
-    /// Whether it has.
+    /// Whether the server has asked for authentication.
     pub fn is_answered(&self) -> bool {
         self.host.locked().turns.is_answered(self.number)
     }
 
-    /// A server was opened, or refused for the tenant's own sake.
+    /// A server was opened, or the attempt failed for a reason of the tenant's own.
     pub fn succeeded(self) {
         self.answered();
-        self.ended(Ended::Answered);
+        self.ended(Outcome::Answered);
     }
 
-    /// The host failed: all who wait there are told. Returns whether it is worth a line in the log.
+    /// The host failed: ends all waits there. Returns whether it is to be logged as a warning.
     pub fn failed(self, reason: &ClientError) -> bool {
-        let is_news = self.ended(Ended::Failed(reason));
-        self.host.tell(reason);
+        let is_news = self.ended(Outcome::Failed(reason));
+        self.host.end_waits(reason);
         is_news
     }
 
-    fn ended(&self, how: Ended<'_>) -> bool {
+    fn ended(&self, how: Outcome<'_>) -> bool {
         self.host.locked().turns.ended(self.number, how, Instant::now(), rand::random())
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.ended(Ended::Unknown);
+        self.ended(Outcome::Unknown);
         self.host.hand_out(None);
     }
 }

@@ -1,4 +1,5 @@
-//! The connection of a pool's ear: what is read from it, and how it is exchanged for one of another pool.
+//! The connection of a shared listener: its task reads it, and moves to another connection when the pool is
+//! replaced.
 
 use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll};
 
@@ -7,12 +8,12 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pool, PooledServer,
-    shared_listener::{Ear, Wish, around_mark, is_mark},
+    shared_listener::{Instruction, SharedListener, around_mark, is_mark},
 };
 use crate::{
     data_path::{
-        exchange::channels::{MARKS, each, messages},
         server::connection::{AskError, Server},
+        session_state::channels::{MARKS, each, messages},
     },
     error::ClientError,
     wire::frame::header,
@@ -21,21 +22,21 @@ use crate::{
 /// The longest message of a server that only listens; a payload has 8 000 bytes at most.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// One that lives for weeks says nothing for weeks.
+/// A listener connection may be idle for weeks.
 const NEVER_TOO_IDLE: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
      WHERE name = 'idle_session_timeout'";
 
-/// A connection that listens. It counts in the host's budget, and not in the pool's size.
-pub(super) struct Line {
+/// A connection that listens. It counts in the host's budget, not in the pool's size.
+pub(super) struct ListenerConnection {
     server: Box<PooledServer>,
     buffer: Vec<u8>,
 }
 
-/// Why a connection listens no more.
+/// Why the task ends.
 enum Lost {
-    /// Somebody wished it.
-    Wished(ClientError),
-    /// It broke, or its server ended it.
+    /// It was told to.
+    Ordered(ClientError),
+    /// The connection broke, or the server ended it.
     Broken(String),
 }
 
@@ -51,20 +52,20 @@ impl From<AskError> for Lost {
     }
 }
 
-impl Line {
-    /// Opens one, which hears marks so far.
+impl ListenerConnection {
+    /// Opens a connection that listens for marks only.
     ///
     /// # Errors
-    /// The budget is spent, or the server cannot be reached.
+    /// As [`Pool::open_beside`].
     pub async fn open(pool: &Arc<Pool>) -> Result<Self, ClientError> {
         let mut server = pool.open_beside().await?;
         server.listens();
         let lost = |error: AskError| {
-            warn!(tenant = pool.tenant.name, side = "server", %error, "cannot listen");
+            warn!(tenant = pool.tenant.name, side = "server", %error, "cannot open a listener connection");
             ClientError::ServerLost
         };
         server.run(NEVER_TOO_IDLE).await.map_err(lost)?;
-        let sql = format!("SET application_name = 'pglobby ear'; LISTEN {MARKS}");
+        let sql = format!("SET application_name = 'pglobby listener'; LISTEN {MARKS}");
         server.run(&sql).await.map_err(lost)?;
         Ok(Self { server, buffer: Vec::new() })
     }
@@ -74,41 +75,41 @@ impl Line {
         self.server.side.reported_value("client_encoding").unwrap_or_default()
     }
 
-    /// The ear's task: listens until nobody hears by it, or the connection is lost.
-    pub async fn listen(mut self, ear: Arc<Ear>, pool: Arc<Pool>) {
-        info!(tenant = pool.tenant.name, server = self.server.process_id, "listening");
-        let lost = Box::pin(self.work(&ear, pool.clone())).await;
+    /// The task: listens until the last session has left, or the connection is lost.
+    pub async fn listen(mut self, listener: Arc<SharedListener>, pool: Arc<Pool>) {
+        info!(tenant = pool.tenant.name, server_pid = self.server.process_id, "listener connection opened");
+        let lost = Box::pin(self.work(&listener, pool.clone())).await;
         let reason = match lost {
-            Lost::Wished(reason) => {
-                info!(tenant = pool.tenant.name, "listening no more");
+            Lost::Ordered(reason) => {
+                info!(tenant = pool.tenant.name, "listener connection closed");
                 reason
             }
             Lost::Broken(error) => {
-                warn!(tenant = pool.tenant.name, side = "server", error, "the listening connection is lost");
+                warn!(tenant = pool.tenant.name, side = "server", error, "listener connection lost");
                 ClientError::ListenerLost
             }
         };
-        ear.over(&reason);
+        listener.ended(&reason);
         let _ = self.server.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
     }
 
-    async fn work(&mut self, ear: &Arc<Ear>, mut pool: Arc<Pool>) -> Lost {
+    async fn work(&mut self, listener: &Arc<SharedListener>, mut pool: Arc<Pool>) -> Lost {
         loop {
-            if let Err(lost) = self.take_in(ear, &pool) {
+            if let Err(lost) = self.handle_messages(listener, &pool) {
                 return lost;
             }
-            match ear.wish() {
-                Wish::Nothing => {}
-                Wish::End(reason) => return Lost::Wished(reason),
-                Wish::Move(next) => match self.move_to(ear, &pool, &next).await {
+            match listener.instruction() {
+                Instruction::Nothing => {}
+                Instruction::End(reason) => return Lost::Ordered(reason),
+                Instruction::Move(next) => match self.move_to(listener, &pool, &next).await {
                     Ok(()) => pool = next,
                     Err(lost) => return lost,
                 },
             }
-            self.server.unsent.push(&ear.take_outbox());
+            self.server.unsent.push(&listener.take_outbox());
             let moved = tokio::select! {
-                () = ear.changed() => Ok(()),
-                moved = self.stir() => moved,
+                () = listener.changed() => Ok(()),
+                moved = self.progress() => moved,
             };
             if let Err(error) = moved {
                 return error.into();
@@ -116,8 +117,8 @@ impl Line {
         }
     }
 
-    /// Writes what waits, and reads what has come; returns when one of them got on.
-    async fn stir(&mut self) -> io::Result<()> {
+    /// Writes and reads; returns when bytes were moved in either direction.
+    async fn progress(&mut self) -> io::Result<()> {
         poll_fn(|cx| {
             let Server { stream, unsent, .. } = &mut **self.server;
             if !unsent.is_empty() && unsent.drain(stream, cx)? {
@@ -139,19 +140,19 @@ impl Line {
         .await
     }
 
-    /// Takes every message that is whole.
-    fn take_in(&mut self, ear: &Ear, pool: &Pool) -> Result<(), Lost> {
+    /// Handles all complete messages.
+    fn handle_messages(&mut self, listener: &SharedListener, pool: &Pool) -> Result<(), Lost> {
         let mut taken = 0;
         for message in messages(&self.buffer) {
             taken += message.len();
             match message.first() {
-                Some(b'A') => ear.hear(message, pool.rules.notifications_bytes_max),
+                Some(b'A') => listener.deliver(message, pool.rules.notifications_bytes_max),
                 Some(b'E') if self.server.side.is_farewell(message) => {
-                    return Err(Lost::Broken("the server said goodbye".to_owned()));
+                    return Err(Lost::Broken("the server ended the session".to_owned()));
                 }
-                Some(b'E') => ear.refused(),
-                Some(b'Z') if !ear.answered() => {
-                    return Err(Lost::Broken("the server answered what nobody asked".to_owned()));
+                Some(b'E') => listener.refused(),
+                Some(b'Z') if !listener.answered() => {
+                    return Err(Lost::Broken("the server answered without a query".to_owned()));
                 }
                 _ => {}
             }
@@ -159,57 +160,63 @@ impl Line {
         self.buffer.drain(..taken);
         match header(&self.buffer) {
             Ok(Some((_, length))) if length > MESSAGE_BYTES_MAX => {
-                Err(Lost::Broken("a message too long".to_owned()))
+                Err(Lost::Broken("a message is too long".to_owned()))
             }
             Ok(_) => Ok(()),
             Err(error) => Err(Lost::Broken(error.to_string())),
         }
     }
 
-    /// Goes on with a connection of the pool that replaced ours: up to a mark we hear by the old one, from it on by the new
-    /// one. Another database tells other things: then nobody can say what is missed in between, and the ear ends.
-    async fn move_to(&mut self, ear: &Arc<Ear>, pool: &Arc<Pool>, next: &Arc<Pool>) -> Result<(), Lost> {
+    /// Goes on with a connection of the pool that replaced this one: notifications up to a mark are taken
+    /// from the old one, from the mark on from the new one. Another database has other notifications: some
+    /// would be missed, so the listener ends.
+    async fn move_to(
+        &mut self,
+        listener: &Arc<SharedListener>,
+        pool: &Arc<Pool>,
+        next: &Arc<Pool>,
+    ) -> Result<(), Lost> {
         let (old, new) = (&pool.tenant, &next.tenant);
         if (&old.host.address, &old.database) != (&new.host.address, &new.database) {
-            return Err(Lost::Wished(ClientError::ListenerPaused));
+            return Err(Lost::Ordered(ClientError::ListenerPaused));
         }
-        // Answers still owed are the old connection's.
-        while ear.is_owed() {
-            self.server.unsent.push(&ear.take_outbox());
-            self.stir().await?;
-            self.take_in(ear, pool)?;
+        // The old connection has yet to answer these.
+        while listener.has_unanswered() {
+            self.server.unsent.push(&listener.take_outbox());
+            self.progress().await?;
+            self.handle_messages(listener, pool)?;
         }
         let mut fresh = match Self::open(next).await {
             Ok(fresh) => fresh,
             Err(refusal) => return Err(Lost::Broken(refusal.to_string())),
         };
-        if fresh.encoding() != &*ear.encoding {
-            return Err(Lost::Wished(ClientError::ListenerPaused));
+        if fresh.encoding() != &*listener.encoding {
+            return Err(Lost::Ordered(ClientError::ListenerPaused));
         }
         let mark = format!("{:032x}", rand::random::<u128>());
-        let wanted = ear.wanted();
-        fresh.server.run(&each("LISTEN", wanted.iter())).await?;
+        let needed = listener.needed();
+        fresh.server.run(&each("LISTEN", needed.iter())).await?;
         fresh.server.run(&format!("NOTIFY {MARKS}, '{mark}'")).await?;
-        let heard = std::mem::take(&mut fresh.server.notified);
-        while !self.has_heard(ear, pool, &mark)? {
-            self.stir().await?;
+        let received = std::mem::take(&mut fresh.server.notified);
+        while !self.reached_mark(listener, pool, &mark)? {
+            self.progress().await?;
         }
-        fresh.buffer = around_mark(&heard, &mark).1.to_vec();
-        debug!(tenant = new.name, "listening on a new connection");
+        fresh.buffer = around_mark(&received, &mark).1.to_vec();
+        debug!(tenant = new.name, "listener moved to a new connection");
         let mut old = std::mem::replace(self, fresh);
         let _ = old.server.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
         Ok(())
     }
 
-    /// Takes what has come up to the mark; `true` if it is there.
-    fn has_heard(&mut self, ear: &Ear, pool: &Pool, mark: &str) -> Result<bool, Lost> {
+    /// Handles the messages before the mark; `true`: the mark has been received.
+    fn reached_mark(&mut self, listener: &SharedListener, pool: &Pool, mark: &str) -> Result<bool, Lost> {
         let (before, _) = around_mark(&self.buffer, mark);
         let heard =
             before.len() < self.buffer.len() && messages(&self.buffer).any(|message| is_mark(message, mark));
         if heard {
             self.buffer.truncate(before.len());
         }
-        self.take_in(ear, pool)?;
+        self.handle_messages(listener, pool)?;
         Ok(heard)
     }
 }

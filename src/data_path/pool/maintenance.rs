@@ -1,5 +1,5 @@
-//! What is done for a pool from time to time: closes servers that are idle too long or too old, checks those that have not
-//! answered for long, keeps `min_pool_size` open.
+//! What is done for a pool from time to time: closes servers that are idle too long or too old, checks those
+//! that have not answered for long, keeps `min_pool_size` open.
 
 use std::{
     io,
@@ -12,8 +12,8 @@ use tracing::warn;
 use super::{Pool, PooledServer};
 
 impl Pool {
-    /// Runs on the pool's worker. Does not yield: a session of this worker never finds the pool empty meanwhile. A server that
-    /// is being checked is missing until it answers.
+    /// Runs on the pool's worker. Does not yield: a session of this worker never finds the pool empty
+    /// meanwhile. A server that is being checked is missing until it answers.
     pub fn maintain(self: &Arc<Self>) {
         let now = self.worker.clock.now();
         self.check_functions(now);
@@ -38,8 +38,8 @@ impl Pool {
         while self.live() < self.rules.min_size && self.open_one_more() {}
     }
 
-    /// Puts an idle server back if it answers. A connection that the network has swallowed (a failover, a firewall that
-    /// forgets) is found here, and not by a client.
+    /// Puts an idle server back if it answers. A connection that the network has swallowed (a failover, a
+    /// firewall that forgets) is found here, and not by a client.
     async fn check(&self, mut server: Box<PooledServer>) {
         let answer = tokio::time::timeout(self.connector.options().connect_timeout, server.run("")).await;
         match answer.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {

@@ -1,8 +1,9 @@
-//! Server connections of one (tenant, access): lent to sessions, given back, kept, closed.
+//! Pools of server connections, one per (tenant, access): servers are lent to sessions, given back, kept
+//! idle, closed.
 //!
-//! Idle servers are in a deadpool `unmanaged` pool, which with the waiting sessions is one state: `wait_queue.rs`.
-//! `opening.rs` opens servers, within the host's `host_budget.rs`. A pool lives on its tenant's worker: all its servers are
-//! registered with that worker's reactor.
+//! Idle servers are in a deadpool `unmanaged` pool, which with the waiting sessions is one state:
+//! `wait_queue.rs`. `opening.rs` opens servers, within the host's `host_budget.rs`. A pool lives on its
+//! tenant's worker: all its servers are registered with that worker's reactor.
 
 mod connect_backoff;
 mod connect_turns;
@@ -38,14 +39,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::pinned_sessions::Pinned;
 pub use self::pooled_server::PooledServer;
 pub use self::stats::Present;
-pub use self::tenant_pools::{Done, Looking, Mending, PoolMaking, TenantPools};
+pub use self::tenant_pools::{BeforeFirstPool, PoolTotals, RoleRepair, TenantLookup, TenantPools};
 use self::{
     connector::Connector,
     pinned_sessions::PinnedSessions,
     role_settings::RoleStart,
     server_list::ServerList,
-    shared_listener::EarPlace,
-    startup_parameters::Greetings,
+    shared_listener::ListenerSlot,
+    startup_parameters::StatusCache,
     stats::PoolStats,
     succession::Succession,
     wait_queue::{ServerWait, WaitQueue},
@@ -57,53 +58,52 @@ use crate::{
         memory_limit::Account,
         prepared::{Capacity, shared_statements::StatementTable},
         server::DialOptions,
-        sessions::registry::Place,
-        tenant::{Access, Tenant},
+        tenant::{Access, Place, Tenant},
         worker::Worker,
     },
     error::{ClientError, Limit},
 };
 
-/// What a pool is made with; a change of these makes a new pool.
+/// Settings of a pool, from the tenant's row and the configuration. A change makes a new pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolRules {
-    /// How long a session keeps a server.
+    /// For a transaction or a session.
     pub mode: PoolMode,
-    /// Servers at most.
+    /// Most servers.
     pub size: usize,
-    /// Servers kept open.
+    /// Servers that stay open when idle.
     pub min_size: usize,
-    /// Servers that sessions may keep between transactions while others wait.
+    /// Most servers that sessions may keep between transactions while others wait.
     pub pinned_max: usize,
-    /// Statements a server keeps prepared.
+    /// Most prepared statements of a server.
     pub prepared_max: Capacity,
-    /// Servers being opened at a time on its host.
+    /// Most servers being opened at a time on its host.
     pub connecting_max: usize,
-    /// The longest pause between two attempts to open a server that fail.
+    /// The longest pause after a failed attempt to open a server.
     pub server_login_retry: Duration,
-    /// Function text that is read at most.
+    /// Most bytes of function text that are read.
     pub functions_bytes_max: usize,
-    /// How long functions may be changed past us.
+    /// How often functions are checked for changes made by other connections.
     pub functions_check: Duration,
-    /// Cancel requests under way at a time.
+    /// Most cancel requests under way at a time.
     pub cancels_max: usize,
-    /// Channels a session may LISTEN to and still share servers.
+    /// Most channels to which a session may LISTEN and still share servers.
     pub channels_max: usize,
-    /// Bytes of notifications that may wait for one client.
+    /// Most bytes of notifications that may wait for one client.
     pub notifications_bytes_max: usize,
     /// An idle server is closed after this.
     pub server_idle: Duration,
-    /// A server idle for so long is asked whether it is still there.
+    /// A server that is idle for this long is checked.
     pub server_check: Duration,
-    /// A server is closed when idle after this.
+    /// A server of this age is closed when it is not lent.
     pub server_lifetime: Duration,
 }
 
-/// In a pool of fewer servers than this every one may be kept by a session.
+/// In a pool with fewer servers than this, all may be kept by sessions.
 const SMALL_POOL: usize = 5;
 
 impl PoolRules {
-    /// What the tenant's row says, else the configuration.
+    /// The tenant's row overrides the configuration.
     pub fn of(tenant: &Tenant, config: &Config) -> Self {
         let size = tenant.pool_size.unwrap_or(config.pool.default_pool_size).max(1) as usize;
         Self {
@@ -111,7 +111,7 @@ impl PoolRules {
             size,
             min_size: (tenant.min_pool_size.unwrap_or(config.pool.min_pool_size) as usize).min(size),
             pinned_max: match config.pool.max_pinned_servers {
-                // A small pool's users wait for each other as they always did.
+                // In a small pool, one server for other sessions would be too large a part of it.
                 0 if size < SMALL_POOL => size,
                 0 => size - 1,
                 given => given,
@@ -162,9 +162,9 @@ pub struct Pool {
     connector: Connector,
     /// Settings of role and database that its servers began with.
     role_start: RoleStart,
-    greetings: Greetings,
+    status_cache: StatusCache,
     /// Listens for sessions that LISTEN. Shared with the pools that replace this one.
-    listener: Arc<EarPlace>,
+    listener: Arc<ListenerSlot>,
     pinned: Arc<PinnedSessions>,
     /// A permit for each cancel request under way.
     cancels: Arc<Semaphore>,
@@ -176,7 +176,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An idle server, if there is one; then no session waits. Dropping it closes it; only [`Pool::give_back`] returns it.
+    /// An idle server, if there is one; then no session waits. Dropping it closes it; only
+    /// [`Pool::give_back`] returns it.
     #[inline]
     pub fn try_borrow(&self) -> Option<Box<PooledServer>> {
         while let Some(server) = self.queue.take_idle() {
@@ -187,7 +188,8 @@ impl Pool {
         None
     }
 
-    /// The server that has been idle for longest; [`Pool::try_borrow`] lends the one that was given back last.
+    /// The server that has been idle for longest; [`Pool::try_borrow`] lends the one that was given back
+    /// last.
     pub(super) fn take_longest_idle(&self) -> Option<Box<PooledServer>> {
         let mut idle: Vec<_> = std::iter::from_fn(|| self.try_borrow()).collect();
         let longest = idle.pop();
@@ -200,8 +202,8 @@ impl Pool {
     /// A server, opened if need be; waits for at most `wait` from `since` on.
     ///
     /// # Errors
-    /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be opened,
-    /// [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
+    /// [`ClientError::PoolBusy`] after that time, [`ClientError::ServerUnreachable`] when none could be
+    /// opened, [`ClientError::AdminShutdown`] when the pool was retired meanwhile.
     pub async fn borrow(
         self: &Arc<Self>,
         since: Instant,
@@ -214,12 +216,13 @@ impl Pool {
         borrowed
     }
 
-    /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its permit.
+    /// Returns a clean server. It is closed if it is not reusable, too old, or if another pool needs its
+    /// permit.
     #[inline]
     pub fn give_back(&self, mut server: Box<PooledServer>) {
         server.returned();
         if server.side.news {
-            self.hear(&mut server);
+            self.note_reported(&mut server);
         }
         let now = self.worker.clock.now();
         let age = now.saturating_sub(server.opened_at);
@@ -234,17 +237,19 @@ impl Pool {
         self.put(server);
     }
 
-    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is paused or retired.
+    /// Hands a server to the session that has waited longest, or makes it idle; closes it if the pool is
+    /// paused or retired.
     #[inline]
     pub(super) fn put(&self, server: Box<PooledServer>) {
         drop(self.queue.put(server));
     }
 
-    /// The last check before a server is lent. Closes it if it is not this pool's own, not reusable, or has ended.
+    /// The last check before a server is lent. Closes it if it is not this pool's own, not reusable, or has
+    /// ended.
     #[inline]
     pub(super) fn inspect(&self, mut server: Box<PooledServer>) -> Option<Box<PooledServer>> {
         let ours = server.owner == (self.tenant.id, self.access);
-        let changes = self.greetings.changes();
+        let changes = self.status_cache.changes();
         if server.changes_seen != changes {
             (server.changes_seen, server.side.is_stale) = (changes, true);
         }
@@ -252,7 +257,7 @@ impl Pool {
             return None;
         }
         if server.side.news {
-            self.hear(&mut server);
+            self.note_reported(&mut server);
         }
         Some(server)
     }

@@ -1,7 +1,8 @@
 //! Opens servers for a pool, as far as its size, its host's budget and earlier failures allow.
 //!
-//! Sessions only wait in the queue; servers are opened in tasks of their own. So a server that comes back early serves the
-//! session that has waited longest, a client that leaves cancels no attempt, and a failure ends all waits.
+//! Sessions only wait in the queue; servers are opened in tasks of their own. So a server that comes back
+//! early serves the session that has waited longest, a client that leaves cancels no attempt, and a failure
+//! ends all waits.
 
 use std::{
     sync::Arc,
@@ -14,7 +15,7 @@ use tracing::{debug, warn};
 use super::{Pool, PooledServer, connector::Opening, host_budget::Permit, host_connecting::Turn};
 use crate::{
     data_path::{
-        server::{DialError, Opened, connection::Server},
+        server::{DialError, NewConnection, connection::Server},
         session_state::Settings,
     },
     error::ClientError,
@@ -27,7 +28,7 @@ impl Pool {
         if self.live() > 0 {
             return; // one may come back
         }
-        if let Some(reason) = self.connector.told_at_once(Instant::now()) {
+        if let Some(reason) = self.connector.error_at_once(Instant::now()) {
             self.refuse_waiting(&reason);
         }
     }
@@ -85,13 +86,13 @@ impl Pool {
         match self.connector.connect_making_room(self, &turn, &Settings::default()).await {
             Ok(opened) => {
                 let mut server = self.opened(opened, turn, permit, Settings::default());
-                match self.is_as_begun(&mut server).await {
+                match self.has_same_start(&mut server).await {
                     Ok(true) => self.put(server),
                     Ok(false) => {} // waiting sessions go on with the pool's successor
                     Err(error) => {
                         warn!(tenant = self.tenant.name, side = "server", %error, "new server lost");
                         drop(server);
-                        if self.put_right_if_changed(&error).await {
+                        if self.repair_role_after(&error).await {
                             return; // as above
                         }
                         let lost = ClientError::ServerLost;
@@ -115,11 +116,12 @@ impl Pool {
         }
     }
 
-    /// A server for one session, started with what its client asks for. `None`: pool or budget have no room, or the host takes
-    /// no more connections while this pool has others.
+    /// A server for one session, started with what its client asks for. `None`: pool or budget have no room,
+    /// or the host takes no more connections while this pool has others.
     ///
     /// # Errors
-    /// [`ClientError::Server`] with the server's own words where it refuses a parameter, [`ClientError::ServerUnreachable`].
+    /// [`ClientError::Server`] with the server's own words where it refuses a parameter,
+    /// [`ClientError::ServerUnreachable`].
     pub(super) async fn open_for(
         self: &Arc<Self>,
         startup: &Settings,
@@ -153,7 +155,8 @@ impl Pool {
         }
     }
 
-    /// A server beside the pool: it counts in the host's budget, not in the pool's size, and is never given back.
+    /// A server beside the pool: it counts in the host's budget, not in the pool's size, and is never given
+    /// back.
     ///
     /// # Errors
     /// [`ClientError::PoolBusy`] if the budget is spent, [`ClientError::ServerUnreachable`].
@@ -177,9 +180,9 @@ impl Pool {
                 }
             }
         }
-        let opened = opened.map_err(|error| error.to_refusal())?;
+        let opened = opened.map_err(|error| error.client_error())?;
         let mut server = self.wrap(Server::new(opened, self.rules.prepared_max), permit);
-        self.hear(&mut server);
+        self.note_reported(&mut server);
         Ok(server)
     }
 
@@ -209,12 +212,18 @@ impl Pool {
         }
     }
 
-    fn opened(&self, opened: Opened, turn: Turn, permit: Permit, startup: Settings) -> Box<PooledServer> {
+    fn opened(
+        &self,
+        opened: NewConnection,
+        turn: Turn,
+        permit: Permit,
+        startup: Settings,
+    ) -> Box<PooledServer> {
         let mut server = Server::new(opened, self.rules.prepared_max);
         server.startup = startup;
         let mut server = self.wrap(server, permit);
-        server.changes_seen = self.greetings.changes();
-        self.hear(&mut server);
+        server.changes_seen = self.status_cache.changes();
+        self.note_reported(&mut server);
         debug!(tenant = self.tenant.name, server_pid = server.process_id, "server opened");
         self.connector.succeeded(turn);
         server
@@ -225,12 +234,12 @@ impl Pool {
         Box::new(PooledServer::new(server, owner, permit, &self.server_list, now))
     }
 
-    /// After a failure that a changed password, role or database may explain: has the row read again, and the role repaired.
-    /// `true`: the pool was replaced, and waiting sessions go on with its successor. A tenant's passwords change on the host a
-    /// moment before they change in its row.
+    /// After a failure that a changed password, role or database may explain: has the row read again, and the
+    /// role repaired. `true`: the pool was replaced, and waiting sessions go on with its successor. A
+    /// tenant's passwords change on the host a moment before they change in its row.
     async fn repair(self: &Arc<Self>, error: &DialError, startup: &Settings) -> bool {
         match error.identity_trouble(startup) {
-            Some(trouble) => self.put_right(trouble).await,
+            Some(trouble) => self.repair_role(trouble).await,
             None => false,
         }
     }

@@ -1,5 +1,5 @@
-//! What an administrator stops for a while: a tenant's pools lend no server (PAUSE), take in no new session (DISABLE),
-//! or open new servers instead of the old ones (RECONNECT). It holds on this node, until it ends or is told otherwise.
+//! The console's PAUSE (a tenant's pools lend no server), DISABLE (no new sessions) and RECONNECT (new
+//! servers for old ones). They hold on this node, until RESUME, ENABLE or the end of the process.
 
 use std::{
     collections::HashSet,
@@ -9,113 +9,114 @@ use std::{
 use super::{Pool, TenantPools};
 use crate::error::ClientError;
 
-/// Whom an administrator means: one tenant, by id, or all of them.
-pub type Whom = Option<i64>;
+/// TenantScope an administrator means: one tenant, by id, or all of them.
+pub type TenantScope = Option<i64>;
 
-/// Who is stopped. Tenants are named by administrators one by one, so there are few.
+/// The tenants that are paused or disabled. Administrators name them one by one, so there are few.
 #[derive(Debug, Default)]
-pub struct Halts(Mutex<Halted>);
+pub struct Pauses(Mutex<State>);
 
 #[derive(Debug, Default)]
-struct Halted {
+struct State {
     all_paused: bool,
     paused: HashSet<i64>,
     disabled: HashSet<i64>,
 }
 
-impl Halts {
-    fn locked(&self) -> MutexGuard<'_, Halted> {
+impl Pauses {
+    fn locked(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a tenant's pools lend nothing now.
+    /// Whether a tenant's pools lend no server.
     pub fn is_paused(&self, tenant: i64) -> bool {
-        let halted = self.locked();
-        halted.all_paused || halted.paused.contains(&tenant)
+        let state = self.locked();
+        state.all_paused || state.paused.contains(&tenant)
     }
 
-    /// Whether everybody's pools lend nothing now.
+    /// Whether no pool lends a server.
     pub fn all_paused(&self) -> bool {
         self.locked().all_paused
     }
 
-    /// Whether a tenant takes in no new session.
+    /// Whether a tenant takes no new session.
     pub fn is_disabled(&self, tenant: i64) -> bool {
         self.locked().disabled.contains(&tenant)
     }
 
-    /// Tenants, by id, that were stopped by name.
+    /// Ids of the tenants that were paused or disabled by name.
     pub fn named(&self) -> Vec<i64> {
-        let halted = self.locked();
-        halted.paused.union(&halted.disabled).copied().collect()
+        let state = self.locked();
+        state.paused.union(&state.disabled).copied().collect()
     }
 
-    /// Lets no new session in, or again.
+    /// Takes no new session, or takes them again.
     pub fn set_disabled(&self, tenant: i64, disabled: bool) {
-        let mut halted = self.locked();
+        let mut state = self.locked();
         match disabled {
-            true => halted.disabled.insert(tenant),
-            false => halted.disabled.remove(&tenant),
+            true => state.disabled.insert(tenant),
+            false => state.disabled.remove(&tenant),
         };
     }
 
-    fn set_paused(&self, whom: Whom, paused: bool) {
-        let mut halted = self.locked();
-        match (whom, paused) {
-            (None, true) => halted.all_paused = true,
+    fn set_paused(&self, scope: TenantScope, paused: bool) {
+        let mut state = self.locked();
+        match (scope, paused) {
+            (None, true) => state.all_paused = true,
             (None, false) => {
-                halted.all_paused = false;
-                halted.paused.clear();
+                state.all_paused = false;
+                state.paused.clear();
             }
-            (Some(tenant), true) => drop(halted.paused.insert(tenant)),
-            (Some(tenant), false) => drop(halted.paused.remove(&tenant)),
+            (Some(tenant), true) => drop(state.paused.insert(tenant)),
+            (Some(tenant), false) => drop(state.paused.remove(&tenant)),
         }
     }
 }
 
 impl TenantPools {
-    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait;
-    /// those that listen are ended, because nobody listens for them meanwhile.
-    pub fn pause(&self, whom: Whom) {
-        self.halts.set_paused(whom, true);
-        for pool in self.of_whom(whom) {
+    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Sessions wait.
+    /// Those that LISTEN are ended, because they would miss notifications.
+    pub fn pause(&self, scope: TenantScope) {
+        self.pauses.set_paused(scope, true);
+        for pool in self.in_scope(scope) {
             pool.queue.set_paused(true);
             pool.listener.end(ClientError::ListenerPaused);
         }
     }
 
     /// Lends servers again.
-    pub fn resume(&self, whom: Whom) {
-        self.halts.set_paused(whom, false);
-        for pool in self.of_whom(whom) {
-            pool.queue.set_paused(self.halts.is_paused(pool.tenant.id));
+    pub fn resume(&self, scope: TenantScope) {
+        self.pauses.set_paused(scope, false);
+        for pool in self.in_scope(scope) {
+            pool.queue.set_paused(self.pauses.is_paused(pool.tenant.id));
             pool.open_wanted_soon();
         }
     }
 
-    /// Replaces pools by new ones: sessions get new servers from their next transaction on. What has failed before is forgotten.
-    pub async fn reconnect(&self, whom: Whom) {
-        for pool in self.of_whom(whom) {
+    /// Replaces pools: sessions get new servers from their next transaction on. Forgets earlier failures of
+    /// the hosts.
+    pub async fn reconnect(&self, scope: TenantScope) {
+        for pool in self.in_scope(scope) {
             pool.connector.forget_failures();
             self.replace(&pool, pool.tenant.clone()).await;
         }
     }
 
     /// Servers open or being opened, those of retired pools included.
-    pub fn live(&self, whom: Whom) -> usize {
-        self.of_whom(whom).iter().chain(&self.leaving(whom)).map(|pool| pool.live()).sum()
+    pub fn live(&self, scope: TenantScope) -> usize {
+        self.in_scope(scope).iter().chain(&self.leaving(scope)).map(|pool| pool.live()).sum()
     }
 
     /// Retired pools that still have servers on loan.
-    pub fn leaving(&self, whom: Whom) -> Vec<Arc<Pool>> {
-        self.retired().into_iter().filter(|pool| is_meant(whom, pool)).collect()
+    pub fn leaving(&self, scope: TenantScope) -> Vec<Arc<Pool>> {
+        self.retired().into_iter().filter(|pool| is_in_scope(scope, pool)).collect()
     }
 
-    fn of_whom(&self, whom: Whom) -> Vec<Arc<Pool>> {
-        self.all().into_iter().filter(|pool| is_meant(whom, pool)).collect()
+    fn in_scope(&self, scope: TenantScope) -> Vec<Arc<Pool>> {
+        self.all().into_iter().filter(|pool| is_in_scope(scope, pool)).collect()
     }
 }
 
-fn is_meant(whom: Whom, pool: &Pool) -> bool {
-    whom.is_none_or(|tenant| pool.tenant.id == tenant)
+fn is_in_scope(scope: TenantScope, pool: &Pool) -> bool {
+    scope.is_none_or(|tenant| pool.tenant.id == tenant)
 }

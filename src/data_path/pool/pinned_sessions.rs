@@ -1,9 +1,10 @@
 //! Pinned sessions: those that keep their server between transactions. Which must return it when others wait?
 //!
-//! While no session waits, all may keep their servers. Then each waiting session reclaims one, and again from time to time:
-//! - A session that keeps its server only for `currval` and `lastval`, or for a long unnamed statement that drivers parse anew,
-//!   returns it after a grace period between two transactions. When a session has waited for long, it returns it at its next
-//!   transaction boundary.
+//! While no session waits, all may keep their servers. Then each waiting session reclaims one, and again from
+//! time to time:
+//! - A session that keeps its server only for `currval` and `lastval`, or for a long unnamed statement that
+//!   drivers parse anew, returns it after a grace period between two transactions. When a session has waited
+//!   for long, it returns it at its next transaction boundary.
 //! - A session beyond `max_pinned_servers` is ended with a clear error.
 //!
 //! The session that has been idle longest comes first.
@@ -13,15 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Pool;
 use crate::{
     data_path::{
-        exchange::pending_replies::Pins,
         functions::Catalogue,
+        session_state::pins::Pins,
         sessions::registry::{Doing, SessionHandle},
     },
     error::ClientError,
 };
 
-/// Grace period of a session that has just written a sequence, and so may read `lastval` next: if it has read one before, if
-/// others of its tenant have, and if none has.
+/// Grace period of a session that has just written a sequence, and so may read `lastval` next: if it has read
+/// one before, if others of its tenant have, and if none has.
 const GRACE_MS: [u32; 3] = [1_000, 250, 50];
 /// Grace period of a session that has read it: it may read it again.
 const AGAIN_MS: u32 = 250;
@@ -139,8 +140,8 @@ impl Pool {
         }
     }
 
-    /// For a waiting session: asks a pinned one to return its server, unless a server is being opened. `false`: there is none
-    /// to ask.
+    /// For a waiting session: asks a pinned one to return its server, unless a server is being opened.
+    /// `false`: there is none to ask.
     pub(super) fn reclaim_pinned(&self) -> bool {
         let is_needed = !self.is_paused() && self.opening() < self.waiting();
         is_needed && self.pinned.reclaim_one(self.worker.clock.now_ms())

@@ -1,4 +1,5 @@
-//! A server connection as a pool holds and lends it. The connection itself is in `server/`, which knows no pool.
+//! A server connection as a pool holds and lends it. The connection itself is in `server/`, which knows no
+//! pool.
 
 use std::{
     ops::{Deref, DerefMut},

@@ -1,17 +1,16 @@
-//! What PostgreSQL reads when a session begins, and never again for that session: settings of its role and its database
-//! (`ALTER ROLE … SET`, `ALTER DATABASE … SET`).
+//! Settings of role and database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL reads them when a
+//! session begins, and never again for that session.
 //!
-//! What is set for the role that all logins of a tenant share is pglobby's alone: nothing, or that a reader reads. Code of the
-//! tenant's can set more, which a text does not show; it is found here and undone (`control_path/onboarding/repair.rs`).
+//! All servers of a pool began with the same settings. Those in the catalogue are compared whenever a server
+//! is opened; where they differ, the pool is replaced. A new session checks them at its login
+//! (`startup_parameters.rs`) and gets servers of the new pool. An older session sets, on servers of the new
+//! pool, the values that it began with.
 //!
-//! All servers of a pool began with the same: what each one finds written when it is opened is compared with what the first one
-//! found, and where that differs the pool is replaced. A new session makes sure of it at its login (`startup_parameters.rs`) and gets servers
-//! of the new pool. A session that is older sets, on servers of the new pool, what it began with.
+//! Only pglobby sets parameters for the role that all logins of a tenant share: none, or
+//! `default_transaction_read_only`. The tenant's own code can set others; they are found here and undone
+//! (`control_path/onboarding/repair.rs`).
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use tracing::info;
 
@@ -21,121 +20,44 @@ use crate::data_path::{
         IdentityTrouble, TroubleKind,
         connection::{AskError, Row, Server},
     },
-    session_state::Settings,
+    session_state::role_settings::SessionStart,
     tenant::Access,
 };
 
-/// What the servers of a pool began with.
-#[derive(Debug, Default)]
-pub struct SessionStart {
-    /// What the catalogue says is set for role and database; `None`: the server would not tell.
-    written: Option<Vec<u8>>,
-    /// The parameters among that which a session may set itself.
-    named: BTreeSet<Box<str>>,
-    /// Values that sessions begin with, of those that are named, and of those that PostgreSQL was not built with.
-    values: Settings,
-    /// Values that PostgreSQL was built with, of those that are named.
-    built_in: Settings,
-}
-
-impl SessionStart {
-    /// What a session that began with this must set on servers that began with `now`, to find what it has found so far.
-    pub fn differing_from(&self, now: &Self) -> Vec<(Box<str>, Box<str>)> {
-        let built_in = |name: &str| now.built_in.get(name).or_else(|| self.built_in.get(name));
-        let value = |start: &'_ Self, name: &str| -> Option<Box<str>> {
-            start.values.get(name).or_else(|| built_in(name)).map(Into::into)
-        };
-        let differs = |name: &str| {
-            let (then, now) = (value(self, name)?, value(now, name)?);
-            (then != now).then(|| (name.into(), then))
-        };
-        self.named.union(&now.named).filter_map(|name| differs(name)).collect()
-    }
-
-    fn read(written: Option<Vec<u8>>, values: &[Row]) -> Self {
-        let mut start = Self { written, ..Self::default() };
-        for row in values {
-            let text = |at: usize| {
-                row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
-            };
-            let (Some(name), Some(value)) = (text(0), text(1)) else { continue };
-            start.values.set(name, Some(value));
-            if text(3) == Some("t") {
-                start.named.insert(name.into());
-                start.built_in.set(name, Some(text(2).unwrap_or_default()));
-            }
-        }
-        start
-    }
-}
-
-/// Where a session stands to the servers of its pool.
-#[derive(Debug, Default)]
-pub enum Begun {
-    /// It was told what was known, with no server at hand: its first one says what it begins with.
-    #[default]
-    Unseen,
-    /// It began with what the pool's servers began with, or has set what differs.
-    Alike(Arc<SessionStart>),
-    /// It began with this, and its pool has been replaced since.
-    Before(Arc<SessionStart>),
-}
-
-impl Begun {
-    /// Whether servers of its pool are as it expects.
-    #[inline]
-    pub fn is_alike(&self) -> bool {
-        matches!(self, Self::Alike(_))
-    }
-
-    /// Its pool has been replaced.
-    pub fn pool_replaced(&mut self) {
-        if let Self::Alike(start) = self {
-            *self = Self::Before(start.clone());
-        }
-    }
-}
-
-impl From<Option<Arc<SessionStart>>> for Begun {
-    fn from(start: Option<Arc<SessionStart>>) -> Self {
-        start.map_or(Self::Unseen, Self::Alike)
-    }
-}
-
-/// What the servers of one pool began with.
+/// The settings that the servers of one pool began with.
 #[derive(Debug, Default)]
 pub(super) struct RoleStart {
-    /// Known once a server was opened.
+    /// Known once a server was open.
     start: OnceLock<Arc<SessionStart>>,
-    /// Held while the pool is replaced because that has changed.
+    /// Held while the pool is replaced because they have changed.
     replacing: tokio::sync::Mutex<()>,
 }
 
 impl RoleStart {
-    /// For the one task that replaces the pool.
+    /// Lets one task at a time replace the pool.
     pub async fn replacing(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.replacing.lock().await
     }
 }
 
 impl Pool {
-    /// What its servers began with, once one was opened.
+    /// The settings that its servers began with, once one was open.
     pub fn start(&self) -> Option<&Arc<SessionStart>> {
         self.role_start.start.get()
     }
 
-    /// Whether a server that is opened now begins with what this one, and all others of the pool, began with. If not, the pool is
-    /// replaced, and the server serves no session that does not have it already.
+    /// Asks a server whether a session that begins now gets the settings with which this pool's servers
+    /// began. If not, replaces the pool; the server may then serve only a session that has it already.
     ///
     /// # Errors
     /// [`AskError::Lost`]: the server must be closed.
-    pub async fn is_as_begun(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
-        // Known before the server was opened and written still: so it began with that.
+    pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
+        // Known before the server was opened, and still in the catalogue: so it began with them.
         let before = self.start();
         let written = match server.ask(&written(), &[self.as_made()]).await {
             Ok(mut rows) => {
                 if let Some(trouble) = self.unlike_made(&mut rows)
-                    && self.put_right(trouble).await
+                    && self.repair_role(trouble).await
                 {
                     return Ok(false);
                 }
@@ -143,7 +65,7 @@ impl Pool {
                 Some(values.flat_map(|value| [value.unwrap_or_default(), vec![0]]).flatten().collect())
             }
             Err(error @ AskError::Refused(_)) => {
-                if self.put_right_if_changed(&error).await {
+                if self.repair_role_after(&error).await {
                     return Ok(false);
                 }
                 None
@@ -160,22 +82,19 @@ impl Pool {
                 self.role_start.start.get_or_init(|| Arc::new(SessionStart::read(written.clone(), &values)))
             }
         };
-        if start.written.is_none() || written.is_none() || start.written == written {
+        if !start.is_written_otherwise(written.as_deref()) {
             return Ok(true);
         }
         if let Some(pools) = self.all_pools() {
-            pools.begin_anew(self).await;
-            info!(
-                tenant = self.tenant.name,
-                "settings of role or database have changed: new sessions get new servers"
-            );
+            pools.replace_for_new_sessions(self).await;
+            info!(tenant = self.tenant.name, "pool replaced: settings of role or database changed");
         }
         Ok(false)
     }
 }
 
 impl Pool {
-    /// The one setting that its role was made with; empty: none.
+    /// The one setting that its role was created with; empty: none.
     fn as_made(&self) -> &'static str {
         match self.access {
             Access::ReadWrite => "",
@@ -183,7 +102,8 @@ impl Pool {
         }
     }
 
-    /// Whether the role has other settings than it was made with. Takes from the rows what was asked for that alone.
+    /// Whether the role has other settings than it was created with. Removes from the rows the columns for
+    /// this question.
     fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
         let (mut others, mut is_made) = (Vec::new(), false);
         for row in rows {
@@ -194,38 +114,40 @@ impl Pool {
         let said = match others.is_empty() {
             false => format!("role {role:?} has settings of its own: {}", others.join(", ")),
             true if is_made || self.as_made().is_empty() => return None,
-            true => format!("role {role:?} is no longer set to read by default"),
+            true => format!("role {role:?} is no longer read-only by default"),
         };
         Some(IdentityTrouble { kind: TroubleKind::Settings, said: said.into() })
     }
 
-    /// Has the control path put right what is not as it was made. `true`: the pool was replaced by one that knows the role as it is
-    /// now.
-    pub(super) async fn put_right(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
+    /// Has the control path repair a role or database that is not as it was created. `true`: the pool was
+    /// replaced.
+    pub(super) async fn repair_role(self: &Arc<Self>, trouble: IdentityTrouble) -> bool {
         match self.all_pools() {
-            Some(pools) => pools.renew(self, trouble).await,
+            Some(pools) => pools.repair_role(self, trouble).await,
             None => false,
         }
     }
 
-    /// The same for a server that has broken, or has refused a question of ours, as its session began: settings of the role may
-    /// be why.
-    pub(super) async fn put_right_if_changed(self: &Arc<Self>, error: &AskError) -> bool {
-        let said = format!("a session of role {:?} broke as it began: {error}", self.connector.username());
-        self.put_right(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
+    /// The same for a server that was lost, or refused a query of ours, at its start: settings of the role
+    /// may be the cause.
+    pub(super) async fn repair_role_after(self: &Arc<Self>, error: &AskError) -> bool {
+        let said =
+            format!("a session of role {:?} was lost at its start: {error}", self.connector.username());
+        self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
     }
 }
 
-/// What a role that reads is made with (`control_path/onboarding/roles.rs`).
+/// The setting of a read-only role (`control_path/onboarding/roles.rs`).
 const READER_AS_MADE: &str = "default_transaction_read_only=on";
 
-/// Rows about the database and the role of the session.
+/// Catalogue rows for the session's database and role.
 const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
 
-/// What is written in the catalogue; a row that was written again is another. Behind that the names of what the role was not made
-/// with, $1 being the one thing that it may have been made with, and whether it has that.
+/// The catalogue's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that
+/// the role was not created with ($1 is the one that it may have been created with), and whether it has that
+/// one.
 fn written() -> String {
     format!(
         "SELECT s.setdatabase, s.setrole, s.xmin, s.setconfig, \
@@ -236,8 +158,8 @@ fn written() -> String {
     )
 }
 
-/// `(name, value, the value PostgreSQL was built with, whether it is written)`. What only a superuser may set is left out: no
-/// session could.
+/// `(name, value, built-in value, whether it is in the catalogue)`, without parameters that only a superuser
+/// may set.
 fn values() -> String {
     format!(
         "WITH named AS (SELECT DISTINCT pg_catalog.lower(pg_catalog.split_part(entry, '=', 1)) AS name \
@@ -274,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_sets_what_it_began_with_and_nothing_else() {
+    fn a_session_sets_only_parameters_that_differ_from_its_start() {
         let then = start(&[("work_mem", "8MB", Some("4096")), ("timezone", "UTC", None)]);
         let now = start(&[
             ("timezone", "Asia/Tokyo", Some("GMT")),

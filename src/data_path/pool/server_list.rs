@@ -1,6 +1,6 @@
-//! The servers that a pool has open, for an operator to look at. Nothing is decided by what is written here.
+//! The open servers of a pool, for SHOW SERVERS. No decision depends on it.
 //!
-//! The list is locked where a server is opened or closed; what changes with every lease is a relaxed store.
+//! The list is locked when a server is opened or closed. Each lease costs a few relaxed stores.
 
 use std::{
     net::SocketAddr,
@@ -13,62 +13,62 @@ use std::{
 
 use crate::wire::stream::Stream;
 
-/// What others see of a server connection.
+/// What operators see of a server.
 #[derive(Debug)]
 pub struct ServerEntry {
     /// Unique in this process.
     pub id: u64,
-    /// The server's own process.
+    /// The server's process number.
     pub process_id: i32,
     /// Wall clock.
     pub opened_at: SystemTime,
-    /// Over TLS.
+    /// Whether the connection is encrypted.
     pub tls: bool,
-    /// Our end and the server's; `None`: a Unix socket.
+    /// The proxy's end and the server's end; `None`: a Unix socket.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     borrower: AtomicI32,
     listening: AtomicBool,
-    /// When it was lent last, on the worker's coarse clock.
+    /// On the worker's coarse clock.
     lent_ms: AtomicU32,
     prepared: AtomicU32,
 }
 
 impl ServerEntry {
-    /// A session has it now.
+    /// The session with this process number has it.
     #[inline]
     pub fn lent_to(&self, session: i32, now_ms: u32) {
         self.borrower.store(session, Relaxed);
         self.lent_ms.store(now_ms, Relaxed);
     }
 
-    /// Nobody has it any more; it keeps `prepared` statements.
+    /// No session has it; it has `prepared` statements.
     #[inline]
     pub fn returned(&self, prepared: usize) {
         self.borrower.store(0, Relaxed);
         self.prepared.store(u32::try_from(prepared).unwrap_or(u32::MAX), Relaxed);
     }
 
-    /// It listens for the pool's clients, and serves none of them.
+    /// It is the pool's listener connection, and is never lent.
     pub fn listens(&self) {
         self.listening.store(true, Relaxed);
     }
 
-    /// Whether it listens for the pool's clients.
+    /// Whether it is the pool's listener connection.
     pub fn is_listening(&self) -> bool {
         self.listening.load(Relaxed)
     }
 
-    /// The process number of the session that has it, or had it and left it to be cleaned.
+    /// The process number of the session that has it, or has ended and left it to be reset.
     pub fn borrower(&self) -> Option<i32> {
         Some(self.borrower.load(Relaxed)).filter(|session| *session != 0)
     }
 
-    /// When it was lent last, on the worker's coarse clock (milliseconds).
+    /// When it was last lent, on the worker's coarse clock (milliseconds).
     pub fn lent_ms(&self) -> u32 {
         self.lent_ms.load(Relaxed)
     }
 
-    /// Statements it had prepared when it was given back last.
+    /// Prepared statements that it had when it was last given back.
     pub fn prepared(&self) -> u32 {
         self.prepared.load(Relaxed)
     }
@@ -78,7 +78,7 @@ impl ServerEntry {
 #[derive(Debug, Default)]
 pub struct ServerList(Mutex<Vec<Arc<ServerEntry>>>);
 
-/// A server's place on the list, given up by drop.
+/// A server's entry in the list, removed by drop.
 #[derive(Debug)]
 pub struct ListedServer {
     list: Arc<ServerList>,
@@ -90,7 +90,7 @@ impl ServerList {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a server that has just been opened.
+    /// Adds a server that has just been opened.
     pub fn add(self: &Arc<Self>, stream: &Stream, process_id: i32, now_ms: u32) -> ListedServer {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let entry = Arc::new(ServerEntry {
@@ -108,7 +108,7 @@ impl ServerList {
         ListedServer { list: self.clone(), entry }
     }
 
-    /// Every server there is now.
+    /// All open servers.
     pub fn all(&self) -> Vec<Arc<ServerEntry>> {
         self.locked().clone()
     }

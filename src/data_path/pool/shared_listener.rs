@@ -1,16 +1,18 @@
-//! The pool's ear: one server connection that listens for all clients of a (tenant, access) that LISTEN.
+//! The shared listener: one server connection that listens for all sessions of a (tenant, access) that
+//! LISTEN.
 //!
 //! ```text
-//!                     LISTEN commits                the mark
-//! the client's server ──────┬──────────────────────────┤ UNLISTEN
-//!                           └ the client hears by this ┘
-//!                                                      ┌ by this, to the end ─────▶
-//! the ear                  ─ ─ ─ ─ LISTEN ─────────────┴──────────────────────────▶
+//!                     LISTEN commits                   the mark
+//! the session's server ──────┬────────────────────────────┤ UNLISTEN
+//!                            └ notifications come by this ┘
+//!                                                         ┌ by this, to the end ─────▶
+//! the shared listener      ─ ─ ─ ─ LISTEN ────────────────┴──────────────────────────▶
 //! ```
 //!
-//! A mark is a NOTIFY of ours that both connections hear. PostgreSQL tells every listener everything in one order, so what
-//! comes before the mark is taken from one connection, what comes after it from the other, and nothing twice or never.
-//! The ear's work is in `listener_connection.rs`; when it ends, whoever heard by it is told by the end of its session.
+//! A mark is a NOTIFY of ours that both connections receive. PostgreSQL sends notifications to all listeners
+//! in one order. So those before the mark are taken from one connection, those after it from the other, and
+//! none twice or never. The connection and its task are in `listener_connection.rs`. When it is lost, the
+//! sessions that subscribed are ended.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,97 +24,99 @@ use std::{
 
 use tokio::sync::{Notify, oneshot};
 
-use super::{Pool, listener_connection::Line};
+use super::{Pool, listener_connection::ListenerConnection};
 use crate::{
     data_path::{
-        exchange::channels::{Channels, MARKS, Notification, each, messages},
         memory_limit::Account,
+        session_state::channels::{Channels, MARKS, Notification, each, messages},
         sessions::registry::SessionHandle,
     },
     error::ClientError,
     wire::message::{append, append_cstr},
 };
 
-/// Where the ear of a (tenant, access) is; the same for a pool and those that replace it.
+/// The shared listener of a (tenant, access), if there is one. A pool shares it with the pools that replace
+/// it.
 #[derive(Debug, Default)]
-pub struct EarPlace {
-    ear: Mutex<Option<Arc<Ear>>>,
-    /// One opens it, the others wait.
+pub struct ListenerSlot {
+    current: Mutex<Option<Arc<SharedListener>>>,
+    /// Held by the session that opens it; others wait.
     opening: tokio::sync::Mutex<()>,
 }
 
-/// One ear. Its task lives on the pool's worker.
+/// What the sessions and the listener's task share. The task runs on the pool's worker.
 #[derive(Debug)]
-pub struct Ear {
+pub struct SharedListener {
     /// `client_encoding` of its connection.
     pub encoding: Box<str>,
     state: Mutex<State>,
-    /// There is something for the task to do.
+    /// Wakes the task.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    seats: HashMap<u64, Taken>,
-    /// Who hears what.
+    subscribers: HashMap<u64, Subscriber>,
+    /// Subscriptions of a channel.
     by_channel: HashMap<Box<str>, Vec<u64>>,
-    /// How many want a channel, those included to whom it is yet to be handed over.
-    wanted: HashMap<Box<str>, usize>,
-    /// By their mark.
-    handovers: HashMap<String, Pending>,
+    /// How many want a channel, those included to scope it is yet to be handed over.
+    needed: HashMap<Box<str>, usize>,
+    /// Keyed by mark.
+    handovers: HashMap<String, PendingHandover>,
     outbox: Vec<u8>,
-    /// Who waits for the answer to each query in or behind the outbox.
-    owed: VecDeque<Owed>,
+    /// Queries in the outbox or sent, without an answer yet.
+    unanswered: VecDeque<PendingQuery>,
     successor: Option<Arc<Pool>>,
-    over: Option<ClientError>,
+    /// Why the listener has ended.
+    ended: Option<ClientError>,
 }
 
-/// A listening session.
+/// A session that listens.
 #[derive(Debug)]
-struct Taken {
+struct Subscriber {
     session: Arc<SessionHandle>,
-    /// Where what waits for it counts.
+    /// Counts the notifications that wait for it.
     memory: Arc<Account>,
     channels: Arc<Channels>,
 }
 
 #[derive(Debug)]
-struct Pending {
-    seat: u64,
+struct PendingHandover {
+    subscription: u64,
     channels: Arc<Channels>,
     done: oneshot::Sender<()>,
 }
 
 #[derive(Debug)]
-struct Owed {
+struct PendingQuery {
     answered: oneshot::Sender<()>,
     failed: bool,
 }
 
-/// A session's place at the ear, given up by drop.
+/// A session's subscription. Dropping it unsubscribes.
 #[derive(Debug)]
-pub struct Seat {
-    ear: Arc<Ear>,
+pub struct Subscription {
+    listener: Arc<SharedListener>,
     id: u64,
 }
 
-/// The ear listens for a session; from the mark on the session hears by it.
+/// The listener has LISTENed for a session; from the mark on the session's notifications come by it.
 #[derive(Debug)]
 pub struct Handover {
     /// The payload to NOTIFY on [`MARKS`].
     pub mark: String,
-    /// Resolves when the ear has heard it.
+    /// Resolves when the listener has received the mark.
     pub done: oneshot::Receiver<()>,
 }
 
-/// The ear has ended, or its server has refused.
+/// The listener has ended, or its server has refused a LISTEN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the listening connection is lost")]
-pub struct Deaf;
+#[error("the listener connection is lost")]
+pub struct ListenerLost;
 
-/// What the ear's task is to do beside reading and writing.
+/// What the listener's task must do beside reading and writing.
 #[derive(Debug)]
-pub(super) enum Wish {
+pub(super) enum Instruction {
     Nothing,
     /// Go on with a connection of this pool.
     Move(Arc<Pool>),
@@ -120,113 +124,123 @@ pub(super) enum Wish {
 }
 
 impl Pool {
-    /// A seat at the pool's ear, which is opened if there is none.
+    /// Subscribes a session to the shared listener, which is opened if there is none. `memory` counts its
+    /// notifications.
     ///
     /// # Errors
-    /// The budget is spent, or the server cannot be reached.
-    pub async fn seat(
+    /// As [`Pool::open_beside`].
+    pub async fn subscribe(
         self: &Arc<Self>,
         session: &Arc<SessionHandle>,
         memory: &Arc<Account>,
-    ) -> Result<Seat, ClientError> {
-        if let Some(seat) = self.listener.now().and_then(|ear| ear.seat(session, memory)) {
-            return Ok(seat);
+    ) -> Result<Subscription, ClientError> {
+        if let Some(subscription) =
+            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
+        {
+            return Ok(subscription);
         }
-        let _one = self.listener.opening.lock().await;
-        if let Some(seat) = self.listener.now().and_then(|ear| ear.seat(session, memory)) {
-            return Ok(seat);
+        let _opening = self.listener.opening.lock().await;
+        if let Some(subscription) =
+            self.listener.now().and_then(|listener| listener.subscribe(session, memory))
+        {
+            return Ok(subscription);
         }
         let pool = self.current().ok_or(ClientError::AdminShutdown)?;
-        let line = Line::open(&pool).await?;
-        let ear = Arc::new(Ear {
-            encoding: line.encoding().into(),
+        let connection = ListenerConnection::open(&pool).await?;
+        let listener = Arc::new(SharedListener {
+            encoding: connection.encoding().into(),
             state: Mutex::default(),
             changed: Notify::new(),
         });
-        let seat = ear.seat(session, memory).ok_or(ClientError::Internal)?;
-        *self.listener.locked() = Some(ear.clone());
+        let subscription = listener.subscribe(session, memory).ok_or(ClientError::Internal)?;
+        *self.listener.locked() = Some(listener.clone());
         if self.is_paused() || self.current().is_none() {
-            ear.end(ClientError::AdminShutdown);
+            listener.end(ClientError::AdminShutdown);
         }
         let worker = pool.worker.clone();
-        worker.spawn(line.listen(ear, pool));
-        Ok(seat)
+        worker.spawn(connection.listen(listener, pool));
+        Ok(subscription)
     }
 }
 
-impl EarPlace {
-    fn locked(&self) -> MutexGuard<'_, Option<Arc<Ear>>> {
-        self.ear.lock().unwrap_or_else(PoisonError::into_inner)
+impl ListenerSlot {
+    fn locked(&self) -> MutexGuard<'_, Option<Arc<SharedListener>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Option<Arc<Ear>> {
+    fn now(&self) -> Option<Arc<SharedListener>> {
         self.locked().clone()
     }
 
-    /// Whoever hears by it is told `reason` by the end of its session.
+    /// Ends the listener, and with `reason` the sessions that subscribed.
     pub fn end(&self, reason: ClientError) {
-        if let Some(ear) = self.locked().take() {
-            ear.end(reason);
+        if let Some(listener) = self.locked().take() {
+            listener.end(reason);
         }
     }
 
-    /// The pool was replaced: the ear goes on with a connection of the new one.
+    /// The pool was replaced: the listener goes on with a connection of the new one.
     pub fn replaced_by(&self, pool: &Arc<Pool>) {
-        if let Some(ear) = self.now() {
-            ear.locked().successor = Some(pool.clone());
-            ear.changed.notify_one();
+        if let Some(listener) = self.now() {
+            listener.locked().successor = Some(pool.clone());
+            listener.changed.notify_one();
         }
     }
 }
 
-impl Ear {
+impl SharedListener {
     fn locked(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: it has ended.
-    fn seat(self: &Arc<Self>, session: &Arc<SessionHandle>, memory: &Arc<Account>) -> Option<Seat> {
+    /// `None`: the listener has ended.
+    fn subscribe(
+        self: &Arc<Self>,
+        session: &Arc<SessionHandle>,
+        memory: &Arc<Account>,
+    ) -> Option<Subscription> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut state = self.locked();
-        if state.over.is_some() {
+        if state.ended.is_some() {
             return None;
         }
         let (session, memory) = (session.clone(), memory.clone());
-        state.seats.insert(id, Taken { session, memory, channels: Arc::default() });
-        Some(Seat { ear: self.clone(), id })
+        state.subscribers.insert(id, Subscriber { session, memory, channels: Arc::default() });
+        Some(Subscription { listener: self.clone(), id })
     }
 
     fn end(&self, reason: ClientError) {
-        self.locked().over.get_or_insert(reason);
+        self.locked().ended.get_or_insert(reason);
         self.changed.notify_one();
     }
 
-    /// Resolves when there may be something to do.
+    /// Resolves when the task may have something to do.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    pub(super) fn wish(&self) -> Wish {
+    pub(super) fn instruction(&self) -> Instruction {
         let mut state = self.locked();
-        if let Some(reason) = &state.over {
-            return Wish::End(reason.clone());
+        if let Some(reason) = &state.ended {
+            return Instruction::End(reason.clone());
         }
-        state.successor.take().map_or(Wish::Nothing, Wish::Move)
+        state.successor.take().map_or(Instruction::Nothing, Instruction::Move)
     }
 
-    /// What is to be sent.
+    /// Bytes to send.
     pub(super) fn take_outbox(&self) -> Vec<u8> {
         std::mem::take(&mut self.locked().outbox)
     }
 
-    /// Every channel that somebody wants.
-    pub(super) fn wanted(&self) -> Channels {
-        Channels::new(self.locked().wanted.keys().map(|name| name.to_string()))
+    /// All channels that a session needs.
+    pub(super) fn needed(&self) -> Channels {
+        Channels::new(self.locked().needed.keys().map(|name| name.to_string()))
     }
 
-    /// A NotificationResponse has come: everybody who hears that channel gets it, `bytes_max` waiting for one of them.
-    pub(super) fn hear(&self, message: &[u8], bytes_max: usize) {
+    /// Passes a NotificationResponse to the subscribers of its channel. A session for which more than
+    /// `bytes_max` would wait is ended.
+    pub(super) fn deliver(&self, message: &[u8], bytes_max: usize) {
         let Some(Notification { channel, payload, .. }) = Notification::read(message) else { return };
         let (Ok(channel), mut state) = (std::str::from_utf8(channel), self.locked()) else { return };
         if channel == MARKS
@@ -235,7 +249,7 @@ impl Ear {
             state.hand_over(mark);
         }
         for id in state.by_channel.get(channel).into_iter().flatten() {
-            if let Some(Taken { session, memory, .. }) = state.seats.get(id)
+            if let Some(Subscriber { session, memory, .. }) = state.subscribers.get(id)
                 && let Err(refusal) = session.notify(message, bytes_max, memory)
             {
                 session.end(refusal);
@@ -243,36 +257,37 @@ impl Ear {
         }
     }
 
-    /// Whether a query that was sent, or is to be sent, is unanswered.
-    pub(super) fn is_owed(&self) -> bool {
-        !self.locked().owed.is_empty()
+    /// Whether a query in the outbox or sent has no answer yet.
+    pub(super) fn has_unanswered(&self) -> bool {
+        !self.locked().unanswered.is_empty()
     }
 
-    /// The server has refused the query it works on.
+    /// The server has sent an error for the first unanswered query.
     pub(super) fn refused(&self) {
-        if let Some(owed) = self.locked().owed.front_mut() {
-            owed.failed = true;
+        if let Some(unanswered) = self.locked().unanswered.front_mut() {
+            unanswered.failed = true;
         }
     }
 
-    /// The server has answered a query; `false` if there was none.
+    /// The server has finished the first unanswered query; `false`: there was none.
     pub(super) fn answered(&self) -> bool {
-        match self.locked().owed.pop_front() {
-            Some(Owed { answered, failed: false }) => drop(answered.send(())),
+        match self.locked().unanswered.pop_front() {
+            Some(PendingQuery { answered, failed: false }) => drop(answered.send(())),
             Some(_) => {}
             None => return false,
         }
         true
     }
 
-    /// The task has ended: those who waited for it hear of it, those who heard by it are ended between two transactions.
-    pub(super) fn over(&self, reason: &ClientError) {
+    /// The task has ended: fails what waits for it, and ends the subscribed sessions between two
+    /// transactions.
+    pub(super) fn ended(&self, reason: &ClientError) {
         let mut state = self.locked();
-        state.over.get_or_insert(reason.clone());
-        let seats = std::mem::take(&mut state.seats);
-        *state = State { over: state.over.take(), ..State::default() };
+        state.ended.get_or_insert(reason.clone());
+        let subscribers = std::mem::take(&mut state.subscribers);
+        *state = State { ended: state.ended.take(), ..State::default() };
         drop(state);
-        for Taken { session, .. } in seats.into_values() {
+        for Subscriber { session, .. } in subscribers.into_values() {
             session.end_when_free(reason.clone());
         }
     }
@@ -288,14 +303,14 @@ impl Ear {
 impl State {
     fn query(&mut self, sql: &str, answered: oneshot::Sender<()>) {
         append(&mut self.outbox, b'Q', |out| append_cstr(out, sql.as_bytes()));
-        self.owed.push_back(Owed { answered, failed: false });
+        self.unanswered.push_back(PendingQuery { answered, failed: false });
     }
 
-    /// One more wants each of them; those that nobody wanted before.
-    fn want<'c>(&mut self, channels: &'c Channels) -> Vec<&'c str> {
+    /// One more subscription needs these; returns those that none needed before.
+    fn need<'c>(&mut self, channels: &'c Channels) -> Vec<&'c str> {
         let mut new = Vec::new();
         for name in channels.iter() {
-            let count = self.wanted.entry(name.into()).or_default();
+            let count = self.needed.entry(name.into()).or_default();
             *count += 1;
             if *count == 1 {
                 new.push(name);
@@ -304,14 +319,14 @@ impl State {
         new
     }
 
-    /// One fewer wants each of them.
-    fn unwant(&mut self, channels: &Channels) {
+    /// One fewer subscription needs these; UNLISTENs those that none needs now.
+    fn unneed(&mut self, channels: &Channels) {
         let mut old = Vec::new();
         for name in channels.iter() {
-            match self.wanted.get_mut(name) {
+            match self.needed.get_mut(name) {
                 Some(count) if *count > 1 => *count -= 1,
                 _ => {
-                    self.wanted.remove(name);
+                    self.needed.remove(name);
                     old.push(name);
                 }
             }
@@ -322,25 +337,27 @@ impl State {
         }
     }
 
-    /// The mark was heard: from now on the session hears what it is to hear.
+    /// The mark was received: from now on the session gets its new channels, and only these.
     fn hand_over(&mut self, mark: &str) {
-        let Some(Pending { seat, channels, done }) = self.handovers.remove(mark) else { return };
-        let Some(taken) = self.seats.get_mut(&seat) else { return };
-        let before = std::mem::replace(&mut taken.channels, channels.clone());
-        self.forget(seat, &before);
+        let Some(PendingHandover { subscription, channels, done }) = self.handovers.remove(mark) else {
+            return;
+        };
+        let Some(subscriber) = self.subscribers.get_mut(&subscription) else { return };
+        let before = std::mem::replace(&mut subscriber.channels, channels.clone());
+        self.forget(subscription, &before);
         for name in channels.iter() {
-            self.by_channel.entry(name.into()).or_default().push(seat);
+            self.by_channel.entry(name.into()).or_default().push(subscription);
         }
-        self.unwant(&before);
+        self.unneed(&before);
         let _ = done.send(());
     }
 
-    /// The session hears these no more.
-    fn forget(&mut self, seat: u64, channels: &Channels) {
+    /// The session gets these no more.
+    fn forget(&mut self, subscription: u64, channels: &Channels) {
         for name in channels.iter() {
-            if let Some(seats) = self.by_channel.get_mut(name) {
-                seats.retain(|id| *id != seat);
-                if seats.is_empty() {
+            if let Some(subscribers) = self.by_channel.get_mut(name) {
+                subscribers.retain(|id| *id != subscription);
+                if subscribers.is_empty() {
                     self.by_channel.remove(name);
                 }
             }
@@ -348,94 +365,94 @@ impl State {
     }
 }
 
-impl Seat {
-    /// Whether the ear has ended.
+impl Subscription {
+    /// Whether the listener has ended.
     pub fn is_lost(&self) -> bool {
-        self.ear.locked().over.is_some()
+        self.listener.locked().ended.is_some()
     }
 
-    /// `client_encoding` of what is heard here.
+    /// `client_encoding` of the notifications.
     pub fn encoding(&self) -> &str {
-        &self.ear.encoding
+        &self.listener.encoding
     }
 
-    /// Makes ready to hear these channels, and no others, from a mark on.
+    /// Prepares to get these channels, and only these, from a mark on.
     ///
     /// # Errors
-    /// [`Deaf`]; what is heard stays as it is.
-    pub async fn prepare(&self, channels: Arc<Channels>) -> Result<Handover, Deaf> {
+    /// [`ListenerLost`]; the subscription stays as it is.
+    pub async fn prepare(&self, channels: Arc<Channels>) -> Result<Handover, ListenerLost> {
         let mark = format!("{:032x}", rand::random::<u128>());
         let (answer, done) = {
-            let mut state = self.ear.locked();
-            if state.over.is_some() {
-                return Err(Deaf);
+            let mut state = self.listener.locked();
+            if state.ended.is_some() {
+                return Err(ListenerLost);
             }
-            let sql = each("LISTEN", state.want(&channels));
+            let sql = each("LISTEN", state.need(&channels));
             let (done, heard) = oneshot::channel();
-            let pending = Pending { seat: self.id, channels: channels.clone(), done };
+            let pending = PendingHandover { subscription: self.id, channels: channels.clone(), done };
             state.handovers.insert(mark.clone(), pending);
-            // Also where there is nothing to send: what others have asked for is answered before.
-            (self.ear.send(&mut state, &sql), heard)
+            // Also where `sql` is empty: the answers to LISTENs of other sessions come before this one's.
+            (self.listener.send(&mut state, &sql), heard)
         };
         match answer.await {
             Ok(()) => Ok(Handover { mark, done }),
             Err(_) => {
-                let mut state = self.ear.locked();
+                let mut state = self.listener.locked();
                 if state.handovers.remove(&mark).is_some() {
-                    state.unwant(&channels);
-                    self.ear.changed.notify_one();
+                    state.unneed(&channels);
+                    self.listener.changed.notify_one();
                 }
-                Err(Deaf)
+                Err(ListenerLost)
             }
         }
     }
 
-    /// Returns when everything that was notified before has been heard: a server tells a listener what has come before it
-    /// answers.
+    /// Returns when all earlier notifications have been received: a server sends them before it answers a
+    /// query.
     ///
     /// # Errors
-    /// [`Deaf`].
-    pub async fn caught_up(&self) -> Result<(), Deaf> {
+    /// [`ListenerLost`].
+    pub async fn caught_up(&self) -> Result<(), ListenerLost> {
         let answer = {
-            let mut state = self.ear.locked();
-            if state.over.is_some() {
-                return Err(Deaf);
+            let mut state = self.listener.locked();
+            if state.ended.is_some() {
+                return Err(ListenerLost);
             }
-            self.ear.send(&mut state, "")
+            self.listener.send(&mut state, "")
         };
-        answer.await.map_err(|_| Deaf)
+        answer.await.map_err(|_| ListenerLost)
     }
 }
 
-impl Drop for Seat {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut state = self.ear.locked();
-        if let Some(Taken { channels, .. }) = state.seats.remove(&self.id) {
+        let mut state = self.listener.locked();
+        if let Some(Subscriber { channels, .. }) = state.subscribers.remove(&self.id) {
             state.forget(self.id, &channels);
-            state.unwant(&channels);
+            state.unneed(&channels);
         }
-        let marks = state.handovers.iter().filter(|(_, pending)| pending.seat == self.id);
+        let marks = state.handovers.iter().filter(|(_, pending)| pending.subscription == self.id);
         let marks: Vec<String> = marks.map(|(mark, _)| mark.clone()).collect();
         for mark in marks {
-            if let Some(Pending { channels, .. }) = state.handovers.remove(&mark) {
-                state.unwant(&channels);
+            if let Some(PendingHandover { channels, .. }) = state.handovers.remove(&mark) {
+                state.unneed(&channels);
             }
         }
-        // Nobody is left to be told.
-        if state.seats.is_empty() {
-            state.over.get_or_insert(ClientError::ListenerLost);
+        // The last session has left: the task ends.
+        if state.subscribers.is_empty() {
+            state.ended.get_or_insert(ClientError::ListenerLost);
         }
-        self.ear.changed.notify_one();
+        self.listener.changed.notify_one();
     }
 }
 
-/// Whether a message is that mark.
+/// Whether a message is this mark.
 pub(super) fn is_mark(message: &[u8], mark: &str) -> bool {
     Notification::read(message)
         .is_some_and(|heard| heard.channel == MARKS.as_bytes() && heard.payload == mark.as_bytes())
 }
 
-/// The messages before the mark, and those behind it; all are before it where there is none.
+/// The messages before the mark, and those after it; without a mark all are before it.
 pub fn around_mark<'m>(bytes: &'m [u8], mark: &str) -> (&'m [u8], &'m [u8]) {
     let mut at = 0;
     for message in messages(bytes) {

@@ -1,10 +1,10 @@
-//! What a client is told when it has logged in: every parameter the server reports, as a server with this client's
-//! startup parameters reports them.
+//! Startup parameters, and the ParameterStatus messages that a client gets after its login: those that a
+//! server with these startup parameters would send.
 //!
-//! Startup parameters take effect as PostgreSQL would have it: a bad one is refused with a server's own error. What servers have
-//! taken is remembered, and what they cannot refuse is known by rule (`startup_values.rs`), so that a login waits for no server
-//! that others have. That what is known is still so, an idle server is asked at each login; one that reports something else, then
-//! or later, makes the pool forget it.
+//! A bad parameter is refused with the server's own error. The pool remembers what servers have accepted, and
+//! knows by rule what they cannot refuse (`startup_values.rs`), so that a login need not wait while all
+//! servers are busy. At each login an idle server is asked whether its reports are still the same. A server
+//! that reports something else, then or later, clears the cache.
 
 use std::{
     collections::VecDeque,
@@ -17,85 +17,85 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Pool, PooledServer, role_settings::SessionStart, startup_values::spelled};
+use super::{Pool, PooledServer, startup_values::spelled};
 use crate::{
     data_path::{
         server::connection::{AskError, Server},
-        session_state::{Settings, parameter_status::Reported},
+        session_state::{Settings, parameter_status::Reported, role_settings::SessionStart},
     },
     error::ClientError,
 };
 
-/// Greetings kept per pool. Applications have one set of startup parameters, rarely a handful.
+/// Sets of startup parameters per pool. Applications have one, rarely a handful.
 const KEPT_MAX: usize = 64;
 
-/// Values of startup parameters whose spelling is kept per pool.
+/// Values of startup parameters per pool whose spelling is kept.
 const SPELLINGS_MAX: usize = 256;
 
 /// Longer values are not kept.
 const VALUE_BYTES_MAX: usize = 256;
 
-/// How long a login waits for an idle server to say whether what is known is still so.
-const LOOK_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long a login waits for an idle server to report changes.
+const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// What a client with certain startup parameters is told.
+/// Startup parameters of a client, and the ParameterStatus messages for it.
 #[derive(Debug, Clone)]
-pub struct Greeting {
-    /// What the session has set, as the server spells it.
+pub struct StartupStatus {
+    /// The startup parameters, as the server spells their values.
     pub settings: Arc<Settings>,
-    /// What the server reports.
-    pub told: Arc<Reported>,
-    /// NoticeResponses, in front of that.
+    /// All reported parameters.
+    pub reported: Arc<Reported>,
+    /// NoticeResponse messages, sent first.
     notices: Arc<[u8]>,
-    /// What the session begins with; `None`: its first server says so.
+    /// Settings of role and database; `None`: known with the session's first server.
     pub start: Option<Arc<SessionStart>>,
 }
 
-impl Greeting {
-    /// The messages.
+impl StartupStatus {
+    /// Appends the messages.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.notices);
-        self.told.write(out);
+        self.reported.write(out);
     }
 }
 
-/// What a pool knows of what its servers report.
+/// What a pool knows of the parameters that its servers report.
 #[derive(Debug, Default)]
-pub struct Greetings {
+pub struct StatusCache {
     known: Mutex<Known>,
-    /// How often servers have reported something else than was known.
+    /// Counts reports that contradicted the cache.
     changes: AtomicU64,
-    /// Looks at an idle server that have begun; and the last of them that is done.
-    looks_begun: AtomicU64,
-    looks_done: tokio::sync::Mutex<u64>,
-    /// Whoever has it may open a server beyond the pool's size to try startup parameters on.
-    aside: tokio::sync::Mutex<()>,
+    /// Number of the last check of an idle server that has begun, and of the last that is done.
+    checks_begun: AtomicU64,
+    checks_done: tokio::sync::Mutex<u64>,
+    /// Held while a server is opened beside the pool to try startup parameters on.
+    beside: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// What servers report of which nobody has set anything, and what notices they start with; `None`: there was none yet.
+    /// Reports and start notices of servers without startup parameters; `None`: there was none yet.
     base: Option<(Reported, Arc<[u8]>)>,
-    /// By what was asked for; the latest used first.
-    kept: VecDeque<(Settings, Greeting)>,
-    /// Name, value, and how servers spell that; the latest last.
+    /// Keyed by startup parameters; the last used first.
+    kept: VecDeque<(Settings, StartupStatus)>,
+    /// Name, value, and the server's spelling of it; the newest first.
     spellings: VecDeque<(Box<str>, Box<str>, Box<str>)>,
 }
 
 impl Known {
-    fn kept(&mut self, asked: &Settings) -> Option<Greeting> {
+    fn kept(&mut self, asked: &Settings) -> Option<StartupStatus> {
         let at = self.kept.iter().position(|(known, _)| known == asked)?;
         let found = self.kept.remove(at)?;
-        let greeting = found.1.clone();
+        let status = found.1.clone();
         self.kept.push_front(found);
-        Some(greeting)
+        Some(status)
     }
 
-    /// What a server would tell whose every answer is known.
-    fn composed(&self, asked: &Settings) -> Option<Greeting> {
+    /// The status where all values can be spelled without a server.
+    fn composed(&self, asked: &Settings) -> Option<StartupStatus> {
         let (base, notices) = self.base.as_ref()?;
-        let (mut told, mut settings) = (base.clone(), Settings::default());
-        // What others may be set, and what servers report, is the role's.
+        let (mut reported, mut settings) = (base.clone(), Settings::default());
+        // Another role may set other parameters, and servers report others for it.
         if asked.get("role").is_some() || asked.get("session_authorization").is_some() {
             return None;
         }
@@ -106,31 +106,37 @@ impl Known {
             };
             let spelled = spelled(name, value, base).or_else(remembered)?;
             settings.set(name, Some(&spelled));
-            if let Some((reported, _)) = base.find(name) {
-                told.set(reported, spelled.as_bytes());
+            if let Some((name, _)) = base.find(name) {
+                reported.set(name, spelled.as_bytes());
             }
         }
         let notices = notices.clone();
-        Some(Greeting { settings: Arc::new(settings), told: Arc::new(told), notices, start: None })
+        Some(StartupStatus {
+            settings: Arc::new(settings),
+            reported: Arc::new(reported),
+            notices,
+            start: None,
+        })
     }
 
-    fn keep(&mut self, asked: Settings, greeting: Greeting, quiet: bool) {
+    fn keep(&mut self, asked: Settings, status: StartupStatus, quiet: bool) {
         if asked.iter().any(|(_, value)| value.len() > VALUE_BYTES_MAX) {
             return;
         }
         for (name, value) in asked.iter().filter(|_| quiet) {
-            let Some(spelled) = greeting.settings.get(name) else { continue };
+            let Some(spelled) = status.settings.get(name) else { continue };
             if !self.spellings.iter().any(|known| (&*known.0, &*known.1) == (name, value)) {
                 self.spellings.truncate(SPELLINGS_MAX - 1);
                 self.spellings.push_front((name.into(), value.into(), spelled.into()));
             }
         }
         self.kept.truncate(KEPT_MAX - 1);
-        self.kept.push_front((asked, greeting));
+        self.kept.push_front((asked, status));
     }
 
-    /// Takes down what a server reports that nobody has set; whether that contradicts what was known.
-    fn hear(&mut self, server: &Server) -> bool {
+    /// Notes reports of parameters that no session has set. Returns whether they contradict the cache, which
+    /// is cleared then.
+    fn note_reported(&mut self, server: &Server) -> bool {
         let side = &server.side;
         let is_set = |name: &str| {
             let name = name.to_ascii_lowercase();
@@ -161,72 +167,77 @@ impl Known {
     }
 }
 
-impl Greetings {
+impl StatusCache {
     fn locked(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The version that servers report, if there was one.
+    /// `server_version`, once a server was open.
     pub fn server_version(&self) -> Option<Box<str>> {
         self.locked().base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
     }
 
-    /// Counts what has been found to be otherwise than known: a server that was idle since may have read its configuration anew
-    /// as well, and not said so yet.
+    /// Counts reports that contradicted the cache. A server that has been idle since may have changes that it
+    /// has not reported.
     #[inline]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
 }
 
-/// A server that a session has from its login on.
+/// The server of a session in `pool_mode = "session"`.
 #[derive(Debug)]
-pub struct Engaged {
+pub struct SessionServer {
     /// The server.
     pub server: Box<PooledServer>,
-    /// What the client is told.
-    pub greeting: Greeting,
+    /// For its client.
+    pub status: StartupStatus,
 }
 
 impl Pool {
-    /// A server that was started with what a client asks for, and is its own to the end: `pool_mode = "session"`.
+    /// A server that was started with the client's parameters, for the whole session: `pool_mode =
+    /// "session"`.
     ///
     /// # Errors
-    /// As [`Pool::greet`].
-    pub async fn engage(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Engaged, ClientError> {
+    /// As [`Pool::startup_status`].
+    pub async fn session_server(
+        self: &Arc<Self>,
+        asked: Settings,
+        wait: Duration,
+    ) -> Result<SessionServer, ClientError> {
         loop {
             let pool = self.current().ok_or(ClientError::AdminShutdown)?;
             let opened = pool.open_for(&asked).await?;
             let is_new = opened.is_some();
             let (pool, mut server) = match opened {
                 Some(server) => (pool, server),
-                None => pool.rested_for(asked.clone(), wait).await?,
+                None => pool.longest_idle_for(asked.clone(), wait).await?,
             };
-            // Asked, it has also said what it reports now: that may have changed while nobody spoke to it.
-            match pool.is_as_begun(&mut server).await {
+            // Its answer also reports parameters that changed while it was idle.
+            match pool.has_same_start(&mut server).await {
                 Ok(true) => {
-                    let (told, notices) =
+                    let (reported, notices) =
                         (Arc::new(server.side.reported.clone()), server.notices.clone().into());
                     let start = pool.start().cloned();
-                    let greeting = Greeting { settings: Arc::default(), told, notices, start };
-                    return Ok(Engaged { server, greeting });
+                    let status = StartupStatus { settings: Arc::default(), reported, notices, start };
+                    return Ok(SessionServer { server, status });
                 }
                 Ok(false) => {}
                 Err(error) if is_new => {
-                    if !pool.put_right_if_changed(&error).await {
+                    if !pool.repair_role_after(&error).await {
                         return Err(ClientError::ServerLost);
                     }
                 }
                 Err(error) => {
-                    warn!(tenant = self.tenant.name, side = "server", %error, "an idle server is gone")
+                    warn!(tenant = self.tenant.name, side = "server", %error, "idle server lost")
                 }
             }
         }
     }
 
-    /// The server of a session in session mode that no new one can be opened for: the one that has been idle longest, so
-    /// that its process number has been nobody's for as long as can be.
-    async fn rested_for(
+    /// In session mode, where no new server can be opened: the one that has been idle longest, so that its
+    /// process number, which the last client was told, is not reused soon.
+    async fn longest_idle_for(
         self: &Arc<Self>,
         asked: Settings,
         wait: Duration,
@@ -239,68 +250,73 @@ impl Pool {
         Ok((pool, server))
     }
 
-    /// What a client that asks for these parameters is told. Waits for a server only where that is not known.
+    /// The status for a client with these startup parameters. Waits for a server only where the cache has
+    /// none.
     ///
     /// # Errors
     /// As [`Pool::borrow`]; [`ClientError::Server`] with the server's own words for a parameter it refuses.
-    pub async fn greet(self: &Arc<Self>, asked: Settings, wait: Duration) -> Result<Greeting, ClientError> {
-        let seen = self.look_again().await;
+    pub async fn startup_status(
+        self: &Arc<Self>,
+        asked: Settings,
+        wait: Duration,
+    ) -> Result<StartupStatus, ClientError> {
+        let seen = self.ask_idle_server().await;
         let mut pool = self.current().ok_or(ClientError::AdminShutdown)?;
-        if let Some(greeting) = pool.known_greeting(&asked, seen) {
-            return Ok(greeting);
+        if let Some(status) = pool.known_status(&asked, seen) {
+            return Ok(status);
         }
         loop {
-            let (of, mut server, apart) = pool.borrow_to_greet(wait).await?;
+            let (of, mut server, beside) = pool.borrow_for_status(wait).await?;
             pool = of;
-            match pool.is_as_begun(&mut server).await {
-                Ok(true) => return pool.greet_by(server, apart, asked).await,
+            match pool.has_same_start(&mut server).await {
+                Ok(true) => return pool.status_from(server, beside, asked).await,
                 Ok(false) => pool = pool.current().ok_or(ClientError::AdminShutdown)?,
                 Err(error) => {
-                    warn!(tenant = self.tenant.name, side = "server", %error, "an idle server is gone")
+                    warn!(tenant = self.tenant.name, side = "server", %error, "idle server lost")
                 }
             }
         }
     }
 
-    /// `seen`: a server has just said that what is known is still so.
-    fn known_greeting(&self, asked: &Settings, seen: bool) -> Option<Greeting> {
-        // Servers that are all busy report what changes with their next reply; where there is none, nobody does.
+    /// `seen`: a server has just confirmed the cache.
+    fn known_status(&self, asked: &Settings, seen: bool) -> Option<StartupStatus> {
+        // Busy servers report changes with their next reply. Without any server the cache may be stale.
         if !seen && !self.is_paused() && self.live() <= self.opening() {
             return None;
         }
-        let mut known = self.greetings.locked();
-        let mut greeting = known.kept(asked).or_else(|| {
-            let greeting = known.composed(asked)?;
-            known.keep(asked.clone(), greeting.clone(), false);
-            Some(greeting)
+        let mut known = self.status_cache.locked();
+        let mut status = known.kept(asked).or_else(|| {
+            let status = known.composed(asked)?;
+            known.keep(asked.clone(), status.clone(), false);
+            Some(status)
         })?;
-        greeting.start = self.start().filter(|_| seen).cloned();
-        Some(greeting)
+        status.start = self.start().filter(|_| seen).cloned();
+        Some(status)
     }
 
-    async fn greet_by(
+    async fn status_from(
         &self,
         mut server: Box<PooledServer>,
-        apart: bool,
+        beside: bool,
         asked: Settings,
-    ) -> Result<Greeting, ClientError> {
-        let changes = self.greetings.changes();
+    ) -> Result<StartupStatus, ClientError> {
+        let changes = self.status_cache.changes();
         match apply(&mut server, &asked).await {
             Ok((settings, said)) => {
-                let (told, quiet) = (Arc::new(server.side.reported.clone()), said.is_empty());
+                let (reported, quiet) = (Arc::new(server.side.reported.clone()), said.is_empty());
                 let notices = [said, server.notices.to_vec()].concat().into();
-                self.hear(&mut server);
-                if !apart {
+                self.note_reported(&mut server);
+                if !beside {
                     self.give_back(server);
                 }
-                let greeting = Greeting { settings, told, notices, start: self.start().cloned() };
-                if changes == self.greetings.changes() {
-                    self.greetings.locked().keep(asked, greeting.clone(), quiet);
+                let status = StartupStatus { settings, reported, notices, start: self.start().cloned() };
+                if changes == self.status_cache.changes() {
+                    self.status_cache.locked().keep(asked, status.clone(), quiet);
                 }
-                Ok(greeting)
+                Ok(status)
             }
             Err(AskError::Refused(error)) => {
-                if !apart && server.clean().await.is_ok() {
+                if !beside && server.clean().await.is_ok() {
                     self.give_back(server);
                 }
                 Err(ClientError::Server { sqlstate: error.sqlstate, message: error.message })
@@ -309,36 +325,36 @@ impl Pool {
         }
     }
 
-    /// Takes down what a server has reported. Where it contradicts what was known, all of that is forgotten, and servers that
-    /// have been idle since are heard before their next reply.
+    /// Notes what a server has reported. If that contradicts the cache, it is cleared, and the other servers
+    /// are stale until their next reply.
     #[cold]
-    pub(super) fn hear(&self, server: &mut PooledServer) {
+    pub(super) fn note_reported(&self, server: &mut PooledServer) {
         server.side.news = false;
-        let contradicts = self.greetings.locked().hear(server);
+        let contradicts = self.status_cache.locked().note_reported(server);
         if contradicts {
             info!(
                 tenant = self.tenant.name,
                 host = self.tenant.host.name,
                 "servers report other parameters than before"
             );
-            server.changes_seen = self.greetings.changes.fetch_add(1, Ordering::Relaxed) + 1;
+            server.changes_seen = self.status_cache.changes.fetch_add(1, Ordering::Relaxed) + 1;
         }
     }
 
-    /// Lets an idle server say whether what is known is still so: it tells what has changed with its next reply only. `false`:
-    /// there was none that answered. Those who come at the same time share one look, which has begun after each of them came.
-    async fn look_again(self: &Arc<Self>) -> bool {
-        let came = self.greetings.looks_begun.load(Ordering::Acquire);
+    /// Lets an idle server report what has changed: it does so with its next reply only. `false`: no server
+    /// answered. Logins at the same time share one check, which begins after each of them asked for it.
+    async fn ask_idle_server(self: &Arc<Self>) -> bool {
+        let asked_at = self.status_cache.checks_begun.load(Ordering::Acquire);
         let pool = self.clone();
-        // In a task of its own: a server that is slow to answer is not lost with the login that waits for it.
-        let look = tokio::spawn(async move {
-            let mut done = pool.greetings.looks_done.lock().await;
-            if *done > came {
+        // In a task of its own: a login that leaves does not close a server that is slow to answer.
+        let check = tokio::spawn(async move {
+            let mut done = pool.status_cache.checks_done.lock().await;
+            if *done > asked_at {
                 return true;
             }
             let Some(mut server) = pool.try_borrow() else { return false };
-            let number = pool.greetings.looks_begun.fetch_add(1, Ordering::AcqRel) + 1;
-            match pool.is_as_begun(&mut server).await {
+            let number = pool.status_cache.checks_begun.fetch_add(1, Ordering::AcqRel) + 1;
+            match pool.has_same_start(&mut server).await {
                 Ok(true) => pool.give_back(server),
                 Ok(false) => {}
                 Err(_) => return false,
@@ -346,12 +362,12 @@ impl Pool {
             *done = number;
             true
         });
-        matches!(tokio::time::timeout(LOOK_TIME_MAX, look).await, Ok(Ok(true)))
+        matches!(tokio::time::timeout(CHECK_TIME_MAX, check).await, Ok(Ok(true)))
     }
 
-    /// A server to try startup parameters on; and whether it is none of the pool's, but one that is opened for this and closed
-    /// then, because those of the pool are all busy.
-    async fn borrow_to_greet(
+    /// A server to try startup parameters on. `true`: those of the pool are all busy, and this one was opened
+    /// beside it, to be closed afterwards.
+    async fn borrow_for_status(
         self: &Arc<Self>,
         wait: Duration,
     ) -> Result<(Arc<Self>, Box<PooledServer>, bool), ClientError> {
@@ -360,13 +376,13 @@ impl Pool {
             return Ok((pool, server, false));
         }
         if pool.live() >= pool.rules.size && !pool.is_paused() {
-            // One at a time, and not while others could use the place.
-            let aside = pool.greetings.aside.lock().await;
+            // One at a time, to leave the host's budget to sessions.
+            let beside = pool.status_cache.beside.lock().await;
             if let Some(server) = pool.try_borrow() {
                 return Ok((pool.clone(), server, false));
             }
             if let Ok(server) = pool.open_beside().await {
-                drop(aside);
+                drop(beside);
                 return Ok((pool, server, true));
             }
         }
@@ -374,7 +390,7 @@ impl Pool {
         Ok((pool, server, false))
     }
 
-    /// A server of this pool, or of the one that has replaced it while we waited; and that pool.
+    /// A server of this pool, or of its successor if it is replaced during the wait; and the pool it is from.
     async fn borrow_of_current(
         self: &Arc<Self>,
         wait: Duration,
@@ -392,8 +408,8 @@ impl Pool {
     }
 }
 
-/// Makes the server as a session with these parameters finds it; hands back how the server spells them, and what notices it
-/// has for who asks for them (a name that is too long, say).
+/// Sets these parameters on a server. Returns their values in the server's spelling, and its notices (about a
+/// name that is too long, for example).
 async fn apply(server: &mut Server, asked: &Settings) -> Result<(Arc<Settings>, Vec<u8>), AskError> {
     if !server.side.applied.is_empty() {
         server.run("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL").await?;
@@ -413,5 +429,5 @@ async fn apply(server: &mut Server, asked: &Settings) -> Result<(Arc<Settings>, 
         settings.set(name, Some(spelled.as_deref().unwrap_or(value)));
     }
     server.side.applied = Arc::new(settings);
-    Ok((server.side.applied.clone(), std::mem::take(&mut server.said)))
+    Ok((server.side.applied.clone(), std::mem::take(&mut server.answer_notices)))
 }

@@ -1,14 +1,14 @@
-//! How PostgreSQL spells what a client asks for at startup, where no server need be asked: parameters that it cannot refuse,
-//! and whose value is known by rule. Pure. What is not known for sure is `None`.
+//! How PostgreSQL spells the value of a startup parameter, where that is known without a server: it cannot
+//! refuse the value, and a rule gives its spelling. `None` in all other cases. Pure.
 //!
 //! Source: PostgreSQL's `variable.c` (DateStyle, client_encoding, application_name), `guc_tables.c`.
 
 use crate::data_path::session_state::parameter_status::Reported;
 
-/// Longer names are cut, with a notice.
+/// PostgreSQL truncates longer names, with a notice.
 const NAME_BYTES_MAX: usize = 63;
 
-/// The value of a parameter, its name in lower case, as a server would report or show it that reports `base` otherwise.
+/// The value of a parameter (name in lower case) as a server shows it that reports `base`.
 pub fn spelled(name: &str, value: &str, base: &Reported) -> Option<String> {
     match name {
         "application_name" => application_name(value, base),
@@ -33,11 +33,11 @@ fn one_of(value: &str, known: &[&str]) -> Option<String> {
 
 fn integer(value: &str, range: std::ops::RangeInclusive<i32>) -> Option<String> {
     let number = value.parse::<i32>().ok().filter(|number| range.contains(number))?;
-    // Not `+1`, nor `01`, which is octal.
+    // Neither `+1` nor `01`, which is octal.
     (number.to_string() == value).then(|| value.to_owned())
 }
 
-/// Schemas that are named without quotes.
+/// Whether these are schema names that need no quotes.
 fn names(value: &str) -> bool {
     value.split(',').map(str::trim).all(|name| {
         name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
@@ -46,7 +46,8 @@ fn names(value: &str) -> bool {
     })
 }
 
-/// What is not printable ASCII is written in hexadecimal from PostgreSQL 16 on, and as question marks before.
+/// PostgreSQL 16 and later write bytes that are not printable ASCII in hexadecimal, earlier versions as
+/// question marks.
 fn application_name(value: &str, base: &Reported) -> Option<String> {
     let printable = |byte: u8| (b' '..=b'~').contains(&byte);
     match value {
@@ -66,14 +67,14 @@ fn application_name(value: &str, base: &Reported) -> Option<String> {
     }
 }
 
-/// Encodings that every server of that encoding can convert to.
+/// Encodings to which every server with this encoding can convert.
 fn client_encoding(value: &str, server_encoding: &str) -> Option<String> {
     let clean = |name: &str| -> String {
         name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
     };
     let asked = clean(value);
     let known = match (server_encoding, &*asked) {
-        // Kept for old drivers, which expect it back.
+        // PostgreSQL reports it as given, for old drivers.
         _ if value == "UNICODE" => value,
         (_, asked) if asked == clean(server_encoding) => server_encoding,
         ("UTF8", "unicode") => "UTF8",
@@ -84,7 +85,7 @@ fn client_encoding(value: &str, server_encoding: &str) -> Option<String> {
     (server_encoding == "UTF8" || known == server_encoding).then(|| known.to_owned())
 }
 
-/// A style, an order, or both; what is not asked for stays as it is.
+/// A style, an order, or both; the other one stays as in `base`.
 fn date_style(value: &str, base: &str) -> Option<String> {
     let (base_style, base_order) = base.split_once(", ")?;
     let (mut style, mut order) = (None, None);
@@ -129,11 +130,11 @@ mod tests {
             assert_eq!(of(version, "application_name", "café \x07").as_deref(), Some(cleaned), "{version}");
         }
         assert_eq!(of("15.1", "application_name", "").as_deref(), Some(""));
-        assert_eq!(of("15.1", "application_name", &"x".repeat(64)), None, "cut, with a notice");
+        assert_eq!(of("15.1", "application_name", &"x".repeat(64)), None, "truncated, with a notice");
     }
 
     #[test]
-    fn what_every_server_takes_is_spelled_as_it_reports_it() {
+    fn values_that_all_servers_accept_are_spelled_as_reported() {
         for (name, value, known) in [
             ("client_encoding", "utf-8", Some("UTF8")),
             ("client_encoding", "UNICODE", Some("UNICODE")),

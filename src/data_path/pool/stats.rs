@@ -1,4 +1,4 @@
-//! What a pool has done, for SHOW STATS and `/metrics`. Written by one worker, read by anybody.
+//! Counters of pools, for SHOW STATS and `/metrics`. Written by one worker, read by any thread.
 
 use std::{
     sync::Arc,
@@ -11,12 +11,12 @@ use std::{
 
 use crate::data_path::prepared::Tally;
 
-/// Counters of one (tenant, access); they outlive a pool that is replaced.
+/// Counters of one (tenant, access). They outlive its pools.
 #[derive(Debug, Default)]
 pub struct PoolStats {
     /// Sessions now.
     pub sessions: AtomicUsize,
-    /// Sessions of the tenant now, whatever their access.
+    /// Sessions of the tenant now, of either access.
     pub sessions_of_tenant: Arc<AtomicUsize>,
     /// Logins that led to a session.
     pub logins: AtomicU64,
@@ -42,7 +42,7 @@ pub struct PoolStats {
     pub servers_opened: AtomicU64,
     /// Servers that could not be opened.
     pub connect_failures: AtomicU64,
-    /// Servers closed because they were out of step; more than none is a defect.
+    /// Servers closed because their replies did not match the requests: a defect.
     pub desyncs: AtomicU64,
     /// Leases that outlasted their transaction.
     pub pinned: AtomicU64,
@@ -50,7 +50,7 @@ pub struct PoolStats {
     pub transaction_time: Histogram,
     /// Time from a request to its ReadyForQuery; requests sent in one go count as one.
     pub query_time: Histogram,
-    /// Time spent waiting for a server; those that found one idle count as zero and are not in here.
+    /// Time that sessions waited for a server. A session that found one idle is not counted.
     pub wait_time: Histogram,
     /// Waits that ended without a server, at `query_wait_timeout`.
     pub waits_timed_out: AtomicU64,
@@ -68,8 +68,8 @@ impl Drop for Present {
 }
 
 impl PoolStats {
-    /// Counts a session as long as the result lives, also when its pool is replaced meanwhile; `None`: the tenant has `limit`
-    /// sessions (0: no limit).
+    /// Counts a session as long as the result lives, also when its pool is replaced meanwhile; `None`: the
+    /// tenant has `limit` sessions (0: no limit).
     pub fn enter(self: &Arc<Self>, limit: usize) -> Option<Present> {
         let of_tenant = &self.sessions_of_tenant;
         let counted = of_tenant.fetch_update(AcqRel, Acquire, |sessions| {
@@ -80,7 +80,7 @@ impl PoolStats {
         Some(Present(self.clone()))
     }
 
-    /// Adds what a transaction did with named statements; most do nothing.
+    /// Adds the named statements of a transaction; most have none.
     #[inline]
     pub fn count_statements(&self, tally: Tally) {
         if tally != Tally::default() {
@@ -91,7 +91,7 @@ impl PoolStats {
     }
 }
 
-/// Upper bounds in microseconds, each about the triple of the one below.
+/// Upper bounds in microseconds, each about three times the one before.
 pub const BUCKET_BOUNDS_US: [u64; 14] = [
     100,
     300,
@@ -117,7 +117,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one.
+    /// Counts one duration.
     #[inline]
     pub fn record(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -128,12 +128,12 @@ impl Histogram {
         self.sum_us.fetch_add(us, Relaxed);
     }
 
-    /// How many were counted, per bucket.
+    /// Durations per bucket.
     pub fn counts(&self) -> [u64; BUCKET_BOUNDS_US.len()] {
         std::array::from_fn(|at| self.buckets.get(at).map_or(0, |bucket| bucket.load(Relaxed)))
     }
 
-    /// All of them together.
+    /// Sum of all durations.
     pub fn sum(&self) -> Duration {
         Duration::from_micros(self.sum_us.load(Relaxed))
     }

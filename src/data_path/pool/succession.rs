@@ -43,8 +43,8 @@ impl Pool {
         Some(pool.clone())
     }
 
-    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Without a successor, the caller also
-    /// ends the tenant's sessions, and the shared listener ends with them.
+    /// Lends no server any more: idle ones are closed now, lent ones when they come back. Without a
+    /// successor, the caller also ends the tenant's sessions, and the shared listener ends with them.
     pub fn retire(&self, successor: Option<Arc<Self>>) {
         if let Some(successor) = successor {
             self.listener.replaced_by(&successor);

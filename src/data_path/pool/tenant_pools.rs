@@ -1,5 +1,5 @@
-//! (tenant, access) → pool: made on first use by exactly one maker while others wait for it, replaced when the tenant's
-//! row changes, dropped when nobody uses it.
+//! The pools of all tenants, one per (tenant, access). A pool is made on first use, replaced when the
+//! tenant's row changes, and dropped when it has been unused for `pool_idle_timeout`.
 
 use std::{
     collections::HashMap,
@@ -15,9 +15,9 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
-    Pool, PoolRules, connector::Connector, host_budget::Budget, host_connecting::HostConnects, pause::Halts,
-    pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::EarPlace,
-    startup_parameters::Greetings, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
+    Pool, PoolRules, connector::Connector, host_budget::HostBudget, host_connecting::HostConnecting,
+    pause::Pauses, pinned_sessions::PinnedSessions, role_settings::RoleStart, shared_listener::ListenerSlot,
+    startup_parameters::StatusCache, stats::PoolStats, succession::Succession, wait_queue::WaitQueue,
 };
 use crate::{
     config::{Config, TlsMode},
@@ -26,77 +26,77 @@ use crate::{
         memory_limit::{Account, Accounts},
         prepared::shared_statements::StatementTable,
         server::{DialOptions, IdentityTrouble},
-        sessions::registry::Place,
-        tenant::{Access, Host, HostAddress, Tenant, TenantStatus},
+        tenant::{Access, Host, HostAddress, Place, Tenant, TenantStatus},
         worker::{Worker, Workers},
     },
     error::{ClientError, Limit},
 };
 
-/// What the control path does before a tenant's first pool is made: access to an adopted database's tables. An error is
+/// Runs before a tenant's first pool is made: grants access to the tables of an adopted database. An error is
 /// logged, and the pool is made all the same.
-pub type PoolMaking =
+pub type BeforeFirstPool =
     Arc<dyn Fn(Arc<Tenant>) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
-/// How a tenant's row is looked up anew, after whoever is changing it now, for a pool whose credentials the host refuses.
-pub type Looking =
+/// Reads a tenant's row again, after a change that is under way, for a pool whose credentials the host
+/// rejects.
+pub type TenantLookup =
     Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = Option<Arc<Tenant>>> + Send>> + Send + Sync>;
 
-/// What the control path does where a tenant's role or database is not as it was made: puts it right, if it is the tenant's doing
-/// and its turn has come. Resolves when that is over, well or not; `false`: it was not its turn.
-pub type Mending =
+/// Repairs a tenant's role or database that is not as it was made. Resolves when that has succeeded or
+/// failed; `false`: no repair was due.
+pub type RoleRepair =
     Arc<dyn Fn(Arc<Tenant>, IdentityTrouble) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
-/// Every pool of this process.
+/// All pools of this process.
 pub struct TenantPools {
     pools: moka::future::Cache<(i64, Access), Arc<Pool>>,
-    budgets: Mutex<HashMap<String, Arc<Budget>>>,
-    /// By name and how it is reached: one that is reached otherwise is another, of which nothing is known.
-    connects: Mutex<HashMap<HostKey, Weak<HostConnects>>>,
-    /// What is known of each tenant's functions, as long as it has a pool.
+    budgets: Mutex<HashMap<String, Arc<HostBudget>>>,
+    /// A host whose address or TLS settings change is another host, without known failures.
+    connecting: Mutex<HashMap<HostKey, Weak<HostConnecting>>>,
+    /// Effects of each tenant's functions, as long as it has a pool.
     catalogues: Mutex<HashMap<i64, Weak<Catalogue>>>,
-    /// What is kept for whom.
+    /// Memory that is kept for tenants and sessions.
     pub accounts: Accounts,
     workers: Vec<Arc<Worker>>,
     config: Arc<ArcSwap<Config>>,
     dial: Arc<ArcSwap<DialOptions>>,
-    before_first: PoolMaking,
-    look_again: Looking,
-    mend: Mending,
-    /// For the pools to know where they belong.
+    before_first: BeforeFirstPool,
+    lookup: TenantLookup,
+    repair: RoleRepair,
+    /// For the pools it makes.
     me: Weak<Self>,
-    /// What each has done since the process started, whether it has a pool now or not.
-    done: Mutex<HashMap<(i64, Access), Done>>,
-    /// Pools that were replaced or closed, as long as somebody still holds one of their servers.
+    /// Counters since the process started. They outlive the pools.
+    totals: Mutex<HashMap<(i64, Access), PoolTotals>>,
+    /// Pools that were replaced or closed and still have servers on loan.
     retired: Mutex<Vec<Weak<Pool>>>,
-    /// What administrators have stopped.
-    pub halts: Halts,
+    /// PAUSE and DISABLE.
+    pub pauses: Pauses,
 }
 
 type HostKey = (String, HostAddress, TlsMode, Option<PathBuf>);
 
-/// What the pools of one (tenant, access) have done since the process started.
+/// Counters of one (tenant, access) since the process started.
 #[derive(Debug, Clone)]
-pub struct Done {
-    /// Its id.
+pub struct PoolTotals {
+    /// The tenant's id.
     pub tenant_id: i64,
-    /// Its name when its last pool was made.
+    /// The tenant's name when the last pool was made.
     pub tenant: String,
-    /// With what rights.
+    /// Which of the tenant's roles.
     pub access: Access,
-    /// The counters.
+    /// Shared with the pool, if there is one.
     pub stats: Arc<PoolStats>,
 }
 
 impl TenantPools {
-    /// No pools yet. The configuration and dial options are looked at anew for each pool.
+    /// No pools yet. Each pool is made with the configuration and dial options of that moment.
     pub fn new(
         workers: Vec<Arc<Worker>>,
         config: Arc<ArcSwap<Config>>,
         dial: Arc<ArcSwap<DialOptions>>,
-        before_first: PoolMaking,
-        look_again: Looking,
-        mend: Mending,
+        before_first: BeforeFirstPool,
+        lookup: TenantLookup,
+        repair: RoleRepair,
     ) -> Arc<Self> {
         let pools =
             moka::future::Cache::builder().max_capacity(config.load().limits.directory_cache_max).build();
@@ -104,28 +104,28 @@ impl TenantPools {
             me: me.clone(),
             pools,
             budgets: Mutex::default(),
-            connects: Mutex::default(),
+            connecting: Mutex::default(),
             catalogues: Mutex::default(),
             accounts: Accounts::new(&config.load().limits),
             workers,
             config,
             dial,
             before_first,
-            look_again,
-            mend,
-            done: Mutex::default(),
+            lookup,
+            repair,
+            totals: Mutex::default(),
             retired: Mutex::default(),
-            halts: Halts::default(),
+            pauses: Pauses::default(),
         })
     }
 
     /// The tenant's pool. Opens no server.
     ///
     /// # Errors
-    /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`] if an administrator
-    /// has disabled it on this node.
+    /// [`ClientError::NoReadOnlyRole`] if the tenant has no role for that access, [`ClientError::Suspended`]
+    /// if an administrator has disabled it on this node.
     pub async fn of(&self, tenant: &Arc<Tenant>, access: Access) -> Result<Arc<Pool>, ClientError> {
-        if self.halts.is_disabled(tenant.id) {
+        if self.pauses.is_disabled(tenant.id) {
             let reason = Some("disabled by an administrator".to_owned());
             return Err(ClientError::Suspended { tenant: tenant.name.clone(), reason });
         }
@@ -140,7 +140,7 @@ impl TenantPools {
             })
             .await
             .map_err(|refusal| (*refusal).clone())?;
-        // A row that changed while it was looked up.
+        // The row has changed since the pool was made.
         if pool.tenant.generation < tenant.generation {
             self.refresh(tenant).await;
         }
@@ -153,7 +153,7 @@ impl TenantPools {
         tenant: Arc<Tenant>,
         access: Access,
         statements: Arc<StatementTable>,
-        listener: Arc<EarPlace>,
+        listener: Arc<ListenerSlot>,
     ) -> Option<Arc<Pool>> {
         let credential = match access {
             Access::ReadWrite => tenant.read_write.clone(),
@@ -177,10 +177,10 @@ impl TenantPools {
             statements,
             memory: self.memory_of(&tenant),
             server_list: Arc::default(),
-            queue: WaitQueue::new(rules.size, self.halts.is_paused(tenant.id)),
+            queue: WaitQueue::new(rules.size, self.pauses.is_paused(tenant.id)),
             connector,
             role_start: RoleStart::default(),
-            greetings: Greetings::default(),
+            status_cache: StatusCache::default(),
             listener,
             pinned: PinnedSessions::new(rules.pinned_max, catalogue.clone()),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
@@ -199,10 +199,10 @@ impl TenantPools {
         Some(pool)
     }
 
-    /// What is known of the tenant's functions: the same for all of its pools.
+    /// Shared by all pools of the tenant.
     fn catalogue_of(&self, tenant: &Tenant) -> Arc<Catalogue> {
         let mut catalogues = locked(&self.catalogues);
-        // The dead are swept when the map would have to grow.
+        // Unused entries are removed when the map would have to grow.
         if catalogues.len() == catalogues.capacity() {
             catalogues.retain(|_, catalogue| catalogue.strong_count() > 0);
         }
@@ -216,35 +216,37 @@ impl TenantPools {
         self.accounts.of_tenant(tenant.id, &self.config.load().limits)
     }
 
-    /// None yet.
+    /// An empty table.
     fn statements_of(&self, tenant: &Tenant) -> Arc<StatementTable> {
         let parents = [&self.memory_of(tenant), &self.accounts.statements];
         Arc::new(StatementTable::new(Account::new(Limit::Tenant, usize::MAX, &parents)))
     }
 
-    fn budget_of(&self, host: &Host) -> Arc<Budget> {
+    fn budget_of(&self, host: &Host) -> Arc<HostBudget> {
         let mut budgets = locked(&self.budgets);
-        let budget = budgets.entry(host.name.clone()).or_insert_with(|| Budget::new(host.max_connections));
+        let budget =
+            budgets.entry(host.name.clone()).or_insert_with(|| HostBudget::new(host.max_connections));
         budget.set_limit(host.max_connections);
         budget.clone()
     }
 
-    fn connects_of(&self, host: &Host, rules: &PoolRules) -> Arc<HostConnects> {
+    fn connects_of(&self, host: &Host, rules: &PoolRules) -> Arc<HostConnecting> {
         let key = (host.name.clone(), host.address.clone(), host.tls_mode, host.tls_root_ca.clone());
-        let mut all = locked(&self.connects);
+        let mut all = locked(&self.connecting);
         if all.len() == all.capacity() {
-            all.retain(|_, connects| connects.strong_count() > 0);
+            all.retain(|_, host| host.strong_count() > 0);
         }
-        let (most, longest_pause) = (rules.connecting_max, rules.server_login_retry);
+        let (attempts_max, pause_max) = (rules.connecting_max, rules.server_login_retry);
         let known = all.get(&key).and_then(Weak::upgrade);
-        let connects = known.unwrap_or_else(|| Arc::new(HostConnects::new(&host.name, most, longest_pause)));
-        connects.set_limits(most, longest_pause);
+        let connects =
+            known.unwrap_or_else(|| Arc::new(HostConnecting::new(&host.name, attempts_max, pause_max)));
+        connects.set_limits(attempts_max, pause_max);
         all.insert(key, Arc::downgrade(&connects));
         connects
     }
 
-    /// The tenant's row is like this now. Pools that were made with something else are replaced: idle servers are closed,
-    /// lent ones when they come back; a tenant that is closed gets no new pool.
+    /// The tenant's row is now as given. Replaces pools that differ: idle servers are closed at once, lent
+    /// ones when they come back. A tenant that is not active gets no new pool.
     pub async fn refresh(&self, tenant: &Arc<Tenant>) {
         for access in [Access::ReadWrite, Access::ReadOnly] {
             let key = (tenant.id, access);
@@ -252,29 +254,29 @@ impl TenantPools {
             if tenant.status != TenantStatus::Active {
                 self.pools.invalidate(&key).await;
                 self.retire(&old, None);
-                info!(tenant = tenant.name, "pool closed");
+                info!(tenant = tenant.name, "pool closed: tenant is not active");
             } else if old.rules != PoolRules::of(tenant, &self.config.load()) || !is_same(&old.tenant, tenant)
             {
                 self.replace(&old, tenant.clone()).await;
-                info!(tenant = tenant.name, "pool replaced");
+                info!(tenant = tenant.name, "pool replaced: tenant or configuration changed");
             }
         }
         self.budget_of(&tenant.host);
     }
 
-    /// The counters of a (tenant, access), which outlive its pools.
+    /// The counters of a (tenant, access).
     fn stats_of(&self, tenant: &Tenant, access: Access) -> Arc<PoolStats> {
-        let mut all = locked(&self.done);
+        let mut all = locked(&self.totals);
         let limit = usize::try_from(self.config.load().limits.directory_cache_max).unwrap_or(usize::MAX);
         if all.len() >= limit {
-            all.retain(|_, done| Arc::strong_count(&done.stats) > 1);
+            all.retain(|_, totals| Arc::strong_count(&totals.stats) > 1);
         }
         let other = match access {
             Access::ReadWrite => Access::ReadOnly,
             Access::ReadOnly => Access::ReadWrite,
         };
-        let of_tenant = all.get(&(tenant.id, other)).map(|done| done.stats.sessions_of_tenant.clone());
-        let known = all.entry((tenant.id, access)).or_insert_with(|| Done {
+        let of_tenant = all.get(&(tenant.id, other)).map(|totals| totals.stats.sessions_of_tenant.clone());
+        let known = all.entry((tenant.id, access)).or_insert_with(|| PoolTotals {
             tenant_id: tenant.id,
             tenant: String::new(),
             access,
@@ -287,14 +289,14 @@ impl TenantPools {
         known.stats.clone()
     }
 
-    /// Puts a new pool, made for the tenant as it is now, in the place of `old`.
+    /// Replaces `old` by a pool for the tenant as it is now.
     pub(super) async fn replace(&self, old: &Arc<Pool>, tenant: Arc<Tenant>) {
         self.put_in_place(old, tenant, old.statements.clone()).await;
     }
 
-    /// Puts a new pool in the place of one whose servers began with settings of role and database that have changed since. To new
-    /// sessions the same text is another statement than to those that go on with the statements that they have.
-    pub(super) async fn begin_anew(&self, old: &Arc<Pool>) {
+    /// Replaces a pool because the settings of its role or database have changed. The new pool shares no
+    /// statements: the same text may mean something else under other settings.
+    pub(super) async fn replace_for_new_sessions(&self, old: &Arc<Pool>) {
         let _alone = old.role_start.replacing().await;
         if !old.is_retired() {
             self.put_in_place(old, old.tenant.clone(), Arc::default()).await;
@@ -307,31 +309,33 @@ impl TenantPools {
         self.retire(old, Some(new));
     }
 
-    /// What `pool` logs in with is not as it was made: replaces the pool, if its tenant has other credentials by now, or gets others.
-    pub(super) async fn renew(&self, pool: &Arc<Pool>, trouble: IdentityTrouble) -> bool {
-        // While the host lets the role in, no session waits for the central database without need.
+    /// The role or database of `pool` is not as it was made: replaces the pool if the tenant's row has, or
+    /// gets, new credentials. Returns whether it was replaced.
+    pub(super) async fn repair_role(&self, pool: &Arc<Pool>, trouble: IdentityTrouble) -> bool {
+        // While the host accepts the role, no session waits for the central database.
         let is_silent = trouble.is_silent();
         if !is_silent {
-            self.look_again_at(pool).await;
+            self.read_row_again(pool).await;
         }
         if !pool.is_retired() {
-            let tried = (self.mend)(pool.tenant.clone(), trouble).await;
+            let tried = (self.repair)(pool.tenant.clone(), trouble).await;
             if tried || !is_silent {
-                self.look_again_at(pool).await;
+                self.read_row_again(pool).await;
             }
         }
         pool.is_retired()
     }
 
-    async fn look_again_at(&self, pool: &Arc<Pool>) {
-        if let Some(tenant) = (self.look_again)(pool.tenant.id).await
+    async fn read_row_again(&self, pool: &Arc<Pool>) {
+        if let Some(tenant) = (self.lookup)(pool.tenant.id).await
             && tenant.generation > pool.tenant.generation
         {
             self.refresh(&tenant).await;
         }
     }
 
-    /// Somebody else needs a connection to a host that is full: closes idle servers there.
+    /// Another part of the process was refused a connection to a host that is full: closes idle servers
+    /// there.
     pub fn make_room(&self, host: &str) {
         let budget = locked(&self.budgets).get(host).cloned();
         if let Some(budget) = budget {
@@ -339,17 +343,17 @@ impl TenantPools {
         }
     }
 
-    /// Server connections to a host, over all tenants.
+    /// Server connections to a host, of all tenants.
     pub fn live_on(&self, host: &str) -> usize {
         locked(&self.budgets).get(host).map_or(0, |budget| budget.live())
     }
 
-    /// What everybody has done since the process started, those too that have no pool now.
-    pub fn done(&self) -> Vec<Done> {
-        locked(&self.done).values().cloned().collect()
+    /// Counters of all (tenant, access) since the process started, also without a pool now.
+    pub fn totals(&self) -> Vec<PoolTotals> {
+        locked(&self.totals).values().cloned().collect()
     }
 
-    /// Takes a pool out of use; `successor` serves its sessions from now on.
+    /// Takes a pool out of use; its sessions go on with `successor`.
     fn retire(&self, pool: &Arc<Pool>, successor: Option<Arc<Pool>>) {
         pool.retire(successor);
         let mut retired = locked(&self.retired);
@@ -357,23 +361,23 @@ impl TenantPools {
         retired.push(Arc::downgrade(pool));
     }
 
-    /// Pools that serve nobody new and still have servers on loan.
+    /// Retired pools that still have servers on loan.
     pub fn retired(&self) -> Vec<Arc<Pool>> {
         let retired = locked(&self.retired);
         retired.iter().filter_map(Weak::upgrade).filter(|pool| pool.live() > 0).collect()
     }
 
-    /// The version that some server of ours has reported, if there was one.
+    /// `server_version` of any server, once one was open.
     pub fn server_version(&self) -> Option<Box<str>> {
-        self.pools.iter().find_map(|(_, pool)| pool.greetings.server_version())
+        self.pools.iter().find_map(|(_, pool)| pool.status_cache.server_version())
     }
 
-    /// Every pool there is now.
+    /// All current pools.
     pub fn all(&self) -> Vec<Arc<Pool>> {
         self.pools.iter().map(|(_, pool)| pool).collect()
     }
 
-    /// Looks after every pool: on its own worker, now and then.
+    /// Maintains all pools, each on its own worker, and drops unused ones. Called from time to time.
     pub async fn maintain(&self) {
         let idle = self.config.load().timeouts.pool_idle;
         for pool in self.all() {
@@ -394,7 +398,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether server connections opened for one serve the other.
+/// Whether servers opened for one row serve the other.
 fn is_same(old: &Tenant, new: &Tenant) -> bool {
     old.generation == new.generation
         && old.name == new.name

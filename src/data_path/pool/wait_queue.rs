@@ -6,8 +6,9 @@
 //!                    └─ none waits ───────▶ idle ──▶ taken by the next session that needs one
 //! ```
 //!
-//! A server becomes idle, and a session enters the queue, under one lock only. Taking an idle server needs no lock here:
-//! it cannot break the rule. Waiting sessions have no timer of their own; one task per pool watches all of them.
+//! A server becomes idle, and a session enters the queue, under one lock only. Taking an idle server needs no
+//! lock here: it cannot break the rule. Waiting sessions have no timer of their own; one task per pool
+//! watches all of them.
 
 use std::{
     collections::VecDeque,
@@ -23,10 +24,11 @@ use std::{
 
 use deadpool::unmanaged;
 
-use super::{Pool, PooledServer, connect_backoff::TOLD_WITHIN};
+use super::{Pool, PooledServer, connect_backoff::ERROR_WITHIN};
 use crate::error::ClientError;
 
-/// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no timer.
+/// How often the watching task looks at deadlines and at pinned sessions. Coarse, so that a wait costs no
+/// timer.
 const WATCH_EVERY: Duration = Duration::from_millis(25);
 /// After this wait, a pinned session is asked to return its server at its next transaction boundary.
 const LONG_WAIT: Duration = Duration::from_millis(100);
@@ -37,8 +39,9 @@ pub struct WaitQueue<S> {
     /// Servers are added under the lock of `state` only.
     idle: unmanaged::Pool<S>,
     state: Mutex<State<S>>,
-    /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open and being opened:
-    /// either a session that begins to wait sees that a place has come free, or that place's end sees the session.
+    /// Length of the queue; written under the lock. Sequentially consistent, as the counts of servers open
+    /// and being opened: either a session that begins to wait sees that a place has come free, or that
+    /// place's end sees the session.
     waiting: AtomicUsize,
     /// Copy of `state.paused`; written under the lock.
     paused: AtomicBool,
@@ -154,7 +157,8 @@ impl<S> WaitQueue<S> {
         }
     }
 
-    /// Takes an idle server, or else a place in the queue: the `first` one, for a session whose turn had come already.
+    /// Takes an idle server, or else a place in the queue: the `first` one, for a session whose turn had come
+    /// already.
     fn enter(&self, since: Instant, wait_max: Duration, waker: &Waker, first: bool) -> Entered<S> {
         let mut state = self.locked();
         if state.closed {
@@ -254,9 +258,9 @@ impl<S> WaitQueue<S> {
         !std::mem::replace(&mut self.locked().is_watched, true)
     }
 
-    /// Ends waits that have taken too long, with the `reason` why no server could be opened since they began, if there
-    /// is one. Where the host is `silent`, waits end after [`TOLD_WITHIN`]. `false`: the queue is empty, and the watching
-    /// task ends.
+    /// Ends waits that have taken too long, with the `reason` why no server could be opened since they began,
+    /// if there is one. Where the host is `silent`, waits end after [`ERROR_WITHIN`]. `false`: the queue is
+    /// empty, and the watching task ends.
     fn watch(
         &self,
         now: Instant,
@@ -267,7 +271,7 @@ impl<S> WaitQueue<S> {
             let waited = now.saturating_duration_since(waiter.since);
             let busy = || ClientError::PoolBusy { waited: waiter.wait_max };
             let too_long = (waited >= waiter.wait_max).then(|| reason(waiter.since).unwrap_or_else(busy));
-            too_long.or_else(|| silent.filter(|_| waited >= TOLD_WITHIN).cloned())
+            too_long.or_else(|| silent.filter(|_| waited >= ERROR_WITHIN).cloned())
         });
         let mut state = self.locked();
         let first = state.waiting.front();
@@ -278,7 +282,8 @@ impl<S> WaitQueue<S> {
     }
 }
 
-/// A session's wait for a server. Dropping it leaves the queue; a server that was handed over already goes back.
+/// A session's wait for a server. Dropping it leaves the queue; a server that was handed over already goes
+/// back.
 #[derive(Debug)]
 pub(super) struct ServerWait<'p> {
     pool: &'p Arc<Pool>,
@@ -351,11 +356,11 @@ async fn watch(pool: Arc<Pool>) {
         if !pool.queue.watch(now, silent.as_ref(), |since| pool.connector.reason_since(since)) {
             return;
         }
-        // After a failure the next attempt waits for the end of a pause.
+        // After a failure, the next attempt begins when a pause is over.
         if pool.connector.is_failing() {
             pool.open_wanted();
         }
-        // Pinned sessions are left alone for a while; then each waiting session reclaims one server.
+        // Grace periods of pinned sessions end; each waiting session reclaims one server.
         for _ in 0..pool.waiting() {
             if !pool.reclaim_pinned() {
                 break;
@@ -483,8 +488,8 @@ mod tests {
     }
 
     proptest! {
-        /// In any sequence of events: each server is in exactly one place; sessions are served in order; none waits while
-        /// a server is idle; nothing is idle or handed over during a pause.
+        /// In any sequence of events: each server is in exactly one place; sessions are served in order; none
+        /// waits while a server is idle; nothing is idle or handed over during a pause.
         #[test]
         fn no_server_is_lost_and_no_session_overtaken_or_left_waiting(steps in steps()) {
             let queue = queue();

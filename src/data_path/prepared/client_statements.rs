@@ -222,6 +222,14 @@ impl ClientStatements {
         (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
     }
 
+    /// The unnamed statement as it can be parsed elsewhere: its serial, its text, a zero and its types, and the settings under
+    /// which it was parsed. `None` if there is none, or its text was not kept.
+    pub fn readable_unnamed(&self) -> Option<(u64, &[u8], Option<&Arc<ParseSettings>>)> {
+        let unnamed = &self.unnamed;
+        let is_there = unnamed.serial != 0 && !unnamed.is_unread;
+        is_there.then(|| (unnamed.serial, &*unnamed.body, unnamed.parsed_under.as_ref()))
+    }
+
     /// A Parse of the unnamed statement goes to the server that is too long to be kept.
     pub fn set_unnamed_unread(&mut self, serial: u64) {
         self.set_unnamed(serial, b"", Aftermath::unread(), None, None);

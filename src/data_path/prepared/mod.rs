@@ -13,7 +13,6 @@ pub mod row_description;
 pub mod server_statements;
 pub mod shared_statements;
 pub mod sql_prepare_effects;
-pub mod visible_statements;
 
 use std::sync::{
     Arc, OnceLock,
@@ -141,6 +140,15 @@ impl Statement {
     pub fn has_own_name(&self) -> bool {
         !self.server_name.starts_with(OUR_PREFIX)
     }
+}
+
+/// A statement that got, or lost, its name by a request that may yet be skipped.
+#[derive(Debug, Clone)]
+pub struct Naming {
+    /// The client's name for it; `None` where only the server's knowledge changed.
+    pub client_name: Option<Box<[u8]>>,
+    /// The statement.
+    pub statement: Arc<Statement>,
 }
 
 /// Statements that a text names, and what it does to names.

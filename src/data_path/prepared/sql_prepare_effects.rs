@@ -2,13 +2,10 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{ClientStatements, ServerStatements, Statement};
-use crate::{
-    data_path::exchange::pending_replies::Naming,
-    wire::{
-        frame::{HEADER_BYTES, cstr},
-        message::{append, append_cstr},
-    },
+use super::{ClientStatements, Naming, ServerStatements, Statement};
+use crate::wire::{
+    frame::{HEADER_BYTES, cstr},
+    message::{append, append_cstr},
 };
 
 /// One statement's.

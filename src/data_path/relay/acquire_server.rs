@@ -13,13 +13,13 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::{BUFFERS, Buffers, Relay, Step, session_end::End};
 use crate::{
     data_path::{
-        exchange::{FIRST_MESSAGE_BYTES, Front, pending_replies::Pins},
+        exchange::{FIRST_MESSAGE_BYTES, Front},
         pool::{
             PooledServer,
             pinned_sessions::{Reclaim, can_return},
-            role_settings::Begun,
         },
         server::connection::Server,
+        session_state::{pins::Pins, role_settings::Begun},
         sessions::registry::Doing,
     },
     error::ClientError,
@@ -192,7 +192,7 @@ impl Relay {
     /// `false`: this server is not for it, and it asks for another one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, End> {
         if matches!(self.side.begun, Begun::Unseen)
-            && !self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?
+            && !self.pool.has_same_start(server).await.map_err(|_| End::ServerLost)?
         {
             return Ok(false);
         }

@@ -12,14 +12,13 @@ use std::{
 
 use tracing::warn;
 
-use super::{Relay, Step, session_end::End};
+use super::{Relay, Step, load_functions::learn, session_end::End};
 use crate::{
     data_path::{
-        exchange::pending_replies::Pins,
-        functions::learn,
+        exchange::pending_checks::{AnswerMax, Settled, Uncertain},
         prepared::Statement,
         server::connection::{AskError, Server},
-        session_state::{AnswerMax, Settings, Settled, Uncertain, state_query::Doubts},
+        session_state::{Settings, pins::Pins, state_query::Doubts},
     },
     error::TenantSwitchError,
 };
@@ -55,7 +54,9 @@ impl Relay {
         if let Some(unlearnt) = unlearnt {
             let changed = uncertain.has_changed_functions();
             self.learn().await?;
-            self.pool.catalogue.look_again(&unlearnt, changed, &mut uncertain);
+            for found in self.pool.catalogue.look_again(&unlearnt, changed) {
+                uncertain.note(&found, false);
+            }
             self.part_with(uncertain.misprepared());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
@@ -96,7 +97,7 @@ impl Relay {
         if uncertain.doubts(Doubts::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.is_as_begun(server).await.map_err(|_| End::ServerLost)?;
+            self.pool.has_same_start(server).await.map_err(|_| End::ServerLost)?;
         }
         uncertain.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);

@@ -14,18 +14,16 @@ use tracing::warn;
 
 use super::{BUFFERS, Relay, Step, no_tenant, session_end::End};
 use crate::{
-    config::PoolMode,
     data_path::{
-        exchange::{ClientSide, pending_replies::Pins},
+        exchange::ClientSide,
         login::connection_limits::Visitor,
-        pool::{Pool, Present},
         proxy::Proxy,
-        session_state::Settings,
+        session_state::{Settings, pins::Pins},
         sessions::registry::Registered,
         tenant_switch::{
             Plan, Wish,
             local_answers::{Next, first_text},
-            switcher::{Concierge, Waits},
+            switcher::{Concierge, Room, Waits, room_name},
         },
         worker::Worker,
     },
@@ -54,15 +52,6 @@ pub struct Seat {
     pub concierge: Option<Box<Concierge>>,
     /// What all clients share.
     pub proxy: Arc<Proxy>,
-}
-
-/// Where a session is.
-#[derive(Debug)]
-pub enum Room {
-    /// In a tenant's pool, and counted there.
-    Tenant(Arc<Pool>, Present),
-    /// Nowhere: no tenant is chosen.
-    Lobby,
 }
 
 /// A session that moves, and where to.
@@ -276,7 +265,7 @@ impl Relay {
     fn deny_first(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let mut out = Vec::new();
-        let verdict = first_text(&self.inbox, &self.side).map(|sql| self.side.plan(sql));
+        let verdict = first_text(&self.inbox, &self.side).map(|sql| Plan::of(sql, &self.side));
         let reason = match verdict {
             Some(Plan::Password(_)) => IdentityError::PasswordInTransaction.into(),
             _ => TenantSwitchError::TransactionBegun.into(),
@@ -311,17 +300,17 @@ impl Relay {
         let pool = self.pool.clone();
         let wanted = Settings::clone(&self.side.wanted);
         let greeted = tokio::select! {
-            greeted = pool.greet(wanted, self.query_wait) => greeted,
+            greeted = pool.startup_status(wanted, self.query_wait) => greeted,
             interrupted = self.interrupted() => Err(interrupted?),
         };
         match greeted {
-            Ok(greeting) => {
+            Ok(status) => {
                 let Some(concierge) = self.concierge.as_mut() else { return Ok(true) };
                 concierge.is_new = false;
-                if let Err(limit) = self.side.keep(greeting.settings) {
+                if let Err(limit) = self.side.keep(status.settings) {
                     return Err(End::Refused(self.side.rules().too_much(limit).into()));
                 }
-                self.side.begun = greeting.start.into();
+                self.side.begun = status.start.into();
                 Ok(true)
             }
             // Something the session has set does not exist there, a role perhaps.
@@ -358,33 +347,6 @@ impl Relay {
         }
         let Self { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy, .. } = *self;
         Box::new((Seat { client, unsent, side, inbox, handle, query_wait, leaving, concierge, proxy }, room))
-    }
-}
-
-impl Room {
-    /// A session's statements become those of the pool that it goes to.
-    pub(in crate::data_path) fn receive(&self, side: &mut ClientSide) {
-        match self {
-            Self::Tenant(pool, _) => {
-                let follow = pool.rules.mode == PoolMode::Transaction;
-                let (statements, catalogue) = (pool.statements.clone(), pool.catalogue.clone());
-                let memory = pool.account(side.rules().memory.max());
-                side.move_to(Some(pool.place.clone()), statements, catalogue, memory, follow);
-            }
-            // What the session has counts where it was, until it chooses another tenant.
-            Self::Lobby => {
-                side.move_to(None, Arc::default(), Arc::default(), side.rules().memory.clone(), true);
-            }
-        }
-    }
-}
-
-/// The name of the tenant where a choice has led.
-pub(in crate::data_path) fn room_name<'a>(room: Option<&'a Room>, here: Option<&'a str>) -> Option<&'a str> {
-    match room {
-        Some(Room::Tenant(pool, _)) => Some(&pool.tenant.name),
-        Some(Room::Lobby) => None,
-        None => here,
     }
 }
 

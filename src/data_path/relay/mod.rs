@@ -9,9 +9,9 @@ pub mod after_transaction;
 pub mod buffers;
 pub mod cancel;
 pub mod change_tenant;
+pub mod load_functions;
 pub mod no_tenant;
 pub mod notifications;
-pub mod own_password;
 pub mod session_end;
 pub mod signals;
 

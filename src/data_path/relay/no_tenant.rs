@@ -11,14 +11,17 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tracing::info;
 
 use super::{
-    change_tenant::{Departure, Room, Seat, room_name},
+    change_tenant::{Departure, Seat},
     session_end::{End, say_goodbye},
 };
 use crate::{
     data_path::{
         exchange::FIRST_MESSAGE_BYTES,
         session_state::{Settings, parameter_status::Reported},
-        tenant_switch::{local_answers::Next, switcher::Concierge},
+        tenant_switch::{
+            local_answers::Next,
+            switcher::{Concierge, Room, room_name},
+        },
     },
     wire::message::Severity,
 };

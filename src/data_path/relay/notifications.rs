@@ -12,13 +12,13 @@ use tracing::warn;
 use super::{Relay, session_end::End};
 use crate::{
     data_path::{
-        exchange::{
-            channels::{Channels, Hearing, MARKS, each},
-            pending_replies::Pins,
-        },
         memory_limit::Charge,
-        pool::shared_listener::{Deaf, Handover, Seat, around_mark},
+        pool::shared_listener::{Handover, ListenerLost, Subscription, around_mark},
         server::connection::{AskError, Server},
+        session_state::{
+            channels::{Channels, Hearing, MARKS, each},
+            pins::Pins,
+        },
     },
     error::ClientError,
     wire::message::append,
@@ -31,7 +31,7 @@ pub struct Heard {
     /// What they take, here and at the ear.
     charge: Charge,
     /// Given up by drop.
-    seat: Seat,
+    subscription: Subscription,
 }
 
 /// Why the ear does not take over.
@@ -40,8 +40,8 @@ enum NotHeard {
     Server,
 }
 
-impl From<Deaf> for NotHeard {
-    fn from(_: Deaf) -> Self {
+impl From<ListenerLost> for NotHeard {
+    fn from(_: ListenerLost) -> Self {
         Self::Ear(ClientError::ListenerLost)
     }
 }
@@ -123,34 +123,40 @@ impl Relay {
 
     /// From a mark on, the session hears these channels by the ear, and no others.
     async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), NotHeard> {
-        let (before, seat) = match self.heard.take() {
-            Some(Heard { channels, seat, .. }) => (channels, seat),
+        let (before, subscription) = match self.heard.take() {
+            Some(Heard { channels, subscription, .. }) => (channels, subscription),
             None => {
                 let memory = &self.side.rules().memory;
-                (Arc::default(), self.pool.seat(&self.handle, memory).await.map_err(NotHeard::Ear)?)
+                (Arc::default(), self.pool.subscribe(&self.handle, memory).await.map_err(NotHeard::Ear)?)
             }
         };
-        let outcome = self.change_over(&seat, &channels).await;
+        let outcome = self.change_over(&subscription, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.heard = Some(Heard { channels: now, charge: Charge::default(), seat });
+            self.heard = Some(Heard { channels: now, charge: Charge::default(), subscription });
         }
         outcome
     }
 
     /// Server and ear hear the mark. Of what came before it the client gets from its server what it did not hear by the ear
     /// until now, of what comes behind it what it does not hear by the ear from now on.
-    async fn change_over(&mut self, seat: &Seat, channels: &Arc<Channels>) -> Result<(), NotHeard> {
+    async fn change_over(
+        &mut self,
+        subscription: &Subscription,
+        channels: &Arc<Channels>,
+    ) -> Result<(), NotHeard> {
         let Some(server) = self.server.as_mut() else { return Err(NotHeard::Server) };
-        if server.side.reported_value("client_encoding") != Some(seat.encoding()) && !channels.is_empty() {
+        if server.side.reported_value("client_encoding") != Some(subscription.encoding())
+            && !channels.is_empty()
+        {
             return Err(NotHeard::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
-        let Handover { mark, done } = seat.prepare(channels.clone()).await?;
+        let Handover { mark, done } = subscription.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;
         if !channels.has(MARKS.as_bytes()) {
             server.run(&format!("UNLISTEN {MARKS}")).await?;
         }
-        done.await.map_err(|_| Deaf)?;
+        done.await.map_err(|_| ListenerLost)?;
         let told = std::mem::take(&mut server.notified);
         let (before, behind) = around_mark(&told, &mark);
         let hearing = &mut server.side.hearing;
@@ -188,7 +194,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if let Some(heard) = self.heard.as_ref().filter(|_| server.side.hearing.overheard > 0) {
             // An ear that is lost has ended this session already.
-            let _ = heard.seat.caught_up().await;
+            let _ = heard.subscription.caught_up().await;
         }
         let mut news = server.side.hearing.adopt(&self.handle.take_notifications());
         if server.side.reported != *self.side.told {

@@ -7,14 +7,18 @@ use tracing::{debug, info, warn};
 
 use super::{Relay, cancel};
 use crate::{
+    config::PoolMode,
     data_path::{
-        exchange::{Broken, ClientSide, ServerError, pending_replies::Pins},
+        exchange::{Broken, ClientSide},
         pool::{Pool, PooledServer},
         server::connection::Server,
+        session_state::pins::Pins,
         sessions::registry::SessionHandle,
     },
     error::ClientError,
-    wire::{message::Severity, outgoing::Outgoing, stream::Stream, unsent::Unsent},
+    wire::{
+        message::Severity, outgoing::Outgoing, server_error::ServerError, stream::Stream, unsent::Unsent,
+    },
 };
 
 /// How long a client may take to read our last words.
@@ -178,7 +182,7 @@ impl Relay {
 
 /// Gives the server back, clean; or closes it.
 async fn make_reusable(mut server: Box<PooledServer>, pool: &Pool) {
-    let clean = server.is_reusable() && pool.rules.mode == crate::config::PoolMode::Transaction;
+    let clean = server.is_reusable() && pool.rules.mode == PoolMode::Transaction;
     match if clean { Ok(()) } else { server.clean().await } {
         Ok(()) => return pool.give_back(server),
         Err(error) => debug!(tenant = pool.tenant.name, %error, "a server could not be cleaned"),

@@ -1,7 +1,6 @@
-//! A server connection that we hold: what it is, what it knows, and how we talk to it on our own account.
+//! A server connection: its stream, its protocol state, and the queries that the proxy itself sends on it.
 //!
-//! The relay moves the client's bytes; the questions here are ours and are asked only while nobody else is being
-//! served, with every earlier reply in.
+//! The relay moves the client's bytes. The proxy's queries are sent only while the server owes no reply.
 
 use std::{
     io,
@@ -16,10 +15,10 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tracing::warn;
 
-use super::Opened;
+use super::NewConnection;
 use crate::{
     data_path::{
-        exchange::{ServerError, ServerSide},
+        exchange::ServerSide,
         memory_limit::{Account, Charge, PIECE_BYTES},
         prepared::Capacity,
         session_state::{Settings, parameter_status::Reported},
@@ -27,21 +26,22 @@ use crate::{
     wire::{
         frame::{HEADER_BYTES, header},
         message::{append, append_cstr, bind, close_statement, execute, parse},
+        server_error::ServerError,
         stream::Stream,
         unsent::Unsent,
     },
 };
 
-/// The longest answer to a question of ours.
+/// The longest answer to a query of the proxy.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// No message but a row is longer than this; nor is any single one refused that is shorter.
+/// Only a row may be longer than this; a shorter message is always accepted.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// Read of it at a time; most are shorter.
+/// Bytes of an answer that are read at a time; most answers are shorter.
 const ANSWER_READ_BYTES: usize = 1024;
 
-/// How long a question of ours may take before the server is given up.
+/// After this time without a complete answer, the server is given up.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// One server connection. Dropping it closes it.
@@ -49,35 +49,35 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 pub struct Server {
     /// The connection.
     pub stream: Stream,
-    /// What it was slow to take.
+    /// Bytes that it has not taken yet.
     pub unsent: Unsent,
-    /// Protocol state: who waits for what, what it has prepared and set.
+    /// Protocol state: pending replies, prepared statements, settings.
     pub side: ServerSide,
-    /// What it was started with; RESET goes back to it.
+    /// Its startup parameters; RESET restores them.
     pub startup: Settings,
-    /// NoticeResponses that came while it started.
+    /// NoticeResponse messages from its start.
     pub notices: Box<[u8]>,
-    /// The server's own process.
+    /// The server's process number.
     pub process_id: i32,
     /// The server's cancel key.
     pub secret: Box<[u8]>,
     /// The server's end of the connection; `None`: a Unix socket.
     pub address: Option<SocketAddr>,
-    /// Notifications that came in the middle of an answer to us: its client is to get them.
+    /// Notifications that came within an answer to the proxy; the client gets them.
     pub notified: Vec<u8>,
-    /// NoticeResponses in the last answer to us.
-    pub said: Vec<u8>,
-    /// A client got an error from it since it was last asked what a transaction left behind.
+    /// NoticeResponse messages in the last answer to the proxy.
+    pub answer_notices: Vec<u8>,
+    /// A client got an error from it since the last after-transaction check.
     pub failed: bool,
 }
 
-/// A row of an answer: text, or NULL.
+/// A row of an answer; `None` is NULL.
 pub type Row = Vec<Option<Vec<u8>>>;
 
-/// Why a question of ours was not answered.
+/// Why a query of the proxy was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// The server's own ErrorResponse; the connection is in order.
+    /// The server's ErrorResponse; the connection is in order.
     #[error("{0}")]
     Refused(ServerError),
     /// The connection is lost or out of step.
@@ -86,8 +86,8 @@ pub enum AskError {
 }
 
 impl Server {
-    /// A connection that has just been opened.
-    pub fn new(opened: Opened, prepared_max: Capacity) -> Self {
+    /// A connection that was just opened, for at most `prepared_max` statements.
+    pub fn new(opened: NewConnection, prepared_max: Capacity) -> Self {
         let mut reported = Reported::default();
         for (name, value) in &opened.parameters {
             reported.set(&String::from_utf8_lossy(name), value);
@@ -101,7 +101,7 @@ impl Server {
             side,
             startup: Settings::default(),
             notices: opened.notices.concat().into(),
-            said: Vec::new(),
+            answer_notices: Vec::new(),
             process_id: opened.process_id,
             secret: opened.secret.into(),
             address,
@@ -110,20 +110,20 @@ impl Server {
         }
     }
 
-    /// Everything that was passed to it was whole and has been written: what is written next is read as a message.
+    /// Whether the next byte that is written begins a message.
     #[inline]
     pub fn takes_message(&self) -> bool {
         self.side.has_whole_messages() && self.unsent.is_empty()
     }
 
-    /// No message is under way in either direction.
+    /// Whether no message is under way in either direction.
     #[inline]
     pub fn is_between_messages(&self) -> bool {
         self.side.is_between_messages() && self.unsent.is_empty()
     }
 
-    /// Whether an idle server has nothing to say but what its parameters are now, which is taken down. One that has anything
-    /// else to say has ended, or is about to. Costs no system call as long as the reactor has reported nothing.
+    /// Whether an idle server has sent nothing but ParameterStatus, which is noted. A server that sends
+    /// anything else has ended or is about to. Costs no system call unless the reactor has reported bytes.
     pub fn is_quiet(&mut self, tenant: &str) -> bool {
         let mut bytes = [MaybeUninit::uninit(); 1024];
         let mut cx = Context::from_waker(Waker::noop());
@@ -131,9 +131,13 @@ impl Server {
             let mut read = ReadBuf::uninit(&mut bytes);
             match Pin::new(&mut self.stream).poll_read(&mut cx, &mut read) {
                 Poll::Pending => return true,
-                Poll::Ready(Ok(())) if self.overhears(read.filled()) => {}
+                Poll::Ready(Ok(())) if self.note_parameters(read.filled()) => {}
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
-                    warn!(tenant, side = "server", %error, "an idle server did not answer TCP (server_tcp_user_timeout, keepalive)");
+                    let server_pid = self.process_id;
+                    warn!(
+                        tenant, side = "server", server_pid, %error,
+                        "idle server lost: no answer to TCP (server_tcp_user_timeout, keepalive)"
+                    );
                     return false;
                 }
                 Poll::Ready(_) => return false,
@@ -141,9 +145,9 @@ impl Server {
         }
     }
 
-    /// Takes down what a server reports that nobody has asked; `false` if that is not all it says, or nothing.
+    /// Notes ParameterStatus messages; `false`: there are other bytes, or none.
     #[cold]
-    fn overhears(&mut self, said: &[u8]) -> bool {
+    fn note_parameters(&mut self, said: &[u8]) -> bool {
         let mut at = 0;
         while let Ok(Some(message)) = next_message(said, at) {
             if message.first() != Some(&b'S') {
@@ -155,7 +159,7 @@ impl Server {
         at > 0 && at == said.len()
     }
 
-    /// Asks one statement with text parameters, and hands back its rows.
+    /// Runs one statement with text parameters; returns its rows.
     ///
     /// # Errors
     /// [`AskError`]; after `Lost` the server must be closed.
@@ -164,7 +168,8 @@ impl Server {
         self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows)
     }
 
-    /// The same, for an answer that may be longer than others and counts in `memory` as long as it is kept.
+    /// As [`Self::ask`], for an answer of up to `bytes_max`, which `memory` counts as long as the charge
+    /// lives.
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -179,7 +184,7 @@ impl Server {
         self.execute_unnamed(unnamed_request(sql, parameters), answer).await
     }
 
-    /// As [`Self::ask`], for what is asked again and again: the server keeps it prepared then.
+    /// As [`Self::ask`], for a statement that is used often: the server keeps it prepared.
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -192,7 +197,7 @@ impl Server {
         }
         execute(&mut request);
         append(&mut request, b'S', |_| {});
-        match self.converse(&request, Answer::default()).await {
+        match self.request(&request, Answer::default()).await {
             Err(AskError::Refused(error)) if error.is_too_long() => Err(AskError::Refused(error)),
             Err(AskError::Refused(_)) => {
                 self.side.ours.question_refused();
@@ -202,7 +207,7 @@ impl Server {
         }
     }
 
-    /// Leaves no unnamed statement behind: a session that has its server for itself would find ours.
+    /// Closes its unnamed statement: a session with a server of its own would find it.
     async fn execute_unnamed(
         &mut self,
         mut request: Vec<u8>,
@@ -212,12 +217,12 @@ impl Server {
         close_statement(b"", &mut request);
         append(&mut request, b'S', |_| {});
         self.side.statements.doubt_unnamed();
-        let answer = self.converse(&request, answer).await?;
+        let answer = self.request(&request, answer).await?;
         self.side.statements.set_unnamed(0);
         Ok(answer)
     }
 
-    /// Runs a simple query of ours.
+    /// Runs a simple query.
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -225,29 +230,29 @@ impl Server {
         let mut request = Vec::new();
         append(&mut request, b'Q', |out| append_cstr(out, sql.as_bytes()));
         self.side.statements.set_unnamed(0);
-        self.converse(&request, Answer::default()).await.map(|(rows, _)| rows)
+        self.request(&request, Answer::default()).await.map(|(rows, _)| rows)
     }
 
-    async fn converse(&mut self, request: &[u8], answer: Answer) -> Result<(Vec<Row>, Charge), AskError> {
-        self.said.clear();
-        let conversation = async {
+    async fn request(&mut self, request: &[u8], answer: Answer) -> Result<(Vec<Row>, Charge), AskError> {
+        self.answer_notices.clear();
+        let exchange = async {
             self.stream.write_all(request).await?;
             self.stream.flush().await?;
             self.answer(answer).await
         };
-        tokio::time::timeout(ANSWER_TIME_MAX, conversation)
+        tokio::time::timeout(ANSWER_TIME_MAX, exchange)
             .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a question of ours"))?
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to a query of the proxy"))?
     }
 
-    /// Reads an answer to its end. Of one that takes too much nothing is kept.
+    /// Reads an answer to its end. One that is too long is dropped.
     async fn answer(&mut self, mut answer: Answer) -> Result<(Vec<Row>, Charge), AskError> {
         let mut buffer = Vec::new();
         loop {
             let mut at = 0;
             while let Some(message) = next_message(&buffer, at)? {
                 at += message.len();
-                self.take_answer(message, &mut answer)?;
+                self.read_message(message, &mut answer)?;
             }
             if answer.ready && at == buffer.len() {
                 return answer.finish();
@@ -262,13 +267,13 @@ impl Server {
         }
     }
 
-    fn take_answer(&mut self, message: &[u8], answer: &mut Answer) -> io::Result<()> {
+    fn read_message(&mut self, message: &[u8], answer: &mut Answer) -> io::Result<()> {
         match message.first() {
-            // Whoever listens may be told of something at any moment, also behind ReadyForQuery.
+            // A notification may come at any time, also after ReadyForQuery.
             Some(b'A') if answer.has_room(message.len()) => self.notified.extend_from_slice(message),
             Some(b'A') => return Err(out_of_step()),
             Some(b'S') => drop(self.side.note_parameter(message)),
-            Some(b'N') if answer.has_room(message.len()) => self.said.extend_from_slice(message),
+            Some(b'N') if answer.has_room(message.len()) => self.answer_notices.extend_from_slice(message),
             Some(b'N') => {}
             _ if answer.ready => return Err(out_of_step()),
             Some(b'D') => answer.row(message)?,
@@ -287,19 +292,19 @@ fn unnamed_request(sql: &str, parameters: &[&str]) -> Vec<u8> {
     request
 }
 
-/// What has come of an answer.
+/// An answer that is being read.
 struct Answer {
     rows: Vec<Row>,
     refused: Option<ServerError>,
     ready: bool,
-    /// Bytes that what is kept takes.
+    /// Bytes of the rows so far.
     bytes: usize,
     bytes_max: usize,
-    /// Where they count, if the answer is a long one.
+    /// Counts them, if the answer may be long.
     memory: Option<Arc<Account>>,
     charge: Charge,
     is_too_long: bool,
-    /// Bytes still to come of a row that is left out.
+    /// Bytes still to come of a row that is skipped.
     skipping: usize,
 }
 
@@ -319,11 +324,11 @@ impl Default for Answer {
     }
 }
 
-/// A long answer counts in steps of so many bytes.
+/// A long answer is counted in steps of this size.
 const COUNTED_BYTES: usize = 256 * 1024;
 
 impl Answer {
-    /// Whether so much more may be kept. Once it may not, nothing is.
+    /// Counts so many more bytes; `false`: the answer is too long, and is dropped.
     fn has_room(&mut self, bytes: usize) -> bool {
         self.bytes = self.bytes.saturating_add(bytes);
         self.is_too_long |= self.bytes > self.bytes_max;
@@ -349,10 +354,10 @@ impl Answer {
         Ok(())
     }
 
-    /// A row that alone is too long is not waited for.
+    /// Begins to skip a row that is too long by itself.
     fn skip_long_row(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
         let Some((tag, length)) = header(buffer).map_err(io::Error::other)? else { return Ok(()) };
-        // It would be there twice, in a buffer that has grown for it.
+        // It would exist twice, and the buffer may be larger.
         let admits = |memory: &Arc<Account>| memory.admits(length.saturating_mul(3)).is_ok();
         let fits = length <= self.bytes_max && self.memory.as_ref().is_none_or(admits);
         if length <= MESSAGE_BYTES_MAX || fits {
@@ -383,10 +388,10 @@ impl Answer {
 }
 
 fn out_of_step() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "an unexpected answer to a question of ours")
+    io::Error::new(io::ErrorKind::InvalidData, "unexpected answer to a query of the proxy")
 }
 
-/// The message that starts at `at`, if it is there whole.
+/// The message that starts at `at`; `None`: it is not complete.
 fn next_message(buffer: &[u8], at: usize) -> io::Result<Option<&[u8]>> {
     let rest = buffer.get(at..).unwrap_or_default();
     let header = header(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;

@@ -1,6 +1,5 @@
-//! Opening a connection to a server: reach it, encrypt, log in, prove whose it is.
-//!
-//! Used when a pool grows and when a query is cancelled, never while a query runs on a connection that is there.
+//! Opens a connection to a server: connects, encrypts, logs in, verifies database and role. Sends cancel
+//! requests.
 
 use std::{
     io,
@@ -41,36 +40,37 @@ use crate::{
     },
 };
 
-/// While a host's name does not resolve, its last addresses serve for this long…
+/// While a host's name does not resolve, its last addresses are used for this long…
 const LAST_ADDRESSES_LIFE: Duration = Duration::from_secs(60);
-/// …and where there are such, this is how long the name service is waited for.
-const LOOKUP_PATIENCE: Duration = Duration::from_secs(1);
-/// Host names whose addresses are remembered.
+/// …and where there are some, the name service has this long to answer.
+const LOOKUP_TIME_MAX: Duration = Duration::from_secs(1);
+/// Most host names whose addresses are kept.
 const LAST_ADDRESSES_MAX: u64 = 4096;
 
 /// The code of a CancelRequest (PostgreSQL documentation, "Message Formats").
 const CANCEL_REQUEST: i32 = 80_877_102;
 
-/// Whose connection is wanted.
+/// Which connection to open.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
-    /// Where the database lives.
+pub struct DialTarget<'a> {
+    /// The database's host.
     pub host: &'a Host,
-    /// The database on that host.
+    /// The database's name on the host.
     pub database: &'a str,
     /// The role to log in as.
     pub credential: &'a Credential,
-    /// What `pglobby.tenant` is in its sessions: SHOW and current_setting find it there.
+    /// The tenant's name, the value of `pglobby.tenant` in its sessions.
     pub tenant: &'a str,
-    /// What `statement_timeout` is in its sessions until they set it; `None`: as server, database and role have it.
+    /// `statement_timeout` at session start; `None`: that of server, database and role.
     pub statement_timeout: Option<Duration>,
-    /// What a client has asked for at startup: RESET goes back to it.
+    /// Startup parameters of a client; RESET restores them.
     pub startup: &'a Settings,
-    /// Who is told that the host is up.
+    /// Called when the host has answered.
     pub on_answer: OnAnswer<'a>,
 }
 
-/// Called when a server asks for a proof of identity: its host is up and takes connections, whatever comes of this one.
+/// Called when a server asks for authentication: its host is up and takes connections, also if this login
+/// fails.
 #[derive(Clone, Copy)]
 pub struct OnAnswer<'a>(pub &'a (dyn Fn() + Send + Sync));
 
@@ -80,8 +80,8 @@ impl std::fmt::Debug for OnAnswer<'_> {
     }
 }
 
-/// How connections are opened; made once from the configuration and shared. A reload makes a new one, which reads the
-/// files of certificates and authorities again.
+/// How connections are opened: one shared value made from the configuration. A reload makes a new one and
+/// reads the certificate files again.
 #[derive(Debug)]
 pub struct DialOptions {
     pub(in crate::data_path) connect_timeout: Duration,
@@ -94,27 +94,27 @@ pub struct DialOptions {
     last_addresses: Cache<(String, u16), Vec<SocketAddr>>,
 }
 
-/// A server connection, logged in, idle, and proved to be the target's.
+/// A server connection that is logged in, idle and verified to be the target's.
 #[derive(Debug)]
-pub struct Opened {
-    /// Nothing that was sent is unread.
+pub struct NewConnection {
+    /// All received bytes have been read.
     pub stream: Stream,
-    /// What a CancelRequest names.
+    /// The server's process number, for a CancelRequest.
     pub process_id: i32,
-    /// What a CancelRequest proves itself with: 4 bytes, or up to 256 in protocol 3.2. Empty: the server gave none,
+    /// The key for a CancelRequest: 4 bytes, or up to 256 in protocol 3.2. Empty: the server sent none, and
     /// its queries cannot be cancelled.
     pub secret: Vec<u8>,
-    /// As ParameterStatus reported them, in that order, each name once.
+    /// Parameters from ParameterStatus, in order, each name once.
     pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
-    /// NoticeResponse messages, whole, that came while the session started.
+    /// Whole NoticeResponse messages from the session's start.
     pub notices: Vec<Vec<u8>>,
-    /// Of protocol 3, as negotiated: 0 or 2.
+    /// Minor version of protocol 3: 0 or 2.
     pub minor: u16,
 }
 
 impl DialOptions {
     /// # Errors
-    /// [`TlsError`] where the certificate we are to present to servers cannot be used.
+    /// [`TlsError`] if the certificate for servers cannot be used.
     pub fn new(config: &Config) -> Result<Self, TlsError> {
         let tls = &config.server_tls;
         let identity = tls.cert_file.as_deref().zip(tls.key_file.as_deref());
@@ -135,11 +135,11 @@ impl DialOptions {
 
 #[cfg(test)]
 impl DialOptions {
-    /// Every wait as long as `patience`.
-    pub(super) fn for_tests(patience: Duration) -> Self {
+    /// All timeouts are `time_max`.
+    pub(super) fn for_tests(time_max: Duration) -> Self {
         Self {
-            connect_timeout: patience,
-            cancel_timeout: patience,
+            connect_timeout: time_max,
+            cancel_timeout: time_max,
             keepalive: Keepalive {
                 idle: Duration::from_secs(30),
                 interval: Duration::from_secs(10),
@@ -153,12 +153,12 @@ impl DialOptions {
     }
 }
 
-/// Opens a connection for `target`; takes `server_connect_timeout` at most, name service and login included.
+/// Opens a connection for `target` within `server_connect_timeout`, name service and login included.
 ///
 /// # Errors
-/// [`DialError`]; whatever had been opened is closed.
-pub async fn open(target: &Target<'_>, options: &DialOptions) -> Result<Opened, DialError> {
-    // Boxed: inlined into a client's task it would cost every idle client some kilobytes.
+/// [`DialError`].
+pub async fn open(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialError> {
+    // Boxed: inlined into a client's task, it would cost each idle client some kilobytes.
     match timeout(options.connect_timeout, Box::pin(try_all(target, options))).await {
         Ok(outcome) => outcome,
         Err(_) => Err(DialCause::TimedOut(options.connect_timeout)),
@@ -166,12 +166,13 @@ pub async fn open(target: &Target<'_>, options: &DialOptions) -> Result<Opened, 
     .map_err(|cause| DialError::new(target, cause))
 }
 
-/// Asks the server to cancel what `process_id` runs, over the transport its session would have, `at` the address where that
-/// has it (a host's name may have several, each another server; `None`: a Unix socket), and returns when the server has closed that connection: from then on the cancel can hit nobody else.
+/// Asks the server to cancel the query of `process_id`, and returns when the server has closed this
+/// connection: from then on the cancel cannot hit a later query. `at` is the address of that server's
+/// connection, because a host's name may stand for several servers (`None`: a Unix socket).
 ///
 /// # Errors
-/// The socket's own; [`io::ErrorKind::TimedOut`] where `cancel_timeout` passed, and then the cancel may still be
-/// under way; [`io::ErrorKind::InvalidInput`] where the server gave no secret.
+/// The socket's; [`io::ErrorKind::TimedOut`] after `cancel_timeout`, when the cancel may still be under way;
+/// [`io::ErrorKind::InvalidInput`] if the server gave no secret.
 pub async fn send_cancel(
     host: &Host,
     at: Option<SocketAddr>,
@@ -196,7 +197,7 @@ async fn cancel(
     request: &[u8],
     options: &DialOptions,
 ) -> io::Result<()> {
-    // A cancel bears no password: where TLS is a wish only, either way will do.
+    // A cancel has no password: where TLS is optional, plain text is good enough.
     let (first, fallback) = match encryptions(host) {
         (Encryption::Plain, Some(_)) => (Encryption::IfOffered, Some(Encryption::Plain)),
         other => other,
@@ -211,7 +212,7 @@ async fn cancel(
     })?;
     stream.write_all(request).await?;
     stream.flush().await?;
-    // The server answers by closing. Without TLS's own farewell, or by a reset, it has closed all the same.
+    // The server answers by closing the connection, perhaps with a reset or without TLS close_notify.
     let mut ignored = [0; 64];
     loop {
         match stream.read(&mut ignored).await {
@@ -226,27 +227,27 @@ async fn cancel(
     }
 }
 
-/// One try at encryption.
+/// Encryption of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encryption {
     Plain,
     IfOffered,
-    Demanded,
+    Required,
 }
 
-/// What to try first, and what then: libpq's meaning of `sslmode`, which never applies to Unix sockets.
+/// The first and the second attempt, as libpq understands `sslmode`, which does not apply to Unix sockets.
 fn encryptions(host: &Host) -> (Encryption, Option<Encryption>) {
     match (&host.address, host.tls_mode) {
         (HostAddress::Unix { .. }, _) | (_, TlsMode::Disable) => (Encryption::Plain, None),
-        (_, TlsMode::Allow) => (Encryption::Plain, Some(Encryption::Demanded)),
+        (_, TlsMode::Allow) => (Encryption::Plain, Some(Encryption::Required)),
         (_, TlsMode::Prefer) => (Encryption::IfOffered, Some(Encryption::Plain)),
-        (_, TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull) => (Encryption::Demanded, None),
+        (_, TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull) => (Encryption::Required, None),
     }
 }
 
-async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, DialCause> {
+async fn try_all(target: &DialTarget<'_>, options: &DialOptions) -> Result<NewConnection, DialCause> {
     let (first, fallback) = encryptions(target.host);
-    let mut encrypted = first == Encryption::Demanded;
+    let mut encrypted = first == Encryption::Required;
     let outcome = match connect(target.host, None, first, options).await {
         Ok(stream) => {
             encrypted = stream.is_tls();
@@ -266,8 +267,8 @@ async fn try_all(target: &Target<'_>, options: &DialOptions) -> Result<Opened, D
     }
 }
 
-/// Whether the other kind of connection may fare better: TLS failed, or the server has no rule for connections of
-/// this kind (28000). libpq tries again after every refusal; a wrong password stays wrong.
+/// Whether the second attempt may succeed: TLS failed, or the server has no rule for this kind of connection
+/// (28000). libpq makes it after any error; a wrong password would stay wrong.
 fn worth_another_try(cause: &DialCause, encrypted: bool, fallback: Encryption) -> bool {
     match cause {
         DialCause::Tls(_) => fallback == Encryption::Plain,
@@ -278,7 +279,7 @@ fn worth_another_try(cause: &DialCause, encrypted: bool, fallback: Encryption) -
     }
 }
 
-/// `at`: one of the host's addresses, and no other.
+/// `at`: connects to this address only.
 async fn connect(
     host: &Host,
     at: Option<SocketAddr>,
@@ -300,8 +301,8 @@ async fn connect(
     }
 }
 
-/// Tries a name's addresses one after another, each for its share of the time, so that one that swallows packets does
-/// not keep the others from being tried.
+/// Tries all addresses of a name in turn, each for its share of the time: one that does not answer leaves
+/// time for the others.
 async fn connect_tcp(name: &str, port: u16, options: &DialOptions) -> Result<TcpStream, DialCause> {
     let deadline = Instant::now() + options.connect_timeout;
     let addresses = resolve(name, port, options).await?;
@@ -318,12 +319,12 @@ async fn connect_tcp(name: &str, port: u16, options: &DialOptions) -> Result<Tcp
     Err(failure.into())
 }
 
-/// The addresses of a host; the last ones that were found, where the name service fails or dawdles.
+/// The addresses of a host; the last known ones where the name service fails or is slow.
 async fn resolve(name: &str, port: u16, options: &DialOptions) -> Result<Vec<SocketAddr>, DialCause> {
     let key = (name.to_owned(), port);
     let last = options.last_addresses.get(&key).await;
-    let patience = if last.is_some() { LOOKUP_PATIENCE } else { options.connect_timeout };
-    let failure = match timeout(patience, lookup_host((name, port))).await {
+    let time_max = if last.is_some() { LOOKUP_TIME_MAX } else { options.connect_timeout };
+    let failure = match timeout(time_max, lookup_host((name, port))).await {
         Ok(Ok(found)) => {
             let found: Vec<_> = found.collect();
             options.last_addresses.insert(key, found.clone()).await;
@@ -335,8 +336,8 @@ async fn resolve(name: &str, port: u16, options: &DialOptions) -> Result<Vec<Soc
     last.ok_or(DialCause::Unresolved(failure))
 }
 
-/// A server that vanishes without a word is noticed: by keepalives when idle, by TCP_USER_TIMEOUT while bytes wait to
-/// be acknowledged.
+/// A lost server is noticed by keepalives when idle, and by TCP_USER_TIMEOUT while bytes wait to be
+/// acknowledged.
 fn tune(socket: &TcpStream, options: &DialOptions) -> io::Result<()> {
     socket.set_nodelay(true)?;
     options.keepalive.apply(&SockRef::from(socket))
@@ -355,7 +356,7 @@ async fn encrypt(
     let mut request = bytes::BytesMut::new();
     frontend::ssl_request(&mut request);
     socket.write_all(&request).await?;
-    // Exactly one byte: what follows it in clear is then read as TLS, fails there, and never becomes a message
+    // Exactly one byte: further bytes in clear are read as TLS and fail there, and never become a message
     // (CVE-2021-23222).
     match (socket.read_u8().await?, encryption) {
         (b'S', _) => {}
@@ -369,7 +370,8 @@ async fn encrypt(
     let trust = trust(host, options);
     let name = match ServerName::try_from(name.to_owned()) {
         Ok(name) => name,
-        // What no certificate can bear (an address with a zone) matters only where names are compared.
+        // No certificate has such a name (an address with a zone); that matters only where names are
+        // compared.
         Err(_) if trust != Trust::AuthorityAndName => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
         Err(error) => return Err(failed(&error)),
     };
@@ -379,7 +381,7 @@ async fn encrypt(
     Ok(Stream::Tls(Box::new(tls.into())))
 }
 
-/// Off the reactor: at its first use it reads files, the system's authorities among them.
+/// Off the reactor: the first use reads files, such as the system's authorities.
 async fn tls_config(
     configs: &Arc<ServerTlsConfigs>,
     trust: Trust,
@@ -393,7 +395,7 @@ async fn tls_config(
         .map_err(|error| failed(&error))
 }
 
-/// As libpq: `require` with authorities named means `verify-ca`.
+/// As in libpq, `require` with configured authorities means `verify-ca`.
 fn trust(host: &Host, options: &DialOptions) -> Trust {
     match host.tls_mode {
         TlsMode::VerifyFull => Trust::AuthorityAndName,

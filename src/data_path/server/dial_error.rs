@@ -1,9 +1,9 @@
-//! Why a server connection did not come to be, for two readers: the operator gets everything, a client what concerns
-//! it and no name that it did not send.
+//! Why a server connection could not be opened, for two readers: the operator gets all details, a client no
+//! name that it did not send.
 
 use std::{fmt, io, time::Duration};
 
-use super::Target;
+use super::DialTarget;
 use crate::{
     data_path::{
         session_state::Settings,
@@ -13,53 +13,55 @@ use crate::{
     wire::message_reader::ReadError,
 };
 
-/// A server's own words longer than this are kept from clients; PostgreSQL's sentences are far shorter.
-const TOLD_BYTES_MAX: usize = 300;
+/// A longer message of a server is not passed to clients; PostgreSQL's own are far shorter.
+const CLIENT_MESSAGE_BYTES_MAX: usize = 300;
 
-/// `Display` is the operator's line: it names hosts and roles, never a password.
+/// `Display` is for operators: it names hosts and roles, never a password.
 #[derive(Debug)]
 pub struct DialError {
-    /// The host, the database and the role that were meant.
-    place: String,
-    /// What a client must not read.
+    /// The intended host, database and role.
+    target: String,
+    /// Names that a client must not read.
     hidden: Vec<String>,
-    /// What went wrong.
+    /// The cause.
     pub cause: DialCause,
 }
 
-/// What a tenant's code seems to have done to the role or the database: an operator's task may put that right.
+/// A role or database is not as pglobby made it, perhaps changed by the tenant's code. The control path may
+/// repair it.
 #[derive(Debug, Clone)]
 pub struct IdentityTrouble {
-    /// How it shows.
+    /// How it was noticed.
     pub kind: TroubleKind,
-    /// The operator's line.
+    /// A sentence for operators.
     pub said: Box<str>,
 }
 
-/// How it shows that a role or a database is not as it was made.
+/// How it was noticed that a role or database is not as pglobby made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TroubleKind {
-    /// The host refuses the password.
+    /// The host rejects the password.
     Password,
-    /// The host refuses the role or the database for another reason: no LOGIN, a limit, a library that is not there.
+    /// The host rejects the role or database for another reason: no LOGIN, a limit, a missing library.
     Refused,
-    /// The role has settings that pglobby did not give it. Sessions can begin; what they find is not what was meant.
+    /// The role has settings that pglobby did not make. Sessions can begin, with wrong settings.
     Settings,
-    /// A session broke as it began. A setting of the role may be the reason (`statement_timeout`, `idle_session_timeout`).
+    /// A session was lost at its start. A setting of the role may be the cause (`statement_timeout`,
+    /// `idle_session_timeout`).
     Suspected,
 }
 
 impl IdentityTrouble {
-    /// Whether the host has let the role in.
+    /// Whether the host accepts the role all the same.
     pub fn is_silent(&self) -> bool {
         matches!(self.kind, TroubleKind::Settings | TroubleKind::Suspected)
     }
 }
 
-/// Which side of the story went wrong.
+/// What failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DialCause {
-    /// Nobody answers, or the connection broke.
+    /// No server answers, or the connection broke.
     #[error("{0}")]
     Unreachable(io::Error),
     /// The host's name has no address.
@@ -70,14 +72,14 @@ pub enum DialCause {
     TimedOut(Duration),
     /// The server's own ErrorResponse.
     #[error("the server refused: {0}")]
-    Refused(ServerError),
-    /// No TLS where TLS is demanded, a certificate that is not believed, files that cannot be read.
+    Refused(StartupError),
+    /// No TLS where it is required, a certificate that is not trusted, files that cannot be read.
     #[error("TLS: {0}")]
     Tls(String),
-    /// Bytes that PostgreSQL would not send, or a demand that must not be met.
+    /// Bytes that PostgreSQL would not send, or a request that must not be fulfilled.
     #[error("protocol: {0}")]
     Protocol(String),
-    /// The server says that this is another database or another role (invariant 2).
+    /// The server reports another database or another role (invariant 2).
     #[error("wrong identity: the server says database {database:?}, role {role:?}")]
     WrongIdentity {
         /// `current_database()`.
@@ -85,7 +87,7 @@ pub enum DialCause {
         /// `current_user`.
         role: String,
     },
-    /// Neither with TLS nor without, in the order that `prefer` and `allow` have.
+    /// Both attempts of `prefer` or `allow` failed, with and without TLS.
     #[error("{first}; the other way: {then}")]
     BothWays {
         /// The preferred way.
@@ -97,7 +99,7 @@ pub enum DialCause {
 
 /// An ErrorResponse; every field is optional, because the server is untrusted input.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServerError {
+pub struct StartupError {
     /// `C`, where it has the five letters and digits of a SQLSTATE.
     pub sqlstate: Option<[u8; 5]>,
     /// `M`.
@@ -108,7 +110,7 @@ pub struct ServerError {
     pub routine: Option<Box<str>>,
 }
 
-impl ServerError {
+impl StartupError {
     /// Reads the body of an ErrorResponse, as far as it goes: a field cut short ends it.
     pub fn parse(mut body: &[u8]) -> Self {
         let mut error = Self::default();
@@ -137,19 +139,19 @@ impl ServerError {
         self.sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok())
     }
 
-    /// The server's own words where they name nothing hidden, and else what they amount to.
+    /// The server's message if it has none of the `hidden` names, else a sentence for its SQLSTATE.
     fn for_client(&self, hidden: &[String]) -> String {
         let code = self.code().unwrap_or_default();
-        // Resources, shutdowns and missing databases. Elsewhere sentences name roles, hosts and our own address, and an
-        // extension or a login trigger says whatever it likes.
-        let tellable = ["53", "57", "3D"].iter().any(|class| code.starts_with(class));
+        // Resources, shutdowns and missing databases. Other messages name roles, hosts and the proxy's
+        // address, or come from an extension or a login trigger.
+        let is_public = ["53", "57", "3D"].iter().any(|class| code.starts_with(class));
         let own = self.message.as_deref().filter(|message| {
-            tellable
-                && message.len() <= TOLD_BYTES_MAX
+            is_public
+                && message.len() <= CLIENT_MESSAGE_BYTES_MAX
                 && !message.contains(char::is_control)
                 && !hidden.iter().any(|name| message.contains(name.as_str()))
         });
-        let amounts_to = match code {
+        let by_code = match code {
             "53300" => "too many connections",
             "3D000" => "the database does not exist",
             "42501" => "permission denied for the database",
@@ -157,16 +159,16 @@ impl ServerError {
             _ if code.starts_with("57P") => "the server does not accept connections at the moment",
             _ => "the server refused the connection",
         };
-        own.unwrap_or(amounts_to).to_owned()
+        own.unwrap_or(by_code).to_owned()
     }
 
-    /// The SQLSTATE for a client. One that speaks of passwords and roles would have it doubt its own, which are in order.
+    /// The SQLSTATE for a client. One about passwords or roles would seem to be about the client's own.
     fn sqlstate_for_client(&self) -> Option<[u8; 5]> {
         self.sqlstate.filter(|code| !code.starts_with(b"28") && !code.starts_with(b"00"))
     }
 }
 
-impl fmt::Display for ServerError {
+impl fmt::Display for StartupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.message.as_deref().unwrap_or("(no message)"))?;
         if let Some(detail) = &self.detail {
@@ -177,7 +179,7 @@ impl fmt::Display for ServerError {
 }
 
 impl DialError {
-    pub(super) fn new(target: &Target<'_>, cause: DialCause) -> Self {
+    pub(super) fn new(target: &DialTarget<'_>, cause: DialCause) -> Self {
         let mut hidden = vec![
             target.database.to_owned(),
             target.credential.username.clone(),
@@ -188,18 +190,19 @@ impl DialError {
             hidden.push(name.clone());
         }
         hidden.retain(|name| !name.is_empty());
-        let place = format!(
+        let intended = format!(
             "host {} ({}), database {:?}, role {:?}",
             target.host.name,
             address(target.host),
             target.database,
             target.credential.username
         );
-        Self { place, hidden, cause }
+        Self { target: intended, hidden, cause }
     }
 
-    /// Whether the role or the database may not be as they were made: somebody has changed the password, taken the right to
-    /// log in, set a limit, or a library that is not there. What the client asked for at `startup` is not held against them.
+    /// Whether the role or database may not be as pglobby made them: with another password, without LOGIN,
+    /// with a limit or a missing library. A failure that the client's `startup` parameters may have caused
+    /// does not count.
     pub fn identity_trouble(&self, startup: &Settings) -> Option<IdentityTrouble> {
         const BY_STARTUP: [&str; 3] = ["local_preload_libraries", "session_preload_libraries", "role"];
         let by_client = BY_STARTUP.iter().any(|name| startup.get(name).is_some());
@@ -213,7 +216,7 @@ impl DialError {
                 _ => false,
             }
         }) || !by_client && matches!(self.cause, DialCause::WrongIdentity { .. });
-        // Timeouts of a millisecond, which our own first question meets.
+        // Timeouts so short that the identity query of a login runs into them.
         let is_timeout = self
             .cause
             .is_refusal(|error| matches!(error.code(), Some("57014" | "57P05" | "25P03" | "25P04")));
@@ -228,8 +231,8 @@ impl DialError {
         Some(IdentityTrouble { kind, said: self.to_string().into() })
     }
 
-    /// Whether the host takes no more connections. A role or a database that has too many of them (CONNECTION LIMIT) gets the
-    /// same SQLSTATE from other routines of PostgreSQL.
+    /// Whether the host takes no more connections. CONNECTION LIMIT of a role or database has the same
+    /// SQLSTATE, from other routines of PostgreSQL.
     pub fn is_host_full(&self) -> bool {
         let of_one = ["InitializeSessionUserId", "CheckMyDatabase"];
         self.cause.is_refusal(|error| {
@@ -238,36 +241,36 @@ impl DialError {
         })
     }
 
-    /// Whether this is the host's failure, and another tenant would have met it as well. `answered`: the server had asked for a
-    /// proof of identity, and what goes wrong behind that is the role's or the database's, but for connections that are reserved.
+    /// Whether another tenant would have failed as well. `answered`: the server had asked for authentication.
+    /// Later failures concern the role or database, except for a full host (reserved connections).
     pub fn is_of_host(&self, answered: bool) -> bool {
         self.is_host_full() || !answered && self.cause.is_of_host()
     }
 
-    /// What the client that waited for this server is told.
-    pub fn to_refusal(&self) -> ClientError {
+    /// The error for a client that waited for this server.
+    pub fn client_error(&self) -> ClientError {
         let (sqlstate, reason) = self.cause.for_client(&self.hidden);
         ClientError::ServerUnreachable { sqlstate, reason }
     }
 }
 
 impl DialError {
-    /// The server's own words about a parameter that a client has given at startup.
+    /// The server's own error about a startup parameter of the client.
     pub fn about_parameter(&self) -> Option<ClientError> {
         let DialCause::Refused(error) = &self.cause else { return None };
         let message = error.message.clone()?;
         let sqlstate = error.code()?.to_owned();
-        let told = match sqlstate.as_str() {
+        let is_parameter = match sqlstate.as_str() {
             "22023" | "42704" | "55P02" => true,
             "42501" => message.contains("parameter"),
             _ => false,
         };
-        told.then_some(ClientError::Server { sqlstate, message })
+        is_parameter.then_some(ClientError::Server { sqlstate, message })
     }
 }
 
 impl DialCause {
-    /// Whether a server that has asked for no proof of identity yet would have said this to any tenant.
+    /// Whether any tenant would have failed, where the server had not asked for authentication yet.
     fn is_of_host(&self) -> bool {
         match self {
             Self::Unreachable(_)
@@ -275,7 +278,8 @@ impl DialCause {
             | Self::TimedOut(_)
             | Self::Tls(_)
             | Self::Protocol(_) => true,
-            // Resources (but for a limit of the role's), shutdowns and restarts. A rule of pg_hba.conf may be for one role.
+            // Resources (a role's limit comes later), shutdowns and restarts. A rule of pg_hba.conf may be
+            // for one role.
             Self::Refused(error) => {
                 ["53", "57P", "58"].iter().any(|class| error.code().unwrap_or_default().starts_with(class))
             }
@@ -284,8 +288,8 @@ impl DialCause {
         }
     }
 
-    /// Whether the server has refused, either way, with such an error.
-    fn is_refusal(&self, such: impl Fn(&ServerError) -> bool + Copy) -> bool {
+    /// Whether the server has sent an error for which `such` holds, with or without TLS.
+    fn is_refusal(&self, such: impl Fn(&StartupError) -> bool + Copy) -> bool {
         match self {
             Self::Refused(error) => such(error),
             Self::BothWays { first, then } => first.is_refusal(such) || then.is_refusal(such),
@@ -293,7 +297,7 @@ impl DialCause {
         }
     }
 
-    /// SQLSTATE and reason; without a SQLSTATE the client gets 08006.
+    /// SQLSTATE (`None`: 08006) and reason.
     fn for_client(&self, hidden: &[String]) -> (Option<[u8; 5]>, String) {
         let reason = match self {
             Self::Unreachable(error) => match error.kind() {
@@ -322,7 +326,7 @@ impl DialCause {
 
 impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.cause)
+        write!(f, "{}: {}", self.target, self.cause)
     }
 }
 
@@ -346,7 +350,7 @@ impl From<ReadError> for DialCause {
     }
 }
 
-/// Where a host listens, as an operator would write it.
+/// A host's address, for operators.
 fn address(host: &Host) -> String {
     match &host.address {
         HostAddress::Tcp { name, port } => format!("{name}:{port}"),
@@ -360,18 +364,18 @@ mod tests {
 
     use super::*;
 
-    fn error(fields: &[(u8, &str)]) -> ServerError {
+    fn error(fields: &[(u8, &str)]) -> StartupError {
         let mut body = Vec::new();
         for (field, value) in fields {
             body.push(*field);
             crate::wire::message::append_cstr(&mut body, value.as_bytes());
         }
         body.push(0);
-        ServerError::parse(&body)
+        StartupError::parse(&body)
     }
 
     #[test]
-    fn a_client_reads_the_servers_words_unless_they_name_something() {
+    fn a_client_reads_the_servers_message_unless_it_has_hidden_names() {
         let hidden = ["t_acme_rw".to_owned(), "db7.internal".to_owned()];
         for (code, message, read) in [
             ("53300", "sorry, too many clients already", "sorry, too many clients already"),
@@ -389,17 +393,18 @@ mod tests {
     }
 
     #[test]
-    fn what_another_tenant_would_have_met_is_the_hosts() {
+    fn a_failure_that_any_tenant_would_have_had_is_the_hosts() {
         let refused = |code, routine| DialCause::Refused(error(&[(b'C', code), (b'R', routine)]));
         let of_host = |cause, answered| {
-            DialError { place: String::new(), hidden: Vec::new(), cause }.is_of_host(answered)
+            DialError { target: String::new(), hidden: Vec::new(), cause }.is_of_host(answered)
         };
         let unreachable = || DialCause::Unreachable(io::ErrorKind::ConnectionRefused.into());
         let silent = || DialCause::TimedOut(Duration::from_secs(5));
         let untrusted = || DialCause::Tls("unknown issuer".to_owned());
         for (cause, answered, expected) in [
             (unreachable(), false, true),
-            // A library of the database's that crashes, a login that hangs: the host has asked for the password.
+            // A library of the database that crashes, a login that hangs: the host has asked for the
+            // password.
             (unreachable(), true, false),
             (silent(), false, true),
             (silent(), true, false),
@@ -425,9 +430,9 @@ mod tests {
 
     #[test]
     fn every_field_may_be_missing() {
-        assert_eq!(ServerError::parse(b""), ServerError::default());
-        assert_eq!(ServerError::parse(b"\0"), ServerError::default());
-        assert_eq!(ServerError::parse(b"Mcut"), ServerError::default());
+        assert_eq!(StartupError::parse(b""), StartupError::default());
+        assert_eq!(StartupError::parse(b"\0"), StartupError::default());
+        assert_eq!(StartupError::parse(b"Mcut"), StartupError::default());
         assert_eq!(error(&[(b'C', "toolong"), (b'M', "m")]).code(), None);
         assert_eq!(error(&[(b'C', "00\u{7f}\u{1}0")]).code(), None);
         assert_eq!(error(&[]).to_string(), "(no message) [SQLSTATE missing]");
@@ -436,7 +441,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_error_response_makes_the_parser_panic(body in prop::collection::vec(any::<u8>(), 0..80)) {
-            let error = ServerError::parse(&body);
+            let error = StartupError::parse(&body);
             let _ = (error.to_string(), error.for_client(&["a".to_owned()]));
         }
     }

@@ -1,5 +1,5 @@
-//! What a server may do to us: nothing but be refused. Each test is a server that speaks over a real socket and plays
-//! its part badly; what a good one does is checked against PostgreSQL in `tests/`.
+//! A hostile server can only be rejected. Each test has a server on a real socket that breaks the protocol;
+//! `tests/` has logins to real servers.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -10,7 +10,9 @@ use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
 };
 
-use super::{DialError, DialOptions, OnAnswer, Opened, Target, dial_error::DialCause, open, send_cancel};
+use super::{
+    DialError, DialOptions, DialTarget, NewConnection, OnAnswer, dial_error::DialCause, open, send_cancel,
+};
 use crate::{
     config::TlsMode,
     data_path::{
@@ -24,13 +26,13 @@ use crate::{
 
 const PASSWORD: &str = "the tenant's secret";
 
-/// A folder with a server's socket in it.
-struct Place {
+/// A folder with the server's socket.
+struct SocketFolder {
     folder: tempfile::TempDir,
     listener: UnixListener,
 }
 
-impl Place {
+impl SocketFolder {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
@@ -41,7 +43,7 @@ impl Place {
         host(HostAddress::Unix { directory: self.folder.path().to_owned(), port: 5432 }, TlsMode::Prefer)
     }
 
-    /// Accepts, and reads the startup packet.
+    /// Accepts a connection and reads the startup packet.
     async fn accept(&self) -> UnixStream {
         let (mut client, _) = self.listener.accept().await.unwrap();
         let length = client.read_u32().await.unwrap();
@@ -49,11 +51,11 @@ impl Place {
         client
     }
 
-    /// Opens a connection to a server that says `bytes` after the startup packet and then nothing more.
-    async fn open_and_hear(&self, bytes: &[u8]) -> Result<Opened, DialError> {
+    /// Opens a connection to a server that sends `bytes` after the startup packet, and nothing more.
+    async fn open_with(&self, bytes: &[u8]) -> Result<NewConnection, DialError> {
         let serve = async {
             let mut client = self.accept().await;
-            // We may have hung up on it before it is done.
+            // The proxy may have closed the connection before.
             let _ = client.write_all(bytes).await;
             let _ = client.shutdown().await;
             client
@@ -64,23 +66,23 @@ impl Place {
     }
 }
 
-/// [`Place::open_and_hear`], once.
-fn hear(bytes: &[u8]) -> Result<Opened, DialError> {
-    run(async { Place::new().open_and_hear(bytes).await })
+/// [`SocketFolder::open_with`], once.
+fn open_once(bytes: &[u8]) -> Result<NewConnection, DialError> {
+    run(async { SocketFolder::new().open_with(bytes).await })
 }
 
 fn host(address: HostAddress, tls_mode: TlsMode) -> Host {
     Host { name: "default".to_owned(), address, tls_mode, tls_root_ca: None, max_connections: None }
 }
 
-async fn dial(host: &Host) -> Result<Opened, DialError> {
+async fn dial(host: &Host) -> Result<NewConnection, DialError> {
     let options = DialOptions::for_tests(Duration::from_secs(20));
     dial_with(host, &options).await
 }
 
-async fn dial_with(host: &Host, options: &DialOptions) -> Result<Opened, DialError> {
+async fn dial_with(host: &Host, options: &DialOptions) -> Result<NewConnection, DialError> {
     let credential = Credential { username: "acme_rw".to_owned(), password: SecretString::from(PASSWORD) };
-    let target = Target {
+    let target = DialTarget {
         host,
         tenant: "acme",
         database: "acme_db",
@@ -117,8 +119,8 @@ fn identity(out: &mut Vec<u8>, columns: &[Option<&[u8]>]) {
     ready_for_query(out, b'I');
 }
 
-/// What a good server says that trusts us.
-fn good() -> Vec<u8> {
+/// The messages of a correct server without authentication.
+fn correct_login() -> Vec<u8> {
     let mut out = Vec::new();
     append(&mut out, b'v', |out| out.extend_from_slice(&[0, 3, 0, 0, 0, 0, 0, 0]));
     authentication_ok(&mut out);
@@ -133,8 +135,8 @@ fn good() -> Vec<u8> {
 }
 
 #[test]
-fn what_a_good_server_says_is_kept() {
-    let opened = hear(&good()).unwrap();
+fn the_messages_of_a_correct_server_are_kept() {
+    let opened = open_once(&correct_login()).unwrap();
     assert_eq!((opened.process_id, opened.secret.as_slice(), opened.minor), (77, &[1, 2, 3, 4][..], 0));
     let pair = |name: &[u8], value: &[u8]| (name.to_vec(), value.to_vec());
     assert_eq!(opened.parameters, [pair(b"server_version", b"15.1"), pair(b"TimeZone", b"Europe/Berlin")]);
@@ -143,25 +145,25 @@ fn what_a_good_server_says_is_kept() {
 
 #[test]
 fn a_server_may_end_anywhere() {
-    let good = good();
+    let correct_login = correct_login();
     run(async {
-        let place = Place::new();
-        for cut in 0..good.len() {
-            assert!(place.open_and_hear(&good[..cut]).await.is_err(), "cut at {cut}");
+        let place = SocketFolder::new();
+        for cut in 0..correct_login.len() {
+            assert!(place.open_with(&correct_login[..cut]).await.is_err(), "cut at {cut}");
         }
     });
 }
 
 #[test]
-fn bytes_behind_the_proof_are_no_good_start() {
-    let mut bytes = good();
+fn bytes_after_the_identity_are_rejected() {
+    let mut bytes = correct_login();
     parameter_status(&mut bytes, b"TimeZone", b"UTC");
-    let error = hear(&bytes).unwrap_err();
+    let error = open_once(&bytes).unwrap_err();
     assert!(matches!(error.cause, DialCause::Protocol(_)), "{error}");
 }
 
 #[test]
-fn another_database_or_role_is_refused_and_neither_is_told_to_the_client() {
+fn another_database_or_role_is_rejected_and_the_client_reads_neither_name() {
     for (columns, told) in [
         ([Some(&b"other_db"[..]), Some(&b"acme_rw"[..])], true),
         ([Some(&b"acme_db"[..]), Some(&b"postgres"[..])], true),
@@ -171,9 +173,9 @@ fn another_database_or_role_is_refused_and_neither_is_told_to_the_client() {
         authentication_ok(&mut bytes);
         ready_for_query(&mut bytes, b'I');
         identity(&mut bytes, &columns);
-        let error = hear(&bytes).unwrap_err();
+        let error = open_once(&bytes).unwrap_err();
         assert_eq!(matches!(error.cause, DialCause::WrongIdentity { .. }), told, "{error}");
-        let read = error.to_refusal().to_string();
+        let read = error.client_error().to_string();
         assert!(!read.contains("other_db") && !read.contains("acme"), "{read}");
     }
 }
@@ -228,9 +230,9 @@ fn lengths_and_values_out_of_bounds_are_protocol_errors() {
         ("parameters without end", many_parameters),
         ("notices without end", many_notices),
     ] {
-        let error = hear(&bytes).unwrap_err();
+        let error = open_once(&bytes).unwrap_err();
         assert!(matches!(error.cause, DialCause::Protocol(_)), "{what}: {error}");
-        assert_eq!(error.to_refusal().sqlstate(), "08006");
+        assert_eq!(error.client_error().sqlstate(), "08006");
     }
 }
 
@@ -247,9 +249,9 @@ fn a_long_key_belongs_to_protocol_3_2() {
         identity(&mut out, &[Some(b"acme_db"), Some(b"acme_rw")]);
         out
     };
-    let opened = hear(&bytes(false)).unwrap();
+    let opened = open_once(&bytes(false)).unwrap();
     assert_eq!((opened.secret, opened.minor), (vec![9; 32], 2));
-    assert!(hear(&bytes(true)).is_err());
+    assert!(open_once(&bytes(true)).is_err());
 }
 
 #[test]
@@ -257,18 +259,18 @@ fn an_error_response_may_lack_every_field() {
     for body in [&b""[..], b"\0", b"C\0\0", b"Sx", b"C\xff\xff\xff\xff\xff\0\0"] {
         let mut bytes = Vec::new();
         append(&mut bytes, b'E', |out| out.extend_from_slice(body));
-        let error = hear(&bytes).unwrap_err();
+        let error = open_once(&bytes).unwrap_err();
         assert!(matches!(error.cause, DialCause::Refused(_)), "{error}");
-        assert_eq!(error.to_refusal().sqlstate(), "08006");
+        assert_eq!(error.client_error().sqlstate(), "08006");
     }
 }
 
-/// A server that knows no password and answers the SCRAM exchange with `challenge` (of the client's nonce) and `last`.
+/// A server without the password, which answers SCRAM with `challenge` (of the client's nonce) and `last`.
 async fn scram(
-    place: &Place,
+    place: &SocketFolder,
     challenge: impl Fn(&str) -> Vec<u8>,
     last: &[u8],
-) -> (Result<Opened, DialError>, usize) {
+) -> (Result<NewConnection, DialError>, usize) {
     let serve = async {
         let mut client = place.accept().await;
         let mut out = Vec::new();
@@ -307,14 +309,14 @@ fn a_hostile_scram_challenge_is_not_answered() {
         ("nothing", |_| Vec::new()),
     ];
     for (what, challenge) in challenges {
-        let (opened, answers) = run(async { scram(&Place::new(), challenge, b"").await });
+        let (opened, answers) = run(async { scram(&SocketFolder::new(), challenge, b"").await });
         assert!(matches!(opened.unwrap_err().cause, DialCause::Protocol(_)), "{what}");
         assert_eq!(answers, 0, "{what}");
     }
 }
 
 #[test]
-fn a_server_that_does_not_know_the_password_is_not_believed() {
+fn a_server_without_the_password_is_rejected() {
     let mut skipped = Vec::new();
     authentication_ok(&mut skipped);
     let mut wrong = Vec::new();
@@ -322,7 +324,7 @@ fn a_server_that_does_not_know_the_password_is_not_believed() {
     authentication_ok(&mut wrong);
     for last in [skipped, wrong] {
         let challenge = |nonce: &str| format!("r={nonce}x,s=AAAA,i=1").into();
-        let (opened, answers) = run(async { scram(&Place::new(), challenge, &last).await });
+        let (opened, answers) = run(async { scram(&SocketFolder::new(), challenge, &last).await });
         assert!(matches!(opened.unwrap_err().cause, DialCause::Protocol(_)));
         assert_eq!(answers, 1);
     }
@@ -348,14 +350,14 @@ async fn a_password_is_not_sent_in_clear_over_a_network() {
 }
 
 #[tokio::test]
-async fn bytes_in_clear_behind_the_s_never_become_messages() {
+async fn bytes_in_clear_after_the_s_never_become_messages() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let host = host(HostAddress::Tcp { name: "127.0.0.1".to_owned(), port }, TlsMode::Require);
     let serve = async {
         let (mut client, _) = listener.accept().await.unwrap();
         client.read_exact(&mut [0; 8]).await.unwrap();
-        client.write_all(&[&b"S"[..], &good()].concat()).await.unwrap();
+        client.write_all(&[&b"S"[..], &correct_login()].concat()).await.unwrap();
         let mut heard = Vec::new();
         let _ = client.read_to_end(&mut heard).await;
     };
@@ -364,7 +366,7 @@ async fn bytes_in_clear_behind_the_s_never_become_messages() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_refused_where_tls_is_demanded() {
+async fn a_server_without_tls_is_rejected_where_tls_is_required() {
     for (answer, mode) in [(b"N", TlsMode::Require), (b"N", TlsMode::VerifyFull), (b"E", TlsMode::Prefer)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -384,8 +386,8 @@ async fn a_server_without_tls_is_refused_where_tls_is_demanded() {
 }
 
 #[tokio::test]
-async fn a_silent_server_costs_the_connect_timeout_and_nobody_listening_costs_nothing() {
-    let place = Place::new();
+async fn a_silent_server_costs_the_connect_timeout_and_a_closed_port_costs_nothing() {
+    let place = SocketFolder::new();
     let options = DialOptions::for_tests(Duration::from_millis(100));
     let error = dial_with(&place.host(), &options).await.unwrap_err();
     assert!(matches!(error.cause, DialCause::TimedOut(_)), "{error}");
@@ -396,19 +398,19 @@ async fn a_silent_server_costs_the_connect_timeout_and_nobody_listening_costs_no
     let address = HostAddress::Tcp { name: "localhost".to_owned(), port };
     let error = dial(&host(address, TlsMode::Prefer)).await.unwrap_err();
     assert_eq!(
-        error.to_refusal().to_string(),
+        error.client_error().to_string(),
         "could not connect to the tenant's database: connection refused"
     );
 
     let address = HostAddress::Unix { directory: PathBuf::from("/nonexistent"), port: 1 };
     let error = dial(&host(address, TlsMode::Prefer)).await.unwrap_err();
-    assert!(!error.to_refusal().to_string().contains("nonexistent"));
+    assert!(!error.client_error().to_string().contains("nonexistent"));
     assert!(error.to_string().contains("nonexistent") && !format!("{error:?}").contains(PASSWORD));
 }
 
 #[tokio::test]
 async fn a_cancel_has_settled_when_the_server_has_closed() {
-    let place = Place::new();
+    let place = SocketFolder::new();
     let options = DialOptions::for_tests(Duration::from_secs(20));
     let host = place.host();
     let serve = async {
@@ -432,8 +434,8 @@ async fn a_cancel_has_settled_when_the_server_has_closed() {
     drop(client);
     cancel.await.unwrap();
 
-    let impatient = DialOptions::for_tests(Duration::from_millis(50));
-    let error = send_cancel(&host, None, 77, &[5; 4], &impatient).await.unwrap_err();
+    let options = DialOptions::for_tests(Duration::from_millis(50));
+    let error = send_cancel(&host, None, 77, &[5; 4], &options).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     assert!(send_cancel(&host, None, 0, &[], &options).await.is_err());
 }
@@ -443,14 +445,14 @@ proptest! {
 
     #[test]
     fn a_changed_byte_never_panics_and_never_proves_another_identity(at in any::<prop::sample::Index>(), byte: u8) {
-        let mut bytes = good();
+        let mut bytes = correct_login();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        // Whether it is let through does not matter here, unless the two names were touched.
-        let opened = hear(&bytes);
-        let names = good().windows(7).enumerate().filter(|(_, part)| *part == b"acme_db" || *part == b"acme_rw")
+        // It may be accepted, unless the two names were changed.
+        let opened = open_once(&bytes);
+        let names = correct_login().windows(7).enumerate().filter(|(_, part)| *part == b"acme_db" || *part == b"acme_rw")
             .any(|(start, _)| (start..start + 7).contains(&at));
-        if names && bytes != good() {
+        if names && bytes != correct_login() {
             prop_assert!(opened.is_err());
         }
     }

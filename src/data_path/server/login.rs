@@ -1,7 +1,8 @@
-//! Logging in to a server and proving whose connection it is, over a stream that is as encrypted as it will be.
+//! Logs in to a server and verifies database and role, over a stream that is encrypted already where it is to
+//! be.
 //!
-//! The server is untrusted input: every length is bounded, every field optional, every order that PostgreSQL would
-//! not keep an error.
+//! The server is not trusted: all lengths are bounded, all fields optional, and an order of messages that
+//! PostgreSQL does not use is an error.
 
 use std::time::Duration;
 
@@ -12,12 +13,12 @@ use tokio::io::AsyncWriteExt as _;
 use zeroize::Zeroize as _;
 
 use super::{
-    DialOptions, Opened, Target,
-    dial_error::{DialCause, ServerError},
-    scram::{Binding, Exchange, SaltedPasswords},
+    DialOptions, DialTarget, NewConnection,
+    dial_error::{DialCause, StartupError},
+    scram::{Binding, SaltedPasswords, ScramExchange},
 };
 use crate::{
-    data_path::{session_state::parameter_status::PARAMETERS_MAX, tenant_switch::PARAMETER},
+    data_path::{session_state::parameter_status::PARAMETERS_MAX, sql::PARAMETER},
     wire::{
         message_reader::{Message, MessageReader},
         stream::{Socket, Stream},
@@ -25,26 +26,26 @@ use crate::{
     },
 };
 
-/// libpq's own limit for messages before a session exists.
+/// libpq's limit for messages before a session exists.
 const MESSAGE_BYTES_MAX: u32 = 30_000;
 
-/// All messages of one login together. PostgreSQL sends about 500 bytes; login triggers may add notices.
+/// All messages of one login. PostgreSQL sends about 500 bytes; login triggers may add notices.
 const LOGIN_BYTES_MAX: usize = 256 * 1024;
 
-/// The newest minor version of protocol 3 that we speak.
+/// The newest minor version of protocol 3 that the proxy speaks.
 const MINOR: u16 = 2;
 
-/// Invariant 2 is proved by the server's own words. Both are the grammar's, so that nothing a role's settings put in the way
-/// answers instead, and a backend that has just started need not look for a function.
+/// For invariant 2. Both are keywords, not functions: a `search_path` of the role cannot replace them, and a
+/// new backend need not look them up.
 const IDENTITY_QUERY: &str = "SELECT CURRENT_CATALOG, CURRENT_USER";
 
-/// From the startup packet to the proved, idle session.
+/// From the startup packet to a verified, idle session.
 pub(super) async fn log_in(
     stream: Stream,
-    target: &Target<'_>,
+    target: &DialTarget<'_>,
     options: &DialOptions,
-) -> Result<Opened, DialCause> {
-    let mut login = Login {
+) -> Result<NewConnection, DialCause> {
+    let mut login = ServerLogin {
         stream,
         target,
         reader: MessageReader::default(),
@@ -56,19 +57,19 @@ pub(super) async fn log_in(
     };
     login.start_up().await?;
     login.authenticate(options).await?;
-    login.become_ready().await?;
-    login.prove_identity().await?;
+    login.wait_until_ready().await?;
+    login.verify_identity().await?;
     if !login.reader.is_empty() {
-        return Err(unexpected("bytes behind ReadyForQuery"));
+        return Err(unexpected("bytes after ReadyForQuery"));
     }
     let (process_id, secret) = login.key.unwrap_or_default();
-    let Login { stream, parameters, notices, minor, .. } = login;
-    Ok(Opened { stream, process_id, secret, parameters, notices, minor })
+    let ServerLogin { stream, parameters, notices, minor, .. } = login;
+    Ok(NewConnection { stream, process_id, secret, parameters, notices, minor })
 }
 
-struct Login<'a> {
+struct ServerLogin<'a> {
     stream: Stream,
-    target: &'a Target<'a>,
+    target: &'a DialTarget<'a>,
     reader: MessageReader,
     bytes_received: usize,
     minor: u16,
@@ -77,26 +78,26 @@ struct Login<'a> {
     notices: Vec<Vec<u8>>,
 }
 
-/// What a server may demand, or grant.
-enum Authentication {
+/// AuthenticationRequest messages that the proxy can answer.
+enum AuthRequest {
     Ok,
     CleartextPassword,
     Md5Password([u8; 4]),
     Sasl(Vec<u8>),
 }
 
-impl Login<'_> {
+impl ServerLogin<'_> {
     async fn start_up(&mut self) -> Result<(), DialCause> {
         let timeout = self.target.statement_timeout.map(milliseconds);
         let mut parameters =
             vec![("user", self.target.credential.username.as_str()), ("database", self.target.database)];
-        // As a startup parameter it is what RESET and DISCARD ALL go back to.
+        // RESET and DISCARD ALL restore startup parameters.
         parameters.push((PARAMETER, self.target.tenant));
         parameters.extend(timeout.as_deref().map(|timeout| ("statement_timeout", timeout)));
         parameters.extend(self.target.startup.iter());
         let mut packet = BytesMut::new();
         frontend::startup_message(parameters, &mut packet)?;
-        // The builder knows 3.0 only; the minor version is in bytes 6 and 7.
+        // The builder writes 3.0; the minor version is in bytes 6 and 7.
         if let Some(minor) = packet.get_mut(6..8) {
             minor.copy_from_slice(&MINOR.to_be_bytes());
         }
@@ -105,9 +106,9 @@ impl Login<'_> {
 
     async fn authenticate(&mut self, options: &DialOptions) -> Result<(), DialCause> {
         let credential = self.target.credential;
-        let demanded = self.demanded().await?;
-        // A Unix socket is a place on this machine; over a network anybody may have answered.
-        let unproved = !matches!(demanded, Authentication::Sasl(_))
+        let request = self.auth_request().await?;
+        // A Unix socket is on this machine; over a network another program may have answered.
+        let unproved = !matches!(request, AuthRequest::Sasl(_))
             && !matches!(self.stream, Stream::Plain(Socket::Unix(_)));
         if unproved && options.server_proves_itself {
             return Err(unexpected(
@@ -115,9 +116,9 @@ impl Login<'_> {
                  server_require_auth = \"any\"",
             ));
         }
-        match demanded {
-            Authentication::Ok => return Ok(()),
-            Authentication::CleartextPassword => {
+        match request {
+            AuthRequest::Ok => return Ok(()),
+            AuthRequest::CleartextPassword => {
                 if matches!(self.stream, Stream::Plain(Socket::Tcp(_))) {
                     return Err(unexpected(
                         "the server wants the password in clear, over a network without TLS",
@@ -125,14 +126,14 @@ impl Login<'_> {
                 }
                 self.send_password(credential.password.expose_secret().as_bytes()).await?;
             }
-            Authentication::Md5Password(salt) => {
+            AuthRequest::Md5Password(salt) => {
                 let password = credential.password.expose_secret().as_bytes();
                 let mut hash = md5_hash(credential.username.as_bytes(), password, salt);
                 let sent = self.send_password(hash.as_bytes()).await;
                 hash.zeroize();
                 sent?;
             }
-            Authentication::Sasl(mechanisms) => self.scram(&mechanisms, &options.salted_passwords).await?,
+            AuthRequest::Sasl(mechanisms) => self.scram(&mechanisms, &options.salted_passwords).await?,
         }
         match self.next().await? {
             message if message.tag() == b'R' && message.body() == 0i32.to_be_bytes() => Ok(()),
@@ -140,8 +141,8 @@ impl Login<'_> {
         }
     }
 
-    /// The first AuthenticationRequest, with a NegotiateProtocolVersion before it where the server is older than we.
-    async fn demanded(&mut self) -> Result<Authentication, DialCause> {
+    /// The first AuthenticationRequest. An older server sends NegotiateProtocolVersion before it.
+    async fn auth_request(&mut self) -> Result<AuthRequest, DialCause> {
         let mut message = self.next().await?;
         if message.tag() == b'v' {
             self.minor = negotiated(message.body()).ok_or_else(|| unexpected("NegotiateProtocolVersion"))?;
@@ -152,16 +153,16 @@ impl Login<'_> {
         };
         (self.target.on_answer.0)();
         match (i32::from_be_bytes(*code), rest) {
-            (0, []) => Ok(Authentication::Ok),
-            (3, []) => Ok(Authentication::CleartextPassword),
-            (5, &[a, b, c, d]) => Ok(Authentication::Md5Password([a, b, c, d])),
-            (10, mechanisms) => Ok(Authentication::Sasl(mechanisms.to_vec())),
+            (0, []) => Ok(AuthRequest::Ok),
+            (3, []) => Ok(AuthRequest::CleartextPassword),
+            (5, &[a, b, c, d]) => Ok(AuthRequest::Md5Password([a, b, c, d])),
+            (10, mechanisms) => Ok(AuthRequest::Sasl(mechanisms.to_vec())),
             (code, _) => Err(unexpected(&format!("the server wants authentication method {code}"))),
         }
     }
 
     async fn scram(&mut self, mechanisms: &[u8], passwords: &SaltedPasswords) -> Result<(), DialCause> {
-        let exchange = Exchange::begin(self.binding(mechanisms)?);
+        let exchange = ScramExchange::begin(self.binding(mechanisms)?);
         let mut message = BytesMut::new();
         frontend::sasl_initial_response(
             exchange.mechanism(),
@@ -180,7 +181,7 @@ impl Login<'_> {
         answer.verify(&self.sasl_data(12).await?)
     }
 
-    /// Which mechanism, out of a list in which unknown ones are skipped.
+    /// Chooses a mechanism from the server's list.
     fn binding(&self, mechanisms: &[u8]) -> Result<Binding, DialCause> {
         let offered = |name: &[u8]| mechanisms.split(|byte| *byte == 0).any(|mechanism| mechanism == name);
         let end_point = match &self.stream {
@@ -209,13 +210,13 @@ impl Login<'_> {
         }
     }
 
-    async fn become_ready(&mut self) -> Result<(), DialCause> {
+    async fn wait_until_ready(&mut self) -> Result<(), DialCause> {
         loop {
             let message = self.next().await?;
             match (message.tag(), message.body()) {
                 (b'K', body) if self.key.is_none() => {
                     let key = body.split_first_chunk::<4>();
-                    // 3.0 has four bytes, and 3.2 up to 256 (PostgreSQL documentation, BackendKeyData).
+                    // Four bytes in 3.0, up to 256 in 3.2 (PostgreSQL documentation, BackendKeyData).
                     let fits = |secret: &[u8]| {
                         secret.len() == 4 || (self.minor >= 2 && (4..=256).contains(&secret.len()))
                     };
@@ -230,7 +231,7 @@ impl Login<'_> {
         }
     }
 
-    async fn prove_identity(&mut self) -> Result<(), DialCause> {
+    async fn verify_identity(&mut self) -> Result<(), DialCause> {
         let mut query = BytesMut::new();
         frontend::query(IDENTITY_QUERY, &mut query)?;
         self.send(&query).await?;
@@ -242,9 +243,9 @@ impl Login<'_> {
         };
         self.expect(b'C').await?;
         if self.expect(b'Z').await?.body() != b"I" {
-            return Err(unexpected("a transaction behind the identity query"));
+            return Err(unexpected("a transaction after the identity query"));
         }
-        let Target { database: meant, credential, .. } = self.target;
+        let DialTarget { database: meant, credential, .. } = self.target;
         if (database, role) != (meant.as_bytes(), credential.username.as_bytes()) {
             let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
             return Err(DialCause::WrongIdentity { database: text(database), role: text(role) });
@@ -259,18 +260,18 @@ impl Login<'_> {
         }
     }
 
-    /// The next message that is not kept or fatal by itself.
+    /// The next message except notices, parameters and errors, which are handled here.
     async fn next(&mut self) -> Result<Message, DialCause> {
         loop {
             let message = self.reader.next(&mut self.stream, MESSAGE_BYTES_MAX).await?;
             self.bytes_received += message.bytes.len();
             if self.bytes_received > LOGIN_BYTES_MAX {
-                return Err(unexpected("more bytes than a login has"));
+                return Err(unexpected("more than 256 KiB in one login"));
             }
             match message.tag() {
                 b'N' => self.notices.push(message.bytes.to_vec()),
                 b'S' => self.keep_parameter(message.body())?,
-                b'E' => return Err(DialCause::Refused(ServerError::parse(message.body()))),
+                b'E' => return Err(DialCause::Refused(StartupError::parse(message.body()))),
                 _ => return Ok(message),
             }
         }
@@ -307,14 +308,14 @@ impl Login<'_> {
     }
 }
 
-/// A number without a unit is milliseconds to PostgreSQL, and 0 is no limit: what is shorter than one becomes one.
+/// For PostgreSQL, a number without a unit is milliseconds and 0 is no limit: a shorter timeout becomes 1.
 fn milliseconds(timeout: Duration) -> String {
     let whole = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     if timeout.is_zero() { whole } else { whole.max(1) }.to_string()
 }
 
-/// The minor version in a NegotiateProtocolVersion: servers send the whole version, the documentation speaks of the
-/// minor one. Options we did not send cannot be refused.
+/// The minor version in a NegotiateProtocolVersion; servers send the whole version, the documentation has the
+/// minor one. `None`: also if the server rejects options, of which the proxy sends none.
 fn negotiated(body: &[u8]) -> Option<u16> {
     let (version, rest) = body.split_first_chunk::<4>()?;
     let &[0, 0 | 3, high, low] = version else { return None };
@@ -322,14 +323,14 @@ fn negotiated(body: &[u8]) -> Option<u16> {
     (rest == [0; 4] && minor <= MINOR).then_some(minor)
 }
 
-/// The two values of a DataRow with exactly two columns, neither of them null.
+/// The two values of a DataRow with exactly two columns, neither NULL.
 fn two_columns(body: &[u8]) -> Option<[&[u8]; 2]> {
     let (database, rest) = column(body.strip_prefix(&2u16.to_be_bytes())?)?;
     let (role, rest) = column(rest)?;
     rest.is_empty().then_some([database, role])
 }
 
-/// A value and what follows it; a null has a negative length and is none.
+/// A value and the bytes after it; `None` for NULL, which has a negative length.
 fn column(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     rest.split_at_checked(usize::try_from(i32::from_be_bytes(*length)).ok()?)

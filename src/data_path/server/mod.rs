@@ -1,4 +1,4 @@
-//! Connections to servers: dialled, encrypted, logged in to, and proved to be the tenant's (invariant 2).
+//! Connections to servers: dialled, encrypted, logged in, verified to be the tenant's (invariant 2), reset.
 
 pub mod connection;
 pub mod dial;
@@ -9,5 +9,5 @@ mod login;
 mod reset;
 mod scram;
 
-pub use self::dial::{DialOptions, OnAnswer, Opened, Target, open, send_cancel};
+pub use self::dial::{DialOptions, DialTarget, NewConnection, OnAnswer, open, send_cancel};
 pub use self::dial_error::{DialError, IdentityTrouble, TroubleKind};

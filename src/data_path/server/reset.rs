@@ -13,7 +13,8 @@ impl Server {
     /// Rolls back an open transaction and runs DISCARD ALL.
     ///
     /// # Errors
-    /// As [`Server::ask`], and where the session left something that these cannot undo. The server must be closed then.
+    /// As [`Server::ask`], and where the session left something that these cannot undo. The server must be
+    /// closed then.
     pub async fn clean(&mut self) -> Result<(), AskError> {
         if !self.side.is_cleanable() || !self.unsent.is_empty() {
             return Err(io::Error::other("the session left state that DISCARD ALL does not undo").into());

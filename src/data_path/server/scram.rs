@@ -1,8 +1,7 @@
-//! SCRAM-SHA-256 as the one who logs in (RFC 5802, RFC 7677), against a server that is not trusted yet.
+//! The client side of SCRAM-SHA-256 (RFC 5802, RFC 7677), with a server that is not trusted yet.
 //!
-//! Our own where postgres-protocol has one, for two reasons: the salted password can be kept, which turns some
-//! milliseconds of CPU per connection into as much per credential; and its limit of 100 000 iterations is below what
-//! operators set on purpose. Pure: text in, text out.
+//! postgres-protocol has one as well. This one keeps the salted password, which saves some milliseconds of
+//! CPU per connection, and allows more iterations than 100,000, which operators set on purpose.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,22 +16,23 @@ use zeroize::Zeroizing;
 
 use super::dial_error::DialCause;
 
-/// What a server may ask for. 600 000 is the highest recommendation about (OWASP, for PBKDF2 with SHA-256), some 200 ms
-/// of CPU; more than that is an attack on ours.
+/// Most iterations that a server may ask for: OWASP's recommendation for PBKDF2 with SHA-256, about 200 ms of
+/// CPU. More is an attack.
 const ITERATIONS_MAX: u32 = 600_000;
 
-/// PostgreSQL's own nonces have 48 letters, ours included.
+/// PostgreSQL's nonces have 48 bytes, with the client's.
 const NONCE_BYTES_MAX: usize = 1024;
 
-/// A salted password nobody asked for in this time is forgotten.
+/// A salted password that is unused for this long is dropped.
 const SALTED_IDLE: Duration = Duration::from_secs(30 * 60);
 
-/// What the exchange is bound to.
+/// Channel binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Binding {
-    /// We could not (no TLS, or a certificate without a hash of its own): `n`.
+    /// The proxy cannot (no TLS, or a certificate without a hash of its own): `n`.
     Unable,
-    /// We could, and the server does not offer it: `y`, which a server that did offer takes for an attack.
+    /// The proxy can, and the server does not offer it: `y`, which a server that did offer it treats as an
+    /// attack.
     NotOffered,
     /// SCRAM-SHA-256-PLUS, to the server's certificate.
     ServerEndPoint(Vec<u8>),
@@ -57,12 +57,12 @@ impl Binding {
 
 /// The exchange up to the server's first message.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub(super) struct ScramExchange {
     binding: Binding,
     nonce: String,
 }
 
-/// What the server answered to the first message.
+/// The server's answer to the first message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Challenge {
     server_first: String,
@@ -71,16 +71,16 @@ pub(super) struct Challenge {
     pub(super) iterations: u32,
 }
 
-/// The last message, and what the server must answer to it.
+/// The last message, and the answer that the server must give.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct FinalMessage {
     pub(super) message: String,
     server_signature: [u8; 32],
 }
 
 type Salted = Zeroizing<[u8; 32]>;
 
-impl Exchange {
+impl ScramExchange {
     pub(super) fn begin(binding: Binding) -> Self {
         Self { binding, nonce: STANDARD.encode(rand::random::<[u8; 18]>()) }
     }
@@ -119,7 +119,7 @@ impl Exchange {
     }
 
     /// client-final-message.
-    pub(super) fn answer(&self, challenge: &Challenge, salted: &[u8; 32]) -> Answer {
+    pub(super) fn answer(&self, challenge: &Challenge, salted: &[u8; 32]) -> FinalMessage {
         let mut bound = self.binding.gs2_header().as_bytes().to_vec();
         if let Binding::ServerEndPoint(hash) = &self.binding {
             bound.extend_from_slice(hash);
@@ -133,15 +133,15 @@ impl Exchange {
             *byte ^= signature;
         }
         let server_key = Zeroizing::new(hmac(salted, b"Server Key"));
-        Answer {
+        FinalMessage {
             message: format!("{without_proof},p={}", STANDARD.encode(*proof)),
             server_signature: hmac(&*server_key, signed.as_bytes()),
         }
     }
 }
 
-impl Answer {
-    /// server-final-message: proves that the server knows the verifier and did not just say yes.
+impl FinalMessage {
+    /// server-final-message: proves that the server knows the verifier.
     pub(super) fn verify(&self, message: &[u8]) -> Result<(), DialCause> {
         let signature = message.strip_prefix(b"v=").and_then(|text| STANDARD.decode(text).ok());
         match signature {
@@ -151,11 +151,11 @@ impl Answer {
     }
 }
 
-/// Salted passwords, made once per credential and salt however many connections ask at a time.
+/// Salted passwords, computed once per credential and salt, also for many connections at a time.
 #[derive(Debug, Clone)]
 pub(super) struct SaltedPasswords {
     made: Cache<[u8; 32], Arc<Salted>>,
-    /// Hashing at a time, so that a login storm leaves cores to the sessions that are running.
+    /// Limits hashing at a time: many logins at once leave cores to the running sessions.
     hashing: Arc<Semaphore>,
 }
 
@@ -168,7 +168,7 @@ impl SaltedPasswords {
         }
     }
 
-    /// PBKDF2 of the prepared password, off the reactor.
+    /// The salted password, computed off the reactor.
     pub(super) async fn get(
         &self,
         password: &SecretString,
@@ -182,7 +182,7 @@ impl SaltedPasswords {
         key.update(password.expose_secret());
 
         let make = async {
-            // Moves into the work: whoever stops waiting for it does not make room for more of it.
+            // Held by the work itself: a caller that is gone does not allow more work.
             let permit = self.hashing.clone().acquire_owned().await.map_err(|error| error.to_string())?;
             let (password, salt, iterations) = (password.clone(), salt.clone(), *iterations);
             tokio::task::spawn_blocking(move || {
@@ -197,7 +197,8 @@ impl SaltedPasswords {
     }
 }
 
-/// SaltedPassword, of the password as SASLprep makes it, or as it is where SASLprep has no answer; as PostgreSQL does.
+/// SaltedPassword of the password after SASLprep, or of the password as given where SASLprep fails, as in
+/// PostgreSQL.
 fn salted(password: &SecretString, salt: &[u8], iterations: u32) -> Salted {
     let raw = password.expose_secret();
     let prepared = stringprep::saslprep(raw).map(|text| Zeroizing::new(text.into_owned()));
@@ -206,7 +207,7 @@ fn salted(password: &SecretString, salt: &[u8], iterations: u32) -> Salted {
 }
 
 fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
-    // HMAC takes keys of every length (RFC 2104); the error exists for other constructions.
+    // Unreachable: HMAC takes keys of any length (RFC 2104).
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
     mac.update(data);
     mac.finalize().into_bytes().into()
@@ -219,8 +220,8 @@ mod tests {
     use super::*;
 
     /// The exchange of RFC 7677, section 3, with the empty user name PostgreSQL's clients send.
-    fn rfc() -> Exchange {
-        Exchange { binding: Binding::Unable, nonce: "rOprNGfwEbeRWgbNEkqO".to_owned() }
+    fn rfc() -> ScramExchange {
+        ScramExchange { binding: Binding::Unable, nonce: "rOprNGfwEbeRWgbNEkqO".to_owned() }
     }
 
     const SERVER_FIRST: &str =
@@ -230,7 +231,8 @@ mod tests {
     fn the_salted_password_of_the_rfc() {
         let challenge = rfc().challenged(SERVER_FIRST.as_bytes()).unwrap();
         let salted = salted(&SecretString::from("pencil"), &challenge.salt, challenge.iterations);
-        // With the RFC's own auth message: ServerSignature = HMAC(HMAC(SaltedPassword, "Server Key"), AuthMessage).
+        // With the RFC's own auth message: ServerSignature = HMAC(HMAC(SaltedPassword, "Server Key"),
+        // AuthMessage).
         let signed = format!(
             "n=user,r=rOprNGfwEbeRWgbNEkqO,{SERVER_FIRST},c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
         );
@@ -239,10 +241,10 @@ mod tests {
     }
 
     #[test]
-    fn our_half_of_an_exchange_fits_pgwires() {
+    fn the_client_side_fits_pgwires_server_side() {
         use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
         let password = SecretString::from("p\u{ad}ass\u{2168}");
-        let exchange = Exchange::begin(Binding::Unable);
+        let exchange = ScramExchange::begin(Binding::Unable);
         let salted = salted(&password, b"0123456789abcdef", 4096);
         let secret = ScramSecret::verifier_from_salted_password(
             b"0123456789abcdef".to_vec(),
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_is_salted_once_for_many_who_ask() {
+    async fn a_password_is_salted_once_for_many_connections() {
         let passwords = SaltedPasswords::new(10);
         let challenge = rfc().challenged(SERVER_FIRST.as_bytes()).unwrap();
         let (one, other) = (SecretString::from("one"), SecretString::from("other"));

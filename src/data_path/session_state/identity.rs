@@ -13,9 +13,8 @@ use secrecy::SecretString;
 
 use crate::{
     data_path::{
-        sessions::registry::Place,
         sql::{GivenPassword, IdentityChange, Lexing, Named, identity_changes, may_change_identity},
-        tenant::{Access, Login, Tenant},
+        tenant::{Access, Login, Place, Tenant},
     },
     error::IdentityError,
 };

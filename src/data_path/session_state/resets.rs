@@ -4,7 +4,7 @@
 //! PostgreSQL's own default, and what the session asked for is set again in front of its next request
 //! (`exchange/restore_startup.rs`).
 
-use super::{Settings, UNASKABLE};
+use super::{Settings, parameters::UNASKABLE};
 use crate::data_path::sql::{Argument, Discard, Effects, Kind, SetValue, Statement};
 
 /// Which parameters a text takes back.

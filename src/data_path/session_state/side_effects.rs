@@ -6,16 +6,10 @@
 #[cfg(test)]
 mod tests;
 
-use super::{resets::Resets, state_query::Doubts};
-use crate::data_path::{
-    exchange::pending_replies::Pins,
-    functions::{dotted_names, words},
-    prepared::parse_settings::matters,
-    sql::{
-        self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs, SetValue,
-        Statement,
-    },
-    tenant_switch::Talk,
+use super::{parameters::matters, pins::Pins, resets::Resets, state_query::Doubts};
+use crate::data_path::sql::{
+    self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs, SetValue,
+    Statement, Talk, dotted_names, words,
 };
 
 /// What a text may leave behind in the session that runs it; read once.

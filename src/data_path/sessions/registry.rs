@@ -18,12 +18,15 @@ use secrecy::SecretString;
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
-use super::timeouts::millis;
+use super::{
+    mailbox::{Mailbox, Signals},
+    timeouts::millis,
+};
 use crate::{
     data_path::{
-        exchange::pending_replies::Pins,
-        relay::signals::{Mailbox, Signals},
-        tenant::{Access, Login, Tenant},
+        login::password_pace::AT_ONCE,
+        session_state::pins::Pins,
+        tenant::{Login, Place},
     },
     error::ClientError,
 };
@@ -92,15 +95,6 @@ pub struct SessionHandle {
     pub(in crate::data_path) signals: AtomicU8,
     /// The task to wake, what to tell the client, and who waits for cancels. Locked only for signals.
     mailbox: Mutex<Mailbox>,
-}
-
-/// Where a session is.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// The tenant.
-    pub tenant: Arc<Tenant>,
-    /// With what rights.
-    pub access: Access,
 }
 
 impl SessionHandle {
@@ -471,5 +465,29 @@ impl Sessions {
             handle.end(reason.clone());
         }
         ended.len()
+    }
+}
+
+impl SessionHandle {
+    /// Whether the session may stay, its login being like this now.
+    pub fn is_admitted_by(&self, login: &Login) -> bool {
+        let own = self.verifiers.load();
+        let own = own.iter().flat_map(|all| all.iter());
+        login.still_admits(&self.login, self.peer)
+            || own.into_iter().any(|verifier| login.still_admits_by(&self.login, verifier, self.peer))
+    }
+
+    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be stored.
+    pub fn verifiers(&self) -> Vec<SecretString> {
+        let own = self.verifiers.load_full();
+        own.map_or_else(|| vec![self.login.verifier.clone()], |own| own.to_vec())
+    }
+
+    /// The session changes its login's verifier, which was one of `before`.
+    pub fn expect_verifier(&self, before: &[SecretString], verifier: &SecretString) {
+        // Also those that were replaced: a node may have read the row before, and judge the session by it only now.
+        let kept = before.iter().skip(before.len().saturating_sub(AT_ONCE as usize));
+        let all = kept.chain([verifier]).cloned().collect();
+        self.verifiers.store(Some(Arc::new(all)));
     }
 }

@@ -10,24 +10,29 @@ use std::{
 };
 
 use super::registry::{Doing, SessionHandle, Sessions};
-use crate::{config::Timeouts, data_path::proxy::Proxy, error::ClientError};
+use crate::{
+    config::{Config, Timeouts},
+    data_path::worker::Worker,
+    error::ClientError,
+};
+use arc_swap::ArcSwap;
 
 /// How often the sessions are walked: a limit is kept to within this and the clock's own coarseness.
 const WALK_EVERY: Duration = Duration::from_millis(250);
 
 /// Ends sessions that are over a limit, for ever.
-pub async fn watch(proxy: Arc<Proxy>) {
+pub async fn watch(sessions: Arc<Sessions>, config: Arc<ArcSwap<Config>>, workers: Vec<Arc<Worker>>) {
     let mut interval = tokio::time::interval(WALK_EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        proxy.sessions.end_expired(SystemTime::now());
-        let config = proxy.config.load();
+        sessions.end_expired(SystemTime::now());
+        let config = config.load();
         let limits = &config.timeouts;
         let any = [limits.query, limits.transaction, limits.idle_transaction, limits.client_idle];
-        let (Some(worker), true) = (proxy.workers.first(), any.iter().any(Option::is_some)) else { continue };
+        let (Some(worker), true) = (workers.first(), any.iter().any(Option::is_some)) else { continue };
         let now_ms = worker.clock.now_ms();
-        for session in proxy.sessions.all() {
+        for session in sessions.all() {
             if let Some(refusal) = overdue(&Standing::of(&session), now_ms, limits) {
                 session.end(refusal);
             }

@@ -27,9 +27,11 @@ mod set;
 mod set_config;
 mod statement_kind;
 mod statement_scan;
+mod tenant_parameter;
 #[cfg(test)]
 mod tests;
 mod token_reader;
+mod words;
 
 use std::{borrow::Cow, ops::Range};
 
@@ -42,6 +44,8 @@ pub use self::roles_and_databases::{
     GivenPassword, IdentityChange, Named, identity_changes, may_change_identity,
 };
 pub use self::set_config::{Argument, SetConfig, SetConfigs};
+pub use self::tenant_parameter::{PARAMETER, Talk};
+pub use self::words::{NAME_BYTES_MAX, dotted_names, words};
 
 /// What of the session decides how a text is cut into tokens. For a whole text the settings count that hold when it
 /// arrives: PostgreSQL cuts all of it before it runs any of it.

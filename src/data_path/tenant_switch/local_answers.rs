@@ -15,7 +15,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Form, PARAMETER, Plan, Wish,
+    Form, Plan, Wish,
     messages::{self, ONE_ROW, Type},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
             violation,
         },
         session_state::{identity::NewPassword, parameter_status::Reported, side_effects::Tidying},
-        sql::{TransactionModes, is_plain_query},
+        sql::{PARAMETER, TransactionModes, is_plain_query},
     },
     error::{ClientError, IdentityError, Limit, TenantSwitchError},
     wire::{
@@ -207,7 +207,7 @@ impl Desk {
         here: Option<&str>,
         replies: &mut Vec<u8>,
     ) -> Led {
-        let plan = side.plan(cstr(&mut body).map_err(violation)?);
+        let plan = Plan::of(cstr(&mut body).map_err(violation)?, side);
         if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Simple, side, here, replies);
         }

@@ -27,7 +27,7 @@ impl Desk {
         replies: &mut Vec<u8>,
     ) -> Led {
         let name = cstr(&mut body).map_err(violation)?;
-        let plan = side.plan(cstr(&mut { body }).map_err(violation)?);
+        let plan = Plan::of(cstr(&mut { body }).map_err(violation)?, side);
         if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         }
@@ -142,7 +142,7 @@ impl Desk {
 }
 
 fn plan_of(name: &[u8], side: &ClientSide) -> Plan {
-    side.prepared_text(name).map_or(Plan::Server, |sql| side.plan(sql))
+    side.prepared_text(name).map_or(Plan::Server, |sql| Plan::of(sql, side))
 }
 
 fn describe(plan: &Plan, binary: bool, replies: &mut Vec<u8>) {

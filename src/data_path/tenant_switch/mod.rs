@@ -10,102 +10,22 @@
 pub mod local_answers;
 mod local_extended;
 mod messages;
+pub mod own_password;
 pub mod switcher;
 #[cfg(test)]
 mod tests;
 
 use crate::{
     data_path::{
+        exchange::ClientSide,
         session_state::{
-            identity::NewPassword,
+            identity::{NewPassword, Verdict},
             side_effects::{Aftermath, Tidying},
         },
-        sql::{self, Argument, Discard, Effects, Kind, Lexing, SetConfig, SetValue, TransactionModes},
+        sql::{self, Argument, Discard, Kind, Lexing, SetConfig, SetValue, Talk, TransactionModes},
     },
     error::IdentityError,
 };
-
-/// The parameter that names the tenant. Servers have it as well, from their startup packet on: there SHOW finds it.
-pub const PARAMETER: &str = "pglobby.tenant";
-
-/// What a text has to do with the tenant of the session that runs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Talk {
-    /// Nothing.
-    #[default]
-    Silent,
-    /// It has RESET ALL or DISCARD ALL in it: back to the tenant that the session began with.
-    Resets,
-    /// It sets or resets the parameter, alone or among other things.
-    Chooses,
-}
-
-impl Talk {
-    /// Of one statement.
-    pub fn of(statement: &sql::Statement<'_>) -> Self {
-        let is_parameter = |name: &[u8]| name == PARAMETER.as_bytes();
-        match &statement.kind {
-            Kind::Set { name, .. } | Kind::Reset(name) if is_parameter(name) => return Self::Chooses,
-            Kind::ResetAll | Kind::Discard(Discard::All) => return Self::Resets,
-            _ => {}
-        }
-        let calls = (statement.effects | statement.deferred).contains(Effects::SET_CONFIG);
-        let names = |call: SetConfig<'_>| matches!(call.name, Argument::Text(name) if is_parameter(&name));
-        if calls && statement.set_configs().any(names) { Self::Chooses } else { Self::Silent }
-    }
-
-    /// Whether a text that is SET LOCAL at most need be read for it: most such texts set something else. An escaped name
-    /// is not looked through.
-    pub fn is_possible(sql: &[u8]) -> bool {
-        let has = |word: &[u8]| sql.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word));
-        has(b"pglobby") || has(b"u&\"")
-    }
-}
-
-/// How a session stands to the tenant that it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Stance {
-    /// It began there, and returns there.
-    #[default]
-    AtHome,
-    /// It has chosen it: a reset leads elsewhere.
-    Away,
-    /// For one transaction.
-    Visiting,
-}
-
-/// Whether a text leads a session that is away from its tenant back to where it began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stay {
-    /// It does not.
-    GoesOn,
-    /// It does when it is over.
-    Ends,
-    /// It does, and goes on with something that would still run here; or it begins the next transaction at once.
-    TooLong,
-}
-
-impl Stay {
-    /// Reads a text.
-    pub fn read(sql: &[u8], lexing: Lexing, stance: Stance) -> Self {
-        let visiting = stance == Stance::Visiting;
-        let mut ended = false;
-        for statement in sql::statements(sql, lexing) {
-            let ends = match statement.kind {
-                Kind::Commit { chain: true } | Kind::Rollback { chain: true } if visiting => {
-                    return Self::TooLong;
-                }
-                Kind::Commit { .. } | Kind::Rollback { .. } | Kind::PrepareTransaction => visiting,
-                Kind::ResetAll | Kind::Discard(Discard::All) => stance != Stance::AtHome,
-                Kind::Discard(_) | Kind::Unlisten(None) | Kind::CloseCursor(None) => continue,
-                _ if ended => return Self::TooLong,
-                _ => continue,
-            };
-            ended |= ends;
-        }
-        if ended { Self::Ends } else { Self::GoesOn }
-    }
-}
 
 /// Where a session that chooses wants to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,6 +107,15 @@ pub enum Plan {
 }
 
 impl Plan {
+    /// What a text of this session comes to.
+    pub fn of(sql: &[u8], session: &ClientSide) -> Self {
+        match session.rules().identity.judge(sql, session.lexing()) {
+            Some(Verdict::Password(password)) => Self::Password(password),
+            Some(Verdict::Refused(reason)) => Self::Refused(reason),
+            None => Self::read(sql, session.lexing()),
+        }
+    }
+
     /// Reads a text.
     pub fn read(sql: &[u8], lexing: Lexing) -> Self {
         let mut statements = sql::statements(sql, lexing);

@@ -6,17 +6,14 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{Stance, Wish, local_answers::Desk};
+use super::{Wish, local_answers::Desk};
 use crate::{
     config::PoolMode,
     data_path::{
-        login::{
-            session_start::enter,
-            tenant_routing::{access_to, admit},
-        },
-        pool::PoolRules,
+        exchange::{ClientSide, return_to_tenant::Stance},
+        login::tenant_routing::{access_to, admit},
+        pool::{Pool, PoolRules, Present},
         proxy::Proxy,
-        relay::change_tenant::Room,
         session_state::{identity::NewPassword, parameter_status::Reported},
         sessions::registry::Registered,
         tenant::{Access, Tenant, allowed_from},
@@ -46,6 +43,42 @@ pub struct Concierge {
     pub(in crate::data_path) password: Option<NewPassword>,
     /// It has not held a server of this tenant yet.
     pub(in crate::data_path) is_new: bool,
+}
+
+/// Where a session is.
+#[derive(Debug)]
+pub enum Room {
+    /// In a tenant's pool, and counted there.
+    Tenant(Arc<Pool>, Present),
+    /// Nowhere: no tenant is chosen.
+    Lobby,
+}
+
+impl Room {
+    /// A session's statements become those of the pool that it goes to.
+    pub(in crate::data_path) fn receive(&self, side: &mut ClientSide) {
+        match self {
+            Self::Tenant(pool, _) => {
+                let follow = pool.rules.mode == PoolMode::Transaction;
+                let (statements, catalogue) = (pool.statements.clone(), pool.catalogue.clone());
+                let memory = pool.account(side.rules().memory.max());
+                side.move_to(Some(pool.place.clone()), statements, catalogue, memory, follow);
+            }
+            // What the session has counts where it was, until it chooses another tenant.
+            Self::Lobby => {
+                side.move_to(None, Arc::default(), Arc::default(), side.rules().memory.clone(), true);
+            }
+        }
+    }
+}
+
+/// The name of the tenant where a choice has led.
+pub(in crate::data_path) fn room_name<'a>(room: Option<&'a Room>, here: Option<&'a str>) -> Option<&'a str> {
+    match room {
+        Some(Room::Tenant(pool, _)) => Some(&pool.tenant.name),
+        Some(Room::Lobby) => None,
+        None => here,
+    }
 }
 
 /// Why nothing more is passed on.
@@ -154,7 +187,7 @@ impl Concierge {
         tenant: Arc<Tenant>,
         access: Access,
     ) -> Result<Room, ClientError> {
-        let (pool, present) = enter(&self.proxy, &tenant, access).await?;
+        let (pool, present) = self.proxy.enter_pool(&tenant, access).await?;
         let before = handle.place();
         handle.enter(Some(pool.place.clone()));
         match self.resolve(handle, Goal::Id(tenant.id)).await {

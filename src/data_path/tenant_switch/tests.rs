@@ -70,32 +70,6 @@ fn what_only_looks_like_a_choice_is_a_servers_business() {
     }
 }
 
-#[test]
-fn a_stay_ends_with_its_transaction_and_lets_nothing_run_behind_it() {
-    let visiting = |sql: &str| Stay::read(sql.as_bytes(), Lexing::default(), Stance::Visiting);
-    let away = |sql: &str| Stay::read(sql.as_bytes(), Lexing::default(), Stance::Away);
-    for (sql, stay) in [
-        ("SELECT 1", Stay::GoesOn),
-        ("SAVEPOINT a; ROLLBACK TO a; RELEASE a", Stay::GoesOn),
-        ("INSERT INTO t VALUES (1); COMMIT", Stay::Ends),
-        ("ROLLBACK", Stay::Ends),
-        ("PREPARE TRANSACTION 'x'", Stay::Ends),
-        ("COMMIT; SELECT 1", Stay::TooLong),
-        ("COMMIT AND CHAIN", Stay::TooLong),
-        ("END; BEGIN", Stay::TooLong),
-    ] {
-        assert_eq!(visiting(sql), stay, "{sql}");
-    }
-    for (sql, stay) in [
-        ("COMMIT; SELECT 1", Stay::GoesOn),
-        ("DISCARD ALL", Stay::Ends),
-        ("RESET ALL; UNLISTEN *; CLOSE ALL", Stay::Ends),
-        ("RESET ALL; SELECT 1", Stay::TooLong),
-    ] {
-        assert_eq!(away(sql), stay, "{sql}");
-    }
-}
-
 /// A desk and the client it talks to.
 struct Talked {
     desk: Desk,

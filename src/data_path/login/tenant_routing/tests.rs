@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::TlsMode;
-use crate::data_path::tenant::{Credential, Grant, Host, HostAddress};
+use crate::{
+    config::TlsMode,
+    data_path::tenant::{Credential, Grant, Host, HostAddress},
+};
 
 fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());

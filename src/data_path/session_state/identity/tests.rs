@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::TlsMode;
-use crate::data_path::tenant::{Credential, Host, HostAddress, LoginKind, TenantStatus};
+use crate::{
+    config::TlsMode,
+    data_path::tenant::{Credential, Host, HostAddress, LoginKind, TenantStatus},
+};
 
 fn identity(access: Access) -> Identity {
     let credential = |username: &str| Credential { username: username.into(), password: "x".into() };

@@ -4,20 +4,23 @@
 
 use std::sync::Arc;
 
-use super::{
-    Catalogue,
-    dependencies::{
-        CASTS, Closure, EVENT_TRIGGERS, FUNCTIONS, Node, OPERATOR_CLASSES, OPERATORS, SUPPORT_FUNCTIONS, Use,
+use crate::{
+    data_path::{
+        functions::{
+            Catalogue,
+            dependencies::{
+                CASTS, Closure, EVENT_TRIGGERS, FUNCTIONS, Node, OPERATOR_CLASSES, OPERATORS,
+                SUPPORT_FUNCTIONS, Use,
+            },
+            effects_by_name::{Known, Traces},
+            function_effects::{self, Function},
+        },
+        memory_limit::{Account, Charge},
+        server::connection::{AskError, Row, Server},
+        session_state::side_effects::Aftermath,
+        sql::SESSION_FUNCTIONS,
     },
-    effects_by_name::{Known, Traces},
-    function_effects::{self, Function},
-};
-use crate::data_path::{
-    exchange::ServerError,
-    memory_limit::{Account, Charge},
-    server::connection::{AskError, Row, Server},
-    session_state::side_effects::Aftermath,
-    sql::SESSION_FUNCTIONS,
+    wire::server_error::ServerError,
 };
 
 /// Reads them if that is to be done and nobody else does. A server that refuses to tell leaves everything doubtful.

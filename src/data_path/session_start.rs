@@ -7,27 +7,27 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{connection_limits::Visitor, startup::Hello};
 use crate::{
     config::{Config, PoolMode},
     data_path::{
-        exchange::{ClientSide, Rules, startup_charge},
+        exchange::{ClientSide, Rules, return_to_tenant::Stance, startup_charge},
+        login::{connection_limits::Visitor, startup::Hello},
         memory_limit::{Account, Charge},
         pool::{
-            Pool, PooledServer, Present,
-            startup_parameters::{Engaged, Greeting},
+            Pool, PooledServer,
+            startup_parameters::{SessionServer, StartupStatus},
         },
         proxy::Proxy,
         refuse,
         relay::{
             Relay,
-            change_tenant::{Room, Seat, travel},
+            change_tenant::{Seat, travel},
             no_tenant,
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{Arrival, Registered},
         tenant::{Access, Login, LoginKind, Tenant},
-        tenant_switch::{Stance, switcher::Concierge},
+        tenant_switch::switcher::{Concierge, Room},
     },
     error::{ClientError, Limit},
     wire::{
@@ -51,7 +51,7 @@ pub async fn open_session(
     access: Access,
     unsent: Vec<u8>,
 ) {
-    let (pool, present) = match enter(&proxy, &tenant, access).await {
+    let (pool, present) = match proxy.enter_pool(&tenant, access).await {
         Ok(entered) => entered,
         Err(refusal) => {
             proxy.metrics.login_refused(&refusal);
@@ -87,23 +87,6 @@ pub async fn open_session(
     });
 }
 
-/// The tenant's pool and a place in it, if there is room for one more session.
-pub(in crate::data_path) async fn enter(
-    proxy: &Proxy,
-    tenant: &Arc<Tenant>,
-    access: Access,
-) -> Result<(Arc<Pool>, Present), ClientError> {
-    let pool = proxy.pools.of(tenant, access).await?;
-    let limit = match tenant.max_clients {
-        Some(limit) => limit as usize,
-        None => proxy.config.load().limits.max_db_client_connections,
-    };
-    match pool.stats.enter(limit) {
-        Some(present) => Ok((pool, present)),
-        None => Err(ClientError::TooManyClientsOfTenant { tenant: tenant.name.clone() }),
-    }
-}
-
 async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &ClientError) {
     let mut stream = stream;
     if tokio::io::AsyncWriteExt::write_all(&mut stream, &unsent).await.is_ok() {
@@ -125,7 +108,7 @@ async fn greet(
     let asked = Settings::new(hello.settings);
     let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
-    let (greeting, server, began) = match meet(&pool, asked, &memory, wait).await {
+    let (status, server, began) = match meet(&pool, asked, &memory, wait).await {
         Ok(greeted) => greeted,
         Err(refusal) => {
             info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
@@ -141,7 +124,7 @@ async fn greet(
         addresses,
         now_ms: pool.worker.clock.now_ms(),
         tls: hello.tls.is_some(),
-        application_name: greeting.told.text("application_name").unwrap_or_default().into(),
+        application_name: status.reported.text("application_name").unwrap_or_default().into(),
         known_as: server.as_ref().map(|server| server.process_id),
         secret_bytes: if hello.minor >= 2 { 32 } else { 4 },
     };
@@ -154,12 +137,12 @@ async fn greet(
         );
     }
     let mut bytes = unsent;
-    greeting.write(&mut bytes);
+    status.write(&mut bytes);
     backend_key_data(&mut bytes, handle.known_as, &secret);
     ready_for_query(&mut bytes, b'I');
     let is_service = matches!(handle.login.kind, LoginKind::Service { .. });
     let concierge =
-        is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), greeting.told.clone()));
+        is_service.then(|| Concierge::new(proxy.clone(), Some(pool.tenant.id), status.reported.clone()));
     let rules = Rules {
         follow: pool.rules.mode == PoolMode::Transaction,
         table: pool.statements.clone(),
@@ -168,8 +151,8 @@ async fn greet(
         memory,
         ..rules(&config, is_service)
     };
-    let mut side = ClientSide::new(rules, greeting.settings, first_serial(&handle));
-    (side.told, side.begun, side.began) = (greeting.told, greeting.start.into(), began);
+    let mut side = ClientSide::new(rules, status.settings, first_serial(&handle));
+    (side.told, side.begun, side.began) = (status.reported, status.start.into(), began);
     let seat = Seat {
         client: stream,
         unsent: bytes.into(),
@@ -195,13 +178,13 @@ async fn meet(
     asked: Settings,
     memory: &Arc<Account>,
     wait: Duration,
-) -> Result<(Greeting, Option<Box<PooledServer>>, Charge), ClientError> {
+) -> Result<(StartupStatus, Option<Box<PooledServer>>, Charge), ClientError> {
     let began = startup_charge(&asked, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
-        return Ok((pool.greet(asked, wait).await?, None, began));
+        return Ok((pool.startup_status(asked, wait).await?, None, began));
     }
-    let Engaged { server, greeting } = pool.engage(asked, wait).await?;
-    Ok((greeting, Some(server), began))
+    let SessionServer { server, status } = pool.session_server(asked, wait).await?;
+    Ok((status, Some(server), began))
 }
 
 /// What holds for a session that is in no pool.

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::Settings;
+use super::pending_replies::{Asked, Lease, Whose};
 use crate::{
-    data_path::exchange::pending_replies::{Asked, Lease, Whose},
+    data_path::session_state::Settings,
     wire::message::{append, append_cstr, bind, close_statement, execute, parse},
 };
 

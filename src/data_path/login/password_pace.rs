@@ -1,0 +1,75 @@
+//! How often a login may change its own password.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// A login changes its password so often at once, and then once in each interval: every change is a row in the audit log and a
+/// message to all nodes, made by whoever likes to. A person mistypes, a script sets a handful.
+pub const AT_ONCE: u32 = 10;
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// How fast logins change their own passwords, at this node.
+#[derive(Debug, Default)]
+pub struct PasswordPace {
+    /// By `logins.id`: when all changes so far would be over, had they been made one in each interval.
+    busy_until: Mutex<HashMap<i64, Instant>>,
+}
+
+impl PasswordPace {
+    /// Counts a change that is about to be tried, whatever becomes of it.
+    ///
+    /// # Errors
+    /// After how long it may be tried, if not now; it is not counted then.
+    pub fn begin(&self, login: i64, now: Instant) -> Result<(), Duration> {
+        let mut all = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that may make all of their changes again are swept when the map would have to grow.
+        if all.len() == all.capacity() {
+            all.retain(|_, until| *until > now);
+        }
+        let until = all.get(&login).map_or(now, |until| (*until).max(now));
+        let wait = until.saturating_duration_since(now).saturating_sub(INTERVAL * (AT_ONCE - 1));
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        all.insert(login, until + INTERVAL);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_changes_its_password_some_times_at_once_and_then_at_a_pace() {
+        let (pace, mut now) = (PasswordPace::default(), Instant::now());
+        for _ in 0..AT_ONCE {
+            assert_eq!(pace.begin(1, now), Ok(()));
+        }
+        assert_eq!(pace.begin(1, now), Err(INTERVAL));
+        assert_eq!(pace.begin(2, now), Ok(()), "others have a pace of their own");
+        now += INTERVAL / 4;
+        assert_eq!(pace.begin(1, now), Err(INTERVAL * 3 / 4), "a refusal costs nothing");
+        now += INTERVAL * 3 / 4;
+        assert_eq!(pace.begin(1, now), Ok(()));
+        assert_eq!(pace.begin(1, now), Err(INTERVAL));
+        now += INTERVAL * AT_ONCE;
+        for _ in 0..AT_ONCE {
+            assert_eq!(pace.begin(1, now), Ok(()));
+        }
+        assert_eq!(pace.begin(1, now), Err(INTERVAL));
+    }
+
+    #[test]
+    fn what_is_over_is_not_kept() {
+        let (pace, mut now) = (PasswordPace::default(), Instant::now());
+        for login in 0..10_000 {
+            pace.begin(login, now).unwrap();
+            now += INTERVAL;
+        }
+        assert!(pace.busy_until.lock().unwrap().len() < 100);
+    }
+}

@@ -1,0 +1,124 @@
+//! Parameters that are treated apart from others: what a text means does not depend on them, or nobody can set them again.
+//! Pure.
+
+/// Parameters that what a text means never depends on; sorted. Any other may matter, an extension's too, and what its
+/// output looks like: PostgreSQL works out what is constant when it plans.
+pub const HARMLESS: [&str; 81] = [
+    "application_name",
+    "auto_explain.log_analyze",
+    "auto_explain.log_min_duration",
+    "backend_flush_after",
+    "client_connection_check_interval",
+    "client_min_messages",
+    "commit_delay",
+    "commit_siblings",
+    "cpu_index_tuple_cost",
+    "cpu_operator_cost",
+    "cpu_tuple_cost",
+    "cursor_tuple_fraction",
+    "deadlock_timeout",
+    "debug_pretty_print",
+    "debug_print_parse",
+    "debug_print_plan",
+    "debug_print_rewritten",
+    "default_statistics_target",
+    "default_transaction_deferrable",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "effective_cache_size",
+    "effective_io_concurrency",
+    "enable_async_append",
+    "enable_bitmapscan",
+    "enable_gathermerge",
+    "enable_hashagg",
+    "enable_hashjoin",
+    "enable_incremental_sort",
+    "enable_indexonlyscan",
+    "enable_indexscan",
+    "enable_material",
+    "enable_memoize",
+    "enable_mergejoin",
+    "enable_nestloop",
+    "enable_parallel_append",
+    "enable_parallel_hash",
+    "enable_partition_pruning",
+    "enable_partitionwise_aggregate",
+    "enable_partitionwise_join",
+    "enable_seqscan",
+    "enable_sort",
+    "enable_tidscan",
+    "from_collapse_limit",
+    "geqo",
+    "geqo_effort",
+    "geqo_threshold",
+    "gin_fuzzy_search_limit",
+    "hash_mem_multiplier",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "jit",
+    "jit_above_cost",
+    "jit_inline_above_cost",
+    "jit_optimize_above_cost",
+    "join_collapse_limit",
+    "lock_timeout",
+    "log_duration",
+    "log_lock_waits",
+    "log_min_duration_statement",
+    "log_min_error_statement",
+    "log_min_messages",
+    "log_statement",
+    "log_temp_files",
+    "logical_decoding_work_mem",
+    "maintenance_work_mem",
+    "max_parallel_maintenance_workers",
+    "max_parallel_workers",
+    "max_parallel_workers_per_gather",
+    "min_parallel_index_scan_size",
+    "min_parallel_table_scan_size",
+    "parallel_leader_participation",
+    "parallel_setup_cost",
+    "parallel_tuple_cost",
+    "random_page_cost",
+    "seq_page_cost",
+    "statement_timeout",
+    "synchronous_commit",
+    "temp_buffers",
+    "transaction_timeout",
+    "work_mem",
+];
+
+/// Whether what a text means may depend on a parameter, by its name in lower case.
+pub fn matters(name: &str) -> bool {
+    let ends = UNASKABLE.contains(&name) && name != "session_authorization";
+    HARMLESS.binary_search(&name).is_err() && !ends && !name.starts_with("pglobby.")
+}
+
+/// They end with their transaction, cannot be set again from what they show, or are reported but nobody's to set.
+pub const UNASKABLE: [&str; 10] = [
+    "transaction_isolation",
+    "transaction_read_only",
+    "transaction_deferrable",
+    "seed",
+    "session_authorization",
+    "is_superuser",
+    "in_hot_standby",
+    "server_version",
+    "server_encoding",
+    "integer_datetimes",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_to_be_harmless_matters() {
+        assert!(HARMLESS.is_sorted());
+        for name in ["timezone", "search_path", "role", "my.note", "bytea_output", "session_authorization"] {
+            assert!(matters(name), "{name}");
+        }
+        for name in ["application_name", "work_mem", "transaction_deferrable", "pglobby.tenant"] {
+            assert!(!matters(name), "{name}");
+        }
+    }
+}
