@@ -23,6 +23,7 @@ use crate::{
             Relay,
             change_tenant::{DetachedSession, run_session},
             no_tenant,
+            timing::Traffic,
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{NewSession, Registered},
@@ -162,6 +163,7 @@ async fn greet(
         query_wait: wait,
         leaving: None,
         switcher: switcher,
+        traffic: Traffic::default(),
         proxy: proxy.clone(),
     };
     let mut relay = Box::new(Relay::new(session, pool));
@@ -269,6 +271,7 @@ pub async fn open_lobby(
         query_wait: config.timeouts.query_wait,
         leaving: None,
         switcher: Some(TenantSwitcher::new(proxy.clone(), None, told)),
+        traffic: Traffic::default(),
         proxy: proxy.clone(),
     };
     if permit.has_missed_changes() {
