@@ -16,7 +16,7 @@ async fn a_key_is_recognised_until_it_is_revoked_or_expires() {
     let (_, other) = api_keys::create(&desk.operator, "watch", Role::Viewer, None).await.unwrap();
     assert_ne!(key.expose_secret(), other.expose_secret());
     let recognise = async |key: &SecretString| {
-        api_keys::recognise(&**desk.operator.central.client().await.unwrap(), key).await.unwrap()
+        api_keys::authenticate(&**desk.operator.central.client().await.unwrap(), key).await.unwrap()
     };
 
     assert_eq!(recognise(&key).await, Some(made));

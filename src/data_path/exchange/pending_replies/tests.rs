@@ -19,7 +19,7 @@ fn asked(replies: &mut ReplyTracker, requests: &str) {
     }
 }
 
-fn replies(replies: &mut ReplyTracker, tags: &str) -> Result<(), Desync> {
+fn receive(replies: &mut ReplyTracker, tags: &str) -> Result<(), Desync> {
     for tag in tags.bytes() {
         match tag {
             b'Z' => drop(replies.ready(b'I')?),
@@ -34,9 +34,9 @@ fn replies(replies: &mut ReplyTracker, tags: &str) -> Result<(), Desync> {
 fn a_simple_query_needs_the_server_until_ready_for_query() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "Q");
-    replies(&mut replies, "TDDC").unwrap();
+    receive(&mut replies, "TDDC").unwrap();
     assert!(!replies.is_over());
-    replies(&mut replies, "Z").unwrap();
+    receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
 
@@ -44,11 +44,11 @@ fn a_simple_query_needs_the_server_until_ready_for_query() {
 fn a_transaction_keeps_the_server_between_its_statements() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "Q");
-    replies(&mut replies, "C").unwrap();
+    receive(&mut replies, "C").unwrap();
     assert!(replies.ready(b'T').unwrap());
     assert!(!replies.is_over() && !replies.is_working());
     asked(&mut replies, "Q");
-    replies(&mut replies, "CZ").unwrap();
+    receive(&mut replies, "CZ").unwrap();
     assert!(replies.is_over());
 }
 
@@ -57,10 +57,10 @@ fn a_transaction_keeps_the_server_between_its_statements() {
 fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "PD");
-    replies(&mut replies, "1tT").unwrap();
+    receive(&mut replies, "1tT").unwrap();
     assert!(!replies.is_over());
     asked(&mut replies, "S");
-    replies(&mut replies, "Z").unwrap();
+    receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
 
@@ -68,9 +68,9 @@ fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
 fn an_error_skips_to_the_sync_of_its_own_batch_only() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "PBDESPBES");
-    replies(&mut replies, "1E").unwrap();
+    receive(&mut replies, "1E").unwrap();
     assert!(!replies.is_over());
-    replies(&mut replies, "Z12CZ").unwrap();
+    receive(&mut replies, "Z12CZ").unwrap();
     assert!(replies.is_over());
 }
 
@@ -78,11 +78,11 @@ fn an_error_skips_to_the_sync_of_its_own_batch_only() {
 fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "P");
-    replies(&mut replies, "E").unwrap();
+    receive(&mut replies, "E").unwrap();
     assert!(!replies.track(Request::Bind, Origin::Client));
     assert!(!replies.track(Request::Query(None), Origin::Client), "a simple query is skipped as well");
     asked(&mut replies, "S");
-    replies(&mut replies, "Z").unwrap();
+    receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
 
@@ -90,7 +90,7 @@ fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
 fn an_error_of_a_simple_query_behind_a_batch_skips_nothing_of_the_query() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "QQ");
-    replies(&mut replies, "EZCZ").unwrap();
+    receive(&mut replies, "EZCZ").unwrap();
     assert!(replies.is_over());
 }
 
@@ -99,11 +99,11 @@ fn an_error_of_a_simple_query_behind_a_batch_skips_nothing_of_the_query() {
 fn a_sync_sent_before_copy_data_is_not_answered() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "PBES");
-    replies(&mut replies, "12G").unwrap();
+    receive(&mut replies, "12G").unwrap();
     assert!(!replies.is_over());
     replies.copy_done();
     asked(&mut replies, "S");
-    replies(&mut replies, "CZ").unwrap();
+    receive(&mut replies, "CZ").unwrap();
     assert!(replies.is_over());
 }
 
@@ -114,9 +114,9 @@ fn a_copy_that_is_sent_at_once_ends_with_the_sync_behind_its_data() {
     asked(&mut replies, "PBES");
     replies.copy_done();
     asked(&mut replies, "SQ");
-    replies(&mut replies, "12GCZ").unwrap();
+    receive(&mut replies, "12GCZ").unwrap();
     assert!(!replies.is_over());
-    replies(&mut replies, "TCZ").unwrap();
+    receive(&mut replies, "TCZ").unwrap();
     assert!(replies.is_over());
 }
 
@@ -129,7 +129,7 @@ fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
     replies.copy_done();
     asked(&mut replies, "PBES");
     replies.copy_done();
-    replies(&mut replies, "EZ12CZ").unwrap();
+    receive(&mut replies, "EZ12CZ").unwrap();
     assert!(replies.is_over());
 }
 
@@ -137,20 +137,20 @@ fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
 fn copy_data_that_fails_half_way_ends_with_the_sync_behind_it() {
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "PBES");
-    replies(&mut replies, "12GE").unwrap();
+    receive(&mut replies, "12GE").unwrap();
     assert!(!replies.is_over(), "the server skips until a Sync that is yet to come");
     replies.copy_done();
     asked(&mut replies, "S");
-    replies(&mut replies, "Z").unwrap();
+    receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
 
 #[test]
 fn what_nobody_asked_for_is_a_desync() {
     let mut replies = ReplyTracker::default();
-    assert_eq!(replies(&mut replies, "C"), Err(Desync(b'C')));
+    assert_eq!(receive(&mut replies, "C"), Err(Desync(b'C')));
     asked(&mut replies, "PS");
-    assert_eq!(replies(&mut replies, "1D"), Err(Desync(b'D')));
+    assert_eq!(receive(&mut replies, "1D"), Err(Desync(b'D')));
     let mut replies = ReplyTracker::default();
     assert_eq!(replies.ready(b'I'), Err(Desync(b'Z')));
     asked(&mut replies, "Q");
@@ -182,16 +182,16 @@ fn a_query_that_is_skipped_does_not_end_its_batch() {
     for rest in ["Q", "F", "EQ", "QQ"] {
         let mut replies = ReplyTracker::default();
         asked(&mut replies, &format!("PB{rest}"));
-        replies(&mut replies, "1E").unwrap();
+        receive(&mut replies, "1E").unwrap();
         assert!(!replies.is_over() && !replies.is_settled(), "{rest}");
         asked(&mut replies, "PBES");
         assert!(!replies.is_over());
-        replies(&mut replies, "Z").unwrap();
+        receive(&mut replies, "Z").unwrap();
         assert!(replies.is_over());
     }
     // One that runs does.
     let mut replies = ReplyTracker::default();
     asked(&mut replies, "PBEQ");
-    replies(&mut replies, "12CTDCZ").unwrap();
+    receive(&mut replies, "12CTDCZ").unwrap();
     assert!(replies.is_over());
 }
