@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 use self::{
     login::{
-        authentication, login_result,
+        authentication,
         connection_limits::ConnectionPermit,
+        login_result,
         startup::{self, FirstRequest, StartupError, TlsRules},
         tenant_routing::{self, Route},
     },
