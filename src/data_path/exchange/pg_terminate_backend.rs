@@ -43,7 +43,7 @@ impl BackendSignals {
         }
     }
 
-    /// Whether what notices say matters.
+    /// Whether what notices say affects_parsing.
     #[inline]
     pub fn listens(&self) -> bool {
         self.called.is_some()

@@ -60,7 +60,7 @@ impl Preparer<'_> {
             (count, bytes) = (count + 1, bytes + statement.body().len());
             self.free_name_of(statement, out);
         }
-        while let Some(id) = self.statements.one_too_many(count, bytes) {
+        while let Some(id) = self.statements.to_evict(count, bytes) {
             if !self.close(id, out) {
                 return;
             }
@@ -69,7 +69,7 @@ impl Preparer<'_> {
 
     /// One that its client had by this name before, and that may or may not be there.
     fn free_name_of(&mut self, statement: &Statement, out: &mut Vec<u8>) {
-        if !self.statements.has_own_names() || !statement.has_own_name() {
+        if !self.statements.has_client_names() || !statement.has_client_name() {
             return;
         }
         let same_name =
@@ -146,7 +146,7 @@ impl Preparer<'_> {
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let Self { statements, replies, context: here } = self;
-        let Some((serial, body, parsed_under)) = client.readable_unnamed() else {
+        let Some((serial, body, parsed_under)) = client.stored_unnamed() else {
             if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);
                 append(out, b'C', |out| out.extend_from_slice(b"S\0"));
@@ -202,7 +202,7 @@ fn prepare_in_sql(
         PrepareEffects { effects: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
     let goes = replies.track(Request::Parse(None), origin);
     if goes {
-        statements.doubt_unnamed();
+        statements.set_unnamed_unknown();
         let _ = replies.track(Request::Bind, origin);
         let _ = replies.track(Request::Execute(Some(Box::new(prepare_effects))), origin);
         statements.queued(statement, replies.batch());

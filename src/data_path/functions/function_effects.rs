@@ -17,19 +17,19 @@ pub struct Function<'a> {
 
 /// Returns the side effects of a call, and whether the function uses tables or views with unknown names.
 pub fn read(function: &Function<'_>) -> (CallEffects, bool) {
-    let traces = match function.language {
+    let effects = match function.language {
         b"sql" | b"plpgsql" => {
-            let effects = sql::effects_of_body(function.body);
-            let traces = SideEffects::of_body(effects, function.body).into();
-            return (traces, effects.contains(Effects::ANY_RELATION));
+            let of_sql = sql::effects_of_body(function.body);
+            let effects = SideEffects::of_body(of_sql, function.body).into();
+            return (effects, of_sql.contains(Effects::ANY_RELATION));
         }
         b"internal" => CallEffects::default(),
-        b"c" if is_known(function.library) => CallEffects::default(),
+        b"c" if is_known_library(function.library) => CallEffects::default(),
         b"c" => SideEffects::anything().into(),
         // Python, Perl and others build their SQL at run time.
         _ => SideEffects::of_foreign_body(function.body).into(),
     };
-    (traces, false)
+    (effects, false)
 }
 
 /// Libraries whose functions have no side effects except those listed in `sql/effects.rs`: PostgreSQL's own
@@ -98,7 +98,7 @@ const KNOWN_LIBRARIES: [&str; 61] = [
     "vector",
 ];
 
-fn is_known(library: &[u8]) -> bool {
+fn is_known_library(library: &[u8]) -> bool {
     let name = library.rsplit(|byte| *byte == b'/').next().unwrap_or(library);
     let name = name.strip_suffix(b".so").unwrap_or(name);
     KNOWN_LIBRARIES.iter().any(|known| known.as_bytes() == name)
@@ -109,12 +109,12 @@ mod tests {
     use super::*;
     use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
-    fn traces(function: &Function<'_>) -> CallEffects {
+    fn effects_of(function: &Function<'_>) -> CallEffects {
         read(function).0
     }
 
     fn of(body: &str) -> CallEffects {
-        traces(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })
+        effects_of(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })
     }
 
     #[test]
@@ -163,10 +163,10 @@ mod tests {
         let foreign =
             Function { language: b"plpython3u", body: b"plpy.execute('set my.note = 1')", library: b"" };
         assert!(
-            traces(&foreign).checks.contains(StateChecks::EVERYTHING)
-                && traces(&foreign).names.contains("my.note")
+            effects_of(&foreign).checks.contains(StateChecks::EVERYTHING)
+                && effects_of(&foreign).names.contains("my.note")
         );
-        let c = |library: &'static [u8]| traces(&Function { language: b"c", body: b"", library });
+        let c = |library: &'static [u8]| effects_of(&Function { language: b"c", body: b"", library });
         assert!(c(b"$libdir/postgis-3").is_empty());
         assert!(c(b"$libdir/our_own").checks.contains(StateChecks::EVERYTHING));
     }

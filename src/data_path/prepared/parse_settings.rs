@@ -17,22 +17,22 @@ use std::{
     },
 };
 
-use crate::data_path::session_state::{Settings, parameters::matters};
+use crate::data_path::session_state::{Settings, parameters::affects_parsing};
 
 /// Settings under which a text was parsed.
 #[derive(Debug, Default)]
 pub struct ParseSettings {
     /// Unique in the process.
     pub id: u64,
-    /// The relevant settings; empty until they are known.
-    known: OnceLock<Settings>,
+    /// The relevant settings; empty until they are entry.
+    values: OnceLock<Settings>,
 }
 
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 impl ParseSettings {
-    fn new(known: OnceLock<Settings>) -> Arc<Self> {
-        Arc::new(Self { id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1, known })
+    fn new(values: OnceLock<Settings>) -> Arc<Self> {
+        Arc::new(Self { id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1, values })
     }
 
     /// Creates settings whose values a server has yet to report.
@@ -41,13 +41,13 @@ impl ParseSettings {
     }
 
     /// Stores the values.
-    pub fn are(&self, settings: &Settings) {
-        let _ = self.known.set(settings.only(matters));
+    pub fn set_values(&self, settings: &Settings) {
+        let _ = self.values.set(settings.filtered(affects_parsing));
     }
 
-    /// Returns the values if they are known.
-    pub fn known(&self) -> Option<&Settings> {
-        self.known.get()
+    /// Returns the values if they are entry.
+    pub fn values(&self) -> Option<&Settings> {
+        self.values.get()
     }
 }
 
@@ -59,16 +59,16 @@ pub struct ParseSettingsTable(Mutex<HashMap<u64, Vec<Weak<ParseSettings>>>>, Ran
 impl ParseSettingsTable {
     /// Returns the entry for these settings.
     pub fn of(&self, settings: &Settings) -> Arc<ParseSettings> {
-        let settings = settings.only(matters);
+        let settings = settings.filtered(affects_parsing);
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if table.len() == table.capacity() {
-            table.retain(|_, known| known.iter().any(|known| known.strong_count() > 0));
+            table.retain(|_, entry| entry.iter().any(|entry| entry.strong_count() > 0));
         }
         let same = table.entry(self.1.hash_one(&settings)).or_default();
-        same.retain(|known| known.strong_count() > 0);
-        let mut known = same.iter().filter_map(Weak::upgrade);
-        if let Some(known) = known.find(|known| known.known() == Some(&settings)) {
-            return known;
+        same.retain(|entry| entry.strong_count() > 0);
+        let mut entry = same.iter().filter_map(Weak::upgrade);
+        if let Some(entry) = entry.find(|entry| entry.values() == Some(&settings)) {
+            return entry;
         }
         let new = ParseSettings::new(settings.into());
         same.push(Arc::downgrade(&new));

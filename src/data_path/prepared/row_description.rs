@@ -25,7 +25,7 @@ pub struct DescriptionReader {
 
 impl DescriptionReader {
     /// Adds a ParameterDescription, RowDescription or NoData.
-    pub fn take(&mut self, message: &[u8]) {
+    pub fn add(&mut self, message: &[u8]) {
         let read = match message.first() {
             Some(b't') => message.get(HEADER_BYTES..).map(|types| types.hash(&mut self.hasher)),
             Some(b'T') => self.columns(message),
@@ -81,11 +81,11 @@ mod tests {
     use super::*;
     use crate::wire::message::{append, append_cstr};
 
-    fn shape(columns: &[(&str, u32, u32)], parameters: &[u8]) -> Option<RowDescription> {
-        let mut reading = DescriptionReader::default();
+    fn description(columns: &[(&str, u32, u32)], parameters: &[u8]) -> Option<RowDescription> {
+        let mut reader = DescriptionReader::default();
         let mut message = Vec::new();
         append(&mut message, b't', |out| out.extend_from_slice(parameters));
-        reading.take(&message);
+        reader.add(&message);
         message.clear();
         append(&mut message, b'T', |out| {
             out.extend_from_slice(&u16::try_from(columns.len()).unwrap().to_be_bytes());
@@ -97,26 +97,26 @@ mod tests {
                 out.extend_from_slice(&[0, 4, 255, 255, 255, 255, 0, 0]);
             }
         });
-        reading.take(&message);
-        reading.finish()
+        reader.add(&message);
+        reader.finish()
     }
 
     #[test]
     fn names_and_types_make_a_shape_but_not_the_table() {
-        let before = shape(&[("id", 1, 23)], &[0, 0]);
+        let before = description(&[("id", 1, 23)], &[0, 0]);
         assert!(before.is_some());
-        assert_eq!(before, shape(&[("id", 2, 23)], &[0, 0]));
-        assert_ne!(before, shape(&[("id", 1, 25)], &[0, 0]));
-        assert_ne!(before, shape(&[("ID", 1, 23)], &[0, 0]));
-        assert_ne!(before, shape(&[("id", 1, 23), ("x", 1, 23)], &[0, 0]));
-        assert_ne!(before, shape(&[("id", 1, 23)], &[0, 1, 0, 0, 0, 23]));
+        assert_eq!(before, description(&[("id", 2, 23)], &[0, 0]));
+        assert_ne!(before, description(&[("id", 1, 25)], &[0, 0]));
+        assert_ne!(before, description(&[("ID", 1, 23)], &[0, 0]));
+        assert_ne!(before, description(&[("id", 1, 23), ("x", 1, 23)], &[0, 0]));
+        assert_ne!(before, description(&[("id", 1, 23)], &[0, 1, 0, 0, 0, 23]));
     }
 
     #[test]
     fn what_ends_too_early_has_none() {
-        let mut reading = DescriptionReader::default();
-        reading.take(b"T\0\0\0\x07\0\x01x");
-        assert_eq!(reading.finish(), None);
+        let mut reader = DescriptionReader::default();
+        reader.add(b"T\0\0\0\x07\0\x01x");
+        assert_eq!(reader.finish(), None);
     }
 
     #[test]

@@ -45,12 +45,15 @@ fn identity(access: Access) -> Identity {
         disabled: false,
         allow_from: Vec::new(),
     };
-    Identity { login: Some(login.into()), place: Some(TenantAccess { tenant: tenant.into(), access }.into()) }
+    Identity {
+        login: Some(login.into()),
+        tenant_access: Some(TenantAccess { tenant: tenant.into(), access }.into()),
+    }
 }
 
 /// Returns `-` if the text goes to the server, the new password, or the error.
-fn judged(access: Access, sql: &str) -> String {
-    match identity(access).judge(sql.as_bytes(), Lexing::default()) {
+fn decided(access: Access, sql: &str) -> String {
+    match identity(access).decide(sql.as_bytes(), Lexing::default()) {
         None => "-".into(),
         Some(IdentityDecision::Password(password)) => format!("password {}", password.expose()),
         Some(IdentityDecision::Refused(why)) => format!("{why:?}"),
@@ -69,9 +72,9 @@ fn a_password_of_ones_own_role_is_the_logins_however_it_is_spelled() {
         "ALTER ROLE \"Alice\" PASSWORD 'new'",
         "ALTER ROLE ACME_RW PASSWORD 'new'",
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), "password new", "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), "password new", "{sql}");
     }
-    assert_eq!(judged(Access::ReadOnly, "ALTER USER acme_ro PASSWORD 'new'"), "password new");
+    assert_eq!(decided(Access::ReadOnly, "ALTER USER acme_ro PASSWORD 'new'"), "password new");
 }
 
 #[test]
@@ -89,14 +92,14 @@ fn a_password_that_cannot_be_is_refused() {
         ),
         ("ALTER ROLE CURRENT_USER PASSWORD 'new'; COMMIT", "PasswordNotAlone"),
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), why, "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), why, "{sql}");
     }
     let long = format!("ALTER ROLE CURRENT_USER PASSWORD '{}'", "x".repeat(1025));
-    assert_eq!(judged(Access::ReadWrite, &long), "PasswordTooLong");
-    assert_eq!(judged(Access::ReadWrite, "ALTER ROLE acme_ro PASSWORD 'new'"), "Role");
-    assert_eq!(judged(Access::ReadOnly, "ALTER ROLE acme_rw PASSWORD 'new'"), "Role");
-    assert_eq!(judged(Access::ReadWrite, "ALTER ROLE bob PASSWORD 'new'"), "-");
-    assert_eq!(judged(Access::ReadWrite, "ALTER ROLE Alice PASSWORD 'new'"), "-", "folded, it is alice");
+    assert_eq!(decided(Access::ReadWrite, &long), "PasswordTooLong");
+    assert_eq!(decided(Access::ReadWrite, "ALTER ROLE acme_ro PASSWORD 'new'"), "Role");
+    assert_eq!(decided(Access::ReadOnly, "ALTER ROLE acme_rw PASSWORD 'new'"), "Role");
+    assert_eq!(decided(Access::ReadWrite, "ALTER ROLE bob PASSWORD 'new'"), "-");
+    assert_eq!(decided(Access::ReadWrite, "ALTER ROLE Alice PASSWORD 'new'"), "-", "folded, it is alice");
 }
 
 #[test]
@@ -136,8 +139,8 @@ fn what_would_change_the_tenants_roles_or_its_database_is_refused_wherever_it_st
         ("GRANT CREATE, TEMP ON DATABASE other, acme TO PUBLIC", "DatabaseAccess"),
         ("GRANT ALL PRIVILEGES ON DATABASE acme TO acme_ro", "DatabaseAccess"),
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), why, "{sql}");
-        assert_eq!(judged(Access::ReadOnly, sql), why, "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), why, "{sql}");
+        assert_eq!(decided(Access::ReadOnly, sql), why, "{sql}");
     }
 }
 
@@ -167,6 +170,6 @@ fn what_is_the_owners_own_business_goes_to_the_server() {
         "SELECT 'ALTER ROLE acme_rw NOLOGIN'; SELECT $$DROP OWNED BY acme_rw$$",
         "-- ALTER ROLE acme_rw NOLOGIN\nDELETE FROM t",
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), "-", "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), "-", "{sql}");
     }
 }
