@@ -19,7 +19,7 @@ use crate::{
     data_path::{
         prepared::{
             OnServer, SqlNames, Statement, parse_settings::ParseSettings, rename,
-            row_description::is_parsed_once,
+            row_description::has_fixed_meaning,
         },
         session_state::side_effects::SideEffects,
     },
@@ -82,7 +82,7 @@ impl ClientMessages<'_, '_> {
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
         let is_known = self.server.parsing(self.under).is_some();
-        if is_known || !is_parsed_once(cstr(&mut { body }).unwrap_or_default()) {
+        if is_known || !has_fixed_meaning(cstr(&mut { body }).unwrap_or_default()) {
             let statement = self.rules.shared_statements.intern(body, self.under, || (side_effects, naming));
             self.server.checks.prepares(&statement);
             return statement;
@@ -113,7 +113,7 @@ impl ClientMessages<'_, '_> {
         statement: Arc<Statement>,
     ) -> Result<Option<Arc<Statement>>, Limit> {
         let is_same = !statement.is_shared
-            || !statement.is_parsed_once
+            || !statement.has_fixed_meaning
             || self
                 .server
                 .parsing(self.under)

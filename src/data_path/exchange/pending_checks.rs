@@ -254,7 +254,7 @@ impl PendingChecks {
         self.pending = None;
     }
 
-    /// Whether settings may be others than they were when the transaction began, as far as that affects_parsing when a text is parsed.
+    /// Whether settings may be others than they were when the transaction began, as far as that matters when a text is parsed.
     #[inline]
     pub fn changes_parsing(&self) -> bool {
         self.changes_parsing
@@ -263,7 +263,7 @@ impl PendingChecks {
     /// A statement is prepared to be shared: it must not be if functions have changed settings in front of it.
     #[inline]
     pub fn prepares(&mut self, statement: &Arc<Statement>) {
-        if self.before_load.is_some() && statement.is_parsed_once {
+        if self.before_load.is_some() && statement.has_fixed_meaning {
             self.prepared.push(statement.clone());
         }
     }

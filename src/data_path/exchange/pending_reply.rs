@@ -31,7 +31,7 @@ impl Origin {
     }
 }
 
-/// What was asked, as far as its reply or failure affects_parsing.
+/// What was asked, as far as its reply or failure matters.
 #[derive(Debug, Clone)]
 pub enum Request {
     /// Parse, of the unnamed statement where there is no naming; else what to take back if it fails.

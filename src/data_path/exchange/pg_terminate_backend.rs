@@ -43,7 +43,7 @@ impl BackendSignals {
         }
     }
 
-    /// Whether what notices say affects_parsing.
+    /// Whether what notices say matters.
     #[inline]
     pub fn listens(&self) -> bool {
         self.called.is_some()

@@ -13,7 +13,7 @@ use crate::{
         prepared::{
             ClientStatements, OnServer, ServerStatements, Statement, StatementName,
             parse_settings::ParseSettings,
-            row_description::is_parsed_once,
+            row_description::has_fixed_meaning,
             sql_prepare_effects::{PrepareEffect, PrepareEffects},
         },
         session_state::Settings,
@@ -139,7 +139,7 @@ impl Preparer<'_> {
             }
             goes
         };
-        here.parse_under(&statement.parsed_under, statement.is_parsed_once, origin, replies, out, parses)
+        here.parse_under(&statement.parsed_under, statement.has_fixed_meaning, origin, replies, out, parses)
     }
 
     /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
@@ -164,7 +164,7 @@ impl Preparer<'_> {
         let sql = cstr(&mut { body }).unwrap_or_default();
         match parsed_under {
             Some(under) => {
-                here.parse_under(under, is_parsed_once(sql), Origin::Prepare, replies, out, parses)
+                here.parse_under(under, has_fixed_meaning(sql), Origin::Prepare, replies, out, parses)
             }
             None => parses(replies, out),
         };

@@ -182,7 +182,7 @@ mod tests {
     const TRIGGER: u32 = 2620;
 
     #[test]
-    fn a_lock_in_a_function_is_found_behind_triggers_tables_and_callers() {
+    fn a_lock_in_a_function_is_found_through_triggers_tables_and_callers() {
         let mut graph = DependencyGraph::default();
         for (oid, name, body) in [
             (1, "take_lock", "perform pg_advisory_lock(1)"),
@@ -213,7 +213,7 @@ mod tests {
 
     /// A thousand functions that call each other, each with a hundred parameter names, once used gigabytes.
     #[test]
-    fn what_functions_hand_on_to_each_other_has_a_limit() {
+    fn propagation_has_a_memory_limit() {
         let mut graph = DependencyGraph::default();
         for oid in 0..1000 {
             let names = (0..100).map(|at| format!("my{oid}.name{at}").into()).collect();

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_found_however_it_is_written() {
+    fn a_name_is_found_in_every_spelling() {
         for sql in
             ["SELECT next_job()", "select public.Next_Job (1)", "call \"next_job\"()", "DO 'x next_job()'"]
         {
@@ -244,14 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_trigger_does_counts_where_its_table_is_written_to() {
+    fn effects_of_triggers_count_for_writes_only() {
         assert_eq!(checks("SELECT * FROM orders"), StateChecks::empty());
         assert_eq!(checks("INSERT INTO orders VALUES (1)"), StateChecks::CURSORS);
         assert_eq!(checks("COPY orders FROM STDIN"), StateChecks::CURSORS);
     }
 
     #[test]
-    fn a_name_without_a_readable_word_makes_every_text_doubtful() {
+    fn effects_of_an_unreadable_name_count_for_every_text() {
         let loaded = EffectsByName::new(
             [("ß".into(), effects(StateChecks::LOCKS, StateChecks::empty()))],
             CallEffects::default(),

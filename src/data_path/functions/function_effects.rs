@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_function_leaves_nothing_behind() {
+    fn an_ordinary_function_has_no_side_effects() {
         for body in [
             "BEGIN RETURN NEW; END",
             "begin new.changed = now(); return new; end",
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_function_sets_for_its_transaction_counts_for_what_is_parsed_in_it() {
+    fn local_settings_of_a_function_are_found() {
         for body in [
             "begin perform set_config('app.user', who, true); return 1; end",
             "begin set local search_path = a; new.changed = now(); return new; end",
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_body_shows_is_found() {
+    fn effects_visible_in_a_body_are_found() {
         assert_eq!(of("begin perform pg_advisory_lock(1); end").checks, StateChecks::LOCKS);
         assert_eq!(of("begin create temp table x (i int); end").checks, StateChecks::TEMPORARY);
         let set = of("begin perform set_config('app.user', who, false); end");
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn of_other_languages_and_unknown_libraries_everything_is_asked() {
+    fn other_languages_and_unknown_libraries_may_have_any_effect() {
         let foreign =
             Function { language: b"plpython3u", body: b"plpy.execute('set my.note = 1')", library: b"" };
         assert!(

@@ -289,7 +289,7 @@ impl FunctionEffects {
         // Cleared before the query, so that a request made during the load is kept.
         state.check_due = false;
         let fingerprint = if state.effects.is_some() { state.fingerprint.clone() } else { String::new() };
-        // Statistics may not count a change yet that the proxy itself has cache.
+        // Statistics may not count a change yet that the proxy itself has seen.
         let is_trustworthy = state.is_current() && state.trusted < TRUSTED_MAX;
         let counts = if is_trustworthy { state.counts.clone() } else { String::new() };
         Some(Loading { functions: self, generation: state.generation, fingerprint, counts })

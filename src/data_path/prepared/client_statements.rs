@@ -63,7 +63,7 @@ pub(in crate::data_path) struct UnnamedStatement {
 /// How many requests may be in flight when a statement fails.
 const REMOVED_MAX: usize = 8;
 
-/// How many unnamed statements of a pipeline may be skipped before the previous one is removed.
+/// How many unnamed statements of a pipeline may be skipped before the previous one is lost.
 const REPLACED_MAX: usize = 16;
 
 /// Larger buffers of unnamed statements are freed after use.

@@ -25,7 +25,7 @@ pub use self::{
 };
 use self::{
     parse_settings::ParseSettings,
-    row_description::{RowDescription, is_fixed, is_parsed_once},
+    row_description::{RowDescription, has_fixed_description, has_fixed_meaning},
     shared_statements::next_id,
     sql_prepare_effects::{OUR_PREFIX, PrepareEffects},
 };
@@ -59,7 +59,7 @@ pub struct Statement {
     pub(super) renamed: Option<(usize, Box<[u8]>)>,
     /// Prepared statements that the text itself names in PREPARE, EXECUTE or DEALLOCATE.
     pub sql_names: Option<Arc<SqlNames>>,
-    pub(super) parsed_once: AtomicBool,
+    pub(super) was_parsed: AtomicBool,
     /// The row description is fixed at Parse and compared between clients.
     pub(super) is_description_checked: bool,
     /// The description that clients have received, once a server has sent one.
@@ -67,7 +67,7 @@ pub struct Statement {
     /// The settings under which the first client's Parse ran.
     pub(super) parsed_under: Arc<ParseSettings>,
     /// Its meaning depends on these settings.
-    pub(super) is_parsed_once: bool,
+    pub(super) has_fixed_meaning: bool,
     /// Sessions with the same settings share it; otherwise it belongs to one client.
     pub(super) is_shared: bool,
 }
@@ -90,11 +90,11 @@ impl Statement {
             in_sql: false,
             renamed: None,
             sql_names: None,
-            parsed_once: AtomicBool::new(false),
+            was_parsed: AtomicBool::new(false),
             is_description_checked: false,
             description: OnceLock::new(),
             parsed_under: under.clone(),
-            is_parsed_once: true,
+            has_fixed_meaning: true,
             is_shared: false,
         }
     }
@@ -102,9 +102,9 @@ impl Statement {
     /// Completes a statement that a Parse message creates.
     pub(super) fn parsed(self, sql_names: Option<Arc<SqlNames>>) -> Self {
         let sql = cstr(&mut &*self.body).unwrap_or_default();
-        let (is_description_checked, is_parsed_once) =
-            (sql_names.is_none() && is_fixed(sql), is_parsed_once(sql));
-        Self { sql_names, is_description_checked, is_parsed_once, ..self }
+        let (is_description_checked, has_fixed_meaning) =
+            (sql_names.is_none() && has_fixed_description(sql), has_fixed_meaning(sql));
+        Self { sql_names, is_description_checked, has_fixed_meaning, ..self }
     }
 
     /// Returns the memory of `count` statements with `text` bytes of text in all.
@@ -124,7 +124,7 @@ impl Statement {
 
     /// Returns whether a server has parsed it successfully.
     pub fn was_parsed(&self) -> bool {
-        self.parsed_once.load(Ordering::Relaxed)
+        self.was_parsed.load(Ordering::Relaxed)
     }
 
     /// Returns the text, a zero byte and the types.

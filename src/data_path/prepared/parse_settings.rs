@@ -24,7 +24,7 @@ use crate::data_path::session_state::{Settings, parameters::affects_parsing};
 pub struct ParseSettings {
     /// Unique in the process.
     pub id: u64,
-    /// The relevant settings; empty until they are entry.
+    /// The relevant settings; empty until they are known.
     values: OnceLock<Settings>,
 }
 
@@ -45,7 +45,7 @@ impl ParseSettings {
         let _ = self.values.set(settings.filtered(affects_parsing));
     }
 
-    /// Returns the values if they are entry.
+    /// Returns the values if they are known.
     pub fn values(&self) -> Option<&Settings> {
         self.values.get()
     }
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_agree_on_what_matters_have_the_same() {
+    fn sessions_with_equal_relevant_settings_share_an_entry() {
         let table = ParseSettingsTable::default();
         let one = table.of(&settings(&[("application_name", "one"), ("TimeZone", "UTC")]));
         let other = table.of(&settings(&[("application_name", "other"), ("TimeZone", "UTC")]));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_no_session_has_are_forgotten() {
+    fn unused_settings_are_freed() {
         let table = ParseSettingsTable::default();
         for number in 0..1000 {
             table.of(&settings(&[("my.note", &number.to_string())]));

@@ -224,7 +224,7 @@ impl ServerStatements {
         if let Some(entry) = self.statements.get_mut(&statement.id) {
             entry.confirmation = Confirmation::Confirmed;
         }
-        statement.parsed_once.store(true, Ordering::Relaxed);
+        statement.was_parsed.store(true, Ordering::Relaxed);
     }
 
     /// Handles a failed or skipped Parse.

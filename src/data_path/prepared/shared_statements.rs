@@ -1,6 +1,6 @@
 //! The statements of one pool, without duplicates. Pure.
 //!
-//! Clients share a statement if PostgreSQL parses it candidates for both: same text and types, same settings.
+//! Clients share a statement if PostgreSQL parses it alike for both: same text and types, same settings.
 //! Every other statement belongs to one client.
 
 use std::{
@@ -79,7 +79,7 @@ impl SharedStatements {
         let side_effects = statement.side_effects.clone();
         let mut own = Statement::new(Box::default(), side_effects, &statement.parsed_under, &self.memory);
         own.server_name = name.into();
-        own.parsed_once = AtomicBool::new(statement.was_parsed());
+        own.was_parsed = AtomicBool::new(statement.was_parsed());
         let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
         Some(self.with_body(own, body))
     }
@@ -134,9 +134,9 @@ impl SharedStatements {
         Arc::new(Statement {
             sql_names: shared.sql_names.clone(),
             is_description_checked: shared.is_description_checked,
-            is_parsed_once: shared.is_parsed_once,
+            has_fixed_meaning: shared.has_fixed_meaning,
             description: shared.description.clone(),
-            parsed_once: AtomicBool::new(shared.was_parsed()),
+            was_parsed: AtomicBool::new(shared.was_parsed()),
             ..Statement::new(shared.body.clone(), side_effects, under, &self.memory)
         })
     }
@@ -158,7 +158,7 @@ impl SharedStatements {
         let statement = Arc::new(Statement {
             is_description_checked: true,
             description: description.into(),
-            parsed_once: AtomicBool::new(true),
+            was_parsed: AtomicBool::new(true),
             is_shared: before.is_shared,
             ..Statement::new(body, side_effects, under, &self.memory)
         });

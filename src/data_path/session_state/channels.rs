@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_sorted_known_and_quoted() {
+    fn names_are_sorted_unique_and_quoted() {
         let all = channels(&["b", "a", "b", "we\"ird"]);
         assert_eq!(all.iter().collect::<Vec<_>>(), ["a", "b", "we\"ird"]);
         assert!(all.has(b"b") && !all.has(b"c"));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_ear_hears_is_left_out_and_what_it_does_not_hear_yet_is_passed() {
+    fn only_channels_of_the_shared_listener_are_dropped() {
         let mut filter =
             NotificationFilter { process_id: 7, client_process_id: 70, ..NotificationFilter::default() };
         let mut out = Vec::new();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_of_a_servers_notifications_are_its_present_clients() {
+    fn only_the_last_notifications_of_a_server_are_its_present_clients_own() {
         let mut filter = NotificationFilter {
             process_id: 7,
             client_process_id: 70,

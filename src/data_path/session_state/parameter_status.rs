@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_values_are_the_same_in_whatever_order_they_came() {
+    fn equality_ignores_the_order_of_parameters() {
         let (mut one, two) = (of(&[("a", "1"), ("b", "2")]), of(&[("b", "2"), ("a", "1")]));
         assert_eq!(one, two);
         assert!(one.set("a", b"3") && one != two);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn no_server_makes_us_keep_more_than_postgresql_reports() {
+    fn a_server_cannot_exceed_the_limits_of_stored_parameters() {
         let mut reported = ReportedParameters::default();
         let long = vec![b'x'; BYTES_MAX / 2];
         assert!(reported.set("one", &long) && !reported.set("two", &long) && reported.set("one", b"1"));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_what_differs_and_believes_it_then() {
+    fn a_client_receives_each_difference_once() {
         let mut client =
             Arc::new(of(&[("TimeZone", "UTC"), ("DateStyle", "ISO, MDY"), ("search_path", "a")]));
         let now = of(&[("DateStyle", "ISO, MDY"), ("TimeZone", "Asia/Tokyo"), ("in_hot_standby", "off")]);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_in_another_encoding_is_no_news() {
+    fn a_name_in_another_encoding_is_not_sent_again() {
         let mut client = Arc::new(ReportedParameters::new([("session_authorization", &b"\xe9"[..])]));
         let mut out = Vec::new();
         ReportedParameters::new([("session_authorization", "é".as_bytes())])

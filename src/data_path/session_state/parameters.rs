@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_to_be_harmless_matters() {
+    fn unlisted_parameters_affect_parsing() {
         assert!(HARMLESS.is_sorted());
         for name in ["timezone", "search_path", "role", "my.note", "bytea_output", "session_authorization"] {
             assert!(affects_parsing(name), "{name}");

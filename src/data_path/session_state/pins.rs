@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pins_name_themselves() {
+    fn pins_have_names() {
         let mut pins = Pins::TEMPORARY;
         pins.insert(Pins::LISTEN);
         assert_eq!(pins.names().collect::<Vec<_>>(), ["temporary_object", "listen"]);

@@ -136,7 +136,7 @@ impl PendingRestore {
         }
     }
 
-    /// Forgets the resets of a portal that is bound repeated.
+    /// Forgets the resets of a portal that is bound again.
     pub fn portal_bound(&mut self, portal: &[u8]) {
         self.bound.retain(|(bound, _)| **bound != *portal);
         self.skip_portal.take_if(|skipped| **skipped == *portal);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_text_takes_back_of_what_was_given_at_startup() {
+    fn resets_of_startup_parameters_are_found() {
         for (sql, taken) in [
             ("SELECT 1", ""),
             ("SET datestyle = German", ""),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_portal_takes_back_when_it_runs() {
+    fn a_portal_resets_when_it_runs() {
         let mut pending = PendingRestore::default();
         let all = Resets { all: true, ..Resets::default() };
         pending.record(&all, &startup(), Some(b"one"));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_must_come_first_comes_first() {
+    fn no_restore_precedes_a_text_that_must_come_first() {
         let first = ["SET TRANSACTION READ ONLY", "set local transaction_isolation = serializable"];
         for sql in first.into_iter().chain([" commit;", "END", "ROLLBACK TO a"]) {
             assert!(forbids_restore(sql.as_bytes()), "{sql}");

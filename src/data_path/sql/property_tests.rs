@@ -6,7 +6,7 @@ use super::*;
 
 /// A quadratic parser would need minutes for each of these.
 #[test]
-fn hostile_texts_are_read_in_linear_time() {
+fn hostile_texts_take_linear_time() {
     const BYTES: usize = 200_000;
     const PREFIXES: [&str; 6] = [
         "",
@@ -77,7 +77,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     #[test]
-    fn the_first_look_never_takes_anything_else_for_a_plain_query(sql in token_sequence(), standard: bool, query: bool) {
+    fn the_fast_check_accepts_plain_queries_only(sql in token_sequence(), standard: bool, query: bool) {
         let sql = if query { format!("select {sql}") } else { sql };
         let lexing = Lexing { standard_conforming_strings: standard, ..Lexing::default() };
         if let Some(place) = plain_query::query(sql.as_bytes(), lexing) {
@@ -89,7 +89,7 @@ proptest! {
     }
 
     #[test]
-    fn a_statement_alone_reads_as_among_others(sql in token_sequence(), standard: bool) {
+    fn a_statement_is_parsed_alike_alone_and_among_others(sql in token_sequence(), standard: bool) {
         let lexing = Lexing { standard_conforming_strings: standard, ..Lexing::default() };
         let mut end = 0;
         for statement in statements(sql.as_bytes(), lexing) {
@@ -114,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_without_panic(sql: Vec<u8>, standard: bool, characters in 0..3) {
+    fn no_input_panics(sql: Vec<u8>, standard: bool, characters in 0..3) {
         let characters = [Characters::AsciiSafe, Characters::DoubleByte, Characters::ShiftJis][characters as usize];
         let lexing = Lexing { standard_conforming_strings: standard, characters };
         for statement in statements(&sql, lexing) {

@@ -61,7 +61,7 @@ fn decided(access: Access, sql: &str) -> String {
 }
 
 #[test]
-fn a_password_of_ones_own_role_is_the_logins_however_it_is_spelled() {
+fn every_spelling_of_an_own_password_change_applies_to_the_login() {
     for sql in [
         "ALTER ROLE CURRENT_USER PASSWORD 'new'",
         "alter user current_role with password 'new';",
@@ -78,7 +78,7 @@ fn a_password_of_ones_own_role_is_the_logins_however_it_is_spelled() {
 }
 
 #[test]
-fn a_password_that_cannot_be_is_refused() {
+fn an_invalid_password_is_rejected() {
     for (sql, why) in [
         ("ALTER ROLE CURRENT_USER PASSWORD NULL", "PasswordMissing"),
         ("ALTER ROLE CURRENT_USER PASSWORD ''", "PasswordMissing"),
@@ -103,7 +103,7 @@ fn a_password_that_cannot_be_is_refused() {
 }
 
 #[test]
-fn what_would_change_the_tenants_roles_or_its_database_is_refused_wherever_it_stands() {
+fn changes_of_the_tenants_roles_and_database_are_rejected_anywhere_in_a_text() {
     for (sql, why) in [
         ("ALTER ROLE acme_rw SET statement_timeout = 1", "Role"),
         ("ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nosuch'", "Role"),
@@ -145,7 +145,7 @@ fn what_would_change_the_tenants_roles_or_its_database_is_refused_wherever_it_st
 }
 
 #[test]
-fn what_is_the_owners_own_business_goes_to_the_server() {
+fn other_changes_by_the_owner_go_to_the_server() {
     for sql in [
         "ALTER DATABASE acme SET work_mem = '5MB'",
         "ALTER DATABASE acme RESET ALL",
