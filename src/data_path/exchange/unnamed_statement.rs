@@ -10,7 +10,7 @@ impl ClientMessages<'_, '_> {
     /// Asks for what changes the unnamed statement.
     #[inline(always)]
     pub(super) fn ask_unnamed(&mut self, asked: Request) -> bool {
-        if self.server.replies.pins.contains(Pins::UNSTORED_UNNAMED) {
+        if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
             self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
         }
         let may_be_skipped = self.server.replies.is_working();
@@ -23,7 +23,7 @@ impl ClientMessages<'_, '_> {
 
     /// A simple query ends the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
-        if self.server.replies.pins.contains(Pins::UNSTORED_UNNAMED) {
+        if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
             self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
         }
         self.statements.begin_unnamed_change(self.server.replies.is_working());
