@@ -144,7 +144,7 @@ pub async fn greet(
         follow: pool.rules.mode == PoolMode::Transaction,
         shared_statements: pool.statements.clone(),
         functions: pool.catalogue.clone(),
-        identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
+        identity: Identity { login: Some(handle.login.clone()), tenant_access: Some(pool.place.clone()) },
         memory,
         ..rules(&config, is_service)
     };
@@ -250,7 +250,7 @@ pub async fn start_without_tenant(
     reported.write(&mut bytes);
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
-    let identity = Identity { login: Some(handle.login.clone()), place: None };
+    let identity = Identity { login: Some(handle.login.clone()), tenant_access: None };
     let rules = SessionRules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(settings), first_serial(&handle));
     (side.told, side.began) = (reported.clone(), charge);

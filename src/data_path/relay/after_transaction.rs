@@ -57,10 +57,10 @@ impl Relay {
         if let Some(unlearnt) = unlearnt {
             let changed = checks.has_changed_functions();
             self.load().await?;
-            for found in self.pool.catalogue.look_again(&unlearnt, changed) {
+            for found in self.pool.catalogue.lookup_after_load(&unlearnt, changed) {
                 checks.note(&found, false);
             }
-            self.part_with(checks.prepared_in_error());
+            self.unshare(checks.prepared_in_error());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = checks.pins(failed);
@@ -112,8 +112,8 @@ impl Relay {
         checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
-        pins.set(Pins::UNREAD_UNNAMED, statements.keeps_unnamed_unread(there));
-        if !pins.contains(Pins::UNREAD_UNNAMED) {
+        pins.set(Pins::UNSTORED_UNNAMED, statements.keeps_unnamed_unstored(there));
+        if !pins.contains(Pins::UNSTORED_UNNAMED) {
             self.load().await?;
         }
         if self.side.wanted.len() > self.side.rules().settings_max {
@@ -127,11 +127,11 @@ impl Relay {
     }
 
     /// These statements are the session's own after all, and the server has them as nobody else would.
-    fn part_with(&mut self, misprepared: Vec<Arc<Statement>>) {
+    fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
             server.side.statements.failed(&statement);
-            self.side.statements.part_with(&statement, &self.side.rules().shared_statements.clone());
+            self.side.statements.unshare(&statement, &self.side.rules().shared_statements.clone());
         }
     }
 
@@ -187,7 +187,7 @@ impl Relay {
         let (sql, names) = checks.question(wanted, startup, answer);
         let mut arrays = vec![names];
         if checks.includes(StateChecks::PREPARED) {
-            arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
+            arrays.extend([server.side.statements.client_names(), server.side.known_names()]);
         }
         let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
         let rows = server.ask_again(&sql, &arrays).await?;

@@ -428,7 +428,7 @@ impl Relay {
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
             stats.transaction_time.record(took);
-            stats.count_statements(std::mem::take(&mut server.side.statements.tally));
+            stats.count_statements(std::mem::take(&mut server.side.statements.counts));
         }
         if server.side.is_pinned(follows) {
             if let Some(step) = self.idle_with_server(follows) {

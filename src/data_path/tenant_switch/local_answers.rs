@@ -362,7 +362,7 @@ impl LocalResponder {
             Plan::DriverReset { tidying, tags } => {
                 if *tidying != DriverReset::KeepsSettings {
                     side.keep(side.startup.clone())?;
-                    self.first.tell(&mut side.told, replies);
+                    self.first.write_changes(&mut side.told, replies);
                 }
                 if *tidying == DriverReset::DiscardsAll {
                     side.statements.forget_all();
@@ -487,7 +487,7 @@ pub(super) fn aborted() -> ClientError {
 /// A parameter has this value now: the client is told, if servers report it.
 fn tell(side: &mut ClientSide, name: &str, value: &[u8], replies: &mut Vec<u8>) {
     if let Some((spelled, _)) = side.told.find(name) {
-        ReportedParameters::new([(spelled, value)]).tell(&mut side.told, replies);
+        ReportedParameters::new([(spelled, value)]).write_changes(&mut side.told, replies);
     }
 }
 

@@ -109,7 +109,7 @@ pub enum Plan {
 impl Plan {
     /// What a text of this session comes to.
     pub fn of(sql: &[u8], session: &ClientSide) -> Self {
-        match session.rules().identity.judge(sql, session.lexing()) {
+        match session.rules().identity.decide(sql, session.lexing()) {
             Some(IdentityDecision::Password(password)) => Self::Password(password),
             Some(IdentityDecision::Refused(reason)) => Self::Refused(reason),
             None => Self::read(sql, session.lexing()),
