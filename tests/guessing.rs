@@ -65,7 +65,7 @@ async fn an_address_that_guesses_is_told_of_few_guesses_and_learns_no_name() {
     let lines = proxy
         .log()
         .lines()
-        .filter(|line| line.contains("login failed address=127.0.0.3 user=\"acme_user\""))
+        .filter(|line| line.contains("login failed address=127.0.0.3 login=\"acme_user\""))
         .count();
     assert!((3..=20).contains(&lines), "{lines} lines\n{}", proxy.log());
     assert!(proxy.log().contains("WARN"));

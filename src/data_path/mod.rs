@@ -4,6 +4,7 @@ pub mod directory;
 pub mod exchange;
 pub mod functions;
 pub mod listener;
+pub mod log_limit;
 pub mod login;
 pub mod memory_limit;
 pub mod pool;
@@ -23,98 +24,105 @@ use std::sync::Arc;
 
 use self::{
     login::{
-        authentication::{AuthContext, Authenticated, authenticate},
+        authentication,
         connection_limits::ConnectionPermit,
-        startup::{FirstRequest, StartupError, TlsRules},
-        tenant_routing::Route,
+        login_result,
+        startup::{self, FirstRequest, StartupError, TlsRules},
+        tenant_routing::{self, Route},
     },
     proxy::{ConsoleClient, Proxy},
+    relay::change_tenant::run_session,
+    session_start::AuthenticatedClient,
 };
 use crate::{
-    config::{Config, TlsMode},
     error::ClientError,
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
 
-/// One client, from its first byte to its last. Whatever goes wrong on the way is told to the client, if there is a way.
+/// Serves one client from its first byte to its last. A stage that fails ends the connection, with an error for the client if it
+/// can still read one.
 pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
-    let in_time = tokio::time::timeout(config.timeouts.client_login, async {
-        // Until it says something and has its turn, a connection costs next to nothing.
+    let login = permit.limit_login(config.timeouts.client_login, async {
+        // The login's future is made in its turn: a silent connection stays small.
         stream.readable().await?;
-        let (client, origin, at_a_time) = (&mut stream, permit.origin(), config.limits.logins_at_a_time);
-        let turns = &proxy.login_turns;
-        turns
-            .take(origin, at_a_time, || {
-                permit.begin_login(&config.limits);
-                log_in(client, &permit, &proxy, &config)
-            })
-            .await
+        let (stream, permit, proxy, config) = (&mut stream, &permit, &*proxy, &*config);
+        let stages = || async move {
+            permit.begin_login(&config.limits);
+            let acceptor = proxy.tls.load_full();
+            let rules = TlsRules::new(acceptor.as_deref(), config.client_tls.mode);
+            let mut packet = match startup::receive(stream, permit.peer(), rules).await? {
+                FirstRequest::Login(packet) => packet,
+                FirstRequest::Cancel { process_id, secret } => {
+                    proxy.cancel(process_id, &secret).await;
+                    return Ok(None);
+                }
+                FirstRequest::Closed => return Ok(None),
+            };
+            permit.admit(&config.limits)?;
+            let context = proxy.auth_context(config);
+            let names = tenant_routing::look_up(&packet, &context).await;
+            let proof = authentication::authenticate(stream, &mut packet, &names, &context).await?;
+            let routed = tenant_routing::route(&packet, &names, &proof, &context).await;
+            let (login, route) = login_result::answer(&packet, &names, routed, &context).await?;
+            permit.logged_in(&config.limits)?;
+            Ok(Some((packet, login, proof.into_replies(), route)))
+        };
+        proxy.login_turns.take(permit.origin(), config.limits.logins_at_a_time, stages).await
     });
-    let login = tokio::select! {
-        login = in_time => login.unwrap_or(Err(ClientError::LoginTimeout.into())),
-        () = permit.must_leave() => Err(ClientError::TooManyClients.into()),
+    let (packet, login, unsent, route) = match login.await {
+        Ok(Some(login)) => login,
+        Ok(None) => return,
+        Err(error) => return refuse_login(stream, &permit, error, &proxy).await,
     };
-    match login {
-        Ok(Some((packet, Authenticated { login, destination, unsent }))) => match destination {
-            Route::Tenant { tenant, access } => {
-                session_start::open_session(stream, permit, proxy, packet, login, tenant, access, unsent)
-                    .await;
-            }
-            Route::NoTenant => session_start::open_lobby(stream, permit, proxy, packet, login, unsent).await,
-            Route::Console { read_only } => {
-                let console = proxy.console.clone();
-                console(ConsoleClient { stream, packet, login, read_only, unsent, proxy, permit }).await;
-            }
-        },
-        Ok(None) => {}
-        Err(error @ (StartupError::Garbled(_) | StartupError::Io(_))) => {
-            tracing::debug!(peer = ?permit.peer(), %error, "a client left before login")
+    let client = AuthenticatedClient { stream, packet, login, unsent };
+    match route {
+        Route::Console { read_only } => {
+            let AuthenticatedClient { stream, packet, login, unsent } = client;
+            let console = proxy.console.clone();
+            console(ConsoleClient { stream, packet, login, read_only, unsent, proxy, permit }).await;
         }
-        Err(StartupError::Refused(refusal)) => {
-            proxy.metrics.login_refused(&refusal);
-            refuse(stream, &refusal).await;
+        Route::NoTenant => session_start::start_without_tenant(client, permit, proxy).await,
+        Route::Tenant { tenant, access } => {
+            let (pool, presence) = match proxy.enter_pool(&tenant, access).await {
+                Ok(entered) => entered,
+                Err(refusal) => return client.refuse(&refusal, Some(&tenant.name), &proxy).await,
+            };
+            let worker = pool.worker.clone();
+            let Some(client) = client.leave_for(&pool) else { return };
+            // Boxed: its memory is freed when the session begins.
+            let greeting = Box::pin(session_start::greet(client, pool, proxy));
+            worker.clone().spawn(async move {
+                let Some(relay) = greeting.await else { return };
+                session_start::apply_missed_changes(&permit, &relay.handle, &relay.proxy).await;
+                let transfer = relay.run().await;
+                drop(presence);
+                if let Some(transfer) = transfer {
+                    Box::pin(run_session(transfer, permit, Some(worker.index))).await;
+                }
+            });
         }
     }
 }
 
-/// Startup and proof; `None` where there is nobody to serve: a cancel request, or somebody who left.
-async fn log_in(
-    stream: &mut Stream,
-    permit: &ConnectionPermit,
-    proxy: &Proxy,
-    config: &Config,
-) -> Result<Option<(self::login::startup::StartupPacket, Authenticated)>, StartupError> {
-    let door = proxy.tls.load_full();
-    let required = !matches!(config.client_tls.mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
-    let rules = TlsRules { door: door.as_deref(), required };
-    let mut packet = match self::login::startup::receive(stream, permit.peer(), rules).await? {
-        FirstRequest::Client(packet) => packet,
-        FirstRequest::Cancel { process_id, secret } => {
-            proxy.cancel(process_id, &secret).await;
-            return Ok(None);
+/// Logs a login that failed before its result was known, and sends the client the error.
+async fn refuse_login(stream: Stream, permit: &ConnectionPermit, error: StartupError, proxy: &Proxy) {
+    match error {
+        StartupError::Refused(error) => {
+            proxy.metrics.login_refused(&error);
+            refuse(stream, &error).await;
         }
-        FirstRequest::Gone => return Ok(None),
-    };
-    permit.admitted(&config.limits)?;
-    let gate = AuthContext {
-        directory: &*proxy.directory,
-        tenant_host_suffixes: &config.tenant_host_suffixes,
-        admin_allow_from: &config.admin_allow_from,
-        failed_logins: &proxy.failed_logins,
-        failed_login_rules: &config.limits.failed_logins,
-        metrics: &proxy.metrics,
-    };
-    let proven = authenticate(stream, &mut packet, gate).await?;
-    permit.logged_in(&config.limits)?;
-    Ok(Some((packet, proven)))
+        StartupError::Garbled(_) | StartupError::Io(_) => {
+            tracing::debug!(address = %permit.address(), %error, "connection closed before login");
+        }
+    }
 }
 
-/// Tells a client that has no session why, and closes.
-pub async fn refuse(stream: Stream, refusal: &ClientError) {
-    let mut words = Vec::new();
-    refusal.write(Severity::Fatal, &mut words);
+/// Sends an error to a client that has no session, and closes the connection.
+pub async fn refuse(stream: Stream, error: &ClientError) {
+    let mut message = Vec::new();
+    error.write(Severity::Fatal, &mut message);
     let mut unsent = Unsent::default();
-    unsent.push(&words);
+    unsent.push(&message);
     self::relay::session_end::say_goodbye(stream, unsent).await;
 }

@@ -10,6 +10,7 @@ use crate::{
     data_path::{
         directory::Directory,
         login::{
+            authentication::AuthContext,
             connection_limits::{ConnectionLimits, ConnectionPermit},
             failed_logins::FailedLogins,
             login_turns::LoginTurns,
@@ -89,6 +90,18 @@ impl std::fmt::Debug for Proxy {
 }
 
 impl Proxy {
+    /// The shared state that a login needs.
+    pub fn auth_context<'a>(&'a self, config: &'a Config) -> AuthContext<'a> {
+        AuthContext {
+            directory: &*self.directory,
+            tenant_host_suffixes: &config.tenant_host_suffixes,
+            admin_allow_from: &config.admin_allow_from,
+            failed_logins: &self.failed_logins,
+            failed_login_rules: &config.limits.failed_logins,
+            metrics: &self.metrics,
+        }
+    }
+
     /// Serves a cancel request: here, or by whichever node has the session. Returns when it has settled here; an unknown key
     /// is not told apart. In session mode clients name their servers' process numbers, which do not tell the node.
     pub async fn cancel(&self, process_id: i32, secret: &[u8]) {

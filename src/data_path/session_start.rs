@@ -1,4 +1,4 @@
-//! A proven client becomes a session: it moves to its tenant's worker, once, is greeted there and served.
+//! The start of a session: an authenticated client moves to its tenant's worker once and is greeted there.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -11,7 +11,10 @@ use crate::{
     config::{Config, PoolMode},
     data_path::{
         exchange::{ClientSide, SessionRules, return_to_tenant::CurrentTenant, startup_charge},
-        login::{connection_limits::ConnectionPermit, startup::StartupPacket},
+        login::{
+            connection_limits::{ClientAddress, ConnectionPermit},
+            startup::StartupPacket,
+        },
         memory_limit::{Account, Charge},
         pool::{
             Pool, PooledServer,
@@ -23,10 +26,11 @@ use crate::{
             Relay,
             change_tenant::{DetachedSession, run_session},
             no_tenant,
+            timing::Traffic,
         },
         session_state::{Settings, identity::Identity},
-        sessions::registry::{NewSession, Registered},
-        tenant::{Access, Login, LoginKind, Tenant},
+        sessions::registry::{NewSession, Registered, SessionHandle},
+        tenant::{Login, LoginKind},
         tenant_switch::switcher::{SwitchTarget, TenantSwitcher},
     },
     error::{ClientError, Limit},
@@ -36,88 +40,80 @@ use crate::{
     },
 };
 
-/// Takes the client to its tenant's worker, where a task of its own serves it from now on.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "everything a login has brought together is handed on here, once"
-)]
-pub async fn open_session(
-    mut stream: Stream,
-    permit: ConnectionPermit,
-    proxy: Arc<Proxy>,
-    packet: StartupPacket,
-    login: Arc<Login>,
-    tenant: Arc<Tenant>,
-    access: Access,
-    unsent: Vec<u8>,
-) {
-    let (pool, present) = match proxy.enter_pool(&tenant, access).await {
-        Ok(entered) => entered,
-        Err(refusal) => {
-            proxy.metrics.login_refused(&refusal);
-            return refuse_proven(stream, unsent, &refusal).await;
-        }
-    };
-    let (worker, watcher) = (pool.worker.clone(), proxy.clone());
-    if !worker.is_this_thread()
-        && let Err(error) = stream.detach()
-    {
-        return warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
-    }
-    // A future of its own, gone when the session begins: what a login needed is no burden of an idle client's.
-    let welcome = Box::pin(async move {
-        if let Err(error) = stream.attach() {
-            warn!(tenant = tenant.name, side = "client", %error, "cannot move a session to its worker");
+/// A client that has logged in and has no session yet.
+#[derive(Debug)]
+pub struct AuthenticatedClient {
+    /// The connection.
+    pub stream: Stream,
+    /// The startup packet.
+    pub packet: StartupPacket,
+    /// The login.
+    pub login: Arc<Login>,
+    /// The last replies of the authentication; they go out with the session's first write.
+    pub unsent: Vec<u8>,
+}
+
+impl AuthenticatedClient {
+    /// Takes the connection out of this thread's reactor if the pool's worker is another one. `None`: that failed, and the
+    /// connection is closed.
+    pub fn leave_for(mut self, pool: &Pool) -> Option<Self> {
+        if !pool.worker.is_this_thread()
+            && let Err(error) = self.stream.detach()
+        {
+            self.log_move_failed(pool, &error);
             return None;
         }
-        greet(stream, &proxy, pool, packet, login, unsent).await
-    });
-    worker.spawn(async move {
-        let Some(relay) = welcome.await else { return };
-        if permit.has_missed_changes() {
-            Box::pin(watcher.look_again_at(&relay.handle)).await;
-        }
-        drop(watcher);
-        let index = relay.pool.worker.index;
-        let gone = relay.run().await;
-        drop(present);
-        if let Some(transfer) = gone {
-            Box::pin(run_session(transfer, permit, Some(index))).await;
-        }
-    });
-}
+        Some(self)
+    }
 
-async fn refuse_proven(stream: Stream, unsent: Vec<u8>, refusal: &ClientError) {
-    let mut stream = stream;
-    if tokio::io::AsyncWriteExt::write_all(&mut stream, &unsent).await.is_ok() {
-        refuse(stream, refusal).await;
+    fn log_move_failed(&self, pool: &Pool, error: &std::io::Error) {
+        let (tenant, login) = (&*pool.tenant.name, &*self.login.name);
+        warn!(tenant, login, side = "client", %error, "cannot move a session to its worker");
+    }
+
+    /// Sends an error instead of starting a session, logs it and closes the connection.
+    pub async fn refuse(mut self, error: &ClientError, tenant: Option<&str>, proxy: &Proxy) {
+        let (address, login) = (ClientAddress(self.packet.peer), &*self.login.name);
+        info!(%address, login, tenant, reason = %error, "login refused");
+        proxy.metrics.login_refused(error);
+        if tokio::io::AsyncWriteExt::write_all(&mut self.stream, &self.unsent).await.is_ok() {
+            refuse(self.stream, error).await;
+        }
     }
 }
 
-/// Finds out what the client is to be told, and makes the session. `None`: it was refused.
-async fn greet(
-    stream: Stream,
-    proxy: &Arc<Proxy>,
+/// Applies what changed in the directory between the look-up of the login and the start of its session.
+pub async fn apply_missed_changes(permit: &ConnectionPermit, session: &SessionHandle, proxy: &Proxy) {
+    if permit.has_missed_changes() {
+        Box::pin(proxy.look_again_at(session)).await;
+    }
+}
+
+/// Starts the session on the tenant's worker: obtains the startup parameter status, registers the session and prepares the
+/// replies that end the login. `None`: the client was refused.
+pub async fn greet(
+    mut client: AuthenticatedClient,
     pool: Arc<Pool>,
-    packet: StartupPacket,
-    login: Arc<Login>,
-    unsent: Vec<u8>,
+    proxy: Arc<Proxy>,
 ) -> Option<Box<Relay>> {
+    if let Err(error) = client.stream.attach() {
+        client.log_move_failed(&pool, &error);
+        return None;
+    }
     let config = proxy.config.load_full();
-    let addresses = stream.addresses();
-    let asked = Settings::new(packet.settings);
+    let addresses = client.stream.addresses();
+    let settings = Settings::new(std::mem::take(&mut client.packet.settings));
     let memory = pool.account(config.limits.client_memory_max);
     let wait = config.timeouts.query_wait;
-    let (status, server, began) = match meet(&pool, asked, &memory, wait).await {
-        Ok(greeted) => greeted,
-        Err(refusal) => {
-            info!(tenant = pool.tenant.name, login = login.name, reason = %refusal, "login refused");
-            proxy.metrics.login_refused(&refusal);
-            refuse_proven(stream, unsent, &refusal).await;
+    let (status, server, began) = match startup_status(&pool, settings, &memory, wait).await {
+        Ok(started) => started,
+        Err(error) => {
+            client.refuse(&error, Some(&pool.tenant.name), &proxy).await;
             return None;
         }
     };
-    let arrival = NewSession {
+    let AuthenticatedClient { stream, packet, login, unsent } = client;
+    let new = NewSession {
         login,
         place: Some(pool.place.clone()),
         peer: packet.peer,
@@ -128,12 +124,13 @@ async fn greet(
         known_as: server.as_ref().map(|server| server.process_id),
         secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
-    let (handle, secret) = proxy.sessions.register(arrival);
+    let (handle, secret) = proxy.sessions.register(new);
     pool.stats.logins.fetch_add(1, Relaxed);
     if config.log.connections {
+        let address = ClientAddress(handle.peer);
         info!(
             tenant = pool.tenant.name, login = handle.login.name, connection = handle.process_id,
-            peer = ?handle.peer, tls = handle.tls, "session opened"
+            %address, tls = handle.tls, "session opened"
         );
     }
     let mut bytes = unsent;
@@ -161,7 +158,8 @@ async fn greet(
         handle,
         query_wait: wait,
         leaving: None,
-        switcher: switcher,
+        switcher,
+        traffic: Traffic::default(),
         proxy: proxy.clone(),
     };
     let mut relay = Box::new(Relay::new(session, pool));
@@ -171,30 +169,30 @@ async fn greet(
     Some(relay)
 }
 
-/// What a client that asks for these parameters has set and is told; in session mode, the server that it has from now on; and what
-/// that takes.
-async fn meet(
+/// Returns the startup parameter status for a client with these settings, in session mode also the session's server, and
+/// the memory charge of the settings.
+async fn startup_status(
     pool: &Arc<Pool>,
-    asked: Settings,
+    settings: Settings,
     memory: &Arc<Account>,
     wait: Duration,
 ) -> Result<(StartupStatus, Option<Box<PooledServer>>, Charge), ClientError> {
-    let began = startup_charge(&asked, memory)?;
+    let charge = startup_charge(&settings, memory)?;
     if pool.rules.mode == PoolMode::Transaction {
-        return Ok((pool.startup_status(asked, wait).await?, None, began));
+        return Ok((pool.startup_status(settings, wait).await?, None, charge));
     }
-    let SessionServer { server, status } = pool.session_server(asked, wait).await?;
-    Ok((status, Some(server), began))
+    let SessionServer { server, status } = pool.session_server(settings, wait).await?;
+    Ok((status, Some(server), charge))
 }
 
-/// What holds for a session that is in no pool.
-fn rules(config: &Config, chooses: bool) -> SessionRules {
+/// The rules of a session without a tenant.
+fn rules(config: &Config, is_service: bool) -> SessionRules {
     SessionRules {
         follow: true,
-        may_switch_tenant: chooses,
+        may_switch_tenant: is_service,
         current_tenant: CurrentTenant::First,
         identity: Identity::default(),
-        sees_binds: chooses,
+        sees_binds: is_service,
         shared_statements: Arc::default(),
         functions: Arc::default(),
         inspect_bytes_max: config.limits.statement_inspect_bytes_max,
@@ -207,59 +205,55 @@ fn rules(config: &Config, chooses: bool) -> SessionRules {
     }
 }
 
-/// Unique over the process, with 32 bits of room above it.
+/// The first of 2^32 serial numbers that only this session uses.
 fn first_serial(handle: &Registered) -> u64 {
     u64::from(handle.process_id.unsigned_abs()) << 32
 }
 
-/// A service login that names no tenant: a session on this worker, until it chooses one.
-pub async fn open_lobby(
-    stream: Stream,
+/// Starts a service login's session without a tenant. It stays on this worker until it chooses a tenant.
+pub async fn start_without_tenant(
+    mut client: AuthenticatedClient,
     permit: ConnectionPermit,
     proxy: Arc<Proxy>,
-    packet: StartupPacket,
-    login: Arc<Login>,
-    unsent: Vec<u8>,
 ) {
     let config = proxy.config.load_full();
-    let asked = Settings::new(packet.settings);
-    let nowhere = &proxy.pools.accounts.nowhere;
-    let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[nowhere]);
-    let began = match startup_charge(&asked, &memory) {
-        Ok(began) => began,
-        Err(refusal) => {
-            info!(login = login.name, reason = %refusal, "login refused");
-            proxy.metrics.login_refused(&refusal);
-            return refuse_proven(stream, unsent, &refusal).await;
-        }
+    let settings = Settings::new(std::mem::take(&mut client.packet.settings));
+    let no_tenant = &proxy.pools.accounts.nowhere;
+    let memory = Account::new(Limit::Client, config.limits.client_memory_max, &[no_tenant]);
+    let charge = match startup_charge(&settings, &memory) {
+        Ok(charge) => charge,
+        Err(error) => return client.refuse(&error, None, &proxy).await,
     };
-    let arrival = NewSession {
+    let AuthenticatedClient { stream, packet, login, unsent } = client;
+    let new = NewSession {
         login,
         place: None,
         peer: packet.peer,
         addresses: stream.addresses(),
         now_ms: proxy.workers.first().map_or(0, |worker| worker.clock.now_ms()),
         tls: packet.tls.is_some(),
-        application_name: asked.get("application_name").unwrap_or_default().into(),
+        application_name: settings.get("application_name").unwrap_or_default().into(),
         known_as: None,
         secret_bytes: if packet.minor >= 2 { 32 } else { 4 },
     };
-    let (handle, secret) = proxy.sessions.register(arrival);
+    let (handle, secret) = proxy.sessions.register(new);
     if config.log.connections {
+        let address = ClientAddress(handle.peer);
         info!(
-            login = handle.login.name, connection = handle.process_id, peer = ?handle.peer, tls = handle.tls,
-            "session opened, no tenant chosen"
+            login = handle.login.name, connection = handle.process_id, %address, tls = handle.tls,
+            "session opened without a tenant"
         );
     }
-    let told = no_tenant::greeting(&asked, &handle.login.name, proxy.pools.server_version().as_deref());
+    let reported =
+        no_tenant::greeting(&settings, &handle.login.name, proxy.pools.server_version().as_deref());
     let mut bytes = unsent;
-    told.write(&mut bytes);
+    reported.write(&mut bytes);
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
     let identity = Identity { login: Some(handle.login.clone()), tenant_access: None };
     let rules = SessionRules { identity, memory, ..rules(&config, true) };
-    let mut side = ClientSide::new(rules, Arc::new(asked), first_serial(&handle));
-    (side.told, side.began) = (told.clone(), began);
+    let mut side = ClientSide::new(rules, Arc::new(settings), first_serial(&handle));
+    (side.told, side.began) = (reported.clone(), charge);
     let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),
@@ -268,11 +262,10 @@ pub async fn open_lobby(
         handle,
         query_wait: config.timeouts.query_wait,
         leaving: None,
-        switcher: Some(TenantSwitcher::new(proxy.clone(), None, told)),
+        switcher: Some(TenantSwitcher::new(proxy.clone(), None, reported)),
+        traffic: Traffic::default(),
         proxy: proxy.clone(),
     };
-    if permit.has_missed_changes() {
-        proxy.look_again_at(&session.handle).await;
-    }
+    apply_missed_changes(&permit, &session.handle, &proxy).await;
     tokio::spawn(run_session(Box::new((session, SwitchTarget::NoTenant)), permit, None));
 }

@@ -15,7 +15,7 @@ use super::{
     tenant_counts::{self, ALL, Counts, SHARED},
 };
 use crate::data_path::{
-    login::tenant_routing::LOBBY_DATABASE,
+    login::tenant_routing::NO_TENANT_DATABASE,
     pool::{Pool, TenantPools, server_list::ServerEntry},
     proxy::Proxy,
     sessions::registry::{Activity, SessionHandle},
@@ -201,7 +201,7 @@ pub fn clients(proxy: &Proxy) -> Table {
             kind: "C",
             user: &session.login.name,
             // The name that clients use when they choose no tenant.
-            database: place.as_ref().map_or(LOBBY_DATABASE, |place| &place.tenant.name),
+            database: place.as_ref().map_or(NO_TENANT_DATABASE, |place| &place.tenant.name),
             state,
             remote: session.addresses.map(|(_, theirs)| theirs),
             local: session.addresses.map(|(ours, _)| ours),

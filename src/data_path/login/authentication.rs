@@ -1,35 +1,24 @@
-//! Who is calling: SCRAM-SHA-256 against the stored verifier, and what the login may reach.
+//! Authenticates a client: SCRAM-SHA-256 against the stored verifier.
 //!
-//! An unknown login, an unknown tenant, a wrong password, a disabled or expired login look the same from outside: the same
-//! look-ups, the same messages, the same words, at the same pace, also while the central database is away. An unknown login
-//! gets a mock exchange that cannot succeed by construction.
+//! An unknown login, an unknown tenant, a wrong password, and a disabled or expired login look the same to a client: the same
+//! look-ups, messages, error text and timing, also while the central database is unavailable. An unknown login gets a mock
+//! exchange, which cannot succeed.
 //!
 //! Source: RFC 5802, RFC 7677; PostgreSQL documentation, "SASL Authentication".
 
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
-
-use futures_util::future::join_all;
 use pgwire::api::auth::sasl::scram::ScramServerAuth;
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tracing::{info, warn};
 
 use super::{
-    connection_limits::ClientNetwork,
-    failed_logins::{FailedLogins, Outcome},
+    failed_logins::FailedLogins,
     scram_proof::Verifier,
     startup::{LOGIN_READ_BYTES, STARTUP_BYTES_MAX, StartupError, StartupPacket},
-    tenant_routing::{Goal, Hints, Known, LoginRefusal, Route, RouteRequest, Verdict, is_tenant},
+    tenant_routing::LookedUp,
 };
 use crate::{
     config::FailedLoginRules,
-    data_path::{
-        directory::{Directory, DirectoryError},
-        tenant::Login,
-    },
+    data_path::directory::Directory,
     error::ClientError,
     metrics::Metrics,
     wire::{
@@ -42,18 +31,7 @@ use crate::{
 const PLAIN: &str = "SCRAM-SHA-256";
 const PLUS: &str = "SCRAM-SHA-256-PLUS";
 
-/// Who proved to be who, and may go where.
-#[derive(Debug)]
-pub struct Authenticated {
-    /// Who.
-    pub login: Arc<Login>,
-    /// Where to.
-    pub destination: Route,
-    /// AuthenticationSASLFinal and AuthenticationOk; they go out with the session's first write.
-    pub unsent: Vec<u8>,
-}
-
-/// What a login is judged by, beside what the client says.
+/// The configuration and the shared state that a login needs.
 #[derive(Debug, Clone, Copy)]
 pub struct AuthContext<'a> {
     /// Logins and tenants.
@@ -62,189 +40,59 @@ pub struct AuthContext<'a> {
     pub tenant_host_suffixes: &'a [String],
     /// `admin_allow_from`.
     pub admin_allow_from: &'a [ipnet::IpNet],
-    /// What slows guessing down.
+    /// Recent failures.
     pub failed_logins: &'a FailedLogins,
     /// `failed_login…`.
     pub failed_login_rules: &'a FailedLoginRules,
-    /// Counts those that are delayed.
+    /// Counts delayed logins.
     pub metrics: &'a Metrics,
 }
 
-/// Looks up and proves the login.
+/// The result of the SASL exchange.
+#[derive(Debug)]
+pub enum Proof {
+    /// The client knows the password.
+    Right {
+        /// AuthenticationSASLFinal and AuthenticationOk, for the first write of the session.
+        replies: Vec<u8>,
+    },
+    /// It does not.
+    Wrong,
+    /// The login has no usable verifier, or there is no such login.
+    NoVerifier,
+}
+
+impl Proof {
+    /// The replies of a right proof.
+    pub fn into_replies(self) -> Vec<u8> {
+        match self {
+            Self::Right { replies } => replies,
+            Self::Wrong | Self::NoVerifier => Vec::new(),
+        }
+    }
+}
+
+/// Runs the SASL exchange, with a mock verifier if there is no such login.
 ///
 /// # Errors
-/// [`StartupError`]; the operator's log has the real reason.
+/// [`StartupError`]: the connection is lost, or the client violates the protocol.
 pub async fn authenticate(
     stream: &mut Stream,
     packet: &mut StartupPacket,
-    gate: AuthContext<'_>,
-) -> Result<Authenticated, StartupError> {
-    let server_name = packet.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
-    let hints = Hints {
-        option: packet.tenant_hint.clone(),
-        database: packet.database.clone(),
-        user: packet.user.clone(),
-        server_name: server_name
-            .and_then(|name| Hints::tenant_of_server_name(name, gate.tenant_host_suffixes)),
-    };
-    let begun = Instant::now();
-    let found = look_up(&hints, gate.directory).await;
-    let stored = found.login.as_ref().map(|login| login.verifier.expose_secret());
-    let (verifier, is_stored) = Verifier::of(stored, &packet.user, gate.directory.mock_salt());
-    tokio::time::sleep_until(gate.directory.answer_at(begun).into()).await;
-
-    // Until here nothing but the client's own words has decided what was asked of whom; and only a right proof gets
-    // to know more than that it failed.
-    let proof = exchange(stream, packet, &verifier).await?;
-    let verdict = match (&found.login, proof) {
-        // A password that is wrong may be a new one, and a name that is unknown a new name.
-        (None, _) | (Some(_), Proof::Wrong) if found.unavailable || !gate.directory.is_current() => {
-            Err(Verdict::Refused(ClientError::DirectoryUnavailable))
-        }
-        (None, _) => Err(Verdict::Denied(LoginRefusal::UnknownLogin)),
-        (Some(_), Proof::Wrong) if !is_stored => Err(Verdict::Denied(LoginRefusal::BrokenVerifier)),
-        (Some(_), Proof::Wrong) => Err(Verdict::Denied(LoginRefusal::WrongPassword)),
-        (Some(login), Proof::Right(server_final)) => {
-            let case = RouteRequest {
-                login,
-                hints: &hints,
-                split: found.split,
-                tenants: &found.tenants,
-                peer: packet.peer,
-                now: SystemTime::now(),
-                admin_allow_from: gate.admin_allow_from,
-            };
-            settle(&case, gate.directory).await.map(|destination| (login, destination, server_final))
-        }
-    };
-    let verdict = verdict.map_err(|verdict| (verdict.to_string(), verdict.into_refusal(&packet.user)));
-    answer_in_time(packet, verdict.as_ref().err(), gate).await?;
-    match verdict {
-        Ok((login, destination, server_final)) => {
-            let mut unsent = Vec::new();
-            sasl(&mut unsent, 12, server_final.as_bytes());
-            authentication_ok(&mut unsent);
-            Ok(Authenticated { login: login.clone(), destination, unsent })
-        }
-        Err((_, refusal)) => Err(refusal.into()),
-    }
-}
-
-/// Returns when the client may hear how its login went: later, the more of them have failed.
-///
-/// # Errors
-/// [`ClientError::TooManyFailedLogins`]: it may not hear it.
-async fn answer_in_time(
-    packet: &StartupPacket,
-    refused: Option<&(String, ClientError)>,
-    gate: AuthContext<'_>,
-) -> Result<(), ClientError> {
-    let outcome = match refused {
-        Some((_, ClientError::LoginFailed { .. })) => Outcome::Wrong,
-        Some((_, ClientError::DirectoryUnavailable)) => Outcome::Unknown,
-        _ => Outcome::Right,
-    };
-    // `alice@acme` is `alice`, whatever tenant is named.
-    let login = packet.user.rsplit_once('@').map_or(packet.user.as_str(), |(login, _)| login);
-    let origin = ClientNetwork::of(packet.peer);
-    let delay = gate.failed_logins.judge(origin, login, outcome, Instant::now(), gate.failed_login_rules);
-    match refused {
-        // The address first: nothing that a client chooses stands before it. docs/security.md has the filter for fail2ban.
-        Some((reason, _)) if delay.is_logged => {
-            let address = packet.peer.map_or_else(|| "local".to_owned(), |peer| peer.to_string());
-            warn!(%address, user = packet.user, database = packet.database, reason, "login failed");
-        }
-        Some((reason, _)) if outcome != Outcome::Wrong => {
-            info!(user = packet.user, database = packet.database, peer = ?packet.peer, reason, "login refused");
-        }
-        _ => {}
-    }
-    if !delay.wait.is_zero() {
-        gate.metrics.login_delayed();
-        tokio::time::sleep(delay.wait).await;
-    }
-    if delay.is_refused { Err(ClientError::TooManyFailedLogins) } else { Ok(()) }
-}
-
-/// Where a login that has proved itself goes.
-async fn settle(case: &RouteRequest<'_>, directory: &dyn Directory) -> Result<Route, Verdict> {
-    let tenant = match case.goal()? {
-        Goal::Console { read_only } => return Ok(Route::Console { read_only }),
-        Goal::Lobby => return Ok(Route::NoTenant),
-        Goal::Named(tenant) => Some(tenant),
-        Goal::Only(id) => directory.tenant_by_id(id).await.map_err(|error| {
-            warn!(login = case.login.name, tenant = id, side = "central", %error, "cannot look up a tenant");
-            Verdict::Refused(ClientError::DirectoryUnavailable)
-        })?,
-    };
-    case.enter(tenant)
-}
-
-/// What the directory knows of a client's names.
-struct Found {
-    login: Option<Arc<Login>>,
-    /// Whether there is such a login could not be found out.
-    unavailable: bool,
-    /// The user name is this login's, `@`, and a tenant's.
-    split: bool,
-    /// Every name that may be a tenant's.
-    tenants: Vec<(String, Known)>,
-}
-
-/// Asks for every name, whatever the answer to another one: what is asked depends on what the client says and on
-/// nothing that it may want to find out.
-async fn look_up(hints: &Hints, directory: &dyn Directory) -> Found {
-    let half_name = hints.split_user().map(|(name, _)| name);
-    let logins =
-        join_all([Some(&*hints.user), half_name].into_iter().flatten().map(|name| login(name, directory)));
-    let tenants = join_all(hints.names().into_iter().map(|name| tenant(name, directory)));
-    let (logins, tenants) = tokio::join!(logins, tenants);
-    let unavailable = logins.iter().any(|found| matches!(found, Err(DirectoryError::Unavailable(_))));
-    let mut logins = logins.into_iter();
-    let whole = logins.next().unwrap_or(Ok(None));
-    let half = logins.next().and_then(Result::ok).flatten().filter(|_| matches!(whole, Ok(None)));
-    if let Ok(Some(login)) = whole {
-        return Found { login: Some(login), unavailable, split: false, tenants };
-    }
-    let login = half.filter(|login| {
-        hints.split_user().is_some_and(|(_, suffix)| is_tenant(&tenants, suffix, &login.kind))
-    });
-    Found { split: login.is_some(), login, unavailable, tenants }
-}
-
-async fn login(name: &str, directory: &dyn Directory) -> Result<Option<Arc<Login>>, DirectoryError> {
-    let found = directory.login(name).await;
-    found.inspect_err(|error| warn!(user = name, side = "central", %error, "cannot look up a login"))
-}
-
-async fn tenant(name: &str, directory: &dyn Directory) -> (String, Known) {
-    let known = match directory.tenant(name).await {
-        Ok(Some(tenant)) => Known::Tenant(tenant),
-        Ok(None) => Known::Nobody,
-        Err(error) => {
-            warn!(tenant = name, side = "central", %error, "cannot look up a tenant");
-            Known::Unavailable
-        }
-    };
-    (name.to_owned(), known)
-}
-
-enum Proof {
-    /// With the server-final-message to send.
-    Right(String),
-    Wrong,
-}
-
-/// The SASL exchange. It takes the same course whether the secret is a login's or a mock.
-async fn exchange(
-    stream: &mut Stream,
-    packet: &mut StartupPacket,
-    verifier: &Verifier,
+    names: &LookedUp,
+    context: &AuthContext<'_>,
 ) -> Result<Proof, StartupError> {
-    let offered =
-        packet.tls.as_ref().map(|tls| &tls.snapshot.scram).filter(|scram| scram.supports_channel_binding());
-    let plus = offered.is_some();
-    let scram = offered.cloned().unwrap_or_else(ScramServerAuth::new);
+    let directory = context.directory;
+    let stored = names.login.as_ref().map(|login| login.verifier.expose_secret());
+    let (verifier, is_stored) = Verifier::of(stored, &packet.user, directory.mock_salt());
+    tokio::time::sleep_until(directory.answer_at(names.begun).into()).await;
+
+    let snapshot = packet.tls.as_ref().map(|tls| tls.snapshot.clone());
+    let (scram, end_point) = match snapshot.as_ref().and_then(|snapshot| snapshot.channel_binding()) {
+        Some((scram, end_point)) => (scram.clone(), Some(end_point)),
+        None => (ScramServerAuth::new(), None),
+    };
+    let plus = end_point.is_some();
     let mut request = std::mem::take(&mut packet.unsent);
     append(&mut request, b'R', |out| {
         out.extend_from_slice(&10u32.to_be_bytes());
@@ -257,27 +105,33 @@ async fn exchange(
     stream.flush().await?;
 
     let initial = sasl_message(stream, &mut packet.unread).await?;
-    let first = client_first(&initial, plus)?;
-    let (server_first, waiting) = scram
-        .on_client_first_message_with_secret(first, verifier.secret())
+    let client_first = client_first(&initial, plus)?;
+    let (server_first, _) = scram
+        .on_client_first_message_with_secret(client_first, verifier.secret())
         .map_err(|_| ClientError::ProtocolViolation("malformed SCRAM message".into()))?;
     let mut challenge = Vec::new();
     sasl(&mut challenge, 11, server_first.as_bytes());
     stream.write_all(&challenge).await?;
     stream.flush().await?;
 
-    let last = sasl_message(stream, &mut packet.unread).await?;
-    without_nul(&last)?;
-    if !verifier.is_proved(first, &server_first, &last) {
-        return Ok(Proof::Wrong);
-    }
-    // Nonce, channel binding, and the proof once more.
-    Ok(waiting.on_client_final_message(&last).map_or(Proof::Wrong, Proof::Right))
+    let client_final = sasl_message(stream, &mut packet.unread).await?;
+    without_nul(&client_final)?;
+    Ok(match verifier.server_final(client_first, &server_first, &client_final, end_point) {
+        Some(server_final) => {
+            let mut replies = Vec::new();
+            sasl(&mut replies, 12, server_final.as_bytes());
+            authentication_ok(&mut replies);
+            Proof::Right { replies }
+        }
+        None if is_stored => Proof::Wrong,
+        None => Proof::NoVerifier,
+    })
 }
 
-/// The client-first-message of a SASLInitialResponse whose mechanism was offered and fits its channel-binding flag.
+/// Returns the client-first-message of a SASLInitialResponse. Its mechanism must be an offered one and fit the
+/// channel-binding flag.
 fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], ClientError> {
-    let violation = |words: &str| ClientError::ProtocolViolation(words.into());
+    let violation = |text: &str| ClientError::ProtocolViolation(text.into());
     let mechanism = cstr(&mut body).map_err(|_| violation("malformed SASL message"))?;
     let Some((length, first)) = body.split_first_chunk::<4>() else {
         return Err(violation("malformed SASL message"));
@@ -297,7 +151,7 @@ fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], ClientError> {
     }
 }
 
-/// SCRAM is text; PostgreSQL's words for what is not.
+/// Refuses an empty message and one with a zero byte, with PostgreSQL's error.
 fn without_nul(message: &[u8]) -> Result<(), ClientError> {
     if message.is_empty() || message.contains(&0) {
         return Err(ClientError::ProtocolViolation("malformed SCRAM message".into()));
@@ -305,7 +159,7 @@ fn without_nul(message: &[u8]) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// An AuthenticationSASL… message.
+/// Appends an AuthenticationSASL… message.
 fn sasl(out: &mut Vec<u8>, kind: u32, data: &[u8]) {
     append(out, b'R', |out| {
         out.extend_from_slice(&kind.to_be_bytes());
@@ -313,14 +167,14 @@ fn sasl(out: &mut Vec<u8>, kind: u32, data: &[u8]) {
     });
 }
 
-/// The body of the next message, which must be of type `p` and of decent size.
+/// Returns the body of the next message, which must have type `p` and at most [`STARTUP_BYTES_MAX`] bytes.
 async fn sasl_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Vec<u8>, StartupError> {
     loop {
         let header = header(buffer).map_err(|error| ClientError::ProtocolViolation(error.to_string()))?;
         if let Some((tag, length)) = header {
             if tag != b'p' {
-                let words = format!("expected SASL response, got message type {tag}");
-                return Err(ClientError::ProtocolViolation(words).into());
+                let text = format!("expected SASL response, got message type {tag}");
+                return Err(ClientError::ProtocolViolation(text).into());
             }
             if length > STARTUP_BYTES_MAX {
                 return Err(ClientError::ProtocolViolation("SASL response too long".into()).into());

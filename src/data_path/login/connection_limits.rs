@@ -4,11 +4,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    future::Future,
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -31,6 +33,19 @@ impl ClientNetwork {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
             address => address,
         }))
+    }
+}
+
+/// A client's address for a log line: bare, `local` for a Unix socket.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientAddress(pub Option<IpAddr>);
+
+impl std::fmt::Display for ClientAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("local"),
+        }
     }
 }
 
@@ -211,14 +226,31 @@ impl ConnectionPermit {
         self.peer
     }
 
+    /// The address for log lines.
+    pub fn address(&self) -> ClientAddress {
+        ClientAddress(self.peer)
+    }
+
     /// The same, as far as clients are told apart.
     pub fn origin(&self) -> ClientNetwork {
         ClientNetwork::of(self.peer)
     }
 
-    /// Returns when the connection must make room for others.
-    pub async fn must_leave(&self) {
-        self.leave.notified().await;
+    /// Runs a login until its time limit ends or the connection has to make room for others.
+    ///
+    /// # Errors
+    /// Those of the login, [`ClientError::LoginTimeout`], [`ClientError::TooManyClients`].
+    pub async fn limit_login<T, E: From<ClientError>>(
+        &self,
+        timeout: Duration,
+        login: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            login = tokio::time::timeout(timeout, login) => {
+                login.unwrap_or_else(|_| Err(ClientError::LoginTimeout.into()))
+            }
+            () = self.leave.notified() => Err(ClientError::TooManyClients.into()),
+        }
     }
 
     /// It is the client's turn to log in.
@@ -226,11 +258,11 @@ impl ConnectionPermit {
         self.door.held().begin_login(self.origin(), self.number, limits);
     }
 
-    /// Whether there is room; asked when the client has said hello and can be told.
+    /// Returns whether a session may begin. Called after the startup packet, when the client can read an error.
     ///
     /// # Errors
     /// [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].
-    pub fn admitted(&self, limits: &Limits) -> Result<(), ClientError> {
+    pub fn admit(&self, limits: &Limits) -> Result<(), ClientError> {
         if self.door.is_closed() {
             return Err(ClientError::AdminShutdown);
         }
@@ -326,9 +358,9 @@ mod tests {
         let (door, mut limits) = (Arc::<ConnectionLimits>::default(), limits(10, 10, 1 << 20));
         limits.max_client_conn = 1;
         let strangers: Vec<_> = (0..5).map(|_| door.enter(at(1), &limits).unwrap()).collect();
-        assert!(strangers.iter().all(|permit| permit.admitted(&limits).is_ok()));
+        assert!(strangers.iter().all(|permit| permit.admit(&limits).is_ok()));
         assert!(strangers[0].logged_in(&limits).is_ok());
-        assert!(strangers[1].logged_in(&limits).is_err() && strangers[1].admitted(&limits).is_err());
+        assert!(strangers[1].logged_in(&limits).is_err() && strangers[1].admit(&limits).is_err());
         assert_eq!((door.sessions(), door.unproven(), door.clients()), (1, 4, 5));
         drop(strangers);
         assert_eq!((door.sessions(), door.unproven()), (0, 0));

@@ -3,6 +3,7 @@
 pub mod authentication;
 pub mod connection_limits;
 pub mod failed_logins;
+pub mod login_result;
 pub mod login_turns;
 pub mod password_pace;
 pub mod scram_proof;

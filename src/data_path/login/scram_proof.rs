@@ -1,7 +1,7 @@
-//! Whether a client knows a password, judged by the stored verifier alone. Pure.
+//! Verifies a client's SCRAM proof against the stored verifier. Pure.
 //!
-//! pgwire conducts the exchange; the comparison that decides is made here first, in constant time, which pgwire's is
-//! not. Only a proof that is right goes on to pgwire.
+//! pgwire reads the client-first-message and makes the server-first-message. The last step is made here, because its
+//! comparison of the proof takes constant time.
 //!
 //! Source: RFC 5802, section 3; RFC 7677.
 
@@ -11,14 +11,14 @@ use pgwire::api::auth::sasl::scram::ScramSecret;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-/// What the verifiers we make have, and so what a mock must have to look like one.
+/// The parameters of the verifiers that pglobby makes; a mock has the same.
 const MOCK_ITERATIONS: usize = 4096;
 const MOCK_SALT_BYTES: usize = 16;
-/// Read in the place of what an unknown login has not, for the time it takes.
+/// Parsed for an unknown login, so that its login takes as long as that of a known one.
 const UNKNOWN: &str = "SCRAM-SHA-256$4096:AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:\
                        AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-/// A SCRAM-SHA-256 verifier, taken apart.
+/// A parsed SCRAM-SHA-256 verifier.
 pub struct Verifier {
     salt: Vec<u8>,
     iterations: usize,
@@ -27,7 +27,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Reads a verifier as PostgreSQL spells it: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+    /// Parses PostgreSQL's format: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
     pub fn read(text: &str) -> Option<Self> {
         let (iterations, rest) = text.strip_prefix("SCRAM-SHA-256$")?.split_once(':')?;
         let (salt, keys) = rest.split_once('$')?;
@@ -41,7 +41,8 @@ impl Verifier {
         })
     }
 
-    /// What a login is asked by: what is stored, and else a mock. The same work is done for both.
+    /// Returns the stored verifier and `true`, or a mock and `false` if there is none or it cannot be parsed. Both take the
+    /// same work.
     pub fn of(stored: Option<&str>, user: &str, mock_salt: &[u8]) -> (Self, bool) {
         let mock = Self::mock(user, mock_salt);
         let read = Self::read(stored.unwrap_or(UNKNOWN)).filter(|_| stored.is_some());
@@ -49,14 +50,14 @@ impl Verifier {
         (read.unwrap_or(mock), is_stored)
     }
 
-    /// What an unknown login is asked: always the same salt for the same name, as a real one would have, wherever and
-    /// whenever it asks, and keys that nobody knows.
+    /// A verifier for an unknown login. The salt depends on the name only, on every node, as that of a real login does. The
+    /// keys are random, so that no proof can match.
     fn mock(user: &str, mock_salt: &[u8]) -> Self {
         let salt = hmac(mock_salt, user.as_bytes()).into_iter().take(MOCK_SALT_BYTES).collect();
         Self { salt, iterations: MOCK_ITERATIONS, stored_key: rand::random(), server_key: rand::random() }
     }
 
-    /// As pgwire takes it.
+    /// The verifier as pgwire's exchange takes it.
     pub fn secret(&self) -> ScramSecret {
         ScramSecret::Verifier {
             salt: self.salt.clone(),
@@ -66,23 +67,42 @@ impl Verifier {
         }
     }
 
-    /// Whether the proof in client-final-message is that of whoever knows the password, for the exchange whose messages
-    /// these are. Takes as long for every proof of the right length.
-    pub fn is_proved(&self, client_first: &[u8], server_first: &str, client_final: &[u8]) -> bool {
-        // gs2-header is `flag,authzid,`; what follows is client-first-message-bare.
-        let Some(bare) = client_first.splitn(3, |byte| *byte == b',').nth(2) else { return false };
-        let Some(at) = client_final.windows(3).rposition(|part| part == b",p=") else { return false };
+    /// Verifies the last message of an exchange and returns the server-final-message; `None` if the channel binding, the
+    /// nonce or the proof is wrong. `end_point` is the hash of the TLS certificate, where the exchange may bind it. The time
+    /// does not depend on how much of a proof is right.
+    pub fn server_final(
+        &self,
+        client_first: &[u8],
+        server_first: &str,
+        client_final: &[u8],
+        end_point: Option<&[u8]>,
+    ) -> Option<String> {
+        // gs2-header is `flag,authzid,`; client-first-message-bare follows.
+        let bare = client_first.splitn(3, |byte| *byte == b',').nth(2)?;
+        let gs2_header = client_first.get(..client_first.len() - bare.len())?;
+        let at = client_final.windows(3).rposition(|part| part == b",p=")?;
         let (without_proof, proof) = client_final.split_at(at);
-        let proof = BASE64_STANDARD.decode(proof.get(3..).unwrap_or_default());
-        let Some(mut key) = proof.ok().and_then(|proof| <[u8; 32]>::try_from(proof).ok()) else {
-            return false;
-        };
+        let mut attributes = without_proof.split(|byte| *byte == b',');
+        let bound = BASE64_STANDARD.decode(attributes.next()?.strip_prefix(b"c=")?).ok()?;
+        let binding = if gs2_header.starts_with(b"p=") { end_point? } else { &[] };
+        if bound.strip_prefix(gs2_header)? != binding {
+            return None;
+        }
+        let nonce = server_first.split(',').next()?.strip_prefix("r=")?;
+        if attributes.next()?.strip_prefix(b"r=")? != nonce.as_bytes() {
+            return None;
+        }
+        let proof = BASE64_STANDARD.decode(proof.get(3..)?).ok()?;
+        let mut key = <[u8; 32]>::try_from(proof).ok()?;
         // ClientProof = ClientKey XOR HMAC(StoredKey, AuthMessage), and StoredKey = H(ClientKey).
         let signed = [bare, b",", server_first.as_bytes(), b",", without_proof].concat();
         for (byte, signature) in key.iter_mut().zip(hmac(&self.stored_key, &signed)) {
             *byte ^= signature;
         }
-        Sha256::digest(key).as_slice().ct_eq(&self.stored_key).into()
+        if !bool::from(Sha256::digest(key).as_slice().ct_eq(&self.stored_key)) {
+            return None;
+        }
+        Some(format!("v={}", BASE64_STANDARD.encode(hmac(&self.server_key, &signed))))
     }
 }
 
@@ -106,20 +126,20 @@ mod tests {
         Verifier::read(&text).unwrap()
     }
 
-    /// The three messages of an exchange between a client that knows `password` and the verifier, and pgwire's opinion.
-    fn exchange(verifier: &Verifier, password: &str) -> ([Vec<u8>; 3], bool) {
+    /// The three messages of an exchange between a client with `password` and the verifier, and pgwire's server-final-message.
+    fn exchange(verifier: &Verifier, password: &str) -> ([Vec<u8>; 3], Option<String>) {
         let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         let first = client.message().to_vec();
         let (server_first, waiting) =
             ScramServerAuth::new().on_client_first_message_with_secret(&first, verifier.secret()).unwrap();
         client.update(server_first.as_bytes()).unwrap();
         let last = client.message().to_vec();
-        let accepted = waiting.on_client_final_message(&last).is_ok();
+        let accepted = waiting.on_client_final_message(&last).ok();
         ([first, server_first.into_bytes(), last], accepted)
     }
 
-    fn is_proved(verifier: &Verifier, [first, server_first, last]: &[Vec<u8>; 3]) -> bool {
-        verifier.is_proved(first, std::str::from_utf8(server_first).unwrap(), last)
+    fn server_final(verifier: &Verifier, [first, server_first, last]: &[Vec<u8>; 3]) -> Option<String> {
+        verifier.server_final(first, std::str::from_utf8(server_first).unwrap(), last, None)
     }
 
     #[test]
@@ -144,28 +164,46 @@ mod tests {
         let verifier = verifier("open, sesame");
         for (password, right) in [("open, sesame", true), ("open, barley", false), ("", false)] {
             let (messages, accepted) = exchange(&verifier, password);
-            assert_eq!((is_proved(&verifier, &messages), accepted), (right, right), "{password}");
+            assert_eq!(server_final(&verifier, &messages), accepted, "{password}");
+            assert_eq!(accepted.is_some(), right, "{password}");
         }
     }
 
     #[test]
-    fn a_mock_asks_the_same_name_with_the_same_salt_and_believes_nobody() {
+    fn a_mock_has_one_salt_for_each_name_and_accepts_no_proof() {
         let (one, same, other) =
             (unknown("nobody", b"a"), unknown("nobody", b"a"), unknown("somebody", b"a"));
         assert!(one.salt == same.salt && one.salt != other.salt && one.stored_key != same.stored_key);
         assert!(one.salt != unknown("nobody", b"b").salt);
         assert!(Verifier::read(UNKNOWN).is_some(), "it takes as long to read as a real one");
-        // From outside it has the shape of a real one.
+        // A client sees no difference to a real one.
         let real = verifier("secret");
         assert_eq!((one.salt.len(), one.iterations), (real.salt.len(), real.iterations));
         let (messages, accepted) = exchange(&one, "");
-        assert!(!accepted && !is_proved(&one, &messages));
+        assert_eq!((accepted, server_final(&one, &messages)), (None, None));
     }
 
     fn unknown(user: &str, mock_salt: &[u8]) -> Verifier {
         let (verifier, is_stored) = Verifier::of(None, user, mock_salt);
         assert!(!is_stored);
         verifier
+    }
+
+    #[test]
+    fn channel_binding_takes_the_hash_of_the_certificate() {
+        let verifier = verifier("secret");
+        for (end_point, right) in [(Some(&b"hash"[..]), true), (Some(b"other"), false), (None, false)] {
+            let binding = ChannelBinding::tls_server_end_point(b"hash".to_vec());
+            let mut client = ScramSha256::new(b"secret", binding);
+            let first = client.message().to_vec();
+            let nonce = first.rsplit(|byte| *byte == b'=').next().unwrap();
+            let nonce = String::from_utf8(nonce.to_vec()).unwrap();
+            let salt = BASE64_STANDARD.encode(&verifier.salt);
+            let server_first = format!("r={nonce}more,s={salt},i={}", verifier.iterations);
+            client.update(server_first.as_bytes()).unwrap();
+            let server_final = verifier.server_final(&first, &server_first, client.message(), end_point);
+            assert_eq!(server_final.is_some(), right, "{end_point:?}");
+        }
     }
 
     proptest! {
@@ -175,17 +213,15 @@ mod tests {
         ) {
             let verifier = Verifier { salt: vec![1; 16], iterations: 1, ..verifier_of_one_round() };
             let (mut messages, accepted) = exchange(&verifier, "secret");
-            prop_assert!(accepted && is_proved(&verifier, &messages));
+            prop_assert!(accepted.is_some() && accepted == server_final(&verifier, &messages));
             let message = &mut messages[which];
             let at = at.index(message.len());
-            // Bits of base64 that stand for nothing are not part of the proof.
+            // Unused bits of base64 are not part of the proof.
             prop_assume!(message[at] != byte && byte.is_ascii());
-            // The gs2 header is bound by `c=`, which pgwire compares.
-            prop_assume!(!(which == 0 && at < 3));
             message[at] = byte;
-            prop_assert!(!is_proved(&verifier, &messages));
+            prop_assert_eq!(server_final(&verifier, &messages), None);
             messages[which].truncate(cut.index(messages[which].len()));
-            let _ = is_proved(&verifier, &messages);
+            let _ = server_final(&verifier, &messages);
         }
     }
 

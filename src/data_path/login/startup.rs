@@ -1,10 +1,10 @@
-//! From the first byte to the startup packet: TLS or not, a cancel request or a client, and what it asks for.
+//! Receives the first request of a client: negotiates TLS, then reads a startup packet or a cancel request.
 //!
-//! Nothing here is trusted: at most [`STARTUP_BYTES_MAX`] are taken, memory follows what has arrived and not what was
-//! announced, and nothing sent in clear survives into TLS (the class of CVE-2021-23214).
+//! The input is not trusted. At most [`STARTUP_BYTES_MAX`] are read, memory grows with the bytes that have arrived and
+//! not with an announced length, and bytes sent in clear are never used after the TLS handshake (CVE-2021-23214).
 //!
-//! Source: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Message Formats"; `ProcessStartupPacket` in
-//! its source for the words of errors.
+//! Source: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Message Formats"; error texts from
+//! `ProcessStartupPacket`.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::startup_options::{names_tenant, settings_of_options};
 use crate::{
+    config::TlsMode,
     error::ClientError,
     wire::{
         frame::cstr,
@@ -21,95 +22,103 @@ use crate::{
     },
 };
 
-/// The longest startup packet, and the most that is read before login; PostgreSQL's own limit.
+/// The longest message before the login is complete, in bytes; PostgreSQL's own limit.
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 
-/// Read at a time during a login: its messages fit, so that each takes one read. (A buffer without room grows by 64 bytes
-/// otherwise, and a SASL response has more.)
+/// Room in the buffer for each read during a login, so that each of its messages takes one read. (By default a full
+/// buffer grows by 64 bytes, less than a SASL response.)
 pub const LOGIN_READ_BYTES: usize = 512;
 
-/// The newest minor version of protocol 3 that we speak.
+/// The newest supported minor version of protocol 3.
 pub const MINOR_NEWEST: u16 = 2;
 
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 
-/// Requests for encryption that a client may make before it must start up: one of each kind, and one to spare.
+/// Requests for encryption that a client may send before its startup packet: one of each kind, and one to spare.
 const REQUESTS_MAX: usize = 3;
 
-/// Whether and how clients may encrypt.
+/// How clients may encrypt their connections.
 #[derive(Debug, Clone, Copy)]
 pub struct TlsRules<'a> {
-    /// The certificate; `None`: no TLS.
-    pub door: Option<&'a ClientTlsAcceptor>,
-    /// In clear only over a Unix socket.
+    /// Answers TLS handshakes; `None`: no TLS.
+    pub acceptor: Option<&'a ClientTlsAcceptor>,
+    /// A client without TLS is refused, except over a Unix socket.
     pub required: bool,
 }
 
-/// Who came.
+impl<'a> TlsRules<'a> {
+    /// The rules of `client_tls_mode`.
+    pub fn new(acceptor: Option<&'a ClientTlsAcceptor>, mode: TlsMode) -> Self {
+        let required = !matches!(mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
+        Self { acceptor, required }
+    }
+}
+
+/// The first request on a connection.
 #[derive(Debug)]
 pub enum FirstRequest {
     /// A client that wants to log in.
-    Client(StartupPacket),
-    /// A cancel request; its connection is closed when it has settled.
+    Login(StartupPacket),
+    /// A cancel request. Its connection is closed when the cancel has reached the server.
     Cancel {
-        /// The process number it names.
+        /// The process number in the request.
         process_id: i32,
-        /// The key it names.
+        /// The secret key in the request.
         secret: Vec<u8>,
     },
-    /// Somebody who left, or only looked whether the port is open.
-    Gone,
+    /// The client closed the connection before it sent a request; port checks do.
+    Closed,
 }
 
-/// A startup packet, read.
+/// The contents of a startup packet.
 #[derive(Debug, Default)]
 pub struct StartupPacket {
-    /// Bytes that came behind the packet.
+    /// Bytes received after the packet.
     pub unread: Vec<u8>,
-    /// Protocol 3.`minor` is spoken.
+    /// The minor version of protocol 3 in use.
     pub minor: u16,
     /// The user name.
     pub user: String,
     /// The database name, if one was given.
     pub database: Option<String>,
-    /// Every other parameter, those in `options` first, as PostgreSQL applies them.
+    /// All other parameters; those in `options` come first, because PostgreSQL applies them first.
     pub settings: Vec<(String, String)>,
     /// `pglobby.tenant` in `options`.
     pub tenant_hint: Option<String>,
-    /// What the TLS handshake found out.
+    /// The result of the TLS handshake; `None`: no TLS.
     pub tls: Option<TlsFacts>,
-    /// Where the client is; `None`: a Unix socket.
+    /// The client's address; `None`: a Unix socket.
     pub peer: Option<IpAddr>,
-    /// To be sent with the next write: NegotiateProtocolVersion.
+    /// Bytes for the next write: NegotiateProtocolVersion.
     pub unsent: Vec<u8>,
 }
 
-/// What a TLS handshake found out.
+/// The result of a TLS handshake.
 #[derive(Debug)]
 pub struct TlsFacts {
-    /// The server name that the client asked for.
+    /// The server name (SNI) that the client sent.
     pub server_name: Option<String>,
-    /// The certificate of this connection, with its channel binding.
+    /// The certificate of this connection, with its data for channel binding.
     pub snapshot: Arc<TlsSnapshot>,
 }
 
-/// How a startup fails.
+/// Why a login ends without a session.
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
-    /// The client is told.
+    /// The client receives this error.
     #[error("{0}")]
     Refused(#[from] ClientError),
-    /// No PostgreSQL client, or one that left by a Terminate before it came in: closed without a word, as PostgreSQL does.
+    /// The bytes are no startup packet. The connection is closed without an error, as PostgreSQL does.
     #[error("{0}")]
     Garbled(&'static str),
-    /// There is nobody to tell, or no way.
+    /// The connection is lost; no error can be sent.
     #[error("{0}")]
     Io(#[from] std::io::Error),
 }
 
-/// Reads up to the startup packet, and turns `stream` into TLS on the way if the client asks for it.
+/// Reads the first request. `stream` becomes a TLS stream if the client asks for TLS.
 ///
 /// # Errors
 /// [`StartupError`].
@@ -119,23 +128,23 @@ pub async fn receive(
     rules: TlsRules<'_>,
 ) -> Result<FirstRequest, StartupError> {
     let mut tls = None;
-    if let (Some(door), true) = (rules.door, starts_with_tls(stream).await?) {
-        tls = Some(encrypt(stream, door, true).await?);
+    if let (Some(acceptor), true) = (rules.acceptor, starts_with_tls(stream).await?) {
+        tls = Some(encrypt(stream, acceptor, true).await?);
     }
     let mut buffer = Vec::new();
     for _ in 0..=REQUESTS_MAX {
         let Some((code, body)) = packet(stream, &mut buffer).await? else {
-            return Ok(FirstRequest::Gone);
+            return Ok(FirstRequest::Closed);
         };
         match code {
             SSL_REQUEST | GSSENC_REQUEST if !buffer.is_empty() => {
                 let words = "received unencrypted data after SSL request";
                 return Err(ClientError::ProtocolViolation(words.into()).into());
             }
-            SSL_REQUEST => match rules.door {
-                Some(door) if tls.is_none() && peer.is_some() => {
+            SSL_REQUEST => match rules.acceptor {
+                Some(acceptor) if tls.is_none() && peer.is_some() => {
                     stream.write_all(b"S").await?;
-                    tls = Some(encrypt(stream, door, false).await?);
+                    tls = Some(encrypt(stream, acceptor, false).await?);
                 }
                 _ => stream.write_all(b"N").await?,
             },
@@ -147,25 +156,29 @@ pub async fn receive(
                 }
                 let mut packet = StartupPacket { unread: buffer, tls, peer, ..StartupPacket::default() };
                 read_startup_packet(code, &body, &mut packet)?;
-                return Ok(FirstRequest::Client(packet));
+                return Ok(FirstRequest::Login(packet));
             }
         }
     }
     Err(ClientError::ProtocolViolation("too many requests for encryption".into()).into())
 }
 
-/// Whether the first byte is a TLS handshake's; it stays unread.
+/// Returns whether the first byte starts a TLS handshake. The byte stays unread.
 async fn starts_with_tls(stream: &Stream) -> std::io::Result<bool> {
     let Stream::Plain(Socket::Tcp(tcp)) = stream else { return Ok(false) };
     let mut first = [0];
     Ok(tcp.peek(&mut first).await? == 1 && first == [0x16])
 }
 
-async fn encrypt(stream: &mut Stream, door: &ClientTlsAcceptor, direct: bool) -> std::io::Result<TlsFacts> {
+async fn encrypt(
+    stream: &mut Stream,
+    acceptor: &ClientTlsAcceptor,
+    direct: bool,
+) -> std::io::Result<TlsFacts> {
     let Stream::Plain(socket) = std::mem::replace(stream, Stream::Plain(Socket::Gone)) else {
         return Err(std::io::ErrorKind::InvalidData.into());
     };
-    let accepted = Box::pin(door.accept(socket)).await?;
+    let accepted = Box::pin(acceptor.accept(socket)).await?;
     if direct && !accepted.alpn {
         let words = "direct TLS without the application protocol \"postgresql\" (ALPN)";
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, words));
@@ -174,8 +187,8 @@ async fn encrypt(stream: &mut Stream, door: &ClientTlsAcceptor, direct: bool) ->
     Ok(TlsFacts { server_name: accepted.server_name, snapshot: accepted.snapshot })
 }
 
-/// The next packet without a type byte: its code and what follows. What comes behind it stays in `buffer`. `None` at the
-/// end of the connection.
+/// Returns the code and the body of the next packet without a type byte; `None` at the end of the connection. Bytes after
+/// the packet stay in `buffer`.
 async fn packet(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Option<(u32, Vec<u8>)>, StartupError> {
     loop {
         if let Some((length, _)) = buffer.split_first_chunk::<4>() {
@@ -245,7 +258,7 @@ fn read_startup_packet(version: u32, mut body: &[u8], packet: &mut StartupPacket
         packet.settings.splice(0..0, settings);
         packet.tenant_hint = tenant;
     }
-    // Drivers may also give it as a parameter of its own; the last one counts, as with every parameter.
+    // A driver may send the tenant as a parameter of its own. The last value counts, as for every parameter.
     packet.settings.retain(|(name, value)| {
         let is_hint = names_tenant(name);
         if is_hint {
@@ -264,7 +277,7 @@ fn layout() -> ClientError {
     ClientError::ProtocolViolation("invalid startup packet layout: expected terminator as last byte".into())
 }
 
-/// A name read lossily would be another name.
+/// Strict, because lossy decoding could turn a name into another one.
 fn text(bytes: &[u8]) -> Result<String, ClientError> {
     let invalid = |_| {
         ClientError::ProtocolViolation("invalid byte sequence for encoding \"UTF8\" in startup packet".into())
@@ -272,7 +285,7 @@ fn text(bytes: &[u8]) -> Result<String, ClientError> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(invalid)
 }
 
-/// NegotiateProtocolVersion: what we speak instead, and the options we do not know.
+/// Appends NegotiateProtocolVersion: the supported minor version and the options that are unknown.
 fn negotiate(minor: u16, unknown: &[Vec<u8>], out: &mut Vec<u8>) {
     append(out, b'v', |out| {
         out.extend_from_slice(&(3 << 16 | u32::from(minor)).to_be_bytes());
@@ -302,7 +315,7 @@ mod tests {
     }
 
     /// Sends `bytes` cut at `cuts` and then closes.
-    fn arrive(bytes: &[u8], cuts: &[usize]) -> Result<FirstRequest, StartupError> {
+    fn receive_from(bytes: &[u8], cuts: &[usize]) -> Result<FirstRequest, StartupError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (mut client, server) = UnixStream::pair().unwrap();
@@ -318,15 +331,15 @@ mod tests {
                 client
             };
             let mut stream = Stream::from(server);
-            let rules = TlsRules { door: None, required: false };
-            let (_client, arrival) = tokio::join!(sending, receive(&mut stream, None, rules));
-            arrival
+            let rules = TlsRules { acceptor: None, required: false };
+            let (_client, received) = tokio::join!(sending, receive(&mut stream, None, rules));
+            received
         })
     }
 
     fn packet(bytes: &[u8]) -> StartupPacket {
-        match arrive(bytes, &[]) {
-            Ok(FirstRequest::Client(packet)) => packet,
+        match receive_from(bytes, &[]) {
+            Ok(FirstRequest::Login(packet)) => packet,
             other => panic!("{other:?}"),
         }
     }
@@ -364,10 +377,10 @@ mod tests {
         // All but the first have a length and no more.
         for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"GET ", &[0, 0, 0, 7], &[0xff; 4], &[0, 0, 0x27, 0x11]]
         {
-            assert!(matches!(arrive(bytes, &[]), Err(StartupError::Garbled(_))), "{bytes:?}");
+            assert!(matches!(receive_from(bytes, &[]), Err(StartupError::Garbled(_))), "{bytes:?}");
         }
         assert!(matches!(
-            arrive(&packet_of(2 << 16, &[]), &[]),
+            receive_from(&packet_of(2 << 16, &[]), &[]),
             Err(StartupError::Refused(ClientError::NotSupported(_)))
         ));
     }
@@ -380,22 +393,22 @@ mod tests {
             bytes.extend_from_slice(&7i32.to_be_bytes());
             bytes.extend(vec![9; length]);
             assert!(
-                matches!(arrive(&bytes, &[]), Ok(FirstRequest::Cancel { process_id: 7, secret }) if secret == vec![9; length])
+                matches!(receive_from(&bytes, &[]), Ok(FirstRequest::Cancel { process_id: 7, secret }) if secret == vec![9; length])
             );
         }
     }
 
     #[test]
     fn a_client_that_leaves_is_no_error() {
-        assert!(matches!(arrive(b"", &[]), Ok(FirstRequest::Gone)));
-        assert!(matches!(arrive(&[0, 0, 0], &[]), Ok(FirstRequest::Gone)));
+        assert!(matches!(receive_from(b"", &[]), Ok(FirstRequest::Closed)));
+        assert!(matches!(receive_from(&[0, 0, 0], &[]), Ok(FirstRequest::Closed)));
     }
 
     proptest! {
         #[test]
-        fn any_fragmentation_gives_the_same_hello(cuts in prop::collection::vec(any::<usize>(), 0..12)) {
+        fn any_fragmentation_gives_the_same_startup_packet(cuts in prop::collection::vec(any::<usize>(), 0..12)) {
             let bytes = packet_of(3 << 16, &[("user", "alice"), ("database", "acme"), ("application_name", "x")]);
-            let Ok(FirstRequest::Client(packet)) = arrive(&bytes, &cuts) else { panic!() };
+            let Ok(FirstRequest::Login(packet)) = receive_from(&bytes, &cuts) else { panic!() };
             prop_assert_eq!((packet.user.as_str(), packet.settings.len()), ("alice", 1));
         }
 
@@ -405,7 +418,7 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] = byte;
             bytes.truncate(cut % (bytes.len() + 1));
-            drop(arrive(&bytes, &[]));
+            drop(receive_from(&bytes, &[]));
         }
     }
 }

@@ -1,32 +1,160 @@
-//! Which tenant a session belongs to. Pure: hints and rows come in, a verdict goes out.
+//! Routes a login to its tenant. [`look_up`] and [`route`] ask the directory; the decisions between them wait for nothing.
 //!
-//! The order is part of the contract: `options`, the database name, `user@tenant`, the TLS server name, the login's only
+//! The order of the hints is a contract: `options`, the database name, `user@tenant`, the TLS server name, the login's only
 //! tenant. Hints that contradict each other are refused.
 
 #[cfg(test)]
 mod tests;
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
+use futures_util::future::join_all;
+use tracing::warn;
+
+use super::{
+    authentication::{AuthContext, Proof},
+    startup::StartupPacket,
+};
 use crate::{
-    data_path::tenant::{Access, Login, LoginKind, Tenant, TenantStatus, allowed_from},
+    data_path::{
+        directory::{Directory, DirectoryError},
+        tenant::{Access, Login, LoginKind, Tenant, TenantStatus, allowed_from},
+    },
     error::ClientError,
 };
 
-/// The databases that are the admin console; the second so that existing exporters work.
+/// The rows of the directory for the names that a client sends.
+#[derive(Debug)]
+pub struct LookedUp {
+    /// The names.
+    pub hints: Hints,
+    /// The login; `None`: not found, or not known.
+    pub login: Option<Arc<Login>>,
+    /// The central database did not say whether the login exists.
+    login_unavailable: bool,
+    /// The user name is `<login>@<tenant>`.
+    split: bool,
+    /// The tenants, by each of [`Hints::names`].
+    tenants: Vec<(String, NameLookup)>,
+    /// When the look-up began; the answer is timed from here.
+    pub begun: Instant,
+}
+
+impl LookedUp {
+    /// The name of the tenant that the client asks for, if there is such a tenant. For logs.
+    pub fn tenant_name(&self) -> Option<&str> {
+        let found = self.tenants.iter().find(|(_, found)| matches!(found, NameLookup::Tenant(_)));
+        found.map(|(name, _)| &**name).or_else(|| match &self.login.as_ref()?.kind {
+            LoginKind::Employee { tenant_name, .. } => Some(&**tenant_name),
+            LoginKind::Service { .. } | LoginKind::Admin { .. } => None,
+        })
+    }
+}
+
+/// Looks up every name that may be a login's or a tenant's. The result for one name does not change which others are looked
+/// up, so that a client cannot learn from the time which names exist.
+pub async fn look_up(packet: &StartupPacket, context: &AuthContext<'_>) -> LookedUp {
+    let (begun, directory) = (Instant::now(), context.directory);
+    let hints = Hints::new(packet, context.tenant_host_suffixes);
+    let half_name = hints.split_user().map(|(name, _)| name);
+    let logins = join_all(
+        [Some(&*hints.user), half_name].into_iter().flatten().map(|name| look_up_login(name, directory)),
+    );
+    let tenants = join_all(hints.names().into_iter().map(|name| look_up_tenant(name, directory)));
+    let (logins, tenants) = tokio::join!(logins, tenants);
+    let login_unavailable = logins.iter().any(|found| matches!(found, Err(DirectoryError::Unavailable(_))));
+    let mut logins = logins.into_iter();
+    let whole = logins.next().unwrap_or(Ok(None));
+    let half = logins.next().and_then(Result::ok).flatten().filter(|_| matches!(whole, Ok(None)));
+    let (login, split) = match whole {
+        Ok(Some(login)) => (Some(login), false),
+        _ => {
+            let login = half.filter(|login| {
+                hints.split_user().is_some_and(|(_, suffix)| is_tenant(&tenants, suffix, &login.kind))
+            });
+            let split = login.is_some();
+            (login, split)
+        }
+    };
+    LookedUp { hints, login, login_unavailable, split, tenants, begun }
+}
+
+async fn look_up_login(name: &str, directory: &dyn Directory) -> Result<Option<Arc<Login>>, DirectoryError> {
+    let found = directory.login(name).await;
+    found.inspect_err(|error| warn!(login = name, side = "central", %error, "cannot look up a login"))
+}
+
+async fn look_up_tenant(name: &str, directory: &dyn Directory) -> (String, NameLookup) {
+    let found = match directory.tenant(name).await {
+        Ok(Some(tenant)) => NameLookup::Tenant(tenant),
+        Ok(None) => NameLookup::NotFound,
+        Err(error) => {
+            warn!(tenant = name, side = "central", %error, "cannot look up a tenant");
+            NameLookup::Unavailable
+        }
+    };
+    (name.to_owned(), found)
+}
+
+/// Decides whether the client is authenticated and where its session goes.
+///
+/// # Errors
+/// [`LoginError`].
+pub async fn route(
+    packet: &StartupPacket,
+    names: &LookedUp,
+    proof: &Proof,
+    context: &AuthContext<'_>,
+) -> Result<(Arc<Login>, Route), LoginError> {
+    let login = match (&names.login, proof) {
+        (Some(login), Proof::Right { .. }) => login,
+        // The password or the name may have been set at the central database meanwhile.
+        _ if names.login_unavailable || !context.directory.is_current() => {
+            return Err(LoginError::Shown(ClientError::DirectoryUnavailable));
+        }
+        (None, _) => return Err(LoginError::Hidden(LoginRefusal::UnknownLogin)),
+        (Some(_), Proof::NoVerifier) => return Err(LoginError::Hidden(LoginRefusal::BrokenVerifier)),
+        (Some(_), Proof::Wrong) => return Err(LoginError::Hidden(LoginRefusal::WrongPassword)),
+    };
+    let request = RouteRequest {
+        login,
+        hints: &names.hints,
+        split: names.split,
+        tenants: &names.tenants,
+        peer: packet.peer,
+        now: SystemTime::now(),
+        admin_allow_from: context.admin_allow_from,
+    };
+    let tenant = match request.target()? {
+        Target::Console { read_only } => return Ok((login.clone(), Route::Console { read_only })),
+        Target::NoTenant => return Ok((login.clone(), Route::NoTenant)),
+        Target::Tenant(tenant) => Some(tenant),
+        Target::OnlyTenant(id) => context.directory.tenant_by_id(id).await.map_err(|error| {
+            warn!(login = login.name, tenant_id = id, side = "central", %error, "cannot look up a tenant");
+            LoginError::Shown(ClientError::DirectoryUnavailable)
+        })?,
+    };
+    Ok((login.clone(), request.enter(tenant)?))
+}
+
+/// The databases of the admin console; the second one is for exporters made for PgBouncer.
 pub const CONSOLE_DATABASES: [&str; 2] = ["pglobby", "pgbouncer"];
 
-/// The first of them is, for a service login, the place where no tenant is chosen yet.
-pub const LOBBY_DATABASE: &str = CONSOLE_DATABASES[0];
+/// A service login that names this database begins its session without a tenant.
+pub const NO_TENANT_DATABASE: &str = CONSOLE_DATABASES[0];
 
-/// Where a proven session goes.
+/// Where an authenticated session goes.
 #[derive(Debug, Clone)]
 pub enum Route {
     /// To a tenant's database.
     Tenant {
-        /// Which.
+        /// The tenant.
         tenant: Arc<Tenant>,
-        /// With what rights.
+        /// Its rights there.
         access: Access,
     },
     /// To the admin console.
@@ -34,11 +162,11 @@ pub enum Route {
         /// May only SHOW.
         read_only: bool,
     },
-    /// To no tenant yet: the session chooses one by `SET pglobby.tenant`.
+    /// To no tenant yet; the session chooses one with `SET pglobby.tenant`.
     NoTenant,
 }
 
-/// What a client says about where it wants to go.
+/// The names in a startup packet that may select the tenant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints {
     /// `options=-c pglobby.tenant=…`.
@@ -47,24 +175,34 @@ pub struct Hints {
     pub database: Option<String>,
     /// The user name.
     pub user: String,
-    /// The TLS server name's first label, under a suffix of ours.
+    /// The first label of the TLS server name, under one of `tenant_host_suffixes`.
     pub server_name: Option<String>,
 }
 
 impl Hints {
-    /// The server name's first label, if the rest is one of `suffixes`.
+    fn new(packet: &StartupPacket, suffixes: &[String]) -> Self {
+        let server_name = packet.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+        Self {
+            option: packet.tenant_hint.clone(),
+            database: packet.database.clone(),
+            user: packet.user.clone(),
+            server_name: server_name.and_then(|name| Self::tenant_of_server_name(name, suffixes)),
+        }
+    }
+
+    /// Returns the first label of a server name if the rest is one of `suffixes`.
     pub fn tenant_of_server_name(name: &str, suffixes: &[String]) -> Option<String> {
         let (label, rest) = name.split_once('.')?;
         let known = suffixes.iter().any(|suffix| suffix.trim_start_matches('.').eq_ignore_ascii_case(rest));
         (known && !label.is_empty()).then(|| label.to_owned())
     }
 
-    /// The user name split at its last `@`, where it may name login and tenant.
+    /// Splits the user name at its last `@` into login and tenant; `None` if one of them would be empty.
     pub fn split_user(&self) -> Option<(&str, &str)> {
         self.user.rsplit_once('@').filter(|(login, tenant)| !login.is_empty() && !tenant.is_empty())
     }
 
-    /// Every name in it that may be a tenant's, each once.
+    /// Every name that may be a tenant's, each once.
     pub fn names(&self) -> Vec<&str> {
         let database = self.database.as_deref().filter(|_| !self.wants_console());
         let suffix = self.split_user().map(|(_, tenant)| tenant);
@@ -79,29 +217,29 @@ impl Hints {
         names
     }
 
-    /// Whether the client wants the console.
+    /// Whether the database name is the console's.
     pub fn wants_console(&self) -> bool {
         self.database.as_deref().is_some_and(|name| CONSOLE_DATABASES.contains(&name))
     }
 
-    /// Whether the client wants no tenant yet, in so many words. Only a service login may.
-    pub fn wants_lobby(&self) -> bool {
-        self.database.as_deref() == Some(LOBBY_DATABASE)
+    /// Whether the client asks for a session without a tenant. Only a service login may.
+    pub fn wants_no_tenant(&self) -> bool {
+        self.database.as_deref() == Some(NO_TENANT_DATABASE)
     }
 
-    /// The tenant that is named, by the first hint that speaks. `split`: the user name is a login and a tenant.
-    /// `exists` tells whether a name is a tenant's.
+    /// Returns the name of the tenant in the hints; `None` if they name none. `split`: the user name is `<login>@<tenant>`.
+    /// `exists` returns whether a tenant has that name.
     ///
     /// # Errors
     /// [`ClientError::ContradictingTenants`].
     pub fn tenant(&self, split: bool, exists: impl Fn(&str) -> bool) -> Result<Option<String>, ClientError> {
         let login =
             if split { self.split_user().map_or(&*self.user, |(login, _)| login) } else { &self.user };
-        // Drivers send the user name where no database was given.
-        let unsaid = |name: &str| (name == self.user || name == login) && !exists(name);
+        // Drivers send the user name if no database was given.
+        let is_default = |name: &str| (name == self.user || name == login) && !exists(name);
         let hints = [
             self.option.as_deref(),
-            self.database.as_deref().filter(|name| !unsaid(name) && !self.wants_console()),
+            self.database.as_deref().filter(|name| !is_default(name) && !self.wants_console()),
             self.split_user().map(|(_, tenant)| tenant).filter(|_| split),
             self.server_name.as_deref(),
         ];
@@ -121,8 +259,7 @@ impl Hints {
     }
 }
 
-/// Why a login fails although its password may be right. Told to the operator only: the client hears the same words as for
-/// a wrong password.
+/// The reason of a failed login. It is only logged: the client always receives the error of a wrong password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LoginRefusal {
     /// No such login.
@@ -131,7 +268,7 @@ pub enum LoginRefusal {
     /// The proof was wrong.
     #[error("wrong password")]
     WrongPassword,
-    /// The stored verifier is none; nobody can log in.
+    /// The stored verifier cannot be parsed.
     #[error("the login's verifier cannot be read; set a new password")]
     BrokenVerifier,
     /// `disabled_at`.
@@ -146,164 +283,166 @@ pub enum LoginRefusal {
     /// No such tenant.
     #[error("no such tenant")]
     UnknownTenant,
-    /// The login may not go there.
+    /// The login has no access to the tenant.
     #[error("the tenant is not granted to the login")]
     NotGranted,
-    /// A tenant's login at the console, or an administrator's anywhere else.
-    #[error("the login is not one for the console, or is for it only")]
+    /// A tenant's login asks for the console, or an administrator for a tenant.
+    #[error("only administrators may use the console, and nothing else")]
     Console,
 }
 
-/// A verdict that is not good.
+/// Why a login ends without a session.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Verdict {
-    /// The client hears of a wrong password.
+pub enum LoginError {
+    /// The client receives the error of a wrong password.
     #[error("{0}")]
-    Denied(LoginRefusal),
-    /// A client whose proof is right hears this.
+    Hidden(LoginRefusal),
+    /// The client receives this error.
     #[error("{0}")]
-    Refused(ClientError),
+    Shown(ClientError),
 }
 
-impl Verdict {
-    /// What a client that proved to be `user`, or failed to, is told.
-    pub fn into_refusal(self, user: &str) -> ClientError {
+impl LoginError {
+    /// The error that the client receives.
+    pub fn into_client_error(self, user: &str) -> ClientError {
         match self {
-            Self::Denied(_) => ClientError::LoginFailed { user: user.to_owned() },
-            Self::Refused(refusal) => refusal,
+            Self::Hidden(_) => ClientError::LoginFailed { user: user.to_owned() },
+            Self::Shown(error) => error,
         }
     }
 }
 
-/// What the directory knows of a name.
+/// The result of looking up a tenant's name.
 #[derive(Debug, Clone)]
-pub enum Known {
-    /// A tenant's, or a tombstone's.
+pub enum NameLookup {
+    /// The tenant; it may have been dropped.
     Tenant(Arc<Tenant>),
-    /// Nobody's.
-    Nobody,
-    /// The central database does not say.
+    /// No tenant has or had that name.
+    NotFound,
+    /// The central database did not answer.
     Unavailable,
 }
 
-/// Where a login wants to go.
+/// Where a login asks to go.
 #[derive(Debug)]
-pub enum Goal {
-    /// To the console, where it may go.
+pub enum Target {
+    /// To the console; it has access.
     Console {
         /// May only SHOW.
         read_only: bool,
     },
     /// To the tenant that a hint names.
-    Named(Arc<Tenant>),
+    Tenant(Arc<Tenant>),
     /// To its only tenant, by id.
-    Only(i64),
+    OnlyTenant(i64),
     /// To no tenant yet.
-    Lobby,
+    NoTenant,
 }
 
-/// A login that has proved itself, and everything it is judged by.
+/// An authenticated login and everything that decides where it may go.
 #[derive(Debug)]
 pub struct RouteRequest<'a> {
     /// The login.
     pub login: &'a Login,
-    /// What the client says.
+    /// The names that the client sent.
     pub hints: &'a Hints,
-    /// The user name is this login's, `@`, and a tenant's.
+    /// The user name is `<login>@<tenant>`.
     pub split: bool,
-    /// What is known of [`Hints::names`].
-    pub tenants: &'a [(String, Known)],
-    /// Where the client is.
+    /// The look-ups of [`Hints::names`].
+    pub tenants: &'a [(String, NameLookup)],
+    /// The client's address; `None`: a Unix socket.
     pub peer: Option<IpAddr>,
-    /// Now.
+    /// The present time, for `valid_until`.
     pub now: SystemTime,
-    /// Where administrators may come from.
+    /// Networks that administrators may log in from; empty: all.
     pub admin_allow_from: &'a [ipnet::IpNet],
 }
 
 impl RouteRequest<'_> {
-    /// Where the login wants to go, if it may be used at all.
+    /// Returns where the login asks to go, if it may be used from this address at this time.
     ///
     /// # Errors
-    /// [`Verdict`].
-    pub fn goal(&self) -> Result<Goal, Verdict> {
-        let denied = |denial| Err(Verdict::Denied(denial));
+    /// [`LoginError`].
+    pub fn target(&self) -> Result<Target, LoginError> {
+        let refused = |reason| Err(LoginError::Hidden(reason));
         if self.login.disabled {
-            return denied(LoginRefusal::Disabled);
+            return refused(LoginRefusal::Disabled);
         }
         if self.login.valid_until.is_some_and(|until| until <= self.now) {
-            return denied(LoginRefusal::Expired);
+            return refused(LoginRefusal::Expired);
         }
         if !allowed_from(&self.login.allow_from, self.peer) {
-            return denied(LoginRefusal::Address);
+            return refused(LoginRefusal::Address);
         }
         match (&self.login.kind, self.hints.wants_console()) {
-            // A Unix socket is this machine.
+            // Clients of the Unix socket are on this machine.
             (LoginKind::Admin { .. }, true)
                 if self.peer.is_some() && !allowed_from(self.admin_allow_from, self.peer) =>
             {
-                denied(LoginRefusal::Address)
+                refused(LoginRefusal::Address)
             }
-            (LoginKind::Admin { read_only }, true) => Ok(Goal::Console { read_only: *read_only }),
-            (LoginKind::Service { .. }, true) if self.hints.wants_lobby() => self.tenant_of(&self.login.kind),
-            (LoginKind::Admin { .. }, false) | (_, true) => denied(LoginRefusal::Console),
+            (LoginKind::Admin { read_only }, true) => Ok(Target::Console { read_only: *read_only }),
+            (LoginKind::Service { .. }, true) if self.hints.wants_no_tenant() => {
+                self.tenant_of(&self.login.kind)
+            }
+            (LoginKind::Admin { .. }, false) | (_, true) => refused(LoginRefusal::Console),
             (kind, false) => self.tenant_of(kind),
         }
     }
 
-    fn tenant_of(&self, kind: &LoginKind) -> Result<Goal, Verdict> {
+    fn tenant_of(&self, kind: &LoginKind) -> Result<Target, LoginError> {
         let exists = |name: &str| is_tenant(self.tenants, name, kind);
-        match self.hints.tenant(self.split, exists).map_err(Verdict::Refused)? {
-            Some(name) => match known(self.tenants, &name) {
-                Known::Tenant(tenant) => Ok(Goal::Named(tenant.clone())),
-                Known::Nobody => Err(Verdict::Denied(LoginRefusal::UnknownTenant)),
-                Known::Unavailable => Err(Verdict::Refused(ClientError::DirectoryUnavailable)),
+        match self.hints.tenant(self.split, exists).map_err(LoginError::Shown)? {
+            Some(name) => match look_up_of(self.tenants, &name) {
+                NameLookup::Tenant(tenant) => Ok(Target::Tenant(tenant.clone())),
+                NameLookup::NotFound => Err(LoginError::Hidden(LoginRefusal::UnknownTenant)),
+                NameLookup::Unavailable => Err(LoginError::Shown(ClientError::DirectoryUnavailable)),
             },
             None => {
-                // A database equal to the user name may be a tenant all the same. An employee has one tenant in any case.
-                let unsure = self.hints.database.as_deref().map(|name| known(self.tenants, name));
-                if matches!((unsure, kind), (Some(Known::Unavailable), LoginKind::Service { .. })) {
-                    return Err(Verdict::Refused(ClientError::DirectoryUnavailable));
+                // A database equal to the user name may be a tenant. An employee has one tenant in any case.
+                let database = self.hints.database.as_deref().map(|name| look_up_of(self.tenants, name));
+                if matches!((database, kind), (Some(NameLookup::Unavailable), LoginKind::Service { .. })) {
+                    return Err(LoginError::Shown(ClientError::DirectoryUnavailable));
                 }
-                // A service login may choose later.
-                let only = only_tenant(kind).filter(|_| !self.hints.wants_lobby());
-                Ok(only.map_or(Goal::Lobby, Goal::Only))
+                // A service login may choose its tenant later.
+                let only = only_tenant(kind).filter(|_| !self.hints.wants_no_tenant());
+                Ok(only.map_or(Target::NoTenant, Target::OnlyTenant))
             }
         }
     }
 
-    /// Whether the login may enter a tenant. `None`: there is no row of it.
+    /// Returns the route to a tenant if the login has access to it. `None`: no such tenant.
     ///
     /// # Errors
-    /// [`Verdict`].
-    pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Route, Verdict> {
-        let tenant = tenant.ok_or(Verdict::Denied(LoginRefusal::UnknownTenant))?;
+    /// [`LoginError`].
+    pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Route, LoginError> {
+        let tenant = tenant.ok_or(LoginError::Hidden(LoginRefusal::UnknownTenant))?;
         let access =
-            access_to(&self.login.kind, tenant.id).ok_or(Verdict::Denied(LoginRefusal::NotGranted))?;
+            access_to(&self.login.kind, tenant.id).ok_or(LoginError::Hidden(LoginRefusal::NotGranted))?;
         if !allowed_from(&tenant.allow_from, self.peer) {
-            return Err(Verdict::Denied(LoginRefusal::Address));
+            return Err(LoginError::Hidden(LoginRefusal::Address));
         }
-        admit(&tenant).map_err(Verdict::Refused)?;
+        admit(&tenant).map_err(LoginError::Shown)?;
         Ok(Route::Tenant { tenant, access })
     }
 }
 
-fn known<'a>(tenants: &'a [(String, Known)], name: &str) -> &'a Known {
-    tenants.iter().find(|(asked, _)| asked == name).map_or(&Known::Nobody, |(_, known)| known)
+fn look_up_of<'a>(tenants: &'a [(String, NameLookup)], name: &str) -> &'a NameLookup {
+    tenants.iter().find(|(other, _)| other == name).map_or(&NameLookup::NotFound, |(_, found)| found)
 }
 
-/// Whether a name is a tenant's, as far as can be said: where the directory is silent, a login knows its own.
-pub fn is_tenant(tenants: &[(String, Known)], name: &str, kind: &LoginKind) -> bool {
-    match known(tenants, name) {
-        Known::Tenant(_) => true,
-        Known::Nobody => false,
-        Known::Unavailable => {
+/// Whether a tenant has that name. If the directory did not answer, an employee's own tenant still counts.
+fn is_tenant(tenants: &[(String, NameLookup)], name: &str, kind: &LoginKind) -> bool {
+    match look_up_of(tenants, name) {
+        NameLookup::Tenant(_) => true,
+        NameLookup::NotFound => false,
+        NameLookup::Unavailable => {
             matches!(kind, LoginKind::Employee { tenant_name, .. } if tenant_name == name)
         }
     }
 }
 
-/// What a login may do at a tenant; `None`: nothing.
+/// A login's access to a tenant; `None`: it has none.
 pub fn access_to(kind: &LoginKind, tenant: i64) -> Option<Access> {
     match kind {
         LoginKind::Employee { tenant_id, access, .. } => (*tenant_id == tenant).then_some(*access),
@@ -314,7 +453,7 @@ pub fn access_to(kind: &LoginKind, tenant: i64) -> Option<Access> {
     }
 }
 
-/// The tenant that a login alone names, by id: its name may have been taken again since.
+/// The id of the only tenant of a login. Not the name: another tenant may have got it since.
 fn only_tenant(kind: &LoginKind) -> Option<i64> {
     match kind {
         LoginKind::Employee { tenant_id, .. } => Some(*tenant_id),
@@ -326,10 +465,10 @@ fn only_tenant(kind: &LoginKind) -> Option<i64> {
     }
 }
 
-/// Whether the tenant is open.
+/// Returns whether sessions may enter the tenant.
 ///
 /// # Errors
-/// Why it is not, in words for those who belong to it.
+/// The reason, for the client.
 pub fn admit(tenant: &Tenant) -> Result<(), ClientError> {
     let name = tenant.name.clone();
     match tenant.status {

@@ -191,7 +191,7 @@ impl Relay {
     /// `false`: this server is not for it, and it asks for another one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
         if matches!(self.side.start_settings, StartSettings::Unknown)
-            && !self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?
+            && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
         {
             return Ok(false);
         }

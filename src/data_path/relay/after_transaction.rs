@@ -89,9 +89,16 @@ impl Relay {
                         }
                         self.is_where_it_says(&checks).await?;
                     }
-                    Err(AskError::Lost(_)) => return Err(SessionEnd::ServerLost),
+                    Err(lost @ AskError::Lost(_)) => return Err(lost.into()),
                     Err(error) => {
-                        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
+                        warn!(
+                            tenant = self.pool.tenant.name,
+                            login = self.handle.login.name,
+                            connection = self.handle.process_id,
+                            side = "server",
+                            %error,
+                            "the server does not tell the session's settings: the session keeps it"
+                        );
                         pins.insert(Pins::SETTINGS);
                     }
                 },
@@ -100,7 +107,7 @@ impl Relay {
         if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?;
+            self.pool.has_same_start(server).await.map_err(SessionEnd::from)?;
         }
         checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
@@ -136,7 +143,7 @@ impl Relay {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
-        let rows = server.ask(sql, &[]).await.map_err(|_| SessionEnd::ServerLost)?;
+        let rows = server.ask(sql, &[]).await.map_err(SessionEnd::from)?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
@@ -162,7 +169,7 @@ impl Relay {
         if self.side.follows() && self.pool.catalogue.must_load() {
             learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
                 .await
-                .map_err(|_| SessionEnd::ServerLost)?;
+                .map_err(SessionEnd::from)?;
             self.take_told();
         }
         Ok(())
@@ -204,8 +211,8 @@ impl Relay {
     async fn take_down(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let CheckedState { wanted, mut applied, channels: _ } = settled;
-        if wanted != applied && restore(server, &wanted, &mut applied).await.is_err() {
-            return Err(SessionEnd::ServerLost);
+        if wanted != applied {
+            restore(server, &wanted, &mut applied).await.map_err(SessionEnd::from)?;
         }
         self.take_told();
         let Some(server) = self.server.as_mut() else { return Ok(()) };

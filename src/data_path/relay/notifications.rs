@@ -9,7 +9,10 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use tracing::warn;
 
-use super::{Relay, session_end::SessionEnd};
+use super::{
+    Relay,
+    session_end::{Loss, SessionEnd},
+};
 use crate::{
     data_path::{
         memory_limit::Charge,
@@ -117,7 +120,7 @@ impl Relay {
         }
         taken.map_err(|error| match error {
             ListenError::Ear(reason) => SessionEnd::Refused(reason.into()),
-            ListenError::Server => SessionEnd::ServerLost,
+            ListenError::Server => SessionEnd::ServerLost(Loss::Protocol),
         })
     }
 
@@ -203,14 +206,14 @@ impl Relay {
         self.tell(&news);
         self.unsent.push(&std::mem::take(&mut self.held));
         let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
-        if written.is_err() {
-            return Err(SessionEnd::ClientGone);
+        if let Err(error) = written {
+            return Err(SessionEnd::client_lost(Err(error)));
         }
         if let Some(server) = self.server.as_mut()
             && !server.side.is_pinned(self.side.follows())
             && server.side.notifications.channels.is_some()
         {
-            server.run("UNLISTEN *").await.map_err(|_| SessionEnd::ServerLost)?;
+            server.run("UNLISTEN *").await.map_err(SessionEnd::from)?;
             // What it was told of meanwhile, the ear has heard as well.
             server.notified.clear();
             server.side.notifications = NotificationFilter {

@@ -1,4 +1,4 @@
-//! TLS as the one who is called: one certificate at a time, exchanged while connections live on.
+//! TLS towards clients: one certificate, which can be replaced while connections stay open.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -10,7 +10,9 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{ALPN, TlsError, authorities, certificates, private_key, provider};
+use super::{
+    ALPN, TlsError, authorities, certificates, private_key, provider, towards_servers::server_end_point,
+};
 use crate::wire::stream::{Socket, Stream};
 
 /// The PEM files of one certificate, and of the authorities that sign clients' certificates where those are asked for.
@@ -29,8 +31,10 @@ pub struct CertificateFiles<'a> {
 #[derive(Debug)]
 pub struct TlsSnapshot {
     config: Arc<ServerConfig>,
-    /// Knows the certificate's hash where its signature has one; then SCRAM-SHA-256-PLUS can be offered.
-    pub scram: ScramServerAuth,
+    /// Starts a SCRAM exchange; it has the certificate's hash where the certificate's signature defines one.
+    scram: ScramServerAuth,
+    /// The same hash (`tls-server-end-point`, RFC 5929).
+    end_point: Option<Vec<u8>>,
 }
 
 /// Answers TLS handshakes of clients.
@@ -87,6 +91,7 @@ impl TlsSnapshot {
     fn load(files: CertificateFiles<'_>) -> Result<Self, TlsError> {
         let provider = provider();
         let chain = certificates(files.certificate)?;
+        let end_point = chain.first().and_then(|certificate| server_end_point(certificate));
         let key = private_key(files.key)?;
         let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider)
             .map_err(|error| TlsError::file(files.key, error))?;
@@ -119,7 +124,14 @@ impl TlsSnapshot {
                 "no channel binding (SCRAM-SHA-256-PLUS) with this certificate"
             );
         }
-        Ok(Self { config: Arc::new(config), scram })
+        Ok(Self { config: Arc::new(config), scram, end_point })
+    }
+
+    /// The means for SCRAM-SHA-256-PLUS: pgwire's exchange and the hash of the certificate. `None`: the certificate's signature
+    /// defines no hash, and the mechanism is not offered.
+    pub fn channel_binding(&self) -> Option<(&ScramServerAuth, &[u8])> {
+        let end_point = self.end_point.as_deref().filter(|_| self.scram.supports_channel_binding())?;
+        Some((&self.scram, end_point))
     }
 }
 
@@ -193,7 +205,7 @@ mod tests {
         let acceptor = folder.acceptor().unwrap();
         let accepted = handshake(&acceptor, &folder, Trust::AuthorityAndName, "acme.db.test").await.unwrap();
         assert_eq!(accepted.server_name.as_deref(), Some("acme.db.test"));
-        assert!(accepted.alpn && accepted.snapshot.scram.supports_channel_binding());
+        assert!(accepted.alpn && accepted.snapshot.channel_binding().is_some());
     }
 
     #[tokio::test]
@@ -254,6 +266,6 @@ mod tests {
         let folder = Folder::new();
         folder.write("db.test", &rcgen::PKCS_ED25519);
         let acceptor = folder.acceptor().unwrap();
-        assert!(!acceptor.current.load().scram.supports_channel_binding());
+        assert!(acceptor.current.load().channel_binding().is_none());
     }
 }

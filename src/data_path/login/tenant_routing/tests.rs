@@ -1,4 +1,4 @@
-//! Hints, and where a proven login may go.
+//! Hints, and where an authenticated login may go.
 
 use std::time::Duration;
 
@@ -131,10 +131,10 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
     let (acme, globex) = (Arc::new(acme), Arc::new(a_tenant(2, "globex")));
     let known = |name: &&str| {
         let known = match *name {
-            "acme" => Known::Tenant(acme.clone()),
-            "globex" => Known::Tenant(globex.clone()),
-            "silence" => Known::Unavailable,
-            _ => Known::Nobody,
+            "acme" => NameLookup::Tenant(acme.clone()),
+            "globex" => NameLookup::Tenant(globex.clone()),
+            "silence" => NameLookup::Unavailable,
+            _ => NameLookup::NotFound,
         };
         ((*name).to_owned(), known)
     };
@@ -148,18 +148,18 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
         admin_allow_from: &[net("127.0.0.0/8")],
     };
-    let destination = case.goal().and_then(|goal| match goal {
-        Goal::Console { read_only } => Ok(Route::Console { read_only }),
-        Goal::Lobby => Ok(Route::NoTenant),
-        Goal::Named(tenant) => case.enter(Some(tenant)),
-        Goal::Only(id) => case.enter([&acme, &globex].into_iter().find(|it| it.id == id).cloned()),
+    let destination = request.target().and_then(|goal| match goal {
+        Target::Console { read_only } => Ok(Route::Console { read_only }),
+        Target::NoTenant => Ok(Route::NoTenant),
+        Target::Tenant(tenant) => request.enter(Some(tenant)),
+        Target::OnlyTenant(id) => request.enter([&acme, &globex].into_iter().find(|it| it.id == id).cloned()),
     });
     match destination {
         Ok(Route::Tenant { tenant, access }) => format!("{} {access:?}", tenant.name),
         Ok(Route::NoTenant) => "lobby".to_owned(),
         Ok(Route::Console { read_only }) => format!("console, read only: {read_only}"),
-        Err(Verdict::Denied(denial)) => format!("denied: {denial:?}"),
-        Err(Verdict::Refused(refusal)) => refusal.sqlstate().to_owned(),
+        Err(LoginError::Hidden(denial)) => format!("denied: {denial:?}"),
+        Err(LoginError::Shown(refusal)) => refusal.sqlstate().to_owned(),
     }
 }
 
