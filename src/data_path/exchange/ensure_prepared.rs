@@ -169,7 +169,7 @@ impl ClientMessages<'_, '_> {
                 return Ensured::Awaited;
             }
             _ if replies.may_have_others() => return Ensured::Awaited,
-            _ => Preparer { statements, replies: replies, context: here }.prepare(
+            _ => Preparer { statements, replies, context: here }.prepare(
                 statement,
                 Origin::Prepare,
                 self.out.build(),

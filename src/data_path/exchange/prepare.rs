@@ -12,6 +12,7 @@ use crate::{
     data_path::{
         prepared::{
             ClientStatements, OnServer, ServerStatements, Statement, StatementName,
+            client_statements::UnnamedStatement,
             parse_settings::ParseSettings,
             row_description::has_fixed_meaning,
             sql_prepare_effects::{PrepareEffect, PrepareEffects},
@@ -42,7 +43,7 @@ impl ServerSide {
     ) -> Preparer<'s> {
         let Self { statements, replies, applied, checks, .. } = self;
         let here = ParseContext::new(under, startup, applied, checks, replies);
-        Preparer { statements, replies: replies, context: here }
+        Preparer { statements, replies, context: here }
     }
 }
 
@@ -146,7 +147,7 @@ impl Preparer<'_> {
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let Self { statements, replies, context: here } = self;
-        let Some((serial, body, parsed_under)) = client.stored_unnamed() else {
+        let Some(UnnamedStatement { serial, body, parsed_under, .. }) = client.stored_unnamed() else {
             if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);
                 append(out, b'C', |out| out.extend_from_slice(b"S\0"));
@@ -156,12 +157,12 @@ impl Preparer<'_> {
         let mut parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
             let goes = replies.track(Request::Parse(None), Origin::Prepare);
             if goes {
-                statements.set_unnamed(serial);
+                statements.set_unnamed(*serial);
                 parse(b"", body, out);
             }
             goes
         };
-        let sql = cstr(&mut { body }).unwrap_or_default();
+        let sql = cstr(&mut &**body).unwrap_or_default();
         match parsed_under {
             Some(under) => {
                 here.parse_under(under, has_fixed_meaning(sql), Origin::Prepare, replies, out, parses)

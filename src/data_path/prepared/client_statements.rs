@@ -223,12 +223,10 @@ impl ClientStatements {
         (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
     }
 
-    /// Returns what another server needs to parse the unnamed statement: its serial, its body and the
-    /// settings under which it was parsed. `None` if there is none or its text was not stored.
-    pub fn stored_unnamed(&self) -> Option<(u64, &[u8], Option<&Arc<ParseSettings>>)> {
-        let unnamed = &self.unnamed;
-        let is_there = unnamed.serial != 0 && !unnamed.is_unstored;
-        is_there.then(|| (unnamed.serial, &*unnamed.body, unnamed.parsed_under.as_ref()))
+    /// Returns the unnamed statement for a server that lacks it. `None` if there is none or its text was not
+    /// stored.
+    pub(in crate::data_path) fn stored_unnamed(&self) -> Option<&UnnamedStatement> {
+        Some(&self.unnamed).filter(|unnamed| unnamed.serial != 0 && !unnamed.is_unstored)
     }
 
     /// Records an unnamed statement whose text is too long to be stored.

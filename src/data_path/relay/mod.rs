@@ -145,7 +145,7 @@ impl Relay {
             timing: Timing::new(traffic),
             leaving,
             reply_wait: ReplyWait::Nothing,
-            switcher: switcher,
+            switcher,
             proxy,
         }
     }
