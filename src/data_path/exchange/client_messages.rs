@@ -1,4 +1,4 @@
-//! A client's requests, one at a time: what goes to the server in their place, and what is owed for them.
+//! A client's messages: what goes to the server for each of them, and the replies that are then pending.
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -31,13 +31,13 @@ use crate::{
     },
 };
 
-/// One client message at a time.
+/// Handles a client's messages one at a time.
 pub struct ClientMessages<'a, 'c> {
     pub(super) statements: &'a mut ClientStatements,
     pub(super) rules: &'a SessionRules,
-    /// The session's, as they were when the transaction began.
+    /// The session's parse settings at the beginning of the transaction.
     pub(super) under: &'a Arc<ParseSettings>,
-    /// What it began with.
+    /// The settings of the startup packet.
     pub(super) startup: &'a Settings,
     pub(super) unnamed_serial: &'a mut u64,
     pub(super) sequence_use: &'a mut SequenceUse,
@@ -47,7 +47,7 @@ pub struct ClientMessages<'a, 'c> {
 }
 
 impl ClientMessages<'_, '_> {
-    /// Sends a message on.
+    /// Handles a message by its type.
     #[inline]
     pub(super) fn message(
         &mut self,
@@ -92,23 +92,23 @@ impl ClientMessages<'_, '_> {
 
     #[inline]
     pub(super) fn ask(&mut self, asked: Request) {
-        // What the server skips has no effect and gets no reply; the bytes go to it all the same.
+        // A request that the server skips gets no reply; its bytes are sent all the same.
         let _ = self.server.replies.track(asked, Origin::Client);
     }
 
-    /// Whether what was sent before may yet change what the client calls `name`.
+    /// Whether pending replies may still change the statement that the client calls `name`.
     #[inline]
     fn is_doubtful(&mut self, name: &[u8]) -> bool {
         self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_deallocating())
     }
 
-    /// A text with this aftermath goes to the server.
+    /// Records the side effects of a text that goes to the server.
     #[inline]
     pub(super) fn note(&mut self, side_effects: &SideEffects, alone: bool) {
         note(side_effects, alone, self.sequence_use, self.rules, self.server);
     }
 
-    /// And this is the text: what does it call?
+    /// Records the functions that the text may call.
     #[inline]
     pub(super) fn note_calls(&mut self, text: &[u8], seen: Option<&FoundEffects>) {
         note_calls(text, seen, self.rules, self.server);
@@ -143,7 +143,8 @@ impl ClientMessages<'_, '_> {
             return AWAITS;
         }
         if side_effects.names_statements && self.server.replies.may_yet_skip() {
-            // What is brought to the server for it comes in a batch of its own, which would end the client's.
+            // Statements are prepared for the query in a batch of their own, whose Sync would end the
+            // client's batch.
             self.server.replies.wait_for_all();
             return AWAITS;
         }
@@ -240,7 +241,7 @@ impl ClientMessages<'_, '_> {
             return AWAITS;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
-            // The server has a statement of that name as well, and says what PostgreSQL says.
+            // The server has a statement of that name as well: its error is PostgreSQL's own.
             self.server.preparer(self.under, self.startup).ensure(&taken, self.out);
             let naming = StatementName { client_name: Some(name.into()), statement: taken.clone() };
             self.ask(Request::ParseTaken(Box::new(naming)));
@@ -264,14 +265,15 @@ impl ClientMessages<'_, '_> {
         }
         let statement = self.made(body, read, None);
         if self.server.replies.describes(&statement, name) && self.server.replies.is_awaited() {
-            // Parsed again it may have another shape, which must not be taken for that of the other name.
+            // A second Parse may have another row description, and must not be compared with that of the
+            // other name.
             return AWAITS;
         }
         self.parse_statement(bytes, name, &statement);
         GOES_ON
     }
 
-    /// The Parse of a statement goes to the server under our name for it.
+    /// Sends a Parse with the proxy's name for the statement.
     pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
         self.server.preparer(self.under, self.startup).make_room_for(&statement, self.out.build());
@@ -324,7 +326,7 @@ impl ClientMessages<'_, '_> {
             return AWAITS;
         }
         let Some(statement) = self.statements.get(name).cloned() else {
-            // The server says so itself, under the name the client used.
+            // The server sends the error, with the client's own name for the statement.
             if self.may_be_unread() {
                 self.note_unread();
             }
@@ -417,8 +419,8 @@ impl ClientMessages<'_, '_> {
         GOES_ON
     }
 
-    /// A Close takes the client's name away; the statement stays on the server, for others. What is passed on closes a
-    /// name that the server does not have, which PostgreSQL answers like any other.
+    /// Close. Removes the client's name; the statement stays on the server for other sessions. The name in
+    /// the Close is unknown to the server, and PostgreSQL answers such a Close with CloseComplete.
     fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         let (kind, name) = kind_and_name(bytes)?;
@@ -469,5 +471,5 @@ fn note_calls(text: &[u8], seen: Option<&FoundEffects>, rules: &SessionRules, se
     }
 }
 
-/// The message has gone its way.
+/// The message was handled.
 pub(super) const GOES_ON: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Continue(()));

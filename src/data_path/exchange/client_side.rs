@@ -1,4 +1,4 @@
-//! The client's side of an exchange: what outlives a lease.
+//! The client's side of an exchange: the state of a session that outlives its leases.
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -29,52 +29,54 @@ use crate::{
     },
 };
 
-/// What outlives a lease: the client's side.
+/// The state of a session that outlives its leases.
 #[derive(Debug)]
 pub struct ClientSide {
     pub(super) framer: Framer,
-    /// What it has prepared.
+    /// Its prepared statements.
     pub statements: ClientStatements,
-    /// What it asked for at startup: where RESET leads to.
+    /// The settings of its startup packet: RESET returns to them.
     pub startup: Arc<Settings>,
-    /// What it has SET.
+    /// The settings that it has now.
     pub wanted: Arc<Settings>,
-    /// What it believes of its session: the ParameterStatus that it has been sent.
+    /// The parameter values that the client was last sent in ParameterStatus.
     pub told: Arc<ReportedParameters>,
-    /// How it stands to what its pool's servers began with.
+    /// How the session's start settings relate to those of its pool's servers.
     pub start_settings: StartSettings,
-    /// Under what its texts are parsed while nothing changes that; and of which of its settings that was found out.
+    /// The settings under which its texts are parsed while no transaction has changed them, and the `wanted`
+    /// from which they were computed.
     pub(super) parse_settings: (Arc<ParseSettings>, Arc<Settings>),
     pub(super) rules: SessionRules,
-    /// Of the last unnamed statement; unique over the process.
+    /// Number of the last unnamed statement; unique in the process.
     pub(super) unnamed_serial: u64,
     pub(super) sequence_use: SequenceUse,
     pub(super) skipped: SkippedMessage,
     return_state: ReturnState,
-    /// What the beginning of a message takes that must be seen whole.
+    /// Memory of the first part of a message that the proxy must receive whole.
     pub(super) holding: Charge,
-    /// What `wanted` takes, where it is another than `startup`.
+    /// Memory of `wanted`, unless it is the same as `startup`.
     pub(super) kept: Charge,
-    /// What `startup` takes, and what the client is told of it.
+    /// Memory of `startup` and `sent_parameters`.
     pub began: Charge,
 }
 
-/// What holds for a session from its first to its last byte.
+/// What does not change between a session's messages: its limits, its login and its pool's shared state.
 #[derive(Debug, Clone)]
 pub struct SessionRules {
-    /// Statements and settings follow the client from server to server: `pool_mode = "transaction"`.
+    /// Statements and settings move with the session from server to server: `pool_mode = "transaction"`.
     pub follow: bool,
-    /// It may choose its tenant by `SET pglobby.tenant`: a service login's session.
+    /// The session may choose its tenant by `SET pglobby.tenant`: it belongs to a service login.
     pub may_switch_tenant: bool,
-    /// How it stands to the tenant it is in.
+    /// How the session came to its present tenant.
     pub current_tenant: CurrentTenant,
-    /// Who it is on its servers.
+    /// The roles under which its servers run.
     pub identity: Identity,
-    /// A Bind may be one of a statement that no server is to have: it is seen whole where it can be.
+    /// Some statements of the session must not reach a server: a Bind is received whole if it is short
+    /// enough.
     pub sees_binds: bool,
-    /// The pool's statements.
+    /// The pool's shared statements.
     pub shared_statements: Arc<SharedStatements>,
-    /// What the database's functions leave behind.
+    /// The side effects of the database's functions.
     pub functions: Arc<FunctionEffects>,
     /// `statement_inspect_bytes_max`.
     pub inspect_bytes_max: usize,
@@ -88,12 +90,12 @@ pub struct SessionRules {
     pub settings_max: usize,
     /// `tracked_bytes_max`.
     pub settings_bytes_max: usize,
-    /// What is kept for the session.
+    /// The account that the session's memory is charged to.
     pub memory: Arc<Account>,
 }
 
 impl SessionRules {
-    /// For replies that nobody wants any more.
+    /// Rules for reading replies that no client receives.
     pub fn nobody(table: &Arc<SharedStatements>) -> Self {
         Self {
             follow: false,
@@ -114,26 +116,27 @@ impl SessionRules {
     }
 }
 
-/// Whether the client goes on.
+/// Whether the relay may read more from the client.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// It does.
+    /// It may.
     Continues,
-    /// It said Terminate.
+    /// The client sent Terminate.
     Terminated,
-    /// It speaks of its tenant. That message and all behind it have not been passed on, and wait until everything before
-    /// is answered.
+    /// The first message of these bytes chooses the tenant. They were not passed on, and wait until all
+    /// replies have arrived.
     ChoosesTenant(Vec<u8>),
-    /// What it said last may lead it to another tenant: all behind it waits for the answer.
+    /// The last message may return the session to another tenant: these bytes wait for its reply.
     Pauses(Vec<u8>),
-    /// What this message means, and whether it may be passed on, shows when the server has answered what it was sent before.
+    /// The meaning of the first message of these bytes depends on replies that are pending.
     AwaitsReplies(Vec<u8>),
-    /// More is unanswered than may be: the rest waits until half of it is answered.
+    /// Too many replies are pending: these bytes wait until half of them have arrived.
     Full(Vec<u8>),
 }
 
 impl ClientSide {
-    /// A session that has just logged in. `first_serial` is unique over the process, with 32 bits of room above it.
+    /// A session that has just logged in. `first_serial` is unique in the process, with 32 bits of room above
+    /// it.
     pub fn new(rules: SessionRules, wanted: Arc<Settings>, first_serial: u64) -> Self {
         Self {
             framer: Framer::default(),
@@ -154,30 +157,30 @@ impl ClientSide {
         }
     }
 
-    /// What holds for the session.
+    /// The session's rules.
     pub fn rules(&self) -> &SessionRules {
         &self.rules
     }
 
-    /// Statements and settings follow the client from server to server.
+    /// Whether statements and settings move with the session from server to server.
     pub fn follows(&self) -> bool {
         self.rules.follow
     }
 
-    /// A message has gone to the server in part; the rest must reach the same server.
+    /// Whether a message has gone to the server in part; the rest must reach the same server.
     #[inline]
     pub fn mid_message(&self) -> bool {
         self.framer.mid_message()
     }
 
-    /// Moves the beginning of a message that no server has got to the end of `inbox`.
+    /// Moves the first part of a message that no server has received to the end of `inbox`.
     #[inline]
     pub fn take_held(&mut self, inbox: &mut Vec<u8>) {
         self.framer.take_held(inbox);
     }
 
-    /// Its pool has been replaced by one whose servers began with `now`: what differs from what the session began with is from now on
-    /// as if it had been set then.
+    /// Called when a new pool replaces the session's, with servers that start with `now`. Start settings that
+    /// differ become settings of the session, so that the client keeps the values it started with.
     #[cold]
     pub fn keep_start(&mut self, now: &Arc<RoleSettings>) {
         if let StartSettings::Earlier(then) = &self.start_settings {
@@ -192,7 +195,8 @@ impl ClientSide {
         self.start_settings = StartSettings::Same(now.clone());
     }
 
-    /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
+    /// Writes what must reach the server before the client's message: restore settings, and Close of other
+    /// sessions' statement names. `begins`: the lease has just begun.
     #[inline]
     pub fn turn(&mut self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
         if begins {
@@ -214,7 +218,7 @@ impl ClientSide {
         }
     }
 
-    /// Under what its texts are parsed follows from what it has set.
+    /// Recomputes the settings under which texts are parsed, if the session's settings have changed.
     #[inline]
     pub(super) fn look_at_settings(&mut self) {
         if !Arc::ptr_eq(&self.parse_settings.1, &self.wanted) {
@@ -223,7 +227,7 @@ impl ClientSide {
         }
     }
 
-    /// Takes what the client sent; `out` gets what goes to the server.
+    /// Takes bytes from the client; `out` gets the bytes for the server.
     ///
     /// # Errors
     /// The client broke the protocol or a limit; the session ends.
@@ -235,7 +239,7 @@ impl ClientSide {
         out: &mut Outgoing<'_>,
     ) -> Result<Flow, ClientError> {
         let flow = self.pass_on(chunk, server, out);
-        // A Terminate is not passed on, whole or not.
+        // A Terminate is not passed on, whether whole or not.
         server.half_passed =
             self.framer.mid_message() && !self.skipped.is_ignored() && !matches!(flow, Ok(Flow::Terminated));
         flow
@@ -331,11 +335,12 @@ impl ClientSide {
     }
 }
 
-/// A Bind of a statement that chooses the tenant is seen whole up to this; a name has 63 bytes.
+/// A shorter Bind is received whole where its statement may choose the tenant. A name has at most 63 bytes.
 const CHOICE_BYTES_MAX: usize = 1024;
 
 impl ClientSide {
-    /// Makes the server refuse the message at the front of `inbox`, which is there whole; how many bytes that was.
+    /// Makes the server reject the first message of `inbox`, which must be whole. Returns the message's
+    /// length in bytes.
     pub fn deny(
         &mut self,
         inbox: &[u8],
@@ -371,7 +376,7 @@ impl ClientSide {
     }
 }
 
-/// What a client that broke the protocol is told.
+/// The client's error for a protocol violation.
 pub fn violation(error: FrameError) -> ClientError {
     ClientError::ProtocolViolation(match error {
         FrameError::Type(tag) => format!("invalid frontend message type {tag}"),
@@ -379,7 +384,10 @@ pub fn violation(error: FrameError) -> ClientError {
     })
 }
 
-/// How much of a client's message must be seen; also where a first header is judged before a server is borrowed.
+/// How much of a client's message must be received before it is handled.
+///
+/// # Errors
+/// The header is invalid.
 #[inline]
 pub fn need_of_client(tag: u8, length: usize, rules: &SessionRules) -> Result<Need, FrameError> {
     Ok(match tag {

@@ -1,9 +1,9 @@
-//! What need not wait for a server: a Parse whose text is known, and a Sync that ends no batch.
+//! Parse and Sync messages that the proxy answers without a server.
 //!
-//! A program that prepares on one connection while it has transactions open on others would wait for itself where all
-//! servers are held by its own transactions: `pgbench -M prepared` with more clients than servers and threads does so. A
-//! Parse that comes alone (Parse, Sync), of a text that a server has taken before, is therefore answered at once where no
-//! server is idle. It is not left out: it reaches a server in front of the statement's first use.
+//! A program that prepares on one connection while its own transactions hold all servers would wait for
+//! itself (`pgbench -M prepared` with more clients than servers and threads). If no server is idle, a lone
+//! Parse and Sync is answered at once, provided that some server has parsed the same text before. The Parse
+//! goes to a server before the first use of the statement.
 
 use super::client_side::ClientSide;
 use crate::wire::{
@@ -12,8 +12,8 @@ use crate::wire::{
 };
 
 impl ClientSide {
-    /// Answers what is at the front of `inbox` where no server need see it now, and tells how many bytes that is. Called only
-    /// while the session holds no server.
+    /// Answers the first messages of `inbox` if they need no server now. Returns their length in bytes, or 0.
+    /// Called only while the session holds no server.
     pub fn answer_unserved(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> usize {
         if let Some((sync, _)) = message(b'S', inbox) {
             ready_for_query(replies, b'I');
@@ -22,7 +22,7 @@ impl ClientSide {
         self.postpone_parse(inbox, replies).unwrap_or(0)
     }
 
-    /// A Parse and a Sync.
+    /// Answers a Parse and a Sync.
     fn postpone_parse(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
         let (parse, rest) = message(b'P', inbox)?;
         let (sync, _) = message(b'S', rest)?;
@@ -46,7 +46,7 @@ impl ClientSide {
     }
 }
 
-/// The message at the front, if it is there whole and of that kind, and what is behind it.
+/// The first message, if it is whole and has this type, and the bytes after it.
 fn message(tag: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     match header(bytes) {
         Ok(Some((found, length))) if found == tag => bytes.split_at_checked(length + 1),

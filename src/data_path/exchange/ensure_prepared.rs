@@ -1,9 +1,9 @@
-//! A client's named statement is brought to the server that it is used on.
+//! Prepares a client's named statement on the server that uses it.
 //!
-//! Where the server lacks it, it is prepared there from the text; and if a table or a type has changed since the client
-//! prepared it, it gives other columns than the client was told of. PostgreSQL refuses that (0A000), and so do we: what the
-//! client sent waits until the server has told the statement's shape. That is a round trip for each statement and server,
-//! and only while the server lacks it.
+//! A statement that the server lacks is prepared again from its text. If a table or type has changed in the
+//! meantime, its columns may differ from those that the client was told. PostgreSQL rejects that with 0A000,
+//! and so does the proxy: the client's message waits until the server has described the statement. That costs
+//! one round trip per statement and server, and only while the server lacks the statement.
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -27,21 +27,21 @@ use crate::{
     wire::{frame::cstr, message::append},
 };
 
-/// No server has a statement of that name.
+/// A name that no server has a statement for.
 const NOBODYS: &[u8] = b"pglobby__";
 
-/// How a server stands to a statement.
+/// Whether a server has a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ensured {
-    /// It has it, or will have it in time.
+    /// It has it, or a Parse is on its way.
     Present,
-    /// It will say what shape it has there.
+    /// The server is about to send its row description.
     Awaited,
-    /// It has another shape there.
+    /// It has another row description there.
     Changed,
 }
 
-/// The message waits for answers that are owed.
+/// The message waits for pending replies.
 pub(super) const AWAITS: Result<ControlFlow<WaitReason>, ClientError> =
     Ok(ControlFlow::Break(WaitReason::Replies));
 
@@ -50,14 +50,14 @@ pub(super) const AWAITS: Result<ControlFlow<WaitReason>, ClientError> =
 pub(super) enum WaitReason {
     /// It chooses the tenant.
     Choice,
-    /// What the server has been sent before it decides on what it means.
+    /// Its meaning depends on pending replies.
     Replies,
-    /// So much has been sent that is not answered that no more is taken.
+    /// Too many replies are pending.
     Room,
 }
 
 impl ClientMessages<'_, '_> {
-    /// `waits` begins with a message that must wait. Where it is for answers, the server is to send what it has.
+    /// `waits` are the bytes from the waiting message on. A Flush makes the server send its replies.
     #[cold]
     pub(super) fn hold(&mut self, hold: WaitReason, waits: Vec<u8>) -> Flow {
         match hold {
@@ -73,8 +73,9 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// What a Parse of the client's makes: shared with whoever has the same settings, or its own where it has set something in
-    /// this transaction. What it has set then the server is asked.
+    /// The statement of a client's Parse: shared with all sessions that have the same settings. If the
+    /// transaction has changed settings, the session gets its own statement and the server is asked for its
+    /// settings.
     pub(super) fn made(
         &mut self,
         body: &[u8],
@@ -91,7 +92,8 @@ impl ClientMessages<'_, '_> {
         self.rules.shared_statements.own(body, &under, side_effects, naming)
     }
 
-    /// Under what is parsed what comes next; if that is not known, the server is asked in front of it.
+    /// The settings under which the next text is parsed. If they are unknown, the server is asked for them
+    /// first.
     #[cold]
     pub(super) fn settings_now(&mut self, origin: Origin) -> Arc<ParseSettings> {
         let Preparer { replies, context: here, .. } = self.server.preparer(self.under, self.startup);
@@ -101,8 +103,8 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// The statement of that name that the client may use under its present settings: its own from now on where others use it
-    /// under those of the time it was parsed. `None`: that waits for what is owed about it.
+    /// The statement `name` for use under the present settings. A shared statement whose settings have
+    /// changed since its Parse becomes the session's own. `None`: the message must wait for pending replies.
     ///
     /// # Errors
     /// The limit that one more copy of the text would exceed.
@@ -132,7 +134,7 @@ impl ClientMessages<'_, '_> {
         Ok(Some(own))
     }
 
-    /// Sees to it that the server has a statement that the client calls `name`.
+    /// Prepares the statement on the server if it is not there. `name` is the client's name for it.
     #[inline]
     pub(super) fn ensure_statement(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
         if self.statements.has_deferred() {
@@ -159,9 +161,9 @@ impl ClientMessages<'_, '_> {
             return Ensured::Changed;
         }
         let shows = match statements.find(statement, replies.batch()) {
-            // The same text by another of the client's names.
+            // The same text under another name of the client.
             OnServer::Requested => replies.describes(statement, name),
-            // Its client is yet to be told the shape that another must be compared with.
+            // The client does not know the description yet that another one would be compared with.
             _ if statement.is_description_checked
                 && statement.description.get().is_none()
                 && replies.is_awaited() =>
@@ -182,22 +184,22 @@ impl ClientMessages<'_, '_> {
         Ensured::Awaited
     }
 
-    /// The client's Parse of a statement was answered before a server had seen it: it comes to the server now.
+    /// Prepares a statement whose Parse the proxy answered before any server had received it.
     #[cold]
     pub(super) fn ensure_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.prepare_as(statement, Some(name), Origin::Prepare, self.out.build());
     }
 
-    /// The server is made to refuse a Bind or Describe of a statement, and its client hears why in PostgreSQL's words.
+    /// Makes the server reject a Bind or Describe; the client gets PostgreSQL's error for a changed result.
     #[cold]
     pub(super) fn refuse_changed(&mut self, asked: Request, bytes: &[u8], at: usize, length: usize) {
         let _ = self.server.replies.track(asked, Origin::Denied(RequestError::ResultChanged));
         rename(bytes, at, length, NOBODYS, self.out.build());
     }
 
-    /// The session is about to look at what is prepared, and must find its own statements and nobody else's. What the server
-    /// lacks can only be brought to it while no batch is under way: `settled`.
+    /// Called before the session reads the list of prepared statements: the server gets exactly the session's
+    /// own statements. Missing ones can be prepared only while no batch is open: `settled`.
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
         self.statements.use_client_names(&self.rules.shared_statements);
@@ -210,7 +212,7 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// Code is about to run that may EXECUTE, by its name, what the session has made by PREPARE.
+    /// Called before code runs that may EXECUTE the session's SQL PREPARE statements by name.
     #[cold]
     pub(super) fn show_to_code(&mut self) {
         self.statements.use_client_names(&self.rules.shared_statements);

@@ -1,5 +1,5 @@
-//! What is kept of what a client asks, within its limits. What exceeds one is an error of that statement, as far as it can be
-//! told before a server has run it.
+//! Limits on what a client's messages make the proxy keep. A message over a limit fails like a failed
+//! statement, as far as the proxy can tell before a server has run it.
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -18,16 +18,18 @@ use crate::{
     error::{ClientError, Limit, RequestError},
 };
 
-/// Bytes of texts and names that may be unanswered, and bytes that are put in front of what a client has sent.
+/// Most bytes of texts and names with pending replies, and most bytes that the proxy adds to a client's
+/// messages.
 const UNANSWERED_BYTES_MAX: usize = 1 << 20;
 
-/// So many bytes of startup parameters are part of what any session takes.
+/// Startup parameters up to this many bytes are not charged.
 const STARTUP_BYTES_UNCOUNTED: usize = 1024;
 
-/// What a session takes for the startup parameters that it asks for: they are kept, and what its client is told of them.
+/// The memory charge for startup parameters: the proxy keeps them twice, once as requested and once as
+/// reported.
 ///
 /// # Errors
-/// There is no memory for a session that asks for so much.
+/// The memory limit would be exceeded.
 pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge, ClientError> {
     let mut charge = Charge::default();
     let bytes = asked.bytes();
@@ -40,7 +42,7 @@ pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge,
 }
 
 impl SessionRules {
-    /// Whether a client that has these statements may prepare so many more, with so much text.
+    /// Checks that a client with these statements may prepare `more` of them with `text` bytes.
     ///
     /// # Errors
     /// The limit that would be exceeded.
@@ -55,7 +57,7 @@ impl SessionRules {
         self.shared_statements.memory.admits(bytes)
     }
 
-    /// Whether a session that has these settings may SET what a text sets.
+    /// Checks that a session with these settings may run a text that sets parameters.
     ///
     /// # Errors
     /// The limit that would be exceeded.
@@ -73,7 +75,7 @@ impl SessionRules {
         self.memory.admits(side_effects.set_bytes)
     }
 
-    /// What the client is told.
+    /// The client's error for a rejected request.
     pub fn client_error(&self, request_error: RequestError) -> ClientError {
         match request_error {
             RequestError::TenantSwitch(reason) => reason.into(),
@@ -83,7 +85,7 @@ impl SessionRules {
         }
     }
 
-    /// The same, of a limit.
+    /// The client's error for an exceeded limit.
     pub fn too_much(&self, limit: Limit) -> ClientError {
         let max = match limit {
             Limit::Statements => self.statements_max,
@@ -98,7 +100,7 @@ impl SessionRules {
 }
 
 impl ClientSide {
-    /// What is kept for the session counts there from now on.
+    /// Charges the session's memory to this account from now on.
     pub fn count_in(&mut self, memory: Arc<Account>) {
         self.kept.set(&memory, self.kept.bytes());
         self.holding.set(&memory, self.holding.bytes());
@@ -106,10 +108,10 @@ impl ClientSide {
         self.rules.memory = memory;
     }
 
-    /// The session has SET this from now on.
+    /// Replaces the session's settings.
     ///
     /// # Errors
-    /// The limit that would be exceeded; all is as before then.
+    /// The limit that would be exceeded; nothing has changed then.
     pub fn keep(&mut self, settings: Arc<Settings>) -> Result<(), Limit> {
         let bytes = if Arc::ptr_eq(&settings, &self.startup) { 0 } else { settings.bytes() };
         if bytes > self.rules.settings_bytes_max && bytes > self.kept.bytes() {
@@ -122,21 +124,21 @@ impl ClientSide {
 }
 
 impl ServerSide {
-    /// Whether so much may be unanswered within the next bytes that each message must be looked at for that. None is so short that
-    /// the server would owe more replies for it than it has bytes.
+    /// Whether the next `bytes` may reach a limit on pending replies, so that each message must be checked. A
+    /// message is never shorter in bytes than the number of replies it causes.
     #[inline]
     pub(super) fn may_fill(&self, replies_max: usize, bytes: usize) -> bool {
         self.replies.pending() + bytes >= replies_max || self.unanswered_bytes + bytes > UNANSWERED_BYTES_MAX
     }
 
-    /// Whether so much is unanswered that nothing more is taken from a client that pipelines.
+    /// Whether too much is pending to take another request.
     fn is_full(&self, replies_max: usize, built: usize) -> bool {
         let owed = self.replies.pending();
         owed >= replies_max
             || owed > 0 && (self.unanswered_bytes > UNANSWERED_BYTES_MAX || built > UNANSWERED_BYTES_MAX)
     }
 
-    /// Whether that is over.
+    /// Whether enough replies have arrived since to take requests again.
     pub fn has_room(&mut self, replies_max: usize) -> bool {
         let bytes_max = if self.unanswered_bytes > UNANSWERED_BYTES_MAX { 0 } else { replies_max / 2 };
         let has_room = self.replies.pending() <= bytes_max || self.replies.takes_copy_data();
@@ -148,27 +150,27 @@ impl ServerSide {
 }
 
 impl ClientMessages<'_, '_> {
-    /// Whether so much has been put in front of what the client has sent that a message may have to wait.
+    /// Whether the proxy has added so much that messages must be checked one by one.
     #[inline]
     pub(super) fn is_much_built(&self) -> bool {
         self.out.built() > UNANSWERED_BYTES_MAX
     }
 
-    /// Whether a message must wait because so much is unanswered. Data of a COPY is no request.
+    /// Whether a message must wait because too much is pending. COPY data is no request.
     #[cold]
     pub(super) fn is_full(&self, tag: u8) -> bool {
         let is_request = !matches!(tag, b'd' | b'c' | b'f' | b'H');
         is_request && self.server.is_full(self.rules.unanswered_max, self.out.built())
     }
 
-    /// A message is not passed on: its client gets an error in its place.
+    /// Rejects a message; the client gets an error.
     #[cold]
     pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.deny(tag, limit);
         GOES_ON
     }
 
-    /// The same of a Bind, of which more may be to come.
+    /// Rejects a Bind, of which more may be to come.
     #[cold]
     pub(super) fn refuse_bind(
         &mut self,
@@ -179,7 +181,7 @@ impl ClientMessages<'_, '_> {
         self.refuse(b'B', limit)
     }
 
-    /// Whether the text of an unnamed statement may be kept, and what it sets.
+    /// Checks that the text of an unnamed statement, and what it sets, may be kept.
     pub(super) fn admit_unnamed(&self, body: &[u8], side_effects: &SideEffects) -> Result<(), Limit> {
         if body.len() > UNNAMED_BYTES_KEPT {
             self.rules.memory.admits(body.len())?;

@@ -1,7 +1,9 @@
-//! What passes between one client and the server it borrowed: bytes in, bytes out. Pure; the engine is `relay/mod.rs`.
+//! The messages between a client and the server of its lease: bytes in, bytes out. Pure; `relay/mod.rs` does
+//! the I/O.
 //!
-//! Messages are looked at by their five-byte headers; of a few (names in Parse, Bind, Describe and Close, the text of a
-//! query, the status in ReadyForQuery) more is read. Everything else goes from one buffer to the other side unread.
+//! Most messages are passed on by their five-byte header, from one buffer to the other side. The proxy reads
+//! more of a few: the names in Parse, Bind, Describe and Close, the text of a query, the status in
+//! ReadyForQuery.
 //!
 //! Source: PostgreSQL documentation, "Message Formats" and "Message Flow".
 

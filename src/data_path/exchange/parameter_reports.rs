@@ -1,4 +1,4 @@
-//! ParameterStatus: what a server reports, and what its client is told of that (see [`Reported`]).
+//! ParameterStatus: what a server reports, and what its client is sent.
 
 use super::{
     client_side::ClientSide,
@@ -18,12 +18,12 @@ use crate::{
 };
 
 impl ServerSide {
-    /// A reported parameter, as last reported.
+    /// The latest value of a reported parameter.
     pub fn reported_value(&self, wanted: &str) -> Option<&str> {
         self.reported.text(wanted)
     }
 
-    /// A client begins to use it: it may believe something else than the server reports.
+    /// A lease begins: the client may have been sent other values than the server reports.
     #[inline]
     pub fn begins_with(&mut self, client: &ClientSide, out: &mut Outgoing<'_>) {
         self.must_tell |= self.reported != *client.told;
@@ -32,7 +32,7 @@ impl ServerSide {
         }
     }
 
-    /// Has it say what it reports now, in front of the reply to its client.
+    /// Sends a Sync, so that the server reports changed parameters before its reply to the client.
     #[cold]
     fn stir(&mut self, out: &mut Vec<u8>) {
         self.is_stale = false;
@@ -40,7 +40,7 @@ impl ServerSide {
         let _ = self.replies.track(Request::Sync, Origin::Proxy);
     }
 
-    /// In front of what the client gets next: what it believes of its session becomes what the server reports.
+    /// Sends the client the parameters that differ, before its next message.
     #[cold]
     pub(super) fn tell(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
         self.must_tell = false;
@@ -49,8 +49,9 @@ impl ServerSide {
         }
     }
 
-    /// ParameterStatus. What was not changed by statements of ours is to be asked about, and its client is told at once; of
-    /// what was, the client is told in front of its own reply, if it believes something else.
+    /// ParameterStatus. A change by a client's request is recorded for the after-transaction check and sent
+    /// at once. A change by the proxy's own request is sent before the client's reply, and only if the client
+    /// was sent another value.
     pub(super) fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
         let name = self.note_parameter(bytes);
         if let (Some(name), true) = (name, self.replies.origin() != Some(Origin::Proxy)) {
@@ -59,7 +60,8 @@ impl ServerSide {
         }
     }
 
-    /// Takes down what the server reports; the parameter's name in lower case. `None`: it has reported too many others.
+    /// Records a reported parameter. Returns its name in lower case; `None`: the message is invalid, or too
+    /// many parameters have been reported.
     pub fn note_parameter(&mut self, bytes: &[u8]) -> Option<String> {
         let mut body = bytes.get(HEADER_BYTES..)?;
         let (name, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
@@ -75,7 +77,7 @@ impl ServerSide {
     }
 }
 
-/// How a server that reports this reads string literals.
+/// How a server with these parameters reads string literals.
 pub(super) fn lexing(reported: &ReportedParameters) -> Lexing {
     let value = |wanted: &str| reported.text(wanted);
     Lexing {

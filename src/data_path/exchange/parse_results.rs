@@ -1,4 +1,5 @@
-//! What a server says of a statement that was parsed, and of the settings under which it was.
+//! The server's answers about a parsed statement: its row description, and the settings under which it was
+//! parsed.
 
 use std::sync::Arc;
 
@@ -12,30 +13,30 @@ use crate::{
 };
 
 impl ServerSide {
-    /// What a text is parsed under now; `None`: only the server knows. `under` are the session's own, as they were when the
-    /// transaction began.
+    /// The settings under which a text is parsed now; `None`: only the server knows. `under` are the
+    /// session's settings at the beginning of the transaction.
     #[inline]
     pub(super) fn parsing<'s>(&'s self, under: &'s Arc<ParseSettings>) -> Option<&'s Arc<ParseSettings>> {
         ParseContext::under(under, &self.checks, &self.replies)
     }
 
-    /// A statement has been parsed, and this is what it takes and gives.
+    /// The row description of a parsed statement is complete.
     #[cold]
     pub(super) fn described(&mut self, naming: StatementName, client: &mut ClientSide) {
         let StatementName { client_name, statement } = naming;
         let shape = self.description.finish();
         let known = shape.map(|shape| (shape, *statement.description.get_or_init(|| shape)));
         let Some((shape, _)) = known.filter(|(shape, known)| shape != known) else {
-            // Whoever sought it has found it; what comes of it later is another's.
+            // The description is the expected one: a later change is a new one.
             let _ = self.sought.take_if(|(sought, _)| sought.is(&statement));
             return self.statements.confirmed(&statement);
         };
-        // It is not what its clients know, and whoever uses it must be told so.
+        // It differs from the description that clients were told: they must get an error.
         self.statements.failed(&statement);
         match client_name {
             Some(name) => {
                 let reshaped = client.rules().shared_statements.with_description(&statement, shape);
-                // It may have been closed meanwhile, by what is skipped in the end.
+                // The name may have been removed by a Close that the server will skip.
                 self.replies.closes_instead(&name, &statement, &reshaped);
                 if client.statements.get(&name).is_some_and(|known| known.is(&statement)) {
                     client.statements.insert(&name, reshaped);
@@ -49,13 +50,13 @@ impl ServerSide {
         }
     }
 
-    /// A DataRow of ours tells one of its settings.
+    /// Reads one setting from a DataRow.
     #[cold]
     pub(super) fn told_setting(&mut self, row: &[u8]) {
         self.told_settings = self.told_settings.take().and_then(|told| with_setting(told, row));
     }
 
-    /// Those were all.
+    /// The server's settings are complete.
     #[cold]
     pub(super) fn told_all(&mut self, settings: &ParseSettings) {
         let told = self.told_settings.replace(Settings::default());
@@ -63,7 +64,7 @@ impl ServerSide {
     }
 }
 
-/// With the setting in a DataRow of ours; `None` where it cannot be read.
+/// Adds the setting in a DataRow; `None` if it cannot be read.
 fn with_setting(mut told: Settings, row: &[u8]) -> Option<Settings> {
     let mut values = row.get(HEADER_BYTES + 2..)?;
     let mut next = || {

@@ -1,5 +1,5 @@
-//! Parses a text under the settings of another moment: they are put in place in front of the Parse, and what was there
-//! before is put back behind it, all in the same write (`ENTER`, `LEAVE`). Pure.
+//! Parses a text under the settings of an earlier Parse. `ENTER` sets them before the Parse and `LEAVE`
+//! restores the present ones after it, in one write. Pure.
 
 use std::sync::Arc;
 
@@ -19,21 +19,22 @@ use crate::{
     wire::message::{append, append_cstr, array_literal, bind_portal, close_statement, parse},
 };
 
-/// Where a text is to be parsed: a session's settings on its server at this moment.
+/// The settings of a session on its server at this moment.
 #[derive(Debug, Clone, Copy)]
 pub struct ParseContext<'a> {
-    /// `None`: something may have changed them that has not been asked about.
+    /// `None`: a change is possible that has not been checked.
     pub under: Option<&'a Arc<ParseSettings>>,
-    /// What the session began with, which its servers may no longer begin with: it holds for what was parsed before that, too.
+    /// The settings of the startup packet. Servers of a replaced pool may start with others; they hold for
+    /// earlier texts too.
     pub startup: &'a Settings,
-    /// What the server had when the transaction began.
+    /// The server's settings at the beginning of the transaction.
     pub applied: &'a Settings,
     /// What may have changed since.
     pub checks: &'a PendingChecks,
 }
 
 impl<'a> ParseContext<'a> {
-    /// `under` are the session's as they were when the transaction began.
+    /// `under` are the session's settings at the beginning of the transaction.
     #[inline]
     pub fn new(
         under: &'a Arc<ParseSettings>,
@@ -45,7 +46,7 @@ impl<'a> ParseContext<'a> {
         Self { under: Self::under(under, checks, replies), startup, applied, checks }
     }
 
-    /// `under`, unless something may have changed that has not been asked about.
+    /// Returns `under`, unless a change is possible that has not been checked.
     #[inline]
     pub fn under<'s>(
         under: &'s Arc<ParseSettings>,
@@ -56,13 +57,14 @@ impl<'a> ParseContext<'a> {
         known.then_some(under)
     }
 
-    /// Whether a text that was parsed under those is the same statement here.
+    /// Whether a text that was parsed under `those` has the same meaning now.
     #[inline]
     pub fn is(&self, those: &Arc<ParseSettings>) -> bool {
         self.under.is_some_and(|under| Arc::ptr_eq(under, those))
     }
 
-    /// What must be put in place to parse as under `those`; `None` where nothing need be, or can be, or nobody knows.
+    /// The settings to set for a Parse under `those`; `None` if they are in place, unknown, or cannot be set
+    /// now.
     fn differs(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
         let can = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
         if self.is(those) || !can {
@@ -77,13 +79,14 @@ impl<'a> ParseContext<'a> {
         Some(settings)
     }
 
-    /// Parameters that PostgreSQL does not list and that may be set.
+    /// Parameters that may be set and that pg_settings does not list.
     fn unlisted(&self) -> impl Iterator<Item = &str> {
         let applied = self.applied.iter().map(|(name, _)| name);
         ["role"].into_iter().chain(applied.chain(self.checks.named()).filter(|name| name.contains('.')))
     }
 
-    /// Runs `parses`, which sends what is to be parsed, as under `those` settings if they `matter` to it; its own result.
+    /// Calls `parses`, which sends the text, between ENTER and LEAVE if the settings `matter` to it. Returns
+    /// its result.
     pub fn parse_under(
         &self,
         those: &Arc<ParseSettings>,
@@ -107,7 +110,8 @@ impl<'a> ParseContext<'a> {
         goes
     }
 
-    /// Those under which a text is parsed that goes to the server next, where that must be asked: in front of it.
+    /// Asks the server for its settings before the next text. The result is filled in when the answer
+    /// arrives.
     pub fn ask(&self, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) -> Arc<ParseSettings> {
         let those = ParseSettings::unknown();
         if replies.status() != b'E' {
@@ -118,15 +122,16 @@ impl<'a> ParseContext<'a> {
     }
 }
 
-/// The settings now, and the value of each.
+/// Returns the session's settings and their values.
 const TELL: &[u8] =
     b"SELECT pg_catalog.lower(name), pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
       WHERE source = 'session' \
       UNION ALL SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::text[]) AS n \
       WHERE pg_catalog.current_setting(n, true) <> ''";
 
-/// Sets $1 to $2 and all else that is set, $3 of it unlisted and but for $4, to what it is in a new session; until LEAVE, or the
-/// end of the transaction. What there was before is kept in a parameter. A role may set less than the login: it comes last.
+/// Sets $1 to $2. Sets all others to the values of a new session: the listed ones except $4, and the unlisted ones
+/// in $3. It lasts until LEAVE or the end of the transaction; a parameter keeps the previous values. The role
+/// comes last, because it may have fewer rights than the login.
 const ENTER: &[u8] = b"WITH target (name, value) AS MATERIALIZED ( \
         SELECT n, v FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS given (n, v) \
         UNION ALL SELECT pg_catalog.lower(name), reset_val FROM pg_catalog.pg_settings \
@@ -144,16 +149,16 @@ const ENTER: &[u8] = b"WITH target (name, value) AS MATERIALIZED ( \
       ) SELECT CASE WHEN name IS NOT NULL THEN pg_catalog.set_config(name, value, true) END \
         FROM (SELECT name, value FROM kept LEFT JOIN changed ON true ORDER BY name = 'role') AS ordered";
 
-/// Puts back what ENTER has kept.
+/// Restores the values that ENTER has kept.
 const LEAVE: &[u8] = b"SELECT pg_catalog.set_config(key, value, true) FROM ( \
         SELECT key, value FROM pg_catalog.json_each_text(pg_catalog.current_setting('pglobby.kept')::json) \
         ORDER BY key = 'role') AS ordered";
 
-/// What servers call the statement and the portal of such a text. It is not kept: what is in front of it may fail, and nobody
-/// knows then whether it is there.
+/// The name of statement and portal of such a text. They are closed before and after each use: if an earlier
+/// request fails, the proxy cannot know whether they exist.
 const ONCE: &[u8] = b"pglobby_once";
 
-/// Runs a text of ours once, in the middle of whatever the client has begun: its own unnamed statement and portal stay.
+/// Runs one of the proxy's texts within the client's batch. The client's unnamed statement and portal stay.
 pub fn once(
     sql: &[u8],
     parameters: &[&str],

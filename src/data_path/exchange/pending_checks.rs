@@ -1,8 +1,8 @@
-//! What the transactions of a lease have left uncertain, and the question that the server is asked about it. Pure.
+//! What the transactions of a lease may have changed, and the query that asks the server about it. Pure.
 //!
-//! The rules of SET, SET LOCAL, savepoints, ROLLBACK and RESET are PostgreSQL's, and we do not play them over again: a
-//! text that may have changed something leaves a [`Doubts`], and when its transaction is over, before the server is
-//! given back, the server itself is asked what became of it. A transaction without such a text costs nothing.
+//! The proxy does not re-implement PostgreSQL's rules for SET, SET LOCAL, savepoints, ROLLBACK and RESET. A
+//! text that may have changed something adds a [`StateChecks`]. After its transaction, before the server
+//! returns to the pool, the server is asked for the result. A transaction without such a text costs nothing.
 
 use std::sync::Arc;
 
@@ -25,68 +25,68 @@ use crate::{
     wire::message::array_literal,
 };
 
-/// What the transactions of a lease have left uncertain so far.
+/// What the transactions of a lease may have changed so far.
 #[derive(Debug, Default)]
 pub struct PendingChecks {
     checks: StateChecks,
     pins: Pins,
     names: Vec<Box<str>>,
-    /// One text, and nothing else, made all of it uncertain, outside a transaction block: and it only tidies up.
+    /// All checks come from one driver reset, which ran outside a transaction block.
     driver_reset: Option<DriverReset>,
-    /// The same of one that only loads a library.
+    /// All checks come from one LOAD, which ran outside a transaction block.
     only_loads: bool,
-    /// RESET ALL or DISCARD ALL is among it.
+    /// RESET ALL or DISCARD ALL was sent.
     resets: bool,
-    /// It is decided anew whether the session keeps its server for its settings.
+    /// The answer decides whether settings still pin the server.
     decides_on_settings: bool,
-    /// The transaction may have changed settings that matter when a text is parsed, for itself alone perhaps: what is set now
-    /// only the server knows.
+    /// The transaction may have changed settings that matter for parsing, perhaps with SET LOCAL only.
     changes_parsing: bool,
-    /// What has been prepared, to be shared, behind texts that may call functions which nobody has read yet.
+    /// Shared statements that were prepared after a text whose functions are not loaded yet.
     prepared: Vec<Arc<Statement>>,
-    /// What has been parsed under the settings that it leaves, as far as can be told.
+    /// Parse settings to be filled in with the settings at the end of the transaction.
     parsed: Vec<Arc<ParseSettings>>,
-    /// Functions may be changed by the transaction that is under way.
+    /// The transaction may change functions.
     functions_changing: Option<FunctionsChanging>,
-    /// Texts that may call functions which nobody has read yet.
+    /// Texts that may call functions that are not loaded yet.
     before_load: Option<Box<TextsBeforeLoad>>,
-    /// What texts have taken back to what it was when the session began.
+    /// Parameters that texts have reset.
     taken_back: Resets,
-    /// What is to be set again for that.
+    /// Startup parameters to be set again after such a reset.
     pub pending: Option<Box<PendingRestore>>,
 }
 
-/// Names of parameters that are taken down of one transaction take at most this much.
+/// Limit in bytes of the parameter names that are kept for one transaction.
 const NAMES_BYTES_MAX: usize = 32 * 1024;
 
-/// How much the server may answer.
+/// Limits of the server's answer.
 #[derive(Debug, Clone, Copy)]
 pub struct AnswerLimits {
     /// Bytes of a parameter's name and value.
     pub value_bytes: usize,
-    /// Channels that it listens to.
+    /// Channels that the session listens to.
     pub channels: usize,
 }
 
-/// What the session's and the server's settings are, now that nothing is uncertain.
+/// The settings of session and server after a check.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CheckedState {
-    /// What the session wants from now on.
+    /// The session's settings.
     pub wanted: Settings,
-    /// What the server has. Less than wanted where the client has reset what it asked for at startup.
+    /// The server's settings: fewer than `wanted` if the client has reset parameters of its startup packet.
     pub applied: Settings,
-    /// What it listens to; `None`: as before.
+    /// The channels that the session listens to; `None`: unchanged.
     pub channels: Option<Channels>,
 }
 
 impl PendingChecks {
-    /// Nothing to ask and nothing to pin.
+    /// Whether nothing is to be checked and nothing to be pinned.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.checks.is_empty() && self.pins.is_empty() && !self.resets && self.before_load.is_none()
     }
 
-    /// A text with this aftermath goes to the server. `alone`: in a transaction of its own, as far as that can be told.
+    /// Records the side effects of a text that goes to the server. `alone`: it runs in a transaction of its
+    /// own.
     #[inline]
     pub fn note(&mut self, side_effects: &SideEffects, alone: bool) {
         let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
@@ -108,8 +108,8 @@ impl PendingChecks {
         }
     }
 
-    /// Takes down what a text may leave behind by what it calls. `seen` is where a prepared statement remembers it; `words_hidden`:
-    /// the text's encoding hides where words begin.
+    /// Records the effects of the functions that a text may call. `cached`: a prepared statement's cache for
+    /// them. `words_hidden`: the text's encoding hides where words begin.
     #[cold]
     pub fn note_calls(
         &mut self,
@@ -135,50 +135,50 @@ impl PendingChecks {
         }
     }
 
-    /// What is to be looked at again when they have been read.
+    /// Returns the texts to be looked up again after the functions are loaded.
     pub fn take_before_load(&mut self) -> Option<Box<TextsBeforeLoad>> {
         self.before_load.take()
     }
 
-    /// Whether functions are to be read.
+    /// Whether the functions must be loaded.
     pub fn must_load_functions(&self) -> bool {
         self.checks.contains(StateChecks::COMPARE_FUNCTIONS)
     }
 
-    /// Whether nothing is to be done but to read functions.
+    /// Whether nothing is to be done except loading functions.
     pub fn only_loads_functions(&self) -> bool {
         self.checks.difference(StateChecks::COMPARE_FUNCTIONS).is_empty()
             && self.pins.is_empty()
             && !self.resets
     }
 
-    /// The pins that no question decides.
+    /// The pins that need no check. `failed`: a request of the transaction failed.
     pub fn pins(&self, failed: bool) -> Pins {
         if failed && self.only_loads { self.pins.difference(Pins::LOAD) } else { self.pins }
     }
 
-    /// Something failed: what is named may not have been set.
+    /// A request failed: its SET may not have taken effect.
     pub fn failed(&mut self) {
         self.checks.insert(StateChecks::SETTING_SOURCES);
     }
 
-    /// Something that no text has told is doubtful as well.
+    /// Adds checks that do not come from a text.
     pub fn add(&mut self, checks: StateChecks) {
         self.driver_reset = None;
         self.checks.insert(checks);
     }
 
-    /// RESET ALL or DISCARD ALL goes to the server.
+    /// Records that RESET ALL or DISCARD ALL goes to the server.
     pub fn note_reset(&mut self) {
         self.resets = true;
     }
 
-    /// Whether RESET ALL or DISCARD ALL is among it.
+    /// Whether RESET ALL or DISCARD ALL was sent.
     pub fn resets(&self) -> bool {
         self.resets
     }
 
-    /// Whether that is doubtful.
+    /// Whether any of these checks is pending.
     pub fn includes(&self, what: StateChecks) -> bool {
         self.checks.intersects(what)
     }
@@ -188,8 +188,8 @@ impl PendingChecks {
         self.checks.contains(StateChecks::ANY_SETTING)
     }
 
-    /// The session keeps its server for settings that cannot be put elsewhere: where any may have changed, all are asked for,
-    /// and it is decided anew whether it must. Whether that is so.
+    /// Decides whether the answer can end a pin for settings. Only an answer about all settings can: checks
+    /// of named settings are extended to all. Returns the decision.
     pub fn decides_on_settings(&mut self) -> bool {
         if self.checks.contains(StateChecks::NAMED_SETTINGS) {
             self.add(StateChecks::ANY_SETTING);
@@ -198,7 +198,7 @@ impl PendingChecks {
         self.decides_on_settings
     }
 
-    /// Whether the server must be asked what has become of the session.
+    /// Whether the server must be asked.
     pub fn must_ask_server(&self) -> bool {
         let unasked = StateChecks::FUNCTIONS
             | StateChecks::CALLERS
@@ -208,13 +208,14 @@ impl PendingChecks {
         !self.checks.difference(unasked).is_empty()
     }
 
-    /// What a text that only tidied up, and succeeded, has left: nobody need be asked. `None` if that is not all there is.
+    /// The state after a successful driver reset, without asking the server. `None` if other checks are
+    /// pending.
     pub fn after_driver_reset(&self, wanted: &Settings, startup: &Settings) -> Option<CheckedState> {
         match self.driver_reset? {
             DriverReset::KeepsSettings => {
                 Some(CheckedState { wanted: wanted.clone(), applied: wanted.clone(), channels: None })
             }
-            // RESET ALL leaves the role.
+            // RESET ALL does not reset the role.
             DriverReset::ResetsSettings if wanted.get("role").is_some() => None,
             DriverReset::ResetsSettings | DriverReset::DiscardsAll => {
                 Some(CheckedState { wanted: startup.clone(), applied: Settings::default(), channels: None })
@@ -222,8 +223,8 @@ impl PendingChecks {
         }
     }
 
-    /// That parameter is reported to have changed. Where no text has named it, it need not be the session's: the host's
-    /// configuration may have been read anew.
+    /// The server reports a changed parameter. If no text has named it, the change may come from a reload of
+    /// the host's configuration.
     pub fn reported(&mut self, name: &str) {
         if self.driver_reset.is_none() {
             if !self.names.iter().any(|known| **known == *name) {
@@ -242,25 +243,26 @@ impl PendingChecks {
         let bytes: usize = self.names.iter().map(|name| name.len() + PIECE_BYTES).sum();
         match bytes + name.len() <= NAMES_BYTES_MAX {
             true => self.names.push(name.into()),
-            // Nobody asks for so many: they stay where they are.
+            // Too many names: the settings pin the server.
             false => self.pins.insert(Pins::SETTINGS),
         }
     }
 
-    /// A transaction begins: nothing has changed settings yet.
+    /// A transaction begins.
     #[inline]
     pub fn begin(&mut self) {
         self.changes_parsing = false;
         self.pending = None;
     }
 
-    /// Whether settings may be others than they were when the transaction began, as far as that matters when a text is parsed.
+    /// Whether the transaction may have changed settings that matter for parsing.
     #[inline]
     pub fn changes_parsing(&self) -> bool {
         self.changes_parsing
     }
 
-    /// A statement is prepared to be shared: it must not be if functions have changed settings in front of it.
+    /// Records a shared statement. It must not stay shared if functions have changed settings before its
+    /// Parse.
     #[inline]
     pub fn prepares(&mut self, statement: &Arc<Statement>) {
         if self.before_load.is_some() && statement.has_fixed_meaning {
@@ -268,19 +270,21 @@ impl PendingChecks {
         }
     }
 
-    /// Those of them that have been prepared under settings which nobody knows, now that functions have been read.
+    /// Returns the statements that were prepared under unknown settings. Called after functions are loaded.
     pub fn prepared_in_error(&mut self) -> Vec<Arc<Statement>> {
         let prepared = std::mem::take(&mut self.prepared);
         if self.changes_parsing { prepared } else { Vec::new() }
     }
 
-    /// Something is parsed under the settings that the transaction leaves, as far as can be told.
+    /// Records parse settings to be filled in at the end of the transaction.
     #[cold]
     pub fn parses(&mut self, under: &Arc<ParseSettings>) {
         self.parsed.push(under.clone());
     }
 
-    /// These are the settings that were `before` it, and those that it has `left`. A text is cut into words before any of it runs.
+    /// Fills in the recorded parse settings: `before` and `left` are the settings before and after the
+    /// transaction. The lexer's settings are those of `before`, because PostgreSQL scans a text before it
+    /// runs any of it.
     pub fn has_left(&self, before: &Settings, left: &Settings) {
         if self.parsed.is_empty() {
             return;
@@ -292,42 +296,43 @@ impl PendingChecks {
         self.parsed.iter().for_each(|under| under.set_values(&settings));
     }
 
-    /// The parameters that are named.
+    /// The named parameters.
     pub fn named(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(|name| &**name)
     }
 
-    /// Functions may be changed by the transaction that is under way.
+    /// The transaction may change functions.
     #[cold]
     pub fn changes_functions(&mut self, catalogue: &Arc<FunctionEffects>) {
         self.functions_changing.get_or_insert_with(|| catalogue.begin_change());
     }
 
-    /// The transaction is over: what it may have changed can be read now. Whether it may have changed functions.
+    /// The transaction is over. Returns whether it may have changed functions.
     pub fn has_changed_functions(&mut self) -> bool {
         self.functions_changing.take().is_some()
     }
 
-    /// Nothing is uncertain any more.
+    /// Removes all checks.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// The question to ask, and its one parameter, a PostgreSQL array of names.
+    /// The query and its first parameter, a PostgreSQL array of names.
     ///
-    /// Rows: `('s', name, value, whether the session has set it)`, `('p', pin, '', true)` for each pin that holds, and
-    /// `('c', channel, '', true)` for each channel it listens to.
-    /// `carried` are the settings of which the session knows already: those that PostgreSQL does not list are asked for by
-    /// name. Whether a parameter is set at all is asked only where it may not be, and for those given at `startup`.
-    /// Where [`Doubts::PREPARED`] is among the doubts there are two more parameters: the names of statements that the session has
-    /// prepared under names of its own and others may prepare again; and all that the server is known to have, with a row
-    /// `('m', name, '', true)` for each that is missing.
-    /// Of a value of more than `max.value_bytes` comes `('l', name, '', true)`, where the session has set it.
+    /// Rows: `('s', name, value, whether the session has set it)`; `('p', pin, '', true)` for each pin that
+    /// holds; `('c', channel, '', true)` for each channel; `('l', name, '', true)` for a set value longer
+    /// than `max.value_bytes`. `carried` are the session's settings: those that pg_settings does not list are
+    /// asked for by name.
+    ///
+    /// [`StateChecks::PREPARED`] adds two parameters: the names of the session's statements that others may
+    /// prepare again, and all names on the server. A row `('m', name, '', true)` comes for each missing
+    /// statement.
     pub fn question(&self, carried: &Settings, startup: &Settings, max: AnswerLimits) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
         if self.checks.contains(StateChecks::ANY_SETTING) {
-            // PostgreSQL itself leaves such marks, of a transaction that is over, and of another session perhaps.
+            // PostgreSQL itself sets such parameters, which belong to a finished transaction or another
+            // session.
             parts.push(format!(
                 "SELECT 's', pg_catalog.lower(name), pg_catalog.current_setting(name), true \
                  FROM pg_catalog.pg_settings WHERE source = 'session' AND name <> ALL ('{}')",
@@ -337,8 +342,8 @@ impl PendingChecks {
             names.push("role");
         }
         names.retain(|name| !NOT_RESTORABLE.contains(name));
-        // What a refused SET, or a RESET, has left as it was need not be set elsewhere, and may not be settable at all. A
-        // parameter that is not listed is the session's own.
+        // A parameter that a failed SET or a RESET left unchanged need not be restored, and perhaps cannot be
+        // set. The session itself has set every parameter that is not listed.
         let sources_matter = self.checks.contains(StateChecks::SETTING_SOURCES)
             || names.iter().any(|name| startup.get(name).is_some());
         let is_set = match sources_matter {
@@ -355,7 +360,7 @@ impl PendingChecks {
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
-        // Code that has run DEALLOCATE has done so to everybody.
+        // DEALLOCATE in code also removes statements that other sessions will use.
         if self.checks.contains(StateChecks::PREPARED) {
             parts.push(
                 "SELECT 'm', n, '', true FROM pg_catalog.unnest($3::text[]) AS n \
@@ -368,13 +373,13 @@ impl PendingChecks {
         {
             parts.push(format!("SELECT 'p', '{}', '', true WHERE {ANOTHERS_RIGHTS}", Pins::SETTINGS.bits()));
         }
-        // What a role may set, and its login may not, cannot be set elsewhere before the role.
+        // A parameter that only the role may set, and not its login, cannot be restored on another server.
         let under_role = names.contains(&"role") || carried.get("role").is_some();
         if under_role && names.iter().any(|name| *name != "role") || self.decides_on_settings {
             parts.push(format!("SELECT 'p', '{}', '', true WHERE {ROLES_OWN}", Pins::SETTINGS.bits()));
         }
         if self.checks.contains(StateChecks::LISTEN) {
-            // One more than may be says that there are too many.
+            // One more than the limit shows that there are too many.
             let channels = max.channels.saturating_add(1);
             parts.push(format!(
                 "SELECT 'c', channel, '', true FROM (SELECT channel FROM pg_catalog.pg_listening_channels() AS channel \
@@ -384,8 +389,8 @@ impl PendingChecks {
         (without_long_values(&parts.join(" UNION ALL "), max.value_bytes), array_literal(names.into_iter()))
     }
 
-    /// Takes in the answer: what the settings are now, and the pins that hold. What the client has reset is again as it
-    /// asked for at `startup`.
+    /// Reads the answer: sets `pins` and returns the settings. Reset parameters of `startup` are wanted
+    /// again.
     pub fn answered(
         &self,
         rows: &[Vec<Option<Vec<u8>>>],
@@ -400,8 +405,8 @@ impl PendingChecks {
                 pins.remove(pin);
             }
         }
-        // PostgreSQL lists no parameter that it does not know, and tells nothing of its source: one that was given at startup, that a
-        // text has reset, and that is empty now, is reset.
+        // PostgreSQL does not list an unknown parameter, nor its source. A startup parameter that a text has
+        // reset and that is empty now was reset.
         let is_reset = |name: &str, value: &str| {
             let told = value.is_empty() && name.contains('.') && startup.get(name).is_some();
             told && self.taken_back.is_reset(name)
@@ -422,14 +427,14 @@ impl PendingChecks {
                     kept.push(name);
                 }
                 (Some("s"), Some(name), None) if matches!(row.get(2), Some(Some(_))) => {
-                    // Text in another encoding than UTF-8, which is not kept: its server has it and stays.
+                    // Text that is not UTF-8 cannot be kept: it pins the server.
                     applied.set(name, None);
                     kept.push(name);
                     pins.insert(Pins::SETTINGS);
                 }
                 (Some("s"), Some(name), _) => applied.set(name, None),
                 (Some("l"), Some(name), _) if text(3) == Some("t") => {
-                    // Too long to be kept, which is the same.
+                    // A value that is too long to keep pins the server.
                     applied.set(name, None);
                     kept.push(name);
                     pins.insert(Pins::SETTINGS);
@@ -438,7 +443,7 @@ impl PendingChecks {
             }
         }
         let mut wanted = applied.clone();
-        // What a session has set under names that nobody knows must not be reset while it keeps its server for that.
+        // RESET ALL must not remove settings with unknown names while they pin the server.
         if self.checks.contains(StateChecks::UNNAMED) && !pins.contains(Pins::SETTINGS) {
             applied.set(UNNAMED, Some(""));
         }
@@ -451,23 +456,24 @@ impl PendingChecks {
     }
 }
 
-/// What counts when a text is cut into words.
+/// Parameters that change how PostgreSQL's lexer reads a text.
 const CUTTING: [&str; 3] = ["backslash_quote", "client_encoding", "standard_conforming_strings"];
 
 const AUTHORIZATION: &str = "session_authorization";
 
-/// Whether the session is somebody else than who has logged in.
+/// Whether the session's user is not the login's.
 const ANOTHERS_RIGHTS: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) \
      <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
-/// Whether the session has set what only a superuser may, or who was granted it, and is none itself.
+/// Whether the session has set a superuser's parameter and its login is no superuser.
 const ROLES_OWN: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
      AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
-/// Stands among a server's settings for those nobody knows of. No session wants it, so RESET ALL comes before the next use.
+/// Marks settings with unknown names among a server's settings. No session wants it, so RESET ALL comes
+/// before the next use.
 const UNNAMED: &str = "pglobby.unnamed";
 
-/// Rows of more than so many bytes tell only that there is such a one: nobody keeps it.
+/// Replaces rows of more than `bytes_max` bytes by an `l` row.
 fn without_long_values(rows: &str, bytes_max: usize) -> String {
     let long = format!("pg_catalog.octet_length(n) + pg_catalog.octet_length(v) > {bytes_max}");
     format!(

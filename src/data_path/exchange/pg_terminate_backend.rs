@@ -1,32 +1,33 @@
-//! `pg_terminate_backend` and `pg_cancel_backend` of the number that a client was told as its process number.
+//! `pg_terminate_backend` and `pg_cancel_backend` with the process number that the proxy gave a client.
 //!
-//! In transaction mode that number is a session's and no server's: PostgreSQL answers `false`, with a warning that there is no
-//! such process. Where a text calls one of them by its name, that warning has the session ended, or what it runs cancelled; it
-//! is left out, and a row that is nothing but this answer becomes `true`.
+//! In transaction mode the number belongs to a session and not to a server: PostgreSQL returns `false` and
+//! warns that there is no such process. If a text calls one of the functions by name, the proxy ends or
+//! cancels the session instead. It removes the warning and changes the row to `true`.
 
 use crate::{data_path::session_state::side_effects::BackendSignal, wire::server_error::error_field};
 
-/// Signals the session with this number; `false` if there is none that the caller may signal.
+/// Signals the session with this number. Returns `false` if there is none that the caller may signal.
 pub type SignalSender<'s> = &'s dyn Fn(i32, BackendSignal) -> bool;
 
-/// No process of PostgreSQL's has this number or one above it (Linux), and no session one below.
+/// PostgreSQL's process numbers are below this one (Linux), and session numbers are not.
 const NUMBER_MIN: i32 = 1 << 22;
 
-/// The function of the server that warns. Its words are the same in every language but for the number in their midst.
+/// The server function that sends the warning. The warning is translated, except for this name and the
+/// number.
 const WARNS: &[u8] = b"pg_signal_backend";
 
-/// What is known of a server's latest texts and answers.
+/// The calls in the texts that the server is working on.
 #[derive(Debug, Default)]
 pub struct BackendSignals {
-    /// What they call; both would leave it open which of them has warned.
+    /// The function that they call; `is_ambiguous` if they call both, since the warning does not name it.
     called: Option<BackendSignal>,
     both: bool,
-    /// Sessions were signalled, and the answers that say otherwise are yet to come.
+    /// Rows to be changed to `true`.
     answers: u32,
 }
 
 impl BackendSignals {
-    /// A text goes to the server that calls this.
+    /// Records the call in a text that goes to the server.
     #[inline]
     pub fn note(&mut self, signal: Option<BackendSignal>) {
         if signal.is_some() {
@@ -35,7 +36,7 @@ impl BackendSignals {
         }
     }
 
-    /// Everything is answered.
+    /// All replies have arrived.
     #[inline]
     pub fn over(&mut self) {
         if self.called.is_some() {
@@ -43,19 +44,19 @@ impl BackendSignals {
         }
     }
 
-    /// Whether what notices say matters.
+    /// Whether notices must be read.
     #[inline]
     pub fn listens(&self) -> bool {
         self.called.is_some()
     }
 
-    /// Whether the next rows may be answers that are to be turned round.
+    /// Whether a row must be changed.
     #[inline]
     pub fn is_awaited(&self) -> bool {
         self.answers > 0
     }
 
-    /// A NoticeResponse; whether it is left out, because its session was signalled.
+    /// NoticeResponse. Signals the session that it names; `true`: the client does not get the notice.
     pub fn warned(&mut self, notice: &[u8], send: SignalSender<'_>) -> bool {
         let signal = self.called.filter(|_| !self.both && error_field(notice, b'R') == Some(WARNS));
         let number = error_field(notice, b'M').and_then(number).filter(|number| *number >= NUMBER_MIN);
@@ -65,7 +66,7 @@ impl BackendSignals {
         sent
     }
 
-    /// A DataRow; what the client gets in its stead.
+    /// DataRow. Returns the row that the client gets, if it differs.
     pub fn answered(&mut self, row: &[u8]) -> Option<Vec<u8>> {
         let (answer, before) = row.split_last()?;
         let truth = match (before, answer) {

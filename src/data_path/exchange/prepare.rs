@@ -1,5 +1,5 @@
-//! Prepares statements on the server that a client holds: closes what there is no room for, and puts in a Parse for what is
-//! missing. Pure: bytes in, bytes out.
+//! Prepares statements on the server of a lease: closes others to stay within the limits, and sends the Parse
+//! of missing ones. Pure: bytes in, bytes out.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// A server's statements, the replies that it owes, and where texts are parsed.
+/// A server's statements and pending replies, and the settings under which it parses.
 pub(super) struct Preparer<'s> {
     pub statements: &'s mut ServerStatements,
     pub replies: &'s mut ReplyTracker,
@@ -34,7 +34,8 @@ pub(super) struct Preparer<'s> {
 }
 
 impl ServerSide {
-    /// What it takes to prepare something. `under`: the session's own settings, as they were when the transaction began.
+    /// The parts that prepare a statement. `under` are the session's settings at the beginning of the
+    /// transaction.
     #[inline]
     pub(super) fn preparer<'s>(
         &'s mut self,
@@ -48,13 +49,13 @@ impl ServerSide {
 }
 
 impl Preparer<'_> {
-    /// Makes the next Parse of `statement` a real one: what the server has of that name is closed first.
+    /// Makes room for a Parse of `statement`: closes it if the server has it.
     pub fn make_room_for(&mut self, statement: &Arc<Statement>, out: &mut Vec<u8>) {
         self.close(statement.id, out);
         self.make_room([statement], out);
     }
 
-    /// Closes what has not been used for longest, so that with those to come there are not too many.
+    /// Closes the least recently used statements until those in `more` fit.
     pub fn make_room<'m>(&mut self, more: impl IntoIterator<Item = &'m Arc<Statement>>, out: &mut Vec<u8>) {
         let (mut count, mut bytes) = (0, 0);
         for statement in more {
@@ -68,7 +69,7 @@ impl Preparer<'_> {
         }
     }
 
-    /// One that its client had by this name before, and that may or may not be there.
+    /// Closes another statement of the same name. Only a statement with a client's name can have one.
     fn free_name_of(&mut self, statement: &Statement, out: &mut Vec<u8>) {
         if !self.statements.has_client_names() || !statement.has_client_name() {
             return;
@@ -81,7 +82,7 @@ impl Preparer<'_> {
         }
     }
 
-    /// Takes a statement from the server; `false` if it has none of that number, or skips to a Sync and keeps it.
+    /// Closes a statement. `false`: the server does not have it, or skips the Close and keeps it.
     pub fn close(&mut self, id: u64, out: &mut Vec<u8>) -> bool {
         let Some(statement) = self.statements.get(id).cloned() else { return false };
         let naming = StatementName { client_name: None, statement: statement.clone() };
@@ -93,15 +94,15 @@ impl Preparer<'_> {
         goes
     }
 
-    /// Puts in what is missing so that the server knows `statement`.
+    /// Prepares `statement` if the server lacks it.
     pub fn ensure(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
         if self.statements.find(statement, self.replies.batch()) == OnServer::Missing {
             self.prepare(statement, Origin::Prepare, out.build());
         }
     }
 
-    /// The same in front of a simple query, in a batch of its own: a Parse that failed without a Sync behind it would make
-    /// the server skip the query and wait for ever. If it fails, the query's EXECUTE says so.
+    /// The same before a simple query, in a batch of its own: after a failed Parse without a Sync the server
+    /// would skip the query and wait for a Sync. If the Parse fails, the query's EXECUTE reports the error.
     #[cold]
     pub fn ensure_for_query(&mut self, statement: &Arc<Statement>, out: &mut Outgoing<'_>) {
         if !self.statements.has(statement) && self.prepare(statement, Origin::TryPrepare, out.build()) {
@@ -110,13 +111,14 @@ impl Preparer<'_> {
         }
     }
 
-    /// Prepares `statement` anew, whether the server knows it or not.
+    /// Prepares `statement` even if the server has it. `false`: the server skips it.
     #[cold]
     pub fn prepare(&mut self, statement: &Arc<Statement>, origin: Origin, out: &mut Vec<u8>) -> bool {
         self.prepare_as(statement, None, origin, out)
     }
 
-    /// The same; `client_name`: the client has prepared it by that name just now, and takes the shape that it has.
+    /// The same. `client_name`: the client has just prepared it by this name, and gets the row description
+    /// that it has now.
     #[cold]
     pub fn prepare_as(
         &mut self,
@@ -143,7 +145,7 @@ impl Preparer<'_> {
         here.parse_under(&statement.parsed_under, statement.has_fixed_meaning, origin, replies, out, parses)
     }
 
-    /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
+    /// Replaces the server's unnamed statement with the client's. A client must never bind another one's.
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let Self { statements, replies, context: here } = self;
@@ -172,7 +174,7 @@ impl Preparer<'_> {
     }
 }
 
-/// Behind a Parse: what shape has the statement now?
+/// Requests the row description of a statement after its Parse.
 pub(super) fn describe_parsed(
     statement: &Arc<Statement>,
     client_name: Option<&[u8]>,
@@ -189,7 +191,7 @@ pub(super) fn describe_parsed(
     }
 }
 
-/// Runs the PREPARE that made it. That takes the server's unnamed statement.
+/// Runs the statement's SQL PREPARE, which replaces the server's unnamed statement.
 #[cold]
 fn prepare_in_sql(
     statements: &mut ServerStatements,

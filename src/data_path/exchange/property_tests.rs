@@ -1,6 +1,6 @@
-//! Any conversation, cut anywhere, between clients that share servers: each client hears what a server of its own would have
-//! said. The server here is a model of what PostgreSQL does with statements and portals; what a real one does is in
-//! `tests/model.rs`.
+//! Random conversations of clients that share servers, cut into random parts: each client gets what its own
+//! server would have sent. The server is a model of PostgreSQL's statements and portals; `tests/model.rs`
+//! uses a real one.
 
 use std::{
     cell::Cell,
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What a client says, one message each.
+/// A client's messages.
 #[derive(Debug, Clone)]
 pub(super) enum Say {
     Parse(&'static str, &'static str),
@@ -75,14 +75,15 @@ impl Say {
     }
 }
 
-/// Texts of which some fail when they are parsed, some when they are executed.
+/// Some texts fail in Parse, some in Execute.
 const TEXTS: [&str; 6] =
     ["SELECT 1", "SELECT 2", "SELECT unparsable", "SELECT failing", "SELECT * FROM t", "ALTER TABLE t"];
 const NAMES: [&str; 4] = ["", "a", "b", "c"];
 
 fn say() -> impl Strategy<Value = Say> {
     prop_oneof![
-        // An unnamed statement whose table changes before a later batch binds it may be prepared anew, and is as it is then.
+        // An unnamed statement whose table has changed is parsed again before a later batch binds it, which a
+        // real server does not do.
         3 => (select(&NAMES[..]), select(&TEXTS[..])).prop_map(|(name, sql)| match (name, sql) {
             ("", "SELECT * FROM t") => Say::Parse(name, "SELECT 1"),
             _ => Say::Parse(name, sql),
@@ -112,7 +113,7 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![4 => batch, 1 => query]
 }
 
-/// One or more of them in one write.
+/// One or more requests in one write.
 #[derive(Clone, PartialEq)]
 pub(super) struct Pipeline(pub(super) Vec<u8>);
 
@@ -130,27 +131,27 @@ fn pipeline() -> impl Strategy<Value = Pipeline> {
     vec(request(), 1..4).prop_map(|requests| Pipeline(requests.concat()))
 }
 
-/// What PostgreSQL does with statements, portals, transactions and COPY.
+/// A model of PostgreSQL's statements, portals, transactions and COPY.
 #[derive(Debug, Default)]
 pub(super) struct Backend {
-    /// The beginning of a message.
+    /// The received part of a message.
     pub(super) half: Vec<u8>,
     statements: HashMap<Vec<u8>, Prepared>,
-    /// The text that each of them executes.
+    /// The text of each portal.
     portals: HashMap<Vec<u8>, Vec<u8>>,
     pub(super) skipping: bool,
-    /// It takes data; whether that was asked for by a simple query.
+    /// COPY takes data; `true`: a simple query started it.
     pub(super) copying: Option<bool>,
-    /// BEGIN; and whether something has failed since.
+    /// A transaction block is open; `true`: it has failed.
     pub(super) begun: Option<bool>,
-    /// How often the table has been altered.
+    /// The number of changes of the table so far.
     table: Rc<Cell<u32>>,
 }
 
 #[derive(Debug, Clone)]
 struct Prepared {
     sql: Vec<u8>,
-    /// How the table was when it was parsed.
+    /// The table's version at the Parse.
     table: u32,
 }
 
@@ -278,7 +279,7 @@ impl Backend {
         }
     }
 
-    /// The statement of that name, unless the table has changed since it was parsed.
+    /// The statement of that name, unless the table has changed since its Parse.
     fn valid(&mut self, name: &[u8], out: &mut Vec<u8>) -> Option<Prepared> {
         let found = self.statements.get(name)?;
         if found.is_of_table() && found.table != self.table.get() {
@@ -347,7 +348,7 @@ pub(super) fn parts<'b>(bytes: &'b [u8], cuts: &[usize]) -> VecDeque<&'b [u8]> {
     cuts.windows(2).map(|part| &bytes[part[0]..part[1]]).filter(|part| !part.is_empty()).collect()
 }
 
-/// One client's request to one server, and what the client hears.
+/// Sends one client's request to one server, and returns what the client gets.
 pub(super) fn exchange(
     client: &mut ClientSide,
     server: &mut ServerSide,
@@ -376,7 +377,7 @@ pub(super) fn exchange(
             answer(&mut forwarded, client, server);
             assert!(!server.replies.is_awaited());
         } else if part.len() % 2 == 0 && server.is_between_messages() {
-            // Somebody else would get the server.
+            // Another session could get the server now.
             assert!(!answer(&mut forwarded, client, server) || !server.replies.is_over());
         }
     }
@@ -405,7 +406,7 @@ proptest! {
             let (server, postgres) = &mut servers[whence];
             let heard = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
             prop_assert_eq!(Pipeline(heard), Pipeline(alone[who].hear(&request.0)));
-            // Nobody else would get this server before the session ends, and then it is cleaned: both begin anew.
+            // The pool resets this server before another session gets it: both models start again.
             if !server.replies.pins().is_empty() {
                 (*server, *postgres) = (ServerSide::new(Default::default(), PreparedLimits { statements: capacity, bytes: 100 }), backend(&shared));
                 (clients[who], alone[who]) = (client(&table, serial.next().unwrap()), backend(&own));

@@ -1,7 +1,7 @@
-//! What makes a server look as its next client has left the last one: its settings, in front of its next request and in the same
-//! write. Pure.
+//! Gives a server the settings of the session that uses it next, in the same write as the session's next
+//! request. Pure.
 //!
-//! Values reach a server only as bound parameters, never by quoting.
+//! Values are sent as bound parameters only, never quoted into a text.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::{
     wire::message::{append, append_cstr, bind, close_statement, execute, parse},
 };
 
-/// Our own statements that a server has prepared.
+/// The proxy's own statements that a server has prepared.
 #[derive(Debug, Default)]
 pub struct ProxyStatements {
     setters: [bool; 2],
-    /// What it was asked last, and whether it keeps that prepared.
+    /// The text of the last state query.
     question: Box<str>,
     kept: KeptQuestion,
 }
@@ -25,18 +25,18 @@ enum KeptQuestion {
     #[default]
     Not,
     Prepared,
-    /// It may be there or not.
+    /// Unknown: the server may have it.
     Doubtful,
 }
 
-/// A statement that sets something: its place among ours, its name on servers, and its text.
+/// A statement that sets a parameter: its index, its name on servers, and its text.
 type Setter = (usize, &'static [u8], &'static [u8]);
 
 /// Sets a parameter.
 const PARAMETER: Setter = (0, b"pglobby_set", b"SELECT pg_catalog.set_config($1, $2, false)");
 
-/// Sets the role. What comes behind it runs with the login's own rights if that fails, and is on its way: so a server that would
-/// refuse it ends before it reads on.
+/// Sets the role. The client's request follows in the same write and must not run with the login's own
+/// rights. So the server terminates itself if it would reject the role.
 const ROLE: Setter = (
     1,
     b"pglobby_role",
@@ -47,11 +47,11 @@ const ROLE: Setter = (
 
 const SETTERS: [Setter; 2] = [PARAMETER, ROLE];
 
-/// What a server calls the question that it is asked again and again.
+/// The name of the state query on servers. It is prepared when it is sent twice in a row.
 const QUESTION: &[u8] = b"pglobby_ask";
 
-/// Appends what turns a server with `applied` into one with `wanted`; in the same write as the client's next request.
-/// `true` if a simple query is among it, which ends the server's unnamed statement.
+/// Appends the messages that change a server's settings from `applied` to `wanted`. Returns `true` if they
+/// include a simple query, which removes the server's unnamed statement.
 #[must_use = "the server's unnamed statement may be gone"]
 pub fn restore_settings(
     applied: &Arc<Settings>,
@@ -67,14 +67,15 @@ pub fn restore_settings(
     let none = Settings::default();
     let mut from: &Settings = applied;
     if applied.iter().any(|(name, _)| wanted.get(name).is_none()) {
-        // Neither role nor session authorisation is touched by RESET ALL.
+        // RESET ALL resets neither the role nor the session authorization.
         append(out, b'Q', |out| append_cstr(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"));
         let _ = replies.track(Request::Query(None), Origin::Proxy);
         queried = true;
         from = &none;
     }
     let missing = || wanted.iter().filter(|(name, value)| from.get(name) != Some(value));
-    // The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
+    // The encoding comes first, because the other values are in it. The role comes last, because it may have
+    // fewer rights than the login.
     let place = |name: &str| match name {
         "client_encoding" => 0,
         "role" => 2,
@@ -94,14 +95,14 @@ pub fn restore_settings(
 }
 
 impl ProxyStatements {
-    /// The names of those that the server has.
+    /// The names of the statements that the server has.
     pub fn names(&self) -> impl Iterator<Item = &'static [u8]> {
         let setters = SETTERS.into_iter().zip(self.setters).filter(|(_, known)| *known);
         let question = (self.kept == KeptQuestion::Prepared).then_some(QUESTION);
         setters.map(|((_, name, _), _)| name).chain(question)
     }
 
-    /// The server has those with these names no longer.
+    /// The server no longer has the statements with these names.
     pub fn lost(&mut self, names: &[&[u8]]) {
         for ((_, name, _), known) in SETTERS.into_iter().zip(&mut self.setters) {
             *known &= !names.contains(&name);
@@ -111,8 +112,7 @@ impl ProxyStatements {
         }
     }
 
-    /// Appends the Parse of a question, if it must be parsed; by which name it is bound. One that is asked twice in a row is
-    /// kept.
+    /// Appends the Parse of a state query unless it is prepared. Returns the name to bind.
     pub fn parse_question(&mut self, sql: &str, out: &mut Vec<u8>) -> &'static [u8] {
         let again = *self.question == *sql;
         if again && self.kept == KeptQuestion::Prepared {
@@ -128,7 +128,7 @@ impl ProxyStatements {
         name
     }
 
-    /// The question was refused; perhaps because code has taken it away.
+    /// The state query failed, perhaps because code has deallocated it.
     pub fn question_refused(&mut self) {
         if self.kept == KeptQuestion::Prepared {
             self.kept = KeptQuestion::Doubtful;
@@ -155,7 +155,7 @@ impl ProxyStatements {
         let _ = replies.track(Request::Execute(None), Origin::Proxy);
     }
 
-    /// Takes them from a server on which a session is about to look at what is prepared.
+    /// Closes the statements, before a session reads the list of prepared statements.
     pub fn hide(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         for (at, statement, _) in SETTERS {
             if let Some(known) = self.setters.get_mut(at)

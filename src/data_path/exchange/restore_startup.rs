@@ -1,7 +1,7 @@
-//! A session that has reset what its startup packet asked for finds that again in its next request.
+//! Sets startup parameters again that a session has reset.
 //!
-//! When its transaction is over it is put right with the reply (`after_transaction.rs`). Where the transaction goes on, or the next request is on
-//! its way already, the question here goes in front of that: it sets those parameters that are not set any more.
+//! After a transaction the reply brings the settings up to date (`relay/after_transaction.rs`). If the
+//! transaction continues, or the next request has already arrived, the queries here go before that request.
 
 use super::{
     client_messages::ClientMessages,
@@ -22,21 +22,22 @@ use crate::{
     },
 };
 
-/// Sets $1 to $2, where they have been reset; $3: for the transaction only. Where RESET has failed, or been undone, nothing is
-/// changed. A parameter that PostgreSQL does not list is empty then.
+/// Sets each $1 that has been reset to $2, with $3 for this transaction only. A parameter whose RESET failed
+/// or was rolled back is left alone. A parameter that pg_settings does not list counts as reset if it is
+/// empty.
 const AGAIN: &[u8] = b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
         pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::boolean[])) AS given (n, v, l) \
       WHERE coalesce((SELECT source <> 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), \
         coalesce(pg_catalog.current_setting(n, true), '') = '')";
 
-/// The same of the role, as a server is given it at first: it ends where it would refuse.
+/// The same for the role. The server terminates itself if it would reject it.
 const ROLE_AGAIN: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1::text \
         AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')) THEN pg_catalog.set_config('role', $1, $2::boolean) \
       ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END \
       WHERE pg_catalog.current_setting('role') = 'none'";
 
 impl ServerSide {
-    /// A text has been noted that runs in a simple query, or where this portal does: it may reset what was given at `startup`.
+    /// Records which startup parameters a text resets: at once, or when its `portal` is executed.
     #[inline]
     pub(super) fn note_resets(
         &mut self,
@@ -58,7 +59,7 @@ impl ServerSide {
 }
 
 impl ClientMessages<'_, '_> {
-    /// Something has been reset, or is when a portal runs; and this message comes.
+    /// Restores startup parameters before this message, if it needs them.
     #[cold]
     pub(super) fn startup_again(&mut self, tag: u8, bytes: &[u8]) {
         let Some(mut pending) = self.server.checks.pending.take() else { return };
@@ -72,7 +73,7 @@ impl ClientMessages<'_, '_> {
         self.server.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
 
-    /// Whether the server can do without when it has this message.
+    /// Whether the message runs correctly without the restore, or cannot run after one.
     fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
         let replies = &self.server.replies;
         let refuses = replies.is_settled() && replies.status() == b'E';
@@ -109,7 +110,8 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// Whether a text does without. If it undoes what has been set again in this batch, that is due once more.
+    /// Whether the text must run without a restore before it. If it undoes an earlier restore of this batch,
+    /// the restore is repeated.
     fn passes(text: Result<&[u8], FrameError>, pending: &mut PendingRestore) -> bool {
         let passes = forbids_restore(text.unwrap_or_default());
         if passes {
@@ -118,7 +120,7 @@ impl ClientMessages<'_, '_> {
         passes
     }
 
-    /// The text of a statement that is prepared.
+    /// The text of a prepared statement.
     fn text_of(&self, name: &[u8]) -> &[u8] {
         let body = match name {
             b"" => self.statements.unnamed_body(),
@@ -127,7 +129,7 @@ impl ClientMessages<'_, '_> {
         cstr(&mut body.unwrap_or_default()).unwrap_or_default()
     }
 
-    /// Sets again what is due. What the server has is asked for, then, when the transaction is over.
+    /// Sends the restore that is due. The after-transaction check then asks for the server's settings.
     fn set_again(&mut self, pending: &mut PendingRestore) {
         let replies = &mut self.server.replies;
         let apart = !replies.is_unsynced();
@@ -147,7 +149,8 @@ impl ClientMessages<'_, '_> {
     }
 }
 
-/// The encoding is that of the other values: it comes first. A role may set less than the login: it comes last.
+/// The encoding comes first, because the other values are in it. The role comes last, because it may have
+/// fewer rights than the login.
 fn set(due: &[Reset], startup: &Settings, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
     let is_encoding = |reset: &&Reset| *reset.name == *"client_encoding";
     let is_role = |reset: &&Reset| *reset.name == *"role";

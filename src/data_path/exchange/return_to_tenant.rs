@@ -1,6 +1,8 @@
-//! A session that is not at the tenant it began with must stop in time: what comes behind the end of a transaction that
-//! had a tenant of its own, or behind a pool's reset, is meant for another tenant, though it may be in the same write, in
-//! the same batch, or in the same text.
+//! Finds where a session returns to the tenant that it began with.
+//!
+//! A transaction with a tenant of its own returns at its end, and a reset of the pool's session returns from
+//! a chosen tenant. Statements after that point are meant for the other tenant, even in the same write, batch
+//! or text. The proxy must not run them here.
 
 use super::{client_messages::ClientMessages, client_side::violation};
 use crate::{
@@ -9,26 +11,27 @@ use crate::{
     wire::frame::{HEADER_BYTES, cstr},
 };
 
-/// How a session stands to the tenant that it is in.
+/// How a session came to its present tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CurrentTenant {
-    /// It began there, and returns there.
+    /// It began there.
     #[default]
     First,
-    /// It has chosen it: a reset leads elsewhere.
+    /// It chose it; a reset returns to the first one.
     Chosen,
-    /// For one transaction.
+    /// It chose it for one transaction.
     ForTransaction,
 }
 
-/// Whether a text leads a session that is away from its tenant back to where it began.
+/// Whether a text returns the session to its first tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReturnPoint {
     /// It does not.
     None,
-    /// It does when it is over.
+    /// At its end.
     AtEnd,
-    /// It does, and goes on with something that would still run here; or it begins the next transaction at once.
+    /// Before its end: its last statements would still run here. Or it begins the next transaction at once
+    /// (AND CHAIN).
     Within,
 }
 
@@ -54,19 +57,21 @@ impl ReturnPoint {
     }
 }
 
-/// What the session has sent that the rest must wait for.
+/// What the messages so far mean for the next ones.
 #[derive(Debug, Default)]
 pub(super) struct ReturnState {
-    /// In this batch its stay ends: nothing else may run behind that. Where a query or a call is put in, it ends the batch.
+    /// This batch returns the session: the rest of it must not run. A query or a function call ends the
+    /// batch.
     ended: bool,
-    /// Nothing more is passed on behind the end of this message, until it is answered.
+    /// Bytes after this message wait for its reply.
     pub pauses: bool,
-    /// Something else has gone to the server in place of a message of which more is to come.
+    /// A message that was not whole has been rejected: the rest of it is skipped.
     pub denied: bool,
 }
 
 impl ClientMessages<'_, '_> {
-    /// Looks at a message of a session that is away; `false` if it must not be passed on and has been seen to.
+    /// Checks a message of a session that is not with its first tenant. `false`: the message has been
+    /// rejected.
     #[cold]
     pub(super) fn is_within_bounds(
         &mut self,

@@ -1,22 +1,23 @@
-//! Whether a server may serve another session: nothing is owed, open or left, and every message in either direction was whole.
+//! Whether a server may be given to another session: no reply is pending, no transaction is open, and no
+//! message is incomplete.
 
 use super::server_side::ServerSide;
 use crate::data_path::session_state::pins::Pins;
 
 impl ServerSide {
-    /// Everything that was passed to it was whole: what comes next is read as a message, and not as the rest of one.
+    /// Whether all messages to the server were whole, so that it reads the next bytes as a message.
     #[inline]
     pub fn has_whole_messages(&self) -> bool {
         !self.half_passed
     }
 
-    /// No message is under way in either direction.
+    /// Whether no message is incomplete in either direction.
     #[inline]
     pub fn is_between_messages(&self) -> bool {
         self.has_whole_messages() && self.framer.at_boundary()
     }
 
-    /// Another session may have it as it is.
+    /// Whether another session may use it as it is.
     pub fn is_reusable(&self) -> bool {
         self.replies.is_over()
             && self.is_between_messages()
@@ -25,7 +26,7 @@ impl ServerSide {
             && self.notifications.channels.is_none()
     }
 
-    /// What its session has left can be undone by statements of ours.
+    /// Whether a reset can remove what the session has left.
     pub fn is_cleanable(&self) -> bool {
         let keeps = Pins::LOAD | Pins::FUNCTION_STATE | Pins::DBLINK;
         let Self { replies, .. } = self;

@@ -1,9 +1,10 @@
-//! What `currval` and `lastval` tell: never what another session did.
+//! `currval` and `lastval` never show the values of another session.
 //!
-//! A server remembers the sequences that whoever used it has advanced. Nobody minds as long as no client of the tenant reads
-//! `currval` or `lastval`; from the first one on, a server that comes from another session forgets them first, in front
-//! of the client's own request, and a session that has written keeps its server for its next transactions. So that the
-//! first one finds its value as well, every session does so the first few times.
+//! A server remembers the sequences that were advanced on it. This matters only once a client of the tenant
+//! reads `currval` or `lastval`. From then on, a server that comes from another session gets DISCARD
+//! SEQUENCES before the client's request, and a session that has advanced a sequence keeps its server for its
+//! next transactions. A session's first few transactions keep the server in any case, so that the tenant's
+//! first `currval` finds its value.
 
 use super::{
     client_messages::ClientMessages,
@@ -19,19 +20,18 @@ use crate::{
     },
 };
 
-/// So many transactions of a session that may have advanced a sequence are followed by others on the same server, though no
-/// client of its tenant has read `currval` or `lastval`: drivers that ask what they have inserted do so from the first
-/// INSERT on.
+/// Number of transactions of a session that keep the server for a `currval` although no client of the tenant
+/// has read one. A driver that reads inserted keys does so from the first INSERT on.
 const TRIALS: u8 = 8;
 
-/// What a session has done with sequences.
+/// A session's use of sequences.
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceUse {
-    /// How often it still keeps its server for a `currval` that nobody has been seen to ask for.
+    /// Remaining transactions that keep the server although `currval` has not been read.
     trials: u8,
-    /// Counts the texts that may have advanced one.
+    /// Number of texts that may have advanced a sequence; wraps around.
     count: u32,
-    /// It has asked for `currval` or `lastval`, and not discarded everything since.
+    /// It has read `currval` or `lastval`, and has not discarded everything since.
     pub(super) reads: bool,
 }
 
@@ -41,28 +41,28 @@ impl Default for SequenceUse {
     }
 }
 
-/// Whose values a server remembers.
+/// The session whose sequence values a server remembers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ServerSequences {
-    /// The session that holds it, or held it last; 0: nobody.
+    /// The session that holds the server or held it last; 0: none.
     of: i32,
-    /// [`Advances::count`] when that session was last here.
+    /// [`SequenceUse::count`] at that session's last text here.
     count: Option<u32>,
-    /// There may be others' among them.
+    /// The server may remember values of other sessions.
     mixed: bool,
-    /// The session has asked for nothing yet since it was lent.
+    /// The session has sent no text since the lease began.
     untouched: bool,
-    /// It has, since its last transaction was settled.
+    /// The session has sent a text since the last after-transaction check.
     pub stirred: bool,
-    /// So many more transactions it is kept for, if none of them reads what was written before.
+    /// Number of further transactions that keep the server if none of them reads a value.
     patience: u8,
 }
 
-/// Drivers look up what a sequence is called, perhaps, before they ask for its value.
+/// A driver may look up the sequence's name in a transaction of its own before it reads the value.
 const PATIENCE: u8 = 3;
 
 impl ServerSequences {
-    /// The server is lent to that session.
+    /// A lease begins.
     #[inline]
     pub fn lent_to(&mut self, session: i32) {
         if self.of != session {
@@ -72,13 +72,13 @@ impl ServerSequences {
         self.untouched = true;
     }
 
-    /// The session has advanced others elsewhere since it was last here.
+    /// Whether the session has advanced sequences on another server since its last text here.
     #[inline]
     fn is_behind(&self, advances: &SequenceUse) -> bool {
         self.count.is_some_and(|count| count != advances.count)
     }
 
-    /// A transaction is over that has left `news`: those of the pins `before` it that still hold.
+    /// A transaction with these `new` pins is over. Returns the pins of `before` that still hold.
     pub fn after_transaction(&mut self, before: Pins, news: Pins) -> Pins {
         self.stirred = false;
         if news.contains(Pins::SEQUENCE_WRITTEN) {
@@ -93,7 +93,8 @@ impl ServerSequences {
 }
 
 impl ServerSide {
-    /// A session begins to use it: what others have left is forgotten in front of all that it asks, while no batch is under way.
+    /// A lease begins: if the server may remember other sessions' values, they are discarded before the
+    /// client's first batch.
     #[inline]
     pub(super) fn part_sequences_first(
         &mut self,
@@ -112,7 +113,8 @@ impl ServerSide {
         }
     }
 
-    /// `whose`: [`Whose::Attempt`] in a batch of its own, which would end one that is under way, or [`Whose::Follow`] within one.
+    /// `origin`: [`Origin::TryPrepare`] sends a batch of its own, which would end an open one;
+    /// [`Origin::Prepare`] stays within the open batch.
     #[cold]
     fn discard_sequences(&mut self, origin: Origin, out: &mut Vec<u8>) {
         if !self.replies.track(Request::Parse(None), origin) {
@@ -133,8 +135,8 @@ impl ServerSide {
 }
 
 impl ClientMessages<'_, '_> {
-    /// A text goes to the server, and has been noted: the first of its tenant, perhaps, that reads sequences. `alone`: it is a simple
-    /// query.
+    /// Called after a text's effects are recorded, before it is sent. It may be the tenant's first that reads
+    /// a sequence. `alone`: it is a simple query.
     #[inline(always)]
     pub(super) fn part_sequences(&mut self, alone: bool) {
         self.server.sequences.stirred = true;
@@ -147,7 +149,7 @@ impl ClientMessages<'_, '_> {
     }
 }
 
-/// Takes down that a text reads sequences, or may advance one.
+/// Records whether a text reads or may advance a sequence.
 #[inline]
 pub(super) fn note_sequences(
     side_effects: &SideEffects,
@@ -156,7 +158,7 @@ pub(super) fn note_sequences(
     server: &mut ServerSide,
 ) {
     let here = &mut server.sequences;
-    // Its own values, too, are not the last ones if it has been elsewhere since.
+    // The session's own values here are outdated if it has advanced sequences elsewhere.
     here.mixed |= here.untouched && here.is_behind(advances);
     advances.count = advances.count.wrapping_add(u32::from(side_effects.advances_sequence));
     here.count = Some(advances.count);

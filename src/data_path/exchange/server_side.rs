@@ -1,4 +1,5 @@
-//! The server's side of an exchange: what lives with a server, and what its messages mean for client and lease.
+//! The server's side of an exchange: the state that belongs to a server, and what its messages mean for
+//! client and lease.
 
 use std::sync::Arc;
 
@@ -32,94 +33,96 @@ use crate::{
     },
 };
 
-/// The longest ErrorResponse or ParameterStatus that is read whole; PostgreSQL itself stays below 30 000 bytes.
+/// The longest ErrorResponse or ParameterStatus that is received whole. PostgreSQL's stay below 30 000 bytes.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest description of a statement: 65 535 types of parameters; and of as many columns as PostgreSQL allows, 1 664, with
-/// names of 63 bytes it is shorter.
+/// The longest description of a statement: 65 535 parameter types. PostgreSQL's 1 664 columns with names of
+/// 63 bytes take less.
 const SHAPE_BYTES_MAX: usize = 256 * 1024 + 16;
 
-/// A DataRow of one column of one byte.
+/// Length of a DataRow with one column of one byte.
 const ANSWER_BYTES: usize = 11;
 
-/// What lives with a server: its side, and the lease of whoever holds it.
+/// The state that belongs to a server.
 #[derive(Debug)]
 pub struct ServerSide {
     pub(super) framer: Framer,
-    /// A message has been passed to it in part, and the rest is still to come.
+    /// A message has gone to the server in part, and the rest is still to come.
     pub(super) half_passed: bool,
-    /// The rest of the message that is coming in is left out.
+    /// The rest of the message that is arriving is not passed to the client.
     hiding: bool,
-    /// Who waits for what.
+    /// The replies that the server owes.
     pub replies: ReplyTracker,
-    /// What it has prepared.
+    /// The statements that the server has prepared.
     pub statements: ServerStatements,
-    /// What it has SET, as far as we know.
+    /// The settings that the server has, as far as the proxy knows.
     pub applied: Arc<Settings>,
-    /// What may have changed since.
+    /// What the present transaction may have changed.
     pub checks: PendingChecks,
-    /// Its session has set parameters whose names nobody knows, and has not reset everything since.
+    /// The session has set parameters with unknown names, and has not reset all settings since.
     pub opaque_settings: bool,
-    /// Its part in what the client hears of notifications.
+    /// Selects the notifications that the client gets.
     pub notifications: NotificationFilter,
-    /// The portal that was bound last, if it is of a text that prepares or forgets statements.
+    /// The portal that was bound last, if its text has PREPARE or DEALLOCATE.
     pub bound: Option<(Box<[u8]>, PrepareEffects)>,
-    /// Why a statement could not be brought here: in its stead the client would be told that it does not exist.
+    /// The error of a statement that could not be prepared here. The client gets it in place of "does not
+    /// exist".
     attempted: Option<Vec<u8>>,
-    /// What is being read of a statement's shape.
+    /// Reads the row description that the server is sending.
     pub(super) description: DescriptionReader,
-    /// What the server has said so far of its settings; `None`: too much of it.
+    /// The settings in the server's answer so far; `None`: they could not be read.
     pub(super) told_settings: Option<Settings>,
-    /// A statement that was brought here, whose shape its client waits for; and whether it has turned out to be another.
+    /// A statement that was prepared here and whose row description the client's next message waits for;
+    /// `true`: it differs.
     pub sought: Option<(Arc<Statement>, bool)>,
-    /// What its client's texts do to other sessions.
+    /// `pg_terminate_backend` and `pg_cancel_backend` in the client's texts.
     pub signals: BackendSignals,
-    /// Whose sequences it remembers.
+    /// The session whose sequence values the server remembers.
     pub sequences: ServerSequences,
-    /// Those of our own statements that are prepared.
+    /// The proxy's own statements on this server.
     pub ours: ProxyStatements,
-    /// Bytes of requests that may be kept until they are answered.
+    /// Bytes of requests that are kept until their replies arrive.
     pub(super) unanswered_bytes: usize,
-    /// Every reported parameter, as last reported.
+    /// All parameters that the server reports, with their latest values.
     pub reported: ReportedParameters,
-    /// What it has reported is yet to be compared with what its pool knows.
+    /// The reported parameters have not yet been compared with those that the pool knows.
     pub parameters_changed: bool,
-    /// It may report something else than it has, and says so when it is spoken to.
+    /// The server reports changed parameters only with its next reply, and must be asked for one.
     pub is_stale: bool,
-    /// Its client is yet to be told of what differs from what it believes.
+    /// The reported parameters may differ from those that the client was sent.
     pub(super) must_tell: bool,
     pub(super) lexing: Lexing,
 }
 
-/// What a chunk of the server's brought, beside bytes to pass on.
+/// The events in bytes from the server.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkEvents {
     /// ReadyForQuery messages that the client gets.
     pub ready: u32,
     /// The last of them ended a transaction.
     pub transaction_ended: bool,
-    /// The server says that it closes the connection.
+    /// The server is about to close the connection.
     pub fatal: bool,
     /// Errors that the client gets.
     pub errors: u32,
 }
 
-/// Why a server cannot be used, nor its client be served, any longer.
+/// Why the connections of server and client must be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// Bytes that are not the protocol.
+    /// Bytes that are no message.
     #[error("the server broke the protocol: {0}")]
     Frame(#[from] FrameError),
-    /// A reply to nothing.
+    /// A reply without a request.
     #[error(transparent)]
     Desync(#[from] Desync),
-    /// What had to be put in did not work.
+    /// The server rejected a request of the proxy.
     #[error("the server refused our own bookkeeping: {0}")]
     Bookkeeping(ServerError),
 }
 
 impl ServerSide {
-    /// A server that has just been opened, with what it reported.
+    /// A server that has just been opened, with the parameters that it reported.
     pub fn new(reported: ReportedParameters, prepared_max: PreparedLimits) -> Self {
         Self {
             framer: Framer::default(),
@@ -148,18 +151,19 @@ impl ServerSide {
         }
     }
 
-    /// A message has come in part: nothing of our own can be put behind it.
+    /// Whether a message of the server has arrived in part. Nothing may be written to the client between its
+    /// parts.
     pub fn mid_message(&self) -> bool {
         self.framer.mid_message()
     }
 
-    /// How this server reads string literals now.
+    /// How the server reads string literals now.
     #[inline]
     pub fn lexing(&self) -> Lexing {
         self.lexing
     }
 
-    /// Everything prepared and set is gone: DISCARD ALL has succeeded.
+    /// DISCARD ALL has succeeded: the server has no statements, settings or channels.
     pub fn discarded(&mut self) {
         self.statements.forget_all();
         self.ours = ProxyStatements::default();
@@ -171,12 +175,13 @@ impl ServerSide {
         self.replies.set_pins(Pins::default());
     }
 
-    /// The names of what it has prepared, as a PostgreSQL array.
+    /// The names of all statements on the server, as a PostgreSQL array.
     pub fn known_names(&self) -> String {
         self.statements.names(self.ours.names())
     }
 
-    /// The client's code has taken these away. It has none itself any more, if nothing is left.
+    /// Code in the session has deallocated these names. If none is left on the server, the client's
+    /// statements are removed as well: the code may have run DEALLOCATE ALL.
     pub fn lost(&mut self, names: &[&[u8]], client: &mut ClientSide) {
         if !names.is_empty() {
             self.ours.lost(names);
@@ -186,10 +191,10 @@ impl ServerSide {
         }
     }
 
-    /// Takes what the server sent; `out` gets what goes to the client, and `send` signals other sessions.
+    /// Takes bytes from the server; `out` gets the bytes for the client. `send` signals other sessions.
     ///
     /// # Errors
-    /// [`Broken`]: the server and its client must both be closed.
+    /// Both connections must be closed.
     pub fn take(
         &mut self,
         mut chunk: &[u8],
@@ -198,7 +203,7 @@ impl ServerSide {
         send: SignalSender<'_>,
     ) -> Result<ChunkEvents, ExchangeError> {
         let mut heard = ChunkEvents::default();
-        // Taken out for the loop, so that a piece may borrow it while the rest of `self` is at work.
+        // Taken out for the loop, so that a piece can borrow it while `self` is changed.
         let mut framer = std::mem::take(&mut self.framer);
         let result = loop {
             match framer.next(&mut chunk, |tag, length| self.need(tag, length)) {
@@ -239,7 +244,8 @@ impl ServerSide {
         }
     }
 
-    /// A message that its client may get in other words: they are found before it is taken off what is owed.
+    /// A message whose text may be changed for the client. The new text depends on the pending reply, so it
+    /// is made before the reply is removed.
     #[cold]
     fn reworded_message(
         &mut self,
@@ -293,7 +299,7 @@ impl ServerSide {
         }
     }
 
-    /// A message that answers something, other than ErrorResponse and ReadyForQuery; `true` if the client gets it.
+    /// A reply other than ErrorResponse and ReadyForQuery. Returns whether the client gets it.
     #[inline(always)]
     fn reply(&mut self, tag: u8, bytes: &[u8], client: &mut ClientSide) -> Result<bool, ExchangeError> {
         if tag == b'C' && self.replies.prepare_effects().is_some() {
@@ -314,7 +320,7 @@ impl ServerSide {
         Ok(settled.pass)
     }
 
-    /// How much of a message must be seen.
+    /// How much of a server's message must be received before it is handled.
     #[inline]
     fn need(&self, tag: u8, length: usize) -> Result<Need, FrameError> {
         Ok(match tag {
@@ -326,13 +332,13 @@ impl ServerSide {
             b'Z' => return Err(FrameError::Length),
             b'E' | b'S' | b'C' | b'A' if length <= REPORT_BYTES_MAX => Need::Whole,
             b'E' => Need::Header,
-            // As libpq has it: a longer one is no message, but a connection that is out of step.
+            // Same limit as libpq: a longer message means that the connection is out of step.
             _ if length > REPORT_BYTES_MAX => return Err(FrameError::Length),
             _ => Need::Header,
         })
     }
 
-    /// Whether a message is for us, and short enough to be seen whole.
+    /// Whether a message answers the proxy and is short enough to be received whole.
     #[cold]
     fn is_told_by(&self, tag: u8, length: usize) -> bool {
         match tag {
@@ -341,7 +347,7 @@ impl ServerSide {
         }
     }
 
-    /// Takes down what we have asked for.
+    /// Reads the answer to the proxy's own request.
     #[cold]
     fn take_answer(&mut self, tag: u8, bytes: &[u8]) {
         if matches!(tag, b'T' | b't' | b'n') && self.replies.is_description_pending() {
@@ -351,7 +357,8 @@ impl ServerSide {
         }
     }
 
-    /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
+    /// NotificationResponse. A channel that the proxy does not know was subscribed to by a text or function
+    /// that it could not read.
     fn notification(&mut self, bytes: &[u8], client: &ClientSide, out: &mut Outgoing<'_>) {
         let unknown = self.notifications.filter(bytes, out.build());
         if unknown && client.follows() && !self.replies.pins().contains(Pins::LISTEN) {
@@ -359,19 +366,21 @@ impl ServerSide {
         }
     }
 
-    /// It stays with its client between transactions. `follows`: the client's session follows it to others.
+    /// Whether the server stays with its session between transactions. `follows`: the session's state moves
+    /// from server to server.
     #[inline]
     pub fn is_pinned(&self, follows: bool) -> bool {
         !self.replies.pins().is_empty() || !follows
     }
 
-    /// Something is left to do when the transaction is over, before its client is told so and the server may go back.
+    /// Whether the relay must act after the transaction, before the client gets ReadyForQuery and the server
+    /// returns to the pool.
     #[inline]
     pub fn has_pending_checks(&self, follows: bool) -> bool {
         !self.checks.is_empty() || self.has_read_on() || self.is_hearing_unsettled(follows)
     }
 
-    /// It was kept for a `currval` behind what its client wrote, and the next transaction has come.
+    /// Whether another transaction has run since the server was pinned for `currval`.
     #[inline]
     fn has_read_on(&self) -> bool {
         self.sequences.stirred && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN)
@@ -383,7 +392,7 @@ impl ServerSide {
         channels.is_some() && (*dropped > 0 || !self.is_pinned(follows))
     }
 
-    /// Whether the server closes the connection behind this ErrorResponse.
+    /// Whether the server closes the connection after this ErrorResponse.
     pub fn closes_connection(&self, bytes: &[u8]) -> bool {
         is_fatal(bytes)
     }
@@ -412,12 +421,12 @@ impl ServerSide {
                     }
                 }
                 Request::Parse(None) => {
-                    // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
+                    // A failed Parse has removed the previous unnamed statement; a skipped one has not.
                     statements.set_unnamed_unknown();
                 }
                 Request::DescribeParsed(naming) => statements.failed(&naming.statement),
                 Request::AskSettings(_) => *told = Some(Settings::default()),
-                // It was to take an unnamed statement away, another client's perhaps, which is still there.
+                // The skipped Close leaves the unnamed statement there, which may be another client's.
                 Request::CloseUnnamed => statements.set_unnamed_unknown(),
                 Request::Query(prepare_effects) => {
                     statements.set_unnamed_unknown();
@@ -449,7 +458,7 @@ impl ServerSide {
         Ok(true)
     }
 
-    /// An error in which the client finds its own names, where that differs.
+    /// The error with the client's own statement names, or `None` if it needs no change.
     #[cold]
     fn reworded(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
         if self.replies.origin() == Some(Origin::TryPrepare) {
@@ -488,7 +497,7 @@ impl ServerSide {
             client.statements.forget_all();
             self.ours = ProxyStatements::default();
         }
-        // What PostgreSQL itself undoes need not be remembered; what it does not is asked for.
+        // PostgreSQL has reset this itself; the after-transaction check finds the rest.
         let gone = match tag {
             b"DISCARD ALL\0" => {
                 self.opaque_settings = false;

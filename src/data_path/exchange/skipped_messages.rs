@@ -1,7 +1,8 @@
-//! What a client sends and no server gets: a request that was refused, to its last byte, and what asks for nothing.
+//! Messages that no server receives: rejected requests, and messages without effect.
 //!
-//! PostgreSQL ignores data and ends of a COPY that is not open, and a Flush behind which nothing waits; drivers send them
-//! behind a COPY that failed. All of this is left out as it comes in: however long it is, nothing of it is kept.
+//! PostgreSQL ignores COPY data and CopyDone or CopyFail while no COPY is open, and a Flush without a pending
+//! reply. Drivers send them after a failed COPY. They are skipped as they arrive, and none of their bytes are
+//! kept.
 
 use std::ops::ControlFlow;
 
@@ -18,14 +19,14 @@ use crate::{
     },
 };
 
-/// A client's first message is waited for, without a server, up to this much; of a longer one the rest is passed on as it
-/// comes. So a client that sends slowly holds no server.
+/// The session waits without a server for this many bytes of its first message; the rest of a longer one is
+/// passed on as it arrives. So a slow client does not hold a server.
 pub const FIRST_MESSAGE_BYTES: usize = 16 * 1024;
 
-/// What a client that holds no server has begun to say.
+/// The first message of a client that holds no server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FirstMessage {
-    /// Nothing that a server is needed for, or too little of it.
+    /// None, or too little of it, or no server is needed for it.
     Nothing,
     /// A request.
     Request,
@@ -33,17 +34,18 @@ pub enum FirstMessage {
     Goodbye,
 }
 
-/// Whether a message has no effect and no answer where nothing is asked, no transaction is open and no batch has begun.
+/// Whether such a message has no effect and no reply while no request is pending, no transaction is open and
+/// no batch has begun.
 #[inline]
 pub(super) fn asks_nothing(tag: u8) -> bool {
     matches!(tag, b'd' | b'c' | b'f' | b'H')
 }
 
-/// How far what is left out goes.
+/// The client's messages that are skipped.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct SkippedMessage {
     until: Until,
-    /// What ReadyForQuery says behind a request that was refused.
+    /// The status in ReadyForQuery after a rejected request.
     status: u8,
 }
 
@@ -51,36 +53,36 @@ pub(super) struct SkippedMessage {
 enum Until {
     #[default]
     Nothing,
-    /// The end of a message that asks for nothing.
+    /// To the end of a message without effect.
     Ignored,
-    /// The end of a request that was refused: its first message is yet to be looked at.
+    /// To the end of a rejected request, whose first message is still to come.
     Request,
-    /// The end of this message, which ends a request that was refused.
+    /// To the end of this message, which ends a rejected request.
     LastMessage,
-    /// The Sync of a batch that was refused.
+    /// To the Sync of a rejected batch.
     Sync,
 }
 
 impl SkippedMessage {
-    /// The rest of the message that is coming in asks for nothing.
+    /// Skips the rest of the message that is arriving.
     pub fn ignore(&mut self) {
         self.until = Until::Ignored;
     }
 
-    /// Whether the message that is coming in asks for nothing.
+    /// Whether the rest of the message that is arriving is skipped.
     #[inline]
     pub fn is_ignored(self) -> bool {
         self.until == Until::Ignored
     }
 
-    /// And it has ended.
+    /// The skipped message has ended.
     pub fn end_ignored(&mut self) {
         self.until = Until::Nothing;
     }
 }
 
 impl ClientMessages<'_, '_> {
-    /// Sees to a message that is there whole. It stops at one that must wait: nothing has been done about it then.
+    /// Handles a whole message. Breaks at a message that must wait, without any effect.
     #[inline(always)]
     pub(super) fn take(
         &mut self,
@@ -97,7 +99,7 @@ impl ClientMessages<'_, '_> {
         self.message(tag, bytes, true)
     }
 
-    /// The same of the beginning of a message. `full`: there was no memory to wait for all of it.
+    /// Handles the first part of a message. `full`: there was no memory for the whole message.
     #[cold]
     pub(super) fn take_part(
         &mut self,
@@ -128,7 +130,7 @@ impl ClientMessages<'_, '_> {
 }
 
 impl ClientSide {
-    /// Whether what the client has sent, while it holds no server, is a request that has come far enough for one.
+    /// Whether the client, which holds no server, has sent enough of a request to need one.
     ///
     /// # Errors
     /// The client broke the protocol.
@@ -144,32 +146,31 @@ impl ClientSide {
         })
     }
 
-    /// Whether what the client sends next is left out.
+    /// Whether the client's next bytes are skipped.
     #[inline]
     pub fn is_leaving_out(&self) -> bool {
         self.skipped.until != Until::Nothing
     }
 
-    /// Whether that is the rest of a request that was refused.
+    /// Whether they belong to a rejected request.
     #[inline]
     pub fn is_refusing(&self) -> bool {
         self.is_leaving_out() && !self.skipped.is_ignored()
     }
 
-    /// The request that comes next was answered with an error of ours: it is left out. `status` is what ReadyForQuery says
-    /// behind it.
+    /// Skips the next request, which the proxy has answered with an error. `status` is for its ReadyForQuery.
     pub fn begin_refusing(&mut self, status: u8) {
         self.skipped = SkippedMessage { until: Until::Request, status };
     }
 
-    /// The same, in the middle of a batch.
+    /// Skips to the Sync of the open batch.
     pub fn refuse_to_sync(&mut self, status: u8) {
         self.skipped = SkippedMessage { until: Until::Sync, status };
     }
 
-    /// Leaves out what is at the front of `chunk` and no server gets, and answers the end of a refused request, a simple query
-    /// or a batch up to its Sync, with ReadyForQuery. What is behind it is handed back. Called only while the session holds
-    /// no server, or has been refused what it asked.
+    /// Skips messages at the front of `chunk`, and answers the end of a rejected request (a simple query, or
+    /// a batch up to its Sync) with ReadyForQuery. Returns the other bytes. Called only while the session
+    /// holds no server, or after its request was rejected.
     ///
     /// # Errors
     /// The client broke the protocol.
@@ -181,7 +182,7 @@ impl ClientSide {
         let Self { framer, rules, skipped: left_out, .. } = self;
         loop {
             if !framer.mid_message() {
-                // Of a header that is not whole nothing is taken: it may be of something else.
+                // A partial header is left there: its message may be one that must not be skipped.
                 let Some((tag, _)) = header(chunk).map_err(violation)? else { return Ok(chunk) };
                 let refused = !matches!(left_out.until, Until::Nothing | Until::Ignored);
                 if tag == b'X' || !refused && !asks_nothing(tag) {

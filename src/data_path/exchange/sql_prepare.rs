@@ -1,9 +1,9 @@
-//! PREPARE, EXECUTE and DEALLOCATE in a client's text: servers know its statements under names of ours, until the session looks
-//! at them (`ensure_prepared.rs`).
+//! PREPARE, EXECUTE and DEALLOCATE in a client's text. The text is sent with the proxy's statement names,
+//! until the session reads the list of prepared statements (`ensure_prepared.rs`).
 //!
-//! A PREPARE makes a statement that can be prepared again on another server by the same text; it is the client's alone. Where a
-//! name is taken, the text names the statement that has it, so that the error is PostgreSQL's own; in errors our names are
-//! the client's again (`sql_prepare_effects.rs`).
+//! A statement made by PREPARE can be prepared on another server by the same text. It is never shared between
+//! sessions. A PREPARE of a name that exists is sent with that statement's name, so that PostgreSQL reports
+//! the error; `sql_prepare_effects.rs` puts the client's names back into errors.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,51 +33,51 @@ use crate::{
     },
 };
 
-/// A text as servers get it.
+/// A text with the proxy's statement names.
 #[derive(Debug, Default)]
 pub(super) struct RewrittenText {
     pub text: Vec<u8>,
-    /// Statements that the server must know before it runs.
+    /// Statements that the server must have before it runs.
     pub requires: Vec<Arc<Statement>>,
     pub prepare_effects: PrepareEffects,
-    /// Characters of `text` as far as names in it are replaced.
+    /// Number of characters of `text` up to the last replaced name.
     characters: usize,
 }
 
 impl RewrittenText {
-    /// Behind `between`, which stays, comes `ours` in the place of `length` bytes.
+    /// Appends `between` unchanged, then `ours` in place of a name of `length` bytes.
     fn replace(&mut self, between: &[u8], length: usize, ours: &[u8]) {
         self.text.extend_from_slice(between);
         self.text.extend_from_slice(ours);
-        // Of what is new only: there may be tens of thousands of names.
+        // Counts only the new part: a text may have tens of thousands of names.
         let characters = |bytes| String::from_utf8_lossy(bytes).chars().count();
         self.characters += characters(between) + characters(ours);
         self.prepare_effects.shifts.push((self.characters, ours.len().cast_signed() - length.cast_signed()));
     }
 }
 
-/// Which settings PREPARE finds.
+/// The settings under which a PREPARE parses its statement.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ParsedUnder {
-    /// Those of now; the batch that has begun goes on with the text.
+    /// The present ones; the text continues an open batch.
     ThisBatch,
-    /// Those of now; a simple query of its own, behind which no batch is under way.
+    /// The present ones; the text is a simple query and no batch is open.
     ThisQuery,
-    /// The text itself changes them, and leaves them so perhaps.
+    /// The text may change them: those at its end.
     ItsEnd,
 }
 
-/// What names mean in the middle of a text, as far as the text itself has changed it.
+/// The meaning of names within a text, after its own PREPARE and DEALLOCATE statements.
 #[derive(Default)]
 struct LocalNames {
     names: HashMap<Box<[u8]>, Option<Arc<Statement>>>,
     all_gone: bool,
-    /// Statements that must be there, each once however often it is named.
+    /// Statements that must be prepared, each listed once.
     required: HashSet<u64>,
 }
 
 impl ClientMessages<'_, '_> {
-    /// A portal runs; its text may have named statements.
+    /// Execute. The portal's text may prepare or deallocate statements.
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
         let mut prepare_effects = None;
@@ -92,7 +92,7 @@ impl ClientMessages<'_, '_> {
         self.ask(Request::Execute(prepare_effects));
     }
 
-    /// Those under which a PREPARE in a text is read.
+    /// The settings under which a PREPARE in the text parses its statement.
     fn settings_of(&mut self, which: ParsedUnder) -> Arc<ParseSettings> {
         match which {
             ParsedUnder::ThisBatch => self.settings_now(Origin::Prepare),
@@ -112,7 +112,7 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// [`Self::with_server_names`] of a Parse message's body behind the name.
+    /// [`Self::rewrite_names`] for a Parse message's body after the name.
     pub(super) fn rewritten(
         &mut self,
         read: &SideEffects,
@@ -124,7 +124,7 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// Replaces every name of a statement; `None` if nothing need be replaced.
+    /// Replaces the statement names in a text; `None` if it needs no change.
     #[cold]
     pub(super) fn rewrite_names(
         &mut self,
@@ -182,7 +182,8 @@ impl ClientMessages<'_, '_> {
                     ours
                 }
                 (kind, None) => {
-                    // Code may have prepared it: the server is asked, and says so itself if there is none.
+                    // Code may have prepared it: the check after the transaction asks the server. If there is
+                    // none, the server sends the error.
                     self.note(
                         &SideEffects { checks: StateChecks::PREPARED, ..SideEffects::default() },
                         false,
@@ -210,7 +211,7 @@ impl ClientMessages<'_, '_> {
         Ok(Some(rewritten))
     }
 
-    /// A text that names other statements: as servers get it.
+    /// Sends the Parse of a text with statement names.
     #[cold]
     pub(super) fn parse_with_server_names(
         &mut self,
@@ -234,7 +235,7 @@ impl ClientMessages<'_, '_> {
             self.parse_statement(&message, name, &statement);
             return GOES_ON;
         }
-        // PREPARE in front of it takes the unnamed statement's place.
+        // A PREPARE sent later would replace the unnamed statement: required statements come first.
         let mut preparer = self.server.preparer(self.under, self.startup);
         for statement in &requires {
             preparer.ensure(statement, self.out);
@@ -255,7 +256,7 @@ impl ClientMessages<'_, '_> {
         GOES_ON
     }
 
-    /// A portal of a text that names statements: they must be there when it runs.
+    /// Bind of a text with statement names: prepares the statements that it requires.
     #[cold]
     pub(super) fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
         let (requires, prepare_effects) = naming;
@@ -269,7 +270,7 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// What an EXECUTE describes is what it runs: that must be there.
+    /// Prepares the statements that a Describe of an EXECUTE needs.
     pub(super) fn ensure_named(&mut self, naming: Option<&SqlNames>) {
         let mut preparer = self.server.preparer(self.under, self.startup);
         for statement in naming.into_iter().flat_map(|names| &names.0) {
@@ -278,8 +279,9 @@ impl ClientMessages<'_, '_> {
     }
 }
 
-/// What PostgreSQL keeps of a PREPARE, and where the name is in it: the whole of what was sent, to the last semicolon. It would
-/// keep other statements that were sent with it, which must not run again.
+/// The text that PostgreSQL keeps for a PREPARE, and the position of the name in it. PostgreSQL keeps the
+/// whole text that was sent. If that has other statements, only the PREPARE is kept here, since the others
+/// must not run again.
 fn as_kept<'a>(sql: &'a [u8], prepare: &sql::Statement<'a>, name: &Range<usize>) -> (&'a [u8], Range<usize>) {
     let start = prepare.start;
     let empty = |text: Option<&[u8]>| {

@@ -1,4 +1,4 @@
-//! A text that chooses the tenant, or changes who the session is, on its way to a server: it waits, or is refused.
+//! Texts that choose the tenant or change the session's user: they wait or are rejected.
 
 use std::ops::ControlFlow;
 
@@ -20,11 +20,11 @@ use crate::{
     },
 };
 
-/// What no server takes for a statement.
+/// A text that every server rejects.
 const UNREADABLE: &[u8] = b"pglobby.tenant";
 
-/// Whether a text in session mode is read: it may be about the tenant, or about roles or a database. A session pays this much
-/// for each.
+/// Whether a text in session mode must be read: it may choose the tenant, or name a role or a database. This
+/// cost is paid for each text.
 #[inline]
 pub(super) fn is_read_along(bytes: &[u8], rules: &SessionRules) -> bool {
     let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
@@ -39,7 +39,7 @@ fn names_choice(bytes: &[u8]) -> bool {
     bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
 }
 
-/// What Describe or Close is about: `S` or `P`, and its name.
+/// The kind (`S` or `P`) and name in a Describe or Close.
 #[inline(always)]
 pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), ClientError> {
     let Some((kind, mut rest)) = bytes.get(HEADER_BYTES..).and_then(<[u8]>::split_first) else {
@@ -49,8 +49,8 @@ pub(super) fn kind_and_name(bytes: &[u8]) -> Result<(u8, &[u8]), ClientError> {
 }
 
 impl ClientMessages<'_, '_> {
-    /// A text that chooses the tenant. It waits where nothing else of its transaction has gone to the server; elsewhere the
-    /// server is made to refuse it, so that what comes behind it fails with it as with any other error.
+    /// A text that chooses the tenant. It waits if it is the first of its transaction. Otherwise the server
+    /// is made to reject it, so that the rest of the batch or transaction fails as after any error.
     #[cold]
     pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<WaitReason> {
         let replies = &self.server.replies;
@@ -64,7 +64,7 @@ impl ClientMessages<'_, '_> {
         ControlFlow::Continue(())
     }
 
-    /// A text that is guarded; `None`: it goes its way.
+    /// Handles a text that needs a decision; `None`: it may be sent.
     #[cold]
     pub(super) fn guard(
         &mut self,
@@ -78,8 +78,8 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// A text that would change who the session is on its servers: it is refused, or waits if it is a change of its login's
-    /// password, which is made where no transaction is open.
+    /// Handles a text that would change the session's user on its servers. It is rejected, except for a
+    /// change of the login's own password, which waits and is made outside a transaction.
     fn guard_identity(&mut self, tag: u8, sql: &[u8]) -> Option<ControlFlow<WaitReason>> {
         let replies = &self.server.replies;
         match self.rules.identity.decide(sql, self.server.lexing())? {
@@ -92,8 +92,8 @@ impl ClientMessages<'_, '_> {
         Some(ControlFlow::Continue(()))
     }
 
-    /// Bind, Describe or Close in session mode, while the session has statements that no server has: those that change its
-    /// login's password.
+    /// Bind, Describe or Close in session mode, while the session has statements that must not reach a
+    /// server: changes of its login's password.
     #[cold]
     pub(super) fn unserved_in_session_mode(
         &mut self,
@@ -125,7 +125,7 @@ impl ClientMessages<'_, '_> {
         GOES_ON
     }
 
-    /// A portal of a guarded text is bound; its text was judged when it was parsed.
+    /// Bind of a statement that needs a decision.
     #[cold]
     pub(super) fn guard_bound(
         &mut self,
@@ -135,7 +135,7 @@ impl ClientMessages<'_, '_> {
     ) -> Result<Option<ControlFlow<WaitReason>>, ClientError> {
         let flow = self.guard(b'B', side_effects, cstr(&mut { body }).unwrap_or_default());
         match flow {
-            // With the rest yet to come it is too long for what it says.
+            // The part that is still missing makes it too long for a statement that chooses the tenant.
             Some(ControlFlow::Break(_)) if !whole => {
                 self.deny(b'B', TenantSwitchError::NotAlone);
                 self.return_state.denied = true;
@@ -145,12 +145,13 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// In place of a message the server gets one that it cannot read, and its error goes to the client in words of ours.
+    /// Rejects a message: the server gets an invalid one in its place, and the client gets the proxy's error
+    /// for it.
     #[cold]
     pub(super) fn deny(&mut self, tag: u8, reason: impl Into<RequestError>) {
         let request_error = reason.into();
         if self.server.replies.takes_copy_data() {
-            // Whatever it is: the COPY fails of it.
+            // Any message but data makes the COPY fail.
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else if matches!(tag, b'Q' | b'F') {
             self.end_unnamed();
@@ -163,7 +164,8 @@ impl ClientMessages<'_, '_> {
         }
     }
 
-    /// A session that keeps its server: read along for one thing only, and of an employee's only where it is named.
+    /// A text in session mode: read only for the user and the tenant. The tenant is looked for if the session
+    /// may choose it, or the text has its name.
     pub(super) fn in_session_mode(
         &mut self,
         tag: u8,

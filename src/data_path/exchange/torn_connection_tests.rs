@@ -1,5 +1,6 @@
-//! Clients and servers that break off at any byte of anything they say: what is left of a conversation is never a beginning of
-//! the next one's. The server is the model of `properties.rs`; how sessions borrow it and give it back is `relay/mod.rs` in short.
+//! Clients and servers that disconnect at any byte: the rest of a conversation is never taken for the
+//! beginning of the next one. The server is the model of `property_tests.rs`; sessions borrow it by a short
+//! form of the rules in `relay/mod.rs`.
 
 use std::sync::Arc;
 
@@ -14,17 +15,17 @@ use crate::{
     wire::outgoing::Outgoing,
 };
 
-/// One server, that sessions share.
+/// A server that sessions share.
 struct Shared {
     server: ServerSide,
     postgres: Backend,
-    /// What PostgreSQL has said, and nobody has read.
+    /// PostgreSQL's bytes that the session has not read.
     coming: Vec<u8>,
-    /// A session has it.
+    /// A session holds it.
     held: bool,
 }
 
-/// One session, and what its client has heard.
+/// A session, and the bytes that its client has received.
 struct Session {
     side: ClientSide,
     inbox: Vec<u8>,
@@ -32,7 +33,7 @@ struct Session {
 }
 
 impl Session {
-    /// The client says more; or is not heard, until there is enough to borrow the server for.
+    /// The client sends bytes. They wait until there are enough to borrow the server.
     fn says(&mut self, bytes: &[u8], shared: &mut Shared) {
         if shared.held {
             return self.passes_on(bytes, shared);
@@ -63,7 +64,7 @@ impl Session {
         }
     }
 
-    /// So much of what PostgreSQL has said comes through.
+    /// The session receives `count` bytes from PostgreSQL.
     fn hears(&mut self, count: usize, shared: &mut Shared) {
         let coming: Vec<u8> = shared.coming.drain(..count.min(shared.coming.len())).collect();
         let mut scratch = Vec::new();
@@ -75,7 +76,7 @@ impl Session {
 
     fn gives_back(&mut self, shared: &mut Shared) {
         if shared.held && shared.server.replies.is_over() && shared.server.is_between_messages() {
-            shared.server.checks.clear(); // asked, and answered
+            shared.server.checks.clear(); // as after the check
             shared.held = false;
             self.side.take_held(&mut self.inbox);
         }
@@ -88,7 +89,7 @@ impl Shared {
         Self { server, postgres: Backend::default(), coming: Vec::new(), held: false }
     }
 
-    /// Whoever has it now is in step with PostgreSQL.
+    /// The next session gets correct replies.
     fn serves_another(&mut self, table: &Arc<SharedStatements>) {
         assert!(self.server.is_reusable() && self.is_at_rest() && self.postgres.begun.is_none());
         let mut request = Vec::new();
@@ -103,19 +104,19 @@ impl Shared {
         half.is_empty() && copying.is_none() && !skipping && self.coming.is_empty()
     }
 
-    /// Its session has ended, whatever was under way: it is used again, cleaned or closed.
+    /// The session has ended at any point: the server is reused, reset or closed.
     fn ends(mut self, table: &Arc<SharedStatements>) {
         if self.server.is_reusable() {
             self.serves_another(table);
         } else if self.server.is_cleanable() {
             assert!(self.is_at_rest());
         }
-        // Else it is closed, with a Terminate that must not be read as the rest of something.
+        // Otherwise it is closed; Terminate must not be read as the rest of a message.
         assert_eq!(self.server.has_whole_messages(), self.postgres.half.is_empty());
     }
 }
 
-/// What one client says and hears in a conversation of which it, or its server, says no more than a part.
+/// A conversation in which the client or the server sends only a part.
 fn converse(said: &[u8], cuts: &[usize], heard: &[usize]) {
     let table = Arc::new(SharedStatements::default());
     let mut shared = Shared::new();
@@ -145,7 +146,7 @@ fn all(said: &[Say]) -> Vec<u8> {
 
 const COPY: &str = "COPY t FROM STDIN";
 
-/// Every type of message, in every state that a session may be in.
+/// Every message type, in every state of a session.
 fn everything() -> Vec<u8> {
     use Say::*;
     let strays = [Data("stray"), Done, Fail, Flush];
@@ -194,7 +195,7 @@ fn everything() -> Vec<u8> {
 fn a_client_may_break_off_at_every_byte() {
     let said = everything();
     for end in 0..=said.len() {
-        // The last part comes together with all that was before it, or alone.
+        // The last bytes arrive with the rest, or alone.
         let before = end.saturating_sub(3);
         converse(&said[..end], &[], &[usize::MAX]);
         converse(&said[..end], &[before], &[usize::MAX]);

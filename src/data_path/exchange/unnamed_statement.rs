@@ -1,4 +1,4 @@
-//! The unnamed statement, which follows its client from server to server as named ones do.
+//! The unnamed statement moves with its client from server to server, like named ones.
 
 use super::{
     client_messages::ClientMessages,
@@ -7,7 +7,8 @@ use super::{
 use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
 impl ClientMessages<'_, '_> {
-    /// Asks for what changes the unnamed statement.
+    /// Tracks a request that replaces or closes the unnamed statement. Returns `false` if the server skips
+    /// it.
     #[inline(always)]
     pub(super) fn ask_unnamed(&mut self, asked: Request) -> bool {
         if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
@@ -21,7 +22,7 @@ impl ClientMessages<'_, '_> {
         goes
     }
 
-    /// A simple query ends the unnamed statement.
+    /// A simple query removes the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
         if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
             self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
@@ -31,7 +32,7 @@ impl ClientMessages<'_, '_> {
         self.server.statements.set_unnamed(0);
     }
 
-    /// A request that uses it goes to the server.
+    /// Sends a request that uses the unnamed statement.
     pub(super) fn with_unnamed(&mut self, asked: Request, bytes: &[u8]) {
         if !self.server.statements.has_unnamed_of(self.statements) {
             self.bring_unnamed();
@@ -40,7 +41,7 @@ impl ClientMessages<'_, '_> {
         self.out.pass(bytes);
     }
 
-    /// The server has another unnamed statement than the client's, or none.
+    /// Sends the client's unnamed statement to the server.
     #[cold]
     fn bring_unnamed(&mut self) {
         let mut preparer = self.server.preparer(self.under, self.startup);

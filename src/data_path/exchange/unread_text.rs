@@ -1,4 +1,4 @@
-//! Texts that are too long to read, and what else nobody reads: what it leaves the server is asked, as far as it can tell.
+//! Texts that are too long to read or to keep: the server is asked for their effects, as far as it can tell.
 
 use super::{client_messages::ClientMessages, pending_replies::Request};
 use crate::{
@@ -7,27 +7,27 @@ use crate::{
 };
 
 impl ClientMessages<'_, '_> {
-    /// Something is done that nobody has read.
+    /// Records the effects of a text that was not read.
     #[cold]
     pub(super) fn note_unread(&mut self) {
         self.note(&SideEffects::of_unstored_text(), false);
     }
 
-    /// Whether a statement that the client has, and we do not know of, may be one that was too long to keep.
+    /// Whether a statement that the proxy does not know may be one that was too long to keep.
     pub(super) fn may_be_unread(&self) -> bool {
         self.server.replies.pins().contains(Pins::UNSTORED)
     }
 
-    /// An unnamed statement that is too long to keep: the server stays with this client until it has run, until there is another, or
-    /// until somebody waits.
+    /// An unnamed statement that is too long to keep. It pins the server until it has run or is replaced, or
+    /// until another session waits for a server.
     #[cold]
     pub(super) fn unnamed_unread(&mut self, serial: u64) {
         self.statements.set_unnamed_unstored(serial);
         self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
     }
 
-    /// A statement that is too long to keep: the server gets it as the client calls it, and stays with this client until it has no
-    /// such statement any more.
+    /// Sends the Parse of a statement that is too long to keep, with the client's own name. It pins the
+    /// server until the session has no such statement.
     pub(super) fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         let replies = &mut self.server.replies;
         replies.set_pins(replies.pins() | Pins::UNSTORED);

@@ -1,5 +1,5 @@
-//! What a session, or its code, sees of what its server has prepared: its own statements, by its own names, and nobody else's.
-//! Pure.
+//! A session that reads the list of prepared statements, or whose code does, sees exactly its own statements,
+//! by its own names. Pure.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Preparer<'_> {
-    /// Another session comes: a name that is not its own must not mean anything.
+    /// A lease begins: closes other sessions' statements that have a client's name.
     #[cold]
     pub fn put_own_names_away(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let others = self.statements.all();
@@ -20,7 +20,7 @@ impl Preparer<'_> {
         }
     }
 
-    /// Before a session looks at what is prepared: what is others' goes.
+    /// Closes all statements of other sessions.
     #[cold]
     pub fn hide_others(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let others = self.statements.all().map(|statement| statement.id).filter(|id| !client.has(*id));
@@ -29,9 +29,10 @@ impl Preparer<'_> {
         }
     }
 
-    /// And what the server lacks of the session's own comes, in the order in which it was first prepared. In batches of their
-    /// own, in front of a simple query, so that one that fails takes nothing with it. In a transaction it would: there only
-    /// what some server has taken already. `in_sql`: only what was made by PREPARE.
+    /// Prepares the session's statements that the server lacks, in the order of their first Parse. Each gets
+    /// a batch of its own before the simple query, so that a failure affects nothing else. In a transaction a
+    /// failure would, so there only statements are prepared that some server has parsed before. `in_sql`:
+    /// only those made by PREPARE.
     #[cold]
     pub fn show_own(&mut self, client: &ClientStatements, in_sql: bool, out: &mut Outgoing<'_>) {
         let mut own: Vec<&Arc<Statement>> =

@@ -1,4 +1,4 @@
-//! What a client prepares while it holds no server, and how its statements move to another tenant.
+//! Statements that a client prepares while it holds no server, and the session's change of tenant.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl ClientSide {
-    /// How servers would read string literals for this session.
+    /// How a server would read string literals for this session.
     pub fn lexing(&self) -> Lexing {
         Lexing {
             standard_conforming_strings: self.wanted.get("standard_conforming_strings") != Some("off"),
@@ -27,8 +27,8 @@ impl ClientSide {
         }
     }
 
-    /// Takes a statement down that no server has seen; `body` is a Parse message's behind the name. It reaches a server in
-    /// front of its first use there, if there is one.
+    /// Prepares a statement without a server. `body` is the Parse message after the name. The Parse goes to a
+    /// server before the first use of the statement there.
     ///
     /// # Errors
     /// The limit that would be exceeded.
@@ -57,18 +57,18 @@ impl ClientSide {
         cstr(&mut body).ok()
     }
 
-    /// The session's servers log in as these roles now.
+    /// Sets the roles under which the session's servers log in.
     pub fn set_place(&mut self, place: Arc<TenantAccess>) {
         self.rules.identity.tenant_access = Some(place);
     }
 
-    /// The session stands so to its tenant now.
+    /// Sets how the session came to its present tenant.
     pub fn set_stance(&mut self, stance: CurrentTenant) {
         self.rules.current_tenant = stance;
     }
 
-    /// The session goes on with another tenant's servers: its statements become that tenant's. None of them is known to
-    /// any server there by what servers of the old one knew it by.
+    /// Moves the session to another tenant's servers. Its statements become that tenant's and get new names
+    /// on servers.
     pub fn move_to(
         &mut self,
         place: Option<Arc<TenantAccess>>,
