@@ -30,8 +30,8 @@ pub struct Metrics {
 
 impl Metrics {
     /// Counts a client that got no session.
-    pub fn login_refused(&self, refusal: &ClientError) {
-        let reason = reason(refusal);
+    pub fn login_refused(&self, client_error: &ClientError) {
+        let reason = reason(client_error);
         let at = REASONS.iter().position(|known| *known == reason);
         if let Some(counter) = at.and_then(|at| self.refused.get(at)) {
             counter.fetch_add(1, Relaxed);
@@ -75,8 +75,8 @@ impl Metrics {
     }
 }
 
-fn reason(refusal: &ClientError) -> &'static str {
-    match refusal {
+fn reason(client_error: &ClientError) -> &'static str {
+    match client_error {
         ClientError::LoginFailed { .. } => "password",
         ClientError::TooManyFailedLogins => "too_many_failures",
         ClientError::Suspended { .. }
@@ -114,8 +114,8 @@ mod tests {
             ClientError::NoReadOnlyRole,
             ClientError::PoolBusy { waited: std::time::Duration::ZERO },
         ];
-        for refusal in &refusals {
-            metrics.login_refused(refusal);
+        for client_error in &refusals {
+            metrics.login_refused(client_error);
         }
         assert!(metrics.logins_refused().all(|(_, count)| count == 1));
     }

@@ -86,7 +86,7 @@ pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: A
         Route::Tenant { tenant, access } => {
             let (pool, presence) = match proxy.enter_pool(&tenant, access).await {
                 Ok(entered) => entered,
-                Err(refusal) => return client.refuse(&refusal, Some(&tenant.name), &proxy).await,
+                Err(client_error) => return client.refuse(&client_error, Some(&tenant.name), &proxy).await,
             };
             let worker = pool.worker.clone();
             let Some(client) = client.leave_for(&pool) else { return };

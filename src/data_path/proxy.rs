@@ -148,7 +148,7 @@ impl Proxy {
                 return warn!(tenant = id, side = "central", %error, "cannot look up a changed tenant");
             }
         };
-        let refusal = match &tenant {
+        let client_error = match &tenant {
             Some(tenant) => {
                 self.pools.refresh(tenant).await;
                 admit(tenant).err()
@@ -160,8 +160,8 @@ impl Proxy {
             self.sessions
                 .end(&reason, |session| session.is_at(id) && !allowed_from(&tenant.allow_from, session.peer));
         }
-        let Some(refusal) = refusal else { return };
-        let reason = ClientError::Ended(refusal.to_string());
+        let Some(client_error) = client_error else { return };
+        let reason = ClientError::Ended(client_error.to_string());
         if tenant.is_some_and(|tenant| tenant.drain) {
             for session in self.sessions.all().into_iter().filter(|session| session.is_at(id)) {
                 session.end_when_free(reason.clone());
@@ -196,10 +196,10 @@ impl Proxy {
         self.login_changed(session).await;
         let Some(place) = session.place() else { return };
         if let Ok(tenant) = self.directory.tenant_by_id(place.tenant.id).await
-            && let Some(refusal) =
+            && let Some(client_error) =
                 tenant.map_or(Some(ClientError::AdminShutdown), |tenant| admit(&tenant).err())
         {
-            session.end(ClientError::Ended(refusal.to_string()));
+            session.end(ClientError::Ended(client_error.to_string()));
         }
     }
 

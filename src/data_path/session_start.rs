@@ -143,7 +143,7 @@ pub async fn greet(
     let rules = SessionRules {
         follow: pool.rules.mode == PoolMode::Transaction,
         shared_statements: pool.statements.clone(),
-        functions: pool.catalogue.clone(),
+        functions: pool.functions.clone(),
         identity: Identity { login: Some(handle.login.clone()), tenant_access: Some(pool.place.clone()) },
         memory,
         ..rules(&config, is_service)

@@ -113,24 +113,24 @@ impl PendingChecks {
     #[cold]
     pub fn note_calls(
         &mut self,
-        catalogue: &Arc<FunctionEffects>,
+        functions: &Arc<FunctionEffects>,
         text: &[u8],
         words_hidden: bool,
-        seen: Option<&FoundEffects>,
+        cached: Option<&FoundEffects>,
     ) {
-        let Lookup { state: functions, load: learn, found } = catalogue.lookup(text, words_hidden, seen);
-        match functions {
+        let Lookup { state, load, found } = functions.lookup(text, words_hidden, cached);
+        match state {
             LoadState::Current => {}
             LoadState::NotLoaded => self.before_load.get_or_insert_default().push(text, words_hidden),
             LoadState::Changed => self.note(&SideEffects::anything(), false),
         }
-        if learn {
+        if load {
             self.checks.insert(StateChecks::COMPARE_FUNCTIONS);
         }
         if let Some(found) = found {
             self.note(&found, false);
-            if catalogue.may_be_changed_by(found.checks) {
-                self.changes_functions(catalogue);
+            if functions.may_be_changed_by(found.checks) {
+                self.changes_functions(functions);
             }
         }
     }
@@ -303,8 +303,8 @@ impl PendingChecks {
 
     /// The transaction may change functions.
     #[cold]
-    pub fn changes_functions(&mut self, catalogue: &Arc<FunctionEffects>) {
-        self.functions_changing.get_or_insert_with(|| catalogue.begin_change());
+    pub fn changes_functions(&mut self, functions: &Arc<FunctionEffects>) {
+        self.functions_changing.get_or_insert_with(|| functions.begin_change());
     }
 
     /// The transaction is over. Returns whether it may have changed functions.

@@ -73,7 +73,7 @@ impl ClientSide {
         &mut self,
         place: Option<Arc<TenantAccess>>,
         table: Arc<SharedStatements>,
-        catalogue: Arc<FunctionEffects>,
+        functions: Arc<FunctionEffects>,
         memory: Arc<Account>,
         follow: bool,
     ) {
@@ -81,7 +81,7 @@ impl ClientSide {
         self.count_in(memory);
         self.statements.move_to(&table, &self.wanted, &self.rules.memory);
         self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());
-        self.rules.functions = catalogue;
+        self.rules.functions = functions;
         self.rules.shared_statements = table;
         self.rules.follow = follow;
     }

@@ -208,15 +208,15 @@ impl Connector {
     /// An attempt failed: logs and counts it, and begins a pause, for the host where the host failed, else
     /// for this tenant. Returns the error for clients.
     pub fn failed(&self, turn: Turn, attempt: Attempt, error: &DialError) -> ClientError {
-        let refusal = error.client_error();
+        let client_error = error.client_error();
         let is_news = if error.is_of_host(turn.is_answered()) && !self.is_full_of_ours(error) {
-            turn.failed(&refusal)
+            turn.failed(&client_error)
         } else {
             turn.succeeded();
-            self.failed_for_tenant(attempt, &refusal)
+            self.failed_for_tenant(attempt, &client_error)
         };
         self.count_failure(error, is_news);
-        refusal
+        client_error
     }
 
     /// An attempt failed for a reason that concerns no other tenant. Returns whether it is to be logged as a

@@ -188,7 +188,7 @@ impl ListenerConnection {
         }
         let mut fresh = match Self::open(next).await {
             Ok(fresh) => fresh,
-            Err(refusal) => return Err(Lost::Broken(refusal.to_string())),
+            Err(client_error) => return Err(Lost::Broken(client_error.to_string())),
         };
         if fresh.encoding() != &*listener.encoding {
             return Err(Lost::Ordered(ClientError::ListenerPaused));

@@ -148,7 +148,7 @@ pub struct Pool {
     /// The worker whose reactor has all its servers.
     pub worker: Arc<Worker>,
     /// What functions of the tenant's database do to a session. Shared by the tenant's pools.
-    pub catalogue: Arc<FunctionEffects>,
+    pub functions: Arc<FunctionEffects>,
     /// Memory that is kept for the tenant.
     pub memory: Arc<Account>,
     /// Statements that its clients have prepared.

@@ -107,10 +107,10 @@ impl Pool {
                 turn.succeeded();
             }
             Err(error) => {
-                let refusal = self.connector.failed(turn, attempt, &error);
+                let client_error = self.connector.failed(turn, attempt, &error);
                 drop(permit);
                 if !self.repair(&error, &Settings::default()).await {
-                    self.refuse_waiting(&refusal);
+                    self.refuse_waiting(&client_error);
                 }
             }
         }
@@ -131,7 +131,7 @@ impl Pool {
         }
         let turn = match self.connector.turn().await {
             Ok(turn) => turn,
-            Err(refusal) => return if self.live() > 0 { Ok(None) } else { Err(refusal) },
+            Err(client_error) => return if self.live() > 0 { Ok(None) } else { Err(client_error) },
         };
         let permit = if self.has_room() { self.connector.permit(self) } else { None };
         let Some(permit) = permit else { return Ok(None) };
@@ -140,17 +140,17 @@ impl Pool {
         match self.connector.connect_making_room(self, &turn, startup).await {
             Ok(opened) => Ok(Some(self.opened(opened, turn, permit, startup.clone()))),
             Err(error) => {
-                if let Some(refusal) = error.about_parameter() {
+                if let Some(client_error) = error.about_parameter() {
                     turn.succeeded();
-                    return Err(refusal);
+                    return Err(client_error);
                 }
-                let refusal = self.connector.failed(turn, attempt, &error);
+                let client_error = self.connector.failed(turn, attempt, &error);
                 drop(permit);
                 if self.repair(&error, startup).await {
                     return Ok(None);
                 }
-                self.refuse_waiting(&refusal);
-                if self.live() > 0 { Ok(None) } else { Err(refusal) }
+                self.refuse_waiting(&client_error);
+                if self.live() > 0 { Ok(None) } else { Err(client_error) }
             }
         }
     }
@@ -203,9 +203,9 @@ impl Pool {
         match self.connector.connect(&turn, &startup).await {
             Ok(opened) => Ok(self.opened(opened, turn, permit, startup)),
             Err(error) => match error.about_parameter() {
-                Some(refusal) => {
+                Some(client_error) => {
                     turn.succeeded();
-                    Err(refusal)
+                    Err(client_error)
                 }
                 None => Err(self.connector.failed(turn, attempt, &error)),
             },

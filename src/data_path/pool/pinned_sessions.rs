@@ -37,7 +37,7 @@ pub struct PinnedSessions {
     sessions: Mutex<Vec<Arc<SessionHandle>>>,
     /// `max_pinned_servers`.
     limit: usize,
-    catalogue: Arc<FunctionEffects>,
+    functions: Arc<FunctionEffects>,
 }
 
 /// A session is pinned as long as this lives.
@@ -65,8 +65,8 @@ pub enum Reclaim {
 }
 
 impl PinnedSessions {
-    pub(super) fn new(limit: usize, catalogue: Arc<FunctionEffects>) -> Arc<Self> {
-        Arc::new(Self { sessions: Mutex::default(), limit, catalogue })
+    pub(super) fn new(limit: usize, functions: Arc<FunctionEffects>) -> Arc<Self> {
+        Arc::new(Self { sessions: Mutex::default(), limit, functions })
     }
 
     fn locked(&self) -> MutexGuard<'_, Vec<Arc<SessionHandle>>> {
@@ -79,7 +79,7 @@ impl PinnedSessions {
     }
 
     fn reclaim_unread(&self, now_ms: u32) {
-        if self.catalogue.are_sequences_read() {
+        if self.functions.are_sequences_read() {
             return;
         }
         let for_sequences = |pins: Pins| !pins.is_empty() && pins.difference(Pins::SEQUENCES).is_empty();
@@ -93,7 +93,7 @@ impl PinnedSessions {
     #[cold]
     fn reclaim_one(&self, now_ms: u32) -> bool {
         let sessions = self.locked();
-        let others_read = self.catalogue.are_sequences_read();
+        let others_read = self.functions.are_sequences_read();
         let returning = sessions.iter().filter(|session| {
             let pins = session.pins();
             let is_about_to_read = idle_ms(session, now_ms) < Some(grace_ms(pins, others_read));

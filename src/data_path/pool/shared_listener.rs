@@ -250,9 +250,9 @@ impl SharedListener {
         }
         for id in state.by_channel.get(channel).into_iter().flatten() {
             if let Some(Subscriber { session, memory, .. }) = state.subscribers.get(id)
-                && let Err(refusal) = session.notify(message, bytes_max, memory)
+                && let Err(client_error) = session.notify(message, bytes_max, memory)
             {
-                session.end(refusal);
+                session.end(client_error);
             }
         }
     }

@@ -396,9 +396,9 @@ async fn borrow_of_current(
     loop {
         match pool.borrow(Instant::now(), wait).await {
             Ok(server) => return Ok((pool, server)),
-            Err(refusal) => match pool.current().filter(|_| pool.is_retired()) {
+            Err(client_error) => match pool.current().filter(|_| pool.is_retired()) {
                 Some(successor) => pool = successor,
-                None => return Err(refusal),
+                None => return Err(client_error),
             },
         }
     }

@@ -54,7 +54,7 @@ pub struct TenantPools {
     /// A host whose address or TLS settings change is another host, without known failures.
     connecting: Mutex<HashMap<HostKey, Weak<HostConnecting>>>,
     /// Effects of each tenant's functions, as long as it has a pool.
-    catalogues: Mutex<HashMap<i64, Weak<FunctionEffects>>>,
+    all_functions: Mutex<HashMap<i64, Weak<FunctionEffects>>>,
     /// Memory that is kept for tenants and sessions.
     pub accounts: Accounts,
     workers: Vec<Arc<Worker>>,
@@ -105,7 +105,7 @@ impl TenantPools {
             pools,
             budgets: Mutex::default(),
             connecting: Mutex::default(),
-            catalogues: Mutex::default(),
+            all_functions: Mutex::default(),
             accounts: Accounts::new(&config.load().limits),
             workers,
             config,
@@ -139,7 +139,7 @@ impl TenantPools {
                 self.make(tenant.clone(), access, statements, Arc::default()).ok_or(ClientError::NoReadOnlyRole)
             })
             .await
-            .map_err(|refusal| (*refusal).clone())?;
+            .map_err(|client_error| (*client_error).clone())?;
         // The row has changed since the pool was made.
         if pool.tenant.generation < tenant.generation {
             self.refresh(tenant).await;
@@ -162,7 +162,7 @@ impl TenantPools {
         let rules = PoolRules::of(&tenant, &self.config.load());
         let budget = self.budget_of(&tenant.host);
         let connects = self.connects_of(&tenant.host, &rules);
-        let (catalogue, stats) = (self.catalogue_of(&tenant), self.stats_of(&tenant, access));
+        let (functions, stats) = (self.functions_of(&tenant), self.stats_of(&tenant, access));
         let role_start = RoleStart::new(&credential.username, access);
         let connector = Connector::new(
             tenant.clone(),
@@ -183,13 +183,13 @@ impl TenantPools {
             role_start,
             status_cache: StatusCache::default(),
             listener,
-            pinned: PinnedSessions::new(rules.pinned_max, catalogue.clone()),
+            pinned: PinnedSessions::new(rules.pinned_max, functions.clone()),
             cancels: Arc::new(Semaphore::new(rules.cancels_max.min(Semaphore::MAX_PERMITS))),
             last_used_ms: AtomicU64::new(0),
             functions_checked_ms: AtomicU64::new(0),
             succession: Succession::new(self.me.clone()),
             place: Arc::new(TenantAccess { tenant: tenant.clone(), access }),
-            catalogue,
+            functions,
             stats,
             tenant,
             access,
@@ -201,16 +201,16 @@ impl TenantPools {
     }
 
     /// Shared by all pools of the tenant.
-    fn catalogue_of(&self, tenant: &Tenant) -> Arc<FunctionEffects> {
-        let mut catalogues = locked(&self.catalogues);
+    fn functions_of(&self, tenant: &Tenant) -> Arc<FunctionEffects> {
+        let mut all_functions = locked(&self.all_functions);
         // Unused entries are removed when the map would have to grow.
-        if catalogues.len() == catalogues.capacity() {
-            catalogues.retain(|_, catalogue| catalogue.strong_count() > 0);
+        if all_functions.len() == all_functions.capacity() {
+            all_functions.retain(|_, functions| functions.strong_count() > 0);
         }
-        let catalogue = catalogues.get(&tenant.id).and_then(Weak::upgrade).unwrap_or_default();
-        catalogues.insert(tenant.id, Arc::downgrade(&catalogue));
-        catalogue.pool_created(tenant.generation, self.config.load().timeouts.functions_check_delay);
-        catalogue
+        let functions = all_functions.get(&tenant.id).and_then(Weak::upgrade).unwrap_or_default();
+        all_functions.insert(tenant.id, Arc::downgrade(&functions));
+        functions.pool_created(tenant.generation, self.config.load().timeouts.functions_check_delay);
+        functions
     }
 
     fn memory_of(&self, tenant: &Tenant) -> Arc<Account> {

@@ -212,8 +212,8 @@ impl<S> WaitQueue<S> {
         let State { waiting, results, .. } = &mut *state;
         waiting.retain(|waiter| match why(waiter) {
             None => true,
-            Some(refusal) => {
-                results.push((waiter.number, Err(refusal)));
+            Some(client_error) => {
+                results.push((waiter.number, Err(client_error)));
                 woken.push(waiter.waker.clone());
                 false
             }
@@ -224,8 +224,8 @@ impl<S> WaitQueue<S> {
     }
 
     /// Ends all waits with this error.
-    pub fn refuse_all(&self, refusal: &ClientError) {
-        self.refuse_where(self.locked(), |_| Some(refusal.clone()));
+    pub fn refuse_all(&self, client_error: &ClientError) {
+        self.refuse_where(self.locked(), |_| Some(client_error.clone()));
     }
 
     /// Lends no server until it is called with `false`; idle ones are dropped. Sessions go on waiting.

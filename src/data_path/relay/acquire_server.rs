@@ -59,7 +59,7 @@ impl Relay {
             Ok(FirstMessage::Request) => {}
             Ok(FirstMessage::Nothing) => return Ok(ServerLink::NoRequest),
             Ok(FirstMessage::Goodbye) => return Err(Step::End(SessionEnd::Terminated)),
-            Err(refusal) => return Err(Step::End(SessionEnd::Refused(refusal.into()))),
+            Err(client_error) => return Err(Step::End(SessionEnd::Refused(client_error.into()))),
         }
         if self.pool.is_retired() {
             self.succeed().map_err(Step::End)?;
@@ -107,7 +107,7 @@ impl Relay {
             let mut replies = Vec::new();
             match self.side.leave_out(&inbox, &mut replies) {
                 Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
-                Err(refusal) => return Some(Step::End(SessionEnd::Refused(refusal.into()))),
+                Err(client_error) => return Some(Step::End(SessionEnd::Refused(client_error.into()))),
             }
             if !replies.is_empty() {
                 self.unsent.push(&replies);
@@ -145,8 +145,8 @@ impl Relay {
         {
             return Ok(());
         }
-        if let Some(refusal) = self.no_room_to_wait() {
-            self.refuse_request(&refusal);
+        if let Some(client_error) = self.no_room_to_wait() {
+            self.refuse_request(&client_error);
             return Ok(());
         }
         let began = Instant::now();
@@ -175,13 +175,13 @@ impl Relay {
                     _ => Ok(()),
                 }
             }
-            Err(refusal) if self.pool.is_retired() && self.pool.current().is_none() => {
-                Err(SessionEnd::Refused(refusal.into()))
+            Err(client_error) if self.pool.is_retired() && self.pool.current().is_none() => {
+                Err(SessionEnd::Refused(client_error.into()))
             }
             Err(_) if self.pool.is_retired() => Ok(()),
-            Err(refusal) => {
+            Err(client_error) => {
                 self.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
-                self.refuse_request(&refusal);
+                self.refuse_request(&client_error);
                 Ok(())
             }
         }

@@ -47,17 +47,17 @@ impl Relay {
         if let Some(switcher) = self.switcher.as_mut().filter(|_| checks.resets() && !failed) {
             switcher.reset();
         }
-        let unlearnt = checks.take_before_load();
-        if (unlearnt.is_some() || checks.must_load_functions())
+        let before_load = checks.take_before_load();
+        if (before_load.is_some() || checks.must_load_functions())
             && checks.only_loads_functions()
             && self.subscription.is_none()
         {
             self.release_reply().await?;
         }
-        if let Some(unlearnt) = unlearnt {
+        if let Some(before_load) = before_load {
             let changed = checks.has_changed_functions();
             self.load().await?;
-            for found in self.pool.catalogue.lookup_after_load(&unlearnt, changed) {
+            for found in self.pool.functions.lookup_after_load(&before_load, changed) {
                 checks.note(&found, false);
             }
             self.unshare(checks.prepared_in_error());
@@ -166,10 +166,10 @@ impl Relay {
     /// Loads the effects of the database's functions, if they may have changed.
     async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.side.follows() && self.pool.catalogue.must_load() {
+        if self.side.follows() && self.pool.functions.must_load() {
             load_functions(
                 server,
-                &self.pool.catalogue,
+                &self.pool.functions,
                 self.pool.rules.functions_bytes_max,
                 &self.pool.memory,
             )

@@ -138,7 +138,7 @@ impl Relay {
             Some(&self.pool.tenant.name),
             &mut replies,
         ) {
-            Err(refusal) => return Some(Some(Step::End(SessionEnd::Refused(refusal.into())))),
+            Err(client_error) => return Some(Some(Step::End(SessionEnd::Refused(client_error.into())))),
             Ok((used, led)) => {
                 inbox.drain(..used);
                 led
@@ -210,7 +210,7 @@ impl Relay {
                 Some(next) => (0, next),
                 None => {
                     let next = switcher.responder.next(&self.inbox, &mut self.side, Some(name), &mut replies);
-                    next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?
+                    next.map_err(|client_error| SessionEnd::Refused(client_error.into()))?
                 }
             };
             self.inbox.drain(..used);
@@ -219,13 +219,15 @@ impl Relay {
                 LocalStep::Choose(request) => {
                     let found = match self.is_free_to_go(switcher, &request) {
                         Ok(()) => switcher.follow(&request, &self.handle, Some(here)).await,
-                        Err(refusal) => Err(refusal),
+                        Err(client_error) => Err(client_error),
                     };
                     match &found {
                         Ok(target) => {
                             switcher.responder.chosen(target_name(target.as_ref(), Some(name)), &mut replies)
                         }
-                        Err(refusal) => switcher.responder.refuse(refusal, &mut self.side, &mut replies),
+                        Err(client_error) => {
+                            switcher.responder.refuse(client_error, &mut self.side, &mut replies)
+                        }
                     }
                     if let Ok(Some(target)) = found {
                         self.unsent.push(&replies);
@@ -328,20 +330,20 @@ impl Relay {
                 Ok(true)
             }
             // A setting does not exist there, for example a role.
-            Err(refusal @ ClientError::Server { .. }) => Err(SessionEnd::Refused(refusal.into())),
-            Err(refusal) => {
-                self.refuse_request(&refusal);
+            Err(client_error @ ClientError::Server { .. }) => Err(SessionEnd::Refused(client_error.into())),
+            Err(client_error) => {
+                self.refuse_request(&client_error);
                 Ok(false)
             }
         }
     }
 
     /// Answers the request at the front of the inbox with an error, and skips it.
-    pub(in crate::data_path) fn refuse_request(&mut self, refusal: &ClientError) {
+    pub(in crate::data_path) fn refuse_request(&mut self, client_error: &ClientError) {
         let status = self.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
         self.side.begin_refusing(status);
         let mut replies = Vec::new();
-        refusal.write(Severity::Error, &mut replies);
+        client_error.write(Severity::Error, &mut replies);
         self.unsent.push(&replies);
     }
 

@@ -30,41 +30,41 @@ use crate::{
 /// [`AskError::Lost`]: the server must be closed.
 pub async fn load_functions(
     server: &mut Server,
-    catalogue: &FunctionEffects,
+    functions: &FunctionEffects,
     bytes_max: usize,
     memory: &Arc<Account>,
 ) -> Result<(), AskError> {
-    let Some(learning) = catalogue.begin_load() else { return Ok(()) };
+    let Some(loading) = functions.begin_load() else { return Ok(()) };
     let answer = async {
         let counts = server.ask(COUNTS, &[]).await?;
         let counts = counts.first().map(|row| text(row, 0)).unwrap_or_default();
-        if !counts.is_empty() && counts == learning.counts {
-            learning.trust_counts();
+        if !counts.is_empty() && counts == loading.counts {
+            loading.trust_counts();
             return Ok(());
         }
         let stamp = server.ask(STAMP, &[]).await?;
         let stamp = stamp.first().map(|row| (text(row, 0), number(row, 1)));
         let (fingerprint, bytes) = stamp.unwrap_or_default();
-        if fingerprint == learning.fingerprint {
-            learning.unchanged(counts);
+        if fingerprint == loading.fingerprint {
+            loading.unchanged(counts);
         } else if bytes > bytes_max {
             tracing::warn!(
                 bytes,
                 "functions exceed functions_inspect_max: the server is asked after every transaction"
             );
-            learning.loaded(EffectsByName::unknown(), fingerprint, counts);
+            loading.loaded(EffectsByName::unknown(), fingerprint, counts);
         } else {
             // Twice: names, numbers and the protocol's own bytes come on top.
             let mut reader =
                 Reader { server, memory, bytes_max: bytes_max.saturating_mul(2), charge: Charge::default() };
             match reader.read().await {
-                Ok(known) => learning.loaded(known.charged(reader.charge, memory), fingerprint, counts),
+                Ok(known) => loading.loaded(known.charged(reader.charge, memory), fingerprint, counts),
                 Err(AskError::Refused(error)) if error.is_too_long() => {
                     tracing::warn!(
                         "functions exceed the memory limit: the server is asked after every transaction"
                     );
                     // Tried again at the next check for changes.
-                    learning.loaded(EffectsByName::unknown(), String::new(), String::new());
+                    loading.loaded(EffectsByName::unknown(), String::new(), String::new());
                 }
                 Err(error) => return Err(error),
             }

@@ -404,7 +404,7 @@ impl Relay {
             Ok(Flow::Pauses(rest)) => self.hold_back(rest, SwitchWait::Pause),
             Ok(Flow::AwaitsReplies(rest)) => self.await_answers(rest, ReplyWait::Meaning),
             Ok(Flow::Full(rest)) => self.await_answers(rest, ReplyWait::Room),
-            Err(refusal) => Err(Step::End(SessionEnd::Refused(refusal.into()))),
+            Err(client_error) => Err(Step::End(SessionEnd::Refused(client_error.into()))),
         }
     }
 

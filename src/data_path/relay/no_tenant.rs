@@ -63,7 +63,7 @@ async fn attend(
     loop {
         let mut replies = Vec::new();
         let next = switcher.responder.next(&session.inbox, &mut session.side, None, &mut replies);
-        let (used, next) = next.map_err(|refusal| SessionEnd::Refused(refusal.into()))?;
+        let (used, next) = next.map_err(|client_error| SessionEnd::Refused(client_error.into()))?;
         session.inbox.drain(..used);
         match next {
             LocalStep::Terminated => return Err(SessionEnd::Terminated),
@@ -80,7 +80,9 @@ async fn attend(
                 let found = switcher.follow(&request, &session.handle, None).await;
                 match &found {
                     Ok(target) => switcher.responder.chosen(target_name(target.as_ref(), None), &mut replies),
-                    Err(refusal) => switcher.responder.refuse(refusal, &mut session.side, &mut replies),
+                    Err(client_error) => {
+                        switcher.responder.refuse(client_error, &mut session.side, &mut replies)
+                    }
                 }
                 if let Ok(Some(target)) = found {
                     session.unsent.push(&replies);
@@ -158,9 +160,9 @@ const OLDEST_VERSION: &str = "13.0";
 
 async fn leave(mut session: DetachedSession, end: SessionEnd) {
     log_end(&session.proxy, None, &session.handle, &session.traffic, &end);
-    if let SessionEnd::Refused(refusal) = &end {
+    if let SessionEnd::Refused(client_error) = &end {
         let mut bytes = Vec::new();
-        refusal.write(Severity::Fatal, &mut bytes);
+        client_error.write(Severity::Fatal, &mut bytes);
         session.unsent.push(&bytes);
     }
     if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {

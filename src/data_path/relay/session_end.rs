@@ -151,7 +151,7 @@ impl Relay {
     /// Tells the client why, closes its connection, and cleans or closes the server.
     pub(in crate::data_path) async fn end(mut self, end: SessionEnd) {
         let last_words = match &end {
-            SessionEnd::Refused(refusal) => Some(ClientError::clone(refusal)),
+            SessionEnd::Refused(client_error) => Some(ClientError::clone(client_error)),
             SessionEnd::ServerLost(_) if self.is_committing() => Some(ClientError::OutcomeUnknown),
             SessionEnd::ServerLost(_) => Some(ClientError::ServerLost),
             _ => None,
@@ -177,8 +177,8 @@ impl Relay {
         self.subscription = None;
         self.unsent.push(&std::mem::take(&mut self.held));
         let mut bytes = Vec::new();
-        if let Some(refusal) = last_words.filter(|_| in_step) {
-            refusal.write(Severity::Fatal, &mut bytes);
+        if let Some(client_error) = last_words.filter(|_| in_step) {
+            client_error.write(Severity::Fatal, &mut bytes);
         }
         if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
             self.unsent.push(&bytes);

@@ -168,14 +168,14 @@ fn new_password(given: &GivenPassword<'_>) -> IdentityDecision {
         GivenPassword::Unclear => return IdentityDecision::Refused(IdentityError::PasswordUnclear),
         GivenPassword::Text(text) => std::str::from_utf8(text),
     };
-    let refusal = match text {
+    let client_error = match text {
         Err(_) => IdentityError::PasswordUnclear,
         Ok("") => IdentityError::PasswordMissing,
         Ok(text) if text.len() > PASSWORD_BYTES_MAX => IdentityError::PasswordTooLong,
         Ok(text) if is_md5(text) => IdentityError::PasswordMd5,
         Ok(text) => return IdentityDecision::Password(NewPassword(Box::<str>::from(text).into())),
     };
-    IdentityDecision::Refused(refusal)
+    IdentityDecision::Refused(client_error)
 }
 
 /// Uses PostgreSQL's rule to distinguish an MD5 hash from a password.

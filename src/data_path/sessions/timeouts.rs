@@ -33,8 +33,8 @@ pub async fn watch(sessions: Arc<Sessions>, config: Arc<ArcSwap<Config>>, worker
         let (Some(worker), true) = (workers.first(), any.iter().any(Option::is_some)) else { continue };
         let now_ms = worker.clock.now_ms();
         for session in sessions.all() {
-            if let Some(refusal) = overdue(&Standing::of(&session), now_ms, limits) {
-                session.end(refusal);
+            if let Some(client_error) = overdue(&Standing::of(&session), now_ms, limits) {
+                session.end(client_error);
             }
         }
     }
@@ -90,17 +90,17 @@ fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<ClientE
         let passed = now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned();
         limit.is_some_and(|limit| Duration::from_millis(passed.into()) >= limit)
     };
-    let refusal = |setting, sqlstate| Some(ClientError::TimedOut { setting, sqlstate });
+    let client_error = |setting, sqlstate| Some(ClientError::TimedOut { setting, sqlstate });
     match session.doing {
         Activity::Idle | Activity::Pinned if over(session.since_ms, limits.client_idle) => {
-            refusal("client_idle_timeout", "57P05")
+            client_error("client_idle_timeout", "57P05")
         }
-        Activity::Active if over(session.asked_ms, limits.query) => refusal("query_timeout", "57014"),
+        Activity::Active if over(session.asked_ms, limits.query) => client_error("query_timeout", "57014"),
         Activity::InTransaction if over(session.since_ms, limits.idle_transaction) => {
-            refusal("idle_transaction_timeout", "25P03")
+            client_error("idle_transaction_timeout", "25P03")
         }
         Activity::Active | Activity::InTransaction if over(session.began_ms, limits.transaction) => {
-            refusal("transaction_timeout", "25P04")
+            client_error("transaction_timeout", "25P04")
         }
         _ => None,
     }

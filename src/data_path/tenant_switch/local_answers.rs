@@ -153,8 +153,8 @@ impl LocalResponder {
                     break LocalStep::Waits;
                 }
                 // Too long to be waited for whole: nothing that is answered here is.
-                let Some(refusal) = self.unserved(here) else { break LocalStep::Server };
-                refusal.write(Severity::Error, replies);
+                let Some(client_error) = self.unserved(here) else { break LocalStep::Server };
+                client_error.write(Severity::Error, replies);
                 side.begin_refusing(self.failed());
                 continue;
             };
@@ -251,7 +251,7 @@ impl LocalResponder {
     ) -> BatchResult {
         forget_unnamed_in_session_mode(side);
         match self.unserved(here) {
-            Some(refusal) => self.fail(&refusal, protocol, side, replies),
+            Some(client_error) => self.fail(&client_error, protocol, side, replies),
             None => Ok(Some(LocalStep::Server)),
         }
     }
@@ -274,7 +274,7 @@ impl LocalResponder {
         here: Option<&str>,
         replies: &mut Vec<u8>,
     ) -> BatchResult {
-        let refusal = match (plan, request) {
+        let client_error = match (plan, request) {
             _ if self.is_deaf(plan) => aborted(),
             (Plan::Choose(choice), Some(request)) => match (request.local, self.begun) {
                 (true, None) => TenantSwitchError::NoTransaction.into(),
@@ -307,7 +307,7 @@ impl LocalResponder {
                 Err(limit) => side.rules().too_much(limit),
             },
         };
-        self.fail(&refusal, protocol, side, replies)
+        self.fail(&client_error, protocol, side, replies)
     }
 
     fn perform(
@@ -402,20 +402,20 @@ impl LocalResponder {
     }
 
     /// The choice, or the change of the password, was refused.
-    pub fn refuse(&mut self, refusal: &ClientError, side: &mut ClientSide, replies: &mut Vec<u8>) {
+    pub fn refuse(&mut self, client_error: &ClientError, side: &mut ClientSide, replies: &mut Vec<u8>) {
         if let Some((_, protocol)) = self.choosing.take() {
-            let _ = self.fail(refusal, protocol, side, replies);
+            let _ = self.fail(client_error, protocol, side, replies);
         }
     }
 
     pub(super) fn fail(
         &mut self,
-        refusal: &ClientError,
+        client_error: &ClientError,
         protocol: Protocol,
         side: &mut ClientSide,
         replies: &mut Vec<u8>,
     ) -> BatchResult {
-        refusal.write(Severity::Error, replies);
+        client_error.write(Severity::Error, replies);
         let status = self.failed();
         match protocol {
             Protocol::Simple => ready_for_query(replies, status),

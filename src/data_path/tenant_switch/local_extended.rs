@@ -46,8 +46,8 @@ impl LocalResponder {
             return self.fail(&taken, Protocol::Extended(false), side, replies);
         }
         if let Err(limit) = side.prepare_unserved(name, body) {
-            let refusal = side.rules().too_much(limit);
-            return self.fail(&refusal, Protocol::Extended(false), side, replies);
+            let client_error = side.rules().too_much(limit);
+            return self.fail(&client_error, Protocol::Extended(false), side, replies);
         }
         self.answered(b'1', replies)
     }

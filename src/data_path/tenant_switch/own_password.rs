@@ -28,7 +28,7 @@ impl TenantSwitcher {
     ) {
         match self.store_password(handle, password).await {
             Ok(()) => self.responder.chosen(None, replies),
-            Err(refusal) => self.responder.refuse(&refusal, side, replies),
+            Err(client_error) => self.responder.refuse(&client_error, side, replies),
         }
     }
 

@@ -60,9 +60,9 @@ impl SwitchTarget {
         match self {
             Self::Tenant(pool, _) => {
                 let follow = pool.rules.mode == PoolMode::Transaction;
-                let (statements, catalogue) = (pool.statements.clone(), pool.catalogue.clone());
+                let (statements, functions) = (pool.statements.clone(), pool.functions.clone());
                 let memory = pool.account(side.rules().memory.max());
-                side.move_to(Some(pool.place.clone()), statements, catalogue, memory, follow);
+                side.move_to(Some(pool.place.clone()), statements, functions, memory, follow);
             }
             // What the session has counts where it was, until it chooses another tenant.
             Self::NoTenant => {
@@ -252,9 +252,9 @@ impl TenantSwitcher {
             Ok((tenant, access)) if here == (tenant.id, access) => return None,
             Ok((tenant, access)) => match self.enter(handle, tenant, access).await {
                 Ok(target) => return Some(target),
-                Err(refusal) => refusal,
+                Err(client_error) => client_error,
             },
-            Err(refusal) => refusal,
+            Err(client_error) => client_error,
         };
         info!(login = handle.login.name, tenant = id, reason = %gone, "a session cannot go back to its tenant");
         self.chosen = None;

@@ -159,7 +159,7 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
         Ok(Route::NoTenant) => "lobby".to_owned(),
         Ok(Route::Console { read_only }) => format!("console, read only: {read_only}"),
         Err(LoginError::Hidden(denial)) => format!("denied: {denial:?}"),
-        Err(LoginError::Shown(refusal)) => refusal.sqlstate().to_owned(),
+        Err(LoginError::Shown(client_error)) => client_error.sqlstate().to_owned(),
     }
 }
 
