@@ -8,8 +8,8 @@
 //!   admin console, metrics.
 //! - [`wire`]: PostgreSQL's messages and streams. It has never heard of tenants or pools.
 //!
-//! Allowed use is `control_path -> data_path -> wire`; only `data_path/tenant.rs` and
-//! `data_path/login/authentication.rs` ask the directory in `control_path`, on a cache miss.
+//! Allowed use is `cli -> control_path -> data_path -> wire, config`. The data path asks for logins and tenants through
+//! a trait of its own, [`data_path::directory::Directory`].
 //!
 //! What holds everywhere:
 //!
@@ -22,7 +22,7 @@
 //! 4. A server goes back to its pool only when replies owed are zero, status is idle, no cancel is in flight
 //!    and every trace of the session is undone. Every doubt closes it instead.
 //! 5. After startup only the relay moves bytes; bodies it need not read are passed on unread and uncopied.
-//! 6. Every queue, map, cache, buffer and wait has a limit with a name in `config/mod.rs`.
+//! 6. Every queue, map, cache, buffer and wait has a limit, with a name in `config/mod.rs` where an operator may change it.
 //! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.
 //! 8. What arrives from a network, from either side, never panics and never grows memory without bound.
 //! 10. No code that a tenant can define runs with more rights than the tenant's own role has, whatever an operator does.

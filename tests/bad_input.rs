@@ -14,7 +14,7 @@ use pglobby::control_path::{
 };
 use support::{
     Cluster, Proxy,
-    desk::{Desk, Master, tenant},
+    admin::{Admin, Master, tenant},
     proxy::pglobby,
 };
 
@@ -27,8 +27,8 @@ fn refused(output: &Output, what: &str) {
 
 #[tokio::test]
 async fn a_name_that_cannot_be_is_refused_before_anything_is_made() {
-    let desk = Desk::new().await;
-    let before = desk.remains().await;
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
     let (long, wide) = ("n".repeat(64), "\u{fc}".repeat(32));
     for (name, why) in [
         ("", "needs a name"),
@@ -45,10 +45,10 @@ async fn a_name_that_cannot_be_is_refused_before_anything_is_made() {
         (&long, "has 64 bytes; PostgreSQL allows 63"),
         (&wide, "has 64 bytes; PostgreSQL allows 63"),
     ] {
-        let error = create(&desk.operator, &tenant(name)).await.expect_err(name).to_string();
+        let error = create(&admin.actor, &tenant(name)).await.expect_err(name).to_string();
         assert!(error.contains(why), "{name:?}: {error}");
     }
-    assert_eq!(desk.remains().await, before);
+    assert_eq!(admin.remains().await, before);
     let longest = "\u{fc}".repeat(31) + "n";
     for name in ["O'Neil", "a\"b", "a.b", "a/b", "UPPER", "-x", "'; DROP ROLE master; --", &longest] {
         assert_eq!(check_tenant_name(name, "central"), Ok(()), "{name}");
@@ -57,8 +57,8 @@ async fn a_name_that_cannot_be_is_refused_before_anything_is_made() {
 
 #[tokio::test]
 async fn a_template_or_a_host_that_is_not_there_leaves_nothing() {
-    let desk = Desk::new().await;
-    let before = desk.remains().await;
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
     for (wanted, why) in [
         (CreateTenant { template: Some("nosuch".into()), ..tenant("acme") }, "\"nosuch\" does not exist"),
         (CreateTenant { template: Some("x\"; DROP".into()), ..tenant("acme") }, "does not exist"),
@@ -66,30 +66,30 @@ async fn a_template_or_a_host_that_is_not_there_leaves_nothing() {
         (CreateTenant { host: Some("defualt".into()), ..tenant("acme") }, "did you mean \"default\"?"),
         (CreateTenant { database: Some("postgres".into()), ..tenant("acme") }, "reserved"),
     ] {
-        let error = create(&desk.operator, &wanted).await.expect_err(why).to_string();
+        let error = create(&admin.actor, &wanted).await.expect_err(why).to_string();
         assert!(error.contains(why), "{error}");
-        assert_eq!(desk.remains().await, before, "{why}");
+        assert_eq!(admin.remains().await, before, "{why}");
     }
-    create(&desk.operator, &tenant("acme")).await.unwrap();
+    create(&admin.actor, &tenant("acme")).await.unwrap();
 }
 
 /// The host's administrator has another password than the one that is stored.
 #[tokio::test]
 async fn a_wrong_password_of_a_hosts_administrator_leaves_everything_as_it_was() {
-    let desk = Desk::on(Cluster::build(), Master::Modest).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let admin = Admin::on(Cluster::build(), Master::Createrole).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
     // The central database stays open to us; the host is entered with what is stored.
-    let superuser = desk.superuser("postgres").await;
+    let superuser = admin.superuser("postgres").await;
     superuser.run("CREATE ROLE other LOGIN CREATEDB CREATEROLE PASSWORD 'other'").await;
-    desk.superuser("central").await.run("UPDATE pglobby.hosts SET admin_user = 'other'").await;
-    let before = desk.remains().await;
+    admin.superuser("central").await.run("UPDATE pglobby.hosts SET admin_user = 'other'").await;
+    let before = admin.remains().await;
 
-    let created = create(&desk.operator, &tenant("globex")).await.expect_err("wrong").to_string();
+    let created = create(&admin.actor, &tenant("globex")).await.expect_err("wrong").to_string();
 
     assert!(created.contains("password authentication failed for user \"other\""), "{created}");
     assert!(!created.contains("modest"), "the stored password is not told: {created}");
-    assert_eq!(desk.remains().await, before);
-    assert_eq!(tenants::show(&desk.operator, "acme").await.unwrap().status, "active");
+    assert_eq!(admin.remains().await, before);
+    assert_eq!(tenants::show(&admin.actor, "acme").await.unwrap().status, "active");
 }
 
 /// The master login's own password: everything that needs it says so in one line, and what runs goes on.

@@ -20,15 +20,15 @@ use pglobby::{
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;
-use support::{Client, Cluster, Lobby, certificates::Authority, cluster::MASTER_PASSWORD};
+use support::{Client, Cluster, Installation, certificates::Authority, cluster::MASTER_PASSWORD};
 
 #[tokio::test]
 async fn init_makes_everything_once_and_then_changes_nothing() {
-    let lobby = Lobby::new();
-    let config = lobby.config("");
+    let installation = Installation::new();
+    let config = installation.config("");
 
     let first = init(&config).await.unwrap();
-    let ring = fs::read_to_string(lobby.folder.path().join("keyring.toml")).unwrap();
+    let ring = fs::read_to_string(installation.folder.path().join("keyring.toml")).unwrap();
     let second = init(&config).await.unwrap();
 
     assert!(
@@ -44,9 +44,9 @@ async fn init_makes_everything_once_and_then_changes_nothing() {
         ..first
     };
     assert_eq!(second, unchanged);
-    assert_eq!(fs::read_to_string(lobby.folder.path().join("keyring.toml")).unwrap(), ring);
+    assert_eq!(fs::read_to_string(installation.folder.path().join("keyring.toml")).unwrap(), ring);
 
-    let client = lobby.central().await;
+    let client = installation.central().await;
     let place = SecretLocation { table: "hosts", row: "default", column: "sealed_admin_password" };
     let row =
         client.query_one("SELECT sealed_admin_password, admin_user FROM pglobby.hosts", &[]).await.unwrap();
@@ -57,10 +57,10 @@ async fn init_makes_everything_once_and_then_changes_nothing() {
 
 #[tokio::test]
 async fn after_init_no_other_role_may_enter_the_central_database() {
-    let lobby = Lobby::initialised().await;
-    lobby.cluster.create_database("elsewhere", "tenant_role", "secret").await;
+    let installation = Installation::initialised().await;
+    installation.cluster.create_database("elsewhere", "tenant_role", "secret").await;
 
-    let mut config = lobby.cluster.config("central");
+    let mut config = installation.cluster.config("central");
     config.user("tenant_role").password("secret");
     let refused = Client::connect(&config).await.err().expect("CONNECT is revoked");
 
@@ -69,8 +69,8 @@ async fn after_init_no_other_role_may_enter_the_central_database() {
 
 #[tokio::test]
 async fn two_inits_at_a_time_do_the_work_once() {
-    let lobby = Lobby::new();
-    let config = lobby.config("");
+    let installation = Installation::new();
+    let config = installation.config("");
 
     let (one, other) = tokio::join!(init(&config), init(&config));
 
@@ -82,11 +82,11 @@ async fn two_inits_at_a_time_do_the_work_once() {
 
 #[tokio::test]
 async fn a_master_that_may_not_create_databases_or_roles_is_refused_in_words() {
-    let lobby = Lobby::new();
-    let master = lobby.cluster.client("postgres").await;
+    let installation = Installation::new();
+    let master = installation.cluster.client("postgres").await;
     master.run("CREATE ROLE weak LOGIN CREATEDB PASSWORD 'weak'").await;
-    let url = format!("postgres://weak:weak@127.0.0.1:{}/central", lobby.cluster.port());
-    let config = lobby.config_with_url("", &url);
+    let url = format!("postgres://weak:weak@127.0.0.1:{}/central", installation.cluster.port());
+    let config = installation.config_with_url("", &url);
 
     let error = init(&config).await.unwrap_err().to_string();
     assert_eq!(
@@ -101,9 +101,9 @@ async fn a_master_that_may_not_create_databases_or_roles_is_refused_in_words() {
 
 #[tokio::test]
 async fn a_schema_newer_than_the_binary_is_refused_and_left_alone() {
-    let lobby = Lobby::initialised().await;
-    let config = lobby.config("");
-    lobby.central().await.run("INSERT INTO pglobby.migrations VALUES (999, 'future')").await;
+    let installation = Installation::initialised().await;
+    let config = installation.config("");
+    installation.central().await.run("INSERT INTO pglobby.migrations VALUES (999, 'future')").await;
 
     let error = init(&config).await.unwrap_err();
     assert!(matches!(error, InitError::Migration(MigrationError::Newer { found: 999 })), "{error}");
@@ -115,23 +115,25 @@ async fn a_schema_newer_than_the_binary_is_refused_and_left_alone() {
 
 #[tokio::test]
 async fn a_lost_key_ring_is_not_replaced_by_one_that_opens_nothing() {
-    let lobby = Lobby::initialised().await;
-    fs::remove_file(lobby.folder.path().join("keyring.toml")).unwrap();
+    let installation = Installation::initialised().await;
+    fs::remove_file(installation.folder.path().join("keyring.toml")).unwrap();
 
-    let error = init(&lobby.config("")).await.unwrap_err();
+    let error = init(&installation.config("")).await.unwrap_err();
 
     assert!(matches!(error, InitError::KeyringLost { .. }), "{error}");
-    assert!(!lobby.folder.path().join("keyring.toml").exists());
+    assert!(!installation.folder.path().join("keyring.toml").exists());
 }
 
 #[tokio::test]
 async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_socket() {
-    let lobby = Lobby::on(Cluster::build().tls().start());
-    let ca = lobby.cluster.data().join("ca.crt");
-    let (url, port) = (lobby.cluster.url("central"), lobby.cluster.port());
-    init(&lobby.config_with_url("", &format!("{url}?sslmode=verify-full&sslrootcert={}", ca.display())))
-        .await
-        .unwrap();
+    let installation = Installation::on(Cluster::build().tls().start());
+    let ca = installation.cluster.data().join("ca.crt");
+    let (url, port) = (installation.cluster.url("central"), installation.cluster.port());
+    init(
+        &installation.config_with_url("", &format!("{url}?sslmode=verify-full&sslrootcert={}", ca.display())),
+    )
+    .await
+    .unwrap();
 
     for (options, encrypted) in [
         ("sslmode=disable".to_owned(), "f"),
@@ -141,13 +143,13 @@ async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_sock
         ("sslmode=require&channel_binding=require".to_owned(), "t"),
         (format!("sslmode=verify-ca&sslrootcert={}", ca.display()), "t"),
         (format!("sslmode=verify-full&sslrootcert={}", ca.display()), "t"),
-        (format!("host={}&port={port}&sslmode=require", lobby.cluster.socket_folder().display()), "f"),
+        (format!("host={}&port={port}&sslmode=require", installation.cluster.socket_folder().display()), "f"),
     ] {
         let url = match options.starts_with("host") {
             true => format!("postgres://master:{}@/central?{options}", MASTER_PASSWORD.replace(' ', "%20")),
             false => format!("{url}?{options}"),
         };
-        let central = Central::open(&lobby.config_with_url("", &url)).unwrap();
+        let central = Central::open(&installation.config_with_url("", &url)).unwrap();
         let client = central.client().await.unwrap();
         let sql = "SELECT ssl::text, pg_catalog.current_setting('search_path') FROM pg_catalog.pg_stat_ssl
             WHERE pid = pg_catalog.pg_backend_pid()";
@@ -162,14 +164,14 @@ async fn the_central_database_may_be_reached_over_tls_with_every_mode_and_a_sock
     stranger.write_server_files(folder.path(), &["localhost"]);
     let ca = folder.path().join("ca.crt");
     let url = format!("{url}?sslmode=verify-full&sslrootcert={}", ca.display());
-    let error = Central::open(&lobby.config_with_url("", &url)).unwrap().client().await.unwrap_err();
+    let error = Central::open(&installation.config_with_url("", &url)).unwrap().client().await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
 }
 
 #[tokio::test]
 async fn errors_of_the_central_database_say_what_and_why_without_the_password() {
-    let mut lobby = Lobby::initialised().await;
-    let config = lobby.config("");
+    let mut installation = Installation::initialised().await;
+    let config = installation.config("");
     let central = Central::open(&config).unwrap();
 
     let client = central.client().await.unwrap();
@@ -181,7 +183,7 @@ async fn errors_of_the_central_database_say_what_and_why_without_the_password() 
     );
     drop(client);
 
-    lobby.cluster.stop();
+    installation.cluster.stop();
     let error = Central::open(&config).unwrap().client().await.unwrap_err().to_string();
     assert!(error.contains("Connection refused") && error.contains("127.0.0.1"), "{error}");
     assert!(!error.contains("master of the lobby") && !error.contains("master%20of"), "{error}");
@@ -191,27 +193,27 @@ async fn errors_of_the_central_database_say_what_and_why_without_the_password() 
 
 #[tokio::test]
 async fn the_commands_print_json_and_exit_as_promised() {
-    let lobby = Lobby::new();
-    lobby.config("");
+    let installation = Installation::new();
+    installation.config("");
 
-    let before = lobby.run(&["check", "--json"]);
+    let before = installation.run(&["check", "--json"]);
     assert_eq!(before.status.code(), Some(1));
     assert_eq!(json(&before)["ok"], false);
     assert_eq!(stderr(&before).lines().count(), 1, "{}", stderr(&before));
 
-    let made = lobby.run(&["init", "--json"]);
+    let made = installation.run(&["init", "--json"]);
     assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
     assert_eq!((&json(&made)["database_created"], &json(&made)["host"]), (&true.into(), &"default".into()));
-    let again = lobby.run(&["init"]);
+    let again = installation.run(&["init"]);
     assert!(String::from_utf8_lossy(&again.stdout).contains("host \"default\" is registered"));
 
-    let after = lobby.run(&["check", "--json"]);
+    let after = installation.run(&["check", "--json"]);
     assert_eq!((after.status.code(), &json(&after)["ok"]), (Some(0), &true.into()), "{after:?}");
 
-    assert_eq!(lobby.run(&["check", "--nonsense"]).status.code(), Some(2));
-    assert_eq!(lobby.run(&["init", "nonsense"]).status.code(), Some(2));
-    fs::write(lobby.file(), "listen_prot = 1\n").unwrap();
-    let refused = lobby.run(&["init"]);
+    assert_eq!(installation.run(&["check", "--nonsense"]).status.code(), Some(2));
+    assert_eq!(installation.run(&["init", "nonsense"]).status.code(), Some(2));
+    fs::write(installation.file(), "listen_prot = 1\n").unwrap();
+    let refused = installation.run(&["init"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("did you mean listen_port?"), "{}", stderr(&refused));
     assert_eq!(stderr(&refused).lines().count(), 1);
@@ -219,10 +221,10 @@ async fn the_commands_print_json_and_exit_as_promised() {
 
 #[tokio::test]
 async fn check_names_everything_that_is_wrong_at_once() {
-    let lobby = Lobby::initialised().await;
-    let good = lobby.add_tenant("good").await;
-    lobby.add_tenant("bad").await;
-    let client = lobby.central().await;
+    let installation = Installation::initialised().await;
+    let good = installation.add_tenant("good").await;
+    installation.add_tenant("bad").await;
+    let client = installation.central().await;
     // A blob from another tenant's row, and a host where nobody listens.
     client
         .run(&format!(
@@ -235,11 +237,11 @@ async fn check_names_everything_that_is_wrong_at_once() {
 
     // A certificate with another one's key.
     let authority = Authority::new();
-    authority.write_server_files(lobby.folder.path(), &["localhost"]);
-    fs::write(lobby.folder.path().join("other.key"), authority.certify(&["localhost"]).1).unwrap();
+    authority.write_server_files(installation.folder.path(), &["localhost"]);
+    fs::write(installation.folder.path().join("other.key"), authority.certify(&["localhost"]).1).unwrap();
 
     let keys = "client_tls_cert_file = \"server.crt\"\nclient_tls_key_file = \"other.key\"";
-    let checks = check::check(&lobby.config(keys)).await;
+    let checks = check::check(&installation.config(keys)).await;
 
     let failed: Vec<&Check> = checks.iter().filter(|check| !check.ok).collect();
     let names: Vec<&str> = failed.iter().map(|check| check.check.as_str()).collect();
@@ -256,9 +258,9 @@ async fn check_names_everything_that_is_wrong_at_once() {
 
 #[tokio::test]
 async fn every_change_of_every_table_is_told_plain_sql_included() {
-    let lobby = Lobby::initialised().await;
-    let client = lobby.central().await;
-    let mut listener = lobby.central().await;
+    let installation = Installation::initialised().await;
+    let client = installation.central().await;
+    let mut listener = installation.central().await;
     listener.run("LISTEN pglobby_changed").await;
 
     for (sql, expected) in [
@@ -308,9 +310,9 @@ async fn every_change_of_every_table_is_told_plain_sql_included() {
 
 #[tokio::test]
 async fn a_generation_counts_changes_of_what_servers_depend_on_and_no_others() {
-    let lobby = Lobby::initialised().await;
-    lobby.add_tenant("acme").await;
-    let client = lobby.central().await;
+    let installation = Installation::initialised().await;
+    installation.add_tenant("acme").await;
+    let client = installation.central().await;
     let generation = || client.ask("SELECT generation FROM pglobby.tenants");
 
     let before: i64 = generation().await.parse().unwrap();
@@ -328,9 +330,9 @@ async fn a_generation_counts_changes_of_what_servers_depend_on_and_no_others() {
 
 #[tokio::test]
 async fn a_dropped_tenants_name_can_be_taken_again_and_a_living_ones_database_cannot() {
-    let lobby = Lobby::initialised().await;
-    let client = lobby.central().await;
-    let old = lobby.add_tenant("acme").await;
+    let installation = Installation::initialised().await;
+    let client = installation.central().await;
+    let old = installation.add_tenant("acme").await;
     let insert = "INSERT INTO pglobby.tenants (name, host, database, username) VALUES";
     assert_eq!(client.refusal_of(&format!("{insert} ('acme', 'default', 'x', 'x')")).await, "23505");
     assert_eq!(client.refusal_of(&format!("{insert} ('other', 'default', 'acme', 'x')")).await, "23505");
@@ -341,8 +343,8 @@ async fn a_dropped_tenants_name_can_be_taken_again_and_a_living_ones_database_ca
     let active_without_password =
         format!("UPDATE pglobby.tenants SET sealed_password = NULL WHERE id = {old}");
     assert_eq!(client.refusal_of(&active_without_password).await, "23514");
-    let config = lobby.config("");
-    let (directory, _) = lobby.directory(&config);
+    let config = installation.config("");
+    let (directory, _) = installation.directory(&config);
 
     client
         .run(&format!(
@@ -352,7 +354,7 @@ async fn a_dropped_tenants_name_can_be_taken_again_and_a_living_ones_database_ca
     let tombstone = directory.tenant("acme").await.unwrap().unwrap();
     assert_eq!((tombstone.id, tombstone.status), (old, TenantStatus::Dropped));
 
-    let new = lobby.add_tenant("acme").await;
+    let new = installation.add_tenant("acme").await;
     directory.forget(&DirectoryChange::Tenant(old));
     let living = directory.tenant("acme").await.unwrap().unwrap();
     assert_eq!((living.id, living.status), (new, TenantStatus::Active));
@@ -370,10 +372,10 @@ fn stderr(output: &Output) -> String {
 /// What no command writes, plain SQL cannot write either; what was there before does no harm and does not stop an upgrade.
 #[tokio::test]
 async fn absurd_values_are_refused_and_older_ones_are_harmless() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let client = lobby.central().await;
+    let installation = Installation::initialised().await;
+    let acme = installation.add_tenant("acme").await;
+    installation.add_login("alice", acme).await;
+    let client = installation.central().await;
     for sql in [
         "UPDATE pglobby.hosts SET address = ''",
         "UPDATE pglobby.hosts SET max_connections = 2000000000",
@@ -409,10 +411,10 @@ async fn absurd_values_are_refused_and_older_ones_are_harmless() {
     let absurd = "UPDATE pglobby.tenants SET pool_size = 2000000000, max_clients = 2000000000, min_pool_size = 2000000000;
         INSERT INTO pglobby.hosts (name, address, admin_user) VALUES ('nowhere', '', '')";
     client.run(absurd).await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
+    let (directory, _) = installation.directory(&installation.config(""));
     let read = directory.tenant("acme").await.unwrap().unwrap();
     assert_eq!((read.pool_size, read.max_clients), (Some(262_143), Some(1_000_000)));
-    assert_eq!(init(&lobby.config("")).await.unwrap().migrations_applied, ["names_and_limits"]);
+    assert_eq!(init(&installation.config("")).await.unwrap().migrations_applied, ["names_and_limits"]);
     assert_eq!(client.ask("SELECT pool_size FROM pglobby.tenants").await, "262143");
     assert_eq!(
         client.refusal_of("UPDATE pglobby.hosts SET port = 5433 WHERE name = 'nowhere'").await,

@@ -1,4 +1,4 @@
-//! `pglobby dev`, as somebody types it who has never seen it before.
+//! `pglobby dev` as a new user runs it, and the commands in another terminal that find it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -22,16 +22,16 @@ use support::{
 };
 use tempfile::TempDir;
 
-/// A home of its own, so that no dev of the developer's is met; two ports, for the proxy and HTTP above it.
+/// Folders of one test, so that commands do not find a dev of the developer; two ports, for the proxy and HTTP.
 struct Home {
     folder: TempDir,
     port: ReservedPort,
 }
 
-/// A dev that runs.
+/// A running dev.
 struct Dev {
     process: Child,
-    /// What it printed until it was ready.
+    /// Its output until it was ready.
     printed: String,
 }
 
@@ -42,7 +42,7 @@ impl Home {
         for name in ["here", "elsewhere"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
-        // HTTP listens 3000 ports above: that too is nobody else's.
+        // HTTP listens 3000 ports above: the reserved range includes that port.
         Self { folder, port: ReservedPort::take_from(13_000, 1000) }
     }
 
@@ -76,7 +76,7 @@ impl Home {
         command
     }
 
-    /// Starts a dev and waits until it says that it runs.
+    /// Starts a dev and waits until it has printed its instructions.
     fn dev(&self) -> Dev {
         let errors = fs::File::create(self.path("stderr")).unwrap();
         let process = self.dev_command().stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
@@ -86,7 +86,7 @@ impl Home {
             let line = line.unwrap();
             dev.printed += &format!("{line}\n");
             if line.starts_with("Ctrl-C stops everything") {
-                // The rest is read, so that nothing is ever written to a closed pipe.
+                // Reads the rest, so that dev never writes to a closed pipe.
                 std::thread::spawn(move || lines.for_each(drop));
                 return dev;
             }
@@ -95,7 +95,7 @@ impl Home {
         panic!("dev ended:\n{printed}{}", fs::read_to_string(self.path("stderr")).unwrap());
     }
 
-    /// `dev` that is expected not to start: its one line.
+    /// Runs a `dev` that must fail, and returns its error, which is one line.
     fn refusal(&self, more: &[&str]) -> String {
         let output = self.dev_command().args(more).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -136,7 +136,7 @@ async fn a_tenant_made_in_another_terminal_serves_at_once_and_is_found_again_aft
     alice.run("CREATE TABLE kept (x int); INSERT INTO kept VALUES (7)").await;
     assert_eq!(client(&dev.url("bob")).await.ask("SELECT current_database()").await, "globex");
 
-    // Typed as the story has it, in the folder where dev was started and in any other.
+    // Commands find the dev in the folder where it was started and in any other.
     succeeded(home.command("here").args(["tenant", "create", "initech"]).output().unwrap());
     let peter = home
         .command("elsewhere")
@@ -152,7 +152,7 @@ async fn a_tenant_made_in_another_terminal_serves_at_once_and_is_found_again_aft
     dev.stop(Signal::INT);
     assert!(!home.data().join("postgres/postmaster.pid").exists(), "PostgreSQL has stopped");
 
-    // Its PostgreSQL's port is somebody else's by now: it moves, and the tenants with it.
+    // The port of its PostgreSQL is taken: dev chooses another, and updates the tenants' host.
     let port = home.postgres_port();
     let _taken = TcpListener::bind(("127.0.0.1", port));
     let begun = Instant::now();
@@ -166,7 +166,7 @@ async fn a_tenant_made_in_another_terminal_serves_at_once_and_is_found_again_aft
 }
 
 #[tokio::test]
-async fn what_is_in_the_way_is_said_in_one_line() {
+async fn an_error_at_start_is_one_line() {
     let home = Home::new();
     let taken = TcpListener::bind(home.listen()).unwrap();
     assert!(home.refusal(&[]).contains(&format!("{} is taken", home.listen())));
@@ -184,9 +184,9 @@ async fn what_is_in_the_way_is_said_in_one_line() {
     assert!(home.refusal(&[]).contains("no proxy.toml"));
 }
 
-/// kill -9 leaves no PostgreSQL behind, no dev for commands to find, and a folder that starts again.
+/// After kill -9, PostgreSQL stops, commands find no dev, and dev starts again with the same folder.
 #[tokio::test]
-async fn a_killed_dev_takes_its_postgresql_along_and_starts_again() {
+async fn the_postgresql_of_a_killed_dev_stops_and_dev_starts_again() {
     let home = Home::new();
     let mut dev = home.dev();
     let alices = dev.url("alice");
@@ -205,9 +205,8 @@ async fn a_killed_dev_takes_its_postgresql_along_and_starts_again() {
     again.stop(Signal::TERM);
 }
 
-/// Secrets are in two files that only their owner reads.
 #[tokio::test]
-async fn what_holds_secrets_is_readable_by_its_owner_alone() {
+async fn files_with_secrets_are_readable_by_their_owner_only() {
     let home = Home::new();
     let dev = home.dev();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;

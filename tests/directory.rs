@@ -28,21 +28,21 @@ use pglobby::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use support::{
-    Cluster, Lobby,
+    Cluster, Installation,
     client::{PATIENCE, in_time},
-    lobby::VERIFIER,
+    installation::VERIFIER,
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
 #[tokio::test]
 async fn a_tenant_is_read_whole_with_its_credentials_opened() {
-    let lobby = Lobby::initialised().await;
-    let id = lobby.add_tenant("acme").await;
-    let config = lobby.config("");
+    let installation = Installation::initialised().await;
+    let id = installation.add_tenant("acme").await;
+    let config = installation.config("");
     let keyring = Keyring::load(&config).unwrap();
     let place = SecretLocation { table: "tenants", row: &id.to_string(), column: "sealed_ro_password" };
     let sealed = keyring.seal(&place, &SecretString::from("reader's")).unwrap();
-    let client = lobby.central().await;
+    let client = installation.central().await;
     let update = "UPDATE pglobby.tenants SET ro_username = 'acme_ro', sealed_ro_password = $1, pool_mode = 'session',
         pool_size = 7, statement_timeout = '1 min 500 ms', allow_from = '{10.0.0.0/8, ::1/128}', max_clients = 9";
     client.execute(update, &[&sealed]).await.unwrap();
@@ -50,7 +50,7 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
         .run("UPDATE pglobby.hosts SET max_connections = 50, tls_mode = 'verify-ca', tls_root_ca = '/ca.pem'")
         .await;
 
-    let (directory, _) = lobby.directory(&config);
+    let (directory, _) = installation.directory(&config);
     let tenant = directory.tenant("acme").await.unwrap().unwrap();
 
     assert_eq!((tenant.id, tenant.name.as_str(), tenant.database.as_str()), (id, "acme", "acme"));
@@ -64,7 +64,7 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
     );
     assert_eq!(tenant.statement_timeout, Some(Duration::from_millis(60_500)));
     assert_eq!(tenant.allow_from, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
-    let address = HostAddress::Tcp { name: "127.0.0.1".into(), port: lobby.cluster.port() };
+    let address = HostAddress::Tcp { name: "127.0.0.1".into(), port: installation.cluster.port() };
     assert_eq!((&tenant.host.address, tenant.host.max_connections), (&address, Some(50)));
     assert_eq!(tenant.host.tls_root_ca.as_deref(), Some(Path::new("/ca.pem")));
     assert!(!format!("{tenant:?}").contains("password\""), "{tenant:?}");
@@ -72,10 +72,10 @@ async fn a_tenant_is_read_whole_with_its_credentials_opened() {
 
 #[tokio::test]
 async fn logins_of_every_kind_are_read_with_their_grants() {
-    let lobby = Lobby::initialised().await;
-    let (acme, beta) = (lobby.add_tenant("acme").await, lobby.add_tenant("beta").await);
-    lobby.add_login("alice@acme", acme).await;
-    let client = lobby.central().await;
+    let installation = Installation::initialised().await;
+    let (acme, beta) = (installation.add_tenant("acme").await, installation.add_tenant("beta").await);
+    installation.add_login("alice@acme", acme).await;
+    let client = installation.central().await;
     let insert = "INSERT INTO pglobby.logins (name, kind, verifier, access, all_tenants, valid_until, disabled_at) VALUES";
     client
         .run(&format!(
@@ -86,7 +86,7 @@ async fn logins_of_every_kind_are_read_with_their_grants() {
              INSERT INTO pglobby.login_tenants SELECT id, {beta}, 'read_only' FROM pglobby.logins WHERE name = 'etl'"
         ))
         .await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
+    let (directory, _) = installation.directory(&installation.config(""));
     let login = |name: &'static str| {
         let directory = directory.clone();
         async move { directory.login(name).await.unwrap().unwrap() }
@@ -114,8 +114,8 @@ async fn logins_of_every_kind_are_read_with_their_grants() {
 
 #[tokio::test]
 async fn names_of_strangers_find_nothing_and_break_nothing() {
-    let lobby = Lobby::initialised().await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
+    let installation = Installation::initialised().await;
+    let (directory, _) = installation.directory(&installation.config(""));
     let long = "x".repeat(100_000);
     for name in ["", "nobody", "' OR true --", "a\0b", "Ünïcode", "%", long.as_str()] {
         assert!(directory.login(name).await.unwrap().is_none(), "{name}");
@@ -126,11 +126,11 @@ async fn names_of_strangers_find_nothing_and_break_nothing() {
 
 #[tokio::test]
 async fn a_hundred_clients_of_one_name_are_one_look_up() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
-    let blocker = lobby.central().await;
+    let installation = Installation::initialised().await;
+    let acme = installation.add_tenant("acme").await;
+    installation.add_login("alice", acme).await;
+    let (directory, _) = installation.directory(&installation.config(""));
+    let blocker = installation.central().await;
     blocker.run("BEGIN; LOCK TABLE pglobby.logins IN ACCESS EXCLUSIVE MODE").await;
 
     let waiting: Vec<_> = (0..100)
@@ -141,7 +141,7 @@ async fn a_hundred_clients_of_one_name_are_one_look_up() {
         .collect();
     // The one that asks is there once it waits for the lock; by then all the others have had their turn as well.
     let asking = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby' AND wait_event_type = 'Lock'";
-    let observer = lobby.central().await;
+    let observer = installation.central().await;
     in_time("a look-up", async { while observer.ask(asking).await == "0" {} }).await;
     assert_eq!(observer.ask(asking).await, "1");
     let connected = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby'";
@@ -157,16 +157,16 @@ async fn a_hundred_clients_of_one_name_are_one_look_up() {
 
 #[tokio::test]
 async fn a_row_whose_seal_does_not_open_takes_nobody_else_down() {
-    let lobby = Lobby::initialised().await;
-    let (good, bad) = (lobby.add_tenant("good").await, lobby.add_tenant("bad").await);
-    let client = lobby.central().await;
+    let installation = Installation::initialised().await;
+    let (good, bad) = (installation.add_tenant("good").await, installation.add_tenant("bad").await);
+    let client = installation.central().await;
     client
         .run(&format!(
             "UPDATE pglobby.tenants SET sealed_password =
                 (SELECT sealed_password FROM pglobby.tenants WHERE id = {good}) WHERE id = {bad}"
         ))
         .await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
+    let (directory, _) = installation.directory(&installation.config(""));
 
     let error = directory.tenant("bad").await.unwrap_err();
     assert!(matches!(&error, DirectoryError::Broken(cause) if cause.contains("does not open")), "{error}");
@@ -176,14 +176,14 @@ async fn a_row_whose_seal_does_not_open_takes_nobody_else_down() {
 
 #[tokio::test]
 async fn while_the_central_database_is_down_known_names_work_and_unknown_ones_fail_at_once() {
-    let mut lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let (directory, _) = lobby.directory(&lobby.config("directory_fresh = \"1ms\""));
+    let mut installation = Installation::initialised().await;
+    let acme = installation.add_tenant("acme").await;
+    installation.add_login("alice", acme).await;
+    let (directory, _) = installation.directory(&installation.config("directory_fresh = \"1ms\""));
     assert!(directory.login("alice").await.unwrap().is_some());
     assert!(directory.tenant("acme").await.unwrap().is_some());
 
-    lobby.cluster.stop();
+    installation.cluster.stop();
     directory.forget(&DirectoryChange::Everything);
     for _ in 0..50 {
         let asked = Instant::now();
@@ -197,7 +197,7 @@ async fn while_the_central_database_is_down_known_names_work_and_unknown_ones_fa
     directory.forget(&DirectoryChange::Tenant(acme));
     assert!(directory.tenant("acme").await.is_err());
 
-    lobby.cluster.start_again();
+    installation.cluster.start_again();
     let up = Instant::now();
     while directory.login("stranger").await.is_err() {
         assert!(up.elapsed() < Duration::from_secs(2), "two seconds after its return");
@@ -208,14 +208,14 @@ async fn while_the_central_database_is_down_known_names_work_and_unknown_ones_fa
 
 #[tokio::test]
 async fn while_the_central_database_is_slow_known_names_do_not_wait_for_it() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    lobby.add_login("bob", acme).await;
+    let installation = Installation::initialised().await;
+    let acme = installation.add_tenant("acme").await;
+    installation.add_login("alice", acme).await;
+    installation.add_login("bob", acme).await;
     let (directory, _) =
-        lobby.directory(&lobby.config("directory_fresh = \"1ms\"\ncentral_timeout = \"1s\""));
+        installation.directory(&installation.config("directory_fresh = \"1ms\"\ncentral_timeout = \"1s\""));
     assert!(directory.login("alice").await.unwrap().is_some());
-    let blocker = lobby.central().await;
+    let blocker = installation.central().await;
     blocker.run("BEGIN; LOCK TABLE pglobby.logins IN ACCESS EXCLUSIVE MODE").await;
     directory.forget(&DirectoryChange::Everything);
 
@@ -235,11 +235,11 @@ async fn while_the_central_database_is_slow_known_names_do_not_wait_for_it() {
 
 #[tokio::test]
 async fn no_look_up_fails_because_its_pooled_connection_died() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    let alice = lobby.add_login("alice", acme).await;
-    let (directory, _) = lobby.directory(&lobby.config(""));
-    let killer = lobby.central().await;
+    let installation = Installation::initialised().await;
+    let acme = installation.add_tenant("acme").await;
+    let alice = installation.add_login("alice", acme).await;
+    let (directory, _) = installation.directory(&installation.config(""));
+    let killer = installation.central().await;
     for _ in 0..30 {
         assert!(directory.login("alice").await.unwrap().is_some());
         directory.forget(&DirectoryChange::Login(alice));
@@ -252,13 +252,13 @@ async fn no_look_up_fails_because_its_pooled_connection_died() {
 
 #[tokio::test]
 async fn a_stale_row_is_asked_for_again_before_it_is_used() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let (directory, _) = lobby.directory(&lobby.config("directory_fresh = \"1ms\""));
+    let installation = Installation::initialised().await;
+    let acme = installation.add_tenant("acme").await;
+    installation.add_login("alice", acme).await;
+    let (directory, _) = installation.directory(&installation.config("directory_fresh = \"1ms\""));
     assert!(!directory.login("alice").await.unwrap().unwrap().disabled);
 
-    lobby.central().await.run("UPDATE pglobby.logins SET disabled_at = now()").await;
+    installation.central().await.run("UPDATE pglobby.logins SET disabled_at = now()").await;
 
     let begun = Instant::now();
     while !directory.login("alice").await.unwrap().unwrap().disabled {
@@ -304,14 +304,14 @@ async fn heard(changes: &mut mpsc::UnboundedReceiver<DirectoryChange>, wanted: D
 /// How often the central database was asked for a name tells nothing about it, whatever else changes there.
 #[tokio::test]
 async fn unknown_names_are_looked_up_as_often_as_known_ones() {
-    let lobby = Lobby::on(Cluster::build().setting("log_statement", "all").start());
-    init(&lobby.config("")).await.unwrap();
-    let acme = lobby.add_tenant("acme").await;
-    lobby.add_login("alice", acme).await;
-    let (directory, central) = lobby.directory(&lobby.config(""));
+    let installation = Installation::on(Cluster::build().setting("log_statement", "all").start());
+    init(&installation.config("")).await.unwrap();
+    let acme = installation.add_tenant("acme").await;
+    installation.add_login("alice", acme).await;
+    let (directory, central) = installation.directory(&installation.config(""));
     let mut changes = follow(central, Some(directory.clone()));
     heard(&mut changes, DirectoryChange::Everything).await;
-    let asked = |name: &str| lobby.cluster.log().matches(&format!("$1 = '{name}'")).count();
+    let asked = |name: &str| installation.cluster.log().matches(&format!("$1 = '{name}'")).count();
     let before = ["alice", "acme"].map(asked);
     for round in 0..5 {
         for _ in 0..4 {
@@ -320,9 +320,9 @@ async fn unknown_names_are_looked_up_as_often_as_known_ones() {
             assert!(directory.tenant("acme").await.unwrap().is_some());
             assert!(directory.tenant("nowhere").await.unwrap().is_none());
         }
-        let other = lobby.add_login(&format!("other-{round}"), acme).await;
+        let other = installation.add_login(&format!("other-{round}"), acme).await;
         heard(&mut changes, DirectoryChange::Login(other)).await;
-        let other = lobby.add_tenant(&format!("other-{round}")).await;
+        let other = installation.add_tenant(&format!("other-{round}")).await;
         heard(&mut changes, DirectoryChange::Tenant(other)).await;
     }
     for (known, before, unknown) in [("alice", before[0], "nobody"), ("acme", before[1], "nowhere")] {
@@ -333,37 +333,37 @@ async fn unknown_names_are_looked_up_as_often_as_known_ones() {
 
 #[tokio::test]
 async fn changes_are_heard_and_after_a_loss_everything_may_have_changed() {
-    let mut lobby = Lobby::initialised().await;
-    let mut changes = follow(Central::open(&lobby.config("")).unwrap(), None);
+    let mut installation = Installation::initialised().await;
+    let mut changes = follow(Central::open(&installation.config("")).unwrap(), None);
     assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
 
-    let acme = lobby.add_tenant("acme").await;
+    let acme = installation.add_tenant("acme").await;
     assert_eq!(next(&mut changes).await, DirectoryChange::Tenant(acme));
     assert_eq!(next(&mut changes).await, DirectoryChange::Tenant(acme));
 
     // A backend killed alone, then the whole server.
-    let client = lobby.central().await;
+    let client = installation.central().await;
     client.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").await;
     assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
-    lobby.cluster.restart();
+    installation.cluster.restart();
     assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
 
-    let login = lobby.add_login("alice", acme).await;
+    let login = installation.add_login("alice", acme).await;
     assert_eq!(next(&mut changes).await, DirectoryChange::Login(login));
 }
 
 #[tokio::test]
 async fn what_plain_sql_changes_is_known_to_the_directory_once_it_is_heard() {
-    let lobby = Lobby::initialised().await;
-    let acme = lobby.add_tenant("acme").await;
-    let alice = lobby.add_login("alice", acme).await;
-    let (directory, central) = lobby.directory(&lobby.config("directory_fresh = \"10min\""));
+    let installation = Installation::initialised().await;
+    let acme = installation.add_tenant("acme").await;
+    let alice = installation.add_login("alice", acme).await;
+    let (directory, central) = installation.directory(&installation.config("directory_fresh = \"10min\""));
     let mut changes = follow(central, Some(directory.clone()));
     assert_eq!(next(&mut changes).await, DirectoryChange::Everything);
     assert!(!directory.login("alice").await.unwrap().unwrap().disabled);
     assert!(directory.tenant("acme").await.unwrap().unwrap().pool_size.is_none());
     assert!(directory.login("bob").await.unwrap().is_none());
-    let client = lobby.central().await;
+    let client = installation.central().await;
 
     client.run("UPDATE pglobby.logins SET disabled_at = now()").await;
     assert_eq!(next(&mut changes).await, DirectoryChange::Login(alice));
@@ -384,7 +384,7 @@ async fn what_plain_sql_changes_is_known_to_the_directory_once_it_is_heard() {
     assert!(directory.tenant("acme").await.unwrap().is_none());
 
     // Names that were asked for before they existed.
-    let bob = lobby.add_login("bob", acme).await;
+    let bob = installation.add_login("bob", acme).await;
     assert_eq!(next(&mut changes).await, DirectoryChange::Login(bob));
     heard(&mut changes, DirectoryChange::LoginName("bob".to_owned())).await;
     assert!(directory.login("bob").await.unwrap().is_some());
@@ -410,11 +410,11 @@ async fn what_plain_sql_changes_is_known_to_the_directory_once_it_is_heard() {
 
 #[tokio::test]
 async fn a_central_database_that_is_down_is_not_hammered() {
-    let lobby = Lobby::initialised().await;
+    let installation = Installation::initialised().await;
     // Somebody who answers every try with a closed door, and counts.
     let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://master@{}/central", door.local_addr().unwrap());
-    let (directory, central) = lobby.directory(&lobby.config_with_url("", &url));
+    let (directory, central) = installation.directory(&installation.config_with_url("", &url));
     let (knock, mut knocks) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((visitor, _)) = door.accept().await {

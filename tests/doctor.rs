@@ -17,17 +17,17 @@ use pglobby::control_path::{
 use serde_json::Value;
 use support::{
     Cluster,
+    admin::{Admin, Master, StopAfter, tenant},
     client::in_time,
-    desk::{Desk, Master, StopAfter, tenant},
-    lobby::Lobby,
+    installation::Installation,
 };
 
-async fn findings(desk: &Desk) -> Vec<Finding> {
-    examine(&desk.operator, &[], false).await.unwrap().findings
+async fn findings(admin: &Admin) -> Vec<Finding> {
+    examine(&admin.actor, &[], false).await.unwrap().findings
 }
 
-async fn assert_in_order(desk: &Desk, when: &str) {
-    let report = examine(&desk.operator, &[], false).await.unwrap();
+async fn assert_in_order(admin: &Admin, when: &str) {
+    let report = examine(&admin.actor, &[], false).await.unwrap();
     assert!(report.ok && report.findings.is_empty(), "{when}: {:#?}", report.findings);
 }
 
@@ -36,30 +36,30 @@ async fn assert_in_order(desk: &Desk, when: &str) {
 const LARGE_OBJECTS: &str = "reader_makes_large_objects";
 
 /// Tenants acme and globex, one adopted, one with odd letters, one suspended.
-async fn ordinary_house(master: Master) -> Desk {
-    let desk = Desk::on(Cluster::build(), master).await;
+async fn ordinary_house(master: Master) -> Admin {
+    let admin = Admin::on(Cluster::build(), master).await;
     for name in ["acme", "globex", r#"a"b'c.d"#] {
-        create(&desk.operator, &tenant(name)).await.unwrap();
+        create(&admin.actor, &tenant(name)).await.unwrap();
     }
-    let superuser = desk.superuser("postgres").await;
+    let superuser = admin.superuser("postgres").await;
     superuser.run("CREATE ROLE old_owner").await;
-    if master == Master::Modest {
+    if master == Master::Createrole {
         superuser.run("GRANT old_owner TO modest").await;
     }
     superuser.run("CREATE DATABASE initech OWNER old_owner").await;
-    desk.superuser("initech").await.run("CREATE TABLE t (a int); ALTER TABLE t OWNER TO old_owner").await;
+    admin.superuser("initech").await.run("CREATE TABLE t (a int); ALTER TABLE t OWNER TO old_owner").await;
     let wanted = AdoptTenant { name: "initech".to_owned(), ..AdoptTenant::default() };
-    adopt(&desk.operator, &wanted).await.unwrap();
-    tenants::suspend(&desk.operator, "globex", None, tenants::SuspendSessions::EndNow).await.unwrap();
-    desk
+    adopt(&admin.actor, &wanted).await.unwrap();
+    tenants::suspend(&admin.actor, "globex", None, tenants::SuspendSessions::EndNow).await.unwrap();
+    admin
 }
 
 #[tokio::test]
 async fn a_house_in_order_is_called_so() {
-    for master in [Master::Superuser, Master::Modest] {
-        let desk = ordinary_house(master).await;
+    for master in [Master::Superuser, Master::Createrole] {
+        let admin = ordinary_house(master).await;
 
-        let report = examine(&desk.operator, &[], false).await.unwrap();
+        let report = examine(&admin.actor, &[], false).await.unwrap();
 
         let (large_objects, others): (Vec<_>, Vec<_>) =
             report.findings.iter().partition(|finding| finding.check == LARGE_OBJECTS);
@@ -67,7 +67,7 @@ async fn a_house_in_order_is_called_so() {
         let told: Vec<_> = large_objects.iter().filter_map(|finding| finding.tenant.as_deref()).collect();
         match master {
             Master::Superuser => assert_eq!(told, ["initech"]),
-            Master::Modest => assert!(told.is_empty(), "nobody there could mend it"),
+            Master::Createrole => assert!(told.is_empty(), "nobody there could mend it"),
         }
         assert_eq!((report.tenants, report.hosts), (4, 1));
     }
@@ -250,45 +250,45 @@ async fn whatever_was_changed_about_a_tenants_roles_is_found_and_mended() {
 }
 
 async fn all_are_found(planted: &[Planted]) {
-    let desk = Desk::new().await;
+    let admin = Admin::new().await;
     for name in ["acme", "globex"] {
-        create(&desk.operator, &tenant(name)).await.unwrap();
+        create(&admin.actor, &tenant(name)).await.unwrap();
     }
-    assert_in_order(&desk, "at first").await;
+    assert_in_order(&admin, "at first").await;
     for Planted { database, sql, check, says, undo } in planted {
-        desk.superuser(database).await.run(sql).await;
+        admin.superuser(database).await.run(sql).await;
 
-        let found = findings(&desk).await;
+        let found = findings(&admin).await;
 
         let hit = found.iter().find(|finding| finding.check == *check && finding.detail.contains(says));
         let hit = hit.unwrap_or_else(|| panic!("{sql}: {found:#?}"));
         assert!(!hit.mend.is_empty(), "{sql}");
-        let report = examine(&desk.operator, &[], true).await.unwrap();
+        let report = examine(&admin.actor, &[], true).await.unwrap();
         if let Some(undo) = undo {
-            desk.superuser(database).await.run(undo).await;
+            admin.superuser(database).await.run(undo).await;
             // A password that was renewed with its role out of reach is renewed again.
-            examine(&desk.operator, &[], true).await.unwrap();
+            examine(&admin.actor, &[], true).await.unwrap();
         } else {
             assert!(report.ok, "{sql}: {:#?}", report.findings);
             assert!(report.fixed.iter().any(|finding| finding.check == *check), "{sql}: {:#?}", report.fixed);
         }
-        assert_in_order(&desk, sql).await;
+        assert_in_order(&admin, sql).await;
     }
     let audited = "SELECT count(*) > 7 FROM pglobby.audit_log WHERE action = 'doctor.fix'";
-    assert_eq!(desk.superuser("central").await.ask(audited).await, "t");
+    assert_eq!(admin.superuser("central").await.ask(audited).await, "t");
 }
 
 /// What a membership or PUBLIC allows is also tried with the tenant's own password.
 #[tokio::test]
 async fn doors_are_tried_not_only_looked_at() {
-    let desk = Desk::new().await;
+    let admin = Admin::new().await;
     for name in ["acme", "globex"] {
-        create(&desk.operator, &tenant(name)).await.unwrap();
+        create(&admin.actor, &tenant(name)).await.unwrap();
     }
-    let superuser = desk.superuser("postgres").await;
+    let superuser = admin.superuser("postgres").await;
     superuser.run("GRANT CONNECT ON DATABASE central, globex TO acme_rw").await;
 
-    let found = findings(&desk).await;
+    let found = findings(&admin).await;
 
     for (check, database) in [("enters_central", "central"), ("enters_neighbour", "globex")] {
         let hit = found.iter().find(|finding| finding.check == check).expect(check);
@@ -299,28 +299,28 @@ async fn doors_are_tried_not_only_looked_at() {
 
 #[tokio::test]
 async fn a_credential_from_another_row_is_found_and_not_mended_unasked() {
-    let desk = Desk::new().await;
+    let admin = Admin::new().await;
     for name in ["acme", "globex"] {
-        create(&desk.operator, &tenant(name)).await.unwrap();
+        create(&admin.actor, &tenant(name)).await.unwrap();
     }
     let swap = "UPDATE pglobby.tenants SET sealed_password = (SELECT sealed_password FROM pglobby.tenants WHERE name = 'globex')
                 WHERE name = 'acme'";
-    desk.superuser("central").await.run(swap).await;
+    admin.superuser("central").await.run(swap).await;
 
-    let report = examine(&desk.operator, &[], true).await.unwrap();
+    let report = examine(&admin.actor, &[], true).await.unwrap();
 
     assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
     let finding = &report.findings[0];
     assert_eq!((finding.check.as_str(), finding.tenant.as_deref()), ("credential_sealed", Some("acme")));
     assert!(finding.detail.contains("sealed for another row") && finding.mend.contains("tenant rotate acme"));
-    rotate(&desk.operator, "acme").await.unwrap();
-    assert_in_order(&desk, "rotated").await;
+    rotate(&admin.actor, "acme").await.unwrap();
+    assert_in_order(&admin, "rotated").await;
 }
 
 /// The lock of the dead goes when its server notices.
-async fn found_when_the_dead_are_noticed(desk: &Desk) -> Vec<Finding> {
+async fn found_when_the_dead_are_noticed(admin: &Admin) -> Vec<Finding> {
     loop {
-        let mut found = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
+        let mut found = examine(&admin.another_actor(), &[], false).await.unwrap().findings;
         found.retain(|finding| finding.check != LARGE_OBJECTS);
         if !found.is_empty() {
             break found;
@@ -330,9 +330,9 @@ async fn found_when_the_dead_are_noticed(desk: &Desk) -> Vec<Finding> {
 
 #[tokio::test]
 async fn work_that_died_is_found_and_work_under_way_is_not() {
-    let desk = Desk::new().await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let mut dying = desk.another_operator();
+    let admin = Admin::new().await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let mut dying = admin.another_actor();
     let killer = StopAfter::step("granted");
     dying.progress = Some(killer.clone());
     let looking = async {
@@ -340,54 +340,55 @@ async fn work_that_died_is_found_and_work_under_way_is_not() {
     };
     looking.await;
 
-    let found = in_time("the finding", found_when_the_dead_are_noticed(&desk)).await;
+    let found = in_time("the finding", found_when_the_dead_are_noticed(&admin)).await;
 
     assert_eq!(found.len(), 1, "{found:#?}");
     let finding = &found[0];
     assert_eq!((finding.check.as_str(), finding.tenant.as_deref()), ("unfinished_operation", Some("globex")));
     assert!(finding.mend.contains("tenant create globex again"), "{}", finding.mend);
-    create(&desk.operator, &tenant("globex")).await.unwrap();
-    assert_in_order(&desk, "made again").await;
+    create(&admin.actor, &tenant("globex")).await.unwrap();
+    assert_in_order(&admin, "made again").await;
     let busy =
-        pglobby::control_path::onboarding::operation::TenantLock::take(&desk.operator, "acme").await.unwrap();
+        pglobby::control_path::onboarding::operation::TenantLock::take(&admin.actor, "acme").await.unwrap();
     let begun = "INSERT INTO pglobby.operations (kind, tenant_id) SELECT 'rotate', id FROM pglobby.tenants WHERE name = 'acme'";
-    desk.superuser("central").await.run(begun).await;
-    assert_in_order(&desk, "somebody is at it").await;
+    admin.superuser("central").await.run(begun).await;
+    assert_in_order(&admin, "somebody is at it").await;
     drop(busy);
 }
 
 /// The template that tenants were made from is looked at, too, though nothing marks it as one.
 #[tokio::test]
 async fn templates_in_use_are_looked_at() {
-    let desk = Desk::new().await;
-    desk.superuser("postgres").await.run("CREATE DATABASE app_template").await;
+    let admin = Admin::new().await;
+    admin.superuser("postgres").await.run("CREATE DATABASE app_template").await;
     let wanted = CreateTenant { template: Some("app_template".to_owned()), ..tenant("acme") };
-    create(&desk.operator, &wanted).await.unwrap();
-    assert_in_order(&desk, "clean").await;
-    desk.superuser("app_template")
+    create(&admin.actor, &wanted).await.unwrap();
+    assert_in_order(&admin, "clean").await;
+    admin
+        .superuser("app_template")
         .await
         .run("CREATE SCHEMA open; GRANT CREATE ON SCHEMA open TO PUBLIC")
         .await;
 
-    let found = findings(&desk).await;
+    let found = findings(&admin).await;
 
     assert!(found.iter().any(|finding| finding.detail.contains("app_template")), "{found:#?}");
 }
 
 #[tokio::test]
 async fn the_command_says_how_to_mend_and_exits_with_1_until_it_is() {
-    let lobby = Lobby::initialised().await;
+    let installation = Installation::initialised().await;
     for name in ["acme", "globex"] {
-        assert!(lobby.run(&["tenant", "create", name]).status.success());
+        assert!(installation.run(&["tenant", "create", name]).status.success());
     }
-    assert!(lobby.run(&["doctor"]).status.success());
-    lobby.cluster.client("postgres").await.run("GRANT CONNECT ON DATABASE acme TO PUBLIC").await;
+    assert!(installation.run(&["doctor"]).status.success());
+    installation.cluster.client("postgres").await.run("GRANT CONNECT ON DATABASE acme TO PUBLIC").await;
 
-    let found = lobby.run(&["doctor"]);
-    let json = lobby.run(&["doctor", "--json"]);
-    let spared = lobby.run(&["doctor", "--tenants", "globex", "--json"]);
-    let unknown = lobby.run(&["doctor", "--tenants", "acne"]);
-    let mended = lobby.run(&["doctor", "--fix"]);
+    let found = installation.run(&["doctor"]);
+    let json = installation.run(&["doctor", "--json"]);
+    let spared = installation.run(&["doctor", "--tenants", "globex", "--json"]);
+    let unknown = installation.run(&["doctor", "--tenants", "acne"]);
+    let mended = installation.run(&["doctor", "--fix"]);
 
     assert_eq!(found.status.code(), Some(1));
     let words = String::from_utf8_lossy(&found.stdout).into_owned();
@@ -411,20 +412,20 @@ async fn the_command_says_how_to_mend_and_exits_with_1_until_it_is() {
 /// Its record has no tenant, and so it was never named.
 #[tokio::test]
 async fn a_rotation_of_keys_that_died_is_named_with_what_finishes_it() {
-    let desk = ordinary_house(Master::Superuser).await;
-    let config = desk.lobby.config("");
-    let mut dying = desk.another_operator();
+    let admin = ordinary_house(Master::Superuser).await;
+    let config = admin.installation.config("");
+    let mut dying = admin.another_actor();
     let killer = StopAfter::step("credentials");
     dying.progress = Some(killer.clone());
     killer.kill(async { drop(key_rotation::rotate(&dying, &config, true).await) }).await;
     drop(dying);
 
-    let found = in_time("the finding", found_when_the_dead_are_noticed(&desk)).await;
+    let found = in_time("the finding", found_when_the_dead_are_noticed(&admin)).await;
 
     assert_eq!((found.len(), found[0].check.as_str()), (1, "unfinished_operation"), "{found:#?}");
     assert!(found[0].mend.contains("pglobby key rotate"), "{found:#?}");
-    let desk_now = desk.another_operator();
-    key_rotation::rotate(&desk_now, &config, true).await.unwrap();
-    let left = examine(&desk.another_operator(), &[], false).await.unwrap().findings;
+    let admin_now = admin.another_actor();
+    key_rotation::rotate(&admin_now, &config, true).await.unwrap();
+    let left = examine(&admin.another_actor(), &[], false).await.unwrap().findings;
     assert!(left.iter().all(|finding| finding.check == LARGE_OBJECTS), "{left:#?}");
 }

@@ -1,4 +1,4 @@
-//! What the documents say is there: links, configuration keys, commands, names, error codes, pins.
+//! Checks the documents against the sources: links, configuration keys, commands, names, error codes, pins.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
@@ -18,7 +18,7 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// README.md, CHANGELOG.md, and what is in docs/ and docker/: their paths and texts.
+/// Paths and texts of README.md, CHANGELOG.md and the documents in docs/ and docker/.
 fn documents() -> Vec<(PathBuf, String)> {
     let mut paths = vec![root().join("README.md"), root().join("CHANGELOG.md")];
     for folder in ["docs", "docker"] {
@@ -30,7 +30,7 @@ fn documents() -> Vec<(PathBuf, String)> {
     paths.into_iter().map(|path| (path.clone(), read(&path))).collect()
 }
 
-/// Every file below `folder`, as one text.
+/// All files below `folder` as one text, with their names.
 fn everything_in(folder: &Path) -> String {
     let mut text = String::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -51,18 +51,18 @@ fn blocks<'d>(document: &'d str, language: &str) -> Vec<&'d str> {
         if mark == language {
             found.push(body);
         }
-        fences.next(); // the prose behind the block
+        fences.next(); // The text after the block.
     }
     found
 }
 
-/// What stands between single backticks, outside of blocks.
+/// The words in single backticks, outside of blocks.
 fn code_words(document: &str) -> Vec<&str> {
     let prose = document.split("\n```").step_by(2);
     prose.flat_map(|prose| prose.split('`').skip(1).step_by(2)).collect()
 }
 
-/// As GitHub makes an anchor of a heading.
+/// The anchor that GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
     let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
@@ -83,7 +83,7 @@ fn configuration_keys() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     for (path, document) in documents() {
         for link in document.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
             if link.starts_with("https://") {
@@ -124,14 +124,14 @@ fn every_key_in_an_example_is_one_of_proxy_toml() {
     assert!(seen >= 5, "{seen}");
 }
 
-/// Keys, columns, metrics, functions: a name that is written down is a name that is there.
+/// Such names are keys, columns, metrics and functions.
 #[test]
 fn every_name_with_an_underscore_is_in_the_sources() {
     let folders = ["src", "examples"].map(|name| everything_in(&root().join(name)));
     let sources = read("proxy.toml") + &read("docker/compose.yaml") + &folders.concat();
     let is_name_character = |c: char| c.is_alphanumeric() || c == '_';
     let known: BTreeSet<&str> = sources.split(|c| !is_name_character(c)).collect();
-    // PostgreSQL's own, and names that are made of parts.
+    // Names of PostgreSQL, and names that the sources build from parts.
     let elsewhere = ["current_user", "session_user", "pg_stat_activity", "application_name", "search_path"];
     for (path, document) in documents() {
         for words in code_words(&document) {
@@ -203,7 +203,7 @@ fn every_command_that_is_shown_is_one_with_those_options() {
                     command = next.unwrap_or_else(|| panic!("{}: {line}: no {word}", path.display()));
                     seen += 1;
                 }
-                // All else is names and values.
+                // Other words are names and values.
             }
         }
     }

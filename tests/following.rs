@@ -24,9 +24,9 @@ use pglobby::control_path::{
 };
 use support::{
     Client, Cluster, Proxy,
+    admin::{Admin, Master, StopAfter, tenant},
     client::in_time,
     cluster::{Builder, MASTER},
-    desk::{Desk, Master, StopAfter, tenant},
 };
 
 /// A cluster that can be moved from without a dump.
@@ -88,22 +88,22 @@ const CONTENT: &str = r#"
 
 #[tokio::test]
 async fn everything_follows_and_nothing_stays_behind() {
-    let desk = Desk::on(logical(), Master::Superuser).await;
-    let west = west(&desk.superuser("central").await).await;
-    let made = create(&desk.operator, &tenant("acme")).await.unwrap();
-    desk.login(&made.username, "acme").await.unwrap().run(CONTENT).await;
-    let superuser = desk.superuser("acme").await;
+    let admin = Admin::on(logical(), Master::Superuser).await;
+    let west = west(&admin.superuser("central").await).await;
+    let made = create(&admin.actor, &tenant("acme")).await.unwrap();
+    admin.login(&made.username, "acme").await.unwrap().run(CONTENT).await;
+    let superuser = admin.superuser("acme").await;
     superuser.run(r#"INSERT INTO "odd Schema"."it's" VALUES (1, 'hidden by a policy')"#).await;
     superuser.run("INSERT INTO log (who) SELECT 1 FROM generate_series(1, 1000)").await;
     superuser.run("CREATE TRIGGER loud BEFORE INSERT ON log EXECUTE FUNCTION loud()").await;
     superuser.run("ALTER DATABASE acme SET work_mem = '5MB'").await;
     superuser.leave().await;
-    let before = inventory(&desk.lobby.cluster).await;
+    let before = inventory(&admin.installation.cluster).await;
 
-    let moved = move_to(&desk.operator, "west").await.unwrap();
+    let moved = move_to(&admin.actor, "west").await.unwrap();
 
     assert_eq!((moved.copied_by.as_str(), moved.dumped_because), ("replication", None));
-    assert_eq!(inventory(&desk.lobby.cluster).await, "");
+    assert_eq!(inventory(&admin.installation.cluster).await, "");
     assert_eq!(inventory(&west).await, before);
     let inside = west.client("acme").await;
     let told = [
@@ -129,7 +129,7 @@ async fn everything_follows_and_nothing_stays_behind() {
         assert_eq!(inside.ask(sql).await, answer, "{sql}");
     }
     inside.leave().await;
-    let report = examine(&desk.operator, &[], false).await.unwrap();
+    let report = examine(&admin.actor, &[], false).await.unwrap();
     assert!(report.ok, "{:#?}", report.findings);
 
     let forced = r#"SELECT relrowsecurity AND relforcerowsecurity FROM pg_class WHERE relname = 'it''s'"#;
@@ -139,19 +139,19 @@ async fn everything_follows_and_nothing_stays_behind() {
         "a policy binds its table's owner as before"
     );
 
-    let back = move_to(&desk.operator, "default").await.expect_err("older").to_string();
+    let back = move_to(&admin.actor, "default").await.expect_err("older").to_string();
     assert!(back.contains("goes upwards only"), "{back}");
 }
 
 /// Before 16 a subscription's workers have the rights of whoever made it, and that is not the tenant.
 #[tokio::test]
 async fn to_a_host_that_is_too_old_to_leave_it_to_the_tenants_role_it_is_dumped() {
-    let desk = Desk::on(logical(), Master::Superuser).await;
-    let west = west_on(logical(), &desk.superuser("central").await).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    desk.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+    let admin = Admin::on(logical(), Master::Superuser).await;
+    let west = west_on(logical(), &admin.superuser("central").await).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
 
-    let moved = move_to(&desk.operator, "west").await.unwrap();
+    let moved = move_to(&admin.actor, "west").await.unwrap();
 
     let why = moved.dumped_because.unwrap_or_default();
     assert!(why.contains("cannot be left to the tenant's own role (16 and newer)"), "{why}");
@@ -179,19 +179,19 @@ async fn killed_while_clients_are_held_moving_again_arrives_once() {
 }
 
 async fn arrives_once_after(steps: &[&str]) {
-    let desk = Desk::on(logical(), Master::Superuser).await;
-    let west = west(&desk.superuser("central").await).await;
+    let admin = Admin::on(logical(), Master::Superuser).await;
+    let west = west(&admin.superuser("central").await).await;
     let content =
         "CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (42); ALTER TABLE t OWNER TO acme_rw";
     for step in steps {
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        desk.superuser("acme").await.run(content).await;
-        let mut dying = desk.another_operator();
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        admin.superuser("acme").await.run(content).await;
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
 
-        let moved = move_to(&desk.another_operator(), "west").await.unwrap();
+        let moved = move_to(&admin.another_actor(), "west").await.unwrap();
 
         assert_eq!(
             (moved.host.as_str(), moved.copied_by.as_str()),
@@ -203,32 +203,36 @@ async fn arrives_once_after(steps: &[&str]) {
         assert_eq!(inside.ask("SELECT a FROM t").await, "42", "killed after {step}");
         assert_eq!(inside.ask(PUBLICATIONS).await, "0", "killed after {step}");
         assert_eq!(inventory(&west).await, "acme acme_ro acme_rw", "killed after {step}");
-        assert_eq!(inventory(&desk.lobby.cluster).await, "", "killed after {step}");
+        assert_eq!(inventory(&admin.installation.cluster).await, "", "killed after {step}");
         inside.leave().await;
-        let central = desk.superuser("central").await;
+        let central = admin.superuser("central").await;
         let open = "SELECT (SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed'))
                          + (SELECT count(*) FROM pglobby.tenants WHERE fenced)";
         assert_eq!(central.ask(open).await, "0", "killed after {step}");
-        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
     }
 }
 
 /// The record is all that the next command has: it takes back what replicates, and the tenant goes.
 #[tokio::test]
 async fn a_tenant_whose_move_died_is_dropped_with_all_that_replicated_it() {
-    let desk = Desk::on(logical(), Master::Superuser).await;
-    let west = west(&desk.superuser("central").await).await;
+    let admin = Admin::on(logical(), Master::Superuser).await;
+    let west = west(&admin.superuser("central").await).await;
     for step in ["published", "subscribed", "caught up"] {
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        desk.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY)").await;
-        let mut dying = desk.another_operator();
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY)").await;
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
 
-        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
 
-        assert_eq!(inventory(&desk.lobby.cluster).await + &inventory(&west).await, "", "killed after {step}");
+        assert_eq!(
+            inventory(&admin.installation.cluster).await + &inventory(&west).await,
+            "",
+            "killed after {step}"
+        );
     }
 }
 
@@ -252,8 +256,8 @@ impl Progress for Meddler {
 /// Replication carries rows only: a table made meanwhile would be missing, a column rewritten would keep its old values.
 #[tokio::test]
 async fn a_schema_that_changes_meanwhile_is_dumped_instead() {
-    let desk = Desk::on(logical(), Master::Superuser).await;
-    let west = west(&desk.superuser("central").await).await;
+    let admin = Admin::on(logical(), Master::Superuser).await;
+    let west = west(&admin.superuser("central").await).await;
     let changes = [
         ("CREATE TABLE late (a int); INSERT INTO late VALUES (1)", "SELECT a FROM late", "1"),
         (
@@ -268,13 +272,14 @@ async fn a_schema_that_changes_meanwhile_is_dumped_instead() {
         ),
     ];
     for (change, question, answer) in changes {
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        desk.superuser("acme")
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        admin
+            .superuser("acme")
             .await
             .run("CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)")
             .await;
-        let mut operator = desk.another_operator();
-        let client = desk.superuser("acme").await;
+        let mut operator = admin.another_actor();
+        let client = admin.superuser("acme").await;
         operator.progress =
             Some(Arc::new(Meddler { step: "synced", sql: change, client, done: AtomicBool::new(false) }));
 
@@ -283,15 +288,15 @@ async fn a_schema_that_changes_meanwhile_is_dumped_instead() {
         assert!(moved.dumped_because.unwrap().contains("schema was changed"), "{change}");
         assert_eq!(west.client("acme").await.ask(question).await, answer, "{change}");
         assert_eq!(inventory(&west).await, "acme acme_ro acme_rw", "{change}");
-        assert_eq!(inventory(&desk.lobby.cluster).await, "", "{change}");
-        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+        assert_eq!(inventory(&admin.installation.cluster).await, "", "{change}");
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn what_replication_would_lose_is_dumped_and_the_reason_is_told() {
-    let desk = Desk::on(logical(), Master::Superuser).await;
-    let west = west(&desk.superuser("central").await).await;
+    let admin = Admin::on(logical(), Master::Superuser).await;
+    let west = west(&admin.superuser("central").await).await;
     let reasons = [
         ("CREATE TABLE t (a int)", "table public.t has no primary key"),
         ("CREATE UNLOGGED TABLE t (a int PRIMARY KEY)", "table public.t is unlogged"),
@@ -300,15 +305,15 @@ async fn what_replication_would_lose_is_dumped_and_the_reason_is_told() {
         ("CREATE PUBLICATION theirs", "it takes part in replication already"),
     ];
     for (content, why) in reasons {
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        desk.superuser("acme").await.run(content).await;
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        admin.superuser("acme").await.run(content).await;
 
-        let moved = move_to(&desk.operator, "west").await.unwrap();
+        let moved = move_to(&admin.actor, "west").await.unwrap();
 
         let told = moved.dumped_because.unwrap_or_default();
         assert!(told.contains(why), "{content}: {told}");
         assert_eq!(inventory(&west).await, "acme acme_ro acme_rw", "{content}");
-        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
     }
 }
 
@@ -317,32 +322,32 @@ async fn what_replication_would_lose_is_dumped_and_the_reason_is_told() {
 async fn a_subscription_that_cannot_connect_is_dumped_instead() {
     let hba = "local all all scram-sha-256\nhost all master 127.0.0.1/32 scram-sha-256\n\
                host all acme_rw 127.0.0.1/32 scram-sha-256\nhost all acme_ro 127.0.0.1/32 scram-sha-256\n";
-    let desk = Desk::on(logical().hba(hba), Master::Superuser).await;
-    let west = west(&desk.superuser("central").await).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    desk.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+    let admin = Admin::on(logical().hba(hba), Master::Superuser).await;
+    let west = west(&admin.superuser("central").await).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
 
-    let moved = move_to(&desk.operator, "west").await.unwrap();
+    let moved = move_to(&admin.actor, "west").await.unwrap();
 
     assert!(moved.dumped_because.unwrap().contains("could not connect to the publisher"));
     assert_eq!(west.client("acme").await.ask("SELECT a FROM t").await, "3");
-    assert_eq!(inventory(&desk.lobby.cluster).await, "");
+    assert_eq!(inventory(&admin.installation.cluster).await, "");
 }
 
 /// A transaction that was prepared is a promise that no copy carries.
 #[tokio::test]
 async fn a_prepared_transaction_keeps_the_tenant_where_it_is() {
-    let desk = Desk::on(logical().setting("max_prepared_transactions", "2"), Master::Superuser).await;
-    let _west = west(&desk.superuser("central").await).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let inside = desk.superuser("acme").await;
+    let admin = Admin::on(logical().setting("max_prepared_transactions", "2"), Master::Superuser).await;
+    let _west = west(&admin.superuser("central").await).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let inside = admin.superuser("acme").await;
     inside
         .run("CREATE TABLE t (a int); BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'promise'")
         .await;
     let impatient =
         MoveTenant { host: "west".into(), patience: Duration::from_millis(200), keep_source: false };
 
-    let error = move_tenant(&desk.operator, "acme", &impatient).await.expect_err("promised").to_string();
+    let error = move_tenant(&admin.actor, "acme", &impatient).await.expect_err("promised").to_string();
 
     assert!(error.contains("prepared transaction"), "{error}");
     inside.run("COMMIT PREPARED 'promise'").await;
@@ -419,7 +424,7 @@ async fn clients_hardly_wait_and_nothing_acknowledged_is_lost() {
 /// Whoever may subscribe there is enough.
 #[tokio::test]
 async fn a_master_that_is_no_superuser_there_moves_by_replication_too() {
-    let desk = Desk::on(logical(), Master::Superuser).await;
+    let admin = Admin::on(logical(), Master::Superuser).await;
     let hba = "host all onboarder 127.0.0.1/32 trust\nlocal all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
     let west = Cluster::postgres_18().hba(hba).setting("wal_retrieve_retry_interval", "100ms").start();
     let superuser = west.client("postgres").await;
@@ -429,14 +434,14 @@ async fn a_master_that_is_no_superuser_there_moves_by_replication_too() {
          VALUES ('west', '127.0.0.1', {}, 'onboarder', false)",
         west.port()
     );
-    desk.superuser("central").await.run(&host).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    desk.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+    admin.superuser("central").await.run(&host).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    admin.superuser("acme").await.run("CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
 
-    let moved = move_to(&desk.operator, "west").await.unwrap();
+    let moved = move_to(&admin.actor, "west").await.unwrap();
 
     assert_eq!((moved.copied_by.as_str(), moved.dumped_because), ("replication", None));
     assert_eq!(west.client("acme").await.ask("SELECT a FROM t").await, "3");
     assert_eq!(inventory(&west).await, "acme acme_ro acme_rw");
-    assert_eq!(inventory(&desk.lobby.cluster).await, "");
+    assert_eq!(inventory(&admin.installation.cluster).await, "");
 }

@@ -76,7 +76,7 @@ const CALLS: [(&str, &str, &str); 29] = [
     ("SELECT by_a_string($$SET my.secret = 'x'$$)", OURS, ""),
 ];
 
-async fn lobby() -> Proxy {
+async fn start_proxy() -> Proxy {
     let proxy = Proxy::with_tenant("acme").pool_size(2).start().await;
     let acme = proxy.client("acme").connect().await;
     let two = "CREATE FUNCTION two(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(42); RETURN 2; END';";
@@ -105,7 +105,7 @@ async fn call(client: &Client, sql: &str, by: By) {
 }
 
 async fn stays_with_its_session(by: By) {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let acme = proxy.client("acme");
     for (sql, question, clean) in CALLS {
         if by == By::Transaction && sql.starts_with("CALL") {

@@ -124,14 +124,14 @@ async fn tenants_beyond_the_limit_are_summed_up() {
     }
 }
 
-/// A node is ready as long as somebody can log in there.
+/// A node is ready as long as a login can succeed there.
 #[tokio::test]
-async fn a_node_without_its_central_database_is_ready_if_it_remembers_somebody() {
+async fn a_node_without_its_central_database_is_ready_if_a_login_is_cached() {
     let mut proxy = Proxy::with_tenant("acme").start().await;
     has_value(&proxy, "pglobby_central_reachable", 1.0).await;
     proxy.cluster.stop();
     has_value(&proxy, "pglobby_central_reachable", 0.0).await;
-    let words = "the central database is away and no login is remembered\n".to_owned();
+    let words = "the central database is down and no login is cached\n".to_owned();
     assert_eq!(proxy.http_get("/readyz").await, (503, words));
     assert_eq!(proxy.http_get("/healthz").await.0, 200);
 

@@ -34,7 +34,7 @@ const TRACES: [(&str, &str, &str); 15] = [
     ("BEGIN; CREATE TABLE half_done()", "SELECT to_regclass('half_done')", ""),
 ];
 
-async fn lobby(mode: &str, servers: u32) -> Proxy {
+async fn start_proxy(mode: &str, servers: u32) -> Proxy {
     let proxy = Proxy::with_tenant("acme").pool_mode(mode).pool_size(servers).start().await;
     let role = proxy.client("acme").ask("SELECT current_user").await;
     proxy.behind("acme").await.run(&format!("CREATE ROLE visitor; GRANT visitor TO \"{role}\"")).await;
@@ -43,12 +43,12 @@ async fn lobby(mode: &str, servers: u32) -> Proxy {
 
 #[tokio::test]
 async fn nothing_of_a_client_that_left_or_vanished_is_seen_by_the_next_in_transaction_mode() {
-    leaves_no_trace(lobby("transaction", 1).await).await;
+    leaves_no_trace(start_proxy("transaction", 1).await).await;
 }
 
 #[tokio::test]
 async fn nothing_of_a_client_that_left_or_vanished_is_seen_by_the_next_in_session_mode() {
-    leaves_no_trace(lobby("session", 1).await).await;
+    leaves_no_trace(start_proxy("session", 1).await).await;
 }
 
 async fn leaves_no_trace(proxy: Proxy) {
@@ -64,7 +64,7 @@ async fn leaves_no_trace(proxy: Proxy) {
 /// The same traces while their client is still there: another session must see none, and the client must find them.
 #[tokio::test]
 async fn nothing_of_a_client_that_stays_is_seen_by_others_but_by_itself() {
-    let proxy = lobby("transaction", 2).await;
+    let proxy = start_proxy("transaction", 2).await;
     let acme = proxy.client("acme");
     for (done, question, clean) in TRACES {
         let (one, other) = (acme.connect().await, acme.connect().await);
@@ -101,7 +101,7 @@ async fn a_session_authorization_stays_with_its_client() {
 /// Elsewhere it would have to be set by the login, which may not: the session ended with an error of ours.
 #[tokio::test]
 async fn a_parameter_that_only_a_role_may_set_keeps_its_server() {
-    let proxy = lobby("transaction", 2).await;
+    let proxy = start_proxy("transaction", 2).await;
     let role = proxy.client("acme").ask("SELECT current_user").await;
     let granted = "GRANT SET ON PARAMETER session_replication_role TO visitor";
     proxy.behind("acme").await.run(&format!("{granted}; ALTER ROLE \"{role}\" NOINHERIT")).await;
@@ -128,7 +128,7 @@ async fn a_parameter_that_only_a_role_may_set_keeps_its_server() {
 /// What was pipelined behind the role was executed without it, by a login that may do more.
 #[tokio::test]
 async fn what_was_asked_under_a_role_is_never_done_without_it() {
-    let proxy = lobby("transaction", 1).await;
+    let proxy = start_proxy("transaction", 1).await;
     let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
     let role = other.ask("SELECT current_user").await;
     one.run("CREATE TABLE done (by text); GRANT ALL ON done TO visitor; SET ROLE visitor").await;
@@ -144,7 +144,7 @@ async fn what_was_asked_under_a_role_is_never_done_without_it() {
 /// The sequence values of one session are nobody else's business.
 #[tokio::test]
 async fn last_sequence_values_leave_with_their_session_in_session_mode() {
-    let proxy = lobby("session", 1).await;
+    let proxy = start_proxy("session", 1).await;
     let acme = proxy.client("acme");
     acme.run("CREATE SEQUENCE counter").then_leave().await;
     acme.run("SELECT nextval('counter')").then_leave().await;
@@ -155,7 +155,7 @@ async fn last_sequence_values_leave_with_their_session_in_session_mode() {
 /// pgbouncer before 1.20: `SET search_path` stayed with the server, and the client found itself elsewhere.
 #[tokio::test]
 async fn settings_follow_their_client_while_others_stir_the_pool() {
-    let proxy = lobby("transaction", 1).await;
+    let proxy = start_proxy("transaction", 1).await;
     let mut clients = Vec::new();
     for number in 0..5 {
         let client = proxy.client("acme").connect().await;
@@ -180,7 +180,7 @@ async fn settings_follow_their_client_while_others_stir_the_pool() {
 /// PostgreSQL's own rules: LOCAL ends with the transaction, ROLLBACK takes a SET back, RESET finds the startup's value.
 #[tokio::test]
 async fn set_local_rollback_and_reset_mean_what_they_mean_without_a_proxy() {
-    let proxy = lobby("transaction", 1).await;
+    let proxy = start_proxy("transaction", 1).await;
     let caller = proxy.client("acme").options("-c search_path=shop -c work_mem=5MB");
     let (one, other) = (caller.connect().await, proxy.client("acme").connect().await);
     let expect = async |path: &str| {
@@ -211,7 +211,7 @@ async fn set_local_rollback_and_reset_mean_what_they_mean_without_a_proxy() {
 /// same, and both connections were closed when the next server refused it as well.
 #[tokio::test]
 async fn a_set_that_was_refused_is_not_repeated_elsewhere() {
-    let proxy = lobby("transaction", 2).await;
+    let proxy = start_proxy("transaction", 2).await;
     let (client, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
     for refused in [
         "SET session_replication_role = replica",
@@ -231,7 +231,7 @@ async fn a_set_that_was_refused_is_not_repeated_elsewhere() {
 /// What was SET and RESET is as it was: nothing of it is sent to other servers.
 #[tokio::test]
 async fn a_parameter_that_was_reset_is_nothing_to_carry() {
-    let proxy = lobby("transaction", 2).await;
+    let proxy = start_proxy("transaction", 2).await;
     let (client, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
     for reset in ["RESET work_mem", "SET work_mem TO DEFAULT"] {
         client.run("SET work_mem = '7MB'").await;
@@ -246,7 +246,7 @@ async fn a_parameter_that_was_reset_is_nothing_to_carry() {
 /// Settings and statements are read in their client's own encoding, whatever the client before it used.
 #[tokio::test]
 async fn an_encoding_of_one_client_does_not_garble_what_another_one_said() {
-    let proxy = lobby("transaction", 2).await;
+    let proxy = start_proxy("transaction", 2).await;
     let (one, mut latin, mut pinned) =
         (proxy.client("acme").connect().await, proxy.wire("acme").await, proxy.wire("acme").await);
     one.run("SET a.note = 'déjà vu'").await;
@@ -270,7 +270,7 @@ async fn an_encoding_of_one_client_does_not_garble_what_another_one_said() {
 /// yugabyte#33914: SQL PREPARE, the client left, and the next tenant client could EXECUTE it. Named, unnamed and SQL.
 #[tokio::test]
 async fn prepared_statements_of_all_three_kinds_are_their_clients_own() {
-    let proxy = lobby("transaction", 1).await;
+    let proxy = start_proxy("transaction", 1).await;
     let (mut one, mut other) = (proxy.wire("acme").await, proxy.wire("acme").await);
     for (client, text) in [(&mut one, "SELECT 'one'"), (&mut other, "SELECT 'other'")] {
         client.send_bytes(&[wire::parse("s", text), wire::parse("", text), wire::sync()].concat()).await;
@@ -299,7 +299,7 @@ async fn prepared_statements_of_all_three_kinds_are_their_clients_own() {
 /// type" to a client that never changed anything.
 #[tokio::test]
 async fn clients_in_different_schemas_may_prepare_the_same_text() {
-    let proxy = lobby("transaction", 1).await;
+    let proxy = start_proxy("transaction", 1).await;
     let acme = proxy.client("acme");
     acme.run("CREATE SCHEMA a; CREATE SCHEMA b; CREATE TABLE a.t AS SELECT 1 AS x; CREATE TABLE b.t AS SELECT 'b'::text AS x, 2 AS y")
         .then_leave()
@@ -323,7 +323,7 @@ async fn prepared(client: &Client) -> tokio_postgres::Statement {
 /// millisecond fails, transactions are read-only and serializable, and an error ends the session.
 #[tokio::test]
 async fn settings_that_hinder_do_not_hinder_others() {
-    let proxy = lobby("transaction", 1).await;
+    let proxy = start_proxy("transaction", 1).await;
     let (one, other) = (proxy.client("acme").connect().await, proxy.client("acme").connect().await);
     other.run("SET my.note = 'here'; CREATE SCHEMA hostile; CREATE FUNCTION hostile.eq(text, text) RETURNS bool LANGUAGE sql AS 'SELECT false'").await;
     other.run("CREATE OPERATOR hostile.= (LEFTARG = text, RIGHTARG = text, FUNCTION = hostile.eq)").await;

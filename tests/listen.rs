@@ -34,7 +34,7 @@ async fn ears(behind: &Client) -> String {
     behind.ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglobby listener'").await
 }
 
-/// SwitchWait until `sql`, asked behind the proxy, says `answer`.
+/// Waits until `sql`, asked behind the proxy, says `answer`.
 async fn until(behind: &Client, sql: &str, answer: &str) {
     in_time(sql, async {
         while behind.ask(sql).await != answer {

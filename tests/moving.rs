@@ -26,8 +26,8 @@ use pglobby::control_path::{
 };
 use support::{
     Cluster, Proxy,
+    admin::{Admin, StopAfter, tenant},
     client::in_time,
-    desk::{Desk, StopAfter, tenant},
 };
 
 /// A second cluster, registered as host `west`: its administrator is no superuser.
@@ -70,22 +70,22 @@ const CONTENT: &str = "
 
 #[tokio::test]
 async fn everything_arrives_belongs_to_the_tenant_and_nothing_stays_behind() {
-    let desk = Desk::new().await;
-    let west = west(&desk.superuser("central").await).await;
-    let made = create(&desk.operator, &tenant("acme")).await.unwrap();
-    desk.login(&made.username, "acme").await.unwrap().run(CONTENT).await;
-    let superuser = desk.superuser("postgres").await;
+    let admin = Admin::new().await;
+    let west = west(&admin.superuser("central").await).await;
+    let made = create(&admin.actor, &tenant("acme")).await.unwrap();
+    admin.login(&made.username, "acme").await.unwrap().run(CONTENT).await;
+    let superuser = admin.superuser("postgres").await;
     superuser
         .run("ALTER DATABASE acme SET search_path = hr, public; ALTER DATABASE acme SET work_mem = '5MB'")
         .await;
     superuser.run("ALTER ROLE acme_ro IN DATABASE acme SET application_name = 'it''s blue'").await;
-    let before = inventory(&desk.lobby.cluster).await;
+    let before = inventory(&admin.installation.cluster).await;
     assert_eq!(before, "acme acme_ro acme_rw");
 
-    let moved = move_to(&desk.operator, "west").await.unwrap();
+    let moved = move_to(&admin.actor, "west").await.unwrap();
 
     assert_eq!((moved.from.as_str(), moved.host.as_str(), moved.source_dropped), ("default", "west", true));
-    assert_eq!(inventory(&desk.lobby.cluster).await, "");
+    assert_eq!(inventory(&admin.installation.cluster).await, "");
     assert_eq!(inventory(&west).await, before);
     let inside = west.client("acme").await;
     assert_eq!(
@@ -101,14 +101,14 @@ async fn everything_arrives_belongs_to_the_tenant_and_nothing_stays_behind() {
     let colour = "SELECT setconfig[1] FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
                   WHERE rolname = 'acme_ro' AND setdatabase <> 0";
     assert_eq!(inside.ask(colour).await, "application_name=it's blue");
-    let report = examine(&desk.operator, &[], false).await.unwrap();
+    let report = examine(&admin.actor, &[], false).await.unwrap();
     // It tells of the role's own setting, which was there before.
     assert!(report.findings.iter().all(|finding| finding.check == "role_settings"), "{:#?}", report.findings);
-    assert_eq!(tenants::show(&desk.operator, "acme").await.unwrap().host, "west");
+    assert_eq!(tenants::show(&admin.actor, "acme").await.unwrap().host, "west");
 
     inside.leave().await; // a superuser's session, which west's administrator may not end
-    move_to(&desk.operator, "default").await.unwrap();
-    assert_eq!(inventory(&desk.lobby.cluster).await, before);
+    move_to(&admin.actor, "default").await.unwrap();
+    assert_eq!(inventory(&admin.installation.cluster).await, before);
     assert_eq!(inventory(&west).await, "");
 }
 
@@ -123,53 +123,58 @@ async fn killed_while_clients_are_held_moving_again_arrives_once() {
 }
 
 async fn arrives_once_after(steps: &[&str]) {
-    let desk = Desk::new().await;
-    let west = west(&desk.superuser("central").await).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    desk.superuser("acme")
+    let admin = Admin::new().await;
+    let west = west(&admin.superuser("central").await).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    admin
+        .superuser("acme")
         .await
         .run("CREATE TABLE t AS SELECT 42 AS a; ALTER TABLE t OWNER TO acme_rw")
         .await;
     let mut here = false;
     for step in steps {
-        let (target, other) = if here { ("default", &west) } else { ("west", &desk.lobby.cluster) };
-        let mut dying = desk.another_operator();
+        let (target, other) = if here { ("default", &west) } else { ("west", &admin.installation.cluster) };
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, target).await) }).await;
-        let rotated = rotate(&desk.operator, "acme").await.expect_err("first things first").to_string();
+        let rotated = rotate(&admin.actor, "acme").await.expect_err("first things first").to_string();
         assert!(rotated.contains("tenant move acme"), "{rotated}");
 
-        let moved = move_to(&desk.another_operator(), target).await.unwrap();
+        let moved = move_to(&admin.another_actor(), target).await.unwrap();
 
         here = !here;
         assert_eq!(moved.host, target, "killed after {step}");
-        let cluster = if target == "west" { &west } else { &desk.lobby.cluster };
+        let cluster = if target == "west" { &west } else { &admin.installation.cluster };
         assert_eq!(cluster.client("acme").await.ask("SELECT a FROM t").await, "42", "killed after {step}");
         assert_eq!(inventory(cluster).await, "acme acme_ro acme_rw", "killed after {step}");
         assert_eq!(inventory(other).await, "", "killed after {step}");
         let open = "SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed')";
         let fenced = "SELECT count(*) FROM pglobby.tenants WHERE fenced";
-        let central = desk.superuser("central").await;
+        let central = admin.superuser("central").await;
         assert_eq!((central.ask(open).await, central.ask(fenced).await), ("0".into(), "0".into()));
-        assert!(examine(&desk.operator, &[], false).await.unwrap().ok, "killed after {step}");
+        assert!(examine(&admin.actor, &[], false).await.unwrap().ok, "killed after {step}");
     }
 }
 
 #[tokio::test]
 async fn a_tenant_whose_move_died_can_be_dropped() {
     for step in ["copied", "switched"] {
-        let desk = Desk::new().await;
-        let west = west(&desk.superuser("central").await).await;
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        let mut dying = desk.another_operator();
+        let admin = Admin::new().await;
+        let west = west(&admin.superuser("central").await).await;
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
 
-        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
 
-        assert_eq!(inventory(&desk.lobby.cluster).await + &inventory(&west).await, "", "killed after {step}");
+        assert_eq!(
+            inventory(&admin.installation.cluster).await + &inventory(&west).await,
+            "",
+            "killed after {step}"
+        );
     }
 }
 
@@ -177,23 +182,23 @@ async fn a_tenant_whose_move_died_can_be_dropped() {
 #[tokio::test]
 async fn a_tenant_whose_move_died_with_its_host_can_be_dropped() {
     for step in ["copied", "switched"] {
-        let desk = Desk::new().await;
-        let mut west = west(&desk.superuser("central").await).await;
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        let mut dying = desk.another_operator();
+        let admin = Admin::new().await;
+        let mut west = west(&admin.superuser("central").await).await;
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
         west.stop();
 
-        let refused = drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap_err();
-        drop_tenant(&desk.operator, "acme", DropDatabase::Left).await.unwrap();
+        let refused = drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap_err();
+        drop_tenant(&admin.actor, "acme", DropDatabase::Left).await.unwrap();
 
         assert!(matches!(refused, AdminError::Refused(_) | AdminError::Connect { .. }), "{refused}");
-        let central = desk.superuser("central").await;
+        let central = admin.superuser("central").await;
         let open = "SELECT count(*) FROM pglobby.operations WHERE status IN ('running', 'failed')";
         assert_eq!(central.ask(open).await, "0", "killed after {step}");
-        create(&desk.operator, &CreateTenant { database: Some("acme2".to_owned()), ..tenant("acme") })
+        create(&admin.actor, &CreateTenant { database: Some("acme2".to_owned()), ..tenant("acme") })
             .await
             .unwrap();
     }
@@ -201,28 +206,28 @@ async fn a_tenant_whose_move_died_with_its_host_can_be_dropped() {
 
 #[tokio::test]
 async fn what_cannot_be_copied_stays_where_it_is() {
-    let desk = Desk::new().await;
-    let west = west(&desk.superuser("central").await).await;
-    let made = create(&desk.operator, &tenant("acme")).await.unwrap();
+    let admin = Admin::new().await;
+    let west = west(&admin.superuser("central").await).await;
+    let made = create(&admin.actor, &tenant("acme")).await.unwrap();
     for (host, says) in [("default", "on host \"default\" already"), ("wset", "did you mean \"west\"?")] {
-        let error = move_to(&desk.operator, host).await.expect_err(host).to_string();
+        let error = move_to(&admin.actor, host).await.expect_err(host).to_string();
         assert!(error.contains(says), "{error}");
     }
     west.client("postgres").await.run("CREATE DATABASE acme").await;
-    assert!(matches!(move_to(&desk.operator, "west").await, Err(AdminError::Exists(_))));
+    assert!(matches!(move_to(&admin.actor, "west").await, Err(AdminError::Exists(_))));
     west.client("postgres").await.run("DROP DATABASE acme").await;
-    let session = desk.login(&made.username, "acme").await.unwrap();
+    let session = admin.login(&made.username, "acme").await.unwrap();
     session.run("BEGIN; SELECT 1").await;
     let impatient = MoveTenant { patience: Duration::from_millis(200), ..to("west") };
 
-    let error = move_tenant(&desk.operator, "acme", &impatient).await.expect_err("busy").to_string();
+    let error = move_tenant(&admin.actor, "acme", &impatient).await.expect_err("busy").to_string();
 
     assert!(error.contains("1 sessions of the tenant") && error.contains("stays where it is"), "{error}");
     session.run("SELECT 1; COMMIT").await;
-    assert_eq!(inventory(&desk.lobby.cluster).await, "acme acme_ro acme_rw");
+    assert_eq!(inventory(&admin.installation.cluster).await, "acme acme_ro acme_rw");
     assert_eq!(inventory(&west).await, "");
     drop(session);
-    move_to(&desk.operator, "west").await.unwrap();
+    move_to(&admin.actor, "west").await.unwrap();
 }
 
 /// Nobody gets past a suspension by a move: neither on the host that the tenant leaves nor on the one that it comes to, whatever
@@ -255,32 +260,32 @@ async fn a_suspended_tenant_moves_and_stays_suspended() {
 
 #[tokio::test]
 async fn the_roles_of_a_suspended_tenant_are_locked_wherever_its_move_died() {
-    let desk = Desk::new().await;
-    let west = west(&desk.superuser("central").await).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    tenants::suspend(&desk.operator, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
+    let admin = Admin::new().await;
+    let west = west(&admin.superuser("central").await).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    tenants::suspend(&admin.actor, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
     let locked = "acme acme_ro (locked) acme_rw (locked)";
     for step in ["schema", "fenced", "quiet", "copied", "verified"] {
-        let mut dying = desk.another_operator();
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(move_to(&dying, "west").await) }).await;
-        assert_eq!(inventory(&desk.lobby.cluster).await, locked, "killed after {step}");
+        assert_eq!(inventory(&admin.installation.cluster).await, locked, "killed after {step}");
         // It is put back before anything else is looked at.
-        let stays = move_to(&desk.operator, "default").await.expect_err("it is there").to_string();
+        let stays = move_to(&admin.actor, "default").await.expect_err("it is there").to_string();
         assert!(stays.contains("already"), "{stays}");
-        assert_eq!(inventory(&desk.lobby.cluster).await, locked, "killed after {step}");
+        assert_eq!(inventory(&admin.installation.cluster).await, locked, "killed after {step}");
         assert_eq!(inventory(&west).await, "", "killed after {step}");
     }
-    let mut dying = desk.another_operator();
+    let mut dying = admin.another_actor();
     let killer = StopAfter::step("switched");
     dying.progress = Some(killer.clone());
     killer.kill(async { drop(move_to(&dying, "west").await) }).await;
-    move_to(&desk.operator, "west").await.unwrap();
-    assert_eq!(inventory(&desk.lobby.cluster).await, "");
+    move_to(&admin.actor, "west").await.unwrap();
+    assert_eq!(inventory(&admin.installation.cluster).await, "");
     assert_eq!(inventory(&west).await, locked);
-    assert!(examine(&desk.operator, &[], false).await.unwrap().ok);
-    tenants::resume(&desk.operator, "acme").await.unwrap();
+    assert!(examine(&admin.actor, &[], false).await.unwrap().ok);
+    tenants::resume(&admin.actor, "acme").await.unwrap();
     assert_eq!(inventory(&west).await, "acme acme_ro acme_rw");
 }
 

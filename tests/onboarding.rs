@@ -15,8 +15,8 @@ use pglobby::control_path::{
 };
 use support::{
     Cluster,
+    admin::{Admin, Master, Steps, StopAfter, tenant},
     client::sqlstate,
-    desk::{Desk, Master, Steps, StopAfter, tenant},
 };
 
 fn schema(sql: &str) -> Vec<SchemaFile> {
@@ -24,21 +24,21 @@ fn schema(sql: &str) -> Vec<SchemaFile> {
 }
 
 /// Everything that matters of a tenant's two roles, whoever made them.
-async fn the_whole_promise(desk: &Desk, name: &str) {
+async fn the_whole_promise(admin: &Admin, name: &str) {
     let wanted = CreateTenant {
         schema: schema(
             "CREATE TABLE early (id serial PRIMARY KEY); CREATE SCHEMA hr; CREATE TABLE hr.pay (e int)",
         ),
         ..tenant(name)
     };
-    let made = create(&desk.operator, &wanted).await.unwrap();
-    create(&desk.operator, &tenant("neighbour")).await.unwrap();
-    let row = tenants::show(&desk.operator, name).await.unwrap();
+    let made = create(&admin.actor, &wanted).await.unwrap();
+    create(&admin.actor, &tenant("neighbour")).await.unwrap();
+    let row = tenants::show(&admin.actor, name).await.unwrap();
     assert_eq!((made.status.as_str(), made.database.as_str()), ("active", name));
     let reader = row.ro_username.unwrap();
 
     // The tenant's own role does as it likes in its database.
-    let own = desk.login(&made.username, name).await.unwrap();
+    let own = admin.login(&made.username, name).await.unwrap();
     own.run("INSERT INTO early DEFAULT VALUES; CREATE TEMP TABLE scratch (a int); DROP TABLE scratch").await;
     own.run("CREATE TABLE late (a int); CREATE SEQUENCE numbers; CREATE SCHEMA newer; CREATE TABLE newer.t (a int)").await;
     own.run(
@@ -50,7 +50,7 @@ async fn the_whole_promise(desk: &Desk, name: &str) {
     assert_eq!(own.ask(foreign).await, "0");
 
     // The read-only role sees all of it, earlier and later, and can change none.
-    let reading = desk.login(&reader, name).await.unwrap();
+    let reading = admin.login(&reader, name).await.unwrap();
     for table in ["early", "late", "hr.pay", "newer.t", "numbers"] {
         reading.run(&format!("SELECT * FROM {table}")).await;
     }
@@ -80,54 +80,54 @@ async fn the_whole_promise(desk: &Desk, name: &str) {
     // Nobody enters what is not theirs.
     for role in [&made.username, &reader] {
         for database in ["central", "neighbour"] {
-            let refused = desk.login(role, database).await.err().expect(database);
+            let refused = admin.login(role, database).await.err().expect(database);
             assert_eq!(sqlstate(&refused), "42501", "{role} in {database}");
         }
     }
-    desk.superuser("postgres").await.run("CREATE ROLE passer_by LOGIN").await;
-    assert_eq!(sqlstate(&desk.login("passer_by", name).await.err().expect("closed")), "42501");
+    admin.superuser("postgres").await.run("CREATE ROLE passer_by LOGIN").await;
+    assert_eq!(sqlstate(&admin.login("passer_by", name).await.err().expect("closed")), "42501");
     let powers = format!(
         "SELECT count(*) FROM pg_roles WHERE rolname IN ({}, {}) AND NOT (rolsuper OR rolcreatedb OR rolcreaterole
             OR rolreplication OR rolbypassrls)",
         postgres_protocol::escape::escape_literal(&made.username),
         postgres_protocol::escape::escape_literal(&reader)
     );
-    assert_eq!(desk.superuser("postgres").await.ask(&powers).await, "2");
+    assert_eq!(admin.superuser("postgres").await.ask(&powers).await, "2");
 }
 
 #[tokio::test]
 async fn a_superuser_makes_tenants_as_promised() {
-    the_whole_promise(&Desk::new().await, "acme").await;
+    the_whole_promise(&Admin::new().await, "acme").await;
 }
 
 #[tokio::test]
 async fn a_master_that_is_no_superuser_makes_them_just_so() {
-    the_whole_promise(&Desk::on(Cluster::build(), Master::Modest).await, "acme").await;
+    the_whole_promise(&Admin::on(Cluster::build(), Master::Createrole).await, "acme").await;
 }
 
 /// PostgreSQL 16 took from CREATEROLE the right to act for every role.
 #[tokio::test]
 async fn a_master_that_is_no_superuser_makes_them_just_so_on_18() {
-    the_whole_promise(&Desk::on(Cluster::postgres_18(), Master::Modest).await, "acme").await;
+    the_whole_promise(&Admin::on(Cluster::postgres_18(), Master::Createrole).await, "acme").await;
 }
 
 #[tokio::test]
 async fn odd_names_are_only_names() {
-    let desk = Desk::new().await;
-    the_whole_promise(&desk, r#"a"b'c.d; DROP ROLE x --\ 日本"#).await;
+    let admin = Admin::new().await;
+    the_whole_promise(&admin, r#"a"b'c.d; DROP ROLE x --\ 日本"#).await;
     let longest = "x".repeat(63);
-    let made = create(&desk.operator, &tenant(&longest)).await.unwrap();
+    let made = create(&admin.actor, &tenant(&longest)).await.unwrap();
     assert_eq!(made.database, longest);
-    drop_tenant(&desk.operator, r#"a"b'c.d; DROP ROLE x --\ 日本"#, DropDatabase::IfOurs).await.unwrap();
-    drop_tenant(&desk.operator, &longest, DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, r#"a"b'c.d; DROP ROLE x --\ 日本"#, DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, &longest, DropDatabase::IfOurs).await.unwrap();
 }
 
 #[tokio::test]
 async fn no_password_is_in_the_servers_log() {
-    let desk = Desk::on(Cluster::build().setting("log_statement", "ddl"), Master::Superuser).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let admin = Admin::on(Cluster::build().setting("log_statement", "ddl"), Master::Superuser).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
 
-    let log = desk.lobby.cluster.log_tail();
+    let log = admin.installation.cluster.log_tail();
     assert!(log.contains("CREATE ROLE"), "the log tells of statements: {log}");
     for line in log.lines().filter(|line| line.contains("PASSWORD '")) {
         assert!(line.contains("PASSWORD 'SCRAM-SHA-256$"), "{line}");
@@ -136,45 +136,45 @@ async fn no_password_is_in_the_servers_log() {
 
 #[tokio::test]
 async fn a_schema_file_that_fails_is_told_by_line_and_leaves_nothing() {
-    let desk = Desk::new().await;
-    let before = desk.remains().await;
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
     let wanted = CreateTenant { schema: schema("CREATE TABLE t (a int);\nCREATE TABL x;"), ..tenant("acme") };
 
-    let error = create(&desk.operator, &wanted).await.expect_err("a typo").to_string();
+    let error = create(&admin.actor, &wanted).await.expect_err("a typo").to_string();
 
     assert!(error.contains("schema.sql:2:8"), "{error}");
-    assert_eq!(desk.remains().await, before);
-    create(&desk.operator, &tenant("acme")).await.unwrap();
+    assert_eq!(admin.remains().await, before);
+    create(&admin.actor, &tenant("acme")).await.unwrap();
 }
 
 /// A schema file once ran on the administrator's connection under SET ROLE; RESET ROLE was all it needed.
 #[tokio::test]
 async fn a_schema_file_has_no_more_rights_than_its_tenant() {
-    let desk = Desk::new().await;
+    let admin = Admin::new().await;
     let sql = "RESET ROLE; RESET SESSION AUTHORIZATION; CREATE ROLE intruder SUPERUSER";
     let wanted = CreateTenant { schema: schema(sql), ..tenant("acme") };
 
-    let error = create(&desk.operator, &wanted).await.expect_err("no rights");
+    let error = create(&admin.actor, &wanted).await.expect_err("no rights");
 
     assert!(error.to_string().contains("42501"), "{error}");
 }
 
 #[tokio::test]
 async fn what_was_there_before_is_never_taken_nor_touched() {
-    let desk = Desk::new().await;
-    let superuser = desk.superuser("postgres").await;
+    let admin = Admin::new().await;
+    let superuser = admin.superuser("postgres").await;
     superuser.run("CREATE ROLE acme_rw; CREATE ROLE globex_ro").await;
     superuser.run("CREATE DATABASE initech").await;
 
-    let acme = create(&desk.operator, &tenant("acme")).await.unwrap();
-    let globex = create(&desk.operator, &tenant("globex")).await.unwrap();
-    let initech = create(&desk.operator, &tenant("initech")).await.expect_err("is there");
+    let acme = create(&admin.actor, &tenant("acme")).await.unwrap();
+    let globex = create(&admin.actor, &tenant("globex")).await.unwrap();
+    let initech = create(&admin.actor, &tenant("initech")).await.expect_err("is there");
 
     assert_eq!((acme.username.as_str(), globex.username.as_str()), ("acme_2_rw", "globex_2_rw"));
     assert!(matches!(&initech, AdminError::Exists(words) if words.contains("adopt")), "{initech}");
     assert_eq!(superuser.ask("SELECT count(*) FROM pg_database WHERE datname = 'initech'").await, "1");
     for name in ["acme", "globex"] {
-        drop_tenant(&desk.operator, name, DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, name, DropDatabase::IfOurs).await.unwrap();
     }
     let left = superuser
         .ask("SELECT string_agg(rolname, ' ' ORDER BY rolname) FROM pg_roles WHERE rolname ~ '_r[wo]$'");
@@ -183,91 +183,95 @@ async fn what_was_there_before_is_never_taken_nor_touched() {
 
 #[tokio::test]
 async fn killed_after_any_step_creating_starts_again_and_leaves_nothing_over() {
-    for master in [Master::Superuser, Master::Modest] {
-        let desk = Desk::on(Cluster::build(), master).await;
-        let before = desk.remains().await;
+    for master in [Master::Superuser, Master::Createrole] {
+        let admin = Admin::on(Cluster::build(), master).await;
+        let before = admin.remains().await;
         let wanted = CreateTenant { schema: schema("CREATE TABLE t (a int)"), ..tenant("acme") };
         for step in
             ["begun", "roles", "database", "closed", "owned", "granted", "schema 1", "verified", "active"]
         {
-            let mut dying = desk.another_operator();
+            let mut dying = admin.another_actor();
             let killer = StopAfter::step(step);
             dying.progress = Some(killer.clone());
             killer.kill(async { drop(create(&dying, &wanted).await) }).await;
 
-            let again = create(&desk.another_operator(), &wanted).await;
+            let again = create(&admin.another_actor(), &wanted).await;
 
             match step {
                 "active" => assert!(matches!(again, Err(AdminError::Exists(_))), "{again:?}"),
                 _ => assert_eq!(again.unwrap().username, "acme_rw", "killed after {step}"),
             }
-            drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
-            desk.superuser("central").await.run("DELETE FROM pglobby.tenants WHERE status = 'dropped'").await;
-            assert_eq!(desk.remains().await, before, "killed after {step}");
+            drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
+            admin
+                .superuser("central")
+                .await
+                .run("DELETE FROM pglobby.tenants WHERE status = 'dropped'")
+                .await;
+            assert_eq!(admin.remains().await, before, "killed after {step}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_tenant_that_died_while_being_made_can_be_dropped_instead() {
-    let desk = Desk::new().await;
-    let before = desk.remains().await;
-    let mut dying = desk.another_operator();
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
+    let mut dying = admin.another_actor();
     let killer = StopAfter::step("granted");
     dying.progress = Some(killer.clone());
     killer.kill(async { drop(create(&dying, &tenant("acme")).await) }).await;
 
-    drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
 
-    assert_eq!(desk.remains().await, before);
+    assert_eq!(admin.remains().await, before);
 }
 
 #[tokio::test]
 async fn killed_after_any_step_dropping_goes_on() {
-    let desk = Desk::new().await;
-    let before = desk.remains().await;
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
     for step in ["fenced", "ended", "found", "database", "roles", "dropped"] {
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        let mut dying = desk.another_operator();
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(drop_tenant(&dying, "acme", DropDatabase::IfOurs).await) }).await;
         if step != "dropped" {
-            assert_eq!(tenants::show(&desk.operator, "acme").await.unwrap().status, "dropping");
-            let refused = create(&desk.operator, &tenant("acme")).await.expect_err("not yet");
+            assert_eq!(tenants::show(&admin.actor, "acme").await.unwrap().status, "dropping");
+            let refused = create(&admin.actor, &tenant("acme")).await.expect_err("not yet");
             assert!(refused.to_string().contains("tenant drop"), "{refused}");
-            drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+            drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
         }
-        assert_eq!(tenants::show(&desk.operator, "acme").await.unwrap().status, "dropped");
-        desk.superuser("central").await.run("DELETE FROM pglobby.tenants").await;
-        assert_eq!(desk.remains().await, before, "killed after {step}");
+        assert_eq!(tenants::show(&admin.actor, "acme").await.unwrap().status, "dropped");
+        admin.superuser("central").await.run("DELETE FROM pglobby.tenants").await;
+        assert_eq!(admin.remains().await, before, "killed after {step}");
     }
 }
 
 #[tokio::test]
 async fn dropping_ends_sessions_and_spares_a_database_made_by_that_name_since() {
-    let desk = Desk::new().await;
-    let made = create(&desk.operator, &tenant("acme")).await.unwrap();
-    let session = desk.login(&made.username, "acme").await.unwrap();
-    let mut dying = desk.another_operator();
+    let admin = Admin::new().await;
+    let made = create(&admin.actor, &tenant("acme")).await.unwrap();
+    let session = admin.login(&made.username, "acme").await.unwrap();
+    let mut dying = admin.another_actor();
     let killer = StopAfter::step("database");
     dying.progress = Some(killer.clone());
     killer.kill(async { drop(drop_tenant(&dying, "acme", DropDatabase::IfOurs).await) }).await;
     assert!(session.try_run("SELECT 1").await.is_err(), "the session has ended");
-    desk.superuser("postgres").await.run("CREATE DATABASE acme").await;
+    admin.superuser("postgres").await.run("CREATE DATABASE acme").await;
 
-    drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
 
-    desk.superuser("acme").await.run("SELECT 1").await;
+    admin.superuser("acme").await.run("SELECT 1").await;
 }
 
 /// DROP DATABASE WITH (FORCE) refuses where it may not end a session, instead of waiting a moment for it to leave.
 #[tokio::test]
 async fn a_lesser_master_waits_for_a_superusers_session_to_leave() {
-    let desk = Desk::on(Cluster::build(), Master::Modest).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let monitoring = desk.superuser("acme").await;
-    let (operator, observer) = (desk.another_operator(), desk.superuser("postgres").await);
+    let admin = Admin::on(Cluster::build(), Master::Createrole).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let monitoring = admin.superuser("acme").await;
+    let (operator, observer) = (admin.another_actor(), admin.superuser("postgres").await);
     let dropping = tokio::spawn(async move { drop_tenant(&operator, "acme", DropDatabase::IfOurs).await });
     let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query = 'DROP DATABASE \"acme\"' AND state = 'active'";
     while observer.ask(waiting).await == "f" {}
@@ -279,8 +283,8 @@ async fn a_lesser_master_waits_for_a_superusers_session_to_leave() {
 
 #[tokio::test]
 async fn of_two_operators_at_once_one_makes_the_tenant_and_the_other_hears_of_it() {
-    let desk = Desk::new().await;
-    let (one, two) = (desk.another_operator(), desk.another_operator());
+    let admin = Admin::new().await;
+    let (one, two) = (admin.another_actor(), admin.another_actor());
     let wanted = tenant("acme");
 
     let (first, second) = tokio::join!(create(&one, &wanted), create(&two, &wanted));
@@ -289,18 +293,18 @@ async fn of_two_operators_at_once_one_makes_the_tenant_and_the_other_hears_of_it
     assert_eq!(made.unwrap().username, "acme_rw");
     assert!(matches!(refused, Err(AdminError::Exists(_))), "{refused:?}");
     let databases = "SELECT count(*) FROM pg_database WHERE datname = 'acme'";
-    assert_eq!(desk.superuser("postgres").await.ask(databases).await, "1");
+    assert_eq!(admin.superuser("postgres").await.ask(databases).await, "1");
 }
 
 #[tokio::test]
 async fn eight_at_once_from_a_template_that_somebody_looks_at() {
-    let desk = Desk::new().await;
-    desk.superuser("postgres").await.run("CREATE DATABASE app_template").await;
-    let onlooker = desk.superuser("app_template").await;
+    let admin = Admin::new().await;
+    admin.superuser("postgres").await.run("CREATE DATABASE app_template").await;
+    let onlooker = admin.superuser("app_template").await;
     onlooker.run("CREATE TABLE t (a int); INSERT INTO t VALUES (42)").await;
     let mut making = tokio::task::JoinSet::new();
     for number in 0..8 {
-        let operator = desk.another_operator();
+        let operator = admin.another_actor();
         let wanted =
             CreateTenant { template: Some("app_template".to_owned()), ..tenant(&format!("t{number}")) };
         making.spawn(async move { create(&operator, &wanted).await });
@@ -308,21 +312,21 @@ async fn eight_at_once_from_a_template_that_somebody_looks_at() {
     // The server has waited for the onlooker in vain at least once: then it is time to leave.
     let waiting =
         "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%' AND state = 'active'";
-    let observer = desk.superuser("postgres").await;
+    let observer = admin.superuser("postgres").await;
     while observer.ask(waiting).await == "f" {}
     drop(onlooker);
 
     for made in making.join_all().await {
         let made = made.unwrap();
-        let own = desk.login(&made.username, &made.database).await.unwrap();
+        let own = admin.login(&made.username, &made.database).await.unwrap();
         assert_eq!(own.ask("SELECT a FROM t").await, "42");
     }
 }
 
 #[tokio::test]
 async fn the_steps_of_a_tenant_are_recorded_and_audited() {
-    let desk = Desk::new().await;
-    let mut operator = desk.another_operator();
+    let admin = Admin::new().await;
+    let mut operator = admin.another_actor();
     let steps = Arc::new(Steps::default());
     operator.progress = Some(steps.clone());
     create(&operator, &tenant("acme")).await.unwrap();
@@ -331,7 +335,7 @@ async fn the_steps_of_a_tenant_are_recorded_and_audited() {
     let created = ["begun", "roles", "database", "closed", "owned", "granted", "verified", "active"];
     let dropped = ["fenced", "ended", "found", "database", "roles", "dropped"];
     assert_eq!(steps.all(), [&created[..], &dropped[..]].concat());
-    let central = desk.superuser("central").await;
+    let central = admin.superuser("central").await;
     let actions = "SELECT string_agg(actor || ' ' || action, ', ' ORDER BY id) FROM pglobby.audit_log WHERE tenant = 'acme'";
     assert_eq!(central.ask(actions).await, "test tenant.create, test tenant.drop, test tenant.dropped");
     let tombstone = "SELECT status || ' ' || (sealed_password IS NULL AND sealed_ro_password IS NULL) FROM pglobby.tenants";
@@ -340,14 +344,14 @@ async fn the_steps_of_a_tenant_are_recorded_and_audited() {
 
 #[tokio::test]
 async fn a_host_that_is_down_is_named_and_nothing_is_half_made() {
-    let desk = Desk::new().await;
+    let admin = Admin::new().await;
     let insert = "INSERT INTO pglobby.hosts (name, address, port, admin_user) VALUES ('west', '127.0.0.1', 1, 'postgres')";
-    desk.superuser("central").await.run(insert).await;
-    let before = desk.remains().await;
+    admin.superuser("central").await.run(insert).await;
+    let before = admin.remains().await;
     let wanted = CreateTenant { host: Some("west".to_owned()), ..tenant("acme") };
 
-    let error = create(&desk.operator, &wanted).await.expect_err("down").to_string();
+    let error = create(&admin.actor, &wanted).await.expect_err("down").to_string();
 
     assert!(error.contains("west") && error.contains("127.0.0.1:1"), "{error}");
-    assert_eq!(desk.remains().await, before);
+    assert_eq!(admin.remains().await, before);
 }

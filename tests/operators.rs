@@ -9,18 +9,18 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{Cluster, lobby::Lobby, proxy::pglobby};
+use support::{Cluster, installation::Installation, proxy::pglobby};
 
 /// Runs a command that must succeed, and returns its JSON.
-fn json_of(lobby: &Lobby, arguments: &[&str]) -> Value {
-    let output = lobby.run(&[arguments, &["--json"]].concat());
+fn json_of(installation: &Installation, arguments: &[&str]) -> Value {
+    let output = installation.run(&[arguments, &["--json"]].concat());
     assert!(output.status.success(), "{arguments:?}: {}", words(&output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Runs a command that must fail with exit status 1, and returns its error, which is one line.
-fn refusal(lobby: &Lobby, arguments: &[&str]) -> String {
-    let output = lobby.run(arguments);
+fn refusal(installation: &Installation, arguments: &[&str]) -> String {
+    let output = installation.run(arguments);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", words(&output));
     assert!(output.stdout.is_empty(), "{arguments:?}");
     let words = words(&output);
@@ -32,9 +32,9 @@ fn words(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn run_with(lobby: &Lobby, arguments: &[&str], stdin: &str) -> Output {
+fn run_with(installation: &Installation, arguments: &[&str], stdin: &str) -> Output {
     let mut command = pglobby();
-    command.args(arguments).arg("--config").arg(lobby.file());
+    command.args(arguments).arg("--config").arg(installation.file());
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
@@ -44,16 +44,16 @@ fn run_with(lobby: &Lobby, arguments: &[&str], stdin: &str) -> Output {
 /// Tables and fields for people: 80 columns, RFC 3339 times, defaults marked, no colour outside a terminal.
 #[tokio::test]
 async fn listings_fit_80_columns_and_show_defaults_and_times_in_rfc_3339() {
-    let lobby = Lobby::initialised().await;
+    let installation = Installation::initialised().await;
     for tenant in ["acme", "globex", "initech", "umbrella"] {
-        json_of(&lobby, &["tenant", "create", tenant]);
+        json_of(&installation, &["tenant", "create", tenant]);
     }
-    json_of(&lobby, &["tenant", "set", "acme", "pool_size=40"]);
+    json_of(&installation, &["tenant", "set", "acme", "pool_size=40"]);
     let api = ["login", "create", "api", "--service", "--tenants", "acme,globex,initech,umbrella"];
-    json_of(&lobby, &[&api[..], &["--valid-until", "2030-01-31 18:00"]].concat());
-    json_of(&lobby, &["api-key", "create", "deploy", "--role", "operator", "--expires", "2030-01-31"]);
+    json_of(&installation, &[&api[..], &["--valid-until", "2030-01-31 18:00"]].concat());
+    json_of(&installation, &["api-key", "create", "deploy", "--role", "operator", "--expires", "2030-01-31"]);
     let printed = |arguments: &[&str]| {
-        let output = lobby.run(arguments);
+        let output = installation.run(arguments);
         assert!(output.status.success(), "{}", words(&output));
         String::from_utf8(output.stdout).unwrap()
     };
@@ -82,24 +82,24 @@ async fn listings_fit_80_columns_and_show_defaults_and_times_in_rfc_3339() {
 
 #[tokio::test]
 async fn a_tenants_life_by_commands() {
-    let lobby = Lobby::initialised().await;
+    let installation = Installation::initialised().await;
 
-    let made = json_of(&lobby, &["tenant", "create", "acme"]);
+    let made = json_of(&installation, &["tenant", "create", "acme"]);
     let expected = json!({
         "name": "acme", "status": "active", "host": "default", "database": "acme", "username": "acme_rw",
     });
     assert_eq!(made, expected);
-    assert!(refusal(&lobby, &["tenant", "create", "acme"]).contains("exists already"));
-    assert!(refusal(&lobby, &["tenant", "show", "acne"]).contains("did you mean \"acme\"?"));
+    assert!(refusal(&installation, &["tenant", "create", "acme"]).contains("exists already"));
+    assert!(refusal(&installation, &["tenant", "show", "acne"]).contains("did you mean \"acme\"?"));
 
     let settings = ["pool_mode=session", "pool_size=7", "statement_timeout=90s", "allow_from=10.0.0.0/8,::1"];
-    let set = json_of(&lobby, &[&["tenant", "set", "acme"], &settings[..]].concat());
+    let set = json_of(&installation, &[&["tenant", "set", "acme"], &settings[..]].concat());
     assert_eq!(set["pool_mode"], "session");
     assert_eq!(set["pool_size"], 7);
     assert_eq!(set["statement_timeout"], "90s");
     assert_eq!(set["allow_from"], json!(["10.0.0.0/8", "::1/128"]));
     let cleared =
-        json_of(&lobby, &["tenant", "set", "acme", "pool_size=", "allow_from=", "statement_timeout="]);
+        json_of(&installation, &["tenant", "set", "acme", "pool_size=", "allow_from=", "statement_timeout="]);
     assert_eq!(
         (&cleared["pool_size"], &cleared["allow_from"], &cleared["statement_timeout"]),
         (&Value::Null, &json!([]), &Value::Null)
@@ -112,78 +112,88 @@ async fn a_tenants_life_by_commands() {
         ("statement_timeout=30", "unit"),
         ("allow_from=10.1.2.3/8", "did you mean 10.0.0.0/8?"),
     ] {
-        let refused = refusal(&lobby, &["tenant", "set", "acme", "max_clients=5", wrong]);
+        let refused = refusal(&installation, &["tenant", "set", "acme", "max_clients=5", wrong]);
         assert!(refused.contains(says), "{wrong}: {refused}");
     }
-    assert_eq!(json_of(&lobby, &["tenant", "show", "acme"])["max_clients"], Value::Null, "all or nothing");
+    assert_eq!(
+        json_of(&installation, &["tenant", "show", "acme"])["max_clients"],
+        Value::Null,
+        "all or nothing"
+    );
 
-    let suspended = json_of(&lobby, &["tenant", "suspend", "acme", "--reason", "unpaid"]);
+    let suspended = json_of(&installation, &["tenant", "suspend", "acme", "--reason", "unpaid"]);
     assert_eq!((&suspended["status"], &suspended["status_reason"]), (&json!("suspended"), &json!("unpaid")));
-    let resumed = json_of(&lobby, &["tenant", "resume", "acme"]);
+    let resumed = json_of(&installation, &["tenant", "resume", "acme"]);
     assert_eq!((&resumed["status"], &resumed["status_reason"]), (&json!("active"), &Value::Null));
 
-    assert!(refusal(&lobby, &["tenant", "drop", "acme"]).contains("--yes"));
-    assert_eq!(json_of(&lobby, &["tenant", "drop", "acme", "--yes"])["database_dropped"], true);
-    assert_eq!(json_of(&lobby, &["tenant", "list"]), json!([]));
-    assert_eq!(json_of(&lobby, &["tenant", "list", "--all"])[0]["status"], "dropped");
-    assert!(refusal(&lobby, &["tenant", "drop", "acme", "--yes"]).contains("no tenant"));
-    assert!(refusal(&lobby, &["tenant", "suspend", "acme"]).contains("is dropped"));
-    assert_eq!(lobby.run(&["tenant", "set", "acme"]).status.code(), Some(2));
-    json_of(&lobby, &["tenant", "create", "acme"]);
+    assert!(refusal(&installation, &["tenant", "drop", "acme"]).contains("--yes"));
+    assert_eq!(json_of(&installation, &["tenant", "drop", "acme", "--yes"])["database_dropped"], true);
+    assert_eq!(json_of(&installation, &["tenant", "list"]), json!([]));
+    assert_eq!(json_of(&installation, &["tenant", "list", "--all"])[0]["status"], "dropped");
+    assert!(refusal(&installation, &["tenant", "drop", "acme", "--yes"]).contains("no tenant"));
+    assert!(refusal(&installation, &["tenant", "suspend", "acme"]).contains("is dropped"));
+    assert_eq!(installation.run(&["tenant", "set", "acme"]).status.code(), Some(2));
+    json_of(&installation, &["tenant", "create", "acme"]);
 }
 
 #[tokio::test]
 async fn logins_of_every_kind_by_commands() {
-    let lobby = Lobby::initialised().await;
+    let installation = Installation::initialised().await;
     for tenant in ["acme", "globex"] {
-        json_of(&lobby, &["tenant", "create", tenant]);
+        json_of(&installation, &["tenant", "create", tenant]);
     }
 
-    let alice = json_of(&lobby, &["login", "create", "alice@example.com", "--tenant", "acme"]);
+    let alice = json_of(&installation, &["login", "create", "alice@example.com", "--tenant", "acme"]);
     let password = alice["password"].as_str().expect("generated, because none was given");
     assert!(password.len() >= 20);
     let expected = json!({
         "name": "alice@example.com", "tenant": "acme", "kind": "employee", "access": "read_write", "password": password,
     });
     assert_eq!(alice, expected);
-    let stored = lobby.central().await.ask("SELECT verifier FROM pglobby.logins").await;
+    let stored = installation.central().await.ask("SELECT verifier FROM pglobby.logins").await;
     assert!(stored.starts_with("SCRAM-SHA-256$4096:") && !stored.contains(password));
 
     let given = run_with(
-        &lobby,
+        &installation,
         &["login", "create", "bob", "--tenant", "acme", "--read-only", "--password-stdin", "--json"],
         "s3cret\n",
     );
     let bob: Value = serde_json::from_slice(&given.stdout).unwrap();
     assert_eq!(bob, json!({ "name": "bob", "tenant": "acme", "kind": "employee", "access": "read_only" }));
-    let empty = run_with(&lobby, &["login", "create", "eve", "--tenant", "acme", "--password-stdin"], "\n");
+    let empty =
+        run_with(&installation, &["login", "create", "eve", "--tenant", "acme", "--password-stdin"], "\n");
     assert_eq!(empty.status.code(), Some(1));
 
-    let api =
-        json_of(&lobby, &["login", "create", "api", "--service", "--tenants", "acme,globex", "--read-only"]);
+    let api = json_of(
+        &installation,
+        &["login", "create", "api", "--service", "--tenants", "acme,globex", "--read-only"],
+    );
     assert_eq!((&api["kind"], &api["tenant"]), (&json!("service"), &Value::Null));
-    let granted = json_of(&lobby, &["login", "grant", "api", "--tenants", "globex"]);
+    let granted = json_of(&installation, &["login", "grant", "api", "--tenants", "globex"]);
     let each =
         json!([{ "tenant": "acme", "access": "read_only" }, { "tenant": "globex", "access": "read_write" }]);
     assert_eq!(granted["tenants"], each);
     assert_eq!(
-        json_of(&lobby, &["login", "revoke", "api", "--tenants", "acme"])["tenants"][0]["tenant"],
+        json_of(&installation, &["login", "revoke", "api", "--tenants", "acme"])["tenants"][0]["tenant"],
         "globex"
     );
-    assert_eq!(json_of(&lobby, &["login", "grant", "api", "--all-tenants"])["all_tenants"], true);
+    assert_eq!(json_of(&installation, &["login", "grant", "api", "--all-tenants"])["all_tenants"], true);
     assert!(
-        refusal(&lobby, &["login", "grant", "bob", "--tenants", "globex"]).contains("only a service login")
+        refusal(&installation, &["login", "grant", "bob", "--tenants", "globex"])
+            .contains("only a service login")
     );
-    assert!(refusal(&lobby, &["login", "grant", "api", "--tenants", "glob"]).contains("no tenant"));
-    json_of(&lobby, &["login", "create", "root", "--admin", "--read-only"]);
+    assert!(refusal(&installation, &["login", "grant", "api", "--tenants", "glob"]).contains("no tenant"));
+    json_of(&installation, &["login", "create", "root", "--admin", "--read-only"]);
 
     assert!(
-        refusal(&lobby, &["login", "create", "bob", "--tenant", "globex"])
+        refusal(&installation, &["login", "create", "bob", "--tenant", "globex"])
             .contains("unique over all tenants")
     );
-    assert!(refusal(&lobby, &["login", "create", "carol", "--tenant", "acne"]).contains("did you mean"));
+    assert!(
+        refusal(&installation, &["login", "create", "carol", "--tenant", "acne"]).contains("did you mean")
+    );
     let until = json_of(
-        &lobby,
+        &installation,
         &[
             "login",
             "create",
@@ -197,42 +207,42 @@ async fn logins_of_every_kind_by_commands() {
         ],
     );
     assert_eq!(until["name"], "dave");
-    let dave = json_of(&lobby, &["login", "show", "dave"]);
+    let dave = json_of(&installation, &["login", "show", "dave"]);
     assert_eq!(
         (&dave["valid_until"], &dave["allow_from"]),
         (&json!("2030-01-31T18:00:00Z"), &json!(["10.0.0.0/8", "::1/128"]))
     );
-    assert!(json_of(&lobby, &["login", "disable", "dave"])["disabled_at"].is_string());
-    assert!(json_of(&lobby, &["login", "enable", "dave"])["disabled_at"].is_null());
-    let other = json_of(&lobby, &["login", "set-password", "dave", "--generate"]);
+    assert!(json_of(&installation, &["login", "disable", "dave"])["disabled_at"].is_string());
+    assert!(json_of(&installation, &["login", "enable", "dave"])["disabled_at"].is_null());
+    let other = json_of(&installation, &["login", "set-password", "dave", "--generate"]);
     assert_ne!(other["password"], until["password"]);
     for usage in [
         &["login", "create", "x"][..],
         &["login", "create", "x", "--tenant", "acme", "--admin"],
         &["login", "grant", "api"],
     ] {
-        assert_eq!(lobby.run(usage).status.code(), Some(2), "{usage:?}");
+        assert_eq!(installation.run(usage).status.code(), Some(2), "{usage:?}");
     }
 
     // Dropping a tenant drops its logins and grants, and no others.
-    json_of(&lobby, &["tenant", "drop", "acme", "--yes"]);
-    let names: Vec<Value> = json_of(&lobby, &["login", "list"])
+    json_of(&installation, &["tenant", "drop", "acme", "--yes"]);
+    let names: Vec<Value> = json_of(&installation, &["login", "list"])
         .as_array()
         .unwrap()
         .iter()
         .map(|login| login["name"].clone())
         .collect();
     assert_eq!(names, ["api", "root"]);
-    json_of(&lobby, &["login", "drop", "api"]);
-    assert!(refusal(&lobby, &["login", "drop", "api"]).contains("no login"));
+    json_of(&installation, &["login", "drop", "api"]);
+    assert!(refusal(&installation, &["login", "drop", "api"]).contains("no login"));
     let leaked = "SELECT count(*) FROM pglobby.audit_log WHERE detail::text LIKE '%s3cret%'";
-    assert_eq!(lobby.central().await.ask(leaked).await, "0");
+    assert_eq!(installation.central().await.ask(leaked).await, "0");
 }
 
 /// Several threads: a command blocks one, while the connection of a dropped client must still be closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_on_another_host_by_commands() {
-    let lobby = Lobby::initialised().await;
+    let installation = Installation::initialised().await;
     let west = Cluster::start();
     west.client("postgres")
         .await
@@ -256,70 +266,72 @@ async fn tenants_on_another_host_by_commands() {
         ]
     };
 
-    let refused = run_with(&lobby, &add("west", "powerless"), "west secret\n");
+    let refused = run_with(&installation, &add("west", "powerless"), "west secret\n");
     assert_eq!(refused.status.code(), Some(1));
     assert!(words(&refused).contains("CREATEDB and CREATEROLE"), "{}", words(&refused));
-    assert_eq!(run_with(&lobby, &add("west", "onboarder"), "wrong\n").status.code(), Some(1));
-    let added = run_with(&lobby, &add("west", "onboarder"), "west secret\n");
+    assert_eq!(run_with(&installation, &add("west", "onboarder"), "wrong\n").status.code(), Some(1));
+    let added = run_with(&installation, &add("west", "onboarder"), "west secret\n");
     let report: Value = serde_json::from_slice(&added.stdout).unwrap_or_else(|_| panic!("{}", words(&added)));
     assert_eq!(
         (&report["superuser"], &report["open_to_public"]),
         (&json!(false), &json!(["postgres", "template1"]))
     );
-    let hosts = json_of(&lobby, &["host", "list"]);
+    let hosts = json_of(&installation, &["host", "list"]);
     assert_eq!(
         (&hosts[0]["name"], &hosts[1]["name"], &hosts[1]["has_password"]),
         (&json!("default"), &json!("west"), &json!(true))
     );
 
     // Without --host: the host with the fewest tenants that takes new ones.
-    assert_eq!(json_of(&lobby, &["tenant", "create", "acme"])["host"], "default");
-    assert_eq!(json_of(&lobby, &["tenant", "create", "globex"])["host"], "west");
-    assert_eq!(json_of(&lobby, &["host", "set", "west", "accepts_tenants=false"])["name"], "west");
-    assert_eq!(json_of(&lobby, &["tenant", "create", "initech"])["host"], "default");
-    assert_eq!(json_of(&lobby, &["tenant", "create", "umbrella", "--host", "west"])["host"], "west");
+    assert_eq!(json_of(&installation, &["tenant", "create", "acme"])["host"], "default");
+    assert_eq!(json_of(&installation, &["tenant", "create", "globex"])["host"], "west");
+    assert_eq!(json_of(&installation, &["host", "set", "west", "accepts_tenants=false"])["name"], "west");
+    assert_eq!(json_of(&installation, &["tenant", "create", "initech"])["host"], "default");
+    assert_eq!(json_of(&installation, &["tenant", "create", "umbrella", "--host", "west"])["host"], "west");
     west.client("globex").await.run("SELECT 1").await;
 
-    assert!(refusal(&lobby, &["host", "set", "west", "port=1"]).contains("cannot connect"));
-    assert!(refusal(&lobby, &["host", "set", "west", "adress=x"]).contains("did you mean \"address\"?"));
-    assert!(refusal(&lobby, &["host", "remove", "west"]).contains("globex, umbrella"));
+    assert!(refusal(&installation, &["host", "set", "west", "port=1"]).contains("cannot connect"));
+    assert!(
+        refusal(&installation, &["host", "set", "west", "adress=x"]).contains("did you mean \"address\"?")
+    );
+    assert!(refusal(&installation, &["host", "remove", "west"]).contains("globex, umbrella"));
     for tenant in ["globex", "umbrella"] {
-        json_of(&lobby, &["tenant", "drop", tenant, "--yes"]);
+        json_of(&installation, &["tenant", "drop", tenant, "--yes"]);
     }
-    json_of(&lobby, &["host", "remove", "west"]);
-    assert_eq!(json_of(&lobby, &["host", "list"]).as_array().unwrap().len(), 1);
+    json_of(&installation, &["host", "remove", "west"]);
+    assert_eq!(json_of(&installation, &["host", "list"]).as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
 async fn close_public_revokes_connect_on_a_host_from_public() {
-    let lobby = Lobby::initialised().await;
-    json_of(&lobby, &["tenant", "create", "acme"]);
+    let installation = Installation::initialised().await;
+    json_of(&installation, &["tenant", "create", "acme"]);
 
-    let report = json_of(&lobby, &["host", "set", "default", "--close-public"]);
+    let report = json_of(&installation, &["host", "set", "default", "--close-public"]);
 
     assert_eq!(report["open_to_public"], json!([]));
     let open = "SELECT count(*) FROM pg_database WHERE datallowconn AND has_database_privilege('acme_rw', oid, 'CONNECT')";
-    assert_eq!(lobby.cluster.client("postgres").await.ask(open).await, "1");
-    json_of(&lobby, &["tenant", "create", "globex"]);
+    assert_eq!(installation.cluster.client("postgres").await.ask(open).await, "1");
+    json_of(&installation, &["tenant", "create", "globex"]);
 }
 
 #[tokio::test]
 async fn keys_rotate_and_every_credential_is_sealed_with_the_new_one() {
-    let lobby = Lobby::initialised().await;
-    json_of(&lobby, &["tenant", "create", "acme"]);
-    let old = json_of(&lobby, &["key", "list"]);
+    let installation = Installation::initialised().await;
+    json_of(&installation, &["tenant", "create", "acme"]);
+    let old = json_of(&installation, &["key", "list"]);
     assert_eq!((&old[0]["sealed"], &old[0]["writes"]), (&json!(3), &json!(true)));
 
     // As after a run that was interrupted when it had generated the key: the next run uses that key.
-    let fresh = json_of(&lobby, &["key", "generate"])["key"].clone();
-    json_of(&lobby, &["tenant", "create", "globex"]);
-    let rotated = json_of(&lobby, &["key", "rotate", "--retire"]);
+    let fresh = json_of(&installation, &["key", "generate"])["key"].clone();
+    json_of(&installation, &["tenant", "create", "globex"]);
+    let rotated = json_of(&installation, &["key", "rotate", "--retire"]);
 
     assert_eq!((&rotated["key"], &rotated["resealed"]), (&fresh, &json!(3)));
     assert_eq!(rotated["retired"], json!([old[0]["id"]]));
-    let now = json_of(&lobby, &["key", "list"]);
+    let now = json_of(&installation, &["key", "list"]);
     assert_eq!(now, json!([{ "id": fresh, "writes": true, "in_ring": true, "sealed": 5 }]));
-    let again = json_of(&lobby, &["key", "rotate"]);
+    let again = json_of(&installation, &["key", "rotate"]);
     assert_eq!((&again["generated"], &again["resealed"]), (&json!(true), &json!(5)));
-    json_of(&lobby, &["tenant", "drop", "acme", "--yes"]);
+    json_of(&installation, &["tenant", "drop", "acme", "--yes"]);
 }

@@ -7,6 +7,7 @@ mod support;
 
 use support::{
     Proxy, Wire,
+    comparison::{Comparison, Twin},
     wire::{Message, bind, close, execute, parse, rows, sync},
 };
 
@@ -37,13 +38,15 @@ const PLANNED: [(&str, &str, &str, &str); 3] = [
     ("my.note", "one", "two", "SELECT note()"),
 ];
 
-/// A client of the proxy, and one that does the same on a connection of its own.
-struct Twin {
-    proxied: Wire,
-    direct: Wire,
+trait Both {
+    async fn send(&mut self, what: &str, messages: &[Vec<u8>]) -> String;
+    async fn query(&mut self, sql: &str) -> String;
+    async fn set(&mut self, setting: (&str, &str));
+    async fn prepare(&mut self, sql: &str);
+    async fn run(&mut self, what: &str) -> String;
 }
 
-impl Twin {
+impl Both for Twin {
     /// What both get for it.
     async fn send(&mut self, what: &str, messages: &[Vec<u8>]) -> String {
         let bytes = messages.concat();
@@ -81,35 +84,24 @@ fn outcome(answers: &[Message]) -> String {
     format!("{:?} {errors:?}", rows(answers))
 }
 
-struct Lobby {
-    proxy: Proxy,
-    database: String,
-    /// Each has a server; so who else comes gets the other one.
+/// Policies by role, and functions, for what PostgreSQL decides when it parses.
+const GUARDED: &str = "CREATE TABLE guarded AS SELECT unnest('{one,two}'::text[]) AS name;
+    ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY own ON guarded USING (name = current_user);
+    GRANT SELECT ON guarded TO PUBLIC";
+
+/// One or two servers; with two, the test chooses which one is free.
+struct Servers {
+    comparison: Comparison,
+    /// Each has a server, and one of them keeps it: other sessions get the other server.
     holders: Vec<Wire>,
     held: usize,
 }
 
-impl Lobby {
-    async fn new(servers: u32) -> Self {
-        let proxy = Proxy::with_tenant("acme").pool_size(servers).start().await;
-        let role = proxy.client("acme").ask("SELECT current_user").await;
-        let database = proxy.client("acme").ask("SELECT current_database()").await;
-        proxy
-            .behind("acme")
-            .await
-            .run(&format!(
-                "CREATE ROLE direct LOGIN PASSWORD 'direct' IN ROLE \"{role}\";
-                 CREATE ROLE one; CREATE ROLE two;
-                 GRANT one, two TO direct, \"{role}\";
-                 CREATE SCHEMA one; CREATE TABLE one.t AS SELECT 'one' AS x;
-                 CREATE SCHEMA two; CREATE TABLE two.t AS SELECT 'two' AS x;
-                 GRANT USAGE ON SCHEMA one, two TO PUBLIC; GRANT SELECT ON one.t, two.t TO PUBLIC;
-                 CREATE TABLE guarded AS SELECT unnest('{{one,two}}'::text[]) AS name;
-                 ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
-                 CREATE POLICY own ON guarded USING (name = current_user);
-                 GRANT SELECT ON guarded TO PUBLIC;"
-            ))
-            .await;
+impl Servers {
+    async fn start(servers: u32) -> Self {
+        let comparison = Comparison::start(servers, GUARDED).await;
+        let proxy = &comparison.proxy;
         let functions = proxy.client("acme").connect().await;
         functions
             .run(
@@ -125,19 +117,18 @@ impl Lobby {
             holders = vec![proxy.wire("acme").await, proxy.wire("acme").await];
             holders[0].query("BEGIN").await;
         }
-        Self { proxy, database, holders, held: 0 }
+        Self { comparison, holders, held: 0 }
     }
 
     async fn twin(&self) -> Twin {
-        let direct = Wire::login(self.proxy.cluster.port(), "direct", "direct", &self.database).await;
-        Twin { proxied: self.proxy.wire("acme").await, direct }
+        self.comparison.twin("").await
     }
 
     async fn twins(&self) -> [Twin; 2] {
         [self.twin().await, self.twin().await]
     }
 
-    /// From now on everybody gets the other server.
+    /// From now on sessions get the other server.
     async fn turn(&mut self) {
         let (free, held) = (1 - self.held, self.held);
         self.holders[free].query("BEGIN").await;
@@ -149,11 +140,11 @@ impl Lobby {
 /// `SELECT '01/02/2026'::date` meant the second of January to a client that writes days first, because another one had prepared it.
 #[tokio::test]
 async fn clients_with_other_settings_do_not_share_a_statement() {
-    let lobby = Lobby::new(1).await;
+    let servers = Servers::start(1).await;
     for (name, a, b, sql) in CASES.into_iter().chain(PLANNED) {
         for values in [[a, b], [b, a]] {
             let what = format!("{name} {values:?}");
-            let [mut one, mut other] = lobby.twins().await;
+            let [mut one, mut other] = servers.twins().await;
             one.set((name, values[0])).await;
             other.set((name, values[1])).await;
             one.prepare(sql).await;
@@ -177,9 +168,9 @@ async fn clients_with_other_settings_do_not_share_a_statement() {
 
 #[tokio::test]
 async fn a_statement_is_parsed_on_another_server_under_the_settings_of_the_first_time() {
-    let mut lobby = Lobby::new(2).await;
+    let mut servers = Servers::start(2).await;
     for (name, a, b, sql) in CASES {
-        let [mut one, mut other] = lobby.twins().await;
+        let [mut one, mut other] = servers.twins().await;
         one.set((name, a)).await;
         other.set((name, b)).await;
         one.prepare(sql).await;
@@ -188,7 +179,7 @@ async fn a_statement_is_parsed_on_another_server_under_the_settings_of_the_first
             for _ in 0..2 {
                 one.run(name).await;
                 other.run(name).await;
-                lobby.turn().await;
+                servers.turn().await;
             }
             one.set((name, value)).await;
             one.query(&format!("SELECT current_setting('{name}')")).await;
@@ -197,21 +188,21 @@ async fn a_statement_is_parsed_on_another_server_under_the_settings_of_the_first
         one.query(&format!("RESET {name}")).await;
         for _ in 0..2 {
             one.run(name).await;
-            lobby.turn().await;
+            servers.turn().await;
         }
     }
 }
 
 #[tokio::test]
 async fn a_statement_that_is_parsed_before_anything_is_set_stays_so_on_another_server() {
-    let mut lobby = Lobby::new(2).await;
+    let mut servers = Servers::start(2).await;
     for (name, a, _, sql) in CASES {
-        let mut one = lobby.twin().await;
+        let mut one = servers.twin().await;
         one.prepare(sql).await;
         one.run(name).await;
         one.set((name, a)).await;
         for _ in 0..2 {
-            lobby.turn().await;
+            servers.turn().await;
             one.query("BEGIN").await;
             one.run(name).await;
             one.query(&format!("SELECT current_setting('{name}')")).await;
@@ -222,9 +213,9 @@ async fn a_statement_that_is_parsed_before_anything_is_set_stays_so_on_another_s
 
 #[tokio::test]
 async fn what_a_transaction_sets_for_itself_counts_for_what_is_parsed_in_it() {
-    let mut lobby = Lobby::new(2).await;
+    let mut servers = Servers::start(2).await;
     for (name, a, b, sql) in CASES {
-        let [mut one, mut other] = lobby.twins().await;
+        let [mut one, mut other] = servers.twins().await;
         other.set((name, b)).await;
         other.prepare(sql).await;
         other.run(name).await;
@@ -237,7 +228,7 @@ async fn what_a_transaction_sets_for_itself_counts_for_what_is_parsed_in_it() {
         for _ in 0..2 {
             one.run(name).await;
             other.run(name).await;
-            lobby.turn().await;
+            servers.turn().await;
         }
         // And for what others use: it is theirs as it was.
         other.query("BEGIN").await;
@@ -251,9 +242,9 @@ async fn what_a_transaction_sets_for_itself_counts_for_what_is_parsed_in_it() {
 
 #[tokio::test]
 async fn prepare_in_sql_follows_with_the_settings_it_was_made_under() {
-    let mut lobby = Lobby::new(2).await;
+    let mut servers = Servers::start(2).await;
     for (name, a, b, sql) in CASES {
-        let mut one = lobby.twin().await;
+        let mut one = servers.twin().await;
         one.set((name, a)).await;
         one.query(&format!("PREPARE p AS {sql}")).await;
         one.query("BEGIN").await;
@@ -267,7 +258,7 @@ async fn prepare_in_sql_follows_with_the_settings_it_was_made_under() {
                 one.query("EXECUTE p").await;
                 one.query("EXECUTE l").await;
                 one.query("EXECUTE s").await;
-                lobby.turn().await;
+                servers.turn().await;
             }
         }
         one.query("DEALLOCATE ALL").await;
@@ -276,8 +267,8 @@ async fn prepare_in_sql_follows_with_the_settings_it_was_made_under() {
 
 #[tokio::test]
 async fn the_unnamed_statement_follows_with_the_settings_it_was_parsed_under() {
-    let mut lobby = Lobby::new(2).await;
-    let mut one = lobby.twin().await;
+    let mut servers = Servers::start(2).await;
+    let mut one = servers.twin().await;
     let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()];
     for (name, sql) in [("set", "SET TimeZone = 'Asia/Tokyo'"), ("reset", "RESET TimeZone")] {
         one.send(sql, &[parse(name, sql), sync()]).await;
@@ -288,7 +279,7 @@ async fn the_unnamed_statement_follows_with_the_settings_it_was_parsed_under() {
         one.send(sql, &[parse("", sql), sync()]).await;
         one.send(behind, &run(behind)).await;
         for _ in 0..2 {
-            lobby.turn().await;
+            servers.turn().await;
             one.send(sql, &run("")).await;
         }
     }
@@ -298,14 +289,14 @@ async fn the_unnamed_statement_follows_with_the_settings_it_was_parsed_under() {
 /// all who share it.
 #[tokio::test]
 async fn a_client_that_uses_a_statement_under_other_settings_does_not_change_it_for_others() {
-    let lobby = Lobby::new(1).await;
-    let [mut one, mut other] = lobby.twins().await;
+    let servers = Servers::start(1).await;
+    let [mut one, mut other] = servers.twins().await;
     let sql = "SELECT '01/02/2026'::date FROM one.t";
     one.prepare(sql).await;
     other.prepare(sql).await;
     other.run("before").await;
     one.set(("DateStyle", "ISO, DMY")).await;
-    lobby.proxy.behind("acme").await.run("ANALYZE one.t").await;
+    servers.comparison.proxy.behind("acme").await.run("ANALYZE one.t").await;
     for client in [&mut one.direct, &mut one.proxied] {
         client.send_bytes(&[bind("", "q", &[]), execute("", 0), sync()].concat()).await;
         client.until_ready().await;
@@ -313,9 +304,9 @@ async fn a_client_that_uses_a_statement_under_other_settings_does_not_change_it_
     other.run("not changed").await;
     other.query("BEGIN; SET LOCAL DateStyle = 'ISO, DMY'").await;
     other.run("not changed").await;
-    lobby.proxy.behind("acme").await.run("ANALYZE one.t").await;
+    servers.comparison.proxy.behind("acme").await.run("ANALYZE one.t").await;
     other.query("COMMIT").await;
-    let mut third = lobby.twin().await;
+    let mut third = servers.twin().await;
     third.prepare(sql).await;
     third.run("not changed").await;
 }
@@ -323,9 +314,13 @@ async fn a_client_that_uses_a_statement_under_other_settings_does_not_change_it_
 /// Startup parameters are settings as well.
 #[tokio::test]
 async fn what_a_client_asks_for_when_it_logs_in_counts() {
-    let lobby = Lobby::new(1).await;
+    let servers = Servers::start(1).await;
     let login = |zone: &'static str| {
-        lobby.proxy.client("acme").options(&format!("-c TimeZone={zone} -c application_name={zone}"))
+        servers
+            .comparison
+            .proxy
+            .client("acme")
+            .options(&format!("-c TimeZone={zone} -c application_name={zone}"))
     };
     let (one, other) = (login("UTC").connect().await, login("Asia/Tokyo").connect().await);
     let sql = "SELECT '2026-01-01 00:00'::timestamptz = '2026-01-01 00:00+00'::timestamptz";
@@ -339,10 +334,10 @@ async fn what_a_client_asks_for_when_it_logs_in_counts() {
 /// What a function sets for the transaction shows nowhere in the text that calls it.
 #[tokio::test]
 async fn what_a_function_sets_for_its_transaction_counts() {
-    let mut lobby = Lobby::new(2).await;
+    let mut servers = Servers::start(2).await;
     let sql = "SELECT '2026-01-01 00:00'::timestamptz = '2026-01-01 00:00+00'::timestamptz";
     for _ in 0..2 {
-        let [mut one, mut other] = lobby.twins().await;
+        let [mut one, mut other] = servers.twins().await;
         one.query("BEGIN").await;
         one.query("SELECT to_tokyo()").await;
         one.prepare(sql).await;
@@ -352,7 +347,7 @@ async fn what_a_function_sets_for_its_transaction_counts() {
         for _ in 0..2 {
             other.run("another").await;
             one.run("behind the transaction").await;
-            lobby.turn().await;
+            servers.turn().await;
         }
     }
 }
@@ -373,5 +368,5 @@ async fn clients_that_agree_on_what_matters_share_a_statement() {
         client.run("COMMIT; SET random_page_cost = 3").await;
     }
     // Each client's own Parse is one.
-    assert_eq!(proxy.metric("pglobby_server_parses_total{tenant=\"acme\"}").await, 3.0);
+    assert_eq!(proxy.metric("pgservers_server_parses_total{tenant=\"acme\"}").await, 3.0);
 }

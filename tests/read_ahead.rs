@@ -4,14 +4,12 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use support::{
     Proxy,
     certificates::Authority,
     client::in_time,
+    tls::connect_tls,
     wire::{Message, PROTOCOL_3_0, batch, c_string, message, rows, ssl_request, startup_message, sync, tags},
 };
 use tempfile::TempDir;
@@ -74,17 +72,8 @@ impl House {
             socket.write_all(&ssl_request()).await.unwrap();
             assert_eq!(socket.read_u8().await.unwrap(), b'S');
         }
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.folder.path().join("ca.crt")).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"postgresql".to_vec()];
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        Box::new(connector.connect(ServerName::try_from("localhost").unwrap(), socket).await.unwrap())
+        let authority = self.folder.path().join("ca.crt");
+        Box::new(connect_tls(socket, &authority, "localhost", &[b"postgresql"]).await.unwrap())
     }
 
     /// Logs in, and sends `behind` in the same write as the last proof.

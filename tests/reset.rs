@@ -5,9 +5,8 @@
 mod support;
 
 use support::{
-    Proxy, Wire,
-    proxy::{login_of, password_of},
-    wire::{Message, PROTOCOL_3_0, batch, bind, c_string, close, execute, message, parse, rows, sync},
+    comparison::{Comparison, Twin},
+    wire::{Message, batch, bind, c_string, close, execute, message, parse, rows, sync},
 };
 
 /// What the session is like: how it reads a date, which table it finds, what it has set.
@@ -48,13 +47,13 @@ enum How {
 
 const HOWS: [How; 5] = [How::Simple, How::SimpleAtOnce, How::Extended, How::ExtendedAtOnce, How::Batch];
 
-/// A client of the proxy, and one that does the same on a connection of its own.
-struct Twin {
-    proxied: Wire,
-    direct: Wire,
+/// What a test sends to both.
+trait Both {
+    async fn told(&mut self, bytes: &[u8], syncs: usize) -> [Vec<String>; 2];
+    async fn say(&mut self, what: &str, how: How, texts: &[&str]);
 }
 
-impl Twin {
+impl Both for Twin {
     async fn told(&mut self, bytes: &[u8], syncs: usize) -> [Vec<String>; 2] {
         self.direct.send_bytes(bytes).await;
         self.proxied.send_bytes(bytes).await;
@@ -100,59 +99,26 @@ fn outcome(answers: &[Message]) -> String {
     format!("{:?} {errors:?} {done:?} {:?}", rows(answers), answers.last().unwrap().body)
 }
 
-struct Lobby {
-    proxy: Proxy,
-    database: String,
+/// One server, which all sessions use in turn.
+async fn one_server() -> Comparison {
+    let sql = "CREATE TABLE public.t AS SELECT 'public' AS x; GRANT SELECT ON public.t TO PUBLIC;
+               GRANT USAGE ON SCHEMA public TO PUBLIC";
+    Comparison::start(1, sql).await
 }
 
-impl Lobby {
-    /// One server, that all sessions use in turn.
-    async fn new() -> Self {
-        let proxy = Proxy::with_tenant("acme").pool_size(1).start().await;
-        let role = proxy.client("acme").ask("SELECT current_user").await;
-        let database = proxy.client("acme").ask("SELECT current_database()").await;
-        proxy
-            .behind("acme")
-            .await
-            .run(&format!(
-                "CREATE ROLE direct LOGIN PASSWORD 'direct' IN ROLE \"{role}\";
-                 CREATE ROLE one; CREATE ROLE two; GRANT one, two TO direct, \"{role}\";
-                 CREATE SCHEMA one; CREATE TABLE one.t AS SELECT 'one' AS x;
-                 CREATE SCHEMA two; CREATE TABLE two.t AS SELECT 'two' AS x;
-                 CREATE TABLE public.t AS SELECT 'public' AS x;
-                 GRANT USAGE ON SCHEMA one, two, public TO PUBLIC; GRANT SELECT ON one.t, two.t, public.t TO PUBLIC"
-            ))
-            .await;
-        Self { proxy, database }
-    }
-
-    async fn twin(&self, options: &str) -> Twin {
-        let mut direct = Wire::open(self.proxy.cluster.port()).await;
-        let database = &*self.database;
-        direct
-            .startup(PROTOCOL_3_0, &[("user", "direct"), ("database", database), ("options", options)])
-            .await;
-        direct.authenticate("direct").await.unwrap();
-        let (user, mut proxied) = (login_of("acme"), Wire::open(self.proxy.port()).await);
-        proxied.startup(PROTOCOL_3_0, &[("user", &user), ("database", "acme"), ("options", options)]).await;
-        proxied.authenticate(&password_of("acme")).await.unwrap();
-        Twin { proxied, direct }
-    }
-
-    /// Runs these texts in every way, in sessions of every kind. Between them others look whether anything of it is theirs.
-    async fn all(&self, texts: &[&str]) {
-        let mut plain = self.twin("").await;
-        let mut other = self.twin("-c DateStyle=ISO,YMD -c search_path=two").await;
-        for startup in STARTUPS {
-            for how in HOWS {
-                let mut twin = self.twin(startup).await;
-                twin.say(startup, how, texts).await;
-                twin.say(startup, How::Simple, &["ROLLBACK"]).await;
-                plain.say("a stranger", How::Simple, &[LOOK]).await;
-                twin.say(startup, How::Simple, &[LOOK]).await;
-                other.say("another", How::Extended, &[LOOK]).await;
-                twin.say(startup, how, &["BEGIN", LOOK, "COMMIT", "RESET ALL", LOOK]).await;
-            }
+/// Runs these texts in every way, in sessions of every kind. Other sessions between them must not see their settings.
+async fn run_everywhere(comparison: &Comparison, texts: &[&str]) {
+    let mut plain = comparison.twin("").await;
+    let mut other = comparison.twin("-c DateStyle=ISO,YMD -c search_path=two").await;
+    for startup in STARTUPS {
+        for how in HOWS {
+            let mut twin = comparison.twin(startup).await;
+            twin.say(startup, how, texts).await;
+            twin.say(startup, How::Simple, &["ROLLBACK"]).await;
+            plain.say("a stranger", How::Simple, &[LOOK]).await;
+            twin.say(startup, How::Simple, &[LOOK]).await;
+            other.say("another", How::Extended, &[LOOK]).await;
+            twin.say(startup, how, &["BEGIN", LOOK, "COMMIT", "RESET ALL", LOOK]).await;
         }
     }
 }
@@ -173,19 +139,20 @@ fn with<'t>(before: &[&'t str], after: &[&'t str]) -> Vec<&'t str> {
 /// write days first, and `RESET search_path` led to other tables.
 #[tokio::test]
 async fn what_is_reset_in_a_transaction_is_at_once_as_at_startup() {
-    let lobby = Lobby::new().await;
+    let comparison = one_server().await;
     for reset in RESETS {
-        lobby.all(&with(&["BEGIN"], &[reset, LOOK, LOOK, "COMMIT", LOOK])).await;
+        run_everywhere(&comparison, &with(&["BEGIN"], &[reset, LOOK, LOOK, "COMMIT", LOOK])).await;
     }
 }
 
 #[tokio::test]
 async fn what_is_reset_is_undone_with_its_transaction() {
-    let lobby = Lobby::new().await;
+    let comparison = one_server().await;
     for reset in RESETS {
-        lobby.all(&with(&[], &["BEGIN", reset, LOOK, "ROLLBACK", LOOK])).await;
-        lobby
-            .all(&with(
+        run_everywhere(&comparison, &with(&[], &["BEGIN", reset, LOOK, "ROLLBACK", LOOK])).await;
+        run_everywhere(
+            &comparison,
+            &with(
                 &["BEGIN"],
                 &[
                     "SAVEPOINT a",
@@ -201,26 +168,29 @@ async fn what_is_reset_is_undone_with_its_transaction() {
                     "COMMIT",
                     LOOK,
                 ],
-            ))
-            .await;
+            ),
+        )
+        .await;
     }
 }
 
 #[tokio::test]
 async fn what_is_reset_outside_a_transaction_is_so_for_the_next_request_on_its_way() {
-    let lobby = Lobby::new().await;
+    let comparison = one_server().await;
     for reset in RESETS.into_iter().chain(["DISCARD ALL"]) {
-        lobby
-            .all(&with(&[], &[reset, LOOK, reset, "BEGIN", LOOK, "ROLLBACK", LOOK, "SELECT 1/0", LOOK]))
-            .await;
-        lobby.all(&[reset, "SELECT 1/0", LOOK]).await;
+        run_everywhere(
+            &comparison,
+            &with(&[], &[reset, LOOK, reset, "BEGIN", LOOK, "ROLLBACK", LOOK, "SELECT 1/0", LOOK]),
+        )
+        .await;
+        run_everywhere(&comparison, &[reset, "SELECT 1/0", LOOK]).await;
     }
 }
 
 /// Nothing is set again where nothing was reset; and nothing of ours gets into the way.
 #[tokio::test]
 async fn what_is_not_reset_stays() {
-    let lobby = Lobby::new().await;
+    let comparison = one_server().await;
     for texts in [
         with(&["BEGIN"], &["SAVEPOINT a", "RESET nothing", LOOK, "ROLLBACK TO a", LOOK, "COMMIT", LOOK]),
         with(&[], &["RESET log_statement_stats", LOOK]),
@@ -234,16 +204,16 @@ async fn what_is_not_reset_stays() {
         with(&["BEGIN"], &["RESET DateStyle", "SET LOCAL DateStyle = ISO", LOOK, "COMMIT", LOOK]),
         vec!["BEGIN", "RESET ALL; SAVEPOINT a; SELECT 1/0", "ROLLBACK TO a", LOOK, "COMMIT", LOOK],
     ] {
-        lobby.all(&texts).await;
+        run_everywhere(&comparison, &texts).await;
     }
 }
 
 /// Portals run in another order than they are bound, and the client's unnamed ones stay.
 #[tokio::test]
 async fn a_portal_resets_when_it_runs() {
-    let lobby = Lobby::new().await;
+    let comparison = one_server().await;
     for startup in STARTUPS {
-        let mut twin = lobby.twin(startup).await;
+        let mut twin = comparison.twin(startup).await;
         let begin = [batch("BEGIN"), batch(MINE[0]), batch(MINE[1])].concat();
         let reset = [parse("r", "RESET ALL"), bind("r", "r", &[]), parse("look", LOOK)].concat();
         let first = [bind("a", "look", &[]), execute("a", 0), parse("", LOOK), bind("", "", &[])].concat();
@@ -258,9 +228,9 @@ async fn a_portal_resets_when_it_runs() {
 /// A statement that is prepared behind a reset is not taken for that of a session with other settings.
 #[tokio::test]
 async fn what_is_prepared_behind_a_reset_is_shared_with_its_like() {
-    let lobby = Lobby::new().await;
+    let comparison = one_server().await;
     for startup in STARTUPS {
-        let (mut twin, mut plain) = (lobby.twin(startup).await, lobby.twin("").await);
+        let (mut twin, mut plain) = (comparison.twin(startup).await, comparison.twin("").await);
         let prepare = [close(b'S', "q"), parse("q", LOOK), sync()].concat();
         let run = [bind("", "q", &[]), execute("", 0), sync()].concat();
         let resets = [batch("BEGIN"), batch(MINE[0]), batch(MINE[1]), batch("RESET ALL")].concat();
@@ -280,9 +250,9 @@ async fn what_is_prepared_behind_a_reset_is_shared_with_its_like() {
 /// Nothing is put into the data of a COPY.
 #[tokio::test]
 async fn a_copy_behind_a_reset_takes_its_own_data() {
-    let lobby = Lobby::new().await;
+    let comparison = one_server().await;
     for startup in STARTUPS {
-        let mut twin = lobby.twin(startup).await;
+        let mut twin = comparison.twin(startup).await;
         let query = |text: &str| message(b'Q', &c_string(text));
         let made = query("CREATE TEMP TABLE mine (x date)");
         let copy = query("SET DateStyle = German; RESET DateStyle; COPY mine FROM STDIN");

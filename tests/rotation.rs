@@ -25,40 +25,40 @@ use pglobby::control_path::{
 use secrecy::SecretString;
 use support::{
     Cluster, Proxy,
+    admin::{Admin, Master, Steps, StopAfter, tenant},
     client::in_time,
-    desk::{Desk, Master, Steps, StopAfter, tenant},
 };
 use tokio::task::JoinHandle;
 
 /// The passwords in the tenant's row let in, as both roles.
-async fn assert_row_lets_in(desk: &Desk, name: &str) {
+async fn assert_row_lets_in(admin: &Admin, name: &str) {
     for (role, column) in [("username", "sealed_password"), ("ro_username", "sealed_ro_password")] {
-        let central = desk.superuser("central").await;
+        let central = admin.superuser("central").await;
         let sql = format!("SELECT id, {role}, {column}, database FROM pglobby.tenants WHERE name = $1");
         let row = central.query_one(&sql, &[&name]).await.unwrap();
         let id = row.get::<_, i64>(0).to_string();
         let place = SecretLocation { table: "tenants", row: &id, column };
-        let password: SecretString = desk.operator.keyring.open(&place, row.get(2)).unwrap();
+        let password: SecretString = admin.actor.keyring.open(&place, row.get(2)).unwrap();
         let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(desk.lobby.cluster.port()).user(row.get::<_, String>(1));
+        config.host("127.0.0.1").port(admin.installation.cluster.port()).user(row.get::<_, String>(1));
         config.dbname(row.get::<_, String>(3)).password(secrecy::ExposeSecret::expose_secret(&password));
         support::Client::connect(&config).await.unwrap();
     }
 }
 
-async fn verifiers(desk: &Desk) -> String {
+async fn verifiers(admin: &Admin) -> String {
     let sql =
         "SELECT string_agg(rolpassword, ' ' ORDER BY rolname) FROM pg_authid WHERE rolname LIKE 'acme%'";
-    desk.superuser("postgres").await.ask(sql).await
+    admin.superuser("postgres").await.ask(sql).await
 }
 
 #[tokio::test]
 async fn both_roles_get_other_passwords_and_the_row_knows_them() {
-    for master in [Master::Superuser, Master::Modest] {
-        let desk = Desk::on(Cluster::build(), master).await;
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        let before = verifiers(&desk).await;
-        let mut operator = desk.another_operator();
+    for master in [Master::Superuser, Master::Createrole] {
+        let admin = Admin::on(Cluster::build(), master).await;
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        let before = verifiers(&admin).await;
+        let mut operator = admin.another_actor();
         let steps = Arc::new(Steps::default());
         operator.progress = Some(steps.clone());
 
@@ -66,10 +66,10 @@ async fn both_roles_get_other_passwords_and_the_row_knows_them() {
 
         assert_eq!(rotated.roles, ["acme_rw", "acme_ro"]);
         assert_eq!(steps.all(), ["begun", "prepared", "roles", "stored", "rotated"]);
-        let after = verifiers(&desk).await;
+        let after = verifiers(&admin).await;
         assert!(before.split(' ').zip(after.split(' ')).all(|(old, new)| old != new));
-        assert_row_lets_in(&desk, "acme").await;
-        let central = desk.superuser("central").await;
+        assert_row_lets_in(&admin, "acme").await;
+        let central = admin.superuser("central").await;
         assert_eq!(central.ask("SELECT generation FROM pglobby.tenants").await, "3");
         let actions =
             "SELECT string_agg(action, ' ' ORDER BY id) FROM pglobby.audit_log WHERE tenant = 'acme'";
@@ -79,36 +79,36 @@ async fn both_roles_get_other_passwords_and_the_row_knows_them() {
 
 #[tokio::test]
 async fn killed_after_any_step_rotating_again_mends_everything() {
-    let desk = Desk::new().await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let before = desk.remains().await;
+    let admin = Admin::new().await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let before = admin.remains().await;
     for step in ["begun", "prepared", "roles", "stored", "rotated"] {
-        let mut dying = desk.another_operator();
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         killer.kill(async { drop(rotate(&dying, "acme").await) }).await;
 
-        rotate(&desk.another_operator(), "acme").await.unwrap();
+        rotate(&admin.another_actor(), "acme").await.unwrap();
 
-        assert_row_lets_in(&desk, "acme").await;
-        assert_eq!(desk.remains().await, before, "killed after {step}");
+        assert_row_lets_in(&admin, "acme").await;
+        assert_eq!(admin.remains().await, before, "killed after {step}");
     }
 }
 
 #[tokio::test]
 async fn a_tenant_whose_rotation_died_can_be_dropped() {
-    let desk = Desk::new().await;
-    let before = desk.remains().await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let mut dying = desk.another_operator();
+    let admin = Admin::new().await;
+    let before = admin.remains().await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let mut dying = admin.another_actor();
     let killer = StopAfter::step("roles");
     dying.progress = Some(killer.clone());
     killer.kill(async { drop(rotate(&dying, "acme").await) }).await;
 
-    drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
 
-    desk.superuser("central").await.run("DELETE FROM pglobby.tenants").await;
-    assert_eq!(desk.remains().await, before);
+    admin.superuser("central").await.run("DELETE FROM pglobby.tenants").await;
+    assert_eq!(admin.remains().await, before);
 }
 
 /// Whatever was changed about a role before is undone by a rotation; this comes after that.
@@ -125,10 +125,10 @@ impl Progress for LimitAfterwards {
 
 #[tokio::test]
 async fn passwords_that_do_not_let_in_are_taken_back() {
-    let desk = Desk::new().await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let mut operator = desk.another_operator();
-    operator.progress = Some(Arc::new(LimitAfterwards(desk.superuser("postgres").await)));
+    let admin = Admin::new().await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let mut operator = admin.another_actor();
+    operator.progress = Some(Arc::new(LimitAfterwards(admin.superuser("postgres").await)));
 
     let error = rotate(&operator, "acme").await.expect_err("nobody gets in").to_string();
 
@@ -136,44 +136,44 @@ async fn passwords_that_do_not_let_in_are_taken_back() {
         error.contains("too many connections") && error.contains("old passwords are in use again"),
         "{error}"
     );
-    assert_row_lets_in(&desk, "acme").await;
+    assert_row_lets_in(&admin, "acme").await;
     let operations = "SELECT status FROM pglobby.operations WHERE kind = 'rotate'";
-    assert_eq!(desk.superuser("central").await.ask(operations).await, "undone");
+    assert_eq!(admin.superuser("central").await.ask(operations).await, "undone");
 }
 
 /// What was open on the host stayed open then, and undoing waited for it for ever.
 #[tokio::test]
 async fn a_central_database_that_refuses_the_new_passwords_keeps_the_old_ones() {
-    let desk = Desk::new().await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let before = verifiers(&desk).await;
-    let central = desk.superuser("central").await;
+    let admin = Admin::new().await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let before = verifiers(&admin).await;
+    let central = admin.superuser("central").await;
     central.run("ALTER TABLE pglobby.operations ADD CONSTRAINT refused CHECK (step <> 'stored')").await;
 
-    let rotated = in_time("a refusal", rotate(&desk.operator, "acme")).await;
+    let rotated = in_time("a refusal", rotate(&admin.actor, "acme")).await;
 
     let error = rotated.expect_err("refused").to_string();
     assert!(error.contains("old passwords are in use again"), "{error}");
-    assert_row_lets_in(&desk, "acme").await;
+    assert_row_lets_in(&admin, "acme").await;
     central.run("ALTER TABLE pglobby.operations DROP CONSTRAINT refused").await;
-    rotate(&desk.operator, "acme").await.unwrap();
-    assert_ne!(verifiers(&desk).await, before);
+    rotate(&admin.actor, "acme").await.unwrap();
+    assert_ne!(verifiers(&admin).await, before);
 }
 
 #[tokio::test]
 async fn who_has_no_passwords_or_foreign_roles_is_not_rotated() {
-    let desk = Desk::new().await;
-    assert!(rotate(&desk.operator, "acme").await.expect_err("nobody").to_string().contains("no tenant"));
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    tenants::suspend(&desk.operator, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
-    assert_eq!(rotate(&desk.operator, "acme").await.unwrap().status, "suspended");
-    let before = verifiers(&desk).await;
-    desk.superuser("postgres").await.run("COMMENT ON ROLE acme_ro IS 'mine'").await;
+    let admin = Admin::new().await;
+    assert!(rotate(&admin.actor, "acme").await.expect_err("nobody").to_string().contains("no tenant"));
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    tenants::suspend(&admin.actor, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
+    assert_eq!(rotate(&admin.actor, "acme").await.unwrap().status, "suspended");
+    let before = verifiers(&admin).await;
+    admin.superuser("postgres").await.run("COMMENT ON ROLE acme_ro IS 'mine'").await;
 
-    let error = rotate(&desk.operator, "acme").await.expect_err("not ours").to_string();
+    let error = rotate(&admin.actor, "acme").await.expect_err("not ours").to_string();
 
     assert!(error.contains("acme_ro") && error.contains("not made by pglobby"), "{error}");
-    assert_eq!(verifiers(&desk).await, before);
+    assert_eq!(verifiers(&admin).await, before);
 }
 
 /// Five rotations while four clients ask and one sits in a transaction: the same sessions go on, through servers that
@@ -260,18 +260,18 @@ async fn between_the_two_commits(
 /// retired meanwhile, and nobody could open it any more; other work ended with a key that it did not know.
 #[tokio::test]
 async fn keys_may_be_rotated_and_retired_while_a_tenant_is_made() {
-    let desk = Desk::new().await;
-    let mut operator = desk.another_operator();
+    let admin = Admin::new().await;
+    let mut operator = admin.another_actor();
     let hold = Arc::new(HoldAt { step: "owned", ..HoldAt::default() });
     operator.progress = Some(hold.clone());
     let making = tokio::spawn(async move { create(&operator, &tenant("acme")).await });
     in_time("a tenant in the making", hold.reached.notified()).await;
-    let rotated = key_rotation::rotate(&desk.another_operator(), &desk.config, true).await.unwrap();
+    let rotated = key_rotation::rotate(&admin.another_actor(), &admin.config, true).await.unwrap();
     assert_eq!(rotated.retired.len(), 1);
     hold.go_on.notify_one();
     making.await.unwrap().unwrap();
-    assert_row_lets_in(&desk, "acme").await;
-    drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+    assert_row_lets_in(&admin, "acme").await;
+    drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
 }
 
 /// The host's passwords change a moment before the row's. Servers opened in between with the old ones were refused, and

@@ -6,14 +6,14 @@ mod support;
 use std::{fs, process::Output};
 
 use serde_json::{Value, json};
-use support::lobby::Lobby;
+use support::installation::Installation;
 
-async fn lobby_with(tenants: &[&str]) -> Lobby {
-    let lobby = Lobby::initialised().await;
+async fn lobby_with(tenants: &[&str]) -> Installation {
+    let installation = Installation::initialised().await;
     for tenant in tenants {
-        assert!(lobby.run(&["tenant", "create", tenant]).status.success());
+        assert!(installation.run(&["tenant", "create", tenant]).status.success());
     }
-    lobby
+    installation
 }
 
 fn json_of(output: &Output) -> Value {
@@ -22,10 +22,10 @@ fn json_of(output: &Output) -> Value {
 
 #[tokio::test]
 async fn every_tenant_answers_from_its_own_database_as_its_own_role() {
-    let lobby = lobby_with(&["acme", "globex", "o'neil"]).await;
-    assert!(lobby.run(&["tenant", "suspend", "globex"]).status.success());
+    let installation = lobby_with(&["acme", "globex", "o'neil"]).await;
+    assert!(installation.run(&["tenant", "suspend", "globex"]).status.success());
 
-    let asked = lobby.run(&[
+    let asked = installation.run(&[
         "run",
         "SELECT current_database() AS db, current_user AS who, NULL AS nothing",
         "--tenants",
@@ -47,19 +47,19 @@ async fn every_tenant_answers_from_its_own_database_as_its_own_role() {
     }
     let lines = String::from_utf8(asked.stderr).unwrap();
     assert!(lines.contains("3/3 ") && lines.contains("acme: done"), "{lines}");
-    let words = lobby.run(&["run", "SELECT current_user AS who", "--tenants", "acme,globex"]);
+    let words = installation.run(&["run", "SELECT current_user AS who", "--tenants", "acme,globex"]);
     assert_eq!(String::from_utf8(words.stdout).unwrap(), "TENANT  who\nacme    acme_rw\nglobex  globex_rw\n");
 }
 
 #[tokio::test]
 async fn a_migration_that_fails_for_one_tenant_is_undone_there_and_done_for_the_others() {
-    let lobby = lobby_with(&["acme", "globex", "initech"]).await;
-    let file = lobby.folder.path().join("migration.sql");
+    let installation = lobby_with(&["acme", "globex", "initech"]).await;
+    let file = installation.folder.path().join("migration.sql");
     fs::write(&file, "CREATE TABLE step (a int);\nCREATE TABLE orders (a int);\n").unwrap();
-    lobby.cluster.client("globex").await.run("CREATE TABLE orders (old int)").await;
+    installation.cluster.client("globex").await.run("CREATE TABLE orders (old int)").await;
     let file = file.to_str().unwrap();
 
-    let ran = lobby.run(&["run", "--file", file, "--tenants", "all", "--concurrency", "2", "--json"]);
+    let ran = installation.run(&["run", "--file", file, "--tenants", "all", "--concurrency", "2", "--json"]);
 
     assert_eq!(ran.status.code(), Some(1));
     let told = json_of(&ran);
@@ -70,19 +70,19 @@ async fn a_migration_that_fails_for_one_tenant_is_undone_there_and_done_for_the_
     assert!(String::from_utf8_lossy(&ran.stderr).contains("--tenants globex"));
     let tables = "SELECT count(*) FROM pg_class WHERE relname IN ('step', 'orders')";
     for (tenant, count) in [("acme", "2"), ("globex", "1"), ("initech", "2")] {
-        assert_eq!(lobby.cluster.client(tenant).await.ask(tables).await, count, "{tenant}");
+        assert_eq!(installation.cluster.client(tenant).await.ask(tables).await, count, "{tenant}");
     }
     let audited = "SELECT detail -> 'failed' ->> 0 FROM pglobby.audit_log WHERE action = 'run'";
-    assert_eq!(lobby.central().await.ask(audited).await, "globex");
+    assert_eq!(installation.central().await.ask(audited).await, "globex");
 }
 
 #[tokio::test]
 async fn what_cannot_be_run_for_all_is_run_for_nobody() {
-    let lobby = lobby_with(&["acme"]).await;
+    let installation = lobby_with(&["acme"]).await;
     let sql = "CREATE TABLE t (a int)";
 
-    let misspelt = lobby.run(&["run", sql, "--tenants", "acme,acne"]);
-    let no_file = lobby.run(&["run", "--file", "/nowhere.sql", "--tenants", "all"]);
+    let misspelt = installation.run(&["run", sql, "--tenants", "acme,acne"]);
+    let no_file = installation.run(&["run", "--file", "/nowhere.sql", "--tenants", "all"]);
 
     assert_eq!(misspelt.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&misspelt.stderr).contains("did you mean \"acme\"?"));
@@ -93,19 +93,24 @@ async fn what_cannot_be_run_for_all_is_run_for_nobody() {
         &["run", sql, "--tenants", "all", "--concurrency", "0"],
         &["run", sql, "--file", "x", "--tenants", "all"],
     ] {
-        assert_eq!(lobby.run(usage).status.code(), Some(2), "{usage:?}");
+        assert_eq!(installation.run(usage).status.code(), Some(2), "{usage:?}");
     }
     assert_eq!(
-        lobby.cluster.client("acme").await.ask("SELECT count(*) FROM pg_class WHERE relname = 't'").await,
+        installation
+            .cluster
+            .client("acme")
+            .await
+            .ask("SELECT count(*) FROM pg_class WHERE relname = 't'")
+            .await,
         "0"
     );
 }
 
 #[tokio::test]
 async fn an_answer_without_end_is_cut_and_says_so() {
-    let lobby = lobby_with(&["acme"]).await;
+    let installation = lobby_with(&["acme"]).await;
 
-    let asked = lobby.run(&["run", "SELECT generate_series(1, 5000)", "--tenants", "acme", "--json"]);
+    let asked = installation.run(&["run", "SELECT generate_series(1, 5000)", "--tenants", "acme", "--json"]);
 
     let answer = &json_of(&asked)["tenants"][0]["results"][0];
     assert_eq!(answer["rows"].as_array().unwrap().len(), 1000);

@@ -16,8 +16,8 @@ use pglobby::control_path::{
 };
 use support::{
     Client, Cluster, Proxy,
+    admin::{Admin, Master, tenant},
     client::{in_time, sqlstate},
-    desk::{Desk, Master, tenant},
 };
 
 /// `sql` runs where no text is read.
@@ -258,7 +258,7 @@ async fn settings_of_a_role_that_is_not_ours_are_left_alone_without_a_word() {
         assert_eq!(proxy.client("acme").ask("SHOW work_mem").await, "8MB");
     }
     assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="failed"}"#).await, 0.0);
-    assert!(!proxy.log().contains("could not be put right"));
+    assert!(!proxy.log().contains("cannot repair a tenant's roles"));
 }
 
 /// What cannot be put right is told to whoever waits, in the server's words, and is not tried again and again.
@@ -271,17 +271,17 @@ async fn roles_that_are_not_ours_are_left_alone_and_everybody_is_told() {
         let error = proxy.client("acme").try_connect().await.err().expect("refused");
         assert_eq!(sqlstate(&error), "08006");
     }
-    proxy.logged("could not be put right").await;
+    proxy.logged("cannot repair a tenant's roles").await;
     assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="failed"}"#).await, 1.0);
     assert_eq!(proxy.metric(r#"pglobby_roles_mended_total{outcome="mended"}"#).await, 0.0);
 }
 
 #[tokio::test]
 async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
-    for master in [Master::Superuser, Master::Modest] {
-        let desk = Desk::on(Cluster::build(), master).await;
-        create(&desk.operator, &tenant("acme")).await.unwrap();
-        let superuser = desk.superuser("postgres").await;
+    for master in [Master::Superuser, Master::Createrole] {
+        let admin = Admin::on(Cluster::build(), master).await;
+        create(&admin.actor, &tenant("acme")).await.unwrap();
+        let superuser = admin.superuser("postgres").await;
         for sql in [
             "ALTER ROLE acme_rw SET local_preload_libraries = 'nosuch'",
             "ALTER ROLE acme_ro IN DATABASE acme SET local_preload_libraries = 'nosuch'",
@@ -297,8 +297,8 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
             "ALTER DATABASE acme SET idle_in_transaction_session_timeout = '99 ms'",
         ] {
             superuser.run(sql).await;
-            rotate(&desk.operator, "acme").await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-            let findings = examine(&desk.operator, &[], false).await.unwrap().findings;
+            rotate(&admin.actor, "acme").await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+            let findings = examine(&admin.actor, &[], false).await.unwrap().findings;
             let wrong: Vec<_> =
                 findings.iter().filter(|finding| finding.check != "reader_makes_large_objects").collect();
             assert!(wrong.is_empty(), "{master:?} {sql}: {wrong:#?}");
@@ -308,7 +308,7 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
         // Timeouts that sessions can live with are the owner's affair.
         for value in ["100", "'0.1s'", "'1min'", "0"] {
             superuser.run(&format!("ALTER DATABASE acme SET idle_session_timeout = {value}")).await;
-            rotate(&desk.operator, "acme").await.unwrap();
+            rotate(&admin.actor, "acme").await.unwrap();
             assert_eq!(superuser.ask(set).await, "1", "{value}");
         }
     }
@@ -317,16 +317,16 @@ async fn a_rotation_undoes_whatever_was_done_to_the_roles() {
 /// A template cannot be dropped, and whoever owns a database may call it one.
 #[tokio::test]
 async fn a_database_that_its_tenant_calls_a_template_is_dropped_all_the_same() {
-    for master in [Master::Superuser, Master::Modest] {
-        let desk = Desk::on(Cluster::build(), master).await;
-        let before = desk.remains().await;
-        let made = create(&desk.operator, &tenant("acme")).await.unwrap();
-        let owner = desk.login(&made.username, &made.database).await.unwrap();
+    for master in [Master::Superuser, Master::Createrole] {
+        let admin = Admin::on(Cluster::build(), master).await;
+        let before = admin.remains().await;
+        let made = create(&admin.actor, &tenant("acme")).await.unwrap();
+        let owner = admin.login(&made.username, &made.database).await.unwrap();
         owner.run("ALTER DATABASE acme IS_TEMPLATE true").await;
         owner.leave().await;
-        drop_tenant(&desk.operator, "acme", DropDatabase::IfOurs).await.unwrap();
+        drop_tenant(&admin.actor, "acme", DropDatabase::IfOurs).await.unwrap();
         assert_eq!(
-            desk.remains().await.replace("acme dropped", "").trim_end(),
+            admin.remains().await.replace("acme dropped", "").trim_end(),
             before.trim_end(),
             "{master:?}"
         );
@@ -342,26 +342,26 @@ async fn may_log_in(superuser: &Client) -> String {
 /// Who knows the password of a role gets no further than anybody else while the tenant is suspended.
 #[tokio::test]
 async fn a_suspension_keeps_the_roles_out_through_whatever_is_done_to_the_tenant() {
-    let desk = Desk::new().await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let superuser = desk.superuser("postgres").await;
+    let admin = Admin::new().await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let superuser = admin.superuser("postgres").await;
     assert_eq!(may_log_in(&superuser).await, "true true");
-    tenants::suspend(&desk.operator, "acme", None, SuspendSessions::EndNow).await.unwrap();
+    tenants::suspend(&admin.actor, "acme", None, SuspendSessions::EndNow).await.unwrap();
     assert_eq!(may_log_in(&superuser).await, "false false");
-    rotate(&desk.operator, "acme").await.unwrap();
+    rotate(&admin.actor, "acme").await.unwrap();
     assert_eq!(may_log_in(&superuser).await, "false false", "rotated");
-    pglobby::control_path::onboarding::rename::rename(&desk.operator, "acme", "acme2").await.unwrap();
+    pglobby::control_path::onboarding::rename::rename(&admin.actor, "acme", "acme2").await.unwrap();
     assert_eq!(may_log_in(&superuser).await, "false false", "renamed");
-    assert!(examine(&desk.operator, &[], false).await.unwrap().ok);
+    assert!(examine(&admin.actor, &[], false).await.unwrap().ok);
     superuser.run("ALTER ROLE acme_ro LOGIN").await;
-    let report = examine(&desk.operator, &[], true).await.unwrap();
+    let report = examine(&admin.actor, &[], true).await.unwrap();
     assert!(report.ok && report.fixed[0].check == "role_changed", "{report:#?}");
     assert_eq!(may_log_in(&superuser).await, "false false", "the doctor has seen it");
-    tenants::resume(&desk.operator, "acme2").await.unwrap();
+    tenants::resume(&admin.actor, "acme2").await.unwrap();
     assert_eq!(may_log_in(&superuser).await, "true true");
     // By plain SQL the row alone changes; the doctor, or whoever follows the status, does the rest.
-    desk.superuser("central").await.run("UPDATE pglobby.tenants SET status = 'suspended'").await;
-    follow_status(&desk.operator, "acme2").await;
+    admin.superuser("central").await.run("UPDATE pglobby.tenants SET status = 'suspended'").await;
+    follow_status(&admin.actor, "acme2").await;
     assert_eq!(may_log_in(&superuser).await, "false false");
 }
 

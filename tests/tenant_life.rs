@@ -18,8 +18,8 @@ use pglobby::{
 };
 use support::{
     Client, Cluster, Proxy,
+    admin::{Admin, Master, StopAfter, tenant},
     client::in_time,
-    desk::{Desk, Master, StopAfter, tenant},
     proxy::{login_of, password_of},
 };
 
@@ -175,29 +175,29 @@ async fn a_tenants_allow_from_ends_sessions_from_elsewhere() {
 }
 
 /// Restores a dump beside what is left, and reads from it.
-async fn restored(desk: &Desk, file: &std::path::Path, sql: &str) -> String {
-    desk.superuser("postgres").await.run("CREATE DATABASE restored").await;
+async fn restored(admin: &Admin, file: &std::path::Path, sql: &str) -> String {
+    admin.superuser("postgres").await.run("CREATE DATABASE restored").await;
     let programs = PostgresBinaries::find(None).unwrap();
     let done = Command::new(programs.program("pg_restore"))
-        .args(["--no-owner", "--no-privileges", "--dbname", &desk.lobby.cluster.url("restored")])
+        .args(["--no-owner", "--no-privileges", "--dbname", &admin.installation.cluster.url("restored")])
         .arg(file)
         .output()
         .unwrap();
     assert!(done.status.success(), "{done:?}");
-    desk.superuser("restored").await.ask(sql).await
+    admin.superuser("restored").await.ask(sql).await
 }
 
 /// A machine whose pg_dump is older than the host (or has none) makes no copy, and that is known while clients still work.
 #[tokio::test]
 async fn a_final_dump_that_cannot_be_made_leaves_the_tenant_open() {
-    let desk = Desk::on(Cluster::postgres_18(), Master::Superuser).await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
+    let admin = Admin::on(Cluster::postgres_18(), Master::Superuser).await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("acme.dump");
 
-    let dropped = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&file)).await;
+    let dropped = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&file)).await;
 
-    let central = desk.superuser("central").await;
+    let central = admin.superuser("central").await;
     let status = central.ask("SELECT status FROM pglobby.tenants").await;
     match dropped {
         Err(_) => assert_eq!((status.as_str(), file.exists()), ("active", false)),
@@ -208,24 +208,24 @@ async fn a_final_dump_that_cannot_be_made_leaves_the_tenant_open() {
 #[tokio::test]
 async fn a_final_dump_holds_everything_and_a_run_that_died_goes_on() {
     for step in ["ended", "dumped", "roles"] {
-        let desk = Desk::new().await;
-        create(&desk.operator, &tenant("ac'me=1")).await.unwrap();
-        desk.superuser("ac'me=1")
+        let admin = Admin::new().await;
+        create(&admin.actor, &tenant("ac'me=1")).await.unwrap();
+        admin
+            .superuser("ac'me=1")
             .await
             .run("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2), (3)")
             .await;
-        let file = desk.lobby.folder.path().join("last.dump");
-        let mut dying = desk.another_operator();
+        let file = admin.installation.folder.path().join("last.dump");
+        let mut dying = admin.another_actor();
         let killer = StopAfter::step(step);
         dying.progress = Some(killer.clone());
         let dropping = drop_tenant_keeping(&dying, "ac'me=1", DropDatabase::IfOurs, Some(&file));
         killer.kill(async { drop(dropping.await) }).await;
 
-        let again =
-            drop_tenant_keeping(&desk.another_operator(), "ac'me=1", DropDatabase::IfOurs, None).await;
+        let again = drop_tenant_keeping(&admin.another_actor(), "ac'me=1", DropDatabase::IfOurs, None).await;
 
         assert!(again.unwrap().database_dropped, "killed after {step}");
-        assert_eq!(restored(&desk, &file, "SELECT count(*) FROM t").await, "3", "killed after {step}");
+        assert_eq!(restored(&admin, &file, "SELECT count(*) FROM t").await, "3", "killed after {step}");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(
             fs::read_dir(file.parent().unwrap())
@@ -241,36 +241,36 @@ async fn a_final_dump_holds_everything_and_a_run_that_died_goes_on() {
 
 #[tokio::test]
 async fn without_its_final_dump_nothing_is_dropped() {
-    let desk = Desk::new().await;
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    let file = desk.lobby.folder.path().join("precious");
+    let admin = Admin::new().await;
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    let file = admin.installation.folder.path().join("precious");
     fs::write(&file, "mine").unwrap();
 
-    let exists = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&file)).await;
-    let nowhere = desk.lobby.folder.path().join("no/such/folder/dump");
-    let no_folder = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&nowhere)).await;
+    let exists = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&file)).await;
+    let nowhere = admin.installation.folder.path().join("no/such/folder/dump");
+    let no_folder = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&nowhere)).await;
 
     assert!(exists.unwrap_err().to_string().contains("exists already"));
     assert!(no_folder.unwrap_err().to_string().contains("there is no folder"));
-    assert_eq!(tenants::show(&desk.operator, "acme").await.unwrap().status, "active");
+    assert_eq!(tenants::show(&admin.actor, "acme").await.unwrap().status, "active");
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
 
     // Once it has begun, a copy that fails keeps the database; another file will do.
-    desk.superuser("acme").await.run("CREATE TABLE t (a int)").await;
-    let taken = desk.lobby.folder.path().join("taken.dump");
-    let mut dying = desk.another_operator();
+    admin.superuser("acme").await.run("CREATE TABLE t (a int)").await;
+    let taken = admin.installation.folder.path().join("taken.dump");
+    let mut dying = admin.another_actor();
     let killer = StopAfter::step("fenced");
     dying.progress = Some(killer.clone());
     killer
         .kill(async { drop(drop_tenant_keeping(&dying, "acme", DropDatabase::IfOurs, Some(&taken)).await) })
         .await;
     fs::write(&taken, "somebody else's").unwrap();
-    let in_the_way = drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, None).await;
+    let in_the_way = drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, None).await;
     assert!(in_the_way.unwrap_err().to_string().contains("exists already"));
-    assert_eq!(desk.superuser("acme").await.ask("SELECT count(*) FROM t").await, "0");
-    let other = desk.lobby.folder.path().join("other.dump");
-    drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, Some(&other)).await.unwrap();
-    assert_eq!(restored(&desk, &other, "SELECT count(*) FROM t").await, "0");
+    assert_eq!(admin.superuser("acme").await.ask("SELECT count(*) FROM t").await, "0");
+    let other = admin.installation.folder.path().join("other.dump");
+    drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, Some(&other)).await.unwrap();
+    assert_eq!(restored(&admin, &other, "SELECT count(*) FROM t").await, "0");
 }
 
 /// An employee's login went with its tenant, and who came late was told that the password was wrong.

@@ -17,8 +17,8 @@ use pglobby::control_path::{
 };
 use support::{
     Client, Cluster,
+    admin::{Admin, Master, tenant},
     cluster::Builder,
-    desk::{Desk, Master, tenant},
 };
 
 /// As a code block says it, where the text alone would be refused at the proxy.
@@ -29,38 +29,38 @@ fn preparing(version: Builder) -> Builder {
 }
 
 /// Tenant acme, and its role, logged in.
-async fn acme(desk: &Desk) -> Client {
-    create(&desk.operator, &tenant("acme")).await.unwrap();
-    desk.login("acme_rw", "acme").await.unwrap()
+async fn acme(admin: &Admin) -> Client {
+    create(&admin.actor, &tenant("acme")).await.unwrap();
+    admin.login("acme_rw", "acme").await.unwrap()
 }
 
 /// The transaction of `sql` stays open without a session.
-async fn prepare(desk: &Desk, name: &str, sql: &str) {
-    let own = desk.login("acme_rw", "acme").await.unwrap();
+async fn prepare(admin: &Admin, name: &str, sql: &str) {
+    let own = admin.login("acme_rw", "acme").await.unwrap();
     own.run(&format!("{sql}; PREPARE TRANSACTION '{name}'")).await;
     own.leave().await;
 }
 
-async fn prepared(desk: &Desk) -> String {
-    desk.superuser("postgres").await.ask("SELECT count(*) FROM pg_prepared_xacts").await
+async fn prepared(admin: &Admin) -> String {
+    admin.superuser("postgres").await.ask("SELECT count(*) FROM pg_prepared_xacts").await
 }
 
 async fn a_role_that_its_tenant_has_locked(master: Master) {
-    let desk = Desk::on(preparing(Cluster::build()), master).await;
-    let own = acme(&desk).await;
+    let admin = Admin::on(preparing(Cluster::build()), master).await;
+    let own = acme(&admin).await;
     own.run(LOCKS_ITS_ROLE).await;
 
-    rotate(&desk.operator, "acme").await.unwrap();
+    rotate(&admin.actor, "acme").await.unwrap();
 
     own.try_run("SELECT 1").await.expect_err("its session has ended");
-    prepare(&desk, "acme", LOCKS_ITS_ROLE).await;
-    rotate(&desk.operator, "acme").await.unwrap();
-    assert_eq!(prepared(&desk).await, "0");
-    prepare(&desk, "acme", LOCKS_ITS_ROLE).await;
-    tenants::suspend(&desk.operator, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
-    assert_eq!(prepared(&desk).await, "0");
+    prepare(&admin, "acme", LOCKS_ITS_ROLE).await;
+    rotate(&admin.actor, "acme").await.unwrap();
+    assert_eq!(prepared(&admin).await, "0");
+    prepare(&admin, "acme", LOCKS_ITS_ROLE).await;
+    tenants::suspend(&admin.actor, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
+    assert_eq!(prepared(&admin).await, "0");
     let locked = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'acme%' AND NOT rolcanlogin";
-    assert_eq!(desk.superuser("postgres").await.ask(locked).await, "2", "suspended on its host, too");
+    assert_eq!(admin.superuser("postgres").await.ask(locked).await, "2", "suspended on its host, too");
 }
 
 #[tokio::test]
@@ -70,52 +70,52 @@ async fn a_role_that_its_tenant_has_locked_is_rotated_and_suspended_all_the_same
 
 #[tokio::test]
 async fn a_role_that_its_tenant_has_locked_is_rotated_and_suspended_without_a_superuser() {
-    a_role_that_its_tenant_has_locked(Master::Modest).await;
+    a_role_that_its_tenant_has_locked(Master::Createrole).await;
 }
 
 #[tokio::test]
 async fn a_tenant_with_prepared_transactions_is_dropped_with_a_last_copy() {
-    let desk = Desk::on(preparing(Cluster::build()), Master::Modest).await;
-    let own = acme(&desk).await;
+    let admin = Admin::on(preparing(Cluster::build()), Master::Createrole).await;
+    let own = acme(&admin).await;
     own.run("CREATE TABLE orders (id int)").await;
     own.leave().await;
-    prepare(&desk, "a \\ \"table\"", "BEGIN; LOCK TABLE orders").await;
+    prepare(&admin, "a \\ \"table\"", "BEGIN; LOCK TABLE orders").await;
     let limit = "BEGIN; DO $$BEGIN EXECUTE 'ALTER DATABASE acme CONNECTION LIMIT 5'; END$$";
-    prepare(&desk, "a database", limit).await;
-    prepare(&desk, "a role", LOCKS_ITS_ROLE).await;
+    prepare(&admin, "a database", limit).await;
+    prepare(&admin, "a role", LOCKS_ITS_ROLE).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("acme.dump");
     let file = std::env::var("PGLOBBY_TEST_POSTGRES").is_err().then_some(file.as_path());
 
-    drop_tenant_keeping(&desk.operator, "acme", DropDatabase::IfOurs, file).await.unwrap();
+    drop_tenant_keeping(&admin.actor, "acme", DropDatabase::IfOurs, file).await.unwrap();
 
-    assert_eq!(prepared(&desk).await, "0");
-    assert!(!desk.remains().await.contains("acme_rw"));
+    assert_eq!(prepared(&admin).await, "0");
+    assert!(!admin.remains().await.contains("acme_rw"));
 }
 
 /// Whoever grants something to a neighbour's role has it in the records of that role.
 #[tokio::test]
 async fn a_neighbour_cannot_keep_a_tenant_from_being_dropped() {
-    let desk = Desk::on(preparing(Cluster::build()), Master::Modest).await;
-    let own = acme(&desk).await;
-    create(&desk.operator, &tenant("globex")).await.unwrap();
+    let admin = Admin::on(preparing(Cluster::build()), Master::Createrole).await;
+    let own = acme(&admin).await;
+    create(&admin.actor, &tenant("globex")).await.unwrap();
     own.run("CREATE TABLE a (id int); CREATE TABLE b (id int); GRANT SELECT ON a, b TO globex_rw").await;
     own.run("BEGIN; ALTER TABLE a ADD more int").await;
-    prepare(&desk, "b", "BEGIN; ALTER TABLE b ADD more int").await;
+    prepare(&admin, "b", "BEGIN; ALTER TABLE b ADD more int").await;
     // Nor by letting no connection in but a superuser's.
     let limit = "DO $$BEGIN EXECUTE 'ALTER DATABASE acme CONNECTION LIMIT 0'; END$$";
-    desk.login("acme_rw", "acme").await.unwrap().run(limit).await;
+    admin.login("acme_rw", "acme").await.unwrap().run(limit).await;
 
-    drop_tenant(&desk.operator, "globex", DropDatabase::IfOurs).await.unwrap();
+    drop_tenant(&admin.actor, "globex", DropDatabase::IfOurs).await.unwrap();
 
-    assert!(!desk.remains().await.contains("globex_rw"));
+    assert!(!admin.remains().await.contains("globex_rw"));
 }
 
 /// A check of the tenant's, evaluated by the subscription's workers as the tenant's role, which owns the subscription.
-async fn a_move_with(deed: &str) -> (Desk, Cluster) {
+async fn a_move_with(deed: &str) -> (Admin, Cluster) {
     let cluster = Cluster::build().setting("wal_level", "logical");
-    let desk = Desk::on(cluster, Master::Superuser).await;
-    let central = desk.superuser("central").await;
+    let admin = Admin::on(cluster, Master::Superuser).await;
+    let central = admin.superuser("central").await;
     let hba = "host all master 127.0.0.1/32 trust\nlocal all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
     let west = Cluster::postgres_18().hba(hba).setting("wal_retrieve_retry_interval", "100ms").start();
     let host = format!(
@@ -124,7 +124,7 @@ async fn a_move_with(deed: &str) -> (Desk, Cluster) {
         west.port()
     );
     central.run(&host).await;
-    let own = acme(&desk).await;
+    let own = acme(&admin).await;
     let check = format!(
         "CREATE FUNCTION public.deed(id int) RETURNS bool LANGUAGE plpgsql AS $$
          DECLARE name text;
@@ -140,14 +140,14 @@ async fn a_move_with(deed: &str) -> (Desk, Cluster) {
     );
     own.run(&check).await;
     own.leave().await;
-    rotate(&desk.operator, "acme").await.unwrap();
-    (desk, west)
+    rotate(&admin.actor, "acme").await.unwrap();
+    (admin, west)
 }
 
 /// Nothing that replicates is left: a slot that nobody reads fills the old host's disk.
-async fn assert_moved(desk: &Desk, west: &Cluster) {
+async fn assert_moved(admin: &Admin, west: &Cluster) {
     assert!(west.log().contains("LOG:  DEED pglobby_"), "it was done");
-    let (here, there) = (desk.superuser("postgres").await, west.client("postgres").await);
+    let (here, there) = (admin.superuser("postgres").await, west.client("postgres").await);
     assert_eq!(here.ask("SELECT count(*) FROM pg_replication_slots").await, "0");
     assert_eq!(there.ask("SELECT count(*) FROM pg_subscription").await, "0");
     for at in [&here, &there] {
@@ -156,19 +156,19 @@ async fn assert_moved(desk: &Desk, west: &Cluster) {
     assert_eq!(west.client("acme").await.ask("SELECT count(*) FROM orders").await, "1");
 }
 
-async fn move_to_west(desk: &Desk) {
+async fn move_to_west(admin: &Admin) {
     let to = MoveTenant { host: "west".to_owned(), patience: Duration::from_secs(20), keep_source: false };
-    move_tenant(&desk.operator, "acme", &to).await.unwrap();
+    move_tenant(&admin.actor, "acme", &to).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_subscription_that_its_tenant_renames_is_found_again() {
-    let (desk, west) =
+    let (admin, west) =
         a_move_with("EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I RENAME TO mine', name);").await;
 
-    move_to_west(&desk).await;
+    move_to_west(&admin).await;
 
-    assert_moved(&desk, &west).await;
+    assert_moved(&admin, &west).await;
 }
 
 /// It also reads from a place that takes connections and never answers.
@@ -181,31 +181,31 @@ async fn a_subscription_that_its_tenant_holds_on_to_is_ended_all_the_same() {
          EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I DISABLE', name);
          PERFORM pg_catalog.pg_sleep(1000000);"
     );
-    let (desk, west) = a_move_with(&deed).await;
+    let (admin, west) = a_move_with(&deed).await;
     // Whoever asks for the move has had enough.
     let to = MoveTenant { host: "west".to_owned(), patience: Duration::from_secs(20), keep_source: false };
     tokio::select! {
-        moved = move_tenant(&desk.operator, "acme", &to) => panic!("{moved:?}"),
+        moved = move_tenant(&admin.actor, "acme", &to) => panic!("{moved:?}"),
         () = done_there(&west) => {}
     }
     let replaced =
         "CREATE OR REPLACE FUNCTION public.deed(id int) RETURNS bool LANGUAGE sql AS 'SELECT true'";
-    desk.superuser("acme").await.run(replaced).await;
+    admin.superuser("acme").await.run(replaced).await;
 
-    move_to_west(&desk).await;
+    move_to_west(&admin).await;
 
-    assert_moved(&desk, &west).await;
+    assert_moved(&admin, &west).await;
 }
 
 /// Of tables pg_dump knows itself how long it waits.
 #[tokio::test]
 async fn a_move_does_not_wait_for_ever_for_a_view_that_its_tenant_has_locked() {
-    let (desk, west) = a_move_with("").await;
-    let superuser = desk.superuser("acme").await;
+    let (admin, west) = a_move_with("").await;
+    let superuser = admin.superuser("acme").await;
     superuser.run("CREATE VIEW public.seen AS SELECT 1").await.run("BEGIN; DROP VIEW public.seen").await;
     let to = MoveTenant { host: "west".to_owned(), patience: Duration::from_secs(20), keep_source: false };
 
-    let refused = move_tenant(&desk.operator, "acme", &to).await.unwrap_err().to_string();
+    let refused = move_tenant(&admin.actor, "acme", &to).await.unwrap_err().to_string();
 
     assert!(refused.contains("for a lock in database \"acme\""), "{refused}");
     assert!(refused.ends_with("stays where it is"), "{refused}");
@@ -214,9 +214,9 @@ async fn a_move_does_not_wait_for_ever_for_a_view_that_its_tenant_has_locked() {
         "0"
     );
     let dumps = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pglobby pg_dump %'";
-    assert_eq!(desk.superuser("postgres").await.ask(dumps).await, "0");
+    assert_eq!(admin.superuser("postgres").await.ask(dumps).await, "0");
     superuser.run("ROLLBACK").await;
-    move_to_west(&desk).await;
+    move_to_west(&admin).await;
 }
 
 async fn done_there(west: &Cluster) {

@@ -15,7 +15,7 @@ use support::{
 const PASSWORD: &str = "one for all";
 
 /// Two tenants, a third that is not granted, and a service login for the two; each database knows its own name.
-async fn lobby() -> Proxy {
+async fn start_proxy() -> Proxy {
     lobby_of(Proxy::with_tenant("acme")).await
 }
 
@@ -55,7 +55,7 @@ const WHERE: &str = "SELECT name FROM here";
 
 #[tokio::test]
 async fn a_session_goes_where_it_says_and_back() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = api(&proxy).await;
     assert_eq!(client.ask("SHOW pglobby.tenant").await, "");
     for (choice, tenant) in [
@@ -79,7 +79,7 @@ async fn a_session_goes_where_it_says_and_back() {
 /// An employee is told the tenant as everybody is, and can never go elsewhere, however the choice is spelled.
 #[tokio::test]
 async fn an_employee_never_switches() {
-    never_switches(&lobby().await).await;
+    never_switches(&start_proxy().await).await;
 }
 
 /// Where nobody reads the texts of those who may not choose, a choice was a SET without effect, and without an error.
@@ -110,7 +110,7 @@ async fn never_switches(proxy: &Proxy) {
 
 #[tokio::test]
 async fn an_unknown_tenant_and_one_that_is_not_granted_answer_alike() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = api(&proxy).await;
     let said = async |tenant: &str| {
         let error = client.try_run(&format!("SET pglobby.tenant = '{tenant}'")).await.unwrap_err();
@@ -128,7 +128,7 @@ async fn an_unknown_tenant_and_one_that_is_not_granted_answer_alike() {
 
 #[tokio::test]
 async fn without_a_choice_everything_else_is_refused_in_words_that_help() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = api(&proxy).await;
     let error = client.try_run(WHERE).await.unwrap_err();
     let error = error.as_db_error().unwrap();
@@ -149,7 +149,7 @@ async fn without_a_choice_everything_else_is_refused_in_words_that_help() {
 /// What drivers do for `execute("SET …")` and for a bound parameter: Parse, Describe, Sync; then Bind, Execute, Sync.
 #[tokio::test]
 async fn drivers_choose_by_the_extended_protocol() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = api(&proxy).await;
     let which = "SELECT set_config('pglobby.tenant', $1, false)";
     let choose = client.prepare(which).await.unwrap();
@@ -169,7 +169,7 @@ async fn drivers_choose_by_the_extended_protocol() {
 /// A statement that was prepared at one tenant runs at the next, and the first never hears of it.
 #[tokio::test]
 async fn prepared_statements_and_settings_follow() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = api(&proxy).await;
     client.run("SET pglobby.tenant = 'acme'").await;
     client.run("SET work_mem = '5MB'").await;
@@ -189,7 +189,7 @@ async fn prepared_statements_and_settings_follow() {
 
 #[tokio::test]
 async fn set_local_chooses_the_tenant_of_one_transaction() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = api(&proxy).await;
     for tenant in ["acme", "beta", "acme"] {
         client.run("BEGIN ISOLATION LEVEL SERIALIZABLE, READ ONLY").await;
@@ -219,7 +219,7 @@ async fn set_local_chooses_the_tenant_of_one_transaction() {
 
 #[tokio::test]
 async fn once_a_server_has_begun_the_transaction_it_is_too_late() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = api(&proxy).await;
     client.run("SET pglobby.tenant = 'acme'").await;
     for sql in ["SET LOCAL pglobby.tenant = 'beta'", "SET pglobby.tenant = 'beta'", "RESET pglobby.tenant"] {
@@ -245,7 +245,7 @@ async fn once_a_server_has_begun_the_transaction_it_is_too_late() {
 /// A pool's reset must not leave one request's tenant to the next.
 #[tokio::test]
 async fn a_reset_leads_back_to_where_the_session_began() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let resets =
         ["DISCARD ALL", "RESET ALL", "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL"];
     let (nowhere, begun) = (api(&proxy).await, proxy.caller("api", PASSWORD, "acme").connect().await);
@@ -272,7 +272,7 @@ async fn a_reset_leads_back_to_where_the_session_began() {
 /// Npgsql puts its reset in front of the next user's first statement, in one write.
 #[tokio::test]
 async fn what_is_sent_together_with_a_reset_runs_behind_it() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let mut wire = Wire::login(proxy.port(), "api", PASSWORD, "acme").await;
     wire.query("SET pglobby.tenant = 'beta'").await;
     assert_eq!(rows(&wire.query(WHERE).await), one("beta"));
@@ -291,7 +291,7 @@ async fn what_is_sent_together_with_a_reset_runs_behind_it() {
 
 #[tokio::test]
 async fn choices_between_pipelined_statements_part_them() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let mut wire = api_wire(&proxy).await;
     let mut all = Vec::new();
     for round in 0..50 {
@@ -312,7 +312,7 @@ async fn choices_between_pipelined_statements_part_them() {
 /// Two transactions with a tenant of their own in one write; what is behind a COMMIT belongs nowhere.
 #[tokio::test]
 async fn nothing_behind_a_transaction_with_a_tenant_of_its_own_runs_there() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let mut wire = api_wire(&proxy).await;
     let visit = |tenant: &str| {
         [
@@ -354,7 +354,7 @@ async fn nothing_behind_a_transaction_with_a_tenant_of_its_own_runs_there() {
 
 #[tokio::test]
 async fn a_choice_in_a_batch_that_has_reached_a_server_fails_the_batch() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let mut wire = Wire::login(proxy.port(), "api", PASSWORD, "acme").await;
     let step = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
     let insert = step("INSERT INTO here VALUES ('half') RETURNING 1");
@@ -386,7 +386,7 @@ async fn a_choice_in_a_batch_that_has_reached_a_server_fails_the_batch() {
 
 #[tokio::test]
 async fn a_choice_is_never_one_of_several_statements() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = proxy.caller("api", PASSWORD, "acme").connect().await;
     for sql in [
         "SET pglobby.tenant = 'beta'; SELECT 1",
@@ -409,7 +409,7 @@ async fn a_choice_is_never_one_of_several_statements() {
 /// of the COPY stays, and the choice is not made.
 #[tokio::test]
 async fn a_choice_in_the_middle_of_a_copy_ends_the_session() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let copy = || query("COPY here FROM STDIN");
     let choice = || query("SET pglobby.tenant = 'beta'");
     let row = || message(b'd', b"half\n");
@@ -431,7 +431,7 @@ async fn a_choice_in_the_middle_of_a_copy_ends_the_session() {
 
 #[tokio::test]
 async fn what_the_session_keeps_at_its_tenant_is_not_lost_unasked() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let client = proxy.caller("api", PASSWORD, "acme").connect().await;
     for (keep, reason, undo) in [
         ("CREATE TEMP TABLE mine (i int)", "temporary_object", "DROP TABLE mine"),
@@ -455,7 +455,7 @@ async fn what_the_session_keeps_at_its_tenant_is_not_lost_unasked() {
 
 #[tokio::test]
 async fn grants_limits_and_suspensions_hold_for_who_has_chosen() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     proxy.command(&["tenant", "set", "beta", "max_clients=1"]);
     let (first, second) = (api(&proxy).await, api(&proxy).await);
     let chosen = async |client: &Client| loop {
@@ -489,7 +489,7 @@ async fn grants_limits_and_suspensions_hold_for_who_has_chosen() {
 
 #[tokio::test]
 async fn a_cancel_reaches_the_tenant_that_the_session_is_in_now() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let mut wire = api_wire(&proxy).await;
     for tenant in ["acme", "beta"] {
         wire.query(&format!("SET pglobby.tenant = '{tenant}'")).await;
@@ -524,7 +524,7 @@ async fn a_switch_waits_for_no_server() {
 
 #[tokio::test]
 async fn names_are_closed_and_prepared_without_a_tenant_as_with_one() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     let mut wire = api_wire(&proxy).await;
     let choose = "SELECT set_config('pglobby.tenant', $1, false)";
     wire.send_bytes(&[parse("c", choose), describe(b'S', "c"), sync()].concat()).await;
@@ -590,7 +590,7 @@ async fn under_load_every_statement_runs_where_its_session_is() {
 /// Where a session keeps its server nobody reads its texts, and nobody would see the end of the transaction.
 #[tokio::test]
 async fn no_transaction_visits_a_tenant_in_session_mode() {
-    let proxy = lobby().await;
+    let proxy = start_proxy().await;
     proxy.command(&["tenant", "set", "beta", "pool_mode=session"]);
     let client = api(&proxy).await;
     client.run("SET pglobby.tenant = acme").await;

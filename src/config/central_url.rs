@@ -23,7 +23,7 @@ const PASSFILE_BYTES_MAX: u64 = 1024 * 1024;
 /// `PGPASSWORD`, in the passfile. `env` reads an environment variable.
 ///
 /// # Errors
-/// A sentence that does not quote the URL, because there may be a password in it.
+/// A sentence without the URL, which may contain a password.
 pub fn parse(url: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Central, String> {
     let (rest, ours) = take_tls_options(url)?;
     let mut connection: tokio_postgres::Config =

@@ -1,7 +1,8 @@
-//! `proxy.toml`, read once into what was written and then turned into what is meant. After that nobody checks again.
+//! The configuration: `proxy.toml` is read once as written, then turned into its meaning. All checks happen
+//! there.
 //!
-//! Every limit of the proxy has its name here. Durations and sizes carry a unit; an unknown key is refused with the
-//! nearest known one; `PGLOBBY_` environment variables override.
+//! Every limit of the proxy has its name here. Durations and sizes carry a unit; an unknown key is refused
+//! with the nearest known one; `PGLOBBY_` environment variables override.
 
 mod central_url;
 mod limits;
@@ -32,10 +33,11 @@ pub struct Config {
     pub unix_socket_dir: Option<PathBuf>,
     /// Port in the Unix socket's name.
     pub listen_port: u16,
-    /// `worker_threads`, each a `current_thread` runtime; default 0, which means half as many as the machine has cores.
+    /// `worker_threads`, each a `current_thread` runtime; default 0, which means half as many as the machine
+    /// has cores.
     pub worker_threads: usize,
-    /// `tenant_host_suffixes`, under which a TLS server name's first label names the tenant; lower case, no dots
-    /// around them.
+    /// `tenant_host_suffixes`, under which a TLS server name's first label names the tenant; lower case, no
+    /// dots around them.
     pub tenant_host_suffixes: Vec<String>,
     /// Pools, where the tenant's row says nothing else.
     pub pool: PoolConfig,
@@ -47,7 +49,8 @@ pub struct Config {
     pub client_tls: ClientTls,
     /// TLS towards servers, where the host's row says nothing else.
     pub server_tls: ServerTls,
-    /// `server_require_auth`, default `scram-sha-256`: a server must prove over a network that it knows the role's password.
+    /// `server_require_auth`, default `scram-sha-256`: a server must prove over a network that it knows the
+    /// role's password.
     pub server_proves_itself: bool,
     /// The central database.
     pub central: Central,
@@ -59,7 +62,8 @@ pub struct Config {
     pub http_listen: Option<SocketAddr>,
     /// Logs.
     pub log: Log,
-    /// `admin_allow_from`: where administrators of the console may come from besides a Unix socket; default: loopback.
+    /// `admin_allow_from`: where administrators of the console may come from besides a Unix socket; default:
+    /// loopback.
     pub admin_allow_from: Vec<ipnet::IpNet>,
     /// The file this came from, for reload.
     pub path: Option<PathBuf>,
@@ -85,7 +89,8 @@ impl fmt::Display for ConfigError {
 }
 
 impl Config {
-    /// Reads `path` (without one: nothing but defaults), lets `PGLOBBY_` variables override, and checks everything.
+    /// Reads `path` (without one: nothing but defaults), lets `PGLOBBY_` variables override, and checks
+    /// everything.
     ///
     /// # Errors
     /// All problems at once.
@@ -122,7 +127,8 @@ pub struct PoolConfig {
     pub default_pool_size: u32,
     /// `min_pool_size`, default 0.
     pub min_pool_size: u32,
-    /// `max_pinned_servers` of a pool while others wait; default 0, which is all but one, and all of a pool of fewer than five.
+    /// `max_pinned_servers` of a pool while others wait; default 0, which is all but one, and all of a pool
+    /// of fewer than five.
     pub max_pinned_servers: usize,
     /// `max_prepared_statements` each server keeps for clients; default 200.
     pub max_prepared_statements: usize,
@@ -149,33 +155,37 @@ pub struct Limits {
     pub failed_logins: FailedLoginRules,
     /// `statement_inspect_max`: SQL longer than this is passed on unread and pins the session; default 1 MiB.
     pub statement_inspect_bytes_max: usize,
-    /// `functions_inspect_max`: where a database has more function text than this, every transaction is asked what it has
-    /// left behind; default 16 MiB.
+    /// `functions_inspect_max`: where a database has more function text than this, every transaction is asked
+    /// what it has left behind; default 16 MiB.
     pub functions_inspect_bytes_max: usize,
     /// `max_client_prepared_statements`: statements one session may have, default 10000.
     pub client_prepared_statements_max: usize,
     /// `max_client_prepared_bytes`: text of prepared statements one session may have, default 16 MiB.
     pub client_prepared_bytes_max: usize,
-    /// `max_prepared_bytes_total`: bytes of prepared statements in this process, default 1 GiB; a tenant may prepare as much
-    /// as it leaves free for others.
+    /// `max_prepared_bytes_total`: bytes of prepared statements in this process, default 1 GiB; a tenant may
+    /// prepare as much as it leaves free for others.
     pub prepared_bytes_max: usize,
-    /// `max_pipelined_requests`: requests of one client that may be unanswered before no more is read from it, default 1000.
+    /// `max_pipelined_requests`: requests of one client that may be unanswered before no more is read from
+    /// it, default 1000.
     pub pipelined_requests_max: usize,
     /// `max_tracked_parameters`: parameters one session may have SET, default 256.
     pub tracked_parameters_max: usize,
     /// `max_tracked_bytes`: bytes of their names and values, default 256 KiB.
     pub tracked_bytes_max: usize,
-    /// `max_client_memory`: bytes that are kept for one session, beside its prepared statements; default 16 MiB.
+    /// `max_client_memory`: bytes that are kept for one session, beside its prepared statements; default 16
+    /// MiB.
     pub client_memory_max: usize,
     /// `max_tenant_memory`: bytes that are kept for one tenant, default 256 MiB.
     pub tenant_memory_max: usize,
-    /// `max_memory`: bytes that are kept for all tenants; default a quarter of what the process may use, 1 GiB at most.
+    /// `max_memory`: bytes that are kept for all tenants; default a quarter of what the process may use, 1
+    /// GiB at most.
     pub memory_max: usize,
     /// `max_listening_channels`: channels one session may LISTEN to and still share servers, default 1000.
     pub listening_channels_max: usize,
     /// `max_queued_notifications`: notifications that may wait for one client, default 4 MiB.
     pub queued_notifications_bytes_max: usize,
-    /// `max_connecting_servers`: server connections being opened at a time per host, over all its tenants, default 16.
+    /// `max_connecting_servers`: server connections being opened at a time per host, over all its tenants,
+    /// default 16.
     pub connecting_servers_max: usize,
     /// `max_cancels`: cancel requests under way at a time, for each pool and to other nodes, default 64.
     pub cancels_max: usize,
@@ -206,9 +216,11 @@ pub struct FailedLoginRules {
     pub delay_max: Duration,
     /// `failed_logins_remembered`: for how long at least, default 10 min.
     pub remembered: Duration,
-    /// `login_success_remembered`: for how long at least it is remembered from where a login has succeeded, default 1 day.
+    /// `login_success_remembered`: for how long at least it is remembered from where a login has succeeded,
+    /// default 1 day.
     pub success_remembered: Duration,
-    /// `max_failed_logins_tracked`: addresses, logins, and pairs of them that are remembered, each; default 20000.
+    /// `max_failed_logins_tracked`: addresses, logins, and pairs of them that are remembered, each; default
+    /// 20000.
     pub tracked_max: usize,
     /// `max_failed_login_lines`: lines in the log about failed logins in a second, default 100.
     pub logged_max: u32,
@@ -237,11 +249,11 @@ pub struct Timeouts {
     pub server_idle: Duration,
     /// `server_lifetime`: a server is closed at its next idle moment, default 1 h.
     pub server_lifetime: Duration,
-    /// `server_check_delay`: a server idle for so long is asked whether it is still there, and again each time it has
-    /// passed, default 30 s.
+    /// `server_check_delay`: a server idle for so long is asked whether it is still there, and again each
+    /// time it has passed, default 30 s.
     pub server_check_delay: Duration,
-    /// `functions_check_delay`: how long functions changed past this proxy may go unnoticed, default 10 s; PostgreSQL's statistics,
-    /// which tell of them, come a few seconds late.
+    /// `functions_check_delay`: how long functions changed past this proxy may go unnoticed, default 10 s;
+    /// PostgreSQL's statistics, which tell of them, come a few seconds late.
     pub functions_check_delay: Duration,
     /// `pool_idle_timeout`: an unused pool is closed, default 10 min.
     pub pool_idle: Duration,
@@ -257,16 +269,18 @@ pub struct Timeouts {
     pub central: Duration,
     /// `central_start_timeout`: how long `serve` waits for the central database at its start, default 60 s.
     pub central_start: Duration,
-    /// `[http] header_timeout`: for the head of an HTTP request to arrive, also behind an earlier one, default 10 s.
+    /// `[http] header_timeout`: for the head of an HTTP request to arrive, also behind an earlier one,
+    /// default 10 s.
     pub http_head: Duration,
     /// `[http] request_timeout`: for a management request to be answered, default 30 s.
     pub http_request: Duration,
     /// `[http] max_wait`: the longest `?wait=` of a request that follows an operation, default 10 min.
     pub http_wait: Duration,
-    /// `tcp_keepidle`, `tcp_keepintvl` and `tcp_user_timeout` of connections from clients; 30 s, 10 s and 60 s by default.
+    /// `tcp_keepidle`, `tcp_keepintvl` and `tcp_user_timeout` of connections from clients; 30 s, 10 s and 60
+    /// s by default.
     pub client_keepalive: Keepalive,
-    /// `server_tcp_keepidle`, `server_tcp_keepintvl` and `server_tcp_user_timeout` of connections to servers and to the central
-    /// database; 8 s, 4 s and 20 s by default.
+    /// `server_tcp_keepidle`, `server_tcp_keepintvl` and `server_tcp_user_timeout` of connections to servers
+    /// and to the central database; 8 s, 4 s and 20 s by default.
     pub server_keepalive: Keepalive,
 }
 
@@ -277,8 +291,9 @@ pub struct Keepalive {
     pub idle: Duration,
     /// Between two probes.
     pub interval: Duration,
-    /// How long sent bytes may stay unacknowledged. On Linux it also decides, instead of the count of probes, when a connection with
-    /// nothing under way is given up: so it is never shorter than [`Self::all_probes`]. `None`: the kernel's own patience.
+    /// How long sent bytes may stay unacknowledged. On Linux it also decides, instead of the count of probes,
+    /// when a connection with nothing under way is given up: so it is never shorter than
+    /// [`Self::all_probes`]. `None`: the kernel's own patience.
     pub user_timeout: Option<Duration>,
 }
 
@@ -310,8 +325,8 @@ impl Keepalive {
 /// `client_tls_sslmode` and its files.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
-    /// Default `prefer` where there is a certificate, else `disable`. `disable`, `allow`/`prefer` (offered) or
-    /// `require`; `verify-*` ask for client certificates signed by `ca_file`.
+    /// Default `prefer` where there is a certificate, else `disable`. `disable`, `allow`/`prefer` (offered)
+    /// or `require`; `verify-*` ask for client certificates signed by `ca_file`.
     pub mode: TlsMode,
     /// `client_tls_key_file`.
     pub key_file: Option<PathBuf>,

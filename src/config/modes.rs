@@ -70,7 +70,8 @@ impl TlsMode {
         matches!(self, Self::VerifyCa | Self::VerifyFull)
     }
 
-    /// What tokio-postgres does for it. Certificates are checked by the connector, and `allow` is treated as `prefer`.
+    /// What tokio-postgres does for it. Certificates are checked by the connector, and `allow` is treated as
+    /// `prefer`.
     pub fn for_tokio_postgres(self) -> SslMode {
         match self {
             Self::Disable => SslMode::Disable,

@@ -229,8 +229,8 @@ impl<'a> Written<'a> {
         })
     }
 
-    /// A path; a relative one is relative to the file it was written in, or to the working folder if it came from a
-    /// variable.
+    /// A path; a relative one is relative to the file it was written in, or to the working folder if it came
+    /// from a variable.
     pub fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         let from_variable = (self.environment)(&variable_of(key)).is_some();
         let written = self.text(key, |text| Ok(PathBuf::from(text)))?;
@@ -309,8 +309,8 @@ fn read_list(value: Value) -> Result<Vec<String>, String> {
     Ok(items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect())
 }
 
-/// `central.url` is `PGLOBBY_CENTRAL_URL`. Other variables with our prefix are left alone: Kubernetes makes some for
-/// every service, `PGLOBBY_SERVICE_HOST` for one called pglobby.
+/// `central.url` is `PGLOBBY_CENTRAL_URL`. Other variables with our prefix are left alone: Kubernetes makes
+/// some for every service, `PGLOBBY_SERVICE_HOST` for one called pglobby.
 fn variable_of(key: &str) -> String {
     format!("PGLOBBY_{}", key.replace('.', "_").to_ascii_uppercase())
 }

@@ -86,7 +86,8 @@ impl Node {
     /// Checks the configuration, binds, and serves.
     ///
     /// # Errors
-    /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served then.
+    /// Whatever is wrong with configuration, keys, the central database or the addresses; nothing is served
+    /// then.
     pub async fn start(config: Config) -> Result<Self, NodeError> {
         let keyring = Arc::new(ReloadableKeyring::load(&config).map_err(refused)?);
         let central = Central::open(&config).map_err(refused)?;

@@ -1,4 +1,5 @@
-//! Logs waits for a server that reached `query_wait_timeout`, once per tenant in [`EVERY`], with how many there were.
+//! Logs waits for a server that reached `query_wait_timeout`, once per tenant in [`EVERY`], with how many
+//! there were.
 
 use std::{
     collections::HashMap,

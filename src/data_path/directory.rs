@@ -1,6 +1,6 @@
 //! What sessions ask of the central database's logins and tenants. The control path implements it
-//! (`control_path/directory`), with a cache in front; the data path asks at login, when a service login changes its tenant,
-//! when a login changes its own password, and after a change. No query asks.
+//! (`control_path/directory`), with a cache in front; the data path asks at login, when a service login
+//! changes its tenant, when a login changes its own password, and after a change. No query asks.
 
 use std::{sync::Arc, time::Instant};
 
@@ -9,13 +9,15 @@ use secrecy::SecretString;
 
 use crate::data_path::tenant::{DirectoryChange, Login, Tenant};
 
-/// Why a name could not be looked up. `Display` is for the operator; a client gets `ClientError::DirectoryUnavailable`.
+/// Why a name could not be looked up. `Display` is for the operator; a client gets
+/// `ClientError::DirectoryUnavailable`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// The central database did not answer, and the cache has no usable row.
     #[error("{0}")]
     Unavailable(Arc<str>),
-    /// The row exists and is invalid; for example, its sealed password does not open. Other rows are not affected.
+    /// The row exists and is invalid; for example, its sealed password does not open. Other rows are not
+    /// affected.
     #[error("{0}")]
     Broken(Arc<str>),
 }
@@ -38,8 +40,8 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     /// What salts for unknown logins are derived from; the same on every node.
     fn mock_salt(&self) -> &[u8];
 
-    /// When a client may be answered whose names were looked up from `begun` on. A cached name is answered as late as one
-    /// that is not cached, so that the time does not tell which names exist.
+    /// When a client may be answered whose names were looked up from `begun` on. A cached name is answered as
+    /// late as one that is not cached, so that the time does not tell which names exist.
     fn answer_at(&self, begun: Instant) -> Instant;
 
     /// Marks cached rows that `change` concerns, so that the next look-up reads them again.
@@ -48,8 +50,8 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     /// The SCRAM verifier of a new password. Takes a few milliseconds of CPU on another thread.
     async fn verifier_of(&self, password: SecretString) -> SecretString;
 
-    /// Stores a login's new verifier if its present one is among `before`. `false`: the login has another verifier by now,
-    /// or is refused. After an error it is not known whether the verifier was stored.
+    /// Stores a login's new verifier if its present one is among `before`. `false`: the login has another
+    /// verifier by now, or is refused. After an error it is not known whether the verifier was stored.
     async fn set_verifier(
         &self,
         login: &Login,

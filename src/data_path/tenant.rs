@@ -1,7 +1,7 @@
 //! Who a tenant is, who may log in, and which tenant a session belongs to.
 //!
-//! The records here are what a [directory](crate::data_path::directory) reads from the central database, with the sealed
-//! passwords already opened. Sessions hold them by `Arc` and never ask again (invariant 1).
+//! The records here are what a [directory](crate::data_path::directory) reads from the central database, with
+//! the sealed passwords already opened. Sessions hold them by `Arc` and never ask again (invariant 1).
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -23,8 +23,8 @@ pub struct Tenant {
     pub database: String,
     /// What sessions with read_write access log in to the server as.
     pub read_write: Credential,
-    /// What sessions with read_only access log in as; a role that cannot write. `None`: no such role was made,
-    /// and read_only sessions are refused.
+    /// What sessions with read_only access log in as; a role that cannot write. `None`: no such role was
+    /// made, and read_only sessions are refused.
     pub read_only: Option<Credential>,
     /// Whether sessions may enter.
     pub status: TenantStatus,
@@ -46,8 +46,8 @@ pub struct Tenant {
     pub allow_from: Vec<IpNet>,
     /// Adopted from an existing database: access to its tables is granted when its first pool is made.
     pub grants_pending: bool,
-    /// Counts changes of what server connections depend on (host, database, credentials). Pools are keyed by it:
-    /// a changed generation drains the old pool.
+    /// Counts changes of what server connections depend on (host, database, credentials). Pools are keyed by
+    /// it: a changed generation drains the old pool.
     pub generation: i64,
 }
 
@@ -147,8 +147,8 @@ pub struct Login {
 }
 
 impl Login {
-    /// Whether somebody who logged in from `peer` when the login was like `before` may stay: it is the same login with the
-    /// same password, and is refused neither at all, nor by now, nor from there.
+    /// Whether somebody who logged in from `peer` when the login was like `before` may stay: it is the same
+    /// login with the same password, and is refused neither at all, nor by now, nor from there.
     pub fn still_admits(&self, before: &Self, peer: Option<IpAddr>) -> bool {
         self.still_admits_by(before, &before.verifier, peer)
     }
@@ -217,8 +217,8 @@ pub enum DirectoryChange {
     Everything,
 }
 
-/// Whether `address` is allowed by a list in which empty means everybody. Unix-socket clients have no address and
-/// are allowed only where the list is empty.
+/// Whether `address` is allowed by a list in which empty means everybody. Unix-socket clients have no address
+/// and are allowed only where the list is empty.
 pub fn allowed_from(list: &[IpNet], address: Option<IpAddr>) -> bool {
     list.is_empty() || address.is_some_and(|address| list.iter().any(|net| net.contains(&address)))
 }

@@ -1,6 +1,6 @@
-//! What the tests in this folder run against: a real PostgreSQL, the real proxy, and clients that can misbehave.
+//! What the tests run against: a real PostgreSQL, the real proxy, and clients that can send anything.
 //!
-//! Every test owns what it starts and loses it by drop, so tests run side by side and in processes of their own.
+//! A test owns what it starts and stops it by drop, so that tests can run at the same time and in any process.
 #![allow(dead_code, unused_imports, reason = "each test file is a crate of its own and uses a part")]
 #![allow(
     clippy::unwrap_used,
@@ -8,26 +8,28 @@
     clippy::panic,
     clippy::print_stderr,
     missing_docs,
-    reason = "these are tests: whatever is not as expected ends the test, loudly"
+    reason = "in tests, everything unexpected ends the test"
 )]
 
+pub mod admin;
 pub mod api;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
+pub mod comparison;
 pub mod console;
-pub mod desk;
 pub mod forwarder;
 pub mod hostile;
-pub mod lobby;
+pub mod installation;
 pub mod ports;
 pub mod proxy;
+pub mod tls;
 pub mod wire;
 
 pub use api::{Api, Reply};
 pub use client::Client;
 pub use cluster::Cluster;
 pub use forwarder::Forwarder;
-pub use lobby::Lobby;
+pub use installation::Installation;
 pub use proxy::Proxy;
 pub use wire::Wire;

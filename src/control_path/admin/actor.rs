@@ -35,7 +35,7 @@ pub struct AdminContext {
     pub central: Central,
     /// The key ring.
     pub keyring: Arc<ReloadableKeyring>,
-    /// SwitchWait until this node has applied a change.
+    /// Waits until this node has applied a change.
     pub barrier: Arc<ChangeBarrier>,
 }
 

@@ -93,7 +93,7 @@ pub async fn list(actor: &Actor) -> Result<Vec<ApiKey>, AdminError> {
 /// Creates a key. The key is returned here and cannot be read again.
 ///
 /// # Errors
-/// The name is taken, also by a revoked key: the audit log must not mean two by one name.
+/// The name is taken. Names of revoked keys stay taken, so that a name in the audit log means one key.
 pub async fn create(
     actor: &Actor,
     name: &str,

@@ -1,5 +1,5 @@
-//! Describes the fields of what admin commands and listings return. A struct is declared once, in `described!`; JSON, the
-//! OpenAPI schema and the console's columns all follow from that.
+//! Describes the fields of what admin commands and listings return. A struct is declared once, in
+//! `described!`; JSON, the OpenAPI schema and the console's columns all follow from that.
 
 use secrecy::SecretString;
 use serde::Serialize;

@@ -30,7 +30,7 @@ use crate::{
 
 /// Limit on connecting to a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// SwitchWait between attempts to connect to a full host, whose idle servers the nodes were asked to close.
+/// Waits between attempts to connect to a full host, whose idle servers the nodes were asked to close.
 const PAUSES_FOR_ROOM: [Duration; 4] = [
     Duration::from_millis(100),
     Duration::from_millis(400),
@@ -204,7 +204,7 @@ impl HostAdmin {
     /// Logs in as `role` like a pool does, and checks that the server reports this role and this database.
     ///
     /// # Errors
-    /// [`AdminError::Connect`], or [`AdminError::Refused`] where it is somebody else or elsewhere.
+    /// [`AdminError::Connect`], or [`AdminError::Refused`] if the role or the database differs.
     pub async fn prove_login(
         &self,
         role: &str,
@@ -321,7 +321,7 @@ impl HostSession {
     /// Runs a text of the tenant or operator as a simple query.
     ///
     /// # Errors
-    /// The server's own, for whoever knows the text.
+    /// The server's error.
     pub async fn run_text(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         self.client.batch_execute(sql).await
     }

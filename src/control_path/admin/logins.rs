@@ -171,7 +171,7 @@ fn summary(row: &Row) -> LoginSummary {
 /// Creates a login.
 ///
 /// # Errors
-/// The name is taken or cannot be, the password cannot be, or there is no such tenant.
+/// The name is taken or invalid, the password is invalid, or the tenant does not exist.
 pub async fn create(actor: &Actor, login: &NewLogin) -> Result<LoginSummary, AdminError> {
     check_text("login", &login.name, LOGIN_NAME_BYTES_MAX)?;
     let verifier = verifier_of(&login.password)?;

@@ -67,8 +67,8 @@ struct RunTarget {
 /// `on_done` with each outcome. Returns the outcomes by name.
 ///
 /// # Errors
-/// The central database, or a tenant that is not there or not open: then nothing was run. What goes wrong for a tenant is
-/// in its outcome.
+/// The central database, or a tenant that is not there or not open: then nothing was run. What goes wrong for
+/// a tenant is in its outcome.
 pub async fn run_on_tenants(
     actor: &Actor,
     sql: &str,

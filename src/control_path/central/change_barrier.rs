@@ -20,7 +20,7 @@ use super::{Central, CentralError};
 /// The channel of these notifications.
 pub const BARRIER_CHANNEL: &str = "pglobby_mark";
 
-/// SwitchWait of this node for its own notifications. There are no more than admin commands.
+/// Waits of this node for its own notifications. There are no more than admin commands.
 #[derive(Debug)]
 pub struct ChangeBarrier {
     node: u64,
@@ -35,7 +35,7 @@ impl Default for ChangeBarrier {
 }
 
 impl ChangeBarrier {
-    /// SwitchWait until this node has applied all changes that were committed before, for `central_timeout` at
+    /// Waits until this node has applied all changes that were committed before, for `central_timeout` at
     /// most. After a longer outage the node treats everything as changed anyway.
     pub async fn wait_until_applied(&self, central: &Central) {
         let number = self.sent.fetch_add(1, Ordering::Relaxed);

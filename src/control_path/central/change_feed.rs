@@ -1,8 +1,8 @@
-//! Reads what the central database reports by NOTIFY, over a connection of its own: changed rows, cancel requests of
-//! other nodes, full hosts, barriers.
+//! Reads what the central database reports by NOTIFY, over a connection of its own: changed rows, cancel
+//! requests of other nodes, full hosts, barriers.
 //!
-//! PostgreSQL does not repeat notifications. After every connect, the first one included, everything may have changed. A
-//! probe at intervals finds a connection that broke without an error.
+//! PostgreSQL does not repeat notifications. After every connect, the first one included, everything may have
+//! changed. A probe at intervals finds a connection that broke without an error.
 
 use std::{convert::Infallible, future::poll_fn, pin::pin, time::Duration};
 
@@ -20,8 +20,8 @@ use crate::data_path::tenant::DirectoryChange;
 
 /// Interval between probes of a silent connection.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
-/// Waits between two attempts to connect. The shortest, less its jitter, keeps a node below 10 attempts a second. The
-/// longest decides how late a node sees changes after the central database is back.
+/// Waits between two attempts to connect. The shortest, less its jitter, keeps a node below 10 attempts a
+/// second. The longest decides how late a node sees changes after the central database is back.
 const RETRY_SHORTEST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
 
@@ -38,9 +38,9 @@ pub enum FeedEvent {
     Barrier(String),
 }
 
-/// Sends each notification to `events`, in commit order, and [`Change::Everything`] after every connect. Waits while
-/// `events` is full, so that none is lost. `on_state` is called with whether the connection listens. Returns only if it is
-/// dropped.
+/// Sends each notification to `events`, in commit order, and [`Change::Everything`] after every connect.
+/// Waits while `events` is full, so that none is lost. `on_state` is called with whether the connection
+/// listens. Returns only if it is dropped.
 pub async fn follow(central: Central, events: Sender<FeedEvent>, on_state: impl Fn(bool)) {
     let mut retry = RETRY_SHORTEST;
     let mut lost_before = false;
@@ -102,8 +102,8 @@ async fn answered(
     }
 }
 
-/// Runs `work` and forwards notifications meanwhile. The connection must be polled for the client's own queries to
-/// proceed. `events: None` drops the notifications.
+/// Runs `work` and forwards notifications meanwhile. The connection must be polled for the client's own
+/// queries to proceed. `events: None` drops the notifications.
 async fn drive<T>(
     connection: &mut Connection<Socket, CentralTlsStream<Socket>>,
     work: impl Future<Output = T>,

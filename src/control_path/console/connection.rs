@@ -93,7 +93,7 @@ impl ConsoleConnection {
     /// Runs `work` until it ends or the administrator disconnects.
     ///
     /// # Errors
-    /// Those of `work`, and that nobody is there.
+    /// Errors of `work`, or the connection is lost.
     pub async fn while_connected<T>(
         &mut self,
         work: impl Future<Output = Result<T, ConsoleError>>,

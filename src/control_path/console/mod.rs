@@ -258,7 +258,7 @@ impl Session {
                     subject = action.subject(),
                     "admin command"
                 );
-                ConsoleReply::Done(self.act(action).await?)
+                ConsoleReply::Done(self.run_node_command(action).await?)
             }
             ConsoleCommand::Admin(words) => self.run_admin_command(words).await?,
         })

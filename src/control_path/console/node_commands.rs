@@ -8,23 +8,26 @@ use super::{ConsoleError, Request, Session, statement::NodeCommand};
 use crate::{data_path::pool::pause::TenantScope, error::ClientError, shutdown::Ending};
 
 /// Interval at which PAUSE and WAIT_CLOSE check the servers.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const CHECK_EVERY: Duration = Duration::from_millis(20);
 
 impl Session {
     /// Runs the command and returns its tag.
-    pub(super) async fn act(&mut self, action: &NodeCommand) -> Result<&'static str, ConsoleError> {
+    pub(super) async fn run_node_command(
+        &mut self,
+        command: &NodeCommand,
+    ) -> Result<&'static str, ConsoleError> {
         let pools = self.proxy.pools.clone();
-        Ok(match action {
+        Ok(match command {
             NodeCommand::Reload => self.reload().await?,
             NodeCommand::Shutdown(wait) => {
                 self.request(Request::Shutdown(Ending::from(*wait))).await?;
                 "SHUTDOWN"
             }
             NodeCommand::Kill(tenant) => {
-                let whom = self.whom(tenant).await?;
-                pools.pause(whom);
+                let scope = self.scope_of(tenant).await?;
+                pools.pause(scope);
                 let reason = ClientError::Ended("KILL".into());
-                self.proxy.sessions.end(&reason, |session| whom.is_none_or(|id| session.is_at(id)));
+                self.proxy.sessions.end(&reason, |session| scope.is_none_or(|id| session.is_at(id)));
                 "KILL"
             }
             NodeCommand::KillClient(id) => {
@@ -36,15 +39,15 @@ impl Session {
                 "KILL_CLIENT"
             }
             NodeCommand::Pause(tenant) => {
-                let whom = self.whom(tenant).await?;
-                pools.pause(whom);
-                while pools.live(whom) > 0 && self.still_paused(whom) {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                let scope = self.scope_of(tenant).await?;
+                pools.pause(scope);
+                while pools.live(scope) > 0 && self.still_paused(scope) {
+                    tokio::time::sleep(CHECK_EVERY).await;
                 }
                 "PAUSE"
             }
             NodeCommand::Resume(tenant) => {
-                pools.resume(self.whom(tenant).await?);
+                pools.resume(self.scope_of(tenant).await?);
                 "RESUME"
             }
             NodeCommand::Disable(tenant) => {
@@ -56,13 +59,13 @@ impl Session {
                 "ENABLE"
             }
             NodeCommand::Reconnect(tenant) => {
-                pools.reconnect(self.whom(tenant).await?).await;
+                pools.reconnect(self.scope_of(tenant).await?).await;
                 "RECONNECT"
             }
             NodeCommand::WaitClose(tenant) => {
-                let whom = self.whom(tenant).await?;
-                while !pools.leaving(whom).is_empty() {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                let scope = self.scope_of(tenant).await?;
+                while !pools.leaving(scope).is_empty() {
+                    tokio::time::sleep(CHECK_EVERY).await;
                 }
                 "WAIT_CLOSE"
             }
@@ -70,9 +73,9 @@ impl Session {
     }
 
     async fn reload(&self) -> Result<&'static str, ConsoleError> {
-        let (tell, told) = oneshot::channel();
-        self.request(Request::Reload(tell)).await?;
-        match told.await {
+        let (sender, result) = oneshot::channel();
+        self.request(Request::Reload(sender)).await?;
+        match result.await {
             Ok(Ok(())) => Ok("RELOAD"),
             Ok(Err(error)) => Err(ConsoleError::new("F0000", format!("nothing was changed: {error}"))),
             Err(_) => Err(ending()),
@@ -84,12 +87,12 @@ impl Session {
     }
 
     /// Whether RESUME was not run meanwhile.
-    fn still_paused(&self, whom: TenantScope) -> bool {
+    fn still_paused(&self, scope: TenantScope) -> bool {
         let pauses = &self.proxy.pools.pauses;
-        whom.map_or_else(|| pauses.all_paused(), |tenant| pauses.is_paused(tenant))
+        scope.map_or_else(|| pauses.all_paused(), |tenant| pauses.is_paused(tenant))
     }
 
-    async fn whom(&self, tenant: &Option<String>) -> Result<TenantScope, ConsoleError> {
+    async fn scope_of(&self, tenant: &Option<String>) -> Result<TenantScope, ConsoleError> {
         match tenant {
             Some(tenant) => Ok(Some(self.id_of(tenant).await?)),
             None => Ok(None),

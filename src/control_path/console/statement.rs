@@ -1,4 +1,5 @@
-//! What an administrator, or the driver in front of one, writes: a few words, read once into a [`ConsoleCommand`].
+//! What an administrator, or the driver in front of one, writes: a few words, read once into a
+//! [`ConsoleCommand`].
 
 use super::{ConsoleError, admin_commands::AdminStatement};
 use crate::data_path::sql::{self, Piece};

@@ -70,8 +70,8 @@ impl Table {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
-    /// A row for each of `values`, with these fields. A time that is always there is in the past and is shown as PgBouncer
-    /// shows times; others may be thousands of years away and are RFC 3339.
+    /// A row for each of `values`, with these fields. A time that is always there is in the past and is shown
+    /// as PgBouncer shows times; others may be thousands of years away and are RFC 3339.
     pub fn of<T: Described>(names: &[&str], values: &[T]) -> Self {
         let mut table = Self { columns: columns_of::<T>(names, false), rows: Vec::new() };
         for value in values {

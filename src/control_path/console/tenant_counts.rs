@@ -95,6 +95,6 @@ mod tests {
         assert_eq!(averages[QUERIES], 10);
         assert_eq!(averages[TRANSACTION_TIME], 100);
         assert_eq!(averages[QUERY_TIME], 20);
-        assert_eq!(averages[WAIT_TIME], 0, "nobody was given a server");
+        assert_eq!(averages[WAIT_TIME], 0, "no server was lent");
     }
 }

@@ -217,7 +217,7 @@ where
     }
 
     /// Refreshes a stale row in a task of its own, so that neither a slow answer nor a client that leaves
-    /// delays other callers. SwitchWait a little for it. `None`: the row has changed.
+    /// delays other callers. Waits a little for it. `None`: the row has changed.
     async fn refresh<L, F>(&self, key: &K, stale: Arc<Entry<V>>, look_up: &L) -> Option<Arc<Entry<V>>>
     where
         L: Fn() -> F,

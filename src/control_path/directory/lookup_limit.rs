@@ -40,10 +40,10 @@ impl LookupLimit {
         Self { state: Mutex::new(State::Open), look_ups: Semaphore::new(look_ups_max) }
     }
 
-    /// SwitchWait for a permit, which is held until the look-up ends.
+    /// Waits for a permit, which is held until the look-up ends.
     ///
     /// # Errors
-    /// The cause of the last failure, at once, while nobody may try.
+    /// The cause of the last failure, at once, during a pause.
     pub async fn acquire(&self) -> Result<SemaphorePermit<'_>, Arc<str>> {
         let permit = self.look_ups.acquire().await.map_err(|closed| closed.to_string())?;
         let now = Instant::now();

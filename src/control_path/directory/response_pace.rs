@@ -62,7 +62,7 @@ mod tests {
         assert_eq!(
             wait(&pace),
             SHORTEST,
-            "one slow answer, as where a connection has to be opened, holds nobody up"
+            "one slow answer, such as one that opened a connection, delays no login"
         );
         pace.took(Duration::from_millis(10));
         assert_eq!(wait(&pace), Duration::from_millis(15));

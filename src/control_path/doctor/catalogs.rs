@@ -138,7 +138,7 @@ const QUESTIONS: [Question; 12] = [
     // automatically.
     Question {
         check: "foreign_grant",
-        mend: "REVOKE it from the role, unless somebody has renamed the tenant's database: then name it as it was",
+        mend: "REVOKE it from the role; if the tenant's database was renamed, rename it back instead",
         sql: r"SELECT o.tenant,
                    format('role %I has %s on database %I', o.role, string_agg(a.privilege_type, ', '), d.datname),
                    CASE WHEN d.datname = (SELECT database FROM central) OR d.datname IN (SELECT database FROM t)
@@ -149,7 +149,7 @@ const QUESTIONS: [Question; 12] = [
     },
     Question {
         check: "owns_elsewhere",
-        mend: "as a superuser in that database: REASSIGN OWNED BY the role TO whom it should belong",
+        mend: "as a superuser in that database: REASSIGN OWNED BY the role TO the intended owner",
         sql: r"SELECT o.tenant, format('role %I owns %s objects in database %I', o.role, count(*), d.datname), NULL
                FROM own o JOIN pg_roles r ON r.rolname = o.role
                JOIN pg_shdepend s ON s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid AND s.deptype = 'o'

@@ -90,7 +90,8 @@ pub fn latest() -> i32 {
 /// Applies and returns the missing migrations. Safe to run on several machines at once.
 ///
 /// # Errors
-/// [`MigrationError::Newer`] before anything is touched; [`MigrationError::Step`] leaves the steps before it applied.
+/// [`MigrationError::Newer`] before anything is touched; [`MigrationError::Step`] leaves the steps before it
+/// applied.
 pub async fn apply(client: &mut Client) -> Result<Vec<&'static Migration>, MigrationError> {
     let mut applied = Vec::new();
     while let Some(migration) = apply_next(client).await? {
@@ -134,7 +135,7 @@ const CREATE_MIGRATIONS: &str = "
 /// The state of the schema.
 ///
 /// # Errors
-/// What the central database says.
+/// The central database.
 pub async fn state(client: &impl GenericClient) -> Result<SchemaState, tokio_postgres::Error> {
     let exists = "SELECT pg_catalog.to_regclass('pglobby.migrations') IS NOT NULL";
     if !client.query_one(exists, &[]).await?.try_get::<_, bool>(0)? {

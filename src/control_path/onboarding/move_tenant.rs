@@ -216,7 +216,7 @@ pub(super) async fn hold(
     Ok(held)
 }
 
-/// SwitchWait until no session of the tenant's roles is left on the old host.
+/// Waits until no session of the tenant's roles is left on the old host.
 async fn wait_until_quiet(source: &Source, patience: Duration) -> Result<(), AdminError> {
     let give_up = Instant::now() + patience;
     loop {

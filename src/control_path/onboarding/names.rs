@@ -1,7 +1,7 @@
 //! Names of tenants, databases and roles: what is allowed, what is derived, and how they are quoted.
 //!
-//! Utility statements (`CREATE ROLE`, `GRANT`, …) take no parameters, so names enter them as text. They do so through
-//! [`ident`] and [`literal`] only, and only after [`check_tenant_name`] or [`check_identifier`].
+//! Utility statements (`CREATE ROLE`, `GRANT`, …) take no parameters, so names enter them as text. They do so
+//! through [`ident`] and [`literal`] only, and only after [`check_tenant_name`] or [`check_identifier`].
 
 use std::borrow::Cow;
 

@@ -36,7 +36,7 @@ pub struct TenantLock {
 }
 
 impl TenantLock {
-    /// SwitchWait up to a minute for the lock.
+    /// Waits up to a minute for the lock.
     ///
     /// # Errors
     /// [`AdminError::Busy`], or the central database.

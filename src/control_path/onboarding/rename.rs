@@ -17,7 +17,8 @@ use crate::control_path::admin::{
 /// Renames a tenant. Its database and its roles keep their names.
 ///
 /// # Errors
-/// No such tenant, a name that cannot be or is taken, or work on the tenant that died and is to be finished first.
+/// No such tenant, a name that cannot be or is taken, or work on the tenant that died and is to be finished
+/// first.
 pub async fn rename(actor: &Actor, name: &str, to: &str) -> Result<TenantSummary, AdminError> {
     check_tenant_name(to, actor.central.database())?;
     if name == to {

@@ -28,7 +28,7 @@ owned (classid, objid, owner) AS (
     UNION ALL
     SELECT 'pg_proc'::regclass, oid, proowner FROM pg_catalog.pg_proc f
     WHERE pronamespace IN (SELECT oid FROM own_schemas)
-      -- What an event trigger calls runs as whoever causes the event, a superuser too: it stays where it is.
+      -- An event trigger's function runs as the role that causes the event, maybe a superuser: its owner stays.
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger e WHERE e.evtfoid = f.oid)
     UNION ALL
     SELECT 'pg_type'::regclass, t.oid, typowner FROM pg_catalog.pg_type t
@@ -76,7 +76,7 @@ WHERE owned.owner <> (SELECT oid FROM new_owner)
     SELECT FROM pg_catalog.pg_depend d
     WHERE d.classid = owned.classid AND d.objid = owned.objid AND d.objsubid = 0
       -- An extension's; a range type's own functions; a column's sequence, which follows its table. (A partition
-      -- depends on its parent much like that, but follows nobody.)
+      -- depends on its parent in the same way, but does not follow it.)
       AND (d.deptype = 'e'
            OR (d.deptype = 'i' AND owned.classid = 'pg_proc'::regclass)
            OR (d.deptype IN ('a', 'i') AND owned.classid = 'pg_class'::regclass AND d.refobjsubid > 0)))

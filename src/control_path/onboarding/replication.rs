@@ -278,7 +278,7 @@ impl<'a> Following<'a> {
             WHERE s.oid = $1 GROUP BY s.oid, s.subenabled";
         let rows = self.replica.query("asking how far the copy is", sql, &[&self.subscription]).await?;
         let Some(row) = rows.first() else {
-            return Err(AdminError::Refused("somebody has dropped the subscription".to_owned()));
+            return Err(AdminError::Refused("the subscription was dropped".to_owned()));
         };
         Ok(Progress { enabled: row.get(0), at_work: row.get(1), copied: row.get(2), tables: row.get(3) })
     }
@@ -291,11 +291,12 @@ impl<'a> Following<'a> {
         Ok(rows.first().map_or(i64::MAX, |row| row.get(0)))
     }
 
-    /// Called while clients are paused. SwitchWait for the last changes, compares the schema, and copies
+    /// Called while clients are paused. Waits for the last changes, compares the schema, and copies
     /// sequences.
     ///
     /// # Errors
-    /// [`Stopped::Unsuitable`] where the schema has changed meanwhile, or the last of it does not arrive in `patience`.
+    /// [`Stopped::Unsuitable`] where the schema has changed meanwhile, or the last of it does not arrive in
+    /// `patience`.
     pub async fn catch_up(&self, patience: Duration) -> Result<(), Stopped> {
         let now = async { self.last_bytes(patience).await };
         let schema = async {

@@ -65,7 +65,7 @@ struct Before {
 /// Gives the tenant's roles new passwords, or leaves the old ones.
 ///
 /// # Errors
-/// [`AdminError`]; what was changed is changed back, or the error says that it could not be.
+/// [`AdminError`]; changes are undone, or the error says that they could not be.
 pub async fn rotate(actor: &Actor, name: &str) -> Result<RotatedTenant, AdminError> {
     let rotated = rotate_if(actor, name, None).await;
     // Forbids a suspended tenant's roles to log in again.

@@ -19,7 +19,7 @@ use crate::control_path::admin::{
 /// instead.
 ///
 /// # Errors
-/// The host or the central database; then it is still there for the next try.
+/// The host or the central database; the next run tries again.
 pub async fn undo_remains(actor: &Actor, lock: &mut TenantLock) -> Result<(), AdminError> {
     match Operation::left_running(lock).await? {
         Some(operation) if operation.kind == "drop" => Err(AdminError::Refused(format!(
@@ -115,7 +115,7 @@ pub(super) async fn forget(
 /// Drops an existing database with its sessions, prepared transactions and subscriptions.
 ///
 /// # Errors
-/// The host; or a superuser's session that a lesser administrator cannot end, after 5 s of waiting for it to leave.
+/// The host; or a session of a superuser that the administrator may not end, after 5 s.
 pub(super) async fn drop_database(
     admin: &HostAdmin,
     session: &HostSession,

@@ -112,8 +112,8 @@ pub async fn generate(actor: &Actor, config: &Config) -> Result<String, AdminErr
 /// a new key. `retire` removes keys from the ring that seal nothing any more.
 ///
 /// # Errors
-/// The ring, the central database, or a credential that does not open; what was done stays done, and the next run
-/// goes on.
+/// The ring, the central database, or a credential that does not open; what was done stays done, and the next
+/// run goes on.
 pub async fn rotate(actor: &Actor, config: &Config, retire: bool) -> Result<RotatedKeys, AdminError> {
     ring_file(config)?;
     let mut client = lock_ring(actor).await?;

@@ -99,7 +99,7 @@ impl ClientMessages<'_, '_> {
     /// Whether what was sent before may yet change what the client calls `name`.
     #[inline]
     fn is_doubtful(&mut self, name: &[u8]) -> bool {
-        self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_forgetting())
+        self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_deallocating())
     }
 
     /// A text with this aftermath goes to the server.
@@ -139,7 +139,7 @@ impl ClientMessages<'_, '_> {
         if (side_effects.names_statements || side_effects.inspects) && self.server.replies.may_have_others() {
             return AWAITS;
         }
-        if side_effects.names_statements && self.server.replies.is_forgetting() {
+        if side_effects.names_statements && self.server.replies.is_deallocating() {
             return AWAITS;
         }
         if side_effects.names_statements && self.server.replies.may_yet_skip() {
@@ -236,7 +236,7 @@ impl ClientMessages<'_, '_> {
         if !whole {
             return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
         }
-        if self.server.replies.may_have_others() || self.server.replies.is_forgetting() {
+        if self.server.replies.may_have_others() || self.server.replies.is_deallocating() {
             return AWAITS;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
@@ -454,8 +454,7 @@ fn note(
 ) {
     server.checks.note(side_effects, alone);
     note_sequences(side_effects, advances, rules, server);
-    server.replies.committing |= side_effects.commits;
-    server.replies.forgetting |= side_effects.deallocates;
+    server.replies.note(side_effects.commits, side_effects.deallocates);
     server.signals.note(side_effects.signals);
     if rules.functions.may_be_changed_by(side_effects.checks) {
         server.checks.changes_functions(&rules.functions);

@@ -15,7 +15,6 @@ mod parse_results;
 pub mod parse_under;
 pub mod pending_checks;
 pub mod pending_replies;
-mod pending_reply;
 mod pg_terminate_backend;
 mod prepare;
 #[cfg(test)]

@@ -52,7 +52,7 @@ impl<'a> ParseContext<'a> {
         checks: &PendingChecks,
         replies: &ReplyTracker,
     ) -> Option<&'s Arc<ParseSettings>> {
-        let known = !checks.changes_parsing() && !replies.pins.contains(Pins::SETTINGS);
+        let known = !checks.changes_parsing() && !replies.pins().contains(Pins::SETTINGS);
         known.then_some(under)
     }
 

@@ -1,16 +1,9 @@
-//! Whether the client still needs the server it borrowed, and why. Pure: reads tags, touches no socket.
+//! The replies that a server still owes, and when the client no longer needs the server. Pure: reads tags, touches no socket.
 //!
-//! ```text
-//!           request                    ReadyForQuery I, nothing owed, nothing unsynced
-//! (given) ──────────▶ Working ───────────────────────────────────────────────────────▶ over
-//!                      ▲    │
-//!              request │    └─ReadyForQuery T or E──▶ InTransaction ──┐
-//!                      └──────────────────────────────────────────────┘
-//! ```
-//!
-//! The lease lives with the server, so that an idle client owns none. Every request that went to the server leaves an
-//! [`Owed`] reply here, in order; every reply must match the oldest one. Whatever does not match is a [`Desync`], and
-//! ends both connections: nobody may ever see the remains.
+//! Every request that goes to the server leaves a [`PendingReply`] here, in order, and every reply must match the oldest
+//! one. A reply that does not is a [`Desync`]: both connections are closed, and no session sees the rest. The tracker lives
+//! with the server, so that an idle client owns none. The server is free when no reply is pending, the last ReadyForQuery
+//! said `I`, and the client has begun no batch.
 //!
 //! Source: PostgreSQL documentation, "Message Flow" (extended query, error recovery, COPY), "Pipelining".
 
@@ -19,298 +12,449 @@ mod tests;
 
 use std::{collections::VecDeque, sync::Arc};
 
-pub use super::pending_reply::{Origin, PendingReply, Request};
-use crate::data_path::{
-    prepared::{Statement, StatementName, sql_prepare_effects::PrepareEffects},
-    session_state::pins::Pins,
+use crate::{
+    data_path::{
+        prepared::{
+            Statement, StatementName, parse_settings::ParseSettings, sql_prepare_effects::PrepareEffects,
+        },
+        session_state::pins::Pins,
+    },
+    error::RequestError,
 };
 
-/// How a request came to nothing.
+/// On whose behalf a request went to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The client sent it and gets the reply.
+    Client,
+    /// The proxy puts it in so that the client's next request works on this server. The client gets an error, and no other
+    /// reply.
+    Prepare,
+    /// The same in a batch of its own: the client gets neither reply nor error.
+    TryPrepare,
+    /// The proxy's own request: the client gets no reply. An error closes both connections.
+    Proxy,
+    /// The proxy sends it in place of a client's request, to fail: the client gets the error in the proxy's words.
+    Denied(RequestError),
+}
+
+impl Origin {
+    /// Whether it is part of the client's batch, and is skipped with it.
+    pub fn is_for_client(self) -> bool {
+        matches!(self, Self::Client | Self::Prepare | Self::Denied(_))
+    }
+}
+
+/// A request, as far as its reply or its failure matters.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// Parse. With a name: to be taken back if it fails. `None`: of the unnamed statement.
+    Parse(Option<Box<StatementName>>),
+    /// Parse of a named statement under the client's own name: nothing to take back.
+    ParseAsIs,
+    /// Parse of a name that exists: the server refuses it. Nothing to take back.
+    ParseTaken(Box<StatementName>),
+    /// Bind.
+    Bind,
+    /// Describe.
+    Describe,
+    /// The proxy's Describe of a statement that was just parsed: its columns and parameters are compared with those that the
+    /// client was told.
+    DescribeParsed(Box<StatementName>),
+    /// Execute, with the effects of the PREPARE or DEALLOCATE in its portal.
+    Execute(Option<Box<PrepareEffects>>),
+    /// The proxy asks for the server's present settings, within the client's batch.
+    AskSettings(Arc<ParseSettings>),
+    /// Close. With a name: to be restored if it is skipped.
+    Close(Option<Box<StatementName>>),
+    /// Close of the unnamed statement.
+    CloseUnnamed,
+    /// Sync.
+    Sync,
+    /// A simple query, with the effects of its PREPARE and DEALLOCATE statements.
+    Query(Option<Box<PrepareEffects>>),
+    /// FunctionCall.
+    FunctionCall,
+    /// CopyDone or CopyFail, sent before the server has asked for data. It gets no reply; it marks the Syncs that the server
+    /// takes for part of the data.
+    CopyEnd,
+}
+
+/// A reply that the server owes.
+#[derive(Debug, Clone)]
+pub struct PendingReply {
+    /// The request that it answers.
+    pub request: Request,
+    /// On whose behalf.
+    pub origin: Origin,
+}
+
+impl PendingReply {
+    /// Whether it may change the client's unnamed statement.
+    pub fn changes_unnamed(&self) -> bool {
+        self.origin == Origin::Client
+            && matches!(self.request, Request::Parse(None) | Request::CloseUnnamed | Request::Query(_))
+    }
+}
+
+/// Why a request was not carried out.
 #[derive(Debug, Clone, Copy)]
 pub struct SkippedRequest {
-    /// It has failed itself.
+    /// The request itself failed; otherwise one before it did.
     pub failed: bool,
-    /// In later batches so many requests change the unnamed statement.
+    /// How many requests of later batches change the unnamed statement.
     pub unnamed_later: usize,
 }
 
-/// The server said something that nobody asked for. Both connections end.
+/// The server sent a message that answers no request. Both connections are closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the server sent an unexpected {:?} message", *.0 as char)]
 pub struct Desync(pub u8);
 
-/// COPY FROM STDIN: who may be sending data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum CopyIn {
-    #[default]
-    None,
-    /// The server takes data, and ignores Sync and Flush until the client says it is done.
-    Taking,
-}
-
-/// What became of a reply.
+/// What a reply means.
 #[derive(Debug)]
 pub struct ReplyOutcome {
     /// Whether the client gets it.
     pub pass: bool,
-    /// The request that this reply completed.
+    /// The request that it completes.
     pub done: Option<Request>,
 }
 
-/// One session's hold on one server.
+/// Where the server is in the client's batch of extended-protocol messages.
+///
+/// ```text
+///              Parse, Bind, …                 ErrorResponse, no Sync sent
+///   Synced ─────────────────────▶ InBatch ──────────────────────────────▶ Skipping
+///     ▲ ▲                          │  ▲  │                                   │
+///     │ └───────Sync, Query────────┘  │  │ CopyInResponse                    │
+///     │           CopyDone, CopyFail  │  ▼                                   │
+///     ├─────────(after a Query)────CopyIn { in_batch }                       │
+///     └────────────────────────────────────────────Sync──────────────────────┘
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Batch {
+    /// The client has ended its last batch, or runs simple queries.
+    #[default]
+    Synced,
+    /// The client has sent extended-protocol messages and no Sync yet. A simple query ends a batch as well, unless the server
+    /// skips it.
+    InBatch,
+    /// After an error the server ignores everything up to a Sync that the client has yet to send.
+    Skipping,
+    /// COPY FROM STDIN: the server takes data, and ignores Sync and Flush until the client ends the data. `in_batch`: the
+    /// batch still lacks its Sync.
+    CopyIn { in_batch: bool },
+}
+
+impl Batch {
+    /// Whether the client has yet to send a Sync.
+    #[inline]
+    fn lacks_sync(self) -> bool {
+        !matches!(self, Self::Synced | Self::CopyIn { in_batch: false })
+    }
+
+    /// The client has begun, or ended, a batch.
+    #[inline]
+    fn set_in_batch(&mut self, in_batch: bool) {
+        *self = match self {
+            Self::CopyIn { .. } => Self::CopyIn { in_batch },
+            _ if in_batch => Self::InBatch,
+            _ => Self::Synced,
+        };
+    }
+
+    /// The server takes no COPY data any more.
+    #[inline]
+    fn end_copy(&mut self) {
+        if let Self::CopyIn { in_batch } = *self {
+            *self = if in_batch { Self::InBatch } else { Self::Synced };
+        }
+    }
+}
+
+bitflags::bitflags! {
+    /// What the pending replies may still change.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    struct Unanswered: u8 {
+        /// The client's present batch parses or closes a named statement.
+        const NAMED_IN_BATCH = 1;
+        /// An earlier batch does, and may yet fail.
+        const NAMED_EARLIER = 1 << 1;
+        /// The client's present batch changes the unnamed statement.
+        const UNNAMED_IN_BATCH = 1 << 2;
+        /// An earlier batch does, and may yet fail.
+        const UNNAMED_EARLIER = 1 << 3;
+        /// A request may commit.
+        const COMMIT = 1 << 4;
+        /// The proxy has asked something within the client's batch.
+        const PROXY_QUESTION = 1 << 5;
+        /// A request deallocates statements of the client.
+        const DEALLOCATION = 1 << 6;
+        /// The client's last message waits until all before it is answered.
+        const AWAIT_ALL = 1 << 7;
+    }
+}
+
+/// Of the present batch: it is not over when all that was sent before is answered.
+const IN_BATCH: Unanswered = Unanswered::NAMED_IN_BATCH.union(Unanswered::UNNAMED_IN_BATCH);
+
+/// One session's lease of one server: the pending replies, the transaction status, and the pins.
 #[derive(Debug)]
 pub struct ReplyTracker {
-    owed: VecDeque<PendingReply>,
-    /// As the last ReadyForQuery said: `I`, `T` or `E`.
+    pending: VecDeque<PendingReply>,
+    /// From the last ReadyForQuery: `I`, `T` or `E`.
     status: u8,
-    /// The client has sent extended-protocol messages and no Sync yet, nor a simple query, which does as well unless it is skipped.
-    unsynced: bool,
-    /// An error came and the server ignores everything until a Sync that the client has yet to send.
-    skipping: bool,
-    copy_in: CopyIn,
-    /// A named statement is parsed or closed in this batch.
-    changes: bool,
-    /// One was in an earlier batch, which may yet fail.
-    changed_before: bool,
-    /// The same of the unnamed statement.
-    unnamed: bool,
-    unnamed_before: bool,
-    /// Something that may commit has been sent, and not all is answered.
-    pub committing: bool,
-    /// We have asked something in the middle of what the client has begun, and not all is answered.
-    tells_us: bool,
-    /// What takes statements away that the client has prepared has been sent, and not all is answered.
-    pub forgetting: bool,
-    /// What the client said last waits until all before it is answered.
-    all_awaited: bool,
-    /// Counts the client's Syncs: what an earlier batch was to prepare is not certain until it is confirmed.
-    batch: u32,
-    /// Why the server stays after the transaction.
-    pub pins: Pins,
+    batch: Batch,
+    unanswered: Unanswered,
+    /// Counts the client's Syncs: a statement that an earlier batch prepares is not certain until its reply is in.
+    batches: u32,
+    /// Why the server stays with the session after the transaction.
+    pins: Pins,
 }
 
 impl Default for ReplyTracker {
     fn default() -> Self {
         Self {
-            owed: VecDeque::new(),
+            pending: VecDeque::new(),
             status: b'I',
-            unsynced: false,
-            skipping: false,
-            copy_in: CopyIn::None,
-            changes: false,
-            changed_before: false,
-            unnamed: false,
-            unnamed_before: false,
-            committing: false,
-            tells_us: false,
-            forgetting: false,
-            all_awaited: false,
-            batch: 0,
+            batch: Batch::default(),
+            unanswered: Unanswered::default(),
+            batches: 0,
             pins: Pins::default(),
         }
     }
 }
 
 impl ReplyTracker {
-    /// A request goes to the server; `false` if the server will ignore it, because it skips to the next Sync.
+    /// A request goes to the server. `false`: the server ignores it, because it skips to the next Sync.
     #[inline(always)]
     #[must_use = "a request that the server ignores has no effect"]
-    pub fn track(&mut self, asked: Request, origin: Origin) -> bool {
-        match asked {
-            Request::Sync if self.copy_in == CopyIn::Taking && origin == Origin::Client => return true,
+    pub fn track(&mut self, request: Request, origin: Origin) -> bool {
+        match request {
+            Request::Sync if self.takes_copy_data() && origin == Origin::Client => return true,
             Request::Sync => {
-                self.batch = self.batch.wrapping_add(1);
-                self.skipping = false;
-                self.unsynced &= origin != Origin::Client;
-                self.changed_before |= std::mem::take(&mut self.changes);
-                self.unnamed_before |= std::mem::take(&mut self.unnamed);
+                self.batches = self.batches.wrapping_add(1);
+                if origin == Origin::Client {
+                    self.batch.set_in_batch(false);
+                } else if self.batch == Batch::Skipping {
+                    self.batch = Batch::InBatch;
+                }
+                // Bits of this batch become those of an earlier one.
+                let in_batch = self.unanswered.intersection(IN_BATCH);
+                self.unanswered.remove(IN_BATCH);
+                self.unanswered.insert(Unanswered::from_bits_truncate(in_batch.bits() << 1));
             }
-            _ if self.skipping => return false,
+            _ if self.batch == Batch::Skipping => return false,
             Request::Query(_) | Request::FunctionCall => {
-                // In a batch that has begun it may be skipped, and leave the unnamed statement as it is.
-                self.unnamed |= self.unsynced;
-                self.unsynced = false;
+                // In a batch it may be skipped, and then leaves the unnamed statement as it is.
+                let may_be_skipped = self.batch.lacks_sync();
+                self.unanswered.set(
+                    Unanswered::UNNAMED_IN_BATCH,
+                    may_be_skipped || self.unanswered.contains(Unanswered::UNNAMED_IN_BATCH),
+                );
+                self.batch.set_in_batch(false);
             }
-            Request::Parse(Some(_)) | Request::Close(Some(_)) => {
-                self.changes = true;
-                self.unsynced |= origin.is_for_client();
+            _ => {
+                if matches!(request, Request::Parse(Some(_)) | Request::Close(Some(_))) {
+                    self.unanswered.insert(Unanswered::NAMED_IN_BATCH);
+                }
+                if origin.is_for_client() {
+                    self.batch.set_in_batch(true);
+                    if matches!(request, Request::Parse(None) | Request::CloseUnnamed) {
+                        self.unanswered.insert(Unanswered::UNNAMED_IN_BATCH);
+                    }
+                }
             }
-            Request::Parse(None) | Request::CloseUnnamed => {
-                self.unnamed |= origin.is_for_client();
-                self.unsynced |= origin.is_for_client();
-            }
-            _ => self.unsynced |= origin.is_for_client(),
         }
-        self.tells_us |= matches!(asked, Request::DescribeParsed(_) | Request::AskSettings(_));
-        self.owed.push_back(PendingReply { request: asked, origin: origin });
+        if matches!(request, Request::DescribeParsed(_) | Request::AskSettings(_)) {
+            self.unanswered.insert(Unanswered::PROXY_QUESTION);
+        }
+        self.pending.push_back(PendingReply { request, origin });
         true
     }
 
-    /// The client's COPY data ends: CopyDone or CopyFail goes to the server. Perhaps before the server has said that it
-    /// takes data.
+    /// CopyDone or CopyFail goes to the server, possibly before the server has asked for data.
     pub fn copy_done(&mut self) {
-        let marked = matches!(self.owed.back(), None | Some(PendingReply { request: Request::CopyEnd, .. }));
-        if self.copy_in == CopyIn::None && !marked {
-            self.owed.push_back(PendingReply { request: Request::CopyEnd, origin: Origin::Client });
+        let marked =
+            matches!(self.pending.back(), None | Some(PendingReply { request: Request::CopyEnd, .. }));
+        if !self.takes_copy_data() && !marked {
+            self.pending.push_back(PendingReply { request: Request::CopyEnd, origin: Origin::Client });
         }
-        self.copy_in = CopyIn::None;
+        self.batch.end_copy();
     }
 
-    /// The oldest reply is in.
+    /// The oldest reply is complete.
     #[inline]
-    fn settle_front(&mut self) -> Option<PendingReply> {
-        let settled = self.owed.pop_front();
-        self.skip_copy_end();
-        settled
+    fn pop(&mut self) -> Option<PendingReply> {
+        let answered = self.pending.pop_front();
+        self.drop_copy_ends();
+        answered
     }
 
-    /// No COPY was waiting for this end.
+    /// Drops the ends of COPY data that no COPY has asked for.
     #[inline]
-    fn skip_copy_end(&mut self) {
-        while let Some(PendingReply { request: Request::CopyEnd, .. }) = self.owed.front() {
-            self.owed.pop_front();
+    fn drop_copy_ends(&mut self) {
+        while let Some(PendingReply { request: Request::CopyEnd, .. }) = self.pending.front() {
+            self.pending.pop_front();
         }
     }
 
-    /// For whom the message that comes now is; `None` when nothing is owed.
+    /// On whose behalf the request was that the next message answers; `None` when no reply is pending.
     #[inline]
     pub fn origin(&self) -> Option<Origin> {
-        self.owed.front().map(|owed| owed.origin)
+        self.pending.front().map(|reply| reply.origin)
     }
 
-    /// What the simple query or Execute that is being answered does to the client's statements.
+    /// What the simple query or Execute that is being answered does to prepared statements.
     pub fn prepare_effects(&mut self) -> Option<&mut Option<Box<PrepareEffects>>> {
-        match self.owed.front_mut() {
-            Some(PendingReply {
-                request: Request::Query(prepare_effects) | Request::Execute(prepare_effects),
-                ..
-            }) => Some(prepare_effects),
+        match &mut self.pending.front_mut()?.request {
+            Request::Query(effects) | Request::Execute(effects) => Some(effects),
             _ => None,
         }
     }
 
-    /// The client's name for the statement that the Parse being answered makes, or would make.
+    /// The client's name for the statement whose Parse is being answered.
     pub fn client_name(&self) -> Option<&StatementName> {
-        match &self.owed.front()?.request {
-            Request::Parse(Some(naming)) | Request::ParseTaken(naming) => Some(naming),
+        match &self.pending.front()?.request {
+            Request::Parse(Some(name)) | Request::ParseTaken(name) => Some(name),
             _ => None,
         }
     }
 
-    /// Whether a reply that is owed may tell us something.
+    /// Whether a pending reply may answer a question of the proxy.
     #[inline]
     pub fn answers_proxy(&self) -> bool {
-        self.tells_us
+        self.unanswered.contains(Unanswered::PROXY_QUESTION)
     }
 
-    /// Whether the oldest reply that is owed tells us the shape of a statement.
+    /// Whether the next reply describes a statement to the proxy.
     pub fn is_description_pending(&self) -> bool {
-        matches!(self.owed.front(), Some(PendingReply { request: Request::DescribeParsed(_), .. }))
+        matches!(self.pending.front(), Some(PendingReply { request: Request::DescribeParsed(_), .. }))
     }
 
-    /// Whether the oldest reply that is owed tells us which settings the server has.
+    /// Whether the next reply tells the proxy the server's settings.
     pub fn are_settings_pending(&self) -> bool {
-        matches!(self.owed.front(), Some(PendingReply { request: Request::AskSettings(_), .. }))
+        matches!(self.pending.front(), Some(PendingReply { request: Request::AskSettings(_), .. }))
     }
 
     /// Whether a batch before the client's present one may yet fail, and change what `name` means.
     #[inline]
     pub fn is_doubtful(&self, name: &[u8]) -> bool {
-        self.changed_before && self.may_mean_another(name)
+        self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.may_mean_another(name)
     }
 
-    /// Whether one may yet fail, and leave the server with other statements than it is thought to have.
+    /// Whether an earlier batch may yet fail, and leave the server without a named statement that it is thought to have.
     #[inline]
     pub fn may_have_others(&self) -> bool {
-        self.changed_before && self.is_awaited()
+        self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.is_awaited()
     }
 
-    /// The same of the unnamed statement. What comes behind its Parse in the same batch is skipped with that.
+    /// The same of the unnamed statement. A request behind its Parse in the same batch is skipped with the Parse.
     #[inline]
     pub fn is_unnamed_doubtful(&self) -> bool {
-        self.unnamed_before && !self.unnamed && self.is_awaited()
+        let unnamed = Unanswered::UNNAMED_IN_BATCH | Unanswered::UNNAMED_EARLIER;
+        self.unanswered.intersection(unnamed) == Unanswered::UNNAMED_EARLIER && self.is_awaited()
     }
 
     #[cold]
     fn may_mean_another(&self, name: &[u8]) -> bool {
-        if self.copy_in == CopyIn::Taking {
+        if self.takes_copy_data() {
             return false;
         }
-        let last_sync = self.owed.iter().rposition(|owed| matches!(owed.request, Request::Sync)).unwrap_or(0);
-        self.owed.iter().take(last_sync).any(|owed| match &owed.request {
-            Request::Parse(Some(naming)) | Request::Close(Some(naming)) => {
-                naming.client_name.as_deref() == Some(name)
+        let last_sync = self.pending.iter().rposition(|reply| matches!(reply.request, Request::Sync));
+        self.pending.iter().take(last_sync.unwrap_or(0)).any(|reply| match &reply.request {
+            Request::Parse(Some(changed)) | Request::Close(Some(changed)) => {
+                changed.client_name.as_deref() == Some(name)
             }
             _ => false,
         })
     }
 
-    /// What a client's Close of `name` takes away is `new` and not `old`: if it is skipped, that stays.
+    /// A pending Close of the client's `name` closes `new` in place of `old`: `new` is restored if the Close is skipped.
     #[cold]
     pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
-        for owed in &mut self.owed {
-            if let Request::Close(Some(naming)) = &mut owed.request
-                && naming.client_name.as_deref() == Some(name)
-                && naming.statement.is(old)
+        for reply in &mut self.pending {
+            if let Request::Close(Some(closed)) = &mut reply.request
+                && closed.client_name.as_deref() == Some(name)
+                && closed.statement.is(old)
             {
-                naming.statement = new.clone();
+                closed.statement = new.clone();
             }
         }
     }
 
-    /// Whether what is owed tells the shape of a statement that is being prepared by another name.
+    /// Whether a pending reply describes the statement, prepared by another name than this.
     #[cold]
     pub fn describes(&self, statement: &Statement, name: &[u8]) -> bool {
-        self.owed.iter().any(|owed| match &owed.request {
-            Request::DescribeParsed(naming) => {
-                naming.statement.is(statement) && naming.client_name.as_deref() != Some(name)
+        self.pending.iter().any(|reply| match &reply.request {
+            Request::DescribeParsed(described) => {
+                described.statement.is(statement) && described.client_name.as_deref() != Some(name)
             }
             _ => false,
         })
     }
 
-    /// Whether what is owed will tell what names mean, or what shape a statement has, and comes without anything further
-    /// from the client.
+    /// Whether a pending reply decides what a name means or how a statement is described, and comes without a further message
+    /// of the client.
     pub fn is_awaited(&self) -> bool {
-        let tells = |asked: &Request| match asked {
+        let all = self.unanswered.contains(Unanswered::AWAIT_ALL);
+        let decides = |request: &Request| match request {
             Request::Parse(_)
             | Request::Close(Some(_))
             | Request::CloseUnnamed
             | Request::DescribeParsed(_) => true,
-            Request::Query(_) => self.unnamed_before,
+            Request::Query(_) => self.unanswered.contains(Unanswered::UNNAMED_EARLIER),
             _ => false,
         };
-        self.copy_in != CopyIn::Taking
-            && self.owed.iter().any(|owed| self.all_awaited || tells(&owed.request))
+        !self.takes_copy_data() && self.pending.iter().any(|reply| all || decides(&reply.request))
     }
 
-    /// Whether a batch that the client has begun, and not ended, may yet fail: the server would skip what comes behind it, unless a
-    /// Sync of ours came first.
+    /// Whether the client's open batch may yet fail. The server then skips all that follows, up to a Sync; one of the proxy's
+    /// would end the client's batch.
     pub fn may_yet_skip(&self) -> bool {
-        self.unsynced && self.is_working() && self.copy_in != CopyIn::Taking
+        self.batch == Batch::InBatch && self.is_working()
     }
 
-    /// Whether what a name means is not certain before all that was sent is answered, since it may take the name away; that is waited
-    /// for, then.
+    /// Whether a pending request may deallocate statements. The client's present message then waits until all is answered.
     #[inline]
-    pub fn is_forgetting(&mut self) -> bool {
-        self.forgetting = self.forgetting && self.is_working() && self.copy_in != CopyIn::Taking;
-        self.all_awaited |= self.forgetting;
-        self.forgetting
+    pub fn is_deallocating(&mut self) -> bool {
+        if !self.unanswered.contains(Unanswered::DEALLOCATION) {
+            return false;
+        }
+        let may_come = self.is_working() && !self.takes_copy_data();
+        self.unanswered.set(Unanswered::DEALLOCATION, may_come);
+        if may_come {
+            self.wait_for_all();
+        }
+        may_come
     }
 
-    /// What the client said last waits until that is known.
+    /// The client's present message waits until all before it is answered.
     pub fn wait_for_all(&mut self) {
-        self.all_awaited = true;
+        self.unanswered.insert(Unanswered::AWAIT_ALL);
     }
 
-    /// A reply other than ErrorResponse and ReadyForQuery has arrived.
+    /// A request is about to be sent that may commit, or may deallocate statements of the client.
+    #[inline]
+    pub fn note(&mut self, commits: bool, deallocates: bool) {
+        let mut noted = Unanswered::empty();
+        noted.set(Unanswered::COMMIT, commits);
+        noted.set(Unanswered::DEALLOCATION, deallocates);
+        self.unanswered.insert(noted);
+    }
+
+    /// Whether a request is pending that may commit.
+    pub fn is_committing(&self) -> bool {
+        self.unanswered.contains(Unanswered::COMMIT)
+    }
+
+    /// A message other than ErrorResponse and ReadyForQuery has arrived.
     ///
     /// # Errors
-    /// [`Desync`] if it answers nothing that was asked.
+    /// [`Desync`]: it answers no request.
     #[inline(always)]
     pub fn reply(&mut self, tag: u8) -> Result<ReplyOutcome, Desync> {
-        let Some(front) = self.owed.front() else {
+        let Some(front) = self.pending.front() else {
             return Err(Desync(tag));
         };
         let completes = match (tag, &front.request) {
@@ -330,71 +474,72 @@ impl ReplyTracker {
             _ => return Err(Desync(tag)),
         };
         let pass = self.origin() == Some(Origin::Client);
-        let done = if completes { self.settle_front().map(|owed| owed.request) } else { None };
+        let done = if completes { self.pop().map(|reply| reply.request) } else { None };
         Ok(ReplyOutcome { pass, done })
     }
 
-    /// The server takes COPY data now: it ignores every Sync that comes before it hears that the data has ended.
+    /// The server asks for COPY data: it ignores every Sync up to the end of the data.
     fn start_copy_in(&mut self) {
-        let end = self.owed.iter().position(|owed| matches!(owed.request, Request::CopyEnd));
-        let behind = end.map(|end| self.owed.split_off(end + 1));
-        let before = self.owed.len();
-        self.owed.retain(|owed| !matches!(owed.request, Request::Sync | Request::CopyEnd));
-        let ignored_syncs = before - self.owed.len() > usize::from(end.is_some());
+        let end = self.pending.iter().position(|reply| matches!(reply.request, Request::CopyEnd));
+        let behind = end.map(|end| self.pending.split_off(end + 1));
+        let before = self.pending.len();
+        self.pending.retain(|reply| !matches!(reply.request, Request::Sync | Request::CopyEnd));
+        let ignored_syncs = before - self.pending.len() > usize::from(end.is_some());
         match behind {
-            Some(mut behind) => self.owed.append(&mut behind),
-            None => self.copy_in = CopyIn::Taking,
+            Some(mut behind) => self.pending.append(&mut behind),
+            None => self.batch = Batch::CopyIn { in_batch: self.batch.lacks_sync() },
         }
-        self.unsynced |= ignored_syncs && !self.owed.iter().any(|owed| matches!(owed.request, Request::Sync));
+        if ignored_syncs && !self.pending.iter().any(|reply| matches!(reply.request, Request::Sync)) {
+            self.batch.set_in_batch(true);
+        }
     }
 
-    /// An ErrorResponse has arrived: hands `skipped`, latest first, every request of the batch that the server will now skip
-    /// and last the one that failed; and tells for whom the error is.
+    /// An ErrorResponse has arrived. Calls `skipped` for every request of the batch that the server now skips, latest first,
+    /// and last for the one that failed. Returns on whose behalf that one was.
     ///
     /// # Errors
-    /// [`Desync`] if it answers nothing.
+    /// [`Desync`]: it answers no request.
     pub fn error(&mut self, mut skipped: impl FnMut(PendingReply, SkippedRequest)) -> Result<Origin, Desync> {
-        self.copy_in = CopyIn::None;
-        let Some(front) = self.owed.front() else {
+        self.batch.end_copy();
+        let Some(front) = self.pending.front() else {
             return Err(Desync(b'E'));
         };
         let origin = front.origin;
         if matches!(front.request, Request::Sync | Request::Query(_) | Request::FunctionCall) {
             return Ok(origin);
         }
-        let sync = self.owed.iter().position(|owed| matches!(owed.request, Request::Sync));
-        self.skipping = sync.is_none();
-        // Also where a simple query stood in the batch, which would have ended it.
-        self.unsynced |= self.skipping;
-        let end = sync.unwrap_or(self.owed.len());
-        let unnamed_later = self.owed.iter().skip(end).filter(|owed| owed.changes_unnamed()).count();
-        for (place, owed) in self.owed.drain(..end).enumerate().rev() {
-            skipped(owed, SkippedRequest { failed: place == 0, unnamed_later });
+        let sync = self.pending.iter().position(|reply| matches!(reply.request, Request::Sync));
+        if sync.is_none() {
+            // Also where a simple query in the batch would have ended it: the server skips that, too.
+            self.batch = Batch::Skipping;
         }
-        self.skip_copy_end();
+        let end = sync.unwrap_or(self.pending.len());
+        let unnamed_later = self.pending.iter().skip(end).filter(|reply| reply.changes_unnamed()).count();
+        for (place, reply) in self.pending.drain(..end).enumerate().rev() {
+            skipped(reply, SkippedRequest { failed: place == 0, unnamed_later });
+        }
+        self.drop_copy_ends();
         Ok(origin)
     }
 
-    /// ReadyForQuery has arrived; `true` if the client gets it.
+    /// ReadyForQuery has arrived. `true`: the client gets it.
     ///
     /// # Errors
-    /// [`Desync`] if no request of that kind is the oldest one.
+    /// [`Desync`]: the oldest pending reply is another.
     #[inline]
     pub fn ready(&mut self, status: u8) -> Result<bool, Desync> {
         if !matches!(status, b'I' | b'T' | b'E') {
             return Err(Desync(b'Z'));
         }
-        match self.settle_front() {
+        match self.pop() {
             Some(PendingReply {
                 request: Request::Sync | Request::Query(_) | Request::FunctionCall,
                 origin,
             }) => {
                 self.status = status;
-                self.copy_in = CopyIn::None;
-                if self.owed.is_empty() {
-                    (self.changed_before, self.unnamed_before) = (false, false);
-                    self.committing = false;
-                    (self.tells_us, self.all_awaited, self.forgetting) = (false, false, false);
+                self.batch.end_copy();
+                if self.pending.is_empty() {
+                    self.unanswered = self.unanswered.intersection(IN_BATCH);
                 }
                 Ok(matches!(origin, Origin::Client | Origin::Denied(_)))
             }
@@ -402,58 +547,70 @@ impl ReplyTracker {
         }
     }
 
-    /// Nothing is owed, nothing is open: the transaction has ended. Pins are not asked.
+    /// The transaction has ended, no reply is pending and no batch is open. Pins do not count here.
     #[inline]
     pub fn is_over(&self) -> bool {
-        self.owed.is_empty() && self.status == b'I' && !self.unsynced
+        self.pending.is_empty() && self.status == b'I' && !self.batch.lacks_sync()
     }
 
-    /// How many replies are owed.
+    /// How many replies are pending.
     #[inline]
     pub fn pending(&self) -> usize {
-        self.owed.len()
+        self.pending.len()
     }
 
-    /// A request is being worked on (as opposed to a transaction that idles).
+    /// Whether the server works on a request, in contrast to a transaction that idles.
     pub fn is_working(&self) -> bool {
-        !self.owed.is_empty()
+        !self.pending.is_empty()
     }
 
-    /// Whether the status is that in which the client's next query finds the server: what is still owed is ours, and in batches of its
-    /// own.
+    /// Whether the client's next query finds the present transaction status: all that is pending belongs to the proxy, in
+    /// batches of its own.
     pub fn is_settled(&self) -> bool {
-        !self.unsynced
-            && self.owed.iter().all(|owed| matches!(owed.origin, Origin::Proxy | Origin::TryPrepare))
+        let own = |reply: &PendingReply| matches!(reply.origin, Origin::Proxy | Origin::TryPrepare);
+        !self.batch.lacks_sync() && self.pending.iter().all(own)
     }
 
-    /// A BEGIN of ours goes to the server: what comes behind it finds it in a transaction.
+    /// The proxy sends a BEGIN: the next request runs within a transaction.
     pub fn begin(&mut self) {
         let _ = self.track(Request::Query(None), Origin::Proxy);
         self.status = b'T';
     }
 
-    /// The server takes data of a COPY, and any other message for an error in it.
+    /// Whether the server takes COPY data, and would take any other message for an error in it.
     pub fn takes_copy_data(&self) -> bool {
-        self.copy_in == CopyIn::Taking
+        matches!(self.batch, Batch::CopyIn { .. })
     }
 
-    /// As the last ReadyForQuery said.
+    /// The transaction status of the last ReadyForQuery: `I`, `T` or `E`.
     pub fn status(&self) -> u8 {
         self.status
     }
 
-    /// Whether the client has begun a batch that it has not ended by Sync.
+    /// Whether the client has begun a batch and sent no Sync yet.
     pub fn is_unsynced(&self) -> bool {
-        self.unsynced
+        self.batch.lacks_sync()
     }
 
-    /// Whether the server ignores everything until a Sync that the client has yet to send.
+    /// Whether the server ignores everything up to a Sync that the client has yet to send.
     pub fn is_skipping(&self) -> bool {
-        self.skipping
+        self.batch == Batch::Skipping
     }
 
     /// The number of the batch that the client is sending.
     pub fn batch(&self) -> u32 {
-        self.batch
+        self.batches
+    }
+
+    /// Why the server stays with the session between transactions.
+    #[inline]
+    pub fn pins(&self) -> Pins {
+        self.pins
+    }
+
+    /// The one place where pins change.
+    #[inline]
+    pub fn set_pins(&mut self, pins: Pins) {
+        self.pins = pins;
     }
 }

@@ -406,7 +406,7 @@ proptest! {
             let heard = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
             prop_assert_eq!(Pipeline(heard), Pipeline(alone[who].hear(&request.0)));
             // Nobody else would get this server before the session ends, and then it is cleaned: both begin anew.
-            if !server.replies.pins.is_empty() {
+            if !server.replies.pins().is_empty() {
                 (*server, *postgres) = (ServerSide::new(Default::default(), PreparedLimits { statements: capacity, bytes: 100 }), backend(&shared));
                 (clients[who], alone[who]) = (client(&table, serial.next().unwrap()), backend(&own));
             }

@@ -20,7 +20,7 @@ impl ServerSide {
     pub fn is_reusable(&self) -> bool {
         self.replies.is_over()
             && self.is_between_messages()
-            && self.replies.pins.is_empty()
+            && self.replies.pins().is_empty()
             && self.checks.is_empty()
             && self.notifications.channels.is_none()
     }
@@ -32,6 +32,6 @@ impl ServerSide {
         self.is_between_messages()
             && !replies.is_working()
             && !replies.is_unsynced()
-            && !replies.pins.intersects(keeps)
+            && !replies.pins().intersects(keeps)
     }
 }

@@ -168,7 +168,7 @@ impl ServerSide {
         self.notifications.channels = None;
         self.checks.clear();
         self.opaque_settings = false;
-        self.replies.pins = Pins::default();
+        self.replies.set_pins(Pins::default());
     }
 
     /// The names of what it has prepared, as a PostgreSQL array.
@@ -354,7 +354,7 @@ impl ServerSide {
     /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
     fn notification(&mut self, bytes: &[u8], client: &ClientSide, out: &mut Outgoing<'_>) {
         let unknown = self.notifications.notified(bytes, out.build());
-        if unknown && client.follows() && !self.replies.pins.contains(Pins::LISTEN) {
+        if unknown && client.follows() && !self.replies.pins().contains(Pins::LISTEN) {
             self.checks.add(StateChecks::LISTEN);
         }
     }
@@ -362,7 +362,7 @@ impl ServerSide {
     /// It stays with its client between transactions. `follows`: the client's session follows it to others.
     #[inline]
     pub fn is_pinned(&self, follows: bool) -> bool {
-        !self.replies.pins.is_empty() || !follows
+        !self.replies.pins().is_empty() || !follows
     }
 
     /// Something is left to do when the transaction is over, before its client is told so and the server may go back.
@@ -374,7 +374,7 @@ impl ServerSide {
     /// It was kept for a `currval` behind what its client wrote, and the next transaction has come.
     #[inline]
     fn has_read_on(&self) -> bool {
-        self.sequences.stirred && self.replies.pins.contains(Pins::SEQUENCE_WRITTEN)
+        self.sequences.stirred && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN)
     }
 
     #[inline]
@@ -497,7 +497,7 @@ impl ServerSide {
             b"DISCARD SEQUENCES\0" => Pins::SEQUENCES,
             _ => return,
         };
-        self.replies.pins.remove(gone);
+        self.replies.set_pins(self.replies.pins().difference(gone));
         client.sequence_use.reads = false;
     }
 }

@@ -10,7 +10,7 @@ impl ClientMessages<'_, '_> {
     /// Asks for what changes the unnamed statement.
     #[inline(always)]
     pub(super) fn ask_unnamed(&mut self, asked: Request) -> bool {
-        if self.server.replies.pins.contains(Pins::UNREAD_UNNAMED) {
+        if self.server.replies.pins().contains(Pins::UNREAD_UNNAMED) {
             self.server.checks.add(StateChecks::UNREAD);
         }
         let may_be_skipped = self.server.replies.is_working();
@@ -23,7 +23,7 @@ impl ClientMessages<'_, '_> {
 
     /// A simple query ends the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
-        if self.server.replies.pins.contains(Pins::UNREAD_UNNAMED) {
+        if self.server.replies.pins().contains(Pins::UNREAD_UNNAMED) {
             self.server.checks.add(StateChecks::UNREAD);
         }
         self.statements.succeed_unnamed(self.server.replies.is_working());

@@ -15,7 +15,7 @@ impl ClientMessages<'_, '_> {
 
     /// Whether a statement that the client has, and we do not know of, may be one that was too long to keep.
     pub(super) fn may_be_unread(&self) -> bool {
-        self.server.replies.pins.contains(Pins::UNREAD)
+        self.server.replies.pins().contains(Pins::UNREAD)
     }
 
     /// An unnamed statement that is too long to keep: the server stays with this client until it has run, until there is another, or
@@ -29,7 +29,8 @@ impl ClientMessages<'_, '_> {
     /// A statement that is too long to keep: the server gets it as the client calls it, and stays with this client until it has no
     /// such statement any more.
     pub(super) fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
-        self.server.replies.pins.insert(Pins::UNREAD);
+        let replies = &mut self.server.replies;
+        replies.set_pins(replies.pins() | Pins::UNREAD);
         self.note_unread();
         self.ask(Request::ParseAsIs);
         self.out.pass(bytes);

@@ -1,8 +1,8 @@
-//! From functions that leave something behind to everything whose use calls them. Pure.
+//! Finds everything whose use calls a function with side effects. Pure.
 //!
 //! ```text
-//! next_job() takes a lock ◀── run() mentions it ◀── trigger calls run() ◀── table jobs has the trigger, on writes
-//!                         ◀── view todo calls it                        ◀── function fill() inserts into jobs
+//! next_job() takes a lock ◀── run() mentions it ◀── trigger calls run() ◀── writes to table jobs
+//!       ◀── view todo calls it      ◀── function fill() inserts into jobs
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use super::effects_by_name::{CallEffects, EffectsByName, NamedEffects, is_write, key};
 use crate::data_path::{memory_limit::PIECE_BYTES, sql::words};
 
-/// A catalogue, by its object number, and an object in it.
+/// The OID of a system catalog and of an object in it.
 pub type Node = (u32, u32);
 
 pub const FUNCTIONS: u32 = 1255;
@@ -21,19 +21,19 @@ pub const OPERATOR_CLASSES: u32 = 2616;
 pub const SUPPORT_FUNCTIONS: u32 = 2603;
 pub const EVENT_TRIGGERS: u32 = 3466;
 
-/// Stands for all tables and views together, where nobody knows which is used. No object has this number.
+/// All tables and views: for functions that use a relation with an unknown name. No object has OID 0.
 const SOME_RELATION: Node = (RELATIONS, 0);
 
-/// Whoever uses `used` uses `user`.
+/// Using `user` also uses `used`.
 #[derive(Debug, Clone, Copy)]
 pub struct Dependency {
     pub used: Node,
     pub user: Node,
-    /// Only a text that writes to `user` uses `used`.
+    /// `used` is used only when a text writes to `user`.
     pub on_write: bool,
 }
 
-/// Objects, what uses what, and where it all begins.
+/// Objects, their dependencies and the functions with side effects.
 #[derive(Debug, Default)]
 pub struct DependencyGraph {
     levels: HashMap<Node, NamedEffects>,
@@ -43,32 +43,32 @@ pub struct DependencyGraph {
     mentions: HashMap<Box<[u8]>, Vec<Node>>,
     /// Functions whose bodies write to tables.
     writers: std::collections::HashSet<Node>,
-    /// What all of it takes.
+    /// Memory used in bytes.
     bytes: usize,
 }
 
-/// What an entry of a map takes beside what is in it.
+/// Overhead of a map entry in bytes.
 const ENTRY_BYTES: usize = 4 * PIECE_BYTES;
 
 impl DependencyGraph {
-    /// An object may leave something behind by itself.
+    /// Adds an object that has side effects itself.
     pub fn root(&mut self, node: Node, traces: &CallEffects) {
         self.bytes += ENTRY_BYTES + size_of::<NamedEffects>() + traces.bytes();
         self.levels.entry(node).or_default().always.merge(traces);
     }
 
-    /// Whether nothing leaves anything behind.
+    /// Returns whether no object has side effects.
     pub fn is_empty(&self) -> bool {
         self.levels.is_empty()
     }
 
-    /// What an object is called.
+    /// Sets the name of an object.
     pub fn name(&mut self, node: Node, name: Vec<u8>) {
         self.bytes += ENTRY_BYTES + name.len();
         self.names.insert(node, name);
     }
 
-    /// A function's body.
+    /// Indexes the words of a function's body.
     pub fn body(&mut self, node: Node, body: &[u8]) {
         for word in words(body) {
             let word = word.to_ascii_lowercase();
@@ -87,24 +87,24 @@ impl DependencyGraph {
         }
     }
 
-    /// A function uses tables and views whose names nobody knows.
+    /// Adds a function that uses tables or views with unknown names.
     pub fn uses_any_relation(&mut self, node: Node) {
         self.uses(Dependency { used: SOME_RELATION, user: node, on_write: false });
     }
 
-    /// One object is used by another.
+    /// Adds a dependency.
     pub fn uses(&mut self, link: Dependency) {
         self.bytes += ENTRY_BYTES;
         self.uses.entry(link.used).or_default().push((link.user, link.on_write));
     }
 
-    /// What all of it takes so far.
+    /// Returns the memory used in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Follows it all to its end; `None` where that would take more than `bytes_max`, as it may with what is put together by
-    /// thousands of functions that call each other.
+    /// Propagates the side effects along all dependencies. Returns `None` if that needs more than
+    /// `bytes_max`, as it may with thousands of functions that call each other.
     pub fn close(mut self, bytes_max: usize) -> Option<EffectsByName> {
         let (uses, mentions) = (std::mem::take(&mut self.uses), std::mem::take(&mut self.mentions));
         let mut changed: VecDeque<Node> = self.levels.keys().copied().collect();
@@ -121,7 +121,7 @@ impl DependencyGraph {
             for &(user, on_write) in uses.get(&node).into_iter().flatten() {
                 let passed = match on_write {
                     true => NamedEffects { always: CallEffects::default(), on_write: whole.clone() },
-                    // A function does with its own what it does, whether its caller writes or not.
+                    // A call of a function counts whether the calling text writes or not.
                     false if user.0 == FUNCTIONS => {
                         NamedEffects { always: whole.clone(), on_write: CallEffects::default() }
                     }
@@ -144,7 +144,7 @@ impl DependencyGraph {
         Some(self.known())
     }
 
-    /// Adds to what using an object leaves behind; whether that made a difference.
+    /// Adds the effects of using an object. Returns whether they changed.
     fn merge(&mut self, node: Node, level: &NamedEffects) -> bool {
         let known = self.levels.entry(node).or_default();
         let before = known.bytes();
@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// A thousand functions that call each other, each with a hundred names of its own, came to gigabytes.
+    /// A thousand functions that call each other, each with a hundred parameter names, once used gigabytes.
     #[test]
     fn what_functions_hand_on_to_each_other_has_a_limit() {
         let mut closure = DependencyGraph::default();

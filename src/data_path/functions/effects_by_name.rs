@@ -1,4 +1,4 @@
-//! The names in a text that say more than the text does. Pure.
+//! Side effects of the functions, tables and views that a text names. Pure.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,12 +14,12 @@ use crate::data_path::{
     sql::{NAME_BYTES_MAX, dotted_names, words},
 };
 
-/// What may be left behind by something that is called or used by its name.
+/// Side effects of calling a function or using an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CallEffects {
     pub checks: StateChecks,
     pub pins: Pins,
-    /// Parameters.
+    /// Names of the parameters that it may set.
     pub names: BTreeSet<Box<str>>,
 }
 
@@ -28,12 +28,12 @@ impl CallEffects {
         self.checks.is_empty() && self.pins.is_empty()
     }
 
-    /// What its names take.
+    /// Returns the memory used by the parameter names, in bytes.
     pub fn bytes(&self) -> usize {
         self.names.iter().map(|name| name.len() + 3 * PIECE_BYTES).sum()
     }
 
-    /// Adds `other`'s; whether that made a difference.
+    /// Adds the effects of `other`. Returns whether that changed anything.
     pub fn merge(&mut self, other: &Self) -> bool {
         let before = (self.checks, self.pins, self.names.len());
         self.checks.insert(other.checks);
@@ -54,47 +54,47 @@ impl From<SideEffects> for CallEffects {
     }
 }
 
-/// What a name stands for.
+/// Side effects of the objects with one name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamedEffects {
-    /// What is left behind however it is used.
+    /// Effects of any use.
     pub always: CallEffects,
-    /// What only a text that writes can bring about: triggers, defaults, checks.
+    /// Effects of texts that write: from triggers, defaults and check constraints.
     pub on_write: CallEffects,
 }
 
 impl NamedEffects {
-    /// What its names take.
+    /// Returns the memory used by the parameter names, in bytes.
     pub fn bytes(&self) -> usize {
         self.always.bytes() + self.on_write.bytes()
     }
 
-    /// Adds `other`'s; whether that made a difference.
+    /// Adds the effects of `other`. Returns whether that changed anything.
     pub fn merge(&mut self, other: &Self) -> bool {
         self.always.merge(&other.always) | self.on_write.merge(&other.on_write)
     }
 }
 
-/// What was read from a catalogue.
+/// Side effects by object name, loaded from one database.
 #[derive(Debug)]
 pub struct EffectsByName {
-    /// Unique over the process.
+    /// Unique within the process.
     pub version: u64,
     names: HashMap<Box<[u8]>, NamedEffects>,
-    /// What any text may leave behind.
+    /// Effects of every text (operators, casts and unreadable names).
     any: CallEffects,
-    /// What a text that makes, changes or drops objects may leave behind.
+    /// Effects of DDL (event triggers).
     ddl: CallEffects,
-    /// All of it: for a text whose words cannot be told.
+    /// All effects together: for a text whose words cannot be found.
     all: CallEffects,
-    /// What it takes.
+    /// Memory charge of this structure.
     charge: Charge,
 }
 
 static LAST_VERSION: AtomicU64 = AtomicU64::new(0);
 
 impl EffectsByName {
-    /// From what things are called and what their use leaves behind.
+    /// Creates the structure from object names and the effects of their use.
     pub fn new(
         named: impl IntoIterator<Item = (Vec<u8>, NamedEffects)>,
         any: CallEffects,
@@ -118,12 +118,12 @@ impl EffectsByName {
         known
     }
 
-    /// There is too much to read: anything may be left behind by anything.
+    /// For a database with too many functions to load: every text may have any side effect.
     pub fn nothing() -> Self {
         Self::new([], SideEffects::anything().into(), CallEffects::default())
     }
 
-    /// Counts what it takes, in the place of what was counted while it was put together.
+    /// Charges the memory used, in place of the charge made while loading.
     pub fn charged(mut self, mut charge: Charge, memory: &Arc<Account>) -> Self {
         let each = size_of::<(Box<[u8]>, NamedEffects)>() + 2 * PIECE_BYTES;
         let names: usize = self.names.iter().map(|(name, level)| name.len() + level.bytes() + each).sum();
@@ -132,12 +132,13 @@ impl EffectsByName {
         self
     }
 
-    /// No text leaves behind more than it shows.
+    /// Returns whether no text has other side effects than its own.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty() && self.all.is_empty()
     }
 
-    /// What a text may leave behind by what it calls.
+    /// Returns the side effects of the objects that a text names. `words_hidden` means that the text's
+    /// encoding may hide word boundaries: then all effects count.
     pub fn look(&self, text: &[u8], tangled: bool) -> Option<SideEffects> {
         let mut found = self.any.clone();
         let mut on_write = CallEffects::default();
@@ -169,7 +170,7 @@ impl EffectsByName {
             return None;
         }
         if found.checks.contains(StateChecks::UNNAMED) {
-            found.names.extend(dotted_names(text)); // what it runs may have come with the call
+            found.names.extend(dotted_names(text)); // called code may run text from an argument
         }
         let names: Vec<Box<str>> = found.names.into_iter().collect();
         if !names.is_empty() {
@@ -180,13 +181,14 @@ impl EffectsByName {
     }
 }
 
-/// The word to look for where a name is looked for: its longest. Whoever writes the name writes the word, quoted or not.
-/// `None` if there is none.
+/// Returns the word to search for a name: its longest word, in lower case, which every text with the name
+/// contains, quoted or not.
+/// `None` if the name has no readable word.
 pub fn key(name: &[u8]) -> Option<Box<[u8]>> {
     words(name).max_by_key(|word| word.len()).map(|word| word.to_ascii_lowercase().into())
 }
 
-/// Whether a word (in lower case) may make a text write to a table.
+/// Returns whether a lower-case word may start a write to a table.
 pub fn is_write(word: &[u8]) -> bool {
     matches!(
         word,
@@ -194,7 +196,7 @@ pub fn is_write(word: &[u8]) -> bool {
     ) || is_ddl(word)
 }
 
-/// Whether a word (in lower case) may make a text change the catalogue.
+/// Returns whether a lower-case word may start DDL.
 fn is_ddl(word: &[u8]) -> bool {
     matches!(
         word,
@@ -202,7 +204,7 @@ fn is_ddl(word: &[u8]) -> bool {
     )
 }
 
-/// `U&"\0066"`: a name whose letters are not there to be read.
+/// A name such as `U&"\0066"` hides its letters.
 fn has_unicode_names(text: &[u8]) -> bool {
     text.windows(3).any(|window| matches!(window, b"U&\"" | b"u&\""))
 }

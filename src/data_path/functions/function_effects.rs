@@ -1,4 +1,4 @@
-//! What one function may leave behind, by its language and its text. Pure.
+//! Side effects of one function, from its language and body. Pure.
 
 use super::effects_by_name::CallEffects;
 use crate::data_path::{
@@ -9,13 +9,13 @@ use crate::data_path::{
 /// A row of `pg_proc`.
 pub struct Function<'a> {
     pub language: &'a [u8],
-    /// Empty for C.
+    /// Empty for C functions.
     pub body: &'a [u8],
-    /// The library of one in C.
+    /// The library of a C function.
     pub library: &'a [u8],
 }
 
-/// What a call of it may leave behind, and whether it uses tables and views whose names nobody knows.
+/// Returns the side effects of a call, and whether the function uses tables or views with unknown names.
 pub fn read(function: &Function<'_>) -> (CallEffects, bool) {
     let traces = match function.language {
         b"sql" | b"plpgsql" => {
@@ -26,14 +26,14 @@ pub fn read(function: &Function<'_>) -> (CallEffects, bool) {
         b"internal" => CallEffects::default(),
         b"c" if is_known(function.library) => CallEffects::default(),
         b"c" => SideEffects::anything().into(),
-        // What a Python or a Perl runs it puts together itself.
+        // Python, Perl and others build their SQL at run time.
         _ => SideEffects::of_foreign_body(function.body).into(),
     };
     (traces, false)
 }
 
-/// Libraries whose functions leave nothing in the session but what `sql/effects.rs` knows of by name: PostgreSQL's own
-/// modules, and those that are on most servers.
+/// Libraries whose functions have no side effects except those listed in `sql/effects.rs`: PostgreSQL's own
+/// modules and widespread extensions.
 const KNOWN_LIBRARIES: [&str; 61] = [
     "adminpack",
     "amcheck",

@@ -1,13 +1,14 @@
-//! What a tenant's own functions leave behind in the session that calls them, as far as their texts tell.
+//! Side effects of a tenant's own functions.
 //!
-//! A client's text shows what it does itself; that `SELECT next_job()` takes an advisory lock only the function's body
-//! tells, and that `INSERT INTO jobs` does so only the body of a trigger. So the bodies are read (`function_effects.rs`), what
-//! uses them is found out (`dependencies.rs`), and what comes of it is a list of names (`effects_by_name.rs`): a text in which one of
-//! them stands is asked about when its transaction is over. Too much is asked rather than too little.
+//! A text shows only its own statements. That `SELECT next_job()` takes an advisory lock is visible only in
+//! the function's body, and for `INSERT INTO jobs` only in the body of a trigger. The proxy therefore loads
+//! all bodies (`function_effects.rs`), follows dependencies (`dependencies.rs`) and builds a list of names
+//! (`effects_by_name.rs`). A text that contains one of these names gets state checks after its transaction.
+//! The analysis is conservative: it causes too many checks rather than too few.
 //!
-//! A text that may change functions makes every other text doubtful until they have been read again; what is changed past
-//! this proxy is looked for every `functions_check_delay`. In a database whose functions leave nothing behind, which
-//! are most, a text costs one load.
+//! After a text that may change functions, all functions are loaded again; until then every text may have any
+//! side effect. Changes made outside the proxy are detected every `functions_check_delay`. In most databases
+//! no function has side effects, and the cost per text is one atomic load.
 
 pub(super) mod dependencies;
 pub(super) mod effects_by_name;
@@ -27,43 +28,43 @@ pub use self::not_loaded::TextsBeforeLoad;
 
 use crate::data_path::session_state::{side_effects::SideEffects, state_query::StateChecks};
 
-/// How often in a row a server's statistics are believed when they count no change. Sessions publish what they have counted a
-/// little late, and a superuser's may count nothing at all.
+/// How often in a row the proxy trusts statistics that count no change. Sessions report their counts with a
+/// delay, and a superuser's session may not report them.
 const BELIEVED_MAX: u8 = 5;
 
-/// What is known of the functions of one database. Shared by the pools and sessions of its tenant.
+/// Function side effects of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]
 pub struct FunctionEffects {
-    /// No text need be looked at: the one thing that is read for each of them.
+    /// No text needs a lookup. The only field that is read for every text.
     plain: AtomicBool,
-    /// Some client of the tenant reads currval or lastval.
+    /// A client of the tenant has read currval or lastval.
     sequences: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// `None`: nothing yet.
+    /// `None` before the first load.
     known: Option<Arc<EffectsByName>>,
-    /// What the server said of its functions when they were read.
+    /// Fingerprint of the functions at the last load.
     fingerprint: String,
-    /// What its statistics said of them when it was last asked.
+    /// The database's statistics counters at the last check.
     counts: String,
-    /// How often those alone have been believed since.
+    /// How often the counters alone have been trusted since.
     believed: u8,
-    /// Transactions under way that may change them.
+    /// Running transactions that may change functions.
     changes: usize,
-    /// Counts what may have put `known` out of date.
+    /// Counts events after which `effects` may be outdated.
     generation: u64,
-    /// Of it, what `known` has seen.
+    /// The generation for which `effects` were loaded.
     learnt: u64,
-    /// When the server was last asked.
+    /// When the server was last queried.
     asked_at: Option<Instant>,
-    /// The tenant's row then.
+    /// Generation of the tenant's row at that time.
     row: i64,
-    /// It has not been asked since the first of the tenant's pools was made.
+    /// The server has not been queried since the tenant's first pool was created.
     cold: bool,
-    /// Somebody is to find out whether they were changed past us.
+    /// A check for changes made outside the proxy is due.
     due: bool,
     learning: bool,
 }
@@ -77,7 +78,7 @@ impl State {
         !self.learning && self.changes == 0 && (self.due || !self.is_current())
     }
 
-    /// The server has been asked, when that was the generation.
+    /// Records a query that began at this generation.
     fn asked(&mut self, generation: u64) {
         self.learnt = generation;
         self.asked_at = Some(Instant::now());
@@ -85,33 +86,33 @@ impl State {
     }
 }
 
-/// What was found in a statement's text, and by which [`Known`].
+/// Caches the result for a prepared statement, with the version of [`EffectsByName`].
 #[derive(Debug, Default)]
 pub struct FoundEffects(Mutex<Option<(u64, Option<Arc<SideEffects>>)>>);
 
-/// What is known of the functions that a text may call.
+/// Whether the loaded function effects are up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadState {
-    /// They are as they were read.
+    /// Up to date.
     Current,
-    /// They have not been read since the tenant's first pool was made.
+    /// Not loaded since the tenant's first pool was created.
     NotLoaded,
-    /// They may have changed since they were read.
+    /// Functions may have changed since the load.
     Changed,
 }
 
-/// What a text may leave behind by what it calls.
+/// Result of a lookup for a text.
 #[derive(Debug)]
 pub struct Lookup {
-    /// What is known of them.
+    /// Whether `found` can be relied on.
     pub functions: LoadState,
-    /// They are to be read when the transaction is over.
+    /// The session must load the functions after its transaction.
     pub load: bool,
-    /// As far as they are known.
+    /// The side effects, from the last load.
     pub found: Option<Arc<SideEffects>>,
 }
 
-/// A transaction that may change functions is under way, or not looked after yet.
+/// Exists while a transaction that may change functions runs or awaits its check.
 #[derive(Debug)]
 pub struct FunctionsChanging(Arc<FunctionEffects>);
 
@@ -124,13 +125,14 @@ impl Drop for FunctionsChanging {
     }
 }
 
-/// Somebody is reading the functions. Dropping it leaves things as they were.
+/// A load in progress. Dropping it without a result leaves the state unchanged.
 pub(in crate::data_path) struct Loading<'a> {
     catalogue: &'a FunctionEffects,
     generation: u64,
-    /// What the server said of its functions when they were read.
+    /// Fingerprint at the last load; empty if none.
     pub fingerprint: String,
-    /// Where these are the same, they are believed; empty: not this time.
+    /// Counters at the last check: if the server still has these, nothing changed. Empty if they must not be
+    /// trusted.
     pub counts: String,
 }
 
@@ -141,7 +143,7 @@ impl Drop for Loading<'_> {
 }
 
 impl FunctionEffects {
-    /// Of a database whose functions leave nothing behind, and stay so.
+    /// Creates the state of a database whose functions have no side effects and never change.
     pub fn without_functions() -> Self {
         let known = EffectsByName::new(
             [],
@@ -156,7 +158,7 @@ impl FunctionEffects {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one door through which the state changes.
+    /// All changes of the state go through here, so that `plain` always matches it.
     fn update(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.locked();
         change(&mut state);
@@ -164,21 +166,23 @@ impl FunctionEffects {
         self.plain.store(empty && state.is_current() && !state.due, Ordering::Release);
     }
 
-    /// Whether no text need be looked at. Costs one load.
+    /// Returns whether no text needs a lookup. Costs one atomic load.
     #[inline]
     pub fn is_plain(&self) -> bool {
         self.plain.load(Ordering::Acquire)
     }
 
-    /// Whether a text with these doubts may change what is known. Where no function leaves anything behind, nothing that calls
-    /// them does: a migration that makes tables and views is not slowed down.
+    /// Returns whether a text with these checks may change function effects. Where no function has side
+    /// effects, objects that call functions have none either, so migrations of tables and views are not
+    /// slowed down.
     #[inline]
     pub fn may_be_changed_by(&self, checks: StateChecks) -> bool {
         checks.contains(StateChecks::FUNCTIONS) || checks.contains(StateChecks::CALLERS) && !self.is_plain()
     }
 
-    /// What a text may leave behind by what it calls. `seen` is where a prepared statement remembers it; `tangled`: the text's
-    /// encoding hides where words begin.
+    /// Looks up the side effects of the functions that a text may call. `cache` belongs to a prepared
+    /// statement.
+    /// `words_hidden`: see [`EffectsByName::find`].
     #[cold]
     pub fn look(&self, text: &[u8], tangled: bool, seen: Option<&FoundEffects>) -> Lookup {
         let (known, current, cold, learn) = {
@@ -207,8 +211,8 @@ impl FunctionEffects {
         Lookup { functions: known_are, load: learn, found }
     }
 
-    /// Functions have been read since these texts ran: what they may have left behind by what they call. Where that cannot be
-    /// told, or they `changed` functions themselves, it may be anything.
+    /// Returns the side effects of texts that ran before the load. They may have any, if the load is outdated
+    /// or if the texts `changed` functions.
     pub fn look_again(&self, unlearnt: &TextsBeforeLoad, changed: bool) -> Vec<SideEffects> {
         let (known, current) = {
             let state = self.locked();
@@ -224,35 +228,36 @@ impl FunctionEffects {
         found
     }
 
-    /// They may be others by now.
+    /// Marks the loaded effects as outdated.
     fn doubt(&self) {
         self.update(|state| state.generation += 1);
     }
 
-    /// A client reads currval or lastval.
+    /// Records that a client reads currval or lastval.
     pub fn sequence_is_read(&self) {
         self.sequences.store(true, Ordering::Relaxed);
     }
 
-    /// Whether one ever did.
+    /// Returns whether a client has ever read currval or lastval.
     #[inline]
     pub fn are_sequences_read(&self) -> bool {
         self.sequences.load(Ordering::Relaxed)
     }
 
-    /// A text that may change functions is about to run.
+    /// Marks the effects as changing until the guard is dropped. Called before a text that may change
+    /// functions.
     pub fn changing(self: &Arc<Self>) -> FunctionsChanging {
         self.update(|state| state.changes += 1);
         FunctionsChanging(self.clone())
     }
 
-    /// They may have been changed past us: somebody is to find out, unless somebody has asked within `functions_check`.
+    /// Requests a check for changes made outside the proxy, unless one was made within `functions_check`.
     pub fn check(&self, functions_check: Duration) {
         self.update(|state| state.due |= state.asked_at.is_none_or(|at| at.elapsed() >= functions_check));
     }
 
-    /// A pool is made for the tenant's row of that generation. What was learnt for another row, or longer ago than
-    /// `functions_check`, is learnt again.
+    /// Called when a pool is created for this generation of the tenant's row. Effects loaded for another
+    /// generation, or longer ago than `functions_check`, are outdated.
     pub fn serves(&self, row: i64, functions_check: Duration) {
         self.update(|state| {
             let is_fresh = state.asked_at.is_some_and(|at| at.elapsed() < functions_check);
@@ -264,22 +269,22 @@ impl FunctionEffects {
         });
     }
 
-    /// Whether somebody should read them now.
+    /// Returns whether a session should start a load now.
     pub fn must_load(&self) -> bool {
         self.locked().is_to_be_learnt()
     }
 
-    /// Begins to read them; `None` if somebody does already, or need not.
+    /// Starts a load. Returns `None` if one is running or none is needed.
     pub(in crate::data_path) fn begin_load(&self) -> Option<Loading<'_>> {
         let mut state = self.locked();
         if state.learning || (state.is_current() && !state.due) {
             return None;
         }
         state.learning = true;
-        // Before anybody looks: what is changed from now on is looked for again.
+        // Cleared before the query, so that a request made during the load is kept.
         state.due = false;
         let fingerprint = if state.known.is_some() { state.fingerprint.clone() } else { String::new() };
-        // What this proxy has seen change may not be counted yet.
+        // Statistics may not count a change yet that the proxy itself has seen.
         let believable = state.is_current() && state.believed < BELIEVED_MAX;
         let counts = if believable { state.counts.clone() } else { String::new() };
         Some(Loading { catalogue: self, generation: state.generation, fingerprint, counts })
@@ -287,7 +292,7 @@ impl FunctionEffects {
 }
 
 impl Loading<'_> {
-    /// By what its statistics count, nothing has changed.
+    /// The statistics count no change.
     pub fn believed(&self) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
@@ -295,7 +300,7 @@ impl Loading<'_> {
         });
     }
 
-    /// They are as they were when they were read. `counts`: what the statistics said just before.
+    /// The fingerprint has not changed. `counts` were read just before it.
     pub fn unchanged(&self, counts: String) {
         self.catalogue.update(|state| {
             state.asked(self.generation);
@@ -303,7 +308,7 @@ impl Loading<'_> {
         });
     }
 
-    /// They have been read.
+    /// Stores newly loaded effects.
     pub fn loaded(&self, known: EffectsByName, fingerprint: String, counts: String) {
         self.catalogue.update(|state| {
             state.asked(self.generation);

@@ -1,20 +1,20 @@
-//! Texts that ran before anybody had read the functions of their database: a tenant's first. Pure.
+//! Texts that ran before their database's functions were loaded. Pure.
 
 use crate::data_path::memory_limit::PIECE_BYTES;
 
-/// Bytes of text that are kept of one transaction; of a longer one nothing is known.
+/// Limit of the text kept for a transaction; beyond it, the transaction may have any side effect.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
-/// The texts of one transaction, to be looked at when the functions have been read.
+/// The texts of one transaction, for a lookup after the load.
 #[derive(Debug, Default)]
 pub struct TextsBeforeLoad {
-    /// And whether their encoding hides where words begin.
+    /// The flag means that the encoding may hide word boundaries.
     texts: Vec<(Box<[u8]>, bool)>,
     bytes: usize,
 }
 
 impl TextsBeforeLoad {
-    /// One more text.
+    /// Adds a text.
     pub fn push(&mut self, text: &[u8], tangled: bool) {
         self.bytes = self.bytes.saturating_add(text.len() + size_of::<(Box<[u8]>, bool)>() + PIECE_BYTES);
         if self.bytes <= TEXT_BYTES_MAX {
@@ -22,7 +22,7 @@ impl TextsBeforeLoad {
         }
     }
 
-    /// All of them; `None` if they were too long to be kept.
+    /// Returns all texts; `None` if they exceeded the limit.
     pub fn texts(&self) -> Option<impl Iterator<Item = (&[u8], bool)>> {
         let all = self.bytes <= TEXT_BYTES_MAX;
         all.then(|| self.texts.iter().map(|(text, tangled)| (&**text, *tangled)))

@@ -84,11 +84,6 @@ impl Connector {
         &self.options
     }
 
-    /// The role's name on the server.
-    pub fn username(&self) -> &str {
-        &self.credential.username
-    }
-
     /// Servers open or being opened.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
@@ -150,7 +145,7 @@ impl Connector {
         self.host.take(pool)
     }
 
-    /// SwitchWait for a turn on the host.
+    /// Waits for a turn on the host.
     ///
     /// # Errors
     /// Why the host cannot be reached.
@@ -158,7 +153,7 @@ impl Connector {
         self.host.wait(self.tenant.id).await
     }
 
-    /// SwitchWait until the pause after a failure of the tenant's own is over.
+    /// Waits until the pause after a failure of the tenant's own is over.
     pub async fn pause(&self) {
         let pause = self.backoff().pause(Instant::now());
         tokio::time::sleep(pause).await;

@@ -133,7 +133,7 @@ impl HostConnecting {
         self.hand_out(Some(pool))
     }
 
-    /// SwitchWait for a turn for one server of `tenant`.
+    /// Waits for a turn for one server of `tenant`.
     ///
     /// # Errors
     /// Why the host cannot be reached, if an attempt fails meanwhile or the next one is too far away.

@@ -25,8 +25,10 @@ use crate::data_path::{
 };
 
 /// The settings that the servers of one pool began with.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RoleStart {
+    role: Box<str>,
+    access: Access,
     /// Known once a server was open.
     start: OnceLock<Arc<RoleSettings>>,
     /// Held while the pool is replaced because they have changed.
@@ -34,9 +36,39 @@ pub(super) struct RoleStart {
 }
 
 impl RoleStart {
+    /// No server is open yet.
+    pub fn new(role: &str, access: Access) -> Self {
+        Self { role: role.into(), access, start: OnceLock::new(), replacing: tokio::sync::Mutex::default() }
+    }
+
     /// Lets one task at a time replace the pool.
     pub async fn replacing(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.replacing.lock().await
+    }
+
+    /// The one setting that the role was created with; empty: none.
+    fn as_made(&self) -> &'static str {
+        match self.access {
+            Access::ReadWrite => "",
+            Access::ReadOnly => READER_AS_MADE,
+        }
+    }
+
+    /// Whether the role has other settings than it was created with. Removes from the rows the columns for
+    /// this question.
+    fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
+        let (mut others, mut is_made) = (Vec::new(), false);
+        for row in rows {
+            is_made |= row.pop().flatten().as_deref() == Some(b"t");
+            others.extend(row.pop().flatten().map(|names| String::from_utf8_lossy(&names).into_owned()));
+        }
+        let role = &self.role;
+        let said = match others.is_empty() {
+            false => format!("role {role:?} has settings of its own: {}", others.join(", ")),
+            true if is_made || self.as_made().is_empty() => return None,
+            true => format!("role {role:?} is no longer read-only by default"),
+        };
+        Some(IdentityTrouble { kind: TroubleKind::Settings, said: said.into() })
     }
 }
 
@@ -54,9 +86,9 @@ impl Pool {
     pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
         // Known before the server was opened, and still in the catalogue: so it began with them.
         let before = self.start();
-        let written = match server.ask(&written(), &[self.as_made()]).await {
+        let written = match server.ask(&written(), &[self.role_start.as_made()]).await {
             Ok(mut rows) => {
-                if let Some(trouble) = self.unlike_made(&mut rows)
+                if let Some(trouble) = self.role_start.unlike_made(&mut rows)
                     && self.repair_role(trouble).await
                 {
                     return Ok(false);
@@ -91,33 +123,6 @@ impl Pool {
         }
         Ok(false)
     }
-}
-
-impl Pool {
-    /// The one setting that its role was created with; empty: none.
-    fn as_made(&self) -> &'static str {
-        match self.access {
-            Access::ReadWrite => "",
-            Access::ReadOnly => READER_AS_MADE,
-        }
-    }
-
-    /// Whether the role has other settings than it was created with. Removes from the rows the columns for
-    /// this question.
-    fn unlike_made(&self, rows: &mut [Row]) -> Option<IdentityTrouble> {
-        let (mut others, mut is_made) = (Vec::new(), false);
-        for row in rows {
-            is_made |= row.pop().flatten().as_deref() == Some(b"t");
-            others.extend(row.pop().flatten().map(|names| String::from_utf8_lossy(&names).into_owned()));
-        }
-        let role = self.connector.username();
-        let said = match others.is_empty() {
-            false => format!("role {role:?} has settings of its own: {}", others.join(", ")),
-            true if is_made || self.as_made().is_empty() => return None,
-            true => format!("role {role:?} is no longer read-only by default"),
-        };
-        Some(IdentityTrouble { kind: TroubleKind::Settings, said: said.into() })
-    }
 
     /// Has the control path repair a role or database that is not as it was created. `true`: the pool was
     /// replaced.
@@ -131,8 +136,7 @@ impl Pool {
     /// The same for a server that was lost, or refused a query of ours, at its start: settings of the role
     /// may be the cause.
     pub(super) async fn repair_role_after(self: &Arc<Self>, error: &AskError) -> bool {
-        let said =
-            format!("a session of role {:?} was lost at its start: {error}", self.connector.username());
+        let said = format!("a session of role {:?} was lost at its start: {error}", self.role_start.role);
         self.repair_role(IdentityTrouble { kind: TroubleKind::Suspected, said: said.into() }).await
     }
 }
@@ -140,7 +144,7 @@ impl Pool {
 /// The setting of a read-only role (`control_path/onboarding/roles.rs`).
 const READER_AS_MADE: &str = "default_transaction_read_only=on";
 
-/// FunctionEffects rows for the session's database and role.
+/// Catalogue rows for the session's database and role.
 const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";

@@ -172,6 +172,16 @@ impl StatusCache {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The status for these startup parameters, if it is known.
+    fn status(&self, asked: &Settings) -> Option<StartupStatus> {
+        let mut known = self.locked();
+        known.kept(asked).or_else(|| {
+            let status = known.composed(asked)?;
+            known.keep(asked.clone(), status.clone(), false);
+            Some(status)
+        })
+    }
+
     /// `server_version`, once a server was open.
     pub fn server_version(&self) -> Option<Box<str>> {
         self.locked().base.as_ref().and_then(|(base, _)| base.text("server_version").map(Into::into))
@@ -211,7 +221,7 @@ impl Pool {
             let is_new = opened.is_some();
             let (pool, mut server) = match opened {
                 Some(server) => (pool, server),
-                None => pool.longest_idle_for(asked.clone(), wait).await?,
+                None => longest_idle_for(&pool, asked.clone(), wait).await?,
             };
             // Its answer also reports parameters that changed while it was idle.
             match pool.has_same_start(&mut server).await {
@@ -235,22 +245,7 @@ impl Pool {
         }
     }
 
-    /// In session mode, where no new server can be opened: the one that has been idle longest, so that its
-    /// process number, which its last client knows, is not reused soon.
-    async fn longest_idle_for(
-        self: &Arc<Self>,
-        asked: Settings,
-        wait: Duration,
-    ) -> Result<(Arc<Self>, Box<PooledServer>), ClientError> {
-        let (pool, server) = match self.take_longest_idle() {
-            Some(server) => (self.clone(), server),
-            None => self.borrow_of_current(wait).await?,
-        };
-        let server = if server.startup == asked { server } else { pool.restart(server, asked).await? };
-        Ok((pool, server))
-    }
-
-    /// The status for a client with these startup parameters. SwitchWait for a server only where the cache has
+    /// The status for a client with these startup parameters. Waits for a server only where the cache has
     /// none.
     ///
     /// # Errors
@@ -260,68 +255,23 @@ impl Pool {
         asked: Settings,
         wait: Duration,
     ) -> Result<StartupStatus, ClientError> {
-        let seen = self.ask_idle_server().await;
+        let seen = ask_idle_server(self).await;
         let mut pool = self.current().ok_or(ClientError::AdminShutdown)?;
-        if let Some(status) = pool.known_status(&asked, seen) {
-            return Ok(status);
+        // Busy servers report changes with their next reply. Without any server the cache may be stale.
+        let is_fresh = seen || pool.is_paused() || pool.live() > pool.opening();
+        if is_fresh && let Some(status) = pool.status_cache.status(&asked) {
+            return Ok(StartupStatus { start: pool.start().filter(|_| seen).cloned(), ..status });
         }
         loop {
-            let (of, mut server, beside) = pool.borrow_for_status(wait).await?;
+            let (of, mut server, beside) = borrow_for_status(&pool, wait).await?;
             pool = of;
             match pool.has_same_start(&mut server).await {
-                Ok(true) => return pool.status_from(server, beside, asked).await,
+                Ok(true) => return status_from(&pool, server, beside, asked).await,
                 Ok(false) => pool = pool.current().ok_or(ClientError::AdminShutdown)?,
                 Err(error) => {
                     warn!(tenant = self.tenant.name, side = "server", %error, "idle server lost")
                 }
             }
-        }
-    }
-
-    /// `seen`: a server has just confirmed the cache.
-    fn known_status(&self, asked: &Settings, seen: bool) -> Option<StartupStatus> {
-        // Busy servers report changes with their next reply. Without any server the cache may be stale.
-        if !seen && !self.is_paused() && self.live() <= self.opening() {
-            return None;
-        }
-        let mut known = self.status_cache.locked();
-        let mut status = known.kept(asked).or_else(|| {
-            let status = known.composed(asked)?;
-            known.keep(asked.clone(), status.clone(), false);
-            Some(status)
-        })?;
-        status.start = self.start().filter(|_| seen).cloned();
-        Some(status)
-    }
-
-    async fn status_from(
-        &self,
-        mut server: Box<PooledServer>,
-        beside: bool,
-        asked: Settings,
-    ) -> Result<StartupStatus, ClientError> {
-        let changes = self.status_cache.changes();
-        match apply(&mut server, &asked).await {
-            Ok((settings, said)) => {
-                let (reported, quiet) = (Arc::new(server.side.reported.clone()), said.is_empty());
-                let notices = [said, server.notices.to_vec()].concat().into();
-                self.note_reported(&mut server);
-                if !beside {
-                    self.give_back(server);
-                }
-                let status = StartupStatus { settings, reported, notices, start: self.start().cloned() };
-                if changes == self.status_cache.changes() {
-                    self.status_cache.locked().keep(asked, status.clone(), quiet);
-                }
-                Ok(status)
-            }
-            Err(AskError::Refused(error)) => {
-                if !beside && server.clean().await.is_ok() {
-                    self.give_back(server);
-                }
-                Err(ClientError::Server { sqlstate: error.sqlstate, message: error.message })
-            }
-            Err(AskError::Lost(_)) => Err(ClientError::ServerLost),
         }
     }
 
@@ -340,70 +290,116 @@ impl Pool {
             server.changes_seen = self.status_cache.changes.fetch_add(1, Ordering::Relaxed) + 1;
         }
     }
+}
 
-    /// Lets an idle server report what has changed: it does so with its next reply only. `false`: no server
-    /// answered. Logins at the same time share one check, which begins after each of them asked for it.
-    async fn ask_idle_server(self: &Arc<Self>) -> bool {
-        let asked_at = self.status_cache.checks_begun.load(Ordering::Acquire);
-        let pool = self.clone();
-        // In a task of its own: a login that leaves does not close a server that is slow to answer.
-        let check = tokio::spawn(async move {
-            let mut done = pool.status_cache.checks_done.lock().await;
-            if *done > asked_at {
-                return true;
+/// In session mode, where no new server can be opened: the one that has been idle longest, so that its
+/// process number, which its last client knows, is not reused soon.
+async fn longest_idle_for(
+    pool: &Arc<Pool>,
+    asked: Settings,
+    wait: Duration,
+) -> Result<(Arc<Pool>, Box<PooledServer>), ClientError> {
+    let (pool, server) = match pool.take_longest_idle() {
+        Some(server) => (pool.clone(), server),
+        None => borrow_of_current(pool, wait).await?,
+    };
+    let server = if server.startup == asked { server } else { pool.restart(server, asked).await? };
+    Ok((pool, server))
+}
+
+async fn status_from(
+    pool: &Pool,
+    mut server: Box<PooledServer>,
+    beside: bool,
+    asked: Settings,
+) -> Result<StartupStatus, ClientError> {
+    let changes = pool.status_cache.changes();
+    match apply(&mut server, &asked).await {
+        Ok((settings, said)) => {
+            let (reported, quiet) = (Arc::new(server.side.reported.clone()), said.is_empty());
+            let notices = [said, server.notices.to_vec()].concat().into();
+            pool.note_reported(&mut server);
+            if !beside {
+                pool.give_back(server);
             }
-            let Some(mut server) = pool.try_borrow() else { return false };
-            let number = pool.status_cache.checks_begun.fetch_add(1, Ordering::AcqRel) + 1;
-            match pool.has_same_start(&mut server).await {
-                Ok(true) => pool.give_back(server),
-                Ok(false) => {}
-                Err(_) => return false,
+            let status = StartupStatus { settings, reported, notices, start: pool.start().cloned() };
+            if changes == pool.status_cache.changes() {
+                pool.status_cache.locked().keep(asked, status.clone(), quiet);
             }
-            *done = number;
-            true
-        });
-        matches!(tokio::time::timeout(CHECK_TIME_MAX, check).await, Ok(Ok(true)))
+            Ok(status)
+        }
+        Err(AskError::Refused(error)) => {
+            if !beside && server.clean().await.is_ok() {
+                pool.give_back(server);
+            }
+            Err(ClientError::Server { sqlstate: error.sqlstate, message: error.message })
+        }
+        Err(AskError::Lost(_)) => Err(ClientError::ServerLost),
     }
+}
 
-    /// A server to try startup parameters on. `true`: those of the pool are all busy, and this one was opened
-    /// beside it, to be closed afterwards.
-    async fn borrow_for_status(
-        self: &Arc<Self>,
-        wait: Duration,
-    ) -> Result<(Arc<Self>, Box<PooledServer>, bool), ClientError> {
-        let pool = self.current().ok_or(ClientError::AdminShutdown)?;
+/// Lets an idle server report what has changed: it does so with its next reply only. `false`: no server
+/// answered. Logins at the same time share one check, which begins after each of them asked for it.
+async fn ask_idle_server(pool: &Arc<Pool>) -> bool {
+    let asked_at = pool.status_cache.checks_begun.load(Ordering::Acquire);
+    let pool = pool.clone();
+    // In a task of its own: a login that leaves does not close a server that is slow to answer.
+    let check = tokio::spawn(async move {
+        let mut done = pool.status_cache.checks_done.lock().await;
+        if *done > asked_at {
+            return true;
+        }
+        let Some(mut server) = pool.try_borrow() else { return false };
+        let number = pool.status_cache.checks_begun.fetch_add(1, Ordering::AcqRel) + 1;
+        match pool.has_same_start(&mut server).await {
+            Ok(true) => pool.give_back(server),
+            Ok(false) => {}
+            Err(_) => return false,
+        }
+        *done = number;
+        true
+    });
+    matches!(tokio::time::timeout(CHECK_TIME_MAX, check).await, Ok(Ok(true)))
+}
+
+/// A server to try startup parameters on. `true`: those of the pool are all busy, and this one was opened
+/// beside it, to be closed afterwards.
+async fn borrow_for_status(
+    pool: &Arc<Pool>,
+    wait: Duration,
+) -> Result<(Arc<Pool>, Box<PooledServer>, bool), ClientError> {
+    let pool = pool.current().ok_or(ClientError::AdminShutdown)?;
+    if let Some(server) = pool.try_borrow() {
+        return Ok((pool, server, false));
+    }
+    if pool.live() >= pool.rules.size && !pool.is_paused() {
+        // One at a time, to leave the host's budget to sessions.
+        let beside = pool.status_cache.beside.lock().await;
         if let Some(server) = pool.try_borrow() {
-            return Ok((pool, server, false));
+            return Ok((pool.clone(), server, false));
         }
-        if pool.live() >= pool.rules.size && !pool.is_paused() {
-            // One at a time, to leave the host's budget to sessions.
-            let beside = pool.status_cache.beside.lock().await;
-            if let Some(server) = pool.try_borrow() {
-                return Ok((pool.clone(), server, false));
-            }
-            if let Ok(server) = pool.open_beside().await {
-                drop(beside);
-                return Ok((pool, server, true));
-            }
+        if let Ok(server) = pool.open_beside().await {
+            drop(beside);
+            return Ok((pool, server, true));
         }
-        let (pool, server) = pool.borrow_of_current(wait).await?;
-        Ok((pool, server, false))
     }
+    let (pool, server) = borrow_of_current(&pool, wait).await?;
+    Ok((pool, server, false))
+}
 
-    /// A server of this pool, or of its successor if it is replaced during the wait; and the pool it is from.
-    async fn borrow_of_current(
-        self: &Arc<Self>,
-        wait: Duration,
-    ) -> Result<(Arc<Self>, Box<PooledServer>), ClientError> {
-        let mut pool = self.clone();
-        loop {
-            match pool.borrow(Instant::now(), wait).await {
-                Ok(server) => return Ok((pool, server)),
-                Err(refusal) => match pool.current().filter(|_| pool.is_retired()) {
-                    Some(successor) => pool = successor,
-                    None => return Err(refusal),
-                },
-            }
+/// A server of this pool, or of its successor if it is replaced during the wait; and the pool it is from.
+async fn borrow_of_current(
+    pool: &Arc<Pool>,
+    wait: Duration,
+) -> Result<(Arc<Pool>, Box<PooledServer>), ClientError> {
+    let mut pool = pool.clone();
+    loop {
+        match pool.borrow(Instant::now(), wait).await {
+            Ok(server) => return Ok((pool, server)),
+            Err(refusal) => match pool.current().filter(|_| pool.is_retired()) {
+                Some(successor) => pool = successor,
+                None => return Err(refusal),
+            },
         }
     }
 }

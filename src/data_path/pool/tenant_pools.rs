@@ -163,6 +163,7 @@ impl TenantPools {
         let budget = self.budget_of(&tenant.host);
         let connects = self.connects_of(&tenant.host, &rules);
         let (catalogue, stats) = (self.catalogue_of(&tenant), self.stats_of(&tenant, access));
+        let role_start = RoleStart::new(&credential.username, access);
         let connector = Connector::new(
             tenant.clone(),
             credential,
@@ -179,7 +180,7 @@ impl TenantPools {
             server_list: Arc::default(),
             queue: WaitQueue::new(rules.size, self.pauses.is_paused(tenant.id)),
             connector,
-            role_start: RoleStart::default(),
+            role_start,
             status_cache: StatusCache::default(),
             listener,
             pinned: PinnedSessions::new(rules.pinned_max, catalogue.clone()),

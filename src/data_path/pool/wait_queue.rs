@@ -76,7 +76,7 @@ struct Waiter {
 enum Entered<S> {
     Idle(S),
     /// It waits under this number.
-    SwitchWait(u64),
+    Waits(u64),
     Closed,
 }
 
@@ -175,7 +175,7 @@ impl<S> WaitQueue<S> {
             false => state.waiting.push_back(waiter),
         }
         self.count_waiting(&state);
-        Entered::SwitchWait(number)
+        Entered::Waits(number)
     }
 
     /// The result for a session; `None`: it waits still, and `waker` is woken.
@@ -295,7 +295,7 @@ pub(super) struct ServerWait<'p> {
 }
 
 impl<'p> ServerWait<'p> {
-    /// SwitchWait for at most `wait_max` from `since` on.
+    /// Waits for at most `wait_max` from `since` on.
     pub(super) fn new(pool: &'p Arc<Pool>, since: Instant, wait_max: Duration) -> Self {
         Self { pool, since, wait_max, number: None, first: false }
     }
@@ -309,7 +309,7 @@ impl<'p> ServerWait<'p> {
                     Some(server) => return Poll::Ready(Ok(server)),
                     None => continue,
                 },
-                Entered::SwitchWait(number) => {
+                Entered::Waits(number) => {
                     self.number = Some(number);
                     pool.open_wanted();
                     pool.reclaim_pinned();
@@ -399,7 +399,7 @@ mod tests {
 
     fn wait(queue: &WaitQueue<u32>, since: Instant, first: bool) -> u64 {
         match enter(queue, since, first) {
-            Entered::SwitchWait(number) => number,
+            Entered::Waits(number) => number,
             other => panic!("{other:?}"),
         }
     }
@@ -411,8 +411,7 @@ mod tests {
     #[test]
     fn the_longest_waiter_is_served_first_and_woken_once() {
         let (queue, woken) = (queue(), Arc::new(Woken::default()));
-        let Entered::SwitchWait(first) = queue.enter(Instant::now(), WAIT, &woken.clone().into(), false)
-        else {
+        let Entered::Waits(first) = queue.enter(Instant::now(), WAIT, &woken.clone().into(), false) else {
             panic!("served")
         };
         let second = wait(&queue, Instant::now(), false);
@@ -499,7 +498,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Enter { first } => match enter(&queue, Instant::now(), first) {
-                        Entered::SwitchWait(number) => {
+                        Entered::Waits(number) => {
                             sessions.push(number);
                             if first { order.push_front(number) } else { order.push_back(number) }
                             prop_assert!(idle.is_empty());

@@ -1,4 +1,4 @@
-//! What one client has prepared. Pure.
+//! Prepared statements of one client. Pure.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,82 +11,82 @@ use crate::data_path::{
     session_state::{Settings, side_effects::SideEffects},
 };
 
-/// What one client has prepared.
+/// Prepared statements of one client.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
-    /// What they take, each as if nobody shared it, and their names.
+    /// Memory of the named statements with their names in bytes; shared statements count fully.
     bytes: usize,
-    /// What their names take.
+    /// Memory of the names in bytes.
     name_bytes: usize,
-    /// Of that, what counts for the session: whole blocks, so that a statement more or less is not felt.
+    /// Charge for the names, in whole blocks, so that a single statement rarely changes it.
     names: Charge,
     memory: Arc<Account>,
     pub(in crate::data_path) unnamed: UnnamedStatement,
-    /// What few clients ever need; an idle one is charged for it otherwise.
+    /// Boxed, because few clients need it and idle clients must stay small.
     rare: Option<Box<Rare>>,
 }
 
 #[derive(Debug, Default)]
 struct Rare {
-    /// Names whose Parse no server has seen yet (see `exchange/deferred_parse.rs`).
+    /// Names whose Parse has not been sent to any server yet (see `exchange/deferred_parse.rs`).
     postponed: Vec<Box<[u8]>>,
-    /// What was the unnamed statement before; of a pipeline that is under way.
+    /// Earlier unnamed statements in the current pipeline.
     replaced: VecDeque<UnnamedStatement>,
-    /// The names that were taken away last: a server may yet say that there is no such statement.
+    /// Recently removed names: a server may still report that the statement does not exist.
     lost: VecDeque<(Box<[u8]>, Arc<Statement>)>,
-    /// Some named statement has been made by PREPARE.
+    /// A named statement was created by PREPARE.
     any_in_sql: bool,
 }
 
-/// The client's unnamed statement. Kept, because Parse and Sync may be followed by a Bind in a later batch, on another
-/// server (lib/pq and pg8000 do so).
+/// The client's unnamed statement. Stored, because a Bind may follow in a later batch and reach another
+/// server (lib/pq and pg8000 do this).
 #[derive(Debug, Default)]
 pub(in crate::data_path) struct UnnamedStatement {
-    /// Unique over all clients of the process; 0: there is none.
+    /// Unique in the process; 0 if there is no unnamed statement.
     pub(in crate::data_path) serial: u64,
-    /// As in [`Statement::body`]; the buffer is used again and again.
+    /// As in [`Statement::body`]; the buffer is reused.
     pub(in crate::data_path) body: Vec<u8>,
     side_effects: SideEffects,
-    /// As in [`Statement::naming`].
+    /// As in [`Statement::sql_names`].
     naming: Option<Arc<SqlNames>>,
-    /// Its text was too long to be kept: no other server can have it. And it is gone once the transaction is over in which it
-    /// has run.
+    /// The text was too long to be stored, so no other server can get it. Dropped after the transaction in
+    /// which it has run.
     is_unread: bool,
     has_run: bool,
-    /// As in [`Statement::parsed_under`]; `None`: nobody knows.
+    /// As in [`Statement::parsed_under`]; `None` if unknown.
     pub(in crate::data_path) parsed_under: Option<Arc<ParseSettings>>,
-    /// What it takes beyond [`UNNAMED_BYTES_KEPT`], which every session may have.
+    /// Charge for memory beyond [`UNNAMED_BYTES_KEPT`].
     charge: Charge,
 }
 
-/// As many requests may be on their way when a statement fails, and be told of by their names.
+/// How many requests may be in flight when a statement fails.
 const LOST_MAX: usize = 8;
 
-/// As many unnamed statements of one pipeline may be skipped, and the one before them is still known.
+/// How many unnamed statements of a pipeline may be skipped before the previous one is lost.
 const REPLACED_MAX: usize = 16;
 
-/// A buffer for unnamed statements is given back when it grew past this.
+/// Larger buffers of unnamed statements are freed after use.
 pub const UNNAMED_BYTES_KEPT: usize = 1024;
 
-/// What a named statement takes in its client's own table, beside its name.
+/// Memory of a named statement in its client's table, without the name.
 const ENTRY_BYTES: usize = 4 * PIECE_BYTES;
 
-/// Names count in blocks of so many bytes.
+/// Names are charged in blocks of this size.
 const NAMES_BLOCK_BYTES: usize = 4096;
 
 impl ClientStatements {
-    /// None yet; what is kept for them counts there.
+    /// Creates an empty table that charges `memory`.
     pub fn new(memory: Arc<Account>) -> Self {
         Self { memory, ..Self::default() }
     }
 
-    /// What a name takes: it may stand among those that are postponed, too.
+    /// Memory of a name; it may also be in the list of deferred names.
     fn name_bytes(name: &[u8]) -> usize {
         ENTRY_BYTES + 2 * name.len()
     }
 
-    /// Counts the names.
+    /// Updates the charge for the names.
     fn count(&mut self) {
         let bytes = self.name_bytes.next_multiple_of(NAMES_BLOCK_BYTES);
         if bytes != self.names.bytes() {
@@ -94,22 +94,22 @@ impl ClientStatements {
         }
     }
 
-    /// How many named statements there are.
+    /// Returns the number of named statements.
     pub fn len(&self) -> usize {
         self.named.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there is no named statement.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
     }
 
-    /// Bytes that the named statements take, each as if nobody shared it.
+    /// Returns the memory of the named statements in bytes; shared statements count fully.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The statement of that name.
+    /// Returns the statement with this name.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         self.named.get(name)
     }
@@ -118,7 +118,7 @@ impl ClientStatements {
         self.named.values().any(|statement| statement.id == id)
     }
 
-    /// The client's name for the statement that servers call `ours`.
+    /// Returns the client's name for the statement with this server name.
     pub fn name_of(&self, ours: &[u8]) -> Option<&[u8]> {
         let lost = self.rare.iter().flat_map(|rare| &rare.lost).map(|(name, statement)| (name, statement));
         self.named
@@ -132,18 +132,18 @@ impl ClientStatements {
         self.rare.get_or_insert_default()
     }
 
-    /// The Parse of that name is yet to reach a server.
+    /// Defers the Parse of that name until a server needs it.
     pub fn postpone(&mut self, name: &[u8]) {
         self.rare().postponed.push(name.into());
     }
 
-    /// Whether there is any such.
+    /// Returns whether a Parse is deferred.
     #[inline]
     pub fn is_any_postponed(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| !rare.postponed.is_empty())
     }
 
-    /// Whether the Parse of that name must reach a server before the name is used; `true` once.
+    /// Returns whether the Parse of this name was deferred, and clears the mark.
     #[inline]
     pub fn take_postponed(&mut self, name: &[u8]) -> bool {
         self.is_any_postponed() && self.is_postponed(name)
@@ -156,8 +156,8 @@ impl ClientStatements {
         found.map(|at| postponed.swap_remove(at)).is_some()
     }
 
-    /// What changes the unnamed statement goes to the server. `may_be_skipped`: where what came before fails, the one
-    /// that there is stays.
+    /// Called before a request changes the unnamed statement. `may_be_skipped` means that an earlier request
+    /// in the pipeline may fail; the present statement then stays.
     #[inline(always)]
     pub fn succeed_unnamed(&mut self, may_be_skipped: bool) {
         if !may_be_skipped {
@@ -174,7 +174,7 @@ impl ClientStatements {
         replaced.push_back(before);
     }
 
-    /// A request that was to change the unnamed statement was skipped, or has failed; so many that came after it may not.
+    /// Handles a failed or skipped change of the unnamed statement that `later` changes follow.
     pub fn unnamed_skipped(&mut self, failed: bool, later: usize) {
         let replaced = &mut self.rare().replaced;
         let place = replaced.len().checked_sub(later);
@@ -190,7 +190,7 @@ impl ClientStatements {
         }
     }
 
-    /// A Parse of the unnamed statement goes to the server, which has these settings.
+    /// Stores the unnamed statement that a Parse creates on a server with settings `under`.
     pub fn set_unnamed(
         &mut self,
         serial: u64,
@@ -217,33 +217,34 @@ impl ClientStatements {
         }
     }
 
-    /// The unnamed statement's text, a zero, its types; `None` if there is none.
+    /// Returns the text, a zero byte and the types of the unnamed statement; `None` if there is none.
     pub fn unnamed_body(&self) -> Option<&[u8]> {
         (self.unnamed.serial != 0).then_some(&*self.unnamed.body)
     }
 
-    /// The unnamed statement as it can be parsed elsewhere: its serial, its text, a zero and its types, and the settings under
-    /// which it was parsed. `None` if there is none, or its text was not kept.
+    /// Returns what another server needs to parse the unnamed statement: its serial, its body and the
+    /// settings under which it was parsed. `None` if there is none or its text was not stored.
     pub fn readable_unnamed(&self) -> Option<(u64, &[u8], Option<&Arc<ParseSettings>>)> {
         let unnamed = &self.unnamed;
         let is_there = unnamed.serial != 0 && !unnamed.is_unread;
         is_there.then(|| (unnamed.serial, &*unnamed.body, unnamed.parsed_under.as_ref()))
     }
 
-    /// A Parse of the unnamed statement goes to the server that is too long to be kept.
+    /// Records an unnamed statement whose text is too long to be stored.
     pub fn set_unnamed_unread(&mut self, serial: u64) {
         self.set_unnamed(serial, b"", SideEffects::unread(), None, None);
         self.unnamed.is_unread = true;
     }
 
-    /// The unnamed statement runs, if it is such.
+    /// Records that the unnamed statement runs.
     #[inline]
     pub fn run_unnamed(&mut self) {
         self.unnamed.has_run = self.unnamed.is_unread;
     }
 
-    /// A transaction is over; whether the unnamed statement is one that only the server has, and may yet run. `there`: it was not
-    /// asked anything that has taken its place.
+    /// Called after a transaction. Returns whether the unnamed statement exists only on the server and has
+    /// not run.
+    /// `there`: no other request has replaced it.
     pub fn keeps_unnamed_unread(&mut self, there: bool) -> bool {
         let keeps = self.is_unnamed_unread() && there && !self.unnamed.has_run;
         if self.is_unnamed_unread() && !keeps {
@@ -252,13 +253,13 @@ impl ClientStatements {
         keeps
     }
 
-    /// Whether the unnamed statement is one that only the server has that it was parsed on.
+    /// Returns whether the unnamed statement exists only on the server that parsed it.
     pub fn is_unnamed_unread(&self) -> bool {
         self.unnamed.serial != 0 && self.unnamed.is_unread
     }
 
-    /// Every named statement becomes `table`'s, to be parsed under the settings that the session has there. One that is made by
-    /// PREPARE, or names such, is the client's own and stays.
+    /// Replaces all named statements by those of `table`, parsed under `settings`. Statements created by
+    /// PREPARE, or that name others, belong to one client and stay.
     pub fn move_to(&mut self, table: &SharedStatements, settings: &Settings, memory: &Arc<Account>) {
         self.memory = memory.clone();
         self.names.set(memory, self.names.bytes());
@@ -270,21 +271,21 @@ impl ClientStatements {
         }
     }
 
-    /// A statement that was to be shared becomes the client's own, by whichever names it has it.
+    /// Replaces a shared statement by one of this client's own, under all its names.
     pub fn part_with(&mut self, shared: &Statement, table: &SharedStatements) {
         for statement in self.named.values_mut().filter(|statement| statement.is(shared)) {
             *statement = table.parted(shared, &ParseSettings::unknown());
         }
     }
 
-    /// Whether there may be one that was made by PREPARE.
+    /// Returns whether a statement may have been created by PREPARE.
     #[inline]
     pub fn has_any_in_sql(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.any_in_sql)
     }
 
-    /// From now on servers know what PREPARE has made by its own names: the session looks at them, or runs one by its name in
-    /// code.
+    /// Renames statements created by PREPARE on servers to the client's own names, because the session reads
+    /// them from a catalog or executes one from code.
     #[cold]
     pub fn take_own_names(&mut self, table: &SharedStatements) {
         for (name, statement) in &mut self.named {
@@ -295,22 +296,21 @@ impl ClientStatements {
         }
     }
 
-    /// Every named statement.
     pub(in crate::data_path) fn all(&self) -> impl Iterator<Item = &Arc<Statement>> {
         self.named.values()
     }
 
-    /// As in [`Statement::naming`].
+    /// As in [`Statement::sql_names`].
     pub fn unnamed_naming(&self) -> Option<&Arc<SqlNames>> {
         self.unnamed.naming.as_ref()
     }
 
-    /// What executing the unnamed statement may do.
+    /// Returns the side effects of executing the unnamed statement.
     pub fn unnamed_aftermath(&self) -> &SideEffects {
         &self.unnamed.side_effects
     }
 
-    /// The unnamed statement is gone: a simple query, a Close or a failed Parse.
+    /// Removes the unnamed statement after a simple query, a Close or a failed Parse.
     pub fn forget_unnamed(&mut self) {
         self.unnamed.serial = 0;
         if self.unnamed.body.capacity() > UNNAMED_BYTES_KEPT {
@@ -318,7 +318,7 @@ impl ClientStatements {
         }
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
+    /// Handles DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.named = HashMap::new();
         (self.bytes, self.name_bytes) = (0, 0);
@@ -328,7 +328,7 @@ impl ClientStatements {
         }
     }
 
-    /// The name means this statement from now on.
+    /// Stores a statement under this name.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
         if statement.in_sql {
             self.rare().any_in_sql = true;
@@ -344,7 +344,7 @@ impl ClientStatements {
         }
     }
 
-    /// The name means nothing any more.
+    /// Removes a name and returns its statement.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let removed = self.named.remove(name);
         if let Some(statement) = &removed {

@@ -1,11 +1,11 @@
 //! Prepared statements that follow a client from server to server. Pure: bytes in, bytes out.
 //!
-//! A client's named statement is known to servers under a name of ours, the same for every client of the tenant that
-//! prepares the same text with the same parameter types. A client's own Parse always reaches the server as a real
-//! Parse, so that a changed table or type, an error or a notice is what PostgreSQL itself would give; where a later Bind
-//! or Describe meets a server that lacks the statement, a Parse is put in front of it, in the same write.
+//! Servers know a client's named statement under a name of the proxy's. Clients of a tenant that prepare the
+//! same text with the same parameter types share the statement. A client's Parse always reaches the server,
+//! so that errors, notices and changed tables have the same effect as without a proxy. If a later Bind or
+//! Describe reaches a server without the statement, the proxy sends a Parse before it, in the same write.
 //!
-//! What each server has is in `server_statements.rs`.
+//! `server_statements.rs` tracks the statements of each server.
 
 pub mod client_statements;
 pub mod parse_settings;
@@ -38,37 +38,37 @@ use crate::{
     wire::frame::{HEADER_BYTES, cstr},
 };
 
-/// A statement's text and parameter types, and what executing it may do to a session. Shared by every client of a
-/// tenant that prepared the same.
+/// A statement's text, parameter types and side effects. Shared by all clients of a tenant that prepared the
+/// same.
 #[derive(Debug)]
 pub struct Statement {
     pub(super) id: u64,
-    /// What servers call it.
+    /// Its name on servers.
     pub(super) server_name: Box<[u8]>,
-    /// A Parse message's body behind the name: the text, a zero, the types.
+    /// Body of a Parse message after the name: the text, a zero byte, the types.
     pub(super) body: Box<[u8]>,
-    /// What it takes.
+    /// Memory charge.
     pub(super) charge: Charge,
-    /// Read once, when it was parsed.
+    /// Side effects of the text.
     pub side_effects: SideEffects,
-    /// What it calls.
+    /// Side effects of the functions that the text calls.
     pub found_effects: FoundEffects,
-    /// Made by PREPARE: `body` is that text, with the server's name for it in it.
+    /// Created by SQL PREPARE: `body` is that text with the server's name.
     pub(super) in_sql: bool,
-    /// Where that is our name, it stands there in place of these bytes.
+    /// Position of the server's name in `body`, and the client's bytes that it replaced.
     pub(super) renamed: Option<(usize, Box<[u8]>)>,
-    /// What its own text names in EXECUTE and the like, and does by PREPARE and DEALLOCATE.
+    /// Prepared statements that the text itself names in PREPARE, EXECUTE or DEALLOCATE.
     pub naming: Option<Arc<SqlNames>>,
     pub(super) proved: AtomicBool,
-    /// Its shape is fixed when it is parsed, and looked at.
+    /// The row description is fixed at Parse and compared between clients.
     pub(super) is_description_checked: bool,
-    /// What its clients were told that it takes and gives, once a server has said so.
+    /// The description that clients have received, once a server has sent one.
     pub(super) description: OnceLock<RowDescription>,
-    /// The settings under which its client, or the first of them, has had it parsed.
+    /// The settings under which the first client's Parse ran.
     pub(super) parsed_under: Arc<ParseSettings>,
-    /// What it means depends on them.
+    /// Its meaning depends on these settings.
     pub(super) is_parsed_once: bool,
-    /// Whoever has those settings has it too; else it is one client's own.
+    /// Sessions with the same settings share it; otherwise it belongs to one client.
     pub(super) is_shared: bool,
 }
 
@@ -99,63 +99,64 @@ impl Statement {
         }
     }
 
-    /// What makes of it what a Parse of the same text makes.
+    /// Completes a statement that a Parse message creates.
     pub(super) fn parsed(self, naming: Option<Arc<SqlNames>>) -> Self {
         let sql = cstr(&mut &*self.body).unwrap_or_default();
         let (is_looked_at, is_parsed_once) = (naming.is_none() && is_fixed(sql), is_parsed_once(sql));
         Self { naming, is_description_checked: is_looked_at, is_parsed_once, ..self }
     }
 
-    /// What so many statements with so much text in all take.
+    /// Returns the memory of `count` statements with `text` bytes of text in all.
     pub fn weight(count: usize, text: usize) -> usize {
         count * (size_of::<Self>() + 8 * PIECE_BYTES) + text
     }
 
-    /// What this one takes.
+    /// Returns the memory of this statement in bytes.
     pub fn bytes(&self) -> usize {
         Self::weight(1, self.body.len())
     }
 
-    /// Whether it is that one.
+    /// Returns whether both are the same statement.
     pub fn is(&self, other: &Self) -> bool {
         self.id == other.id
     }
 
-    /// A server has taken it once.
+    /// Returns whether a server has parsed it successfully.
     pub fn is_proved(&self) -> bool {
         self.proved.load(Ordering::Relaxed)
     }
 
-    /// Its text, a zero, its types.
+    /// Returns the text, a zero byte and the types.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
-    /// What servers call it.
+    /// Returns the name on servers.
     pub fn server_name(&self) -> &[u8] {
         &self.server_name
     }
 
-    /// Servers call it as its client does; so none has it while another client is there.
+    /// Returns whether its name on servers is the client's own. Such a statement must be deallocated before
+    /// another client uses the server.
     pub fn has_own_name(&self) -> bool {
         !self.server_name.starts_with(OUR_PREFIX)
     }
 }
 
-/// A statement that got, or lost, its name by a request that may yet be skipped.
+/// A statement whose name was added or removed by a request that may still be skipped.
 #[derive(Debug, Clone)]
 pub struct StatementName {
-    /// The client's name for it; `None` where only the server's knowledge changed.
+    /// The client's name; `None` if only the server's state changed.
     pub client_name: Option<Box<[u8]>>,
     /// The statement.
     pub statement: Arc<Statement>,
 }
 
-/// Statements that a text names, and what it does to names.
+/// The statements that a text names, and the effects of its PREPAREs and DEALLOCATEs.
 pub type SqlNames = (Vec<Arc<Statement>>, PrepareEffects);
 
-/// Appends the message (or the first part of it) in `bytes` with the name at `at..at + old` replaced by `new`. Nothing
-/// is appended if the range is not in it.
+/// Appends the message in `bytes` (or its first part) with the name at `at..at + old` replaced by `new`.
+/// Appends nothing if the range is outside the message.
 pub fn rename(bytes: &[u8], at: usize, old: usize, new: &[u8], out: &mut Vec<u8>) {
     let (Some((header, _)), Some(before), Some(behind)) =
         (bytes.split_first_chunk::<HEADER_BYTES>(), bytes.get(HEADER_BYTES..at), bytes.get(at + old..))

@@ -1,11 +1,12 @@
-//! Under which settings PostgreSQL has parsed a text. Pure.
+//! The settings under which PostgreSQL parsed a text. Pure.
 //!
-//! It reads literals and finds tables, operators and functions when it parses, so the same text is another statement under
-//! another `TimeZone` or `search_path`. Two sessions share a statement on a server only while both have the settings under
-//! which it was parsed: PostgreSQL parses anew when a table or `search_path` changes, and goes by the settings of that
-//! moment. A statement that its session uses under other settings is the session's own from then on. Where a server has to
-//! parse a statement for a session that has other settings by now, those of the first time are put in place for that
-//! moment, and what was there before is put back, all in the same write (`ENTER`, `LEAVE`).
+//! Parsing evaluates literals and looks up tables, operators and functions, so the meaning of a text depends
+//! on settings such as `TimeZone` and `search_path`. Two sessions share a statement on a server only while
+//! both have the settings under which it was parsed: PostgreSQL parses a text again when a table or
+//! `search_path` changes, under the settings of that moment. A session that uses a statement under other
+//! settings gets a statement of its own. If a server must parse a statement for a session whose settings have
+//! changed since, the proxy sets the original settings before the Parse and restores the present ones after
+//! it, in the same write.
 
 use std::{
     collections::HashMap,
@@ -21,9 +22,9 @@ use crate::data_path::session_state::{Settings, parameters::matters};
 /// Settings under which a text was parsed.
 #[derive(Debug, Default)]
 pub struct ParseSettings {
-    /// Unique over the process.
+    /// Unique in the process.
     pub id: u64,
-    /// Those that matter; empty while nobody has said what they were.
+    /// The relevant settings; empty until they are known.
     known: OnceLock<Settings>,
 }
 
@@ -34,29 +35,29 @@ impl ParseSettings {
         Arc::new(Self { id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1, known })
     }
 
-    /// Those of a moment, which the server is yet to tell.
+    /// Creates settings whose values a server has yet to report.
     pub fn unknown() -> Arc<Self> {
         Self::new(OnceLock::new())
     }
 
-    /// They were these.
+    /// Stores the values.
     pub fn are(&self, settings: &Settings) {
         let _ = self.known.set(settings.only(matters));
     }
 
-    /// What they were, if that is known.
+    /// Returns the values if they are known.
     pub fn known(&self) -> Option<&Settings> {
         self.known.get()
     }
 }
 
-/// Those that sessions have now, each once, so that comparing two costs no more than comparing where they are. Weak, and found
-/// by a digest: what no session has any more takes no memory.
+/// The settings of all sessions, without duplicates, so that two can be compared by address. Weak: settings
+/// that no session has are freed.
 #[derive(Debug, Default)]
 pub struct ParseSettingsTable(Mutex<HashMap<u64, Vec<Weak<ParseSettings>>>>, RandomState);
 
 impl ParseSettingsTable {
-    /// Those of a session with these settings.
+    /// Returns the entry for these settings.
     pub fn of(&self, settings: &Settings) -> Arc<ParseSettings> {
         let settings = settings.only(matters);
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);

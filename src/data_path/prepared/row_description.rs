@@ -1,8 +1,8 @@
-//! What a prepared statement takes and gives, as Describe tells it. Pure.
+//! Parameter types and result columns of a prepared statement, from its Describe. Pure.
 //!
-//! A server fixes it when it parses a statement, and answers "cached plan must not change result type" (0A000) once a
-//! changed table or type would give another. So two clients may use the same statement of a server only as long as they
-//! were told the same of it.
+//! A server fixes them at Parse. If a table or type changes, it rejects the statement with "cached plan must
+//! not change result type" (0A000). So two clients may share a server's statement only if both have received
+//! the same description.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -11,20 +11,20 @@ use crate::{
     wire::frame::{HEADER_BYTES, cstr},
 };
 
-/// A digest of parameter types and result columns.
+/// A hash of parameter types and result columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowDescription(u64);
 
-/// Of one Describe, while its answer comes in.
+/// Reads the reply to one Describe.
 #[derive(Debug, Default)]
 pub struct DescriptionReader {
     hasher: DefaultHasher,
-    /// Something could not be read.
+    /// A message could not be parsed.
     incomplete: bool,
 }
 
 impl DescriptionReader {
-    /// ParameterDescription, RowDescription or NoData.
+    /// Adds a ParameterDescription, RowDescription or NoData.
     pub fn take(&mut self, message: &[u8]) {
         let read = match message.first() {
             Some(b't') => message.get(HEADER_BYTES..).map(|types| types.hash(&mut self.hasher)),
@@ -34,8 +34,8 @@ impl DescriptionReader {
         self.incomplete |= read.is_none();
     }
 
-    /// Names, types and their modifiers. From which table a column comes is no part of it: one that was made anew with the
-    /// same columns is as good.
+    /// Hashes names, types and type modifiers. The source table does not count: a recreated table with the
+    /// same columns is equivalent.
     fn columns(&mut self, message: &[u8]) -> Option<()> {
         let (count, mut rest) = message.get(HEADER_BYTES..)?.split_first_chunk::<2>()?;
         for _ in 0..u16::from_be_bytes(*count) {
@@ -43,26 +43,27 @@ impl DescriptionReader {
             let (_table_and_column, behind) = rest.split_at_checked(6)?;
             let (type_and_modifier, behind) = behind.split_at_checked(10)?;
             type_and_modifier.hash(&mut self.hasher);
-            rest = behind.get(2..)?; // the format, which is not known yet
+            rest = behind.get(2..)?; // the format, which is unknown before Bind
         }
         Some(())
     }
 
-    /// The end of the answer; `None` where it is too long to be read, and nothing is known.
+    /// Ends the reply. Returns `None` if it could not be parsed.
     pub fn finish(&mut self) -> Option<RowDescription> {
         let Self { hasher, incomplete } = std::mem::take(self);
         (!incomplete).then(|| RowDescription(hasher.finish()))
     }
 }
 
-/// Whether a text's shape is fixed when it is parsed. That of FETCH, EXECUTE or EXPLAIN is what it is at that moment.
+/// Returns whether the description is fixed at Parse. For FETCH, EXECUTE and EXPLAIN it is determined at
+/// execution.
 pub fn is_fixed(sql: &[u8]) -> bool {
     let mut found = statements(sql, Lexing::default());
     matches!(found.next().map(|statement| statement.kind), Some(Kind::Query)) && found.next().is_none()
 }
 
-/// Whether what a text means is found out when it is parsed, and not when it runs. Of those statements the others are, of which
-/// some must be the first of their transaction, or work in one that has failed.
+/// Returns whether the meaning of a text is determined at Parse rather than at execution. Restoring settings
+/// before other statements could fail: some must be the first of a transaction or run in a failed one.
 pub fn is_parsed_once(sql: &[u8]) -> bool {
     statements(sql, Lexing::default()).next().is_some_and(|statement| match statement.kind {
         Kind::Query

@@ -1,7 +1,7 @@
-//! What one server has prepared. Pure: bytes in, bytes out.
+//! Prepared statements of one server. Pure: bytes in, bytes out.
 //!
-//! What a server knows is entered when the request is queued and taken back when the server skips it; until it is
-//! confirmed it counts only within the batch that asked for it.
+//! A statement is recorded when its request is queued and removed when the server skips it. Until the server
+//! confirms it, it counts only within its batch.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -9,41 +9,42 @@ use rustc_hash::FxHashMap;
 
 use super::{ClientStatements, Statement};
 
-/// What one server has prepared.
+/// Prepared statements of one server.
 #[derive(Debug)]
 pub struct ServerStatements {
-    /// By our own number: nobody can choose it so that others are slow.
+    /// By statement number. Clients cannot choose it, so they cannot cause hash collisions.
     known: FxHashMap<u64, KnownStatement>,
-    /// Whose unnamed statement it has, by [`Unnamed::serial`]; 0: none; `u64::MAX`, which is no client's: who knows.
+    /// Serial of the unnamed statement ([`super::client_statements`]); 0 if there is none, `u64::MAX` if
+    /// unknown.
     unnamed: u64,
-    /// Of their texts.
+    /// Size of the texts.
     bytes: usize,
-    /// How many have a client's own name.
+    /// Number of statements under a client's own name.
     own_names: usize,
     capacity: PreparedLimits,
-    /// Counts uses, to find the least recent.
+    /// Counts uses, to find the least recently used statement.
     clock: u64,
-    /// What has been done since it was last taken down.
+    /// Counts since they were last collected.
     pub tally: StatementCounts,
 }
 
-/// What a server keeps prepared at most.
+/// Limits for the prepared statements of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PreparedLimits {
     /// `max_prepared_statements`.
     pub statements: usize,
-    /// `max_prepared_bytes`. A longer statement is kept alone.
+    /// `max_prepared_bytes`. A longer statement is stored alone.
     pub bytes: usize,
 }
 
-/// How often named statements were prepared and used.
+/// Counts of prepared statements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StatementCounts {
-    /// Prepared by clients.
+    /// Parse messages from clients.
     pub client_parses: u32,
-    /// Prepared on the server, for whichever reason.
+    /// Statements prepared on the server, for any reason.
     pub server_parses: u32,
-    /// Bound by clients.
+    /// Bind messages from clients.
     pub binds: u32,
 }
 
@@ -56,29 +57,29 @@ struct KnownStatement {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Certainty {
-    /// ParseComplete came.
+    /// The server sent ParseComplete.
     Confirmed,
-    /// Asked for in that batch; if it fails, later requests of the batch are skipped as well.
+    /// Requested in this batch; if it fails, the server skips the rest of the batch too.
     Within(u32),
-    /// The client itself has asked for it by PREPARE: if that fails, the client has no such statement.
+    /// Requested by the client's own PREPARE: if it fails, the client has no such statement.
     Expected,
-    /// It may be there or not.
+    /// Unknown.
     Doubtful,
 }
 
-/// How a server stood to a statement.
+/// Whether a server has a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnServer {
-    /// It has it.
+    /// The server has it.
     Known,
-    /// It has been asked for it in this batch.
+    /// Requested earlier in this batch.
     Requested,
-    /// Or so it may be.
+    /// Missing or unknown.
     Missing,
 }
 
 impl ServerStatements {
-    /// A server that has just been opened.
+    /// Creates the state of a new server.
     pub fn new(capacity: PreparedLimits) -> Self {
         Self {
             known: FxHashMap::default(),
@@ -91,57 +92,57 @@ impl ServerStatements {
         }
     }
 
-    /// How many it has.
+    /// Returns the number of statements.
     pub fn len(&self) -> usize {
         self.known.len()
     }
 
-    /// Whether it has none.
+    /// Returns whether there is no statement.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
+    /// Handles DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
         self.known.clear();
         (self.bytes, self.own_names) = (0, 0);
     }
 
-    /// The server may have an unnamed statement that is no client's, or not the one it was given last.
+    /// Marks the unnamed statement as unknown.
     pub fn doubt_unnamed(&mut self) {
         self.unnamed = u64::MAX;
     }
 
-    /// Whether its unnamed statement is that client's.
+    /// Returns whether the unnamed statement is this client's.
     #[inline]
     pub fn has_unnamed_of(&self, client: &ClientStatements) -> bool {
         self.unnamed == client.unnamed.serial
     }
 
-    /// The server's unnamed statement is gone, or is the one with this serial.
+    /// Records the serial of the unnamed statement; 0 if it was removed.
     pub fn set_unnamed(&mut self, serial: u64) {
         self.unnamed = serial;
     }
 
-    /// Whether some client's own names are among them.
+    /// Returns whether a statement has a client's own name.
     #[inline]
     pub fn has_own_names(&self) -> bool {
         self.own_names > 0
     }
 
-    /// Those names, as a PostgreSQL array.
+    /// Returns the clients' own names as a PostgreSQL array.
     pub fn own_names(&self) -> String {
         let known = self.known.values().map(|known| &known.statement);
         array(known.filter(|known| known.has_own_name()).map(|known| known.server_name()))
     }
 
-    /// The names of all that it certainly has, and of `others`, as a PostgreSQL array.
+    /// Returns the names of all confirmed statements and of `others` as a PostgreSQL array.
     pub fn names(&self, others: impl Iterator<Item = &'static [u8]>) -> String {
         let certain = self.known.values().filter(|known| known.certainty == Certainty::Confirmed);
         array(certain.map(|known| known.statement.server_name()).chain(others.map(|name| -> &[u8] { name })))
     }
 
-    /// Code has taken these away past us. Whether nothing is left.
+    /// Removes statements that code has deallocated. Returns whether none are left.
     #[cold]
     pub fn lost(&mut self, names: &[&[u8]]) -> bool {
         let lost = self.known.values().map(|known| &known.statement);
@@ -152,23 +153,23 @@ impl ServerStatements {
         !lost.is_empty() && self.known.is_empty()
     }
 
-    /// All that it may have.
+    /// Iterates over all statements that the server may have.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Statement>> {
         self.known.values().map(|known| &known.statement)
     }
 
-    /// The one with that number, if it may have it.
+    /// Returns the statement with this number if the server may have it.
     pub fn get(&self, id: u64) -> Option<&Arc<Statement>> {
         self.known.get(&id).map(|known| &known.statement)
     }
 
-    /// Whether it certainly has it.
+    /// Returns whether the server has confirmed the statement.
     pub fn has(&self, statement: &Statement) -> bool {
         self.known.get(&statement.id).is_some_and(|known| known.certainty == Certainty::Confirmed)
     }
 
-    /// How many more statements, and bytes of their texts, make one too many: the one to close first, which was not used for
-    /// longest.
+    /// Returns the least recently used statement if `more` further statements with `bytes` of text exceed a
+    /// limit.
     pub fn one_too_many(&self, more: usize, bytes: usize) -> Option<u64> {
         let PreparedLimits { statements: count_max, bytes: bytes_max } = self.capacity;
         let too_many = self.known.len() + more > count_max || self.bytes + bytes > bytes_max;
@@ -176,7 +177,7 @@ impl ServerStatements {
         oldest.map(|(id, _)| *id)
     }
 
-    /// How many it keeps at most.
+    /// Returns the limit of the number of statements.
     pub fn statements_max(&self) -> usize {
         self.capacity.statements
     }
@@ -189,7 +190,7 @@ impl ServerStatements {
         self.without(before);
     }
 
-    /// Forgets one that the server has not any more.
+    /// Removes a statement that the server no longer has.
     pub fn remove(&mut self, statement: &Statement) {
         let before = self.known.remove(&statement.id);
         self.without(before);
@@ -202,12 +203,12 @@ impl ServerStatements {
         }
     }
 
-    /// A Parse of `statement` is queued.
+    /// Records a queued Parse.
     pub fn queued(&mut self, statement: &Arc<Statement>, batch: u32) {
         self.enter(statement, Certainty::Within(batch));
     }
 
-    /// The client's own PREPARE of `statement` is queued.
+    /// Records a queued PREPARE of the client's own.
     pub fn expected(&mut self, statement: &Arc<Statement>) {
         self.enter(statement, Certainty::Expected);
     }
@@ -218,7 +219,7 @@ impl ServerStatements {
         self.insert(statement, certainty, self.clock);
     }
 
-    /// ParseComplete, and what shape the statement has is what its client knows.
+    /// Handles ParseComplete.
     pub fn confirmed(&mut self, statement: &Statement) {
         if let Some(known) = self.known.get_mut(&statement.id) {
             known.certainty = Certainty::Confirmed;
@@ -226,24 +227,24 @@ impl ServerStatements {
         statement.proved.store(true, Ordering::Relaxed);
     }
 
-    /// A queued Parse failed or was skipped.
+    /// Handles a failed or skipped Parse.
     pub fn failed(&mut self, statement: &Statement) {
         if let Some(known) = self.known.get_mut(&statement.id) {
             known.certainty = Certainty::Doubtful;
         }
     }
 
-    /// A DEALLOCATE succeeded.
+    /// Handles a successful DEALLOCATE.
     pub fn deallocated(&mut self, statement: &Statement) {
         self.remove(statement);
     }
 
-    /// A queued Close was skipped: the server still has the statement, if it had it.
+    /// Handles a skipped Close: the server still has the statement, if it had it before.
     pub fn not_closed(&mut self, statement: &Arc<Statement>) {
         self.insert(statement, Certainty::Doubtful, 0);
     }
 
-    /// How the server stands to `statement`, which is about to be used.
+    /// Returns whether the server has a statement that is about to be used.
     #[inline]
     pub fn find(&mut self, statement: &Statement, batch: u32) -> OnServer {
         self.clock += 1;
@@ -257,7 +258,7 @@ impl ServerStatements {
     }
 }
 
-/// A PostgreSQL array of names of statements; none has a letter in it that would have to be quoted otherwise.
+/// Returns a PostgreSQL array of statement names, which contain no character that must be escaped.
 fn array<'n>(names: impl Iterator<Item = &'n [u8]>) -> String {
     let names: Vec<_> = names.map(|name| format!("\"{}\"", String::from_utf8_lossy(name))).collect();
     format!("{{{}}}", names.join(","))

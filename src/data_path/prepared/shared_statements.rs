@@ -1,7 +1,7 @@
-//! The statements of one pool, each once. Pure.
+//! The statements of one pool, without duplicates. Pure.
 //!
-//! Clients share a statement where PostgreSQL would have parsed its text alike for both: the same text and types, under the same
-//! settings. Any other is its client's own.
+//! Clients share a statement if PostgreSQL parses it alike for both: same text and types, same settings.
+//! Every other statement belongs to one client.
 
 use std::{
     collections::HashMap,
@@ -24,35 +24,35 @@ use crate::data_path::{
     session_state::side_effects::SideEffects,
 };
 
-/// The statements of one pool, each once.
+/// The statements of one pool, without duplicates.
 #[derive(Debug, Default)]
 pub struct SharedStatements {
-    /// Weak: a statement lives as long as a client or a server has it. By a digest of the text and its settings: a text stands
-    /// in its statement only, and is gone with it.
+    /// By hash of text and settings. Weak: a statement lives as long as a client or a server has it.
     by_digest: Mutex<HashMap<u64, Vec<Weak<Statement>>>>,
     hasher: RandomState,
-    /// Under what they are parsed.
+    /// The settings under which they are parsed.
     pub settings: ParseSettingsTable,
-    /// What they take.
+    /// The account for their memory.
     pub memory: Arc<Account>,
 }
 
-/// Of the statement that was made last. One count for the process: servers go by the number, and whoever meets on a server
-/// must mean the same by it.
+/// The last statement number. Unique in the process, because statements of several pools may meet on one
+/// server.
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
-/// The number of a statement that is being made.
+/// Returns the number for a new statement.
 pub fn next_id() -> u64 {
     LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 impl SharedStatements {
-    /// Empty; what will be in it counts there.
+    /// Creates an empty table that charges `memory`.
     pub fn new(memory: Arc<Account>) -> Self {
         Self { memory, ..Self::default() }
     }
 
-    /// One that is made by PREPARE, for one client: `text` is the whole of it, with the client's name at `named`.
+    /// Creates a statement for one client from its SQL PREPARE. `text` is the whole statement, with the
+    /// client's name at `named`.
     pub fn in_sql(
         &self,
         side_effects: SideEffects,
@@ -68,7 +68,8 @@ impl SharedStatements {
         self.with_body(statement, body)
     }
 
-    /// The same statement, for servers to know by its client's own name; `None` if that is so already, or cannot be.
+    /// Returns a copy of the statement under its client's own name; `None` if it has that already or the name
+    /// is unsuitable.
     pub(in crate::data_path) fn under_own_name(
         &self,
         statement: &Statement,
@@ -90,7 +91,7 @@ impl SharedStatements {
         Arc::new(statement)
     }
 
-    /// The statement with this Parse body that is parsed under these settings; `made` is called where it is new.
+    /// Returns the statement with this Parse body and these settings. Calls `made` if it is new.
     pub fn intern(
         &self,
         body: &[u8],
@@ -98,7 +99,8 @@ impl SharedStatements {
         made: impl FnOnce() -> (SideEffects, Option<Arc<SqlNames>>),
     ) -> Arc<Statement> {
         let mut table = self.locked();
-        // The dead are swept when the table would have to grow: amortised, and it never holds more than twice the living.
+        // Sweeping only before the table grows is amortised O(1), and dead entries are at most half of the
+        // table.
         if table.len() == table.capacity() {
             table.retain(|_, known| known.iter().any(|known| known.strong_count() > 0));
         }
@@ -114,7 +116,7 @@ impl SharedStatements {
         statement
     }
 
-    /// One client's alone, with this Parse body: nobody can tell who else has settings like those under which it is parsed.
+    /// Creates a statement for one client, because the settings under which it is parsed are unknown.
     pub fn own(
         &self,
         body: &[u8],
@@ -125,7 +127,7 @@ impl SharedStatements {
         Arc::new(Statement::new(body.into(), side_effects, under, &self.memory).parsed(naming))
     }
 
-    /// The same statement, as one client's alone that goes on using it under other settings.
+    /// Returns a copy for one client that continues to use the statement under other settings.
     #[cold]
     pub fn parted(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
         let side_effects = shared.side_effects.clone();
@@ -139,8 +141,9 @@ impl SharedStatements {
         })
     }
 
-    /// A client has prepared `before`, and was told of another shape than its clients before. Theirs it stays, whose next use
-    /// PostgreSQL refuses; from now on the text makes another statement.
+    /// Returns the statement for a description that differs from the one earlier clients received. Old
+    /// clients keep the old statement (its next use fails with 0A000); a new Parse of this text gets a new
+    /// statement.
     #[cold]
     pub fn reshaped(&self, before: &Statement, shape: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
@@ -165,7 +168,7 @@ impl SharedStatements {
         statement
     }
 
-    /// The statement with this Parse body that was parsed under these settings, if a client or a server has it.
+    /// Returns the statement with this Parse body and these settings, if a client or server has it.
     pub fn find(&self, body: &[u8], under: &Arc<ParseSettings>) -> Option<Arc<Statement>> {
         living(self.locked().get(&self.digest(body, under))?, body, under)
     }
@@ -179,17 +182,18 @@ impl SharedStatements {
     }
 }
 
-/// The one with this Parse body that is parsed under these settings.
+/// Finds a live statement with this Parse body and these settings.
 fn living(alike: &[Weak<Statement>], body: &[u8], under: &ParseSettings) -> Option<Arc<Statement>> {
     alike.iter().filter_map(Weak::upgrade).find(|known| is_of(known, body, under))
 }
 
-/// Whether two clients with this text and these settings share that statement.
+/// Returns whether the statement has this text and these settings.
 fn is_of(statement: &Statement, body: &[u8], under: &ParseSettings) -> bool {
     statement.parsed_under.id == under.id && *statement.body == *body
 }
 
-/// Whether servers may know a statement by this name of a client's: one that needs no quotes anywhere, and is none of ours.
+/// Returns whether servers may use this client's name: it needs no quotes and does not have the proxy's
+/// prefix.
 fn may_be_own(name: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)

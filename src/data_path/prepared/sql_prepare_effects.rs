@@ -1,4 +1,4 @@
-//! What PREPARE and DEALLOCATE in a client's text do to its statements, once they have succeeded. Pure.
+//! Effects of PREPARE and DEALLOCATE in a client's SQL, applied when they succeed. Pure.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -8,31 +8,31 @@ use crate::wire::{
     message::{append, append_cstr},
 };
 
-/// One statement's.
+/// The effect of one statement.
 #[derive(Debug, Clone)]
 pub enum PrepareEffect {
     /// PREPARE.
     Prepares(StatementName),
-    /// DEALLOCATE; `None` where the name is no statement of the session's.
+    /// DEALLOCATE; `None` if the session has no statement of that name.
     Deallocates(Option<StatementName>),
 }
 
-/// Those of a text, in order, and where names in it were replaced.
+/// The effects of a text in order, and where the proxy replaced names in it.
 #[derive(Debug, Clone, Default)]
 pub struct PrepareEffects {
-    /// What is yet to succeed.
+    /// Effects of statements that have not completed.
     pub effects: VecDeque<PrepareEffect>,
-    /// Places behind which the text that the server got is so much longer than the client's, in characters.
+    /// Position of each replaced name, and by how many characters the text after it has become longer.
     pub shifts: Vec<(usize, isize)>,
 }
 
 impl PrepareEffects {
-    /// The statements that it prepares.
+    /// Returns the statements that the text prepares.
     pub fn prepared(&self) -> impl Iterator<Item = &Arc<Statement>> {
         self.effects.iter().filter_map(PrepareEffect::prepares).map(|naming| &naming.statement)
     }
 
-    /// The PREPAREs, as far as the client has no statement of that name: it has now, unless they fail.
+    /// Assumes that each PREPARE succeeds whose name the client does not use yet.
     pub fn expect(&self, client: &mut ClientStatements, server: &mut ServerStatements) {
         for naming in self.effects.iter().filter_map(PrepareEffect::prepares) {
             server.expected(&naming.statement);
@@ -42,7 +42,7 @@ impl PrepareEffects {
         }
     }
 
-    /// A PREPARE or a DEALLOCATE has succeeded, by its command tag.
+    /// Applies the next effect when its CommandComplete arrives.
     pub fn done(&mut self, client: &mut ClientStatements, server: &mut ServerStatements) {
         match self.effects.pop_front() {
             Some(PrepareEffect::Prepares(naming)) => {
@@ -60,7 +60,7 @@ impl PrepareEffects {
         }
     }
 
-    /// The rest failed or was skipped.
+    /// Reverts the remaining effects, which failed or were skipped.
     pub fn undone(self, client: &mut ClientStatements, server: &mut ServerStatements) {
         for naming in self.effects.iter().filter_map(PrepareEffect::prepares) {
             server.failed(&naming.statement);
@@ -82,16 +82,16 @@ impl PrepareEffect {
     }
 }
 
-/// How all our names for statements begin.
+/// Prefix of all statement names that the proxy chooses.
 pub const OUR_PREFIX: &[u8] = b"pglobby_";
 
-/// A name of the client's that no statement has, and that must not be taken for one of ours: what servers call it instead.
+/// Escapes a client's statement name that starts with `pglobby_`.
 pub fn disowned(name: &[u8]) -> Option<Vec<u8>> {
     name.strip_prefix(OUR_PREFIX).map(|rest| [OUR_PREFIX, b"_", rest].concat())
 }
 
-/// An ErrorResponse in which our name for a statement is the client's again, and the position is one in the client's text;
-/// `None` if there is nothing to change.
+/// Rewrites an ErrorResponse: restores the client's statement name and its position in the client's text.
+/// Returns `None` if nothing changes.
 #[cold]
 pub fn in_the_clients_words(
     error: &[u8],
@@ -125,7 +125,7 @@ pub fn in_the_clients_words(
     })
 }
 
-/// An ErrorResponse about a text that the client did not send: a place in it means nothing to the client.
+/// Removes the position from an ErrorResponse about a text that the client did not send.
 pub fn without_position(error: &[u8]) -> Vec<u8> {
     let mut message = Vec::new();
     append(&mut message, b'E', |out| {
@@ -143,7 +143,7 @@ pub fn without_position(error: &[u8]) -> Vec<u8> {
     message
 }
 
-/// `prepared statement "pglobby_7" does not exist`, in any language.
+/// Restores the name in a message such as `prepared statement "pglobby_7" does not exist`, in any language.
 fn renamed(text: &[u8], name_of: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let start = text.windows(OUR_PREFIX.len()).position(|window| window == OUR_PREFIX)?;
     let length = text.get(start..)?.iter().take_while(|byte| !matches!(**byte, b'"' | b' ' | b'\'')).count();

@@ -73,10 +73,9 @@ impl Relay {
     }
 
     /// The session has a server from its login on.
-    pub(in crate::data_path) fn engage(&mut self, mut server: Box<PooledServer>) {
-        server.side.replies.pins = Pins::SESSION_MODE;
-        self.handle.set_pins(Pins::SESSION_MODE);
+    pub(in crate::data_path) fn engage(&mut self, server: Box<PooledServer>) {
         self.take_on(server);
+        self.set_pins(Pins::SESSION_MODE);
         // What came together with the end of the login goes first.
         if !self.inbox.is_empty() {
             self.reply_wait = ReplyWait::Meaning;
@@ -208,15 +207,13 @@ impl Relay {
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
         let free = server.side.replies.is_over() && self.held.is_empty();
-        if !free || !self.side.follows() || !can_return(server.side.replies.pins) {
+        if !free || !self.side.follows() || !can_return(server.side.replies.pins()) {
             return None;
         }
-        if server.side.replies.pins.contains(Pins::UNREAD_UNNAMED) {
+        if server.side.replies.pins().contains(Pins::UNREAD_UNNAMED) {
             self.side.statements.forget_unnamed();
         }
-        server.side.replies.pins = Pins::empty();
-        self.handle.set_pins(Pins::empty());
-        self.pinned = None;
+        self.set_pins(Pins::empty());
         self.after_reply(Instant::now())
     }
 
@@ -231,7 +228,7 @@ impl Relay {
 
     #[cold]
     fn make_way(&mut self) -> Option<Step> {
-        let pins = self.server.as_ref()?.side.replies.pins;
+        let pins = self.server.as_ref()?.side.replies.pins();
         match self.pool.reclaims(&self.handle, pins) {
             Reclaim::Nothing => None,
             Reclaim::Server => self.yield_server(),

@@ -31,7 +31,7 @@ impl Relay {
             && let Some(server) = self.server.as_mut()
         {
             // What is left of the session on it is not known any more: it cannot be undone either.
-            server.side.replies.pins = Pins::all();
+            server.side.replies.set_pins(Pins::all());
         }
         settled?;
         match self.after_reply(Instant::now()) {
@@ -64,7 +64,7 @@ impl Relay {
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = checks.pins(failed);
-        let before = server.side.replies.pins;
+        let before = server.side.replies.pins();
         let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
         server.side.opaque_settings &= failed || !checks.resets();
@@ -112,16 +112,11 @@ impl Relay {
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
-        if let Some(server) = self.server.as_mut() {
-            if server.side.opaque_settings {
-                pins.insert(Pins::SETTINGS);
-            }
-            server.side.replies.pins = pins;
+        if self.server.as_ref().is_some_and(|server| server.side.opaque_settings) {
+            pins.insert(Pins::SETTINGS);
         }
-        self.handle.set_pins(pins);
-        self.release_reply().await?;
-        self.count_pinned(pins);
-        Ok(())
+        self.set_pins(pins);
+        self.release_reply().await
     }
 
     /// These statements are the session's own after all, and the server has them as nobody else would.
@@ -147,8 +142,12 @@ impl Relay {
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
-    /// Takes a place among the sessions that keep their server, or gives it up.
-    fn count_pinned(&mut self, pins: Pins) {
+    /// The one place where a session's pins change: on its server, for operators, and in the pool's list of pinned sessions.
+    pub(super) fn set_pins(&mut self, pins: Pins) {
+        if let Some(server) = self.server.as_mut() {
+            server.side.replies.set_pins(pins);
+        }
+        self.handle.set_pins(pins);
         if pins.is_empty() || !self.side.follows() {
             self.pinned = None;
         } else if self.pinned.is_none() {

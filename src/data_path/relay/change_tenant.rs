@@ -261,7 +261,7 @@ impl Relay {
             Some(name) => **name == *self.pool.tenant.name,
             None => switcher.first == Some(id),
         };
-        let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins);
+        let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins());
         // What `currval` remembers is about this tenant's sequences: nobody misses it at another.
         let mut kept = pins.difference(Pins::SEQUENCES);
         if self.subscription.is_some() {
@@ -356,7 +356,7 @@ impl Relay {
         }
         if let Some(server) = self.server.take() {
             self.handle.server_process_id.store(0, Ordering::Relaxed);
-            self.handle.set_pins(Pins::empty());
+            self.set_pins(Pins::empty());
             self.leave_behind(server, false, false);
         }
         let Self { client, unsent, side, inbox, handle, query_wait, leaving, switcher, proxy, .. } = *self;

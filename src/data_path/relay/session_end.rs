@@ -105,8 +105,7 @@ impl Relay {
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
             self.handle.server_process_id.store(0, Ordering::Relaxed);
-            self.handle.set_pins(Pins::empty());
-            self.pinned = None;
+            self.set_pins(Pins::empty());
             match end {
                 SessionEnd::Terminated => {
                     let is_working = server.side.replies.is_working();
@@ -149,7 +148,7 @@ impl Relay {
     }
 
     fn is_committing(&self) -> bool {
-        self.server.as_ref().is_some_and(|server| server.side.replies.committing)
+        self.server.as_ref().is_some_and(|server| server.side.replies.is_committing())
     }
 
     /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run

@@ -1,8 +1,9 @@
-//! What a session LISTENs to, and the message that tells it of a NOTIFY. Pure.
+//! LISTEN channels of a session and the NotificationResponse message. Pure.
 //!
-//! A client that listens hears by its pool's ear (`pool/shared_listener.rs`). While it has a server, that server listens to the same
-//! channels, so that LISTEN, UNLISTEN and their transactions are PostgreSQL's own business; what the server is told of is
-//! left out then, because the ear is told as well.
+//! A listening client receives notifications through its pool's shared listener (`pool/shared_listener.rs`).
+//! While the client holds a server, that server LISTENs to the same channels, so PostgreSQL applies LISTEN
+//! and UNLISTEN with the client's transactions. The shared listener receives the same notifications, so the
+//! copies from the server are dropped.
 
 use std::sync::Arc;
 
@@ -14,12 +15,12 @@ use crate::{
     },
 };
 
-/// Names of channels; sorted, each once.
+/// A sorted list of channel names without duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Channels(Vec<Box<str>>);
 
 impl Channels {
-    /// From names in any order.
+    /// Creates the list from names in any order.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
         let mut names: Vec<Box<str>> = names.into_iter().map(String::into_boxed_str).collect();
         names.sort_unstable();
@@ -27,55 +28,56 @@ impl Channels {
         Self(names)
     }
 
-    /// Whether a notification of this channel is meant.
+    /// Returns whether the client listens to this channel.
     pub fn has(&self, channel: &[u8]) -> bool {
         self.0.binary_search_by(|name| name.as_bytes().cmp(channel)).is_ok()
     }
 
-    /// Every name.
+    /// Iterates over the names in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|name| &**name)
     }
 
-    /// What they take: here, and where the ear looks for who hears them and who wants them.
+    /// Returns the memory used in bytes: this list and two indexes of the shared listener.
     pub fn bytes(&self) -> usize {
         self.iter().map(|name| 3 * (name.len() + 4 * PIECE_BYTES)).sum()
     }
 
-    /// How many there are.
+    /// Returns the number of names.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// None at all.
+    /// Returns whether there is no name.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The channel on which marks travel (see `pool/shared_listener.rs`). A server listens to it while its client's channels are handed over.
+/// The channel of the markers that order two notification streams (see `pool/shared_listener.rs`). A server
+/// listens to it only while its client's channels move to or from the shared listener.
 pub const MARKS: &str = "pglobby_ear";
 
-/// `LISTEN` or `UNLISTEN` of each name, as one text. The statements take no parameters, so names are quoted: they are what
-/// a server said that somebody listens to.
+/// Returns `LISTEN` or `UNLISTEN` statements for all names. Names are quoted, because these statements take
+/// no parameters and clients choose the names.
 pub fn each<'n>(verb: &str, names: impl IntoIterator<Item = &'n str>) -> String {
     let statements = names.into_iter().map(|name| format!("{verb} \"{}\";", name.replace('"', "\"\"")));
     statements.collect()
 }
 
-/// A NotificationResponse.
+/// A NotificationResponse message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Notification<'a> {
-    /// The server that notified.
+    /// Process number of the server that sent it.
     pub process_id: i32,
-    /// Where.
+    /// Channel name.
     pub channel: &'a [u8],
-    /// What it said.
+    /// Payload.
     pub payload: &'a [u8],
 }
 
 impl<'a> Notification<'a> {
-    /// Reads a whole message; `None` if it is none.
+    /// Parses a whole message. Returns `None` for a malformed one.
     pub fn read(message: &'a [u8]) -> Option<Self> {
         let (process_id, mut rest) = message.get(HEADER_BYTES..)?.split_first_chunk::<4>()?;
         let (channel, payload) = (cstr(&mut rest).ok()?, cstr(&mut rest).ok()?);
@@ -91,7 +93,7 @@ impl<'a> Notification<'a> {
     }
 }
 
-/// Whole messages, one behind the other.
+/// Splits bytes into whole messages.
 pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (_, length) = header(bytes).ok().flatten()?;
@@ -101,24 +103,24 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// A server's part in what its client hears.
+/// Decides which notifications from a server go to its client.
 #[derive(Debug, Default)]
 pub struct NotificationFilter {
-    /// What its client hears by the ear, and this server therefore listens to as well; `None`: nothing.
+    /// Channels that the client receives through the shared listener; `None` if there are none.
     pub channels: Option<Arc<Channels>>,
-    /// The server's own process…
+    /// The server's process number.
     pub process_id: i32,
-    /// …and what its client takes it for.
+    /// The process number that the client knows as its own.
     pub told_as: i32,
-    /// Notifications left out since the client was last told what the ear has heard.
+    /// Notifications dropped since the shared listener's were last delivered to the client.
     pub overheard: usize,
-    /// Those among them that the client itself has sent.
+    /// Dropped notifications that the client sent itself.
     pub own: usize,
 }
 
 impl NotificationFilter {
-    /// A notification has come from the server; `out` gets what goes to the client at once. `true` if it is of a channel
-    /// that the client does not hear by the ear.
+    /// Handles a notification from the server and appends to `out` what the client receives now. Returns
+    /// `true` if the shared listener does not cover the channel.
     pub fn notified(&mut self, message: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(notification) = Notification::read(message) else { return false };
         let own = notification.process_id == self.process_id;
@@ -127,7 +129,7 @@ impl NotificationFilter {
             self.own += usize::from(own);
             return false;
         }
-        // Another session's, or one that has done its part.
+        // Either another session's marker or one that is no longer needed.
         if notification.channel == MARKS.as_bytes() {
             return false;
         }
@@ -138,16 +140,16 @@ impl NotificationFilter {
         true
     }
 
-    /// [`Self::notified`] of several.
+    /// Calls [`Self::notified`] for each message in `bytes`.
     pub fn notified_all(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         for message in messages(bytes) {
             self.notified(message, out);
         }
     }
 
-    /// What is left out was heard by the ear as well, and is in `heard`, whole messages: the client's own are put under
-    /// the number that the client knows as its own. Nobody but the client has used the server meanwhile, so they are the
-    /// last ones that the server has sent.
+    /// Rewrites notifications from the shared listener: in those that this client sent, the process number
+    /// becomes the client's own. Earlier clients of the server have the same process number, but the present
+    /// client is its last user: its own notifications are the last ones from that process.
     pub fn adopt(&mut self, heard: &[u8]) -> Vec<u8> {
         self.overheard = 0;
         let ours = |message: &[u8]| {

@@ -1,8 +1,9 @@
-//! Who a session is on its server, and what its texts may change about that. Pure.
+//! SQL that changes the roles or the database of the session's tenant. Pure.
 //!
-//! All logins of a tenant share two roles on the server (read and write, read only), so a change of such a role by one of
-//! them would meet all. A change of one's own password is meant for the login, and changes the login's verifier in the
-//! central database. Every other change of the tenant's roles and of its database is refused, with a hint for whom to ask.
+//! All logins of a tenant share two roles on the server (read-write and read-only), so a change of such a
+//! role would affect all of them. A client's change of its own password applies to its login: the proxy
+//! stores a new verifier in the central database. All other changes of the tenant's roles and database are
+//! rejected with a hint.
 
 #[cfg(test)]
 mod tests;
@@ -19,35 +20,35 @@ use crate::{
     error::IdentityError,
 };
 
-/// Who a session is: its login, and the tenant whose roles and database its servers have.
+/// The login of a session, and the tenant whose roles and database its servers use.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
-    /// `None`: nobody's, in tests and for replies that nobody wants.
+    /// `None` in tests and for replies that the proxy discards.
     pub login: Option<Arc<Login>>,
-    /// `None`: no tenant is chosen.
+    /// `None` while no tenant is selected.
     pub place: Option<Arc<TenantAccess>>,
 }
 
-/// What becomes of a text that would change a role or a database of the session's own.
+/// What the proxy does with a text that changes the tenant's roles or database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentityDecision {
-    /// It changes the login's password.
+    /// Changes the login's password.
     Password(NewPassword),
-    /// It is refused.
+    /// Rejects the text.
     Refused(IdentityError),
 }
 
-/// A password as a client has sent it: a text, or a verifier made from one. Never printed.
+/// A password or verifier sent by a client. Debug output hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewPassword(zeroize::Zeroizing<Box<str>>);
 
 impl NewPassword {
-    /// The text.
+    /// Returns the password in plain text.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The same, for what keeps it.
+    /// Returns a copy in a type that zeroises its memory.
     pub fn to_secret(&self) -> SecretString {
         SecretString::from(&**self.0)
     }
@@ -59,16 +60,16 @@ impl fmt::Debug for NewPassword {
     }
 }
 
-/// PostgreSQL's own limit on what a client may send as a password.
+/// PostgreSQL's limit for a password message.
 const PASSWORD_BYTES_MAX: usize = 1024;
-/// NAMEDATALEN - 1: PostgreSQL cuts longer names.
+/// NAMEDATALEN - 1: PostgreSQL truncates longer names.
 const NAME_BYTES_MAX: usize = 63;
-/// Parameters that decide who a session is, or whether its server starts at all.
+/// Parameters that change a session's role or can prevent a server from starting.
 const FORBIDDEN_FOR_DATABASE: [&[u8]; 4] =
     [b"local_preload_libraries", b"session_preload_libraries", b"role", b"session_authorization"];
 
 impl Identity {
-    /// What becomes of a text; `None`: it is the server's business.
+    /// Returns the decision for a text; `None` sends the text to the server.
     pub fn judge(&self, sql: &[u8], lexing: Lexing) -> Option<IdentityDecision> {
         self.login.as_ref().filter(|_| may_change_identity(sql))?;
         let (changes, statements) = identity_changes(sql, lexing);
@@ -101,7 +102,7 @@ impl Identity {
                 let ours = databases.iter().any(|name| self.is_our_database(name));
                 let concerns = roles.iter().any(|role| match revoke {
                     true => self.is_our_role(role),
-                    // The role that owns the database has everything as it is.
+                    // The owner has all privileges on its database already.
                     false => is_public(role) || self.is_our_role(role) && !self.is_owner(role),
                 });
                 refused(ours && concerns, IdentityError::DatabaseAccess)
@@ -113,7 +114,7 @@ impl Identity {
         self.place.as_deref().map(|place| &*place.tenant)
     }
 
-    /// The session's own role, or a role named like its login, which is what a person means by it.
+    /// Returns whether `role` is the session's own role or is named like its login.
     fn is_self(&self, role: &Named<'_>) -> bool {
         let Named::Name(name) = role else { return *role == Named::Current };
         let own = self.place.as_deref().and_then(|place| match place.access {
@@ -147,7 +148,8 @@ fn is_public(role: &Named<'_>) -> bool {
     matches!(role, Named::Name(name) if **name == *b"public")
 }
 
-/// Whether a name as PostgreSQL reads it is this one.
+/// Compares a name after PostgreSQL's truncation. A truncated name loses up to three more bytes at a UTF-8
+/// boundary.
 fn is_named(name: &[u8], known: Option<&str>) -> bool {
     known.is_some_and(|known| {
         name == known.as_bytes()
@@ -173,7 +175,7 @@ fn new_password(given: &GivenPassword<'_>) -> IdentityDecision {
     IdentityDecision::Refused(refusal)
 }
 
-/// As PostgreSQL tells a hash from a password.
+/// Uses PostgreSQL's rule to distinguish an MD5 hash from a password.
 fn is_md5(text: &str) -> bool {
     let digits = text.strip_prefix("md5").unwrap_or_default();
     digits.len() == 32 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))

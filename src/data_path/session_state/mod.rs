@@ -1,4 +1,5 @@
-//! What a session has that a server must have too before it serves it, and what its texts may change about that. Pure.
+//! The state of a session that every server must have before it runs the session's requests, and how SQL
+//! changes it. Pure.
 
 pub mod channels;
 pub mod identity;

@@ -1,8 +1,8 @@
-//! What a server reports of its session (ParameterStatus), and what a client has been told of it. Pure.
+//! Reported parameters (ParameterStatus) of servers and clients. Pure.
 //!
-//! A client is never passed a server's ParameterStatus as it comes: in front of a reply it gets the difference between what it
-//! believes and what the server that replies reports. So both agree wherever the server comes from, and whoever changed a
-//! parameter: the client, another client of the same server, a reload of the host's configuration, a promotion.
+//! The proxy never forwards ParameterStatus directly. In front of a reply it sends the difference between the
+//! values that the client has and those of the replying server. Both agree whatever caused the change: this
+//! client, another client of the same server, a configuration reload or a promotion.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -11,19 +11,19 @@ use std::{
 
 use crate::wire::message::parameter_status;
 
-/// PostgreSQL 18 reports 15, and extensions may add some. Each that changes is compared with all of them.
+/// PostgreSQL 18 reports 15 parameters, and extensions add a few. Lookup is linear.
 pub const PARAMETERS_MAX: usize = 128;
-/// Of names and values together: twice what one ParameterStatus may have.
+/// Limit for all names and values: twice the size of the largest ParameterStatus.
 const BYTES_MAX: usize = 128 * 1024;
 
-/// Reported parameters and their values, in the order in which they were first reported.
+/// Reported parameters and their values, in the order of their first report.
 #[derive(Debug, Clone, Default)]
 pub struct ReportedParameters {
-    /// Shared with whoever knows the same: a copy costs no allocation for each value.
+    /// `Arc`: a clone allocates nothing per value.
     values: Vec<(Arc<str>, Arc<[u8]>)>,
-    /// The same for the same names and values, whatever their order.
+    /// Hash of all names and values, independent of their order.
     fingerprint: u64,
-    /// Of names and values together.
+    /// Size of all names and values.
     bytes: usize,
 }
 
@@ -33,7 +33,7 @@ impl PartialEq for ReportedParameters {
     }
 }
 
-/// Keyed, so that no client can choose values that look alike.
+/// A keyed hash, so that clients cannot construct collisions.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 fn fingerprint_of(name: &str, value: &[u8]) -> u64 {
@@ -41,7 +41,7 @@ fn fingerprint_of(name: &str, value: &[u8]) -> u64 {
 }
 
 impl ReportedParameters {
-    /// From names and values; of a name given twice the last value counts.
+    /// Creates the list. If a name is repeated, its last value counts.
     pub fn new<'v>(values: impl IntoIterator<Item = (&'v str, &'v [u8])>) -> Self {
         let mut reported = Self::default();
         for (name, value) in values {
@@ -50,8 +50,8 @@ impl ReportedParameters {
         reported
     }
 
-    /// Takes a value down; whether that is another one than before. What is more than a server of PostgreSQL reports is not
-    /// taken down.
+    /// Stores a value and returns whether it changed. Returns `false` and stores nothing if a limit is
+    /// reached.
     pub fn set(&mut self, name: &str, value: &[u8]) -> bool {
         let count = self.values.len();
         let known = self.values.iter_mut().find(|(known, _)| **known == *name).map(|(_, value)| value);
@@ -73,41 +73,42 @@ impl ReportedParameters {
         true
     }
 
-    /// Whether a parameter of this name is known, or there is room for one more.
+    /// Returns whether the parameter is stored already or can be added.
     pub fn has_room_for(&self, name: &str) -> bool {
         self.values.len() < PARAMETERS_MAX || self.values.iter().any(|(known, _)| **known == *name)
     }
 
-    /// The name as servers spell it, and the value; the name is compared without regard to case.
+    /// Returns the name as the server spells it and the value. Ignores case.
     pub fn find(&self, name: &str) -> Option<(&str, &[u8])> {
         let found = self.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(known, value)| (&**known, &**value))
     }
 
-    /// The value, if it is text.
+    /// Returns the value if it is valid UTF-8.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.find(name).and_then(|(_, value)| std::str::from_utf8(value).ok())
     }
 
-    /// Every name and value.
+    /// Iterates over names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.values.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// A ParameterStatus for each.
+    /// Appends a ParameterStatus for each parameter.
     pub fn write(&self, out: &mut Vec<u8>) {
         for (name, value) in self.iter() {
             parameter_status(out, name.as_bytes(), value);
         }
     }
 
-    /// Makes `told` agree with this, by a ParameterStatus for each value that differs. What is not reported here stays as it
-    /// was told: nothing can be taken back.
+    /// Appends a ParameterStatus for each value that differs from `client`, and updates `client`. Parameters
+    /// that the server does not report keep their value, because the protocol cannot withdraw a parameter.
     #[cold]
     pub fn tell(&self, told: &mut Arc<Self>, out: &mut Vec<u8>) {
         for (at, (name, value)) in self.iter().enumerate() {
             let known = told.value_near(at, name);
-            // The same name of a role in two encodings is no news, and nobody could tell it from another.
+            // Non-ASCII role names in two encodings count as equal, because the proxy does not convert
+            // encodings.
             let foreign = |value: &[u8]| !value.is_ascii();
             if known == Some(value) || known.is_some_and(|known| foreign(known) && foreign(value)) {
                 continue;
@@ -117,7 +118,7 @@ impl ReportedParameters {
         }
     }
 
-    /// The value of a parameter that is looked for at this place first: servers report in the same order.
+    /// Looks at index `at` first, because servers report in the same order.
     fn value_near(&self, at: usize, name: &str) -> Option<&[u8]> {
         let is_it = |(known, _): &&(Arc<str>, _)| **known == *name;
         let found = self.values.get(at).filter(is_it).or_else(|| self.values.iter().find(is_it));

@@ -1,8 +1,9 @@
-//! Parameters that are treated apart from others: what a text means does not depend on them, or nobody can set them again.
+//! Parameters that need special treatment: those that never change what a text means, and those that cannot
+//! be restored.
 //! Pure.
 
-/// Parameters that what a text means never depends on; sorted. Any other may matter, an extension's too, and what its
-/// output looks like: PostgreSQL works out what is constant when it plans.
+/// Parameters that never change the meaning of a text; sorted. All others may change it, also those of
+/// extensions and of output formats, because PostgreSQL evaluates constant expressions at planning time.
 pub const HARMLESS: [&str; 81] = [
     "application_name",
     "auto_explain.log_analyze",
@@ -87,13 +88,14 @@ pub const HARMLESS: [&str; 81] = [
     "work_mem",
 ];
 
-/// Whether what a text means may depend on a parameter, by its name in lower case.
+/// Returns whether the parameter may change the meaning of a text. `name` is in lower case.
 pub fn matters(name: &str) -> bool {
     let ends = UNASKABLE.contains(&name) && name != "session_authorization";
     HARMLESS.binary_search(&name).is_err() && !ends && !name.starts_with("pglobby.")
 }
 
-/// They end with their transaction, cannot be set again from what they show, or are reported but nobody's to set.
+/// Parameters that end with their transaction, cannot be set from the value they show, or cannot be set at
+/// all.
 pub const UNASKABLE: [&str; 10] = [
     "transaction_isolation",
     "transaction_read_only",

@@ -1,7 +1,7 @@
-//! Reasons for which a lease outlasts its transaction, as a set.
+//! Reasons to keep a server leased to a session after its transaction.
 
 bitflags::bitflags! {
-    /// Why a server stays with its client between transactions.
+    /// The reasons why a session keeps its server between transactions.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Pins: u16 {
         /// `pool_mode = "session"`.
@@ -20,26 +20,27 @@ bitflags::bitflags! {
         const LOAD = 1 << 6;
         /// currval, lastval.
         const SEQUENCE = 1 << 7;
-        /// A prepared statement that was too long to be kept.
+        /// A named prepared statement that was too long to be stored.
         const UNREAD = 1 << 8;
-        /// Settings that cannot be asked for by name.
+        /// Settings that the state query cannot read by name.
         const SETTINGS = 1 << 9;
-        /// A function keeps something in the session that only itself can undo (setseed).
+        /// State of a function that SQL cannot undo (`setseed`).
         const FUNCTION_STATE = 1 << 10;
-        /// A sequence was advanced in the session's last transaction, and its tenant reads currval or lastval.
+        /// The session's last transaction advanced a sequence, and clients of this tenant read currval or
+        /// lastval.
         const SEQUENCE_WRITTEN = 1 << 11;
-        /// The unnamed statement was too long to be kept.
+        /// An unnamed statement that was too long to be stored.
         const UNREAD_UNNAMED = 1 << 12;
-        /// Connections of dblink.
+        /// Connections opened by dblink.
         const DBLINK = 1 << 13;
     }
 }
 
 impl Pins {
-    /// What `currval` and `lastval` remember.
+    /// The values of `currval` and `lastval`.
     pub const SEQUENCES: Self = Self::SEQUENCE.union(Self::SEQUENCE_WRITTEN);
 
-    /// What a session may be asked to do without.
+    /// Pins that the proxy may break when other sessions wait for a server.
     pub const YIELDING: Self = Self::SEQUENCES.union(Self::UNREAD_UNNAMED);
 
     const NAMES: [(Self, &'static str); 14] = [
@@ -59,12 +60,12 @@ impl Pins {
         (Self::DBLINK, "dblink_connection"),
     ];
 
-    /// Every reason there is, with its name.
+    /// Iterates over all pins with their names.
     pub fn named() -> impl Iterator<Item = (Self, &'static str)> {
         Self::NAMES.into_iter()
     }
 
-    /// The reasons' names, for operators.
+    /// Iterates over the names shown to operators.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter().filter(move |(pin, _)| self.contains(*pin)).map(|(_, name)| name)
     }

@@ -1,36 +1,36 @@
-//! What takes parameters back to what they were when the session began: `RESET`. Pure.
+//! RESET: parameters that return to the value they had at session start. Pure.
 //!
-//! To PostgreSQL that is what the startup packet asked for. A server of ours was started without it: there `RESET` leads to
-//! PostgreSQL's own default, and what the session asked for is set again in front of its next request
-//! (`exchange/restore_startup.rs`).
+//! In PostgreSQL that is the value from the startup packet. A pooled server was started without the client's
+//! startup packet, so RESET returns to PostgreSQL's own default there. The proxy then sets the client's
+//! startup value before its next request (`exchange/restore_startup.rs`).
 
 use super::{Settings, parameters::UNASKABLE};
 use crate::data_path::sql::{Argument, Discard, Effects, Kind, SetValue, Statement};
 
-/// Which parameters a text takes back.
+/// The parameters that a text resets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resets {
-    /// By their names, and whether for the transaction only.
+    /// Names of parameters; `true` if reset for the transaction only.
     named: Vec<(Box<str>, bool)>,
-    /// All but the role: RESET ALL.
+    /// RESET ALL: all parameters except the role.
     all: bool,
-    /// The role as well: DISCARD ALL.
+    /// DISCARD ALL: the role too.
     role: bool,
-    /// A code block may take back any that PostgreSQL lists.
+    /// A DO block that may reset any parameter.
     code: bool,
 }
 
-/// A parameter of the startup packet that has been taken back.
+/// A startup parameter that a text has reset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reset {
-    /// In lower case.
+    /// Name in lower case.
     pub name: Box<str>,
-    /// It is set again for the transaction only.
+    /// Restore it for the current transaction only (SET LOCAL).
     pub local: bool,
 }
 
 impl Resets {
-    /// With what this statement takes back.
+    /// Adds the parameters that a statement resets.
     pub fn take(&mut self, statement: &Statement<'_>) {
         let mut add = |name: &[u8], local| self.named.push((String::from_utf8_lossy(name).into(), local));
         match &statement.kind {
@@ -53,12 +53,12 @@ impl Resets {
         }
     }
 
-    /// Itself, unless it takes nothing back.
+    /// Returns `None` if nothing is reset.
     pub fn unless_none(self) -> Option<Box<Self>> {
         (self != Self::default()).then(|| Box::new(self))
     }
 
-    /// With those that another text takes back for good.
+    /// Adds the resets of another text that outlast its transaction.
     #[cold]
     pub fn add(&mut self, other: &Self) {
         self.all |= other.all || self.named.len() + other.named.len() > NAMES_MAX;
@@ -70,12 +70,12 @@ impl Resets {
         self.named.truncate(NAMES_MAX);
     }
 
-    /// Whether this parameter is taken back for good.
+    /// Returns whether a text resets this parameter beyond its transaction.
     pub fn takes_back(&self, name: &str) -> bool {
         self.all || self.named.iter().any(|(named, local)| !local && **named == *name)
     }
 
-    /// Those of them that were given at `startup`.
+    /// Returns the startup parameters that are reset.
     fn concerned(&self, startup: &Settings) -> Vec<Reset> {
         let of = |name: &str| {
             let named = || self.named.iter().filter(|(named, _)| **named == *name);
@@ -88,38 +88,40 @@ impl Resets {
     }
 }
 
-/// Whether code may take something back: it says so, also in a text that it runs.
+/// Conservative: searches string literals and comments too, because a block may execute text that it
+/// contains.
 fn mentions_reset(code: &[u8]) -> bool {
     let is_reset = |word: &[u8]| word.eq_ignore_ascii_case(b"reset") || word.eq_ignore_ascii_case(b"default");
     code.split(|byte| !byte.is_ascii_alphabetic()).any(is_reset)
 }
 
-/// Of a parameter that PostgreSQL does not list nobody could tell whether code has reset it.
+/// PostgreSQL does not list a reset custom parameter (`a.b`), so its reset by code cannot be detected.
 fn may_be_reset_by_code(name: &str) -> bool {
     name != "role" && !name.contains('.')
 }
 
-/// So many names are told apart of what the transactions of a lease take back.
+/// Limit of the names kept for the transactions of one lease; beyond it, all parameters count as reset.
 const NAMES_MAX: usize = 1000;
 
-/// What is to be set again, in the transactions of a lease.
+/// Startup parameters to restore during a lease.
 #[derive(Debug, Default)]
 pub struct PendingRestore {
-    /// In front of the next request.
+    /// Restored before the next request.
     due: Vec<Reset>,
-    /// Has been set again in a batch that may yet fail, when what came before it has succeeded: once more, behind it.
+    /// Restored within a batch that may still fail and roll back the restore but not the reset (which ran
+    /// before the batch). Repeated after the batch in that case.
     again: Vec<Reset>,
-    /// By portals that have yet to run.
+    /// Resets of bound portals that have not run yet.
     bound: Vec<(Box<[u8]>, Vec<Reset>)>,
-    /// This portal needs none of it.
+    /// The portal before which nothing is restored.
     pub passes: Option<Box<[u8]>>,
 }
 
-/// So many portals that take something back are told apart.
+/// Limit of bound portals with resets; beyond it, a reset counts as run at Bind.
 const PORTALS_MAX: usize = 64;
 
 impl PendingRestore {
-    /// A text with these `resets` runs, in a simple query or behind this portal's next Execute.
+    /// Records the resets of a text that runs now (`portal` is `None`) or at the next Execute of `portal`.
     pub fn note(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
         let taken = resets.concerned(startup);
         match portal {
@@ -129,13 +131,13 @@ impl PendingRestore {
         }
     }
 
-    /// A portal is another from now on.
+    /// Forgets the resets of a portal that is bound again.
     pub fn rebinds(&mut self, portal: &[u8]) {
         self.bound.retain(|(bound, _)| **bound != *portal);
         self.passes.take_if(|passes| **passes == *portal);
     }
 
-    /// A portal runs.
+    /// Marks the resets of a portal as run.
     pub fn runs(&mut self, portal: &[u8]) {
         while let Some(at) = self.bound.iter().position(|(bound, _)| **bound == *portal) {
             let (_, taken) = self.bound.swap_remove(at);
@@ -143,7 +145,7 @@ impl PendingRestore {
         }
     }
 
-    /// What is set again now: in a batch of its own (`apart`), or within the client's.
+    /// Returns what to restore now: in a batch of its own (`separate_batch`), or within the client's.
     pub fn take_due(&mut self, apart: bool) -> Vec<Reset> {
         let mut due = std::mem::take(&mut self.due);
         match apart {
@@ -153,18 +155,18 @@ impl PendingRestore {
         due
     }
 
-    /// What has been set again in this batch may be undone, and what it is for may not.
+    /// Schedules a second restore, because a failed batch may have rolled back the first.
     pub fn is_due_again(&mut self) {
         merge(&mut self.due, std::mem::take(&mut self.again));
     }
 
-    /// Nothing is to be set again.
+    /// Returns whether nothing needs to be restored.
     pub fn is_empty(&self) -> bool {
         self.due.is_empty() && self.again.is_empty() && self.bound.is_empty()
     }
 }
 
-/// What is taken back for good is, whatever is for the transaction only.
+/// A reset beyond the transaction takes precedence over one for the transaction only.
 fn merge(all: &mut Vec<Reset>, more: Vec<Reset>) {
     for reset in more {
         match all.iter_mut().find(|known| known.name == reset.name) {
@@ -174,8 +176,9 @@ fn merge(all: &mut Vec<Reset>, more: Vec<Reset>) {
     }
 }
 
-/// A text in front of which nothing is set again: it ends the transaction, or part of it, or must come before all else in it
-/// (`SET TRANSACTION`). Any other SET needs it: what RESET and SET LOCAL do to one parameter in one transaction is, to PostgreSQL, set.
+/// Returns whether no restore may precede this text: it ends a transaction or a part of it, or must be the
+/// first statement of a transaction (`SET TRANSACTION`). Every other SET needs the restore first: PostgreSQL
+/// merges RESET and SET LOCAL of one parameter within a transaction.
 pub fn needs_none(text: &[u8]) -> bool {
     const ENDS: [&[u8]; 4] = [b"commit", b"end", b"rollback", b"abort"];
     let text = text.trim_ascii();
@@ -203,7 +206,7 @@ mod tests {
         Settings::new(values.map(|(name, value)| (name.to_owned(), value.to_owned())))
     }
 
-    /// What is set again behind a text; with a `~` for the transaction only.
+    /// The restored names, joined; `~` marks a restore for the transaction only.
     fn behind(sql: &str) -> String {
         let mut pending = PendingRestore::default();
         let read = SideEffects::read(sql.as_bytes(), Lexing::default());

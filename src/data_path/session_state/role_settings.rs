@@ -1,26 +1,27 @@
-//! Settings of role and database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL reads them when a session begins,
-//! and never again for that session. Pure; a pool asks for them in `pool/role_settings.rs`.
+//! Settings of a role or a database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL applies them
+//! only at session start.
+//! Pure; `pool/role_settings.rs` queries them.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::Settings;
 
-/// Settings that the servers of a pool began with.
+/// The role and database settings that were in effect when a pool's servers started.
 #[derive(Debug, Default)]
 pub struct RoleSettings {
-    /// The catalogue's rows for role and database; `None`: the server refused the query.
+    /// The `pg_db_role_setting` rows; `None` if the server rejected the query.
     written: Option<Vec<u8>>,
-    /// The parameters in these rows that a session may set itself.
+    /// Parameters in these rows that a session may set.
     named: BTreeSet<Box<str>>,
-    /// Values at session start, of `named` and of parameters that differ from PostgreSQL's built-in value.
+    /// Start values of the parameters in `named`, and of all that differ from PostgreSQL's built-in value.
     values: Settings,
-    /// PostgreSQL's built-in values of `named`.
+    /// Built-in values of the parameters in `named`.
     built_in: Settings,
 }
 
 impl RoleSettings {
-    /// The parameters that a session which began with these settings must set on servers that began with
-    /// `now`.
+    /// Returns name and value of the parameters that a session which started with `self` must set on servers
+    /// that started with `now`.
     pub fn differing_from(&self, now: &Self) -> Vec<(Box<str>, Box<str>)> {
         let built_in = |name: &str| now.built_in.get(name).or_else(|| self.built_in.get(name));
         let value = |start: &'_ Self, name: &str| -> Option<Box<str>> {
@@ -33,12 +34,13 @@ impl RoleSettings {
         self.named.union(&now.named).filter_map(|name| differs(name)).collect()
     }
 
-    /// Whether the catalogue's rows have changed. `false` where either are not known.
+    /// Returns whether the stored rows differ from `now`; `false` if either is unknown.
     pub fn is_written_otherwise(&self, now: Option<&[u8]>) -> bool {
         self.written.as_deref().zip(now).is_some_and(|(then, now)| then != now)
     }
 
-    /// From the catalogue's rows, and the rows `(name, value, built-in value, whether the catalogue names it)`.
+    /// Parses the stored rows and the rows `(name, value, built-in value, whether a stored row has the
+    /// name)`.
     pub fn read(written: Option<Vec<u8>>, values: &[Vec<Option<Vec<u8>>>]) -> Self {
         let mut start = Self { written, ..Self::default() };
         for row in values {
@@ -56,26 +58,26 @@ impl RoleSettings {
     }
 }
 
-/// Whether a session began with the same settings as the servers of its pool.
+/// How the settings at a session's start relate to those of its pool's servers.
 #[derive(Debug, Default)]
 pub enum StartSettings {
-    /// Not known: the session logged in without a server. Its first server decides.
+    /// Unknown, because the session logged in without a server. Its first server decides.
     #[default]
     Unseen,
-    /// It did, or has set the parameters that differ.
+    /// The same, or the session has set the parameters that differ.
     Alike(Arc<RoleSettings>),
-    /// It began with these; its pool has been replaced since.
+    /// The session started with these settings; its pool has been replaced since.
     Before(Arc<RoleSettings>),
 }
 
 impl StartSettings {
-    /// Whether it can use servers of its pool as they are.
+    /// Returns whether the session can use its pool's servers unchanged.
     #[inline]
     pub fn is_alike(&self) -> bool {
         matches!(self, Self::Alike(_))
     }
 
-    /// Its pool has been replaced.
+    /// Must be called when the session's pool is replaced.
     pub fn pool_replaced(&mut self) {
         if let Self::Alike(start) = self {
             *self = Self::Before(start.clone());

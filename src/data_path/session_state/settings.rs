@@ -1,16 +1,16 @@
-//! The parameters that a session has SET. Pure.
+//! Parameters that a session has set. Pure.
 
 use crate::data_path::memory_limit::PIECE_BYTES;
 
-/// The parameters by which a session differs from a server that has just been opened; sorted by name.
+/// The parameters in which a session differs from a new server; sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Settings {
     values: Vec<(Box<str>, Box<str>)>,
 }
 
 impl Settings {
-    /// From names and values in any order; of a name given twice the last value counts. Names are compared without
-    /// regard to case, as PostgreSQL does.
+    /// Creates settings from names and values in any order. If a name is repeated, its last value counts.
+    /// Names are case-insensitive, as in PostgreSQL.
     pub fn new(values: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut settings = Self::default();
         for (name, value) in values {
@@ -19,7 +19,7 @@ impl Settings {
         settings
     }
 
-    /// Sets a value or takes it away.
+    /// Sets a value, or removes it for `None`.
     pub fn set(&mut self, name: &str, value: Option<&str>) {
         let name = name.to_ascii_lowercase().into_boxed_str();
         match (self.values.binary_search_by(|(known, _)| known.cmp(&name)), value) {
@@ -30,48 +30,48 @@ impl Settings {
         }
     }
 
-    /// These, with another value of one, or without it.
+    /// Returns a copy with one value changed or removed.
     pub fn with(&self, name: &str, value: Option<&str>) -> Self {
         let mut settings = self.clone();
         settings.set(name, value);
         settings
     }
 
-    /// The value of a parameter, by its name in lower case.
+    /// Returns the value of a parameter; `name` is in lower case.
     pub fn get(&self, name: &str) -> Option<&str> {
         let at = self.values.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
         self.values.get(at).map(|(_, value)| &**value)
     }
 
-    /// Every name and value.
+    /// Iterates over names and values, in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.values.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// Those whose names are such.
+    /// Returns only the settings whose names pass `filter`.
     pub fn only(&self, is_such: impl Fn(&str) -> bool) -> Self {
         Self { values: self.values.iter().filter(|(name, _)| is_such(name)).cloned().collect() }
     }
 
-    /// How many there are.
+    /// Returns the number of settings.
     pub fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// What they take.
+    /// Returns the memory used in bytes.
     pub fn bytes(&self) -> usize {
         let each = size_of::<(Box<str>, Box<str>)>() + 2 * PIECE_BYTES;
         self.values.iter().map(|(name, value)| name.len() + value.len() + each).sum()
     }
 
-    /// What they would take without these, and with so many bytes of text in their place.
+    /// Returns the memory in bytes after `names` are replaced by `text` bytes of new values.
     pub fn bytes_with(&self, names: &[Box<str>], text: usize) -> usize {
         let known = |name: &str| self.get(name).map_or(0, |value| name.len() + value.len());
         let replaced: usize = names.iter().map(|name| known(name)).sum();
         (self.bytes() + text).saturating_sub(replaced)
     }
 
-    /// Whether the session is as a server is opened.
+    /// Returns whether the session has the settings of a new server.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }

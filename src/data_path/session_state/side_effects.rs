@@ -1,7 +1,9 @@
-//! What a text may leave behind in the session that runs it. Pure; a text is read once, when it is parsed or first seen.
+//! Side effects: the state that a text may leave in the session that runs it. Pure; a text is parsed once and
+//! the result is stored.
 //!
-//! `statement/` says what a text may do; here is decided what follows from it for a session that goes from server to
-//! server: what to ask the server when the transaction is over, and what pins at once because nobody can be asked.
+//! `sql/` says what a text may do. This file derives what the proxy must do for a session that changes
+//! servers: which state to check after the transaction, and which effects pin the server at once because no
+//! query can detect them.
 
 #[cfg(test)]
 mod tests;
@@ -12,47 +14,47 @@ use crate::data_path::sql::{
     Statement, TenantMention, dotted_names, words,
 };
 
-/// What a text may leave behind in the session that runs it; read once.
+/// The side effects that a text may have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SideEffects {
-    /// What to ask the server when the transaction is over.
+    /// State to check on the server after the transaction.
     pub checks: StateChecks,
-    /// The parameters it names, in lower case.
+    /// Parameters that the text names, in lower case.
     pub names: Option<Box<[Box<str>]>>,
-    /// Bytes of the statements that SET them.
+    /// Size of the statements that SET parameters.
     pub set_bytes: usize,
-    /// What the server cannot be asked about, and pins.
+    /// Pins for state that no query can detect.
     pub pins: Pins,
-    /// It only tidies up, as drivers' pools do between two users of a connection.
+    /// The text only resets the session, as drivers do between two users of a connection.
     pub driver_reset: Option<DriverReset>,
-    /// It is LOAD and nothing else: if it fails, nothing is loaded.
+    /// The text is a single LOAD: if it fails, nothing is loaded.
     pub only_loads: bool,
-    /// PREPARE, EXECUTE or DEALLOCATE: servers know statements under other names.
+    /// PREPARE, EXECUTE or DEALLOCATE: their names must be rewritten for the server.
     pub names_statements: bool,
-    /// It takes statements away that are prepared: DEALLOCATE, DISCARD ALL.
+    /// DEALLOCATE or DISCARD ALL: removes prepared statements.
     pub deallocates: bool,
-    /// It may look at what is prepared (`pg_prepared_statements`).
+    /// May read the list of prepared statements (`pg_prepared_statements`).
     pub inspects: bool,
-    /// What it has to do with the tenant of the session.
+    /// Whether the text reads or sets the session's tenant.
     pub tenant: TenantMention,
-    /// It is about roles or a database: see [`super::identity`].
+    /// May change roles or a database: see [`super::identity`].
     pub identity: bool,
-    /// It may commit a transaction that was begun before.
+    /// May commit a transaction that an earlier text began.
     pub commits: bool,
-    /// It may advance a sequence, by a default perhaps.
+    /// May advance a sequence, also by a column default.
     pub advances_sequence: bool,
-    /// It calls a function that signals another session; `None` too if it calls both.
+    /// Signals another session. `None` also if the text calls both functions.
     pub signals: Option<BackendSignal>,
-    /// It takes parameters back to what they were when the session began.
+    /// Parameters that return to their value at session start.
     pub resets: Option<Box<Resets>>,
 }
 
-/// What one session may do to another by SQL.
+/// How a session can signal another one by SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendSignal {
-    /// `pg_cancel_backend`: ends what it runs.
+    /// `pg_cancel_backend`: cancels the current query.
     Cancel,
-    /// `pg_terminate_backend`: ends it.
+    /// `pg_terminate_backend`: closes the session.
     Terminate,
 }
 
@@ -66,19 +68,19 @@ impl BackendSignal {
     }
 }
 
-/// What a text that only tidies up leaves of the session's settings.
+/// Which settings remain after a driver's reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverReset {
     /// All of them.
     KeepsSettings,
-    /// None but the role: RESET ALL.
+    /// Only the role remains: RESET ALL.
     ResetsSettings,
-    /// None: DISCARD ALL.
+    /// None remain: DISCARD ALL.
     DiscardsAll,
 }
 
 impl DriverReset {
-    /// What a text of nothing but such statements does; `None` if another one is among them.
+    /// Returns `None` if the text contains other statements than resets.
     fn read(sql: &[u8], lexing: Lexing) -> Option<Self> {
         let mut all = Self::KeepsSettings;
         for statement in sql::statements(sql, lexing) {
@@ -94,7 +96,7 @@ impl DriverReset {
     }
 }
 
-/// `SELECT pg_advisory_unlock_all()` as drivers write it.
+/// Matches `SELECT pg_advisory_unlock_all()` as drivers write it.
 fn is_unlock_all(statement: &Statement<'_>) -> bool {
     let text = statement.text.to_ascii_lowercase();
     let call = text.strip_prefix(b"select").map(<[u8]>::trim_ascii);
@@ -103,20 +105,21 @@ fn is_unlock_all(statement: &Statement<'_>) -> bool {
 }
 
 impl SideEffects {
-    /// It may have to wait, or be refused: it speaks of the session's tenant, or of roles or a database.
+    /// Returns whether the request may have to wait or be rejected, because it concerns the tenant, roles or
+    /// a database.
     #[inline]
     pub fn is_guarded(&self) -> bool {
         self.identity || self.tenant == TenantMention::Sets
     }
 
-    /// A text nobody reads.
+    /// The side effects of a text that is too long to be read.
     pub fn unread() -> Self {
         let mut checks = StateChecks::FUNCTIONS;
         checks.insert(Self::anything().checks);
         Self { checks: checks, commits: true, advances_sequence: true, ..Self::default() }
     }
 
-    /// Reads a text.
+    /// Parses a text.
     #[inline]
     pub fn read(sql: &[u8], lexing: Lexing) -> Self {
         let effects = sql::effects(sql, lexing);
@@ -130,14 +133,14 @@ impl SideEffects {
         }
     }
 
-    /// What cannot be told at all may leave anything behind.
+    /// Any side effect: for texts that cannot be analysed.
     pub fn anything() -> Self {
         let mut checks = StateChecks::EVERYTHING;
         checks.insert(StateChecks::UNNAMED);
         Self { checks: checks, ..Self::default() }
     }
 
-    /// A call of a function of PostgreSQL's own, wherever it stands.
+    /// The side effects of a call of a built-in function.
     pub fn of_call(name: &[u8]) -> Self {
         let mut call = Self::default();
         let effects = Effects::of_call(name);
@@ -149,7 +152,8 @@ impl SideEffects {
         call
     }
 
-    /// What a call of a function with this body, in SQL or PL/pgSQL, may leave behind; `effects` are the body's.
+    /// The side effects of calling a function with this SQL or PL/pgSQL body; `effects` are those of the
+    /// body.
     pub fn of_body(effects: Effects, body: &[u8]) -> Self {
         let mut found = Self::default();
         if !HARMLESS.contains(effects) {
@@ -178,7 +182,7 @@ impl SideEffects {
         found
     }
 
-    /// The same in a language that puts together what it runs.
+    /// The same for languages whose SQL is built at run time.
     pub fn of_foreign_body(body: &[u8]) -> Self {
         let names: Box<[Box<str>]> = dotted_names(body).collect();
         Self { names: Some(names), ..Self::anything() }
@@ -219,7 +223,7 @@ impl SideEffects {
             identity |= statement.identity_change().is_some();
             taken_back.take(&statement);
             if !is_read_again(&statement) {
-                // A FETCH may do it, at the latest when the transaction ends: what is held is read then.
+                // A FETCH may have these effects, at the latest at commit of a cursor WITH HOLD.
                 let mut later = Self::default();
                 later.follow(statement.deferred);
                 checks.insert(later.checks);
@@ -272,11 +276,11 @@ impl SideEffects {
         }
     }
 
-    /// The parameters that a SET or RESET names; `false` if it may change others as well.
+    /// Adds the parameters that a SET or RESET names. Returns `false` if it may change others too.
     fn parameters(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> bool {
         let mut add = |name: &[u8]| names.push(String::from_utf8_lossy(name).into());
         match &statement.kind {
-            // It takes the role with it.
+            // RESET SESSION AUTHORIZATION resets the role too.
             Kind::Reset(name) if **name == *b"session_authorization" => {
                 add(name);
                 add(b"role");
@@ -293,8 +297,8 @@ impl SideEffects {
         true
     }
 
-    /// The parameters that calls of set_config name. One that cannot be told may be of a kind that PostgreSQL does not
-    /// list: that pins. What code in PL/pgSQL runs by EXECUTE is asked about as in any other code.
+    /// Adds the parameters that calls of set_config name. A computed name may be a custom parameter, which
+    /// PostgreSQL does not list: it pins. PL/pgSQL code that uses EXECUTE is checked like any other code.
     fn set_configs(statement: &Statement<'_>, names: &mut Vec<Box<str>>) -> (StateChecks, Pins) {
         const ANY: StateChecks = StateChecks::ANY_SETTING;
         if !statement.effects.contains(Effects::SET_CONFIG) {
@@ -311,7 +315,7 @@ impl SideEffects {
         }
     }
 
-    /// Whether they can all be told.
+    /// Adds the names of all calls. Returns `false` if a name is computed.
     fn name_all(calls: SetConfigs<'_>, names: &mut Vec<Box<str>>) -> bool {
         for call in calls {
             match (call.name, call.local) {
@@ -325,7 +329,7 @@ impl SideEffects {
     }
 }
 
-/// Whether a statement sets, for its transaction, what matters when a text is parsed.
+/// Returns whether a statement changes parsing until its transaction ends.
 fn changes_parsing(statement: &Statement<'_>) -> bool {
     let name_matters = |name: &[u8]| std::str::from_utf8(name).map_or(true, matters);
     let is_set = match &statement.kind {
@@ -341,10 +345,10 @@ fn changes_parsing(statement: &Statement<'_>) -> bool {
     is_set || calls && (statement.effects.contains(Effects::HIDDEN) || statement.set_configs().any(called))
 }
 
-/// A DO, or a text within the text, sets something.
+/// A DO block or nested text sets a parameter.
 const HIDDEN_LOCAL: Effects = Effects::HIDDEN.union(Effects::SETTING_LOCAL);
 
-/// Whether one of the statements is COMMIT, END or PREPARE TRANSACTION, as far as their first words tell.
+/// Looks only at the first word of each statement for COMMIT, END or PREPARE TRANSACTION.
 fn commits(sql: &[u8]) -> bool {
     const ENDS: [&[u8]; 3] = [b"commit", b"end", b"prepare"];
     let first = |part: &[u8]| -> usize {
@@ -356,7 +360,8 @@ fn commits(sql: &[u8]) -> bool {
     })
 }
 
-/// Whether a text may advance a sequence. SELECT and UPDATE do so by name only, which is seen at a glance in most.
+/// Returns whether a text may advance a sequence. SELECT and UPDATE do it only by a function name that
+/// contains a `v`, which a fast scan excludes for most texts.
 #[inline]
 fn may_advance(sql: &[u8]) -> bool {
     let text = sql.trim_ascii();
@@ -373,27 +378,28 @@ fn has_advancing_word(text: &[u8]) -> bool {
     words(text).any(|word| WORDS.iter().any(|advances| word.eq_ignore_ascii_case(advances)))
 }
 
-/// Whether a statement does nothing but SET a parameter for the session, so that its text tells how long the value is.
+/// Returns whether a statement only sets parameters, so that its length limits the size of the value.
 fn is_set(statement: &Statement<'_>) -> bool {
     matches!(statement.kind, Kind::Set { value: SetValue::Text(_), .. })
         || statement.lone_set_config().is_some()
 }
 
-/// Whether a parameter that is named goes back to where it was.
+/// Returns whether a statement resets a parameter by name.
 fn resets(kind: &Kind<'_>) -> bool {
     matches!(kind, Kind::Reset(_) | Kind::Set { local: false, value: SetValue::Default, .. })
 }
 
-/// Whether what a statement may do later is looked at when it is done: a function's body, a view, what PREPARE prepares.
+/// Returns whether the deferred effects are analysed later: those of a function body, a view or a prepared
+/// statement.
 fn is_read_again(statement: &Statement<'_>) -> bool {
     matches!(statement.kind, Kind::CreateRoutine | Kind::Ddl | Kind::Prepare { .. })
 }
 
-/// Makes prepared statements doubtful whatever else a text does.
+/// Effects that require a check of prepared statements, whatever the text names.
 const EVERYTHING_PREPARED: Effects = Effects::DISCARD.union(Effects::DYNAMIC).union(Effects::UNKNOWN);
 
-/// Whether a text may make or change functions, or only what calls them; or settings of a role or a database. `tables`: tables
-/// count, whose defaults may.
+/// Returns the checks after DDL: on functions, on objects that call functions (tables count if `tables` is
+/// set, because of their defaults), and on settings of roles and databases.
 fn changed_objects(text: &[u8], tables: bool) -> StateChecks {
     const FUNCTIONS: [&[u8]; 11] = [
         b"function",
@@ -429,7 +435,7 @@ fn changed_objects(text: &[u8], tables: bool) -> StateChecks {
         if verb && (CALLERS.iter().any(is) || tables && TABLES.iter().any(is)) {
             changed.insert(StateChecks::CALLERS);
         }
-        // A view or a default that calls one of PostgreSQL's own leaves something behind by itself.
+        // A view or default that calls a built-in session function has side effects itself.
         calls |= word.len() > 6 && SESSION_FUNCTIONS.iter().any(|name| is(&name.as_bytes()));
     }
     let functions =
@@ -437,12 +443,12 @@ fn changed_objects(text: &[u8], tables: bool) -> StateChecks {
     if functions { changed.difference(StateChecks::CALLERS).union(StateChecks::FUNCTIONS) } else { changed }
 }
 
-/// How PostgreSQL reads a boolean, as far as drivers write one.
+/// PostgreSQL's spellings of true, as far as drivers use them.
 fn is_true(text: &[u8]) -> bool {
     [&b"true"[..], b"t", b"on", b"yes", b"1"].iter().any(|word| text.eq_ignore_ascii_case(word))
 }
 
-/// Leaves nothing behind that the next transaction could miss on another server.
+/// Effects that end with the transaction or do not matter to the session.
 const HARMLESS: Effects = Effects::TRANSACTION
     .union(Effects::SETTING_LOCAL)
     .union(Effects::NOTIFY)
@@ -456,7 +462,7 @@ const HARMLESS: Effects = Effects::TRANSACTION
     .union(Effects::ANY_RELATION)
     .union(Effects::HIDDEN);
 
-/// What each effect makes doubtful, and what it pins.
+/// For each effect: the checks that it requires and the pins that it sets.
 const CONSEQUENCES: [(Effects, StateChecks, Pins); 13] = [
     (Effects::PREPARED, StateChecks::PREPARED, Pins::empty()),
     (Effects::LISTEN, StateChecks::LISTEN, Pins::empty()),

@@ -1,12 +1,12 @@
-//! What may have been left in a session, and how its server is asked whether it has. Pure.
+//! State checks: what may remain in a session after a transaction, and the queries that find out. Pure.
 
 use super::pins::Pins;
 
 bitflags::bitflags! {
-    /// What a transaction leaves uncertain until the server is asked.
+    /// State to check on the server after a transaction.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct StateChecks: u16 {
-        /// Parameters whose names are known.
+        /// Parameters with known names.
         const NAMED_SETTINGS = 1;
         /// Any parameter.
         const ANY_SETTING = 1 << 1;
@@ -22,35 +22,36 @@ bitflags::bitflags! {
         const PREPARED = 1 << 6;
         /// Everything above.
         const EVERYTHING = 0x7f;
-        /// Functions: they are read again (see `catalogue/`).
+        /// Functions changed: load them again (see `functions/`).
         const FUNCTIONS = 1 << 7;
-        /// What calls functions: if some leave anything behind, it is read again as well.
+        /// Triggers, views and other objects that call functions changed: load again if any function has side
+        /// effects.
         const CALLERS = 1 << 10;
-        /// Whether functions are still as they were read.
+        /// Compare the functions with the loaded ones, without a known change.
         const LEARN = 1 << 8;
-        /// Parameters of a kind that PostgreSQL does not list, under names that nobody knows: the server's are all set anew
-        /// before its next use.
+        /// Custom parameters with unknown names, which PostgreSQL does not list. All settings of the server
+        /// are reset and set again before its next use.
         const UNNAMED = 1 << 9;
-        /// What a session begins with: settings of its role or its database.
+        /// Settings of a role or database, which apply at session start.
         const SESSION_START = 1 << 11;
-        /// Parameters that matter when a text is parsed, until the transaction ends. Nobody need be asked about them.
+        /// Parameters that affect parsing until the transaction ends. Needs no query.
         const LOCAL_SETTINGS = 1 << 12;
-        /// Whether the unnamed statement is still one that was too long to be kept.
+        /// Whether the unnamed statement is still one that was too long to be stored.
         const UNREAD = 1 << 13;
-        /// Connections of dblink. Asked apart, where the extension is.
+        /// Connections of dblink. A separate query, sent only where the extension is installed.
         const DBLINK = 1 << 14;
-        /// Whether the parameters that are named are set at all: one of them was reset, or something failed.
+        /// Whether named parameters are set at all: one was reset, or a statement failed.
         const SOURCES = 1 << 15;
     }
 }
 
 impl StateChecks {
-    /// The pins that the server's answer decides on. `$2` are the names of statements that we know of.
+    /// Pins that depend on the server's answer. `$2` is the list of prepared statements known to the proxy.
     pub const PINS: [(Self, Pins, &'static str); 5] = [
         (
             Self::TEMPORARY,
             Pins::TEMPORARY,
-            // Whatever is in a schema depends on it: by index, where pg_class and its like would be read whole.
+            // pg_depend has an index for this; pg_class would be scanned completely.
             "EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
              AND refobjid = pg_catalog.pg_my_temp_schema())",
         ),

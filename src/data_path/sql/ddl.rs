@@ -1,4 +1,4 @@
-//! Statements about objects: CREATE, DROP and ALTER as far as temporary ones are concerned, SELECT INTO, COPY, DO.
+//! CREATE, DROP and ALTER (mainly of temporary objects), SELECT INTO, COPY and DO.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use super::{
     token_reader::Reader,
 };
 
-/// SELECT and its like.
+/// Classifies SELECT and other queries.
 pub(super) fn query<'a>(into_temp: bool) -> Reading<'a> {
     if into_temp {
         let kind = Kind::CreateTemp { what: Object::Table, name: None, drop_on_commit: false };
@@ -18,7 +18,7 @@ pub(super) fn query<'a>(into_temp: bool) -> Reading<'a> {
     }
 }
 
-/// After CREATE.
+/// Parses the rest of CREATE.
 pub(super) fn create<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     reader.eat_all(&[b"or", b"replace"]);
     let scoped = reader.eat_any(&[b"local", b"global"]);
@@ -44,7 +44,7 @@ pub(super) fn create<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Read
     let (in_pg_temp, name) = reader.qualified_name()?;
     let mut drop_on_commit = false;
     let mut prepared = None;
-    // Functions in defaults, constraints and views run when they are used, those of AS at once.
+    // Functions in defaults, constraints and views run when the object is used; those of AS run at once.
     let mut calls = CallsRun::Later;
     if what == Object::Table {
         let mut tail = *reader;
@@ -67,7 +67,7 @@ pub(super) fn create<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Read
     Some(Reading { prepared, calls, ..Reading::of(kind, effects) })
 }
 
-/// CREATE of what has no TEMP in its grammar; in `pg_temp` it is temporary all the same.
+/// CREATE of objects whose grammar has no TEMP; with the schema `pg_temp` they are temporary too.
 fn create_other<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Reading<'a> {
     if reader.eat_any(&[b"function", b"procedure"]) {
         let (kind, effects) = match reader.qualified_name() {
@@ -80,7 +80,7 @@ fn create_other<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Reading<'a> {
     if reader.eat_any(&[b"database", b"tablespace", b"subscription"]) {
         return Reading::of(Kind::Ddl, Effects::DDL | Effects::OUTSIDE_TRANSACTION);
     }
-    // A materialised view's functions run at once, those of a rule, a trigger or a default when they are used.
+    // A materialized view's functions run at once; those of a rule, trigger or default when it is used.
     let calls = if reader.is(b"materialized") { CallsRun::Now } else { CallsRun::Later };
     let mut effects = Effects::DDL;
     let mut index = *reader;
@@ -101,7 +101,7 @@ fn temporary_other(name: std::borrow::Cow<'_, [u8]>) -> Kind<'_> {
     Kind::CreateTemp { what: Object::Other, name: Some(name), drop_on_commit: false }
 }
 
-/// After DROP.
+/// Parses the rest of DROP.
 pub(super) fn drop<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let outside = reader.is(b"database") || reader.is(b"tablespace") || reader.is(b"subscription");
     let what = if reader.eat(b"table") {
@@ -123,14 +123,14 @@ pub(super) fn drop<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Readin
     Some(Reading::of(Kind::Drop { what, names }, Effects::DDL | Effects::DROP))
 }
 
-/// After ALTER.
+/// Parses the rest of ALTER.
 pub(super) fn alter<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let outside = reader.is(b"system") || reader.is(b"database") || reader.is(b"subscription");
     let effects = if outside { Effects::DDL | Effects::OUTSIDE_TRANSACTION } else { Effects::DDL };
     Some(Reading::of(Kind::Ddl, effects))
 }
 
-/// After COPY. FROM and TO are reserved: outside parentheses the first of them says the direction.
+/// Parses the rest of COPY. FROM and TO are reserved: outside parentheses the first of them is the direction.
 pub(super) fn copy<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     loop {
         if reader.is_symbol(b'(') {
@@ -154,13 +154,13 @@ pub(super) fn copy<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     Some(Reading::of(Kind::Copy(copy), effects))
 }
 
-/// After DO.
+/// Parses the rest of DO.
 pub(super) fn code_block<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let inner = function_body::effects_of_literals(reader.text(reader.rest()), lexing);
     Some(Reading::of(Kind::Do, Effects::CODE | inner))
 }
 
-/// The code of a DO, where it is in PL/pgSQL; `text` is the whole statement.
+/// Returns the code of a DO block in PL/pgSQL; `text` is the whole statement.
 pub(super) fn code_of_block(text: &[u8], lexing: Lexing) -> Option<Cow<'_, [u8]>> {
     let mut reader = Reader::new(text, lexing);
     reader.eat(b"do").then_some(())?;

@@ -1,16 +1,17 @@
-//! What EXECUTE runs in a function, where every piece of it can be told: literals, and `format`, `quote_ident` and
-//! `quote_literal` around what cannot. What those put in is a name or a value and nothing else.
+//! EXECUTE in a function, if its text consists of literals and of `format`, `quote_ident` and `quote_literal`
+//! calls only.
+//! Those calls add a single name or value each, so the text can be analysed.
 
 use super::{
     Effects, Lexing, function_body::effects_of_code, identifiers, plain_query::is_word,
     statement_scan::runs_text, token_reader::Reader,
 };
 
-/// Stands for a name that nobody knows.
+/// Placeholder for an unknown name.
 const NAME: &[u8] = b"pglobby_built";
 const VALUE: &[u8] = b"'x'";
 
-/// What the texts that are put together in a body might do; `None` if one of them cannot be told.
+/// Returns the effects of all EXECUTEs in a body; `None` if the text of one is unknown.
 pub(super) fn effects(code: &[u8], lexing: Lexing) -> Option<Effects> {
     let mut found = Effects::empty();
     let mut reader = Reader::new(code, lexing);
@@ -19,7 +20,8 @@ pub(super) fn effects(code: &[u8], lexing: Lexing) -> Option<Effects> {
             let is_literal = { reader }.literal().is_some();
             let (text, pieces) = text(&mut reader, lexing)?;
             let does = effects_of_code(&text, lexing, 1, true);
-            // Which parameter it sets must stand in the body as it is.
+            // The parameter's name must stand in the body in one piece, because the state check searches it
+            // there.
             let sets = does.contains(Effects::SETTING) && !(is_literal && pieces == 1);
             if sets || does.contains(Effects::SET_CONFIG) || calls_unknown(&text, lexing) {
                 return None;
@@ -39,14 +41,14 @@ pub(super) fn effects(code: &[u8], lexing: Lexing) -> Option<Effects> {
     (!found.intersects(Effects::DYNAMIC | Effects::UNKNOWN)).then_some(found)
 }
 
-/// The expression behind EXECUTE, up to what ends it; and of how many pieces it is.
+/// Parses the expression after EXECUTE. Returns the text and the number of its pieces.
 fn text(reader: &mut Reader<'_>, lexing: Lexing) -> Option<(Vec<u8>, usize)> {
     let (mut text, mut pieces) = (Vec::new(), 0);
     loop {
         let end = text.len();
         piece(reader, lexing, &mut text)?;
         pieces += 1;
-        // A name that is in pieces stands nowhere in the body.
+        // A name split between pieces cannot be found in the body.
         let is_word_at = |at: usize| text.get(at).is_some_and(|byte| is_word(*byte));
         if end.checked_sub(1).is_some_and(is_word_at) && is_word_at(end) {
             return None;
@@ -76,7 +78,7 @@ fn piece(reader: &mut Reader<'_>, lexing: Lexing, text: &mut Vec<u8>) -> Option<
     Some(())
 }
 
-/// `format('…', …)`, of names (`%I`, `%1$I`) and values (`%L`) only.
+/// Parses `format('…', …)` with names (`%I`, `%1$I`) and values (`%L`) only.
 fn formatted(mut arguments: Reader<'_>, text: &mut Vec<u8>) -> Option<()> {
     let pattern = arguments.literal()?;
     if !arguments.at_end() && !arguments.is_symbol(b',') {
@@ -109,7 +111,8 @@ fn has_built_name(text: &[u8]) -> bool {
     text.windows(NAME.len()).any(|window| window == NAME)
 }
 
-/// Whether a function may be called whose name nobody knows: `(` behind such a name, where it opens no list of columns.
+/// Returns whether the text may call a function with an unknown name: the name is followed by `(`, and not by
+/// a column list.
 fn calls_unknown(text: &[u8], lexing: Lexing) -> bool {
     const COLUMNS_FOLLOW: [&[u8]; 6] = [b"into", b"table", b"exists", b"with", b"as", b"copy"];
     let mut reader = Reader::new(text, lexing);

@@ -1,77 +1,77 @@
-//! What statements and functions do to a session, as a set, and which functions do what.
+//! Effects of statements and built-in functions on a session, as a set.
 
 bitflags::bitflags! {
-    /// What may be done to a session. Empty: nothing that outlives the statement or that its successor could miss
-    /// on another server.
+    /// Possible effects on a session. Empty: nothing outlives the statement and nothing is missing on another
+    /// server.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Effects: u32 {
-        /// A transaction or savepoint begins or ends.
+        /// Starts or ends a transaction or savepoint.
         const TRANSACTION = 1;
-        /// Parameters, role or session authorisation are SET or RESET for longer than the transaction.
+        /// SET or RESET of parameters, role or session authorization beyond the transaction.
         const SETTING = 1 << 1;
-        /// The same, or the transaction's modes, for this transaction only.
+        /// The same for this transaction only, or its modes.
         const SETTING_LOCAL = 1 << 2;
-        /// set_config is called, directly or by an UPDATE of pg_settings: see [`super::Statement::set_configs`].
+        /// Calls set_config, directly or by an UPDATE of pg_settings: see [`super::Statement::set_configs`].
         const SET_CONFIG = 1 << 3;
-        /// A prepared statement is made, used or forgotten by SQL.
+        /// SQL PREPARE, EXECUTE or DEALLOCATE.
         const PREPARED = 1 << 4;
         /// LISTEN or UNLISTEN.
         const LISTEN = 1 << 5;
-        /// NOTIFY or pg_notify; done at commit.
+        /// NOTIFY or pg_notify, delivered at commit.
         const NOTIFY = 1 << 6;
-        /// A cursor is declared, read or closed.
+        /// Declares, reads or closes a cursor.
         const CURSOR = 1 << 7;
-        /// A cursor is declared WITH HOLD.
+        /// Declares a cursor WITH HOLD.
         const CURSOR_HOLD = 1 << 8;
-        /// Something temporary is made, or named by `pg_temp.`.
+        /// Creates a temporary object or names one by `pg_temp.`.
         const TEMPORARY = 1 << 9;
-        /// Objects are dropped, temporary ones perhaps.
+        /// Drops objects, which may be temporary.
         const DROP = 1 << 10;
-        /// A library is loaded.
+        /// Loads a library.
         const LOAD = 1 << 11;
         /// DISCARD.
         const DISCARD = 1 << 12;
         /// COPY from or to the client.
         const COPY = 1 << 13;
-        /// A session's advisory lock may be taken.
+        /// May take a session-level advisory lock.
         const ADVISORY_LOCK = 1 << 14;
-        /// A session's advisory lock may be let go.
+        /// May release a session-level advisory lock.
         const ADVISORY_UNLOCK = 1 << 15;
-        /// nextval or setval: what currval and lastval remember changes.
+        /// nextval or setval: changes currval and lastval.
         const SEQUENCE_WRITE = 1 << 16;
         /// currval or lastval.
         const SEQUENCE_READ = 1 << 17;
-        /// setseed, or SET seed: random() follows from it.
+        /// setseed or SET seed: changes random().
         const SEED = 1 << 18;
-        /// A function keeps something in the session that only itself can undo: the connection of dblink that has no name,
-        /// temporary replication slots, …
+        /// A function keeps state in the session that only the function itself can undo: the unnamed dblink
+        /// connection, temporary replication slots and others.
         const FUNCTION_STATE = 1 << 19;
-        /// CREATE, ALTER, DROP, …: what is prepared may have to be planned anew.
+        /// CREATE, ALTER, DROP and other DDL: prepared statements may need a new plan.
         const DDL = 1 << 20;
-        /// Refused inside a transaction block (some forms of it at least).
+        /// At least some forms cannot run in a transaction block.
         const OUTSIDE_TRANSACTION = 1 << 21;
-        /// DO or CALL: code runs that may itself commit. What a DO's text shows is in the other flags.
+        /// DO or CALL: the code may commit. Effects visible in a DO block's text have their own flags.
         const CODE = 1 << 22;
-        /// Text is built and run by EXECUTE in a DO: anything may happen.
+        /// EXECUTE in a DO block runs a computed text: it may do anything.
         const DYNAMIC = 1 << 23;
-        /// Some of the above was found in a text within the text, where it cannot be followed exactly.
+        /// An effect comes from a nested text (a string or a code block), where it cannot be tracked exactly.
         const HIDDEN = 1 << 24;
-        /// What the session keeps is looked at: pg_prepared_statements, pg_cursors, pg_listening_channels().
+        /// Reads session state: pg_prepared_statements, pg_cursors, pg_listening_channels().
         const INSPECTION = 1 << 25;
         /// pg_cancel_backend.
         const CANCEL = 1 << 26;
         /// pg_terminate_backend.
         const TERMINATE = 1 << 27;
-        /// A table or view is used whose name is put together.
+        /// Uses a table or view with a computed name.
         const ANY_RELATION = 1 << 28;
-        /// Connections of dblink that have names are opened or closed.
+        /// Opens or closes named dblink connections.
         const DBLINK = 1 << 29;
         /// Not understood.
         const UNKNOWN = 1 << 31;
     }
 }
 
-/// PostgreSQL's own functions that leave something in the session that calls them.
+/// Built-in functions that change the state of the calling session.
 pub const SESSION_FUNCTIONS: [&str; 17] = [
     "set_config",
     "currval",
@@ -93,11 +93,11 @@ pub const SESSION_FUNCTIONS: [&str; 17] = [
 ];
 
 impl Effects {
-    /// What a call of a function of this name may do, whatever schema it is in. Transaction-level advisory locks,
-    /// exported snapshots and large object descriptors end with the transaction and are left out.
+    /// Returns the effects of calling a function of this name in any schema. State that ends with the
+    /// transaction does not count: transaction-level locks, exported snapshots, large object descriptors.
     #[inline]
     pub fn of_call(name: &[u8]) -> Self {
-        // All of them are 7 bytes or longer but setval; most functions that are called are not.
+        // A cheap filter: all of these names have 6 to 40 bytes and start with one of a few letters.
         if name.len() < 6
             || name.len() > 40
             || !matches!(name[0] | 0x20, b's' | b'n' | b'c' | b'l' | b'p' | b'd')
@@ -109,7 +109,7 @@ impl Effects {
         lower.copy_from_slice(name);
         lower.make_ascii_lowercase();
         match &*lower {
-            // set_limit is pg_trgm's older way to set a parameter.
+            // set_limit is an old function of pg_trgm that sets a parameter.
             b"set_config" | b"set_limit" => Self::SET_CONFIG,
             b"nextval" | b"setval" => Self::SEQUENCE_WRITE,
             b"currval" | b"lastval" => Self::SEQUENCE_READ,

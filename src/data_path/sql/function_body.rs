@@ -1,8 +1,8 @@
-//! Text within a statement's text: DO blocks, bodies of functions, and the strings in them that EXECUTE may run.
+//! Nested texts: DO blocks, function bodies, and strings in them that EXECUTE may run.
 //!
-//! Their language may be any, and what they run may be put together from pieces; so nothing is parsed here. Words are
-//! looked for, in strings and quoted names too, and what a word might do counts as done: too much rather than too
-//! little.
+//! They may be in any language, and their SQL may be built from pieces, so they are not parsed. The code
+//! searches for words, also in strings and quoted names, and assumes the effect that each word may have. This
+//! is conservative.
 
 use super::{
     Effects, Lexing, dynamic_sql, identifiers,
@@ -11,10 +11,10 @@ use super::{
     statement_scan::{is_word, runs_text},
 };
 
-/// How deep strings within strings are looked into; what is deeper is taken for anything.
+/// Limit of nested strings; deeper ones may have any effect.
 pub(super) const DEPTH_MAX: u32 = 4;
 
-/// What the string literals of a statement might do if their text were run.
+/// Returns the effects that a statement's string literals would have as SQL.
 pub(super) fn effects_of_literals(text: &[u8], lexing: Lexing) -> Effects {
     let mut found = Effects::empty();
     let mut lexer = Lexer::new(text, lexing);
@@ -33,7 +33,8 @@ fn inner_text(kind: TokenKind) -> bool {
     matches!(kind, TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText)
 }
 
-/// What is in a quoted token. Quotes doubled in it are left so: they part words, and that is all that counts.
+/// Returns the effects of the content of a quoted token. Doubled quotes need no decoding: they only separate
+/// words.
 fn inside(lexer: &Lexer<'_>, token: Token, lexing: Lexing, depth: u32) -> Effects {
     let bytes = lexer.bytes(token);
     if depth > DEPTH_MAX {
@@ -50,7 +51,7 @@ fn inside(lexer: &Lexer<'_>, token: Token, lexing: Lexing, depth: u32) -> Effect
     effects_of_code(inner, lexing, depth, true)
 }
 
-/// What a function with this body might do. Strings in it count where it runs text that cannot be told.
+/// Returns the effects of a function with this body. Strings count if the function runs computed text.
 pub fn effects_of_body(code: &[u8]) -> Effects {
     let lexing = Lexing::default();
     let plain = effects_of_code(code, lexing, 0, false);
@@ -63,7 +64,7 @@ pub fn effects_of_body(code: &[u8]) -> Effects {
     }
 }
 
-/// What words in a piece of code might do; with what is in its strings, if `strings`.
+/// Returns the effects of the words in code; with `strings`, also of the words in its strings.
 pub(super) fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: bool) -> Effects {
     let mut found = Effects::empty();
     let mut lexer = Lexer::new(code, lexing);
@@ -75,7 +76,7 @@ pub(super) fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: 
             TokenKind::Word => found |= effects_of_word(&lexer, previous, token),
             TokenKind::Symbol(b'(') if previous.kind.is_name() => {
                 if let Some(name) = identifiers::of_token(&lexer, previous) {
-                    // Quotes are doubled in a string within the text: arguments are not told apart there.
+                    // In a nested string all quotes are doubled, so arguments cannot be parsed there.
                     found |= match depth {
                         0 => set_config::effects(&name, &lexer),
                         _ => Effects::of_call(&name),
@@ -85,7 +86,7 @@ pub(super) fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: 
                     }
                 }
             }
-            // In other languages "…" is a string, of SQL perhaps.
+            // In other languages `"…"` is a string, which may contain SQL.
             TokenKind::QuotedName | TokenKind::UnicodeName
                 if strings && lexer.bytes(token).contains(&b' ') =>
             {
@@ -98,13 +99,13 @@ pub(super) fn effects_of_code(code: &[u8], lexing: Lexing, depth: u32, strings: 
     }
 }
 
-/// What a word starts, or might.
+/// Returns the effects of a statement that may start at this word.
 fn effects_of_word(lexer: &Lexer<'_>, previous: Token, token: Token) -> Effects {
     let word = lexer.bytes(token);
     let follows = |words: &[&[u8]]| words.iter().any(|word| is_word(lexer, previous, word));
     let starts = match previous.kind {
         TokenKind::End | TokenKind::Symbol(b';' | b'>' | b':') => true,
-        // A doubled quote opens a string within the string.
+        // A doubled quote may start a nested string.
         kind if inner_text(kind) => true,
         _ => follows(&[b"begin", b"then", b"else", b"loop", b"execute"]),
     };
@@ -121,7 +122,7 @@ fn effects_of_word(lexer: &Lexer<'_>, previous: Token, token: Token) -> Effects 
     if word.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"pg_temp")) {
         return Effects::TEMPORARY;
     }
-    // An UPDATE of it, perhaps.
+    // It may be an UPDATE of this view.
     if is(b"pg_settings") {
         return Effects::SETTING;
     }

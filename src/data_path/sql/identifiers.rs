@@ -1,4 +1,4 @@
-//! What identifiers and string literals stand for.
+//! Values of identifiers and string literals.
 
 use std::borrow::Cow;
 
@@ -7,11 +7,11 @@ use super::{
     lexer::{Lexer, Token, TokenKind, continued},
 };
 
-/// NAMEDATALEN - 1: longer identifiers are cut.
+/// NAMEDATALEN - 1: PostgreSQL truncates longer identifiers.
 const NAME_BYTES_MAX: usize = 63;
 
-/// The name that a word or a quoted identifier stands for: folded unless quoted, cut to 63 bytes. `None` for other
-/// tokens and for escapes that PostgreSQL refuses.
+/// Returns the name of a word or quoted identifier: folded to lower case unless quoted, truncated to 63
+/// bytes. `None` for other tokens and for invalid escapes.
 pub(super) fn of_token<'a>(lexer: &Lexer<'a>, token: Token) -> Option<Cow<'a, [u8]>> {
     let bytes = lexer.bytes(token);
     let whole = match token.kind {
@@ -23,8 +23,8 @@ pub(super) fn of_token<'a>(lexer: &Lexer<'a>, token: Token) -> Option<Cow<'a, [u
     Some(cut(whole))
 }
 
-/// The string that a literal stands for. `None` for other tokens, for escapes that PostgreSQL refuses or of which its
-/// versions differ, and for U& (whose escape character comes later).
+/// Returns the value of a string literal. `None` for other tokens, for invalid escapes or those whose meaning
+/// depends on the PostgreSQL version, and for `U&'…'` (its escape character may follow later).
 pub(super) fn of_literal<'a>(lexer: &Lexer<'a>, token: Token) -> Option<Cow<'a, [u8]>> {
     let bytes = lexer.bytes(token);
     match token.kind {
@@ -38,13 +38,13 @@ pub(super) fn of_literal<'a>(lexer: &Lexer<'a>, token: Token) -> Option<Cow<'a, 
     }
 }
 
-/// What is between the delimiters of a dollar-quoted string.
+/// Returns the content of a dollar-quoted string.
 pub(super) fn dollar_body(bytes: &[u8]) -> Option<&[u8]> {
     let tag = 2 + bytes.get(1..)?.iter().position(|byte| *byte == b'$')?;
     bytes.get(tag..bytes.len().checked_sub(tag)?)
 }
 
-/// Lower case as the server makes it in a UTF-8 database: ASCII letters only.
+/// Folds ASCII letters to lower case, as a server does in a UTF-8 database.
 pub(super) fn folded(bytes: &[u8]) -> Cow<'_, [u8]> {
     if bytes.iter().any(u8::is_ascii_uppercase) {
         Cow::Owned(bytes.to_ascii_lowercase())
@@ -53,7 +53,7 @@ pub(super) fn folded(bytes: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// A name without a quote: cut between characters, as the server does (UTF-8 supposed).
+/// Truncates a name at a character boundary, as the server does (assumes UTF-8).
 fn cut(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     if name.len() <= NAME_BYTES_MAX {
         return name;
@@ -71,7 +71,8 @@ fn cut(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     }
 }
 
-/// What is before the closing quote, doubled ones made single. `bytes` starts after the opening one.
+/// Returns the text up to the closing quote, with doubled quotes decoded. `bytes` starts after the opening
+/// quote.
 pub(super) fn doubled(bytes: &[u8], quote: u8) -> Cow<'_, [u8]> {
     let body = bytes.strip_suffix(&[quote]).unwrap_or(bytes);
     if !body.contains(&quote) {
@@ -88,7 +89,7 @@ pub(super) fn doubled(bytes: &[u8], quote: u8) -> Cow<'_, [u8]> {
     Cow::Owned(name)
 }
 
-/// `'…'` without escapes, in one or several segments; starts after the first quote.
+/// Decodes `'…'` without escapes, in one or more segments. `bytes` starts after the first quote.
 fn text_segments(bytes: &[u8]) -> Cow<'_, [u8]> {
     match bytes.iter().position(|byte| *byte == b'\'') {
         Some(end) if end + 1 == bytes.len() => Cow::Borrowed(&bytes[..end]),
@@ -113,7 +114,7 @@ fn text_segments(bytes: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// `E'…'`; starts after the first quote.
+/// Decodes `E'…'`. `bytes` starts after the first quote.
 fn backslash_escapes(bytes: &[u8]) -> Option<Cow<'_, [u8]>> {
     if !bytes.contains(&b'\\') {
         return Some(text_segments(bytes));
@@ -138,7 +139,7 @@ fn backslash_escapes(bytes: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(text))
 }
 
-/// One escape, from behind its backslash; returns where it ends.
+/// Decodes one escape, starting after the backslash. Returns the index of its end.
 fn one_escape(bytes: &[u8], at: usize, text: &mut Vec<u8>) -> Option<usize> {
     let digits = |from: usize, most: usize, radix: u32| {
         let rest = bytes.get(from..)?;
@@ -153,11 +154,11 @@ fn one_escape(bytes: &[u8], at: usize, text: &mut Vec<u8>) -> Option<usize> {
         b'n' => text.push(10),
         b'r' => text.push(13),
         b't' => text.push(9),
-        // A `v` before PostgreSQL 18, a vertical tab since.
+        // Means `v` before PostgreSQL 18 and a vertical tab since.
         b'v' => return None,
         b'0'..=b'7' => {
             let (value, length) = digits(at, 3, 8)?;
-            // As scan.l has it: what does not fit a byte loses its upper bits.
+            // As in scan.l: only the lower eight bits count.
             text.push(value.to_le_bytes()[0]);
             return Some(at + length);
         }
@@ -169,7 +170,7 @@ fn one_escape(bytes: &[u8], at: usize, text: &mut Vec<u8>) -> Option<usize> {
         b'u' | b'U' => {
             let wanted = if byte == b'u' { 4 } else { 8 };
             let (value, length) = digits(at + 1, wanted, 16)?;
-            // Surrogate pairs are left to the server: nobody writes a parameter's value so.
+            // Surrogate pairs are not decoded: they do not occur in parameter values.
             let character = char::from_u32(value).filter(|_| length == wanted)?;
             text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
             return Some(at + 1 + wanted);
@@ -179,7 +180,7 @@ fn one_escape(bytes: &[u8], at: usize, text: &mut Vec<u8>) -> Option<usize> {
     Some(at + 1)
 }
 
-/// `\0041`, `\+000041` and `\\`, the escapes of U&"…".
+/// Decodes the escapes of `U&"…"`: `\0041`, `\+000041` and `\\`.
 fn unicode_escapes(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut name = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -206,16 +207,16 @@ fn unicode_escapes(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(name)
 }
 
-/// The names of a DROP, one after another.
+/// Iterates over the object names of a DROP.
 #[derive(Debug, Clone)]
 pub struct QualifiedNames<'a> {
     lexer: Lexer<'a>,
 }
 
-/// A name that may have a schema in front.
+/// A name with an optional schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QualifiedName<'a> {
-    /// The schema, where one is written.
+    /// The schema, if written.
     pub schema: Option<Cow<'a, [u8]>>,
     /// The name.
     pub name: Cow<'a, [u8]>,
@@ -242,7 +243,7 @@ impl<'a> Iterator for QualifiedNames<'a> {
                 }
                 TokenKind::Symbol(b',') => break,
                 _ => {
-                    // CASCADE, RESTRICT, an argument list or the end: there are no more.
+                    // CASCADE, RESTRICT, an argument list or the end.
                     self.lexer = Lexer::new(&[], Lexing::default());
                     break;
                 }

@@ -1,12 +1,12 @@
-//! PostgreSQL's tokens, as its own `src/backend/parser/scan.l` cuts them.
+//! PostgreSQL's tokens, by the rules of `src/backend/parser/scan.l`.
 //!
-//! Only where tokens begin and end, not what they mean: a text that scan.l refuses (an unterminated string, a stray
-//! byte) is cut somehow, because the server refuses the whole of it and nothing in it runs. Every byte is looked at
-//! a bounded number of times and nothing recurses, whatever a client sends.
+//! The lexer finds token boundaries only. It may split invalid texts (an unterminated string, a stray byte)
+//! in any way, because the server rejects them as a whole. It reads each byte a bounded number of times and
+//! does not recurse, whatever a client sends.
 
 use super::{Characters, Lexing};
 
-/// One token and where it lies in the text.
+/// A token and its position in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Token {
     pub kind: TokenKind,
@@ -14,18 +14,18 @@ pub(super) struct Token {
     pub end: usize,
 }
 
-/// What a token is.
+/// Token types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenKind {
     /// The end of the text.
     End,
-    /// A keyword or an unquoted identifier; bytes over 127 count as letters.
+    /// A keyword or an unquoted identifier; bytes above 127 count as letters.
     Word,
     /// `"…"`
     QuotedName,
     /// `U&"…"`
     UnicodeName,
-    /// `'…'` in which a backslash is a backslash.
+    /// `'…'` without backslash escapes.
     Text,
     /// `E'…'`, and `'…'` with standard_conforming_strings off.
     EscapedText,
@@ -44,19 +44,19 @@ pub(super) enum TokenKind {
 }
 
 impl TokenKind {
-    /// Whether this may name something: a word or a quoted identifier.
+    /// Returns whether the token may be a name.
     pub fn is_name(self) -> bool {
         matches!(self, Self::Word | Self::QuotedName | Self::UnicodeName)
     }
 }
 
-/// Cuts a text into tokens, skipping white space and comments.
+/// Splits a text into tokens, without white space and comments.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lexer<'a> {
     sql: &'a [u8],
     at: usize,
     lexing: Lexing,
-    /// The string or comment that the text ends in.
+    /// `string` or `comment` if the text ends inside one.
     unterminated: Option<&'static str>,
 }
 
@@ -65,32 +65,32 @@ impl<'a> Lexer<'a> {
         Self { sql, at: 0, lexing, unterminated: None }
     }
 
-    /// The whole text, from which tokens are taken by their range.
+    /// Returns the whole text.
     pub fn sql(&self) -> &'a [u8] {
         self.sql
     }
 
-    /// `string` or `comment` if the text ended before that did.
+    /// Returns `string` or `comment` if the text ended inside one.
     pub fn unterminated(&self) -> Option<&'static str> {
         self.unterminated
     }
 
-    /// Whether nothing has been read yet.
+    /// Returns whether nothing has been read yet.
     pub fn at_start(&self) -> bool {
         self.at == 0
     }
 
-    /// Leaves nothing to read.
+    /// Skips the rest of the text.
     pub fn skip_to_end(&mut self) {
         self.at = self.sql.len();
     }
 
-    /// A token's bytes, quotes included.
+    /// Returns a token's bytes with its quotes.
     pub fn bytes(&self, token: Token) -> &'a [u8] {
         self.sql.get(token.start..token.end).unwrap_or_default()
     }
 
-    /// The next token; `End` for ever after the last.
+    /// Returns the next token; `End` at and after the end.
     #[inline]
     pub fn next(&mut self) -> Token {
         loop {
@@ -134,7 +134,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// The byte `ahead` of where we are; 0 past the end, which no rule of the language matches.
+    /// Returns the byte at offset `ahead`; 0 past the end, which no rule matches.
     #[inline]
     fn byte(&self, ahead: usize) -> u8 {
         self.sql.get(self.at + ahead).copied().unwrap_or(0)
@@ -186,8 +186,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// After the opening quote of a string of this kind: to its end, with the segments that continue it on
-    /// following lines.
+    /// Reads a string from after its opening quote to its end, including segments on following lines.
     fn text(&mut self, kind: TokenKind) -> TokenKind {
         loop {
             match self.byte(0) {
@@ -211,7 +210,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// From the opening `"` to the closing one.
+    /// Reads from the opening `"` to the closing one.
     fn quoted_name(&mut self) -> TokenKind {
         self.at += 1;
         while self.at < self.sql.len() {
@@ -228,7 +227,7 @@ impl<'a> Lexer<'a> {
         TokenKind::QuotedName
     }
 
-    /// `$1`, `$$…$$`, `$tag$…$tag$`, or a lone `$`.
+    /// Reads `$1`, `$$…$$`, `$tag$…$tag$` or a lone `$`.
     fn dollar(&mut self) -> TokenKind {
         self.at += 1;
         if self.byte(0).is_ascii_digit() {
@@ -242,8 +241,8 @@ impl<'a> Lexer<'a> {
         }
         let tag = &self.sql[self.at - 1..self.at + tag_length + 1];
         self.at += tag_length + 1;
-        // A tag holds no `$` but at its ends: a failed comparison reads no further than the next `$`, so that all
-        // of them together read the text once.
+        // A tag contains `$` only at its ends, so a failed comparison stops at the next `$`: the search is
+        // linear.
         while let Some(body) = self.sql.get(self.at..) {
             let Some(dollar) = body.iter().position(|byte| *byte == b'$') else { break };
             if body[dollar..].starts_with(tag) {
@@ -266,7 +265,7 @@ impl<'a> Lexer<'a> {
             return TokenKind::Number;
         }
         self.skip_digits();
-        // `1..10` is a range in PL/pgSQL: two numbers and two dots.
+        // In PL/pgSQL `1..10` is a range: two numbers and two dots.
         if self.byte(0) == b'.' && self.byte(1) != b'.' {
             self.at += 1;
             self.skip_digits();
@@ -291,7 +290,7 @@ impl<'a> Lexer<'a> {
         self.at = end_of_line(self.sql, self.at);
     }
 
-    /// From `/*` to its `*/`; comments nest.
+    /// Skips a comment; comments nest.
     fn skip_comment(&mut self) {
         let mut depth = 0usize;
         while self.at < self.sql.len() {
@@ -314,8 +313,8 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Where a string goes on after its closing quote, just behind the next opening one: `'a'` and `'b'` are one string
-/// if at least one newline, and nothing but white space and `--` comments, is between them.
+/// Returns the index after the next opening quote if a string continues: `'a'` and `'b'` are one string if
+/// the gap has at least one newline and otherwise only white space and `--` comments.
 pub(super) fn continued(sql: &[u8], closed: usize) -> Option<usize> {
     let mut at = closed;
     let mut newline = false;
@@ -338,13 +337,13 @@ fn end_of_line(sql: &[u8], at: usize) -> usize {
     at + rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len())
 }
 
-/// Whether a byte continues an unquoted identifier.
+/// Returns whether a byte continues an unquoted identifier.
 #[inline]
 fn in_word(byte: u8) -> bool {
     IN_WORD[usize::from(byte)]
 }
 
-/// What a token's first byte says about it.
+/// Class of a token's first byte.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Space,

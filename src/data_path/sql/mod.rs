@@ -1,14 +1,11 @@
-//! What a SQL text may do to the session that runs it: read once, before it goes to the server, so that a pooler can
-//! follow the session to another server, replay what it has set, or pin it to the one it is on. Start reading at
-//! [`statements`].
+//! SQL analysis: what a text may do to the session that runs it. Start reading at [`statements`].
 //!
-//! Pure: a text goes in, facts come out; what is done about them is not decided here. Nothing is assumed to have
-//! *happened*: a statement counts when its CommandComplete arrives. A text that PostgreSQL would refuse may be read
-//! in any way, because nothing of it runs.
+//! Pure: the code reports facts and makes no decisions. It does not assume that a statement runs: a statement
+//! counts when its CommandComplete arrives. Texts that PostgreSQL rejects may be read in any way.
 //!
-//! An ordinary SELECT, INSERT, UPDATE, DELETE, BEGIN or COMMIT is read in one pass without allocation. Only what
-//! touches the session is read a second time, for its details. Reading never panics, recurses no deeper than
-//! [`self::function_body::DEPTH_MAX`], and takes time linear in the text.
+//! An ordinary SELECT, INSERT, UPDATE, DELETE, BEGIN or COMMIT needs one pass and no allocation. Only
+//! statements that affect the session are parsed in detail. Parsing never panics, recurses at most
+//! [`self::function_body::DEPTH_MAX`] deep and takes linear time.
 //!
 //! Source: PostgreSQL's `scan.l` and `gram.y`, versions 13 to 18.
 
@@ -47,50 +44,51 @@ pub use self::set_config::{Argument, SetConfig, SetConfigs};
 pub use self::tenant_parameter::{PARAMETER, TenantMention};
 pub use self::words::{NAME_BYTES_MAX, dotted_names, words};
 
-/// What of the session decides how a text is cut into tokens. For a whole text the settings count that hold when it
-/// arrives: PostgreSQL cuts all of it before it runs any of it.
+/// Session state that determines how a text is split into tokens. PostgreSQL tokenizes a whole text before it
+/// runs any of it, so the settings at its arrival apply to all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lexing {
-    /// The parameter of that name, which the server reports: off makes `\` an escape in every `'…'`.
+    /// The reported parameter of this name: if off, `\` is an escape in every `'…'`.
     pub standard_conforming_strings: bool,
-    /// What bytes over 127 mean in the client's encoding.
+    /// Meaning of bytes above 127 in the client's encoding.
     pub characters: Characters,
 }
 
-/// How the client's encoding spells characters that are not ASCII.
+/// How the client's encoding represents non-ASCII characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Characters {
-    /// All their bytes are over 127: UTF8 and most others.
+    /// All bytes are above 127: UTF8 and most others.
     #[default]
     AsciiSafe,
-    /// Two bytes, the second of which may look like ASCII (even `\`): BIG5, GBK, GB18030, UHC, JOHAB.
+    /// Two bytes; the second may look like ASCII (even `\`): BIG5, GBK, GB18030, UHC, JOHAB.
     DoubleByte,
-    /// The same, but 0xA1 to 0xDF stand alone: SJIS, SHIFT_JIS_2004.
+    /// The same, but 0xA1 to 0xDF are single bytes: SJIS, SHIFT_JIS_2004.
     ShiftJis,
 }
 
-/// The statements of a text, in order. Empty ones (`;;`) are left out, as PostgreSQL does: what is yielded matches
-/// the CommandCompletes of a simple Query one to one; where nothing is yielded, EmptyQueryResponse comes instead.
+/// Returns the statements of a text in order, without empty ones (`;;`). They match the CommandCompletes of a
+/// simple Query one to one; a text without statements gets EmptyQueryResponse.
 pub fn statements(sql: &[u8], lexing: Lexing) -> Statements<'_> {
     Statements { lexer: Lexer::new(sql, lexing), lexing }
 }
 
-/// Whether a text is one ordinary query that touches nothing of the session, as far as a glance tells: no may be yes.
+/// Conservative: may return false for a plain query, which is one ordinary query without effects on the
+/// session.
 pub fn is_plain_query(sql: &[u8], lexing: Lexing) -> bool {
     self::plain_query::query(sql, lexing).is_some()
 }
 
-/// Every call of set_config in a function's body.
+/// Returns all calls of set_config in a function's body.
 pub fn set_configs(body: &[u8]) -> SetConfigs<'_> {
     SetConfigs::new(body, Lexing::default())
 }
 
-/// What a whole text may do. Empty for an ordinary query: it leaves no trace in the session.
+/// Returns the effects of a whole text. Empty for an ordinary query.
 pub fn effects(sql: &[u8], lexing: Lexing) -> Effects {
     statements(sql, lexing).fold(Effects::empty(), |all, statement| all | statement.effects)
 }
 
-/// See [`statements`].
+/// Iterator of [`statements`].
 #[derive(Debug, Clone)]
 pub struct Statements<'a> {
     lexer: Lexer<'a>,
@@ -115,63 +113,62 @@ impl<'a> Iterator for Statements<'a> {
     }
 }
 
-/// One statement.
+/// A statement of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement<'a> {
-    /// What it is.
+    /// Statement type and details.
     pub kind: Kind<'a>,
-    /// From its first token to its last, without the `;`. Ranges in here count from its start.
+    /// From the first token to the last, without the `;`. Ranges in this struct are relative to it.
     pub text: &'a [u8],
-    /// Where `text` starts in the whole.
+    /// Index of `text` in the whole text.
     pub start: usize,
-    /// What it may do to the session when it runs.
+    /// Effects when the statement runs.
     pub effects: Effects,
-    /// What may be done later through something it makes: EXECUTE of a prepared statement, FETCH from a cursor, a
-    /// call of a function. A prepared statement's belong to each of its EXECUTEs.
+    /// Effects of later uses of what the statement creates: EXECUTE of a prepared statement, FETCH from a
+    /// cursor, a function call.
     pub deferred: Effects,
-    /// The prepared statement it makes, runs or forgets by name: PREPARE, EXECUTE, DEALLOCATE, EXPLAIN EXECUTE,
-    /// CREATE TABLE AS EXECUTE. The range is where another name can be put in its place.
+    /// The prepared statement that PREPARE, EXECUTE, DEALLOCATE, EXPLAIN EXECUTE or CREATE TABLE AS EXECUTE
+    /// names. Its range allows to replace the name.
     pub prepared: Option<Name<'a>>,
     lexing: Lexing,
 }
 
 impl<'a> Statement<'a> {
-    /// A query that does nothing to the session.
+    /// A query without effects on the session.
     #[inline]
     fn plain(text: &'a [u8], start: usize, lexing: Lexing) -> Self {
         let (effects, deferred) = (Effects::empty(), Effects::empty());
         Self { kind: Kind::Query, text, start, effects, deferred, prepared: None, lexing }
     }
 
-    /// Every call of set_config in it, with its arguments where they are literals or parameters. Whether a call is
-    /// reached, and how often, is not known.
+    /// Returns all calls of set_config in the statement. Whether and how often a call runs is unknown.
     pub fn set_configs(&self) -> SetConfigs<'a> {
         SetConfigs::new(self.text, self.lexing)
     }
 
-    /// The code that a DO runs, where it is in PL/pgSQL.
+    /// Returns the code of a DO block in PL/pgSQL.
     pub fn code_block(&self) -> Option<Cow<'a, [u8]>> {
         matches!(self.kind, Kind::Do).then(|| self::ddl::code_of_block(self.text, self.lexing)).flatten()
     }
 
-    /// The call, where the statement is `SELECT set_config(…)` and nothing else.
+    /// Returns the call if the statement is only `SELECT set_config(…)`.
     pub fn lone_set_config(&self) -> Option<SetConfig<'a>> {
         self::set_config::lone(self.text, self.lexing)
     }
 }
 
-/// A name as the catalogue would hold it (folded to lower case unless quoted, cut to 63 bytes), and where in
-/// [`Statement::text`] it is written, quotes included.
+/// A name as PostgreSQL stores it (folded to lower case unless quoted, truncated to 63 bytes) and its place
+/// in [`Statement::text`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name<'a> {
     /// The name.
     pub value: Cow<'a, [u8]>,
-    /// Where it is written.
+    /// The place, including quotes.
     pub range: Range<usize>,
 }
 
-/// What a statement is. Names are spelled as in [`Name`]; names of parameters are in lower case throughout, because
-/// PostgreSQL compares them without regard to case.
+/// Statement types. Names are as in [`Name`]; parameter names are in lower case, because PostgreSQL ignores
+/// their case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind<'a> {
     /// SELECT, INSERT, UPDATE, DELETE, MERGE, VALUES, TABLE, with or without WITH.
@@ -196,7 +193,7 @@ pub enum Kind<'a> {
     Savepoint(Cow<'a, [u8]>),
     /// RELEASE.
     Release(Cow<'a, [u8]>),
-    /// ROLLBACK TO; the savepoint itself stays.
+    /// ROLLBACK TO; the savepoint remains.
     RollbackTo(Cow<'a, [u8]>),
     /// SET of a parameter, in any of its spellings (TIME ZONE, NAMES, SCHEMA, XML OPTION).
     Set {
@@ -204,7 +201,7 @@ pub enum Kind<'a> {
         local: bool,
         /// The parameter's name.
         name: Cow<'a, [u8]>,
-        /// What to.
+        /// The new value.
         value: SetValue<'a>,
     },
     /// SET ROLE, SET role = …; `none` is an ordinary value.
@@ -218,38 +215,38 @@ pub enum Kind<'a> {
     SetSessionAuthorization {
         /// SET LOCAL.
         local: bool,
-        /// The role; `Default` is the one that logged in.
+        /// The role; `Default` is the login role.
         role: SetValue<'a>,
     },
     /// SET TRANSACTION, SET transaction_isolation = …: this transaction only.
     SetTransaction,
-    /// SET SESSION CHARACTERISTICS AS TRANSACTION: sets default_transaction_isolation, … for the session.
+    /// SET SESSION CHARACTERISTICS AS TRANSACTION: sets default_transaction_isolation and others.
     SetSessionCharacteristics {
         /// SET LOCAL SESSION CHARACTERISTICS, which the grammar allows.
         local: bool,
-        /// What is set.
+        /// The modes.
         modes: TransactionModes,
     },
     /// SET CONSTRAINTS: this transaction only.
     SetConstraints,
-    /// RESET of one parameter, `role`, `session_authorization` and `timezone` among them.
+    /// RESET of one parameter, also `role`, `session_authorization` and `timezone`.
     Reset(Cow<'a, [u8]>),
     /// RESET ALL.
     ResetAll,
-    /// SHOW of a parameter; `None` is ALL, or what this reader does not know.
+    /// SHOW of a parameter; `None` for ALL and for unknown forms.
     Show(Option<Cow<'a, [u8]>>),
     /// DISCARD.
     Discard(Discard),
     /// PREPARE; the name is in [`Statement::prepared`].
     Prepare {
-        /// The types of its parameters, without the parentheses; empty where none are given.
+        /// The parameter types, without parentheses; empty if not given.
         types: Range<usize>,
         /// The statement to prepare.
         body: Range<usize>,
     },
     /// EXECUTE; the name is in [`Statement::prepared`].
     Execute {
-        /// All that follows the name, parentheses included.
+        /// The rest after the name, with parentheses.
         arguments: Range<usize>,
     },
     /// DEALLOCATE; the name is in [`Statement::prepared`].
@@ -273,20 +270,20 @@ pub enum Kind<'a> {
     Fetch(Cow<'a, [u8]>),
     /// CLOSE; `None` is ALL.
     CloseCursor(Option<Cow<'a, [u8]>>),
-    /// CREATE of something temporary, also by `pg_temp.` in front of its name, also SELECT … INTO TEMP.
+    /// CREATE of a temporary object, also by the schema `pg_temp` or by SELECT … INTO TEMP.
     CreateTemp {
-        /// What.
+        /// The object type.
         what: Object,
-        /// Its name. `None` for SELECT INTO, where it is not looked for.
+        /// The name; `None` for SELECT INTO.
         name: Option<Cow<'a, [u8]>>,
-        /// ON COMMIT DROP: it does not outlive its transaction.
+        /// ON COMMIT DROP.
         drop_on_commit: bool,
     },
     /// DROP TABLE, DROP VIEW, DROP SEQUENCE, …
     Drop {
-        /// What.
+        /// The object type.
         what: Object,
-        /// Their names.
+        /// The names.
         names: QualifiedNames<'a>,
     },
     /// LOAD.
@@ -299,35 +296,35 @@ pub enum Kind<'a> {
     Call,
     /// CREATE FUNCTION, CREATE PROCEDURE.
     CreateRoutine,
-    /// CREATE, ALTER, DROP and so on of anything else.
+    /// Other CREATE, ALTER, DROP and similar statements.
     Ddl,
     /// LOCK TABLE.
     LockTable,
-    /// EXPLAIN; of an EXECUTE, the name is in [`Statement::prepared`].
+    /// EXPLAIN; the name of an explained EXECUTE is in [`Statement::prepared`].
     Explain {
-        /// ANALYZE: the statement runs.
+        /// ANALYZE: runs the statement.
         analyze: bool,
-        /// The statement explained.
+        /// The explained statement.
         inner: Range<usize>,
     },
     /// VACUUM, ANALYZE, CLUSTER, REINDEX, CHECKPOINT.
     Maintenance,
-    /// Not a statement this reader knows, or not spelled as it expects: [`Effects::UNKNOWN`].
+    /// An unknown statement or spelling: [`Effects::UNKNOWN`].
     Other,
 }
 
-/// What a parameter is set to.
+/// The value of a SET.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SetValue<'a> {
-    /// TO DEFAULT, and what means the same.
+    /// TO DEFAULT or an equivalent form.
     Default,
-    /// What `set_config(name, value, …)` would take to the same effect.
+    /// The value in the form that `set_config(name, value, …)` takes.
     Text(Cow<'a, [u8]>),
-    /// Known to the server only (FROM CURRENT, an INTERVAL it must normalise).
+    /// Known only to the server (FROM CURRENT, an INTERVAL that it normalises).
     Opaque,
 }
 
-/// Modes given to BEGIN, SET TRANSACTION or SET SESSION CHARACTERISTICS; `None` where not given.
+/// Modes of BEGIN, SET TRANSACTION or SET SESSION CHARACTERISTICS; `None` if not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TransactionModes {
     /// `serializable`, `repeatable read`, `read committed` or `read uncommitted`.
@@ -338,21 +335,21 @@ pub struct TransactionModes {
     pub deferrable: Option<bool>,
 }
 
-/// What DISCARD discards.
+/// Variants of DISCARD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Discard {
-    /// Everything: RESET ALL, RESET SESSION AUTHORIZATION, DEALLOCATE ALL, CLOSE ALL, UNLISTEN *, advisory locks,
-    /// plans, temporary objects, sequences.
+    /// RESET ALL, RESET SESSION AUTHORIZATION, DEALLOCATE ALL, CLOSE ALL, UNLISTEN *, advisory locks, plans,
+    /// temporary objects and sequences.
     All,
     /// Plans.
     Plans,
-    /// What currval and lastval remember.
+    /// The values of currval and lastval.
     Sequences,
     /// Temporary objects.
     Temp,
 }
 
-/// A kind of object, as far as temporary ones need telling apart.
+/// Object types that may be temporary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
     /// TABLE.
@@ -361,30 +358,30 @@ pub enum Object {
     View,
     /// SEQUENCE.
     Sequence,
-    /// Whatever else can be in `pg_temp`.
+    /// All other types that may be in `pg_temp`.
     Other,
 }
 
-/// Where COPY's rows go.
+/// Source or target of COPY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copy {
-    /// COPY FROM STDIN: the client sends them.
+    /// COPY FROM STDIN.
     FromClient,
-    /// COPY TO STDOUT: the client gets them.
+    /// COPY TO STDOUT.
     ToClient,
-    /// A file or program of the server's.
+    /// A file or program on the server.
     OnServer,
 }
 
 impl Default for Lexing {
-    /// What a session starts with.
+    /// The state at session start.
     fn default() -> Self {
         Self { standard_conforming_strings: true, characters: Characters::AsciiSafe }
     }
 }
 
 impl Lexing {
-    /// What a `'…'` without a letter in front is.
+    /// Token type of a string without a prefix.
     #[inline]
     fn plain_text(self) -> lexer::TokenKind {
         if self.standard_conforming_strings { lexer::TokenKind::Text } else { lexer::TokenKind::EscapedText }
@@ -392,7 +389,7 @@ impl Lexing {
 }
 
 impl Characters {
-    /// By `client_encoding` as the server reports it.
+    /// Returns the type for a `client_encoding` that the server reports.
     pub fn of_client_encoding(name: &[u8]) -> Self {
         match name {
             b"SJIS" | b"SHIFT_JIS_2004" => Self::ShiftJis,
@@ -401,7 +398,7 @@ impl Characters {
         }
     }
 
-    /// How many bytes to step over at one that starts a character.
+    /// Returns the bytes of the character that starts with `first`, as far as the lexer must skip them.
     #[inline]
     fn width(self, first: u8) -> usize {
         match (self, first) {

@@ -1,4 +1,4 @@
-//! Cuts a text into words, quoted strings and symbols, for a language that is not SQL: the admin console's.
+//! Splits a text into words, quoted strings and symbols: the tokenizer of the admin console.
 
 use std::borrow::Cow;
 
@@ -7,21 +7,21 @@ use super::{
     lexer::{Lexer, TokenKind},
 };
 
-/// A part of a statement. Not to be logged: it may be a password.
+/// A token of a console command. Must not be logged, because it may be a password.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Piece {
-    /// A word, as it is written. `my-shop` and `bob@example.com` are one word.
+    /// A word as written, including `-`, `.` and `@`: `my-shop` and `bob@example.com` are one word.
     Word(String),
     /// The content of `"…"`, `'…'` or `$$…$$`.
     Quoted(String),
-    /// One character of anything else.
+    /// Any other character.
     Symbol(char),
 }
 
-/// Cuts `text`, without white space and comments.
+/// Splits `text`, without white space and comments.
 ///
 /// # Errors
-/// `string` or `comment` if the text ends in one.
+/// Returns `string` or `comment` if the text ends inside one.
 pub fn pieces(text: &str) -> Result<Vec<Piece>, &'static str> {
     let mut lexer = Lexer::new(text.as_bytes(), Lexing::default());
     let (mut pieces, mut word_end) = (Vec::new(), None);

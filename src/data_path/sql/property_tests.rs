@@ -1,10 +1,10 @@
-//! What the reader promises of any text.
+//! Properties that hold for any text.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// A reading that is not linear would take minutes over each of these.
+/// A quadratic parser would need minutes for each of these.
 #[test]
 fn hostile_texts_are_read_in_linear_time() {
     const BYTES: usize = 200_000;
@@ -41,7 +41,7 @@ fn hostile_texts_are_read_in_linear_time() {
     }
 }
 
-/// Pieces that mean something to the reader, put together at random.
+/// Random sequences of tokens that matter to the parser.
 fn soup() -> impl Strategy<Value = String> {
     #[rustfmt::skip]
     let piece = prop::sample::select(vec![
@@ -55,7 +55,7 @@ fn soup() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
 }
 
-/// The statements as they are read without the cheaper first look.
+/// Parses without the fast check.
 fn read_properly(sql: &[u8], lexing: Lexing) -> Vec<Statement<'_>> {
     let mut lexer = Lexer::new(sql, lexing);
     std::iter::from_fn(|| {
@@ -65,8 +65,8 @@ fn read_properly(sql: &[u8], lexing: Lexing) -> Vec<Statement<'_>> {
     .collect()
 }
 
-/// In `select (;` the semicolon is within parentheses: PostgreSQL refuses that, and the two ways to read it may differ
-/// in whether it belongs to the statement.
+/// PostgreSQL rejects `select (;`, so the two parsers may differ in whether the semicolon belongs to the
+/// statement.
 fn without_end(statement: Statement<'_>) -> Statement<'_> {
     let surplus = |byte: &&u8| byte.is_ascii_whitespace() || matches!(byte, b';' | b'\x0b');
     let length = statement.text.len() - statement.text.iter().rev().take_while(surplus).count();

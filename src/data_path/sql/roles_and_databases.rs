@@ -1,5 +1,5 @@
-//! Statements about roles and about databases themselves, as far as they name them: ALTER ROLE, DROP OWNED, GRANT of a
-//! role, ALTER DATABASE and their like. What may be changed is not decided here.
+//! Statements about roles and databases: ALTER ROLE, DROP OWNED, GRANT of a role, ALTER DATABASE and others.
+//! Reports the names only; `session_state/identity.rs` decides.
 //!
 //! Source: `AlterRoleStmt`, `GrantRoleStmt`, `AlterDatabaseStmt` and their neighbours in `gram.y`, versions 13 to 18.
 
@@ -7,64 +7,65 @@ use std::borrow::Cow;
 
 use super::{Kind, Lexing, Statement, lexer::TokenKind, set, statements, token_reader::Reader};
 
-/// A role or a database, as a statement names it.
+/// A reference to a role or database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Named<'a> {
     /// CURRENT_USER, CURRENT_ROLE, SESSION_USER.
     Current,
-    /// By its name; `public` may stand for everybody.
+    /// A name; `public` may mean all roles.
     Name(Cow<'a, [u8]>),
-    /// By a spelling that this reader does not decode (UESCAPE).
+    /// A spelling that is not decoded (UESCAPE).
     Unclear,
 }
 
-/// What PASSWORD gives.
+/// The operand of PASSWORD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GivenPassword<'a> {
     /// NULL.
     Null,
-    /// A text or a ready verifier.
+    /// A password or a verifier.
     Text(Cow<'a, [u8]>),
-    /// By a spelling that this reader does not decode (U&'…').
+    /// A spelling that is not decoded (`U&'…'`).
     Unclear,
 }
 
-/// What a statement changes about roles or a database.
+/// A change of roles or of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentityChange<'a> {
-    /// `ALTER ROLE … PASSWORD`, and nothing else.
+    /// `ALTER ROLE … PASSWORD` without other options.
     Password {
-        /// Whose.
+        /// The role.
         role: Named<'a>,
-        /// What it is to be.
+        /// The new password.
         password: GivenPassword<'a>,
     },
-    /// These roles, in any other way: ALTER ROLE, ALTER GROUP, DROP ROLE.
+    /// Any other change of these roles: ALTER ROLE, ALTER GROUP, DROP ROLE.
     Roles(Vec<Named<'a>>),
-    /// Who is a member of whom: these roles are named, on either side.
+    /// GRANT or REVOKE of roles: all roles named on either side.
     Membership(Vec<Named<'a>>),
     /// REASSIGN OWNED BY, DROP OWNED BY these roles.
     Owned(Vec<Named<'a>>),
-    /// ALTER DATABASE but for settings, DROP DATABASE.
+    /// DROP DATABASE, or ALTER DATABASE except settings.
     Database(Named<'a>),
-    /// ALTER DATABASE … SET or RESET, or the same for all roles in it. The parameter; `None` is ALL, or one that is not read.
+    /// ALTER DATABASE … SET or RESET, or the same for all roles in it. `None` means ALL or an unreadable
+    /// parameter.
     DatabaseSetting(Named<'a>, Option<Cow<'a, [u8]>>),
     /// GRANT or REVOKE ON DATABASE.
     DatabaseAccess {
-        /// Which.
+        /// The databases.
         databases: Vec<Named<'a>>,
-        /// For whom.
+        /// The roles.
         roles: Vec<Named<'a>>,
         /// REVOKE.
         revoke: bool,
     },
 }
 
-/// Whether a text may be about roles or a database at all. Conservative: true is no promise. Keywords cannot be spelled with
-/// escapes, so the first two letters decide where there is one statement.
+/// Returns whether a text may concern roles or a database; conservative. Keywords have no escapes, so the
+/// first two letters decide if there is only one statement.
 #[inline]
 pub fn may_change_identity(sql: &[u8]) -> bool {
-    // PostgreSQL's blanks differ from Rust's.
+    // PostgreSQL's white space differs from Rust's.
     let is_text = |byte: &u8| *byte > b' ';
     let (start, end) = (sql.iter().position(is_text), sql.iter().rposition(is_text));
     let text = start.zip(end).and_then(|(start, end)| sql.get(start..=end)).unwrap_or_default();
@@ -80,7 +81,7 @@ pub fn may_change_identity(sql: &[u8]) -> bool {
     starts || text.contains(&b';')
 }
 
-/// What each statement of a text changes about roles or a database, and how many statements it has.
+/// Returns all changes of roles or databases in a text, and the number of its statements.
 pub fn identity_changes(sql: &[u8], lexing: Lexing) -> (Vec<IdentityChange<'_>>, usize) {
     let (mut changes, mut count) = (Vec::new(), 0);
     for statement in statements(sql, lexing) {
@@ -91,7 +92,7 @@ pub fn identity_changes(sql: &[u8], lexing: Lexing) -> (Vec<IdentityChange<'_>>,
 }
 
 impl<'a> Statement<'a> {
-    /// What it changes about roles or a database.
+    /// Returns the change of roles or a database.
     pub fn identity_change(&self) -> Option<IdentityChange<'a>> {
         if self.kind != Kind::Ddl {
             return None;
@@ -143,7 +144,7 @@ fn alter<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
     Some(IdentityChange::Roles(vec![role]))
 }
 
-/// USER, where it is a role's and not a mapping's.
+/// Consumes USER, unless USER MAPPING follows.
 fn eat_user(reader: &mut Reader<'_>) -> bool {
     let mut ahead = *reader;
     !ahead.eat_all(&[b"user", b"mapping", b"for"]) && reader.eat(b"user")
@@ -177,7 +178,7 @@ fn alter_database<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
     Some(IdentityChange::Database(database))
 }
 
-/// `SET …` or `RESET …`: the parameter. PostgreSQL refuses what this does not read.
+/// Parses `SET …` or `RESET …` and returns the parameter. PostgreSQL rejects what this cannot parse.
 fn setting<'a>(reader: &mut Reader<'a>) -> Option<Option<Cow<'a, [u8]>>> {
     let reading = if reader.eat(b"set") {
         set::set(reader)?
@@ -209,12 +210,12 @@ fn drop<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
     Some(IdentityChange::Roles(all_named(reader, &[])))
 }
 
-/// At OWNED.
+/// Parses from OWNED.
 fn owned<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
     reader.eat_all(&[b"owned", b"by"]).then(|| IdentityChange::Owned(all_named(reader, &[b"to"])))
 }
 
-/// After GRANT or REVOKE. ON is a reserved word: without it, it is about membership.
+/// Parses the rest of GRANT or REVOKE. ON is reserved: without it the statement concerns membership.
 fn grant<'a>(reader: &mut Reader<'a>, revoke: bool) -> Option<IdentityChange<'a>> {
     let end: &[u8] = if revoke { b"from" } else { b"to" };
     let mut ahead = *reader;
@@ -253,7 +254,7 @@ fn named<'a>(reader: &mut Reader<'a>) -> Option<Named<'a>> {
     Some(Named::Name(name))
 }
 
-/// Every name from here to one of these keywords, which is not stepped over, or to the end.
+/// Returns all names up to one of these keywords (not consumed) or the end.
 fn all_named<'a>(reader: &mut Reader<'a>, ends: &[&[u8]]) -> Vec<Named<'a>> {
     let mut all = Vec::new();
     while !reader.at_end() && !ends.iter().any(|end| reader.is(end)) {

@@ -1,7 +1,7 @@
-//! SET and RESET, and the string that a SET's value comes to.
+//! SET and RESET, and the resulting value of a SET.
 //!
-//! Source: `VariableSetStmt` in `gram.y`, `flatten_set_variable_args` in `guc.c` (`guc_funcs.c`), `quote_identifier`
-//! in `ruleutils.c`.
+//! Source: `VariableSetStmt` in `gram.y`, `flatten_set_variable_args` in `guc.c` (`guc_funcs.c`),
+//! `quote_identifier` in `ruleutils.c`.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use super::{
     token_reader::Reader,
 };
 
-/// After SET.
+/// Parses the rest of SET.
 pub(super) fn set<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let mut local = false;
     if !names_parameter(reader) {
@@ -31,7 +31,7 @@ pub(super) fn set<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     Some(Reading::of(kind, effects))
 }
 
-/// After RESET.
+/// Parses the rest of RESET.
 pub(super) fn reset<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     let setting = |kind| Some(Reading::of(kind, Effects::SETTING));
     if reader.is(b"all") {
@@ -53,7 +53,7 @@ pub(super) fn reset<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     setting(Kind::Reset(name))
 }
 
-/// After SHOW: the parameter, if it is one.
+/// Parses the rest of SHOW and returns the parameter, if there is one.
 pub(super) fn shown<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
     let name: Cow<'a, [u8]> = if reader.eat_all(&[b"time", b"zone"]) {
         Cow::Borrowed(b"timezone")
@@ -67,14 +67,16 @@ pub(super) fn shown<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
     (reader.at_end() && *name != *b"all").then_some(name)
 }
 
-/// Whether we stand at a parameter's name with its `=` or TO, even if the name is LOCAL or TRANSACTION.
+/// Returns whether a parameter's name with its `=` or TO comes next, even if the name is LOCAL or
+/// TRANSACTION.
 fn names_parameter(reader: &Reader<'_>) -> bool {
     let mut next = *reader;
     next.advance();
     next.is_symbol(b'=') || next.is_symbol(b'.') || next.is(b"to") || next.is(b"from")
 }
 
-/// `SESSION AUTHORIZATION` and `SESSION CHARACTERISTICS`, in which SESSION does not stand for "not LOCAL".
+/// Returns whether the next words are SESSION AUTHORIZATION or SESSION CHARACTERISTICS, where SESSION does
+/// not mean "not LOCAL".
 fn is_session_form(reader: &Reader<'_>) -> bool {
     let mut next = *reader;
     next.advance();
@@ -98,7 +100,7 @@ fn parameter<'a>(reader: &mut Reader<'a>, local: bool) -> Option<Kind<'a>> {
     })
 }
 
-/// The spellings that name no parameter.
+/// Parses the forms of SET without a parameter name.
 fn special<'a>(reader: &mut Reader<'a>, local: bool) -> Option<Kind<'a>> {
     let set = |name: &'static [u8], value| Some(Kind::Set { local, name: Cow::Borrowed(name), value });
     if reader.eat_all(&[b"time", b"zone"]) {
@@ -137,7 +139,7 @@ fn special<'a>(reader: &mut Reader<'a>, local: bool) -> Option<Kind<'a>> {
     None
 }
 
-/// The name of a parameter, in lower case, old names made new.
+/// Parses a parameter's name. Returns it in lower case, with obsolete names replaced.
 fn parameter_name<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
     let mut name = reader.name()?;
     while reader.eat_symbol(b'.') {
@@ -149,7 +151,7 @@ fn parameter_name<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
     Some(canonical(name))
 }
 
-/// A parameter's name as everything here spells it.
+/// Returns a parameter's name in lower case, with obsolete names replaced.
 pub(super) fn canonical(mut name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     if name.iter().any(u8::is_ascii_uppercase) {
         name.to_mut().make_ascii_lowercase();
@@ -161,12 +163,13 @@ pub(super) fn canonical(mut name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     }
 }
 
-/// Parameters that belong to the running transaction, however they are set.
+/// Parameters that always apply to the current transaction only.
 fn is_of_transaction(name: &[u8]) -> bool {
     matches!(name, b"transaction_isolation" | b"transaction_read_only" | b"transaction_deferrable")
 }
 
-/// Parameters whose value is a list of quoted identifiers (GUC_LIST_QUOTE). No others can be: custom ones may not.
+/// Parameters whose value is a list of quoted identifiers (GUC_LIST_QUOTE). Custom parameters cannot have
+/// this flag.
 fn is_quoted_list(name: &[u8]) -> bool {
     matches!(
         name,
@@ -179,12 +182,12 @@ fn is_quoted_list(name: &[u8]) -> bool {
     )
 }
 
-/// A single value to the end, or DEFAULT.
+/// Parses a single value or DEFAULT, up to the end.
 fn one<'a>(reader: &mut Reader<'a>) -> Option<SetValue<'a>> {
     values(reader, false)
 }
 
-/// `DEFAULT`, or values with commas between, to the end.
+/// Parses `DEFAULT` or a list of values, up to the end.
 fn values<'a>(reader: &mut Reader<'a>, quoted_list: bool) -> Option<SetValue<'a>> {
     if reader.eat(b"default") {
         return reader.at_end().then_some(SetValue::Default);
@@ -241,8 +244,9 @@ fn value<'a>(reader: &mut Reader<'a>) -> Option<Piece<'a>> {
     }
 }
 
-/// A signed number as PostgreSQL prints it back: what fits an int4 as such, all else as it is spelled. `Some(None)`
-/// where versions differ (0x10, 1_000).
+/// Parses a signed number and returns it as PostgreSQL prints it: an int4 in its shortest form, other numbers
+/// unchanged.
+/// `Some(None)` if the result depends on the version (0x10, 1_000).
 fn number<'a>(reader: &mut Reader<'a>) -> Option<Option<Cow<'a, [u8]>>> {
     let negative = reader.is_symbol(b'-');
     if negative || reader.is_symbol(b'+') {
@@ -266,7 +270,7 @@ fn number<'a>(reader: &mut Reader<'a>) -> Option<Option<Cow<'a, [u8]>>> {
     }))
 }
 
-/// What follows TIME ZONE.
+/// Parses the rest of SET TIME ZONE.
 fn zone<'a>(reader: &mut Reader<'a>) -> Option<SetValue<'a>> {
     if reader.eat(b"local") {
         return reader.at_end().then_some(SetValue::Default);
@@ -274,8 +278,8 @@ fn zone<'a>(reader: &mut Reader<'a>) -> Option<SetValue<'a>> {
     if !reader.eat(b"interval") {
         return one(reader);
     }
-    // PostgreSQL writes the interval anew under the session's IntervalStyle; hours and minutes come to the same
-    // however they are written, with or without HOUR TO MINUTE.
+    // PostgreSQL formats the interval by the session's IntervalStyle. Hours and minutes mean the same in
+    // every style, with or without HOUR TO MINUTE.
     let literal = reader.literal();
     reader.eat_all(&[b"hour", b"to", b"minute"]);
     match literal {
@@ -286,7 +290,7 @@ fn zone<'a>(reader: &mut Reader<'a>) -> Option<SetValue<'a>> {
     }
 }
 
-/// `-8:00`, `+05:30`.
+/// Matches `-8:00` and `+05:30`.
 fn is_hours_and_minutes(text: &[u8]) -> bool {
     let unsigned = text.strip_prefix(b"-").or_else(|| text.strip_prefix(b"+")).unwrap_or(text);
     match unsigned {
@@ -296,7 +300,7 @@ fn is_hours_and_minutes(text: &[u8]) -> bool {
     }
 }
 
-/// As the server does it with quote_all_identifiers off.
+/// The server's function, for quote_all_identifiers off.
 fn quote_identifier(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     let plain_start = name.first().is_some_and(|byte| matches!(byte, b'a'..=b'z' | b'_'));
     let plain = name.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
@@ -315,8 +319,9 @@ fn quote_identifier(name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     Cow::Owned(quoted)
 }
 
-/// Keywords that are quoted as identifiers: all but the unreserved, of PostgreSQL 15. Later versions have a few more
-/// (`system_user`, `json_…`); a schema of such a name is found quoted or not, only SHOW tells the difference.
+/// Keywords that must be quoted as identifiers: all but the unreserved ones of PostgreSQL 15. Later versions
+/// add a few (`system_user`, `json_…`). A schema of such a name is found with or without quotes; only SHOW
+/// differs.
 #[rustfmt::skip]
 const KEYWORDS: &[&str] = &[
     "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization",

@@ -1,4 +1,4 @@
-//! Calls whose arguments matter: those of set_config in a statement, with their arguments where the text tells them.
+//! Calls of set_config, with those arguments that are literals or parameters.
 
 use std::borrow::Cow;
 
@@ -9,14 +9,15 @@ use super::{
     token_reader::Reader,
 };
 
-/// One call of set_config.
+/// A call of set_config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetConfig<'a> {
-    /// The parameter: a literal is in lower case.
+    /// The parameter; a literal is in lower case.
     pub name: Argument<'a>,
-    /// Its value; NULL resets it.
+    /// The value; NULL resets the parameter.
     pub value: Argument<'a>,
-    /// Whether for this transaction only: `true`, `false` and `NULL` (which is false) come as [`Argument::Boolean`].
+    /// For this transaction only. `true`, `false` and `NULL` (which means false) become
+    /// [`Argument::Boolean`].
     pub local: Argument<'a>,
 }
 
@@ -29,13 +30,14 @@ pub enum Argument<'a> {
     Boolean(bool),
     /// NULL.
     Null,
-    /// `$1`, which Bind says.
+    /// `$1`; the value is in Bind.
     Parameter(u16),
-    /// Anything else.
+    /// Any other expression.
     Opaque,
 }
 
-/// What a call of `name` may do, whose `(` has just been read. A connection of dblink that is given a name can be asked about.
+/// Returns the effects of calling `name`; `lexer` is after the `(`. A state check can find a named dblink
+/// connection, but not the unnamed one.
 #[inline]
 pub(super) fn effects(name: &[u8], lexer: &Lexer<'_>) -> Effects {
     let effects = Effects::of_call(name);
@@ -59,7 +61,7 @@ fn has_two_arguments(mut lexer: Lexer<'_>) -> bool {
     }
 }
 
-/// See [`super::Statement::set_configs`].
+/// Iterator of [`super::Statement::set_configs`].
 #[derive(Debug, Clone)]
 pub struct SetConfigs<'a> {
     reader: Reader<'a>,
@@ -78,7 +80,7 @@ impl<'a> Iterator for SetConfigs<'a> {
         while !self.reader.at_end() {
             let mut ahead = self.reader;
             if let Some(found) = call(&mut ahead) {
-                // Another may be among its arguments: go on behind its name only.
+                // The arguments may contain another call, so continue directly after the name.
                 self.reader.advance();
                 return Some(found);
             }
@@ -88,10 +90,10 @@ impl<'a> Iterator for SetConfigs<'a> {
     }
 }
 
-/// What `set_limit` of pg_trgm sets.
+/// The parameter that pg_trgm's `set_limit` sets.
 const SET_LIMIT: &[u8] = b"pg_trgm.similarity_threshold";
 
-/// `set_config(a, b, c)`, and steps over it.
+/// Parses `set_config(a, b, c)`.
 fn call<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
     let name = reader.name()?;
     if !Effects::of_call(&name).contains(Effects::SET_CONFIG) || !reader.eat_symbol(b'(') {
@@ -108,12 +110,12 @@ fn call<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
             *reader = ahead;
             Some(found)
         }
-        // The name may be told though the value is not.
+        // The name may be readable although the value is not.
         None => Some(SetConfig { name: name_alone(*reader).unwrap_or(Argument::Opaque), ..opaque }),
     }
 }
 
-/// `SELECT [pg_catalog.]set_config(…)`, if that is all there is.
+/// Returns the call if the text is only `SELECT [pg_catalog.]set_config(…)`.
 pub(super) fn lone<'a>(text: &'a [u8], lexing: Lexing) -> Option<SetConfig<'a>> {
     let mut reader = Reader::new(text, lexing);
     if !reader.eat(b"select") {
@@ -126,7 +128,7 @@ pub(super) fn lone<'a>(text: &'a [u8], lexing: Lexing) -> Option<SetConfig<'a>> 
     reader.at_end().then_some(found)
 }
 
-/// The first argument, where it is a literal that a `,` follows.
+/// Returns the first argument if it is a literal followed by a `,`.
 fn name_alone(mut reader: Reader<'_>) -> Option<Argument<'_>> {
     match argument(&mut reader)? {
         Argument::Text(name) => reader.eat_symbol(b',').then_some(Argument::Text(set::canonical(name))),
@@ -134,7 +136,7 @@ fn name_alone(mut reader: Reader<'_>) -> Option<Argument<'_>> {
     }
 }
 
-/// Three arguments and the `)`. `None` if there are others.
+/// Parses three arguments and the `)`. Returns `None` for another number of arguments.
 fn arguments<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
     let name = match whole_argument(reader)? {
         Argument::Text(name) => Argument::Text(set::canonical(name)),
@@ -149,7 +151,8 @@ fn arguments<'a>(reader: &mut Reader<'a>) -> Option<SetConfig<'a>> {
     reader.eat_symbol(b')').then_some(SetConfig { name, value, local })
 }
 
-/// All that is before the next `,` or `)`: opaque if it is more than a literal or a parameter.
+/// Parses up to the next `,` or `)`. Returns [`Argument::Opaque`] for other expressions than a literal or
+/// parameter.
 fn whole_argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
     let ends = |reader: &Reader<'_>| reader.is_symbol(b',') || reader.is_symbol(b')');
     let mut ahead = *reader;
@@ -175,10 +178,10 @@ fn whole_argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
     None
 }
 
-/// Calls may stand within calls: reading each to its end would take time that grows with the square of the text.
+/// Limits the time for nested calls, which would be quadratic otherwise.
 const ARGUMENT_TOKENS_MAX: usize = 100;
 
-/// A literal or a parameter, cast to a type of one word perhaps.
+/// Parses a literal or a parameter with an optional cast to a one-word type.
 fn argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
     let found = if reader.eat(b"null") {
         Argument::Null
@@ -200,7 +203,7 @@ fn argument<'a>(reader: &mut Reader<'a>) -> Option<Argument<'a>> {
     Some(found)
 }
 
-/// What boolin makes of a string.
+/// PostgreSQL's `boolin`.
 fn boolean(text: &[u8]) -> Option<bool> {
     let text = identifiers::folded(text.trim_ascii());
     let starts = |whole: &[u8]| !text.is_empty() && whole.starts_with(&text);

@@ -1,5 +1,5 @@
-//! Which statement it is, by its first keyword, and the details of those about transactions, prepared statements,
-//! cursors and notifications. Objects and COPY are read in [`super::ddl`], SET and RESET in [`super::set`].
+//! Finds a statement's type by its first keyword, and the details of statements about transactions, prepared
+//! statements, cursors and notifications. [`super::ddl`] parses DDL and COPY, [`super::set`] SET and RESET.
 
 use std::ops::Range;
 
@@ -12,22 +12,22 @@ use super::{
     token_reader::Reader,
 };
 
-/// A statement's kind with what its keyword says that it does; functions it calls are added later.
+/// A statement's type and the effects of its keyword. The effects of function calls are added later.
 pub(super) struct Reading<'a> {
     pub kind: Kind<'a>,
     pub effects: Effects,
     pub deferred: Effects,
     pub prepared: Option<Name<'a>>,
-    /// Whether functions called in the statement's own text run with it, later, or not at all.
+    /// When the functions called in the statement run.
     pub calls: CallsRun,
 }
 
-/// When functions named in a statement run.
+/// When the functions called in a statement run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallsRun {
     Now,
     Later,
-    /// Both: a cursor opens now and is read later.
+    /// A cursor: at DECLARE and at FETCH.
     NowAndLater,
     Never,
 }
@@ -38,7 +38,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Reads the statement `text`, which `scan` has found.
+/// Parses the statement `text` that `scan` found.
 #[inline]
 pub(super) fn read(text: &[u8], scan: Scan, lexing: Lexing) -> Statement<'_> {
     let first = Token { end: scan.first.end - scan.start, start: 0, ..scan.first };
@@ -82,7 +82,7 @@ fn read_closely(text: &[u8], first: Token, scan: Scan, lexing: Lexing) -> Statem
     }
 }
 
-/// Whether a statement that starts so is a [`Kind::Query`].
+/// Returns whether a statement that starts with this token is a [`Kind::Query`].
 #[inline]
 fn is_query(text: &[u8], first: Token) -> bool {
     const VERBS: [&[u8]; 8] =
@@ -97,7 +97,7 @@ fn is_query(text: &[u8], first: Token) -> bool {
     }
 }
 
-/// `reader` stands after the keyword. `None`: the statement is not what the keyword promised.
+/// `reader` is after the keyword. Returns `None` if the statement does not match its keyword.
 fn by_keyword<'a>(keyword: &'a [u8], mut reader: Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let reader = &mut reader;
     let mut lower = [0; 12];
@@ -167,13 +167,13 @@ fn transaction<'a>(keyword: &[u8], reader: &mut Reader<'a>) -> Option<Kind<'a>> 
     })
 }
 
-/// `[SAVEPOINT] name`, where the name may itself be `savepoint`.
+/// Parses `[SAVEPOINT] name`, where the name may be `savepoint`.
 fn savepoint<'a>(reader: &mut Reader<'a>) -> Option<std::borrow::Cow<'a, [u8]>> {
     let first = reader.name()?;
     if *first == *b"savepoint" && !reader.at_end() { reader.name() } else { Some(first) }
 }
 
-/// `ISOLATION LEVEL …, READ ONLY, NOT DEFERRABLE`, with or without the commas, to the end.
+/// Parses `ISOLATION LEVEL …, READ ONLY, NOT DEFERRABLE` with optional commas, up to the end.
 pub(super) fn modes(reader: &mut Reader<'_>) -> Option<TransactionModes> {
     let mut modes = TransactionModes::default();
     while !reader.at_end() {
@@ -271,7 +271,7 @@ fn declare<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     Some(Reading { calls: CallsRun::NowAndLater, ..Reading::of(Kind::DeclareCursor { name, hold }, effects) })
 }
 
-/// However it is spelled, the cursor's name comes last.
+/// In all forms the cursor's name comes last.
 fn fetch<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     loop {
         let mut next = *reader;
@@ -283,7 +283,7 @@ fn fetch<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
     }
 }
 
-/// `EXPLAIN [ANALYZE] [VERBOSE] statement`, `EXPLAIN (option [value], …) statement`.
+/// Parses `EXPLAIN [ANALYZE] [VERBOSE] statement` or `EXPLAIN (option [value], …) statement`.
 fn explain<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let analyze = if let Some(options) = explain_options(reader) {
         asks_to_analyze(Reader::new(reader.text(options), lexing))
@@ -308,7 +308,7 @@ fn explain<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     })
 }
 
-/// `(` opens options unless a query follows: `EXPLAIN (SELECT 1)`.
+/// A `(` starts options, unless a query follows: `EXPLAIN (SELECT 1)`.
 fn explain_options(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     let mut ahead = *reader;
     ahead.eat_symbol(b'(');
@@ -320,7 +320,7 @@ fn explain_options(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     reader.parenthesised()
 }
 
-/// The last ANALYZE counts; its value is true unless it says otherwise.
+/// The last ANALYZE counts; without a value it means true.
 fn asks_to_analyze(mut options: Reader<'_>) -> bool {
     let mut analyze = false;
     while !options.at_end() {
@@ -336,8 +336,8 @@ fn asks_to_analyze(mut options: Reader<'_>) -> bool {
     analyze
 }
 
-/// The statement that EXPLAIN or PREPARE is about. Neither can be about an EXPLAIN or a PREPARE, which keeps this from
-/// recursing as deep as a client likes.
+/// Returns the statement that EXPLAIN or PREPARE contains. That cannot be EXPLAIN or PREPARE itself, so
+/// clients cannot cause deep recursion.
 fn inner_statement<'a>(reader: &Reader<'a>, lexing: Lexing) -> Option<Statement<'a>> {
     if reader.is(b"explain") || reader.is(b"prepare") {
         return None;
@@ -345,7 +345,7 @@ fn inner_statement<'a>(reader: &Reader<'a>, lexing: Lexing) -> Option<Statement<
     statements(reader.text(reader.rest()), lexing).next()
 }
 
-/// Whether `UPDATE [ONLY] [schema.]pg_settings` stands anywhere in it.
+/// Returns whether the text contains `UPDATE [ONLY] [schema.]pg_settings`.
 fn updates_settings(text: &[u8], lexing: Lexing) -> bool {
     let mut reader = Reader::new(text, lexing);
     while !reader.at_end() {

@@ -1,4 +1,4 @@
-//! The one pass every statement gets: where it ends, and what in it concerns the session wherever it stands.
+//! The pass over every statement: finds its end and what affects the session anywhere in it.
 
 use super::{
     effects::Effects,
@@ -7,26 +7,26 @@ use super::{
     set_config,
 };
 
-/// One statement, as the first pass sees it.
+/// Result of the first pass over a statement.
 #[derive(Debug)]
 pub(super) struct Scan {
-    /// Its first token.
+    /// The first token.
     pub first: Token,
-    /// Where that starts.
+    /// Start of the first token.
     pub start: usize,
-    /// Where its last token ends.
+    /// End of the last token.
     pub end: usize,
-    /// What the functions called in it do, and what else shows without knowing the statement.
+    /// Effects of the called functions, and other effects that do not depend on the statement type.
     pub calls: Effects,
-    /// `INTO` of something temporary, not after INSERT or MERGE.
+    /// `INTO` a temporary object, except after INSERT or MERGE.
     pub into_temp: bool,
-    /// `pg_settings` is named; an UPDATE of it calls set_config.
+    /// Names `pg_settings`; an UPDATE of this view calls set_config.
     pub names_settings: bool,
-    /// A function that runs SQL given as text is called.
+    /// Calls a function that runs an argument as SQL.
     pub runs_text: bool,
 }
 
-/// Reads on to the end of the next statement that is not empty.
+/// Reads to the end of the next non-empty statement.
 #[inline]
 pub(super) fn next(lexer: &mut Lexer<'_>) -> Option<Scan> {
     let first = loop {
@@ -74,14 +74,14 @@ pub(super) fn next(lexer: &mut Lexer<'_>) -> Option<Scan> {
     }
 }
 
-/// Whether a token is this keyword; `word` in lower case.
+/// Returns whether a token is this keyword (in lower case).
 #[inline]
 pub(super) fn is_word(lexer: &Lexer<'_>, token: Token, word: &[u8]) -> bool {
     token.kind == TokenKind::Word && lexer.bytes(token).eq_ignore_ascii_case(word)
 }
 
 impl Scan {
-    /// A `(` after `name`.
+    /// Handles a `(` after `name`.
     #[inline]
     fn note_call(&mut self, lexer: &Lexer<'_>, name: Token) {
         let bytes = lexer.bytes(name);
@@ -101,7 +101,7 @@ impl Scan {
         }
     }
 
-    /// The few words that matter wherever they stand.
+    /// Handles the words that matter anywhere in a statement.
     #[inline]
     fn note_word(&mut self, lexer: &Lexer<'_>, previous: Token, token: Token) {
         let word = lexer.bytes(token);
@@ -118,7 +118,7 @@ impl Scan {
     #[inline]
     fn note_quoted(&mut self, lexer: &Lexer<'_>, token: Token) {
         if token.kind == TokenKind::UnicodeName {
-            // With an escape character of its own the name cannot be told yet: rare enough to give up.
+            // UESCAPE changes the name. It is too rare to be decoded.
             let next = { *lexer }.next();
             if is_word(lexer, next, b"uescape") {
                 self.calls |= Effects::UNKNOWN;
@@ -134,7 +134,7 @@ impl Scan {
         }
     }
 
-    /// Schemas and views that are about the session.
+    /// Handles schemas and views that concern the session.
     fn note_system_name(&mut self, lexer: &Lexer<'_>, name: &[u8]) {
         match name {
             b"pg_settings" => self.names_settings = true,
@@ -145,7 +145,7 @@ impl Scan {
     }
 }
 
-/// Functions that run what a string argument says.
+/// Functions that run an argument as SQL.
 pub(super) fn runs_text(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 10] = [
         b"query_to_xml",
@@ -168,7 +168,7 @@ fn dot_follows(mut lexer: Lexer<'_>) -> bool {
     lexer.next().kind == TokenKind::Symbol(b'.')
 }
 
-/// After INTO: `[LOCAL | GLOBAL] TEMP[ORARY] …` or `pg_temp.…`.
+/// Matches `[LOCAL | GLOBAL] TEMP[ORARY] …` or `pg_temp.…` after INTO.
 fn temp_follows(mut lexer: Lexer<'_>) -> bool {
     let mut token = lexer.next();
     if is_word(&lexer, token, b"local") || is_word(&lexer, token, b"global") {
@@ -181,21 +181,21 @@ fn temp_follows(mut lexer: Lexer<'_>) -> bool {
     schema.is_some_and(|name| name.starts_with(b"pg_temp")) && dot_follows(lexer)
 }
 
-/// The `BEGIN ATOMIC … END` body of a function, within which `;` ends no statement of the text.
+/// State of a function's `BEGIN ATOMIC … END` body, in which `;` does not end the text's statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     /// Not CREATE FUNCTION or CREATE PROCEDURE.
     None,
-    /// It may come.
+    /// Not started.
     Awaited,
-    /// We are in it.
+    /// Started.
     Open,
-    /// It has been.
+    /// Ended.
     Closed,
 }
 
 impl Body {
-    /// `lexer` stands after CREATE.
+    /// `lexer` is after CREATE.
     #[cold]
     fn of_create(mut lexer: Lexer<'_>) -> Self {
         let mut token = lexer.next();
@@ -210,8 +210,8 @@ impl Body {
         }
     }
 
-    /// END is a reserved word and each statement of the body ends with `;`: only an END that starts a statement
-    /// ends the body, that of a CASE never does.
+    /// END is reserved and every statement in the body ends with `;`, so only an END at the start of a
+    /// statement ends the body. The END of a CASE never starts one.
     #[cold]
     fn after_word(self, lexer: &Lexer<'_>, previous: Token, token: Token) -> Self {
         match self {

@@ -1,24 +1,24 @@
-//! `pglobby.tenant`: what a text has to do with the tenant of its session. Pure.
+//! `pglobby.tenant`: how a text uses the parameter that selects the tenant. Pure.
 
 use super::{Argument, Discard, Effects, Kind, SetConfig, Statement};
 
-/// The parameter that names the tenant. Servers have it as well, from their startup packet on: there SHOW finds it.
+/// The parameter that selects the tenant. Servers have it too, from their startup packet, so that SHOW works.
 pub const PARAMETER: &str = "pglobby.tenant";
 
-/// What a text has to do with the tenant of the session that runs it.
+/// How a text uses the session's tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum TenantMention {
     /// Nothing.
     #[default]
     None,
-    /// It has RESET ALL or DISCARD ALL in it: back to the tenant that the session began with.
+    /// Contains RESET ALL or DISCARD ALL, which return to the tenant at session start.
     Resets,
-    /// It sets or resets the parameter, alone or among other things.
+    /// Sets or resets the parameter, possibly among other things.
     Sets,
 }
 
 impl TenantMention {
-    /// Of one statement.
+    /// Returns the mention in one statement.
     pub fn of(statement: &Statement<'_>) -> Self {
         let is_parameter = |name: &[u8]| name == PARAMETER.as_bytes();
         match &statement.kind {
@@ -31,8 +31,8 @@ impl TenantMention {
         if calls && statement.set_configs().any(names) { Self::Sets } else { Self::None }
     }
 
-    /// Whether a text that is SET LOCAL at most need be read for it: most such texts set something else. An escaped name
-    /// is not looked through.
+    /// Fast check for texts that contain at most SET LOCAL: most of them set another parameter. Assumes the
+    /// worst for escaped names.
     pub fn is_possible(sql: &[u8]) -> bool {
         let has = |word: &[u8]| sql.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word));
         has(b"pglobby") || has(b"u&\"")

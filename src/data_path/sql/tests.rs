@@ -1,4 +1,4 @@
-//! What the reader promises, by example.
+//! Examples of SQL texts and their analysis.
 
 use std::borrow::Cow;
 
@@ -204,7 +204,7 @@ fn set_configs_tell_their_arguments() {
     assert_eq!(statement.set_configs().count(), 2);
 }
 
-/// Each was run by PostgreSQL 15 and compared with `set_config(name, value, false)`: the same `current_setting`.
+/// PostgreSQL 15 ran each of these: `current_setting` is the same after `set_config(name, value, false)`.
 #[test]
 fn a_set_comes_to_what_set_config_would_take() {
     for (sql, parameter, value) in [

@@ -1,4 +1,4 @@
-//! Goes through one statement token by token, for those whose details matter.
+//! Reads one statement token by token.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -8,7 +8,7 @@ use super::{
     statement_scan::is_word,
 };
 
-/// A statement's tokens with one token of lookahead.
+/// The tokens of a statement, with one token of lookahead.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader<'a> {
     lexer: Lexer<'a>,
@@ -22,12 +22,12 @@ impl<'a> Reader<'a> {
         Self { lexer, token }
     }
 
-    /// The token we stand at.
+    /// Returns the current token.
     pub fn token(&self) -> Token {
         self.token
     }
 
-    /// Its bytes.
+    /// Returns the bytes of the current token.
     pub fn bytes(&self) -> &'a [u8] {
         self.lexer.bytes(self.token)
     }
@@ -40,7 +40,7 @@ impl<'a> Reader<'a> {
         self.token.kind == TokenKind::End
     }
 
-    /// Whether we stand at this keyword (given in lower case).
+    /// Returns whether the current token is this keyword (in lower case).
     pub fn is(&self, word: &[u8]) -> bool {
         is_word(&self.lexer, self.token, word)
     }
@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
         self.token.kind == TokenKind::Symbol(symbol)
     }
 
-    /// Steps over this keyword if we stand at it.
+    /// Consumes this keyword. Returns `false` if another token comes.
     pub fn eat(&mut self, word: &[u8]) -> bool {
         let found = self.is(word);
         if found {
@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// Steps over the first of these keywords that we stand at.
+    /// Consumes one of these keywords. Returns `false` if none comes.
     pub fn eat_any(&mut self, words: &[&[u8]]) -> bool {
         words.iter().any(|word| self.eat(word))
     }
@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// Steps over all of these keywords if they come one after another, or over none.
+    /// Consumes all of these keywords in order, or none.
     pub fn eat_all(&mut self, words: &[&[u8]]) -> bool {
         let mut ahead = *self;
         let found = words.iter().all(|word| ahead.eat(word));
@@ -81,20 +81,20 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// Steps over a name, keywords not excepted.
+    /// Consumes a name, which may be a keyword.
     pub fn name(&mut self) -> Option<Cow<'a, [u8]>> {
         let name = identifiers::of_token(&self.lexer, self.token)?;
         self.advance();
         Some(name)
     }
 
-    /// The same, with the place where it is written.
+    /// Consumes a name and returns its place too.
     pub fn placed_name(&mut self) -> Option<Name<'a>> {
         let range = self.token.start..self.token.end;
         self.name().map(|value| Name { value, range })
     }
 
-    /// Steps over `a.b.c`; returns whether the first part is `pg_temp`, and the last part.
+    /// Consumes `a.b.c`. Returns whether the schema is temporary, and the last part.
     pub fn qualified_name(&mut self) -> Option<(bool, Cow<'a, [u8]>)> {
         let first = self.name()?;
         let mut last = None;
@@ -107,24 +107,24 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Steps over a string literal. `None` where we stand at something else or its value cannot be told.
+    /// Consumes a string literal. Returns `None` for other tokens and for values that cannot be decoded.
     pub fn literal(&mut self) -> Option<Cow<'a, [u8]>> {
         let text = identifiers::of_literal(&self.lexer, self.token)?;
         self.advance();
         Some(text)
     }
 
-    /// Where we stand to the end.
+    /// Returns the range from the current token to the end.
     pub fn rest(&self) -> Range<usize> {
         self.token.start..self.lexer.sql().len()
     }
 
-    /// The text of a range.
+    /// Returns the text of a range.
     pub fn text(&self, range: Range<usize>) -> &'a [u8] {
         self.lexer.sql().get(range).unwrap_or_default()
     }
 
-    /// From `(` over its `)`: returns what is between. `None` if there is no `(` here.
+    /// Consumes `(…)` and returns the range between the parentheses; `None` if no `(` comes.
     pub fn parenthesised(&mut self) -> Option<Range<usize>> {
         if !self.eat_symbol(b'(') {
             return None;
@@ -146,7 +146,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Goes on to this keyword outside parentheses, and over it. `false`, and at the end, where there is none.
+    /// Consumes up to and including this keyword outside parentheses. Returns `false` at the end if it does
+    /// not occur.
     pub fn skip_past(&mut self, word: &[u8]) -> bool {
         loop {
             if self.is_symbol(b'(') {

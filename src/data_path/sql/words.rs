@@ -1,18 +1,18 @@
-//! Words of a text, wherever they stand: in code, strings and comments alike.
+//! Finds words anywhere in a text: in code, strings and comments.
 
-/// PostgreSQL cuts names to this.
+/// PostgreSQL truncates names to this length.
 pub const NAME_BYTES_MAX: usize = 63;
 
-/// The runs of ASCII letters, digits and `_` in a text, wherever they stand, each cut as PostgreSQL cuts a name.
+/// Iterates over the runs of ASCII letters, digits and `_`, each truncated like a name.
 pub fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
         .filter(|word| !word.is_empty())
         .map(|word| word.get(..NAME_BYTES_MAX).unwrap_or(word))
 }
 
-/// Whatever in a text might name a parameter that PostgreSQL does not list: `my.note`.
+/// Iterates over words that may name custom parameters, which PostgreSQL does not list: `my.note`.
 pub fn dotted_names(text: &[u8]) -> impl Iterator<Item = Box<str>> {
-    /// Most of them are tables and columns.
+    /// Most of these words are tables and columns.
     const NAMES_MAX: usize = 100;
     text.split(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'_' | b'.' | b'$'))
         .filter_map(|word| std::str::from_utf8(word).ok())

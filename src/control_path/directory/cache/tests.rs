@@ -65,7 +65,7 @@ async fn whoever_asks_after_a_change_does_not_get_an_answer_begun_before_it() {
     reply.send("old").unwrap();
 
     assert_eq!(*second.await.unwrap().unwrap().unwrap(), Row("new"));
-    // Who asked before the change may get either.
+    // A caller from before the change may get either row.
     first.await.unwrap().unwrap().unwrap();
     let kept = cache.get("acme", || async { panic!("it is remembered") }).await;
     assert_eq!(*kept.unwrap().unwrap(), Row("new"));

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn asked(replies: &mut ReplyTracker, requests: &str) {
+fn send(replies: &mut ReplyTracker, requests: &str) {
     for request in requests.chars() {
         let asked = match request {
             'P' => Request::Parse(None),
@@ -33,7 +33,7 @@ fn receive(replies: &mut ReplyTracker, tags: &str) -> Result<(), Desync> {
 #[test]
 fn a_simple_query_needs_the_server_until_ready_for_query() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "Q");
+    send(&mut replies, "Q");
     receive(&mut replies, "TDDC").unwrap();
     assert!(!replies.is_over());
     receive(&mut replies, "Z").unwrap();
@@ -43,11 +43,11 @@ fn a_simple_query_needs_the_server_until_ready_for_query() {
 #[test]
 fn a_transaction_keeps_the_server_between_its_statements() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "Q");
+    send(&mut replies, "Q");
     receive(&mut replies, "C").unwrap();
     assert!(replies.ready(b'T').unwrap());
     assert!(!replies.is_over() && !replies.is_working());
-    asked(&mut replies, "Q");
+    send(&mut replies, "Q");
     receive(&mut replies, "CZ").unwrap();
     assert!(replies.is_over());
 }
@@ -56,10 +56,10 @@ fn a_transaction_keeps_the_server_between_its_statements() {
 #[test]
 fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "PD");
+    send(&mut replies, "PD");
     receive(&mut replies, "1tT").unwrap();
     assert!(!replies.is_over());
-    asked(&mut replies, "S");
+    send(&mut replies, "S");
     receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
@@ -67,7 +67,7 @@ fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
 #[test]
 fn an_error_skips_to_the_sync_of_its_own_batch_only() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "PBDESPBES");
+    send(&mut replies, "PBDESPBES");
     receive(&mut replies, "1E").unwrap();
     assert!(!replies.is_over());
     receive(&mut replies, "Z12CZ").unwrap();
@@ -77,11 +77,11 @@ fn an_error_skips_to_the_sync_of_its_own_batch_only() {
 #[test]
 fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "P");
+    send(&mut replies, "P");
     receive(&mut replies, "E").unwrap();
     assert!(!replies.track(Request::Bind, Origin::Client));
     assert!(!replies.track(Request::Query(None), Origin::Client), "a simple query is skipped as well");
-    asked(&mut replies, "S");
+    send(&mut replies, "S");
     receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
@@ -89,7 +89,7 @@ fn what_is_sent_behind_an_error_without_sync_is_ignored_until_the_sync() {
 #[test]
 fn an_error_of_a_simple_query_behind_a_batch_skips_nothing_of_the_query() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "QQ");
+    send(&mut replies, "QQ");
     receive(&mut replies, "EZCZ").unwrap();
     assert!(replies.is_over());
 }
@@ -98,11 +98,11 @@ fn an_error_of_a_simple_query_behind_a_batch_skips_nothing_of_the_query() {
 #[test]
 fn a_sync_sent_before_copy_data_is_not_answered() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "PBES");
+    send(&mut replies, "PBES");
     receive(&mut replies, "12G").unwrap();
     assert!(!replies.is_over());
     replies.copy_done();
-    asked(&mut replies, "S");
+    send(&mut replies, "S");
     receive(&mut replies, "CZ").unwrap();
     assert!(replies.is_over());
 }
@@ -111,9 +111,9 @@ fn a_sync_sent_before_copy_data_is_not_answered() {
 #[test]
 fn a_copy_that_is_sent_at_once_ends_with_the_sync_behind_its_data() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "PBES");
+    send(&mut replies, "PBES");
     replies.copy_done();
-    asked(&mut replies, "SQ");
+    send(&mut replies, "SQ");
     receive(&mut replies, "12GCZ").unwrap();
     assert!(!replies.is_over());
     receive(&mut replies, "TCZ").unwrap();
@@ -125,9 +125,9 @@ fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
     let mut replies = ReplyTracker::default();
     replies.copy_done();
     assert!(replies.is_over());
-    asked(&mut replies, "Q");
+    send(&mut replies, "Q");
     replies.copy_done();
-    asked(&mut replies, "PBES");
+    send(&mut replies, "PBES");
     replies.copy_done();
     receive(&mut replies, "EZ12CZ").unwrap();
     assert!(replies.is_over());
@@ -136,11 +136,11 @@ fn an_end_of_copy_data_that_nobody_waits_for_is_nothing() {
 #[test]
 fn copy_data_that_fails_half_way_ends_with_the_sync_behind_it() {
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "PBES");
+    send(&mut replies, "PBES");
     receive(&mut replies, "12GE").unwrap();
     assert!(!replies.is_over(), "the server skips until a Sync that is yet to come");
     replies.copy_done();
-    asked(&mut replies, "S");
+    send(&mut replies, "S");
     receive(&mut replies, "Z").unwrap();
     assert!(replies.is_over());
 }
@@ -149,11 +149,11 @@ fn copy_data_that_fails_half_way_ends_with_the_sync_behind_it() {
 fn what_nobody_asked_for_is_a_desync() {
     let mut replies = ReplyTracker::default();
     assert_eq!(receive(&mut replies, "C"), Err(Desync(b'C')));
-    asked(&mut replies, "PS");
+    send(&mut replies, "PS");
     assert_eq!(receive(&mut replies, "1D"), Err(Desync(b'D')));
     let mut replies = ReplyTracker::default();
     assert_eq!(replies.ready(b'I'), Err(Desync(b'Z')));
-    asked(&mut replies, "Q");
+    send(&mut replies, "Q");
     assert_eq!(replies.ready(b'X'), Err(Desync(b'Z')));
 }
 
@@ -161,7 +161,7 @@ fn what_nobody_asked_for_is_a_desync() {
 fn replies_to_what_we_put_in_stay_with_us() {
     let mut replies = ReplyTracker::default();
     assert!(replies.track(Request::Parse(None), Origin::Prepare));
-    asked(&mut replies, "BES");
+    send(&mut replies, "BES");
     assert!(!replies.reply(b'1').unwrap().pass);
     assert!(replies.reply(b'2').unwrap().pass);
 }
@@ -170,7 +170,7 @@ fn replies_to_what_we_put_in_stay_with_us() {
 fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
     let mut replies = ReplyTracker::default();
     assert!(replies.track(Request::Parse(None), Origin::Prepare));
-    asked(&mut replies, "BES");
+    send(&mut replies, "BES");
     assert_eq!(replies.error(|_, _| {}), Ok(Origin::Prepare));
     assert!(replies.ready(b'I').unwrap());
 }
@@ -181,17 +181,17 @@ fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
 fn a_query_that_is_skipped_does_not_end_its_batch() {
     for rest in ["Q", "F", "EQ", "QQ"] {
         let mut replies = ReplyTracker::default();
-        asked(&mut replies, &format!("PB{rest}"));
+        send(&mut replies, &format!("PB{rest}"));
         receive(&mut replies, "1E").unwrap();
         assert!(!replies.is_over() && !replies.is_settled(), "{rest}");
-        asked(&mut replies, "PBES");
+        send(&mut replies, "PBES");
         assert!(!replies.is_over());
         receive(&mut replies, "Z").unwrap();
         assert!(replies.is_over());
     }
     // One that runs does.
     let mut replies = ReplyTracker::default();
-    asked(&mut replies, "PBEQ");
+    send(&mut replies, "PBEQ");
     receive(&mut replies, "12CTDCZ").unwrap();
     assert!(replies.is_over());
 }

@@ -1,4 +1,4 @@
-//! What the logins of a tenant may say about its roles and its database, spelled in every way.
+//! SQL spellings that change roles or the database, and the decision for each.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn identity(access: Access) -> Identity {
     Identity { login: Some(login.into()), place: Some(TenantAccess { tenant: tenant.into(), access }.into()) }
 }
 
-/// `-`: the server's business; `password`: the login's; else why it is refused.
+/// Returns `-` if the text goes to the server, the new password, or the error.
 fn judged(access: Access, sql: &str) -> String {
     match identity(access).judge(sql.as_bytes(), Lexing::default()) {
         None => "-".into(),

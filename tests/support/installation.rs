@@ -1,4 +1,4 @@
-//! A cluster with a central database, and what onboarding would put into it, for tests of what reads it.
+//! A cluster with a central database, and a configuration for it; rows as onboarding writes them, for tests that read them.
 
 use std::{fs, path::PathBuf, process::Output, sync::Arc};
 
@@ -16,16 +16,16 @@ use tempfile::TempDir;
 
 use super::{Client, Cluster, proxy::pglobby};
 
-/// Of no password.
+/// No password matches it.
 pub const VERIFIER: &str = "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy";
 
-/// A cluster and a configuration that points at it.
-pub struct Lobby {
+/// A cluster, and a folder with the configuration for it.
+pub struct Installation {
     pub cluster: Cluster,
     pub folder: TempDir,
 }
 
-impl Lobby {
+impl Installation {
     pub fn new() -> Self {
         Self::on(Cluster::start())
     }
@@ -35,12 +35,12 @@ impl Lobby {
     }
 
     pub async fn initialised() -> Self {
-        let lobby = Self::new();
-        init(&lobby.config("")).await.unwrap();
-        lobby
+        let installation = Self::new();
+        init(&installation.config("")).await.unwrap();
+        installation
     }
 
-    /// `keys` are lines of TOML before the sections.
+    /// Writes and reads `proxy.toml`; `keys` are lines of TOML before the sections.
     pub fn config(&self, keys: &str) -> Config {
         self.config_with_url(keys, &self.cluster.url("central"))
     }
@@ -65,7 +65,7 @@ impl Lobby {
         (CentralDirectory::new(central.clone(), keyring, config), central)
     }
 
-    /// A row as onboarding makes it; returns the tenant's id.
+    /// Inserts a row as onboarding does; returns the tenant's id.
     pub async fn add_tenant(&self, name: &str) -> i64 {
         let client = self.central().await;
         let insert = format!(
@@ -90,7 +90,7 @@ impl Lobby {
         self.central().await.ask(&insert).await.parse().unwrap()
     }
 
-    /// The real program.
+    /// Runs the program with this configuration.
     pub fn run(&self, arguments: &[&str]) -> Output {
         pglobby().args(arguments).arg("--config").arg(self.file()).output().unwrap()
     }

@@ -1,4 +1,4 @@
-//! An operator at a lobby, in process: the functions beneath `pglobby tenant|login|host`, with a hand on their steps.
+//! Admin commands in the test's process: the functions behind `pglobby tenant|login|host`, stopped at any step.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,73 +12,72 @@ use pglobby::control_path::{
 };
 use tokio_postgres::Config;
 
-use super::{Client, Cluster, cluster::Builder, lobby::Lobby};
+use super::{Client, Cluster, cluster::Builder, installation::Installation};
 
-/// Of a role that tests log in as, set by the superuser.
+/// The password that [`Admin::login`] gives a role.
 pub const KNOWN_PASSWORD: &str = "known to the test";
 
-/// What the host's administrator is.
+/// The rights of the host's administrator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Master {
     Superuser,
-    /// CREATEDB and CREATEROLE, as managed services give it.
-    Modest,
+    /// CREATEDB and CREATEROLE, as in managed services.
+    Createrole,
 }
 
-pub struct Desk {
-    pub lobby: Lobby,
-    pub operator: Actor,
+pub struct Admin {
+    pub installation: Installation,
+    pub actor: Actor,
     pub config: pglobby::config::Config,
 }
 
-impl Desk {
+impl Admin {
     pub async fn new() -> Self {
         Self::on(Cluster::build(), Master::Superuser).await
     }
 
     pub async fn on(cluster: Builder, master: Master) -> Self {
-        let lobby = Lobby::on(cluster.start());
+        let installation = Installation::on(cluster.start());
         let url = match master {
-            Master::Superuser => lobby.cluster.url("central"),
-            Master::Modest => {
-                let superuser = lobby.cluster.client("postgres").await;
+            Master::Superuser => installation.cluster.url("central"),
+            Master::Createrole => {
+                let superuser = installation.cluster.client("postgres").await;
                 superuser.run("CREATE ROLE modest LOGIN CREATEDB CREATEROLE PASSWORD 'modest'").await;
-                format!("postgres://modest:modest@127.0.0.1:{}/central", lobby.cluster.port())
+                format!("postgres://modest:modest@127.0.0.1:{}/central", installation.cluster.port())
             }
         };
-        let config = lobby.config_with_url("", &url);
+        let config = installation.config_with_url("", &url);
         init(&config).await.unwrap();
-        let operator = Self::operator_of(&config);
-        Self { lobby, operator, config }
+        let actor = Self::actor_with(&config);
+        Self { installation, actor, config }
     }
 
-    fn operator_of(config: &pglobby::config::Config) -> Actor {
+    fn actor_with(config: &pglobby::config::Config) -> Actor {
         let keyring = ReloadableKeyring::load(config).unwrap();
         Actor::new(Central::open(config).unwrap(), Arc::new(keyring), "test")
     }
 
-    /// Another process, as far as the servers can tell: connections of its own.
-    pub fn another_operator(&self) -> Actor {
-        Self::operator_of(&self.config)
+    /// An actor with connections of its own, as another process has.
+    pub fn another_actor(&self) -> Actor {
+        Self::actor_with(&self.config)
     }
 
-    /// The superuser.
+    /// A connection of the superuser.
     pub async fn superuser(&self, database: &str) -> Client {
-        self.lobby.cluster.client(database).await
+        self.installation.cluster.client(database).await
     }
 
-    /// `role`, logging in to `database` with a password of its own.
+    /// Sets the password of `role`, and connects to `database` as it.
     pub async fn login(&self, role: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
         let sql = format!("ALTER ROLE \"{}\" PASSWORD '{KNOWN_PASSWORD}'", role.replace('"', "\"\""));
         self.superuser("postgres").await.run(&sql).await;
         let mut config = Config::new();
-        config.host("127.0.0.1").port(self.lobby.cluster.port());
+        config.host("127.0.0.1").port(self.installation.cluster.port());
         config.user(role).password(KNOWN_PASSWORD).dbname(database);
         Client::connect(&config).await
     }
 
-    /// Databases and roles of the cluster, tenants and unfinished operations: what must be as it was after something
-    /// was undone.
+    /// Databases and roles of the cluster, tenants and unfinished operations: an undone command leaves them unchanged.
     pub async fn remains(&self) -> String {
         let cluster = self.superuser("postgres").await;
         let central = self.superuser("central").await;
@@ -103,7 +102,7 @@ pub fn tenant(name: &str) -> CreateTenant {
     CreateTenant { name: name.to_owned(), ..CreateTenant::default() }
 }
 
-/// Stops whoever reports to it for good after one step: to the servers, a process killed there.
+/// Stops a command after one step for good; servers see a killed process.
 pub struct StopAfter {
     step: String,
     reached: tokio::sync::Notify,
@@ -114,8 +113,7 @@ impl StopAfter {
         Arc::new(Self { step: step.to_owned(), reached: tokio::sync::Notify::new() })
     }
 
-    /// Runs `work` until it has reached the step, and drops it there: no line of it runs any more, and its
-    /// connections break.
+    /// Runs `work` until the step, and drops it there, so that its connections break.
     pub async fn kill(self: Arc<Self>, work: impl Future<Output = ()>) {
         tokio::select! {
             () = self.reached.notified() => {}
@@ -138,7 +136,7 @@ impl Progress for StopAfter {
     }
 }
 
-/// Remembers the steps.
+/// Records the steps.
 #[derive(Default)]
 pub struct Steps(Mutex<Vec<String>>);
 
