@@ -88,14 +88,19 @@ async fn two_lost_probes_end_neither_a_client_nor_a_server_and_a_lost_network_is
     assert!(!proxy.log().contains("timed out"), "{}", proxy.log());
 
     device("down");
-    proxy.logged("peer=Some(127.0.0.1) side=\"client\"").await;
-    proxy.logged("peer=None side=\"server\"").await;
+    proxy.logged("reason=client lost: no answer to TCP").await;
+    proxy.logged("cause=no answer to TCP").await;
     device("up");
     let error = in_time("the loss", near.try_run("SELECT 1")).await.expect_err("lost");
     assert!(near.is_closed() || sqlstate(&error) == "08006", "{error:?}");
-    for line in proxy.log().lines().filter(|line| line.contains("connection timed out")) {
-        assert!(line.contains(" WARN ") && line.contains("tenant=\"acme\" login=\"acme_user\""), "{line}");
-    }
+    let log = proxy.log();
+    let lost =
+        log.lines().find(|line| line.contains("server connection lost")).expect("a line about the server");
+    assert!(
+        lost.contains(" WARN ") && lost.contains("tenant=\"acme\" login=\"acme_user\" connection="),
+        "{lost}"
+    );
+    assert!(lost.contains("side=\"server\" host=") && lost.contains("in_transaction=true"), "{lost}");
     // Who comes now is served: what idled in the pool is not handed out.
     assert_eq!(proxy.client("acme").ask("SELECT 1").await, "1");
     proxy.logged("idle server lost: no answer to TCP").await;

@@ -368,5 +368,5 @@ async fn clients_that_agree_on_what_matters_share_a_statement() {
         client.run("COMMIT; SET random_page_cost = 3").await;
     }
     // Each client's own Parse is one.
-    assert_eq!(proxy.metric("pgservers_server_parses_total{tenant=\"acme\"}").await, 3.0);
+    assert_eq!(proxy.metric("pglobby_server_parses_total{tenant=\"acme\"}").await, 3.0);
 }

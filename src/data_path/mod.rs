@@ -4,6 +4,7 @@ pub mod directory;
 pub mod exchange;
 pub mod functions;
 pub mod listener;
+pub mod log_limit;
 pub mod login;
 pub mod memory_limit;
 pub mod pool;

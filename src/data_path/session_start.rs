@@ -26,6 +26,7 @@ use crate::{
             Relay,
             change_tenant::{DetachedSession, run_session},
             no_tenant,
+            timing::Traffic,
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{NewSession, Registered, SessionHandle},
@@ -143,7 +144,7 @@ pub async fn greet(
         follow: pool.rules.mode == PoolMode::Transaction,
         shared_statements: pool.statements.clone(),
         functions: pool.catalogue.clone(),
-        identity: Identity { login: Some(handle.login.clone()), place: Some(pool.place.clone()) },
+        identity: Identity { login: Some(handle.login.clone()), tenant_access: Some(pool.place.clone()) },
         memory,
         ..rules(&config, is_service)
     };
@@ -158,6 +159,7 @@ pub async fn greet(
         query_wait: wait,
         leaving: None,
         switcher,
+        traffic: Traffic::default(),
         proxy: proxy.clone(),
     };
     let mut relay = Box::new(Relay::new(session, pool));
@@ -248,7 +250,7 @@ pub async fn start_without_tenant(
     reported.write(&mut bytes);
     backend_key_data(&mut bytes, handle.process_id, &secret);
     ready_for_query(&mut bytes, b'I');
-    let identity = Identity { login: Some(handle.login.clone()), place: None };
+    let identity = Identity { login: Some(handle.login.clone()), tenant_access: None };
     let rules = SessionRules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(settings), first_serial(&handle));
     (side.told, side.began) = (reported.clone(), charge);
@@ -261,6 +263,7 @@ pub async fn start_without_tenant(
         query_wait: config.timeouts.query_wait,
         leaving: None,
         switcher: Some(TenantSwitcher::new(proxy.clone(), None, reported)),
+        traffic: Traffic::default(),
         proxy: proxy.clone(),
     };
     apply_missed_changes(&permit, &session.handle, &proxy).await;

@@ -18,7 +18,7 @@ use crate::{
         functions::FoundEffects,
         prepared::{
             ClientStatements, Statement, StatementName, parse_settings::ParseSettings, rename,
-            sql_prepare_effects::disowned,
+            sql_prepare_effects::escape_client_name,
         },
         session_state::{Settings, side_effects::SideEffects, state_query::StateChecks},
         sql::Characters,
@@ -129,9 +129,9 @@ impl ClientMessages<'_, '_> {
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let side_effects = match (whole, cstr(&mut { body })) {
             (true, Ok(sql)) => SideEffects::read(sql, self.server.lexing()),
-            _ => SideEffects::unread(),
+            _ => SideEffects::of_unstored_text(),
         };
-        if side_effects.is_guarded()
+        if side_effects.needs_decision()
             && let Some(flow) = self.guard(b'Q', &side_effects, cstr(&mut { body }).unwrap_or_default())
         {
             return Ok(flow);
@@ -200,12 +200,12 @@ impl ClientMessages<'_, '_> {
         let name = cstr(&mut body).map_err(violation)?;
         let side_effects = |lexing| match cstr(&mut { body }) {
             Ok(sql) if whole => SideEffects::read(sql, lexing),
-            _ => SideEffects::unread(),
+            _ => SideEffects::of_unstored_text(),
         };
         let lexing = self.server.lexing();
         if name.is_empty() {
             let side_effects = side_effects(lexing);
-            if side_effects.is_guarded()
+            if side_effects.needs_decision()
                 && let Some(flow) = self.guard(b'P', &side_effects, cstr(&mut { body }).unwrap_or_default())
             {
                 return Ok(flow);
@@ -248,7 +248,7 @@ impl ClientMessages<'_, '_> {
             return GOES_ON;
         }
         let read = side_effects(lexing);
-        if read.is_guarded()
+        if read.needs_decision()
             && let Some(flow) = self.guard(b'P', &read, cstr(&mut { body }).unwrap_or_default())
         {
             return Ok(flow);
@@ -278,7 +278,7 @@ impl ClientMessages<'_, '_> {
         let naming = StatementName { client_name: Some(name.into()), statement: statement.clone() };
         if self.server.replies.track(Request::Parse(Some(Box::new(naming))), Origin::Client) {
             self.server.statements.queued(&statement, self.server.replies.batch());
-            self.server.statements.tally.client_parses += 1;
+            self.server.statements.counts.client_parses += 1;
             self.statements.insert(name, statement.clone());
         }
         rename(bytes, HEADER_BYTES, name.len(), statement.server_name(), self.out.build());
@@ -294,25 +294,25 @@ impl ClientMessages<'_, '_> {
             if self.server.replies.is_unnamed_doubtful() {
                 return AWAITS;
             }
-            let inspects = self.statements.unnamed_aftermath().inspects;
-            if self.statements.unnamed_aftermath().is_guarded()
+            let inspects = self.statements.unnamed_side_effects().inspects;
+            if self.statements.unnamed_side_effects().needs_decision()
                 && let Some(text) = self.statements.unnamed_body().map(<[u8]>::to_vec)
                 && let Some(flow) =
-                    self.guard_bound(&self.statements.unnamed_aftermath().clone(), &text, whole)?
+                    self.guard_bound(&self.statements.unnamed_side_effects().clone(), &text, whole)?
             {
                 return Ok(flow);
             }
-            if self.statements.unnamed_naming().is_some() && self.server.replies.may_have_others() {
+            if self.statements.unnamed_sql_names().is_some() && self.server.replies.may_have_others() {
                 return AWAITS;
             }
-            if let Some(naming) = self.statements.unnamed_naming().cloned() {
+            if let Some(naming) = self.statements.unnamed_sql_names().cloned() {
                 self.bind_naming(portal, &naming);
             }
             self.statements.run_unnamed();
-            note(self.statements.unnamed_aftermath(), false, self.sequence_use, self.rules, self.server);
+            note(self.statements.unnamed_side_effects(), false, self.sequence_use, self.rules, self.server);
             self.part_sequences(false);
             note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
-            self.server.note_resets(self.statements.unnamed_aftermath(), self.startup, Some(portal));
+            self.server.note_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
             if inspects {
                 self.show_what_is_prepared(false);
             }
@@ -329,13 +329,13 @@ impl ClientMessages<'_, '_> {
                 self.note_unread();
             }
             self.ask(Request::Bind);
-            match disowned(name) {
+            match escape_client_name(name) {
                 Some(other) => rename(bytes, at, name.len(), &other, self.out.build()),
                 None => self.out.pass(bytes),
             }
             return GOES_ON;
         };
-        if statement.side_effects.is_guarded()
+        if statement.side_effects.needs_decision()
             && let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)?
         {
             return Ok(flow);
@@ -345,7 +345,7 @@ impl ClientMessages<'_, '_> {
             Ok(None) => return AWAITS,
             Err(limit) => return self.refuse_bind(limit, whole),
         };
-        if statement.naming.is_some() && self.server.replies.may_have_others() {
+        if statement.sql_names.is_some() && self.server.replies.may_have_others() {
             return AWAITS;
         }
         match self.ensure_statement(name, &statement) {
@@ -356,10 +356,10 @@ impl ClientMessages<'_, '_> {
                 return GOES_ON;
             }
         }
-        if let Some(naming) = &statement.naming {
+        if let Some(naming) = &statement.sql_names {
             self.bind_naming(portal, naming);
         }
-        self.server.statements.tally.binds += 1;
+        self.server.statements.counts.binds += 1;
         self.note(&statement.side_effects, false);
         self.part_sequences(false);
         self.note_calls(statement.body(), Some(&statement.found_effects));
@@ -380,14 +380,14 @@ impl ClientMessages<'_, '_> {
         match self.statements.get(name).cloned() {
             _ if kind != b'S' => self.ask(Request::Describe),
             _ if name.is_empty() => {
-                let naming = self.statements.unnamed_naming().cloned();
+                let naming = self.statements.unnamed_sql_names().cloned();
                 self.ensure_named(naming.as_deref());
                 self.with_unnamed(Request::Describe, bytes);
                 return GOES_ON;
             }
             None => {
                 self.ask(Request::Describe);
-                if let Some(other) = disowned(name) {
+                if let Some(other) = escape_client_name(name) {
                     rename(bytes, HEADER_BYTES + 1, name.len(), &other, self.out.build());
                     return GOES_ON;
                 }
@@ -407,7 +407,7 @@ impl ClientMessages<'_, '_> {
                         return GOES_ON;
                     }
                 }
-                self.ensure_named(statement.naming.as_deref());
+                self.ensure_named(statement.sql_names.as_deref());
                 self.ask(Request::Describe);
                 rename(bytes, at, name.len(), statement.server_name(), self.out.build());
                 return GOES_ON;
@@ -464,8 +464,8 @@ fn note(
 #[inline]
 fn note_calls(text: &[u8], seen: Option<&FoundEffects>, rules: &SessionRules, server: &mut ServerSide) {
     if !rules.functions.is_plain() {
-        let tangled = server.lexing().characters != Characters::AsciiSafe;
-        server.checks.note_calls(&rules.functions, text, tangled, seen);
+        let words_hidden = server.lexing().characters != Characters::AsciiSafe;
+        server.checks.note_calls(&rules.functions, text, words_hidden, seen);
     }
 }
 

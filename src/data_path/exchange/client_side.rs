@@ -180,7 +180,7 @@ impl ClientSide {
     /// as if it had been set then.
     #[cold]
     pub fn keep_start(&mut self, now: &Arc<RoleSettings>) {
-        if let StartSettings::Before(then) = &self.start_settings {
+        if let StartSettings::Earlier(then) = &self.start_settings {
             for (name, value) in then.differing_from(now) {
                 for settings in [&mut self.startup, &mut self.wanted] {
                     if settings.get(&name).is_none() {
@@ -189,7 +189,7 @@ impl ClientSide {
                 }
             }
         }
-        self.start_settings = StartSettings::Alike(now.clone());
+        self.start_settings = StartSettings::Same(now.clone());
     }
 
     /// Puts in front of what the client sends what makes the server the client's. `begins`: it has just been lent.
@@ -201,7 +201,7 @@ impl ClientSide {
             server.begins_with(self, out);
             server.part_sequences_first(&self.sequence_use, &self.rules, out);
         }
-        if begins && server.statements.has_own_names() {
+        if begins && server.statements.has_client_names() {
             let mut preparer = server.preparer(&self.parse_settings.0, &self.startup);
             preparer.put_own_names_away(&self.statements, out.build());
         }

@@ -37,9 +37,9 @@ impl ClientSide {
         }
         self.look_at_settings();
         let found = self.rules.shared_statements.find(body, &self.parse_settings.0);
-        let statement = found.filter(|statement| statement.is_proved())?;
+        let statement = found.filter(|statement| statement.was_parsed())?;
         self.statements.insert(name, statement);
-        self.statements.postpone(name);
+        self.statements.defer(name);
         append(replies, b'1', |_| {});
         ready_for_query(replies, b'I');
         Some(parse.len() + sync.len())

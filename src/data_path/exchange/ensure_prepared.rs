@@ -19,7 +19,7 @@ use crate::{
     data_path::{
         prepared::{
             OnServer, SqlNames, Statement, parse_settings::ParseSettings, rename,
-            row_description::is_parsed_once,
+            row_description::has_fixed_meaning,
         },
         session_state::side_effects::SideEffects,
     },
@@ -82,7 +82,7 @@ impl ClientMessages<'_, '_> {
         naming: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
         let is_known = self.server.parsing(self.under).is_some();
-        if is_known || !is_parsed_once(cstr(&mut { body }).unwrap_or_default()) {
+        if is_known || !has_fixed_meaning(cstr(&mut { body }).unwrap_or_default()) {
             let statement = self.rules.shared_statements.intern(body, self.under, || (side_effects, naming));
             self.server.checks.prepares(&statement);
             return statement;
@@ -112,13 +112,13 @@ impl ClientMessages<'_, '_> {
         name: &[u8],
         statement: Arc<Statement>,
     ) -> Result<Option<Arc<Statement>>, Limit> {
-        let is_alike = !statement.is_shared
-            || !statement.is_parsed_once
+        let is_same = !statement.is_shared
+            || !statement.has_fixed_meaning
             || self
                 .server
                 .parsing(self.under)
                 .is_some_and(|under| Arc::ptr_eq(under, &statement.parsed_under));
-        if is_alike { Ok(Some(statement)) } else { self.part(name, &statement) }
+        if is_same { Ok(Some(statement)) } else { self.part(name, &statement) }
     }
 
     #[cold]
@@ -127,7 +127,7 @@ impl ClientMessages<'_, '_> {
             return Ok(None);
         }
         self.rules.shared_statements.memory.admits(shared.bytes())?;
-        let own = self.rules.shared_statements.parted(shared, &shared.parsed_under);
+        let own = self.rules.shared_statements.unshared(shared, &shared.parsed_under);
         self.statements.insert(name, own.clone());
         Ok(Some(own))
     }
@@ -135,16 +135,16 @@ impl ClientMessages<'_, '_> {
     /// Sees to it that the server has a statement that the client calls `name`.
     #[inline]
     pub(super) fn ensure_statement(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
-        if self.statements.is_any_postponed() {
+        if self.statements.has_deferred() {
             if self.server.replies.may_have_others() {
                 return Ensured::Awaited;
             }
-            if self.statements.take_postponed(name) {
+            if self.statements.take_deferred(name) {
                 self.ensure_postponed(name, statement);
                 return Ensured::Present;
             }
         }
-        if self.server.statements.find(statement, self.server.replies.batch()) == OnServer::Known {
+        if self.server.statements.find(statement, self.server.replies.batch()) == OnServer::Present {
             return Ensured::Present;
         }
         self.ensure_absent(name, statement)
@@ -200,7 +200,7 @@ impl ClientMessages<'_, '_> {
     /// lacks can only be brought to it while no batch is under way: `settled`.
     #[cold]
     pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
-        self.statements.take_own_names(&self.rules.shared_statements);
+        self.statements.use_client_names(&self.rules.shared_statements);
         let ServerSide { replies, ours, .. } = &mut *self.server;
         ours.hide(replies, self.out.build());
         let mut preparer = self.server.preparer(self.under, self.startup);
@@ -213,7 +213,7 @@ impl ClientMessages<'_, '_> {
     /// Code is about to run that may EXECUTE, by its name, what the session has made by PREPARE.
     #[cold]
     pub(super) fn show_to_code(&mut self) {
-        self.statements.take_own_names(&self.rules.shared_statements);
+        self.statements.use_client_names(&self.rules.shared_statements);
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.show_own(self.statements, true, self.out);
     }

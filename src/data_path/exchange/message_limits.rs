@@ -45,7 +45,7 @@ impl SessionRules {
     /// # Errors
     /// The limit that would be exceeded.
     pub fn admit(&self, statements: &ClientStatements, more: usize, text: usize) -> Result<(), Limit> {
-        let bytes = Statement::weight(more, text);
+        let bytes = Statement::memory_of(more, text);
         if statements.len() + more > self.statements_max {
             return Err(Limit::Statements);
         }

@@ -45,7 +45,7 @@ impl ServerSide {
     pub(super) fn tell(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
         self.must_tell = false;
         if self.reported != *client.told {
-            self.reported.tell(&mut client.told, out.build());
+            self.reported.write_changes(&mut client.told, out.build());
         }
     }
 

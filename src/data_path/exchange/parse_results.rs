@@ -34,7 +34,7 @@ impl ServerSide {
         self.statements.failed(&statement);
         match client_name {
             Some(name) => {
-                let reshaped = client.rules().shared_statements.reshaped(&statement, shape);
+                let reshaped = client.rules().shared_statements.with_description(&statement, shape);
                 // It may have been closed meanwhile, by what is skipped in the end.
                 self.replies.closes_instead(&name, &statement, &reshaped);
                 if client.statements.get(&name).is_some_and(|known| known.is(&statement)) {
@@ -59,7 +59,7 @@ impl ServerSide {
     #[cold]
     pub(super) fn told_all(&mut self, settings: &ParseSettings) {
         let told = self.told_settings.replace(Settings::default());
-        told.into_iter().for_each(|told| settings.are(&told));
+        told.into_iter().for_each(|told| settings.set_values(&told));
     }
 }
 

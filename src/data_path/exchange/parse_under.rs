@@ -12,7 +12,7 @@ use crate::{
         prepared::parse_settings::ParseSettings,
         session_state::{
             Settings,
-            parameters::{HARMLESS, UNASKABLE, matters},
+            parameters::{HARMLESS, NOT_RESTORABLE, affects_parsing},
             pins::Pins,
         },
     },
@@ -68,8 +68,8 @@ impl<'a> ParseContext<'a> {
         if self.is(those) || !can {
             return None;
         }
-        let mut settings = those.known()?.clone();
-        for (name, value) in self.startup.iter().filter(|(name, _)| matters(name)) {
+        let mut settings = those.values()?.clone();
+        for (name, value) in self.startup.iter().filter(|(name, _)| affects_parsing(name)) {
             if settings.get(name).is_none() {
                 settings.set(name, Some(value));
             }
@@ -100,7 +100,7 @@ impl<'a> ParseContext<'a> {
         let names = array_literal(set().map(|(name, _)| name));
         let values = array_literal(set().map(|(_, value)| value));
         let others = array_literal(self.unlisted().filter(|name| settings.get(name).is_none()));
-        let listed = array_literal(HARMLESS.into_iter().chain(UNASKABLE));
+        let listed = array_literal(HARMLESS.into_iter().chain(NOT_RESTORABLE));
         once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), origin, replies, out);
         let goes = parses(replies, out);
         once(LEAVE, &[], Request::Execute(None), origin, replies, out);

@@ -14,7 +14,7 @@ use crate::{
         session_state::{
             Settings,
             channels::Channels,
-            parameters::{UNASKABLE, matters},
+            parameters::{NOT_RESTORABLE, affects_parsing},
             pins::Pins,
             resets::{PendingRestore, Resets},
             side_effects::{DriverReset, SideEffects},
@@ -99,7 +99,7 @@ impl PendingChecks {
         self.changes_parsing |=
             side_effects.checks.intersects(StateChecks::LOCAL_SETTINGS | StateChecks::ANY_SETTING);
         if let Some(resets) = &side_effects.resets {
-            self.taken_back.add(resets);
+            self.taken_back.add_lasting(resets);
         }
         self.pins.insert(side_effects.pins);
         self.checks.insert(checks);
@@ -108,24 +108,24 @@ impl PendingChecks {
         }
     }
 
-    /// Takes down what a text may leave behind by what it calls. `seen` is where a prepared statement remembers it; `tangled`:
+    /// Takes down what a text may leave behind by what it calls. `seen` is where a prepared statement remembers it; `words_hidden`:
     /// the text's encoding hides where words begin.
     #[cold]
     pub fn note_calls(
         &mut self,
         catalogue: &Arc<FunctionEffects>,
         text: &[u8],
-        tangled: bool,
+        words_hidden: bool,
         seen: Option<&FoundEffects>,
     ) {
-        let Lookup { functions, load: learn, found } = catalogue.look(text, tangled, seen);
+        let Lookup { state: functions, load: learn, found } = catalogue.lookup(text, words_hidden, seen);
         match functions {
             LoadState::Current => {}
-            LoadState::NotLoaded => self.before_load.get_or_insert_default().push(text, tangled),
+            LoadState::NotLoaded => self.before_load.get_or_insert_default().push(text, words_hidden),
             LoadState::Changed => self.note(&SideEffects::anything(), false),
         }
         if learn {
-            self.checks.insert(StateChecks::LEARN);
+            self.checks.insert(StateChecks::COMPARE_FUNCTIONS);
         }
         if let Some(found) = found {
             self.note(&found, false);
@@ -142,12 +142,14 @@ impl PendingChecks {
 
     /// Whether functions are to be read.
     pub fn must_load_functions(&self) -> bool {
-        self.checks.contains(StateChecks::LEARN)
+        self.checks.contains(StateChecks::COMPARE_FUNCTIONS)
     }
 
     /// Whether nothing is to be done but to read functions.
     pub fn only_loads_functions(&self) -> bool {
-        self.checks.difference(StateChecks::LEARN).is_empty() && self.pins.is_empty() && !self.resets
+        self.checks.difference(StateChecks::COMPARE_FUNCTIONS).is_empty()
+            && self.pins.is_empty()
+            && !self.resets
     }
 
     /// The pins that no question decides.
@@ -157,7 +159,7 @@ impl PendingChecks {
 
     /// Something failed: what is named may not have been set.
     pub fn failed(&mut self) {
-        self.checks.insert(StateChecks::SOURCES);
+        self.checks.insert(StateChecks::SETTING_SOURCES);
     }
 
     /// Something that no text has told is doubtful as well.
@@ -200,9 +202,9 @@ impl PendingChecks {
     pub fn must_ask_server(&self) -> bool {
         let unasked = StateChecks::FUNCTIONS
             | StateChecks::CALLERS
-            | StateChecks::LEARN
+            | StateChecks::COMPARE_FUNCTIONS
             | StateChecks::SESSION_START
-            | StateChecks::UNREAD;
+            | StateChecks::UNSTORED_UNNAMED;
         !self.checks.difference(unasked).is_empty()
     }
 
@@ -225,14 +227,14 @@ impl PendingChecks {
     pub fn reported(&mut self, name: &str) {
         if self.driver_reset.is_none() {
             if !self.names.iter().any(|known| **known == *name) {
-                self.checks.insert(StateChecks::SOURCES);
+                self.checks.insert(StateChecks::SETTING_SOURCES);
             }
             self.name(name);
         }
     }
 
     fn name(&mut self, name: &str) {
-        self.changes_parsing |= matters(name);
+        self.changes_parsing |= affects_parsing(name);
         self.checks.insert(StateChecks::NAMED_SETTINGS);
         if self.names.iter().any(|known| **known == *name) {
             return;
@@ -261,7 +263,7 @@ impl PendingChecks {
     /// A statement is prepared to be shared: it must not be if functions have changed settings in front of it.
     #[inline]
     pub fn prepares(&mut self, statement: &Arc<Statement>) {
-        if self.before_load.is_some() && statement.is_parsed_once {
+        if self.before_load.is_some() && statement.has_fixed_meaning {
             self.prepared.push(statement.clone());
         }
     }
@@ -287,7 +289,7 @@ impl PendingChecks {
         for name in CUTTING {
             settings.set(name, before.get(name));
         }
-        self.parsed.iter().for_each(|under| under.are(&settings));
+        self.parsed.iter().for_each(|under| under.set_values(&settings));
     }
 
     /// The parameters that are named.
@@ -298,7 +300,7 @@ impl PendingChecks {
     /// Functions may be changed by the transaction that is under way.
     #[cold]
     pub fn changes_functions(&mut self, catalogue: &Arc<FunctionEffects>) {
-        self.functions_changing.get_or_insert_with(|| catalogue.changing());
+        self.functions_changing.get_or_insert_with(|| catalogue.begin_change());
     }
 
     /// The transaction is over: what it may have changed can be read now. Whether it may have changed functions.
@@ -329,15 +331,15 @@ impl PendingChecks {
             parts.push(format!(
                 "SELECT 's', pg_catalog.lower(name), pg_catalog.current_setting(name), true \
                  FROM pg_catalog.pg_settings WHERE source = 'session' AND name <> ALL ('{}')",
-                array_literal(UNASKABLE.into_iter())
+                array_literal(NOT_RESTORABLE.into_iter())
             ));
             names.extend(carried.iter().map(|(name, _)| name).filter(|name| name.contains('.')));
             names.push("role");
         }
-        names.retain(|name| !UNASKABLE.contains(name));
+        names.retain(|name| !NOT_RESTORABLE.contains(name));
         // What a refused SET, or a RESET, has left as it was need not be set elsewhere, and may not be settable at all. A
         // parameter that is not listed is the session's own.
-        let sources_matter = self.checks.contains(StateChecks::SOURCES)
+        let sources_matter = self.checks.contains(StateChecks::SETTING_SOURCES)
             || names.iter().any(|name| startup.get(name).is_some());
         let is_set = match sources_matter {
             true => {
@@ -402,7 +404,7 @@ impl PendingChecks {
         // text has reset, and that is empty now, is reset.
         let is_reset = |name: &str, value: &str| {
             let told = value.is_empty() && name.contains('.') && startup.get(name).is_some();
-            told && self.taken_back.takes_back(name)
+            told && self.taken_back.is_reset(name)
         };
         let mut kept: Vec<&str> = Vec::new();
         let mut channels = Vec::new();

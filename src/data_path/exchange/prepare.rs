@@ -13,7 +13,7 @@ use crate::{
         prepared::{
             ClientStatements, OnServer, ServerStatements, Statement, StatementName,
             parse_settings::ParseSettings,
-            row_description::is_parsed_once,
+            row_description::has_fixed_meaning,
             sql_prepare_effects::{PrepareEffect, PrepareEffects},
         },
         session_state::Settings,
@@ -60,7 +60,7 @@ impl Preparer<'_> {
             (count, bytes) = (count + 1, bytes + statement.body().len());
             self.free_name_of(statement, out);
         }
-        while let Some(id) = self.statements.one_too_many(count, bytes) {
+        while let Some(id) = self.statements.to_evict(count, bytes) {
             if !self.close(id, out) {
                 return;
             }
@@ -69,7 +69,7 @@ impl Preparer<'_> {
 
     /// One that its client had by this name before, and that may or may not be there.
     fn free_name_of(&mut self, statement: &Statement, out: &mut Vec<u8>) {
-        if !self.statements.has_own_names() || !statement.has_own_name() {
+        if !self.statements.has_client_names() || !statement.has_client_name() {
             return;
         }
         let same_name =
@@ -139,14 +139,14 @@ impl Preparer<'_> {
             }
             goes
         };
-        here.parse_under(&statement.parsed_under, statement.is_parsed_once, origin, replies, out, parses)
+        here.parse_under(&statement.parsed_under, statement.has_fixed_meaning, origin, replies, out, parses)
     }
 
     /// Makes the server's unnamed statement the client's own, where it is not: nobody may ever bind another client's.
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let Self { statements, replies, context: here } = self;
-        let Some((serial, body, parsed_under)) = client.readable_unnamed() else {
+        let Some((serial, body, parsed_under)) = client.stored_unnamed() else {
             if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);
                 append(out, b'C', |out| out.extend_from_slice(b"S\0"));
@@ -164,7 +164,7 @@ impl Preparer<'_> {
         let sql = cstr(&mut { body }).unwrap_or_default();
         match parsed_under {
             Some(under) => {
-                here.parse_under(under, is_parsed_once(sql), Origin::Prepare, replies, out, parses)
+                here.parse_under(under, has_fixed_meaning(sql), Origin::Prepare, replies, out, parses)
             }
             None => parses(replies, out),
         };
@@ -202,7 +202,7 @@ fn prepare_in_sql(
         PrepareEffects { effects: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
     let goes = replies.track(Request::Parse(None), origin);
     if goes {
-        statements.doubt_unnamed();
+        statements.set_unnamed_unknown();
         let _ = replies.track(Request::Bind, origin);
         let _ = replies.track(Request::Execute(Some(Box::new(prepare_effects))), origin);
         statements.queued(statement, replies.batch());

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     data_path::session_state::{
         Settings,
-        resets::{PendingRestore, Reset, Resets, needs_none},
+        resets::{PendingRestore, Reset, Resets, forbids_restore},
         side_effects::SideEffects,
         state_query::StateChecks,
     },
@@ -52,7 +52,7 @@ impl ServerSide {
     #[cold]
     fn takes_back(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
         let mut pending = self.checks.pending.take().unwrap_or_default();
-        pending.note(resets, startup, portal);
+        pending.record(resets, startup, portal);
         self.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
 }
@@ -67,7 +67,7 @@ impl ClientMessages<'_, '_> {
             self.set_again(&mut pending);
         }
         if tag == b'E' {
-            pending.runs(cstr(&mut { body }).unwrap_or_default());
+            pending.portal_runs(cstr(&mut { body }).unwrap_or_default());
         }
         self.server.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
     }
@@ -82,7 +82,7 @@ impl ClientMessages<'_, '_> {
         match tag {
             b'F' => false,
             b'Q' => {
-                pending.rebinds(b"");
+                pending.portal_bound(b"");
                 Self::passes(cstr(&mut body), pending)
             }
             b'P' => {
@@ -91,29 +91,29 @@ impl ClientMessages<'_, '_> {
             }
             b'B' => {
                 let portal = cstr(&mut body).unwrap_or_default();
-                pending.rebinds(portal);
+                pending.portal_bound(portal);
                 let passes = Self::passes(Ok(self.text_of(cstr(&mut body).unwrap_or_default())), pending);
                 if passes {
-                    pending.passes = Some(portal.into());
+                    pending.skip_portal = Some(portal.into());
                 }
                 passes
             }
             b'D' => {
                 body.first() != Some(&b'S') || {
                     let name = cstr(&mut body.get(1..).unwrap_or_default()).unwrap_or_default();
-                    needs_none(self.text_of(name))
+                    forbids_restore(self.text_of(name))
                 }
             }
-            b'E' => pending.passes.as_deref() == cstr(&mut body).ok(),
+            b'E' => pending.skip_portal.as_deref() == cstr(&mut body).ok(),
             _ => true,
         }
     }
 
     /// Whether a text does without. If it undoes what has been set again in this batch, that is due once more.
     fn passes(text: Result<&[u8], FrameError>, pending: &mut PendingRestore) -> bool {
-        let passes = needs_none(text.unwrap_or_default());
+        let passes = forbids_restore(text.unwrap_or_default());
         if passes {
-            pending.is_due_again();
+            pending.repeat_restore();
         }
         passes
     }

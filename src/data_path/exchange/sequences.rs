@@ -120,7 +120,7 @@ impl ServerSide {
         }
         let _ = self.replies.track(Request::Bind, origin);
         let _ = self.replies.track(Request::Execute(None), origin);
-        self.statements.doubt_unnamed();
+        self.statements.set_unnamed_unknown();
         self.sequences.mixed = false;
         parse(b"", b"DISCARD SEQUENCES", out);
         bind(b"", &[], out);
@@ -161,7 +161,7 @@ pub(super) fn note_sequences(
     advances.count = advances.count.wrapping_add(u32::from(side_effects.advances_sequence));
     here.count = Some(advances.count);
     if side_effects.pins.contains(Pins::SEQUENCE) {
-        rules.functions.sequence_is_read();
+        rules.functions.record_sequence_read();
         advances.reads = true;
     }
     if side_effects.advances_sequence && !server.checks.pins(false).contains(Pins::SEQUENCE_WRITTEN) {

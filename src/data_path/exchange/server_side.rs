@@ -16,7 +16,7 @@ use crate::{
         prepared::{
             PreparedLimits, ServerStatements, Statement,
             row_description::DescriptionReader,
-            sql_prepare_effects::{PrepareEffects, in_the_clients_words, without_position},
+            sql_prepare_effects::{PrepareEffects, with_client_names, without_position},
         },
         session_state::{
             Settings, channels::NotificationFilter, parameter_status::ReportedParameters, pins::Pins,
@@ -180,7 +180,7 @@ impl ServerSide {
     pub fn lost(&mut self, names: &[&[u8]], client: &mut ClientSide) {
         if !names.is_empty() {
             self.ours.lost(names);
-            if self.statements.lost(names) {
+            if self.statements.deallocated_by_code(names) {
                 client.statements.forget_all();
             }
         }
@@ -270,7 +270,7 @@ impl ServerSide {
         match tag {
             b'Z' => {
                 if let Some(undone) = self.replies.prepare_effects().and_then(Option::take) {
-                    undone.undone(&mut client.statements, &mut self.statements);
+                    undone.revert(&mut client.statements, &mut self.statements);
                 }
                 let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
                 let pass = self.replies.ready(status)?;
@@ -345,7 +345,7 @@ impl ServerSide {
     #[cold]
     fn take_answer(&mut self, tag: u8, bytes: &[u8]) {
         if matches!(tag, b'T' | b't' | b'n') && self.replies.is_description_pending() {
-            self.description.take(bytes);
+            self.description.add(bytes);
         } else if tag == b'D' && self.replies.are_settings_pending() {
             self.told_setting(bytes);
         }
@@ -353,7 +353,7 @@ impl ServerSide {
 
     /// NotificationResponse. One of a channel that we do not know of was asked for by something that nobody read.
     fn notification(&mut self, bytes: &[u8], client: &ClientSide, out: &mut Outgoing<'_>) {
-        let unknown = self.notifications.notified(bytes, out.build());
+        let unknown = self.notifications.filter(bytes, out.build());
         if unknown && client.follows() && !self.replies.pins().contains(Pins::LISTEN) {
             self.checks.add(StateChecks::LISTEN);
         }
@@ -379,8 +379,8 @@ impl ServerSide {
 
     #[inline]
     fn is_hearing_unsettled(&self, follows: bool) -> bool {
-        let NotificationFilter { channels, overheard, .. } = &self.notifications;
-        channels.is_some() && (*overheard > 0 || !self.is_pinned(follows))
+        let NotificationFilter { channels, dropped, .. } = &self.notifications;
+        channels.is_some() && (*dropped > 0 || !self.is_pinned(follows))
     }
 
     /// Whether the server closes the connection behind this ErrorResponse.
@@ -413,20 +413,20 @@ impl ServerSide {
                 }
                 Request::Parse(None) => {
                     // It failed, and the one before is gone as well; or it was skipped, and the one before is still there.
-                    statements.doubt_unnamed();
+                    statements.set_unnamed_unknown();
                 }
                 Request::DescribeParsed(naming) => statements.failed(&naming.statement),
                 Request::AskSettings(_) => *told = Some(Settings::default()),
                 // It was to take an unnamed statement away, another client's perhaps, which is still there.
-                Request::CloseUnnamed => statements.doubt_unnamed(),
+                Request::CloseUnnamed => statements.set_unnamed_unknown(),
                 Request::Query(prepare_effects) => {
-                    statements.doubt_unnamed();
+                    statements.set_unnamed_unknown();
                     prepare_effects.into_iter().for_each(|prepare_effects| {
-                        prepare_effects.undone(&mut client.statements, statements)
+                        prepare_effects.revert(&mut client.statements, statements)
                     });
                 }
                 Request::Execute(Some(prepare_effects)) => {
-                    prepare_effects.undone(&mut client.statements, statements)
+                    prepare_effects.revert(&mut client.statements, statements)
                 }
                 Request::Close(Some(naming)) => match &naming.client_name {
                     Some(name) => client.statements.insert(name, naming.statement.clone()),
@@ -465,7 +465,7 @@ impl ServerSide {
             _ => Vec::new(),
         };
         let parsed = self.replies.client_name();
-        in_the_clients_words(bytes, &shifts, |ours| {
+        with_client_names(bytes, &shifts, |ours| {
             let parsed = parsed.filter(|naming| naming.statement.server_name() == ours);
             let name = parsed.and_then(|naming| naming.client_name.as_deref());
             name.or_else(|| client.statements.name_of(ours)).map(<[u8]>::to_vec)
@@ -492,7 +492,7 @@ impl ServerSide {
         let gone = match tag {
             b"DISCARD ALL\0" => {
                 self.opaque_settings = false;
-                Pins::SEQUENCES.union(Pins::UNREAD).union(Pins::SETTINGS)
+                Pins::SEQUENCES.union(Pins::UNSTORED).union(Pins::SETTINGS)
             }
             b"DISCARD SEQUENCES\0" => Pins::SEQUENCES,
             _ => return,

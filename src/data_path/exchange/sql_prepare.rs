@@ -21,7 +21,7 @@ use crate::{
         prepared::{
             SqlNames, Statement, StatementName,
             parse_settings::ParseSettings,
-            sql_prepare_effects::{PrepareEffect, PrepareEffects, disowned},
+            sql_prepare_effects::{PrepareEffect, PrepareEffects, escape_client_name},
         },
         session_state::{side_effects::SideEffects, state_query::StateChecks},
         sql::{self, Discard, Kind},
@@ -190,7 +190,7 @@ impl ClientMessages<'_, '_> {
                     if *kind == Kind::Deallocate {
                         rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(None));
                     }
-                    match disowned(value) {
+                    match escape_client_name(value) {
                         Some(ours) => ours,
                         None => continue,
                     }

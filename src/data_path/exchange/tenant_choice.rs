@@ -82,7 +82,7 @@ impl ClientMessages<'_, '_> {
     /// password, which is made where no transaction is open.
     fn guard_identity(&mut self, tag: u8, sql: &[u8]) -> Option<ControlFlow<WaitReason>> {
         let replies = &self.server.replies;
-        match self.rules.identity.judge(sql, self.server.lexing())? {
+        match self.rules.identity.decide(sql, self.server.lexing())? {
             IdentityDecision::Password(_) if replies.is_unsynced() || replies.takes_copy_data() => {
                 self.deny(tag, IdentityError::PasswordInTransaction);
             }
@@ -157,7 +157,7 @@ impl ClientMessages<'_, '_> {
             let _ = self.server.replies.track(Request::Query(None), Origin::Denied(request_error));
             append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
         } else {
-            self.server.statements.doubt_unnamed();
+            self.server.statements.set_unnamed_unknown();
             let _ = self.server.replies.track(Request::Parse(None), Origin::Denied(request_error));
             parse(b"", UNREADABLE, self.out.build());
         }

@@ -10,23 +10,23 @@ impl ClientMessages<'_, '_> {
     /// Asks for what changes the unnamed statement.
     #[inline(always)]
     pub(super) fn ask_unnamed(&mut self, asked: Request) -> bool {
-        if self.server.replies.pins().contains(Pins::UNREAD_UNNAMED) {
-            self.server.checks.add(StateChecks::UNREAD);
+        if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
+            self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
         }
         let may_be_skipped = self.server.replies.is_working();
         let goes = self.server.replies.track(asked, Origin::Client);
         if goes {
-            self.statements.succeed_unnamed(may_be_skipped);
+            self.statements.begin_unnamed_change(may_be_skipped);
         }
         goes
     }
 
     /// A simple query ends the unnamed statement.
     pub(super) fn end_unnamed(&mut self) {
-        if self.server.replies.pins().contains(Pins::UNREAD_UNNAMED) {
-            self.server.checks.add(StateChecks::UNREAD);
+        if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
+            self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
         }
-        self.statements.succeed_unnamed(self.server.replies.is_working());
+        self.statements.begin_unnamed_change(self.server.replies.is_working());
         self.statements.forget_unnamed();
         self.server.statements.set_unnamed(0);
     }

@@ -10,27 +10,27 @@ impl ClientMessages<'_, '_> {
     /// Something is done that nobody has read.
     #[cold]
     pub(super) fn note_unread(&mut self) {
-        self.note(&SideEffects::unread(), false);
+        self.note(&SideEffects::of_unstored_text(), false);
     }
 
     /// Whether a statement that the client has, and we do not know of, may be one that was too long to keep.
     pub(super) fn may_be_unread(&self) -> bool {
-        self.server.replies.pins().contains(Pins::UNREAD)
+        self.server.replies.pins().contains(Pins::UNSTORED)
     }
 
     /// An unnamed statement that is too long to keep: the server stays with this client until it has run, until there is another, or
     /// until somebody waits.
     #[cold]
     pub(super) fn unnamed_unread(&mut self, serial: u64) {
-        self.statements.set_unnamed_unread(serial);
-        self.server.checks.add(StateChecks::UNREAD);
+        self.statements.set_unnamed_unstored(serial);
+        self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
     }
 
     /// A statement that is too long to keep: the server gets it as the client calls it, and stays with this client until it has no
     /// such statement any more.
     pub(super) fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         let replies = &mut self.server.replies;
-        replies.set_pins(replies.pins() | Pins::UNREAD);
+        replies.set_pins(replies.pins() | Pins::UNSTORED);
         self.note_unread();
         self.ask(Request::ParseAsIs);
         self.out.pass(bytes);

@@ -14,7 +14,7 @@ impl Preparer<'_> {
     #[cold]
     pub fn put_own_names_away(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let others = self.statements.all();
-        let others = others.filter(|statement| statement.has_own_name() && !client.has(statement.id));
+        let others = others.filter(|statement| statement.has_client_name() && !client.has(statement.id));
         for id in others.map(|statement| statement.id).collect::<Vec<_>>() {
             self.close(id, out);
         }
@@ -39,7 +39,7 @@ impl Preparer<'_> {
         own.sort_unstable_by_key(|statement| statement.id);
         let safe = |statement: &&&Arc<Statement>| match self.replies.status() {
             b'I' => true,
-            status => status == b'T' && statement.is_proved(),
+            status => status == b'T' && statement.was_parsed(),
         };
         let shown: Vec<_> = own.iter().filter(safe).take(self.statements.statements_max()).collect();
         for statement in shown {

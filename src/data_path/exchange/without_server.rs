@@ -59,7 +59,7 @@ impl ClientSide {
 
     /// The session's servers log in as these roles now.
     pub fn set_place(&mut self, place: Arc<TenantAccess>) {
-        self.rules.identity.place = Some(place);
+        self.rules.identity.tenant_access = Some(place);
     }
 
     /// The session stands so to its tenant now.
@@ -77,7 +77,7 @@ impl ClientSide {
         memory: Arc<Account>,
         follow: bool,
     ) {
-        self.rules.identity.place = place;
+        self.rules.identity.tenant_access = place;
         self.count_in(memory);
         self.statements.move_to(&table, &self.wanted, &self.rules.memory);
         self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::effects_by_name::{CallEffects, EffectsByName, NamedEffects, is_write, key};
+use super::effects_by_name::{CallEffects, EffectsByName, NamedEffects, is_write, search_word};
 use crate::data_path::{memory_limit::PIECE_BYTES, sql::words};
 
 /// The OID of a system catalog and of an object in it.
@@ -36,7 +36,7 @@ pub struct Dependency {
 /// Objects, their dependencies and the functions with side effects.
 #[derive(Debug, Default)]
 pub struct DependencyGraph {
-    levels: HashMap<Node, NamedEffects>,
+    effects: HashMap<Node, NamedEffects>,
     names: HashMap<Node, Vec<u8>>,
     uses: HashMap<Node, Vec<(Node, bool)>>,
     /// Functions by the words in their bodies.
@@ -52,14 +52,14 @@ const ENTRY_BYTES: usize = 4 * PIECE_BYTES;
 
 impl DependencyGraph {
     /// Adds an object that has side effects itself.
-    pub fn root(&mut self, node: Node, traces: &CallEffects) {
-        self.bytes += ENTRY_BYTES + size_of::<NamedEffects>() + traces.bytes();
-        self.levels.entry(node).or_default().always.merge(traces);
+    pub fn add_root(&mut self, node: Node, effects: &CallEffects) {
+        self.bytes += ENTRY_BYTES + size_of::<NamedEffects>() + effects.bytes();
+        self.effects.entry(node).or_default().always.merge(effects);
     }
 
     /// Returns whether no object has side effects.
     pub fn is_empty(&self) -> bool {
-        self.levels.is_empty()
+        self.effects.is_empty()
     }
 
     /// Sets the name of an object.
@@ -105,19 +105,19 @@ impl DependencyGraph {
 
     /// Propagates the side effects along all dependencies. Returns `None` if that needs more than
     /// `bytes_max`, as it may with thousands of functions that call each other.
-    pub fn close(mut self, bytes_max: usize) -> Option<EffectsByName> {
+    pub fn propagate(mut self, bytes_max: usize) -> Option<EffectsByName> {
         let (uses, mentions) = (std::mem::take(&mut self.uses), std::mem::take(&mut self.mentions));
-        let mut changed: VecDeque<Node> = self.levels.keys().copied().collect();
+        let mut changed: VecDeque<Node> = self.effects.keys().copied().collect();
         while let Some(node) = changed.pop_front() {
             if self.bytes > bytes_max {
                 return None;
             }
-            let Some(level) = self.levels.get(&node).cloned() else { continue };
-            if node.0 == RELATIONS && node != SOME_RELATION && self.merge(SOME_RELATION, &level) {
+            let Some(effects) = self.effects.get(&node).cloned() else { continue };
+            if node.0 == RELATIONS && node != SOME_RELATION && self.merge(SOME_RELATION, &effects) {
                 changed.push_back(SOME_RELATION);
             }
-            let mut whole = level.always.clone();
-            whole.merge(&level.on_write);
+            let mut whole = effects.always.clone();
+            whole.merge(&effects.on_write);
             for &(user, on_write) in uses.get(&node).into_iter().flatten() {
                 let passed = match on_write {
                     true => NamedEffects { always: CallEffects::default(), on_write: whole.clone() },
@@ -125,47 +125,47 @@ impl DependencyGraph {
                     false if user.0 == FUNCTIONS => {
                         NamedEffects { always: whole.clone(), on_write: CallEffects::default() }
                     }
-                    false => level.clone(),
+                    false => effects.clone(),
                 };
                 if self.merge(user, &passed) {
                     changed.push_back(user);
                 }
             }
-            let word = self.names.get(&node).and_then(|name| key(name));
+            let word = self.names.get(&node).and_then(|name| search_word(name));
             for &user in word.and_then(|word| mentions.get(&word)).into_iter().flatten() {
-                let traces = if self.writers.contains(&user) { &whole } else { &level.always };
+                let effects = if self.writers.contains(&user) { &whole } else { &effects.always };
                 if self
-                    .merge(user, &NamedEffects { always: traces.clone(), on_write: CallEffects::default() })
+                    .merge(user, &NamedEffects { always: effects.clone(), on_write: CallEffects::default() })
                 {
                     changed.push_back(user);
                 }
             }
         }
-        Some(self.known())
+        Some(self.into_effects_by_name())
     }
 
     /// Adds the effects of using an object. Returns whether they changed.
-    fn merge(&mut self, node: Node, level: &NamedEffects) -> bool {
-        let known = self.levels.entry(node).or_default();
-        let before = known.bytes();
-        let changed = known.merge(level);
-        self.bytes += known.bytes() - before;
+    fn merge(&mut self, node: Node, effects: &NamedEffects) -> bool {
+        let loaded = self.effects.entry(node).or_default();
+        let before = loaded.bytes();
+        let changed = loaded.merge(effects);
+        self.bytes += loaded.bytes() - before;
         changed
     }
 
-    fn known(self) -> EffectsByName {
+    fn into_effects_by_name(self) -> EffectsByName {
         let (mut any, mut ddl) = (CallEffects::default(), CallEffects::default());
         let mut named = Vec::new();
-        for (node, level) in self.levels {
+        for (node, effects) in self.effects {
             match node.0 {
                 OPERATORS | CASTS | OPERATOR_CLASSES | SUPPORT_FUNCTIONS => {
-                    any.merge(&level.always);
-                    any.merge(&level.on_write);
+                    any.merge(&effects.always);
+                    any.merge(&effects.on_write);
                 }
-                EVENT_TRIGGERS => drop(ddl.merge(&level.always)),
+                EVENT_TRIGGERS => drop(ddl.merge(&effects.always)),
                 _ => {
                     if let Some(name) = self.names.get(&node) {
-                        named.push((name.clone(), level));
+                        named.push((name.clone(), effects));
                     }
                 }
             }
@@ -182,8 +182,8 @@ mod tests {
     const TRIGGER: u32 = 2620;
 
     #[test]
-    fn a_lock_in_a_function_is_found_behind_triggers_tables_and_callers() {
-        let mut closure = DependencyGraph::default();
+    fn a_lock_in_a_function_is_found_through_triggers_tables_and_callers() {
+        let mut graph = DependencyGraph::default();
         for (oid, name, body) in [
             (1, "take_lock", "perform pg_advisory_lock(1)"),
             (2, "on_insert", "begin perform take_lock(); return new; end"),
@@ -191,39 +191,39 @@ mod tests {
             (4, "count_jobs", "select count(*) from jobs"),
             (5, "anywhere", "begin execute format('insert into %I values (1)', $1); end"),
         ] {
-            closure.name((FUNCTIONS, oid), name.into());
-            closure.body((FUNCTIONS, oid), body.as_bytes());
+            graph.name((FUNCTIONS, oid), name.into());
+            graph.body((FUNCTIONS, oid), body.as_bytes());
         }
-        closure.uses_any_relation((FUNCTIONS, 5));
-        closure.name((RELATIONS, 10), b"jobs".to_vec());
-        closure.uses(Dependency { used: (FUNCTIONS, 2), user: (TRIGGER, 20), on_write: false });
-        closure.uses(Dependency { used: (TRIGGER, 20), user: (RELATIONS, 10), on_write: true });
-        closure.root((FUNCTIONS, 1), &CallEffects { checks: StateChecks::LOCKS, ..CallEffects::default() });
-        let known = closure.close(usize::MAX).unwrap();
+        graph.uses_any_relation((FUNCTIONS, 5));
+        graph.name((RELATIONS, 10), b"jobs".to_vec());
+        graph.uses(Dependency { used: (FUNCTIONS, 2), user: (TRIGGER, 20), on_write: false });
+        graph.uses(Dependency { used: (TRIGGER, 20), user: (RELATIONS, 10), on_write: true });
+        graph.add_root((FUNCTIONS, 1), &CallEffects { checks: StateChecks::LOCKS, ..CallEffects::default() });
+        let loaded = graph.propagate(usize::MAX).unwrap();
         for sql in
             ["SELECT take_lock()", "SELECT on_insert()", "INSERT INTO jobs VALUES (1)", "SELECT fill()"]
         {
-            assert!(known.look(sql.as_bytes(), false).is_some(), "{sql}");
+            assert!(loaded.find(sql.as_bytes(), false).is_some(), "{sql}");
         }
-        assert!(known.look(b"SELECT anywhere()", false).is_some());
+        assert!(loaded.find(b"SELECT anywhere()", false).is_some());
         for sql in ["SELECT count_jobs()", "SELECT * FROM jobs", "INSERT INTO other VALUES (1)"] {
-            assert!(known.look(sql.as_bytes(), false).is_none(), "{sql}");
+            assert!(loaded.find(sql.as_bytes(), false).is_none(), "{sql}");
         }
     }
 
     /// A thousand functions that call each other, each with a hundred parameter names, once used gigabytes.
     #[test]
-    fn what_functions_hand_on_to_each_other_has_a_limit() {
-        let mut closure = DependencyGraph::default();
+    fn propagation_has_a_memory_limit() {
+        let mut graph = DependencyGraph::default();
         for oid in 0..1000 {
             let names = (0..100).map(|at| format!("my{oid}.name{at}").into()).collect();
-            closure.root(
+            graph.add_root(
                 (FUNCTIONS, oid),
                 &CallEffects { checks: StateChecks::ANY_SETTING, names, ..CallEffects::default() },
             );
-            closure.uses(Dependency { used: (FUNCTIONS, oid), user: (FUNCTIONS, oid + 1), on_write: false });
+            graph.uses(Dependency { used: (FUNCTIONS, oid), user: (FUNCTIONS, oid + 1), on_write: false });
         }
-        assert!(closure.bytes() > 100 * 1000 * 16);
-        assert!(closure.close(16 << 20).is_none());
+        assert!(graph.bytes() > 100 * 1000 * 16);
+        assert!(graph.propagate(16 << 20).is_none());
     }
 }

@@ -102,31 +102,31 @@ impl EffectsByName {
     ) -> Self {
         let version = LAST_VERSION.fetch_add(1, Ordering::Relaxed) + 1;
         let charge = Charge::default();
-        let mut known = Self { version, names: HashMap::new(), all: any.clone(), any, ddl, charge };
-        known.all.merge(&known.ddl);
-        for (name, level) in named {
-            known.all.merge(&level.always);
-            known.all.merge(&level.on_write);
-            match key(&name) {
-                Some(key) => drop(known.names.entry(key).or_default().merge(&level)),
+        let mut loaded = Self { version, names: HashMap::new(), all: any.clone(), any, ddl, charge };
+        loaded.all.merge(&loaded.ddl);
+        for (name, effects) in named {
+            loaded.all.merge(&effects.always);
+            loaded.all.merge(&effects.on_write);
+            match search_word(&name) {
+                Some(search_word) => drop(loaded.names.entry(search_word).or_default().merge(&effects)),
                 None => {
-                    known.any.merge(&level.always);
-                    known.any.merge(&level.on_write);
+                    loaded.any.merge(&effects.always);
+                    loaded.any.merge(&effects.on_write);
                 }
             }
         }
-        known
+        loaded
     }
 
     /// For a database with too many functions to load: every text may have any side effect.
-    pub fn nothing() -> Self {
+    pub fn unknown() -> Self {
         Self::new([], SideEffects::anything().into(), CallEffects::default())
     }
 
     /// Charges the memory used, in place of the charge made while loading.
     pub fn charged(mut self, mut charge: Charge, memory: &Arc<Account>) -> Self {
         let each = size_of::<(Box<[u8]>, NamedEffects)>() + 2 * PIECE_BYTES;
-        let names: usize = self.names.iter().map(|(name, level)| name.len() + level.bytes() + each).sum();
+        let names: usize = self.names.iter().map(|(name, effects)| name.len() + effects.bytes() + each).sum();
         charge.set(memory, names + self.any.bytes() + self.ddl.bytes() + self.all.bytes());
         self.charge = charge;
         self
@@ -139,11 +139,11 @@ impl EffectsByName {
 
     /// Returns the side effects of the objects that a text names. `words_hidden` means that the text's
     /// encoding may hide word boundaries: then all effects count.
-    pub fn look(&self, text: &[u8], tangled: bool) -> Option<SideEffects> {
+    pub fn find(&self, text: &[u8], words_hidden: bool) -> Option<SideEffects> {
         let mut found = self.any.clone();
         let mut on_write = CallEffects::default();
         let mut writes = false;
-        if tangled || has_unicode_names(text) {
+        if words_hidden || has_unicode_names(text) {
             found.merge(&self.all);
         } else {
             let mut lower = [0; NAME_BYTES_MAX];
@@ -151,9 +151,9 @@ impl EffectsByName {
                 let Some(lower) = lower.get_mut(..word.len()) else { continue };
                 lower.copy_from_slice(word);
                 lower.make_ascii_lowercase();
-                if let Some(level) = self.names.get(&*lower) {
-                    found.merge(&level.always);
-                    on_write.merge(&level.on_write);
+                if let Some(effects) = self.names.get(&*lower) {
+                    found.merge(&effects.always);
+                    on_write.merge(&effects.on_write);
                 }
                 if is_write(lower) {
                     writes = true;
@@ -184,7 +184,7 @@ impl EffectsByName {
 /// Returns the word to search for a name: its longest word, in lower case, which every text with the name
 /// contains, quoted or not.
 /// `None` if the name has no readable word.
-pub fn key(name: &[u8]) -> Option<Box<[u8]>> {
+pub fn search_word(name: &[u8]) -> Option<Box<[u8]>> {
     words(name).max_by_key(|word| word.len()).map(|word| word.to_ascii_lowercase().into())
 }
 
@@ -213,26 +213,26 @@ fn has_unicode_names(text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn level(always: StateChecks, on_write: StateChecks) -> NamedEffects {
-        let traces = |checks| CallEffects { checks: checks, ..CallEffects::default() };
-        NamedEffects { always: traces(always), on_write: traces(on_write) }
+    fn effects(always: StateChecks, on_write: StateChecks) -> NamedEffects {
+        let call = |checks| CallEffects { checks, ..CallEffects::default() };
+        NamedEffects { always: call(always), on_write: call(on_write) }
     }
 
-    fn known() -> EffectsByName {
+    fn loaded() -> EffectsByName {
         let named = [
-            (b"next_job".to_vec(), level(StateChecks::LOCKS, StateChecks::empty())),
-            (b"Odd name".to_vec(), level(StateChecks::TEMPORARY, StateChecks::empty())),
-            (b"orders".to_vec(), level(StateChecks::empty(), StateChecks::CURSORS)),
+            (b"next_job".to_vec(), effects(StateChecks::LOCKS, StateChecks::empty())),
+            (b"Odd name".to_vec(), effects(StateChecks::TEMPORARY, StateChecks::empty())),
+            (b"orders".to_vec(), effects(StateChecks::empty(), StateChecks::CURSORS)),
         ];
         EffectsByName::new(named, CallEffects::default(), CallEffects::default())
     }
 
     fn checks(sql: &str) -> StateChecks {
-        known().look(sql.as_bytes(), false).map(|found| found.checks).unwrap_or_default()
+        loaded().find(sql.as_bytes(), false).map(|found| found.checks).unwrap_or_default()
     }
 
     #[test]
-    fn a_name_is_found_however_it_is_written() {
+    fn a_name_is_found_in_every_spelling() {
         for sql in
             ["SELECT next_job()", "select public.Next_Job (1)", "call \"next_job\"()", "DO 'x next_job()'"]
         {
@@ -244,20 +244,20 @@ mod tests {
     }
 
     #[test]
-    fn what_a_trigger_does_counts_where_its_table_is_written_to() {
+    fn effects_of_triggers_count_for_writes_only() {
         assert_eq!(checks("SELECT * FROM orders"), StateChecks::empty());
         assert_eq!(checks("INSERT INTO orders VALUES (1)"), StateChecks::CURSORS);
         assert_eq!(checks("COPY orders FROM STDIN"), StateChecks::CURSORS);
     }
 
     #[test]
-    fn a_name_without_a_readable_word_makes_every_text_doubtful() {
-        let known = EffectsByName::new(
-            [("ß".into(), level(StateChecks::LOCKS, StateChecks::empty()))],
+    fn effects_of_an_unreadable_name_count_for_every_text() {
+        let loaded = EffectsByName::new(
+            [("ß".into(), effects(StateChecks::LOCKS, StateChecks::empty()))],
             CallEffects::default(),
             CallEffects::default(),
         );
-        assert!(known.look(b"SELECT 1", false).is_some());
-        assert!(!known.is_empty());
+        assert!(loaded.find(b"SELECT 1", false).is_some());
+        assert!(!loaded.is_empty());
     }
 }

@@ -17,19 +17,19 @@ pub struct Function<'a> {
 
 /// Returns the side effects of a call, and whether the function uses tables or views with unknown names.
 pub fn read(function: &Function<'_>) -> (CallEffects, bool) {
-    let traces = match function.language {
+    let effects = match function.language {
         b"sql" | b"plpgsql" => {
-            let effects = sql::effects_of_body(function.body);
-            let traces = SideEffects::of_body(effects, function.body).into();
-            return (traces, effects.contains(Effects::ANY_RELATION));
+            let of_sql = sql::effects_of_body(function.body);
+            let effects = SideEffects::of_body(of_sql, function.body).into();
+            return (effects, of_sql.contains(Effects::ANY_RELATION));
         }
         b"internal" => CallEffects::default(),
-        b"c" if is_known(function.library) => CallEffects::default(),
+        b"c" if is_known_library(function.library) => CallEffects::default(),
         b"c" => SideEffects::anything().into(),
         // Python, Perl and others build their SQL at run time.
         _ => SideEffects::of_foreign_body(function.body).into(),
     };
-    (traces, false)
+    (effects, false)
 }
 
 /// Libraries whose functions have no side effects except those listed in `sql/effects.rs`: PostgreSQL's own
@@ -98,7 +98,7 @@ const KNOWN_LIBRARIES: [&str; 61] = [
     "vector",
 ];
 
-fn is_known(library: &[u8]) -> bool {
+fn is_known_library(library: &[u8]) -> bool {
     let name = library.rsplit(|byte| *byte == b'/').next().unwrap_or(library);
     let name = name.strip_suffix(b".so").unwrap_or(name);
     KNOWN_LIBRARIES.iter().any(|known| known.as_bytes() == name)
@@ -109,16 +109,16 @@ mod tests {
     use super::*;
     use crate::data_path::session_state::{pins::Pins, state_query::StateChecks};
 
-    fn traces(function: &Function<'_>) -> CallEffects {
+    fn effects_of(function: &Function<'_>) -> CallEffects {
         read(function).0
     }
 
     fn of(body: &str) -> CallEffects {
-        traces(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })
+        effects_of(&Function { language: b"plpgsql", body: body.as_bytes(), library: b"" })
     }
 
     #[test]
-    fn an_ordinary_function_leaves_nothing_behind() {
+    fn an_ordinary_function_has_no_side_effects() {
         for body in [
             "BEGIN RETURN NEW; END",
             "begin new.changed = now(); return new; end",
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_function_sets_for_its_transaction_counts_for_what_is_parsed_in_it() {
+    fn local_settings_of_a_function_are_found() {
         for body in [
             "begin perform set_config('app.user', who, true); return 1; end",
             "begin set local search_path = a; new.changed = now(); return new; end",
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_body_shows_is_found() {
+    fn effects_visible_in_a_body_are_found() {
         assert_eq!(of("begin perform pg_advisory_lock(1); end").checks, StateChecks::LOCKS);
         assert_eq!(of("begin create temp table x (i int); end").checks, StateChecks::TEMPORARY);
         let set = of("begin perform set_config('app.user', who, false); end");
@@ -159,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn of_other_languages_and_unknown_libraries_everything_is_asked() {
+    fn other_languages_and_unknown_libraries_may_have_any_effect() {
         let foreign =
             Function { language: b"plpython3u", body: b"plpy.execute('set my.note = 1')", library: b"" };
         assert!(
-            traces(&foreign).checks.contains(StateChecks::EVERYTHING)
-                && traces(&foreign).names.contains("my.note")
+            effects_of(&foreign).checks.contains(StateChecks::EVERYTHING)
+                && effects_of(&foreign).names.contains("my.note")
         );
-        let c = |library: &'static [u8]| traces(&Function { language: b"c", body: b"", library });
+        let c = |library: &'static [u8]| effects_of(&Function { language: b"c", body: b"", library });
         assert!(c(b"$libdir/postgis-3").is_empty());
         assert!(c(b"$libdir/our_own").checks.contains(StateChecks::EVERYTHING));
     }

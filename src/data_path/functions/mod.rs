@@ -30,7 +30,7 @@ use crate::data_path::session_state::{side_effects::SideEffects, state_query::St
 
 /// How often in a row the proxy trusts statistics that count no change. Sessions report their counts with a
 /// delay, and a superuser's session may not report them.
-const BELIEVED_MAX: u8 = 5;
+const TRUSTED_MAX: u8 = 5;
 
 /// Function side effects of one database. Shared by the pools and sessions of its tenant.
 #[derive(Debug, Default)]
@@ -45,44 +45,44 @@ pub struct FunctionEffects {
 #[derive(Debug, Default)]
 struct State {
     /// `None` before the first load.
-    known: Option<Arc<EffectsByName>>,
+    effects: Option<Arc<EffectsByName>>,
     /// Fingerprint of the functions at the last load.
     fingerprint: String,
     /// The database's statistics counters at the last check.
     counts: String,
     /// How often the counters alone have been trusted since.
-    believed: u8,
+    trusted: u8,
     /// Running transactions that may change functions.
     changes: usize,
     /// Counts events after which `effects` may be outdated.
     generation: u64,
     /// The generation for which `effects` were loaded.
-    learnt: u64,
+    loaded_generation: u64,
     /// When the server was last queried.
-    asked_at: Option<Instant>,
+    queried_at: Option<Instant>,
     /// Generation of the tenant's row at that time.
-    row: i64,
+    row_generation: i64,
     /// The server has not been queried since the tenant's first pool was created.
-    cold: bool,
+    not_loaded: bool,
     /// A check for changes made outside the proxy is due.
-    due: bool,
-    learning: bool,
+    check_due: bool,
+    loading: bool,
 }
 
 impl State {
     fn is_current(&self) -> bool {
-        self.known.is_some() && self.changes == 0 && self.generation == self.learnt
+        self.effects.is_some() && self.changes == 0 && self.generation == self.loaded_generation
     }
 
-    fn is_to_be_learnt(&self) -> bool {
-        !self.learning && self.changes == 0 && (self.due || !self.is_current())
+    fn must_load(&self) -> bool {
+        !self.loading && self.changes == 0 && (self.check_due || !self.is_current())
     }
 
     /// Records a query that began at this generation.
-    fn asked(&mut self, generation: u64) {
-        self.learnt = generation;
-        self.asked_at = Some(Instant::now());
-        self.cold = false;
+    fn record_query(&mut self, generation: u64) {
+        self.loaded_generation = generation;
+        self.queried_at = Some(Instant::now());
+        self.not_loaded = false;
     }
 }
 
@@ -105,7 +105,7 @@ pub enum LoadState {
 #[derive(Debug)]
 pub struct Lookup {
     /// Whether `found` can be relied on.
-    pub functions: LoadState,
+    pub state: LoadState,
     /// The session must load the functions after its transaction.
     pub load: bool,
     /// The side effects, from the last load.
@@ -127,7 +127,7 @@ impl Drop for FunctionsChanging {
 
 /// A load in progress. Dropping it without a result leaves the state unchanged.
 pub(in crate::data_path) struct Loading<'a> {
-    catalogue: &'a FunctionEffects,
+    functions: &'a FunctionEffects,
     generation: u64,
     /// Fingerprint at the last load; empty if none.
     pub fingerprint: String,
@@ -138,19 +138,19 @@ pub(in crate::data_path) struct Loading<'a> {
 
 impl Drop for Loading<'_> {
     fn drop(&mut self) {
-        self.catalogue.update(|state| state.learning = false);
+        self.functions.update(|state| state.loading = false);
     }
 }
 
 impl FunctionEffects {
     /// Creates the state of a database whose functions have no side effects and never change.
     pub fn without_functions() -> Self {
-        let known = EffectsByName::new(
+        let effects = EffectsByName::new(
             [],
             self::effects_by_name::CallEffects::default(),
             self::effects_by_name::CallEffects::default(),
         );
-        let state = State { known: Some(Arc::new(known)), ..State::default() };
+        let state = State { effects: Some(Arc::new(effects)), ..State::default() };
         Self { plain: AtomicBool::new(true), sequences: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
@@ -162,8 +162,8 @@ impl FunctionEffects {
     fn update(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.locked();
         change(&mut state);
-        let empty = state.known.as_ref().is_some_and(|known| known.is_empty());
-        self.plain.store(empty && state.is_current() && !state.due, Ordering::Release);
+        let empty = state.effects.as_ref().is_some_and(|effects| effects.is_empty());
+        self.plain.store(empty && state.is_current() && !state.check_due, Ordering::Release);
     }
 
     /// Returns whether no text needs a lookup. Costs one atomic load.
@@ -184,57 +184,60 @@ impl FunctionEffects {
     /// statement.
     /// `words_hidden`: see [`EffectsByName::find`].
     #[cold]
-    pub fn look(&self, text: &[u8], tangled: bool, seen: Option<&FoundEffects>) -> Lookup {
-        let (known, current, cold, learn) = {
+    pub fn lookup(&self, text: &[u8], words_hidden: bool, cache: Option<&FoundEffects>) -> Lookup {
+        let (effects, current, not_loaded, load) = {
             let state = self.locked();
-            (state.known.clone(), state.is_current(), state.cold, state.is_to_be_learnt())
+            (state.effects.clone(), state.is_current(), state.not_loaded, state.must_load())
         };
-        let known_are = match (current, cold) {
+        let state = match (current, not_loaded) {
             (true, _) => LoadState::Current,
             (false, true) => LoadState::NotLoaded,
             (false, false) => LoadState::Changed,
         };
-        let found = known.and_then(|known| match seen {
-            Some(FoundEffects(seen)) => {
-                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                match &*seen {
-                    Some((version, found)) if *version == known.version => found.clone(),
+        let found = effects.and_then(|effects| match cache {
+            Some(FoundEffects(cache)) => {
+                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                match &*cache {
+                    Some((version, found)) if *version == effects.version => found.clone(),
                     _ => {
-                        let found = known.look(text, tangled).map(Arc::new);
-                        *seen = Some((known.version, found.clone()));
+                        let found = effects.find(text, words_hidden).map(Arc::new);
+                        *cache = Some((effects.version, found.clone()));
                         found
                     }
                 }
             }
-            None => known.look(text, tangled).map(Arc::new),
+            None => effects.find(text, words_hidden).map(Arc::new),
         });
-        Lookup { functions: known_are, load: learn, found }
+        Lookup { state, load, found }
     }
 
     /// Returns the side effects of texts that ran before the load. They may have any, if the load is outdated
     /// or if the texts `changed` functions.
-    pub fn look_again(&self, unlearnt: &TextsBeforeLoad, changed: bool) -> Vec<SideEffects> {
-        let (known, current) = {
+    pub fn lookup_after_load(&self, texts_before_load: &TextsBeforeLoad, changed: bool) -> Vec<SideEffects> {
+        let (effects, current) = {
             let state = self.locked();
-            (state.known.clone(), state.is_current())
+            (state.effects.clone(), state.is_current())
         };
-        let (Some(known), Some(texts)) = (known.filter(|_| current && !changed), unlearnt.texts()) else {
+        let (Some(effects), Some(texts)) =
+            (effects.filter(|_| current && !changed), texts_before_load.texts())
+        else {
             return vec![SideEffects::anything()];
         };
-        let found: Vec<_> = texts.filter_map(|(text, tangled)| known.look(text, tangled)).collect();
+        let found: Vec<_> =
+            texts.filter_map(|(text, words_hidden)| effects.find(text, words_hidden)).collect();
         if found.iter().any(|found| self.may_be_changed_by(found.checks)) {
-            self.doubt();
+            self.mark_outdated();
         }
         found
     }
 
     /// Marks the loaded effects as outdated.
-    fn doubt(&self) {
+    fn mark_outdated(&self) {
         self.update(|state| state.generation += 1);
     }
 
     /// Records that a client reads currval or lastval.
-    pub fn sequence_is_read(&self) {
+    pub fn record_sequence_read(&self) {
         self.sequences.store(true, Ordering::Relaxed);
     }
 
@@ -246,75 +249,77 @@ impl FunctionEffects {
 
     /// Marks the effects as changing until the guard is dropped. Called before a text that may change
     /// functions.
-    pub fn changing(self: &Arc<Self>) -> FunctionsChanging {
+    pub fn begin_change(self: &Arc<Self>) -> FunctionsChanging {
         self.update(|state| state.changes += 1);
         FunctionsChanging(self.clone())
     }
 
     /// Requests a check for changes made outside the proxy, unless one was made within `functions_check`.
-    pub fn check(&self, functions_check: Duration) {
-        self.update(|state| state.due |= state.asked_at.is_none_or(|at| at.elapsed() >= functions_check));
+    pub fn request_check(&self, functions_check: Duration) {
+        self.update(|state| {
+            state.check_due |= state.queried_at.is_none_or(|at| at.elapsed() >= functions_check)
+        });
     }
 
     /// Called when a pool is created for this generation of the tenant's row. Effects loaded for another
     /// generation, or longer ago than `functions_check`, are outdated.
-    pub fn serves(&self, row: i64, functions_check: Duration) {
+    pub fn pool_created(&self, row: i64, functions_check: Duration) {
         self.update(|state| {
-            let is_fresh = state.asked_at.is_some_and(|at| at.elapsed() < functions_check);
-            if row != state.row || !is_fresh {
+            let is_fresh = state.queried_at.is_some_and(|at| at.elapsed() < functions_check);
+            if row != state.row_generation || !is_fresh {
                 state.generation += 1;
-                state.cold = true;
+                state.not_loaded = true;
             }
-            state.row = row;
+            state.row_generation = row;
         });
     }
 
     /// Returns whether a session should start a load now.
     pub fn must_load(&self) -> bool {
-        self.locked().is_to_be_learnt()
+        self.locked().must_load()
     }
 
     /// Starts a load. Returns `None` if one is running or none is needed.
     pub(in crate::data_path) fn begin_load(&self) -> Option<Loading<'_>> {
         let mut state = self.locked();
-        if state.learning || (state.is_current() && !state.due) {
+        if state.loading || (state.is_current() && !state.check_due) {
             return None;
         }
-        state.learning = true;
+        state.loading = true;
         // Cleared before the query, so that a request made during the load is kept.
-        state.due = false;
-        let fingerprint = if state.known.is_some() { state.fingerprint.clone() } else { String::new() };
+        state.check_due = false;
+        let fingerprint = if state.effects.is_some() { state.fingerprint.clone() } else { String::new() };
         // Statistics may not count a change yet that the proxy itself has seen.
-        let believable = state.is_current() && state.believed < BELIEVED_MAX;
-        let counts = if believable { state.counts.clone() } else { String::new() };
-        Some(Loading { catalogue: self, generation: state.generation, fingerprint, counts })
+        let is_trustworthy = state.is_current() && state.trusted < TRUSTED_MAX;
+        let counts = if is_trustworthy { state.counts.clone() } else { String::new() };
+        Some(Loading { functions: self, generation: state.generation, fingerprint, counts })
     }
 }
 
 impl Loading<'_> {
     /// The statistics count no change.
-    pub fn believed(&self) {
-        self.catalogue.update(|state| {
-            state.asked(self.generation);
-            state.believed += 1;
+    pub fn trust_counts(&self) {
+        self.functions.update(|state| {
+            state.record_query(self.generation);
+            state.trusted += 1;
         });
     }
 
     /// The fingerprint has not changed. `counts` were read just before it.
     pub fn unchanged(&self, counts: String) {
-        self.catalogue.update(|state| {
-            state.asked(self.generation);
-            (state.counts, state.believed) = (counts, 0);
+        self.functions.update(|state| {
+            state.record_query(self.generation);
+            (state.counts, state.trusted) = (counts, 0);
         });
     }
 
     /// Stores newly loaded effects.
-    pub fn loaded(&self, known: EffectsByName, fingerprint: String, counts: String) {
-        self.catalogue.update(|state| {
-            state.asked(self.generation);
-            state.known = Some(Arc::new(known));
+    pub fn loaded(&self, effects: EffectsByName, fingerprint: String, counts: String) {
+        self.functions.update(|state| {
+            state.record_query(self.generation);
+            state.effects = Some(Arc::new(effects));
             state.fingerprint = fingerprint;
-            (state.counts, state.believed) = (counts, 0);
+            (state.counts, state.trusted) = (counts, 0);
         });
     }
 }

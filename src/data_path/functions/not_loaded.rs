@@ -15,16 +15,16 @@ pub struct TextsBeforeLoad {
 
 impl TextsBeforeLoad {
     /// Adds a text.
-    pub fn push(&mut self, text: &[u8], tangled: bool) {
+    pub fn push(&mut self, text: &[u8], words_hidden: bool) {
         self.bytes = self.bytes.saturating_add(text.len() + size_of::<(Box<[u8]>, bool)>() + PIECE_BYTES);
         if self.bytes <= TEXT_BYTES_MAX {
-            self.texts.push((text.into(), tangled));
+            self.texts.push((text.into(), words_hidden));
         }
     }
 
     /// Returns all texts; `None` if they exceeded the limit.
     pub fn texts(&self) -> Option<impl Iterator<Item = (&[u8], bool)>> {
         let all = self.bytes <= TEXT_BYTES_MAX;
-        all.then(|| self.texts.iter().map(|(text, tangled)| (&**text, *tangled)))
+        all.then(|| self.texts.iter().map(|(text, words_hidden)| (&**text, *words_hidden)))
     }
 }

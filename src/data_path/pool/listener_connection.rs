@@ -13,7 +13,7 @@ use super::{
 use crate::{
     data_path::{
         server::connection::{AskError, Server},
-        session_state::channels::{MARKS, each, messages},
+        session_state::channels::{MARKERS, messages, statements_for},
     },
     error::ClientError,
     wire::frame::header,
@@ -65,7 +65,7 @@ impl ListenerConnection {
             ClientError::ServerLost
         };
         server.run(NEVER_TOO_IDLE).await.map_err(lost)?;
-        let sql = format!("SET application_name = 'pglobby listener'; LISTEN {MARKS}");
+        let sql = format!("SET application_name = 'pglobby listener'; LISTEN {MARKERS}");
         server.run(&sql).await.map_err(lost)?;
         Ok(Self { server, buffer: Vec::new() })
     }
@@ -195,8 +195,8 @@ impl ListenerConnection {
         }
         let mark = format!("{:032x}", rand::random::<u128>());
         let needed = listener.needed();
-        fresh.server.run(&each("LISTEN", needed.iter())).await?;
-        fresh.server.run(&format!("NOTIFY {MARKS}, '{mark}'")).await?;
+        fresh.server.run(&statements_for("LISTEN", needed.iter())).await?;
+        fresh.server.run(&format!("NOTIFY {MARKERS}, '{mark}'")).await?;
         let received = std::mem::take(&mut fresh.server.notified);
         while !self.reached_mark(listener, pool, &mark)? {
             self.progress().await?;

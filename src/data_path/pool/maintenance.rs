@@ -62,7 +62,7 @@ impl Pool {
         let due = Duration::from_millis(now_ms.saturating_sub(checked_ms)) >= self.rules.functions_check;
         if due && self.last_used() >= checked_ms {
             self.functions_checked_ms.store(now_ms, Ordering::Relaxed);
-            self.catalogue.check(self.rules.functions_check);
+            self.catalogue.request_check(self.rules.functions_check);
         }
     }
 }

@@ -185,5 +185,5 @@ fn longest_idle<'s>(
 
 /// Whether a session with these pins may be asked to return its server.
 pub fn can_return(pins: Pins) -> bool {
-    !pins.is_empty() && pins.difference(Pins::YIELDING).is_empty()
+    !pins.is_empty() && pins.difference(Pins::RECLAIMABLE).is_empty()
 }

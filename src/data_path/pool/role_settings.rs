@@ -114,7 +114,7 @@ impl Pool {
                 self.role_start.start.get_or_init(|| Arc::new(RoleSettings::read(written.clone(), &values)))
             }
         };
-        if !start.is_written_otherwise(written.as_deref()) {
+        if !start.has_changed(written.as_deref()) {
             return Ok(true);
         }
         if let Some(pools) = self.all_pools() {

@@ -28,7 +28,7 @@ use super::{Pool, listener_connection::ListenerConnection};
 use crate::{
     data_path::{
         memory_limit::Account,
-        session_state::channels::{Channels, MARKS, Notification, each, messages},
+        session_state::channels::{Channels, MARKERS, Notification, messages, statements_for},
         sessions::registry::SessionHandle,
     },
     error::ClientError,
@@ -103,7 +103,7 @@ pub struct Subscription {
 /// The listener has LISTENed for a session; from the mark on the session's notifications come by it.
 #[derive(Debug)]
 pub struct Handover {
-    /// The payload to NOTIFY on [`MARKS`].
+    /// The payload to NOTIFY on [`MARKERS`].
     pub mark: String,
     /// Resolves when the listener has received the mark.
     pub done: oneshot::Receiver<()>,
@@ -243,7 +243,7 @@ impl SharedListener {
     pub(super) fn deliver(&self, message: &[u8], bytes_max: usize) {
         let Some(Notification { channel, payload, .. }) = Notification::read(message) else { return };
         let (Ok(channel), mut state) = (std::str::from_utf8(channel), self.locked()) else { return };
-        if channel == MARKS
+        if channel == MARKERS
             && let Ok(mark) = std::str::from_utf8(payload)
         {
             state.hand_over(mark);
@@ -331,9 +331,9 @@ impl State {
                 }
             }
         }
-        old.retain(|name| *name != MARKS);
+        old.retain(|name| *name != MARKERS);
         if !old.is_empty() {
-            self.query(&each("UNLISTEN", old), oneshot::channel().0);
+            self.query(&statements_for("UNLISTEN", old), oneshot::channel().0);
         }
     }
 
@@ -387,7 +387,7 @@ impl Subscription {
             if state.ended.is_some() {
                 return Err(ListenerLost);
             }
-            let sql = each("LISTEN", state.need(&channels));
+            let sql = statements_for("LISTEN", state.need(&channels));
             let (done, received) = oneshot::channel();
             let pending = PendingHandover { subscription: self.id, channels: channels.clone(), done };
             state.handovers.insert(mark.clone(), pending);
@@ -449,7 +449,7 @@ impl Drop for Subscription {
 /// Whether a message is this mark.
 pub(super) fn is_mark(message: &[u8], mark: &str) -> bool {
     Notification::read(message)
-        .is_some_and(|received| received.channel == MARKS.as_bytes() && received.payload == mark.as_bytes())
+        .is_some_and(|received| received.channel == MARKERS.as_bytes() && received.payload == mark.as_bytes())
 }
 
 /// The messages before the mark, and those after it; without a mark all are before it.

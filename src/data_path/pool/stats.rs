@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::data_path::prepared::StatementCounts;
+use crate::data_path::{log_limit::LogLimit, prepared::StatementCounts};
 
 /// Counters of one (tenant, access). They outlive its pools.
 #[derive(Debug, Default)]
@@ -54,6 +54,8 @@ pub struct PoolStats {
     pub wait_time: Histogram,
     /// Waits that ended without a server, at `query_wait_timeout`.
     pub waits_timed_out: AtomicU64,
+    /// Limits the lines about servers that sessions lost.
+    pub lost_servers_log: LogLimit,
 }
 
 /// A session of a pool, counted as long as this lives.

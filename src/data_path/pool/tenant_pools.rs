@@ -209,7 +209,7 @@ impl TenantPools {
         }
         let catalogue = catalogues.get(&tenant.id).and_then(Weak::upgrade).unwrap_or_default();
         catalogues.insert(tenant.id, Arc::downgrade(&catalogue));
-        catalogue.serves(tenant.generation, self.config.load().timeouts.functions_check_delay);
+        catalogue.pool_created(tenant.generation, self.config.load().timeouts.functions_check_delay);
         catalogue
     }
 

@@ -30,11 +30,11 @@ pub struct ClientStatements {
 #[derive(Debug, Default)]
 struct Rare {
     /// Names whose Parse has not been sent to any server yet (see `exchange/deferred_parse.rs`).
-    postponed: Vec<Box<[u8]>>,
+    deferred: Vec<Box<[u8]>>,
     /// Earlier unnamed statements in the current pipeline.
     replaced: VecDeque<UnnamedStatement>,
     /// Recently removed names: a server may still report that the statement does not exist.
-    lost: VecDeque<(Box<[u8]>, Arc<Statement>)>,
+    removed: VecDeque<(Box<[u8]>, Arc<Statement>)>,
     /// A named statement was created by PREPARE.
     any_in_sql: bool,
 }
@@ -49,10 +49,10 @@ pub(in crate::data_path) struct UnnamedStatement {
     pub(in crate::data_path) body: Vec<u8>,
     side_effects: SideEffects,
     /// As in [`Statement::sql_names`].
-    naming: Option<Arc<SqlNames>>,
+    sql_names: Option<Arc<SqlNames>>,
     /// The text was too long to be stored, so no other server can get it. Dropped after the transaction in
     /// which it has run.
-    is_unread: bool,
+    is_unstored: bool,
     has_run: bool,
     /// As in [`Statement::parsed_under`]; `None` if unknown.
     pub(in crate::data_path) parsed_under: Option<Arc<ParseSettings>>,
@@ -61,7 +61,7 @@ pub(in crate::data_path) struct UnnamedStatement {
 }
 
 /// How many requests may be in flight when a statement fails.
-const LOST_MAX: usize = 8;
+const REMOVED_MAX: usize = 8;
 
 /// How many unnamed statements of a pipeline may be skipped before the previous one is lost.
 const REPLACED_MAX: usize = 16;
@@ -120,10 +120,11 @@ impl ClientStatements {
 
     /// Returns the client's name for the statement with this server name.
     pub fn name_of(&self, ours: &[u8]) -> Option<&[u8]> {
-        let lost = self.rare.iter().flat_map(|rare| &rare.lost).map(|(name, statement)| (name, statement));
+        let removed =
+            self.rare.iter().flat_map(|rare| &rare.removed).map(|(name, statement)| (name, statement));
         self.named
             .iter()
-            .chain(lost)
+            .chain(removed)
             .find(|(_, statement)| *statement.server_name() == *ours)
             .map(|(name, _)| &**name)
     }
@@ -133,33 +134,33 @@ impl ClientStatements {
     }
 
     /// Defers the Parse of that name until a server needs it.
-    pub fn postpone(&mut self, name: &[u8]) {
-        self.rare().postponed.push(name.into());
+    pub fn defer(&mut self, name: &[u8]) {
+        self.rare().deferred.push(name.into());
     }
 
     /// Returns whether a Parse is deferred.
     #[inline]
-    pub fn is_any_postponed(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| !rare.postponed.is_empty())
+    pub fn has_deferred(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| !rare.deferred.is_empty())
     }
 
     /// Returns whether the Parse of this name was deferred, and clears the mark.
     #[inline]
-    pub fn take_postponed(&mut self, name: &[u8]) -> bool {
-        self.is_any_postponed() && self.is_postponed(name)
+    pub fn take_deferred(&mut self, name: &[u8]) -> bool {
+        self.has_deferred() && self.remove_deferred(name)
     }
 
     #[cold]
-    fn is_postponed(&mut self, name: &[u8]) -> bool {
-        let postponed = &mut self.rare().postponed;
-        let found = postponed.iter().position(|postponed| **postponed == *name);
-        found.map(|at| postponed.swap_remove(at)).is_some()
+    fn remove_deferred(&mut self, name: &[u8]) -> bool {
+        let deferred = &mut self.rare().deferred;
+        let found = deferred.iter().position(|deferred| **deferred == *name);
+        found.map(|at| deferred.swap_remove(at)).is_some()
     }
 
     /// Called before a request changes the unnamed statement. `may_be_skipped` means that an earlier request
     /// in the pipeline may fail; the present statement then stays.
     #[inline(always)]
-    pub fn succeed_unnamed(&mut self, may_be_skipped: bool) {
+    pub fn begin_unnamed_change(&mut self, may_be_skipped: bool) {
         if !may_be_skipped {
             if let Some(rare) = self.rare.as_mut() {
                 rare.replaced.clear();
@@ -196,10 +197,10 @@ impl ClientStatements {
         serial: u64,
         body: &[u8],
         side_effects: SideEffects,
-        naming: Option<Arc<SqlNames>>,
+        sql_names: Option<Arc<SqlNames>>,
         under: Option<&Arc<ParseSettings>>,
     ) {
-        self.unnamed.naming = naming;
+        self.unnamed.sql_names = sql_names;
         if self.unnamed.parsed_under.as_ref().map(Arc::as_ptr) != under.map(Arc::as_ptr) {
             self.unnamed.parsed_under = under.cloned();
         }
@@ -207,7 +208,7 @@ impl ClientStatements {
             self.unnamed.body = Vec::new();
             self.unnamed.charge.clear();
         }
-        (self.unnamed.is_unread, self.unnamed.has_run) = (false, false);
+        (self.unnamed.is_unstored, self.unnamed.has_run) = (false, false);
         self.unnamed.body.clear();
         self.unnamed.body.extend_from_slice(body);
         self.unnamed.serial = serial;
@@ -224,38 +225,38 @@ impl ClientStatements {
 
     /// Returns what another server needs to parse the unnamed statement: its serial, its body and the
     /// settings under which it was parsed. `None` if there is none or its text was not stored.
-    pub fn readable_unnamed(&self) -> Option<(u64, &[u8], Option<&Arc<ParseSettings>>)> {
+    pub fn stored_unnamed(&self) -> Option<(u64, &[u8], Option<&Arc<ParseSettings>>)> {
         let unnamed = &self.unnamed;
-        let is_there = unnamed.serial != 0 && !unnamed.is_unread;
+        let is_there = unnamed.serial != 0 && !unnamed.is_unstored;
         is_there.then(|| (unnamed.serial, &*unnamed.body, unnamed.parsed_under.as_ref()))
     }
 
     /// Records an unnamed statement whose text is too long to be stored.
-    pub fn set_unnamed_unread(&mut self, serial: u64) {
-        self.set_unnamed(serial, b"", SideEffects::unread(), None, None);
-        self.unnamed.is_unread = true;
+    pub fn set_unnamed_unstored(&mut self, serial: u64) {
+        self.set_unnamed(serial, b"", SideEffects::of_unstored_text(), None, None);
+        self.unnamed.is_unstored = true;
     }
 
     /// Records that the unnamed statement runs.
     #[inline]
     pub fn run_unnamed(&mut self) {
-        self.unnamed.has_run = self.unnamed.is_unread;
+        self.unnamed.has_run = self.unnamed.is_unstored;
     }
 
     /// Called after a transaction. Returns whether the unnamed statement exists only on the server and has
     /// not run.
     /// `there`: no other request has replaced it.
-    pub fn keeps_unnamed_unread(&mut self, there: bool) -> bool {
-        let keeps = self.is_unnamed_unread() && there && !self.unnamed.has_run;
-        if self.is_unnamed_unread() && !keeps {
+    pub fn keeps_unnamed_unstored(&mut self, there: bool) -> bool {
+        let keeps = self.is_unnamed_unstored() && there && !self.unnamed.has_run;
+        if self.is_unnamed_unstored() && !keeps {
             self.forget_unnamed();
         }
         keeps
     }
 
     /// Returns whether the unnamed statement exists only on the server that parsed it.
-    pub fn is_unnamed_unread(&self) -> bool {
-        self.unnamed.serial != 0 && self.unnamed.is_unread
+    pub fn is_unnamed_unstored(&self) -> bool {
+        self.unnamed.serial != 0 && self.unnamed.is_unstored
     }
 
     /// Replaces all named statements by those of `table`, parsed under `settings`. Statements created by
@@ -265,16 +266,16 @@ impl ClientStatements {
         self.names.set(memory, self.names.bytes());
         self.unnamed.charge.set(memory, self.unnamed.charge.bytes());
         let under = table.settings.of(settings);
-        let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.naming.is_none();
+        let followed = |statement: &&mut Arc<Statement>| !statement.in_sql && statement.sql_names.is_none();
         for statement in self.named.values_mut().filter(followed) {
             *statement = table.intern(statement.body(), &under, || (statement.side_effects.clone(), None));
         }
     }
 
     /// Replaces a shared statement by one of this client's own, under all its names.
-    pub fn part_with(&mut self, shared: &Statement, table: &SharedStatements) {
+    pub fn unshare(&mut self, shared: &Statement, table: &SharedStatements) {
         for statement in self.named.values_mut().filter(|statement| statement.is(shared)) {
-            *statement = table.parted(shared, &ParseSettings::unknown());
+            *statement = table.unshared(shared, &ParseSettings::unknown());
         }
     }
 
@@ -287,9 +288,9 @@ impl ClientStatements {
     /// Renames statements created by PREPARE on servers to the client's own names, because the session reads
     /// them from a catalog or executes one from code.
     #[cold]
-    pub fn take_own_names(&mut self, table: &SharedStatements) {
+    pub fn use_client_names(&mut self, table: &SharedStatements) {
         for (name, statement) in &mut self.named {
-            if let Some(own) = table.under_own_name(statement, name) {
+            if let Some(own) = table.with_client_name(statement, name) {
                 self.bytes = self.bytes + own.bytes() - statement.bytes();
                 *statement = own;
             }
@@ -301,12 +302,12 @@ impl ClientStatements {
     }
 
     /// As in [`Statement::sql_names`].
-    pub fn unnamed_naming(&self) -> Option<&Arc<SqlNames>> {
-        self.unnamed.naming.as_ref()
+    pub fn unnamed_sql_names(&self) -> Option<&Arc<SqlNames>> {
+        self.unnamed.sql_names.as_ref()
     }
 
     /// Returns the side effects of executing the unnamed statement.
-    pub fn unnamed_aftermath(&self) -> &SideEffects {
+    pub fn unnamed_side_effects(&self) -> &SideEffects {
         &self.unnamed.side_effects
     }
 
@@ -324,7 +325,7 @@ impl ClientStatements {
         (self.bytes, self.name_bytes) = (0, 0);
         self.count();
         if let Some(rare) = self.rare.as_mut() {
-            rare.postponed.clear();
+            rare.deferred.clear();
         }
     }
 
@@ -350,11 +351,11 @@ impl ClientStatements {
         if let Some(statement) = &removed {
             self.bytes -= statement.bytes() + Self::name_bytes(name);
             self.name_bytes -= Self::name_bytes(name);
-            let lost = &mut self.rare().lost;
-            lost.truncate(LOST_MAX - 1);
-            lost.push_front((name.into(), statement.clone()));
+            let removed = &mut self.rare().removed;
+            removed.truncate(REMOVED_MAX - 1);
+            removed.push_front((name.into(), statement.clone()));
         }
-        self.take_postponed(name);
+        self.take_deferred(name);
         if self.named.is_empty() {
             self.named = HashMap::new();
         }

@@ -25,7 +25,7 @@ pub use self::{
 };
 use self::{
     parse_settings::ParseSettings,
-    row_description::{RowDescription, is_fixed, is_parsed_once},
+    row_description::{RowDescription, has_fixed_description, has_fixed_meaning},
     shared_statements::next_id,
     sql_prepare_effects::{OUR_PREFIX, PrepareEffects},
 };
@@ -58,8 +58,8 @@ pub struct Statement {
     /// Position of the server's name in `body`, and the client's bytes that it replaced.
     pub(super) renamed: Option<(usize, Box<[u8]>)>,
     /// Prepared statements that the text itself names in PREPARE, EXECUTE or DEALLOCATE.
-    pub naming: Option<Arc<SqlNames>>,
-    pub(super) proved: AtomicBool,
+    pub sql_names: Option<Arc<SqlNames>>,
+    pub(super) was_parsed: AtomicBool,
     /// The row description is fixed at Parse and compared between clients.
     pub(super) is_description_checked: bool,
     /// The description that clients have received, once a server has sent one.
@@ -67,7 +67,7 @@ pub struct Statement {
     /// The settings under which the first client's Parse ran.
     pub(super) parsed_under: Arc<ParseSettings>,
     /// Its meaning depends on these settings.
-    pub(super) is_parsed_once: bool,
+    pub(super) has_fixed_meaning: bool,
     /// Sessions with the same settings share it; otherwise it belongs to one client.
     pub(super) is_shared: bool,
 }
@@ -83,37 +83,38 @@ impl Statement {
         Self {
             id,
             server_name: format!("pglobby_{id}").into_bytes().into(),
-            charge: Charge::new(memory, Self::weight(1, body.len())),
+            charge: Charge::new(memory, Self::memory_of(1, body.len())),
             body,
-            side_effects: side_effects,
+            side_effects,
             found_effects: FoundEffects::default(),
             in_sql: false,
             renamed: None,
-            naming: None,
-            proved: AtomicBool::new(false),
+            sql_names: None,
+            was_parsed: AtomicBool::new(false),
             is_description_checked: false,
             description: OnceLock::new(),
             parsed_under: under.clone(),
-            is_parsed_once: true,
+            has_fixed_meaning: true,
             is_shared: false,
         }
     }
 
     /// Completes a statement that a Parse message creates.
-    pub(super) fn parsed(self, naming: Option<Arc<SqlNames>>) -> Self {
+    pub(super) fn parsed(self, sql_names: Option<Arc<SqlNames>>) -> Self {
         let sql = cstr(&mut &*self.body).unwrap_or_default();
-        let (is_looked_at, is_parsed_once) = (naming.is_none() && is_fixed(sql), is_parsed_once(sql));
-        Self { naming, is_description_checked: is_looked_at, is_parsed_once, ..self }
+        let (is_description_checked, has_fixed_meaning) =
+            (sql_names.is_none() && has_fixed_description(sql), has_fixed_meaning(sql));
+        Self { sql_names, is_description_checked, has_fixed_meaning, ..self }
     }
 
     /// Returns the memory of `count` statements with `text` bytes of text in all.
-    pub fn weight(count: usize, text: usize) -> usize {
+    pub fn memory_of(count: usize, text: usize) -> usize {
         count * (size_of::<Self>() + 8 * PIECE_BYTES) + text
     }
 
     /// Returns the memory of this statement in bytes.
     pub fn bytes(&self) -> usize {
-        Self::weight(1, self.body.len())
+        Self::memory_of(1, self.body.len())
     }
 
     /// Returns whether both are the same statement.
@@ -122,8 +123,8 @@ impl Statement {
     }
 
     /// Returns whether a server has parsed it successfully.
-    pub fn is_proved(&self) -> bool {
-        self.proved.load(Ordering::Relaxed)
+    pub fn was_parsed(&self) -> bool {
+        self.was_parsed.load(Ordering::Relaxed)
     }
 
     /// Returns the text, a zero byte and the types.
@@ -138,7 +139,7 @@ impl Statement {
 
     /// Returns whether its name on servers is the client's own. Such a statement must be deallocated before
     /// another client uses the server.
-    pub fn has_own_name(&self) -> bool {
+    pub fn has_client_name(&self) -> bool {
         !self.server_name.starts_with(OUR_PREFIX)
     }
 }

@@ -17,7 +17,7 @@ use std::{
     },
 };
 
-use crate::data_path::session_state::{Settings, parameters::matters};
+use crate::data_path::session_state::{Settings, parameters::affects_parsing};
 
 /// Settings under which a text was parsed.
 #[derive(Debug, Default)]
@@ -25,14 +25,14 @@ pub struct ParseSettings {
     /// Unique in the process.
     pub id: u64,
     /// The relevant settings; empty until they are known.
-    known: OnceLock<Settings>,
+    values: OnceLock<Settings>,
 }
 
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 impl ParseSettings {
-    fn new(known: OnceLock<Settings>) -> Arc<Self> {
-        Arc::new(Self { id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1, known })
+    fn new(values: OnceLock<Settings>) -> Arc<Self> {
+        Arc::new(Self { id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1, values })
     }
 
     /// Creates settings whose values a server has yet to report.
@@ -41,13 +41,13 @@ impl ParseSettings {
     }
 
     /// Stores the values.
-    pub fn are(&self, settings: &Settings) {
-        let _ = self.known.set(settings.only(matters));
+    pub fn set_values(&self, settings: &Settings) {
+        let _ = self.values.set(settings.filtered(affects_parsing));
     }
 
     /// Returns the values if they are known.
-    pub fn known(&self) -> Option<&Settings> {
-        self.known.get()
+    pub fn values(&self) -> Option<&Settings> {
+        self.values.get()
     }
 }
 
@@ -59,16 +59,16 @@ pub struct ParseSettingsTable(Mutex<HashMap<u64, Vec<Weak<ParseSettings>>>>, Ran
 impl ParseSettingsTable {
     /// Returns the entry for these settings.
     pub fn of(&self, settings: &Settings) -> Arc<ParseSettings> {
-        let settings = settings.only(matters);
+        let settings = settings.filtered(affects_parsing);
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if table.len() == table.capacity() {
-            table.retain(|_, known| known.iter().any(|known| known.strong_count() > 0));
+            table.retain(|_, entry| entry.iter().any(|entry| entry.strong_count() > 0));
         }
         let same = table.entry(self.1.hash_one(&settings)).or_default();
-        same.retain(|known| known.strong_count() > 0);
-        let mut known = same.iter().filter_map(Weak::upgrade);
-        if let Some(known) = known.find(|known| known.known() == Some(&settings)) {
-            return known;
+        same.retain(|entry| entry.strong_count() > 0);
+        let mut entry = same.iter().filter_map(Weak::upgrade);
+        if let Some(entry) = entry.find(|entry| entry.values() == Some(&settings)) {
+            return entry;
         }
         let new = ParseSettings::new(settings.into());
         same.push(Arc::downgrade(&new));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_agree_on_what_matters_have_the_same() {
+    fn sessions_with_equal_relevant_settings_share_an_entry() {
         let table = ParseSettingsTable::default();
         let one = table.of(&settings(&[("application_name", "one"), ("TimeZone", "UTC")]));
         let other = table.of(&settings(&[("application_name", "other"), ("TimeZone", "UTC")]));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_no_session_has_are_forgotten() {
+    fn unused_settings_are_freed() {
         let table = ParseSettingsTable::default();
         for number in 0..1000 {
             table.of(&settings(&[("my.note", &number.to_string())]));

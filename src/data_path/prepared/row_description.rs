@@ -25,7 +25,7 @@ pub struct DescriptionReader {
 
 impl DescriptionReader {
     /// Adds a ParameterDescription, RowDescription or NoData.
-    pub fn take(&mut self, message: &[u8]) {
+    pub fn add(&mut self, message: &[u8]) {
         let read = match message.first() {
             Some(b't') => message.get(HEADER_BYTES..).map(|types| types.hash(&mut self.hasher)),
             Some(b'T') => self.columns(message),
@@ -57,14 +57,14 @@ impl DescriptionReader {
 
 /// Returns whether the description is fixed at Parse. For FETCH, EXECUTE and EXPLAIN it is determined at
 /// execution.
-pub fn is_fixed(sql: &[u8]) -> bool {
+pub fn has_fixed_description(sql: &[u8]) -> bool {
     let mut found = statements(sql, Lexing::default());
     matches!(found.next().map(|statement| statement.kind), Some(Kind::Query)) && found.next().is_none()
 }
 
 /// Returns whether the meaning of a text is determined at Parse rather than at execution. Restoring settings
 /// before other statements could fail: some must be the first of a transaction or run in a failed one.
-pub fn is_parsed_once(sql: &[u8]) -> bool {
+pub fn has_fixed_meaning(sql: &[u8]) -> bool {
     statements(sql, Lexing::default()).next().is_some_and(|statement| match statement.kind {
         Kind::Query
         | Kind::Explain { .. }
@@ -81,11 +81,11 @@ mod tests {
     use super::*;
     use crate::wire::message::{append, append_cstr};
 
-    fn shape(columns: &[(&str, u32, u32)], parameters: &[u8]) -> Option<RowDescription> {
-        let mut reading = DescriptionReader::default();
+    fn description(columns: &[(&str, u32, u32)], parameters: &[u8]) -> Option<RowDescription> {
+        let mut reader = DescriptionReader::default();
         let mut message = Vec::new();
         append(&mut message, b't', |out| out.extend_from_slice(parameters));
-        reading.take(&message);
+        reader.add(&message);
         message.clear();
         append(&mut message, b'T', |out| {
             out.extend_from_slice(&u16::try_from(columns.len()).unwrap().to_be_bytes());
@@ -97,45 +97,51 @@ mod tests {
                 out.extend_from_slice(&[0, 4, 255, 255, 255, 255, 0, 0]);
             }
         });
-        reading.take(&message);
-        reading.finish()
+        reader.add(&message);
+        reader.finish()
     }
 
     #[test]
-    fn names_and_types_make_a_shape_but_not_the_table() {
-        let before = shape(&[("id", 1, 23)], &[0, 0]);
+    fn a_description_depends_on_names_and_types_but_not_on_the_table() {
+        let before = description(&[("id", 1, 23)], &[0, 0]);
         assert!(before.is_some());
-        assert_eq!(before, shape(&[("id", 2, 23)], &[0, 0]));
-        assert_ne!(before, shape(&[("id", 1, 25)], &[0, 0]));
-        assert_ne!(before, shape(&[("ID", 1, 23)], &[0, 0]));
-        assert_ne!(before, shape(&[("id", 1, 23), ("x", 1, 23)], &[0, 0]));
-        assert_ne!(before, shape(&[("id", 1, 23)], &[0, 1, 0, 0, 0, 23]));
+        assert_eq!(before, description(&[("id", 2, 23)], &[0, 0]));
+        assert_ne!(before, description(&[("id", 1, 25)], &[0, 0]));
+        assert_ne!(before, description(&[("ID", 1, 23)], &[0, 0]));
+        assert_ne!(before, description(&[("id", 1, 23), ("x", 1, 23)], &[0, 0]));
+        assert_ne!(before, description(&[("id", 1, 23)], &[0, 1, 0, 0, 0, 23]));
     }
 
     #[test]
-    fn what_ends_too_early_has_none() {
-        let mut reading = DescriptionReader::default();
-        reading.take(b"T\0\0\0\x07\0\x01x");
-        assert_eq!(reading.finish(), None);
+    fn a_truncated_message_gives_no_description() {
+        let mut reader = DescriptionReader::default();
+        reader.add(b"T\0\0\0\x07\0\x01x");
+        assert_eq!(reader.finish(), None);
     }
 
     #[test]
-    fn what_a_transaction_is_made_of_means_the_same_under_all_settings() {
+    fn transaction_statements_have_no_fixed_meaning() {
         for sql in
             ["SELECT 1", "DECLARE c CURSOR FOR SELECT 1", "EXPLAIN SELECT 1", "CREATE TABLE t AS SELECT 1"]
         {
-            assert!(is_parsed_once(sql.as_bytes()), "{sql}");
+            assert!(has_fixed_meaning(sql.as_bytes()), "{sql}");
         }
         for sql in ["BEGIN", "ROLLBACK", "SET TimeZone = 'UTC'", "VACUUM", "SHOW all", "DISCARD ALL", ""] {
-            assert!(!is_parsed_once(sql.as_bytes()), "{sql}");
+            assert!(!has_fixed_meaning(sql.as_bytes()), "{sql}");
         }
     }
 
     #[test]
-    fn only_what_postgresql_looks_at_again_has_a_fixed_shape() {
-        assert!(is_fixed(b"-- all\nSELECT * FROM t") && is_fixed(b"insert into t values (1) returning *"));
+    fn only_plain_queries_have_a_fixed_description() {
         assert!(
-            !is_fixed(b"FETCH c") && !is_fixed(b"SHOW x") && !is_fixed(b"EXPLAIN SELECT 1") && !is_fixed(b"")
+            has_fixed_description(b"-- all\nSELECT * FROM t")
+                && has_fixed_description(b"insert into t values (1) returning *")
+        );
+        assert!(
+            !has_fixed_description(b"FETCH c")
+                && !has_fixed_description(b"SHOW x")
+                && !has_fixed_description(b"EXPLAIN SELECT 1")
+                && !has_fixed_description(b"")
         );
     }
 }

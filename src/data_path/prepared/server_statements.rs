@@ -13,19 +13,19 @@ use super::{ClientStatements, Statement};
 #[derive(Debug)]
 pub struct ServerStatements {
     /// By statement number. Clients cannot choose it, so they cannot cause hash collisions.
-    known: FxHashMap<u64, KnownStatement>,
+    statements: FxHashMap<u64, Entry>,
     /// Serial of the unnamed statement ([`super::client_statements`]); 0 if there is none, `u64::MAX` if
     /// unknown.
     unnamed: u64,
     /// Size of the texts.
     bytes: usize,
     /// Number of statements under a client's own name.
-    own_names: usize,
+    client_names: usize,
     capacity: PreparedLimits,
     /// Counts uses, to find the least recently used statement.
     clock: u64,
     /// Counts since they were last collected.
-    pub tally: StatementCounts,
+    pub counts: StatementCounts,
 }
 
 /// Limits for the prepared statements of a server.
@@ -49,14 +49,14 @@ pub struct StatementCounts {
 }
 
 #[derive(Debug)]
-struct KnownStatement {
+struct Entry {
     pub statement: Arc<Statement>,
-    pub certainty: Certainty,
+    pub confirmation: Confirmation,
     used: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Certainty {
+enum Confirmation {
     /// The server sent ParseComplete.
     Confirmed,
     /// Requested in this batch; if it fails, the server skips the rest of the batch too.
@@ -64,14 +64,14 @@ enum Certainty {
     /// Requested by the client's own PREPARE: if it fails, the client has no such statement.
     Expected,
     /// Unknown.
-    Doubtful,
+    Unknown,
 }
 
 /// Whether a server has a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnServer {
     /// The server has it.
-    Known,
+    Present,
     /// Requested earlier in this batch.
     Requested,
     /// Missing or unknown.
@@ -82,34 +82,34 @@ impl ServerStatements {
     /// Creates the state of a new server.
     pub fn new(capacity: PreparedLimits) -> Self {
         Self {
-            known: FxHashMap::default(),
+            statements: FxHashMap::default(),
             bytes: 0,
-            own_names: 0,
+            client_names: 0,
             unnamed: 0,
             capacity,
             clock: 0,
-            tally: StatementCounts::default(),
+            counts: StatementCounts::default(),
         }
     }
 
     /// Returns the number of statements.
     pub fn len(&self) -> usize {
-        self.known.len()
+        self.statements.len()
     }
 
     /// Returns whether there is no statement.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.statements.is_empty()
     }
 
     /// Handles DISCARD ALL and DEALLOCATE ALL. The unnamed statement outlives both.
     pub fn forget_all(&mut self) {
-        self.known.clear();
-        (self.bytes, self.own_names) = (0, 0);
+        self.statements.clear();
+        (self.bytes, self.client_names) = (0, 0);
     }
 
     /// Marks the unnamed statement as unknown.
-    pub fn doubt_unnamed(&mut self) {
+    pub fn set_unnamed_unknown(&mut self) {
         self.unnamed = u64::MAX;
     }
 
@@ -126,54 +126,54 @@ impl ServerStatements {
 
     /// Returns whether a statement has a client's own name.
     #[inline]
-    pub fn has_own_names(&self) -> bool {
-        self.own_names > 0
+    pub fn has_client_names(&self) -> bool {
+        self.client_names > 0
     }
 
     /// Returns the clients' own names as a PostgreSQL array.
-    pub fn own_names(&self) -> String {
-        let known = self.known.values().map(|known| &known.statement);
-        array(known.filter(|known| known.has_own_name()).map(|known| known.server_name()))
+    pub fn client_names(&self) -> String {
+        let entry = self.statements.values().map(|entry| &entry.statement);
+        array(entry.filter(|entry| entry.has_client_name()).map(|entry| entry.server_name()))
     }
 
     /// Returns the names of all confirmed statements and of `others` as a PostgreSQL array.
     pub fn names(&self, others: impl Iterator<Item = &'static [u8]>) -> String {
-        let certain = self.known.values().filter(|known| known.certainty == Certainty::Confirmed);
-        array(certain.map(|known| known.statement.server_name()).chain(others.map(|name| -> &[u8] { name })))
+        let certain = self.statements.values().filter(|entry| entry.confirmation == Confirmation::Confirmed);
+        array(certain.map(|entry| entry.statement.server_name()).chain(others.map(|name| -> &[u8] { name })))
     }
 
     /// Removes statements that code has deallocated. Returns whether none are left.
     #[cold]
-    pub fn lost(&mut self, names: &[&[u8]]) -> bool {
-        let lost = self.known.values().map(|known| &known.statement);
-        let lost: Vec<_> = lost.filter(|known| names.contains(&known.server_name())).cloned().collect();
+    pub fn deallocated_by_code(&mut self, names: &[&[u8]]) -> bool {
+        let lost = self.statements.values().map(|entry| &entry.statement);
+        let lost: Vec<_> = lost.filter(|entry| names.contains(&entry.server_name())).cloned().collect();
         for statement in &lost {
             self.remove(statement);
         }
-        !lost.is_empty() && self.known.is_empty()
+        !lost.is_empty() && self.statements.is_empty()
     }
 
     /// Iterates over all statements that the server may have.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Statement>> {
-        self.known.values().map(|known| &known.statement)
+        self.statements.values().map(|entry| &entry.statement)
     }
 
     /// Returns the statement with this number if the server may have it.
     pub fn get(&self, id: u64) -> Option<&Arc<Statement>> {
-        self.known.get(&id).map(|known| &known.statement)
+        self.statements.get(&id).map(|entry| &entry.statement)
     }
 
     /// Returns whether the server has confirmed the statement.
     pub fn has(&self, statement: &Statement) -> bool {
-        self.known.get(&statement.id).is_some_and(|known| known.certainty == Certainty::Confirmed)
+        self.statements.get(&statement.id).is_some_and(|entry| entry.confirmation == Confirmation::Confirmed)
     }
 
     /// Returns the least recently used statement if `more` further statements with `bytes` of text exceed a
     /// limit.
-    pub fn one_too_many(&self, more: usize, bytes: usize) -> Option<u64> {
+    pub fn to_evict(&self, more: usize, bytes: usize) -> Option<u64> {
         let PreparedLimits { statements: count_max, bytes: bytes_max } = self.capacity;
-        let too_many = self.known.len() + more > count_max || self.bytes + bytes > bytes_max;
-        let oldest = self.known.iter().filter(|_| too_many).min_by_key(|(_, known)| known.used);
+        let is_full = self.statements.len() + more > count_max || self.bytes + bytes > bytes_max;
+        let oldest = self.statements.iter().filter(|_| is_full).min_by_key(|(_, entry)| entry.used);
         oldest.map(|(id, _)| *id)
     }
 
@@ -182,55 +182,55 @@ impl ServerStatements {
         self.capacity.statements
     }
 
-    fn insert(&mut self, statement: &Arc<Statement>, certainty: Certainty, used: u64) {
+    fn insert(&mut self, statement: &Arc<Statement>, confirmation: Confirmation, used: u64) {
         self.bytes += statement.body().len();
-        self.own_names += usize::from(statement.has_own_name());
-        let known = KnownStatement { statement: statement.clone(), certainty, used };
-        let before = self.known.insert(statement.id, known);
-        self.without(before);
+        self.client_names += usize::from(statement.has_client_name());
+        let entry = Entry { statement: statement.clone(), confirmation, used };
+        let before = self.statements.insert(statement.id, entry);
+        self.uncount(before);
     }
 
     /// Removes a statement that the server no longer has.
     pub fn remove(&mut self, statement: &Statement) {
-        let before = self.known.remove(&statement.id);
-        self.without(before);
+        let before = self.statements.remove(&statement.id);
+        self.uncount(before);
     }
 
-    fn without(&mut self, gone: Option<KnownStatement>) {
-        if let Some(KnownStatement { statement, .. }) = gone {
+    fn uncount(&mut self, removed: Option<Entry>) {
+        if let Some(Entry { statement, .. }) = removed {
             self.bytes -= statement.body().len();
-            self.own_names -= usize::from(statement.has_own_name());
+            self.client_names -= usize::from(statement.has_client_name());
         }
     }
 
     /// Records a queued Parse.
     pub fn queued(&mut self, statement: &Arc<Statement>, batch: u32) {
-        self.enter(statement, Certainty::Within(batch));
+        self.enter(statement, Confirmation::Within(batch));
     }
 
     /// Records a queued PREPARE of the client's own.
     pub fn expected(&mut self, statement: &Arc<Statement>) {
-        self.enter(statement, Certainty::Expected);
+        self.enter(statement, Confirmation::Expected);
     }
 
-    fn enter(&mut self, statement: &Arc<Statement>, certainty: Certainty) {
-        self.tally.server_parses += 1;
+    fn enter(&mut self, statement: &Arc<Statement>, confirmation: Confirmation) {
+        self.counts.server_parses += 1;
         self.clock += 1;
-        self.insert(statement, certainty, self.clock);
+        self.insert(statement, confirmation, self.clock);
     }
 
     /// Handles ParseComplete.
     pub fn confirmed(&mut self, statement: &Statement) {
-        if let Some(known) = self.known.get_mut(&statement.id) {
-            known.certainty = Certainty::Confirmed;
+        if let Some(entry) = self.statements.get_mut(&statement.id) {
+            entry.confirmation = Confirmation::Confirmed;
         }
-        statement.proved.store(true, Ordering::Relaxed);
+        statement.was_parsed.store(true, Ordering::Relaxed);
     }
 
     /// Handles a failed or skipped Parse.
     pub fn failed(&mut self, statement: &Statement) {
-        if let Some(known) = self.known.get_mut(&statement.id) {
-            known.certainty = Certainty::Doubtful;
+        if let Some(entry) = self.statements.get_mut(&statement.id) {
+            entry.confirmation = Confirmation::Unknown;
         }
     }
 
@@ -241,19 +241,19 @@ impl ServerStatements {
 
     /// Handles a skipped Close: the server still has the statement, if it had it before.
     pub fn not_closed(&mut self, statement: &Arc<Statement>) {
-        self.insert(statement, Certainty::Doubtful, 0);
+        self.insert(statement, Confirmation::Unknown, 0);
     }
 
     /// Returns whether the server has a statement that is about to be used.
     #[inline]
     pub fn find(&mut self, statement: &Statement, batch: u32) -> OnServer {
         self.clock += 1;
-        let Some(known) = self.known.get_mut(&statement.id) else { return OnServer::Missing };
-        known.used = self.clock;
-        match known.certainty {
-            Certainty::Confirmed | Certainty::Expected => OnServer::Known,
-            Certainty::Within(asked) if asked == batch => OnServer::Requested,
-            Certainty::Within(_) | Certainty::Doubtful => OnServer::Missing,
+        let Some(entry) = self.statements.get_mut(&statement.id) else { return OnServer::Missing };
+        entry.used = self.clock;
+        match entry.confirmation {
+            Confirmation::Confirmed | Confirmation::Expected => OnServer::Present,
+            Confirmation::Within(asked) if asked == batch => OnServer::Requested,
+            Confirmation::Within(_) | Confirmation::Unknown => OnServer::Missing,
         }
     }
 }

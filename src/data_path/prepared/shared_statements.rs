@@ -70,22 +70,22 @@ impl SharedStatements {
 
     /// Returns a copy of the statement under its client's own name; `None` if it has that already or the name
     /// is unsuitable.
-    pub(in crate::data_path) fn under_own_name(
+    pub(in crate::data_path) fn with_client_name(
         &self,
         statement: &Statement,
         name: &[u8],
     ) -> Option<Arc<Statement>> {
-        let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_own(name))?;
+        let (at, bytes) = statement.renamed.as_ref().filter(|_| may_be_server_name(name))?;
         let side_effects = statement.side_effects.clone();
         let mut own = Statement::new(Box::default(), side_effects, &statement.parsed_under, &self.memory);
         own.server_name = name.into();
-        own.proved = AtomicBool::new(statement.is_proved());
+        own.was_parsed = AtomicBool::new(statement.was_parsed());
         let body = replaced(&statement.body, *at..*at + statement.server_name.len(), bytes);
         Some(self.with_body(own, body))
     }
 
     fn with_body(&self, mut statement: Statement, body: Vec<u8>) -> Arc<Statement> {
-        statement.charge = Charge::new(&self.memory, Statement::weight(1, body.len()));
+        statement.charge = Charge::new(&self.memory, Statement::memory_of(1, body.len()));
         statement.body = body.into();
         statement.in_sql = true;
         Arc::new(statement)
@@ -102,17 +102,17 @@ impl SharedStatements {
         // Sweeping only before the table grows is amortised O(1), and dead entries are at most half of the
         // table.
         if table.len() == table.capacity() {
-            table.retain(|_, known| known.iter().any(|known| known.strong_count() > 0));
+            table.retain(|_, entry| entry.iter().any(|entry| entry.strong_count() > 0));
         }
-        let alike = table.entry(self.digest(body, under)).or_default();
-        if let Some(statement) = living(alike, body, under) {
+        let candidates = table.entry(self.digest(body, under)).or_default();
+        if let Some(statement) = find_live(candidates, body, under) {
             return statement;
         }
-        let (side_effects, naming) = made();
-        let statement = Statement::new(body.into(), side_effects, under, &self.memory).parsed(naming);
+        let (side_effects, sql_names) = made();
+        let statement = Statement::new(body.into(), side_effects, under, &self.memory).parsed(sql_names);
         let statement = Arc::new(Statement { is_shared: true, ..statement });
-        alike.retain(|known| known.strong_count() > 0);
-        alike.push(Arc::downgrade(&statement));
+        candidates.retain(|entry| entry.strong_count() > 0);
+        candidates.push(Arc::downgrade(&statement));
         statement
     }
 
@@ -122,21 +122,21 @@ impl SharedStatements {
         body: &[u8],
         under: &Arc<ParseSettings>,
         side_effects: SideEffects,
-        naming: Option<Arc<SqlNames>>,
+        sql_names: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
-        Arc::new(Statement::new(body.into(), side_effects, under, &self.memory).parsed(naming))
+        Arc::new(Statement::new(body.into(), side_effects, under, &self.memory).parsed(sql_names))
     }
 
     /// Returns a copy for one client that continues to use the statement under other settings.
     #[cold]
-    pub fn parted(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
+    pub fn unshared(&self, shared: &Statement, under: &Arc<ParseSettings>) -> Arc<Statement> {
         let side_effects = shared.side_effects.clone();
         Arc::new(Statement {
-            naming: shared.naming.clone(),
+            sql_names: shared.sql_names.clone(),
             is_description_checked: shared.is_description_checked,
-            is_parsed_once: shared.is_parsed_once,
+            has_fixed_meaning: shared.has_fixed_meaning,
             description: shared.description.clone(),
-            proved: AtomicBool::new(shared.is_proved()),
+            was_parsed: AtomicBool::new(shared.was_parsed()),
             ..Statement::new(shared.body.clone(), side_effects, under, &self.memory)
         })
     }
@@ -145,32 +145,34 @@ impl SharedStatements {
     /// clients keep the old statement (its next use fails with 0A000); a new Parse of this text gets a new
     /// statement.
     #[cold]
-    pub fn reshaped(&self, before: &Statement, shape: RowDescription) -> Arc<Statement> {
+    pub fn with_description(&self, before: &Statement, description: RowDescription) -> Arc<Statement> {
         let under = &before.parsed_under;
         let mut table = self.locked();
-        let mut alike = before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
-        let known = alike.as_deref().and_then(|alike| living(alike, &before.body, under));
-        if let Some(known) = known.filter(|known| known.description.get() == Some(&shape)) {
-            return known;
+        let mut candidates =
+            before.is_shared.then(|| table.entry(self.digest(&before.body, under)).or_default());
+        let entry = candidates.as_deref().and_then(|candidates| find_live(candidates, &before.body, under));
+        if let Some(entry) = entry.filter(|entry| entry.description.get() == Some(&description)) {
+            return entry;
         }
         let (body, side_effects) = (before.body.clone(), before.side_effects.clone());
         let statement = Arc::new(Statement {
             is_description_checked: true,
-            description: shape.into(),
-            proved: AtomicBool::new(true),
+            description: description.into(),
+            was_parsed: AtomicBool::new(true),
             is_shared: before.is_shared,
             ..Statement::new(body, side_effects, under, &self.memory)
         });
-        if let Some(alike) = &mut alike {
-            alike.retain(|known| known.upgrade().is_some_and(|known| !is_of(&known, &before.body, under)));
-            alike.push(Arc::downgrade(&statement));
+        if let Some(candidates) = &mut candidates {
+            candidates
+                .retain(|entry| entry.upgrade().is_some_and(|entry| !is_of(&entry, &before.body, under)));
+            candidates.push(Arc::downgrade(&statement));
         }
         statement
     }
 
     /// Returns the statement with this Parse body and these settings, if a client or server has it.
     pub fn find(&self, body: &[u8], under: &Arc<ParseSettings>) -> Option<Arc<Statement>> {
-        living(self.locked().get(&self.digest(body, under))?, body, under)
+        find_live(self.locked().get(&self.digest(body, under))?, body, under)
     }
 
     fn locked(&self) -> MutexGuard<'_, HashMap<u64, Vec<Weak<Statement>>>> {
@@ -183,8 +185,8 @@ impl SharedStatements {
 }
 
 /// Finds a live statement with this Parse body and these settings.
-fn living(alike: &[Weak<Statement>], body: &[u8], under: &ParseSettings) -> Option<Arc<Statement>> {
-    alike.iter().filter_map(Weak::upgrade).find(|known| is_of(known, body, under))
+fn find_live(candidates: &[Weak<Statement>], body: &[u8], under: &ParseSettings) -> Option<Arc<Statement>> {
+    candidates.iter().filter_map(Weak::upgrade).find(|entry| is_of(entry, body, under))
 }
 
 /// Returns whether the statement has this text and these settings.
@@ -194,7 +196,7 @@ fn is_of(statement: &Statement, body: &[u8], under: &ParseSettings) -> bool {
 
 /// Returns whether servers may use this client's name: it needs no quotes and does not have the proxy's
 /// prefix.
-fn may_be_own(name: &[u8]) -> bool {
+fn may_be_server_name(name: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     name.iter().all(is_plain) && !name.is_empty() && !name.starts_with(OUR_PREFIX)
 }

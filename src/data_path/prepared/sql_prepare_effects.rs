@@ -29,15 +29,15 @@ pub struct PrepareEffects {
 impl PrepareEffects {
     /// Returns the statements that the text prepares.
     pub fn prepared(&self) -> impl Iterator<Item = &Arc<Statement>> {
-        self.effects.iter().filter_map(PrepareEffect::prepares).map(|naming| &naming.statement)
+        self.effects.iter().filter_map(PrepareEffect::prepares).map(|named| &named.statement)
     }
 
     /// Assumes that each PREPARE succeeds whose name the client does not use yet.
     pub fn expect(&self, client: &mut ClientStatements, server: &mut ServerStatements) {
-        for naming in self.effects.iter().filter_map(PrepareEffect::prepares) {
-            server.expected(&naming.statement);
-            if let Some(name) = naming.client_name.as_deref().filter(|name| client.get(name).is_none()) {
-                client.insert(name, naming.statement.clone());
+        for named in self.effects.iter().filter_map(PrepareEffect::prepares) {
+            server.expected(&named.statement);
+            if let Some(name) = named.client_name.as_deref().filter(|name| client.get(name).is_none()) {
+                client.insert(name, named.statement.clone());
             }
         }
     }
@@ -45,11 +45,11 @@ impl PrepareEffects {
     /// Applies the next effect when its CommandComplete arrives.
     pub fn done(&mut self, client: &mut ClientStatements, server: &mut ServerStatements) {
         match self.effects.pop_front() {
-            Some(PrepareEffect::Prepares(naming)) => {
-                server.expected(&naming.statement);
-                server.confirmed(&naming.statement);
-                if let Some(name) = &naming.client_name {
-                    client.insert(name, naming.statement.clone());
+            Some(PrepareEffect::Prepares(named)) => {
+                server.expected(&named.statement);
+                server.confirmed(&named.statement);
+                if let Some(name) = &named.client_name {
+                    client.insert(name, named.statement.clone());
                 }
             }
             Some(PrepareEffect::Deallocates(Some(StatementName { client_name: Some(name), statement }))) => {
@@ -61,11 +61,11 @@ impl PrepareEffects {
     }
 
     /// Reverts the remaining effects, which failed or were skipped.
-    pub fn undone(self, client: &mut ClientStatements, server: &mut ServerStatements) {
-        for naming in self.effects.iter().filter_map(PrepareEffect::prepares) {
-            server.failed(&naming.statement);
-            if let Some(name) = &naming.client_name
-                && client.get(name).is_some_and(|known| known.is(&naming.statement))
+    pub fn revert(self, client: &mut ClientStatements, server: &mut ServerStatements) {
+        for named in self.effects.iter().filter_map(PrepareEffect::prepares) {
+            server.failed(&named.statement);
+            if let Some(name) = &named.client_name
+                && client.get(name).is_some_and(|known| known.is(&named.statement))
             {
                 client.remove(name);
             }
@@ -76,7 +76,7 @@ impl PrepareEffects {
 impl PrepareEffect {
     fn prepares(&self) -> Option<&StatementName> {
         match self {
-            Self::Prepares(naming) => Some(naming),
+            Self::Prepares(named) => Some(named),
             Self::Deallocates(_) => None,
         }
     }
@@ -86,14 +86,14 @@ impl PrepareEffect {
 pub const OUR_PREFIX: &[u8] = b"pglobby_";
 
 /// Escapes a client's statement name that starts with `pglobby_`.
-pub fn disowned(name: &[u8]) -> Option<Vec<u8>> {
+pub fn escape_client_name(name: &[u8]) -> Option<Vec<u8>> {
     name.strip_prefix(OUR_PREFIX).map(|rest| [OUR_PREFIX, b"_", rest].concat())
 }
 
 /// Rewrites an ErrorResponse: restores the client's statement name and its position in the client's text.
 /// Returns `None` if nothing changes.
 #[cold]
-pub fn in_the_clients_words(
+pub fn with_client_names(
     error: &[u8],
     shifts: &[(usize, isize)],
     name_of: impl Fn(&[u8]) -> Option<Vec<u8>>,

@@ -63,7 +63,7 @@ impl Relay {
         if self.pool.is_retired() {
             self.succeed().map_err(Step::End)?;
         }
-        Ok(match self.side.start_settings.is_alike().then(|| self.pool.try_borrow()).flatten() {
+        Ok(match self.side.start_settings.is_same().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
                 self.take_on(server);
                 ServerLink::Linked
@@ -86,7 +86,7 @@ impl Relay {
     pub(in crate::data_path) fn take_on(&mut self, server: Box<PooledServer>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
-        server.side.notifications.told_as =
+        server.side.notifications.client_process_id =
             if self.side.follows() { self.handle.process_id } else { server.process_id };
         server.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
         server.side.sequences.lent_to(self.handle.process_id);
@@ -160,7 +160,7 @@ impl Relay {
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.side.start_settings.is_alike() && !Box::pin(self.begin_at(&mut server)).await? {
+                if !self.side.start_settings.is_same() && !Box::pin(self.begin_at(&mut server)).await? {
                     return Ok(());
                 }
                 self.take_on(server);
@@ -190,8 +190,8 @@ impl Relay {
     /// Before a session's first request to the servers of its pool: it learns what they began with, or sets what it began with itself.
     /// `false`: this server is not for it, and it asks for another one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
-        if matches!(self.side.start_settings, StartSettings::Unseen)
-            && !self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?
+        if matches!(self.side.start_settings, StartSettings::Unknown)
+            && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
         {
             return Ok(false);
         }
@@ -210,7 +210,7 @@ impl Relay {
         if !free || !self.side.follows() || !can_return(server.side.replies.pins()) {
             return None;
         }
-        if server.side.replies.pins().contains(Pins::UNREAD_UNNAMED) {
+        if server.side.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
             self.side.statements.forget_unnamed();
         }
         self.set_pins(Pins::empty());

@@ -57,10 +57,10 @@ impl Relay {
         if let Some(unlearnt) = unlearnt {
             let changed = checks.has_changed_functions();
             self.load().await?;
-            for found in self.pool.catalogue.look_again(&unlearnt, changed) {
+            for found in self.pool.catalogue.lookup_after_load(&unlearnt, changed) {
                 checks.note(&found, false);
             }
-            self.part_with(checks.prepared_in_error());
+            self.unshare(checks.prepared_in_error());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = checks.pins(failed);
@@ -89,9 +89,16 @@ impl Relay {
                         }
                         self.is_where_it_says(&checks).await?;
                     }
-                    Err(AskError::Lost(_)) => return Err(SessionEnd::ServerLost),
+                    Err(lost @ AskError::Lost(_)) => return Err(lost.into()),
                     Err(error) => {
-                        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %error, "cannot tell what a session has set");
+                        warn!(
+                            tenant = self.pool.tenant.name,
+                            login = self.handle.login.name,
+                            connection = self.handle.process_id,
+                            side = "server",
+                            %error,
+                            "the server does not tell the session's settings: the session keeps it"
+                        );
                         pins.insert(Pins::SETTINGS);
                     }
                 },
@@ -100,13 +107,13 @@ impl Relay {
         if checks.includes(StateChecks::SESSION_START)
             && let Some(server) = self.server.as_mut()
         {
-            self.pool.has_same_start(server).await.map_err(|_| SessionEnd::ServerLost)?;
+            self.pool.has_same_start(server).await.map_err(SessionEnd::from)?;
         }
         checks.has_changed_functions();
         let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
-        pins.set(Pins::UNREAD_UNNAMED, statements.keeps_unnamed_unread(there));
-        if !pins.contains(Pins::UNREAD_UNNAMED) {
+        pins.set(Pins::UNSTORED_UNNAMED, statements.keeps_unnamed_unstored(there));
+        if !pins.contains(Pins::UNSTORED_UNNAMED) {
             self.load().await?;
         }
         if self.side.wanted.len() > self.side.rules().settings_max {
@@ -120,11 +127,11 @@ impl Relay {
     }
 
     /// These statements are the session's own after all, and the server has them as nobody else would.
-    fn part_with(&mut self, misprepared: Vec<Arc<Statement>>) {
+    fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
             server.side.statements.failed(&statement);
-            self.side.statements.part_with(&statement, &self.side.rules().shared_statements.clone());
+            self.side.statements.unshare(&statement, &self.side.rules().shared_statements.clone());
         }
     }
 
@@ -136,7 +143,7 @@ impl Relay {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
-        let rows = server.ask(sql, &[]).await.map_err(|_| SessionEnd::ServerLost)?;
+        let rows = server.ask(sql, &[]).await.map_err(SessionEnd::from)?;
         let said = rows.into_iter().flatten().next().flatten().unwrap_or_default();
         let is_here = said.is_empty() || said == self.pool.tenant.name.as_bytes();
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
@@ -162,7 +169,7 @@ impl Relay {
         if self.side.follows() && self.pool.catalogue.must_load() {
             learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
                 .await
-                .map_err(|_| SessionEnd::ServerLost)?;
+                .map_err(SessionEnd::from)?;
             self.take_told();
         }
         Ok(())
@@ -180,7 +187,7 @@ impl Relay {
         let (sql, names) = checks.question(wanted, startup, answer);
         let mut arrays = vec![names];
         if checks.includes(StateChecks::PREPARED) {
-            arrays.extend([server.side.statements.own_names(), server.side.known_names()]);
+            arrays.extend([server.side.statements.client_names(), server.side.known_names()]);
         }
         let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
         let rows = server.ask_again(&sql, &arrays).await?;
@@ -204,8 +211,8 @@ impl Relay {
     async fn take_down(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let CheckedState { wanted, mut applied, channels: _ } = settled;
-        if wanted != applied && restore(server, &wanted, &mut applied).await.is_err() {
-            return Err(SessionEnd::ServerLost);
+        if wanted != applied {
+            restore(server, &wanted, &mut applied).await.map_err(SessionEnd::from)?;
         }
         self.take_told();
         let Some(server) = self.server.as_mut() else { return Ok(()) };

@@ -12,7 +12,7 @@ use std::{
 
 use tracing::warn;
 
-use super::{BUFFERS, Relay, Step, no_tenant, session_end::SessionEnd};
+use super::{BUFFERS, Relay, Step, no_tenant, session_end::SessionEnd, timing::Traffic};
 use crate::{
     data_path::{
         exchange::ClientSide,
@@ -50,6 +50,8 @@ pub struct DetachedSession {
     pub leaving: Option<Box<ClientError>>,
     /// Of a service login's session: what it chooses by.
     pub switcher: Option<Box<TenantSwitcher>>,
+    /// What it has done so far.
+    pub traffic: Traffic,
     /// What all clients share.
     pub proxy: Arc<Proxy>,
 }
@@ -359,7 +361,10 @@ impl Relay {
             self.set_pins(Pins::empty());
             self.leave_behind(server, false, false);
         }
-        let Self { client, unsent, side, inbox, handle, query_wait, leaving, switcher, proxy, .. } = *self;
+        let Self {
+            client, unsent, side, inbox, handle, query_wait, leaving, switcher, timing, proxy, ..
+        } = *self;
+        let traffic = timing.traffic;
         Box::new((
             DetachedSession {
                 client,
@@ -369,7 +374,8 @@ impl Relay {
                 handle,
                 query_wait,
                 leaving,
-                switcher: switcher,
+                switcher,
+                traffic,
                 proxy,
             },
             target,

@@ -39,7 +39,7 @@ pub async fn learn(
         let counts = server.ask(COUNTS, &[]).await?;
         let counts = counts.first().map(|row| text(row, 0)).unwrap_or_default();
         if !counts.is_empty() && counts == learning.counts {
-            learning.believed();
+            learning.trust_counts();
             return Ok(());
         }
         let stamp = server.ask(STAMP, &[]).await?;
@@ -52,7 +52,7 @@ pub async fn learn(
                 bytes,
                 "more functions than functions_inspect_max: every transaction is asked about"
             );
-            learning.loaded(EffectsByName::nothing(), fingerprint, counts);
+            learning.loaded(EffectsByName::unknown(), fingerprint, counts);
         } else {
             // Names, numbers and the protocol's own bytes come on top.
             let mut reader =
@@ -64,7 +64,7 @@ pub async fn learn(
                         "functions take more memory than there is: every transaction is asked about"
                     );
                     // Tried again when it is looked next whether they have changed.
-                    learning.loaded(EffectsByName::nothing(), String::new(), String::new());
+                    learning.loaded(EffectsByName::unknown(), String::new(), String::new());
                 }
                 Err(error) => return Err(error),
             }
@@ -105,7 +105,7 @@ impl Reader<'_> {
                 closure.uses_any_relation(node);
             }
             if !traces.is_empty() {
-                closure.root(node, &traces);
+                closure.add_root(node, &traces);
             }
             self.count(&closure)?;
         }
@@ -115,7 +115,7 @@ impl Reader<'_> {
         for row in calls {
             let traces: CallEffects = SideEffects::of_call(bytes(&row, 2)).into();
             if !traces.is_empty() {
-                closure.root((oid(&row, 0), oid(&row, 1)), &traces);
+                closure.add_root((oid(&row, 0), oid(&row, 1)), &traces);
             }
         }
         if closure.is_empty() {
@@ -144,7 +144,7 @@ impl Reader<'_> {
         // It counts when it is done; while it grows, as much as may be taken for it.
         let target = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
         self.charge.try_set(self.memory, target).map_err(|_| too_long())?;
-        closure.close(target).ok_or_else(too_long)
+        closure.propagate(target).ok_or_else(too_long)
     }
 
     /// Counts what has been put together, now and then.

@@ -14,6 +14,7 @@ pub mod no_tenant;
 pub mod notifications;
 pub mod session_end;
 pub mod signals;
+pub mod timing;
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,6 +35,7 @@ use self::{
     change_tenant::{DetachedSession, SessionTransfer},
     notifications::Listening,
     session_end::SessionEnd,
+    timing::Timing,
 };
 use crate::{
     data_path::{
@@ -88,10 +90,7 @@ pub struct Relay {
     pub(super) query_wait: Duration,
     /// Its place among the sessions that keep their server.
     pub(super) pinned: Option<Pinned>,
-    /// When the transaction began.
-    leased_at: Option<Instant>,
-    /// When the request came that the server works on.
-    request_at: Option<Instant>,
+    timing: Timing,
     /// What the client is told when it is between two transactions next.
     pub(super) leaving: Option<Box<ClientError>>,
     /// What is in the inbox waits for the server's answers to what it has got.
@@ -118,8 +117,18 @@ pub(super) enum Step {
 impl Relay {
     /// A session that has been greeted, at a pool.
     pub fn new(session: DetachedSession, pool: Arc<Pool>) -> Self {
-        let DetachedSession { client, unsent, side, inbox, handle, query_wait, leaving, switcher, proxy } =
-            session;
+        let DetachedSession {
+            client,
+            unsent,
+            side,
+            inbox,
+            handle,
+            query_wait,
+            leaving,
+            switcher,
+            traffic,
+            proxy,
+        } = session;
         Self {
             client,
             unsent,
@@ -134,8 +143,7 @@ impl Relay {
             cancelling: None,
             query_wait,
             pinned: None,
-            leased_at: None,
-            request_at: None,
+            timing: Timing::new(traffic),
             leaving,
             reply_wait: ReplyWait::Nothing,
             switcher: switcher,
@@ -268,6 +276,7 @@ impl Relay {
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.timing.traffic.bytes_out += bytes.len() as u64;
         // While a message is under way to the server it cannot be asked: the reply does not wait for the rest.
         let holds = (heard.ready > 0 || !self.held.is_empty())
             && server.side.has_pending_checks(self.side.follows())
@@ -282,7 +291,7 @@ impl Relay {
             return Err(Step::End(SessionEnd::client_lost(Err(error))));
         }
         if heard.fatal {
-            return Err(Step::End(SessionEnd::ServerSaidGoodbye));
+            return Err(Step::End(SessionEnd::ServerClosed));
         }
         match self.note_heard(heard) {
             Some(step) => Err(step),
@@ -302,10 +311,9 @@ impl Relay {
             stats.queries.fetch_add(heard.ready.into(), Ordering::Relaxed);
             let working = server.side.replies.is_working();
             let now = Instant::now();
-            if let Some(asked_at) = self.request_at.take() {
-                stats.query_time.record(now - asked_at);
+            if let Some(took) = self.timing.request_answered(now, working) {
+                stats.query_time.record(took);
             }
-            self.request_at = working.then_some(now);
             return self.after_reply(now);
         }
         // Only our own bookkeeping was answered, put in for what nobody answers.
@@ -334,6 +342,7 @@ impl Relay {
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        self.timing.traffic.bytes_in += chunk.len() as u64;
         if self.is_answered_locally() {
             self.inbox.extend_from_slice(chunk);
             return Err(Step::SwitchTenant);
@@ -366,13 +375,10 @@ impl Relay {
         };
         let server: &mut Server = server;
         let mut begins = false;
-        if self.request_at.is_none() {
-            let now = Instant::now();
+        if !self.timing.is_running() {
             let now_ms = self.pool.worker.clock.now_ms();
-            self.request_at = Some(now);
-            begins = self.leased_at.is_none();
+            begins = self.timing.request_begins(Instant::now());
             if begins {
-                self.leased_at = Some(now);
                 self.handle.set_began(now_ms);
             }
             self.handle.set_asked(now_ms);
@@ -413,16 +419,16 @@ impl Relay {
             }
             return None;
         }
-        self.request_at = None;
+        self.timing.requests_are_over();
         let follows = self.side.follows();
         if server.side.has_pending_checks(follows) {
             return Some(Step::AfterTransaction);
         }
-        if let Some(leased_at) = self.leased_at.take() {
+        if let Some(took) = self.timing.transaction_ends(now) {
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
-            stats.transaction_time.record(now.saturating_duration_since(leased_at));
-            stats.count_statements(std::mem::take(&mut server.side.statements.tally));
+            stats.transaction_time.record(took);
+            stats.count_statements(std::mem::take(&mut server.side.statements.counts));
         }
         if server.side.is_pinned(follows) {
             if let Some(step) = self.idle_with_server(follows) {

@@ -8,11 +8,10 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tracing::info;
 
 use super::{
     change_tenant::{DetachedSession, SessionTransfer},
-    session_end::{SessionEnd, say_goodbye},
+    session_end::{SessionEnd, log_end, say_goodbye},
 };
 use crate::{
     data_path::{
@@ -158,14 +157,13 @@ pub(in crate::data_path) fn greeting(
 const OLDEST_VERSION: &str = "13.0";
 
 async fn leave(mut session: DetachedSession, end: SessionEnd) {
-    let end = end.reported("", &session.handle);
-    info!(login = session.handle.login.name, connection = session.handle.process_id, end = ?end, "session ended");
+    log_end(&session.proxy, None, &session.handle, &session.traffic, &end);
     if let SessionEnd::Refused(refusal) = &end {
         let mut bytes = Vec::new();
         refusal.write(Severity::Fatal, &mut bytes);
         session.unsent.push(&bytes);
     }
-    if !matches!(end, SessionEnd::ClientGone | SessionEnd::Terminated) {
+    if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
         say_goodbye(session.client, session.unsent).await;
     }
 }

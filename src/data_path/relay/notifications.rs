@@ -9,14 +9,17 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use tracing::warn;
 
-use super::{Relay, session_end::SessionEnd};
+use super::{
+    Relay,
+    session_end::{Loss, SessionEnd},
+};
 use crate::{
     data_path::{
         memory_limit::Charge,
         pool::shared_listener::{Handover, ListenerLost, Subscription, around_mark},
         server::connection::{AskError, Server},
         session_state::{
-            channels::{Channels, MARKS, NotificationFilter, each},
+            channels::{Channels, MARKERS, NotificationFilter, statements_for},
             pins::Pins,
         },
     },
@@ -58,7 +61,7 @@ impl Relay {
     pub(in crate::data_path) fn listen_along(heard: &Listening, server: &mut Server, out: &mut Vec<u8>) {
         let side = &mut server.side;
         append(out, b'Q', |out| {
-            out.extend_from_slice(each("LISTEN", heard.channels.iter()).as_bytes());
+            out.extend_from_slice(statements_for("LISTEN", heard.channels.iter()).as_bytes());
             out.push(0);
         });
         let _ = side.replies.track(
@@ -117,7 +120,7 @@ impl Relay {
         }
         taken.map_err(|error| match error {
             ListenError::Ear(reason) => SessionEnd::Refused(reason.into()),
-            ListenError::Server => SessionEnd::ServerLost,
+            ListenError::Server => SessionEnd::ServerLost(Loss::Protocol),
         })
     }
 
@@ -152,19 +155,19 @@ impl Relay {
             return Err(ListenError::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
         }
         let Handover { mark, done } = subscription.prepare(channels.clone()).await?;
-        server.run(&format!("LISTEN {MARKS}; NOTIFY {MARKS}, '{mark}'")).await?;
-        if !channels.has(MARKS.as_bytes()) {
-            server.run(&format!("UNLISTEN {MARKS}")).await?;
+        server.run(&format!("LISTEN {MARKERS}; NOTIFY {MARKERS}, '{mark}'")).await?;
+        if !channels.has(MARKERS.as_bytes()) {
+            server.run(&format!("UNLISTEN {MARKERS}")).await?;
         }
         done.await.map_err(|_| ListenerLost)?;
         let told = std::mem::take(&mut server.notified);
         let (before, behind) = around_mark(&told, &mark);
         let hearing = &mut server.side.notifications;
         let mut bytes = Vec::new();
-        hearing.notified_all(before, &mut bytes);
-        bytes.extend(hearing.adopt(&self.handle.take_notifications()));
+        hearing.filter_all(before, &mut bytes);
+        bytes.extend(hearing.restore_own(&self.handle.take_notifications()));
         hearing.channels = Some(channels.clone()).filter(|channels| !channels.is_empty());
-        hearing.notified_all(behind, &mut bytes);
+        hearing.filter_all(behind, &mut bytes);
         self.tell(&bytes);
         Ok(())
     }
@@ -174,7 +177,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return };
         let told = std::mem::take(&mut server.notified);
         let mut bytes = Vec::new();
-        server.side.notifications.notified_all(&told, &mut bytes);
+        server.side.notifications.filter_all(&told, &mut bytes);
         self.tell(&bytes);
     }
 
@@ -192,30 +195,30 @@ impl Relay {
     /// meanwhile. A server that goes back listens no more.
     pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.overheard > 0) {
+        if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.dropped > 0) {
             // An ear that is lost has ended this session already.
             let _ = heard.subscription.caught_up().await;
         }
-        let mut news = server.side.notifications.adopt(&self.handle.take_notifications());
+        let mut news = server.side.notifications.restore_own(&self.handle.take_notifications());
         if server.side.reported != *self.side.told {
-            server.side.reported.tell(&mut self.side.told, &mut news);
+            server.side.reported.write_changes(&mut self.side.told, &mut news);
         }
         self.tell(&news);
         self.unsent.push(&std::mem::take(&mut self.held));
         let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
-        if written.is_err() {
-            return Err(SessionEnd::ClientGone);
+        if let Err(error) = written {
+            return Err(SessionEnd::client_lost(Err(error)));
         }
         if let Some(server) = self.server.as_mut()
             && !server.side.is_pinned(self.side.follows())
             && server.side.notifications.channels.is_some()
         {
-            server.run("UNLISTEN *").await.map_err(|_| SessionEnd::ServerLost)?;
+            server.run("UNLISTEN *").await.map_err(SessionEnd::from)?;
             // What it was told of meanwhile, the ear has heard as well.
             server.notified.clear();
             server.side.notifications = NotificationFilter {
                 process_id: server.side.notifications.process_id,
-                told_as: server.side.notifications.told_as,
+                client_process_id: server.side.notifications.client_process_id,
                 ..NotificationFilter::default()
             };
         }

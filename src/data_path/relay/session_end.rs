@@ -1,17 +1,22 @@
 //! How a session ends, and what becomes of the server it held: nobody else may ever see the remains.
 
-use std::{io, sync::atomic::Ordering, time::Duration};
+use std::{
+    io,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, info, warn};
 
-use super::{Relay, cancel};
+use super::{Relay, cancel, timing::Traffic};
 use crate::{
     config::PoolMode,
     data_path::{
         exchange::{ClientSide, ExchangeError},
         pool::{Pool, PooledServer},
-        server::connection::Server,
+        proxy::Proxy,
+        server::connection::{AskError, Server},
         session_state::pins::Pins,
         sessions::registry::SessionHandle,
     },
@@ -24,83 +29,136 @@ use crate::{
 /// How long a client may take to read our last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Why a session ends.
-#[derive(Debug)]
+/// Why a session ends. `Display` is for the log.
+#[derive(Debug, thiserror::Error)]
 pub enum SessionEnd {
-    /// The client said Terminate.
+    /// The client sent Terminate.
+    #[error("client terminated")]
     Terminated,
-    /// The client's connection ended or broke.
-    ClientGone,
-    /// The kernel gave the client's connection up: nothing came back for too long.
-    ClientTimedOut,
-    /// The server's connection ended or broke, without a word.
-    ServerLost,
-    /// The kernel gave the server's connection up.
-    ServerTimedOut,
-    /// The server's own FATAL has gone to the client.
-    ServerSaidGoodbye,
-    /// We end it. Boxed: the task of an idle client has room for an end.
+    /// The client's connection was lost.
+    #[error("client lost: {0}")]
+    ClientLost(Loss),
+    /// The server's connection was lost.
+    #[error("server lost: {0}")]
+    ServerLost(Loss),
+    /// The server has closed the connection after a FATAL error, which the client got.
+    #[error("server closed the connection")]
+    ServerClosed,
+    /// The proxy ends it with this error. Boxed: the task of an idle client has room for an end.
+    #[error("{0}")]
     Refused(Box<ClientError>),
 }
 
+/// How a connection was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The other end closed it.
+    Closed,
+    /// A read or a write failed.
+    Failed(io::ErrorKind),
+    /// The other end broke the protocol.
+    Protocol,
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut, UnexpectedEof};
+        match self {
+            Self::Closed | Self::Failed(UnexpectedEof) => f.write_str("connection closed"),
+            // Where a router reports the loss of the path, the kernel gives this error in place of a timeout.
+            Self::Failed(TimedOut | HostUnreachable | NetworkUnreachable) => {
+                f.write_str("no answer to TCP (tcp_user_timeout, keepalive)")
+            }
+            Self::Failed(kind) => write!(f, "{kind}"),
+            Self::Protocol => f.write_str("protocol error"),
+        }
+    }
+}
+
+impl Loss {
+    /// Of a read or a write that moved no bytes.
+    fn of(outcome: &io::Result<()>) -> Self {
+        outcome.as_ref().err().map_or(Self::Closed, |error| Self::Failed(error.kind()))
+    }
+}
+
 impl SessionEnd {
-    /// A read or a write on the client's connection had this outcome, and no bytes.
+    /// A read or a write on the client's connection moved no bytes.
     #[cold]
     pub(in crate::data_path) fn client_lost(outcome: io::Result<()>) -> Self {
-        if is_timeout(&outcome) { Self::ClientTimedOut } else { Self::ClientGone }
+        Self::ClientLost(Loss::of(&outcome))
     }
 
-    /// The same of the server's.
+    /// The same on the server's connection.
     #[cold]
     pub(in crate::data_path) fn server_lost(outcome: io::Result<()>) -> Self {
-        if is_timeout(&outcome) { Self::ServerTimedOut } else { Self::ServerLost }
+        Self::ServerLost(Loss::of(&outcome))
     }
 
-    /// What a write to the server has done; errors but this one are found when it is read from, and then with the server's words.
+    /// A write to the server has failed because nothing came back for too long. Other errors are found when the server is read
+    /// from, together with its last words.
     pub(in crate::data_path) fn unless_timed_out(outcome: io::Result<bool>) -> Result<bool, Self> {
         match outcome {
-            Err(error) if is_timeout(&Err(io::Error::from(error.kind()))) => Err(Self::ServerTimedOut),
+            Err(error) if is_timeout(error.kind()) => Err(Self::ServerLost(Loss::Failed(error.kind()))),
             outcome => Ok(outcome.unwrap_or(false)),
         }
     }
+}
 
-    /// Logs a connection that the kernel gave up; from then on it is one that was lost.
-    pub(in crate::data_path) fn reported(self, tenant: &str, session: &SessionHandle) -> Self {
-        let (end, side) = match self {
-            Self::ClientTimedOut => (Self::ClientGone, "client"),
-            Self::ServerTimedOut => (Self::ServerLost, "server"),
-            other => return other,
-        };
-        warn!(
-            tenant, login = session.login.name, connection = session.process_id, peer = ?session.peer, side,
-            "connection timed out: the other end did not answer TCP (tcp_user_timeout, keepalive)"
-        );
-        end
+impl From<AskError> for SessionEnd {
+    /// A question of the proxy got no answer that it can go on with.
+    fn from(error: AskError) -> Self {
+        Self::ServerLost(match error {
+            AskError::Lost(error) => Loss::Failed(error.kind()),
+            AskError::Refused(_) => Loss::Protocol,
+        })
     }
 }
 
-/// Where routers said that the way is gone, the kernel says so instead, at the same time.
-fn is_timeout(outcome: &io::Result<()>) -> bool {
+fn is_timeout(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-    let given_up =
-        |error: &io::Error| matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable);
-    outcome.as_ref().is_err_and(given_up)
+    matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable)
+}
+
+/// The line that the end of a session leaves in the log; none where `[log] connections` is off.
+pub(in crate::data_path) fn log_end(
+    proxy: &Proxy,
+    tenant: Option<&str>,
+    session: &SessionHandle,
+    traffic: &Traffic,
+    end: &SessionEnd,
+) {
+    if !proxy.config.load().log.connections {
+        return;
+    }
+    let duration = session.connected_at.elapsed().unwrap_or_default();
+    info!(
+        tenant,
+        login = session.login.name,
+        connection = session.process_id,
+        address = session.peer.map(display),
+        duration_ms = duration.as_millis() as u64,
+        transactions = traffic.transactions,
+        bytes_in = traffic.bytes_in,
+        bytes_out = traffic.bytes_out,
+        reason = %end,
+        "session ended"
+    );
 }
 
 impl Relay {
-    /// Tells the client, closes its connection, and sees to the server.
+    /// Tells the client why, closes its connection, and cleans or closes the server.
     pub(in crate::data_path) async fn end(mut self, end: SessionEnd) {
-        let end = end.reported(&self.pool.tenant.name, &self.handle);
         let last_words = match &end {
             SessionEnd::Refused(refusal) => Some(ClientError::clone(refusal)),
-            SessionEnd::ServerLost if self.is_committing() => Some(ClientError::OutcomeUnknown),
-            SessionEnd::ServerLost => Some(ClientError::ServerLost),
+            SessionEnd::ServerLost(_) if self.is_committing() => Some(ClientError::OutcomeUnknown),
+            SessionEnd::ServerLost(_) => Some(ClientError::ServerLost),
             _ => None,
         };
-        info!(
-            tenant = self.pool.tenant.name, login = self.handle.login.name, connection = self.handle.process_id,
-            end = ?end, "session ended"
-        );
+        if let SessionEnd::ServerLost(cause) = &end {
+            self.log_lost_server(*cause);
+        }
+        log_end(&self.proxy, Some(&self.pool.tenant.name), &self.handle, &self.timing.traffic, &end);
         // Words put behind the beginning of a message would be read as its rest: as data, in a row.
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
@@ -111,7 +169,7 @@ impl Relay {
                     let is_working = server.side.replies.is_working();
                     self.leave_behind(server, is_working, false);
                 }
-                SessionEnd::ClientGone | SessionEnd::Refused(_) => self.leave_behind(server, false, true),
+                SessionEnd::ClientLost(_) | SessionEnd::Refused(_) => self.leave_behind(server, false, true),
                 _ => drop(server),
             }
         }
@@ -121,7 +179,7 @@ impl Relay {
         if let Some(refusal) = last_words.filter(|_| in_step) {
             refusal.write(Severity::Fatal, &mut bytes);
         }
-        if !matches!(end, SessionEnd::ClientGone | SessionEnd::Terminated) {
+        if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
             self.unsent.push(&bytes);
             // Nobody finds the session any more, though its client may take its time.
             let Self { client, unsent, handle, .. } = self;
@@ -130,9 +188,36 @@ impl Relay {
         }
     }
 
+    fn log_lost_server(&self, cause: Loss) {
+        let (Some(server), Some(suppressed)) =
+            (self.server.as_ref(), self.pool.stats.lost_servers_log.admit(Instant::now()))
+        else {
+            return;
+        };
+        warn!(
+            tenant = self.pool.tenant.name,
+            login = self.handle.login.name,
+            connection = self.handle.process_id,
+            side = "server",
+            host = self.pool.tenant.host.name,
+            server_pid = server.process_id,
+            %cause,
+            in_transaction = !server.side.replies.is_over(),
+            suppressed,
+            "server connection lost"
+        );
+    }
+
     /// The server cannot be used any longer: how the session ends.
     pub(in crate::data_path) fn broken(&self, broken: ExchangeError) -> SessionEnd {
-        warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, side = "server", %broken, "closing both connections");
+        warn!(
+            tenant = self.pool.tenant.name,
+            login = self.handle.login.name,
+            connection = self.handle.process_id,
+            side = "server",
+            cause = %broken,
+            "closing both connections"
+        );
         match broken {
             ExchangeError::Bookkeeping(ServerError { sqlstate, mut message }) => {
                 if !sqlstate.starts_with("57P") {
@@ -142,7 +227,7 @@ impl Relay {
             }
             ExchangeError::Frame(_) | ExchangeError::Desync(_) => {
                 self.pool.stats.desyncs.fetch_add(1, Ordering::Relaxed);
-                SessionEnd::ServerLost
+                SessionEnd::ServerLost(Loss::Protocol)
             }
         }
     }

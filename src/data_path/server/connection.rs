@@ -216,7 +216,7 @@ impl Server {
         execute(&mut request);
         close_statement(b"", &mut request);
         append(&mut request, b'S', |_| {});
-        self.side.statements.doubt_unnamed();
+        self.side.statements.set_unnamed_unknown();
         let answer = self.request(&request, answer).await?;
         self.side.statements.set_unnamed(0);
         Ok(answer)

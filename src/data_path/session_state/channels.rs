@@ -56,11 +56,11 @@ impl Channels {
 
 /// The channel of the markers that order two notification streams (see `pool/shared_listener.rs`). A server
 /// listens to it only while its client's channels move to or from the shared listener.
-pub const MARKS: &str = "pglobby_ear";
+pub const MARKERS: &str = "pglobby_listener";
 
 /// Returns `LISTEN` or `UNLISTEN` statements for all names. Names are quoted, because these statements take
 /// no parameters and clients choose the names.
-pub fn each<'n>(verb: &str, names: impl IntoIterator<Item = &'n str>) -> String {
+pub fn statements_for<'n>(verb: &str, names: impl IntoIterator<Item = &'n str>) -> String {
     let statements = names.into_iter().map(|name| format!("{verb} \"{}\";", name.replace('"', "\"\"")));
     statements.collect()
 }
@@ -111,65 +111,65 @@ pub struct NotificationFilter {
     /// The server's process number.
     pub process_id: i32,
     /// The process number that the client knows as its own.
-    pub told_as: i32,
+    pub client_process_id: i32,
     /// Notifications dropped since the shared listener's were last delivered to the client.
-    pub overheard: usize,
+    pub dropped: usize,
     /// Dropped notifications that the client sent itself.
-    pub own: usize,
+    pub dropped_own: usize,
 }
 
 impl NotificationFilter {
     /// Handles a notification from the server and appends to `out` what the client receives now. Returns
     /// `true` if the shared listener does not cover the channel.
-    pub fn notified(&mut self, message: &[u8], out: &mut Vec<u8>) -> bool {
+    pub fn filter(&mut self, message: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(notification) = Notification::read(message) else { return false };
         let own = notification.process_id == self.process_id;
         if self.channels.as_ref().is_some_and(|channels| channels.has(notification.channel)) {
-            self.overheard += 1;
-            self.own += usize::from(own);
+            self.dropped += 1;
+            self.dropped_own += usize::from(own);
             return false;
         }
         // Either another session's marker or one that is no longer needed.
-        if notification.channel == MARKS.as_bytes() {
+        if notification.channel == MARKERS.as_bytes() {
             return false;
         }
         match own {
-            true => Notification { process_id: self.told_as, ..notification }.write(out),
+            true => Notification { process_id: self.client_process_id, ..notification }.write(out),
             false => out.extend_from_slice(message),
         }
         true
     }
 
-    /// Calls [`Self::notified`] for each message in `bytes`.
-    pub fn notified_all(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    /// Calls [`Self::filter`] for each message in `bytes`.
+    pub fn filter_all(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         for message in messages(bytes) {
-            self.notified(message, out);
+            self.filter(message, out);
         }
     }
 
     /// Rewrites notifications from the shared listener: in those that this client sent, the process number
     /// becomes the client's own. Earlier clients of the server have the same process number, but the present
     /// client is its last user: its own notifications are the last ones from that process.
-    pub fn adopt(&mut self, heard: &[u8]) -> Vec<u8> {
-        self.overheard = 0;
+    pub fn restore_own(&mut self, received: &[u8]) -> Vec<u8> {
+        self.dropped = 0;
         let ours = |message: &[u8]| {
-            Notification::read(message).is_some_and(|heard| heard.process_id == self.process_id)
+            Notification::read(message).is_some_and(|received| received.process_id == self.process_id)
         };
-        let sent = messages(heard).filter(|message| ours(message)).count();
-        let mut strangers = sent.saturating_sub(std::mem::take(&mut self.own));
-        let mut adopted = Vec::with_capacity(heard.len());
-        for message in messages(heard) {
+        let sent = messages(received).filter(|message| ours(message)).count();
+        let mut foreign = sent.saturating_sub(std::mem::take(&mut self.dropped_own));
+        let mut restored = Vec::with_capacity(received.len());
+        for message in messages(received) {
             match Notification::read(message) {
-                Some(notification) if ours(message) && strangers == 0 => {
-                    Notification { process_id: self.told_as, ..notification }.write(&mut adopted);
+                Some(notification) if ours(message) && foreign == 0 => {
+                    Notification { process_id: self.client_process_id, ..notification }.write(&mut restored);
                 }
                 _ => {
-                    strangers = strangers.saturating_sub(usize::from(ours(message)));
-                    adopted.extend_from_slice(message);
+                    foreign = foreign.saturating_sub(usize::from(ours(message)));
+                    restored.extend_from_slice(message);
                 }
             }
         }
-        adopted
+        restored
     }
 }
 
@@ -177,7 +177,7 @@ impl NotificationFilter {
 mod tests {
     use super::*;
 
-    fn told(process_id: i32, channel: &str, payload: &str) -> Vec<u8> {
+    fn message(process_id: i32, channel: &str, payload: &str) -> Vec<u8> {
         let mut message = Vec::new();
         Notification { process_id, channel: channel.as_bytes(), payload: payload.as_bytes() }
             .write(&mut message);
@@ -189,41 +189,44 @@ mod tests {
     }
 
     #[test]
-    fn names_are_sorted_known_and_quoted() {
+    fn names_are_sorted_unique_and_quoted() {
         let all = channels(&["b", "a", "b", "we\"ird"]);
         assert_eq!(all.iter().collect::<Vec<_>>(), ["a", "b", "we\"ird"]);
         assert!(all.has(b"b") && !all.has(b"c"));
-        assert_eq!(each("LISTEN", all.iter()), "LISTEN \"a\";LISTEN \"b\";LISTEN \"we\"\"ird\";");
+        assert_eq!(statements_for("LISTEN", all.iter()), "LISTEN \"a\";LISTEN \"b\";LISTEN \"we\"\"ird\";");
     }
 
     #[test]
-    fn what_the_ear_hears_is_left_out_and_what_it_does_not_hear_yet_is_passed() {
-        let mut hearing = NotificationFilter { process_id: 7, told_as: 70, ..NotificationFilter::default() };
+    fn only_channels_of_the_shared_listener_are_dropped() {
+        let mut filter =
+            NotificationFilter { process_id: 7, client_process_id: 70, ..NotificationFilter::default() };
         let mut out = Vec::new();
-        assert!(hearing.notified(&told(8, "new", "x"), &mut out));
-        assert!(hearing.notified(&told(7, "new", "y"), &mut out));
-        hearing.channels = Some(Arc::new(channels(&["old"])));
-        assert!(!hearing.notified(&told(7, "old", "z"), &mut out));
-        assert!(!hearing.notified(&told(8, MARKS, "another session's mark"), &mut out));
-        assert_eq!(out, [told(8, "new", "x"), told(70, "new", "y")].concat());
-        assert_eq!((hearing.overheard, hearing.own), (1, 1));
+        assert!(filter.filter(&message(8, "new", "x"), &mut out));
+        assert!(filter.filter(&message(7, "new", "y"), &mut out));
+        filter.channels = Some(Arc::new(channels(&["old"])));
+        assert!(!filter.filter(&message(7, "old", "z"), &mut out));
+        assert!(!filter.filter(&message(8, MARKERS, "another session's mark"), &mut out));
+        assert_eq!(out, [message(8, "new", "x"), message(70, "new", "y")].concat());
+        assert_eq!((filter.dropped, filter.dropped_own), (1, 1));
     }
 
     #[test]
-    fn only_the_last_of_a_servers_notifications_are_its_present_clients() {
-        let mut hearing = NotificationFilter {
+    fn only_the_last_notifications_of_a_server_are_its_present_clients_own() {
+        let mut filter = NotificationFilter {
             process_id: 7,
-            told_as: 70,
-            overheard: 3,
-            own: 1,
+            client_process_id: 70,
+            dropped: 3,
+            dropped_own: 1,
             ..NotificationFilter::default()
         };
-        let heard = [told(7, "a", "a stranger's"), told(7, "a", "ours"), told(8, "a", "another's")];
-        let adopted = hearing.adopt(&heard.concat());
+        let received =
+            [message(7, "a", "a stranger's"), message(7, "a", "ours"), message(8, "a", "another's")];
+        let restored = filter.restore_own(&received.concat());
         assert_eq!(
-            adopted,
-            [told(7, "a", "a stranger's"), told(70, "a", "ours"), told(8, "a", "another's")].concat()
+            restored,
+            [message(7, "a", "a stranger's"), message(70, "a", "ours"), message(8, "a", "another's")]
+                .concat()
         );
-        assert_eq!((hearing.overheard, hearing.own), (0, 0));
+        assert_eq!((filter.dropped, filter.dropped_own), (0, 0));
     }
 }

@@ -26,7 +26,7 @@ pub struct Identity {
     /// `None` in tests and for replies that the proxy discards.
     pub login: Option<Arc<Login>>,
     /// `None` while no tenant is selected.
-    pub place: Option<Arc<TenantAccess>>,
+    pub tenant_access: Option<Arc<TenantAccess>>,
 }
 
 /// What the proxy does with a text that changes the tenant's roles or database.
@@ -70,40 +70,40 @@ const FORBIDDEN_FOR_DATABASE: [&[u8]; 4] =
 
 impl Identity {
     /// Returns the decision for a text; `None` sends the text to the server.
-    pub fn judge(&self, sql: &[u8], lexing: Lexing) -> Option<IdentityDecision> {
+    pub fn decide(&self, sql: &[u8], lexing: Lexing) -> Option<IdentityDecision> {
         self.login.as_ref().filter(|_| may_change_identity(sql))?;
         let (changes, statements) = identity_changes(sql, lexing);
-        let verdicts: Vec<_> = changes.iter().filter_map(|change| self.verdict(change)).collect();
-        let refused = verdicts.iter().find(|verdict| matches!(verdict, IdentityDecision::Refused(_)));
-        match refused.or(verdicts.first())? {
+        let decisions: Vec<_> = changes.iter().filter_map(|change| self.decide_change(change)).collect();
+        let refused = decisions.iter().find(|decision| matches!(decision, IdentityDecision::Refused(_)));
+        match refused.or(decisions.first())? {
             IdentityDecision::Password(_) if statements > 1 => {
                 Some(IdentityDecision::Refused(IdentityError::PasswordNotAlone))
             }
-            verdict => Some(verdict.clone()),
+            decision => Some(decision.clone()),
         }
     }
 
-    fn verdict(&self, change: &IdentityChange<'_>) -> Option<IdentityDecision> {
-        let refused = |is_ours: bool, why| is_ours.then_some(IdentityDecision::Refused(why));
-        let any_of_ours = |roles: &[Named<'_>]| roles.iter().any(|role| self.is_our_role(role));
+    fn decide_change(&self, change: &IdentityChange<'_>) -> Option<IdentityDecision> {
+        let refused = |is_rejected: bool, why| is_rejected.then_some(IdentityDecision::Refused(why));
+        let any_tenant_role = |roles: &[Named<'_>]| roles.iter().any(|role| self.is_tenant_role(role));
         match change {
             IdentityChange::Password { role, password } if self.is_self(role) => Some(new_password(password)),
-            IdentityChange::Password { role, .. } => refused(self.is_our_role(role), IdentityError::Role),
-            IdentityChange::Roles(roles) => refused(any_of_ours(roles), IdentityError::Role),
-            IdentityChange::Membership(roles) => refused(any_of_ours(roles), IdentityError::Membership),
-            IdentityChange::Owned(roles) => refused(any_of_ours(roles), IdentityError::Owned),
-            IdentityChange::Database(name) => refused(self.is_our_database(name), IdentityError::Database),
+            IdentityChange::Password { role, .. } => refused(self.is_tenant_role(role), IdentityError::Role),
+            IdentityChange::Roles(roles) => refused(any_tenant_role(roles), IdentityError::Role),
+            IdentityChange::Membership(roles) => refused(any_tenant_role(roles), IdentityError::Membership),
+            IdentityChange::Owned(roles) => refused(any_tenant_role(roles), IdentityError::Owned),
+            IdentityChange::Database(name) => refused(self.is_tenant_database(name), IdentityError::Database),
             IdentityChange::DatabaseSetting(name, parameter) => {
                 let forbidden =
                     parameter.as_ref().is_some_and(|name| FORBIDDEN_FOR_DATABASE.contains(&&**name));
-                refused(forbidden && self.is_our_database(name), IdentityError::DatabaseSetting)
+                refused(forbidden && self.is_tenant_database(name), IdentityError::DatabaseSetting)
             }
             IdentityChange::DatabaseAccess { databases, roles, revoke } => {
-                let ours = databases.iter().any(|name| self.is_our_database(name));
+                let ours = databases.iter().any(|name| self.is_tenant_database(name));
                 let concerns = roles.iter().any(|role| match revoke {
-                    true => self.is_our_role(role),
+                    true => self.is_tenant_role(role),
                     // The owner has all privileges on its database already.
-                    false => is_public(role) || self.is_our_role(role) && !self.is_owner(role),
+                    false => is_public(role) || self.is_tenant_role(role) && !self.is_owner(role),
                 });
                 refused(ours && concerns, IdentityError::DatabaseAccess)
             }
@@ -111,21 +111,21 @@ impl Identity {
     }
 
     fn tenant(&self) -> Option<&Tenant> {
-        self.place.as_deref().map(|place| &*place.tenant)
+        self.tenant_access.as_deref().map(|tenant_access| &*tenant_access.tenant)
     }
 
     /// Returns whether `role` is the session's own role or is named like its login.
     fn is_self(&self, role: &Named<'_>) -> bool {
         let Named::Name(name) = role else { return *role == Named::Current };
-        let own = self.place.as_deref().and_then(|place| match place.access {
-            Access::ReadWrite => Some(&place.tenant.read_write),
-            Access::ReadOnly => place.tenant.read_only.as_ref(),
+        let own = self.tenant_access.as_deref().and_then(|tenant_access| match tenant_access.access {
+            Access::ReadWrite => Some(&tenant_access.tenant.read_write),
+            Access::ReadOnly => tenant_access.tenant.read_only.as_ref(),
         });
         is_named(name, own.map(|role| &*role.username))
             || is_named(name, self.login.as_ref().map(|login| &*login.name))
     }
 
-    fn is_our_role(&self, role: &Named<'_>) -> bool {
+    fn is_tenant_role(&self, role: &Named<'_>) -> bool {
         let Named::Name(name) = role else { return true };
         let read_only = self.tenant().and_then(|tenant| tenant.read_only.as_ref());
         self.is_owner(role) || is_named(name, read_only.map(|role| &*role.username))
@@ -133,12 +133,15 @@ impl Identity {
 
     fn is_owner(&self, role: &Named<'_>) -> bool {
         let Named::Name(name) = role else {
-            return self.place.as_ref().is_some_and(|place| place.access == Access::ReadWrite);
+            return self
+                .tenant_access
+                .as_ref()
+                .is_some_and(|tenant_access| tenant_access.access == Access::ReadWrite);
         };
         is_named(name, self.tenant().map(|tenant| &*tenant.read_write.username))
     }
 
-    fn is_our_database(&self, database: &Named<'_>) -> bool {
+    fn is_tenant_database(&self, database: &Named<'_>) -> bool {
         let Named::Name(name) = database else { return true };
         is_named(name, self.tenant().map(|tenant| &*tenant.database))
     }

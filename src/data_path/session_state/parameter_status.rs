@@ -54,16 +54,16 @@ impl ReportedParameters {
     /// reached.
     pub fn set(&mut self, name: &str, value: &[u8]) -> bool {
         let count = self.values.len();
-        let known = self.values.iter_mut().find(|(known, _)| **known == *name).map(|(_, value)| value);
-        let before = known.as_ref().map_or(0, |known| name.len() + known.len());
+        let stored = self.values.iter_mut().find(|(stored, _)| **stored == *name).map(|(_, value)| value);
+        let before = stored.as_ref().map_or(0, |stored| name.len() + stored.len());
         let bytes = self.bytes - before + name.len() + value.len();
-        if bytes > BYTES_MAX || known.as_ref().is_some_and(|known| ***known == *value) {
+        if bytes > BYTES_MAX || stored.as_ref().is_some_and(|stored| ***stored == *value) {
             return false;
         }
-        match known {
-            Some(known) => {
-                self.fingerprint ^= fingerprint_of(name, known);
-                *known = value.into();
+        match stored {
+            Some(stored) => {
+                self.fingerprint ^= fingerprint_of(name, stored);
+                *stored = value.into();
             }
             None if count == PARAMETERS_MAX => return false,
             None => self.values.push((name.into(), value.into())),
@@ -75,13 +75,13 @@ impl ReportedParameters {
 
     /// Returns whether the parameter is stored already or can be added.
     pub fn has_room_for(&self, name: &str) -> bool {
-        self.values.len() < PARAMETERS_MAX || self.values.iter().any(|(known, _)| **known == *name)
+        self.values.len() < PARAMETERS_MAX || self.values.iter().any(|(stored, _)| **stored == *name)
     }
 
     /// Returns the name as the server spells it and the value. Ignores case.
     pub fn find(&self, name: &str) -> Option<(&str, &[u8])> {
-        let found = self.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
-        found.map(|(known, value)| (&**known, &**value))
+        let found = self.values.iter().find(|(stored, _)| stored.eq_ignore_ascii_case(name));
+        found.map(|(stored, value)| (&**stored, &**value))
     }
 
     /// Returns the value if it is valid UTF-8.
@@ -104,24 +104,24 @@ impl ReportedParameters {
     /// Appends a ParameterStatus for each value that differs from `client`, and updates `client`. Parameters
     /// that the server does not report keep their value, because the protocol cannot withdraw a parameter.
     #[cold]
-    pub fn tell(&self, told: &mut Arc<Self>, out: &mut Vec<u8>) {
+    pub fn write_changes(&self, client: &mut Arc<Self>, out: &mut Vec<u8>) {
         for (at, (name, value)) in self.iter().enumerate() {
-            let known = told.value_near(at, name);
+            let stored = client.value_near(at, name);
             // Non-ASCII role names in two encodings count as equal, because the proxy does not convert
             // encodings.
             let foreign = |value: &[u8]| !value.is_ascii();
-            if known == Some(value) || known.is_some_and(|known| foreign(known) && foreign(value)) {
+            if stored == Some(value) || stored.is_some_and(|stored| foreign(stored) && foreign(value)) {
                 continue;
             }
             parameter_status(out, name.as_bytes(), value);
-            Arc::make_mut(told).set(name, value);
+            Arc::make_mut(client).set(name, value);
         }
     }
 
     /// Looks at index `at` first, because servers report in the same order.
     fn value_near(&self, at: usize, name: &str) -> Option<&[u8]> {
-        let is_it = |(known, _): &&(Arc<str>, _)| **known == *name;
-        let found = self.values.get(at).filter(is_it).or_else(|| self.values.iter().find(is_it));
+        let has_name = |(stored, _): &&(Arc<str>, _)| **stored == *name;
+        let found = self.values.get(at).filter(has_name).or_else(|| self.values.iter().find(has_name));
         found.map(|(_, value)| &**value)
     }
 }
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_values_are_the_same_in_whatever_order_they_came() {
+    fn equality_ignores_the_order_of_parameters() {
         let (mut one, two) = (of(&[("a", "1"), ("b", "2")]), of(&[("b", "2"), ("a", "1")]));
         assert_eq!(one, two);
         assert!(one.set("a", b"3") && one != two);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn no_server_makes_us_keep_more_than_postgresql_reports() {
+    fn a_server_cannot_exceed_the_limits_of_stored_parameters() {
         let mut reported = ReportedParameters::default();
         let long = vec![b'x'; BYTES_MAX / 2];
         assert!(reported.set("one", &long) && !reported.set("two", &long) && reported.set("one", b"1"));
@@ -157,25 +157,27 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_what_differs_and_believes_it_then() {
-        let mut told = Arc::new(of(&[("TimeZone", "UTC"), ("DateStyle", "ISO, MDY"), ("search_path", "a")]));
+    fn a_client_receives_each_difference_once() {
+        let mut client =
+            Arc::new(of(&[("TimeZone", "UTC"), ("DateStyle", "ISO, MDY"), ("search_path", "a")]));
         let now = of(&[("DateStyle", "ISO, MDY"), ("TimeZone", "Asia/Tokyo"), ("in_hot_standby", "off")]);
         let mut out = Vec::new();
-        now.tell(&mut told, &mut out);
+        now.write_changes(&mut client, &mut out);
         let mut expected = Vec::new();
         parameter_status(&mut expected, b"TimeZone", b"Asia/Tokyo");
         parameter_status(&mut expected, b"in_hot_standby", b"off");
         assert_eq!(out, expected);
-        assert_eq!((told.text("timezone"), told.text("search_path")), (Some("Asia/Tokyo"), Some("a")));
-        now.tell(&mut told, &mut out);
-        assert_eq!(out, expected, "told twice");
+        assert_eq!((client.text("timezone"), client.text("search_path")), (Some("Asia/Tokyo"), Some("a")));
+        now.write_changes(&mut client, &mut out);
+        assert_eq!(out, expected, "sent twice");
     }
 
     #[test]
-    fn a_name_in_another_encoding_is_no_news() {
-        let mut told = Arc::new(ReportedParameters::new([("session_authorization", &b"\xe9"[..])]));
+    fn a_name_in_another_encoding_is_not_sent_again() {
+        let mut client = Arc::new(ReportedParameters::new([("session_authorization", &b"\xe9"[..])]));
         let mut out = Vec::new();
-        ReportedParameters::new([("session_authorization", "é".as_bytes())]).tell(&mut told, &mut out);
+        ReportedParameters::new([("session_authorization", "é".as_bytes())])
+            .write_changes(&mut client, &mut out);
         assert_eq!(out, b"");
     }
 }

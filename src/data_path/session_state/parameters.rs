@@ -89,14 +89,14 @@ pub const HARMLESS: [&str; 81] = [
 ];
 
 /// Returns whether the parameter may change the meaning of a text. `name` is in lower case.
-pub fn matters(name: &str) -> bool {
-    let ends = UNASKABLE.contains(&name) && name != "session_authorization";
+pub fn affects_parsing(name: &str) -> bool {
+    let ends = NOT_RESTORABLE.contains(&name) && name != "session_authorization";
     HARMLESS.binary_search(&name).is_err() && !ends && !name.starts_with("pglobby.")
 }
 
 /// Parameters that end with their transaction, cannot be set from the value they show, or cannot be set at
 /// all.
-pub const UNASKABLE: [&str; 10] = [
+pub const NOT_RESTORABLE: [&str; 10] = [
     "transaction_isolation",
     "transaction_read_only",
     "transaction_deferrable",
@@ -114,13 +114,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_to_be_harmless_matters() {
+    fn unlisted_parameters_affect_parsing() {
         assert!(HARMLESS.is_sorted());
         for name in ["timezone", "search_path", "role", "my.note", "bytea_output", "session_authorization"] {
-            assert!(matters(name), "{name}");
+            assert!(affects_parsing(name), "{name}");
         }
         for name in ["application_name", "work_mem", "transaction_deferrable", "pglobby.tenant"] {
-            assert!(!matters(name), "{name}");
+            assert!(!affects_parsing(name), "{name}");
         }
     }
 }

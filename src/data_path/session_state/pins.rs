@@ -21,7 +21,7 @@ bitflags::bitflags! {
         /// currval, lastval.
         const SEQUENCE = 1 << 7;
         /// A named prepared statement that was too long to be stored.
-        const UNREAD = 1 << 8;
+        const UNSTORED = 1 << 8;
         /// Settings that the state query cannot read by name.
         const SETTINGS = 1 << 9;
         /// State of a function that SQL cannot undo (`setseed`).
@@ -30,7 +30,7 @@ bitflags::bitflags! {
         /// lastval.
         const SEQUENCE_WRITTEN = 1 << 11;
         /// An unnamed statement that was too long to be stored.
-        const UNREAD_UNNAMED = 1 << 12;
+        const UNSTORED_UNNAMED = 1 << 12;
         /// Connections opened by dblink.
         const DBLINK = 1 << 13;
     }
@@ -41,7 +41,7 @@ impl Pins {
     pub const SEQUENCES: Self = Self::SEQUENCE.union(Self::SEQUENCE_WRITTEN);
 
     /// Pins that the proxy may break when other sessions wait for a server.
-    pub const YIELDING: Self = Self::SEQUENCES.union(Self::UNREAD_UNNAMED);
+    pub const RECLAIMABLE: Self = Self::SEQUENCES.union(Self::UNSTORED_UNNAMED);
 
     const NAMES: [(Self, &'static str); 14] = [
         (Self::SESSION_MODE, "session_mode"),
@@ -53,8 +53,8 @@ impl Pins {
         (Self::LOAD, "load"),
         (Self::SEQUENCE, "sequence"),
         (Self::SEQUENCE_WRITTEN, "sequence_written"),
-        (Self::UNREAD, "unread_statement"),
-        (Self::UNREAD_UNNAMED, "unread_unnamed_statement"),
+        (Self::UNSTORED, "unread_statement"),
+        (Self::UNSTORED_UNNAMED, "unread_unnamed_statement"),
         (Self::SETTINGS, "untracked_setting"),
         (Self::FUNCTION_STATE, "function_state"),
         (Self::DBLINK, "dblink_connection"),
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pins_name_themselves() {
+    fn pins_have_names() {
         let mut pins = Pins::TEMPORARY;
         pins.insert(Pins::LISTEN);
         assert_eq!(pins.names().collect::<Vec<_>>(), ["temporary_object", "listen"]);

@@ -4,7 +4,7 @@
 //! startup packet, so RESET returns to PostgreSQL's own default there. The proxy then sets the client's
 //! startup value before its next request (`exchange/restore_startup.rs`).
 
-use super::{Settings, parameters::UNASKABLE};
+use super::{Settings, parameters::NOT_RESTORABLE};
 use crate::data_path::sql::{Argument, Discard, Effects, Kind, SetValue, Statement};
 
 /// The parameters that a text resets.
@@ -31,7 +31,7 @@ pub struct Reset {
 
 impl Resets {
     /// Adds the parameters that a statement resets.
-    pub fn take(&mut self, statement: &Statement<'_>) {
+    pub fn add_statement(&mut self, statement: &Statement<'_>) {
         let mut add = |name: &[u8], local| self.named.push((String::from_utf8_lossy(name).into(), local));
         match &statement.kind {
             Kind::ResetAll => self.all = true,
@@ -60,7 +60,7 @@ impl Resets {
 
     /// Adds the resets of another text that outlast its transaction.
     #[cold]
-    pub fn add(&mut self, other: &Self) {
+    pub fn add_lasting(&mut self, other: &Self) {
         self.all |= other.all || self.named.len() + other.named.len() > NAMES_MAX;
         for named in other.named.iter().filter(|(_, local)| !local) {
             if !self.named.contains(named) {
@@ -71,12 +71,12 @@ impl Resets {
     }
 
     /// Returns whether a text resets this parameter beyond its transaction.
-    pub fn takes_back(&self, name: &str) -> bool {
+    pub fn is_reset(&self, name: &str) -> bool {
         self.all || self.named.iter().any(|(named, local)| !local && **named == *name)
     }
 
     /// Returns the startup parameters that are reset.
-    fn concerned(&self, startup: &Settings) -> Vec<Reset> {
+    fn startup_parameters(&self, startup: &Settings) -> Vec<Reset> {
         let of = |name: &str| {
             let named = || self.named.iter().filter(|(named, _)| **named == *name);
             let all = if name == "role" { self.role } else { self.all };
@@ -84,7 +84,12 @@ impl Resets {
             let local = !all && !code && named().all(|(_, local)| *local);
             (all || code || named().next().is_some()).then(|| Reset { name: name.into(), local })
         };
-        startup.iter().map(|(name, _)| name).filter(|name| !UNASKABLE.contains(name)).filter_map(of).collect()
+        startup
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| !NOT_RESTORABLE.contains(name))
+            .filter_map(of)
+            .collect()
     }
 }
 
@@ -110,11 +115,11 @@ pub struct PendingRestore {
     due: Vec<Reset>,
     /// Restored within a batch that may still fail and roll back the restore but not the reset (which ran
     /// before the batch). Repeated after the batch in that case.
-    again: Vec<Reset>,
+    repeated: Vec<Reset>,
     /// Resets of bound portals that have not run yet.
     bound: Vec<(Box<[u8]>, Vec<Reset>)>,
     /// The portal before which nothing is restored.
-    pub passes: Option<Box<[u8]>>,
+    pub skip_portal: Option<Box<[u8]>>,
 }
 
 /// Limit of bound portals with resets; beyond it, a reset counts as run at Bind.
@@ -122,8 +127,8 @@ const PORTALS_MAX: usize = 64;
 
 impl PendingRestore {
     /// Records the resets of a text that runs now (`portal` is `None`) or at the next Execute of `portal`.
-    pub fn note(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
-        let taken = resets.concerned(startup);
+    pub fn record(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
+        let taken = resets.startup_parameters(startup);
         match portal {
             _ if taken.is_empty() => {}
             Some(portal) if self.bound.len() < PORTALS_MAX => self.bound.push((portal.into(), taken)),
@@ -132,13 +137,13 @@ impl PendingRestore {
     }
 
     /// Forgets the resets of a portal that is bound again.
-    pub fn rebinds(&mut self, portal: &[u8]) {
+    pub fn portal_bound(&mut self, portal: &[u8]) {
         self.bound.retain(|(bound, _)| **bound != *portal);
-        self.passes.take_if(|passes| **passes == *portal);
+        self.skip_portal.take_if(|skipped| **skipped == *portal);
     }
 
     /// Marks the resets of a portal as run.
-    pub fn runs(&mut self, portal: &[u8]) {
+    pub fn portal_runs(&mut self, portal: &[u8]) {
         while let Some(at) = self.bound.iter().position(|(bound, _)| **bound == *portal) {
             let (_, taken) = self.bound.swap_remove(at);
             merge(&mut self.due, taken);
@@ -146,23 +151,23 @@ impl PendingRestore {
     }
 
     /// Returns what to restore now: in a batch of its own (`separate_batch`), or within the client's.
-    pub fn take_due(&mut self, apart: bool) -> Vec<Reset> {
+    pub fn take_due(&mut self, separate_batch: bool) -> Vec<Reset> {
         let mut due = std::mem::take(&mut self.due);
-        match apart {
-            true => merge(&mut due, std::mem::take(&mut self.again)),
-            false => merge(&mut self.again, due.clone()),
+        match separate_batch {
+            true => merge(&mut due, std::mem::take(&mut self.repeated)),
+            false => merge(&mut self.repeated, due.clone()),
         }
         due
     }
 
     /// Schedules a second restore, because a failed batch may have rolled back the first.
-    pub fn is_due_again(&mut self) {
-        merge(&mut self.due, std::mem::take(&mut self.again));
+    pub fn repeat_restore(&mut self) {
+        merge(&mut self.due, std::mem::take(&mut self.repeated));
     }
 
     /// Returns whether nothing needs to be restored.
     pub fn is_empty(&self) -> bool {
-        self.due.is_empty() && self.again.is_empty() && self.bound.is_empty()
+        self.due.is_empty() && self.repeated.is_empty() && self.bound.is_empty()
     }
 }
 
@@ -179,7 +184,7 @@ fn merge(all: &mut Vec<Reset>, more: Vec<Reset>) {
 /// Returns whether no restore may precede this text: it ends a transaction or a part of it, or must be the
 /// first statement of a transaction (`SET TRANSACTION`). Every other SET needs the restore first: PostgreSQL
 /// merges RESET and SET LOCAL of one parameter within a transaction.
-pub fn needs_none(text: &[u8]) -> bool {
+pub fn forbids_restore(text: &[u8]) -> bool {
     const ENDS: [&[u8]; 4] = [b"commit", b"end", b"rollback", b"abort"];
     let text = text.trim_ascii();
     let text = text.strip_suffix(b";").unwrap_or(text);
@@ -211,7 +216,7 @@ mod tests {
         let mut pending = PendingRestore::default();
         let read = SideEffects::read(sql.as_bytes(), Lexing::default());
         if let Some(resets) = read.resets {
-            pending.note(&resets, &startup(), None);
+            pending.record(&resets, &startup(), None);
         }
         let due = pending.take_due(true).into_iter();
         let shown = due.map(|reset| format!("{}{}", if reset.local { "~" } else { "" }, reset.name));
@@ -219,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_text_takes_back_of_what_was_given_at_startup() {
+    fn resets_of_startup_parameters_are_found() {
         for (sql, taken) in [
             ("SELECT 1", ""),
             ("SET datestyle = German", ""),
@@ -244,16 +249,16 @@ mod tests {
     }
 
     #[test]
-    fn a_portal_takes_back_when_it_runs() {
+    fn a_portal_resets_when_it_runs() {
         let mut pending = PendingRestore::default();
         let all = Resets { all: true, ..Resets::default() };
-        pending.note(&all, &startup(), Some(b"one"));
-        pending.note(&all, &startup(), Some(b"two"));
-        pending.runs(b"three");
-        pending.rebinds(b"two");
-        pending.runs(b"two");
+        pending.record(&all, &startup(), Some(b"one"));
+        pending.record(&all, &startup(), Some(b"two"));
+        pending.portal_runs(b"three");
+        pending.portal_bound(b"two");
+        pending.portal_runs(b"two");
         assert!(pending.take_due(false).is_empty() && !pending.is_empty());
-        pending.runs(b"one");
+        pending.portal_runs(b"one");
         assert_eq!(pending.take_due(false).len(), 3);
         assert!(pending.take_due(false).is_empty(), "once in a batch");
         assert_eq!(pending.take_due(true).len(), 3, "once more behind it");
@@ -261,15 +266,15 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_must_come_first_comes_first() {
+    fn no_restore_precedes_a_text_that_must_come_first() {
         let first = ["SET TRANSACTION READ ONLY", "set local transaction_isolation = serializable"];
         for sql in first.into_iter().chain([" commit;", "END", "ROLLBACK TO a"]) {
-            assert!(needs_none(sql.as_bytes()), "{sql}");
+            assert!(forbids_restore(sql.as_bytes()), "{sql}");
         }
         for sql in
             ["SELECT 1", "SET TRANSACTION READ ONLY; SELECT 1", "BEGIN", "SAVEPOINT a", "SET a = 1", "-end"]
         {
-            assert!(!needs_none(sql.as_bytes()), "{sql}");
+            assert!(!forbids_restore(sql.as_bytes()), "{sql}");
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Settings;
 #[derive(Debug, Default)]
 pub struct RoleSettings {
     /// The `pg_db_role_setting` rows; `None` if the server rejected the query.
-    written: Option<Vec<u8>>,
+    stored_rows: Option<Vec<u8>>,
     /// Parameters in these rows that a session may set.
     named: BTreeSet<Box<str>>,
     /// Start values of the parameters in `named`, and of all that differ from PostgreSQL's built-in value.
@@ -35,14 +35,14 @@ impl RoleSettings {
     }
 
     /// Returns whether the stored rows differ from `now`; `false` if either is unknown.
-    pub fn is_written_otherwise(&self, now: Option<&[u8]>) -> bool {
-        self.written.as_deref().zip(now).is_some_and(|(then, now)| then != now)
+    pub fn has_changed(&self, now: Option<&[u8]>) -> bool {
+        self.stored_rows.as_deref().zip(now).is_some_and(|(then, now)| then != now)
     }
 
     /// Parses the stored rows and the rows `(name, value, built-in value, whether a stored row has the
     /// name)`.
-    pub fn read(written: Option<Vec<u8>>, values: &[Vec<Option<Vec<u8>>>]) -> Self {
-        let mut start = Self { written, ..Self::default() };
+    pub fn read(stored_rows: Option<Vec<u8>>, values: &[Vec<Option<Vec<u8>>>]) -> Self {
+        let mut start = Self { stored_rows, ..Self::default() };
         for row in values {
             let text = |at: usize| {
                 row.get(at).and_then(Option::as_deref).and_then(|bytes| std::str::from_utf8(bytes).ok())
@@ -63,30 +63,30 @@ impl RoleSettings {
 pub enum StartSettings {
     /// Unknown, because the session logged in without a server. Its first server decides.
     #[default]
-    Unseen,
+    Unknown,
     /// The same, or the session has set the parameters that differ.
-    Alike(Arc<RoleSettings>),
+    Same(Arc<RoleSettings>),
     /// The session started with these settings; its pool has been replaced since.
-    Before(Arc<RoleSettings>),
+    Earlier(Arc<RoleSettings>),
 }
 
 impl StartSettings {
     /// Returns whether the session can use its pool's servers unchanged.
     #[inline]
-    pub fn is_alike(&self) -> bool {
-        matches!(self, Self::Alike(_))
+    pub fn is_same(&self) -> bool {
+        matches!(self, Self::Same(_))
     }
 
     /// Must be called when the session's pool is replaced.
     pub fn pool_replaced(&mut self) {
-        if let Self::Alike(start) = self {
-            *self = Self::Before(start.clone());
+        if let Self::Same(start) = self {
+            *self = Self::Earlier(start.clone());
         }
     }
 }
 
 impl From<Option<Arc<RoleSettings>>> for StartSettings {
     fn from(start: Option<Arc<RoleSettings>>) -> Self {
-        start.map_or(Self::Unseen, Self::Alike)
+        start.map_or(Self::Unknown, Self::Same)
     }
 }

@@ -49,8 +49,8 @@ impl Settings {
     }
 
     /// Returns only the settings whose names pass `filter`.
-    pub fn only(&self, is_such: impl Fn(&str) -> bool) -> Self {
-        Self { values: self.values.iter().filter(|(name, _)| is_such(name)).cloned().collect() }
+    pub fn filtered(&self, filter: impl Fn(&str) -> bool) -> Self {
+        Self { values: self.values.iter().filter(|(name, _)| filter(name)).cloned().collect() }
     }
 
     /// Returns the number of settings.

@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{parameters::matters, pins::Pins, resets::Resets, state_query::StateChecks};
+use super::{parameters::affects_parsing, pins::Pins, resets::Resets, state_query::StateChecks};
 use crate::data_path::sql::{
     self, Argument, Discard, Effects, Kind, Lexing, SESSION_FUNCTIONS, SetConfig, SetConfigs, SetValue,
     Statement, TenantMention, dotted_names, words,
@@ -108,15 +108,15 @@ impl SideEffects {
     /// Returns whether the request may have to wait or be rejected, because it concerns the tenant, roles or
     /// a database.
     #[inline]
-    pub fn is_guarded(&self) -> bool {
+    pub fn needs_decision(&self) -> bool {
         self.identity || self.tenant == TenantMention::Sets
     }
 
     /// The side effects of a text that is too long to be read.
-    pub fn unread() -> Self {
+    pub fn of_unstored_text() -> Self {
         let mut checks = StateChecks::FUNCTIONS;
         checks.insert(Self::anything().checks);
-        Self { checks: checks, commits: true, advances_sequence: true, ..Self::default() }
+        Self { checks, commits: true, advances_sequence: true, ..Self::default() }
     }
 
     /// Parses a text.
@@ -137,14 +137,14 @@ impl SideEffects {
     pub fn anything() -> Self {
         let mut checks = StateChecks::EVERYTHING;
         checks.insert(StateChecks::UNNAMED);
-        Self { checks: checks, ..Self::default() }
+        Self { checks, ..Self::default() }
     }
 
     /// The side effects of a call of a built-in function.
     pub fn of_call(name: &[u8]) -> Self {
         let mut call = Self::default();
         let effects = Effects::of_call(name);
-        call.follow(effects);
+        call.add_effects(effects);
         if effects.contains(Effects::SET_CONFIG) {
             call.checks.insert(StateChecks::ANY_SETTING);
             call.checks.insert(StateChecks::UNNAMED);
@@ -157,7 +157,7 @@ impl SideEffects {
     pub fn of_body(effects: Effects, body: &[u8]) -> Self {
         let mut found = Self::default();
         if !HARMLESS.contains(effects) {
-            found.follow(effects);
+            found.add_effects(effects);
             let mut names = Vec::new();
             if effects.intersects(Effects::SETTING | Effects::DYNAMIC) {
                 found.checks.insert(StateChecks::ANY_SETTING);
@@ -188,10 +188,10 @@ impl SideEffects {
         Self { names: Some(names), ..Self::anything() }
     }
 
-    fn follow(&mut self, effects: Effects) {
-        for (effect, doubt, pin) in CONSEQUENCES {
+    fn add_effects(&mut self, effects: Effects) {
+        for (effect, check, pin) in CONSEQUENCES {
             if effects.intersects(effect) {
-                self.checks.insert(doubt);
+                self.checks.insert(check);
                 self.pins.insert(pin);
             }
         }
@@ -199,13 +199,13 @@ impl SideEffects {
 
     #[cold]
     fn of(effects: Effects, sql: &[u8], lexing: Lexing) -> Self {
-        let mut followed = Self::default();
-        followed.follow(effects);
-        let Self { mut checks, mut pins, .. } = followed;
+        let mut found = Self::default();
+        found.add_effects(effects);
+        let Self { mut checks, mut pins, .. } = found;
         let mut names: Vec<Box<str>> = Vec::new();
-        let (mut names_statements, mut unfollowed, mut identity) = (false, false, false);
-        let (inspects, mut forgets_statements) = (effects.contains(Effects::INSPECTION), false);
-        let (mut talk, mut set_bytes, mut taken_back) = (TenantMention::default(), 0, Resets::default());
+        let (mut names_statements, mut names_hidden, mut identity) = (false, false, false);
+        let (inspects, mut deallocates) = (effects.contains(Effects::INSPECTION), false);
+        let (mut tenant, mut set_bytes, mut resets) = (TenantMention::default(), 0, Resets::default());
         if effects.intersects(Effects::DDL) {
             checks.insert(changed_objects(sql, true));
         }
@@ -214,31 +214,31 @@ impl SideEffects {
         }
         for statement in sql::statements(sql, lexing) {
             names_statements |= statement.prepared.is_some();
-            forgets_statements |= matches!(
+            deallocates |= matches!(
                 statement.kind,
                 Kind::Deallocate | Kind::DeallocateAll | Kind::Discard(Discard::All)
             );
-            unfollowed |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
-            talk = talk.max(TenantMention::of(&statement));
+            names_hidden |= statement.effects.contains(Effects::PREPARED) && statement.prepared.is_none();
+            tenant = tenant.max(TenantMention::of(&statement));
             identity |= statement.identity_change().is_some();
-            taken_back.take(&statement);
-            if !is_read_again(&statement) {
+            resets.add_statement(&statement);
+            if !is_analysed_later(&statement) {
                 // A FETCH may have these effects, at the latest at commit of a cursor WITH HOLD.
                 let mut later = Self::default();
-                later.follow(statement.deferred);
+                later.add_effects(statement.deferred);
                 checks.insert(later.checks);
                 pins.insert(later.pins);
             }
-            if resets(&statement.kind) {
-                checks.insert(StateChecks::SOURCES);
+            if resets_by_name(&statement.kind) {
+                checks.insert(StateChecks::SETTING_SOURCES);
             }
             let named = names.len();
             if !Self::parameters(&statement, &mut names) {
                 checks.insert(StateChecks::ANY_SETTING);
             }
-            let (asked, opaque) = Self::set_configs(&statement, &mut names);
-            checks.insert(asked);
-            pins.insert(opaque);
+            let (set_checks, set_pins) = Self::set_configs(&statement, &mut names);
+            checks.insert(set_checks);
+            pins.insert(set_pins);
             if changes_parsing(&statement) {
                 checks.insert(StateChecks::LOCAL_SETTINGS);
             }
@@ -249,31 +249,15 @@ impl SideEffects {
         if !names.is_empty() {
             checks.insert(StateChecks::NAMED_SETTINGS);
         }
-        if names_statements && !unfollowed && !effects.intersects(EVERYTHING_PREPARED) {
+        if names_statements && !names_hidden && !effects.intersects(EVERYTHING_PREPARED) {
             checks = checks.difference(StateChecks::PREPARED);
         }
         let names = (!names.is_empty()).then(|| names.into());
-        let tidies = DriverReset::read(sql, lexing);
+        let driver_reset = DriverReset::read(sql, lexing);
         let only_loads = effects == Effects::LOAD && sql::statements(sql, lexing).count() == 1;
-        let read = Self {
-            checks: checks,
-            names,
-            pins,
-            driver_reset: tidies,
-            set_bytes,
-            only_loads,
-            ..Self::default()
-        };
-        let resets = taken_back.unless_none();
-        Self {
-            names_statements,
-            deallocates: forgets_statements,
-            inspects,
-            tenant: talk,
-            identity,
-            resets,
-            ..read
-        }
+        let read = Self { checks, names, pins, driver_reset, set_bytes, only_loads, ..Self::default() };
+        let resets = resets.unless_none();
+        Self { names_statements, deallocates, inspects, tenant, identity, resets, ..read }
     }
 
     /// Adds the parameters that a SET or RESET names. Returns `false` if it may change others too.
@@ -304,11 +288,12 @@ impl SideEffects {
         if !statement.effects.contains(Effects::SET_CONFIG) {
             return Default::default();
         }
-        let told = Self::name_all(statement.set_configs(), names);
+        let all_named = Self::name_all(statement.set_configs(), names);
         let code = statement.code_block();
-        let told = told && code.as_deref().is_none_or(|code| Self::name_all(sql::set_configs(code), names));
+        let all_named =
+            all_named && code.as_deref().is_none_or(|code| Self::name_all(sql::set_configs(code), names));
         match code {
-            _ if !told => (ANY, Pins::SETTINGS),
+            _ if !all_named => (ANY, Pins::SETTINGS),
             Some(_) => (ANY | StateChecks::UNNAMED, Pins::default()),
             None if statement.effects.contains(Effects::HIDDEN) => (ANY, Pins::SETTINGS),
             None => Default::default(),
@@ -331,14 +316,14 @@ impl SideEffects {
 
 /// Returns whether a statement changes parsing until its transaction ends.
 fn changes_parsing(statement: &Statement<'_>) -> bool {
-    let name_matters = |name: &[u8]| std::str::from_utf8(name).map_or(true, matters);
+    let name_affects_parsing = |name: &[u8]| std::str::from_utf8(name).map_or(true, affects_parsing);
     let is_set = match &statement.kind {
-        Kind::Set { local: true, name, .. } => name_matters(name),
+        Kind::Set { local: true, name, .. } => name_affects_parsing(name),
         Kind::SetRole { local: true, .. } | Kind::SetSessionAuthorization { local: true, .. } => true,
         _ => false,
     };
     let called = |call: SetConfig<'_>| match call.name {
-        Argument::Text(name) => name_matters(&name),
+        Argument::Text(name) => name_affects_parsing(&name),
         _ => true,
     };
     let calls = statement.effects.contains(Effects::SET_CONFIG) || statement.effects.contains(HIDDEN_LOCAL);
@@ -385,13 +370,13 @@ fn is_set(statement: &Statement<'_>) -> bool {
 }
 
 /// Returns whether a statement resets a parameter by name.
-fn resets(kind: &Kind<'_>) -> bool {
+fn resets_by_name(kind: &Kind<'_>) -> bool {
     matches!(kind, Kind::Reset(_) | Kind::Set { local: false, value: SetValue::Default, .. })
 }
 
 /// Returns whether the deferred effects are analysed later: those of a function body, a view or a prepared
 /// statement.
-fn is_read_again(statement: &Statement<'_>) -> bool {
+fn is_analysed_later(statement: &Statement<'_>) -> bool {
     matches!(statement.kind, Kind::CreateRoutine | Kind::Ddl | Kind::Prepare { .. })
 }
 

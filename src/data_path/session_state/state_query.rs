@@ -28,7 +28,7 @@ bitflags::bitflags! {
         /// effects.
         const CALLERS = 1 << 10;
         /// Compare the functions with the loaded ones, without a known change.
-        const LEARN = 1 << 8;
+        const COMPARE_FUNCTIONS = 1 << 8;
         /// Custom parameters with unknown names, which PostgreSQL does not list. All settings of the server
         /// are reset and set again before its next use.
         const UNNAMED = 1 << 9;
@@ -37,11 +37,11 @@ bitflags::bitflags! {
         /// Parameters that affect parsing until the transaction ends. Needs no query.
         const LOCAL_SETTINGS = 1 << 12;
         /// Whether the unnamed statement is still one that was too long to be stored.
-        const UNREAD = 1 << 13;
+        const UNSTORED_UNNAMED = 1 << 13;
         /// Connections of dblink. A separate query, sent only where the extension is installed.
         const DBLINK = 1 << 14;
         /// Whether named parameters are set at all: one was reset, or a statement failed.
-        const SOURCES = 1 << 15;
+        const SETTING_SOURCES = 1 << 15;
     }
 }
 
@@ -69,7 +69,7 @@ impl StateChecks {
         ),
         (
             Self::PREPARED,
-            Pins::UNREAD,
+            Pins::UNSTORED,
             "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
              WHERE NOT from_sql AND pg_catalog.left(name, 8) <> 'pglobby_')",
         ),

@@ -145,7 +145,7 @@ mod tests {
     use crate::data_path::sql::effects_of_body;
 
     #[test]
-    fn what_is_built_of_known_pieces_is_known() {
+    fn dynamic_sql_of_readable_pieces_is_analysed() {
         let any = Effects::ANY_RELATION;
         for (body, does) in [
             ("begin execute 'select $1 + 1' into r using x; end", Effects::empty()),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_of_anything_else_may_be_anything() {
+    fn other_dynamic_sql_may_have_any_effect() {
         for body in [
             "begin execute q; end",
             "begin execute 'select ' || q; end",

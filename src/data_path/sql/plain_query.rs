@@ -14,7 +14,7 @@ use super::{Effects, Lexing, statement_scan};
 pub(super) fn query(sql: &[u8], lexing: Lexing) -> Option<Range<usize>> {
     let place = trimmed(sql);
     let text = sql.get(place.clone())?;
-    if !lexing.standard_conforming_strings || !starts_like_query(text) || mentions_suspects(text) {
+    if !lexing.standard_conforming_strings || !starts_like_query(text) || mentions_special_names(text) {
         return None;
     }
     let mut at = 0;
@@ -66,9 +66,9 @@ fn starts_like_query(text: &[u8]) -> bool {
 /// Returns whether `temp` (SELECT INTO TEMP) or `pg_` (system schemas, views and functions) occurs anywhere,
 /// ignoring case.
 /// Has no early exit within a block, so that the compiler vectorises it.
-fn mentions_suspects(text: &[u8]) -> bool {
+fn mentions_special_names(text: &[u8]) -> bool {
     const BLOCK: usize = 64;
-    let suspect = |window: &[u8]| {
+    let is_special = |window: &[u8]| {
         let (a, b, c, d) = (window[0] | 0x20, window[1] | 0x20, window[2], window[3] | 0x20);
         (a == b't') & (b == b'e') & (c | 0x20 == b'm') & (d == b'p') | (a == b'p') & (b == b'g') & (c == b'_')
     };
@@ -76,14 +76,14 @@ fn mentions_suspects(text: &[u8]) -> bool {
     while let Some(block) = rest.first_chunk::<{ BLOCK + 3 }>() {
         let mut any = false;
         for at in 0..BLOCK {
-            any |= suspect(&block[at..at + 4]);
+            any |= is_special(&block[at..at + 4]);
         }
         if any {
             return true;
         }
         rest = &rest[BLOCK..];
     }
-    rest.windows(4).any(suspect)
+    rest.windows(4).any(is_special)
 }
 
 /// Returns the index of the closing quote. A doubled quote counts as a closing and an opening one, which is

@@ -6,7 +6,7 @@ use super::*;
 
 /// A quadratic parser would need minutes for each of these.
 #[test]
-fn hostile_texts_are_read_in_linear_time() {
+fn hostile_texts_take_linear_time() {
     const BYTES: usize = 200_000;
     const PREFIXES: [&str; 6] = [
         "",
@@ -42,7 +42,7 @@ fn hostile_texts_are_read_in_linear_time() {
 }
 
 /// Random sequences of tokens that matter to the parser.
-fn soup() -> impl Strategy<Value = String> {
+fn token_sequence() -> impl Strategy<Value = String> {
     #[rustfmt::skip]
     let piece = prop::sample::select(vec![
         "select ", "SELECT ", "insert into ", "update ", "values ", "with ", "set ", "do ", "create ", "function ",
@@ -56,7 +56,7 @@ fn soup() -> impl Strategy<Value = String> {
 }
 
 /// Parses without the fast check.
-fn read_properly(sql: &[u8], lexing: Lexing) -> Vec<Statement<'_>> {
+fn read_in_full(sql: &[u8], lexing: Lexing) -> Vec<Statement<'_>> {
     let mut lexer = Lexer::new(sql, lexing);
     std::iter::from_fn(|| {
         let scan = statement_scan::next(&mut lexer)?;
@@ -77,19 +77,19 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     #[test]
-    fn the_first_look_never_takes_anything_else_for_a_plain_query(sql in soup(), standard: bool, query: bool) {
+    fn the_fast_check_accepts_plain_queries_only(sql in token_sequence(), standard: bool, query: bool) {
         let sql = if query { format!("select {sql}") } else { sql };
         let lexing = Lexing { standard_conforming_strings: standard, ..Lexing::default() };
         if let Some(place) = plain_query::query(sql.as_bytes(), lexing) {
-            let properly = read_properly(sql.as_bytes(), lexing);
-            prop_assert_eq!(properly.len(), 1);
+            let in_full = read_in_full(sql.as_bytes(), lexing);
+            prop_assert_eq!(in_full.len(), 1);
             let plain = Statement::plain(&sql.as_bytes()[place.clone()], place.start, lexing);
-            prop_assert_eq!(without_end(properly[0].clone()), plain);
+            prop_assert_eq!(without_end(in_full[0].clone()), plain);
         }
     }
 
     #[test]
-    fn a_statement_alone_reads_as_among_others(sql in soup(), standard: bool) {
+    fn a_statement_is_parsed_alike_alone_and_among_others(sql in token_sequence(), standard: bool) {
         let lexing = Lexing { standard_conforming_strings: standard, ..Lexing::default() };
         let mut end = 0;
         for statement in statements(sql.as_bytes(), lexing) {
@@ -101,7 +101,7 @@ proptest! {
     }
 
     #[test]
-    fn ranges_lie_within_the_statement(sql in soup()) {
+    fn ranges_lie_within_the_statement(sql in token_sequence()) {
         for statement in statements(sql.as_bytes(), Lexing::default()) {
             let text = statement.text;
             if let Some(name) = statement.prepared {
@@ -114,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_without_panic(sql: Vec<u8>, standard: bool, characters in 0..3) {
+    fn no_input_panics(sql: Vec<u8>, standard: bool, characters in 0..3) {
         let characters = [Characters::AsciiSafe, Characters::DoubleByte, Characters::ShiftJis][characters as usize];
         let lexing = Lexing { standard_conforming_strings: standard, characters };
         for statement in statements(&sql, lexing) {

@@ -120,11 +120,11 @@ fn alter<'a>(reader: &mut Reader<'a>) -> Option<IdentityChange<'a>> {
     if !reader.eat(b"role") && !eat_user(reader) {
         return None;
     }
-    let everybody = reader.eat(b"all");
-    let role = if everybody { Named::Name(Cow::Borrowed(b"")) } else { named(reader)? };
+    let all_roles = reader.eat(b"all");
+    let role = if all_roles { Named::Name(Cow::Borrowed(b"")) } else { named(reader)? };
     if reader.eat_all(&[b"in", b"database"]) {
         let database = named(reader)?;
-        return match everybody {
+        return match all_roles {
             true => setting(reader).map(|parameter| IdentityChange::DatabaseSetting(database, parameter)),
             false => Some(IdentityChange::Roles(vec![role])),
         };

@@ -47,14 +47,14 @@ pub(super) fn reset<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
         return Some(Reading::of(Kind::SetTransaction, Effects::SETTING_LOCAL));
     }
     let name = parameter_name(reader)?;
-    if is_of_transaction(&name) {
+    if is_transaction_parameter(&name) {
         return Some(Reading::of(Kind::SetTransaction, Effects::SETTING_LOCAL));
     }
     setting(Kind::Reset(name))
 }
 
 /// Parses the rest of SHOW and returns the parameter, if there is one.
-pub(super) fn shown<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
+pub(super) fn show<'a>(reader: &mut Reader<'a>) -> Option<Cow<'a, [u8]>> {
     let name: Cow<'a, [u8]> = if reader.eat_all(&[b"time", b"zone"]) {
         Cow::Borrowed(b"timezone")
     } else if reader.eat_all(&[b"session", b"authorization"]) {
@@ -95,7 +95,7 @@ fn parameter<'a>(reader: &mut Reader<'a>, local: bool) -> Option<Kind<'a>> {
     Some(match &*name {
         b"role" => Kind::SetRole { local, role: value },
         b"session_authorization" => Kind::SetSessionAuthorization { local, role: value },
-        name if is_of_transaction(name) => Kind::SetTransaction,
+        name if is_transaction_parameter(name) => Kind::SetTransaction,
         _ => Kind::Set { local, name, value },
     })
 }
@@ -164,7 +164,7 @@ pub(super) fn canonical(mut name: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
 }
 
 /// Parameters that always apply to the current transaction only.
-fn is_of_transaction(name: &[u8]) -> bool {
+fn is_transaction_parameter(name: &[u8]) -> bool {
     matches!(name, b"transaction_isolation" | b"transaction_read_only" | b"transaction_deferrable")
 }
 
@@ -196,8 +196,8 @@ fn values<'a>(reader: &mut Reader<'a>, quoted_list: bool) -> Option<SetValue<'a>
     let mut opaque = false;
     loop {
         let is_number = matches!(reader.token().kind, TokenKind::Number | TokenKind::Symbol(_));
-        let Piece { text, known } = value(reader)?;
-        opaque |= !known;
+        let Value { text, is_known } = value(reader)?;
+        opaque |= !is_known;
         let text = if quoted_list && !is_number { quote_identifier(text) } else { text };
         match &mut all {
             None => all = Some(text),
@@ -217,17 +217,17 @@ fn values<'a>(reader: &mut Reader<'a>, quoted_list: bool) -> Option<SetValue<'a>
     all.map(|all| if opaque { SetValue::Opaque } else { SetValue::Text(all) })
 }
 
-struct Piece<'a> {
+struct Value<'a> {
     text: Cow<'a, [u8]>,
-    known: bool,
+    is_known: bool,
 }
 
-fn value<'a>(reader: &mut Reader<'a>) -> Option<Piece<'a>> {
-    let known = |text| Some(Piece { text, known: true });
+fn value<'a>(reader: &mut Reader<'a>) -> Option<Value<'a>> {
+    let known = |text| Some(Value { text, is_known: true });
     match reader.token().kind {
         TokenKind::Number | TokenKind::Symbol(b'-' | b'+') => {
             let text = number(reader)?;
-            Some(Piece { known: text.is_some(), text: text.unwrap_or_default() })
+            Some(Value { is_known: text.is_some(), text: text.unwrap_or_default() })
         }
         TokenKind::Word | TokenKind::QuotedName | TokenKind::UnicodeName => known(reader.name()?),
         TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText => {
@@ -238,7 +238,7 @@ fn value<'a>(reader: &mut Reader<'a>) -> Option<Piece<'a>> {
             if reader.eat(b"uescape") {
                 reader.advance();
             }
-            Some(Piece { text: Cow::Borrowed(b""), known: false })
+            Some(Value { text: Cow::Borrowed(b""), is_known: false })
         }
         _ => None,
     }

@@ -42,16 +42,16 @@ impl<'a> Reading<'a> {
 #[inline]
 pub(super) fn read(text: &[u8], scan: Scan, lexing: Lexing) -> Statement<'_> {
     let first = Token { end: scan.first.end - scan.start, start: 0, ..scan.first };
-    let plain = scan.calls.is_empty() && !scan.into_temp && !scan.names_settings && !scan.runs_text;
+    let plain = scan.calls.is_empty() && !scan.into_temp && !scan.names_pg_settings && !scan.runs_text;
     if plain && is_query(text, first) {
         return Statement::plain(text, scan.start, lexing);
     }
-    read_closely(text, first, scan, lexing)
+    read_details(text, first, scan, lexing)
 }
 
-fn read_closely(text: &[u8], first: Token, scan: Scan, lexing: Lexing) -> Statement<'_> {
+fn read_details(text: &[u8], first: Token, scan: Scan, lexing: Lexing) -> Statement<'_> {
     let mut calls = scan.calls;
-    if scan.names_settings && updates_settings(text, lexing) {
+    if scan.names_pg_settings && updates_settings(text, lexing) {
         calls |= Effects::SETTING;
     }
     if scan.runs_text {
@@ -111,7 +111,7 @@ fn by_keyword<'a>(keyword: &'a [u8], mut reader: Reader<'a>, lexing: Lexing) -> 
         }
         b"set" => set::set(reader),
         b"reset" => set::reset(reader),
-        b"show" => plain(Kind::Show(set::shown(reader)), Effects::empty()),
+        b"show" => plain(Kind::Show(set::show(reader)), Effects::empty()),
         b"discard" => discard(reader),
         b"prepare" => prepare(reader, lexing),
         b"execute" => execute(reader),
@@ -286,7 +286,7 @@ fn fetch<'a>(reader: &mut Reader<'a>) -> Option<Reading<'a>> {
 /// Parses `EXPLAIN [ANALYZE] [VERBOSE] statement` or `EXPLAIN (option [value], …) statement`.
 fn explain<'a>(reader: &mut Reader<'a>, lexing: Lexing) -> Option<Reading<'a>> {
     let analyze = if let Some(options) = explain_options(reader) {
-        asks_to_analyze(Reader::new(reader.text(options), lexing))
+        is_analyze_set(Reader::new(reader.text(options), lexing))
     } else {
         let analyze = reader.eat_any(&[b"analyze", b"analyse"]);
         reader.eat(b"verbose");
@@ -321,7 +321,7 @@ fn explain_options(reader: &mut Reader<'_>) -> Option<Range<usize>> {
 }
 
 /// The last ANALYZE counts; without a value it means true.
-fn asks_to_analyze(mut options: Reader<'_>) -> bool {
+fn is_analyze_set(mut options: Reader<'_>) -> bool {
     let mut analyze = false;
     while !options.at_end() {
         if options.eat_any(&[b"analyze", b"analyse"]) {

@@ -21,7 +21,7 @@ pub(super) struct Scan {
     /// `INTO` a temporary object, except after INSERT or MERGE.
     pub into_temp: bool,
     /// Names `pg_settings`; an UPDATE of this view calls set_config.
-    pub names_settings: bool,
+    pub names_pg_settings: bool,
     /// Calls a function that runs an argument as SQL.
     pub runs_text: bool,
 }
@@ -43,7 +43,7 @@ pub(super) fn next(lexer: &mut Lexer<'_>) -> Option<Scan> {
         end: first.end,
         calls: Effects::empty(),
         into_temp: false,
-        names_settings: false,
+        names_pg_settings: false,
         runs_text: false,
     };
     let mut body = if is_word(lexer, first, b"create") { Body::of_create(*lexer) } else { Body::None };
@@ -56,16 +56,16 @@ pub(super) fn next(lexer: &mut Lexer<'_>) -> Option<Scan> {
             TokenKind::Symbol(b';') if depth == 0 && body != Body::Open => return Some(scan),
             TokenKind::Symbol(b'(') => {
                 depth += 1;
-                scan.note_call(lexer, previous);
+                scan.add_call(lexer, previous);
             }
             TokenKind::Symbol(b')') => depth = depth.saturating_sub(1),
             TokenKind::Word => {
-                scan.note_word(lexer, previous, token);
+                scan.add_word(lexer, previous, token);
                 if body != Body::None && depth == 0 {
                     body = body.after_word(lexer, previous, token);
                 }
             }
-            TokenKind::QuotedName | TokenKind::UnicodeName => scan.note_quoted(lexer, token),
+            TokenKind::QuotedName | TokenKind::UnicodeName => scan.add_quoted(lexer, token),
             _ => {}
         }
         scan.end = token.end;
@@ -83,7 +83,7 @@ pub(super) fn is_word(lexer: &Lexer<'_>, token: Token, word: &[u8]) -> bool {
 impl Scan {
     /// Handles a `(` after `name`.
     #[inline]
-    fn note_call(&mut self, lexer: &Lexer<'_>, name: Token) {
+    fn add_call(&mut self, lexer: &Lexer<'_>, name: Token) {
         let bytes = lexer.bytes(name);
         match name.kind {
             TokenKind::Word => {
@@ -103,10 +103,10 @@ impl Scan {
 
     /// Handles the words that matter anywhere in a statement.
     #[inline]
-    fn note_word(&mut self, lexer: &Lexer<'_>, previous: Token, token: Token) {
+    fn add_word(&mut self, lexer: &Lexer<'_>, previous: Token, token: Token) {
         let word = lexer.bytes(token);
         match (word.first().map(|first| first | 0x20), word.len()) {
-            (Some(b'p'), 7..) => self.note_system_name(lexer, &identifiers::folded(word)),
+            (Some(b'p'), 7..) => self.add_system_name(lexer, &identifiers::folded(word)),
             (Some(b'i'), 4) if word.eq_ignore_ascii_case(b"into") => {
                 let inserts = is_word(lexer, previous, b"insert") || is_word(lexer, previous, b"merge");
                 self.into_temp |= !inserts && temp_follows(*lexer);
@@ -116,7 +116,7 @@ impl Scan {
     }
 
     #[inline]
-    fn note_quoted(&mut self, lexer: &Lexer<'_>, token: Token) {
+    fn add_quoted(&mut self, lexer: &Lexer<'_>, token: Token) {
         if token.kind == TokenKind::UnicodeName {
             // UESCAPE changes the name. It is too rare to be decoded.
             let next = { *lexer }.next();
@@ -129,15 +129,15 @@ impl Scan {
             return;
         }
         match identifiers::of_token(lexer, token) {
-            Some(name) => self.note_system_name(lexer, &name),
+            Some(name) => self.add_system_name(lexer, &name),
             None => self.calls |= Effects::UNKNOWN,
         }
     }
 
     /// Handles schemas and views that concern the session.
-    fn note_system_name(&mut self, lexer: &Lexer<'_>, name: &[u8]) {
+    fn add_system_name(&mut self, lexer: &Lexer<'_>, name: &[u8]) {
         match name {
-            b"pg_settings" => self.names_settings = true,
+            b"pg_settings" => self.names_pg_settings = true,
             b"pg_prepared_statements" | b"pg_cursors" => self.calls |= Effects::INSPECTION,
             _ if name.starts_with(b"pg_temp") && dot_follows(*lexer) => self.calls |= Effects::TEMPORARY,
             _ => {}
@@ -187,7 +187,7 @@ enum Body {
     /// Not CREATE FUNCTION or CREATE PROCEDURE.
     None,
     /// Not started.
-    Awaited,
+    Pending,
     /// Started.
     Open,
     /// Ended.
@@ -204,7 +204,7 @@ impl Body {
             token = lexer.next();
         }
         if is_word(&lexer, token, b"function") || is_word(&lexer, token, b"procedure") {
-            Self::Awaited
+            Self::Pending
         } else {
             Self::None
         }
@@ -215,7 +215,7 @@ impl Body {
     #[cold]
     fn after_word(self, lexer: &Lexer<'_>, previous: Token, token: Token) -> Self {
         match self {
-            Self::Awaited if is_word(lexer, previous, b"begin") && is_word(lexer, token, b"atomic") => {
+            Self::Pending if is_word(lexer, previous, b"begin") && is_word(lexer, token, b"atomic") => {
                 Self::Open
             }
             Self::Open

@@ -48,7 +48,7 @@ fn statements_end_where_postgresql_ends_them() {
 }
 
 #[test]
-fn a_plain_quote_minds_backslashes_only_without_standard_conforming_strings() {
+fn standard_conforming_strings_decides_whether_a_backslash_escapes() {
     let lexing = Lexing { standard_conforming_strings: false, ..Lexing::default() };
     let first = |sql, lexing| statements(sql, lexing).next().unwrap().text;
     assert_eq!(first(br"select '\';' ; b", lexing), br"select '\';'");
@@ -67,7 +67,7 @@ fn the_body_of_a_function_is_part_of_its_statement() {
 }
 
 #[test]
-fn ordinary_statements_leave_no_trace() {
+fn ordinary_statements_have_no_effects() {
     for sql in [
         "select a, count(*) from t where b = $1 and c = 'x' group by 1",
         "insert into temp values (1)",
@@ -93,7 +93,7 @@ fn ordinary_statements_leave_no_trace() {
 }
 
 #[test]
-fn functions_that_touch_the_session_are_noticed() {
+fn calls_that_affect_the_session_are_found() {
     for (sql, effects) in [
         ("select pg_catalog . set_config ('a', 'b', false)", Effects::SET_CONFIG),
         ("select SET_CONFIG/**/('a', 'b', false)", Effects::SET_CONFIG),
@@ -180,7 +180,7 @@ fn prepared_statements_are_found_by_name_and_place() {
 }
 
 #[test]
-fn set_configs_tell_their_arguments() {
+fn set_config_arguments_are_read() {
     let statement = one(
         "select set_config('Search_Path', '', false), pg_catalog.set_config('a.b', $2::text, 'yes') as x",
     );
@@ -206,7 +206,7 @@ fn set_configs_tell_their_arguments() {
 
 /// PostgreSQL 15 ran each of these: `current_setting` is the same after `set_config(name, value, false)`.
 #[test]
-fn a_set_comes_to_what_set_config_would_take() {
+fn the_value_of_a_set_is_that_of_the_equivalent_set_config() {
     for (sql, parameter, value) in [
         ("set search_path = a, \"B c\", 'd'", "search_path", "a, \"B c\", d"),
         ("set search_path to '\"$user\", public'", "search_path", "\"\"\"$user\"\", public\""),
@@ -296,7 +296,7 @@ fn forms_of_set_and_reset() {
 }
 
 #[test]
-fn names_are_folded_unquoted_and_cut() {
+fn names_are_folded_unquoted_and_truncated() {
     let long = format!("savepoint \"{}é\"", "X".repeat(62));
     for (sql, expected) in [
         ("savepoint FooBar", "foobar".to_owned()),
@@ -389,7 +389,7 @@ fn temporary_objects() {
 }
 
 #[test]
-fn copy_says_who_has_the_rows() {
+fn the_direction_of_copy_is_found() {
     for (sql, copy) in [
         ("copy t from stdin", Copy::FromClient),
         ("copy a.t (x, y) from stdin with (format csv)", Copy::FromClient),
@@ -402,7 +402,7 @@ fn copy_says_who_has_the_rows() {
 }
 
 #[test]
-fn code_within_the_text_is_searched() {
+fn nested_code_is_searched() {
     for (sql, found) in [
         ("do $$ begin perform set_config('a', 'b', false); end $$", Effects::SET_CONFIG),
         ("do $$ begin update t set a = 1; end $$", Effects::empty()),
@@ -428,7 +428,7 @@ fn code_within_the_text_is_searched() {
 }
 
 #[test]
-fn the_code_of_a_do_is_found_where_it_is_plpgsql() {
+fn the_code_of_a_do_block_is_returned_if_it_is_plpgsql() {
     for (sql, code) in [
         ("do $$begin end$$", Some("begin end")),
         ("DO LANGUAGE plpgsql 'begin perform ''x''; end'", Some("begin perform 'x'; end")),
@@ -461,7 +461,7 @@ fn explain_runs_its_statement_only_with_analyze() {
 }
 
 #[test]
-fn what_the_session_keeps_is_looked_at() {
+fn reads_of_session_state_are_found() {
     for sql in [
         "select * from pg_prepared_statements",
         "select name from \"pg_cursors\"",

@@ -361,7 +361,7 @@ impl LocalResponder {
             Plan::DriverReset { reset, tags } => {
                 if *reset != DriverReset::KeepsSettings {
                     side.keep(side.startup.clone())?;
-                    self.first.tell(&mut side.told, replies);
+                    self.first.write_changes(&mut side.told, replies);
                 }
                 if *reset == DriverReset::DiscardsAll {
                     side.statements.forget_all();
@@ -486,7 +486,7 @@ pub(super) fn aborted() -> ClientError {
 /// Appends ParameterStatus for a parameter's new value, if servers report the parameter.
 fn report(side: &mut ClientSide, name: &str, value: &[u8], replies: &mut Vec<u8>) {
     if let Some((spelled, _)) = side.told.find(name) {
-        ReportedParameters::new([(spelled, value)]).tell(&mut side.told, replies);
+        ReportedParameters::new([(spelled, value)]).write_changes(&mut side.told, replies);
     }
 }
 

@@ -108,7 +108,7 @@ pub enum Plan {
 impl Plan {
     /// The plan for a text of this session.
     pub fn of(sql: &[u8], session: &ClientSide) -> Self {
-        match session.rules().identity.judge(sql, session.lexing()) {
+        match session.rules().identity.decide(sql, session.lexing()) {
             Some(IdentityDecision::Password(password)) => Self::Password(password),
             Some(IdentityDecision::Refused(reason)) => Self::Refused(reason),
             None => Self::read(sql, session.lexing()),

@@ -45,12 +45,15 @@ fn identity(access: Access) -> Identity {
         disabled: false,
         allow_from: Vec::new(),
     };
-    Identity { login: Some(login.into()), place: Some(TenantAccess { tenant: tenant.into(), access }.into()) }
+    Identity {
+        login: Some(login.into()),
+        tenant_access: Some(TenantAccess { tenant: tenant.into(), access }.into()),
+    }
 }
 
 /// Returns `-` if the text goes to the server, the new password, or the error.
-fn judged(access: Access, sql: &str) -> String {
-    match identity(access).judge(sql.as_bytes(), Lexing::default()) {
+fn decided(access: Access, sql: &str) -> String {
+    match identity(access).decide(sql.as_bytes(), Lexing::default()) {
         None => "-".into(),
         Some(IdentityDecision::Password(password)) => format!("password {}", password.expose()),
         Some(IdentityDecision::Refused(why)) => format!("{why:?}"),
@@ -58,7 +61,7 @@ fn judged(access: Access, sql: &str) -> String {
 }
 
 #[test]
-fn a_password_of_ones_own_role_is_the_logins_however_it_is_spelled() {
+fn every_spelling_of_an_own_password_change_applies_to_the_login() {
     for sql in [
         "ALTER ROLE CURRENT_USER PASSWORD 'new'",
         "alter user current_role with password 'new';",
@@ -69,13 +72,13 @@ fn a_password_of_ones_own_role_is_the_logins_however_it_is_spelled() {
         "ALTER ROLE \"Alice\" PASSWORD 'new'",
         "ALTER ROLE ACME_RW PASSWORD 'new'",
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), "password new", "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), "password new", "{sql}");
     }
-    assert_eq!(judged(Access::ReadOnly, "ALTER USER acme_ro PASSWORD 'new'"), "password new");
+    assert_eq!(decided(Access::ReadOnly, "ALTER USER acme_ro PASSWORD 'new'"), "password new");
 }
 
 #[test]
-fn a_password_that_cannot_be_is_refused() {
+fn an_invalid_password_is_rejected() {
     for (sql, why) in [
         ("ALTER ROLE CURRENT_USER PASSWORD NULL", "PasswordMissing"),
         ("ALTER ROLE CURRENT_USER PASSWORD ''", "PasswordMissing"),
@@ -89,18 +92,18 @@ fn a_password_that_cannot_be_is_refused() {
         ),
         ("ALTER ROLE CURRENT_USER PASSWORD 'new'; COMMIT", "PasswordNotAlone"),
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), why, "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), why, "{sql}");
     }
     let long = format!("ALTER ROLE CURRENT_USER PASSWORD '{}'", "x".repeat(1025));
-    assert_eq!(judged(Access::ReadWrite, &long), "PasswordTooLong");
-    assert_eq!(judged(Access::ReadWrite, "ALTER ROLE acme_ro PASSWORD 'new'"), "Role");
-    assert_eq!(judged(Access::ReadOnly, "ALTER ROLE acme_rw PASSWORD 'new'"), "Role");
-    assert_eq!(judged(Access::ReadWrite, "ALTER ROLE bob PASSWORD 'new'"), "-");
-    assert_eq!(judged(Access::ReadWrite, "ALTER ROLE Alice PASSWORD 'new'"), "-", "folded, it is alice");
+    assert_eq!(decided(Access::ReadWrite, &long), "PasswordTooLong");
+    assert_eq!(decided(Access::ReadWrite, "ALTER ROLE acme_ro PASSWORD 'new'"), "Role");
+    assert_eq!(decided(Access::ReadOnly, "ALTER ROLE acme_rw PASSWORD 'new'"), "Role");
+    assert_eq!(decided(Access::ReadWrite, "ALTER ROLE bob PASSWORD 'new'"), "-");
+    assert_eq!(decided(Access::ReadWrite, "ALTER ROLE Alice PASSWORD 'new'"), "-", "folded, it is alice");
 }
 
 #[test]
-fn what_would_change_the_tenants_roles_or_its_database_is_refused_wherever_it_stands() {
+fn changes_of_the_tenants_roles_and_database_are_rejected_anywhere_in_a_text() {
     for (sql, why) in [
         ("ALTER ROLE acme_rw SET statement_timeout = 1", "Role"),
         ("ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nosuch'", "Role"),
@@ -136,13 +139,13 @@ fn what_would_change_the_tenants_roles_or_its_database_is_refused_wherever_it_st
         ("GRANT CREATE, TEMP ON DATABASE other, acme TO PUBLIC", "DatabaseAccess"),
         ("GRANT ALL PRIVILEGES ON DATABASE acme TO acme_ro", "DatabaseAccess"),
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), why, "{sql}");
-        assert_eq!(judged(Access::ReadOnly, sql), why, "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), why, "{sql}");
+        assert_eq!(decided(Access::ReadOnly, sql), why, "{sql}");
     }
 }
 
 #[test]
-fn what_is_the_owners_own_business_goes_to_the_server() {
+fn other_changes_by_the_owner_go_to_the_server() {
     for sql in [
         "ALTER DATABASE acme SET work_mem = '5MB'",
         "ALTER DATABASE acme RESET ALL",
@@ -167,6 +170,6 @@ fn what_is_the_owners_own_business_goes_to_the_server() {
         "SELECT 'ALTER ROLE acme_rw NOLOGIN'; SELECT $$DROP OWNED BY acme_rw$$",
         "-- ALTER ROLE acme_rw NOLOGIN\nDELETE FROM t",
     ] {
-        assert_eq!(judged(Access::ReadWrite, sql), "-", "{sql}");
+        assert_eq!(decided(Access::ReadWrite, sql), "-", "{sql}");
     }
 }

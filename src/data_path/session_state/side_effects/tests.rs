@@ -5,7 +5,7 @@ fn read(sql: &str) -> SideEffects {
 }
 
 #[test]
-fn an_ordinary_transaction_leaves_nothing_behind() {
+fn an_ordinary_transaction_has_no_side_effects() {
     for sql in [
         "SELECT 1",
         "BEGIN; SET LOCAL work_mem = '1MB'; UPDATE t SET x = 1; ROLLBACK",
@@ -18,7 +18,7 @@ fn an_ordinary_transaction_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_a_transaction_sets_for_itself_matters_when_a_text_is_parsed() {
+fn local_settings_that_affect_parsing_are_found() {
     for sql in [
         "BEGIN; SET LOCAL search_path = a",
         "SET LOCAL ROLE x",
@@ -32,7 +32,7 @@ fn what_a_transaction_sets_for_itself_matters_when_a_text_is_parsed() {
 }
 
 #[test]
-fn what_may_advance_a_sequence_is_known() {
+fn texts_that_may_advance_a_sequence_are_found() {
     for sql in [
         "INSERT INTO t VALUES (1)",
         "select NextVal('s')",
@@ -49,7 +49,7 @@ fn what_may_advance_a_sequence_is_known() {
 }
 
 #[test]
-fn what_may_commit_is_known() {
+fn texts_that_may_commit_are_found() {
     assert!(
         read("COMMIT").commits && read(" end;").commits && read("INSERT INTO t VALUES (1);Commit").commits
     );
@@ -57,7 +57,7 @@ fn what_may_commit_is_known() {
 }
 
 #[test]
-fn what_may_change_functions_or_their_callers_is_looked_after() {
+fn ddl_of_functions_and_their_callers_requires_checks() {
     for (sql, checks) in [
         ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS ''", StateChecks::FUNCTIONS),
         ("ALTER TABLE t ADD x int DEFAULT f()", StateChecks::CALLERS),
@@ -69,14 +69,14 @@ fn what_may_change_functions_or_their_callers_is_looked_after() {
 }
 
 #[test]
-fn what_may_change_what_sessions_begin_with_is_looked_after() {
+fn changes_of_role_and_database_settings_require_a_check() {
     for sql in ["ALTER ROLE ALL SET work_mem = '8MB'", "SELECT 1; alter database acme reset all"] {
         assert_eq!(read(sql).checks, StateChecks::SESSION_START, "{sql}");
     }
 }
 
 #[test]
-fn what_names_a_parameter_is_asked_about_by_name() {
+fn named_parameters_are_checked_by_name() {
     let names = |sql: &str| read(sql).names.map(|names| names.join(" "));
     assert_eq!(names("SET Search_Path = a; RESET work_mem").as_deref(), Some("search_path work_mem"));
     assert_eq!(names("SELECT set_config('my.id', $1, false)").as_deref(), Some("my.id"));
@@ -84,7 +84,7 @@ fn what_names_a_parameter_is_asked_about_by_name() {
 }
 
 #[test]
-fn what_code_sets_under_names_that_can_be_told_is_asked_about_and_pins_nothing() {
+fn readable_parameter_names_in_code_are_checked_and_do_not_pin() {
     for (sql, named) in [
         ("DO $$BEGIN PERFORM set_config('work_mem', '8MB', true); END$$", None),
         ("DO $$BEGIN PERFORM set_config(k, v, true) FROM t; END$$", None),
@@ -102,7 +102,7 @@ fn what_code_sets_under_names_that_can_be_told_is_asked_about_and_pins_nothing()
 }
 
 #[test]
-fn what_nobody_can_be_asked_about_pins() {
+fn state_that_no_query_detects_pins() {
     assert_eq!(read("SELECT set_config($1, $2, false)").pins, Pins::SETTINGS);
     assert_eq!(read("DO $$BEGIN PERFORM set_config(k, v, false); END$$").pins, Pins::SETTINGS);
     assert_eq!(
@@ -115,7 +115,7 @@ fn what_nobody_can_be_asked_about_pins() {
 }
 
 #[test]
-fn the_resets_of_drivers_are_known_for_what_they_are() {
+fn driver_resets_are_recognised() {
     let asyncpg = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
     assert_eq!(read(asyncpg).driver_reset, Some(DriverReset::ResetsSettings));
     assert_eq!(read("DISCARD ALL").driver_reset, Some(DriverReset::DiscardsAll));
