@@ -8,8 +8,8 @@
 //!   admin console, metrics.
 //! - [`wire`]: PostgreSQL's messages and streams. It has never heard of tenants or pools.
 //!
-//! Allowed use is `cli -> control_path -> data_path -> wire, config`. The data path asks for logins and tenants through
-//! a trait of its own, [`data_path::directory::Directory`].
+//! Allowed use is `cli -> control_path -> data_path -> wire, config`. The data path asks for logins and
+//! tenants through a trait of its own, [`data_path::directory::Directory`].
 //!
 //! What holds everywhere:
 //!

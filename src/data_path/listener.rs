@@ -60,8 +60,8 @@ impl Listeners {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
-    /// Closes the sockets. The kernel then refuses new clients, or gives them to another process that listens there. An open
-    /// socket without `accept` would let clients wait until this process ends.
+    /// Closes the sockets. The kernel then refuses new clients, or gives them to another process that listens
+    /// there. An open socket without `accept` would let clients wait until this process ends.
     pub fn close(&mut self) {
         self.tcp.clear();
         if let Some((_, path)) = self.unix.take() {
@@ -148,8 +148,8 @@ fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
-/// Sets the options of a client's socket. A client's socket inherits those of the listening one, which saves six system calls
-/// for each client.
+/// Sets the options of a client's socket. A client's socket inherits those of the listening one, which saves
+/// six system calls for each client.
 fn set_options(socket: SockRef<'_>, config: &Config) {
     let _ = socket.set_tcp_nodelay(true);
     let _ = config.timeouts.client_keepalive.apply(&socket);

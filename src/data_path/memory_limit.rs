@@ -1,12 +1,14 @@
-//! Counts the bytes that the proxy allocates for clients, against limits of the session, its tenant and the process.
+//! Counts the bytes that the proxy allocates for clients, against limits of the session, its tenant and the
+//! process.
 //!
 //! ```text
 //! process ◀─ tenant ◀─ session              unsent bytes, settings, names of statements
 //!                   ◀─ its statements       prepared texts, which its sessions share
 //! ```
 //!
-//! An account may use at most as much as it leaves free in its parent: one tenant gets half of the process, two get a third
-//! each, and there is always room for one more. So accounts with large use are refused before those with little.
+//! An account may use at most as much as it leaves free in its parent: one tenant gets half of the process,
+//! two get a third each, and there is always room for one more. So accounts with large use are refused before
+//! those with little.
 
 use std::{
     collections::HashMap,

@@ -102,8 +102,9 @@ impl Proxy {
         }
     }
 
-    /// Serves a cancel request, or forwards it to the node that has the session. Returns when the cancel is complete here. An
-    /// unknown key makes no difference. In session mode the process number is a server's and does not tell the node.
+    /// Serves a cancel request, or forwards it to the node that has the session. Returns when the cancel is
+    /// complete here. An unknown key makes no difference. In session mode the process number is a server's
+    /// and does not tell the node.
     pub async fn cancel(&self, process_id: i32, secret: &[u8]) {
         if let Some(session) = self.sessions.find(process_id, secret) {
             let _ = session.cancel().await;

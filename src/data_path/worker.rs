@@ -1,6 +1,7 @@
 //! The worker threads that move bytes. Each is a `current_thread` runtime with its own reactor.
 //!
-//! A tenant belongs to one worker: its sessions and servers use the same reactor, so that a query wakes no other thread.
+//! A tenant belongs to one worker: its sessions and servers use the same reactor, so that a query wakes no
+//! other thread.
 
 use std::{
     future::Future,
@@ -40,8 +41,8 @@ impl Clock {
         self.now_ms.load(Ordering::Relaxed) as u32
     }
 
-    /// Advances the clock by the time since `last`, at most [`STEP_MAX`], so that timers do not all fire at once after the process
-    /// was stopped for a while.
+    /// Advances the clock by the time since `last`, at most [`STEP_MAX`], so that timers do not all fire at
+    /// once after the process was stopped for a while.
     fn tick(&self, last: &mut Instant) {
         let passed = std::mem::replace(last, Instant::now()).elapsed().min(STEP_MAX);
         self.now_ms.fetch_add(u64::try_from(passed.as_millis()).unwrap_or(0), Ordering::Relaxed);

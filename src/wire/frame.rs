@@ -1,16 +1,17 @@
 //! Finds the messages in a stream of bytes, for both directions.
 //!
-//! Only the five bytes of a header are read, unless the caller needs more. Bodies are slices of the received chunk and are
-//! not copied. Bytes of an incomplete message are held only if the caller needs them together.
+//! Only the five bytes of a header are read, unless the caller needs more. Bodies are slices of the received
+//! chunk and are not copied. Bytes of an incomplete message are held only if the caller needs them together.
 //! Pure: any split of a stream gives the same messages (property test below).
 //!
-//! Source: PostgreSQL documentation, "Message Formats": a type byte, a four-byte length that counts itself, a body.
+//! Source: PostgreSQL documentation, "Message Formats": a type byte, a four-byte length that counts itself, a
+//! body.
 
 /// Bytes of a message's header.
 pub const HEADER_BYTES: usize = 5;
 
-/// The names in front of a Parse, Bind, Describe or Close together take at most this much (8 KiB). PostgreSQL has no
-/// limit of its own here; drivers use some tens of bytes.
+/// The names in front of a Parse, Bind, Describe or Close together take at most this much (8 KiB). PostgreSQL
+/// has no limit of its own here; drivers use some tens of bytes.
 pub const NAMES_BYTES_MAX: usize = 8 * 1024;
 
 /// The buffer of a held message is freed if it is larger than this.
@@ -135,8 +136,8 @@ impl Framer {
         self.next_within(chunk, need, |_| true)
     }
 
-    /// The same. `may_hold` is called once for an incomplete message that is needed whole, with the bytes to hold. If it returns
-    /// `false`, the message is returned in pieces.
+    /// The same. `may_hold` is called once for an incomplete message that is needed whole, with the bytes to
+    /// hold. If it returns `false`, the message is returned in pieces.
     ///
     /// # Errors
     /// As [`Self::next`].

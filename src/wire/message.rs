@@ -29,8 +29,8 @@ pub fn append_cstr(out: &mut Vec<u8>, text: &[u8]) {
     out.push(0);
 }
 
-/// ErrorResponse with the fields `S`, `V`, `C`, `M`, and a hint (`H`) or the name of PostgreSQL's routine (`R`), which some
-/// clients read.
+/// ErrorResponse with the fields `S`, `V`, `C`, `M`, and a hint (`H`) or the name of PostgreSQL's routine
+/// (`R`), which some clients read.
 pub fn error_response(
     out: &mut Vec<u8>,
     severity: Severity,

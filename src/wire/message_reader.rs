@@ -1,7 +1,7 @@
 //! Reads whole messages, one at a time, until a session exists. After that the relay reads (invariant 5).
 //!
-//! The buffer grows with the bytes that have arrived, not with an announced length. A length above the caller's limit is
-//! refused after the header.
+//! The buffer grows with the bytes that have arrived, not with an announced length. A length above the
+//! caller's limit is refused after the header.
 
 use std::io;
 
@@ -91,8 +91,8 @@ impl MessageReader {
         }
     }
 
-    /// Returns when the other side has closed the connection. Bytes before the end are kept, up to `bytes_max`; if there are
-    /// more, this reads no further and does not see the end. Cancel safe.
+    /// Returns when the other side has closed the connection. Bytes before the end are kept, up to
+    /// `bytes_max`; if there are more, this reads no further and does not see the end. Cancel safe.
     pub async fn end_of<S: AsyncRead + Unpin>(&mut self, stream: &mut S, bytes_max: usize) {
         while self.buffer.len() < bytes_max {
             self.buffer.reserve(READ_BYTES);

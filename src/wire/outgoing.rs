@@ -1,7 +1,7 @@
 //! The bytes to write for one chunk that was read.
 //!
-//! Most chunks are forwarded unchanged; then this is a range of the read buffer. If bytes are removed, inserted or rewritten,
-//! a scratch buffer gathers them, so that there is still one write for each read.
+//! Most chunks are forwarded unchanged; then this is a range of the read buffer. If bytes are removed,
+//! inserted or rewritten, a scratch buffer gathers them, so that there is still one write for each read.
 
 /// The largest scratch buffer that is kept. One read with inserted bytes is nearly always smaller.
 const SCRATCH_BYTES_KEPT: usize = 256 * 1024;

@@ -20,8 +20,8 @@ pub fn error_field(bytes: &[u8], wanted: u8) -> Option<&[u8]> {
     None
 }
 
-/// Whether the server closes the connection after this ErrorResponse. `V` is never translated, but older than 9.6
-/// servers lack it.
+/// Whether the server closes the connection after this ErrorResponse. `V` is never translated, but older than
+/// 9.6 servers lack it.
 pub fn is_fatal(bytes: &[u8]) -> bool {
     let severity = error_field(bytes, b'V').or_else(|| error_field(bytes, b'S'));
     matches!(severity, Some(b"FATAL" | b"PANIC"))

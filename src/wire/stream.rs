@@ -1,8 +1,9 @@
 //! A connection, plain or TLS, TCP or Unix, that can move from one thread's reactor to another's.
 //!
-//! A login may run on any worker; the session then moves once to its tenant's worker. tokio's sockets belong to the
-//! reactor they were registered with, so [`Stream::detach`] takes the socket out and [`Stream::attach`], called on
-//! the other runtime, registers it again (about 2 µs). The TLS state does not change.
+//! A login may run on any worker; the session then moves once to its tenant's worker. tokio's sockets belong
+//! to the reactor they were registered with, so [`Stream::detach`] takes the socket out and
+//! [`Stream::attach`], called on the other runtime, registers it again (about 2 µs). The TLS state does not
+//! change.
 
 use std::{
     io::{self, IoSlice},

@@ -45,7 +45,8 @@ impl Unsent {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Writes the waiting bytes and then these, as far as the stream takes them. Keeps the rest, after an error too.
+    /// Writes the waiting bytes and then these, as far as the stream takes them. Keeps the rest, after an
+    /// error too.
     ///
     /// # Errors
     /// The stream's.

@@ -1,8 +1,8 @@
-//! Limits the clients of this process: sessions (`max_client_conn`), and connections that have not logged in, by count,
-//! address and memory.
+//! Limits the clients of this process: sessions (`max_client_conn`), and connections that have not logged in,
+//! by count, address and memory.
 //!
-//! If there is no room for a new connection, the oldest connection without a login of the address with the most of them is
-//! closed. So a few addresses with half-open connections cannot keep other clients out.
+//! If there is no room for a new connection, the oldest connection without a login of the address with the
+//! most of them is closed. So a few addresses with half-open connections cannot keep other clients out.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,12 +19,14 @@ use tokio::sync::Notify;
 
 use crate::{config::Limits, error::ClientError};
 
-/// Memory of a connection that has sent nothing or waits for its login turn: its task, its socket and its entry here.
+/// Memory of a connection that has sent nothing or waits for its login turn: its task, its socket and its
+/// entry here.
 const WAITING_BYTES: usize = 4 << 10;
 /// Memory that a login may need in addition: a startup packet, a SASL response, look-ups, the state of TLS.
 const LOGIN_BYTES: usize = 60 << 10;
 
-/// The unit by which clients are limited: an IPv4 address, or a /64 network of IPv6, because one client may own all of it.
+/// The unit by which clients are limited: an IPv4 address, or a /64 network of IPv6, because one client may
+/// own all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientNetwork(Option<IpAddr>);
 
@@ -105,7 +107,8 @@ impl Drop for Rejected {
 }
 
 impl Held {
-    /// Adds a connection. `None`: its origin is at its limit, or there is no room and no other origin has more connections.
+    /// Adds a connection. `None`: its origin is at its limit, or there is no room and no other origin has
+    /// more connections.
     fn enter(&mut self, origin: ClientNetwork, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
         let own = self.by_origin.get(&origin).map_or(0, BTreeMap::len);
         if own >= limits.max_unauthenticated_per_address {
@@ -179,7 +182,8 @@ impl ConnectionLimits {
         Some(ConnectionPermit { clients: self.clone(), peer, number, leave, is_session, changes })
     }
 
-    /// Counts a connection that is to be closed with an error. `None`: too many are, so it is closed without one.
+    /// Counts a connection that is to be closed with an error. `None`: too many are, so it is closed without
+    /// one.
     pub fn reject(self: &Arc<Self>, limits: &Limits) -> Option<Rejected> {
         let counted = Rejected(self.clone());
         let others = self.rejected.fetch_add(1, Ordering::AcqRel);
@@ -218,7 +222,8 @@ impl ConnectionLimits {
 }
 
 impl ConnectionPermit {
-    /// Whether the directory has changed since the client was accepted. Later changes reach a registered session.
+    /// Whether the directory has changed since the client was accepted. Later changes reach a registered
+    /// session.
     pub fn has_missed_changes(&self) -> bool {
         self.changes != self.clients.changes.load(Ordering::Acquire)
     }
@@ -260,7 +265,8 @@ impl ConnectionPermit {
         self.clients.held().begin_login(self.origin(), self.number, limits);
     }
 
-    /// Returns whether a session may begin. Called after the startup packet, when the client can read an error.
+    /// Returns whether a session may begin. Called after the startup packet, when the client can read an
+    /// error.
     ///
     /// # Errors
     /// [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].

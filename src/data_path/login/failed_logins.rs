@@ -1,10 +1,11 @@
-//! Slows down password guessing: the answer to a login is delayed by the number of recent failures from its address and of
-//! its name.
+//! Slows down password guessing: the answer to a login is delayed by the number of recent failures from its
+//! address and of its name.
 //!
-//! The logins of an address are answered one after another, with growing pauses. A login that cannot be answered within
-//! `failed_login_delay_max` is refused, with a right or a wrong password. A right password is answered at once if the same
-//! login has succeeded from the same address before, and within a second if nothing has failed from its address or some
-//! login has succeeded there. So a guesser cannot lock out other addresses. An unknown name is delayed like any other.
+//! The logins of an address are answered one after another, with growing pauses. A login that cannot be
+//! answered within `failed_login_delay_max` is refused, with a right or a wrong password. A right password is
+//! answered at once if the same login has succeeded from the same address before, and within a second if
+//! nothing has failed from its address or some login has succeeded there. So a guesser cannot lock out other
+//! addresses. An unknown name is delayed like any other.
 //!
 //! Pure: the time is an argument. Names are stored as hashes, so that a long name takes no memory.
 
@@ -69,8 +70,8 @@ struct PerNetwork {
     has_succeeded: bool,
 }
 
-/// A map that forgets. An entry is found for at least one period after its last change and is gone after two. The map has at
-/// most twice its limit of entries. No entry needs a timer or a search.
+/// A map that forgets. An entry is found for at least one period after its last change and is gone after two.
+/// The map has at most twice its limit of entries. No entry needs a timer or a search.
 #[derive(Debug)]
 struct Recent<V> {
     fresh: HashMap<u64, V>,
@@ -145,7 +146,8 @@ impl State {
         let is_guessers = origin.failures > 0 && !origin.has_succeeded;
         let is_right = outcome == Outcome::Right;
 
-        // A right password is treated as a wrong one until it may be reported, so that the time does not give it away.
+        // A right password is treated as a wrong one until it may be reported, so that the time does not give
+        // it away.
         let failures = origin.failures.saturating_add(1);
         let pause = match outcome {
             Outcome::Unknown => rules.pause(failures).max(FIRST_PAUSE),
@@ -165,7 +167,8 @@ impl State {
             let wait = if is_known { Duration::ZERO } else { wait.min(modest) };
             return Delay { wait, is_refused: false, is_logged: false };
         }
-        // Retries while the central database is unavailable need not be guesses: they are delayed but not counted.
+        // Retries while the central database is unavailable need not be guesses: they are delayed but not
+        // counted.
         if outcome == Outcome::Unknown {
             origin.next_at = Some(answer_at.min(now + MODEST));
             self.origins.set(keys.origin, origin, rules.tracked_max);
@@ -265,7 +268,8 @@ mod tests {
             judge(1, "alice", false);
             judge(2, "alice", false);
         }
-        // From where it has succeeded; from elsewhere; and with another login, from an address where one has succeeded.
+        // From where it has succeeded; from elsewhere; and with another login, from an address where one has
+        // succeeded.
         assert_eq!(judge(1, "alice", true), Some(0));
         assert_eq!(judge(3, "alice", true), Some(1000));
         assert_eq!(judge(3, "alice", true), Some(0));

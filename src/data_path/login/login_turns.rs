@@ -1,5 +1,5 @@
-//! Limits the logins at a time (`max_logins_at_a_time`). Further logins wait for their turn, fair between addresses. A turn
-//! ends with the login or after [`TURN`], so that a slow client does not delay others.
+//! Limits the logins at a time (`max_logins_at_a_time`). Further logins wait for their turn, fair between
+//! addresses. A turn ends with the login or after [`TURN`], so that a slow client does not delay others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use super::connection_limits::ClientNetwork;
 
-/// The longest turn. A login over a local network takes a few milliseconds; a longer one goes on without a turn.
+/// The longest turn. A login over a local network takes a few milliseconds; a longer one goes on without a
+/// turn.
 const TURN: Duration = Duration::from_millis(100);
 
 /// A queue that serves its keys in turn, and the items of a key in their order.
@@ -147,7 +148,8 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost, each key's items keep their order, and no key is served twice while another waits.
+        /// Nothing is lost, each key's items keep their order, and no key is served twice while another
+        /// waits.
         #[test]
         fn keys_take_turns(pushed in proptest::collection::vec(0u8..5, 0..60)) {
             let mut queue = FairQueue::default();

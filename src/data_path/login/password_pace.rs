@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Changes that a login may make at once; after that, one in each interval. Each change writes a row of the audit log and a
-/// message to all nodes. The number leaves room for mistakes and scripts.
+/// Changes that a login may make at once; after that, one in each interval. Each change writes a row of the
+/// audit log and a message to all nodes. The number leaves room for mistakes and scripts.
 pub const AT_ONCE: u32 = 10;
 const INTERVAL: Duration = Duration::from_secs(60);
 

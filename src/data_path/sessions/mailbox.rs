@@ -1,5 +1,5 @@
-//! Signals to a session from other tasks: cancel the running statement, end, forward notifications. They are left in the
-//! session's mailbox, and the session's task is woken.
+//! Signals to a session from other tasks: cancel the running statement, end, forward notifications. They are
+//! left in the session's mailbox, and the session's task is woken.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -49,8 +49,8 @@ pub struct Signals {
 }
 
 impl Registered {
-    /// Signals the session with this process number, for `pg_cancel_backend` and `pg_terminate_backend`. Returns `false` if no
-    /// session of the same tenant and access has it: only these have the same role.
+    /// Signals the session with this process number, for `pg_cancel_backend` and `pg_terminate_backend`.
+    /// Returns `false` if no session of the same tenant and access has it: only these have the same role.
     pub(in crate::data_path) fn send(
         &self,
         signal: BackendSignal,

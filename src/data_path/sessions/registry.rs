@@ -86,7 +86,8 @@ pub struct SessionHandle {
     asked_ms: AtomicU32,
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
-    /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. A change of the login's row changes it.
+    /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. A change of the login's row
+    /// changes it.
     pub(in crate::data_path) valid_until: AtomicU64,
     /// The verifiers that the session itself has set for its login; it is not ended by these changes.
     pub(in crate::data_path) verifiers: ArcSwapOption<Vec<SecretString>>,
@@ -181,8 +182,8 @@ impl SessionHandle {
         self.signals.load(Ordering::Acquire) & CALLED_BACK != 0
     }
 
-    /// Asks the session's task to cancel the running statement. The receiver resolves with an error (the sender is dropped)
-    /// when the cancel is complete or there was nothing to cancel.
+    /// Asks the session's task to cancel the running statement. The receiver resolves with an error (the
+    /// sender is dropped) when the cancel is complete or there was nothing to cancel.
     pub fn cancel(&self) -> oneshot::Receiver<()> {
         let (settled, receiver) = oneshot::channel();
         let waker = {
@@ -216,7 +217,8 @@ impl SessionHandle {
         self.asked_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was none.
+    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was
+    /// none.
     pub fn asked_ms(&self) -> u32 {
         self.asked_ms.load(Ordering::Relaxed)
     }
@@ -306,8 +308,8 @@ pub struct Sessions {
     /// No session's login expires before this; milliseconds since 1970.
     pub(in crate::data_path) first_end: AtomicU64,
     next: AtomicU32,
-    /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that reaches the
-    /// wrong process is recognised.
+    /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
+    /// reaches the wrong process is recognised.
     node: u32,
     /// When this process started.
     pub started: Instant,
@@ -317,12 +319,13 @@ pub struct Sessions {
 #[derive(Debug, Default)]
 struct Registry {
     by_process_id: HashMap<i32, Arc<SessionHandle>>,
-    /// The sessions whose clients got a server's process number, by that number. Servers of different hosts may have the same
-    /// number.
+    /// The sessions whose clients got a server's process number, by that number. Servers of different hosts
+    /// may have the same number.
     known_as: HashMap<i32, Vec<i32>>,
 }
 
-/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays positive).
+/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays
+/// positive).
 const NODE_SHIFT: u32 = 20;
 
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
@@ -477,7 +480,8 @@ impl SessionHandle {
             || own.into_iter().any(|verifier| login.still_admits_by(&self.login, verifier, self.peer))
     }
 
-    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be stored.
+    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be
+    /// stored.
     pub fn verifiers(&self) -> Vec<SecretString> {
         let own = self.verifiers.load_full();
         own.map_or_else(|| vec![self.login.verifier.clone()], |own| own.to_vec())
@@ -485,7 +489,8 @@ impl SessionHandle {
 
     /// The session changes its login's verifier, which was one of `before`.
     pub fn expect_verifier(&self, before: &[SecretString], verifier: &SecretString) {
-        // Also those that were replaced: a node may have read the row before, and judge the session by it only now.
+        // Also those that were replaced: a node may have read the row before, and judge the session by it
+        // only now.
         let kept = before.iter().skip(before.len().saturating_sub(AT_ONCE as usize));
         let all = kept.chain([verifier]).cloned().collect();
         self.verifiers.store(Some(Arc::new(all)));

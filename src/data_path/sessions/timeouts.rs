@@ -1,7 +1,9 @@
-//! Ends sessions that exceed a timeout (query, transaction, idle in transaction, idle) and sessions whose login has expired.
+//! Ends sessions that exceed a timeout (query, transaction, idle in transaction, idle) and sessions whose
+//! login has expired.
 //!
-//! There is no timer per message. Each session stores its activity and its start on the coarse clock, and one task checks all
-//! sessions at an interval: for timeouts only if one is set, for logins only when one has expired.
+//! There is no timer per message. Each session stores its activity and its start on the coarse clock, and one
+//! task checks all sessions at an interval: for timeouts only if one is set, for logins only when one has
+//! expired.
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -1,5 +1,5 @@
-//! Answers a service login's session while it holds no server: about its tenant, and about a transaction that has not begun on
-//! a server yet.
+//! Answers a service login's session while it holds no server: about its tenant, and about a transaction that
+//! has not begun on a server yet.
 //!
 //! ```text
 //!            BEGIN            SET LOCAL pglobby.tenant       a statement
@@ -9,8 +9,8 @@
 //!     └──ROLLBACK── failed
 //! ```
 //!
-//! BEGIN is answered here and kept, so that the transaction can still choose a tenant. A server gets it before the first
-//! statement that needs a server.
+//! BEGIN is answered here and kept, so that the transaction can still choose a tenant. A server gets it
+//! before the first statement that needs a server.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -121,14 +121,15 @@ impl LocalResponder {
         self.in_batch
     }
 
-    /// Whether a server has to answer the first message. Cheap and conservative: may return `false` for such a message.
+    /// Whether a server has to answer the first message. Cheap and conservative: may return `false` for such
+    /// a message.
     #[inline]
     pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
         self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
     }
 
-    /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and the next step.
-    /// `here` is the tenant's name; `None`: no tenant is chosen.
+    /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and
+    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen.
     ///
     /// # Errors
     /// The client violated the protocol or a limit; the session ends.
@@ -423,8 +424,8 @@ impl LocalResponder {
         Ok(None)
     }
 
-    /// Notes that a statement failed here, and with it the transaction that began here. Returns the status for
-    /// ReadyForQuery.
+    /// Notes that a statement failed here, and with it the transaction that began here. Returns the status
+    /// for ReadyForQuery.
     pub fn failed(&mut self) -> u8 {
         self.failed = self.begun.is_some();
         self.in_batch = false;
@@ -440,8 +441,8 @@ impl LocalResponder {
         }
     }
 
-    /// Sends the server the BEGIN of the transaction that began here. The modes follow in a statement of their own: if BEGIN
-    /// failed because of them, the next statements would run outside of a transaction.
+    /// Sends the server the BEGIN of the transaction that began here. The modes follow in a statement of
+    /// their own: if BEGIN failed because of them, the next statements would run outside of a transaction.
     pub fn hand_over(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         self.in_batch = false;
         self.portals.clear();

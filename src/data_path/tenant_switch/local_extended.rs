@@ -1,5 +1,5 @@
-//! Answers the extended protocol while no server is held: Parse, Bind, Describe, Execute and Close of a choice of tenant,
-//! of BEGIN and similar statements.
+//! Answers the extended protocol while no server is held: Parse, Bind, Describe, Execute and Close of a
+//! choice of tenant, of BEGIN and similar statements.
 
 use super::{
     Form, Plan,

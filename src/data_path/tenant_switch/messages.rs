@@ -1,4 +1,5 @@
-//! Replies that pglobby makes itself while the session holds no server: for SHOW, SET, BEGIN and similar statements.
+//! Replies that pglobby makes itself while the session holds no server: for SHOW, SET, BEGIN and similar
+//! statements.
 //!
 //! Source: PostgreSQL documentation, "Message Formats".
 

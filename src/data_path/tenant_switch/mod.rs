@@ -1,10 +1,11 @@
 //! A service login chooses its session's tenant with SQL: `SET pglobby.tenant = 'acme'`. Pure.
 //!
-//! This file reads what a text asks for; [`local_answers`] answers the messages; [`switcher`] asks the directory whether the
-//! login has access.
+//! This file reads what a text asks for; [`local_answers`] answers the messages; [`switcher`] asks the
+//! directory whether the login has access.
 //!
-//! A choice has to be a statement of its own, while no server is held. So no statement for one tenant can reach another
-//! tenant's server. A text that mentions the choice in any other way is refused, see [`TenantMention`].
+//! A choice has to be a statement of its own, while no server is held. So no statement for one tenant can
+//! reach another tenant's server. A text that mentions the choice in any other way is refused, see
+//! [`TenantMention`].
 
 pub mod local_answers;
 mod local_extended;

@@ -1,7 +1,8 @@
-//! A session changes the password of its own login: `ALTER ROLE CURRENT_USER PASSWORD '…'`, psql's `\password`.
+//! A session changes the password of its own login: `ALTER ROLE CURRENT_USER PASSWORD '…'`, psql's
+//! `\password`.
 //!
-//! All logins of a tenant share the servers' roles, so the login's verifier in the central database changes. Other sessions
-//! of the login end, as when an operator sets its password; this session stays.
+//! All logins of a tenant share the servers' roles, so the login's verifier in the central database changes.
+//! Other sessions of the login end, as when an operator sets its password; this session stays.
 
 use std::time::Instant;
 
@@ -17,8 +18,8 @@ use crate::{
 };
 
 impl TenantSwitcher {
-    /// Sets the password of the session's login and answers. Only this and a choice of tenant let a statement wait for the
-    /// central database.
+    /// Sets the password of the session's login and answers. Only this and a choice of tenant let a statement
+    /// wait for the central database.
     pub(in crate::data_path) async fn set_password(
         &mut self,
         handle: &Registered,

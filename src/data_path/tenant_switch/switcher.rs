@@ -1,6 +1,6 @@
-//! Changes the tenant of a service login's session. Beside the login, only this asks the directory: a choice of tenant may wait
-//! for it, once for each tenant and login until their rows change. A query never waits. A session that changes its own
-//! password has a switcher meanwhile.
+//! Changes the tenant of a service login's session. Beside the login, only this asks the directory: a choice
+//! of tenant may wait for it, once for each tenant and login until their rows change. A query never waits. A
+//! session that changes its own password has a switcher meanwhile.
 
 use std::sync::Arc;
 
@@ -150,8 +150,8 @@ impl TenantSwitcher {
         self.resetting || self.for_transaction && !self.responder.has_begun()
     }
 
-    /// Returns the requested tenant if the login has access to it. The error is the same for an unknown tenant, for one without
-    /// access, and for one that does not allow the client's address.
+    /// Returns the requested tenant if the login has access to it. The error is the same for an unknown
+    /// tenant, for one without access, and for one that does not allow the client's address.
     async fn resolve(
         &self,
         handle: &Registered,
@@ -182,8 +182,8 @@ impl TenantSwitcher {
         Ok((tenant, access))
     }
 
-    /// Enters a tenant's pool. The session is registered there before the second look-up, so that a tenant that is closed
-    /// meanwhile is noticed by one of the two.
+    /// Enters a tenant's pool. The session is registered there before the second look-up, so that a tenant
+    /// that is closed meanwhile is noticed by one of the two.
     async fn enter(
         &self,
         handle: &Registered,
@@ -240,8 +240,8 @@ impl TenantSwitcher {
         }
     }
 
-    /// Returns where the session goes after its transaction or a reset; `None`: it stays. It has no tenant if it lost access to
-    /// the one it chose.
+    /// Returns where the session goes after its transaction or a reset; `None`: it stays. It has no tenant if
+    /// it lost access to the one it chose.
     pub async fn back(&mut self, handle: &Registered, here: (i64, Access)) -> Option<SwitchTarget> {
         if std::mem::take(&mut self.resetting) {
             self.chosen = self.first;

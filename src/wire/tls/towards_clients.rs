@@ -26,8 +26,8 @@ pub struct CertificateFiles<'a> {
     pub client_authorities: Option<&'a Path>,
 }
 
-/// The certificate of one handshake and of its SCRAM exchange. Both have to use the same one, or channel binding would fail
-/// while a certificate is being renewed.
+/// The certificate of one handshake and of its SCRAM exchange. Both have to use the same one, or channel
+/// binding would fail while a certificate is being renewed.
 #[derive(Debug)]
 pub struct TlsSnapshot {
     config: Arc<ServerConfig>,
@@ -127,8 +127,8 @@ impl TlsSnapshot {
         Ok(Self { config: Arc::new(config), scram, end_point })
     }
 
-    /// The means for SCRAM-SHA-256-PLUS: pgwire's exchange and the hash of the certificate. `None`: the certificate's signature
-    /// defines no hash, and the mechanism is not offered.
+    /// The means for SCRAM-SHA-256-PLUS: pgwire's exchange and the hash of the certificate. `None`: the
+    /// certificate's signature defines no hash, and the mechanism is not offered.
     pub fn channel_binding(&self) -> Option<(&ScramServerAuth, &[u8])> {
         let end_point = self.end_point.as_deref().filter(|_| self.scram.supports_channel_binding())?;
         Some((&self.scram, end_point))

@@ -21,21 +21,25 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 use super::{ALPN, TlsError, authorities, certificates, private_key, provider};
 
-/// The most cached configurations. There is one per (trust, file of authorities); beyond this the cache is cleared.
+/// The most cached configurations. There is one per (trust, file of authorities); beyond this the cache is
+/// cleared.
 const CONFIGS_MAX: usize = 256;
 
 /// How much of a server's certificate is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trust {
-    /// Nothing: the connection is encrypted, the server is not verified (`prefer`, `require` without authorities).
+    /// Nothing: the connection is encrypted, the server is not verified (`prefer`, `require` without
+    /// authorities).
     Anybody,
     /// The signature of a known authority, not the name (`verify-ca`).
     Authority,
-    /// The signature and a subject alternative name (`verify-full`). The common name is not used, unlike in libpq.
+    /// The signature and a subject alternative name (`verify-full`). The common name is not used, unlike in
+    /// libpq.
     AuthorityAndName,
 }
 
-/// Creates and caches the configurations towards servers. A file is read at its first use; a reload replaces this object.
+/// Creates and caches the configurations towards servers. A file is read at its first use; a reload replaces
+/// this object.
 #[derive(Debug)]
 pub struct ServerTlsConfigs {
     default_authorities: Option<PathBuf>,
@@ -46,8 +50,8 @@ pub struct ServerTlsConfigs {
 type Made = HashMap<(Trust, Option<PathBuf>), Arc<ClientConfig>>;
 
 impl ServerTlsConfigs {
-    /// `default_authorities` is for hosts without a file of their own; `identity` is the certificate and key for servers that ask
-    /// for one.
+    /// `default_authorities` is for hosts without a file of their own; `identity` is the certificate and key
+    /// for servers that ask for one.
     ///
     /// # Errors
     /// [`TlsError`]: the certificate or its key cannot be used.
@@ -160,9 +164,9 @@ impl ServerCertVerifier for ByAuthority {
             Err(InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.name_matters => Ok(ServerCertVerified::assertion()),
-            // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web PKI
-            // refuses at the end of a chain. Whoever names that very certificate as the authority means it, and
-            // libpq takes it.
+            // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web
+            // PKI refuses at the end of a chain. Whoever names that very certificate as the authority means
+            // it, and libpq takes it.
             Err(InvalidCertificate(CertificateError::Other(_)))
                 if self.pinned.iter().any(|pinned| pinned == end_entity) =>
             {
@@ -241,11 +245,12 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// The `tls-server-end-point` channel binding of a certificate (RFC 5929, section 4.1): its hash, by the hash its
-/// signature uses, and SHA-256 instead of MD5 and SHA-1. `None` where the signature names no single hash (Ed25519,
-/// RSA-PSS); then there is no channel binding.
+/// The `tls-server-end-point` channel binding of a certificate (RFC 5929, section 4.1): its hash, by the hash
+/// its signature uses, and SHA-256 instead of MD5 and SHA-1. `None` where the signature names no single hash
+/// (Ed25519, RSA-PSS); then there is no channel binding.
 pub fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OBJECT IDENTIFIER, … }, … }
+    // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OBJECT IDENTIFIER, …
+    // }, … }
     let (0x30, fields, _) = der_element(certificate)? else { return None };
     let (0x30, _, behind_tbs) = der_element(fields)? else { return None };
     let (0x30, algorithm, _) = der_element(behind_tbs)? else { return None };
