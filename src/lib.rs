@@ -8,8 +8,8 @@
 //!   admin console, metrics.
 //! - [`wire`]: PostgreSQL's messages and streams. It has never heard of tenants or pools.
 //!
-//! Allowed use is `cli -> control_path -> data_path -> wire, config`. The data path asks for logins and tenants through
-//! a trait of its own, [`data_path::directory::Directory`].
+//! Allowed use is `cli -> control_path -> data_path -> wire, config`. The data path asks for logins and
+//! tenants through a trait of its own, [`data_path::directory::Directory`].
 //!
 //! What holds everywhere:
 //!
@@ -20,7 +20,7 @@
 //! 3. An employee session belongs to one tenant for life. Only a service login may change tenant, only outside
 //!    a transaction, only to a tenant it is granted.
 //! 4. A server goes back to its pool only when replies owed are zero, status is idle, no cancel is in flight
-//!    and every trace of the session is undone. Every doubt closes it instead.
+//!    and every trace of the session is undone. In doubt the server is closed.
 //! 5. After startup only the relay moves bytes; bodies it need not read are passed on unread and uncopied.
 //! 6. Every queue, map, cache, buffer and wait has a limit, with a name in `config/mod.rs` where an operator may change it.
 //! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.

@@ -1,4 +1,4 @@
-//! Where clients arrive. Every worker accepts from the same sockets; whoever comes first serves the login.
+//! Accepts clients. Every worker accepts from the same sockets and serves the logins that it accepts.
 
 use std::{
     io,
@@ -23,10 +23,10 @@ use crate::{
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// How long nothing is accepted when descriptors have run out, instead of spinning.
+/// The pause after `accept` has failed, so that a worker without free descriptors does not spin.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The sockets clients connect to, bound before anybody is served.
+/// The listening sockets, bound before the first client is served.
 #[derive(Debug)]
 pub struct Listeners {
     tcp: Vec<std::net::TcpListener>,
@@ -55,13 +55,13 @@ impl Listeners {
         Ok(Self { tcp, unix })
     }
 
-    /// Where TCP clients can connect; port 0 has become a real one.
+    /// The TCP addresses in use; a configured port 0 is replaced by the real one.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
-    /// Whoever connects from now on is refused by the kernel, or served by the process that listens there as well. What
-    /// stays open without being accepted from would keep clients waiting until this process ends.
+    /// Closes the sockets. The kernel then refuses new clients, or gives them to another process that listens
+    /// there. An open socket without `accept` would let clients wait until this process ends.
     pub fn close(&mut self) {
         self.tcp.clear();
         if let Some((_, path)) = self.unix.take() {
@@ -114,7 +114,7 @@ impl Drop for Listeners {
     }
 }
 
-/// Clients are accepted as long as this lives.
+/// Accepting ends when this is dropped.
 #[derive(Debug)]
 pub struct Accepting {
     _stop: tokio::sync::watch::Sender<()>,
@@ -123,7 +123,7 @@ pub struct Accepting {
 fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    // A second process may take over while this one drains.
+    // A new process may listen on the same port while this one drains.
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -148,7 +148,8 @@ fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
-/// What a client's socket has, or inherits from the listening one: six system calls for each client otherwise.
+/// Sets the options of a client's socket. A client's socket inherits those of the listening one, which saves
+/// six system calls for each client.
 fn set_options(socket: SockRef<'_>, config: &Config) {
     let _ = socket.set_tcp_nodelay(true);
     let _ = config.timeouts.client_keepalive.apply(&socket);
@@ -161,17 +162,17 @@ async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
         match listener.accept().await {
             Ok((socket, address)) => {
                 let config = proxy.config.load();
-                // A reload since. Who was in the backlog already has inherited what was.
+                // The configuration was reloaded. Sockets in the backlog have inherited the old options.
                 if !Arc::ptr_eq(&config, &inherited) {
                     inherited = config.clone();
                     set_options(SockRef::from(&listener), &config);
                     set_options(SockRef::from(&socket), &config);
                 }
-                receive(socket.into(), Some(address.ip().to_canonical()), &proxy);
+                spawn_client(socket.into(), Some(address.ip().to_canonical()), &proxy);
             }
             Err(error) => {
-                let turned_away = spare.with(|| listener.poll_accept_now());
-                recover(error, turned_away.map(Stream::from)).await;
+                let rejected = spare.with(|| listener.poll_accept_now());
+                recover(error, rejected.map(Stream::from)).await;
             }
         }
     }
@@ -180,23 +181,23 @@ async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
 async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>, spare: &Spare) {
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => receive(socket.into(), None, &proxy),
+            Ok((socket, _)) => spawn_client(socket.into(), None, &proxy),
             Err(error) => {
-                let turned_away = spare.with(|| listener.poll_accept_now());
-                recover(error, turned_away.map(Stream::from)).await;
+                let rejected = spare.with(|| listener.poll_accept_now());
+                recover(error, rejected.map(Stream::from)).await;
             }
         }
     }
 }
 
-/// A client has come: it is served by a task of its own.
-fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
+/// Serves an accepted client in a task of its own.
+fn spawn_client(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     let config = proxy.config.load();
     match proxy.connection_limits.enter(peer, &config.limits) {
         Some(permit) => drop(tokio::spawn(serve_client(stream, permit, proxy.clone()))),
         None => {
             proxy.metrics.login_refused(&ClientError::TooManyClients);
-            let Some(counted) = proxy.connection_limits.turn_away(&config.limits) else { return };
+            let Some(counted) = proxy.connection_limits.reject(&config.limits) else { return };
             drop(tokio::spawn(async move {
                 refuse(stream, &ClientError::TooManyClients).await;
                 drop(counted);
@@ -205,19 +206,19 @@ fn receive(stream: Stream, peer: Option<IpAddr>, proxy: &Arc<Proxy>) {
     }
 }
 
-/// `accept` failed: no error of it ends the acceptor.
-async fn recover(error: io::Error, turned_away: Option<Stream>) {
-    if let Some(stream) = turned_away {
+/// Handles a failed `accept`; accepting goes on after any error.
+async fn recover(error: io::Error, rejected: Option<Stream>) {
+    if let Some(stream) = rejected {
         refuse(stream, &ClientError::TooManyClients).await;
     }
-    // A client that left before it was accepted is nothing to wait for.
+    // After a client that left before it was accepted, no pause is needed.
     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
         warn!(%error, "cannot accept clients");
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// One descriptor kept back, to be able to say no when all others are used.
+/// A reserved file descriptor, so that a client can be refused with an error when all others are in use.
 #[derive(Debug)]
 struct Spare(Mutex<Option<std::fs::File>>);
 
@@ -226,7 +227,7 @@ impl Spare {
         Self(Mutex::new(std::fs::File::open("/dev/null").ok()))
     }
 
-    /// Does `what` with one descriptor more than there are.
+    /// Runs `what` with the reserved descriptor free.
     fn with<T>(&self, what: impl FnOnce() -> Option<T>) -> Option<T> {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         drop(spare.take().or_else(|| std::fs::File::open("/dev/null").ok())?);

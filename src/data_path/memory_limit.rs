@@ -1,14 +1,14 @@
-//! What clients make the proxy keep, counted in bytes that are allocated, against a limit of the session, of its tenant and
-//! of the process.
+//! Counts the bytes that the proxy allocates for clients, against limits of the session, its tenant and the
+//! process.
 //!
 //! ```text
-//! process ◀─ tenant ◀─ session              what waits for one client, what it has SET, the names of its statements
+//! process ◀─ tenant ◀─ session              unsent bytes, settings, names of statements
 //!                   ◀─ its statements       prepared texts, which its sessions share
 //! ```
 //!
-//! Every account may take as much as it leaves free for the others of its parent: one tenant alone gets half of the process,
-//! two get a third each, and there is always room for one more. So a limit is never exceeded by those who share it, and
-//! whoever takes much is refused before whoever takes little.
+//! An account may use at most as much as it leaves free in its parent: one tenant gets half of the process,
+//! two get a third each, and there is always room for one more. So accounts with large use are refused before
+//! those with little.
 
 use std::{
     collections::HashMap,
@@ -20,21 +20,21 @@ use std::{
 
 use crate::{config::Limits, error::Limit};
 
-/// Bytes that the allocator needs for each piece, beside what is asked for.
+/// The allocator's overhead for each allocation, in bytes.
 pub const PIECE_BYTES: usize = 16;
 
-/// Bytes that are kept for somebody.
+/// The bytes of a session, a tenant, or the process.
 #[derive(Debug)]
 pub struct Account {
     limit: Limit,
     max: AtomicUsize,
     used: AtomicUsize,
-    /// What is counted here is counted there as well.
+    /// The accounts that count the same bytes too.
     parents: Box<[Arc<Account>]>,
 }
 
 impl Default for Account {
-    /// Counts, and refuses nothing.
+    /// An account without a limit.
     fn default() -> Self {
         Self {
             limit: Limit::Process,
@@ -46,34 +46,34 @@ impl Default for Account {
 }
 
 impl Account {
-    /// Of so many bytes at most.
+    /// An account of at most `max` bytes.
     pub fn new(limit: Limit, max: usize, parents: &[&Arc<Self>]) -> Arc<Self> {
         let parents = parents.iter().map(|parent| (*parent).clone()).collect();
         Arc::new(Self { limit, max: max.into(), used: AtomicUsize::new(0), parents })
     }
 
-    /// Bytes that are kept.
+    /// The bytes in use.
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
 
-    /// Bytes that may be kept.
+    /// The limit in bytes.
     pub fn max(&self) -> usize {
         self.max.load(Relaxed)
     }
 
-    /// The configuration has changed. What is kept already stays.
+    /// Changes the limit. Bytes in use are not affected.
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Relaxed);
     }
 
-    /// Bytes that may be kept by that limit, if it is one of this account's or of those above it.
+    /// The value of a limit of this account or its parents; `None` if it is another account's.
     pub fn max_of(&self, limit: Limit) -> Option<usize> {
         let own = (self.limit == limit).then(|| self.max());
         own.or_else(|| self.parents.iter().find_map(|parent| parent.max_of(limit)))
     }
 
-    /// Whether so many bytes more may be kept.
+    /// Checks whether this many more bytes may be used.
     ///
     /// # Errors
     /// The limit that would be exceeded.
@@ -98,29 +98,29 @@ impl Account {
     }
 }
 
-/// Bytes that count for as long as this lives.
+/// Charged bytes. Drop returns them.
 #[derive(Debug, Default)]
 pub struct Charge {
-    /// `None`: nothing has ever been counted.
+    /// `None`: nothing was charged yet.
     account: Option<Arc<Account>>,
     bytes: usize,
 }
 
 impl Charge {
-    /// Counts bytes that are kept whatever the limits say.
+    /// Charges bytes without a check of the limits.
     pub fn new(account: &Arc<Account>, bytes: usize) -> Self {
         let mut charge = Self::default();
         charge.set(account, bytes);
         charge
     }
 
-    /// Bytes that count now.
+    /// The charged bytes.
     #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Counts so many from now on, in this account.
+    /// Sets the charged bytes, in this account.
     pub fn set(&mut self, account: &Arc<Account>, bytes: usize) {
         match &self.account {
             Some(before) if Arc::ptr_eq(before, account) => account.change(self.bytes, bytes),
@@ -133,10 +133,10 @@ impl Charge {
         self.bytes = bytes;
     }
 
-    /// The same, unless there would be too much.
+    /// The same with a check of the limits.
     ///
     /// # Errors
-    /// The limit that would be exceeded; what counted before still does.
+    /// The limit that would be exceeded; the charge does not change.
     pub fn try_set(&mut self, account: &Arc<Account>, bytes: usize) -> Result<(), Limit> {
         let same = self.account.as_ref().is_some_and(|before| Arc::ptr_eq(before, account));
         let more = bytes.saturating_sub(if same { self.bytes } else { 0 });
@@ -147,7 +147,7 @@ impl Charge {
         Ok(())
     }
 
-    /// Nothing counts any more.
+    /// Returns all charged bytes.
     #[inline]
     pub fn clear(&mut self) {
         if self.bytes > 0 {
@@ -167,17 +167,17 @@ impl Drop for Charge {
 /// The accounts of a process.
 #[derive(Debug)]
 pub struct Accounts {
-    /// Of all tenants.
+    /// All tenants.
     pub process: Arc<Account>,
-    /// Of the prepared statements of all tenants, which count in the process as well.
+    /// The prepared statements of all tenants; they count in the process too.
     pub statements: Arc<Account>,
-    /// Of sessions that have chosen no tenant.
+    /// Sessions without a tenant.
     pub nowhere: Arc<Account>,
     by_tenant: Mutex<HashMap<i64, Weak<Account>>>,
 }
 
 impl Accounts {
-    /// Nothing is kept yet.
+    /// Accounts with these limits and no bytes in use.
     pub fn new(limits: &Limits) -> Self {
         let process = Account::new(Limit::Process, limits.memory_max, &[]);
         Self {
@@ -188,7 +188,7 @@ impl Accounts {
         }
     }
 
-    /// The configuration is this from now on.
+    /// Applies a changed configuration.
     pub fn limit(&self, limits: &Limits) {
         self.process.set_max(limits.memory_max);
         self.statements.set_max(limits.prepared_bytes_max);
@@ -198,10 +198,10 @@ impl Accounts {
         self.nowhere.set_max(limits.tenant_memory_max);
     }
 
-    /// A tenant's, the same as long as anybody has it.
+    /// The account of a tenant; shared while it is in use.
     pub fn of_tenant(&self, id: i64, limits: &Limits) -> Arc<Account> {
         let mut all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
-        // The dead are swept when the map would have to grow.
+        // Unused entries are removed when the map would have to grow.
         if all.len() == all.capacity() {
             all.retain(|_, account| account.strong_count() > 0);
         }
@@ -213,7 +213,7 @@ impl Accounts {
         account
     }
 
-    /// Every tenant's that somebody has.
+    /// The accounts of tenants that are in use.
     pub fn tenants(&self) -> Vec<(i64, Arc<Account>)> {
         let all = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter_map(|(id, account)| Some((*id, account.upgrade()?))).collect()
@@ -267,7 +267,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken and given up, in whichever order: nothing is lost, and no limit is exceeded.
+        /// Charges and returns in any order leave the right sum and never exceed a limit.
         #[test]
         fn what_is_kept_is_what_counts(steps in prop::collection::vec((0..6_usize, 0..400_usize), 1..200)) {
             let process = Account::new(Limit::Process, 1000, &[]);

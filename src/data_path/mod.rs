@@ -39,8 +39,8 @@ use crate::{
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
 
-/// Serves one client from its first byte to its last. A stage that fails ends the connection, with an error for the client if it
-/// can still read one.
+/// Serves one client from its first byte to its last. A stage that fails ends the connection, with an error
+/// for the client if it can still read one.
 pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: Arc<Proxy>) {
     let config = proxy.config.load_full();
     let login = permit.limit_login(config.timeouts.client_login, async {

@@ -1,4 +1,4 @@
-//! What all clients share: configuration, directory, pools, sessions, and who is at the door.
+//! The state that all clients share: configuration, directory, pools, sessions, connection limits.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -28,29 +28,29 @@ use crate::{
     wire::{stream::Stream, tls::towards_clients::ClientTlsAcceptor},
 };
 
-/// An administrator who has logged in.
+/// An authenticated administrator.
 #[derive(Debug)]
 pub struct ConsoleClient {
     /// The connection, on the runtime that accepted it.
     pub stream: Stream,
-    /// What it said at startup; `leftover` is what it has sent since.
+    /// The startup packet; `unread` has the bytes received after it.
     pub packet: StartupPacket,
-    /// Who.
+    /// The login.
     pub login: Arc<Login>,
     /// May only SHOW.
     pub read_only: bool,
-    /// To be sent with the first write.
+    /// Bytes for the first write.
     pub unsent: Vec<u8>,
-    /// What there is to see.
+    /// The state to show.
     pub proxy: Arc<Proxy>,
-    /// Its place among the clients.
+    /// The client's permit.
     pub permit: ConnectionPermit,
 }
 
-/// The admin console; the control path has it.
+/// The admin console; the control path implements it.
 pub type Console = Arc<dyn Fn(ConsoleClient) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// Passes a cancel request for another node's session on; the control path knows how.
+/// Forwards a cancel request for a session of another node; the control path implements it.
 pub type ClusterCancel = Arc<dyn Fn(i32, Vec<u8>) + Send + Sync>;
 
 /// What all clients share.
@@ -69,17 +69,17 @@ pub struct Proxy {
     pub workers: Vec<Arc<Worker>>,
     /// The admin console.
     pub console: Console,
-    /// Cancels that are not ours.
+    /// For cancel requests of other nodes' sessions.
     pub foreign_cancel: ClusterCancel,
-    /// Who is at the door.
+    /// The limits of connections.
     pub connection_limits: Arc<ConnectionLimits>,
-    /// Whose login is next.
+    /// The limit of logins at a time.
     pub login_turns: Arc<LoginTurns>,
-    /// What slows guessing down.
+    /// Recent failures of logins.
     pub failed_logins: FailedLogins,
-    /// What slows down changes of one's own password.
+    /// The limit of password changes.
     pub password_pace: PasswordPace,
-    /// Counters that belong to no pool.
+    /// Counters of no pool.
     pub metrics: Arc<Metrics>,
 }
 
@@ -102,8 +102,9 @@ impl Proxy {
         }
     }
 
-    /// Serves a cancel request: here, or by whichever node has the session. Returns when it has settled here; an unknown key
-    /// is not told apart. In session mode clients name their servers' process numbers, which do not tell the node.
+    /// Serves a cancel request, or forwards it to the node that has the session. Returns when the cancel is
+    /// complete here. An unknown key makes no difference. In session mode the process number is a server's
+    /// and does not tell the node.
     pub async fn cancel(&self, process_id: i32, secret: &[u8]) {
         if let Some(session) = self.sessions.find(process_id, secret) {
             let _ = session.cancel().await;
@@ -112,15 +113,15 @@ impl Proxy {
         }
     }
 
-    /// Something changed in the central database: pools and sessions it concerns follow.
+    /// Applies a change in the central database to the pools and sessions that it affects.
     pub async fn apply(&self, change: DirectoryChange) {
         self.directory.forget(&change);
-        // Between the two: whoever logs in meanwhile either is among the sessions when they are walked, or sees this.
+        // Before the sessions are visited: a login in progress is among them, or sees this count.
         self.connection_limits.changed();
         match change {
             DirectoryChange::Tenant(id) => self.tenant_changed(id).await,
             DirectoryChange::Login(id) => self.logins_changed(|session| session.login.id == id).await,
-            // Nobody can be there by a name that was not.
+            // No session can use a name that is new.
             DirectoryChange::TenantName(_) | DirectoryChange::LoginName(_) => {}
             DirectoryChange::Host(name) => self.tenants_changed(|host| host == name).await,
             DirectoryChange::Everything => {
@@ -143,7 +144,7 @@ impl Proxy {
     async fn tenant_changed(&self, id: i64) {
         let tenant = match self.directory.tenant_by_id(id).await {
             Ok(tenant) => tenant,
-            // Sessions go on; the next notice, or the reconnect, tells again.
+            // Sessions go on; the next notification or the reconnect repeats the change.
             Err(error) => {
                 return warn!(tenant = id, side = "central", %error, "cannot look up a changed tenant");
             }
@@ -190,8 +191,7 @@ impl Proxy {
         }
     }
 
-    /// A session that has just begun, while something changed between the look-up of its login and its registration: it
-    /// was not among those that were told.
+    /// Applies the changes that a session missed between the look-up of its login and its registration.
     pub async fn look_again_at(&self, session: &SessionHandle) {
         self.login_changed(session).await;
         let Some(place) = session.place() else { return };
@@ -203,7 +203,10 @@ impl Proxy {
         }
     }
 
-    /// The tenant's pool and a place in it, if there is room for one more session.
+    /// Enters the tenant's pool. The session counts there until the returned guard is dropped.
+    ///
+    /// # Errors
+    /// [`ClientError::TooManyClientsOfTenant`], or the pool cannot be made.
     pub(in crate::data_path) async fn enter_pool(
         &self,
         tenant: &Arc<Tenant>,

@@ -54,8 +54,8 @@ pub struct AuthenticatedClient {
 }
 
 impl AuthenticatedClient {
-    /// Takes the connection out of this thread's reactor if the pool's worker is another one. `None`: that failed, and the
-    /// connection is closed.
+    /// Takes the connection out of this thread's reactor if the pool's worker is another one. `None`: that
+    /// failed, and the connection is closed.
     pub fn leave_for(mut self, pool: &Pool) -> Option<Self> {
         if !pool.worker.is_this_thread()
             && let Err(error) = self.stream.detach()
@@ -89,8 +89,8 @@ pub async fn apply_missed_changes(permit: &ConnectionPermit, session: &SessionHa
     }
 }
 
-/// Starts the session on the tenant's worker: obtains the startup parameter status, registers the session and prepares the
-/// replies that end the login. `None`: the client was refused.
+/// Starts the session on the tenant's worker: obtains the startup parameter status, registers the session and
+/// prepares the replies that end the login. `None`: the client was refused.
 pub async fn greet(
     mut client: AuthenticatedClient,
     pool: Arc<Pool>,
@@ -169,8 +169,8 @@ pub async fn greet(
     Some(relay)
 }
 
-/// Returns the startup parameter status for a client with these settings, in session mode also the session's server, and
-/// the memory charge of the settings.
+/// Returns the startup parameter status for a client with these settings, in session mode also the session's
+/// server, and the memory charge of the settings.
 async fn startup_status(
     pool: &Arc<Pool>,
     settings: Settings,

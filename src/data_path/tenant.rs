@@ -1,4 +1,4 @@
-//! Who a tenant is, who may log in, and which tenant a session belongs to.
+//! The records of tenants, hosts and logins.
 //!
 //! The records here are what a [directory](crate::data_path::directory) reads from the central database, with
 //! the sealed passwords already opened. Sessions hold them by `Arc` and never ask again (invariant 1).
@@ -10,25 +10,25 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::config::{PoolMode, TlsMode};
 
-/// A customer with a database of its own: one row of `pglobby.tenants`, credentials opened.
+/// A customer with a database of its own: a row of `pglobby.tenants` with opened credentials.
 #[derive(Debug)]
 pub struct Tenant {
     /// `tenants.id`; never reused, so it names pools and metrics across renames.
     pub id: i64,
-    /// `tenants.name`, what clients ask for.
+    /// `tenants.name`, the name that clients use.
     pub name: String,
-    /// Where its database lives.
+    /// The host of its database.
     pub host: Arc<Host>,
     /// The database on that host.
     pub database: String,
-    /// What sessions with read_write access log in to the server as.
+    /// The server credential of sessions with read_write access.
     pub read_write: Credential,
     /// What sessions with read_only access log in as; a role that cannot write. `None`: no such role was
     /// made, and read_only sessions are refused.
     pub read_only: Option<Credential>,
     /// Whether sessions may enter.
     pub status: TenantStatus,
-    /// The operator's words for a suspension; clients read them.
+    /// The operator's reason for a suspension; clients receive it.
     pub status_reason: Option<String>,
     /// Closed, but sessions may finish the transaction they are in.
     pub drain: bool,
@@ -54,7 +54,7 @@ pub struct Tenant {
 /// `tenants.status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TenantStatus {
-    /// Being made; not yet open.
+    /// Being created; not open yet.
     Provisioning,
     /// Open.
     Active,
@@ -62,7 +62,7 @@ pub enum TenantStatus {
     Suspended,
     /// Being removed.
     Dropping,
-    /// Gone; the row stays as a tombstone.
+    /// Dropped; the row stays as a tombstone.
     Dropped,
 }
 
@@ -75,16 +75,16 @@ pub enum Access {
     ReadOnly,
 }
 
-/// Where a session is.
+/// A tenant and the rights in it.
 #[derive(Debug, Clone)]
 pub struct TenantAccess {
     /// The tenant.
     pub tenant: Arc<Tenant>,
-    /// With what rights.
+    /// The rights.
     pub access: Access,
 }
 
-/// What we present to a server. The password is never printed: `Debug` redacts it, drop zeroises it.
+/// The credential for a server. `Debug` redacts the password; drop zeroises it.
 #[derive(Debug, Clone)]
 pub struct Credential {
     /// Role name on the server.
@@ -93,14 +93,14 @@ pub struct Credential {
     pub password: SecretString,
 }
 
-/// A PostgreSQL cluster that tenant databases live on: one row of `pglobby.hosts`.
+/// A PostgreSQL cluster with tenant databases: a row of `pglobby.hosts`.
 #[derive(Debug)]
 pub struct Host {
     /// `hosts.name`.
     pub name: String,
-    /// Where it listens.
+    /// The address it listens on.
     pub address: HostAddress,
-    /// How to encrypt, with libpq's meaning.
+    /// Encryption, with libpq's meaning.
     pub tls_mode: TlsMode,
     /// PEM file of certificate authorities; `None`: the system's.
     pub tls_root_ca: Option<PathBuf>,
@@ -108,7 +108,7 @@ pub struct Host {
     pub max_connections: Option<u32>,
 }
 
-/// Where a host listens.
+/// The address that a host listens on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostAddress {
     /// TCP; `name` is a DNS name or an address literal.
@@ -127,20 +127,20 @@ pub enum HostAddress {
     },
 }
 
-/// Who may log in: one row of `pglobby.logins` with its grants.
+/// A login: a row of `pglobby.logins` with its grants.
 #[derive(Debug)]
 pub struct Login {
     /// `logins.id`.
     pub id: i64,
     /// `logins.name`, unique over employees of all tenants, service logins and administrators.
     pub name: String,
-    /// Where it may go.
+    /// Its kind, which decides where it has access.
     pub kind: LoginKind,
     /// The SCRAM-SHA-256 verifier as PostgreSQL spells it, `SCRAM-SHA-256$<it>:<salt>$<stored>:<server>`.
     pub verifier: SecretString,
-    /// Refused from then on.
+    /// The login is refused from then on.
     pub valid_until: Option<SystemTime>,
-    /// Refused.
+    /// The login is refused.
     pub disabled: bool,
     /// Client addresses that may use it; empty: all.
     pub allow_from: Vec<IpNet>,
@@ -153,7 +153,7 @@ impl Login {
         self.still_admits_by(before, &before.verifier, peer)
     }
 
-    /// The same of somebody who has given the login this verifier since.
+    /// The same for a session that has set this verifier since.
     pub fn still_admits_by(&self, before: &Self, verifier: &SecretString, peer: Option<IpAddr>) -> bool {
         self.id == before.id
             && self.verifier.expose_secret() == verifier.expose_secret()
@@ -163,14 +163,14 @@ impl Login {
     }
 }
 
-/// Where a login may go.
+/// The kind of a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoginKind {
     /// A person or program of one tenant.
     Employee {
         /// The tenant's id.
         tenant_id: i64,
-        /// The tenant's name, so that a login alone says where to go.
+        /// The tenant's name, for a client that names no tenant.
         tenant_name: String,
         /// What it may do there.
         access: Access,
@@ -192,28 +192,28 @@ pub enum LoginKind {
 /// One row of `pglobby.login_tenants`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Where to.
+    /// The tenant's id.
     pub tenant_id: i64,
     /// What the login may do there.
     pub access: Access,
-    /// It has not been dropped.
+    /// The tenant has not been dropped.
     pub living: bool,
 }
 
-/// What changed in the central database, as told by `NOTIFY pglobby_changed`.
+/// A change in the central database, from `NOTIFY pglobby_changed`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DirectoryChange {
     /// A tenant's row, by id.
     Tenant(i64),
     /// A login's row or its grants, by id.
     Login(i64),
-    /// A tenant of this name has come into being.
+    /// A tenant with this name was created or renamed.
     TenantName(String),
-    /// A login of this name has.
+    /// A login with this name was created or renamed.
     LoginName(String),
     /// A host's row, by name.
     Host(String),
-    /// The notifying connection was lost for a while: everything may have changed.
+    /// Notifications may have been lost: everything may have changed.
     Everything,
 }
 

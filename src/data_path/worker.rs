@@ -1,7 +1,7 @@
-//! The threads that move bytes: each a `current_thread` runtime with its own reactor.
+//! The worker threads that move bytes. Each is a `current_thread` runtime with its own reactor.
 //!
-//! A tenant belongs to one worker: its sessions and servers are registered with one reactor, so that nothing on the way
-//! of a query wakes another thread.
+//! A tenant belongs to one worker: its sessions and servers use the same reactor, so that a query wakes no
+//! other thread.
 
 use std::{
     future::Future,
@@ -16,13 +16,13 @@ use std::{
 
 use tokio::{runtime::Handle, sync::oneshot};
 
-/// How coarse the clock is, and how often deadlines are walked.
+/// The resolution of the coarse clock.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// The most by which the clock moves on at once.
+/// The largest step of the clock.
 const STEP_MAX: Duration = Duration::from_secs(1);
 
-/// Time that the process has run, read for the price of a load; behind by up to [`TICK`].
+/// The time since the process started, behind by up to [`TICK`]. A read costs one load.
 #[derive(Debug, Default)]
 pub struct Clock {
     now_ms: AtomicU64,
@@ -41,8 +41,8 @@ impl Clock {
         self.now_ms.load(Ordering::Relaxed) as u32
     }
 
-    /// Moves the clock on by what has passed since `last`, but no further than [`STEP_MAX`]: when a process that was
-    /// stopped for a while goes on, its timers do not all fire at once.
+    /// Advances the clock by the time since `last`, at most [`STEP_MAX`], so that timers do not all fire at
+    /// once after the process was stopped for a while.
     fn tick(&self, last: &mut Instant) {
         let passed = std::mem::replace(last, Instant::now()).elapsed().min(STEP_MAX);
         self.now_ms.fetch_add(u64::try_from(passed.as_millis()).unwrap_or(0), Ordering::Relaxed);
@@ -52,15 +52,15 @@ impl Clock {
 /// One worker thread.
 #[derive(Debug)]
 pub struct Worker {
-    /// From 0.
+    /// The worker's number, from 0.
     pub index: usize,
     handle: Handle,
-    /// The same for all; the first worker keeps it.
+    /// All workers share it; the first one advances it.
     pub clock: Arc<Clock>,
 }
 
 impl Worker {
-    /// Whether the caller, a task, runs on this worker.
+    /// Whether the calling task runs on this worker.
     pub fn is_this_thread(&self) -> bool {
         Handle::current().id() == self.handle.id()
     }
@@ -71,7 +71,7 @@ impl Worker {
     }
 }
 
-/// All worker threads. Dropping it ends them, and with them every session.
+/// All worker threads. Drop ends them and all sessions.
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Arc<Worker>>,
@@ -82,7 +82,7 @@ impl Workers {
     /// Starts `count` of them.
     ///
     /// # Errors
-    /// The operating system's, if a thread or a reactor cannot be had.
+    /// The operating system's: a thread or a reactor cannot be created.
     pub fn start(count: usize) -> io::Result<Self> {
         let mut all = Self { workers: Vec::new(), threads: Vec::new() };
         let clock = Arc::new(Clock::default());
@@ -113,7 +113,7 @@ impl Workers {
 
     /// The worker that a tenant belongs to.
     pub fn of(workers: &[Arc<Worker>], tenant_id: i64) -> Option<&Arc<Worker>> {
-        // Ids are handed out in order: neighbours go to different workers.
+        // Ids are consecutive, so neighbours go to different workers.
         let index = usize::try_from(tenant_id.unsigned_abs()).unwrap_or(0) % workers.len().max(1);
         workers.get(index)
     }

@@ -1,39 +1,40 @@
-//! Finding messages in a stream of bytes, in one place for both directions.
+//! Finds the messages in a stream of bytes, for both directions.
 //!
-//! Only the five bytes of a header are read, unless the caller asks for more; bodies come out as slices of the chunk
-//! they arrived in, uncopied. What a chunk leaves incomplete is held back only as far as somebody needs it whole.
+//! Only the five bytes of a header are read, unless the caller needs more. Bodies are slices of the received
+//! chunk and are not copied. Bytes of an incomplete message are held only if the caller needs them together.
 //! Pure: any split of a stream gives the same messages (property test below).
 //!
-//! Source: PostgreSQL documentation, "Message Formats": a type byte, a four-byte length that counts itself, a body.
+//! Source: PostgreSQL documentation, "Message Formats": a type byte, a four-byte length that counts itself, a
+//! body.
 
 /// Bytes of a message's header.
 pub const HEADER_BYTES: usize = 5;
 
-/// The names in front of a Parse, Bind, Describe or Close together take at most this much (8 KiB). PostgreSQL has no
-/// limit of its own here; drivers use some tens of bytes.
+/// The names in front of a Parse, Bind, Describe or Close together take at most this much (8 KiB). PostgreSQL
+/// has no limit of its own here; drivers use some tens of bytes.
 pub const NAMES_BYTES_MAX: usize = 8 * 1024;
 
-/// A held message's buffer is given back when it grew past this.
+/// The buffer of a held message is freed if it is larger than this.
 const HELD_BYTES_KEPT: usize = 1024;
 
-/// How much of a message the caller must see at once.
+/// How much of a message the caller needs at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// The type and length only; the body may come in pieces.
     Header,
     /// The body's first `n` zero-terminated strings; the rest may come in pieces.
     Strings(u8),
-    /// All of it. The caller has judged the length: the framer holds up to that many bytes.
+    /// The whole message. The caller has checked the length, because the framer holds up to that many bytes.
     Whole,
 }
 
-/// Bytes that are not the protocol.
+/// A violation of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The length does not even count itself, or is more than the type allows.
+    /// The length is less than four, or more than the type allows.
     #[error("invalid message length")]
     Length,
-    /// No such message in this direction.
+    /// There is no such message in this direction.
     #[error("invalid message type {0}")]
     Type(u8),
     /// Names longer than [`NAMES_BYTES_MAX`], or a string that does not end within its message.
@@ -51,11 +52,11 @@ pub enum Piece<'a> {
         /// Header and body.
         bytes: &'a [u8],
     },
-    /// Header and the first part of a body that goes on in [`Piece::Rest`].
+    /// Header and the first part of a body; [`Piece::Rest`] has the other parts.
     First {
         /// The type byte.
         tag: u8,
-        /// Header and as much of the body as is there, at least what was needed.
+        /// Header and the received part of the body, at least as much as was needed.
         bytes: &'a [u8],
     },
     /// More of the body.
@@ -68,7 +69,7 @@ pub enum Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// The bytes, whichever part they are.
+    /// The bytes of this piece.
     pub fn bytes(&self) -> &'a [u8] {
         match self {
             Self::Whole { bytes, .. } | Self::First { bytes, .. } | Self::Rest { bytes, .. } => bytes,
@@ -76,34 +77,34 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Where a stream stands between two chunks.
+/// The state of a stream between two chunks.
 #[derive(Debug, Default)]
 pub struct Framer {
-    /// The beginning of a message that must be seen further than it has arrived.
+    /// The beginning of a message of which more is needed.
     held: Vec<u8>,
-    /// `held` went out as a piece; it is empty from the next call on.
+    /// `held` was returned as a piece; the next call clears it.
     delivered: bool,
-    /// Body bytes still to come of a message that is passed on in pieces.
+    /// Remaining body bytes of a message that is returned in pieces.
     body_left: usize,
 }
 
 impl Framer {
-    /// Whether everything given so far came out as complete messages.
+    /// Whether all bytes so far were returned as complete messages.
     pub fn at_boundary(&self) -> bool {
         self.body_left == 0 && (self.held.is_empty() || self.delivered)
     }
 
-    /// Whether a message has gone out in part and the rest is still to come.
+    /// Whether a part of a message was returned and the rest has not arrived.
     pub fn mid_message(&self) -> bool {
         self.body_left > 0
     }
 
-    /// Bytes allocated for what is held back.
+    /// Bytes allocated for held bytes.
     pub fn held_bytes(&self) -> usize {
         self.held.capacity()
     }
 
-    /// Moves what is held back to the end of `inbox`, as if it had not arrived yet.
+    /// Moves the held bytes to the end of `inbox`, as if they had not arrived yet.
     #[inline]
     pub fn take_held(&mut self, inbox: &mut Vec<u8>) {
         if !self.held.is_empty() {
@@ -114,18 +115,18 @@ impl Framer {
         }
     }
 
-    /// The piece that came last was the beginning of a message, or all of it, and is to come again from its first byte.
+    /// Undoes the last piece, which began a message: the message will be returned again from its first byte.
     pub fn put_back(&mut self) {
         self.body_left = 0;
         self.forget_held();
     }
 
-    /// Takes the next piece off the front of `chunk`; `None` when the chunk is used up.
+    /// Takes the next piece from the front of `chunk`; `None` when the chunk is empty.
     ///
-    /// `need` is asked once for each header with type and length (which counts itself, not the type).
+    /// `need` is called once for each header with type and length (which includes itself, not the type).
     ///
     /// # Errors
-    /// [`FrameError`]; the stream cannot be followed any further then.
+    /// [`FrameError`]; the stream cannot be read any further.
     #[inline]
     pub fn next<'p, 'c: 'p>(
         &'p mut self,
@@ -135,8 +136,8 @@ impl Framer {
         self.next_within(chunk, need, |_| true)
     }
 
-    /// The same; `may_hold` is asked, once for a message that is needed whole and has come in part, whether so many bytes may
-    /// be held. Where they may not, the message comes in pieces.
+    /// The same. `may_hold` is called once for an incomplete message that is needed whole, with the bytes to
+    /// hold. If it returns `false`, the message is returned in pieces.
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -192,7 +193,7 @@ impl Framer {
         None
     }
 
-    /// A message whose beginning came in an earlier chunk: takes as much of this one as is needed.
+    /// Continues a message that began in an earlier chunk; takes only the bytes that are needed.
     #[cold]
     fn continue_held<'p>(
         &'p mut self,
@@ -270,10 +271,10 @@ fn has_strings(message: &[u8], count: u8) -> Result<bool, FrameError> {
     }
 }
 
-/// Splits a zero-terminated string off the front of a body.
+/// Takes a zero-terminated string from the front of a body.
 ///
 /// # Errors
-/// [`FrameError::Strings`] if no zero is there.
+/// [`FrameError::Strings`] if there is no zero byte.
 pub fn cstr<'a>(body: &mut &'a [u8]) -> Result<&'a [u8], FrameError> {
     let end = body.iter().position(|byte| *byte == 0).ok_or(FrameError::Strings)?;
     let (text, rest) = body.split_at(end);

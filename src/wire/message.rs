@@ -1,7 +1,7 @@
-//! The few messages we write ourselves, appended to a buffer.
+//! Appends messages to a buffer.
 //!
-//! Source: PostgreSQL documentation, "Message Formats". Every length is computed from what was written; strings that
-//! hold a NUL are cut there, so that one field can never become two.
+//! Source: PostgreSQL documentation, "Message Formats". Lengths are computed from the written bytes. A
+//! string is cut at a NUL, so that one field cannot become two.
 
 /// Severity of an ErrorResponse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,15 +22,15 @@ pub fn append(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     out[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-/// Appends a string and its NUL; what follows a NUL inside it is left out.
+/// Appends a string and a NUL; a string with a NUL inside is cut there.
 pub fn append_cstr(out: &mut Vec<u8>, text: &[u8]) {
     let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
     out.extend_from_slice(&text[..end]);
     out.push(0);
 }
 
-/// ErrorResponse, with the fields every client looks at (`S`, `V`, `C`, `M`), and one more: a hint (`H`), or the routine of
-/// PostgreSQL's that some clients look at (`R`).
+/// ErrorResponse with the fields `S`, `V`, `C`, `M`, and a hint (`H`) or the name of PostgreSQL's routine
+/// (`R`), which some clients read.
 pub fn error_response(
     out: &mut Vec<u8>,
     severity: Severity,
@@ -79,7 +79,7 @@ pub fn authentication_ok(out: &mut Vec<u8>) {
     append(out, b'R', |out| out.extend_from_slice(&0u32.to_be_bytes()));
 }
 
-/// Parse of a statement whose parameters have the types that PostgreSQL finds.
+/// Parse of a statement; PostgreSQL infers the types of its parameters.
 pub fn parse(name: &[u8], sql: &[u8], out: &mut Vec<u8>) {
     append(out, b'P', |out| {
         append_cstr(out, name);

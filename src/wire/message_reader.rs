@@ -1,7 +1,7 @@
-//! Whole messages, one at a time: how both sides are read until a session exists.
+//! Reads whole messages, one at a time, until a session exists. After that the relay reads (invariant 5).
 //!
-//! After that the relay reads, in its own way (invariant 5). Nothing is allocated because a length announces it:
-//! the buffer grows by what has arrived, and a length beyond the caller's limit is refused on the header alone.
+//! The buffer grows with the bytes that have arrived, not with an announced length. A length above the
+//! caller's limit is refused after the header.
 
 use std::io;
 
@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::wire::frame::HEADER_BYTES;
 
-/// Read at a time. Logins are short: most messages of one side arrive together and fit.
+/// Bytes for each read. Most messages of a login arrive together and fit.
 const READ_BYTES: usize = 2048;
 
-/// One message, header included, in a buffer of its own: whoever decodes it cannot run into the next.
+/// One message with its header, in a buffer of its own, so that decoding cannot read into the next message.
 #[derive(Debug)]
 pub struct Message {
     /// The whole message; at least five bytes.
@@ -35,10 +35,10 @@ impl Message {
 /// Why there is no next message.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The socket's own trouble.
+    /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The other side closed; `within` a message or between two.
+    /// The other side closed the connection, `within` a message or between two.
     #[error("the connection was closed{}", if *within { " in the middle of a message" } else { "" })]
     Closed {
         /// Whether part of a message had arrived.
@@ -49,29 +49,29 @@ pub enum ReadError {
     Length {
         /// The message's first byte.
         tag: u8,
-        /// What its length field says.
+        /// The value of its length field.
         announced: u32,
     },
 }
 
-/// Bytes that have arrived and have not been asked for.
+/// Received bytes that have not been returned yet.
 #[derive(Debug, Default)]
 pub struct MessageReader {
     buffer: BytesMut,
 }
 
 impl MessageReader {
-    /// Begins with bytes that somebody else has already read.
+    /// Begins with bytes that were read before.
     pub fn with_leftover(leftover: &[u8]) -> Self {
         Self { buffer: BytesMut::from(leftover) }
     }
 
-    /// The next message, whose length field may say `length_max` at most.
+    /// Reads the next message. Its length field may be `length_max` at most.
     ///
-    /// Nothing is lost where this is cancelled: what has arrived stays in the buffer.
+    /// Cancel safe: received bytes stay in the buffer.
     ///
     /// # Errors
-    /// [`ReadError`]; after any of them the stream is of no further use.
+    /// [`ReadError`]; the stream cannot be used after it.
     pub async fn next<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
@@ -91,8 +91,8 @@ impl MessageReader {
         }
     }
 
-    /// Resolves when the other side has closed. What it sends before is kept for later, up to `bytes_max`; beyond that
-    /// nothing is read, and the end is not seen. Nothing is lost where this is cancelled.
+    /// Returns when the other side has closed the connection. Bytes before the end are kept, up to
+    /// `bytes_max`; if there are more, this reads no further and does not see the end. Cancel safe.
     pub async fn end_of<S: AsyncRead + Unpin>(&mut self, stream: &mut S, bytes_max: usize) {
         while self.buffer.len() < bytes_max {
             self.buffer.reserve(READ_BYTES);
@@ -104,18 +104,18 @@ impl MessageReader {
         std::future::pending().await
     }
 
-    /// Whether the next message is there already, or is known to be none.
+    /// Whether the next message has arrived, or its header is invalid.
     pub fn has_message(&self, length_max: u32) -> bool {
         let announced = self.announced(length_max);
         announced.map_or(true, |total| total.is_some_and(|total| self.buffer.len() >= total))
     }
 
-    /// Whether the other side has sent more than was asked for.
+    /// Whether received bytes remain that were not returned.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    /// The whole size of the first message, once its header is there.
+    /// The size of the first message with its header; `None` until the header has arrived.
     fn announced(&self, length_max: u32) -> Result<Option<usize>, ReadError> {
         let Some((&[tag, a, b, c, d], _)) = self.buffer.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);

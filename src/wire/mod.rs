@@ -1,4 +1,4 @@
-//! PostgreSQL's messages and streams. Knows no tenant and no pool.
+//! PostgreSQL's messages and streams, without tenants or pools.
 
 pub mod frame;
 pub mod message;

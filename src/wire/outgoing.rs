@@ -1,23 +1,22 @@
-//! What a chunk becomes on its way to the other side.
+//! The bytes to write for one chunk that was read.
 //!
-//! Most chunks leave as they came: then this is just a range of the read buffer and the bytes are written from there.
-//! Only when something is left out, put in or rewritten are the bytes gathered in a scratch buffer, so that the
-//! other side still gets one write for one read.
+//! Most chunks are forwarded unchanged; then this is a range of the read buffer. If bytes are removed,
+//! inserted or rewritten, a scratch buffer gathers them, so that there is still one write for each read.
 
-/// A scratch buffer is used again up to this; one read with what is put in is shorter nearly always.
+/// The largest scratch buffer that is kept. One read with inserted bytes is nearly always smaller.
 const SCRATCH_BYTES_KEPT: usize = 256 * 1024;
 
-/// Gathers the bytes to write for one chunk read. Pure.
+/// Gathers the bytes to write for one chunk. Pure.
 #[derive(Debug)]
 pub struct Outgoing<'c> {
     chunk: &'c [u8],
-    /// The part of `chunk` that follows what is in `built`, if anything: start and end.
+    /// The start and end of the part of `chunk` that follows `built`.
     run: (usize, usize),
     built: &'c mut Vec<u8>,
 }
 
 impl<'c> Outgoing<'c> {
-    /// Starts with nothing. `scratch` is emptied, and given back where it has grown large.
+    /// Starts empty. `scratch` is cleared, and freed if it is large.
     #[inline]
     pub fn new(chunk: &'c [u8], scratch: &'c mut Vec<u8>) -> Self {
         scratch.clear();
@@ -27,7 +26,7 @@ impl<'c> Outgoing<'c> {
         Self { chunk, run: (0, 0), built: scratch }
     }
 
-    /// Passes bytes on. Costs nothing while they follow each other in the chunk; others are copied.
+    /// Forwards bytes. Bytes that follow each other in the chunk are not copied.
     #[inline]
     pub fn pass(&mut self, bytes: &[u8]) {
         let base = self.chunk.as_ptr() as usize;
@@ -43,7 +42,7 @@ impl<'c> Outgoing<'c> {
         }
     }
 
-    /// The place to append bytes of our own.
+    /// The buffer for inserted bytes.
     #[inline]
     pub fn build(&mut self) -> &mut Vec<u8> {
         self.settle();
@@ -59,7 +58,7 @@ impl<'c> Outgoing<'c> {
         }
     }
 
-    /// Bytes of our own so far, with those of the chunk before them.
+    /// Inserted bytes so far, with the bytes of the chunk before them.
     #[inline]
     pub fn built(&self) -> usize {
         self.built.len()

@@ -1,4 +1,4 @@
-//! What a server's ErrorResponse says.
+//! Parses a server's ErrorResponse.
 //!
 //! Source: PostgreSQL documentation, "Error and Notice Message Fields".
 
@@ -20,8 +20,8 @@ pub fn error_field(bytes: &[u8], wanted: u8) -> Option<&[u8]> {
     None
 }
 
-/// Whether the server closes the connection after this ErrorResponse. `V` is never translated, but older than 9.6
-/// servers lack it.
+/// Whether the server closes the connection after this ErrorResponse. `V` is never translated, but older than
+/// 9.6 servers lack it.
 pub fn is_fatal(bytes: &[u8]) -> bool {
     let severity = error_field(bytes, b'V').or_else(|| error_field(bytes, b'S'));
     matches!(severity, Some(b"FATAL" | b"PANIC"))
@@ -30,7 +30,7 @@ pub fn is_fatal(bytes: &[u8]) -> bool {
 /// `program_limit_exceeded`.
 const TOO_LONG: &str = "54000";
 
-/// What a server's ErrorResponse says.
+/// The fields of a server's ErrorResponse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{sqlstate} {message}")]
 pub struct ServerError {
@@ -41,17 +41,17 @@ pub struct ServerError {
 }
 
 impl ServerError {
-    /// What is said in place of an answer that takes too much memory: the connection is in order.
+    /// The error in place of a reply that takes too much memory. The connection is still usable.
     pub fn too_long() -> Self {
         Self { sqlstate: TOO_LONG.to_owned(), message: "the answer takes more memory than it may".to_owned() }
     }
 
-    /// Whether it is that.
+    /// Whether this is the error of [`Self::too_large`].
     pub fn is_too_long(&self) -> bool {
         self.sqlstate == TOO_LONG
     }
 
-    /// Reads an ErrorResponse; every field is optional.
+    /// Parses an ErrorResponse; every field is optional.
     pub fn read(bytes: &[u8]) -> Self {
         let field =
             |name| error_field(bytes, name).map(String::from_utf8_lossy).unwrap_or_default().into_owned();

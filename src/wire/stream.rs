@@ -1,8 +1,9 @@
 //! A connection, plain or TLS, TCP or Unix, that can move from one thread's reactor to another's.
 //!
-//! A login may run on any worker; the session then moves once to its tenant's worker. tokio's sockets belong to the
-//! reactor they were registered with, so [`Stream::detach`] takes the socket out and [`Stream::attach`], called on
-//! the other runtime, registers it again (about 2 µs). TLS state moves along untouched.
+//! A login may run on any worker; the session then moves once to its tenant's worker. tokio's sockets belong
+//! to the reactor they were registered with, so [`Stream::detach`] takes the socket out and
+//! [`Stream::attach`], called on the other runtime, registers it again (about 2 µs). The TLS state does not
+//! change.
 
 use std::{
     io::{self, IoSlice},
@@ -27,11 +28,11 @@ pub enum Socket {
     DetachedTcp(std::net::TcpStream),
     /// Between two reactors.
     DetachedUnix(std::os::unix::net::UnixStream),
-    /// What is left while ownership changes hands, and after a failed move.
+    /// No socket: during a change of owner, and after a failed move.
     Gone,
 }
 
-/// A connection as everybody above sees it.
+/// A connection, with or without TLS.
 #[derive(Debug)]
 pub enum Stream {
     /// In clear.
@@ -58,7 +59,7 @@ impl Stream {
         matches!(self, Self::Tls(_))
     }
 
-    /// Our end's address and the other's; `None` for a Unix socket, or if it is gone.
+    /// The local address and the remote one; `None`: a Unix socket, or the connection is lost.
     pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         let (ours, theirs) = match self.socket() {
             Socket::Tcp(socket) => (socket.local_addr(), socket.peer_addr()),
@@ -69,10 +70,10 @@ impl Stream {
         Some((canonical(ours.ok()?), canonical(theirs.ok()?)))
     }
 
-    /// Returns when there is something to read, or nothing any more. Reads nothing, and needs no buffer.
+    /// Returns when there are bytes to read or the connection has ended. Needs no buffer.
     ///
     /// # Errors
-    /// Whatever the operating system says.
+    /// The operating system's.
     pub async fn readable(&self) -> io::Result<()> {
         match self.socket() {
             Socket::Tcp(socket) => socket.readable().await,
@@ -81,7 +82,7 @@ impl Stream {
         }
     }
 
-    /// The socket below, whatever lies over it.
+    /// The socket, below TLS if there is TLS.
     pub fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
@@ -96,10 +97,10 @@ impl Stream {
         }
     }
 
-    /// Takes the socket out of this thread's reactor. Nothing may be read or written until [`Self::attach`].
+    /// Takes the socket out of this thread's reactor. Reads and writes fail until [`Self::attach`].
     ///
     /// # Errors
-    /// Whatever the operating system says; the stream is unusable then.
+    /// The operating system's; the stream is unusable then.
     pub fn detach(&mut self) -> io::Result<()> {
         let socket = self.socket_mut();
         *socket = match std::mem::replace(socket, Socket::Gone) {
@@ -113,7 +114,7 @@ impl Stream {
     /// Registers the socket with the reactor of the runtime this is called on.
     ///
     /// # Errors
-    /// Whatever the operating system says; the stream is unusable then.
+    /// The operating system's; the stream is unusable then.
     pub fn attach(&mut self) -> io::Result<()> {
         let socket = self.socket_mut();
         *socket = match std::mem::replace(socket, Socket::Gone) {

@@ -1,5 +1,5 @@
-//! TLS on both sides, with rustls and its ring provider, named wherever a configuration is built: a process default
-//! panics as soon as a second provider is linked in.
+//! TLS on both sides, with rustls and its ring provider, named wherever a configuration is built: a process
+//! default panics as soon as a second provider is linked in.
 
 pub mod towards_clients;
 pub mod towards_servers;
@@ -15,7 +15,8 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
-/// PostgreSQL's protocol in TLS's list of application protocols (IANA), needed where TLS comes without an SSLRequest.
+/// PostgreSQL's protocol in TLS's list of application protocols (IANA), needed where TLS comes without an
+/// SSLRequest.
 pub const ALPN: &[u8] = b"postgresql";
 
 /// Why a TLS configuration cannot be made. For operators: it names files.

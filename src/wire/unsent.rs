@@ -1,4 +1,4 @@
-//! Bytes that the other side was not ready to take. While there are any, nothing more is read for that side.
+//! Bytes that a connection could not take yet. While there are any, nothing more is read for that connection.
 
 use std::{
     io,
@@ -10,18 +10,18 @@ use tokio::io::AsyncWrite;
 
 use crate::wire::stream::Stream;
 
-/// What waits to be written to one stream; owns no memory while nothing waits.
+/// The bytes that wait for one stream. Has no buffer while it is empty.
 #[derive(Debug, Default)]
 pub struct Unsent {
     bytes: Vec<u8>,
-    /// How much of `bytes` is written.
+    /// The number of `bytes` that are written.
     written: usize,
-    /// TLS has taken bytes that it has not written to the socket yet.
+    /// TLS has buffered bytes that it has not written to the socket yet.
     unflushed: bool,
 }
 
 impl From<Vec<u8>> for Unsent {
-    /// Bytes that are to be written first.
+    /// Starts with bytes to write.
     fn from(bytes: Vec<u8>) -> Self {
         Self { bytes, written: 0, unflushed: false }
     }
@@ -34,21 +34,22 @@ impl Unsent {
         self.bytes.is_empty() && !self.unflushed
     }
 
-    /// Bytes allocated for what waits.
+    /// Bytes allocated.
     #[inline]
     pub fn allocated(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// Puts bytes behind what waits, without trying to write.
+    /// Appends bytes without writing.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Writes as much as the stream takes, behind what waits already, and keeps the rest, also where it fails.
+    /// Writes the waiting bytes and then these, as far as the stream takes them. Keeps the rest, after an
+    /// error too.
     ///
     /// # Errors
-    /// Whatever the stream says.
+    /// The stream's.
     #[inline(always)]
     pub fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
         if !self.is_empty() || bytes.is_empty() {
@@ -61,7 +62,7 @@ impl Unsent {
         }
     }
 
-    /// Goes on behind the first write, which did not do it all.
+    /// Continues after the first write, which was incomplete.
     fn send_rest(
         &mut self,
         stream: &mut Stream,
@@ -93,10 +94,10 @@ impl Unsent {
         Ok(())
     }
 
-    /// Goes on writing what waits; `true` once nothing does.
+    /// Writes waiting bytes; `true` when none are left.
     ///
     /// # Errors
-    /// Whatever the stream says.
+    /// The stream's.
     pub fn drain(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
         while let Some(rest) = self.bytes.get(self.written..).filter(|rest| !rest.is_empty()) {
             match Pin::new(&mut *stream).poll_write(cx, rest)? {

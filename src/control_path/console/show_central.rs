@@ -244,8 +244,8 @@ pub async fn lists(actor: &Actor, proxy: &Proxy) -> Result<Table, ConsoleError> 
         ("peer_pools", 0.into()),
         // Closed clients and servers are not kept, and DNS is not cached.
         ("free_clients", 0.into()),
-        ("used_clients", proxy.connection_limits.clients().into()),
-        ("login_clients", proxy.connection_limits.unproven().into()),
+        ("used_clients", proxy.connection_limits.count().into()),
+        ("login_clients", proxy.connection_limits.unauthenticated().into()),
         ("free_servers", 0.into()),
         ("used_servers", servers.into()),
         ("dns_names", 0.into()),

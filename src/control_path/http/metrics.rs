@@ -206,10 +206,10 @@ impl Collector {
             encoder,
             "clients",
             "Client connections, before and after login",
-            proxy.connection_limits.clients() as u64,
+            proxy.connection_limits.count() as u64,
         )?;
         gauge(encoder, "clients_max", "max_client_conn", proxy.config.load().limits.max_client_conn as u64)?;
-        let unproven = proxy.connection_limits.unproven() as u64;
+        let unproven = proxy.connection_limits.unauthenticated() as u64;
         gauge(encoder, "clients_logging_in", "Client connections before login", unproven)?;
         gauge(encoder, "pools", "Pools of server connections", proxy.pools.all().len() as u64)?;
         let accounts = &proxy.pools.accounts;

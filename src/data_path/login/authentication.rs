@@ -1,8 +1,8 @@
 //! Authenticates a client: SCRAM-SHA-256 against the stored verifier.
 //!
-//! An unknown login, an unknown tenant, a wrong password, and a disabled or expired login look the same to a client: the same
-//! look-ups, messages, error text and timing, also while the central database is unavailable. An unknown login gets a mock
-//! exchange, which cannot succeed.
+//! An unknown login, an unknown tenant, a wrong password, and a disabled or expired login look the same to a
+//! client: the same look-ups, messages, error text and timing, also while the central database is
+//! unavailable. An unknown login gets a mock exchange, which cannot succeed.
 //!
 //! Source: RFC 5802, RFC 7677; PostgreSQL documentation, "SASL Authentication".
 
@@ -128,8 +128,8 @@ pub async fn authenticate(
     })
 }
 
-/// Returns the client-first-message of a SASLInitialResponse. Its mechanism must be an offered one and fit the
-/// channel-binding flag.
+/// Returns the client-first-message of a SASLInitialResponse. Its mechanism must be an offered one and fit
+/// the channel-binding flag.
 fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], ClientError> {
     let violation = |text: &str| ClientError::ProtocolViolation(text.into());
     let mechanism = cstr(&mut body).map_err(|_| violation("malformed SASL message"))?;

@@ -1,6 +1,8 @@
-//! How many clients may be here: sessions (`max_client_conn`), and connections that have not logged in, by count, by address and by
-//! memory. A connection that has not logged in is held until it has; where there is no room for another, the oldest of the address
-//! that has most of them makes room: so half-open connections of a few keep nobody else out.
+//! Limits the clients of this process: sessions (`max_client_conn`), and connections that have not logged in,
+//! by count, address and memory.
+//!
+//! If there is no room for a new connection, the oldest connection without a login of the address with the
+//! most of them is closed. So a few addresses with half-open connections cannot keep other clients out.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,12 +19,14 @@ use tokio::sync::Notify;
 
 use crate::{config::Limits, error::ClientError};
 
-/// What a connection costs that has not sent a byte or waits for its turn: its task, socket and place here.
+/// Memory of a connection that has sent nothing or waits for its login turn: its task, its socket and its
+/// entry here.
 const WAITING_BYTES: usize = 4 << 10;
-/// What a login may need besides: a startup packet, a SASL response, look-ups, the state of TLS.
+/// Memory that a login may need in addition: a startup packet, a SASL response, look-ups, the state of TLS.
 const LOGIN_BYTES: usize = 60 << 10;
 
-/// Where clients come from, as far as they are told apart: an address, of IPv6 its network of 64 bits, which one client may have all of.
+/// The unit by which clients are limited: an IPv4 address, or a /64 network of IPv6, because one client may
+/// own all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientNetwork(Option<IpAddr>);
 
@@ -49,18 +53,18 @@ impl std::fmt::Display for ClientAddress {
     }
 }
 
-/// Everybody who is here.
+/// The clients of this process.
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
     held: Mutex<Held>,
-    /// How many have not logged in.
-    unproven: AtomicUsize,
-    /// How many have.
+    /// Connections that have not logged in.
+    unauthenticated: AtomicUsize,
+    /// Connections that have logged in.
     sessions: AtomicUsize,
-    /// How many are being told that there is no room.
-    turned_away: AtomicUsize,
+    /// Connections that are being closed with an error because there is no room.
+    rejected: AtomicUsize,
     closed: AtomicBool,
-    /// Changes of the central database that were heard of since the start.
+    /// Changes of the central database since the start of the process.
     changes: AtomicU64,
 }
 
@@ -70,40 +74,41 @@ struct Held {
     next: u64,
     count: usize,
     bytes: usize,
-    by_origin: HashMap<ClientNetwork, BTreeMap<u64, Place>>,
+    by_origin: HashMap<ClientNetwork, BTreeMap<u64, HeldConnection>>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct HeldConnection {
     bytes: usize,
-    /// Notified when it must make room.
+    /// Notified when the connection has to make room.
     leave: Arc<Notify>,
 }
 
-/// A client's place; given back by drop.
+/// A client's permit to be connected. Drop returns it.
 #[derive(Debug)]
 pub struct ConnectionPermit {
-    door: Arc<ConnectionLimits>,
+    clients: Arc<ConnectionLimits>,
     peer: Option<IpAddr>,
     number: u64,
     leave: Arc<Notify>,
     is_session: AtomicBool,
-    /// What the door counted when the client came, before anything was looked up for it.
+    /// The count of changes when the client was accepted, before any look-up for it.
     changes: u64,
 }
 
-/// Somebody who is told that there is no room; counted until it is dropped.
+/// A connection that is being closed because there is no room. It counts until it is dropped.
 #[derive(Debug)]
 pub struct Rejected(Arc<ConnectionLimits>);
 
 impl Drop for Rejected {
     fn drop(&mut self) {
-        self.0.turned_away.fetch_sub(1, Ordering::AcqRel);
+        self.0.rejected.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Held {
-    /// Takes a place in; `None` if its origin has as many already as may be, or if there is no room and nobody has more than it.
+    /// Adds a connection. `None`: its origin is at its limit, or there is no room and no other origin has
+    /// more connections.
     fn enter(&mut self, origin: ClientNetwork, limits: &Limits) -> Option<(u64, Arc<Notify>)> {
         let own = self.by_origin.get(&origin).map_or(0, BTreeMap::len);
         if own >= limits.max_unauthenticated_per_address {
@@ -123,12 +128,12 @@ impl Held {
         self.next += 1;
         self.count += 1;
         self.bytes += WAITING_BYTES;
-        let place = Place { bytes: WAITING_BYTES, leave: leave.clone() };
+        let place = HeldConnection { bytes: WAITING_BYTES, leave: leave.clone() };
         self.by_origin.entry(origin).or_default().insert(number, place);
         Some((number, leave))
     }
 
-    /// The connection logs in now, which takes memory; others make room for it.
+    /// Charges the memory of a login. Other connections are closed if it exceeds the limit.
     fn begin_login(&mut self, origin: ClientNetwork, number: u64, limits: &Limits) {
         let place = self.by_origin.get_mut(&origin).and_then(|places| places.get_mut(&number));
         let Some(place) = place else { return };
@@ -150,8 +155,8 @@ impl Held {
         }
     }
 
-    /// Takes a place out, if it is there still.
-    fn leave(&mut self, origin: ClientNetwork, number: u64) -> Option<Place> {
+    /// Removes a connection; `None` if it was removed before.
+    fn leave(&mut self, origin: ClientNetwork, number: u64) -> Option<HeldConnection> {
         let places = self.by_origin.get_mut(&origin)?;
         let place = places.remove(&number)?;
         if places.is_empty() {
@@ -168,60 +173,62 @@ impl ConnectionLimits {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A client has been accepted. `None`: there is no room for it.
+    /// Admits an accepted connection. `None`: there is no room for it.
     pub fn enter(self: &Arc<Self>, peer: Option<IpAddr>, limits: &Limits) -> Option<ConnectionPermit> {
         let changes = self.changes.load(Ordering::Acquire);
         let (number, leave) = self.held().enter(ClientNetwork::of(peer), limits)?;
-        self.unproven.fetch_add(1, Ordering::AcqRel);
+        self.unauthenticated.fetch_add(1, Ordering::AcqRel);
         let is_session = AtomicBool::new(false);
-        Some(ConnectionPermit { door: self.clone(), peer, number, leave, is_session, changes })
+        Some(ConnectionPermit { clients: self.clone(), peer, number, leave, is_session, changes })
     }
 
-    /// Counts somebody who is told that there is no room. `None`: so many are being told that it is closed without a word.
-    pub fn turn_away(self: &Arc<Self>, limits: &Limits) -> Option<Rejected> {
+    /// Counts a connection that is to be closed with an error. `None`: too many are, so it is closed without
+    /// one.
+    pub fn reject(self: &Arc<Self>, limits: &Limits) -> Option<Rejected> {
         let counted = Rejected(self.clone());
-        let others = self.turned_away.fetch_add(1, Ordering::AcqRel);
+        let others = self.rejected.fetch_add(1, Ordering::AcqRel);
         (others < limits.max_unauthenticated_conn).then_some(counted)
     }
 
-    /// Nobody is let in from now on; those who say hello are told.
+    /// Refuses all logins from now on, with an error.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Whether nobody is let in any more.
+    /// Whether all logins are refused.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Something has changed in the central database.
+    /// Counts a change in the central database.
     pub fn changed(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Clients here, logged in or not.
-    pub fn clients(&self) -> usize {
-        self.sessions() + self.unproven()
+    /// Connections, logged in or not.
+    pub fn count(&self) -> usize {
+        self.sessions() + self.unauthenticated()
     }
 
-    /// Clients that have logged in.
+    /// Connections that have logged in.
     pub fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Acquire)
     }
 
-    /// Clients that have not logged in.
-    pub fn unproven(&self) -> usize {
-        self.unproven.load(Ordering::Acquire)
+    /// Connections that have not logged in.
+    pub fn unauthenticated(&self) -> usize {
+        self.unauthenticated.load(Ordering::Acquire)
     }
 }
 
 impl ConnectionPermit {
-    /// Whether something has changed since the client came. A session that is registered hears of what comes later.
+    /// Whether the directory has changed since the client was accepted. Later changes reach a registered
+    /// session.
     pub fn has_missed_changes(&self) -> bool {
-        self.changes != self.door.changes.load(Ordering::Acquire)
+        self.changes != self.clients.changes.load(Ordering::Acquire)
     }
 
-    /// Where the client is; `None`: a Unix socket.
+    /// The client's address; `None`: a Unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
@@ -231,7 +238,7 @@ impl ConnectionPermit {
         ClientAddress(self.peer)
     }
 
-    /// The same, as far as clients are told apart.
+    /// The unit by which the client is limited.
     pub fn origin(&self) -> ClientNetwork {
         ClientNetwork::of(self.peer)
     }
@@ -253,48 +260,53 @@ impl ConnectionPermit {
         }
     }
 
-    /// It is the client's turn to log in.
+    /// Charges the memory of the client's login, which begins now.
     pub fn begin_login(&self, limits: &Limits) {
-        self.door.held().begin_login(self.origin(), self.number, limits);
+        self.clients.held().begin_login(self.origin(), self.number, limits);
     }
 
-    /// Returns whether a session may begin. Called after the startup packet, when the client can read an error.
+    /// Returns whether a session may begin. Called after the startup packet, when the client can read an
+    /// error.
     ///
     /// # Errors
     /// [`ClientError::TooManyClients`], [`ClientError::AdminShutdown`].
     pub fn admit(&self, limits: &Limits) -> Result<(), ClientError> {
-        if self.door.is_closed() {
+        if self.clients.is_closed() {
             return Err(ClientError::AdminShutdown);
         }
-        if self.door.sessions() >= limits.max_client_conn { Err(ClientError::TooManyClients) } else { Ok(()) }
+        if self.clients.sessions() >= limits.max_client_conn {
+            Err(ClientError::TooManyClients)
+        } else {
+            Ok(())
+        }
     }
 
-    /// The client has proved itself: it counts among the sessions from now on, and no longer among strangers.
+    /// Counts the client as a session from now on.
     ///
     /// # Errors
     /// [`ClientError::TooManyClients`].
     pub fn logged_in(&self, limits: &Limits) -> Result<(), ClientError> {
-        let counted = self.door.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
+        let counted = self.clients.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, |sessions| {
             (sessions < limits.max_client_conn).then_some(sessions + 1)
         });
         counted.map_err(|_| ClientError::TooManyClients)?;
         self.is_session.store(true, Ordering::Release);
-        self.no_stranger();
+        self.leave_unauthenticated();
         Ok(())
     }
 
-    fn no_stranger(&self) {
-        self.door.held().leave(self.origin(), self.number);
-        self.door.unproven.fetch_sub(1, Ordering::AcqRel);
+    fn leave_unauthenticated(&self) {
+        self.clients.held().leave(self.origin(), self.number);
+        self.clients.unauthenticated.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if *self.is_session.get_mut() {
-            self.door.sessions.fetch_sub(1, Ordering::AcqRel);
+            self.clients.sessions.fetch_sub(1, Ordering::AcqRel);
         } else {
-            self.no_stranger();
+            self.leave_unauthenticated();
         }
     }
 }
@@ -319,7 +331,7 @@ mod tests {
 
     fn is_gone(permit: &ConnectionPermit) -> bool {
         !permit
-            .door
+            .clients
             .held()
             .by_origin
             .get(&permit.origin())
@@ -327,43 +339,43 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_takes_the_place_of_the_oldest_where_most_are() {
-        let (door, limits) = (Arc::<ConnectionLimits>::default(), limits(4, 3, 1 << 20));
-        let crowd: Vec<_> = (0..3).map(|_| door.enter(at(1), &limits).unwrap()).collect();
-        assert!(door.enter(at(1), &limits).is_none(), "an address has its own limit");
-        let second = door.enter(at(2), &limits).unwrap();
-        let third = door.enter(at(3), &limits).unwrap();
+    fn a_new_connection_replaces_the_oldest_of_the_largest_origin() {
+        let (clients, limits) = (Arc::<ConnectionLimits>::default(), limits(4, 3, 1 << 20));
+        let crowd: Vec<_> = (0..3).map(|_| clients.enter(at(1), &limits).unwrap()).collect();
+        assert!(clients.enter(at(1), &limits).is_none(), "an address has its own limit");
+        let second = clients.enter(at(2), &limits).unwrap();
+        let third = clients.enter(at(3), &limits).unwrap();
         assert!(is_gone(&crowd[0]) && !is_gone(&crowd[1]) && !is_gone(&second) && !is_gone(&third));
-        assert!(door.enter(at(1), &limits).is_none(), "who has most of them gets no more");
+        assert!(clients.enter(at(1), &limits).is_none(), "the largest origin gets no more");
         drop((crowd, second, third));
-        let held = door.held();
-        assert_eq!((door.clients(), held.bytes, held.count), (0, 0, 0));
+        let held = clients.held();
+        assert_eq!((clients.count(), held.bytes, held.count), (0, 0, 0));
     }
 
     #[test]
     fn logins_take_memory_and_others_make_room_for_them() {
-        let (door, limits) =
+        let (clients, limits) =
             (Arc::<ConnectionLimits>::default(), limits(1000, 1000, 4 * WAITING_BYTES + LOGIN_BYTES));
-        let silent: Vec<_> = (0..4).map(|_| door.enter(at(1), &limits).unwrap()).collect();
+        let silent: Vec<_> = (0..4).map(|_| clients.enter(at(1), &limits).unwrap()).collect();
         silent[0].begin_login(&limits);
         assert!(silent.iter().all(|permit| !is_gone(permit)));
-        let other = door.enter(at(2), &limits).unwrap();
+        let other = clients.enter(at(2), &limits).unwrap();
         assert!(is_gone(&silent[0]));
         other.begin_login(&limits);
-        assert!(!is_gone(&other) && door.held().bytes <= limits.unauthenticated_bytes_max);
+        assert!(!is_gone(&other) && clients.held().bytes <= limits.unauthenticated_bytes_max);
     }
 
     #[test]
-    fn strangers_do_not_count_among_the_sessions() {
-        let (door, mut limits) = (Arc::<ConnectionLimits>::default(), limits(10, 10, 1 << 20));
+    fn connections_without_a_login_do_not_count_as_sessions() {
+        let (clients, mut limits) = (Arc::<ConnectionLimits>::default(), limits(10, 10, 1 << 20));
         limits.max_client_conn = 1;
-        let strangers: Vec<_> = (0..5).map(|_| door.enter(at(1), &limits).unwrap()).collect();
-        assert!(strangers.iter().all(|permit| permit.admit(&limits).is_ok()));
-        assert!(strangers[0].logged_in(&limits).is_ok());
-        assert!(strangers[1].logged_in(&limits).is_err() && strangers[1].admit(&limits).is_err());
-        assert_eq!((door.sessions(), door.unproven(), door.clients()), (1, 4, 5));
-        drop(strangers);
-        assert_eq!((door.sessions(), door.unproven()), (0, 0));
+        let connected: Vec<_> = (0..5).map(|_| clients.enter(at(1), &limits).unwrap()).collect();
+        assert!(connected.iter().all(|permit| permit.admit(&limits).is_ok()));
+        assert!(connected[0].logged_in(&limits).is_ok());
+        assert!(connected[1].logged_in(&limits).is_err() && connected[1].admit(&limits).is_err());
+        assert_eq!((clients.sessions(), clients.unauthenticated(), clients.count()), (1, 4, 5));
+        drop(connected);
+        assert_eq!((clients.sessions(), clients.unauthenticated()), (0, 0));
     }
 
     #[test]
@@ -376,19 +388,19 @@ mod tests {
     }
 
     proptest! {
-        /// Counts and bytes are those of the places there are, and never above their limits.
+        /// Counts and bytes match the connections and never exceed their limits.
         #[test]
         fn what_is_held_stays_within_its_limits(steps in proptest::collection::vec((0u8..4, 0u8..6, any::<prop::sample::Index>()), 1..120)) {
             let limits = limits(12, 6, 8 * WAITING_BYTES + 2 * LOGIN_BYTES);
-            let (door, mut here) = (Arc::<ConnectionLimits>::default(), Vec::new());
+            let (clients, mut here) = (Arc::<ConnectionLimits>::default(), Vec::new());
             for (step, address, which) in steps {
                 match step {
-                    0 | 1 => here.extend(door.enter(at(address), &limits)),
+                    0 | 1 => here.extend(clients.enter(at(address), &limits)),
                     _ if here.is_empty() => {}
                     2 => which.get(&here).begin_login(&limits),
                     _ => drop(here.swap_remove(which.index(here.len()))),
                 }
-                let held = door.held();
+                let held = clients.held();
                 let places = || held.by_origin.values().flat_map(BTreeMap::values);
                 prop_assert_eq!(held.count, places().count());
                 prop_assert_eq!(held.bytes, places().map(|place| place.bytes).sum::<usize>());
@@ -396,7 +408,7 @@ mod tests {
                 prop_assert!(held.by_origin.values().all(|places| (1..=6).contains(&places.len())));
             }
             drop(here);
-            prop_assert_eq!((door.clients(), door.held().bytes), (0, 0));
+            prop_assert_eq!((clients.count(), clients.held().bytes), (0, 0));
         }
     }
 }

@@ -1,11 +1,13 @@
-//! Guessing takes time: the answer to a login is delayed the more logins of its address, or with its name, have failed before.
+//! Slows down password guessing: the answer to a login is delayed by the number of recent failures from its
+//! address and of its name.
 //!
-//! An address gets one answer after another, with pauses that grow; what cannot be answered within `failed_login_delay_max` is refused
-//! then, right or wrong alike. A right password is answered at once where the same login has succeeded from the same address before, and
-//! within a second where nothing has failed at its address or some login has succeeded there: a stranger locks nobody out. A name that no
-//! login has is delayed as any other.
+//! The logins of an address are answered one after another, with growing pauses. A login that cannot be
+//! answered within `failed_login_delay_max` is refused, with a right or a wrong password. A right password is
+//! answered at once if the same login has succeeded from the same address before, and within a second if
+//! nothing has failed from its address or some login has succeeded there. So a guesser cannot lock out other
+//! addresses. An unknown name is delayed like any other.
 //!
-//! Pure but for its lock: the time comes in as an argument. Names are kept as hashes, so that a long one costs no memory.
+//! Pure: the time is an argument. Names are stored as hashes, so that a long name takes no memory.
 
 use std::{
     collections::HashMap,
@@ -17,34 +19,34 @@ use std::{
 use super::connection_limits::ClientNetwork;
 use crate::config::FailedLoginRules;
 
-/// The pause after the first failure that is not free; each further one doubles it.
+/// The pause after the first failure beyond `failed_logins_free`; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest delay of a right password at an address that is no guesser's.
+/// The longest delay of a right password from an address without suspicion.
 const MODEST: Duration = Duration::from_secs(1);
 
-/// How a login went.
+/// The result of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The password is right.
     Right,
-    /// It is wrong, or there is no such login, or it may not be used.
+    /// The password is wrong, there is no such login, or it may not be used.
     Wrong,
-    /// Nobody can say: the central database does not answer.
+    /// The central database did not answer.
     Unknown,
 }
 
-/// What becomes of a login's answer.
+/// How a login is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delay {
-    /// How long it waits.
+    /// The time until the answer.
     pub wait: Duration,
-    /// It is not given: the login is refused, right or wrong.
+    /// The login is refused, with a right or a wrong password.
     pub is_refused: bool,
-    /// It is worth a line in the log.
+    /// The failure is logged.
     pub is_logged: bool,
 }
 
-/// What has failed, and succeeded, of late.
+/// Recent failures and successes.
 #[derive(Debug, Default)]
 pub struct FailedLogins {
     hasher: RandomState,
@@ -56,20 +58,20 @@ struct State {
     origins: Recent<PerNetwork>,
     logins: Recent<u32>,
     succeeded: Recent<()>,
-    /// The second that log lines are counted in, and how many it has.
+    /// The second in which log lines are counted, and their count.
     logged: Option<(Instant, u32)>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct PerNetwork {
     failures: u32,
-    /// When the next answer may be given.
+    /// When the next answer may be sent.
     next_at: Option<Instant>,
     has_succeeded: bool,
 }
 
-/// A map that forgets: what was touched within the last period is found, what was not touched for two of them is gone, and it never has
-/// more than twice its limit. No entry has a timer, none is looked for.
+/// A map that forgets. An entry is found for at least one period after its last change and is gone after two.
+/// The map has at most twice its limit of entries. No entry needs a timer or a search.
 #[derive(Debug)]
 struct Recent<V> {
     fresh: HashMap<u64, V>,
@@ -109,7 +111,7 @@ impl<V: Copy> Recent<V> {
 }
 
 impl FailedLogins {
-    /// A login has been judged: what becomes of its answer.
+    /// Records the result of a login and returns how to answer it.
     pub fn judge(
         &self,
         origin: ClientNetwork,
@@ -144,7 +146,8 @@ impl State {
         let is_guessers = origin.failures > 0 && !origin.has_succeeded;
         let is_right = outcome == Outcome::Right;
 
-        // A right one is counted as if it were wrong until it is clear that it may be told: the time it takes tells nothing.
+        // A right password is treated as a wrong one until it may be reported, so that the time does not give
+        // it away.
         let failures = origin.failures.saturating_add(1);
         let pause = match outcome {
             Outcome::Unknown => rules.pause(failures).max(FIRST_PAUSE),
@@ -164,7 +167,8 @@ impl State {
             let wait = if is_known { Duration::ZERO } else { wait.min(modest) };
             return Delay { wait, is_refused: false, is_logged: false };
         }
-        // Whoever asks again and again while the central database is down need not be guessing: a pace, and nothing counted.
+        // Retries while the central database is unavailable need not be guesses: they are delayed but not
+        // counted.
         if outcome == Outcome::Unknown {
             origin.next_at = Some(answer_at.min(now + MODEST));
             self.origins.set(keys.origin, origin, rules.tracked_max);
@@ -186,7 +190,7 @@ impl State {
         Delay { wait, is_refused: is_late, is_logged }
     }
 
-    /// At most so many lines in a second, over all addresses.
+    /// Whether another line may be logged in this second; the limit is for all addresses together.
     fn may_log(&mut self, now: Instant, rules: &FailedLoginRules) -> bool {
         let (since, lines) = match self.logged {
             Some((since, lines)) if now.saturating_duration_since(since) < Duration::from_secs(1) => {
@@ -200,7 +204,7 @@ impl State {
 }
 
 impl FailedLoginRules {
-    /// The pause that the n-th failure costs.
+    /// The pause after this number of failures.
     fn pause(&self, failures: u32) -> Duration {
         match failures.saturating_sub(self.free) {
             0 => Duration::ZERO,
@@ -264,7 +268,8 @@ mod tests {
             judge(1, "alice", false);
             judge(2, "alice", false);
         }
-        // From where it has succeeded; from elsewhere; and with another login, from an address where one has succeeded.
+        // From where it has succeeded; from elsewhere; and with another login, from an address where one has
+        // succeeded.
         assert_eq!(judge(1, "alice", true), Some(0));
         assert_eq!(judge(3, "alice", true), Some(1000));
         assert_eq!(judge(3, "alice", true), Some(0));

@@ -1,4 +1,5 @@
-//! Logs the result of a login and delays its answer: the more logins have failed, the longer the client waits.
+//! Logs the result of a login and delays its answer: the more logins have failed, the longer the client
+//! waits.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,7 +17,8 @@ use crate::{data_path::tenant::Login, error::ClientError};
 /// Returns the result of a login when the client may receive it.
 ///
 /// # Errors
-/// The error of the login; [`ClientError::TooManyFailedLogins`] if the delay would be too long, for right passwords too.
+/// The error of the login; [`ClientError::TooManyFailedLogins`] if the delay would be too long, for right
+/// passwords too.
 pub async fn answer(
     packet: &StartupPacket,
     names: &LookedUp,
@@ -36,7 +38,8 @@ pub async fn answer(
     if let Err(reason) = &result {
         let (address, tenant) = (ClientAddress(packet.peer), names.tenant_name());
         let (login, database) = (&*packet.user, packet.database.as_deref());
-        // The address is the first field, before anything that a client chooses; docs/security.md has the filter for fail2ban.
+        // The address is the first field, before anything that a client chooses; docs/security.md has the
+        // filter for fail2ban.
         if delay.is_logged {
             warn!(%address, login, tenant, database, reason = reason.to_string(), "login failed");
         } else if outcome != Outcome::Wrong {

@@ -1,5 +1,5 @@
-//! Whose login is next: when more clients come at once than may log in at a time, they wait for their turn, fair between
-//! addresses. A turn ends with the login, or after a moment: a client that dawdles keeps nobody else waiting.
+//! Limits the logins at a time (`max_logins_at_a_time`). Further logins wait for their turn, fair between
+//! addresses. A turn ends with the login or after [`TURN`], so that a slow client does not delay others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,14 +13,15 @@ use tokio::sync::oneshot;
 
 use super::connection_limits::ClientNetwork;
 
-/// How long a login has its turn to itself. One over a local network takes a few milliseconds; what takes longer goes on without.
+/// The longest turn. A login over a local network takes a few milliseconds; a longer one goes on without a
+/// turn.
 const TURN: Duration = Duration::from_millis(100);
 
-/// Items by key: each key's first come, first served, and the keys in turn.
+/// A queue that serves its keys in turn, and the items of a key in their order.
 #[derive(Debug)]
 struct FairQueue<K, T> {
     waiting: HashMap<K, VecDeque<T>>,
-    /// Every key that has items, once; the first is next.
+    /// Each key that has items, once; the first is next.
     order: VecDeque<K>,
 }
 
@@ -52,7 +53,7 @@ impl<K: Copy + Eq + Hash, T> FairQueue<K, T> {
     }
 }
 
-/// The turns of all clients.
+/// The turns of all logins.
 #[derive(Debug, Default)]
 pub struct LoginTurns(Mutex<State>);
 
@@ -62,7 +63,7 @@ struct State {
     queue: FairQueue<ClientNetwork, oneshot::Sender<Turn>>,
 }
 
-/// A client's turn; over when it is dropped.
+/// A login's turn; it ends when this is dropped.
 #[derive(Debug)]
 struct Turn(Option<Arc<LoginTurns>>);
 
@@ -75,7 +76,7 @@ impl Drop for Turn {
 }
 
 impl LoginTurns {
-    /// Does `login` when it is its turn: `at_a_time` (`max_logins_at_a_time`) of them have one. It is made only then.
+    /// Runs a login when it has its turn. Its future is made only then, so that a waiting client stays small.
     pub async fn take<F: Future>(
         self: &Arc<Self>,
         origin: ClientNetwork,
@@ -104,11 +105,11 @@ impl LoginTurns {
             state.queue.push(origin, sender);
             turn
         };
-        // Nobody drops a sender that waits in line but this line itself.
+        // The queue drops no sender, so this does not fail.
         turn.await.unwrap_or(Turn(None))
     }
 
-    /// Gives a turn to whoever is next. One that has left meanwhile drops what it is given, and so passes it on.
+    /// Gives the turn to the next login. A login that has ended meanwhile is skipped.
     fn pass_on(self: Arc<Self>) {
         loop {
             let next = {
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_comes_alone_does_not_wait_behind_a_crowd() {
+    fn a_single_login_does_not_wait_behind_another_address() {
         let mut queue = FairQueue::default();
         for number in 0..1000 {
             queue.push("crowd", number);
@@ -147,7 +148,8 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost, each key's items keep their order, and no key is served twice while another waits.
+        /// Nothing is lost, each key's items keep their order, and no key is served twice while another
+        /// waits.
         #[test]
         fn keys_take_turns(pushed in proptest::collection::vec(0u8..5, 0..60)) {
             let mut queue = FairQueue::default();
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_login_that_dawdles_goes_on_without_its_turn() {
+    async fn a_slow_login_goes_on_without_its_turn() {
         let turns: Arc<LoginTurns> = Arc::default();
         let origin = ClientNetwork::of(None);
         let (finish, finished) = oneshot::channel::<()>();

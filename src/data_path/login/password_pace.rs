@@ -1,4 +1,4 @@
-//! How often a login may change its own password.
+//! Limits how often a login may change its own password.
 
 use std::{
     collections::HashMap,
@@ -6,26 +6,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A login changes its password so often at once, and then once in each interval: every change is a row in the audit log and a
-/// message to all nodes, made by whoever likes to. A person mistypes, a script sets a handful.
+/// Changes that a login may make at once; after that, one in each interval. Each change writes a row of the
+/// audit log and a message to all nodes. The number leaves room for mistakes and scripts.
 pub const AT_ONCE: u32 = 10;
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How fast logins change their own passwords, at this node.
+/// The recent password changes at this node.
 #[derive(Debug, Default)]
 pub struct PasswordPace {
-    /// By `logins.id`: when all changes so far would be over, had they been made one in each interval.
+    /// By `logins.id`: when all changes so far would be over if one were made in each interval.
     busy_until: Mutex<HashMap<i64, Instant>>,
 }
 
 impl PasswordPace {
-    /// Counts a change that is about to be tried, whatever becomes of it.
+    /// Counts an attempt to change the password.
     ///
     /// # Errors
-    /// After how long it may be tried, if not now; it is not counted then.
+    /// The time until the next attempt is allowed; this one is not counted.
     pub fn begin(&self, login: i64, now: Instant) -> Result<(), Duration> {
         let mut all = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that may make all of their changes again are swept when the map would have to grow.
+        // Entries without effect are removed when the map would have to grow.
         if all.len() == all.capacity() {
             all.retain(|_, until| *until > now);
         }

@@ -1,7 +1,7 @@
 //! Verifies a client's SCRAM proof against the stored verifier. Pure.
 //!
-//! pgwire reads the client-first-message and makes the server-first-message. The last step is made here, because its
-//! comparison of the proof takes constant time.
+//! pgwire reads the client-first-message and makes the server-first-message. The last step is made here,
+//! because its comparison of the proof takes constant time.
 //!
 //! Source: RFC 5802, section 3; RFC 7677.
 
@@ -41,8 +41,8 @@ impl Verifier {
         })
     }
 
-    /// Returns the stored verifier and `true`, or a mock and `false` if there is none or it cannot be parsed. Both take the
-    /// same work.
+    /// Returns the stored verifier and `true`, or a mock and `false` if there is none or it cannot be parsed.
+    /// Both take the same work.
     pub fn of(stored: Option<&str>, user: &str, mock_salt: &[u8]) -> (Self, bool) {
         let mock = Self::mock(user, mock_salt);
         let read = Self::read(stored.unwrap_or(UNKNOWN)).filter(|_| stored.is_some());
@@ -50,8 +50,8 @@ impl Verifier {
         (read.unwrap_or(mock), is_stored)
     }
 
-    /// A verifier for an unknown login. The salt depends on the name only, on every node, as that of a real login does. The
-    /// keys are random, so that no proof can match.
+    /// A verifier for an unknown login. The salt depends on the name only, on every node, as that of a real
+    /// login does. The keys are random, so that no proof can match.
     fn mock(user: &str, mock_salt: &[u8]) -> Self {
         let salt = hmac(mock_salt, user.as_bytes()).into_iter().take(MOCK_SALT_BYTES).collect();
         Self { salt, iterations: MOCK_ITERATIONS, stored_key: rand::random(), server_key: rand::random() }
@@ -67,9 +67,9 @@ impl Verifier {
         }
     }
 
-    /// Verifies the last message of an exchange and returns the server-final-message; `None` if the channel binding, the
-    /// nonce or the proof is wrong. `end_point` is the hash of the TLS certificate, where the exchange may bind it. The time
-    /// does not depend on how much of a proof is right.
+    /// Verifies the last message of an exchange and returns the server-final-message; `None` if the channel
+    /// binding, the nonce or the proof is wrong. `end_point` is the hash of the TLS certificate, where the
+    /// exchange may bind it. The time does not depend on how much of a proof is right.
     pub fn server_final(
         &self,
         client_first: &[u8],
@@ -126,7 +126,8 @@ mod tests {
         Verifier::read(&text).unwrap()
     }
 
-    /// The three messages of an exchange between a client with `password` and the verifier, and pgwire's server-final-message.
+    /// The three messages of an exchange between a client with `password` and the verifier, and pgwire's
+    /// server-final-message.
     fn exchange(verifier: &Verifier, password: &str) -> ([Vec<u8>; 3], Option<String>) {
         let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         let first = client.message().to_vec();

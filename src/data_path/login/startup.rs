@@ -1,10 +1,11 @@
 //! Receives the first request of a client: negotiates TLS, then reads a startup packet or a cancel request.
 //!
-//! The input is not trusted. At most [`STARTUP_BYTES_MAX`] are read, memory grows with the bytes that have arrived and
-//! not with an announced length, and bytes sent in clear are never used after the TLS handshake (CVE-2021-23214).
+//! The input is not trusted. At most [`STARTUP_BYTES_MAX`] are read, memory grows with the bytes that have
+//! arrived and not with an announced length, and bytes sent in clear are never used after the TLS handshake
+//! (CVE-2021-23214).
 //!
-//! Source: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Message Formats"; error texts from
-//! `ProcessStartupPacket`.
+//! Source: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Message Formats"; error texts
+//! from `ProcessStartupPacket`.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -25,8 +26,8 @@ use crate::{
 /// The longest message before the login is complete, in bytes; PostgreSQL's own limit.
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 
-/// Room in the buffer for each read during a login, so that each of its messages takes one read. (By default a full
-/// buffer grows by 64 bytes, less than a SASL response.)
+/// Room in the buffer for each read during a login, so that each of its messages takes one read. (By default
+/// a full buffer grows by 64 bytes, less than a SASL response.)
 pub const LOGIN_READ_BYTES: usize = 512;
 
 /// The newest supported minor version of protocol 3.
@@ -36,7 +37,8 @@ const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 
-/// Requests for encryption that a client may send before its startup packet: one of each kind, and one to spare.
+/// Requests for encryption that a client may send before its startup packet: one of each kind, and one to
+/// spare.
 const REQUESTS_MAX: usize = 3;
 
 /// How clients may encrypt their connections.
@@ -187,8 +189,8 @@ async fn encrypt(
     Ok(TlsFacts { server_name: accepted.server_name, snapshot: accepted.snapshot })
 }
 
-/// Returns the code and the body of the next packet without a type byte; `None` at the end of the connection. Bytes after
-/// the packet stay in `buffer`.
+/// Returns the code and the body of the next packet without a type byte; `None` at the end of the connection.
+/// Bytes after the packet stay in `buffer`.
 async fn packet(stream: &mut Stream, buffer: &mut Vec<u8>) -> Result<Option<(u32, Vec<u8>)>, StartupError> {
     loop {
         if let Some((length, _)) = buffer.split_first_chunk::<4>() {

@@ -1,16 +1,16 @@
-//! The `options` of a startup packet: a command line in one string, split and read as PostgreSQL does.
+//! Parses the `options` of a startup packet: a command line in one string, as PostgreSQL does.
 //!
 //! Source: `pg_split_opts` and `process_postgres_switches` in PostgreSQL's source.
 
 use crate::error::ClientError;
 
-/// Settings in order, and the tenant if one is named (`pglobby.tenant=…`, or bare `tenant=…`).
+/// The settings in order, and the tenant if there is one (`pglobby.tenant=…`, or bare `tenant=…`).
 pub type OptionSettings = (Vec<(String, String)>, Option<String>);
 
-/// Reads `options`.
+/// Parses `options`.
 ///
 /// # Errors
-/// A switch that PostgreSQL refuses as well, or one that cannot be had from an open server connection.
+/// A switch that PostgreSQL refuses too, or one that cannot be applied to an open server connection.
 pub fn settings_of_options(options: &str) -> Result<OptionSettings, ClientError> {
     let mut settings = Vec::new();
     let mut tenant = None;
@@ -42,7 +42,7 @@ pub fn settings_of_options(options: &str) -> Result<OptionSettings, ClientError>
                 format!("-c {setting} requires a value")
             })
         })?;
-        // Dashes in a parameter's name stand for underscores.
+        // PostgreSQL reads dashes in a parameter's name as underscores.
         let name = name.replace('-', "_");
         if names_tenant(&name) {
             tenant = Some(value.to_owned());
@@ -53,7 +53,7 @@ pub fn settings_of_options(options: &str) -> Result<OptionSettings, ClientError>
     Ok((settings, tenant))
 }
 
-/// Whether a parameter is the one that says which tenant; parameters' names know no case.
+/// Whether a parameter names the tenant. Names of parameters are case-insensitive.
 pub fn names_tenant(parameter: &str) -> bool {
     parameter.eq_ignore_ascii_case("pglobby.tenant")
 }
@@ -62,7 +62,7 @@ fn invalid(words: &str) -> ClientError {
     ClientError::Server { sqlstate: "42601".into(), message: words.into() }
 }
 
-/// The one-letter switches of the `postgres` program that set a parameter and that a client may use.
+/// The setting of a one-letter switch of the `postgres` program that a client may use.
 fn shorthand(word: &str, words: &mut impl Iterator<Item = String>) -> Option<String> {
     let (letter, attached) = word.strip_prefix('-')?.split_at_checked(1)?;
     let mut value = || if attached.is_empty() { words.next() } else { Some(attached.to_owned()) };
@@ -87,7 +87,7 @@ fn shorthand(word: &str, words: &mut impl Iterator<Item = String>) -> Option<Str
     }
 }
 
-/// Words are separated by white space; a backslash takes the next character as it is.
+/// Splits at white space; a backslash quotes the next character.
 fn split(options: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;

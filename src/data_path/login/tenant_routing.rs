@@ -1,7 +1,8 @@
-//! Routes a login to its tenant. [`look_up`] and [`route`] ask the directory; the decisions between them wait for nothing.
+//! Routes a login to its tenant. [`look_up`] and [`route`] ask the directory; the decisions between them wait
+//! for nothing.
 //!
-//! The order of the hints is a contract: `options`, the database name, `user@tenant`, the TLS server name, the login's only
-//! tenant. Hints that contradict each other are refused.
+//! The order of the hints is a contract: `options`, the database name, `user@tenant`, the TLS server name,
+//! the login's only tenant. Hints that contradict each other are refused.
 
 #[cfg(test)]
 mod tests;
@@ -55,8 +56,8 @@ impl LookedUp {
     }
 }
 
-/// Looks up every name that may be a login's or a tenant's. The result for one name does not change which others are looked
-/// up, so that a client cannot learn from the time which names exist.
+/// Looks up every name that may be a login's or a tenant's. The result for one name does not change which
+/// others are looked up, so that a client cannot learn from the time which names exist.
 pub async fn look_up(packet: &StartupPacket, context: &AuthContext<'_>) -> LookedUp {
     let (begun, directory) = (Instant::now(), context.directory);
     let hints = Hints::new(packet, context.tenant_host_suffixes);
@@ -227,8 +228,8 @@ impl Hints {
         self.database.as_deref() == Some(NO_TENANT_DATABASE)
     }
 
-    /// Returns the name of the tenant in the hints; `None` if they name none. `split`: the user name is `<login>@<tenant>`.
-    /// `exists` returns whether a tenant has that name.
+    /// Returns the name of the tenant in the hints; `None` if they name none. `split`: the user name is
+    /// `<login>@<tenant>`. `exists` returns whether a tenant has that name.
     ///
     /// # Errors
     /// [`ClientError::ContradictingTenants`].

@@ -171,7 +171,7 @@ impl Relay {
         }
         let Some(mut switcher) = self.switcher.take() else { return Ok(None) };
         let moved = self.with_switcher(&mut switcher).await;
-        self.side.set_stance(switcher.stance());
+        self.side.set_stance(switcher.current_tenant());
         self.switcher = Some(switcher);
         self.dismiss();
         match moved? {

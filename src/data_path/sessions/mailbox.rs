@@ -1,5 +1,5 @@
-//! What others want of a session: that it cancels what runs, that it ends, that its client is told of something. They leave it
-//! here and wake the session's own task.
+//! Signals to a session from other tasks: cancel the running statement, end, forward notifications. They are
+//! left in the session's mailbox, and the session's task is woken.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -19,15 +19,15 @@ use crate::{
     error::ClientError,
 };
 
-/// Where others leave what they want of a session.
+/// The signals that wait for a session's task.
 #[derive(Debug, Default)]
 pub(in crate::data_path) struct Mailbox {
     pub(in crate::data_path) waker: Option<Waker>,
-    /// NotificationResponses, whole, one behind the other.
+    /// Complete NotificationResponse messages.
     pub(in crate::data_path) notifications: Vec<u8>,
-    /// What they take.
+    /// Their memory.
     pub(in crate::data_path) charge: Charge,
-    /// Boxed: most sessions never get any, and there is a mailbox for each idle client.
+    /// Boxed, because each idle client has a mailbox and most never get a signal.
     pub(in crate::data_path) signals: Option<Box<Signals>>,
 }
 
@@ -37,20 +37,20 @@ impl Mailbox {
     }
 }
 
-/// What a session's own task finds in its mailbox.
+/// Signals for a session's task.
 #[derive(Debug, Default)]
 pub struct Signals {
-    /// End the session with these words.
+    /// End the session with this error.
     pub end: Option<ClientError>,
-    /// The same, once it is between two transactions.
+    /// End the session with this error when no transaction is open.
     pub end_when_free: Option<ClientError>,
-    /// Cancel what runs; each is dropped when the cancel has settled.
+    /// Cancel the running statement. The senders are dropped when the cancel is complete.
     pub cancels: Vec<oneshot::Sender<()>>,
 }
 
 impl Registered {
-    /// Signals the session with this number, as one of PostgreSQL's functions does; `false` if there is none at the same place,
-    /// where all sessions are the same role.
+    /// Signals the session with this process number, for `pg_cancel_backend` and `pg_terminate_backend`.
+    /// Returns `false` if no session of the same tenant and access has it: only these have the same role.
     pub(in crate::data_path) fn send(
         &self,
         signal: BackendSignal,
@@ -66,9 +66,12 @@ impl Registered {
             tenant = place.tenant.name,
             login = self.login.name,
             connection = self.process_id,
-            ?signal,
+            signal = match signal {
+                BackendSignal::Cancel => "cancel",
+                BackendSignal::Terminate => "terminate",
+            },
             other = number,
-            "a session signals another one"
+            "session signals another session"
         );
         match signal {
             BackendSignal::Cancel => drop(session.cancel()),
@@ -79,10 +82,10 @@ impl Registered {
 }
 
 impl SessionHandle {
-    /// Puts a NotificationResponse where the session's task finds it, counted in `memory`.
+    /// Leaves a NotificationResponse for the session's task, charged to `memory`.
     ///
     /// # Errors
-    /// So many wait already that there is no room in `bytes_max`, or no memory.
+    /// The waiting notifications would exceed `bytes_max`, or a memory limit.
     pub fn notify(&self, message: &[u8], bytes_max: usize, memory: &Arc<Account>) -> Result<(), ClientError> {
         let mut mailbox = self.mailbox();
         if mailbox.notifications.len() + message.len() > bytes_max {
@@ -105,7 +108,7 @@ impl SessionHandle {
         Ok(())
     }
 
-    /// Takes the notifications that wait.
+    /// Takes the waiting notifications.
     pub fn take_notifications(&self) -> Vec<u8> {
         let mut mailbox = self.mailbox();
         self.signals.fetch_and(!NOTIFIED, Ordering::AcqRel);

@@ -1,4 +1,4 @@
-//! The sessions of this node, and what other tasks see of a session and want from it.
+//! The sessions of this node: what other tasks can see of a session, and how they signal it.
 
 pub mod mailbox;
 pub mod registry;

@@ -1,6 +1,6 @@
-//! The sessions there are, and how somebody else reaches one: to cancel its query, to end it, to show it.
+//! The registry of sessions, through which other tasks cancel a session's query, end it or show it.
 //!
-//! Nobody touches a session's connections but its own task. Others leave a signal and wake it.
+//! Only a session's own task uses its connections. Other tasks leave a signal and wake it.
 
 use std::{
     collections::HashMap,
@@ -34,19 +34,19 @@ use crate::{
 /// A cancel key: four bytes for protocol 3.0, 32 for 3.2.
 pub type Secret = Box<[u8]>;
 
-/// What a session is doing, for operators.
+/// A session's activity, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Activity {
     /// Between transactions, without a server.
     Idle = 0,
-    /// Waits for a server.
+    /// Waiting for a server.
     Waiting = 1,
-    /// A server works for it.
+    /// A server runs its statement.
     Active = 2,
-    /// Holds a server in a transaction, and the server waits for it.
+    /// In a transaction, and its server waits for the client.
     InTransaction = 3,
-    /// Between transactions, and the server is pinned to it.
+    /// Between transactions, with a pinned server.
     Pinned = 4,
 }
 
@@ -55,27 +55,27 @@ const END: u8 = 2;
 pub(in crate::data_path) const NOTIFIED: u8 = 4;
 const CALLED_BACK: u8 = 8;
 
-/// What others see of a session.
+/// The part of a session that other tasks use.
 #[derive(Debug)]
 pub struct SessionHandle {
-    /// Its number; unique in this process.
+    /// Its process number; unique in this process.
     pub process_id: i32,
-    /// What its client was told as its process number: in session mode its server's.
+    /// The process number that its client got: in session mode that of its server.
     pub known_as: i32,
     secret: Secret,
-    /// Who logged in.
+    /// The login.
     pub login: Arc<Login>,
-    /// Where it is now; `None`: no tenant is chosen. Written where the session moves.
+    /// Its tenant and access; `None`: no tenant is chosen. It changes when the session changes its tenant.
     place: ArcSwapOption<TenantAccess>,
-    /// From where; `None`: a Unix socket.
+    /// The client's address; `None`: a Unix socket.
     pub peer: Option<IpAddr>,
-    /// Our end and the client's; `None`: a Unix socket.
+    /// The proxy's address and the client's; `None`: a Unix socket.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
-    /// Over TLS.
+    /// Whether the client uses TLS.
     pub tls: bool,
-    /// As the client has set it; locked where that changes.
+    /// The present value of `application_name`.
     application_name: Mutex<Box<str>>,
-    /// Wall clock, for operators.
+    /// When the session began, on the wall clock.
     pub connected_at: SystemTime,
     /// Its server's process number; 0: none.
     pub server_process_id: AtomicU32,
@@ -86,29 +86,30 @@ pub struct SessionHandle {
     asked_ms: AtomicU32,
     /// When its latest transaction began, on the same clock.
     began_ms: AtomicU32,
-    /// When its login ends, in milliseconds since 1970; `u64::MAX`: never. The login's row may have changed since it logged in.
+    /// When its login expires, in milliseconds since 1970; `u64::MAX`: never. A change of the login's row
+    /// changes it.
     pub(in crate::data_path) valid_until: AtomicU64,
-    /// What the session itself has changed its login's verifier to, if it has: it is not ended by that.
+    /// The verifiers that the session itself has set for its login; it is not ended by these changes.
     pub(in crate::data_path) verifiers: ArcSwapOption<Vec<SecretString>>,
     prepared: AtomicU32,
     pins: AtomicU16,
     pub(in crate::data_path) signals: AtomicU8,
-    /// The task to wake, what to tell the client, and who waits for cancels. Locked only for signals.
+    /// Locked only for signals.
     mailbox: Mutex<Mailbox>,
 }
 
 impl SessionHandle {
-    /// Where the session is; `None`: no tenant is chosen.
+    /// Its tenant and access; `None`: no tenant is chosen.
     pub fn place(&self) -> Option<Arc<TenantAccess>> {
         self.place.load_full()
     }
 
-    /// Whether it is at the tenant with this id.
+    /// Whether the session is at the tenant with this id.
     pub fn is_at(&self, tenant: i64) -> bool {
         self.place.load().as_ref().is_some_and(|place| place.tenant.id == tenant)
     }
 
-    /// The session is somewhere else now.
+    /// Sets the tenant and access after a change.
     pub fn enter(&self, place: Option<Arc<TenantAccess>>) {
         self.place.store(place);
     }
@@ -117,7 +118,7 @@ impl SessionHandle {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session's task tells whom to wake. Once, since a task's waker stays the same.
+    /// Sets the waker of the session's task; once, because a task's waker stays the same.
     pub fn wake_with(&self, waker: &Waker) {
         self.mailbox().waker = Some(waker.clone());
     }
@@ -128,7 +129,7 @@ impl SessionHandle {
         self.signals.load(Ordering::Acquire) != 0
     }
 
-    /// Takes what waits.
+    /// Takes the waiting signals.
     pub fn take_signals(&self) -> Signals {
         let mut mailbox = self.mailbox();
         self.signals.fetch_and(NOTIFIED, Ordering::AcqRel);
@@ -141,7 +142,7 @@ impl SessionHandle {
         self.signals.load(Ordering::Acquire) & NOTIFIED != 0
     }
 
-    /// Ends the session: after its current message, with an ErrorResponse. The first reason given stands.
+    /// Ends the session after its current message, with an ErrorResponse. The first reason counts.
     pub fn end(&self, reason: ClientError) {
         let waker = {
             let mut mailbox = self.mailbox();
@@ -154,7 +155,7 @@ impl SessionHandle {
         }
     }
 
-    /// Ends the session as soon as it is between two transactions.
+    /// Ends the session when no transaction is open.
     pub fn end_when_free(&self, reason: ClientError) {
         let waker = {
             let mut mailbox = self.mailbox();
@@ -167,7 +168,7 @@ impl SessionHandle {
         }
     }
 
-    /// Somebody waits for a server, and the session keeps one that it can do without.
+    /// Asks the session to return its pinned server, because another session waits for one.
     pub fn call_back(&self) {
         self.signals.fetch_or(CALLED_BACK, Ordering::AcqRel);
         let waker = self.mailbox().waker.clone();
@@ -176,13 +177,13 @@ impl SessionHandle {
         }
     }
 
-    /// Whether it has not attended to that yet.
+    /// Whether the session has not handled that request yet.
     pub fn is_called_back(&self) -> bool {
         self.signals.load(Ordering::Acquire) & CALLED_BACK != 0
     }
 
-    /// Asks the session's task to cancel what its server runs. The receiver resolves (with an error: the sender is
-    /// dropped) when the cancel has settled, or there was nothing to cancel.
+    /// Asks the session's task to cancel the running statement. The receiver resolves with an error (the
+    /// sender is dropped) when the cancel is complete or there was nothing to cancel.
     pub fn cancel(&self) -> oneshot::Receiver<()> {
         let (settled, receiver) = oneshot::channel();
         let waker = {
@@ -197,31 +198,32 @@ impl SessionHandle {
         receiver
     }
 
-    /// Whether `secret` is the key this session's client was given. In constant time.
+    /// Whether `secret` is the session's cancel key. Takes constant time.
     pub fn has_secret(&self, secret: &[u8]) -> bool {
         self.secret.ct_eq(secret).into()
     }
 
-    /// Takes down what the session is doing now.
+    /// Sets the present activity.
     #[inline]
     pub fn set_doing(&self, doing: Activity, now_ms: u32) {
         self.doing.store(doing as u8, Ordering::Relaxed);
         self.since_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// Takes down that the client has asked for something.
+    /// Notes that a request has arrived.
     #[inline]
     pub fn set_asked(&self, now_ms: u32) {
         self.set_doing(Activity::Active, now_ms);
         self.asked_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was none.
+    /// When its latest request came, by its worker's coarse clock (milliseconds); the login where there was
+    /// none.
     pub fn asked_ms(&self) -> u32 {
         self.asked_ms.load(Ordering::Relaxed)
     }
 
-    /// Takes down that a transaction begins.
+    /// Notes that a transaction begins.
     #[inline]
     pub fn set_began(&self, now_ms: u32) {
         self.began_ms.store(now_ms, Ordering::Relaxed);
@@ -242,7 +244,7 @@ impl SessionHandle {
         *self.application_name.lock().unwrap_or_else(PoisonError::into_inner) = name.into();
     }
 
-    /// Takes down how many statements it has prepared.
+    /// Sets the number of prepared statements.
     #[inline]
     pub fn set_prepared(&self, statements: usize) {
         self.prepared.store(u32::try_from(statements).unwrap_or(u32::MAX), Ordering::Relaxed);
@@ -253,7 +255,7 @@ impl SessionHandle {
         self.prepared.load(Ordering::Relaxed)
     }
 
-    /// What the session is doing, and since when by its worker's coarse clock (milliseconds).
+    /// The present activity and its start on the worker's coarse clock, in milliseconds.
     pub fn doing(&self) -> (Activity, u32) {
         let doing = match self.doing.load(Ordering::Relaxed) {
             1 => Activity::Waiting,
@@ -265,37 +267,37 @@ impl SessionHandle {
         (doing, self.since_ms.load(Ordering::Relaxed))
     }
 
-    /// Why it keeps its server.
+    /// The reasons why its server is pinned.
     pub fn pins(&self) -> Pins {
         Pins::from_bits_retain(self.pins.load(Ordering::Relaxed))
     }
 
-    /// Takes down why it keeps its server.
+    /// Sets the reasons why its server is pinned.
     pub fn set_pins(&self, pins: Pins) {
         self.pins.store(pins.bits(), Ordering::Relaxed);
     }
 }
 
-/// What is known of a session when it begins.
+/// The data of a session that begins.
 #[derive(Debug)]
 pub struct NewSession {
-    /// Who.
+    /// The login.
     pub login: Arc<Login>,
-    /// Where; `None`: no tenant is chosen.
+    /// Tenant and access; `None`: no tenant is chosen.
     pub place: Option<Arc<TenantAccess>>,
-    /// From where.
+    /// The client's address.
     pub peer: Option<IpAddr>,
-    /// Our end and the client's.
+    /// The proxy's address and the client's.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
-    /// Its worker's coarse clock.
+    /// The time on its worker's coarse clock.
     pub now_ms: u32,
-    /// Over TLS.
+    /// Whether the client uses TLS.
     pub tls: bool,
     /// `application_name` at startup.
     pub application_name: Box<str>,
-    /// The process number of the server that it keeps from its login on.
+    /// In session mode, the process number of its server.
     pub known_as: Option<i32>,
-    /// Bytes of its cancel key.
+    /// Length of its cancel key, in bytes.
     pub secret_bytes: usize,
 }
 
@@ -303,32 +305,33 @@ pub struct NewSession {
 #[derive(Debug)]
 pub struct Sessions {
     registry: Mutex<Registry>,
-    /// No session's login is over before this; milliseconds since 1970.
+    /// No session's login expires before this; milliseconds since 1970.
     pub(in crate::data_path) first_end: AtomicU64,
     next: AtomicU32,
-    /// Keeps the numbers of several pglobby processes apart, so that a cancel that reaches the wrong one is known as
-    /// such: the upper bits of every process number.
+    /// The upper bits of every process number. They differ between pglobby processes, so that a cancel that
+    /// reaches the wrong process is recognised.
     node: u32,
     /// When this process started.
     pub started: Instant,
 }
 
-/// Who is here.
+/// The registered sessions.
 #[derive(Debug, Default)]
 struct Registry {
     by_process_id: HashMap<i32, Arc<SessionHandle>>,
-    /// Numbers of sessions whose clients know them by another one, which may be that of several: servers of different
-    /// hosts may have the same.
+    /// The sessions whose clients got a server's process number, by that number. Servers of different hosts
+    /// may have the same number.
     known_as: HashMap<i32, Vec<i32>>,
 }
 
-/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays positive).
+/// Bits of a process number that count sessions; the 11 above them name the node (and the number stays
+/// positive).
 const NODE_SHIFT: u32 = 20;
 
 /// PostgreSQL's own process numbers end below 2^22 (Linux), so none of ours is one of them.
 const NODE_MIN: u32 = 1 << (22 - NODE_SHIFT);
 
-/// A session's place among the sessions. Dropping it takes the session out: its cancel key is forgotten.
+/// A registered session. Drop removes it from the registry, with its cancel key.
 #[derive(Debug)]
 pub struct Registered {
     sessions: Arc<Sessions>,
@@ -380,7 +383,7 @@ impl Sessions {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a session in, under a process number and a secret of its own.
+    /// Registers a session with a new process number and cancel key.
     pub fn register(self: &Arc<Self>, arrival: NewSession) -> (Registered, Secret) {
         let mut secret = vec![0; arrival.secret_bytes].into_boxed_slice();
         rand::fill(&mut secret[..]);
@@ -477,7 +480,8 @@ impl SessionHandle {
             || own.into_iter().any(|verifier| login.still_admits_by(&self.login, verifier, self.peer))
     }
 
-    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be stored.
+    /// What its login's verifier may be as far as the session knows; the last one, unless that could not be
+    /// stored.
     pub fn verifiers(&self) -> Vec<SecretString> {
         let own = self.verifiers.load_full();
         own.map_or_else(|| vec![self.login.verifier.clone()], |own| own.to_vec())
@@ -485,7 +489,8 @@ impl SessionHandle {
 
     /// The session changes its login's verifier, which was one of `before`.
     pub fn expect_verifier(&self, before: &[SecretString], verifier: &SecretString) {
-        // Also those that were replaced: a node may have read the row before, and judge the session by it only now.
+        // Also those that were replaced: a node may have read the row before, and judge the session by it
+        // only now.
         let kept = before.iter().skip(before.len().saturating_sub(AT_ONCE as usize));
         let all = kept.chain([verifier]).cloned().collect();
         self.verifiers.store(Some(Arc::new(all)));

@@ -1,8 +1,9 @@
-//! Sessions that take too long: queries, transactions, idleness inside and outside of transactions; and those whose login is
-//! over by now.
+//! Ends sessions that exceed a timeout (query, transaction, idle in transaction, idle) and sessions whose
+//! login has expired.
 //!
-//! Nothing is armed per message. Every session notes what it is doing and since when, on the coarse clock; one task walks
-//! them now and then: for limits only where one is set, for logins only when the first of them is over.
+//! There is no timer per message. Each session stores its activity and its start on the coarse clock, and one
+//! task checks all sessions at an interval: for timeouts only if one is set, for logins only when one has
+//! expired.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,10 +18,10 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 
-/// How often the sessions are walked: a limit is kept to within this and the clock's own coarseness.
+/// The interval of the checks; a timeout is exact to this plus the resolution of the coarse clock.
 const WALK_EVERY: Duration = Duration::from_millis(250);
 
-/// Ends sessions that are over a limit, for ever.
+/// Ends sessions that exceed a limit. Never returns.
 pub async fn watch(sessions: Arc<Sessions>, config: Arc<ArcSwap<Config>>, workers: Vec<Arc<Worker>>) {
     let mut interval = tokio::time::interval(WALK_EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -33,7 +34,7 @@ pub async fn watch(sessions: Arc<Sessions>, config: Arc<ArcSwap<Config>>, worker
         let (Some(worker), true) = (workers.first(), any.iter().any(Option::is_some)) else { continue };
         let now_ms = worker.clock.now_ms();
         for session in sessions.all() {
-            if let Some(client_error) = overdue(&Standing::of(&session), now_ms, limits) {
+            if let Some(client_error) = overdue(&Timing::of(&session), now_ms, limits) {
                 session.end(client_error);
             }
         }
@@ -41,19 +42,19 @@ pub async fn watch(sessions: Arc<Sessions>, config: Arc<ArcSwap<Config>>, worker
 }
 
 impl Sessions {
-    /// Takes down until when a session's login is good.
+    /// Sets when a session's login expires.
     pub fn set_valid_until(&self, session: &SessionHandle, moment: Option<SystemTime>) {
         session.valid_until.store(millis(moment), Ordering::Relaxed);
         self.first_end.fetch_min(millis(moment), Ordering::AcqRel);
     }
 
-    /// Ends those whose login is over. Walks them only when one may be.
+    /// Ends the sessions whose login has expired. Checks them only when one may have.
     pub fn end_expired(&self, now: SystemTime) {
         let now = millis(Some(now));
         if now < self.first_end.load(Ordering::Acquire) {
             return;
         }
-        // Whoever comes while we walk counts from here on.
+        // Sessions that are registered during the check lower it again.
         self.first_end.swap(u64::MAX, Ordering::AcqRel);
         let expired = ClientError::Ended("the login is no longer valid".into());
         for session in self.all() {
@@ -67,26 +68,26 @@ impl Sessions {
     }
 }
 
-/// What a session is doing, and since when, in milliseconds of the coarse clock.
+/// A session's activity and its times, in milliseconds of the coarse clock.
 #[derive(Debug, Clone, Copy)]
-struct Standing {
+struct Timing {
     doing: Activity,
     since_ms: u32,
     asked_ms: u32,
     began_ms: u32,
 }
 
-impl Standing {
+impl Timing {
     fn of(session: &SessionHandle) -> Self {
         let (doing, since_ms) = session.doing();
         Self { doing, since_ms, asked_ms: session.asked_ms(), began_ms: session.began_ms() }
     }
 }
 
-/// The limit that a session is over, if any.
-fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<ClientError> {
+/// The error for a session that exceeds a limit; `None` if it exceeds none.
+fn overdue(session: &Timing, now_ms: u32, limits: &Timeouts) -> Option<ClientError> {
     let over = |since_ms: u32, limit: Option<Duration>| {
-        // The clock wraps; what lies ahead of it was noted since it was read.
+        // The clock wraps. A time ahead of it was stored after the clock was read.
         let passed = now_ms.wrapping_sub(since_ms).cast_signed().max(0).cast_unsigned();
         limit.is_some_and(|limit| Duration::from_millis(passed.into()) >= limit)
     };
@@ -106,7 +107,7 @@ fn overdue(session: &Standing, now_ms: u32, limits: &Timeouts) -> Option<ClientE
     }
 }
 
-/// Milliseconds since 1970; without a moment, never.
+/// Milliseconds since 1970; `u64::MAX` (never) for `None`.
 pub(in crate::data_path) fn millis(moment: Option<SystemTime>) -> u64 {
     let since = moment.map(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(u64::MAX)
@@ -131,7 +132,7 @@ mod tests {
         limits.transaction = Some(Duration::from_millis(40));
         limits.idle_transaction = Some(Duration::from_millis(20));
         limits.client_idle = Some(Duration::from_millis(30));
-        match overdue(&Standing { doing, since_ms, asked_ms, began_ms }, now_ms, &limits) {
+        match overdue(&Timing { doing, since_ms, asked_ms, began_ms }, now_ms, &limits) {
             Some(ClientError::TimedOut { setting, .. }) => Some(setting),
             None => None,
             other => panic!("{other:?}"),
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_wraps_or_was_read_too_early_ends_nobody() {
+    fn a_clock_that_wraps_or_was_read_too_early_ends_no_session() {
         assert_eq!(setting(Activity::Active, 0, u32::MAX - 2, u32::MAX - 2, 3), None);
         assert_eq!(setting(Activity::Active, 0, 105, 105, 100), None);
         assert_eq!(setting(Activity::Active, 0, u32::MAX - 8, u32::MAX - 8, 3), Some("query_timeout"));

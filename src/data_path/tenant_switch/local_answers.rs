@@ -1,16 +1,16 @@
-//! Where a service login's session is answered while it holds no server: about its tenant, and about a transaction that
-//! no server has begun yet.
+//! Answers a service login's session while it holds no server: about its tenant, and about a transaction that
+//! has not begun on a server yet.
 //!
 //! ```text
 //!            BEGIN            SET LOCAL pglobby.tenant       a statement
-//! (nothing) ───────▶ begun ───────────────────────────▶ begun ───────────▶ the server's: BEGIN goes in front of it
+//! (nothing) ───────▶ begun ───────────────────────────▶ begun ───────────▶ on a server, which gets BEGIN first
 //!     ▲                │ error
 //!     │                ▼
 //!     └──ROLLBACK── failed
 //! ```
 //!
-//! BEGIN is answered here and kept, so that the transaction can still be given a tenant. It reaches a server in front of
-//! the first statement that needs one.
+//! BEGIN is answered here and kept, so that the transaction can still choose a tenant. A server gets it
+//! before the first statement that needs a server.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -37,23 +37,23 @@ use crate::{
     },
 };
 
-/// What a session of a service login has said since it held a server last.
+/// Answers a session's messages while it holds no server.
 #[derive(Debug)]
 pub struct LocalResponder {
-    /// BEGIN has been answered, and no server knows of it.
+    /// BEGIN was answered here and not sent to a server yet.
     begun: Option<TransactionModes>,
-    /// That transaction has failed: nothing but its end is heard.
+    /// That transaction has failed; only its end is accepted.
     failed: bool,
-    /// Messages of a batch have been answered here, and its Sync has not come yet.
+    /// Messages of a batch were answered here, and its Sync has not arrived yet.
     pub(super) in_batch: bool,
     pub(super) portals: HashMap<Box<[u8]>, Portal>,
-    /// How the choice was asked for that is being decided on.
+    /// The form of the choice that waits for its decision.
     choosing: Option<(Form, Protocol)>,
-    /// What the client was told at login: what RESET leads to where there is no server.
+    /// The parameters reported at login; RESET restores them while there is no server.
     first: Arc<ReportedParameters>,
 }
 
-/// What Bind has made of a statement.
+/// A portal made by Bind.
 #[derive(Debug)]
 pub(super) struct Portal {
     pub plan: Plan,
@@ -62,47 +62,47 @@ pub(super) struct Portal {
     pub binary: bool,
 }
 
-/// How something was asked for.
+/// The protocol of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     Simple,
-    /// Execute; whether the result is to be binary.
+    /// Execute; `true`: with a binary result.
     Extended(bool),
 }
 
-/// What comes after what has been answered.
+/// The next step after the messages answered here.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LocalStep {
-    /// Nothing; the next message is not there yet.
+    /// Wait for the next message.
     Waits,
-    /// A server's business.
+    /// A server has to answer the next message.
     Server,
-    /// A choice. [`Desk::chosen`] or [`Desk::refuse`] answers it.
+    /// Change the tenant; [`LocalResponder::chosen`] or [`LocalResponder::refuse`] answers.
     Choose(TenantRequest),
-    /// Another password for the login; answered likewise.
+    /// Set the login's password; answered in the same way.
     SetPassword(NewPassword),
-    /// The transaction that began here is over: the session may belong elsewhere now.
+    /// The transaction that began here is over; the session may have to return to its tenant.
     Ended,
-    /// The client says goodbye.
+    /// The client sent Terminate.
     Terminated,
 }
 
-/// Where a message leads: `None` where it has been answered.
+/// The next step after a message; `None`: the message was answered.
 pub(super) type BatchResult = Result<Option<LocalStep>, ClientError>;
 
 impl LocalResponder {
-    /// A session that has been told these parameters at login.
+    /// For a session that was sent these parameters at login.
     pub fn new(first: Arc<ReportedParameters>) -> Self {
         let portals = HashMap::new();
         Self { begun: None, failed: false, in_batch: false, portals, choosing: None, first }
     }
 
-    /// A transaction has begun here, and nowhere else.
+    /// Whether a transaction has begun here and not on a server.
     pub fn has_begun(&self) -> bool {
         self.begun.is_some()
     }
 
-    /// Nothing is under way here that a server does not know of.
+    /// Whether nothing has begun here that a server does not know.
     pub fn is_clear(&self) -> bool {
         self.begun.is_none()
             && !self.failed
@@ -111,28 +111,28 @@ impl LocalResponder {
             && self.portals.is_empty()
     }
 
-    /// The rest of the batch is a server's.
+    /// A server answers the rest of the batch.
     pub fn leave_batch(&mut self) {
         self.in_batch = false;
     }
 
-    /// Messages of a batch have been answered here, so that the rest belongs here.
+    /// Whether messages of a batch were answered here, so that its rest is answered here too.
     pub fn is_in_batch(&self) -> bool {
         self.in_batch
     }
 
-    /// Whether what the client has sent is a server's from its first message on, as nearly all of it is: told by a glance at
-    /// that, which takes no more than it costs to read it once.
+    /// Whether a server has to answer the first message. Cheap and conservative: may return `false` for such
+    /// a message.
     #[inline]
     pub fn passes(&self, sent: &[u8], side: &ClientSide) -> bool {
         self.is_clear() && first_text(sent, side).is_some_and(|sql| is_plain_query(sql, side.lexing()))
     }
 
-    /// Answers what can be answered without a server, from the front of `inbox`; tells how many bytes that is, and what
-    /// comes behind. `here` is the tenant's name; `None`: none is chosen.
+    /// Answers the messages at the front of `inbox` that need no server. Returns their length in bytes and
+    /// the next step. `here` is the tenant's name; `None`: no tenant is chosen.
     ///
     /// # Errors
-    /// The client broke the protocol or a limit; the session ends.
+    /// The client violated the protocol or a limit; the session ends.
     pub fn next(
         &mut self,
         inbox: &[u8],
@@ -152,7 +152,7 @@ impl LocalResponder {
                 if rest.len() < FIRST_MESSAGE_BYTES {
                     break LocalStep::Waits;
                 }
-                // Too long to be waited for whole: nothing that is answered here is.
+                // Too long to be read whole. No message that is answered here is so long.
                 let Some(client_error) = self.unserved(here) else { break LocalStep::Server };
                 client_error.write(Severity::Error, replies);
                 side.begin_refusing(self.failed());
@@ -218,12 +218,12 @@ impl LocalResponder {
         self.run(&plan, request.as_ref(), Protocol::Simple, side, here, replies)
     }
 
-    /// Whether it is answered here.
+    /// Whether a text with this plan is answered here.
     pub(super) fn is_ours(&self, plan: &Plan, here: Option<&str>, side: &ClientSide) -> bool {
         match plan {
             Plan::Server => false,
             Plan::Password(_) | Plan::Refused(_) => true,
-            // An employee's session is here to change its password, and for nothing else.
+            // An employee's session is answered here for a change of password only.
             _ if !side.rules().may_switch_tenant => false,
             Plan::Choose(_) | Plan::Mixed => true,
             Plan::Show(name) if **name == *PARAMETER => true,
@@ -236,12 +236,12 @@ impl LocalResponder {
         }
     }
 
-    /// The transaction has failed, and this does not end it.
-    pub(super) fn is_deaf(&self, plan: &Plan) -> bool {
+    /// Whether the text is refused because the transaction has failed and the text does not end it.
+    pub(super) fn is_refused_as_failed(&self, plan: &Plan) -> bool {
         self.failed && !matches!(plan, Plan::Finish { .. })
     }
 
-    /// It is a server's business, if there is a tenant to ask the server of.
+    /// Leaves the message to a server, or refuses it if no tenant is chosen.
     pub(super) fn elsewhere(
         &mut self,
         protocol: Protocol,
@@ -256,7 +256,7 @@ impl LocalResponder {
         }
     }
 
-    /// Why no server gets what the client asks.
+    /// The error for a message that cannot go to a server.
     fn unserved(&self, here: Option<&str>) -> Option<ClientError> {
         match here {
             _ if self.failed => Some(aborted()),
@@ -275,7 +275,7 @@ impl LocalResponder {
         replies: &mut Vec<u8>,
     ) -> BatchResult {
         let client_error = match (plan, request) {
-            _ if self.is_deaf(plan) => aborted(),
+            _ if self.is_refused_as_failed(plan) => aborted(),
             (Plan::Choose(choice), Some(request)) => match (request.local, self.begun) {
                 (true, None) => TenantSwitchError::NoTransaction.into(),
                 (false, Some(_)) => TenantSwitchError::NotLocal.into(),
@@ -349,22 +349,22 @@ impl LocalResponder {
             }
             Plan::Set(name, value) => {
                 side.keep(Arc::new(side.wanted.with(name, Some(value))))?;
-                tell(side, name, value.as_bytes(), replies);
+                report(side, name, value.as_bytes(), replies);
                 "SET"
             }
             Plan::Unset(name) => {
                 side.keep(Arc::new(side.wanted.with(name, side.startup.get(name))))?;
                 if let Some((_, value)) = self.first.find(name) {
-                    tell(side, name, value, replies);
+                    report(side, name, value, replies);
                 }
                 "RESET"
             }
-            Plan::DriverReset { tidying, tags } => {
-                if *tidying != DriverReset::KeepsSettings {
+            Plan::DriverReset { reset, tags } => {
+                if *reset != DriverReset::KeepsSettings {
                     side.keep(side.startup.clone())?;
                     self.first.write_changes(&mut side.told, replies);
                 }
-                if *tidying == DriverReset::DiscardsAll {
+                if *reset == DriverReset::DiscardsAll {
                     side.statements.forget_all();
                 }
                 for tag in tags {
@@ -383,7 +383,7 @@ impl LocalResponder {
         Ok(())
     }
 
-    /// The choice has been made: the session is at `here` now; or the password has been changed.
+    /// Answers a request that succeeded: the session is at the tenant `here`, or the password was changed.
     pub fn chosen(&mut self, here: Option<&str>, replies: &mut Vec<u8>) {
         let Some((form, protocol)) = self.choosing.take() else { return };
         let tag = match form {
@@ -401,7 +401,7 @@ impl LocalResponder {
         }
     }
 
-    /// The choice, or the change of the password, was refused.
+    /// Answers a request that was refused.
     pub fn refuse(&mut self, client_error: &ClientError, side: &mut ClientSide, replies: &mut Vec<u8>) {
         if let Some((_, protocol)) = self.choosing.take() {
             let _ = self.fail(client_error, protocol, side, replies);
@@ -424,8 +424,8 @@ impl LocalResponder {
         Ok(None)
     }
 
-    /// A statement has failed that no server has got: the transaction that has begun here fails with it. What
-    /// ReadyForQuery says then.
+    /// Notes that a statement failed here, and with it the transaction that began here. Returns the status
+    /// for ReadyForQuery.
     pub fn failed(&mut self) -> u8 {
         self.failed = self.begun.is_some();
         self.in_batch = false;
@@ -441,8 +441,8 @@ impl LocalResponder {
         }
     }
 
-    /// A server takes over: it is told of the transaction that has begun here. A BEGIN that failed for its modes would
-    /// leave no transaction, and what comes behind it would run all the same; so they are set behind it.
+    /// Sends the server the BEGIN of the transaction that began here. The modes follow in a statement of
+    /// their own: if BEGIN failed because of them, the next statements would run outside of a transaction.
     pub fn hand_over(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         self.in_batch = false;
         self.portals.clear();
@@ -456,14 +456,14 @@ impl LocalResponder {
     }
 }
 
-/// In session mode nobody follows what becomes of the unnamed statement: ours is for this batch.
+/// In session mode the unnamed statement is not tracked, so that the one made here is for this batch only.
 fn forget_unnamed_in_session_mode(side: &mut ClientSide) {
     if !side.follows() {
         side.statements.forget_unnamed();
     }
 }
 
-/// The text that the first of some messages runs, if it is there whole.
+/// The SQL text of the first message; `None` if the message is incomplete or has none.
 pub fn first_text<'a>(sent: &'a [u8], side: &'a ClientSide) -> Option<&'a [u8]> {
     let (tag, length) = header(sent).ok()??;
     let mut body = sent.get(HEADER_BYTES..=length)?;
@@ -484,17 +484,17 @@ pub(super) fn aborted() -> ClientError {
     ClientError::AsPostgres { sqlstate: "25P02", message }
 }
 
-/// A parameter has this value now: the client is told, if servers report it.
-fn tell(side: &mut ClientSide, name: &str, value: &[u8], replies: &mut Vec<u8>) {
+/// Appends ParameterStatus for a parameter's new value, if servers report the parameter.
+fn report(side: &mut ClientSide, name: &str, value: &[u8], replies: &mut Vec<u8>) {
     if let Some((spelled, _)) = side.told.find(name) {
         ReportedParameters::new([(spelled, value)]).write_changes(&mut side.told, replies);
     }
 }
 
-/// The one row of an answer; a simple query has it described first.
-fn row(column: &str, known: Type, value: &[u8], protocol: Protocol, replies: &mut Vec<u8>) {
+/// Appends the one row of a reply, after its description for a simple query.
+fn row(column: &str, column_type: Type, value: &[u8], protocol: Protocol, replies: &mut Vec<u8>) {
     if protocol == Protocol::Simple {
-        messages::row_description(replies, column, known, false);
+        messages::row_description(replies, column, column_type, false);
     }
     messages::data_row(replies, value);
 }

@@ -1,5 +1,5 @@
-//! What drivers send for a choice of tenant, or for a BEGIN, in the extended protocol: Parse, Bind, Describe, Execute and
-//! Close, answered while no server is held.
+//! Answers the extended protocol while no server is held: Parse, Bind, Describe, Execute and Close of a
+//! choice of tenant, of BEGIN and similar statements.
 
 use super::{
     Form, Plan,
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Portals at a time while no server is held; drivers use one.
+/// The most open portals while no server is held; drivers use one.
 const PORTALS_MAX: usize = 16;
 
 impl LocalResponder {
@@ -31,7 +31,7 @@ impl LocalResponder {
         if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         }
-        if self.is_deaf(&plan) {
+        if self.is_refused_as_failed(&plan) {
             return self.fail(&aborted(), Protocol::Extended(false), side, replies);
         }
         if plan == Plan::Mixed {
@@ -65,7 +65,7 @@ impl LocalResponder {
         if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         }
-        if self.is_deaf(&plan) {
+        if self.is_refused_as_failed(&plan) {
             return self.fail(&aborted(), Protocol::Extended(false), side, replies);
         }
         let (parameters, binary) =
@@ -99,7 +99,7 @@ impl LocalResponder {
         if !self.is_ours(&plan, here, side) {
             return self.elsewhere(Protocol::Extended(false), side, here, replies);
         }
-        if self.is_deaf(&plan) {
+        if self.is_refused_as_failed(&plan) {
             return self.fail(&aborted(), Protocol::Extended(false), side, replies);
         }
         messages::parameter_description(replies, &plan.parameters());
@@ -123,7 +123,7 @@ impl LocalResponder {
         self.run(&plan, request.as_ref(), Protocol::Extended(binary), side, here, replies)
     }
 
-    /// Servers keep what other clients may use; only the client's own name for it goes.
+    /// Removes the client's name for a statement; servers keep the statement for other clients.
     pub(super) fn close(&mut self, body: &[u8], side: &mut ClientSide, replies: &mut Vec<u8>) -> BatchResult {
         let (kind, name) = kind_and_name(body)?;
         match kind {
@@ -161,7 +161,7 @@ fn kind_and_name(body: &[u8]) -> Result<(u8, &[u8]), ClientError> {
     Ok((*kind, cstr(&mut rest).map_err(violation)?))
 }
 
-/// The parameters of a Bind, and whether its first result column is to be binary; `body` starts behind the names.
+/// The parameters of a Bind, and whether its first result column is binary. `body` starts after the names.
 fn bound(mut body: &[u8]) -> Option<(Vec<Option<&[u8]>>, bool)> {
     let mut take = |count: usize| {
         let (taken, rest) = body.split_at_checked(count)?;

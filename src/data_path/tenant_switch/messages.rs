@@ -1,4 +1,5 @@
-//! Replies that no server gives: of SHOW, SET, BEGIN and their like, while the session holds none.
+//! Replies that pglobby makes itself while the session holds no server: for SHOW, SET, BEGIN and similar
+//! statements.
 //!
 //! Source: PostgreSQL documentation, "Message Formats".
 
@@ -7,10 +8,10 @@ use crate::{
     wire::message::{append, append_cstr},
 };
 
-/// The tag of a query that gave one row.
+/// The tag of a query with one row.
 pub(super) const ONE_ROW: &str = "SELECT 1";
 
-/// Types of columns and parameters: their oid and length.
+/// The types of columns and parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Type {
     Bool,
@@ -45,20 +46,20 @@ pub(super) fn command_complete(out: &mut Vec<u8>, tag: &str) {
 pub(super) fn parameter_description(out: &mut Vec<u8>, types: &[Type]) {
     append(out, b't', |out| {
         out.extend_from_slice(&u16::try_from(types.len()).unwrap_or(0).to_be_bytes());
-        for known in types {
-            out.extend_from_slice(&known.oid().to_be_bytes());
+        for column_type in types {
+            out.extend_from_slice(&column_type.oid().to_be_bytes());
         }
     });
 }
 
-/// Of one column, which is no table's.
-pub(super) fn row_description(out: &mut Vec<u8>, column: &str, known: Type, binary: bool) {
+/// Appends a RowDescription of one column that belongs to no table.
+pub(super) fn row_description(out: &mut Vec<u8>, column: &str, column_type: Type, binary: bool) {
     append(out, b'T', |out| {
         out.extend_from_slice(&[0, 1]);
         append_cstr(out, column.as_bytes());
         out.extend_from_slice(&[0; 6]);
-        out.extend_from_slice(&known.oid().to_be_bytes());
-        out.extend_from_slice(&known.length().to_be_bytes());
+        out.extend_from_slice(&column_type.oid().to_be_bytes());
+        out.extend_from_slice(&column_type.length().to_be_bytes());
         out.extend_from_slice(&(-1i32).to_be_bytes());
         out.extend_from_slice(&u16::from(binary).to_be_bytes());
     });
@@ -72,7 +73,7 @@ pub(super) fn data_row(out: &mut Vec<u8>, value: &[u8]) {
     });
 }
 
-/// The statement that sets them.
+/// The SET TRANSACTION statement for these modes.
 pub(super) fn set_transaction(modes: TransactionModes) -> String {
     let read = |only| if only { "READ ONLY" } else { "READ WRITE" }.to_owned();
     let deferrable = |yes| if yes { "DEFERRABLE" } else { "NOT DEFERRABLE" }.to_owned();

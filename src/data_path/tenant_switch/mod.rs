@@ -1,11 +1,11 @@
-//! Which tenant a service login's session is in, chosen by plain SQL: `SET pglobby.tenant = 'acme'`. Pure.
+//! A service login chooses its session's tenant with SQL: `SET pglobby.tenant = 'acme'`. Pure.
 //!
-//! Here is said what a text has to do with the choice; [`desk`] answers messages about it. Who may go where is decided
-//! in `change_tenant.rs`, which knows the directory.
+//! This file reads what a text asks for; [`local_answers`] answers the messages; [`switcher`] asks the
+//! directory whether the login has access.
 //!
-//! A choice is a statement of its own, and it is made where no server is held: so it cannot be smuggled between two
-//! statements of one text, and nothing that was meant for one tenant reaches another's server. A text that speaks of the
-//! choice in any other way is refused, by [`Talk`], wherever it turns up.
+//! A choice has to be a statement of its own, while no server is held. So no statement for one tenant can
+//! reach another tenant's server. A text that mentions the choice in any other way is refused, see
+//! [`TenantMention`].
 
 pub mod local_answers;
 mod local_extended;
@@ -27,16 +27,16 @@ use crate::{
     error::IdentityError,
 };
 
-/// Where a session that chooses wants to go.
+/// A request to change the tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantRequest {
-    /// To a tenant of this name; `None`: to where the session began.
+    /// The tenant's name; `None`: the session's first tenant.
     pub tenant: Option<Box<str>>,
     /// For this transaction only.
     pub local: bool,
 }
 
-/// A choice as the text makes it; what it leaves to parameters is told by Bind.
+/// A choice in a text; Bind has the values of its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     tenant: Value,
@@ -44,7 +44,7 @@ pub struct Choice {
     form: Form,
 }
 
-/// A value that the text has, or that a parameter has.
+/// A value in the text or in a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Value {
     /// `None`: the session's first tenant.
@@ -53,7 +53,7 @@ enum Value {
     Parameter(u16),
 }
 
-/// Which statement it is, for the answer.
+/// The statement that makes the choice; the reply depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Set,
@@ -62,16 +62,16 @@ enum Form {
     AlterRole,
 }
 
-/// What is to be done about a text whose session holds no server.
+/// How a text is answered while the session holds no server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// A server's business.
+    /// A server has to answer it.
     Server,
     /// A text without a statement.
     Empty,
     /// Choose a tenant.
     Choose(Choice),
-    /// Refuse it: it chooses, and not in a way that is supported.
+    /// Refuse it: it chooses a tenant in an unsupported way.
     Mixed,
     /// Give the login another password.
     Password(NewPassword),
@@ -91,23 +91,23 @@ pub enum Plan {
         /// COMMIT.
         commit: bool,
     },
-    /// `SELECT 1`, by which pools find out whether a connection is alive.
+    /// `SELECT 1`, with which pools check a connection.
     Ping,
-    /// SET of some other parameter.
+    /// SET of another parameter.
     Set(Box<str>, Box<str>),
-    /// RESET of some other parameter.
+    /// RESET of another parameter.
     Unset(Box<str>),
-    /// What pools send between two users of a connection.
+    /// The reset that a pool sends between two users of a connection.
     DriverReset {
-        /// What it leaves.
-        tidying: DriverReset,
-        /// Of each of its statements.
+        /// What it resets.
+        reset: DriverReset,
+        /// The CommandComplete of each of its statements.
         tags: Box<[&'static str]>,
     },
 }
 
 impl Plan {
-    /// What a text of this session comes to.
+    /// The plan for a text of this session.
     pub fn of(sql: &[u8], session: &ClientSide) -> Self {
         match session.rules().identity.decide(sql, session.lexing()) {
             Some(IdentityDecision::Password(password)) => Self::Password(password),
@@ -116,7 +116,7 @@ impl Plan {
         }
     }
 
-    /// Reads a text.
+    /// The plan for a text, whatever the session's login is.
     pub fn read(sql: &[u8], lexing: Lexing) -> Self {
         let mut statements = sql::statements(sql, lexing);
         let Some(first) = statements.next() else { return Self::Empty };
@@ -147,14 +147,14 @@ impl Plan {
         }
     }
 
-    /// A text of several statements, or of one that may be a pool's tidying up.
+    /// The plan for several statements, or for one that may be a pool's reset.
     fn of_many(sql: &[u8], lexing: Lexing) -> Self {
         let side_effects = SideEffects::read(sql, lexing);
         match side_effects.driver_reset {
             _ if side_effects.tenant == TenantMention::Sets => Self::Mixed,
-            Some(tidying) => {
+            Some(reset) => {
                 let tags = sql::statements(sql, lexing).map(|statement| tag(&statement.kind)).collect();
-                Self::DriverReset { tidying, tags }
+                Self::DriverReset { reset, tags }
             }
             None => Self::Server,
         }
@@ -176,13 +176,13 @@ impl Plan {
 }
 
 impl Plan {
-    /// What its parameters are.
+    /// The types of its parameters.
     fn parameters(&self) -> Vec<self::messages::Type> {
         let Self::Choose(choice) = self else { return Vec::new() };
         let is_flag = |number| choice.local == Value::Parameter(number);
-        let known =
+        let type_of =
             |number| if is_flag(number) { self::messages::Type::Bool } else { self::messages::Type::Text };
-        (1..=choice.parameters()).map(known).collect()
+        (1..=choice.parameters()).map(type_of).collect()
     }
 }
 
@@ -202,13 +202,13 @@ impl Choice {
         matches!(&call.name, Argument::Text(_)).then_some(Self { tenant, local, form: Form::SetConfig })
     }
 
-    /// How many parameters it has, each of them `text`, but for the flag of set_config.
+    /// The number of parameters. All are `text`, except for the flag of set_config.
     fn parameters(&self) -> u16 {
         let number = |value: &Value| if let Value::Parameter(number) = value { *number } else { 0 };
         number(&self.tenant).max(number(&self.local))
     }
 
-    /// What is wished for, with these parameters. `None`: they do not say.
+    /// The request with these parameters; `None` if they give no valid one.
     fn request(&self, parameters: &[Option<&[u8]>]) -> Option<TenantRequest> {
         let given = |number: u16| parameters.get(usize::from(number).checked_sub(1)?).copied();
         let tenant = match &self.tenant {
@@ -227,7 +227,7 @@ impl Choice {
     }
 }
 
-/// The CommandComplete of a statement that tidies up.
+/// The CommandComplete of a statement of a reset.
 fn tag(kind: &Kind<'_>) -> &'static str {
     match kind {
         Kind::Discard(Discard::All) => "DISCARD ALL",

@@ -1,7 +1,8 @@
-//! A session changes the password of its own login: `ALTER ROLE CURRENT_USER PASSWORD '…'`, psql's `\password`.
+//! A session changes the password of its own login: `ALTER ROLE CURRENT_USER PASSWORD '…'`, psql's
+//! `\password`.
 //!
-//! The servers' roles are shared by all logins of a tenant, so it is the login's verifier in the central database that
-//! changes. Other sessions of that login end, as they do when an operator sets its password; this one stays.
+//! All logins of a tenant share the servers' roles, so the login's verifier in the central database changes.
+//! Other sessions of the login end, as when an operator sets its password; this session stays.
 
 use std::time::Instant;
 
@@ -17,8 +18,8 @@ use crate::{
 };
 
 impl TenantSwitcher {
-    /// Gives the session's login another password, and answers. The one statement of a session that waits for the central
-    /// database, besides a choice of tenant.
+    /// Sets the password of the session's login and answers. Only this and a choice of tenant let a statement
+    /// wait for the central database.
     pub(in crate::data_path) async fn set_password(
         &mut self,
         handle: &Registered,
@@ -42,21 +43,18 @@ impl TenantSwitcher {
         };
         drop(password);
         let before = handle.verifiers();
-        // Known before it is stored: word of the change may come back before the answer to it.
+        // Before it is stored, because the notification of the change may arrive before the answer.
         handle.expect_verifier(&before, &verifier);
         match directory.set_verifier(&handle.login, &before, &verifier).await {
             Ok(true) => {
-                info!(login = handle.login.name, "a login has changed its own password");
+                info!(login = handle.login.name, "login changed its own password");
                 Ok(())
             }
             Ok(false) => {
-                info!(
-                    login = handle.login.name,
-                    "a login that was changed meanwhile cannot change its password"
-                );
+                info!(login = handle.login.name, "password not changed: the login was changed meanwhile");
                 Err(IdentityError::LoginChanged.into())
             }
-            // It may have been stored all the same, so both count.
+            // The verifier may have been stored nevertheless, so the session accepts both.
             Err(error) => {
                 warn!(login = handle.login.name, side = "central", %error, "cannot change a login's password");
                 Err(ClientError::PasswordNotStored)

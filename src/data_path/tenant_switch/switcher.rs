@@ -1,6 +1,6 @@
-//! What a service login's session has chosen, and who may go where: the one place beside the login where the directory is
-//! asked. A query never waits for it; a choice may, once for each tenant and login, until their rows change. A change of
-//! one's own password waits as well, and any session has a concierge for as long as it makes one.
+//! Changes the tenant of a service login's session. Beside the login, only this asks the directory: a choice
+//! of tenant may wait for it, once for each tenant and login until their rows change. A query never waits. A
+//! session that changes its own password has a switcher meanwhile.
 
 use std::sync::Arc;
 
@@ -21,41 +21,41 @@ use crate::{
     error::{ClientError, TenantSwitchError},
 };
 
-/// What a service login's session has chosen.
+/// The state of a session that may change its tenant.
 #[derive(Debug)]
 pub struct TenantSwitcher {
     /// Answers while no server is held.
     pub responder: LocalResponder,
     pub(in crate::data_path) proxy: Arc<Proxy>,
-    /// The tenant that the session began with, by id: RESET leads there.
+    /// The id of the session's first tenant; RESET returns to it.
     pub(in crate::data_path) first: Option<i64>,
-    /// The tenant that it has chosen for longer than a transaction.
+    /// The tenant chosen for longer than a transaction.
     chosen: Option<i64>,
-    /// It is somewhere else for one transaction.
+    /// The session is at another tenant for one transaction.
     for_transaction: bool,
-    /// RESET ALL or DISCARD ALL has been run: it goes back to where it began.
+    /// RESET ALL or DISCARD ALL was run: the session returns to its first tenant.
     resetting: bool,
-    /// Why what is in the inbox waits for the replies to what came before.
+    /// Why the messages in the inbox wait for the replies to earlier ones.
     pub(in crate::data_path) wait: SwitchWait,
-    /// A choice that is yet to be decided on.
+    /// A request that waits for its decision.
     pub(in crate::data_path) request: Option<TenantRequest>,
-    /// A password that is yet to be set.
+    /// A password that has to be set.
     pub(in crate::data_path) password: Option<NewPassword>,
-    /// It has not held a server of this tenant yet.
+    /// The session has not held a server of this tenant yet.
     pub(in crate::data_path) is_new: bool,
 }
 
-/// Where a session is.
+/// Where a session goes.
 #[derive(Debug)]
 pub enum SwitchTarget {
-    /// In a tenant's pool, and counted there.
+    /// To a tenant's pool, where it is counted.
     Tenant(Arc<Pool>, Present),
-    /// Nowhere: no tenant is chosen.
+    /// To no tenant.
     NoTenant,
 }
 
 impl SwitchTarget {
-    /// A session's statements become those of the pool that it goes to.
+    /// Moves the client's side to the target's pool, with its prepared statements.
     pub(in crate::data_path) fn receive(&self, side: &mut ClientSide) {
         match self {
             Self::Tenant(pool, _) => {
@@ -64,7 +64,7 @@ impl SwitchTarget {
                 let memory = pool.account(side.rules().memory.max());
                 side.move_to(Some(pool.place.clone()), statements, functions, memory, follow);
             }
-            // What the session has counts where it was, until it chooses another tenant.
+            // The memory stays charged to the last tenant until the session chooses another.
             Self::NoTenant => {
                 side.move_to(None, Arc::default(), Arc::default(), side.rules().memory.clone(), true);
             }
@@ -72,7 +72,7 @@ impl SwitchTarget {
     }
 }
 
-/// The name of the tenant where a choice has led.
+/// The name of the tenant after a choice; `None`: no tenant.
 pub(in crate::data_path) fn target_name<'a>(
     target: Option<&'a SwitchTarget>,
     here: Option<&'a str>,
@@ -84,22 +84,22 @@ pub(in crate::data_path) fn target_name<'a>(
     }
 }
 
-/// Why nothing more is passed on.
+/// Why no more messages are forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data_path) enum SwitchWait {
     No,
-    /// At the front of the inbox is a choice.
+    /// A choice is at the front of the inbox.
     Choice,
-    /// It may be meant for another tenant.
+    /// The messages may be meant for another tenant.
     Pause,
 }
 
 impl TenantSwitcher {
-    /// Of a session that begins at a tenant, or at none, and is `told` these parameters.
-    pub fn new(proxy: Arc<Proxy>, first: Option<i64>, told: Arc<ReportedParameters>) -> Box<Self> {
-        let desk = LocalResponder::new(told);
+    /// For a session that begins at the tenant `first`, or at none, and was sent the parameters `reported`.
+    pub fn new(proxy: Arc<Proxy>, first: Option<i64>, reported: Arc<ReportedParameters>) -> Box<Self> {
+        let responder = LocalResponder::new(reported);
         Box::new(Self {
-            responder: desk,
+            responder,
             proxy,
             first,
             chosen: first,
@@ -112,7 +112,7 @@ impl TenantSwitcher {
         })
     }
 
-    /// Nothing waits for it, and nothing was said to it that no server knows.
+    /// Whether nothing waits for it and nothing has begun that a server does not know.
     pub fn is_idle(&self) -> bool {
         self.wait == SwitchWait::No
             && self.request.is_none()
@@ -121,18 +121,18 @@ impl TenantSwitcher {
             && self.responder.is_clear()
     }
 
-    /// The session is new to its tenant's servers: see [`Relay::settle_in`].
+    /// Whether the session's settings have not been checked at this tenant's servers yet.
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// It goes on in another room.
+    /// The session has moved to another tenant.
     pub fn arrive(&mut self) {
         (self.wait, self.is_new) = (SwitchWait::No, true);
     }
 
-    /// How the session stands to the tenant it is in.
-    pub fn stance(&self) -> CurrentTenant {
+    /// Why the session is at its present tenant.
+    pub fn current_tenant(&self) -> CurrentTenant {
         match () {
             () if self.for_transaction => CurrentTenant::ForTransaction,
             () if self.chosen == self.first => CurrentTenant::First,
@@ -140,7 +140,7 @@ impl TenantSwitcher {
         }
     }
 
-    /// RESET ALL or DISCARD ALL has been run.
+    /// Notes that RESET ALL or DISCARD ALL was run.
     pub fn reset(&mut self) {
         self.resetting = true;
     }
@@ -150,12 +150,12 @@ impl TenantSwitcher {
         self.resetting || self.for_transaction && !self.responder.has_begun()
     }
 
-    /// The tenant that a wish names, if this login may go there. A tenant that does not exist, one that is not granted and
-    /// one that is closed to the client's address get the same words.
+    /// Returns the requested tenant if the login has access to it. The error is the same for an unknown
+    /// tenant, for one without access, and for one that does not allow the client's address.
     async fn resolve(
         &self,
         handle: &Registered,
-        goal: TenantRef<'_>,
+        requested: TenantRef<'_>,
     ) -> Result<(Arc<Tenant>, Access), ClientError> {
         let directory = &self.proxy.directory;
         let unavailable = |error| {
@@ -163,7 +163,7 @@ impl TenantSwitcher {
             ClientError::DirectoryUnavailable
         };
         let login = directory.login(&handle.login.name).await.map_err(unavailable)?;
-        let tenant = match goal {
+        let tenant = match requested {
             TenantRef::Name(name) => directory.tenant(name).await,
             TenantRef::Id(id) => directory.tenant_by_id(id).await,
         };
@@ -173,17 +173,17 @@ impl TenantSwitcher {
             let access = access_to(&login.kind, tenant.id)?;
             allowed_from(&tenant.allow_from, handle.peer).then_some((tenant, access))
         });
-        let denied = match goal {
+        let name = match requested {
             TenantRef::Name(name) => name.to_owned(),
             TenantRef::Id(_) => String::new(),
         };
-        let (tenant, access) = place.ok_or(ClientError::TenantDenied { tenant: denied })?;
+        let (tenant, access) = place.ok_or(ClientError::TenantDenied { tenant: name })?;
         admit(&tenant)?;
         Ok((tenant, access))
     }
 
-    /// Takes a place among the sessions of a tenant. Whoever closes the tenant meanwhile either finds the session there, or
-    /// is found by it.
+    /// Enters a tenant's pool. The session is registered there before the second look-up, so that a tenant
+    /// that is closed meanwhile is noticed by one of the two.
     async fn enter(
         &self,
         handle: &Registered,
@@ -202,37 +202,37 @@ impl TenantSwitcher {
         }
     }
 
-    /// Where a wish leads from `here`; `None`: the session is there already.
+    /// Returns where a request leads from `here`; `None`: the session stays.
     pub async fn follow(
         &mut self,
         request: &TenantRequest,
         handle: &Registered,
         here: Option<(i64, Access)>,
     ) -> Result<Option<SwitchTarget>, ClientError> {
-        let goal = match (&request.tenant, self.first) {
+        let requested = match (&request.tenant, self.first) {
             (Some(name), _) => TenantRef::Name(name),
             (None, Some(first)) => TenantRef::Id(first),
             (None, None) => {
-                self.note(request, None);
+                self.set_chosen(request, None);
                 return Ok(here.map(|_| SwitchTarget::NoTenant));
             }
         };
-        let (tenant, access) = self.resolve(handle, goal).await?;
+        let (tenant, access) = self.resolve(handle, requested).await?;
         let id = tenant.id;
         // There nothing is read, so that nobody would see the end of the transaction.
         if request.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
             return Err(TenantSwitchError::SessionMode.into());
         }
         if here == Some((id, access)) {
-            self.note(request, Some(id));
+            self.set_chosen(request, Some(id));
             return Ok(None);
         }
         let target = self.enter(handle, tenant, access).await?;
-        self.note(request, Some(id));
+        self.set_chosen(request, Some(id));
         Ok(Some(target))
     }
 
-    fn note(&mut self, request: &TenantRequest, tenant: Option<i64>) {
+    fn set_chosen(&mut self, request: &TenantRequest, tenant: Option<i64>) {
         if request.local {
             self.for_transaction = true;
         } else {
@@ -240,15 +240,15 @@ impl TenantSwitcher {
         }
     }
 
-    /// Where a session belongs whose transaction, or whose user, is gone; `None`: it is there already. Where it may not go
-    /// any more, it is nowhere.
+    /// Returns where the session goes after its transaction or a reset; `None`: it stays. It has no tenant if
+    /// it lost access to the one it chose.
     pub async fn back(&mut self, handle: &Registered, here: (i64, Access)) -> Option<SwitchTarget> {
         if std::mem::take(&mut self.resetting) {
             self.chosen = self.first;
         }
         self.for_transaction = false;
         let Some(id) = self.chosen else { return Some(SwitchTarget::NoTenant) };
-        let gone = match self.resolve(handle, TenantRef::Id(id)).await {
+        let refused = match self.resolve(handle, TenantRef::Id(id)).await {
             Ok((tenant, access)) if here == (tenant.id, access) => return None,
             Ok((tenant, access)) => match self.enter(handle, tenant, access).await {
                 Ok(target) => return Some(target),
@@ -256,13 +256,13 @@ impl TenantSwitcher {
             },
             Err(client_error) => client_error,
         };
-        info!(login = handle.login.name, tenant = id, reason = %gone, "a session cannot go back to its tenant");
+        info!(login = handle.login.name, tenant = id, reason = %refused, "session cannot return to its tenant");
         self.chosen = None;
         Some(SwitchTarget::NoTenant)
     }
 }
 
-/// A tenant, as it is asked for.
+/// A reference to a tenant.
 #[derive(Debug, Clone, Copy)]
 enum TenantRef<'a> {
     Name(&'a str),

@@ -25,8 +25,8 @@ fn every_spelling_of_the_choice_is_read() {
     for sql in [
         "SET pglobby.tenant = 'acme'",
         "set PGLOBBY.Tenant to acme;",
-        "SET SESSION pglobby.tenant = \"acme\" -- hello",
-        "/* hello */ SET \"pglobby\".tenant = E'acme'",
+        "SET SESSION pglobby.tenant = \"acme\" -- comment",
+        "/* comment */ SET \"pglobby\".tenant = E'acme'",
         "SET \"pglobby.tenant\" = acme",
         "SELECT set_config('pglobby.tenant', 'acme', false)",
         "select pg_catalog.set_config('PGLOBBY.tenant', 'acme'::text, NULL);",
@@ -72,9 +72,9 @@ fn what_only_looks_like_a_choice_is_a_servers_business() {
     }
 }
 
-/// A desk and the client it talks to.
+/// A responder and its client.
 struct Talked {
-    desk: LocalResponder,
+    responder: LocalResponder,
     side: ClientSide,
 }
 
@@ -91,19 +91,20 @@ impl Talked {
             ..SessionRules::nobody(&Arc::default())
         };
         Self {
-            desk: LocalResponder::new(Arc::default()),
+            responder: LocalResponder::new(Arc::default()),
             side: ClientSide::new(rules, Arc::default(), 1 << 32),
         }
     }
 
-    /// Sends simple queries in one go; tells the tags of the replies, how many queries were left, and what is next.
+    /// Sends simple queries in one go; tells the tags of the replies, how many queries were left, and what is
+    /// next.
     fn query(&mut self, here: Option<&str>, queries: &[&str]) -> (String, usize, LocalStep) {
         let mut inbox = Vec::new();
         for sql in queries {
             append(&mut inbox, b'Q', |out| append_cstr(out, sql.as_bytes()));
         }
         let mut replies = Vec::new();
-        let (used, next) = self.desk.next(&inbox, &mut self.side, here, &mut replies).unwrap();
+        let (used, next) = self.responder.next(&inbox, &mut self.side, here, &mut replies).unwrap();
         let (mut tags, mut rest) = (String::new(), replies.as_slice());
         while let Some((tag, length)) = crate::wire::frame::header(rest).unwrap() {
             tags.push(tag.into());
@@ -133,10 +134,10 @@ fn begin_is_kept_until_a_server_is_needed() {
     );
     let (mut replies, mut out) =
         (crate::data_path::exchange::pending_replies::ReplyTracker::default(), Vec::new());
-    talked.desk.hand_over(&mut replies, &mut out);
+    talked.responder.hand_over(&mut replies, &mut out);
     let sent = String::from_utf8_lossy(&out);
     assert!(sent.contains("BEGIN\0") && sent.contains("SET TRANSACTION READ ONLY\0"), "{sent}");
-    assert!(!talked.desk.has_begun());
+    assert!(!talked.responder.has_begun());
 }
 
 #[test]
@@ -153,7 +154,7 @@ fn a_refused_choice_fails_the_transaction_it_was_made_in() {
     assert_eq!((&*tags, left), ("CZT", 1));
     assert_eq!(next, LocalStep::Choose(TenantRequest { tenant: Some("x".into()), local: true }));
     let mut replies = Vec::new();
-    talked.desk.refuse(&crate::error::ClientError::NoTenantChosen, &mut talked.side, &mut replies);
+    talked.responder.refuse(&crate::error::ClientError::NoTenantChosen, &mut talked.side, &mut replies);
     assert!(replies.ends_with(b"E"), "ReadyForQuery says that the transaction has failed");
     assert_eq!(talked.query(Some("acme"), &["SELECT 1"]), ("EZE".into(), 0, LocalStep::Waits));
     assert_eq!(talked.query(Some("acme"), &["COMMIT"]), ("CZI".into(), 0, LocalStep::Ended));
@@ -214,13 +215,16 @@ fn what_passes_the_desk_at_a_glance_is_what_it_would_have_let_pass() {
             });
             talked.side.prepare_unserved(b"name", &[sql.as_bytes(), &[0, 0, 0]].concat()).unwrap();
             for message in [&query, &parse, &bind] {
-                assert_eq!(talked.desk.passes(message, &talked.side), passes, "{sql}");
-                assert!(!talked.desk.passes(&message[..message.len() - 1], &talked.side), "a part of {sql}");
+                assert_eq!(talked.responder.passes(message, &talked.side), passes, "{sql}");
+                assert!(
+                    !talked.responder.passes(&message[..message.len() - 1], &talked.side),
+                    "a part of {sql}"
+                );
             }
             if passes {
                 assert_eq!(talked.query(Some("acme"), &[sql]).2, LocalStep::Server);
                 assert_eq!(talked.query(Some("acme"), &["BEGIN"]).0, "CZT");
-                assert!(!talked.desk.passes(&query, &talked.side), "{sql} behind a BEGIN");
+                assert!(!talked.responder.passes(&query, &talked.side), "{sql} behind a BEGIN");
             }
         }
     }

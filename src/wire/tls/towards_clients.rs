@@ -15,19 +15,19 @@ use super::{
 };
 use crate::wire::stream::{Socket, Stream};
 
-/// The PEM files of one certificate, and of the authorities that sign clients' certificates where those are asked for.
+/// The PEM files of a certificate, and of the authorities for client certificates.
 #[derive(Debug, Clone, Copy)]
 pub struct CertificateFiles<'a> {
-    /// The certificate, and the intermediates behind it.
+    /// The certificate, followed by its intermediates.
     pub certificate: &'a Path,
     /// Its key.
     pub key: &'a Path,
-    /// Who signs clients' certificates. `None`: none is asked for.
+    /// The authorities that sign client certificates. `None`: clients need no certificate.
     pub client_authorities: Option<&'a Path>,
 }
 
-/// What one handshake needs and what its SCRAM exchange needs afterwards. Taken together, once per handshake: with the
-/// hash of another certificate than the one shown, channel binding would fail while a certificate is being renewed.
+/// The certificate of one handshake and of its SCRAM exchange. Both have to use the same one, or channel
+/// binding would fail while a certificate is being renewed.
 #[derive(Debug)]
 pub struct TlsSnapshot {
     config: Arc<ServerConfig>,
@@ -43,36 +43,36 @@ pub struct ClientTlsAcceptor {
     current: ArcSwap<TlsSnapshot>,
 }
 
-/// A client behind TLS.
+/// A client after its TLS handshake.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The encrypted stream; its buffers begin empty.
+    /// The encrypted stream, with empty buffers.
     pub stream: Stream,
-    /// The name the client meant to reach (SNI).
+    /// The server name that the client sent (SNI).
     pub server_name: Option<String>,
-    /// Whether the client and we agreed that this is PostgreSQL's protocol.
+    /// Whether ALPN selected PostgreSQL's protocol.
     pub alpn: bool,
-    /// What the handshake was made with.
+    /// The certificate of the handshake.
     pub snapshot: Arc<TlsSnapshot>,
 }
 
 impl ClientTlsAcceptor {
     /// # Errors
-    /// [`TlsError`] where a file cannot be used, or certificate and key do not belong together.
+    /// [`TlsError`]: a file cannot be used, or the key does not match the certificate.
     pub fn load(files: CertificateFiles<'_>) -> Result<Self, TlsError> {
         Ok(Self { current: ArcSwap::from_pointee(TlsSnapshot::load(files)?) })
     }
 
-    /// Serves the files' new content from the next handshake on. Connections that are open keep what they have.
+    /// Loads the files again, for the next handshakes. Open connections do not change.
     ///
     /// # Errors
-    /// [`TlsError`]; what was served is served still.
+    /// [`TlsError`]; the old certificate stays in use.
     pub fn reload(&self, files: CertificateFiles<'_>) -> Result<(), TlsError> {
         self.current.store(Arc::new(TlsSnapshot::load(files)?));
         Ok(())
     }
 
-    /// One handshake.
+    /// Runs a handshake.
     ///
     /// # Errors
     /// The socket's, and rustls's under [`io::ErrorKind::InvalidData`]; the client has been sent the alert.
@@ -111,7 +111,7 @@ impl TlsSnapshot {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        // Sessions last; resuming one gained nothing where it was measured, and tickets are bytes nobody asked for.
+        // Connections are long-lived, and resumption gave no measurable gain.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
 
@@ -127,8 +127,8 @@ impl TlsSnapshot {
         Ok(Self { config: Arc::new(config), scram, end_point })
     }
 
-    /// The means for SCRAM-SHA-256-PLUS: pgwire's exchange and the hash of the certificate. `None`: the certificate's signature
-    /// defines no hash, and the mechanism is not offered.
+    /// The means for SCRAM-SHA-256-PLUS: pgwire's exchange and the hash of the certificate. `None`: the
+    /// certificate's signature defines no hash, and the mechanism is not offered.
     pub fn channel_binding(&self) -> Option<(&ScramServerAuth, &[u8])> {
         let end_point = self.end_point.as_deref().filter(|_| self.scram.supports_channel_binding())?;
         Some((&self.scram, end_point))

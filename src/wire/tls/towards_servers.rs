@@ -1,4 +1,4 @@
-//! TLS as the one who calls: how much of a server's certificate is believed, and the hash of it that SCRAM binds to.
+//! TLS towards servers: verifies the server's certificate and computes its hash for SCRAM's channel binding.
 
 use std::{
     collections::HashMap,
@@ -21,23 +21,25 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 use super::{ALPN, TlsError, authorities, certificates, private_key, provider};
 
-/// Configurations kept. There is one per (trust, file of authorities), so a handful; beyond this the map starts anew.
+/// The most cached configurations. There is one per (trust, file of authorities); beyond this the cache is
+/// cleared.
 const CONFIGS_MAX: usize = 256;
 
 /// How much of a server's certificate is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trust {
-    /// Nothing: encrypted, whoever answers (`prefer`, `require` without authorities).
+    /// Nothing: the connection is encrypted, the server is not verified (`prefer`, `require` without
+    /// authorities).
     Anybody,
-    /// Signed by a known authority, whatever name is on it (`verify-ca`).
+    /// The signature of a known authority, not the name (`verify-ca`).
     Authority,
-    /// The same, and a subject alternative name matches (`verify-full`). libpq's look at the common name of a
-    /// certificate without such names has no counterpart here.
+    /// The signature and a subject alternative name (`verify-full`). The common name is not used, unlike in
+    /// libpq.
     AuthorityAndName,
 }
 
-/// Makes and keeps the configurations towards servers. Files are read at the first use of each; a reload makes a new
-/// one of these.
+/// Creates and caches the configurations towards servers. A file is read at its first use; a reload replaces
+/// this object.
 #[derive(Debug)]
 pub struct ServerTlsConfigs {
     default_authorities: Option<PathBuf>,
@@ -48,11 +50,11 @@ pub struct ServerTlsConfigs {
 type Made = HashMap<(Trust, Option<PathBuf>), Arc<ClientConfig>>;
 
 impl ServerTlsConfigs {
-    /// `default_authorities` serves hosts that name no file of their own; `identity` is the certificate and key
-    /// presented to servers that ask for one.
+    /// `default_authorities` is for hosts without a file of their own; `identity` is the certificate and key
+    /// for servers that ask for one.
     ///
     /// # Errors
-    /// [`TlsError`] where the certificate or its key cannot be used.
+    /// [`TlsError`]: the certificate or its key cannot be used.
     pub fn new(
         default_authorities: Option<PathBuf>,
         identity: Option<(&Path, &Path)>,
@@ -67,7 +69,7 @@ impl ServerTlsConfigs {
         Ok(configs)
     }
 
-    /// Whether a file of authorities is named for a host: libpq's `require` then means `verify-ca`.
+    /// Whether a host has a file of authorities. libpq's `require` then means `verify-ca`.
     pub fn names_authorities(&self, host_authorities: Option<&Path>) -> bool {
         host_authorities.is_some() || self.default_authorities.is_some()
     }
@@ -75,7 +77,7 @@ impl ServerTlsConfigs {
     /// The configuration for a host; `None`: the default authorities, or else the system's.
     ///
     /// # Errors
-    /// [`TlsError`] where authorities are needed and cannot be read.
+    /// [`TlsError`]: authorities are needed and cannot be read.
     pub fn get(&self, trust: Trust, host_authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
         let authorities = match trust {
             Trust::Anybody => None,
@@ -118,7 +120,7 @@ impl ServerTlsConfigs {
 #[derive(Debug)]
 struct ByAuthority {
     web_pki: Arc<WebPkiServerVerifier>,
-    /// The authorities' own certificates: a server may present one of them itself.
+    /// The authorities' certificates; a server may present one of them as its own.
     pinned: Vec<CertificateDer<'static>>,
     name_matters: bool,
 }
@@ -162,9 +164,9 @@ impl ServerCertVerifier for ByAuthority {
             Err(InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.name_matters => Ok(ServerCertVerified::assertion()),
-            // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web PKI
-            // refuses at the end of a chain. Whoever names that very certificate as the authority means it, and
-            // libpq takes it.
+            // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web
+            // PKI refuses at the end of a chain. Whoever names that very certificate as the authority means
+            // it, and libpq takes it.
             Err(InvalidCertificate(CertificateError::Other(_)))
                 if self.pinned.iter().any(|pinned| pinned == end_entity) =>
             {
@@ -200,7 +202,7 @@ impl ServerCertVerifier for ByAuthority {
     }
 }
 
-/// `allow`, `prefer` and `require`: encrypted, whoever answers.
+/// `allow`, `prefer` and `require`: encryption without verification.
 #[derive(Debug)]
 struct Anybody {
     provider: Arc<CryptoProvider>,
@@ -243,11 +245,12 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// The `tls-server-end-point` channel binding of a certificate (RFC 5929, section 4.1): its hash, by the hash its
-/// signature uses, and SHA-256 instead of MD5 and SHA-1. `None` where the signature names no single hash (Ed25519,
-/// RSA-PSS): nothing can be bound then.
+/// The `tls-server-end-point` channel binding of a certificate (RFC 5929, section 4.1): its hash, by the hash
+/// its signature uses, and SHA-256 instead of MD5 and SHA-1. `None` where the signature names no single hash
+/// (Ed25519, RSA-PSS); then there is no channel binding.
 pub fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OBJECT IDENTIFIER, … }, … }
+    // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OBJECT IDENTIFIER, …
+    // }, … }
     let (0x30, fields, _) = der_element(certificate)? else { return None };
     let (0x30, _, behind_tbs) = der_element(fields)? else { return None };
     let (0x30, algorithm, _) = der_element(behind_tbs)? else { return None };
@@ -262,7 +265,7 @@ pub fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// A DER element: its tag, its content, and what follows it.
+/// Splits off a DER element: its tag, its content, and the bytes after it.
 fn der_element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[tag, first], rest) = bytes.split_first_chunk::<2>()?;
     let (length, rest) = match first {

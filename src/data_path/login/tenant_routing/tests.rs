@@ -124,8 +124,8 @@ fn service(all_tenants: Option<Access>, granted: &[i64]) -> LoginKind {
 }
 
 /// Judges `login` at a directory with the tenants acme (1) and globex (2), and what `change` makes of acme. The
-/// answer in one word: a tenant and its access, the console, the lobby, or what the operator reads.
-fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut Tenant)) -> String {
+/// answer in one word: a tenant and its access, the console, no tenant, or the logged reason.
+fn routed(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut Tenant)) -> String {
     let mut acme = a_tenant(1, "acme");
     change(&mut acme);
     let (acme, globex) = (Arc::new(acme), Arc::new(a_tenant(2, "globex")));
@@ -148,51 +148,51 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
         admin_allow_from: &[net("127.0.0.0/8")],
     };
-    let destination = request.target().and_then(|goal| match goal {
+    let route = request.target().and_then(|target| match target {
         Target::Console { read_only } => Ok(Route::Console { read_only }),
         Target::NoTenant => Ok(Route::NoTenant),
         Target::Tenant(tenant) => request.enter(Some(tenant)),
         Target::OnlyTenant(id) => request.enter([&acme, &globex].into_iter().find(|it| it.id == id).cloned()),
     });
-    match destination {
+    match route {
         Ok(Route::Tenant { tenant, access }) => format!("{} {access:?}", tenant.name),
-        Ok(Route::NoTenant) => "lobby".to_owned(),
+        Ok(Route::NoTenant) => "no tenant".to_owned(),
         Ok(Route::Console { read_only }) => format!("console, read only: {read_only}"),
-        Err(LoginError::Hidden(denial)) => format!("denied: {denial:?}"),
-        Err(LoginError::Shown(client_error)) => client_error.sqlstate().to_owned(),
+        Err(LoginError::Hidden(reason)) => format!("refused: {reason:?}"),
+        Err(LoginError::Shown(error)) => error.sqlstate().to_owned(),
     }
 }
 
 #[test]
 fn a_login_goes_where_it_belongs_and_nowhere_else() {
     let at = |database: &str| hints("", database, "alice", "");
-    for (kind, database, verdict) in [
+    for (kind, database, expected) in [
         (employee(), "acme", "acme ReadWrite"),
         (employee(), "", "acme ReadWrite"),
         (employee(), "alice", "acme ReadWrite"),
-        (employee(), "globex", "denied: NotGranted"),
-        (employee(), "nowhere", "denied: UnknownTenant"),
+        (employee(), "globex", "refused: NotGranted"),
+        (employee(), "nowhere", "refused: UnknownTenant"),
         (employee(), "silence", "57P03"),
-        (employee(), "pglobby", "denied: Console"),
+        (employee(), "pglobby", "refused: Console"),
         (service(None, &[2]), "globex", "globex ReadOnly"),
         (service(None, &[2]), "", "globex ReadOnly"),
-        (service(None, &[2]), "acme", "denied: NotGranted"),
-        (service(None, &[1, 2]), "", "lobby"),
-        (service(None, &[1, 2]), "alice", "lobby"),
-        (service(None, &[2]), "pglobby", "lobby"),
-        (service(None, &[]), "", "lobby"),
+        (service(None, &[2]), "acme", "refused: NotGranted"),
+        (service(None, &[1, 2]), "", "no tenant"),
+        (service(None, &[1, 2]), "alice", "no tenant"),
+        (service(None, &[2]), "pglobby", "no tenant"),
+        (service(None, &[]), "", "no tenant"),
         (service(Some(Access::ReadWrite), &[]), "acme", "acme ReadWrite"),
         (service(Some(Access::ReadWrite), &[2]), "globex", "globex ReadOnly"),
-        (service(Some(Access::ReadWrite), &[2]), "", "lobby"),
-        (service(Some(Access::ReadWrite), &[]), "pgbouncer", "denied: Console"),
+        (service(Some(Access::ReadWrite), &[2]), "", "no tenant"),
+        (service(Some(Access::ReadWrite), &[]), "pgbouncer", "refused: Console"),
         (LoginKind::Admin { read_only: true }, "pgbouncer", "console, read only: true"),
         (LoginKind::Admin { read_only: false }, "pglobby", "console, read only: false"),
-        (LoginKind::Admin { read_only: false }, "acme", "denied: Console"),
-        (LoginKind::Admin { read_only: false }, "", "denied: Console"),
+        (LoginKind::Admin { read_only: false }, "acme", "refused: Console"),
+        (LoginKind::Admin { read_only: false }, "", "refused: Console"),
     ] {
         let login = login(kind);
-        let judged = judged(&login, &at(database), Some("127.0.0.1"), |_| {});
-        assert_eq!(judged, verdict, "{:?} at {database:?}", login.kind);
+        let routed = routed(&login, &at(database), Some("127.0.0.1"), |_| {});
+        assert_eq!(routed, expected, "{:?} at {database:?}", login.kind);
     }
 }
 
@@ -200,55 +200,58 @@ fn a_login_goes_where_it_belongs_and_nowhere_else() {
 fn while_the_directory_is_silent_an_employee_still_has_its_only_tenant() {
     // Its driver sent the user name as the database, and nobody can say whether that is a tenant.
     let silent = hints("", "silence", "silence", "");
-    let judged = |kind| judged(&login(kind), &silent, None, |_| {});
-    assert_eq!(judged(employee()), "acme ReadWrite");
-    assert_eq!(judged(service(None, &[2])), "57P03");
+    let routed = |kind| routed(&login(kind), &silent, None, |_| {});
+    assert_eq!(routed(employee()), "acme ReadWrite");
+    assert_eq!(routed(service(None, &[2])), "57P03");
 }
 
 #[test]
 fn every_reason_to_refuse_a_login_comes_before_what_only_a_good_one_may_know() {
     let contradiction = hints("globex", "acme", "alice", "");
     let bad = [
-        ("denied: Disabled", Login { disabled: true, ..login(employee()) }),
+        ("refused: Disabled", Login { disabled: true, ..login(employee()) }),
         (
-            "denied: Expired",
+            "refused: Expired",
             Login {
                 valid_until: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)),
                 ..login(employee())
             },
         ),
-        ("denied: Address", Login { allow_from: vec![net("10.0.0.0/8")], ..login(employee()) }),
+        ("refused: Address", Login { allow_from: vec![net("10.0.0.0/8")], ..login(employee()) }),
     ];
-    for (verdict, login) in &bad {
-        assert_eq!(judged(login, &contradiction, Some("127.0.0.1"), |_| {}), *verdict);
+    for (expected, login) in &bad {
+        assert_eq!(routed(login, &contradiction, Some("127.0.0.1"), |_| {}), *expected);
     }
     let stays = Login {
         valid_until: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1001)),
         allow_from: vec![net("10.0.0.0/8")],
         ..login(employee())
     };
-    assert_eq!(judged(&stays, &contradiction, Some("10.1.2.3"), |_| {}), "28000");
+    assert_eq!(routed(&stays, &contradiction, Some("10.1.2.3"), |_| {}), "28000");
     // The tenant's own list comes before its state.
     let suspended = |tenant: &mut Tenant| {
         tenant.status = TenantStatus::Suspended;
         tenant.allow_from = vec![net("10.0.0.0/8")];
     };
     let here = hints("", "acme", "alice", "");
-    assert_eq!(judged(&login(employee()), &here, Some("127.0.0.1"), suspended), "denied: Address");
-    assert_eq!(judged(&login(employee()), &here, Some("10.1.2.3"), suspended), "57P03");
-    assert_eq!(judged(&login(service(None, &[2])), &here, Some("10.1.2.3"), suspended), "denied: NotGranted");
+    assert_eq!(routed(&login(employee()), &here, Some("127.0.0.1"), suspended), "refused: Address");
+    assert_eq!(routed(&login(employee()), &here, Some("10.1.2.3"), suspended), "57P03");
+    assert_eq!(
+        routed(&login(service(None, &[2])), &here, Some("10.1.2.3"), suspended),
+        "refused: NotGranted"
+    );
 }
 
 #[test]
 fn an_administrator_comes_from_this_machine_unless_others_are_named() {
     let admin = login(LoginKind::Admin { read_only: false });
     let console = hints("", "pglobby", "alice", "");
-    for (peer, verdict) in [
+    for (peer, expected) in [
         (Some("127.0.0.1"), "console, read only: false"),
-        (Some("192.0.2.1"), "denied: Address"),
+        (Some("192.0.2.1"), "refused: Address"),
         (None, "console, read only: false"),
     ] {
-        assert_eq!(judged(&admin, &console, peer, |_| {}), verdict, "{peer:?}");
+        assert_eq!(routed(&admin, &console, peer, |_| {}), expected, "{peer:?}");
     }
 }
 
@@ -261,6 +264,6 @@ fn a_closed_tenant_says_why_to_those_who_belong_to_it() {
         (TenantStatus::Dropping, "3D000"),
         (TenantStatus::Dropped, "3D000"),
     ] {
-        assert_eq!(judged(&login(employee()), &here, None, |tenant| tenant.status = status), sqlstate);
+        assert_eq!(routed(&login(employee()), &here, None, |tenant| tenant.status = status), sqlstate);
     }
 }
