@@ -65,7 +65,7 @@ impl<'a> ParseContext<'a> {
 
     /// The settings to set for a Parse under `those`; `None` if they are in place, unknown, or cannot be set
     /// now.
-    fn differs(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
+    fn settings_to_enter(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
         let can = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
         if self.is(those) || !can {
             return None;
@@ -96,7 +96,7 @@ impl<'a> ParseContext<'a> {
         out: &mut Vec<u8>,
         parses: impl FnOnce(&mut ReplyTracker, &mut Vec<u8>) -> bool,
     ) -> bool {
-        let Some(settings) = self.differs(those, replies).filter(|_| matter) else {
+        let Some(settings) = self.settings_to_enter(those, replies).filter(|_| matter) else {
             return parses(replies, out);
         };
         let set = || settings.iter().filter(|(name, _)| *name != "session_authorization");
@@ -105,25 +105,30 @@ impl<'a> ParseContext<'a> {
         let others = array_literal(self.unlisted().filter(|name| settings.get(name).is_none()));
         let listed = array_literal(HARMLESS.into_iter().chain(NOT_RESTORABLE));
         once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), origin, replies, out);
-        let goes = parses(replies, out);
+        let is_sent = parses(replies, out);
         once(LEAVE, &[], Request::Execute(None), origin, replies, out);
-        goes
+        is_sent
     }
 
     /// Asks the server for its settings before the next text. The result is filled in when the answer
     /// arrives.
-    pub fn ask(&self, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) -> Arc<ParseSettings> {
+    pub fn request_settings(
+        &self,
+        origin: Origin,
+        replies: &mut ReplyTracker,
+        out: &mut Vec<u8>,
+    ) -> Arc<ParseSettings> {
         let those = ParseSettings::unknown();
         if replies.status() != b'E' {
             let unlisted = array_literal(self.unlisted());
-            once(TELL, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
+            once(ASK_SETTINGS, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
         }
         those
     }
 }
 
 /// Returns the session's settings and their values.
-const TELL: &[u8] =
+const ASK_SETTINGS: &[u8] =
     b"SELECT pg_catalog.lower(name), pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
       WHERE source = 'session' \
       UNION ALL SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::text[]) AS n \
@@ -162,7 +167,7 @@ const ONCE: &[u8] = b"pglobby_once";
 pub fn once(
     sql: &[u8],
     parameters: &[&str],
-    asked: Request,
+    request: Request,
     origin: Origin,
     replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
@@ -170,8 +175,8 @@ pub fn once(
     if !replies.track(Request::Close(None), origin) {
         return;
     }
-    for asked in [Request::ParseAsIs, Request::Bind, asked, Request::Close(None), Request::Close(None)] {
-        let _ = replies.track(asked, origin);
+    for request in [Request::ParseAsIs, Request::Bind, request, Request::Close(None), Request::Close(None)] {
+        let _ = replies.track(request, origin);
     }
     close_statement(ONCE, out);
     parse(ONCE, sql, out);

@@ -287,7 +287,7 @@ async fn terminate(server: &mut Server) {
 /// the client will never send, the rest of a COPY or the Sync of a batch, gets the client's Terminate and ends.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     let mut nobody = ClientSide::new(
-        crate::data_path::exchange::SessionRules::nobody(&pool.statements),
+        crate::data_path::exchange::SessionRules::for_discarded_replies(&pool.statements),
         server.side.applied.clone(),
         0,
     );
