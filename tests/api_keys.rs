@@ -6,17 +6,17 @@ mod support;
 use pglobby::control_path::admin::api_keys::{self, Role};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use support::{desk::Desk, lobby::Lobby};
+use support::{admin::Admin, installation::Installation};
 
 #[tokio::test]
 async fn a_key_is_recognised_until_it_is_revoked_or_expires() {
-    let desk = Desk::new().await;
-    let central = desk.superuser("central").await;
-    let (made, key) = api_keys::create(&desk.operator, "deploy", Role::Operator, None).await.unwrap();
-    let (_, other) = api_keys::create(&desk.operator, "watch", Role::Viewer, None).await.unwrap();
+    let admin = Admin::new().await;
+    let central = admin.superuser("central").await;
+    let (made, key) = api_keys::create(&admin.actor, "deploy", Role::Operator, None).await.unwrap();
+    let (_, other) = api_keys::create(&admin.actor, "watch", Role::Viewer, None).await.unwrap();
     assert_ne!(key.expose_secret(), other.expose_secret());
     let recognise = async |key: &SecretString| {
-        api_keys::authenticate(&**desk.operator.central.client().await.unwrap(), key).await.unwrap()
+        api_keys::authenticate(&**admin.actor.central.client().await.unwrap(), key).await.unwrap()
     };
 
     assert_eq!(recognise(&key).await, Some(made));
@@ -32,7 +32,7 @@ async fn a_key_is_recognised_until_it_is_revoked_or_expires() {
 
     central.run("UPDATE pglobby.api_keys SET expires_at = now() WHERE name = 'watch'").await;
     assert_eq!(recognise(&other).await, None);
-    api_keys::revoke(&desk.operator, "deploy").await.unwrap();
+    api_keys::revoke(&admin.actor, "deploy").await.unwrap();
     assert_eq!(recognise(&key).await, None);
     let stored = central.ask("SELECT string_agg(k::text, ' ') FROM pglobby.api_keys k").await;
     assert!(!stored.contains(text));
@@ -40,9 +40,9 @@ async fn a_key_is_recognised_until_it_is_revoked_or_expires() {
 
 #[tokio::test]
 async fn keys_by_commands() {
-    let lobby = Lobby::initialised().await;
+    let installation = Installation::initialised().await;
     let json_of = |arguments: &[&str]| -> Value {
-        let output = lobby.run(arguments);
+        let output = installation.run(arguments);
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
     };
@@ -61,13 +61,13 @@ async fn keys_by_commands() {
     assert!(listed[0].get("key").is_none());
     for (arguments, says) in [
         (&["api-key", "create", "deploy", "--role", "viewer"][..], "already"),
-        (&["api-key", "create", "late", "--role", "viewer", "--expires", "2020-01-01"], "expired already"),
+        (&["api-key", "create", "late", "--role", "viewer", "--expires", "2020-01-01"], "is in the past"),
         (&["api-key", "create", "", "--role", "viewer"], "needs a name"),
         (&["api-key", "revoke", "deplyo"], "did you mean \"deploy\"?"),
     ] {
-        let refused = lobby.run(arguments);
+        let refused = installation.run(arguments);
         assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains(says), "{refused:?}");
     }
-    assert_eq!(lobby.run(&["api-key", "create", "x", "--role", "god"]).status.code(), Some(2));
+    assert_eq!(installation.run(&["api-key", "create", "x", "--role", "god"]).status.code(), Some(2));
 }

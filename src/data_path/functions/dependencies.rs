@@ -146,10 +146,10 @@ impl DependencyGraph {
 
     /// Adds the effects of using an object. Returns whether they changed.
     fn merge(&mut self, node: Node, effects: &NamedEffects) -> bool {
-        let loaded = self.effects.entry(node).or_default();
-        let before = loaded.bytes();
-        let changed = loaded.merge(effects);
-        self.bytes += loaded.bytes() - before;
+        let entry = self.effects.entry(node).or_default();
+        let before = entry.bytes();
+        let changed = entry.merge(effects);
+        self.bytes += entry.bytes() - before;
         changed
     }
 

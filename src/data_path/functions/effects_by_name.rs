@@ -108,7 +108,7 @@ impl EffectsByName {
             loaded.all.merge(&effects.always);
             loaded.all.merge(&effects.on_write);
             match search_word(&name) {
-                Some(search_word) => drop(loaded.names.entry(search_word).or_default().merge(&effects)),
+                Some(word) => drop(loaded.names.entry(word).or_default().merge(&effects)),
                 None => {
                     loaded.any.merge(&effects.always);
                     loaded.any.merge(&effects.on_write);

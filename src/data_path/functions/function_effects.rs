@@ -101,7 +101,7 @@ const KNOWN_LIBRARIES: [&str; 61] = [
 fn is_known_library(library: &[u8]) -> bool {
     let name = library.rsplit(|byte| *byte == b'/').next().unwrap_or(library);
     let name = name.strip_suffix(b".so").unwrap_or(name);
-    KNOWN_LIBRARIES.iter().any(|known| known.as_bytes() == name)
+    KNOWN_LIBRARIES.iter().any(|listed| listed.as_bytes() == name)
 }
 
 #[cfg(test)]

@@ -132,14 +132,17 @@ impl ServerStatements {
 
     /// Returns the clients' own names as a PostgreSQL array.
     pub fn client_names(&self) -> String {
-        let entry = self.statements.values().map(|entry| &entry.statement);
-        array(entry.filter(|entry| entry.has_client_name()).map(|entry| entry.server_name()))
+        let all = self.statements.values().map(|entry| &entry.statement);
+        array(all.filter(|statement| statement.has_client_name()).map(|statement| statement.server_name()))
     }
 
     /// Returns the names of all confirmed statements and of `others` as a PostgreSQL array.
     pub fn names(&self, others: impl Iterator<Item = &'static [u8]>) -> String {
-        let certain = self.statements.values().filter(|entry| entry.confirmation == Confirmation::Confirmed);
-        array(certain.map(|entry| entry.statement.server_name()).chain(others.map(|name| -> &[u8] { name })))
+        let confirmed =
+            self.statements.values().filter(|entry| entry.confirmation == Confirmation::Confirmed);
+        array(
+            confirmed.map(|entry| entry.statement.server_name()).chain(others.map(|name| -> &[u8] { name })),
+        )
     }
 
     /// Removes statements that code has deallocated. Returns whether none are left.
@@ -252,7 +255,7 @@ impl ServerStatements {
         entry.used = self.clock;
         match entry.confirmation {
             Confirmation::Confirmed | Confirmation::Expected => OnServer::Present,
-            Confirmation::Within(asked) if asked == batch => OnServer::Requested,
+            Confirmation::Within(requested) if requested == batch => OnServer::Requested,
             Confirmation::Within(_) | Confirmation::Unknown => OnServer::Missing,
         }
     }

@@ -65,7 +65,7 @@ impl PrepareEffects {
         for named in self.effects.iter().filter_map(PrepareEffect::prepares) {
             server.failed(&named.statement);
             if let Some(name) = &named.client_name
-                && client.get(name).is_some_and(|known| known.is(&named.statement))
+                && client.get(name).is_some_and(|current| current.is(&named.statement))
             {
                 client.remove(name);
             }

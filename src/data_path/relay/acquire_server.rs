@@ -1,4 +1,5 @@
-//! A session gets a server, and may wait in line for it: until it gets one, its client leaves, or somebody ends or cancels it.
+//! A session borrows a server, and waits in the pool's queue where none is idle: until it gets one, its client leaves, or the
+//! session is cancelled or ended.
 
 use std::{
     future::poll_fn,
@@ -25,30 +26,30 @@ use crate::{
     error::ClientError,
 };
 
-/// What the rest of a client's requests waits for.
+/// Why the client's next messages wait for pending replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data_path) enum ReplyWait {
-    /// Nothing, or there is no rest.
+    /// They do not wait.
     Nothing,
-    /// The answers that decide on what it means.
+    /// The replies decide what the messages mean.
     Meaning,
-    /// That half of what is unanswered is answered.
+    /// Too many replies are pending: half of them must come first.
     Room,
 }
 
-/// What came of looking for a server for what a client has sent.
+/// Whether a session has a server for the client's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data_path) enum ServerLink {
     /// It has one.
     Linked,
     /// All are busy.
     NoneIdle,
-    /// Too little has come to need one.
+    /// The messages so far need none.
     NoRequest,
 }
 
 impl Relay {
-    /// Borrows an idle server for what the client has begun to send, if that is enough of a message and one is idle.
+    /// Borrows an idle server for the client's message, once enough of the message is here.
     #[inline]
     pub(in crate::data_path) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
         if self.side.is_skipping_messages() {
@@ -72,11 +73,11 @@ impl Relay {
         })
     }
 
-    /// The session has a server from its login on.
+    /// Session mode: the session has this server from its login to its end.
     pub(in crate::data_path) fn engage(&mut self, server: Box<PooledServer>) {
         self.take_on(server);
         self.set_pins(Pins::SESSION_MODE);
-        // What came together with the end of the login goes first.
+        // Messages that came with the end of the login go first.
         if !self.inbox.is_empty() {
             self.reply_wait = ReplyWait::Meaning;
         }
@@ -94,7 +95,7 @@ impl Relay {
         self.server = Some(server);
     }
 
-    /// Goes on with what waits for a server: serves it if one is idle, and answers what needs none.
+    /// Goes on with the inbox: sends it to a server if one is idle, and answers messages that need none.
     #[cold]
     pub(in crate::data_path) fn serve_inbox(
         &mut self,
@@ -129,17 +130,16 @@ impl Relay {
                 return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer);
             }
             inbox.drain(..answered);
-            // At once: what is behind it may wait in line for long.
+            // At once: the messages behind it may wait long for a server.
             if let Err(error) = self.unsent.send(&mut self.client, cx, &replies) {
                 return Some(Step::End(SessionEnd::client_lost(Err(error))));
             }
         }
     }
 
-    /// Waits in line for a server; the inbox is served by the next poll. A wait that is in vain is the request's error,
-    /// not the session's end.
+    /// Waits for a server and sends it the inbox. Where the wait times out, the request gets an error, and the session goes on.
     pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
-        // What is rare is boxed: this future is moved for each wait.
+        // Rare calls are boxed: this future is moved for each wait.
         if self.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
             && !Box::pin(self.settle_in()).await?
         {
@@ -187,8 +187,8 @@ impl Relay {
         }
     }
 
-    /// Before a session's first request to the servers of its pool: it learns what they began with, or sets what it began with itself.
-    /// `false`: this server is not for it, and it asks for another one.
+    /// Before a session's first request at its pool: compares the role's settings with those that the session began with.
+    /// `false`: the pool was replaced, and the session needs a server of the new one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
         if matches!(self.side.start_settings, StartSettings::Unknown)
             && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
@@ -201,8 +201,8 @@ impl Relay {
         Ok(true)
     }
 
-    /// Somebody waits for a server, and the session keeps one: it gives it back if it is between two transactions and keeps it
-    /// for the values of sequences only. It has none any more then, and nobody else gets them (`exchange/sequences.rs`).
+    /// Another session waits for a server. This one returns its pinned server, if it is between two transactions and pinned for
+    /// values of sequences only; `currval` then fails (`exchange/sequences.rs`).
     #[cold]
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
@@ -217,7 +217,7 @@ impl Relay {
         self.after_reply(Instant::now())
     }
 
-    /// The session is between two transactions and keeps its server, unless somebody waits who needs it more.
+    /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
     pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
         self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
         if self.handle.is_notified() {
@@ -236,7 +236,7 @@ impl Relay {
         }
     }
 
-    /// Keeps what must wait until what the server has got is answered.
+    /// Keeps messages that must wait for pending replies.
     #[cold]
     pub(in crate::data_path) fn await_answers(
         &mut self,
@@ -247,7 +247,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Goes on with what waits for the server's answers, once they are in.
+    /// Goes on with the messages that wait for replies, once these are here.
     #[cold]
     pub(in crate::data_path) fn go_on(
         &mut self,
@@ -270,8 +270,8 @@ impl Relay {
         self.forward(&inbox, &mut buffers.scratch, cx).map(Poll::Ready)
     }
 
-    /// Resolves when the client leaves, or a signal comes, while it waits for a server. What is to be sent to the client is
-    /// sent meanwhile, and what it sends is taken in as long as the inbox is small.
+    /// Resolves when the client leaves or a signal comes, while the session waits for a server. Meanwhile it sends unsent bytes
+    /// to the client, and reads from it as long as the inbox is small.
     pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
         poll_fn(|cx| {
             if self.handle.is_signalled() {

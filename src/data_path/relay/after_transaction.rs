@@ -1,9 +1,9 @@
-//! What a transaction has left behind in its session: asked of the server, once, before the server may go back.
+//! After a transaction that may have left something in its session, the server is asked what that is, before it may go back to
+//! the pool.
 //!
-//! The end of the client's reply waits for the answer, so that it finds everything as PostgreSQL would have it, and is told of
-//! it where PostgreSQL would: in front of ReadyForQuery. Where functions are to be read, or looked at whether they are still as
-//! they were, and nothing else is in doubt, the client has its reply before: a tenant's first query waits for nothing, its second
-//! may.
+//! The client's ReadyForQuery waits for the answer: changed parameters are reported in front of it, as PostgreSQL does. Where
+//! only the database's functions are to be loaded or checked, the client has its reply first, so that a tenant's first query
+//! does not wait for that.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,7 +12,7 @@ use std::{
 
 use tracing::warn;
 
-use super::{Relay, Step, load_functions::learn, session_end::SessionEnd};
+use super::{Relay, Step, load_functions::load_functions, session_end::SessionEnd};
 use crate::{
     data_path::{
         exchange::pending_checks::{AnswerLimits, CheckedState, PendingChecks},
@@ -24,13 +24,13 @@ use crate::{
 };
 
 impl Relay {
-    /// Settles what is uncertain, and gives the server back if nothing pins it.
+    /// Does the pending checks, and gives the server back if no pin is left.
     pub(in crate::data_path) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
         let settled = self.settle_transaction().await;
         if settled.is_err()
             && let Some(server) = self.server.as_mut()
         {
-            // What is left of the session on it is not known any more: it cannot be undone either.
+            // The state of the server's session is unknown: it cannot be undone.
             server.side.replies.set_pins(Pins::all());
         }
         settled?;
@@ -126,7 +126,7 @@ impl Relay {
         self.release_reply().await
     }
 
-    /// These statements are the session's own after all, and the server has them as nobody else would.
+    /// These statements were prepared under settings that functions had changed: they become the session's own.
     fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
@@ -135,8 +135,8 @@ impl Relay {
         }
     }
 
-    /// A session that may choose its tenant, and has set parameters that its texts did not name: it must not take itself for
-    /// somewhere else than it is.
+    /// A session that may choose its tenant, and has set parameters that its texts do not name, may have set `pglobby.tenant`:
+    /// it ends if that is not the tenant it is at.
     async fn is_where_it_says(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.switcher.is_none() || !checks.includes_any_setting() {
@@ -163,13 +163,18 @@ impl Relay {
         }
     }
 
-    /// Reads what functions leave behind, where that may have changed.
+    /// Loads the effects of the database's functions, if they may have changed.
     async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.side.follows() && self.pool.catalogue.must_load() {
-            learn(server, &self.pool.catalogue, self.pool.rules.functions_bytes_max, &self.pool.memory)
-                .await
-                .map_err(SessionEnd::from)?;
+            load_functions(
+                server,
+                &self.pool.catalogue,
+                self.pool.rules.functions_bytes_max,
+                &self.pool.memory,
+            )
+            .await
+            .map_err(SessionEnd::from)?;
             self.take_told();
         }
         Ok(())
@@ -204,10 +209,10 @@ impl Relay {
         Ok(settled)
     }
 
-    /// Takes the settings down. A parameter that the client has reset, and that servers report, is at once what it asked for
-    /// at startup again, and the client is told, as PostgreSQL would tell it.
+    /// Keeps the session's settings. A reported parameter that the client has reset gets its startup value at once, and the
+    /// client gets its ParameterStatus, as from PostgreSQL.
     ///
-    /// Where there is too much of them they stay where they are, on their server, and that with its client.
+    /// Settings beyond the limit stay on their server, which is pinned then.
     async fn take_down(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let CheckedState { wanted, mut applied, channels: _ } = settled;
@@ -230,8 +235,8 @@ impl Relay {
     }
 }
 
-/// Whether connections of dblink are open that have names. Asked of the function itself, which only a superuser can have made, in
-/// whatever schema it is.
+/// Whether named connections of dblink are open. The extension's own function tells that; only a superuser can create it, in any
+/// schema.
 async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
     const WHERE: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_proc AS p \
         JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace \
@@ -250,8 +255,8 @@ async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
     Ok(false)
 }
 
-/// Sets the reported ones of the parameters that are wanted and not applied; the client is told of them with its reply. The
-/// others are set together with the client's next request.
+/// Sets those of the wanted parameters that servers report; the client gets their ParameterStatus with its reply. The others are
+/// set in front of the client's next request.
 async fn restore(server: &mut Server, wanted: &Settings, applied: &mut Settings) -> Result<(), AskError> {
     let mut missing: Vec<(&str, &str)> = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, value)| applied.get(name) != Some(value)) {

@@ -1,23 +1,23 @@
-//! What waits for one client, counted: what it was slow to take, what it sent that no server has got, and what its server was slow to
-//! take, to which all that is prepared may be added.
+//! Counts the bytes that wait for one client: unsent replies, messages that no server has got, and messages that its server
+//! has not taken.
 //!
-//! A little is part of what any session takes. One read's worth is there before anybody counts it; nothing more is read then until it is gone. Where there is no memory for
-//! it, a request is refused, and a client that does not take what it is sent is ended.
+//! Up to one read is buffered before it is counted; nothing more is read until it is gone. When memory runs out, requests are
+//! refused, and a client that does not read its replies is disconnected.
 
 use super::{Relay, session_end::SessionEnd};
 use crate::error::{ClientError, Limit};
 
-/// So little is not counted: a request that waits for a server is shorter nearly always.
+/// Up to this, bytes are not counted: nearly every request that waits for a server is shorter.
 const UNCOUNTED: usize = 1024;
 
-/// Nobody is ended, and nothing refused, for a little that waits.
+/// Up to this, no client is disconnected and no request refused.
 const ENDURED: usize = 16 * 1024;
 
-/// Nor for what a read of its server has brought: there are not many servers.
+/// The same for a client that holds a server: room for what one read of the server brings. There are few servers.
 const ENDURED_IN_TRANSACTION: usize = 128 * 1024;
 
 impl Relay {
-    /// Counts what is buffered; whether the client must be ended for it.
+    /// Counts the buffers. Returns whether the client must be disconnected for them.
     #[inline]
     pub(in crate::data_path) fn is_buffering_too_much(&mut self) -> bool {
         let server = self.server.as_ref().map_or(0, |server| server.unsent.allocated());
@@ -26,7 +26,7 @@ impl Relay {
         counted != self.buffers.bytes() && self.is_too_much(counted)
     }
 
-    /// Counts so many bytes; whether the client must be ended for them.
+    /// Counts so many bytes. Returns whether the client must be disconnected for them.
     #[cold]
     fn is_too_much(&mut self, bytes: usize) -> bool {
         let memory = &self.side.rules().memory;
@@ -38,7 +38,7 @@ impl Relay {
         full && self.unsent.allocated() + self.held.capacity() > endured
     }
 
-    /// The same while a request waits for a server: what is said in place of an answer.
+    /// The same for a request that waits for a server. Returns the error that the request gets.
     #[cold]
     pub(in crate::data_path) fn no_room_to_wait(&mut self) -> Option<ClientError> {
         let bytes = self.inbox.capacity() + self.unsent.allocated();
@@ -50,7 +50,7 @@ impl Relay {
         Some(self.side.rules().too_much(limit))
     }
 
-    /// How a client ends that does not take what it is sent.
+    /// The end of a session whose client does not read its replies.
     #[cold]
     pub(in crate::data_path) fn takes_nothing(&self) -> SessionEnd {
         let memory = &self.side.rules().memory;

@@ -1,7 +1,7 @@
-//! Cancel requests: from a client's second connection to the server that its session holds at that moment, if any.
+//! Passes a cancel request on to the server that the session holds at that moment, if any.
 //!
-//! Only the session's own task knows what it holds, so it is the one that sends the cancel on; while the cancel is under
-//! way the server serves nobody else, and the client's cancel connection stays open, as PostgreSQL's own does.
+//! Only the session's own task knows its server, so that task sends the request. Until the server has settled it, the
+//! server serves no other session, and the client's cancel connection stays open, as PostgreSQL keeps it.
 
 use std::net::SocketAddr;
 
@@ -15,9 +15,8 @@ use crate::data_path::{
 };
 
 impl Relay {
-    /// Cancels what the session's server runs for it. Where nothing runs, or what runs is our own bookkeeping, whose failure
-    /// would end the session, nothing happens: as if the cancel had come before the query. `waiting` are dropped when it
-    /// has settled.
+    /// Cancels the client's request that its server works on. Does nothing while no request runs, or while the server works
+    /// on a request of the proxy, whose failure would end the session. Drops `waiting` when the cancel has settled.
     pub(in crate::data_path) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
         let Some(server) = self.server.as_ref() else { return };
         if server.side.replies.origin().is_none_or(|origin| !origin.is_for_client()) {
@@ -40,16 +39,16 @@ impl Relay {
     }
 }
 
-/// Cancels what a server runs, and waits until it has settled.
+/// Cancels the request that a server works on, and waits until the cancel has settled.
 pub async fn send(pool: &Pool, server: &Server) {
     Key::of(server).send(pool).await;
 }
 
-/// What a server is asked to cancel by.
+/// The cancel key of a server's session.
 struct Key {
     process_id: i32,
     secret: Box<[u8]>,
-    /// The server's own end of the connection.
+    /// The address that the server was reached at.
     at: Option<SocketAddr>,
 }
 
@@ -63,7 +62,7 @@ impl Key {
         let Self { process_id, secret, at } = self;
         let sent = server::send_cancel(&pool.tenant.host, at, process_id, &secret, pool.dial_options()).await;
         if let Err(error) = sent {
-            debug!(tenant = pool.tenant.name, side = "server", %error, "a cancel did not settle");
+            debug!(tenant = pool.tenant.name, side = "server", %error, "cancel request failed");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! A service login's session on its way from tenant to tenant: when it may go, and how it gets there.
+//! A service login's session changes its tenant: when it may, and how it is transferred.
 //!
-//! It moves only while it holds no server. What it is in then is left behind whole: pool, worker, place among the tenant's
-//! sessions. What it takes along is its connection, its settings and its prepared statements, as texts.
+//! It moves only while it holds no server. It leaves its pool, its worker and its entry among the tenant's sessions, and takes
+//! along its connection, its settings and the texts of its prepared statements.
 
 use std::{
     future::poll_fn,
@@ -31,24 +31,24 @@ use crate::{
     wire::{message::Severity, stream::Stream, unsent::Unsent},
 };
 
-/// A session between two places: everything of it that is not the place's.
+/// A session without a pool: everything that it takes along when it changes its tenant.
 #[derive(Debug)]
 pub struct DetachedSession {
-    /// The connection.
+    /// The client's connection.
     pub client: Stream,
-    /// What the client was slow to take.
+    /// Bytes that the client has not taken yet.
     pub unsent: Unsent,
     /// The client's side of an exchange.
     pub side: ClientSide,
-    /// What the client sent that no server has got.
+    /// Messages of the client that no server has got.
     pub inbox: Vec<u8>,
-    /// What others see of the session.
+    /// Its entry in the registry of sessions.
     pub handle: Registered,
     /// `query_wait_timeout`.
     pub query_wait: Duration,
-    /// What the client is told when it is between two transactions next.
+    /// The session ends with this error at its next transaction boundary.
     pub leaving: Option<Box<ClientError>>,
-    /// Of a service login's session: what it chooses by.
+    /// Of a service login's session: chooses its tenant.
     pub switcher: Option<Box<TenantSwitcher>>,
     /// What it has done so far.
     pub traffic: Traffic,
@@ -56,11 +56,11 @@ pub struct DetachedSession {
     pub proxy: Arc<Proxy>,
 }
 
-/// A session that moves, and where to.
+/// A session that changes its tenant, and where it goes.
 pub type SessionTransfer = Box<(DetachedSession, SwitchTarget)>;
 
 impl Relay {
-    /// Goes on with the pool that has taken the place of a retired one.
+    /// Goes on with the pool that has replaced a retired one.
     pub(in crate::data_path) fn succeed(&mut self) -> Result<(), SessionEnd> {
         self.pool =
             self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
@@ -69,7 +69,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Whether what the client sends is for the desk, though a server is held.
+    /// Whether the proxy answers the client's next message, although the session holds a server.
     #[inline]
     pub(in crate::data_path) fn is_answered_locally(&self) -> bool {
         self.switcher.as_ref().is_some_and(|switcher| {
@@ -77,7 +77,7 @@ impl Relay {
         })
     }
 
-    /// Whether what the client has sent need not be shown to the desk before a server is borrowed for it.
+    /// Conservative: may return false for messages that only a server can answer.
     #[inline]
     pub(in crate::data_path) fn needs_server(&self, sent: &[u8]) -> bool {
         let passes =
@@ -91,7 +91,7 @@ impl Relay {
         self.switcher.as_ref().is_some_and(|switcher| switcher.wait != SwitchWait::No)
     }
 
-    /// Keeps what must wait until everything before it is answered.
+    /// Keeps messages that must wait until everything before them is answered.
     #[cold]
     pub(in crate::data_path) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
         self.inbox = rest;
@@ -102,13 +102,13 @@ impl Relay {
         Ok(())
     }
 
-    /// An employee's session has changed its password, and needs nobody for that any more.
+    /// Drops the switcher of an employee's session, which has it only while it changes its password.
     fn dismiss(&mut self) {
         let chooses = self.side.rules().may_switch_tenant;
         self.switcher.take_if(|switcher| !chooses && switcher.is_idle());
     }
 
-    /// Whether there is something to decide about the session's tenant, which cannot be done within a poll.
+    /// Whether the switcher has work that cannot be done within a poll.
     pub(in crate::data_path) fn is_called(&self) -> bool {
         let Some(switcher) = &self.switcher else { return false };
         if self.cancelling.is_some() {
@@ -122,8 +122,7 @@ impl Relay {
         switcher.is_to_leave() && over || switcher.wait != SwitchWait::No && answered
     }
 
-    /// Lets the desk answer what it can, while no server is held. `None`: what is in `inbox` is for a server, and one may be
-    /// borrowed for it.
+    /// Answers what the proxy can answer, while the session holds no server. `None`: the inbox is for a server.
     #[cold]
     pub(in crate::data_path) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
         if self.pool.is_retired()
@@ -165,8 +164,7 @@ impl Relay {
         led
     }
 
-    /// Does what [`Self::is_called`] is about, and looks at what else the client has sent. Where it leads, if the session
-    /// moves.
+    /// Does the switcher's work, and goes on with the inbox. Returns the target if the session changes its tenant.
     pub(in crate::data_path) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
             self.succeed()?;
@@ -177,7 +175,7 @@ impl Relay {
         self.switcher = Some(switcher);
         self.dismiss();
         match moved? {
-            // Nobody would tell it what it goes on listening to.
+            // The other tenant's shared listener does not have the session's channels.
             Some(_) if self.subscription.is_some() => {
                 Err(SessionEnd::Refused(ClientError::ListenerPaused.into()))
             }
@@ -237,7 +235,7 @@ impl Relay {
                 LocalStep::SetPassword(password) => {
                     switcher.set_password(&self.handle, password, &mut self.side, &mut replies).await;
                 }
-                // What was held back for a choice is none to the desk: it must not come round again.
+                // It was held back for a choice, and is none: it must not be held back again.
                 LocalStep::Server if first => {
                     ClientError::from(TenantSwitchError::NotAlone).write(Severity::Error, &mut replies);
                     self.side.skip_request(switcher.responder.failed());
@@ -256,7 +254,7 @@ impl Relay {
         }
     }
 
-    /// A session that keeps its server may name the tenant that it is in.
+    /// Whether the session may go where the request leads. A session with a pinned server may only name its present tenant.
     fn is_free_to_go(&self, switcher: &TenantSwitcher, request: &TenantRequest) -> Result<(), ClientError> {
         let id = self.pool.tenant.id;
         let stays = match &request.tenant {
@@ -264,7 +262,7 @@ impl Relay {
             None => switcher.first == Some(id),
         };
         let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins());
-        // What `currval` remembers is about this tenant's sequences: nobody misses it at another.
+        // The values of `currval` belong to this tenant's sequences: they mean nothing at another.
         let mut kept = pins.difference(Pins::SEQUENCES);
         if self.subscription.is_some() {
             kept.insert(Pins::LISTEN);
@@ -277,7 +275,7 @@ impl Relay {
         }
     }
 
-    /// The choice at the front of the inbox comes too late: the server is made to refuse it.
+    /// The choice at the front of the inbox comes too late: sends the server a request that it refuses.
     fn deny_first(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let mut out = Vec::new();
@@ -291,7 +289,7 @@ impl Relay {
         server.unsent.push(&out);
     }
 
-    /// What is left in the inbox goes to the server that the session holds.
+    /// Sends the rest of the inbox to the server that the session holds.
     async fn pass_on(&mut self) -> Result<(), SessionEnd> {
         if self.server.is_none() || self.inbox.is_empty() || self.is_answered_locally() {
             return Ok(());
@@ -306,8 +304,8 @@ impl Relay {
         }
     }
 
-    /// Before the first statement that a tenant's servers get from a session that has come from elsewhere: its settings are
-    /// tried, unless they are known to be good. `false`: the statement has been refused.
+    /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant, unless they are
+    /// known to work. `false`: the statement has been refused.
     pub(in crate::data_path) async fn settle_in(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
             self.side.set_tenant_access(pool.place.clone());
@@ -329,7 +327,7 @@ impl Relay {
                 self.side.start_settings = status.start.into();
                 Ok(true)
             }
-            // Something the session has set does not exist there, a role perhaps.
+            // A setting does not exist there, for example a role.
             Err(refusal @ ClientError::Server { .. }) => Err(SessionEnd::Refused(refusal.into())),
             Err(refusal) => {
                 self.refuse_request(&refusal);
@@ -338,7 +336,7 @@ impl Relay {
         }
     }
 
-    /// The request at the front of the inbox is answered with an error, and left out.
+    /// Answers the request at the front of the inbox with an error, and skips it.
     pub(in crate::data_path) fn refuse_request(&mut self, refusal: &ClientError) {
         let status = self.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
         self.side.skip_request(status);
@@ -347,10 +345,10 @@ impl Relay {
         self.unsent.push(&replies);
     }
 
-    /// Leaves the tenant for another room. The server it holds is cleaned, or closed, without it.
+    /// Takes the session from its pool. Its server is cleaned or closed in a task of its own.
     pub(in crate::data_path) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
         self.side.take_held(&mut self.inbox);
-        // What it has not heard yet of channels there is nothing to it any more.
+        // Notifications of the old tenant's channels are not for the new one.
         drop(self.handle.take_notifications());
         target.receive(&mut self.side);
         if let Some(switcher) = self.switcher.as_mut() {
@@ -383,8 +381,8 @@ impl Relay {
     }
 }
 
-/// Serves a session that moves from room to room, to its end. Runs on the worker of the room it is in; `at` is that
-/// worker's number, `None` where any will do.
+/// Serves a session to its end, at one tenant after the other. Runs on the worker of the present tenant; `at` is its number, `None`
+/// without a tenant.
 pub(in crate::data_path) async fn run_session(
     mut next: SessionTransfer,
     permit: ConnectionPermit,
@@ -399,7 +397,7 @@ pub(in crate::data_path) async fn run_session(
         if let Some(worker) = worker {
             let tenant = target_name(Some(&target), None).unwrap_or_default();
             if let Err(error) = session.client.detach() {
-                return warn!(tenant, side = "client", %error, "cannot move a session to its worker");
+                return warn!(tenant, side = "client", %error, "session lost: it cannot be moved to its worker");
             }
             return move_to(&worker, Box::new((session, target)), permit);
         }
@@ -421,12 +419,12 @@ pub(in crate::data_path) async fn run_session(
     }
 }
 
-/// Goes on with [`travel`] on another worker.
+/// Goes on with [`run_session`] on another worker.
 fn move_to(worker: &Arc<Worker>, mut next: SessionTransfer, permit: ConnectionPermit) {
     let index = worker.index;
     worker.spawn(async move {
         if let Err(error) = next.0.client.attach() {
-            return warn!(side = "client", %error, "cannot move a session to its worker");
+            return warn!(side = "client", %error, "session lost: it cannot be moved to its worker");
         }
         run_session(next, permit, Some(index)).await;
     });

@@ -1,6 +1,6 @@
-//! Reads the functions of a database, and what uses them, from a server's own catalogue.
+//! Loads the functions of a database, and the objects that use them, from its system catalogues.
 //!
-//! Asked behind a transaction that has left that open, on the server that ran it, when its client has the reply.
+//! Runs after a transaction, on the server that ran it, when its client has the reply.
 
 use std::sync::Arc;
 
@@ -23,12 +23,12 @@ use crate::{
     wire::server_error::ServerError,
 };
 
-/// Reads them if that is to be done and nobody else does. A server that refuses to tell leaves everything doubtful.
-/// `bytes_max`: `functions_inspect_max`. What is read counts for the tenant in `memory`.
+/// Loads them, unless another session does so or they are current. If the server refuses, every text stays unknown.
+/// `bytes_max`: `functions_inspect_max`. The result counts as the tenant's `memory`.
 ///
 /// # Errors
 /// [`AskError::Lost`]: the server must be closed.
-pub async fn learn(
+pub async fn load_functions(
     server: &mut Server,
     catalogue: &FunctionEffects,
     bytes_max: usize,
@@ -50,20 +50,20 @@ pub async fn learn(
         } else if bytes > bytes_max {
             tracing::warn!(
                 bytes,
-                "more functions than functions_inspect_max: every transaction is asked about"
+                "functions exceed functions_inspect_max: the server is asked after every transaction"
             );
             learning.loaded(EffectsByName::unknown(), fingerprint, counts);
         } else {
-            // Names, numbers and the protocol's own bytes come on top.
+            // Twice: names, numbers and the protocol's own bytes come on top.
             let mut reader =
                 Reader { server, memory, bytes_max: bytes_max.saturating_mul(2), charge: Charge::default() };
             match reader.read().await {
                 Ok(known) => learning.loaded(known.charged(reader.charge, memory), fingerprint, counts),
                 Err(AskError::Refused(error)) if error.is_too_long() => {
                     tracing::warn!(
-                        "functions take more memory than there is: every transaction is asked about"
+                        "functions exceed the memory limit: the server is asked after every transaction"
                     );
-                    // Tried again when it is looked next whether they have changed.
+                    // Tried again at the next check for changes.
                     learning.loaded(EffectsByName::unknown(), String::new(), String::new());
                 }
                 Err(error) => return Err(error),
@@ -73,20 +73,20 @@ pub async fn learn(
     };
     match answer.await {
         Err(AskError::Refused(error)) => {
-            tracing::debug!(%error, "cannot read what functions leave behind");
+            tracing::debug!(%error, "cannot load functions");
             Ok(())
         }
         other => other,
     }
 }
 
-/// Reads functions and what uses them.
+/// Reads functions and their users.
 struct Reader<'r> {
     server: &'r mut Server,
     memory: &'r Arc<Account>,
-    /// Of one answer, and of what is put together of them.
+    /// Bytes of one answer, and of the dependency graph.
     bytes_max: usize,
-    /// What is put together so far.
+    /// The memory of the dependency graph so far.
     charge: Charge,
 }
 
@@ -141,13 +141,13 @@ impl Reader<'_> {
     }
 
     fn close(&mut self, closure: DependencyGraph) -> Result<EffectsByName, AskError> {
-        // It counts when it is done; while it grows, as much as may be taken for it.
+        // While it is computed, it counts with its limit.
         let target = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
         self.charge.try_set(self.memory, target).map_err(|_| too_long())?;
         closure.propagate(target).ok_or_else(too_long)
     }
 
-    /// Counts what has been put together, now and then.
+    /// Counts the graph, in steps.
     fn count(&mut self, closure: &DependencyGraph) -> Result<(), AskError> {
         if closure.bytes() <= self.charge.bytes() {
             return Ok(());
@@ -160,10 +160,10 @@ impl Reader<'_> {
     }
 }
 
-/// What is put together counts in steps of so many bytes.
+/// The graph is counted in steps of so many bytes.
 const COUNTED_BYTES: usize = 256 * 1024;
 
-/// Names that functions hand on to each other may take so much, however little the functions do.
+/// The least limit of the names that functions pass on to their callers.
 const CLOSURE_BYTES_MIN: usize = 1 << 20;
 
 fn too_long() -> AskError {
@@ -186,16 +186,16 @@ fn oid(row: &Row, at: usize) -> u32 {
     text(row, at).parse().unwrap_or(0)
 }
 
-/// Counts the rows that were ever changed in the catalogues that [`STAMP`] looks at, and looks at none of them; empty where
-/// that is not counted, or (before PostgreSQL 15) is dear to ask.
+/// The number of row changes in the catalogues that [`STAMP`] reads, from statistics. Empty where they are not counted, or are
+/// expensive to read (before PostgreSQL 15).
 const COUNTS: &str = "SELECT CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
    AND pg_catalog.current_setting('track_counts')::bool THEN \
   (SELECT pg_catalog.sum(pg_catalog.pg_stat_get_tuples_inserted(c) + pg_catalog.pg_stat_get_tuples_updated(c) \
     + pg_catalog.pg_stat_get_tuples_deleted(c)) \
    FROM pg_catalog.unnest('{1255,2620,2618,2604,2606,3256,2617,2605,3466,1259}'::oid[]) AS c) END";
 
-/// Changes whenever a function, or something that may call one, does; and how much text there is. What PostgreSQL was made
-/// with has numbers below 16384.
+/// A fingerprint that changes with every function and every object that may call one; and the bytes of all function texts.
+/// Built-in objects have numbers below 16384.
 const STAMP: &str = "SELECT pg_catalog.concat_ws(' ', pg_catalog.count(*), pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', c, o, x))::bigint)), \
     (SELECT coalesce(pg_catalog.sum(pg_catalog.octet_length(prosrc)), 0) FROM pg_catalog.pg_proc WHERE oid >= 16384 AND prolang >= 14) \
  FROM (SELECT 1 AS c, oid AS o, xmin AS x FROM pg_catalog.pg_proc WHERE oid >= 16384 \
@@ -209,14 +209,14 @@ const STAMP: &str = "SELECT pg_catalog.concat_ws(' ', pg_catalog.count(*), pg_ca
   UNION ALL SELECT 9, oid, xmin FROM pg_catalog.pg_event_trigger WHERE oid >= 16384 \
   UNION ALL SELECT 10, oid, xmin FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r','p','v','m','f')) AS t";
 
-/// The body that `BEGIN ATOMIC` makes is not in `prosrc`.
+/// The texts of functions. A body in `BEGIN ATOMIC` is not in `prosrc`.
 const FUNCTION_TEXTS: &str = "SELECT p.oid, p.proname, l.lanname, \
     CASE WHEN l.lanname IN ('c', 'internal') THEN '' \
     WHEN p.prosrc = '' AND p.prokind IN ('f', 'p') THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END, p.probin::text \
  FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_language AS l ON l.oid = p.prolang WHERE p.oid >= 16384";
 
-/// Views, policies, defaults and checks that call PostgreSQL's own functions that leave something: nothing is recorded of
-/// that but the expressions themselves.
+/// Views, policies, defaults and checks that call PostgreSQL's own functions with effects on the session. No dependency records
+/// that, only the expressions themselves.
 const DIRECT_CALLS: &str = "WITH f AS (SELECT oid, proname FROM pg_catalog.pg_proc WHERE oid < 16384 AND proname = ANY ($1::text[])), \
   e AS (SELECT 2618 AS c, oid AS o, ev_action::text AS t FROM pg_catalog.pg_rewrite WHERE oid >= 16384 \
   UNION ALL SELECT 2604, oid, adbin::text FROM pg_catalog.pg_attrdef WHERE oid >= 16384 \
@@ -226,13 +226,13 @@ const DIRECT_CALLS: &str = "WITH f AS (SELECT oid, proname FROM pg_catalog.pg_pr
  UNION SELECT 1255, p.oid, f.proname FROM pg_catalog.pg_proc AS p \
   JOIN f ON p.prosrc = f.proname WHERE p.oid >= 16384 AND p.prolang = 12";
 
-/// What a text may call a thing by, but functions.
+/// The names of tables, views and domains.
 const NAMES: &str = "SELECT 1259, oid, relname FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r','p','v','m','f') \
  UNION ALL SELECT 1247, oid, typname FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype = 'd'";
 
-/// `(used, user, only on writes)`. A table is written to through its triggers, rules, defaults, checks and indexes, and
-/// through foreign keys that change it when another table changes. Of dependencies those count that say what is called:
-/// that a trigger needs its table is no reason for the table's other triggers.
+/// Rows `(used, user, only on writes)`. A write to a table uses its triggers, rules, defaults, checks and indexes, and the tables
+/// that foreign keys change with it. Only dependencies that mean a call count: a trigger depends on its table, but does not
+/// call the table's other triggers.
 fn uses() -> String {
     format!(
         "SELECT refclassid, refobjid, classid, objid, false FROM pg_catalog.pg_depend \

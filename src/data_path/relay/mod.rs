@@ -1,8 +1,8 @@
-//! The loop: take messages from the client, borrow a server, pass them on, give it back.
+//! The loop of a session: it takes the client's messages, borrows a server, passes them on, and gives the server back.
 //!
-//! What the bytes mean is decided in `exchange.rs` and `pending_replies.rs`; here they are moved. A session that idles owns no
-//! buffer: every worker has one, used within a single poll. One read is followed by one write; what the other side does
-//! not take waits in `Unsent`, and until it is gone nothing more is read for that side.
+//! `exchange/` decides what the bytes mean; the relay moves them. An idle session owns no buffer: each worker has one, used
+//! within a single poll. One read is followed by one write. Bytes that the other side does not take wait in `Unsent`, and
+//! until they are gone nothing more is read for that side.
 
 pub mod acquire_server;
 pub mod after_transaction;
@@ -52,13 +52,12 @@ use crate::{
     wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
 };
 
-/// Bytes read at a time: more than any ordinary reply, so that a read empties the socket (one that fills the buffer is
-/// followed by one more, only to find nothing), and little enough that a large result is still in the core's own cache
-/// when it is written. 256 KiB took a tenth more CPU for each megabyte.
+/// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a large result is
+/// still in the core's own cache when it is written: 256 KiB takes a tenth more CPU for each megabyte.
 const READ_BYTES: usize = 48 * 1024;
 
 thread_local! {
-    /// Shared by all sessions of a worker: nothing is left in it from one poll to the next.
+    /// Shared by all sessions of a worker. Empty between two polls.
     pub(super) static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; READ_BYTES], scratch: Vec::new() });
 }
 
@@ -67,55 +66,55 @@ pub(super) struct Buffers {
     pub(super) scratch: Vec<u8>,
 }
 
-/// One session at work.
+/// A session at its tenant's pool.
 #[derive(Debug)]
 pub struct Relay {
     pub(super) client: Stream,
-    /// What the client was slow to take.
+    /// Bytes that the client has not taken yet.
     pub(super) unsent: Unsent,
     pub(super) side: ClientSide,
-    /// What the client sent that no server has got yet.
+    /// Messages of the client that no server has got yet.
     pub(super) inbox: Vec<u8>,
-    /// The reply that ends a transaction, kept back until notifications are settled.
+    /// The end of a reply, held back until the checks after the transaction are done.
     pub(super) held: Vec<u8>,
-    /// What these three take.
+    /// The memory that these three take.
     pub(super) buffers: Charge,
     pub(super) pool: Arc<Pool>,
-    /// What it LISTENs to.
+    /// The channels that it listens to.
     pub(super) subscription: Option<Listening>,
     pub(super) server: Option<Box<PooledServer>>,
     pub(super) handle: Registered,
-    /// A cancel that the server has not settled yet: it serves nobody else until then.
+    /// A cancel request under way: until the server has settled it, the server serves no other session.
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     pub(super) query_wait: Duration,
-    /// Its place among the sessions that keep their server.
+    /// Its entry in the pool's list of pinned sessions.
     pub(super) pinned: Option<Pinned>,
     timing: Timing,
-    /// What the client is told when it is between two transactions next.
+    /// The session ends with this error at its next transaction boundary.
     pub(super) leaving: Option<Box<ClientError>>,
-    /// What is in the inbox waits for the server's answers to what it has got.
+    /// Why the inbox waits for pending replies.
     pub(super) reply_wait: ReplyWait,
-    /// Of a service login's session: it may go to another tenant; and of one that changes its password just now.
+    /// Of a service login's session, which may change its tenant; and of a session that changes its password at present.
     pub(super) switcher: Option<Box<TenantSwitcher>>,
     /// What all clients share.
     pub(super) proxy: Arc<Proxy>,
 }
 
-/// What cannot be done within a poll.
+/// Work that cannot be done within a poll.
 #[derive(Debug)]
 pub(super) enum Step {
     /// The inbox holds a request, and no server is idle.
     AcquireServer,
-    /// The transaction is over and has left something uncertain.
+    /// The transaction is over and has left checks to be done.
     AfterTransaction,
-    /// The session's tenant is in question.
+    /// The client chooses a tenant, or the session must go back to one.
     SwitchTenant,
     /// The session ends.
     End(SessionEnd),
 }
 
 impl Relay {
-    /// A session that has been greeted, at a pool.
+    /// A session at this pool; the client has been greeted.
     pub fn new(session: DetachedSession, pool: Arc<Pool>) -> Self {
         let DetachedSession {
             client,
@@ -299,7 +298,7 @@ impl Relay {
         }
     }
 
-    /// What has come for the client is on its way: counts it, and gives the server back if that was all.
+    /// The server's bytes are on their way to the client: counts them, and gives the server back if they end the transaction.
     #[inline]
     fn note_heard(&mut self, heard: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
         let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
@@ -316,14 +315,14 @@ impl Relay {
             }
             return self.after_reply(now);
         }
-        // Only our own bookkeeping was answered, put in for what nobody answers.
+        // Only a request of the proxy was answered.
         if server.side.replies.is_over() { self.after_reply(Instant::now()) } else { None }
     }
 
     /// Client to server.
     #[inline]
     fn poll_client(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
-        // Who reads no answers gets none: those of our own are there at once, and no server stops for them.
+        // A client that does not read gets no further answers of the proxy's own, which no server would slow down.
         let stays = match self.server.as_ref() {
             Some(server) => !server.unsent.is_empty(),
             None => !self.unsent.is_empty(),
@@ -362,7 +361,7 @@ impl Relay {
         Ok(Poll::Ready(()))
     }
 
-    /// What the client sent goes to the server that it holds.
+    /// Passes the client's bytes on to the server that the session holds.
     #[inline]
     pub(super) fn forward(
         &mut self,
@@ -392,10 +391,10 @@ impl Relay {
             switcher.responder.hand_over(&mut server.side.replies, out.build());
         }
         let flow = self.side.take(chunk, &mut server.side, &mut out);
-        // What a server does not take any more is told by what it sends, or by its end.
+        // A failed write shows when the server is read from, together with its last words.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
         match flow {
-            // Nothing was asked: the end of a message that the server had given up on, or what needs no reply.
+            // No reply is pending: the bytes were the rest of a message, or need no reply.
             Ok(Flow::Continues) if server.side.replies.is_over() => {
                 self.after_reply(Instant::now()).map_or(Ok(()), Err)
             }
@@ -409,7 +408,7 @@ impl Relay {
         }
     }
 
-    /// A ReadyForQuery has gone to the client, or a cancel has settled: the one door through which a server goes back.
+    /// The one place where a server goes back: a ReadyForQuery has gone to the client, or a cancel has settled.
     #[inline]
     pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;
@@ -445,7 +444,7 @@ impl Relay {
         self.handle.server_process_id.store(0, Ordering::Relaxed);
         self.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
         self.handle.set_prepared(self.side.statements.len());
-        // The beginning of the client's next message waits here, where the next server will get it from.
+        // The beginning of the client's next message waits in the inbox for the next server.
         self.side.take_held(&mut self.inbox);
         self.pool.give_back(server);
     }

@@ -1,4 +1,4 @@
-//! A service login's session that has chosen no tenant: nothing it asks reaches any server.
+//! A service login's session without a tenant: the proxy answers it, and no server gets its messages.
 
 use std::{
     future::poll_fn,
@@ -55,7 +55,7 @@ pub(in crate::data_path) async fn run(mut session: DetachedSession) -> Option<Se
     }
 }
 
-/// Answers what has come. Where a choice leads, if one was made.
+/// Answers the client's messages. Returns the target if the client has chosen a tenant.
 async fn attend(
     session: &mut DetachedSession,
     switcher: &mut TenantSwitcher,
@@ -71,7 +71,7 @@ async fn attend(
                 session.unsent.push(&replies);
                 return Ok(None);
             }
-            // Without a tenant nothing is a server's.
+            // Without a tenant there is no server: the responder has refused the message.
             LocalStep::Ended | LocalStep::Server => {}
             LocalStep::SetPassword(password) => {
                 switcher.set_password(&session.handle, password, &mut session.side, &mut replies).await;
@@ -93,11 +93,11 @@ async fn attend(
 }
 
 impl DetachedSession {
-    /// Resolves when the client has sent more, and has been sent everything.
+    /// Resolves when all replies are sent and the client has sent more.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionEnd>> {
         if self.handle.is_signalled() {
             let signals = self.handle.take_signals();
-            // Nothing runs here: whoever wants to cancel it is answered by the drop.
+            // No query runs here; dropping the senders answers the cancel requests.
             if let Some(reason) = signals.end.or(signals.end_when_free) {
                 return Poll::Ready(Err(SessionEnd::Refused(reason.into())));
             }
@@ -125,8 +125,8 @@ impl DetachedSession {
     }
 }
 
-/// What a client is told that has no server: what every driver asks for, as PostgreSQL has it by default. Where the tenant's
-/// servers report otherwise, the client is told before its first statement is answered.
+/// The ParameterStatus of a session without a server: PostgreSQL's defaults, with what the client asked for. Values of the tenant's
+/// servers that differ are reported before its first reply.
 pub(in crate::data_path) fn greeting(
     asked: &Settings,
     login: &str,
@@ -153,7 +153,7 @@ pub(in crate::data_path) fn greeting(
     ))
 }
 
-/// Said where no server has been seen yet: drivers use nothing then that is newer.
+/// Reported while no server's version is known: drivers then use no newer feature.
 const OLDEST_VERSION: &str = "13.0";
 
 async fn leave(mut session: DetachedSession, end: SessionEnd) {

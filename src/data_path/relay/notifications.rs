@@ -1,9 +1,9 @@
-//! A session that LISTENs: it hears by its pool's ear, and is told between its transactions.
+//! Notifications of a session that LISTENs. The pool's shared listener receives them; the session sends them to its client
+//! between transactions.
 //!
-//! When a transaction that may have changed what the session listens to is over, its server has said what that is now
-//! (`after_transaction.rs`), and the ear takes over. The reply that ends a transaction waits until then, and until the ear has heard
-//! what the server was told of in the transaction: so the client's own notifications come in front of it, as PostgreSQL
-//! sends them.
+//! After a transaction that may have changed the channels, the server tells them (`after_transaction.rs`), and the shared
+//! listener takes over. The end of the client's reply waits for that, and until the shared listener has received what the
+//! server got in the transaction: the client gets its own notifications in front of ReadyForQuery, as from PostgreSQL.
 
 use std::{future::poll_fn, sync::Arc, task::Poll};
 
@@ -27,17 +27,17 @@ use crate::{
     wire::message::append,
 };
 
-/// What a session hears by its pool's ear.
+/// A session's subscription of the pool's shared listener.
 #[derive(Debug)]
 pub struct Listening {
     channels: Arc<Channels>,
-    /// What they take, here and at the ear.
+    /// The memory that they take, here and at the shared listener.
     charge: Charge,
-    /// Given up by drop.
+    /// Dropping it unsubscribes.
     subscription: Subscription,
 }
 
-/// Why the ear does not take over.
+/// Why the shared listener does not take over.
 enum ListenError {
     Ear(ClientError),
     Server,
@@ -56,7 +56,7 @@ impl From<AskError> for ListenError {
 }
 
 impl Relay {
-    /// The server listens to what its client listens to; in the same write as the client's next request.
+    /// Makes the server listen to the client's channels, in the same write as the client's next request.
     #[cold]
     pub(in crate::data_path) fn listen_along(heard: &Listening, server: &mut Server, out: &mut Vec<u8>) {
         let side = &mut server.side;
@@ -72,7 +72,7 @@ impl Relay {
         side.notifications.channels = Some(heard.channels.clone());
     }
 
-    /// Tells the client what has been heard for it, if it is between two transactions.
+    /// Sends the client its notifications, if it is between two transactions.
     #[cold]
     pub(in crate::data_path) fn send_notifications(&mut self) {
         let between = self
@@ -84,7 +84,8 @@ impl Relay {
         }
     }
 
-    /// The session listens to this now: the ear takes over. Where it cannot, the server stays with its client.
+    /// The session listens to these channels from now on: the shared listener takes over. Where it cannot, the server stays
+    /// pinned to the session.
     pub(in crate::data_path) async fn hear(
         &mut self,
         channels: Channels,
@@ -103,7 +104,13 @@ impl Relay {
             false => Err(ListenError::Ear(ClientError::NotSupported("too many channels".to_owned()))),
         };
         if let Err(ListenError::Ear(reason)) = &taken {
-            warn!(tenant = self.pool.tenant.name, login = self.handle.login.name, %reason, "a client that listens keeps its server");
+            warn!(
+                tenant = self.pool.tenant.name,
+                login = self.handle.login.name,
+                connection = self.handle.process_id,
+                %reason,
+                "shared listener refuses a session: it keeps its server"
+            );
             if self.pool.current().is_none_or(|pool| pool.is_paused()) {
                 return Err(SessionEnd::Refused(ClientError::ListenerPaused.into()));
             }
@@ -124,7 +131,7 @@ impl Relay {
         })
     }
 
-    /// From a mark on, the session hears these channels by the ear, and no others.
+    /// From a marker on, the session gets notifications of these channels from the shared listener, and of no others.
     async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
         let (before, subscription) = match self.subscription.take() {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
@@ -141,8 +148,8 @@ impl Relay {
         outcome
     }
 
-    /// Server and ear hear the mark. Of what came before it the client gets from its server what it did not hear by the ear
-    /// until now, of what comes behind it what it does not hear by the ear from now on.
+    /// The server and the shared listener both receive the marker. Before it, the server's notifications count for channels that
+    /// the session has not subscribed to yet; behind it, for channels that it does not subscribe to any more.
     async fn change_over(
         &mut self,
         subscription: &Subscription,
@@ -172,7 +179,8 @@ impl Relay {
         Ok(())
     }
 
-    /// The client gets what its server was told of while it answered us, as far as the ear does not hear it.
+    /// Passes on the notifications that the server sent while it answered the proxy, except those that the shared listener
+    /// sends.
     pub(in crate::data_path) fn take_told(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let told = std::mem::take(&mut server.notified);
@@ -181,22 +189,22 @@ impl Relay {
         self.tell(&bytes);
     }
 
-    /// What comes by itself, notifications and ParameterStatus, goes in front of the end of a reply that is kept back.
+    /// Sends notifications and ParameterStatus messages: in front of the ReadyForQuery of a reply that is held back.
     pub(in crate::data_path) fn tell(&mut self, messages: &[u8]) {
         match self.held.strip_suffix(READY).map(<[u8]>::len) {
             Some(end) => drop(self.held.splice(end..end, messages.iter().copied())),
             None if self.held.is_empty() => self.unsent.push(messages),
-            // They came behind it from the server, and these come behind them.
+            // The server sent others behind its ReadyForQuery; these follow them.
             None => self.held.extend_from_slice(messages),
         }
     }
 
-    /// Everything is settled: the client gets the reply that was kept back, and in front of its end what has been heard
-    /// meanwhile. A server that goes back listens no more.
+    /// Sends the client the reply that was held back, with notifications in front of its end. A server that goes back to the
+    /// pool stops listening.
     pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.dropped > 0) {
-            // An ear that is lost has ended this session already.
+            // A shared listener that is lost has ended this session already.
             let _ = heard.subscription.caught_up().await;
         }
         let mut news = server.side.notifications.restore_own(&self.handle.take_notifications());
@@ -214,7 +222,7 @@ impl Relay {
             && server.side.notifications.channels.is_some()
         {
             server.run("UNLISTEN *").await.map_err(SessionEnd::from)?;
-            // What it was told of meanwhile, the ear has heard as well.
+            // The shared listener has received these as well.
             server.notified.clear();
             server.side.notifications = NotificationFilter {
                 process_id: server.side.notifications.process_id,

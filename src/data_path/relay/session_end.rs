@@ -1,4 +1,5 @@
-//! How a session ends, and what becomes of the server it held: nobody else may ever see the remains.
+//! The end of a session: what is logged, what the client gets, and how its server is cleaned or closed, so that no other session
+//! sees anything of this one.
 
 use std::{
     io,
@@ -26,7 +27,7 @@ use crate::{
     },
 };
 
-/// How long a client may take to read our last words.
+/// How long a client may take to read the last message.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why a session ends. `Display` is for the log.
@@ -159,7 +160,7 @@ impl Relay {
             self.log_lost_server(*cause);
         }
         log_end(&self.proxy, Some(&self.pool.tenant.name), &self.handle, &self.timing.traffic, &end);
-        // Words put behind the beginning of a message would be read as its rest: as data, in a row.
+        // Behind part of a message, an error would be read as the rest of it: as data in a row.
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
             self.handle.server_process_id.store(0, Ordering::Relaxed);
@@ -181,7 +182,7 @@ impl Relay {
         }
         if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
             self.unsent.push(&bytes);
-            // Nobody finds the session any more, though its client may take its time.
+            // The session is not listed any more, though its client may take its time to read.
             let Self { client, unsent, handle, .. } = self;
             drop(handle);
             say_goodbye(client, unsent).await;
@@ -208,7 +209,7 @@ impl Relay {
         );
     }
 
-    /// The server cannot be used any longer: how the session ends.
+    /// The exchange with the server has failed. Returns the end of the session.
     pub(in crate::data_path) fn broken(&self, broken: ExchangeError) -> SessionEnd {
         warn!(
             tenant = self.pool.tenant.name,
@@ -236,8 +237,8 @@ impl Relay {
         self.server.as_ref().is_some_and(|server| server.side.replies.is_committing())
     }
 
-    /// Lets go of a server in a task of its own: what PostgreSQL would still run for a client that said Terminate is run
-    /// to its end; what runs for one that is gone is cancelled.
+    /// Cleans the server in a task of its own. `finish`: runs the client's requests to their end first, as PostgreSQL does behind
+    /// Terminate. `cancel`: cancels what the server works on.
     pub(in crate::data_path) fn leave_behind(
         &mut self,
         server: Box<PooledServer>,
@@ -264,18 +265,18 @@ impl Relay {
     }
 }
 
-/// Gives the server back, clean; or closes it.
+/// Cleans the server and gives it back, or closes it.
 async fn make_reusable(mut server: Box<PooledServer>, pool: &Pool) {
     let clean = server.is_reusable() && pool.rules.mode == PoolMode::Transaction;
     match if clean { Ok(()) } else { server.clean().await } {
         Ok(()) => return pool.give_back(server),
-        Err(error) => debug!(tenant = pool.tenant.name, %error, "a server could not be cleaned"),
+        Err(error) => debug!(tenant = pool.tenant.name, %error, "server closed: cleaning it failed"),
     }
     terminate(&mut server).await;
 }
 
-/// Ends a server's session as PostgreSQL likes it: with Terminate. Behind a part of a message it would be taken for the rest, and
-/// that message be carried out.
+/// Sends the server a Terminate, unless it has part of a message: it would take the Terminate for the rest, and carry that message
+/// out.
 async fn terminate(server: &mut Server) {
     if !server.takes_message() {
         return;
@@ -283,8 +284,8 @@ async fn terminate(server: &mut Server) {
     let _ = tokio::time::timeout(LAST_WORDS, server.stream.write_all(&[b'X', 0, 0, 0, 4])).await;
 }
 
-/// Reads the replies that a client no longer wants; `false` if the server is not to be used any more. One that waits for what
-/// the client will never send, the rest of a COPY or the Sync of a batch, gets the client's Terminate and ends.
+/// Reads the replies that a client no longer wants. `false`: the server must be closed. A server that waits for the rest of a COPY
+/// or the Sync of a batch gets the client's Terminate, and ends.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     let mut nobody = ClientSide::new(
         crate::data_path::exchange::SessionRules::for_discarded_replies(&pool.statements),
@@ -321,8 +322,8 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     }
 }
 
-/// Writes what is left and closes, so that the client reads it all: a socket closed with unread input would reset the
-/// connection and might take our last words with it.
+/// Writes the unsent bytes and closes, so that the client reads all of them: closing a socket with unread input would reset the
+/// connection.
 pub async fn say_goodbye(mut client: Stream, mut unsent: Unsent) {
     let goodbye = async {
         std::future::poll_fn(|cx| match unsent.drain(&mut client, cx) {

@@ -1,11 +1,11 @@
-//! What others want of a session at work: that it cancels what runs, that it ends, that its client is told of something.
+//! Signals of other tasks to a session at a pool: cancel the query, end, return the server, send notifications.
 
 use std::{future::Future, pin::Pin, task::Context, time::Instant};
 
 use super::{Relay, Step, session_end::SessionEnd};
 
 impl Relay {
-    /// Attends to signals and to a cancel that is under way.
+    /// Takes signals, and looks whether a cancel under way has settled.
     #[cold]
     pub(in crate::data_path) fn take_signals(&mut self, cx: &mut Context<'_>) -> Option<Step> {
         if let Some(cancelling) = self.cancelling.as_mut()
@@ -35,7 +35,7 @@ impl Relay {
             if called_back && let Some(step) = self.yield_server() {
                 return Some(step);
             }
-            // Other signals come this way as well: what runs when a drain begins must not be cancelled.
+            // Only on a cancel signal: a query that runs when a drain begins must go on.
             if !signals.cancels.is_empty() {
                 self.cancel(signals.cancels);
             }

@@ -153,11 +153,11 @@ fn is_public(role: &Named<'_>) -> bool {
 
 /// Compares a name after PostgreSQL's truncation. A truncated name loses up to three more bytes at a UTF-8
 /// boundary.
-fn is_named(name: &[u8], known: Option<&str>) -> bool {
-    known.is_some_and(|known| {
-        name == known.as_bytes()
-            || known.len() > NAME_BYTES_MAX
-                && name == known.as_bytes().get(..name.len()).unwrap_or_default()
+fn is_named(name: &[u8], expected: Option<&str>) -> bool {
+    expected.is_some_and(|expected| {
+        name == expected.as_bytes()
+            || expected.len() > NAME_BYTES_MAX
+                && name == expected.as_bytes().get(..name.len()).unwrap_or_default()
                 && name.len() > NAME_BYTES_MAX - 4
     })
 }

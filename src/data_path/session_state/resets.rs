@@ -114,7 +114,7 @@ pub struct PendingRestore {
     /// Restored before the next request.
     due: Vec<Reset>,
     /// Restored within a batch that may still fail and roll back the restore but not the reset (which ran
-    /// before the batch). Repeated after the batch in that case.
+    /// before the batch). Therefore repeated after the batch.
     repeated: Vec<Reset>,
     /// Resets of bound portals that have not run yet.
     bound: Vec<(Box<[u8]>, Vec<Reset>)>,
@@ -174,8 +174,8 @@ impl PendingRestore {
 /// A reset beyond the transaction takes precedence over one for the transaction only.
 fn merge(all: &mut Vec<Reset>, more: Vec<Reset>) {
     for reset in more {
-        match all.iter_mut().find(|known| known.name == reset.name) {
-            Some(known) => known.local &= reset.local,
+        match all.iter_mut().find(|other| other.name == reset.name) {
+            Some(other) => other.local &= reset.local,
             None => all.push(reset),
         }
     }
@@ -190,7 +190,7 @@ pub fn forbids_restore(text: &[u8]) -> bool {
     let text = text.strip_suffix(b";").unwrap_or(text);
     let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty());
     let mut word = || words.next().unwrap_or_default();
-    let is = |word: &[u8], known: &[u8]| word.eq_ignore_ascii_case(known);
+    let is = |word: &[u8], keyword: &[u8]| word.eq_ignore_ascii_case(keyword);
     let first = word();
     let begins = text.get(..first.len()) == Some(first);
     let sets = is(first, b"set") && {

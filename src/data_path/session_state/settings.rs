@@ -22,7 +22,7 @@ impl Settings {
     /// Sets a value, or removes it for `None`.
     pub fn set(&mut self, name: &str, value: Option<&str>) {
         let name = name.to_ascii_lowercase().into_boxed_str();
-        match (self.values.binary_search_by(|(known, _)| known.cmp(&name)), value) {
+        match (self.values.binary_search_by(|(stored, _)| stored.cmp(&name)), value) {
             (Ok(at), Some(value)) => self.values[at].1 = value.into(),
             (Ok(at), None) => drop(self.values.remove(at)),
             (Err(at), Some(value)) => self.values.insert(at, (name, value.into())),
@@ -39,7 +39,7 @@ impl Settings {
 
     /// Returns the value of a parameter; `name` is in lower case.
     pub fn get(&self, name: &str) -> Option<&str> {
-        let at = self.values.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        let at = self.values.binary_search_by(|(stored, _)| (**stored).cmp(name)).ok()?;
         self.values.get(at).map(|(_, value)| &**value)
     }
 
@@ -66,8 +66,8 @@ impl Settings {
 
     /// Returns the memory in bytes after `names` are replaced by `text` bytes of new values.
     pub fn bytes_with(&self, names: &[Box<str>], text: usize) -> usize {
-        let known = |name: &str| self.get(name).map_or(0, |value| name.len() + value.len());
-        let replaced: usize = names.iter().map(|name| known(name)).sum();
+        let stored_bytes = |name: &str| self.get(name).map_or(0, |value| name.len() + value.len());
+        let replaced: usize = names.iter().map(|name| stored_bytes(name)).sum();
         (self.bytes() + text).saturating_sub(replaced)
     }
 

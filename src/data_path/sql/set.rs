@@ -223,16 +223,16 @@ struct Value<'a> {
 }
 
 fn value<'a>(reader: &mut Reader<'a>) -> Option<Value<'a>> {
-    let known = |text| Some(Value { text, is_known: true });
+    let literal = |text| Some(Value { text, is_known: true });
     match reader.token().kind {
         TokenKind::Number | TokenKind::Symbol(b'-' | b'+') => {
             let text = number(reader)?;
             Some(Value { is_known: text.is_some(), text: text.unwrap_or_default() })
         }
-        TokenKind::Word | TokenKind::QuotedName | TokenKind::UnicodeName => known(reader.name()?),
+        TokenKind::Word | TokenKind::QuotedName | TokenKind::UnicodeName => literal(reader.name()?),
         TokenKind::Text | TokenKind::EscapedText | TokenKind::UnicodeText | TokenKind::DollarText => {
             if let Some(text) = reader.literal() {
-                return known(text);
+                return literal(text);
             }
             reader.advance();
             if reader.eat(b"uescape") {

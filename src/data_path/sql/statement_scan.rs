@@ -161,7 +161,7 @@ pub(super) fn runs_text(name: &[u8]) -> bool {
     ];
     matches!(name.first().map(|first| first | 0x20), Some(b'q' | b't' | b'c' | b'x'))
         && (7..27).contains(&name.len())
-        && NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+        && NAMES.iter().any(|listed| name.eq_ignore_ascii_case(listed))
 }
 
 fn dot_follows(mut lexer: Lexer<'_>) -> bool {

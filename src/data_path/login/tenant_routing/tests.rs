@@ -139,7 +139,7 @@ fn judged(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
         ((*name).to_owned(), known)
     };
     let tenants: Vec<_> = hints.names().iter().map(known).collect();
-    let case = RouteRequest {
+    let request = RouteRequest {
         login,
         hints,
         split: false,
