@@ -312,10 +312,10 @@ impl ClientSide {
                 }
                 Some(Piece::Whole { tag, bytes }) => {
                     let flow = requests.take(tag, bytes, may_fill)?;
-                    if let ControlFlow::Break(hold) = flow {
+                    if let ControlFlow::Break(reason) = flow {
                         let waits = [bytes, chunk].concat();
                         framer.put_back();
-                        return Ok(requests.hold(hold, waits));
+                        return Ok(requests.hold(reason, waits));
                     }
                     if std::mem::take(&mut requests.return_state.pauses) {
                         framer.take_held(&mut Vec::new());
@@ -324,10 +324,10 @@ impl ClientSide {
                 }
                 Some(Piece::First { tag, bytes }) => {
                     let flow = requests.take_first_part(tag, bytes, may_fill, full.take(), skipped)?;
-                    if let ControlFlow::Break(hold) = flow {
+                    if let ControlFlow::Break(reason) = flow {
                         let waits = [bytes, chunk].concat();
                         framer.put_back();
-                        return Ok(requests.hold(hold, waits));
+                        return Ok(requests.hold(reason, waits));
                     }
                 }
             }

@@ -59,8 +59,8 @@ pub(super) enum WaitReason {
 impl ClientMessages<'_, '_> {
     /// `waits` are the bytes from the waiting message on. A Flush makes the server send its replies.
     #[cold]
-    pub(super) fn hold(&mut self, hold: WaitReason, waits: Vec<u8>) -> Flow {
-        match hold {
+    pub(super) fn hold(&mut self, reason: WaitReason, waits: Vec<u8>) -> Flow {
+        match reason {
             WaitReason::Choice => Flow::ChoosesTenant(waits),
             WaitReason::Replies => {
                 append(self.out.build(), b'H', |_| {});
@@ -157,12 +157,11 @@ impl ClientMessages<'_, '_> {
     fn ensure_absent(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
         let ServerSide { statements, replies, awaited_description, applied, checks, .. } = &mut *self.server;
         let context = ParseContext::new(self.under, self.startup, applied, checks, replies);
-        let (_, changed) =
-            awaited_description.take_if(|(awaited_description, _)| awaited_description.is(statement)).unzip();
+        let (_, changed) = awaited_description.take_if(|(awaited, _)| awaited.is(statement)).unzip();
         if changed == Some(true) {
             return Ensured::Changed;
         }
-        let shows = match statements.find(statement, replies.batch()) {
+        let is_described = match statements.find(statement, replies.batch()) {
             // The same text under another name of the client.
             OnServer::Requested => replies.describes(statement, name),
             // The client does not know the description yet that another one would be compared with.
@@ -179,7 +178,7 @@ impl ClientMessages<'_, '_> {
                 self.out.build(),
             ),
         };
-        if !shows || statement.description.get().is_none() || replies.takes_copy_data() {
+        if !is_described || statement.description.get().is_none() || replies.takes_copy_data() {
             return Ensured::Present;
         }
         *awaited_description = Some((statement.clone(), false));

@@ -29,9 +29,7 @@ impl ServerSide {
             description.map(|description| (description, *statement.description.get_or_init(|| description)));
         let Some((description, _)) = known.filter(|(description, known)| description != known) else {
             // The description is the expected one: a later change is a new one.
-            let _ = self
-                .awaited_description
-                .take_if(|(awaited_description, _)| awaited_description.is(&statement));
+            let _ = self.awaited_description.take_if(|(awaited, _)| awaited.is(&statement));
             return self.statements.confirmed(&statement);
         };
         // It differs from the description that clients were told: they must get an error.
@@ -46,10 +44,8 @@ impl ServerSide {
                 }
             }
             None => {
-                if let Some((_, changed)) = self
-                    .awaited_description
-                    .as_mut()
-                    .filter(|(awaited_description, _)| awaited_description.is(&statement))
+                if let Some((_, changed)) =
+                    self.awaited_description.as_mut().filter(|(awaited, _)| awaited.is(&statement))
                 {
                     *changed = true;
                 }

@@ -66,8 +66,8 @@ impl<'a> ParseContext<'a> {
     /// The settings to set for a Parse under `those`; `None` if they are in place, unknown, or cannot be set
     /// now.
     fn settings_to_enter(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
-        let can = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
-        if self.is(those) || !can {
+        let can_set = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
+        if self.is(those) || !can_set {
             return None;
         }
         let mut settings = those.values()?.clone();
@@ -134,9 +134,9 @@ const ASK_SETTINGS: &[u8] =
       UNION ALL SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::text[]) AS n \
       WHERE pg_catalog.current_setting(n, true) <> ''";
 
-/// Sets $1 to $2. Sets all others to the values of a new session: the listed ones except $4, and the unlisted ones
-/// in $3. It lasts until LEAVE or the end of the transaction; a parameter keeps the previous values. The role
-/// comes last, because it may have fewer rights than the login.
+/// Sets $1 to $2. Sets all others to the values of a new session: the listed ones except $4, and the unlisted
+/// ones in $3. It lasts until LEAVE or the end of the transaction; a parameter keeps the previous values. The
+/// role comes last, because it may have fewer rights than the login.
 const ENTER: &[u8] = b"WITH target (name, value) AS MATERIALIZED ( \
         SELECT n, v FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS given (n, v) \
         UNION ALL SELECT pg_catalog.lower(name), reset_val FROM pg_catalog.pg_settings \

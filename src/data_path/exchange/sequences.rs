@@ -167,9 +167,9 @@ pub(super) fn record_sequences(
         sequence_use.reads = true;
     }
     if side_effects.advances_sequence && !server.checks.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
-        let read = rules.functions.are_sequences_read();
-        if read || sequence_use.trials > 0 {
-            sequence_use.trials = if read { TRIALS } else { sequence_use.trials - 1 };
+        let are_read = rules.functions.are_sequences_read();
+        if are_read || sequence_use.trials > 0 {
+            sequence_use.trials = if are_read { TRIALS } else { sequence_use.trials - 1 };
             let reads = if sequence_use.reads { Pins::SEQUENCE } else { Pins::empty() };
             let written = SideEffects { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..SideEffects::default() };
             server.checks.record(&written, false);

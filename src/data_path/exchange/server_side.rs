@@ -117,8 +117,8 @@ pub enum ExchangeError {
     #[error(transparent)]
     Desync(#[from] Desync),
     /// The server rejected a request of the proxy.
-    #[error("the server refused our own bookkeeping: {0}")]
-    Bookkeeping(ServerError),
+    #[error("the server rejected a request of the proxy: {0}")]
+    RejectedRequest(ServerError),
 }
 
 impl ServerSide {
@@ -449,7 +449,7 @@ impl ServerSide {
             }
         })?;
         match origin {
-            Origin::Proxy => return Err(ExchangeError::Bookkeeping(ServerError::read(bytes))),
+            Origin::Proxy => return Err(ExchangeError::RejectedRequest(ServerError::read(bytes))),
             Origin::TryPrepare => return Ok(false),
             Origin::Denied(reason) => {
                 events.errors += 1;

@@ -220,7 +220,7 @@ impl Relay {
             "closing both connections"
         );
         match broken {
-            ExchangeError::Bookkeeping(ServerError { sqlstate, mut message }) => {
+            ExchangeError::RejectedRequest(ServerError { sqlstate, mut message }) => {
                 if !sqlstate.starts_with("57P") {
                     message.insert_str(0, "what the session has set cannot be set on another server: ");
                 }
