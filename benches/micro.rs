@@ -112,7 +112,7 @@ impl Table {
             inspect_bytes_max: 1 << 20,
             statements_max: 1000,
             settings_max: 256,
-            ..SessionRules::nobody(&table)
+            ..SessionRules::for_discarded_replies(&table)
         };
         Self { client: ClientSide::new(rules, Arc::default(), 1 << 32), table, scratch: Vec::new() }
     }

@@ -149,7 +149,8 @@ pub async fn greet(
         ..rules(&config, is_service)
     };
     let mut side = ClientSide::new(rules, status.settings, first_serial(&handle));
-    (side.told, side.start_settings, side.began) = (status.reported, status.start.into(), began);
+    (side.sent_parameters, side.start_settings, side.startup_memory) =
+        (status.reported, status.start.into(), began);
     let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),
@@ -253,7 +254,7 @@ pub async fn start_without_tenant(
     let identity = Identity { login: Some(handle.login.clone()), tenant_access: None };
     let rules = SessionRules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(settings), first_serial(&handle));
-    (side.told, side.began) = (reported.clone(), charge);
+    (side.sent_parameters, side.startup_memory) = (reported.clone(), charge);
     let session = DetachedSession {
         client: stream,
         unsent: bytes.into(),

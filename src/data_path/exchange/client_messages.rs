@@ -4,14 +4,14 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     client_side::{SessionRules, violation},
-    ensure_prepared::{AWAITS, Ensured, WaitReason},
+    ensure_prepared::{AWAIT_REPLIES, Ensured, WaitReason},
     pending_replies::{Origin, Request},
     prepare::describe_parsed,
     return_to_tenant::{CurrentTenant, ReturnState},
-    sequences::{SequenceUse, note_sequences},
+    sequences::{SequenceUse, record_sequences},
     server_side::ServerSide,
     sql_prepare::{ParsedUnder, RewrittenText},
-    tenant_choice::{is_read_along, kind_and_name},
+    tenant_choice::{kind_and_name, must_be_read},
 };
 use crate::{
     data_path::{
@@ -56,17 +56,17 @@ impl ClientMessages<'_, '_> {
         whole: bool,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
         if self.server.checks.pending.is_some() {
-            self.startup_again(tag, bytes);
+            self.restore_startup(tag, bytes);
         }
-        if self.rules.current_tenant != CurrentTenant::First && !self.is_within_bounds(tag, bytes, whole)? {
-            return GOES_ON;
+        if self.rules.current_tenant != CurrentTenant::First && !self.may_run(tag, bytes, whole)? {
+            return CONTINUE;
         }
         match tag {
-            b'Q' | b'P' if !self.rules.follow && whole && is_read_along(bytes, self.rules) => {
-                return self.in_session_mode(tag, bytes);
+            b'Q' | b'P' if !self.rules.follow && whole && must_be_read(bytes, self.rules) => {
+                return self.text_in_session_mode(tag, bytes);
             }
             b'B' | b'D' | b'C' if !self.rules.follow && !self.statements.is_empty() => {
-                return self.unserved_in_session_mode(tag, bytes, whole);
+                return self.statement_in_session_mode(tag, bytes, whole);
             }
             b'Q' => return self.query(bytes, whole),
             b'P' if self.rules.follow => return self.parse(bytes, whole),
@@ -74,57 +74,57 @@ impl ClientMessages<'_, '_> {
             b'D' if self.rules.follow => return self.describe(bytes),
             b'C' if self.rules.follow => return self.close(bytes),
             b'F' => {
-                self.note(&SideEffects { advances_sequence: true, ..SideEffects::anything() }, false);
-                self.ask(Request::FunctionCall);
+                self.record(&SideEffects { advances_sequence: true, ..SideEffects::anything() }, false);
+                self.track(Request::FunctionCall);
             }
-            b'P' => self.ask(Request::Parse(None)),
-            b'B' => self.ask(Request::Bind),
-            b'D' => self.ask(Request::Describe),
-            b'C' => self.ask(Request::Close(None)),
+            b'P' => self.track(Request::Parse(None)),
+            b'B' => self.track(Request::Bind),
+            b'D' => self.track(Request::Describe),
+            b'C' => self.track(Request::Close(None)),
             b'E' => self.execute(bytes),
-            b'S' => self.ask(Request::Sync),
+            b'S' => self.track(Request::Sync),
             b'c' | b'f' => self.server.replies.copy_done(),
             _ => {}
         }
         self.out.pass(bytes);
-        GOES_ON
+        CONTINUE
     }
 
     #[inline]
-    pub(super) fn ask(&mut self, asked: Request) {
+    pub(super) fn track(&mut self, request: Request) {
         // A request that the server skips gets no reply; its bytes are sent all the same.
-        let _ = self.server.replies.track(asked, Origin::Client);
+        let _ = self.server.replies.track(request, Origin::Client);
     }
 
     /// Whether pending replies may still change the statement that the client calls `name`.
     #[inline]
-    fn is_doubtful(&mut self, name: &[u8]) -> bool {
+    fn may_change_meaning(&mut self, name: &[u8]) -> bool {
         self.server.replies.is_doubtful(name) || (!name.is_empty() && self.server.replies.is_deallocating())
     }
 
     /// Records the side effects of a text that goes to the server.
     #[inline]
-    pub(super) fn note(&mut self, side_effects: &SideEffects, alone: bool) {
-        note(side_effects, alone, self.sequence_use, self.rules, self.server);
+    pub(super) fn record(&mut self, side_effects: &SideEffects, alone: bool) {
+        record_side_effects(side_effects, alone, self.sequence_use, self.rules, self.server);
     }
 
     /// Records the functions that the text may call.
     #[inline]
-    pub(super) fn note_calls(&mut self, text: &[u8], seen: Option<&FoundEffects>) {
-        note_calls(text, seen, self.rules, self.server);
+    pub(super) fn record_calls(&mut self, text: &[u8], cached: Option<&FoundEffects>) {
+        record_calls(text, cached, self.rules, self.server);
     }
 
     fn query(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         if self.server.replies.is_skipping() {
             self.out.pass(bytes);
-            return GOES_ON;
+            return CONTINUE;
         }
         if !self.rules.follow {
             self.end_unnamed();
-            self.ask(Request::Query(None));
+            self.track(Request::Query(None));
             self.out.pass(bytes);
-            return GOES_ON;
+            return CONTINUE;
         }
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let side_effects = match (whole, cstr(&mut { body })) {
@@ -137,35 +137,35 @@ impl ClientMessages<'_, '_> {
             return Ok(flow);
         }
         if (side_effects.names_statements || side_effects.inspects) && self.server.replies.may_have_others() {
-            return AWAITS;
+            return AWAIT_REPLIES;
         }
         if side_effects.names_statements && self.server.replies.is_deallocating() {
-            return AWAITS;
+            return AWAIT_REPLIES;
         }
         if side_effects.names_statements && self.server.replies.may_yet_skip() {
             // Statements are prepared for the query in a batch of their own, whose Sync would end the
             // client's batch.
             self.server.replies.wait_for_all();
-            return AWAITS;
+            return AWAIT_REPLIES;
         }
         if let Err(limit) = self.rules.admit_settings(&self.server.applied, &side_effects) {
-            return self.refuse(b'Q', limit);
+            return self.reject_over_limit(b'Q', limit);
         }
         self.end_unnamed();
         let settled = self.server.replies.is_settled();
         let alone = settled && self.server.replies.status() == b'I';
         let knew_settings = self.server.parsing(self.under).is_some();
-        self.note(&side_effects, alone);
-        self.part_sequences(true);
-        self.note_calls(body, None);
-        self.server.note_resets(&side_effects, self.startup, None);
+        self.record(&side_effects, alone);
+        self.discard_sequences_before_text(true);
+        self.record_calls(body, None);
+        self.server.record_resets(&side_effects, self.startup, None);
         if side_effects.inspects {
-            self.show_what_is_prepared(settled);
+            self.show_prepared_statements(settled);
         } else if settled
             && self.statements.has_any_in_sql()
             && self.server.checks.includes(StateChecks::PREPARED)
         {
-            self.show_to_code();
+            self.show_statements_to_code();
         }
         if side_effects.names_statements {
             let sql = cstr(&mut { body }).unwrap_or_default();
@@ -176,7 +176,7 @@ impl ClientMessages<'_, '_> {
             };
             let rewritten = match self.rewrite_names(sql, settings) {
                 Ok(rewritten) => rewritten,
-                Err(limit) => return self.refuse(b'Q', limit),
+                Err(limit) => return self.reject_over_limit(b'Q', limit),
             };
             if let Some(RewrittenText { text, requires, prepare_effects, .. }) = rewritten {
                 let mut preparer = self.server.preparer(self.under, self.startup);
@@ -185,14 +185,14 @@ impl ClientMessages<'_, '_> {
                 }
                 preparer.make_room(prepare_effects.prepared(), self.out.build());
                 prepare_effects.expect(self.statements, preparer.statements);
-                self.ask(Request::Query(Some(Box::new(prepare_effects))));
+                self.track(Request::Query(Some(Box::new(prepare_effects))));
                 append(self.out.build(), b'Q', |out| append_cstr(out, &text));
-                return GOES_ON;
+                return CONTINUE;
             }
         }
-        self.ask(Request::Query(None));
+        self.track(Request::Query(None));
         self.out.pass(bytes);
-        GOES_ON
+        CONTINUE
     }
 
     fn parse(&mut self, bytes: &[u8], whole: bool) -> Result<ControlFlow<WaitReason>, ClientError> {
@@ -212,41 +212,41 @@ impl ClientMessages<'_, '_> {
                 return Ok(flow);
             }
             if side_effects.names_statements && self.server.replies.may_have_others() {
-                return AWAITS;
+                return AWAIT_REPLIES;
             }
             if let Err(limit) = self.admit_unnamed(if whole { body } else { b"" }, &side_effects) {
-                return self.refuse(b'P', limit);
+                return self.reject_over_limit(b'P', limit);
             }
             *self.unnamed_serial += 1;
             match self.rewritten(&side_effects, body) {
-                Err(limit) => return self.refuse(b'P', limit),
+                Err(limit) => return self.reject_over_limit(b'P', limit),
                 Ok(None) => {}
                 Ok(Some(text)) => return self.parse_with_server_names(name, body, side_effects, text),
             }
-            if self.ask_unnamed(Request::Parse(None)) {
+            if self.track_unnamed(Request::Parse(None)) {
                 let (serial, under) = (*self.unnamed_serial, self.server.parsing(self.under));
                 match whole {
                     true => self.statements.set_unnamed(serial, body, side_effects, None, under),
-                    false => self.unnamed_unread(serial),
+                    false => self.set_unnamed_unstored(serial),
                 }
                 self.server.statements.set_unnamed(*self.unnamed_serial);
             }
             self.out.pass(bytes);
-            return GOES_ON;
+            return CONTINUE;
         }
         if !whole {
-            return self.parse_under_its_own_name(bytes).map(ControlFlow::Continue);
+            return self.parse_unstored(bytes).map(ControlFlow::Continue);
         }
         if self.server.replies.may_have_others() || self.server.replies.is_deallocating() {
-            return AWAITS;
+            return AWAIT_REPLIES;
         }
         if let Some(taken) = self.statements.get(name).cloned() {
             // The server has a statement of that name as well: its error is PostgreSQL's own.
             self.server.preparer(self.under, self.startup).ensure(&taken, self.out);
-            let naming = StatementName { client_name: Some(name.into()), statement: taken.clone() };
-            self.ask(Request::ParseTaken(Box::new(naming)));
+            let statement_name = StatementName { client_name: Some(name.into()), statement: taken.clone() };
+            self.track(Request::ParseTaken(Box::new(statement_name)));
             rename(bytes, HEADER_BYTES, name.len(), taken.server_name(), self.out.build());
-            return GOES_ON;
+            return CONTINUE;
         }
         let read = side_effects(lexing);
         if read.needs_decision()
@@ -256,29 +256,29 @@ impl ClientMessages<'_, '_> {
         }
         let admitted = self.rules.admit(self.statements, 1, name.len() + body.len());
         if let Err(limit) = admitted.and_then(|()| self.rules.admit_settings(&self.server.applied, &read)) {
-            return self.refuse(b'P', limit);
+            return self.reject_over_limit(b'P', limit);
         }
         match self.rewritten(&read, body) {
-            Err(limit) => return self.refuse(b'P', limit),
+            Err(limit) => return self.reject_over_limit(b'P', limit),
             Ok(None) => {}
             Ok(Some(text)) => return self.parse_with_server_names(name, body, read, text),
         }
-        let statement = self.made(body, read, None);
+        let statement = self.new_statement(body, read, None);
         if self.server.replies.describes(&statement, name) && self.server.replies.is_awaited() {
             // A second Parse may have another row description, and must not be compared with that of the
             // other name.
-            return AWAITS;
+            return AWAIT_REPLIES;
         }
         self.parse_statement(bytes, name, &statement);
-        GOES_ON
+        CONTINUE
     }
 
     /// Sends a Parse with the proxy's name for the statement.
     pub(super) fn parse_statement(&mut self, bytes: &[u8], name: &[u8], statement: &Arc<Statement>) {
         let statement = statement.clone();
         self.server.preparer(self.under, self.startup).make_room_for(&statement, self.out.build());
-        let naming = StatementName { client_name: Some(name.into()), statement: statement.clone() };
-        if self.server.replies.track(Request::Parse(Some(Box::new(naming))), Origin::Client) {
+        let statement_name = StatementName { client_name: Some(name.into()), statement: statement.clone() };
+        if self.server.replies.track(Request::Parse(Some(Box::new(statement_name))), Origin::Client) {
             self.server.statements.queued(&statement, self.server.replies.batch());
             self.server.statements.counts.client_parses += 1;
             self.statements.insert(name, statement.clone());
@@ -294,7 +294,7 @@ impl ClientMessages<'_, '_> {
         let name = cstr(&mut body).map_err(violation)?;
         if name.is_empty() {
             if self.server.replies.is_unnamed_doubtful() {
-                return AWAITS;
+                return AWAIT_REPLIES;
             }
             let inspects = self.statements.unnamed_side_effects().inspects;
             if self.statements.unnamed_side_effects().needs_decision()
@@ -305,118 +305,124 @@ impl ClientMessages<'_, '_> {
                 return Ok(flow);
             }
             if self.statements.unnamed_sql_names().is_some() && self.server.replies.may_have_others() {
-                return AWAITS;
+                return AWAIT_REPLIES;
             }
-            if let Some(naming) = self.statements.unnamed_sql_names().cloned() {
-                self.bind_naming(portal, &naming);
+            if let Some(sql_names) = self.statements.unnamed_sql_names().cloned() {
+                self.bind_with_names(portal, &sql_names);
             }
             self.statements.run_unnamed();
-            note(self.statements.unnamed_side_effects(), false, self.sequence_use, self.rules, self.server);
-            self.part_sequences(false);
-            note_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
-            self.server.note_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
+            record_side_effects(
+                self.statements.unnamed_side_effects(),
+                false,
+                self.sequence_use,
+                self.rules,
+                self.server,
+            );
+            self.discard_sequences_before_text(false);
+            record_calls(self.statements.unnamed_body().unwrap_or_default(), None, self.rules, self.server);
+            self.server.record_resets(self.statements.unnamed_side_effects(), self.startup, Some(portal));
             if inspects {
-                self.show_what_is_prepared(false);
+                self.show_prepared_statements(false);
             }
             self.with_unnamed(Request::Bind, bytes);
-            return GOES_ON;
+            return CONTINUE;
         }
         let at = HEADER_BYTES + portal.len() + 1;
-        if self.is_doubtful(name) {
-            return AWAITS;
+        if self.may_change_meaning(name) {
+            return AWAIT_REPLIES;
         }
         let Some(statement) = self.statements.get(name).cloned() else {
             // The server sends the error, with the client's own name for the statement.
-            if self.may_be_unread() {
-                self.note_unread();
+            if self.may_be_unstored() {
+                self.record_unread_text();
             }
-            self.ask(Request::Bind);
+            self.track(Request::Bind);
             match escape_client_name(name) {
                 Some(other) => rename(bytes, at, name.len(), &other, self.out.build()),
                 None => self.out.pass(bytes),
             }
-            return GOES_ON;
+            return CONTINUE;
         };
         if statement.side_effects.needs_decision()
             && let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)?
         {
             return Ok(flow);
         }
-        let statement = match self.alike(name, statement) {
+        let statement = match self.usable_statement(name, statement) {
             Ok(Some(statement)) => statement,
-            Ok(None) => return AWAITS,
-            Err(limit) => return self.refuse_bind(limit, whole),
+            Ok(None) => return AWAIT_REPLIES,
+            Err(limit) => return self.reject_bind_over_limit(limit, whole),
         };
         if statement.sql_names.is_some() && self.server.replies.may_have_others() {
-            return AWAITS;
+            return AWAIT_REPLIES;
         }
         match self.ensure_statement(name, &statement) {
             Ensured::Present => {}
-            Ensured::Awaited => return AWAITS,
+            Ensured::Awaited => return AWAIT_REPLIES,
             Ensured::Changed => {
-                self.refuse_changed(Request::Bind, bytes, at, name.len());
-                return GOES_ON;
+                self.reject_changed(Request::Bind, bytes, at, name.len());
+                return CONTINUE;
             }
         }
-        if let Some(naming) = &statement.sql_names {
-            self.bind_naming(portal, naming);
+        if let Some(sql_names) = &statement.sql_names {
+            self.bind_with_names(portal, sql_names);
         }
         self.server.statements.counts.binds += 1;
-        self.note(&statement.side_effects, false);
-        self.part_sequences(false);
-        self.note_calls(statement.body(), Some(&statement.found_effects));
-        self.server.note_resets(&statement.side_effects, self.startup, Some(portal));
+        self.record(&statement.side_effects, false);
+        self.discard_sequences_before_text(false);
+        self.record_calls(statement.body(), Some(&statement.found_effects));
+        self.server.record_resets(&statement.side_effects, self.startup, Some(portal));
         if statement.side_effects.inspects {
-            self.show_what_is_prepared(false);
+            self.show_prepared_statements(false);
         }
-        self.ask(Request::Bind);
+        self.track(Request::Bind);
         rename(bytes, at, name.len(), statement.server_name(), self.out.build());
-        GOES_ON
+        CONTINUE
     }
 
     fn describe(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
         let (kind, name) = kind_and_name(bytes)?;
-        if kind == b'S' && (self.is_doubtful(name) || self.server.replies.is_unnamed_doubtful()) {
-            return AWAITS;
+        if kind == b'S' && (self.may_change_meaning(name) || self.server.replies.is_unnamed_doubtful()) {
+            return AWAIT_REPLIES;
         }
         match self.statements.get(name).cloned() {
-            _ if kind != b'S' => self.ask(Request::Describe),
+            _ if kind != b'S' => self.track(Request::Describe),
             _ if name.is_empty() => {
-                let naming = self.statements.unnamed_sql_names().cloned();
-                self.ensure_named(naming.as_deref());
+                let sql_names = self.statements.unnamed_sql_names().cloned();
+                self.ensure_named(sql_names.as_deref());
                 self.with_unnamed(Request::Describe, bytes);
-                return GOES_ON;
+                return CONTINUE;
             }
             None => {
-                self.ask(Request::Describe);
+                self.track(Request::Describe);
                 if let Some(other) = escape_client_name(name) {
                     rename(bytes, HEADER_BYTES + 1, name.len(), &other, self.out.build());
-                    return GOES_ON;
+                    return CONTINUE;
                 }
             }
             Some(statement) => {
-                let statement = match self.alike(name, statement) {
+                let statement = match self.usable_statement(name, statement) {
                     Ok(Some(statement)) => statement,
-                    Ok(None) => return AWAITS,
-                    Err(limit) => return self.refuse(b'D', limit),
+                    Ok(None) => return AWAIT_REPLIES,
+                    Err(limit) => return self.reject_over_limit(b'D', limit),
                 };
                 let at = HEADER_BYTES + 1;
                 match self.ensure_statement(name, &statement) {
                     Ensured::Present => {}
-                    Ensured::Awaited => return AWAITS,
+                    Ensured::Awaited => return AWAIT_REPLIES,
                     Ensured::Changed => {
-                        self.refuse_changed(Request::Describe, bytes, at, name.len());
-                        return GOES_ON;
+                        self.reject_changed(Request::Describe, bytes, at, name.len());
+                        return CONTINUE;
                     }
                 }
                 self.ensure_named(statement.sql_names.as_deref());
-                self.ask(Request::Describe);
+                self.track(Request::Describe);
                 rename(bytes, at, name.len(), statement.server_name(), self.out.build());
-                return GOES_ON;
+                return CONTINUE;
             }
         }
         self.out.pass(bytes);
-        GOES_ON
+        CONTINUE
     }
 
     /// Close. Removes the client's name; the statement stays on the server for other sessions. The name in
@@ -424,52 +430,52 @@ impl ClientMessages<'_, '_> {
     fn close(&mut self, bytes: &[u8]) -> Result<ControlFlow<WaitReason>, ClientError> {
         self.server.unanswered_bytes += bytes.len();
         let (kind, name) = kind_and_name(bytes)?;
-        if kind == b'S' && self.is_doubtful(name) {
-            return AWAITS;
+        if kind == b'S' && self.may_change_meaning(name) {
+            return AWAIT_REPLIES;
         }
         let statement = self.statements.get(name).filter(|_| kind == b'S').cloned();
-        if kind == b'S' && statement.is_none() && self.may_be_unread() {
-            self.note_unread();
+        if kind == b'S' && statement.is_none() && self.may_be_unstored() {
+            self.record_unread_text();
         }
-        let naming =
+        let statement_name =
             statement.map(|statement| Box::new(StatementName { client_name: Some(name.into()), statement }));
         if kind == b'S' && name.is_empty() {
-            if self.ask_unnamed(Request::CloseUnnamed) {
+            if self.track_unnamed(Request::CloseUnnamed) {
                 self.statements.forget_unnamed();
                 self.server.statements.set_unnamed(0);
             }
-        } else if self.server.replies.track(Request::Close(naming), Origin::Client) && kind == b'S' {
+        } else if self.server.replies.track(Request::Close(statement_name), Origin::Client) && kind == b'S' {
             self.statements.remove(name);
         }
         self.out.pass(bytes);
-        GOES_ON
+        CONTINUE
     }
 }
 
 #[inline]
-fn note(
+fn record_side_effects(
     side_effects: &SideEffects,
     alone: bool,
-    advances: &mut SequenceUse,
+    sequence_use: &mut SequenceUse,
     rules: &SessionRules,
     server: &mut ServerSide,
 ) {
-    server.checks.note(side_effects, alone);
-    note_sequences(side_effects, advances, rules, server);
+    server.checks.record(side_effects, alone);
+    record_sequences(side_effects, sequence_use, rules, server);
     server.replies.note(side_effects.commits, side_effects.deallocates);
-    server.signals.note(side_effects.signals);
+    server.signals.record(side_effects.signals);
     if rules.functions.may_be_changed_by(side_effects.checks) {
         server.checks.changes_functions(&rules.functions);
     }
 }
 
 #[inline]
-fn note_calls(text: &[u8], seen: Option<&FoundEffects>, rules: &SessionRules, server: &mut ServerSide) {
+fn record_calls(text: &[u8], cached: Option<&FoundEffects>, rules: &SessionRules, server: &mut ServerSide) {
     if !rules.functions.is_plain() {
         let words_hidden = server.lexing().characters != Characters::AsciiSafe;
-        server.checks.note_calls(&rules.functions, text, words_hidden, seen);
+        server.checks.record_calls(&rules.functions, text, words_hidden, cached);
     }
 }
 
 /// The message was handled.
-pub(super) const GOES_ON: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Continue(()));
+pub(super) const CONTINUE: Result<ControlFlow<WaitReason>, ClientError> = Ok(ControlFlow::Continue(()));

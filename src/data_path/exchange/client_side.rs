@@ -40,7 +40,7 @@ pub struct ClientSide {
     /// The settings that it has now.
     pub wanted: Arc<Settings>,
     /// The parameter values that the client was last sent in ParameterStatus.
-    pub told: Arc<ReportedParameters>,
+    pub sent_parameters: Arc<ReportedParameters>,
     /// How the session's start settings relate to those of its pool's servers.
     pub start_settings: StartSettings,
     /// The settings under which its texts are parsed while no transaction has changed them, and the `wanted`
@@ -53,11 +53,11 @@ pub struct ClientSide {
     pub(super) skipped: SkippedMessage,
     return_state: ReturnState,
     /// Memory of the first part of a message that the proxy must receive whole.
-    pub(super) holding: Charge,
+    pub(super) message_memory: Charge,
     /// Memory of `wanted`, unless it is the same as `startup`.
-    pub(super) kept: Charge,
+    pub(super) settings_memory: Charge,
     /// Memory of `startup` and `sent_parameters`.
-    pub began: Charge,
+    pub startup_memory: Charge,
 }
 
 /// What does not change between a session's messages: its limits, its login and its pool's shared state.
@@ -96,7 +96,7 @@ pub struct SessionRules {
 
 impl SessionRules {
     /// Rules for reading replies that no client receives.
-    pub fn nobody(table: &Arc<SharedStatements>) -> Self {
+    pub fn for_discarded_replies(table: &Arc<SharedStatements>) -> Self {
         Self {
             follow: false,
             may_switch_tenant: false,
@@ -144,16 +144,16 @@ impl ClientSide {
             startup: wanted.clone(),
             parse_settings: (rules.shared_statements.settings.of(&wanted), wanted.clone()),
             wanted,
-            told: Arc::default(),
+            sent_parameters: Arc::default(),
             start_settings: StartSettings::default(),
             rules,
             unnamed_serial: first_serial,
             sequence_use: SequenceUse::default(),
             skipped: SkippedMessage::default(),
             return_state: ReturnState::default(),
-            holding: Charge::default(),
-            kept: Charge::default(),
-            began: Charge::default(),
+            message_memory: Charge::default(),
+            settings_memory: Charge::default(),
+            startup_memory: Charge::default(),
         }
     }
 
@@ -182,7 +182,7 @@ impl ClientSide {
     /// Called when a new pool replaces the session's, with servers that start with `now`. Start settings that
     /// differ become settings of the session, so that the client keeps the values it started with.
     #[cold]
-    pub fn keep_start(&mut self, now: &Arc<RoleSettings>) {
+    pub fn keep_start_settings(&mut self, now: &Arc<RoleSettings>) {
         if let StartSettings::Earlier(then) = &self.start_settings {
             for (name, value) in then.differing_from(now) {
                 for settings in [&mut self.startup, &mut self.wanted] {
@@ -198,16 +198,16 @@ impl ClientSide {
     /// Writes what must reach the server before the client's message: restore settings, and Close of other
     /// sessions' statement names. `begins`: the lease has just begun.
     #[inline]
-    pub fn turn(&mut self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
+    pub fn prepare_server(&mut self, server: &mut ServerSide, begins: bool, out: &mut Outgoing<'_>) {
         if begins {
-            self.look_at_settings();
+            self.update_parse_settings();
             server.checks.begin();
-            server.begins_with(self, out);
-            server.part_sequences_first(&self.sequence_use, &self.rules, out);
+            server.begin_lease(self, out);
+            server.discard_sequences_at_lease_start(&self.sequence_use, &self.rules, out);
         }
         if begins && server.statements.has_client_names() {
             let mut preparer = server.preparer(&self.parse_settings.0, &self.startup);
-            preparer.put_own_names_away(&self.statements, out.build());
+            preparer.close_foreign_names(&self.statements, out.build());
         }
         let ServerSide { statements, replies, applied, ours, .. } = server;
         if !Arc::ptr_eq(applied, &self.wanted) {
@@ -220,7 +220,7 @@ impl ClientSide {
 
     /// Recomputes the settings under which texts are parsed, if the session's settings have changed.
     #[inline]
-    pub(super) fn look_at_settings(&mut self) {
+    pub(super) fn update_parse_settings(&mut self) {
         if !Arc::ptr_eq(&self.parse_settings.1, &self.wanted) {
             self.parse_settings =
                 (self.rules.shared_statements.settings.of(&self.wanted), self.wanted.clone());
@@ -258,10 +258,10 @@ impl ClientSide {
             parse_settings,
             startup,
             unnamed_serial,
-            sequence_use: advances,
-            skipped: left_out,
-            return_state: bounds,
-            holding,
+            sequence_use,
+            skipped,
+            return_state,
+            message_memory,
             ..
         } = self;
         if !server.replies.is_working() {
@@ -275,8 +275,8 @@ impl ClientSide {
             under,
             startup,
             unnamed_serial,
-            sequence_use: advances,
-            return_state: bounds,
+            sequence_use,
+            return_state,
             server,
             out,
         };
@@ -286,22 +286,22 @@ impl ClientSide {
                 &mut chunk,
                 |tag, length| need_of_client(tag, length, requests.rules),
                 |bytes| {
-                    full = holding.try_set(&requests.rules.memory, bytes).err();
+                    full = message_memory.try_set(&requests.rules.memory, bytes).err();
                     full.is_none()
                 },
             );
             match piece.map_err(violation)? {
                 None => {
-                    if holding.bytes() > 0 && framer.held_bytes() == 0 {
-                        holding.clear();
+                    if message_memory.bytes() > 0 && framer.held_bytes() == 0 {
+                        message_memory.clear();
                     }
                     return Ok(Flow::Continues);
                 }
                 Some(Piece::Rest { bytes, last }) => {
-                    if !left_out.is_ignored() {
+                    if !skipped.is_ignored() {
                         requests.out.pass(bytes);
                     } else if last {
-                        left_out.end_ignored();
+                        skipped.end_ignored();
                     }
                     if last && std::mem::take(&mut requests.return_state.pauses) {
                         return Ok(Flow::Pauses(chunk.to_vec()));
@@ -312,10 +312,10 @@ impl ClientSide {
                 }
                 Some(Piece::Whole { tag, bytes }) => {
                     let flow = requests.take(tag, bytes, may_fill)?;
-                    if let ControlFlow::Break(hold) = flow {
+                    if let ControlFlow::Break(reason) = flow {
                         let waits = [bytes, chunk].concat();
                         framer.put_back();
-                        return Ok(requests.hold(hold, waits));
+                        return Ok(requests.hold(reason, waits));
                     }
                     if std::mem::take(&mut requests.return_state.pauses) {
                         framer.take_held(&mut Vec::new());
@@ -323,11 +323,11 @@ impl ClientSide {
                     }
                 }
                 Some(Piece::First { tag, bytes }) => {
-                    let flow = requests.take_part(tag, bytes, may_fill, full.take(), left_out)?;
-                    if let ControlFlow::Break(hold) = flow {
+                    let flow = requests.take_first_part(tag, bytes, may_fill, full.take(), skipped)?;
+                    if let ControlFlow::Break(reason) = flow {
                         let waits = [bytes, chunk].concat();
                         framer.put_back();
-                        return Ok(requests.hold(hold, waits));
+                        return Ok(requests.hold(reason, waits));
                     }
                 }
             }
@@ -341,7 +341,7 @@ const CHOICE_BYTES_MAX: usize = 1024;
 impl ClientSide {
     /// Makes the server reject the first message of `inbox`, which must be whole. Returns the message's
     /// length in bytes.
-    pub fn deny(
+    pub fn reject(
         &mut self,
         inbox: &[u8],
         reason: RequestError,
@@ -355,8 +355,8 @@ impl ClientSide {
             parse_settings,
             startup,
             unnamed_serial,
-            sequence_use: advances,
-            return_state: bounds,
+            sequence_use,
+            return_state,
             ..
         } = self;
         let (under, mut out) = (&parse_settings.0, Outgoing::new(&[], out));
@@ -366,12 +366,12 @@ impl ClientSide {
             under,
             startup,
             unnamed_serial,
-            sequence_use: advances,
-            return_state: bounds,
+            sequence_use,
+            return_state,
             server,
             out: &mut out,
         };
-        requests.deny(tag, reason);
+        requests.reject(tag, reason);
         length + 1
     }
 }

@@ -14,16 +14,16 @@ use crate::wire::{
 impl ClientSide {
     /// Answers the first messages of `inbox` if they need no server now. Returns their length in bytes, or 0.
     /// Called only while the session holds no server.
-    pub fn answer_unserved(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> usize {
+    pub fn answer_without_server(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> usize {
         if let Some((sync, _)) = message(b'S', inbox) {
             ready_for_query(replies, b'I');
             return sync.len();
         }
-        self.postpone_parse(inbox, replies).unwrap_or(0)
+        self.defer_parse(inbox, replies).unwrap_or(0)
     }
 
     /// Answers a Parse and a Sync.
-    fn postpone_parse(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
+    fn defer_parse(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
         let (parse, rest) = message(b'P', inbox)?;
         let (sync, _) = message(b'S', rest)?;
         let mut body = parse.get(HEADER_BYTES..)?;
@@ -35,7 +35,7 @@ impl ClientSide {
         {
             return None;
         }
-        self.look_at_settings();
+        self.update_parse_settings();
         let found = self.rules.shared_statements.find(body, &self.parse_settings.0);
         let statement = found.filter(|statement| statement.was_parsed())?;
         self.statements.insert(name, statement);

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// A name that no server has a statement for.
-const NOBODYS: &[u8] = b"pglobby__";
+const MISSING_STATEMENT: &[u8] = b"pglobby__";
 
 /// Whether a server has a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(super) enum Ensured {
 }
 
 /// The message waits for pending replies.
-pub(super) const AWAITS: Result<ControlFlow<WaitReason>, ClientError> =
+pub(super) const AWAIT_REPLIES: Result<ControlFlow<WaitReason>, ClientError> =
     Ok(ControlFlow::Break(WaitReason::Replies));
 
 /// Why a message must wait.
@@ -59,8 +59,8 @@ pub(super) enum WaitReason {
 impl ClientMessages<'_, '_> {
     /// `waits` are the bytes from the waiting message on. A Flush makes the server send its replies.
     #[cold]
-    pub(super) fn hold(&mut self, hold: WaitReason, waits: Vec<u8>) -> Flow {
-        match hold {
+    pub(super) fn hold(&mut self, reason: WaitReason, waits: Vec<u8>) -> Flow {
+        match reason {
             WaitReason::Choice => Flow::ChoosesTenant(waits),
             WaitReason::Replies => {
                 append(self.out.build(), b'H', |_| {});
@@ -76,30 +76,31 @@ impl ClientMessages<'_, '_> {
     /// The statement of a client's Parse: shared with all sessions that have the same settings. If the
     /// transaction has changed settings, the session gets its own statement and the server is asked for its
     /// settings.
-    pub(super) fn made(
+    pub(super) fn new_statement(
         &mut self,
         body: &[u8],
         side_effects: SideEffects,
-        naming: Option<Arc<SqlNames>>,
+        sql_names: Option<Arc<SqlNames>>,
     ) -> Arc<Statement> {
         let is_known = self.server.parsing(self.under).is_some();
         if is_known || !has_fixed_meaning(cstr(&mut { body }).unwrap_or_default()) {
-            let statement = self.rules.shared_statements.intern(body, self.under, || (side_effects, naming));
+            let statement =
+                self.rules.shared_statements.intern(body, self.under, || (side_effects, sql_names));
             self.server.checks.prepares(&statement);
             return statement;
         }
         let under = self.settings_now(Origin::Prepare);
-        self.rules.shared_statements.own(body, &under, side_effects, naming)
+        self.rules.shared_statements.own(body, &under, side_effects, sql_names)
     }
 
     /// The settings under which the next text is parsed. If they are unknown, the server is asked for them
     /// first.
     #[cold]
     pub(super) fn settings_now(&mut self, origin: Origin) -> Arc<ParseSettings> {
-        let Preparer { replies, context: here, .. } = self.server.preparer(self.under, self.startup);
-        match here.under {
+        let Preparer { replies, context, .. } = self.server.preparer(self.under, self.startup);
+        match context.under {
             Some(under) => under.clone(),
-            None => here.ask(origin, replies, self.out.build()),
+            None => context.request_settings(origin, replies, self.out.build()),
         }
     }
 
@@ -109,7 +110,7 @@ impl ClientMessages<'_, '_> {
     /// # Errors
     /// The limit that one more copy of the text would exceed.
     #[inline]
-    pub(super) fn alike(
+    pub(super) fn usable_statement(
         &mut self,
         name: &[u8],
         statement: Arc<Statement>,
@@ -120,11 +121,11 @@ impl ClientMessages<'_, '_> {
                 .server
                 .parsing(self.under)
                 .is_some_and(|under| Arc::ptr_eq(under, &statement.parsed_under));
-        if is_same { Ok(Some(statement)) } else { self.part(name, &statement) }
+        if is_same { Ok(Some(statement)) } else { self.unshare(name, &statement) }
     }
 
     #[cold]
-    fn part(&mut self, name: &[u8], shared: &Statement) -> Result<Option<Arc<Statement>>, Limit> {
+    fn unshare(&mut self, name: &[u8], shared: &Statement) -> Result<Option<Arc<Statement>>, Limit> {
         if self.server.replies.is_awaited() {
             return Ok(None);
         }
@@ -142,7 +143,7 @@ impl ClientMessages<'_, '_> {
                 return Ensured::Awaited;
             }
             if self.statements.take_deferred(name) {
-                self.ensure_postponed(name, statement);
+                self.ensure_deferred(name, statement);
                 return Ensured::Present;
             }
         }
@@ -154,13 +155,13 @@ impl ClientMessages<'_, '_> {
 
     #[cold]
     fn ensure_absent(&mut self, name: &[u8], statement: &Arc<Statement>) -> Ensured {
-        let ServerSide { statements, replies, sought, applied, checks, .. } = &mut *self.server;
-        let here = ParseContext::new(self.under, self.startup, applied, checks, replies);
-        let (_, changed) = sought.take_if(|(sought, _)| sought.is(statement)).unzip();
+        let ServerSide { statements, replies, awaited_description, applied, checks, .. } = &mut *self.server;
+        let context = ParseContext::new(self.under, self.startup, applied, checks, replies);
+        let (_, changed) = awaited_description.take_if(|(awaited, _)| awaited.is(statement)).unzip();
         if changed == Some(true) {
             return Ensured::Changed;
         }
-        let shows = match statements.find(statement, replies.batch()) {
+        let is_described = match statements.find(statement, replies.batch()) {
             // The same text under another name of the client.
             OnServer::Requested => replies.describes(statement, name),
             // The client does not know the description yet that another one would be compared with.
@@ -171,52 +172,52 @@ impl ClientMessages<'_, '_> {
                 return Ensured::Awaited;
             }
             _ if replies.may_have_others() => return Ensured::Awaited,
-            _ => Preparer { statements, replies, context: here }.prepare(
+            _ => Preparer { statements, replies, context }.prepare(
                 statement,
                 Origin::Prepare,
                 self.out.build(),
             ),
         };
-        if !shows || statement.description.get().is_none() || replies.takes_copy_data() {
+        if !is_described || statement.description.get().is_none() || replies.takes_copy_data() {
             return Ensured::Present;
         }
-        *sought = Some((statement.clone(), false));
+        *awaited_description = Some((statement.clone(), false));
         Ensured::Awaited
     }
 
     /// Prepares a statement whose Parse the proxy answered before any server had received it.
     #[cold]
-    pub(super) fn ensure_postponed(&mut self, name: &[u8], statement: &Arc<Statement>) {
+    pub(super) fn ensure_deferred(&mut self, name: &[u8], statement: &Arc<Statement>) {
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.prepare_as(statement, Some(name), Origin::Prepare, self.out.build());
     }
 
     /// Makes the server reject a Bind or Describe; the client gets PostgreSQL's error for a changed result.
     #[cold]
-    pub(super) fn refuse_changed(&mut self, asked: Request, bytes: &[u8], at: usize, length: usize) {
-        let _ = self.server.replies.track(asked, Origin::Denied(RequestError::ResultChanged));
-        rename(bytes, at, length, NOBODYS, self.out.build());
+    pub(super) fn reject_changed(&mut self, request: Request, bytes: &[u8], at: usize, length: usize) {
+        let _ = self.server.replies.track(request, Origin::Denied(RequestError::ResultChanged));
+        rename(bytes, at, length, MISSING_STATEMENT, self.out.build());
     }
 
     /// Called before the session reads the list of prepared statements: the server gets exactly the session's
     /// own statements. Missing ones can be prepared only while no batch is open: `settled`.
     #[cold]
-    pub(super) fn show_what_is_prepared(&mut self, settled: bool) {
+    pub(super) fn show_prepared_statements(&mut self, settled: bool) {
         self.statements.use_client_names(&self.rules.shared_statements);
         let ServerSide { replies, ours, .. } = &mut *self.server;
         ours.hide(replies, self.out.build());
         let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.hide_others(self.statements, self.out.build());
+        preparer.close_foreign_statements(self.statements, self.out.build());
         if settled {
-            preparer.show_own(self.statements, false, self.out);
+            preparer.ensure_own(self.statements, false, self.out);
         }
     }
 
     /// Called before code runs that may EXECUTE the session's SQL PREPARE statements by name.
     #[cold]
-    pub(super) fn show_to_code(&mut self) {
+    pub(super) fn show_statements_to_code(&mut self) {
         self.statements.use_client_names(&self.rules.shared_statements);
         let mut preparer = self.server.preparer(self.under, self.startup);
-        preparer.show_own(self.statements, true, self.out);
+        preparer.ensure_own(self.statements, true, self.out);
     }
 }

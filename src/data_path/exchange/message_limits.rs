@@ -4,7 +4,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    client_messages::{ClientMessages, GOES_ON},
+    client_messages::{CONTINUE, ClientMessages},
     client_side::{ClientSide, SessionRules},
     ensure_prepared::WaitReason,
     server_side::ServerSide,
@@ -30,9 +30,9 @@ const STARTUP_BYTES_UNCOUNTED: usize = 1024;
 ///
 /// # Errors
 /// The memory limit would be exceeded.
-pub fn startup_charge(asked: &Settings, memory: &Arc<Account>) -> Result<Charge, ClientError> {
+pub fn startup_charge(startup: &Settings, memory: &Arc<Account>) -> Result<Charge, ClientError> {
     let mut charge = Charge::default();
-    let bytes = asked.bytes();
+    let bytes = startup.bytes();
     if bytes > STARTUP_BYTES_UNCOUNTED {
         charge
             .try_set(memory, 2 * bytes)
@@ -102,9 +102,9 @@ impl SessionRules {
 impl ClientSide {
     /// Charges the session's memory to this account from now on.
     pub fn count_in(&mut self, memory: Arc<Account>) {
-        self.kept.set(&memory, self.kept.bytes());
-        self.holding.set(&memory, self.holding.bytes());
-        self.began.set(&memory, self.began.bytes());
+        self.settings_memory.set(&memory, self.settings_memory.bytes());
+        self.message_memory.set(&memory, self.message_memory.bytes());
+        self.startup_memory.set(&memory, self.startup_memory.bytes());
         self.rules.memory = memory;
     }
 
@@ -114,10 +114,10 @@ impl ClientSide {
     /// The limit that would be exceeded; nothing has changed then.
     pub fn keep(&mut self, settings: Arc<Settings>) -> Result<(), Limit> {
         let bytes = if Arc::ptr_eq(&settings, &self.startup) { 0 } else { settings.bytes() };
-        if bytes > self.rules.settings_bytes_max && bytes > self.kept.bytes() {
+        if bytes > self.rules.settings_bytes_max && bytes > self.settings_memory.bytes() {
             return Err(Limit::SettingBytes);
         }
-        self.kept.try_set(&self.rules.memory, bytes)?;
+        self.settings_memory.try_set(&self.rules.memory, bytes)?;
         self.wanted = settings;
         Ok(())
     }
@@ -133,9 +133,9 @@ impl ServerSide {
 
     /// Whether too much is pending to take another request.
     fn is_full(&self, replies_max: usize, built: usize) -> bool {
-        let owed = self.replies.pending();
-        owed >= replies_max
-            || owed > 0 && (self.unanswered_bytes > UNANSWERED_BYTES_MAX || built > UNANSWERED_BYTES_MAX)
+        let pending = self.replies.pending();
+        pending >= replies_max
+            || pending > 0 && (self.unanswered_bytes > UNANSWERED_BYTES_MAX || built > UNANSWERED_BYTES_MAX)
     }
 
     /// Whether enough replies have arrived since to take requests again.
@@ -165,20 +165,24 @@ impl ClientMessages<'_, '_> {
 
     /// Rejects a message; the client gets an error.
     #[cold]
-    pub(super) fn refuse(&mut self, tag: u8, limit: Limit) -> Result<ControlFlow<WaitReason>, ClientError> {
-        self.deny(tag, limit);
-        GOES_ON
+    pub(super) fn reject_over_limit(
+        &mut self,
+        tag: u8,
+        limit: Limit,
+    ) -> Result<ControlFlow<WaitReason>, ClientError> {
+        self.reject(tag, limit);
+        CONTINUE
     }
 
     /// Rejects a Bind, of which more may be to come.
     #[cold]
-    pub(super) fn refuse_bind(
+    pub(super) fn reject_bind_over_limit(
         &mut self,
         limit: Limit,
         whole: bool,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        self.return_state.denied |= !whole;
-        self.refuse(b'B', limit)
+        self.return_state.rejected |= !whole;
+        self.reject_over_limit(b'B', limit)
     }
 
     /// Checks that the text of an unnamed statement, and what it sets, may be kept.

@@ -33,7 +33,7 @@ mod tenant_choice;
 #[cfg(test)]
 mod torn_connection_tests;
 mod unnamed_statement;
-mod unread_text;
+mod unstored_text;
 mod visible_statements;
 mod without_server;
 

@@ -25,16 +25,16 @@ impl ServerSide {
 
     /// A lease begins: the client may have been sent other values than the server reports.
     #[inline]
-    pub fn begins_with(&mut self, client: &ClientSide, out: &mut Outgoing<'_>) {
-        self.must_tell |= self.reported != *client.told;
+    pub fn begin_lease(&mut self, client: &ClientSide, out: &mut Outgoing<'_>) {
+        self.parameters_differ |= self.reported != *client.sent_parameters;
         if self.is_stale {
-            self.stir(out.build());
+            self.request_reports(out.build());
         }
     }
 
     /// Sends a Sync, so that the server reports changed parameters before its reply to the client.
     #[cold]
-    fn stir(&mut self, out: &mut Vec<u8>) {
+    fn request_reports(&mut self, out: &mut Vec<u8>) {
         self.is_stale = false;
         append(out, b'S', |_| {});
         let _ = self.replies.track(Request::Sync, Origin::Proxy);
@@ -42,10 +42,10 @@ impl ServerSide {
 
     /// Sends the client the parameters that differ, before its next message.
     #[cold]
-    pub(super) fn tell(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
-        self.must_tell = false;
-        if self.reported != *client.told {
-            self.reported.write_changes(&mut client.told, out.build());
+    pub(super) fn send_parameters(&mut self, client: &mut ClientSide, out: &mut Outgoing<'_>) {
+        self.parameters_differ = false;
+        if self.reported != *client.sent_parameters {
+            self.reported.write_changes(&mut client.sent_parameters, out.build());
         }
     }
 
@@ -53,16 +53,16 @@ impl ServerSide {
     /// at once. A change by the proxy's own request is sent before the client's reply, and only if the client
     /// was sent another value.
     pub(super) fn parameter_status(&mut self, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
-        let name = self.note_parameter(bytes);
+        let name = self.record_parameter(bytes);
         if let (Some(name), true) = (name, self.replies.origin() != Some(Origin::Proxy)) {
             self.checks.reported(&name);
-            self.tell(client, out);
+            self.send_parameters(client, out);
         }
     }
 
     /// Records a reported parameter. Returns its name in lower case; `None`: the message is invalid, or too
     /// many parameters have been reported.
-    pub fn note_parameter(&mut self, bytes: &[u8]) -> Option<String> {
+    pub fn record_parameter(&mut self, bytes: &[u8]) -> Option<String> {
         let mut body = bytes.get(HEADER_BYTES..)?;
         let (name, value) = (cstr(&mut body).ok()?, cstr(&mut body).ok()?);
         let name = String::from_utf8_lossy(name);
@@ -70,7 +70,7 @@ impl ServerSide {
             return None;
         }
         if self.reported.set(&name, value) {
-            (self.parameters_changed, self.must_tell) = (true, true);
+            (self.parameters_changed, self.parameters_differ) = (true, true);
             self.lexing = lexing(&self.reported);
         }
         Some(name.to_ascii_lowercase())

@@ -22,28 +22,31 @@ impl ServerSide {
 
     /// The row description of a parsed statement is complete.
     #[cold]
-    pub(super) fn described(&mut self, naming: StatementName, client: &mut ClientSide) {
-        let StatementName { client_name, statement } = naming;
-        let shape = self.description.finish();
-        let known = shape.map(|shape| (shape, *statement.description.get_or_init(|| shape)));
-        let Some((shape, _)) = known.filter(|(shape, known)| shape != known) else {
+    pub(super) fn described(&mut self, name: StatementName, client: &mut ClientSide) {
+        let StatementName { client_name, statement } = name;
+        let description = self.description.finish();
+        let known =
+            description.map(|description| (description, *statement.description.get_or_init(|| description)));
+        let Some((description, _)) = known.filter(|(description, known)| description != known) else {
             // The description is the expected one: a later change is a new one.
-            let _ = self.sought.take_if(|(sought, _)| sought.is(&statement));
+            let _ = self.awaited_description.take_if(|(awaited, _)| awaited.is(&statement));
             return self.statements.confirmed(&statement);
         };
         // It differs from the description that clients were told: they must get an error.
         self.statements.failed(&statement);
         match client_name {
             Some(name) => {
-                let reshaped = client.rules().shared_statements.with_description(&statement, shape);
+                let redescribed = client.rules().shared_statements.with_description(&statement, description);
                 // The name may have been removed by a Close that the server will skip.
-                self.replies.closes_instead(&name, &statement, &reshaped);
+                self.replies.closes_instead(&name, &statement, &redescribed);
                 if client.statements.get(&name).is_some_and(|known| known.is(&statement)) {
-                    client.statements.insert(&name, reshaped);
+                    client.statements.insert(&name, redescribed);
                 }
             }
             None => {
-                if let Some((_, changed)) = self.sought.as_mut().filter(|(sought, _)| sought.is(&statement)) {
+                if let Some((_, changed)) =
+                    self.awaited_description.as_mut().filter(|(awaited, _)| awaited.is(&statement))
+                {
                     *changed = true;
                 }
             }
@@ -52,20 +55,20 @@ impl ServerSide {
 
     /// Reads one setting from a DataRow.
     #[cold]
-    pub(super) fn told_setting(&mut self, row: &[u8]) {
-        self.told_settings = self.told_settings.take().and_then(|told| with_setting(told, row));
+    pub(super) fn add_setting(&mut self, row: &[u8]) {
+        self.settings_answer = self.settings_answer.take().and_then(|settings| with_setting(settings, row));
     }
 
     /// The server's settings are complete.
     #[cold]
-    pub(super) fn told_all(&mut self, settings: &ParseSettings) {
-        let told = self.told_settings.replace(Settings::default());
-        told.into_iter().for_each(|told| settings.set_values(&told));
+    pub(super) fn complete_settings(&mut self, settings: &ParseSettings) {
+        let answer = self.settings_answer.replace(Settings::default());
+        answer.into_iter().for_each(|answer| settings.set_values(&answer));
     }
 }
 
 /// Adds the setting in a DataRow; `None` if it cannot be read.
-fn with_setting(mut told: Settings, row: &[u8]) -> Option<Settings> {
+fn with_setting(mut settings: Settings, row: &[u8]) -> Option<Settings> {
     let mut values = row.get(HEADER_BYTES + 2..)?;
     let mut next = || {
         let (length, rest) = values.split_first_chunk::<4>()?;
@@ -74,6 +77,6 @@ fn with_setting(mut told: Settings, row: &[u8]) -> Option<Settings> {
         std::str::from_utf8(value).ok()
     };
     let (name, value) = (next()?, next()?);
-    told.set(name, Some(value).filter(|value| name != "role" || *value != "none"));
-    Some(told)
+    settings.set(name, Some(value).filter(|value| name != "role" || *value != "none"));
+    Some(settings)
 }

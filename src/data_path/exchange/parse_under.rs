@@ -65,9 +65,9 @@ impl<'a> ParseContext<'a> {
 
     /// The settings to set for a Parse under `those`; `None` if they are in place, unknown, or cannot be set
     /// now.
-    fn differs(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
-        let can = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
-        if self.is(those) || !can {
+    fn settings_to_enter(&self, those: &Arc<ParseSettings>, replies: &ReplyTracker) -> Option<Settings> {
+        let can_set = replies.status() != b'E' && !replies.takes_copy_data() && !replies.is_skipping();
+        if self.is(those) || !can_set {
             return None;
         }
         let mut settings = those.values()?.clone();
@@ -96,7 +96,7 @@ impl<'a> ParseContext<'a> {
         out: &mut Vec<u8>,
         parses: impl FnOnce(&mut ReplyTracker, &mut Vec<u8>) -> bool,
     ) -> bool {
-        let Some(settings) = self.differs(those, replies).filter(|_| matter) else {
+        let Some(settings) = self.settings_to_enter(those, replies).filter(|_| matter) else {
             return parses(replies, out);
         };
         let set = || settings.iter().filter(|(name, _)| *name != "session_authorization");
@@ -105,33 +105,38 @@ impl<'a> ParseContext<'a> {
         let others = array_literal(self.unlisted().filter(|name| settings.get(name).is_none()));
         let listed = array_literal(HARMLESS.into_iter().chain(NOT_RESTORABLE));
         once(ENTER, &[&names, &values, &others, &listed], Request::Execute(None), origin, replies, out);
-        let goes = parses(replies, out);
+        let is_sent = parses(replies, out);
         once(LEAVE, &[], Request::Execute(None), origin, replies, out);
-        goes
+        is_sent
     }
 
     /// Asks the server for its settings before the next text. The result is filled in when the answer
     /// arrives.
-    pub fn ask(&self, origin: Origin, replies: &mut ReplyTracker, out: &mut Vec<u8>) -> Arc<ParseSettings> {
+    pub fn request_settings(
+        &self,
+        origin: Origin,
+        replies: &mut ReplyTracker,
+        out: &mut Vec<u8>,
+    ) -> Arc<ParseSettings> {
         let those = ParseSettings::unknown();
         if replies.status() != b'E' {
             let unlisted = array_literal(self.unlisted());
-            once(TELL, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
+            once(ASK_SETTINGS, &[&unlisted], Request::AskSettings(those.clone()), origin, replies, out);
         }
         those
     }
 }
 
 /// Returns the session's settings and their values.
-const TELL: &[u8] =
+const ASK_SETTINGS: &[u8] =
     b"SELECT pg_catalog.lower(name), pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
       WHERE source = 'session' \
       UNION ALL SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::text[]) AS n \
       WHERE pg_catalog.current_setting(n, true) <> ''";
 
-/// Sets $1 to $2. Sets all others to the values of a new session: the listed ones except $4, and the unlisted ones
-/// in $3. It lasts until LEAVE or the end of the transaction; a parameter keeps the previous values. The role
-/// comes last, because it may have fewer rights than the login.
+/// Sets $1 to $2. Sets all others to the values of a new session: the listed ones except $4, and the unlisted
+/// ones in $3. It lasts until LEAVE or the end of the transaction; a parameter keeps the previous values. The
+/// role comes last, because it may have fewer rights than the login.
 const ENTER: &[u8] = b"WITH target (name, value) AS MATERIALIZED ( \
         SELECT n, v FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS given (n, v) \
         UNION ALL SELECT pg_catalog.lower(name), reset_val FROM pg_catalog.pg_settings \
@@ -162,7 +167,7 @@ const ONCE: &[u8] = b"pglobby_once";
 pub fn once(
     sql: &[u8],
     parameters: &[&str],
-    asked: Request,
+    request: Request,
     origin: Origin,
     replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
@@ -170,8 +175,8 @@ pub fn once(
     if !replies.track(Request::Close(None), origin) {
         return;
     }
-    for asked in [Request::ParseAsIs, Request::Bind, asked, Request::Close(None), Request::Close(None)] {
-        let _ = replies.track(asked, origin);
+    for request in [Request::ParseAsIs, Request::Bind, request, Request::Close(None), Request::Close(None)] {
+        let _ = replies.track(request, origin);
     }
     close_statement(ONCE, out);
     parse(ONCE, sql, out);

@@ -50,7 +50,7 @@ pub struct PendingChecks {
     /// Texts that may call functions that are not loaded yet.
     before_load: Option<Box<TextsBeforeLoad>>,
     /// Parameters that texts have reset.
-    taken_back: Resets,
+    reset_parameters: Resets,
     /// Startup parameters to be set again after such a reset.
     pub pending: Option<Box<PendingRestore>>,
 }
@@ -88,7 +88,7 @@ impl PendingChecks {
     /// Records the side effects of a text that goes to the server. `alone`: it runs in a transaction of its
     /// own.
     #[inline]
-    pub fn note(&mut self, side_effects: &SideEffects, alone: bool) {
+    pub fn record(&mut self, side_effects: &SideEffects, alone: bool) {
         let checks = side_effects.checks.difference(StateChecks::LOCAL_SETTINGS);
         if !checks.is_empty() {
             let is_all = alone && self.is_empty();
@@ -99,7 +99,7 @@ impl PendingChecks {
         self.changes_parsing |=
             side_effects.checks.intersects(StateChecks::LOCAL_SETTINGS | StateChecks::ANY_SETTING);
         if let Some(resets) = &side_effects.resets {
-            self.taken_back.add_lasting(resets);
+            self.reset_parameters.add_lasting(resets);
         }
         self.pins.insert(side_effects.pins);
         self.checks.insert(checks);
@@ -111,7 +111,7 @@ impl PendingChecks {
     /// Records the effects of the functions that a text may call. `cached`: a prepared statement's cache for
     /// them. `words_hidden`: the text's encoding hides where words begin.
     #[cold]
-    pub fn note_calls(
+    pub fn record_calls(
         &mut self,
         functions: &Arc<FunctionEffects>,
         text: &[u8],
@@ -122,13 +122,13 @@ impl PendingChecks {
         match state {
             LoadState::Current => {}
             LoadState::NotLoaded => self.before_load.get_or_insert_default().push(text, words_hidden),
-            LoadState::Changed => self.note(&SideEffects::anything(), false),
+            LoadState::Changed => self.record(&SideEffects::anything(), false),
         }
         if load {
             self.checks.insert(StateChecks::COMPARE_FUNCTIONS);
         }
         if let Some(found) = found {
-            self.note(&found, false);
+            self.record(&found, false);
             if functions.may_be_changed_by(found.checks) {
                 self.changes_functions(functions);
             }
@@ -169,7 +169,7 @@ impl PendingChecks {
     }
 
     /// Records that RESET ALL or DISCARD ALL goes to the server.
-    pub fn note_reset(&mut self) {
+    pub fn record_reset(&mut self) {
         self.resets = true;
     }
 
@@ -271,7 +271,7 @@ impl PendingChecks {
     }
 
     /// Returns the statements that were prepared under unknown settings. Called after functions are loaded.
-    pub fn prepared_in_error(&mut self) -> Vec<Arc<Statement>> {
+    pub fn take_prepared_under_unknown(&mut self) -> Vec<Arc<Statement>> {
         let prepared = std::mem::take(&mut self.prepared);
         if self.changes_parsing { prepared } else { Vec::new() }
     }
@@ -285,12 +285,12 @@ impl PendingChecks {
     /// Fills in the recorded parse settings: `before` and `left` are the settings before and after the
     /// transaction. The lexer's settings are those of `before`, because PostgreSQL scans a text before it
     /// runs any of it.
-    pub fn has_left(&self, before: &Settings, left: &Settings) {
+    pub fn set_parsed_settings(&self, before: &Settings, left: &Settings) {
         if self.parsed.is_empty() {
             return;
         }
         let mut settings = left.clone();
-        for name in CUTTING {
+        for name in LEXER_SETTINGS {
             settings.set(name, before.get(name));
         }
         self.parsed.iter().for_each(|under| under.set_values(&settings));
@@ -327,7 +327,7 @@ impl PendingChecks {
     /// [`StateChecks::PREPARED`] adds two parameters: the names of the session's statements that others may
     /// prepare again, and all names on the server. A row `('m', name, '', true)` comes for each missing
     /// statement.
-    pub fn question(&self, carried: &Settings, startup: &Settings, max: AnswerLimits) -> (String, String) {
+    pub fn state_query(&self, carried: &Settings, startup: &Settings, max: AnswerLimits) -> (String, String) {
         let mut parts = Vec::new();
         let mut names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
         if self.checks.contains(StateChecks::ANY_SETTING) {
@@ -355,8 +355,8 @@ impl PendingChecks {
         parts.push(format!(
             "SELECT 's', n, pg_catalog.current_setting(n, true), {is_set} FROM pg_catalog.unnest($1::text[]) AS n"
         ));
-        for (doubt, pin, holds) in StateChecks::PINS {
-            if self.checks.contains(doubt) {
+        for (check, pin, holds) in StateChecks::PINS {
+            if self.checks.contains(check) {
                 parts.push(format!("SELECT 'p', '{}', '', true WHERE {holds}", pin.bits()));
             }
         }
@@ -371,12 +371,15 @@ impl PendingChecks {
         if self.checks.contains(StateChecks::ANY_SETTING)
             || self.names.iter().any(|name| **name == *AUTHORIZATION)
         {
-            parts.push(format!("SELECT 'p', '{}', '', true WHERE {ANOTHERS_RIGHTS}", Pins::SETTINGS.bits()));
+            parts.push(format!("SELECT 'p', '{}', '', true WHERE {HAS_OTHER_USER}", Pins::SETTINGS.bits()));
         }
         // A parameter that only the role may set, and not its login, cannot be restored on another server.
         let under_role = names.contains(&"role") || carried.get("role").is_some();
         if under_role && names.iter().any(|name| *name != "role") || self.decides_on_settings {
-            parts.push(format!("SELECT 'p', '{}', '', true WHERE {ROLES_OWN}", Pins::SETTINGS.bits()));
+            parts.push(format!(
+                "SELECT 'p', '{}', '', true WHERE {HAS_SUPERUSER_SETTING}",
+                Pins::SETTINGS.bits()
+            ));
         }
         if self.checks.contains(StateChecks::LISTEN) {
             // One more than the limit shows that there are too many.
@@ -400,18 +403,18 @@ impl PendingChecks {
     ) -> CheckedState {
         let any = self.checks.contains(StateChecks::ANY_SETTING);
         let mut applied = if any { Settings::default() } else { carried.clone() };
-        for (doubt, pin, _) in StateChecks::PINS {
-            if self.checks.contains(doubt) {
+        for (check, pin, _) in StateChecks::PINS {
+            if self.checks.contains(check) {
                 pins.remove(pin);
             }
         }
         // PostgreSQL does not list an unknown parameter, nor its source. A startup parameter that a text has
         // reset and that is empty now was reset.
         let is_reset = |name: &str, value: &str| {
-            let told = value.is_empty() && name.contains('.') && startup.get(name).is_some();
-            told && self.taken_back.is_reset(name)
+            let may_be_unlisted = value.is_empty() && name.contains('.') && startup.get(name).is_some();
+            may_be_unlisted && self.reset_parameters.is_reset(name)
         };
-        let mut kept: Vec<&str> = Vec::new();
+        let mut set_names: Vec<&str> = Vec::new();
         let mut channels = Vec::new();
         for row in rows {
             let text = |at: usize| {
@@ -424,19 +427,19 @@ impl PendingChecks {
                 (Some("s"), Some(name), Some(value)) if is_reset(name, value) => applied.set(name, None),
                 (Some("s"), Some(name), Some(value)) if text(3) == Some("t") || name == "role" => {
                     applied.set(name, Some(value));
-                    kept.push(name);
+                    set_names.push(name);
                 }
                 (Some("s"), Some(name), None) if matches!(row.get(2), Some(Some(_))) => {
                     // Text that is not UTF-8 cannot be kept: it pins the server.
                     applied.set(name, None);
-                    kept.push(name);
+                    set_names.push(name);
                     pins.insert(Pins::SETTINGS);
                 }
                 (Some("s"), Some(name), _) => applied.set(name, None),
                 (Some("l"), Some(name), _) if text(3) == Some("t") => {
                     // A value that is too long to keep pins the server.
                     applied.set(name, None);
-                    kept.push(name);
+                    set_names.push(name);
                     pins.insert(Pins::SETTINGS);
                 }
                 _ => {}
@@ -445,10 +448,12 @@ impl PendingChecks {
         let mut wanted = applied.clone();
         // RESET ALL must not remove settings with unknown names while they pin the server.
         if self.checks.contains(StateChecks::UNNAMED) && !pins.contains(Pins::SETTINGS) {
-            applied.set(UNNAMED, Some(""));
+            applied.set(UNKNOWN_SETTINGS, Some(""));
         }
         let may_be_reset = |name: &str| any || self.names.iter().any(|known| **known == *name);
-        for (name, value) in startup.iter().filter(|(name, _)| may_be_reset(name) && !kept.contains(name)) {
+        for (name, value) in
+            startup.iter().filter(|(name, _)| may_be_reset(name) && !set_names.contains(name))
+        {
             wanted.set(name, Some(value));
         }
         let channels = self.checks.contains(StateChecks::LISTEN).then(|| Channels::new(channels));
@@ -457,21 +462,21 @@ impl PendingChecks {
 }
 
 /// Parameters that change how PostgreSQL's lexer reads a text.
-const CUTTING: [&str; 3] = ["backslash_quote", "client_encoding", "standard_conforming_strings"];
+const LEXER_SETTINGS: [&str; 3] = ["backslash_quote", "client_encoding", "standard_conforming_strings"];
 
 const AUTHORIZATION: &str = "session_authorization";
 
 /// Whether the session's user is not the login's.
-const ANOTHERS_RIGHTS: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) \
+const HAS_OTHER_USER: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) \
      <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
 /// Whether the session has set a superuser's parameter and its login is no superuser.
-const ROLES_OWN: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
+const HAS_SUPERUSER_SETTING: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
      AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
 /// Marks settings with unknown names among a server's settings. No session wants it, so RESET ALL comes
 /// before the next use.
-const UNNAMED: &str = "pglobby.unnamed";
+const UNKNOWN_SETTINGS: &str = "pglobby.unnamed";
 
 /// Replaces rows of more than `bytes_max` bytes by an `l` row.
 fn without_long_values(rows: &str, bytes_max: usize) -> String {

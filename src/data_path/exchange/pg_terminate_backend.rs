@@ -14,31 +14,31 @@ const NUMBER_MIN: i32 = 1 << 22;
 
 /// The server function that sends the warning. The warning is translated, except for this name and the
 /// number.
-const WARNS: &[u8] = b"pg_signal_backend";
+const SIGNAL_ROUTINE: &[u8] = b"pg_signal_backend";
 
 /// The calls in the texts that the server is working on.
 #[derive(Debug, Default)]
 pub struct BackendSignals {
     /// The function that they call; `is_ambiguous` if they call both, since the warning does not name it.
     called: Option<BackendSignal>,
-    both: bool,
+    is_ambiguous: bool,
     /// Rows to be changed to `true`.
-    answers: u32,
+    rows_due: u32,
 }
 
 impl BackendSignals {
     /// Records the call in a text that goes to the server.
     #[inline]
-    pub fn note(&mut self, signal: Option<BackendSignal>) {
+    pub fn record(&mut self, signal: Option<BackendSignal>) {
         if signal.is_some() {
-            self.both |= self.called.is_some() && self.called != signal;
+            self.is_ambiguous |= self.called.is_some() && self.called != signal;
             self.called = signal;
         }
     }
 
     /// All replies have arrived.
     #[inline]
-    pub fn over(&mut self) {
+    pub fn finish(&mut self) {
         if self.called.is_some() {
             *self = Self::default();
         }
@@ -46,28 +46,29 @@ impl BackendSignals {
 
     /// Whether notices must be read.
     #[inline]
-    pub fn listens(&self) -> bool {
+    pub fn expects_notice(&self) -> bool {
         self.called.is_some()
     }
 
     /// Whether a row must be changed.
     #[inline]
     pub fn is_awaited(&self) -> bool {
-        self.answers > 0
+        self.rows_due > 0
     }
 
     /// NoticeResponse. Signals the session that it names; `true`: the client does not get the notice.
-    pub fn warned(&mut self, notice: &[u8], send: SignalSender<'_>) -> bool {
-        let signal = self.called.filter(|_| !self.both && error_field(notice, b'R') == Some(WARNS));
+    pub fn on_notice(&mut self, notice: &[u8], send: SignalSender<'_>) -> bool {
+        let signal =
+            self.called.filter(|_| !self.is_ambiguous && error_field(notice, b'R') == Some(SIGNAL_ROUTINE));
         let number = error_field(notice, b'M').and_then(number).filter(|number| *number >= NUMBER_MIN);
         let (Some(signal), Some(number)) = (signal, number) else { return false };
         let sent = send(number, signal);
-        self.answers += u32::from(sent);
+        self.rows_due += u32::from(sent);
         sent
     }
 
     /// DataRow. Returns the row that the client gets, if it differs.
-    pub fn answered(&mut self, row: &[u8]) -> Option<Vec<u8>> {
+    pub fn corrected_row(&mut self, row: &[u8]) -> Option<Vec<u8>> {
         let (answer, before) = row.split_last()?;
         let truth = match (before, answer) {
             // One column of one byte, as text and in binary.
@@ -75,7 +76,7 @@ impl BackendSignals {
             (b"D\0\0\0\x0b\0\x01\0\0\0\x01", 0) => 1,
             _ => return None,
         };
-        self.answers -= 1;
+        self.rows_due -= 1;
         Some([before, &[truth]].concat())
     }
 }
@@ -103,36 +104,38 @@ mod tests {
     const NO: &[u8] = b"D\0\0\0\x0b\0\x01\0\0\0\x01f";
 
     #[test]
-    fn a_warning_of_a_sessions_number_signals_it_and_turns_its_answer_round() {
+    fn a_warning_with_a_sessions_number_signals_it_and_corrects_the_row() {
         let mut signalling = BackendSignals::default();
-        signalling.note(Some(BackendSignal::Terminate));
+        signalling.record(Some(BackendSignal::Terminate));
         let only = |number, signal| (number, signal) == (9_437_302, BackendSignal::Terminate);
-        assert!(signalling.warned(&warning("pg_signal_backend", GONE), &only));
-        assert_eq!(signalling.answered(b"D\0\0\0\x0b\0\x01\0\0\0\x01t"), None);
-        assert_eq!(signalling.answered(NO).as_deref(), Some(&b"D\0\0\0\x0b\0\x01\0\0\0\x01t"[..]));
+        assert!(signalling.on_notice(&warning("pg_signal_backend", GONE), &only));
+        assert_eq!(signalling.corrected_row(b"D\0\0\0\x0b\0\x01\0\0\0\x01t"), None);
+        assert_eq!(signalling.corrected_row(NO).as_deref(), Some(&b"D\0\0\0\x0b\0\x01\0\0\0\x01t"[..]));
         assert!(!signalling.is_awaited());
     }
 
     #[test]
-    fn nothing_else_signals_anybody() {
-        let anybody = |_, _| -> bool { panic!("signalled") };
+    fn nothing_else_signals_a_session() {
+        let any_session = |_, _| -> bool { panic!("signalled") };
         let ours = warning("pg_signal_backend", GONE);
-        let mut nobody_asked = BackendSignals::default();
-        assert!(!nobody_asked.warned(&ours, &anybody));
-        let mut open_which = BackendSignals::default();
-        open_which.note(Some(BackendSignal::Terminate));
-        open_which.note(Some(BackendSignal::Cancel));
-        assert!(!open_which.warned(&ours, &anybody));
-        let mut asked = BackendSignals::default();
-        asked.note(Some(BackendSignal::Cancel));
-        asked.note(None);
-        assert!(!asked.warned(&warning("exec_stmt_raise", GONE), &anybody));
-        assert!(!asked.warned(&warning("pg_signal_backend", "PID 4194303 is no process"), &anybody));
-        assert!(!asked.warned(&warning("pg_signal_backend", "PID 99999999999 is no process"), &anybody));
-        asked.over();
-        assert!(!asked.warned(&ours, &anybody));
+        let mut no_call = BackendSignals::default();
+        assert!(!no_call.on_notice(&ours, &any_session));
+        let mut both_called = BackendSignals::default();
+        both_called.record(Some(BackendSignal::Terminate));
+        both_called.record(Some(BackendSignal::Cancel));
+        assert!(!both_called.on_notice(&ours, &any_session));
+        let mut signals = BackendSignals::default();
+        signals.record(Some(BackendSignal::Cancel));
+        signals.record(None);
+        assert!(!signals.on_notice(&warning("exec_stmt_raise", GONE), &any_session));
+        assert!(!signals.on_notice(&warning("pg_signal_backend", "PID 4194303 is no process"), &any_session));
+        assert!(
+            !signals.on_notice(&warning("pg_signal_backend", "PID 99999999999 is no process"), &any_session)
+        );
+        signals.finish();
+        assert!(!signals.on_notice(&ours, &any_session));
         // There is no such session.
-        asked.note(Some(BackendSignal::Cancel));
-        assert!(!asked.warned(&ours, &|_, _| false) && !asked.is_awaited());
+        signals.record(Some(BackendSignal::Cancel));
+        assert!(!signals.on_notice(&ours, &|_, _| false) && !signals.is_awaited());
     }
 }

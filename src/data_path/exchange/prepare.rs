@@ -43,8 +43,8 @@ impl ServerSide {
         startup: &'s Settings,
     ) -> Preparer<'s> {
         let Self { statements, replies, applied, checks, .. } = self;
-        let here = ParseContext::new(under, startup, applied, checks, replies);
-        Preparer { statements, replies, context: here }
+        let context = ParseContext::new(under, startup, applied, checks, replies);
+        Preparer { statements, replies, context }
     }
 }
 
@@ -85,13 +85,13 @@ impl Preparer<'_> {
     /// Closes a statement. `false`: the server does not have it, or skips the Close and keeps it.
     pub fn close(&mut self, id: u64, out: &mut Vec<u8>) -> bool {
         let Some(statement) = self.statements.get(id).cloned() else { return false };
-        let naming = StatementName { client_name: None, statement: statement.clone() };
-        let goes = self.replies.track(Request::Close(Some(Box::new(naming))), Origin::Prepare);
-        if goes {
+        let statement_name = StatementName { client_name: None, statement: statement.clone() };
+        let is_sent = self.replies.track(Request::Close(Some(Box::new(statement_name))), Origin::Prepare);
+        if is_sent {
             close_statement(statement.server_name(), out);
             self.statements.remove(&statement);
         }
-        goes
+        is_sent
     }
 
     /// Prepares `statement` if the server lacks it.
@@ -128,27 +128,34 @@ impl Preparer<'_> {
         out: &mut Vec<u8>,
     ) -> bool {
         self.make_room_for(statement, out);
-        let Self { statements, replies, context: here } = self;
+        let Self { statements, replies, context } = self;
         let parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
             if statement.in_sql {
                 return prepare_in_sql(statements, statement, origin, replies, out);
             }
-            let naming = StatementName { client_name: None, statement: statement.clone() };
-            let goes = replies.track(Request::Parse(Some(Box::new(naming))), origin);
-            if goes {
+            let statement_name = StatementName { client_name: None, statement: statement.clone() };
+            let is_sent = replies.track(Request::Parse(Some(Box::new(statement_name))), origin);
+            if is_sent {
                 statements.queued(statement, replies.batch());
                 parse(statement.server_name(), statement.body(), out);
                 describe_parsed(statement, client_name, origin, replies, out);
             }
-            goes
+            is_sent
         };
-        here.parse_under(&statement.parsed_under, statement.has_fixed_meaning, origin, replies, out, parses)
+        context.parse_under(
+            &statement.parsed_under,
+            statement.has_fixed_meaning,
+            origin,
+            replies,
+            out,
+            parses,
+        )
     }
 
     /// Replaces the server's unnamed statement with the client's. A client must never bind another one's.
     #[cold]
     pub fn ensure_unnamed(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
-        let Self { statements, replies, context: here } = self;
+        let Self { statements, replies, context } = self;
         let Some(UnnamedStatement { serial, body, parsed_under, .. }) = client.stored_unnamed() else {
             if replies.track(Request::CloseUnnamed, Origin::Prepare) {
                 statements.set_unnamed(0);
@@ -157,17 +164,17 @@ impl Preparer<'_> {
             return;
         };
         let mut parses = |replies: &mut ReplyTracker, out: &mut Vec<u8>| {
-            let goes = replies.track(Request::Parse(None), Origin::Prepare);
-            if goes {
+            let is_sent = replies.track(Request::Parse(None), Origin::Prepare);
+            if is_sent {
                 statements.set_unnamed(*serial);
                 parse(b"", body, out);
             }
-            goes
+            is_sent
         };
         let sql = cstr(&mut &**body).unwrap_or_default();
         match parsed_under {
             Some(under) => {
-                here.parse_under(under, has_fixed_meaning(sql), Origin::Prepare, replies, out, parses)
+                context.parse_under(under, has_fixed_meaning(sql), Origin::Prepare, replies, out, parses)
             }
             None => parses(replies, out),
         };
@@ -182,8 +189,11 @@ pub(super) fn describe_parsed(
     replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) {
-    let naming = StatementName { client_name: client_name.map(Into::into), statement: statement.clone() };
-    if statement.is_description_checked && replies.track(Request::DescribeParsed(Box::new(naming)), origin) {
+    let statement_name =
+        StatementName { client_name: client_name.map(Into::into), statement: statement.clone() };
+    if statement.is_description_checked
+        && replies.track(Request::DescribeParsed(Box::new(statement_name)), origin)
+    {
         append(out, b'D', |out| {
             out.push(b'S');
             append_cstr(out, statement.server_name());
@@ -200,11 +210,13 @@ fn prepare_in_sql(
     replies: &mut ReplyTracker,
     out: &mut Vec<u8>,
 ) -> bool {
-    let naming = StatementName { client_name: None, statement: statement.clone() };
-    let prepare_effects =
-        PrepareEffects { effects: [PrepareEffect::Prepares(naming)].into(), ..PrepareEffects::default() };
-    let goes = replies.track(Request::Parse(None), origin);
-    if goes {
+    let statement_name = StatementName { client_name: None, statement: statement.clone() };
+    let prepare_effects = PrepareEffects {
+        effects: [PrepareEffect::Prepares(statement_name)].into(),
+        ..PrepareEffects::default()
+    };
+    let is_sent = replies.track(Request::Parse(None), origin);
+    if is_sent {
         statements.set_unnamed_unknown();
         let _ = replies.track(Request::Bind, origin);
         let _ = replies.track(Request::Execute(Some(Box::new(prepare_effects))), origin);
@@ -213,7 +225,7 @@ fn prepare_in_sql(
         bind(b"", &[], out);
         execute(out);
     }
-    goes
+    is_sent
 }
 
 fn parse(name: &[u8], body: &[u8], out: &mut Vec<u8>) {

@@ -27,7 +27,7 @@ use crate::{
 
 /// A client's messages.
 #[derive(Debug, Clone)]
-pub(super) enum Say {
+pub(super) enum Message {
     Parse(&'static str, &'static str),
     Bind(&'static str),
     Describe(&'static str),
@@ -42,7 +42,7 @@ pub(super) enum Say {
     Fail,
 }
 
-impl Say {
+impl Message {
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Parse(name, sql) => append(out, b'P', |out| {
@@ -80,34 +80,34 @@ const TEXTS: [&str; 6] =
     ["SELECT 1", "SELECT 2", "SELECT unparsable", "SELECT failing", "SELECT * FROM t", "ALTER TABLE t"];
 const NAMES: [&str; 4] = ["", "a", "b", "c"];
 
-fn say() -> impl Strategy<Value = Say> {
+fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         // An unnamed statement whose table has changed is parsed again before a later batch binds it, which a
         // real server does not do.
         3 => (select(&NAMES[..]), select(&TEXTS[..])).prop_map(|(name, sql)| match (name, sql) {
-            ("", "SELECT * FROM t") => Say::Parse(name, "SELECT 1"),
-            _ => Say::Parse(name, sql),
+            ("", "SELECT * FROM t") => Message::Parse(name, "SELECT 1"),
+            _ => Message::Parse(name, sql),
         }),
-        3 => select(&NAMES[..]).prop_map(Say::Bind),
-        1 => select(&NAMES[..]).prop_map(Say::Describe),
-        3 => Just(Say::Execute),
-        1 => select(&NAMES[..]).prop_map(Say::Close),
-        1 => Just(Say::Flush),
-        1 => select(&TEXTS[..]).prop_map(Say::Query),
+        3 => select(&NAMES[..]).prop_map(Message::Bind),
+        1 => select(&NAMES[..]).prop_map(Message::Describe),
+        3 => Just(Message::Execute),
+        1 => select(&NAMES[..]).prop_map(Message::Close),
+        1 => Just(Message::Flush),
+        1 => select(&TEXTS[..]).prop_map(Message::Query),
     ]
 }
 
 /// A batch with its Sync, or a simple query.
 fn request() -> impl Strategy<Value = Vec<u8>> {
-    let batch = vec(say(), 0..8).prop_map(|said| {
+    let batch = vec(message(), 0..8).prop_map(|sent| {
         let mut bytes = Vec::new();
-        said.iter().for_each(|say| say.write(&mut bytes));
+        sent.iter().for_each(|message| message.write(&mut bytes));
         append(&mut bytes, b'S', |_| {});
         bytes
     });
     let query = select(&TEXTS[..]).prop_map(|sql| {
         let mut bytes = Vec::new();
-        Say::Query(sql).write(&mut bytes);
+        Message::Query(sql).write(&mut bytes);
         bytes
     });
     prop_oneof![4 => batch, 1 => query]
@@ -119,11 +119,11 @@ pub(super) struct Pipeline(pub(super) Vec<u8>);
 
 impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let said = messages(&self.0).map(|message| {
+        let sent = messages(&self.0).map(|message| {
             let words = String::from_utf8_lossy(&message[HEADER_BYTES..]).replace('\0', " ");
             format!("{} {}", char::from(message[0]), words.trim())
         });
-        f.debug_list().entries(said).finish()
+        f.debug_list().entries(sent).finish()
     }
 }
 
@@ -156,16 +156,16 @@ struct Prepared {
 }
 
 impl Backend {
-    pub(super) fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn receive(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         self.half.extend_from_slice(bytes);
-        let heard = std::mem::take(&mut self.half);
+        let received = std::mem::take(&mut self.half);
         let mut used = 0;
-        for message in messages(&heard) {
+        for message in messages(&received) {
             self.message(message[0], &message[HEADER_BYTES..], &mut out);
             used += message.len();
         }
-        self.half = heard[used..].to_vec();
+        self.half = received[used..].to_vec();
         out
     }
 
@@ -356,24 +356,24 @@ pub(super) fn exchange(
     request: &[u8],
     cuts: &[usize],
 ) -> Vec<u8> {
-    let (mut scratch, mut forwarded, mut heard) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut scratch, mut forwarded, mut received) = (Vec::new(), Vec::new(), Vec::new());
     let mut answer = |forwarded: &mut Vec<u8>, client: &mut ClientSide, server: &mut ServerSide| {
-        let replies = backend.hear(&std::mem::take(forwarded));
+        let replies = backend.receive(&std::mem::take(forwarded));
         let mut scratch = Vec::new();
         for part in parts(&replies, cuts) {
             let mut out = Outgoing::new(part, &mut scratch);
             server.take(part, client, &mut out, &|_, _| false).unwrap();
-            heard.extend_from_slice(out.finish());
+            received.extend_from_slice(out.finish());
         }
         backend.skipping
     };
-    let mut said: VecDeque<_> = parts(request, cuts).into_iter().map(<[u8]>::to_vec).collect();
-    while let Some(part) = said.pop_front() {
+    let mut sent: VecDeque<_> = parts(request, cuts).into_iter().map(<[u8]>::to_vec).collect();
+    while let Some(part) = sent.pop_front() {
         let mut out = Outgoing::new(&part, &mut scratch);
         let flow = client.take(&part, server, &mut out).unwrap();
         forwarded.extend_from_slice(out.finish());
         if let Flow::AwaitsReplies(rest) = flow {
-            said.push_front(rest);
+            sent.push_front(rest);
             answer(&mut forwarded, client, server);
             assert!(!server.replies.is_awaited());
         } else if part.len() % 2 == 0 && server.is_between_messages() {
@@ -383,15 +383,15 @@ pub(super) fn exchange(
     }
     answer(&mut forwarded, client, server);
     assert!(server.replies.is_over() && server.is_between_messages() && !client.mid_message());
-    heard
+    received
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
-    fn clients_that_share_servers_hear_what_a_server_of_their_own_would_say(
-        talk in vec((0..3usize, 0..2usize, pipeline(), vec(any::<usize>(), 0..4)), 1..25),
+    fn clients_that_share_servers_get_the_replies_of_their_own_server(
+        requests in vec((0..3usize, 0..2usize, pipeline(), vec(any::<usize>(), 0..4)), 1..25),
         capacity in 1..4usize,
     ) {
         let table = std::sync::Arc::new(SharedStatements::default());
@@ -402,10 +402,10 @@ proptest! {
         let mut alone: Vec<_> = (0..3).map(|_| backend(&own)).collect();
         let mut servers: Vec<_> =
             (0..2).map(|_| (ServerSide::new(Default::default(), PreparedLimits { statements: capacity, bytes: 100 }), backend(&shared))).collect();
-        for (who, whence, request, cuts) in talk {
-            let (server, postgres) = &mut servers[whence];
-            let heard = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
-            prop_assert_eq!(Pipeline(heard), Pipeline(alone[who].hear(&request.0)));
+        for (who, at, request, cuts) in requests {
+            let (server, postgres) = &mut servers[at];
+            let received = exchange(&mut clients[who], server, postgres, &request.0, &cuts);
+            prop_assert_eq!(Pipeline(received), Pipeline(alone[who].receive(&request.0)));
             // The pool resets this server before another session gets it: both models start again.
             if !server.replies.pins().is_empty() {
                 (*server, *postgres) = (ServerSide::new(Default::default(), PreparedLimits { statements: capacity, bytes: 100 }), backend(&shared));

@@ -16,17 +16,17 @@ use crate::{
 pub struct ProxyStatements {
     setters: [bool; 2],
     /// The text of the last state query.
-    question: Box<str>,
-    kept: KeptQuestion,
+    state_query: Box<str>,
+    query_state: QueryState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum KeptQuestion {
+enum QueryState {
     #[default]
-    Not,
+    Absent,
     Prepared,
     /// Unknown: the server may have it.
-    Doubtful,
+    Unknown,
 }
 
 /// A statement that sets a parameter: its index, its name on servers, and its text.
@@ -48,7 +48,7 @@ const ROLE: Setter = (
 const SETTERS: [Setter; 2] = [PARAMETER, ROLE];
 
 /// The name of the state query on servers. It is prepared when it is sent twice in a row.
-const QUESTION: &[u8] = b"pglobby_ask";
+const STATE_QUERY: &[u8] = b"pglobby_ask";
 
 /// Appends the messages that change a server's settings from `applied` to `wanted`. Returns `true` if they
 /// include a simple query, which removes the server's unnamed statement.
@@ -97,41 +97,41 @@ pub fn restore_settings(
 impl ProxyStatements {
     /// The names of the statements that the server has.
     pub fn names(&self) -> impl Iterator<Item = &'static [u8]> {
-        let setters = SETTERS.into_iter().zip(self.setters).filter(|(_, known)| *known);
-        let question = (self.kept == KeptQuestion::Prepared).then_some(QUESTION);
-        setters.map(|((_, name, _), _)| name).chain(question)
+        let setters = SETTERS.into_iter().zip(self.setters).filter(|(_, is_prepared)| *is_prepared);
+        let state_query = (self.query_state == QueryState::Prepared).then_some(STATE_QUERY);
+        setters.map(|((_, name, _), _)| name).chain(state_query)
     }
 
     /// The server no longer has the statements with these names.
-    pub fn lost(&mut self, names: &[&[u8]]) {
-        for ((_, name, _), known) in SETTERS.into_iter().zip(&mut self.setters) {
-            *known &= !names.contains(&name);
+    pub fn remove(&mut self, names: &[&[u8]]) {
+        for ((_, name, _), is_prepared) in SETTERS.into_iter().zip(&mut self.setters) {
+            *is_prepared &= !names.contains(&name);
         }
-        if names.contains(&QUESTION) {
-            self.kept = KeptQuestion::Not;
+        if names.contains(&STATE_QUERY) {
+            self.query_state = QueryState::Absent;
         }
     }
 
     /// Appends the Parse of a state query unless it is prepared. Returns the name to bind.
-    pub fn parse_question(&mut self, sql: &str, out: &mut Vec<u8>) -> &'static [u8] {
-        let again = *self.question == *sql;
-        if again && self.kept == KeptQuestion::Prepared {
-            return QUESTION;
+    pub fn parse_state_query(&mut self, sql: &str, out: &mut Vec<u8>) -> &'static [u8] {
+        let again = *self.state_query == *sql;
+        if again && self.query_state == QueryState::Prepared {
+            return STATE_QUERY;
         }
-        if self.kept != KeptQuestion::Not {
-            close_statement(QUESTION, out);
+        if self.query_state != QueryState::Absent {
+            close_statement(STATE_QUERY, out);
         }
-        let name = if again { QUESTION } else { b"" };
-        self.kept = if again { KeptQuestion::Prepared } else { KeptQuestion::Not };
-        self.question = sql.into();
+        let name = if again { STATE_QUERY } else { b"" };
+        self.query_state = if again { QueryState::Prepared } else { QueryState::Absent };
+        self.state_query = sql.into();
         parse(name, sql.as_bytes(), out);
         name
     }
 
     /// The state query failed, perhaps because code has deallocated it.
-    pub fn question_refused(&mut self) {
-        if self.kept == KeptQuestion::Prepared {
-            self.kept = KeptQuestion::Doubtful;
+    pub fn state_query_failed(&mut self) {
+        if self.query_state == QueryState::Prepared {
+            self.query_state = QueryState::Unknown;
         }
     }
 
@@ -143,8 +143,8 @@ impl ProxyStatements {
         replies: &mut ReplyTracker,
         out: &mut Vec<u8>,
     ) {
-        if let Some(known) = self.setters.get_mut(at)
-            && !std::mem::replace(known, true)
+        if let Some(is_prepared) = self.setters.get_mut(at)
+            && !std::mem::replace(is_prepared, true)
         {
             parse(statement, text, out);
             let _ = replies.track(Request::ParseAsIs, Origin::Proxy);
@@ -158,17 +158,17 @@ impl ProxyStatements {
     /// Closes the statements, before a session reads the list of prepared statements.
     pub fn hide(&mut self, replies: &mut ReplyTracker, out: &mut Vec<u8>) {
         for (at, statement, _) in SETTERS {
-            if let Some(known) = self.setters.get_mut(at)
-                && *known
+            if let Some(is_prepared) = self.setters.get_mut(at)
+                && *is_prepared
                 && replies.track(Request::Close(None), Origin::Proxy)
             {
-                *known = false;
+                *is_prepared = false;
                 close_statement(statement, out);
             }
         }
-        if self.kept != KeptQuestion::Not && replies.track(Request::Close(None), Origin::Proxy) {
-            self.kept = KeptQuestion::Not;
-            close_statement(QUESTION, out);
+        if self.query_state != QueryState::Absent && replies.track(Request::Close(None), Origin::Proxy) {
+            self.query_state = QueryState::Absent;
+            close_statement(STATE_QUERY, out);
         }
     }
 }

@@ -25,13 +25,13 @@ use crate::{
 /// Sets each $1 that has been reset to $2, with $3 for this transaction only. A parameter whose RESET failed
 /// or was rolled back is left alone. A parameter that pg_settings does not list counts as reset if it is
 /// empty.
-const AGAIN: &[u8] = b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
+const RESTORE: &[u8] = b"SELECT pg_catalog.set_config(n, v, l) FROM ROWS FROM (pg_catalog.unnest($1::text[]), \
         pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::boolean[])) AS given (n, v, l) \
       WHERE coalesce((SELECT source <> 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = n), \
         coalesce(pg_catalog.current_setting(n, true), '') = '')";
 
 /// The same for the role. The server terminates itself if it would reject it.
-const ROLE_AGAIN: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1::text \
+const RESTORE_ROLE: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1::text \
         AND pg_catalog.pg_has_role(session_user, oid, 'MEMBER')) THEN pg_catalog.set_config('role', $1, $2::boolean) \
       ELSE pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())::text END \
       WHERE pg_catalog.current_setting('role') = 'none'";
@@ -39,19 +39,19 @@ const ROLE_AGAIN: &[u8] = b"SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_r
 impl ServerSide {
     /// Records which startup parameters a text resets: at once, or when its `portal` is executed.
     #[inline]
-    pub(super) fn note_resets(
+    pub(super) fn record_resets(
         &mut self,
         side_effects: &SideEffects,
         startup: &Settings,
         portal: Option<&[u8]>,
     ) {
         if let Some(resets) = &side_effects.resets {
-            self.takes_back(resets, startup, portal);
+            self.record_pending_restore(resets, startup, portal);
         }
     }
 
     #[cold]
-    fn takes_back(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
+    fn record_pending_restore(&mut self, resets: &Resets, startup: &Settings, portal: Option<&[u8]>) {
         let mut pending = self.checks.pending.take().unwrap_or_default();
         pending.record(resets, startup, portal);
         self.checks.pending = Some(pending).filter(|pending| !pending.is_empty());
@@ -61,11 +61,11 @@ impl ServerSide {
 impl ClientMessages<'_, '_> {
     /// Restores startup parameters before this message, if it needs them.
     #[cold]
-    pub(super) fn startup_again(&mut self, tag: u8, bytes: &[u8]) {
+    pub(super) fn restore_startup(&mut self, tag: u8, bytes: &[u8]) {
         let Some(mut pending) = self.server.checks.pending.take() else { return };
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        if !self.does_without(tag, body, &mut pending) {
-            self.set_again(&mut pending);
+        if !self.runs_without_restore(tag, body, &mut pending) {
+            self.send_due_restore(&mut pending);
         }
         if tag == b'E' {
             pending.portal_runs(cstr(&mut { body }).unwrap_or_default());
@@ -74,30 +74,33 @@ impl ClientMessages<'_, '_> {
     }
 
     /// Whether the message runs correctly without the restore, or cannot run after one.
-    fn does_without(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
+    fn runs_without_restore(&mut self, tag: u8, mut body: &[u8], pending: &mut PendingRestore) -> bool {
         let replies = &self.server.replies;
-        let refuses = replies.is_settled() && replies.status() == b'E';
-        if refuses || replies.is_skipping() || replies.takes_copy_data() {
+        let is_failed = replies.is_settled() && replies.status() == b'E';
+        if is_failed || replies.is_skipping() || replies.takes_copy_data() {
             return true;
         }
         match tag {
             b'F' => false,
             b'Q' => {
                 pending.portal_bound(b"");
-                Self::passes(cstr(&mut body), pending)
+                Self::text_runs_without_restore(cstr(&mut body), pending)
             }
             b'P' => {
                 let _ = cstr(&mut body);
-                Self::passes(cstr(&mut body), pending)
+                Self::text_runs_without_restore(cstr(&mut body), pending)
             }
             b'B' => {
                 let portal = cstr(&mut body).unwrap_or_default();
                 pending.portal_bound(portal);
-                let passes = Self::passes(Ok(self.text_of(cstr(&mut body).unwrap_or_default())), pending);
-                if passes {
+                let runs = Self::text_runs_without_restore(
+                    Ok(self.text_of(cstr(&mut body).unwrap_or_default())),
+                    pending,
+                );
+                if runs {
                     pending.skip_portal = Some(portal.into());
                 }
-                passes
+                runs
             }
             b'D' => {
                 body.first() != Some(&b'S') || {
@@ -112,12 +115,12 @@ impl ClientMessages<'_, '_> {
 
     /// Whether the text must run without a restore before it. If it undoes an earlier restore of this batch,
     /// the restore is repeated.
-    fn passes(text: Result<&[u8], FrameError>, pending: &mut PendingRestore) -> bool {
-        let passes = forbids_restore(text.unwrap_or_default());
-        if passes {
+    fn text_runs_without_restore(text: Result<&[u8], FrameError>, pending: &mut PendingRestore) -> bool {
+        let runs = forbids_restore(text.unwrap_or_default());
+        if runs {
             pending.repeat_restore();
         }
-        passes
+        runs
     }
 
     /// The text of a prepared statement.
@@ -130,7 +133,7 @@ impl ClientMessages<'_, '_> {
     }
 
     /// Sends the restore that is due. The after-transaction check then asks for the server's settings.
-    fn set_again(&mut self, pending: &mut PendingRestore) {
+    fn send_due_restore(&mut self, pending: &mut PendingRestore) {
         let replies = &mut self.server.replies;
         let apart = !replies.is_unsynced();
         let due = pending.take_due(apart);
@@ -162,9 +165,9 @@ fn set(due: &[Reset], startup: &Settings, origin: Origin, replies: &mut ReplyTra
         let names = array_literal(resets.iter().map(|reset| &*reset.name));
         let values = array_literal(resets.iter().map(|reset| value(reset)));
         let locals = array_literal(resets.iter().map(|reset| local(reset)));
-        once(AGAIN, &[&names, &values, &locals], Request::Execute(None), origin, replies, out);
+        once(RESTORE, &[&names, &values, &locals], Request::Execute(None), origin, replies, out);
     }
     for role in due.iter().filter(is_role) {
-        once(ROLE_AGAIN, &[value(role), local(role)], Request::Execute(None), origin, replies, out);
+        once(RESTORE_ROLE, &[value(role), local(role)], Request::Execute(None), origin, replies, out);
     }
 }

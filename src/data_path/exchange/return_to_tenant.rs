@@ -37,16 +37,16 @@ pub enum ReturnPoint {
 
 impl ReturnPoint {
     /// Reads a text.
-    pub fn read(sql: &[u8], lexing: Lexing, stance: CurrentTenant) -> Self {
-        let visiting = stance == CurrentTenant::ForTransaction;
+    pub fn read(sql: &[u8], lexing: Lexing, current_tenant: CurrentTenant) -> Self {
+        let for_transaction = current_tenant == CurrentTenant::ForTransaction;
         let mut ended = false;
         for statement in sql::statements(sql, lexing) {
             let ends = match statement.kind {
-                Kind::Commit { chain: true } | Kind::Rollback { chain: true } if visiting => {
+                Kind::Commit { chain: true } | Kind::Rollback { chain: true } if for_transaction => {
                     return Self::Within;
                 }
-                Kind::Commit { .. } | Kind::Rollback { .. } | Kind::PrepareTransaction => visiting,
-                Kind::ResetAll | Kind::Discard(Discard::All) => stance != CurrentTenant::First,
+                Kind::Commit { .. } | Kind::Rollback { .. } | Kind::PrepareTransaction => for_transaction,
+                Kind::ResetAll | Kind::Discard(Discard::All) => current_tenant != CurrentTenant::First,
                 Kind::Discard(_) | Kind::Unlisten(None) | Kind::CloseCursor(None) => continue,
                 _ if ended => return Self::Within,
                 _ => continue,
@@ -66,60 +66,60 @@ pub(super) struct ReturnState {
     /// Bytes after this message wait for its reply.
     pub pauses: bool,
     /// A message that was not whole has been rejected: the rest of it is skipped.
-    pub denied: bool,
+    pub rejected: bool,
 }
 
 impl ClientMessages<'_, '_> {
     /// Checks a message of a session that is not with its first tenant. `false`: the message has been
     /// rejected.
     #[cold]
-    pub(super) fn is_within_bounds(
-        &mut self,
-        tag: u8,
-        bytes: &[u8],
-        whole: bool,
-    ) -> Result<bool, ClientError> {
-        let visiting = self.rules.current_tenant == CurrentTenant::ForTransaction;
+    pub(super) fn may_run(&mut self, tag: u8, bytes: &[u8], whole: bool) -> Result<bool, ClientError> {
+        let for_transaction = self.rules.current_tenant == CurrentTenant::ForTransaction;
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let ended = self.return_state.ended;
-        let stay = match tag {
+        let return_point = match tag {
             b'Q' => {
                 let sql = if whole { cstr(&mut { body }).map_err(violation)? } else { b"" };
-                let stay = if ended { ReturnPoint::Within } else { self.stay(sql) };
-                *self.return_state =
-                    ReturnState { pauses: visiting || stay != ReturnPoint::None, ..ReturnState::default() };
-                stay
+                let return_point = if ended { ReturnPoint::Within } else { self.return_point_of(sql) };
+                *self.return_state = ReturnState {
+                    pauses: for_transaction || return_point != ReturnPoint::None,
+                    ..ReturnState::default()
+                };
+                return_point
             }
             b'B' => {
-                let stay = if ended { ReturnPoint::Within } else { self.stay_of_bound(body)? };
-                self.return_state.ended |= stay == ReturnPoint::AtEnd;
-                stay
+                let return_point =
+                    if ended { ReturnPoint::Within } else { self.return_point_of_bound(body)? };
+                self.return_state.ended |= return_point == ReturnPoint::AtEnd;
+                return_point
             }
             b'F' => {
-                *self.return_state = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
+                *self.return_state =
+                    ReturnState { pauses: for_transaction || ended, ..ReturnState::default() };
                 if ended { ReturnPoint::Within } else { ReturnPoint::None }
             }
             b'S' => {
-                *self.return_state = ReturnState { pauses: visiting || ended, ..ReturnState::default() };
+                *self.return_state =
+                    ReturnState { pauses: for_transaction || ended, ..ReturnState::default() };
                 ReturnPoint::None
             }
             _ => ReturnPoint::None,
         };
-        match stay {
+        match return_point {
             ReturnPoint::None | ReturnPoint::AtEnd => Ok(true),
             ReturnPoint::Within => {
-                self.deny(tag, TenantSwitchError::Over);
-                self.return_state.denied = !whole;
+                self.reject(tag, TenantSwitchError::Over);
+                self.return_state.rejected = !whole;
                 Ok(false)
             }
         }
     }
 
-    fn stay(&self, sql: &[u8]) -> ReturnPoint {
+    fn return_point_of(&self, sql: &[u8]) -> ReturnPoint {
         ReturnPoint::read(sql, self.server.lexing(), self.rules.current_tenant)
     }
 
-    fn stay_of_bound(&self, mut body: &[u8]) -> Result<ReturnPoint, ClientError> {
+    fn return_point_of_bound(&self, mut body: &[u8]) -> Result<ReturnPoint, ClientError> {
         cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         let bound = match name {
@@ -127,7 +127,7 @@ impl ClientMessages<'_, '_> {
             _ => self.statements.get(name).map(|statement| statement.body()),
         };
         let sql = bound.and_then(|mut body| cstr(&mut body).ok());
-        Ok(sql.map_or(ReturnPoint::None, |sql| self.stay(sql)))
+        Ok(sql.map_or(ReturnPoint::None, |sql| self.return_point_of(sql)))
     }
 }
 
@@ -136,11 +136,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stay_ends_with_its_transaction_and_lets_nothing_run_behind_it() {
-        let visiting =
+    fn a_transactions_tenant_ends_with_it_and_nothing_runs_after() {
+        let for_transaction =
             |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::ForTransaction);
-        let away = |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::Chosen);
-        for (sql, stay) in [
+        let chosen = |sql: &str| ReturnPoint::read(sql.as_bytes(), Lexing::default(), CurrentTenant::Chosen);
+        for (sql, return_point) in [
             ("SELECT 1", ReturnPoint::None),
             ("SAVEPOINT a; ROLLBACK TO a; RELEASE a", ReturnPoint::None),
             ("INSERT INTO t VALUES (1); COMMIT", ReturnPoint::AtEnd),
@@ -150,15 +150,15 @@ mod tests {
             ("COMMIT AND CHAIN", ReturnPoint::Within),
             ("END; BEGIN", ReturnPoint::Within),
         ] {
-            assert_eq!(visiting(sql), stay, "{sql}");
+            assert_eq!(for_transaction(sql), return_point, "{sql}");
         }
-        for (sql, stay) in [
+        for (sql, return_point) in [
             ("COMMIT; SELECT 1", ReturnPoint::None),
             ("DISCARD ALL", ReturnPoint::AtEnd),
             ("RESET ALL; UNLISTEN *; CLOSE ALL", ReturnPoint::AtEnd),
             ("RESET ALL; SELECT 1", ReturnPoint::Within),
         ] {
-            assert_eq!(away(sql), stay, "{sql}");
+            assert_eq!(chosen(sql), return_point, "{sql}");
         }
     }
 }

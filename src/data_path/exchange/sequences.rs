@@ -45,50 +45,50 @@ impl Default for SequenceUse {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ServerSequences {
     /// The session that holds the server or held it last; 0: none.
-    of: i32,
+    session: i32,
     /// [`SequenceUse::count`] at that session's last text here.
     count: Option<u32>,
     /// The server may remember values of other sessions.
-    mixed: bool,
+    has_foreign_values: bool,
     /// The session has sent no text since the lease began.
-    untouched: bool,
+    is_unused: bool,
     /// The session has sent a text since the last after-transaction check.
-    pub stirred: bool,
+    pub has_sent_text: bool,
     /// Number of further transactions that keep the server if none of them reads a value.
-    patience: u8,
+    transactions_left: u8,
 }
 
 /// A driver may look up the sequence's name in a transaction of its own before it reads the value.
-const PATIENCE: u8 = 3;
+const PINNED_TRANSACTIONS: u8 = 3;
 
 impl ServerSequences {
     /// A lease begins.
     #[inline]
     pub fn lent_to(&mut self, session: i32) {
-        if self.of != session {
-            self.mixed |= self.of != 0;
-            (self.of, self.count) = (session, None);
+        if self.session != session {
+            self.has_foreign_values |= self.session != 0;
+            (self.session, self.count) = (session, None);
         }
-        self.untouched = true;
+        self.is_unused = true;
     }
 
     /// Whether the session has advanced sequences on another server since its last text here.
     #[inline]
-    fn is_behind(&self, advances: &SequenceUse) -> bool {
-        self.count.is_some_and(|count| count != advances.count)
+    fn is_behind(&self, sequence_use: &SequenceUse) -> bool {
+        self.count.is_some_and(|count| count != sequence_use.count)
     }
 
     /// A transaction with these `new` pins is over. Returns the pins of `before` that still hold.
-    pub fn after_transaction(&mut self, before: Pins, news: Pins) -> Pins {
-        self.stirred = false;
-        if news.contains(Pins::SEQUENCE_WRITTEN) {
-            self.patience = PATIENCE;
-        } else if news.contains(Pins::SEQUENCE) {
-            self.patience = 0;
+    pub fn after_transaction(&mut self, before: Pins, new: Pins) -> Pins {
+        self.has_sent_text = false;
+        if new.contains(Pins::SEQUENCE_WRITTEN) {
+            self.transactions_left = PINNED_TRANSACTIONS;
+        } else if new.contains(Pins::SEQUENCE) {
+            self.transactions_left = 0;
         } else {
-            self.patience = self.patience.saturating_sub(1);
+            self.transactions_left = self.transactions_left.saturating_sub(1);
         }
-        if self.patience == 0 { before.difference(Pins::SEQUENCE_WRITTEN) } else { before }
+        if self.transactions_left == 0 { before.difference(Pins::SEQUENCE_WRITTEN) } else { before }
     }
 }
 
@@ -96,19 +96,19 @@ impl ServerSide {
     /// A lease begins: if the server may remember other sessions' values, they are discarded before the
     /// client's first batch.
     #[inline]
-    pub(super) fn part_sequences_first(
+    pub(super) fn discard_sequences_at_lease_start(
         &mut self,
-        advances: &SequenceUse,
+        sequence_use: &SequenceUse,
         rules: &SessionRules,
         out: &mut Outgoing<'_>,
     ) {
-        let here = &mut self.sequences;
-        if !here.untouched || !rules.follow {
+        let sequences = &mut self.sequences;
+        if !sequences.is_unused || !rules.follow {
             return;
         }
-        here.mixed |= here.is_behind(advances);
-        if here.mixed && rules.functions.are_sequences_read() {
-            here.count = Some(advances.count);
+        sequences.has_foreign_values |= sequences.is_behind(sequence_use);
+        if sequences.has_foreign_values && rules.functions.are_sequences_read() {
+            sequences.count = Some(sequence_use.count);
             self.discard_sequences(Origin::TryPrepare, out.build());
         }
     }
@@ -123,7 +123,7 @@ impl ServerSide {
         let _ = self.replies.track(Request::Bind, origin);
         let _ = self.replies.track(Request::Execute(None), origin);
         self.statements.set_unnamed_unknown();
-        self.sequences.mixed = false;
+        self.sequences.has_foreign_values = false;
         parse(b"", b"DISCARD SEQUENCES", out);
         bind(b"", &[], out);
         execute(out);
@@ -138,10 +138,10 @@ impl ClientMessages<'_, '_> {
     /// Called after a text's effects are recorded, before it is sent. It may be the tenant's first that reads
     /// a sequence. `alone`: it is a simple query.
     #[inline(always)]
-    pub(super) fn part_sequences(&mut self, alone: bool) {
-        self.server.sequences.stirred = true;
-        let first = std::mem::take(&mut self.server.sequences.untouched);
-        if first && self.server.sequences.mixed && self.rules.functions.are_sequences_read() {
+    pub(super) fn discard_sequences_before_text(&mut self, alone: bool) {
+        self.server.sequences.has_sent_text = true;
+        let first = std::mem::take(&mut self.server.sequences.is_unused);
+        if first && self.server.sequences.has_foreign_values && self.rules.functions.are_sequences_read() {
             let apart = alone && !self.server.replies.is_unsynced();
             let origin = if apart { Origin::TryPrepare } else { Origin::Prepare };
             self.server.discard_sequences(origin, self.out.build());
@@ -151,28 +151,28 @@ impl ClientMessages<'_, '_> {
 
 /// Records whether a text reads or may advance a sequence.
 #[inline]
-pub(super) fn note_sequences(
+pub(super) fn record_sequences(
     side_effects: &SideEffects,
-    advances: &mut SequenceUse,
+    sequence_use: &mut SequenceUse,
     rules: &SessionRules,
     server: &mut ServerSide,
 ) {
-    let here = &mut server.sequences;
+    let sequences = &mut server.sequences;
     // The session's own values here are outdated if it has advanced sequences elsewhere.
-    here.mixed |= here.untouched && here.is_behind(advances);
-    advances.count = advances.count.wrapping_add(u32::from(side_effects.advances_sequence));
-    here.count = Some(advances.count);
+    sequences.has_foreign_values |= sequences.is_unused && sequences.is_behind(sequence_use);
+    sequence_use.count = sequence_use.count.wrapping_add(u32::from(side_effects.advances_sequence));
+    sequences.count = Some(sequence_use.count);
     if side_effects.pins.contains(Pins::SEQUENCE) {
         rules.functions.record_sequence_read();
-        advances.reads = true;
+        sequence_use.reads = true;
     }
     if side_effects.advances_sequence && !server.checks.pins(false).contains(Pins::SEQUENCE_WRITTEN) {
-        let read = rules.functions.are_sequences_read();
-        if read || advances.trials > 0 {
-            advances.trials = if read { TRIALS } else { advances.trials - 1 };
-            let reads = if advances.reads { Pins::SEQUENCE } else { Pins::empty() };
+        let are_read = rules.functions.are_sequences_read();
+        if are_read || sequence_use.trials > 0 {
+            sequence_use.trials = if are_read { TRIALS } else { sequence_use.trials - 1 };
+            let reads = if sequence_use.reads { Pins::SEQUENCE } else { Pins::empty() };
             let written = SideEffects { pins: Pins::SEQUENCE_WRITTEN.union(reads), ..SideEffects::default() };
-            server.checks.note(&written, false);
+            server.checks.record(&written, false);
         }
     }
 }

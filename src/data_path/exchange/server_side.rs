@@ -38,7 +38,7 @@ const REPORT_BYTES_MAX: usize = 64 * 1024;
 
 /// The longest description of a statement: 65 535 parameter types. PostgreSQL's 1 664 columns with names of
 /// 63 bytes take less.
-const SHAPE_BYTES_MAX: usize = 256 * 1024 + 16;
+const DESCRIPTION_BYTES_MAX: usize = 256 * 1024 + 16;
 
 /// Length of a DataRow with one column of one byte.
 const ANSWER_BYTES: usize = 11;
@@ -50,7 +50,7 @@ pub struct ServerSide {
     /// A message has gone to the server in part, and the rest is still to come.
     pub(super) half_passed: bool,
     /// The rest of the message that is arriving is not passed to the client.
-    hiding: bool,
+    drops_rest: bool,
     /// The replies that the server owes.
     pub replies: ReplyTracker,
     /// The statements that the server has prepared.
@@ -60,21 +60,21 @@ pub struct ServerSide {
     /// What the present transaction may have changed.
     pub checks: PendingChecks,
     /// The session has set parameters with unknown names, and has not reset all settings since.
-    pub opaque_settings: bool,
+    pub unknown_settings: bool,
     /// Selects the notifications that the client gets.
     pub notifications: NotificationFilter,
     /// The portal that was bound last, if its text has PREPARE or DEALLOCATE.
-    pub bound: Option<(Box<[u8]>, PrepareEffects)>,
+    pub bound_portal: Option<(Box<[u8]>, PrepareEffects)>,
     /// The error of a statement that could not be prepared here. The client gets it in place of "does not
     /// exist".
-    attempted: Option<Vec<u8>>,
+    prepare_error: Option<Vec<u8>>,
     /// Reads the row description that the server is sending.
     pub(super) description: DescriptionReader,
     /// The settings in the server's answer so far; `None`: they could not be read.
-    pub(super) told_settings: Option<Settings>,
+    pub(super) settings_answer: Option<Settings>,
     /// A statement that was prepared here and whose row description the client's next message waits for;
     /// `true`: it differs.
-    pub sought: Option<(Arc<Statement>, bool)>,
+    pub awaited_description: Option<(Arc<Statement>, bool)>,
     /// `pg_terminate_backend` and `pg_cancel_backend` in the client's texts.
     pub signals: BackendSignals,
     /// The session whose sequence values the server remembers.
@@ -90,7 +90,7 @@ pub struct ServerSide {
     /// The server reports changed parameters only with its next reply, and must be asked for one.
     pub is_stale: bool,
     /// The reported parameters may differ from those that the client was sent.
-    pub(super) must_tell: bool,
+    pub(super) parameters_differ: bool,
     pub(super) lexing: Lexing,
 }
 
@@ -117,8 +117,8 @@ pub enum ExchangeError {
     #[error(transparent)]
     Desync(#[from] Desync),
     /// The server rejected a request of the proxy.
-    #[error("the server refused our own bookkeeping: {0}")]
-    Bookkeeping(ServerError),
+    #[error("the server rejected a request of the proxy: {0}")]
+    RejectedRequest(ServerError),
 }
 
 impl ServerSide {
@@ -127,18 +127,18 @@ impl ServerSide {
         Self {
             framer: Framer::default(),
             half_passed: false,
-            hiding: false,
+            drops_rest: false,
             replies: ReplyTracker::default(),
             statements: ServerStatements::new(prepared_max),
             applied: Arc::default(),
             checks: PendingChecks::default(),
-            opaque_settings: false,
+            unknown_settings: false,
             notifications: NotificationFilter::default(),
-            bound: None,
-            attempted: None,
+            bound_portal: None,
+            prepare_error: None,
             description: DescriptionReader::default(),
-            told_settings: Some(Settings::default()),
-            sought: None,
+            settings_answer: Some(Settings::default()),
+            awaited_description: None,
             sequences: ServerSequences::default(),
             signals: BackendSignals::default(),
             ours: ProxyStatements::default(),
@@ -147,7 +147,7 @@ impl ServerSide {
             reported,
             parameters_changed: true,
             is_stale: false,
-            must_tell: false,
+            parameters_differ: false,
         }
     }
 
@@ -171,20 +171,20 @@ impl ServerSide {
         self.applied = Arc::default();
         self.notifications.channels = None;
         self.checks.clear();
-        self.opaque_settings = false;
+        self.unknown_settings = false;
         self.replies.set_pins(Pins::default());
     }
 
     /// The names of all statements on the server, as a PostgreSQL array.
-    pub fn known_names(&self) -> String {
+    pub fn prepared_names(&self) -> String {
         self.statements.names(self.ours.names())
     }
 
     /// Code in the session has deallocated these names. If none is left on the server, the client's
     /// statements are removed as well: the code may have run DEALLOCATE ALL.
-    pub fn lost(&mut self, names: &[&[u8]], client: &mut ClientSide) {
+    pub fn deallocated_by_code(&mut self, names: &[&[u8]], client: &mut ClientSide) {
         if !names.is_empty() {
-            self.ours.lost(names);
+            self.ours.remove(names);
             if self.statements.deallocated_by_code(names) {
                 client.statements.forget_all();
             }
@@ -202,25 +202,25 @@ impl ServerSide {
         out: &mut Outgoing<'_>,
         send: SignalSender<'_>,
     ) -> Result<ChunkEvents, ExchangeError> {
-        let mut heard = ChunkEvents::default();
+        let mut events = ChunkEvents::default();
         // Taken out for the loop, so that a piece can borrow it while `self` is changed.
         let mut framer = std::mem::take(&mut self.framer);
         let result = loop {
             match framer.next(&mut chunk, |tag, length| self.need(tag, length)) {
-                Ok(None) => break Ok(heard),
+                Ok(None) => break Ok(events),
                 Ok(Some(Piece::Rest { bytes, .. })) => {
-                    if !self.hiding {
+                    if !self.drops_rest {
                         out.pass(bytes);
                     }
                 }
                 Ok(Some(Piece::Whole { tag: b'A', bytes })) => self.notification(bytes, client, out),
-                Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signals.warned(bytes, send) => {}
+                Ok(Some(Piece::Whole { tag: b'N', bytes })) if self.signals.on_notice(bytes, send) => {}
                 Ok(Some(Piece::Whole { tag, bytes } | Piece::First { tag, bytes })) => {
                     let taken = if tag == b'E' || tag == b'D' && self.signals.is_awaited() {
-                        self.reworded_message(tag, bytes, client, &mut heard, out)
+                        self.rewritten_message(tag, bytes, client, &mut events, out)
                     } else {
-                        self.message(tag, bytes, client, &mut heard, out)
-                            .map(|pass| self.let_pass(pass, bytes, client, out))
+                        self.message(tag, bytes, client, &mut events, out)
+                            .map(|pass| self.pass_or_drop(pass, bytes, client, out))
                     };
                     if let Err(broken) = taken {
                         break Err(broken);
@@ -234,11 +234,11 @@ impl ServerSide {
     }
 
     #[inline(always)]
-    fn let_pass(&mut self, pass: bool, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
-        self.hiding = !pass;
+    fn pass_or_drop(&mut self, pass: bool, bytes: &[u8], client: &mut ClientSide, out: &mut Outgoing<'_>) {
+        self.drops_rest = !pass;
         if pass {
-            if self.must_tell {
-                self.tell(client, out);
+            if self.parameters_differ {
+                self.send_parameters(client, out);
             }
             out.pass(bytes);
         }
@@ -247,20 +247,20 @@ impl ServerSide {
     /// A message whose text may be changed for the client. The new text depends on the pending reply, so it
     /// is made before the reply is removed.
     #[cold]
-    fn reworded_message(
+    fn rewritten_message(
         &mut self,
         tag: u8,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut ChunkEvents,
+        events: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
     ) -> Result<(), ExchangeError> {
         let (reworded, pass) = if tag == b'E' {
-            (self.reworded(bytes, client), self.error(bytes, client, heard, out)?)
+            (self.reworded_error(bytes, client), self.error(bytes, client, events, out)?)
         } else {
-            (self.signals.answered(bytes), self.reply(tag, bytes, client)?)
+            (self.signals.corrected_row(bytes), self.reply(tag, bytes, client)?)
         };
-        self.let_pass(pass, reworded.as_deref().unwrap_or(bytes), client, out);
+        self.pass_or_drop(pass, reworded.as_deref().unwrap_or(bytes), client, out);
         Ok(())
     }
 
@@ -270,7 +270,7 @@ impl ServerSide {
         tag: u8,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut ChunkEvents,
+        events: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
     ) -> Result<bool, ExchangeError> {
         match tag {
@@ -280,13 +280,13 @@ impl ServerSide {
                 }
                 let status = bytes.get(HEADER_BYTES).copied().unwrap_or(0);
                 let pass = self.replies.ready(status)?;
-                heard.ready += u32::from(pass);
+                events.ready += u32::from(pass);
                 if pass {
-                    self.attempted = None;
+                    self.prepare_error = None;
                 }
-                heard.transaction_ended = status == b'I';
+                events.transaction_ended = status == b'I';
                 if !self.replies.is_working() {
-                    self.signals.over();
+                    self.signals.finish();
                 }
                 Ok(pass)
             }
@@ -306,27 +306,31 @@ impl ServerSide {
             self.command_complete(bytes, client);
         }
         if self.replies.answers_proxy() {
-            self.take_answer(tag, bytes);
+            self.read_answer(tag, bytes);
         }
-        let settled = self.replies.reply(tag)?;
-        match settled.done {
-            Some(Request::Parse(Some(naming))) if !naming.statement.is_description_checked => {
-                self.statements.confirmed(&naming.statement);
+        let outcome = self.replies.reply(tag)?;
+        match outcome.done {
+            Some(Request::Parse(Some(statement_name)))
+                if !statement_name.statement.is_description_checked =>
+            {
+                self.statements.confirmed(&statement_name.statement);
             }
-            Some(Request::DescribeParsed(naming)) => self.described(*naming, client),
-            Some(Request::AskSettings(settings)) => self.told_all(&settings),
+            Some(Request::DescribeParsed(statement_name)) => self.described(*statement_name, client),
+            Some(Request::AskSettings(settings)) => self.complete_settings(&settings),
             _ => {}
         }
-        Ok(settled.pass)
+        Ok(outcome.pass)
     }
 
     /// How much of a server's message must be received before it is handled.
     #[inline]
     fn need(&self, tag: u8, length: usize) -> Result<Need, FrameError> {
         Ok(match tag {
-            b'T' | b't' | b'D' if self.replies.answers_proxy() && self.is_told_by(tag, length) => Need::Whole,
+            b'T' | b't' | b'D' if self.replies.answers_proxy() && self.is_answer_to_proxy(tag, length) => {
+                Need::Whole
+            }
             b'D' if length <= ANSWER_BYTES && self.signals.is_awaited() => Need::Whole,
-            b'N' if length <= REPORT_BYTES_MAX && self.signals.listens() => Need::Whole,
+            b'N' if length <= REPORT_BYTES_MAX && self.signals.expects_notice() => Need::Whole,
             b'D' | b'd' | b'T' | b't' | b'V' | b'N' => Need::Header,
             b'Z' if length == 5 => Need::Whole,
             b'Z' => return Err(FrameError::Length),
@@ -340,20 +344,20 @@ impl ServerSide {
 
     /// Whether a message answers the proxy and is short enough to be received whole.
     #[cold]
-    fn is_told_by(&self, tag: u8, length: usize) -> bool {
+    fn is_answer_to_proxy(&self, tag: u8, length: usize) -> bool {
         match tag {
             b'D' => length <= REPORT_BYTES_MAX && self.replies.are_settings_pending(),
-            _ => length <= SHAPE_BYTES_MAX && self.replies.is_description_pending(),
+            _ => length <= DESCRIPTION_BYTES_MAX && self.replies.is_description_pending(),
         }
     }
 
     /// Reads the answer to the proxy's own request.
     #[cold]
-    fn take_answer(&mut self, tag: u8, bytes: &[u8]) {
+    fn read_answer(&mut self, tag: u8, bytes: &[u8]) {
         if matches!(tag, b'T' | b't' | b'n') && self.replies.is_description_pending() {
             self.description.add(bytes);
         } else if tag == b'D' && self.replies.are_settings_pending() {
-            self.told_setting(bytes);
+            self.add_setting(bytes);
         }
     }
 
@@ -377,17 +381,17 @@ impl ServerSide {
     /// returns to the pool.
     #[inline]
     pub fn has_pending_checks(&self, follows: bool) -> bool {
-        !self.checks.is_empty() || self.has_read_on() || self.is_hearing_unsettled(follows)
+        !self.checks.is_empty() || self.is_sequence_pin_due() || self.are_channels_unsettled(follows)
     }
 
     /// Whether another transaction has run since the server was pinned for `currval`.
     #[inline]
-    fn has_read_on(&self) -> bool {
-        self.sequences.stirred && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN)
+    fn is_sequence_pin_due(&self) -> bool {
+        self.sequences.has_sent_text && self.replies.pins().contains(Pins::SEQUENCE_WRITTEN)
     }
 
     #[inline]
-    fn is_hearing_unsettled(&self, follows: bool) -> bool {
+    fn are_channels_unsettled(&self, follows: bool) -> bool {
         let NotificationFilter { channels, dropped, .. } = &self.notifications;
         channels.is_some() && (*dropped > 0 || !self.is_pinned(follows))
     }
@@ -401,22 +405,22 @@ impl ServerSide {
         &mut self,
         bytes: &[u8],
         client: &mut ClientSide,
-        heard: &mut ChunkEvents,
+        events: &mut ChunkEvents,
         out: &mut Outgoing<'_>,
     ) -> Result<bool, ExchangeError> {
         if is_fatal(bytes) {
-            heard.fatal = true;
+            events.fatal = true;
             return Ok(true);
         }
-        let Self { replies, statements, told_settings: told, .. } = self;
-        let origin = replies.error(|owed, skipped| {
-            if owed.changes_unnamed() {
+        let Self { replies, statements, settings_answer, .. } = self;
+        let origin = replies.error(|pending, skipped| {
+            if pending.changes_unnamed() {
                 client.statements.unnamed_skipped(skipped.failed, skipped.unnamed_later);
             }
-            match owed.request {
-                Request::Parse(Some(naming)) => {
-                    statements.failed(&naming.statement);
-                    if let Some(name) = &naming.client_name {
+            match pending.request {
+                Request::Parse(Some(statement_name)) => {
+                    statements.failed(&statement_name.statement);
+                    if let Some(name) = &statement_name.client_name {
                         client.statements.remove(name);
                     }
                 }
@@ -424,8 +428,8 @@ impl ServerSide {
                     // A failed Parse has removed the previous unnamed statement; a skipped one has not.
                     statements.set_unnamed_unknown();
                 }
-                Request::DescribeParsed(naming) => statements.failed(&naming.statement),
-                Request::AskSettings(_) => *told = Some(Settings::default()),
+                Request::DescribeParsed(statement_name) => statements.failed(&statement_name.statement),
+                Request::AskSettings(_) => *settings_answer = Some(Settings::default()),
                 // The skipped Close leaves the unnamed statement there, which may be another client's.
                 Request::CloseUnnamed => statements.set_unnamed_unknown(),
                 Request::Query(prepare_effects) => {
@@ -437,37 +441,37 @@ impl ServerSide {
                 Request::Execute(Some(prepare_effects)) => {
                     prepare_effects.revert(&mut client.statements, statements)
                 }
-                Request::Close(Some(naming)) => match &naming.client_name {
-                    Some(name) => client.statements.insert(name, naming.statement.clone()),
-                    None => statements.not_closed(&naming.statement),
+                Request::Close(Some(statement_name)) => match &statement_name.client_name {
+                    Some(name) => client.statements.insert(name, statement_name.statement.clone()),
+                    None => statements.not_closed(&statement_name.statement),
                 },
                 _ => {}
             }
         })?;
         match origin {
-            Origin::Proxy => return Err(ExchangeError::Bookkeeping(ServerError::read(bytes))),
+            Origin::Proxy => return Err(ExchangeError::RejectedRequest(ServerError::read(bytes))),
             Origin::TryPrepare => return Ok(false),
             Origin::Denied(reason) => {
-                heard.errors += 1;
+                events.errors += 1;
                 client.rules().client_error(reason).write(Severity::Error, out.build());
                 return Ok(false);
             }
             Origin::Client | Origin::Prepare => {}
         }
-        heard.errors += 1;
+        events.errors += 1;
         Ok(true)
     }
 
     /// The error with the client's own statement names, or `None` if it needs no change.
     #[cold]
-    fn reworded(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
+    fn reworded_error(&mut self, bytes: &[u8], client: &ClientSide) -> Option<Vec<u8>> {
         if self.replies.origin() == Some(Origin::TryPrepare) {
-            self.attempted = Some(without_position(bytes));
+            self.prepare_error = Some(without_position(bytes));
             return None;
         }
         let is_missing = error_field(bytes, b'C') == Some(b"26000");
-        if let Some(attempted) = self.attempted.take().filter(|_| is_missing) {
-            return Some(attempted);
+        if let Some(prepare_error) = self.prepare_error.take().filter(|_| is_missing) {
+            return Some(prepare_error);
         }
         let shifts = match self.replies.prepare_effects() {
             Some(Some(prepare_effects)) => std::mem::take(&mut prepare_effects.shifts),
@@ -475,8 +479,8 @@ impl ServerSide {
         };
         let parsed = self.replies.client_name();
         with_client_names(bytes, &shifts, |ours| {
-            let parsed = parsed.filter(|naming| naming.statement.server_name() == ours);
-            let name = parsed.and_then(|naming| naming.client_name.as_deref());
+            let parsed = parsed.filter(|statement_name| statement_name.statement.server_name() == ours);
+            let name = parsed.and_then(|statement_name| statement_name.client_name.as_deref());
             name.or_else(|| client.statements.name_of(ours)).map(<[u8]>::to_vec)
         })
     }
@@ -498,15 +502,15 @@ impl ServerSide {
             self.ours = ProxyStatements::default();
         }
         // PostgreSQL has reset this itself; the after-transaction check finds the rest.
-        let gone = match tag {
+        let reset_pins = match tag {
             b"DISCARD ALL\0" => {
-                self.opaque_settings = false;
+                self.unknown_settings = false;
                 Pins::SEQUENCES.union(Pins::UNSTORED).union(Pins::SETTINGS)
             }
             b"DISCARD SEQUENCES\0" => Pins::SEQUENCES,
             _ => return,
         };
-        self.replies.set_pins(self.replies.pins().difference(gone));
+        self.replies.set_pins(self.replies.pins().difference(reset_pins));
         client.sequence_use.reads = false;
     }
 }

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{ClientMessages, GOES_ON},
+    client_messages::{CONTINUE, ClientMessages},
     client_side::{ClientSide, need_of_client, violation},
     ensure_prepared::WaitReason,
 };
@@ -31,13 +31,13 @@ pub enum FirstMessage {
     /// A request.
     Request,
     /// Terminate.
-    Goodbye,
+    Terminate,
 }
 
 /// Whether such a message has no effect and no reply while no request is pending, no transaction is open and
 /// no batch has begun.
 #[inline]
-pub(super) fn asks_nothing(tag: u8) -> bool {
+pub(super) fn has_no_effect(tag: u8) -> bool {
     matches!(tag, b'd' | b'c' | b'f' | b'H')
 }
 
@@ -90,8 +90,8 @@ impl ClientMessages<'_, '_> {
         bytes: &[u8],
         may_fill: bool,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        if asks_nothing(tag) && self.server.replies.is_over() {
-            return GOES_ON;
+        if has_no_effect(tag) && self.server.replies.is_over() {
+            return CONTINUE;
         }
         if (may_fill || self.is_much_built()) && self.is_full(tag) {
             return Ok(ControlFlow::Break(WaitReason::Room));
@@ -101,29 +101,29 @@ impl ClientMessages<'_, '_> {
 
     /// Handles the first part of a message. `full`: there was no memory for the whole message.
     #[cold]
-    pub(super) fn take_part(
+    pub(super) fn take_first_part(
         &mut self,
         tag: u8,
         bytes: &[u8],
         may_fill: bool,
         full: Option<Limit>,
-        left_out: &mut SkippedMessage,
+        skipped: &mut SkippedMessage,
     ) -> Result<ControlFlow<WaitReason>, ClientError> {
-        if asks_nothing(tag) && self.server.replies.is_over() {
-            left_out.ignore();
-            return GOES_ON;
+        if has_no_effect(tag) && self.server.replies.is_over() {
+            skipped.ignore();
+            return CONTINUE;
         }
         if (may_fill || self.is_much_built()) && self.is_full(tag) {
             return Ok(ControlFlow::Break(WaitReason::Room));
         }
         if let Some(limit) = full.filter(|_| self.rules.follow) {
-            self.deny(tag, limit);
-            left_out.ignore();
-            return GOES_ON;
+            self.reject(tag, limit);
+            skipped.ignore();
+            return CONTINUE;
         }
         let flow = self.message(tag, bytes, false)?;
-        if std::mem::take(&mut self.return_state.denied) {
-            left_out.ignore();
+        if std::mem::take(&mut self.return_state.rejected) {
+            skipped.ignore();
         }
         Ok(flow)
     }
@@ -135,36 +135,36 @@ impl ClientSide {
     /// # Errors
     /// The client broke the protocol.
     #[inline]
-    pub fn front(&self, sent: &[u8]) -> Result<FirstMessage, ClientError> {
+    pub fn first_message(&self, sent: &[u8]) -> Result<FirstMessage, ClientError> {
         let Some((tag, length)) = header(sent).map_err(violation)? else { return Ok(FirstMessage::Nothing) };
         let _: Need = need_of_client(tag, length, &self.rules).map_err(violation)?;
         let is_enough = sent.len() > length || sent.len() >= FIRST_MESSAGE_BYTES;
         Ok(match tag {
-            b'X' => FirstMessage::Goodbye,
-            tag if is_enough && !asks_nothing(tag) => FirstMessage::Request,
+            b'X' => FirstMessage::Terminate,
+            tag if is_enough && !has_no_effect(tag) => FirstMessage::Request,
             _ => FirstMessage::Nothing,
         })
     }
 
     /// Whether the client's next bytes are skipped.
     #[inline]
-    pub fn is_leaving_out(&self) -> bool {
+    pub fn is_skipping_messages(&self) -> bool {
         self.skipped.until != Until::Nothing
     }
 
     /// Whether they belong to a rejected request.
     #[inline]
-    pub fn is_refusing(&self) -> bool {
-        self.is_leaving_out() && !self.skipped.is_ignored()
+    pub fn is_skipping_rejected(&self) -> bool {
+        self.is_skipping_messages() && !self.skipped.is_ignored()
     }
 
     /// Skips the next request, which the proxy has answered with an error. `status` is for its ReadyForQuery.
-    pub fn begin_refusing(&mut self, status: u8) {
+    pub fn skip_request(&mut self, status: u8) {
         self.skipped = SkippedMessage { until: Until::Request, status };
     }
 
     /// Skips to the Sync of the open batch.
-    pub fn refuse_to_sync(&mut self, status: u8) {
+    pub fn skip_to_sync(&mut self, status: u8) {
         self.skipped = SkippedMessage { until: Until::Sync, status };
     }
 
@@ -174,18 +174,18 @@ impl ClientSide {
     ///
     /// # Errors
     /// The client broke the protocol.
-    pub fn leave_out<'c>(
+    pub fn skip_messages<'c>(
         &mut self,
         mut chunk: &'c [u8],
         replies: &mut Vec<u8>,
     ) -> Result<&'c [u8], ClientError> {
-        let Self { framer, rules, skipped: left_out, .. } = self;
+        let Self { framer, rules, skipped, .. } = self;
         loop {
             if !framer.mid_message() {
                 // A partial header is left there: its message may be one that must not be skipped.
                 let Some((tag, _)) = header(chunk).map_err(violation)? else { return Ok(chunk) };
-                let refused = !matches!(left_out.until, Until::Nothing | Until::Ignored);
-                if tag == b'X' || !refused && !asks_nothing(tag) {
+                let is_rejected = !matches!(skipped.until, Until::Nothing | Until::Ignored);
+                if tag == b'X' || !is_rejected && !has_no_effect(tag) {
                     return Ok(chunk);
                 }
             }
@@ -196,16 +196,16 @@ impl ClientSide {
                 Some(Piece::First { tag, .. }) => (Some(tag), false),
                 Some(Piece::Rest { last, .. }) => (None, last),
             };
-            left_out.until = match (left_out.until, tag) {
+            skipped.until = match (skipped.until, tag) {
                 (Until::Nothing | Until::Ignored, _) if ended => Until::Nothing,
                 (Until::Nothing | Until::Ignored, _) => Until::Ignored,
                 (Until::Request, Some(b'Q' | b'F')) | (_, Some(b'S')) => Until::LastMessage,
                 (Until::Request, Some(b'P' | b'B' | b'D' | b'C' | b'E')) => Until::Sync,
                 (going_on, _) => going_on,
             };
-            if left_out.until == Until::LastMessage && ended {
-                left_out.until = Until::Nothing;
-                ready_for_query(replies, left_out.status);
+            if skipped.until == Until::LastMessage && ended {
+                skipped.until = Until::Nothing;
+                ready_for_query(replies, skipped.status);
             }
         }
     }

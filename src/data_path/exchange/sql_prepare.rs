@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    client_messages::{ClientMessages, GOES_ON},
+    client_messages::{CONTINUE, ClientMessages},
     ensure_prepared::WaitReason,
     pending_replies::{Origin, Request},
 };
@@ -81,15 +81,18 @@ impl ClientMessages<'_, '_> {
     #[inline]
     pub(super) fn execute(&mut self, bytes: &[u8]) {
         let mut prepare_effects = None;
-        if let Some((portal, _)) = &self.server.bound {
+        if let Some((portal, _)) = &self.server.bound_portal {
             let named = bytes.get(HEADER_BYTES..).is_some_and(|body| body.starts_with(portal));
-            prepare_effects =
-                self.server.bound.take_if(|_| named).map(|(_, prepare_effects)| Box::new(prepare_effects));
+            prepare_effects = self
+                .server
+                .bound_portal
+                .take_if(|_| named)
+                .map(|(_, prepare_effects)| Box::new(prepare_effects));
         }
         if let Some(prepare_effects) = &prepare_effects {
             prepare_effects.expect(self.statements, &mut self.server.statements);
         }
-        self.ask(Request::Execute(prepare_effects));
+        self.track(Request::Execute(prepare_effects));
     }
 
     /// The settings under which a PREPARE in the text parses its statement.
@@ -144,7 +147,7 @@ impl ClientMessages<'_, '_> {
                 Some(known) => known.clone(),
                 None if local.all_gone => None,
                 None => match self.statements.get(value).cloned() {
-                    Some(known) => Some(self.alike(value, known.clone())?.unwrap_or(known)),
+                    Some(known) => Some(self.usable_statement(value, known.clone())?.unwrap_or(known)),
                     None => None,
                 },
             };
@@ -158,9 +161,9 @@ impl ClientMessages<'_, '_> {
                     let (text, range) = as_kept(sql, &found, &name.range);
                     let under = self.settings_of(settings);
                     let statement = self.rules.shared_statements.in_sql(side_effects, text, range, &under);
-                    let naming =
+                    let statement_name =
                         StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                    rewritten.prepare_effects.effects.push_back(PrepareEffect::Prepares(naming));
+                    rewritten.prepare_effects.effects.push_back(PrepareEffect::Prepares(statement_name));
                     let ours = statement.server_name().to_vec();
                     local.names.insert(value.into(), Some(statement));
                     ours
@@ -169,13 +172,16 @@ impl ClientMessages<'_, '_> {
                     followed = true;
                     let ours = statement.server_name().to_vec();
                     if *kind == Kind::Deallocate {
-                        let naming =
+                        let statement_name =
                             StatementName { client_name: Some(value.into()), statement: statement.clone() };
-                        rewritten.prepare_effects.effects.push_back(PrepareEffect::Deallocates(Some(naming)));
+                        rewritten
+                            .prepare_effects
+                            .effects
+                            .push_back(PrepareEffect::Deallocates(Some(statement_name)));
                         local.names.insert(value.into(), None);
                     }
-                    self.note(&statement.side_effects, false);
-                    self.note_calls(statement.body(), Some(&statement.found_effects));
+                    self.record(&statement.side_effects, false);
+                    self.record_calls(statement.body(), Some(&statement.found_effects));
                     if !made_here && local.required.insert(statement.id) {
                         rewritten.requires.push(statement);
                     }
@@ -184,7 +190,7 @@ impl ClientMessages<'_, '_> {
                 (kind, None) => {
                     // Code may have prepared it: the check after the transaction asks the server. If there is
                     // none, the server sends the error.
-                    self.note(
+                    self.record(
                         &SideEffects { checks: StateChecks::PREPARED, ..SideEffects::default() },
                         false,
                     );
@@ -231,16 +237,17 @@ impl ClientMessages<'_, '_> {
             out.extend_from_slice(&text);
         });
         if !name.is_empty() {
-            let statement = self.made(&text, side_effects, Some(Arc::new((requires, prepare_effects))));
+            let statement =
+                self.new_statement(&text, side_effects, Some(Arc::new((requires, prepare_effects))));
             self.parse_statement(&message, name, &statement);
-            return GOES_ON;
+            return CONTINUE;
         }
         // A PREPARE sent later would replace the unnamed statement: required statements come first.
         let mut preparer = self.server.preparer(self.under, self.startup);
         for statement in &requires {
             preparer.ensure(statement, self.out);
         }
-        if self.ask_unnamed(Request::Parse(None)) {
+        if self.track_unnamed(Request::Parse(None)) {
             let serial = *self.unnamed_serial;
             let under = self.server.parsing(self.under);
             self.statements.set_unnamed(
@@ -253,27 +260,27 @@ impl ClientMessages<'_, '_> {
             self.server.statements.set_unnamed(serial);
         }
         self.out.build().extend_from_slice(&message);
-        GOES_ON
+        CONTINUE
     }
 
     /// Bind of a text with statement names: prepares the statements that it requires.
     #[cold]
-    pub(super) fn bind_naming(&mut self, portal: &[u8], naming: &SqlNames) {
-        let (requires, prepare_effects) = naming;
+    pub(super) fn bind_with_names(&mut self, portal: &[u8], sql_names: &SqlNames) {
+        let (requires, prepare_effects) = sql_names;
         for statement in requires {
-            self.note(&statement.side_effects, false);
-            self.note_calls(statement.body(), Some(&statement.found_effects));
+            self.record(&statement.side_effects, false);
+            self.record_calls(statement.body(), Some(&statement.found_effects));
         }
-        self.ensure_named(Some(naming));
+        self.ensure_named(Some(sql_names));
         if !prepare_effects.effects.is_empty() {
-            self.server.bound = Some((portal.into(), prepare_effects.clone()));
+            self.server.bound_portal = Some((portal.into(), prepare_effects.clone()));
         }
     }
 
     /// Prepares the statements that a Describe of an EXECUTE needs.
-    pub(super) fn ensure_named(&mut self, naming: Option<&SqlNames>) {
+    pub(super) fn ensure_named(&mut self, sql_names: Option<&SqlNames>) {
         let mut preparer = self.server.preparer(self.under, self.startup);
-        for statement in naming.into_iter().flat_map(|names| &names.0) {
+        for statement in sql_names.into_iter().flat_map(|names| &names.0) {
             preparer.ensure(statement, self.out);
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    client_messages::{ClientMessages, GOES_ON},
+    client_messages::{CONTINUE, ClientMessages},
     client_side::{SessionRules, violation},
     ensure_prepared::WaitReason,
     pending_replies::{Origin, Request},
@@ -21,20 +21,22 @@ use crate::{
 };
 
 /// A text that every server rejects.
-const UNREADABLE: &[u8] = b"pglobby.tenant";
+const INVALID_TEXT: &[u8] = b"pglobby.tenant";
 
 /// Whether a text in session mode must be read: it may choose the tenant, or name a role or a database. This
 /// cost is paid for each text.
 #[inline]
-pub(super) fn is_read_along(bytes: &[u8], rules: &SessionRules) -> bool {
+pub(super) fn must_be_read(bytes: &[u8], rules: &SessionRules) -> bool {
     let mut body = bytes.get(HEADER_BYTES..).unwrap_or_default();
     if bytes.first() == Some(&b'P') {
         let _ = cstr(&mut body);
     }
-    rules.may_switch_tenant || may_change_identity(cstr(&mut body).unwrap_or_default()) || names_choice(bytes)
+    rules.may_switch_tenant
+        || may_change_identity(cstr(&mut body).unwrap_or_default())
+        || names_pglobby(bytes)
 }
 
-fn names_choice(bytes: &[u8]) -> bool {
+fn names_pglobby(bytes: &[u8]) -> bool {
     const NAME: &[u8] = b"pglobby";
     bytes.windows(NAME.len()).any(|window| window.eq_ignore_ascii_case(NAME))
 }
@@ -52,12 +54,12 @@ impl ClientMessages<'_, '_> {
     /// A text that chooses the tenant. It waits if it is the first of its transaction. Otherwise the server
     /// is made to reject it, so that the rest of the batch or transaction fails as after any error.
     #[cold]
-    pub(super) fn choice(&mut self, tag: u8) -> ControlFlow<WaitReason> {
+    pub(super) fn choose_tenant(&mut self, tag: u8) -> ControlFlow<WaitReason> {
         let replies = &self.server.replies;
         if !self.rules.may_switch_tenant {
-            self.deny(tag, TenantSwitchError::Employee);
+            self.reject(tag, TenantSwitchError::Employee);
         } else if replies.is_unsynced() || replies.takes_copy_data() {
-            self.deny(tag, TenantSwitchError::TransactionBegun);
+            self.reject(tag, TenantSwitchError::TransactionBegun);
         } else {
             return ControlFlow::Break(WaitReason::Choice);
         }
@@ -73,7 +75,7 @@ impl ClientMessages<'_, '_> {
         sql: &[u8],
     ) -> Option<ControlFlow<WaitReason>> {
         match side_effects.tenant {
-            TenantMention::Sets => Some(self.choice(tag)),
+            TenantMention::Sets => Some(self.choose_tenant(tag)),
             _ => self.guard_identity(tag, sql),
         }
     }
@@ -84,10 +86,10 @@ impl ClientMessages<'_, '_> {
         let replies = &self.server.replies;
         match self.rules.identity.decide(sql, self.server.lexing())? {
             IdentityDecision::Password(_) if replies.is_unsynced() || replies.takes_copy_data() => {
-                self.deny(tag, IdentityError::PasswordInTransaction);
+                self.reject(tag, IdentityError::PasswordInTransaction);
             }
             IdentityDecision::Password(_) => return Some(ControlFlow::Break(WaitReason::Choice)),
-            IdentityDecision::Refused(reason) => self.deny(tag, reason),
+            IdentityDecision::Refused(reason) => self.reject(tag, reason),
         }
         Some(ControlFlow::Continue(()))
     }
@@ -95,7 +97,7 @@ impl ClientMessages<'_, '_> {
     /// Bind, Describe or Close in session mode, while the session has statements that must not reach a
     /// server: changes of its login's password.
     #[cold]
-    pub(super) fn unserved_in_session_mode(
+    pub(super) fn statement_in_session_mode(
         &mut self,
         tag: u8,
         bytes: &[u8],
@@ -106,8 +108,8 @@ impl ClientMessages<'_, '_> {
             b'B' => cstr(&mut body).and_then(|_| cstr(&mut body)).map_err(violation)?,
             _ => Some(kind_and_name(bytes)?).filter(|(kind, _)| *kind == b'S').unwrap_or_default().1,
         };
-        let known = self.statements.get(name).filter(|_| !name.is_empty()).cloned();
-        match (tag, known) {
+        let statement = self.statements.get(name).filter(|_| !name.is_empty()).cloned();
+        match (tag, statement) {
             (b'C', Some(_)) => drop(self.statements.remove(name)),
             (_, Some(statement)) => {
                 if let Some(flow) = self.guard_bound(&statement.side_effects, statement.body(), whole)? {
@@ -116,13 +118,13 @@ impl ClientMessages<'_, '_> {
             }
             _ => {}
         }
-        self.ask(match tag {
+        self.track(match tag {
             b'B' => Request::Bind,
             b'D' => Request::Describe,
             _ => Request::Close(None),
         });
         self.out.pass(bytes);
-        GOES_ON
+        CONTINUE
     }
 
     /// Bind of a statement that needs a decision.
@@ -137,8 +139,8 @@ impl ClientMessages<'_, '_> {
         match flow {
             // The part that is still missing makes it too long for a statement that chooses the tenant.
             Some(ControlFlow::Break(_)) if !whole => {
-                self.deny(b'B', TenantSwitchError::NotAlone);
-                self.return_state.denied = true;
+                self.reject(b'B', TenantSwitchError::NotAlone);
+                self.return_state.rejected = true;
                 Ok(Some(ControlFlow::Continue(())))
             }
             flow => Ok(flow),
@@ -148,25 +150,25 @@ impl ClientMessages<'_, '_> {
     /// Rejects a message: the server gets an invalid one in its place, and the client gets the proxy's error
     /// for it.
     #[cold]
-    pub(super) fn deny(&mut self, tag: u8, reason: impl Into<RequestError>) {
+    pub(super) fn reject(&mut self, tag: u8, reason: impl Into<RequestError>) {
         let request_error = reason.into();
         if self.server.replies.takes_copy_data() {
             // Any message but data makes the COPY fail.
-            append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
+            append(self.out.build(), b'Q', |out| append_cstr(out, INVALID_TEXT));
         } else if matches!(tag, b'Q' | b'F') {
             self.end_unnamed();
             let _ = self.server.replies.track(Request::Query(None), Origin::Denied(request_error));
-            append(self.out.build(), b'Q', |out| append_cstr(out, UNREADABLE));
+            append(self.out.build(), b'Q', |out| append_cstr(out, INVALID_TEXT));
         } else {
             self.server.statements.set_unnamed_unknown();
             let _ = self.server.replies.track(Request::Parse(None), Origin::Denied(request_error));
-            parse(b"", UNREADABLE, self.out.build());
+            parse(b"", INVALID_TEXT, self.out.build());
         }
     }
 
     /// A text in session mode: read only for the user and the tenant. The tenant is looked for if the session
     /// may choose it, or the text has its name.
-    pub(super) fn in_session_mode(
+    pub(super) fn text_in_session_mode(
         &mut self,
         tag: u8,
         bytes: &[u8],
@@ -181,29 +183,29 @@ impl ClientMessages<'_, '_> {
         {
             return Ok(flow);
         }
-        let talk = sql.map(|sql| match self.rules.may_switch_tenant || names_choice(sql) {
+        let mention = sql.map(|sql| match self.rules.may_switch_tenant || names_pglobby(sql) {
             true => SideEffects::read(sql, self.server.lexing()).tenant,
             false => TenantMention::None,
         });
-        if matches!(talk, Ok(TenantMention::Resets)) {
-            self.server.checks.note_reset();
+        if matches!(mention, Ok(TenantMention::Resets)) {
+            self.server.checks.record_reset();
         }
-        match (tag, talk) {
-            (b'Q', Ok(TenantMention::Sets)) => return Ok(self.choice(tag)),
+        match (tag, mention) {
+            (b'Q', Ok(TenantMention::Sets)) => return Ok(self.choose_tenant(tag)),
             (_, Ok(TenantMention::Sets)) if !self.rules.may_switch_tenant => {
-                self.deny(tag, TenantSwitchError::Employee)
+                self.reject(tag, TenantSwitchError::Employee)
             }
-            (_, Ok(TenantMention::Sets)) => self.deny(tag, TenantSwitchError::SessionMode),
+            (_, Ok(TenantMention::Sets)) => self.reject(tag, TenantSwitchError::SessionMode),
             (b'Q', _) => {
                 self.end_unnamed();
-                self.ask(Request::Query(None));
+                self.track(Request::Query(None));
                 self.out.pass(bytes);
             }
             _ => {
-                self.ask(Request::Parse(None));
+                self.track(Request::Parse(None));
                 self.out.pass(bytes);
             }
         }
-        GOES_ON
+        CONTINUE
     }
 }

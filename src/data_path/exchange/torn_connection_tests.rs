@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{
-    property_tests::{Backend, Pipeline, Say, client, exchange, parts},
+    property_tests::{Backend, Message, Pipeline, client, exchange, parts},
     *,
 };
 use crate::{
@@ -20,7 +20,7 @@ struct Shared {
     server: ServerSide,
     postgres: Backend,
     /// PostgreSQL's bytes that the session has not read.
-    coming: Vec<u8>,
+    unread: Vec<u8>,
     /// A session holds it.
     held: bool,
 }
@@ -29,52 +29,53 @@ struct Shared {
 struct Session {
     side: ClientSide,
     inbox: Vec<u8>,
-    heard: Vec<u8>,
+    received: Vec<u8>,
 }
 
 impl Session {
     /// The client sends bytes. They wait until there are enough to borrow the server.
-    fn says(&mut self, bytes: &[u8], shared: &mut Shared) {
+    fn send(&mut self, bytes: &[u8], shared: &mut Shared) {
         if shared.held {
-            return self.passes_on(bytes, shared);
+            return self.pass_on(bytes, shared);
         }
         self.inbox.extend_from_slice(bytes);
         let inbox = std::mem::take(&mut self.inbox);
-        let rest = self.side.leave_out(&inbox, &mut self.heard).unwrap();
-        if self.side.is_leaving_out() || self.side.front(rest).unwrap() != FirstMessage::Request {
+        let rest = self.side.skip_messages(&inbox, &mut self.received).unwrap();
+        if self.side.is_skipping_messages() || self.side.first_message(rest).unwrap() != FirstMessage::Request
+        {
             return self.inbox.extend_from_slice(rest);
         }
         shared.held = true;
-        self.passes_on(rest, shared);
+        self.pass_on(rest, shared);
     }
 
-    fn passes_on(&mut self, bytes: &[u8], shared: &mut Shared) {
+    fn pass_on(&mut self, bytes: &[u8], shared: &mut Shared) {
         let mut scratch = Vec::new();
         let mut out = Outgoing::new(bytes, &mut scratch);
         let flow = self.side.take(bytes, &mut shared.server, &mut out).unwrap();
-        shared.coming.extend(shared.postgres.hear(out.finish()));
+        shared.unread.extend(shared.postgres.receive(out.finish()));
         assert_eq!(shared.server.has_whole_messages(), shared.postgres.half.is_empty());
         match flow {
             Flow::AwaitsReplies(rest) => {
-                self.hears(usize::MAX, shared);
-                self.says(&rest, shared);
+                self.receive(usize::MAX, shared);
+                self.send(&rest, shared);
             }
-            Flow::Continues => self.gives_back(shared),
+            Flow::Continues => self.return_if_free(shared),
             other => panic!("{other:?}"),
         }
     }
 
     /// The session receives `count` bytes from PostgreSQL.
-    fn hears(&mut self, count: usize, shared: &mut Shared) {
-        let coming: Vec<u8> = shared.coming.drain(..count.min(shared.coming.len())).collect();
+    fn receive(&mut self, count: usize, shared: &mut Shared) {
+        let unread: Vec<u8> = shared.unread.drain(..count.min(shared.unread.len())).collect();
         let mut scratch = Vec::new();
-        let mut out = Outgoing::new(&coming, &mut scratch);
-        shared.server.take(&coming, &mut self.side, &mut out, &|_, _| false).unwrap();
-        self.heard.extend_from_slice(out.finish());
-        self.gives_back(shared);
+        let mut out = Outgoing::new(&unread, &mut scratch);
+        shared.server.take(&unread, &mut self.side, &mut out, &|_, _| false).unwrap();
+        self.received.extend_from_slice(out.finish());
+        self.return_if_free(shared);
     }
 
-    fn gives_back(&mut self, shared: &mut Shared) {
+    fn return_if_free(&mut self, shared: &mut Shared) {
         if shared.held && shared.server.replies.is_over() && shared.server.is_between_messages() {
             shared.server.checks.clear(); // as after the check
             shared.held = false;
@@ -86,30 +87,30 @@ impl Session {
 impl Shared {
     fn new() -> Self {
         let server = ServerSide::new(Default::default(), PreparedLimits { statements: 3, bytes: 100 });
-        Self { server, postgres: Backend::default(), coming: Vec::new(), held: false }
+        Self { server, postgres: Backend::default(), unread: Vec::new(), held: false }
     }
 
     /// The next session gets correct replies.
-    fn serves_another(&mut self, table: &Arc<SharedStatements>) {
-        assert!(self.server.is_reusable() && self.is_at_rest() && self.postgres.begun.is_none());
+    fn serve_another_session(&mut self, table: &Arc<SharedStatements>) {
+        assert!(self.server.is_reusable() && self.is_idle() && self.postgres.begun.is_none());
         let mut request = Vec::new();
-        Say::Query("SELECT 1").write(&mut request);
-        let heard = exchange(&mut client(table, 77), &mut self.server, &mut self.postgres, &request, &[]);
-        assert_eq!(Pipeline(heard), Pipeline(Backend::default().hear(&request)));
+        Message::Query("SELECT 1").write(&mut request);
+        let received = exchange(&mut client(table, 77), &mut self.server, &mut self.postgres, &request, &[]);
+        assert_eq!(Pipeline(received), Pipeline(Backend::default().receive(&request)));
         self.server.checks.clear();
     }
 
-    fn is_at_rest(&self) -> bool {
+    fn is_idle(&self) -> bool {
         let Backend { half, copying, skipping, .. } = &self.postgres;
-        half.is_empty() && copying.is_none() && !skipping && self.coming.is_empty()
+        half.is_empty() && copying.is_none() && !skipping && self.unread.is_empty()
     }
 
     /// The session has ended at any point: the server is reused, reset or closed.
-    fn ends(mut self, table: &Arc<SharedStatements>) {
+    fn end(mut self, table: &Arc<SharedStatements>) {
         if self.server.is_reusable() {
-            self.serves_another(table);
+            self.serve_another_session(table);
         } else if self.server.is_cleanable() {
-            assert!(self.is_at_rest());
+            assert!(self.is_idle());
         }
         // Otherwise it is closed; Terminate must not be read as the rest of a message.
         assert_eq!(self.server.has_whole_messages(), self.postgres.half.is_empty());
@@ -117,30 +118,35 @@ impl Shared {
 }
 
 /// A conversation in which the client or the server sends only a part.
-fn converse(said: &[u8], cuts: &[usize], heard: &[usize]) {
+fn converse(sent: &[u8], cuts: &[usize], reads: &[usize]) {
     let table = Arc::new(SharedStatements::default());
     let mut shared = Shared::new();
-    let mut session = Session { side: client(&table, 0), inbox: Vec::new(), heard: Vec::new() };
-    let mut heard = heard.iter().cycle();
-    for part in parts(said, cuts) {
-        session.says(part, &mut shared);
-        session.hears(*heard.next().unwrap_or(&usize::MAX), &mut shared);
+    let mut session = Session { side: client(&table, 0), inbox: Vec::new(), received: Vec::new() };
+    let mut reads = reads.iter().cycle();
+    for part in parts(sent, cuts) {
+        session.send(part, &mut shared);
+        session.receive(*reads.next().unwrap_or(&usize::MAX), &mut shared);
         if !shared.held {
-            shared.serves_another(&table);
+            shared.serve_another_session(&table);
         }
     }
     let mut alone = Backend::default();
-    let expected = alone.hear(said);
-    assert!(expected.starts_with(&session.heard), "{:?} {:?}", Pipeline(expected), Pipeline(session.heard));
-    if shared.coming.is_empty() {
-        assert_eq!(Pipeline(session.heard), Pipeline(expected));
+    let expected = alone.receive(sent);
+    assert!(
+        expected.starts_with(&session.received),
+        "{:?} {:?}",
+        Pipeline(expected),
+        Pipeline(session.received)
+    );
+    if shared.unread.is_empty() {
+        assert_eq!(Pipeline(session.received), Pipeline(expected));
     }
-    shared.ends(&table);
+    shared.end(&table);
 }
 
-fn all(said: &[Say]) -> Vec<u8> {
+fn all(sent: &[Message]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    said.iter().for_each(|say| say.write(&mut bytes));
+    sent.iter().for_each(|message| message.write(&mut bytes));
     bytes
 }
 
@@ -148,9 +154,9 @@ const COPY: &str = "COPY t FROM STDIN";
 
 /// Every message type, in every state of a session.
 fn everything() -> Vec<u8> {
-    use Say::*;
+    use Message::*;
     let strays = [Data("stray"), Done, Fail, Flush];
-    let copies = |end: Say| {
+    let copies = |end: Message| {
         let (by_query, by_batch) = ([Query(COPY)], [Parse("", COPY), Bind(""), Execute]);
         let data = [Data("good"), Flush, Data("bad"), Data("behind"), end];
         [&by_query[..], &data, &strays, &by_batch, &data, &[Sync], &by_batch, &[Sync], &data, &[Sync]]
@@ -192,29 +198,29 @@ fn everything() -> Vec<u8> {
 }
 
 #[test]
-fn a_client_may_break_off_at_every_byte() {
-    let said = everything();
-    for end in 0..=said.len() {
+fn a_client_may_disconnect_at_every_byte() {
+    let sent = everything();
+    for end in 0..=sent.len() {
         // The last bytes arrive with the rest, or alone.
         let before = end.saturating_sub(3);
-        converse(&said[..end], &[], &[usize::MAX]);
-        converse(&said[..end], &[before], &[usize::MAX]);
-        converse(&said[..end], &[before], &[0]);
-        converse(&said[..end], &[end / 2, end.saturating_sub(20)], &[7, usize::MAX]);
+        converse(&sent[..end], &[], &[usize::MAX]);
+        converse(&sent[..end], &[before], &[usize::MAX]);
+        converse(&sent[..end], &[before], &[0]);
+        converse(&sent[..end], &[end / 2, end.saturating_sub(20)], &[7, usize::MAX]);
     }
 }
 
 #[test]
-fn a_server_may_break_off_at_every_byte() {
-    let said = everything();
-    let answered = Backend::default().hear(&said).len();
+fn a_server_may_disconnect_at_every_byte() {
+    let sent = everything();
+    let answered = Backend::default().receive(&sent).len();
     for end in 0..=answered {
-        converse(&said, &[], &[end]);
+        converse(&sent, &[], &[end]);
     }
 }
 
-fn group() -> impl Strategy<Value = Vec<Say>> {
-    use Say::*;
+fn group() -> impl Strategy<Value = Vec<Message>> {
+    use Message::*;
     let stray = || select(vec![Data("stray"), Data(""), Done, Fail, Flush]);
     let texts = || select(vec!["SELECT 1", "SELECT 2", "SELECT unparsable", "SELECT failing"]);
     let names = || select(vec!["", "a", "b"]);
@@ -230,7 +236,7 @@ fn group() -> impl Strategy<Value = Vec<Say>> {
     ];
     let alone = prop_oneof![texts().prop_map(Query), Just(Call), stray()];
     prop_oneof![
-        3 => vec(in_batch, 0..6).prop_map(|said| [said, vec![Sync]].concat()),
+        3 => vec(in_batch, 0..6).prop_map(|sent| [sent, vec![Sync]].concat()),
         1 => vec(alone, 0..3),
         2 => (data(), end()).prop_map(|(data, end)| [vec![Query(COPY)], data, vec![end]].concat()),
         2 => (any::<bool>(), data(), end()).prop_map(|(syncs, data, end)| {
@@ -244,21 +250,21 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
-    fn whoever_breaks_off_leaves_no_beginning_behind(
+    fn a_disconnect_leaves_no_part_of_a_message_behind(
         groups in vec(group(), 1..8),
-        begins in any::<bool>(),
+        in_transaction in any::<bool>(),
         cuts in vec(any::<usize>(), 0..8),
-        heard in vec(prop_oneof![Just(usize::MAX), 0..60usize], 1..6),
+        reads in vec(prop_oneof![Just(usize::MAX), 0..60usize], 1..6),
         end in any::<usize>(),
     ) {
-        let mut said = groups.concat();
-        if begins {
-            let is_extended = |say: &Say| matches!(say, Say::Parse(..) | Say::Bind(_) | Say::Describe(_) | Say::Execute);
-            if !said.iter().any(is_extended) {
-                said = [vec![Say::Query("BEGIN")], said, vec![Say::Query("COMMIT"), Say::Flush]].concat();
+        let mut sent = groups.concat();
+        if in_transaction {
+            let is_extended = |message: &Message| matches!(message, Message::Parse(..) | Message::Bind(_) | Message::Describe(_) | Message::Execute);
+            if !sent.iter().any(is_extended) {
+                sent = [vec![Message::Query("BEGIN")], sent, vec![Message::Query("COMMIT"), Message::Flush]].concat();
             }
         }
-        let said = all(&said);
-        converse(&said[..end % (said.len() + 1)], &cuts, &heard);
+        let sent = all(&sent);
+        converse(&sent[..end % (sent.len() + 1)], &cuts, &reads);
     }
 }

@@ -10,16 +10,16 @@ impl ClientMessages<'_, '_> {
     /// Tracks a request that replaces or closes the unnamed statement. Returns `false` if the server skips
     /// it.
     #[inline(always)]
-    pub(super) fn ask_unnamed(&mut self, asked: Request) -> bool {
+    pub(super) fn track_unnamed(&mut self, request: Request) -> bool {
         if self.server.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
             self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
         }
         let may_be_skipped = self.server.replies.is_working();
-        let goes = self.server.replies.track(asked, Origin::Client);
-        if goes {
+        let is_sent = self.server.replies.track(request, Origin::Client);
+        if is_sent {
             self.statements.begin_unnamed_change(may_be_skipped);
         }
-        goes
+        is_sent
     }
 
     /// A simple query removes the unnamed statement.
@@ -33,17 +33,17 @@ impl ClientMessages<'_, '_> {
     }
 
     /// Sends a request that uses the unnamed statement.
-    pub(super) fn with_unnamed(&mut self, asked: Request, bytes: &[u8]) {
+    pub(super) fn with_unnamed(&mut self, request: Request, bytes: &[u8]) {
         if !self.server.statements.has_unnamed_of(self.statements) {
-            self.bring_unnamed();
+            self.send_unnamed();
         }
-        self.ask(asked);
+        self.track(request);
         self.out.pass(bytes);
     }
 
     /// Sends the client's unnamed statement to the server.
     #[cold]
-    fn bring_unnamed(&mut self) {
+    fn send_unnamed(&mut self) {
         let mut preparer = self.server.preparer(self.under, self.startup);
         preparer.ensure_unnamed(self.statements, self.out.build());
     }

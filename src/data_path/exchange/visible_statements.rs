@@ -12,7 +12,7 @@ use crate::{
 impl Preparer<'_> {
     /// A lease begins: closes other sessions' statements that have a client's name.
     #[cold]
-    pub fn put_own_names_away(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
+    pub fn close_foreign_names(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let others = self.statements.all();
         let others = others.filter(|statement| statement.has_client_name() && !client.has(statement.id));
         for id in others.map(|statement| statement.id).collect::<Vec<_>>() {
@@ -22,7 +22,7 @@ impl Preparer<'_> {
 
     /// Closes all statements of other sessions.
     #[cold]
-    pub fn hide_others(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
+    pub fn close_foreign_statements(&mut self, client: &ClientStatements, out: &mut Vec<u8>) {
         let others = self.statements.all().map(|statement| statement.id).filter(|id| !client.has(*id));
         for id in others.collect::<Vec<_>>() {
             self.close(id, out);
@@ -34,7 +34,7 @@ impl Preparer<'_> {
     /// failure would, so there only statements are prepared that some server has parsed before. `in_sql`:
     /// only those made by PREPARE.
     #[cold]
-    pub fn show_own(&mut self, client: &ClientStatements, in_sql: bool, out: &mut Outgoing<'_>) {
+    pub fn ensure_own(&mut self, client: &ClientStatements, in_sql: bool, out: &mut Outgoing<'_>) {
         let mut own: Vec<&Arc<Statement>> =
             client.all().filter(|statement| statement.in_sql || !in_sql).collect();
         own.sort_unstable_by_key(|statement| statement.id);

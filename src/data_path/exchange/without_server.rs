@@ -32,9 +32,9 @@ impl ClientSide {
     ///
     /// # Errors
     /// The limit that would be exceeded.
-    pub fn prepare_unserved(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
+    pub fn prepare_without_server(&mut self, name: &[u8], body: &[u8]) -> Result<(), Limit> {
         let side_effects = SideEffects::read(cstr(&mut { body }).unwrap_or_default(), self.lexing());
-        self.look_at_settings();
+        self.update_parse_settings();
         let under = &self.parse_settings.0;
         self.rules.sees_binds = true;
         if name.is_empty() {
@@ -58,26 +58,26 @@ impl ClientSide {
     }
 
     /// Sets the roles under which the session's servers log in.
-    pub fn set_place(&mut self, place: Arc<TenantAccess>) {
-        self.rules.identity.tenant_access = Some(place);
+    pub fn set_tenant_access(&mut self, tenant_access: Arc<TenantAccess>) {
+        self.rules.identity.tenant_access = Some(tenant_access);
     }
 
     /// Sets how the session came to its present tenant.
-    pub fn set_stance(&mut self, stance: CurrentTenant) {
-        self.rules.current_tenant = stance;
+    pub fn set_current_tenant(&mut self, current_tenant: CurrentTenant) {
+        self.rules.current_tenant = current_tenant;
     }
 
     /// Moves the session to another tenant's servers. Its statements become that tenant's and get new names
     /// on servers.
     pub fn move_to(
         &mut self,
-        place: Option<Arc<TenantAccess>>,
+        tenant_access: Option<Arc<TenantAccess>>,
         table: Arc<SharedStatements>,
         functions: Arc<FunctionEffects>,
         memory: Arc<Account>,
         follow: bool,
     ) {
-        self.rules.identity.tenant_access = place;
+        self.rules.identity.tenant_access = tenant_access;
         self.count_in(memory);
         self.statements.move_to(&table, &self.wanted, &self.rules.memory);
         self.parse_settings = (table.settings.of(&self.wanted), self.wanted.clone());

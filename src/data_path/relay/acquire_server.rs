@@ -52,13 +52,13 @@ impl Relay {
     /// Borrows an idle server for the client's message, once enough of the message is here.
     #[inline]
     pub(in crate::data_path) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
-        if self.side.is_leaving_out() {
+        if self.side.is_skipping_messages() {
             return Ok(ServerLink::NoRequest);
         }
-        match self.side.front(request) {
+        match self.side.first_message(request) {
             Ok(FirstMessage::Request) => {}
             Ok(FirstMessage::Nothing) => return Ok(ServerLink::NoRequest),
-            Ok(FirstMessage::Goodbye) => return Err(Step::End(SessionEnd::Terminated)),
+            Ok(FirstMessage::Terminate) => return Err(Step::End(SessionEnd::Terminated)),
             Err(client_error) => return Err(Step::End(SessionEnd::Refused(client_error.into()))),
         }
         if self.pool.is_retired() {
@@ -105,7 +105,7 @@ impl Relay {
         let mut inbox = std::mem::take(&mut self.inbox);
         loop {
             let mut replies = Vec::new();
-            match self.side.leave_out(&inbox, &mut replies) {
+            match self.side.skip_messages(&inbox, &mut replies) {
                 Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
                 Err(client_error) => return Some(Step::End(SessionEnd::Refused(client_error.into()))),
             }
@@ -124,7 +124,7 @@ impl Relay {
                 Ok(ServerLink::Linked) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
                 Ok(linked) => linked,
             };
-            let answered = self.side.answer_unserved(&inbox, &mut replies);
+            let answered = self.side.answer_without_server(&inbox, &mut replies);
             if answered == 0 {
                 self.inbox = inbox;
                 return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer);
@@ -196,7 +196,7 @@ impl Relay {
             return Ok(false);
         }
         if let Some(start) = self.pool.start() {
-            self.side.keep_start(start);
+            self.side.keep_start_settings(start);
         }
         Ok(true)
     }

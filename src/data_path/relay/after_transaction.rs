@@ -58,19 +58,19 @@ impl Relay {
             let changed = checks.has_changed_functions();
             self.load().await?;
             for found in self.pool.functions.lookup_after_load(&before_load, changed) {
-                checks.note(&found, false);
+                checks.record(&found, false);
             }
-            self.unshare(checks.prepared_in_error());
+            self.unshare(checks.take_prepared_under_unknown());
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let news = checks.pins(failed);
         let before = server.side.replies.pins();
         let mut pins = server.side.sequences.after_transaction(before, news);
         pins.insert(news);
-        server.side.opaque_settings &= failed || !checks.resets();
-        server.side.opaque_settings |= news.contains(Pins::SETTINGS);
+        server.side.unknown_settings &= failed || !checks.resets();
+        server.side.unknown_settings |= news.contains(Pins::SETTINGS);
         if pins.contains(Pins::SETTINGS) && checks.decides_on_settings() {
-            pins.set(Pins::SETTINGS, server.side.opaque_settings);
+            pins.set(Pins::SETTINGS, server.side.unknown_settings);
         }
         if self.side.follows() && checks.must_ask_server() {
             if failed {
@@ -82,7 +82,7 @@ impl Relay {
                 None => match self.ask(&checks, &mut pins).await {
                     Ok(mut settled) => {
                         let channels = settled.channels.take();
-                        checks.has_left(&self.side.wanted, &settled.wanted);
+                        checks.set_parsed_settings(&self.side.wanted, &settled.wanted);
                         self.take_down(settled, &mut pins).await?;
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
@@ -119,7 +119,7 @@ impl Relay {
         if self.side.wanted.len() > self.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
-        if self.server.as_ref().is_some_and(|server| server.side.opaque_settings) {
+        if self.server.as_ref().is_some_and(|server| server.side.unknown_settings) {
             pins.insert(Pins::SETTINGS);
         }
         self.set_pins(pins);
@@ -189,10 +189,10 @@ impl Relay {
             value_bytes: self.side.rules().settings_bytes_max,
             channels: self.pool.rules.channels_max,
         };
-        let (sql, names) = checks.question(wanted, startup, answer);
+        let (sql, names) = checks.state_query(wanted, startup, answer);
         let mut arrays = vec![names];
         if checks.includes(StateChecks::PREPARED) {
-            arrays.extend([server.side.statements.client_names(), server.side.known_names()]);
+            arrays.extend([server.side.statements.client_names(), server.side.prepared_names()]);
         }
         let arrays: Vec<&str> = arrays.iter().map(String::as_str).collect();
         let rows = server.ask_again(&sql, &arrays).await?;
@@ -201,7 +201,7 @@ impl Relay {
             _ => None,
         });
         let settled = checks.answered(&rows, wanted, startup, pins);
-        server.side.lost(&missing.collect::<Vec<_>>(), &mut self.side);
+        server.side.deallocated_by_code(&missing.collect::<Vec<_>>(), &mut self.side);
         if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }

@@ -64,7 +64,7 @@ impl Relay {
     pub(in crate::data_path) fn succeed(&mut self) -> Result<(), SessionEnd> {
         self.pool =
             self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
-        self.side.set_place(self.pool.place.clone());
+        self.side.set_tenant_access(self.pool.place.clone());
         self.side.start_settings.pool_replaced();
         Ok(())
     }
@@ -73,7 +73,7 @@ impl Relay {
     #[inline]
     pub(in crate::data_path) fn is_answered_locally(&self) -> bool {
         self.switcher.as_ref().is_some_and(|switcher| {
-            self.server.is_some() && (switcher.responder.is_in_batch() || self.side.is_refusing())
+            self.server.is_some() && (switcher.responder.is_in_batch() || self.side.is_skipping_rejected())
         })
     }
 
@@ -171,7 +171,7 @@ impl Relay {
         }
         let Some(mut switcher) = self.switcher.take() else { return Ok(None) };
         let moved = self.with_switcher(&mut switcher).await;
-        self.side.set_stance(switcher.current_tenant());
+        self.side.set_current_tenant(switcher.current_tenant());
         self.switcher = Some(switcher);
         self.dismiss();
         match moved? {
@@ -240,7 +240,7 @@ impl Relay {
                 // It was held back for a choice, and is none: it must not be held back again.
                 LocalStep::Server if first => {
                     ClientError::from(TenantSwitchError::NotAlone).write(Severity::Error, &mut replies);
-                    self.side.begin_refusing(switcher.responder.failed());
+                    self.side.skip_request(switcher.responder.failed());
                 }
                 LocalStep::Ended => {}
                 LocalStep::Waits | LocalStep::Server => {
@@ -286,7 +286,7 @@ impl Relay {
             Some(Plan::Password(_)) => IdentityError::PasswordInTransaction.into(),
             _ => TenantSwitchError::TransactionBegun.into(),
         };
-        let used = self.side.deny(&self.inbox, reason, &mut server.side, &mut out);
+        let used = self.side.reject(&self.inbox, reason, &mut server.side, &mut out);
         self.inbox.drain(..used);
         server.unsent.push(&out);
     }
@@ -310,7 +310,7 @@ impl Relay {
     /// known to work. `false`: the statement has been refused.
     pub(in crate::data_path) async fn settle_in(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
-            self.side.set_place(pool.place.clone());
+            self.side.set_tenant_access(pool.place.clone());
             self.pool = pool;
         }
         let pool = self.pool.clone();
@@ -341,7 +341,7 @@ impl Relay {
     /// Answers the request at the front of the inbox with an error, and skips it.
     pub(in crate::data_path) fn refuse_request(&mut self, client_error: &ClientError) {
         let status = self.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
-        self.side.begin_refusing(status);
+        self.side.skip_request(status);
         let mut replies = Vec::new();
         client_error.write(Severity::Error, &mut replies);
         self.unsent.push(&replies);

@@ -383,7 +383,7 @@ impl Relay {
             self.handle.set_asked(now_ms);
         }
         let mut out = Outgoing::new(chunk, scratch);
-        self.side.turn(&mut server.side, begins, &mut out);
+        self.side.prepare_server(&mut server.side, begins, &mut out);
         if let (Some(heard), None) = (&self.subscription, &server.side.notifications.channels) {
             Self::listen_along(heard, server, out.build());
         }

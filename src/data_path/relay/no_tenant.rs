@@ -37,7 +37,7 @@ pub(in crate::data_path) async fn run(mut session: DetachedSession) -> Option<Se
         match Box::pin(attend(&mut session, &mut switcher)).await {
             Ok(Some(target)) => {
                 switcher.arrive();
-                session.side.set_stance(switcher.current_tenant());
+                session.side.set_current_tenant(switcher.current_tenant());
                 target.receive(&mut session.side);
                 session.switcher = Some(switcher);
                 return Some(Box::new((session, target)));

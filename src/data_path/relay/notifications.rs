@@ -208,8 +208,8 @@ impl Relay {
             let _ = heard.subscription.caught_up().await;
         }
         let mut news = server.side.notifications.restore_own(&self.handle.take_notifications());
-        if server.side.reported != *self.side.told {
-            server.side.reported.write_changes(&mut self.side.told, &mut news);
+        if server.side.reported != *self.side.sent_parameters {
+            server.side.reported.write_changes(&mut self.side.sent_parameters, &mut news);
         }
         self.tell(&news);
         self.unsent.push(&std::mem::take(&mut self.held));

@@ -220,7 +220,7 @@ impl Relay {
             "closing both connections"
         );
         match broken {
-            ExchangeError::Bookkeeping(ServerError { sqlstate, mut message }) => {
+            ExchangeError::RejectedRequest(ServerError { sqlstate, mut message }) => {
                 if !sqlstate.starts_with("57P") {
                     message.insert_str(0, "what the session has set cannot be set on another server: ");
                 }
@@ -288,7 +288,7 @@ async fn terminate(server: &mut Server) {
 /// or the Sync of a batch gets the client's Terminate, and ends.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     let mut nobody = ClientSide::new(
-        crate::data_path::exchange::SessionRules::nobody(&pool.statements),
+        crate::data_path::exchange::SessionRules::for_discarded_replies(&pool.statements),
         server.side.applied.clone(),
         0,
     );

@@ -154,7 +154,7 @@ impl Server {
                 return false;
             }
             at += message.len();
-            self.side.note_parameter(message);
+            self.side.record_parameter(message);
         }
         at > 0 && at == said.len()
     }
@@ -190,7 +190,7 @@ impl Server {
     /// As [`Self::ask`].
     pub async fn ask_again(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<Row>, AskError> {
         let mut request = Vec::new();
-        let name = self.side.ours.parse_question(sql, &mut request);
+        let name = self.side.ours.parse_state_query(sql, &mut request);
         bind(name, parameters, &mut request);
         if name.is_empty() {
             return self.execute_unnamed(request, Answer::default()).await.map(|(rows, _)| rows);
@@ -200,7 +200,7 @@ impl Server {
         match self.request(&request, Answer::default()).await {
             Err(AskError::Refused(error)) if error.is_too_long() => Err(AskError::Refused(error)),
             Err(AskError::Refused(_)) => {
-                self.side.ours.question_refused();
+                self.side.ours.state_query_failed();
                 self.ask(sql, parameters).await
             }
             answer => answer.map(|(rows, _)| rows),
@@ -272,7 +272,7 @@ impl Server {
             // A notification may come at any time, also after ReadyForQuery.
             Some(b'A') if answer.has_room(message.len()) => self.notified.extend_from_slice(message),
             Some(b'A') => return Err(out_of_step()),
-            Some(b'S') => drop(self.side.note_parameter(message)),
+            Some(b'S') => drop(self.side.record_parameter(message)),
             Some(b'N') if answer.has_room(message.len()) => self.answer_notices.extend_from_slice(message),
             Some(b'N') => {}
             _ if answer.ready => return Err(out_of_step()),

@@ -142,7 +142,7 @@ impl LocalResponder {
     ) -> Result<(usize, LocalStep), ClientError> {
         let mut rest = inbox;
         let next = loop {
-            rest = side.leave_out(rest, replies)?;
+            rest = side.skip_messages(rest, replies)?;
             let Some((tag, length)) = header(rest).map_err(violation)? else { break LocalStep::Waits };
             need_of_client(tag, length, side.rules()).map_err(violation)?;
             if tag == b'X' {
@@ -155,7 +155,7 @@ impl LocalResponder {
                 // Too long to be read whole. No message that is answered here is so long.
                 let Some(client_error) = self.unserved(here) else { break LocalStep::Server };
                 client_error.write(Severity::Error, replies);
-                side.begin_refusing(self.failed());
+                side.skip_request(self.failed());
                 continue;
             };
             match self.message(tag, message, side, here, replies)? {
@@ -227,7 +227,7 @@ impl LocalResponder {
             _ if !side.rules().may_switch_tenant => false,
             Plan::Choose(_) | Plan::Mixed => true,
             Plan::Show(name) if **name == *PARAMETER => true,
-            Plan::Show(name) => here.is_none() && side.told.find(name).is_some(),
+            Plan::Show(name) => here.is_none() && side.sent_parameters.find(name).is_some(),
             Plan::Begin { .. } => here.is_none() || self.begun.is_none(),
             Plan::Finish { .. } => here.is_none() || self.begun.is_some(),
             Plan::Empty | Plan::Ping | Plan::Set(..) | Plan::Unset(_) | Plan::DriverReset { .. } => {
@@ -326,7 +326,7 @@ impl LocalResponder {
             Plan::Show(name) => {
                 let value = match **name == *PARAMETER {
                     true => here.unwrap_or_default().as_bytes(),
-                    false => side.told.find(name).map_or(&b""[..], |(_, value)| value),
+                    false => side.sent_parameters.find(name).map_or(&b""[..], |(_, value)| value),
                 };
                 row(name, Type::Text, value, protocol, replies);
                 "SHOW"
@@ -362,7 +362,7 @@ impl LocalResponder {
             Plan::DriverReset { reset, tags } => {
                 if *reset != DriverReset::KeepsSettings {
                     side.keep(side.startup.clone())?;
-                    self.first.write_changes(&mut side.told, replies);
+                    self.first.write_changes(&mut side.sent_parameters, replies);
                 }
                 if *reset == DriverReset::DiscardsAll {
                     side.statements.forget_all();
@@ -419,7 +419,7 @@ impl LocalResponder {
         let status = self.failed();
         match protocol {
             Protocol::Simple => ready_for_query(replies, status),
-            Protocol::Extended(_) => side.refuse_to_sync(status),
+            Protocol::Extended(_) => side.skip_to_sync(status),
         }
         Ok(None)
     }
@@ -486,8 +486,8 @@ pub(super) fn aborted() -> ClientError {
 
 /// Appends ParameterStatus for a parameter's new value, if servers report the parameter.
 fn report(side: &mut ClientSide, name: &str, value: &[u8], replies: &mut Vec<u8>) {
-    if let Some((spelled, _)) = side.told.find(name) {
-        ReportedParameters::new([(spelled, value)]).write_changes(&mut side.told, replies);
+    if let Some((spelled, _)) = side.sent_parameters.find(name) {
+        ReportedParameters::new([(spelled, value)]).write_changes(&mut side.sent_parameters, replies);
     }
 }
 

@@ -45,7 +45,7 @@ impl LocalResponder {
             let taken = ClientError::AsPostgres { sqlstate: "42P05", message };
             return self.fail(&taken, Protocol::Extended(false), side, replies);
         }
-        if let Err(limit) = side.prepare_unserved(name, body) {
+        if let Err(limit) = side.prepare_without_server(name, body) {
             let client_error = side.rules().too_much(limit);
             return self.fail(&client_error, Protocol::Extended(false), side, replies);
         }

@@ -88,7 +88,7 @@ impl Talked {
             statements_bytes_max: 1 << 20,
             settings_max: 10,
             settings_bytes_max: 1 << 20,
-            ..SessionRules::nobody(&Arc::default())
+            ..SessionRules::for_discarded_replies(&Arc::default())
         };
         Self {
             responder: LocalResponder::new(Arc::default()),
@@ -213,7 +213,7 @@ fn what_passes_the_desk_at_a_glance_is_what_it_would_have_let_pass() {
                 append_cstr(out, b"");
                 append_cstr(out, b"name");
             });
-            talked.side.prepare_unserved(b"name", &[sql.as_bytes(), &[0, 0, 0]].concat()).unwrap();
+            talked.side.prepare_without_server(b"name", &[sql.as_bytes(), &[0, 0, 0]].concat()).unwrap();
             for message in [&query, &parse, &bind] {
                 assert_eq!(talked.responder.passes(message, &talked.side), passes, "{sql}");
                 assert!(

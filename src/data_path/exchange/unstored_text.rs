@@ -9,30 +9,30 @@ use crate::{
 impl ClientMessages<'_, '_> {
     /// Records the effects of a text that was not read.
     #[cold]
-    pub(super) fn note_unread(&mut self) {
-        self.note(&SideEffects::of_unstored_text(), false);
+    pub(super) fn record_unread_text(&mut self) {
+        self.record(&SideEffects::of_unstored_text(), false);
     }
 
     /// Whether a statement that the proxy does not know may be one that was too long to keep.
-    pub(super) fn may_be_unread(&self) -> bool {
+    pub(super) fn may_be_unstored(&self) -> bool {
         self.server.replies.pins().contains(Pins::UNSTORED)
     }
 
     /// An unnamed statement that is too long to keep. It pins the server until it has run or is replaced, or
     /// until another session waits for a server.
     #[cold]
-    pub(super) fn unnamed_unread(&mut self, serial: u64) {
+    pub(super) fn set_unnamed_unstored(&mut self, serial: u64) {
         self.statements.set_unnamed_unstored(serial);
         self.server.checks.add(StateChecks::UNSTORED_UNNAMED);
     }
 
     /// Sends the Parse of a statement that is too long to keep, with the client's own name. It pins the
     /// server until the session has no such statement.
-    pub(super) fn parse_under_its_own_name(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+    pub(super) fn parse_unstored(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         let replies = &mut self.server.replies;
         replies.set_pins(replies.pins() | Pins::UNSTORED);
-        self.note_unread();
-        self.ask(Request::ParseAsIs);
+        self.record_unread_text();
+        self.track(Request::ParseAsIs);
         self.out.pass(bytes);
         Ok(())
     }
