@@ -6,7 +6,7 @@
 //!   [`data_path::serve_client`].
 //! - [`control_path`]: everything a running query never waits for: central database, onboarding, reload,
 //!   admin console, metrics.
-//! - [`wire`]: PostgreSQL's messages and streams. It has never heard of tenants or pools.
+//! - [`wire`]: PostgreSQL's messages and streams. It knows no tenant and no pool.
 //!
 //! Allowed use is `cli -> control_path -> data_path -> wire, config`. The data path asks for logins and
 //! tenants through a trait of its own, [`data_path::directory::Directory`].
@@ -19,13 +19,18 @@
 //!    at a time.
 //! 3. An employee session belongs to one tenant for life. Only a service login may change tenant, only outside
 //!    a transaction, only to a tenant it is granted.
-//! 4. A server goes back to its pool only when replies owed are zero, status is idle, no cancel is in flight
-//!    and every trace of the session is undone. In doubt the server is closed.
+//! 4. A server goes back to its pool only when no reply is pending, its status is idle, no cancel is in flight and
+//!    every effect of the session is undone. In doubt it is closed.
 //! 5. After startup only the relay moves bytes; bodies it need not read are passed on unread and uncopied.
-//! 6. Every queue, map, cache, buffer and wait has a limit, with a name in `config/mod.rs` where an operator may change it.
+//! 6. Every queue, map, cache, buffer and wait has a limit; those that an operator may change have a name in `config/mod.rs`.
 //! 7. Nothing a client sends reaches a lookup, provisioning or master connection except as a bound parameter.
-//! 8. What arrives from a network, from either side, never panics and never grows memory without bound.
+//! 8. Input from a network, from either side, never panics and never grows memory without bound: every byte that a client
+//!    makes the proxy keep is counted against a limit of its session, its tenant and the process.
+//! 9. Two sessions share a prepared statement on a server only where PostgreSQL parses its text alike for both.
 //! 10. No code that a tenant can define runs with more rights than the tenant's own role has, whatever an operator does.
+//! 11. What a client believes of its session (ParameterStatus, transaction status, process number) is what the answering
+//!     server does.
+//! 12. The servers that this node holds on a host never exceed its budget, and a tenant that waits gets a fair share.
 
 pub mod cli;
 pub mod config;

@@ -1,7 +1,7 @@
 //! The thin binary: see [`pglobby::cli`].
 
-/// Gives memory back to the system within seconds after it is freed, by threads of its own. glibc's allocator keeps what a few
-/// large clients have had, for good, and others give it back only where somebody allocates.
+/// Returns freed memory to the system within seconds, by threads of its own. glibc's allocator never returns what a few large
+/// clients have used; others return it only during the next allocation.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

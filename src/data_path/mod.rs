@@ -91,9 +91,9 @@ pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: A
             let worker = pool.worker.clone();
             let Some(client) = client.leave_for(&pool) else { return };
             // Boxed: its memory is freed when the session begins.
-            let greeting = Box::pin(session_start::greet(client, pool, proxy));
+            let session = Box::pin(session_start::greet(client, pool, proxy));
             worker.clone().spawn(async move {
-                let Some(relay) = greeting.await else { return };
+                let Some(relay) = session.await else { return };
                 session_start::apply_missed_changes(&permit, &relay.handle, &relay.proxy).await;
                 let transfer = relay.run().await;
                 drop(presence);

@@ -246,7 +246,7 @@ pub async fn start_without_tenant(
         );
     }
     let reported =
-        no_tenant::greeting(&settings, &handle.login.name, proxy.pools.server_version().as_deref());
+        no_tenant::startup_status(&settings, &handle.login.name, proxy.pools.server_version().as_deref());
     let mut bytes = unsent;
     reported.write(&mut bytes);
     backend_key_data(&mut bytes, handle.process_id, &secret);

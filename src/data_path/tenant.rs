@@ -147,7 +147,7 @@ pub struct Login {
 }
 
 impl Login {
-    /// Whether somebody who logged in from `peer` when the login was like `before` may stay: it is the same
+    /// Whether a session that logged in from `peer` when the login was like `before` may stay: it is the same
     /// login with the same password, and is refused neither at all, nor by now, nor from there.
     pub fn still_admits(&self, before: &Self, peer: Option<IpAddr>) -> bool {
         self.still_admits_by(before, &before.verifier, peer)

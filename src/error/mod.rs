@@ -38,7 +38,7 @@ pub enum ClientError {
     /// `tenant suspend`.
     #[error("tenant \"{tenant}\" is suspended{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
     Suspended {
-        /// The tenant the proven login asked for.
+        /// The tenant that the login asked for.
         tenant: String,
         /// The operator's reason.
         reason: Option<String>,
@@ -46,7 +46,7 @@ pub enum ClientError {
     /// The tenant was dropped; its row is a tombstone.
     #[error("database \"{tenant}\" does not exist (it was dropped)")]
     Dropped {
-        /// The tenant the proven login asked for.
+        /// The tenant that the login asked for.
         tenant: String,
     },
     /// A read_only login of a tenant that has no read-only role.
@@ -55,7 +55,7 @@ pub enum ClientError {
     /// The tenant is being created or dropped.
     #[error("tenant \"{tenant}\" is not ready yet; please try again")]
     NotReady {
-        /// The tenant the proven login asked for.
+        /// The tenant that the login asked for.
         tenant: String,
     },
     /// The central database did not answer, and the cache had no usable row.
@@ -70,7 +70,7 @@ pub enum ClientError {
     /// `max_clients` of the tenant.
     #[error("too many connections for database \"{tenant}\"")]
     TooManyClientsOfTenant {
-        /// The tenant the proven login asked for.
+        /// The tenant that the login asked for.
         tenant: String,
     },
     /// A limit on memory for the session, its tenant or the process is reached.

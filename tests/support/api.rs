@@ -8,7 +8,7 @@ use tokio::{
 
 use super::{Proxy, client::in_time};
 
-/// Somebody with a key (or without).
+/// A caller with a key, or without one.
 #[derive(Clone)]
 pub struct Api {
     port: u16,
@@ -44,7 +44,7 @@ impl Reply {
 }
 
 impl Proxy {
-    /// Somebody with a new key of this role.
+    /// A caller with a new key of this role.
     pub fn api(&self, role: &str) -> Api {
         self.api_as(role, role)
     }
@@ -55,7 +55,7 @@ impl Proxy {
         Api { port: self.http_port(), key: Some(made["key"].as_str().unwrap().to_owned()) }
     }
 
-    /// Somebody who shows this for a key.
+    /// A caller that sends this as its key.
     pub fn api_with(&self, key: Option<&str>) -> Api {
         Api { port: self.http_port(), key: key.map(str::to_owned) }
     }

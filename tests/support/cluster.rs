@@ -24,7 +24,7 @@ use super::{certificates::Authority, client::Client, ports::ReservedPort};
 
 /// The superuser of every test cluster, and its password.
 pub const MASTER: &str = "master";
-pub const MASTER_PASSWORD: &str = "master of the lobby";
+pub const MASTER_PASSWORD: &str = "master of the central database";
 
 /// A PostgreSQL that ends with the test.
 pub struct Cluster {
@@ -213,13 +213,13 @@ impl Builder {
         self
     }
 
-    /// Nobody needs a password.
+    /// Every connection is trusted, without a password.
     pub fn trust(self) -> Self {
         self.hba("local all all trust\nhost all all 127.0.0.1/32 trust\n")
     }
 
-    /// Passwords are stored as MD5 from now on, and MD5 is asked of whoever has such a one. (The superuser's is
-    /// SCRAM, which the method `md5` accepts as well.)
+    /// New passwords are stored as MD5, and logins that have one authenticate by MD5. (The superuser's is SCRAM, which the
+    /// method `md5` accepts as well.)
     pub fn md5(mut self) -> Self {
         self.md5 = true;
         self.setting("password_encryption", "md5").hba("local all all md5\nhost all all 127.0.0.1/32 md5\n")

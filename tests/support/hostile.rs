@@ -85,7 +85,7 @@ pub const TRAPS_FOR_A_DUMP: &str = "
     CREATE TRIGGER always BEFORE INSERT ON public.trapped FOR EACH ROW EXECUTE FUNCTION public.trigger_trap();
     ALTER TABLE public.trapped ENABLE ALWAYS TRIGGER always";
 
-/// What whoever enters `database` finds himself with; the last one is a statement that looks like a list of schemas.
+/// Traps for each session that enters `database`; the last one is a statement that looks like a list of schemas.
 pub fn settings(database: &str, role: &str) -> String {
     format!(
         "ALTER DATABASE {database} SET role = '{role}'; ALTER DATABASE {database} SET SESSION AUTHORIZATION '{role}';
@@ -102,7 +102,7 @@ pub fn sprung(cluster: &Cluster) -> Vec<String> {
     log.lines().filter_map(|line| line.split_once("LOG:  TRAP ")).map(|(_, trap)| trap.to_owned()).collect()
 }
 
-/// Nothing of the tenant's ran as anybody but `roles`, and nobody has become more than he was.
+/// The tenant's code ran only as `roles`, and no role has gained rights.
 pub async fn assert_harmless(cluster: &Cluster, roles: &[&str], after: &str) {
     for trap in sprung(cluster) {
         let ours = roles.iter().any(|role| trap.ends_with(&format!("user={role} session={role} super=f")));

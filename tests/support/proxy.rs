@@ -321,7 +321,7 @@ impl Builder {
     }
 }
 
-/// Somebody who may connect. Each method is a connection of its own.
+/// A login that may connect. Each method opens a connection of its own.
 #[derive(Clone)]
 pub struct Caller {
     pub config: Config,
@@ -395,7 +395,7 @@ pub fn password_of(tenant: &str) -> String {
     format!("{tenant}-secret")
 }
 
-/// `pglobby`, deaf to the configuration of whoever runs the tests.
+/// `pglobby`, without the configuration of the user that runs the tests.
 pub fn pglobby() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pglobby"));
     for (name, _) in

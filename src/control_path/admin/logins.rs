@@ -350,9 +350,9 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
         }
         "valid_until" => {
             let given = Some(value).filter(|value| !value.is_empty());
-            let moment = given.map(parse_timestamp).transpose();
-            let moment = moment.map_err(|why| AdminError::Invalid(format!("valid_until: {why}")))?;
-            run("valid_until = $2", &moment).await
+            let timestamp = given.map(parse_timestamp).transpose();
+            let timestamp = timestamp.map_err(|why| AdminError::Invalid(format!("valid_until: {why}")))?;
+            run("valid_until = $2", &timestamp).await
         }
         "allow_from" => run("allow_from = $2::text[]::cidr[]", &parse_networks(value.split(','))?).await,
         _ => Err(unknown_setting(key, &SETTINGS)),

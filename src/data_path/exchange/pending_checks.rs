@@ -474,7 +474,7 @@ const HAS_OTHER_USER: &str = "(SELECT usesysid FROM pg_catalog.pg_stat_get_activ
 const HAS_SUPERUSER_SETTING: &str = "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' AND context = 'superuser') \
      AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)";
 
-/// Marks settings with unknown names among a server's settings. No session wants it, so RESET ALL comes
+/// Marks settings with unknown names among a server's settings. No session has it, so RESET ALL comes
 /// before the next use.
 const UNKNOWN_SETTINGS: &str = "pglobby.unnamed";
 

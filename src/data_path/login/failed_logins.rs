@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(judge(3, "alice", true), Some(1000));
         assert_eq!(judge(3, "alice", true), Some(0));
         assert!(judge(1, "bob", true) <= Some(1000));
-        // The wrong ones wait all the same where somebody has succeeded.
+        // Wrong ones wait also after another login of the address has succeeded.
         assert_eq!(judge(1, "alice", false), None);
     }
 

@@ -53,7 +53,7 @@ impl From<AskError> for Lost {
 }
 
 impl ListenerConnection {
-    /// Opens a connection that listens for marks only.
+    /// Opens a connection that listens for markers only.
     ///
     /// # Errors
     /// As [`Pool::open_beside`].

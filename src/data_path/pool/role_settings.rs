@@ -1,7 +1,7 @@
 //! Settings of role and database (`ALTER ROLE … SET`, `ALTER DATABASE … SET`). PostgreSQL reads them when a
 //! session begins, and never again for that session.
 //!
-//! All servers of a pool began with the same settings. Those in the catalogue are compared whenever a server
+//! All servers of a pool began with the same settings. Those in the catalog are compared whenever a server
 //! is opened; where they differ, the pool is replaced. A new session checks them at its login
 //! (`startup_parameters.rs`) and gets servers of the new pool. An older session sets, on servers of the new
 //! pool, the values that it began with.
@@ -84,7 +84,7 @@ impl Pool {
     /// # Errors
     /// [`AskError::Lost`]: the server must be closed.
     pub async fn has_same_start(self: &Arc<Self>, server: &mut Server) -> Result<bool, AskError> {
-        // Known before the server was opened, and still in the catalogue: so it began with them.
+        // Known before the server was opened, and still in the catalog: so it began with them.
         let before = self.start();
         let written = match server.ask(&written(), &[self.role_start.as_made()]).await {
             Ok(mut rows) => {
@@ -144,12 +144,12 @@ impl Pool {
 /// The setting of a read-only role (`control_path/onboarding/roles.rs`).
 const READER_AS_MADE: &str = "default_transaction_read_only=on";
 
-/// Catalogue rows for the session's database and role.
+/// Catalog rows for the session's database and role.
 const ABOUT_US: &str = "pg_catalog.pg_db_role_setting AS s WHERE \
     s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
     AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))";
 
-/// The catalogue's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that
+/// The catalog's rows, with `xmin`: an updated row differs. Two further columns: the names of settings that
 /// the role was not created with ($1 is the one that it may have been created with), and whether it has that
 /// one.
 fn written() -> String {
@@ -162,7 +162,7 @@ fn written() -> String {
     )
 }
 
-/// `(name, value, built-in value, whether it is in the catalogue)`, without parameters that only a superuser
+/// `(name, value, built-in value, whether it is in the catalog)`, without parameters that only a superuser
 /// may set.
 fn values() -> String {
     format!(

@@ -431,9 +431,9 @@ impl Drop for Subscription {
             state.forget(self.id, &channels);
             state.unneed(&channels);
         }
-        let marks = state.handovers.iter().filter(|(_, pending)| pending.subscription == self.id);
-        let marks: Vec<String> = marks.map(|(mark, _)| mark.clone()).collect();
-        for mark in marks {
+        let markers = state.handovers.iter().filter(|(_, pending)| pending.subscription == self.id);
+        let markers: Vec<String> = markers.map(|(mark, _)| mark.clone()).collect();
+        for mark in markers {
             if let Some(PendingHandover { channels, .. }) = state.handovers.remove(&mark) {
                 state.unneed(&channels);
             }

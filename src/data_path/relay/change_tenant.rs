@@ -281,8 +281,8 @@ impl Relay {
     fn deny_first(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let mut out = Vec::new();
-        let verdict = first_text(&self.inbox, &self.side).map(|sql| Plan::of(sql, &self.side));
-        let reason = match verdict {
+        let plan = first_text(&self.inbox, &self.side).map(|sql| Plan::of(sql, &self.side));
+        let reason = match plan {
             Some(Plan::Password(_)) => IdentityError::PasswordInTransaction.into(),
             _ => TenantSwitchError::TransactionBegun.into(),
         };

@@ -1,4 +1,4 @@
-//! Loads the functions of a database, and the objects that use them, from its system catalogues.
+//! Loads the functions of a database, and the objects that use them, from its system catalogs.
 //!
 //! Runs after a transaction, on the server that ran it, when its client has the reply.
 
@@ -92,67 +92,67 @@ struct Reader<'r> {
 
 impl Reader<'_> {
     async fn read(&mut self) -> Result<EffectsByName, AskError> {
-        let mut closure = DependencyGraph::default();
+        let mut graph = DependencyGraph::default();
         let (functions, charge) = self.ask(FUNCTION_TEXTS, &[]).await?;
         for row in functions {
             let node = (FUNCTIONS, oid(&row, 0));
             let body = bytes(&row, 3);
-            closure.name(node, bytes(&row, 1).to_vec());
-            closure.body(node, body);
+            graph.name(node, bytes(&row, 1).to_vec());
+            graph.body(node, body);
             let function = Function { language: bytes(&row, 2), body, library: bytes(&row, 4) };
-            let (traces, uses_any_relation) = function_effects::read(&function);
+            let (effects, uses_any_relation) = function_effects::read(&function);
             if uses_any_relation {
-                closure.uses_any_relation(node);
+                graph.uses_any_relation(node);
             }
-            if !traces.is_empty() {
-                closure.add_root(node, &traces);
+            if !effects.is_empty() {
+                graph.add_root(node, &effects);
             }
-            self.count(&closure)?;
+            self.count(&graph)?;
         }
         drop(charge);
         let functions: Vec<String> = SESSION_FUNCTIONS.iter().map(|name| (*name).to_owned()).collect();
         let (calls, _) = self.ask(DIRECT_CALLS, &[&format!("{{{}}}", functions.join(","))]).await?;
         for row in calls {
-            let traces: CallEffects = SideEffects::of_call(bytes(&row, 2)).into();
-            if !traces.is_empty() {
-                closure.add_root((oid(&row, 0), oid(&row, 1)), &traces);
+            let effects: CallEffects = SideEffects::of_call(bytes(&row, 2)).into();
+            if !effects.is_empty() {
+                graph.add_root((oid(&row, 0), oid(&row, 1)), &effects);
             }
         }
-        if closure.is_empty() {
-            return self.close(closure);
+        if graph.is_empty() {
+            return self.close(graph);
         }
         let (names, charge) = self.ask(NAMES, &[]).await?;
         for row in names {
-            closure.name((oid(&row, 0), oid(&row, 1)), bytes(&row, 2).to_vec());
-            self.count(&closure)?;
+            graph.name((oid(&row, 0), oid(&row, 1)), bytes(&row, 2).to_vec());
+            self.count(&graph)?;
         }
         drop(charge);
         let (uses, _charge) = self.ask(&uses(), &[]).await?;
         for row in uses {
             let node = |at: usize| -> Node { (oid(&row, at), oid(&row, at + 1)) };
-            closure.uses(Dependency { used: node(0), user: node(2), on_write: bytes(&row, 4) == b"t" });
-            self.count(&closure)?;
+            graph.uses(Dependency { used: node(0), user: node(2), on_write: bytes(&row, 4) == b"t" });
+            self.count(&graph)?;
         }
-        self.close(closure)
+        self.close(graph)
     }
 
     async fn ask(&mut self, sql: &str, parameters: &[&str]) -> Result<(Vec<Row>, Charge), AskError> {
         self.server.ask_for(sql, parameters, self.bytes_max, self.memory).await
     }
 
-    fn close(&mut self, closure: DependencyGraph) -> Result<EffectsByName, AskError> {
+    fn close(&mut self, graph: DependencyGraph) -> Result<EffectsByName, AskError> {
         // While it is computed, it counts with its limit.
-        let target = closure.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
+        let target = graph.bytes().saturating_mul(2).max(CLOSURE_BYTES_MIN).min(2 * self.bytes_max);
         self.charge.try_set(self.memory, target).map_err(|_| too_long())?;
-        closure.propagate(target).ok_or_else(too_long)
+        graph.propagate(target).ok_or_else(too_long)
     }
 
     /// Counts the graph, in steps.
-    fn count(&mut self, closure: &DependencyGraph) -> Result<(), AskError> {
-        if closure.bytes() <= self.charge.bytes() {
+    fn count(&mut self, graph: &DependencyGraph) -> Result<(), AskError> {
+        if graph.bytes() <= self.charge.bytes() {
             return Ok(());
         }
-        let bytes = closure.bytes().next_multiple_of(COUNTED_BYTES);
+        let bytes = graph.bytes().next_multiple_of(COUNTED_BYTES);
         if bytes > 2 * self.bytes_max {
             return Err(too_long());
         }
@@ -186,7 +186,7 @@ fn oid(row: &Row, at: usize) -> u32 {
     text(row, at).parse().unwrap_or(0)
 }
 
-/// The number of row changes in the catalogues that [`STAMP`] reads, from statistics. Empty where they are not counted, or are
+/// The number of row changes in the catalogs that [`STAMP`] reads, from statistics. Empty where they are not counted, or are
 /// expensive to read (before PostgreSQL 15).
 const COUNTS: &str = "SELECT CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
    AND pg_catalog.current_setting('track_counts')::bool THEN \

@@ -246,7 +246,7 @@ impl Relay {
             && SessionEnd::unless_timed_out(server.unsent.drain(&mut server.stream, cx))
                 .map_err(Step::End)?;
         if drained && server.side.replies.is_over() {
-            // What held it was the rest of a message that nobody answers.
+            // It was held for the rest of a message that needs no reply.
             return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
         }
         if !self.unsent.is_empty() {

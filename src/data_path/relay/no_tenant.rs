@@ -129,7 +129,7 @@ impl DetachedSession {
 
 /// The ParameterStatus of a session without a server: PostgreSQL's defaults, with what the client asked for. Values of the tenant's
 /// servers that differ are reported before its first reply.
-pub(in crate::data_path) fn greeting(
+pub(in crate::data_path) fn startup_status(
     asked: &Settings,
     login: &str,
     server_version: Option<&str>,

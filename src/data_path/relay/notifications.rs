@@ -39,13 +39,13 @@ pub struct Listening {
 
 /// Why the shared listener does not take over.
 enum ListenError {
-    Ear(ClientError),
+    Listener(ClientError),
     Server,
 }
 
 impl From<ListenerLost> for ListenError {
     fn from(_: ListenerLost) -> Self {
-        Self::Ear(ClientError::ListenerLost)
+        Self::Listener(ClientError::ListenerLost)
     }
 }
 
@@ -101,9 +101,9 @@ impl Relay {
             && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
             true => self.hand_over(Arc::new(channels.clone())).await,
-            false => Err(ListenError::Ear(ClientError::NotSupported("too many channels".to_owned()))),
+            false => Err(ListenError::Listener(ClientError::NotSupported("too many channels".to_owned()))),
         };
-        if let Err(ListenError::Ear(reason)) = &taken {
+        if let Err(ListenError::Listener(reason)) = &taken {
             warn!(
                 tenant = self.pool.tenant.name,
                 login = self.handle.login.name,
@@ -126,7 +126,7 @@ impl Relay {
             }
         }
         taken.map_err(|error| match error {
-            ListenError::Ear(reason) => SessionEnd::Refused(reason.into()),
+            ListenError::Listener(reason) => SessionEnd::Refused(reason.into()),
             ListenError::Server => SessionEnd::ServerLost(Loss::Protocol),
         })
     }
@@ -137,7 +137,10 @@ impl Relay {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
             None => {
                 let memory = &self.side.rules().memory;
-                (Arc::default(), self.pool.subscribe(&self.handle, memory).await.map_err(ListenError::Ear)?)
+                (
+                    Arc::default(),
+                    self.pool.subscribe(&self.handle, memory).await.map_err(ListenError::Listener)?,
+                )
             }
         };
         let outcome = self.change_over(&subscription, &channels).await;
@@ -159,7 +162,9 @@ impl Relay {
         if server.side.reported_value("client_encoding") != Some(subscription.encoding())
             && !channels.is_empty()
         {
-            return Err(ListenError::Ear(ClientError::NotSupported("another client_encoding".to_owned())));
+            return Err(ListenError::Listener(ClientError::NotSupported(
+                "another client_encoding".to_owned(),
+            )));
         }
         let Handover { mark, done } = subscription.prepare(channels.clone()).await?;
         server.run(&format!("LISTEN {MARKERS}; NOTIFY {MARKERS}, '{mark}'")).await?;

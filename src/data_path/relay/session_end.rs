@@ -287,7 +287,7 @@ async fn terminate(server: &mut Server) {
 /// Reads the replies that a client no longer wants. `false`: the server must be closed. A server that waits for the rest of a COPY
 /// or the Sync of a batch gets the client's Terminate, and ends.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
-    let mut nobody = ClientSide::new(
+    let mut discarded = ClientSide::new(
         crate::data_path::exchange::SessionRules::for_discarded_replies(&pool.statements),
         server.side.applied.clone(),
         0,
@@ -316,7 +316,7 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
         let Ok(read @ 1..) = server.stream.read(&mut chunk).await else { return false };
         let said = chunk.get(..read).unwrap_or_default();
         let mut out = Outgoing::new(said, &mut scratch);
-        if server.side.take(said, &mut nobody, &mut out, &|_, _| false).is_err() {
+        if server.side.take(said, &mut discarded, &mut out, &|_, _| false).is_err() {
             return false;
         }
     }

@@ -219,7 +219,7 @@ impl TenantSwitcher {
         };
         let (tenant, access) = self.resolve(handle, requested).await?;
         let id = tenant.id;
-        // There nothing is read, so that nobody would see the end of the transaction.
+        // In session mode the texts are not read: the end of the transaction would not be seen.
         if request.local && PoolRules::of(&tenant, &self.proxy.config.load()).mode == PoolMode::Session {
             return Err(TenantSwitchError::SessionMode.into());
         }

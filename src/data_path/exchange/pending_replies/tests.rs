@@ -176,7 +176,7 @@ fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
 }
 
 /// pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is skipped as well, and the
-/// server went to somebody else, whose query it skipped, too.
+/// server went to another session, whose query it skipped, too.
 #[test]
 fn a_query_that_is_skipped_does_not_end_its_batch() {
     for rest in ["Q", "F", "EQ", "QQ"] {

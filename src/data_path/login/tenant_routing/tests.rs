@@ -198,7 +198,7 @@ fn a_login_goes_where_it_belongs_and_nowhere_else() {
 
 #[test]
 fn while_the_directory_is_silent_an_employee_still_has_its_only_tenant() {
-    // Its driver sent the user name as the database, and nobody can say whether that is a tenant.
+    // Its driver sent the user name as the database, and the directory does not say whether that is a tenant.
     let silent = hints("", "silence", "silence", "");
     let routed = |kind| routed(&login(kind), &silent, None, |_| {});
     assert_eq!(routed(employee()), "acme ReadWrite");
