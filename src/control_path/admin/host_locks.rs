@@ -72,8 +72,8 @@ impl Waiting {
         Ok(Self { admin: admin.clone(), pid })
     }
 
-    /// ReplyWait `work`, a statement of that session. After the patience, tenants' transactions in its way are
-    /// ended.
+    /// Awaits `work`, a statement of that session. After the patience, transactions of tenants in its way
+    /// are ended.
     pub async fn see_through<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {
@@ -145,7 +145,7 @@ impl<'a> Dumping<'a> {
         Self { admin, database, name: format!("pglobby pg_dump {:016x}", rand::random::<u64>()) }
     }
 
-    /// ReplyWait `work`, which reads the program's output.
+    /// Awaits `work`, which reads the program's output.
     ///
     /// # Errors
     /// Its own; or [`AdminError::Refused`] where the program waits too long.

@@ -101,7 +101,7 @@ const COUNTERS: [Counter; 15] = [
         stats.server_parses.load(Relaxed)
     }),
     ("binds", "Named statements that clients bound", |stats| stats.binds.load(Relaxed)),
-    ("waits_timed_out", "SwitchWait for a server that ended without one, at query_wait_timeout", |stats| {
+    ("waits_timed_out", "Waits for a server that ended without one, at query_wait_timeout", |stats| {
         stats.waits_timed_out.load(Relaxed)
     }),
 ];

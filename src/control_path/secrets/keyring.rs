@@ -32,7 +32,7 @@ pub const KEY_BYTES: usize = 32;
 pub const KEY_ID_BYTES_MAX: usize = 64;
 /// Letters of the random end of a generated id, so that two rings of one day have different key ids.
 const ID_LETTERS: &[u8] = b"abcdefghjkmnpqrstvwxyz23456789";
-/// SwitchTarget for a thousand keys; a longer file is not a key ring.
+/// Room for a thousand keys; a longer file is not a key ring.
 const FILE_BYTES_MAX: u64 = 128 * 1024;
 
 /// The keys, in memory. Zeroised on drop; `Debug` shows ids only.

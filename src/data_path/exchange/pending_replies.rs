@@ -1,9 +1,10 @@
-//! The replies that a server still owes, and when the client no longer needs the server. Pure: reads tags, touches no socket.
+//! The replies that a server still owes, and when the client no longer needs the server. Pure: reads tags,
+//! touches no socket.
 //!
-//! Every request that goes to the server leaves a [`PendingReply`] here, in order, and every reply must match the oldest
-//! one. A reply that does not is a [`Desync`]: both connections are closed, and no session sees the rest. The tracker lives
-//! with the server, so that an idle client owns none. The server is free when no reply is pending, the last ReadyForQuery
-//! said `I`, and the client has begun no batch.
+//! Every request that goes to the server leaves a [`PendingReply`] here, in order, and every reply must match
+//! the oldest one. A reply that does not is a [`Desync`]: both connections are closed, and no session sees
+//! the rest. The tracker lives with the server, so that an idle client owns none. The server is free when no
+//! reply is pending, the last ReadyForQuery said `I`, and the client has begun no batch.
 //!
 //! Source: PostgreSQL documentation, "Message Flow" (extended query, error recovery, COPY), "Pipelining".
 
@@ -27,14 +28,15 @@ use crate::{
 pub enum Origin {
     /// The client sent it and gets the reply.
     Client,
-    /// The proxy puts it in so that the client's next request works on this server. The client gets an error, and no other
-    /// reply.
+    /// The proxy puts it in so that the client's next request works on this server. The client gets an error,
+    /// and no other reply.
     Prepare,
     /// The same in a batch of its own: the client gets neither reply nor error.
     TryPrepare,
     /// The proxy's own request: the client gets no reply. An error closes both connections.
     Proxy,
-    /// The proxy sends it in place of a client's request, to fail: the client gets the error in the proxy's words.
+    /// The proxy sends it in place of a client's request, to fail: the client gets the error in the proxy's
+    /// words.
     Denied(RequestError),
 }
 
@@ -58,8 +60,8 @@ pub enum Request {
     Bind,
     /// Describe.
     Describe,
-    /// The proxy's Describe of a statement that was just parsed: its columns and parameters are compared with those that the
-    /// client was told.
+    /// The proxy's Describe of a statement that was just parsed: its columns and parameters are compared with
+    /// those that the client was told.
     DescribeParsed(Box<StatementName>),
     /// Execute, with the effects of the PREPARE or DEALLOCATE in its portal.
     Execute(Option<Box<PrepareEffects>>),
@@ -75,8 +77,8 @@ pub enum Request {
     Query(Option<Box<PrepareEffects>>),
     /// FunctionCall.
     FunctionCall,
-    /// CopyDone or CopyFail, sent before the server has asked for data. It gets no reply; it marks the Syncs that the server
-    /// takes for part of the data.
+    /// CopyDone or CopyFail, sent before the server has asked for data. It gets no reply; it marks the Syncs
+    /// that the server takes for part of the data.
     CopyEnd,
 }
 
@@ -136,13 +138,13 @@ enum Batch {
     /// The client has ended its last batch, or runs simple queries.
     #[default]
     Synced,
-    /// The client has sent extended-protocol messages and no Sync yet. A simple query ends a batch as well, unless the server
-    /// skips it.
+    /// The client has sent extended-protocol messages and no Sync yet. A simple query ends a batch as well,
+    /// unless the server skips it.
     InBatch,
     /// After an error the server ignores everything up to a Sync that the client has yet to send.
     Skipping,
-    /// COPY FROM STDIN: the server takes data, and ignores Sync and Flush until the client ends the data. `in_batch`: the
-    /// batch still lacks its Sync.
+    /// COPY FROM STDIN: the server takes data, and ignores Sync and Flush until the client ends the data.
+    /// `in_batch`: the batch still lacks its Sync.
     CopyIn { in_batch: bool },
 }
 
@@ -206,7 +208,8 @@ pub struct ReplyTracker {
     status: u8,
     batch: Batch,
     unanswered: Unanswered,
-    /// Counts the client's Syncs: a statement that an earlier batch prepares is not certain until its reply is in.
+    /// Counts the client's Syncs: a statement that an earlier batch prepares is not certain until its reply
+    /// is in.
     batches: u32,
     /// Why the server stays with the session after the transaction.
     pins: Pins,
@@ -343,13 +346,15 @@ impl ReplyTracker {
         self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.may_mean_another(name)
     }
 
-    /// Whether an earlier batch may yet fail, and leave the server without a named statement that it is thought to have.
+    /// Whether an earlier batch may yet fail, and leave the server without a named statement that it is
+    /// thought to have.
     #[inline]
     pub fn may_have_others(&self) -> bool {
         self.unanswered.contains(Unanswered::NAMED_EARLIER) && self.is_awaited()
     }
 
-    /// The same of the unnamed statement. A request behind its Parse in the same batch is skipped with the Parse.
+    /// The same of the unnamed statement. A request behind its Parse in the same batch is skipped with the
+    /// Parse.
     #[inline]
     pub fn is_unnamed_doubtful(&self) -> bool {
         let unnamed = Unanswered::UNNAMED_IN_BATCH | Unanswered::UNNAMED_EARLIER;
@@ -370,7 +375,8 @@ impl ReplyTracker {
         })
     }
 
-    /// A pending Close of the client's `name` closes `new` in place of `old`: `new` is restored if the Close is skipped.
+    /// A pending Close of the client's `name` closes `new` in place of `old`: `new` is restored if the Close
+    /// is skipped.
     #[cold]
     pub fn closes_instead(&mut self, name: &[u8], old: &Statement, new: &Arc<Statement>) {
         for reply in &mut self.pending {
@@ -394,8 +400,8 @@ impl ReplyTracker {
         })
     }
 
-    /// Whether a pending reply decides what a name means or how a statement is described, and comes without a further message
-    /// of the client.
+    /// Whether a pending reply decides what a name means or how a statement is described, and comes without a
+    /// further message of the client.
     pub fn is_awaited(&self) -> bool {
         let all = self.unanswered.contains(Unanswered::AWAIT_ALL);
         let decides = |request: &Request| match request {
@@ -409,13 +415,14 @@ impl ReplyTracker {
         !self.takes_copy_data() && self.pending.iter().any(|reply| all || decides(&reply.request))
     }
 
-    /// Whether the client's open batch may yet fail. The server then skips all that follows, up to a Sync; one of the proxy's
-    /// would end the client's batch.
+    /// Whether the client's open batch may yet fail. The server then skips all that follows, up to a Sync;
+    /// one of the proxy's would end the client's batch.
     pub fn may_yet_skip(&self) -> bool {
         self.batch == Batch::InBatch && self.is_working()
     }
 
-    /// Whether a pending request may deallocate statements. The client's present message then waits until all is answered.
+    /// Whether a pending request may deallocate statements. The client's present message then waits until all
+    /// is answered.
     #[inline]
     pub fn is_deallocating(&mut self) -> bool {
         if !self.unanswered.contains(Unanswered::DEALLOCATION) {
@@ -494,8 +501,8 @@ impl ReplyTracker {
         }
     }
 
-    /// An ErrorResponse has arrived. Calls `skipped` for every request of the batch that the server now skips, latest first,
-    /// and last for the one that failed. Returns on whose behalf that one was.
+    /// An ErrorResponse has arrived. Calls `skipped` for every request of the batch that the server now
+    /// skips, latest first, and last for the one that failed. Returns on whose behalf that one was.
     ///
     /// # Errors
     /// [`Desync`]: it answers no request.
@@ -564,8 +571,8 @@ impl ReplyTracker {
         !self.pending.is_empty()
     }
 
-    /// Whether the client's next query finds the present transaction status: all that is pending belongs to the proxy, in
-    /// batches of its own.
+    /// Whether the client's next query finds the present transaction status: all that is pending belongs to
+    /// the proxy, in batches of its own.
     pub fn is_settled(&self) -> bool {
         let own = |reply: &PendingReply| matches!(reply.origin, Origin::Proxy | Origin::TryPrepare);
         !self.batch.lacks_sync() && self.pending.iter().all(own)

@@ -1,5 +1,5 @@
-//! A session borrows a server, and waits in the pool's queue where none is idle: until it gets one, its client leaves, or the
-//! session is cancelled or ended.
+//! A session borrows a server, and waits in the pool's queue where none is idle: until it gets one, its
+//! client leaves, or the session is cancelled or ended.
 
 use std::{
     future::poll_fn,
@@ -137,7 +137,8 @@ impl Relay {
         }
     }
 
-    /// Waits for a server and sends it the inbox. Where the wait times out, the request gets an error, and the session goes on.
+    /// Waits for a server and sends it the inbox. Where the wait times out, the request gets an error, and
+    /// the session goes on.
     pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // Rare calls are boxed: this future is moved for each wait.
         if self.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
@@ -187,8 +188,8 @@ impl Relay {
         }
     }
 
-    /// Before a session's first request at its pool: compares the role's settings with those that the session began with.
-    /// `false`: the pool was replaced, and the session needs a server of the new one.
+    /// Before a session's first request at its pool: compares the role's settings with those that the session
+    /// began with. `false`: the pool was replaced, and the session needs a server of the new one.
     async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
         if matches!(self.side.start_settings, StartSettings::Unknown)
             && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
@@ -201,8 +202,8 @@ impl Relay {
         Ok(true)
     }
 
-    /// Another session waits for a server. This one returns its pinned server, if it is between two transactions and pinned for
-    /// values of sequences only; `currval` then fails (`exchange/sequences.rs`).
+    /// Another session waits for a server. This one returns its pinned server, if it is between two
+    /// transactions and pinned for values of sequences only; `currval` then fails (`exchange/sequences.rs`).
     #[cold]
     pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
@@ -270,8 +271,8 @@ impl Relay {
         self.forward(&inbox, &mut buffers.scratch, cx).map(Poll::Ready)
     }
 
-    /// Resolves when the client leaves or a signal comes, while the session waits for a server. Meanwhile it sends unsent bytes
-    /// to the client, and reads from it as long as the inbox is small.
+    /// Resolves when the client leaves or a signal comes, while the session waits for a server. Meanwhile it
+    /// sends unsent bytes to the client, and reads from it as long as the inbox is small.
     pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
         poll_fn(|cx| {
             if self.handle.is_signalled() {

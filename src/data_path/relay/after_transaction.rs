@@ -1,9 +1,9 @@
-//! After a transaction that may have left something in its session, the server is asked what that is, before it may go back to
-//! the pool.
+//! After a transaction that may have left something in its session, the server is asked what that is, before
+//! it may go back to the pool.
 //!
-//! The client's ReadyForQuery waits for the answer: changed parameters are reported in front of it, as PostgreSQL does. Where
-//! only the database's functions are to be loaded or checked, the client has its reply first, so that a tenant's first query
-//! does not wait for that.
+//! The client's ReadyForQuery waits for the answer: changed parameters are reported in front of it, as
+//! PostgreSQL does. Where only the database's functions are to be loaded or checked, the client has its reply
+//! first, so that a tenant's first query does not wait for that.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -126,7 +126,8 @@ impl Relay {
         self.release_reply().await
     }
 
-    /// These statements were prepared under settings that functions had changed: they become the session's own.
+    /// These statements were prepared under settings that functions had changed: they become the session's
+    /// own.
     fn unshare(&mut self, misprepared: Vec<Arc<Statement>>) {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
@@ -135,8 +136,8 @@ impl Relay {
         }
     }
 
-    /// A session that may choose its tenant, and has set parameters that its texts do not name, may have set `pglobby.tenant`:
-    /// it ends if that is not the tenant it is at.
+    /// A session that may choose its tenant, and has set parameters that its texts do not name, may have set
+    /// `pglobby.tenant`: it ends if that is not the tenant it is at.
     async fn is_where_it_says(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.switcher.is_none() || !checks.includes_any_setting() {
@@ -149,7 +150,8 @@ impl Relay {
         if is_here { Ok(()) } else { Err(SessionEnd::Refused(Box::new(TenantSwitchError::NotAlone.into()))) }
     }
 
-    /// The one place where a session's pins change: on its server, for operators, and in the pool's list of pinned sessions.
+    /// The one place where a session's pins change: on its server, for operators, and in the pool's list of
+    /// pinned sessions.
     pub(super) fn set_pins(&mut self, pins: Pins) {
         if let Some(server) = self.server.as_mut() {
             server.side.replies.set_pins(pins);
@@ -209,8 +211,8 @@ impl Relay {
         Ok(settled)
     }
 
-    /// Keeps the session's settings. A reported parameter that the client has reset gets its startup value at once, and the
-    /// client gets its ParameterStatus, as from PostgreSQL.
+    /// Keeps the session's settings. A reported parameter that the client has reset gets its startup value at
+    /// once, and the client gets its ParameterStatus, as from PostgreSQL.
     ///
     /// Settings beyond the limit stay on their server, which is pinned then.
     async fn take_down(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
@@ -235,8 +237,8 @@ impl Relay {
     }
 }
 
-/// Whether named connections of dblink are open. The extension's own function tells that; only a superuser can create it, in any
-/// schema.
+/// Whether named connections of dblink are open. The extension's own function tells that; only a superuser
+/// can create it, in any schema.
 async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
     const WHERE: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_proc AS p \
         JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace \
@@ -255,8 +257,8 @@ async fn keeps_dblink(server: &mut Server) -> Result<bool, AskError> {
     Ok(false)
 }
 
-/// Sets those of the wanted parameters that servers report; the client gets their ParameterStatus with its reply. The others are
-/// set in front of the client's next request.
+/// Sets those of the wanted parameters that servers report; the client gets their ParameterStatus with its
+/// reply. The others are set in front of the client's next request.
 async fn restore(server: &mut Server, wanted: &Settings, applied: &mut Settings) -> Result<(), AskError> {
     let mut missing: Vec<(&str, &str)> = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, value)| applied.get(name) != Some(value)) {

@@ -1,8 +1,8 @@
-//! Counts the bytes that wait for one client: unsent replies, messages that no server has got, and messages that its server
-//! has not taken.
+//! Counts the bytes that wait for one client: unsent replies, messages that no server has got, and messages
+//! that its server has not taken.
 //!
-//! Up to one read is buffered before it is counted; nothing more is read until it is gone. When memory runs out, requests are
-//! refused, and a client that does not read its replies is disconnected.
+//! Up to one read is buffered before it is counted; nothing more is read until it is gone. When memory runs
+//! out, requests are refused, and a client that does not read its replies is disconnected.
 
 use super::{Relay, session_end::SessionEnd};
 use crate::error::{ClientError, Limit};
@@ -13,7 +13,8 @@ const UNCOUNTED: usize = 1024;
 /// Up to this, no client is disconnected and no request refused.
 const ENDURED: usize = 16 * 1024;
 
-/// The same for a client that holds a server: room for what one read of the server brings. There are few servers.
+/// The same for a client that holds a server: room for what one read of the server brings. There are few
+/// servers.
 const ENDURED_IN_TRANSACTION: usize = 128 * 1024;
 
 impl Relay {

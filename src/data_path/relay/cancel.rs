@@ -1,7 +1,8 @@
 //! Passes a cancel request on to the server that the session holds at that moment, if any.
 //!
-//! Only the session's own task knows its server, so that task sends the request. Until the server has settled it, the
-//! server serves no other session, and the client's cancel connection stays open, as PostgreSQL keeps it.
+//! Only the session's own task knows its server, so that task sends the request. Until the server has settled
+//! it, the server serves no other session, and the client's cancel connection stays open, as PostgreSQL keeps
+//! it.
 
 use std::net::SocketAddr;
 
@@ -15,8 +16,9 @@ use crate::data_path::{
 };
 
 impl Relay {
-    /// Cancels the client's request that its server works on. Does nothing while no request runs, or while the server works
-    /// on a request of the proxy, whose failure would end the session. Drops `waiting` when the cancel has settled.
+    /// Cancels the client's request that its server works on. Does nothing while no request runs, or while
+    /// the server works on a request of the proxy, whose failure would end the session. Drops `waiting` when
+    /// the cancel has settled.
     pub(in crate::data_path) fn cancel(&mut self, waiting: Vec<oneshot::Sender<()>>) {
         let Some(server) = self.server.as_ref() else { return };
         if server.side.replies.origin().is_none_or(|origin| !origin.is_for_client()) {

@@ -1,7 +1,7 @@
 //! A service login's session changes its tenant: when it may, and how it is transferred.
 //!
-//! It moves only while it holds no server. It leaves its pool, its worker and its entry among the tenant's sessions, and takes
-//! along its connection, its settings and the texts of its prepared statements.
+//! It moves only while it holds no server. It leaves its pool, its worker and its entry among the tenant's
+//! sessions, and takes along its connection, its settings and the texts of its prepared statements.
 
 use std::{
     future::poll_fn,
@@ -122,7 +122,8 @@ impl Relay {
         switcher.is_to_leave() && over || switcher.wait != SwitchWait::No && answered
     }
 
-    /// Answers what the proxy can answer, while the session holds no server. `None`: the inbox is for a server.
+    /// Answers what the proxy can answer, while the session holds no server. `None`: the inbox is for a
+    /// server.
     #[cold]
     pub(in crate::data_path) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
         if self.pool.is_retired()
@@ -164,7 +165,8 @@ impl Relay {
         led
     }
 
-    /// Does the switcher's work, and goes on with the inbox. Returns the target if the session changes its tenant.
+    /// Does the switcher's work, and goes on with the inbox. Returns the target if the session changes its
+    /// tenant.
     pub(in crate::data_path) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
             self.succeed()?;
@@ -256,7 +258,8 @@ impl Relay {
         }
     }
 
-    /// Whether the session may go where the request leads. A session with a pinned server may only name its present tenant.
+    /// Whether the session may go where the request leads. A session with a pinned server may only name its
+    /// present tenant.
     fn is_free_to_go(&self, switcher: &TenantSwitcher, request: &TenantRequest) -> Result<(), ClientError> {
         let id = self.pool.tenant.id;
         let stays = match &request.tenant {
@@ -306,8 +309,8 @@ impl Relay {
         }
     }
 
-    /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant, unless they are
-    /// known to work. `false`: the statement has been refused.
+    /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant,
+    /// unless they are known to work. `false`: the statement has been refused.
     pub(in crate::data_path) async fn settle_in(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
             self.side.set_tenant_access(pool.place.clone());
@@ -383,8 +386,8 @@ impl Relay {
     }
 }
 
-/// Serves a session to its end, at one tenant after the other. Runs on the worker of the present tenant; `at` is its number, `None`
-/// without a tenant.
+/// Serves a session to its end, at one tenant after the other. Runs on the worker of the present tenant; `at`
+/// is its number, `None` without a tenant.
 pub(in crate::data_path) async fn run_session(
     mut next: SessionTransfer,
     permit: ConnectionPermit,

@@ -23,8 +23,8 @@ use crate::{
     wire::server_error::ServerError,
 };
 
-/// Loads them, unless another session does so or they are current. If the server refuses, every text stays unknown.
-/// `bytes_max`: `functions_inspect_max`. The result counts as the tenant's `memory`.
+/// Loads them, unless another session does so or they are current. If the server refuses, every text stays
+/// unknown. `bytes_max`: `functions_inspect_max`. The result counts as the tenant's `memory`.
 ///
 /// # Errors
 /// [`AskError::Lost`]: the server must be closed.
@@ -186,16 +186,16 @@ fn oid(row: &Row, at: usize) -> u32 {
     text(row, at).parse().unwrap_or(0)
 }
 
-/// The number of row changes in the catalogs that [`STAMP`] reads, from statistics. Empty where they are not counted, or are
-/// expensive to read (before PostgreSQL 15).
+/// The number of row changes in the catalogs that [`STAMP`] reads, from statistics. Empty where they are not
+/// counted, or are expensive to read (before PostgreSQL 15).
 const COUNTS: &str = "SELECT CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
    AND pg_catalog.current_setting('track_counts')::bool THEN \
   (SELECT pg_catalog.sum(pg_catalog.pg_stat_get_tuples_inserted(c) + pg_catalog.pg_stat_get_tuples_updated(c) \
     + pg_catalog.pg_stat_get_tuples_deleted(c)) \
    FROM pg_catalog.unnest('{1255,2620,2618,2604,2606,3256,2617,2605,3466,1259}'::oid[]) AS c) END";
 
-/// A fingerprint that changes with every function and every object that may call one; and the bytes of all function texts.
-/// Built-in objects have numbers below 16384.
+/// A fingerprint that changes with every function and every object that may call one; and the bytes of all
+/// function texts. Built-in objects have numbers below 16384.
 const STAMP: &str = "SELECT pg_catalog.concat_ws(' ', pg_catalog.count(*), pg_catalog.sum(pg_catalog.hashtext(pg_catalog.concat_ws(' ', c, o, x))::bigint)), \
     (SELECT coalesce(pg_catalog.sum(pg_catalog.octet_length(prosrc)), 0) FROM pg_catalog.pg_proc WHERE oid >= 16384 AND prolang >= 14) \
  FROM (SELECT 1 AS c, oid AS o, xmin AS x FROM pg_catalog.pg_proc WHERE oid >= 16384 \
@@ -215,8 +215,8 @@ const FUNCTION_TEXTS: &str = "SELECT p.oid, p.proname, l.lanname, \
     WHEN p.prosrc = '' AND p.prokind IN ('f', 'p') THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END, p.probin::text \
  FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_language AS l ON l.oid = p.prolang WHERE p.oid >= 16384";
 
-/// Views, policies, defaults and checks that call PostgreSQL's own functions with effects on the session. No dependency records
-/// that, only the expressions themselves.
+/// Views, policies, defaults and checks that call PostgreSQL's own functions with effects on the session. No
+/// dependency records that, only the expressions themselves.
 const DIRECT_CALLS: &str = "WITH f AS (SELECT oid, proname FROM pg_catalog.pg_proc WHERE oid < 16384 AND proname = ANY ($1::text[])), \
   e AS (SELECT 2618 AS c, oid AS o, ev_action::text AS t FROM pg_catalog.pg_rewrite WHERE oid >= 16384 \
   UNION ALL SELECT 2604, oid, adbin::text FROM pg_catalog.pg_attrdef WHERE oid >= 16384 \
@@ -230,9 +230,9 @@ const DIRECT_CALLS: &str = "WITH f AS (SELECT oid, proname FROM pg_catalog.pg_pr
 const NAMES: &str = "SELECT 1259, oid, relname FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r','p','v','m','f') \
  UNION ALL SELECT 1247, oid, typname FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype = 'd'";
 
-/// Rows `(used, user, only on writes)`. A write to a table uses its triggers, rules, defaults, checks and indexes, and the tables
-/// that foreign keys change with it. Only dependencies that mean a call count: a trigger depends on its table, but does not
-/// call the table's other triggers.
+/// Rows `(used, user, only on writes)`. A write to a table uses its triggers, rules, defaults, checks and
+/// indexes, and the tables that foreign keys change with it. Only dependencies that mean a call count: a
+/// trigger depends on its table, but does not call the table's other triggers.
 fn uses() -> String {
     format!(
         "SELECT refclassid, refobjid, classid, objid, false FROM pg_catalog.pg_depend \

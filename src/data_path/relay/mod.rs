@@ -1,8 +1,9 @@
-//! The loop of a session: it takes the client's messages, borrows a server, passes them on, and gives the server back.
+//! The loop of a session: it takes the client's messages, borrows a server, passes them on, and gives the
+//! server back.
 //!
-//! `exchange/` decides what the bytes mean; the relay moves them. An idle session owns no buffer: each worker has one, used
-//! within a single poll. One read is followed by one write. Bytes that the other side does not take wait in `Unsent`, and
-//! until they are gone nothing more is read for that side.
+//! `exchange/` decides what the bytes mean; the relay moves them. An idle session owns no buffer: each worker
+//! has one, used within a single poll. One read is followed by one write. Bytes that the other side does not
+//! take wait in `Unsent`, and until they are gone nothing more is read for that side.
 
 pub mod acquire_server;
 pub mod after_transaction;
@@ -52,8 +53,9 @@ use crate::{
     wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
 };
 
-/// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a large result is
-/// still in the core's own cache when it is written: 256 KiB takes a tenth more CPU for each megabyte.
+/// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a
+/// large result is still in the core's own cache when it is written: 256 KiB takes a tenth more CPU for each
+/// megabyte.
 const READ_BYTES: usize = 48 * 1024;
 
 thread_local! {
@@ -94,7 +96,8 @@ pub struct Relay {
     pub(super) leaving: Option<Box<ClientError>>,
     /// Why the inbox waits for pending replies.
     pub(super) reply_wait: ReplyWait,
-    /// Of a service login's session, which may change its tenant; and of a session that changes its password at present.
+    /// Of a service login's session, which may change its tenant; and of a session that changes its password
+    /// at present.
     pub(super) switcher: Option<Box<TenantSwitcher>>,
     /// What all clients share.
     pub(super) proxy: Arc<Proxy>,
@@ -276,7 +279,8 @@ impl Relay {
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.timing.traffic.bytes_out += bytes.len() as u64;
-        // While a message is under way to the server it cannot be asked: the reply does not wait for the rest.
+        // While a message is under way to the server it cannot be asked: the reply does not wait for the
+        // rest.
         let holds = (heard.ready > 0 || !self.held.is_empty())
             && server.side.has_pending_checks(self.side.follows())
             && server.side.replies.is_over()
@@ -298,7 +302,8 @@ impl Relay {
         }
     }
 
-    /// The server's bytes are on their way to the client: counts them, and gives the server back if they end the transaction.
+    /// The server's bytes are on their way to the client: counts them, and gives the server back if they end
+    /// the transaction.
     #[inline]
     fn note_heard(&mut self, heard: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
         let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
@@ -322,7 +327,8 @@ impl Relay {
     /// Client to server.
     #[inline]
     fn poll_client(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Result<Poll<()>, Step> {
-        // A client that does not read gets no further answers of the proxy's own, which no server would slow down.
+        // A client that does not read gets no further answers of the proxy's own, which no server would slow
+        // down.
         let stays = match self.server.as_ref() {
             Some(server) => !server.unsent.is_empty(),
             None => !self.unsent.is_empty(),
@@ -408,7 +414,8 @@ impl Relay {
         }
     }
 
-    /// The one place where a server goes back: a ReadyForQuery has gone to the client, or a cancel has settled.
+    /// The one place where a server goes back: a ReadyForQuery has gone to the client, or a cancel has
+    /// settled.
     #[inline]
     pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
         let server = self.server.as_mut()?;

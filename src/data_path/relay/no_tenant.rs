@@ -127,8 +127,8 @@ impl DetachedSession {
     }
 }
 
-/// The ParameterStatus of a session without a server: PostgreSQL's defaults, with what the client asked for. Values of the tenant's
-/// servers that differ are reported before its first reply.
+/// The ParameterStatus of a session without a server: PostgreSQL's defaults, with what the client asked for.
+/// Values of the tenant's servers that differ are reported before its first reply.
 pub(in crate::data_path) fn startup_status(
     asked: &Settings,
     login: &str,

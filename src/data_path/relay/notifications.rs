@@ -1,9 +1,10 @@
-//! Notifications of a session that LISTENs. The pool's shared listener receives them; the session sends them to its client
-//! between transactions.
+//! Notifications of a session that LISTENs. The pool's shared listener receives them; the session sends them
+//! to its client between transactions.
 //!
-//! After a transaction that may have changed the channels, the server tells them (`after_transaction.rs`), and the shared
-//! listener takes over. The end of the client's reply waits for that, and until the shared listener has received what the
-//! server got in the transaction: the client gets its own notifications in front of ReadyForQuery, as from PostgreSQL.
+//! After a transaction that may have changed the channels, the server tells them (`after_transaction.rs`),
+//! and the shared listener takes over. The end of the client's reply waits for that, and until the shared
+//! listener has received what the server got in the transaction: the client gets its own notifications in
+//! front of ReadyForQuery, as from PostgreSQL.
 
 use std::{future::poll_fn, sync::Arc, task::Poll};
 
@@ -84,8 +85,8 @@ impl Relay {
         }
     }
 
-    /// The session listens to these channels from now on: the shared listener takes over. Where it cannot, the server stays
-    /// pinned to the session.
+    /// The session listens to these channels from now on: the shared listener takes over. Where it cannot,
+    /// the server stays pinned to the session.
     pub(in crate::data_path) async fn hear(
         &mut self,
         channels: Channels,
@@ -131,7 +132,8 @@ impl Relay {
         })
     }
 
-    /// From a marker on, the session gets notifications of these channels from the shared listener, and of no others.
+    /// From a marker on, the session gets notifications of these channels from the shared listener, and of no
+    /// others.
     async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
         let (before, subscription) = match self.subscription.take() {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
@@ -151,8 +153,9 @@ impl Relay {
         outcome
     }
 
-    /// The server and the shared listener both receive the marker. Before it, the server's notifications count for channels that
-    /// the session has not subscribed to yet; behind it, for channels that it does not subscribe to any more.
+    /// The server and the shared listener both receive the marker. Before it, the server's notifications
+    /// count for channels that the session has not subscribed to yet; behind it, for channels that it does
+    /// not subscribe to any more.
     async fn change_over(
         &mut self,
         subscription: &Subscription,
@@ -184,8 +187,8 @@ impl Relay {
         Ok(())
     }
 
-    /// Passes on the notifications that the server sent while it answered the proxy, except those that the shared listener
-    /// sends.
+    /// Passes on the notifications that the server sent while it answered the proxy, except those that the
+    /// shared listener sends.
     pub(in crate::data_path) fn take_told(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let told = std::mem::take(&mut server.notified);
@@ -194,7 +197,8 @@ impl Relay {
         self.tell(&bytes);
     }
 
-    /// Sends notifications and ParameterStatus messages: in front of the ReadyForQuery of a reply that is held back.
+    /// Sends notifications and ParameterStatus messages: in front of the ReadyForQuery of a reply that is
+    /// held back.
     pub(in crate::data_path) fn tell(&mut self, messages: &[u8]) {
         match self.held.strip_suffix(READY).map(<[u8]>::len) {
             Some(end) => drop(self.held.splice(end..end, messages.iter().copied())),
@@ -204,8 +208,8 @@ impl Relay {
         }
     }
 
-    /// Sends the client the reply that was held back, with notifications in front of its end. A server that goes back to the
-    /// pool stops listening.
+    /// Sends the client the reply that was held back, with notifications in front of its end. A server that
+    /// goes back to the pool stops listening.
     pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.dropped > 0) {

@@ -1,5 +1,5 @@
-//! The end of a session: what is logged, what the client gets, and how its server is cleaned or closed, so that no other session
-//! sees anything of this one.
+//! The end of a session: what is logged, what the client gets, and how its server is cleaned or closed, so
+//! that no other session sees anything of this one.
 
 use std::{
     io,
@@ -96,8 +96,8 @@ impl SessionEnd {
         Self::ServerLost(Loss::of(&outcome))
     }
 
-    /// A write to the server has failed because nothing came back for too long. Other errors are found when the server is read
-    /// from, together with its last words.
+    /// A write to the server has failed because nothing came back for too long. Other errors are found when
+    /// the server is read from, together with its last words.
     pub(in crate::data_path) fn unless_timed_out(outcome: io::Result<bool>) -> Result<bool, Self> {
         match outcome {
             Err(error) if is_timeout(error.kind()) => Err(Self::ServerLost(Loss::Failed(error.kind()))),
@@ -237,8 +237,8 @@ impl Relay {
         self.server.as_ref().is_some_and(|server| server.side.replies.is_committing())
     }
 
-    /// Cleans the server in a task of its own. `finish`: runs the client's requests to their end first, as PostgreSQL does behind
-    /// Terminate. `cancel`: cancels what the server works on.
+    /// Cleans the server in a task of its own. `finish`: runs the client's requests to their end first, as
+    /// PostgreSQL does behind Terminate. `cancel`: cancels what the server works on.
     pub(in crate::data_path) fn leave_behind(
         &mut self,
         server: Box<PooledServer>,
@@ -275,8 +275,8 @@ async fn make_reusable(mut server: Box<PooledServer>, pool: &Pool) {
     terminate(&mut server).await;
 }
 
-/// Sends the server a Terminate, unless it has part of a message: it would take the Terminate for the rest, and carry that message
-/// out.
+/// Sends the server a Terminate, unless it has part of a message: it would take the Terminate for the rest,
+/// and carry that message out.
 async fn terminate(server: &mut Server) {
     if !server.takes_message() {
         return;
@@ -284,8 +284,8 @@ async fn terminate(server: &mut Server) {
     let _ = tokio::time::timeout(LAST_WORDS, server.stream.write_all(&[b'X', 0, 0, 0, 4])).await;
 }
 
-/// Reads the replies that a client no longer wants. `false`: the server must be closed. A server that waits for the rest of a COPY
-/// or the Sync of a batch gets the client's Terminate, and ends.
+/// Reads the replies that a client no longer wants. `false`: the server must be closed. A server that waits
+/// for the rest of a COPY or the Sync of a batch gets the client's Terminate, and ends.
 async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     let mut discarded = ClientSide::new(
         crate::data_path::exchange::SessionRules::for_discarded_replies(&pool.statements),
@@ -322,8 +322,8 @@ async fn run_to_end(server: &mut Server, pool: &Pool) -> bool {
     }
 }
 
-/// Writes the unsent bytes and closes, so that the client reads all of them: closing a socket with unread input would reset the
-/// connection.
+/// Writes the unsent bytes and closes, so that the client reads all of them: closing a socket with unread
+/// input would reset the connection.
 pub async fn say_goodbye(mut client: Stream, mut unsent: Unsent) {
     let goodbye = async {
         std::future::poll_fn(|cx| match unsent.drain(&mut client, cx) {

@@ -1,4 +1,5 @@
-//! Signals of other tasks to a session at a pool: cancel the query, end, return the server, send notifications.
+//! Signals of other tasks to a session at a pool: cancel the query, end, return the server, send
+//! notifications.
 
 use std::{future::Future, pin::Pin, task::Context, time::Instant};
 

@@ -27,7 +27,8 @@ impl Timing {
         Self { traffic, ..Self::default() }
     }
 
-    /// Whether the server works on a request, so that the clock need not be read for what is pipelined behind it.
+    /// Whether the server works on a request, so that the clock need not be read for what is pipelined behind
+    /// it.
     #[inline]
     pub fn is_running(&self) -> bool {
         self.request_began.is_some()

@@ -1,7 +1,8 @@
 //! Statements about roles and databases: ALTER ROLE, DROP OWNED, GRANT of a role, ALTER DATABASE and others.
 //! Reports the names only; `session_state/identity.rs` decides.
 //!
-//! Source: `AlterRoleStmt`, `GrantRoleStmt`, `AlterDatabaseStmt` and their neighbours in `gram.y`, versions 13 to 18.
+//! Source: `AlterRoleStmt`, `GrantRoleStmt`, `AlterDatabaseStmt` and their neighbours in `gram.y`, versions
+//! 13 to 18.
 
 use std::borrow::Cow;
 

@@ -165,8 +165,8 @@ impl ServerCertVerifier for ByAuthority {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.name_matters => Ok(ServerCertVerified::assertion()),
             // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web
-            // PKI refuses at the end of a chain. A configuration that names this very certificate as the authority means
-            // it, and libpq takes it.
+            // PKI refuses at the end of a chain. A configuration that names this very certificate as the
+            // authority means it, and libpq takes it.
             Err(InvalidCertificate(CertificateError::Other(_)))
                 if self.pinned.iter().any(|pinned| pinned == end_entity) =>
             {

@@ -52,7 +52,8 @@ fn a_transaction_keeps_the_server_between_its_statements() {
     assert!(replies.is_over());
 }
 
-/// pgdog#164: Parse, Describe and Flush without Sync, and the server was given back inside an implicit transaction.
+/// pgdog#164: Parse, Describe and Flush without Sync, and the server was given back inside an implicit
+/// transaction.
 #[test]
 fn a_batch_without_sync_keeps_the_server_although_every_reply_is_in() {
     let mut replies = ReplyTracker::default();
@@ -175,8 +176,8 @@ fn an_error_of_what_we_put_in_for_the_client_is_the_clients() {
     assert!(replies.ready(b'I').unwrap());
 }
 
-/// pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is skipped as well, and the
-/// server went to another session, whose query it skipped, too.
+/// pgjdbc's `autosave`: a simple query stands in a batch. If the batch fails before it, the query is skipped
+/// as well, and the server went to another session, whose query it skipped, too.
 #[test]
 fn a_query_that_is_skipped_does_not_end_its_batch() {
     for rest in ["Q", "F", "EQ", "QQ"] {

@@ -123,8 +123,8 @@ fn service(all_tenants: Option<Access>, granted: &[i64]) -> LoginKind {
     LoginKind::Service { all_tenants, granted: granted.iter().map(grant).collect() }
 }
 
-/// Judges `login` at a directory with the tenants acme (1) and globex (2), and what `change` makes of acme. The
-/// answer in one word: a tenant and its access, the console, no tenant, or the logged reason.
+/// Judges `login` at a directory with the tenants acme (1) and globex (2), and what `change` makes of acme.
+/// The answer in one word: a tenant and its access, the console, no tenant, or the logged reason.
 fn routed(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut Tenant)) -> String {
     let mut acme = a_tenant(1, "acme");
     change(&mut acme);
