@@ -151,7 +151,7 @@ fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
             Some(name) if HARMLESS_SETTINGS.contains(name) => ConsoleCommand::Accepted("SET"),
             _ => {
                 return Err(ConsoleError::new("0A000", "the console cannot change settings").hint(
-                    "DirectoryChange the configuration file and RELOAD; SHOW CONFIG shows what holds.",
+                    "Change the configuration file and RELOAD; SHOW CONFIG shows what holds.",
                 ));
             }
         },

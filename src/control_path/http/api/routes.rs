@@ -99,7 +99,7 @@ fn tenants_routes() -> Vec<Route> {
             ("PATCH", "/v1/tenants/{name}"),
             Operator,
             (200, "Tenant"),
-            "DirectoryChange settings; null takes the configuration's default",
+            "Change settings; null takes the configuration's default",
             patch(set_tenant),
         )
         .body("TenantSettings"),
@@ -243,7 +243,7 @@ fn logins_routes() -> Vec<Route> {
             ("PATCH", "/v1/logins/{name}"),
             Operator,
             login,
-            "DirectoryChange what a login may do, until when, and from where; null lifts the limit",
+            "Change what a login may do, until when, and from where; null lifts the limit",
             patch(set_login),
         )
         .body("LoginSettings"),
@@ -331,7 +331,7 @@ fn estate_routes() -> Vec<Route> {
             ("PATCH", "/v1/hosts/{name}"),
             Admin,
             (200, "HostReport"),
-            "DirectoryChange a host; it is reached as it will be before anything is kept",
+            "Change a host; it is reached as it will be before anything is kept",
             patch(set_host),
         )
         .body("HostSettings"),
