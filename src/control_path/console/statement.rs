@@ -150,9 +150,8 @@ fn command(statement: &[Piece]) -> Result<ConsoleCommand, ConsoleError> {
         "set" => match words.iter().find(|word| !matches!(**word, "session" | "local")) {
             Some(name) if HARMLESS_SETTINGS.contains(name) => ConsoleCommand::Accepted("SET"),
             _ => {
-                return Err(ConsoleError::new("0A000", "the console cannot change settings").hint(
-                    "Change the configuration file and RELOAD; SHOW CONFIG shows what holds.",
-                ));
+                return Err(ConsoleError::new("0A000", "the console cannot change settings")
+                    .hint("Change the configuration file and RELOAD; SHOW CONFIG shows what holds."));
             }
         },
         "reset" => ConsoleCommand::Accepted("RESET"),

@@ -62,11 +62,11 @@ impl Relay {
             Err(client_error) => return Err(Step::End(SessionEnd::Refused(client_error.into()))),
         }
         if self.pool.is_retired() {
-            self.succeed().map_err(Step::End)?;
+            self.follow_successor().map_err(Step::End)?;
         }
         Ok(match self.side.start_settings.is_same().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
-                self.take_on(server);
+                self.hold_server(server);
                 ServerLink::Linked
             }
             None => ServerLink::NoneIdle,
@@ -75,7 +75,7 @@ impl Relay {
 
     /// Session mode: the session has this server from its login to its end.
     pub(in crate::data_path) fn engage(&mut self, server: Box<PooledServer>) {
-        self.take_on(server);
+        self.hold_server(server);
         self.set_pins(Pins::SESSION_MODE);
         // Messages that came with the end of the login go first.
         if !self.inbox.is_empty() {
@@ -84,7 +84,7 @@ impl Relay {
         self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
     }
 
-    pub(in crate::data_path) fn take_on(&mut self, server: Box<PooledServer>) {
+    pub(in crate::data_path) fn hold_server(&mut self, server: Box<PooledServer>) {
         self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
         server.side.notifications.client_process_id =
@@ -142,7 +142,7 @@ impl Relay {
     pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // Rare calls are boxed: this future is moved for each wait.
         if self.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
-            && !Box::pin(self.settle_in()).await?
+            && !Box::pin(self.try_settings()).await?
         {
             return Ok(());
         }
@@ -161,10 +161,10 @@ impl Relay {
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.side.start_settings.is_same() && !Box::pin(self.begin_at(&mut server)).await? {
+                if !self.side.start_settings.is_same() && !Box::pin(self.compare_start(&mut server)).await? {
                     return Ok(());
                 }
-                self.take_on(server);
+                self.hold_server(server);
                 let inbox = std::mem::take(&mut self.inbox);
                 let step = poll_fn(|cx| {
                     BUFFERS.with_borrow_mut(|buffers| {
@@ -190,7 +190,7 @@ impl Relay {
 
     /// Before a session's first request at its pool: compares the role's settings with those that the session
     /// began with. `false`: the pool was replaced, and the session needs a server of the new one.
-    async fn begin_at(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
+    async fn compare_start(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
         if matches!(self.side.start_settings, StartSettings::Unknown)
             && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
         {
@@ -205,9 +205,9 @@ impl Relay {
     /// Another session waits for a server. This one returns its pinned server, if it is between two
     /// transactions and pinned for values of sequences only; `currval` then fails (`exchange/sequences.rs`).
     #[cold]
-    pub(in crate::data_path) fn yield_server(&mut self) -> Option<Step> {
+    pub(in crate::data_path) fn return_pinned_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
-        let free = server.side.replies.is_over() && self.held.is_empty();
+        let free = server.side.replies.is_over() && self.held_reply.is_empty();
         if !free || !self.side.follows() || !can_return(server.side.replies.pins()) {
             return None;
         }
@@ -224,15 +224,15 @@ impl Relay {
         if self.handle.is_notified() {
             self.send_notifications();
         }
-        if follows && self.pool.waiting() > 0 { self.make_way() } else { None }
+        if follows && self.pool.waiting() > 0 { self.offer_server() } else { None }
     }
 
     #[cold]
-    fn make_way(&mut self) -> Option<Step> {
+    fn offer_server(&mut self) -> Option<Step> {
         let pins = self.server.as_ref()?.side.replies.pins();
         match self.pool.reclaims(&self.handle, pins) {
             Reclaim::Nothing => None,
-            Reclaim::Server => self.yield_server(),
+            Reclaim::Server => self.return_pinned_server(),
             Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
         }
     }

@@ -26,7 +26,7 @@ use crate::{
 impl Relay {
     /// Does the pending checks, and gives the server back if no pin is left.
     pub(in crate::data_path) async fn after_transaction(&mut self) -> Result<(), SessionEnd> {
-        let settled = self.settle_transaction().await;
+        let settled = self.run_checks().await;
         if settled.is_err()
             && let Some(server) = self.server.as_mut()
         {
@@ -40,7 +40,7 @@ impl Relay {
         }
     }
 
-    async fn settle_transaction(&mut self) -> Result<(), SessionEnd> {
+    async fn run_checks(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut checks = std::mem::take(&mut server.side.checks);
         let failed = std::mem::take(&mut server.failed);
@@ -50,7 +50,7 @@ impl Relay {
         let before_load = checks.take_before_load();
         if (before_load.is_some() || checks.must_load_functions())
             && checks.only_loads_functions()
-            && self.subscription.is_none()
+            && self.listening.is_none()
         {
             self.release_reply().await?;
         }
@@ -77,17 +77,17 @@ impl Relay {
                 checks.failed();
             }
             let tidied = checks.after_driver_reset(&self.side.wanted, &self.side.startup);
-            match tidied.filter(|_| !failed && pins.is_empty() && self.subscription.is_none()) {
-                Some(settled) => self.take_down(settled, &mut pins).await?,
+            match tidied.filter(|_| !failed && pins.is_empty() && self.listening.is_none()) {
+                Some(settled) => self.keep_settings(settled, &mut pins).await?,
                 None => match self.ask(&checks, &mut pins).await {
                     Ok(mut settled) => {
                         let channels = settled.channels.take();
                         checks.set_parsed_settings(&self.side.wanted, &settled.wanted);
-                        self.take_down(settled, &mut pins).await?;
+                        self.keep_settings(settled, &mut pins).await?;
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
                         }
-                        self.is_where_it_says(&checks).await?;
+                        self.check_tenant_parameter(&checks).await?;
                     }
                     Err(lost @ AskError::Lost(_)) => return Err(lost.into()),
                     Err(error) => {
@@ -138,7 +138,7 @@ impl Relay {
 
     /// A session that may choose its tenant, and has set parameters that its texts do not name, may have set
     /// `pglobby.tenant`: it ends if that is not the tenant it is at.
-    async fn is_where_it_says(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
+    async fn check_tenant_parameter(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if self.switcher.is_none() || !checks.includes_any_setting() {
             return Ok(());
@@ -177,7 +177,7 @@ impl Relay {
             )
             .await
             .map_err(SessionEnd::from)?;
-            self.take_told();
+            self.pass_notifications();
         }
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Relay {
         if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }
-        self.take_told();
+        self.pass_notifications();
         Ok(settled)
     }
 
@@ -215,13 +215,13 @@ impl Relay {
     /// once, and the client gets its ParameterStatus, as from PostgreSQL.
     ///
     /// Settings beyond the limit stay on their server, which is pinned then.
-    async fn take_down(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
+    async fn keep_settings(&mut self, settled: CheckedState, pins: &mut Pins) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let CheckedState { wanted, mut applied, channels: _ } = settled;
         if wanted != applied {
             restore(server, &wanted, &mut applied).await.map_err(SessionEnd::from)?;
         }
-        self.take_told();
+        self.pass_notifications();
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         if wanted != *self.side.wanted {
             self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());

@@ -22,7 +22,7 @@ impl Relay {
     #[inline]
     pub(in crate::data_path) fn is_buffering_too_much(&mut self) -> bool {
         let server = self.server.as_ref().map_or(0, |server| server.unsent.allocated());
-        let bytes = self.unsent.allocated() + self.held.capacity() + self.inbox.capacity() + server;
+        let bytes = self.unsent.allocated() + self.held_reply.capacity() + self.inbox.capacity() + server;
         let counted = if bytes <= UNCOUNTED { 0 } else { bytes };
         counted != self.buffers.bytes() && self.is_too_much(counted)
     }
@@ -36,7 +36,7 @@ impl Relay {
         if full {
             self.buffers.set(memory, bytes);
         }
-        full && self.unsent.allocated() + self.held.capacity() > endured
+        full && self.unsent.allocated() + self.held_reply.capacity() > endured
     }
 
     /// The same for a request that waits for a server. Returns the error that the request gets.
@@ -53,7 +53,7 @@ impl Relay {
 
     /// The end of a session whose client does not read its replies.
     #[cold]
-    pub(in crate::data_path) fn takes_nothing(&self) -> SessionEnd {
+    pub(in crate::data_path) fn unread_end(&self) -> SessionEnd {
         let memory = &self.side.rules().memory;
         let limit = memory.admits(0).err().unwrap_or(Limit::Tenant);
         let max = memory.max_of(limit).unwrap_or(0);

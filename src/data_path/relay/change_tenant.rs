@@ -61,7 +61,7 @@ pub type SessionTransfer = Box<(DetachedSession, SwitchTarget)>;
 
 impl Relay {
     /// Goes on with the pool that has replaced a retired one.
-    pub(in crate::data_path) fn succeed(&mut self) -> Result<(), SessionEnd> {
+    pub(in crate::data_path) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
         self.pool =
             self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
         self.side.set_tenant_access(self.pool.place.clone());
@@ -103,13 +103,13 @@ impl Relay {
     }
 
     /// Drops the switcher of an employee's session, which has it only while it changes its password.
-    fn dismiss(&mut self) {
+    fn drop_idle_switcher(&mut self) {
         let chooses = self.side.rules().may_switch_tenant;
         self.switcher.take_if(|switcher| !chooses && switcher.is_idle());
     }
 
     /// Whether the switcher has work that cannot be done within a poll.
-    pub(in crate::data_path) fn is_called(&self) -> bool {
+    pub(in crate::data_path) fn has_switch_work(&self) -> bool {
         let Some(switcher) = &self.switcher else { return false };
         if self.cancelling.is_some() {
             return false;
@@ -117,7 +117,7 @@ impl Relay {
         let replies = self.server.as_ref().map(|server| &server.side.replies);
         let over = replies.is_none_or(|replies| replies.is_over())
             && !self.side.mid_message()
-            && self.held.is_empty();
+            && self.held_reply.is_empty();
         let answered = replies.is_none_or(|replies| !replies.is_working() || replies.takes_copy_data());
         switcher.is_to_leave() && over || switcher.wait != SwitchWait::No && answered
     }
@@ -127,7 +127,7 @@ impl Relay {
     #[cold]
     pub(in crate::data_path) fn answer_locally(&mut self, inbox: &mut Vec<u8>) -> Option<Option<Step>> {
         if self.pool.is_retired()
-            && let Err(end) = self.succeed()
+            && let Err(end) = self.follow_successor()
         {
             return Some(Some(Step::End(end)));
         }
@@ -161,7 +161,7 @@ impl Relay {
                 Some(Some(Step::SwitchTenant))
             }
         };
-        self.dismiss();
+        self.drop_idle_switcher();
         led
     }
 
@@ -169,16 +169,16 @@ impl Relay {
     /// tenant.
     pub(in crate::data_path) async fn switch_tenant(&mut self) -> Result<Option<SwitchTarget>, SessionEnd> {
         if self.pool.is_retired() && self.server.is_none() {
-            self.succeed()?;
+            self.follow_successor()?;
         }
         let Some(mut switcher) = self.switcher.take() else { return Ok(None) };
         let moved = self.with_switcher(&mut switcher).await;
         self.side.set_current_tenant(switcher.current_tenant());
         self.switcher = Some(switcher);
-        self.dismiss();
+        self.drop_idle_switcher();
         match moved? {
             // The other tenant's shared listener does not have the session's channels.
-            Some(_) if self.subscription.is_some() => {
+            Some(_) if self.listening.is_some() => {
                 Err(SessionEnd::Refused(ClientError::ListenerPaused.into()))
             }
             Some(target) => Ok(Some(target)),
@@ -269,7 +269,7 @@ impl Relay {
         let pins = self.server.as_ref().map_or(Pins::empty(), |server| server.side.replies.pins());
         // The values of `currval` belong to this tenant's sequences: they mean nothing at another.
         let mut kept = pins.difference(Pins::SEQUENCES);
-        if self.subscription.is_some() {
+        if self.listening.is_some() {
             kept.insert(Pins::LISTEN);
         }
         match () {
@@ -311,7 +311,7 @@ impl Relay {
 
     /// Before the first statement at a new tenant: tries the session's settings on a server of that tenant,
     /// unless they are known to work. `false`: the statement has been refused.
-    pub(in crate::data_path) async fn settle_in(&mut self) -> Result<bool, SessionEnd> {
+    pub(in crate::data_path) async fn try_settings(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
             self.side.set_tenant_access(pool.place.clone());
             self.pool = pool;
@@ -362,7 +362,7 @@ impl Relay {
         if let Some(server) = self.server.take() {
             self.handle.server_process_id.store(0, Ordering::Relaxed);
             self.set_pins(Pins::empty());
-            self.leave_behind(server, false, false);
+            self.clean_in_background(server, false, false);
         }
         let Self {
             client, unsent, side, inbox, handle, query_wait, leaving, switcher, timing, proxy, ..

@@ -78,12 +78,12 @@ pub struct Relay {
     /// Messages of the client that no server has got yet.
     pub(super) inbox: Vec<u8>,
     /// The end of a reply, held back until the checks after the transaction are done.
-    pub(super) held: Vec<u8>,
+    pub(super) held_reply: Vec<u8>,
     /// The memory that these three take.
     pub(super) buffers: Charge,
     pub(super) pool: Arc<Pool>,
     /// The channels that it listens to.
-    pub(super) subscription: Option<Listening>,
+    pub(super) listening: Option<Listening>,
     pub(super) server: Option<Box<PooledServer>>,
     pub(super) handle: Registered,
     /// A cancel request under way: until the server has settled it, the server serves no other session.
@@ -136,10 +136,10 @@ impl Relay {
             unsent,
             side,
             inbox,
-            held: Vec::new(),
+            held_reply: Vec::new(),
             buffers: Charge::default(),
             pool,
-            subscription: None,
+            listening: None,
             server: None,
             handle,
             cancelling: None,
@@ -193,7 +193,7 @@ impl Relay {
         {
             return Poll::Ready(step);
         }
-        if self.switcher.is_some() && self.is_called() {
+        if self.switcher.is_some() && self.has_switch_work() {
             return Poll::Ready(Step::SwitchTenant);
         }
         if !self.inbox.is_empty()
@@ -203,7 +203,7 @@ impl Relay {
             return Poll::Ready(step);
         }
         loop {
-            if self.switcher.is_some() && self.is_called() {
+            if self.switcher.is_some() && self.has_switch_work() {
                 return Poll::Ready(Step::SwitchTenant);
             }
             let mut moved = false;
@@ -231,7 +231,7 @@ impl Relay {
             if !moved {
                 return match self.is_buffering_too_much() {
                     false => Poll::Pending,
-                    true => Poll::Ready(Step::End(self.takes_nothing())),
+                    true => Poll::Ready(Step::End(self.unread_end())),
                 };
             }
         }
@@ -268,8 +268,8 @@ impl Relay {
             itself.set(itself.get() || (number, signal) == (handle.process_id, BackendSignal::Terminate));
             handle.send(signal, number, &pool.place)
         };
-        let heard = match server.side.take(chunk, &mut self.side, &mut out, &send) {
-            Ok(heard) => heard,
+        let events = match server.side.take(chunk, &mut self.side, &mut out, &send) {
+            Ok(events) => events,
             Err(broken) => return Err(Step::End(self.broken(broken))),
         };
         if itself.get() {
@@ -281,22 +281,22 @@ impl Relay {
         self.timing.traffic.bytes_out += bytes.len() as u64;
         // While a message is under way to the server it cannot be asked: the reply does not wait for the
         // rest.
-        let holds = (heard.ready > 0 || !self.held.is_empty())
+        let holds = (events.ready > 0 || !self.held_reply.is_empty())
             && server.side.has_pending_checks(self.side.follows())
             && server.side.replies.is_over()
             && server.side.has_whole_messages();
         if holds {
-            self.held.extend_from_slice(bytes);
-        } else if !self.held.is_empty() {
-            self.unsent.push(&std::mem::take(&mut self.held));
+            self.held_reply.extend_from_slice(bytes);
+        } else if !self.held_reply.is_empty() {
+            self.unsent.push(&std::mem::take(&mut self.held_reply));
             self.unsent.push(bytes);
         } else if let Err(error) = self.unsent.send(&mut self.client, cx, bytes) {
             return Err(Step::End(SessionEnd::client_lost(Err(error))));
         }
-        if heard.fatal {
+        if events.fatal {
             return Err(Step::End(SessionEnd::ServerClosed));
         }
-        match self.note_heard(heard) {
+        match self.count_events(events) {
             Some(step) => Err(step),
             None => Ok(Poll::Ready(())),
         }
@@ -305,14 +305,14 @@ impl Relay {
     /// The server's bytes are on their way to the client: counts them, and gives the server back if they end
     /// the transaction.
     #[inline]
-    fn note_heard(&mut self, heard: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
+    fn count_events(&mut self, events: crate::data_path::exchange::ChunkEvents) -> Option<Step> {
         let (server, stats) = (self.server.as_mut()?, &self.pool.stats);
-        if heard.errors > 0 {
+        if events.errors > 0 {
             server.failed = true;
-            stats.errors.fetch_add(heard.errors.into(), Ordering::Relaxed);
+            stats.errors.fetch_add(events.errors.into(), Ordering::Relaxed);
         }
-        if heard.ready > 0 {
-            stats.queries.fetch_add(heard.ready.into(), Ordering::Relaxed);
+        if events.ready > 0 {
+            stats.queries.fetch_add(events.ready.into(), Ordering::Relaxed);
             let working = server.side.replies.is_working();
             let now = Instant::now();
             if let Some(took) = self.timing.request_answered(now, working) {
@@ -390,8 +390,8 @@ impl Relay {
         }
         let mut out = Outgoing::new(chunk, scratch);
         self.side.prepare_server(&mut server.side, begins, &mut out);
-        if let (Some(heard), None) = (&self.subscription, &server.side.notifications.channels) {
-            Self::listen_along(heard, server, out.build());
+        if let (Some(listening), None) = (&self.listening, &server.side.notifications.channels) {
+            Self::listen_along(listening, server, out.build());
         }
         if let Some(switcher) = self.switcher.as_mut() {
             switcher.responder.hand_over(&mut server.side.replies, out.build());

@@ -59,10 +59,10 @@ impl From<AskError> for ListenError {
 impl Relay {
     /// Makes the server listen to the client's channels, in the same write as the client's next request.
     #[cold]
-    pub(in crate::data_path) fn listen_along(heard: &Listening, server: &mut Server, out: &mut Vec<u8>) {
+    pub(in crate::data_path) fn listen_along(listening: &Listening, server: &mut Server, out: &mut Vec<u8>) {
         let side = &mut server.side;
         append(out, b'Q', |out| {
-            out.extend_from_slice(statements_for("LISTEN", heard.channels.iter()).as_bytes());
+            out.extend_from_slice(statements_for("LISTEN", listening.channels.iter()).as_bytes());
             out.push(0);
         });
         let _ = side.replies.track(
@@ -70,7 +70,7 @@ impl Relay {
             crate::data_path::exchange::pending_replies::Origin::Proxy,
         );
         side.statements.set_unnamed(0);
-        side.notifications.channels = Some(heard.channels.clone());
+        side.notifications.channels = Some(listening.channels.clone());
     }
 
     /// Sends the client its notifications, if it is between two transactions.
@@ -80,7 +80,7 @@ impl Relay {
             .server
             .as_ref()
             .is_none_or(|server| server.side.replies.is_over() && !server.side.mid_message());
-        if between && self.held.is_empty() && self.unsent.is_empty() {
+        if between && self.held_reply.is_empty() && self.unsent.is_empty() {
             self.unsent.push(&self.handle.take_notifications());
         }
     }
@@ -92,7 +92,7 @@ impl Relay {
         channels: Channels,
         pins: &mut Pins,
     ) -> Result<(), SessionEnd> {
-        let before = self.subscription.as_ref().map(|heard| &*heard.channels);
+        let before = self.listening.as_ref().map(|listening| &*listening.channels);
         if before.unwrap_or(&Channels::default()) == &channels {
             pins.remove(Pins::LISTEN);
             return Ok(());
@@ -101,7 +101,7 @@ impl Relay {
         let few = channels.len() <= self.pool.rules.channels_max
             && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
-            true => self.hand_over(Arc::new(channels.clone())).await,
+            true => self.move_to_listener(Arc::new(channels.clone())).await,
             false => Err(ListenError::Listener(ClientError::NotSupported("too many channels".to_owned()))),
         };
         if let Err(ListenError::Listener(reason)) = &taken {
@@ -116,14 +116,14 @@ impl Relay {
                 return Err(SessionEnd::Refused(ClientError::ListenerPaused.into()));
             }
             pins.insert(Pins::LISTEN);
-            if self.subscription.is_none() {
+            if self.listening.is_none() {
                 return Ok(());
             }
-            taken = self.hand_over(Arc::default()).await;
+            taken = self.move_to_listener(Arc::default()).await;
         } else {
             pins.remove(Pins::LISTEN);
-            if let Some(heard) = self.subscription.as_mut() {
-                heard.charge = charge;
+            if let Some(listening) = self.listening.as_mut() {
+                listening.charge = charge;
             }
         }
         taken.map_err(|error| match error {
@@ -134,8 +134,8 @@ impl Relay {
 
     /// From a marker on, the session gets notifications of these channels from the shared listener, and of no
     /// others.
-    async fn hand_over(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
-        let (before, subscription) = match self.subscription.take() {
+    async fn move_to_listener(&mut self, channels: Arc<Channels>) -> Result<(), ListenError> {
+        let (before, subscription) = match self.listening.take() {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
             None => {
                 let memory = &self.side.rules().memory;
@@ -145,10 +145,10 @@ impl Relay {
                 )
             }
         };
-        let outcome = self.change_over(&subscription, &channels).await;
+        let outcome = self.exchange_marker(&subscription, &channels).await;
         let now = if outcome.is_ok() { channels } else { before };
         if !now.is_empty() {
-            self.subscription = Some(Listening { channels: now, charge: Charge::default(), subscription });
+            self.listening = Some(Listening { channels: now, charge: Charge::default(), subscription });
         }
         outcome
     }
@@ -156,7 +156,7 @@ impl Relay {
     /// The server and the shared listener both receive the marker. Before it, the server's notifications
     /// count for channels that the session has not subscribed to yet; behind it, for channels that it does
     /// not subscribe to any more.
-    async fn change_over(
+    async fn exchange_marker(
         &mut self,
         subscription: &Subscription,
         channels: &Arc<Channels>,
@@ -175,8 +175,8 @@ impl Relay {
             server.run(&format!("UNLISTEN {MARKERS}")).await?;
         }
         done.await.map_err(|_| ListenerLost)?;
-        let told = std::mem::take(&mut server.notified);
-        let (before, behind) = around_mark(&told, &mark);
+        let notified = std::mem::take(&mut server.notified);
+        let (before, behind) = around_mark(&notified, &mark);
         let hearing = &mut server.side.notifications;
         let mut bytes = Vec::new();
         hearing.filter_all(before, &mut bytes);
@@ -189,22 +189,22 @@ impl Relay {
 
     /// Passes on the notifications that the server sent while it answered the proxy, except those that the
     /// shared listener sends.
-    pub(in crate::data_path) fn take_told(&mut self) {
+    pub(in crate::data_path) fn pass_notifications(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
-        let told = std::mem::take(&mut server.notified);
+        let notified = std::mem::take(&mut server.notified);
         let mut bytes = Vec::new();
-        server.side.notifications.filter_all(&told, &mut bytes);
+        server.side.notifications.filter_all(&notified, &mut bytes);
         self.tell(&bytes);
     }
 
     /// Sends notifications and ParameterStatus messages: in front of the ReadyForQuery of a reply that is
     /// held back.
     pub(in crate::data_path) fn tell(&mut self, messages: &[u8]) {
-        match self.held.strip_suffix(READY).map(<[u8]>::len) {
-            Some(end) => drop(self.held.splice(end..end, messages.iter().copied())),
-            None if self.held.is_empty() => self.unsent.push(messages),
+        match self.held_reply.strip_suffix(READY).map(<[u8]>::len) {
+            Some(end) => drop(self.held_reply.splice(end..end, messages.iter().copied())),
+            None if self.held_reply.is_empty() => self.unsent.push(messages),
             // The server sent others behind its ReadyForQuery; these follow them.
-            None => self.held.extend_from_slice(messages),
+            None => self.held_reply.extend_from_slice(messages),
         }
     }
 
@@ -212,16 +212,16 @@ impl Relay {
     /// goes back to the pool stops listening.
     pub(in crate::data_path) async fn release_reply(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if let Some(heard) = self.subscription.as_ref().filter(|_| server.side.notifications.dropped > 0) {
+        if let Some(listening) = self.listening.as_ref().filter(|_| server.side.notifications.dropped > 0) {
             // A shared listener that is lost has ended this session already.
-            let _ = heard.subscription.caught_up().await;
+            let _ = listening.subscription.caught_up().await;
         }
         let mut news = server.side.notifications.restore_own(&self.handle.take_notifications());
         if server.side.reported != *self.side.sent_parameters {
             server.side.reported.write_changes(&mut self.side.sent_parameters, &mut news);
         }
         self.tell(&news);
-        self.unsent.push(&std::mem::take(&mut self.held));
+        self.unsent.push(&std::mem::take(&mut self.held_reply));
         let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
         if let Err(error) = written {
             return Err(SessionEnd::client_lost(Err(error)));

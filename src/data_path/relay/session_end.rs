@@ -168,14 +168,16 @@ impl Relay {
             match end {
                 SessionEnd::Terminated => {
                     let is_working = server.side.replies.is_working();
-                    self.leave_behind(server, is_working, false);
+                    self.clean_in_background(server, is_working, false);
                 }
-                SessionEnd::ClientLost(_) | SessionEnd::Refused(_) => self.leave_behind(server, false, true),
+                SessionEnd::ClientLost(_) | SessionEnd::Refused(_) => {
+                    self.clean_in_background(server, false, true)
+                }
                 _ => drop(server),
             }
         }
-        self.subscription = None;
-        self.unsent.push(&std::mem::take(&mut self.held));
+        self.listening = None;
+        self.unsent.push(&std::mem::take(&mut self.held_reply));
         let mut bytes = Vec::new();
         if let Some(client_error) = last_words.filter(|_| in_step) {
             client_error.write(Severity::Fatal, &mut bytes);
@@ -239,7 +241,7 @@ impl Relay {
 
     /// Cleans the server in a task of its own. `finish`: runs the client's requests to their end first, as
     /// PostgreSQL does behind Terminate. `cancel`: cancels what the server works on.
-    pub(in crate::data_path) fn leave_behind(
+    pub(in crate::data_path) fn clean_in_background(
         &mut self,
         server: Box<PooledServer>,
         finish: bool,

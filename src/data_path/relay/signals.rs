@@ -33,7 +33,7 @@ impl Relay {
                 }
                 self.leaving = Some(reason.into());
             }
-            if called_back && let Some(step) = self.yield_server() {
+            if called_back && let Some(step) = self.return_pinned_server() {
                 return Some(step);
             }
             // Only on a cancel signal: a query that runs when a drain begins must go on.
