@@ -181,7 +181,7 @@ async fn long_work_is_told_in_lines_beside_the_answer() {
         (&["run", "SELECT 1", "--tenants", "all", "--json"], &["1/2 ", "2/2 "]),
         (
             &["tenant", "drop", "acme", "--yes", "--final-dump", dump, "--json"],
-            &["acme: fenced", "acme: dumped"],
+            &["acme: clients stopped", "acme: dump written"],
         ),
     ] {
         let output = proxy.command_with(arguments, "");
