@@ -94,7 +94,8 @@ pub async fn serve_client(mut stream: Stream, permit: ConnectionPermit, proxy: A
             let session = Box::pin(session_start::greet(client, pool, proxy));
             worker.clone().spawn(async move {
                 let Some(relay) = session.await else { return };
-                session_start::apply_missed_changes(&permit, &relay.handle, &relay.proxy).await;
+                session_start::apply_missed_changes(&permit, &relay.session.handle, &relay.session.proxy)
+                    .await;
                 let transfer = relay.run().await;
                 drop(presence);
                 if let Some(transfer) = transfer {

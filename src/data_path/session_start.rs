@@ -24,9 +24,9 @@ use crate::{
         refuse,
         relay::{
             Relay,
-            change_tenant::{DetachedSession, run_session},
+            change_tenant::run_session,
+            client_session::{ClientSession, Traffic},
             no_tenant,
-            timing::Traffic,
         },
         session_state::{Settings, identity::Identity},
         sessions::registry::{NewSession, Registered, SessionHandle},
@@ -151,7 +151,7 @@ pub async fn greet(
     let mut side = ClientSide::new(rules, status.settings, first_serial(&handle));
     (side.sent_parameters, side.start_settings, side.startup_memory) =
         (status.reported, status.start.into(), began);
-    let session = DetachedSession {
+    let session = ClientSession {
         client: stream,
         unsent: bytes.into(),
         side,
@@ -255,7 +255,7 @@ pub async fn start_without_tenant(
     let rules = SessionRules { identity, memory, ..rules(&config, true) };
     let mut side = ClientSide::new(rules, Arc::new(settings), first_serial(&handle));
     (side.sent_parameters, side.startup_memory) = (reported.clone(), charge);
-    let session = DetachedSession {
+    let session = ClientSession {
         client: stream,
         unsent: bytes.into(),
         side,

@@ -52,10 +52,10 @@ impl Relay {
     /// Borrows an idle server for the client's message, once enough of the message is here.
     #[inline]
     pub(in crate::data_path) fn link(&mut self, request: &[u8]) -> Result<ServerLink, Step> {
-        if self.side.is_skipping_messages() {
+        if self.session.side.is_skipping_messages() {
             return Ok(ServerLink::NoRequest);
         }
-        match self.side.first_message(request) {
+        match self.session.side.first_message(request) {
             Ok(FirstMessage::Request) => {}
             Ok(FirstMessage::Nothing) => return Ok(ServerLink::NoRequest),
             Ok(FirstMessage::Terminate) => return Err(Step::End(SessionEnd::Terminated)),
@@ -64,7 +64,7 @@ impl Relay {
         if self.pool.is_retired() {
             self.follow_successor().map_err(Step::End)?;
         }
-        Ok(match self.side.start_settings.is_same().then(|| self.pool.try_borrow()).flatten() {
+        Ok(match self.session.side.start_settings.is_same().then(|| self.pool.try_borrow()).flatten() {
             Some(server) => {
                 self.hold_server(server);
                 ServerLink::Linked
@@ -78,19 +78,19 @@ impl Relay {
         self.hold_server(server);
         self.set_pins(Pins::SESSION_MODE);
         // Messages that came with the end of the login go first.
-        if !self.inbox.is_empty() {
+        if !self.session.inbox.is_empty() {
             self.reply_wait = ReplyWait::Meaning;
         }
-        self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
+        self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
     }
 
     pub(in crate::data_path) fn hold_server(&mut self, server: Box<PooledServer>) {
-        self.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
+        self.session.handle.server_process_id.store(server.process_id.unsigned_abs(), Ordering::Relaxed);
         let mut server = server;
         server.side.notifications.client_process_id =
-            if self.side.follows() { self.handle.process_id } else { server.process_id };
-        server.lent_to(self.handle.process_id, self.pool.worker.clock.now_ms());
-        server.side.sequences.lent_to(self.handle.process_id);
+            if self.session.side.follows() { self.session.handle.process_id } else { server.process_id };
+        server.lent_to(self.session.handle.process_id, self.pool.worker.clock.now_ms());
+        server.side.sequences.lent_to(self.session.handle.process_id);
         self.pool.stats.assignments.fetch_add(1, Ordering::Relaxed);
         self.server = Some(server);
     }
@@ -102,21 +102,21 @@ impl Relay {
         buffers: &mut Buffers,
         cx: &mut Context<'_>,
     ) -> Option<Step> {
-        let mut inbox = std::mem::take(&mut self.inbox);
+        let mut inbox = std::mem::take(&mut self.session.inbox);
         loop {
             let mut replies = Vec::new();
-            match self.side.skip_messages(&inbox, &mut replies) {
+            match self.session.side.skip_messages(&inbox, &mut replies) {
                 Ok(rest) => drop(inbox.drain(..inbox.len() - rest.len())),
                 Err(client_error) => return Some(Step::End(SessionEnd::Refused(client_error.into()))),
             }
             if !replies.is_empty() {
-                self.unsent.push(&replies);
+                self.session.unsent.push(&replies);
                 replies.clear();
             }
-            if self.switcher.is_some()
+            if self.session.switcher.is_some()
                 && let Some(led) = self.answer_locally(&mut inbox)
             {
-                self.inbox = inbox;
+                self.session.inbox = inbox;
                 return led;
             }
             let linked = match self.link(&inbox) {
@@ -124,14 +124,14 @@ impl Relay {
                 Ok(ServerLink::Linked) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
                 Ok(linked) => linked,
             };
-            let answered = self.side.answer_without_server(&inbox, &mut replies);
+            let answered = self.session.side.answer_without_server(&inbox, &mut replies);
             if answered == 0 {
-                self.inbox = inbox;
+                self.session.inbox = inbox;
                 return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer);
             }
             inbox.drain(..answered);
             // At once: the messages behind it may wait long for a server.
-            if let Err(error) = self.unsent.send(&mut self.client, cx, &replies) {
+            if let Err(error) = self.session.unsent.send(&mut self.session.client, cx, &replies) {
                 return Some(Step::End(SessionEnd::client_lost(Err(error))));
             }
         }
@@ -141,7 +141,7 @@ impl Relay {
     /// the session goes on.
     pub(in crate::data_path) async fn acquire_server(&mut self) -> Result<(), SessionEnd> {
         // Rare calls are boxed: this future is moved for each wait.
-        if self.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
+        if self.session.switcher.as_ref().is_some_and(|switcher| switcher.is_new())
             && !Box::pin(self.try_settings()).await?
         {
             return Ok(());
@@ -151,21 +151,23 @@ impl Relay {
             return Ok(());
         }
         let began = Instant::now();
-        self.handle.set_doing(Activity::Waiting, self.pool.worker.clock.now_ms());
+        self.session.handle.set_doing(Activity::Waiting, self.pool.worker.clock.now_ms());
         let pool = self.pool.clone();
         let borrowed = tokio::select! {
             biased;
-            borrowed = pool.borrow(began, self.query_wait) => borrowed,
+            borrowed = pool.borrow(began, self.session.query_wait) => borrowed,
             interrupted = self.interrupted() => Err(interrupted?),
         };
         self.pool.stats.wait_time.record(began.elapsed());
         match borrowed {
             Ok(mut server) => {
-                if !self.side.start_settings.is_same() && !Box::pin(self.compare_start(&mut server)).await? {
+                if !self.session.side.start_settings.is_same()
+                    && !Box::pin(self.compare_start(&mut server)).await?
+                {
                     return Ok(());
                 }
                 self.hold_server(server);
-                let inbox = std::mem::take(&mut self.inbox);
+                let inbox = std::mem::take(&mut self.session.inbox);
                 let step = poll_fn(|cx| {
                     BUFFERS.with_borrow_mut(|buffers| {
                         Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx))
@@ -181,7 +183,7 @@ impl Relay {
             }
             Err(_) if self.pool.is_retired() => Ok(()),
             Err(client_error) => {
-                self.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
+                self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
                 self.refuse_request(&client_error);
                 Ok(())
             }
@@ -191,13 +193,13 @@ impl Relay {
     /// Before a session's first request at its pool: compares the role's settings with those that the session
     /// began with. `false`: the pool was replaced, and the session needs a server of the new one.
     async fn compare_start(&mut self, server: &mut Server) -> Result<bool, SessionEnd> {
-        if matches!(self.side.start_settings, StartSettings::Unknown)
+        if matches!(self.session.side.start_settings, StartSettings::Unknown)
             && !self.pool.has_same_start(server).await.map_err(SessionEnd::from)?
         {
             return Ok(false);
         }
         if let Some(start) = self.pool.start() {
-            self.side.keep_start_settings(start);
+            self.session.side.keep_start_settings(start);
         }
         Ok(true)
     }
@@ -208,11 +210,11 @@ impl Relay {
     pub(in crate::data_path) fn return_pinned_server(&mut self) -> Option<Step> {
         let server = self.server.as_mut()?;
         let free = server.side.replies.is_over() && self.held_reply.is_empty();
-        if !free || !self.side.follows() || !can_return(server.side.replies.pins()) {
+        if !free || !self.session.side.follows() || !can_return(server.side.replies.pins()) {
             return None;
         }
         if server.side.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
-            self.side.statements.forget_unnamed();
+            self.session.side.statements.forget_unnamed();
         }
         self.set_pins(Pins::empty());
         self.after_reply(Instant::now())
@@ -220,8 +222,8 @@ impl Relay {
 
     /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
     pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
-        self.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
-        if self.handle.is_notified() {
+        self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
+        if self.session.handle.is_notified() {
             self.send_notifications();
         }
         if follows && self.pool.waiting() > 0 { self.offer_server() } else { None }
@@ -230,7 +232,7 @@ impl Relay {
     #[cold]
     fn offer_server(&mut self) -> Option<Step> {
         let pins = self.server.as_ref()?.side.replies.pins();
-        match self.pool.reclaims(&self.handle, pins) {
+        match self.pool.reclaims(&self.session.handle, pins) {
             Reclaim::Nothing => None,
             Reclaim::Server => self.return_pinned_server(),
             Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
@@ -244,7 +246,7 @@ impl Relay {
         rest: Vec<u8>,
         awaits: ReplyWait,
     ) -> Result<(), Step> {
-        (self.inbox, self.reply_wait) = (rest, awaits);
+        (self.session.inbox, self.reply_wait) = (rest, awaits);
         Ok(())
     }
 
@@ -258,7 +260,7 @@ impl Relay {
         let answered = self.server.as_mut().is_none_or(|server| match self.reply_wait {
             ReplyWait::Nothing => true,
             ReplyWait::Meaning => !server.side.replies.is_awaited(),
-            ReplyWait::Room => server.side.has_room(self.side.rules().unanswered_max),
+            ReplyWait::Room => server.side.has_room(self.session.side.rules().unanswered_max),
         });
         if !answered {
             return Ok(Poll::Pending);
@@ -267,7 +269,7 @@ impl Relay {
         if self.server.is_none() {
             return self.serve_inbox(buffers, cx).map_or(Ok(Poll::Ready(())), Err);
         }
-        let inbox = std::mem::take(&mut self.inbox);
+        let inbox = std::mem::take(&mut self.session.inbox);
         self.forward(&inbox, &mut buffers.scratch, cx).map(Poll::Ready)
     }
 
@@ -275,27 +277,27 @@ impl Relay {
     /// sends unsent bytes to the client, and reads from it as long as the inbox is small.
     pub(in crate::data_path) async fn interrupted(&mut self) -> Result<ClientError, SessionEnd> {
         poll_fn(|cx| {
-            if self.handle.is_signalled() {
-                let signals = self.handle.take_signals();
-                self.leaving = self.leaving.take().or(signals.end_when_free.map(Box::new));
+            if self.session.handle.is_signalled() {
+                let signals = self.session.handle.take_signals();
+                self.session.leaving = self.session.leaving.take().or(signals.end_when_free.map(Box::new));
                 match signals.end {
                     Some(reason) => return Poll::Ready(Err(SessionEnd::Refused(reason.into()))),
                     None if !signals.cancels.is_empty() => return Poll::Ready(Ok(ClientError::Cancelled)),
                     None => {}
                 }
             }
-            if !self.unsent.is_empty()
-                && let Err(error) = self.unsent.drain(&mut self.client, cx)
+            if !self.session.unsent.is_empty()
+                && let Err(error) = self.session.unsent.drain(&mut self.session.client, cx)
             {
                 return Poll::Ready(Err(SessionEnd::client_lost(Err(error))));
             }
             BUFFERS.with_borrow_mut(|buffers| {
-                while self.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
+                while self.session.inbox.len() < 4 * FIRST_MESSAGE_BYTES {
                     let mut read = ReadBuf::new(&mut buffers.read);
-                    match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+                    match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                            self.inbox.extend_from_slice(read.filled())
+                            self.session.inbox.extend_from_slice(read.filled())
                         }
                         Poll::Ready(lost) => return Poll::Ready(Err(SessionEnd::client_lost(lost))),
                     }

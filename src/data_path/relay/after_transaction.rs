@@ -44,7 +44,7 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let mut checks = std::mem::take(&mut server.side.checks);
         let failed = std::mem::take(&mut server.failed);
-        if let Some(switcher) = self.switcher.as_mut().filter(|_| checks.resets() && !failed) {
+        if let Some(switcher) = self.session.switcher.as_mut().filter(|_| checks.resets() && !failed) {
             switcher.reset();
         }
         let before_load = checks.take_before_load();
@@ -72,17 +72,17 @@ impl Relay {
         if pins.contains(Pins::SETTINGS) && checks.decides_on_settings() {
             pins.set(Pins::SETTINGS, server.side.unknown_settings);
         }
-        if self.side.follows() && checks.must_ask_server() {
+        if self.session.side.follows() && checks.must_ask_server() {
             if failed {
                 checks.failed();
             }
-            let tidied = checks.after_driver_reset(&self.side.wanted, &self.side.startup);
+            let tidied = checks.after_driver_reset(&self.session.side.wanted, &self.session.side.startup);
             match tidied.filter(|_| !failed && pins.is_empty() && self.listening.is_none()) {
                 Some(settled) => self.keep_settings(settled, &mut pins).await?,
                 None => match self.ask(&checks, &mut pins).await {
                     Ok(mut settled) => {
                         let channels = settled.channels.take();
-                        checks.set_parsed_settings(&self.side.wanted, &settled.wanted);
+                        checks.set_parsed_settings(&self.session.side.wanted, &settled.wanted);
                         self.keep_settings(settled, &mut pins).await?;
                         if let Some(channels) = channels {
                             self.hear(channels, &mut pins).await?;
@@ -93,8 +93,8 @@ impl Relay {
                     Err(error) => {
                         warn!(
                             tenant = self.pool.tenant.name,
-                            login = self.handle.login.name,
-                            connection = self.handle.process_id,
+                            login = self.session.handle.login.name,
+                            connection = self.session.handle.process_id,
                             side = "server",
                             %error,
                             "the server does not tell the session's settings: the session keeps it"
@@ -110,13 +110,13 @@ impl Relay {
             self.pool.has_same_start(server).await.map_err(SessionEnd::from)?;
         }
         checks.has_changed_functions();
-        let (server, statements) = (self.server.as_ref(), &mut self.side.statements);
+        let (server, statements) = (self.server.as_ref(), &mut self.session.side.statements);
         let there = server.is_some_and(|server| server.side.statements.has_unnamed_of(statements));
         pins.set(Pins::UNSTORED_UNNAMED, statements.keeps_unnamed_unstored(there));
         if !pins.contains(Pins::UNSTORED_UNNAMED) {
             self.load().await?;
         }
-        if self.side.wanted.len() > self.side.rules().settings_max {
+        if self.session.side.wanted.len() > self.session.side.rules().settings_max {
             pins.insert(Pins::SETTINGS);
         }
         if self.server.as_ref().is_some_and(|server| server.side.unknown_settings) {
@@ -132,7 +132,10 @@ impl Relay {
         let Some(server) = self.server.as_mut() else { return };
         for statement in misprepared {
             server.side.statements.failed(&statement);
-            self.side.statements.unshare(&statement, &self.side.rules().shared_statements.clone());
+            self.session
+                .side
+                .statements
+                .unshare(&statement, &self.session.side.rules().shared_statements.clone());
         }
     }
 
@@ -140,7 +143,7 @@ impl Relay {
     /// `pglobby.tenant`: it ends if that is not the tenant it is at.
     async fn check_tenant_parameter(&mut self, checks: &PendingChecks) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.switcher.is_none() || !checks.includes_any_setting() {
+        if self.session.switcher.is_none() || !checks.includes_any_setting() {
             return Ok(());
         }
         let sql = "SELECT pg_catalog.current_setting('pglobby.tenant', true)";
@@ -156,19 +159,19 @@ impl Relay {
         if let Some(server) = self.server.as_mut() {
             server.side.replies.set_pins(pins);
         }
-        self.handle.set_pins(pins);
-        if pins.is_empty() || !self.side.follows() {
+        self.session.handle.set_pins(pins);
+        if pins.is_empty() || !self.session.side.follows() {
             self.pinned = None;
         } else if self.pinned.is_none() {
             self.pool.stats.pinned.fetch_add(1, Ordering::Relaxed);
-            self.pinned = Some(self.pool.pin(&self.handle));
+            self.pinned = Some(self.pool.pin(&self.session.handle));
         }
     }
 
     /// Loads the effects of the database's functions, if they may have changed.
     async fn load(&mut self) -> Result<(), SessionEnd> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.side.follows() && self.pool.functions.must_load() {
+        if self.session.side.follows() && self.pool.functions.must_load() {
             load_functions(
                 server,
                 &self.pool.functions,
@@ -183,12 +186,12 @@ impl Relay {
     }
 
     async fn ask(&mut self, checks: &PendingChecks, pins: &mut Pins) -> Result<CheckedState, AskError> {
-        let (wanted, startup) = (&self.side.wanted, &self.side.startup);
+        let (wanted, startup) = (&self.session.side.wanted, &self.session.side.startup);
         let Some(server) = self.server.as_mut() else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
         };
         let answer = AnswerLimits {
-            value_bytes: self.side.rules().settings_bytes_max,
+            value_bytes: self.session.side.rules().settings_bytes_max,
             channels: self.pool.rules.channels_max,
         };
         let (sql, names) = checks.state_query(wanted, startup, answer);
@@ -203,7 +206,7 @@ impl Relay {
             _ => None,
         });
         let settled = checks.answered(&rows, wanted, startup, pins);
-        server.side.deallocated_by_code(&missing.collect::<Vec<_>>(), &mut self.side);
+        server.side.deallocated_by_code(&missing.collect::<Vec<_>>(), &mut self.session.side);
         if checks.includes(StateChecks::DBLINK) {
             pins.set(Pins::DBLINK, keeps_dblink(server).await?);
         }
@@ -223,16 +226,19 @@ impl Relay {
         }
         self.pass_notifications();
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if wanted != *self.side.wanted {
-            self.handle.set_application_name(wanted.get("application_name").unwrap_or_default());
-            if self.side.keep(Arc::new(wanted)).is_err() {
+        if wanted != *self.session.side.wanted {
+            self.session.handle.set_application_name(wanted.get("application_name").unwrap_or_default());
+            if self.session.side.keep(Arc::new(wanted)).is_err() {
                 pins.insert(Pins::SETTINGS);
-                server.side.applied = self.side.wanted.clone();
+                server.side.applied = self.session.side.wanted.clone();
                 return Ok(());
             }
         }
-        server.side.applied =
-            if applied == *self.side.wanted { self.side.wanted.clone() } else { Arc::new(applied) };
+        server.side.applied = if applied == *self.session.side.wanted {
+            self.session.side.wanted.clone()
+        } else {
+            Arc::new(applied)
+        };
         Ok(())
     }
 }

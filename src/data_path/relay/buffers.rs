@@ -22,7 +22,10 @@ impl Relay {
     #[inline]
     pub(in crate::data_path) fn is_buffering_too_much(&mut self) -> bool {
         let server = self.server.as_ref().map_or(0, |server| server.unsent.allocated());
-        let bytes = self.unsent.allocated() + self.held_reply.capacity() + self.inbox.capacity() + server;
+        let bytes = self.session.unsent.allocated()
+            + self.held_reply.capacity()
+            + self.session.inbox.capacity()
+            + server;
         let counted = if bytes <= UNCOUNTED { 0 } else { bytes };
         counted != self.buffers.bytes() && self.is_too_much(counted)
     }
@@ -30,31 +33,31 @@ impl Relay {
     /// Counts so many bytes. Returns whether the client must be disconnected for them.
     #[cold]
     fn is_too_much(&mut self, bytes: usize) -> bool {
-        let memory = &self.side.rules().memory;
+        let memory = &self.session.side.rules().memory;
         let endured = if self.server.is_some() { ENDURED_IN_TRANSACTION } else { ENDURED };
         let full = self.buffers.try_set(memory, bytes).is_err();
         if full {
             self.buffers.set(memory, bytes);
         }
-        full && self.unsent.allocated() + self.held_reply.capacity() > endured
+        full && self.session.unsent.allocated() + self.held_reply.capacity() > endured
     }
 
     /// The same for a request that waits for a server. Returns the error that the request gets.
     #[cold]
     pub(in crate::data_path) fn no_room_to_wait(&mut self) -> Option<ClientError> {
-        let bytes = self.inbox.capacity() + self.unsent.allocated();
+        let bytes = self.session.inbox.capacity() + self.session.unsent.allocated();
         if bytes <= UNCOUNTED {
             return None;
         }
-        let memory = &self.side.rules().memory;
+        let memory = &self.session.side.rules().memory;
         let limit = self.buffers.try_set(memory, bytes).err().filter(|_| bytes > ENDURED)?;
-        Some(self.side.rules().too_much(limit))
+        Some(self.session.side.rules().too_much(limit))
     }
 
     /// The end of a session whose client does not read its replies.
     #[cold]
     pub(in crate::data_path) fn unread_end(&self) -> SessionEnd {
-        let memory = &self.side.rules().memory;
+        let memory = &self.session.side.rules().memory;
         let limit = memory.admits(0).err().unwrap_or(Limit::Tenant);
         let max = memory.max_of(limit).unwrap_or(0);
         SessionEnd::Refused(ClientError::UnsentLimit { limit, max }.into())

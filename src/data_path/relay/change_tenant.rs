@@ -7,19 +7,15 @@ use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
     task::Poll,
-    time::Duration,
 };
 
 use tracing::warn;
 
-use super::{BUFFERS, Relay, Step, no_tenant, session_end::SessionEnd, timing::Traffic};
+use super::{BUFFERS, Relay, Step, client_session::ClientSession, no_tenant, session_end::SessionEnd};
 use crate::{
     data_path::{
-        exchange::ClientSide,
         login::connection_limits::ConnectionPermit,
-        proxy::Proxy,
         session_state::{Settings, pins::Pins},
-        sessions::registry::Registered,
         tenant_switch::{
             Plan, TenantRequest,
             local_answers::{LocalStep, first_text},
@@ -28,95 +24,74 @@ use crate::{
         worker::Worker,
     },
     error::{ClientError, IdentityError, TenantSwitchError},
-    wire::{message::Severity, stream::Stream, unsent::Unsent},
+    wire::message::Severity,
 };
 
-/// A session without a pool: everything that it takes along when it changes its tenant.
-#[derive(Debug)]
-pub struct DetachedSession {
-    /// The client's connection.
-    pub client: Stream,
-    /// Bytes that the client has not taken yet.
-    pub unsent: Unsent,
-    /// The client's side of an exchange.
-    pub side: ClientSide,
-    /// Messages of the client that no server has got.
-    pub inbox: Vec<u8>,
-    /// Its entry in the registry of sessions.
-    pub handle: Registered,
-    /// `query_wait_timeout`.
-    pub query_wait: Duration,
-    /// The session ends with this error at its next transaction boundary.
-    pub leaving: Option<Box<ClientError>>,
-    /// Of a service login's session: chooses its tenant.
-    pub switcher: Option<Box<TenantSwitcher>>,
-    /// What it has done so far.
-    pub traffic: Traffic,
-    /// What all clients share.
-    pub proxy: Arc<Proxy>,
-}
-
 /// A session that changes its tenant, and where it goes.
-pub type SessionTransfer = Box<(DetachedSession, SwitchTarget)>;
+pub type SessionTransfer = Box<(ClientSession, SwitchTarget)>;
 
 impl Relay {
     /// Goes on with the pool that has replaced a retired one.
     pub(in crate::data_path) fn follow_successor(&mut self) -> Result<(), SessionEnd> {
         self.pool =
             self.pool.current().ok_or_else(|| SessionEnd::Refused(ClientError::AdminShutdown.into()))?;
-        self.side.set_tenant_access(self.pool.place.clone());
-        self.side.start_settings.pool_replaced();
+        self.session.side.set_tenant_access(self.pool.place.clone());
+        self.session.side.start_settings.pool_replaced();
         Ok(())
     }
 
     /// Whether the proxy answers the client's next message, although the session holds a server.
     #[inline]
     pub(in crate::data_path) fn is_answered_locally(&self) -> bool {
-        self.switcher.as_ref().is_some_and(|switcher| {
-            self.server.is_some() && (switcher.responder.is_in_batch() || self.side.is_skipping_rejected())
+        self.session.switcher.as_ref().is_some_and(|switcher| {
+            self.server.is_some()
+                && (switcher.responder.is_in_batch() || self.session.side.is_skipping_rejected())
         })
     }
 
     /// Conservative: may return false for messages that only a server can answer.
     #[inline]
     pub(in crate::data_path) fn needs_server(&self, sent: &[u8]) -> bool {
-        let passes =
-            |switcher: &TenantSwitcher| !switcher.is_new && switcher.responder.passes(sent, &self.side);
-        self.switcher.as_ref().is_none_or(|switcher| passes(switcher))
+        let passes = |switcher: &TenantSwitcher| {
+            !switcher.is_new && switcher.responder.passes(sent, &self.session.side)
+        };
+        self.session.switcher.as_ref().is_none_or(|switcher| passes(switcher))
     }
 
     /// Whether nothing more is read from the client for now.
     #[inline]
     pub(in crate::data_path) fn holds_back(&self) -> bool {
-        self.switcher.as_ref().is_some_and(|switcher| switcher.wait != SwitchWait::No)
+        self.session.switcher.as_ref().is_some_and(|switcher| switcher.wait != SwitchWait::No)
     }
 
     /// Keeps messages that must wait until everything before them is answered.
     #[cold]
     pub(in crate::data_path) fn hold_back(&mut self, rest: Vec<u8>, waits: SwitchWait) -> Result<(), Step> {
-        self.inbox = rest;
-        let (proxy, first) = (&self.proxy, Some(self.pool.tenant.id));
-        let switcher =
-            self.switcher.get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
+        self.session.inbox = rest;
+        let (proxy, first) = (&self.session.proxy, Some(self.pool.tenant.id));
+        let switcher = self
+            .session
+            .switcher
+            .get_or_insert_with(|| TenantSwitcher::new(proxy.clone(), first, Arc::default()));
         switcher.wait = waits;
         Ok(())
     }
 
     /// Drops the switcher of an employee's session, which has it only while it changes its password.
     fn drop_idle_switcher(&mut self) {
-        let chooses = self.side.rules().may_switch_tenant;
-        self.switcher.take_if(|switcher| !chooses && switcher.is_idle());
+        let chooses = self.session.side.rules().may_switch_tenant;
+        self.session.switcher.take_if(|switcher| !chooses && switcher.is_idle());
     }
 
     /// Whether the switcher has work that cannot be done within a poll.
     pub(in crate::data_path) fn has_switch_work(&self) -> bool {
-        let Some(switcher) = &self.switcher else { return false };
+        let Some(switcher) = &self.session.switcher else { return false };
         if self.cancelling.is_some() {
             return false;
         }
         let replies = self.server.as_ref().map(|server| &server.side.replies);
         let over = replies.is_none_or(|replies| replies.is_over())
-            && !self.side.mid_message()
+            && !self.session.side.mid_message()
             && self.held_reply.is_empty();
         let answered = replies.is_none_or(|replies| !replies.is_working() || replies.takes_copy_data());
         switcher.is_to_leave() && over || switcher.wait != SwitchWait::No && answered
@@ -131,11 +106,11 @@ impl Relay {
         {
             return Some(Some(Step::End(end)));
         }
-        let switcher = self.switcher.as_mut()?;
+        let switcher = self.session.switcher.as_mut()?;
         let mut replies = Vec::new();
         let led = match switcher.responder.next(
             inbox,
-            &mut self.side,
+            &mut self.session.side,
             Some(&self.pool.tenant.name),
             &mut replies,
         ) {
@@ -145,7 +120,7 @@ impl Relay {
                 led
             }
         };
-        self.unsent.push(&replies);
+        self.session.unsent.push(&replies);
         let led = match led {
             LocalStep::Server if switcher.is_new => Some(Some(Step::AcquireServer)),
             LocalStep::Server => None,
@@ -171,10 +146,10 @@ impl Relay {
         if self.pool.is_retired() && self.server.is_none() {
             self.follow_successor()?;
         }
-        let Some(mut switcher) = self.switcher.take() else { return Ok(None) };
+        let Some(mut switcher) = self.session.switcher.take() else { return Ok(None) };
         let moved = self.with_switcher(&mut switcher).await;
-        self.side.set_current_tenant(switcher.current_tenant());
-        self.switcher = Some(switcher);
+        self.session.side.set_current_tenant(switcher.current_tenant());
+        self.session.switcher = Some(switcher);
         self.drop_idle_switcher();
         match moved? {
             // The other tenant's shared listener does not have the session's channels.
@@ -201,7 +176,7 @@ impl Relay {
         let mut first = waits == SwitchWait::Choice;
         loop {
             if switcher.is_to_leave()
-                && let Some(target) = switcher.back(&self.handle, here).await
+                && let Some(target) = switcher.back(&self.session.handle, here).await
             {
                 return Ok(Some(target));
             }
@@ -211,16 +186,21 @@ impl Relay {
             let (used, next) = match asked.or_else(|| switcher.password.take().map(LocalStep::SetPassword)) {
                 Some(next) => (0, next),
                 None => {
-                    let next = switcher.responder.next(&self.inbox, &mut self.side, Some(name), &mut replies);
+                    let next = switcher.responder.next(
+                        &self.session.inbox,
+                        &mut self.session.side,
+                        Some(name),
+                        &mut replies,
+                    );
                     next.map_err(|client_error| SessionEnd::Refused(client_error.into()))?
                 }
             };
-            self.inbox.drain(..used);
+            self.session.inbox.drain(..used);
             let first = std::mem::take(&mut first) && used == 0;
             match next {
                 LocalStep::Choose(request) => {
                     let found = match self.is_free_to_go(switcher, &request) {
-                        Ok(()) => switcher.follow(&request, &self.handle, Some(here)).await,
+                        Ok(()) => switcher.follow(&request, &self.session.handle, Some(here)).await,
                         Err(client_error) => Err(client_error),
                     };
                     match &found {
@@ -228,33 +208,35 @@ impl Relay {
                             switcher.responder.chosen(target_name(target.as_ref(), Some(name)), &mut replies)
                         }
                         Err(client_error) => {
-                            switcher.responder.refuse(client_error, &mut self.side, &mut replies)
+                            switcher.responder.refuse(client_error, &mut self.session.side, &mut replies)
                         }
                     }
                     if let Ok(Some(target)) = found {
-                        self.unsent.push(&replies);
+                        self.session.unsent.push(&replies);
                         return Ok(Some(target));
                     }
                 }
                 LocalStep::SetPassword(password) => {
-                    switcher.set_password(&self.handle, password, &mut self.side, &mut replies).await;
+                    switcher
+                        .set_password(&self.session.handle, password, &mut self.session.side, &mut replies)
+                        .await;
                 }
                 // It was held back for a choice, and is none: it must not be held back again.
                 LocalStep::Server if first => {
                     ClientError::from(TenantSwitchError::NotAlone).write(Severity::Error, &mut replies);
-                    self.side.skip_request(switcher.responder.failed());
+                    self.session.side.skip_request(switcher.responder.failed());
                 }
                 LocalStep::Ended => {}
                 LocalStep::Waits | LocalStep::Server => {
                     if next == LocalStep::Server && self.server.is_some() {
                         switcher.responder.leave_batch();
                     }
-                    self.unsent.push(&replies);
+                    self.session.unsent.push(&replies);
                     return Ok(None);
                 }
                 LocalStep::Terminated => return Err(SessionEnd::Terminated),
             }
-            self.unsent.push(&replies);
+            self.session.unsent.push(&replies);
         }
     }
 
@@ -274,7 +256,9 @@ impl Relay {
         }
         match () {
             () if stays => Ok(()),
-            () if self.server.is_some() && !self.side.follows() => Err(TenantSwitchError::SessionMode.into()),
+            () if self.server.is_some() && !self.session.side.follows() => {
+                Err(TenantSwitchError::SessionMode.into())
+            }
             () if kept.is_empty() => Ok(()),
             () => Err(ClientError::TenantPinned { reasons: kept.names().collect::<Vec<_>>().join(", ") }),
         }
@@ -284,22 +268,23 @@ impl Relay {
     fn deny_first(&mut self) {
         let Some(server) = self.server.as_mut() else { return };
         let mut out = Vec::new();
-        let plan = first_text(&self.inbox, &self.side).map(|sql| Plan::of(sql, &self.side));
+        let plan =
+            first_text(&self.session.inbox, &self.session.side).map(|sql| Plan::of(sql, &self.session.side));
         let reason = match plan {
             Some(Plan::Password(_)) => IdentityError::PasswordInTransaction.into(),
             _ => TenantSwitchError::TransactionBegun.into(),
         };
-        let used = self.side.reject(&self.inbox, reason, &mut server.side, &mut out);
-        self.inbox.drain(..used);
+        let used = self.session.side.reject(&self.session.inbox, reason, &mut server.side, &mut out);
+        self.session.inbox.drain(..used);
         server.unsent.push(&out);
     }
 
     /// Sends the rest of the inbox to the server that the session holds.
     async fn pass_on(&mut self) -> Result<(), SessionEnd> {
-        if self.server.is_none() || self.inbox.is_empty() || self.is_answered_locally() {
+        if self.server.is_none() || self.session.inbox.is_empty() || self.is_answered_locally() {
             return Ok(());
         }
-        let inbox = std::mem::take(&mut self.inbox);
+        let inbox = std::mem::take(&mut self.session.inbox);
         let step = poll_fn(|cx| {
             BUFFERS.with_borrow_mut(|buffers| Poll::Ready(self.forward(&inbox, &mut buffers.scratch, cx)))
         });
@@ -313,23 +298,23 @@ impl Relay {
     /// unless they are known to work. `false`: the statement has been refused.
     pub(in crate::data_path) async fn try_settings(&mut self) -> Result<bool, SessionEnd> {
         if let Some(pool) = self.pool.current().filter(|_| self.pool.is_retired()) {
-            self.side.set_tenant_access(pool.place.clone());
+            self.session.side.set_tenant_access(pool.place.clone());
             self.pool = pool;
         }
         let pool = self.pool.clone();
-        let wanted = Settings::clone(&self.side.wanted);
+        let wanted = Settings::clone(&self.session.side.wanted);
         let greeted = tokio::select! {
-            greeted = pool.startup_status(wanted, self.query_wait) => greeted,
+            greeted = pool.startup_status(wanted, self.session.query_wait) => greeted,
             interrupted = self.interrupted() => Err(interrupted?),
         };
         match greeted {
             Ok(status) => {
-                let Some(switcher) = self.switcher.as_mut() else { return Ok(true) };
+                let Some(switcher) = self.session.switcher.as_mut() else { return Ok(true) };
                 switcher.is_new = false;
-                if let Err(limit) = self.side.keep(status.settings) {
-                    return Err(SessionEnd::Refused(self.side.rules().too_much(limit).into()));
+                if let Err(limit) = self.session.side.keep(status.settings) {
+                    return Err(SessionEnd::Refused(self.session.side.rules().too_much(limit).into()));
                 }
-                self.side.start_settings = status.start.into();
+                self.session.side.start_settings = status.start.into();
                 Ok(true)
             }
             // A setting does not exist there, for example a role.
@@ -343,46 +328,28 @@ impl Relay {
 
     /// Answers the request at the front of the inbox with an error, and skips it.
     pub(in crate::data_path) fn refuse_request(&mut self, client_error: &ClientError) {
-        let status = self.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
-        self.side.skip_request(status);
+        let status = self.session.switcher.as_mut().map_or(b'I', |switcher| switcher.responder.failed());
+        self.session.side.skip_request(status);
         let mut replies = Vec::new();
         client_error.write(Severity::Error, &mut replies);
-        self.unsent.push(&replies);
+        self.session.unsent.push(&replies);
     }
 
     /// Takes the session from its pool. Its server is cleaned or closed in a task of its own.
     pub(in crate::data_path) fn into_transfer(mut self: Box<Self>, target: SwitchTarget) -> SessionTransfer {
-        self.side.take_held(&mut self.inbox);
+        self.session.side.take_held(&mut self.session.inbox);
         // Notifications of the old tenant's channels are not for the new one.
-        drop(self.handle.take_notifications());
-        target.receive(&mut self.side);
-        if let Some(switcher) = self.switcher.as_mut() {
+        drop(self.session.handle.take_notifications());
+        target.receive(&mut self.session.side);
+        if let Some(switcher) = self.session.switcher.as_mut() {
             switcher.arrive();
         }
         if let Some(server) = self.server.take() {
-            self.handle.server_process_id.store(0, Ordering::Relaxed);
+            self.session.handle.server_process_id.store(0, Ordering::Relaxed);
             self.set_pins(Pins::empty());
             self.clean_in_background(server, false, false);
         }
-        let Self {
-            client, unsent, side, inbox, handle, query_wait, leaving, switcher, timing, proxy, ..
-        } = *self;
-        let traffic = timing.traffic;
-        Box::new((
-            DetachedSession {
-                client,
-                unsent,
-                side,
-                inbox,
-                handle,
-                query_wait,
-                leaving,
-                switcher,
-                traffic,
-                proxy,
-            },
-            target,
-        ))
+        Box::new((self.session, target))
     }
 }
 

@@ -10,12 +10,13 @@ pub mod after_transaction;
 pub mod buffers;
 pub mod cancel;
 pub mod change_tenant;
+pub mod client_session;
 pub mod load_functions;
 pub mod no_tenant;
 pub mod notifications;
 pub mod session_end;
 pub mod signals;
-pub mod timing;
+mod timing;
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,7 +24,7 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::{
@@ -33,24 +34,24 @@ use tokio::{
 
 use self::{
     acquire_server::{ReplyWait, ServerLink},
-    change_tenant::{DetachedSession, SessionTransfer},
+    change_tenant::SessionTransfer,
+    client_session::ClientSession,
     notifications::Listening,
     session_end::SessionEnd,
     timing::Timing,
 };
 use crate::{
     data_path::{
-        exchange::{ClientSide, Flow},
+        exchange::Flow,
         memory_limit::Charge,
         pool::{Pinned, Pool, PooledServer},
-        proxy::Proxy,
         server::connection::Server,
         session_state::side_effects::BackendSignal,
-        sessions::registry::{Activity, Registered},
-        tenant_switch::switcher::{SwitchWait, TenantSwitcher},
+        sessions::registry::Activity,
+        tenant_switch::switcher::SwitchWait,
     },
     error::ClientError,
-    wire::{outgoing::Outgoing, stream::Stream, unsent::Unsent},
+    wire::outgoing::Outgoing,
 };
 
 /// Bytes per read. More than an ordinary reply, so that one read empties the socket. Small enough that a
@@ -71,36 +72,23 @@ pub(super) struct Buffers {
 /// A session at its tenant's pool.
 #[derive(Debug)]
 pub struct Relay {
-    pub(super) client: Stream,
-    /// Bytes that the client has not taken yet.
-    pub(super) unsent: Unsent,
-    pub(super) side: ClientSide,
-    /// Messages of the client that no server has got yet.
-    pub(super) inbox: Vec<u8>,
-    /// The end of a reply, held back until the checks after the transaction are done.
-    pub(super) held_reply: Vec<u8>,
-    /// The memory that these three take.
-    pub(super) buffers: Charge,
+    /// Everything that the session takes along when it changes its tenant.
+    pub(super) session: ClientSession,
     pub(super) pool: Arc<Pool>,
-    /// The channels that it listens to.
-    pub(super) listening: Option<Listening>,
     pub(super) server: Option<Box<PooledServer>>,
-    pub(super) handle: Registered,
-    /// A cancel request under way: until the server has settled it, the server serves no other session.
-    pub(super) cancelling: Option<oneshot::Receiver<()>>,
-    pub(super) query_wait: Duration,
-    /// Its entry in the pool's list of pinned sessions.
-    pub(super) pinned: Option<Pinned>,
     timing: Timing,
-    /// The session ends with this error at its next transaction boundary.
-    pub(super) leaving: Option<Box<ClientError>>,
+    /// The end of a reply, held back until the checks after the transaction are done.
+    held_reply: Vec<u8>,
+    /// The memory of unsent bytes, the inbox and the held reply.
+    buffers: Charge,
     /// Why the inbox waits for pending replies.
-    pub(super) reply_wait: ReplyWait,
-    /// Of a service login's session, which may change its tenant; and of a session that changes its password
-    /// at present.
-    pub(super) switcher: Option<Box<TenantSwitcher>>,
-    /// What all clients share.
-    pub(super) proxy: Arc<Proxy>,
+    reply_wait: ReplyWait,
+    /// The channels that it listens to.
+    listening: Option<Listening>,
+    /// A cancel request under way: until the server has settled it, the server serves no other session.
+    cancelling: Option<oneshot::Receiver<()>>,
+    /// Its entry in the pool's list of pinned sessions.
+    pinned: Option<Pinned>,
 }
 
 /// Work that cannot be done within a poll.
@@ -118,38 +106,18 @@ pub(super) enum Step {
 
 impl Relay {
     /// A session at this pool; the client has been greeted.
-    pub fn new(session: DetachedSession, pool: Arc<Pool>) -> Self {
-        let DetachedSession {
-            client,
-            unsent,
-            side,
-            inbox,
-            handle,
-            query_wait,
-            leaving,
-            switcher,
-            traffic,
-            proxy,
-        } = session;
+    pub fn new(session: ClientSession, pool: Arc<Pool>) -> Self {
         Self {
-            client,
-            unsent,
-            side,
-            inbox,
+            session,
+            pool,
+            server: None,
+            timing: Timing::default(),
             held_reply: Vec::new(),
             buffers: Charge::default(),
-            pool,
-            listening: None,
-            server: None,
-            handle,
-            cancelling: None,
-            query_wait,
-            pinned: None,
-            timing: Timing::new(traffic),
-            leaving,
             reply_wait: ReplyWait::Nothing,
-            switcher,
-            proxy,
+            listening: None,
+            cancelling: None,
+            pinned: None,
         }
     }
 
@@ -158,7 +126,7 @@ impl Relay {
     /// Boxed, because a future holds its arguments twice, and there is one for each idle client.
     pub async fn run(mut self: Box<Self>) -> Option<SessionTransfer> {
         poll_fn(|cx| {
-            self.handle.wake_with(cx.waker());
+            self.session.handle.wake_with(cx.waker());
             Poll::Ready(())
         })
         .await;
@@ -188,30 +156,30 @@ impl Relay {
 
     /// Moves bytes as long as any can be moved.
     fn poll(&mut self, buffers: &mut Buffers, cx: &mut Context<'_>) -> Poll<Step> {
-        if (self.handle.is_signalled() || self.cancelling.is_some())
+        if (self.session.handle.is_signalled() || self.cancelling.is_some())
             && let Some(step) = self.take_signals(cx)
         {
             return Poll::Ready(step);
         }
-        if self.switcher.is_some() && self.has_switch_work() {
+        if self.session.switcher.is_some() && self.has_switch_work() {
             return Poll::Ready(Step::SwitchTenant);
         }
-        if !self.inbox.is_empty()
+        if !self.session.inbox.is_empty()
             && self.server.is_none()
             && let Some(step) = self.serve_inbox(buffers, cx)
         {
             return Poll::Ready(step);
         }
         loop {
-            if self.switcher.is_some() && self.has_switch_work() {
+            if self.session.switcher.is_some() && self.has_switch_work() {
                 return Poll::Ready(Step::SwitchTenant);
             }
             let mut moved = false;
-            if !self.unsent.is_empty() {
-                match self.unsent.drain(&mut self.client, cx) {
+            if !self.session.unsent.is_empty() {
+                match self.session.unsent.drain(&mut self.session.client, cx) {
                     Ok(emptied) => {
                         moved |= emptied;
-                        if self.handle.is_notified() {
+                        if self.session.handle.is_notified() {
                             self.send_notifications();
                         }
                     }
@@ -252,7 +220,7 @@ impl Relay {
             // It was held for the rest of a message that needs no reply.
             return self.after_reply(Instant::now()).map_or(Ok(Poll::Ready(())), Err);
         }
-        if !self.unsent.is_empty() {
+        if !self.session.unsent.is_empty() {
             return Ok(if drained { Poll::Ready(()) } else { Poll::Pending });
         }
         let mut read = ReadBuf::new(&mut buffers.read);
@@ -263,12 +231,12 @@ impl Relay {
         }
         let chunk = read.filled();
         let mut out = Outgoing::new(chunk, &mut buffers.scratch);
-        let (handle, pool, itself) = (&self.handle, &self.pool, Cell::new(false));
+        let (handle, pool, itself) = (&self.session.handle, &self.pool, Cell::new(false));
         let send = |number, signal| {
             itself.set(itself.get() || (number, signal) == (handle.process_id, BackendSignal::Terminate));
             handle.send(signal, number, &pool.place)
         };
-        let events = match server.side.take(chunk, &mut self.side, &mut out, &send) {
+        let events = match server.side.take(chunk, &mut self.session.side, &mut out, &send) {
             Ok(events) => events,
             Err(broken) => return Err(Step::End(self.broken(broken))),
         };
@@ -278,19 +246,19 @@ impl Relay {
         let bytes = out.finish();
         let stats = &self.pool.stats;
         stats.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.timing.traffic.bytes_out += bytes.len() as u64;
+        self.session.traffic.bytes_out += bytes.len() as u64;
         // While a message is under way to the server it cannot be asked: the reply does not wait for the
         // rest.
         let holds = (events.ready > 0 || !self.held_reply.is_empty())
-            && server.side.has_pending_checks(self.side.follows())
+            && server.side.has_pending_checks(self.session.side.follows())
             && server.side.replies.is_over()
             && server.side.has_whole_messages();
         if holds {
             self.held_reply.extend_from_slice(bytes);
         } else if !self.held_reply.is_empty() {
-            self.unsent.push(&std::mem::take(&mut self.held_reply));
-            self.unsent.push(bytes);
-        } else if let Err(error) = self.unsent.send(&mut self.client, cx, bytes) {
+            self.session.unsent.push(&std::mem::take(&mut self.held_reply));
+            self.session.unsent.push(bytes);
+        } else if let Err(error) = self.session.unsent.send(&mut self.session.client, cx, bytes) {
             return Err(Step::End(SessionEnd::client_lost(Err(error))));
         }
         if events.fatal {
@@ -331,7 +299,7 @@ impl Relay {
         // down.
         let stays = match self.server.as_ref() {
             Some(server) => !server.unsent.is_empty(),
-            None => !self.unsent.is_empty(),
+            None => !self.session.unsent.is_empty(),
         };
         if stays || self.holds_back() {
             return Ok(Poll::Pending);
@@ -340,24 +308,24 @@ impl Relay {
             return self.go_on(buffers, cx);
         }
         let mut read = ReadBuf::new(&mut buffers.read);
-        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+        match Pin::new(&mut self.session.client).poll_read(cx, &mut read) {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
             Poll::Ready(lost) => return Err(Step::End(SessionEnd::client_lost(lost))),
         }
         let chunk = read.filled();
         self.pool.stats.bytes_received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        self.timing.traffic.bytes_in += chunk.len() as u64;
+        self.session.traffic.bytes_in += chunk.len() as u64;
         if self.is_answered_locally() {
-            self.inbox.extend_from_slice(chunk);
+            self.session.inbox.extend_from_slice(chunk);
             return Err(Step::SwitchTenant);
         }
         if self.server.is_none()
-            && (!self.inbox.is_empty()
+            && (!self.session.inbox.is_empty()
                 || !self.needs_server(chunk)
                 || self.link(chunk)? != ServerLink::Linked)
         {
-            self.inbox.extend_from_slice(chunk);
+            self.session.inbox.extend_from_slice(chunk);
             return match self.serve_inbox(buffers, cx) {
                 Some(step) => Err(step),
                 None => Ok(Poll::Ready(())),
@@ -384,19 +352,19 @@ impl Relay {
             let now_ms = self.pool.worker.clock.now_ms();
             begins = self.timing.request_begins(Instant::now());
             if begins {
-                self.handle.set_began(now_ms);
+                self.session.handle.set_began(now_ms);
             }
-            self.handle.set_asked(now_ms);
+            self.session.handle.set_asked(now_ms);
         }
         let mut out = Outgoing::new(chunk, scratch);
-        self.side.prepare_server(&mut server.side, begins, &mut out);
+        self.session.side.prepare_server(&mut server.side, begins, &mut out);
         if let (Some(listening), None) = (&self.listening, &server.side.notifications.channels) {
             Self::listen_along(listening, server, out.build());
         }
-        if let Some(switcher) = self.switcher.as_mut() {
+        if let Some(switcher) = self.session.switcher.as_mut() {
             switcher.responder.hand_over(&mut server.side.replies, out.build());
         }
-        let flow = self.side.take(chunk, &mut server.side, &mut out);
+        let flow = self.session.side.take(chunk, &mut server.side, &mut out);
         // A failed write shows when the server is read from, together with its last words.
         let _ = server.unsent.send(&mut server.stream, cx, out.finish());
         match flow {
@@ -421,16 +389,17 @@ impl Relay {
         let server = self.server.as_mut()?;
         if !server.side.replies.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
             if !server.side.replies.is_working() {
-                self.handle.set_doing(Activity::InTransaction, self.pool.worker.clock.now_ms());
+                self.session.handle.set_doing(Activity::InTransaction, self.pool.worker.clock.now_ms());
             }
             return None;
         }
         self.timing.requests_are_over();
-        let follows = self.side.follows();
+        let follows = self.session.side.follows();
         if server.side.has_pending_checks(follows) {
             return Some(Step::AfterTransaction);
         }
         if let Some(took) = self.timing.transaction_ends(now) {
+            self.session.traffic.transactions += 1;
             let stats = &self.pool.stats;
             stats.transactions.fetch_add(1, Ordering::Relaxed);
             stats.transaction_time.record(took);
@@ -443,16 +412,16 @@ impl Relay {
         } else {
             self.give_back();
         }
-        self.leaving.take().map(|reason| Step::End(SessionEnd::Refused(reason)))
+        self.session.leaving.take().map(|reason| Step::End(SessionEnd::Refused(reason)))
     }
 
     pub(super) fn give_back(&mut self) {
         let Some(server) = self.server.take() else { return };
-        self.handle.server_process_id.store(0, Ordering::Relaxed);
-        self.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
-        self.handle.set_prepared(self.side.statements.len());
+        self.session.handle.server_process_id.store(0, Ordering::Relaxed);
+        self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
+        self.session.handle.set_prepared(self.session.side.statements.len());
         // The beginning of the client's next message waits in the inbox for the next server.
-        self.side.take_held(&mut self.inbox);
+        self.session.side.take_held(&mut self.session.inbox);
         self.pool.give_back(server);
     }
 }

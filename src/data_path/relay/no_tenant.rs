@@ -10,7 +10,8 @@ use std::{
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
-    change_tenant::{DetachedSession, SessionTransfer},
+    change_tenant::SessionTransfer,
+    client_session::ClientSession,
     session_end::{SessionEnd, log_end, say_goodbye},
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// Serves the client until it chooses a tenant, or leaves.
-pub(in crate::data_path) async fn run(mut session: DetachedSession) -> Option<SessionTransfer> {
+pub(in crate::data_path) async fn run(mut session: ClientSession) -> Option<SessionTransfer> {
     let mut switcher = session.switcher.take()?;
     poll_fn(|cx| {
         session.handle.wake_with(cx.waker());
@@ -57,7 +58,7 @@ pub(in crate::data_path) async fn run(mut session: DetachedSession) -> Option<Se
 
 /// Answers the client's messages. Returns the target if the client has chosen a tenant.
 async fn attend(
-    session: &mut DetachedSession,
+    session: &mut ClientSession,
     switcher: &mut TenantSwitcher,
 ) -> Result<Option<SwitchTarget>, SessionEnd> {
     loop {
@@ -94,7 +95,7 @@ async fn attend(
     }
 }
 
-impl DetachedSession {
+impl ClientSession {
     /// Resolves when all replies are sent and the client has sent more.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SessionEnd>> {
         if self.handle.is_signalled() {
@@ -158,7 +159,7 @@ pub(in crate::data_path) fn startup_status(
 /// Reported while no server's version is known: drivers then use no newer feature.
 const OLDEST_VERSION: &str = "13.0";
 
-async fn leave(mut session: DetachedSession, end: SessionEnd) {
+async fn leave(mut session: ClientSession, end: SessionEnd) {
     log_end(&session.proxy, None, &session.handle, &session.traffic, &end);
     if let SessionEnd::Refused(client_error) = &end {
         let mut bytes = Vec::new();

@@ -80,8 +80,8 @@ impl Relay {
             .server
             .as_ref()
             .is_none_or(|server| server.side.replies.is_over() && !server.side.mid_message());
-        if between && self.held_reply.is_empty() && self.unsent.is_empty() {
-            self.unsent.push(&self.handle.take_notifications());
+        if between && self.held_reply.is_empty() && self.session.unsent.is_empty() {
+            self.session.unsent.push(&self.session.handle.take_notifications());
         }
     }
 
@@ -99,7 +99,7 @@ impl Relay {
         }
         let mut charge = Charge::default();
         let few = channels.len() <= self.pool.rules.channels_max
-            && charge.try_set(&self.side.rules().memory, channels.bytes()).is_ok();
+            && charge.try_set(&self.session.side.rules().memory, channels.bytes()).is_ok();
         let mut taken = match few {
             true => self.move_to_listener(Arc::new(channels.clone())).await,
             false => Err(ListenError::Listener(ClientError::NotSupported("too many channels".to_owned()))),
@@ -107,8 +107,8 @@ impl Relay {
         if let Err(ListenError::Listener(reason)) = &taken {
             warn!(
                 tenant = self.pool.tenant.name,
-                login = self.handle.login.name,
-                connection = self.handle.process_id,
+                login = self.session.handle.login.name,
+                connection = self.session.handle.process_id,
                 %reason,
                 "shared listener refuses a session: it keeps its server"
             );
@@ -138,10 +138,10 @@ impl Relay {
         let (before, subscription) = match self.listening.take() {
             Some(Listening { channels, subscription, .. }) => (channels, subscription),
             None => {
-                let memory = &self.side.rules().memory;
+                let memory = &self.session.side.rules().memory;
                 (
                     Arc::default(),
-                    self.pool.subscribe(&self.handle, memory).await.map_err(ListenError::Listener)?,
+                    self.pool.subscribe(&self.session.handle, memory).await.map_err(ListenError::Listener)?,
                 )
             }
         };
@@ -180,7 +180,7 @@ impl Relay {
         let hearing = &mut server.side.notifications;
         let mut bytes = Vec::new();
         hearing.filter_all(before, &mut bytes);
-        bytes.extend(hearing.restore_own(&self.handle.take_notifications()));
+        bytes.extend(hearing.restore_own(&self.session.handle.take_notifications()));
         hearing.channels = Some(channels.clone()).filter(|channels| !channels.is_empty());
         hearing.filter_all(behind, &mut bytes);
         self.tell(&bytes);
@@ -202,7 +202,7 @@ impl Relay {
     pub(in crate::data_path) fn tell(&mut self, messages: &[u8]) {
         match self.held_reply.strip_suffix(READY).map(<[u8]>::len) {
             Some(end) => drop(self.held_reply.splice(end..end, messages.iter().copied())),
-            None if self.held_reply.is_empty() => self.unsent.push(messages),
+            None if self.held_reply.is_empty() => self.session.unsent.push(messages),
             // The server sent others behind its ReadyForQuery; these follow them.
             None => self.held_reply.extend_from_slice(messages),
         }
@@ -216,18 +216,19 @@ impl Relay {
             // A shared listener that is lost has ended this session already.
             let _ = listening.subscription.caught_up().await;
         }
-        let mut news = server.side.notifications.restore_own(&self.handle.take_notifications());
-        if server.side.reported != *self.side.sent_parameters {
-            server.side.reported.write_changes(&mut self.side.sent_parameters, &mut news);
+        let mut news = server.side.notifications.restore_own(&self.session.handle.take_notifications());
+        if server.side.reported != *self.session.side.sent_parameters {
+            server.side.reported.write_changes(&mut self.session.side.sent_parameters, &mut news);
         }
         self.tell(&news);
-        self.unsent.push(&std::mem::take(&mut self.held_reply));
-        let written = poll_fn(|cx| Poll::Ready(self.unsent.drain(&mut self.client, cx))).await;
+        self.session.unsent.push(&std::mem::take(&mut self.held_reply));
+        let written =
+            poll_fn(|cx| Poll::Ready(self.session.unsent.drain(&mut self.session.client, cx))).await;
         if let Err(error) = written {
             return Err(SessionEnd::client_lost(Err(error)));
         }
         if let Some(server) = self.server.as_mut()
-            && !server.side.is_pinned(self.side.follows())
+            && !server.side.is_pinned(self.session.side.follows())
             && server.side.notifications.channels.is_some()
         {
             server.run("UNLISTEN *").await.map_err(SessionEnd::from)?;

@@ -10,7 +10,10 @@ use std::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, info, warn};
 
-use super::{Relay, cancel, timing::Traffic};
+use super::{
+    Relay, cancel,
+    client_session::{ClientSession, Traffic},
+};
 use crate::{
     config::PoolMode,
     data_path::{
@@ -159,11 +162,17 @@ impl Relay {
         if let SessionEnd::ServerLost(cause) = &end {
             self.log_lost_server(*cause);
         }
-        log_end(&self.proxy, Some(&self.pool.tenant.name), &self.handle, &self.timing.traffic, &end);
+        log_end(
+            &self.session.proxy,
+            Some(&self.pool.tenant.name),
+            &self.session.handle,
+            &self.session.traffic,
+            &end,
+        );
         // Behind part of a message, an error would be read as the rest of it: as data in a row.
         let in_step = self.server.as_ref().is_none_or(|server| !server.side.mid_message());
         if let Some(server) = self.server.take() {
-            self.handle.server_process_id.store(0, Ordering::Relaxed);
+            self.session.handle.server_process_id.store(0, Ordering::Relaxed);
             self.set_pins(Pins::empty());
             match end {
                 SessionEnd::Terminated => {
@@ -177,15 +186,15 @@ impl Relay {
             }
         }
         self.listening = None;
-        self.unsent.push(&std::mem::take(&mut self.held_reply));
+        self.session.unsent.push(&std::mem::take(&mut self.held_reply));
         let mut bytes = Vec::new();
         if let Some(client_error) = last_words.filter(|_| in_step) {
             client_error.write(Severity::Fatal, &mut bytes);
         }
         if !matches!(end, SessionEnd::ClientLost(_) | SessionEnd::Terminated) {
-            self.unsent.push(&bytes);
+            self.session.unsent.push(&bytes);
             // The session is not listed any more, though its client may take its time to read.
-            let Self { client, unsent, handle, .. } = self;
+            let ClientSession { client, unsent, handle, .. } = self.session;
             drop(handle);
             say_goodbye(client, unsent).await;
         }
@@ -199,8 +208,8 @@ impl Relay {
         };
         warn!(
             tenant = self.pool.tenant.name,
-            login = self.handle.login.name,
-            connection = self.handle.process_id,
+            login = self.session.handle.login.name,
+            connection = self.session.handle.process_id,
             side = "server",
             host = self.pool.tenant.host.name,
             server_pid = server.process_id,
@@ -215,8 +224,8 @@ impl Relay {
     pub(in crate::data_path) fn broken(&self, broken: ExchangeError) -> SessionEnd {
         warn!(
             tenant = self.pool.tenant.name,
-            login = self.handle.login.name,
-            connection = self.handle.process_id,
+            login = self.session.handle.login.name,
+            connection = self.session.handle.process_id,
             side = "server",
             cause = %broken,
             "closing both connections"

@@ -17,21 +17,21 @@ impl Relay {
                 return Some(step);
             }
         }
-        if self.handle.is_notified() {
+        if self.session.handle.is_notified() {
             self.send_notifications();
         }
-        if self.handle.is_signalled() {
-            let called_back = self.handle.is_called_back();
-            let signals = self.handle.take_signals();
+        if self.session.handle.is_signalled() {
+            let called_back = self.session.handle.is_called_back();
+            let signals = self.session.handle.take_signals();
             if let Some(reason) = signals.end {
                 return Some(Step::End(SessionEnd::Refused(reason.into())));
             }
             if let Some(reason) = signals.end_when_free {
                 let free = self.server.as_ref().is_none_or(|server| server.side.replies.is_over());
-                if free && self.inbox.is_empty() {
+                if free && self.session.inbox.is_empty() {
                     return Some(Step::End(SessionEnd::Refused(reason.into())));
                 }
-                self.leaving = Some(reason.into());
+                self.session.leaving = Some(reason.into());
             }
             if called_back && let Some(step) = self.return_pinned_server() {
                 return Some(step);

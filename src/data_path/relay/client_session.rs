@@ -1,0 +1,48 @@
+//! A session, apart from its pool and its server: everything that it takes along when it changes its tenant.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    data_path::{
+        exchange::ClientSide, proxy::Proxy, sessions::registry::Registered,
+        tenant_switch::switcher::TenantSwitcher,
+    },
+    error::ClientError,
+    wire::{stream::Stream, unsent::Unsent},
+};
+
+/// A session, without what belongs to its pool.
+#[derive(Debug)]
+pub struct ClientSession {
+    /// The client's connection.
+    pub client: Stream,
+    /// Bytes that the client has not taken yet.
+    pub unsent: Unsent,
+    /// The client's side of an exchange.
+    pub side: ClientSide,
+    /// Messages of the client that no server has got.
+    pub inbox: Vec<u8>,
+    /// Its entry in the registry of sessions.
+    pub handle: Registered,
+    /// `query_wait_timeout`.
+    pub query_wait: Duration,
+    /// The session ends with this error at its next transaction boundary.
+    pub leaving: Option<Box<ClientError>>,
+    /// Of a service login's session: chooses its tenant.
+    pub switcher: Option<Box<TenantSwitcher>>,
+    /// What it has done so far.
+    pub traffic: Traffic,
+    /// What all clients share.
+    pub proxy: Arc<Proxy>,
+}
+
+/// What a session has done, for the line that its end leaves in the log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Traffic {
+    /// Transactions that servers have run for it.
+    pub transactions: u64,
+    /// Bytes from its client.
+    pub bytes_in: u64,
+    /// Bytes to its client.
+    pub bytes_out: u64,
+}
