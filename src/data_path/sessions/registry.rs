@@ -104,6 +104,11 @@ impl SessionHandle {
         self.place.load_full()
     }
 
+    /// The name of its present tenant, for the log.
+    pub fn tenant_name(&self) -> Option<String> {
+        self.place.load().as_ref().map(|place| place.tenant.name.clone())
+    }
+
     /// Whether the session is at the tenant with this id.
     pub fn is_at(&self, tenant: i64) -> bool {
         self.place.load().as_ref().is_some_and(|place| place.tenant.id == tenant)

@@ -47,16 +47,29 @@ impl TenantSwitcher {
         handle.expect_verifier(&before, &verifier);
         match directory.set_verifier(&handle.login, &before, &verifier).await {
             Ok(true) => {
-                info!(login = handle.login.name, "login changed its own password");
+                info!(
+                    tenant = handle.tenant_name(),
+                    login = handle.login.name,
+                    connection = handle.process_id,
+                    "login changed its own password"
+                );
                 Ok(())
             }
             Ok(false) => {
-                info!(login = handle.login.name, "password not changed: the login was changed meanwhile");
+                info!(
+                    tenant = handle.tenant_name(),
+                    login = handle.login.name,
+                    connection = handle.process_id,
+                    "password not changed: the login was changed after the session began"
+                );
                 Err(IdentityError::LoginChanged.into())
             }
             // The verifier may have been stored nevertheless, so the session accepts both.
             Err(error) => {
-                warn!(login = handle.login.name, side = "central", %error, "cannot change a login's password");
+                warn!(
+                    tenant = handle.tenant_name(), login = handle.login.name, connection = handle.process_id,
+                    side = "central", %error, "cannot change a login's password"
+                );
                 Err(ClientError::PasswordNotStored)
             }
         }

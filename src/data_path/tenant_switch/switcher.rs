@@ -159,7 +159,10 @@ impl TenantSwitcher {
     ) -> Result<(Arc<Tenant>, Access), ClientError> {
         let directory = &self.proxy.directory;
         let unavailable = |error| {
-            warn!(login = handle.login.name, side = "central", %error, "cannot look up a chosen tenant");
+            warn!(
+                tenant = handle.tenant_name(), login = handle.login.name, connection = handle.process_id,
+                side = "central", %error, "cannot look up a chosen tenant"
+            );
             ClientError::DirectoryUnavailable
         };
         let login = directory.login(&handle.login.name).await.map_err(unavailable)?;
@@ -256,7 +259,10 @@ impl TenantSwitcher {
             },
             Err(client_error) => client_error,
         };
-        info!(login = handle.login.name, tenant = id, reason = %refused, "session cannot return to its tenant");
+        info!(
+            tenant = handle.tenant_name(), login = handle.login.name, connection = handle.process_id,
+            returns_to = id, reason = %refused, "session cannot return to its tenant"
+        );
         self.chosen = None;
         Some(SwitchTarget::NoTenant)
     }
