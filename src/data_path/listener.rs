@@ -40,7 +40,7 @@ impl Listeners {
     /// The address and why.
     pub fn bind(config: &Config) -> Result<Self, String> {
         let tcp = config.listen.iter().map(|address| {
-            bind_tcp(*address).map_err(|error| format!("cannot listen on {address}: {error}"))
+            bind_tcp(*address, config).map_err(|error| format!("cannot listen on {address}: {error}"))
         });
         let tcp = tcp.collect::<Result<_, _>>()?;
         let unix = match &config.unix_socket_dir {
@@ -120,7 +120,7 @@ pub struct Accepting {
     _stop: tokio::sync::watch::Sender<()>,
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+fn bind_tcp(address: SocketAddr, config: &Config) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // A new process may listen on the same port while this one drains.
@@ -128,6 +128,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // Before the first client is in the backlog.
+    set_options(SockRef::from(&socket), config);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -157,7 +159,6 @@ fn set_options(socket: SockRef<'_>, config: &Config) {
 
 async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>, spare: &Spare) {
     let mut inherited = proxy.config.load_full();
-    set_options(SockRef::from(&listener), &inherited);
     loop {
         match listener.accept().await {
             Ok((socket, address)) => {
