@@ -125,13 +125,13 @@ pub struct ReplyOutcome {
 /// Where the server is in the client's batch of extended-protocol messages.
 ///
 /// ```text
-///              Parse, Bind, …                 ErrorResponse, no Sync sent
-///   Synced ─────────────────────▶ InBatch ──────────────────────────────▶ Skipping
-///     ▲ ▲                          │  ▲  │                                   │
-///     │ └───────Sync, Query────────┘  │  │ CopyInResponse                    │
-///     │           CopyDone, CopyFail  │  ▼                                   │
-///     ├─────────(after a Query)────CopyIn { in_batch }                       │
-///     └────────────────────────────────────────────Sync──────────────────────┘
+///              Parse, Bind, …            ErrorResponse, no Sync sent
+///   Synced ───────────────────▶ Open ──────────────────────────────▶ Skipping
+///     ▲ ▲                       │  ▲ │                                  │
+///     │ └──────Sync, Query──────┘  │ │ CopyInResponse                   │
+///     │         CopyDone, CopyFail │ ▼                                  │
+///     ├────(after a Query)────CopyIn { in_batch }                       │
+///     └──────────────────────────────────────────Sync───────────────────┘
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Batch {
@@ -140,7 +140,7 @@ enum Batch {
     Synced,
     /// The client has sent extended-protocol messages and no Sync yet. A simple query ends a batch as well,
     /// unless the server skips it.
-    InBatch,
+    Open,
     /// After an error the server ignores everything up to a Sync that the client has yet to send.
     Skipping,
     /// COPY FROM STDIN: the server takes data, and ignores Sync and Flush until the client ends the data.
@@ -160,7 +160,7 @@ impl Batch {
     fn set_in_batch(&mut self, in_batch: bool) {
         *self = match self {
             Self::CopyIn { .. } => Self::CopyIn { in_batch },
-            _ if in_batch => Self::InBatch,
+            _ if in_batch => Self::Open,
             _ => Self::Synced,
         };
     }
@@ -169,7 +169,7 @@ impl Batch {
     #[inline]
     fn end_copy(&mut self) {
         if let Self::CopyIn { in_batch } = *self {
-            *self = if in_batch { Self::InBatch } else { Self::Synced };
+            *self = if in_batch { Self::Open } else { Self::Synced };
         }
     }
 }
@@ -240,7 +240,7 @@ impl ReplyTracker {
                 if origin == Origin::Client {
                     self.batch.set_in_batch(false);
                 } else if self.batch == Batch::Skipping {
-                    self.batch = Batch::InBatch;
+                    self.batch = Batch::Open;
                 }
                 // Bits of this batch become those of an earlier one.
                 let in_batch = self.unanswered.intersection(IN_BATCH);
@@ -418,7 +418,7 @@ impl ReplyTracker {
     /// Whether the client's open batch may yet fail. The server then skips all that follows, up to a Sync;
     /// one of the proxy's would end the client's batch.
     pub fn may_yet_skip(&self) -> bool {
-        self.batch == Batch::InBatch && self.is_working()
+        self.batch == Batch::Open && self.is_working()
     }
 
     /// Whether a pending request may deallocate statements. The client's present message then waits until all
