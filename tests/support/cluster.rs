@@ -24,7 +24,7 @@ use super::{certificates::Authority, client::Client, ports::ReservedPort};
 
 /// The superuser of every test cluster, and its password.
 pub const MASTER: &str = "master";
-pub const MASTER_PASSWORD: &str = "master of the central database";
+pub const MASTER_PASSWORD: &str = "master of the lobby";
 
 /// A PostgreSQL that ends with the test.
 pub struct Cluster {
