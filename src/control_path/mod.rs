@@ -12,5 +12,4 @@ pub mod migrations;
 pub mod node;
 pub mod onboarding;
 pub mod secrets;
-mod timed_out_waits;
 pub mod timestamp;

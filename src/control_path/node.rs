@@ -27,7 +27,6 @@ use crate::{
         http, migrations,
         onboarding::{adopt::complete_grants, repair::mending},
         secrets::keyring_reload::ReloadableKeyring,
-        timed_out_waits::TimedOutWaits,
     },
     data_path::{
         directory::Directory as _,
@@ -328,12 +327,10 @@ async fn follow(
 
 async fn maintain(proxy: Arc<Proxy>, window: Arc<StatsWindow>) {
     let mut interval = tokio::time::interval(HOUSEKEEPING);
-    let mut timed_out_waits = TimedOutWaits::new();
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         proxy.pools.maintain().await;
         window.keep(&proxy.pools);
-        timed_out_waits.log(&proxy.pools);
     }
 }

@@ -212,6 +212,14 @@ impl Pool {
         let borrowed = ServerWait::new(self, since, wait).await;
         if matches!(borrowed, Err(ClientError::PoolBusy { .. })) {
             self.stats.waits_timed_out.fetch_add(1, Ordering::Relaxed);
+            if let Some(suppressed) = self.stats.timed_out_waits_log.admit(Instant::now()) {
+                tracing::warn!(
+                    tenant = self.tenant.name,
+                    read_only = self.access == Access::ReadOnly,
+                    suppressed,
+                    "wait for a server reached query_wait_timeout; the pool is too small"
+                );
+            }
         }
         borrowed
     }

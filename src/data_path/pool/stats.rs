@@ -54,6 +54,8 @@ pub struct PoolStats {
     pub wait_time: Histogram,
     /// Waits that ended without a server, at `query_wait_timeout`.
     pub waits_timed_out: AtomicU64,
+    /// Limits the lines about these.
+    pub timed_out_waits_log: LogLimit,
     /// Limits the lines about servers that sessions lost.
     pub lost_servers_log: LogLimit,
 }
