@@ -245,31 +245,18 @@ impl ClientSide {
         flow
     }
 
-    fn pass_on(
-        &mut self,
-        mut chunk: &[u8],
-        server: &mut ServerSide,
-        out: &mut Outgoing<'_>,
-    ) -> Result<Flow, ClientError> {
-        let Self {
-            framer,
-            statements,
-            rules,
-            parse_settings,
-            startup,
-            unnamed_serial,
-            sequence_use,
-            skipped,
-            return_state,
-            message_memory,
-            ..
-        } = self;
-        if !server.replies.is_working() {
-            server.unanswered_bytes = 0;
-        }
-        let may_fill = server.may_fill(rules.unanswered_max, chunk.len());
-        let under = &parse_settings.0;
-        let mut requests = ClientMessages {
+    /// Parts the client's side: what reads messages, and what handles them.
+    #[inline]
+    fn parts<'a, 'c>(
+        &'a mut self,
+        server: &'a mut ServerSide,
+        out: &'a mut Outgoing<'c>,
+    ) -> (MessageReader<'a>, ClientMessages<'a, 'c>) {
+        let Self { framer, skipped, message_memory, .. } = self;
+        let reader = MessageReader { framer, skipped, memory: message_memory };
+        let Self { statements, rules, startup, unnamed_serial, sequence_use, return_state, .. } = self;
+        let under = &self.parse_settings.0;
+        let messages = ClientMessages {
             statements,
             rules,
             under,
@@ -280,59 +267,76 @@ impl ClientSide {
             server,
             out,
         };
+        (reader, messages)
+    }
+
+    fn pass_on(
+        &mut self,
+        mut chunk: &[u8],
+        server: &mut ServerSide,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Flow, ClientError> {
+        if !server.replies.is_working() {
+            server.unanswered_bytes = 0;
+        }
+        let may_fill = server.may_fill(self.rules.unanswered_max, chunk.len());
+        let (MessageReader { framer, skipped, memory }, mut messages) = self.parts(server, out);
         let mut full = None;
         loop {
             let piece = framer.next_within(
                 &mut chunk,
-                |tag, length| need_of_client(tag, length, requests.rules),
+                |tag, length| need_of_client(tag, length, messages.rules),
                 |bytes| {
-                    full = message_memory.try_set(&requests.rules.memory, bytes).err();
+                    full = memory.try_set(&messages.rules.memory, bytes).err();
                     full.is_none()
                 },
             );
-            match piece.map_err(violation)? {
+            let (bytes, flow, whole) = match piece.map_err(violation)? {
                 None => {
-                    if message_memory.bytes() > 0 && framer.held_bytes() == 0 {
-                        message_memory.clear();
+                    if memory.bytes() > 0 && framer.held_bytes() == 0 {
+                        memory.clear();
                     }
                     return Ok(Flow::Continues);
                 }
                 Some(Piece::Rest { bytes, last }) => {
                     if !skipped.is_ignored() {
-                        requests.out.pass(bytes);
+                        messages.out.pass(bytes);
                     } else if last {
                         skipped.end_ignored();
                     }
-                    if last && std::mem::take(&mut requests.return_state.pauses) {
+                    if last && std::mem::take(&mut messages.return_state.pauses) {
                         return Ok(Flow::Pauses(chunk.to_vec()));
                     }
+                    continue;
                 }
                 Some(Piece::Whole { tag: b'X', .. } | Piece::First { tag: b'X', .. }) => {
                     return Ok(Flow::Terminated);
                 }
-                Some(Piece::Whole { tag, bytes }) => {
-                    let flow = requests.take(tag, bytes, may_fill)?;
-                    if let ControlFlow::Break(reason) = flow {
-                        let waits = [bytes, chunk].concat();
-                        framer.put_back();
-                        return Ok(requests.hold(reason, waits));
-                    }
-                    if std::mem::take(&mut requests.return_state.pauses) {
-                        framer.take_held(&mut Vec::new());
-                        return Ok(Flow::Pauses(chunk.to_vec()));
-                    }
-                }
+                Some(Piece::Whole { tag, bytes }) => (bytes, messages.take(tag, bytes, may_fill)?, true),
                 Some(Piece::First { tag, bytes }) => {
-                    let flow = requests.take_first_part(tag, bytes, may_fill, full.take(), skipped)?;
-                    if let ControlFlow::Break(reason) = flow {
-                        let waits = [bytes, chunk].concat();
-                        framer.put_back();
-                        return Ok(requests.hold(reason, waits));
-                    }
+                    let flow = messages.take_first_part(tag, bytes, may_fill, full.take(), skipped)?;
+                    (bytes, flow, false)
                 }
+            };
+            if let ControlFlow::Break(reason) = flow {
+                let waits = [bytes, chunk].concat();
+                framer.put_back();
+                return Ok(messages.hold(reason, waits));
+            }
+            if whole && std::mem::take(&mut messages.return_state.pauses) {
+                framer.take_held(&mut Vec::new());
+                return Ok(Flow::Pauses(chunk.to_vec()));
             }
         }
     }
+}
+
+/// Reads a client's messages.
+struct MessageReader<'a> {
+    framer: &'a mut Framer,
+    skipped: &'a mut SkippedMessage,
+    /// The memory of a message that is received whole.
+    memory: &'a mut Charge,
 }
 
 /// A shorter Bind is received whole where its statement may choose the tenant. A name has at most 63 bytes.
@@ -349,29 +353,9 @@ impl ClientSide {
         out: &mut Vec<u8>,
     ) -> usize {
         let Ok(Some((tag, length))) = header(inbox) else { return 0 };
-        let Self {
-            statements,
-            rules,
-            parse_settings,
-            startup,
-            unnamed_serial,
-            sequence_use,
-            return_state,
-            ..
-        } = self;
-        let (under, mut out) = (&parse_settings.0, Outgoing::new(&[], out));
-        let mut requests = ClientMessages {
-            statements,
-            rules,
-            under,
-            startup,
-            unnamed_serial,
-            sequence_use,
-            return_state,
-            server,
-            out: &mut out,
-        };
-        requests.reject(tag, reason);
+        let mut out = Outgoing::new(&[], out);
+        let (_, mut messages) = self.parts(server, &mut out);
+        messages.reject(tag, reason);
         length + 1
     }
 }
