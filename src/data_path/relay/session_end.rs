@@ -18,6 +18,7 @@ use crate::{
     config::PoolMode,
     data_path::{
         exchange::{ClientSide, ExchangeError},
+        login::connection_limits::ClientAddress,
         pool::{Pool, PooledServer},
         proxy::Proxy,
         server::connection::{AskError, Server},
@@ -66,11 +67,9 @@ pub enum Loss {
 
 impl std::fmt::Display for Loss {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut, UnexpectedEof};
         match self {
-            Self::Closed | Self::Failed(UnexpectedEof) => f.write_str("connection closed"),
-            // Where a router reports the loss of the path, the kernel gives this error in place of a timeout.
-            Self::Failed(TimedOut | HostUnreachable | NetworkUnreachable) => {
+            Self::Closed | Self::Failed(io::ErrorKind::UnexpectedEof) => f.write_str("connection closed"),
+            Self::Failed(kind) if is_timeout(*kind) => {
                 f.write_str("no answer to TCP (tcp_user_timeout, keepalive)")
             }
             Self::Failed(kind) => write!(f, "{kind}"),
@@ -119,6 +118,7 @@ impl From<AskError> for SessionEnd {
     }
 }
 
+/// Where a router reports the loss of the path, the kernel gives that error in place of a timeout.
 fn is_timeout(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
     matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable)
@@ -140,7 +140,7 @@ pub(in crate::data_path) fn log_end(
         tenant,
         login = session.login.name,
         connection = session.process_id,
-        address = session.peer.map(display),
+        address = %ClientAddress(session.peer),
         duration_ms = duration.as_millis() as u64,
         transactions = traffic.transactions,
         bytes_in = traffic.bytes_in,
