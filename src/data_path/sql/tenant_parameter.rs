@@ -30,11 +30,4 @@ impl TenantMention {
         let names = |call: SetConfig<'_>| matches!(call.name, Argument::Text(name) if is_parameter(&name));
         if calls && statement.set_configs().any(names) { Self::Sets } else { Self::None }
     }
-
-    /// Fast check for texts that contain at most SET LOCAL: most of them set another parameter. Assumes the
-    /// worst for escaped names.
-    pub fn is_possible(sql: &[u8]) -> bool {
-        let has = |word: &[u8]| sql.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word));
-        has(b"pglobby") || has(b"u&\"")
-    }
 }
