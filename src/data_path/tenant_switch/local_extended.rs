@@ -28,11 +28,8 @@ impl LocalResponder {
     ) -> BatchResult {
         let name = cstr(&mut body).map_err(violation)?;
         let plan = Plan::of(cstr(&mut { body }).map_err(violation)?, side);
-        if !self.is_ours(&plan, here, side) {
-            return self.elsewhere(Protocol::Extended(false), side, here, replies);
-        }
-        if self.is_refused_as_failed(&plan) {
-            return self.fail(&aborted(), Protocol::Extended(false), side, replies);
+        if let Some(result) = self.not_answered_here(&plan, here, side, replies) {
+            return result;
         }
         if plan == Plan::Mixed {
             return self.fail(&TenantSwitchError::NotAlone.into(), Protocol::Extended(false), side, replies);
@@ -62,11 +59,8 @@ impl LocalResponder {
         let portal = cstr(&mut body).map_err(violation)?;
         let name = cstr(&mut body).map_err(violation)?;
         let plan = plan_of(name, side);
-        if !self.is_ours(&plan, here, side) {
-            return self.elsewhere(Protocol::Extended(false), side, here, replies);
-        }
-        if self.is_refused_as_failed(&plan) {
-            return self.fail(&aborted(), Protocol::Extended(false), side, replies);
+        if let Some(result) = self.not_answered_here(&plan, here, side, replies) {
+            return result;
         }
         let (parameters, binary) =
             bound(body).ok_or_else(|| ClientError::ProtocolViolation("invalid Bind message".into()))?;
@@ -96,11 +90,8 @@ impl LocalResponder {
             return Ok(None);
         }
         let plan = if kind == b'S' { plan_of(name, side) } else { Plan::Server };
-        if !self.is_ours(&plan, here, side) {
-            return self.elsewhere(Protocol::Extended(false), side, here, replies);
-        }
-        if self.is_refused_as_failed(&plan) {
-            return self.fail(&aborted(), Protocol::Extended(false), side, replies);
+        if let Some(result) = self.not_answered_here(&plan, here, side, replies) {
+            return result;
         }
         messages::parameter_description(replies, &plan.parameters());
         describe(&plan, false, replies);
@@ -132,6 +123,21 @@ impl LocalResponder {
             _ => drop(self.portals.remove(name)),
         }
         self.answered(b'3', replies)
+    }
+
+    /// A message whose text a server must answer, or that a failed transaction refuses. `None`: it is answered here.
+    fn not_answered_here(
+        &mut self,
+        plan: &Plan,
+        here: Option<&str>,
+        side: &mut ClientSide,
+        replies: &mut Vec<u8>,
+    ) -> Option<BatchResult> {
+        const EXTENDED: Protocol = Protocol::Extended(false);
+        if !self.is_ours(plan, here, side) {
+            return Some(self.elsewhere(EXTENDED, side, here, replies));
+        }
+        self.is_refused_as_failed(plan).then(|| self.fail(&aborted(), EXTENDED, side, replies))
     }
 
     fn answered(&mut self, tag: u8, replies: &mut Vec<u8>) -> BatchResult {
