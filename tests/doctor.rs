@@ -67,7 +67,7 @@ async fn a_house_in_order_is_called_so() {
         let told: Vec<_> = large_objects.iter().filter_map(|finding| finding.tenant.as_deref()).collect();
         match master {
             Master::Superuser => assert_eq!(told, ["initech"]),
-            Master::Createrole => assert!(told.is_empty(), "nobody there could mend it"),
+            Master::Createrole => assert!(told.is_empty(), "no role there can mend it"),
         }
         assert_eq!((report.tenants, report.hosts), (4, 1));
     }

@@ -163,7 +163,9 @@ async fn a_central_database_that_refuses_the_new_passwords_keeps_the_old_ones() 
 #[tokio::test]
 async fn who_has_no_passwords_or_foreign_roles_is_not_rotated() {
     let admin = Admin::new().await;
-    assert!(rotate(&admin.actor, "acme").await.expect_err("nobody").to_string().contains("no tenant"));
+    assert!(
+        rotate(&admin.actor, "acme").await.expect_err("there is no tenant").to_string().contains("no tenant")
+    );
     create(&admin.actor, &tenant("acme")).await.unwrap();
     tenants::suspend(&admin.actor, "acme", None, tenants::SuspendSessions::EndNow).await.unwrap();
     assert_eq!(rotate(&admin.actor, "acme").await.unwrap().status, "suspended");

@@ -108,11 +108,11 @@ impl Node {
             AdminContext { central: central.clone(), keyring: keyring.clone(), barrier: barrier.clone() };
         let before_first = grants(context.clone());
         let look_again = looking(central.clone(), directory.clone());
-        let all_workers = workers.all().to_vec();
+        let threads = workers.all().to_vec();
         let metrics = Arc::<Metrics>::default();
         let mend = mending(context.clone(), metrics.clone());
         let pools =
-            TenantPools::new(all_workers, config.clone(), dial.clone(), before_first, look_again, mend);
+            TenantPools::new(threads.clone(), config.clone(), dial.clone(), before_first, look_again, mend);
         let (requests, received) = mpsc::channel(REQUESTS_MAX);
         let window = Arc::new(StatsWindow::default());
         let console_context = ConsoleContext { admin: context.clone(), window: window.clone(), requests };
@@ -122,7 +122,7 @@ impl Node {
             directory: directory.clone(),
             pools,
             sessions: Arc::new(Sessions::default()),
-            workers: workers.all().to_vec(),
+            workers: threads.clone(),
             console: console::entry(console_context),
             foreign_cancel: cluster_cancel::messenger(central.clone(), cancels_max),
             connection_limits: Arc::default(),
@@ -134,11 +134,7 @@ impl Node {
         let mut tasks = vec![
             tokio::spawn(follow(central, proxy.clone(), directory.clone(), barrier)),
             tokio::spawn(maintain(proxy.clone(), window)),
-            tokio::spawn(timeouts::watch(
-                proxy.sessions.clone(),
-                proxy.config.clone(),
-                workers.all().to_vec(),
-            )),
+            tokio::spawn(timeouts::watch(proxy.sessions.clone(), proxy.config.clone(), threads)),
         ];
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = http {
