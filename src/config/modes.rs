@@ -37,15 +37,15 @@ macro_rules! modes {
 }
 
 modes! {
-    /// libpq's `sslmode`.
+    /// libpq's `sslmode`: of a host towards servers, of `client_tls_mode` towards clients.
     TlsMode {
         /// Never TLS.
         Disable = "disable",
-        /// TLS only if the server refuses a plain connection.
+        /// Servers: TLS only if the server refuses a plain connection. Clients: as they like.
         Allow = "allow",
-        /// TLS if the server offers it.
+        /// Servers: TLS if the server offers it. Clients: as they like.
         Prefer = "prefer",
-        /// TLS, with any certificate.
+        /// TLS, with any certificate; a client without TLS is refused.
         Require = "require",
         /// TLS with a certificate signed by a known authority.
         VerifyCa = "verify-ca",
@@ -68,6 +68,11 @@ impl TlsMode {
     /// Whether the peer's certificate must be signed by a known authority.
     pub fn verifies(self) -> bool {
         matches!(self, Self::VerifyCa | Self::VerifyFull)
+    }
+
+    /// Whether clients must encrypt their connections, except over a Unix socket.
+    pub fn requires_tls(self) -> bool {
+        !matches!(self, Self::Disable | Self::Allow | Self::Prefer)
     }
 
     /// What tokio-postgres does for it. Certificates are checked by the connector, and `allow` is treated as

@@ -2,11 +2,12 @@
 //!
 //! The cause, the tenant and the side that failed are logged where the error happens, and never sent.
 
-mod limit;
+mod memory_limit;
+mod sqlstate;
 
 use std::time::Duration;
 
-pub use self::limit::Limit;
+pub use self::memory_limit::Limit;
 
 use crate::wire::message::{Severity, error_response};
 
@@ -120,7 +121,7 @@ pub enum ClientError {
     },
     /// The session is pinned: it would lose state in its present tenant's database.
     #[error(
-        "the tenant cannot be changed while the session keeps its server ({reasons}): undo that first, or DISCARD ALL"
+        "cannot change the tenant while the session is pinned to its server ({reasons}); undo that first, or run DISCARD ALL"
     )]
     TenantPinned {
         /// Names of the pins.
@@ -168,7 +169,7 @@ pub enum ClientError {
         /// Names of the pins.
         reasons: String,
     },
-    /// No server of the pool became free within the wait.
+    /// No server of the pool became free within the wait (SQLSTATE 57014).
     #[error("no server connection became free within {waited:?} (query_wait_timeout); please try again")]
     PoolBusy {
         /// `query_wait_timeout`.
@@ -286,8 +287,8 @@ pub enum IdentityError {
     /// A change of the login's own password inside a transaction.
     #[error("a password cannot be changed inside a transaction block")]
     PasswordInTransaction,
-    /// The same, with other statements in the query.
-    #[error("a password is changed by a statement of its own")]
+    /// A change of the own password with other statements in the query.
+    #[error("ALTER ROLE ... PASSWORD must be the only statement in its query")]
     PasswordNotAlone,
     /// PASSWORD NULL, PASSWORD ''.
     #[error("a login needs a password")]
@@ -296,7 +297,7 @@ pub enum IdentityError {
     #[error("md5 passwords are not supported")]
     PasswordMd5,
     /// `U&'…'`, or not UTF-8.
-    #[error("the password is written in a way that is not supported")]
+    #[error("unsupported form of password literal")]
     PasswordUnclear,
     /// Longer than PostgreSQL accepts from a client.
     #[error("the password is too long")]
@@ -307,21 +308,6 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    fn sqlstate(self) -> &'static str {
-        match self {
-            Self::Role
-            | Self::Membership
-            | Self::Owned
-            | Self::Database
-            | Self::DatabaseSetting
-            | Self::DatabaseAccess
-            | Self::LoginChanged => "42501",
-            Self::PasswordInTransaction | Self::PasswordNotAlone => "25001",
-            Self::PasswordMissing | Self::PasswordTooLong => "22023",
-            Self::PasswordMd5 | Self::PasswordUnclear => "0A000",
-        }
-    }
-
     fn hint(self) -> &'static str {
         match self {
             Self::Role => {
@@ -339,7 +325,7 @@ impl IdentityError {
                 "An operator does this: `pglobby tenant set`, `pglobby tenant rename`, `pglobby tenant suspend`, `pglobby \
                  tenant drop`."
             }
-            Self::DatabaseSetting => "Sessions set it for themselves where they need it.",
+            Self::DatabaseSetting => "Set it in each session instead.",
             Self::DatabaseAccess => {
                 "An operator gives access by `pglobby login create` and takes it by `pglobby login drop`."
             }
@@ -352,13 +338,13 @@ impl IdentityError {
                 "Send the password itself or a SCRAM-SHA-256 verifier (SET password_encryption = 'scram-sha-256')."
             }
             Self::PasswordUnclear => "Write it as an ordinary string literal, in UTF-8.",
-            Self::PasswordTooLong => "At most 1024 bytes are taken.",
+            Self::PasswordTooLong => "The limit is 1024 bytes.",
             Self::LoginChanged => "An operator sets a new password by `pglobby login set-password`.",
         }
     }
 }
 
-/// Why pglobby refuses a request whose place among the replies a server must answer.
+/// An error that replaces the reply to one request and keeps its position among the pending replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestError {
     /// It is about the session's tenant.
@@ -389,59 +375,7 @@ impl From<Limit> for RequestError {
     }
 }
 
-impl TenantSwitchError {
-    fn sqlstate(self) -> &'static str {
-        match self {
-            Self::Employee => "42501",
-            Self::TransactionBegun | Self::NotLocal => "25001",
-            Self::NoTransaction => "25P01",
-            Self::NotAlone | Self::Over => "0A000",
-            Self::SessionMode => "55006",
-        }
-    }
-}
-
 impl ClientError {
-    /// The SQLSTATE (PostgreSQL documentation, appendix A).
-    pub fn sqlstate(&self) -> &str {
-        match self {
-            Self::LoginFailed { .. } => "28P01",
-            Self::NoUser | Self::EncryptionRequired => "28000",
-            Self::ContradictingTenants { .. } => "28000",
-            Self::Suspended { .. } => "57P03",
-            Self::Dropped { .. } => "3D000",
-            Self::NoReadOnlyRole => "0LP01",
-            Self::NotReady { .. } | Self::DirectoryUnavailable | Self::PasswordNotStored => "57P03",
-            Self::TooManyClients
-            | Self::TooManyFailedLogins
-            | Self::TooManyClientsOfTenant { .. }
-            | Self::TooManyPinned { .. } => "53300",
-            Self::TooManyNotifications { .. } | Self::PasswordTooOften { .. } => "53400",
-            Self::MemoryLimit { limit, .. } | Self::UnsentLimit { limit, .. } => limit.sqlstate(),
-            Self::NoTenantChosen => "55000",
-            Self::TenantDenied { .. } => "42501",
-            Self::TenantPinned { .. } => "55006",
-            Self::TenantSwitch(reason) => reason.sqlstate(),
-            Self::Identity(reason) => reason.sqlstate(),
-            Self::AsPostgres { sqlstate, .. } => sqlstate,
-            Self::ResultChanged => "0A000",
-            Self::PoolBusy { .. } | Self::Cancelled => "57014",
-            Self::ServerUnreachable { sqlstate, .. } => {
-                sqlstate.as_ref().and_then(|code| std::str::from_utf8(code).ok()).unwrap_or("08006")
-            }
-            Self::Server { sqlstate, .. } if sqlstate.len() == 5 => sqlstate,
-            Self::Server { .. } => "XX000",
-            Self::ServerLost => "08006",
-            Self::OutcomeUnknown => "08007",
-            Self::ProtocolViolation(_) => "08P01",
-            Self::NotSupported(_) => "0A000",
-            Self::AdminShutdown | Self::Ended(_) | Self::ListenerLost | Self::ListenerPaused => "57P01",
-            Self::LoginTimeout => "57014",
-            Self::TimedOut { sqlstate, .. } => sqlstate,
-            Self::Internal => "XX000",
-        }
-    }
-
     /// Appends the ErrorResponse.
     pub fn write(&self, severity: Severity, out: &mut Vec<u8>) {
         // Drivers (postgres.js, pgjdbc) prepare the statement again only if the error names this routine.

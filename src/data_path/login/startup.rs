@@ -53,8 +53,7 @@ pub struct TlsRules<'a> {
 impl<'a> TlsRules<'a> {
     /// The rules of `client_tls_mode`.
     pub fn new(acceptor: Option<&'a ClientTlsAcceptor>, mode: TlsMode) -> Self {
-        let required = !matches!(mode, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer);
-        Self { acceptor, required }
+        Self { acceptor, required: mode.requires_tls() }
     }
 }
 

@@ -15,10 +15,7 @@ use super::{BUFFERS, Buffers, Relay, Step, session_end::SessionEnd};
 use crate::{
     data_path::{
         exchange::{FIRST_MESSAGE_BYTES, FirstMessage},
-        pool::{
-            PooledServer,
-            pinned_sessions::{Reclaim, can_return},
-        },
+        pool::PooledServer,
         server::connection::Server,
         session_state::{pins::Pins, role_settings::StartSettings},
         sessions::registry::Activity,
@@ -202,41 +199,6 @@ impl Relay {
             self.session.side.keep_start_settings(start);
         }
         Ok(true)
-    }
-
-    /// Another session waits for a server. This one returns its pinned server, if it is between two
-    /// transactions and pinned for values of sequences only; `currval` then fails (`exchange/sequences.rs`).
-    #[cold]
-    pub(in crate::data_path) fn return_pinned_server(&mut self) -> Option<Step> {
-        let server = self.server.as_mut()?;
-        let free = server.side.replies.is_over() && self.held_reply.is_empty();
-        if !free || !self.session.side.follows() || !can_return(server.side.replies.pins()) {
-            return None;
-        }
-        if server.side.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
-            self.session.side.statements.forget_unnamed();
-        }
-        self.set_pins(Pins::empty());
-        self.after_reply(Instant::now())
-    }
-
-    /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
-    pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
-        self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
-        if self.session.handle.is_notified() {
-            self.send_notifications();
-        }
-        if follows && self.pool.waiting() > 0 { self.offer_server() } else { None }
-    }
-
-    #[cold]
-    fn offer_server(&mut self) -> Option<Step> {
-        let pins = self.server.as_ref()?.side.replies.pins();
-        match self.pool.reclaims(&self.session.handle, pins) {
-            Reclaim::Nothing => None,
-            Reclaim::Server => self.return_pinned_server(),
-            Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
-        }
     }
 
     /// Keeps messages that must wait for pending replies.

@@ -14,6 +14,7 @@ pub mod client_session;
 pub mod load_functions;
 pub mod no_tenant;
 pub mod notifications;
+mod return_server;
 pub mod session_end;
 pub mod signals;
 mod timing;
@@ -47,7 +48,6 @@ use crate::{
         pool::{Pinned, Pool, PooledServer},
         server::connection::Server,
         session_state::side_effects::BackendSignal,
-        sessions::registry::Activity,
         tenant_switch::switcher::SwitchWait,
     },
     error::ClientError,
@@ -380,48 +380,5 @@ impl Relay {
             Ok(Flow::Full(rest)) => self.await_answers(rest, ReplyWait::Room),
             Err(client_error) => Err(Step::End(SessionEnd::Refused(client_error.into()))),
         }
-    }
-
-    /// The one place where a server goes back: a ReadyForQuery has gone to the client, or a cancel has
-    /// settled.
-    #[inline]
-    pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
-        let server = self.server.as_mut()?;
-        if !server.side.replies.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
-            if !server.side.replies.is_working() {
-                self.session.handle.set_doing(Activity::InTransaction, self.pool.worker.clock.now_ms());
-            }
-            return None;
-        }
-        self.timing.requests_are_over();
-        let follows = self.session.side.follows();
-        if server.side.has_pending_checks(follows) {
-            return Some(Step::AfterTransaction);
-        }
-        if let Some(took) = self.timing.transaction_ends(now) {
-            self.session.traffic.transactions += 1;
-            let stats = &self.pool.stats;
-            stats.transactions.fetch_add(1, Ordering::Relaxed);
-            stats.transaction_time.record(took);
-            stats.count_statements(std::mem::take(&mut server.side.statements.counts));
-        }
-        if server.side.is_pinned(follows) {
-            if let Some(step) = self.idle_with_server(follows) {
-                return Some(step);
-            }
-        } else {
-            self.give_back();
-        }
-        self.session.leaving.take().map(|reason| Step::End(SessionEnd::Refused(reason)))
-    }
-
-    pub(super) fn give_back(&mut self) {
-        let Some(server) = self.server.take() else { return };
-        self.session.handle.server_process_id.store(0, Ordering::Relaxed);
-        self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
-        self.session.handle.set_prepared(self.session.side.statements.len());
-        // The beginning of the client's next message waits in the inbox for the next server.
-        self.session.side.take_held(&mut self.session.inbox);
-        self.pool.give_back(server);
     }
 }

@@ -1,0 +1,91 @@
+//! The session returns its server to the pool: after a transaction that has left nothing in it, and earlier or
+//! later where the session is pinned and another one waits.
+
+use std::{sync::atomic::Ordering, time::Instant};
+
+use super::{Relay, Step, session_end::SessionEnd};
+use crate::data_path::{
+    pool::pinned_sessions::{Reclaim, can_return},
+    session_state::pins::Pins,
+    sessions::registry::Activity,
+};
+
+impl Relay {
+    /// The one place where a server goes back: a ReadyForQuery has gone to the client, or a cancel has
+    /// settled.
+    #[inline]
+    pub(super) fn after_reply(&mut self, now: Instant) -> Option<Step> {
+        let server = self.server.as_mut()?;
+        if !server.side.replies.is_over() || !server.is_between_messages() || self.cancelling.is_some() {
+            if !server.side.replies.is_working() {
+                self.session.handle.set_doing(Activity::InTransaction, self.pool.worker.clock.now_ms());
+            }
+            return None;
+        }
+        self.timing.requests_are_over();
+        let follows = self.session.side.follows();
+        if server.side.has_pending_checks(follows) {
+            return Some(Step::AfterTransaction);
+        }
+        if let Some(took) = self.timing.transaction_ends(now) {
+            self.session.traffic.transactions += 1;
+            let stats = &self.pool.stats;
+            stats.transactions.fetch_add(1, Ordering::Relaxed);
+            stats.transaction_time.record(took);
+            stats.count_statements(std::mem::take(&mut server.side.statements.counts));
+        }
+        if server.side.is_pinned(follows) {
+            if let Some(step) = self.idle_with_server(follows) {
+                return Some(step);
+            }
+        } else {
+            self.give_back();
+        }
+        self.session.leaving.take().map(|reason| Step::End(SessionEnd::Refused(reason)))
+    }
+
+    pub(super) fn give_back(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        self.session.handle.server_process_id.store(0, Ordering::Relaxed);
+        self.session.handle.set_doing(Activity::Idle, self.pool.worker.clock.now_ms());
+        self.session.handle.set_prepared(self.session.side.statements.len());
+        // The beginning of the client's next message waits in the inbox for the next server.
+        self.session.side.take_held(&mut self.session.inbox);
+        self.pool.give_back(server);
+    }
+
+    /// Another session waits for a server. This one returns its pinned server, if it is between two
+    /// transactions and pinned for values of sequences only; `currval` then fails (`exchange/sequences.rs`).
+    #[cold]
+    pub(in crate::data_path) fn return_pinned_server(&mut self) -> Option<Step> {
+        let server = self.server.as_mut()?;
+        let free = server.side.replies.is_over() && self.held_reply.is_empty();
+        if !free || !self.session.side.follows() || !can_return(server.side.replies.pins()) {
+            return None;
+        }
+        if server.side.replies.pins().contains(Pins::UNSTORED_UNNAMED) {
+            self.session.side.statements.forget_unnamed();
+        }
+        self.set_pins(Pins::empty());
+        self.after_reply(Instant::now())
+    }
+
+    /// The session is between two transactions and keeps its server, unless a waiting session reclaims it.
+    pub(in crate::data_path) fn idle_with_server(&mut self, follows: bool) -> Option<Step> {
+        self.session.handle.set_doing(Activity::Pinned, self.pool.worker.clock.now_ms());
+        if self.session.handle.is_notified() {
+            self.send_notifications();
+        }
+        if follows && self.pool.waiting() > 0 { self.offer_server() } else { None }
+    }
+
+    #[cold]
+    fn offer_server(&mut self) -> Option<Step> {
+        let pins = self.server.as_ref()?.side.replies.pins();
+        match self.pool.reclaims(&self.session.handle, pins) {
+            Reclaim::Nothing => None,
+            Reclaim::Server => self.return_pinned_server(),
+            Reclaim::Session(reason) => Some(Step::End(SessionEnd::Refused(reason.into()))),
+        }
+    }
+}
