@@ -608,3 +608,23 @@ async fn no_transaction_visits_a_tenant_in_session_mode() {
     .await;
     assert_eq!(client.ask(WHERE).await, "acme");
 }
+
+/// BEGIN is answered by the proxy and not sent to a server yet. A Parse that is answered behind it, because no server
+/// is idle, was told that no transaction is open: drivers then begin another one.
+#[tokio::test]
+async fn a_parse_in_a_transaction_that_no_server_knows_is_told_the_transaction() {
+    let proxy = lobby_of(Proxy::with_tenant("acme").pool_size(1)).await;
+    let mut session = api_wire(&proxy).await;
+    session.query("SET pglobby.tenant = 'acme'").await;
+    session.send_bytes(&[parse("first", WHERE), sync()].concat()).await;
+    session.until_ready().await;
+    let holder = proxy.client("acme").connect().await;
+    holder.run("BEGIN").await;
+    assert_eq!(session.query("BEGIN").await.last().unwrap().body, b"T");
+    for batch in [[parse("second", WHERE), sync()].concat(), sync()] {
+        session.send_bytes(&batch).await;
+        assert_eq!(session.until_ready().await.last().unwrap().body, b"T");
+    }
+    holder.run("COMMIT").await;
+    assert_eq!(session.query("COMMIT").await.last().unwrap().body, b"I");
+}

@@ -13,16 +13,20 @@ use crate::wire::{
 
 impl ClientSide {
     /// Answers the first messages of `inbox` if they need no server now. Returns their length in bytes, or 0.
-    /// Called only while the session holds no server.
-    pub fn answer_without_server(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> usize {
-        if let Some((sync, _)) = message(b'S', inbox) {
-            ready_for_query(replies, b'I');
-            return sync.len();
+    /// Called only while the session holds no server. `status`: `T` if the proxy has answered a BEGIN that no
+    /// server knows yet.
+    pub fn answer_without_server(&mut self, inbox: &[u8], status: u8, replies: &mut Vec<u8>) -> usize {
+        let answered = match message(b'S', inbox) {
+            Some((sync, _)) => sync.len(),
+            None => self.defer_parse(inbox, replies).unwrap_or(0),
+        };
+        if answered > 0 {
+            ready_for_query(replies, status);
         }
-        self.defer_parse(inbox, replies).unwrap_or(0)
+        answered
     }
 
-    /// Answers a Parse and a Sync.
+    /// Answers a Parse and a Sync, except for the ReadyForQuery.
     fn defer_parse(&mut self, inbox: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
         let (parse, rest) = message(b'P', inbox)?;
         let (sync, _) = message(b'S', rest)?;
@@ -41,7 +45,6 @@ impl ClientSide {
         self.statements.insert(name, statement);
         self.statements.defer(name);
         append(replies, b'1', |_| {});
-        ready_for_query(replies, b'I');
         Some(parse.len() + sync.len())
     }
 }

@@ -121,7 +121,8 @@ impl Relay {
                 Ok(ServerLink::Linked) => return self.forward(&inbox, &mut buffers.scratch, cx).err(),
                 Ok(linked) => linked,
             };
-            let answered = self.session.side.answer_without_server(&inbox, &mut replies);
+            let status = self.session.switcher.as_ref().map_or(b'I', |switcher| switcher.responder.status());
+            let answered = self.session.side.answer_without_server(&inbox, status, &mut replies);
             if answered == 0 {
                 self.session.inbox = inbox;
                 return (linked == ServerLink::NoneIdle).then_some(Step::AcquireServer);

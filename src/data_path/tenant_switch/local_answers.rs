@@ -433,7 +433,8 @@ impl LocalResponder {
         self.status()
     }
 
-    fn status(&self) -> u8 {
+    /// The transaction status that the client knows.
+    pub fn status(&self) -> u8 {
         match (self.begun, self.failed) {
             (None, _) => b'I',
             (Some(_), false) => b'T',
