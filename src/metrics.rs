@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::error::ClientError;
 
 /// Reasons why a client got no session: values of the metric's label.
-pub const REASONS: [&str; 10] = [
+pub const REASONS: [&str; 11] = [
     "password",
+    "database",
     "too_many_failures",
     "tenant_closed",
     "too_many_clients",
@@ -78,6 +79,7 @@ impl Metrics {
 fn reason(client_error: &ClientError) -> &'static str {
     match client_error {
         ClientError::LoginFailed { .. } => "password",
+        ClientError::NoDatabase { .. } => "database",
         ClientError::TooManyFailedLogins => "too_many_failures",
         ClientError::Suspended { .. }
         | ClientError::Dropped { .. }
@@ -104,6 +106,7 @@ mod tests {
         let metrics = Metrics::default();
         let refusals = [
             ClientError::LoginFailed { user: "alice".into() },
+            ClientError::NoDatabase { database: "acme".into() },
             ClientError::TooManyFailedLogins,
             ClientError::NoTenantChosen,
             ClientError::TooManyClients,

@@ -118,7 +118,7 @@ async fn a_logins_life_over_http() {
     let api = proxy.api("operator");
     let body = json!({ "name": "shop", "service": true, "tenants": ["acme"], "password": "one" });
     assert_eq!(api.post("/v1/logins", body).await.with(201)["kind"], "service");
-    assert_eq!(proxy.caller("shop", "one", "globex").refusal().await, "28P01");
+    assert_eq!(proxy.caller("shop", "one", "globex").refusal().await, "3D000");
     let body = json!({ "tenants": ["globex"], "read_only": true });
     let granted = api.post("/v1/logins/shop/grant", body).await.with(200);
     assert_eq!(granted["tenants"][1], json!({ "tenant": "globex", "access": "read_only" }));

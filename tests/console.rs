@@ -314,7 +314,7 @@ async fn a_read_only_administrator_may_only_show() {
 async fn others_do_not_enter_the_console() {
     let proxy = Proxy::with_tenant("acme").start().await;
     let refusal = proxy.caller(&login_of("acme"), &password_of("acme"), "pglobby").refusal().await;
-    assert_eq!(refusal, "28P01");
+    assert_eq!(refusal, "3D000");
 }
 
 /// What a broken or hostile administrator's program sends ends its own connection at most.

@@ -78,7 +78,7 @@ async fn a_logins_life_in_sql() {
     let proxy = Proxy::with_tenant("acme").and_tenant("globex").start().await;
     let console = proxy.console().await;
     console.run("CREATE LOGIN shop SERVICE TENANTS acme PASSWORD 's'").await;
-    assert_eq!(proxy.caller("shop", "s", "globex").refusal().await, "28P01");
+    assert_eq!(proxy.caller("shop", "s", "globex").refusal().await, "3D000");
     console.run("GRANT TENANT globex TO shop READ ONLY").await;
     let mut client = proxy.caller("shop", "s", "globex").connect().await;
     assert_eq!(client.refusal_of("CREATE TABLE t (x int)").await, "25006");

@@ -69,24 +69,33 @@ async fn whoever_may_not_enter_sees_what_a_stranger_sees() {
     assert_eq!(error.field(b'M').unwrap(), "password authentication failed for user \"nobody\"");
     for (user, password, database) in [
         ("alice", "wrong", "acme"),
-        ("alice", PASSWORD, "globex"),
-        ("alice", PASSWORD, "no_such_tenant"),
-        ("alice", PASSWORD, "pglobby"),
-        ("alice", PASSWORD, "pgbouncer"),
         ("nobody", PASSWORD, "no_such_tenant"),
         ("nobody@acme", PASSWORD, "acme"),
         ("alice@globex", PASSWORD, "globex"),
         ("off", PASSWORD, "acme"),
         ("late", PASSWORD, "acme"),
         ("far", PASSWORD, "acme"),
-        ("api", PASSWORD, "acme"),
-        ("root", PASSWORD, "acme"),
         ("root", "wrong", "pglobby"),
+        ("alice", "wrong", "no_such_tenant"),
     ] {
         let (seen, error) = approach(&proxy, user, password, database).await;
         assert_eq!(seen, stranger, "{user} at {database}");
         let words = format!("password authentication failed for user \"{user}\"");
         assert_eq!((error.sqlstate(), error.field(b'M').unwrap()), ("28P01".to_owned(), words));
+    }
+    // A right password proves the login: it gets one answer for a tenant that does not exist and one that it may not enter.
+    for (user, database) in [
+        ("alice", "globex"),
+        ("alice", "no_such_tenant"),
+        ("alice", "pglobby"),
+        ("alice", "pgbouncer"),
+        ("alice", "postgres"),
+        ("api", "acme"),
+        ("root", "acme"),
+    ] {
+        let (_, error) = approach(&proxy, user, PASSWORD, database).await;
+        let words = format!("database \"{database}\" does not exist");
+        assert_eq!((error.sqlstate(), error.field(b'M').unwrap()), ("3D000".to_owned(), words));
     }
     // And those who may, may.
     for (user, database) in [("alice", "acme"), ("alice@acme", "acme"), ("api", "globex")] {
@@ -125,6 +134,23 @@ async fn a_tenant_is_named_in_many_ways() {
         let expected = proxy.json(&["tenant", "show", tenant, "--json"])["database"].clone();
         assert_eq!(database, expected.as_str().unwrap(), "{user} {parameters:?}");
     }
+}
+
+/// createdb, `vacuumdb --all` and Django's test runner connect to `postgres` first.
+#[tokio::test]
+async fn a_maintenance_database_is_the_logins_own_tenant() {
+    let proxy = Proxy::with_tenant("acme")
+        .and_tenant("globex")
+        .config("maintenance_databases", "[\"postgres\"]")
+        .start()
+        .await;
+    proxy.create_login("alice", PASSWORD, &["--tenant", "globex"]);
+    proxy.create_login("api", PASSWORD, &["--service", "--all-tenants"]);
+    let client = proxy.caller("alice", PASSWORD, "postgres").connect().await;
+    assert_eq!(client.ask("SHOW pglobby.tenant").await, "globex");
+    let service = proxy.caller("api", PASSWORD, "postgres").connect().await;
+    assert_eq!(service.ask("SHOW pglobby.tenant").await, "", "it has several tenants, and chooses one");
+    assert_eq!(proxy.caller("alice", "wrong", "postgres").refusal().await, "28P01");
 }
 
 #[tokio::test]

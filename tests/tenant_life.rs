@@ -304,7 +304,7 @@ async fn whoever_belonged_to_a_dropped_tenant_is_told_so_and_the_names_are_free(
     in_time("the new login is known", async { while globex.try_connect().await.is_err() {} }).await;
     proxy.create_tenant("acme");
     assert_eq!(proxy.caller(&name, &password_of("acme"), "acme").refusal().await, "28P01");
-    assert_eq!(etl("acme").refusal().await, "28P01");
+    assert_eq!(etl("acme").refusal().await, "3D000");
 }
 
 /// A host that burnt down kept its tenants for ever: neither they nor its row could be dropped.

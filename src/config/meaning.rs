@@ -59,6 +59,7 @@ fn everything(w: &mut Written<'_>, path: Option<&Path>, environment: Environment
             .iter()
             .map(|name| name.trim_matches('.').to_ascii_lowercase())
             .collect(),
+        maintenance_databases: w.list("maintenance_databases").unwrap_or_default(),
         pool: pool(w),
         limits: limits(w),
         timeouts: timeouts(w),

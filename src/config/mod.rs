@@ -39,6 +39,8 @@ pub struct Config {
     /// `tenant_host_suffixes`, under which a TLS server name's first label names the tenant; lower case, no
     /// dots around them.
     pub tenant_host_suffixes: Vec<String>,
+    /// `maintenance_databases`: database names that mean a login's only tenant, unless a tenant has that name.
+    pub maintenance_databases: Vec<String>,
     /// Pools, where the tenant's row says nothing else.
     pub pool: PoolConfig,
     /// What is too much.

@@ -95,6 +95,7 @@ impl Proxy {
         AuthContext {
             directory: &*self.directory,
             tenant_host_suffixes: &config.tenant_host_suffixes,
+            maintenance_databases: &config.maintenance_databases,
             admin_allow_from: &config.admin_allow_from,
             failed_logins: &self.failed_logins,
             failed_login_rules: &config.limits.failed_logins,

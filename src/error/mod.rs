@@ -15,12 +15,17 @@ use crate::wire::message::{Severity, error_response};
 /// that the client did not send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// The same for an unknown login, an unknown tenant and a wrong password, so that names cannot be
-    /// probed.
+    /// The same for an unknown login and a wrong password, so that names cannot be probed.
     #[error("password authentication failed for user \"{user}\"")]
     LoginFailed {
         /// As the client sent it.
         user: String,
+    },
+    /// The same for a database that does not exist and one that is not the login's, which has proved its password.
+    #[error("database \"{database}\" does not exist")]
+    NoDatabase {
+        /// As the client wrote it.
+        database: String,
     },
     /// A startup packet without a user.
     #[error("no PostgreSQL user name specified in startup packet")]

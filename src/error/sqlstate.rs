@@ -11,7 +11,7 @@ impl ClientError {
             Self::NoUser | Self::EncryptionRequired => "28000",
             Self::ContradictingTenants { .. } => "28000",
             Self::Suspended { .. } => "57P03",
-            Self::Dropped { .. } => "3D000",
+            Self::NoDatabase { .. } | Self::Dropped { .. } => "3D000",
             Self::NoReadOnlyRole => "0LP01",
             Self::NotReady { .. } | Self::DirectoryUnavailable | Self::PasswordNotStored => "57P03",
             Self::TooManyClients

@@ -52,6 +52,7 @@ fn places(config: &Config) -> Vec<Entry> {
         ("unix_socket_dir", path(&config.unix_socket_dir), AT_START),
         ("worker_threads", config.worker_threads.to_string(), AT_START),
         ("tenant_host_suffixes", config.tenant_host_suffixes.join(","), CHANGEABLE),
+        ("maintenance_databases", config.maintenance_databases.join(","), CHANGEABLE),
         ("admin_allow_from", join(&config.admin_allow_from), CHANGEABLE),
         ("pool_mode", config.pool.pool_mode.word().into(), CHANGEABLE),
         ("client_tls_sslmode", config.client_tls.mode.word().into(), CHANGEABLE),

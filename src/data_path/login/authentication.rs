@@ -38,6 +38,8 @@ pub struct AuthContext<'a> {
     pub directory: &'a dyn Directory,
     /// `tenant_host_suffixes`.
     pub tenant_host_suffixes: &'a [String],
+    /// `maintenance_databases`.
+    pub maintenance_databases: &'a [String],
     /// `admin_allow_from`.
     pub admin_allow_from: &'a [ipnet::IpNet],
     /// Recent failures.

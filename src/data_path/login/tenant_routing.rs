@@ -60,7 +60,7 @@ impl LookedUp {
 /// others are looked up, so that a client cannot learn from the time which names exist.
 pub async fn look_up(packet: &StartupPacket, context: &AuthContext<'_>) -> LookedUp {
     let (begun, directory) = (Instant::now(), context.directory);
-    let hints = Hints::new(packet, context.tenant_host_suffixes);
+    let hints = Hints::new(packet, context);
     let half_name = hints.split_user().map(|(name, _)| name);
     let logins = join_all(
         [Some(&*hints.user), half_name].into_iter().flatten().map(|name| look_up_login(name, directory)),
@@ -178,12 +178,19 @@ pub struct Hints {
     pub user: String,
     /// The first label of the TLS server name, under one of `tenant_host_suffixes`.
     pub server_name: Option<String>,
+    /// The database is one of `maintenance_databases`.
+    pub is_maintenance: bool,
 }
 
 impl Hints {
-    fn new(packet: &StartupPacket, suffixes: &[String]) -> Self {
+    fn new(packet: &StartupPacket, context: &AuthContext<'_>) -> Self {
         let server_name = packet.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+        let suffixes = context.tenant_host_suffixes;
         Self {
+            is_maintenance: packet
+                .database
+                .as_ref()
+                .is_some_and(|database| context.maintenance_databases.contains(database)),
             option: packet.tenant_hint.clone(),
             database: packet.database.clone(),
             user: packet.user.clone(),
@@ -223,6 +230,12 @@ impl Hints {
         self.database.as_deref().is_some_and(|name| CONSOLE_DATABASES.contains(&name))
     }
 
+    /// The database that the client asks for, in the words of PostgreSQL.
+    fn database(&self) -> &str {
+        let named = [&self.option, &self.database, &self.server_name].into_iter().flatten().next();
+        named.unwrap_or(&self.user)
+    }
+
     /// Whether the client asks for a session without a tenant. Only a service login may.
     pub fn wants_no_tenant(&self) -> bool {
         self.database.as_deref() == Some(NO_TENANT_DATABASE)
@@ -237,7 +250,8 @@ impl Hints {
         let login =
             if split { self.split_user().map_or(&*self.user, |(login, _)| login) } else { &self.user };
         // Drivers send the user name if no database was given.
-        let is_default = |name: &str| (name == self.user || name == login) && !exists(name);
+        let is_default =
+            |name: &str| (name == self.user || name == login || self.is_maintenance) && !exists(name);
         let hints = [
             self.option.as_deref(),
             self.database.as_deref().filter(|name| !is_default(name) && !self.wants_console()),
@@ -260,7 +274,8 @@ impl Hints {
     }
 }
 
-/// The reason of a failed login. It is only logged: the client always receives the error of a wrong password.
+/// The reason of a failed login. It is only logged: the client receives one error for all reasons that must look
+/// alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LoginRefusal {
     /// No such login.
@@ -298,6 +313,15 @@ pub enum LoginError {
     /// The client receives the error of a wrong password.
     #[error("{0}")]
     Hidden(LoginRefusal),
+    /// The client has proved its password and asks for a database that it may not enter. It receives one error for
+    /// a database that does not exist and one that is not its own.
+    #[error("{reason}")]
+    NoDatabase {
+        /// For the log.
+        reason: LoginRefusal,
+        /// The database that the client asks for.
+        database: String,
+    },
     /// The client receives this error.
     #[error("{0}")]
     Shown(ClientError),
@@ -308,6 +332,7 @@ impl LoginError {
     pub fn into_client_error(self, user: &str) -> ClientError {
         match self {
             Self::Hidden(_) => ClientError::LoginFailed { user: user.to_owned() },
+            Self::NoDatabase { database, .. } => ClientError::NoDatabase { database },
             Self::Shown(error) => error,
         }
     }
@@ -386,8 +411,17 @@ impl RouteRequest<'_> {
             (LoginKind::Service { .. }, true) if self.hints.wants_no_tenant() => {
                 self.tenant_of(&self.login.kind)
             }
-            (LoginKind::Admin { .. }, false) | (_, true) => refused(LoginRefusal::Console),
+            (LoginKind::Admin { .. }, false) | (_, true) => Err(self.no_database(LoginRefusal::Console)),
             (kind, false) => self.tenant_of(kind),
+        }
+    }
+
+    /// The error for a database that the login may not enter. `alice@acme` is a login's name if there is no tenant
+    /// acme, so it gets the error of an unknown login: otherwise it would tell which tenants exist.
+    fn no_database(&self, reason: LoginRefusal) -> LoginError {
+        match self.split {
+            true => LoginError::Hidden(reason),
+            false => LoginError::NoDatabase { reason, database: self.hints.database().to_owned() },
         }
     }
 
@@ -396,7 +430,7 @@ impl RouteRequest<'_> {
         match self.hints.tenant(self.split, exists).map_err(LoginError::Shown)? {
             Some(name) => match look_up_of(self.tenants, &name) {
                 NameLookup::Tenant(tenant) => Ok(Target::Tenant(tenant.clone())),
-                NameLookup::NotFound => Err(LoginError::Hidden(LoginRefusal::UnknownTenant)),
+                NameLookup::NotFound => Err(self.no_database(LoginRefusal::UnknownTenant)),
                 NameLookup::Unavailable => Err(LoginError::Shown(ClientError::DirectoryUnavailable)),
             },
             None => {
@@ -417,9 +451,9 @@ impl RouteRequest<'_> {
     /// # Errors
     /// [`LoginError`].
     pub fn enter(&self, tenant: Option<Arc<Tenant>>) -> Result<Route, LoginError> {
-        let tenant = tenant.ok_or(LoginError::Hidden(LoginRefusal::UnknownTenant))?;
-        let access =
-            access_to(&self.login.kind, tenant.id).ok_or(LoginError::Hidden(LoginRefusal::NotGranted))?;
+        let tenant = tenant.ok_or_else(|| self.no_database(LoginRefusal::UnknownTenant))?;
+        let access = access_to(&self.login.kind, tenant.id)
+            .ok_or_else(|| self.no_database(LoginRefusal::NotGranted))?;
         if !allowed_from(&tenant.allow_from, self.peer) {
             return Err(LoginError::Hidden(LoginRefusal::Address));
         }

@@ -15,6 +15,7 @@ fn hints(option: &str, database: &str, user: &str, server_name: &str) -> Hints {
         database: some(database),
         user: user.into(),
         server_name: some(server_name),
+        is_maintenance: database == "postgres",
     }
 }
 
@@ -159,6 +160,7 @@ fn routed(login: &Login, hints: &Hints, peer: Option<&str>, change: impl Fn(&mut
         Ok(Route::NoTenant) => "no tenant".to_owned(),
         Ok(Route::Console { read_only }) => format!("console, read only: {read_only}"),
         Err(LoginError::Hidden(reason)) => format!("refused: {reason:?}"),
+        Err(LoginError::NoDatabase { reason, database }) => format!("no {database}: {reason:?}"),
         Err(LoginError::Shown(error)) => error.sqlstate().to_owned(),
     }
 }
@@ -170,13 +172,15 @@ fn a_login_goes_where_it_belongs_and_nowhere_else() {
         (employee(), "acme", "acme ReadWrite"),
         (employee(), "", "acme ReadWrite"),
         (employee(), "alice", "acme ReadWrite"),
-        (employee(), "globex", "refused: NotGranted"),
-        (employee(), "nowhere", "refused: UnknownTenant"),
+        (employee(), "globex", "no globex: NotGranted"),
+        (employee(), "nowhere", "no nowhere: UnknownTenant"),
+        (employee(), "postgres", "acme ReadWrite"),
         (employee(), "silence", "57P03"),
-        (employee(), "pglobby", "refused: Console"),
+        (employee(), "pglobby", "no pglobby: Console"),
         (service(None, &[2]), "globex", "globex ReadOnly"),
         (service(None, &[2]), "", "globex ReadOnly"),
-        (service(None, &[2]), "acme", "refused: NotGranted"),
+        (service(None, &[2]), "acme", "no acme: NotGranted"),
+        (service(None, &[2]), "postgres", "globex ReadOnly"),
         (service(None, &[1, 2]), "", "no tenant"),
         (service(None, &[1, 2]), "alice", "no tenant"),
         (service(None, &[2]), "pglobby", "no tenant"),
@@ -184,11 +188,11 @@ fn a_login_goes_where_it_belongs_and_nowhere_else() {
         (service(Some(Access::ReadWrite), &[]), "acme", "acme ReadWrite"),
         (service(Some(Access::ReadWrite), &[2]), "globex", "globex ReadOnly"),
         (service(Some(Access::ReadWrite), &[2]), "", "no tenant"),
-        (service(Some(Access::ReadWrite), &[]), "pgbouncer", "refused: Console"),
+        (service(Some(Access::ReadWrite), &[]), "pgbouncer", "no pgbouncer: Console"),
         (LoginKind::Admin { read_only: true }, "pgbouncer", "console, read only: true"),
         (LoginKind::Admin { read_only: false }, "pglobby", "console, read only: false"),
-        (LoginKind::Admin { read_only: false }, "acme", "refused: Console"),
-        (LoginKind::Admin { read_only: false }, "", "refused: Console"),
+        (LoginKind::Admin { read_only: false }, "acme", "no acme: Console"),
+        (LoginKind::Admin { read_only: false }, "", "no alice: Console"),
     ] {
         let login = login(kind);
         let routed = routed(&login, &at(database), Some("127.0.0.1"), |_| {});
@@ -238,7 +242,7 @@ fn every_reason_to_refuse_a_login_comes_before_what_only_a_good_one_may_know() {
     assert_eq!(routed(&login(employee()), &here, Some("10.1.2.3"), suspended), "57P03");
     assert_eq!(
         routed(&login(service(None, &[2])), &here, Some("10.1.2.3"), suspended),
-        "refused: NotGranted"
+        "no acme: NotGranted"
     );
 }
 
