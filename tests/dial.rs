@@ -238,6 +238,39 @@ async fn each_tls_mode_verifies_what_libpq_verifies() {
     }
 }
 
+/// PostgreSQL's manual makes certificates of X.509 version 1 with the host's name in the subject, which rustls's verifier
+/// refuses altogether.
+#[tokio::test]
+async fn a_certificate_as_the_manual_makes_it_is_verified_as_libpq_does() {
+    use TlsMode::{Prefer, Require, VerifyCa, VerifyFull};
+    let mut server = Server::with_tls("hostssl all acme_rw 127.0.0.1/32 scram-sha-256").await;
+    let (authority, data) = (Authority::new(), server.cluster.data().to_owned());
+    let (certificate, key) = authority.certify_as_version_1("localhost");
+    std::fs::write(data.join("server.crt"), certificate).unwrap();
+    std::fs::write(data.join("server.key"), key).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (right, wrong) = (folder.path().join("ca.crt"), data.join("ca.crt"));
+    std::fs::write(&right, authority.pem()).unwrap();
+    server.cluster.client("postgres").await.run("SELECT pg_reload_conf()").await;
+    server.tls(VerifyCa, Some(right.clone()));
+    in_time("the certificate is loaded", async { while server.open().await.is_err() {} }).await;
+
+    for (mode, root_ca, name, opens) in [
+        (Prefer, None, "127.0.0.1", true),
+        (Require, None, "127.0.0.1", true),
+        (VerifyCa, Some(&right), "127.0.0.1", true),
+        (VerifyCa, Some(&wrong), "127.0.0.1", false),
+        (VerifyFull, Some(&right), "localhost", true),
+        (VerifyFull, Some(&right), "127.0.0.1", false),
+        (VerifyFull, Some(&wrong), "localhost", false),
+        (VerifyCa, None, "localhost", false),
+    ] {
+        server.name = name;
+        let opened = server.tls(mode, root_ca.cloned()).open().await;
+        assert_eq!(opened.is_ok(), opens, "{mode:?} {root_ca:?} {name}: {opened:?}");
+    }
+}
+
 #[tokio::test]
 async fn prefer_and_allow_try_the_other_way_where_the_server_has_no_rule_for_the_first() {
     let mut server = Server::with_tls("hostssl all acme_rw 127.0.0.1/32 scram-sha-256").await;

@@ -274,6 +274,11 @@ impl Encrypted {
     async fn start(mode: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         Authority::new().write_server_files(folder.path(), &["localhost", "acme.lobby.test", "127.0.0.1"]);
+        Self::start_with(mode, folder).await
+    }
+
+    /// With the files in `folder`.
+    async fn start_with(mode: &str, folder: TempDir) -> Self {
         let file = |name: &str| format!("{:?}", folder.path().join(name));
         let proxy = Proxy::with_tenant("acme")
             .config("client_tls_sslmode", &format!("{mode:?}"))
@@ -321,6 +326,20 @@ async fn libpq_logs_in_over_tls_bound_to_the_channel() {
     }
     let (_, said) = encrypted.psql("sslmode=disable");
     assert!(said.contains("requires an encrypted connection"), "{said}");
+}
+
+/// As PostgreSQL's manual makes it: of X.509 version 1, with its name in the subject only.
+#[tokio::test]
+async fn a_certificate_as_the_manual_makes_it_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    authority.write_server_files(folder.path(), &["localhost"]);
+    let (certificate, key) = authority.certify_as_version_1("localhost");
+    std::fs::write(folder.path().join("server.crt"), certificate).unwrap();
+    std::fs::write(folder.path().join("server.key"), key).unwrap();
+    let encrypted = Encrypted::start_with("require", folder).await;
+    let said = encrypted.psql("sslmode=verify-full channel_binding=require");
+    assert_eq!(said, ("in".to_owned(), String::new()));
 }
 
 /// The newest libpq there is, as psycopg carries it: direct TLS, protocol 3.2, a cancel with a long key inside TLS.

@@ -1,8 +1,12 @@
 //! TLS on both sides, with rustls and its ring provider, named wherever a configuration is built: a process
 //! default panics as soon as a second provider is linked in.
 
+mod certificate;
 pub mod towards_clients;
 pub mod towards_servers;
+
+use self::certificate::Certificate;
+pub use self::certificate::server_end_point;
 
 use std::{
     path::{Path, PathBuf},
@@ -10,8 +14,9 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore,
+    InconsistentKeys, RootCertStore,
     crypto::{CryptoProvider, ring},
+    sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
@@ -61,6 +66,24 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|error| TlsError::file(path, error))
+}
+
+/// A certificate with its intermediates and its key.
+///
+/// # Errors
+/// [`TlsError::File`]: a file cannot be used, or the key is another certificate's.
+fn certified_key(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = certificates(certificate)?;
+    let wrong_key = |error: rustls::Error| TlsError::file(key, error);
+    let signing = provider().key_provider.load_private_key(private_key(key)?).map_err(wrong_key)?;
+    // rustls's own comparison takes no certificate of version 1.
+    if let (Some(first), Some(public)) = (chain.first(), signing.public_key()) {
+        let first = Certificate::parse(first).map_err(|error| TlsError::file(certificate, error))?;
+        if !first.has_key(&public) {
+            return Err(wrong_key(InconsistentKeys::KeyMismatch.into()));
+        }
+    }
+    Ok(Arc::new(CertifiedKey::new(chain, signing)))
 }
 
 /// The authorities in a PEM file.

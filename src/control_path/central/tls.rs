@@ -17,8 +17,8 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 use crate::{
     config::{CentralTls, TlsMode},
     wire::tls::{
-        TlsError,
-        towards_servers::{ServerTlsConfigs, Trust, server_end_point},
+        TlsError, server_end_point,
+        towards_servers::{ServerTlsConfigs, Trust},
     },
 };
 

@@ -90,10 +90,7 @@ pub async fn authenticate(
     tokio::time::sleep_until(directory.answer_at(names.begun).into()).await;
 
     let snapshot = packet.tls.as_ref().map(|tls| tls.snapshot.clone());
-    let (scram, end_point) = match snapshot.as_ref().and_then(|snapshot| snapshot.channel_binding()) {
-        Some((scram, end_point)) => (scram.clone(), Some(end_point)),
-        None => (ScramServerAuth::new(), None),
-    };
+    let end_point = snapshot.as_ref().and_then(|snapshot| snapshot.end_point());
     let plus = end_point.is_some();
     let mut request = std::mem::take(&mut packet.unsent);
     append(&mut request, b'R', |out| {
@@ -108,8 +105,11 @@ pub async fn authenticate(
 
     let initial = sasl_message(stream, &mut packet.unread).await?;
     let client_first = client_first(&initial, plus)?;
-    let (server_first, _) = scram
-        .on_client_first_message_with_secret(client_first, verifier.secret())
+    // pgwire could not hash every certificate, so that the flag, which is checked, stays out of it.
+    let flag = client_first.iter().position(|byte| *byte == b',').unwrap_or_default();
+    let unbound = [b"n", client_first.get(flag..).unwrap_or_default()].concat();
+    let (server_first, _) = ScramServerAuth::new()
+        .on_client_first_message_with_secret(&unbound, verifier.secret())
         .map_err(|_| ClientError::ProtocolViolation("malformed SCRAM message".into()))?;
     let mut challenge = Vec::new();
     sasl(&mut challenge, 11, server_first.as_bytes());
@@ -143,6 +143,16 @@ fn client_first(mut body: &[u8], plus: bool) -> Result<&[u8], ClientError> {
     }
     without_nul(first)?;
     let binds = first.starts_with(b"p=");
+    if !(binds || first.starts_with(b"n,") || first.starts_with(b"y,")) {
+        return Err(violation("malformed SCRAM message"));
+    }
+    if binds && !first.starts_with(b"p=tls-server-end-point,") {
+        return Err(violation("unsupported SCRAM channel-binding type"));
+    }
+    // The client believes that PLUS was not offered: somebody has removed it from the list.
+    if plus && first.starts_with(b"y") {
+        return Err(violation("SCRAM channel binding negotiation error"));
+    }
     match mechanism {
         b"SCRAM-SHA-256-PLUS" if plus && binds => Ok(first),
         b"SCRAM-SHA-256" if !binds => Ok(first),
@@ -215,6 +225,9 @@ mod tests {
             (PLAIN, "p=tls-server-end-point,,n=,r=x", true, false),
             (PLUS, "p=tls-server-end-point,,n=,r=x", false, false),
             ("PLAIN", "n,,n=,r=x", true, false),
+            (PLAIN, "y,,n=,r=x", true, false),
+            (PLAIN, "x,,n=,r=x", false, false),
+            (PLUS, "p=tls-unique,,n=,r=x", true, false),
         ] {
             assert_eq!(
                 client_first(&message(mechanism, first), plus).is_ok(),

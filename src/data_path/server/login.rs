@@ -22,7 +22,7 @@ use crate::{
     wire::{
         message_reader::{Message, MessageReader},
         stream::{Socket, Stream},
-        tls::towards_servers::server_end_point,
+        tls::server_end_point,
     },
 };
 

@@ -3,16 +3,13 @@
 use std::{io, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
-use pgwire::api::auth::sasl::scram::ScramServerAuth;
 use rustls::{
     ServerConfig,
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
-    sign::CertifiedKey,
+    sign::SingleCertAndKey,
 };
 
-use super::{
-    ALPN, TlsError, authorities, certificates, private_key, provider, towards_servers::server_end_point,
-};
+use super::{ALPN, TlsError, authorities, certified_key, provider, server_end_point};
 use crate::wire::stream::{Socket, Stream};
 
 /// The PEM files of a certificate, and of the authorities for client certificates.
@@ -31,9 +28,6 @@ pub struct CertificateFiles<'a> {
 #[derive(Debug)]
 pub struct TlsSnapshot {
     config: Arc<ServerConfig>,
-    /// Starts a SCRAM exchange; it has the certificate's hash where the certificate's signature defines one.
-    scram: ScramServerAuth,
-    /// The same hash (`tls-server-end-point`, RFC 5929).
     end_point: Option<Vec<u8>>,
 }
 
@@ -90,12 +84,8 @@ impl ClientTlsAcceptor {
 impl TlsSnapshot {
     fn load(files: CertificateFiles<'_>) -> Result<Self, TlsError> {
         let provider = provider();
-        let chain = certificates(files.certificate)?;
-        let end_point = chain.first().and_then(|certificate| server_end_point(certificate));
-        let key = private_key(files.key)?;
-        let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider)
-            .map_err(|error| TlsError::file(files.key, error))?;
-        certified.keys_match().map_err(|error| TlsError::file(files.key, error))?;
+        let certified = certified_key(files.certificate, files.key)?;
+        let end_point = certified.cert.first().and_then(server_end_point);
 
         let verifier: Arc<dyn ClientCertVerifier> = match files.client_authorities {
             Some(path) => {
@@ -109,29 +99,25 @@ impl TlsSnapshot {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)?;
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         // Connections are long-lived, and resumption gave no measurable gain.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
 
-        let mut scram = ScramServerAuth::new();
-        let pem =
-            std::fs::read(files.certificate).map_err(|error| TlsError::file(files.certificate, error))?;
-        if let Err(error) = scram.configure_certificate(&pem) {
+        if end_point.is_none() {
             tracing::info!(
-                file = %files.certificate.display(), %error,
-                "no channel binding (SCRAM-SHA-256-PLUS) with this certificate"
+                file = %files.certificate.display(),
+                "no channel binding (SCRAM-SHA-256-PLUS) with this certificate: its signature has no hash of its own"
             );
         }
-        Ok(Self { config: Arc::new(config), scram, end_point })
+        Ok(Self { config: Arc::new(config), end_point })
     }
 
-    /// The means for SCRAM-SHA-256-PLUS: pgwire's exchange and the hash of the certificate. `None`: the
-    /// certificate's signature defines no hash, and the mechanism is not offered.
-    pub fn channel_binding(&self) -> Option<(&ScramServerAuth, &[u8])> {
-        let end_point = self.end_point.as_deref().filter(|_| self.scram.supports_channel_binding())?;
-        Some((&self.scram, end_point))
+    /// The hash of the certificate for SCRAM-SHA-256-PLUS (`tls-server-end-point`, RFC 5929). `None`: its
+    /// signature defines no hash, and the mechanism is not offered.
+    pub fn end_point(&self) -> Option<&[u8]> {
+        self.end_point.as_deref()
     }
 }
 
@@ -205,7 +191,7 @@ mod tests {
         let acceptor = folder.acceptor().unwrap();
         let accepted = handshake(&acceptor, &folder, Trust::AuthorityAndName, "acme.db.test").await.unwrap();
         assert_eq!(accepted.server_name.as_deref(), Some("acme.db.test"));
-        assert!(accepted.alpn && accepted.snapshot.channel_binding().is_some());
+        assert!(accepted.alpn && accepted.snapshot.end_point().is_some());
     }
 
     #[tokio::test]
@@ -266,6 +252,6 @@ mod tests {
         let folder = Folder::new();
         folder.write("db.test", &rcgen::PKCS_ED25519);
         let acceptor = folder.acceptor().unwrap();
-        assert!(acceptor.current.load().channel_binding().is_none());
+        assert!(acceptor.current.load().end_point().is_none());
     }
 }

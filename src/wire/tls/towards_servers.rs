@@ -13,13 +13,13 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
-    crypto::CryptoProvider,
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms},
     server::ParsedCertificate,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use sha2::{Digest as _, Sha256, Sha384, Sha512};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{ALPN, TlsError, authorities, certificates, private_key, provider};
+use super::{ALPN, TlsError, authorities, certificate::Certificate, certificates, certified_key, provider};
 
 /// The most cached configurations. There is one per (trust, file of authorities); beyond this the cache is
 /// cleared.
@@ -33,8 +33,8 @@ pub enum Trust {
     Anybody,
     /// The signature of a known authority, not the name (`verify-ca`).
     Authority,
-    /// The signature and a subject alternative name (`verify-full`). The common name is not used, unlike in
-    /// libpq.
+    /// The signature and the name (`verify-full`): a subject alternative name, or the common name of a certificate
+    /// without any.
     AuthorityAndName,
 }
 
@@ -43,7 +43,7 @@ pub enum Trust {
 #[derive(Debug)]
 pub struct ServerTlsConfigs {
     default_authorities: Option<PathBuf>,
-    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    identity: Option<Arc<CertifiedKey>>,
     made: Mutex<Made>,
 }
 
@@ -59,14 +59,9 @@ impl ServerTlsConfigs {
         default_authorities: Option<PathBuf>,
         identity: Option<(&Path, &Path)>,
     ) -> Result<Self, TlsError> {
-        let identity = match identity {
-            Some((certificate, key)) => Some((certificates(certificate)?, private_key(key)?)),
-            None => None,
-        };
-        let configs = Self { default_authorities, identity, made: Mutex::default() };
         // A key that does not belong to its certificate is found here and not at the first connection.
-        configs.get(Trust::Anybody, None)?;
-        Ok(configs)
+        let identity = identity.map(|(certificate, key)| certified_key(certificate, key)).transpose()?;
+        Ok(Self { default_authorities, identity, made: Mutex::default() })
     }
 
     /// Whether a host has a file of authorities. libpq's `require` then means `verify-ca`.
@@ -99,7 +94,7 @@ impl ServerTlsConfigs {
     fn make(&self, trust: Trust, authorities: Option<&Path>) -> Result<ClientConfig, TlsError> {
         let provider = provider();
         let verifier: Arc<dyn ServerCertVerifier> = match trust {
-            Trust::Anybody => Arc::new(Anybody { provider: provider.clone() }),
+            Trust::Anybody => Arc::new(Anybody { algorithms: provider.signature_verification_algorithms }),
             Trust::Authority => Arc::new(ByAuthority::new(authorities, &provider, false)?),
             Trust::AuthorityAndName => Arc::new(ByAuthority::new(authorities, &provider, true)?),
         };
@@ -108,7 +103,9 @@ impl ServerTlsConfigs {
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut config = match &self.identity {
-            Some((chain, key)) => config.with_client_auth_cert(chain.clone(), key.clone_key())?,
+            Some(identity) => {
+                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.clone())))
+            }
             None => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![ALPN.to_vec()];
@@ -120,8 +117,9 @@ impl ServerTlsConfigs {
 #[derive(Debug)]
 struct ByAuthority {
     web_pki: Arc<WebPkiServerVerifier>,
-    /// The authorities' certificates; a server may present one of them as its own.
-    pinned: Vec<CertificateDer<'static>>,
+    /// The same authorities, for certificates that the verifier does not take; empty for those of the system.
+    authorities: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
     name_matters: bool,
 }
 
@@ -131,7 +129,7 @@ impl ByAuthority {
         provider: &Arc<CryptoProvider>,
         name_matters: bool,
     ) -> Result<Self, TlsError> {
-        let (roots, pinned) = match path {
+        let (roots, authorities) = match path {
             Some(path) => (authorities(path)?, certificates(path)?),
             None => {
                 let mut roots = RootCertStore::empty();
@@ -145,7 +143,12 @@ impl ByAuthority {
         let web_pki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(Self { web_pki, pinned, name_matters })
+        Ok(Self {
+            web_pki,
+            authorities,
+            algorithms: provider.signature_verification_algorithms,
+            name_matters,
+        })
     }
 }
 
@@ -158,24 +161,33 @@ impl ServerCertVerifier for ByAuthority {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        use rustls::Error::InvalidCertificate;
-        match self.web_pki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at last, after the chain.
-            Err(InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.name_matters => Ok(ServerCertVerified::assertion()),
-            // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web
-            // PKI refuses at the end of a chain. A configuration that names this very certificate as the
-            // authority means it, and libpq takes it.
-            Err(InvalidCertificate(CertificateError::Other(_)))
-                if self.pinned.iter().any(|pinned| pinned == end_entity) =>
-            {
-                if self.name_matters {
-                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-                }
-                Ok(ServerCertVerified::assertion())
+        let verified =
+            self.web_pki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let Err(error) = verified else { return verified };
+        // The name is looked at last, after the chain.
+        let is_signed = matches!(
+            error,
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+            )
+        );
+        let certificate = Certificate::parse(end_entity)?;
+        if !is_signed {
+            if !certificate.is_unusual() {
+                return Err(error);
             }
-            other => other,
+            certificate.verify_directly(&self.authorities, &self.algorithms, now)?;
+        }
+        let is_named = match certificate.has_no_alternative_name() {
+            true => certificate.has_common_name(server_name),
+            false => {
+                !is_signed
+                    && verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name).is_ok()
+            }
+        };
+        match is_named || !self.name_matters {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(CertificateError::NotValidForName.into()),
         }
     }
 
@@ -185,7 +197,7 @@ impl ServerCertVerifier for ByAuthority {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.web_pki.verify_tls12_signature(message, cert, dss)
+        Certificate::parse(cert)?.verify_handshake(false, message, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -194,18 +206,18 @@ impl ServerCertVerifier for ByAuthority {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.web_pki.verify_tls13_signature(message, cert, dss)
+        Certificate::parse(cert)?.verify_handshake(true, message, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.web_pki.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
 /// `allow`, `prefer` and `require`: encryption without verification.
 #[derive(Debug)]
 struct Anybody {
-    provider: Arc<CryptoProvider>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerCertVerifier for Anybody {
@@ -226,8 +238,7 @@ impl ServerCertVerifier for Anybody {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+        Certificate::parse(cert)?.verify_handshake(false, message, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -236,83 +247,10 @@ impl ServerCertVerifier for Anybody {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+        Certificate::parse(cert)?.verify_handshake(true, message, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// The `tls-server-end-point` channel binding of a certificate (RFC 5929, section 4.1): its hash, by the hash
-/// its signature uses, and SHA-256 instead of MD5 and SHA-1. `None` where the signature names no single hash
-/// (Ed25519, RSA-PSS); then there is no channel binding.
-pub fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OBJECT IDENTIFIER, …
-    // }, … }
-    let (0x30, fields, _) = der_element(certificate)? else { return None };
-    let (0x30, _, behind_tbs) = der_element(fields)? else { return None };
-    let (0x30, algorithm, _) = der_element(behind_tbs)? else { return None };
-    let (0x06, oid, _) = der_element(algorithm)? else { return None };
-    const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
-    const ECDSA: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04];
-    match (oid.strip_prefix(RSA), oid.strip_prefix(ECDSA)) {
-        (Some([4 | 5 | 11]), _) | (_, Some([1] | [3, 2])) => Some(Sha256::digest(certificate).to_vec()),
-        (Some([12]), _) | (_, Some([3, 3])) => Some(Sha384::digest(certificate).to_vec()),
-        (Some([13]), _) | (_, Some([3, 4])) => Some(Sha512::digest(certificate).to_vec()),
-        _ => None,
-    }
-}
-
-/// Splits off a DER element: its tag, its content, and the bytes after it.
-fn der_element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, first], rest) = bytes.split_first_chunk::<2>()?;
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        0x81..=0x84 => {
-            let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
-        }
-        _ => return None,
-    };
-    let (content, behind) = rest.split_at_checked(length)?;
-    Some((tag, content, behind))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
-
-    use super::*;
-
-    fn certificate(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
-        let key = KeyPair::generate_for(algorithm).unwrap();
-        CertificateParams::new(vec!["db.test".to_owned()]).unwrap().self_signed(&key).unwrap().der().to_vec()
-    }
-
-    #[test]
-    fn a_certificate_is_hashed_as_its_signature_is() {
-        let p256 = certificate(&PKCS_ECDSA_P256_SHA256);
-        assert_eq!(server_end_point(&p256), Some(Sha256::digest(&p256).to_vec()));
-        let p384 = certificate(&PKCS_ECDSA_P384_SHA384);
-        assert_eq!(server_end_point(&p384), Some(Sha384::digest(&p384).to_vec()));
-        assert_eq!(server_end_point(&certificate(&PKCS_ED25519)), None);
-    }
-
-    proptest! {
-        #[test]
-        fn no_certificate_makes_the_hash_panic(
-            at in 0usize..400, byte: u8, length in 0usize..400, noise in prop::collection::vec(any::<u8>(), 0..64),
-        ) {
-            let mut bytes = certificate(&PKCS_ECDSA_P256_SHA256);
-            bytes.truncate(length.max(at + 1));
-            if let Some(there) = bytes.get_mut(at) {
-                *there = byte;
-            }
-            let _ = server_end_point(&bytes);
-            let _ = server_end_point(&noise);
-        }
+        self.algorithms.supported_schemes()
     }
 }
