@@ -72,9 +72,6 @@ struct Revoke {
 
 impl ApiKeyCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let actor = actor(globals).await?;
         match self.action {

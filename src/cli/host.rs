@@ -144,9 +144,6 @@ struct Remove {
 
 impl HostCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         match self.action {
             Action::Add(command) => command.run(globals).await,

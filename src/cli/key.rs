@@ -67,9 +67,6 @@ struct Rotate {
 
 impl KeyCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         match self.action {
             Action::Generate(command) => {

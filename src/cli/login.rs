@@ -193,9 +193,6 @@ struct Revoke {
 
 impl LoginCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let (command, json) = match self.action {
             Action::Create(command) => return command.run(globals).await,

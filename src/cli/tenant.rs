@@ -247,9 +247,6 @@ pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
 
 impl TenantCommand {
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`Failure`], in one line.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let (command, json) = match self.action {
             Action::Create(command) => return command.run(globals).await,

@@ -24,9 +24,6 @@ use crate::config::{
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Reads the whole configuration.
-///
-/// # Errors
-/// All problems.
 pub fn read(text: &str, path: Option<&Path>, environment: Environment<'_>) -> Result<Config, Vec<String>> {
     let mut written = Written::parse(text, path.and_then(Path::parent), environment);
     let config = everything(&mut written, path, environment);

@@ -91,9 +91,6 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Reads `path` (without one: nothing but defaults), lets `PGLOBBY_` variables override, and checks
     /// everything.
-    ///
-    /// # Errors
-    /// All problems at once.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let failed =
             |problem: String| ConfigError { path: path.map(Path::to_owned), problems: vec![problem] };
@@ -105,9 +102,6 @@ impl Config {
     }
 
     /// The same from text and an environment of the caller's choice.
-    ///
-    /// # Errors
-    /// All problems at once.
     pub fn read(
         text: &str,
         path: Option<&Path>,
@@ -307,9 +301,6 @@ impl Keepalive {
     }
 
     /// Sets it for one socket, or for all that a listening one accepts.
-    ///
-    /// # Errors
-    /// The operating system's.
     pub fn apply(&self, socket: &socket2::SockRef<'_>) -> std::io::Result<()> {
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(self.idle)

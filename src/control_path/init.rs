@@ -186,9 +186,6 @@ async fn close_to_public(client: &Client, user: &str) -> Result<bool, InitError>
 }
 
 /// Whether any role may connect to the central database.
-///
-/// # Errors
-/// The central database.
 pub async fn open_to_public(client: &Client) -> Result<bool, CentralError> {
     let sql = "SELECT pg_catalog.has_database_privilege('public', pg_catalog.current_database(), 'CONNECT')
         OR pg_catalog.has_database_privilege('public', pg_catalog.current_database(), 'TEMPORARY')";

@@ -178,9 +178,6 @@ impl Node {
 
     /// Applies a new configuration: limits, timeouts, TLS files, keys. After an error the old one stays in
     /// force. Addresses, workers and the central database do not change.
-    ///
-    /// # Errors
-    /// What is wrong.
     pub async fn reload(&self, config: Config) -> Result<(), NodeError> {
         let keyring = ReloadableKeyring::load(&config).map_err(refused)?;
         let tls = client_tls(&config)?;

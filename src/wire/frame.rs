@@ -138,9 +138,6 @@ impl Framer {
 
     /// The same. `may_hold` is called once for an incomplete message that is needed whole, with the bytes to
     /// hold. If it returns `false`, the message is returned in pieces.
-    ///
-    /// # Errors
-    /// As [`Self::next`].
     #[inline]
     pub fn next_within<'p, 'c: 'p>(
         &'p mut self,

@@ -71,9 +71,6 @@ impl Stream {
     }
 
     /// Returns when there are bytes to read or the connection has ended. Needs no buffer.
-    ///
-    /// # Errors
-    /// The operating system's.
     pub async fn readable(&self) -> io::Result<()> {
         match self.socket() {
             Socket::Tcp(socket) => socket.readable().await,

@@ -217,9 +217,6 @@ impl DataFolder {
     }
 
     /// Returns port and master password of the folder's PostgreSQL.
-    ///
-    /// # Errors
-    /// [`DevError::NotOurs`].
     pub fn central<'a>(&self, config: &'a Config) -> Result<(u16, &'a SecretString), DevError> {
         let central = &config.central;
         let local = matches!(central.connection.get_hosts(), [Host::Tcp(name)] if name == "127.0.0.1");
@@ -252,9 +249,6 @@ impl DataFolder {
 }
 
 /// Checks, before anything is started, that no process listens on `address`.
-///
-/// # Errors
-/// [`DevError::ListenTaken`].
 pub fn must_be_free(address: SocketAddr) -> Result<(), DevError> {
     // Without SO_REUSEPORT: with it, the proxy would share the port with another pglobby.
     TcpListener::bind(address).map(drop).map_err(|source| DevError::ListenTaken { address, source })

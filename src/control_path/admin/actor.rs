@@ -160,9 +160,6 @@ impl Actor {
 
     /// Writes the audit log in the transaction `client` that makes the change. `detail` contains no
     /// secrets.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn audit(
         &self,
         client: &impl GenericClient,

@@ -82,9 +82,6 @@ fn hash_of(key: &str) -> Vec<u8> {
 }
 
 /// All keys by name, revoked and expired ones included.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor) -> Result<Vec<ApiKey>, AdminError> {
     let client = actor.central.client().await?;
     Ok(client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?.iter().map(summary).collect())
@@ -128,9 +125,6 @@ pub async fn create(
 }
 
 /// Revokes a key for good. A second call keeps the time of the first.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub async fn revoke(actor: &Actor, name: &str) -> Result<ApiKey, AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
@@ -147,9 +141,6 @@ pub async fn revoke(actor: &Actor, name: &str) -> Result<ApiKey, AdminError> {
 
 /// The API key that `presented` is, if it is valid now. It is looked up by its hash, so the time tells
 /// nothing about existing keys. Text that cannot be a key is not looked up.
-///
-/// # Errors
-/// The central database.
 pub async fn authenticate(
     client: &impl GenericClient,
     presented: &SecretString,

@@ -30,9 +30,6 @@ described! {
 }
 
 /// The newest `limit` entries with an id below `before`, of `tenant` only if given.
-///
-/// # Errors
-/// The central database.
 pub async fn list(
     actor: &Actor,
     tenant: Option<&str>,

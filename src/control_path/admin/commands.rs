@@ -279,9 +279,6 @@ impl AdminCommand {
 
     /// The role that an API key needs. Commands on an administrator's login need `admin`, because that
     /// login opens the console, where every command is allowed.
-    ///
-    /// # Errors
-    /// The central database.
     pub async fn role(&self, actor: &Actor) -> Result<Role, AdminError> {
         Ok(match self {
             Self::DropTenant { .. }

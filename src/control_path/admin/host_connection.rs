@@ -134,9 +134,6 @@ impl HostAdmin {
 
     /// A session of `user` in `database`, with `options` as in a startup message. If the host is full, the
     /// nodes close idle servers of tenants and connecting is retried.
-    ///
-    /// # Errors
-    /// [`AdminError::Connect`].
     pub async fn connect_as(
         &self,
         user: &str,
@@ -242,9 +239,6 @@ pub(in crate::control_path) fn is_database_full(error: &AdminError) -> bool {
 impl HostSession {
     /// The same session of `admin`. A tenant's transaction in the way of its statements is ended after
     /// [`host_locks`](super::host_locks)' patience.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`].
     pub(in crate::control_path) async fn before_tenants(
         mut self,
         admin: &HostAdmin,
@@ -261,17 +255,11 @@ impl HostSession {
     }
 
     /// Runs one or several statements and ignores rows.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn run(&self, doing: impl Display, sql: &str) -> Result<(), AdminError> {
         self.done(self.client.batch_execute(sql)).await.map_err(|cause| self.refused(doing, cause))
     }
 
     /// Rows of one statement.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn query(
         &self,
         doing: impl Display,
@@ -282,9 +270,6 @@ impl HostSession {
     }
 
     /// The first column of all rows; `sql` makes it text.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn texts(
         &self,
         doing: impl Display,
@@ -295,9 +280,6 @@ impl HostSession {
     }
 
     /// The privileges of the administrator.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`].
     pub async fn rights(&self) -> Result<AdminRights, AdminError> {
         let rows = self
             .query(
@@ -319,9 +301,6 @@ impl HostSession {
     }
 
     /// Runs a text of the tenant or operator as a simple query.
-    ///
-    /// # Errors
-    /// The server's error.
     pub async fn run_text(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         self.client.batch_execute(sql).await
     }
@@ -362,9 +341,6 @@ impl HostSession {
     }
 
     /// Copies the rows of `out` (a COPY … TO STDOUT) to `into` (a COPY … FROM STDIN) at `other`.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`], naming `doing`.
     pub async fn copy_to(
         &self,
         other: &Self,
@@ -381,9 +357,6 @@ impl HostSession {
     }
 
     /// `current_database` and `current_user`, as the server reports them.
-    ///
-    /// # Errors
-    /// [`AdminError::Host`].
     pub async fn identity(&self) -> Result<(String, String), AdminError> {
         let said = self
             .client

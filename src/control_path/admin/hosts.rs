@@ -112,9 +112,6 @@ const SUMMARY: &str = "SELECT name, address, port, tls_mode, tls_root_ca, admin_
     FROM pglobby.hosts h";
 
 /// All hosts, by name.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor) -> Result<Vec<HostSummary>, AdminError> {
     let client = actor.central.client().await?;
     let rows = client.query(&format!("{SUMMARY} ORDER BY name"), &[]).await?;
@@ -267,9 +264,6 @@ fn checked(key: &str, value: Option<&str>) -> Result<Box<dyn ToSql + Sync + Send
 
 /// Removes a host without living tenants, and the tombstones of dropped ones. The cluster itself is not
 /// changed.
-///
-/// # Errors
-/// No such host, or tenants live on it.
 pub async fn remove(actor: &Actor, name: &str) -> Result<(), AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
@@ -298,9 +292,6 @@ pub async fn remove(actor: &Actor, name: &str) -> Result<(), AdminError> {
 /// Revokes CONNECT and TEMP from PUBLIC on `postgres`, `template1` and the databases named, which every
 /// role may enter by default. Only for a cluster of one's own: roles of other applications lose access too.
 /// Returns the databases that were changed.
-///
-/// # Errors
-/// The host.
 pub async fn close_to_public(
     actor: &Actor,
     name: &str,

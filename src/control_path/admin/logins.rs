@@ -126,9 +126,6 @@ pub(in crate::control_path) const LIVING: &str =
     "NOT EXISTS (SELECT FROM pglobby.tenants b WHERE b.id = tenant_id AND b.status = 'dropped')";
 
 /// All logins by name, or those of one tenant, services with a grant for it included.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor, tenant: Option<&str>) -> Result<Vec<LoginSummary>, AdminError> {
     let client = actor.central.client().await?;
     let sql = format!(
@@ -141,9 +138,6 @@ pub async fn list(actor: &Actor, tenant: Option<&str>) -> Result<Vec<LoginSummar
 }
 
 /// One login.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub async fn show(actor: &Actor, name: &str) -> Result<LoginSummary, AdminError> {
     let client = actor.central.client().await?;
     match client.query_opt(&format!("{SUMMARY} WHERE l.name = $1 AND {LIVING}"), &[&name]).await? {
@@ -264,9 +258,6 @@ pub async fn set_password(
 
 /// Sets a login's own verifier if its present one is among `before`; `false`: it is not, or the login is
 /// refused. So a session that an operator is about to end cannot take the login back.
-///
-/// # Errors
-/// The central database.
 pub(in crate::control_path) async fn change_own_verifier(
     actor: &Actor,
     login: &Login,
@@ -360,9 +351,6 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
 }
 
 /// Whether the login `name` is an administrator's.
-///
-/// # Errors
-/// The central database.
 pub async fn is_admin(actor: &Actor, name: &str) -> Result<bool, AdminError> {
     let sql = "SELECT kind = 'admin' FROM pglobby.logins WHERE name = $1";
     let row = actor.central.client().await?.query_opt(sql, &[&name]).await?;
@@ -370,9 +358,6 @@ pub async fn is_admin(actor: &Actor, name: &str) -> Result<bool, AdminError> {
 }
 
 /// Disables or enables a login.
-///
-/// # Errors
-/// No such login.
 pub async fn set_disabled(actor: &Actor, name: &str, disabled: bool) -> Result<LoginSummary, AdminError> {
     let action = if disabled { "login.disable" } else { "login.enable" };
     // A second call keeps the time of the first.
@@ -403,9 +388,6 @@ where
 }
 
 /// Removes a login and its grants.
-///
-/// # Errors
-/// No such login.
 pub async fn drop_login(actor: &Actor, name: &str) -> Result<(), AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;

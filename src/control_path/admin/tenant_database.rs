@@ -53,9 +53,6 @@ WHERE d.datname = $1 AND d.datconnlimit >= 0
 impl HostAdmin {
     /// A session of the administrator in its own database, for changes of roles and databases. Tenants'
     /// transactions in its way are ended.
-    ///
-    /// # Errors
-    /// [`AdminError::Connect`] or [`AdminError::Host`].
     pub async fn connect(&self) -> Result<HostSession, AdminError> {
         let session = self.connect_as(&self.user, self.password.as_ref(), &self.database, STEERED).await?;
         session.before_tenants(self).await

@@ -80,9 +80,6 @@ const SUMMARY: &str = "SELECT name, status, status_reason, host, database, usern
     FROM pglobby.tenants t";
 
 /// All tenants by name, with tombstones if `dropped_too`.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor, dropped_too: bool) -> Result<Vec<TenantSummary>, AdminError> {
     let client = actor.central.client().await?;
     let sql = format!("{SUMMARY} WHERE $1 OR status <> 'dropped' ORDER BY name, id");
@@ -90,9 +87,6 @@ pub async fn list(actor: &Actor, dropped_too: bool) -> Result<Vec<TenantSummary>
 }
 
 /// The living tenant of that name, or its latest tombstone.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub async fn show(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError> {
     let client = actor.central.client().await?;
     let sql = format!("{SUMMARY} WHERE name = $1 ORDER BY status = 'dropped', id DESC LIMIT 1");
@@ -216,9 +210,6 @@ fn parse_timeout(text: &str) -> Result<i64, AdminError> {
 }
 
 /// Networks such as `10.0.0.0/8` or single addresses, in the form that `cidr` takes.
-///
-/// # Errors
-/// [`AdminError::Invalid`].
 pub fn parse_networks<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<String>, AdminError> {
     texts.map(str::trim).filter(|text| !text.is_empty()).map(parse_network).collect()
 }
@@ -264,9 +255,6 @@ pub async fn suspend(
 }
 
 /// Resumes a suspended tenant; an active one stays active.
-///
-/// # Errors
-/// It is neither.
 pub async fn resume(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError> {
     role_attributes::let_in(actor, name).await;
     change_status(actor, name, &["suspended", "active"], "active", None, false).await
@@ -313,9 +301,6 @@ pub(in crate::control_path) async fn missing(
 }
 
 /// The id of a living tenant.
-///
-/// # Errors
-/// [`AdminError::NotFound`].
 pub(in crate::control_path) async fn id_of(
     actor: &Actor,
     client: &impl GenericClient,

@@ -100,9 +100,6 @@ impl CentralError {
 
 impl Central {
     /// Prepares the pool without connecting.
-    ///
-    /// # Errors
-    /// Certificate files that cannot be read.
     pub fn open(config: &Config) -> Result<Self, CentralError> {
         let tls = CentralTlsConnector::new(&config.central.tls)?;
         let timeout = config.timeouts.central;
@@ -140,9 +137,6 @@ impl Central {
     /// A connection outside the pool to `database` on the central cluster, without a statement timeout: for
     /// long work such as creating or migrating a database. A task on the current runtime drives it until it
     /// is dropped.
-    ///
-    /// # Errors
-    /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
     pub async fn connect_to(&self, database: &str) -> Result<Client, CentralError> {
         let mut connection = self.shared.connection.clone();
         connection.dbname(database);
@@ -156,9 +150,6 @@ impl Central {
     }
 
     /// A connection outside the pool for LISTEN, and its driver, which the caller polls.
-    ///
-    /// # Errors
-    /// [`CentralError::Connect`] or [`CentralError::TimedOut`].
     pub async fn connect_undriven(
         &self,
     ) -> Result<(Client, Connection<Socket, CentralTlsStream<Socket>>), CentralError> {

@@ -113,9 +113,6 @@ const HARMLESS_SETTINGS: [&str; 17] = [
 ];
 
 /// Reads statements separated by semicolons; empty ones are left out.
-///
-/// # Errors
-/// The first statement that is not understood.
 pub fn read(text: &str) -> Result<Vec<ConsoleCommand>, ConsoleError> {
     let unterminated = |what| ConsoleError::new("42601", format!("unterminated {what}"));
     let mut pieces = sql::pieces(text).map_err(unterminated)?;

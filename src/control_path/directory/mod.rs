@@ -91,9 +91,6 @@ impl CentralDirectory {
     }
 
     /// Reads the secret that salts for unknown logins are derived from, the same for all nodes.
-    ///
-    /// # Errors
-    /// [`CentralError`].
     pub async fn load_mock_salt(&self) -> Result<(), CentralError> {
         let client = self.source.central.client().await?;
         let row = client.query_opt("SELECT value FROM pglobby.secrets WHERE name = 'mock_salt'", &[]).await?;

@@ -37,9 +37,6 @@ impl Exposition {
     }
 
     /// The metrics as OpenMetrics text.
-    ///
-    /// # Errors
-    /// None that is known.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;

@@ -133,9 +133,6 @@ const CREATE_MIGRATIONS: &str = "
     );";
 
 /// The state of the schema.
-///
-/// # Errors
-/// The central database.
 pub async fn state(client: &impl GenericClient) -> Result<SchemaState, tokio_postgres::Error> {
     let exists = "SELECT pg_catalog.to_regclass('pglobby.migrations') IS NOT NULL";
     if !client.query_one(exists, &[]).await?.try_get::<_, bool>(0)? {

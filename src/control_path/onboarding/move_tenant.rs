@@ -280,9 +280,6 @@ async fn switch(
 }
 
 /// Completes or undoes an interrupted move before another command on the tenant.
-///
-/// # Errors
-/// As [`move_tenant`].
 pub(super) async fn settle(actor: &Actor, lock: &mut TenantLock) -> Result<(), AdminError> {
     match Operation::left(lock, "move").await? {
         None => Ok(()),

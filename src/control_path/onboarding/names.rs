@@ -97,26 +97,17 @@ pub fn check_tenant_name(name: &str, central_database: &str) -> Result<(), NameE
 }
 
 /// Checks the name of a tenant's database.
-///
-/// # Errors
-/// [`NameError`].
 pub fn check_database_name(name: &str, central_database: &str) -> Result<(), NameError> {
     check_identifier("database", name)?;
     check_not_reserved("database", name, central_database)
 }
 
 /// Checks that `name` is a valid identifier that PostgreSQL does not change.
-///
-/// # Errors
-/// [`NameError`].
 pub fn check_identifier(what: &'static str, name: &str) -> Result<(), NameError> {
     check_text(what, name, NAME_BYTES_MAX)
 }
 
 /// Checks that `name` is not empty and has at most `max` bytes and no control characters or outer spaces.
-///
-/// # Errors
-/// [`NameError`].
 pub fn check_text(what: &'static str, name: &str, max: usize) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty { what });

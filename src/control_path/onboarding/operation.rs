@@ -86,9 +86,6 @@ pub struct Operation {
 
 impl Operation {
     /// Inserts an operation in the transaction that creates or changes the tenant's row.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn begin(
         transaction: &Transaction<'_>,
         actor: &Actor,
@@ -107,9 +104,6 @@ impl Operation {
     }
 
     /// An interrupted operation on the locked tenant, if there is one.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn left_running(lock: &TenantLock) -> Result<Option<Self>, AdminError> {
         let row = lock
             .client
@@ -126,9 +120,6 @@ impl Operation {
     }
 
     /// An interrupted operation of `kind` on the locked tenant, in any state of the tenant.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn left(lock: &TenantLock, kind: &str) -> Result<Option<Self>, AdminError> {
         let sql = "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
                    FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
@@ -167,9 +158,6 @@ impl Operation {
 
     /// Closes interrupted operations of these kinds, because the new one repeats their work or makes it
     /// unnecessary.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn supersede(
         transaction: &Transaction<'_>,
         tenant_id: i64,
@@ -238,9 +226,6 @@ impl Operation {
     }
 
     /// Records the error; the next run continues from here.
-    ///
-    /// # Errors
-    /// [`AdminError::Central`].
     pub async fn note_failure(&self, lock: &TenantLock, error: &AdminError) -> Result<(), AdminError> {
         lock.client
             .execute(
@@ -278,9 +263,6 @@ impl Passwords {
     }
 
     /// Seals both for the row `tenant_id`.
-    ///
-    /// # Errors
-    /// [`AdminError::Seal`].
     pub fn seal(&self, actor: &Actor, tenant_id: i64) -> Result<SealedPasswords, AdminError> {
         let row = tenant_id.to_string();
         let place = |column| SecretLocation { table: "tenants", row: &row, column };

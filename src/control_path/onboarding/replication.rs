@@ -96,9 +96,6 @@ pub(super) struct Schema {
 
 impl Schema {
     /// Reads the schema, and the archive that recreates it.
-    ///
-    /// # Errors
-    /// The host, or pg_dump.
     pub async fn look(
         programs: &CopyPrograms,
         source: &Source,
@@ -143,9 +140,6 @@ impl<'a> Following<'a> {
     }
 
     /// Subscribes, and waits until all tables are copied and few changes are missing.
-    ///
-    /// # Errors
-    /// [`Stopped`].
     pub async fn subscribe(&mut self, work: &mut Work<'_>) -> Result<(), Stopped> {
         let password = self.publish(work).await.map_err(Stopped::of)?;
         work.record("published").await.map_err(Stopped::Failed)?;

@@ -75,9 +75,6 @@ pub async fn rotate(actor: &Actor, name: &str) -> Result<RotatedTenant, AdminErr
 
 /// The same as a repair, after a host refused the tenant's role or database. `false`: the tenant's
 /// credentials are not of `generation` any more, it is closed, or nothing was changed.
-///
-/// # Errors
-/// As [`rotate`].
 pub async fn rotate_in_trouble(
     actor: &Actor,
     name: &str,

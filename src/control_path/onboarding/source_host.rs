@@ -184,9 +184,6 @@ impl Source {
 
     /// Number of sessions and prepared transactions of the tenant's roles on the old host. A copy would
     /// lose them.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn sessions(&self) -> Result<i64, AdminError> {
         let sql = "SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = ANY ($1))
                      + (SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = $2)";
@@ -205,9 +202,6 @@ impl Source {
     }
 
     /// Settings of the database and its roles, for the roles on the new host.
-    ///
-    /// # Errors
-    /// The host.
     pub async fn settings(&self, new: &Roles) -> Result<Vec<String>, AdminError> {
         let rows = self
             .session

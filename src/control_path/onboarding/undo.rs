@@ -62,9 +62,6 @@ pub(super) async fn undo_after(
 }
 
 /// Removes everything with the operation's mark from its host, and closes the operation.
-///
-/// # Errors
-/// The host or the central database.
 pub(super) async fn undo(
     actor: &Actor,
     lock: &mut TenantLock,

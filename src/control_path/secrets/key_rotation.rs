@@ -63,9 +63,6 @@ described! {
 }
 
 /// Every key of the ring, and every key that seals something.
-///
-/// # Errors
-/// The central database.
 pub async fn list(actor: &Actor) -> Result<Vec<KeyUse>, AdminError> {
     let client = actor.central.client().await?;
     let sealed = count_by_key(&client).await?;

@@ -79,9 +79,6 @@ pub enum SealError {
 
 impl Keyring {
     /// Encrypts `secret` for `place` with the sealing key.
-    ///
-    /// # Errors
-    /// [`SealError::CouldNotSeal`].
     pub fn seal(&self, place: &SecretLocation<'_>, secret: &SecretString) -> Result<Vec<u8>, SealError> {
         let failed = || SealError::CouldNotSeal { place: place.to_string() };
         let id = self.writing_key();

@@ -10,9 +10,6 @@ use crate::control_path::admin::{
 };
 
 /// Grants `tenants`, or all tenants, to a service login. A second grant changes the access.
-///
-/// # Errors
-/// No such login or tenant, or it is no service.
 pub async fn grant(
     actor: &Actor,
     name: &str,
@@ -38,9 +35,6 @@ pub async fn grant(
 }
 
 /// Revokes `tenants`, or the right to all tenants, from a service login. Single grants stay.
-///
-/// # Errors
-/// No such login or tenant, or it is no service.
 pub async fn revoke(
     actor: &Actor,
     name: &str,

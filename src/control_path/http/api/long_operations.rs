@@ -87,9 +87,6 @@ impl Progress for OperationStarted {
 /// Starts `command`. Answers 202 with its operation, or the outcome if that is ready within `wait`. Errors
 /// before the start are answered at once. If the caller disconnects before the operation is recorded,
 /// nothing runs; afterwards it completes.
-///
-/// # Errors
-/// [`ApiError`].
 pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Result<Response, ApiError> {
     caller.admit(&command).await?;
     let Ok(place) = caller.api.running.places.clone().try_acquire_owned() else {
@@ -138,9 +135,6 @@ pub async fn begin(caller: &Caller, command: AdminCommand, wait: Duration) -> Re
 }
 
 /// The operation, once it has ended or after `wait`.
-///
-/// # Errors
-/// [`AdminError::NotFound`], or the central database.
 pub async fn follow(caller: &Caller, id: i64, wait: Duration) -> Result<OperationSummary, AdminError> {
     let until = Instant::now() + wait;
     loop {

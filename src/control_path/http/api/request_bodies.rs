@@ -141,9 +141,6 @@ pub struct MoveBody {
 
 impl MoveBody {
     /// The command.
-    ///
-    /// # Errors
-    /// A patience that is no duration.
     pub fn of(self, name: String) -> Result<AdminCommand, ApiError> {
         let patience = units::duration(self.patience.as_deref().unwrap_or(MoveTenant::PATIENCE));
         let patience = patience.map_err(|why| invalid(&format!("patience {why}")))?;
@@ -226,9 +223,6 @@ pub struct GrantBody {
 
 impl GrantBody {
     /// The command.
-    ///
-    /// # Errors
-    /// Nothing is named.
     pub fn of(self, name: String, grant: bool) -> Result<AdminCommand, ApiError> {
         let Self { tenants, all_tenants, read_only } = self;
         if tenants.is_empty() && !all_tenants {
