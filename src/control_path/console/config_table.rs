@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, time::Duration};
 
-use super::table::{Cell, Kind, Table};
+use super::table::{Cell, Table};
 use crate::config::Config;
 
 /// Whether RELOAD applies a change; otherwise a restart does.
@@ -11,12 +11,7 @@ const AT_START: bool = false;
 
 /// SHOW CONFIG. Contains no secrets.
 pub fn show(config: &Config) -> Table {
-    let mut table = Table::new(&[
-        ("key", Kind::Text),
-        ("value", Kind::Text),
-        ("default", Kind::Text),
-        ("changeable", Kind::Text),
-    ]);
+    let mut table = Table::new("key value default changeable");
     let default = Config::read("[central]\nurl = \"postgres://master@127.0.0.1/central\"", None, &|_| None);
     let defaults = default.as_ref().map(entries).unwrap_or_default();
     for (at, (key, value, changeable)) in entries(config).into_iter().enumerate() {
