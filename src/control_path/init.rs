@@ -48,6 +48,7 @@ pub struct InitReport {
 
 /// Why `init` stopped. Steps before the failed one stay done.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum InitError {
     /// The central database.
     #[error(transparent)]
@@ -63,44 +64,22 @@ pub enum InitError {
     Seal(#[from] SealError),
     /// The master login lacks a privilege.
     #[error("the master login \"{user}\" lacks {missing}; run as a superuser: ALTER ROLE {role} {missing}")]
-    Rights {
-        /// Its name.
-        user: String,
-        /// Its name, quoted for SQL.
-        role: String,
-        /// `CREATEDB`, `CREATEROLE` or both.
-        missing: String,
-    },
+    Rights { user: String, role: String, missing: String },
     /// `CREATE DATABASE` was refused.
     #[error("could not create the central database \"{database}\": {}", causes(cause))]
-    CreateDatabase {
-        /// Its name.
-        database: String,
-        /// Why.
-        cause: tokio_postgres::Error,
-    },
+    CreateDatabase { database: String, cause: tokio_postgres::Error },
     /// PUBLIC may connect, and only the owner can revoke that.
     #[error(
         "PUBLIC may connect to the central database and \"{user}\" cannot change that; run as its owner: \
          REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC"
     )]
-    OpenToPublic {
-        /// The master login.
-        user: String,
-        /// The database, quoted for SQL.
-        database: String,
-    },
+    OpenToPublic { user: String, database: String },
     /// The ring is missing, and something is sealed with one of its keys.
     #[error(
         "there is no key ring {path}, but stored passwords are sealed with key {key}; put the ring back \
          (a new one could not open them)"
     )]
-    KeyringLost {
-        /// `[keys] file`.
-        path: String,
-        /// A key that is needed.
-        key: String,
-    },
+    KeyringLost { path: String, key: String },
 }
 
 /// Creates everything that `serve` and `tenant create` need.

@@ -69,6 +69,7 @@ pub trait Progress: Send + Sync {
 
 /// Why an admin command failed: one sentence that says what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum AdminError {
     /// The central database.
     #[error(transparent)]
@@ -87,14 +88,7 @@ pub enum AdminError {
     Invalid(String),
     /// No such thing.
     #[error("there is no {what} {name:?}{}", nearest.as_ref().map(|near| format!("; did you mean {near:?}?")).unwrap_or_default())]
-    NotFound {
-        /// tenant, login, host.
-        what: &'static str,
-        /// As asked for.
-        name: String,
-        /// A similar name that exists.
-        nearest: Option<String>,
-    },
+    NotFound { what: &'static str, name: String, nearest: Option<String> },
     /// It is there already.
     #[error("{0}")]
     Exists(String),
@@ -103,30 +97,13 @@ pub enum AdminError {
     Refused(String),
     /// Another command works on the same tenant.
     #[error("another command is running on tenant {tenant:?}; try again when it has finished")]
-    Busy {
-        /// Its name.
-        tenant: String,
-    },
+    Busy { tenant: String },
     /// A host could not be reached.
     #[error("cannot connect to host {host:?} ({place}): {}; see `pglobby host list`", causes(cause))]
-    Connect {
-        /// `hosts.name`.
-        host: String,
-        /// Address, database and role.
-        place: String,
-        /// Why.
-        cause: tokio_postgres::Error,
-    },
+    Connect { host: String, place: String, cause: tokio_postgres::Error },
     /// A host said no.
     #[error("host {host:?}, {doing}: {}", server_words(cause))]
-    Host {
-        /// `hosts.name`.
-        host: String,
-        /// What we were about.
-        doing: String,
-        /// What it said.
-        cause: tokio_postgres::Error,
-    },
+    Host { host: String, doing: String, cause: tokio_postgres::Error },
 }
 
 impl From<tokio_postgres::Error> for AdminError {

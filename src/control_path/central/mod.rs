@@ -41,6 +41,7 @@ struct Shared {
 
 /// Errors of the central database. Logged; never sent to a client.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum CentralError {
     /// Certificates.
     #[error("central database: {0}")]
@@ -50,20 +51,10 @@ pub enum CentralError {
     Setup(String),
     /// No connection.
     #[error("cannot connect to the central database {url}: {}", causes(cause))]
-    Connect {
-        /// URL without a password.
-        url: String,
-        /// Why.
-        cause: tokio_postgres::Error,
-    },
+    Connect { url: String, cause: tokio_postgres::Error },
     /// All connections stayed busy, or the server did not answer.
     #[error("the central database {url} did not answer within {waited:?} (central_timeout)")]
-    TimedOut {
-        /// URL without a password.
-        url: String,
-        /// `central_timeout`.
-        waited: Duration,
-    },
+    TimedOut { url: String, waited: Duration },
     /// A query failed.
     #[error("central database: {}", causes(.0))]
     Query(#[from] tokio_postgres::Error),

@@ -36,45 +36,23 @@ impl std::fmt::Display for SecretLocation<'_> {
 
 /// Why a secret could not be sealed or opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names what a field is")]
 pub enum SealError {
     /// Shorter than any blob.
     #[error("{place}: the sealed value is truncated ({bytes} bytes)")]
-    Truncated {
-        /// The credential.
-        place: String,
-        /// How long it is.
-        bytes: usize,
-    },
+    Truncated { place: String, bytes: usize },
     /// Written by a newer version, or not by pglobby.
     #[error("{place}: the sealed value has format {version}, this pglobby knows format {VERSION}")]
-    UnknownVersion {
-        /// The credential.
-        place: String,
-        /// Its first byte.
-        version: u8,
-    },
+    UnknownVersion { place: String, version: u8 },
     /// The key is not in the ring.
     #[error("{place}: sealed with key {key}, which is not in the key ring")]
-    UnknownKey {
-        /// The credential.
-        place: String,
-        /// The key's id.
-        key: String,
-    },
+    UnknownKey { place: String, key: String },
     /// The key is there, but the blob is of another place or damaged. The cipher cannot tell which.
     #[error("{place}: does not open with key {key}; it was sealed for another row or column, or altered")]
-    DoesNotOpen {
-        /// The credential.
-        place: String,
-        /// The key's id.
-        key: String,
-    },
+    DoesNotOpen { place: String, key: String },
     /// The cipher refused it; only for secrets over 256 GiB.
     #[error("{place}: could not be sealed")]
-    CouldNotSeal {
-        /// The credential.
-        place: String,
-    },
+    CouldNotSeal { place: String },
 }
 
 impl Keyring {
