@@ -25,7 +25,7 @@ pub fn document(routes: &[Route]) -> Value {
     let mut paths = Map::new();
     for route in routes {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
-        path[route.method.to_lowercase()] = operation(route);
+        path[route.method] = operation(route);
     }
     json!({
         "openapi": "3.0.3",
@@ -91,7 +91,7 @@ fn reference(schema: &str) -> Value {
 /// `post_tenants_name_suspend`.
 fn operation_id(route: &Route) -> String {
     let path = route.path.trim_start_matches("/v1/").replace(['{', '}'], "").replace(['/', '-'], "_");
-    format!("{}_{path}", route.method.to_lowercase())
+    format!("{}_{path}", route.method)
 }
 
 fn parameter(name: &str) -> &'static str {
