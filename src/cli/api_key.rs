@@ -9,7 +9,7 @@ use crate::{
     cli::{
         Failure, Globals,
         actor::actor,
-        output,
+        output::{self, Json},
         table::{self, answer},
     },
     control_path::{
@@ -29,7 +29,9 @@ pub struct ApiKeyCommand {
 #[derive(Debug, Subcommand)]
 enum Action {
     Create(Create),
-    List(List),
+    /// List keys, including revoked and expired ones
+    #[command(after_help = "Example:\n  pglobby api-key list --json")]
+    List(Json),
     Revoke(Revoke),
 }
 
@@ -45,15 +47,6 @@ struct Create {
     /// When the key expires: 2027-01-31, 2027-01-31 18:00 (UTC) or RFC 3339
     #[arg(long, value_name = "TIME", value_parser = parse_timestamp)]
     expires: Option<OffsetDateTime>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// List keys, including revoked and expired ones
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pglobby api-key list --json")]
-struct List {
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -237,6 +237,13 @@ pub enum SuspendSessions {
     EndAfterTransaction,
 }
 
+impl SuspendSessions {
+    /// From a flag.
+    pub fn ending(after_transaction: bool) -> Self {
+        if after_transaction { Self::EndAfterTransaction } else { Self::EndNow }
+    }
+}
+
 /// Suspends a tenant; clients read `reason`. A second call changes the reason or `sessions`.
 ///
 /// # Errors

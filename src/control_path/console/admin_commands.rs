@@ -165,10 +165,7 @@ impl Reader<'_> {
             Ok(AdminCommand::SetTenant { name, settings: self.settings()? })
         } else if self.takes("suspend tenant") {
             let (name, reason) = (self.name("a tenant")?, self.option("reason")?);
-            let sessions = match self.takes("after transaction") {
-                true => SuspendSessions::EndAfterTransaction,
-                false => SuspendSessions::EndNow,
-            };
+            let sessions = SuspendSessions::ending(self.takes("after transaction"));
             Ok(AdminCommand::SuspendTenant { name, reason, sessions })
         } else if self.takes("resume tenant") {
             Ok(AdminCommand::ResumeTenant { name: self.name("a tenant")? })

@@ -113,10 +113,7 @@ pub struct SuspendBody {
 impl SuspendBody {
     /// The command.
     pub fn of(self, name: String) -> AdminCommand {
-        let sessions = match self.after_transaction {
-            true => SuspendSessions::EndAfterTransaction,
-            false => SuspendSessions::EndNow,
-        };
+        let sessions = SuspendSessions::ending(self.after_transaction);
         AdminCommand::SuspendTenant { name, reason: self.reason, sessions }
     }
 }
