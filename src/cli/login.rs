@@ -282,7 +282,6 @@ impl List {
     }
 }
 
-/// The tenants that a login may connect to.
 fn tenants(login: &LoginSummary) -> Vec<String> {
     let all = login.all_tenants.then(|| "all".to_owned());
     login.tenant.clone().into_iter().chain(all).chain(granted(login)).collect()

@@ -188,7 +188,6 @@ fn listen_addresses(text: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     Ok(addresses)
 }
 
-/// Checks across keys.
 fn check_agreement(w: &mut Written<'_>, config: &Config) {
     if config.listen.is_empty() && config.unix_socket_dir.is_none() {
         w.problem("no client could connect: listen_addr is none and unix_socket_dir is not set");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio_postgres::{GenericClient, error::SqlState};
+use tokio_postgres::{GenericClient, Transaction, error::SqlState};
 
 use crate::control_path::{
     central::{self, Central, CentralError, causes, change_barrier::ChangeBarrier},
@@ -153,6 +153,18 @@ impl Actor {
         Ok(())
     }
 
+    /// Writes the audit log and commits the change.
+    pub(crate) async fn commit(
+        &self,
+        transaction: Transaction<'_>,
+        action: &str,
+        tenant: Option<&str>,
+        detail: &Value,
+    ) -> Result<(), AdminError> {
+        self.audit(&transaction, action, tenant, detail).await?;
+        Ok(transaction.commit().await?)
+    }
+
     /// Reports the start of recorded work.
     pub(crate) async fn report_begun(&self, operation: i64) {
         if let Some(progress) = &self.progress {
@@ -208,12 +220,6 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
         .filter(|(distance, candidate)| *distance * 3 <= candidate.chars().count().max(3))
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-impl std::fmt::Debug for Actor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Actor").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

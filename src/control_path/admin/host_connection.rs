@@ -28,7 +28,6 @@ use crate::{
     },
 };
 
-/// Limit on connecting to a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Waits between attempts to connect to a full host, whose idle servers the nodes were asked to close.
 const PAUSES_FOR_ROOM: [Duration; 4] = [

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use super::{
     actor::{Actor, AdminError},
-    fields::described,
+    fields::{described, from_row},
 };
 
 described! {
@@ -85,15 +85,7 @@ pub async fn note_error(actor: &Actor, id: i64, error: &AdminError) -> Result<()
 }
 
 fn summary(row: &Row) -> OperationSummary {
-    OperationSummary {
-        id: row.get("id"),
-        kind: row.get("kind"),
-        tenant: row.get("tenant"),
-        status: row.get("status"),
-        step: row.get("step"),
-        error: row.get("error"),
-        actor: row.get("actor"),
-        started_at: row.get("started_at"),
-        updated_at: row.get("updated_at"),
-    }
+    from_row!(row => OperationSummary {
+        id, kind, tenant, status, step, error, actor, started_at, updated_at
+    })
 }

@@ -51,7 +51,6 @@ pub struct TenantOutcome {
     pub elapsed_ms: u64,
 }
 
-/// A tenant to run it on.
 struct RunTarget {
     id: i64,
     name: String,

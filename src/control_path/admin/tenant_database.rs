@@ -159,7 +159,6 @@ fn event_triggers_are_off(rights: AdminRights) -> bool {
     rights.superuser && rights.server_version >= LOGIN_TRIGGERS_SINCE
 }
 
-/// Options of the administrator's session in a tenant's database.
 fn options(rights: AdminRights, user: &str) -> String {
     let mut options = STEERED.to_owned();
     if rights.server_version >= IDLE_TIMEOUT_SINCE {

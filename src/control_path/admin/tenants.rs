@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 use tokio_postgres::{Client, GenericClient, Row, types::ToSql};
 
 use super::{
-    actor::{Actor, AdminError},
-    fields::described,
-    hosts::{invalid, unknown_setting},
+    actor::{Actor, AdminError, server_words},
+    fields::{described, from_row},
+    hosts::unknown_setting,
 };
 use crate::{
     config::{PoolMode, units},
@@ -98,26 +98,11 @@ pub async fn show(actor: &Actor, name: &str) -> Result<TenantSummary, AdminError
 
 fn summary(row: &Row) -> TenantSummary {
     let timeout: Option<i64> = row.get("statement_timeout_ms");
-    TenantSummary {
-        name: row.get("name"),
-        status: row.get("status"),
-        status_reason: row.get("status_reason"),
-        host: row.get("host"),
-        database: row.get("database"),
-        username: row.get("username"),
-        ro_username: row.get("ro_username"),
-        pool_mode: row.get("pool_mode"),
-        pool_size: row.get("pool_size"),
-        min_pool_size: row.get("min_pool_size"),
-        max_clients: row.get("max_clients"),
-        statement_timeout: timeout.map(in_words),
-        allow_from: row.get("allow_from"),
-        adopted: row.get("adopted"),
-        grants_pending: row.get("grants_pending"),
-        logins: row.get("logins"),
-        created_at: row.get("created_at"),
-        updated_at: row.get("updated_at"),
-    }
+    from_row!(row => TenantSummary {
+        name, status, status_reason, host, database, username, ro_username, pool_mode, pool_size,
+        min_pool_size, max_clients, allow_from, adopted, grants_pending, logins, created_at, updated_at;
+        statement_timeout: timeout.map(in_words)
+    })
 }
 
 /// In the form that `tenant set` takes.
@@ -147,8 +132,7 @@ pub async fn set(
     }
     let changed: serde_json::Map<_, _> =
         settings.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
-    actor.audit(&transaction, "tenant.set", Some(name), &changed.into()).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "tenant.set", Some(name), &changed.into()).await?;
     drop(client);
     show(actor, name).await
 }
@@ -159,7 +143,7 @@ async fn set_one(client: &impl GenericClient, name: &str, key: &str, value: &str
         let sql = format!("UPDATE pglobby.tenants SET {assignment} WHERE name = $1 AND status <> 'dropped'");
         client.execute(&sql, &[&name, value]).await.map_err(|error| match error.code() {
             Some(code) if code.code().starts_with("22") || code.code().starts_with("23") => {
-                AdminError::Invalid(format!("{key}={value:?} cannot be: {}", invalid(&error)))
+                AdminError::Invalid(format!("{key}={value:?} cannot be: {}", server_words(&error)))
             }
             _ => error.into(),
         })
@@ -291,8 +275,7 @@ async fn change_status(
         return Err(AdminError::Refused(format!("tenant {name:?} is {status}, so it cannot become {to}")));
     }
     let action = if to == "active" { "tenant.resume" } else { "tenant.suspend" };
-    actor.audit(&transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, action, Some(name), &json!({ "reason": reason, "drain": drain })).await?;
     drop(client);
     show(actor, name).await
 }

@@ -193,7 +193,6 @@ impl std::fmt::Debug for Central {
     }
 }
 
-/// Settings of every connection to the central database.
 fn session_settings(config: &Config) -> tokio_postgres::Config {
     let mut connection = config.central.connection.clone();
     if let Some(password) = &config.central.password {

@@ -20,7 +20,6 @@ use crate::wire::{
     stream::Stream,
 };
 
-/// Maximum size of a message.
 const MESSAGE_BYTES_MAX: u32 = 64 * 1024;
 
 /// Parameters reported at the start and by SHOW. Every driver knows this server version.

@@ -85,7 +85,6 @@ impl ConsoleError {
     }
 }
 
-/// The answer to a statement.
 #[derive(Debug)]
 enum ConsoleReply {
     Rows { table: Table, tag: &'static str },
@@ -134,7 +133,6 @@ async fn receive(visit: ConsoleClient, context: ConsoleContext) {
     info!(login = name, cause = end.err().map(tracing::field::display), "console closed");
 }
 
-/// A session of an administrator.
 struct Session {
     proxy: Arc<Proxy>,
     context: ConsoleContext,

@@ -65,7 +65,6 @@ impl Session {
         self.context.requests.send(request).await.map_err(|_| ending())
     }
 
-    /// Whether RESUME was not run meanwhile.
     fn still_paused(&self, scope: TenantScope) -> bool {
         let pauses = &self.proxy.pools.pauses;
         scope.map_or_else(|| pauses.all_paused(), |tenant| pauses.is_paused(tenant))

@@ -10,7 +10,6 @@ use super::{
 /// The PgBouncer version with these SHOW commands. Exporters parse the first number.
 const VERSION: &str = concat!("PgBouncer 1.25.0 compatible console, pglobby ", env!("CARGO_PKG_VERSION"));
 
-/// What SHOW HELP says.
 const HELP: &[(&str, &str)] = &[
     ("SHOW HELP", "this list"),
     ("SHOW VERSION", "version of pglobby"),

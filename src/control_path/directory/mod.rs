@@ -196,7 +196,6 @@ fn may_be_name(name: &str, bytes_max: usize) -> bool {
     !name.is_empty() && name.len() <= bytes_max && !name.contains('\0')
 }
 
-/// Reads rows.
 #[derive(Debug, Clone)]
 struct RowSource {
     central: Central,

@@ -73,7 +73,6 @@ pub struct Report {
     pub fixed: Vec<Finding>,
 }
 
-/// A tenant to check.
 #[derive(Debug, Clone)]
 struct CheckedTenant {
     id: i64,

@@ -13,7 +13,6 @@ const TEMPLATES: &str = r"
 SELECT datname::text FROM pg_database
 WHERE datallowconn AND (datistemplate OR datname = 'template1' OR datname = ANY ($1)) ORDER BY 1";
 
-/// Schemas in which every role may create.
 const OPEN_SCHEMAS: &str = r"
 SELECT quote_ident(nspname) FROM pg_namespace
 WHERE nspname NOT LIKE 'pg\_%' AND has_schema_privilege('public', oid, 'CREATE') ORDER BY 1";

@@ -58,7 +58,6 @@ impl fmt::Debug for Collector {
 
 const OTHER: &str = "other";
 
-/// Sums over pools.
 #[derive(Default)]
 struct Sum {
     counters: [u64; COUNTERS.len()],

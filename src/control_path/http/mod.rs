@@ -80,7 +80,6 @@ pub async fn serve(
     tokio::join!(accepting, readiness.watch());
 }
 
-/// Serves one connection.
 async fn converse(stream: TcpStream, activity: Arc<Activity>, router: Router, head_timeout: Duration) {
     let stream = TokioIo::new(TrackedStream { stream, activity: activity.clone() });
     let service = TowerToHyperService::new(router);

@@ -102,7 +102,6 @@ impl Readiness {
     }
 }
 
-/// The result of opening a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OpenResult {
     Opens,

@@ -162,7 +162,5 @@ pub async fn complete_grants(actor: &Actor, tenant_id: i64) -> Result<(), AdminE
     let transaction = lock.client.transaction().await?;
     let sql = "UPDATE pglobby.tenants SET grants_pending = false WHERE id = $1";
     transaction.execute(sql, &[&tenant_id]).await?;
-    actor.audit(&transaction, "tenant.grants", Some(&name), &json!({})).await?;
-    transaction.commit().await?;
-    Ok(())
+    actor.commit(transaction, "tenant.grants", Some(&name), &json!({})).await
 }

@@ -183,8 +183,7 @@ async fn fence(
     Operation::supersede(&transaction, tenant_id, &["rotate", "move"]).await?;
     let operation = Operation::begin(&transaction, actor, "drop", tenant_id, arguments).await?;
     let detail = json!({ "operation": operation.id, "with_database": dropped.database_dropped });
-    actor.audit(&transaction, "tenant.drop", Some(&name), &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "tenant.drop", Some(&name), &detail).await?;
     actor.report_begun(operation.id).await;
     actor.report(&name, "fenced").await;
     Ok(operation)
@@ -270,8 +269,7 @@ async fn make_tombstone(
     transaction.execute(sql, &[&operation.tenant_id]).await?;
     operation.close(&transaction, "done", &dropped.name).await?;
     let detail = json!({ "operation": operation.id });
-    actor.audit(&transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "tenant.dropped", Some(&dropped.name), &detail).await?;
     actor.report(&dropped.name, "dropped").await;
     Ok(())
 }

@@ -170,7 +170,6 @@ async fn large_objects_of(session: &HostSession, role: &str) -> Result<String, A
     Ok(if superuser { keep_large_objects_for(role) } else { String::new() })
 }
 
-/// Grants SELECT on everything to one role.
 async fn read_everything(session: &HostSession, role: &str) -> Result<String, AdminError> {
     let role = ident(role);
     let mut sql = String::new();

@@ -221,7 +221,6 @@ impl<'a> Following<'a> {
         self.tenant.run("filling tables with forced policies", &sql).await.map_err(Stopped::of)
     }
 
-    /// Connection string from the new host to the old one.
     fn conninfo(&self, password: &SecretString) -> String {
         let quote = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
         let admin = &self.source.admin;
@@ -334,7 +333,6 @@ impl<'a> Following<'a> {
     }
 }
 
-/// Progress of the new host.
 struct Progress {
     enabled: bool,
     at_work: bool,

@@ -48,7 +48,6 @@ described! {
     }
 }
 
-/// The row as it was.
 struct Before {
     id: i64,
     status: String,
@@ -308,9 +307,7 @@ async fn finish(
     let action = if status == "done" { "tenant.rotate" } else { "tenant.rotate.undone" };
     let roles: Vec<&str> = before.roles().collect();
     let detail = json!({ "operation": operation.id, "roles": roles });
-    actor.audit(&transaction, action, Some(&name), &detail).await?;
-    transaction.commit().await?;
-    Ok(())
+    actor.commit(transaction, action, Some(&name), &detail).await
 }
 
 /// Restores host and row over new connections; it does not matter which commit failed.

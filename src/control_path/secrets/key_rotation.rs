@@ -22,7 +22,6 @@ use crate::{
     },
 };
 
-/// Rows that are sealed again in one transaction.
 const BATCH_ROWS: i64 = 100;
 
 /// The columns with credentials: table, key column and its type, column.

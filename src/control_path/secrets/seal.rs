@@ -93,7 +93,6 @@ impl Keyring {
     }
 }
 
-/// A blob, taken apart.
 struct Sealed<'a> {
     key_id: &'a str,
     nonce: &'a [u8; NONCE_BYTES],

@@ -28,8 +28,7 @@ pub async fn grant(
     let detail = json!({
         "login": name, "tenants": tenants, "all_tenants": all_tenants, "access": access(read_only),
     });
-    actor.audit(&transaction, "login.grant", None, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "login.grant", None, &detail).await?;
     drop(client);
     show(actor, name).await
 }
@@ -54,8 +53,7 @@ pub async fn revoke(
         transaction.execute(sql, &[&login_id]).await?;
     }
     let detail = json!({ "login": name, "tenants": tenants, "all_tenants": all_tenants });
-    actor.audit(&transaction, "login.revoke", None, &detail).await?;
-    transaction.commit().await?;
+    actor.commit(transaction, "login.revoke", None, &detail).await?;
     drop(client);
     show(actor, name).await
 }

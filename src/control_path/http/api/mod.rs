@@ -58,7 +58,6 @@ pub struct Caller {
     wait: Duration,
 }
 
-/// The requirements of a route.
 #[derive(Clone)]
 struct Rules {
     api: Api,
@@ -195,7 +194,6 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 }
 
 impl Caller {
-    /// Checks the role that the command needs.
     async fn admit(&self, command: &AdminCommand) -> Result<(), ApiError> {
         let role = command.role(&self.actor).await?;
         if self.role < role { Err(forbidden(role)) } else { Ok(()) }

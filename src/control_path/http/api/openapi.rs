@@ -142,7 +142,6 @@ fn typed(kind: &str) -> Value {
     }
 }
 
-/// The schema of an answer.
 fn answer<T: Described>() -> Value {
     let properties = T::FIELDS.iter().map(|field| {
         let mut schema = match field.kind {
