@@ -98,11 +98,11 @@ impl ServerTlsConfigs {
 
     fn make(&self, trust: Trust, authorities: Option<&Path>) -> Result<ClientConfig, TlsError> {
         let provider = provider();
-        let verifier: Arc<dyn ServerCertVerifier> = match trust {
-            Trust::Anybody => Arc::new(Anybody { provider: provider.clone() }),
-            Trust::Authority => Arc::new(ByAuthority::new(authorities, &provider, false)?),
-            Trust::AuthorityAndName => Arc::new(ByAuthority::new(authorities, &provider, true)?),
+        let authorities = match trust {
+            Trust::Anybody => None,
+            _ => Some(Authorities::new(authorities, &provider, trust == Trust::AuthorityAndName)?),
         };
+        let verifier = Arc::new(Verifier { provider: provider.clone(), authorities });
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
@@ -116,16 +116,24 @@ impl ServerTlsConfigs {
     }
 }
 
-/// `verify-ca` and `verify-full`.
+/// Verifies signatures always; the certificate only by its authorities. Without them (`allow`, `prefer`,
+/// `require`) the connection is encrypted and no more.
 #[derive(Debug)]
-struct ByAuthority {
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    authorities: Option<Authorities>,
+}
+
+/// For `verify-ca` and `verify-full`.
+#[derive(Debug)]
+struct Authorities {
     web_pki: Arc<WebPkiServerVerifier>,
     /// The authorities' certificates; a server may present one of them as its own.
     pinned: Vec<CertificateDer<'static>>,
     name_matters: bool,
 }
 
-impl ByAuthority {
+impl Authorities {
     fn new(
         path: Option<&Path>,
         provider: &Arc<CryptoProvider>,
@@ -149,7 +157,7 @@ impl ByAuthority {
     }
 }
 
-impl ServerCertVerifier for ByAuthority {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -159,65 +167,27 @@ impl ServerCertVerifier for ByAuthority {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         use rustls::Error::InvalidCertificate;
-        match self.web_pki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        let Some(Authorities { web_pki, pinned, name_matters }) = &self.authorities else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match web_pki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // The name is looked at last, after the chain.
             Err(InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.name_matters => Ok(ServerCertVerified::assertion()),
+            )) if !name_matters => Ok(ServerCertVerified::assertion()),
             // A self-signed certificate as `openssl req -x509` makes it calls itself an authority, which web
             // PKI refuses at the end of a chain. A configuration that names this very certificate as the
             // authority means it, and libpq takes it.
             Err(InvalidCertificate(CertificateError::Other(_)))
-                if self.pinned.iter().any(|pinned| pinned == end_entity) =>
+                if pinned.iter().any(|pinned| pinned == end_entity) =>
             {
-                if self.name_matters {
+                if *name_matters {
                     verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 }
                 Ok(ServerCertVerified::assertion())
             }
             other => other,
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.web_pki.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.web_pki.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.web_pki.supported_verify_schemes()
-    }
-}
-
-/// `allow`, `prefer` and `require`: encryption without verification.
-#[derive(Debug)]
-struct Anybody {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
