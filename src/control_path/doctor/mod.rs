@@ -291,6 +291,12 @@ impl Finding {
         self
     }
 
+    /// `sql` on its host; `database: None`: in the administrator's own.
+    fn fixed_on_host(self, database: Option<&str>, sql: impl Into<String>) -> Self {
+        let host = self.host.clone().unwrap_or_default();
+        self.fixed_by(Fix::OnHost { host, database: database.map(str::to_owned), sql: sql.into() })
+    }
+
     fn fixed_by(mut self, fix: Fix) -> Self {
         self.fixable = true;
         self.fix = Some(fix);

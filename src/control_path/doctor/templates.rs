@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Finding, Fix};
+use super::Finding;
 use crate::control_path::admin::{
     actor::{Actor, AdminError},
     host_connection::{HostAdmin, HostSession},
@@ -40,13 +40,8 @@ pub(super) async fn look(
             let detail = "the central database is marked as a template: every role with CREATEDB may copy it";
             let database = crate::control_path::onboarding::names::ident(&template);
             let sql = format!("ALTER DATABASE {database} IS_TEMPLATE false");
-            findings.push(
-                Finding::new("template_unclean", detail, &sql).on(&admin.name).fixed_by(Fix::OnHost {
-                    host: admin.name.clone(),
-                    database: None,
-                    sql: sql.clone(),
-                }),
-            );
+            let finding = Finding::new("template_unclean", detail, &sql).on(&admin.name);
+            findings.push(finding.fixed_on_host(None, sql));
             continue;
         }
         match admin.connect_to(&template).await {
@@ -69,11 +64,9 @@ async fn look_inside(
     for schema in inside.texts("looking for open schemas", OPEN_SCHEMAS, &[]).await? {
         let sql = format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC");
         let detail = format!("every role may create tables in schema {schema} of template {template:?}");
-        findings.push(
-            Finding::new("template_unclean", detail, &format!("in database {template:?}: {sql}"))
-                .on(&admin.name)
-                .fixed_by(Fix::OnHost { host: admin.name.clone(), database: Some(template.to_owned()), sql }),
-        );
+        let mend = format!("in database {template:?}: {sql}");
+        let finding = Finding::new("template_unclean", detail, &mend).on(&admin.name);
+        findings.push(finding.fixed_on_host(Some(template), sql));
     }
     if template == "template1" {
         let objects = inside.texts("looking for tables", OBJECTS, &[]).await?;
