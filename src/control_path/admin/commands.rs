@@ -24,7 +24,7 @@ use crate::{
             NewTenant,
             adopt::{AdoptTenant, adopt},
             create::{CreateTenant, create},
-            drop::{DropDatabase, Dropped, drop_tenant_keeping},
+            drop::{DropDatabase, Dropped, drop_tenant},
             move_tenant::{MoveTenant, Moved, move_tenant},
             rename::rename,
             rotate::{RotatedTenant, rotate},
@@ -233,7 +233,7 @@ impl AdminCommand {
             }
             Self::RenameTenant { name, to } => tenant(rename(actor, &name, &to).await?),
             Self::DropTenant { name, database, final_dump } => CommandOutcome::DroppedTenant(
-                drop_tenant_keeping(actor, &name, database, final_dump.as_deref()).await?,
+                drop_tenant(actor, &name, database, final_dump.as_deref()).await?,
             ),
             Self::CreateLogin { login, generated } => {
                 let made = logins::create(actor, &login).await?;

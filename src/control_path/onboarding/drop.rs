@@ -55,20 +55,13 @@ described! {
     }
 }
 
-/// Drops a tenant. Continues an interrupted drop; undoes an unfinished create.
+/// Drops a tenant. Continues an interrupted drop; undoes an unfinished create. `final_dump` is a new file for a
+/// last dump of the database (pg_dump's custom format), made when no client can change it any more.
 ///
 /// # Errors
-/// [`AdminError`]; once begun the tenant stays closed, and the same call goes on.
-pub async fn drop_tenant(actor: &Actor, name: &str, database: DropDatabase) -> Result<Dropped, AdminError> {
-    drop_tenant_keeping(actor, name, database, None).await
-}
-
-/// The same, with a last dump of the database in a new file (pg_dump's custom format), made when no client
-/// can change it any more.
-///
-/// # Errors
-/// As [`drop_tenant`]; a file that exists, or a copy that fails, comes before anything is dropped.
-pub async fn drop_tenant_keeping(
+/// [`AdminError`]; a file that exists, or a copy that fails, comes before anything is dropped. Once begun the
+/// tenant stays closed, and the same call goes on.
+pub async fn drop_tenant(
     actor: &Actor,
     name: &str,
     database: DropDatabase,
@@ -82,14 +75,9 @@ pub async fn drop_tenant_keeping(
         }
         settled => settled?,
     }
-    let row = lock
-        .client
-        .query_opt(
-            "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
-             WHERE name = $1 AND status <> 'dropped'",
-            &[&name],
-        )
-        .await?;
+    let sql = "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
+               WHERE name = $1 AND status <> 'dropped'";
+    let row = lock.client.query_opt(sql, &[&name]).await?;
     let Some(row) = row else {
         let living = "SELECT name FROM pglobby.tenants WHERE status <> 'dropped'";
         return Err(actor.not_found(&lock.client, "tenant", name, living).await);
