@@ -113,9 +113,9 @@ pub(super) async fn look(
         )));
     }
     for (session, sql) in [(origin, HERE), (there, THERE)] {
-        let AdminRights { superuser, .. } = session.rights().await.map_err(Stopped::of)?;
+        let AdminRights { superuser, .. } = session.rights().await?;
         let found = session.texts("looking for what is in the way", sql, &[&superuser]).await;
-        if let Some(why) = found.map_err(Stopped::of)?.into_iter().next() {
+        if let Some(why) = found?.into_iter().next() {
             return Err(Stopped::Unsuitable(why));
         }
     }

@@ -122,16 +122,12 @@ async fn rotate_if(
 
     let operation = begin(actor, &mut lock, before.id).await?;
     let passwords = Passwords::generate();
-    let changed = change(actor, &mut lock, &operation, &session, &before, &passwords).await;
-    let proved = match changed {
-        Ok(()) => verify(&admin, &session, &before, &passwords).await,
-        Err(error) => Err(error),
+    let done = async {
+        change(actor, &mut lock, &operation, &session, &before, &passwords).await?;
+        verify(&admin, &session, &before, &passwords).await?;
+        finish(actor, &mut lock, &operation, &before, "done").await
     };
-    let done = match proved {
-        Ok(()) => finish(actor, &mut lock, &operation, &before, "done").await,
-        Err(error) => Err(error),
-    };
-    match done {
+    match done.await {
         Ok(()) => {
             actor.report(name, "rotated").await;
             let roles = before.roles().map(str::to_owned).collect();
