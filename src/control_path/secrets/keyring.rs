@@ -21,7 +21,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rand::Rng as _;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
@@ -230,11 +230,6 @@ impl Keyring {
         }
         Ok(Self { writing: written.writing, keys })
     }
-
-    /// The ring's text, for `PGLOBBY_KEYS`.
-    pub fn to_secret_text(&self) -> SecretString {
-        SecretString::from(self.to_toml().as_str())
-    }
 }
 
 impl std::fmt::Debug for Keyring {
@@ -324,9 +319,9 @@ mod tests {
     #[test]
     fn errors_and_debug_never_show_a_key() {
         let ring = Keyring::generate();
-        let text = ring.to_secret_text();
+        let text = ring.to_toml();
         let encoded = STANDARD.encode(ring.key(ring.writing_key()).unwrap());
-        assert!(text.expose_secret().contains(&encoded));
+        assert!(text.contains(&encoded));
         assert!(!format!("{ring:?}").contains(&encoded));
 
         for broken in [
