@@ -240,8 +240,13 @@ impl TenantCommand {
     /// Runs the command.
     pub async fn run(self, globals: &Globals) -> Result<(), Failure> {
         let (command, json) = match self.action {
-            Action::Create(command) => return command.run(globals).await,
-            Action::Adopt(command) => return command.run(globals).await,
+            Action::Create(Create { name, host, template, database, schema, json }) => {
+                let schema = schema_files::read(&schema)?;
+                (AdminCommand::CreateTenant(CreateTenant { name, host, database, template, schema }), json)
+            }
+            Action::Adopt(Adopt { name, host, database, owner, json }) => {
+                (AdminCommand::AdoptTenant(AdoptTenant { name, host, database, owner }), json)
+            }
             Action::List(command) => return command.run(globals).await,
             Action::Drop(command) => return command.run(globals).await,
             Action::Show(Named { name, json }) => {
@@ -265,28 +270,6 @@ impl TenantCommand {
             }
         };
         admin_command::run(globals, command, json).await
-    }
-}
-
-impl Create {
-    async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let schema = schema_files::read(&self.schema)?;
-        let wanted = CreateTenant {
-            name: self.name,
-            host: self.host,
-            database: self.database,
-            template: self.template,
-            schema,
-        };
-        admin_command::run(globals, AdminCommand::CreateTenant(wanted), self.json).await
-    }
-}
-
-impl Adopt {
-    async fn run(self, globals: &Globals) -> Result<(), Failure> {
-        let wanted =
-            AdoptTenant { name: self.name, host: self.host, database: self.database, owner: self.owner };
-        admin_command::run(globals, AdminCommand::AdoptTenant(wanted), self.json).await
     }
 }
 

@@ -144,12 +144,8 @@ impl Actor {
         tenant: Option<&str>,
         detail: &Value,
     ) -> Result<(), AdminError> {
-        client
-            .execute(
-                "INSERT INTO pglobby.audit_log (actor, action, tenant, detail) VALUES ($1, $2, $3, $4)",
-                &[&self.name, &action, &tenant, detail],
-            )
-            .await?;
+        let sql = "INSERT INTO pglobby.audit_log (actor, action, tenant, detail) VALUES ($1, $2, $3, $4)";
+        client.execute(sql, &[&self.name, &action, &tenant, detail]).await?;
         Ok(())
     }
 

@@ -104,13 +104,10 @@ impl HostAdmin {
     /// # Errors
     /// No such host, the central database, or a password that does not open.
     pub async fn load(actor: &Actor, client: &impl GenericClient, name: &str) -> Result<Self, AdminError> {
-        let row = client
-            .query_opt(
-                "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
-                 FROM pglobby.hosts WHERE name = $1",
-                &[&name],
-            )
-            .await?;
+        let sql =
+            "SELECT address, port, tls_mode, tls_root_ca, admin_user, admin_database, sealed_admin_password
+                   FROM pglobby.hosts WHERE name = $1";
+        let row = client.query_opt(sql, &[&name]).await?;
         let Some(row) = row else {
             return Err(actor.not_found(client, "host", name, "SELECT name FROM pglobby.hosts").await);
         };
@@ -280,14 +277,9 @@ impl HostSession {
 
     /// The privileges of the administrator.
     pub async fn rights(&self) -> Result<AdminRights, AdminError> {
-        let rows = self
-            .query(
-                "asking for the administrator's rights",
-                "SELECT pg_catalog.current_setting('server_version_num')::int4, rolsuper, rolcreatedb, rolcreaterole
-                 FROM pg_catalog.pg_roles WHERE rolname = current_user",
-                &[],
-            )
-            .await?;
+        let sql = "SELECT pg_catalog.current_setting('server_version_num')::int4, rolsuper, rolcreatedb, rolcreaterole
+                   FROM pg_catalog.pg_roles WHERE rolname = current_user";
+        let rows = self.query("asking for the administrator's rights", sql, &[]).await?;
         let Some(row) = rows.first() else {
             return Err(AdminError::Refused(format!("host {:?} does not know its own user", self.host)));
         };

@@ -95,16 +95,8 @@ const ADDRESS_BYTES_MAX: usize = 255;
 const PATH_BYTES_MAX: usize = 4096;
 
 /// Keys of `host set`.
-const SETTINGS: [&str; 8] = [
-    "address",
-    "port",
-    "tls_mode",
-    "tls_root_ca",
-    "admin_user",
-    "admin_database",
-    "max_connections",
-    "accepts_tenants",
-];
+const SETTINGS: &str =
+    "address port tls_mode tls_root_ca admin_user admin_database max_connections accepts_tenants";
 
 const SUMMARY: &str = "SELECT name, address, port, tls_mode, tls_root_ca, admin_user, admin_database,
     sealed_admin_password IS NOT NULL AS has_password, max_connections, accepts_tenants,
@@ -194,8 +186,8 @@ pub async fn set(
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
     for (key, value) in settings {
-        let Some(column) = SETTINGS.iter().find(|setting| *setting == key) else {
-            return Err(unknown_setting(key, &SETTINGS));
+        let Some(column) = SETTINGS.split_whitespace().find(|setting| setting == key) else {
+            return Err(unknown_setting(key, &SETTINGS.split_whitespace().collect::<Vec<_>>()));
         };
         let value = Some(value.trim()).filter(|value| !value.is_empty());
         let value = checked(column, value)?;

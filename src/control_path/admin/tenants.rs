@@ -261,13 +261,9 @@ async fn change_status(
 ) -> Result<TenantSummary, AdminError> {
     let mut client = actor.central.client().await?;
     let transaction = Client::transaction(&mut client).await?;
-    let changed = transaction
-        .execute(
-            "UPDATE pglobby.tenants SET status = $2, status_reason = $3, drain = $5
-             WHERE name = $1 AND status = ANY ($4)",
-            &[&name, &to, &reason, &from, &drain],
-        )
-        .await?;
+    let sql = "UPDATE pglobby.tenants SET status = $2, status_reason = $3, drain = $5
+               WHERE name = $1 AND status = ANY ($4)";
+    let changed = transaction.execute(sql, &[&name, &to, &reason, &from, &drain]).await?;
     if changed == 0 {
         drop(transaction);
         drop(client);

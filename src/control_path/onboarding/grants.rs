@@ -130,15 +130,11 @@ pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), AdminError
 
 /// Before PostgreSQL 15 every role may create in schema `public`.
 async fn own_public_schema(session: &HostSession, roles: &Roles) -> Result<String, AdminError> {
-    let rows = session
-        .query(
-            "looking at schema public",
-            "SELECT pg_catalog.pg_get_userbyid(nspowner)::text = ANY (ARRAY['pg_database_owner', $1::text]),
-                    pg_catalog.pg_has_role(nspowner, 'USAGE')
-             FROM pg_catalog.pg_namespace WHERE nspname = 'public'",
-            &[&roles.read_write],
-        )
-        .await?;
+    let sql =
+        "SELECT pg_catalog.pg_get_userbyid(nspowner)::text = ANY (ARRAY['pg_database_owner', $1::text]),
+                      pg_catalog.pg_has_role(nspowner, 'USAGE')
+               FROM pg_catalog.pg_namespace WHERE nspname = 'public'";
+    let rows = session.query("looking at schema public", sql, &[&roles.read_write]).await?;
     let Some(row) = rows.first() else { return Ok(String::new()) };
     let (owned, reachable): (bool, bool) = (row.get(0), row.get(1));
     let mut sql = String::new();

@@ -93,29 +93,20 @@ impl Operation {
         tenant_id: i64,
         arguments: Value,
     ) -> Result<Self, AdminError> {
-        let row = transaction
-            .query_one(
-                "INSERT INTO pglobby.operations (kind, tenant_id, arguments, actor)
-                 VALUES ($1, $2, $3, $4) RETURNING id, step",
-                &[&kind, &tenant_id, &arguments, &actor.name],
-            )
-            .await?;
+        let sql = "INSERT INTO pglobby.operations (kind, tenant_id, arguments, actor)
+                   VALUES ($1, $2, $3, $4) RETURNING id, step";
+        let row = transaction.query_one(sql, &[&kind, &tenant_id, &arguments, &actor.name]).await?;
         Ok(Self { id: row.get(0), kind: kind.to_owned(), tenant_id, arguments, step: row.get(1) })
     }
 
     /// An interrupted operation on the locked tenant, if there is one.
     pub async fn left_running(lock: &TenantLock) -> Result<Option<Self>, AdminError> {
-        let row = lock
-            .client
-            .query_opt(
-                "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
-                 FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
-                 WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed')
-                   AND t.status IN ('provisioning', 'dropping')
-                 ORDER BY o.id DESC LIMIT 1",
-                &[&lock.name],
-            )
-            .await?;
+        let sql = "SELECT o.id, o.kind, o.tenant_id, o.arguments, o.step
+                   FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
+                   WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed')
+                     AND t.status IN ('provisioning', 'dropping')
+                   ORDER BY o.id DESC LIMIT 1";
+        let row = lock.client.query_opt(sql, &[&lock.name]).await?;
         Ok(row.as_ref().map(Self::of_row))
     }
 
@@ -163,13 +154,9 @@ impl Operation {
         tenant_id: i64,
         kinds: &[&str],
     ) -> Result<(), AdminError> {
-        transaction
-            .execute(
-                "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it', updated_at = now()
-                 WHERE tenant_id = $1 AND kind = ANY ($2) AND status IN ('running', 'failed')",
-                &[&tenant_id, &kinds],
-            )
-            .await?;
+        let sql = "UPDATE pglobby.operations SET status = 'undone', error = 'superseded by what came after it', updated_at = now()
+                   WHERE tenant_id = $1 AND kind = ANY ($2) AND status IN ('running', 'failed')";
+        transaction.execute(sql, &[&tenant_id, &kinds]).await?;
         Ok(())
     }
 
@@ -212,13 +199,9 @@ impl Operation {
         status: &str,
         tenant: &str,
     ) -> Result<(), AdminError> {
-        let closed = transaction
-            .execute(
-                "UPDATE pglobby.operations SET status = $2, updated_at = now()
-                 WHERE id = $1 AND status IN ('running', 'failed')",
-                &[&self.id, &status],
-            )
-            .await?;
+        let sql = "UPDATE pglobby.operations SET status = $2, updated_at = now()
+                   WHERE id = $1 AND status IN ('running', 'failed')";
+        let closed = transaction.execute(sql, &[&self.id, &status]).await?;
         if closed == 0 {
             return Err(AdminError::Busy { tenant: tenant.to_owned() });
         }
@@ -227,13 +210,9 @@ impl Operation {
 
     /// Records the error; the next run continues from here.
     pub async fn note_failure(&self, lock: &TenantLock, error: &AdminError) -> Result<(), AdminError> {
-        lock.client
-            .execute(
-                "UPDATE pglobby.operations SET status = 'failed', error = $2, updated_at = now()
-                 WHERE id = $1 AND status = 'running'",
-                &[&self.id, &error.to_string()],
-            )
-            .await?;
+        let sql = "UPDATE pglobby.operations SET status = 'failed', error = $2, updated_at = now()
+                   WHERE id = $1 AND status = 'running'";
+        lock.client.execute(sql, &[&self.id, &error.to_string()]).await?;
         Ok(())
     }
 }

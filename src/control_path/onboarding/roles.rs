@@ -99,26 +99,17 @@ pub async fn create(
 
 /// The roles that carry `mark`.
 pub async fn marked(session: &HostSession, mark: &str) -> Result<Vec<String>, AdminError> {
-    session
-        .texts(
-            "looking for the roles of an operation",
-            "SELECT rolname::text FROM pg_catalog.pg_roles
-             WHERE pg_catalog.shobj_description(oid, 'pg_authid') = $1",
-            &[&mark],
-        )
-        .await
+    let sql = "SELECT rolname::text FROM pg_catalog.pg_roles
+               WHERE pg_catalog.shobj_description(oid, 'pg_authid') = $1";
+    session.texts("looking for the roles of an operation", sql, &[&mark]).await
 }
 
 /// Databases that a role with `mark` owns. The operation made them, because the role was unknown before.
 pub async fn marked_databases(session: &HostSession, mark: &str) -> Result<Vec<String>, AdminError> {
-    session
-        .texts(
-            "looking for the database of an operation",
-            "SELECT d.datname::text FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
-             WHERE pg_catalog.shobj_description(r.oid, 'pg_authid') = $1",
-            &[&mark],
-        )
-        .await
+    let sql =
+        "SELECT d.datname::text FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
+               WHERE pg_catalog.shobj_description(r.oid, 'pg_authid') = $1";
+    session.texts("looking for the database of an operation", sql, &[&mark]).await
 }
 
 /// Forbids a role to log in, ends its sessions, and rolls back its prepared transactions.

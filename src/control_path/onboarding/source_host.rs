@@ -37,14 +37,8 @@ LEFT JOIN pg_roles r ON r.oid = c.setrole, unnest(c.setconfig) AS s (setting)
 WHERE c.setrole = 0 OR r.rolname IN ($2, $3)";
 
 /// Parameters with a list of names, whose elements ALTER DATABASE takes one by one.
-const LISTS: [&str; 6] = [
-    "search_path",
-    "temp_tablespaces",
-    "session_preload_libraries",
-    "local_preload_libraries",
-    "shared_preload_libraries",
-    "unix_socket_directories",
-];
+const LISTS: &str = "search_path temp_tablespaces session_preload_libraries local_preload_libraries
+    shared_preload_libraries unix_socket_directories";
 
 /// A list as PostgreSQL stores it, each element as a literal. The tenant wrote it, and an element without
 /// quotes may be any text without space and comma, so it must be escaped.
@@ -85,14 +79,9 @@ impl Source {
         let admin = HostAdmin::load(actor, &lock.client, row.get("host")).await?;
         let session = admin.connect().await?;
         let database: String = row.get("database");
-        let found = session
-            .query(
-                "looking at the database",
-                "SELECT oid, pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text FROM pg_database
-                 WHERE datname = $1",
-                &[&database],
-            )
-            .await?;
+        let sql = "SELECT oid, pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text FROM pg_database
+                   WHERE datname = $1";
+        let found = session.query("looking at the database", sql, &[&database]).await?;
         let Some(found) = found.first() else {
             return Err(AdminError::Refused(format!(
                 "there is no database {database:?} on host {:?}; see `pglobby doctor`",
@@ -221,7 +210,8 @@ impl Source {
                 }
                 _ => format!("ROLE {} IN DATABASE {database}", ident(&new.read_only)),
             };
-            let value = if LISTS.contains(&key.as_str()) { list(&value) } else { literal(&value) };
+            let is_list = LISTS.split_whitespace().any(|name| name == key);
+            let value = if is_list { list(&value) } else { literal(&value) };
             let key: Vec<String> = key.split('.').map(ident).collect();
             format!("ALTER {target} SET {} TO {value}", key.join("."))
         };

@@ -67,13 +67,9 @@ pub(super) async fn grant_each(
 ) -> Result<(), AdminError> {
     for tenant in tenants {
         let tenant_id = id_of(actor, client, tenant).await?;
-        client
-            .execute(
-                "INSERT INTO pglobby.login_tenants (login_id, tenant_id, access) VALUES ($1, $2, $3)
-                 ON CONFLICT (login_id, tenant_id) DO UPDATE SET access = excluded.access",
-                &[&login_id, &tenant_id, &access(read_only)],
-            )
-            .await?;
+        let sql = "INSERT INTO pglobby.login_tenants (login_id, tenant_id, access) VALUES ($1, $2, $3)
+                   ON CONFLICT (login_id, tenant_id) DO UPDATE SET access = excluded.access";
+        client.execute(sql, &[&login_id, &tenant_id, &access(read_only)]).await?;
     }
     Ok(())
 }
