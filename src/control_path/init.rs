@@ -83,9 +83,6 @@ pub enum InitError {
 }
 
 /// Creates everything that `serve` and `tenant create` need.
-///
-/// # Errors
-/// [`InitError`], saying what to do.
 pub async fn init(config: &Config) -> Result<InitReport, InitError> {
     let central = Central::open(config)?;
     let (mut client, database_created) = enter_or_create_database(&central).await?;

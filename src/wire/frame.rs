@@ -269,9 +269,6 @@ fn has_strings(message: &[u8], count: u8) -> Result<bool, FrameError> {
 }
 
 /// Takes a zero-terminated string from the front of a body.
-///
-/// # Errors
-/// [`FrameError::Strings`] if there is no zero byte.
 pub fn cstr<'a>(body: &mut &'a [u8]) -> Result<&'a [u8], FrameError> {
     let end = body.iter().position(|byte| *byte == 0).ok_or(FrameError::Strings)?;
     let (text, rest) = body.split_at(end);

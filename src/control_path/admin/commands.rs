@@ -213,9 +213,6 @@ impl AdminCommand {
     }
 
     /// Runs the command.
-    ///
-    /// # Errors
-    /// [`AdminError`], in a sentence that says what is wrong and what to do.
     pub async fn execute(self, actor: &Actor) -> Result<CommandOutcome, AdminError> {
         let tenant = |tenant| CommandOutcome::Tenant(Box::new(tenant));
         let login = |login| CommandOutcome::Login(Box::new(login));

@@ -233,9 +233,6 @@ fn verifier_of(password: &SecretString) -> Result<SecretString, AdminError> {
 }
 
 /// Sets a login's password.
-///
-/// # Errors
-/// No such login, or the password cannot be.
 pub async fn set_password(
     actor: &Actor,
     name: &str,

@@ -201,9 +201,6 @@ impl CopyPrograms {
     }
 
     /// The same as SQL, to be compared; without publications and subscriptions.
-    ///
-    /// # Errors
-    /// pg_restore's own words.
     pub async fn statements(&self, definitions: &Definitions) -> Result<String, AdminError> {
         let mut restore = Command::new(self.binaries.program("pg_restore"));
         restore.args([
@@ -314,9 +311,6 @@ async fn fed(restore: &mut Command, archive: &[u8]) -> Result<Vec<u8>, AdminErro
 }
 
 /// Refuses a file that exists.
-///
-/// # Errors
-/// It is there, or its folder is not.
 pub fn refuse_existing(file: &Path) -> Result<(), AdminError> {
     if file.exists() {
         return Err(AdminError::Exists(format!("{} exists already; name another file", file.display())));

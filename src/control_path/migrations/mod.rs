@@ -132,9 +132,6 @@ pub async fn state(client: &impl GenericClient) -> Result<SchemaState, tokio_pos
 }
 
 /// Refuses any other version of the schema.
-///
-/// # Errors
-/// [`MigrationError::Missing`], [`MigrationError::Older`] or [`MigrationError::Newer`].
 pub async fn require_current(client: &impl GenericClient) -> Result<(), MigrationError> {
     match state(client).await {
         Ok(SchemaState::Current) => Ok(()),

@@ -113,9 +113,6 @@ pub async fn grant_adopted(
 }
 
 /// Refuses an adoption if its grants would fail later.
-///
-/// # Errors
-/// [`AdminError::Refused`] with examples and the way out.
 pub async fn refuse_out_of_reach(session: &HostSession) -> Result<(), AdminError> {
     let examples = session.texts("looking for tables of others", OUT_OF_REACH, &[]).await?;
     if examples.is_empty() {
@@ -199,9 +196,6 @@ fn future_of(owner: &str, user: Option<&str>, reader: &str) -> String {
 }
 
 /// Checks that no schema lets every role create, since the read-only role may not write.
-///
-/// # Errors
-/// [`AdminError::Refused`] with the way out.
 async fn refuse_writable_schemas(session: &HostSession, role: &str) -> Result<(), AdminError> {
     let sql = format!(
         r"SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname NOT LIKE 'pg\_%'

@@ -24,9 +24,6 @@ const RESERVED: [&str; 6] = ["pglobby", "pgbouncer", "postgres", "template0", "t
 pub struct NameError(String);
 
 /// Checks a tenant's name. `central_database` is the name of the central database.
-///
-/// # Errors
-/// [`NameError`], in words for the operator.
 pub fn check_tenant_name(name: &str, central_database: &str) -> Result<(), NameError> {
     check_identifier("tenant", name)?;
     // `alice@acme` means login alice of tenant acme, and `--tenants acme,globex` means two.

@@ -17,7 +17,10 @@ use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::names::shell_word;
 use crate::control_path::{
-    admin::actor::{Actor, AdminError},
+    admin::{
+        actor::{Actor, AdminError},
+        fields::from_row,
+    },
     secrets::{scram_verifier::generate_password, seal::SecretLocation},
 };
 
@@ -37,17 +40,11 @@ pub struct TenantLock {
 
 impl TenantLock {
     /// Waits up to a minute for the lock.
-    ///
-    /// # Errors
-    /// [`AdminError::Busy`], or the central database.
     pub async fn take(actor: &Actor, name: &str) -> Result<Self, AdminError> {
         Self::take_within(actor, name, LOCK_WAIT_MS).await
     }
 
     /// The same with a short wait.
-    ///
-    /// # Errors
-    /// [`AdminError::Busy`], or the central database.
     pub async fn take_at_once(actor: &Actor, name: &str) -> Result<Self, AdminError> {
         Self::take_within(actor, name, AT_ONCE_MS).await
     }
@@ -121,19 +118,10 @@ impl Operation {
     }
 
     fn of_row(row: &tokio_postgres::Row) -> Self {
-        Self {
-            id: row.get(0),
-            kind: row.get(1),
-            tenant_id: row.get(2),
-            arguments: row.get(3),
-            step: row.get(4),
-        }
+        from_row!(row => Self { id, kind, tenant_id, arguments, step })
     }
 
     /// Refuses work on a tenant with an interrupted operation.
-    ///
-    /// # Errors
-    /// [`AdminError::Refused`] with the command that finishes it.
     pub async fn refuse_unfinished(lock: &TenantLock) -> Result<(), AdminError> {
         let sql = "SELECT o.kind FROM pglobby.operations o JOIN pglobby.tenants t ON t.id = o.tenant_id
                    WHERE t.name = $1 AND t.status <> 'dropped' AND o.status IN ('running', 'failed') LIMIT 1";

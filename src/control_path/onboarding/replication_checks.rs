@@ -82,9 +82,6 @@ SELECT why FROM (
 ) AS obstacles (place, why) ORDER BY place LIMIT 1";
 
 /// Refuses a tenant that a dump could not copy, before clients wait for it.
-///
-/// # Errors
-/// [`AdminError::Refused`] with the way out.
 pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Result<(), AdminError> {
     match origin.texts("looking for hidden rows", HIDDEN, &[]).await?.first() {
         None => Ok(()),
@@ -97,9 +94,6 @@ pub(super) async fn refuse_hidden(source: &Source, origin: &HostSession) -> Resu
 }
 
 /// Checks everything; the first obstacle is the error.
-///
-/// # Errors
-/// [`Stopped::Unsuitable`] with it.
 pub(super) async fn look(
     source: &Source,
     origin: &HostSession,

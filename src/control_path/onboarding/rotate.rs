@@ -26,7 +26,7 @@ use crate::{
     control_path::{
         admin::{
             actor::{Actor, AdminError},
-            fields::described,
+            fields::{described, from_row},
             host_connection::{HostAdmin, HostSession},
             tenants::missing,
         },
@@ -169,8 +169,8 @@ impl Before {
 }
 
 async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
-    let sql = "SELECT id, status, host, database, username, ro_username, sealed_password, sealed_ro_password,
-                      generation, adopted
+    let sql = "SELECT id, status, host, database, username AS read_write, ro_username AS read_only,
+                      sealed_password AS sealed, sealed_ro_password AS sealed_ro, generation, adopted
                FROM pglobby.tenants WHERE name = $1 AND status <> 'dropped'";
     let Some(row) = lock.client.query_opt(sql, &[&lock.name]).await? else {
         return Err(missing(actor, &lock.client, &lock.name).await);
@@ -182,18 +182,9 @@ async fn load(actor: &Actor, lock: &TenantLock) -> Result<Before, AdminError> {
             lock.name
         )));
     }
-    Ok(Before {
-        id: row.get("id"),
-        status,
-        host: row.get("host"),
-        database: row.get("database"),
-        read_write: row.get("username"),
-        read_only: row.get("ro_username"),
-        sealed: row.get("sealed_password"),
-        sealed_ro: row.get("sealed_ro_password"),
-        generation: row.get("generation"),
-        adopted: row.get("adopted"),
-    })
+    Ok(from_row!(row => Before {
+        id, status, host, database, read_write, read_only, sealed, sealed_ro, generation, adopted
+    }))
 }
 
 /// Records the start. Closes an interrupted rotation, because this one repeats it.

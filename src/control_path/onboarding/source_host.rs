@@ -60,9 +60,6 @@ fn list(kept: &str) -> String {
 
 impl Source {
     /// Reads the central database and the host.
-    ///
-    /// # Errors
-    /// No such tenant, one that is not open, or its host.
     pub async fn load(actor: &Actor, lock: &TenantLock) -> Result<Self, AdminError> {
         let sql = "SELECT id, status, host, database, username, ro_username, adopted FROM pglobby.tenants
                    WHERE name = $1 AND status <> 'dropped'";

@@ -125,9 +125,6 @@ impl Keyring {
     }
 
     /// Writes a new file, mode 0600, complete or not at all.
-    ///
-    /// # Errors
-    /// [`KeyringError::Exists`], or what the operating system says.
     pub fn create_file(&self, path: &Path) -> Result<(), KeyringError> {
         let io = |cause| KeyringError::Io { path: path.to_owned(), cause };
         let draft = self.write_draft(path).map_err(io)?;

@@ -69,9 +69,6 @@ impl Keyring {
     }
 
     /// Decrypts a blob sealed for `place`.
-    ///
-    /// # Errors
-    /// Every [`SealError`] but `CouldNotSeal`.
     pub fn open(&self, place: &SecretLocation<'_>, blob: &[u8]) -> Result<SecretString, SealError> {
         let Sealed { key_id, nonce, ciphertext } = Sealed::parse(place, blob)?;
         let key = self

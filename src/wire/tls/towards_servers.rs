@@ -52,9 +52,6 @@ type Made = HashMap<(Trust, Option<PathBuf>), Arc<ClientConfig>>;
 impl ServerTlsConfigs {
     /// `default_authorities` is for hosts without a file of their own; `identity` is the certificate and key
     /// for servers that ask for one.
-    ///
-    /// # Errors
-    /// [`TlsError`]: the certificate or its key cannot be used.
     pub fn new(
         default_authorities: Option<PathBuf>,
         identity: Option<(&Path, &Path)>,
@@ -75,9 +72,6 @@ impl ServerTlsConfigs {
     }
 
     /// The configuration for a host; `None`: the default authorities, or else the system's.
-    ///
-    /// # Errors
-    /// [`TlsError`]: authorities are needed and cannot be read.
     pub fn get(&self, trust: Trust, host_authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
         let authorities = match trust {
             Trust::Anybody => None,

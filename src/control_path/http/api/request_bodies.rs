@@ -275,9 +275,6 @@ pub struct RotateKeysBody {
 }
 
 /// A PATCH: settings with new values as `set KEY=VALUE` takes them; `null` restores the default.
-///
-/// # Errors
-/// A value that is an object, or nothing at all.
 pub fn settings(body: Map<String, Value>) -> Result<Vec<(String, String)>, ApiError> {
     if body.is_empty() {
         return Err(invalid("nothing is to be changed: name a setting"));
